@@ -2,7 +2,8 @@
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -17,9 +18,8 @@ HEAD: dict[Language, str] = {
 # Command line
 
 `dcclip COMMAND --help` prints the same. What a command computes is on stdout, everything else on stderr. The exit code
-is 0, or 1 after an error, with two lines that say what is wrong and what to do next, or 2 after a wrong option.
-
-Every command also has `--quiet` (`-q`), `--verbose` (`-v`) and `--help` (`-h`), which the tables below leave out.
+is 0, or 1 after an error, with two lines that say what is wrong and what to do next, or 2 after a wrong option. Every
+command also has `--quiet` (`-q`), `--verbose` (`-v`) and `--help` (`-h`).
 
 """,
     "zh": """\
@@ -27,9 +27,7 @@ Every command also has `--quiet` (`-q`), `--verbose` (`-v`) and `--help` (`-h`),
 
 与 `dcclip COMMAND --help` 的内容相同（中文环境或 `DCCLIP_LANG=zh` 时是中文）。
 算出的结果写到 stdout，其余都写到 stderr。退出码 0 表示成功；1 表示出错，并有两行文字说明错在哪里、接下来怎么办；
-2 表示选项写错。
-
-每个命令还有 `--quiet`（`-q`）、`--verbose`（`-v`）和 `--help`（`-h`），下面的表里不再列出。
+2 表示选项写错。每个命令还有 `--quiet`（`-q`）、`--verbose`（`-v`）和 `--help`（`-h`）。
 
 """,
 }
@@ -37,15 +35,24 @@ COLUMNS: dict[Language, tuple[str, ...]] = {
     "en": ("command", "what it does", "option", "default"),
     "zh": ("命令", "作用", "选项", "默认值"),
 }
+SHARED: dict[Language, tuple[str, str]] = {  # the heading of what several commands have, and what leads to it
+    "en": ("Shared options", "Also [shared options](#shared-options): {}."),
+    "zh": ("共用选项", "另有[共用选项](#共用选项)：{}。"),
+}
+COMMANDS = 3  # from so many commands on, an option is listed once for all
 EVERYWHERE = {"--quiet", "--verbose", "--help"}
 TYPES = {bool: "", str: "TEXT", int: "N", float: "X", Path: "PATH"}
 
 
 def page(language: Language = "en") -> str:
     found = list(commands(typer.main.get_command(app), "dcclip"))
-    rows = [(f"[`{name}`](#{anchor(name)})", escaped(paragraphs(command, language)[0])) for name, command in found]
-    sections = "".join(section(name, command, language) for name, command in found)
-    return MADE + HEAD[language] + table(COLUMNS[language][:2], rows) + sections
+    overview = [(f"[`{name}`](#{anchor(name)})", escaped(paragraphs(command, language)[0])) for name, command in found]
+    count = Counter(row for _, command in found for row in rows(command, language))
+    shared = {row: None for row, commands in count.items() if commands >= COMMANDS}
+    columns = (*COLUMNS[language][2:], COLUMNS[language][1])
+    parts = [table(COLUMNS[language][:2], overview), f"\n## {SHARED[language][0]}\n\n{table(columns, shared)}"]
+    parts += [section(name, command, shared, columns, language) for name, command in found]
+    return MADE + HEAD[language] + "".join(parts)
 
 
 def commands(group: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -62,20 +69,36 @@ def paragraphs(command: Any, language: Language) -> list[str]:
     return [" ".join(part.split("\n")) for part in text(str(command.help), language).split("\n\n")]
 
 
-def section(name: str, command: Any, language: Language) -> str:
-    """A command: usage, help, arguments and options."""
+def rows(command: Any, language: Language) -> list[tuple[str, ...]]:
+    """The rows of a command's arguments and then of its options."""
     hints = get_type_hints(inspect.unwrap(command.callback), include_extras=True)
-    parameters = [one for one in command.params if not EVERYWHERE.intersection(one.opts) and not one.hidden]
-    arguments = [one for one in parameters if not one.opts[0].startswith("-")]
-    options = [one for one in parameters if one not in arguments]
-    usage = " ".join([name, *(argument(one) for one in arguments), *(["[OPTIONS]"] if options else [])])
-    about = "\n\n".join(wrapped(part) for part in paragraphs(command, language))
-    rows = [
+    arguments, options = parameters(command)
+    return [
         *((code(argument(one)), "", escaped(text(one.help or "", language))) for one in arguments),
         *((option(one, hints.get(one.name)), default(one), escaped(text(one.help or "", language))) for one in options),
     ]
-    tables = table((*COLUMNS[language][2:], COLUMNS[language][1]), rows)
-    return f"\n## {name}\n\n```text\n{usage}\n```\n\n{about}\n" + (f"\n{tables}" if tables else "")
+
+
+def parameters(command: Any) -> tuple[list[Any], list[Any]]:
+    """The arguments and the options of a command that the page lists."""
+    listed = [one for one in command.params if not EVERYWHERE.intersection(one.opts) and not one.hidden]
+    arguments = [one for one in listed if not one.opts[0].startswith("-")]
+    return arguments, [one for one in listed if one not in arguments]
+
+
+def section(
+    name: str, command: Any, shared: Container[tuple[str, ...]], columns: Sequence[str], language: Language
+) -> str:
+    """A command: usage and help in one paragraph, its own arguments and options, and the names of shared ones."""
+    arguments, options = parameters(command)
+    usage = " ".join([name, *map(argument, arguments), *(["[OPTIONS]"] if options else [])])
+    colon, comma = ("：", "、") if language == "zh" else (": ", ", ")
+    about = ("" if language == "zh" else " ").join(wrapped(part) for part in paragraphs(command, language))
+    listed = rows(command, language)
+    parts = [f"## {name}\n", f"`{usage}`{colon}{about}\n", table(columns, [row for row in listed if row not in shared])]
+    often = [re.match("`[^`]*`", row[0]) for row in listed if row in shared and row[0].startswith("`--")]
+    parts.append(SHARED[language][1].format(comma.join(name[0] for name in often if name)) + "\n" if often else "")
+    return "".join(f"\n{part}" for part in parts if part)
 
 
 def wrapped(text: str) -> str:

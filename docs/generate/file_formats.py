@@ -1,9 +1,7 @@
 """The page of file formats, from the constants, classes and docstrings of the code that writes and reads them."""
 
 import inspect
-from dataclasses import fields
 from types import ModuleType
-from typing import Any
 
 from dcclip_cli import checksums, run_dir, store
 from dcclip_cli.curation import collect, shards, work
@@ -14,7 +12,7 @@ from dcclip_cli.predict import onnx_encoder as bundle
 from dcclip_cli.recipe import load
 from dcclip_cli.recipe.summary import SUMMARY
 from dcclip_cli.train import checkpoint, compute, lazy_teacher, teacher_cache, validation
-from docs.generate.markdown import MADE, code, escaped, table
+from docs.generate.markdown import MADE, code, escaped, filled, members, table
 
 HEAD = """\
 # File formats
@@ -116,10 +114,10 @@ def pairs() -> str:
 
 
 def shard_index() -> str:
-    columns = ((code(field.name), code(field.type)) for field in index._schema())
+    columns = [f"{field.name}: {field.type}" for field in index._schema()]
     return (
         f"## Index of a shard\n\n`SHARD{index.SUFFIX}`. {described(index)}\n"
-        f"{table(('column', 'type'), columns)}\n"
+        f"Its columns:\n\n```text\n{filled('', columns, '')}\n```\n\n"
         f"### Metadata of an index\n\n{described(index.About)}\n{members(index.About)}"
     )
 
@@ -142,11 +140,6 @@ def caches() -> str:
         + table(("folder", "what is in it"), ((code(name), escaped(text)) for name, text in folders.items()))
         + f"\n### Feature stores\n\n{described(store)}"
     )
-
-
-def members(kind: Any) -> str:
-    """The fields of a dataclass with their types."""
-    return table(("field", "type"), ((code(one.name), code(one.type)) for one in fields(kind)))
 
 
 def paragraphs(kind: type) -> str:

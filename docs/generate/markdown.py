@@ -2,10 +2,14 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, Field, fields
+from html import escape
+from typing import Any
 
 from dcclip_cli.errors import Message
 from dcclip_cli.language import Language, translated
 
+WIDTH = 100  # of blocks of code, which a page of the site shows without scrolling
 MADE = "<!-- Made by python -m docs.generate: change the code, or docs/generate. -->\n"
 
 
@@ -18,7 +22,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def escaped(text: str) -> str:
     """A text for a cell of a table: one line, in which only code is marked up."""
     parts = re.split(r"(`[^`]*`)", " ".join(text.split()).replace("|", r"\|"))
-    parts[::2] = [re.sub(r"([*_<>$\[\]])", r"\\\1", part) for part in parts[::2]]
+    parts[::2] = [re.sub(r"([*_$\[\]])", r"\\\1", escape(part, quote=False)) for part in parts[::2]]
     return "".join(parts)
 
 
@@ -35,3 +39,24 @@ def anchor(heading: str) -> str:
 def text(english: str, language: Language) -> str:
     """A text of the code in a language, from the catalogue of messages."""
     return translated(Message(english), language)
+
+
+def members(kind: Any) -> str:
+    """A block with the fields of a dataclass, their types and defaults."""
+    shown = [field(one) for one in fields(kind) if not one.name.startswith("_")]
+    return f"```python\n{filled(f'{kind.__name__}(', shown, ')')}\n```\n"
+
+
+def field(one: Field[Any]) -> str:
+    default = one.default if one.default_factory is MISSING else one.default_factory()
+    return f"{one.name}: {one.type}" + ("" if default is MISSING else f" = {default!r}".replace("'", '"'))
+
+
+def filled(head: str, items: list[str], tail: str) -> str:
+    """Items with commas between them, in as few lines as they need."""
+    lines = [head]
+    for item in [*(f"{item}, " for item in items[:-1]), items[-1] + tail]:
+        if len(lines[-1]) + len(item) > WIDTH:
+            lines.append("    ")
+        lines[-1] += item
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,7 +1,6 @@
 """The page of the Python API, from the signatures and docstrings of what the package exports."""
 
 import inspect
-from dataclasses import MISSING, fields
 from typing import Any
 
 import dcclip_cli
@@ -16,7 +15,7 @@ from dcclip_cli.predict.model import Model
 from dcclip_cli.publish.push import Pushed
 from dcclip_cli.recipe.summary import ModelSummary
 from dcclip_cli.run_dir import TrainResult
-from docs.generate.markdown import MADE, code, table
+from docs.generate.markdown import MADE, filled, members
 
 HEAD = """\
 # Python API
@@ -62,19 +61,15 @@ def function(name: str, value: Any, level: int = 2) -> str:
 
 
 def signature(name: str, value: Any) -> str:
-    """The signature, on one line if it is short, without `self`."""
+    """The signature without `self`, in lines that fit a page."""
     found = inspect.signature(value)
     parameters = [one for one in found.parameters.values() if one.name != "self"]
-    shown, starred = list[str](), False
-    for one in parameters:
-        if one.kind is one.KEYWORD_ONLY and not starred:
-            shown, starred = [*shown, "*"], True
-        shown.append(parameter(one))
-    head, tail = f"def {name.rpartition('.')[2]}(", f") -> {found.return_annotation}: ..."
-    line = head + ", ".join(shown) + tail
-    if len(line) <= 88:
-        return line
-    return head + "\n" + "".join(f"    {one},\n" for one in shown) + tail
+    keywords = next((number for number, one in enumerate(parameters) if one.kind is one.KEYWORD_ONLY), None)
+    shown = [parameter(one) for one in parameters]
+    if keywords is not None:
+        shown.insert(keywords, "*")
+    name = name.rpartition(".")[2]
+    return filled(f"def {name}(", shown, f") -> {found.return_annotation}: ...")
 
 
 def parameter(one: inspect.Parameter) -> str:
@@ -90,10 +85,5 @@ def model() -> str:
 
 
 def result(kind: Any) -> str:
-    """A class of results: its docstring and fields."""
-    rows = [
-        (code(one.name), code(one.type), "" if one.default is MISSING else code(repr(one.default)))
-        for one in fields(kind)
-        if not one.name.startswith("_")
-    ]
-    return f"\n### {kind.__name__}\n\n{inspect.getdoc(kind)}\n\n{table(('field', 'type', 'default'), rows)}"
+    """A class of results: its fields with types and defaults, and its docstring."""
+    return f"\n### {kind.__name__}\n\n{members(kind)}\n{inspect.getdoc(kind)}\n"

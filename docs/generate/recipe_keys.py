@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from dcclip_cli.curation.options import CollectOptions
@@ -9,24 +10,18 @@ from dcclip_cli.language import Language
 from dcclip_cli.options import neutral_keys
 from dcclip_cli.recipe.schema import Recipe
 from dcclip_cli.train.options import TrainOptions
-from docs.generate.markdown import MADE, anchor, code, table, text
+from docs.generate.markdown import MADE, anchor, code, escaped, table, text
 
 ENGLISH = """\
 # Recipes
 
-A recipe is one YAML file that describes a model from data to device: settings that several stages share are at the
-top, followed by a section for each stage. Each command reads its own section and the shared ones; `dcclip run` runs
-every stage that has a section. Everything that a recipe makes is in `runs/NAME/`, together with the recipe:
-`recipe.yaml` as written, `resolved.yaml` with overrides, defaults and library versions. In Python, keyword arguments
-are keys of the stage's section: `dcclip.distill("recipe.yaml", steps=300)`; see [Getting
-started](../getting-started.md).
+A recipe is one YAML file that describes a model from data to device: settings that several stages share, then a section
+for each stage. Each command reads its own section and the shared ones; `dcclip run` runs every stage that has a
+section. Everything is written to `runs/NAME/`, with the recipe: `recipe.yaml` as given, `resolved.yaml` with overrides,
+defaults and library versions. In Python, keyword arguments are keys of the stage's section:
+`dcclip.distill("recipe.yaml", steps=300)`.
 
-## Common keys
-
-COMMON
-## Recipes in the repository
-
-| recipe | makes |
+| recipe in the repository | makes |
 |---|---|
 | [quickstart.yaml](../../recipes/quickstart.yaml) | a small CLIP of emoji, from data to export in minutes |
 | [emoji.yaml](../../recipes/emoji.yaml) | the same student trained six times as long ([results](../results/emoji.md)) |
@@ -46,33 +41,29 @@ dcclip recipe show recipes/quickstart.yaml
 dcclip recipe schema
 ```
 
-The first checks all that the recipe needs (see below) without running anything; the second prints every default; the
-third prints the JSON Schema, with which an editor completes and checks keys.
+The first checks all that the recipe needs and runs nothing; the second prints every default; the third prints the JSON
+Schema, with which an editor completes and checks keys.
 
 ## Rules
 
-* `--check` builds what it checks: student, teachers and losses by their shapes, without weights. The first image of
-  each data source is decoded, and captions are looked for in the languages of the stage. Every mistake is an error with
-  file, line and key. It prints for each training stage how many steps there are, what the teacher will encode
-  that is not in its cache, how long both take, measured for some seconds, and the disk space of cache and checkpoints.
-  With `data: {train: collect}`, that is for all pairs of the sources until they are collected, then for those kept.
-  A run does the same checks before it starts, and announces teacher work of more than half an hour.
-
-* A value that starts with `./`, `../` or `/` is a path, relative to the recipe's own folder (in `--set` and in
-  Python, to the current directory). Any other model or data name is a name on the hub or in a registry.
-* `--set distill.steps=300` overrides a value, with the same checks. Items of a list have numbers: `--set
-  distill.losses.0.weight=2`. A stage that the recipe lacks is given whole: `--set 'eval={datasets: [cifar10-cn]}'`.
-* An unknown or repeated key is an error that names file, line and the nearest valid key; all mistakes are reported at
-  once.
-* Only YAML 1.2 scalars are read: `no` is text, `1e-3` a number. Anchors, aliases and tags are rejected.
-* Values are strict: `true` or `'12'` is no number, `1e3` is no whole number; every number has bounds, as listed below.
-* If the recipe of a finished stage has changed, the stage is refused: `--fresh` makes it again, `--out DIR` keeps
-  both. Keys that change no result may differ (NEUTRAL_KEYS).
+* `--check` builds student, teachers and losses by their shapes, decodes the first image of each data source, and looks
+  for captions in the stage's languages. It prints the steps of each training stage, what the teacher has to encode, the
+  time, measured for some seconds, and the disk space. With `data: {train: collect}` that is for all pairs of the
+  sources until they are collected. A run does the same checks first.
+* A value that starts with `./`, `../` or `/` is a path, relative to the recipe's own folder (in `--set` and in Python,
+  to the current directory). Any other model or data name is a name on the hub or in a registry.
+* `--set distill.steps=300` overrides a value. Items of a list have numbers: `--set distill.losses.0.weight=2`. A stage
+  that the recipe lacks is given whole: `--set 'eval={datasets: [cifar10-cn]}'`.
+* An unknown or repeated key is an error with file, line and the nearest valid key; all mistakes are reported at once.
+* Only YAML 1.2 scalars are read: `no` is text, `1e-3` a number. Anchors, aliases and tags are rejected. Values are
+  strict: `true` or `'12'` is no number, `1e3` is no whole number.
+* If the recipe of a finished stage has changed, the stage is refused: `--fresh` makes it again, `--out DIR` keeps both.
+  Keys that change no result may differ (NEUTRAL_KEYS).
 
 ## All keys
 
-In the tables, *required* marks a key without a default, and `null` a key that may be omitted. The languages are
-`zh` and `en`.
+Keys in bold are those that most recipes set. *Required* marks a key without a default; `null`, one that may be omitted.
+`optimizer.lr` is the key `lr` in the mapping `optimizer`. The languages are `zh` and `en`.
 """
 CHINESE = """\
 # 配方的键
@@ -82,37 +73,34 @@ CHINESE = """\
 `recipe.yaml` 是原文，`resolved.yaml` 补全了覆盖值、默认值和各库的版本。
 Python 里的关键字参数就是该阶段的键：`dcclip.distill("recipe.yaml", steps=300)`，见[入门](../getting-started.zh.md)。
 
-## 常用的键
-
-COMMON
 ## 规则
 
+* `--check` 只检查、不运行：模型、数据、损失、磁盘空间和大致用时。
 * 以 `./`、`../` 或 `/` 开头的值是路径，相对于配方所在的文件夹（`--set` 和 Python 里相对于当前目录）。
   其他的模型名、数据名来自 Hugging Face 或内置列表。
 * `--set distill.steps=300` 覆盖一个值，检查同样严格。列表的项用编号：`--set distill.losses.0.weight=2`。
   配方里没有的阶段要整节写出：`--set 'eval={datasets: [cifar10-cn]}'`。
-* 不认识的键、重复的键会报错，写明文件、行号和最接近的键；所有错误一次报完。改过名的旧键仍然可用，会打印一条警告。
+* 不认识的键、重复的键会报错，写明文件、行号和最接近的键；所有错误一次报完。
 * 只认 YAML 1.2 的标量：`no` 是文本，`1e-3` 是数。不接受锚点、别名和标签。
-* 值的类型和范围都严格检查：`true` 和 `'12'` 不是数，`1e3` 不是整数。
+  值的类型和范围都严格检查：`true` 和 `'12'` 不是数，`1e3` 不是整数。
 * 已完成的阶段如果配方变了，不会直接沿用：用 `--fresh` 重做，或用 `--out DIR` 两份都留。
   不影响结果的键可以不同（NEUTRAL_KEYS）。
-* `--check` 只检查、不运行：模型、数据、损失、磁盘空间和大致用时。
 
 ## 全部的键
 
-下面各表中，*必填*的键没有默认值，默认值为 `null` 的键可以不写。语言写 `zh` 和 `en`。
+粗体的键是多数配方会写的。*必填*的键没有默认值，默认值为 `null` 的键可以不写。
+`optimizer.lr` 指映射 `optimizer` 里的键 `lr`。语言写 `zh` 和 `en`。
 """
 HEAD: dict[Language, str] = {"en": ENGLISH, "zh": CHINESE}
-# The words of the tables in Chinese. What is not here is the same in both languages.
+# The words of headings and cells in Chinese. What is not here is the same in both languages.
 WORDS = {
     "The top": "顶层",
     "distill and align": "distill 和 align",
-    "weight of a loss that changes over the run": "随训练变化的损失权重",
     "*required*": "*必填*",
-    "its defaults": "见该节的默认值",
-    "see": "见",
     "or": "或",
-    "a mapping with": "映射，种类写在",
+    "mapping": "映射",
+    "mapping with": "映射，种类写在",
+    "see": "见",
     "list": "列表",
     "list of": "列表，长度",
     "path": "路径",
@@ -123,173 +111,167 @@ WORDS = {
     "multiple of": "倍数",
 }
 _WORD = re.compile("|".join(rf"(?<![\w.]){re.escape(word)}(?![\w.])" for word in sorted(WORDS, key=len, reverse=True)))
-# The keys that most recipes set, in the order of a recipe.
-COMMON = (
+# The keys that most recipes set; both training stages share those without a section.
+COMMON = {
     *("name", "teacher", "student.preset", "student.embed_dim"),
     *("data.train", "data.images", "data.texts", "data.validation"),
-    *("collect.sources", "collect.filters"),
-    *("distill.steps", "distill.epochs", "distill.batch_size", "distill.accumulate", "distill.losses"),
-    *("distill.optimizer", "distill.precision", "align.start", "align.steps", "align.batch_size", "align.lock"),
+    *("collect.sources", "collect.filters", "steps", "epochs", "batch_size", "accumulate", "optimizer.lr", "precision"),
+    *("distill.losses", "align.start", "align.lock"),
     *("eval.datasets", "eval.data_root", "export.format", "export.precision"),
-)
-# Heading of each part of the schema, in the page's order.
-SECTIONS = {
-    "Recipe": "The top",
-    "AltClipTeacher": "teacher: {kind: altclip}",
-    "TransformersTeacher": "teacher: {kind: transformers}",
-    "OpenClipTeacher": "teacher: {kind: open_clip}",
-    "FgClip2Teacher": "teacher: {kind: fgclip2}",
-    "StudentOptions": "student",
-    "ImageTower": "student.image",
-    "TextTower": "student.text",
-    "Vocabulary": "student.text.vocabulary",
-    "DataOptions": "data",
-    "Columns": "data.columns",
-    "CollectOptions": "collect",
-    "FolderSource": "collect.sources: {kind: folder}",
-    "TableSource": "collect.sources: {kind: table}",
-    "TarsSource": "collect.sources: {kind: tars}",
-    "ClassFoldersSource": "collect.sources: {kind: class_folders}",
-    "HubSource": "collect.sources: {kind: hub}",
-    "Base64Source": "collect.sources: {kind: base64}",
-    "CaptionsSource": "collect.sources: {kind: captions}",
-    "FetchOptions": "collect.fetch",
-    "NormalizeOptions": "collect.normalize",
-    "ImageFilter": "collect.filters: {kind: image}",
-    "BlankFilter": "collect.filters: {kind: blank}",
-    "GarbledFilter": "collect.filters: {kind: garbled}",
-    "MarkupFilter": "collect.filters: {kind: markup}",
-    "WordlessFilter": "collect.filters: {kind: wordless}",
-    "FilenameFilter": "collect.filters: {kind: filename}",
-    "BoilerplateFilter": "collect.filters: {kind: boilerplate}",
-    "RepetitionFilter": "collect.filters: {kind: repetition}",
-    "LengthFilter": "collect.filters: {kind: length}",
-    "LanguageFilter": "collect.filters: {kind: language}",
-    "ScriptFilter": "collect.filters: {kind: script}",
-    "Agreement": "collect.scores: {kind: agreement}",
-    "Classifier": "collect.scores: {kind: classifier}",
-    "Prompts": "collect.scores: {kind: prompts}",
-    "Decontaminate": "collect.decontaminate",
-    "SameImage": "collect.duplicates: {kind: same-image}",
-    "NearImage": "collect.duplicates: {kind: near-image}",
-    "SameCaption": "collect.duplicates: {kind: same-caption}",
-    "ReportOptions": "collect.report",
-    "ClusterOptions": "collect.cluster",
-    "SlurmOptions": "collect.cluster.slurm",
-    "TrainOptions": "distill and align",
-    "OptimizerOptions": "distill.optimizer, align.optimizer",
-    "CaptionOptions": "distill.captions, align.captions",
-    "Augment": "distill.augment, align.augment",
-    "DistillOptions": "distill",
-    "FeatureMapLoss": "distill.losses: {kind: feature_map}",
-    "TokenFeaturesLoss": "distill.losses: {kind: token_features}",
-    "EmbeddingLoss": "distill.losses: {kind: embedding}",
-    "InteractiveLoss": "distill.losses: {kind: interactive}",
-    "SimilarityLoss": "distill.losses: {kind: similarity}, {kind: affinity}",
-    "EnsembleLoss": "distill.losses: {kind: ensemble}",
-    "CrossLingualLoss": "distill.losses: {kind: cross_lingual}",
-    "TaskLoss": "distill.losses: {kind: task}",
-    "Schedule": "weight of a loss that changes over the run",
-    "AlignOptions": "align",
-    "EvalOptions": "eval",
-    "ExportOptions": "export",
-    "Thresholds": "export.parity",
 }
-HEADS: dict[Language, tuple[str, ...]] = {
+COLUMNS: dict[Language, tuple[str, ...]] = {
     "en": ("key", "value", "default", "what it does"),
     "zh": ("键", "取值", "默认值", "作用"),
 }
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<", "multipleOf": "multiple of"}
+TYPES = {"boolean": "`true` or `false`", "string": "text"}
+Facts = dict[str, Any]  # a part of a JSON Schema
+SCHEMA: Facts = Recipe.model_json_schema()
+SHARED: Facts = TrainOptions.model_json_schema()  # the keys of both training stages
 
 
 def page(language: Language = "en") -> str:
-    """The whole page. A class with a `kind` that SECTIONS does not name comes last, under that kind."""
-    schema = Recipe.model_json_schema()
-    parts = {"Recipe": schema, "TrainOptions": TrainOptions.model_json_schema(), **schema["$defs"]}
-    for name in sorted(parts.keys() - SECTIONS.keys()):
-        SECTIONS[name] = f"{{kind: {parts[name]['properties']['kind']['const']}}}"
-    assert parts.keys() == SECTIONS.keys(), f"SECTIONS names what does not exist: {SECTIONS.keys() - parts.keys()}"
-    common = table(HEADS[language], (common_row(parts, key, language) for key in COMMON))
-    shared = parts["TrainOptions"]["properties"]
-    for stage in ("DistillOptions", "AlignOptions"):  # keys of both are listed once
-        own = {key: value for key, value in parts[stage]["properties"].items() if key not in shared}
-        parts[stage] = {**parts[stage], "properties": own}
+    """The whole page: a table for each section of a recipe and, after it, for each list of kinds that is new in it."""
     neutral = ", ".join(f"`{key}`" for key in (*neutral_keys(TrainOptions), *neutral_keys(CollectOptions)))
-    head = MADE + HEAD[language].replace("NEUTRAL_KEYS", neutral).replace("COMMON\n", common + "\n")
-    return head + "".join(section(SECTIONS[name], parts[name], language) for name in SECTIONS)
-
-
-def common_row(parts: dict[str, Any], key: str, language: Language) -> tuple[str, ...]:
-    """The row of a key by its full name, such as `distill.steps`."""
-    *sections, last = key.split(".")
-    part = parts["Recipe"]
-    for name in sections:
-        part = parts[_name(next(one for one in part["properties"][name]["anyOf"] if "$ref" in one))]
-    return row(key, part["properties"][last], last in part.get("required", ()), language)
-
-
-def section(title: str, part: dict[str, Any], language: Language) -> str:
-    """A heading, the docstring of the class, and a table of its keys."""
-    required = part.get("required", ())
-    rows = [row(key, facts, key in required, language) for key, facts in part["properties"].items() if key != "kind"]
-    keys = table(HEADS[language], rows)
-    about = text(part.get("description", ""), language).strip()
-    return f"\n### {worded(title, language)}\n\n{about}\n" + (f"\n{keys}" if keys else "")
-
-
-def row(key: str, facts: dict[str, Any], required: bool, language: Language) -> tuple[str, ...]:
-    default = "*required*" if required else shown_default(facts)
-    about = text(facts.get("description", ""), language)
-    return code(key), worded(values(facts), language), worded(default, language), about
-
-
-def worded(english: str, language: Language) -> str:
-    """The few words of a title, of values or of a default in a language; a link leads to the title in it."""
-    if language == "en":
-        return english
-    parts = re.split(r"(`[^`]*`|\(#[^)]*\))", english)
-    for number, part in enumerate(parts):
-        if part.startswith("(#"):
-            parts[number] = f"(#{anchor(parts[number - 1].rpartition('[')[2].rstrip(']'))})"
-        elif not part.startswith("`"):
-            parts[number] = _WORD.sub(lambda found: WORDS[found[0]], part)
+    top = [row(key, facts, SCHEMA, language, top=True) for key, facts in SCHEMA["properties"].items()]
+    parts = [MADE + HEAD[language].replace("NEUTRAL_KEYS", neutral), section("The top", "", common(top), language)]
+    for key, facts in SCHEMA["properties"].items():
+        if key == "distill":
+            parts.append(options("distill and align", "", SHARED, language))
+        if len(classes(facts)) > 1:
+            parts.append(kinds(key, facts, language))
+        elif classes(facts):
+            part = SCHEMA["$defs"][classes(facts)[0]]
+            parts.append(options(key, f"{key}.", part, language))
+            for name, inner in part["properties"].items():
+                if place(inner) == f"{key}.{name}":
+                    parts.append(kinds(f"{key}.{name}", inner, language))
     return "".join(parts)
 
 
-def shown_default(facts: dict[str, Any]) -> str:
+def options(title: str, prefix: str, part: Facts, language: Language) -> str:
+    """The section of a class of options. A training stage has only what is not in both."""
+    shared = SHARED["properties"] if title in ("distill", "align") else {}
+    own = {key: facts for key, facts in part["properties"].items() if key not in shared}
+    rows = keys(prefix, {**part, "properties": own}, language)
+    return section(title, text(part.get("description", ""), language), common(rows), language)
+
+
+def common(rows: Iterable[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
+    """The rows with the keys that most recipes set in bold type."""
+    for key, *cells in rows:
+        yield f"**{key}**" if key.strip("`") in COMMON else key, *cells
+
+
+def kinds(title: str, facts: Facts, language: Language) -> str:
+    """The section of a mapping with `kind`: the keys that several kinds share, then each kind with its own."""
+    parts = {name: SCHEMA["$defs"][name] for name in classes(facts)}
+    having: dict[tuple[str, ...], list[str]] = {}
+    for name, part in parts.items():
+        for each in keys("", part, language):
+            having.setdefault(each, []).append(name)
+    rows = list[tuple[str, ...]]()
+    for (*cells, about), names in having.items():
+        if len(names) > 1:
+            of = ", ".join(f"`{kind}`" for name in names for kind in choices(parts[name]["properties"]["kind"]))
+            rows.append((*cells, about if len(names) == len(parts) else f"{about} ({of})"))
+    for name, part in parts.items():
+        named = ", ".join(f"**`kind: {kind}`**" for kind in choices(part["properties"]["kind"]))
+        rows.append((named, "", "", cell(part["description"], language)))
+        rows += [each for each in keys("", part, language) if having[each] == [name]]
+    return section(title, text(facts["description"], language) + ("." if language == "en" else "。"), rows, language)
+
+
+def section(title: str, about: str, rows: Iterable[Sequence[str]], language: Language) -> str:
+    paragraphs = f"{about.strip()}\n\n" if about else ""
+    return f"\n### {worded(title, language)}\n\n{paragraphs}{table(COLUMNS[language], rows)}"
+
+
+def keys(prefix: str, part: Facts, language: Language) -> Iterator[tuple[str, ...]]:
+    """The rows of a class's keys, each followed by those of the class that its value is."""
+    for key, facts in part["properties"].items():
+        if key != "kind":
+            yield row(f"{prefix}{key}", facts, part, language)
+            inner = classes(facts)
+            if len(inner) == 1:
+                yield from keys(f"{prefix}{key}.", SCHEMA["$defs"][inner[0]], language)
+
+
+def row(key: str, facts: Facts, part: Facts, language: Language, top: bool = False) -> tuple[str, ...]:
+    """The row of a key by its full name; at the top, that of a section leads to it."""
+    inner = classes(facts)
+    about = [facts.get("description", "")]
+    if len(inner) == 1 and not top:
+        about.append(SCHEMA["$defs"][inner[0]].get("description", ""))
+    shown = (". " if language == "en" else "。").join(cell(one, language).rstrip(".。") for one in about)
+    allowed = f"see [{key}](#{key})" if top and inner else values(facts)
+    default = "*required*" if key.rpartition(".")[2] in part.get("required", ()) else shown_default(facts)
+    return code(key), worded(allowed, language), worded(default, language), shown
+
+
+def cell(english: str, language: Language) -> str:
+    """A description or docstring on one line; there is no blank between Chinese sentences."""
+    return escaped(re.sub(r"(?<=[。；：）])\n+", "", text(english, language)))
+
+
+def worded(english: str, language: Language) -> str:
+    """The few words of a title, of values or of a default in a language."""
+    if language == "en":
+        return english
+    parts = re.split(r"(`[^`]*`|\[[^\]]*\]\([^)]*\))", english)
+    parts[::2] = [_WORD.sub(lambda found: WORDS[found[0]], part) for part in parts[::2]]
+    return "".join(parts)
+
+
+def shown_default(facts: Facts) -> str:
+    """The default; empty for a mapping, whose keys have theirs."""
     default = facts.get("default")
     if "$ref" in facts:
-        return "its defaults"
+        return ""
     if isinstance(default, list) and default and isinstance(default[0], dict):
         return ", ".join(f"`{item['kind']}`" for item in default)
     return f"`{json.dumps(default, ensure_ascii=False)}`".replace('"', "")
 
 
-def values(facts: dict[str, Any]) -> str:
+def values(facts: Facts) -> str:
     """The allowed values in a few words."""
-    if "const" in facts:
-        return f"`{facts['const']}`"
-    if "enum" in facts:
-        return " or ".join(f"`{value}`" for value in facts["enum"])
+    if "const" in facts or "enum" in facts:
+        return " or ".join(f"`{value}`" for value in choices(facts))
     if "$ref" in facts:
-        title = SECTIONS[_name(facts)]
-        return f"see [{title}](#{anchor(title)})"
+        return "mapping"
     if "discriminator" in facts:
-        return "a mapping with `kind`: " + ", ".join(f"`{kind}`" for kind in facts["discriminator"]["mapping"])
-    if options := facts.get("anyOf", facts.get("oneOf")):
-        return " or ".join(values(option) for option in options if option.get("type") != "null")
+        return f"mapping with `kind`, see [{place(facts)}](#{anchor(place(facts))})"
+    if either := facts.get("anyOf", facts.get("oneOf")):
+        return " or ".join(values(one) for one in either if one.get("type") != "null")
     if "prefixItems" in facts:
-        return f"list of {len(facts['prefixItems'])} {values(facts['prefixItems'][0])}s"
+        return f"list of {len(facts['prefixItems'])}: {values(facts['prefixItems'][0])}"
     if facts["type"] == "array":
         return f"list: {values(facts['items'])}"
-    kind = (
-        "path"
-        if facts.get("format") == "path"
-        else {"boolean": "`true` or `false`", "string": "text"}.get(facts["type"])
-    )
-    bounds = [f"{sign} {facts[name]:,}".replace(",", " ") for name, sign in BOUNDS.items() if name in facts]
-    return ", ".join([kind or facts["type"], *bounds])
+    kind = "path" if facts.get("format") == "path" else TYPES.get(facts["type"], facts["type"])
+    bounds = [f"{sign} {facts[name]:,}".removesuffix(".0") for name, sign in BOUNDS.items() if name in facts]
+    return ", ".join([kind, *(bound.replace(",", " ") for bound in bounds)])
 
 
-def _name(facts: dict[str, Any]) -> str:
-    return str(facts["$ref"].rpartition("/")[2])
+def choices(facts: Facts) -> list[str]:
+    return facts["enum"] if "enum" in facts else [facts["const"]]
+
+
+def classes(facts: Facts) -> list[str]:
+    """The classes of options that a value, or an item of a list, may be."""
+    if "$ref" in facts:
+        return [str(facts["$ref"].rpartition("/")[2])]
+    items = facts.get("items")
+    inner = (*facts.get("anyOf", ()), *facts.get("oneOf", ()), *([items] if isinstance(items, dict) else []))
+    return list(dict.fromkeys(name for one in inner for name in classes(one)))
+
+
+def place(facts: Facts) -> str:
+    """The first key that takes the same kinds, in whose section they are; "" if the value has no kinds."""
+    wanted = classes(facts)
+    for key, top in SCHEMA["properties"].items():
+        inner = classes(top)
+        part = SCHEMA["$defs"][inner[0]]["properties"] if len(inner) == 1 else {}
+        for name, one in {key: top, **{f"{key}.{name}": one for name, one in part.items()}}.items():
+            if len(wanted) > 1 and classes(one) == wanted:
+                return name
+    return ""

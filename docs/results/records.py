@@ -4,6 +4,7 @@ One row is one number: model, setup, data, split, language, metric, value, unit,
 """
 
 import csv
+import re
 import statistics
 from collections.abc import Iterable
 from functools import cache
@@ -45,11 +46,34 @@ def exact(record: Record) -> float:
     return 100 * round(percentage * images / 100) / images if images else percentage
 
 
-def mean(data: str, language: str, model: str, machine: str = "", metric: str = "top-1", file: str = "emoji") -> float:
-    """The mean of a model's runs, one for each seed; with `machine` of those on it alone."""
+def runs(data: str, language: str, model: str, machine: str = "", metric: str = "top-1") -> list[float]:
+    """A model's values, one for each run; with `machine` of those on it alone."""
     where = {"data": data, "language": language, "model": model, "metric": metric, "setup": ""}
-    found = select(records(file), **where, **({"machine": machine} if machine else {}))
-    return statistics.mean(exact(one) for one in found)
+    return [exact(one) for one in select(records("emoji"), **where, **({"machine": machine} if machine else {}))]
+
+
+def mean(data: str, language: str, model: str, machine: str = "", metric: str = "top-1") -> float:
+    """The mean of a model's runs."""
+    return statistics.mean(runs(data, language, model, machine, metric))
+
+
+def over_seeds(found: Iterable[Record]) -> list[Record]:
+    """A record for each group of runs that differ in the seed alone: its mean and standard deviation."""
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    for one in found:
+        model = re.sub(r", seed \d", "", one["model"])
+        same = (model, *(one[name] for name in ("setup", "data", "language", "metric")))
+        groups.setdefault(same, []).append(one | {"model": model, "seeds": ""})
+    return [one[0] if len({run["value"] for run in one}) == 1 else averaged(one) for one in groups.values()]
+
+
+def averaged(found: list[Record]) -> Record:
+    return found[0] | {"value": spread([exact(one) for one in found])}
+
+
+def spread(values: list[float]) -> str:
+    """The mean of runs, with the standard deviation of several."""
+    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def only(file: str = "emoji", **where: str) -> float:

@@ -11,19 +11,31 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from docs.results import plots
-from docs.results.records import IMAGES, KNOWN, LANGUAGES, TEACHERS, UNSEEN, Record, mean, records, select
+from docs.results.records import (
+    IMAGES,
+    KNOWN,
+    LANGUAGES,
+    TEACHERS,
+    UNSEEN,
+    Record,
+    mean,
+    over_seeds,
+    records,
+    runs,
+    select,
+    spread,
+)
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", ROOT / "README.zh.md", *sorted(Path(__file__).parent.glob("*.md")))
 _TABLE = re.compile(r"(<!-- table: (?P<name>[\w.-]+) -->\n).*?(<!-- end -->)", re.S)
 
 TEACHER, STUDENT, TENTH, CONTRAST = "demo teacher", "student", "student at a tenth", "contrast alone"
-XEON, EPYC = "fast (Intel Xeon)", "fast (AMD EPYC)"
+CLIP_KD, PIXELS = "CLIP-KD's mix", "nearest training image, 16 x 16 pixels"
 
 # A column of a table: its title, then the metric and the data set that it shows.
 Column = tuple[str, str, str]
 SETS: tuple[Column, ...] = tuple((name, "top-1", name) for name in IMAGES)
-MORE: tuple[Column, ...] = (("known classes, 4,103 images", "top-1", KNOWN), ("unseen, 1,809 images", "top-1", UNSEEN))
 TIMES: tuple[Column, ...] = (
     ("in all", "time, all stages", ""),
     ("teacher's features", "time, teacher's features", ""),
@@ -78,24 +90,28 @@ def pivot(found: Iterable[Record], by: dict[str, str], columns: Iterable[Column]
     return markdown([*by, *(title for title, _, _ in columns)], rows)
 
 
-def mean_cell(data: str, model: str, machine: str = "", of_teacher: bool = False) -> str:
-    """A model's mean top-1 as `en / zh`, or its share of the teacher's."""
-    means = [mean(data, language, model, machine) for language in LANGUAGES]
+def mean_cell(data: str, model: str, of_teacher: bool = False, deviation: bool = False) -> str:
+    """A model's mean top-1 as `en / zh`, with its standard deviation over the runs, or its share of the teacher's."""
+    if not runs(data, "en", model):
+        return ""
+    if deviation:
+        return " / ".join(spread(runs(data, language, model)) for language in LANGUAGES)
+    means = [mean(data, language, model) for language in LANGUAGES]
     if of_teacher:
         shares = [100 * one / mean(data, language, TEACHER) for one, language in zip(means, LANGUAGES, strict=True)]
         return " / ".join(f"{one:.0f}" for one in shares) + " %"
     return " / ".join(f"{one:.1f}" for one in means)
 
 
-def means(groups: dict[str, tuple[str, str]], data: Iterable[str], head: Iterable[str]) -> str:
-    """Two rows for each group of runs (model, machine): the mean of its seeds, and its share of the teacher's."""
+def emoji(models: Iterable[str], data: Iterable[str], head: Iterable[str]) -> str:
+    """A row for each model, the mean over its runs, and one for what a student has of the teacher."""
     data = list(data)
     rows = []
-    for label, group in groups.items():
-        rows.append([label, *(mean_cell(name, *group) for name in data)])
-        if group[0] != TEACHER:
-            rows.append([f"{label}, of the teacher", *(mean_cell(name, *group, of_teacher=True) for name in data)])
-    return markdown(["runs", *head], rows)
+    for model in models:
+        rows.append([model, *(mean_cell(name, model, deviation=True) for name in data)])
+        if model in (STUDENT, TENTH):
+            rows.append([f"{model}, of the teacher", *(mean_cell(name, model, of_teacher=True) for name in data)])
+    return markdown(["model", *head], rows)
 
 
 def headline(words: dict[str, str]) -> str:
@@ -132,61 +148,31 @@ CHINESE = {
 }
 
 
-def emoji_tables() -> dict[str, str]:
-    """The tables about the emoji student."""
-    rows = records("emoji")
-    runs = [one for one in rows if one["setup"] in {"", "int8"}]
-    students = {
-        "student, Xeon": (STUDENT, XEON),
-        "student, EPYC": (STUDENT, EPYC),
-        "student, all six": (STUDENT, ""),
-        "student at a tenth": (TENTH, ""),
-        "contrast alone": (CONTRAST, ""),
-    }
-    by = {"model": "model", "form": "setup", "seed": "seeds", "machine": "machine"}
-    size = (("weights", "weights", ""), ("one image", "one image", ""), ("one text", "one text", ""))
-    timed = [one for one in rows if one["setup"].startswith("run timed, ")]
-    hashes = (("sha256 after distill", "sha256 after distill", ""), ("after align", "sha256 after align", ""))
-    more = {label: group for label, group in students.items() if group[0] != CONTRAST}
-    return {
-        "emoji-means": means(students, IMAGES, IMAGES),
-        "emoji-runs": pivot(runs, by, SETS),
-        "emoji-more": pivot(runs, {"model": "model", "seeds": "seeds", "machine": "machine"}, MORE),
-        "emoji-more-means": means(more, (KNOWN, UNSEEN), [title for title, _, _ in MORE]),
-        "emoji-size": pivot(rows, {"model": "model", "form": "setup"}, size),
-        "emoji-time": pivot(
-            [one | {"setup": one["setup"].removeprefix("run timed, ")} for one in timed],
-            {"machine": "machine", "run": "setup"},
-            (*TIMES, *SETS, *hashes),
-        ),
-        "emoji-more-steps": pivot(
-            [one for one in rows if one["setup"].endswith(" steps")],
-            {"model": "model", "steps": "setup", "seed": "seeds", "machine": "machine"},
-            SETS,
-        ),
-    }
-
-
 def tables() -> dict[str, str]:
     """Every table by its name."""
     peers, formats, speed = records("losses"), records("formats"), records("speed")
     sets = "twemoji, emojione2 and unseen"
-    quickstart = records("quickstart")
-    by_run = {"machine": "machine", "remark": "setup", "seed": "seeds"}
     model, setup = {"model": "model"}, {"through": "setup"}
-    return emoji_tables() | {
+    size = (("weights", "weights", ""), ("one image", "one image", ""), ("one text", "one text", ""))
+    return {
+        "emoji": emoji(
+            (TEACHER, STUDENT, TENTH, CLIP_KD, CONTRAST, PIXELS),
+            (*IMAGES, KNOWN, UNSEEN),
+            (*IMAGES, "known classes, 4,103 drawings", "unseen, 1,809 drawings"),
+        ),
+        "emoji-size": pivot(records("emoji"), {"model": "model", "form": "setup"}, size),
         "headline": headline(ENGLISH),
         "headline.zh": headline(CHINESE),
-        "quickstart": pivot(quickstart, by_run, SETS),
-        "quickstart-share": pivot(
-            quickstart,
-            by_run,
+        "quickstart": pivot(
+            [one for one in records("quickstart") if one["setup"] in {"", "next to other work"}],
+            {"machine": "machine", "seed": "seeds"},
             (
-                *((name, "share of the teacher", name) for name in IMAGES),
-                ("int8, same best label", "same best label, int8", sets),
+                *TIMES[:1],
+                *SETS,
+                *((f"{name}, % of the teacher", "share of the teacher", name) for name in IMAGES),
+                ("int8, same best label, %", "same best label, int8", sets),
             ),
         ),
-        "quickstart-time": pivot(quickstart, {"machine": "machine", "remark": "setup"}, TIMES),
         "losses-long": pivot(select(peers, setup="2450 steps of 128"), {"losses": "model"}, SETS),
         "losses-short": pivot(
             select(peers, setup="150 steps of 64"),
@@ -254,8 +240,8 @@ def tables() -> dict[str, str]:
             ),
         ),
         "photographs-inherited": pivot(
-            select(records("photographs"), setup="400 steps of 64"),
-            {"initial weights of the image tower": "model", "seed": "seeds"},
+            over_seeds(select(records("photographs"), setup="400 steps of 64")),
+            {"initial weights of the image tower": "model"},
             (("top-1 after 400 steps", "top-1", CALTECH),),
         ),
         "photographs-questions": pivot(
@@ -264,7 +250,7 @@ def tables() -> dict[str, str]:
             (("top-1", "top-1", CALTECH), ("mean over the classes", "mean per class", CALTECH)),
         ),
         "photographs": pivot(
-            select(records("photographs"), setup="fp32"),
+            over_seeds(select(records("photographs"), setup="fp32")),
             {"model": "model"},
             (
                 ("parameters", "parameters", CALTECH),
