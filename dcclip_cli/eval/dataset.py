@@ -17,7 +17,7 @@ from PIL import Image
 from dcclip_cli.data.pair import Language
 from dcclip_cli.data.prompts import ClassIndex, Prompts
 from dcclip_cli.data.reading import Fault
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.registry import KnownSet, Metric
 from dcclip_cli.model.preprocess import FORMATS, decode
 
@@ -188,13 +188,7 @@ def fingerprint_of(files: Iterable[Path], *more: object) -> str:
     """A hash of the files' paths, sizes and modification times; their contents are not read."""
     digest = hashlib.sha256(repr(more).encode())
     for file in files:
-        try:
-            about = file.stat()
-        except OSError as error:
-            what = (
-                Message("is a link to nothing") if file.is_symlink() else Message("cannot be read: {}", error.strerror)
-            )
-            raise DcclipError("{} {}", "remove it, or put the file there again", file, what) from None
+        about = file.stat()
         digest.update(os.fsencode(f"{os.path.abspath(file)}\0{about.st_size}\0{about.st_mtime_ns}\n"))
     return digest.hexdigest()
 

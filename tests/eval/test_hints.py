@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +39,7 @@ def flags(hint: str) -> Options:
     options: Options = {name: value for name, value in found.items() if name in ("partial", "task", "languages")}
     if "languages" in options:
         options["languages"] = [options["languages"]]
-    return options | ({"datasets": [shlex.split(found["dataset"])[0]]} if "dataset" in found else {})
+    return options
 
 
 def write_names(hint: str, *others: str) -> None:
@@ -63,17 +62,6 @@ def classes_without_images(root: Path) -> Case:
     layouts.class_folders(root / "dtd/test", NAMES[:20])
     hint = yield {"datasets": ["dtd"]}
     yield {"datasets": ["dtd"], **flags(hint)}
-
-
-@CASES.append
-def more_images_than_the_split_has(root: Path) -> Case:
-    layouts.class_folders(root / "dtd/test", NAMES)
-    layouts.write(root / "dtd/test/alpha_3/更多.png", layouts.image(3))
-    hint = yield {"datasets": ["dtd"]}
-    command = re.search(r"(dcclip datasets .*) > (.*), then", hint)
-    assert command, hint
-    Path(shlex.split(command[2])[0]).write_text(dcclip(*shlex.split(command[1])[1:]).stdout, "utf-8")
-    yield {**flags(hint), "languages": ["en", "zh"]}
 
 
 @CASES.append

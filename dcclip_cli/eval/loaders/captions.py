@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dcclip_cli.data import caption_files
-from dcclip_cli.data.reading import MAX_TEXT_BYTES, Drop, Row, lines
+from dcclip_cli.data.reading import Drop, Row
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval.dataset import DOWNLOAD_AGAIN, Captions, Images, Loaded, Loader, Location, fingerprint_of, lines_of
 
@@ -52,14 +52,10 @@ class CaptionFiles(Loader):
             known = caption_files.identity(image.name)
             if image.record.get("split", split) == split and (not only or known in only):
                 names.setdefault(known, image.name)
-        if only and (absent := sorted(only - names.keys())):
-            raise DcclipError(
-                "{} has no caption of {} ({} such images)", DOWNLOAD_AGAIN, self.file, absent[0], len(absent)
-            )
-        captions: _Captions = defaultdict(list)
+        captions: _Captions = {name: [] for name in (*names.values(), *sorted(only - names.keys()))}
         for known, text in caption_files.captions_in(self.file, names):
             captions[names[known]].append(text)
-        return _with_images({name: captions[name] for name in names.values()}, self.location, self.file)
+        return _with_images(captions, self.location, self.file)
 
 
 def _folders(location: Location) -> tuple[Path, ...]:
@@ -81,27 +77,23 @@ def _only(location: Location) -> list[Path]:
 
 
 def _with_images(captions: _Captions, location: Location, file: Path) -> Loaded:
-    """A caption file's images, found in the location's folders. Raises DcclipError where one is missing."""
+    """A caption file's images, found in the location's folders. Raises DcclipError where an image or caption lacks."""
     if not captions:
         raise DcclipError("{} lists no image of the split {}", DOWNLOAD_AGAIN, file, location.split)
+    if bare := [name for name in captions if not captions[name]]:
+        raise DcclipError("{} has no caption of {} ({} such images)", DOWNLOAD_AGAIN, file, bare[0], len(bare))
+    folders = [folder for root in _folders(location) for folder in (root, root / "images") if folder.is_dir()]
+    places = [caption_files.Places(folder, False) for folder in folders]
     found: dict[str, tuple[caption_files.Places, Path]] = {}
-    for root in _folders(location):
-        for folder in (root, *([root / "images"] if (root / "images").is_dir() else [])):
-            places = caption_files.Places(folder, False)
-            for name in captions:
-                if name not in found and (path := places.find(name)):
-                    found[name] = places, path
+    for name in captions:
+        if one := next(((one, path) for one in places if (path := one.find(name))), None):
+            found[name] = one
     names = list(captions)
     if absent := [name for name in names if name not in found]:
         what = Message("{}: {:,} images are missing, {} for one", _folders(location)[0], len(absent), absent[0])
         raise DcclipError(what, "finish the download")
-    if bare := [name for name in names if not captions[name]]:
-        raise DcclipError("{} has no caption of {} ({} such images)", DOWNLOAD_AGAIN, file, bare[0], len(bare))
-    images = Images(
-        names,
-        lambda index: found[names[index]][0].read(names[index]),
-        fingerprint_of(found[name][1] for name in names),
-    )
+    files = fingerprint_of(path for _, path in found.values())
+    images = Images(names, lambda index: found[names[index]][0].read(names[index]), files)
     return Loaded(images, Captions.of_images(captions.values()))
 
 
@@ -119,25 +111,18 @@ class Xm3600(Loader):
         return cls(location, file) if file else None
 
     def load(self) -> Loaded:
-        language = self.location.language
-        found: _Captions = {}
-        with self.file.open("rb") as stream:
-            for row in lines(stream, MAX_TEXT_BYTES):
-                if row.content is not None and not row.content.strip():
-                    continue
-                try:
-                    record = json.loads(row.content or b"")
-                    name, texts = str(record["image/key"]), list(map(str, record[language]["caption"]))
-                except (ValueError, KeyError, TypeError, RecursionError) as error:
-                    what = Message(
-                        "{}:{} is no record with image/key and captions in {}: {!r:.300}",
-                        self.file,
-                        row.number,
-                        language,
-                        error,
-                    )
-                    raise DcclipError(what, DOWNLOAD_AGAIN) from None
-                found.setdefault(name, []).extend(texts)
+        language, found = self.location.language, defaultdict[str, list[str]](list)
+        for number, line in enumerate(self.file.read_bytes().splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+                found[str(record["image/key"])] += map(str, record[language]["caption"])
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise DcclipError(
+                    "{}:{} is no record with image/key and captions in {}: {!r:.300}",
+                    DOWNLOAD_AGAIN, self.file, number, language, error,
+                ) from None  # fmt: skip
         return _with_images(found, self.location, self.file)
 
 
@@ -157,9 +142,7 @@ class Xtd(Loader):
 
     def load(self) -> Loaded:
         file = self.captions.with_name("test_image_names.txt")
-        if not file.is_file():
-            raise DcclipError("{} is missing: it names the image of each caption", "download that file too", file)
-        names, texts = lines_of(file), lines_of(self.captions)
+        names, texts = lines_of(file) if file.is_file() else [], lines_of(self.captions)
         if len(names) != len(texts):
             raise DcclipError(
                 "{} has {:,} captions, {} {:,} images", DOWNLOAD_AGAIN, self.captions, len(texts), file.name, len(names)
@@ -167,7 +150,7 @@ class Xtd(Loader):
         found: _Captions = defaultdict(list)  # an image may be named twice
         for name, text in zip(names, texts, strict=True):
             found[name].append(text)
-        return _with_images(dict(found), self.location, self.captions)
+        return _with_images(found, self.location, self.captions)
 
 
 @dataclass(frozen=True)
