@@ -73,9 +73,9 @@ def test_results_are_written_in_another_format_without_measuring_again(
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["hub"]
     assert len(list((tmp_path / "b/hub").glob("models/*/.eval_results/imagenet-family-zh.yaml"))) == 1
     assert "--results needs --out DIR" in dcclip(*again, expect=2).stderr
-    assert "error: no owner" in dcclip(*again, "--out", str(tmp_path / "c"), expect=1).stderr
+    assert "error: --format hub needs a name" in dcclip(*again, "--out", str(tmp_path / "c"), expect=1).stderr
     before = [*shared, "--format", "hub", "--out", str(tmp_path / "c"), "--dataset"]
-    assert "error: no owner" in dcclip(*before, "imagenet-cn", expect=1).stderr
+    assert "error: --format hub needs a name" in dcclip(*before, "imagenet-cn", expect=1).stderr
     owned = [*before[:-1], "--owner", "o", "--dataset"]
     assert "hint:  omit --limit" in dcclip(*owned, "imagenet-cn", "--limit", "9", expect=1).stderr
     assert "measure one, such as imagenet-cn" in dcclip(*owned, "我的.parquet", expect=1).stderr
@@ -110,7 +110,7 @@ def test_probes_by_shots(tmp_path: Path, small: dict[str, KnownSet], model_folde
     shared = ["eval", "--dataset", "mnist", "--data-root", str(tmp_path), "--model", str(model_folder)]
     shown = dcclip(*shared, "--task", "probe", "--shots", "1，all")
     assert "mnist en (linear probe, 1 shots)" in shown.stdout and "mnist en (linear probe)" in shown.stdout
-    assert "--shots: few" in dcclip(*shared, "--task", "probe", "--shots", "few", expect=2).stderr
+    assert "eval.shots.0: expected a whole number" in dcclip(*shared, "--shots", "few", expect=1).stderr
 
 
 @pytest.mark.parametrize("folder", ["test", "train"])
@@ -132,30 +132,6 @@ def test_an_image_that_cannot_be_read_ends_eval_with_1_unless_a_part_is_accepted
     assert len(written["corrupt"]) == 1
     accepted = dcclip(*shared, "--partial", "all")
     assert accepted.stdout == refused.stdout and accepted.stderr == ""
-
-
-def test_xm3600_has_the_metric_of_a_bundle_in_both_languages(
-    bundle: Path, pairs: list[Pair], small: dict[str, KnownSet], tmp_path: Path
-) -> None:
-    lines = []
-    for number, pair in enumerate(pairs[:12]):
-        layouts.write(tmp_path / f"xm3600/images/{number:016x}.jpg", pair.image)
-        captions = {"en": {"caption": [pair.en[0]]}, "zh": {"caption": [pair.zh[0]]}}
-        lines.append(json.dumps({"image/key": f"{number:016x}", **captions}, ensure_ascii=False) + "\n")
-    layouts.write(tmp_path / "xm3600/captions.jsonl", "".join(lines))
-    shared = ["eval", "--model", str(bundle), "--data-root", str(tmp_path), "--dataset", "xm3600"]
-    shown = dcclip(*shared, "--dataset", "xm3600-cn", "--out", str(tmp_path / "out")).stdout
-    for name, language in (("xm3600", "en"), ("xm3600-cn", "zh")):
-        [one] = json.loads((tmp_path / f"out/{name}.json").read_text("utf-8"))
-        found, recalls = one["immich"], [one["metrics"][f"image_recall@{k}"] for k in (1, 5, 10)]
-        assert found["recall"] == pytest.approx(sum(recalls) / 3)
-        assert 20 < found["memory_mib"] < 1000 and 0 < found["text_ms"] < 1000 and 0 < found["image_ms"] < 1000
-        assert f"immich's table, XM3600, {language}" in shown
-    assert "XLM-Roberta-Base-ViT-B-32__laion5b_s13b_b90k" in shown and "Ryzen 7 7800X3D" in shown
-    page = (tmp_path / "out/report.html").read_text("utf-8")
-    assert "immich&#39;s table, XM3600, Chinese" in page and "ViT-B-32-SigLIP2-256__webli" in page
-    part = json.loads(dcclip(*shared, "--limit", "6", "--json").stdout)
-    assert part[0]["immich"] is None  # fewer images are found more easily
 
 
 def test_data_sets_are_listed_and_found(imagenet: Path, small: dict[str, KnownSet]) -> None:

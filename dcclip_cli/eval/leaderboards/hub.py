@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +19,13 @@ import yaml
 from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.eval import comparable, registry
+from dcclip_cli.eval import registry
+from dcclip_cli.eval.compare import fit_for, unfit
 from dcclip_cli.eval.leaderboards.mteb import task_names
 from dcclip_cli.eval.registry import KnownSet
-from dcclip_cli.eval.report import METRIC_NAMES, elevater_mean
-from dcclip_cli.eval.result import EvalResult
+from dcclip_cli.eval.result import METRIC_NAMES, EvalResult, elevater_mean
 from dcclip_cli.files import atomic_write
+from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.predict.zero_shot import fill
 
 if TYPE_CHECKING:
@@ -41,8 +42,6 @@ _ABOUT = {
     "imagenet-family": "ImageNet, V2, Sketch, A, R and ObjectNet, zero-shot, with {language} class names and prompts",
     "retrieval": "Images and {language} captions retrieved by each other",
 }
-
-
 _CARD = """---
 {data}
 ---
@@ -88,23 +87,16 @@ class Benchmark:
 BENCHMARKS = [Benchmark(group, language) for group in _ABOUT for language in registry.SUFFIX]
 
 
-def check_owner(owner: str | None) -> str:
-    """The user or organisation that owns the benchmarks. Raises DcclipError for no name of the hub."""
+def check(options: EvalOptions | None, owner: str | None) -> None:
+    """Raise DcclipError for no owner's name, and where no result of these options would be on a leaderboard."""
     if owner is None or not re.fullmatch(r"[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9])?", owner, re.ASCII):
-        what = (
-            Message("no owner of the benchmarks is named")
-            if owner is None
-            else Message("{} is no name on the hub", owner)
+        raise DcclipError(
+            "--format hub needs a name of the hub, not {}", "name your user or organisation with --owner NAME", owner
         )
-        raise DcclipError(what, "name your user or organisation of the hub with --owner NAME")
-    return owner
-
-
-def check_options(options: EvalOptions) -> None:
-    """Raise DcclipError where no result of these options would be on a leaderboard."""
-    comparable.check_options(options, "hub", Message("leaderboards are about whole data sets with their own prompts"))
-    if not any(registry.find(name) for given in options.datasets for name in registry.expand(given)):
-        raise _nothing()
+    if options:
+        options.check_whole("hub", Message("leaderboards are about whole data sets with their own prompts"))
+        if not any(map(registry.find, options.names)):
+            raise _nothing()
 
 
 def _nothing() -> DcclipError:
@@ -112,15 +104,16 @@ def _nothing() -> DcclipError:
     return DcclipError("--format hub: {}", "measure one, such as imagenet-cn; dcclip datasets lists them", what)
 
 
-def save_repositories(results: Sequence[EvalResult], folder: Path, owner: str) -> list[str]:
+def write(
+    results: Sequence[EvalResult], folder: Path, owner: str | None, models: Mapping[str, ModelReference]
+) -> list[str]:
     """Write models/NAME/.eval_results/ for each model and datasets/BENCHMARK/ for each benchmark of the results.
 
-    Returns lines for the user: results that are left out, and how to upload the rest. Raises DcclipError if none is
-    left.
+    Returns results that are left out, and how to upload the rest.
     """
-    reasons = [(result, comparable.unfit(result)) for result in results]
-    lines = [f"left out: {one.dataset} {one.language} of {one.model} {why}" for one, why in reasons if why]
-    if not (fit := [one for one, why in reasons if not why]):
+    assert owner
+    fit, lines = fit_for(results, unfit)
+    if not fit:
         raise _nothing()
     wanted: set[Benchmark] = set()
     for name, several in _by_model(fit).items():
@@ -236,11 +229,7 @@ def _save_benchmark(benchmark: Benchmark, folder: Path) -> None:
 def _save_classes(known: KnownSet, language: Language, file: Path) -> None:
     own = prompts.read(registry.prompts_of(known))
     lines = [
-        {
-            "label": label,
-            "name": name,
-            "prompts": fill(own.templates[language], name),
-        }
+        {"label": label, "name": name, "prompts": fill(own.templates[language], name)}
         for label, name in enumerate(own.names[language])
     ]
     _write(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
