@@ -169,7 +169,7 @@ def show(results: Sequence[EvalResult], as_json: bool = False) -> None:
         name = _noted(f"{one.dataset} {one.language}", "" if "zero-shot" in one.task else one.task)
         metrics = [percent(one.metrics.get(metric)) for metric in shown]
         classes = f"{one.classes:,}" if one.classes else ""
-        lines.append((name, METRIC_NAMES.get(one.metric, one.metric), *metrics, images, classes))
+        lines.append((name, METRIC_NAMES[one.metric], *metrics, images, classes))
     if found.mean:
         means = [percent(value) for value in found.mean.values if value is not None]
         lines.append((found.mean.name, ", ".join(means), *[""] * len(shown), "", ""))
@@ -217,7 +217,7 @@ def compare(
         low, high = percent(one.low, signed=True), percent(one.high, signed=True)
         verdict = (Message("better") if one.value > 0 else Message("worse")) if one.is_clear else Message("not clear")
         values = percent(one.first), percent(one.second), percent(one.value, signed=True)
-        rows.append((name, METRIC_NAMES.get(one.metric, one.metric), *values, Message("{} to {}", low, high), verdict))
+        rows.append((name, METRIC_NAMES[one.metric], *values, Message("{} to {}", low, high), verdict))
     columns = (_SET, _METRIC, found.first, found.second, Message("difference"), Message("95 % interval"), "")
     title = Message("{} against {}", found.second, found.first)
     console.show_table(title, columns, rows)

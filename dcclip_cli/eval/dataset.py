@@ -137,8 +137,7 @@ class DataSet:
 class Location:
     """A named data set's split, and the folders that may contain it, the most likely first.
 
-    `siblings` are folders of the same images with captions in the other language: COCO's for COCO-CN. Where `partial`,
-    images and classes may be missing.
+    `siblings` are folders of the same images with captions in the other language: COCO's for COCO-CN.
     """
 
     known: KnownSet
@@ -147,7 +146,6 @@ class Location:
     language: Language
     prompts: Prompts | None = field(default=None, compare=False)  # None for captions
     siblings: tuple[Path, ...] = ()
-    partial: bool = False
 
     @property
     def split_names(self) -> tuple[str, ...]:

@@ -94,9 +94,8 @@ def training_split(dataset: DataSet) -> Loaded:
 
 def _named(known: KnownSet, language: Language, data_root: Path | None, templates: Templates, partial: Part) -> DataSet:
     location = _location(known, data_root, language)
-    location = replace(location, partial=partial != "no" and location.prompts is not None)
     name, found, classes = registry.name_in(known, language), _load(location), location.prompts
-    part = _part(known, found, partial) if location.partial else ""
+    part = _part(known, found, partial) if partial != "no" and classes else ""
     if not part or len(found.images) > (known.size or len(found.images)):
         _check_size(known, name, found)
     truth: Classes | Captions
@@ -214,7 +213,7 @@ def _check_size(known: KnownSet, name: str, found: Loaded) -> None:
             remark = Message(" ({})", known.remark) if known.remark else ""
             raise DcclipError(
                 "data set {}: the split {} has {:,} {}{}, {:,} were found",
-                "finish the download, or download the right split; a part of a set of classes needs --partial all",
+                "finish the download, or download the right split; to evaluate a part, add --partial all or present",
                 name, known.split, expected, what, remark, count,
             )  # fmt: skip
 

@@ -15,12 +15,10 @@ from pydantic import Field
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval import registry
-from dcclip_cli.eval.class_texts import class_texts, lost
 from dcclip_cli.eval.dataset import Captions, Classes, DataSet
 from dcclip_cli.eval.datasets import Part, Templates, check_dataset, open_dataset, training_split
-from dcclip_cli.eval.embedding import Embedded, Embedder, FeatureCache
-from dcclip_cli.eval.metrics import Score, score_classes, score_retrieval
-from dcclip_cli.eval.probe import SEEDS, SHOTS, probe, sample, summary
+from dcclip_cli.eval.embedding import Embedded, Embedder, FeatureCache, class_texts, lost
+from dcclip_cli.eval.metrics import SEEDS, SHOTS, Score, probe, sample, score_classes, score_retrieval, summary
 from dcclip_cli.eval.result import ZERO_SHOT, EvalResult, pack, sha256_of
 from dcclip_cli.machine import keep_freed_memory
 from dcclip_cli.model import Precision
@@ -112,7 +110,8 @@ def open_datasets(options: EvalOptions) -> list[DataSet]:
         open_dataset(name, options.languages, root, options.templates, options.task == "retrieval", options.partial)
         for name in options.names
     ]
-    _check_names([dataset.name for dataset in opened])
+    if error := _twice([dataset.name for dataset in opened]):
+        raise error
     return opened
 
 
@@ -125,15 +124,13 @@ def check_datasets(options: EvalOptions) -> Iterator[DcclipError]:
             called.append(check_dataset(name, options.languages, root, options.task, options.partial))
         except DcclipError as error:
             yield error
-    try:
-        _check_names(called)
-    except DcclipError as error:
-        yield error
+    if two := _twice(called):
+        yield two
 
 
-def _check_names(called: Sequence[str]) -> None:
-    if twice := [name for name in called if called.count(name) > 1]:
-        raise DcclipError("two data sets are called {}", "rename one of the files or folders", twice[0])
+def _twice(names: Sequence[str]) -> DcclipError | None:
+    twice = [name for name in names if names.count(name) > 1]
+    return DcclipError("two data sets are called {}", "rename one of the files or folders", twice[0]) if twice else None
 
 
 def evaluate(

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError, Message, joined
-from dcclip_cli.eval.registry import ELEVATER, SUFFIX, base_name, classes_of
+from dcclip_cli.eval.registry import ELEVATER, SUFFIX, Metric, base_name, classes_of
 from dcclip_cli.files import atomic_write
 
 METRIC_NAMES = {
@@ -62,7 +62,7 @@ class EvalResult:
     dataset: str
     language: Language
     task: str
-    metric: str
+    metric: Metric
     value: float
     metrics: dict[str, float]
     n: int
@@ -233,7 +233,7 @@ def table(results: Sequence[EvalResult]) -> Table:
     rows = []
     for name, several in by_row.items():
         values = {(one.model, one.language): one.value for one in several}
-        metric = METRIC_NAMES.get(several[0].metric, several[0].metric)
+        metric = METRIC_NAMES[several[0].metric]
         rows.append(Row(name, metric, _across(columns, lambda *key: values.get(key)), _remark(several)))  # noqa: B023
     means = _across(columns, lambda *key: elevater_mean(results, *key))
     mean = Row(MEAN, Message("their own"), means) if any(value is not None for value in means) else None

@@ -134,6 +134,18 @@ def test_an_image_that_cannot_be_read_ends_eval_with_1_unless_a_part_is_accepted
     assert accepted.stdout == refused.stdout and accepted.stderr == ""
 
 
+def test_a_model_of_other_makers_with_code_of_its_own_is_measured_in_both_languages(
+    hub_teachers: Path, pairs_file: Path, own_modules: Path
+) -> None:
+    model = f"hf:{hub_teachers / 'fgclip2'}"
+    shared = ["eval", "--model", model, "--dataset", str(pairs_file), "--json", "--device", "cpu"]
+    shown = dcclip(*shared, "--trust-remote-code")
+    found = {one["language"]: one for one in json.loads(shown.stdout)}
+    assert "running code of" in shown.stderr and found.keys() == {"zh", "en"}
+    budgets = {"as_in": "fgclip2", "max_num_patches": [128, 256, 576, 784, 1024]}
+    assert found["zh"]["preprocessing"] == budgets
+
+
 def test_data_sets_are_listed_and_found(imagenet: Path, small: dict[str, KnownSet]) -> None:
     listed = dcclip("datasets").stdout
     assert "kitti-distance, kitti-distance-cn" in listed and "no centre crop" in listed

@@ -11,7 +11,7 @@ from PIL import Image
 
 import dcclip_cli
 from dcclip_cli.eval import registry
-from dcclip_cli.eval.class_texts import class_texts, lost
+from dcclip_cli.eval.embedding import class_texts, lost
 from dcclip_cli.eval.evaluate import EvalOptions, evaluate, open_datasets
 from dcclip_cli.eval.report import write_report
 from dcclip_cli.eval.result import sha256_of

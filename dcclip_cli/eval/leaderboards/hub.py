@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,7 +133,7 @@ def model_files(results: Sequence[EvalResult], owner: str) -> dict[Benchmark, st
     """The content of a model's file for each benchmark that its results are of; `results` are comparable."""
     from huggingface_hub import eval_result_entries_to_yaml
 
-    found = {benchmark: list(_entries(benchmark, results, owner)) for benchmark in BENCHMARKS}
+    found = {benchmark: _entries(benchmark, results, owner) for benchmark in BENCHMARKS}
     return {one: _yaml(eval_result_entries_to_yaml(entries)) for one, entries in found.items() if entries}
 
 
@@ -149,36 +149,34 @@ def _by_model(results: Iterable[EvalResult]) -> dict[str, list[EvalResult]]:
     return names
 
 
-def _entries(benchmark: Benchmark, results: Sequence[EvalResult], owner: str) -> Iterator[EvalResultEntry]:
+def _entries(benchmark: Benchmark, results: Sequence[EvalResult], owner: str) -> list[EvalResultEntry]:
     """The values of one model, in per cent: the mean where there is one, and each data set's own metric."""
     from huggingface_hub import EvalResultEntry
 
-    by_name = {result.dataset: result for result in results}
-    found = {known: by_name.get(registry.name_in(known, benchmark.language)) for known in benchmark.sets}
+    language, by_name = benchmark.language, {result.dataset: result for result in results}
+    found = {known: by_name.get(registry.name_in(known, language)) for known in benchmark.sets}
     here = {known: result for known, result in found.items() if result}
     if not here:
-        return
-    first = next(iter(here.values()))
-
-    def entry(task: str, value: float, notes: str, date: str) -> EvalResultEntry:
-        repository = f"{owner}/{benchmark.name}"
-        return EvalResultEntry(
+        return []
+    rows = [(_task_id(known, language), one.value, _notes(one), one.date) for known, one in here.items()]
+    mean = elevater_mean(list(here.values()), results[0].model, language)
+    if mean is not None:
+        notes = "mean of the 20 data sets, each by its own metric, in per cent"
+        rows.insert(0, (benchmark.name, mean, notes, max(result.date for result in here.values())))
+    repository = f"{owner}/{benchmark.name}"
+    return [
+        EvalResultEntry(
             dataset_id=repository,
             task_id=task,
             value=round(100 * value, 2),
             date=date or None,
             notes=notes,
             source_url=f"https://huggingface.co/datasets/{repository}",
-            source_name=f"dcclip eval {first.versions.get('dcclip', '')}".rstrip(),
+            source_name=f"dcclip eval {results[0].versions.get('dcclip', '')}".rstrip(),
             source_user=owner,
         )
-
-    mean = elevater_mean(list(here.values()), first.model, benchmark.language)
-    if mean is not None:
-        newest = max(result.date for result in here.values())
-        yield entry(benchmark.name, mean, "mean of the 20 data sets, each by its own metric, in per cent", newest)
-    for known, result in here.items():
-        yield entry(_task_id(known, benchmark.language), result.value, _notes(result), result.date)
+        for task, value, notes, date in rows
+    ]
 
 
 def _task_id(known: KnownSet, language: Language) -> str:
@@ -190,39 +188,38 @@ def _task_id(known: KnownSet, language: Language) -> str:
 def _notes(result: EvalResult) -> str:
     corrupt = f", {len(result.corrupt):,} more cannot be read" if result.corrupt else ""
     replaced = f", {len(result.replaced)} names asked by alternates" if result.replaced else ""
-    return f"{_metric(result.metric)} in per cent, {result.n:,} images{corrupt}{replaced}, {result.precision}"
+    return f"{METRIC_NAMES[result.metric]} in per cent, {result.n:,} images{corrupt}{replaced}, {result.precision}"
 
 
 def _save_benchmark(benchmark: Benchmark, folder: Path) -> None:
     """Write the repository of a benchmark: `eval.yaml`, the class names and prompts of each data set, and a card."""
     from huggingface_hub import DatasetCardData
 
-    about = _ABOUT[benchmark.group].format(language=_LANGUAGES[benchmark.language])
-    tasks: list[dict[str, str]] = [{"id": benchmark.name}] if benchmark.group == "elevater" else []  # the mean
-    configs = []
-    for known in benchmark.sets:
-        if known.classes:
-            file = f"classes/{known.label}.jsonl"
-            _save_classes(known, benchmark.language, folder / file)
-            configs.append({"config_name": known.label, "data_files": [{"split": "test", "path": file}]})
-            task = {"id": _task_id(known, benchmark.language), "config": known.label, "split": "test"}
-        else:
-            task = {"id": known.label, "split": "test"}
-        tasks.append(task)
+    language, ids = benchmark.language, {known: _task_id(known, benchmark.language) for known in benchmark.sets}
+    about = _ABOUT[benchmark.group].format(language=_LANGUAGES[language])
+    files = {known: f"classes/{known.label}.jsonl" for known in benchmark.sets if known.classes}
+    for known, file in files.items():
+        _save_classes(known, language, folder / file)
+    tasks = [{"id": benchmark.name}] if benchmark.group == "elevater" else []  # the mean
+    for known, task in ids.items():
+        tasks.append({"id": task} | ({"config": known.label} if known in files else {}) | {"split": "test"})
     content = {"name": benchmark.name, "description": about, "evaluation_framework": FRAMEWORK, "tasks": tasks}
     _write(folder / "eval.yaml", _yaml(content))
     data = DatasetCardData(
-        language=[benchmark.language],
+        language=[language],
         pretty_name=benchmark.name,
-        task_categories=["zero-shot-image-classification"] if configs else None,
-        configs=configs or None,
+        task_categories=["zero-shot-image-classification"] if files else None,
+        configs=[
+            {"config_name": known.label, "data_files": [{"split": "test", "path": file}]}
+            for known, file in files.items()
+        ]
+        or None,
     )
-    ids = {one.label: _task_id(one, benchmark.language) for one in benchmark.sets}
     rows = "".join(
-        f"| {one.label} | {ids[one.label]} | {one.size or ''} | {one.classes or ''} | {_metric(one.metric)} |\n"
-        for one in benchmark.sets
+        f"| {one.label} | {task} | {one.size or ''} | {one.classes or ''} | {METRIC_NAMES[one.metric]} |\n"
+        for one, task in ids.items()
     )
-    mteb = _MTEB if any(label != task for label, task in ids.items()) else ""
+    mteb = _MTEB if any(one.label != task for one, task in ids.items()) else ""
     _write(folder / "README.md", _CARD.format(data=data, name=benchmark.name, about=about, mteb=mteb, rows=rows))
 
 
@@ -238,10 +235,6 @@ def _save_classes(known: KnownSet, language: Language, file: Path) -> None:
 def _write(file: Path, text: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(file, text)
-
-
-def _metric(name: str) -> str:
-    return METRIC_NAMES.get(name, name)
 
 
 def _yaml(content: Any) -> str:

@@ -81,9 +81,7 @@ def write(
     """
     fit, lines = fit_for(results, _unfit)
     if not fit:
-        raise _no_task(
-            Message("none of the results is of a task ({})", lines[0]) if lines else Message("there are no results")
-        )
+        raise _no_task(Message("none of the results is of a task ({})", ", ".join(lines[:1])))
     places: dict[str, Path] = {}
     for result in fit:
         revision = result.model_fingerprint
@@ -102,8 +100,8 @@ def write(
 
 def task_result(result: EvalResult, task: str, wanted: str) -> dict[str, Any]:
     """mteb's TaskResult as JSON, with those of its scores that dcclip measures."""
-    scores = {MAIN_SCORES[name]: value for name, value in result.metrics.items() if name in MAIN_SCORES}
-    scores = _recalls(result, wanted) if wanted else scores
+    plain = {MAIN_SCORES[name]: value for name, value in result.metrics.items() if name in MAIN_SCORES}
+    scores = _recalls(result, wanted) if wanted else plain
     about = {"hf_subset": "default", "languages": LANGUAGES, "main_score": scores[MAIN_SCORES[result.metric]]}
     return {
         "dataset_revision": NO_REVISION,

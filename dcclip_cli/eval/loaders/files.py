@@ -52,7 +52,7 @@ class ClassFolders(Loader):
         return None
 
     def load(self) -> Loaded:
-        """The images, class by class. Raises DcclipError for an unknown folder, and for a class without images."""
+        """The images, class by class. Raises DcclipError for a folder of another class."""
         classes, known = self.location.classes, self.location.known
         by_number: dict[int, list[Path]] = {}
         for name, files in images_by_class(self.folder, _SUFFIXES).items():
@@ -66,15 +66,9 @@ class ClassFolders(Loader):
                     self.folder / name, known.label, classes.folders[0],
                 )  # fmt: skip
             by_number[number] = files
-        lacking = [key for number, key in enumerate(classes.folders) if number not in by_number]
-        if lacking and not self.location.partial:
-            raise DcclipError(
-                "{}: {} of {} classes have no images, {} for one",
-                "finish the download; to evaluate the classes that are there, add --partial present",
-                self.folder, len(lacking), len(classes.folders), lacking[0],
-            )  # fmt: skip
-        files = [(file, number) for number in sorted(by_number) for file in by_number[number]]
-        return Loaded(image_files([file for file, _ in files], self.folder), np.asarray([label for _, label in files]))
+        labelled = [(file, number) for number in sorted(by_number) for file in by_number[number]]
+        images = image_files([file for file, _ in labelled], self.folder)
+        return Loaded(images, np.asarray([number for _, number in labelled]))
 
 
 def image_files(files: list[Path], folder: Path) -> Images:
@@ -105,10 +99,7 @@ class WebDatasetTars(Loader):
 
     def load(self) -> Loaded:
         """All samples, in the order of the tars. Raises DcclipError for a truncated tar and a missing label."""
-        file, known = self.shards[0].parent / "nshards.txt", self.location.known
-        count = file.read_text("utf-8", "replace").strip() if file.is_file() else ""
-        if count and count != str(len(self.shards)) and not self.location.partial:
-            raise DcclipError("{} says {} tars, there are {}", "finish the download", file, count, len(self.shards))
+        known = self.location.known
         keys, places, truths = [], [], []
         for shard in self.shards:
             for key, image, truth in self._samples(shard):
