@@ -84,11 +84,11 @@ def layout_of(known: KnownSet, data_root: Path) -> str | None:
 
 def training_split(dataset: DataSet) -> Loaded:
     """The labelled images to train probes on. Raises DcclipError where the data set has none."""
-    if dataset.location is None or dataset.is_retrieval:
-        raise DcclipError("data set {} has no training split", "probes need a named classification set", dataset.name)
-    found = _load(replace(dataset.location, split="train"))
-    if found.images.fingerprint == dataset.images.fingerprint:
-        raise DcclipError("data set {} has no folder train", "put its training images there", dataset.name)
+    location = None if dataset.is_retrieval else dataset.location
+    found = location and _load(replace(location, split="train"))
+    if not found or found.images.fingerprint == dataset.images.fingerprint:
+        what = Message("data set {} has no training images", dataset.name)
+        raise DcclipError(what, "probes need a named data set of classes, with a folder train")
     return found
 
 

@@ -52,9 +52,6 @@ def test_imagenet_cn_on_class_folders_equals_an_independent_computation(
         images = model.encode_image(torch.stack([transform(decode(pair.image)) for pair in pairs]), normalize=True)
     logits = images.repeat(25, 1) @ head
     assert unpack(found["details"]["predictions"], "").tolist() == logits.argmax(1).tolist()
-    right = logits.topk(5).indices == torch.arange(1000)[:, None]
-    assert found["metrics"]["top1"] == pytest.approx(float(right[:, 0].float().mean()))
-    assert found["metrics"]["top5"] == pytest.approx(float(right.any(dim=1).float().mean()))
     assert (found["n"], found["classes"], found["language"], found["split"]) == (1000, 1000, "zh", "val")
     assert f"{found['value']:.1%}" in shown.stdout and "imagenet-cn zh" in shown.stdout
     assert sorted(file.name for file in out.iterdir()) == [

@@ -97,14 +97,7 @@ def test_groups_stand_for_their_data_sets_in_one_language(small: dict[str, Known
     assert expand("retrieval-cn") == ["flickr30k-cn", "coco-cn", "muge-cn", "xm3600-cn", "xtd-cn"]
     assert len(expand("all")) == 2 * 26 + 9
     assert len(EvalOptions(datasets=("elevater", "elevater-cn", "dtd")).names) == 40  # each once
-    assert expand("cat.parquet") == ["cat.parquet"]
-
-
-def test_names_may_have_hyphens_or_underscores(small: dict[str, KnownSet]) -> None:
-    for name in ("fgvc-aircraft-cn", "fgvc_aircraft_cn", "FGVC_Aircraft-CN"):
-        found = find(name)
-        assert found and found[0].name == "fgvc_aircraft" and found[1] == "zh"
-    assert find("muge") is None and find("muge_cn") is not None
+    assert expand("cat.parquet") == ["cat.parquet"] and find("muge") is None and find("FGVC_Aircraft-CN")
 
 
 def test_a_part_of_a_named_data_set_is_taken_where_that_is_asked_for(tmp_path: Path, small: Any) -> None:
@@ -144,11 +137,6 @@ def names_of(folder: Path, *folders: str) -> dict[str, tuple[str, ...]]:
 def test_wordnet_ids_are_the_classes_of_imagenet_in_both_languages(tmp_path: Path) -> None:
     found = names_of(tmp_path / "part", "n01440764", "n02123159", "n13054560")
     assert found == {"en": ("tench", "tiger cat", "bolete"), "zh": ("丁鱥", "虎纹猫", "牛肝菌")}
-
-
-def test_keys_of_another_data_set_are_its_classes(tmp_path: Path) -> None:
-    found = names_of(tmp_path / "land", "AnnualCrop", "SeaLake")
-    assert found == {"en": ("annual crop land", "lake or sea"), "zh": ("一年生作物农田", "湖泊或海洋")}
 
 
 def test_names_and_numbers_stay_what_they_say(tmp_path: Path) -> None:
