@@ -118,10 +118,9 @@ def eval(
     flags.out(out)
     if recipe is None and (sets or check):
         raise BadParameter(Message("--set and --check need a recipe"))
-    counts = [0 if one == "all" else int(one) if one.isdecimal() else one for one in flags.split(shots)]
     given = {
         "datasets": dataset, "languages": flags.split(languages), "data_root": data_root, "limit": limit,
-        "partial": partial, "templates": templates, "task": task, "shots": counts, "precision": precision,
+        "partial": partial, "templates": templates, "task": task, "shots": _shots(shots), "precision": precision,
         "dims": dims, "workers": workers,
     }  # fmt: skip
     options: dict[str, Any] = {key: value for key, value in given.items() if value}
@@ -133,7 +132,6 @@ def eval(
     loaded = flags.open_recipe(recipe, sets, None if dataset else "eval") if recipe else None
     if loaded and check:
         return flags.show_checked(loaded, ["eval"], device, fresh=True)
-
     from dcclip_cli import api
     from dcclip_cli.eval.evaluate import IncompleteError
 
@@ -146,6 +144,11 @@ def eval(
         show(error.results, as_json)
         raise
     show(found, as_json)
+
+
+def _shots(text: str) -> list[int | str]:
+    """Numbers, 0 for all; the recipe's rules refuse anything else."""
+    return [0 if one == "all" else int(one) if one.isdecimal() else one for one in flags.split(text)]
 
 
 def show(results: Sequence[EvalResult], as_json: bool = False) -> None:

@@ -71,10 +71,8 @@ def comma_separated(found: Table) -> str:
 def save_report(results: Sequence[EvalResult], datasets: Iterable[DataSet], folder: Path, progress: Progress) -> None:
     """Write the results as JSON, as tables in Markdown, LaTeX and CSV, as charts, and as report.html."""
     save_results(results, folder)
-    found = table(results)
-    atomic_write(folder / "table.md", markdown(found))
-    atomic_write(folder / "table.tex", latex(found))
-    atomic_write(folder / "table.csv", comma_separated(found))
+    for suffix, written in (("md", markdown), ("tex", latex), ("csv", comma_separated)):
+        atomic_write(folder / f"table.{suffix}", written(table(results)))
     drawn = write_report(folder / "report.html", results, datasets)
     if not drawn:
         progress.say(Message("eval: no charts, which need the package matplotlib: pip install matplotlib"))
@@ -89,8 +87,8 @@ def write_report(path: Path, results: Sequence[EvalResult], datasets: Iterable[D
     """Write report.html, with wrong images of the `datasets` given; all else is in the results. Returns its charts."""
     by_name = {dataset.name: dataset for dataset in datasets}
     found = table(results)
-    made = (bars(found), chinese_against_english(found), probes(results))
-    drawn = {name: chart for name, chart in zip(("bars", "zh-en", "probes"), made, strict=True) if chart}
+    made = {"bars": bars(found), "zh-en": chinese_against_english(found), "probes": probes(results)}
+    drawn = {name: chart for name, chart in made.items() if chart}
     means = zip(found.columns, found.mean.values, strict=True) if found.mean else ()
     write_page(
         path,

@@ -100,22 +100,22 @@ def write(
         raise _nothing()
     measured = {one.model_fingerprint: one.precision for one in fit}
     costs = {name: _cost(models[name], precision) for name, precision in measured.items()}
-    rows = [row_of(one, costs[one.model_fingerprint]) for one in fit]
+    metrics, pages = [], []
+    for language in dict.fromkeys(one.language for one in fit):
+        here = [(one, costs[one.model_fingerprint]) for one in fit if one.language == language]
+        metrics += [_metric(one, cost) for one, cost in here]
+        pages.append(_markdown(language, [row_of(one, cost) for one, cost in here]))
     folder.mkdir(parents=True, exist_ok=True)
-    pairs = zip(fit, rows, strict=True)
-    save_json(folder / "metric.json", [_metric(one, costs[one.model_fingerprint], row) for one, row in pairs])
-    pages = [
-        _markdown(language, [row for one, row in zip(fit, rows, strict=True) if one.language == language])
-        for language in dict.fromkeys(one.language for one in fit)
-    ]
+    save_json(folder / "metric.json", metrics)
     atomic_write(folder / "table.md", "\n".join([*pages, _CAVEAT]))
     return [Message("immich's table with these models: {}", folder / "table.md")]
 
 
-def _metric(result: EvalResult, cost: Cost, own: Row) -> dict[str, Any]:
+def _metric(result: EvalResult, cost: Cost) -> dict[str, Any]:
     """`optimal`: no model of immich's table outclasses it, that is, `outclassed_by` is empty."""
-    better = [row.model for row in table(result.language) if row.outclasses(own)]
-    worse = [row.model for row in table(result.language) if own.outclasses(row)]
+    own, rows = row_of(result, cost), table(result.language)
+    better = [row.model for row in rows if row.outclasses(own)]
+    worse = [row.model for row in rows if own.outclasses(row)]
     about = {"model": result.model, "language": result.language, "recall": recall_of(result.metrics)}
     return about | asdict(cost) | {"optimal": not better, "outclassed_by": better, "outclasses": worse}
 
