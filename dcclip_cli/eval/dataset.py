@@ -167,9 +167,12 @@ class Loaded:
     truth: np.ndarray | Captions
 
 
+@dataclass(frozen=True)
 class Loader(ABC):
-    """Reads one published layout, which `layout` describes."""
+    """Reads one published layout, which `layout` describes, from the file or folder `path`."""
 
+    location: Location
+    path: Path
     layout: ClassVar[str]
 
     @classmethod

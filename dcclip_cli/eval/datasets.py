@@ -179,7 +179,7 @@ def _loader(location: Location) -> Loader:
     if not known.hub:
         what = Message("neither --data-root nor the hub has them")
         raise DcclipError("data set {} needs its images: {}", _where(location), known.label, what)
-    return HubDataset(location, f"clip-benchmark/wds_{known.hub}")
+    return HubDataset(location, Path(f"clip-benchmark/wds_{known.hub}"))
 
 
 @contextmanager

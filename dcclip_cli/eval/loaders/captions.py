@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 
 from dcclip_cli.data import caption_files
@@ -24,12 +23,9 @@ _FILES: dict[str, tuple[str, ...]] = {
 _ONLY = {"coco_cn": ("coco-cn_test.txt", "*test_imgid*.txt")}  # files with the names of the split's images
 
 
-@dataclass(frozen=True)
 class CaptionFiles(Loader):
     """Karpathy's `dataset_NAME.json`, or text with lines `IMAGE#0<TAB>CAPTION`, next to a folder of images."""
 
-    location: Location
-    file: Path
     layout = "dataset_NAME.json, or lines IMAGE#0 CAPTION"
 
     @classmethod
@@ -46,16 +42,16 @@ class CaptionFiles(Loader):
         split = self.location.split
         names: dict[str, str] = {}  # identity -> name
         only = {caption_files.identity(name) for file in _only(self.location) for name in lines_of(file)}
-        for image in caption_files.names_in(self.file):
+        for image in caption_files.names_in(self.path):
             if image.fault:
-                raise DcclipError("{}: {}: {}", DOWNLOAD_AGAIN, self.file, image.name, image.fault.detail)
+                raise DcclipError("{}: {}: {}", DOWNLOAD_AGAIN, self.path, image.name, image.fault.detail)
             known = caption_files.identity(image.name)
             if image.record.get("split", split) == split and (not only or known in only):
                 names.setdefault(known, image.name)
         captions: _Captions = {name: [] for name in names.values()}
-        for known, text in caption_files.captions_in(self.file, names):
+        for known, text in caption_files.captions_in(self.path, names):
             captions[names[known]].append(text)
-        return _with_images(captions, self.location, self.file)
+        return _with_images(captions, self.location, self.path)
 
 
 def _folders(location: Location) -> tuple[Path, ...]:
@@ -95,12 +91,9 @@ def _with_images(captions: _Captions, location: Location, file: Path) -> Loaded:
     return Loaded(images, Captions.of_images(captions.values()))
 
 
-@dataclass(frozen=True)
 class Xm3600(Loader):
     """Crossmodal-3600: `captions.jsonl`, an object for each image with every language's captions, and `images/`."""
 
-    location: Location
-    file: Path
     layout = "captions.jsonl"
 
     @classmethod
@@ -110,7 +103,7 @@ class Xm3600(Loader):
 
     def load(self) -> Loaded:
         language, found = self.location.language, defaultdict[str, list[str]](list)
-        for number, line in enumerate(self.file.read_bytes().splitlines(), 1):
+        for number, line in enumerate(self.path.read_bytes().splitlines(), 1):
             if not line.strip():
                 continue
             try:
@@ -119,17 +112,14 @@ class Xm3600(Loader):
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise DcclipError(
                     "{}:{} is no record with image/key and captions in {}: {!r:.300}",
-                    DOWNLOAD_AGAIN, self.file, number, language, error,
+                    DOWNLOAD_AGAIN, self.path, number, language, error,
                 ) from None  # fmt: skip
-        return _with_images(found, self.location, self.file)
+        return _with_images(found, self.location, self.path)
 
 
-@dataclass(frozen=True)
 class Xtd(Loader):
     """XTD-10: `test_image_names.txt`, and the caption of each line's image in `test_1kcaptions_LANGUAGE.txt`."""
 
-    location: Location
-    captions: Path
     layout = "test_1kcaptions_zh.txt"
 
     @classmethod
@@ -140,18 +130,15 @@ class Xtd(Loader):
 
     def load(self) -> Loaded:
         found: _Captions = defaultdict(list)  # an image may be named twice
-        names = lines_of(self.captions.with_name("test_image_names.txt"))
-        for name, text in zip(names, lines_of(self.captions), strict=False):  # all captions are counted
+        names = lines_of(self.path.with_name("test_image_names.txt"))
+        for name, text in zip(names, lines_of(self.path), strict=False):  # all captions are counted
             found[name].append(text)
-        return _with_images(found, self.location, self.captions)
+        return _with_images(found, self.location, self.path)
 
 
-@dataclass(frozen=True)
 class Base64Lines(Loader):
     """Chinese-CLIP's files: `SPLIT_imgs.tsv`, lines NUMBER<TAB>BASE64, and `SPLIT_texts.jsonl`, texts of images."""
 
-    location: Location
-    images: Path
     layout = "SPLIT_imgs.tsv"
 
     @classmethod
@@ -161,24 +148,24 @@ class Base64Lines(Loader):
         return cls(location, file) if file else None
 
     def load(self) -> Loaded:
-        texts = caption_files.texts_file(self.images)
+        texts = caption_files.texts_file(self.path)
         spans: dict[str, tuple[int, int, int]] = {}  # name -> offset in bytes, length, line number
-        for row in caption_files.image_rows(self.images, {"start": 0, "end": self.images.stat().st_size, "number": 1}):
+        for row in caption_files.image_rows(self.path, {"start": 0, "end": self.path.stat().st_size, "number": 1}):
             name = caption_files.number_of(row)
             if name is None or row.content is None:
                 raise DcclipError(
-                    "{}:{} is not an image's number, a tab and base64", DOWNLOAD_AGAIN, self.images, row.number
+                    "{}:{} is not an image's number, a tab and base64", DOWNLOAD_AGAIN, self.path, row.number
                 )
             spans[name] = (row.start, len(row.content), row.number)
         rows = list(spans.values())
 
         def read(index: int) -> bytes:
             start, length, number = rows[index]
-            with self.images.open("rb") as stream:
+            with self.path.open("rb") as stream:
                 stream.seek(start)
                 return caption_files.image_of(Row(number, start, stream.read(length)))
 
-        images = Images(list(spans), read, fingerprint_of([self.images]))
+        images = Images(list(spans), read, fingerprint_of([self.path]))
         return Loaded(images, self._captions(texts, {name: number for number, name in enumerate(spans)}))
 
     def _captions(self, file: Path, numbers: dict[str, int]) -> Captions:
@@ -188,7 +175,7 @@ class Base64Lines(Loader):
                 raise DcclipError("{}:{}: {}", DOWNLOAD_AGAIN, file, line, text.detail)
             if absent := [image for image in text.images if image not in numbers]:
                 raise DcclipError(
-                    "{}:{}: {} has no image {}", "finish the download", file, line, self.images.name, absent[0]
+                    "{}:{}: {} has no image {}", "finish the download", file, line, self.path.name, absent[0]
                 )
             if text.images:
                 found.append((text.text, tuple(numbers[image] for image in text.images)))

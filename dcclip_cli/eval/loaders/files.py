@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +30,9 @@ _TRUTH_COLUMNS = {
 }
 
 
-@dataclass(frozen=True)
 class ClassFolders(Loader):
     """Folders named by the classes' keys (ImageNet: wnids), their English names, or their numbers."""
 
-    location: Location
-    folder: Path
     layout = "SPLIT/CLASS/*.jpg"
 
     @classmethod
@@ -55,7 +51,7 @@ class ClassFolders(Loader):
         """The images, class by class. Raises DcclipError for a folder of another class."""
         classes, known = self.location.classes, self.location.known
         by_number: dict[int, list[Path]] = {}
-        for name, files in images_by_class(self.folder, _SUFFIXES).items():
+        for name, files in images_by_class(self.path, _SUFFIXES).items():
             number = classes.of_folder(name)
             if number is None and known.extra_folders:
                 continue
@@ -63,11 +59,11 @@ class ClassFolders(Loader):
                 raise DcclipError(
                     "{} is not a class of {}, or a second folder of one",
                     "class folders have names like {}",
-                    self.folder / name, known.label, classes.folders[0],
+                    self.path / name, known.label, classes.folders[0],
                 )  # fmt: skip
             by_number[number] = files
         labelled = [(file, number) for number in sorted(by_number) for file in by_number[number]]
-        images = image_files([file for file, _ in labelled], self.folder)
+        images = image_files([file for file, _ in labelled], self.path)
         return Loaded(images, np.asarray([number for _, number in labelled]))
 
 
@@ -77,36 +73,33 @@ def image_files(files: list[Path], folder: Path) -> Images:
     return Images(names, files.__getitem__, fingerprint_of(files))
 
 
-@dataclass(frozen=True)
 class WebDatasetTars(Loader):
     """Tars as `clip-benchmark/wds_*` on the hub has them: KEY.jpg|webp|png with KEY.cls, KEY.npy or KEY.txt.
 
     Members are read in place: nothing is unpacked, no name in a tar is used as a path.
     """
 
-    location: Location
-    root: Path
-    shards: tuple[Path, ...]
     layout = "SPLIT/0.tar"
 
     @classmethod
     def find(cls, location: Location) -> WebDatasetTars | None:
         for root in location.folders:
             for folder in (root / location.split, root / "test", root):
-                if shards := sorted(folder.glob("*.tar"), key=lambda file: (len(file.name), file.name)):
-                    return cls(location, root, tuple(shards))
+                if any(folder.glob("*.tar")):
+                    return cls(location, folder)
         return None
 
     def load(self) -> Loaded:
         """All samples, in the order of the tars. Raises DcclipError for a truncated tar and a missing label."""
         known = self.location.known
+        shards = sorted(self.path.glob("*.tar"), key=lambda file: (len(file.name), file.name))
         keys, places, truths = [], [], []
-        for shard in self.shards:
+        for shard in shards:
             for key, image, truth in self._samples(shard):
                 keys.append(key)
                 places.append((shard, image))
                 truths.append(_bytes(shard, truth))
-        images = Images(keys, lambda index: _bytes(*places[index]), fingerprint_of(self.shards))
+        images = Images(keys, lambda index: _bytes(*places[index]), fingerprint_of(shards))
         if known.task == "retrieval":
             return Loaded(images, Captions.of_images(map(lines_of, truths)))
         classes = len(self.location.classes.folders)
@@ -114,7 +107,8 @@ class WebDatasetTars(Loader):
             rows = [_truth_values(key, truth, classes) for key, truth in zip(keys, truths, strict=True)]
             return Loaded(images, np.stack(rows))
         labels = np.asarray([_label(key, truth, classes) for key, truth in zip(keys, truths, strict=True)])
-        names = self.root / "classnames.txt"
+        root = self.path if self.path in self.location.folders else self.path.parent
+        names = root / "classnames.txt"
         if names.is_file():
             labels = self.location.classes.order(lines_of(names), str(names), known.own_order)[labels]
         elif not known.own_order:
@@ -164,33 +158,35 @@ def _truth_values(key: str, content: bytes, count: int) -> np.ndarray:
     return vector > 0
 
 
-@dataclass(frozen=True)
 class HubDataset(Loader):
     """A split of a data set on the hub, which `datasets` downloads into its cache, or of one in a folder."""
 
-    location: Location
-    path: str
     layout = "a folder of datasets' save_to_disk, or data/SPLIT-*.parquet"
 
     @classmethod
     def find(cls, location: Location) -> HubDataset | None:
-        folders = (str(folder) for folder in location.folders)
-        return next((cls(location, folder) for folder in folders if is_saved(folder) or is_repository(folder)), None)
+        there = (folder for folder in location.folders if is_saved(str(folder)) or is_repository(str(folder)))
+        return next((cls(location, folder) for folder in there), None)
+
+    @property
+    def name(self) -> str:
+        """The folder, or the name on the hub."""
+        return self.path.as_posix()
 
     @property
     def is_remote(self) -> bool:
         """Whether it is on the hub, not in a folder."""
-        return not is_saved(self.path) and not is_repository(self.path)
+        return not is_saved(self.name) and not is_repository(self.name)
 
     def check(self) -> None:
         """Raise DcclipError unless a data set of the hub is in the local cache, or on the hub, which can be reached."""
-        if not is_cached(self.path):
-            files_on_hub(self.path, "dataset")
+        if not is_cached(self.name):
+            files_on_hub(self.name, "dataset")
 
     def load(self) -> Loaded:
         """Raises DcclipError where the hub cannot be reached or a column is missing."""
         split, task = self._split(), self.location.known.task
-        found = load_hub(self.path, None, split, files=f"{split}/*.tar" if self.is_remote else None)
+        found = load_hub(self.name, None, split, files=f"{split}/*.tar" if self.is_remote else None)
         truth = self._column(found, _TRUTH_COLUMNS[task])
         images = self._images(found, self._column(found, _IMAGE_COLUMNS))
         if task == "retrieval":
@@ -202,9 +198,9 @@ class HubDataset(Loader):
     def _split(self) -> str:
         if self.location.split == "train":
             return "train"
-        if not is_repository(self.path):  # on the hub every test split of clip-benchmark's is called test
-            return self.location.split if is_saved(self.path) else "test"
-        there = splits_of(self.path)
+        if not is_repository(self.name):  # on the hub every test split of clip-benchmark's is called test
+            return self.location.split if is_saved(self.name) else "test"
+        there = splits_of(self.name)
         return next((name for name in self.location.split_names if name in there), self.location.split)
 
     def _column(self, found: Dataset, names: tuple[str, ...]) -> str:
@@ -221,7 +217,7 @@ class HubDataset(Loader):
 
         rows = found.cast_column(column, datasets.Image(decode=False)).select_columns([column])
         keys = found["__key__"] if "__key__" in found.column_names else range(len(found))
-        folder = Folder(Path(self.path if Path(self.path).is_dir() else datasets.config.HF_DATASETS_CACHE), False)
+        folder = Folder(self.path if self.path.is_dir() else Path(datasets.config.HF_DATASETS_CACHE), False)
 
         def read(index: int) -> bytes:
             cell = rows[index][column]
@@ -236,8 +232,8 @@ class HubDataset(Loader):
         classes, own_order = self.location.classes, self.location.known.own_order
         count = len(classes.folders)
         if names := getattr(found.features[column], "names", None):
-            order = classes.mapping(names, self.path)
-        elif is_saved(self.path) and own_order:
+            order = classes.mapping(names, self.name)
+        elif is_saved(self.name) and own_order:
             order = np.arange(count)
         else:
             order = classes.order(self._class_names(), f"{self.path}/classnames.txt", own_order)
@@ -257,9 +253,9 @@ class HubDataset(Loader):
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError
 
-        local = Path(self.path) / "classnames.txt"
+        local = self.path / "classnames.txt"
         try:
-            file = local if local.is_file() else hf_hub_download(self.path, "classnames.txt", repo_type="dataset")
+            file = local if local.is_file() else hf_hub_download(self.name, "classnames.txt", repo_type="dataset")
         except (HfHubHTTPError, ValueError, OSError) as error:
             reason = " ".join(str(error).split())[:200]
             raise DcclipError(
