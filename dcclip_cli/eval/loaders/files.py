@@ -136,6 +136,8 @@ class WebDatasetTars(Loader):
 
 
 def _bytes(shard: Path, member: Member) -> bytes:
+    if member.size > MAX_IMAGE_BYTES:
+        raise DcclipError("{} has more than {:,} bytes", DOWNLOAD_AGAIN, member.name, MAX_IMAGE_BYTES)
     with shard.open("rb") as stream:
         stream.seek(member.offset)
         return stream.read(member.size)
