@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.eval.registry import KnownSet
 from dcclip_cli.eval.result import unpack
+from dcclip_cli.model.reference import resolve
+from dcclip_cli.predict.encoder import load_encoder
 from tests.cli.conftest import dcclip
 from tests.eval import layouts
 from tests.eval.conftest import small
@@ -141,6 +144,22 @@ def test_a_model_of_other_makers_with_code_of_its_own_is_measured_in_both_langua
     assert "running code of" in shown.stderr and found.keys() == {"zh", "en"}
     budgets = {"as_in": "fgclip2", "max_num_patches": [128, 256, 576, 784, 1024]}
     assert found["zh"]["preprocessing"] == budgets
+
+
+@pytest.mark.parametrize(("layout", "length"), [("chineseclip", 52), ("metaclip2", 77), ("metaclip2-mt5", 64)])
+def test_a_model_of_other_makers_embeds_texts_as_its_card_says(
+    layout: str, length: int, hub_teachers: Path, pairs: list[Pair]
+) -> None:
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    folder, texts = hub_teachers / layout, [text for pair in pairs for text in (pair.zh[0], pair.en[0])]
+    more = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
+    tokens = AutoTokenizer.from_pretrained(folder)(texts, **more)
+    with torch.no_grad():
+        found = AutoModel.from_pretrained(folder).eval().get_text_features(**tokens).pooler_output
+    expected = torch.nn.functional.normalize(found).numpy()
+    np.testing.assert_allclose(load_encoder(resolve(f"hf:{folder}"), "cpu").encode_texts(texts), expected, atol=1e-5)
 
 
 def test_data_sets_are_listed_and_found(imagenet: Path, small: dict[str, KnownSet]) -> None:

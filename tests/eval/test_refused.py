@@ -80,6 +80,8 @@ CASES: list[tuple[str, Write, str, str]] = [  # data set, what is there, error, 
      r"valid_texts\.jsonl:1: valid_imgs\.tsv has no image 8", "finish the download"),
     ("muge-cn", files(**MUGE, **{"muge/valid_texts.jsonl": '{"text": "红裙", "image_ids": []}\n'}),
      "names no image of any text", "use valid"),
+    ("xm3600-cn", files(**{"xm3600/captions.jsonl": '{"image/key": "7", "zh": {"caption": []}}'}),
+     r"captions\.jsonl has no caption of 7 \(1 such images\)", ""),
     ("coco-cn", tars("coco", CHINESE, ".txt"), "data set coco-cn needs its images", ""),  # COCO's are not COCO-CN's
     ("xtd", tars("xtd", CHINESE, ".txt"), "xtd: 2 of 2 captions contain Chinese, so they are not in en", ""),
     ("imagnet-cn", files(), "data set imagnet-cn is neither a known name nor a path", "did you mean imagenet-cn?"),

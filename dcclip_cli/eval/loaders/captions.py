@@ -73,9 +73,11 @@ def _only(location: Location) -> list[Path]:
 
 
 def _with_images(captions: _Captions, location: Location, file: Path) -> Loaded:
-    """A caption file's images, found in the location's folders. Raises DcclipError where one is missing."""
+    """A caption file's images, found in the location's folders. Raises DcclipError where an image or caption lacks."""
     if not captions:
         raise DcclipError("{} lists no image of the split {}", DOWNLOAD_AGAIN, file, location.split)
+    if bare := [name for name in captions if not captions[name]]:  # XM3600's are not counted otherwise
+        raise DcclipError("{} has no caption of {} ({} such images)", DOWNLOAD_AGAIN, file, bare[0], len(bare))
     folders = [folder for root in _folders(location) for folder in (root, root / "images") if folder.is_dir()]
     places = [caption_files.Places(folder, False) for folder in folders]
     found: dict[str, tuple[caption_files.Places, Path]] = {}
