@@ -141,7 +141,7 @@ def evaluate(
     from dcclip_cli.eval.card import update_card
     from dcclip_cli.eval.embedding import FeatureCache
     from dcclip_cli.eval.evaluate import check_complete, evaluate, open_datasets, say_alike
-    from dcclip_cli.eval.formats import Written, check_formats, write_results
+    from dcclip_cli.eval.leaderboards import check_formats, write_results
     from dcclip_cli.files import cache_folder
     from dcclip_cli.model.reference import resolve
 
@@ -168,7 +168,7 @@ def evaluate(
     if out:
         each = len(results) // len(references)
         models = {one.model_fingerprint: named for one, named in zip(results[::each], references, strict=True)}
-        write_results(Written(results, datasets, owner, talk, models), Path(out), formats)
+        write_results(results, Path(out), formats, talk, owner, datasets, models)
     check_complete(results, chosen)
     if card:
         update_card(references[0].path, results)
@@ -184,13 +184,13 @@ def convert_results(
     progress: ProgressChoice = False,
 ) -> list[EvalResult]:
     """Write results that `evaluate` wrote, files or folders, into the folder `out` in other formats; returns them."""
-    from dcclip_cli.eval.formats import Written, check_formats, write_results
+    from dcclip_cli.eval.leaderboards import check_formats, write_results
     from dcclip_cli.eval.result import load_several
 
     check_formats(formats, owner)
     paths = [results] if isinstance(results, str | os.PathLike) else results
     found = load_several([Path(path) for path in paths])
-    write_results(Written(found, (), owner, progress_for(progress)), Path(out), formats)
+    write_results(found, Path(out), formats, progress_for(progress), owner)
     return found
 
 

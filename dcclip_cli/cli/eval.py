@@ -60,9 +60,10 @@ _Format = Annotated[
     list[str] | None,
     Option(
         "--format",
-        metavar="dcclip|hub|mteb",
+        metavar="dcclip|hub|mteb|immich",
         help="What --out receives: dcclip: JSON, tables and report.html; hub: files for leaderboards of the Hugging "
-        "Face hub, in DIR/hub/; mteb: results that mteb reads, in DIR/mteb/. Repeatable. Default: dcclip.",
+        "Face hub, in DIR/hub/; mteb: results that mteb reads, in DIR/mteb/; immich: the place of models measured on "
+        "XM3600 on immich's table, in DIR/immich/. Repeatable. Default: dcclip.",
     ),
 ]
 _Owner = Annotated[
@@ -118,7 +119,7 @@ def eval(
     if recipe is None and (sets or check):
         raise BadParameter(Message("--set and --check need a recipe"))
     given = {
-        "datasets": dataset, "languages": _languages(languages), "data_root": data_root, "limit": limit,
+        "datasets": dataset, "languages": flags.split(languages), "data_root": data_root, "limit": limit,
         "partial": partial, "templates": templates, "task": task, "shots": _shots(shots), "precision": precision,
         "dims": dims, "workers": workers,
     }  # fmt: skip
@@ -131,7 +132,6 @@ def eval(
     loaded = flags.open_recipe(recipe, sets, None if dataset else "eval") if recipe else None
     if loaded and check:
         return flags.show_checked(loaded, ["eval"], device, fresh=True)
-
     from dcclip_cli import api
     from dcclip_cli.eval.evaluate import IncompleteError
 
@@ -146,52 +146,17 @@ def eval(
     show(found, as_json)
 
 
-def _languages(text: str) -> list[str]:
-    given = flags.split(text)
-    if wrong := [language for language in given if language not in ("en", "zh")]:
-        raise BadParameter(Message("--languages: {} is neither en nor zh", wrong[0]))
-    return given
-
-
-def _shots(text: str) -> list[int]:
-    given = flags.split(text)
-    if wrong := [one for one in given if one != "all" and not (one.isdecimal() and int(one))]:
-        raise BadParameter(Message("--shots: {} is neither a number nor all", wrong[0]))
-    return [0 if one == "all" else int(one) for one in given]
+def _shots(text: str) -> list[int | str]:
+    """Numbers, 0 for all; the recipe's rules refuse anything else."""
+    return [0 if one == "all" else int(one) if one.isdecimal() else one for one in flags.split(text)]
 
 
 def show(results: Sequence[EvalResult], as_json: bool = False) -> None:
     """Print all metrics of one model, or each data set's main metric of several; or everything `as_json`."""
+    from dcclip_cli.eval.result import METRIC_NAMES, table
+
     if as_json:
-        return console.show_json([result.to_json() for result in results])
-    _show_metrics(results)
-    _show_immich(results)
-
-
-def _show_immich(results: Sequence[EvalResult]) -> None:
-    """Print the models on XM3600 among those of immich's table that no other outclasses."""
-    from dcclip_cli.eval.leaderboards.immich import CAVEAT, standings
-
-    for language in dict.fromkeys(one.language for one in results if one.immich):
-        own = {one.model: one.immich for one in results if one.immich and one.language == language}
-        shown = [one for one in standings(language, own) if one.optimal or one.own]
-        rows = [
-            (one.row.model, f"{one.row.recall:.2f}", f"{one.row.memory_mib:,.0f}", f"{one.row.ms:.2f}",
-             Message("yes") if one.optimal else Message("no"), Message("yours") if one.own else "")
-            for one in shown
-        ]  # fmt: skip
-        console.show("")
-        columns = (Message("model"), Message("recall %"), Message("memory MiB"), "ms", Message("Pareto optimal"), "")
-        console.show_table(Message("immich's table, XM3600, {}", language), columns, rows)
-        for model, one in own.items():
-            console.show(f"{model}: {one.image_ms:.2f} ms an image, {one.text_ms:.2f} ms a text")
-    if any(one.immich for one in results):
-        console.show(CAVEAT)
-
-
-def _show_metrics(results: Sequence[EvalResult]) -> None:
-    from dcclip_cli.eval.report import METRIC_NAMES, table
-
+        return console.show_json([asdict(result) for result in results])
     found = table(results)
     lacking = len({(one.dataset, key) for one in results for key in one.corrupt})
     without = Message("without {:,} images that cannot be read", lacking) if lacking else ""
@@ -200,19 +165,14 @@ def _show_metrics(results: Sequence[EvalResult]) -> None:
         rows = [(_noted(row.name, row.remark), row.metric, *map(percent, row.values, gaps)) for row in found.rows]
         return console.show_table(without, (_SET, _METRIC, *(column.title for column in found.columns)), rows)
     shown = [name for name in METRIC_NAMES if any(name in result.metrics for result in results)]
-    lines = [
-        (
-            _noted(f"{one.dataset} {one.language}", "" if "zero-shot" in one.task else one.task),
-            METRIC_NAMES.get(one.metric, one.metric),
-            *(percent(one.metrics.get(name)) for name in shown),
-            f"{one.n:,}"
-            + (f" (-{len(one.corrupt)})" if one.corrupt else "")
-            + (" of a sample" if one.limit else "")
-            + (" OF A PART" if one.partial else ""),
-            f"{one.classes:,}" if one.classes else "",
-        )
-        for one in results
-    ]
+    lines = []
+    for one in results:
+        images = f"{one.n:,}{f' (-{len(one.corrupt)})' if one.corrupt else ''}"
+        images += " of a sample" * bool(one.limit) + " OF A PART" * bool(one.partial)
+        name = _noted(f"{one.dataset} {one.language}", "" if "zero-shot" in one.task else one.task)
+        metrics = [percent(one.metrics.get(metric)) for metric in shown]
+        classes = f"{one.classes:,}" if one.classes else ""
+        lines.append((name, METRIC_NAMES[one.metric], *metrics, images, classes))
     if found.mean:
         means = [percent(value) for value in found.mean.values if value is not None]
         lines.append((found.mean.name, ", ".join(means), *[""] * len(shown), "", ""))
@@ -244,33 +204,23 @@ def compare(
     The 95 % interval is from 1,000 bootstrap samples of the images, the same for both where both saw the same images.
     """
     from dcclip_cli import api
-    from dcclip_cli.eval.report import METRIC_NAMES
+    from dcclip_cli.eval.result import METRIC_NAMES
 
     talk = console.talk(quiet, verbose)
     found = api.compare(a, b, force=force, progress=talk)
     if as_json:
         return console.show_json([asdict(one) | {"difference": one.value} for one in found.differences])
+    rows = []
     for one in found.differences:
+        name = f"{one.dataset} {one.language}"
         if one.unlike:
-            talk.say(Message("{} {}: the {} differ", one.dataset, one.language, " and ".join(one.unlike)))
+            talk.say(Message("{}: the {} differ", name, " and ".join(one.unlike)))
         if not one.paired:
-            talk.say(
-                Message(
-                    "{} {}: not the same images in the same order, so the interval is wider", one.dataset, one.language
-                )
-            )
-    rows = [
-        (
-            f"{one.dataset} {one.language}",
-            METRIC_NAMES.get(one.metric, one.metric),
-            percent(one.first),
-            percent(one.second),
-            percent(one.value, signed=True),
-            Message("{} to {}", percent(one.low, signed=True), percent(one.high, signed=True)),
-            (Message("better") if one.value > 0 else Message("worse")) if one.is_clear else Message("not clear"),
-        )
-        for one in found.differences
-    ]
+            talk.say(Message("{}: not the same images in the same order, so the interval is wider", name))
+        low, high = percent(one.low, signed=True), percent(one.high, signed=True)
+        verdict = (Message("better") if one.value > 0 else Message("worse")) if one.is_clear else Message("not clear")
+        values = percent(one.first), percent(one.second), percent(one.value, signed=True)
+        rows.append((name, METRIC_NAMES[one.metric], *values, Message("{} to {}", low, high), verdict))
     columns = (_SET, _METRIC, found.first, found.second, Message("difference"), Message("95 % interval"), "")
     title = Message("{} against {}", found.second, found.first)
     console.show_table(title, columns, rows)
@@ -295,20 +245,14 @@ def datasets(
 
     from dcclip_cli.eval import registry
     from dcclip_cli.eval.datasets import layout_of
-    from dcclip_cli.eval.report import METRIC_NAMES
+    from dcclip_cli.eval.result import METRIC_NAMES
 
-    rows = [
-        (
-            ", ".join(registry.name_in(known, language) for language in registry.languages_of(known)),
-            METRIC_NAMES[known.metric],
-            known.split,
-            f"{known.size:,}" if known.size else "",
-            f"{known.classes:,}" if known.classes else "",
-            (layout_of(known, data_root) or "-") if data_root else f"wds_{known.hub}" if known.hub else "",
-            known.remark,
-        )
-        for known in registry.SETS.values()
-    ]
+    rows = []
+    for known in registry.SETS.values():
+        names = ", ".join(registry.name_in(known, language) for language in registry.languages_of(known))
+        where = (layout_of(known, data_root) or "-") if data_root else f"wds_{known.hub}" if known.hub else ""
+        size, classes = (f"{number:,}" if number else "" for number in (known.size, known.classes))
+        rows.append((names, METRIC_NAMES[known.metric], known.split, size, classes, where, known.remark))
     there = Message("found") if data_root else Message("on the hub")
     columns = (Message("name"), _METRIC, Message("split"), _IMAGES, _CLASSES, there, "")
     console.show_table(Message("dcclip eval --dataset NAME --data-root DIR, with DIR/NAME/"), columns, rows)

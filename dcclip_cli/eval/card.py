@@ -10,8 +10,7 @@ import yaml
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval import registry
-from dcclip_cli.eval.report import METRIC_NAMES
-from dcclip_cli.eval.result import EvalResult
+from dcclip_cli.eval.result import METRIC_NAMES, EvalResult
 from dcclip_cli.files import atomic_write
 from dcclip_cli.text_files import read_text
 

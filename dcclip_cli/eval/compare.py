@@ -1,30 +1,23 @@
-"""Paired bootstrap comparison of two models' results on the same test sets."""
+"""Paired bootstrap comparison of two models' results, and which results compare with those of anybody."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.eval import registry
 from dcclip_cli.eval.metrics import metrics_of
-from dcclip_cli.eval.result import EvalResult, load_results, unpack
+from dcclip_cli.eval.result import ZERO_SHOT, EvalResult, load_results, sha256_of, unlike
 from dcclip_cli.progress import Progress, Silent
 
 RESAMPLES = 1000
 _ROWS = ("labels", "image_ranks", "text_ranks")  # details whose rows are resampled, each independently
-_COMPARED = {
-    "class_names_sha256": "class names",
-    "templates_sha256": "prompts",
-    "metric": "metrics",
-    "split": "splits",
-    "limit": "samples",
-    "partial": "parts of the data set",
-    "n": "numbers of images",
-}
 
 
 @dataclass(frozen=True)
@@ -106,8 +99,7 @@ def compare_results(
         names = " and ".join(sorted({result.dataset for result in (*first, *second)}))
         raise DcclipError("the two have no data set in common (they have {})", "evaluate both on the same one", names)
     for one, other in pairs:
-        apart = unlike(one, other)
-        if apart and not force:
+        if (apart := unlike(one, other)) and not force:
             raise DcclipError(
                 "{} {}: the {} differ, so the results are not comparable",
                 "evaluate both alike, or compare them anyway with --force",
@@ -115,17 +107,12 @@ def compare_results(
                 one.language,
                 " and ".join(apart),
             )
+    found = []
     with (progress or Silent()).task(Message("bootstrap"), len(pairs)) as task:
-        found = []
         for one, other in pairs:
             found.append(_difference(one, other, resamples))
             task.advance()
     return found
-
-
-def unlike(one: EvalResult, other: EvalResult) -> tuple[str, ...]:
-    """What was measured differently, so that two results do not compare."""
-    return tuple(label for name, label in _COMPARED.items() if getattr(one, name) != getattr(other, name))
 
 
 def _difference(one: EvalResult, other: EvalResult, resamples: int) -> Difference:
@@ -145,11 +132,10 @@ def _difference(one: EvalResult, other: EvalResult, resamples: int) -> Differenc
 
 
 def _details(result: EvalResult) -> dict[str, np.ndarray]:
-    where = f"{result.dataset} {result.language}"
-    arrays = {name: unpack(one, f"{where}: {name}") for name, one in result.details.items() if name != "predictions"}
-    if not arrays:
+    found = {name: one for name in result.details if name != "predictions" and (one := result.detail(name)) is not None}
+    if not found:
         raise DcclipError("the result on {} has no details of its images", "evaluate again", result.dataset)
-    return arrays
+    return found
 
 
 def _resample(rows: Mapping[str, int], random: np.random.Generator) -> dict[str, np.ndarray]:
@@ -158,3 +144,28 @@ def _resample(rows: Mapping[str, int], random: np.random.Generator) -> dict[str,
         name: np.bincount(random.integers(0, count, count), minlength=count).astype(float)
         for name, count in rows.items()
     }
+
+
+def unfit(result: EvalResult) -> str:
+    """Why a result is on no leaderboard: it is not of a whole named data set with its own prompts; empty if it is."""
+    found = registry.find(result.dataset)
+    if found is None or found[1] != result.language:
+        return "is no named data set"
+    if result.partial or result.limit:
+        return "was not measured in full"
+    known, language = found
+    if known.classes:
+        own = prompts.read(registry.prompts_of(known))
+        if result.task != ZERO_SHOT:
+            return f"is a {result.task}"
+        asked = sha256_of(own.names[language]), sha256_of(own.templates[language])
+        if (result.class_names_sha256, result.templates_sha256) != asked:
+            return "was measured with other class names or prompts than this version's own"
+    return ""
+
+
+def fit_for(results: Sequence[EvalResult], unfit: Callable[[EvalResult], str]) -> tuple[list[EvalResult], list[str]]:
+    """The results for which `unfit` has no reason, and a line for the user about each of the others."""
+    reasons = [(result, unfit(result)) for result in results]
+    lines = [f"left out: {one.dataset} {one.language} of {one.model} {why}" for one, why in reasons if why]
+    return [one for one, why in reasons if not why], lines

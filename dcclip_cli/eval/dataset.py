@@ -17,7 +17,7 @@ from PIL import Image
 from dcclip_cli.data.pair import Language
 from dcclip_cli.data.prompts import ClassIndex, Prompts
 from dcclip_cli.data.reading import Fault
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.registry import KnownSet, Metric
 from dcclip_cli.model.preprocess import FORMATS, decode
 
@@ -137,8 +137,7 @@ class DataSet:
 class Location:
     """A named data set's split, and the folders that may contain it, the most likely first.
 
-    `siblings` are folders of the same images with captions in the other language: COCO's for COCO-CN. Where `partial`,
-    images and classes may be missing.
+    `siblings` are folders of the same images with captions in the other language: COCO's for COCO-CN.
     """
 
     known: KnownSet
@@ -147,7 +146,6 @@ class Location:
     language: Language
     prompts: Prompts | None = field(default=None, compare=False)  # None for captions
     siblings: tuple[Path, ...] = ()
-    partial: bool = False
 
     @property
     def split_names(self) -> tuple[str, ...]:
@@ -169,9 +167,12 @@ class Loaded:
     truth: np.ndarray | Captions
 
 
+@dataclass(frozen=True)
 class Loader(ABC):
-    """Reads one published layout, which `layout` describes."""
+    """Reads one published layout, which `layout` describes, from the file or folder `path`."""
 
+    location: Location
+    path: Path
     layout: ClassVar[str]
 
     @classmethod
@@ -188,13 +189,7 @@ def fingerprint_of(files: Iterable[Path], *more: object) -> str:
     """A hash of the files' paths, sizes and modification times; their contents are not read."""
     digest = hashlib.sha256(repr(more).encode())
     for file in files:
-        try:
-            about = file.stat()
-        except OSError as error:
-            what = (
-                Message("is a link to nothing") if file.is_symlink() else Message("cannot be read: {}", error.strerror)
-            )
-            raise DcclipError("{} {}", "remove it, or put the file there again", file, what) from None
+        about = file.stat()
         digest.update(os.fsencode(f"{os.path.abspath(file)}\0{about.st_size}\0{about.st_mtime_ns}\n"))
     return digest.hexdigest()
 

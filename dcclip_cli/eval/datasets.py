@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -15,24 +14,14 @@ import numpy as np
 import yaml
 
 from dcclip_cli.data import prompts
-from dcclip_cli.data.class_folders import NAMES_FILE, class_names, images_by_class
+from dcclip_cli.data.class_folders import class_names, images_by_class
 from dcclip_cli.data.dataset import open_pairs, shards_at
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval import registry
-from dcclip_cli.eval.dataset import (
-    Captions,
-    Classes,
-    DataSet,
-    Images,
-    ImageTransform,
-    Loaded,
-    Loader,
-    Location,
-)
+from dcclip_cli.eval.dataset import Captions, Classes, DataSet, Images, ImageTransform, Loaded, Loader, Location
 from dcclip_cli.eval.loaders import LOADERS
-from dcclip_cli.eval.loaders.files import ClassFolders, image_files
-from dcclip_cli.eval.loaders.hub import HubDataset
+from dcclip_cli.eval.loaders.files import HubDataset, image_files
 from dcclip_cli.eval.registry import KnownSet
 from dcclip_cli.text import language_by_script
 
@@ -77,12 +66,12 @@ def check_dataset(
         return open_dataset(name, languages, data_root, retrieval=task == "retrieval").name
     known, language = named
     location = _location(known, data_root, language)
-    for one in (location, *([replace(location, split="train")] if task == "probe" else [])):
-        loader = _loader(one)
+    for split in (known.split, "train") if task == "probe" else (known.split,):
+        loader = _loader(replace(location, split=split))
         if isinstance(loader, HubDataset) and loader.is_remote:
             with _needs_its_images(location):
                 loader.check()
-        elif one is location:
+        elif split == known.split:
             open_dataset(name, languages, data_root, partial=partial)
     return registry.name_in(known, language)
 
@@ -95,21 +84,20 @@ def layout_of(known: KnownSet, data_root: Path) -> str | None:
 
 def training_split(dataset: DataSet) -> Loaded:
     """The labelled images to train probes on. Raises DcclipError where the data set has none."""
-    if dataset.location is None or dataset.is_retrieval:
-        raise DcclipError("data set {} has no training split", "probes need a named classification set", dataset.name)
-    found = _load(replace(dataset.location, split="train"))
-    if found.images.fingerprint == dataset.images.fingerprint:
-        raise DcclipError("data set {} has no folder train", "put its training images there", dataset.name)
+    location = None if dataset.is_retrieval else dataset.location
+    found = location and _load(replace(location, split="train"))
+    if not found or found.images.fingerprint == dataset.images.fingerprint:
+        what = Message("data set {} has no training images", dataset.name)
+        raise DcclipError(what, "probes need a named data set of classes, with a folder train")
     return found
 
 
 def _named(known: KnownSet, language: Language, data_root: Path | None, templates: Templates, partial: Part) -> DataSet:
     location = _location(known, data_root, language)
-    location = replace(location, partial=partial != "no" and location.prompts is not None)
     name, found, classes = registry.name_in(known, language), _load(location), location.prompts
-    part = _part(known, found, partial) if location.partial else ""
+    part = _part(known, found, partial) if partial != "no" and classes else ""
     if not part or len(found.images) > (known.size or len(found.images)):
-        _check_size(location, name, found)
+        _check_size(known, name, found)
     truth: Classes | Captions
     if isinstance(found.truth, Captions):
         _check_language(name, language, found.truth.texts)
@@ -174,9 +162,8 @@ def _folders(names: Sequence[str], data_root: Path | None) -> tuple[Path, ...]:
 @functools.lru_cache(maxsize=4)
 def _load(location: Location) -> Loaded:
     loader = _loader(location)
-    if not isinstance(loader, HubDataset) or not loader.is_remote:
-        return loader.load()
-    with _needs_its_images(location):
+    remote = isinstance(loader, HubDataset) and loader.is_remote
+    with _needs_its_images(location) if remote else nullcontext():
         return loader.load()
 
 
@@ -186,14 +173,13 @@ def _loader(location: Location) -> Loader:
     if loader := next((found for layout in LOADERS if (found := layout.find(location))), None):
         return loader
     if location.folders:
-        what = Message(
-            "{} has no {} images of {} in any supported layout", location.folders[0], location.split, known.label
-        )
+        folder = location.folders[0]
+        what = Message("{} has no {} images of {} in any supported layout", folder, location.split, known.label)
         raise DcclipError(what, _where(location))
-    with _needs_its_images(location):
-        if not known.hub:
-            raise DcclipError("neither --data-root nor the hub has them", "")
-    return HubDataset(location, f"clip-benchmark/wds_{known.hub}")
+    if not known.hub:
+        what = Message("neither --data-root nor the hub has them")
+        raise DcclipError("data set {} needs its images: {}", _where(location), known.label, what)
+    return HubDataset(location, Path(f"clip-benchmark/wds_{known.hub}"))
 
 
 @contextmanager
@@ -201,9 +187,8 @@ def _needs_its_images(location: Location) -> Iterator[None]:
     try:
         yield
     except DcclipError as error:
-        raise DcclipError(
-            "data set {} needs its images: {}", _where(location), location.known.label, error.what
-        ) from None
+        label = location.known.label
+        raise DcclipError("data set {} needs its images: {}", _where(location), label, error.what) from None
 
 
 def _where(location: Location) -> str:
@@ -219,41 +204,18 @@ def _where(location: Location) -> str:
     )
 
 
-def _check_size(location: Location, name: str, found: Loaded) -> None:
-    known = location.known
+def _check_size(known: KnownSet, name: str, found: Loaded) -> None:
     counts = [("images", known.size, len(found.images))]
     if isinstance(found.truth, Captions):
         counts.append(("captions", known.texts, len(found.truth.texts)))
     for what, expected, count in counts:
         if expected not in (None, count):
             remark = Message(" ({})", known.remark) if known.remark else ""
-            what = Message(
+            raise DcclipError(
                 "data set {}: the split {} has {:,} {}{}, {:,} were found",
-                name,
-                known.split,
-                expected,
-                what,
-                remark,
-                count,
-            )
-            raise DcclipError(what, "finish the download, or download the right split{}", _or_as_it_is(location, count))
-
-
-def _or_as_it_is(location: Location, count: int) -> str:
-    """How images that are not the split are evaluated all the same; empty where they are not."""
-    known, loader = location.known, _loader(location)
-    if known.task != "retrieval" and count < (known.size or 0):
-        return Message("; to evaluate the part that is there, add --partial all")
-    if not isinstance(loader, ClassFolders) or not set(loader.by_folder) <= set(location.classes.folders):
-        return ""
-    names = shlex.quote(str(loader.folder / NAMES_FILE))
-    return Message(
-        "; to evaluate all as a data set of your own: dcclip datasets {} --classes-yaml > {}, then "
-        "dcclip eval --dataset {}",
-        known.label,
-        names,
-        shlex.quote(str(loader.folder)),
-    )
+                "finish the download, or download the right split; to evaluate a part, add --partial all or present",
+                name, known.split, expected, what, remark, count,
+            )  # fmt: skip
 
 
 def _check_language(name: str, language: Language, texts: Sequence[str]) -> None:

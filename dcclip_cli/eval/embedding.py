@@ -1,12 +1,17 @@
-"""Embeddings of a test set's images and texts: cached by model, unreadable images recorded."""
+"""Embeddings of a test set's images and texts, cached by model; class names that a tokenizer cannot tell apart.
+
+Chinese BERT's vocabulary lacks characters of names such as 蝾螈, 猞猁 and 犰狳: each is read as two unknown tokens, and
+the three classes of ImageNet are one class to a model with that vocabulary. They are asked for by alternates.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +27,9 @@ from dcclip_cli.predict.images import aligned, embed_batches
 from dcclip_cli.predict.zero_shot import class_means, fill, text_embeddings
 from dcclip_cli.progress import Progress
 from dcclip_cli.store import FeatureStore, digests
+from dcclip_cli.text import check_unicode
 
+_NOBODYS = "\u4dbf"  # a rare Chinese character, in hardly any vocabulary
 _NAMED_FAULTS = 3  # unreadable images that are named on the terminal; the result names all
 
 
@@ -47,14 +54,8 @@ class FeatureCache:
         Embeddings depend on their item and on what `about` contains. See `FeatureStore.complete` for `compute`. Another
         process that asks for items of the same `about` waits meanwhile.
         """
-        with ExitStack() as held:
-            try:
-                store = self._store(about)
-                if store.folder:
-                    held.enter_context(lock(store.folder / ".lock"))
-            except OSError as error:
-                hint = Message("name another folder with DCCLIP_CACHE, or use --no-cache")
-                raise DcclipError("{} cannot be written: {}", hint, self._root, error.strerror) from None
+        store = self._store(about)
+        with lock(store.folder / ".lock") if store.folder else nullcontext():
             store.refresh()
             return store.complete("embedding", digests("", items), compute)
 
@@ -134,15 +135,12 @@ class Embedder:
             raise DcclipError("none of {:,} images can be read: {}", "download them again", len(wanted), first)
         if faults:
             named = [f"{key} ({fault})" for key, fault in list(faults.items())[:_NAMED_FAULTS]]
-            self.progress.say(
-                Message(
-                    "data set {}: {:,} of {:,} images cannot be read and are left out: {}",
-                    name,
-                    len(faults),
-                    len(wanted),
-                    ", ".join(named) + (", ..." if len(faults) > len(named) else ""),
-                )
-            )
+            shown = ", ".join(named) + (", ..." if len(faults) > len(named) else "")
+            line = Message(
+                "data set {}: {:,} of {:,} images cannot be read and are left out: {}",
+                name, len(faults), len(wanted), shown,
+            )  # fmt: skip
+            self.progress.say(line)
         return Embedded(wanted[there], vectors, faults, computed, time.perf_counter() - begin)
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
@@ -159,3 +157,108 @@ class Embedder:
         """(C, D), length 1: the mean over each class's templates, as in CLIP's zero-shot classifier."""
         texts = [text for name in names for text in fill(templates, name)]
         return class_means(self.texts(texts), [len(templates)] * len(names))
+
+
+# ---- class names that are the same tokens
+
+
+@dataclass(frozen=True)
+class ClassTexts:
+    """The names that a model is asked with, in label order.
+
+    `replaced` maps a name to the alternate in its place. `alike` are the groups of classes, by number, whose texts are
+    still the same tokens.
+    """
+
+    names: tuple[str, ...]
+    replaced: dict[str, str]
+    alike: tuple[tuple[int, ...], ...]
+
+
+def class_texts(
+    model: Encoder, names: Sequence[str], alternates: Mapping[str, Sequence[str]], templates: Sequence[str]
+) -> ClassTexts:
+    """The names, where several are the same tokens by alternates that no other class is the same as.
+
+    Classes that have the same name in the list itself are left as they are.
+    """
+    first = fill(templates[:1], "{}")[0]
+    groups = _groups(_tokens(model, [first.replace("{}", name) for name in names]))
+    alike = [several for group in groups for several in _same_in_all(model, names, group, templates)]
+    unreadable = [number for several in alike for number in several if len({names[one] for one in several}) > 1]
+    offered = {one: alternates.get(names[one], ()) for one in unreadable}
+    chosen = _alternates(model, names, offered, alike, first) if offered else {}
+    left = [tuple(one for one in several if one not in chosen) for several in alike]
+    return ClassTexts(
+        tuple(chosen.get(number, name) for number, name in enumerate(names)),
+        {names[number]: name for number, name in chosen.items()},
+        tuple(several for several in left if len(several) > 1),
+    )
+
+
+def lost(groups: Iterable[Sequence[int]], labels: np.ndarray, per_class: bool) -> float:
+    """The least loss of accuracy (0..1) from `groups` of classes that a model cannot tell apart.
+
+    At best, a model is right on the largest class of each group. `per_class`: of the mean over the classes that occur.
+    """
+    counts = np.bincount(labels, minlength=1 + max((one for group in groups for one in group), default=0))
+    sizes = [[int(counts[one]) for one in group if counts[one]] for group in groups]
+    if per_class:
+        return sum(max(0, len(group) - 1) for group in sizes) / max(1, int(np.count_nonzero(counts)))
+    return sum(sum(group) - max(group, default=0) for group in sizes) / max(1, len(labels))
+
+
+def _tokens(model: Encoder, texts: Sequence[str]) -> list[bytes]:
+    check_unicode(texts)
+    return [row.tobytes() for row in model.tokenize(texts)]
+
+
+def _groups(keys: Iterable[Hashable]) -> list[list[int]]:
+    """The places of equal keys, where there are several, in order."""
+    places: dict[Hashable, list[int]] = defaultdict(list)
+    for place, key in enumerate(keys):
+        places[key].append(place)
+    return [several for several in places.values() if len(several) > 1]
+
+
+def _same_in_all(
+    model: Encoder, names: Sequence[str], group: Sequence[int], templates: Sequence[str]
+) -> list[list[int]]:
+    """The parts of a group that are the same tokens in every template, not only where one is cut at its end."""
+    rows = _tokens(model, [text for number in group for text in fill(templates, names[number])])
+    of_class = [tuple(rows[at * len(templates) : (at + 1) * len(templates)]) for at in range(len(group))]
+    return [[group[place] for place in several] for several in _groups(of_class)]
+
+
+def _alternates(
+    model: Encoder,
+    names: Sequence[str],
+    offered: Mapping[int, Sequence[str]],
+    groups: Sequence[Sequence[int]],
+    template: str,
+) -> dict[int, str]:
+    """By class number, the alternate with the fewest unknown characters that is not the same tokens as another class.
+
+    One with unknown characters is only taken for a class that is still alike to another.
+    """
+    candidates = [(number, name) for number, several in offered.items() for name in several]
+    unknown = _unknown_parts(model, [name for _, name in candidates], template)
+    rows = _tokens(model, [template.replace("{}", text) for text in (*names, *(name for _, name in candidates))])
+    taken, chosen = set(rows[: len(names)]), dict[int, str]()
+    left = {number: together for together in map(set, groups) for number in together}
+    for place in sorted(range(len(candidates)), key=lambda place: (unknown[place], place)):
+        (number, name), row = candidates[place], rows[len(names) + place]
+        needed = unknown[place] == 0 or len(left[number]) > 1
+        if number not in chosen and row not in taken and needed:
+            chosen[number] = name
+            taken.add(row)
+            left[number].discard(number)
+    return chosen
+
+
+def _unknown_parts(model: Encoder, texts: Sequence[str], template: str) -> list[float]:
+    """The fraction of each text's characters that the tokenizer reads as it reads a character that nobody writes."""
+    characters = sorted({char for text in texts for char in text})
+    *rows, nobodys = _tokens(model, [template.replace("{}", char) for char in (*characters, _NOBODYS)])
+    unknown = {char for char, row in zip(characters, rows, strict=True) if row == nobodys}
+    return [sum(char in unknown for char in text) / len(text) for text in texts]

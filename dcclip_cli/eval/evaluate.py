@@ -14,15 +14,12 @@ from pydantic import Field
 
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.eval import probe, registry
-from dcclip_cli.eval.class_texts import ClassTexts, class_texts, lost
+from dcclip_cli.eval import registry
 from dcclip_cli.eval.dataset import Captions, Classes, DataSet
 from dcclip_cli.eval.datasets import Part, Templates, check_dataset, open_dataset, training_split
-from dcclip_cli.eval.embedding import Embedded, Embedder, FeatureCache
-from dcclip_cli.eval.leaderboards import immich
-from dcclip_cli.eval.metrics import Score, score_classes, score_retrieval
-from dcclip_cli.eval.registry import Metric
-from dcclip_cli.eval.result import EvalResult, pack, sha256_of
+from dcclip_cli.eval.embedding import Embedded, Embedder, FeatureCache, class_texts, lost
+from dcclip_cli.eval.metrics import SEEDS, SHOTS, Score, probe, sample, score_classes, score_retrieval, summary
+from dcclip_cli.eval.result import ZERO_SHOT, EvalResult, pack, sha256_of
 from dcclip_cli.machine import keep_freed_memory
 from dcclip_cli.model import Precision
 from dcclip_cli.model.reference import ModelReference
@@ -73,6 +70,18 @@ class EvalOptions(Options):
     )
     workers: int = Field(2, ge=1, le=256, description="Threads that read and resize images")
 
+    @property
+    def names(self) -> list[str]:
+        """The data sets, groups expanded, each once."""
+        return list(dict.fromkeys(name for given in self.datasets for name in registry.expand(given)))
+
+    def check_whole(self, name: str, why: str) -> None:
+        """Raise DcclipError where no result would compare with those of others, for `why`, in the format `name`."""
+        for key, usual in (("task", "zero-shot"), ("limit", None), ("partial", "no"), ("templates", "own")):
+            if (value := getattr(self, key)) != usual:
+                given = f"--{key} {value}"
+                raise DcclipError("--format {} with {}: {}", "omit {}", name, given, why, f"--{key}")
+
 
 class IncompleteError(DcclipError):
     """Images that cannot be read, and the `results` that were measured without them."""
@@ -97,12 +106,12 @@ def check_complete(results: Sequence[EvalResult], options: EvalOptions) -> None:
 def open_datasets(options: EvalOptions) -> list[DataSet]:
     """The data sets of `options.datasets`, groups expanded. Raises DcclipError for a missing or incomplete one."""
     root = Path(options.data_root) if options.data_root else None
-    names = dict.fromkeys(name for given in options.datasets for name in registry.expand(given))
     opened = [
         open_dataset(name, options.languages, root, options.templates, options.task == "retrieval", options.partial)
-        for name in names
+        for name in options.names
     ]
-    _check_names([dataset.name for dataset in opened])
+    if error := _twice([dataset.name for dataset in opened]):
+        raise error
     return opened
 
 
@@ -110,20 +119,18 @@ def check_datasets(options: EvalOptions) -> Iterator[DcclipError]:
     """What would keep `open_datasets` from opening the data sets, one error each; nothing is downloaded."""
     root = Path(options.data_root) if options.data_root else None
     called = []
-    for name in dict.fromkeys(name for given in options.datasets for name in registry.expand(given)):
+    for name in options.names:
         try:
             called.append(check_dataset(name, options.languages, root, options.task, options.partial))
         except DcclipError as error:
             yield error
-    try:
-        _check_names(called)
-    except DcclipError as error:
-        yield error
+    if two := _twice(called):
+        yield two
 
 
-def _check_names(called: Sequence[str]) -> None:
-    if twice := [name for name in called if called.count(name) > 1]:
-        raise DcclipError("two data sets are called {}", "rename one of the files or folders", twice[0])
+def _twice(names: Sequence[str]) -> DcclipError | None:
+    twice = [name for name in names if names.count(name) > 1]
+    return DcclipError("two data sets are called {}", "rename one of the files or folders", twice[0]) if twice else None
 
 
 def evaluate(
@@ -143,8 +150,14 @@ def evaluate(
     progress, cache = progress or Silent(), cache or FeatureCache(None)
     by_model: list[list[EvalResult]] = []
     for reference in models:
-        results = _of_model(reference, datasets, options, device, cache, progress)
-        by_model.append(_with_immich(results, reference, options, progress))
+        model = load_encoder(reference, device, options.precision, progress=progress)
+        if isinstance(model, TorchEncoder) and model.precision != "fp32":
+            for line in model.choice.lines(model.name):
+                progress.say(line)
+        short = shortened(model, options.dims, progress)
+        evaluation = _Evaluation(Embedder(short, cache, progress, options.batch_size, options.workers), options)
+        results = evaluation.probes if options.task == "probe" else evaluation.zero_shot
+        by_model.append([result for dataset in datasets for result in results(dataset)])
     if len({result.model for several in by_model for result in several}) < len(models):
         by_model = [
             [replace(result, model=reference.target) for result in several]
@@ -157,58 +170,23 @@ def say_alike(results: Sequence[EvalResult], progress: Progress) -> None:
     """Say once which class names are replaced, and read alike: of one result, as each has its own in the report."""
     replaced, alike = [one for one in results if one.replaced], [one for one in results if one.indistinct]
     if replaced:
-        pairs = ", ".join(f"{name} as {other}" for name, other in replaced[0].replaced.items())
-        line = Message(
-            "{}: the tokenizer reads these names like other classes; asked instead: {}", _where(replaced[0]), pairs
+        where, pairs = (
+            _where(replaced[0]),
+            ", ".join(f"{one} as {other}" for one, other in replaced[0].replaced.items()),
         )
-        progress.say(line)
+        progress.say(Message("{}: the tokenizer reads these names like other classes; asked instead: {}", where, pairs))
     if alike:
         worst = max(alike, key=lambda one: one.lost)
-        example, more = " = ".join(worst.indistinct[0][:3]), len(alike) - 1
+        more = Message(" (and {} more results)", len(alike) - 1) if len(alike) > 1 else ""
         line = Message(
             "{}: warning: the tokenizer reads {} classes like others, such as {}: at least {:.1f} points are lost{}",
-            _where(worst),
-            sum(map(len, worst.indistinct)),
-            example,
-            100 * worst.lost,
-            Message(" (and {} more results)", more) if more else "",
-        )
+            _where(worst), sum(map(len, worst.indistinct)), " = ".join(worst.indistinct[0][:3]), 100 * worst.lost, more,
+        )  # fmt: skip
         progress.say(line)
 
 
 def _where(result: EvalResult) -> str:
     return f"{result.dataset} {result.language}, {result.model}"
-
-
-def _of_model(
-    reference: ModelReference,
-    datasets: Sequence[DataSet],
-    options: EvalOptions,
-    device: str,
-    cache: FeatureCache,
-    progress: Progress,
-) -> list[EvalResult]:
-    model = load_encoder(reference, device, options.precision, progress=progress)
-    if isinstance(model, TorchEncoder) and model.precision != "fp32":
-        for line in model.choice.lines(model.name):
-            progress.say(line)
-    short = shortened(model, options.dims, progress)
-    evaluation = _Evaluation(Embedder(short, cache, progress, options.batch_size, options.workers), options)
-    return [result for dataset in datasets for result in evaluation.results(dataset)]
-
-
-def _with_immich(
-    results: list[EvalResult], reference: ModelReference, options: EvalOptions, progress: Progress
-) -> list[EvalResult]:
-    """The results, those on all of XM3600 with immich's metric; the model that was measured is not loaded any more."""
-    whole = [one for one in results if registry.base_name(one.dataset) == immich.DATASET and not one.limit]
-    if not whole:
-        return results
-    progress.say(Message("{}: measuring memory and time for immich's metric", whole[0].model))
-    cost = immich.cost_of(reference, options.precision)
-    return [
-        replace(one, immich=immich.metric(one.metrics, one.language, cost)) if one in whole else one for one in results
-    ]
 
 
 @dataclass(frozen=True)
@@ -218,40 +196,37 @@ class _Evaluation:
     embedder: Embedder
     options: EvalOptions
 
-    def results(self, dataset: DataSet) -> Iterator[EvalResult]:
-        return self._probes(dataset) if self.options.task == "probe" else self._zero_shot(dataset)
-
-    def _zero_shot(self, dataset: DataSet) -> Iterator[EvalResult]:
-        every = images = self.embedder.images(dataset.images, dataset.transform, dataset.name, self.options.limit)
+    def zero_shot(self, dataset: DataSet) -> Iterator[EvalResult]:
+        images = self.embedder.images(dataset.images, dataset.transform, dataset.name, self.options.limit)
         for note in dataset.notes:
             self.embedder.progress.say(note)
         for language, truth in dataset.truth.items():
-            begin = time.perf_counter()
             if isinstance(truth, Captions):
-                images = _described(every, truth)
-                score, task = self._retrieve(dataset, truth, images), "retrieval"
+                yield self._retrieve(dataset, language, truth, _described(images, truth))
             else:
-                asked = class_texts(self.embedder.model, truth.names, truth.alternates, truth.templates)
-                classes = self.embedder.classes(asked.names, truth.templates)
-                score = score_classes(images.vectors @ classes.T, truth.labels[images.indices], dataset.metric)
-                task = "zero-shot classification"
-            seconds = time.perf_counter() - begin
-            result = self._result(dataset, language, truth, task, score, images, seconds)
-            if isinstance(truth, Classes):
-                result = self._with_alike(result, asked, truth, images)
-                result = self._with_plain_names(result, classes, truth, dataset.metric, images)
-            yield result
+                yield self._classify(dataset, language, truth, images)
 
-    def _with_plain_names(
-        self, result: EvalResult, classes: np.ndarray, truth: Classes, metric: Metric, images: Embedded
-    ) -> EvalResult:
-        """The result with what plain names give, where the data set has any; `classes` are (C, D) for the others."""
+    def _classify(self, dataset: DataSet, language: Language, truth: Classes, images: Embedded) -> EvalResult:
+        begin, metric, labels = time.perf_counter(), dataset.metric, truth.labels[images.indices]
+        asked = class_texts(self.embedder.model, truth.names, truth.alternates, truth.templates)
+        classes = self.embedder.classes(asked.names, truth.templates)
+        result = self._result(
+            dataset,
+            language,
+            truth,
+            ZERO_SHOT,
+            score_classes(images.vectors @ classes.T, labels, metric),
+            images,
+            begin,
+        )
+        alike = [[truth.names[number] for number in group] for group in asked.alike]
+        accuracy = labels.ndim == 1 and metric in ("top1", "mean_per_class")
+        cost = lost(asked.alike, labels, metric == "mean_per_class") if accuracy else 0.0
+        result = replace(result, replaced=asked.replaced, indistinct=alike, lost=cost)
         plain = {name: other for name, other in truth.plain_names.items() if name in truth.names}
         if not plain:
             return result
-        classes = classes.copy()
         classes[[truth.names.index(name) for name in plain]] = self.embedder.classes([*plain.values()], truth.templates)
-        labels = truth.labels[images.indices]
         value = score_classes(images.vectors @ classes.T, labels, metric).metrics[metric]
         names = ", ".join(f"{other} for {name}" for name, other in plain.items())
         self.embedder.progress.say(
@@ -259,23 +234,17 @@ class _Evaluation:
         )
         return replace(result, plain_names=plain, plain_value=value)
 
-    def _with_alike(self, result: EvalResult, asked: ClassTexts, truth: Classes, images: Embedded) -> EvalResult:
-        """The result with the class names that the tokenizer reads alike."""
-        indistinct = [[truth.names[one] for one in group] for group in asked.alike]
-        labels, cost = truth.labels[images.indices], 0.0
-        if labels.ndim == 1 and result.metric in ("top1", "mean_per_class"):
-            cost = lost(asked.alike, labels, result.metric == "mean_per_class")
-        return replace(result, replaced=asked.replaced, indistinct=indistinct, lost=cost)
-
-    def _retrieve(self, dataset: DataSet, truth: Captions, images: Embedded) -> Score:
+    def _retrieve(self, dataset: DataSet, language: Language, truth: Captions, images: Embedded) -> EvalResult:
         """Retrieval among the readable images; a text all of whose images are unreadable is left out."""
+        begin = time.perf_counter()
         row_of = {int(index): row for row, index in enumerate(images.indices)}
-        kept = [number for number, about in enumerate(truth.about) if any(image in row_of for image in about)]
-        texts = self.embedder.texts([truth.texts[number] for number in kept])
-        about = [tuple(row_of[image] for image in truth.about[number] if image in row_of) for number in kept]
-        return score_retrieval(images.vectors, texts, about, dataset.both_ways)
+        readable = [tuple(row_of[image] for image in several if image in row_of) for several in truth.about]
+        texts = self.embedder.texts([text for text, rows in zip(truth.texts, readable, strict=True) if rows])
+        score = score_retrieval(images.vectors, texts, [rows for rows in readable if rows], dataset.both_ways)
+        return self._result(dataset, language, truth, "retrieval", score, images, begin)
 
-    def _probes(self, dataset: DataSet) -> Iterator[EvalResult]:
+    def probes(self, dataset: DataSet) -> Iterator[EvalResult]:
+        """A result for each number of training images per class."""
         import sklearn  # noqa: F401  # if it is missing, before the images are embedded
 
         training = training_split(dataset)
@@ -288,17 +257,15 @@ class _Evaluation:
         train_labels, test_labels = training.truth[train.indices], truth.labels[test.indices]
 
         def score(shots: int, seed: int) -> Score:
-            rows = probe.sample(train_labels, shots or None, seed)
-            chosen = train.vectors[rows], train_labels[rows]
-            return probe.probe(*chosen, test.vectors, test_labels, dataset.metric, seed)
+            rows = sample(train_labels, shots or None, seed)
+            return probe(train.vectors[rows], train_labels[rows], test.vectors, test_labels, dataset.metric, seed)
 
-        for shots in self.options.shots or (*probe.SHOTS, 0):
+        for shots in self.options.shots or (*SHOTS, 0):
             begin = time.perf_counter()
-            scores = [score(shots, seed) for seed in (probe.SEEDS if shots else probe.SEEDS[:1])]
-            mean = Score(probe.summary(scores), scores[0].details)
+            scores = [score(shots, seed) for seed in (SEEDS if shots else SEEDS[:1])]
+            mean = Score(summary(scores), scores[0].details)
             task = f"linear probe, {shots} shots" if shots else "linear probe"
-            seconds = time.perf_counter() - begin
-            yield self._result(dataset, language, replace(truth, templates=()), task, mean, test, seconds)
+            yield self._result(dataset, language, replace(truth, templates=()), task, mean, test, begin)
 
     def _result(
         self,
@@ -308,16 +275,18 @@ class _Evaluation:
         task: str,
         score: Score,
         images: Embedded,
-        seconds: float,
+        begin: float,
     ) -> EvalResult:
+        """The result of a score; its computation began at `begin`."""
         names, templates = (truth.names, truth.templates) if isinstance(truth, Classes) else ((), ())
         labels = score.details.get("labels", images.indices)
         model, limit = self.embedder.model, self.options.limit
         if not np.isfinite(value := score.metrics[dataset.metric]):
-            what = Message(
-                "data set {}: {} is not defined for {} images", dataset.name, dataset.metric, len(images.indices)
-            )
-            raise DcclipError("{} whose labels are all alike", "measure more images: a larger --limit, or none", what)
+            raise DcclipError(
+                "data set {}: {} is not defined for {} images whose labels are all alike",
+                "measure more images: a larger --limit, or none",
+                dataset.name, dataset.metric, len(images.indices),
+            )  # fmt: skip
         return EvalResult(
             model=model.name,
             model_fingerprint=model.fingerprint,
@@ -332,7 +301,7 @@ class _Evaluation:
             class_names_sha256=sha256_of(names if isinstance(truth, Classes) else truth.texts),
             templates_sha256=sha256_of(templates),
             preprocessing=dataset.transform.record(dict(model.preprocessing)),
-            seconds=images.seconds + seconds,
+            seconds=images.seconds + time.perf_counter() - begin,
             images_per_second=images.computed / images.seconds if images.computed else 0.0,
             versions=versions(),
             date=datetime.now(UTC).date().isoformat(),

@@ -171,6 +171,12 @@ def base_name(dataset: str) -> str:
     return (known.images_of or known.label) if known else dataset
 
 
+def classes_of(dataset: str) -> prompts.Prompts | None:
+    """The classes of a named data set, which has its name in any language; None for others."""
+    known = SETS.get(base_name(dataset).replace("-", "_"))
+    return prompts.read(prompts_of(known)) if known and known.classes else None
+
+
 def unknown(name: str) -> DcclipError:
     """The error for a name that is neither a data set nor a path, with the nearest name."""
     known = [*known_names(), *group_names()]

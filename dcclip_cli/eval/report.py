@@ -1,188 +1,38 @@
-"""Tables and the HTML report of results: languages side by side, charts, weak classes, confusions and wrong images."""
+"""Tables, charts and the HTML report of results: languages side by side, weak classes, confusions, wrong images."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import Language
-from dcclip_cli.errors import DcclipError, Message, joined
-from dcclip_cli.eval import charts, registry
-from dcclip_cli.eval.compare import unlike
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval.dataset import DataSet
 from dcclip_cli.eval.embedding import sample_indices
-from dcclip_cli.eval.leaderboards import immich
 from dcclip_cli.eval.metrics import per_class
-from dcclip_cli.eval.registry import ELEVATER, SUFFIX, base_name
-from dcclip_cli.eval.result import EvalResult, save_results
+from dcclip_cli.eval.registry import base_name, classes_of
+from dcclip_cli.eval.result import MEAN, METRIC_NAMES, ZERO_SHOT, EvalResult, Table, percent, save_results, table
 from dcclip_cli.files import atomic_write
-from dcclip_cli.html import jpeg_thumbnail, svg_data_url, write_page
+from dcclip_cli.html import COLOURS, jpeg_thumbnail, svg_chart, svg_data_url, write_page
 from dcclip_cli.progress import Progress
 
-METRIC_NAMES = {
-    "top1": "top-1",
-    "top5": "top-5",
-    "mean_per_class": Message("mean per class"),
-    "map11": Message("11-point mAP"),
-    "map": "mAP",
-    "roc_auc": "ROC AUC",
-    **{f"{what}_recall@{k}": f"{what} R@{k}" for what in ("image", "text") for k in (1, 5, 10)},
-    "mean_recall": Message("mean recall"),
-}
-MEAN = Message("ELEVATER, mean over 20")
-_ZERO_SHOT = "zero-shot classification"
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+
 _LANGUAGES: dict[Language, str] = {"en": Message("English"), "zh": Message("Chinese")}
 _SHOWN = 12  # weak classes, confusions and wrong images of each result, at most
-
-
-@dataclass(frozen=True)
-class Column:
-    """A model in a language, or the gap between its Chinese and its English results, in points."""
-
-    model: str
-    language: Language | None
-
-    @property
-    def is_gap(self) -> bool:
-        return self.language is None
-
-    @property
-    def title(self) -> str:
-        return f"{self.model} {self.language or 'zh - en'}"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A data set on a task, in all languages; `values` are in 0..1 (gaps: -1..1), None where there is no result."""
-
-    name: str
-    metric: str
-    values: tuple[float | None, ...]
-    remark: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """All results; the last of the `rows` is ELEVATER's `mean`, if there is one."""
-
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
-    mean: Row | None = None
-
-
-def table(results: Sequence[EvalResult]) -> Table:
-    """All results, in their order; with ELEVATER's mean where a model has all twenty."""
-    by_row: dict[str, list[EvalResult]] = defaultdict(list)
-    for result in results:
-        name = base_name(result.dataset) + (", in part" if result.partial else "")
-        by_row[name if result.task in (_ZERO_SHOT, "retrieval") else f"{name}, {result.task}"].append(result)
-    columns = [column for model in dict.fromkeys(one.model for one in results) for column in _columns(model, by_row)]
-    rows = []
-    for name, several in by_row.items():
-        values = {(one.model, one.language): one.value for one in several}
-        metric = METRIC_NAMES.get(several[0].metric, several[0].metric)
-        rows.append(Row(name, metric, _across(columns, lambda *key: values.get(key)), _remark(several)))  # noqa: B023
-    means = _across(columns, lambda *key: elevater_mean(results, *key))
-    mean = Row(MEAN, Message("their own"), means) if any(value is not None for value in means) else None
-    return Table(tuple(columns), (*rows, mean) if mean else tuple(rows), mean)
-
-
-def _columns(model: str, by_row: Mapping[str, Sequence[EvalResult]]) -> list[Column]:
-    languages = [{one.language for one in several if one.model == model} for several in by_row.values()]
-    columns = [Column(model, language) for language in SUFFIX if any(language in several for several in languages)]
-    return [*columns, Column(model, None)] if any(len(several) == 2 for several in languages) else columns
-
-
-def _across(columns: Sequence[Column], value_of: Callable[[str, Language], float | None]) -> tuple[float | None, ...]:
-    """The value of each column, and in a gap column Chinese minus English."""
-
-    def cell(column: Column) -> float | None:
-        if column.language:
-            return value_of(column.model, column.language)
-        en, zh = value_of(column.model, "en"), value_of(column.model, "zh")
-        return None if en is None or zh is None else zh - en
-
-    return tuple(map(cell, columns))
-
-
-def _remark(here: Sequence[EvalResult]) -> str:
-    sample = Message("a sample of {:,} images", here[0].n) if any(result.limit for result in here) else ""
-    corrupt = max(len(result.corrupt) for result in here)
-    alike = max(sum(map(len, result.indistinct)) for result in here)
-    known = registry.SETS.get(base_name(here[0].dataset).replace("-", "_"))
-    gap = prompts.read(registry.prompts_of(known)).gap_remark if known and known.classes else ""
-    first = {result.language: result for result in reversed(here)}
-    differing = {label for result in here for label in unlike(first[result.language], result)}
-    remarks = (
-        here[0].partial,
-        Message("{} differ: do not compare", " and ".join(sorted(differing))) if differing else "",
-        gap if len({result.language for result in here}) > 1 else "",
-        sample,
-        Message("{:,} images cannot be read", corrupt) if corrupt else "",
-        Message("{} classes are read alike", alike) if alike else "",
-        *_with_plain_names(here),
-    )
-    return joined(", ", filter(None, remarks))
-
-
-def _with_plain_names(here: Sequence[EvalResult]) -> list[str]:
-    """What each model has with the plain names of a language, in the order of the results."""
-    by_names: dict[str, list[str]] = defaultdict(list)
-    for result in here:
-        if result.plain_names:
-            by_names[", ".join(result.plain_names.values())].append(percent(result.plain_value))
-    return [f"with {names} {', '.join(values)} %" for names, values in by_names.items()]
-
-
-def one_thing(results: Sequence[EvalResult]) -> dict[str, list[str]]:
-    """By data set, the pairs of classes that are one thing in both languages: a score on them is a coin toss."""
-    found = {}
-    for result in results:
-        known = registry.SETS.get(base_name(result.dataset).replace("-", "_"))
-        if known and known.classes and result.task == _ZERO_SHOT and result.metric in ("top1", "mean_per_class"):
-            about = prompts.read(registry.prompts_of(known))
-            pairs = [
-                [" / ".join(names[at] for names in about.names.values()) for at in pair] for pair in about.one_thing
-            ]
-            if pairs:
-                found[known.label] = [" = ".join(pair) for pair in pairs]
-    return found
-
-
-def _immich(results: Sequence[EvalResult]) -> dict[Language, list[immich.Standing]]:
-    """By language, immich's table with the models that have its metric."""
-    own: dict[Language, dict[str, immich.ImmichMetric]] = defaultdict(dict)
-    for result in results:
-        if result.immich:
-            own[result.language][result.model] = result.immich
-    return {language: immich.standings(language, models) for language, models in own.items()}
-
-
-def elevater_mean(results: Sequence[EvalResult], model: str, language: Language) -> float | None:
-    """The mean over ELEVATER's twenty data sets; None unless each of them was measured in full."""
-    wanted = {known.label + SUFFIX[language] for known in ELEVATER}
-    found = {
-        result.dataset: result.value
-        for result in results
-        if result.model == model
-        and result.dataset in wanted
-        and not (result.limit or result.partial)
-        and result.task == _ZERO_SHOT
-    }
-    return float(np.mean(list(found.values()))) if len(found) == len(wanted) else None
-
-
-def percent(value: float | None, signed: bool = False) -> str:
-    """A fraction as papers print it: 59.6, or +1.2 for a difference."""
-    return "" if value is None else f"{100 * value:{'+' if signed else ''}.1f}"
+_MARKERS = "osD^vP*"
+_VALUED = 80  # bars that have their value written next to them, at most
+_LONGEST = 64  # characters in a row of the legend, at most
+_NAMED = 60  # points that have the name of their data set next to them, at most
 
 
 def _cells(found: Table) -> list[list[str]]:
@@ -221,10 +71,8 @@ def comma_separated(found: Table) -> str:
 def save_report(results: Sequence[EvalResult], datasets: Iterable[DataSet], folder: Path, progress: Progress) -> None:
     """Write the results as JSON, as tables in Markdown, LaTeX and CSV, as charts, and as report.html."""
     save_results(results, folder)
-    found = table(results)
-    atomic_write(folder / "table.md", markdown(found))
-    atomic_write(folder / "table.tex", latex(found))
-    atomic_write(folder / "table.csv", comma_separated(found))
+    for suffix, written in (("md", markdown), ("tex", latex), ("csv", comma_separated)):
+        atomic_write(folder / f"table.{suffix}", written(table(results)))
     drawn = write_report(folder / "report.html", results, datasets)
     if not drawn:
         progress.say(Message("eval: no charts, which need the package matplotlib: pip install matplotlib"))
@@ -239,8 +87,8 @@ def write_report(path: Path, results: Sequence[EvalResult], datasets: Iterable[D
     """Write report.html, with wrong images of the `datasets` given; all else is in the results. Returns its charts."""
     by_name = {dataset.name: dataset for dataset in datasets}
     found = table(results)
-    made = (charts.bars(found), charts.chinese_against_english(found), charts.probes(results))
-    drawn = {name: chart for name, chart in zip(("bars", "zh-en", "probes"), made, strict=True) if chart}
+    made = {"bars": bars(found), "zh-en": chinese_against_english(found), "probes": probes(results)}
+    drawn = {name: chart for name, chart in made.items() if chart}
     means = zip(found.columns, found.mean.values, strict=True) if found.mean else ()
     write_page(
         path,
@@ -259,13 +107,22 @@ def write_report(path: Path, results: Sequence[EvalResult], datasets: Iterable[D
         metric_names=METRIC_NAMES,
         points=percent,
         one_thing=one_thing(results),
-        immich=_immich(results),
-        immich_caveat=immich.CAVEAT,
         markdown=markdown(found),
         latex=latex(found),
         corrupt={result.dataset: result.corrupt for result in results if result.corrupt},
     )
     return drawn
+
+
+def one_thing(results: Sequence[EvalResult]) -> dict[str, list[str]]:
+    """By data set, the pairs of classes that are one thing in both languages: a score on them is a coin toss."""
+    found = {}
+    for result in results:
+        about = classes_of(result.dataset)
+        if about and about.one_thing and result.task == ZERO_SHOT and result.metric in ("top1", "mean_per_class"):
+            names = [" / ".join(several) for several in zip(*about.names.values(), strict=True)]
+            found[base_name(result.dataset)] = [f"{names[one]} = {names[other]}" for one, other in about.one_thing]
+    return found
 
 
 @dataclass(frozen=True)
@@ -330,3 +187,143 @@ def _mistakes(
         texts = {"key": keys[indices[row]], "truth": names[labels[row]], "guess": names[guesses[row]]}
         found.append({**texts, "thumbnail": thumbnail, "rank": int(ranks[row]) + 1})
     return found
+
+
+# ---- charts, as SVG files
+
+
+def bars(found: Table) -> bytes:
+    """Each data set's metric, a bar for each model and language."""
+    columns = [(at, column) for at, column in enumerate(found.columns) if column.language]
+    models = list(dict.fromkeys(column.model for _, column in columns))
+    both = len({column.language for _, column in columns}) > 1
+    valued = len(columns) * len(found.rows) <= _VALUED
+
+    def draw(axes: Axes) -> None:
+        height = 0.8 / len(columns)
+        for number, (at, column) in enumerate(columns):
+            light = both and column.language == "zh"  # English in full colour
+            there = [(row, 100 * value) for row, one in enumerate(found.rows) if (value := one.values[at]) is not None]
+            drawn = axes.barh(
+                [row + height * number for row, _ in there], [value for _, value in there], height * 0.9,
+                color=_colour(models.index(column.model), light), label=f"{column.model} {column.language}",
+            )  # fmt: skip
+            if valued:
+                axes.bar_label(drawn, fmt="%.1f", padding=2, fontsize=7, color="#555555")
+        middle = 0.4 - height / 2
+        axes.set_yticks([row + middle for row in range(len(found.rows))], [row.name for row in found.rows])
+        axes.tick_params("y", length=0)
+        axes.set_ylim(len(found.rows) - 0.1, -0.5 * height - 0.1)
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("per cent, each data set's own metric")
+        axes.xaxis.grid(True, alpha=0.3)
+        handles, labels = axes.get_legend_handles_labels()
+        order = sorted(range(len(labels)), key=lambda one: labels[one].rpartition(" ")[2])  # a column for each language
+        _legend(axes, [handles[one] for one in order], [labels[one] for one in order], 2 if both else 1)
+
+    inches = 0.9 + ((0.17 if valued else 0.1) * len(columns) + 0.08) * len(found.rows) + 0.18 * len(models)
+    return svg_chart((8.5, inches), draw, "white")
+
+
+def _legend(axes: Axes, handles: list[Artist], labels: list[str], columns: int) -> None:
+    """A legend above the axes; of long names, such as those with a path, the end is kept."""
+    shown = [label if len(label) <= _LONGEST else f"…{label[1 - _LONGEST :]}" for label in labels]
+    columns = max(1, min(columns, len(shown), _LONGEST // max(map(len, shown))))
+    axes.legend(handles, shown, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False)
+
+
+def _colour(model: int, light: bool) -> tuple[float, ...]:
+    """A model's colour, or half of it with half of white."""
+    from matplotlib.colors import to_rgb
+
+    return tuple((1 + part) / 2 if light else part for part in to_rgb(COLOURS[model % len(COLOURS)]))
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A model on a data set, in per cent."""
+
+    model: int
+    name: str
+    en: float
+    zh: float
+
+
+def chinese_against_english(found: Table) -> bytes | None:
+    """A point for each model and data set that was measured in both languages; None where there is none."""
+    models = list(dict.fromkeys(column.model for column in found.columns))
+    at = {(column.model, column.language): number for number, column in enumerate(found.columns)}
+    points = []
+    for row in found.rows:
+        for number, model in enumerate(models):
+            en, zh = (row.values[at[model, one]] if (model, one) in at else None for one in ("en", "zh"))
+            if en is not None and zh is not None:
+                points.append(_Point(number, row.name, 100 * en, 100 * zh))
+    if not points:
+        return None
+    values = [value for point in points for value in (point.en, point.zh)]
+    low, high = max(0, min(values) - 6) // 5 * 5, min(100, -(-(max(values) + 6) // 5) * 5)
+
+    def draw(axes: Axes) -> None:
+        axes.plot([low, high], [low, high], color="#999999", linewidth=1, linestyle="--", zorder=1)
+        for number, model in enumerate(models):
+            own = [point for point in points if point.model == number]
+            axes.scatter(
+                [point.en for point in own], [point.zh for point in own], s=36, color=COLOURS[number % len(COLOURS)],
+                marker=_MARKERS[number // len(COLOURS) % len(_MARKERS)], label=model, linewidths=0, alpha=0.9,
+            )  # fmt: skip
+        if len(points) <= _NAMED:
+            _name_points(axes, points, high - low)
+        axes.set(
+            xlim=(low, high), ylim=(low, high), aspect="equal", xlabel="English, per cent", ylabel="Chinese, per cent"
+        )
+        axes.grid(True, alpha=0.3)
+        _legend(axes, *axes.get_legend_handles_labels(), 3)
+
+    return svg_chart((6.2, 6.4), draw, "white")
+
+
+def _name_points(axes: Axes, points: Sequence[_Point], span: float) -> None:
+    """Write each point's data set next to it where there is room, away from the diagonal if possible."""
+    wide, high, gap = 0.0125 * span, 0.03 * span, 0.014 * span  # of a character of this size, and from the point
+    taken = [(point.en - gap / 2, point.zh - gap / 2, point.en + gap / 2, point.zh + gap / 2) for point in points]
+    for point in sorted(points, key=lambda one: (one.zh, one.en)):
+        length = wide * len(point.name)
+        left = point.en - gap, point.zh, "right", "center", point.en - gap - length, point.zh - high / 2
+        right = point.en + gap, point.zh, "left", "center", point.en + gap, point.zh - high / 2
+        above = point.en, point.zh + gap, "center", "bottom", point.en - length / 2, point.zh + gap
+        below = point.en, point.zh - gap, "center", "top", point.en - length / 2, point.zh - gap - high
+        sides = (right, below, left, above) if point.zh < point.en else (left, above, right, below)
+        for x, y, horizontal, vertical, begin, low in sides:
+            box = (begin, low, begin + length, low + high)
+            if all(box[2] < one[0] or one[2] < box[0] or box[3] < one[1] or one[3] < box[1] for one in taken):
+                taken.append(box)
+                axes.text(x, y, point.name, fontsize=7, color="#444444", ha=horizontal, va=vertical)
+                break
+
+
+def probes(results: Sequence[EvalResult]) -> bytes | None:
+    """Curves of linear probes over the training images per class; None where there are none."""
+    curves: dict[tuple[str, str], list[tuple[str, float, float]]] = {}
+    for result in results:
+        if result.task.startswith("linear probe"):
+            name = base_name(result.dataset)
+            shots = result.task.partition(", ")[2].removesuffix(" shots") or "all"
+            spread = result.metrics.get(f"{result.metric}_std", 0.0)
+            curves.setdefault((result.model, name), []).append((shots, result.value, spread))
+    if not curves:
+        return None
+
+    def draw(axes: Axes) -> None:
+        for number, ((model, name), points) in enumerate(curves.items()):
+            axes.errorbar(
+                [shots for shots, _, _ in points], [100 * value for _, value, _ in points],
+                [100 * spread for _, _, spread in points],
+                marker="o", capsize=3, color=COLOURS[number % len(COLOURS)], label=f"{model}, {name}",
+            )  # fmt: skip
+        axes.set_xlabel("training images per class")
+        axes.set_ylabel("per cent")
+        axes.grid(True, alpha=0.3)
+        axes.legend(frameon=False)
+
+    return svg_chart((8.5, 4), draw, "white")

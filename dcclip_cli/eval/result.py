@@ -1,13 +1,13 @@
-"""Evaluation results: metrics, per-image details and everything needed to repeat the measurement, as JSON."""
+"""Evaluation results as JSON: metrics, per-image details, how to repeat the measurement; and the table of several."""
 
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,14 +16,31 @@ import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from dcclip_cli.data.pair import Language
-from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.eval.leaderboards.immich import ImmichMetric
+from dcclip_cli.errors import DcclipError, Message, joined
+from dcclip_cli.eval.registry import ELEVATER, SUFFIX, Metric, base_name, classes_of
 from dcclip_cli.files import atomic_write
 
-_OWN = "sha256"
-MAX_FILE_BYTES = 256_000_000
-_MAX_ARRAY_BYTES = 1_000_000_000
-_DTYPES = ("uint8", "uint16", "uint32", "float32")
+METRIC_NAMES = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "mean_per_class": Message("mean per class"),
+    "map11": Message("11-point mAP"),
+    "map": "mAP",
+    "roc_auc": "ROC AUC",
+    **{f"{what}_recall@{k}": f"{what} R@{k}" for what in ("image", "text") for k in (1, 5, 10)},
+    "mean_recall": Message("mean recall"),
+}
+MEAN = Message("ELEVATER, mean over 20")
+ZERO_SHOT = "zero-shot classification"
+_COMPARED = {
+    "class_names_sha256": "class names",
+    "templates_sha256": "prompts",
+    "metric": "metrics",
+    "split": "splits",
+    "limit": "samples",
+    "partial": "parts of the data set",
+    "n": "numbers of images",
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +62,7 @@ class EvalResult:
     dataset: str
     language: Language
     task: str
-    metric: str
+    metric: Metric
     value: float
     metrics: dict[str, float]
     n: int
@@ -66,7 +83,6 @@ class EvalResult:
     replaced: dict[str, str] = field(default_factory=dict)
     indistinct: list[list[str]] = field(default_factory=list)
     lost: float = 0.0
-    immich: ImmichMetric | None = None
     plain_names: dict[str, str] = field(default_factory=dict)
     plain_value: float | None = None
     class_names: list[str] = field(default_factory=list)
@@ -74,27 +90,9 @@ class EvalResult:
     details: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
 
-    def to_json(self) -> dict[str, Any]:
-        """The result as a JSON object, with a checksum of its content."""
-        content = asdict(self)
-        return content | {_OWN: _checksum(content)}
-
-    @classmethod
-    def from_json(cls, content: Any) -> EvalResult:
-        """The result in an object of `to_json`, or of a version without checksums. Raises ValueError for others."""
-        if isinstance(content, dict) and _OWN in content:
-            content = dict(content)
-            if content.pop(_OWN) != _checksum(content):
-                raise ValueError(Message("it is damaged or was edited: a result is not as it was written"))
-        return TypeAdapter(cls).validate_json(json.dumps(content))
-
     def detail(self, name: str) -> np.ndarray | None:
         """One of the details as an array; None where the result has none of that name."""
         return unpack(self.details[name], f"{self.dataset} {self.language}: {name}") if name in self.details else None
-
-
-def _checksum(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_of(lines: Sequence[str]) -> str:
@@ -117,17 +115,9 @@ def pack(values: np.ndarray) -> dict[str, Any]:
 def unpack(packed: Mapping[str, Any], where: str) -> np.ndarray:
     """An array that `pack` wrote. Raises DcclipError for anything else."""
     try:
-        dtype, shape = packed["dtype"], tuple(int(size) for size in packed["shape"])
-        expected = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        if dtype not in _DTYPES or not 0 <= expected <= _MAX_ARRAY_BYTES:
-            raise ValueError(Message("a {} array of the shape {}", dtype, shape))
-        stream = zlib.decompressobj()
-        content = stream.decompress(base64.b64decode(packed["zlib"], validate=True), expected + 1)
-        values = np.frombuffer(content, dtype).reshape(shape)
-        if not (stream.eof and np.isfinite(values).all()):  # at its end is a checksum
-            raise ValueError(Message("it is cut, or not finite"))
-        return values
-    except (KeyError, TypeError, ValueError, zlib.error, binascii.Error) as error:
+        content = zlib.decompress(base64.b64decode(packed["zlib"]))
+        return np.frombuffer(content, packed["dtype"]).reshape(packed["shape"])
+    except (KeyError, TypeError, ValueError, zlib.error) as error:
         raise DcclipError("{} cannot be read: {}", "evaluate again", where, error) from None
 
 
@@ -139,7 +129,7 @@ def save_results(results: Iterable[EvalResult], folder: Path) -> None:
         name = f"{result.dataset}-partial" if result.partial else result.dataset  # keeps the file of a full result
         by_dataset.setdefault(name, []).append(result)
     for dataset, several in by_dataset.items():
-        save_json(folder / f"{dataset}.json", [result.to_json() for result in several])
+        save_json(folder / f"{dataset}.json", [asdict(result) for result in several])
     short = ("model", "dataset", "language", "task", "metric", "value", "n", "partial")
     summary = [{key: getattr(result, key) for key in short} for several in by_dataset.values() for result in several]
     save_json(folder / "summary.json", summary)
@@ -155,16 +145,12 @@ def load_results(path: Path) -> list[EvalResult]:
         return [result for file in files for result in load_results(file)]
     if not path.is_file():
         raise DcclipError("{} does not exist", hint, path)
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise DcclipError("{} has more than {:,} bytes", hint, path, MAX_FILE_BYTES)
     try:
-        return [EvalResult.from_json(row) for row in json.loads(path.read_text("utf-8"))]
+        return TypeAdapter(list[EvalResult]).validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        what = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
+        what = f"{'.'.join(map(str, first['loc'])) or 'JSON'}: {first['msg'].lower()}"
         raise DcclipError("{} contains no results of eval: {}", hint, path, what) from None
-    except (ValueError, TypeError, RecursionError) as error:
-        raise DcclipError("{} contains no results of eval: {}", hint, path, str(error)[:200]) from None
 
 
 def load_several(paths: Sequence[Path]) -> list[EvalResult]:
@@ -179,10 +165,10 @@ def load_several(paths: Sequence[Path]) -> list[EvalResult]:
             key = (result.model_fingerprint, result.dataset, result.language, result.task, result.partial)
             before, other = found.setdefault(key, (path, result))
             if other.value != result.value:
-                what = Message(
-                    "{} and {} differ: {} on {} {}", before, path, result.model, result.dataset, result.language
-                )
-                raise DcclipError("{} has {:.4f} and {:.4f}", "leave one of them out", what, other.value, result.value)
+                raise DcclipError(
+                    "{} and {} differ: {} on {} {} has {:.4f} and {:.4f}", "leave one of them out",
+                    before, path, result.model, result.dataset, result.language, other.value, result.value,
+                )  # fmt: skip
     models: dict[str, set[str]] = {}
     for _, result in found.values():
         models.setdefault(result.model, set()).add(result.model_fingerprint)
@@ -195,3 +181,125 @@ def load_several(paths: Sequence[Path]) -> list[EvalResult]:
 def save_json(file: Path, content: object) -> None:
     """Write results as indented JSON in UTF-8, all or nothing."""
     atomic_write(file, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+
+
+def unlike(one: EvalResult, other: EvalResult) -> tuple[str, ...]:
+    """What was measured differently, so that two results do not compare."""
+    return tuple(label for name, label in _COMPARED.items() if getattr(one, name) != getattr(other, name))
+
+
+@dataclass(frozen=True)
+class Column:
+    """A model in a language, or the gap between its Chinese and its English results, in points."""
+
+    model: str
+    language: Language | None
+
+    @property
+    def is_gap(self) -> bool:
+        return self.language is None
+
+    @property
+    def title(self) -> str:
+        return f"{self.model} {self.language or 'zh - en'}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A data set on a task, in all languages; `values` are in 0..1 (gaps: -1..1), None where there is no result."""
+
+    name: str
+    metric: str
+    values: tuple[float | None, ...]
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """All results; the last of the `rows` is ELEVATER's `mean`, if there is one."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    mean: Row | None = None
+
+
+def table(results: Sequence[EvalResult]) -> Table:
+    """All results, in their order; with ELEVATER's mean where a model has all twenty."""
+    by_row: dict[str, list[EvalResult]] = defaultdict(list)
+    for result in results:
+        name = base_name(result.dataset) + (", in part" if result.partial else "")
+        by_row[name if result.task in (ZERO_SHOT, "retrieval") else f"{name}, {result.task}"].append(result)
+    columns = [column for model in dict.fromkeys(one.model for one in results) for column in _columns(model, by_row)]
+    rows = []
+    for name, several in by_row.items():
+        values = {(one.model, one.language): one.value for one in several}
+        metric = METRIC_NAMES[several[0].metric]
+        rows.append(Row(name, metric, _across(columns, lambda *key: values.get(key)), _remark(several)))  # noqa: B023
+    means = _across(columns, lambda *key: elevater_mean(results, *key))
+    mean = Row(MEAN, Message("their own"), means) if any(value is not None for value in means) else None
+    return Table(tuple(columns), (*rows, mean) if mean else tuple(rows), mean)
+
+
+def _columns(model: str, by_row: Mapping[str, Sequence[EvalResult]]) -> list[Column]:
+    languages = [{one.language for one in several if one.model == model} for several in by_row.values()]
+    columns = [Column(model, language) for language in SUFFIX if any(language in several for several in languages)]
+    return [*columns, Column(model, None)] if any(len(several) == 2 for several in languages) else columns
+
+
+def _across(columns: Sequence[Column], value_of: Callable[[str, Language], float | None]) -> tuple[float | None, ...]:
+    """The value of each column, and in a gap column Chinese minus English."""
+
+    def cell(column: Column) -> float | None:
+        if column.language:
+            return value_of(column.model, column.language)
+        en, zh = value_of(column.model, "en"), value_of(column.model, "zh")
+        return None if en is None or zh is None else zh - en
+
+    return tuple(map(cell, columns))
+
+
+def _remark(here: Sequence[EvalResult]) -> str:
+    sample = Message("a sample of {:,} images", here[0].n) if any(result.limit for result in here) else ""
+    corrupt = max(len(result.corrupt) for result in here)
+    alike = max(sum(map(len, result.indistinct)) for result in here)
+    about = classes_of(here[0].dataset)
+    first = {result.language: result for result in reversed(here)}
+    differing = {label for result in here for label in unlike(first[result.language], result)}
+    remarks = (
+        here[0].partial,
+        Message("{} differ: do not compare", " and ".join(sorted(differing))) if differing else "",
+        about.gap_remark if about and len({result.language for result in here}) > 1 else "",
+        sample,
+        Message("{:,} images cannot be read", corrupt) if corrupt else "",
+        Message("{} classes are read alike", alike) if alike else "",
+        *_with_plain_names(here),
+    )
+    return joined(", ", filter(None, remarks))
+
+
+def _with_plain_names(here: Sequence[EvalResult]) -> list[str]:
+    """What each model has with the plain names of a language, in the order of the results."""
+    by_names: dict[str, list[str]] = defaultdict(list)
+    for result in here:
+        if result.plain_names:
+            by_names[", ".join(result.plain_names.values())].append(percent(result.plain_value))
+    return [f"with {names} {', '.join(values)} %" for names, values in by_names.items()]
+
+
+def elevater_mean(results: Sequence[EvalResult], model: str, language: Language) -> float | None:
+    """The mean over ELEVATER's twenty data sets; None unless each of them was measured in full."""
+    wanted = {known.label + SUFFIX[language] for known in ELEVATER}
+    found = {
+        result.dataset: result.value
+        for result in results
+        if result.model == model
+        and result.dataset in wanted
+        and not (result.limit or result.partial)
+        and result.task == ZERO_SHOT
+    }
+    return float(np.mean(list(found.values()))) if len(found) == len(wanted) else None
+
+
+def percent(value: float | None, signed: bool = False) -> str:
+    """A fraction as papers print it: 59.6, or +1.2 for a difference."""
+    return "" if value is None else f"{100 * value:{'+' if signed else ''}.1f}"

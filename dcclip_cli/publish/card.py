@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval.card import add_results, read_card
-from dcclip_cli.eval.report import METRIC_NAMES
+from dcclip_cli.eval.result import METRIC_NAMES
 from dcclip_cli.files import read_json
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ import yaml
 
 from dcclip_cli.checksums import FILES, Record, read_record
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.eval import comparable
 from dcclip_cli.eval.card import CARD
+from dcclip_cli.eval.compare import unfit
 from dcclip_cli.eval.leaderboards.hub import model_files
 from dcclip_cli.eval.result import EvalResult, load_results
 from dcclip_cli.files import file_sha256, json_text
@@ -99,7 +99,7 @@ def plan_push(model: ModelReference, repository: str, options: PushOptions) -> P
     for name, bundle in bundles.items():
         files |= {f"{name}/{inner}": bundle / inner for inner in _listed(bundle, _checked(bundle))}
     results = _results(folder, record, run)
-    fit = [one for one in results if not comparable.unfit(one)]
+    fit = [one for one in results if not unfit(one)]
     boards = model_files(fit, repository.partition("/")[0])
     files |= {benchmark.file: text.encode() for benchmark, text in boards.items()}
     recipe = _recipe(run)

@@ -118,7 +118,7 @@ def test_resume_without_a_saved_state_is_refused_and_nothing_is_written(stage: s
     assert not Path("run").exists()
 
 
-WRONG = ["nope", "predict", "predict a.png --labels 猫 --json --csv", "eval --languages fr --dataset x", "eval --check"]
+WRONG = ["nope", "predict", "predict a.png --labels 猫 --json --csv", "eval --limit 0 --dataset x", "eval --check"]
 WRONG += ["export", "embed", "embed a.png --text x", "embed a.png --out x.csv", "search 猫"]
 
 

@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.eval.registry import KnownSet
 from dcclip_cli.eval.result import unpack
+from dcclip_cli.model.reference import resolve
+from dcclip_cli.predict.encoder import load_encoder
 from tests.cli.conftest import dcclip
 from tests.eval import layouts
 from tests.eval.conftest import small
@@ -52,9 +55,6 @@ def test_imagenet_cn_on_class_folders_equals_an_independent_computation(
         images = model.encode_image(torch.stack([transform(decode(pair.image)) for pair in pairs]), normalize=True)
     logits = images.repeat(25, 1) @ head
     assert unpack(found["details"]["predictions"], "").tolist() == logits.argmax(1).tolist()
-    right = logits.topk(5).indices == torch.arange(1000)[:, None]
-    assert found["metrics"]["top1"] == pytest.approx(float(right[:, 0].float().mean()))
-    assert found["metrics"]["top5"] == pytest.approx(float(right.any(dim=1).float().mean()))
     assert (found["n"], found["classes"], found["language"], found["split"]) == (1000, 1000, "zh", "val")
     assert f"{found['value']:.1%}" in shown.stdout and "imagenet-cn zh" in shown.stdout
     assert sorted(file.name for file in out.iterdir()) == [
@@ -73,9 +73,9 @@ def test_results_are_written_in_another_format_without_measuring_again(
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["hub"]
     assert len(list((tmp_path / "b/hub").glob("models/*/.eval_results/imagenet-family-zh.yaml"))) == 1
     assert "--results needs --out DIR" in dcclip(*again, expect=2).stderr
-    assert "error: no owner" in dcclip(*again, "--out", str(tmp_path / "c"), expect=1).stderr
+    assert "error: --format hub needs a name" in dcclip(*again, "--out", str(tmp_path / "c"), expect=1).stderr
     before = [*shared, "--format", "hub", "--out", str(tmp_path / "c"), "--dataset"]
-    assert "error: no owner" in dcclip(*before, "imagenet-cn", expect=1).stderr
+    assert "error: --format hub needs a name" in dcclip(*before, "imagenet-cn", expect=1).stderr
     owned = [*before[:-1], "--owner", "o", "--dataset"]
     assert "hint:  omit --limit" in dcclip(*owned, "imagenet-cn", "--limit", "9", expect=1).stderr
     assert "measure one, such as imagenet-cn" in dcclip(*owned, "我的.parquet", expect=1).stderr
@@ -110,7 +110,7 @@ def test_probes_by_shots(tmp_path: Path, small: dict[str, KnownSet], model_folde
     shared = ["eval", "--dataset", "mnist", "--data-root", str(tmp_path), "--model", str(model_folder)]
     shown = dcclip(*shared, "--task", "probe", "--shots", "1，all")
     assert "mnist en (linear probe, 1 shots)" in shown.stdout and "mnist en (linear probe)" in shown.stdout
-    assert "--shots: few" in dcclip(*shared, "--task", "probe", "--shots", "few", expect=2).stderr
+    assert "eval.shots.0: expected a whole number" in dcclip(*shared, "--shots", "few", expect=1).stderr
 
 
 @pytest.mark.parametrize("folder", ["test", "train"])
@@ -134,28 +134,32 @@ def test_an_image_that_cannot_be_read_ends_eval_with_1_unless_a_part_is_accepted
     assert accepted.stdout == refused.stdout and accepted.stderr == ""
 
 
-def test_xm3600_has_the_metric_of_a_bundle_in_both_languages(
-    bundle: Path, pairs: list[Pair], small: dict[str, KnownSet], tmp_path: Path
+def test_a_model_of_other_makers_with_code_of_its_own_is_measured_in_both_languages(
+    hub_teachers: Path, pairs_file: Path, own_modules: Path
 ) -> None:
-    lines = []
-    for number, pair in enumerate(pairs[:12]):
-        layouts.write(tmp_path / f"xm3600/images/{number:016x}.jpg", pair.image)
-        captions = {"en": {"caption": [pair.en[0]]}, "zh": {"caption": [pair.zh[0]]}}
-        lines.append(json.dumps({"image/key": f"{number:016x}", **captions}, ensure_ascii=False) + "\n")
-    layouts.write(tmp_path / "xm3600/captions.jsonl", "".join(lines))
-    shared = ["eval", "--model", str(bundle), "--data-root", str(tmp_path), "--dataset", "xm3600"]
-    shown = dcclip(*shared, "--dataset", "xm3600-cn", "--out", str(tmp_path / "out")).stdout
-    for name, language in (("xm3600", "en"), ("xm3600-cn", "zh")):
-        [one] = json.loads((tmp_path / f"out/{name}.json").read_text("utf-8"))
-        found, recalls = one["immich"], [one["metrics"][f"image_recall@{k}"] for k in (1, 5, 10)]
-        assert found["recall"] == pytest.approx(sum(recalls) / 3)
-        assert 20 < found["memory_mib"] < 1000 and 0 < found["text_ms"] < 1000 and 0 < found["image_ms"] < 1000
-        assert f"immich's table, XM3600, {language}" in shown
-    assert "XLM-Roberta-Base-ViT-B-32__laion5b_s13b_b90k" in shown and "Ryzen 7 7800X3D" in shown
-    page = (tmp_path / "out/report.html").read_text("utf-8")
-    assert "immich&#39;s table, XM3600, Chinese" in page and "ViT-B-32-SigLIP2-256__webli" in page
-    part = json.loads(dcclip(*shared, "--limit", "6", "--json").stdout)
-    assert part[0]["immich"] is None  # fewer images are found more easily
+    model = f"hf:{hub_teachers / 'fgclip2'}"
+    shared = ["eval", "--model", model, "--dataset", str(pairs_file), "--json", "--device", "cpu"]
+    shown = dcclip(*shared, "--trust-remote-code")
+    found = {one["language"]: one for one in json.loads(shown.stdout)}
+    assert "running code of" in shown.stderr and found.keys() == {"zh", "en"}
+    budgets = {"as_in": "fgclip2", "max_num_patches": [128, 256, 576, 784, 1024]}
+    assert found["zh"]["preprocessing"] == budgets
+
+
+@pytest.mark.parametrize(("layout", "length"), [("chineseclip", 52), ("metaclip2", 77), ("metaclip2-mt5", 64)])
+def test_a_model_of_other_makers_embeds_texts_as_its_card_says(
+    layout: str, length: int, hub_teachers: Path, pairs: list[Pair]
+) -> None:
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    folder, texts = hub_teachers / layout, [text for pair in pairs for text in (pair.zh[0], pair.en[0])]
+    more = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
+    tokens = AutoTokenizer.from_pretrained(folder)(texts, **more)
+    with torch.no_grad():
+        found = AutoModel.from_pretrained(folder).eval().get_text_features(**tokens).pooler_output
+    expected = torch.nn.functional.normalize(found).numpy()
+    np.testing.assert_allclose(load_encoder(resolve(f"hf:{folder}"), "cpu").encode_texts(texts), expected, atol=1e-5)
 
 
 def test_data_sets_are_listed_and_found(imagenet: Path, small: dict[str, KnownSet]) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 import dcclip_cli
 from dcclip_cli.eval import registry
-from dcclip_cli.eval.class_texts import class_texts, lost
+from dcclip_cli.eval.embedding import class_texts, lost
 from dcclip_cli.eval.evaluate import EvalOptions, evaluate, open_datasets
 from dcclip_cli.eval.report import write_report
 from dcclip_cli.eval.result import sha256_of
@@ -40,35 +40,24 @@ OTHERS = {"猞猁": ["猞", "山猫"], "犰狳": ["铠鼠"], "狗": ["犬"]}
 KNOWN = "一张的照片。狗山猫铠鼠cat"
 
 
-def test_names_that_are_the_same_tokens_take_an_alternate_that_is_not() -> None:
-    found = asked(KNOWN, ANIMALS, OTHERS)
-    assert found.names == ("蝾螈", "狗", "山猫", "铠鼠", "cat")
-    assert (found.replaced, found.alike) == ({"猞猁": "山猫", "犰狳": "铠鼠"}, ())
-
-
-def test_an_alternate_that_is_the_same_tokens_as_another_class_is_not_taken() -> None:
-    found = asked(KNOWN, ["獴", "鹎", "狗"], {"獴": ["鹎"], "鹎": ["鹎鸟", "狗"]})
-    assert (found.names, found.alike) == (("獴", "鹎鸟", "狗"), ())
-
-
-def test_an_alternate_with_unknown_characters_is_taken_only_where_it_is_needed() -> None:
-    found = asked(KNOWN + "虹鱼", ["鳐鱼", "鳟鱼"], {"鳐鱼": ["鳐"], "鳟鱼": ["虹鳟"]})
-    assert found.names == ("鳐鱼", "虹鳟")
-
-
-def test_classes_without_an_alternate_that_helps_stay_alike() -> None:
-    found = asked("一张的照片。", ["蝾螈", "猞猁", "犰狳"], {"犰狳": ["铠鼠", "犰狳兽"]})
-    assert (found.names, found.alike) == (("蝾螈", "猞猁", "犰狳兽"), ((0, 1),))
-
-
-def test_a_model_that_reads_all_names_is_asked_with_them() -> None:
-    found = asked("".join(ANIMALS), ANIMALS, OTHERS)
-    assert (found.names, found.replaced, found.alike) == (tuple(ANIMALS), {}, ())
-
-
-def test_two_classes_of_one_name_are_left_as_they_are() -> None:
-    found = asked("misle", ["missile", "missile"], {"missile": ["rocket"]}, "{}")
-    assert (found.names, found.replaced, found.alike) == (("missile", "missile"), {}, ((0, 1),))
+@pytest.mark.parametrize(
+    ("known", "names", "alternates", "expected", "alike"),
+    [
+        (KNOWN, ANIMALS, OTHERS, ["蝾螈", "狗", "山猫", "铠鼠", "cat"], ()),  # the same tokens, alternates that are not
+        (KNOWN, ["獴", "鹎", "狗"], {"獴": ["鹎"], "鹎": ["鹎鸟", "狗"]}, ["獴", "鹎鸟", "狗"], ()),  # 狗 is a class
+        # With unknown characters only where it is needed.
+        (KNOWN + "虹鱼", ["鳐鱼", "鳟鱼"], {"鳐鱼": ["鳐"], "鳟鱼": ["虹鳟"]}, ["鳐鱼", "虹鳟"], ()),
+        ("一张的照片。", ["蝾螈", "猞猁", "犰狳"], {"犰狳": ["铠鼠", "犰狳兽"]}, ["蝾螈", "猞猁", "犰狳兽"], ((0, 1),)),
+        ("".join(ANIMALS), ANIMALS, OTHERS, ANIMALS, ()),  # all names are read
+        ("misle", ["missile", "missile"], {"missile": ["rocket"]}, ["missile", "missile"], ((0, 1),)),  # one name
+    ],
+)  # fmt: skip
+def test_names_that_are_the_same_tokens_take_an_alternate_that_is_not(
+    known: str, names: list[str], alternates: dict[str, list[str]], expected: list[str], alike: tuple[Any, ...]
+) -> None:
+    found = asked(known, names, alternates)
+    assert (found.names, found.alike) == (tuple(expected), alike)
+    assert found.replaced == {name: other for name, other in zip(names, expected, strict=True) if name != other}
 
 
 def test_names_that_are_cut_in_one_template_only_are_not_alike() -> None:

@@ -1,6 +1,5 @@
 """Two results are compared with an interval, and only where they were measured alike."""
 
-import base64
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,8 +12,18 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.compare import compare_results, read_results
 from dcclip_cli.eval.metrics import Score, score_classes, score_retrieval
 from dcclip_cli.eval.registry import ELEVATER
-from dcclip_cli.eval.report import MEAN, elevater_mean, latex, markdown, table
-from dcclip_cli.eval.result import EvalResult, load_results, pack, save_results, sha256_of, unpack
+from dcclip_cli.eval.report import latex, markdown
+from dcclip_cli.eval.result import (
+    MEAN,
+    EvalResult,
+    elevater_mean,
+    load_results,
+    pack,
+    save_results,
+    sha256_of,
+    table,
+    unpack,
+)  # fmt: skip
 
 
 def result(
@@ -112,46 +121,17 @@ def test_a_side_is_a_file_a_folder_or_one_model_of_them(tmp_path: Path) -> None:
         read_results(str(tmp_path / "nowhere.json"))
 
 
-@pytest.mark.parametrize("seed", range(9))
-def test_a_result_with_a_flipped_bit_is_refused_or_the_same(seed: int, tmp_path: Path) -> None:
-    voc = score_classes(
-        np.random.default_rng(0).normal(size=(40, 3)), np.eye(3, dtype=bool)[np.arange(40) % 3], "map11"
-    )
-    given = [result("一个模型 a", guesses(13, of=40)), result("b", voc, "map11")]
-    save_results(given, tmp_path)
-    file, random = tmp_path / "dtd.json", np.random.default_rng(seed)
-    assert load_results(file) == given
-    content = bytearray(file.read_bytes())
-    content[int(random.integers(len(content)))] ^= 1 << int(random.integers(8))
-    file.write_bytes(content)
-    try:
-        assert load_results(file) == given  # white space, or the name of the checksum
-    except DcclipError as error:
-        assert error.what.startswith(f"{file} contains no results of eval") and error.hint
-
-
 @pytest.mark.parametrize(
     "change",
     [{"value": float("nan")}, {"value": "0.5"}, {"metrics": {"top1": float("inf")}}, {"n": 1.5}, {"corrupt": []}],
 )
-def test_a_result_of_a_version_without_checksums_is_read_and_checked(change: dict[str, Any], tmp_path: Path) -> None:
+def test_a_result_that_is_none_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
     row = asdict(result("a", guesses(13)))
-    (tmp_path / "old.json").write_text(json.dumps([row | {"of_a_later_version": 1}]), "utf-8")
-    assert load_results(tmp_path / "old.json") == [result("a", guesses(13))]
-    (tmp_path / "old.json").write_text(json.dumps([row | change]), "utf-8")
-    with pytest.raises(DcclipError, match=rf"contains no results of eval: {next(iter(change))}"):
-        load_results(tmp_path / "old.json")
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_details_that_are_not_finite_or_cut_are_refused(bad: float) -> None:
-    packed = pack(np.asarray([0.5, bad]))
-    with pytest.raises(DcclipError, match="x cannot be read: it is cut, or not finite"):
-        unpack(packed, "x")
-    packed = pack(np.arange(1000) / 7)
-    cut = base64.b64encode(base64.b64decode(packed["zlib"])[:-2]).decode()  # in the checksum
-    with pytest.raises(DcclipError, match="x cannot be read"):
-        unpack(packed | {"zlib": cut}, "x")
+    (tmp_path / "a.json").write_text(json.dumps([row | {"of_a_later_version": 1}]), "utf-8")
+    assert load_results(tmp_path / "a.json") == [result("a", guesses(13))]
+    (tmp_path / "a.json").write_text(json.dumps([row | change]), "utf-8")
+    with pytest.raises(DcclipError, match=rf"contains no results of eval: 0\.{next(iter(change))}"):
+        load_results(tmp_path / "a.json")
 
 
 def test_results_without_a_data_set_in_common_are_refused() -> None:
@@ -159,14 +139,12 @@ def test_results_without_a_data_set_in_common_are_refused() -> None:
         compare_results([result("a", guesses(1))], [result("b", guesses(1), dataset="pets")])
 
 
-def test_an_array_survives_packing_and_a_zip_bomb_is_refused() -> None:
+def test_an_array_survives_packing_and_anything_else_is_refused() -> None:
     for values in (np.arange(300), np.asarray([True, False]), np.asarray([[0.25, -1]])):
         assert (unpack(pack(values), "x") == values).all()
-    bomb = pack(np.zeros(1_000_000, int)) | {"shape": [3]}
-    with pytest.raises(DcclipError, match="x cannot be read"):
-        unpack(bomb, "x")
-    with pytest.raises(DcclipError, match="x cannot be read"):
-        unpack(pack(np.arange(3)) | {"dtype": "object"}, "x")
+    for change in ({"shape": [7]}, {"dtype": "object"}, {"zlib": "AAAA"}):
+        with pytest.raises(DcclipError, match="x cannot be read"):
+            unpack(pack(np.arange(3)) | change, "x")
 
 
 def test_the_table_has_languages_side_by_side_with_their_gap() -> None:

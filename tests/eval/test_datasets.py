@@ -1,22 +1,20 @@
 """Test sets of one's own are read from pairs and class folders, and groups stand for what they say."""
 
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
+import yaml
 
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Language, Pair
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval import registry
 from dcclip_cli.eval.dataset import Captions, Classes, DataSet
-from dcclip_cli.eval.datasets import open_dataset
-from dcclip_cli.eval.evaluate import EvalOptions, open_datasets
+from dcclip_cli.eval.datasets import classes_yaml, open_dataset
+from dcclip_cli.eval.evaluate import EvalOptions
 from dcclip_cli.eval.registry import ELEVATER, IMAGENETS, RETRIEVAL, KnownSet, expand, find
 from tests.eval import layouts
 from tests.eval.conftest import clear
-
-pytestmark = pytest.mark.usefixtures("small")
 
 
 def classes(dataset: DataSet, language: Language) -> Classes:
@@ -72,15 +70,6 @@ def test_a_language_that_is_not_complete_is_left_out_and_can_not_be_asked_for(
     assert caught.value.hint.startswith("give every pair its class name as first caption in en, in zh, or in both")
 
 
-def test_folder_names_are_class_names_in_their_own_language(folders: Path) -> None:
-    animals = open_dataset(str(folders))
-    assert list(animals.truth) == ["en"]
-    assert classes(animals, "en").names == ("big cat", "dog", "wolf")
-    assert classes(animals, "en").labels.tolist() == [0, 0, 1, 2]
-    (folders / "dog").rename(folders / "狗")
-    assert list(open_dataset(str(folders)).truth) == ["zh"]
-
-
 def test_classes_yaml_names_the_folders_in_both_languages(folders: Path) -> None:
     names = "big_cat: {en: cat, zh: 猫}\ndog: {en: dog, zh: 狗}\nwolf: {en: dog, zh: 狼}\nunused: {en: x, zh: y}\n"
     (folders / "classes.yaml").write_text(names, "utf-8")
@@ -107,33 +96,15 @@ def test_groups_stand_for_their_data_sets_in_one_language(small: dict[str, Known
     assert expand("retrieval") == ["flickr30k", "coco", "xm3600", "xtd"]
     assert expand("retrieval-cn") == ["flickr30k-cn", "coco-cn", "muge-cn", "xm3600-cn", "xtd-cn"]
     assert len(expand("all")) == 2 * 26 + 9
-    assert expand("cat.parquet") == ["cat.parquet"]
+    assert len(EvalOptions(datasets=("elevater", "elevater-cn", "dtd")).names) == 40  # each once
+    assert expand("cat.parquet") == ["cat.parquet"] and find("muge") is None and find("FGVC_Aircraft-CN")
 
 
-def test_names_may_have_hyphens_or_underscores(small: dict[str, KnownSet]) -> None:
-    for name in ("fgvc-aircraft-cn", "fgvc_aircraft_cn", "FGVC_Aircraft-CN"):
-        found = find(name)
-        assert found and found[0].name == "fgvc_aircraft" and found[1] == "zh"
-    assert find("muge") is None and find("muge_cn") is not None
-
-
-def test_a_group_is_opened_whole_and_a_set_named_twice_once(tmp_path: Path) -> None:
-    for known in registry.ELEVATER:
-        if known.name == "voc2007":
-            layouts.wds(tmp_path / "voc2007", "test", [layouts.npy(row) for row in np.eye(20)], ".npy")
-        else:
-            keys = [f"alpha_{number}" for number in range(known.classes)]
-            names = ["negative", "positive"] if known.name == "rendered_sst2" else keys
-            layouts.class_folders(tmp_path / known.name / known.split, names)
-    opened = open_datasets(EvalOptions(datasets=("elevater", "elevater-cn", "dtd"), data_root=str(tmp_path)))
-    assert len(opened) == 40 and len({dataset.name for dataset in opened}) == 40
-
-
-def test_a_part_of_a_named_data_set_is_taken_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_a_part_of_a_named_data_set_is_taken_where_that_is_asked_for(tmp_path: Path, small: Any) -> None:
     layouts.class_folders(tmp_path / "dtd/test", [f"alpha_{number}" for number in (1, 3, 40)])
-    with pytest.raises(DcclipError, match="44 of 47 classes have no images") as refused:
+    with pytest.raises(DcclipError, match="has 47 images, 3 were found") as refused:
         open_dataset("dtd", data_root=tmp_path)
-    assert refused.value.hint.endswith("add --partial present")
+    assert "add --partial all or present" in refused.value.hint
     every = open_dataset("dtd-cn", data_root=tmp_path, partial="all")
     assert every.partial == "3 of 47 images of 3 of 47 classes, all are asked for"
     assert classes(every, "zh").labels.tolist() == [1, 3, 40] and len(classes(every, "zh").names) == 47
@@ -143,7 +114,9 @@ def test_a_part_of_a_named_data_set_is_taken_where_that_is_asked_for(tmp_path: P
     assert classes(present, "zh").names == ("东西1", "东西3", "东西40")
 
 
-def test_tars_of_a_part_are_taken_where_that_is_asked_for_and_a_whole_data_set_is_no_part(tmp_path: Path) -> None:
+def test_tars_of_a_part_are_taken_where_that_is_asked_for_and_a_whole_data_set_is_no_part(
+    tmp_path: Path, small: Any
+) -> None:
     truths = [b"%d" % (number % 47) for number in range(47)]
     layouts.wds(tmp_path / "dtd", "test", truths, ".cls", shards=3)
     assert open_dataset("dtd", data_root=tmp_path, partial="all").partial == ""
@@ -153,11 +126,31 @@ def test_tars_of_a_part_are_taken_where_that_is_asked_for_and_a_whole_data_set_i
     assert found.partial.endswith("of 47 classes, all are asked for") and len(found.images) < 47
 
 
-def test_pairs_of_which_some_lack_a_language_are_retrieved_among_those_that_have_it(
-    tmp_path: Path, pairs: list[Pair]
-) -> None:
-    rows = [Pair("1", pairs[0].image, zh=("猫",), en=("cat",)), Pair("2", pairs[1].image, en=("dog",))]
-    write_parquet(tmp_path / "pets.parquet", rows)
-    found = open_dataset(str(tmp_path / "pets.parquet"), retrieval=True)
-    assert dict(found.truth) == {"en": Captions(("cat", "dog"), ((0,), (1,))), "zh": Captions(("猫",), ((0,),))}
-    assert found.notes == ("data set pets: 1 of 2 pairs have a caption in zh",)
+# ---- class folders of known data sets get the names of these
+
+
+def names_of(folder: Path, *folders: str) -> dict[str, tuple[str, ...]]:
+    layouts.class_folders(folder, folders)
+    return {language: truth.names for language, truth in open_dataset(str(folder)).truth.items()}  # type: ignore[union-attr]
+
+
+def test_wordnet_ids_are_the_classes_of_imagenet_in_both_languages(tmp_path: Path) -> None:
+    found = names_of(tmp_path / "part", "n01440764", "n02123159", "n13054560")
+    assert found == {"en": ("tench", "tiger cat", "bolete"), "zh": ("丁鱥", "虎纹猫", "牛肝菌")}
+
+
+def test_names_and_numbers_stay_what_they_say(tmp_path: Path) -> None:
+    assert names_of(tmp_path / "pets", "cat", "mouse") == {"en": ("cat", "mouse")}
+    assert names_of(tmp_path / "numbers", "0", "1") == {"en": ("0", "1")}
+    assert names_of(tmp_path / "动物", "猫", "狗") == {"zh": ("狗", "猫")}
+    with pytest.raises(DcclipError, match="n00000001 is a WordNet id, and the names of its class are not known"):
+        names_of(tmp_path / "unknown", "n01440764", "n00000001")
+
+
+def test_the_classes_of_a_data_set_as_yaml_name_its_folders(tmp_path: Path) -> None:
+    layouts.class_folders(tmp_path, ["00000", "00017"])
+    (tmp_path / "classes.yaml").write_text(classes_yaml("gtsrb-cn"), "utf-8")
+    assert names_of(tmp_path)["zh"] == ("限速20公里", "禁止驶入")
+    assert len(yaml.safe_load(classes_yaml("imagenet"))) == 1000
+    with pytest.raises(DcclipError, match="flickr30k has captions, no classes"):
+        classes_yaml("flickr30k")

@@ -1,4 +1,4 @@
-"""Evaluation: perfect for an oracle, at chance for noise, and equal to open_clip's and CLIP_benchmark's results."""
+"""Evaluation: perfect for an oracle, and equal to open_clip's and CLIP_benchmark's results."""
 
 import json
 import sys
@@ -19,11 +19,10 @@ from dcclip_cli.eval.compare import compare_results
 from dcclip_cli.eval.embedding import FeatureCache
 from dcclip_cli.eval.evaluate import EvalOptions, evaluate, open_datasets
 from dcclip_cli.eval.registry import KnownSet
-from dcclip_cli.eval.report import table
-from dcclip_cli.eval.result import EvalResult, load_results, save_results
+from dcclip_cli.eval.result import EvalResult, load_results, save_results, table
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import ModelReference, resolve
-from dcclip_cli.progress import Lines, Silent
+from dcclip_cli.progress import Lines
 from dcclip_cli.store import FeatureStore, open_block
 from tests.eval import layouts
 from tests.eval.conftest import clear
@@ -36,7 +35,6 @@ class Oracle:
     """Knows images by their colour and class names by the number in them; counts the images that it has seen."""
 
     width: int = 128
-    noise: int | None = None
     seen: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     sizes: set[tuple[int, ...]] = field(default_factory=set)
@@ -56,20 +54,14 @@ class Oracle:
 
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
         self.seen.append(len(pixels))
-        return self._vectors(pixels[:, 0, 0, 0].astype(int), 1)
+        return np.eye(self.width, dtype=np.float32)[pixels[:, 0, 0, 0].astype(int)]
 
     def tokenize(self, texts: Sequence[str]) -> np.ndarray:
         return np.asarray([[int("".join(filter(str.isdigit, text)))] for text in texts])
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         self.texts += texts
-        return self._vectors(np.asarray([int("".join(filter(str.isdigit, text))) for text in texts]), 2)
-
-    def _vectors(self, numbers: np.ndarray, side: int) -> np.ndarray:
-        if self.noise is None:
-            return np.eye(self.width, dtype=np.float32)[numbers]
-        rows = np.stack([np.random.default_rng((self.noise, side, number)).normal(size=16) for number in numbers])
-        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+        return np.eye(self.width, dtype=np.float32)[self.tokenize(texts)[:, 0]]
 
 
 @pytest.fixture
@@ -128,7 +120,6 @@ def test_a_data_set_with_plain_names_is_measured_with_both(tmp_path: Path, small
     assert zh.plain_value == pytest.approx(45 / 47)  # images of class 1 and, of equal scores the lower, of class 3
     assert zh.class_names[1] == "东西1"
     assert table([en, zh]).rows[0].remark == "with 别名3 95.7 %"
-    assert EvalResult.from_json(zh.to_json()) == zh
     [present] = run(Oracle(), ["dtd-cn"], tmp_path, partial="present")
     assert present.plain_value == zh.plain_value
 
@@ -158,21 +149,6 @@ def test_images_without_a_caption_are_in_no_retrieval(tmp_path: Path, run: Any) 
     found = run(Oracle(), [str(tmp_path / "things.parquet")], task="retrieval", progress=Lines(lines.append))
     assert [(one.language, one.n, one.value) for one in found] == [("en", 6, 1.0), ("zh", 3, 1.0)]
     assert "data set things: 3 of 6 pairs have a caption in zh" in lines
-
-
-def test_a_random_model_is_at_chance(tmp_path: Path, run: Any) -> None:
-    whole(tmp_path, "fgvc_aircraft", 100)
-    [found] = zip(*(run(Oracle(noise=seed), ["fgvc-aircraft-cn"], tmp_path) for seed in range(20)), strict=True)
-    right = [result.metrics["top1"] for result in found]
-    # 20 times 100 images, each right with 1/100: 20 +- 4.4 of 2,000.
-    assert abs(np.mean(right) - 1 / 100) < 4 * 4.4 / 2000
-    assert abs(np.mean([result.metrics["top5"] for result in found]) - 5 / 100) < 4 * 9.7 / 2000
-
-
-def test_a_wrong_order_of_labels_would_show(tmp_path: Path, run: Any) -> None:
-    layouts.wds(tmp_path / "dtd", "test", [f"{(number + 1) % 47}".encode() for number in range(47)], ".cls")
-    [found] = run(Oracle(), ["dtd"], tmp_path)
-    assert found.metrics["top1"] == 0.0
 
 
 def test_voc_and_memes_have_metrics_of_their_own(tmp_path: Path, run: Any) -> None:
@@ -247,13 +223,9 @@ def test_unreadable_images_are_counted_and_named(tmp_path: Path, run: Any) -> No
     (tmp_path / "dtd/test/alpha_5/5.png").write_bytes(b"no image")
     (tmp_path / "dtd/test/alpha_9/9.png").write_bytes(layouts.image(9)[:40])
     said: list[str] = []
-
-    class Talk(Silent):
-        def say(self, line: str) -> None:
-            said.append(line)
-
     for _ in range(2):  # also with cached embeddings of the others
-        [found] = run(Oracle(), ["dtd-cn"], tmp_path, cache=FeatureCache(tmp_path / "cache"), progress=Talk())
+        cache = FeatureCache(tmp_path / "cache")
+        [found] = run(Oracle(), ["dtd-cn"], tmp_path, cache=cache, progress=Lines(said.append))
         assert found.n == 45 and found.value == 1.0
         assert sorted(found.corrupt) == ["alpha_5/5.png", "alpha_9/9.png"]
         assert "2 of 47 images cannot be read and are left out: alpha_5/5.png (" in said[-1]
@@ -332,12 +304,9 @@ def test_texts_about_several_images_are_looked_for_one_way_only(tmp_path: Path, 
 
 
 def test_a_result_is_written_whole_and_a_bundle_is_evaluated_like_its_model(
-    model_folder: Path, pairs_file: Path, tmp_path: Path
+    model_folder: Path, bundle_folder: Path, pairs_file: Path, tmp_path: Path
 ) -> None:
-    from dcclip_cli.exporters.export import ExportOptions, export
-
-    bundle = export(options=ExportOptions(), model=resolve(str(model_folder)), out=tmp_path / "bundle").folder
-    results = measure([model_folder, bundle], pairs_file)
+    results = measure([model_folder, bundle_folder], pairs_file)
     named = [(model, language) for model in ("tiny", "tiny-fp32") for language in ("en", "zh")]
     assert [(result.model, result.language) for result in results] == named
     assert results[0].metrics == results[2].metrics and results[1].metrics == results[3].metrics
@@ -358,19 +327,8 @@ def test_two_data_sets_of_one_name_are_refused(pairs_file: Path, tmp_path: Path,
     assert raised.value.hint == "rename one of the files or folders"
 
 
-def test_options_need_a_data_set() -> None:
-    with pytest.raises(ValueError, match="at least 1 item"):
-        EvalOptions(datasets=())
-
-
 def test_an_auc_of_images_of_one_class_is_an_error_and_no_number(tmp_path: Path, run: Any) -> None:
     layouts.class_folders(tmp_path / "hateful-memes/dev", ["alpha_0", "alpha_1"])
     with pytest.raises(DcclipError, match=r"hateful-memes: roc_auc is not defined for 1 images") as raised:
         run(Oracle(), ["hateful-memes"], tmp_path, limit=1)
     assert "--limit" in raised.value.hint
-
-
-def test_classes_that_no_image_has_do_not_lower_the_mean_precision(tmp_path: Path, run: Any) -> None:
-    layouts.wds(tmp_path / "voc2007", "test", [layouts.npy(row) for row in np.eye(20, dtype=np.float32)], ".npy")
-    [voc] = run(Oracle(), ["voc2007"], tmp_path, limit=5)
-    assert voc.n == 5 and voc.value == voc.metrics["map"] == 1.0

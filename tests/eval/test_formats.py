@@ -13,13 +13,17 @@ from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import registry
-from dcclip_cli.eval.leaderboards.hub import save_repositories
+from dcclip_cli.eval.leaderboards import hub
 from dcclip_cli.eval.metrics import score_retrieval
 from dcclip_cli.eval.registry import ELEVATER
 from dcclip_cli.eval.result import EvalResult, save_results, sha256_of
 from tests.eval.test_compare import guesses, result
 
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
+
+
+def boards(results: list[EvalResult], folder: Path) -> list[str]:
+    return hub.write(results, folder, "o", {})
 
 
 def zero_shot(name: str, language: Language, right: int = 300, model: str = "学生 a/b") -> EvalResult:
@@ -65,7 +69,7 @@ def test_the_elevater_board_in_chinese_has_twenty_values_and_their_mean(tmp_path
 def test_the_boards_repository_loads_as_a_data_set_of_class_names_and_prompts(tmp_path: Path) -> None:
     from datasets import load_dataset
 
-    save_repositories([zero_shot("cifar10", language) for language in LANGUAGES], tmp_path, "o")
+    boards([zero_shot("cifar10", language) for language in LANGUAGES], tmp_path)
     for language, name, prompt in (("zh", "飞机", "飞机"), ("en", "airplane", "a photo of a airplane.")):
         folder = tmp_path / f"datasets/elevater-{language}"
         rows = load_dataset(str(folder), "cifar10", split="test", cache_dir=str(tmp_path / "cache"))
@@ -83,17 +87,17 @@ def test_what_does_not_compare_is_on_no_board(tmp_path: Path) -> None:
     }
     for reason, one in others.items():
         with pytest.raises(DcclipError, match="none of the results is of a whole named data set"):
-            save_repositories([one], tmp_path / "none", "o")
-        assert reason in save_repositories([one, whole], tmp_path / "some", "o")[0]
+            boards([one], tmp_path / "none")
+        assert reason in boards([one, whole], tmp_path / "some")[0]
     assert not (tmp_path / "none").exists()
     part = replace(whole, partial="20 of 37 classes")
-    assert "was not measured in full" in save_repositories([part, whole], tmp_path / "some", "o")[0]
+    assert "was not measured in full" in boards([part, whole], tmp_path / "some")[0]
 
 
 def test_two_models_of_one_name_have_two_folders_and_retrieval_its_own_board(tmp_path: Path) -> None:
     score = score_retrieval(np.eye(3), np.eye(3), [(0,), (1,), (2,)], True)
     zh = result("模型", score, "mean_recall", "xm3600-cn", "zh", task="retrieval")
-    save_repositories([zh, replace(zh, model_fingerprint="0123456789", value=0.5)], tmp_path, "o")
+    boards([zh, replace(zh, model_fingerprint="0123456789", value=0.5)], tmp_path)
     values = {
         file.parent.parent.name: [entry["value"] for entry in yaml.safe_load(file.read_text("utf-8"))]
         for file in tmp_path.glob("models/*/.eval_results/retrieval-zh.yaml")
@@ -104,8 +108,8 @@ def test_two_models_of_one_name_have_two_folders_and_retrieval_its_own_board(tmp
 
 
 @pytest.mark.parametrize(("formats", "owner", "said"), [
-    (["hub"], None, "no owner of the benchmarks is named"),
-    (["hub"], "有名/字", "is no name on the hub"),
+    (["hub"], None, "needs a name of the hub, not None"),
+    (["hub"], "有名/字", "needs a name of the hub, not 有名/字"),
     (["csv"], None, "csv is not a format of results"),
 ])  # fmt: skip
 def test_a_format_that_cannot_be_written_is_refused(

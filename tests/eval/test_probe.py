@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval import probe as probes
-from dcclip_cli.eval.probe import probe, sample, summary
+from dcclip_cli.eval import metrics
+from dcclip_cli.eval.metrics import probe, sample, summary
 from tests.eval import layouts
 from tests.eval.conftest import clear
 from tests.eval.test_evaluate import Oracle, run
@@ -84,7 +84,7 @@ def test_a_metric_that_the_held_out_images_leave_undefined_chooses_nothing(monke
         strengths.append(strength)
         return np.stack([-test[:, 0], test[:, 0]], axis=1)
 
-    monkeypatch.setattr(probes, "_fit", fit)
+    monkeypatch.setattr(metrics, "_fit", fit)
     rows = np.arange(12.0)[:, None] / 1000
     labels = np.asarray([0] * 11 + [1])  # the one image of class 1 is trained on: no AUC without it
     assert probe(rows, labels, rows, labels, "roc_auc", 0).metrics["roc_auc"] == 1.0

@@ -13,8 +13,8 @@ from dcclip_cli.data.pair import Language, Pair
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.datasets import open_dataset
 from dcclip_cli.eval.metrics import score_classes
-from dcclip_cli.eval.report import errors_of, one_thing, table, write_report
-from dcclip_cli.eval.result import save_results
+from dcclip_cli.eval.report import errors_of, one_thing, write_report
+from dcclip_cli.eval.result import save_results, table
 from tests.eval import layouts
 from tests.eval.test_compare import guesses, result
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +19,13 @@ import yaml
 from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.eval import comparable, registry
+from dcclip_cli.eval import registry
+from dcclip_cli.eval.compare import fit_for, unfit
 from dcclip_cli.eval.leaderboards.mteb import task_names
 from dcclip_cli.eval.registry import KnownSet
-from dcclip_cli.eval.report import METRIC_NAMES, elevater_mean
-from dcclip_cli.eval.result import EvalResult
+from dcclip_cli.eval.result import METRIC_NAMES, EvalResult, elevater_mean
 from dcclip_cli.files import atomic_write
+from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.predict.zero_shot import fill
 
 if TYPE_CHECKING:
@@ -41,8 +42,6 @@ _ABOUT = {
     "imagenet-family": "ImageNet, V2, Sketch, A, R and ObjectNet, zero-shot, with {language} class names and prompts",
     "retrieval": "Images and {language} captions retrieved by each other",
 }
-
-
 _CARD = """---
 {data}
 ---
@@ -88,23 +87,16 @@ class Benchmark:
 BENCHMARKS = [Benchmark(group, language) for group in _ABOUT for language in registry.SUFFIX]
 
 
-def check_owner(owner: str | None) -> str:
-    """The user or organisation that owns the benchmarks. Raises DcclipError for no name of the hub."""
+def check(options: EvalOptions | None, owner: str | None) -> None:
+    """Raise DcclipError for no owner's name, and where no result of these options would be on a leaderboard."""
     if owner is None or not re.fullmatch(r"[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9])?", owner, re.ASCII):
-        what = (
-            Message("no owner of the benchmarks is named")
-            if owner is None
-            else Message("{} is no name on the hub", owner)
+        raise DcclipError(
+            "--format hub needs a name of the hub, not {}", "name your user or organisation with --owner NAME", owner
         )
-        raise DcclipError(what, "name your user or organisation of the hub with --owner NAME")
-    return owner
-
-
-def check_options(options: EvalOptions) -> None:
-    """Raise DcclipError where no result of these options would be on a leaderboard."""
-    comparable.check_options(options, "hub", Message("leaderboards are about whole data sets with their own prompts"))
-    if not any(registry.find(name) for given in options.datasets for name in registry.expand(given)):
-        raise _nothing()
+    if options:
+        options.check_whole("hub", Message("leaderboards are about whole data sets with their own prompts"))
+        if not any(map(registry.find, options.names)):
+            raise _nothing()
 
 
 def _nothing() -> DcclipError:
@@ -112,15 +104,16 @@ def _nothing() -> DcclipError:
     return DcclipError("--format hub: {}", "measure one, such as imagenet-cn; dcclip datasets lists them", what)
 
 
-def save_repositories(results: Sequence[EvalResult], folder: Path, owner: str) -> list[str]:
+def write(
+    results: Sequence[EvalResult], folder: Path, owner: str | None, models: Mapping[str, ModelReference]
+) -> list[str]:
     """Write models/NAME/.eval_results/ for each model and datasets/BENCHMARK/ for each benchmark of the results.
 
-    Returns lines for the user: results that are left out, and how to upload the rest. Raises DcclipError if none is
-    left.
+    Returns results that are left out, and how to upload the rest.
     """
-    reasons = [(result, comparable.unfit(result)) for result in results]
-    lines = [f"left out: {one.dataset} {one.language} of {one.model} {why}" for one, why in reasons if why]
-    if not (fit := [one for one, why in reasons if not why]):
+    assert owner
+    fit, lines = fit_for(results, unfit)
+    if not fit:
         raise _nothing()
     wanted: set[Benchmark] = set()
     for name, several in _by_model(fit).items():
@@ -140,7 +133,7 @@ def model_files(results: Sequence[EvalResult], owner: str) -> dict[Benchmark, st
     """The content of a model's file for each benchmark that its results are of; `results` are comparable."""
     from huggingface_hub import eval_result_entries_to_yaml
 
-    found = {benchmark: list(_entries(benchmark, results, owner)) for benchmark in BENCHMARKS}
+    found = {benchmark: _entries(benchmark, results, owner) for benchmark in BENCHMARKS}
     return {one: _yaml(eval_result_entries_to_yaml(entries)) for one, entries in found.items() if entries}
 
 
@@ -156,36 +149,34 @@ def _by_model(results: Iterable[EvalResult]) -> dict[str, list[EvalResult]]:
     return names
 
 
-def _entries(benchmark: Benchmark, results: Sequence[EvalResult], owner: str) -> Iterator[EvalResultEntry]:
+def _entries(benchmark: Benchmark, results: Sequence[EvalResult], owner: str) -> list[EvalResultEntry]:
     """The values of one model, in per cent: the mean where there is one, and each data set's own metric."""
     from huggingface_hub import EvalResultEntry
 
-    by_name = {result.dataset: result for result in results}
-    found = {known: by_name.get(registry.name_in(known, benchmark.language)) for known in benchmark.sets}
+    language, by_name = benchmark.language, {result.dataset: result for result in results}
+    found = {known: by_name.get(registry.name_in(known, language)) for known in benchmark.sets}
     here = {known: result for known, result in found.items() if result}
     if not here:
-        return
-    first = next(iter(here.values()))
-
-    def entry(task: str, value: float, notes: str, date: str) -> EvalResultEntry:
-        repository = f"{owner}/{benchmark.name}"
-        return EvalResultEntry(
+        return []
+    rows = [(_task_id(known, language), one.value, _notes(one), one.date) for known, one in here.items()]
+    mean = elevater_mean(list(here.values()), results[0].model, language)
+    if mean is not None:
+        notes = "mean of the 20 data sets, each by its own metric, in per cent"
+        rows.insert(0, (benchmark.name, mean, notes, max(result.date for result in here.values())))
+    repository = f"{owner}/{benchmark.name}"
+    return [
+        EvalResultEntry(
             dataset_id=repository,
             task_id=task,
             value=round(100 * value, 2),
             date=date or None,
             notes=notes,
             source_url=f"https://huggingface.co/datasets/{repository}",
-            source_name=f"dcclip eval {first.versions.get('dcclip', '')}".rstrip(),
+            source_name=f"dcclip eval {results[0].versions.get('dcclip', '')}".rstrip(),
             source_user=owner,
         )
-
-    mean = elevater_mean(list(here.values()), first.model, benchmark.language)
-    if mean is not None:
-        newest = max(result.date for result in here.values())
-        yield entry(benchmark.name, mean, "mean of the 20 data sets, each by its own metric, in per cent", newest)
-    for known, result in here.items():
-        yield entry(_task_id(known, benchmark.language), result.value, _notes(result), result.date)
+        for task, value, notes, date in rows
+    ]
 
 
 def _task_id(known: KnownSet, language: Language) -> str:
@@ -197,50 +188,45 @@ def _task_id(known: KnownSet, language: Language) -> str:
 def _notes(result: EvalResult) -> str:
     corrupt = f", {len(result.corrupt):,} more cannot be read" if result.corrupt else ""
     replaced = f", {len(result.replaced)} names asked by alternates" if result.replaced else ""
-    return f"{_metric(result.metric)} in per cent, {result.n:,} images{corrupt}{replaced}, {result.precision}"
+    return f"{METRIC_NAMES[result.metric]} in per cent, {result.n:,} images{corrupt}{replaced}, {result.precision}"
 
 
 def _save_benchmark(benchmark: Benchmark, folder: Path) -> None:
     """Write the repository of a benchmark: `eval.yaml`, the class names and prompts of each data set, and a card."""
     from huggingface_hub import DatasetCardData
 
-    about = _ABOUT[benchmark.group].format(language=_LANGUAGES[benchmark.language])
-    tasks: list[dict[str, str]] = [{"id": benchmark.name}] if benchmark.group == "elevater" else []  # the mean
-    configs = []
-    for known in benchmark.sets:
-        if known.classes:
-            file = f"classes/{known.label}.jsonl"
-            _save_classes(known, benchmark.language, folder / file)
-            configs.append({"config_name": known.label, "data_files": [{"split": "test", "path": file}]})
-            task = {"id": _task_id(known, benchmark.language), "config": known.label, "split": "test"}
-        else:
-            task = {"id": known.label, "split": "test"}
-        tasks.append(task)
+    language, ids = benchmark.language, {known: _task_id(known, benchmark.language) for known in benchmark.sets}
+    about = _ABOUT[benchmark.group].format(language=_LANGUAGES[language])
+    files = {known: f"classes/{known.label}.jsonl" for known in benchmark.sets if known.classes}
+    for known, file in files.items():
+        _save_classes(known, language, folder / file)
+    tasks = [{"id": benchmark.name}] if benchmark.group == "elevater" else []  # the mean
+    for known, task in ids.items():
+        tasks.append({"id": task} | ({"config": known.label} if known in files else {}) | {"split": "test"})
     content = {"name": benchmark.name, "description": about, "evaluation_framework": FRAMEWORK, "tasks": tasks}
     _write(folder / "eval.yaml", _yaml(content))
     data = DatasetCardData(
-        language=[benchmark.language],
+        language=[language],
         pretty_name=benchmark.name,
-        task_categories=["zero-shot-image-classification"] if configs else None,
-        configs=configs or None,
+        task_categories=["zero-shot-image-classification"] if files else None,
+        configs=[
+            {"config_name": known.label, "data_files": [{"split": "test", "path": file}]}
+            for known, file in files.items()
+        ]
+        or None,
     )
-    ids = {one.label: _task_id(one, benchmark.language) for one in benchmark.sets}
     rows = "".join(
-        f"| {one.label} | {ids[one.label]} | {one.size or ''} | {one.classes or ''} | {_metric(one.metric)} |\n"
-        for one in benchmark.sets
+        f"| {one.label} | {task} | {one.size or ''} | {one.classes or ''} | {METRIC_NAMES[one.metric]} |\n"
+        for one, task in ids.items()
     )
-    mteb = _MTEB if any(label != task for label, task in ids.items()) else ""
+    mteb = _MTEB if any(one.label != task for one, task in ids.items()) else ""
     _write(folder / "README.md", _CARD.format(data=data, name=benchmark.name, about=about, mteb=mteb, rows=rows))
 
 
 def _save_classes(known: KnownSet, language: Language, file: Path) -> None:
     own = prompts.read(registry.prompts_of(known))
     lines = [
-        {
-            "label": label,
-            "name": name,
-            "prompts": fill(own.templates[language], name),
-        }
+        {"label": label, "name": name, "prompts": fill(own.templates[language], name)}
         for label, name in enumerate(own.names[language])
     ]
     _write(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
@@ -249,10 +235,6 @@ def _save_classes(known: KnownSet, language: Language, file: Path) -> None:
 def _write(file: Path, text: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(file, text)
-
-
-def _metric(name: str) -> str:
-    return METRIC_NAMES.get(name, name)
 
 
 def _yaml(content: Any) -> str:

@@ -7,29 +7,33 @@ loads the model and embeds images and texts one at a time on the CPU; time is wh
 from __future__ import annotations
 
 import csv
-import functools
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.data.pair import Language
-from dcclip_cli.errors import Message
+from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.eval.registry import base_name
+from dcclip_cli.eval.result import EvalResult, save_json
+from dcclip_cli.files import atomic_write
 from dcclip_cli.machine import peak_memory_bytes
-from dcclip_cli.model import Precision
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.workers import calls, process_pool
 
+if TYPE_CHECKING:
+    from dcclip_cli.eval.evaluate import EvalOptions
+
 DATASET = "xm3600"
-CAVEAT = Message(
-    "Memory is the peak RSS, ms are those of an image and a text, one at a time. Yours were measured on this machine's "
-    "CPU, on one thread, immich's on a Ryzen 7 7800X3D: only large differences compare."
-)
-_TABLE = Path(__file__).with_name("immich.tsv")
+TABLE = Path(__file__).with_name("immich.tsv")
+_CAVEAT = """Memory is the peak RSS, ms are those of an image and a text, one at a time. Models in bold were measured on
+another machine's CPU, on one thread, the others by immich on a Ryzen 7 7800X3D: only large differences compare.
+"""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A model on the table; `recall` is in per cent."""
+    """A model on the table; `recall` is in per cent, `ms` is the time of both towers."""
 
     model: str
     memory_mib: float
@@ -51,66 +55,84 @@ class Cost:
     text_ms: float
 
 
-@dataclass(frozen=True)
-class ImmichMetric:
-    """The metric of one model in one language; `recall` is in 0..1.
-
-    `optimal`: no model of immich's table is at least as good in everything and better in something. `outclassed_by`
-    and `outclasses` are the models of the table that are, or to which it is.
-    """
-
-    recall: float
-    memory_mib: float
-    image_ms: float
-    text_ms: float
-    optimal: bool
-    outclassed_by: list[str]
-    outclasses: list[str]
-
-    def row(self, model: str) -> Row:
-        """It as a row of the table."""
-        return _row(model, self.recall, Cost(self.memory_mib, self.image_ms, self.text_ms))
-
-
-def _row(model: str, recall: float, cost: Cost) -> Row:
-    # The table's time contains the text tower: XLM-R's 3.2 ms have the image tower of ViT-B-32's 2.3 ms.
-    return Row(model, round(cost.memory_mib), round(cost.image_ms + cost.text_ms, 2), round(100 * recall, 2))
-
-
-@functools.cache
-def table(language: Language) -> tuple[Row, ...]:
+def table(language: Language) -> list[Row]:
     """immich's table for a language, best recall first."""
-    lines = [line for line in _TABLE.read_text("utf-8").splitlines() if not line.startswith("#")]
+    lines = [line for line in TABLE.read_text("utf-8").splitlines() if not line.startswith("#")]
     rows = [row for row in csv.DictReader(lines, delimiter="\t") if row["language"] == language]
-    return tuple(Row(row["model"], float(row["memory_mib"]), float(row["ms"]), float(row["recall"])) for row in rows)
+    return [Row(row["model"], float(row["memory_mib"]), float(row["ms"]), float(row["recall"])) for row in rows]
 
 
-def metric(metrics: Mapping[str, float], language: Language, cost: Cost) -> ImmichMetric:
-    """The metric of retrieval `metrics` in a language."""
-    recall = sum(metrics[f"image_recall@{k}"] for k in (1, 5, 10)) / 3
-    own = _row("", recall, cost)
-    better = [row.model for row in table(language) if row.outclasses(own)]
-    worse = [row.model for row in table(language) if own.outclasses(row)]
-    return ImmichMetric(recall, cost.memory_mib, cost.image_ms, cost.text_ms, not better, better, worse)
+def recall_of(metrics: Mapping[str, float]) -> float:
+    """immich's recall, in 0..1, of metrics of retrieval."""
+    return sum(metrics[f"image_recall@{k}"] for k in (1, 5, 10)) / 3
 
 
-@dataclass(frozen=True)
-class Standing:
-    """A row among others: `optimal` if none of them outclasses it, `own` if it is not immich's."""
-
-    row: Row
-    optimal: bool
-    own: bool
+def row_of(result: EvalResult, cost: Cost) -> Row:
+    """A result as a row of the table."""
+    # The table's time contains the text tower: XLM-R's 3.2 ms have the image tower of ViT-B-32's 2.3 ms.
+    ms, recall = round(cost.image_ms + cost.text_ms, 2), round(100 * recall_of(result.metrics), 2)
+    return Row(result.model, round(cost.memory_mib), ms, recall)
 
 
-def standings(language: Language, own: Mapping[str, ImmichMetric]) -> list[Standing]:
-    """immich's table for a language with one's `own` models by name, best recall first."""
-    mine = [one.row(model) for model, one in own.items()]
-    rows = sorted([*mine, *table(language)], key=lambda row: -row.recall)
-    return [Standing(row, not any(other.outclasses(row) for other in rows), row in mine) for row in rows]
+def check(options: EvalOptions | None, owner: str | None) -> None:
+    """Raise DcclipError where no result of these options would be of all of XM3600."""
+    if options and (options.limit or not any(base_name(name) == DATASET for name in options.names)):
+        raise _nothing()
 
 
-def cost_of(reference: ModelReference, precision: Precision) -> Cost:
+def _nothing() -> DcclipError:
+    return DcclipError(
+        "--format immich: no model is measured on all of XM3600",
+        "name this format when you measure a model on xm3600 or xm3600-cn, without --limit",
+    )
+
+
+def write(
+    results: Sequence[EvalResult], folder: Path, owner: str | None, models: Mapping[str, ModelReference]
+) -> list[str]:
+    """Write metric.json, and table.md with the models among those of immich's table.
+
+    Results on less than all of XM3600 are left out: fewer images are found more easily.
+    """
+    whole = [one for one in results if base_name(one.dataset) == DATASET and not one.limit]
+    fit = [one for one in whole if one.model_fingerprint in models]
+    if not fit:
+        raise _nothing()
+    measured = {one.model_fingerprint: one.precision for one in fit}
+    costs = {name: _cost(models[name], precision) for name, precision in measured.items()}
+    metrics, pages = [], []
+    for language in dict.fromkeys(one.language for one in fit):
+        here = [(one, costs[one.model_fingerprint]) for one in fit if one.language == language]
+        metrics += [_metric(one, cost) for one, cost in here]
+        pages.append(_markdown(language, [row_of(one, cost) for one, cost in here]))
+    folder.mkdir(parents=True, exist_ok=True)
+    save_json(folder / "metric.json", metrics)
+    atomic_write(folder / "table.md", "\n".join([*pages, _CAVEAT]))
+    return [Message("immich's table with these models: {}", folder / "table.md")]
+
+
+def _metric(result: EvalResult, cost: Cost) -> dict[str, Any]:
+    """`optimal`: no model of immich's table outclasses it, that is, `outclassed_by` is empty."""
+    own, rows = row_of(result, cost), table(result.language)
+    better = [row.model for row in rows if row.outclasses(own)]
+    worse = [row.model for row in rows if own.outclasses(row)]
+    about = {"model": result.model, "language": result.language, "recall": recall_of(result.metrics)}
+    return about | asdict(cost) | {"optimal": not better, "outclassed_by": better, "outclasses": worse}
+
+
+def _markdown(language: Language, own: Sequence[Row]) -> str:
+    """immich's table with one's own models in bold, best recall first."""
+    rows = sorted([*own, *table(language)], key=lambda row: -row.recall)
+    lines = [f"## immich's table, XM3600, {language}\n", "| model | recall % | memory MiB | ms | Pareto optimal |"]
+    lines.append("| --- | ---: | ---: | ---: | --- |")
+    for row in rows:
+        name = f"**{row.model}**" if row in own else row.model
+        optimal = "" if any(other.outclasses(row) for other in rows) else "yes"
+        lines.append(f"| {name} | {row.recall:.2f} | {row.memory_mib:,.0f} | {row.ms:.2f} | {optimal} |")
+    return "\n".join([*lines, ""])
+
+
+def _cost(reference: ModelReference, precision: str) -> Cost:
     """Memory and time of a model on the CPU, measured in a process that does nothing else."""
     hint = Message("free some memory, and run the command again: embeddings are cached")
     with process_pool(1, fresh=True) as pool:
@@ -118,9 +140,9 @@ def cost_of(reference: ModelReference, precision: Precision) -> Cost:
     return cost
 
 
-def _measure(given: tuple[ModelReference, Precision]) -> Cost:
+def _measure(given: tuple[ModelReference, str]) -> Cost:
     from dcclip_cli.predict.encoder import footprint, load_encoder
 
     reference, precision = given
-    found = footprint(load_encoder(reference, "cpu", precision))
+    found = footprint(load_encoder(reference, "cpu", "bf16" if precision == "bf16" else "fp32"))
     return Cost(round(peak_memory_bytes() / 2**20, 1), found.image_ms, found.text_ms)

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.eval import comparable, registry
+from dcclip_cli.eval import registry
+from dcclip_cli.eval.compare import fit_for, unfit
 from dcclip_cli.eval.result import EvalResult, save_json
 from dcclip_cli.files import json_object
 from dcclip_cli.model.reference import ModelReference
@@ -49,89 +47,71 @@ ZERO_SHOT = {
 RETRIEVAL = {"flickr30k_cn": "Flickr30kCN", "coco_cn": "COCOCN", "muge_cn": "MUGE"}
 
 
-@dataclass(frozen=True)
-class MtebTask:
-    """A task of `integrations/mteb`: its name, and for retrieval what is searched for, `image` or `text`."""
-
-    name: str
-    wanted: str = ""
-
-
 def task_names(dataset: str, language: Language) -> list[str]:
     """The tasks that results on a data set are of: one, for retrieval one each way; none for most data sets."""
-    return [task.name for task in _tasks(dataset, language)]
+    return list(_tasks(dataset, language))
 
 
-def _tasks(dataset: str, language: Language) -> list[MtebTask]:
+def _tasks(dataset: str, language: Language) -> dict[str, str]:
+    """Tasks of `integrations/mteb`: by name what is searched for in retrieval, `image` or `text`, else nothing."""
     known, own = registry.find(dataset) or (None, language)
     if known is None or language != "zh" or own != "zh":
-        return []
+        return {}
     if name := ZERO_SHOT.get(known.name):
-        return [MtebTask(f"{name}ZeroShot-zh")]
+        return {f"{name}ZeroShot-zh": ""}
     if name := RETRIEVAL.get(known.name):
-        ways = [("image", "T2I"), *([("text", "I2T")] if known.both_ways else [])]
-        return [MtebTask(f"{name}{way}Retrieval", wanted) for wanted, way in ways]
-    return []
+        return {f"{name}T2IRetrieval": "image"} | ({f"{name}I2TRetrieval": "text"} if known.both_ways else {})
+    return {}
 
 
-def check_options(options: EvalOptions) -> None:
+def check(options: EvalOptions | None, owner: str | None) -> None:
     """Raise DcclipError where no result of these options would have a form in mteb."""
-    comparable.check_options(options, "mteb", Message("no task of mteb measures that"))
-    names = [name for given in options.datasets for name in registry.expand(given)]
-    if not any(_tasks(name, "zh") for name in names):
-        raise _no_task(Message("none of the data sets ({}) has a task", ", ".join(names)))
+    if options:
+        options.check_whole("mteb", Message("no task of mteb measures that"))
+        if not any(_tasks(name, "zh") for name in options.names):
+            raise _no_task(Message("none of the data sets ({}) has a task", ", ".join(options.names)))
 
 
-def save_mteb(
-    results: Sequence[EvalResult],
-    folder: Path,
-    references: Mapping[str, ModelReference] = MappingProxyType({}),
-    owner: str | None = None,
+def write(
+    results: Sequence[EvalResult], folder: Path, owner: str | None, models: Mapping[str, ModelReference]
 ) -> list[str]:
-    """Write results/MODEL/REVISION/TASK.json and model_meta.json; returns lines for the user on what is left out.
+    """Write results/MODEL/REVISION/TASK.json and model_meta.json, which has only name and revision of other models.
 
-    `references` are models by fingerprint: of others model_meta.json has only name and revision. `owner` is the first
-    half of the names of models that are not on the hub. Raises DcclipError if nothing is left.
+    `owner` is the first half of the names of models that are not on the hub.
     """
-    reasons = [(result, _unfit(result)) for result in results]
-    lines = [f"left out: {one.dataset} {one.language} of {one.model} {why}" for one, why in reasons if why]
-    if not (fit := [one for one, why in reasons if not why]):
-        raise _no_task(
-            Message("none of the results is of a task ({})", lines[0]) if lines else Message("there are no results")
-        )
+    fit, lines = fit_for(results, _unfit)
+    if not fit:
+        raise _no_task(Message("none of the results is of a task ({})", ", ".join(lines[:1])))
     places: dict[str, Path] = {}
     for result in fit:
         revision = result.model_fingerprint
         if revision not in places:
             meta = model_meta(result.model, revision, owner)
-            if reference := references.get(revision):
+            if reference := models.get(revision):
                 loaded = load_encoder(reference, "cpu", "fp32")
                 meta = model_meta_of(loaded, reference, owner) | {"revision": revision}  # of the precision measured
             places[revision] = folder / "results" / meta["name"].replace("/", "__").replace(" ", "_") / revision
             places[revision].mkdir(parents=True, exist_ok=True)
             save_json(places[revision] / "model_meta.json", meta)
-        for task in _tasks(result.dataset, result.language):
-            save_json(places[revision] / f"{task.name}.json", task_result(result, task))
+        for task, wanted in _tasks(result.dataset, result.language).items():
+            save_json(places[revision] / f"{task}.json", task_result(result, task, wanted))
     return [*lines, f"mteb reads its results with: mteb.ResultCache('{folder}').load_results()"]
 
 
-def task_result(result: EvalResult, task: MtebTask) -> dict[str, Any]:
+def task_result(result: EvalResult, task: str, wanted: str) -> dict[str, Any]:
     """mteb's TaskResult as JSON, with those of its scores that dcclip measures."""
-    scores = _recalls(result, task.wanted) if task.wanted else _classification(result)
+    plain = {MAIN_SCORES[name]: value for name, value in result.metrics.items() if name in MAIN_SCORES}
+    scores = _recalls(result, wanted) if wanted else plain
     about = {"hf_subset": "default", "languages": LANGUAGES, "main_score": scores[MAIN_SCORES[result.metric]]}
     return {
         "dataset_revision": NO_REVISION,
-        "task_name": task.name,
+        "task_name": task,
         "mteb_version": None,  # mteb did not measure them
         "scores": {result.split: [about | scores]},
         "evaluation_time": result.seconds,
         "kg_co2_emissions": None,
         "date": result.date or None,
     }
-
-
-def _classification(result: EvalResult) -> dict[str, float]:
-    return {MAIN_SCORES[name]: value for name, value in result.metrics.items() if name in MAIN_SCORES}
 
 
 def _recalls(result: EvalResult, wanted: str) -> dict[str, float]:
@@ -147,7 +127,7 @@ def _unfit(result: EvalResult) -> str:
     """Why mteb would not measure the same; empty if it does."""
     if not _tasks(result.dataset, result.language):
         return "has no task"
-    if reason := comparable.unfit(result):
+    if reason := unfit(result):
         return reason
     if result.corrupt:
         return f"lacks {len(result.corrupt):,} images that cannot be read"
@@ -175,8 +155,6 @@ _ISO = {"zh": "zho-Hans", "en": "eng-Latn"}
 _EMBEDDINGS = ("token_embedding.weight", "word_embeddings.weight", "embed_tokens.weight")
 _ODD = re.compile(r"[^\w.-]+")
 _LONG = "猫 " * 4_096  # more tokens than any text tower takes
-
-
 _UNKNOWN = (
     "release_date", "languages", "n_parameters", "n_embedding_parameters", "memory_usage_mb", "max_tokens", "embed_dim",
     "license", "open_weights", "public_training_code", "public_training_data", "training_datasets",
@@ -202,13 +180,8 @@ def model_meta(name: str, fingerprint: str, owner: str | None = None) -> dict[st
 
 def model_meta_of(model: Encoder, reference: ModelReference, owner: str | None = None) -> dict[str, Any]:
     """The fields of ModelMeta for a loaded model, None for all that its files do not say."""
-    found = model_meta(model.name, model.fingerprint, owner) | _facts(model, reference)
-    return found | ({"name": name} if (name := _hub_name(reference)) else {})
-
-
-def _facts(model: Encoder, reference: ModelReference) -> dict[str, Any]:
     folder = reference.path if reference.kind != "open_clip" and reference.path.is_dir() else None
-    return {
+    found = model_meta(model.name, model.fingerprint, owner) | {
         "languages": _languages(folder),
         "n_parameters": model.parameters,
         "n_embedding_parameters": _embedding_parameters(folder),
@@ -218,15 +191,10 @@ def _facts(model: Encoder, reference: ModelReference) -> dict[str, Any]:
         "license": _license(folder),
         "framework": _FRAMEWORKS[reference.kind],
     }
-
-
-def _hub_name(reference: ModelReference) -> str:
-    """OWNER/NAME on the hub; empty for a model in a folder, and for open_clip's own names."""
-    if reference.path.is_dir():
-        return ""
-    if reference.kind == "hf" or reference.target.startswith("hf-hub:"):
-        return reference.target.removeprefix("hf-hub:").partition("@")[0]
-    return ""
+    on_hub = reference.kind == "hf" or reference.target.startswith("hf-hub:")
+    if on_hub and not reference.path.is_dir():
+        found["name"] = reference.target.removeprefix("hf-hub:").partition("@")[0]  # OWNER/NAME
+    return found
 
 
 def _languages(folder: Path | None) -> list[str] | None:
@@ -254,9 +222,5 @@ def _license(folder: Path | None) -> str | None:
     if card is None or not card.is_file():
         return None
     head = re.match(r"---\n(.*?)\n---\n", card.read_text("utf-8", "replace"), re.S)
-    try:
-        about = yaml.safe_load(head[1]) if head else None
-    except yaml.YAMLError:  # a card that its user edited
-        return None
-    found = about.get("license") if isinstance(about, dict) else None
-    return found.lower() if isinstance(found, str) else None
+    found = re.search(r"^license: *([\w.-]+) *$", head[1], re.M) if head else None
+    return found[1].lower() if found else None

@@ -5,8 +5,7 @@ To add a layout, write its class and append it to LOADERS.
 
 from dcclip_cli.eval.dataset import Loader
 from dcclip_cli.eval.loaders.captions import Base64Lines, CaptionFiles, Xm3600, Xtd
-from dcclip_cli.eval.loaders.files import ClassFolders, WebDatasetTars
-from dcclip_cli.eval.loaders.hub import HubDataset
+from dcclip_cli.eval.loaders.files import ClassFolders, HubDataset, WebDatasetTars
 
 # Tried in this order.
 LOADERS: tuple[type[Loader], ...] = (WebDatasetTars, HubDataset, ClassFolders, Base64Lines, CaptionFiles, Xm3600, Xtd)

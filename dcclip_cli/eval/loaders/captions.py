@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 
 from dcclip_cli.data import caption_files
-from dcclip_cli.data.reading import MAX_TEXT_BYTES, Drop, Row, lines
+from dcclip_cli.data.reading import Drop, Row
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval.dataset import DOWNLOAD_AGAIN, Captions, Images, Loaded, Loader, Location, fingerprint_of, lines_of
 
@@ -24,12 +23,9 @@ _FILES: dict[str, tuple[str, ...]] = {
 _ONLY = {"coco_cn": ("coco-cn_test.txt", "*test_imgid*.txt")}  # files with the names of the split's images
 
 
-@dataclass(frozen=True)
 class CaptionFiles(Loader):
     """Karpathy's `dataset_NAME.json`, or text with lines `IMAGE#0<TAB>CAPTION`, next to a folder of images."""
 
-    location: Location
-    file: Path
     layout = "dataset_NAME.json, or lines IMAGE#0 CAPTION"
 
     @classmethod
@@ -46,20 +42,16 @@ class CaptionFiles(Loader):
         split = self.location.split
         names: dict[str, str] = {}  # identity -> name
         only = {caption_files.identity(name) for file in _only(self.location) for name in lines_of(file)}
-        for image in caption_files.names_in(self.file):
+        for image in caption_files.names_in(self.path):
             if image.fault:
-                raise DcclipError("{}: {}: {}", DOWNLOAD_AGAIN, self.file, image.name, image.fault.detail)
+                raise DcclipError("{}: {}: {}", DOWNLOAD_AGAIN, self.path, image.name, image.fault.detail)
             known = caption_files.identity(image.name)
             if image.record.get("split", split) == split and (not only or known in only):
                 names.setdefault(known, image.name)
-        if only and (absent := sorted(only - names.keys())):
-            raise DcclipError(
-                "{} has no caption of {} ({} such images)", DOWNLOAD_AGAIN, self.file, absent[0], len(absent)
-            )
-        captions: _Captions = defaultdict(list)
-        for known, text in caption_files.captions_in(self.file, names):
+        captions: _Captions = {name: [] for name in names.values()}
+        for known, text in caption_files.captions_in(self.path, names):
             captions[names[known]].append(text)
-        return _with_images({name: captions[name] for name in names.values()}, self.location, self.file)
+        return _with_images(captions, self.location, self.path)
 
 
 def _folders(location: Location) -> tuple[Path, ...]:
@@ -81,36 +73,29 @@ def _only(location: Location) -> list[Path]:
 
 
 def _with_images(captions: _Captions, location: Location, file: Path) -> Loaded:
-    """A caption file's images, found in the location's folders. Raises DcclipError where one is missing."""
+    """A caption file's images, found in the location's folders. Raises DcclipError where an image or caption lacks."""
     if not captions:
         raise DcclipError("{} lists no image of the split {}", DOWNLOAD_AGAIN, file, location.split)
+    if bare := [name for name in captions if not captions[name]]:  # XM3600's are not counted otherwise
+        raise DcclipError("{} has no caption of {} ({} such images)", DOWNLOAD_AGAIN, file, bare[0], len(bare))
+    folders = [folder for root in _folders(location) for folder in (root, root / "images") if folder.is_dir()]
+    places = [caption_files.Places(folder, False) for folder in folders]
     found: dict[str, tuple[caption_files.Places, Path]] = {}
-    for root in _folders(location):
-        for folder in (root, *([root / "images"] if (root / "images").is_dir() else [])):
-            places = caption_files.Places(folder, False)
-            for name in captions:
-                if name not in found and (path := places.find(name)):
-                    found[name] = places, path
+    for name in captions:
+        if one := next(((one, path) for one in places if (path := one.find(name))), None):
+            found[name] = one
     names = list(captions)
     if absent := [name for name in names if name not in found]:
         what = Message("{}: {:,} images are missing, {} for one", _folders(location)[0], len(absent), absent[0])
         raise DcclipError(what, "finish the download")
-    if bare := [name for name in names if not captions[name]]:
-        raise DcclipError("{} has no caption of {} ({} such images)", DOWNLOAD_AGAIN, file, bare[0], len(bare))
-    images = Images(
-        names,
-        lambda index: found[names[index]][0].read(names[index]),
-        fingerprint_of(found[name][1] for name in names),
-    )
+    files = fingerprint_of(path for _, path in found.values())
+    images = Images(names, lambda index: found[names[index]][0].read(names[index]), files)
     return Loaded(images, Captions.of_images(captions.values()))
 
 
-@dataclass(frozen=True)
 class Xm3600(Loader):
     """Crossmodal-3600: `captions.jsonl`, an object for each image with every language's captions, and `images/`."""
 
-    location: Location
-    file: Path
     layout = "captions.jsonl"
 
     @classmethod
@@ -119,34 +104,24 @@ class Xm3600(Loader):
         return cls(location, file) if file else None
 
     def load(self) -> Loaded:
-        language = self.location.language
-        found: _Captions = {}
-        with self.file.open("rb") as stream:
-            for row in lines(stream, MAX_TEXT_BYTES):
-                if row.content is not None and not row.content.strip():
-                    continue
-                try:
-                    record = json.loads(row.content or b"")
-                    name, texts = str(record["image/key"]), list(map(str, record[language]["caption"]))
-                except (ValueError, KeyError, TypeError, RecursionError) as error:
-                    what = Message(
-                        "{}:{} is no record with image/key and captions in {}: {!r:.300}",
-                        self.file,
-                        row.number,
-                        language,
-                        error,
-                    )
-                    raise DcclipError(what, DOWNLOAD_AGAIN) from None
-                found.setdefault(name, []).extend(texts)
-        return _with_images(found, self.location, self.file)
+        language, found = self.location.language, defaultdict[str, list[str]](list)
+        for number, line in enumerate(self.path.read_bytes().splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+                found[str(record["image/key"])] += map(str, record[language]["caption"])
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise DcclipError(
+                    "{}:{} is no record with image/key and captions in {}: {!r:.300}",
+                    DOWNLOAD_AGAIN, self.path, number, language, error,
+                ) from None  # fmt: skip
+        return _with_images(found, self.location, self.path)
 
 
-@dataclass(frozen=True)
 class Xtd(Loader):
     """XTD-10: `test_image_names.txt`, and the caption of each line's image in `test_1kcaptions_LANGUAGE.txt`."""
 
-    location: Location
-    captions: Path
     layout = "test_1kcaptions_zh.txt"
 
     @classmethod
@@ -156,26 +131,16 @@ class Xtd(Loader):
         return cls(location, file) if file else None
 
     def load(self) -> Loaded:
-        file = self.captions.with_name("test_image_names.txt")
-        if not file.is_file():
-            raise DcclipError("{} is missing: it names the image of each caption", "download that file too", file)
-        names, texts = lines_of(file), lines_of(self.captions)
-        if len(names) != len(texts):
-            raise DcclipError(
-                "{} has {:,} captions, {} {:,} images", DOWNLOAD_AGAIN, self.captions, len(texts), file.name, len(names)
-            )
         found: _Captions = defaultdict(list)  # an image may be named twice
-        for name, text in zip(names, texts, strict=True):
+        names = lines_of(self.path.with_name("test_image_names.txt"))
+        for name, text in zip(names, lines_of(self.path), strict=False):  # all captions are counted
             found[name].append(text)
-        return _with_images(dict(found), self.location, self.captions)
+        return _with_images(found, self.location, self.path)
 
 
-@dataclass(frozen=True)
 class Base64Lines(Loader):
     """Chinese-CLIP's files: `SPLIT_imgs.tsv`, lines NUMBER<TAB>BASE64, and `SPLIT_texts.jsonl`, texts of images."""
 
-    location: Location
-    images: Path
     layout = "SPLIT_imgs.tsv"
 
     @classmethod
@@ -185,26 +150,24 @@ class Base64Lines(Loader):
         return cls(location, file) if file else None
 
     def load(self) -> Loaded:
-        texts = caption_files.texts_file(self.images)
-        if not texts.is_file():
-            raise DcclipError("{} has no {} next to it", "download that file too", self.images, texts.name)
+        texts = caption_files.texts_file(self.path)
         spans: dict[str, tuple[int, int, int]] = {}  # name -> offset in bytes, length, line number
-        for row in caption_files.image_rows(self.images, {"start": 0, "end": self.images.stat().st_size, "number": 1}):
+        for row in caption_files.image_rows(self.path, {"start": 0, "end": self.path.stat().st_size, "number": 1}):
             name = caption_files.number_of(row)
             if name is None or row.content is None:
                 raise DcclipError(
-                    "{}:{} is not an image's number, a tab and base64", DOWNLOAD_AGAIN, self.images, row.number
+                    "{}:{} is not an image's number, a tab and base64", DOWNLOAD_AGAIN, self.path, row.number
                 )
             spans[name] = (row.start, len(row.content), row.number)
         rows = list(spans.values())
 
         def read(index: int) -> bytes:
             start, length, number = rows[index]
-            with self.images.open("rb") as stream:
+            with self.path.open("rb") as stream:
                 stream.seek(start)
                 return caption_files.image_of(Row(number, start, stream.read(length)))
 
-        images = Images(list(spans), read, fingerprint_of([self.images]))
+        images = Images(list(spans), read, fingerprint_of([self.path]))
         return Loaded(images, self._captions(texts, {name: number for number, name in enumerate(spans)}))
 
     def _captions(self, file: Path, numbers: dict[str, int]) -> Captions:
@@ -214,7 +177,7 @@ class Base64Lines(Loader):
                 raise DcclipError("{}:{}: {}", DOWNLOAD_AGAIN, file, line, text.detail)
             if absent := [image for image in text.images if image not in numbers]:
                 raise DcclipError(
-                    "{}:{}: {} has no image {}", "finish the download", file, line, self.images.name, absent[0]
+                    "{}:{}: {} has no image {}", "finish the download", file, line, self.path.name, absent[0]
                 )
             if text.images:
                 found.append((text.text, tuple(numbers[image] for image in text.images)))

@@ -1,30 +1,38 @@
-"""Class folders (SPLIT/CLASS/*.jpg) and WebDataset tars (SPLIT/0.tar)."""
+"""Class folders (SPLIT/CLASS/*.jpg), WebDataset tars (SPLIT/0.tar), and data sets of Hugging Face's `datasets`."""
 
 from __future__ import annotations
 
 import io
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dcclip_cli.data.class_folders import folders_in, images_by_class
-from dcclip_cli.data.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, Fault, Member, tar_members
+from dcclip_cli.data.hub import is_cached, is_repository, is_saved, load_hub, splits_of
+from dcclip_cli.data.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, Folder, Member, tar_members
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval.dataset import DOWNLOAD_AGAIN, Captions, Images, Loaded, Loader, Location, fingerprint_of, lines_of
+from dcclip_cli.hub import files_on_hub
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _SUFFIXES = (*IMAGE_SUFFIXES, ".ppm")
 _TRUTH_SUFFIX = {"classification": ".cls", "multi-label": ".npy", "retrieval": ".txt"}
-_Span = tuple[Path, int, int]  # a tar, the offset in it, the size in bytes
+_IMAGE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image", "img")
+_TRUTH_COLUMNS = {
+    "classification": ("cls", "label", "labels", "fine_label"),
+    "multi-label": ("npy", "labels", "classes"),
+    "retrieval": ("txt", "caption", "captions", "text", "sentences"),
+}
 
 
-@dataclass(frozen=True)
 class ClassFolders(Loader):
     """Folders named by the classes' keys (ImageNet: wnids), their English names, or their numbers."""
 
-    location: Location
-    folder: Path
     layout = "SPLIT/CLASS/*.jpg"
 
     @classmethod
@@ -39,95 +47,76 @@ class ClassFolders(Loader):
                 return cls(location, root)
         return None
 
-    @property
-    def by_folder(self) -> dict[str, list[Path]]:
-        """Folder name -> its image files. Raises DcclipError where there are none."""
-        return images_by_class(self.folder, _SUFFIXES)
-
     def load(self) -> Loaded:
-        """The images, class by class. Raises DcclipError for an unknown folder, and for a class without images."""
+        """The images, class by class. Raises DcclipError for a folder of another class."""
         classes, known = self.location.classes, self.location.known
-        by_folder = self.by_folder
-        numbers = {folder: classes.of_folder(folder) for folder in by_folder}
-        unknown = [folder for folder, number in numbers.items() if number is None]
-        if unknown and not known.extra_folders:
-            what = Message(
-                "{} is not a class of {} ({} such folders)", self.folder / unknown[0], known.label, len(unknown)
-            )
-            raise DcclipError(what, "class folders have names like {}", classes.folders[0])
         by_number: dict[int, list[Path]] = {}
-        for folder, number in numbers.items():
-            if number in by_number:
-                raise DcclipError("{} is a second folder of one class", "keep one of the two", self.folder / folder)
-            if number is not None:
-                by_number[number] = by_folder[folder]
-        lacking = [key for number, key in enumerate(classes.folders) if number not in by_number]
-        if lacking and not self.location.partial:
-            raise DcclipError(
-                "{}: {} of {} classes have no images, {} for one",
-                "finish the download; to evaluate the classes that are there, add --partial present",
-                self.folder,
-                len(lacking),
-                len(classes.folders),
-                lacking[0],
-            )
-        files = [(file, number) for number in sorted(by_number) for file in by_number[number]]
-        return Loaded(image_files([file for file, _ in files], self.folder), np.asarray([label for _, label in files]))
+        for name, files in images_by_class(self.path, _SUFFIXES).items():
+            number = classes.of_folder(name)
+            if number is None and known.extra_folders:
+                continue
+            if number is None or number in by_number:
+                raise DcclipError(
+                    "{} is not a class of {}, or a second folder of one",
+                    "class folders have names like {}",
+                    self.path / name, known.label, classes.folders[0],
+                )  # fmt: skip
+            by_number[number] = files
+        labelled = [(file, number) for number in sorted(by_number) for file in by_number[number]]
+        images = image_files([file for file, _ in labelled], self.path)
+        return Loaded(images, np.asarray([number for _, number in labelled]))
 
 
 def image_files(files: list[Path], folder: Path) -> Images:
-    """Image files under a folder, named by their paths in it."""
+    """Files of a folder, which are called by their paths in it."""
     names = [os.fsencode(file.relative_to(folder)).decode("utf-8", "backslashreplace") for file in files]
     return Images(names, files.__getitem__, fingerprint_of(files))
 
 
-@dataclass(frozen=True)
 class WebDatasetTars(Loader):
     """Tars as `clip-benchmark/wds_*` on the hub has them: KEY.jpg|webp|png with KEY.cls, KEY.npy or KEY.txt.
 
     Members are read in place: nothing is unpacked, no name in a tar is used as a path.
     """
 
-    location: Location
-    root: Path
-    shards: tuple[Path, ...]
     layout = "SPLIT/0.tar"
 
     @classmethod
     def find(cls, location: Location) -> WebDatasetTars | None:
         for root in location.folders:
             for folder in (root / location.split, root / "test", root):
-                if shards := sorted(folder.glob("*.tar"), key=lambda file: (len(file.name), file.name)):
-                    return cls(location, root, tuple(shards))
+                if any(folder.glob("*.tar")):
+                    return cls(location, folder)
         return None
 
     def load(self) -> Loaded:
         """All samples, in the order of the tars. Raises DcclipError for a truncated tar and a missing label."""
-        if not self.location.partial:
-            self._check_count()
-        samples = [sample for shard in self.shards for sample in self._samples(shard)]
-        spans = [image for _, image, _ in samples]
-        images = Images(
-            [key for key, _, _ in samples],
-            lambda index: _bytes(spans[index], MAX_IMAGE_BYTES),
-            fingerprint_of(self.shards),
-        )
-        if self.location.known.task == "retrieval":
-            return Loaded(images, Captions.of_images(lines_of(truth) for _, _, truth in samples))
-        count = len(self.location.classes.folders)
-        if self.location.known.task == "multi-label":
-            return Loaded(images, np.stack([_truth_values(key, truth, count) for key, _, truth in samples]))
-        labels = np.asarray([_label(key, truth, count) for key, _, truth in samples])
-        names, known = self.root / "classnames.txt", self.location.known
+        known = self.location.known
+        shards = sorted(self.path.glob("*.tar"), key=lambda file: (len(file.name), file.name))
+        keys, places, truths = [], [], []
+        for shard in shards:
+            for key, image, truth in self._samples(shard):
+                keys.append(key)
+                places.append((shard, image))
+                truths.append(_bytes(shard, truth))
+        images = Images(keys, lambda index: _bytes(*places[index]), fingerprint_of(shards))
+        if known.task == "retrieval":
+            return Loaded(images, Captions.of_images(map(lines_of, truths)))
+        classes = len(self.location.classes.folders)
+        if known.task == "multi-label":
+            rows = [_truth_values(key, truth, classes) for key, truth in zip(keys, truths, strict=True)]
+            return Loaded(images, np.stack(rows))
+        labels = np.asarray([_label(key, truth, classes) for key, truth in zip(keys, truths, strict=True)])
+        root = self.path if self.path in self.location.folders else self.path.parent
+        names = root / "classnames.txt"
         if names.is_file():
             labels = self.location.classes.order(lines_of(names), str(names), known.own_order)[labels]
         elif not known.own_order:
-            raise DcclipError(
-                "{} has no classnames.txt: its labels cannot be read", "download that file too", self.root
-            )
+            raise DcclipError("{} is missing: the order of the labels", "download that file too", names)
         return Loaded(images, labels)
 
-    def _samples(self, shard: Path) -> list[tuple[str, _Span, bytes]]:
+    def _samples(self, shard: Path) -> list[tuple[str, Member, Member]]:
+        """The key, the image and the truth of each sample."""
         wanted = _TRUTH_SUFFIX[self.location.known.task]
         images: dict[str, Member] = {}
         truths: dict[str, Member] = {}
@@ -141,26 +130,17 @@ class WebDatasetTars(Loader):
             elif role == wanted:
                 truths[stem] = member
         if alone := sorted(images.keys() ^ truths.keys()):
-            what = Message("no {} file", wanted) if alone[0] in images else Message("no image")
-            raise DcclipError("{}: {} has {} ({} such samples)", DOWNLOAD_AGAIN, shard, alone[0], what, len(alone))
-        spans = [{key: (shard, one.offset, one.size) for key, one in role.items()} for role in (images, truths)]
-        return [(key, spans[0][key], _bytes(spans[1][key], MAX_TEXT_BYTES)) for key in images]
-
-    def _check_count(self) -> None:
-        file = self.shards[0].parent / "nshards.txt"
-        count = file.read_text("utf-8", "replace").strip() if file.is_file() else ""
-        if count and count != str(len(self.shards)):
-            what = Message("{} has {} tars, nshards.txt says {}", self.shards[0].parent, len(self.shards), count)
-            raise DcclipError(what, "finish the download")
+            lacks = wanted if alone[0] in images else "image"
+            raise DcclipError("{}: {} has no {} file ({} such)", DOWNLOAD_AGAIN, shard, alone[0], lacks, len(alone))
+        return [(key, image, truths[key]) for key, image in images.items()]
 
 
-def _bytes(span: _Span, limit: int) -> bytes:
-    file, offset, size = span
-    if size > limit:
-        raise Fault("image-bytes", f"more than {limit:,} bytes")
-    with file.open("rb") as stream:
-        stream.seek(offset)
-        return stream.read(size)
+def _bytes(shard: Path, member: Member) -> bytes:
+    if member.size > MAX_IMAGE_BYTES:
+        raise DcclipError("{} has more than {:,} bytes", DOWNLOAD_AGAIN, member.name, MAX_IMAGE_BYTES)
+    with shard.open("rb") as stream:
+        stream.seek(member.offset)
+        return stream.read(member.size)
 
 
 def _label(key: str, content: bytes, count: int) -> int:
@@ -178,3 +158,113 @@ def _truth_values(key: str, content: bytes, count: int) -> np.ndarray:
     if vector.shape != (count,):
         raise DcclipError("{}.npy has the shape {}, not ({},)", DOWNLOAD_AGAIN, key, vector.shape, count)
     return vector > 0
+
+
+class HubDataset(Loader):
+    """A split of a data set on the hub, which `datasets` downloads into its cache, or of one in a folder."""
+
+    layout = "a folder of datasets' save_to_disk, or data/SPLIT-*.parquet"
+
+    @classmethod
+    def find(cls, location: Location) -> HubDataset | None:
+        there = (folder for folder in location.folders if is_saved(str(folder)) or is_repository(str(folder)))
+        return next((cls(location, folder) for folder in there), None)
+
+    @property
+    def name(self) -> str:
+        """The folder, or the name on the hub."""
+        return self.path.as_posix()
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is on the hub, not in a folder."""
+        return not is_saved(self.name) and not is_repository(self.name)
+
+    def check(self) -> None:
+        """Raise DcclipError unless a data set of the hub is in the local cache, or on the hub, which can be reached."""
+        if not is_cached(self.name):
+            files_on_hub(self.name, "dataset")
+
+    def load(self) -> Loaded:
+        """Raises DcclipError where the hub cannot be reached or a column is missing."""
+        split, task = self._split(), self.location.known.task
+        found = load_hub(self.name, None, split, files=f"{split}/*.tar" if self.is_remote else None)
+        truth = self._column(found, _TRUTH_COLUMNS[task])
+        images = self._images(found, self._column(found, _IMAGE_COLUMNS))
+        if task == "retrieval":
+            return Loaded(images, Captions.of_images(map(_captions, found[truth])))
+        if task == "multi-label":
+            return Loaded(images, self._truth_values(found[truth]))
+        return Loaded(images, self._labels(found, truth))
+
+    def _split(self) -> str:
+        if self.location.split == "train":
+            return "train"
+        if not is_repository(self.name):  # on the hub every test split of clip-benchmark's is called test
+            return self.location.split if is_saved(self.name) else "test"
+        there = splits_of(self.name)
+        return next((name for name in self.location.split_names if name in there), self.location.split)
+
+    def _column(self, found: Dataset, names: tuple[str, ...]) -> str:
+        column = next((name for name in names if name in found.column_names), None)
+        if column is None:
+            hint = Message("download clip-benchmark/wds_{}", self.location.known.hub or self.location.known.name)
+            raise DcclipError(
+                "{} has no column {} (found: {})", hint, self.path, " or ".join(names), ", ".join(found.column_names)
+            )
+        return column
+
+    def _images(self, found: Dataset, column: str) -> Images:
+        import datasets
+
+        rows = found.cast_column(column, datasets.Image(decode=False)).select_columns([column])
+        keys = found["__key__"] if "__key__" in found.column_names else range(len(found))
+        folder = Folder(self.path if self.path.is_dir() else Path(datasets.config.HF_DATASETS_CACHE), False)
+
+        def read(index: int) -> bytes:
+            cell = rows[index][column]
+            if isinstance(cell.get("bytes"), bytes):
+                return bytes(cell["bytes"])
+            return folder.read(Path(str(cell.get("path"))), MAX_IMAGE_BYTES, "image")
+
+        return Images([str(key) for key in keys], read, str(found._fingerprint))
+
+    def _labels(self, found: Dataset, column: str) -> np.ndarray:
+        """Our labels (N,). Raises DcclipError where the source's classes are in an unknown order."""
+        classes, own_order = self.location.classes, self.location.known.own_order
+        count = len(classes.folders)
+        if names := getattr(found.features[column], "names", None):
+            order = classes.mapping(names, self.name)
+        elif is_saved(self.name) and own_order:
+            order = np.arange(count)
+        else:
+            order = classes.order(self._class_names(), f"{self.path}/classnames.txt", own_order)
+        labels = np.asarray(found[column])
+        if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= count:
+            what = Message("{}: {} contains values that are not a class from 0 to {}", self.path, column, count - 1)
+            raise DcclipError(what, DOWNLOAD_AGAIN)
+        return order[labels]
+
+    def _truth_values(self, values: Sequence[Any]) -> np.ndarray:
+        """(N, C) from a row's truth values, or from the numbers of its classes."""
+        count = len(self.location.classes.folders)
+        rows = (np.asarray(value) for value in values)
+        return np.stack([row > 0 if row.shape == (count,) else np.isin(np.arange(count), row) for row in rows])
+
+    def _class_names(self) -> list[str]:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError
+
+        local = self.path / "classnames.txt"
+        try:
+            file = local if local.is_file() else hf_hub_download(self.name, "classnames.txt", repo_type="dataset")
+        except (HfHubHTTPError, ValueError, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise DcclipError(
+                "{}: classnames.txt, the order of its labels, cannot be loaded: {}", "try again", self.path, reason
+            ) from None
+        return lines_of(Path(file))
+
+
+def _captions(value: Any) -> list[str]:
+    return lines_of(value) if isinstance(value, str) else [text for one in value if (text := str(one).strip())]
