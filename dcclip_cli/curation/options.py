@@ -5,8 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from dcclip_cli.curation.dedup.dedup import DedupOptions
-from dcclip_cli.curation.executors import ClusterOptions
-from dcclip_cli.curation.fetch.request import FetchOptions
+from dcclip_cli.curation.fetch import FetchOptions
 from dcclip_cli.curation.filters import DEFAULT_FILTERS, AnyFilter
 from dcclip_cli.curation.normalize_text import NormalizeOptions
 from dcclip_cli.curation.scores.scorers import Scorers
@@ -21,6 +20,23 @@ class ReportOptions(Options):
     examples: int = Field(
         12, ge=0, le=100, description="Number of example pairs shown for each drop reason, and of kept pairs"
     )
+
+
+class SlurmOptions(Options):
+    """What each task requests from Slurm. The run directory must be on a file system that all nodes share."""
+
+    partition: str = Field(description="Slurm partition")
+    time: str = Field("04:00:00", description="Time limit of each task, as for sbatch --time")
+    cpus: int = Field(1, ge=1, le=4096, description="CPU cores of each task")
+    memory_gb: int = Field(4, ge=1, le=100_000, description="Memory for each core, in GB")
+    setup: str | None = Field(None, description="Shell command that activates dcclip's environment before each task")
+    sbatch: dict[str, str] = Field({}, description="Further sbatch options, for example account, qos or gres")
+
+
+class ClusterOptions(Options):
+    """How --engine slurm runs the tasks; does not change the output."""
+
+    slurm: SlurmOptions | None = Field(None, description="Options of --engine slurm")
 
 
 class CollectOptions(DedupOptions):

@@ -134,7 +134,7 @@ def test_what_a_slice_has_left_is_not_read_again(
     assert not read.exists()
 
 
-DAMAGED = ("plan.json", "read/000000/*.json", "read/000001/pairs*", "dedup/*", "write/00000[02]/*", "out/*")
+DAMAGED = ("plan.json", "read/000000/*.json", "read/000001/pairs*", "dedup/*/*", "write/00000[02]/*", "out/*")
 
 
 @pytest.mark.parametrize(
@@ -193,22 +193,27 @@ def test_an_unfinished_run_of_other_options_or_other_data_is_started_over(
     assert not WorkFolder(tmp_path / ".out.partial").read(0).exists()
 
 
-@pytest.mark.parametrize("left", ["out and the old one", "out alone", "rubbish"])
-def test_a_run_killed_while_its_result_took_its_name_is_finished(
-    tmp_path: Path, five: CollectOptions, left: str
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_run_killed_while_its_result_takes_its_name_is_finished(
+    tmp_path: Path, five: CollectOptions, renamed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, done = tmp_path / "out", tmp_path / ".out.done"
-    collect(five, out, engine=ONE)
-    before = contents(out)
-    done.mkdir()
-    (done / "read").mkdir()
-    if left != "rubbish":
-        shutil.copytree(out, done / "out")
-    if left == "out alone":
-        shutil.rmtree(out)
-    assert collect(five, out, engine=ONE).already_finished
-    assert contents(out) == before
-    assert not done.exists()
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    collect(five, whole, engine=ONE)
+    rename = Path.rename
+
+    def killed(path: Path, to: Path) -> Path:
+        if to != out:
+            return rename(path, to)
+        if renamed:
+            rename(path, to)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
+        broken.setattr(Path, "rename", killed)
+        collect(five, out, engine=ONE)
+    assert collect(five, out, engine=ONE).already_finished == renamed
+    assert contents(out) == contents(whole)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out", "whole"]
 
 
 def test_a_finished_output_is_kept_unless_fresh_is_given(tmp_path: Path, picture: MakeImage) -> None:

@@ -16,12 +16,13 @@ import psutil
 import pytest
 
 from dcclip_cli.curation import executors
-from dcclip_cli.curation.executors import ClusterOptions, Engine, SlurmOptions
+from dcclip_cli.curation.executors import Engine, Step
+from dcclip_cli.curation.options import ClusterOptions, SlurmOptions
 from dcclip_cli.errors import DcclipError
 
 
 @dataclass(frozen=True)
-class Touch:
+class Touch(Step):
     """Appends a line to a file of the task's own; the task `bad` fails."""
 
     folder: Path
@@ -50,13 +51,6 @@ class Die(Touch):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Fail(Touch):
-    """All its tasks fail, as on a full disk."""
-
-    def run(self, task: int) -> None:
-        self.fail()
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "done").mkdir()
@@ -68,20 +62,15 @@ def check_all_done_once(folder: Path, tasks: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_every_task_is_done_once_and_a_failed_one_raises_its_error(folder: Path, workers: int) -> None:
-    engine = Engine(workers=workers)
+def test_every_task_is_done_once_and_told_and_a_failed_one_raises_its_error(folder: Path, workers: int) -> None:
+    engine, told = Engine(workers=workers), list[int]()
     with pytest.raises(DcclipError, match="the model 猫 is missing"):
         engine.run(Touch(folder, 3, bad=2), folder.parent / "logs")
+    before = {number for number in range(3) if Touch(folder, 3).done(number)}
     for _ in range(2):
-        engine.run(Touch(folder, 3), folder.parent / "logs")
+        engine.run(Touch(folder, 3), folder.parent / "logs", tell=told.append)
     check_all_done_once(folder, 3)
-
-
-@pytest.mark.timeout(60)
-def test_an_error_of_every_worker_is_raised_though_tasks_wait_for_a_worker(folder: Path) -> None:
-    for _ in range(3):
-        with pytest.raises(DcclipError, match="the model 猫 is missing"):
-            Engine(workers=2).run(Fail(folder, 8), folder.parent / "logs")
+    assert sorted(told) == sorted({0, 1, 2} - before)
 
 
 def test_a_killed_worker_is_reported_and_not_waited_for(folder: Path) -> None:
@@ -93,8 +82,9 @@ def test_a_killed_worker_is_reported_and_not_waited_for(folder: Path) -> None:
 SLEEPER = """
 import os, time
 from pathlib import Path
+from dcclip_cli.curation.executors import Step
 
-class Sleep:
+class Sleep(Step):
     name, tasks = "sleep", 2
 
     def done(self, task):

@@ -3,8 +3,8 @@
 import pytest
 from urllib3.util import Url
 
+from dcclip_cli.curation.fetch import Fault, read_url
 from dcclip_cli.curation.fetch.fetcher import ROBOTS_BYTES, Robots, parse_robots
-from dcclip_cli.curation.fetch.request import Fault, read_url
 
 
 def may(text: str, page: str, agent: str = "dcclip") -> bool:

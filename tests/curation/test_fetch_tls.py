@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from dcclip_cli.curation.fetch import client
+from dcclip_cli.curation.fetch import FetchOptions, client
 from dcclip_cli.curation.fetch.fetcher import Fetcher
-from dcclip_cli.curation.fetch.request import FetchOptions
 from dcclip_cli.data.reading import Drop
 from tests.curation.fetch_site import PICTURE, Site, drips, reason
 

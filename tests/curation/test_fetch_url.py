@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from dcclip_cli.curation.fetch import Fault, FetchOptions, read_url
 from dcclip_cli.curation.fetch.client import is_public
-from dcclip_cli.curation.fetch.request import Fault, FetchOptions, read_url
 
 
 def test_a_url_has_one_normal_form() -> None:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from dcclip_cli.curation.fetch import read_url
 from dcclip_cli.curation.fetch.fetcher import fetch_in_order
-from dcclip_cli.curation.fetch.request import read_url
 from dcclip_cli.curation.sources.base import Candidate
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.reading import Drop

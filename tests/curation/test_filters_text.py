@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from dcclip_cli.curation.filter_pair import filter_pairs
 from dcclip_cli.curation.filters import DEFAULT_FILTERS, AnyFilter, Filter
 from dcclip_cli.curation.filters.language import LanguageFilter, ScriptFilter, language_of
 from dcclip_cli.curation.filters.text import (
@@ -22,6 +21,7 @@ from dcclip_cli.curation.filters.text import (
 )
 from dcclip_cli.curation.normalize_text import NormalizeOptions, normalize
 from dcclip_cli.curation.options import CollectOptions
+from dcclip_cli.curation.slices import filter_pairs
 from dcclip_cli.curation.sources.base import Candidate
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 from dcclip_cli.data.reading import Drop

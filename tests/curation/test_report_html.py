@@ -9,8 +9,8 @@ import pytest
 
 from dcclip_cli.curation.filters import DEFAULT_FILTERS
 from dcclip_cli.curation.filters.image import ImageFilter
+from dcclip_cli.curation.report import cut_into_bars, explain, histogram, limits_of, steps, write_report
 from dcclip_cli.curation.report.examples import Examples
-from dcclip_cli.curation.report.html import cut_into_bars, explain, histogram, limits_of, steps, write_report
 from dcclip_cli.curation.report.statistics import SCALES, DroppedCaption, Statistics
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.reading import Drop

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
-from dcclip_cli.curation.scores.base import Score
+from dcclip_cli.curation.scores import Score
 from dcclip_cli.curation.scores.scorers import Agreement, CachingEncoder, Classifier, Prompts, Scorers, open_encoder
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError

@@ -16,7 +16,7 @@ from PIL import Image
 from dcclip_cli.curation.decode_image import DecodedImage, decode_image
 from dcclip_cli.curation.dedup import drop_empty, fill
 from dcclip_cli.curation.dedup.dedup import signature_table, signatures_of
-from dcclip_cli.curation.scores.base import ScorerOptions, Scores, score_slice
+from dcclip_cli.curation.scores import ScorerOptions, Scores, score_slice
 from dcclip_cli.curation.scores.scorers import Agreement, Classifier, Prompts
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
@@ -87,7 +87,7 @@ def test_a_slice_without_pairs_has_an_empty_file(tmp_path: Path) -> None:
 
 
 def test_large_pictures_come_fewer_at_a_time(three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dcclip_cli.curation.scores.base.MAX_PIXELS", 40 * 40 + 32 * 32)
+    monkeypatch.setattr("dcclip_cli.curation.scores.MAX_PIXELS", 40 * 40 + 32 * 32)
     scorer = Sides(seen=[])
     score_slice(open_pairs(three), [scorer], tmp_path / "scores.parquet")
     assert scorer.seen == [1, 2]  # 64 x 64 is more than allowed by itself
@@ -132,7 +132,7 @@ import sys
 sys.modules |= dict.fromkeys(("torch", "transformers", "open_clip"))  # importing them fails
 from pathlib import Path
 from pydantic import TypeAdapter
-from dcclip_cli.curation.scores.base import score_slice
+from dcclip_cli.curation.scores import score_slice
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.curation.scores.scorers import Scorers
 shared = {"model": sys.argv[1]}

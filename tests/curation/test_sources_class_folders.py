@@ -10,7 +10,7 @@ import pytest
 from dcclip_cli.curation.collect import collect
 from dcclip_cli.curation.executors import Engine
 from dcclip_cli.curation.options import CollectOptions
-from dcclip_cli.curation.sources.class_folders import ClassFoldersSource
+from dcclip_cli.curation.sources.captions import ClassFoldersSource
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.datasets import open_dataset

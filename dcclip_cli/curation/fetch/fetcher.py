@@ -11,11 +11,11 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 from urllib.parse import urljoin
 
+from dcclip_cli.curation.fetch import Fault, FetchOptions, read_url
 from dcclip_cli.curation.fetch.client import Client
-from dcclip_cli.curation.fetch.request import Fault, FetchOptions, read_url
 from dcclip_cli.curation.sources.base import Candidate
 from dcclip_cli.data.reading import Drop
 
@@ -211,36 +211,37 @@ class Robots:
         return parse_robots(text, self._agent)
 
 
-@dataclass(eq=False)
 class _Queued:
     """A candidate in the queue of `fetch_in_order`."""
 
-    candidate: Candidate
-    host: str = ""
-    started: bool = False
-    done: bool = False
-
-    @classmethod
-    def of(cls, candidate: Candidate) -> _Queued:
-        if candidate.url is None or candidate.fault is not None:
-            return cls(candidate, done=True)
+    def __init__(self, candidate: Candidate) -> None:
+        self._candidate, pair = candidate, candidate.pair
+        self._size = len(pair.image) + sum(map(len, pair.zh + pair.en)) + len(str(pair.meta))
+        self.url = "" if candidate.fault else candidate.url or ""  # of what is to be fetched, and its host
+        self.host = ""
+        self.future: Future[bytes | Drop] | None = None
         try:
-            return cls(candidate, str(read_url(candidate.url).host))
+            self.host = str(read_url(self.url).host) if self.url else ""
         except Fault as fault:
-            return cls(replace(candidate, fault=fault.drop), done=True)
+            self._candidate, self.url = replace(candidate, fault=fault.drop), ""
+
+    @property
+    def done(self) -> bool:
+        return not self.url or bool(self.future and self.future.done())
 
     @property
     def size(self) -> int:
-        pair = self.candidate.pair
-        return len(pair.image) + sum(map(len, pair.zh + pair.en)) + len(str(pair.meta))
+        got = self.future.result() if self.future and self.future.done() else b""
+        return self._size + (0 if isinstance(got, Drop) else len(got))
 
-    def finish(self, got: bytes | Drop) -> None:
-        """Put what was fetched into the candidate."""
+    def result(self) -> Candidate:
+        """The candidate with its image or its fault."""
+        got = self.future.result() if self.future else None
+        if got is None:
+            return self._candidate
         if isinstance(got, Drop):
-            self.candidate = replace(self.candidate, fault=got)
-        else:
-            self.candidate = replace(self.candidate, pair=replace(self.candidate.pair, image=got), url=None)
-        self.done = True
+            return replace(self._candidate, fault=got)
+        return replace(self._candidate, pair=replace(self._candidate.pair, image=got), url=None)
 
 
 def fetch_in_order(
@@ -251,47 +252,27 @@ def fetch_in_order(
     Downloads start in that order too, but a host with `per_host` downloads does not delay those of other hosts.
     """
     queue: deque[_Queued] = deque()
-    running: dict[Future[bytes | Drop], _Queued] = {}
     pool = ThreadPoolExecutor(workers, "fetch")
-    held, more = 0, True
+    more = True
     try:
         while queue or more:
-            while queue and queue[0].done:
-                one = queue.popleft()
-                held -= one.size
-                yield one.candidate
-            candidate = None
-            if more and len(queue) < _AHEAD * workers and held < _HELD_BYTES:
-                candidate = next(candidates, None)
-                more = candidate is not None
-            if candidate is not None and not queue and (candidate.url is None or candidate.fault is not None):
-                yield candidate
+            if queue and queue[0].done:
+                yield queue.popleft().result()
                 continue
-            if candidate is not None:
-                queue.append(_Queued.of(candidate))
-                held += queue[-1].size
-            for one in _startable(queue, running, workers, per_host, held):
-                one.started = True
-                running[pool.submit(fetch, one.candidate.url or "")] = one
-            # Nothing was added and the head of the queue is not done: wait. It is running, so something will finish.
-            idle = candidate is None and bool(queue) and not queue[0].done
-            for download in wait(running, None if idle else 0, FIRST_COMPLETED).done:
-                one = running.pop(download)
-                held -= one.size
-                one.finish(download.result())
-                held += one.size
+            held = sum(one.size for one in queue)
+            reads = more and len(queue) < _AHEAD * workers and held < _HELD_BYTES
+            if reads:
+                found = next(candidates, None)
+                more = found is not None
+                queue.extend([_Queued(found)] if found else ())
+            busy = Counter(one.host for one in queue if one.future and not one.done)
+            for index, one in enumerate(queue):
+                if busy.total() == workers or (index and held >= _HELD_BYTES):
+                    break
+                if one.future is None and not one.done and busy[one.host] < per_host:
+                    busy[one.host] += 1
+                    one.future = pool.submit(fetch, one.url)
+            if not reads:  # the head is running, so something will finish
+                wait([one.future for one in queue if one.future and not one.done], return_when=FIRST_COMPLETED)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # a caller that stops early does not wait for downloads
-
-
-def _startable(
-    queue: Iterable[_Queued], running: Mapping[Any, _Queued], workers: int, per_host: int, held: int
-) -> Iterator[_Queued]:
-    """Those that may start now; the caller adds each to `running`."""
-    busy = Counter(one.host for one in running.values())
-    for index, one in enumerate(queue):
-        if len(running) >= workers or (index and held >= _HELD_BYTES):
-            return
-        if not one.started and not one.done and busy[one.host] < per_host:
-            busy[one.host] += 1
-            yield one

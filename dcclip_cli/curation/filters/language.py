@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from dcclip_cli.curation.filters.base import Filter
+from dcclip_cli.curation.filters.image import Filter
 from dcclip_cli.data.pair import Language
 from dcclip_cli.data.reading import Drop
 from dcclip_cli.text import HAN as HAN_RANGES

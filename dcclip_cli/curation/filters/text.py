@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from dcclip_cli.curation.filters.base import Filter
+from dcclip_cli.curation.filters.image import Filter
 from dcclip_cli.curation.filters.language import HAN, LETTER
 from dcclip_cli.curation.normalize_text import as_gbk
 from dcclip_cli.data.reading import Drop

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, Field
 
-from dcclip_cli.curation.scores.base import BATCH, Batch, Score, ScorerOptions, Scores, drop_pairs, unique_names
+from dcclip_cli.curation.scores import BATCH, Batch, Score, ScorerOptions, Scores, drop_pairs, unique_names
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.precision import torch_device
