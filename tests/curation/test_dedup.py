@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from pydantic import ValidationError
 
 from dcclip_cli.curation.decode_image import DecodedImage
 from dcclip_cli.curation.dedup import GlobalFilter
@@ -27,7 +26,7 @@ from dcclip_cli.curation.dedup.dedup import (
     signatures_of,
 )
 from dcclip_cli.curation.dedup.minhash import SameCaption
-from dcclip_cli.curation.dedup.near_duplicates import NearImage, SameImage
+from dcclip_cli.curation.dedup.near_duplicates import SameImage
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Language, Pair
 from dcclip_cli.errors import DcclipError
@@ -255,10 +254,3 @@ def test_the_result_does_not_depend_on_the_parts_in_which_it_is_found(tmp_path: 
     file = pq.ParquetFile(tmp_path / "dedup" / DECISIONS)
     groups = [file.read_row_group(number)["key"].to_pylist() for number in range(file.num_row_groups)]
     assert max(map(len, groups)) == 2 and list(chain(*groups)) == sorted(row["key"] for row in facts)
-
-
-def test_a_recipe_names_kinds_of_duplicates() -> None:
-    options = DedupOptions.model_validate({"duplicates": [{"kind": "near-image", "bits": 4}]})
-    assert options.duplicates == (NearImage(bits=4),)
-    with pytest.raises(ValidationError, match="same-image"):
-        DedupOptions.model_validate({"duplicates": [{"kind": "none"}]})

@@ -26,10 +26,6 @@ def names(monkeypatch: pytest.MonkeyPatch, *answers: str) -> list[str]:
     return asked
 
 
-def test_a_picture_comes_as_it_lies_on_the_server(site: Site, fetcher: Fetcher) -> None:
-    assert fetcher.fetch(site.url("/cat.jpg")) == PICTURE
-
-
 def test_a_path_in_chinese_is_asked_for_in_utf_8(site: Site, fetcher: Fetcher) -> None:
     site.pages["/图 片/猫，狗.jpg"] = sends(PICTURE)
     assert fetcher.fetch(site.url("/图 片/猫，狗.jpg")) == PICTURE

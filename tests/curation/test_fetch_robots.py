@@ -66,22 +66,6 @@ def test_a_site_is_asked_once_and_a_site_is_scheme_host_and_port() -> None:
         robots.check(read_url("http://a.example/no/cat.jpg"))
 
 
-def test_a_fault_is_remembered_and_is_the_pictures_fault() -> None:
-    asked: list[str] = []
-
-    def ask(url: Url) -> bytes:
-        asked.append(str(url.host))
-        raise Fault("url-tls", "b.example: self-signed certificate", again=True)
-
-    robots = Robots("dcclip", ask)
-    for _ in range(2):
-        with pytest.raises(Fault) as fault:
-            robots.check(read_url("https://b.example/cat.jpg"))
-        assert fault.value.drop.detail == "https://b.example:443/robots.txt: b.example: self-signed certificate"
-        assert (fault.value.drop.reason, fault.value.again) == ("url-tls", False)
-    assert asked == ["b.example"]
-
-
 def test_only_so_many_rules_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dcclip_cli.curation.fetch.fetcher._CACHED_BYTES", 5_000)
     asked: list[str] = []

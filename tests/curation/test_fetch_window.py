@@ -132,12 +132,3 @@ def test_an_exception_of_a_source_or_of_a_bug_in_fetching_is_raised() -> None:
         list(fetch_in_order(broken(), Network().fetch, 2, 1))
     with pytest.raises(ZeroDivisionError):
         list(fetch_in_order(candidates("http://a.example/"), lambda url: bytes(1 // 0), 2, 1))
-
-
-def test_whoever_stops_early_does_not_wait() -> None:
-    network = Network(lambda url: 5 if url.endswith("1") else 0)
-    results = fetch_in_order(candidates(*(f"http://{n}.example/{n}" for n in range(2))), network.fetch, 2, 1)
-    start = time.monotonic()
-    assert next(results).pair.key == "000"
-    results.close()
-    assert time.monotonic() - start < 4

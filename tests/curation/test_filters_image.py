@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from dcclip_cli.curation.decode_image import DecodedImage
 from dcclip_cli.curation.filters.image import BlankFilter, ImageFilter
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.reading import Drop
 
 PAIR = Pair("k", b"")
 
@@ -72,9 +71,3 @@ NOISE = np.random.default_rng(0).integers(-3, 4, (240, 240, 3))
 def test_a_picture_of_one_colour_and_a_speck_is_blank(image: Image.Image, blank: bool) -> None:
     drop = BlankFilter().check_pair(PAIR, DecodedImage(image, "png", 1, 1000))
     assert (drop.reason if drop else None) == ("image-blank" if blank else None)
-
-
-def test_the_detail_of_a_blank_picture_names_its_colour() -> None:
-    assert BlankFilter().check_pair(PAIR, DecodedImage(Image.new("RGB", (64, 64), "#ffcc00"), "png", 1, 100)) == Drop(
-        "image-blank", "0.00% of it differs from the colour #ffcc00"
-    )

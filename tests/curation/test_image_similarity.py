@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageOps
 
 from dcclip_cli.curation.decode_image import DecodedImage
-from dcclip_cli.curation.dedup.near_duplicates import SIDE, differences, perceptual_hashes, similar, thumbnail
+from dcclip_cli.curation.dedup.near_duplicates import perceptual_hashes, similar, thumbnail
 from tests.images import encode
 
 
@@ -112,10 +112,3 @@ def test_the_second_hash_is_that_of_a_cropped_image_and_the_last_ignores_a_mark_
         assert [hash_.bit_count() for hash_ in whole] == [32, 32, 32, 32]
         assert (whole[1] ^ crop[0]).bit_count() <= 2
         assert whole[3] == mark[3]
-
-
-def test_equal_thumbnails_differ_by_nothing_and_a_flat_difference_of_ten_levels_is_a_mean_of_ten() -> None:
-    thumbs = np.stack([small(scene(0)), small(disc("red"))])
-    assert np.abs(differences(thumbs, thumbs)).max() < 1e-3
-    grey = np.full((1, SIDE, SIDE, 3), 100, np.uint8)
-    assert differences(grey, grey + 10)[0] == pytest.approx((10, 10, 0, 10), abs=1e-3)

@@ -67,11 +67,6 @@ def test_agreement_is_the_cosine_of_each_caption_with_its_own_image(colours: Col
     assert numbers(second["agreement"]) == {"zh": [], "en": pytest.approx([0, 0.6])}
 
 
-def test_a_batch_without_captions_has_no_cosines(colours: Colours) -> None:
-    [scores] = Agreement(model="any").open()(batch(("red", Pair("1", b""))))
-    assert scores == {"agreement": {"zh": [], "en": []}}
-
-
 def test_prompts_add_up_the_probabilities_of_what_is_rejected(colours: Colours) -> None:
     scorer = Prompts(model="any", reject=("红", "red, a little green"), against=("blue",))
     red, lime = scorer.open()(TWO)
@@ -208,13 +203,6 @@ def test_a_model_that_is_not_there_is_named_before_anything_is_loaded(scorer: An
             call()
         assert said in raised.value.what or "config.json" in raised.value.what
         assert raised.value.hint
-
-
-def test_names_on_a_hub_are_taken_on_trust_until_they_are_loaded() -> None:
-    Agreement(model="hf:OFA-Sys/chinese-clip-vit-base-patch16").check()
-    Classifier(model="Falconsai/nsfw_image_detection", reject=("nsfw",)).check()
-    with pytest.raises(DcclipError, match="classifier Falconsai/nsfw_image_detection cannot be loaded"):
-        Classifier(model="Falconsai/nsfw_image_detection", reject=("nsfw",), device="cpu").open()
 
 
 def test_two_scorers_of_a_kind_need_names() -> None:

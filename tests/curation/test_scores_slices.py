@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +80,6 @@ def test_every_caption_and_every_pair_has_its_row_in_the_order_of_pairs(three: P
     ]
 
 
-def test_a_slice_without_pairs_has_an_empty_file(tmp_path: Path) -> None:
-    score_slice([], [Sides()], tmp_path / "scores.parquet")
-    assert rows(tmp_path / "scores.parquet") == []
-
-
 def test_large_pictures_come_fewer_at_a_time(three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dcclip_cli.curation.scores.MAX_PIXELS", 40 * 40 + 32 * 32)
     scorer = Sides(seen=[])
@@ -119,13 +113,6 @@ def values(found: list[tuple[Any, ...]]) -> dict[tuple[Any, ...], float]:
     return {row[:4]: row[4] for row in found}
 
 
-def test_the_same_slice_gives_the_same_bytes(model_folder: Path, pairs_file: Path, tmp_path: Path) -> None:
-    files = [tmp_path / "one.parquet", tmp_path / "other.parquet"]
-    for file in files:
-        score_slice(open_pairs(pairs_file), scorers(model_folder), file)
-    assert files[0].read_bytes() == files[1].read_bytes()
-
-
 def test_a_bundle_scores_where_torch_is_not_installed(bundle_folder: Path, pairs_file: Path, tmp_path: Path) -> None:
     code = """
 import sys
@@ -146,9 +133,6 @@ score_slice(open_pairs(Path(sys.argv[2])), TypeAdapter(Scorers).validate_python(
 
 Of = Mapping[str, Any]
 Tables = Callable[[Mapping[str, Of]], duckdb.DuckDBPyConnection]
-
-
-QUICKSTART = Path(__file__).parents[2] / "recipes/quickstart"
 
 
 @pytest.fixture
@@ -269,13 +253,6 @@ def test_a_pair_is_dropped_when_no_caption_is_left(tables: Tables) -> None:
     assert [row[:2] for row in dropped(connection)] == [(1, "no-caption")]
 
 
-def test_a_merged_caption_keeps_the_score_it_got_with_its_own_image(tables: Tables) -> None:
-    connection = tables({"a": {"agreement": {"en": [0.5]}}, "b": {"agreement": {"en": [0.1]}}})
-    connection.execute("UPDATE captions SET number = 1, place = 1 WHERE number = 2")
-    apply(connection, agreement(threshold={"en": 0.3}))
-    assert [row[:3] for row in dropped(connection, "caption_drops")] == [(1, "en", 1)]
-
-
 BOTH = {"classifier-porn": 0.9, "classifier-hentai": 0.9}
 PAIR_DROPS: dict[str, tuple[Any, Any, Any]] = {
     "with a label's score from the threshold on": (
@@ -307,25 +284,3 @@ def test_pairs_are_dropped_for_their_scores(tables: Tables, case: str) -> None:
     connection = tables(given)
     apply(connection, scorer)
     assert dropped(connection) == expected
-
-
-def test_wrong_captions_of_emoji_are_found_from_the_pictures_to_the_drops(tmp_path: Path) -> None:
-    emoji = list(open_pairs(QUICKSTART / "twemoji.parquet"))[::47]
-    assert len(emoji) == 20
-    given = [replace(pair, key=f"{at:02}") for at, pair in enumerate(emoji)]
-    for at in range(5):  # captions of pictures of another sort
-        given[at] = replace(given[at], zh=emoji[at + 10].zh)
-        given[at + 5] = replace(given[at + 5], en=emoji[at + 15].en)
-    write_parquet(tmp_path / "pairs.parquet", given)
-    scorer = Agreement(model=str(QUICKSTART / "teacher"), device="cpu", threshold={"zh": 0.2, "en": 0.2})
-    score_slice(open_pairs(tmp_path / "pairs.parquet"), [scorer], tmp_path / "scores.parquet")
-    opened = [(pair, decode_image(pair.image)) for pair in given]
-    rows = [signatures_of(pair, picture, "emoji") for pair, picture in opened if isinstance(picture, DecodedImage)]
-    pq.write_table(signature_table(rows), tmp_path / "signatures.parquet")
-    connection = duckdb.connect()
-    fill(connection, [tmp_path / "signatures.parquet"], [tmp_path / "scores.parquet"])
-    apply(connection, scorer)
-    found = {row[:3] for row in dropped(connection, "caption_drops")}
-    wrong = {(number, "zh" if number <= 5 else "en", 0) for number in range(1, 11)}
-    assert found >= wrong
-    assert len(found - wrong) <= 1  # of 30 right ones; of all 940 pairs' it takes 1 %

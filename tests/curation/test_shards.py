@@ -75,17 +75,3 @@ def test_the_table_of_the_dropped_has_a_row_for_a_pair_and_one_for_a_caption_by_
         ["0", "a.tsv:2", "no-caption", "", None, [], []],
         ["1", "a.tsv:3", "image-missing", "", None, ["狗" * 1000], ["dog", "?"]],
     ]
-
-
-def test_tables_are_joined_in_the_order_given_and_nothing_dropped_still_gives_a_table(tmp_path: Path) -> None:
-    for number, reasons in enumerate((["image-small"], [], ["image-blank", "no-caption"])):
-        table = DroppedTable()
-        for reason in reasons:
-            table.add_pair(Pair(str(number), b"", zh=("猫",)), Drop(reason))
-        table.write(tmp_path / f"{number}.parquet")
-    everything = ["image-small", "image-blank", "no-caption"]
-    for name, numbers, expected in (("all", (0, 1, 2), everything), ("none", (1,), [])):
-        join_dropped(([tmp_path / f"{number}.parquet"] for number in numbers), tmp_path / f"{name}.parquet")
-        found = pq.read_table(tmp_path / f"{name}.parquet")
-        assert found.column("reason").to_pylist() == expected
-        assert found.column_names == ["key", "origin", "reason", "detail", "language", "zh", "en"]

@@ -191,19 +191,6 @@ def test_muge_reads_as_it_ships(tmp_path: Path, size: int) -> None:
     assert not any(one.fault for one in found)
 
 
-def test_texts_may_be_said_to_be_chinese_all_of_them(tmp_path: Path) -> None:
-    found = read(Base64Source(path=muge(tmp_path), language="zh"))
-    assert found[1].pair.zh == ("高级感托特包斜挎", "iphone case")
-
-
-def test_a_folder_holds_several_splits(tmp_path: Path) -> None:
-    muge(tmp_path, "train")
-    muge(tmp_path, "valid")
-    (tmp_path / "notes.tsv").touch()
-    assert [part.about for part in Base64Source(path=tmp_path).slices(2)] == [2, 1, 2, 1]
-    assert list(faults(Base64Source(path=tmp_path)))[3:] == [f"valid_imgs.tsv:{n}" for n in (1000002, 517602, 3)]
-
-
 def test_images_without_their_file_of_texts_are_an_error(tmp_path: Path) -> None:
     path = muge(tmp_path)
     (tmp_path / "train_texts.jsonl").unlink()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dcclip_cli.curation.work import Assignment, WorkFolder, clear, key_of, whole_file, whole_folder
+from dcclip_cli.curation.work import Assignment, WorkFolder, whole_file, whole_folder
 from dcclip_cli.progress import Silent
 
 ASSIGNMENTS = [Assignment(0, {"file": "/猫.tar"}, 3), Assignment(1, {"rows": [0, 7]}, 7, at_most=2)]
@@ -16,19 +16,6 @@ def test_each_assignment_is_found_by_its_number(tmp_path: Path) -> None:
     work.begin({"fingerprint": "a"}, ASSIGNMENTS, Silent())
     assert [work.assignment(number) for number in (1, 0)] == ASSIGNMENTS[::-1]
     assert work.plan() == {"fingerprint": "a"}
-
-
-def test_the_same_plan_goes_on_and_another_starts_over(tmp_path: Path) -> None:
-    work = WorkFolder(tmp_path / ".collect.partial")
-    assert work.plan() is None
-    work.begin({"fingerprint": "a"}, ASSIGNMENTS, Silent())
-    with whole_folder(work.read(0)):
-        pass
-    work.begin({"fingerprint": "a"}, ASSIGNMENTS, Silent())
-    assert work.read(0).is_dir()
-    work.begin({"fingerprint": "b"}, ASSIGNMENTS, Silent())
-    assert not work.read(0).exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".collect.partial"]
 
 
 @pytest.mark.parametrize("whole", [whole_folder, whole_file])
@@ -52,18 +39,3 @@ def test_a_folder_that_another_process_has_finished_meanwhile_stays(tmp_path: Pa
             (fast / "by").write_text("fast")
     assert (tmp_path / "000000" / "by").read_text() == "fast"
     assert [path.name for path in tmp_path.iterdir()] == ["000000"]
-
-
-def test_clearing_also_takes_what_an_earlier_clearing_was_killed_over(tmp_path: Path) -> None:
-    for name in ("out", ".out.old"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "file").touch()
-    clear(tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
-    clear(tmp_path / "out")
-
-
-def test_keys_sort_as_they_were_read() -> None:
-    keys = [key_of(0, 9), key_of(0, 10), key_of(2, 0), key_of(10, 0)]
-    assert keys[0] == "000000000009"
-    assert sorted(keys) == keys
