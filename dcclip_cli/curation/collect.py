@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.checksums import FORMAT, check_format
-from dcclip_cli.curation.decode_image import decode_image
+from dcclip_cli.curation.filters.image import decode_image
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.curation.report import explain, write_report
 from dcclip_cli.curation.report.examples import Examples

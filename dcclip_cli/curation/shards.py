@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.curation.decode_image import image_suffix
+from dcclip_cli.curation.filters.image import image_suffix
 from dcclip_cli.data.index import SUFFIX, IndexWriter
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair, image_digest
 from dcclip_cli.data.reading import Drop, tar_header

@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from dcclip_cli.curation.decode_image import DecodedImage, decode_image
 from dcclip_cli.curation.dedup.dedup import CAPTIONS, DECISIONS, signature_table, signatures_of
+from dcclip_cli.curation.filters.image import DecodedImage, decode_image
 from dcclip_cli.curation.normalize_text import check_characters, normalize
 from dcclip_cli.curation.report.examples import Examples
 from dcclip_cli.curation.report.statistics import MOVED, DroppedCaption, Statistics
@@ -158,26 +158,37 @@ def read_pairs(folder: Path, key: str | None = None) -> Iterator[Kept]:
         yield Kept(pair, (row["width"], row["height"]), row["file_hash"])
 
 
-@dataclass
 class Account:
     """Statistics, examples and dropped rows of one slice, written by the read step and by the write step."""
 
-    statistics: Statistics
-    examples: Examples
-    dropped: DroppedTable = field(default_factory=DroppedTable)
+    def __init__(self, examples: int) -> None:
+        self.statistics, self.examples, self.dropped = Statistics(), Examples(examples), DroppedTable()
+
+    def add(
+        self,
+        pair: Pair,
+        drop: Drop | None,
+        size: tuple[int, int] | None,
+        captions: Sequence[DroppedCaption],
+        image: DecodedImage | None = None,
+        twin: str = "",
+    ) -> None:
+        """Account for a pair and its dropped captions, as `Statistics.add` and `Examples.add` do."""
+        self.statistics.add(pair, drop, size, captions)
+        self.examples.add(pair, drop, image, captions, twin)
+        self.dropped.add_captions(pair, captions)
+        if drop is not None:
+            self.dropped.add_pair(pair, drop)
 
     def keeps(self, result: FilterResult) -> bool:
         """Whether a pair passed the filters; accounts for what did not."""
-        pair, drop, captions = result.pair, result.drop, result.captions
-        image = result.decoded.image if result.decoded else None
-        self.dropped.add_captions(pair, captions)
+        pair, drop, captions, decoded = result.pair, result.drop, result.captions, result.decoded
         if drop is None:
             self.statistics.add_captions(captions)
-            self.examples.add_captions(pair, captions, image)
+            self.examples.add_captions(pair, captions, decoded)
+            self.dropped.add_captions(pair, captions)
         else:
-            self.statistics.add(pair, drop, image.size if image else None, captions)
-            self.examples.add(pair, drop, image, captions)
-            self.dropped.add_pair(pair, drop)
+            self.add(pair, drop, decoded.image.size if decoded else None, captions, decoded)
         return drop is None
 
     def write(self, folder: Path) -> None:
@@ -192,7 +203,7 @@ def keep_slice(folder: Path, results: Iterable[FilterResult], examples: int) -> 
     import pyarrow.parquet as pq
 
     more = {"meta": pa.string(), "file": pa.string(), "offset": pa.int64(), "size": pa.int64()}
-    account, schema = Account(Statistics(), Examples(examples)), signature_table([], more).schema
+    account, schema = Account(examples), signature_table([], more).schema
     with (
         (folder / IMAGES).open("wb") as images,
         pq.ParquetWriter(folder / PAIRS, schema, compression="none", use_dictionary=False) as table,
@@ -242,15 +253,13 @@ class Decision:
 
 def write_slice(work: WorkFolder, number: int, examples: int) -> None:
     """Write the shard of a slice into `out`, unless it is empty, and the account of the slice."""
-    account = Account(Statistics(), Examples(examples, later=True))
+    account = Account(examples)
     scores = _by_key(work.scored(number) / SCORES) if work.scored(number).exists() else {}
     name = f"{name_of(number)}.tar"
     with whole_folder(work.written(number)) as folder:
         writer = ShardWriter(folder / name)
         for each in _decisions(work, number):
-            account.statistics.add(each.pair, each.drop, each.kept.size, each.captions)
-            account.examples.add(each.pair, each.drop, None, each.captions, each.twin)
-            account.dropped.add_captions(each.pair, each.captions)
+            account.add(each.pair, each.drop, each.kept.size, each.captions, twin=each.twin)
             for row in scores.get(each.pair.key, ()):
                 if row["value"] is not None:
                     language = row["language"]
@@ -258,8 +267,6 @@ def write_slice(work: WorkFolder, number: int, examples: int) -> None:
                     account.statistics.add_score(row["name"], row["value"], drop, language)
             if each.drop is None:
                 writer.add(each.pair, each.kept.digest)
-            else:
-                account.dropped.add_pair(each.pair, each.drop)
         shard = writer.finish(name)
         account.write(folder)
         write_json(folder / SHARD, asdict(shard))

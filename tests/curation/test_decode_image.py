@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from dcclip_cli.curation.decode_image import DecodedImage, decode_image, image_suffix
+from dcclip_cli.curation.filters.image import DecodedImage, decode_image, image_suffix
 from dcclip_cli.data.reading import Drop
 from tests.images import encode, png_header
 
@@ -66,7 +66,7 @@ CUT = encode(noise((256, 256)), "JPEG")
 def test_a_file_that_no_recipe_can_keep_has_a_reason(
     data: bytes, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dcclip_cli.curation.decode_image.MAX_IMAGE_BYTES", 90_000)
+    monkeypatch.setattr("dcclip_cli.curation.filters.image.MAX_IMAGE_BYTES", 90_000)
     assert reason(data) == expected
 
 

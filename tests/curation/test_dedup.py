@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dcclip_cli.curation.decode_image import DecodedImage
 from dcclip_cli.curation.dedup import GlobalFilter
 from dcclip_cli.curation.dedup.dedup import (
     CAPTIONS,
@@ -27,6 +26,7 @@ from dcclip_cli.curation.dedup.dedup import (
 )
 from dcclip_cli.curation.dedup.minhash import SameCaption
 from dcclip_cli.curation.dedup.near_duplicates import SameImage
+from dcclip_cli.curation.filters.image import DecodedImage
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Language, Pair
 from dcclip_cli.errors import DcclipError

@@ -35,8 +35,7 @@ def test_a_pair_is_kept_with_the_captions_that_pass(picture: MakeImage) -> None:
 
 
 @pytest.mark.parametrize(
-    ("zh", "en", "fit"),
-    [(("猫",), (), True), ((), ("cat",), True), ((), (), False), (("cat",), ("猫",), False)],
+    ("zh", "en", "fit"), [(("猫",), (), True), ((), ("cat",), True), ((), (), False), (("cat",), ("猫",), False)]
 )
 def test_a_pair_has_a_caption_in_one_language_at_least(
     picture: MakeImage, zh: tuple[str, ...], en: tuple[str, ...], fit: bool

@@ -7,8 +7,7 @@ import pytest
 from PIL import Image, ImageDraw
 from pydantic import ValidationError
 
-from dcclip_cli.curation.decode_image import DecodedImage
-from dcclip_cli.curation.filters.image import BlankFilter, ImageFilter
+from dcclip_cli.curation.filters.image import BlankFilter, DecodedImage, ImageFilter
 from dcclip_cli.data.pair import Pair
 
 PAIR = Pair("k", b"")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageOps
 
-from dcclip_cli.curation.decode_image import DecodedImage
 from dcclip_cli.curation.dedup.near_duplicates import perceptual_hashes, similar, thumbnail
+from dcclip_cli.curation.filters.image import DecodedImage
 from tests.images import encode
 
 

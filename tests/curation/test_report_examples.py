@@ -10,11 +10,13 @@ from unittest.mock import Mock
 import pytest
 from PIL import Image
 
+from dcclip_cli.curation.filters.image import DecodedImage, decode_image
 from dcclip_cli.curation.report.examples import Example, Examples
 from dcclip_cli.curation.report.statistics import DroppedCaption
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.reading import Drop
 from tests.curation.conftest import make_picture
+from tests.images import encode
 
 SMALL = Drop("image-small", "20 x 10 pixels, shortest side allowed 32")
 GONE: list[DroppedCaption] = [
@@ -40,8 +42,8 @@ def sample(pairs: Sequence[Pair], per_reason: int = 3) -> Examples:
 
 
 def only(pair: Pair, drop: Drop | None, image: Image.Image | None = None) -> Example:
-    examples = Examples()
-    examples.add(pair, drop, image)
+    examples, found = Examples(), decode_image(encode(image) if image else pair.image)
+    examples.add(pair, drop, found if isinstance(found, DecodedImage) else None)
     (example,) = examples.all()
     return example
 
@@ -67,7 +69,7 @@ def test_an_example_has_a_small_image_and_its_position_in_its_source() -> None:
     assert shown(example.thumbnail).size == (96, 48)
     clear = shown(only(pair(0), None, Image.new("RGBA", (50, 50), (0, 0, 0, 0))).thumbnail)
     assert clear.getpixel((25, 25)) == (255, 255, 255)
-    assert shown(only(pair(1), SMALL, Image.new("RGB", (2, 2000))).thumbnail).size == (1, 96)
+    assert shown(only(pair(1), SMALL, Image.new("RGB", (2, 190))).thumbnail).size == (1, 96)
 
 
 @pytest.mark.parametrize("image", [b"", b"not an image", make_picture()[:100]])
@@ -91,11 +93,11 @@ def test_a_dropped_caption_is_shown_apart_from_those_that_are_kept_and_for_an_em
 
 def test_a_duplicate_is_shown_next_to_the_image_that_is_kept() -> None:
     first, second = pair(1, make_picture("blue")), pair(2, make_picture("red"))
-    examples = Examples(later=True)
+    examples = Examples()
     examples.add(first, None)
     examples.add(second, Drop("image-duplicate", "the same image as 1"), twin=first.key)
     examples.add(pair(3), Drop("image-near-duplicate"), twin="4")  # neither of them is found
-    assert {example.thumbnail for example in examples.all()} == {None}
+    assert {example.thumbnail for example in examples.all()} == {""}
     examples.fill({first.key: first, second.key: second}.get)
     duplicate, near, kept = examples.all()
     assert (kept.thumbnail, kept.size) == (only(first, None).thumbnail, "64×64")

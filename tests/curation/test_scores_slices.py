@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dcclip_cli.curation.decode_image import DecodedImage, decode_image
 from dcclip_cli.curation.dedup import drop_empty, fill
 from dcclip_cli.curation.dedup.dedup import signature_table, signatures_of
+from dcclip_cli.curation.filters.image import DecodedImage, decode_image
 from dcclip_cli.curation.scores import ScorerOptions, Scores, score_slice
 from dcclip_cli.curation.scores.scorers import Agreement, Classifier, Prompts
 from dcclip_cli.data.dataset import open_pairs, write_parquet

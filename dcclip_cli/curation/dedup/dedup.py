@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from dcclip_cli.curation.decode_image import DecodedImage
 from dcclip_cli.curation.dedup import GlobalFilter, drop_empty, fill
 from dcclip_cli.curation.dedup.minhash import SameCaption, bands_of, letters_of, sketches_of, text_hash
 from dcclip_cli.curation.dedup.near_duplicates import (
@@ -22,6 +21,7 @@ from dcclip_cli.curation.dedup.near_duplicates import (
     perceptual_hashes,
     thumbnail,
 )
+from dcclip_cli.curation.filters.image import DecodedImage
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair, image_digest
 from dcclip_cli.data.reading import IMAGE_SUFFIXES

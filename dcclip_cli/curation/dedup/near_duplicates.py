@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from dcclip_cli.curation.decode_image import DecodedImage
 from dcclip_cli.curation.dedup import GlobalFilter
+from dcclip_cli.curation.filters.image import DecodedImage
 from dcclip_cli.machine import cores
 
 if TYPE_CHECKING:

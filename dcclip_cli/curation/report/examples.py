@@ -11,16 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from dcclip_cli.curation.decode_image import DecodedImage, decode_image
+from dcclip_cli.curation.filters.image import DecodedImage, decode_image
 from dcclip_cli.curation.report.statistics import KEPT, DroppedCaption
 from dcclip_cli.data.pair import LANGUAGES, Pair
 from dcclip_cli.data.reading import Drop
 from dcclip_cli.html import jpeg_data_url, jpeg_thumbnail
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 _CHARACTERS, _CAPTIONS = 300, 4  # shown of a text, and captions shown of a language, at most
 
@@ -29,8 +25,8 @@ _CHARACTERS, _CAPTIONS = 300, 4  # shown of a text, and captions shown of a lang
 class Example:
     """A pair as the report shows it: `reason` is KEPT, or why the pair or its captions in `..._dropped` were dropped.
 
-    `thumbnail` is a data URL, empty if the image cannot be shown, None until `Examples.fill` adds it; `size` is that of
-    the image in pixels. For a duplicate, `twin` is the key of the pair that is kept instead, with its thumbnail.
+    `thumbnail` is a data URL, empty if the image cannot be shown or until `Examples.fill` adds it; `size` is in pixels.
+    For a duplicate, `twin` is the key of the pair that is kept instead, with its thumbnail.
     """
 
     reason: str
@@ -39,7 +35,7 @@ class Example:
     origin: str
     detail: str
     size: str
-    thumbnail: str | None
+    thumbnail: str
     zh: list[str]
     en: list[str]
     zh_dropped: list[str]
@@ -54,22 +50,21 @@ class Examples:
     Thumbnails are made only for pairs that enter the sample, about per_reason * (1 + ln(pairs / per_reason)).
     """
 
-    def __init__(self, per_reason: int = 12, later: bool = False) -> None:
-        """`later`: thumbnails are added by `fill`, so that none is made for a pair that others replace."""
-        self._per_reason, self._later = per_reason, later
+    def __init__(self, per_reason: int = 12) -> None:
+        self._per_reason = per_reason
         self._found: dict[str, dict[str, Example]] = {}  # reason -> rank -> example
 
     def add(
         self,
         pair: Pair,
         drop: Drop | None,
-        image: Image.Image | None = None,
+        image: DecodedImage | None = None,
         captions: Sequence[DroppedCaption] = (),
         twin: str = "",
     ) -> None:
-        """Consider a pair, as for `Statistics.add`; without a decoded `image`, `pair.image` is decoded if needed.
+        """Consider a pair, as for `Statistics.add`; without a decoded `image`, `fill` adds it.
 
-        For a duplicate, `twin` is the key of the pair that it repeats (see `fill`).
+        For a duplicate, `twin` is the key of the pair that it repeats.
         """
         reason, detail = (drop.reason, drop.detail) if drop else (KEPT, "")
         gone = captions if drop and not (pair.zh or pair.en) else ()  # they were dropped first, and the pair with them
@@ -78,7 +73,7 @@ class Examples:
         self._consider(reason, pair, detail, image, gone, twin)
         self.add_captions(pair, captions, image)
 
-    def add_captions(self, pair: Pair, captions: Sequence[DroppedCaption], image: Image.Image | None = None) -> None:
+    def add_captions(self, pair: Pair, captions: Sequence[DroppedCaption], image: DecodedImage | None = None) -> None:
         """Consider single captions that were dropped from a pair."""
         for reason in dict.fromkeys(drop.reason for _, _, drop in captions):
             same = [caption for caption in captions if caption[2].reason == reason]
@@ -88,11 +83,11 @@ class Examples:
         """Add the images that are missing, and to every duplicate the kept pair, which is shown next to it."""
         for found in self._found.values():
             for rank, example in found.items():
-                if example.thumbnail is None:
-                    thumbnail, size = _shrunk(pair.image, None) if (pair := find(example.key)) else ("", "")
+                if not example.thumbnail and (pair := find(example.key)):
+                    thumbnail, size = _shrunk(decode_image(pair.image))
                     example = found[rank] = replace(example, thumbnail=thumbnail, size=size)
                 if example.twin and (pair := find(example.twin)):
-                    found[rank] = replace(example, twin_thumbnail=_shrunk(pair.image, None)[0])
+                    found[rank] = replace(example, twin_thumbnail=_shrunk(decode_image(pair.image))[0])
 
     def all(self) -> list[Example]:
         """The sample, by reason and rank."""
@@ -117,14 +112,14 @@ class Examples:
         reason: str,
         pair: Pair,
         detail: str,
-        image: Image.Image | None,
+        image: DecodedImage | None,
         captions: Sequence[DroppedCaption],
         twin: str = "",
     ) -> None:
         rank = hashlib.sha256(f"{reason}\0{pair.key}".encode("utf-8", "replace")).hexdigest()[:16]
         if not self._is_wanted(reason, rank):
             return
-        thumbnail, size = (None, "") if self._later else _shrunk(pair.image, image)
+        thumbnail, size = _shrunk(image)
         origin = ":".join(str(pair.meta[name]) for name in ("source", "origin") if name in pair.meta)
         key, origin, detail, twin = (_cut(text) for text in (pair.key, origin, detail, twin))
         zh, en = _shown(pair.zh), _shown(pair.en)
@@ -144,14 +139,11 @@ class Examples:
             del found[max(found)]
 
 
-def _shrunk(content: bytes, image: Image.Image | None) -> tuple[str, str]:
+def _shrunk(image: DecodedImage | Drop | None) -> tuple[str, str]:
     """A thumbnail's data URL, and the size of the image as text; both empty if the image cannot be decoded."""
-    if image is None:
-        decoded = decode_image(content)
-        if not isinstance(decoded, DecodedImage):
-            return "", ""
-        image = decoded.image
-    return jpeg_data_url(jpeg_thumbnail(image)), f"{image.width}×{image.height}"
+    if not isinstance(image, DecodedImage):
+        return "", ""
+    return jpeg_data_url(jpeg_thumbnail(image.image)), f"{image.image.width}×{image.image.height}"
 
 
 def _shown(texts: Iterable[str]) -> list[str]:
