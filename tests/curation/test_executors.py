@@ -51,6 +51,14 @@ class Die(Touch):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Sleep(Touch):
+    """Its tasks never end."""
+
+    def run(self, task: int) -> None:
+        (self.folder / f"pid{os.getpid()}").touch()
+        time.sleep(300)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "done").mkdir()
@@ -79,32 +87,16 @@ def test_a_killed_worker_is_reported_and_not_waited_for(folder: Path) -> None:
     assert "--workers" in error.value.hint
 
 
-SLEEPER = """
-import os, time
-from pathlib import Path
-from dcclip_cli.curation.executors import Step
-
-class Sleep(Step):
-    name, tasks = "sleep", 2
-
-    def done(self, task):
-        return False
-
-    def run(self, task):
-        Path(f"pid{os.getpid()}").touch()
-        time.sleep(300)
-"""
 COMMAND = """
 from pathlib import Path
 from dcclip_cli.curation.executors import Engine
-from sleeper import Sleep
-Engine(workers=2).run(Sleep(), Path("logs").absolute())
+from tests.curation.test_executors import Sleep
+Engine(workers=2).run(Sleep(Path.cwd(), 2), Path("logs").absolute())
 """
 
 
 def test_workers_end_with_a_command_that_is_killed(tmp_path: Path) -> None:
-    (tmp_path / "sleeper.py").write_text(SLEEPER)
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     command = subprocess.Popen([sys.executable, "-c", COMMAND], cwd=tmp_path, env=environment)
     wait(lambda: len(list(tmp_path.glob("pid*"))) == 2)
     workers = [int(path.name.removeprefix("pid")) for path in tmp_path.glob("pid*")]

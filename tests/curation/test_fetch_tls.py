@@ -71,13 +71,6 @@ def test_a_certificate_of_the_systems_authorities_is_accepted_for_its_own_name_o
 
 
 @needs_openssl
-def test_no_variable_of_the_environment_turns_checking_off(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PYTHONHTTPSVERIFY", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
-        monkeypatch.setenv(name, "0" if name.startswith("PYTHON") else "")
-    assert reason(fetch(f"https://localhost:{port}/")) == "url-tls"
-
-
-@needs_openssl
 @pytest.mark.usefixtures("trusted")
 def test_a_server_that_drips_has_no_more_time_under_tls(port: int) -> None:
     start = time.monotonic()

@@ -11,7 +11,7 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 from dcclip_cli.curation.scores import Score
-from dcclip_cli.curation.scores.scorers import Agreement, CachingEncoder, Classifier, Prompts, Scorers, open_encoder
+from dcclip_cli.curation.scores.scorers import Agreement, CachingEncoder, Classifier, Prompts, Scorers
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import decode
@@ -94,8 +94,7 @@ def numbers(scores: object) -> Mapping[str, list[float]]:
 # ---- real models
 
 
-@pytest.mark.parametrize("teacher", ["altclip_folder", "chinese_clip_folder", "siglip_folder"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("teacher", "precision"), [("altclip_folder", "fp32"), ("chinese_clip_folder", "bf16")])
 def test_a_teacher_scores_as_its_reference_does(
     teacher: str, precision: str, pairs: list[Pair], request: pytest.FixtureRequest
 ) -> None:
@@ -112,13 +111,6 @@ def test_a_teacher_scores_as_its_reference_does(
 
 def flat(score: Score, some: list[tuple[Pair, Image.Image]]) -> list[float]:
     return [value for scores in score(some) for several in numbers(scores["agreement"]).values() for value in several]
-
-
-def test_a_model_is_loaded_once_in_a_process(altclip_folder: Path) -> None:
-    teacher = {"kind": "altclip", "model": str(altclip_folder)}
-    [one] = ANY.validate_python([{"kind": "agreement", "model": teacher}])
-    [other] = ANY.validate_python([{"kind": "prompts", "model": teacher, "reject": ["水印"]}])
-    assert open_encoder(one.model, "cpu") is open_encoder(other.model, "cpu")
 
 
 # ---- classifiers
@@ -219,10 +211,7 @@ def test_two_scorers_of_a_kind_need_names() -> None:
     [
         {"kind": "agreement", "model": "hf:x/y", "keep": {"zh": 0}},
         {"kind": "agreement", "model": "hf:x/y", "keep": {"fr": 0.5}},
-        {"kind": "agreement", "model": "hf:x/y", "threshold": {"en": 20}},
-        {"kind": "agreement", "model": "hf:x/y", "name": "a b"},
         {"kind": "prompts", "model": "hf:x/y", "reject": []},
-        {"kind": "classifier", "model": "x/y"},
         {"kind": "aesthetics"},
     ],
 )

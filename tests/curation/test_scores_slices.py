@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dcclip_cli.curation.dedup import drop_empty, fill
+from dcclip_cli.curation.dedup import fill
 from dcclip_cli.curation.dedup.dedup import signature_table, signatures_of
 from dcclip_cli.curation.filters.image import DecodedImage, decode_image
 from dcclip_cli.curation.scores import ScorerOptions, Scores, score_slice
@@ -101,16 +101,8 @@ def test_a_bundle_scores_as_the_model_it_was_made_of(
     by_torch, by_onnx = rows(tmp_path / "torch.parquet"), rows(tmp_path / "onnx.parquet")
     assert len(by_torch) == 40 * (3 + 3 + 1)
     assert {row[1] for row in by_torch} == {"agreement", "prompts"}
-    assert sorted_places(by_torch) == sorted_places(by_onnx)
-    assert values(by_torch) == pytest.approx(values(by_onnx), abs=2e-4)
-
-
-def sorted_places(found: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    return sorted((row[:4] for row in found), key=str)
-
-
-def values(found: list[tuple[Any, ...]]) -> dict[tuple[Any, ...], float]:
-    return {row[:4]: row[4] for row in found}
+    torch_values, onnx_values = ({row[:4]: row[4] for row in found} for found in (by_torch, by_onnx))
+    assert torch_values == pytest.approx(onnx_values, abs=2e-4)
 
 
 def test_a_bundle_scores_where_torch_is_not_installed(bundle_folder: Path, pairs_file: Path, tmp_path: Path) -> None:
@@ -243,14 +235,6 @@ def test_a_fraction_is_rounded_up_to_whole_captions(tables: Tables, fraction: fl
     connection = tables({"a": {"agreement": {"zh": cosines[::2], "en": []}}, "b": {"agreement": {"zh": cosines[1::2]}}})
     apply(connection, agreement(keep={"zh": fraction}))
     assert connection.execute("SELECT count(*) FROM live_captions WHERE language = 'zh'").fetchone() == (left,)
-
-
-def test_a_pair_is_dropped_when_no_caption_is_left(tables: Tables) -> None:
-    low = {"agreement": {"zh": [0.1], "en": [0.1]}}
-    connection = tables({"a": low, "b": {"agreement": {"zh": [0.1], "en": [0.4]}}})
-    apply(connection, agreement(threshold={"zh": 0.2, "en": 0.2}))
-    drop_empty(connection)
-    assert [row[:2] for row in dropped(connection)] == [(1, "no-caption")]
 
 
 BOTH = {"classifier-porn": 0.9, "classifier-hentai": 0.9}

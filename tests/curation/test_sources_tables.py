@@ -3,7 +3,6 @@
 import base64
 import datetime
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +39,6 @@ def test_a_table_gives_captions_by_column_and_keeps_the_other_columns(tmp_path: 
     assert candidate == Candidate(Pair("2", PIXEL, zh=("一只猫，在睡觉",), en=("a cat",), meta=meta))
 
 
-def test_several_columns_may_hold_captions_of_one_language(tmp_path: Path) -> None:
-    row = {"ImageUrl": "https://x.org/猫.jpg", "Title": "花猫", "Content": "一只花猫在沙发上", "Keywords": "猫，宠物"}
-    path = table(tmp_path, json.dumps(row, ensure_ascii=False), "zero.jsonl")  # as 360's Zero names them
-    (candidate,) = read(TableSource(path=path, url="ImageUrl", zh=("Title", "Content")))
-    assert candidate.pair.zh == ("花猫", "一只花猫在沙发上")
-    assert candidate.pair.meta == {"Keywords": "猫，宠物", "url": "https://x.org/猫.jpg"}
-    assert candidate.url == "https://x.org/猫.jpg"
-
-
 def test_the_first_of_bytes_and_url_that_a_row_has_is_taken(tmp_path: Path) -> None:
     rows = f"image,base64,url,en\ncat.png,,,a\n,{BASE64},,b\n,, http://x/ ,c\ncat.png,,http://x/,d\n,,,e"
     found = read(TableSource(path=table(tmp_path, rows, "a.csv")))
@@ -56,12 +46,6 @@ def test_the_first_of_bytes_and_url_that_a_row_has_is_taken(tmp_path: Path) -> N
     assert [candidate.url for candidate in found] == [None, None, "http://x/", None, None]
     assert found[3].pair.meta == {"image": "cat.png", "url": "http://x/"}
     assert found[4].fault and found[4].fault.reason == "image-missing"
-
-
-def test_only_the_rows_asked_for_are_candidates(tmp_path: Path) -> None:
-    path = table(tmp_path, "url\tTEXT\tLANGUAGE\nhttp://a/\t猫\tzh\nhttp://b/\tKatze\tde\nhttp://c/\ta cat\ten\n")
-    found = read(TableSource(path=path, caption="TEXT", where={"LANGUAGE": ("zh", "en")}))
-    assert [candidate.url for candidate in found] == ["http://a/", "http://c/"]
 
 
 @pytest.mark.parametrize(
@@ -140,12 +124,6 @@ def test_a_line_number_counts_blank_and_overlong_lines(tmp_path: Path) -> None:
         assert found == [("3", False), ("4", True)]
 
 
-def test_a_table_in_gb18030_is_told_how_to_become_utf8(tmp_path: Path) -> None:
-    with pytest.raises(DcclipError, match="is in GB18030, not in UTF-8") as caught:
-        TableSource(path=table(tmp_path, "image\t标题\n".encode("gb18030"))).slices(10)
-    assert caught.value.hint.startswith("convert it with: iconv -f GB18030 -t UTF-8")
-
-
 def test_wukong_reads_as_it_ships(tmp_path: Path) -> None:
     (tmp_path / "wukong_release").mkdir()
     for number, rows in enumerate(['http://a/1.jpg,"猫，""花""的\n一只"\n', "http://a/2.jpg,狗\nhttp://a/3.jpg,鱼\n"]):
@@ -156,15 +134,6 @@ def test_wukong_reads_as_it_ships(tmp_path: Path) -> None:
         ("wukong_100m_1.csv:2", "http://a/2.jpg", ("狗",)),
         ("wukong_100m_1.csv:3", "http://a/3.jpg", ("鱼",)),
     ]
-
-
-def test_conceptual_captions_reads_as_it_ships_without_a_header_line(tmp_path: Path) -> None:
-    rows = "a very typical bus station\thttp://a/b.jpg\nsierra looked stunning\thttp://c/d.jpg\n"
-    path = table(tmp_path, rows, "cc3m.tsv")
-    source = TableSource(path=path, header=("caption", "url"))
-    assert sum(part.about for part in source.slices(10)) == 2
-    expected = [("1", ("a very typical bus station",)), ("2", ("sierra looked stunning",))]
-    assert [(one.pair.key, one.pair.en) for one in read(source)] == expected
 
 
 def test_an_empty_file_has_no_candidates(tmp_path: Path) -> None:
