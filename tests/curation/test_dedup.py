@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dcclip_cli.curation.dedup import GlobalFilter
 from dcclip_cli.curation.dedup.dedup import (
     CAPTIONS,
     DECISIONS,
@@ -204,24 +203,6 @@ def test_scores_follow_their_captions_through_a_merger(tmp_path: Path) -> None:
     decisions, _ = deduplicated(tmp_path, facts, scores=scores)
     assert decisions["0"]["en"] == ["a cat", "a kitten"]
     assert json.loads(decisions["0"]["scores"]) == {"agreement": {"zh": [0.5], "en": [0.25, 0.75]}, "watermark": 0.01}
-
-
-class NoFirst(GlobalFilter):
-    """A filter like those of scorers: drops the first English caption of every pair."""
-
-    def apply(self, connection: Any) -> None:
-        connection.execute("""
-            INSERT INTO caption_drops
-                SELECT number, language, place, 'test', '' FROM live_captions WHERE language = 'en' AND place = 0
-        """)
-
-
-def test_the_first_filters_come_before_duplicates(tmp_path: Path) -> None:
-    facts = [fact("0", 1, [], ["a cat"]), fact("1", 1, [], ["a cat", "a kitten"])]
-    decisions, captions = deduplicated(tmp_path, facts, first=[NoFirst()])
-    assert reasons(decisions) == {"0": "no-caption", "1": None}
-    assert decisions["1"]["en"] == ["a kitten"]
-    assert [(row["key"], row["caption"]) for row in captions] == [("0", "a cat"), ("1", "a cat")]
 
 
 def test_the_result_does_not_depend_on_files_their_order_or_memory(tmp_path: Path) -> None:

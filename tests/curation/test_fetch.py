@@ -84,9 +84,7 @@ def test_the_address_that_was_checked_is_the_one_connected_to(site: Site, monkey
     assert (looked_up, connected) == (["rebinding.example"], [("93.184.215.14", 80)])
 
 
-def test_a_host_is_allowed_by_name_and_port_and_a_network_for_all(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_host_is_allowed_by_name_and_port_and_a_network_for_all(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     port = site.server.server_port
     with Fetcher(options(site, allow_hosts=(f"127.0.0.1:{port + 1}", "media.example"))) as fetcher:
         assert reason(fetcher.fetch(site.url("/cat.jpg"))) == "url-private"
@@ -159,11 +157,6 @@ def test_at_most_five_redirects_are_followed(site: Site, fetcher: Fetcher) -> No
     assert fetcher.fetch(site.url("/1")) == PICTURE
     assert fetcher.fetch(site.url("/0")) == Drop("url-redirects", "more than 5 redirects")
     assert reason(fetcher.fetch(site.url("/loop"))) == "url-redirects"
-
-
-def test_the_body_of_a_redirect_is_not_read(site: Site, fetcher: Fetcher) -> None:
-    site.pages["/old"] = floods(b"HTTP/1.1 302 Found\r\nLocation: /cat.jpg\r\n\r\n", bytes(65536))
-    assert fetcher.fetch(site.url("/old")) == PICTURE
 
 
 # ---- what the site wants

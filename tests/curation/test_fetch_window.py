@@ -76,25 +76,6 @@ def test_a_host_that_is_full_does_not_keep_others_waiting() -> None:
     assert network.begun.index("http://quick.example/3") < network.begun.index("http://slow.example/1")
 
 
-def test_no_more_candidates_are_in_hand_than_16_for_each_worker() -> None:
-    read = 0
-
-    def endless() -> Iterator[Candidate]:
-        nonlocal read
-        while True:
-            read += 1
-            if read == 32:
-                threading.Timer(0.2, first.set).start()  # time enough to read more, if it could
-            yield Candidate(Pair(str(read), b""), url=f"http://{read}.example/")
-
-    first = threading.Event()
-    network = Network(lambda url: first.wait(20) and 0 if url == "http://1.example/" else 0)
-    results = fetch_in_order(endless(), network.fetch, 2, 1)
-    assert next(results).pair.image == b"http://1.example/"
-    assert read == 32
-    results.close()
-
-
 def test_no_more_bytes_are_in_hand_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dcclip_cli.curation.fetch.fetcher._HELD_BYTES", 100)
     first = threading.Event()

@@ -1,13 +1,10 @@
 """Captions that filters drop, each for the right reason, and captions that they keep; detection of the language."""
 
 import time
-import unicodedata
 from collections.abc import Callable
 from typing import Literal
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from dcclip_cli.curation.filters import DEFAULT_FILTERS, AnyFilter, Filter
@@ -94,12 +91,6 @@ def test_a_fault_is_named_for_what_it_is_whichever_language_the_caption_is_said_
 @pytest.mark.parametrize(("language", "captions"), [("en", FIT_ENGLISH), ("zh", FIT_CHINESE)])
 def test_captions_that_look_a_little_like_a_fault_stay(language: Language, captions: str) -> None:
     assert {caption: first_reason(caption, language) for caption in split(captions)} == dict.fromkeys(split(captions))
-
-
-def test_every_kind_of_filter_is_a_default_and_can_be_named_in_a_recipe() -> None:
-    kinds = [each.kind for each in DEFAULT_FILTERS]
-    assert len(set(kinds)) == len(kinds) == 11
-    assert TypeAdapter(tuple[AnyFilter, ...]).validate_python([{"kind": kind} for kind in kinds]) == DEFAULT_FILTERS
 
 
 class NoExclamation(Filter):
@@ -214,8 +205,3 @@ una playa con palmeras|zwei Männer spielen Schach|vue aérienne de la ville|con
 def test_script_small_words_and_detector_tell_the_language(language: str, captions: str) -> None:
     for caption in split(captions):
         assert language_of(caption) == language, caption
-
-
-@given(st.text(alphabet=st.characters(codec="utf-8"), max_size=40))
-def test_composing_characters_does_not_change_the_language(caption: str) -> None:
-    assert language_of(unicodedata.normalize("NFD", caption)) == language_of(caption)

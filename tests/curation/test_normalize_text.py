@@ -45,12 +45,6 @@ def test_chinese_text_in_order_is_never_changed_but_for_its_spaces(caption: str)
     assert normalize(caption, "zh", NormalizeOptions()) == " ".join(caption.split())
 
 
-@given(st.text(max_size=60))
-def test_normalizing_twice_changes_nothing_more_than_white_space_does(caption: str) -> None:
-    once = normalize(caption, "en", NormalizeOptions(ftfy=False, entities=False))
-    assert normalize(once, "en", NormalizeOptions(ftfy=False, entities=False)) == once
-
-
 @pytest.mark.parametrize(
     ("caption", "expected"),
     [

@@ -170,19 +170,6 @@ def test_bars_count_every_value_and_reach_to_a_near_threshold_but_not_to_a_far_o
     assert bars.sum() == 3 * 257 * 5
 
 
-@pytest.mark.parametrize(
-    ("name", "values", "ticks"),
-    [
-        ("short_side", ["32", "64", "256", "512"], ["32", "64", "128", "256", "512"]),
-        ("en", [str(length) for length in range(1, 31)], ["10", "20", "30"]),
-        ("bytes", ["65536", "1048576"], ["64 K", "1 M"]),
-    ],
-)
-def test_axes_have_round_numbers(name: str, values: list[str], ticks: list[str]) -> None:
-    drawn = histogram(name, {"kept": dict.fromkeys(values, 9)})
-    assert set(ticks) <= drawn["values"].keys()
-
-
 def test_one_pair_among_a_million_is_visible_and_the_same_histogram_has_the_same_bytes() -> None:
     fates, limits = {"kept": {"3": 1_000_000}, "caption-short": {"1": 1}}, [("≥", 2), ("≤", 200)]
     found = histogram("zh", fates, limits)

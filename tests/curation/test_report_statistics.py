@@ -2,9 +2,7 @@
 
 import json
 
-import pytest
-
-from dcclip_cli.curation.report.statistics import SCALES, Statistics, scale_of
+from dcclip_cli.curation.report.statistics import Statistics
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.reading import Drop
 
@@ -67,12 +65,3 @@ def test_the_sum_of_parts_is_the_whole_in_any_order_and_through_json() -> None:
     expected = json.dumps(whole.as_dict())
     assert json.dumps(Statistics.merge(stored).as_dict()) == expected
     assert json.dumps(Statistics.merge(reversed(stored)).as_dict()) == expected
-
-
-@pytest.mark.parametrize("name", [*SCALES, "score:agreement:zh"])
-def test_a_bin_begins_at_its_edge_and_the_outermost_take_the_rest(name: str) -> None:
-    scale = scale_of(name)
-    bins = list(range(len(scale.names)))
-    assert scale.bins(scale.edges[:-1]).tolist() == bins
-    assert len(set(scale.names)) == len(bins)
-    assert scale.bins([-1e12, 1e12]).tolist() == [0, bins[-1]]

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from dcclip_cli.curation.sources.captions import Base64Source, CaptionsSource
 from dcclip_cli.data.caption_files import identity
@@ -157,11 +156,6 @@ def test_odd_entries_in_json_are_faults_or_nothing(tmp_path: Path) -> None:
     malformed = {"a.json:0": "row-malformed", "a.json:1": "row-malformed"}
     assert faults(source) == malformed | {"cat.jpg": None, "dog.jpg": None}
     assert read(source)[3].pair.zh == ("狗",)
-
-
-def test_a_source_without_caption_files_makes_no_sense(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="needs caption files"):
-        CaptionsSource(images=tmp_path)
 
 
 # ---- base64

@@ -45,12 +45,6 @@ def test_captions_are_the_name_and_the_name_in_templates_in_both_languages(tmp_p
         ClassFoldersSource(path=tmp_path, templates={"zh": ("一只猫",)})
 
 
-def test_wordnet_ids_are_named_as_eval_names_them(tmp_path: Path) -> None:
-    source = ClassFoldersSource(path=folders(tmp_path, n02123159=1, n13054560=1), captions=1)
-    found = [(one.pair.en, one.pair.zh) for one in read(source)]
-    assert found == [(("tiger cat",), ("虎纹猫",)), (("bolete",), ("牛肝菌",))]
-
-
 def test_slices_end_in_the_middle_of_a_class(tmp_path: Path) -> None:
     source = ClassFoldersSource(path=folders(tmp_path, cat=5, dog=1, emu=3))
     keys = [one.pair.key for one in read(source)]
