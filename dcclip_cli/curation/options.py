@@ -17,9 +17,7 @@ from dcclip_cli.options import Neutral, Options
 class ReportOptions(Options):
     """What report.html shows besides counts and histograms."""
 
-    examples: int = Field(
-        12, ge=0, le=100, description="Number of example pairs shown for each drop reason, and of kept pairs"
-    )
+    examples: int = Field(12, ge=0, le=100, description="Example pairs shown for each drop reason, and kept ones")
 
 
 class SlurmOptions(Options):
@@ -47,19 +45,13 @@ class CollectOptions(DedupOptions):
 
     sources: tuple[Source, ...] = Field(min_length=1, description="Where pairs come from; read in this order")
     fetch: FetchOptions = Field(FetchOptions(), description="How images are downloaded for sources that list URLs")
-    normalize: NormalizeOptions = Field(
-        NormalizeOptions(), description="How captions are normalized before filters see them"
-    )
+    normalize: NormalizeOptions = Field(NormalizeOptions(), description="How captions are normalized before filtering")
     filters: tuple[AnyFilter, ...] = Field(
         DEFAULT_FILTERS,
         description="Filters on single pairs, in this order; the first one that applies gives the drop reason",
     )
-    needs: tuple[Language, ...] = Field(
-        (), description="Languages in which a kept pair must have captions; empty: any language suffices"
-    )
+    needs: tuple[Language, ...] = Field((), description="Languages that a kept pair must have; empty: any one")
     scores: Scorers = Field((), description="Models that score the pairs that passed the filters")
-    shard_size: int = Field(
-        1000, ge=1, le=100_000, description="Candidates read per shard; a shard contains those of them that are kept"
-    )
+    shard_size: int = Field(1000, ge=1, le=100_000, description="Candidates read per shard; a shard has those kept")
     report: ReportOptions = Field(ReportOptions(), description="Contents of report.html")
     cluster: Neutral[ClusterOptions] = Field(ClusterOptions(), description="What --engine slurm asks of the cluster")

@@ -168,14 +168,10 @@ class ImageFilter(Filter):
 
     kind: Literal["image"] = "image"
     min_side: int = Field(32, ge=1, le=1_000_000, description="Minimum length of the shorter side, in pixels")
-    max_side: int | None = Field(
-        None, ge=1, le=1_000_000, description="Maximum length of the longer side, in pixels; null: no limit"
-    )
+    max_side: int | None = Field(None, ge=1, le=1_000_000, description="Maximum longer side in pixels; null: no limit")
     max_aspect: float = Field(3.0, ge=1, le=1000, description="Maximum ratio of the longer side to the shorter side")
     min_bytes: int = Field(0, ge=0, le=1_000_000_000, description="Minimum file size in bytes")
-    max_bytes: int | None = Field(
-        None, ge=1, le=1_000_000_000, description="Maximum file size in bytes; null: no limit"
-    )
+    max_bytes: int | None = Field(None, ge=1, le=1_000_000_000, description="Maximum file size in bytes; null: any")
     formats: tuple[Literal["jpg", "png", "webp"], ...] = Field(
         ("jpg", "png", "webp"), min_length=1, description="Allowed file formats, detected from the first bytes"
     )
@@ -216,9 +212,7 @@ class BlankFilter(Filter):
     """
 
     kind: Literal["blank"] = "blank"
-    contrast: int = Field(
-        12, ge=0, le=255, description="A pixel differs if a channel is further than this from the median colour"
-    )
+    contrast: int = Field(12, ge=0, le=255, description="A channel further than this from the median colour differs")
     min_share: float = Field(0.005, ge=0, le=1, description="Minimum fraction of the image that must differ")
 
     def check_pair(self, pair: Pair, decoded: DecodedImage) -> Drop | None:

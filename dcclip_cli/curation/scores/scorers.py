@@ -162,9 +162,7 @@ class Prompts(_DualEncoderScorer):
     """
 
     kind: Literal["prompts"] = "prompts"
-    reject: tuple[str, ...] = Field(
-        min_length=1, description="Texts that describe unwanted images, in Chinese or English"
-    )
+    reject: tuple[str, ...] = Field(min_length=1, description="Descriptions of unwanted images, Chinese or English")
     against: tuple[str, ...] = Field(
         ("a photo", "an illustration", "一张照片", "一幅插图"),
         min_length=1,

@@ -51,12 +51,8 @@ class CaptionsSource(SourceOptions):
     images: PathOption | None = Field(None, description="Folder with the images; default: download from COCO's URLs")
     zh: Paths = Field((), description="File, or list of files, with Chinese captions")
     en: Paths = Field((), description="File, or list of files, with English captions")
-    caption: Paths = Field(
-        (), description="File, or list of files, with captions whose language is detected from the script"
-    )
-    only: PathOption | None = Field(
-        None, description="File with the image names of a split, one a line; others are skipped"
-    )
+    caption: Paths = Field((), description="File, or files, with captions whose language is detected from the script")
+    only: PathOption | None = Field(None, description="File with the names of the images to read, one a line")
     allow_outside: bool = Field(False, description="Allow image paths outside the folder")
 
     @model_validator(mode="after")
@@ -192,11 +188,7 @@ class ClassFoldersSource(SourceOptions):
     kind: Literal["class_folders"] = "class_folders"
     path: PathOption = Field(description="Folder with the class folders")
     captions: int = Field(
-        3,
-        ge=1,
-        le=100,
-        description="Maximum captions of an image in each language: the name, and the name in templates chosen by the "
-        "image's path",
+        3, ge=1, le=100, description="Maximum captions per language: the class name, then templates of it"
     )
     templates: dict[Language, tuple[str, ...]] = Field(
         {},

@@ -36,7 +36,7 @@ _MEMBERS_TO_COUNT = 200  # of a tar, to estimate how many pairs it has
 _AT_A_TIME = 16  # tars that are opened for that: on network storage, each takes its time
 _IMAGE = "image"
 _Parts = tuple[str, ...]
-_Ids = frozenset[tuple[int, int]]  # of the folders above, by device and inode; None for an image
+_Ids = frozenset[tuple[int, int]]  # of the folders above, by device and inode
 
 
 def sidecar_captions(files: Mapping[str, bytes]) -> dict[str, Any]:
@@ -101,31 +101,27 @@ class FolderSource(SourceOptions):
             except Fault as fault:
                 yield Candidate(pair, fault.drop)
 
-    def _walk(self, first: _Parts = (), last: _Parts | None = None) -> Iterator[_Parts]:
-        """The images from `first` to `last`; folders that cannot contain any of them are not opened."""
-        waiting: list[tuple[_Parts, _Ids | None]] = [((), frozenset())]
-        while waiting:
-            parts, above = waiting.pop()
-            if above is None:
-                yield parts
+    def _walk(
+        self, first: _Parts = (), last: _Parts | None = None, parts: _Parts = (), above: _Ids = frozenset()
+    ) -> Iterator[_Parts]:
+        """The images in the folder `parts` from `first` to `last`; folders without any of them are not opened."""
+        try:
+            status = os.stat(self.path.joinpath(*parts))
+            here = (status.st_dev, status.st_ino)
+            with os.scandir(self.path.joinpath(*parts)) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError:
+            yield parts  # an unreadable folder: there is no image of this name, which becomes a fault
+            return
+        for entry in () if here in above else found:  # a link back up would never end
+            inside = (*parts, entry.name)
+            if inside < first[: len(inside)] or (last is not None and inside > last[: len(inside)]):
                 continue
-            try:
-                status = os.stat(self.path.joinpath(*parts))
-                here = (status.st_dev, status.st_ino)
-                with os.scandir(self.path.joinpath(*parts)) as entries:
-                    found = sorted(entries, key=lambda entry: entry.name, reverse=True)
-            except OSError:
-                yield parts  # an unreadable folder: there is no image of this name, which becomes a fault
-                continue
-            for entry in () if here in above else found:  # a link back up would never end
-                inside = (*parts, entry.name)
-                if inside < first[: len(inside)] or (last is not None and inside > last[: len(inside)]):
-                    continue
-                # isdir also answers where links form a circle.
-                if os.path.isdir(entry.path) and (self.allow_outside or not entry.is_symlink()):
-                    waiting.append((inside, above | {here}))
-                elif os.path.splitext(entry.name)[1].lower() in reading.ALL_IMAGE_SUFFIXES:
-                    waiting.append((inside, None))
+            # isdir also answers where links form a circle.
+            if os.path.isdir(entry.path) and (self.allow_outside or not entry.is_symlink()):
+                yield from self._walk(first, last, inside, above | {here})
+            elif os.path.splitext(entry.name)[1].lower() in reading.ALL_IMAGE_SUFFIXES:
+                yield inside
 
 
 def _sidecars(image: Path, folder: Folder) -> dict[str, bytes]:

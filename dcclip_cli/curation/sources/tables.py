@@ -63,9 +63,7 @@ class ColumnOptions(SourceOptions):
     url: str | None = Field(None, description="Column with image URLs to download")
     zh: Names | None = Field(None, description="Column, or list of columns, with Chinese captions")
     en: Names | None = Field(None, description="Column, or list of columns, with English captions")
-    caption: Names | None = Field(
-        None, description="Column, or list of columns, with captions whose language is detected from the script"
-    )
+    caption: Names | None = Field(None, description="Column, or columns, with captions of either language, detected")
     where: dict[str, Names] = Field({}, description="Read only rows whose column has this value, or one of these")
     allow_outside: bool = Field(False, description="Allow image paths outside the source's folder")
 
@@ -154,9 +152,7 @@ class TableSource(ColumnOptions):
     kind: Literal["table"] = "table"
     path: PathOption = Field(description="A .tsv, .csv, .jsonl or .parquet file, a folder of them, or a pattern")
     header: tuple[str, ...] = Field((), description="Column names, for TSV and CSV files without a header line")
-    images: PathOption | None = Field(
-        None, description="Folder that image paths are relative to; default: the table's own"
-    )
+    images: PathOption | None = Field(None, description="Folder that image paths start from; default: the table's own")
 
     def slices(self, size: int) -> list[Slice]:
         """Slices of about `size` rows. Raises DcclipError where a column is missing."""
@@ -255,24 +251,25 @@ class TextTable:
     """A .tsv, .csv or .jsonl file in UTF-8; `header` names its columns if no line does, `limit` is in bytes of a row.
 
     TSV: cells never contain tabs; quotes have no meaning. CSV as in RFC 4180: a quoted cell may contain commas, line
-    ends and doubled quotes. JSON reading.lines: the keys of the objects are the columns, and any may be absent.
+    ends and doubled quotes. JSON lines: the keys of the objects are the columns, and any may be absent.
     """
 
     def __init__(self, path: Path, header: tuple[str, ...], limit: int) -> None:
         self.path, self.header, self.limit = path, header, limit
-        self._csv, self._tsv = (path.suffix.lower() == suffix for suffix in (".csv", ".tsv"))
+        suffix = path.suffix.lower()
+        self._csv, self._json = suffix == ".csv", suffix in (".jsonl", ".ndjson")
+        self._read = reading.records if self._csv else reading.lines
         csv.field_size_limit(max(csv.field_size_limit(), limit))
 
     def columns(self) -> list[str]:
         """The names of the columns; empty if the file is empty."""
         with self.path.open("rb") as stream:
-            if not (self._csv or self._tsv):
+            if self._json:
                 rows = [
-                    self._cells(row.content or b"", [])
-                    for row in islice(reading.lines(stream, self.limit), _HEADER_ROWS)
+                    self._cells(row.content or b"", []) for row in islice(self._read(stream, self.limit), _HEADER_ROWS)
                 ]
                 return list(dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row))
-            first = "" if self.header else self._first(stream)
+            first = self._first(stream)
         try:
             return [name.strip() for name in self._split(first)] if first else list(self.header)
         except csv.Error as error:
@@ -281,11 +278,7 @@ class TextTable:
     def slices(self, size: int) -> Iterator[Slice]:
         """Slices of `size` rows."""
         with self.path.open("rb") as stream:
-            number = 1
-            if (self._csv or self._tsv) and not self.header:
-                self._first(stream)
-                number = 2
-            rows = (reading.records if self._csv else reading.lines)(stream, self.limit, number)
+            rows = self._read(stream, self.limit, 2 if self._first(stream) else 1)
             yield from (Slice(cut._asdict(), cut.lines) for cut in reading.cuts(stream, rows, size))
 
     def rows(self, part: Mapping[str, Any]) -> Iterator[tuple[str, Cells]]:
@@ -293,7 +286,7 @@ class TextTable:
         columns = self.columns()
         with self.path.open("rb") as stream:
             stream.seek(part["start"])
-            for row in (reading.records if self._csv else reading.lines)(stream, self.limit, part["number"]):
+            for row in self._read(stream, self.limit, part["number"]):
                 if row.start >= part["end"]:
                     return
                 if row.content is None:
@@ -302,7 +295,9 @@ class TextTable:
                     yield str(row.number), self._cells(row.content, columns)
 
     def _first(self, stream: BinaryIO) -> str:
-        """The header line, with which `stream` begins."""
+        """The header line, with which `stream` begins; "" where there is none."""
+        if self._json or self.header:
+            return ""
         try:
             return stream.readline(self.limit).decode("utf-8-sig")
         except UnicodeDecodeError:
@@ -315,7 +310,7 @@ class TextTable:
     def _cells(self, content: bytes, columns: list[str]) -> Cells:
         try:
             text = content.decode("utf-8-sig")  # any line may begin with a BOM, as files are concatenated
-            if not (self._csv or self._tsv):
+            if self._json:
                 row = json.loads(text)
                 return row if isinstance(row, dict) else Drop("row-not-json", "not a JSON object")
             cells = self._split(text)
