@@ -24,8 +24,7 @@ from dcclip_cli.checksums import FORMAT, check_format
 from dcclip_cli.curation.filters.image import decode_image
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.curation.report import explain, write_report
-from dcclip_cli.curation.report.examples import Examples
-from dcclip_cli.curation.report.statistics import Count, Statistics
+from dcclip_cli.curation.report.account import Count, Examples, Statistics
 from dcclip_cli.curation.shards import join_dropped
 from dcclip_cli.curation.slices import read_pairs
 from dcclip_cli.curation.sources.tables import HubSource
@@ -35,7 +34,6 @@ from dcclip_cli.curation.work import (
     LIBRARIES,
     SHARD,
     STATISTICS,
-    Plan,
     WorkFolder,
     clear,
     fingerprint,
@@ -111,10 +109,10 @@ def _collect(
         if before["options"] != decisive(options):
             progress.say(Message("{} was made with other options than the recipe's; use --fresh to redo it", out))
         return _result(out, before, True, time.monotonic() - start)
-    found = plan(options, limit)
-    about = {"fingerprint": fingerprint(options, found), "slices": len(found.assignments)}
-    work.begin(about, found.assignments, progress)
-    manifest = _run_steps(options, work, found, progress, engine)
+    assignments = plan(options, limit)
+    about = {"fingerprint": fingerprint(options, assignments), "slices": len(assignments)}
+    work.begin(about, assignments, progress)
+    manifest = _run_steps(options, work, [one.about for one in assignments], progress, engine)
     if not manifest["pairs"]["kept"]:
         raise _nothing_kept(manifest["pairs"]["read"], Counter(manifest["pairs"]["dropped"]), work.out / DROPPED)
     clear(out)
@@ -164,18 +162,18 @@ def preview(options: CollectOptions) -> Preview | None:
 
 
 def _run_steps(
-    options: CollectOptions, work: WorkFolder, found: Plan, progress: Progress, engine: Engine | None
+    options: CollectOptions, work: WorkFolder, slices: list[int], progress: Progress, engine: Engine | None
 ) -> dict[str, Any]:
+    """Run all steps; `slices` are the estimated numbers of candidates in each."""
     from dcclip_cli.curation.executors import DedupStep, Engine, ReadStep, ScoreStep, WriteStep
 
-    engine = engine or Engine()
-    slices = [one.about for one in found.assignments]
+    engine, everything = engine or Engine(), sum(slices)
     with engine.started(len(slices)) as workers:
         for kind in (ReadStep, *([ScoreStep] if options.scores else []), DedupStep, WriteStep):
-            candidates = [found.about] if kind is DedupStep else slices  # of each task
+            candidates = [everything] if kind is DedupStep else slices  # of each task
             step = kind(options, work, len(candidates))
             done = sum(about for task, about in enumerate(candidates) if step.done(task))
-            with progress.task(step.name, found.about, done) as bar:
+            with progress.task(step.name, everything, done) as bar:
                 logs = work.logs(step.name)
                 engine.run(step, logs, workers, lambda task, bar=bar, of=candidates: bar.advance(of[task]))
     return _finish(options, work, len(slices))

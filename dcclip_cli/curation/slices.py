@@ -17,8 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 from dcclip_cli.curation.dedup.dedup import CAPTIONS, DECISIONS, signature_table, signatures_of
 from dcclip_cli.curation.filters.image import DecodedImage, decode_image
 from dcclip_cli.curation.normalize_text import check_characters, normalize
-from dcclip_cli.curation.report.examples import Examples
-from dcclip_cli.curation.report.statistics import MOVED, DroppedCaption, Statistics
+from dcclip_cli.curation.report.account import MOVED, DroppedCaption, Examples, Statistics
 from dcclip_cli.curation.shards import DroppedTable, ShardWriter, record
 from dcclip_cli.curation.sources.base import Candidate, Place
 from dcclip_cli.curation.work import (

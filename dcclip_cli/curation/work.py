@@ -56,49 +56,25 @@ class Assignment:
     at_most: int | None = None
 
 
-@dataclass(frozen=True)
-class Reading:
-    """Estimated number of candidates, and number of slices, of one source."""
-
-    label: str
-    kind: str
-    about: int
-    slices: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All slices of all sources, in order."""
-
-    assignments: list[Assignment]
-    readings: list[Reading]
-
-    @property
-    def about(self) -> int:
-        return sum(reading.about for reading in self.readings)
-
-
-def plan(options: CollectOptions, limit: int | None = None) -> Plan:
-    """Divide all sources into slices; with a `limit`, about that many candidates, spread evenly over the sources.
+def plan(options: CollectOptions, limit: int | None = None) -> list[Assignment]:
+    """All slices of all sources, in order; with a `limit`, about that many candidates, spread evenly over the sources.
 
     No image is decoded, no model loaded. Raises DcclipError if a source or a scorer's model is absent.
     """
     for scorer in options.scores:
         scorer.check()
     assignments: list[Assignment] = []
-    readings: list[Reading] = []
     for number, source in enumerate(options.sources):
         found = [Assignment(number, one.part, one.about) for one in source.slices(options.shard_size)]
         if limit is not None:
             left = limit - sum(one.about for one in assignments)
             found = list(_first(found, -(-left // (len(options.sources) - number))))
         assignments += found
-        readings.append(Reading(source.label, source.kind, sum(one.about for one in found), len(found)))
     if len(assignments) > _MAX_SLICES:
         raise DcclipError("{:,} slices are too many", "make collect.shard_size larger", len(assignments))
     if not assignments:
         raise DcclipError("the sources are empty", "check their paths")
-    return Plan(assignments, readings)
+    return assignments
 
 
 def _first(assignments: Iterable[Assignment], share: int) -> Iterator[Assignment]:
@@ -110,11 +86,10 @@ def _first(assignments: Iterable[Assignment], share: int) -> Iterator[Assignment
         share -= about
 
 
-def fingerprint(options: CollectOptions, found: Plan) -> str:
+def fingerprint(options: CollectOptions, assignments: Sequence[Assignment]) -> str:
     """A hash of the options, the slices, size and modification time of their files, and library versions."""
-    digest = hashlib.sha256()
-    digest.update(json.dumps([decisive(options), versions(LIBRARIES)], sort_keys=True).encode())
-    for one in found.assignments:
+    digest = hashlib.sha256(json.dumps([decisive(options), versions(LIBRARIES)], sort_keys=True).encode())
+    for one in assignments:
         paths = [each for each in one.part.values() if isinstance(each, str) and each.startswith("/")]
         stats = [os.stat(path) for path in paths if os.path.exists(path)]
         stamps = [[each.st_size, each.st_mtime_ns] for each in stats]

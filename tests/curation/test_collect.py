@@ -26,7 +26,7 @@ from dcclip_cli.curation.filters.language import LanguageFilter
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.curation.scores.scorers import Agreement
 from dcclip_cli.curation.sources.tables import TableSource
-from dcclip_cli.curation.work import WorkFolder
+from dcclip_cli.curation.work import Assignment, WorkFolder, whole_file, whole_folder
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
@@ -326,3 +326,36 @@ def test_every_pair_and_caption_read_is_kept_or_dropped_once(
     assert (len(kept), sum(len(pair.zh) for pair in kept)) == (result.pairs.kept, result.captions["zh"].kept)
     whole = Counter(reason for _, reason, language in dropped(folder / "out") if language is None)
     assert whole == result.pairs.dropped
+
+
+ASSIGNMENTS = [Assignment(0, {"file": "/猫.tar"}, 3), Assignment(1, {"rows": [0, 7]}, 7, at_most=2)]
+
+
+def test_each_assignment_is_found_by_its_number(tmp_path: Path) -> None:
+    work = WorkFolder(tmp_path / ".collect.partial")
+    work.begin({"fingerprint": "a"}, ASSIGNMENTS, Silent())
+    assert [work.assignment(number) for number in (1, 0)] == ASSIGNMENTS[::-1]
+    assert work.plan() == {"fingerprint": "a"}
+
+
+@pytest.mark.parametrize("whole", [whole_folder, whole_file])
+def test_a_folder_or_file_takes_its_name_only_when_it_is_whole(tmp_path: Path, whole: Any) -> None:
+    def write(path: Path) -> None:
+        (path / "part" if path.is_dir() else path).write_text("part")
+
+    with pytest.raises(ValueError), whole(tmp_path / "000000") as path:
+        write(path)
+        raise ValueError
+    assert list(tmp_path.iterdir()) == []
+    with whole(tmp_path / "000000") as path:
+        write(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["000000"]
+
+
+def test_a_folder_that_another_process_has_finished_meanwhile_stays(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "000000") as slow:
+        (slow / "by").write_text("slow")
+        with whole_folder(tmp_path / "000000") as fast:
+            (fast / "by").write_text("fast")
+    assert (tmp_path / "000000" / "by").read_text() == "fast"
+    assert [path.name for path in tmp_path.iterdir()] == ["000000"]

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from dcclip_cli.curation.report.examples import Example
-from dcclip_cli.curation.report.statistics import KEPT, SCALES, Scale, scale_of
+from dcclip_cli.curation.report.account import KEPT, SCALES, Example, Scale, scale_of
 from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.errors import Message
 from dcclip_cli.html import readable, ticks, write_page

@@ -1,21 +1,192 @@
-"""The report as a browser sees it: complete, harmless, the same for the same collection; and its histograms."""
+"""Counts and examples of a collection, and its report as a browser sees it: complete, harmless, the same each time."""
 
+import base64
+import io
+import json
+import random
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dcclip_cli.curation.filters import DEFAULT_FILTERS
-from dcclip_cli.curation.filters.image import ImageFilter
+from dcclip_cli.curation.filters.image import DecodedImage, ImageFilter, decode_image
 from dcclip_cli.curation.report import cut_into_bars, explain, histogram, limits_of, steps, write_report
-from dcclip_cli.curation.report.examples import Examples
-from dcclip_cli.curation.report.statistics import SCALES, DroppedCaption, Statistics
+from dcclip_cli.curation.report.account import SCALES, DroppedCaption, Example, Examples, Statistics
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.reading import Drop
 from dcclip_cli.html import percent, readable, visible
 from tests.curation.conftest import make_picture
+from tests.images import encode
+
+SHORT = Drop("caption-short", "1 words, allowed 2 to 64")
+
+
+def measured(key: str = "k", zh: tuple[str, ...] = (), en: tuple[str, ...] = (), source: str = "s") -> Pair:
+    return Pair(key, b"12345678", zh, en, {"source": source})
+
+
+def test_pairs_and_captions_are_counted_by_their_reasons_and_pairs_by_their_sources() -> None:
+    statistics = Statistics()
+    statistics.add(measured(zh=("一只猫",), en=("a cat", "the cat"), source="甲"), None, (64, 48))
+    statistics.add(measured(zh=("狗",), en=(), source="乙"), Drop("image-small"), (20, 10))
+    statistics.add(
+        measured(en=("a red bus",), source="甲"), None, (64, 64), [("en", "bus", SHORT), ("zh", "车", SHORT)]
+    )
+    counted = statistics.as_dict()
+    assert counted["pairs"] == {"read": 3, "kept": 2, "dropped": {"image-small": 1}}
+    assert counted["captions"]["zh"] == {"read": 3, "kept": 1, "dropped": {"caption-short": 1, "image-small": 1}}
+    assert counted["captions"]["en"] == {"read": 4, "kept": 3, "dropped": {"caption-short": 1}}
+    dog = {"read": 1, "kept": 0, "dropped": {"image-small": 1}}
+    assert counted["sources"] == {"乙": dog, "甲": {"read": 2, "kept": 2, "dropped": {}}}
+    statistics.add(measured(zh=("一只猫",)), Drop("image-merged"))  # its caption is in another pair
+    assert statistics.as_dict()["captions"]["zh"] == counted["captions"]["zh"]
+
+
+def test_sizes_and_lengths_are_counted_in_the_bins_of_their_scales() -> None:
+    statistics = Statistics()
+    statistics.add(Pair("k", b""), Drop("url-timeout"))  # no image: no size
+    assert statistics.as_dict()["histograms"] == {}
+    statistics.add(measured(zh=("红色 的汽车，好看！",), en=("a  red car, nice!",)), None, (32, 63))
+    assert statistics.as_dict()["histograms"] == {
+        "aspect": {"kept": {"1.9": 1}},
+        "bytes": {"kept": {"64": 1}},  # the first
+        "en": {"kept": {"4": 1}},  # words
+        "long_side": {"kept": {"53.817": 1}},  # 4 x 2^3.75, the next begins at 64
+        "short_side": {"kept": {"32": 1}},  # bins begin at 4 x 2^(n/4)
+        "zh": {"kept": {"9": 1}},  # characters
+    }
+
+
+def test_a_score_is_counted_with_what_became_of_its_caption() -> None:
+    statistics = Statistics()
+    statistics.add_score("agreement", 0.3, None, "zh")
+    statistics.add_score("agreement", 0.101, Drop("agreement-low"), "zh")
+    statistics.add_score("watermark", 0.9, None)
+    assert statistics.as_dict()["histograms"] == {
+        "score:agreement:zh": {"kept": {"0.3": 1}, "agreement-low": {"0.1": 1}},
+        "score:watermark": {"kept": {"0.9": 1}},
+    }
+
+
+def test_the_sum_of_parts_is_the_whole_in_any_order_and_through_json() -> None:
+    whole, parts = Statistics(), [Statistics(), Statistics()]
+    for number in range(20):
+        for statistics in (whole, parts[number % 2]):
+            drop = Drop("image-small") if number % 3 == 0 else None
+            one = measured(zh=("猫" * number,), en=("cat " * number,), source=str(number % 4))
+            statistics.add(one, drop, (number + 10, 50), [("en", "x", SHORT)])
+    stored = [json.loads(json.dumps(part.as_dict())) for part in parts]
+    expected = json.dumps(whole.as_dict())
+    assert json.dumps(Statistics.merge(stored).as_dict()) == expected
+    assert json.dumps(Statistics.merge(reversed(stored)).as_dict()) == expected
+
+
+SMALL = Drop("image-small", "20 x 10 pixels, shortest side allowed 32")
+GONE: list[DroppedCaption] = [
+    ("zh", "图片", Drop("caption-placeholder", "says nothing")),
+    ("en", "x", Drop("caption-short")),
+]
+
+
+def sampled(number: int, image: bytes = b"", zh: tuple[str, ...] = ("一只猫",)) -> Pair:
+    return Pair(f"{number:011d}", image, zh, ("a cat",), {"source": "照片", "origin": f"{number}.jpg"})
+
+
+def shown(thumbnail: str | None) -> Image.Image:
+    assert thumbnail
+    return Image.open(io.BytesIO(base64.b64decode(thumbnail.removeprefix("data:image/jpeg;base64,"))))
+
+
+def sample(pairs: Sequence[Pair], per_reason: int = 3) -> Examples:
+    examples = Examples(per_reason)
+    for one in pairs:
+        examples.add(one, SMALL if int(one.key) % 2 else None)
+    return examples
+
+
+def only(pair: Pair, drop: Drop | None, image: Image.Image | None = None) -> Example:
+    examples, found = Examples(), decode_image(encode(image) if image else pair.image)
+    examples.add(pair, drop, found if isinstance(found, DecodedImage) else None)
+    (example,) = examples.all()
+    return example
+
+
+def test_the_sample_and_its_bytes_depend_neither_on_the_order_nor_on_the_slices(tmp_path: Path) -> None:
+    pairs = [sampled(number, make_picture()) for number in range(100)]
+    whole = sample(pairs)
+    shuffled = random.Random(0).sample(pairs, len(pairs))
+    for number, part in enumerate((shuffled[:13], shuffled[13:60], shuffled[60:])):
+        sample(part).write(tmp_path / f"{number}.json")
+    merged = Examples.merge(sorted(tmp_path.glob("*.json")), per_reason=3)
+    assert merged.all() == whole.all()
+    assert [example.reason for example in merged.all()] == 3 * ["image-small"] + 3 * ["kept"]
+    for name, examples in (("whole", whole), ("merged", merged)):
+        examples.write(tmp_path / name)
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "merged").read_bytes()
+
+
+def test_an_example_has_a_small_image_and_its_position_in_its_source() -> None:
+    example = only(sampled(7, make_picture(size=(400, 200))), SMALL)
+    assert (example.origin, example.detail, example.size) == ("照片:7.jpg", SMALL.detail, "400×200")
+    assert (example.zh, example.en) == (["一只猫"], ["a cat"])
+    assert shown(example.thumbnail).size == (96, 48)
+    clear = shown(only(sampled(0), None, Image.new("RGBA", (50, 50), (0, 0, 0, 0))).thumbnail)
+    assert clear.getpixel((25, 25)) == (255, 255, 255)
+    assert shown(only(sampled(1), SMALL, Image.new("RGB", (2, 190))).thumbnail).size == (1, 96)
+
+
+@pytest.mark.parametrize("image", [b"", b"not an image", make_picture()[:100]])
+def test_what_cannot_be_decoded_is_shown_without_an_image(image: bytes) -> None:
+    example = only(sampled(0, image), Drop("image-unreadable"))
+    assert (example.thumbnail, example.size) == ("", "")
+
+
+def test_a_dropped_caption_is_shown_apart_from_those_that_are_kept_and_for_an_empty_pair_with_its_reason() -> None:
+    examples = Examples()
+    examples.add(sampled(0), None, captions=GONE)
+    placeholder, short, kept = examples.all()
+    assert (kept.reason, kept.zh_dropped, kept.en_dropped) == ("kept", [], [])
+    assert (placeholder.zh_dropped, placeholder.detail, placeholder.zh) == (["图片"], "says nothing", ["一只猫"])
+    assert (short.reason, short.zh_dropped, short.en_dropped) == ("caption-short", [], ["x"])
+    examples.add(Pair("k", b""), Drop("no-caption", "none that is fit"), captions=GONE)
+    (empty,) = [example for example in examples.all() if example.reason == "no-caption"]
+    assert empty.detail == "none that is fit (caption-placeholder, caption-short)"
+    assert (empty.zh_dropped, empty.en_dropped) == (["图片"], ["x"])
+
+
+def test_a_duplicate_is_shown_next_to_the_image_that_is_kept() -> None:
+    first, second = sampled(1, make_picture("blue")), sampled(2, make_picture("red"))
+    examples = Examples()
+    examples.add(first, None)
+    examples.add(second, Drop("image-duplicate", "the same image as 1"), twin=first.key)
+    examples.add(sampled(3), Drop("image-near-duplicate"), twin="4")  # neither of them is found
+    assert {example.thumbnail for example in examples.all()} == {""}
+    examples.fill({first.key: first, second.key: second}.get)
+    duplicate, near, kept = examples.all()
+    assert (kept.thumbnail, kept.size) == (only(first, None).thumbnail, "64×64")
+    assert (duplicate.thumbnail, duplicate.twin_thumbnail) == (only(second, None).thumbnail, kept.thumbnail)
+    assert (near.thumbnail, near.twin_thumbnail, near.size) == ("", "", "")
+
+
+def test_long_texts_and_long_lists_are_cut_and_half_a_character_is_replaced() -> None:
+    assert only(sampled(0, zh=("猫" * 5_000, *"一二三四五")), None).zh == ["猫" * 300 + "…", "一", "二", "三"]
+    half = only(Pair("k\ud800", b"", ("猫\ud800",)), Drop("caption-control", "holds \ud800"))
+    assert (half.key, half.zh, half.detail) == ("k?", ["猫?"], "holds ?")
+
+
+def test_thumbnails_are_made_only_of_what_is_in_the_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    shrunk = Mock(return_value=("", ""))
+    monkeypatch.setattr("dcclip_cli.curation.report.account._shrunk", shrunk)
+    sample([sampled(number) for number in range(0, 4_000, 2)], per_reason=2)
+    assert shrunk.call_count < 40  # 2 x (1 + ln 1000) = 16 are expected
+    assert sample([sampled(1), sampled(2)], per_reason=0).all() == []
+
 
 HOSTILE = "</bdi></style><script>alert('1')</script><img src=x onerror=alert(2)>\x00\u202egnp.exe\"'&amp;{{ 7*7 }}"
 VOID = {"meta", "img", "br"}
