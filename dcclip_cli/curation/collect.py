@@ -165,18 +165,22 @@ def _run_steps(
     options: CollectOptions, work: WorkFolder, slices: list[int], progress: Progress, engine: Engine | None
 ) -> dict[str, Any]:
     """Run all steps; `slices` are the estimated numbers of candidates in each."""
-    from dcclip_cli.curation.executors import DedupStep, Engine, ReadStep, ScoreStep, WriteStep
+    from dcclip_cli.curation.executors import DedupStep, Engine, ReadStep, ScoreStep, Step, WriteStep
 
-    engine, everything = engine or Engine(), sum(slices)
-    with engine.started(len(slices)) as workers:
-        for kind in (ReadStep, *([ScoreStep] if options.scores else []), DedupStep, WriteStep):
-            candidates = [everything] if kind is DedupStep else slices  # of each task
-            step = kind(options, work, len(candidates))
-            done = sum(about for task, about in enumerate(candidates) if step.done(task))
+    chosen, everything, number = engine or Engine(), sum(slices), len(slices)
+    with chosen.started(number) as workers:
+
+        def run(step: Step, abouts: list[int]) -> None:
+            done = sum(about for task, about in enumerate(abouts) if step.done(task))
             with progress.task(step.name, everything, done) as bar:
-                logs = work.logs(step.name)
-                engine.run(step, logs, workers, lambda task, bar=bar, of=candidates: bar.advance(of[task]))
-    return _finish(options, work, len(slices))
+                chosen.run(step, work.logs(step.name), workers, lambda task: bar.advance(abouts[task]))
+
+        run(ReadStep(options, work, number), slices)
+        if options.scores:
+            run(ScoreStep(options, work, number), slices)
+        run(DedupStep(options, work, 1), [everything])
+        run(WriteStep(options, work, number), slices)
+    return _finish(options, work, number)
 
 
 def _finished_manifest(out: Path) -> dict[str, Any] | None:

@@ -26,7 +26,7 @@ from dcclip_cli.curation.filters.language import LanguageFilter
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.curation.scores.scorers import Agreement
 from dcclip_cli.curation.sources.tables import TableSource
-from dcclip_cli.curation.work import Assignment, WorkFolder, whole_file, whole_folder
+from dcclip_cli.curation.work import WorkFolder, whole_file, whole_folder
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
@@ -134,8 +134,15 @@ def test_what_a_slice_has_left_is_not_read_again(
     assert not read.exists()
 
 
-DAMAGED = ("plan.json", "read/000000/*.json", "read/000001/pairs*", "dedup/*/*", "write/00000[02]/*", "out/*")
-DAMAGED += ("score/000000/*",)
+DAMAGED = [
+    "plan.json",
+    "read/000000/*.json",
+    "read/000001/pairs*",
+    "dedup/*/*",
+    "write/00000[02]/*",
+    "out/*",
+    "score/000000/*",
+]
 
 
 @pytest.mark.parametrize(
@@ -326,16 +333,6 @@ def test_every_pair_and_caption_read_is_kept_or_dropped_once(
     assert (len(kept), sum(len(pair.zh) for pair in kept)) == (result.pairs.kept, result.captions["zh"].kept)
     whole = Counter(reason for _, reason, language in dropped(folder / "out") if language is None)
     assert whole == result.pairs.dropped
-
-
-ASSIGNMENTS = [Assignment(0, {"file": "/猫.tar"}, 3), Assignment(1, {"rows": [0, 7]}, 7, at_most=2)]
-
-
-def test_each_assignment_is_found_by_its_number(tmp_path: Path) -> None:
-    work = WorkFolder(tmp_path / ".collect.partial")
-    work.begin({"fingerprint": "a"}, ASSIGNMENTS, Silent())
-    assert [work.assignment(number) for number in (1, 0)] == ASSIGNMENTS[::-1]
-    assert work.plan() == {"fingerprint": "a"}
 
 
 @pytest.mark.parametrize("whole", [whole_folder, whole_file])

@@ -80,15 +80,10 @@ def test_hosts_are_allowed_by_name_in_lower_case() -> None:
     "wrong",
     [
         {"allow_hosts": ["http://media.local/"]},
-        {"allow_hosts": [""]},
         {"allow_hosts": ["*"]},
-        {"timeout_s": 0},
         {"user_agent": "dcclip\r\nX: y"},
-        {"user_agent": ""},
         {"user_agent": "猫"},
-        {"max_bytes": 64000001},
         {"allow_networks": ["10.0.0.1/8"]},
-        {"proxy": "http://proxy"},
     ],
 )
 def test_options_without_sense_are_refused(wrong: dict[str, object]) -> None:

@@ -215,20 +215,6 @@ def test_two_scorers_of_a_kind_need_names() -> None:
     assert [scorer.stored for scorer in named] == ["prompts-watermark", "prompts"]
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"kind": "agreement", "model": "hf:x/y", "keep": {"zh": 0}},
-        {"kind": "agreement", "model": "hf:x/y", "keep": {"fr": 0.5}},
-        {"kind": "prompts", "model": "hf:x/y", "reject": []},
-        {"kind": "aesthetics"},
-    ],
-)
-def test_an_option_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
-        ANY.validate_python([wrong])
-
-
 COLUMNS = ["key", "name", "language", "place", "value"]
 
 
