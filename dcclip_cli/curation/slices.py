@@ -175,9 +175,7 @@ class Account:
         """Account for a pair and its dropped captions, as `Statistics.add` and `Examples.add` do."""
         self.statistics.add(pair, drop, size, captions)
         self.examples.add(pair, drop, image, captions, twin)
-        self.dropped.add_captions(pair, captions)
-        if drop is not None:
-            self.dropped.add_pair(pair, drop)
+        self._drop(pair, drop, captions)
 
     def keeps(self, result: FilterResult) -> bool:
         """Whether a pair passed the filters; accounts for what did not."""
@@ -185,10 +183,16 @@ class Account:
         if drop is None:
             self.statistics.add_captions(captions)
             self.examples.add_captions(pair, captions, decoded)
-            self.dropped.add_captions(pair, captions)
+            self._drop(pair, drop, captions)
         else:
             self.add(pair, drop, decoded.image.size if decoded else None, captions, decoded)
         return drop is None
+
+    def _drop(self, pair: Pair, drop: Drop | None, captions: Sequence[DroppedCaption]) -> None:
+        for language, caption, why in captions:
+            self.dropped.add(pair, why, language, caption)
+        if drop is not None:
+            self.dropped.add(pair, drop)
 
     def write(self, folder: Path) -> None:
         write_json(folder / STATISTICS, self.statistics.as_dict())

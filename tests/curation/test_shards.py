@@ -63,10 +63,10 @@ def test_metadata_that_utf8_cannot_hold_is_replaced(tmp_path: Path, picture: Mak
 def test_the_table_of_the_dropped_has_a_row_for_a_pair_and_one_for_a_caption_by_key(tmp_path: Path) -> None:
     read, written = DroppedTable(), DroppedTable()
     second = Pair("1", b"", zh=("狗" * 2000,), en=("dog", "\ud83d"), meta={"source": "a.tsv", "origin": "3"})
-    read.add_pair(second, Drop("image-missing"))
+    read.add(second, Drop("image-missing"))
     first = Pair("0", b"", meta={"source": "a.tsv", "origin": "2"})
-    read.add_captions(first, [("en", "猫", Drop("caption-language", "looks like zh"))])
-    written.add_pair(first, Drop("no-caption"))
+    read.add(first, Drop("caption-language", "looks like zh"), "en", "猫")
+    written.add(first, Drop("no-caption"))
     read.write(tmp_path / "read.parquet")
     written.write(tmp_path / "written.parquet")
     join_dropped([[tmp_path / "read.parquet", tmp_path / "written.parquet"]], tmp_path / "dropped.parquet")
