@@ -41,7 +41,7 @@ class ScorerOptions(GlobalFilter):
     """Base class of scorers: their options, how they score, and what is dropped for their scores (`apply`)."""
 
     kind: str
-    name: str | None = Field(None, pattern=r"^\w[\w-]{0,39}$", description="Name in drop reasons and scores")
+    name: str | None = Field(None, pattern=r"^\w[\w-]{0,39}$", description="Tells scorers of a kind apart")
     device: Device = Field("auto", description="Device that the model runs on")
 
     @property

@@ -196,9 +196,7 @@ class Classifier(ScorerOptions):
 
     kind: Literal["classifier"] = "classifier"
     model: str = Field(description="Hub name, or a directory written by save_pretrained; safetensors weights only")
-    reject: tuple[str, ...] = Field(
-        min_length=1, description="Labels to reject, spelled as in the model; each is compared with the threshold"
-    )
+    reject: tuple[str, ...] = Field(min_length=1, description="Labels to reject, spelled as in the model")
     threshold: float = Field(0.5, ge=-1e6, le=1e6, description="Score at which a pair is dropped")
     below: bool = Field(False, description="Drop pairs whose score is below the threshold instead")
 

@@ -52,7 +52,7 @@ class CaptionsSource(SourceOptions):
     zh: Paths = Field((), description="File, or list of files, with Chinese captions")
     en: Paths = Field((), description="File, or list of files, with English captions")
     caption: Paths = Field((), description="File, or files, with captions whose language is detected from the script")
-    only: PathOption | None = Field(None, description="File with the names of the images to read, one a line")
+    only: PathOption | None = Field(None, description="File with the names of images to read, one a line")
     allow_outside: bool = Field(False, description="Allow image paths outside the folder")
 
     @model_validator(mode="after")
