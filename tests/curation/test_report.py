@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -178,14 +177,6 @@ def test_long_texts_and_long_lists_are_cut_and_half_a_character_is_replaced() ->
     assert only(sampled(0, zh=("猫" * 5_000, *"一二三四五")), None).zh == ["猫" * 300 + "…", "一", "二", "三"]
     half = only(Pair("k\ud800", b"", ("猫\ud800",)), Drop("caption-control", "holds \ud800"))
     assert (half.key, half.zh, half.detail) == ("k?", ["猫?"], "holds ?")
-
-
-def test_thumbnails_are_made_only_of_what_is_in_the_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    shrunk = Mock(return_value=("", ""))
-    monkeypatch.setattr("dcclip_cli.curation.report.account._shrunk", shrunk)
-    sample([sampled(number) for number in range(0, 4_000, 2)], per_reason=2)
-    assert shrunk.call_count < 40  # 2 x (1 + ln 1000) = 16 are expected
-    assert sample([sampled(1), sampled(2)], per_reason=0).all() == []
 
 
 HOSTILE = "</bdi></style><script>alert('1')</script><img src=x onerror=alert(2)>\x00\u202egnp.exe\"'&amp;{{ 7*7 }}"
