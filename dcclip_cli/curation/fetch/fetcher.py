@@ -212,36 +212,27 @@ class Robots:
 
 
 class _Queued:
-    """A candidate in the queue of `fetch_in_order`."""
+    """A candidate in the queue of `fetch_in_order`; `url` is what is to be fetched of `host`, empty if nothing is."""
 
     def __init__(self, candidate: Candidate) -> None:
-        self._candidate, pair = candidate, candidate.pair
-        self._size = len(pair.image) + sum(map(len, pair.zh + pair.en)) + len(str(pair.meta))
-        self.url = "" if candidate.fault else candidate.url or ""  # of what is to be fetched, and its host
-        self.host = ""
-        self.future: Future[bytes | Drop] | None = None
+        self.candidate, pair = candidate, candidate.pair
+        self.size = len(pair.image) + sum(map(len, pair.zh + pair.en)) + len(str(pair.meta))
+        self.url = "" if candidate.fault else candidate.url or ""
         try:
             self.host = str(read_url(self.url).host) if self.url else ""
         except Fault as fault:
-            self._candidate, self.url = replace(candidate, fault=fault.drop), ""
+            self.candidate, self.url = replace(candidate, fault=fault.drop), ""
+        self.started = self.done = not self.url
 
-    @property
-    def done(self) -> bool:
-        return not self.url or bool(self.future and self.future.done())
-
-    @property
-    def size(self) -> int:
-        got = self.future.result() if self.future and self.future.done() else b""
-        return self._size + (0 if isinstance(got, Drop) else len(got))
-
-    def result(self) -> Candidate:
-        """The candidate with its image or its fault."""
-        got = self.future.result() if self.future else None
-        if got is None:
-            return self._candidate
+    def finish(self, got: bytes | Drop) -> int:
+        """Put what was fetched into the candidate; returns its size."""
+        self.done = True
         if isinstance(got, Drop):
-            return replace(self._candidate, fault=got)
-        return replace(self._candidate, pair=replace(self._candidate.pair, image=got), url=None)
+            self.candidate = replace(self.candidate, fault=got)
+            return 0
+        self.candidate = replace(self.candidate, pair=replace(self.candidate.pair, image=got), url=None)
+        self.size += len(got)
+        return len(got)
 
 
 def fetch_in_order(
@@ -252,27 +243,32 @@ def fetch_in_order(
     Downloads start in that order too, but a host with `per_host` downloads does not delay those of other hosts.
     """
     queue: deque[_Queued] = deque()
+    running: dict[Future[bytes | Drop], _Queued] = {}
     pool = ThreadPoolExecutor(workers, "fetch")
-    more = True
+    held, more = 0, True
     try:
         while queue or more:
             if queue and queue[0].done:
-                yield queue.popleft().result()
+                held -= queue[0].size
+                yield queue.popleft().candidate
                 continue
-            held = sum(one.size for one in queue)
             reads = more and len(queue) < _AHEAD * workers and held < _HELD_BYTES
             if reads:
                 found = next(candidates, None)
                 more = found is not None
-                queue.extend([_Queued(found)] if found else ())
-            busy = Counter(one.host for one in queue if one.future and not one.done)
+                if found is not None:
+                    queue.append(_Queued(found))
+                    held += queue[-1].size
+            busy = Counter(one.host for one in running.values())
             for index, one in enumerate(queue):
-                if busy.total() == workers or (index and held >= _HELD_BYTES):
+                if len(running) == workers or (index and held >= _HELD_BYTES):
                     break
-                if one.future is None and not one.done and busy[one.host] < per_host:
+                if not one.started and busy[one.host] < per_host:
                     busy[one.host] += 1
-                    one.future = pool.submit(fetch, one.url)
-            if not reads:  # the head is running, so something will finish
-                wait([one.future for one in queue if one.future and not one.done], return_when=FIRST_COMPLETED)
+                    one.started = True
+                    running[pool.submit(fetch, one.url)] = one
+            # Without another candidate it waits: the head is running, so something will finish.
+            for download in wait(running, 0 if reads else None, FIRST_COMPLETED).done:
+                held += running.pop(download).finish(download.result())
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # a caller that stops early does not wait for downloads
