@@ -85,7 +85,7 @@ PREDICT = ["predict", "docs/images/cat.png", "--model", "starter", "--labels", "
         ("from dcclip_cli.cli.app import app; app(['--help'], standalone_mode=False)", "numpy PIL multiprocessing"),
         (f"from dcclip_cli.cli.app import app; app({PREDICT}, standalone_mode=False)", "PIL.TiffImagePlugin"),
         ("import dcclip_cli.recipe.schema", ""),
-        ("import dcclip_cli.curation.filter_pair, dcclip_cli.curation.collect", ""),
+        ("import dcclip_cli.curation.slices, dcclip_cli.curation.collect", ""),
         ("import dcclip_cli.predict.model, dcclip_cli.predict.encoder, dcclip_cli.model.reference", ""),
     ],
 )

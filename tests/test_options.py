@@ -3,7 +3,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from dcclip_cli.curation.fetch.request import FetchOptions
+from dcclip_cli.curation.fetch import FetchOptions
 from dcclip_cli.options import Neutral, Options, decisive
 from dcclip_cli.recipe.load import _models
 from dcclip_cli.recipe.schema import Recipe

@@ -140,11 +140,12 @@ def _show_plan(loaded: LoadedRecipe) -> None:
     from dcclip_cli.curation.work import plan
 
     assert loaded.recipe.collect is not None
-    found = plan(loaded.recipe.collect)
-    for reading in found.readings:
-        about = f"about {reading.about:,} pairs, {_slices(reading.slices)}"
-        console.show(f"{reading.label} ({reading.kind}): {about}")
-    console.show(f"collect would read about {found.about:,} pairs in {_slices(len(found.assignments))}")
+    slices = plan(loaded.recipe.collect)
+    for number, source in enumerate(loaded.recipe.collect.sources):
+        abouts = [one.about for one in slices if one.source == number]
+        console.show(f"{source.label} ({source.kind}): about {sum(abouts):,} pairs, {_slices(len(abouts))}")
+    about = sum(one.about for one in slices)
+    console.show(f"collect would read about {about:,} pairs in {_slices(len(slices))}")
 
 
 def _slices(count: int) -> str:

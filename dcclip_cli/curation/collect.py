@@ -13,23 +13,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.checksums import FORMAT, check_format
-from dcclip_cli.curation.decode_image import decode_image
+from dcclip_cli.curation.filters.image import decode_image
 from dcclip_cli.curation.options import CollectOptions
-from dcclip_cli.curation.report.examples import Examples
-from dcclip_cli.curation.report.html import explain, write_report
-from dcclip_cli.curation.report.statistics import Count, Statistics
+from dcclip_cli.curation.report import explain, write_report
+from dcclip_cli.curation.report.account import Count, Examples, Statistics
 from dcclip_cli.curation.shards import join_dropped
 from dcclip_cli.curation.slices import read_pairs
 from dcclip_cli.curation.sources.tables import HubSource
@@ -39,11 +34,9 @@ from dcclip_cli.curation.work import (
     LIBRARIES,
     SHARD,
     STATISTICS,
-    Plan,
     WorkFolder,
     clear,
     fingerprint,
-    finished,
     plan,
     whole_file,
 )
@@ -54,7 +47,7 @@ from dcclip_cli.data.shards import Captions
 from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import json_text, lock, remove
 from dcclip_cli.options import decisive
-from dcclip_cli.progress import Progress, Silent, Task
+from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
 
 if TYPE_CHECKING:
@@ -63,7 +56,6 @@ if TYPE_CHECKING:
 MANIFEST, REPORT = "manifest.json", "report.html"
 _MADE_BY = "dcclip collect"
 _LOOKED_AT, _SHOWN = 10_000, 20  # pairs that a preview looks at, to find so many that can be read
-_LOOK_S = 0.5  # how often finished slices are counted for the progress bar
 
 
 @dataclass(frozen=True)
@@ -108,23 +100,24 @@ def _collect(
     options: CollectOptions, out: Path, progress: Progress, fresh: bool, engine: Engine | None, limit: int | None
 ) -> CollectResult:
     start = time.monotonic()
-    work = _work_folder(out)
-    _publish(out)
+    # Absolute: tasks may run in other processes and on other machines.
+    work = WorkFolder(out.absolute().with_name(f".{out.name}.partial"))
     before = _finished_manifest(out)
-    if fresh:
+    if fresh or not work.out.is_dir():  # its result has got its name
         clear(work.root)
-    elif before and work.plan(progress) is None:
+    if before and not fresh and work.plan(progress) is None:
         if before["options"] != decisive(options):
             progress.say(Message("{} was made with other options than the recipe's; use --fresh to redo it", out))
         return _result(out, before, True, time.monotonic() - start)
-    found = plan(options, limit)
-    about = {"fingerprint": fingerprint(options, found), "slices": len(found.assignments)}
-    work.begin(about, found.assignments, progress)
-    manifest = _run_steps(options, work, found, progress, engine)
+    assignments = plan(options, limit)
+    about = {"fingerprint": fingerprint(options, assignments), "slices": len(assignments)}
+    work.begin(about, assignments, progress)
+    manifest = _run_steps(options, work, [one.about for one in assignments], progress, engine)
     if not manifest["pairs"]["kept"]:
         raise _nothing_kept(manifest["pairs"]["read"], Counter(manifest["pairs"]["dropped"]), work.out / DROPPED)
-    os.replace(work.root, _done(out))
-    _publish(out)
+    clear(out)
+    work.out.rename(out)
+    clear(work.root)
     return _result(out, manifest, False, time.monotonic() - start)
 
 
@@ -168,71 +161,26 @@ def preview(options: CollectOptions) -> Preview | None:
     return Preview(about, captions, next((pair.image for pair in pairs if pair.image), None)) if pairs else None
 
 
-def _work_folder(out: Path) -> WorkFolder:
-    # Absolute: tasks may run in other processes and on other machines.
-    return WorkFolder(out.absolute().with_name(f".{out.name}.partial"))
-
-
 def _run_steps(
-    options: CollectOptions, work: WorkFolder, found: Plan, progress: Progress, engine: Engine | None
+    options: CollectOptions, work: WorkFolder, slices: list[int], progress: Progress, engine: Engine | None
 ) -> dict[str, Any]:
-    from dcclip_cli.curation.executors import Engine
-    from dcclip_cli.curation.steps import DedupStep, ReadStep, ScoreStep, WriteStep
+    """Run all steps; `slices` are the estimated numbers of candidates in each."""
+    from dcclip_cli.curation.executors import DedupStep, Engine, ReadStep, ScoreStep, Step, WriteStep
 
-    engine = engine or Engine()
-    slices = len(found.assignments)
-    with engine.started(slices) as workers:
-        with _watched(progress, "read", found, work.read(0).parent):
-            engine.run(ReadStep(options, work, slices), work.logs("read"), workers)
+    chosen, everything, number = engine or Engine(), sum(slices), len(slices)
+    with chosen.started(number) as workers:
+
+        def run(step: Step, abouts: list[int]) -> None:
+            done = sum(about for task, about in enumerate(abouts) if step.done(task))
+            with progress.task(step.name, everything, done) as bar:
+                chosen.run(step, work.logs(step.name), workers, lambda task: bar.advance(abouts[task]))
+
+        run(ReadStep(options, work, number), slices)
         if options.scores:
-            with _watched(progress, "score", found, work.scored(0).parent):
-                engine.run(ScoreStep(options, work, slices), work.logs("score"), workers)
-        engine.run(DedupStep(options, work, 1), work.logs("dedup"), workers)
-        with _watched(progress, "write", found, work.written(0).parent):
-            engine.run(WriteStep(options, work, slices), work.logs("write"), workers)
-    return _finish(options, work, slices)
-
-
-@contextmanager
-def _watched(progress: Progress, name: str, found: Plan, folder: Path) -> Iterator[None]:
-    """While the block runs, show how many candidates the finished slices in `folder` had."""
-    abouts = [one.slice.about for one in found.assignments]
-    counted = set(finished(folder))
-    over = threading.Event()
-
-    def count(task: Task) -> None:
-        new = set(finished(folder)) - counted
-        counted.update(new)
-        if new:
-            task.advance(sum(abouts[int(name)] for name in new))
-
-    def watch(task: Task) -> None:
-        while not over.wait(_LOOK_S):
-            count(task)
-
-    with progress.task(name, found.about, sum(abouts[int(name)] for name in counted)) as task:
-        thread = threading.Thread(target=watch, args=(task,), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
-            count(task)
-
-
-def _done(out: Path) -> Path:
-    return out.with_name(f".{out.name}.done")
-
-
-def _publish(out: Path) -> None:
-    """Move a completed collection to its name, also one whose run was killed before it had done so."""
-    done = _done(out)
-    if (done / "out").is_dir():
-        _finished_manifest(out)
-        clear(out)
-        (done / "out").rename(out)
-    shutil.rmtree(done, ignore_errors=True)
+            run(ScoreStep(options, work, number), slices)
+        run(DedupStep(options, work, 1), [everything])
+        run(WriteStep(options, work, number), slices)
+    return _finish(options, work, number)
 
 
 def _finished_manifest(out: Path) -> dict[str, Any] | None:

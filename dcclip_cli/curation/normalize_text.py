@@ -66,9 +66,7 @@ def _without_entities(caption: str) -> str:
     import html
 
     for _ in range(3):  # &amp;amp;quot; was escaped three times
-        caption, before = html.unescape(caption), caption
-        if caption == before:
-            break
+        caption = html.unescape(caption)
     return caption
 
 

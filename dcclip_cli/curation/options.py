@@ -5,8 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from dcclip_cli.curation.dedup.dedup import DedupOptions
-from dcclip_cli.curation.executors import ClusterOptions
-from dcclip_cli.curation.fetch.request import FetchOptions
+from dcclip_cli.curation.fetch import FetchOptions
 from dcclip_cli.curation.filters import DEFAULT_FILTERS, AnyFilter
 from dcclip_cli.curation.normalize_text import NormalizeOptions
 from dcclip_cli.curation.scores.scorers import Scorers
@@ -18,9 +17,24 @@ from dcclip_cli.options import Neutral, Options
 class ReportOptions(Options):
     """What report.html shows besides counts and histograms."""
 
-    examples: int = Field(
-        12, ge=0, le=100, description="Number of example pairs shown for each drop reason, and of kept pairs"
-    )
+    examples: int = Field(12, ge=0, le=100, description="Example pairs shown for each drop reason, and kept ones")
+
+
+class SlurmOptions(Options):
+    """What each task requests from Slurm. The run directory must be on a file system that all nodes share."""
+
+    partition: str = Field(description="Slurm partition")
+    time: str = Field("04:00:00", description="Time limit of each task, as for sbatch --time")
+    cpus: int = Field(1, ge=1, le=4096, description="CPU cores of each task")
+    memory_gb: int = Field(4, ge=1, le=100_000, description="Memory for each core, in GB")
+    setup: str | None = Field(None, description="Shell command that activates dcclip's environment before each task")
+    sbatch: dict[str, str] = Field({}, description="Further sbatch options, for example account, qos or gres")
+
+
+class ClusterOptions(Options):
+    """How --engine slurm runs the tasks; does not change the output."""
+
+    slurm: SlurmOptions | None = Field(None, description="Options of --engine slurm")
 
 
 class CollectOptions(DedupOptions):
@@ -31,19 +45,13 @@ class CollectOptions(DedupOptions):
 
     sources: tuple[Source, ...] = Field(min_length=1, description="Where pairs come from; read in this order")
     fetch: FetchOptions = Field(FetchOptions(), description="How images are downloaded for sources that list URLs")
-    normalize: NormalizeOptions = Field(
-        NormalizeOptions(), description="How captions are normalized before filters see them"
-    )
+    normalize: NormalizeOptions = Field(NormalizeOptions(), description="How captions are normalized before filtering")
     filters: tuple[AnyFilter, ...] = Field(
         DEFAULT_FILTERS,
         description="Filters on single pairs, in this order; the first one that applies gives the drop reason",
     )
-    needs: tuple[Language, ...] = Field(
-        (), description="Languages in which a kept pair must have captions; empty: any language suffices"
-    )
+    needs: tuple[Language, ...] = Field((), description="Languages that a kept pair must have; empty: any one")
     scores: Scorers = Field((), description="Models that score the pairs that passed the filters")
-    shard_size: int = Field(
-        1000, ge=1, le=100_000, description="Candidates read per shard; a shard contains those of them that are kept"
-    )
+    shard_size: int = Field(1000, ge=1, le=100_000, description="Candidates read per shard; a shard has those kept")
     report: ReportOptions = Field(ReportOptions(), description="Contents of report.html")
     cluster: Neutral[ClusterOptions] = Field(ClusterOptions(), description="What --engine slurm asks of the cluster")

@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.curation.decode_image import image_suffix
+from dcclip_cli.curation.filters.image import image_suffix
 from dcclip_cli.data.index import SUFFIX, IndexWriter
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair, image_digest
 from dcclip_cli.data.reading import Drop, tar_header
@@ -97,20 +97,12 @@ class DroppedTable:
     def __init__(self) -> None:
         self._rows: list[dict[str, Any]] = []
 
-    def add_pair(self, pair: Pair, drop: Drop) -> None:
-        self._add(pair, drop, None, {"zh": pair.zh, "en": pair.en})
-
-    def add_captions(self, pair: Pair, captions: Iterable[tuple[Language, str, Drop]]) -> None:
-        for language, caption, drop in captions:
-            self._add(pair, drop, language, {language: (caption,)})
-
-    def _add(
-        self, pair: Pair, drop: Drop, language: Language | None, captions: Mapping[Language, Iterable[str]]
-    ) -> None:
+    def add(self, pair: Pair, drop: Drop, language: Language | None = None, caption: str = "") -> None:
+        """Add a pair, or with a `language` only a caption of it."""
+        captions = {language: (caption,)} if language else {"zh": pair.zh, "en": pair.en}
         origin = f"{pair.meta.get('source', '')}:{pair.meta.get('origin', '')}"
         texts = {"key": pair.key, "origin": origin, "reason": drop.reason, "detail": drop.detail}
-        row: dict[str, Any] = {name: printable(text) for name, text in texts.items()}
-        row["language"] = language
+        row: dict[str, Any] = {name: printable(text) for name, text in texts.items()} | {"language": language}
         self._rows.append(row | {name: [printable(text) for text in captions.get(name, ())] for name in LANGUAGES})
 
     def write(self, path: Path) -> None:

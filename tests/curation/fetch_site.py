@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any, Self
 from urllib.parse import unquote
 
-from dcclip_cli.curation.fetch.request import FetchOptions
+from dcclip_cli.curation.fetch import FetchOptions
 from dcclip_cli.data.reading import Drop
 
 PICTURE = bytes(range(256)) * 40  # fetching does not look into it

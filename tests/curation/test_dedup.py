@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
-from pydantic import ValidationError
+from PIL import Image, ImageDraw, ImageOps
 
-from dcclip_cli.curation.decode_image import DecodedImage
-from dcclip_cli.curation.dedup import GlobalFilter
 from dcclip_cli.curation.dedup.dedup import (
     CAPTIONS,
     DECISIONS,
@@ -26,12 +24,21 @@ from dcclip_cli.curation.dedup.dedup import (
     signature_table,
     signatures_of,
 )
-from dcclip_cli.curation.dedup.minhash import SameCaption
-from dcclip_cli.curation.dedup.near_duplicates import NearImage, SameImage
+from dcclip_cli.curation.dedup.minhash import (
+    SameCaption,
+    bands_of,
+    jaccard,
+    letters_of,
+    sketches_of,
+    text_hash,
+)
+from dcclip_cli.curation.dedup.near_duplicates import SameImage, perceptual_hashes, similar, thumbnail
+from dcclip_cli.curation.filters.image import DecodedImage
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Language, Pair
 from dcclip_cli.errors import DcclipError
 from tests.curation.conftest import make_picture
+from tests.images import encode
 
 Facts = dict[str, Any]
 CAT = "a cat that sleeps on the old red sofa"
@@ -207,24 +214,6 @@ def test_scores_follow_their_captions_through_a_merger(tmp_path: Path) -> None:
     assert json.loads(decisions["0"]["scores"]) == {"agreement": {"zh": [0.5], "en": [0.25, 0.75]}, "watermark": 0.01}
 
 
-class NoFirst(GlobalFilter):
-    """A filter like those of scorers: drops the first English caption of every pair."""
-
-    def apply(self, connection: Any) -> None:
-        connection.execute("""
-            INSERT INTO caption_drops
-                SELECT number, language, place, 'test', '' FROM live_captions WHERE language = 'en' AND place = 0
-        """)
-
-
-def test_the_first_filters_come_before_duplicates(tmp_path: Path) -> None:
-    facts = [fact("0", 1, [], ["a cat"]), fact("1", 1, [], ["a cat", "a kitten"])]
-    decisions, captions = deduplicated(tmp_path, facts, first=[NoFirst()])
-    assert reasons(decisions) == {"0": "no-caption", "1": None}
-    assert decisions["1"]["en"] == ["a kitten"]
-    assert [(row["key"], row["caption"]) for row in captions] == [("0", "a cat"), ("1", "a cat")]
-
-
 def test_the_result_does_not_depend_on_files_their_order_or_memory(tmp_path: Path) -> None:
     facts = [
         fact(f"{number:03d}", number // 2, ["猫" * (number % 5 + 1)], [f"cat number {number % 7}"], f"s{number % 3}")
@@ -257,8 +246,126 @@ def test_the_result_does_not_depend_on_the_parts_in_which_it_is_found(tmp_path: 
     assert max(map(len, groups)) == 2 and list(chain(*groups)) == sorted(row["key"] for row in facts)
 
 
-def test_a_recipe_names_kinds_of_duplicates() -> None:
-    options = DedupOptions.model_validate({"duplicates": [{"kind": "near-image", "bits": 4}]})
-    assert options.duplicates == (NearImage(bits=4),)
-    with pytest.raises(ValidationError, match="same-image"):
-        DedupOptions.model_validate({"duplicates": [{"kind": "none"}]})
+def test_letters_and_hashes_ignore_case_width_and_punctuation() -> None:
+    assert letters_of("A Cat, 12!") == "acat12"
+    assert letters_of("一只猫，ＡＢＣ。") == "一只猫abc"
+    assert text_hash("A cat.", "acat") == text_hash("a cat", "acat") != text_hash("a cap", "acap")
+    assert text_hash("一只猫。", "一只猫") == text_hash("一只猫", "一只猫") != text_hash("两只猫", "两只猫")
+    assert text_hash("🐱", "") != text_hash("🐶", "")
+
+
+def test_jaccard_is_the_share_of_common_runs_of_three_letters() -> None:
+    assert jaccard("abcd", "abce") == pytest.approx(1 / 3)  # abc of abc, bcd, bce
+    assert jaccard("一只黑猫", "一只黑狗") == pytest.approx(1 / 3)
+    assert jaccard("猫", "猫。") == 1
+
+
+def test_similar_captions_share_a_band_and_others_do_not() -> None:
+    dog = "a brown dog runs on the green grass in the park"
+    texts = (dog, dog + " today", "two cats sleep on a sofa", "一只猫", "一只猫！")
+    one, longer, other, cat, loud_cat = (set(bands) for bands in bands_of(list(map(letters_of, texts))).tolist())
+    assert one & longer
+    assert not one & other
+    assert cat == loud_cat
+    assert bands_of(["猫", ""]).shape == (2, 8)
+
+
+def test_sketches_differ_in_no_more_bits_than_captions_in_trigrams() -> None:
+    texts = ["abcdef", "abcdeg", "一只黑猫在沙发上", "一只白猫在沙发上", "猫"]
+    sketches = sketches_of(texts)
+    assert sketches[:, 0].tolist() == [4, 4, 6, 6, 0]
+    bits = np.bitwise_count(sketches[:, 1:] ^ sketches[:1, 1:]).sum(1)
+    assert bits.tolist() == [0, 2, 10, 10, 4]  # def and deg; nothing in common
+    assert np.bitwise_count(sketches[2, 1:] ^ sketches[3, 1:]).sum() == 6  # 一只黑, 只黑猫, 黑猫在
+
+
+def scene(seed: int) -> Image.Image:
+    """An image of 256 px with soft and hard shapes, as in a photograph."""
+    random = np.random.default_rng(seed)
+    small = Image.fromarray(random.integers(0, 255, (6, 6, 3), np.uint8))
+    image = small.resize((256, 256), Image.Resampling.BICUBIC)
+    for _ in range(8):
+        x, y, width, height = random.integers(0, 256, 4)
+        colour = tuple(int(value) for value in random.integers(0, 255, 3))
+        ImageDraw.Draw(image).ellipse((x, y, x + width / 3, y + height / 3), fill=colour)
+    return image
+
+
+def clock(hour: int) -> Image.Image:
+    image = Image.new("RGB", (64, 64), "white")
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((3, 3, 60, 60), fill="#eeeeee", outline="#444444", width=4)
+    angle = 2 * np.pi * hour / 12
+    draw.line((32, 32, 32, 12), fill="black", width=3)
+    draw.line((32, 32, 32 + 15 * np.sin(angle), 32 - 15 * np.cos(angle)), fill="black", width=4)
+    return image
+
+
+def cropped(image: Image.Image) -> Image.Image:
+    return image.crop((6, 6, 250, 250))  # 2.5 % on each side, nearly
+
+
+def marked(image: Image.Image) -> Image.Image:
+    ImageDraw.Draw(image).text((150, 230), "© example.com", fill="red")
+    return image
+
+
+def small(image: Image.Image) -> np.ndarray:
+    return thumbnail(DecodedImage(image, "png", 1, 0))
+
+
+def same(one: Image.Image, other: Image.Image) -> bool:
+    return bool(similar(small(one)[None], small(other)[None])[0])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda image: Image.open(io.BytesIO(encode(image, "JPEG", quality=40))).convert("RGB"),
+        lambda image: image.resize((128, 128)),
+        cropped,
+        marked,
+        lambda image: ImageOps.expand(image, 8, "black"),
+    ],
+    ids=["compressed", "halved", "cropped", "marked", "framed"],
+)
+def test_a_slightly_altered_image_shows_the_same(change: Callable[[Image.Image], Image.Image]) -> None:
+    assert all(same(scene(seed), change(scene(seed))) for seed in range(5))
+
+
+@pytest.mark.parametrize("draw", [scene, clock])
+def test_different_scenes_and_clock_faces_do_not_show_the_same(draw: Callable[[int], Image.Image]) -> None:
+    assert not any(same(draw(one), draw(other)) for one in range(8) for other in range(one))
+
+
+def disc(colour: str) -> Image.Image:
+    image = Image.new("RGB", (64, 64), "white")
+    ImageDraw.Draw(image).ellipse((6, 8, 58, 50), fill=colour)
+    return image
+
+
+def test_discs_differ_by_their_colour_though_their_hashes_are_near() -> None:
+    red, blue = disc("#dd2e44"), disc("#5dadec")
+    assert (hashes(red)[0] ^ hashes(blue)[0]).bit_count() <= 10
+    assert not same(red, blue)
+
+
+def document(corners: int) -> Image.Image:
+    """An icon of a document with a white polygon on it."""
+    image = Image.new("RGB", (128, 128), "white")
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((28, 8, 100, 120), fill="#2f88ff", outline="black", width=8)
+    draw.regular_polygon((64, 64, 11), corners, rotation=180, fill="white")
+    return image
+
+
+def test_another_sign_in_the_middle_is_another_image_and_a_logo_in_the_corner_is_not() -> None:
+    with_logo = document(3)
+    ImageDraw.Draw(with_logo).ellipse((112, 112, 124, 124), fill="#e61e1e")
+    assert same(document(3), with_logo)
+    assert not any(same(document(3), document(corners)) for corners in (5, 6, 8))
+
+
+def hashes(image: Image.Image) -> list[int]:
+    [four] = perceptual_hashes(small(image)[None]).tolist()
+    return list(four)

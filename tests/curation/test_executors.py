@@ -16,12 +16,13 @@ import psutil
 import pytest
 
 from dcclip_cli.curation import executors
-from dcclip_cli.curation.executors import ClusterOptions, Engine, SlurmOptions
+from dcclip_cli.curation.executors import Engine, Step
+from dcclip_cli.curation.options import ClusterOptions, SlurmOptions
 from dcclip_cli.errors import DcclipError
 
 
 @dataclass(frozen=True)
-class Touch:
+class Touch(Step):
     """Appends a line to a file of the task's own; the task `bad` fails."""
 
     folder: Path
@@ -50,11 +51,12 @@ class Die(Touch):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Fail(Touch):
-    """All its tasks fail, as on a full disk."""
+class Sleep(Touch):
+    """Its tasks never end."""
 
     def run(self, task: int) -> None:
-        self.fail()
+        (self.folder / f"pid{os.getpid()}").touch()
+        time.sleep(300)
 
 
 @pytest.fixture
@@ -68,20 +70,15 @@ def check_all_done_once(folder: Path, tasks: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_every_task_is_done_once_and_a_failed_one_raises_its_error(folder: Path, workers: int) -> None:
-    engine = Engine(workers=workers)
+def test_every_task_is_done_once_and_told_and_a_failed_one_raises_its_error(folder: Path, workers: int) -> None:
+    engine, told = Engine(workers=workers), list[int]()
     with pytest.raises(DcclipError, match="the model 猫 is missing"):
         engine.run(Touch(folder, 3, bad=2), folder.parent / "logs")
+    before = {number for number in range(3) if Touch(folder, 3).done(number)}
     for _ in range(2):
-        engine.run(Touch(folder, 3), folder.parent / "logs")
+        engine.run(Touch(folder, 3), folder.parent / "logs", tell=told.append)
     check_all_done_once(folder, 3)
-
-
-@pytest.mark.timeout(60)
-def test_an_error_of_every_worker_is_raised_though_tasks_wait_for_a_worker(folder: Path) -> None:
-    for _ in range(3):
-        with pytest.raises(DcclipError, match="the model 猫 is missing"):
-            Engine(workers=2).run(Fail(folder, 8), folder.parent / "logs")
+    assert sorted(told) == sorted({0, 1, 2} - before)
 
 
 def test_a_killed_worker_is_reported_and_not_waited_for(folder: Path) -> None:
@@ -90,31 +87,16 @@ def test_a_killed_worker_is_reported_and_not_waited_for(folder: Path) -> None:
     assert "--workers" in error.value.hint
 
 
-SLEEPER = """
-import os, time
-from pathlib import Path
-
-class Sleep:
-    name, tasks = "sleep", 2
-
-    def done(self, task):
-        return False
-
-    def run(self, task):
-        Path(f"pid{os.getpid()}").touch()
-        time.sleep(300)
-"""
 COMMAND = """
 from pathlib import Path
 from dcclip_cli.curation.executors import Engine
-from sleeper import Sleep
-Engine(workers=2).run(Sleep(), Path("logs").absolute())
+from tests.curation.test_executors import Sleep
+Engine(workers=2).run(Sleep(Path.cwd(), 2), Path("logs").absolute())
 """
 
 
 def test_workers_end_with_a_command_that_is_killed(tmp_path: Path) -> None:
-    (tmp_path / "sleeper.py").write_text(SLEEPER)
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     command = subprocess.Popen([sys.executable, "-c", COMMAND], cwd=tmp_path, env=environment)
     wait(lambda: len(list(tmp_path.glob("pid*"))) == 2)
     workers = [int(path.name.removeprefix("pid")) for path in tmp_path.glob("pid*")]

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from dcclip_cli.curation.fetch import client
+from dcclip_cli.curation.fetch import FetchOptions, client
 from dcclip_cli.curation.fetch.fetcher import Fetcher
-from dcclip_cli.curation.fetch.request import FetchOptions
 from dcclip_cli.data.reading import Drop
 from tests.curation.fetch_site import PICTURE, Site, drips, reason
 
@@ -69,13 +68,6 @@ def test_a_certificate_of_the_systems_authorities_is_accepted_for_its_own_name_o
     got = fetch(f"https://127.0.0.1:{port}/")
     assert isinstance(got, Drop)
     assert (got.reason, "IP address mismatch" in got.detail) == ("url-tls", True)
-
-
-@needs_openssl
-def test_no_variable_of_the_environment_turns_checking_off(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PYTHONHTTPSVERIFY", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
-        monkeypatch.setenv(name, "0" if name.startswith("PYTHON") else "")
-    assert reason(fetch(f"https://localhost:{port}/")) == "url-tls"
 
 
 @needs_openssl

@@ -1,16 +1,15 @@
-"""Captions that filters drop, each for the right reason, and captions that they keep; detection of the language."""
+"""What is repaired in captions, captions that filters drop or keep, a caption's language; filtering of one pair."""
 
 import time
-import unicodedata
 from collections.abc import Callable
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from dcclip_cli.curation.filter_pair import filter_pairs
 from dcclip_cli.curation.filters import DEFAULT_FILTERS, AnyFilter, Filter
 from dcclip_cli.curation.filters.language import LanguageFilter, ScriptFilter, language_of
 from dcclip_cli.curation.filters.text import (
@@ -20,11 +19,71 @@ from dcclip_cli.curation.filters.text import (
     RepetitionFilter,
     WordlessFilter,
 )
-from dcclip_cli.curation.normalize_text import NormalizeOptions, normalize
+from dcclip_cli.curation.normalize_text import NormalizeOptions, check_characters, normalize
 from dcclip_cli.curation.options import CollectOptions
+from dcclip_cli.curation.slices import FilterResult, filter_pairs
 from dcclip_cli.curation.sources.base import Candidate
+from dcclip_cli.curation.sources.tables import TableSource
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 from dcclip_cli.data.reading import Drop
+from tests.curation.conftest import MakeImage
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("\u3000蝴蝶，张开了翅膀！\n", "蝴蝶，张开了翅膀！"),
+        ("“你好”——他说：《Ｔ恤》……", "“你好”——他说：《Ｔ恤》……"),
+        ("“Hello,” she said… it’s 5′", "“Hello,” she said… it’s 5′"),
+        (" cafe\u0301 ", "caf\u00e9"),
+        ("two\r\n lines\tand   spaces", "two lines and spaces"),
+        ("一只\u200b猫\ufeff", "一只猫"),
+        ("👨\u200d👩\u200d👧 family", "👨\u200d👩\u200d👧 family"),
+        ("cats &amp; dogs", "cats & dogs"),
+        ("猫&amp;amp;狗 &#x732b;&nbsp;", "猫&狗 猫"),
+        ("MÃ¼nchen at night", "München at night"),
+        ("ä¸€å\x8fªçŒ«åœ¨ç\x9d¡è§‰", "一只猫在睡觉"),
+        ("绾㈣壊璺戣溅", "红色跑车"),  # UTF-8 read as GBK
+        ("ºìÉ«ÅÜ³µ", "红色跑车"),  # GBK read as Latin-1
+        ("锟斤拷", "锟斤拷"),  # lost for good
+        ("联通", "联通"),  # whose GBK bytes are UTF-8 by chance
+        ("über café à la carte", "über café à la carte"),
+    ],
+)
+def test_a_caption_is_repaired_and_its_punctuation_is_kept(caption: str, expected: str) -> None:
+    assert normalize(caption, "zh", NormalizeOptions()) == expected
+
+
+def test_repairs_can_be_switched_off_and_chinese_captions_simplified() -> None:
+    garbled, simplify = "MÃ¼nchen &amp; 绾㈣壊璺戣溅", NormalizeOptions(simplify=True)
+    assert normalize(garbled + " ", "en", NormalizeOptions(ftfy=False, entities=False)) == garbled
+    assert normalize("一隻黃色的狗，臺北夜市", "zh", simplify) == "一只黄色的狗，台北夜市"
+    assert normalize("a sign saying 臺北", "en", simplify) == "a sign saying 臺北"
+    assert normalize("臺北夜市", "zh", NormalizeOptions()) == "臺北夜市"
+
+
+@given(st.text(alphabet="一只黄色的狗在草地上奔跑，。！“”《》、的是人了国中大 ABCabc123", max_size=40))
+def test_chinese_text_in_order_is_never_changed_but_for_its_spaces(caption: str) -> None:
+    assert normalize(caption, "zh", NormalizeOptions()) == " ".join(caption.split())
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("一只猫\0", "caption-control"),
+        ("a \x1b[31mred cat", "caption-control"),
+        ("half a pair \ud83d", "caption-control"),
+        ("猫" * 10_001, "caption-long"),
+        ("猫" * 10_000, None),
+        ("two\nlines", None),
+        ("ä¸\x80å\x8fª", None),  # `normalize` may repair it
+        ("一只猫😀", None),
+    ],
+)
+def test_control_characters_and_documents_are_no_captions(caption: str, expected: str | None) -> None:
+    drop = check_characters(caption)
+    assert (drop.reason if drop else None) == expected
+
 
 ANY_LANGUAGE = {
     "caption-garbled": """a c\ufffdt|锟斤拷锟斤拷|?????? ??|\\u4e00\\u53ea\\u732b|%E7%8C%AB%E5%92%AA
@@ -94,12 +153,6 @@ def test_a_fault_is_named_for_what_it_is_whichever_language_the_caption_is_said_
 @pytest.mark.parametrize(("language", "captions"), [("en", FIT_ENGLISH), ("zh", FIT_CHINESE)])
 def test_captions_that_look_a_little_like_a_fault_stay(language: Language, captions: str) -> None:
     assert {caption: first_reason(caption, language) for caption in split(captions)} == dict.fromkeys(split(captions))
-
-
-def test_every_kind_of_filter_is_a_default_and_can_be_named_in_a_recipe() -> None:
-    kinds = [each.kind for each in DEFAULT_FILTERS]
-    assert len(set(kinds)) == len(kinds) == 11
-    assert TypeAdapter(tuple[AnyFilter, ...]).validate_python([{"kind": kind} for kind in kinds]) == DEFAULT_FILTERS
 
 
 class NoExclamation(Filter):
@@ -216,6 +269,45 @@ def test_script_small_words_and_detector_tell_the_language(language: str, captio
         assert language_of(caption) == language, caption
 
 
-@given(st.text(alphabet=st.characters(codec="utf-8"), max_size=40))
-def test_composing_characters_does_not_change_the_language(caption: str) -> None:
-    assert language_of(unicodedata.normalize("NFD", caption)) == language_of(caption)
+def options(**more: Any) -> CollectOptions:
+    return CollectOptions(sources=(TableSource(path=Path("x")),), **more)
+
+
+def filter_pair(candidate: Candidate, options: CollectOptions) -> FilterResult:
+    return next(filter_pairs([candidate], options))
+
+
+def test_a_pair_is_kept_with_the_captions_that_pass(picture: MakeImage) -> None:
+    pair = Pair("a", picture(), zh=(" 一只猫！ ", "a cat", "一只猫！"), en=("a cat", "日本の猫"))
+    result = filter_pair(Candidate(pair), options())
+    assert result.drop is None and result.decoded is not None
+    assert (result.pair.zh, result.pair.en) == (("一只猫！",), ("a cat",))
+    assert [(language, caption, drop.reason) for language, caption, drop in result.captions] == [
+        ("zh", "a cat", "caption-language"),
+        ("zh", "一只猫！", "caption-repeated"),
+        ("en", "日本の猫", "caption-language"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("zh", "en", "fit"), [(("猫",), (), True), ((), ("cat",), True), ((), (), False), (("cat",), ("猫",), False)]
+)
+def test_a_pair_has_a_caption_in_one_language_at_least(
+    picture: MakeImage, zh: tuple[str, ...], en: tuple[str, ...], fit: bool
+) -> None:
+    expected = None if fit else Drop("no-caption", "none that is fit")
+    assert filter_pair(Candidate(Pair("a", picture(), zh, en)), options()).drop == expected
+
+
+def test_without_filters_any_readable_pair_is_kept(picture: MakeImage) -> None:
+    made = options(filters=())
+    result = filter_pair(Candidate(Pair("a", picture(size=(1, 90)), zh=("a cat",), en=("猫",))), made)
+    assert (result.drop, result.pair.zh, result.pair.en) == (None, ("a cat",), ("猫",))
+    assert filter_pair(Candidate(Pair("a", b"GIF89a", zh=("猫",))), made).drop is not None
+
+
+def test_what_the_source_could_not_read_and_too_large_metadata_keep_their_reason(picture: MakeImage) -> None:
+    drop = Drop("row-malformed", "第 3 行")
+    assert filter_pair(Candidate(Pair("a", b"", zh=("猫",)), drop), options()).drop == drop
+    large = filter_pair(Candidate(Pair("a", picture(), zh=("猫",), meta={"page": "x" * 1_000_000})), options()).drop
+    assert large is not None and large.reason == "record-bytes"

@@ -63,10 +63,10 @@ def test_metadata_that_utf8_cannot_hold_is_replaced(tmp_path: Path, picture: Mak
 def test_the_table_of_the_dropped_has_a_row_for_a_pair_and_one_for_a_caption_by_key(tmp_path: Path) -> None:
     read, written = DroppedTable(), DroppedTable()
     second = Pair("1", b"", zh=("狗" * 2000,), en=("dog", "\ud83d"), meta={"source": "a.tsv", "origin": "3"})
-    read.add_pair(second, Drop("image-missing"))
+    read.add(second, Drop("image-missing"))
     first = Pair("0", b"", meta={"source": "a.tsv", "origin": "2"})
-    read.add_captions(first, [("en", "猫", Drop("caption-language", "looks like zh"))])
-    written.add_pair(first, Drop("no-caption"))
+    read.add(first, Drop("caption-language", "looks like zh"), "en", "猫")
+    written.add(first, Drop("no-caption"))
     read.write(tmp_path / "read.parquet")
     written.write(tmp_path / "written.parquet")
     join_dropped([[tmp_path / "read.parquet", tmp_path / "written.parquet"]], tmp_path / "dropped.parquet")
@@ -75,17 +75,3 @@ def test_the_table_of_the_dropped_has_a_row_for_a_pair_and_one_for_a_caption_by_
         ["0", "a.tsv:2", "no-caption", "", None, [], []],
         ["1", "a.tsv:3", "image-missing", "", None, ["狗" * 1000], ["dog", "?"]],
     ]
-
-
-def test_tables_are_joined_in_the_order_given_and_nothing_dropped_still_gives_a_table(tmp_path: Path) -> None:
-    for number, reasons in enumerate((["image-small"], [], ["image-blank", "no-caption"])):
-        table = DroppedTable()
-        for reason in reasons:
-            table.add_pair(Pair(str(number), b"", zh=("猫",)), Drop(reason))
-        table.write(tmp_path / f"{number}.parquet")
-    everything = ["image-small", "image-blank", "no-caption"]
-    for name, numbers, expected in (("all", (0, 1, 2), everything), ("none", (1,), [])):
-        join_dropped(([tmp_path / f"{number}.parquet"] for number in numbers), tmp_path / f"{name}.parquet")
-        found = pq.read_table(tmp_path / f"{name}.parquet")
-        assert found.column("reason").to_pylist() == expected
-        assert found.column_names == ["key", "origin", "reason", "detail", "language", "zh", "en"]

@@ -1,14 +1,17 @@
 """What all sources share."""
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from dcclip_cli.curation import sources
 from dcclip_cli.curation.sources import Source, SourceOptions
 from dcclip_cli.curation.sources.base import by_language, files_of, key_prefix
 from dcclip_cli.curation.sources.captions import Base64Source, CaptionsSource
@@ -16,6 +19,10 @@ from dcclip_cli.curation.sources.sidecar import FolderSource, TarsSource
 from dcclip_cli.curation.sources.tables import HubSource, TableSource
 from dcclip_cli.data.reading import plain
 from dcclip_cli.errors import DcclipError
+from tests.curation.reading import read
+from tests.test_docs import ROOT, blocks
+
+PAGE = ROOT / "docs/how-to/extend.md"  # its example of a new source works as shown
 
 
 @pytest.mark.parametrize(
@@ -93,21 +100,31 @@ def test_captions_of_unknown_language_go_by_their_script_and_blank_ones_are_left
     assert by_language(captions) == {"zh": ("一只猫在睡觉", "cat"), "en": ("a cat", "ねこ")}  # type: ignore[arg-type]
 
 
-def test_metadata_is_what_json_can_hold() -> None:
-    value = {"a": float("nan"), 1: b"\0", "b": [float("inf"), (1, "猫")]}
-    assert plain(value) == {"a": None, "1": None, "b": [None, [1, "猫"]]}
-    deep: Any = "bottom"
-    for _ in range(5000):
-        deep = [deep]
-    assert "bottom" not in json.dumps(plain(deep))
-
-
 _ANY = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.dates(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner),
 )
 
 
+@settings(max_examples=30)
 @given(_ANY)
 def test_any_value_becomes_strict_json(value: Any) -> None:
     json.dumps(plain(value), allow_nan=False)
+
+
+def test_a_class_and_a_name_in_the_union_add_a_source(tmp_path: Path) -> None:
+    scope = dict(vars(sources))
+    for beginning in ("import sqlite3", "Source = Annotated"):
+        [block] = [block for block in blocks(PAGE, "python") if block.startswith(beginning)]
+        exec(compile(block, PAGE, "exec"), scope)
+    adapter: TypeAdapter[SourceOptions] = TypeAdapter(scope["Source"])
+    source = adapter.validate_python({"kind": "sqlite", "path": tmp_path / "pairs.db"})
+    with pytest.raises(DcclipError, match="does not exist"):
+        source.slices(2)
+    with closing(sqlite3.connect(tmp_path / "pairs.db")) as connection, connection:
+        connection.execute("CREATE TABLE pairs (image BLOB, caption TEXT)")
+        rows = [(b"1", "一只猫"), (b"2", "a dog"), (None, "a fox")]
+        connection.executemany("INSERT INTO pairs VALUES (?, ?)", rows)
+    cat, dog, fox = read(source, size=2)
+    assert (cat.pair.key, cat.pair.image, cat.pair.zh, dog.pair.en) == ("1", b"1", ("一只猫",), ("a dog",))
+    assert [one.fault and one.fault.reason for one in (cat, dog, fox)] == [None, None, "image-missing"]

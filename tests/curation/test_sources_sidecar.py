@@ -23,12 +23,6 @@ def test_a_folder_gives_its_images_in_the_order_of_their_paths(tmp_path: Path) -
     assert found == [(name, name) for name in ("a/z.JPG", "a.png", "b.webp", "猫.jpeg")]
 
 
-def test_pictures_that_no_recipe_keeps_are_candidates_too(tmp_path: Path) -> None:
-    for name in ("a.svg", "b.GIF", "c.jfif", "d.mp4", "e"):
-        (tmp_path / name).touch()
-    assert [candidate.pair.key for candidate in read(FolderSource(path=tmp_path))] == ["a.svg", "b.GIF", "c.jfif"]
-
-
 def test_slices_of_a_folder_are_of_the_size_asked_for_and_together_the_whole(tmp_path: Path) -> None:
     names = [f"{folder}{number}.png" for folder in ("", "a/", "a/b/", "c/") for number in range(6)]
     for name in names:
@@ -83,20 +77,11 @@ def test_links_out_of_the_folder_are_followed_only_if_allowed(tmp_path: Path) ->
     inside.mkdir()
     (inside / "cat.png").symlink_to(tmp_path / "outside" / "secret.png")
     (inside / "deep").symlink_to(tmp_path / "outside")
-    assert reasons(FolderSource(path=inside)) == ["image-outside"]
+    (inside / "dog.png").write_bytes(PIXEL)
+    (inside / "dog.txt").symlink_to(tmp_path / "outside" / "secret.png")
+    assert reasons(FolderSource(path=inside)) == ["image-outside", "captions-outside"]
     found = read(FolderSource(path=inside, allow_outside=True))
-    assert [(one.pair.key, one.pair.image) for one in found] == [("cat.png", PIXEL), ("deep/secret.png", PIXEL)]
-
-
-def test_a_caption_file_that_is_a_link_out_is_not_read(tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text("口令")
-    inside = tmp_path / "inside"
-    inside.mkdir()
-    (inside / "cat.png").write_bytes(PIXEL)
-    (inside / "cat.txt").symlink_to(tmp_path / "secret")
-    (candidate,) = read(FolderSource(path=inside))
-    assert candidate.fault and candidate.fault.reason == "captions-outside"
-    assert candidate.pair.zh == ()
+    assert [one.pair.key for one in found if one.pair.image == PIXEL] == ["cat.png", "deep/secret.png", "dog.png"]
 
 
 def test_links_in_a_circle_are_a_missing_image_and_folders_in_a_circle_end(tmp_path: Path) -> None:
@@ -109,29 +94,6 @@ def test_links_in_a_circle_are_a_missing_image_and_folders_in_a_circle_end(tmp_p
 def test_a_pipe_that_bears_an_images_name_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "cat.png")
     assert reasons(FolderSource(path=tmp_path)) == ["image-missing"]
-
-
-def test_names_that_are_too_long_or_no_utf8_are_read(tmp_path: Path) -> None:
-    (tmp_path / ("x" * 251 + ".png")).write_bytes(PIXEL)
-    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe.png")).write_bytes(PIXEL)
-    assert reasons(FolderSource(path=tmp_path)) == [None, None]
-
-
-def test_a_tree_deeper_than_python_can_recurse_is_read(tmp_path: Path) -> None:
-    here = os.getcwd()
-    try:
-        os.chdir(tmp_path)
-        for _ in range(1200):
-            os.mkdir("d")
-            os.chdir("d")
-        Path("cat.png").write_bytes(PIXEL)
-        assert reasons(FolderSource(path=tmp_path)) == [None]
-        Path("cat.png").unlink()
-        while os.getcwd() != str(tmp_path):  # pytest can't recurse so deep either
-            os.chdir("..")
-            os.rmdir("d")
-    finally:
-        os.chdir(here)
 
 
 # ---- tars
@@ -235,22 +197,6 @@ def test_a_cut_tar_gives_the_pairs_before_the_cut_and_one_fault(tmp_path: Path) 
         assert in_tar(file) == expected, cut
 
 
-def test_nonsense_in_the_midst_of_a_tar_is_a_fault(tmp_path: Path) -> None:
-    file = tar(tmp_path / "0.tar", [*pair("a", "猫"), *pair("b", "dog")])
-    content = bytearray(file.read_bytes())
-    content[2048:2560] = b"nonsense" * 64
-    file.write_bytes(content)
-    assert in_tar(file) == {"a": None, "@2048": "tar-unreadable"}
-
-
-def test_what_is_no_tar_is_one_fault_among_the_others(tmp_path: Path) -> None:
-    tar(tmp_path / "0.tar", pair("a", "猫"))
-    (tmp_path / "1.tar").write_bytes(b"\x1f\x8b" + os.urandom(2000))
-    found = read(TarsSource(path=tmp_path))
-    expected = [("0.tar:a", None), ("1.tar:@0", "tar-unreadable")]
-    assert [(one.pair.key, one.fault and one.fault.reason) for one in found] == expected
-
-
 def test_a_header_that_claims_terabytes_is_a_fault_and_takes_no_memory(tmp_path: Path) -> None:
     file = tar(tmp_path / "0.tar", pair("a", "猫"))
     for kind in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.REGTYPE):
@@ -260,14 +206,6 @@ def test_a_header_that_claims_terabytes_is_a_fault_and_takes_no_memory(tmp_path:
         found = in_tar(tmp_path / "1.tar")
         assert found.pop("a") is None
         assert list(found.values()) == ["tar-cut" if kind == tarfile.REGTYPE else "tar-unreadable"]
-
-
-def test_long_names_upon_long_names_are_a_fault(tmp_path: Path) -> None:
-    header = tarfile.TarInfo("././@LongLink")
-    header.size, header.type = 4, tarfile.GNUTYPE_LONGNAME
-    block = header.tobuf(tarfile.GNU_FORMAT) + b"a.b\0".ljust(512, b"\0")
-    (tmp_path / "0.tar").write_bytes(tar(tmp_path / "1.tar", pair("a", "猫")).read_bytes()[:2048] + block * 5000)
-    assert list(in_tar(tmp_path / "0.tar").values()) == [None, "tar-unreadable"]
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -3,7 +3,6 @@
 import base64
 import datetime
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from dcclip_cli.curation.sources.base import Candidate
 from dcclip_cli.curation.sources.tables import HubSource, TableSource
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.reading import from_base64
 from dcclip_cli.errors import DcclipError
 from tests.curation.reading import PIXEL, read, reasons
 
@@ -41,22 +39,6 @@ def test_a_table_gives_captions_by_column_and_keeps_the_other_columns(tmp_path: 
     assert candidate == Candidate(Pair("2", PIXEL, zh=("一只猫，在睡觉",), en=("a cat",), meta=meta))
 
 
-def test_columns_may_have_any_name_and_a_caption_column_either_language(tmp_path: Path) -> None:
-    path = table(tmp_path, "\ufefffile\ttitle\tzh\ncat.png\t黑猫\t猫\ncat.png\tblack cat\t猫\n")
-    first, second = read(TableSource(path=path, image="file", caption="title"))
-    assert (first.pair.zh, first.pair.en) == (("黑猫",), ())
-    assert (second.pair.zh, second.pair.en) == ((), ("black cat",))
-
-
-def test_several_columns_may_hold_captions_of_one_language(tmp_path: Path) -> None:
-    row = {"ImageUrl": "https://x.org/猫.jpg", "Title": "花猫", "Content": "一只花猫在沙发上", "Keywords": "猫，宠物"}
-    path = table(tmp_path, json.dumps(row, ensure_ascii=False), "zero.jsonl")  # as 360's Zero names them
-    (candidate,) = read(TableSource(path=path, url="ImageUrl", zh=("Title", "Content")))
-    assert candidate.pair.zh == ("花猫", "一只花猫在沙发上")
-    assert candidate.pair.meta == {"Keywords": "猫，宠物", "url": "https://x.org/猫.jpg"}
-    assert candidate.url == "https://x.org/猫.jpg"
-
-
 def test_the_first_of_bytes_and_url_that_a_row_has_is_taken(tmp_path: Path) -> None:
     rows = f"image,base64,url,en\ncat.png,,,a\n,{BASE64},,b\n,, http://x/ ,c\ncat.png,,http://x/,d\n,,,e"
     found = read(TableSource(path=table(tmp_path, rows, "a.csv")))
@@ -64,12 +46,6 @@ def test_the_first_of_bytes_and_url_that_a_row_has_is_taken(tmp_path: Path) -> N
     assert [candidate.url for candidate in found] == [None, None, "http://x/", None, None]
     assert found[3].pair.meta == {"image": "cat.png", "url": "http://x/"}
     assert found[4].fault and found[4].fault.reason == "image-missing"
-
-
-def test_only_the_rows_asked_for_are_candidates(tmp_path: Path) -> None:
-    path = table(tmp_path, "url\tTEXT\tLANGUAGE\nhttp://a/\t猫\tzh\nhttp://b/\tKatze\tde\nhttp://c/\ta cat\ten\n")
-    found = read(TableSource(path=path, caption="TEXT", where={"LANGUAGE": ("zh", "en")}))
-    assert [candidate.url for candidate in found] == ["http://a/", "http://c/"]
 
 
 @pytest.mark.parametrize(
@@ -138,21 +114,6 @@ def test_paths_may_start_from_another_folder_and_leave_it_only_if_allowed(tmp_pa
     assert reasons(TableSource(path=path, images=tmp_path / "images", allow_outside=True)) == [None, None]
 
 
-@pytest.mark.parametrize("text", [BASE64, BASE64.rstrip("="), f" {BASE64} "])
-def test_base64_may_lack_its_padding(text: str) -> None:
-    assert from_base64(text) == PIXEL
-
-
-def test_base64_is_read_in_both_alphabets() -> None:
-    assert from_base64("-_-_") == from_base64("+/+/") == b"\xfb\xff\xbf"
-
-
-def test_an_image_in_base64_may_be_longer_than_a_row_of_text(tmp_path: Path) -> None:
-    image = bytes(range(256)) * 8000
-    path = table(tmp_path, f"base64\tzh\n{base64.b64encode(image).decode()}\t猫\n")
-    assert [candidate.pair.image for candidate in read(TableSource(path=path))] == [image]
-
-
 # ---- text files
 
 
@@ -161,19 +122,6 @@ def test_a_line_number_counts_blank_and_overlong_lines(tmp_path: Path) -> None:
     for size in (1, 2, 10):
         found = [(candidate.pair.key, candidate.fault is None) for candidate in read(TableSource(path=path), size)]
         assert found == [("3", False), ("4", True)]
-
-
-def test_a_line_without_end_is_one_fault(tmp_path: Path) -> None:
-    path = table(tmp_path, b"image\ten\ncat.png\ta cat\n")
-    with path.open("r+b") as stream:
-        stream.truncate(200_000_000)  # NUL bytes, none of them on the disk
-    assert reasons(TableSource(path=path)) == [None, "row-malformed"]
-
-
-def test_a_table_in_gb18030_is_told_how_to_become_utf8(tmp_path: Path) -> None:
-    with pytest.raises(DcclipError, match="is in GB18030, not in UTF-8") as caught:
-        TableSource(path=table(tmp_path, "image\t标题\n".encode("gb18030"))).slices(10)
-    assert caught.value.hint.startswith("convert it with: iconv -f GB18030 -t UTF-8")
 
 
 def test_wukong_reads_as_it_ships(tmp_path: Path) -> None:
@@ -188,25 +136,10 @@ def test_wukong_reads_as_it_ships(tmp_path: Path) -> None:
     ]
 
 
-def test_conceptual_captions_reads_as_it_ships_without_a_header_line(tmp_path: Path) -> None:
-    rows = "a very typical bus station\thttp://a/b.jpg\nsierra looked stunning\thttp://c/d.jpg\n"
-    path = table(tmp_path, rows, "cc3m.tsv")
-    source = TableSource(path=path, header=("caption", "url"))
-    assert sum(part.about for part in source.slices(10)) == 2
-    expected = [("1", ("a very typical bus station",)), ("2", ("sierra looked stunning",))]
-    assert [(one.pair.key, one.pair.en) for one in read(source)] == expected
-
-
 def test_an_empty_file_has_no_candidates(tmp_path: Path) -> None:
     for name in ("a.tsv", "b.csv", "c.jsonl"):
         table(tmp_path, "", name)
     assert TableSource(path=tmp_path).slices(10) == []
-
-
-def test_a_list_of_captions_in_json_may_have_nulls(tmp_path: Path) -> None:
-    row = '{"image": "cat.png", "zh": ["猫", null, "小猫"], "tags": ["宠物"]}'
-    (found,) = read(TableSource(path=table(tmp_path, row, "pairs.jsonl")))
-    assert (found.pair.zh, found.pair.meta) == (("猫", "小猫"), {"image": "cat.png", "tags": ["宠物"]})
 
 
 # ---- Parquet
@@ -385,10 +318,3 @@ def test_a_folder_of_parquet_files_as_it_lies_on_the_hub_is_loaded(
 def test_a_data_set_that_cannot_be_had_is_an_error_with_a_way_out(fields: dict[str, str]) -> None:
     with pytest.raises(DcclipError, match=fields["path"]):
         HubSource.model_validate(fields).slices(10)
-
-
-def test_a_damaged_folder_is_an_error(tmp_path: Path) -> None:
-    pictures(["red"]).save_to_disk(tmp_path / "saved")
-    (tmp_path / "saved" / "data-00000-of-00001.arrow").write_bytes(b"nonsense")
-    with pytest.raises(DcclipError, match="cannot be loaded"):
-        HubSource(path=str(tmp_path / "saved"), caption="text").slices(10)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from dcclip_cli.curation.decode_image import DecodedImage
 from dcclip_cli.curation.dedup import GlobalFilter, drop_empty, fill
 from dcclip_cli.curation.dedup.minhash import SameCaption, bands_of, letters_of, sketches_of, text_hash
 from dcclip_cli.curation.dedup.near_duplicates import (
@@ -22,6 +21,7 @@ from dcclip_cli.curation.dedup.near_duplicates import (
     perceptual_hashes,
     thumbnail,
 )
+from dcclip_cli.curation.filters.image import DecodedImage
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair, image_digest
 from dcclip_cli.data.reading import IMAGE_SUFFIXES
@@ -105,15 +105,9 @@ class Decontaminate(GlobalFilter):
         min_length=1,
         description="Evaluation sets: Parquet or tar files of pairs, folders of shards, or folders of images",
     )
-    images: bool = Field(
-        True, description="Drop pairs whose image is equal to an evaluation image or a near duplicate of one"
-    )
-    captions: bool = Field(
-        False, description="Also drop captions that occur in them; note that class names are common words"
-    )
-    bits: int = Field(
-        12, ge=0, le=16, description="Maximum number of differing bits between perceptual hashes, as for `near-image`"
-    )
+    images: bool = Field(True, description="Drop pairs whose image equals an evaluation image, or nearly does")
+    captions: bool = Field(False, description="Also drop captions that occur in them; class names are common words")
+    bits: int = Field(12, ge=0, le=16, description="Maximum differing bits of perceptual hashes, as for `near-image`")
 
     def apply(self, connection: DuckDBPyConnection) -> None:
         """`evaluation-image` for pairs, `evaluation-caption` for single captions."""
@@ -185,9 +179,7 @@ Duplicate = Annotated[SameImage | NearImage | SameCaption, Field(discriminator="
 class DedupOptions(Options):
     """Filters over all pairs at once. Of duplicates, the first one in the order of sources is kept."""
 
-    decontaminate: Decontaminate | None = Field(
-        None, description="Evaluation sets whose images must not be in the output"
-    )
+    decontaminate: Decontaminate | None = Field(None, description="Evaluation sets whose images must not be kept")
     duplicates: tuple[Duplicate, ...] = Field(
         (SameImage(), NearImage(), SameCaption()), description="Kinds of duplicates that are removed; empty: none"
     )

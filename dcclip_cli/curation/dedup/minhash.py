@@ -93,12 +93,7 @@ class SameCaption(GlobalFilter):
     """
 
     kind: Literal["same-caption"] = "same-caption"
-    at_most: int = Field(
-        100,
-        ge=1,
-        le=1_000_000_000,
-        description="Maximum number of pairs that keep the same caption; the first ones keep it",
-    )
+    at_most: int = Field(100, ge=1, le=1_000_000_000, description="Maximum pairs with one caption; the first keep it")
     similarity: float | None = Field(
         0.85,
         gt=0.5,

@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from dcclip_cli.curation.decode_image import DecodedImage
 from dcclip_cli.curation.dedup import GlobalFilter
+from dcclip_cli.curation.filters.image import DecodedImage
 from dcclip_cli.machine import cores
 
 if TYPE_CHECKING:
@@ -176,12 +176,7 @@ class SameImage(GlobalFilter):
     """Merges pairs whose images have equal pixels, whatever their file format, into the first of them."""
 
     kind: Literal["same-image"] = "same-image"
-    most_captions: int = Field(
-        16,
-        ge=1,
-        le=1_000_000,
-        description="Maximum captions per language after merging; placeholder images would collect many",
-    )
+    most_captions: int = Field(16, ge=1, le=1_000_000, description="Maximum captions per language after merging pairs")
 
     def apply(self, connection: DuckDBPyConnection) -> None:
         """`image-merged` if at least one caption was moved to the first pair, else `image-duplicate`."""
@@ -252,9 +247,7 @@ class NearImage(GlobalFilter):
     """
 
     kind: Literal["near-image"] = "near-image"
-    bits: int = Field(
-        12, ge=0, le=16, description="Maximum number of differing bits, of 64, between perceptual hashes to compare"
-    )
+    bits: int = Field(12, ge=0, le=16, description="Maximum differing bits, of 64, of perceptual hashes to compare")
 
     def apply(self, connection: DuckDBPyConnection) -> None:
         """`image-near-duplicate`; every dropped image is similar to one that is kept."""

@@ -1,1 +1,100 @@
-"""Safe and polite downloads of images that a source knows by URL only."""
+"""Safe and polite downloads of images that a source knows by URL only.
+
+Here is what a download starts from and may fail with: its options, a parsed URL, a fault.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field, IPvAnyNetwork, StringConstraints
+
+from dcclip_cli.data import reading
+from dcclip_cli.options import Neutral, Options
+from dcclip_cli.versions import VERSION
+
+if TYPE_CHECKING:
+    from urllib3.util import Url
+
+_MAX_URL_CHARACTERS = 8_000  # servers refuse longer ones
+_MAX_DETAIL_CHARACTERS = 300
+_SHOWN_CHARACTERS = 80  # of a faulty URL in the detail
+_HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?|\[[0-9a-f:.]+\]")  # after IDNA; zones (%eth0) are local
+
+Host = Annotated[str, StringConstraints(to_lower=True, pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?$")]
+
+
+class FetchOptions(Options):
+    """How images are downloaded. Certificates are always checked; proxies in the environment are ignored."""
+
+    timeout_s: float = Field(20, gt=0, le=600, description="Time limit of one try, from name look-up to last byte")
+    max_bytes: int = Field(20_000_000, ge=1, le=reading.MAX_IMAGE_BYTES, description="Maximum size of an image file")
+    retries: int = Field(2, ge=0, le=10, description="Retries after transient failures: 429, 5xx, lost connections")
+    workers: int = Field(16, ge=1, le=512, description="Concurrent downloads in each process")
+    per_host: int = Field(4, ge=1, le=512, description="Concurrent downloads from one host in each process")
+    robots: bool = Field(True, description="Obey robots.txt")
+    opt_outs: bool = Field(True, description="Obey X-Robots-Tag: noai, noimageai, noindex, noimageindex, none")
+    # Neutral: its default has the version, with which a finished collection does not change.
+    user_agent: Neutral[str] = Field(
+        f"dcclip/{VERSION}",
+        pattern=r"^[A-Za-z_-]+[ -~]*$",
+        max_length=200,
+        description="User-Agent header; robots.txt rules apply to the word before the /",
+    )
+    allow_hosts: tuple[Host, ...] = Field(
+        (), description="Hosts allowed to have a private address: NAME or NAME:PORT as in the URL; [::1]:80 for IPv6"
+    )
+    allow_networks: tuple[IPvAnyNetwork, ...] = Field(
+        (), description="Private networks that any name may resolve to, such as 198.18.0.0/15 behind a fake-IP proxy"
+    )
+
+
+class Fault(reading.Fault):
+    """Ends one try. `again`: a retry may succeed, after at least `wait_s`. `status`: HTTP status of the response.
+
+    The detail contains nothing that differs between runs, such as times or byte counts so far.
+    """
+
+    def __init__(
+        self, reason: str, detail: str, again: bool = False, wait_s: float = 0, status: int | None = None
+    ) -> None:
+        detail = detail[:_MAX_DETAIL_CHARACTERS].encode(errors="replace").decode()  # URLs and headers may not be text
+        super().__init__(reason, detail)
+        self.again = again
+        self.wait_s = wait_s
+        self.status = status
+
+
+def timeout(host: str) -> Fault:
+    """The fault of a server that was too slow. It is not retried: it had its time."""
+    return Fault("url-timeout", f"{host} did not send it all in time")
+
+
+def read_url(text: str) -> Url:
+    """A normalized URL with its port and path. Faults: `url-scheme` if it is not http(s), `url-malformed`.
+
+    The connection and the request use the same parts, so they cannot disagree about the host.
+    """
+    from urllib3.exceptions import LocationParseError
+    from urllib3.util import parse_url
+
+    text = text.strip()
+    shown = text[:_SHOWN_CHARACTERS]
+    if len(text) > _MAX_URL_CHARACTERS:
+        raise Fault("url-malformed", f"more than {_MAX_URL_CHARACTERS:,} characters: {shown}")
+    scheme, colon, rest = text.partition("://")
+    if not colon or scheme.lower() not in ("http", "https"):
+        raise Fault("url-scheme", f"neither http:// nor https://: {shown}")
+    try:
+        parts = parse_url(text)
+        if parts.auth is not None or "@" in re.split(r"[/?#]", rest, maxsplit=1)[0]:
+            raise Fault("url-malformed", f"has a user name before the host: {shown}")
+        host = parts.host or ""
+        host.encode("idna")  # as the name look-up will: no label is empty or longer than 63
+    except (LocationParseError, UnicodeError):
+        raise Fault("url-malformed", shown) from None
+    port = parts.port if parts.port is not None else {"http": 80, "https": 443}[scheme.lower()]
+    if not _HOST.fullmatch(host) or not 0 < port < 65536:
+        raise Fault("url-malformed", f"no proper host or port: {shown}")
+    return parts._replace(port=port, path=parts.path or "/", fragment=None)

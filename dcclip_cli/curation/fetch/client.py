@@ -19,7 +19,7 @@ from functools import cache
 from http.client import IncompleteRead, RemoteDisconnected
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.curation.fetch.request import Fault, FetchOptions, timeout
+from dcclip_cli.curation.fetch import Fault, FetchOptions, timeout
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse, PoolManager
@@ -188,9 +188,8 @@ def _fault(error: HTTPError, host: str) -> Fault:
 
 
 def _body(response: BaseHTTPResponse, limit: int, cut: bool) -> bytes:
-    host_says = response.headers.get("Content-Length", "")
-    if host_says.isdecimal() and len(host_says) < 20 and int(host_says) > limit and not cut:
-        raise Fault("url-bytes", f"the server announces {int(host_says):,} bytes, more than {limit:,}")
+    if not cut and (response.length_remaining or 0) > limit:
+        raise Fault("url-bytes", f"the server announces {response.length_remaining:,} bytes, more than {limit:,}")
     encoding = response.headers.get("Content-Encoding", "")
     if encoding.strip().lower() not in ("", "identity"):
         raise Fault("url-encoding", f"sent as {encoding[:40]!r}, though uncompressed was asked for")
@@ -207,8 +206,8 @@ def _body(response: BaseHTTPResponse, limit: int, cut: bool) -> bytes:
 
 def _end(response: BaseHTTPResponse) -> None:
     """Return the connection to its pool if little of the response is left to read, else close it."""
-    length = response.headers.get("Content-Length", "")
-    if response.status != 200 and length.isdecimal() and len(length) < 5 and int(length) <= _MAX_DISCARDED_BYTES:
+    left = response.length_remaining
+    if left is not None and left <= _MAX_DISCARDED_BYTES:
         response.read1(_MAX_DISCARDED_BYTES)
     if response.connection is not None:
         response.close()

@@ -11,11 +11,11 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 from urllib.parse import urljoin
 
+from dcclip_cli.curation.fetch import Fault, FetchOptions, read_url
 from dcclip_cli.curation.fetch.client import Client
-from dcclip_cli.curation.fetch.request import Fault, FetchOptions, read_url
 from dcclip_cli.curation.sources.base import Candidate
 from dcclip_cli.data.reading import Drop
 
@@ -211,36 +211,28 @@ class Robots:
         return parse_robots(text, self._agent)
 
 
-@dataclass(eq=False)
 class _Queued:
-    """A candidate in the queue of `fetch_in_order`."""
+    """A candidate in the queue of `fetch_in_order`; `url` is what is to be fetched of `host`, empty if nothing is."""
 
-    candidate: Candidate
-    host: str = ""
-    started: bool = False
-    done: bool = False
-
-    @classmethod
-    def of(cls, candidate: Candidate) -> _Queued:
-        if candidate.url is None or candidate.fault is not None:
-            return cls(candidate, done=True)
+    def __init__(self, candidate: Candidate) -> None:
+        self.candidate, pair = candidate, candidate.pair
+        self.size = len(pair.image) + sum(map(len, pair.zh + pair.en)) + len(str(pair.meta))
+        self.url = "" if candidate.fault else candidate.url or ""
         try:
-            return cls(candidate, str(read_url(candidate.url).host))
+            self.host = str(read_url(self.url).host) if self.url else ""
         except Fault as fault:
-            return cls(replace(candidate, fault=fault.drop), done=True)
+            self.candidate, self.url = replace(candidate, fault=fault.drop), ""
+        self.started = self.done = not self.url
 
-    @property
-    def size(self) -> int:
-        pair = self.candidate.pair
-        return len(pair.image) + sum(map(len, pair.zh + pair.en)) + len(str(pair.meta))
-
-    def finish(self, got: bytes | Drop) -> None:
-        """Put what was fetched into the candidate."""
+    def finish(self, got: bytes | Drop) -> int:
+        """Put what was fetched into the candidate; returns its size."""
+        self.done = True
         if isinstance(got, Drop):
             self.candidate = replace(self.candidate, fault=got)
-        else:
-            self.candidate = replace(self.candidate, pair=replace(self.candidate.pair, image=got), url=None)
-        self.done = True
+            return 0
+        self.candidate = replace(self.candidate, pair=replace(self.candidate.pair, image=got), url=None)
+        self.size += len(got)
+        return len(got)
 
 
 def fetch_in_order(
@@ -256,42 +248,27 @@ def fetch_in_order(
     held, more = 0, True
     try:
         while queue or more:
-            while queue and queue[0].done:
-                one = queue.popleft()
-                held -= one.size
-                yield one.candidate
-            candidate = None
-            if more and len(queue) < _AHEAD * workers and held < _HELD_BYTES:
-                candidate = next(candidates, None)
-                more = candidate is not None
-            if candidate is not None and not queue and (candidate.url is None or candidate.fault is not None):
-                yield candidate
+            if queue and queue[0].done:
+                held -= queue[0].size
+                yield queue.popleft().candidate
                 continue
-            if candidate is not None:
-                queue.append(_Queued.of(candidate))
-                held += queue[-1].size
-            for one in _startable(queue, running, workers, per_host, held):
-                one.started = True
-                running[pool.submit(fetch, one.candidate.url or "")] = one
-            # Nothing was added and the head of the queue is not done: wait. It is running, so something will finish.
-            idle = candidate is None and bool(queue) and not queue[0].done
-            for download in wait(running, None if idle else 0, FIRST_COMPLETED).done:
-                one = running.pop(download)
-                held -= one.size
-                one.finish(download.result())
-                held += one.size
+            reads = more and len(queue) < _AHEAD * workers and held < _HELD_BYTES
+            if reads:
+                found = next(candidates, None)
+                more = found is not None
+                if found is not None:
+                    queue.append(_Queued(found))
+                    held += queue[-1].size
+            busy = Counter(one.host for one in running.values())
+            for index, one in enumerate(queue):
+                if len(running) == workers or (index and held >= _HELD_BYTES):
+                    break
+                if not one.started and busy[one.host] < per_host:
+                    busy[one.host] += 1
+                    one.started = True
+                    running[pool.submit(fetch, one.url)] = one
+            # Without another candidate it waits: the head is running, so something will finish.
+            for download in wait(running, 0 if reads else None, FIRST_COMPLETED).done:
+                held += running.pop(download).finish(download.result())
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # a caller that stops early does not wait for downloads
-
-
-def _startable(
-    queue: Iterable[_Queued], running: Mapping[Any, _Queued], workers: int, per_host: int, held: int
-) -> Iterator[_Queued]:
-    """Those that may start now; the caller adds each to `running`."""
-    busy = Counter(one.host for one in running.values())
-    for index, one in enumerate(queue):
-        if len(running) >= workers or (index and held >= _HELD_BYTES):
-            return
-        if not one.started and not one.done and busy[one.host] < per_host:
-            busy[one.host] += 1
-            yield one

@@ -7,8 +7,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
-from dcclip_cli.curation.filters.base import Filter
-from dcclip_cli.curation.filters.image import BlankFilter, ImageFilter
+from dcclip_cli.curation.filters.image import BlankFilter, Filter, ImageFilter
 from dcclip_cli.curation.filters.language import LanguageFilter, ScriptFilter
 from dcclip_cli.curation.filters.text import (
     BoilerplateFilter,

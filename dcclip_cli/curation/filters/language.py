@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from dcclip_cli.curation.filters.base import Filter
+from dcclip_cli.curation.filters.image import Filter
 from dcclip_cli.data.pair import Language
 from dcclip_cli.data.reading import Drop
 from dcclip_cli.text import HAN as HAN_RANGES
@@ -104,7 +104,21 @@ def language_of(caption: str) -> Language | Literal["other"]:
 
 
 def _is_another_latin_language(text: str) -> bool:
-    """Thresholds from the experiment in docs/how-to/collect.md: 0.3 % of English names are misclassified."""
+    """Whether text in Latin letters is not English: the first row that applies.
+
+    | evidence                                     | another language                                           |
+    |----------------------------------------------|------------------------------------------------------------|
+    | a single word, or a letter never in English  | if it has accents                                          |
+    | two English function words, nothing else     | no                                                         |
+    | accents that are not of a name in the middle | if other function words outnumber English ones; for as     |
+    |                                              | many, if the detector does not say English                 |
+    | the detector says English                    | no                                                         |
+    | more function words of others than English   | yes                                                        |
+    | the detector is less sure than _BELIEVED     | no                                                         |
+    | nothing else                                 | if it has a function word, or does not fit an English text |
+
+    Thresholds from the experiment in docs/how-to/collect.md: 0.3 % of English names are misclassified.
+    """
     every = LATIN_WORD.findall(_MISLEADING.sub("", _LOANS.sub("", text)))
     accented = {word for word in every if not word.replace("’", "'").isascii()}
     around = sum(word.islower() for word in every if word not in accented)
@@ -120,7 +134,7 @@ def _is_another_latin_language(text: str) -> bool:
     scores = _scores(" ".join(words))
     first = max(scores, key=scores.__getitem__, default="en")
     if foreign or every[0] in accented:
-        return english <= other and (first != "en" or other > english)
+        return other > english or (other == english and first != "en")
     if first == "en" or other > english:
         return first != "en"
     enough, without_english = _BELIEVED["english" if english > other else "two" if len(words) == 2 else "more"]
@@ -158,9 +172,7 @@ class ScriptFilter(Filter):
     """Drops captions mostly in the other script, counting Han characters and Latin words."""
 
     kind: Literal["script"] = "script"
-    min_share: float = Field(
-        0.25, ge=0, le=1, description="Minimum share of the caption's own script among Han characters and Latin words"
-    )
+    min_share: float = Field(0.25, ge=0, le=1, description="Minimum share of a caption's own script")
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         """`caption-script`."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from dcclip_cli.curation.filters.base import Filter
+from dcclip_cli.curation.filters.image import Filter
 from dcclip_cli.curation.filters.language import HAN, LETTER
 from dcclip_cli.curation.normalize_text import as_gbk
 from dcclip_cli.data.reading import Drop
@@ -251,9 +251,7 @@ class BoilerplateFilter(Filter):
     """
 
     kind: Literal["boilerplate"] = "boilerplate"
-    phrases: tuple[str, ...] = Field(
-        (), description="Additional phrases; a caption that contains one is dropped as boilerplate"
-    )
+    phrases: tuple[str, ...] = Field((), description="Further phrases; a caption that contains one is dropped")
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         """`caption-generated`, `caption-boilerplate` or `caption-placeholder`."""
@@ -282,9 +280,7 @@ class WordlessFilter(Filter):
     """Drops captions without a letter: emoji only, or digits and signs only."""
 
     kind: Literal["wordless"] = "wordless"
-    numbers: bool = Field(
-        True, description="Keep captions that are a short number (24, 10:30); long numbers are always dropped"
-    )
+    numbers: bool = Field(True, description="Keep captions that are a short number (24, 10:30); long ones are dropped")
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         """`caption-emoji` or `caption-wordless`."""
@@ -340,15 +336,8 @@ class RepetitionFilter(Filter):
     """Drops captions that repeat a letter, syllable or word many times in a row, or consist mostly of one word."""
 
     kind: Literal["repetition"] = "repetition"
-    times: int = Field(
-        5,
-        ge=2,
-        le=1000,
-        description="Repetitions in a row that are dropped; with 5, 哈哈哈哈 is kept and 哈哈哈哈哈 is dropped",
-    )
-    max_share: float = Field(
-        0.4, gt=0, le=1, description="Maximum fraction of a long caption's words that are the most frequent word"
-    )
+    times: int = Field(5, ge=2, le=1000, description="Repetitions in a row to drop; with 5, 哈哈哈哈 is kept")
+    max_share: float = Field(0.4, gt=0, le=1, description="Maximum share of a long caption's most frequent word")
 
     def suspects(self, captions: Sequence[str]) -> set[int]:
         """Those where letters and digits, without what is between them, are equal to earlier ones in long runs."""
@@ -395,9 +384,7 @@ class LengthFilter(Filter):
     """Drops captions that are too short or too long; Chinese is counted in characters, English in words."""
 
     kind: Literal["length"] = "length"
-    zh: tuple[Length, Length] = Field(
-        (1, 128), description="Minimum and maximum number of characters in a Chinese caption, without white space"
-    )
+    zh: tuple[Length, Length] = Field((1, 128), description="Minimum and maximum characters of a Chinese caption")
     en: tuple[Length, Length] = Field((1, 64), description="Minimum and maximum number of words in an English caption")
 
     @field_validator("zh", "en")

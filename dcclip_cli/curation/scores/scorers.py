@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, Field
 
-from dcclip_cli.curation.scores.base import BATCH, Batch, Score, ScorerOptions, Scores, drop_pairs, unique_names
+from dcclip_cli.curation.scores import BATCH, Batch, Score, ScorerOptions, Scores, drop_pairs, unique_names
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.precision import torch_device
@@ -162,9 +162,7 @@ class Prompts(_DualEncoderScorer):
     """
 
     kind: Literal["prompts"] = "prompts"
-    reject: tuple[str, ...] = Field(
-        min_length=1, description="Texts that describe unwanted images, in Chinese or English"
-    )
+    reject: tuple[str, ...] = Field(min_length=1, description="Descriptions of unwanted images, Chinese or English")
     against: tuple[str, ...] = Field(
         ("a photo", "an illustration", "一张照片", "一幅插图"),
         min_length=1,
@@ -198,9 +196,7 @@ class Classifier(ScorerOptions):
 
     kind: Literal["classifier"] = "classifier"
     model: str = Field(description="Hub name, or a directory written by save_pretrained; safetensors weights only")
-    reject: tuple[str, ...] = Field(
-        min_length=1, description="Labels to reject, spelled as in the model; each is compared with the threshold"
-    )
+    reject: tuple[str, ...] = Field(min_length=1, description="Labels to reject, spelled as in the model")
     threshold: float = Field(0.5, ge=-1e6, le=1e6, description="Score at which a pair is dropped")
     below: bool = Field(False, description="Drop pairs whose score is below the threshold instead")
 

@@ -5,8 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from dcclip_cli.curation.sources.base import SourceOptions
-from dcclip_cli.curation.sources.captions import Base64Source, CaptionsSource
-from dcclip_cli.curation.sources.class_folders import ClassFoldersSource
+from dcclip_cli.curation.sources.captions import Base64Source, CaptionsSource, ClassFoldersSource
 from dcclip_cli.curation.sources.sidecar import FolderSource, TarsSource
 from dcclip_cli.curation.sources.tables import HubSource, TableSource
 

@@ -1,15 +1,19 @@
-"""Sources in the layouts of published caption data sets: COCO, Flickr30k and their Chinese versions, and MUGE."""
+"""Sources in published layouts: COCO, Flickr30k and their Chinese versions, MUGE, and folders of classes."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import islice
+from functools import lru_cache
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dcclip_cli.curation.sources.base import (
     HINT,
@@ -23,26 +27,15 @@ from dcclip_cli.curation.sources.base import (
     index_slices,
     key_prefix,
 )
-from dcclip_cli.data.caption_files import (
-    IMAGES,
-    Named,
-    Places,
-    Text,
-    captions_in,
-    identity,
-    image_of,
-    image_rows,
-    names_in,
-    number_of,
-    texts_file,
-    texts_in,
-)
-from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.reading import MAX_TEXT_BYTES, Fault, cuts, lines
+from dcclip_cli.data import caption_files, prompts, reading
+from dcclip_cli.data.class_folders import class_names, images_by_class, images_in
+from dcclip_cli.data.pair import Language, Pair
+from dcclip_cli.data.reading import Fault, Folder
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.options import PathOption
 
 Paths = PathOption | tuple[PathOption, ...]
+_NAME = "{}"  # the place of a class's name in a template
 
 
 class CaptionsSource(SourceOptions):
@@ -58,12 +51,8 @@ class CaptionsSource(SourceOptions):
     images: PathOption | None = Field(None, description="Folder with the images; default: download from COCO's URLs")
     zh: Paths = Field((), description="File, or list of files, with Chinese captions")
     en: Paths = Field((), description="File, or list of files, with English captions")
-    caption: Paths = Field(
-        (), description="File, or list of files, with captions whose language is detected from the script"
-    )
-    only: PathOption | None = Field(
-        None, description="File with the image names of a split, one a line; others are skipped"
-    )
+    caption: Paths = Field((), description="File, or files, with captions whose language is detected from the script")
+    only: PathOption | None = Field(None, description="File with the names of images to read, one a line")
     allow_outside: bool = Field(False, description="Allow image paths outside the folder")
 
     @model_validator(mode="after")
@@ -89,14 +78,14 @@ class CaptionsSource(SourceOptions):
     def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
         """Candidates with the first name that the files give their image as key."""
         named = list(islice(self._named(), part["first"], part["last"]))
-        wanted = {identity(image.name) for image in named if not image.fault}
+        wanted = {caption_files.identity(image.name) for image in named if not image.fault}
         captions: dict[str, list[tuple[Told, str]]] = defaultdict(list)
         for told, path in self._files():
-            for known, text in captions_in(path, wanted):
+            for known, text in caption_files.captions_in(path, wanted):
                 captions[known].append((told, text))
-        places = Places(self.images, self.allow_outside) if self.images else None
+        places = caption_files.Places(self.images, self.allow_outside) if self.images else None
         for image in named:
-            found = [] if image.fault else captions[identity(image.name)]
+            found = [] if image.fault else captions[caption_files.identity(image.name)]
             pair = Pair(image.name, b"", meta=image.meta, **by_language(found))
             yield Candidate(pair, image.fault) if image.fault else _candidate(pair, places)
 
@@ -104,13 +93,13 @@ class CaptionsSource(SourceOptions):
         given = [(told, getattr(self, told)) for told in TOLD]
         return [(told, path) for told, paths in given for path in ((paths,) if isinstance(paths, Path) else paths)]
 
-    def _named(self) -> Iterator[Named]:
+    def _named(self) -> Iterator[caption_files.Named]:
         """Each image once, and each unreadable place in the files."""
-        lines = self.only.read_text("utf-8-sig", "replace").splitlines() if self.only else []
-        only, seen = {identity(line.strip()) for line in lines}, set[str]()
+        names = self.only.read_text("utf-8-sig", "replace").splitlines() if self.only else []
+        only, seen = {caption_files.identity(name.strip()) for name in names}, set[str]()
         for _, path in self._files():
-            for image in names_in(path):
-                known = identity(image.name)
+            for image in caption_files.names_in(path):
+                known = caption_files.identity(image.name)
                 if image.fault:
                     yield image
                 elif known not in seen and (self.only is None or known in only):
@@ -118,7 +107,7 @@ class CaptionsSource(SourceOptions):
                     yield image
 
 
-def _candidate(pair: Pair, places: Places | None) -> Candidate:
+def _candidate(pair: Pair, places: caption_files.Places | None) -> Candidate:
     try:
         if places is not None:
             return Candidate(replace(pair, image=places.read(pair.key)))
@@ -143,17 +132,18 @@ class Base64Source(SourceOptions):
 
     def slices(self, size: int) -> list[Slice]:
         """Slices of `size` images. Raises DcclipError where a file of texts is missing."""
-        found = []
-        files = [file for file in files_of(self.path, (".tsv",)) if file.name.endswith(IMAGES)]
+        files = [file for file in files_of(self.path, (".tsv",)) if file.name.endswith(caption_files.IMAGES)]
         if not files:
-            raise DcclipError("{} contains no file that ends in {}", HINT, self.path, IMAGES)
+            raise DcclipError("{} contains no file that ends in {}", HINT, self.path, caption_files.IMAGES)
+        found: list[Slice] = []
         for file in files:
-            if not texts_file(file).is_file():
-                what = Message("there is no {} next to {}", texts_file(file).name, file)
+            texts = caption_files.texts_file(file)
+            if not texts.is_file():
+                what = Message("there is no {} next to {}", texts.name, file)
                 raise DcclipError(what, "download it as well: it contains the captions")
             with file.open("rb") as stream:
-                rows = lines(stream, MAX_TEXT_BYTES)
-                found += [Slice({"file": str(file), **cut._asdict()}, cut.lines) for cut in cuts(stream, rows, size)]
+                cuts = reading.cuts(stream, reading.lines(stream, reading.MAX_TEXT_BYTES), size)
+                found += [Slice({"file": str(file), **cut._asdict()}, cut.lines) for cut in cuts]
         return found
 
     def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
@@ -162,19 +152,96 @@ class Base64Source(SourceOptions):
         Unreadable lines of texts are part of the first slice.
         """
         file = Path(part["file"])
-        prefix = key_prefix(self.path, file)
-        wanted = {number for row in image_rows(file, part) if (number := number_of(row))}
+        prefix, texts_file = key_prefix(self.path, file), caption_files.texts_file(file)
+        wanted = {number for row in caption_files.image_rows(file, part) if (number := caption_files.number_of(row))}
         texts: dict[str, list[tuple[Told, str]]] = defaultdict(list)
-        for line, text in texts_in(texts_file(file), wanted if part["start"] else None):
-            if isinstance(text, Text):
+        for line, text in caption_files.texts_in(texts_file, wanted if part["start"] else None):
+            if isinstance(text, caption_files.Text):
                 for number in wanted.intersection(text.images):
                     texts[number].append((self.language, text.text))
             else:
-                yield Candidate(Pair(f"{prefix}{texts_file(file).name}:{line}", b""), text)
-        for row in image_rows(file, part):
-            number = number_of(row)
+                yield Candidate(Pair(f"{prefix}{texts_file.name}:{line}", b""), text)
+        for row in caption_files.image_rows(file, part):
+            number = caption_files.number_of(row)
             pair = Pair(f"{prefix}{number or f'line {row.number}'}", b"", **by_language(texts.get(number or "", [])))
             try:
-                yield Candidate(replace(pair, image=image_of(row)))
+                yield Candidate(replace(pair, image=caption_files.image_of(row)))
             except Fault as fault:
                 yield Candidate(pair, fault.drop)
+
+
+@lru_cache(1)
+def _listed(folder: Path, changed_ns: int) -> list[Path]:
+    """The images of a class, which may be in many slices; `changed_ns` makes it look again after a change."""
+    return images_in(folder, reading.ALL_IMAGE_SUFFIXES)
+
+
+class ClassFoldersSource(SourceOptions):
+    """A folder with a folder of images for each class; the captions of an image are the name of its class.
+
+    The names are those that `eval --dataset` takes for such a folder: from its `classes.yaml` (`cat: {en: cat, zh:
+    猫}`), those of a known data set whose folders these are (ImageNet's WordNet ids), else the folders' own names. The
+    first caption is the name alone, so that the output is an evaluation set too. All images of a class have the same
+    captions, so filters on captions and `same-caption` drop none of them.
+    """
+
+    kind: Literal["class_folders"] = "class_folders"
+    path: PathOption = Field(description="Folder with the class folders")
+    captions: int = Field(
+        3, ge=1, le=100, description="Maximum captions per language: the class name, then templates of it"
+    )
+    templates: dict[Language, tuple[str, ...]] = Field(
+        {},
+        description="Templates of the further captions by language, with {} for the name; default: those of "
+        "`eval --templates compact`",
+    )
+    allow_outside: bool = Field(False, description="Follow symbolic links that lead out of the folder")
+
+    @field_validator("templates")
+    @classmethod
+    def _have_a_place(cls, templates: dict[Language, tuple[str, ...]]) -> dict[Language, tuple[str, ...]]:
+        if wrong := [one for several in templates.values() for one in several if _NAME not in one]:
+            raise ValueError(Message("{!r} has no {} for the name", wrong[0], _NAME))
+        return templates
+
+    def slices(self, size: int) -> list[Slice]:
+        """Slices of `size` images, class by class. Raises DcclipError where the names of the classes are not known."""
+        if not self.path.is_dir():
+            raise DcclipError("{} is not a folder", HINT, self.path)
+        by_folder = images_by_class(self.path, reading.ALL_IMAGE_SUFFIXES)
+        names = class_names(self.path, list(by_folder))
+        named = {
+            folder: {language: every[number] for language, every in names.items()}
+            for number, folder in enumerate(by_folder)
+        }
+        images = ((folder, at) for folder, files in by_folder.items() for at in range(len(files)))
+        found: list[Slice] = []
+        while part := list(islice(images, size)):
+            classes: list[dict[str, Any]] = []
+            for folder, group in groupby(part, key=itemgetter(0)):
+                places = [at for _, at in group]
+                places_of = {"folder": folder, "first": places[0], "last": places[-1] + 1}
+                classes.append(places_of | {"names": named[folder]})
+            found.append(Slice({"classes": classes}, len(part)))
+        return found
+
+    def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
+        """Candidates with CLASS/FILE as key, and the class folder's name as `class` in their metadata."""
+        inside = Folder(self.path, self.allow_outside)
+        for one in part["classes"]:
+            folder = self.path / one["folder"]
+            files = _listed(folder, os.stat(folder).st_mtime_ns)
+            for file in files[one["first"] : one["last"]]:
+                key = os.path.relpath(file, self.path)
+                captions: Any = {name: self._captions(text, name, key) for name, text in one["names"].items()}
+                pair = Pair(key, b"", meta={"class": one["folder"]}, **captions)
+                try:
+                    image = inside.read(file, reading.MAX_IMAGE_BYTES, "image")
+                    yield Candidate(replace(pair, image=image), names_class=True)
+                except Fault as fault:
+                    yield Candidate(pair, fault.drop)
+
+    def _captions(self, name: str, language: Language, key: str) -> tuple[str, ...]:
+        templates = self.templates.get(language) or [one for one in prompts.compact(language) if one != _NAME]
+        order = sorted(templates, key=lambda one: hashlib.sha256(os.fsencode(f"{key}\n{one}")).digest())
+        return (name, *(one.replace(_NAME, name) for one in order[: self.captions - 1]))

@@ -25,19 +25,9 @@ from dcclip_cli.curation.sources.base import (
     files_of,
     key_prefix,
 )
+from dcclip_cli.data import reading
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.reading import (
-    ALL_IMAGE_SUFFIXES,
-    MAX_IMAGE_BYTES,
-    MAX_TEXT_BYTES,
-    Drop,
-    Fault,
-    Folder,
-    Member,
-    plain,
-    tar_members,
-    texts_of,
-)
+from dcclip_cli.data.reading import Drop, Fault, Folder, Member
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.options import PathOption
 
@@ -46,7 +36,7 @@ _MEMBERS_TO_COUNT = 200  # of a tar, to estimate how many pairs it has
 _AT_A_TIME = 16  # tars that are opened for that: on network storage, each takes its time
 _IMAGE = "image"
 _Parts = tuple[str, ...]
-_Ids = frozenset[tuple[int, int]]  # of the folders above, by device and inode; None for an image
+_Ids = frozenset[tuple[int, int]]  # of the folders above, by device and inode
 
 
 def sidecar_captions(files: Mapping[str, bytes]) -> dict[str, Any]:
@@ -62,14 +52,14 @@ def sidecar_captions(files: Mapping[str, bytes]) -> dict[str, Any]:
         raise Fault("captions-unreadable", "the .json file does not hold a JSON object")
     captions: list[tuple[Told, str]] = []
     for told in TOLD:
-        captions += [(told, text) for text in texts_of(record.pop(told, None), f"{told} in the .json file")]
+        captions += [(told, text) for text in reading.texts_of(record.pop(told, None), f"{told} in the .json file")]
     known = {text.strip() for _, text in captions}
     for suffix, language in SIDECARS.items():
         if language and suffix in files:
             text = _text(files[suffix], suffix)
             if text.strip() not in known:
                 captions += [(language, line) for line in text.split("\n")]
-    return {**by_language(captions), "meta": plain(record)}
+    return {**by_language(captions), "meta": reading.plain(record)}
 
 
 def _text(content: bytes, suffix: str) -> str:
@@ -107,41 +97,37 @@ class FolderSource(SourceOptions):
             path = self.path.joinpath(*parts)
             try:
                 pair = replace(pair, **sidecar_captions(_sidecars(path, folder)))
-                yield Candidate(replace(pair, image=folder.read(path, MAX_IMAGE_BYTES, _IMAGE)))
+                yield Candidate(replace(pair, image=folder.read(path, reading.MAX_IMAGE_BYTES, _IMAGE)))
             except Fault as fault:
                 yield Candidate(pair, fault.drop)
 
-    def _walk(self, first: _Parts = (), last: _Parts | None = None) -> Iterator[_Parts]:
-        """The images from `first` to `last`; folders that cannot contain any of them are not opened."""
-        waiting: list[tuple[_Parts, _Ids | None]] = [((), frozenset())]
-        while waiting:
-            parts, above = waiting.pop()
-            if above is None:
-                yield parts
+    def _walk(
+        self, first: _Parts = (), last: _Parts | None = None, parts: _Parts = (), above: _Ids = frozenset()
+    ) -> Iterator[_Parts]:
+        """The images in the folder `parts` from `first` to `last`; folders without any of them are not opened."""
+        try:
+            status = os.stat(self.path.joinpath(*parts))
+            here = (status.st_dev, status.st_ino)
+            with os.scandir(self.path.joinpath(*parts)) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError:
+            yield parts  # an unreadable folder: there is no image of this name, which becomes a fault
+            return
+        for entry in () if here in above else found:  # a link back up would never end
+            inside = (*parts, entry.name)
+            if inside < first[: len(inside)] or (last is not None and inside > last[: len(inside)]):
                 continue
-            try:
-                status = os.stat(self.path.joinpath(*parts))
-                here = (status.st_dev, status.st_ino)
-                with os.scandir(self.path.joinpath(*parts)) as entries:
-                    found = sorted(entries, key=lambda entry: entry.name, reverse=True)
-            except OSError:
-                yield parts  # an unreadable folder: there is no image of this name, which becomes a fault
-                continue
-            for entry in () if here in above else found:  # a link back up would never end
-                inside = (*parts, entry.name)
-                if inside < first[: len(inside)] or (last is not None and inside > last[: len(inside)]):
-                    continue
-                # isdir also answers where links form a circle.
-                if os.path.isdir(entry.path) and (self.allow_outside or not entry.is_symlink()):
-                    waiting.append((inside, above | {here}))
-                elif os.path.splitext(entry.name)[1].lower() in ALL_IMAGE_SUFFIXES:
-                    waiting.append((inside, None))
+            # isdir also answers where links form a circle.
+            if os.path.isdir(entry.path) and (self.allow_outside or not entry.is_symlink()):
+                yield from self._walk(first, last, inside, above | {here})
+            elif os.path.splitext(entry.name)[1].lower() in reading.ALL_IMAGE_SUFFIXES:
+                yield inside
 
 
 def _sidecars(image: Path, folder: Folder) -> dict[str, bytes]:
     stem = os.path.splitext(image)[0]
     found = (suffix for suffix in SIDECARS if os.path.isfile(f"{stem}.{suffix}"))
-    return {suffix: folder.read(Path(f"{stem}.{suffix}"), MAX_TEXT_BYTES, "captions") for suffix in found}
+    return {suffix: folder.read(Path(f"{stem}.{suffix}"), reading.MAX_TEXT_BYTES, "captions") for suffix in found}
 
 
 class TarsSource(SourceOptions):
@@ -168,7 +154,7 @@ class TarsSource(SourceOptions):
         prefix = key_prefix(self.path, file)
         samples: dict[str, dict[str, Member]] = {}  # by key, then by `image` or the suffix of a sidecar
         faults: dict[str, Drop] = {}
-        for member in tar_members(file):
+        for member in reading.tar_members(file):
             key, role = _key_and_role(member.name)
             if role is None:
                 if member.fault is None or not member.fault.reason.startswith("tar-"):
@@ -201,7 +187,7 @@ class TarsSource(SourceOptions):
 def _estimated_pairs(file: Path) -> int:
     """The number of images in a tar, of a long one extrapolated from its beginning."""
     images, end = 0, 0
-    for member in islice(tar_members(file), _MEMBERS_TO_COUNT):
+    for member in islice(reading.tar_members(file), _MEMBERS_TO_COUNT):
         images += _key_and_role(member.name)[1] == _IMAGE
         end = member.offset + member.size
     size = file.stat().st_size
@@ -214,11 +200,11 @@ def _key_and_role(name: str) -> tuple[str, str | None]:
         if name.lower().endswith(f".{suffix}"):
             return name[: -len(suffix) - 1], suffix
     stem, dot, suffix = name.rpartition(".")
-    return (stem, _IMAGE) if f"{dot}{suffix}".lower() in ALL_IMAGE_SUFFIXES else (name, None)
+    return (stem, _IMAGE) if f"{dot}{suffix}".lower() in reading.ALL_IMAGE_SUFFIXES else (name, None)
 
 
 def _bytes(stream: Any, member: Member, what: str) -> bytes:
-    limit = MAX_IMAGE_BYTES if what == _IMAGE else MAX_TEXT_BYTES
+    limit = reading.MAX_IMAGE_BYTES if what == _IMAGE else reading.MAX_TEXT_BYTES
     if member.size > limit:
         raise Fault(f"{what}-bytes", f"{member.name[-200:]} has more than {limit:,} bytes")
     return os.pread(stream.fileno(), member.size, member.offset)

@@ -1,14 +1,15 @@
-"""Sources whose pairs are rows: tables in files, and Hugging Face `datasets`."""
+"""Sources whose pairs are rows: TSV, CSV, JSON reading.lines and Parquet files, and Hugging Face `datasets`."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -23,19 +24,27 @@ from dcclip_cli.curation.sources.base import (
     index_slices,
     key_prefix,
 )
-from dcclip_cli.curation.sources.table_files import ROWS_AT_A_TIME, Cells, ParquetTable, TextTable, cells_of
+from dcclip_cli.data import reading
 from dcclip_cli.data.hub import load_hub
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.reading import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, Drop, Fault, Folder, from_base64, plain, texts_of
+from dcclip_cli.data.reading import Drop, Fault, Folder
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.options import PathOption
+from dcclip_cli.text_files import not_utf8
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
     from datasets import Dataset
 
 Names = str | tuple[str, ...]
 _IMAGES = ("image", "base64", "url")  # the first that a row has is used
-_MAX_ROW_WITH_IMAGE = MAX_IMAGE_BYTES * 4 // 3 + MAX_TEXT_BYTES  # base64 takes four bytes for three
+_MAX_ROW_WITH_IMAGE = reading.MAX_IMAGE_BYTES * 4 // 3 + reading.MAX_TEXT_BYTES  # base64 takes four bytes for three
+ROWS_AT_A_TIME = 16  # of Parquet and Arrow in memory: each may contain an image of reading.MAX_IMAGE_BYTES
+_HEADER_ROWS = 100  # of JSON reading.lines, whose keys are the columns
+_MAX_ROWS_PER_BYTE = 10  # of Parquet: an image and a caption take more than a byte, however well compressed
+
+Cells = dict[str, Any] | Drop  # a row by its columns, or why it cannot be read
 _SUFFIXES = (".tsv", ".csv", ".jsonl", ".ndjson", ".parquet")
 
 
@@ -54,9 +63,7 @@ class ColumnOptions(SourceOptions):
     url: str | None = Field(None, description="Column with image URLs to download")
     zh: Names | None = Field(None, description="Column, or list of columns, with Chinese captions")
     en: Names | None = Field(None, description="Column, or list of columns, with English captions")
-    caption: Names | None = Field(
-        None, description="Column, or list of columns, with captions whose language is detected from the script"
-    )
+    caption: Names | None = Field(None, description="Column, or columns, with captions of either language, detected")
     where: dict[str, Names] = Field({}, description="Read only rows whose column has this value, or one of these")
     allow_outside: bool = Field(False, description="Allow image paths outside the source's folder")
 
@@ -85,10 +92,14 @@ class ColumnOptions(SourceOptions):
     def _candidate(self, key: str, row: Mapping[str, Any], roles: Roles, folder: Folder) -> Candidate:
         pair = Pair(key, b"")
         try:
-            captions = [(told, text) for told, column in roles.captions for text in texts_of(row.get(column), column)]
+            captions = [
+                (told, text) for told, column in roles.captions for text in reading.texts_of(row.get(column), column)
+            ]
             spent = {column for kind, column in (*roles.captions, *roles.images) if kind != "image"}
             others = {name: cell for name, cell in row.items() if name not in spent and not _is_image(cell)}
-            pair = replace(pair, **by_language(captions), meta={name: plain(cell) for name, cell in others.items()})
+            pair = replace(
+                pair, **by_language(captions), meta={name: reading.plain(cell) for name, cell in others.items()}
+            )
             return self._with_image(pair, row, roles, folder)
         except Fault as fault:
             return Candidate(pair, fault.drop)
@@ -101,7 +112,7 @@ class ColumnOptions(SourceOptions):
         for kind, column in roles.images:
             cell = row.get(column)
             if cell and kind == "base64":
-                return Candidate(replace(pair, image=from_base64(cell)))
+                return Candidate(replace(pair, image=reading.from_base64(cell)))
             if cell and kind == "image":
                 return Candidate(replace(pair, image=_image(cell, folder)))
         if url:
@@ -121,14 +132,14 @@ def _image(cell: Any, folder: Folder) -> bytes:
     if isinstance(cell, dict):  # {bytes, path}, as `datasets` stores images
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, bytes):
-        if len(cell) > MAX_IMAGE_BYTES:
-            raise Fault("image-bytes", f"more than {MAX_IMAGE_BYTES:,} bytes")
+        if len(cell) > reading.MAX_IMAGE_BYTES:
+            raise Fault("image-bytes", f"more than {reading.MAX_IMAGE_BYTES:,} bytes")
         return cell
     if not isinstance(cell, str) or not cell:
         raise Fault("image-missing", "neither a path nor bytes")
     if cell.startswith(("http://", "https://")):
         raise Fault("image-missing", f"{cell[:200]} is a URL: name its column as `url` in the recipe")
-    return folder.read(folder.path / Path(cell), MAX_IMAGE_BYTES, "image")
+    return folder.read(folder.path / Path(cell), reading.MAX_IMAGE_BYTES, "image")
 
 
 class TableSource(ColumnOptions):
@@ -141,9 +152,7 @@ class TableSource(ColumnOptions):
     kind: Literal["table"] = "table"
     path: PathOption = Field(description="A .tsv, .csv, .jsonl or .parquet file, a folder of them, or a pattern")
     header: tuple[str, ...] = Field((), description="Column names, for TSV and CSV files without a header line")
-    images: PathOption | None = Field(
-        None, description="Folder that image paths are relative to; default: the table's own"
-    )
+    images: PathOption | None = Field(None, description="Folder that image paths start from; default: the table's own")
 
     def slices(self, size: int) -> list[Slice]:
         """Slices of about `size` rows. Raises DcclipError where a column is missing."""
@@ -167,7 +176,7 @@ class TableSource(ColumnOptions):
         if file.suffix.lower() == ".parquet":
             return ParquetTable(file)
         in_rows = roles is None or any(kind == "base64" for kind, _ in roles.images)
-        return TextTable(file, self.header, _MAX_ROW_WITH_IMAGE if in_rows else MAX_TEXT_BYTES)
+        return TextTable(file, self.header, _MAX_ROW_WITH_IMAGE if in_rows else reading.MAX_TEXT_BYTES)
 
     def _roles(self, file: Path) -> Roles:
         columns = self._open(file, None).columns()
@@ -233,3 +242,160 @@ def _dataset_rows(data: Dataset, first: int, last: int) -> Iterator[tuple[str, C
         except (pa.ArrowException, OSError) as error:
             what = f"rows {start} to {end - 1} can't be read: {str(error)[:200]}"
             yield str(next(done)), Drop("table-unreadable", what)
+
+
+# ---- files of rows, readable from any position
+
+
+class TextTable:
+    """A .tsv, .csv or .jsonl file in UTF-8; `header` names its columns if no line does, `limit` is in bytes of a row.
+
+    TSV: cells never contain tabs; quotes have no meaning. CSV as in RFC 4180: a quoted cell may contain commas, line
+    ends and doubled quotes. JSON lines: the keys of the objects are the columns, and any may be absent.
+    """
+
+    def __init__(self, path: Path, header: tuple[str, ...], limit: int) -> None:
+        self.path, self.header, self.limit = path, header, limit
+        suffix = path.suffix.lower()
+        self._csv, self._json = suffix == ".csv", suffix in (".jsonl", ".ndjson")
+        self._read = reading.records if self._csv else reading.lines
+        csv.field_size_limit(max(csv.field_size_limit(), limit))
+
+    def columns(self) -> list[str]:
+        """The names of the columns; empty if the file is empty."""
+        with self.path.open("rb") as stream:
+            if self._json:
+                rows = [
+                    self._cells(row.content or b"", []) for row in islice(self._read(stream, self.limit), _HEADER_ROWS)
+                ]
+                return list(dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row))
+            first = self._first(stream)
+        try:
+            return [name.strip() for name in self._split(first)] if first else list(self.header)
+        except csv.Error as error:
+            raise DcclipError("{}:1: the header is not CSV: {}", "fix its quotes", self.path, error) from None
+
+    def slices(self, size: int) -> Iterator[Slice]:
+        """Slices of `size` rows."""
+        with self.path.open("rb") as stream:
+            rows = self._read(stream, self.limit, 2 if self._first(stream) else 1)
+            yield from (Slice(cut._asdict(), cut.lines) for cut in reading.cuts(stream, rows, size))
+
+    def rows(self, part: Mapping[str, Any]) -> Iterator[tuple[str, Cells]]:
+        """The rows of one slice, each with its line number, counted from 1."""
+        columns = self.columns()
+        with self.path.open("rb") as stream:
+            stream.seek(part["start"])
+            for row in self._read(stream, self.limit, part["number"]):
+                if row.start >= part["end"]:
+                    return
+                if row.content is None:
+                    yield str(row.number), Drop("row-malformed", f"more than {self.limit:,} bytes")
+                elif row.content.strip(b"\r\n"):
+                    yield str(row.number), self._cells(row.content, columns)
+
+    def _first(self, stream: BinaryIO) -> str:
+        """The header line, with which `stream` begins; "" where there is none."""
+        if self._json or self.header:
+            return ""
+        try:
+            return stream.readline(self.limit).decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise not_utf8(self.path) from None
+
+    def _split(self, text: str) -> list[str]:
+        text = text.rstrip("\r\n")
+        return next(csv.reader([text], strict=True), [""]) if self._csv else text.split("\t")
+
+    def _cells(self, content: bytes, columns: list[str]) -> Cells:
+        try:
+            text = content.decode("utf-8-sig")  # any line may begin with a BOM, as files are concatenated
+            if self._json:
+                row = json.loads(text)
+                return row if isinstance(row, dict) else Drop("row-not-json", "not a JSON object")
+            cells = self._split(text)
+        except UnicodeDecodeError as error:
+            return Drop("row-malformed", f"not in UTF-8: {error.reason} at byte {error.start}")
+        except csv.Error as error:
+            return Drop("row-malformed", f"not CSV: {error}")
+        except (ValueError, RecursionError) as error:
+            return Drop("row-not-json", str(error)[:200])
+        if len(cells) != len(columns):
+            return Drop("row-malformed", f"{len(cells)} cells, the header has {len(columns)}")
+        return dict(zip(columns, cells, strict=True))
+
+
+class ParquetTable:
+    """A Parquet file; its row groups are read one after the other, a few rows at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def columns(self) -> list[str]:
+        """The names of the columns; empty if the file cannot be read."""
+        file = self._open()
+        return [] if isinstance(file, Drop) else list(file.schema_arrow.names)
+
+    def slices(self, size: int) -> list[Slice]:
+        """Slices of `size` rows; an unreadable file is a slice with one fault."""
+        file = self._open()
+        return index_slices(1 if isinstance(file, Drop) else file.metadata.num_rows, size)
+
+    def rows(self, part: Mapping[str, Any]) -> Iterator[tuple[str, Cells]]:
+        """The rows of one slice, each with its number, counted from 1.
+
+        A damaged row group gives the rows before the damage and one fault; then the next group is read.
+        """
+        import pyarrow as pa
+
+        file, start = self._open(), 0
+        if isinstance(file, Drop):
+            yield "1", file
+            return
+        for group in range(file.num_row_groups):
+            end = start + file.metadata.row_group(group).num_rows
+            row, last = max(start, part["first"]), min(end, part["last"])
+            if row < last:
+                try:
+                    for cells in _cells_of_group(file, group, row - start, last - row):
+                        row += 1
+                        yield str(row), cells
+                except (pa.ArrowException, OSError) as error:
+                    what = f"{last - row} rows from here on can't be read: {str(error)[:200]}"
+                    yield str(row + 1), Drop("table-unreadable", what)
+            start = end
+
+    def _open(self) -> pq.ParquetFile | Drop:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            file = pq.ParquetFile(self.path, memory_map=True, pre_buffer=False)
+        except (pa.ArrowException, OSError) as error:
+            return Drop("table-unreadable", f"{self.path.name} is not a Parquet file: {str(error)[:200]}")
+        if file.metadata.num_rows > _MAX_ROWS_PER_BYTE * self.path.stat().st_size:
+            return Drop("table-unreadable", f"{self.path.name} claims to have {file.metadata.num_rows:,} rows")
+        return file
+
+
+def _cells_of_group(file: pq.ParquetFile, group: int, skip: int, take: int) -> Iterator[Cells]:
+    for batch in file.iter_batches(ROWS_AT_A_TIME, [group]):
+        rest = batch.slice(skip, take)
+        skip, take = max(0, skip - batch.num_rows), take - rest.num_rows
+        yield from cells_of(rest)
+        if not take:
+            return
+
+
+def cells_of(batch: pa.RecordBatch) -> Iterator[Cells]:
+    """The rows of a batch; a row that Python has no values for is a fault of its own."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except (ValueError, OverflowError):  # text that is not UTF-8, or an impossible date: the fault of one row
+        pass
+    for row in range(batch.num_rows):
+        try:
+            yield batch.slice(row, 1).to_pylist()[0]
+        except (ValueError, OverflowError) as error:
+            yield Drop("row-malformed", str(error)[:200])

@@ -1,0 +1,353 @@
+"""Counts and examples of a collection, and its report as a browser sees it: complete, harmless, the same each time."""
+
+import base64
+import io
+import json
+import random
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dcclip_cli.curation.filters import DEFAULT_FILTERS
+from dcclip_cli.curation.filters.image import DecodedImage, ImageFilter, decode_image
+from dcclip_cli.curation.report import cut_into_bars, explain, histogram, limits_of, steps, write_report
+from dcclip_cli.curation.report.account import SCALES, DroppedCaption, Example, Examples, Statistics
+from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.reading import Drop
+from dcclip_cli.html import percent, readable, visible
+from tests.curation.conftest import make_picture
+from tests.images import encode
+
+SHORT = Drop("caption-short", "1 words, allowed 2 to 64")
+
+
+def measured(key: str = "k", zh: tuple[str, ...] = (), en: tuple[str, ...] = (), source: str = "s") -> Pair:
+    return Pair(key, b"12345678", zh, en, {"source": source})
+
+
+def test_pairs_and_captions_are_counted_by_their_reasons_and_pairs_by_their_sources() -> None:
+    statistics = Statistics()
+    statistics.add(measured(zh=("一只猫",), en=("a cat", "the cat"), source="甲"), None, (64, 48))
+    statistics.add(measured(zh=("狗",), en=(), source="乙"), Drop("image-small"), (20, 10))
+    statistics.add(
+        measured(en=("a red bus",), source="甲"), None, (64, 64), [("en", "bus", SHORT), ("zh", "车", SHORT)]
+    )
+    counted = statistics.as_dict()
+    assert counted["pairs"] == {"read": 3, "kept": 2, "dropped": {"image-small": 1}}
+    assert counted["captions"]["zh"] == {"read": 3, "kept": 1, "dropped": {"caption-short": 1, "image-small": 1}}
+    assert counted["captions"]["en"] == {"read": 4, "kept": 3, "dropped": {"caption-short": 1}}
+    dog = {"read": 1, "kept": 0, "dropped": {"image-small": 1}}
+    assert counted["sources"] == {"乙": dog, "甲": {"read": 2, "kept": 2, "dropped": {}}}
+    statistics.add(measured(zh=("一只猫",)), Drop("image-merged"))  # its caption is in another pair
+    assert statistics.as_dict()["captions"]["zh"] == counted["captions"]["zh"]
+
+
+def test_sizes_and_lengths_are_counted_in_the_bins_of_their_scales() -> None:
+    statistics = Statistics()
+    statistics.add(Pair("k", b""), Drop("url-timeout"))  # no image: no size
+    assert statistics.as_dict()["histograms"] == {}
+    statistics.add(measured(zh=("红色 的汽车，好看！",), en=("a  red car, nice!",)), None, (32, 63))
+    assert statistics.as_dict()["histograms"] == {
+        "aspect": {"kept": {"1.9": 1}},
+        "bytes": {"kept": {"64": 1}},  # the first
+        "en": {"kept": {"4": 1}},  # words
+        "long_side": {"kept": {"53.817": 1}},  # 4 x 2^3.75, the next begins at 64
+        "short_side": {"kept": {"32": 1}},  # bins begin at 4 x 2^(n/4)
+        "zh": {"kept": {"9": 1}},  # characters
+    }
+
+
+def test_a_score_is_counted_with_what_became_of_its_caption() -> None:
+    statistics = Statistics()
+    statistics.add_score("agreement", 0.3, None, "zh")
+    statistics.add_score("agreement", 0.101, Drop("agreement-low"), "zh")
+    statistics.add_score("watermark", 0.9, None)
+    assert statistics.as_dict()["histograms"] == {
+        "score:agreement:zh": {"kept": {"0.3": 1}, "agreement-low": {"0.1": 1}},
+        "score:watermark": {"kept": {"0.9": 1}},
+    }
+
+
+def test_the_sum_of_parts_is_the_whole_in_any_order_and_through_json() -> None:
+    whole, parts = Statistics(), [Statistics(), Statistics()]
+    for number in range(20):
+        for statistics in (whole, parts[number % 2]):
+            drop = Drop("image-small") if number % 3 == 0 else None
+            one = measured(zh=("猫" * number,), en=("cat " * number,), source=str(number % 4))
+            statistics.add(one, drop, (number + 10, 50), [("en", "x", SHORT)])
+    stored = [json.loads(json.dumps(part.as_dict())) for part in parts]
+    expected = json.dumps(whole.as_dict())
+    assert json.dumps(Statistics.merge(stored).as_dict()) == expected
+    assert json.dumps(Statistics.merge(reversed(stored)).as_dict()) == expected
+
+
+SMALL = Drop("image-small", "20 x 10 pixels, shortest side allowed 32")
+GONE: list[DroppedCaption] = [
+    ("zh", "图片", Drop("caption-placeholder", "says nothing")),
+    ("en", "x", Drop("caption-short")),
+]
+
+
+def sampled(number: int, image: bytes = b"", zh: tuple[str, ...] = ("一只猫",)) -> Pair:
+    return Pair(f"{number:011d}", image, zh, ("a cat",), {"source": "照片", "origin": f"{number}.jpg"})
+
+
+def shown(thumbnail: str | None) -> Image.Image:
+    assert thumbnail
+    return Image.open(io.BytesIO(base64.b64decode(thumbnail.removeprefix("data:image/jpeg;base64,"))))
+
+
+def sample(pairs: Sequence[Pair], per_reason: int = 3) -> Examples:
+    examples = Examples(per_reason)
+    for one in pairs:
+        examples.add(one, SMALL if int(one.key) % 2 else None)
+    return examples
+
+
+def only(pair: Pair, drop: Drop | None, image: Image.Image | None = None) -> Example:
+    examples, found = Examples(), decode_image(encode(image) if image else pair.image)
+    examples.add(pair, drop, found if isinstance(found, DecodedImage) else None)
+    (example,) = examples.all()
+    return example
+
+
+def test_the_sample_and_its_bytes_depend_neither_on_the_order_nor_on_the_slices(tmp_path: Path) -> None:
+    pairs = [sampled(number, make_picture()) for number in range(100)]
+    whole = sample(pairs)
+    shuffled = random.Random(0).sample(pairs, len(pairs))
+    for number, part in enumerate((shuffled[:13], shuffled[13:60], shuffled[60:])):
+        sample(part).write(tmp_path / f"{number}.json")
+    merged = Examples.merge(sorted(tmp_path.glob("*.json")), per_reason=3)
+    assert merged.all() == whole.all()
+    assert [example.reason for example in merged.all()] == 3 * ["image-small"] + 3 * ["kept"]
+    for name, examples in (("whole", whole), ("merged", merged)):
+        examples.write(tmp_path / name)
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "merged").read_bytes()
+
+
+def test_an_example_has_a_small_image_and_its_position_in_its_source() -> None:
+    example = only(sampled(7, make_picture(size=(400, 200))), SMALL)
+    assert (example.origin, example.detail, example.size) == ("照片:7.jpg", SMALL.detail, "400×200")
+    assert (example.zh, example.en) == (["一只猫"], ["a cat"])
+    assert shown(example.thumbnail).size == (96, 48)
+    clear = shown(only(sampled(0), None, Image.new("RGBA", (50, 50), (0, 0, 0, 0))).thumbnail)
+    assert clear.getpixel((25, 25)) == (255, 255, 255)
+    assert shown(only(sampled(1), SMALL, Image.new("RGB", (2, 190))).thumbnail).size == (1, 96)
+
+
+@pytest.mark.parametrize("image", [b"", b"not an image", make_picture()[:100]])
+def test_what_cannot_be_decoded_is_shown_without_an_image(image: bytes) -> None:
+    example = only(sampled(0, image), Drop("image-unreadable"))
+    assert (example.thumbnail, example.size) == ("", "")
+
+
+def test_a_dropped_caption_is_shown_apart_from_those_that_are_kept_and_for_an_empty_pair_with_its_reason() -> None:
+    examples = Examples()
+    examples.add(sampled(0), None, captions=GONE)
+    placeholder, short, kept = examples.all()
+    assert (kept.reason, kept.zh_dropped, kept.en_dropped) == ("kept", [], [])
+    assert (placeholder.zh_dropped, placeholder.detail, placeholder.zh) == (["图片"], "says nothing", ["一只猫"])
+    assert (short.reason, short.zh_dropped, short.en_dropped) == ("caption-short", [], ["x"])
+    examples.add(Pair("k", b""), Drop("no-caption", "none that is fit"), captions=GONE)
+    (empty,) = [example for example in examples.all() if example.reason == "no-caption"]
+    assert empty.detail == "none that is fit (caption-placeholder, caption-short)"
+    assert (empty.zh_dropped, empty.en_dropped) == (["图片"], ["x"])
+
+
+def test_a_duplicate_is_shown_next_to_the_image_that_is_kept() -> None:
+    first, second = sampled(1, make_picture("blue")), sampled(2, make_picture("red"))
+    examples = Examples()
+    examples.add(first, None)
+    examples.add(second, Drop("image-duplicate", "the same image as 1"), twin=first.key)
+    examples.add(sampled(3), Drop("image-near-duplicate"), twin="4")  # neither of them is found
+    assert {example.thumbnail for example in examples.all()} == {""}
+    examples.fill({first.key: first, second.key: second}.get)
+    duplicate, near, kept = examples.all()
+    assert (kept.thumbnail, kept.size) == (only(first, None).thumbnail, "64×64")
+    assert (duplicate.thumbnail, duplicate.twin_thumbnail) == (only(second, None).thumbnail, kept.thumbnail)
+    assert (near.thumbnail, near.twin_thumbnail, near.size) == ("", "", "")
+
+
+def test_long_texts_and_long_lists_are_cut_and_half_a_character_is_replaced() -> None:
+    assert only(sampled(0, zh=("猫" * 5_000, *"一二三四五")), None).zh == ["猫" * 300 + "…", "一", "二", "三"]
+    half = only(Pair("k\ud800", b"", ("猫\ud800",)), Drop("caption-control", "holds \ud800"))
+    assert (half.key, half.zh, half.detail) == ("k?", ["猫?"], "holds ?")
+
+
+HOSTILE = "</bdi></style><script>alert('1')</script><img src=x onerror=alert(2)>\x00\u202egnp.exe\"'&amp;{{ 7*7 }}"
+VOID = {"meta", "img", "br"}
+MANIFEST = {
+    "options": {"filters": [ImageFilter().model_dump()], "名字": "值"},
+    "shards": [{"name": "000000.tar", "pairs": 1, "sha256": "ab" * 32}],
+    "versions": {"dcclip": "1.2.3", "duckdb": None},
+}
+
+
+class Page(HTMLParser):
+    """The page as parsed: elements, attributes, text, and the elements that are not closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: set[str] = set()
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.add(tag)
+        self.attributes += attrs
+        self.open += [] if tag in VOID else [tag]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += f" {data}"
+
+    def values(self, name: str) -> list[str]:
+        return [value or "" for attribute, value in self.attributes if attribute == name]
+
+
+def report(tmp_path: Path, *results: tuple[Pair, Drop | None, tuple[DroppedCaption, ...]], **manifest: Any) -> str:
+    statistics, examples = Statistics(), Examples()
+    for pair, drop, captions in results:
+        statistics.add(pair, drop, (40, 20) if pair.image else None, captions)
+        examples.add(pair, drop, None, captions)
+    write_report(tmp_path / "report.html", statistics.as_dict(), examples.all(), MANIFEST | manifest)
+    return (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def pair(number: int = 0, zh: str = "一只猫，在睡觉。", en: str = "a cat sleeps", source: str = "照片") -> Pair:
+    meta = {"source": source, "origin": f"{number}.png"}
+    return Pair(f"{number:011d}", make_picture(size=(40, 20)), (zh,), (en,), meta)
+
+
+def test_it_shows_kept_and_dropped_captions_in_chinese_and_english(tmp_path: Path) -> None:
+    gone: tuple[DroppedCaption, ...] = (("zh", "点击查看大图", Drop("caption-boilerplate", "holds '点击查看'")),)
+    dropped = (pair(3, "狗", "a dog"), Drop("image-small", "40 x 20 pixels"), ())
+    page = Page(report(tmp_path, (pair(1), None, ()), (pair(2), None, gone), dropped))
+    text = " ".join(page.text.split())
+    assert "2 of 3 pairs kept" in text
+    for shown in ("一只猫，在睡觉。", "点击查看大图", "holds '点击查看'", "40 x 20 pixels", "a dog"):
+        assert shown in text
+    assert "image-small 1 pair (33.3 %), 1 Chinese caption (25.0 %), 1 English caption (33.3 %); 1 shown" in text
+    assert "caption-boilerplate 1 Chinese caption (25.0 %); 1 shown" in text
+    assert "filters: {kind: image, min_side}" in text
+    assert "Histogram: Shorter side, threshold ≥ 32" in page.values("aria-label")
+    assert page.open == []
+    assert "0 of 0 pairs kept" in Page(report(tmp_path, shards=[])).text
+
+
+def test_it_is_in_the_users_language_but_for_what_comes_from_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DCCLIP_LANG", "zh")
+    source = report(tmp_path, (pair(1), None, ()), (pair(3, "狗", "kept"), Drop("url-status-404", "kept"), ()))
+    text = " ".join(Page(source).text.split())
+    assert '<html lang="zh-CN">' in source
+    shown = (
+        "2 个图文对保留了 1 个",
+        "服务器返回状态码 404。",
+        "1 个图文对（50.0 %），1 条中文描述（50.0 %）",
+        "短边 像素",
+        "kept",
+    )
+    assert [one for one in shown if one not in text] == []
+    monkeypatch.setenv("DCCLIP_LANG", "en")
+    assert '<html lang="en">' in report(tmp_path, (pair(1), None, ()))
+
+
+def test_nothing_from_outside_can_act_in_the_page(tmp_path: Path) -> None:
+    evil = Pair(HOSTILE, b"", (HOSTILE,), (HOSTILE,), {"source": HOSTILE, "origin": HOSTILE})
+    gone: tuple[DroppedCaption, ...] = (("zh", HOSTILE, Drop("caption-html", HOSTILE)),)
+    manifest = {"options": {"sources": [HOSTILE]}, "versions": {HOSTILE: HOSTILE}}
+    shards = [{"name": HOSTILE, "pairs": 1, "sha256": "0"}]
+    results = ((evil, None, ()), (pair(1, source="b"), Drop(HOSTILE, HOSTILE), gone))
+    page = Page(report(tmp_path, *results, **manifest, shards=shards))
+    assert page.open == []
+    assert "script" not in page.elements
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert all(source.startswith("data:image/") for source in page.values("src"))
+    assert "<script>alert('1')</script>" in page.text  # shown, as text
+    assert "49" not in page.text.split()
+    source = (tmp_path / "report.html").read_text("utf-8")
+    assert not [call for call in ("http:", "https:", "@import", "url(") if call in source]  # nor asks a network
+    assert "default-src 'none'" in source
+
+
+def test_what_is_left_after_each_step_adds_up() -> None:
+    statistics = Statistics()
+    for number, reason in enumerate(("url-tls", "image-small", "image-small", "no-caption", "image-merged", "strange")):
+        statistics.add(pair(number), Drop(reason))
+    statistics.add(pair(9), None)
+    table = [(step["name"], step["pairs"], step["left"]) for step in steps(statistics.as_dict())]
+    dropped = [("Download", 1, 6), ("Image", 2, 4), ("Empty pairs", 1, 3), ("Duplicates", 1, 2), ("Other", 1, 1)]
+    assert table == dropped
+
+
+def test_shares_values_and_unseen_characters_are_written_for_people() -> None:
+    shares = {(0, 9): "0 %", (1, 3): "33.3 %", (1, 100_000): "< 0.01 %", (99_999, 100_000): "99.99 %"}
+    assert {share: percent(*share) for share in shares} == shares
+    assert [readable(65536, "bytes"), readable(12000, ""), readable(1.5, "")] == ["64 K", "12,000", "1.5"]
+    assert visible("a\x00b\u202ec，猫\n👨\u200d👩") == "a⟨U+0000⟩b⟨U+202E⟩c，猫\n👨\u200d👩"
+
+
+def test_every_reason_belongs_to_a_step_and_one_made_of_a_number_or_a_label_is_explained() -> None:
+    expected = {
+        "Reading": "row-malformed row-new image-missing",
+        "Download": "url-status-404 url-new",
+        "Image": "image-small image-never-heard-of",
+        "Captions": "caption-html",
+        "Empty pairs": "no-caption",
+        "Scores": "agreement-low classifier-nsfw",
+        "Duplicates": "caption-near-duplicate image-merged",
+        "Decontamination": "evaluation-image",
+        "Other": "something",
+    }
+    for step, reasons in expected.items():
+        assert {explain(reason)[0] for reason in reasons.split()} == {step}
+    assert explain("url-status-404") == ("Download", "The server answered with status 404.", "")
+    assert "does not match" in explain("agreement-light-low")[1]
+    setting = "scores: {kind: classifier, reject, threshold}"
+    assert explain("classifier-nsfw") == ("Scores", "The classifier's label: nsfw.", setting)
+
+
+def test_bars_count_every_value_and_reach_to_a_near_threshold_but_not_to_a_far_one() -> None:
+    counts = np.zeros((3, 257), np.int64)
+    counts[0, 1:11] = 100  # kept
+    for limit, last in ((12, 13.5), (200, 10.5)):
+        assert cut_into_bars(SCALES["zh"], counts, [limit])[0][-1] == last
+    counts[1, [3, 256]] = 30, 3  # dropped
+    edges, bars = cut_into_bars(SCALES["zh"], counts, [])
+    assert edges.tolist() == [at + 0.5 for at in range(11)]
+    assert bars.tolist() == [[100] * 10, [0, 0, 30, 0, 0, 0, 0, 0, 0, 3], [0] * 10]  # a far value is in the last bar
+    edges, bars = cut_into_bars(SCALES["en"], np.full((3, 257), 5), [])
+    assert len(edges) - 1 == bars.shape[1] <= 48
+    assert bars.sum() == 3 * 257 * 5
+
+
+def test_one_pair_among_a_million_is_visible_and_the_same_histogram_has_the_same_bytes() -> None:
+    fates, limits = {"kept": {"3": 1_000_000}, "caption-short": {"1": 1}}, [("≥", 2), ("≤", 200)]
+    found = histogram("zh", fates, limits)
+    assert found == histogram("zh", fates, limits)
+    assert histogram("score:agreement:zh", {"kept": {"0.25": 2}})["title"] == "Agreement, Chinese"
+    assert (found["dropped"], found["alt"]) == (1, "Histogram: Chinese captions, threshold ≥ 2, ≤ 200")
+    assert [bar["fate"] for bar in found["bars"] if bar["height"] >= 1] == ["kept", "this"]
+    assert [limit["text"] for limit in found["limits"]] == ["≥ 2"]
+
+
+def test_thresholds_are_those_of_the_filters() -> None:
+    assert limits_of({"filters": [each.model_dump() for each in DEFAULT_FILTERS]}) == {
+        "short_side": [("≥", 32)],
+        "long_side": [],
+        "aspect": [("≤", 3.0)],
+        "bytes": [],
+        "zh": [("≥", 1), ("≤", 128)],
+        "en": [("≥", 1), ("≤", 64)],
+    }
