@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cache, cached_property, lru_cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ from dcclip_cli.data.pair import BLOCK, LANGUAGES, Language, Lazy, Pair, PairDat
 from dcclip_cli.data.remote import DataFile
 from dcclip_cli.data.shards import group_images
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import atomic_file, cache_folder, json_object, lock, remove
+from dcclip_cli.files import atomic_file, cache_folder, json_object, lock
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,12 +77,15 @@ class BlockCache:
         """Make a block local unless it is; of the others, those in `keep` are not removed for it."""
         if self._is_here(block):
             return
-        if block.size > self.max_bytes:
-            raise _too_small(block.source, block.size, self.max_bytes)
+        self._check_fits(block.source, block.size)
         self.folder.mkdir(parents=True, exist_ok=True)
         with lock(self.folder / f".{block.key[:2]}.lock"):  # one of 256: lock files do not add up
-            if not self._is_here(block):
-                self._write(block, keep)
+            if self._is_here(block):
+                return
+            with atomic_file(self.file(block)) as path, path.open("r+b", buffering=0) as stream:
+                stream.truncate(block.size)  # which others count as well
+                self._make_room(keep)
+                block.write(stream.fileno())
 
     def prefetch(self, blocks: Iterable[Block]) -> None:
         """Fetch the blocks of the next window in the background; those of the window before are kept.
@@ -92,9 +94,9 @@ class BlockCache:
         does not fit the cache: each image would fetch its block again.
         """
         window = {block.key: block for block in blocks}
-        if (needed := sum(block.size for block in window.values())) > self.max_bytes:
-            source = Message("a shuffle window of {}", next(iter(window.values())).source)
-            raise _too_small(source, needed, self.max_bytes)
+        if window:
+            first = next(iter(window.values())).source
+            self._check_fits(Message("a shuffle window of {}", first), sum(block.size for block in window.values()))
         self._windows = (*self._windows[-1:], window)
         threading.Thread(target=self._fetch_windows, args=(self._windows,), name="prefetch", daemon=True).start()
 
@@ -107,28 +109,21 @@ class BlockCache:
             with suppress(DcclipError, OSError):
                 self.fetch(block, needed)
 
-    def _is_here(self, block: Block) -> bool:
-        """Whether a block is local; its use is noted. What is not a file of its size is removed."""
-        file = self.file(block)
-        try:
-            about = os.lstat(file)
-            if not stat.S_ISREG(about.st_mode) or about.st_size != block.size:
-                remove(file)
-                return False
-            if time.time() - about.st_mtime > _TOUCH_S:
-                os.utime(file)
-        except FileNotFoundError:
-            return False
-        return True
+    def _check_fits(self, source: str, size: int) -> None:
+        if size > self.max_bytes:
+            sizes = size / 1e9, self.max_bytes / 1e9
+            what = Message("{} needs {:.3g} GB in the block cache, which may have {:.3g} GB", source, *sizes)
+            raise DcclipError(what, "make data.cache_gb larger, or data.shuffle_window smaller")
 
-    def _write(self, block: Block, keep: Collection[str]) -> None:
-        with atomic_file(self.file(block)) as path, path.open("r+b", buffering=0) as stream:
-            stream.truncate(block.size)  # which others count as well
-            self._make_room(keep)
-            block.write(stream.fileno())
-            if (written := os.fstat(stream.fileno()).st_size) != block.size:
-                what = Message("{} has {} bytes where its index says {}", block.source, written, block.size)
-                raise DcclipError(what, "the data has changed: run dcclip index on it")
+    def _is_here(self, block: Block) -> bool:
+        """Whether a block is local, a file of its size; its use is noted."""
+        with suppress(FileNotFoundError):
+            about = os.stat(self.file(block))
+            if about.st_size == block.size:
+                if time.time() - about.st_mtime > _TOUCH_S:
+                    os.utime(self.file(block))
+                return True
+        return False
 
     def _make_room(self, keep: Collection[str]) -> None:
         """Remove blocks until all files of the cache are within its limit."""
@@ -144,14 +139,6 @@ class BlockCache:
                 break
             Path(path).unlink(missing_ok=True)
             total -= size
-
-
-def _too_small(source: str, needed: int, max_bytes: int) -> DcclipError:
-    """The error of a cache that is smaller than what is needed at a time."""
-    what = Message(
-        "{} needs {:.3g} GB in the block cache, which may have {:.3g} GB", source, needed / 1e9, max_bytes / 1e9
-    )
-    return DcclipError(what, "make data.cache_gb larger, or data.shuffle_window smaller")
 
 
 # ---- the dataset
@@ -202,21 +189,17 @@ class IndexedDataset(PairDataset):
     def image(self, index: int) -> bytes:
         """The bytes of a sample's image. Raises DcclipError where they are not those that were indexed."""
         chunk, row = self._find(index)
-        offset, size = int(chunk.offset[row]), int(chunk.size[row])
+        file, offset, size = chunk.index.file, int(chunk.offset[row]), int(chunk.size[row])
         if size < 0:
-            what = Message("{}: pair {} has no image bytes", chunk.index.file, chunk.value("key", row))
+            what = Message("{}: pair {} has no image bytes", file, chunk.value("key", row))
             raise DcclipError(what, "leave the pair out, or write its image")
-        if (block := chunk.block(row)) is None:
-            image = chunk.index.file.read(offset, size)
-        else:
-            image = self._cache.read(block, offset, size)
+        [block] = chunk.blocks(row) or [None]
+        image = self._cache.read(block, offset, size) if block else file.read(offset, size)
         if image_digest(image) != chunk.value("digest", row):
-            if block is not None:
-                remove(self._cache.file(block))  # in case it is the cache that a crash of the machine has damaged
-            what = Message(
-                "{}: the image of pair {} has changed since it was indexed", chunk.index.file, chunk.value("key", row)
-            )
-            raise DcclipError(what, Message("index it again: dcclip index --fresh {}", chunk.index.file))
+            if block:
+                self._cache.file(block).unlink(missing_ok=True)  # in case it is the cache that is damaged
+            what = Message("{}: the image of pair {} has changed since it was indexed", file, chunk.value("key", row))
+            raise DcclipError(what, Message("index it again: dcclip index --fresh {}", file))
         return image
 
     def image_digest(self, index: int) -> bytes:
@@ -251,7 +234,7 @@ class IndexedDataset(PairDataset):
         return np.unique(np.concatenate(found))
 
     def will_need(self, indices: np.ndarray) -> None:
-        if any(index.about.groups or index.file.is_remote for index in self._indexes):  # not tars on disk
+        if not all(map(_is_direct, self._indexes)):
             self._cache.prefetch(block for _, chunk, rows in self._by_chunk(indices) for block in chunk.blocks(rows))
 
     # ---- chunks: the record batches of all indexes, one after the other
@@ -269,7 +252,7 @@ class IndexedDataset(PairDataset):
             raise IndexError(index)
         number = int(self._starts.searchsorted(index, "right")) - 1
         chunk = self._chunk(number)
-        return chunk, chunk.row(index - int(self._starts[number]))
+        return chunk, int(chunk.rows(index - int(self._starts[number])))
 
     def _by_chunk(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray, _Chunk, np.ndarray]]:
         """Each chunk that has some of the samples, their places in `indices`, and their rows in the chunk."""
@@ -295,6 +278,11 @@ class IndexedDataset(PairDataset):
         return Lazy(len(self), get, iterate)
 
 
+def _is_direct(index: Index) -> bool:
+    """Whether images are read from the file itself, a tar on disk, and not through the block cache."""
+    return not (index.about.groups or index.file.is_remote)
+
+
 class _Chunk:
     """A record batch of an index; with `selected`, only its rows that have captions."""
 
@@ -305,13 +293,10 @@ class _Chunk:
         self.offset, self.size = batch["offset"].to_numpy(), batch["size"].to_numpy()
         self._columns = {name: batch[name] for name in ("key", *LANGUAGES, "meta", "digest")}
         self._selected = np.flatnonzero(batch["captioned"].to_numpy(zero_copy_only=False)) if selected else None
-        self._blocks: dict[int, Block] = {}
         self._group_ends = np.cumsum([rows for rows, _ in index.about.groups])
+        self._block = cache(self._group if index.about.groups else self._part)
 
-    def row(self, place: int) -> int:
-        return place if self._selected is None else int(self._selected[place])
-
-    def rows(self, places: np.ndarray) -> np.ndarray:
+    def rows(self, places: Any) -> Any:
         return places if self._selected is None else self._selected[places]
 
     def value(self, column: str, row: int) -> Any:
@@ -321,28 +306,15 @@ class _Chunk:
         array = self._columns[column]
         return list((array if self._selected is None else array.take(self._selected)).to_pylist())
 
-    def block(self, row: int) -> Block | None:
-        """The block that a row's image is read from; None for a tar on disk, which is read directly."""
-        index = self.index
-        return self._block(int(self._numbers(row))) if index.about.groups or index.file.is_remote else None
-
-    def blocks(self, rows: np.ndarray) -> list[Block]:
-        """The blocks that rows' images are read from."""
+    def blocks(self, rows: Any) -> list[Block]:
+        """The blocks that the images of one or several rows are read from; none for a tar on disk."""
         import numpy as np
 
-        found = np.unique(self._numbers(rows)).tolist() if self.index.about.groups or self.index.file.is_remote else []
-        return [self._block(number) for number in found]
-
-    def _numbers(self, rows: Any) -> Any:
-        """The numbers of the blocks of rows: in the file for row groups, in the chunk for parts of a tar."""
-        if self.index.about.groups:
-            return self._group_ends.searchsorted(self._before + rows, "right")
-        return rows // BLOCK
-
-    def _block(self, number: int) -> Block:
-        if number not in self._blocks:
-            self._blocks[number] = self._group(number) if self.index.about.groups else self._part(number)
-        return self._blocks[number]
+        if _is_direct(self.index):
+            return []
+        groups = self.index.about.groups
+        numbers = self._group_ends.searchsorted(self._before + rows, "right") if groups else rows // BLOCK
+        return [self._block(number) for number in np.unique(numbers).tolist()]
 
     def _group(self, number: int) -> Block:
         """The images of a row group of a Parquet file, one after the other."""

@@ -22,7 +22,7 @@ from dcclip_cli.data.remote import local_file
 from dcclip_cli.data.shards import Columns, tar_rows
 from dcclip_cli.data.unpaired import open_images
 from dcclip_cli.errors import DcclipError
-from tests.damage import KINDS, damage
+from tests.damage import damage
 from tests.data.test_dataset import CAT, DOG, add, write_tar
 
 JPEG = b"\xff\xd8\xff"
@@ -99,7 +99,7 @@ def where(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     return indexes.cached(local_file(tar), NONE)
 
 
-@pytest.mark.parametrize("kind", [*(kind for kind in KINDS if kind != "loop"), "another format"])
+@pytest.mark.parametrize("kind", ["cut", "emptied", "another format"])
 def test_an_index_that_cannot_be_read_is_an_error_that_says_how_to_make_it_again(
     where: Path, kind: str, tmp_path: Path
 ) -> None:
@@ -111,45 +111,11 @@ def test_an_index_that_cannot_be_read_is_an_error_that_says_how_to_make_it_again
     with pytest.raises(DcclipError, match=r"index\.arrow is damaged, or from another version of dcclip") as raised:
         open_pairs(tar)
     assert raised.value.hint == f"index the data again: dcclip index --fresh {tar}"
-    if kind != "folder":
-        index(tar, fresh=True)
-        pairs = open_pairs(tar)
-        assert list(pairs) == many(50)
-        ids = pairs.first_caption_ids(np.arange(50))
-        assert ids.tolist() == [[caption_id(own[0]) for own in (pair.zh, pair.en)] for pair in pairs]
-
-
-def test_a_damaged_batch_is_an_error_also_when_all_data_is_compared(where: Path, tmp_path: Path) -> None:
-    tar = tmp_path / "数据 a.tar"
-    content = where.read_bytes()
-    assert content.count(b'"captioned": [20, 20, 10]') == 1
-    where.write_bytes(content.replace(b'"captioned": [20, 20, 10]', b'"captioned": [20, 19, 10]'))
-    with pytest.raises(DcclipError, match=r"index\.arrow is damaged") as raised:
-        open_pairs(tar).captions("zh")[30]
-    assert raised.value.hint == f"index the data again: dcclip index --fresh {tar}"
-    with pytest.raises(DcclipError, match=r"index\.arrow is damaged"):
-        verify_files(shards_at(tar), NONE)
-
-
-def test_an_index_from_elsewhere_that_lies_about_its_rows_is_an_error_and_never_a_crash(
-    tmp_path: Path,
-) -> None:
-    write_tar(tmp_path / "a.tar", *many(50))
-    index(tmp_path)
-    path = tmp_path / f"a.tar{SUFFIX}"
-    whole, chance = path.read_bytes(), random.Random(1)
-    for _ in range(150):
-        damaged = bytearray(whole)
-        for at in chance.sample(range(len(whole)), 20):
-            damaged[at] = chance.choice((0, 1, 127, 255))
-        path.write_bytes(damaged)
-        try:
-            pairs = open_pairs(tmp_path)
-            assert len(list(pairs.captions("zh"))) == len(pairs.keys()) == len(pairs)
-            for each in range(len(pairs)):
-                pairs.image(each)
-        except DcclipError as error:
-            assert error.hint
+    index(tar, fresh=True)
+    pairs = open_pairs(tar)
+    assert list(pairs) == many(50)
+    ids = pairs.first_caption_ids(np.arange(50))
+    assert ids.tolist() == [[caption_id(own[0]) for own in (pair.zh, pair.en)] for pair in pairs]
 
 
 def test_a_changed_shard_is_found_by_reading_all_data_and_by_nothing_less(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from threading import Barrier
 import pytest
 
 from dcclip_cli.data import remote
-from dcclip_cli.data.remote import DataFile, list_files, shown
+from dcclip_cli.data.remote import DataFile, RangeFile, list_files, shown
 from dcclip_cli.errors import DcclipError
 from tests.data.servers import S3, forget_connections, http_server
 
@@ -236,7 +236,7 @@ def test_a_remote_file_object_reads_in_large_requests(web: tuple[str, type]) -> 
         stream.seek(10_000)
         assert stream.read(1000) == CONTENT[10_000:]
     assert handler.requests == ["/00000.tar bytes=0-10239"]  # type: ignore[attr-defined]
-    with file.open_raw() as raw:
+    with RangeFile(file) as raw:
         raw.seek(512)
         assert raw.read(2) == b"\x00\x01"
     assert handler.requests[1:] == ["/00000.tar bytes=512-513"]  # type: ignore[attr-defined]
