@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dcclip_cli.errors import Message, joined
-from dcclip_cli.language import translated
+from dcclip_cli.errors import Message, joined, translated
 from dcclip_cli.machine import is_first_process
 from dcclip_cli.text import filled
 

@@ -1,8 +1,7 @@
 import pickle
 from pathlib import Path
 
-from dcclip_cli.errors import AgainError, DcclipError, Message, joined
-from dcclip_cli.language import translated
+from dcclip_cli.errors import AgainError, DcclipError, Message, joined, translated
 
 
 def test_an_error_fills_both_of_its_templates_with_the_fields() -> None:

@@ -3,8 +3,7 @@ import sys
 
 import pytest
 
-from dcclip_cli.errors import DcclipError, Message, joined
-from dcclip_cli.language import language, translated
+from dcclip_cli.errors import DcclipError, Message, joined, language, translated
 
 LOCALE = ("DCCLIP_LANG", "LC_ALL", "LC_MESSAGES", "LANG")
 

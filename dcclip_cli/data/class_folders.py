@@ -17,8 +17,7 @@ from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.data.reading import IMAGE_SUFFIXES, MAX_TEXT_BYTES
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import refuse_special
-from dcclip_cli.text import language_by_script
-from dcclip_cli.text_files import not_utf8
+from dcclip_cli.text import language_by_script, not_utf8
 
 NAMES_FILE = "classes.yaml"
 _WORDNET_ID = re.compile(r"n\d{8}")

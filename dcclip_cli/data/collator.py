@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -14,7 +14,6 @@ from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.data.pair import Language, PairDataset
 from dcclip_cli.data.pixels import ImageCache, Preprocess, draft_side, stacked
 from dcclip_cli.data.samplers import Sample
-from dcclip_cli.data.stored_features import StoredFeatures
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.preprocess import decode, flatten
 
@@ -30,6 +29,54 @@ OTHER = "-other"  # `zh-other`: the second captions of the images whose first ca
 def generator(seed: int, index: int, augmentation: int) -> np.random.Generator:
     """The random numbers of one augmentation of one sample: the same in every process and every run."""
     return np.random.Generator(np.random.Philox(key=np.array([seed, (augmentation << 40) | index], np.uint64)))
+
+
+# ---- what a teacher's cache has of a batch: fp16, token features without padding
+
+
+@dataclass(frozen=True)
+class StoredTexts:
+    """Features of n texts: `embedding` (n, D), and the `tokens` (T, W) of all, one text after the other.
+
+    `rows` (n, L) are the tokens of each text, 0 in padding, and `lengths` (n,) their number. All three are None where
+    no loss needs tokens.
+    """
+
+    embedding: torch.Tensor
+    tokens: torch.Tensor | None = None
+    rows: torch.Tensor | None = None
+    lengths: torch.Tensor | None = None
+
+    def take(self, texts: torch.Tensor) -> StoredTexts:
+        """The features of some of the texts."""
+        if self.rows is None or self.lengths is None:
+            return StoredTexts(self.embedding[texts])
+        return StoredTexts(self.embedding[texts], self.tokens, self.rows[texts], self.lengths[texts])
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> StoredTexts:
+        own = (self.embedding, self.tokens, self.rows, self.lengths)
+        return StoredTexts(*(None if one is None else change(one) for one in own))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class StoredFeatures:
+    """Features of a batch: those of its images, (B, ...) by name of the array, and those of its texts by language."""
+
+    images: dict[str, torch.Tensor]
+    texts: dict[str, StoredTexts]
+
+    def take(self, images: slice, texts: Mapping[str, torch.Tensor]) -> StoredFeatures:
+        """The features of a part of the batch."""
+        taken = {name: self.texts[name].take(rows) for name, rows in texts.items()}
+        return StoredFeatures({name: values[images] for name, values in self.images.items()}, taken)
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> StoredFeatures:
+        """The same with every tensor changed: moved to a device, pinned."""
+        texts = {name: one.map(change) for name, one in self.texts.items()}
+        return StoredFeatures({name: change(values) for name, values in self.images.items()}, texts)
+
+
+# ---- batches
 
 
 @dataclass(frozen=True)

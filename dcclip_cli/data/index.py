@@ -24,9 +24,9 @@ from dcclip_cli.data.shards import Columns, Row, rows_of
 from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import atomic_file, cache_folder, lock, temporary_folder
 from dcclip_cli.machine import cores
+from dcclip_cli.processes import calls, process_pool
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.text import encodable
-from dcclip_cli.workers import calls, process_pool
 
 if TYPE_CHECKING:
     import pyarrow as pa

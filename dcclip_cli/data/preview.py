@@ -24,7 +24,7 @@ from dcclip_cli.data.shards import (
 from dcclip_cli.data.unpaired import READERS
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import decode
-from dcclip_cli.text_files import not_utf8
+from dcclip_cli.text import not_utf8
 
 _SAMPLE = 500  # samples that are looked at
 _FILES = 8  # that are looked into

@@ -22,8 +22,7 @@ from dcclip_cli.data.shards import Captions, Columns
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import file_sha256, json_object
 from dcclip_cli.progress import Progress
-from dcclip_cli.text import language_by_script
-from dcclip_cli.text_files import not_utf8
+from dcclip_cli.text import language_by_script, not_utf8
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -3,8 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from dcclip_cli.errors import Message
-from dcclip_cli.language import Language, translated
+from dcclip_cli.errors import Language, Message, translated
 
 MADE = "<!-- Made by python -m docs.generate: change the code, or docs/generate. -->\n"
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from dcclip_cli.curation.sources.base import Slice, index_slices
 from dcclip_cli.data.reading import Drop, cuts, lines, records
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.text_files import not_utf8
+from dcclip_cli.text import not_utf8
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -24,10 +24,10 @@ from dcclip_cli.curation.sources.base import (
     key_prefix,
 )
 from dcclip_cli.curation.sources.table_files import ROWS_AT_A_TIME, Cells, ParquetTable, TextTable, cells_of
-from dcclip_cli.data.hub import load_hub
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.reading import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, Drop, Fault, Folder, from_base64, plain, texts_of
 from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.hub import load_hub
 from dcclip_cli.options import PathOption
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from dcclip_cli.errors import Message
 from dcclip_cli.machine import peak_memory_bytes
 from dcclip_cli.model import Precision
 from dcclip_cli.model.reference import ModelReference
-from dcclip_cli.workers import calls, process_pool
+from dcclip_cli.processes import calls, process_pool
 
 DATASET = "xm3600"
 CAVEAT = Message(
