@@ -22,12 +22,11 @@ from dcclip_cli.data.pair import (
     Lazy,
     Pair,
     PairDataset,
-    arrow_captions,
-    caption_strings,
+    captions_in_memory,
 )
 from dcclip_cli.data.remote import DataFile, is_url, list_files, shown
 from dcclip_cli.data.shards import SUFFIXES, Columns, open_parquet, parquet_errors
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -48,28 +47,22 @@ class EmbeddingDataset(FileDataset):
     path: Path
 
     def __init__(self, path: Path) -> None:
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
         self.path = path
         with parquet_errors(path):
             table = pq.read_table(path, memory_map=True)
-        if "key" not in table.column_names:
-            what = Message("{} has no column key (found: {})", path, ", ".join(table.column_names))
-            raise DcclipError(what, "write a key for each embedding")
-        for name in set(LANGUAGES).difference(table.column_names):
-            table = table.append_column(name, pa.nulls(table.num_rows))
+        names = table.column_names
+        if "key" not in names:
+            hint = "write a key for each embedding"
+            raise DcclipError("{} has no column {} (found: {})", hint, path, "key", ", ".join(names))
         self._keys = table["key"].combine_chunks()
         self.embeddings = _vectors(table, path)
         with parquet_errors(path):
-            texts = {language: table[language].to_pylist() for language in LANGUAGES}
-        self._captions = {
-            language: arrow_captions(
-                caption_strings(captions, f"{path}: {language} of pair {row}")
-                for row, captions in enumerate(texts[language])
-            )
-            for language in LANGUAGES
-        }
+            records = table.select([name for name in LANGUAGES if name in names]).to_pylist()
+        self._captions = captions_in_memory(
+            Columns().captions(record, f"{path}: pair {row}") for row, record in enumerate(records)
+        )
 
     @classmethod
     def find(cls, path: Path, uncaptioned: bool) -> Self | None:
@@ -195,11 +188,9 @@ def open_pairs(
     """
     dataset = find_dataset(source, False, columns, progress, cache_bytes)
     if not dataset:
-        layouts = f"name {', '.join([_LAYOUT, *(layout.layout for layout in LAYOUTS)])}"
         if dataset is None:
-            raise no_pairs(named(source), layouts)
-        what = Message("no KEY.jpg with a KEY.json in a tar, no row in a Parquet file")
-        raise DcclipError("{} has no pairs: {}", "collect or download it again, or name another", named(source), what)
+            raise no_pairs(named(source), f"name {', '.join([_LAYOUT, *(layout.layout for layout in LAYOUTS)])}")
+        raise DcclipError("{} has no pairs", "collect or download it again, or name another", named(source))
     return dataset
 
 

@@ -97,14 +97,18 @@ class Lazy(Sequence[T]):
     __hash__ = None  # type: ignore[assignment]
 
 
-def arrow_captions(captions: Iterable[tuple[str, ...]]) -> Lazy[tuple[str, ...]]:
-    """Captions kept in memory, without a Python object for each."""
+def captions_in_memory(
+    texts: Iterable[Mapping[Language, tuple[str, ...]]],
+) -> dict[Language, Sequence[tuple[str, ...]]]:
+    """Captions by language, kept in memory without a Python object for each."""
     import pyarrow as pa
 
-    every, chunks = iter(captions), []
+    every, kind = iter(texts), pa.list_(pa.string())
+    chunks: dict[Language, list[pa.Array]] = {language: [] for language in LANGUAGES}
     while some := list(islice(every, _CHUNK)):
-        chunks.append(pa.array(some, pa.list_(pa.string())))
-    return lazy_captions(pa.chunked_array(chunks, pa.list_(pa.string())))
+        for language, own in chunks.items():
+            own.append(pa.array([text.get(language, ()) for text in some], kind))
+    return {language: lazy_captions(pa.chunked_array(own, kind)) for language, own in chunks.items()}
 
 
 def lazy_captions(captions: pa.ChunkedArray) -> Lazy[tuple[str, ...]]:

@@ -262,14 +262,6 @@ def test_a_header_that_claims_terabytes_is_a_fault_and_takes_no_memory(tmp_path:
         assert list(found.values()) == ["tar-cut" if kind == tarfile.REGTYPE else "tar-unreadable"]
 
 
-def test_long_names_upon_long_names_are_a_fault(tmp_path: Path) -> None:
-    header = tarfile.TarInfo("././@LongLink")
-    header.size, header.type = 4, tarfile.GNUTYPE_LONGNAME
-    block = header.tobuf(tarfile.GNU_FORMAT) + b"a.b\0".ljust(512, b"\0")
-    (tmp_path / "0.tar").write_bytes(tar(tmp_path / "1.tar", pair("a", "猫")).read_bytes()[:2048] + block * 5000)
-    assert list(in_tar(tmp_path / "0.tar").values()) == [None, "tar-unreadable"]
-
-
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 4095), st.binary(min_size=1, max_size=40), st.integers(0, 10_240))
 def test_no_damage_makes_reading_fail(tmp_path: Path, at: int, damage: bytes, cut: int) -> None:
