@@ -76,8 +76,6 @@ def read_record(file: Path, hint: str) -> Record:
         raise DcclipError("{} lists no files of its folder", hint, file)
     for path in (file.parent / name for name in files):
         if not path.is_file():
-            if path.is_dir():
-                raise DcclipError("{} is a folder", hint, path)
             raise DcclipError("{} is missing, which {} lists", hint, path, file.name)
     return Record(file, content, hint)
 

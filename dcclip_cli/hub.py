@@ -48,12 +48,11 @@ def files_on_hub(repository: str, kind: Literal["model", "dataset"] = "model") -
         raise DcclipError("{} is neither a directory nor a name on the hub", "write ORG/NAME", repository) from None
     # The HTTP library's own errors are no OSError.
     except (OSError, *HfHubHTTPError.__bases__) as error:  # type: ignore[misc]
+        reason = Message("HF_HUB_OFFLINE is set") if HF_HUB_OFFLINE else str(error).strip().splitlines()[0][:200]
+        why = Message("the hub cannot be reached")
         if getattr(error, "response", None) is not None:
-            why, reason = Message("the hub does not have it, or not for you"), str(error).strip().splitlines()[0][:200]
+            why = Message("the hub does not have it, or not for you")
             hint = Message("check the name; if its license must be accepted on the hub, log in with: hf auth login")
-        else:
-            why = Message("the hub cannot be reached")
-            reason = Message("HF_HUB_OFFLINE is set") if HF_HUB_OFFLINE else str(error).strip().splitlines()[0][:200]
         raise DcclipError("{} is not complete in the local cache, and {}: {}", hint, repository, why, reason) from None
 
 
@@ -73,13 +72,11 @@ def load_hub(
     with _errors(path):
         if os.path.isdir(path) and is_saved(path):
             found = datasets.load_from_disk(path)
-            if isinstance(found, datasets.DatasetDict):
-                if split not in found:
-                    raise DcclipError(
-                        "{} has no split {} (found: {})", "name one as `split`", path, split, ", ".join(found)
-                    )
-                found = found[split]
-            return found
+            if isinstance(found, datasets.DatasetDict) and split not in found:
+                raise DcclipError(
+                    "{} has no split {} (found: {})", "name one as `split`", path, split, ", ".join(found)
+                )
+            return found[split] if isinstance(found, datasets.DatasetDict) else found
         if path.startswith(("/", ".")) and not os.path.isdir(path):
             hint = Message("check the path; in a recipe it is relative to the recipe's folder")
             raise DcclipError("{} is not a folder", hint, path)

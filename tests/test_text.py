@@ -1,10 +1,12 @@
 """The language of a text by its script; characters that are none; where a terminal breaks a line."""
 
+from pathlib import Path
+
 import pytest
 from rich.cells import chop_cells
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.text import check_unicode, filled, language_by_script
+from dcclip_cli.text import check_unicode, encoding_of, filled, language_by_script, not_utf8, read_text
 
 
 @pytest.mark.parametrize(
@@ -38,3 +40,57 @@ def test_a_terminal_breaks_no_word_of_a_filled_line_which_stays_one_line(line: s
     assert [row.rstrip() for row in chop_cells(found, 12) or [""]] == rows
     assert "\n" not in found
     assert filled(line, 80) == line
+
+
+# ---- files
+
+CHINESE, TRADITIONAL, ENGLISH = "猫\n一只在雪地里的狗，红色的圆", "貓\n一隻在雪地裡的狗，紅色的圓", "a cat\na dog\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "found"),
+    [
+        (CHINESE, "gbk", "GB18030"),
+        (CHINESE, "gb18030", "GB18030"),
+        (TRADITIONAL, "big5", "BIG5"),
+        (CHINESE, "utf-16", "UTF-16"),
+        (ENGLISH, "utf-16", "UTF-16"),
+        (ENGLISH, "utf-16-le", "UTF-16LE"),
+        (ENGLISH, "utf-16-be", "UTF-16BE"),
+        (CHINESE, "utf-32", "UTF-32"),
+        ("café déjà vu", "latin-1", None),
+        ("привет мир", "cp1251", None),
+    ],
+)
+def test_an_encoding_is_known_by_its_mark_or_its_characters(text: str, encoding: str, found: str | None) -> None:
+    assert encoding_of(text.encode(encoding)) == found
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n" + bytes(range(256)), b"PK\x03\x04\0\0", b"\x80\x04N.", b""])
+def test_what_is_no_text_has_no_encoding(content: bytes) -> None:
+    assert encoding_of(content) is None
+
+
+def test_the_hint_is_a_command_that_converts_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import subprocess
+
+    monkeypatch.chdir(tmp_path)
+    file = Path("标签 labels.txt")
+    for encoding in ("gbk", "utf-16"):
+        file.write_bytes(CHINESE.encode(encoding))
+        command = not_utf8(file).hint.removeprefix("convert it with: ")
+        subprocess.run(command, shell=True, check=True)
+        assert Path("utf8.txt").read_text("utf-8").lstrip("\ufeff") == CHINESE
+
+
+def test_text_is_bounded_and_what_is_wrong_is_told_apart(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("\ufeff猫\n", "utf-8")
+    assert read_text(file, 100, "") == "猫\n"
+    for path, most, complaint in (
+        (tmp_path / "none", 9, "does not exist"),
+        (tmp_path, 9, "is a folder"),
+        (file, 3, "is larger than"),
+    ):
+        with pytest.raises(DcclipError, match=complaint):
+            read_text(path, most, "give another")

@@ -1,6 +1,5 @@
 """Datasets of pairs: every file layout gives back the pairs that were written, and says what is wrong with a file."""
 
-import errno
 import hashlib
 import io
 import tarfile
@@ -15,7 +14,6 @@ import pytest
 
 from dcclip_cli.data.dataset import ConcatDataset, open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.shards import parquet_errors
 from dcclip_cli.data.unpaired import open_images, open_texts
 from dcclip_cli.errors import DcclipError
 from tests.tars import tar_bytes, tar_of
@@ -164,9 +162,3 @@ def test_indices_continue_through_the_datasets_and_so_do_their_files(tmp_path: P
     assert joined.keys() == ["cat", "dog", "a.png", "0"]
     assert joined.blocks.tolist() == [0, 2, 3]
     assert joined.image_digest(2) == hashlib.blake2b(b"an image", digest_size=16).digest()
-
-
-def test_a_parquet_file_that_may_not_be_read_need_not_be_written_again() -> None:
-    with pytest.raises(DcclipError, match=r"cannot be read: .*denied") as caught, parquet_errors(Path("猫.parquet")):
-        raise PermissionError(errno.EACCES, "Permission denied")
-    assert caught.value.hint == "allow it with: chmod +r 猫.parquet"

@@ -3,9 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
 
 import pytest
 
@@ -49,27 +47,6 @@ def test_a_file_that_is_shorter_than_it_was_is_an_error(tmp_path: Path) -> None:
     file = DataFile(str(tmp_path / "a.tar"), 20_000, "")
     with pytest.raises(DcclipError, match="has 240 bytes at 10000, not 1000"):
         file.read(10_000, 1000)
-
-
-def test_threads_that_open_a_file_at_once_each_read_its_bytes(tmp_path: Path) -> None:
-    for number in range(48):
-        (tmp_path / f"{number:02}.tar").write_bytes(bytes([number]) * 64)
-    files, threads = list_files(tmp_path), 16
-    together, before = Barrier(threads), sys.getswitchinterval()
-
-    def read(_: int) -> list[bytes]:
-        together.wait()
-        return [file.read(number, 4) for number, file in enumerate(files)]
-
-    sys.setswitchinterval(1e-6)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            for _ in range(40):
-                remote._opened.cache_clear()  # cold: all of them open each file
-                for found in pool.map(read, range(threads)):
-                    assert found == [bytes([number]) * 4 for number in range(48)]
-    finally:
-        sys.setswitchinterval(before)
 
 
 def test_files_in_a_bucket_are_listed_and_read_by_range(s3: S3) -> None:
@@ -145,7 +122,6 @@ _ENDLESS = b"<IsTruncated>true</IsTruncated><NextContinuationToken>same</NextCon
 @pytest.mark.parametrize(
     ("status", "answer", "what", "hint"),
     [
-        (200, _LISTED % (b"", b"many"), "s3://b/d cannot be read: .*'many'", "AWS_ENDPOINT_URL"),
         (200, _LISTED % (_ENDLESS, b"1"), "s3://b/d cannot be read: FSTimeoutError", "AWS_ENDPOINT_URL"),
         (400, b"<Error><Code>ExpiredToken</Code><Message>It has expired.</Message></Error>", "denied", "expired"),
     ],

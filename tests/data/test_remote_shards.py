@@ -11,7 +11,6 @@ from dcclip_cli.data import index, indexed
 from dcclip_cli.data import remote as stores
 from dcclip_cli.data.dataset import find_dataset, open_pairs, shards_at, write_parquet
 from dcclip_cli.data.index import cached, find_indexes, own_place, verify_files, write_index
-from dcclip_cli.data.indexed import IndexedDataset
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.remote import DataFile, list_files
 from dcclip_cli.data.shards import Columns
@@ -59,17 +58,6 @@ def test_parquet_in_a_bucket_is_read_by_row_group(s3: S3, pairs: list[Pair], tmp
     assert list(remote) == pairs
 
 
-def test_an_index_that_is_published_next_to_a_shard_is_used(
-    s3: S3, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "all.tar").write_bytes(tar_of(pairs))
-    (own,) = find_indexes(list_files(tmp_path / "all.tar"), Columns())
-    s3.put("bucket", "all.tar", tar_of(pairs))
-    s3.put("bucket", "all.tar.index.arrow", own.path.read_bytes())
-    monkeypatch.setattr(index, "write_index", None)  # nothing is indexed
-    assert list(open_pairs("s3://bucket/all.tar")) == pairs
-
-
 def test_indexing_a_bucket_uses_what_is_published_and_reads_the_rest(
     s3: S3, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +77,7 @@ def test_indexing_a_bucket_uses_what_is_published_and_reads_the_rest(
     assert [sum(one.about.rows) for one in found] == [10, 10, 10, 10]
     assert read == ["00001.tar", "00002.tar", "00003.tar"]
     assert verify_files(shards_at("s3://bucket/shards"), Columns()) == found
+    assert list(open_pairs("s3://bucket/shards")) == pairs
 
 
 def test_a_published_index_of_other_data_is_not_used(s3: S3, pairs: list[Pair], tmp_path: Path) -> None:
@@ -146,14 +135,6 @@ def test_a_folder_on_disk_needs_no_cache(pairs: list[Pair], tmp_path: Path) -> N
     local.will_need(np.arange(40))
     assert local.image(0) == pairs[0].image
     assert not (cache_folder() / "blocks").exists()
-
-
-def test_a_cache_that_is_too_small_for_a_block_is_an_error(s3: S3, pairs: list[Pair]) -> None:
-    s3.put("bucket", "all.tar", tar_of(pairs))
-    indexes = find_indexes(list_files("s3://bucket/all.tar"), Columns())
-    with pytest.raises(DcclipError, match="GB in the block cache, which may have 1e-06 GB") as caught:
-        list(IndexedDataset("s3://bucket/all.tar", indexes, cache_bytes=1000))
-    assert caught.value.hint == "make data.cache_gb larger, or data.shuffle_window smaller"
 
 
 @pytest.fixture
