@@ -275,7 +275,8 @@ class FeatureStore:
         for file, arrays, seconds in blocks:
             count, size = len(arrays[_KEYS]), sum(array.nbytes for array in arrays.values())
             number = np.full(count, len(self._blocks), np.uint32)
-            tables.append(_Table(*_halves(arrays[_KEYS]), number, np.arange(count, dtype=np.uint32)))
+            first, second = _halves(arrays[_KEYS])
+            tables.append(_Table(first, second, number, np.arange(count, dtype=np.uint32)))
             self._blocks.append(_Block(file or arrays, frozenset(arrays), count, size, seconds))
         if not tables:
             return

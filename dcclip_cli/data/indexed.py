@@ -193,7 +193,7 @@ class IndexedDataset(PairDataset):
         if size < 0:
             what = Message("{}: pair {} has no image bytes", file, chunk.value("key", row))
             raise DcclipError(what, "leave the pair out, or write its image")
-        [block] = chunk.blocks(row) or [None]
+        block = next(iter(chunk.blocks(row)), None)
         image = self._cache.read(block, offset, size) if block else file.read(offset, size)
         if image_digest(image) != chunk.value("digest", row):
             if block:

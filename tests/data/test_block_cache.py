@@ -106,18 +106,6 @@ def test_a_window_larger_than_the_cache_is_an_error(tmp_path: Path) -> None:
     assert caught.value.hint == "make data.cache_gb larger, or data.shuffle_window smaller"
 
 
-def test_what_cannot_be_fetched_ahead_is_left_to_the_reader(tmp_path: Path) -> None:
-    def fails(_: int) -> None:
-        raise DcclipError("no network", "")
-
-    cache = BlockCache(tmp_path / "blocks", 5000)
-    cache.prefetch([Block("aa", 0, 10, "shard", fails)])
-    with pytest.raises(DcclipError, match="no network"):
-        cache.read(Block("aa", 0, 10, "shard", fails), 0, 1)
-    cache.prefetch([block(tmp_path, "b2")])
-    _wait(cache, ["b2"])
-
-
 def test_a_full_disk_is_an_error_that_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")

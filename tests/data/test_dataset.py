@@ -74,14 +74,6 @@ def test_the_fingerprint_changes_with_every_part_of_the_data_and_not_with_its_pl
     assert open_pairs(tmp_path / "elsewhere").fingerprint == prints[0]
 
 
-def test_columns_beyond_key_and_image_may_be_missing(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"key": ["1"], "image": [b"image"], "zh": [["猫"]]}), tmp_path / "a.parquet")
-    assert open_pairs(tmp_path / "a.parquet")[0] == Pair("1", b"image", zh=("猫",), en=())
-    pq.write_table(pa.table({"key": ["1"], "url": ["x"]}), tmp_path / "a.parquet")
-    with pytest.raises(DcclipError, match=r"no column image \(found: key, url\)"):
-        open_pairs(tmp_path / "a.parquet")
-
-
 @pytest.mark.parametrize(
     ("name", "content", "what"),
     [

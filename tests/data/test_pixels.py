@@ -115,12 +115,6 @@ def test_what_is_left_of_an_image_has_twice_the_pixels_of_the_largest_target() -
     assert draft_side(Augment(), [small, Preprocessing(64)]) == 0  # whatever it does is not known
 
 
-def test_reduced_decoding_changes_levels_by_less_than_a_jpegs_quality_does() -> None:
-    content, preprocessing = jpeg(photo(1024, 1024)), Preprocessing(224)
-    whole, reduced = (Uint8Pixels(preprocessing)(decode(content, draft=draft)).astype(int) for draft in (0, 448))
-    assert np.abs(whole - reduced).mean() < 1  # of 255; measured: 0.3
-
-
 # ---- the cache
 
 

@@ -1,6 +1,5 @@
 """Data files: listing and reading by range from disk, an S3 store and an HTTP server; errors; what they never show."""
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,15 +61,6 @@ def test_files_in_a_bucket_are_listed_and_read_by_range(s3: S3) -> None:
     both = list_files("s3://bucket/data/{00000..00001}.tar")
     assert [(file.name, file.size) for file in both] == [("00000.tar", 10_240), ("00001.tar", 10_240)]
     assert both[1].read(300, 2) == bytes([44, 45])
-
-
-def test_another_content_in_a_bucket_has_another_version(s3: S3) -> None:
-    s3.put("bucket", "a.tar", CONTENT)
-    (before,) = list_files("s3://bucket/a.tar")
-    s3.put("bucket", "a.tar", CONTENT[::-1])
-    forget_connections()
-    (after,) = list_files("s3://bucket/a.tar")
-    assert before.size == after.size and before.version != after.version
 
 
 def test_a_bucket_that_is_not_there_is_an_error(s3: S3) -> None:
@@ -192,16 +182,6 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyP
 def test_another_protocol_is_an_error() -> None:
     with pytest.raises(DcclipError, match="dcclip does not read ftp://"):
         list_files("ftp://host/data")
-
-
-def test_a_file_object_moves_back_and_forth(tmp_path: Path) -> None:
-    (tmp_path / "a.tar").write_bytes(CONTENT)
-    (file,) = list_files(tmp_path / "a.tar")
-    with file.open() as stream:
-        assert stream.seek(-2, os.SEEK_END) == 10_238
-        assert stream.read() == b"\xfe\xff"
-        stream.seek(513)
-        assert stream.read(2) == b"\x01\x02"
 
 
 def test_a_remote_file_object_reads_in_large_requests(web: tuple[str, type]) -> None:
