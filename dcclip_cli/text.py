@@ -119,19 +119,20 @@ def not_utf8(file: Path, hint: str = "save it as UTF-8") -> DcclipError:
         encoding = encoding_of(stream.read(_LOOK_AT))
     if encoding is None:
         return DcclipError("{} is not text in UTF-8", hint, file)
-    convert = "convert it with: iconv -f {1} -t UTF-8 {2} > {3}"
-    names = shlex.quote(str(file)), shlex.quote(f"utf8{file.suffix}")
-    return DcclipError("{0} is in {1}, not in UTF-8", convert, file, encoding, *names)
+    return DcclipError(
+        "{0} is in {1}, not in UTF-8",
+        "convert it with: iconv -f {1} -t UTF-8 {2} > {3}",
+        file,
+        encoding,
+        shlex.quote(str(file)),
+        shlex.quote(f"utf8{file.suffix}"),
+    )
 
 
 def encoding_of(content: bytes) -> str | None:
     """UTF-32, UTF-16, GB18030 or BIG5 by the byte order mark or the characters of a text; None where unknown."""
     for mark, encoding in _MARKS.items():
         if content.startswith(mark):
-            return encoding
-    for start, encoding in ((1, "UTF-16LE"), (0, "UTF-16BE")):  # every second byte of text in English is 0
-        zeros = content[start::2].count(0)
-        if zeros > 0.3 * len(content) / 2 and content[1 - start :: 2].count(0) < 0.1 * zeros:
             return encoding
     if _BINARY.search(content):
         return None

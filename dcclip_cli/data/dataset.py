@@ -26,7 +26,7 @@ from dcclip_cli.data.pair import (
 )
 from dcclip_cli.data.remote import DataFile, is_url, list_files, shown
 from dcclip_cli.data.shards import SUFFIXES, Columns, open_parquet, parquet_errors
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class EmbeddingDataset(FileDataset):
             table = pq.read_table(path, memory_map=True)
         names = table.column_names
         if "key" not in names:
-            hint = "write a key for each embedding"
+            hint = Message("write a key for each embedding")
             raise DcclipError("{} has no column {} (found: {})", hint, path, "key", ", ".join(names))
         self._keys = table["key"].combine_chunks()
         self.embeddings = _vectors(table, path)

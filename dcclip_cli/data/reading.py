@@ -196,8 +196,8 @@ def _parsed(header: bytes) -> tuple[bytes, str, int]:
     kind, name = header[156:157], _string(header[:100])
     if kind == tarfile.GNUTYPE_SPARSE:
         raise ValueError("a sparse file")
-    if prefix := _string(header[345:500]):
-        name = name if kind in _EXTENDED else f"{prefix}/{name}"
+    if header[345] and kind not in _EXTENDED:
+        name = f"{_string(header[345:500])}/{name}"
     return kind, name, _number(header[124:136])
 
 
