@@ -10,7 +10,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache, partial
@@ -73,8 +73,8 @@ class BlockCache:
     def file(self, block: Block) -> Path:
         return self.folder / f"{block.key}{SUFFIX}"
 
-    def fetch(self, block: Block, keep: Collection[str] = ()) -> None:
-        """Make a block local unless it is; of the others, those in `keep` are not removed for it."""
+    def fetch(self, block: Block) -> None:
+        """Make a block local unless it is. Raises DcclipError where that fails."""
         if self._is_here(block):
             return
         self._check_fits(block.source, block.size)
@@ -84,11 +84,11 @@ class BlockCache:
                 return
             with atomic_file(self.file(block)) as path, path.open("r+b", buffering=0) as stream:
                 stream.truncate(block.size)  # which others count as well
-                self._make_room(keep)
+                self._make_room()
                 block.write(stream.fileno())
 
     def prefetch(self, blocks: Iterable[Block]) -> None:
-        """Fetch the blocks of the next window in the background; those of the window before are kept.
+        """Fetch the blocks of the next window in the background, as far as the cache has room for both windows.
 
         What cannot be fetched is left to whoever reads it, and meets the error. Raises DcclipError where the window
         does not fit the cache: each image would fetch its block again.
@@ -101,13 +101,13 @@ class BlockCache:
         threading.Thread(target=self._fetch_windows, args=(self._windows,), name="prefetch", daemon=True).start()
 
     def _fetch_windows(self, windows: Sequence[Mapping[str, Block]]) -> None:
-        needed, room = {**windows[0], **windows[-1]}, self.max_bytes
-        for block in needed.values():
+        room = self.max_bytes
+        for block in {**windows[0], **windows[-1]}.values():
             room -= block.size
             if room < 0 or self._windows is not windows:
                 return  # the rest is fetched when it is read, or by the thread of the next window
             with suppress(DcclipError, OSError):
-                self.fetch(block, needed)
+                self.fetch(block)
 
     def _check_fits(self, source: str, size: int) -> None:
         if size > self.max_bytes:
@@ -125,14 +125,14 @@ class BlockCache:
                 return True
         return False
 
-    def _make_room(self, keep: Collection[str]) -> None:
+    def _make_room(self) -> None:
         """Remove blocks until all files of the cache are within its limit."""
         found, total = [], 0
         for entry in os.scandir(self.folder):
             with suppress(FileNotFoundError):
                 about = entry.stat()
                 total += about.st_size
-                if entry.name.endswith(SUFFIX) and entry.name.removesuffix(SUFFIX) not in keep:
+                if entry.name.endswith(SUFFIX):
                     found.append((about.st_mtime_ns, about.st_size, entry.path))
         for _, size, path in sorted(found):
             if total <= self.max_bytes:

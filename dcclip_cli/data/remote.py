@@ -24,7 +24,6 @@ PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub", "https": "aioh
 PART_BYTES = 8 << 20  # of one request, so that a retry repeats little
 CONNECTIONS = 4  # requests at a time for one block or file
 WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # before each further try: a server that restarts is not an error
-_LIST_S = 600  # for the files in a folder: a million take some minutes
 _TOP = 10_000  # files that a pattern {0..N} may name
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LOGIN = {
@@ -195,13 +194,12 @@ def _list_remote(url: str) -> list[DataFile]:
     def entries() -> dict[str, dict[str, Any]]:
         if web:
             return {url: system.info(url)}
-        limit = {"timeout": _LIST_S} if scheme in ("s3", "gs") else {}  # s3fs follows a token that repeats for ever
         if glob.has_magic(url):
-            return dict(system.glob(url, detail=True, **limit))
+            return dict(system.glob(url, detail=True))
         about = system.info(url)
         if about["type"] != "directory":
             return {about["name"]: about}
-        return {one["name"]: one for one in system.ls(url, detail=True, **limit)}
+        return {one["name"]: one for one in system.ls(url, detail=True)}
 
     found = [
         DataFile(name if web else f"{scheme}://{name}", about["size"], _version(about))
@@ -317,13 +315,13 @@ def _final(url: str, error: BaseException, last: bool) -> DcclipError | None:
         if "expired" in str(error):  # the code of S3's answer is not kept
             hint = Message("the login has expired: log in again, or set AWS_SESSION_TOKEN to a new token")
         return DcclipError("{} may not be read: access is denied", hint, shown(url))
-    if isinstance(error, ValueError) or name in ("FSTimeoutError", "ProfileNotFound"):
-        hint = Message("check the URL, and for s3:// AWS_ENDPOINT_URL (http://HOST:PORT) and AWS_PROFILE")
-    elif last:
-        hint = Message("check the network and the server, then run the same command again: it resumes")
-    else:
-        return None
-    return DcclipError("{} cannot be read: {}", hint, shown(url), _reason(error))
+    if last or isinstance(error, ValueError) or name in ("FSTimeoutError", "ProfileNotFound"):
+        hint = Message(
+            "check the network and the URL, for s3:// also AWS_ENDPOINT_URL (http://HOST:PORT) and AWS_PROFILE; then "
+            "run the same command again: it resumes"
+        )
+        return DcclipError("{} cannot be read: {}", hint, shown(url), _reason(error))
+    return None
 
 
 def _reason(error: BaseException) -> str:

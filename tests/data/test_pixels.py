@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Iterable
-from itertools import product
 
 import numpy as np
 import pytest
@@ -34,10 +33,9 @@ def jpeg(image: Image.Image, **options: object) -> bytes:
 @pytest.mark.parametrize(
     "preprocessing",
     [
-        Preprocessing(size, interpolation=interpolation, resize_mode=mode, crop=crop)
-        for size, interpolation, (mode, crop) in product(
-            (64, 224), ("bicubic", "bilinear"), (("shortest", "round"), ("shortest", "floor"), ("squash", "round"))
-        )
+        Preprocessing(224),
+        Preprocessing(64, interpolation="bilinear", resize_mode="squash"),
+        Preprocessing(224, interpolation="bilinear", crop="floor"),
     ],
 )
 def test_torch_resizes_large_images_to_pillows_levels_but_for_one_in_200_and_others_to_two_levels(

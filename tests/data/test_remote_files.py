@@ -103,32 +103,6 @@ def test_a_password_in_the_url_of_a_bucket_is_refused_and_not_shown() -> None:
     assert "hunter2" not in f"{caught.value.what}{caught.value.hint}"
 
 
-_LISTED = b"""<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>b</Name><Prefix>d/</Prefix>%s<Contents>
-<Key>d/a.tar</Key><LastModified>2024-01-01T00:00:00Z</LastModified><ETag>"a"</ETag><Size>%s</Size></Contents>
-</ListBucketResult>"""
-_ENDLESS = b"<IsTruncated>true</IsTruncated><NextContinuationToken>same</NextContinuationToken>"
-
-
-@pytest.mark.parametrize(
-    ("status", "answer", "what", "hint"),
-    [
-        (200, _LISTED % (_ENDLESS, b"1"), "s3://b/d cannot be read: FSTimeoutError", "AWS_ENDPOINT_URL"),
-        (400, b"<Error><Code>ExpiredToken</Code><Message>It has expired.</Message></Error>", "denied", "expired"),
-    ],
-)
-def test_what_a_store_answers_wrongly_is_an_error(
-    s3: S3, status: int, answer: bytes, what: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(remote, "_LIST_S", 2)
-    with http_server(tmp_path) as (url, handler):
-        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        forget_connections()
-        handler.answer = status, answer
-        with pytest.raises(DcclipError, match=what) as caught:
-            list_files("s3://b/d")
-    assert hint in caught.value.hint
-
-
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[tuple[str, type]]:
     (tmp_path / "00000.tar").write_bytes(CONTENT)
