@@ -6,7 +6,16 @@ import pytest
 from rich.cells import chop_cells
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.text import check_unicode, encoding_of, filled, language_by_script, not_utf8, read_text
+from dcclip_cli.text import (
+    check_unicode,
+    duration_in_words,
+    encoding_of,
+    filled,
+    language_by_script,
+    not_utf8,
+    read_text,
+    size_in_words,
+)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +49,12 @@ def test_a_terminal_breaks_no_word_of_a_filled_line_which_stays_one_line(line: s
     assert [row.rstrip() for row in chop_cells(found, 12) or [""]] == rows
     assert "\n" not in found
     assert filled(line, 80) == line
+
+
+def test_durations_and_sizes_in_words() -> None:
+    durations = [duration_in_words(one) for one in (0.2, 99, 600, 9_000, 300_000)]
+    assert durations == ["1 s", "99 s", "10 min", "2.5 h", "3 days"]
+    assert [size_in_words(one) for one in (800, 2_345_678, 7.6e9, 2e12)] == ["1 kB", "2.3 MB", "7.6 GB", "2.0 TB"]
 
 
 # ---- files

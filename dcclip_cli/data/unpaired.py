@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dcclip_cli.data.dataset import ConcatDataset, find_dataset, named
+from dcclip_cli.data.dataset import find_dataset, named
 from dcclip_cli.data.indexed import CACHE_BYTES
 from dcclip_cli.data.pair import (
     LANGUAGES,
+    ConcatDataset,
     Language,
     Lazy,
     Pair,
@@ -52,7 +53,7 @@ class ImageDataset(ConcatDataset):
         return replace(super().__getitem__(index), zh=(), en=())
 
     @property
-    def fingerprint(self) -> str:  # type: ignore[override]
+    def fingerprint(self) -> str:
         return self._datasets[0].fingerprint
 
 

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from dcclip_cli.data.collator import Collator
-from dcclip_cli.data.dataset import ConcatDataset, open_pairs, write_parquet
+from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.options import Augment, CaptionOptions
-from dcclip_cli.data.pair import Pair, PairDataset
+from dcclip_cli.data.pair import ConcatDataset, Pair, PairDataset
 from dcclip_cli.data.pixels import ImageCache, Uint8Pixels, normalized
 from dcclip_cli.data.unpaired import open_images, open_texts
 from dcclip_cli.errors import DcclipError

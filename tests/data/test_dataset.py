@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dcclip_cli.data.dataset import ConcatDataset, open_pairs, write_parquet
-from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.dataset import open_pairs, write_parquet
+from dcclip_cli.data.pair import ConcatDataset, Pair
 from dcclip_cli.data.unpaired import open_images, open_texts
 from dcclip_cli.errors import DcclipError
 from tests.tars import tar_bytes, tar_of

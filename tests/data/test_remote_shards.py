@@ -107,8 +107,8 @@ def test_what_is_needed_next_is_fetched_ahead(s3: S3, pairs: list[Pair], monkeyp
     asked: list[int] = []
     monkeypatch.setattr(remote._cache, "prefetch", lambda needed: asked.extend(block.size for block in needed))  # type: ignore[attr-defined]
     remote.will_need(np.array([9, 10, 39, 15]))
-    chunk = remote._find(8)[0]  # type: ignore[attr-defined]
-    assert asked == [block.size for block in chunk.blocks(np.array([8, 32]))]
+    chunk = remote._datasets[0]  # type: ignore[attr-defined]
+    assert asked == [block.size for block in chunk.blocks_of(np.array([8, 32]))]
 
 
 def test_a_folder_on_disk_needs_no_cache(pairs: list[Pair], tmp_path: Path) -> None:
