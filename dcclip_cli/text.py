@@ -127,7 +127,7 @@ def not_utf8(file: Path, hint: str = "save it as UTF-8") -> DcclipError:
 
 def encoding_of(content: bytes) -> str | None:
     """UTF-16 by its mark, GB18030 by its characters: the 3,755 usual ones of GB 2312. None where unknown."""
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")) and content[2:4] != b"\0\0":  # which is UTF-32
         return "UTF-16"
     text = re.sub("[\0-\x7f\u3000-\u303f\uff00-\uffef]", "", content.decode("gb18030", "replace"))
     firsts = [character.encode("gb2312", "ignore")[:1] for character in text if _HAN_CHARACTER.match(character)]

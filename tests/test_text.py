@@ -68,6 +68,7 @@ CHINESE = "猫\n一只在雪地里的狗，红色的圆"
         (CHINESE.encode("gbk"), "GB18030"),
         (CHINESE.encode("gb18030"), "GB18030"),
         (CHINESE.encode("utf-16"), "UTF-16"),
+        (CHINESE.encode("utf-32"), None),
         ("貓\n一隻在雪地裡的狗，紅色的圓".encode("big5"), None),
         ("café déjà vu".encode("latin-1"), None),
         ("привет мир".encode("cp1251"), None),
