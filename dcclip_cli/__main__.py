@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from threading import Timer
 
-from dcclip_cli.errors import Message
-from dcclip_cli.language import load_catalogue, translated
+from dcclip_cli.errors import Message, load_catalogue, translated
 from dcclip_cli.machine import is_first_process, is_launched
-from dcclip_cli.signals import AGAIN, asked, end_on_signals, end_with_launcher, ignore_signals
+from dcclip_cli.processes import AGAIN, asked, end_on_signals, end_with_launcher, ignore_signals
 
 _NO_READER = 128 + 13  # as of a program that SIGPIPE ends, which dcclip ignores for its sockets
 _LOADING_S, _PREDICT_S = 1.0, 1.8  # with a bundle, predict has answered by then

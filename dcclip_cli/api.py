@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.machine import bound_spinning, disable_telemetry
+from dcclip_cli.machine import set_library_defaults
 from dcclip_cli.progress import Progress, progress_for
 from dcclip_cli.recipe.load import LoadedRecipe, RecipeSource
 from dcclip_cli.recipe.load import load as load_recipe
@@ -284,7 +284,7 @@ def trim(
         raise DcclipError("dcclip knows no scripts of {}", "its languages are zh and en", ", ".join(unknown))
     if not chosen:
         raise DcclipError("no language is named", "its languages are zh and en")
-    disable_telemetry()
+    set_library_defaults()
     folder = trimmable(resolve(os.fspath(model)))
     target = Path(out) if out is not None else Path(f"{folder.name}-{'-'.join(chosen)}")
     sample = [text for language in chosen for text in prompts.texts(language)]
@@ -356,8 +356,7 @@ def open_run(
     """
     from dcclip_cli.train.launch import process_number
 
-    bound_spinning()
-    disable_telemetry()
+    set_library_defaults()
     folder = Path(out) if out is not None else Path("runs") / loaded.recipe.name
     number = process_number(processes, device)
     return RecipeRun(loaded, RunDir(folder), device, fresh, progress_for(progress), number)

@@ -38,20 +38,17 @@ class Record:
         Where a file differs, that is the error, whatever the block raises.
         """
         large = [name for name in self.digests if (self.file.parent / name).stat().st_size > _SMALL_BYTES]
-        self._check(self.digests.keys() - set(large))
+        self.check(self.digests.keys() - set(large))
         with ThreadPoolExecutor(1, "checksums") as pool:
-            checked = pool.submit(self._check, large)
+            checked = pool.submit(self.check, large)
             try:
                 yield
             finally:
                 checked.result()
 
-    def check(self) -> None:
-        """Raise DcclipError if a listed file is not as it was written."""
-        self._check(self.digests)
-
-    def _check(self, names: Iterable[str]) -> None:
-        for name in names:
+    def check(self, names: Iterable[str] | None = None) -> None:
+        """Raise DcclipError if a listed file, or one of `names`, is not as it was written."""
+        for name in self.digests if names is None else names:
             file = self.file.parent / name
             if file_sha256(file) != self.digests[name]:
                 raise DcclipError(
@@ -76,8 +73,6 @@ def read_record(file: Path, hint: str) -> Record:
         raise DcclipError("{} lists no files of its folder", hint, file)
     for path in (file.parent / name for name in files):
         if not path.is_file():
-            if path.is_dir():
-                raise DcclipError("{} is a folder", hint, path)
             raise DcclipError("{} is missing, which {} lists", hint, path, file.name)
     return Record(file, content, hint)
 

@@ -1,12 +1,22 @@
-"""Messages for users: texts that keep their template, and the exception for errors that users can fix."""
+"""Messages for users, their translation from the catalogue in `locale/`, and the exception for what users can fix."""
 
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from gettext import GNUTranslations
+
+Language = Literal["en", "zh"]
+DOMAIN = "dcclip"
+LOCALES = Path(__file__).parent / "locale"
 
 FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")  # a doubled brace, or a field: {}, {:,}, {1}, {name}
 
@@ -24,18 +34,20 @@ class Message(str):
 
     def __new__(cls, template: str, /, *values: object, **named: object) -> Message:
         found: dict[str, str] = {}
-        if values or named:
-            _fill(template, lambda field: found.setdefault(field, _value(field, values, named)))
-        return _message(template, found)
+
+        def text_of(field: str) -> str:
+            return found.setdefault(field, _value(field, values, named))
+
+        return _message(_fill(template, text_of if values or named else found.get), template, found)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _message, (self.template, self.values)
+        return _message, (str(self), self.template, self.values)
 
 
-def _message(template: str, values: Mapping[str, str]) -> Message:
-    text = str.__new__(Message, filled(template, values))
-    text.template, text.values = template, values
-    return text
+def _message(text: str, template: str, values: Mapping[str, str]) -> Message:
+    message = str.__new__(Message, text)
+    message.template, message.values = template, values
+    return message
 
 
 def _value(field: str, values: Sequence[object], named: Mapping[str, object]) -> str:
@@ -73,6 +85,40 @@ def joined(separator: str, parts: Iterable[str]) -> Message:
     """Messages as one: below each other with a line break as `separator`, or side by side."""
     texts = list(parts)
     return Message(separator.join(["{}"] * len(texts)), *texts)
+
+
+# ---- translation
+
+
+def language() -> Language:
+    """Chinese if DCCLIP_LANG, or without it the locale, begins with zh; otherwise English."""
+    names = ("DCCLIP_LANG", "LC_ALL", "LC_MESSAGES", "LANG")
+    asked = next(filter(None, map(os.environ.get, names)), "")
+    return "zh" if asked.lower().startswith("zh") else "en"
+
+
+def translated(text: str, to: Language | None = None) -> str:
+    """A Message in the user's language, or in another one, with all Messages in it; any other text as it is."""
+    if not isinstance(text, Message) or not text.template or (to or language()) == "en":
+        return text
+    template = _chinese().gettext(text.template)
+    return filled(template, {place: translated(value, to) for place, value in text.values.items()})
+
+
+def load_catalogue() -> None:
+    """Read the catalogue now if the language has one, so that `translated` imports and reads nothing later."""
+    if language() == "zh":
+        _chinese()
+
+
+@cache
+def _chinese() -> GNUTranslations:
+    import gettext
+
+    return gettext.translation(DOMAIN, LOCALES, ["zh"])
+
+
+# ---- errors
 
 
 class DcclipError(Exception):

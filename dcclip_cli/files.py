@@ -43,8 +43,12 @@ def cache_folder() -> Path:
 
 def free_bytes(path: Path) -> int:
     """Free bytes on the disk that a file or folder is on, or will be on."""
-    path = path.absolute()
-    return shutil.disk_usage(next(part for part in (path, *path.parents) if os.path.exists(part))).free
+    return shutil.disk_usage(_existing(path)).free
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    return next(part for part in (path.absolute(), *path.absolute().parents) if os.path.exists(part))
 
 
 @contextmanager
@@ -137,18 +141,13 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         remove(old)
 
 
-_SPECIAL = {
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-    stat.S_IFSOCK: "a socket",
-}
+_SPECIAL = {"p": "a pipe", "c": "a device", "b": "a device", "s": "a socket"}  # by the first letter of `ls -l`
 
 
 def refuse_special(path: Path, wanted: Literal["file", "folder"] = "file") -> None:
     """Raise DcclipError if `path` is a pipe, a device or a socket: reading one may never end."""
     try:
-        kind = _SPECIAL.get(stat.S_IFMT(path.stat().st_mode))
+        kind = _SPECIAL.get(stat.filemode(path.stat().st_mode)[0])
     except (OSError, ValueError):  # a missing file or an impossible name: opening it reports that
         return
     if kind:
@@ -166,9 +165,8 @@ def check_target(path: Path, folder: bool) -> None:
     else:
         with suppress(FileNotFoundError):
             path.lstat()  # raises for a name too long, and where a parent is a file
-    there = next(part for part in (path, *path.absolute().parents) if os.path.exists(part))
-    if not os.access(there, os.W_OK):
-        read_only = hasattr(os, "statvfs") and os.statvfs(there).f_flag & os.ST_RDONLY
+    if not os.access(_existing(path), os.W_OK):
+        read_only = hasattr(os, "statvfs") and os.statvfs(_existing(path)).f_flag & os.ST_RDONLY
         number = errno.EROFS if read_only else errno.EACCES
         raise OSError(number, os.strerror(number), str(path))
 

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from dcclip_cli.errors import Message
+from dcclip_cli.errors import Language, Message, language, translated
 from dcclip_cli.files import atomic_write
-from dcclip_cli.language import Language, language, translated
 
 if TYPE_CHECKING:
     import numpy as np

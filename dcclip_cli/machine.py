@@ -235,28 +235,16 @@ def _tune_malloc(settings: Mapping[int, int]) -> None:
             mallopt(parameter, value)
 
 
-def bound_spinning() -> None:
-    """Let waiting OpenMP threads sleep soon: training next to other work is several times as fast, alone no slower.
+def set_library_defaults() -> None:
+    """Settings in the environment that libraries read once, before they are imported; the user's own are kept.
 
-    For libgomp, which reads the setting once: call this before torch is imported. The user's own settings are kept.
+    Waiting OpenMP threads of libgomp sleep soon: training next to other work is several times as fast, alone no slower.
+    cuBLAS gives the same results each time, which deterministic algorithms need. onnxruntime (from 1.32 on) and
+    huggingface_hub do not tell their makers what they are used for.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(_SPIN_LOOPS))
-
-
-def fix_cublas_workspace() -> None:
-    """Let cuBLAS give the same results each time, which deterministic algorithms need.
-
-    It reads the setting once: call this before CUDA starts. The user's own settings are kept.
-    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-
-def disable_telemetry() -> None:
-    """Keep onnxruntime (from 1.32 on) and huggingface_hub from telling their makers what they are used for.
-
-    Both read the setting once: call this before they are imported. The user's own settings are kept.
-    """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 

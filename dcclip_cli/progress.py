@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dcclip_cli.errors import Message, joined
-from dcclip_cli.language import translated
+from dcclip_cli.errors import Message, joined, translated
 from dcclip_cli.machine import is_first_process
 from dcclip_cli.text import filled
 
@@ -65,10 +64,8 @@ class Silent:
 
     @contextmanager
     def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:
-        yield _SilentTask()
+        yield self
 
-
-class _SilentTask:
     def advance(self, steps: int = 1, **metrics: float) -> None:
         pass
 
@@ -142,12 +139,11 @@ class _LineTask:
     def report(self, last: bool = False) -> None:
         # The time left follows from the rate since the last line: a task may begin with work of another kind.
         now, (since, before) = time.monotonic(), (self.begin, self._first) if last else self._reported
-        seconds = now - since
-        rate = (self._done - before) / seconds if seconds else 0.0
-        speed = f"{rate:.1f}/s" if rate or last else ""
-        left = Message("took {}", _clock(seconds)) if last else ""
-        self._reported = now, self._done
-        if rate and not last:
+        rate = (self._done - before) / (now - since) if now > since else 0.0
+        speed, left, self._reported = f"{rate:.1f}/s" if rate or last else "", "", (now, self._done)
+        if last:
+            left = Message("took {}", _clock(now - since))
+        elif rate:
             left = Message("{} left", _clock((self._total - self._done) / rate))
         done = Message("{} {}/{}", self._name, self._done, self._total)
         self._say(joined("  ", filter(None, (done, speed, left, self._metrics))))

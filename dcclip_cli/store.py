@@ -128,9 +128,10 @@ class _Table(NamedTuple):
     row: np.ndarray  # (N,) uint32
 
 
-def _table(*columns: np.ndarray) -> _Table:
-    order = np.argsort(columns[0], kind="stable")
-    return _Table(*(column[order] for column in columns))
+def _merged(tables: Sequence[_Table]) -> _Table:
+    first, *others = map(np.concatenate, zip(*tables, strict=True))
+    order = np.argsort(first, kind="stable")
+    return _Table(first[order], *(column[order] for column in others))
 
 
 def _halves(keys: np.ndarray) -> np.ndarray:
@@ -186,18 +187,14 @@ class FeatureStore:
     def refresh(self) -> None:
         """Find the blocks that other processes have added since the last look."""
         if self.folder and self.folder.is_dir():
-            files = (path for path in self.folder.iterdir() if path.suffix == SUFFIX)
-            self._add(self._opened(sorted({*files} - self._seen)))  # by time
-
-    def _opened(self, files: Iterable[Path]) -> Iterator[tuple[Path, Arrays, float]]:
-        for file in files:
-            self._seen.add(file)
-            try:
-                if not file.is_file():
-                    raise ValueError(Message("is not a file"))
-                yield (file, *open_block(file))
-            except (ValueError, OSError) as error:
-                self._remove(file, error)
+            opened = []
+            for file in sorted({*self.folder.glob(f"*{SUFFIX}")} - self._seen):  # by time
+                self._seen.add(file)
+                try:
+                    opened.append((file, *open_block(file)))
+                except (ValueError, OSError) as error:
+                    self._remove(file, error)
+            self._add(opened)
 
     def missing(self, keys: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """(N,) whether a row lacks one of these arrays."""
@@ -268,28 +265,24 @@ class FeatureStore:
 
     def _remove(self, file: Path, error: Exception) -> None:
         if not isinstance(error, FileNotFoundError):
-            why: object = error
-            if isinstance(error, OSError):
-                why = Message("cannot be read: {}", error.strerror)
+            why = Message("cannot be read: {}", error.strerror) if isinstance(error, OSError) else error
             self._warn(Message("warning: {} {}: its rows are computed again", file, why))
             remove(file)
 
     def _add(self, blocks: Iterable[tuple[Path | None, Arrays, float]]) -> None:
         """Look rows up in these blocks as well."""
-        keys, numbers, rows = list[np.ndarray](), list[np.ndarray](), list[np.ndarray]()
+        tables = list[_Table]()
         for file, arrays, seconds in blocks:
             count, size = len(arrays[_KEYS]), sum(array.nbytes for array in arrays.values())
-            keys.append(_halves(arrays[_KEYS]))
-            numbers.append(np.full(count, len(self._blocks), np.uint32))
-            rows.append(np.arange(count, dtype=np.uint32))
+            number = np.full(count, len(self._blocks), np.uint32)
+            first, second = _halves(arrays[_KEYS])
+            tables.append(_Table(first, second, number, np.arange(count, dtype=np.uint32)))
             self._blocks.append(_Block(file or arrays, frozenset(arrays), count, size, seconds))
-        if not keys:
+        if not tables:
             return
-        new = _table(*np.concatenate(keys, axis=1), np.concatenate(numbers), np.concatenate(rows))
-        tables = [*self._tables, new]
-        while len(tables) > 1 and len(tables[-2].first) < 2 * len(tables[-1].first):
-            tables[-2:] = [_table(*map(np.concatenate, zip(*tables[-2:], strict=True)))]
-        self._tables = tables
+        self._tables = [*self._tables, _merged(tables)]
+        while len(self._tables) > 1 and len(self._tables[-2].first) < 2 * len(self._tables[-1].first):
+            self._tables = [*self._tables[:-2], _merged(self._tables[-2:])]
 
     # ---- writing
 

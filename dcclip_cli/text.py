@@ -1,24 +1,28 @@
-"""Characters in text: the ranges of the Han script, the language that a script implies, halves, where lines break."""
+"""Text: Han characters and the language that they imply, lines of a terminal, sizes and durations, users' files."""
 
 from __future__ import annotations
 
+import math
 import re
+import shlex
 from collections.abc import Iterable
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 
 # Insides of a character class. HAN_BMP: CJK Unified Ideographs, Extension A and compatibility ideographs; it is part
 # of trained tokenizers and must not change. HAN: with the supplementary planes 2 and 3 (Extensions B and later).
 HAN_BMP = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 HAN = HAN_BMP + "\U00020000-\U0003ffff"
 
-HAN_CHARACTER = re.compile(f"[{HAN}]")
+_HAN_CHARACTER = re.compile(f"[{HAN}]")
 
 # What stays on one line: a word or a Chinese character, with the punctuation that belongs to it.
 _PIECES = re.compile(r"[（“《]*(?:[^\s\u2e80-\uffef“”]+|.)[，。；：、！？）》”]*\s*")
 _HALF = re.compile("[\ud800-\udfff]")
+_LOOK_AT = 1_000_000  # bytes of a file whose encoding is guessed
 
 
 def check_unicode(texts: Iterable[str]) -> None:
@@ -36,14 +40,12 @@ def encodable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
-def has_han(text: str) -> bool:
-    """Whether the text contains a Chinese character."""
-    return HAN_CHARACTER.search(text) is not None
-
-
 def language_by_script(text: str) -> Literal["zh", "en"]:
     """`zh` for a text with a Chinese character in it, else `en`."""
-    return "zh" if has_han(text) else "en"
+    return "zh" if _HAN_CHARACTER.search(text) else "en"
+
+
+# ---- lines in a terminal
 
 
 def rows(text: str, width: int) -> list[str]:
@@ -63,3 +65,70 @@ def filled(text: str, width: int) -> str:
 
     *full, last = rows(text, width)
     return "".join(set_cell_size(row.rstrip(), width) for row in full) + last
+
+
+def size_in_words(count: float) -> str:
+    """A number of bytes: 3 kB, 12.5 MB, 1.5 GB, 2.0 TB."""
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if count >= unit:
+            return f"{count / unit:.1f} {name}"
+    return f"{count / 1e3:.0f} kB"
+
+
+def duration_in_words(seconds: float) -> str:
+    """A duration: 40 s, 12 min, 3.5 h, 4 days."""
+    if seconds < 100:
+        return Message("{} s", math.ceil(seconds))
+    if seconds < 6000:
+        return Message("{:.0f} min", seconds / 60)
+    if seconds < 172_800:
+        return Message("{:.1f} h", seconds / 3600)
+    return Message("{:.0f} days", seconds / 86_400)
+
+
+# ---- files that users write
+
+
+def read_text(file: Path, most_bytes: int, hint: str) -> str:
+    """The text of a file in UTF-8. Raises DcclipError if it is something else or larger; `hint` says what to give."""
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(most_bytes + 1)
+    except FileNotFoundError:
+        raise DcclipError("{} does not exist", hint, file) from None
+    except IsADirectoryError:
+        raise DcclipError("{} is a folder", hint, file) from None
+    if len(content) > most_bytes:
+        raise DcclipError("{} is larger than {:,.0f} MB", hint, file, most_bytes / 1e6)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise not_utf8(file, hint) from None
+    if "\0" in text:
+        raise not_utf8(file, hint)
+    return text
+
+
+def not_utf8(file: Path, hint: str = "save it as UTF-8") -> DcclipError:
+    """The error for a file that is not UTF-8: its encoding and how to convert it, or `hint` where that is unknown."""
+    with file.open("rb") as stream:
+        encoding = encoding_of(stream.read(_LOOK_AT))
+    if encoding is None:
+        return DcclipError("{} is not text in UTF-8", hint, file)
+    return DcclipError(
+        "{0} is in {1}, not in UTF-8",
+        "convert it with: iconv -f {1} -t UTF-8 {2} > {3}",
+        file,
+        encoding,
+        shlex.quote(str(file)),
+        shlex.quote(f"utf8{file.suffix}"),
+    )
+
+
+def encoding_of(content: bytes) -> str | None:
+    """UTF-16 by its mark, GB18030 by its characters: the 3,755 usual ones of GB 2312. None where unknown."""
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")) and content[2:4] != b"\0\0":  # which is UTF-32
+        return "UTF-16"
+    text = re.sub("[\0-\x7f\u3000-\u303f\uff00-\uffef]", "", content.decode("gb18030", "replace"))
+    firsts = [character.encode("gb2312", "ignore")[:1] for character in text if _HAN_CHARACTER.match(character)]
+    return "GB18030" if sum(b"\xb0" <= first <= b"\xd7" for first in firsts) > 0.6 * len(text) else None

@@ -7,8 +7,7 @@ import string
 from collections.abc import Iterator
 from pathlib import Path
 
-from dcclip_cli.errors import FIELD, filled
-from dcclip_cli.language import DOMAIN, LOCALES
+from dcclip_cli.errors import DOMAIN, FIELD, LOCALES, filled
 from docs.generate import messages
 
 ROOT = Path(__file__).parent.parent

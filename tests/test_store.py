@@ -14,7 +14,6 @@ import pytest
 from safetensors.numpy import load_file
 
 from dcclip_cli import store
-from dcclip_cli.files import atomic_file
 from dcclip_cli.store import FeatureStore, MissingRows, Ragged, Values, digests
 
 N = 24
@@ -106,7 +105,7 @@ def every_row(kept: FeatureStore) -> list[int]:
     return there
 
 
-@pytest.mark.parametrize("damage", ["cut", "one byte more", "empty", "other bytes", "another format", "a folder"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "other bytes", "another format"])
 def test_a_file_that_is_no_block_is_removed_with_a_warning_and_its_rows_are_missing(
     damage: str, tmp_path: Path
 ) -> None:
@@ -114,12 +113,9 @@ def test_a_file_that_is_no_block_is_removed_with_a_warning_and_its_rows_are_miss
     file = sorted(tmp_path.iterdir())[1]
     content = file.read_bytes()
     file.unlink()
-    if damage == "a folder":
-        file.mkdir()
-    else:
-        other = content.replace(b'"format": "1"', b'"format": "9"')
-        of_damage = {"cut": content[:-1], "one byte more": content + b"0", "empty": b"", "another format": other}
-        file.write_bytes(of_damage.get(damage, os.urandom(500)))
+    other = content.replace(b'"format": "1"', b'"format": "9"')
+    of_damage = {"cut": content[:-1], "empty": b"", "another format": other}
+    file.write_bytes(of_damage.get(damage, os.urandom(500)))
     said: list[str] = []
     kept = FeatureStore(tmp_path, said.append)
     assert every_row(kept) == [*range(8), *range(16, N)] and not file.exists()
@@ -158,16 +154,6 @@ def test_a_disk_that_takes_nothing_is_an_error_that_names_the_file_and_leaves_no
             kept.write([(KEYS, values(np.arange(N)))])
         assert raised.value.errno == code and kept.missing(KEYS, ["map"]).all()
     assert not list(tmp_path.iterdir())
-
-
-def test_a_half_block_is_removed_if_its_process_was_killed(tmp_path: Path) -> None:
-    killed = tmp_path / ".a.safetensors.1-00000000.partial"
-    killed.write_bytes(b"half")
-    os.utime(killed, (0, 0))
-    with atomic_file(tmp_path / "b.safetensors") as living:
-        FeatureStore(tmp_path).write([(KEYS, values(np.arange(N)))])
-        assert living.exists() and not killed.exists()
-        living.write_bytes(b"half")
 
 
 # ---- filling

@@ -1,10 +1,21 @@
 """The language of a text by its script; characters that are none; where a terminal breaks a line."""
 
+from pathlib import Path
+
 import pytest
 from rich.cells import chop_cells
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.text import check_unicode, filled, language_by_script
+from dcclip_cli.text import (
+    check_unicode,
+    duration_in_words,
+    encoding_of,
+    filled,
+    language_by_script,
+    not_utf8,
+    read_text,
+    size_in_words,
+)
 
 
 @pytest.mark.parametrize(
@@ -38,3 +49,58 @@ def test_a_terminal_breaks_no_word_of_a_filled_line_which_stays_one_line(line: s
     assert [row.rstrip() for row in chop_cells(found, 12) or [""]] == rows
     assert "\n" not in found
     assert filled(line, 80) == line
+
+
+def test_durations_and_sizes_in_words() -> None:
+    durations = [duration_in_words(one) for one in (0.2, 99, 600, 9_000, 300_000)]
+    assert durations == ["1 s", "99 s", "10 min", "2.5 h", "3 days"]
+    assert [size_in_words(one) for one in (800, 2_345_678, 7.6e9, 2e12)] == ["1 kB", "2.3 MB", "7.6 GB", "2.0 TB"]
+
+
+# ---- files
+
+CHINESE = "猫\n一只在雪地里的狗，红色的圆"
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (CHINESE.encode("gbk"), "GB18030"),
+        (CHINESE.encode("gb18030"), "GB18030"),
+        (CHINESE.encode("utf-16"), "UTF-16"),
+        (CHINESE.encode("utf-32"), None),
+        ("貓\n一隻在雪地裡的狗，紅色的圓".encode("big5"), None),
+        ("café déjà vu".encode("latin-1"), None),
+        ("привет мир".encode("cp1251"), None),
+        (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), None),
+        (b"PK\x03\x04\0\0", None),
+        (b"", None),
+    ],
+)
+def test_an_encoding_is_known_by_its_mark_or_its_characters(content: bytes, found: str | None) -> None:
+    assert encoding_of(content) == found
+
+
+def test_the_hint_is_a_command_that_converts_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import subprocess
+
+    monkeypatch.chdir(tmp_path)
+    file = Path("标签 labels.txt")
+    for encoding in ("gbk", "utf-16"):
+        file.write_bytes(CHINESE.encode(encoding))
+        command = not_utf8(file).hint.removeprefix("convert it with: ")
+        subprocess.run(command, shell=True, check=True)
+        assert Path("utf8.txt").read_text("utf-8").lstrip("\ufeff") == CHINESE
+
+
+def test_text_is_bounded_and_what_is_wrong_is_told_apart(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("\ufeff猫\n", "utf-8")
+    assert read_text(file, 100, "") == "猫\n"
+    for path, most, complaint in (
+        (tmp_path / "none", 9, "does not exist"),
+        (tmp_path, 9, "is a folder"),
+        (file, 3, "is larger than"),
+    ):
+        with pytest.raises(DcclipError, match=complaint):
+            read_text(path, most, "give another")

@@ -48,8 +48,8 @@ print(json.dumps({"n": len(target), "seconds": seconds, "cpu": used() - before, 
 OURS = """
 import json, sys, time
 from pathlib import Path
-from dcclip_cli.machine import bound_spinning
-bound_spinning()
+from dcclip_cli.machine import set_library_defaults
+set_library_defaults()
 import numpy as np
 import psutil
 sys.path.insert(0, str(Path(sys.argv[1])))

@@ -10,7 +10,7 @@ import typer
 
 from dcclip_cli.cli import about, console, demo, doctor, eval, index, new, predict, push, stages, trim
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.machine import bound_spinning, disable_telemetry, fix_cublas_workspace
+from dcclip_cli.machine import set_library_defaults
 from dcclip_cli.versions import VERSION
 
 app = typer.Typer(
@@ -41,9 +41,7 @@ def dcclip(
         os.getcwd()
     except FileNotFoundError:  # in which torch ends the process
         raise DcclipError("the working directory no longer exists", "change to one that does: cd DIR") from None
-    bound_spinning()
-    fix_cublas_workspace()
-    disable_telemetry()
+    set_library_defaults()
 
 
 _PANELS = {

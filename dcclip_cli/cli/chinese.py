@@ -11,8 +11,7 @@ from typing import Any
 
 from typer import BadParameter
 
-from dcclip_cli.errors import FIELD, Message
-from dcclip_cli.language import DOMAIN, LOCALES, translated
+from dcclip_cli.errors import DOMAIN, FIELD, LOCALES, Message, translated
 from dcclip_cli.text import rows
 
 USAGE_ERROR: type[Any] = BadParameter.__mro__[1]  # the base of all usage errors, which Typer does not export

@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import typer
 
 from dcclip_cli.cli.streams import as_json, printable
-from dcclip_cli.errors import AgainError, DcclipError, Message
-from dcclip_cli.language import language, translated
+from dcclip_cli.errors import AgainError, DcclipError, Message, language, translated
 from dcclip_cli.machine import is_first_process, is_launched
+from dcclip_cli.processes import AGAIN, asked
 from dcclip_cli.progress import Progress, Silent, stderr_progress
-from dcclip_cli.signals import AGAIN, asked
 from dcclip_cli.text import filled, rows
 from dcclip_cli.versions import EXTRAS
 

@@ -21,6 +21,7 @@ from dcclip_cli import machine
 from dcclip_cli.cli import console
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import cache_folder, free_bytes
+from dcclip_cli.text import size_in_words
 from dcclip_cli.versions import EXTRAS, LIBRARIES, VERSION, versions
 
 # Features that decide what is fast here, by their names on Linux; macOS has other names for some.
@@ -67,7 +68,7 @@ def _text(name: str, value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: ""}[value]
     if name.endswith("_bytes"):
-        return f"{value / 1e9:.1f} GB" if value >= 1e8 else f"{value / 1e6:.1f} MB"
+        return size_in_words(value)
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 

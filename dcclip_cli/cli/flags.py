@@ -13,7 +13,7 @@ from typer import Argument, BadParameter, Option
 from dcclip_cli.cli import console
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import check_target, refuse_special
-from dcclip_cli.text_files import read_text
+from dcclip_cli.text import read_text
 
 if TYPE_CHECKING:
     from dcclip_cli.recipe.load import LoadedRecipe

@@ -12,6 +12,7 @@ from dcclip_cli.cli.streams import printable
 from dcclip_cli.errors import DcclipError, Message, written_by
 from dcclip_cli.files import cache_folder, free_bytes
 from dcclip_cli.machine import memory
+from dcclip_cli.text import size_in_words
 
 _OTHER_CACHE = Message("set DCCLIP_CACHE to another folder, for the cache")
 
@@ -192,7 +193,5 @@ def _barrier(file: Path) -> Path:
 
 
 def _free(file: Path) -> str:
-    """The free space where a file is to be written, as `12 GB`."""
-    free = free_bytes(file)
-    scale, unit = next((each for each in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")) if free >= each[0]), (1e3, "kB"))
-    return f"{free / scale:.0f} {unit}"
+    """The free space where a file is to be written, as `12.5 GB`."""
+    return size_in_words(free_bytes(file))

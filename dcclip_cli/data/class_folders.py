@@ -17,8 +17,7 @@ from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.data.reading import IMAGE_SUFFIXES, MAX_TEXT_BYTES
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import refuse_special
-from dcclip_cli.text import language_by_script
-from dcclip_cli.text_files import not_utf8
+from dcclip_cli.text import encodable, language_by_script, read_text
 
 NAMES_FILE = "classes.yaml"
 _WORDNET_ID = re.compile(r"n\d{8}")
@@ -47,19 +46,15 @@ def images_by_class(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> d
 def no_pairs(
     path: str | Path, hint: str = "name a .parquet file, a .tar file or a folder of such shards"
 ) -> DcclipError:
-    """The error for a place without pairs, which may be a folder of images, with a folder for each class or without.
-
-    Only two levels are looked at; `hint` is for a place that is neither.
-    """
+    """The error for a place without pairs, which may be a folder of images, with a folder for each class or without."""
     if classes := _classes(Path(path)):
-        shown = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
         return DcclipError(
             "{} is a folder of class folders ({}), not of pairs of images and captions",
             "to make pairs of it, write in the recipe: {{collect: {{sources: [{{kind: class_folders, path: "
             "{}}}]}}, data: {{train: collect}}}}; to distill without captions, name it as data.images",
             path,
-            shown,
-            _as_path(path),
+            ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else ""),
+            json.dumps(os.path.join(".", path), ensure_ascii=False),
         )
     if _has_image(Path(path)):
         return DcclipError(
@@ -77,21 +72,13 @@ def kind_of_folder(path: Path) -> Literal["classes", "images"] | None:
 
 
 def _classes(path: Path) -> list[str]:
-    folders = [folder for folder in sorted(path.glob("*/")) if not folder.name.startswith(".")]
+    folders = [folder for folder in folders_in(path) if not folder.name.startswith(".")]
     return [folder.name for folder in folders[:_LOOKED_INTO] if _has_image(folder)]
 
 
-def _as_path(path: str | Path) -> str:
-    """A path as a recipe takes it, quoted where YAML needs it."""
-    text = os.fspath(path)
-    text = text if text.startswith((".", "/")) else f"./{text}"
-    return yaml.safe_dump([text], allow_unicode=True, default_flow_style=True, width=10_000).strip()[1:-1]
-
-
 def _has_image(folder: Path) -> bool:
-    return folder.is_dir() and any(
-        file.suffix.lower() in IMAGE_SUFFIXES for file in islice(folder.iterdir(), _LOOKED_AT)
-    )
+    files = islice(folder.iterdir(), _LOOKED_AT) if folder.is_dir() else ()
+    return any(file.suffix.lower() in IMAGE_SUFFIXES for file in files)
 
 
 def class_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]]:
@@ -102,35 +89,28 @@ def class_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]]
     file = path / NAMES_FILE
     if not os.path.lexists(file):
         return _known_names(path, folders) or _own_names(path, folders)
-    example = _example(file, folders[0])
-    content = _read_names(file, example)
+    content = _read_names(file, _example(file, folders[0]))
     for folder in folders:
         if not isinstance(content.get(folder), dict):
             raise DcclipError("{} has no names for the folder {}", _example(file, folder), file, folder)
     names = {language: [content[folder].get(language) for folder in folders] for language in LANGUAGES}
     complete = {language: every for language, every in names.items() if all(map(_is_name, every))}
     if not complete:
-        raise DcclipError("{} names all folders neither in en nor in zh", example, file)
+        raise DcclipError("{} names all folders neither in en nor in zh", _example(file, folders[0]), file)
     return complete
 
 
 def _example(file: Path, folder: str) -> str:
-    plain = re.fullmatch(r"\w+", folder) and yaml.safe_load(folder) == folder  # 7 and "no" are no texts in YAML
-    key = folder if plain else json.dumps(folder, ensure_ascii=False)
+    key = json.dumps(folder, ensure_ascii=False)  # 7 and "no" are no texts in YAML
     return Message("write {} with a line for each folder, for example: {}: {{en: cat, zh: 猫}}", file, key)
 
 
 def _read_names(file: Path, example: str) -> dict[Any, Any]:
     refuse_special(file)
-    if not file.is_file() or file.stat().st_size > MAX_TEXT_BYTES:
-        raise DcclipError("{} is not a file, or has more than {:,} bytes", example, file, MAX_TEXT_BYTES)
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise not_utf8(file, example) from None
+        content = yaml.safe_load(read_text(file, MAX_TEXT_BYTES, example))
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # dates, keys that are lists, nesting
-        reason = " ".join(str(error).split())[:300]
-        raise DcclipError("{} is not YAML: {}", example, file, reason) from None
+        raise DcclipError("{} is not YAML: {}", example, file, " ".join(str(error).split())[:300]) from None
     if not isinstance(content, dict):
         raise DcclipError("{} is not a mapping from folders to names", example, file)
     return content
@@ -142,11 +122,14 @@ def _known_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]
     Its folders have to be keys that are no names, such as WordNet ids. Raises DcclipError for a WordNet id that is none
     of ImageNet's.
     """
-    for name in prompts.all_names():
-        about = prompts.read(name)
+    for about in map(prompts.read, prompts.all_names()):
         number = {folder: at for at, folder in enumerate(about.folders)}
-        if set(folders) <= set(number) and not _are_names(folders, about):
-            return {language: [names[number[one]] for one in folders] for language, names in about.names.items()}
+        names = {prompts.normalized(name) for name in about.names.get("en", [])}
+        # Folders that are names, or only numbers, mean something else in each data set.
+        if set(folders) <= set(number) and not all(
+            folder.isdecimal() or prompts.normalized(folder) in names for folder in folders
+        ):
+            return {language: [own[number[one]] for one in folders] for language, own in about.names.items()}
     if ids := [folder for folder in folders if _WORDNET_ID.fullmatch(folder)]:
         other = next(iter({*ids} - {*prompts.read("imagenet").folders}), ids[0])
         what = Message("{} is a WordNet id, and the names of its class are not known", path / other)
@@ -154,20 +137,14 @@ def _known_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]
     return None
 
 
-def _are_names(folders: Sequence[str], about: prompts.Prompts) -> bool:
-    """Whether class folders can be read as names or are only numbers, which mean something else in each data set."""
-    known = {prompts.normalized(name) for name in about.names.get("en", [])}
-    return all(folder.isdecimal() or prompts.normalized(folder) in known for folder in folders)
-
-
 def _own_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]]:
-    plain = [folder.replace("_", " ") for folder in folders]
     if odd := [folder for folder in folders if not _is_name(folder)]:
         what = Message("{}: the name of the folder {!r} is not in UTF-8", path, os.fsencode(odd[0]))
         raise DcclipError(what, "rename it")
+    plain = [folder.replace("_", " ") for folder in folders]
     return {"zh" if any(language_by_script(name) == "zh" for name in plain) else "en": plain}
 
 
 def _is_name(value: Any) -> bool:
     """Whether it is a text with something in it, and without halves of characters."""
-    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= one <= "\udfff" for one in value)
+    return isinstance(value, str) and bool(value.strip()) and encodable(value) == value

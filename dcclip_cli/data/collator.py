@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,6 @@ from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.data.pair import Language, PairDataset
 from dcclip_cli.data.pixels import ImageCache, Preprocess, draft_side, stacked
 from dcclip_cli.data.samplers import Sample
-from dcclip_cli.data.stored_features import StoredFeatures
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.preprocess import decode, flatten
 
@@ -30,6 +30,54 @@ OTHER = "-other"  # `zh-other`: the second captions of the images whose first ca
 def generator(seed: int, index: int, augmentation: int) -> np.random.Generator:
     """The random numbers of one augmentation of one sample: the same in every process and every run."""
     return np.random.Generator(np.random.Philox(key=np.array([seed, (augmentation << 40) | index], np.uint64)))
+
+
+# ---- what a teacher's cache has of a batch: fp16, token features without padding
+
+
+@dataclass(frozen=True)
+class StoredTexts:
+    """Features of n texts: `embedding` (n, D), and the `tokens` (T, W) of all, one text after the other.
+
+    `rows` (n, L) are the tokens of each text, 0 in padding, and `lengths` (n,) their number. All three are None where
+    no loss needs tokens.
+    """
+
+    embedding: torch.Tensor
+    tokens: torch.Tensor | None = None
+    rows: torch.Tensor | None = None
+    lengths: torch.Tensor | None = None
+
+    def take(self, texts: torch.Tensor) -> StoredTexts:
+        """The features of some of the texts."""
+        if self.rows is None or self.lengths is None:
+            return StoredTexts(self.embedding[texts])
+        return StoredTexts(self.embedding[texts], self.tokens, self.rows[texts], self.lengths[texts])
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> StoredTexts:
+        own = (self.embedding, self.tokens, self.rows, self.lengths)
+        return StoredTexts(*(None if one is None else change(one) for one in own))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class StoredFeatures:
+    """Features of a batch: those of its images, (B, ...) by name of the array, and those of its texts by language."""
+
+    images: dict[str, torch.Tensor]
+    texts: dict[str, StoredTexts]
+
+    def take(self, images: slice, texts: Mapping[str, torch.Tensor]) -> StoredFeatures:
+        """The features of a part of the batch."""
+        taken = {name: self.texts[name].take(rows) for name, rows in texts.items()}
+        return StoredFeatures({name: values[images] for name, values in self.images.items()}, taken)
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> StoredFeatures:
+        """The same with every tensor changed: moved to a device, pinned."""
+        texts = {name: one.map(change) for name, one in self.texts.items()}
+        return StoredFeatures({name: change(values) for name, values in self.images.items()}, texts)
+
+
+# ---- batches
 
 
 @dataclass(frozen=True)
@@ -49,25 +97,16 @@ class Texts:
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Texts:
         """The same with every tensor changed: moved to a device, pinned."""
-        return self._with(change(self.image_index), self.captions, self.tokens.map(change), change)
+        ids = (None if one is None else change(one) for one in (self.caption_ids, self.image_caption_ids))
+        return Texts(change(self.image_index), self.captions, self.tokens.map(change), *ids)
 
     def take(self, rows: torch.Tensor, image_index: torch.Tensor) -> Texts:
         """The texts at `rows`, which belong to the images `image_index` of another batch."""
         from dcclip_cli.model.towers import Tokens
 
-        tokens = Tokens(self.tokens.ids[rows], self.tokens.mask[rows])
-        captions = [self.captions[row] for row in rows.tolist()]
-        return self._with(image_index, captions, tokens, lambda tensor: tensor[rows])
-
-    def _with(
-        self,
-        image_index: torch.Tensor,
-        captions: list[str],
-        tokens: Tokens,
-        change: Callable[[torch.Tensor], torch.Tensor],
-    ) -> Texts:
-        ids = (None if one is None else change(one) for one in (self.caption_ids, self.image_caption_ids))
-        return Texts(image_index, captions, tokens, *ids)
+        taken, captions = self.map(lambda tensor: tensor[rows]), [self.captions[row] for row in rows.tolist()]
+        tokens = Tokens(taken.tokens.ids, taken.tokens.mask)
+        return replace(taken, image_index=image_index, captions=captions, tokens=tokens)
 
 
 @dataclass(frozen=True)
@@ -188,27 +227,28 @@ class Collator:
         Raises DcclipError where the image cannot be read.
         """
         image = _decoded(self.dataset, index, draft_side(self.augment, preprocess))
+        return self._augmented(image, index, augmentation, preprocess)
+
+    def _augmented(
+        self, image: Image.Image, index: int, augmentation: int, preprocess: Sequence[Preprocess]
+    ) -> tuple[np.ndarray, ...]:
         image = self.augment(image, generator(self.seed, index, augmentation))
         return tuple(one(image) for one in preprocess)
 
     def _all_pixels(self, indices: list[int], augmentations: list[int]) -> list[torch.Tensor]:
-        """(B, 3, H, W) pixels of every preprocessing."""
+        """(B, 3, H, W) pixels of every preprocessing; from the cache as far as these, or the images, are used again."""
         preprocess = (self.preprocess, *self.teacher_preprocess)
+        side, cache, images = draft_side(self.augment, preprocess), self.image_cache, self.dataset.num_images
         found: list[tuple[np.ndarray, ...]] = [()] * len(indices)
         for row in np.argsort(indices).tolist():  # in the order of the files
-            found[row] = self._kept_pixels(indices[row], augmentations[row], preprocess)
+            index, augmentation = indices[row], augmentations[row]
+            if self.num_augmentations:
+                make = partial(self.pixels, index, augmentation, *preprocess)
+                found[row] = cache.get((index, augmentation), make, images * self.num_augmentations)
+            else:
+                image = cache.get(index, partial(_decoded, self.dataset, index, side), images)
+                found[row] = self._augmented(image, index, augmentation, preprocess)
         return [stacked([one[number] for one in found]) for number in range(len(preprocess))]
-
-    def _kept_pixels(self, index: int, augmentation: int, preprocess: tuple[Preprocess, ...]) -> tuple[np.ndarray, ...]:
-        """As `pixels`, but from the cache as far as these are used again."""
-        cache, images = self.image_cache, self.dataset.num_images
-        if self.num_augmentations:
-            key, count = (index, augmentation), images * self.num_augmentations
-            return cache.get(key, lambda: self.pixels(index, augmentation, *preprocess), count)
-        side = draft_side(self.augment, preprocess)
-        image = cache.get(index, lambda: _decoded(self.dataset, index, side), images)
-        image = self.augment(image, generator(self.seed, index, augmentation))
-        return tuple(one(image) for one in preprocess)
 
     def chosen_captions(self, samples: Sequence[Sample]) -> set[str]:
         """The captions that the batch of these samples has."""
@@ -295,11 +335,6 @@ def _choose(row: _Captioned, first: float, seed: int) -> str:
         return captions[0]
     random = generator(seed, *row.sample)
     return captions[0] if random.random() < first else captions[1 + int(random.integers(len(captions) - 1))]
-
-
-def first_captions(dataset: PairDataset, language: Language) -> list[str]:
-    """The pairs' first captions in one language, '' where there is none."""
-    return [captions[0] if captions else "" for captions in dataset.captions(language)]
 
 
 def unaugmented(dataset: PairDataset, index: int) -> Image.Image:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
-from itertools import accumulate, chain
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from dcclip_cli.data.class_folders import no_pairs
 from dcclip_cli.data.index import find_indexes
@@ -17,13 +13,12 @@ from dcclip_cli.data.indexed import CACHE_BYTES, IndexedDataset
 from dcclip_cli.data.pair import (
     BLOCK,
     LANGUAGES,
+    ConcatDataset,
     FileDataset,
-    Language,
     Lazy,
     Pair,
     PairDataset,
-    arrow_captions,
-    caption_strings,
+    captions_in_memory,
 )
 from dcclip_cli.data.remote import DataFile, is_url, list_files, shown
 from dcclip_cli.data.shards import SUFFIXES, Columns, open_parquet, parquet_errors
@@ -48,28 +43,22 @@ class EmbeddingDataset(FileDataset):
     path: Path
 
     def __init__(self, path: Path) -> None:
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
         self.path = path
         with parquet_errors(path):
             table = pq.read_table(path, memory_map=True)
-        if "key" not in table.column_names:
-            what = Message("{} has no column key (found: {})", path, ", ".join(table.column_names))
-            raise DcclipError(what, "write a key for each embedding")
-        for name in set(LANGUAGES).difference(table.column_names):
-            table = table.append_column(name, pa.nulls(table.num_rows))
+        names = table.column_names
+        if "key" not in names:
+            hint = Message("write a key for each embedding")
+            raise DcclipError("{} has no column {} (found: {})", hint, path, "key", ", ".join(names))
         self._keys = table["key"].combine_chunks()
         self.embeddings = _vectors(table, path)
         with parquet_errors(path):
-            texts = {language: table[language].to_pylist() for language in LANGUAGES}
-        self._captions = {
-            language: arrow_captions(
-                caption_strings(captions, f"{path}: {language} of pair {row}")
-                for row, captions in enumerate(texts[language])
-            )
-            for language in LANGUAGES
-        }
+            records = table.select([name for name in LANGUAGES if name in names]).to_pylist()
+        self._captions = captions_in_memory(
+            Columns().captions(record, f"{path}: pair {row}") for row, record in enumerate(records)
+        )
 
     @classmethod
     def find(cls, path: Path, uncaptioned: bool) -> Self | None:
@@ -103,81 +92,6 @@ def _vectors(table: pa.Table, path: Path) -> np.ndarray:
     return vectors
 
 
-class ConcatDataset(PairDataset):
-    """Datasets one after the other; those with images have to come first."""
-
-    def __init__(self, datasets: Sequence[PairDataset]) -> None:
-        self.path = datasets[0].path
-        self._datasets = datasets
-        self.num_images = sum(dataset.num_images for dataset in datasets)
-        self.has_uncaptioned_images = any(dataset.has_uncaptioned_images for dataset in datasets)
-        self.firsts = [0, *accumulate(map(len, datasets))]  # the index at which each begins
-
-    def __len__(self) -> int:
-        return self.firsts[-1]
-
-    def __getitem__(self, index: int) -> Pair:
-        dataset, own = self._at(index)
-        return dataset[own]
-
-    def image(self, index: int) -> bytes:
-        dataset, own = self._at(index)
-        return dataset.image(own)
-
-    def image_digest(self, index: int) -> bytes:
-        dataset, own = self._at(index)
-        return dataset.image_digest(own)
-
-    def captions(self, language: Language) -> Sequence[tuple[str, ...]]:
-        return self._values([dataset.captions(language) for dataset in self._datasets])
-
-    def keys(self) -> Sequence[str]:
-        return self._values([dataset.keys() for dataset in self._datasets])
-
-    @cached_property
-    def fingerprint(self) -> str:
-        return hashlib.sha256("".join(dataset.fingerprint for dataset in self._datasets).encode()).hexdigest()
-
-    def first_caption_ids(self, indices: np.ndarray) -> np.ndarray:
-        import numpy as np
-
-        ids = np.empty((len(indices), len(LANGUAGES)), np.uint64)
-        for dataset, places, own in self._split(indices):
-            ids[places] = dataset.first_caption_ids(own)
-        return ids
-
-    @cached_property
-    def blocks(self) -> np.ndarray:
-        import numpy as np
-
-        parts = zip(self._datasets, self.firsts, strict=False)
-        return np.concatenate([dataset.blocks + first for dataset, first in parts if len(dataset)])
-
-    def will_need(self, indices: np.ndarray) -> None:
-        for dataset, _, own in self._split(indices):
-            dataset.will_need(own)
-
-    def _at(self, index: int) -> tuple[PairDataset, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        number = bisect_right(self.firsts, index) - 1
-        return self._datasets[number], index - self.firsts[number]
-
-    def _split(self, indices: np.ndarray) -> Iterator[tuple[PairDataset, np.ndarray, np.ndarray]]:
-        """Each dataset that has some of the samples, their places in `indices`, and their indices in the dataset."""
-        for number, dataset in enumerate(self._datasets):
-            first, end = self.firsts[number : number + 2]
-            if len(places := ((indices >= first) & (indices < end)).nonzero()[0]):
-                yield dataset, places, indices[places] - first
-
-    def _values(self, parts: list[Sequence[Any]]) -> Lazy[Any]:
-        def get(index: int) -> Any:
-            number = bisect_right(self.firsts, index) - 1
-            return parts[number][index - self.firsts[number]]
-
-        return Lazy(len(self), get, lambda: chain.from_iterable(parts))
-
-
 LAYOUTS: tuple[type[FileDataset], ...] = (EmbeddingDataset,)
 Source = str | Path | Sequence[str | Path]
 
@@ -195,11 +109,9 @@ def open_pairs(
     """
     dataset = find_dataset(source, False, columns, progress, cache_bytes)
     if not dataset:
-        layouts = f"name {', '.join([_LAYOUT, *(layout.layout for layout in LAYOUTS)])}"
         if dataset is None:
-            raise no_pairs(named(source), layouts)
-        what = Message("no KEY.jpg with a KEY.json in a tar, no row in a Parquet file")
-        raise DcclipError("{} has no pairs: {}", "collect or download it again, or name another", named(source), what)
+            raise no_pairs(named(source), f"name {', '.join([_LAYOUT, *(layout.layout for layout in LAYOUTS)])}")
+        raise DcclipError("{} has no pairs", "collect or download it again, or name another", named(source))
     return dataset
 
 

@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
-from itertools import chain
+from functools import cache, cached_property, lru_cache, partial
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.data.index import Index, read_batch
-from dcclip_cli.data.pair import BLOCK, LANGUAGES, Language, Lazy, Pair, PairDataset, image_digest
+from dcclip_cli.data.pair import BLOCK, LANGUAGES, ConcatDataset, Language, Lazy, Pair, PairDataset, image_digest
 from dcclip_cli.data.remote import DataFile
 from dcclip_cli.data.shards import group_images
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import atomic_file, cache_folder, json_object, lock, remove
+from dcclip_cli.files import atomic_file, cache_folder, json_object, lock
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,70 +73,66 @@ class BlockCache:
     def file(self, block: Block) -> Path:
         return self.folder / f"{block.key}{SUFFIX}"
 
-    def fetch(self, block: Block, keep: Collection[str] = ()) -> None:
-        """Make a block local unless it is; of the others, those in `keep` are not removed for it."""
+    def fetch(self, block: Block) -> None:
+        """Make a block local unless it is. Raises DcclipError where that fails."""
         if self._is_here(block):
             return
-        if block.size > self.max_bytes:
-            raise _too_small(block.source, block.size, self.max_bytes)
+        self._check_fits(block.source, block.size)
         self.folder.mkdir(parents=True, exist_ok=True)
         with lock(self.folder / f".{block.key[:2]}.lock"):  # one of 256: lock files do not add up
-            if not self._is_here(block):
-                self._write(block, keep)
+            if self._is_here(block):
+                return
+            with atomic_file(self.file(block)) as path, path.open("r+b", buffering=0) as stream:
+                stream.truncate(block.size)  # which others count as well
+                self._make_room()
+                block.write(stream.fileno())
 
     def prefetch(self, blocks: Iterable[Block]) -> None:
-        """Fetch the blocks of the next window in the background; those of the window before are kept.
+        """Fetch the blocks of the next window in the background, as far as the cache has room for both windows.
 
         What cannot be fetched is left to whoever reads it, and meets the error. Raises DcclipError where the window
         does not fit the cache: each image would fetch its block again.
         """
         window = {block.key: block for block in blocks}
-        if (needed := sum(block.size for block in window.values())) > self.max_bytes:
-            source = Message("a shuffle window of {}", next(iter(window.values())).source)
-            raise _too_small(source, needed, self.max_bytes)
+        if window:
+            first = next(iter(window.values())).source
+            self._check_fits(Message("a shuffle window of {}", first), sum(block.size for block in window.values()))
         self._windows = (*self._windows[-1:], window)
         threading.Thread(target=self._fetch_windows, args=(self._windows,), name="prefetch", daemon=True).start()
 
     def _fetch_windows(self, windows: Sequence[Mapping[str, Block]]) -> None:
-        needed, room = {**windows[0], **windows[-1]}, self.max_bytes
-        for block in needed.values():
+        room = self.max_bytes
+        for block in {**windows[0], **windows[-1]}.values():
             room -= block.size
             if room < 0 or self._windows is not windows:
                 return  # the rest is fetched when it is read, or by the thread of the next window
             with suppress(DcclipError, OSError):
-                self.fetch(block, needed)
+                self.fetch(block)
+
+    def _check_fits(self, source: str, size: int) -> None:
+        if size > self.max_bytes:
+            sizes = size / 1e9, self.max_bytes / 1e9
+            what = Message("{} needs {:.3g} GB in the block cache, which may have {:.3g} GB", source, *sizes)
+            raise DcclipError(what, "make data.cache_gb larger, or data.shuffle_window smaller")
 
     def _is_here(self, block: Block) -> bool:
-        """Whether a block is local; its use is noted. What is not a file of its size is removed."""
-        file = self.file(block)
-        try:
-            about = os.lstat(file)
-            if not stat.S_ISREG(about.st_mode) or about.st_size != block.size:
-                remove(file)
-                return False
-            if time.time() - about.st_mtime > _TOUCH_S:
-                os.utime(file)
-        except FileNotFoundError:
-            return False
-        return True
+        """Whether a block is local, a file of its size; its use is noted."""
+        with suppress(FileNotFoundError):
+            about = os.stat(self.file(block))
+            if about.st_size == block.size:
+                if time.time() - about.st_mtime > _TOUCH_S:
+                    os.utime(self.file(block))
+                return True
+        return False
 
-    def _write(self, block: Block, keep: Collection[str]) -> None:
-        with atomic_file(self.file(block)) as path, path.open("r+b", buffering=0) as stream:
-            stream.truncate(block.size)  # which others count as well
-            self._make_room(keep)
-            block.write(stream.fileno())
-            if (written := os.fstat(stream.fileno()).st_size) != block.size:
-                what = Message("{} has {} bytes where its index says {}", block.source, written, block.size)
-                raise DcclipError(what, "the data has changed: run dcclip index on it")
-
-    def _make_room(self, keep: Collection[str]) -> None:
+    def _make_room(self) -> None:
         """Remove blocks until all files of the cache are within its limit."""
         found, total = [], 0
         for entry in os.scandir(self.folder):
             with suppress(FileNotFoundError):
                 about = entry.stat()
                 total += about.st_size
-                if entry.name.endswith(SUFFIX) and entry.name.removesuffix(SUFFIX) not in keep:
+                if entry.name.endswith(SUFFIX):
                     found.append((about.st_mtime_ns, about.st_size, entry.path))
         for _, size, path in sorted(found):
             if total <= self.max_bytes:
@@ -146,19 +141,11 @@ class BlockCache:
             total -= size
 
 
-def _too_small(source: str, needed: int, max_bytes: int) -> DcclipError:
-    """The error of a cache that is smaller than what is needed at a time."""
-    what = Message(
-        "{} needs {:.3g} GB in the block cache, which may have {:.3g} GB", source, needed / 1e9, max_bytes / 1e9
-    )
-    return DcclipError(what, "make data.cache_gb larger, or data.shuffle_window smaller")
-
-
 # ---- the dataset
 
 
-class IndexedDataset(PairDataset):
-    """Pairs in tars and Parquet files, found through the index of each.
+class IndexedDataset(ConcatDataset):
+    """Pairs in tars and Parquet files, found through the index of each: its record batches, one after the other.
 
     Only the number of rows of each index is in memory: captions are looked up in the mapped files, and each image is
     compared with its digest when it is read.
@@ -172,69 +159,20 @@ class IndexedDataset(PairDataset):
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         """With `uncaptioned`, images without a record belong to it as well; `cache_bytes`: limit of the block cache."""
-        import numpy as np
-
         self.path, self._indexes, self._uncaptioned = path, list(indexes), uncaptioned
         counts = [index.about.rows if uncaptioned else index.about.captioned for index in indexes]
         self._places = [(shard, batch) for shard, rows in enumerate(counts) for batch in range(len(rows))]
-        self._starts = np.concatenate([[0], np.cumsum([*chain.from_iterable(counts)], dtype=np.int64)])
-        self._chunk = lru_cache(_CHUNKS)(self._open)
+        self.firsts = [0, *accumulate(chain.from_iterable(counts))]
         self._cache = BlockCache(cache_folder() / "blocks", cache_bytes)
+        count, some = len(self._places), lru_cache(_CHUNKS)(self._chunk)
+        self._datasets = Lazy(count, some, lambda: map(self._chunk, range(count)))
 
     def __reduce__(self) -> tuple[type, tuple[str | Path, Sequence[Index], bool, int]]:
         return type(self), (self.path, self._indexes, self._uncaptioned, self._cache.max_bytes)
 
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def __getitem__(self, index: int) -> Pair:
-        chunk, row = self._find(index)
-        meta = json_object(chunk.value("meta", row), f"{self.path}: meta of pair {chunk.value('key', row)}", _HINT)
-        zh, en = (tuple(chunk.value(language, row)) for language in LANGUAGES)
-        return Pair(chunk.value("key", row), self.image(index), zh, en, meta)
-
-    def keys(self) -> Sequence[str]:
-        return self._values("key")
-
-    def captions(self, language: Language) -> Sequence[tuple[str, ...]]:
-        return self._values(language, tuple)
-
-    def image(self, index: int) -> bytes:
-        """The bytes of a sample's image. Raises DcclipError where they are not those that were indexed."""
-        chunk, row = self._find(index)
-        offset, size = int(chunk.offset[row]), int(chunk.size[row])
-        if size < 0:
-            what = Message("{}: pair {} has no image bytes", chunk.index.file, chunk.value("key", row))
-            raise DcclipError(what, "leave the pair out, or write its image")
-        if (block := chunk.block(row)) is None:
-            image = chunk.index.file.read(offset, size)
-        else:
-            image = self._cache.read(block, offset, size)
-        if image_digest(image) != chunk.value("digest", row):
-            if block is not None:
-                remove(self._cache.file(block))  # in case it is the cache that a crash of the machine has damaged
-            what = Message(
-                "{}: the image of pair {} has changed since it was indexed", chunk.index.file, chunk.value("key", row)
-            )
-            raise DcclipError(what, Message("index it again: dcclip index --fresh {}", chunk.index.file))
-        return image
-
-    def image_digest(self, index: int) -> bytes:
-        chunk, row = self._find(index)
-        return bytes(chunk.value("digest", row))
-
     @cached_property
     def fingerprint(self) -> str:
         return hashlib.sha256("".join(index.about.sha256 for index in self._indexes).encode()).hexdigest()
-
-    def first_caption_ids(self, indices: np.ndarray) -> np.ndarray:
-        import numpy as np
-
-        ids = np.empty((len(indices), len(LANGUAGES)), np.uint64)
-        for places, chunk, rows in self._by_chunk(indices):
-            for column, language in enumerate(LANGUAGES):
-                ids[places, column] = chunk.batch[f"{language}_id"].to_numpy()[rows]
-        return ids
 
     @cached_property
     def blocks(self) -> np.ndarray:
@@ -242,8 +180,7 @@ class IndexedDataset(PairDataset):
         import numpy as np
 
         found = [np.zeros(1, np.int64)]
-        for number, (shard, batch) in enumerate(self._places):
-            first, end = self._starts[number : number + 2].tolist()
+        for (shard, batch), (first, end) in zip(self._places, pairwise(self.firsts), strict=True):
             if not self._indexes[shard].about.groups:
                 found.append(np.arange(first, end, BLOCK))
             elif not batch:
@@ -251,116 +188,116 @@ class IndexedDataset(PairDataset):
         return np.unique(np.concatenate(found))
 
     def will_need(self, indices: np.ndarray) -> None:
-        if any(index.about.groups or index.file.is_remote for index in self._indexes):  # not tars on disk
-            self._cache.prefetch(block for _, chunk, rows in self._by_chunk(indices) for block in chunk.blocks(rows))
+        if not all(map(_is_direct, self._indexes)):
+            self._cache.prefetch(block for chunk, _, own in self._split(indices) for block in chunk.blocks_of(own))  # type: ignore[attr-defined]
 
-    # ---- chunks: the record batches of all indexes, one after the other
-
-    def _open(self, number: int) -> _Chunk:
+    def _chunk(self, number: int) -> _Chunk:
         shard, batch = self._places[number]
         index = self._indexes[shard]
         before = sum(index.about.rows[:batch])
         selected = not self._uncaptioned and index.about.captioned[batch] < index.about.rows[batch]
-        return _Chunk(index, read_batch(index, batch), before, selected)
+        return _Chunk(index, read_batch(index, batch), before, selected, self._cache)
 
-    def _find(self, index: int) -> tuple[_Chunk, int]:
-        """The chunk of a sample, and its row there."""
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        number = int(self._starts.searchsorted(index, "right")) - 1
-        chunk = self._chunk(number)
-        return chunk, chunk.row(index - int(self._starts[number]))
 
-    def _by_chunk(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray, _Chunk, np.ndarray]]:
-        """Each chunk that has some of the samples, their places in `indices`, and their rows in the chunk."""
+def _is_direct(index: Index) -> bool:
+    """Whether images are read from the file itself, a tar on disk, and not through the block cache."""
+    return not (index.about.groups or index.file.is_remote)
+
+
+class _Chunk(PairDataset):
+    """The pairs in a record batch of an index; with `selected`, only those that have captions."""
+
+    def __init__(self, index: Index, batch: pa.RecordBatch, before: int, selected: bool, cached: BlockCache) -> None:
         import numpy as np
 
-        numbers = np.searchsorted(self._starts, indices, "right") - 1
-        order = np.argsort(numbers, kind="stable")
-        for places in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1):
-            if len(places):
-                number = int(numbers[places[0]])
-                chunk = self._chunk(number)
-                yield places, chunk, chunk.rows(indices[places] - self._starts[number])
-
-    def _values(self, column: str, of: Callable[[Any], Any] = lambda value: value) -> Lazy[Any]:
-        def get(index: int) -> Any:
-            chunk, row = self._find(index)
-            return of(chunk.value(column, row))
-
-        def iterate() -> Iterator[Any]:
-            chunks = (self._open(number) for number in range(len(self._places)))
-            return (of(value) for chunk in chunks for value in chunk.values(column))
-
-        return Lazy(len(self), get, iterate)
-
-
-class _Chunk:
-    """A record batch of an index; with `selected`, only its rows that have captions."""
-
-    def __init__(self, index: Index, batch: pa.RecordBatch, before: int, selected: bool) -> None:
-        import numpy as np
-
-        self.index, self.batch, self._before = index, batch, before
-        self.offset, self.size = batch["offset"].to_numpy(), batch["size"].to_numpy()
+        self.path, self._index, self._batch, self._before, self._cache = str(index.file), index, batch, before, cached
+        self._offset, self._size = batch["offset"].to_numpy(), batch["size"].to_numpy()
         self._columns = {name: batch[name] for name in ("key", *LANGUAGES, "meta", "digest")}
         self._selected = np.flatnonzero(batch["captioned"].to_numpy(zero_copy_only=False)) if selected else None
-        self._blocks: dict[int, Block] = {}
         self._group_ends = np.cumsum([rows for rows, _ in index.about.groups])
+        self._block = cache(self._group if index.about.groups else self._part)
 
-    def row(self, place: int) -> int:
-        return place if self._selected is None else int(self._selected[place])
+    def __len__(self) -> int:
+        return self._batch.num_rows if self._selected is None else len(self._selected)
 
-    def rows(self, places: np.ndarray) -> np.ndarray:
+    def __getitem__(self, index: int) -> Pair:
+        key = self._value("key", index)
+        meta = json_object(self._value("meta", index), f"{self.path}: meta of pair {key}", _HINT)
+        zh, en = (tuple(self._value(language, index)) for language in LANGUAGES)
+        return Pair(key, self.image(index), zh, en, meta)
+
+    def keys(self) -> Sequence[str]:
+        return Lazy(len(self), partial(self._value, "key"), lambda: iter(self._all("key")))
+
+    def captions(self, language: Language) -> Sequence[tuple[str, ...]]:
+        def get(place: int) -> tuple[str, ...]:
+            return tuple(self._value(language, place))
+
+        return Lazy(len(self), get, lambda: map(tuple, self._all(language)))
+
+    def image(self, index: int) -> bytes:
+        """The bytes of a sample's image. Raises DcclipError where they are not those that were indexed."""
+        row, file = self._rows(index), self._index.file
+        offset, size = int(self._offset[row]), int(self._size[row])
+        if size < 0:
+            what = Message("{}: pair {} has no image bytes", file, self._value("key", index))
+            raise DcclipError(what, "leave the pair out, or write its image")
+        block = next(iter(self.blocks_of(index)), None)
+        image = self._cache.read(block, offset, size) if block else file.read(offset, size)
+        if image_digest(image) != self.image_digest(index):
+            if block:
+                self._cache.file(block).unlink(missing_ok=True)  # in case it is the cache that is damaged
+            key = self._value("key", index)
+            what = Message("{}: the image of pair {} has changed since it was indexed", file, key)
+            raise DcclipError(what, Message("index it again: dcclip index --fresh {}", file))
+        return image
+
+    def image_digest(self, index: int) -> bytes:
+        return bytes(self._value("digest", index))
+
+    def first_caption_ids(self, indices: np.ndarray) -> np.ndarray:
+        import numpy as np
+
+        rows = self._rows(indices)
+        return np.stack([self._batch[f"{language}_id"].to_numpy()[rows] for language in LANGUAGES], 1)
+
+    def blocks_of(self, places: Any) -> list[Block]:
+        """The blocks that the images of one or several samples are read from; none for a tar on disk."""
+        import numpy as np
+
+        if _is_direct(self._index):
+            return []
+        rows, groups = self._rows(places), self._index.about.groups
+        numbers = self._group_ends.searchsorted(self._before + rows, "right") if groups else rows // BLOCK
+        return [self._block(number) for number in np.unique(numbers).tolist()]
+
+    def _rows(self, places: Any) -> Any:
         return places if self._selected is None else self._selected[places]
 
-    def value(self, column: str, row: int) -> Any:
-        return self._columns[column][row].as_py()
+    def _value(self, column: str, place: int) -> Any:
+        return self._columns[column][int(self._rows(place))].as_py()
 
-    def values(self, column: str) -> list[Any]:
+    def _all(self, column: str) -> list[Any]:
         array = self._columns[column]
         return list((array if self._selected is None else array.take(self._selected)).to_pylist())
 
-    def block(self, row: int) -> Block | None:
-        """The block that a row's image is read from; None for a tar on disk, which is read directly."""
-        index = self.index
-        return self._block(int(self._numbers(row))) if index.about.groups or index.file.is_remote else None
-
-    def blocks(self, rows: np.ndarray) -> list[Block]:
-        """The blocks that rows' images are read from."""
-        import numpy as np
-
-        found = np.unique(self._numbers(rows)).tolist() if self.index.about.groups or self.index.file.is_remote else []
-        return [self._block(number) for number in found]
-
-    def _numbers(self, rows: Any) -> Any:
-        """The numbers of the blocks of rows: in the file for row groups, in the chunk for parts of a tar."""
-        if self.index.about.groups:
-            return self._group_ends.searchsorted(self._before + rows, "right")
-        return rows // BLOCK
-
-    def _block(self, number: int) -> Block:
-        if number not in self._blocks:
-            self._blocks[number] = self._group(number) if self.index.about.groups else self._part(number)
-        return self._blocks[number]
-
     def _group(self, number: int) -> Block:
         """The images of a row group of a Parquet file, one after the other."""
-        file, about = self.index.file, self.index.about
+        file, about = self._index.file, self._index.about
         write = partial(_write_group, file, number, about.columns.get("image", "image"))
         source = Message("{}, row group {}", file, number)
         return Block(self._key(number), 0, about.groups[number][1], source, write)
 
     def _part(self, number: int) -> Block:
         """The bytes of a tar in an object store that have the images of BLOCK rows."""
-        rows, file = slice(number * BLOCK, (number + 1) * BLOCK), self.index.file
-        first, end = int(self.offset[rows].min()), int((self.offset[rows] + self.size[rows]).max())
+        rows, file = slice(number * BLOCK, (number + 1) * BLOCK), self._index.file
+        first, end = int(self._offset[rows].min()), int((self._offset[rows] + self._size[rows]).max())
         write = partial(file.read_into, offset=first, size=end - first)
         return Block(self._key(first, end), first, end - first, str(file), write)
 
     def _key(self, *part: int) -> str:
         """The key of a part of the shard, by the shard's content, wherever that is."""
-        return hashlib.sha256(repr((self.index.about.sha256, *part)).encode()).hexdigest()[:32]
+        return hashlib.sha256(repr((self._index.about.sha256, *part)).encode()).hexdigest()[:32]
 
 
 def _write_group(file: DataFile, group: int, column: str, descriptor: int) -> None:

@@ -1,4 +1,4 @@
-"""The image-text pair, and the interface of a dataset of pairs."""
+"""The image-text pair, the interface of a dataset of pairs, and several datasets as one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate, islice, repeat
+from itertools import accumulate, chain, islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, overload
 
@@ -97,14 +97,18 @@ class Lazy(Sequence[T]):
     __hash__ = None  # type: ignore[assignment]
 
 
-def arrow_captions(captions: Iterable[tuple[str, ...]]) -> Lazy[tuple[str, ...]]:
-    """Captions kept in memory, without a Python object for each."""
+def captions_in_memory(
+    texts: Iterable[Mapping[Language, tuple[str, ...]]],
+) -> dict[Language, Sequence[tuple[str, ...]]]:
+    """Captions by language, kept in memory without a Python object for each."""
     import pyarrow as pa
 
-    every, chunks = iter(captions), []
+    every, kind = iter(texts), pa.list_(pa.string())
+    chunks: dict[Language, list[pa.Array]] = {language: [] for language in LANGUAGES}
     while some := list(islice(every, _CHUNK)):
-        chunks.append(pa.array(some, pa.list_(pa.string())))
-    return lazy_captions(pa.chunked_array(chunks, pa.list_(pa.string())))
+        for language, own in chunks.items():
+            own.append(pa.array([text.get(language, ()) for text in some], kind))
+    return {language: lazy_captions(pa.chunked_array(own, kind)) for language, own in chunks.items()}
 
 
 def lazy_captions(captions: pa.ChunkedArray) -> Lazy[tuple[str, ...]]:
@@ -194,6 +198,85 @@ class PairDataset(ABC):
 
     def will_need(self, indices: np.ndarray) -> None:  # noqa: B027  # not every dataset has anything to fetch
         """Announce the samples of the next shuffle window, whose data may be fetched ahead."""
+
+
+class ConcatDataset(PairDataset):
+    """Datasets one after the other; those with images have to come first."""
+
+    def __init__(self, datasets: Sequence[PairDataset]) -> None:
+        self.path = datasets[0].path
+        self._datasets = datasets
+        self.num_images = sum(dataset.num_images for dataset in datasets)
+        self.has_uncaptioned_images = any(dataset.has_uncaptioned_images for dataset in datasets)
+        self.firsts = [0, *accumulate(map(len, datasets))]  # the index at which each begins
+
+    def __len__(self) -> int:
+        return self.firsts[-1]
+
+    def __getitem__(self, index: int) -> Pair:
+        dataset, own = self._at(index)
+        return dataset[own]
+
+    def image(self, index: int) -> bytes:
+        dataset, own = self._at(index)
+        return dataset.image(own)
+
+    def image_digest(self, index: int) -> bytes:
+        dataset, own = self._at(index)
+        return dataset.image_digest(own)
+
+    def captions(self, language: Language) -> Sequence[tuple[str, ...]]:
+        return self._values(lambda dataset: dataset.captions(language))
+
+    def keys(self) -> Sequence[str]:
+        return self._values(lambda dataset: dataset.keys())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return hashlib.sha256("".join(dataset.fingerprint for dataset in self._datasets).encode()).hexdigest()
+
+    def first_caption_ids(self, indices: np.ndarray) -> np.ndarray:
+        import numpy as np
+
+        ids = np.empty((len(indices), len(LANGUAGES)), np.uint64)
+        for dataset, places, own in self._split(indices):
+            ids[places] = dataset.first_caption_ids(own)
+        return ids
+
+    @cached_property
+    def blocks(self) -> np.ndarray:
+        import numpy as np
+
+        parts = zip(self._datasets, self.firsts, strict=False)
+        return np.concatenate([dataset.blocks + first for dataset, first in parts if len(dataset)])
+
+    def will_need(self, indices: np.ndarray) -> None:
+        for dataset, _, own in self._split(indices):
+            dataset.will_need(own)
+
+    def _at(self, index: int) -> tuple[PairDataset, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = bisect_right(self.firsts, index) - 1
+        return self._datasets[number], index - self.firsts[number]
+
+    def _split(self, indices: np.ndarray) -> Iterator[tuple[PairDataset, np.ndarray, np.ndarray]]:
+        """Each dataset that has some of the samples, their places in `indices`, and their indices in the dataset."""
+        import numpy as np
+
+        numbers = np.searchsorted(self.firsts, indices, "right") - 1
+        order = np.argsort(numbers, kind="stable")
+        for places in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1):
+            if len(places):
+                number = int(numbers[places[0]])
+                yield self._datasets[number], places, indices[places] - self.firsts[number]
+
+    def _values(self, of: Callable[[PairDataset], Sequence[Any]]) -> Lazy[Any]:
+        def get(index: int) -> Any:
+            dataset, own = self._at(index)
+            return of(dataset)[own]
+
+        return Lazy(len(self), get, lambda: chain.from_iterable(map(of, self._datasets)))
 
 
 class FileDataset(PairDataset):

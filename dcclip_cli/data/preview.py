@@ -18,13 +18,12 @@ from dcclip_cli.data.shards import (
     group_images,
     open_parquet,
     parquet_errors,
-    records_of,
     tar_rows,
 )
 from dcclip_cli.data.unpaired import READERS
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import decode
-from dcclip_cli.text_files import not_utf8
+from dcclip_cli.text import not_utf8
 
 _SAMPLE = 500  # samples that are looked at
 _FILES = 8  # that are looked into
@@ -89,7 +88,7 @@ def _captions_everywhere(file: DataFile, columns: Columns) -> list[Captions]:
         used = [name for name in (columns.zh or "zh", columns.en or "en", columns.caption or "") if name in names]
         places = range(0, groups if used else 0, max(1, groups // _FILES))
         batches = (batch for place in places for batch in parquet.iter_batches(row_groups=[place], columns=used))
-        records = (record for batch in batches for record in records_of(batch, f"{file}: row", 0))
+        records = (record for batch in batches for record in batch.to_pylist())
         return [columns.captions(record, f"{file}: row {row}") for row, record in enumerate(records)]
 
 
@@ -136,7 +135,7 @@ def _parquet(file: DataFile, columns: Columns, uncaptioned: bool) -> Preview | N
         batch = next(parquet.iter_batches(_SAMPLE, columns=used), None)
         if batch is None or not parquet.metadata.num_rows:
             return None
-        records = records_of(batch, f"{file}: row", 0) if used else [{}]
+        records = batch.to_pylist() if used else [{}]
         captions = [columns.captions(record, f"{file}: row {row}") for row, record in enumerate(records)]
         image_column = columns.image or "image"
         image = None

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import OpenFile, refuse_special
@@ -25,7 +24,6 @@ PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub", "https": "aioh
 PART_BYTES = 8 << 20  # of one request, so that a retry repeats little
 CONNECTIONS = 4  # requests at a time for one block or file
 WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # before each further try: a server that restarts is not an error
-_LIST_S = 600  # for the files in a folder: a million take some minutes
 _TOP = 10_000  # files that a pattern {0..N} may name
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LOGIN = {
@@ -33,6 +31,7 @@ _LOGIN = {
     "gs": "log in with: gcloud auth application-default login",
     "hf": "log in with: hf auth login",
 }
+_NO_LOGIN = ("NoCredentialsError", "DefaultCredentialsError", "RefreshError")
 # Exceptions of the network that are no OSError, by the module that a used file system has imported.
 _NETWORK_ERRORS = (
     ("aiohttp", "ClientError"),
@@ -76,17 +75,15 @@ class DataFile:
         """Write `size` bytes from `offset` on to the file descriptor `target`, from its start, in bounded memory."""
         parts, failed = iter(range(0, size, PART_BYTES)), list[DcclipError | OSError]()
 
-        def run() -> None:
+        def copy() -> None:
             try:
                 for begin in parts:  # each is taken by one thread
-                    if failed:
-                        return
                     os.pwrite(target, self.read(offset + begin, min(PART_BYTES, size - begin)), begin)
             except (DcclipError, OSError) as error:
                 failed.append(error)
 
         # Unlike an executor's, these do not keep a process from ending.
-        threads = [threading.Thread(target=run, daemon=True) for _ in range(CONNECTIONS if self.is_remote else 1)]
+        threads = [threading.Thread(target=copy, daemon=True) for _ in range(CONNECTIONS)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -96,14 +93,12 @@ class DataFile:
 
     def open(self) -> io.BufferedReader:
         """A file object for reading in order; it can be moved back and forth. Raises DcclipError where that fails."""
-        return io.BufferedReader(_RangeFile(self), PART_BYTES if self.is_remote else 1 << 20)
-
-    def open_raw(self) -> io.RawIOBase:
-        """A file object for reading anywhere in a file: one request for each read."""
-        return _RangeFile(self)
+        return io.BufferedReader(RangeFile(self), PART_BYTES if self.is_remote else 1 << 20)
 
 
-class _RangeFile(io.RawIOBase):
+class RangeFile(io.RawIOBase):
+    """A file object for reading anywhere in a file: one request for each read."""
+
     def __init__(self, file: DataFile) -> None:
         self._file, self._at = file, 0
 
@@ -199,13 +194,12 @@ def _list_remote(url: str) -> list[DataFile]:
     def entries() -> dict[str, dict[str, Any]]:
         if web:
             return {url: system.info(url)}
-        limit = {"timeout": _LIST_S} if scheme in ("s3", "gs") else {}  # s3fs follows a token that repeats for ever
         if glob.has_magic(url):
-            return dict(system.glob(url, detail=True, **limit))
+            return dict(system.glob(url, detail=True))
         about = system.info(url)
         if about["type"] != "directory":
             return {about["name"]: about}
-        return {one["name"]: one for one in system.ls(url, detail=True, **limit)}
+        return {one["name"]: one for one in system.ls(url, detail=True)}
 
     found = [
         DataFile(name if web else f"{scheme}://{name}", about["size"], _version(about))
@@ -260,10 +254,7 @@ def _system(url: str) -> Any:
     scheme = url.partition("://")[0]
     if scheme not in PACKAGES:
         raise DcclipError("{}: dcclip does not read {}://", "use one of {}", shown(url), scheme, ", ".join(PACKAGES))
-    if scheme in ("http", "https"):
-        if not urlsplit(url).hostname:
-            raise DcclipError("{} names no server", "write https://host/file.tar", shown(url))
-    elif "@" in url.split("/")[2]:
+    if not scheme.startswith("http") and "@" in url.split("/")[2]:
         raise DcclipError("{} was given with a user or password", _LOGIN[scheme], shown(url))
     return _system_of(scheme, os.getpid())  # their connections do not survive a fork
 
@@ -300,12 +291,9 @@ def _tried(url: str, action: Callable[[], T], waits_s: tuple[float, ...]) -> T:
         try:
             return action()
         except tuple(_network_errors()) as error:
-            if final := _final(url, error):
+            if final := _final(url, error, last=wait_s is None):
                 raise final from None
-            if wait_s is None:
-                hint = Message("check the network and the server, then run the same command again: it resumes")
-                raise DcclipError("{} cannot be read: {}", hint, shown(url), _reason(error)) from None
-        time.sleep(wait_s)
+        time.sleep(wait_s or 0)
     raise AssertionError
 
 
@@ -316,20 +304,22 @@ def _network_errors() -> Iterator[type[BaseException]]:
             yield getattr(sys.modules[module], name)
 
 
-def _final(url: str, error: BaseException) -> DcclipError | None:
-    """The error to raise where trying again is of no use."""
-    response = getattr(error, "response", None)
+def _final(url: str, error: BaseException, last: bool) -> DcclipError | None:
+    """The error to raise where trying again is of no use, or was the last try."""
+    response, name = getattr(error, "response", None), type(error).__name__
     status = getattr(error, "status", None) or getattr(response, "status_code", None)
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         return DcclipError("{} does not exist", "check the URL, and that you may read it", shown(url))
-    denied = isinstance(error, PermissionError) or status in (401, 403)
-    if denied or type(error).__name__ in ("NoCredentialsError", "DefaultCredentialsError", "RefreshError"):
+    if isinstance(error, PermissionError) or status in (401, 403) or name in _NO_LOGIN:
         hint = _LOGIN.get(url.partition("://")[0], "check the user or the signature in the URL: it may have expired")
         if "expired" in str(error):  # the code of S3's answer is not kept
             hint = Message("the login has expired: log in again, or set AWS_SESSION_TOKEN to a new token")
         return DcclipError("{} may not be read: access is denied", hint, shown(url))
-    if isinstance(error, ValueError) or type(error).__name__ in ("FSTimeoutError", "ProfileNotFound"):
-        hint = Message("check the URL, and for s3:// AWS_ENDPOINT_URL (http://HOST:PORT) and AWS_PROFILE")
+    if last or isinstance(error, ValueError) or name in ("FSTimeoutError", "ProfileNotFound"):
+        hint = Message(
+            "check the network and the URL, for s3:// also AWS_ENDPOINT_URL (http://HOST:PORT) and AWS_PROFILE; then "
+            "run the same command again: it resumes"
+        )
         return DcclipError("{} cannot be read: {}", hint, shown(url), _reason(error))
     return None
 

@@ -9,9 +9,9 @@ from itertools import chain, islice
 
 import numpy as np
 
-from dcclip_cli.data.dataset import ConcatDataset, open_pairs
+from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.options import COLLECTED, SHUFFLE_WINDOW, DataOptions
-from dcclip_cli.data.pair import PairDataset
+from dcclip_cli.data.pair import ConcatDataset, PairDataset
 from dcclip_cli.data.unpaired import open_images, open_texts, with_phrases
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.progress import Progress

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice, product
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
 from dcclip_cli.data.pair import LANGUAGES, Language, caption_strings, image_digest
-from dcclip_cli.data.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, members_of
-from dcclip_cli.data.remote import PART_BYTES, DataFile
+from dcclip_cli.data.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, Member, members_of
+from dcclip_cli.data.remote import PART_BYTES, DataFile, RangeFile
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import json_object
 from dcclip_cli.options import Options
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 Captions = dict[Language, tuple[str, ...]]
 
 SUFFIXES = (".tar", ".parquet")
-_AGAIN = "write or collect it again"
 _ROWS_AT_A_TIME = 256
 
 
@@ -84,65 +83,44 @@ def rows_of(file: DataFile, columns: Columns) -> Iterator[Row]:
 # ---- tars: KEY.jpg|png|webp next to KEY.json
 
 
-class _Found(NamedTuple):
-    """The bytes of one member, and their offset."""
-
-    name: str
-    offset: int
-    content: bytes
-
-
 def tar_rows(file: DataFile, columns: Columns, members: int | None = None) -> Iterator[Row]:
     """The images in a tar in the order of their names' first appearance. Raises DcclipError where it cannot be read.
 
     With `members`, only so many from its beginning are read. Member names are only compared, never used as paths; links
     and special files are skipped.
     """
-    images, records = _joined(islice(_members(file), members), file, columns)
+    images: dict[str, tuple[int, int, bytes]] = {}  # offset, size, digest by key
+    records: dict[str, tuple[Captions, str]] = {}
+    for member, content in islice(_members(file), members):
+        key, _, suffix = member.name.rpartition(".")
+        if suffix.lower() != "json":
+            images[key] = member.offset, member.size, image_digest(content)
+        else:
+            records[key] = read_record(content, f"{file}: {member.name}", columns)
     for key, (offset, size, digest) in images.items():
         captions, meta = records.get(key, ({}, "{}"))
         yield Row(key, captions.get("zh", ()), captions.get("en", ()), meta, key in records, offset, size, digest)
 
 
-def _joined(
-    members: Iterator[_Found], file: DataFile, columns: Columns
-) -> tuple[dict[str, tuple[int, int, bytes]], dict[str, tuple[Captions, str]]]:
-    """(offset, size, digest) of each image by its key; captions and metadata by key."""
-    images: dict[str, tuple[int, int, bytes]] = {}
-    records: dict[str, tuple[Captions, str]] = {}
-    for name, offset, content in members:
-        stem, _, suffix = name.rpartition(".")
-        if not stem:
-            continue
-        if suffix.lower() == "json":
-            records[stem] = read_record(content, f"{file}: {name}", columns)
-        else:
-            images[stem] = offset, len(content), image_digest(content)
-    return images, records
-
-
 def read_record(content: bytes, where: str, columns: Columns) -> tuple[Captions, str]:
     """The captions in KEY.json, and all else in it as JSON. Raises DcclipError with `where`."""
-    record = json_object(content, where, _AGAIN)
+    record = json_object(content, where, "write or collect it again")
     captions = columns.captions(record, where)
     return captions, json.dumps(record, separators=(",", ":"))  # in ASCII, so that lone surrogates survive
 
 
-def _is_read(name: str, size: int) -> bool:
-    suffix = "." + name.rpartition(".")[2].lower()
-    return size <= (MAX_IMAGE_BYTES if suffix in IMAGE_SUFFIXES else MAX_TEXT_BYTES if suffix == ".json" else -1)
-
-
-def _members(file: DataFile) -> Iterator[_Found]:
-    """The images and records in a tar."""
+def _members(file: DataFile) -> Iterator[tuple[Member, bytes]]:
+    """The images and records in a tar, with their bytes."""
+    limits = dict.fromkeys(IMAGE_SUFFIXES, MAX_IMAGE_BYTES) | {".json": MAX_TEXT_BYTES}
     with file.open() as stream:
         for member in members_of(stream, file.size):
+            stem, dot, suffix = member.name.rpartition(".")
             if member.fault and member.fault.reason.startswith("tar-"):
                 what = Message("{} is not a readable tar file: {}", file, member.fault.detail)
                 raise DcclipError(what, "fetch or collect it again")
-            if not member.fault and _is_read(member.name, member.size):
+            if not member.fault and stem and member.size <= limits.get(dot + suffix.lower(), -1):
                 stream.seek(member.offset)
-                yield _Found(member.name, member.offset, stream.read(member.size))
+                yield member, stream.read(member.size)
 
 
 # ---- Parquet
@@ -154,7 +132,7 @@ def open_parquet(file: DataFile) -> pq.ParquetFile:
 
     with parquet_errors(file, Message("is not a Parquet file")):
         if file.is_remote:
-            return pq.ParquetFile(file.open_raw(), buffer_size=PART_BYTES)
+            return pq.ParquetFile(RangeFile(file), buffer_size=PART_BYTES)
         return pq.ParquetFile(file.location, buffer_size=1 << 20)
 
 
@@ -168,10 +146,7 @@ def parquet_errors(file: DataFile | Path, what: str = "cannot be read") -> Itera
     except UnicodeDecodeError as error:
         raise DcclipError("{} has text that is not UTF-8: {!r}", "write it again", file, error.object[:24]) from None
     except (pa.ArrowException, OSError, OverflowError) as error:
-        reason = " ".join(str(error).split())[:300]
-        read = Message("allow it with: chmod +r {}", file)
-        hint = read if isinstance(error, PermissionError) else "write it again"
-        raise DcclipError("{} {}: {}", hint, file, what, reason) from None
+        raise DcclipError("{} {}: {}", "write it again", file, what, " ".join(str(error).split())[:300]) from None
 
 
 def group_images(file: DataFile, group: int, column: str) -> Iterator[bytes | None]:
@@ -203,8 +178,7 @@ def parquet_rows(file: DataFile, columns: Columns) -> Iterator[Row]:
             offset = 0
             for batch in parquet.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=used):
                 images = _image_bytes(batch[image], f"{file}: column {image}")
-                records = records_of(batch.drop_columns([image]), f"{file}: row", number)
-                for record, content in zip(records, images, strict=True):
+                for record, content in zip(batch.drop_columns([image]).to_pylist(), images, strict=True):
                     name = f"{stem}:{number}" if key not in used else str(record[key])
                     texts = columns.captions(record, f"{file}: pair {name}")
                     size, digest = (-1, bytes(16)) if content is None else (len(content), image_digest(content))
@@ -213,21 +187,6 @@ def parquet_rows(file: DataFile, columns: Columns) -> Iterator[Row]:
                         raise DcclipError("{}: meta of pair {} is not text", "write it as a JSON object", file, name)
                     yield Row(name, texts["zh"], texts["en"], meta, True, offset, size, digest, group)
                     offset, number = offset + max(0, size), number + 1
-
-
-def records_of(batch: pa.RecordBatch, where: str, first: int) -> list[dict[str, Any]]:
-    """The rows of a batch. Raises DcclipError, with the number of the row, for text that is not UTF-8."""
-    try:
-        records: list[dict[str, Any]] = batch.to_pylist()
-        return records
-    except UnicodeDecodeError:
-        for row, name in product(range(len(batch)), batch.schema.names):
-            try:
-                batch[name][row].as_py()
-            except UnicodeDecodeError as error:
-                what = Message("{} {}: {} is not text in UTF-8: {!r}", where, first + row, name, error.object[:24])
-                raise DcclipError(what, "write it again, with text in UTF-8") from None
-        raise
 
 
 def columns_used(file: DataFile, names: list[str], columns: Columns) -> list[str]:

@@ -7,26 +7,32 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dcclip_cli.data.dataset import ConcatDataset, find_dataset, named
+from dcclip_cli.data.dataset import find_dataset, named
 from dcclip_cli.data.indexed import CACHE_BYTES
-from dcclip_cli.data.pair import LANGUAGES, Language, Lazy, Pair, PairDataset, caption_strings, lazy_captions
+from dcclip_cli.data.pair import (
+    LANGUAGES,
+    ConcatDataset,
+    Language,
+    Lazy,
+    Pair,
+    PairDataset,
+    caption_strings,
+    captions_in_memory,
+    lazy_captions,
+)
 from dcclip_cli.data.reading import IMAGE_SUFFIXES
 from dcclip_cli.data.shards import Captions, Columns
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import file_sha256, json_object
 from dcclip_cli.progress import Progress
-from dcclip_cli.text import language_by_script
-from dcclip_cli.text_files import not_utf8
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from dcclip_cli.text import language_by_script, not_utf8
 
 _ROWS_AT_A_TIME = 65_536  # of texts that are Python objects
 _EXAMPLE = 'write lines like {"zh": "猫", "en": "cat"}'
@@ -34,40 +40,21 @@ _EXAMPLE = 'write lines like {"zh": "猫", "en": "cat"}'
 # ---- images without captions
 
 
-class ImageDataset(PairDataset):
+class ImageDataset(ConcatDataset):
     """The images of another dataset; captions that it may have are left out."""
 
-    has_uncaptioned_images = True
+    captions, first_caption_ids = PairDataset.captions, PairDataset.first_caption_ids
 
     def __init__(self, dataset: PairDataset) -> None:
-        self.path, self._dataset = dataset.path, dataset
-
-    def __len__(self) -> int:
-        return len(self._dataset)
+        super().__init__([dataset])
+        self.has_uncaptioned_images = True
 
     def __getitem__(self, index: int) -> Pair:
-        pair = self._dataset[index]
-        return Pair(pair.key, pair.image, meta=pair.meta)
-
-    def keys(self) -> Sequence[str]:
-        return self._dataset.keys()
-
-    def image(self, index: int) -> bytes:
-        return self._dataset.image(index)
-
-    def image_digest(self, index: int) -> bytes:
-        return self._dataset.image_digest(index)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        return self._dataset.fingerprint
+        return replace(super().__getitem__(index), zh=(), en=())
 
     @property
-    def blocks(self) -> np.ndarray:
-        return self._dataset.blocks
-
-    def will_need(self, indices: np.ndarray) -> None:
-        self._dataset.will_need(indices)
+    def fingerprint(self) -> str:
+        return self._datasets[0].fingerprint
 
 
 class ImageFolder(PairDataset):
@@ -124,17 +111,13 @@ class TextDataset(PairDataset):
     def __init__(
         self, path: str | Path, captions: Mapping[Language, Sequence[tuple[str, ...]]], fingerprint: str
     ) -> None:
-        self.path, self._captions, self._fingerprint = path, captions, fingerprint
+        self.path, self._captions, self.fingerprint = path, captions, fingerprint
 
     def __len__(self) -> int:
         return len(self._captions["zh"])
 
     def __getitem__(self, index: int) -> Pair:
         return Pair(str(index), b"", self._captions["zh"][index], self._captions["en"][index])
-
-    @property
-    def fingerprint(self) -> str:
-        return self._fingerprint
 
 
 def open_texts(path: str | Path, columns: Columns | None = None, progress: Progress | None = None) -> TextDataset:
@@ -148,7 +131,7 @@ def open_texts(path: str | Path, columns: Columns | None = None, progress: Progr
     if file.is_file() and file.suffix in READERS:
         try:
             with file.open(encoding="utf-8-sig", newline="") as stream:
-                texts = _kept(text for text in READERS[file.suffix](stream, file) if text)
+                texts = captions_in_memory(text for text in READERS[file.suffix](stream, file) if text)
         except UnicodeDecodeError:
             raise not_utf8(file) from None
         fingerprint = file_sha256(file)
@@ -160,18 +143,6 @@ def open_texts(path: str | Path, columns: Columns | None = None, progress: Progr
     if not len(texts["zh"]):
         raise DcclipError("{} has no text", "every line in it is empty: write it again, or name another", named(path))
     return TextDataset(named(path), texts, fingerprint)
-
-
-def _kept(texts: Iterator[Captions]) -> dict[Language, Sequence[tuple[str, ...]]]:
-    """Texts in memory, without a Python object for each."""
-    import pyarrow as pa
-
-    kind = pa.list_(pa.string())
-    chunks: dict[Language, list[pa.Array]] = {language: [] for language in LANGUAGES}
-    while some := list(islice(texts, _ROWS_AT_A_TIME)):
-        for language, own in chunks.items():
-            own.append(pa.array([text.get(language, ()) for text in some], kind))
-    return {language: lazy_captions(pa.chunked_array(own, kind)) for language, own in chunks.items()}
 
 
 def _different_captions(pairs: PairDataset) -> dict[Language, Sequence[tuple[str, ...]]]:
@@ -186,14 +157,13 @@ def _different_captions(pairs: PairDataset) -> dict[Language, Sequence[tuple[str
             chunks.append(pa.array([*chain.from_iterable(some)], pa.string()))
         different[language] = pc.unique(pa.chunked_array(chunks, pa.string()))
     texts: dict[Language, Sequence[tuple[str, ...]]] = {}
-    for language in LANGUAGES:
-        lists = [
-            pa.ListArray.from_arrays(np.arange(len(own) + 1, dtype=np.int32), own)
-            if language == each
-            else pa.array([()], pa.list_(pa.string())).take(np.zeros(len(own), np.int32))
-            for each, own in different.items()
+    for language in LANGUAGES:  # texts of the other language are empty lists: of length 0, all at one offset
+        ends = [np.arange(1, len(own) + 1) * (language == each) for each, own in different.items()]
+        chunks = [
+            pa.ListArray.from_arrays(np.concatenate([[0], end]).astype(np.int32), own)
+            for end, own in zip(ends, different.values(), strict=True)
         ]
-        texts[language] = lazy_captions(pa.chunked_array(lists, pa.list_(pa.string())))
+        texts[language] = lazy_captions(pa.chunked_array(chunks, pa.list_(pa.string())))
     return texts
 
 

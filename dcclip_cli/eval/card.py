@@ -12,7 +12,7 @@ from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.result import METRIC_NAMES, EvalResult
 from dcclip_cli.files import atomic_write
-from dcclip_cli.text_files import read_text
+from dcclip_cli.text import read_text
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult as CardEntry

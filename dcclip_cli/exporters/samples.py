@@ -11,9 +11,9 @@ from PIL import Image
 
 from dcclip_cli.data import prompts
 from dcclip_cli.data.collator import unaugmented
-from dcclip_cli.data.dataset import ConcatDataset, find_dataset, open_pairs
+from dcclip_cli.data.dataset import find_dataset, open_pairs
 from dcclip_cli.data.options import DataOptions
-from dcclip_cli.data.pair import LANGUAGES, Lazy, PairDataset
+from dcclip_cli.data.pair import LANGUAGES, ConcatDataset, Lazy, PairDataset
 from dcclip_cli.data.unpaired import open_images, open_texts
 
 # Short, long, mixed, and too long for any text tower: these detect graphs with a frozen length.

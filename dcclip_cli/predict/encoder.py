@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.machine import disable_telemetry
+from dcclip_cli.machine import set_library_defaults
 from dcclip_cli.model import Precision
 from dcclip_cli.model.precision import (
     AS_ASKED,
@@ -182,7 +182,7 @@ def load_encoder(
     `precision` is for torch: a bundle computes in the precision of its export. `threads` are CPU threads per tower:
     by default one for a bundle, and torch's own choice otherwise.
     """
-    disable_telemetry()
+    set_library_defaults()
     if reference.target.startswith("hf-hub:"):
         reference = _downloaded(reference)
     if reference.kind == "bundle":

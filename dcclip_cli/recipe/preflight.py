@@ -313,12 +313,12 @@ class Preflight:
             self._too_small((stage,), what, work.run_bytes, self.run_dir.root, _RUN_HINT)
 
     def _too_small(self, at: Location, what: str, needed: float, folder: Path, hint: str) -> None:
-        from dcclip_cli.train.estimate import size
+        from dcclip_cli.text import size_in_words
 
-        free = Message("{} are free at {}", size(free_bytes(folder)), folder)
+        free = Message("{} are free at {}", size_in_words(free_bytes(folder)), folder)
         self._add(
             at,
-            DcclipError("{} will take about {}, and {}", hint, what, size(needed), free),
+            DcclipError("{} will take about {}, and {}", hint, what, size_in_words(needed), free),
         )
 
 

@@ -17,7 +17,7 @@ import yaml
 
 from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import refuse_special
-from dcclip_cli.text_files import not_utf8
+from dcclip_cli.text import not_utf8
 
 Location = tuple[str | int, ...]
 

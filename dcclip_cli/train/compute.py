@@ -18,10 +18,10 @@ from dcclip_cli.files import read_json, write_json
 from dcclip_cli.machine import (
     busy_cores,
     cores,
-    fix_cublas_workspace,
     keep_freed_memory,
     loading_processes,
     return_freed_memory,
+    set_library_defaults,
 )
 from dcclip_cli.model.precision import Choice, choose_precision, newton_schulz_precision
 from dcclip_cli.model.towers import Towers
@@ -44,7 +44,7 @@ def join_processes(device: str) -> None:
     if missing or not count.isdecimal():
         what = Message("WORLD_SIZE is {}, but there is no {}", count, ", ".join(missing) or "such number")
         raise DcclipError(what, "start several processes with torchrun, or for one: unset WORLD_SIZE")
-    fix_cublas_workspace()
+    set_library_defaults()
     PartialState(cpu=device == "cpu")
 
 

@@ -23,6 +23,7 @@ from dcclip_cli.model.blank import local_folder
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.model.towers import Tokens
 from dcclip_cli.progress import Silent
+from dcclip_cli.text import duration_in_words, size_in_words
 from dcclip_cli.train.dry_run import Shapes
 from dcclip_cli.train.feature_shapes import Grid, map_grids, map_sizes, widths
 from dcclip_cli.train.lazy_teacher import LazyTeacher
@@ -291,13 +292,13 @@ def lines(work: StageWork, times: Times, before: dict[Any, Rows]) -> Iterator[st
     if times.step_s is None:
         yield Message("{}: {}; how long they take is not known without the teacher's files", name, steps)
     else:
-        took = duration(work.steps * times.step_s)
+        took = duration_in_words(work.steps * times.step_s)
         yield Message("{}: {} take roughly {} ({:.3g} s a step)", name, steps, took, times.step_s)
     for number, pace in enumerate(times.teachers):
         yield from _teacher_lines(work, number, pace, before)
-    disk = Message("checkpoints and model {}", size(work.run_bytes))
+    disk = Message("checkpoints and model {}", size_in_words(work.run_bytes))
     if work.cache_bytes:
-        disk = joined(", ", (Message("teacher cache {}", size(work.cache_bytes)), disk))
+        disk = joined(", ", (Message("teacher cache {}", size_in_words(work.cache_bytes)), disk))
     yield Message("{}: takes disk space of about: {}", name, disk)
 
 
@@ -323,7 +324,7 @@ def _teacher_lines(work: StageWork, number: int, pace: Pace | None, before: dict
         yield Message("{}; how long that takes is not known without its files", asked)
         return
     seconds = left.images * pace.image_s + left.texts * pace.text_s
-    yield Message("{}: roughly {}", asked, duration(seconds))
+    yield Message("{}: roughly {}", asked, duration_in_words(seconds))
     if seconds > _LONG_S:
         yield Message("{}: that is shorter with {}", work.stage, joined(", ", _shorter(work)))
 
@@ -339,22 +340,3 @@ def _shorter(work: StageWork) -> Iterator[str]:
     if any(one.precision == "fp32" for one in work.teachers):
         yield Message("bf16 where the processor has it (teacher.precision: auto)")
     yield Message("fewer images, or a smaller teacher")
-
-
-def duration(seconds: float) -> str:
-    """A duration in words: 40 s, 12 min, 3.5 h, 4 days."""
-    if seconds < 100:
-        return Message("{} s", math.ceil(seconds))
-    if seconds < 6000:
-        return Message("{:.0f} min", seconds / 60)
-    if seconds < 172_800:
-        return Message("{:.1f} h", seconds / 3600)
-    return Message("{:.0f} days", seconds / 86_400)
-
-
-def size(number: float) -> str:
-    """A number of bytes in words."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB")):
-        if number >= unit:
-            return f"{number / unit:,.1f} {name}"
-    return f"{number / 1e3:,.0f} kB"

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from dcclip_cli.workers import begin_worker
+from dcclip_cli.processes import begin_worker
 
 _ALIGNED = 64  # bytes
 

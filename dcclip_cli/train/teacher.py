@@ -18,6 +18,7 @@ from dcclip_cli.model.precision import finite
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.model.towers import OpenClipTowers, Towers
 from dcclip_cli.progress import Progress, Silent
+from dcclip_cli.text import duration_in_words
 from dcclip_cli.train.feature_shapes import map_grids, no_images
 from dcclip_cli.train.lazy_teacher import LazyTeacher, TeacherFacts
 from dcclip_cli.train.losses.base import Loss, Outputs, Widths, learns_from
@@ -161,10 +162,10 @@ class CacheFillingSampler(MixedBatchSampler):
         self.progress.say(
             Message(
                 "teacher: ran for {}; running it in each of these {} steps would take about {}{}",
-                _duration(once),
+                duration_in_words(once),
                 steps,
-                _duration(online),
-                Message(": {} saved", _duration(online - once)) if online > once else "",
+                duration_in_words(online),
+                Message(": {} saved", duration_in_words(online - once)) if online > once else "",
             )
         )
         for cache in self.caches:
@@ -172,9 +173,3 @@ class CacheFillingSampler(MixedBatchSampler):
             self.progress.say(
                 Message("teacher: features in {}, {:,.0f} MB; computed {}", cache.folder, cache.size / 1e6, done)
             )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return Message("{:.0f} s", seconds)
-    return Message("{:.0f} min", seconds / 60) if seconds < 7200 else Message("{:.1f} h", seconds / 3600)

@@ -23,12 +23,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dcclip_cli.data.collator import Batch, Collator
+from dcclip_cli.data.collator import Batch, Collator, StoredFeatures, StoredTexts
 from dcclip_cli.data.options import Augment
 from dcclip_cli.data.pair import PairDataset
 from dcclip_cli.data.pixels import VERSION, normalized, stacked, training_preprocess
 from dcclip_cli.data.samplers import Sample
-from dcclip_cli.data.stored_features import StoredFeatures, StoredTexts
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import cache_folder
 from dcclip_cli.machine import loading_processes

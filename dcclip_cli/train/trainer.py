@@ -18,8 +18,8 @@ from dcclip_cli.data.collator import Batch, Collator
 from dcclip_cli.data.samplers import MixedBatchSampler
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import loading_processes
+from dcclip_cli.processes import Stopped, asked, handled, noted
 from dcclip_cli.progress import Progress, Silent, Task
-from dcclip_cli.signals import Stopped, asked, handled, noted
 from dcclip_cli.train.checkpoint import Identity, TrainState, latest_checkpoint, load_checkpoint, save_checkpoint
 from dcclip_cli.train.compute import make_accelerator
 from dcclip_cli.train.distributed import any_process, processes_here

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import typer
 
 from dcclip_cli.cli.app import app
-from dcclip_cli.language import Language
+from dcclip_cli.errors import Language
 from docs.generate.markdown import MADE, anchor, code, escaped, table, text
 
 HEAD: dict[Language, str] = {

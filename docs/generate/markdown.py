@@ -6,8 +6,7 @@ from dataclasses import MISSING, Field, fields
 from html import escape
 from typing import Any
 
-from dcclip_cli.errors import Message
-from dcclip_cli.language import Language, translated
+from dcclip_cli.errors import Language, Message, translated
 
 WIDTH = 100  # of blocks of code, which a page of the site shows without scrolling
 MADE = "<!-- Made by python -m docs.generate: change the code, or docs/generate. -->\n"

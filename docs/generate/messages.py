@@ -21,7 +21,7 @@ from typer.main import get_command
 
 from dcclip_cli.cli.app import app
 from dcclip_cli.curation.report import _explanations
-from dcclip_cli.language import DOMAIN, LOCALES
+from dcclip_cli.errors import DOMAIN, LOCALES
 from dcclip_cli.recipe.schema import Recipe
 
 ROOT = Path(__file__).parents[2]

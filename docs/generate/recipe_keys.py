@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from dcclip_cli.curation.options import CollectOptions
-from dcclip_cli.language import Language
+from dcclip_cli.errors import Language
 from dcclip_cli.options import neutral_keys
 from dcclip_cli.recipe.schema import Recipe
 from dcclip_cli.train.options import TrainOptions

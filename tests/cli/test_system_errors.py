@@ -77,7 +77,7 @@ def test_a_full_disk_names_the_file_and_the_free_space_whatever_wrote_it(
 
 
 def test_free_space_has_the_unit_of_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for free, said in ((2.4e12, "2 TB"), (62e9, "62 GB"), (5e6, "5 MB"), (900, "1 kB")):
+    for free, said in ((2.4e12, "2.4 TB"), (62e9, "62.0 GB"), (5e6, "5.0 MB"), (900, "1 kB")):
         monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
         assert told(OSError(errno.ENOSPC, "", str(tmp_path / "a"))).what.endswith(f"({said} free)")
 

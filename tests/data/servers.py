@@ -63,13 +63,9 @@ def forget_connections() -> None:
 
 
 class _Ranges(SimpleHTTPRequestHandler):
-    """Files of a folder, by range if asked for; `failures` requests are answered with 503 first.
-
-    With `answer`, a status and a content, that answers every request.
-    """
+    """Files of a folder, by range if asked for; `failures` requests are answered with 503 first."""
 
     failures = 0
-    answer: tuple[int, bytes] | None = None
     ranges = True
     requests: list[str] = []
 
@@ -79,13 +75,6 @@ class _Ranges(SimpleHTTPRequestHandler):
         if kind.failures:
             kind.failures -= 1
             self.send_error(503)
-            return
-        if kind.answer:
-            status, content = kind.answer
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
             return
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         file = Path(self.translate_path(self.path))

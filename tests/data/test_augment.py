@@ -87,12 +87,6 @@ def test_a_change_moves_or_recolours_the_quarters_as_far_as_was_drawn(
     assert {place: image.getpixel(place) for place in expected} == expected
 
 
-def test_brightness_is_changed_by_at_most_the_given_share() -> None:
-    grey = Image.new("RGB", (4, 4), (100, 100, 100))
-    assert fixed(Augment(colour=0.5), grey, 0.0).getpixel((0, 0)) == (50, 50, 50)
-    assert fixed(Augment(colour=0.5), grey, 1.0).getpixel((0, 0)) == (150, 150, 150)
-
-
 def test_blur_softens_an_edge() -> None:
     blurred = np.asarray(fixed(Augment(blur=4), quarters(), 0.4), dtype=int)
     edge = blurred[5, 18:22, 0]  # red falls to 0 to the right

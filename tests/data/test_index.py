@@ -14,7 +14,6 @@ import pytest
 
 from dcclip_cli.curation.shards import ShardWriter
 from dcclip_cli.data import index as indexes
-from dcclip_cli.data import reading, shards
 from dcclip_cli.data.dataset import open_pairs, shards_at, write_parquet
 from dcclip_cli.data.index import SUFFIX, find_index, find_indexes, own_place, verify_files
 from dcclip_cli.data.pair import LANGUAGES, Pair, caption_id
@@ -22,7 +21,7 @@ from dcclip_cli.data.remote import local_file
 from dcclip_cli.data.shards import Columns, tar_rows
 from dcclip_cli.data.unpaired import open_images
 from dcclip_cli.errors import DcclipError
-from tests.damage import KINDS, damage
+from tests.damage import damage
 from tests.data.test_dataset import CAT, DOG, add, write_tar
 
 JPEG = b"\xff\xd8\xff"
@@ -57,16 +56,6 @@ def test_an_index_is_written_next_to_the_data_and_then_no_data_is_read(tmp_path:
         verify_files(shards_at(tmp_path), NONE)
 
 
-def test_without_an_index_the_first_start_writes_one_to_the_cache_folder(tmp_path: Path) -> None:
-    write_tar(tmp_path / "a.tar", CAT)
-    assert list(open_pairs(tmp_path / "a.tar")) == [CAT]
-    assert os.listdir(tmp_path) == ["a.tar"]
-    [file] = Path(os.environ["DCCLIP_CACHE"], "index").glob(f"*{SUFFIX}")
-    before = file.stat()
-    open_pairs(tmp_path / "a.tar")
-    assert (file.stat().st_mtime_ns, file.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
-
-
 @pytest.mark.parametrize("change", ["newer", "another size"])
 def test_an_index_that_does_not_fit_its_file_is_written_again(tmp_path: Path, change: str) -> None:
     tar = tmp_path / "a.tar"
@@ -86,7 +75,7 @@ def test_an_index_that_does_not_fit_its_file_is_written_again(tmp_path: Path, ch
 # ---- damage
 
 
-@pytest.fixture(params=["next to the data", "in the cache"])
+@pytest.fixture(params=["next to the data", "in the cache folder, at the first start"])
 def where(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The index of a tar of 50 pairs, in record batches of 20 rows."""
     monkeypatch.setattr(indexes, "_BATCH_ROWS", 20)
@@ -96,10 +85,11 @@ def where(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         index(tar)
         return Path(f"{tar}{SUFFIX}")
     open_pairs(tar)
+    assert os.listdir(tmp_path) == [tar.name]
     return indexes.cached(local_file(tar), NONE)
 
 
-@pytest.mark.parametrize("kind", [*(kind for kind in KINDS if kind != "loop"), "another format"])
+@pytest.mark.parametrize("kind", ["cut", "emptied", "another format"])
 def test_an_index_that_cannot_be_read_is_an_error_that_says_how_to_make_it_again(
     where: Path, kind: str, tmp_path: Path
 ) -> None:
@@ -111,45 +101,11 @@ def test_an_index_that_cannot_be_read_is_an_error_that_says_how_to_make_it_again
     with pytest.raises(DcclipError, match=r"index\.arrow is damaged, or from another version of dcclip") as raised:
         open_pairs(tar)
     assert raised.value.hint == f"index the data again: dcclip index --fresh {tar}"
-    if kind != "folder":
-        index(tar, fresh=True)
-        pairs = open_pairs(tar)
-        assert list(pairs) == many(50)
-        ids = pairs.first_caption_ids(np.arange(50))
-        assert ids.tolist() == [[caption_id(own[0]) for own in (pair.zh, pair.en)] for pair in pairs]
-
-
-def test_a_damaged_batch_is_an_error_also_when_all_data_is_compared(where: Path, tmp_path: Path) -> None:
-    tar = tmp_path / "数据 a.tar"
-    content = where.read_bytes()
-    assert content.count(b'"captioned": [20, 20, 10]') == 1
-    where.write_bytes(content.replace(b'"captioned": [20, 20, 10]', b'"captioned": [20, 19, 10]'))
-    with pytest.raises(DcclipError, match=r"index\.arrow is damaged") as raised:
-        open_pairs(tar).captions("zh")[30]
-    assert raised.value.hint == f"index the data again: dcclip index --fresh {tar}"
-    with pytest.raises(DcclipError, match=r"index\.arrow is damaged"):
-        verify_files(shards_at(tar), NONE)
-
-
-def test_an_index_from_elsewhere_that_lies_about_its_rows_is_an_error_and_never_a_crash(
-    tmp_path: Path,
-) -> None:
-    write_tar(tmp_path / "a.tar", *many(50))
-    index(tmp_path)
-    path = tmp_path / f"a.tar{SUFFIX}"
-    whole, chance = path.read_bytes(), random.Random(1)
-    for _ in range(150):
-        damaged = bytearray(whole)
-        for at in chance.sample(range(len(whole)), 20):
-            damaged[at] = chance.choice((0, 1, 127, 255))
-        path.write_bytes(damaged)
-        try:
-            pairs = open_pairs(tmp_path)
-            assert len(list(pairs.captions("zh"))) == len(pairs.keys()) == len(pairs)
-            for each in range(len(pairs)):
-                pairs.image(each)
-        except DcclipError as error:
-            assert error.hint
+    index(tar, fresh=True)
+    pairs = open_pairs(tar)
+    assert list(pairs) == many(50)
+    ids = pairs.first_caption_ids(np.arange(50))
+    assert ids.tolist() == [[caption_id(own[0]) for own in (pair.zh, pair.en)] for pair in pairs]
 
 
 def test_a_changed_shard_is_found_by_reading_all_data_and_by_nothing_less(tmp_path: Path) -> None:
@@ -244,50 +200,24 @@ def test_tars_of_every_kind_are_read_as_tarfile_reads_them(tmp_path: Path, form:
     assert {pair.key: pair.image for pair in open_pairs(path)} == expected and len(expected) == 3
 
 
-@pytest.mark.parametrize("kind", ["plain", "webdataset"])
-def test_what_webdataset_and_collect_write_needs_no_tarfile(
-    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        for name, content, headers in members(kind):
-            member = tarfile.TarInfo(name)
-            member.size, member.pax_headers = len(content), headers
-            archive.addfile(member, io.BytesIO(content))
-    monkeypatch.setattr(tarfile, "open", None)
-    assert [row.key for row in tar_rows(local_file(tmp_path / "a.tar"), NONE)] == ["0", "1", "2"]
-
-
-def test_a_damaged_tar_is_read_as_tarfile_reads_it_or_refused_as_it_refuses_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_tar_is_read_or_refused(tmp_path: Path) -> None:
     path, chance = tmp_path / "a.tar", random.Random(2)
     write_tar(path, *many(6))
     whole = path.read_bytes()
     headers = [at for at in range(0, len(whole), 512) if whole[at + 257 : at + 262] == b"ustar"]
-
-    def read() -> list[shards.Row] | str:
-        try:
-            return list(tar_rows(local_file(path), NONE))
-        except DcclipError as error:
-            return error.what
-
-    def unusual(header: bytes) -> None:
-        raise ValueError
-
     for _ in range(300):
         damaged = bytearray(whole)
         start = chance.choice(headers)
-        damaged[start + chance.choice((*range(100), *range(124, 136), *range(148, 157), 345, 400))] = chance.choice(
-            (0, 32, 48, 53, 128, 255)
-        )
+        place = chance.choice((*range(100), *range(124, 136), *range(148, 157), 345, 400))
+        damaged[start + place] = chance.choice((0, 32, 48, 53, 76, 120, 128, 255))
         if chance.random() < 0.5:  # a header that is wrong, with the right checksum
             head = bytes(damaged[start : start + 148]) + b" " * 8 + bytes(damaged[start + 156 : start + 512])
             damaged[start + 148 : start + 156] = b"%06o\0 " % sum(head)
         path.write_bytes(damaged[: chance.choice((len(whole), len(whole), chance.randrange(len(whole))))])
-        found = read()
-        with monkeypatch.context() as patch:
-            patch.setattr(reading, "_parsed", unusual)
-            assert found == read()
+        try:
+            assert all(path.stat().st_size >= row.offset + row.size for row in tar_rows(local_file(path), NONE))
+        except DcclipError as error:
+            assert str(path) in error.what
 
 
 def test_images_without_a_record_are_no_pairs_and_still_images(tmp_path: Path) -> None:

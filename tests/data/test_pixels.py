@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Iterable
-from itertools import product
 
 import numpy as np
 import pytest
@@ -34,10 +33,9 @@ def jpeg(image: Image.Image, **options: object) -> bytes:
 @pytest.mark.parametrize(
     "preprocessing",
     [
-        Preprocessing(size, interpolation=interpolation, resize_mode=mode, crop=crop)
-        for size, interpolation, (mode, crop) in product(
-            (64, 224), ("bicubic", "bilinear"), (("shortest", "round"), ("shortest", "floor"), ("squash", "round"))
-        )
+        Preprocessing(224),
+        Preprocessing(64, interpolation="bilinear", resize_mode="squash"),
+        Preprocessing(224, interpolation="bilinear", crop="floor"),
     ],
 )
 def test_torch_resizes_large_images_to_pillows_levels_but_for_one_in_200_and_others_to_two_levels(
@@ -113,12 +111,6 @@ def test_what_is_left_of_an_image_has_twice_the_pixels_of_the_largest_target() -
     assert draft_side(Augment(scale=(0.5, 2)), [large]) == 896
     assert draft_side(Augment(blur=1), [large]) == 0
     assert draft_side(Augment(), [small, Preprocessing(64)]) == 0  # whatever it does is not known
-
-
-def test_reduced_decoding_changes_levels_by_less_than_a_jpegs_quality_does() -> None:
-    content, preprocessing = jpeg(photo(1024, 1024)), Preprocessing(224)
-    whole, reduced = (Uint8Pixels(preprocessing)(decode(content, draft=draft)).astype(int) for draft in (0, 448))
-    assert np.abs(whole - reduced).mean() < 1  # of 255; measured: 0.3
 
 
 # ---- the cache

@@ -17,10 +17,8 @@ WITH_LATIN = {"CD播放器", "CD机", "CRT显示器", "iPod", "T恤", "T恤衫",
 RIGHT_SENSE = {
     "n01558993": "旅鸫",  # robin: not 蓝鹀, the bunting
     "n01608432": "鸢",  # kite: the bird, not 风筝
-    "n01667778": "水龟",  # terrapin
     "n01734418": "王蛇",  # kingsnake: not 国王
     "n01774750": "捕鸟蛛",  # tarantula: the tropical spider, not 狼蛛
-    "n01795545": "黑琴鸡",  # black grouse
     "n01828970": "蜂虎",  # bee eater: not 蜜蜂, the bee
     "n02012849": "鹤",  # crane: the bird
     "n02108089": "拳师犬",  # boxer: the dog
@@ -34,17 +32,12 @@ RIGHT_SENSE = {
     "n02963159": "开衫",  # cardigan: the garment
     "n03018349": "瓷器柜",  # china cabinet: not 中国, the country
     "n03126707": "起重机",  # crane: the machine
-    "n03187595": "转盘电话",  # dial telephone
-    "n03590841": "南瓜灯",  # jack-o'-lantern
     "n03710721": "连体泳衣",  # maillot: the bathing suit, not 浴衣
     "n03733131": "五月柱",  # maypole: not 花柱, the style of a flower
     "n03786901": "研钵",  # mortar: the vessel, not 砂浆
     "n03804744": "钉子",  # nail: not 指甲
-    "n03825788": "奶嘴",  # nipple
-    "n03929660": "拨片",  # pick
     "n03954731": "木工刨",  # plane: the tool, not 飞机
     "n03967562": "犁",  # plow: the farm tool, not 铲雪机
-    "n04037443": "赛车",  # racer
     "n04067472": "渔线轮",  # reel: not 卷轴, the scroll
     "n04311174": "钢鼓",  # steel drum: the instrument, not 滚筒
     "n07717556": "奶油南瓜",  # butternut squash: not just 南瓜

@@ -1,16 +1,13 @@
 """Data files: listing and reading by range from disk, an S3 store and an HTTP server; errors; what they never show."""
 
-import os
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
 
 import pytest
 
 from dcclip_cli.data import remote
-from dcclip_cli.data.remote import DataFile, list_files, shown
+from dcclip_cli.data.remote import DataFile, RangeFile, list_files, shown
 from dcclip_cli.errors import DcclipError
 from tests.data.servers import S3, forget_connections, http_server
 
@@ -51,27 +48,6 @@ def test_a_file_that_is_shorter_than_it_was_is_an_error(tmp_path: Path) -> None:
         file.read(10_000, 1000)
 
 
-def test_threads_that_open_a_file_at_once_each_read_its_bytes(tmp_path: Path) -> None:
-    for number in range(48):
-        (tmp_path / f"{number:02}.tar").write_bytes(bytes([number]) * 64)
-    files, threads = list_files(tmp_path), 16
-    together, before = Barrier(threads), sys.getswitchinterval()
-
-    def read(_: int) -> list[bytes]:
-        together.wait()
-        return [file.read(number, 4) for number, file in enumerate(files)]
-
-    sys.setswitchinterval(1e-6)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            for _ in range(40):
-                remote._opened.cache_clear()  # cold: all of them open each file
-                for found in pool.map(read, range(threads)):
-                    assert found == [bytes([number]) * 4 for number in range(48)]
-    finally:
-        sys.setswitchinterval(before)
-
-
 def test_files_in_a_bucket_are_listed_and_read_by_range(s3: S3) -> None:
     for name in ("data/00001.tar", "data/00000.tar", "data/下/x.tar", "data/00000.tar.index.arrow"):
         s3.put("bucket", name, CONTENT)
@@ -85,15 +61,6 @@ def test_files_in_a_bucket_are_listed_and_read_by_range(s3: S3) -> None:
     both = list_files("s3://bucket/data/{00000..00001}.tar")
     assert [(file.name, file.size) for file in both] == [("00000.tar", 10_240), ("00001.tar", 10_240)]
     assert both[1].read(300, 2) == bytes([44, 45])
-
-
-def test_another_content_in_a_bucket_has_another_version(s3: S3) -> None:
-    s3.put("bucket", "a.tar", CONTENT)
-    (before,) = list_files("s3://bucket/a.tar")
-    s3.put("bucket", "a.tar", CONTENT[::-1])
-    forget_connections()
-    (after,) = list_files("s3://bucket/a.tar")
-    assert before.size == after.size and before.version != after.version
 
 
 def test_a_bucket_that_is_not_there_is_an_error(s3: S3) -> None:
@@ -134,33 +101,6 @@ def test_a_password_in_the_url_of_a_bucket_is_refused_and_not_shown() -> None:
     with pytest.raises(DcclipError, match="s3://bucket/d was given with a user or password") as caught:
         list_files("s3://KEY:hunter2@bucket/d")
     assert "hunter2" not in f"{caught.value.what}{caught.value.hint}"
-
-
-_LISTED = b"""<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>b</Name><Prefix>d/</Prefix>%s<Contents>
-<Key>d/a.tar</Key><LastModified>2024-01-01T00:00:00Z</LastModified><ETag>"a"</ETag><Size>%s</Size></Contents>
-</ListBucketResult>"""
-_ENDLESS = b"<IsTruncated>true</IsTruncated><NextContinuationToken>same</NextContinuationToken>"
-
-
-@pytest.mark.parametrize(
-    ("status", "answer", "what", "hint"),
-    [
-        (200, _LISTED % (b"", b"many"), "s3://b/d cannot be read: .*'many'", "AWS_ENDPOINT_URL"),
-        (200, _LISTED % (_ENDLESS, b"1"), "s3://b/d cannot be read: FSTimeoutError", "AWS_ENDPOINT_URL"),
-        (400, b"<Error><Code>ExpiredToken</Code><Message>It has expired.</Message></Error>", "denied", "expired"),
-    ],
-)
-def test_what_a_store_answers_wrongly_is_an_error(
-    s3: S3, status: int, answer: bytes, what: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(remote, "_LIST_S", 2)
-    with http_server(tmp_path) as (url, handler):
-        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        forget_connections()
-        handler.answer = status, answer
-        with pytest.raises(DcclipError, match=what) as caught:
-            list_files("s3://b/d")
-    assert hint in caught.value.hint
 
 
 @pytest.fixture
@@ -218,16 +158,6 @@ def test_another_protocol_is_an_error() -> None:
         list_files("ftp://host/data")
 
 
-def test_a_file_object_moves_back_and_forth(tmp_path: Path) -> None:
-    (tmp_path / "a.tar").write_bytes(CONTENT)
-    (file,) = list_files(tmp_path / "a.tar")
-    with file.open() as stream:
-        assert stream.seek(-2, os.SEEK_END) == 10_238
-        assert stream.read() == b"\xfe\xff"
-        stream.seek(513)
-        assert stream.read(2) == b"\x01\x02"
-
-
 def test_a_remote_file_object_reads_in_large_requests(web: tuple[str, type]) -> None:
     url, handler = web
     (file,) = list_files(f"{url}/00000.tar")
@@ -236,7 +166,7 @@ def test_a_remote_file_object_reads_in_large_requests(web: tuple[str, type]) -> 
         stream.seek(10_000)
         assert stream.read(1000) == CONTENT[10_000:]
     assert handler.requests == ["/00000.tar bytes=0-10239"]  # type: ignore[attr-defined]
-    with file.open_raw() as raw:
+    with RangeFile(file) as raw:
         raw.seek(512)
         assert raw.read(2) == b"\x00\x01"
     assert handler.requests[1:] == ["/00000.tar bytes=512-513"]  # type: ignore[attr-defined]

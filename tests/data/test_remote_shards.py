@@ -11,7 +11,6 @@ from dcclip_cli.data import index, indexed
 from dcclip_cli.data import remote as stores
 from dcclip_cli.data.dataset import find_dataset, open_pairs, shards_at, write_parquet
 from dcclip_cli.data.index import cached, find_indexes, own_place, verify_files, write_index
-from dcclip_cli.data.indexed import IndexedDataset
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.remote import DataFile, list_files
 from dcclip_cli.data.shards import Columns
@@ -35,16 +34,6 @@ def upload(s3: S3, pairs: list[Pair]) -> None:
         s3.put("bucket", f"shards/{number:05}.tar", tar_of(pairs[first : first + 10]))
 
 
-def test_tars_in_a_bucket_give_the_same_pairs_as_on_disk(s3: S3, pairs: list[Pair], tmp_path: Path) -> None:
-    upload(s3, pairs)
-    remote = open_pairs("s3://bucket/shards")
-    (tmp_path / "all.tar").write_bytes(tar_of(pairs))
-    local = open_pairs(tmp_path / "all.tar")
-    assert list(remote) == list(local) == pairs
-    assert str(remote.path) == "s3://bucket/shards"
-    assert len(blocks()) == 4
-
-
 def test_parquet_in_a_bucket_is_read_by_row_group(s3: S3, pairs: list[Pair], tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
@@ -57,17 +46,6 @@ def test_parquet_in_a_bucket_is_read_by_row_group(s3: S3, pairs: list[Pair], tmp
     (block,) = blocks()
     assert block.read_bytes() == b"".join(pair.image for pair in pairs[32:])
     assert list(remote) == pairs
-
-
-def test_an_index_that_is_published_next_to_a_shard_is_used(
-    s3: S3, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "all.tar").write_bytes(tar_of(pairs))
-    (own,) = find_indexes(list_files(tmp_path / "all.tar"), Columns())
-    s3.put("bucket", "all.tar", tar_of(pairs))
-    s3.put("bucket", "all.tar.index.arrow", own.path.read_bytes())
-    monkeypatch.setattr(index, "write_index", None)  # nothing is indexed
-    assert list(open_pairs("s3://bucket/all.tar")) == pairs
 
 
 def test_indexing_a_bucket_uses_what_is_published_and_reads_the_rest(
@@ -89,6 +67,10 @@ def test_indexing_a_bucket_uses_what_is_published_and_reads_the_rest(
     assert [sum(one.about.rows) for one in found] == [10, 10, 10, 10]
     assert read == ["00001.tar", "00002.tar", "00003.tar"]
     assert verify_files(shards_at("s3://bucket/shards"), Columns()) == found
+    remote = open_pairs("s3://bucket/shards")
+    assert not blocks() and remote.captions("zh")[7] == pairs[7].zh
+    assert list(remote) == pairs and str(remote.path) == "s3://bucket/shards"
+    assert len(blocks()) == 4
 
 
 def test_a_published_index_of_other_data_is_not_used(s3: S3, pairs: list[Pair], tmp_path: Path) -> None:
@@ -99,15 +81,6 @@ def test_a_published_index_of_other_data_is_not_used(s3: S3, pairs: list[Pair], 
     assert list(open_pairs("s3://bucket/all.tar")) == pairs
 
 
-def test_an_indexed_bucket_is_opened_without_reading_a_shard(s3: S3, pairs: list[Pair]) -> None:
-    upload(s3, pairs)
-    first = open_pairs("s3://bucket/shards")
-    again = open_pairs("s3://bucket/shards")
-    assert again.fingerprint == first.fingerprint
-    assert not blocks()
-    assert again.captions("zh")[7] == pairs[7].zh
-
-
 def test_data_that_changes_under_its_index_is_an_error(s3: S3, pairs: list[Pair]) -> None:
     s3.put("bucket", "all.tar", tar_of(pairs))
     remote = open_pairs("s3://bucket/all.tar")
@@ -116,11 +89,9 @@ def test_data_that_changes_under_its_index_is_an_error(s3: S3, pairs: list[Pair]
         remote.image(0)
 
 
-def test_a_damaged_block_is_fetched_again_at_once_or_by_the_next_run(s3: S3, pairs: list[Pair]) -> None:
+def test_a_damaged_block_is_fetched_again_by_the_next_run(s3: S3, pairs: list[Pair]) -> None:
     s3.put("bucket", "all.tar", tar_of(pairs))
     remote = open_pairs("s3://bucket/all.tar")
-    assert list(remote) == pairs
-    blocks()[0].write_bytes(b"cut")
     assert list(remote) == pairs
     blocks()[0].write_bytes(bytes(blocks()[0].stat().st_size))  # as a crash of the machine leaves it
     with pytest.raises(DcclipError, match="the image of pair red-circle has changed"):
@@ -136,8 +107,8 @@ def test_what_is_needed_next_is_fetched_ahead(s3: S3, pairs: list[Pair], monkeyp
     asked: list[int] = []
     monkeypatch.setattr(remote._cache, "prefetch", lambda needed: asked.extend(block.size for block in needed))  # type: ignore[attr-defined]
     remote.will_need(np.array([9, 10, 39, 15]))
-    chunk = remote._find(8)[0]  # type: ignore[attr-defined]
-    assert asked == [chunk.block(8).size, chunk.block(32).size]
+    chunk = remote._datasets[0]  # type: ignore[attr-defined]
+    assert asked == [block.size for block in chunk.blocks_of(np.array([8, 32]))]
 
 
 def test_a_folder_on_disk_needs_no_cache(pairs: list[Pair], tmp_path: Path) -> None:
@@ -146,14 +117,6 @@ def test_a_folder_on_disk_needs_no_cache(pairs: list[Pair], tmp_path: Path) -> N
     local.will_need(np.arange(40))
     assert local.image(0) == pairs[0].image
     assert not (cache_folder() / "blocks").exists()
-
-
-def test_a_cache_that_is_too_small_for_a_block_is_an_error(s3: S3, pairs: list[Pair]) -> None:
-    s3.put("bucket", "all.tar", tar_of(pairs))
-    indexes = find_indexes(list_files("s3://bucket/all.tar"), Columns())
-    with pytest.raises(DcclipError, match="GB in the block cache, which may have 1e-06 GB") as caught:
-        list(IndexedDataset("s3://bucket/all.tar", indexes, cache_bytes=1000))
-    assert caught.value.hint == "make data.cache_gb larger, or data.shuffle_window smaller"
 
 
 @pytest.fixture

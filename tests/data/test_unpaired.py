@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dcclip_cli.data.dataset import ConcatDataset, write_parquet
-from dcclip_cli.data.pair import LANGUAGES, Language, Pair, PairDataset
+from dcclip_cli.data.dataset import write_parquet
+from dcclip_cli.data.pair import LANGUAGES, ConcatDataset, Language, Pair, PairDataset
 from dcclip_cli.data.unpaired import TextDataset, open_images, open_texts, with_phrases
 from dcclip_cli.errors import DcclipError
 from tests.tars import tar_bytes

@@ -12,7 +12,7 @@ from dcclip_cli.data.pair import Pair
 from dcclip_cli.recipe.load import load
 from dcclip_cli.recipe.preflight import check
 from dcclip_cli.run_dir import RunDir
-from dcclip_cli.train.estimate import Pace, Rows, StageWork, Times, duration, lines, measure, size
+from dcclip_cli.train.estimate import Pace, Rows, StageWork, Times, lines, measure
 from tests.conftest import SHAPES
 from tests.train.jobs import Watch
 
@@ -94,8 +94,3 @@ def test_captions_longer_than_the_texts_of_student_and_teacher_are_estimated_and
         times = measure(work)
         assert times.step_s and all(pace and pace.text_s > 0 for pace in times.teachers)
     assert api.distill(recipe, out=tmp_path / "run").metrics
-
-
-def test_durations_and_sizes_in_words() -> None:
-    assert [duration(one) for one in (0.2, 99, 600, 9_000, 300_000)] == ["1 s", "99 s", "10 min", "2.5 h", "3 days"]
-    assert [size(one) for one in (800, 2_345_678, 7.6e9)] == ["1 kB", "2.3 MB", "7.6 GB"]

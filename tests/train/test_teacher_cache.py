@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from dcclip_cli import store
 from dcclip_cli.data.collator import Collator
-from dcclip_cli.data.dataset import ConcatDataset, open_pairs
+from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.options import Augment, CaptionOptions
-from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.pair import ConcatDataset, Pair
 from dcclip_cli.data.pixels import training_preprocess
 from dcclip_cli.data.samplers import Sample
 from dcclip_cli.data.unpaired import open_texts

@@ -25,12 +25,12 @@ from dcclip_cli.curation.sources.base import (
     key_prefix,
 )
 from dcclip_cli.data import reading
-from dcclip_cli.data.hub import load_hub
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.reading import Drop, Fault, Folder
 from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.hub import load_hub
 from dcclip_cli.options import PathOption
-from dcclip_cli.text_files import not_utf8
+from dcclip_cli.text import not_utf8
 
 if TYPE_CHECKING:
     import pyarrow as pa

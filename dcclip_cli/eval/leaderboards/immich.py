@@ -19,7 +19,7 @@ from dcclip_cli.eval.result import EvalResult, save_json
 from dcclip_cli.files import atomic_write
 from dcclip_cli.machine import peak_memory_bytes
 from dcclip_cli.model.reference import ModelReference
-from dcclip_cli.workers import calls, process_pool
+from dcclip_cli.processes import calls, process_pool
 
 if TYPE_CHECKING:
     from dcclip_cli.eval.evaluate import EvalOptions

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dcclip_cli.data.class_folders import folders_in, images_by_class
-from dcclip_cli.data.hub import is_cached, is_repository, is_saved, load_hub, splits_of
 from dcclip_cli.data.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, Folder, Member, tar_members
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval.dataset import DOWNLOAD_AGAIN, Captions, Images, Loaded, Loader, Location, fingerprint_of, lines_of
-from dcclip_cli.hub import files_on_hub
+from dcclip_cli.hub import files_on_hub, is_cached, is_repository, is_saved, load_hub, splits_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
