@@ -24,7 +24,6 @@ from dcclip_cli.model.precision import (
 )
 from dcclip_cli.model.preprocess import flatten
 from dcclip_cli.model.reference import ModelReference
-from dcclip_cli.predict.vectors import cut
 from dcclip_cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -143,18 +142,19 @@ class ShortEncoder:
         return f"{self.whole.image_fingerprint}-{self.dims}d"
 
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        return self._shortened(self.whole.encode_pixels(pixels), "images")
+        return self.shortened(self.whole.encode_pixels(pixels), "images")
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        return self._shortened(self.whole.encode_texts(texts), "texts")
+        return self.shortened(self.whole.encode_texts(texts), "texts")
 
-    def _shortened(self, vectors: np.ndarray, inputs: str) -> np.ndarray:
-        if self.dims > vectors.shape[1]:
-            what = Message(
-                "{} has embeddings of {} numbers, fewer than {}", self.whole.name, vectors.shape[1], self.dims
-            )
-            raise DcclipError(what, Message("use --dims {} or fewer, or omit it", vectors.shape[1]))
-        return finite(cut(vectors, self.dims), self.name, inputs)
+    def shortened(self, vectors: np.ndarray, inputs: str) -> np.ndarray:
+        """The first `dims` numbers of embeddings (N, D), divided by their length."""
+        if (width := vectors.shape[1]) < self.dims:
+            what = Message("{} has embeddings of {} numbers, fewer than {}", self.whole.name, width, self.dims)
+            raise DcclipError(what, "use --dims {} or fewer, or omit it", width)
+        short = vectors[:, : self.dims]
+        with np.errstate(all="ignore"):  # `finite` reports it
+            return finite(short / np.linalg.norm(short, axis=1, keepdims=True), self.name, inputs)
 
 
 def shortened(encoder: Encoder, dims: int | None, progress: Progress) -> Encoder:
