@@ -49,11 +49,6 @@ class PushPlan:
     notes: tuple[str, ...]
 
     @property
-    def sizes(self) -> dict[str, int]:
-        """The size of each file in bytes."""
-        return {name: len(one) if isinstance(one, bytes) else one.stat().st_size for name, one in self.files.items()}
-
-    @property
     def card(self) -> str:
         card = self.files[CARD]
         assert isinstance(card, bytes)
@@ -198,15 +193,14 @@ def _uploading(repository: str) -> Iterator[None]:
         yield
     except (*HfHubHTTPError.__bases__, RuntimeError, ValueError) as error:  # type: ignore[misc]
         cause: Any = (type(error) is RuntimeError and error.__cause__) or error
-        said = str(getattr(cause, "server_message", None) or cause or type(cause).__name__)
+        said = str(getattr(cause, "server_message", None) or cause) or type(cause).__name__
         said = " ".join((said if cause is error else f"{error} {said}").split())[:300]
-        response = getattr(cause, "response", None)
-        if response is None and not isinstance(cause, ValueError):
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if status is None and not isinstance(cause, ValueError):
             hint = Message("check the network, then run the same command again")
             raise DcclipError("{}: the hub cannot be reached: {}", hint, repository, said) from None
-        status = response.status_code if response is not None else Message("its card")
-        hint = _HINTS.get(status, _AGAIN)
-        raise DcclipError("{}: the hub refuses it ({}): {}", hint, repository, status, said) from None
+        said = f"HTTP {status}: {said}" if status else said
+        raise DcclipError("{}: the hub refuses it: {}", _HINTS.get(status, _AGAIN), repository, said) from None
 
 
 def _checked(folder: Path) -> Record:

@@ -195,7 +195,7 @@ def test_files_of_a_repository_change_only_where_the_user_says_so(run: Path, hub
 def test_an_upload_that_broke_goes_on_with_what_is_not_there(run: Path, hub: Hub) -> None:
     plan = plan_push(find_model(str(run)), "ORG/small", "mit")
     hub.faults = [("PUT /lfs/", 413, "Payload too large")]
-    with pytest.raises(DcclipError, match=r"refuses it \(413\): Error while uploading '[\w./-]+'.*Payload too large"):
+    with pytest.raises(DcclipError, match=r"refuses it: HTTP 413: Error while uploading '[\w./-]+'.*Payload too large"):
         push(plan)
     large = sum(one.startswith("PUT") for one in hub.asked)
     hub.asked.clear()
@@ -209,11 +209,11 @@ _COMMIT = "POST /api/models/ORG/small/commit"
 @pytest.mark.parametrize(
     ("token", "fault", "options", "what", "hint"),
     [
-        ("", None, {}, r"refuses it \(401\): Invalid username", "hf auth login"),
-        ("hf_reads", None, {}, r"refuses it \(403\): You don't have the rights", "that may write"),
-        ("hf_writes", None, {"pull_request": True}, r"refuses it \(404\)", "without --pull-request"),
-        ("hf_writes", (_COMMIT, 412, "since"), {}, r"refuses it \(412\): since", "run the same command again"),
-        ("hf_writes", (_COMMIT, 500, "oops"), {}, r"refuses it \(500\): oops", "run the same command again"),
+        ("", None, {}, r"refuses it: HTTP 401: Invalid username", "hf auth login"),
+        ("hf_reads", None, {}, r"refuses it: HTTP 403: You don't have the rights", "that may write"),
+        ("hf_writes", None, {"pull_request": True}, r"refuses it: HTTP 404", "without --pull-request"),
+        ("hf_writes", (_COMMIT, 412, "since"), {}, r"refuses it: HTTP 412: since", "run the same command again"),
+        ("hf_writes", (_COMMIT, 500, "oops"), {}, r"refuses it: HTTP 500: oops", "run the same command again"),
     ],
 )
 def test_what_the_hub_refuses_is_one_sentence_with_a_hint(
@@ -227,9 +227,7 @@ def test_what_the_hub_refuses_is_one_sentence_with_a_hint(
 
 
 def test_a_license_that_the_hub_does_not_know_is_refused_before_the_upload(run: Path, hub: Hub) -> None:
-    with pytest.raises(
-        DcclipError, match=r'refuses it \(its card\): Invalid metadata in README\.md\. - "license" must'
-    ):
+    with pytest.raises(DcclipError, match=r'refuses it: Invalid metadata in README\.md\. - "license" must'):
         push(plan_push(find_model(str(run)), "ORG/small", "made-up"))
     assert not any("preupload" in one for one in hub.asked)
 
