@@ -187,8 +187,8 @@ class Comparison:
                 was = images.tests[number], texts.tests[number][language]
                 now = new_images.tests[number], new_texts.tests[number][language]
                 agreements.append(_agreement(was, now))
-                top1 = [float((best(*pair) == classes.labels[chosen]).mean()) for pair in (was, now)]
-                accuracy.append(Accuracy(test.name, language, len(chosen), *top1, agreements[-1][0]))
+                old, new = (float((best(*pair) == classes.labels[chosen]).mean()) for pair in (was, now))
+                accuracy.append(Accuracy(test.name, language, len(chosen), old, new, agreements[-1][0]))
         weights = [len(images.samples)] * len(self._samples.labels) + [one.images for one in accuracy]
         _, image, text = (float(np.average(column, weights=weights)) for column in zip(*agreements, strict=True))
         return Parity(

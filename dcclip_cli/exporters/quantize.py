@@ -84,9 +84,9 @@ class Int8Tower:
             self._graph = with_rounded_tables(graph)
         weights = self._graph.proto.graph.initializer
         self._sizes = {weight.name: math.prod(weight.dims) for weight in weights}
-        kinds = ("Conv", *_DENSE) if self._convolutional else _DENSE
+        weighted = ("Conv", *_DENSE) if self._convolutional else _DENSE
         nodes = self._graph.proto.graph.node
-        self._nodes = [node for node in nodes if node.op_type in kinds and node.input[1] in self._sizes]
+        self._nodes = [node for node in nodes if node.op_type in weighted and node.input[1] in self._sizes]
         self._rounded = self._quantized()
         self._first, self._plain = self._fp32_parts()
 

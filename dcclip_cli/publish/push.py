@@ -106,8 +106,11 @@ def plan_push(
     manifests = [read_json(one / MANIFEST, Message("name a folder that dcclip collect wrote")) for one in collections]
     title = f"---\n{{}}\n---\n# {repository.rpartition('/')[2]}\n"
     card = read_card(folder / CARD) if (folder / CARD).is_file() else ModelCard(title)
-    about = {"library_name": "open_clip" if CONFIG in files else None, "base_model": _base_model(recipe)}
-    about |= {"tags": ["clip", "dcclip", *(["onnx"] if any(name.startswith("onnx") for name in exports) else [])]}
+    about = {
+        "tags": ["clip", "dcclip", *(["onnx"] if any(name.startswith("onnx") for name in exports) else [])],
+        "library_name": "open_clip" if CONFIG in files else None,
+        "base_model": _base_model(recipe),
+    }
     _complete_header(card, repository, license, about, manifests)
     add_results(card, results)
     sections = {"Use": _use(repository, list(exports)), "Results": _results_table(results)}
@@ -200,7 +203,7 @@ def _uploading(repository: str) -> Iterator[None]:
             hint = Message("check the network, then run the same command again")
             raise DcclipError("{}: the hub cannot be reached: {}", hint, repository, said) from None
         said = f"HTTP {status}: {said}" if status else said
-        raise DcclipError("{}: the hub refuses it: {}", _HINTS.get(status, _AGAIN), repository, said) from None
+        raise DcclipError("{}: the hub refuses it: {}", _HINTS.get(status or 0, _AGAIN), repository, said) from None
 
 
 def _checked(folder: Path) -> Record:
