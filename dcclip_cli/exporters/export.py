@@ -325,7 +325,7 @@ def _about(source: Source, folder: Path, options: ExportOptions) -> dict[str, An
 
 def _card(about: Mapping[str, Any], name: FormatName, parity: Parity | None) -> str:
     same = "have the same best text as with the model."
-    agreement = f" Of {parity.images} images, {parity.agreement:.1%} {same}" if parity else ""
+    agreement = f"Of {parity.images} images, {parity.agreement:.1%} {same}\n" if parity else ""
     return f"""---
 library_name: {"onnx" if name in ("immich", "web") else name}
 language: [zh, en]

@@ -13,7 +13,6 @@ from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval.dataset import Classes, DataSet
 from dcclip_cli.exporters import Precision, Preprocess
-from dcclip_cli.exporters.rounding import LARGEST_PAIR_SUM
 from dcclip_cli.exporters.samples import Samples
 from dcclip_cli.options import Options
 from dcclip_cli.predict.encoder import Encoder
@@ -141,8 +140,6 @@ class Parity:
         found += [
             Message("{:.1%} of {}, less than {:.1%}", one, what, least) for what, one in agreements if one < least
         ]
-        if (largest := self.int8_largest_pair_sum or 0) > LARGEST_PAIR_SUM:
-            found.append(Message("two int8 products can add up to {}, which overflows on CPUs without VNNI", largest))
         return found
 
 

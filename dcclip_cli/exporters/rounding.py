@@ -16,7 +16,6 @@ _INT8 = 127
 _PAIR = 128  # largest sum of two weights
 _ROWS = 8192  # of a table, rounded at a time
 _CODES = "_quantized"  # what onnxruntime's quantizer adds to the name of a weight
-LARGEST_PAIR_SUM = 32767  # in 16 bits
 
 
 def multiply_adds(graph: OnnxGraph, nodes: Sequence[Any], batch: np.ndarray) -> dict[str, int]:
@@ -206,7 +205,7 @@ def _mean_shifts(
 def largest_pair_sum(graph: OnnxGraph) -> int:
     """The largest absolute sum of two products of uint8 activations and int8 weights in a QDQ graph.
 
-    More than LARGEST_PAIR_SUM overflows on CPUs that add two products in 16 bits. 0 without such products.
+    More than 32767 would overflow on CPUs that add two products in 16 bits. 0 without such products.
     """
     largest, weights, nodes = 0, graph.weights, graph.proto.graph.node
     made = {node.output[0]: node for node in nodes if node.op_type == "DequantizeLinear"}
