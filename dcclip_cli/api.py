@@ -252,8 +252,7 @@ def push(
     is_recipe = Path(model).is_file()
     run = open_run(load_recipe(Path(model)), None).dir.root if is_recipe else model
     named = publish.find_model(os.fspath(run))
-    options = publish.PushOptions(license, [Path(one) for one in bundles], [Path(one) for one in data])
-    plan = publish.plan_push(named, repository, options)
+    plan = publish.plan_push(named, repository, license, [Path(one) for one in bundles], [Path(one) for one in data])
     if not yes:
         return publish.Pushed(plan)
     return publish.push(plan, private, pull_request, overwrite, progress_for(progress))

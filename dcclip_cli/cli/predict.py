@@ -287,8 +287,7 @@ def embed(
 
     from dcclip_cli.machine import keep_freed_memory
     from dcclip_cli.predict.images import find_images
-    from dcclip_cli.predict.index import embedded_images, embedded_texts
-    from dcclip_cli.predict.vectors import compressed
+    from dcclip_cli.predict.index import compressed, embedded_images, embedded_texts
 
     paths = list(find_images(images or (), sys.stdin))
     encoder = _encoder(model, device, threads, talk, dims)

@@ -13,42 +13,34 @@ from dcclip_cli.errors import Message
 if TYPE_CHECKING:
     from dcclip_cli.publish.push import PushPlan
 
-_Model = Annotated[
-    str, Argument(metavar="MODEL", help="Recipe, run, model directory or export. A run brings results and its export.")
-]
-_Repository = Annotated[str, Argument(metavar="ORG/NAME", help="Repository on the hub; it is created if needed.")]
-_License = Annotated[
-    str | None,
-    Option("--license", metavar="ID", help="License, as the hub names it: apache-2.0. Default: that of the card."),
-]
-_Bundles = Annotated[
-    list[Path] | None,
-    Option("--bundle", metavar="DIR", help="Export of the model to upload next to it. Repeatable. Default: its run's."),
-]
-_Data = Annotated[
-    list[Path] | None,
-    Option(
-        "--data",
-        metavar="DIR",
-        help="Output of collect that the model was trained on, for the card. Repeatable. Default: its run's.",
-    ),
-]
-_Private = Annotated[bool, Option("--private", help="Create the repository as a private one.")]
-_PullRequest = Annotated[bool, Option("--pull-request", help="Open a pull request in a repository that exists.")]
-_Overwrite = Annotated[bool, Option("--overwrite", help="Let files of a repository that exists change.")]
-_Yes = Annotated[bool, Option("--yes", "-y", help="Upload. Without it, nothing is sent: a dry run.")]
-
 
 def push(
-    model: _Model,
-    repository: _Repository,
-    license: _License = None,
-    bundle: _Bundles = None,
-    data: _Data = None,
-    private: _Private = False,
-    pull_request: _PullRequest = False,
-    overwrite: _Overwrite = False,
-    yes: _Yes = False,
+    model: Annotated[
+        str,
+        Argument(metavar="MODEL", help="Recipe, run, model directory or export. A run brings results and its export."),
+    ],
+    repository: Annotated[str, Argument(metavar="ORG/NAME", help="Repository on the hub; it is created if needed.")],
+    license: Annotated[
+        str | None,
+        Option("--license", metavar="ID", help="License, as the hub names it: apache-2.0. Default: that of the card."),
+    ] = None,
+    bundle: Annotated[
+        list[Path] | None,
+        Option(metavar="DIR", help="Export of the model to upload next to it. Repeatable. Default: its run's."),
+    ] = None,
+    data: Annotated[
+        list[Path] | None,
+        Option(
+            metavar="DIR",
+            help="Output of collect that the model was trained on, for the card. Repeatable. Default: its run's.",
+        ),
+    ] = None,
+    private: Annotated[bool, Option("--private", help="Create the repository as a private one.")] = False,
+    pull_request: Annotated[
+        bool, Option("--pull-request", help="Open a pull request in a repository that exists.")
+    ] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Let files of a repository that exists change.")] = False,
+    yes: Annotated[bool, Option("--yes", "-y", help="Upload. Without it, nothing is sent: a dry run.")] = False,
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:
@@ -78,10 +70,9 @@ def push(
 
 
 def _show_plan(plan: PushPlan, visibility: str) -> None:
-    sizes = plan.sizes
-    title = Message(
-        "{}, a {} model: {} files, {:,.2f} MB", plan.repository, visibility, len(sizes), sum(sizes.values()) / 1e6
-    )
+    sizes = {name: len(one) if isinstance(one, bytes) else one.stat().st_size for name, one in plan.files.items()}
+    total = sum(sizes.values()) / 1e6
+    title = Message("{}, a {} model: {} files, {:,.2f} MB", plan.repository, visibility, len(sizes), total)
     rows = [(name, f"{size:,}") for name, size in sizes.items()]
     console.show_table(title, (Message("file"), Message("bytes")), rows)
     console.show("")

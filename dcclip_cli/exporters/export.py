@@ -14,31 +14,30 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from dcclip_cli.checksums import read_record, write_record
+from dcclip_cli.data.dataset import find_dataset
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import Language, PairDataset
+from dcclip_cli.data.unpaired import open_images
 from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.eval.dataset import DataSet
 from dcclip_cli.eval.evaluate import EvalOptions, open_datasets
 from dcclip_cli.exporters import FormatName, Precision, Preprocess
-from dcclip_cli.exporters.bundle import BundleGraphs, bundle_precision, load_bundle
 from dcclip_cli.exporters.formats import Format
 from dcclip_cli.exporters.formats.devices import CoreMl, ExecuTorch, LiteRt, Mnn, OpenVino
 from dcclip_cli.exporters.formats.onnx import Immich, Onnx
-from dcclip_cli.exporters.formats.pytorch import OpenClip, Transformers
-from dcclip_cli.exporters.formats.sentence_transformers import SentenceTransformers
+from dcclip_cli.exporters.formats.pytorch import OpenClip, SentenceTransformers, Transformers
 from dcclip_cli.exporters.formats.web import Web
-from dcclip_cli.exporters.parity import TOWERS, Original, Parity, Thresholds
-from dcclip_cli.exporters.quantize import OnnxGraphs
-from dcclip_cli.exporters.samples import recipe_samples, samples_at, samples_from
-from dcclip_cli.exporters.source import Source, load_source, prepare
-from dcclip_cli.exporters.tokenizer_json import check_alike
+from dcclip_cli.exporters.parity import TOWERS, Comparison, Embeddings, Parity, Thresholds
+from dcclip_cli.exporters.quantize import BundleGraphs, OnnxGraphs
+from dcclip_cli.exporters.samples import recipe_samples, samples_from
+from dcclip_cli.exporters.source import Source, check_alike, load_source, prepare
 from dcclip_cli.files import atomic_folder, file_sha256, read_json, temporary_folder
 from dcclip_cli.model.model_dir import model_fingerprint
 from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.options import Options
 from dcclip_cli.predict.encoder import PLAIN_PROMPTS, Encoder, shortened
-from dcclip_cli.predict.onnx_encoder import DESCRIPTION, TOKENIZER
+from dcclip_cli.predict.onnx_encoder import DESCRIPTION, TOKENIZER, read_description
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
 
@@ -51,6 +50,7 @@ FORMATS: Mapping[FormatName, Format] = {
     )
 }
 EXPORT_FORMAT = 1  # version of the parity report and of the inputs of `made_from`
+_MODEL_BATCH = 32  # of the model that exports are compared with: bounds its memory
 
 
 class ExportOptions(Options):
@@ -125,23 +125,21 @@ def export(
     progress, target = progress or Silent(), FORMATS[options.format]
     options = _resolved(options, model, target)
     made_from = _made_from(model, options)
-    if _is_made(out, made_from, fresh):
+    if not fresh and _is_made(out, made_from):
         return ExportResult(out, options.format, None, _size_bytes(out), 0.0, already_finished=True)
+    _check_replaceable(out)
     target.check(options.precision, options.preprocess, options.dims)
     is_bundle = model.kind == "bundle"
-    if is_bundle and options.dims is not None:
-        raise DcclipError("{} is a bundle, whose graphs are not cut", "export the model directory", model.target)
     calibration = _calibration(options, data, needed=options.precision == "int8" and not is_bundle)
     begin = time.perf_counter()
     target.prepare(progress)
-    samples, tests = samples_from(recipe_samples(data, "validation", "train") or calibration), _tests(evaluation)
+    samples = samples_from(recipe_samples(data, "validation", "train") or calibration)
     samples = samples.squares() if target.crops_down else samples
-    source = load_bundle(model.path) if is_bundle else load_source(model)
+    comparison = Comparison(samples, _tests(evaluation), options.parity.images, progress)
+    source = load_source(model)
     if options.format in ("onnx", "web"):
-        check_alike(source.tokenizer, source.name)
+        check_alike(source.tokenizer, source.encoder.name)
     source.dims = options.dims
-    short = shortened(source.encoder, options.dims, progress)
-    original = Original(short, samples, tests, options.parity.images, progress)
     with atomic_folder(out) as folder, temporary_folder(out.with_name(f"{out.name}.graphs")) as temporary:
         graphs: BundleGraphs | OnnxGraphs
         if is_bundle:
@@ -153,12 +151,14 @@ def export(
         def write() -> Encoder | None:
             for entry in folder.iterdir():
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            target.write(source, graphs.write() if target.from_onnx else graphs.folder, folder, options.precision)
+            target.write(source, graphs.write() if target.from_onnx else temporary, folder, options.precision)
             _add(folder, {**_about(source, folder, options), "made_from": made_from})
             return target.open(folder)
 
-        parity = _loosen_until_close(write, graphs, original, options, progress)
-        _add(folder, {"parity": asdict(parity) if parity else None, **graphs.kept()})
+        short = shortened(source.encoder, options.dims, progress)
+        before = {tower: comparison.embed(short, tower, (_MODEL_BATCH,)) for tower in TOWERS}
+        parity = _loosen_until_close(write, graphs, comparison, before, options, progress)
+        _add(folder, {"parity": asdict(parity) if parity else None, "kept_fp32": graphs.kept})
         if not (card := folder / "README.md").exists():
             card.write_text(_card(read_json(folder / DESCRIPTION, ""), options.format, parity), encoding="utf-8")
     return ExportResult(out, options.format, parity, _size_bytes(out), time.perf_counter() - begin)
@@ -167,7 +167,8 @@ def export(
 def _loosen_until_close(
     write: Callable[[], Encoder | None],
     graphs: BundleGraphs | OnnxGraphs,
-    original: Original,
+    comparison: Comparison,
+    before: Mapping[str, Embeddings],
     options: ExportOptions,
     progress: Progress,
 ) -> Parity | None:
@@ -176,69 +177,83 @@ def _loosen_until_close(
     None if the format cannot be run here.
     """
     changed: Collection[str] = TOWERS
+    after: dict[str, Embeddings] = {}
     while (encoder := write()) is not None:
         parity: Parity | None = None
+        after = {tower: found for tower, found in after.items() if tower not in changed}
         try:
-            parity = replace(original.compare(encoder, changed), int8_largest_pair_sum=graphs.largest_pair_sum)
+            after |= {tower: comparison.embed(encoder, tower) for tower in TOWERS if tower not in after}
         except NotFiniteError as error:  # fp16 overflows
-            shortfalls: list[str] = [error.what]
-            found = error.what
+            found, shortfalls = error.what, [error.what]
         else:
+            parity = replace(comparison.parity(before, after), int8_largest_pair_sum=graphs.largest_pair_sum)
             shortfalls = parity.shortfalls(options.parity.limits(options.precision, options.preprocess))
-            tests = joined(
-                "",
-                (
-                    Message(", {:.1%} in {} (top-1 {:.1%} -> {:.1%})", one.agreement, language, one.before, one.after)
-                    for language, one in parity.by_language().items()
-                ),
+            tests = (
+                Message(", {:.1%} in {} (top-1 {:.1%} -> {:.1%})", one.agreement, language, one.before, one.after)
+                for language, one in parity.by_language().items()
             )
-            found = Message("{:.1%} agree on {}{}", parity.agreement, parity.source, tests)
-        progress.say(Message("export: {}{}", graphs.attempt, found))
+            found = Message("{:.1%} agree on {}{}", parity.agreement, parity.source, joined("", tests))
+        attempt = "".join(f"{tower} kept {kept}, " for tower, kept in graphs.kept.items())
+        progress.say(Message("export: {}{}", attempt, found))
         if not shortfalls:
             return parity
         del encoder  # its memory is needed for the next one
-        changed = () if parity and parity.overflows else graphs.loosen(parity)
-        if not changed:
-            what = Message(
+        if not (changed := graphs.loosen(parity)):
+            hint = Message("export in a higher --precision, train longer, or lower export.parity")
+            if options.precision == "fp32":
+                hint = Message("this is a bug in the exporter for these towers; please report it with the recipe")
+            raise DcclipError(
                 "the {} export in {} differs too much from the model: {}",
+                hint,
                 options.format,
                 options.precision,
                 joined("; ", shortfalls),
             )
-            raise DcclipError(what, _hint(options))
     return None
 
 
 def _resolved(options: ExportOptions, model: ModelReference, target: Format) -> ExportOptions:
     """The options with what the format and the model decide. Raises DcclipError where these exclude each other."""
-    changes: dict[str, Any] = {}
     if target.preprocess == ("graph",):
-        changes["preprocess"] = "graph"
-    if model.kind == "bundle":
-        asked = options.precision if "precision" in options.model_fields_set else None
-        preprocess = changes.get("preprocess", options.preprocess)
-        changes["precision"] = bundle_precision(model.path, target, asked, preprocess)
-    return options.model_copy(update=changes)
+        options = options.model_copy(update={"preprocess": "graph"})
+    if model.kind != "bundle":
+        return options
+    about, asked = read_description(model.path)[0], options.model_fields_set
+    if not target.from_onnx:
+        what = Message("{} is a bundle, from which --format {} cannot be made", model.target, target.name)
+    elif "precision" in asked and options.precision != about.precision:
+        what = Message("{} is a bundle in {}, not in {}", model.target, about.precision, options.precision)
+    elif "preprocess" in asked and options.preprocess == "outside" != about.preprocess:
+        what = Message("{} is a bundle with its preprocessing in the graph", model.target)
+    elif options.dims is not None:
+        what = Message("{} is a bundle, whose graphs are not cut", model.target)
+    else:
+        preprocess = "graph" if about.preprocess == "graph" else options.preprocess
+        return options.model_copy(update={"precision": about.precision, "preprocess": preprocess})
+    raise DcclipError(what, "export the model directory written by align or distill, or omit the option")
 
 
-def _is_made(out: Path, made_from: str, fresh: bool) -> bool:
-    """Whether `out` contains the export `made_from` this, which with `fresh` does not matter.
-
-    Raises DcclipError if `out` contains anything but an export, and without `fresh` if the export is damaged.
-    """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    hint = Message("name a new folder with --out")
+def _is_made(out: Path, made_from: str) -> bool:
+    """Whether `out` contains the export `made_from` this. Raises DcclipError if it is damaged."""
     if not (out / DESCRIPTION).is_file():
-        raise DcclipError("{} is not empty and is not an export", hint, out)
-    record = None if fresh else read_record(out / DESCRIPTION, Message("make it again with --fresh"))
-    about = record.content if record else read_json(out / DESCRIPTION, hint)
-    if "made_from" not in about and about.get("kind") != "bundle":
-        raise DcclipError("{} contains a model, not an export", hint, out)
-    if record is None or about.get("made_from") != made_from:
+        return False
+    record = read_record(out / DESCRIPTION, Message("make it again with --fresh"))
+    if record.content.get("made_from") != made_from:
         return False
     record.check()
     return True
+
+
+def _check_replaceable(out: Path) -> None:
+    """Raise DcclipError if `out` contains anything but an export."""
+    hint = Message("name a new folder with --out")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / DESCRIPTION).is_file():
+        raise DcclipError("{} is not empty and is not an export", hint, out)
+    about = read_json(out / DESCRIPTION, hint)
+    if "made_from" not in about and about.get("kind") != "bundle":
+        raise DcclipError("{} contains a model, not an export", hint, out)
 
 
 def _size_bytes(folder: Path) -> int:
@@ -248,7 +263,7 @@ def _size_bytes(folder: Path) -> int:
 def _calibration(options: ExportOptions, data: DataOptions | None, needed: bool) -> PairDataset | None:
     """The images to calibrate on that are named, or if they are `needed` those of the recipe's data, else None."""
     if options.calibration:
-        return samples_at(Path(options.calibration))
+        return find_dataset(Path(options.calibration)) or open_images(Path(options.calibration))
     found = recipe_samples(data, "train", "validation") if needed else None
     if needed and found is None:
         raise DcclipError(
@@ -267,13 +282,6 @@ def _made_from(model: ModelReference, options: ExportOptions) -> str:
     return hashlib.sha256(f"{EXPORT_FORMAT} {identity} {options.model_dump_json()}".encode()).hexdigest()
 
 
-def _hint(options: ExportOptions) -> str:
-    if options.precision == "fp32":
-        return Message("this is a bug in the exporter for these towers; please report it with the recipe")
-    better = "fp16 or fp32" if options.precision == "int8" else "fp32"
-    return Message("export with --precision {}, train longer, or lower export.parity", better)
-
-
 def _tests(evaluation: EvalOptions | None) -> list[DataSet]:
     """The classification sets of `evaluation` with one class per image."""
     if evaluation is None:
@@ -290,18 +298,19 @@ def _about(source: Source, folder: Path, options: ExportOptions) -> dict[str, An
         prepare(source).save(str(folder / TOKENIZER), pretty=False)
     files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
     own: Mapping[Any, Sequence[str]] = options.prompts or {}
-    prompts = {**PLAIN_PROMPTS, **source.prompts, **own}
+    model = source.encoder
+    prompts = {**PLAIN_PROMPTS, **model.prompts, **own}
     return {
         "kind": "bundle" if options.format in ("onnx", "web") else options.format,
-        "name": f"{source.name}-{options.precision}",
+        "name": f"{model.name}-{options.precision}",
         "precision": options.precision,
         "fingerprint": model_fingerprint(folder, sorted(files - {DESCRIPTION})),
-        "model_fingerprint": source.fingerprint,
-        "parameters": source.parameters,
+        "model_fingerprint": model.fingerprint,
+        "parameters": model.parameters,
         "preprocessing": source.preprocessing.to_config(),
         "preprocess": options.preprocess,
-        "logit_scale": source.logit_scale,
-        "logit_bias": source.logit_bias,
+        "logit_scale": model.logit_scale,
+        "logit_bias": model.logit_bias,
         "languages": list(prompts),
         "prompts": {language: list(templates) for language, templates in prompts.items()},
         "context_length": source.context_length,
@@ -309,17 +318,14 @@ def _about(source: Source, folder: Path, options: ExportOptions) -> dict[str, An
         "fixed_length": source.fixed,
         "tokenizer_sha256": file_sha256(folder / TOKENIZER),
         **({"dims": options.dims} if options.dims else {}),
-        "trained_dims": [one for one in source.trained_dims if one <= (options.dims or one)],
+        "trained_dims": [one for one in model.trained_dims if one <= (options.dims or one)],
         "versions": versions(),
     }
 
 
 def _card(about: Mapping[str, Any], name: FormatName, parity: Parity | None) -> str:
-    agreement = (
-        f" Of {parity.images} images, {parity.agreement:.1%} have the same best text as with the model."
-        if parity
-        else ""
-    )
+    same = "have the same best text as with the model."
+    agreement = f"Of {parity.images} images, {parity.agreement:.1%} {same}\n" if parity else ""
     return f"""---
 library_name: {"onnx" if name in ("immich", "web") else name}
 language: [zh, en]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,9 @@ class OnnxGraph:
         import onnx
 
         graph = cls(onnx.load(file, load_external_data=False), file.parent)
-        weights = graph.weights
         for weight in graph.proto.graph.initializer:
             if (_bytes_of(weight) >= _LARGE) != _is_outside(weight):
-                weight.CopyFrom(graph.stored(weight.name, weights[weight.name]))
+                weight.CopyFrom(graph.stored(weight.name, graph._values(weight)))
         return graph
 
     def copy(self) -> OnnxGraph:
@@ -40,9 +38,19 @@ class OnnxGraph:
         return OnnxGraph(deepcopy(self.proto), self.folder)
 
     @property
-    def weights(self) -> Mapping[str, np.ndarray]:
-        """The weights by name, each read when it is looked up."""
-        return _Weights(self)
+    def weights(self) -> dict[str, np.ndarray]:
+        """The weights by name, the large ones mapped."""
+        return {weight.name: self._values(weight) for weight in self.proto.graph.initializer}
+
+    def _values(self, weight: Any) -> np.ndarray:
+        from onnx import helper, numpy_helper
+
+        if not _is_outside(weight):
+            return np.asarray(numpy_helper.to_array(weight))
+        place = {entry.key: entry.value for entry in weight.external_data}
+        dtype = helper.tensor_dtype_to_np_dtype(weight.data_type)
+        file, offset = self.folder / place["location"], int(place.get("offset", 0))
+        return np.memmap(file, dtype, "r", offset, tuple(weight.dims))
 
     def stored(self, name: str, values: np.ndarray, folder: Path | None = None) -> Any:
         """The values as a TensorProto; large ones are written to a new file in `folder`, by default the graph's own."""
@@ -79,45 +87,20 @@ class OnnxGraph:
         proto, data = deepcopy(self.proto), out.with_name(f"{out.name}.data")
         for file in (out, data):
             file.unlink(missing_ok=True)  # the earlier ones may have other links
-        weights, outside = self.weights, [weight for weight in proto.graph.initializer if _is_outside(weight)]
+        outside = [weight for weight in proto.graph.initializer if _is_outside(weight)]
         if self.size_bytes <= LARGEST_FILE:
             for weight in outside:
-                values = weights[weight.name]
+                weight.raw_data = self._values(weight).tobytes()
                 del weight.external_data[:]
                 weight.ClearField("data_location")
-                weight.raw_data = values.tobytes()
         else:
             with data.open("wb") as stream:
                 for weight in outside:
-                    values = weights[weight.name]
+                    values = self._values(weight)
                     stream.seek(-stream.tell() % _ALIGNMENT, os.SEEK_CUR)
                     _place(weight, data.name, stream.tell())
                     values.tofile(stream)
         out.write_bytes(proto.SerializeToString())
-
-
-class _Weights(Mapping[str, np.ndarray]):
-    """The weights of a graph by name."""
-
-    def __init__(self, graph: OnnxGraph) -> None:
-        self._folder, self._weights = graph.folder, {weight.name: weight for weight in graph.proto.graph.initializer}
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        from onnx import helper, numpy_helper
-
-        weight = self._weights[name]
-        if not _is_outside(weight):
-            return np.asarray(numpy_helper.to_array(weight))
-        place = {entry.key: entry.value for entry in weight.external_data}
-        dtype = helper.tensor_dtype_to_np_dtype(weight.data_type)
-        file, offset = self._folder / place["location"], int(place.get("offset", 0))
-        return np.memmap(file, dtype, "r", offset, tuple(weight.dims))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)
 
 
 def _bytes_of(weight: Any) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import InitVar, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval.dataset import Classes, DataSet
 from dcclip_cli.exporters import Precision, Preprocess
-from dcclip_cli.exporters.rounding import LARGEST_PAIR_SUM
 from dcclip_cli.exporters.samples import Samples
 from dcclip_cli.options import Options
 from dcclip_cli.predict.encoder import Encoder
@@ -24,14 +23,11 @@ from dcclip_cli.progress import Progress, Silent
 _TIE = 1e-6  # of cosines: the model cannot tell such texts apart; some have the same tokens
 TOWERS = ("image", "text")
 BATCH_SIZES = (1, 3, 16)  # used in turn, so that a batch size or text length frozen into a graph is detected
-_MODEL_BATCH = 32  # of the original model: bounds its memory
-
-
-# fp32, measured on 26 image and 9 text towers: differences below 1e-5.
-_DEFAULTS: Mapping[Precision, tuple[float, float, float]] = {
-    "fp32": (1e-4, 0.9999, 0.99),
-    "fp16": (0.02, 0.999, 0.98),
-    "int8": (2.0, 0.9, 0.95),
+# fp32, measured on 26 image and 9 text towers: differences below 1e-5. int8: any difference.
+_DEFAULTS: Mapping[Precision, Mapping[str, float]] = {
+    "fp32": {"max_difference": 1e-4, "min_centred_cosine": 0.9999, "min_agreement": 0.99},
+    "fp16": {"max_difference": 0.02, "min_centred_cosine": 0.999, "min_agreement": 0.98},
+    "int8": {"min_centred_cosine": 0.9, "min_agreement": 0.95},
 }
 _RESIZED = 0.01  # added to the difference where the graph preprocesses: single pixels differ by 1 of 255
 
@@ -67,12 +63,11 @@ class Thresholds(Options):
     images: int = Field(1000, ge=1, le=1_000_000, description="Maximum images per test set of the recipe")
 
     def limits(self, precision: Precision, preprocess: Preprocess = "outside") -> dict[str, float]:
-        """The thresholds with the defaults for `precision`."""
-        names = ("max_difference", "min_centred_cosine", "min_agreement")
-        defaults = dict(zip(names, _DEFAULTS[precision], strict=True)) | {"max_accuracy_loss": 0.5}
-        if preprocess == "graph":
-            defaults["max_difference"] += _RESIZED
-        return defaults | self.model_dump(exclude={"images"}, exclude_none=True)
+        """The thresholds that hold, by name, with the defaults for `precision`."""
+        found = {**_DEFAULTS[precision], "max_accuracy_loss": 0.5}
+        if preprocess == "graph" and "max_difference" in found:
+            found["max_difference"] += _RESIZED
+        return found | self.model_dump(exclude={"images"}, exclude_none=True)
 
 
 @dataclass(frozen=True)
@@ -111,11 +106,6 @@ class Parity:
     accuracy: tuple[Accuracy, ...] = ()
     int8_largest_pair_sum: int | None = None
 
-    @property
-    def overflows(self) -> bool:
-        """Whether an int8 graph can be wrong on CPUs without VNNI, which rounding less would only hide."""
-        return (self.int8_largest_pair_sum or 0) > LARGEST_PAIR_SUM
-
     def closeness(self, tower: str) -> tuple[float, float]:
         """How well the export's image or text tower does with the model's other one: higher is better."""
         return getattr(self, f"{tower}_agreement"), getattr(self, f"{tower}_centred_cosine")
@@ -126,42 +116,35 @@ class Parity:
         for language in dict.fromkeys(one.language for one in self.accuracy):
             sets = [one for one in self.accuracy if one.language == language]
             images = sum(one.images for one in sets)
-            means = (
-                sum(getattr(one, metric) * one.images for one in sets) / images
-                for metric in ("before", "after", "agreement")
-            )
+            metrics = ("before", "after", "agreement")
+            means = (sum(getattr(one, metric) * one.images for one in sets) / images for metric in metrics)
             found[language] = Accuracy("all test sets", language, images, *means)
         return found
 
-    def shortfalls(self, limits: Mapping[str, float]) -> list[str]:
+    def shortfalls(self, limits: Mapping[str, float]) -> list[Message]:
         """One sentence for each of the `limits` (see Thresholds) that is exceeded."""
         found = []
         for tower in TOWERS:
             difference, cosine = (getattr(self, f"{tower}_{name}") for name in ("max_difference", "centred_cosine"))
-            if not difference <= (limit := limits["max_difference"]):
-                found.append(f"{tower} embeddings differ by {difference:.2g}, more than {limit:g}")
-            if not cosine >= (limit := limits["min_centred_cosine"]):
-                found.append(f"the {tower} towers' centred cosine is {cosine:.4f}, under {limit:g}")
-        agreements = {f"{self.images} images ({self.source}) keep their best text": self.agreement}
+            if difference > (limit := limits.get("max_difference", np.inf)):
+                found.append(Message("{} embeddings differ by {:.2g}, more than {:g}", tower, difference, limit))
+            if cosine < (limit := limits["min_centred_cosine"]):
+                found.append(Message("the {} towers' centred cosine is {:.4f}, under {:g}", tower, cosine, limit))
+        least, most = limits["min_agreement"], limits["max_accuracy_loss"]
+        what = Message("{} images ({}) keep their best text", self.images, self.source)
+        agreements = [(what, self.agreement)]
         for language, one in self.by_language().items():
-            agreements[f"the test images keep their class in {language}"] = one.agreement
-        for what, agreement in agreements.items():
-            if not agreement >= (limit := limits["min_agreement"]):
-                found.append(f"{agreement:.1%} of {what}, less than {limit:.1%}")
-        for language, one in self.by_language().items():
-            loss = 100 * (one.before - one.after)
-            if not loss <= (limit := limits["max_accuracy_loss"]) + 1e-9:
-                found.append(f"top-1 in {language} drops by {loss:.2f} points, more than {limit:g}")
-        if self.overflows:
-            found.append(
-                f"two int8 products can add up to {self.int8_largest_pair_sum}, which overflows on CPUs without VNNI "
-                f"(at most {LARGEST_PAIR_SUM})"
-            )
+            agreements.append((Message("the test images keep their class in {}", language), one.agreement))
+            if (loss := 100 * (one.before - one.after)) > most + 1e-9:
+                found.append(Message("top-1 in {} drops by {:.2f} points, more than {:g}", language, loss, most))
+        found += [
+            Message("{:.1%} of {}, less than {:.1%}", one, what, least) for what, one in agreements if one < least
+        ]
         return found
 
 
 @dataclass(frozen=True)
-class _Embeddings:
+class Embeddings:
     """One tower's embeddings of the samples (N, D), and for each test set of its images, or of its classes by language.
 
     `tests` are (N, D) for the image tower, a mapping of (C, D) for the text tower.
@@ -171,57 +154,42 @@ class _Embeddings:
     tests: list[Any]
 
 
-@dataclass
-class Original:
-    """A model's embeddings, computed once, that its exports are compared with."""
+class Comparison:
+    """What exports are compared with their model on: samples, and up to `images` of each test set.
 
-    model: InitVar[Encoder]
-    samples: Samples
-    tests: Sequence[DataSet] = ()  # with one class per image
-    images: int = 1000
-    progress: Progress = field(default_factory=Silent)
+    The test sets have one class per image.
+    """
 
-    def __post_init__(self, model: Encoder) -> None:
-        texts = {text for several in (*self.samples.labels, self.samples.texts) for text in several}
+    def __init__(
+        self, samples: Samples, tests: Sequence[DataSet] = (), images: int = 1000, progress: Progress | None = None
+    ) -> None:
+        self._samples, self._tests, self._progress = samples, tests, progress or Silent()
+        texts = {text for several in (*samples.labels, samples.texts) for text in several}
         self._texts = sorted(texts, key=lambda text: (len(text), text))
-        shuffled = (np.random.default_rng(0).permutation(len(test.images)) for test in self.tests)
-        self._chosen = [sorted(numbers[: self.images].tolist()) for numbers in shuffled]
-        self._embeddings = {tower: self._embed(tower, model, (_MODEL_BATCH,)) for tower in TOWERS}
-        self._exported: dict[str, _Embeddings] = {}  # of the last export
+        shuffled = (np.random.default_rng(0).permutation(len(test.images)) for test in tests)
+        self._chosen = [sorted(numbers[:images].tolist()) for numbers in shuffled]
 
-    def compare(self, exported: Encoder, changed: Collection[str] = TOWERS) -> Parity:
-        """The parity of an exported model, run in batches of several sizes; only `changed` towers since the last one.
-
-        Raises NotFiniteError.
-        """
-        for tower in changed:
-            self._exported.pop(tower, None)
-        for tower in TOWERS:
-            if tower not in self._exported:
-                self._exported[tower] = self._embed(tower, exported, BATCH_SIZES)
-        (images, new_images), (texts, new_texts) = ((self._embeddings[one], self._exported[one]) for one in TOWERS)
+    def parity(self, before: Mapping[str, Embeddings], after: Mapping[str, Embeddings]) -> Parity:
+        """The parity of two models by the embeddings of their towers."""
+        (images, texts), (new_images, new_texts) = ([one[tower] for tower in TOWERS] for one in (before, after))
+        row_of = {text: row for row, text in enumerate(self._texts)}
         agreements, accuracy = [], []
-        numbers = {text: number for number, text in enumerate(self._texts)}
-        for names in self.samples.labels:
-            rows = [numbers[name] for name in names]
-            agreements.append(
-                _agreement(images.samples, new_images.samples, texts.samples[rows], new_texts.samples[rows])
-            )
+        for names in self._samples.labels:
+            rows = [row_of[name] for name in names]
+            was, now = (images.samples, texts.samples[rows]), (new_images.samples, new_texts.samples[rows])
+            agreements.append(_agreement(was, now))
         agreement = float(np.mean([both for both, _, _ in agreements]))
-        for number, (test, chosen) in enumerate(zip(self.tests, self._chosen, strict=True)):
-            before, after = images.tests[number], new_images.tests[number]
+        for number, (test, chosen) in enumerate(zip(self._tests, self._chosen, strict=True)):
             for language, classes in _classes(test).items():
-                names_before, names_after = texts.tests[number][language], new_texts.tests[number][language]
-                agreements.append(_agreement(before, after, names_before, names_after))
-                labels = classes.labels[chosen]
-                was, now = (
-                    float((best(*pair) == labels).mean()) for pair in ((before, names_before), (after, names_after))
-                )
-                accuracy.append(Accuracy(test.name, language, len(chosen), was, now, agreements[-1][0]))
-        weights = [len(images.samples)] * len(self.samples.labels) + [one.images for one in accuracy]
+                was = images.tests[number], texts.tests[number][language]
+                now = new_images.tests[number], new_texts.tests[number][language]
+                agreements.append(_agreement(was, now))
+                old, new = (float((best(*pair) == classes.labels[chosen]).mean()) for pair in (was, now))
+                accuracy.append(Accuracy(test.name, language, len(chosen), old, new, agreements[-1][0]))
+        weights = [len(images.samples)] * len(self._samples.labels) + [one.images for one in accuracy]
         _, image, text = (float(np.average(column, weights=weights)) for column in zip(*agreements, strict=True))
         return Parity(
-            source=self.samples.source,
+            source=self._samples.source,
             images=len(images.samples),
             texts=len(texts.samples),
             image_max_difference=float(np.abs(images.samples - new_images.samples).max()),
@@ -234,19 +202,18 @@ class Original:
             accuracy=tuple(accuracy),
         )
 
-    def _embed(self, tower: str, model: Encoder, sizes: Sequence[int]) -> _Embeddings:
-        """One tower's embeddings, those of the samples in batches of these sizes."""
+    def embed(self, model: Encoder, tower: str, sizes: Sequence[int] = BATCH_SIZES) -> Embeddings:
+        """One tower's embeddings, those of the samples in batches of these sizes. Raises NotFiniteError."""
         if tower == "text":
-            return _Embeddings(
-                _in_batches(model.encode_texts, self._texts, sizes), [_class_texts(model, test) for test in self.tests]
-            )
-        pixels = np.stack([model.preprocess(image) for image in self.samples.images])
-        tests = [self._test_images(model, test, chosen) for test, chosen in zip(self.tests, self._chosen, strict=True)]
-        return _Embeddings(_in_batches(model.encode_pixels, pixels, sizes), tests)
+            texts = [_class_texts(model, test) for test in self._tests]
+            return Embeddings(_in_batches(model.encode_texts, self._texts, sizes), texts)
+        pixels = np.stack([model.preprocess(image) for image in self._samples.images])
+        tests = [self._test_images(model, test, chosen) for test, chosen in zip(self._tests, self._chosen, strict=True)]
+        return Embeddings(_in_batches(model.encode_pixels, pixels, sizes), tests)
 
     def _test_images(self, model: Encoder, test: DataSet, chosen: Sequence[int]) -> np.ndarray:
         rows = []
-        with self.progress.task(Message("parity on {}", test.name), len(chosen)) as task:
+        with self._progress.task(Message("parity on {}", test.name), len(chosen)) as task:
             for index, found in embed(model, chosen, test.images.load):
                 if isinstance(found, DcclipError):
                     raise DcclipError("data set {}, image {}: {}", found.hint, test.name, index, found.what)
@@ -271,14 +238,16 @@ def best(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
     return np.asarray((images @ texts.T).argmax(axis=1))
 
 
-def _agreement(
-    images: np.ndarray, new_images: np.ndarray, texts: np.ndarray, new_texts: np.ndarray
-) -> tuple[float, ...]:
-    """Fractions of images with the same best text: with both towers of the export, its image and its text tower."""
-    cosines = images @ texts.T
-    highest = cosines.max(axis=1) - _TIE
-    replaced = ((new_images, new_texts), (new_images, texts), (images, new_texts))
-    return tuple(float((cosines[np.arange(len(images)), best(*towers)] >= highest).mean()) for towers in replaced)
+def _agreement(was: Sequence[np.ndarray], now: Sequence[np.ndarray]) -> tuple[float, float, float]:
+    """Fractions of images with the same best text: with both towers of the export, its image and its text tower.
+
+    `was` and `now` are embeddings of images and of texts by the model and by its export.
+    """
+    cosines = was[0] @ was[1].T
+    rows, highest = np.arange(len(cosines)), cosines.max(axis=1) - _TIE
+    replaced = (now, (now[0], was[1]), (was[0], now[1]))
+    both, image, text = (float((cosines[rows, best(*towers)] >= highest).mean()) for towers in replaced)
+    return both, image, text
 
 
 def centred_cosine(first: np.ndarray, second: np.ndarray) -> float:

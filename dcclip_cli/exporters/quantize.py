@@ -1,12 +1,9 @@
-"""The two ONNX graphs in fp32, fp16 or int8, with as much of them rounded as the parity with the model allows.
-
-In int8, all weights are rounded, which makes the file small. Activations are rounded as long as the embeddings hardly
-change: those that change them most, when rounded alone, can stay fp32.
-"""
+"""The two ONNX graphs in fp32, fp16 or int8, with as much of them rounded as the parity with the model allows."""
 
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,14 +14,15 @@ import numpy as np
 
 from dcclip_cli.data.pair import PairDataset
 from dcclip_cli.exporters import Precision, Preprocess
+from dcclip_cli.exporters.formats.onnx import add_preprocessing, preprocesses
 from dcclip_cli.exporters.onnx_graph import OnnxGraph
 from dcclip_cli.exporters.parity import Parity
-from dcclip_cli.exporters.preprocess_graph import add_preprocessing
-from dcclip_cli.exporters.qdq import Channels, quantized
 from dcclip_cli.exporters.rounding import (
+    Channels,
     largest_pair_sum,
     multiply_adds,
     output_axis,
+    quantized,
     rounded,
     rounded_activations,
     rounded_only_for,
@@ -35,8 +33,9 @@ from dcclip_cli.exporters.rounding import (
 )
 from dcclip_cli.exporters.samples import calibration_texts, images_and_captions
 from dcclip_cli.exporters.source import Source, prepare
+from dcclip_cli.files import read_json
 from dcclip_cli.predict.images import batched
-from dcclip_cli.predict.onnx_encoder import IMAGE, TEXT
+from dcclip_cli.predict.onnx_encoder import DESCRIPTION, IMAGE, TEXT
 
 _DENSE = ("MatMul", "Gemm")
 _RANKED_BYTES = 600_000_000  # size of the largest tower whose parts are measured one by one
@@ -62,11 +61,12 @@ _GRAPHS = {"image": IMAGE, "text": TEXT}
 class Int8Tower:
     """One tower in fp32, ready to be written in int8 with its most sensitive parts in fp32.
 
-    Activations are uint8 with fixed ranges, found on `batches`, so that the rest of a batch changes nothing. Weights
-    are int8 with a scale per channel: the pair that VNNI instructions multiply, and small enough not to overflow on
-    CPUs without VNNI (rounding.py). A transformer rounds the inputs of its dense layers, and so does the head of a
-    convolutional tower; before the head, everything is rounded except the first convolutions. Rounding harms these
-    most, they have few weights, and in one block they are no slower in fp32.
+    Sensitive are the parts that, when rounded alone, change the embeddings most. Activations are uint8 with fixed
+    ranges, found on `batches`, so that the rest of a batch changes nothing. Weights are int8 with a scale per channel:
+    the pair that VNNI instructions multiply, and small enough not to overflow on CPUs without VNNI (rounding.py).
+    A transformer rounds the inputs of its dense layers, and so does the head of a convolutional tower; before the head,
+    everything is rounded except the first convolutions. Rounding harms these most, they have few weights, and in one
+    block they are no slower in fp32.
     """
 
     def __init__(self, file: Path, batches: Sequence[np.ndarray]) -> None:
@@ -82,11 +82,11 @@ class Int8Tower:
             self._graph = OnnxGraph.load(folded)
         else:
             self._graph = with_rounded_tables(graph)
-        self._sizes = {weight.name: math.prod(weight.dims) for weight in self._graph.proto.graph.initializer}
+        weights = self._graph.proto.graph.initializer
+        self._sizes = {weight.name: math.prod(weight.dims) for weight in weights}
         weighted = ("Conv", *_DENSE) if self._convolutional else _DENSE
-        self._nodes = [
-            node for node in self._graph.proto.graph.node if node.op_type in weighted and node.input[1] in self._sizes
-        ]
+        nodes = self._graph.proto.graph.node
+        self._nodes = [node for node in nodes if node.op_type in weighted and node.input[1] in self._sizes]
         self._rounded = self._quantized()
         self._first, self._plain = self._fp32_parts()
 
@@ -116,8 +116,7 @@ class Int8Tower:
 
     @cached_property
     def _weight_effects(self) -> dict[str, float]:
-        activations = rounded_activations(self._rounded)
-        names = [node.name for node in self._nodes]
+        activations, names = rounded_activations(self._rounded), [node.name for node in self._nodes]
         return self._effects(names, lambda kept: self._keeping(activations, kept), lambda: self._graph)
 
     def _costly_weights(self, share: float) -> list[str]:
@@ -143,6 +142,7 @@ class Int8Tower:
         return {name: float(np.square(self._run(keeping(set(names) - {name})) - expected).mean()) for name in names}
 
     def _run(self, graph: OnnxGraph) -> np.ndarray:
+        """The embeddings of some of the inputs."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -150,13 +150,14 @@ class Int8Tower:
         session = graph.session(options)
         rows = [row for batch in self._batches for row in batch]
         name = session.get_inputs()[0].name
-        tried = rows[:: -(-len(rows) // _TRIED_ON)]
-        return np.concatenate([session.run(None, {name: row[np.newaxis]})[0] for row in tried])
+        return np.concatenate(
+            [session.run(None, {name: row[np.newaxis]})[0] for row in rows[:: -(-len(rows) // _TRIED_ON)]]
+        )
 
     def _fp32_parts(self) -> tuple[list[str], set[str]]:
-        """A convolutional tower's first convolutions, and the activations that are not rounded.
+        """The first convolutions, and what is not rounded: activations between these, and in the head.
 
-        These are between the first convolutions, and in the head, except the inputs of dense layers.
+        The inputs of dense layers are rounded in the head, too. A tower that is not convolutional has no such parts.
         """
         if not self._convolutional:
             return [], set()
@@ -175,29 +176,23 @@ class Int8Tower:
     def _quantized(self) -> OnnxGraph:
         """The whole tower in int8, except for the normalisation at its end."""
         names = [node.name for node in self._nodes]
+        activations, options, extra = None, dict[str, Any](), dict[str, Any]()
         if self._convolutional:
             nodes = list(self._graph.proto.graph.node)  # in topological order, as ONNX requires
             last = max(index for index, node in enumerate(nodes) if node.op_type in ("Conv", *_DENSE))
-            activations = None
-            options: dict[str, Any] = {
-                "nodes_to_exclude": [node.name for node in nodes[last + 1 :]],
-                # Otherwise unrounded ones would lose their ReLU.
-                "extra_options": {"QDQKeepRemovableActivations": True},
-            }
+            options["nodes_to_exclude"] = [node.name for node in nodes[last + 1 :]]
+            extra["QDQKeepRemovableActivations"] = True  # otherwise unrounded ones would lose their ReLU
         else:
             activations = {node.input[0] for node in self._nodes}
-            options = {
-                "op_types_to_quantize": list(_DENSE),
-                "nodes_to_quantize": names,
-                "extra_options": {"OpTypesToExcludeOutputQuantization": list(_DENSE)},
-            }
+            options |= {"op_types_to_quantize": list(_DENSE), "nodes_to_quantize": names}
+            extra["OpTypesToExcludeOutputQuantization"] = list(_DENSE)
         weights = self._graph.weights
         axes = {node.input[1]: output_axis(node, weights[node.input[1]].ndim) for node in self._nodes}
         channels = {name: Channels(axis, safe_scales(weights[name], axis)) for name, axis in axes.items()}
         coarse = ((name, rounded(weights[name], one.axis, one.scales)) for name, one in channels.items())
         with TemporaryDirectory(dir=self._graph.folder) as temporary:
             graph = with_weights(self._graph, coarse, self._batches, Path(temporary))
-            graph = quantized(graph, channels, activations, self._batches, **options)
+            graph = quantized(graph, channels, activations, self._batches, extra, **options)
         # The quantiser passes rounded tensors to all their consumers: to residual sums, too.
         return graph if self._convolutional else rounded_only_for(graph, names)
 
@@ -218,64 +213,55 @@ class OnnxGraphs:
         images: int,
         preprocess: Preprocess = "outside",
     ) -> None:
-        self.folder, self._exact = folder / "graphs", folder / "fp32"
-        self.folder.mkdir()
-        self._source, self._precision, self._calibration, self._images = source, precision, calibration, images
-        self._preprocess = preprocess
+        self._folder, self._source, self._preprocess = folder, source, preprocess
+        self._precision, self._calibration, self._images = precision, calibration, images
+        self._ladder = _LADDERS[precision]
         self._step = dict.fromkeys(_GRAPHS, 0)
         self._written: dict[str, int] = {}
         self._pair_sums: dict[str, int] = {}
-
-    @property
-    def attempt(self) -> str:
-        """What is kept in fp32, for the user; empty for the first attempt."""
-        return "".join(f"{tower} kept {kept}, " for tower, kept in self.kept()["kept_fp32"].items())
 
     @property
     def largest_pair_sum(self) -> int | None:
         """The larger one of both int8 graphs (rounding.py); None in other precisions, and before `write`."""
         return max(self._pair_sums.values(), default=None)
 
-    def kept(self) -> dict[str, dict[str, str]]:
-        """What is kept in fp32, for dcclip.json."""
-        found = {}
-        for tower, step in self._step.items():
-            kept = _LADDERS[self._precision][step]
-            if step and self._precision == "fp16":
-                found[tower] = ", ".join(kept)
-            elif step:
-                found[tower] = f"{kept[0]:.0%} of its activations and {kept[1]:.0%} of its weights in fp32"
-        return {"kept_fp32": found}
+    @property
+    def kept(self) -> dict[str, str]:
+        """What a tower keeps in fp32, for dcclip.json; only towers that keep more than in the first attempt."""
+        steps = {tower: self._ladder[step] for tower, step in self._step.items() if step}
+        if self._precision == "fp16":
+            return {tower: ", ".join(operators) for tower, operators in steps.items()}
+        text = "{:.0%} of its activations and {:.0%} of its weights in fp32"
+        return {tower: text.format(*shares) for tower, shares in steps.items()}
 
     def write(self) -> Path:
         """The folder with both graphs."""
         for tower, name in _GRAPHS.items():
-            step, out = self._step[tower], self.folder / name
+            step, out = self._step[tower], self._folder / name
             if self._written.get(tower) == step:
                 continue
-            kept = _LADDERS[self._precision][step]
-            if self._precision == "fp32":
+            kept = self._ladder[step]
+            if self._precision == "int8":
+                self._pair_sums[tower] = self._int8[tower].write(out, *kept)
+            else:
                 OnnxGraph.load(self._fp32 / name).save(out)
-            elif self._precision == "fp16":
+            if self._precision == "fp16":
                 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-                OnnxGraph.load(self._fp32 / name).save(out)
                 blocked = [*DEFAULT_OP_BLOCK_LIST, *kept]
                 half = convert_float_to_float16(str(out), keep_io_types=True, op_block_list=blocked)
                 OnnxGraph(half, out.parent).save(out)
-            else:
-                self._pair_sums[tower] = self._int8[tower].write(out, *kept)
             if tower == "image" and self._preprocess == "graph":
-                add_preprocessing(out, out, self._source.preprocessing)
+                add_preprocessing(out, self._source.preprocessing)
             self._written[tower] = step
-        return self.folder
+        return self._folder
 
     def loosen(self, parity: Parity | None) -> list[str]:
         """Take the next step for the tower that loses more agreement, or for both if `parity` is None.
 
         Returns the towers that took it, none if no step is left.
         """
-        left = [tower for tower in self._written if self._step[tower] + 1 < len(_LADDERS[self._precision])]
+        left = [tower for tower in self._written if self._step[tower] + 1 < len(self._ladder)]
         if parity is not None:
             left = sorted(left, key=parity.closeness)[:1]
         for tower in left:
@@ -286,10 +272,11 @@ class OnnxGraphs:
     def _fp32(self) -> Path:
         from dcclip_cli.exporters.graphs import write_onnx
 
-        self._exact.mkdir()
-        write_onnx(self._source, self._exact)
+        folder = self._folder / "fp32"
+        folder.mkdir()
+        write_onnx(self._source, folder)
         self._source.release()
-        return self._exact
+        return folder
 
     @cached_property
     def _int8(self) -> dict[str, Int8Tower]:
@@ -302,3 +289,29 @@ class OnnxGraphs:
             np.stack([preprocess(images[place]) for place in places]) for places in batched(range(len(images)), 16)
         ]
         return {"image": Int8Tower(self._fp32 / IMAGE, pixels), "text": Int8Tower(self._fp32 / TEXT, ids)}
+
+
+class BundleGraphs:
+    """The graphs of a bundle as they are, with the interface of OnnxGraphs: it stays in its precision.
+
+    With `preprocess`, the preprocessing is in image.onnx, where it was not yet.
+    """
+
+    def __init__(self, source: Source, folder: Path, preprocess: Preprocess) -> None:
+        assert source.folder is not None
+        self._source, self._bundle, self._folder, self._preprocess = source, source.folder, folder, preprocess
+        about = read_json(source.folder / DESCRIPTION, "")
+        self.kept: dict[str, str] = about.get("kept_fp32") or {}
+        self.largest_pair_sum: int | None = (about.get("parity") or {}).get("int8_largest_pair_sum")
+
+    def write(self) -> Path:
+        """The folder with both graphs."""
+        for file in (file for name in (IMAGE, TEXT) for file in self._bundle.glob(f"{name}*")):
+            shutil.copyfile(file, self._folder / file.name)
+        if self._preprocess == "graph" and not preprocesses(self._folder / IMAGE):
+            add_preprocessing(self._folder / IMAGE, self._source.preprocessing)
+        return self._folder
+
+    def loosen(self, parity: Parity | None) -> list[str]:
+        """No tower."""
+        return []

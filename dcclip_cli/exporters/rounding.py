@@ -1,9 +1,10 @@
-"""Int8 rounding of ONNX graphs: scales that do not overflow, and edits of single activations and weights."""
+"""Int8 rounding of ONNX graphs (QDQ): scales that do not overflow, quantizing, and edits of single tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from dcclip_cli.exporters.onnx_graph import OnnxGraph
 _INT8 = 127
 _PAIR = 128  # largest sum of two weights
 _ROWS = 8192  # of a table, rounded at a time
-LARGEST_PAIR_SUM = 32767  # in 16 bits
+_CODES = "_quantized"  # what onnxruntime's quantizer adds to the name of a weight
 
 
 def multiply_adds(graph: OnnxGraph, nodes: Sequence[Any], batch: np.ndarray) -> dict[str, int]:
@@ -27,17 +28,18 @@ def multiply_adds(graph: OnnxGraph, nodes: Sequence[Any], batch: np.ndarray) -> 
     return counts
 
 
-def _outputs(graph: OnnxGraph, names: Sequence[str], batches: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+def _outputs(
+    graph: OnnxGraph, names: Sequence[str], batches: Sequence[np.ndarray], options: Any = None
+) -> list[list[np.ndarray]]:
     """The inner tensors `names` of a graph for each batch."""
-    import onnx
+    from onnx import TensorProto, helper
 
     probe = graph.copy()
     del probe.proto.graph.output[:]
-    probe.proto.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names
-    )
-    session = probe.session()
-    return [list(session.run(None, {session.get_inputs()[0].name: batch})) for batch in batches]
+    probe.proto.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+    session = probe.session(options)
+    takes = session.get_inputs()[0].name
+    return [session.run(names, {takes: batch}) for batch in batches]
 
 
 def rounded_activations(graph: OnnxGraph) -> list[str]:
@@ -56,9 +58,9 @@ def without_rounding(graph: OnnxGraph, names: Collection[str], originals: Sequen
     copy, weights = graph.copy(), {weight.name for weight in originals}
     nodes, activations = copy.proto.graph.node, _before_rounding(copy)
     constants = {
-        node.output[0]: node.input[0].removesuffix("_quantized")
+        node.output[0]: node.input[0].removesuffix(_CODES)
         for node in nodes
-        if node.op_type == "DequantizeLinear" and node.input[0].removesuffix("_quantized") in weights
+        if node.op_type == "DequantizeLinear" and node.input[0].removesuffix(_CODES) in weights
     }
     passed = {rounded: name for rounded, name in activations.items() if name in names}
     for node in nodes:
@@ -203,7 +205,7 @@ def _mean_shifts(
 def largest_pair_sum(graph: OnnxGraph) -> int:
     """The largest absolute sum of two products of uint8 activations and int8 weights in a QDQ graph.
 
-    More than LARGEST_PAIR_SUM overflows on CPUs that add two products in 16 bits. 0 without such products.
+    More than 32767 would overflow on CPUs that add two products in 16 bits. 0 without such products.
     """
     largest, weights, nodes = 0, graph.weights, graph.proto.graph.node
     made = {node.output[0]: node for node in nodes if node.op_type == "DequantizeLinear"}
@@ -250,3 +252,108 @@ def _without_unused(graph: OnnxGraph) -> OnnxGraph:
     proto.node.extend(reversed(kept))
     proto.initializer.extend(weights)
     return graph
+
+
+# ---- onnxruntime's quantizer, which sees the large weights as one number per channel
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The `scales` (C,) of a weight's int8 codes, one for each index of `axis`."""
+
+    axis: int
+    scales: np.ndarray
+
+
+def quantized(
+    graph: OnnxGraph,
+    weights: Mapping[str, Channels],
+    activations: Collection[str] | None,
+    batches: Sequence[np.ndarray],
+    extra: Mapping[str, Any],
+    **options: Any,
+) -> OnnxGraph:
+    """The graph with these weights as int8 codes, and activations as uint8 codes in their ranges on `batches`.
+
+    `activations` are those that may be rounded, None for all. `options` and `extra` options are those of onnxruntime's
+    QDQQuantizer; by default it quantizes all operators that it knows.
+    """
+    import onnx
+    from onnx import numpy_helper
+    from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData
+    from onnxruntime.quantization.quant_utils import add_infer_metadata
+    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+    proto = onnx.shape_inference.infer_shapes(graph.proto)
+    add_infer_metadata(proto)  # otherwise the quantizer infers the shapes again, with the weights below
+    names = _floats(proto) if activations is None else list(activations)
+    ranges = TensorsData(CalibrationMethod.MinMax, _ranges(graph, names, batches))
+    values = graph.weights
+    for weight in proto.graph.initializer:
+        if weight.name in weights:
+            channels = weights[weight.name]
+            shape = [size if axis == channels.axis else 1 for axis, size in enumerate(weight.dims)]
+            weight.CopyFrom(numpy_helper.from_array(np.zeros(shape, np.float32), weight.name))
+        elif weight.data_type == onnx.TensorProto.FLOAT:
+            weight.CopyFrom(numpy_helper.from_array(np.asarray(values[weight.name]), weight.name))
+    overrides: dict[str, list[dict[str, Any]]] = {}
+    for name, channels in weights.items():
+        code = {"axis": channels.axis, "quant_type": QuantType.QInt8, "zero_point": np.int8(0)}
+        overrides[name] = [{**code, "scale": scale} for scale in channels.scales]
+    lists = {"op_types_to_quantize": [*QLinearOpsRegistry, *QDQRegistry], "nodes_to_quantize": []}
+    quantizer = QDQQuantizer(
+        proto,
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QUInt8,  # the default is QInt8, which VNNI instructions do not take
+        tensors_range=ranges,
+        **{**lists, "nodes_to_exclude": [], **options},
+        extra_options={"TensorQuantOverrides": overrides, **extra},
+    )
+    quantizer.quantize_model()
+    quantizer.model.topological_sort()
+    return _with_codes(OnnxGraph(quantizer.model.model, graph.folder), values, weights)
+
+
+def _with_codes(graph: OnnxGraph, values: Mapping[str, np.ndarray], weights: Mapping[str, Channels]) -> OnnxGraph:
+    """The quantizer's graph with the codes of whole weights, in the scales that the quantizer chose."""
+    made = graph.weights
+    for weight in graph.proto.graph.initializer:
+        name = weight.name.removesuffix(_CODES)
+        if weight.name in weights:  # a node that is not quantized takes it, too
+            weight.CopyFrom(graph.stored(name, values[name]))
+        elif name in weights:
+            spread = [-1 if axis == weights[name].axis else 1 for axis in range(values[name].ndim)]
+            codes = np.round(values[name] / made[f"{name}_scale"].reshape(spread))
+            weight.CopyFrom(graph.stored(weight.name, np.clip(codes, -127, 127).astype(np.int8)))
+    return graph
+
+
+def _floats(proto: Any) -> list[str]:
+    """All tensors of a graph that are float and no weights."""
+    from onnx import TensorProto
+
+    known = (*proto.graph.value_info, *proto.graph.input, *proto.graph.output)
+    floats = {one.name for one in known if one.type.tensor_type.elem_type == TensorProto.FLOAT}
+    computed = {name for node in proto.graph.node for name in (*node.input, *node.output)}
+    return sorted(floats & computed - {weight.name for weight in proto.graph.initializer})
+
+
+def _ranges(
+    graph: OnnxGraph, names: Sequence[str], batches: Sequence[np.ndarray]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Tensor -> its smallest and its largest value on all batches, both (1,)."""
+    import onnxruntime
+    from onnx import helper
+
+    probe, outputs = graph.copy(), []
+    for name in names:
+        for kind in ("ReduceMin", "ReduceMax"):
+            outputs.append(f"{name}_{kind}")
+            probe.proto.graph.node.append(helper.make_node(kind, [name], [outputs[-1]], outputs[-1], keepdims=0))
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    found = np.asarray(_outputs(probe, outputs, batches, options), np.float32)  # (batches, 2 * names)
+    lowest, highest = np.nanmin(found[:, ::2], axis=0), np.nanmax(found[:, 1::2], axis=0)
+    return {name: (lowest[[index]], highest[[index]]) for index, name in enumerate(names)}

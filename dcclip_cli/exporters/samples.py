@@ -11,7 +11,7 @@ from PIL import Image
 
 from dcclip_cli.data import prompts
 from dcclip_cli.data.collator import unaugmented
-from dcclip_cli.data.dataset import find_dataset, open_pairs
+from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import LANGUAGES, ConcatDataset, Lazy, PairDataset
 from dcclip_cli.data.unpaired import open_images, open_texts
@@ -47,14 +47,14 @@ class Samples:
 
     def squares(self) -> Samples:
         """The same with the middle squares of the images, which leave nothing to crop."""
-        images = self.images
-        return replace(self, images=_lazy(len(images), lambda place: _square(images[place])))
 
+        def square(place: int) -> Image.Image:
+            image = self.images[place]
+            side = min(image.size)
+            left, top = ((length - side) // 2 for length in image.size)
+            return image.crop((left, top, left + side, top + side))
 
-def _square(image: Image.Image) -> Image.Image:
-    side = min(image.size)
-    left, top = ((length - side) // 2 for length in image.size)
-    return image.crop((left, top, left + side, top + side))
+        return replace(self, images=_lazy(len(self.images), square))
 
 
 def _lazy(length: int, get: Callable[[int], Image.Image]) -> Lazy[Image.Image]:
@@ -74,11 +74,6 @@ def recipe_samples(data: DataOptions | None, *keys: str) -> PairDataset | None:
         return None
     images = open_images(data.images, data.columns, cache_bytes=data.cache_bytes)
     return images if data.texts is None else ConcatDataset([images, open_texts(data.texts, data.columns)])
-
-
-def samples_at(path: Path) -> PairDataset:
-    """The pairs at a path, or the images in it. Raises DcclipError where there are neither."""
-    return find_dataset(path) or open_images(path)
 
 
 def samples_from(given: PairDataset | None, count: int = 128) -> Samples:

@@ -14,17 +14,9 @@ import numpy as np
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import set_library_defaults
 from dcclip_cli.model import Precision
-from dcclip_cli.model.precision import (
-    AS_ASKED,
-    Choice,
-    check_logits,
-    choose_precision,
-    finite,
-    torch_device,
-)
+from dcclip_cli.model.precision import AS_ASKED, Choice, check_logits, choose_precision, finite, torch_device
 from dcclip_cli.model.preprocess import flatten
 from dcclip_cli.model.reference import ModelReference
-from dcclip_cli.predict.vectors import cut
 from dcclip_cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -143,18 +135,19 @@ class ShortEncoder:
         return f"{self.whole.image_fingerprint}-{self.dims}d"
 
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        return self._shortened(self.whole.encode_pixels(pixels), "images")
+        return self.shortened(self.whole.encode_pixels(pixels), "images")
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        return self._shortened(self.whole.encode_texts(texts), "texts")
+        return self.shortened(self.whole.encode_texts(texts), "texts")
 
-    def _shortened(self, vectors: np.ndarray, inputs: str) -> np.ndarray:
-        if self.dims > vectors.shape[1]:
-            what = Message(
-                "{} has embeddings of {} numbers, fewer than {}", self.whole.name, vectors.shape[1], self.dims
-            )
-            raise DcclipError(what, Message("use --dims {} or fewer, or omit it", vectors.shape[1]))
-        return finite(cut(vectors, self.dims), self.name, inputs)
+    def shortened(self, vectors: np.ndarray, inputs: str) -> np.ndarray:
+        """The first `dims` numbers of embeddings (N, D), divided by their length."""
+        if (width := vectors.shape[1]) < self.dims:
+            what = Message("{} has embeddings of {} numbers, fewer than {}", self.whole.name, width, self.dims)
+            raise DcclipError(what, "use --dims {} or fewer, or omit it", width)
+        short = vectors[:, : self.dims]
+        with np.errstate(all="ignore"):  # `finite` reports it
+            return finite(short / np.linalg.norm(short, axis=1, keepdims=True), self.name, inputs)
 
 
 def shortened(encoder: Encoder, dims: int | None, progress: Progress) -> Encoder:
@@ -180,7 +173,7 @@ def load_encoder(
     """The model meant by a reference; a bundle is loaded without torch. Raises DcclipError if it cannot be loaded.
 
     `precision` is for torch: a bundle computes in the precision of its export. `threads` are CPU threads per tower:
-    by default one for a bundle, and torch's own choice otherwise.
+    by default one for a bundle; for torch they are set for the whole process, by default as torch chooses.
     """
     set_library_defaults()
     if reference.target.startswith("hf-hub:"):
@@ -191,7 +184,14 @@ def load_encoder(
         from dcclip_cli.predict.onnx_encoder import OnnxEncoder
 
         return OnnxEncoder(reference.path, device, threads or 1)
-    return load_torch_encoder(reference, device, precision, threads, progress)
+    import torch
+
+    device = torch_device(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    towers = _load_towers(reference, device, progress)
+    towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as TorchEncoder runs them
+    return TorchEncoder(towers, device, choose_precision(precision, device, towers, progress=progress))
 
 
 def _downloaded(reference: ModelReference) -> ModelReference:
@@ -199,49 +199,26 @@ def _downloaded(reference: ModelReference) -> ModelReference:
     from dcclip_cli.model.hub_models import library_errors
     from dcclip_cli.model.model_dir import download_model
 
-    with library_errors(
-        Message("model {} cannot be loaded", reference.target),
-        Message("check the name, and the network connection"),
-    ):
+    what = Message("model {} cannot be loaded", reference.target)
+    with library_errors(what, Message("check the name, and the network connection")):
         folder = download_model(reference.target.removeprefix("hf-hub:"))
     is_bundle = folder is not None and (folder / "image.onnx").is_file()
     return replace(reference, kind="bundle", target=str(folder)) if is_bundle else reference
 
 
-def load_torch_encoder(
-    reference: ModelReference,
-    device: str = "auto",
-    precision: Precision = "fp32",
-    threads: int | None = None,
-    progress: Progress | None = None,
-) -> TorchEncoder:
-    """The model meant by a reference that is not a bundle. Raises DcclipError if the model or device is missing.
-
-    `threads`, if given, sets torch's threads for the whole process.
-    """
-    import torch
-
-    device = torch_device(device)
-    if threads is not None:
-        torch.set_num_threads(threads)
+def _load_towers(reference: ModelReference, device: str, progress: Progress | None) -> Towers:
     if reference.kind == "folder":
         from dcclip_cli.model.model_dir import load_model
 
-        towers: Towers = load_model(reference.path, device, progress)
-    else:
-        from dcclip_cli.model.teachers import FgClip2Teacher, OpenClipTeacher, TransformersTeacher
+        return load_model(reference.path, device, progress)
+    from dcclip_cli.model.teachers import FgClip2Teacher, OpenClipTeacher, TransformersTeacher
 
-        own: dict[str, Any] = {"model": reference.target, "precision": "fp32"}
-        teacher: OpenClipTeacher | TransformersTeacher
-        if reference.kind == "open_clip":
-            teacher = OpenClipTeacher(**own)
-        elif reference.trust_remote_code:
-            teacher = FgClip2Teacher(**own, trust_remote_code=True)
-        else:
-            teacher = TransformersTeacher(**own)
-        towers = teacher.load(device, progress)
-    towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as TorchEncoder runs them
-    return TorchEncoder(towers, device, choose_precision(precision, device, towers, progress=progress))
+    own: dict[str, Any] = {"model": reference.target, "precision": "fp32"}
+    if reference.kind == "open_clip":
+        return OpenClipTeacher(**own).load(device, progress)
+    if reference.trust_remote_code:
+        return FgClip2Teacher(**own, trust_remote_code=True).load(device, progress)
+    return TransformersTeacher(**own).load(device, progress)
 
 
 @dataclass(frozen=True)

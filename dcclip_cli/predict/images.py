@@ -41,9 +41,9 @@ def find_images(given: Iterable[str], listed: Iterable[str] = ()) -> Iterator[Pa
                 example = "find FOLDER -name '*.jpg' | dcclip predict - --labels 猫,dog"
                 raise DcclipError("stdin has no line with the name of an image", "for example: {}", example)
             yield from find_images(lines)
-        elif _is_folder(name):
+        elif os.path.isdir(name):
             yield from _not_empty(_below(name), Message("{} contains no images", name))
-        elif glob.has_magic(name) and not Path(name).exists():
+        elif glob.has_magic(name) and not os.path.exists(name):
             matching = (Path(path) for path in sorted(glob.glob(name, recursive=True)))
             yield from _not_empty([path for path in matching if path.is_file()], Message("no file matches {}", name))
         else:
@@ -60,13 +60,6 @@ def _below(folder: str) -> list[Path]:
         if path.suffix.lower() in SUFFIXES and path.is_file()
     ]
     return sorted(found + blocked)
-
-
-def _is_folder(name: str) -> bool:
-    try:
-        return Path(name).is_dir()
-    except OSError:  # a name too long for a file: reading it reports that
-        return False
 
 
 def _not_empty(found: list[Path], otherwise: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Embeddings of many inputs, stored as they are computed: the search index of a folder, and what `embed` has done."""
+"""Embeddings of many inputs, whole or compressed, stored as they are computed: for `search` and for `embed`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -18,12 +19,15 @@ from dcclip_cli.files import cache_folder
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.predict.encoder import Encoder, ShortEncoder
 from dcclip_cli.predict.images import BATCH_SIZE, aligned, batched, embed_batches, find_images
-from dcclip_cli.predict.vectors import VectorType, compressed, cut, nearest, restored
 from dcclip_cli.predict.zero_shot import text_embeddings
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.store import FeatureStore, MissingRows, digests
 
+VectorType = Literal["fp32", "fp16", "int8", "binary"]
 _TEXTS = 256  # in a batch
+_STEPS = 127  # of int8 on each side of 0
+_ROWS = 65_536  # converted to fp32 at a time
+_RESCORED = 10  # binary rows that are compared in full, for each one that is wanted
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Hit:
 class Index:
     """The images of a folder: `paths` relative to it, their `embeddings` (N, D) of length 1, and what failed.
 
-    Embeddings of another `kind` than fp32 are compressed, as vectors.py says. `embedded` is how many of the images went
+    Embeddings of another `kind` than fp32 are `compressed`. `embedded` is how many of the images went
     through the model this time.
     """
 
@@ -86,7 +90,7 @@ def open_index(
     if not folder.is_dir():
         raise DcclipError("{} is not a folder", "name a folder of images", folder)
     names = [str(path.relative_to(folder)) for path in find_images([str(folder)])]
-    store = _open_store(_index_folder(model, folder, kind), progress)
+    store = FeatureStore(_index_folder(model, folder, kind), progress.say, optional=True)
     if fresh:
         store.clear()
     keys = digests("", (_stamp(name, folder / name) for name in names))
@@ -163,8 +167,8 @@ def _embed_images(
     return Embedded(*store.complete("embedding", keys, compute), errors, computed)
 
 
-def _index_folder(model: Encoder, path: Path, kind: VectorType) -> Path | None:
-    """The folder of an index, which models with the same image tower share; None where there is no cache folder."""
+def _index_folder(model: Encoder, path: Path, kind: VectorType) -> Path:
+    """The folder of an index, which models with the same image tower share."""
     suffix = "" if kind == "fp16" else f" {kind}"
     return _stored("search", model.image_fingerprint, model.precision + suffix, path)
 
@@ -173,48 +177,32 @@ def _take_from_whole(store: FeatureStore, keys: np.ndarray, model: Encoder, fold
     """Add to a small index what the whole one of the same images has, so that no model computes it again."""
     whole = model.whole if isinstance(model, ShortEncoder) else model
     source = _index_folder(whole, folder, "fp16")
-    missing = store.missing(keys, ["embedding"])
-    if (whole is model and kind == "fp16") or source is None or not source.is_dir() or not missing.any():
+    if (whole is model and kind == "fp16") or not source.is_dir():
         return
-    there = missing & ~(index := FeatureStore(source, optional=True)).missing(keys, ["embedding"])
+    index = FeatureStore(source, optional=True)
+    there = store.missing(keys, ["embedding"]) & ~index.missing(keys, ["embedding"])
     if not there.any():
         return
-    with suppress(MissingRows):  # a damaged block
+    with suppress(MissingRows):  # of a damaged block
         rows = index.read("embedding", keys[there])
         vectors = restored(rows, "fp16", rows.shape[1])
         if isinstance(model, ShortEncoder):
-            if model.dims > vectors.shape[1]:
-                return  # as the model will say
-            vectors = cut(vectors, model.dims)
+            vectors = model.shortened(vectors, "images")
         store.write([(keys[there], {"embedding": compressed(vectors, kind)})])
 
 
-def _stored(kind: str, fingerprint: str, precision: str, path: Path) -> Path | None:
-    """The folder of a store for a model and a path; None where there is no cache folder."""
+def _stored(kind: str, fingerprint: str, precision: str, path: Path) -> Path:
+    """The folder of a store for a model and a path."""
     about = f"{fingerprint} {precision} {path.resolve()}"
     name = re.sub(r"[^\w.-]+", "-", path.resolve().name)[:100]
-    try:
-        return (
-            cache_folder() / kind / f"{name}-{hashlib.sha256(about.encode(errors='surrogateescape')).hexdigest()[:24]}"
-        )
-    except DcclipError:
-        return None
-
-
-def _open_store(folder: Path | None, progress: Progress) -> FeatureStore:
-    try:
-        return FeatureStore(folder, progress.say, optional=True)
-    except OSError as error:  # it cannot be read
-        progress.say(Message("{} cannot be read ({}): what is computed now is not kept", folder, error.strerror))
-        return FeatureStore(None)
+    return cache_folder() / kind / f"{name}-{hashlib.sha256(about.encode(errors='surrogateescape')).hexdigest()[:24]}"
 
 
 @contextmanager
 def _until_written(model: Encoder, out: Path, progress: Progress) -> Iterator[FeatureStore]:
     folder = _stored("embed", model.fingerprint, model.precision, out)
-    yield _open_store(folder, progress)
-    if folder:
-        shutil.rmtree(folder, ignore_errors=True)
+    yield FeatureStore(folder, progress.say, optional=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _keys_in_batches(inputs: Sequence[bytes], size: int) -> np.ndarray:
@@ -231,3 +219,54 @@ def _stamp(name: str, file: Path) -> bytes:
     except (OSError, ValueError):  # reading it reports that
         return name.encode(errors="surrogateescape")
     return f"{name}\0{found.st_size}\0{found.st_mtime_ns}".encode(errors="surrogateescape")
+
+
+# ---- small embeddings
+
+
+def compressed(vectors: np.ndarray, kind: VectorType) -> np.ndarray:
+    """(N, D) embeddings of length 1 as fp32, fp16 or int8 (N, D), or binary (N, D / 8 rounded up) uint8.
+
+    int8: each row is divided by its largest absolute number and multiplied by 127, so that only its direction is left.
+    binary: one bit for each number, 1 where it is positive, the first one in the highest bit of the first byte.
+    """
+    if kind == "int8":
+        largest = np.abs(vectors).max(axis=1, keepdims=True)
+        return np.rint(vectors * (_STEPS / np.maximum(largest, 1e-12))).astype(np.int8)
+    if kind == "binary":
+        return np.packbits(vectors > 0, axis=1)
+    return vectors.astype({"fp32": np.float32, "fp16": np.float16}[kind])
+
+
+def restored(rows: np.ndarray, kind: VectorType, width: int) -> np.ndarray:
+    """The directions of compressed rows as embeddings (N, width) of length 1, float32."""
+    if kind == "binary":
+        rows = np.unpackbits(rows, axis=1, count=width).astype(np.float32) * 2 - 1
+    found = rows.astype(np.float32)
+    found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+    return found
+
+
+def nearest(rows: np.ndarray, kind: VectorType, query: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The places of the `top_k` compressed rows nearest to `query` (D,), the nearest first, and their cosines.
+
+    Of binary rows, those with the fewest bits that differ from the query's are compared with the query itself.
+    """
+    places = np.arange(len(rows))
+    if kind == "binary":
+        different = np.bitwise_count(rows ^ compressed(query[np.newaxis], "binary")).sum(axis=1, dtype=np.int32)
+        places = _lowest(different, _RESCORED * top_k)
+        rows = rows[places]
+    parts = (rows[first : first + _ROWS] for first in range(0, len(rows), _ROWS))
+    found = [(part if kind == "fp32" else restored(part, kind, len(query))) @ query for part in parts]
+    scores = np.concatenate(found)
+    best = _lowest(-scores, top_k)
+    best = best[np.argsort(-scores[best], kind="stable")]
+    return places[best], scores[best]
+
+
+def _lowest(values: np.ndarray, count: int) -> np.ndarray:
+    """The places of the `count` lowest values, in their order."""
+    if count >= len(values):
+        return np.arange(len(values))
+    return np.sort(np.argpartition(values, count - 1)[:count])

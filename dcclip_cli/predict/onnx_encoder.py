@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dcclip_cli.checksums import Record, read_record
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import file_sha256, validated_by
-from dcclip_cli.machine import has_vnni
+from dcclip_cli.files import validated_by
 from dcclip_cli.model.precision import NotFiniteError, check_logits, finite
 from dcclip_cli.model.preprocess import Preprocessing, flatten
 from dcclip_cli.run_dir import RECORD
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
     from PIL import Image
     from pydantic_core import SchemaValidator
 
@@ -40,7 +36,6 @@ class Description:
     """The dcclip.json of an export, the part that is needed to run it.
 
     `preprocess`: whether the image graph takes `rgb_image` ("graph") or `pixel_values` ("outside").
-    `int8_largest_pair_sum` is what two int8 products add up to at most; None where that was not bounded.
     """
 
     name: str
@@ -55,17 +50,12 @@ class Description:
     context_length: int
     padding_id: int
     fixed_length: bool
-    tokenizer_sha256: str
-    int8_largest_pair_sum: int | None
-    trained_dims: tuple[int, ...] = ()
+    trained_dims: list[int]
 
     @classmethod
     def read(cls, content: Any) -> Description:
         """From the JSON object. Raises pydantic's ValidationError."""
-        found = _validator().validate_python(content)
-        found["trained_dims"] = tuple(found["trained_dims"])
-        found["int8_largest_pair_sum"] = (found.pop("parity") or {}).get("int8_largest_pair_sum")
-        return cls(**found)
+        return cls(**_validator().validate_python(content))
 
 
 def _validator() -> SchemaValidator:
@@ -73,52 +63,39 @@ def _validator() -> SchemaValidator:
     from pydantic_core import SchemaValidator
     from pydantic_core import core_schema as of
 
-    strict = of.CoreConfig(strict=True, allow_inf_nan=False)
-    number = of.float_schema(ge=-1e4, le=1e4)
-    templates = of.no_info_after_validator_function(
-        _have_a_place_for_the_label, of.dict_schema(of.str_schema(), of.list_schema(of.str_schema()))
-    )
-    supported = of.no_info_after_validator_function(_is_supported, of.dict_schema(of.str_schema()))
-    pair_sum = of.typed_dict_field(of.nullable_schema(of.int_schema()), required=False)
-    parity = of.nullable_schema(of.typed_dict_schema({"int8_largest_pair_sum": pair_sum}, config=strict))
+    templates = of.list_schema(of.str_schema(pattern=r"\{\}"), min_length=1)
     fields = {
         "name": of.str_schema(),
         "fingerprint": of.str_schema(),
         "parameters": of.int_schema(ge=0, lt=2**63),
-        "precision": of.with_default_schema(of.str_schema(), default="fp32"),
-        "preprocessing": supported,
-        "preprocess": of.with_default_schema(of.literal_schema(["outside", "graph"]), default="outside"),
+        "precision": of.str_schema(),
+        "preprocessing": of.no_info_after_validator_function(_supported, of.dict_schema(of.str_schema())),
+        "preprocess": of.literal_schema(["outside", "graph"]),
         "logit_scale": of.float_schema(gt=0, le=1e4),
-        "logit_bias": of.nullable_schema(number),
-        "prompts": templates,
+        "logit_bias": of.nullable_schema(of.float_schema(ge=-1e4, le=1e4)),
+        "prompts": of.dict_schema(of.str_schema(), templates),
         "context_length": of.int_schema(ge=1, le=2**16),
         "padding_id": of.int_schema(ge=0, lt=2**31),
-        "fixed_length": of.with_default_schema(of.bool_schema(), default=False),
-        "tokenizer_sha256": of.str_schema(),
-        "trained_dims": of.with_default_schema(of.list_schema(of.int_schema(ge=1, le=2**16)), default=[]),
-        "parity": of.with_default_schema(parity, default=None),
+        "fixed_length": of.bool_schema(),
+        "trained_dims": of.list_schema(of.int_schema(ge=1, le=2**16)),
     }
+    strict = of.CoreConfig(strict=True, allow_inf_nan=False)
     return SchemaValidator(
         of.typed_dict_schema({name: of.typed_dict_field(one) for name, one in fields.items()}, config=strict)
     )
 
 
-def _is_supported(preprocessing: dict[str, Any]) -> dict[str, Any]:
+def _supported(preprocessing: dict[str, Any]) -> dict[str, Any]:
     Preprocessing.from_config(preprocessing)
     return preprocessing
-
-
-def _have_a_place_for_the_label(prompts: dict[str, list[str]]) -> dict[str, list[str]]:
-    for language, templates in prompts.items():
-        if not templates or not all("{}" in template for template in templates):
-            raise ValueError(Message("prompts for {} must be texts with {{}}", language))
-    return prompts
 
 
 class ExportedEncoder:
     """An export with a dcclip.json and a tokenizer as an Encoder; `image` and `text` run its two towers."""
 
     def __init__(self, folder: Path, about: Description, files: Sequence[str], image: Run, text: Run) -> None:
+        from dcclip_cli.model.tokenizer import load_tokenizer
+
         self.name, self.fingerprint, self.parameters = about.name, about.fingerprint, about.parameters
         self.precision = about.precision
         self.trained_dims: Sequence[int] = about.trained_dims
@@ -132,7 +109,10 @@ class ExportedEncoder:
         self.size_bytes = sum(part.stat().st_size for part in parts if part.is_file())
         self._run_image, self._run_text = image, text
         self._preprocess = Preprocessing.from_config(about.preprocessing)
-        self._tokenizer = _open_tokenizer(folder, about)
+        self._tokenizer = load_tokenizer(folder)
+        self._tokenizer.enable_truncation(about.context_length)
+        length = about.context_length if about.fixed_length else None
+        self._tokenizer.enable_padding(pad_id=about.padding_id, length=length)
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
         return self._preprocess(image)
@@ -150,13 +130,10 @@ class ExportedEncoder:
     def _checked(self, embeddings: np.ndarray, inputs: str) -> np.ndarray:
         lengths = np.linalg.norm(finite(embeddings, self.name, inputs), axis=-1)
         if not (np.abs(lengths - 1) <= _LENGTH_ERROR).all():
-            what = Message(
-                "{} returned embeddings of {} of the length {:.3g}",
-                self.name,
-                inputs,
-                lengths[np.abs(lengths - 1).argmax()],
+            length = lengths[np.abs(lengths - 1).argmax()]
+            raise NotFiniteError(
+                "{} returned embeddings of {} of the length {:.3g} instead of 1", _COPY, self.name, inputs, length
             )
-            raise NotFiniteError("{} instead of 1", _COPY, what)
         return embeddings
 
 
@@ -170,33 +147,14 @@ class OnnxEncoder(ExportedEncoder):
     def __init__(self, folder: Path, device: str = "auto", threads: int = 1) -> None:
         about, record = read_description(folder)
         with record.checking():  # which is over before the graphs are opened: damaged ones may crash onnxruntime
-            provider, exact = _provider(device), _may_overflow(about)
-        self._in_graph = about.preprocess == "graph"
-        takes = RGB if self._in_graph else PIXELS
-        image = _open_session(folder / IMAGE, takes, IMAGE_EMBEDS, provider, threads, exact)
-        text = _open_session(folder / TEXT, TOKENS, TEXT_EMBEDS, provider, threads, exact)
-        self._image = _runner(image, folder / IMAGE, takes, IMAGE_EMBEDS)
-        encode = _unchanged if self._in_graph else self._image
-        super().__init__(folder, about, (IMAGE, TEXT), encode, _runner(text, folder / TEXT, TOKENS, TEXT_EMBEDS))
-        self.image_fingerprint = _image_fingerprint(about, record)
-        side = image.get_inputs()[0].shape[-1]
-        if not self._in_graph and isinstance(side, int) and side != self._preprocess.size:
-            raise DcclipError(
-                Message(
-                    "{0} takes images of {1} x {1}, {2} says {3}",
-                    folder / IMAGE,
-                    side,
-                    DESCRIPTION,
-                    self._preprocess.size,
-                ),
-                _COPY,
-            )
-        widths = [one.get_outputs()[0].shape[-1] for one in (image, text)]
-        if widths[0] != widths[1]:
-            what = Message(
-                "{}: {} gives {} numbers and {} {}: they are from two models", folder, IMAGE, widths[0], TEXT, widths[1]
-            )
-            raise DcclipError(what, _COPY)
+            provider = _provider(device)
+        image, text = (_runner(folder / name, provider, threads) for name in (IMAGE, TEXT))
+        self._in_graph, self._image = about.preprocess == "graph", image
+        super().__init__(folder, about, (IMAGE, TEXT), (lambda done: done) if self._in_graph else image, text)
+        # Bundles with equal image graphs and preprocessing have this in common.
+        graphs = [digest for name, digest in sorted(record.digests.items()) if name in (IMAGE, f"{IMAGE}.data")]
+        of_images = json.dumps([graphs, about.preprocessing], sort_keys=True)
+        self.image_fingerprint = hashlib.sha256(of_images.encode()).hexdigest()
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
         if not self._in_graph:
@@ -204,15 +162,15 @@ class OnnxEncoder(ExportedEncoder):
         return self._image(np.asarray(flatten(image))[np.newaxis])[0]
 
 
-def _unchanged(embeddings: np.ndarray) -> np.ndarray:
-    return embeddings
+def read_description(folder: Path, kind: str = "bundle") -> tuple[Description, Record]:
+    """What the dcclip.json of a bundle, or of another `kind` of export, says, and the record of its files.
 
-
-class Described(NamedTuple):
-    """The description of an export, and the record of its files that it was read from."""
-
-    about: Description
-    record: Record
+    Raises DcclipError if a file is missing, or the JSON is damaged or describes something else.
+    """
+    record = read_record(folder / DESCRIPTION, _UNEDITED)
+    if (found := record.content.get("kind")) != kind:
+        raise DcclipError("{} describes a {}, not a {}", _COPY, record.file, found, kind)
+    return validated_by(Description.read, record.content, record.file, _COPY), record
 
 
 def one_at_a_time(run: Run) -> Run:
@@ -220,96 +178,29 @@ def one_at_a_time(run: Run) -> Run:
     return lambda items: np.concatenate([run(item[np.newaxis]) for item in items])
 
 
-def read_description(folder: Path, kind: str = "bundle", files: Sequence[str] = (IMAGE, TEXT)) -> Described:
-    """The dcclip.json of a bundle, checked, or of another `kind` of export, which has `files`.
-
-    Raises DcclipError if a file is missing, or the JSON is damaged or describes something else.
-    """
-    needed = (DESCRIPTION, *files, TOKENIZER)
-    if missing := [name for name in needed if not (folder / name).exists()]:
-        found = (
-            ", ".join(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else Message("no such folder")
-        )
-        raise DcclipError("{} has no {} (found: {})", _COPY, folder, ", ".join(missing), found)
-    for file in (folder / name for name in needed):
-        if not os.access(file, os.R_OK):  # onnxruntime would only give the number of the error
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
-    record = read_record(folder / DESCRIPTION, _UNEDITED)
-    found_kind = record.content.get("kind")
-    if found_kind is None:
-        raise DcclipError("{} has no kind: it is not that of a dcclip {}", _COPY, folder / DESCRIPTION, kind)
-    if found_kind != kind:
-        what = Message("{} describes a {}, not a {}", folder / DESCRIPTION, found_kind, kind)
-        raise DcclipError(what, "export the model again with this version of dcclip")
-    return Described(validated_by(Description.read, record.content, folder / DESCRIPTION, _COPY), record)
-
-
-def _image_fingerprint(about: Description, record: Record) -> str:
-    """What bundles with equal image graphs and preprocessing have alike."""
-    graphs = [digest for name, digest in sorted(record.digests.items()) if name in (IMAGE, f"{IMAGE}.data")]
-    text = json.dumps([graphs, about.preprocessing], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _open_tokenizer(folder: Path, about: Description) -> Any:
-    from dcclip_cli.model.tokenizer import load_tokenizer
-
-    if file_sha256(folder / TOKENIZER) != about.tokenizer_sha256:
-        raise DcclipError("{} is not the tokenizer of this bundle", _COPY, folder / TOKENIZER)
-    tokenizer = load_tokenizer(folder)
-    tokenizer.enable_truncation(about.context_length)
-    tokenizer.enable_padding(pad_id=about.padding_id, length=about.context_length if about.fixed_length else None)
-    return tokenizer
-
-
-def _may_overflow(about: Description) -> bool:
-    """Whether int8 sums can overflow in 16 bits: without VNNI, in bundles of versions that did not bound them."""
-    return about.precision == "int8" and not about.int8_largest_pair_sum and has_vnni() is False
-
-
-def _open_session(
-    file: Path, takes: str, gives: str, provider: str, threads: int, exact: bool = False
-) -> InferenceSession:
-    """The session of a graph; `exact` prevents 16-bit overflows of int8 sums, at twice the time."""
+def _runner(file: Path, provider: str, threads: int) -> Run:
+    """A function that computes a graph. Both raise DcclipError: for a graph, and for inputs, that are no use."""
     import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    if exact:
-        options.add_session_config_entry("session.x64quantprecision", "1")
-    try:
-        session = onnxruntime.InferenceSession(str(file), options, providers=[provider])
-    except _onnxruntime_errors() as error:
-        raise DcclipError("{} cannot be loaded: {}", _COPY, file, _reason(error)) from None
-    inputs, outputs = session.get_inputs(), session.get_outputs()
-    if [node.name for node in (*inputs, *outputs)] != [takes, gives]:
-        raise DcclipError("{} does not turn {} into {}: it is not part of a dcclip bundle", _COPY, file, takes, gives)
-    if not inputs[0].shape or len(outputs[0].shape or ()) != 2:
-        raise DcclipError(
-            "{} does not say the shapes of {} and {}: it is not of a dcclip bundle", _COPY, file, takes, gives
-        )
-    return session
-
-
-def _runner(session: InferenceSession, file: Path, takes: str, gives: str) -> Run:
-    """A function that computes a graph. It raises DcclipError for inputs that the graph cannot take."""
-
-    def run(items: np.ndarray) -> np.ndarray:
-        try:
-            return np.asarray(session.run([gives], {takes: items})[0])
-        except _onnxruntime_errors() as error:
-            raise DcclipError("{} cannot be computed: {}", _COPY, file, _reason(error)) from None
-
-    return run
-
-
-def _onnxruntime_errors() -> tuple[type[Exception], ...]:
     from onnxruntime.capi import onnxruntime_pybind11_state as states
 
     names = "Fail InvalidArgument InvalidGraph InvalidProtobuf NotImplemented NoSuchFile RuntimeException"
-    return (*(getattr(states, name) for name in names.split()), UnicodeDecodeError)  # of a damaged name in a message
+    errors = tuple(getattr(states, name) for name in names.split())
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=[provider])
+    except errors as error:
+        raise DcclipError("{} cannot be loaded: {}", _COPY, file, _reason(error)) from None
+    takes = session.get_inputs()[0].name
+
+    def run(items: np.ndarray) -> np.ndarray:
+        try:
+            return np.asarray(session.run(None, {takes: items})[0])
+        except errors as error:
+            raise DcclipError("{} cannot be computed: {}", _COPY, file, _reason(error)) from None
+
+    return run
 
 
 def _reason(error: Exception) -> str:

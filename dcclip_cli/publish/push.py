@@ -1,4 +1,4 @@
-"""Pushing a model to the Hugging Face Hub: what its repository contains, and the one commit that uploads it."""
+"""Pushing a model to the Hugging Face Hub: what its repository and its card contain, and the commit that uploads it."""
 
 from __future__ import annotations
 
@@ -15,34 +15,28 @@ import yaml
 
 from dcclip_cli.checksums import FILES, Record, read_record
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.eval.card import CARD
+from dcclip_cli.eval.card import CARD, add_results, read_card
 from dcclip_cli.eval.compare import unfit
 from dcclip_cli.eval.leaderboards.hub import model_files
-from dcclip_cli.eval.result import EvalResult, load_results
-from dcclip_cli.files import file_sha256, json_text
+from dcclip_cli.eval.result import METRIC_NAMES, EvalResult, load_results
+from dcclip_cli.files import json_text, read_json
 from dcclip_cli.model.hub_models import TRANSFORMERS_CONFIG
 from dcclip_cli.model.model_dir import PROVENANCE, model_fingerprint
 from dcclip_cli.model.reference import ModelReference, resolve
 from dcclip_cli.model.weights import CONFIG
 from dcclip_cli.progress import Progress, Silent
-from dcclip_cli.publish.card import MANIFEST, CardFacts, complete_card
 from dcclip_cli.run_dir import RESOLVED, STAGES
 
 if TYPE_CHECKING:
-    from huggingface_hub.hf_api import ModelInfo, RepoSibling
+    from huggingface_hub import CommitOperationAdd, ModelCard
+    from huggingface_hub.hf_api import RepoSibling
 
 _NAME = re.compile(r"(?!.*(\.\.|--|\.git$))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _COPY = "copy the whole directory again, or make it again"
-_FORMATS = {"bundle": "onnx"}  # by the kind in a record; others have the same name
-
-
-@dataclass(frozen=True)
-class PushOptions:
-    """What is pushed with a model. `bundles` are exports of it, `data` folders of `collect`, besides its run's."""
-
-    license: str | None = None
-    bundles: Sequence[Path] = ()
-    data: Sequence[Path] = ()
+MANIFEST = "manifest.json"  # of a folder that `collect` wrote
+_LOCAL = "local-dir:PATH"  # in the card of a model directory
+_LICENSES = Message("name one of the hub's: --license apache-2.0 (or mit, cc-by-4.0, cc-by-nc-4.0, other, ...)")
+_DATA = "Training data"  # a section of a card
 
 
 @dataclass(frozen=True)
@@ -52,11 +46,6 @@ class PushPlan:
     repository: str
     files: Mapping[str, Path | bytes]
     notes: tuple[str, ...]
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """The size of each file in bytes."""
-        return {name: len(one) if isinstance(one, bytes) else one.stat().st_size for name, one in self.files.items()}
 
     @property
     def card(self) -> str:
@@ -80,35 +69,60 @@ def find_model(name: str) -> ModelReference:
     return resolve(str(next((one for one in folders if (one / PROVENANCE).is_file()), name)))
 
 
-def plan_push(model: ModelReference, repository: str, options: PushOptions) -> PushPlan:
+def plan_push(
+    model: ModelReference,
+    repository: str,
+    license: str | None = None,
+    bundles: Sequence[Path] = (),
+    data: Sequence[Path] = (),
+) -> PushPlan:
     """What a push of a model directory or an export uploads; asks nobody and writes nothing.
 
-    From the run that a model is in come its results, its export and what its data was collected from. Raises
-    DcclipError for a damaged model, for one that is not here, and if no license is named.
+    From the run that a model is in come its results, its export and what its data was collected from; `bundles` are
+    further exports of it, `data` further folders of `collect`. Raises DcclipError for a damaged model, for one that is
+    not here, and if neither `license` nor the card names a license.
     """
+    from huggingface_hub import ModelCard
+
     if not _NAME.fullmatch(repository):
         raise DcclipError("{} is no name of a repository", "write ORG/NAME; ORG may be your user name", repository)
     folder = model.path
     if model.kind == "open_clip" or not folder.is_dir():
         raise DcclipError("{} is a model on a hub already", "name a run, a model directory or an export", model.target)
-    record = _checked(folder)
-    run = _run_of(folder)
-    notes: list[str] = []
+    run = next((one for one in (folder.parent, folder.parent.parent) if (one / RESOLVED).is_file()), None)
+    recipe = (yaml.safe_load((run / RESOLVED).read_text("utf-8")) if run else None) or {}
+    record, notes = _checked(folder), list[str]()
     files = _model_files(folder, record, repository)
-    bundles = _bundles(folder, record, run, options, notes)
-    for name, bundle in bundles.items():
+    exports = _exports(folder, record, run, bundles, notes)
+    for name, bundle in exports.items():
         files |= {f"{name}/{inner}": bundle / inner for inner in _listed(bundle, _checked(bundle))}
     results = _results(folder, record, run)
-    fit = [one for one in results if not unfit(one)]
-    boards = model_files(fit, repository.partition("/")[0])
+    boards = model_files([one for one in results if not unfit(one)], repository.partition("/")[0])
     files |= {benchmark.file: text.encode() for benchmark, text in boards.items()}
-    recipe = _recipe(run)
-    data = [*_collections(run, recipe), *options.data]
-    names = [] if data else _data_names(recipe)
-    library = "open_clip" if CONFIG in files else None
-    facts = CardFacts(repository, options.license, library, _base_model(recipe), results, list(bundles), data, names)
-    files[CARD] = str(complete_card(folder / CARD, facts)).encode()
-    notes = [*(f"the card: {one}" for one in facts.missing), *notes]
+    trained_on = _trained_on(recipe)
+    collections = [*trained_on, *([run / "collect"] if run else [])]
+    collections = [*(one for one in dict.fromkeys(collections) if (one / MANIFEST).is_file()), *data]
+    manifests = [read_json(one / MANIFEST, Message("name a folder that dcclip collect wrote")) for one in collections]
+    title = f"---\n{{}}\n---\n# {repository.rpartition('/')[2]}\n"
+    card = read_card(folder / CARD) if (folder / CARD).is_file() else ModelCard(title)
+    about = {
+        "tags": ["clip", "dcclip", *(["onnx"] if any(name.startswith("onnx") for name in exports) else [])],
+        "library_name": "open_clip" if CONFIG in files else None,
+        "base_model": _base_model(recipe),
+    }
+    _complete_header(card, repository, license, about, manifests)
+    add_results(card, results)
+    sections = {"Use": _use(repository, list(exports)), "Results": _results_table(results)}
+    names = f" ({', '.join(one.name for one in trained_on)})" if trained_on else ""
+    unknown = f"Where the training data{names} is from is not recorded."
+    added = _add_sections(card, repository, {**sections, _DATA: "\n".join(map(_data_text, manifests)) or unknown})
+    if _DATA in added and not manifests:
+        what = Message('it does not say what the model was trained on: add a section "{}" to {}', _DATA, folder / CARD)
+        notes.insert(0, Message("the card: {}, or name the folder that collect wrote with --data DIR", what))
+    if not results:
+        what = Message("it has no results: evaluate with a recipe (dcclip eval RECIPE), and push again")
+        notes.insert(0, Message("the card: {}", what))
+    files[CARD] = str(card).encode()
     return PushPlan(repository, dict(sorted(files.items())), tuple(notes))
 
 
@@ -131,62 +145,44 @@ def push(
         if not pull_request:
             api.create_repo(name, private=private or None, exist_ok=True)
         info = api.model_info(name, files_metadata=True)
-        changed = _changed(plan, info)
-        replaced = [one for one in changed if one in {sibling.rfilename for sibling in info.siblings or ()}]
+        there = {one.rfilename: one for one in info.siblings or ()}
+        added = [CommitOperationAdd(path, file) for path, file in plan.files.items()]
+        changed = [one for one in added if not _is_same(one, there.get(one.path_in_repo))]
+        replaced = [one.path_in_repo for one in changed if one.path_in_repo in there]
         if replaced and not (overwrite or pull_request):
-            what = Message(
+            raise DcclipError(
                 "{} exists, and {} of its files would change: {}",
+                "look at it; then add --overwrite, or --pull-request, or name another repository",
                 name,
                 len(replaced),
                 ", ".join(replaced[:8]) + (", ..." if len(replaced) > 8 else ""),
             )
-            hint = Message("look at it; then add --overwrite, or --pull-request, or name another repository")
-            raise DcclipError(what, hint)
         if private and not info.private:
             talk.say(Message("{} exists and is public: --private has no effect", name))
-        if not changed:
-            return Pushed(plan, f"{api.endpoint}/{name}")
-        done = api.create_commit(
-            name,
-            [CommitOperationAdd(one, plan.files[one]) for one in changed],
-            commit_message=f"Push {len(changed)} files with dcclip",
-            create_pr=pull_request,
-            parent_commit=info.sha,
-        )
-    url = done.pr_url if pull_request else f"{api.endpoint}/{name}"
-    return Pushed(plan, str(url), len(changed))
+        url = f"{api.endpoint}/{name}"
+        if changed:
+            message = f"Push {len(changed)} files with dcclip"
+            done = api.create_commit(
+                name, changed, commit_message=message, create_pr=pull_request, parent_commit=info.sha
+            )
+            url = str(done.pr_url) if pull_request else url
+    return Pushed(plan, url, len(changed))
 
 
-def _changed(plan: PushPlan, info: ModelInfo) -> list[str]:
-    """The files of a plan that the repository does not have, or with another content."""
-    there = {one.rfilename: one for one in info.siblings or ()}
-    return [name for name, one in plan.files.items() if name not in there or not _is_same(one, there[name])]
-
-
-def _is_same(file: Path | bytes, there: RepoSibling) -> bool:
+def _is_same(added: CommitOperationAdd, there: RepoSibling | None) -> bool:
     from huggingface_hub.utils.sha import git_hash
 
-    if there.lfs and isinstance(file, Path):  # may be large
-        return file_sha256(file) == there.lfs.sha256
-    content = file.read_bytes() if isinstance(file, Path) else file
+    if there is None:
+        return False
     if there.lfs:
-        return hashlib.sha256(content).hexdigest() == there.lfs.sha256
-    return git_hash(content) == there.blob_id
+        return added.upload_info.sha256.hex() == there.lfs.sha256
+    with added.as_file() as stream:
+        return git_hash(stream.read()) == there.blob_id
 
 
 _LOG_IN = Message("log in with: hf auth login, or set HF_TOKEN to a token that may write")
-_AGAIN = Message("run the same command again: what is uploaded already is not uploaded twice")
-_CHANGE = Message("change what it names, and push again")
-_REFUSALS = {
-    401: (Message("the hub accepts no token of yours"), _LOG_IN),
-    403: (Message("your token must not write there"), _LOG_IN),
-    404: (
-        Message("the hub does not have it, or not for you"),
-        Message("check the name; without --pull-request it is created"),
-    ),
-    413: (Message("a file is too large for the hub"), Message("export it in a smaller precision, or leave it out")),
-}
-_FOR_NOW = (409, 412, 429)  # another process changes it, or too many requests
+_HINTS = {401: _LOG_IN, 403: _LOG_IN, 404: Message("check the name; without --pull-request it is created")}
+_AGAIN = Message("change what it names, or wait; then run the same command again: nothing is uploaded twice")
 
 
 @contextmanager
@@ -198,28 +194,15 @@ def _uploading(repository: str) -> Iterator[None]:
     try:
         yield
     except (*HfHubHTTPError.__bases__, RuntimeError, ValueError) as error:  # type: ignore[misc]
-        raise _refused(repository, error) from None
-
-
-def _refused(repository: str, error: Any) -> DcclipError:
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
-    place = ""
-    if type(error) is RuntimeError and error.__cause__:  # Error while uploading 'NAME' to the Hub.
-        place, error = f"{str(error).split(chr(39))[1:2] or ['a file']}"[2:-2] + ": ", error.__cause__
-    said = " ".join(str(getattr(error, "server_message", None) or error or type(error).__name__).split())[:300]
-    if getattr(error, "response", None) is not None:
-        status = int(error.response.status_code)
-        hint = Message("wait, then {}", _AGAIN) if status >= 500 or status in _FOR_NOW else _CHANGE
-        why, hint = _REFUSALS.get(status, (Message("the hub refuses it ({})", status), hint))
-    elif HF_HUB_OFFLINE:
-        why, said = Message("the hub cannot be reached"), Message("HF_HUB_OFFLINE is set")
-        hint = Message("unset HF_HUB_OFFLINE")
-    elif isinstance(error, ValueError):
-        why, hint = Message("the hub refuses it"), _CHANGE
-    else:
-        why, hint = Message("the hub cannot be reached"), Message("check the network, then {}", _AGAIN)
-    return DcclipError("{}: {}{}: {}", hint, repository, place, why, said)
+        cause: Any = (type(error) is RuntimeError and error.__cause__) or error
+        said = str(getattr(cause, "server_message", None) or cause) or type(cause).__name__
+        said = " ".join((said if cause is error else f"{error} {said}").split())[:300]
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if status is None and not isinstance(cause, ValueError):
+            hint = Message("check the network, then run the same command again")
+            raise DcclipError("{}: the hub cannot be reached: {}", hint, repository, said) from None
+        said = f"HTTP {status}: {said}" if status else said
+        raise DcclipError("{}: the hub refuses it: {}", _HINTS.get(status or 0, _AGAIN), repository, said) from None
 
 
 def _checked(folder: Path) -> Record:
@@ -252,34 +235,31 @@ def _model_files(folder: Path, record: Record, repository: str) -> dict[str, Pat
         text["hf_tokenizer_name"] = repository
     if "hf_model_name" in text and (folder / TRANSFORMERS_CONFIG).is_file():
         text["hf_model_name"] = repository
-    changed = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
-    files[CONFIG] = changed
+    files[CONFIG] = changed = json_text(config)
     if record.digests:
         listed = {**record.digests, CONFIG: hashlib.sha256(changed).hexdigest()}
         files[PROVENANCE] = json_text({**record.content, FILES: listed})
     return files
 
 
-def _run_of(folder: Path) -> Path | None:
-    """The run directory that a model directory or an export is in."""
-    return next((one for one in (folder.parent, folder.parent.parent) if (one / RESOLVED).is_file()), None)
-
-
-def _bundles(folder: Path, record: Record, run: Path | None, options: PushOptions, notes: list[str]) -> dict[str, Path]:
+def _exports(
+    folder: Path, record: Record, run: Path | None, bundles: Sequence[Path], notes: list[str]
+) -> dict[str, Path]:
     """The exports of a model by their folder in the repository: the one of its run, and those that the user names."""
     if record.content.get("kind") != "model":
         return {}
     own = run / "export" if run and (run / "export" / PROVENANCE).is_file() else None
     found: dict[str, Path] = {}
-    for bundle in (*([own] if own else []), *options.bundles):
+    for bundle in (*([own] if own else []), *bundles):
         about = read_record(bundle / PROVENANCE, Message("name the folder of an export")).content
         if about.get("model_fingerprint") == model_fingerprint(folder) and about.get("kind") != "model":
-            found[f"{_FORMATS.get(about['kind'], about['kind'])}-{about['precision']}"] = bundle
+            kind = "onnx" if about["kind"] == "bundle" else about["kind"]
+            found[f"{kind}-{about['precision']}"] = bundle
             continue
         what = Message("{} is no export of this model as it is now", bundle)
         if bundle is not own:
             raise DcclipError(what, "export the model again, or leave out --bundle")
-        notes.append(f"left out: {what}; export it again")
+        notes.append(Message("left out: {}; export it again", what))
     return found
 
 
@@ -291,32 +271,117 @@ def _results(folder: Path, record: Record, run: Path | None) -> list[EvalResult]
     return [one for one in load_results(run / "eval") if one.model_fingerprint.partition("-")[0] == own]
 
 
-def _recipe(run: Path | None) -> dict[str, Any]:
-    content = yaml.safe_load((run / RESOLVED).read_text("utf-8")) if run else None
-    return content if isinstance(content, dict) else {}
+def _on_hub(name: str) -> bool:
+    """Whether a name means a repository of the hub, and no folder here."""
+    return bool(_NAME.fullmatch(name)) and not Path(name).exists()
 
 
 def _base_model(recipe: Mapping[str, Any]) -> str | None:
     """The teacher's repository on the hub; None for one of another name or in a directory."""
     teacher = recipe.get("teacher") or {}
-    name, on_hub = str(teacher.get("model", "")), teacher.get("kind") != "open_clip"
+    name = str(teacher.get("model", ""))
     found = name.removeprefix("hf-hub:")
-    return found if (on_hub or found != name) and _NAME.fullmatch(found) and not Path(found).exists() else None
+    return found if (teacher.get("kind") != "open_clip" or found != name) and _on_hub(found) else None
 
 
-def _collections(run: Path | None, recipe: Mapping[str, Any]) -> list[Path]:
-    """The folders of the training data that `collect` wrote."""
-    found = [Path(one) for one in _trained_on(recipe)]
-    if run:
-        found.append(run / "collect")
-    return [one for one in dict.fromkeys(found) if (one / MANIFEST).is_file()]
+def _trained_on(recipe: Mapping[str, Any]) -> list[Path]:
+    """The training data of a recipe."""
+    given = [(recipe.get("data") or {}).get(key) for key in ("train", "images", "texts")]
+    return [Path(one) for several in given for one in ([several] if isinstance(several, str) else several or ())]
 
 
-def _data_names(recipe: Mapping[str, Any]) -> list[str]:
-    return [Path(one).name for one in _trained_on(recipe)]
+# ---- the card
 
 
-def _trained_on(recipe: Mapping[str, Any]) -> list[str]:
-    data = recipe.get("data") or {}
-    given = [data.get(key) for key in ("train", "images", "texts")]
-    return [one for several in given for one in ([several] if isinstance(several, str) else several or ())]
+def _complete_header(
+    card: ModelCard,
+    repository: str,
+    license: str | None,
+    about: Mapping[str, Any],
+    manifests: Sequence[Mapping[str, Any]],
+) -> None:
+    """Add to a card's header what its author did not say. Raises DcclipError if no license is named."""
+    sources = [source for manifest in manifests for source in manifest["options"]["sources"]]
+    if license and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+        raise DcclipError("{!r} is no license of the hub", _LICENSES, license)
+    if not (license or card.data.get("license")):
+        known = ", ".join(sorted({one["license"] for one in sources if one.get("license")}))
+        of_data = Message("; that of its data: {}", known) if known else ""
+        raise DcclipError("no license is named for {}{}", _LICENSES, repository, of_data)
+    card.data["license"] = license or card.data.get("license")
+    card.data["tags"] = list(dict.fromkeys([*(card.data.get("tags") or []), *about["tags"]]))
+    added = {
+        "library_name": about["library_name"],
+        "pipeline_tag": "zero-shot-image-classification",
+        "language": ["zh", "en"],
+        "base_model": about["base_model"],
+        "datasets": sorted({one["path"] for one in sources if one.get("kind") == "hub" and _on_hub(str(one["path"]))}),
+    }
+    for key, value in added.items():
+        if value and not card.data.get(key):
+            card.data[key] = value
+
+
+def _add_sections(card: ModelCard, repository: str, sections: Mapping[str, str]) -> list[str]:
+    """Add the sections that have a text and are not in a card yet; returns their titles."""
+    card.text = card.text.replace(_LOCAL, f"hf-hub:{repository}").rstrip() + "\n"
+    there = set(re.findall(r"^#+ (.+?)\s*$", card.text.lower(), re.M))
+    added = [title for title, text in sections.items() if text and title.lower() not in there]
+    for title in added:
+        card.text += f"\n## {title}\n\n{sections[title].rstrip()}\n"
+    return added
+
+
+def _data_text(manifest: Mapping[str, Any]) -> str:
+    """Sources, licenses, counts and rules of what `collect` wrote; no paths."""
+    from dcclip_cli.curation.report import steps
+
+    known = {_label(source): source for source in manifest["options"]["sources"]}
+    rows = [
+        (name, one.get("kind", ""), one.get("license") or "not recorded", *_counts(manifest["sources"].get(name)))
+        for name in dict.fromkeys([*known, *manifest["sources"]])  # pairs may have the source that they had before
+        for one in (known.get(name, {}),)
+    ]
+    rows.append(("all", "", "", *_counts(manifest["pairs"])))
+    captions = ", ".join(f"{count['kept']:,} in {language}" for language, count in manifest["captions"].items())
+    rules = [
+        (row["text"], f"{row['pairs']:,}", f"{sum(row['captions'].values()):,}")
+        for step in steps(manifest)
+        for row in step["reasons"]
+    ]
+    text = [
+        "Image-caption pairs, collected, filtered and deduplicated by `dcclip collect`:",
+        _table(("source", "kind", "license", "pairs read", "kept"), rows),
+        f"Captions kept: {captions}." + (" What was dropped, and why:" if rules else " Nothing was dropped."),
+        *([_table(("rule", "pairs", "captions"), rules)] if rules else []),
+    ]
+    return "\n\n".join(text)
+
+
+def _label(source: Mapping[str, Any]) -> str:
+    """The name of a source, without the folders that it is in."""
+    return source.get("name") or Path(str(source.get("path", ""))).name
+
+
+def _counts(count: Mapping[str, Any] | None) -> tuple[str, str]:
+    return (f"{count['read']:,}", f"{count['kept']:,}") if count else ("", "")
+
+
+def _results_table(results: Sequence[EvalResult]) -> str:
+    whole = [(one, METRIC_NAMES.get(one.metric, one.metric)) for one in results if not (one.limit or one.partial)]
+    rows = [(one.dataset, one.language, f"{name}, %", f"{100 * one.value:.2f}") for one, name in whole]
+    return _table(("data set", "language", "metric", "value"), rows) if results else ""
+
+
+def _use(repository: str, bundles: Sequence[str]) -> str:
+    lines = ["```sh", f"dcclip predict photo.jpg --labels 猫,dog --model hf-hub:{repository}", "```", ""]
+    for bundle in bundles:
+        local = repository.rpartition("/")[2]
+        download = f"hf download {repository} --include '{bundle}/*' --local-dir {local}"
+        lines += [f"`{bundle}/` needs no torch: `{download}`, then `--model {local}/{bundle}`.", ""]
+    return "\n".join(lines)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

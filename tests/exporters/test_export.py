@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.evaluate import EvalOptions
 from dcclip_cli.exporters import samples
 from dcclip_cli.exporters.export import ExportOptions, ExportResult, export
-from dcclip_cli.exporters.parity import Original, Parity
+from dcclip_cli.exporters.parity import Comparison, Embeddings, Parity
 from dcclip_cli.model.model_dir import WEIGHTS, load_model, read_provenance
 from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import resolve
@@ -108,10 +107,13 @@ def test_the_bundle_contains_what_is_needed_to_use_it(exported: ExportResult, mo
         assert b"site-packages" not in content and b"dcclip_cli" not in content
 
 
-def test_int8_is_smaller_close_to_the_model_and_independent_of_the_batch(
+def test_int8_is_smaller_close_to_the_model_the_same_each_time_and_independent_of_the_batch(
     exported: ExportResult, export_model: Exporting
 ) -> None:
-    int8 = export_model(precision="int8", parity=ANY_AGREEMENT, calibration_images=20)
+    int8, again = (
+        export_model(out=out, precision="int8", parity=ANY_AGREEMENT, calibration_images=20) for out in ("out", "again")
+    )
+    assert about(int8)["fingerprint"] == about(again)["fingerprint"]
     assert int8.size_bytes < exported.size_bytes / 1.5
     assert parity(int8).image_centred_cosine > 0.9 and parity(int8).text_centred_cosine > 0.9
     assert parity(int8).int8_largest_pair_sum == 255 * 128
@@ -120,14 +122,6 @@ def test_int8_is_smaller_close_to_the_model_and_independent_of_the_batch(
     for size in (2, 3, 16, 64):
         together = [encoder.encode_texts(TEXTS[start : start + size]) for start in range(0, len(TEXTS), size)]
         np.testing.assert_allclose(np.concatenate(together), alone, atol=1e-5)
-
-
-def test_the_fingerprint_depends_on_the_int8_ranges_and_not_on_the_run(export_model: Exporting) -> None:
-    def fingerprint(out: str, images: int) -> str:
-        made = export_model(out=out, precision="int8", parity=ANY_AGREEMENT, calibration_images=images)
-        return str(about(made)["fingerprint"])
-
-    assert fingerprint("few", 2) == fingerprint("few-again", 2) != fingerprint("many", 20)
 
 
 def test_int8_without_images_to_calibrate_on_is_refused(export_model: Exporting) -> None:
@@ -160,23 +154,15 @@ def test_fp16_halves_the_weights_and_changes_next_to_nothing(exported: ExportRes
 def test_an_fp16_export_that_overflows_keeps_more_in_fp32(
     export_model: Exporting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compare, overflows = Original.compare, iter([True, False])
+    embed, overflows = Comparison.embed, iter([True])
 
-    def first_overflows(original: Original, exported: Encoder, changed: Collection[str]) -> Parity:
-        if next(overflows):
+    def first_overflows(on: Comparison, model: Encoder, *more: Any) -> Embeddings:
+        if isinstance(model, OnnxEncoder) and next(overflows, False):
             raise NotFiniteError("tiny-fp16 returned embeddings that are not finite", "")
-        return compare(original, exported, changed)
+        return embed(on, model, *more)
 
-    monkeypatch.setattr(Original, "compare", first_overflows)
+    monkeypatch.setattr(Comparison, "embed", first_overflows)
     assert set(about(export_model(precision="fp16", data=None))["kept_fp32"]) == {"image", "text"}
-
-
-def test_an_fp16_export_that_never_comes_close_keeps_all_it_can_in_fp32_and_is_refused(
-    export_model: Exporting, tmp_path: Path
-) -> None:
-    with pytest.raises(DcclipError, match="the onnx export in fp16 differs too much"):
-        export_model(precision="fp16", parity={"min_centred_cosine": 1})
-    assert list(tmp_path.glob(".out*")) == []
 
 
 @pytest.mark.parametrize("teacher", ["altclip_folder", "chinese_clip_folder", "siglip_folder", "clip_folder"])
@@ -215,12 +201,6 @@ def test_prompts_of_a_recipe_are_written_to_the_bundle(export_model: Exporting) 
         ExportOptions(prompts={"zh": ("一张照片",)})
 
 
-def test_int8_is_calibrated_on_a_folder_of_images(export_model: Exporting, pictures: list[Path]) -> None:
-    folder = pictures[0].parent
-    made = export_model(data=None, precision="int8", calibration=str(folder), parity=ANY_AGREEMENT)
-    assert parity(made).images == len(pictures) and parity(made).source == folder.name
-
-
 def test_an_export_of_images_and_texts_is_calibrated_and_checked_on_them(
     model_folder: Path, pictures: list[Path], tmp_path: Path
 ) -> None:
@@ -231,12 +211,6 @@ def test_an_export_of_images_and_texts_is_calibrated_and_checked_on_them(
     made = export(options=options, model=resolve(str(model_folder)), out=tmp_path / "out", data=data)
     found = parity(made)
     assert (found.source, found.images, found.texts) == (folder.name, 5, len(samples.TEXTS) + 4)
-
-
-def test_an_int8_graph_that_could_overflow_is_refused(export_model: Exporting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dcclip_cli.exporters.rounding._PAIR", 254)
-    with pytest.raises(DcclipError, match="two int8 products can add up to"):
-        export_model(precision="int8", parity=ANY_AGREEMENT, calibration_images=2)
 
 
 @pytest.mark.parametrize("kind", ["altclip", "clip", "metaclip2"])

@@ -153,17 +153,13 @@ def test_only_a_model_directory_is_exported_to_open_clip(
 
 
 @pytest.mark.parametrize(
-    ("image", "complaint"),
-    [
-        ({"timm": "mobilenetv4_conv_small_050"}, "projects images with a bias"),
-        ({"timm": "test_resnet", "projection": "mlp"}, "projects images by more than one matrix"),
-    ],
+    "image", [{"timm": "mobilenetv4_conv_small_050"}, {"timm": "test_resnet", "projection": "mlp"}]
 )
 def test_projections_that_transformers_does_not_support_are_refused(
-    image: dict[str, Any], complaint: str, export_model: Exporting, tmp_path: Path
+    image: dict[str, Any], export_model: Exporting, tmp_path: Path
 ) -> None:
-    folder = _student(tmp_path / "student", bias=0.5, **image)  # as students before November 2026 have it
-    with pytest.raises(DcclipError, match=complaint):
+    folder = _student(tmp_path / "student", bias=0.5, **image)
+    with pytest.raises(DcclipError, match="is not a student that projects images by one matrix without a bias"):
         export_model(folder, data=None, format="transformers")
     assert not (tmp_path / "out").exists()
 
@@ -194,27 +190,20 @@ def _student(folder: Path, timm: str, bias: float = 0.0, **image: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("format", "command"),
+    ("options", "complaint", "hint"),
     [
-        ("openvino", "pip install openvino"),
-        ("executorch", "pip install executorch"),
-        ("litert", "pip install litert-torch"),
-        ("coreml", "pip install coremltools"),
+        ({}, "--format executorch needs no_such_package, which is not installed", "pip install executorch (in"),
+        ({"precision": "int8"}, "--format executorch does not support precision: int8", "use --precision fp32"),
+        ({"preprocess": "graph"}, "--format executorch does not support preprocess: graph", "use --preprocess outside"),
     ],
 )
-def test_a_missing_package_is_named_with_its_command(
-    format: FormatName, command: str, export_model: Exporting, monkeypatch: pytest.MonkeyPatch
+def test_what_a_format_needs_and_does_not_support_is_said(
+    options: dict[str, str], complaint: str, hint: str, export_model: Exporting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(type(FORMATS[format]), "package", "no_such_package")
-    with pytest.raises(DcclipError, match=f"--format {format} needs no_such_package, which is not installed") as error:
-        export_model(format=format)
-    assert error.value.hint.startswith(command)
-
-
-def test_an_unsupported_precision_is_refused(export_model: Exporting) -> None:
-    with pytest.raises(DcclipError, match="--format executorch does not support int8") as error:
-        export_model(format="executorch", precision="int8")
-    assert error.value.hint == "use --precision fp32"
+    monkeypatch.setattr(type(FORMATS["executorch"]), "package", "no_such_package")
+    with pytest.raises(DcclipError, match=complaint) as error:
+        export_model(format="executorch", **options)
+    assert error.value.hint.startswith(hint)
 
 
 def test_formats_for_phones_get_contiguous_weights(model_folder: Path) -> None:

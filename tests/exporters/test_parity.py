@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcclip_cli.exporters.parity import Original, centred_cosine
+from dcclip_cli.exporters.parity import TOWERS, Comparison, Parity, centred_cosine
 from dcclip_cli.exporters.samples import Samples
 
 
@@ -35,6 +35,12 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
+def compared(original: Any, exported: Any, samples: Samples) -> Parity:
+    on = Comparison(samples)
+    before, after = ({tower: on.embed(model, tower) for tower in TOWERS} for model in (original, exported))
+    return on.parity(before, after)
+
+
 SAMPLES = Samples(
     "drawn",
     [Image.new("RGB", (2, 2), colour) for colour in ((255, 10, 0), (10, 255, 0), (99, 99, 0))],
@@ -44,8 +50,7 @@ SAMPLES = Samples(
 
 
 def test_a_model_is_equal_to_itself() -> None:
-    model: Any = Letters()
-    parity = Original(model, SAMPLES).compare(model)
+    parity = compared(Letters(), Letters(), SAMPLES)
     assert (parity.images, parity.texts, parity.source) == (3, 5, "drawn")
     assert parity.image_max_difference == parity.text_max_difference == 0
     assert (parity.image_centred_cosine, parity.text_centred_cosine) == pytest.approx((1, 1))
@@ -68,14 +73,11 @@ def test_texts_that_the_model_cannot_tell_apart_count_as_equal() -> None:
     images = [original.encode_pixels(original.preprocess(image)[np.newaxis]) for image in samples.images]
     ranked = [model.encode_texts(samples.labels[0]) @ np.concatenate(images).T for model in (original, longer)]
     assert ranked[0].argmax(axis=0).tolist() != ranked[1].argmax(axis=0).tolist()
-    models: list[Any] = [original, longer]
-    assert Original(models[0], samples).compare(models[1]).agreement == 1
+    assert compared(original, longer, samples).agreement == 1
 
 
 def test_a_frozen_length_is_detected() -> None:
-    original: Any = Letters()
-    frozen: Any = Letters(frozen=1)
-    parity = Original(original, SAMPLES).compare(frozen)
+    parity = compared(Letters(), Letters(frozen=1), SAMPLES)
     assert parity.text_max_difference > 0.5 and parity.image_max_difference == 0
     assert parity.text_centred_cosine < 0.9
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.exporters.preprocess_graph import preprocessing_graph
+from dcclip_cli.exporters.formats.onnx import preprocessing_graph
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.predict.encoder import footprint
 from dcclip_cli.predict.model import ImageInput, load
@@ -67,10 +67,10 @@ def test_an_export_with_preprocessing_predicts_from_images_of_any_size(
     labels = ["红色的圆", "a blue square", "绿色", "star"]
     for found, expected in zip(graph.predict(photos, labels), outside.predict(photos, labels), strict=True):
         assert found == pytest.approx(expected, abs=1e-3)
-    again = export_model(model=result.folder, out="again", preprocess="graph")
+    again = export_model(model=result.folder, out="again")  # a bundle stays as it is
     assert (again.folder / "image.onnx").read_bytes() == (result.folder / "image.onnx").read_bytes()
     with pytest.raises(DcclipError, match="a bundle with its preprocessing in the graph"):
-        export_model(model=result.folder, out="back")
+        export_model(model=result.folder, out="back", preprocess="outside")
     assert footprint(OnnxEncoder(result.folder, "cpu"), budget_s=0.01).image_ms > 0.05
 
 
@@ -91,18 +91,11 @@ def test_the_starter_is_exported_with_preprocessing_and_keeps_the_rest(export_mo
     kept = ("name", "precision", "parameters", "prompts", "logit_scale", "preprocessing", "kept_fp32")
     assert {key: about[key] for key in kept} == {key: before[key] for key in kept}
     assert about["parity"]["int8_largest_pair_sum"] == before["parity"]["int8_largest_pair_sum"]
-    photos = sorted(Path("recipes/starter/photos").glob("*.jpg"))
-    labels = ["宇航员", "猫", "coffee", "花", "rocket", "寺庙"]  # the first is a word that the starter never learnt
-    found, expected = (load(one).predict(list(photos), labels) for one in (result.folder, "starter"))
-    assert [next(iter(one)) for one in found][1:] == [next(iter(one)) for one in expected][1:] == labels[1:]
-    cosines = (load(result.folder).embed_images(list(photos)) * load("starter").embed_images(list(photos))).sum(axis=1)
-    assert cosines.min() > 0.98  # one pixel that differs by 1 of 255 changes an int8 tower's embedding by that much
 
 
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"format": "immich", "preprocess": "graph"}, "--format immich does not support preprocess: graph"),
         ({"format": "open_clip", "model": "starter"}, "is a bundle, from which --format open_clip cannot be made"),
         ({"precision": "fp16", "model": "starter"}, "is a bundle in int8, not in fp16"),
         ({"precision": "fp32", "model": "starter"}, "is a bundle in int8, not in fp32"),

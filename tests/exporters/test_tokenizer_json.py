@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters.formats.web import _TOKENIZERS
-from dcclip_cli.exporters.tokenizer_json import check_alike, for_all_clients
+from dcclip_cli.exporters.source import check_alike, for_all_clients
 from dcclip_cli.model.tokenizer import load_tokenizer, train_tokenizer, trim_tokenizer
 from tests.exporters.names import names_and_words
 from tests.exporters.test_web import texts

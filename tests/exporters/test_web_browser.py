@@ -16,13 +16,8 @@ from PIL import Image
 
 from dcclip_cli.cli.demo import _server
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.exporters.npm import Package
 from dcclip_cli.files import cache_folder
-from dcclip_cli.model.reference import resolve
-from dcclip_cli.model.tokenizer import load_tokenizer
 from dcclip_cli.predict.model import load
-from dcclip_cli.progress import Silent
-from tests.exporters.names import names_and_words
 from tests.exporters.serving import Site, serve
 from tests.images import encode
 
@@ -31,12 +26,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="the
 ROOT = Path(__file__).parents[2]
 PHOTOS = [*sorted((ROOT / "recipes/starter/photos").glob("*.jpg")), ROOT / "docs/images/cat.png"]
 LABELS = ["宇航员", "猫", "coffee", "花", "rocket", "寺庙"]
-TRANSFORMERS_JS = Package(
-    "@huggingface/transformers",
-    "4.3.2",
-    2_273_070,
-    "V3+dqf3iWlRYJ9I9GreM3zGQd0lAXnnoPeddmkOQYWAEE4l/+Fi6p7tx/qVUJlKQgLXGim2W76rTOzz+eC0i7g==",
-)
 _WAIT_MS = 120_000
 
 
@@ -194,45 +183,6 @@ def test_errors_are_sentences(browser: Any, site: Site, page_folder: Path, tmp_p
         page = opened(browser, served.address, "zh-CN")
         page.wait_for_selector("#errors:has-text('缺少文件 text.onnx')")
         page.context.close()
-
-
-def test_other_tokens_than_pythons_are_reported(browser: Any, page_folder: Path, tmp_path: Path) -> None:
-    other = shutil.copytree(page_folder, tmp_path / "other")
-    (other / "checks.json").write_text('[["猫", [0, 5, 2]]]')
-    with serve(other) as served:
-        page = opened(browser, served.address, "en-US")
-        page.wait_for_selector("#errors:has-text('splits texts into other tokens than Python')")
-        page.context.close()
-
-
-def test_transformers_js_reads_all_names_and_words_as_the_starters_own_tokenizer_does(
-    browser: Any, tmp_path: Path
-) -> None:
-    """In the shipped bundle, as it is."""
-    try:
-        TRANSFORMERS_JS.fetch(Silent())
-    except DcclipError as error:
-        pytest.skip(f"transformers.js is not available: {error.what}")
-    [script] = TRANSFORMERS_JS.read({"dist/transformers.min.js": "transformers.js"}).values()
-    (tmp_path / "transformers.js").write_bytes(script)
-    (tmp_path / "index.html").write_text("<!doctype html>")
-    shutil.copytree(resolve("starter").path, tmp_path / "starter")
-    read = """async (texts) => {
-        const { AutoTokenizer, env } = await import("./transformers.js");
-        Object.assign(env, { allowLocalModels: true, allowRemoteModels: false, localModelPath: "./" });
-        const tokenizer = await AutoTokenizer.from_pretrained("starter");
-        return texts.map((text) => tokenizer.encode(text));
-    }"""
-    asked = names_and_words()
-    with serve(tmp_path) as served:
-        page = opened(browser, served.address)
-        found = page.evaluate(read, asked)
-        page.context.close()
-    own = load_tokenizer(ROOT / "recipes/starter/model")
-    own.no_padding()
-    own.no_truncation()
-    expected = [one.ids for one in own.encode_batch(asked)]
-    assert [text for text, now, then in zip(asked, found, expected, strict=True) if now != then] == []
 
 
 def test_demo_serves_the_page_of_a_bundle_without_torch_until_it_is_stopped(

@@ -25,15 +25,6 @@ def predictions(model: str | Path, images: list[Path], **options: Any) -> list[P
     return list(predict(encoder, Labels(encoder, LABELS), images, **options))
 
 
-def test_bundle_and_model_directory_agree(model_folder: Path, bundle_folder: Path, pictures: list[Path]) -> None:
-    by_torch, by_onnx = (predictions(one, pictures, batch_size=2) for one in (model_folder, bundle_folder))
-    assert [prediction.image for prediction in by_onnx] == pictures
-    for one, other in zip(by_torch, by_onnx, strict=True):
-        assert one.labels[0][0] == other.labels[0][0]
-        assert dict(one.labels) == pytest.approx(dict(other.labels), abs=1e-4)
-        assert sum(value for _, value in one.labels) == pytest.approx(1)
-
-
 @pytest.mark.parametrize("model", ["bundle_folder", "model_folder", "altclip_folder"])
 def test_the_python_api_predicts_what_the_command_does(
     model: str, pictures: list[Path], request: pytest.FixtureRequest
@@ -65,12 +56,6 @@ def test_a_transformers_model_embeds_as_transformers_does(
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
     [prediction] = predictions(f"hf:{folder}", pictures[:1])
     assert {label for label, _ in prediction.labels} == set(LABELS)
-
-
-def test_top_k_keeps_the_best_first(bundle_folder: Path, pictures: list[Path]) -> None:
-    [every], [two] = (predictions(bundle_folder, pictures[:1], top_k=top_k) for top_k in (None, 2))
-    assert two.labels == every.labels[:2]
-    assert [value for _, value in every.labels] == sorted((value for _, value in every.labels), reverse=True)
 
 
 def test_a_broken_image_does_not_stop_the_others(bundle_folder: Path, pictures: list[Path], tmp_path: Path) -> None:
@@ -128,19 +113,6 @@ def test_an_image_may_be_a_path_its_bytes_or_a_pillow_image(bundle_folder: Path,
         rows = model.embed_images([path, str(path), content, image])
     np.testing.assert_array_equal(rows, np.repeat(rows[:1], 4, axis=0))
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
-
-
-def test_embedded_texts_keep_their_order_whatever_their_length(bundle_folder: Path) -> None:
-    model = load(bundle_folder)
-    texts = ["一张很长的图片 of a moon", "红", "a red circle"]
-    rows = model.embed_texts(texts)
-    for text, row in zip(texts, rows, strict=True):
-        np.testing.assert_allclose(model.embed_texts([text])[0], row, atol=1e-6)
-
-
-def test_with_multi_label_several_labels_may_be_likely(bundle_folder: Path, pictures: list[Path]) -> None:
-    found = load(bundle_folder).predict(pictures[0], LABELS, multi_label=True, templates=["一个{}"])
-    assert set(found) == set(LABELS) and all(0 < value < 1 for value in found.values())
 
 
 def test_an_image_that_cannot_be_read_is_an_error_with_a_hint(bundle_folder: Path, tmp_path: Path) -> None:

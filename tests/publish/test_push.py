@@ -25,12 +25,11 @@ from dcclip_cli.exporters.export import ExportOptions, export
 from dcclip_cli.model.model_dir import model_fingerprint
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.predict.model import load
-from dcclip_cli.publish.push import PushOptions, PushPlan, find_model, plan_push, push
+from dcclip_cli.publish.push import PushPlan, find_model, plan_push, push
 from tests.eval.test_compare import guesses, result
 from tests.hub_server import Hub, serving
 
 TEXTS = ["红色的圆", "a red circle", "一张蓝色的，方块！", "a picture of a " + "green " * 40 + "cross", "ＡＢ　猫"]
-MIT = PushOptions("mit")
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +120,7 @@ def test_a_pushed_model_is_loaded_by_its_name_with_the_same_embeddings(run: Path
 
 
 def test_the_card_names_licenses_sources_rules_results_and_the_teacher(run: Path) -> None:
-    plan = plan_push(find_model(str(run)), "ORG/small", PushOptions("apache-2.0"))
+    plan = plan_push(find_model(str(run)), "ORG/small", "apache-2.0")
     card = ModelCard(plan.card)
     data = card.data.to_dict()
     assert (data["license"], data["base_model"], data["library_name"]) == ("apache-2.0", "BAAI/AltCLIP", "open_clip")
@@ -140,11 +139,11 @@ def test_what_the_author_wrote_in_the_card_stays(run: Path, tmp_path: Path) -> N
     folder = Path(shutil.copytree(run / "align" / "model", tmp_path / "model"))
     text = (folder / "README.md").read_text("utf-8").replace("language:", "license: mit\ntags: [鸟]\nlanguage:")
     (folder / "README.md").write_text(f"{text}\n## Training data\n\n自己拍的照片。\n", "utf-8")
-    plan = plan_push(find_model(str(folder)), "ORG/small", PushOptions(data=[run / "collect"]))
+    plan = plan_push(find_model(str(folder)), "ORG/small", data=[run / "collect"])
     card = ModelCard(plan.card)
     assert card.data.to_dict()["license"] == "mit" and card.data.to_dict()["tags"] == ["鸟", "clip", "dcclip"]
     assert "自己拍的照片。" in card.text and "| drawn |" not in card.text
-    assert plan_push(find_model(str(folder)), "ORG/small", MIT).notes == (
+    assert plan_push(find_model(str(folder)), "ORG/small", "mit").notes == (
         "the card: it has no results: evaluate with a recipe (dcclip eval RECIPE), and push again",
     )
 
@@ -152,23 +151,23 @@ def test_what_the_author_wrote_in_the_card_stays(run: Path, tmp_path: Path) -> N
 def test_no_license_a_foreign_bundle_and_a_damaged_model_are_refused(run: Path, tmp_path: Path) -> None:
     model = find_model(str(run))
     with pytest.raises(DcclipError, match="no license is named for ORG/small; that of its data: CC0") as caught:
-        plan_push(model, "ORG/small", PushOptions())
+        plan_push(model, "ORG/small")
     assert "--license apache-2.0" in caught.value.hint
     with pytest.raises(DcclipError, match=r"'evil: \[x\\n' is no license of the hub"):
-        plan_push(model, "ORG/small", PushOptions("evil: [x\n"))
+        plan_push(model, "ORG/small", "evil: [x\n")
     with pytest.raises(DcclipError, match="small is no name of a repository"):
-        plan_push(model, "small", MIT)
+        plan_push(model, "small", "mit")
     with pytest.raises(DcclipError, match="openai is a model on a hub already"):
-        plan_push(resolve("open_clip:ViT-B-32/openai"), "ORG/small", MIT)
+        plan_push(resolve("open_clip:ViT-B-32/openai"), "ORG/small", "mit")
     folder = Path(shutil.copytree(run / "align" / "model", tmp_path / "model"))
     weights = bytearray((folder / "open_clip_model.safetensors").read_bytes())
     weights[-1] ^= 1
     (folder / "open_clip_model.safetensors").write_bytes(weights)
     with pytest.raises(DcclipError, match=r"open_clip_model\.safetensors is damaged or was changed"):
-        plan_push(find_model(str(folder)), "ORG/small", MIT)
+        plan_push(find_model(str(folder)), "ORG/small", "mit")
     starter = resolve("starter").path
     with pytest.raises(DcclipError, match="is no export of this model as it is now"):
-        plan_push(model, "ORG/small", PushOptions("mit", bundles=[starter]))
+        plan_push(model, "ORG/small", "mit", bundles=[starter])
 
 
 def changed(plan: PushPlan, **files: bytes) -> PushPlan:
@@ -176,7 +175,7 @@ def changed(plan: PushPlan, **files: bytes) -> PushPlan:
 
 
 def test_files_of_a_repository_change_only_where_the_user_says_so(run: Path, hub: Hub) -> None:
-    first = plan_push(find_model(str(run)), "ORG/small", MIT)
+    first = plan_push(find_model(str(run)), "ORG/small", "mit")
     assert push(first).changed == len(first.files)
     main = hub.branch("ORG/small")
     (main / "LICENSE").write_text("of another hand")
@@ -194,9 +193,9 @@ def test_files_of_a_repository_change_only_where_the_user_says_so(run: Path, hub
 
 
 def test_an_upload_that_broke_goes_on_with_what_is_not_there(run: Path, hub: Hub) -> None:
-    plan = plan_push(find_model(str(run)), "ORG/small", MIT)
+    plan = plan_push(find_model(str(run)), "ORG/small", "mit")
     hub.faults = [("PUT /lfs/", 413, "Payload too large")]
-    with pytest.raises(DcclipError, match=r"ORG/small: [\w./-]+: a file is too large for the hub"):
+    with pytest.raises(DcclipError, match=r"refuses it: HTTP 413: Error while uploading '[\w./-]+'.*Payload too large"):
         push(plan)
     large = sum(one.startswith("PUT") for one in hub.asked)
     hub.asked.clear()
@@ -210,16 +209,11 @@ _COMMIT = "POST /api/models/ORG/small/commit"
 @pytest.mark.parametrize(
     ("token", "fault", "options", "what", "hint"),
     [
-        ("", None, {}, "accepts no token of yours: Invalid username", "hf auth login"),
-        ("hf_wrong", None, {}, "accepts no token of yours", "HF_TOKEN"),
-        ("hf_reads", None, {}, "your token must not write there: You don't have the rights", "that may write"),
-        ("hf_writes", None, {"pull_request": True}, "does not have it, or not for you", "without --pull-request"),
-        ("hf_writes", (_COMMIT, 409, "locked"), {}, r"the hub refuses it \(409\): locked", "run the same command"),
-        ("hf_writes", (_COMMIT, 412, "since"), {}, r"refuses it \(412\): since", "run the same command again"),
-        ("hf_writes", (_COMMIT, 429, "slow down"), {}, r"refuses it \(429\): slow down", "wait, then"),
-        ("hf_writes", (_COMMIT, 402, "quota"), {}, r"refuses it \(402\): quota", "change what it names"),
-        ("hf_writes", (_COMMIT, 500, "oops"), {}, r"the hub refuses it \(500\): oops", "wait, then"),
-        ("hf_writes", (_COMMIT, 422, "odd"), {}, r"the hub refuses it \(422\): odd", "change what it names"),
+        ("", None, {}, r"refuses it: HTTP 401: Invalid username", "hf auth login"),
+        ("hf_reads", None, {}, r"refuses it: HTTP 403: You don't have the rights", "that may write"),
+        ("hf_writes", None, {"pull_request": True}, r"refuses it: HTTP 404", "without --pull-request"),
+        ("hf_writes", (_COMMIT, 412, "since"), {}, r"refuses it: HTTP 412: since", "run the same command again"),
+        ("hf_writes", (_COMMIT, 500, "oops"), {}, r"refuses it: HTTP 500: oops", "run the same command again"),
     ],
 )
 def test_what_the_hub_refuses_is_one_sentence_with_a_hint(
@@ -228,23 +222,23 @@ def test_what_the_hub_refuses_is_one_sentence_with_a_hint(
     monkeypatch.setenv("HF_TOKEN", token)
     hub.faults = [fault] if fault else []
     with pytest.raises(DcclipError, match=f"ORG/small: .*{what}") as caught:
-        push(plan_push(find_model(str(run)), "ORG/small", MIT), **options)
+        push(plan_push(find_model(str(run)), "ORG/small", "mit"), **options)
     assert hint in caught.value.hint and "\n" not in caught.value.what and "hf_w" not in str(caught.value)
 
 
 def test_a_license_that_the_hub_does_not_know_is_refused_before_the_upload(run: Path, hub: Hub) -> None:
-    with pytest.raises(DcclipError, match=r'the hub refuses it: Invalid metadata in README\.md\. - "license" must be'):
-        push(plan_push(find_model(str(run)), "ORG/small", PushOptions("made-up")))
+    with pytest.raises(DcclipError, match=r'refuses it: Invalid metadata in README\.md\. - "license" must'):
+        push(plan_push(find_model(str(run)), "ORG/small", "made-up"))
     assert not any("preupload" in one for one in hub.asked)
 
 
 def test_no_network_is_told_from_the_offline_mode(run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = plan_push(find_model(str(run)), "ORG/small", MIT)
+    plan = plan_push(find_model(str(run)), "ORG/small", "mit")
     hub.shutdown()
     hub.server_close()
     with pytest.raises(DcclipError, match=r"the hub cannot be reached: .*refused") as caught:
         push(plan)
     assert caught.value.hint.startswith("check the network")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(DcclipError, match="the hub cannot be reached: HF_HUB_OFFLINE is set"):
+    with pytest.raises(DcclipError, match=r"the hub cannot be reached: .*HF_HUB_OFFLINE"):
         push(plan)

@@ -36,12 +36,11 @@ class Format(ABC):
         """Raises DcclipError if the format does not support these options, or its package is not installed."""
         if dims is not None and not self.has_graphs:
             raise DcclipError("--format {} does not support --dims", "use --format onnx, or omit --dims", self.name)
-        if precision not in self.precisions:
-            what = Message("--format {} does not support {}", self.name, precision)
-            raise DcclipError(what, "use --precision {}", " or ".join(self.precisions))
-        if preprocess not in self.preprocess:
-            what = Message("--format {} does not support preprocess: {}", self.name, preprocess)
-            raise DcclipError(what, "use --preprocess {}", " or ".join(self.preprocess))
+        asked = (("precision", precision, self.precisions), ("preprocess", preprocess, self.preprocess))
+        for option, value, supported in asked:
+            if value not in supported:
+                what = Message("--format {} does not support {}: {}", self.name, option, value)
+                raise DcclipError(what, "use --{} {}", option, " or ".join(supported))
         if importlib.util.find_spec(self.package) is None:
             raise DcclipError("--format {} needs {}, which is not installed", self.install, self.name, self.package)
 
@@ -54,8 +53,7 @@ class Format(ABC):
 
     def open(self, folder: Path) -> Encoder | None:
         """The export, run by the format's own runtime; None if that cannot run here."""
-        about, record = read_description(folder, self.name, self.files)
-        record.check()
+        about, _ = read_description(folder, self.name)
         image, text = (self.runner(folder / name) for name in self.files[:2])
         if self.is_single:
             about = replace(about, fixed_length=True)

@@ -1,4 +1,4 @@
-"""Formats for open_clip and transformers: directories that these libraries load."""
+"""Formats for open_clip, transformers and sentence-transformers: directories that these load without dcclip."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.exporters import FormatName, Precision
 from dcclip_cli.exporters.formats import Format
 from dcclip_cli.exporters.formats.onnx import clip_image_processor
+from dcclip_cli.files import read_json, write_json
 from dcclip_cli.model.tokenizer import copy_tokenizer, renumbered
+from dcclip_cli.predict.onnx_encoder import Description, ExportedEncoder, read_description
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from PIL import Image
     from torch import Tensor
 
     from dcclip_cli.exporters.source import Source
@@ -39,8 +46,8 @@ class OpenClip(Format):
         from dcclip_cli.model.model_dir import WEIGHTS
 
         if source.folder is None:
-            what = Message("{} is not an open_clip model directory", source.towers.name)
-            raise DcclipError(what, "export it with --format onnx or transformers")
+            hint = Message("export it with --format onnx or transformers")
+            raise DcclipError("{} is not an open_clip model directory", hint, source.towers.name)
         shutil.copytree(source.folder, folder, dirs_exist_ok=True)
         if precision == "fp16":
             weights = load_file(folder / WEIGHTS)
@@ -55,10 +62,7 @@ class OpenClip(Format):
 
 
 class Transformers(Format):
-    """A student as a VisionTextDualEncoderModel of a TimmWrapperModel and a CLIPTextModel.
-
-    Models of transformers are saved unchanged.
-    """
+    """A student as a VisionTextDualEncoderModel; models of transformers unchanged."""
 
     name: ClassVar[FormatName] = "transformers"
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16")
@@ -86,9 +90,69 @@ class Transformers(Format):
 
     def open(self, folder: Path) -> Encoder:
         from dcclip_cli.model.reference import ModelReference
-        from dcclip_cli.predict.encoder import load_torch_encoder
+        from dcclip_cli.predict.encoder import load_encoder
 
-        return load_torch_encoder(ModelReference("hf", str(folder.resolve()), ""), "cpu")
+        return load_encoder(ModelReference("hf", str(folder.resolve()), ""), "cpu")
+
+
+class SentenceTransformers(Transformers):
+    """The files of `transformers`, with sentence-transformers' own modules around them.
+
+    Its Transformer module finds both towers of the model, and its Normalize gives embeddings of length 1.
+    """
+
+    name = "sentence-transformers"
+    precisions = ("fp32",)
+    package = "sentence_transformers"
+    install = "pip install 'sentence-transformers>=5.4'"
+
+    def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer.modules import Normalize, Transformer
+
+        super().write(source, graphs, folder, precision)
+        if source.fixed:  # such towers were trained on padding that no mask hides
+            file = folder / "tokenizer_config.json"
+            write_json(file, {**read_json(file, ""), "model_input_names": ["input_ids"]})
+        padding: Any = {"text": {"padding": "max_length"}} if source.fixed else None
+        modules = [Transformer(str(folder), processing_kwargs=padding), Normalize()]
+        model = SentenceTransformer(modules=modules, similarity_fn_name="cosine", device="cpu")
+        model.save(str(folder), create_model_card=False)
+
+    def open(self, folder: Path) -> _SentenceEncoder:
+        about, _ = read_description(folder, self.name)
+        return _SentenceEncoder(folder, about)
+
+
+class _SentenceEncoder(ExportedEncoder):
+    """A SentenceTransformer as an Encoder: it tokenizes texts and embeds texts and pixels by itself.
+
+    Pillow resizes images as its configuration says; it would use torchvision, which rounds some pixels otherwise.
+    """
+
+    def __init__(self, folder: Path, about: Description) -> None:
+        from sentence_transformers import SentenceTransformer
+        from transformers import AutoImageProcessor
+
+        self._model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        self._processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+        super().__init__(folder, about, (), self._embed_pixels, self._embed_texts)
+
+    def preprocess(self, image: Image.Image) -> np.ndarray:
+        return np.asarray(self._processor(image, return_tensors="np")["pixel_values"][0])
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        return self._checked(self._embed_texts(list(texts)), "texts")
+
+    def _embed_texts(self, texts: Any) -> np.ndarray:
+        return np.asarray(self._model.encode(texts, show_progress_bar=False))
+
+    def _embed_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            found = self._model({"pixel_values": torch.from_numpy(pixels), "modality": "image"})
+        return found["sentence_embedding"].numpy()
 
 
 def _model(source: Source) -> Any:
@@ -134,17 +198,13 @@ def _projection(source: Source, weights: dict[str, Tensor]) -> str:
     """The name of the image tower's projection: after the network, or in place of its classifier, with a bias of 0."""
     visual, behind = source.towers.model.visual, "visual.head.proj.weight"
     inside = f"visual.trunk.{visual.trunk.pretrained_cfg.get('classifier')}" if hasattr(visual, "trunk") else ""
-    if not inside or "text.text_projection" not in weights:
-        reason = Message("does not have the towers of a dcclip student")
-    elif behind in weights:
-        return behind
-    elif len(visual.head) or f"{inside}.weight" not in weights:
-        reason = Message("projects images by more than one matrix, which VisionTextDualEncoderModel does not support")
-    elif weights[f"{inside}.bias"].any():
-        reason = Message("projects images with a bias, which VisionTextDualEncoderModel does not support")
-    else:
-        return f"{inside}.weight"
-    raise DcclipError("{} {}", _OTHER, source.towers.name, reason)
+    if inside and "text.text_projection" in weights:
+        if behind in weights:
+            return behind
+        if not len(visual.head) and f"{inside}.weight" in weights and not weights[f"{inside}.bias"].any():
+            return f"{inside}.weight"
+    what = Message("{} is not a student that projects images by one matrix without a bias", source.towers.name)
+    raise DcclipError("{}: VisionTextDualEncoderModel supports no others", _OTHER, what)
 
 
 def _renamed(weights: dict[str, Tensor], projection: str, end: int) -> dict[str, Tensor]:

