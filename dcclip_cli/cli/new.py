@@ -96,7 +96,9 @@ def new(
         )
         data = str(prompt("Path", err=True))
     chosen_data = recipes.choose_data(data, kind)
-    chosen_size = recipes.choose_size(size or _ask("Size of the student", recipes.sizes_for(chosen_teacher), yes))
+    chosen_size: Any = size or _ask("Size of the student", recipes.sizes_for(chosen_teacher), yes)
+    if chosen_size not in recipes.SIZES:
+        raise DcclipError("there is no size {}", "the sizes are {}", chosen_size, ", ".join(recipes.SIZES))
     if chosen_data.kind == "photos" and texts is None:
         texts = file.with_suffix(".texts.txt")
         if texts.exists() and not force:

@@ -6,9 +6,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from typing import Literal
 
 from dcclip_cli.data import prompts
@@ -171,14 +172,6 @@ def sizes_for(teacher: TeacherChoice) -> dict[Size, str]:
     return smaller or {"XS": SIZES["XS"]}
 
 
-def choose_size(name: str) -> Size:
-    """The size of that name. Raises DcclipError if there is none."""
-    for size in SIZES:
-        if size == name:
-            return size
-    raise DcclipError("there is no size {}", "the sizes are {}", name, ", ".join(SIZES))
-
-
 def own_texts() -> str:
     """Lines for a file of texts: the package's class names and prompts in both languages."""
     return "".join(f"{text}\n" for language in LANGUAGES for text in prompts.texts(language))
@@ -186,103 +179,66 @@ def own_texts() -> str:
 
 # ---- the file
 
-
-def recipe_text(new: NewRecipe, takes: Iterable[str] = ()) -> str:
-    """The recipe as commented YAML; `takes` are estimates of its time and space."""
-    stages = [_distill_photos(new)] if new.data.kind == "photos" else [_distill_pairs(new), _align(new)]
-    parts = [_header(new, takes), _teacher(new), _student(new), _data(new), *stages, _export()]
-    return "".join(parts)
+_COMMENTS_AT = 31  # the column in which comments begin
 
 
-def _header(new: NewRecipe, takes: Iterable[str]) -> str:
-    what = {
-        "photos": f"{new.data.count:,} photographs without captions, and texts",
-        "pairs": f"about {new.data.count:,} pairs of images and captions",
-        "table": f"about {new.data.count:,} rows of a table, filtered by collect",
-        "classes": f"{new.data.count:,} photographs in {new.data.classes:,} class folders, filtered by collect",
-    }[new.data.kind]
-    first = "data.texts (the words that you will ask for), " if new.data.kind == "photos" else ""
-    lines = [
-        f"A small Chinese-English CLIP ({SIZES[new.size]}) that learns from {Path(new.teacher.model).name}.",
-        "",
-        f"Makes:   runs/{new.name}/, in the folder where it is run",
-        f"On:      {what}",
-        *(f"{'Takes:' if not number else '':8} {line}" for number, line in enumerate(takes)),
-        f"Check:   dcclip run {new.file.name} --check      (looks at everything, estimates, runs nothing)",
-        f"Run:     dcclip run {new.file.name}              (again after an interruption: it resumes)",
-        f"Then:    dcclip predict IMAGE --model runs/{new.name} --labels 猫,dog",
-        f"Change first: {first}distill.epochs, student.preset, teacher",
-        f"All keys: docs/reference/recipes.md; with their defaults: dcclip recipe show {new.file.name}",
-    ]
-    seed = _line("seed: 0", "the same seed gives the same weights")
-    top = [f"# {line}".rstrip() for line in lines]
-    return _lines([*top, "format: 1", f"name: {_quoted(new.name)}", seed])
+def recipe_text(new: NewRecipe, takes: Sequence[str] = ()) -> str:
+    """The recipe as commented YAML; `takes` are estimates of its time and space.
+
+    Made from the template `new.yaml`, in which a line that starts with [words] is for the choices that these name.
+    """
+    fields, chosen, lines = _fields(new, takes), _chosen(new, takes), []
+    for line in Path(__file__).with_name("new.yaml").read_text("utf-8").splitlines():
+        words, line = line[1:].split("] ", 1) if line.startswith("[") else ("", line)
+        if not words or words in chosen:
+            text, mark, comment = line.partition("  # ")
+            text = Template(text).substitute(fields)
+            lines.append(f"{text:<{_COMMENTS_AT}}{mark}{comment}" if mark else text)
+    return "\n".join([*lines, ""])
 
 
-def _line(text: str, comment: str) -> str:
-    return f"{text:<31}  # {comment}"
+def _chosen(new: NewRecipe, takes: Sequence[str]) -> set[str]:
+    """The words of the template whose lines are wanted."""
+    words: set[str] = {new.data.kind, new.teacher.kind, "trims" if new.teacher.text_width else "trains"}
+    if new.data.kind != "photos":
+        words.add("captions")
+    if new.data.kind in ("table", "classes"):
+        words.add("collect")
+    if new.teacher.text_width >= PRESETS[new.size]["text"]["width"]:
+        words.add("inherits")
+    return words | {"takes"} if takes else words
 
 
-def _teacher(new: NewRecipe) -> str:
-    model = new.teacher.model
-    lines = [
-        _line("teacher:", "the large model to learn from; it is not changed"),
-        f"  kind: {new.teacher.kind}",
-        f"  model: {_place(model, new.file) if Path(model).is_dir() else _quoted(model)}",
-    ]
-    if new.teacher.kind == "fgclip2":
-        trusted = json.dumps(new.trust_remote_code)
-        lines.append(
-            _line(f"  trust_remote_code: {trusted}", "run the Python files in its repository; read them first")
-        )
-    return _lines(lines)
-
-
-def _student(new: NewRecipe) -> str:
-    preset = PRESETS[new.size]
-    pixels, tokens = preset["image"].get("size", 224), min(20_000, preset["text"]["vocabulary"]["size"])
-    size = "pixels; fewer take less time. With `weights: timm` it starts from ImageNet's"
-    lines = [
-        _line("student:", "the small model"),
-        _line(f"  preset: {new.size}", "S, M, RN50 or XS: 12, 29, 45 or 3 M parameters"),
-        _line(f"  image: {{size: {pixels}}}", size),
-        "  text:",
-    ]
-    if new.teacher.text_width:
-        lines += [
-            _line("    vocabulary:", "the teacher's tokens that the captions use, and single characters"),
-            f"      {{from: teacher, size: {tokens}, characters: true}}",
-        ]
-        if new.teacher.text_width >= preset["text"]["width"]:
-            lines.append(_line("    inherit: embeddings", "start from the teacher's rows of these tokens"))
-    else:
-        lines += [_line("    vocabulary:", "tokens trained on the captions"), f"      {{from: data, size: {tokens}}}"]
-    return _lines(lines)
-
-
-def _data(new: NewRecipe) -> str:
-    path = _place(new.data.path, new.file)
-    if new.data.kind == "photos":
-        assert new.texts is not None
-        texts = f"  texts: {_place(str(new.texts), new.file)}"
-        return _lines(["data:", f"  images: {path}", _line(texts, "one per line: what the model learns to read")])
-    if new.data.kind == "pairs":
-        return _lines(["data:", _line(f"  train: {path}", "tars, Parquet files, globs, URLs: docs/how-to/data.md")])
-    kind = "table" if new.data.kind == "table" else "class_folders"
-    about = "columns image, zh, en or caption" if kind == "table" else "names in both languages: classes.yaml in it"
-    return _lines(
-        [
-            _line("collect:", "filters and deduplicates; its report says what was dropped"),
-            _line("  sources:", about),
-            f"    - {{kind: {kind}, path: {path}{', allow_outside: true' if new.data.links else ''}}}",
-            "data: {train: collect}",
-        ]
-    )
-
-
-def _per_step(samples: int, most: int = 256) -> int:
-    """A power of two, at most an eighth of the samples."""
-    return int(max(2, min(most, 2 ** int(math.log2(max(1, samples / 8))))))
+def _fields(new: NewRecipe, takes: Sequence[str]) -> dict[str, object]:
+    """The values in the template, by name."""
+    preset, teacher, count = PRESETS[new.size], new.teacher.model, new.data.count
+    per_step = int(max(2, min(256, 2 ** int(math.log2(max(1, count / 8))))))  # at most an eighth of the samples
+    aligned = min(per_step, max(2, new.data.classes or per_step))  # one image of a class in each batch
+    return {
+        "about": SIZES[new.size],
+        "teacher_name": Path(teacher).name,
+        "name": new.name,
+        "quoted_name": _quoted(new.name),
+        "file": new.file.name,
+        "count": f"{count:,}",
+        "classes": f"{new.data.classes:,}",
+        "takes": "\n#          ".join(takes),
+        "teacher_kind": new.teacher.kind,
+        "teacher": _place(teacher, new.file) if Path(teacher).is_dir() else _quoted(teacher),
+        "trusted": json.dumps(new.trust_remote_code),
+        "size": new.size,
+        "pixels": preset["image"].get("size", 224),
+        "tokens": min(20_000, preset["text"]["vocabulary"]["size"]),
+        "data": _place(new.data.path, new.file),
+        "links": json.dumps(new.data.links),
+        "texts": _place(str(new.texts), new.file),
+        "per_step": per_step,
+        "epochs": _epochs(count, per_step),
+        "warm_up": _warm_up(count, per_step),
+        "align_per_step": aligned,
+        "align_epochs": max(2, _epochs(count, aligned) // 4),
+        "align_warm_up": max(1, _warm_up(count, aligned) // 4),
+    }
 
 
 def _epochs(samples: int, size: int) -> int:
@@ -295,76 +251,6 @@ def _warm_up(samples: int, size: int) -> int:
     return max(1, min(1_000, steps // 20))
 
 
-def _distill_photos(new: NewRecipe) -> str:
-    size = _per_step(new.data.count)
-    return _lines(
-        [
-            _line("distill:", "the student's towers learn the teacher's embeddings, each by itself"),
-            "  losses: [{kind: embedding}]",
-            *_shared(_epochs(new.data.count, size), _warm_up(new.data.count, size)),
-            _line(f"  images_per_step: {size}", "less if memory is short"),
-            "  texts_per_step: 256",
-        ]
-    )
-
-
-def _distill_pairs(new: NewRecipe) -> str:
-    size = _per_step(new.data.count)
-    return _lines(
-        [
-            _line("distill:", "stage 1: the student's towers learn the teacher's embeddings"),
-            "  losses:",
-            _line("    - {kind: embedding}", "each embedding is near the teacher's of the same image or caption"),
-            _line("    - {kind: interactive, weight: 0.5}", "and as near to all others of the batch as the teacher's"),
-            *_shared(_epochs(new.data.count, size), _warm_up(new.data.count, size)),
-            _line(f"  batch_size: {size}", "less if memory is short"),
-        ]
-    )
-
-
-def _shared(epochs: int, warm_up: int) -> list[str]:
-    return [
-        _line(f"  epochs: {epochs}", "passes over the data: more help until the loss no longer falls"),
-        _line(f"  warmup_steps: {warm_up}", "of rising learning rate; about a twentieth of all steps"),
-        _line("  augmentations: 2", "random crops of each image; the teacher sees each once, and is then cached"),
-        _line("  augment: {crop: 0.6}", "a crop keeps at least so much of the area"),
-    ]
-
-
-def _align(new: NewRecipe) -> str:
-    size = _per_step(new.data.count)
-    if new.data.classes:  # one image of a class in each batch
-        size = min(size, max(2, new.data.classes))
-    epochs = max(2, _epochs(new.data.count, size) // 4)
-    return _lines(
-        [
-            _line("align:", "stage 2: both towers together, each image against the captions of the batch"),
-            _line("  losses: [{kind: embedding, weight: 4}]", "what stage 1 taught stays"),
-            _line(f"  epochs: {epochs}", "few: the captions of a small set are soon learnt by heart"),
-            f"  warmup_steps: {max(1, _warm_up(new.data.count, size) // 4)}",
-            _line(f"  batch_size: {size}", "captions that each image is contrasted with"),
-            _line("  optimizer: {lr: 2e-4}", "a fifth of stage 1's, so as not to undo it"),
-            "  augmentations: 2",
-            _line("  augment: {crop: 0.6}", "as in stage 1, whose teacher's embeddings serve again"),
-        ]
-    )
-
-
-def _export() -> str:
-    return _lines(
-        [
-            _line("export:", "a bundle that runs without torch, compared with the model"),
-            _line("  format: onnx", "also coreml, litert, openvino, executorch: docs/how-to/deploy.md"),
-            _line("  precision: fp32", "int8: a quarter of the size, calibrated on your images"),
-            "# To measure the model, add: eval: {datasets: [cifar10-cn], data_root: DIR}; see: dcclip datasets",
-        ]
-    )
-
-
-def _lines(lines: Iterable[str]) -> str:
-    return "".join(f"{line}\n" for line in lines)
-
-
 def _place(path: str, file: Path) -> str:
     """A path as seen from the recipe's folder, absolute if it is not below it; a URL as it is."""
     if "://" in path:
@@ -375,9 +261,5 @@ def _place(path: str, file: Path) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A text in YAML, quoted where it could be something else."""
-    return (
-        text
-        if re.fullmatch(r"[\w./][\w./@+-]*", text) and not re.fullmatch(r"[\d.+-]+|~|null|true|false", text)
-        else (json.dumps(text, ensure_ascii=False))
-    )
+    """A text in YAML, in quotes."""
+    return json.dumps(text, ensure_ascii=False)
