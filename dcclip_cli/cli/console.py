@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -18,7 +19,6 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
 
-from dcclip_cli.cli.streams import as_json, printable
 from dcclip_cli.errors import AgainError, DcclipError, Message
 from dcclip_cli.language import language, translated
 from dcclip_cli.machine import is_first_process, is_launched
@@ -36,6 +36,9 @@ _NAME_WIDTH = 17  # of a field's name, with blanks on both sides
 
 _MOST_LINES = 50  # of one error
 _RED, _YELLOW, _CYAN = 31, 33, 36  # ANSI colours
+# Control characters, line separators, marks that turn the direction of text, and halves of characters, which stand for
+# bytes of a file's name that are not UTF-8. Blanks such as U+3000 and joiners of emoji are not among them.
+_UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class CommandGroup(typer.core.TyperGroup):
@@ -156,6 +159,18 @@ def _not_installed(error: ModuleNotFoundError) -> DcclipError | None:
             what = Message("this needs the package {}, which is not installed", package)
             return DcclipError(what, Message("pip install 'dcclip[{}]'", extra))
     return None
+
+
+def printable(text: str) -> str:
+    r"""The text with control characters, line ends and bytes that are not UTF-8 as in `\x1b`, `\n` and `\udcff`."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """A value as JSON, Chinese readable where stdout can encode it, control characters as `\\u001b`."""
+    ascii_only = not (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    text = json.dumps(value, ensure_ascii=ascii_only, indent=indent)
+    return re.sub("[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def error_line(line: str) -> None:

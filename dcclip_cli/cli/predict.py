@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typer import Argument, BadParameter, Exit, Option
 
 from dcclip_cli.cli import console, flags
-from dcclip_cli.cli.streams import as_json, csv_cell, printable
+from dcclip_cli.cli.console import as_json, printable
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.text import language_by_script
 
@@ -143,6 +143,11 @@ def _show(predictions: Iterable[Prediction], form: Literal["text", "json", "json
     if form == "json":
         console.show_json(listed)
     return unread.end()
+
+
+def csv_cell(text: str) -> str:
+    """A cell that no spreadsheet takes for a formula: with an apostrophe in front if it begins like one."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
 
 
 def _plain(prediction: Prediction) -> dict[str, object]:

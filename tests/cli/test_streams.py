@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dcclip_cli.cli.streams import csv_cell, printable
+from dcclip_cli.cli.console import printable
+from dcclip_cli.cli.predict import csv_cell
 from tests.cli.conftest import dcclip
 
 ODD = b"n\xff.png"  # no UTF-8
