@@ -8,7 +8,6 @@ import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from dcclip_cli.cli.console import printable
 from dcclip_cli.errors import DcclipError, Message, written_by
 from dcclip_cli.files import cache_folder, free_bytes
 from dcclip_cli.machine import memory
@@ -125,8 +124,8 @@ def _sentence(number: int, file: Path, options: Collection[str]) -> DcclipError:
     elif option := next((one for one in ("--out", "--html") if one in options), None):
         elsewhere = Message("write elsewhere with {}", option)
     fields = {
-        "file": printable(str(file)),
-        "barrier": printable(str(barrier)),
+        "file": str(file).replace("\n", "\\n"),  # each line of a text is an error of its own
+        "barrier": str(barrier).replace("\n", "\\n"),
         "free": f"{free_bytes(file) / 1e9:,.1f} GB" if "{free}" in what else "",
         "elsewhere": Message(", or {}", elsewhere) if elsewhere else "",
         "reason": os.strerror(number),
