@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from dcclip_cli.curation.collect import CollectResult
     from dcclip_cli.recipe.load import LoadedRecipe
     from dcclip_cli.recipe.summary import ModelSummary
-    from dcclip_cli.run_dir import TrainResult
 
 _ENGINE = Option("--engine", help="What runs the tasks; slurm is set up by the key collect.cluster.")
 _WORKERS = Option("--workers", min=1, callback=flags.at_a_time, help="Tasks that run at a time. Default: one per core.")
@@ -52,16 +51,13 @@ def run(
     from dcclip_cli.curation.collect import CollectResult
 
     job = open_run(loaded, out, device, fresh, console.talk(quiet, verbose), processes)
-    with job.working():
-        job.begin_all()
-        for _, result in job.run_all():
-            if isinstance(result, CollectResult):
-                _show_collected(result)
-        if models := job.summary():
-            title = Message(
-                "{} after {} steps, measured on one thread of this machine's CPU", job.dir.root, job.steps()
-            )
-            _show_models(title, models)
+    job.begin_all()
+    for _, result in job.run_all():
+        if isinstance(result, CollectResult):
+            _show_collected(result)
+    if models := job.summary():
+        title = Message("{} after {} steps, measured on one thread of this machine's CPU", job.dir.root, job.steps())
+        _show_models(title, models)
 
 
 def collect(
@@ -164,11 +160,10 @@ def _training(stage: Literal["distill", "align"], what: str) -> Callable[..., No
         if check:
             return flags.show_checked(loaded, loaded.recipe.stages, device, out, bool(fresh), processes)
 
-        from dcclip_cli import api
+        from dcclip_cli.api import open_run
 
-        call: Callable[..., TrainResult] = getattr(api, stage)
-        talk, where = console.talk(quiet, verbose), {"out": out, "device": device, "processes": processes}
-        console.show_path(call(loaded, **where, fresh=bool(fresh), resume=fresh is False, progress=talk).model)
+        job = open_run(loaded, out, device, bool(fresh), console.talk(quiet, verbose), processes)
+        console.show_path(job.train_alone(stage, resume=fresh is False).model)
 
     train.__name__ = stage
     train.__doc__ = f"{what}\n\nWrites a model directory to runs/NAME/{stage}/model and prints its path."
