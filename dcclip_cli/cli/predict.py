@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -193,7 +192,6 @@ def search(
     flags.out(page, folder=False)
     talk = console.talk(quiet, verbose)
 
-    from dcclip_cli.files import atomic_write
     from dcclip_cli.machine import keep_freed_memory
     from dcclip_cli.predict.index import open_index
     from dcclip_cli.predict.zero_shot import text_embeddings
@@ -209,7 +207,7 @@ def search(
         rows = [(str(hit.image), f"{hit.score:.3f}") for hit in hits]
         console.show_table(Message("{}, in {}", text, folder), (Message("image"), Message("score")), rows)
     if page:
-        atomic_write(page, _page(text, hits).encode(errors="replace"))
+        _write_page(page, text, hits)
         talk.say(Message("search: {}", page))
     unread = console.ErrorLines()
     for name, error in index.errors.items():
@@ -218,35 +216,14 @@ def search(
         raise Exit(1)
 
 
-def _page(text: str, hits: Sequence[Hit]) -> str:
-    """The hits as one HTML file without scripts or external resources."""
-    from dcclip_cli.html import jpeg_data_url, jpeg_thumbnail
+def _write_page(page: Path, text: str, hits: Sequence[Hit]) -> None:
+    """Write the hits as one HTML file without scripts or external resources."""
+    from dcclip_cli.html import jpeg_thumbnail, write_page
     from dcclip_cli.model.preprocess import decode
 
-    thumbnails = [jpeg_data_url(jpeg_thumbnail(decode(hit.image), 2 * _THUMBNAIL_PX)) for hit in hits]
-    cards = "\n".join(
-        f'<figure><a href="{html.escape(hit.image.resolve().as_uri())}"><img alt="" src="{thumbnail}"></a>'
-        f"<figcaption>{html.escape(str(hit.image))}<br>{hit.score:.3f}</figcaption></figure>"
-        for hit, thumbnail in zip(hits, thumbnails, strict=True)
-    )
-    return f"""<!DOCTYPE html>
-<html lang="{language_by_script(text)}">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(text)}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, "Noto Sans CJK SC", sans-serif; margin: 2rem; color: #222; background: #fff; }}
-main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax({_THUMBNAIL_PX}px, 1fr)); gap: 1.5rem; }}
-figure {{ margin: 0; }}
-img {{ display: block; width: 100%; height: {_THUMBNAIL_PX}px; object-fit: contain; background: #f4f4f4; }}
-figcaption {{ font-size: 13px; color: #555; overflow-wrap: anywhere; }}
-</style>
-<h1>{html.escape(text)}</h1>
-<main>
-{cards}
-</main>
-</html>
-"""
+    shown = [(hit, jpeg_thumbnail(decode(hit.image), 2 * _THUMBNAIL_PX)) for hit in hits]
+    values = {"text": text, "lang": language_by_script(text), "hits": shown, "size": _THUMBNAIL_PX}
+    write_page(page, "dcclip_cli.cli", "search.html.j2", **values)
 
 
 def embed(
@@ -298,18 +275,18 @@ def embed(
     paths = list(find_images(images or (), sys.stdin))
     encoder = _encoder(model, device, threads, talk, dims)
     keep_freed_memory()
-    unread = console.ErrorLines()
     if wanted:
         with embedded_texts(encoder, wanted, out, talk) as vectors:
             _write(out, wanted, compressed(vectors, dtype))
-    else:
-        with embedded_images(encoder, paths, out, talk) as found:
-            for place, error in found.errors.items():
-                unread.add(str(paths[place]), error)
-            if not found.there.any():
-                raise DcclipError("none of the images could be read", "use JPEG, PNG or WebP files")
-            named = [str(path) for path, there in zip(paths, found.there, strict=True) if there]
-            _write(out, named, compressed(found.vectors, dtype))
+        return console.show(str(out))
+    unread = console.ErrorLines()
+    with embedded_images(encoder, paths, out, talk) as found:
+        for place, error in found.errors.items():
+            unread.add(str(paths[place]), error)
+        if not found.there.any():
+            raise DcclipError("none of the images could be read", "use JPEG, PNG or WebP files")
+        named = [str(path) for path, there in zip(paths, found.there, strict=True) if there]
+        _write(out, named, compressed(found.vectors, dtype))
     console.show(str(out))
     if unread.end():
         raise Exit(1)

@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from string import Template
 from typing import Literal
 
 from dcclip_cli.data import prompts
@@ -183,54 +182,32 @@ _COMMENTS_AT = 31  # the column in which comments begin
 
 
 def recipe_text(new: NewRecipe, takes: Sequence[str] = ()) -> str:
-    """The recipe as commented YAML; `takes` are estimates of its time and space.
+    """The recipe as commented YAML, from a template; `takes` are estimates of its time and space."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    Made from the template `new.yaml`, in which a line that starts with [words] is for the choices that these name.
-    """
-    fields, chosen, lines = _fields(new, takes), _chosen(new, takes), []
-    for line in Path(__file__).with_name("new.yaml").read_text("utf-8").splitlines():
-        words, line = line[1:].split("] ", 1) if line.startswith("[") else ("", line)
-        if not words or words in chosen:
-            text, mark, comment = line.partition("  # ")
-            text = Template(text).substitute(fields)
-            lines.append(f"{text:<{_COMMENTS_AT}}{mark}{comment}" if mark else text)
-    return "\n".join([*lines, ""])
+    environment = Environment(
+        loader=PackageLoader(__package__, "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["quoted"] = _quoted
+    template = environment.get_template("new.yaml.j2")
+    lines = [line.partition("\t") for line in template.render(vars(new), takes=takes, **_values(new)).splitlines()]
+    return "".join(f"{text:<{_COMMENTS_AT if tab else 0}}{'  ' * len(tab)}{comment}\n" for text, tab, comment in lines)
 
 
-def _chosen(new: NewRecipe, takes: Sequence[str]) -> set[str]:
-    """The words of the template whose lines are wanted."""
-    words: set[str] = {new.data.kind, new.teacher.kind, "trims" if new.teacher.text_width else "trains"}
-    if new.data.kind != "photos":
-        words.add("captions")
-    if new.data.kind in ("table", "classes"):
-        words.add("collect")
-    if new.teacher.text_width >= PRESETS[new.size]["text"]["width"]:
-        words.add("inherits")
-    return words | {"takes"} if takes else words
-
-
-def _fields(new: NewRecipe, takes: Sequence[str]) -> dict[str, object]:
-    """The values in the template, by name."""
-    preset, teacher, count = PRESETS[new.size], new.teacher.model, new.data.count
+def _values(new: NewRecipe) -> dict[str, object]:
+    """What the template needs besides the choices."""
+    preset, model, count = PRESETS[new.size], new.teacher.model, new.data.count
     per_step = int(max(2, min(256, 2 ** int(math.log2(max(1, count / 8))))))  # at most an eighth of the samples
     aligned = min(per_step, max(2, new.data.classes or per_step))  # one image of a class in each batch
     return {
-        "about": SIZES[new.size],
-        "teacher_name": Path(teacher).name,
         "name": new.name,
-        "quoted_name": _quoted(new.name),
-        "file": new.file.name,
-        "count": f"{count:,}",
-        "classes": f"{new.data.classes:,}",
-        "takes": "\n#          ".join(takes),
-        "teacher_kind": new.teacher.kind,
-        "teacher": _place(teacher, new.file) if Path(teacher).is_dir() else _quoted(teacher),
-        "trusted": json.dumps(new.trust_remote_code),
-        "size": new.size,
+        "about": SIZES[new.size],
+        "teacher_name": Path(model).name,
+        "model": _place(model, new.file) if Path(model).is_dir() else _quoted(model),
         "pixels": preset["image"].get("size", 224),
+        "width": preset["text"]["width"],
         "tokens": min(20_000, preset["text"]["vocabulary"]["size"]),
-        "data": _place(new.data.path, new.file),
-        "links": json.dumps(new.data.links),
+        "path": _place(new.data.path, new.file),
         "texts": _place(str(new.texts), new.file),
         "per_step": per_step,
         "epochs": _epochs(count, per_step),
