@@ -54,6 +54,10 @@ def speak_chinese(command: Any) -> None:
     base: Any = command.context_class.formatter_class
 
     class Formatter(base):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            _wrap_chinese()  # now that help is shown
+
         def write_usage(self, prog: str, args: str = "", prefix: str | None = None) -> None:
             super().write_usage(prog, args, prefix or translated(_USAGE))
 
@@ -66,7 +70,7 @@ def _translate(command: Any) -> None:
         for name in ("help", "rich_help_panel"):
             if text := getattr(part, name, None):
                 setattr(part, name, translated(Message(text)))
-    help_option, format_help = command.get_help_option, command.format_help
+    help_option = command.get_help_option
 
     def in_chinese(context: Any) -> Any:
         option = help_option(context)
@@ -74,11 +78,7 @@ def _translate(command: Any) -> None:
             option.help = translated(_HELP)
         return option
 
-    def wrapped(context: Any, formatter: Any) -> None:
-        _wrap_chinese()
-        format_help(context, formatter)
-
-    command.get_help_option, command.format_help = in_chinese, wrapped
+    command.get_help_option = in_chinese
     for each in getattr(command, "commands", {}).values():
         _translate(each)
 

@@ -62,7 +62,10 @@ class CommandGroup(typer.core.TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             with _usage_errors():
-                return self._invoke_and_flush(ctx)
+                try:
+                    return super().invoke(ctx)
+                finally:
+                    flush()
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) or asked():  # any other error is then a consequence
                 _stopped(error)
@@ -73,28 +76,15 @@ class CommandGroup(typer.core.TyperGroup):
             elif isinstance(error, EOFError):  # which click would take for the user's wish to stop
                 raise RuntimeError("a file or the output of a process ended too early") from error
             else:
-                found = _users_mistake(error, self._options(ctx))
+                command = self.get_command(ctx, ctx.invoked_subcommand or "")
+                options = {name for parameter in (command.params if command else ()) for name in parameter.opts}
+                found = _users_mistake(error, options)
                 if found is None and is_launched():
                     found = DcclipError("".join(traceback.format_exception(error)), "")
                 if found is None:
                     raise
                 mistake = found
         _fail(mistake)
-
-    def _invoke_and_flush(self, ctx: Any) -> Any:
-        """The command's result, once all that it printed has been taken."""
-        try:
-            result = super().invoke(ctx)
-        except typer.Exit:
-            flush()
-            raise
-        flush()
-        return result
-
-    def _options(self, ctx: Any) -> set[str]:
-        """The options of the command that runs."""
-        command = self.get_command(ctx, ctx.invoked_subcommand or "")
-        return {name for parameter in (command.params if command else ()) for name in parameter.opts}
 
 
 @contextmanager
@@ -146,19 +136,13 @@ def _unwritten(error: OSError) -> DcclipError:
 def _users_mistake(error: BaseException, options: Collection[str]) -> DcclipError | None:
     """What the user can do about an error; None if it is not the user's."""
     if isinstance(error, ModuleNotFoundError):
-        return _not_installed(error)
+        package = (error.name or "").partition(".")[0]
+        what = Message("this needs the package {}, which is not installed", package)
+        extras = (extra for extra, packages in EXTRAS.items() if package in packages)
+        return next((DcclipError(what, Message("pip install 'dcclip[{}]'", extra)) for extra in extras), None)
     from dcclip_cli.cli.system_errors import explained
 
     return explained(error, options)
-
-
-def _not_installed(error: ModuleNotFoundError) -> DcclipError | None:
-    package = (error.name or "").partition(".")[0]
-    for extra, packages in EXTRAS.items():
-        if package in packages:
-            what = Message("this needs the package {}, which is not installed", package)
-            return DcclipError(what, Message("pip install 'dcclip[{}]'", extra))
-    return None
 
 
 def printable(text: str) -> str:

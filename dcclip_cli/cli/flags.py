@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from dcclip_cli.run_dir import StageName
 
 _MOST_AT_A_TIME = 64  # that every machine accepts
-_LONGEST_LINE = 100_000  # characters, each of which takes a tokenizer some 80 bytes
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 IMAGES = Argument(metavar="IMAGE", help="Images, folders or globs; - reads paths from stdin.")
@@ -77,8 +76,7 @@ Where = Annotated[Device, Option("--device", help="Device of the model; auto use
 
 
 Threads = Annotated[
-    int | None,
-    Option("--threads", min=1, callback=at_a_time, help="CPU threads per tower. Default: 1 for a bundle."),
+    int | None, Option("--threads", min=1, callback=at_a_time, help="CPU threads per tower. Default: 1 for a bundle.")
 ]
 TrustRemoteCode = Annotated[
     bool, Option("--trust-remote-code", help="Run code in the repositories of models (FG-CLIP2). Read it first.")
@@ -126,8 +124,6 @@ def lines_of(file: Path | None, kind: str, most_lines: int, most_bytes: int) -> 
     lines = [line.strip() for line in read_text(file, most_bytes, hint).splitlines() if line.strip()]
     if len(lines) > most_lines:
         raise DcclipError("{} has {:,} lines, more than {:,}", hint, file, len(lines), most_lines)
-    if (longest := max(map(len, lines), default=0)) > _LONGEST_LINE:
-        raise DcclipError("{} has a line of {:,} characters, more than {:,}", hint, file, longest, _LONGEST_LINE)
     return lines
 
 

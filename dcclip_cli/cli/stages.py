@@ -192,40 +192,35 @@ def _slices(count: int) -> str:
 
 def _show_collected(result: CollectResult) -> None:
     """Print how many pairs and captions were kept, and how many were dropped for each reason."""
-    counts = {
-        Message("pairs"): result.pairs,
-        **{Message("{} captions", language): count for language, count in result.captions.items()},
-    }
+    captions = {Message("{} captions", language): count for language, count in result.captions.items()}
+    counts = {Message("pairs"): result.pairs} | captions
     reasons = sorted({reason for count in counts.values() for reason in count.dropped})
-    rows = [
-        (Message("read"), *(f"{count.read:,}" for count in counts.values())),
-        *((reason, *(f"{count.dropped.get(reason, 0):,}" for count in counts.values())) for reason in reasons),
-        (Message("kept"), *(f"{count.kept:,}" for count in counts.values())),
-    ]
+    rows: list[tuple[str, ...]] = [(Message("read"), *(f"{count.read:,}" for count in counts.values()))]
+    rows += [(reason, *(f"{count.dropped.get(reason, 0):,}" for count in counts.values())) for reason in reasons]
+    rows.append((Message("kept"), *(f"{count.kept:,}" for count in counts.values())))
     console.show_table(Message("{}, shards: {}", result.folder, result.shards), ("", *counts), rows)
     console.show(str(result.folder / "report.html"))
 
 
 def _show_models(title: str, models: list[ModelSummary]) -> None:
     """Print models in columns, and the ratio of student to teacher."""
-    lines: list[tuple[str, list[float], str, float]] = [
-        *((f"top-1 {name}", [one.top1[name] for one in models], "{:.1%}", 1) for name in models[0].top1),
-        *(
-            (Message("agreement with the teacher, {}", on), [one.agreement[on] for one in models], "{:.1%}", 1)
-            for on in models[0].agreement
-        ),
-        (Message("parameters"), [one.parameters for one in models], "{:.2f} M", 1e6),
-        (Message("size of the weights"), [one.size_bytes for one in models], "{:.1f} MB", 1e6),
-        (Message("one image"), [one.image_ms for one in models], "{:.1f} ms", 1),
-        (Message("one text"), [one.text_ms for one in models], "{:.1f} ms", 1),
+    agreement = {on: Message("agreement with the teacher, {}", on) for on in models[0].agreement}
+    lines: list[tuple[str, list[float], str]] = [
+        *((f"top-1 {name}", [one.top1[name] for one in models], "{:.1%}") for name in models[0].top1),
+        *((name, [one.agreement[on] for one in models], "{:.1%}") for on, name in agreement.items()),
+        (Message("parameters"), [one.parameters / 1e6 for one in models], "{:.2f} M"),
+        (Message("size of the weights"), [one.size_bytes / 1e6 for one in models], "{:.1f} MB"),
+        (Message("one image"), [one.image_ms for one in models], "{:.1f} ms"),
+        (Message("one text"), [one.text_ms for one in models], "{:.1f} ms"),
     ]
-    table = [[name, *(text.format(value / unit) for value in values)] for name, values, text, unit in lines]
     names = {"teacher": Message("teacher"), "student": Message("student"), "bundle": Message("bundle")}
-    columns = ["", *(names.get(one.name, one.name) for one in models)]
-    if "teacher" in columns:
+    columns, table = ["", *(names[one.name] for one in models)], []
+    for name, values, text in lines:
+        table.append([name, *map(text.format, values)])
+        if models[0].name == "teacher":
+            table[-1].append(f"{values[1] / values[0]:.0%}" if values[0] else "")
+    if models[0].name == "teacher":
         columns.append(Message("student / teacher"))
-        for row, (_, values, *_) in zip(table, lines, strict=True):
-            row.append(f"{values[1] / values[0]:.0%}" if values[0] else "")
     console.show_table(title, columns, table)
 
 
@@ -286,9 +281,7 @@ def export(
 
     from dcclip_cli import api
 
-    given = {
-        "format": format, "precision": precision, "preprocess": preprocess, "calibration": calibration, "dims": dims,
-    }  # fmt: skip
-    options: dict[str, Any] = {key: value for key, value in given.items() if value}
+    given = {"format": format, "precision": precision, "preprocess": preprocess, "calibration": calibration}
+    options: dict[str, Any] = {key: value for key, value in (given | {"dims": dims}).items() if value}
     result = api.export(loaded, model=model, out=out, fresh=fresh, progress=talk, **options)
     console.show(str(result.folder))
