@@ -78,7 +78,7 @@ def new(
     if file.exists() and not force:
         raise DcclipError("{} exists", "name another file, or overwrite it with --force", file)
     flags.out(file, folder=False)
-    if not yes and None in (teacher, data, size) and not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not yes and None in (teacher, data, size) and not _can_ask():
         raise DcclipError("there is no terminal to ask in", "give --teacher, --data and --size, or --data and --yes")
     if data is None and yes:
         raise DcclipError("no data is named", "name it with --data PATH")
@@ -108,6 +108,10 @@ def new(
     atomic_write(file, recipes.recipe_text(made))
     _check(made)
     console.show(str(file))
+
+
+def _can_ask() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def _ask(question: str, choices: Mapping[Any, str], yes: bool) -> str:
