@@ -170,6 +170,7 @@ def test_the_readmes_are_short_and_in_sync() -> None:
     assert links[0] == links[1]
 
 
+@pytest.mark.slow  # a minute
 def test_the_python_in_getting_started_runs_in_order(whole_recipe: dict[str, Any], tmp_path: Path) -> None:
     quick = {stage: {**whole_recipe[stage], "precision": "fp32"} for stage in ("distill", "align", "eval")}  # no probe
     recipe = whole_recipe | quick | {"name": "quickstart"}

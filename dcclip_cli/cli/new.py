@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
     from dcclip_cli.recipe.new import NewRecipe
 
+_ABOUT = {  # of teachers
+    "altclip": Message("864 M parameters, zh and en; the paper's teacher"),
+    "fg-clip2": Message("377 M, zh and en, Apache-2.0; needs --trust-remote-code"),
+    "siglip2": Message("375 M, over 100 languages, Apache-2.0"),
+    "xlm-roberta": Message("366 M, 100 languages, MIT (code)"),
+    "chinese-clip": Message("188 M, Chinese only; see its card for the license"),
+    "metaclip2": Message("139 M, over 300 languages, CC-BY-NC-4.0"),
+}
 _File = Annotated[Path, Argument(metavar="FILE", help="The recipe to write; its name is the model's.")]
 _Teacher = Annotated[
     str | None,
@@ -85,7 +93,7 @@ def new(
 
     from dcclip_cli.recipe import new as recipes
 
-    choices = {name: f"{one.model}: {one.about}" for name, one in recipes.TEACHERS.items()}
+    choices = {name: Message("{}: {}", one.model, _ABOUT[name]) for name, one in recipes.TEACHERS.items()}
     if recipes.CLONE_STARTER.is_dir():
         choices["starter"] = Message("recipes/starter/model: 10 M, zh and en, Apache-2.0; nothing to download")
     question = "Teacher, the large model to learn from (or a directory, hf:ORG/NAME, ...)"

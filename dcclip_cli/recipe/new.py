@@ -44,32 +44,17 @@ class TeacherChoice:
 
     kind: str
     model: str
-    about: str
     text_width: int = 0
     parameters: float = math.inf  # where it may be as small as a student
 
 
 TEACHERS: Mapping[str, TeacherChoice] = {
-    "altclip": TeacherChoice(
-        "altclip", "BAAI/AltCLIP", Message("864 M parameters, zh and en; the paper's teacher"), 1024
-    ),
-    "fg-clip2": TeacherChoice(
-        "fgclip2", "qihoo360/fg-clip2-base", Message("377 M, zh and en, Apache-2.0; needs --trust-remote-code")
-    ),
-    "siglip2": TeacherChoice(
-        "transformers", "google/siglip2-base-patch16-224", Message("375 M, over 100 languages, Apache-2.0")
-    ),
-    "xlm-roberta": TeacherChoice(
-        "open_clip", "xlm-roberta-base-ViT-B-32/laion5b_s13b_b90k", Message("366 M, 100 languages, MIT (code)")
-    ),
-    "chinese-clip": TeacherChoice(
-        "transformers",
-        "OFA-Sys/chinese-clip-vit-base-patch16",
-        Message("188 M, Chinese only; see its card for the license"),
-    ),
-    "metaclip2": TeacherChoice(
-        "transformers", "facebook/metaclip-2-mt5-worldwide-s16", Message("139 M, over 300 languages, CC-BY-NC-4.0")
-    ),
+    "altclip": TeacherChoice("altclip", "BAAI/AltCLIP", text_width=1024),
+    "fg-clip2": TeacherChoice("fgclip2", "qihoo360/fg-clip2-base"),
+    "siglip2": TeacherChoice("transformers", "google/siglip2-base-patch16-224"),
+    "xlm-roberta": TeacherChoice("open_clip", "xlm-roberta-base-ViT-B-32/laion5b_s13b_b90k"),
+    "chinese-clip": TeacherChoice("transformers", "OFA-Sys/chinese-clip-vit-base-patch16"),
+    "metaclip2": TeacherChoice("transformers", "facebook/metaclip-2-mt5-worldwide-s16"),
 }
 
 
@@ -111,10 +96,10 @@ def choose_teacher(name: str) -> TeacherChoice:
         raise DcclipError("{} is an export, which has no features to learn from", hint, name)
     kind = "transformers" if found.kind == "hf" else "open_clip"
     if not found.path.is_dir():
-        return TeacherChoice(kind, found.target, "")
+        return TeacherChoice(kind, found.target)
     stored = stored_tensors(sorted(found.path.glob("*.safetensors"))).values()
     parameters = sum(math.prod(one.shape) for one in stored) or math.inf
-    return TeacherChoice(kind, found.target, "", _text_width(found.path), parameters)
+    return TeacherChoice(kind, found.target, _text_width(found.path), parameters)
 
 
 def _text_width(folder: Path) -> int:
