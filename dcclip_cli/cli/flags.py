@@ -149,10 +149,8 @@ def out(path: Path | None, folder: bool = True) -> None:
 def open_recipe(path: Path, sets: Sequence[str] | None, needed: StageName | None = None) -> LoadedRecipe:
     """The validated recipe, which must have the section `needed`."""
     from dcclip_cli import api
-    from dcclip_cli.recipe.load import load
 
-    loaded = load(path, sets or ())
-    return api.open_recipe(loaded, needed)
+    return api.open_recipe(path, needed, sets=sets)
 
 
 def show_checked(

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -19,7 +19,7 @@ from dcclip_cli.machine import is_first_process, is_launched
 from dcclip_cli.options import decisive
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.recipe.load import LoadedRecipe, record
-from dcclip_cli.recipe.summary import SUMMARY, ModelSummary, agreements, keep_summary, kept_summary
+from dcclip_cli.recipe.summary import ModelSummary, agreements, keep_summary, kept_summary
 from dcclip_cli.run_dir import RESOLVED, STAGES, RunDir, StageName, TrainResult, finished, has_product
 
 if TYPE_CHECKING:
@@ -120,7 +120,8 @@ class RecipeRun:
             assert self.loaded.recipe.export is not None
             return self.export(self.loaded.recipe.export, self.trained_model(), self.dir.stage("export"))
         if stage == "eval":
-            return self._evaluate("teacher", "student") if self.fresh or not self._kept_summary() else []
+            kept = not self.fresh and kept_summary(self.dir.root, self._identity(), self.progress)
+            return [] if kept else self._evaluate("teacher", "student")
         return self.train(stage)
 
     def collect(self, engine: Engine | None = None, limit: int | None = None) -> CollectResult:
@@ -213,8 +214,7 @@ class RecipeRun:
 
         if not any(stage.trains and stage.name in self.loaded.recipe.stages for stage in STAGES):
             return []
-        rows = [] if self.fresh else self._kept_summary()
-        if rows:
+        if not self.fresh and (rows := kept_summary(self.dir.root, self._identity(), self.progress)):
             self.progress.say(Message("eval: already done (use --fresh to redo)"))
             return rows
         results, options = self._evaluate("teacher", "student", "bundle"), self.loaded.recipe.eval
@@ -284,10 +284,6 @@ class RecipeRun:
                 update_card(model.path, self._results[name])
         return every
 
-    def _kept_summary(self) -> list[ModelSummary]:
-        """The summary that an earlier run measured of the same weights and test sets; empty if there is none."""
-        return kept_summary(self.dir.root / SUMMARY, self._identity(), self.progress)
-
     def _identity(self) -> str:
         """A hash over the trained weights and the sections of the recipe that decide evaluation and export."""
         from dcclip_cli.model.model_dir import model_fingerprint
@@ -299,27 +295,20 @@ class RecipeRun:
 
     def _measure(self) -> list[ModelSummary]:
         """Measure the run's models and keep that with their top-1, or their agreement with the teacher, in the run."""
+        from dcclip_cli.exporters.samples import recipe_samples
         from dcclip_cli.predict.encoder import footprint, load_encoder
 
-        models, rows = self._models(), []
-        agreement = self._agreements(models)
+        models, rows, agreement = self._models(), [], {}
+        if "teacher" in models and self.loaded.recipe.eval is None:  # no test set says more
+            given = recipe_samples(self.data(), "validation", "train")
+            if given is not None and given.embeddings is None:
+                agreement = agreements(models, given, self.device, self.progress)
         for name, reference in models.items():
             top1 = {f"{one.dataset} {one.language}": one.value for one in self._results.get(name, ())}
             measured = asdict(footprint(load_encoder(reference, "cpu")))
             rows.append(ModelSummary(name, **measured, top1=top1, agreement=agreement.get(name, {})))
-        keep_summary(self.dir.root / SUMMARY, self._identity(), rows)
+        keep_summary(self.dir.root, self._identity(), rows)
         return rows
-
-    def _agreements(self, models: Mapping[str, ModelReference]) -> dict[str, dict[str, float]]:
-        """`agreements`, if there is a teacher and no test set says more."""
-        if "teacher" not in models or self.loaded.recipe.eval is not None:
-            return {}
-        from dcclip_cli.exporters.samples import recipe_samples
-
-        given = recipe_samples(self.data(), "validation", "train")
-        if given is None or given.embeddings is not None:
-            return {}
-        return agreements(models, given, self.device, self.progress)
 
 
 def _parity(parity: Parity | None) -> Message:

@@ -145,13 +145,6 @@ def test_gpus_are_listed_and_decide_the_precision(monkeypatch: pytest.MonkeyPatc
     assert found["notes"]["GPU"] == "CUDA error: device is busy" and found["torch"]["GPU"] == []
 
 
-def test_without_native_bf16_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dcclip_cli.model.precision.has_native_bf16", lambda: False)
-    monkeypatch.setattr("dcclip_cli.model.precision._pass", None)
-    page = CliRunner().invoke(app, ["doctor"]).stdout
-    assert "  inference      convolutional fp32 (no native bf16 on this CPU)" in page
-
-
 def test_with_native_bf16_both_kinds_of_tower_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     gains = iter((1.55, 2.5, 0.6, 1.1))
     monkeypatch.setattr("dcclip_cli.model.precision.torch_has_bf16", lambda: True)

@@ -53,7 +53,7 @@ def test_names_are_printed_without_control_characters_and_on_one_line(folder: Pa
 def test_json_keeps_every_name(folder: Path) -> None:
     done = dcclip("predict", ".", "--labels", "猫,dog", "-q", "--json")
     assert [os.fsencode(one["image"]) for one in json.loads(done.stdout)] == [
-        b"=1+1.png", b"a.png", ODD, b"x\ny\x1b[31m.png",
+        b"=1+1.png", b"a.png", ODD, b"x\ny\x1b[31m.png"
     ]  # fmt: skip
     assert done.stdout.replace("\n", "").isprintable()
 
