@@ -26,56 +26,43 @@ _ABOUT = {  # of teachers
     "chinese-clip": Message("188 M, Chinese only; see its card for the license"),
     "metaclip2": Message("139 M, over 300 languages, CC-BY-NC-4.0"),
 }
-_File = Annotated[Path, Argument(metavar="FILE", help="The recipe to write; its name is the model's.")]
-_Teacher = Annotated[
-    str | None,
-    Option(
-        "--teacher",
-        metavar="MODEL",
-        help="altclip, fg-clip2, siglip2, xlm-roberta, chinese-clip, metaclip2, starter (in a clone), a model "
-        "directory, hf:ORG/NAME, hf-hub:ORG/NAME or open_clip:ARCH/TAG. Default: altclip.",
-    ),
-]
-_Data = Annotated[
-    str | None,
-    Option(
-        "--data",
-        metavar="PATH",
-        help="A folder of photographs, pairs (tars, Parquet files, a folder that collect wrote), a table (.tsv, .csv, "
-        ".jsonl) or a folder of class folders.",
-    ),
-]
-_Kind = Annotated[
-    Literal["photos", "pairs", "table", "classes"] | None,
-    Option("--kind", help="What --data is, if it is not what it looks like: folders of photographs are no classes."),
-]
-_Texts = Annotated[
-    Path | None,
-    Option(
-        "--texts",
-        metavar="FILE",
-        help="Texts to learn with photographs, one per line. Default: class names and prompts in both languages, "
-        "written next to FILE.",
-    ),
-]
-_Size = Annotated[
-    Literal["S", "M", "RN50", "XS"] | None,
-    Option("--size", help="Student of 12, 29, 45 or 3 M parameters. Default: S, or XS where the teacher is smaller."),
-]
-_Yes = Annotated[bool, Option("--yes", "-y", help="Ask nothing: take the defaults for what is not given.")]
-_Force = Annotated[bool, Option("--force", help="Overwrite FILE.")]
+_FILE = Argument(metavar="FILE", help="The recipe to write; its name is the model's.")
+_TEACHER = Option(
+    "--teacher",
+    metavar="MODEL",
+    help="altclip, fg-clip2, siglip2, xlm-roberta, chinese-clip, metaclip2, starter (in a clone), a model "
+    "directory, hf:ORG/NAME, hf-hub:ORG/NAME or open_clip:ARCH/TAG. Default: altclip.",
+)
+_DATA = Option(
+    "--data",
+    metavar="PATH",
+    help="A folder of photographs, pairs (tars, Parquet files, a folder that collect wrote), a table (.tsv, .csv, "
+    ".jsonl) or a folder of class folders.",
+)
+_KIND = Option("--kind", help="What --data is, if it is not what it looks like: folders of photographs are no classes.")
+_TEXTS = Option(
+    "--texts",
+    metavar="FILE",
+    help="Texts to learn with photographs, one per line. Default: class names and prompts in both languages, "
+    "written next to FILE.",
+)
+_SIZE = Option(
+    "--size", help="Student of 12, 29, 45 or 3 M parameters. Default: S, or XS where the teacher is smaller."
+)
+_YES = Option("--yes", "-y", help="Ask nothing: take the defaults for what is not given.")
+_FORCE = Option("--force", help="Overwrite FILE.")
 
 
 def new(
-    file: _File = Path("my-clip.yaml"),
-    teacher: _Teacher = None,
-    data: _Data = None,
-    kind: _Kind = None,
-    texts: _Texts = None,
-    size: _Size = None,
+    file: Annotated[Path, _FILE] = Path("my-clip.yaml"),
+    teacher: Annotated[str | None, _TEACHER] = None,
+    data: Annotated[str | None, _DATA] = None,
+    kind: Annotated[Literal["photos", "pairs", "table", "classes"] | None, _KIND] = None,
+    texts: Annotated[Path | None, _TEXTS] = None,
+    size: Annotated[Literal["S", "M", "RN50", "XS"] | None, _SIZE] = None,
     trust_remote_code: flags.TrustRemoteCode = False,
-    yes: _Yes = False,
-    force: _Force = False,
+    yes: Annotated[bool, _YES] = False,
+    force: Annotated[bool, _FORCE] = False,
 ) -> None:
     """Write a commented recipe from a few choices: teacher, data and size.
 

@@ -26,48 +26,32 @@ if TYPE_CHECKING:
 
 _MOST_LABELS, _MOST_LABELS_BYTES = 100_000, 10_000_000
 _MOST_TEXTS, _MOST_TEXTS_BYTES = 1_000_000, 100_000_000
-_Labels = Annotated[
-    str, Option("--labels", metavar="猫,dog", help="Labels in Chinese, English or both, separated by , ， or 、.")
-]
-_LabelsFile = Annotated[
-    Path | None, Option("--labels-file", metavar="FILE", help="File with more labels, one per line.")
-]
-_Template = Annotated[
-    list[str] | None,
-    Option(
-        "--template",
-        metavar="TEXT",
-        help="Prompt template; {} is the label. Used for labels of its script. Repeatable.",
-    ),
-]
-_MultiLabel = Annotated[
-    bool, Option("--multi-label", help="Score each label independently: none, one or several may be right.")
-]
-_Threshold = Annotated[
-    float, Option("--threshold", min=0, max=1, help="Show only labels with at least this probability.")
-]
-_JsonLines = Annotated[bool, Option("--jsonl", help="Print one JSON object per line, each as soon as it is known.")]
+_LABELS = Option("--labels", metavar="猫,dog", help="Labels in Chinese, English or both, separated by , ， or 、.")
+_LABELS_FILE = Option("--labels-file", metavar="FILE", help="File with more labels, one per line.")
+_TEMPLATE = Option(
+    "--template", metavar="TEXT", help="Prompt template; {} is the label. Used for labels of its script. Repeatable."
+)
+_MULTI_LABEL = Option("--multi-label", help="Score each label independently: none, one or several may be right.")
+_THRESHOLD = Option("--threshold", min=0, max=1, help="Show only labels with at least this probability.")
+_JSON_LINES = Option("--jsonl", help="Print one JSON object per line, each as soon as it is known.")
+_AS_CSV = Option(
+    "--csv", help="Print CSV: image, label, probability; an apostrophe is put before cells that begin like a formula."
+)
 
 
 def predict(
     images: Annotated[list[str], flags.IMAGES],
-    labels: _Labels = "",
-    labels_file: _LabelsFile = None,
+    labels: Annotated[str, _LABELS] = "",
+    labels_file: Annotated[Path | None, _LABELS_FILE] = None,
     model: flags.Model = None,
-    template: _Template = None,
+    template: Annotated[list[str] | None, _TEMPLATE] = None,
     no_template: Annotated[bool, Option("--no-template", help="Use the labels as they are.")] = False,
-    multi_label: _MultiLabel = False,
+    multi_label: Annotated[bool, _MULTI_LABEL] = False,
     top_k: Annotated[int, Option("--top-k", min=1, help="Number of labels to show per image.")] = 5,
-    threshold: _Threshold = 0.0,
+    threshold: Annotated[float, _THRESHOLD] = 0.0,
     as_json: Annotated[bool, Option("--json", help="Print one JSON list.")] = False,
-    as_jsonl: _JsonLines = False,
-    as_csv: Annotated[
-        bool,
-        Option(
-            "--csv",
-            help="Print CSV: image, label, probability; an apostrophe is put before cells that begin like a formula.",
-        ),
-    ] = False,
+    as_jsonl: Annotated[bool, _JSON_LINES] = False,
+    as_csv: Annotated[bool, _AS_CSV] = False,
     device: flags.Where = "auto",
     threads: flags.Threads = None,
     quiet: flags.Quiet = False,
@@ -157,6 +141,8 @@ def _plain(prediction: Prediction) -> dict[str, object]:
 
 
 _THUMBNAIL_PX = 240
+_PAGE = Option("--html", metavar="FILE", help="Also write an HTML page with thumbnails.")
+_DTYPE = Option("--dtype", help="Type of the embeddings in the index: int8 and binary take less space.")
 
 
 def search(
@@ -165,14 +151,9 @@ def search(
     model: flags.Model = None,
     top_k: Annotated[int, Option("--top-k", min=1, help="Number of images to show.")] = 12,
     as_json: Annotated[bool, Option("--json", help="Print a JSON list.")] = False,
-    page: Annotated[
-        Path | None, Option("--html", metavar="FILE", help="Also write an HTML page with thumbnails.")
-    ] = None,
+    page: Annotated[Path | None, _PAGE] = None,
     dims: flags.Dims = None,
-    dtype: Annotated[
-        Literal["fp16", "int8", "binary"],
-        Option("--dtype", help="Type of the embeddings in the index: int8 and binary take less space."),
-    ] = "fp16",
+    dtype: Annotated[Literal["fp16", "int8", "binary"], _DTYPE] = "fp16",
     fresh: Annotated[bool, Option("--fresh", help="Embed all images again.")] = False,
     device: flags.Where = "auto",
     threads: flags.Threads = None,
@@ -226,23 +207,20 @@ def _write_page(page: Path, text: str, hits: Sequence[Hit]) -> None:
     write_page(page, "dcclip_cli.cli", "search.html.j2", **values)
 
 
+_TEXTS = Option("--text", metavar="TEXT", help="Text to embed instead of images. Repeatable.")
+_TEXTS_FILE = Option("--texts-file", metavar="FILE", help="File with more texts, one per line.")
+_OUT = Option("--out", metavar="FILE", help="FILE.npy (with names in FILE.txt) or FILE.parquet.", show_default=False)
+_EMBED_DTYPE = Option("--dtype", help="Type of the embeddings in the file.")
+
+
 def embed(
     images: Annotated[list[str] | None, flags.IMAGES] = None,
-    texts: Annotated[
-        list[str] | None, Option("--text", metavar="TEXT", help="Text to embed instead of images. Repeatable.")
-    ] = None,
-    texts_file: Annotated[
-        Path | None, Option("--texts-file", metavar="FILE", help="File with more texts, one per line.")
-    ] = None,
-    out: Annotated[
-        Path,
-        Option("--out", metavar="FILE", help="FILE.npy (with names in FILE.txt) or FILE.parquet.", show_default=False),
-    ] = Path("embeddings.npy"),
+    texts: Annotated[list[str] | None, _TEXTS] = None,
+    texts_file: Annotated[Path | None, _TEXTS_FILE] = None,
+    out: Annotated[Path, _OUT] = Path("embeddings.npy"),
     model: flags.Model = None,
     dims: flags.Dims = None,
-    dtype: Annotated[
-        Literal["fp32", "fp16", "int8", "binary"], Option("--dtype", help="Type of the embeddings in the file.")
-    ] = "fp32",
+    dtype: Annotated[Literal["fp32", "fp16", "int8", "binary"], _EMBED_DTYPE] = "fp32",
     device: flags.Where = "auto",
     threads: flags.Threads = None,
     quiet: flags.Quiet = False,

@@ -224,43 +224,34 @@ def _show_models(title: str, models: list[ModelSummary]) -> None:
     console.show_table(title, columns, table)
 
 
-_Model = Annotated[str | None, Option("--model", metavar="MODEL", help=flags.EXPORTED_HELP)]
-_Format = Annotated[
-    FormatName | None, Option("--format", help="Format of the export. Default: the recipe's, else onnx.")
-]
-_Precision = Annotated[
-    Precision | None,
-    Option("--precision", help="Precision of the weights; int8 needs images. Default: the recipe's, else fp32."),
-]
-_Preprocess = Annotated[
-    Preprocess | None,
-    Option("--preprocess", help="Where images are resized: graph, in image.onnx. Default: the recipe's, else outside."),
-]
-_Calibration = Annotated[
-    Path | None, Option("--calibration", metavar="DIR", help="Images to calibrate int8 on. Default: the recipe's.")
-]
-_Dims = Annotated[
-    int | None,
-    Option(
-        "--dims",
-        min=8,
-        metavar="N",
-        help="Keep the first N numbers of embeddings, for models trained with `dims`. Default: the recipe's, else all.",
-    ),
-]
-_Out = Annotated[Path | None, Option("--out", metavar="DIR", help="Folder of the export. Default: runs/NAME/export.")]
+_MODEL = Option("--model", metavar="MODEL", help=flags.EXPORTED_HELP)
+_FORMAT = Option("--format", help="Format of the export. Default: the recipe's, else onnx.")
+_PRECISION = Option(
+    "--precision", help="Precision of the weights; int8 needs images. Default: the recipe's, else fp32."
+)
+_PREPROCESS = Option(
+    "--preprocess", help="Where images are resized: graph, in image.onnx. Default: the recipe's, else outside."
+)
+_CALIBRATION = Option("--calibration", metavar="DIR", help="Images to calibrate int8 on. Default: the recipe's.")
+_DIMS = Option(
+    "--dims",
+    min=8,
+    metavar="N",
+    help="Keep the first N numbers of embeddings, for models trained with `dims`. Default: the recipe's, else all.",
+)
+_OUT = Option("--out", metavar="DIR", help="Folder of the export. Default: runs/NAME/export.")
 
 
 def export(
     recipe: flags.OptionalRecipe = None,
-    model: _Model = None,
-    format: _Format = None,
-    precision: _Precision = None,
-    preprocess: _Preprocess = None,
-    calibration: _Calibration = None,
-    dims: _Dims = None,
+    model: Annotated[str | None, _MODEL] = None,
+    format: Annotated[FormatName | None, _FORMAT] = None,
+    precision: Annotated[Precision | None, _PRECISION] = None,
+    preprocess: Annotated[Preprocess | None, _PREPROCESS] = None,
+    calibration: Annotated[Path | None, _CALIBRATION] = None,
+    dims: Annotated[int | None, _DIMS] = None,
     sets: flags.Sets = None,
-    out: _Out = None,
+    out: Annotated[Path | None, _OUT] = None,
     fresh: flags.Fresh = False,
     check: flags.Check = False,
     quiet: flags.Quiet = False,

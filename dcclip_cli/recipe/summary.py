@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dcclip_cli.data.pair import PairDataset
     from dcclip_cli.model.reference import ModelReference
 
-_SUMMARY = "summary.json"
+SUMMARY = "summary.json"
 _SAMPLES = 128  # images, and texts per language: some seconds with the starter as teacher
 
 
@@ -43,12 +43,12 @@ def kept_summary(run: Path, identity: str, progress: Progress) -> list[ModelSumm
     def rows(content: dict[str, Any]) -> list[ModelSummary]:
         return [ModelSummary(**row) for row in content["rows"]] if content["of"] == identity else []
 
-    return read_cached(run / _SUMMARY, rows, progress.say) or []
+    return read_cached(run / SUMMARY, rows, progress.say) or []
 
 
 def keep_summary(run: Path, identity: str, rows: Sequence[ModelSummary]) -> None:
     """Write what `kept_summary` finds."""
-    write_json(run / _SUMMARY, {"of": identity, "rows": [asdict(row) for row in rows]})
+    write_json(run / SUMMARY, {"of": identity, "rows": [asdict(row) for row in rows]})
 
 
 def agreements(
