@@ -51,7 +51,13 @@ def speak_chinese(command: Any) -> None:
     os.environ["LANGUAGE"] = "zh"  # for gettext, by which Typer looks up some of its words
     gettext.bindtextdomain(DOMAIN, LOCALES)
     gettext.textdomain(DOMAIN)
-    base: Any = command.context_class.formatter_class
+    _format_chinese(command.context_class)
+    _translate(command)
+
+
+@cache  # once: every call would wrap it again
+def _format_chinese(context: Any) -> None:
+    base: Any = context.formatter_class
 
     class Formatter(base):
         def __init__(self, **options: Any) -> None:
@@ -61,8 +67,7 @@ def speak_chinese(command: Any) -> None:
         def write_usage(self, prog: str, args: str = "", prefix: str | None = None) -> None:
             super().write_usage(prog, args, prefix or translated(_USAGE))
 
-    command.context_class.formatter_class = Formatter
-    _translate(command)
+    context.formatter_class = Formatter
 
 
 def _translate(command: Any) -> None:

@@ -27,23 +27,19 @@ RecipeFile = Annotated[Path, Argument(metavar="RECIPE", help="Recipe, a YAML fil
 OptionalRecipe = Annotated[
     Path | None, Argument(metavar="RECIPE", help="Recipe whose section and trained model are used.")
 ]
-Sets = Annotated[
-    list[str] | None,
-    Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe: distill.epochs=3. Repeatable."),
-]
+_SETS = Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe: distill.epochs=3. Repeatable.")
+Sets = Annotated[list[str] | None, _SETS]
 Out = Annotated[Path | None, Option("--out", metavar="DIR", help="Run directory. Default: runs/NAME.")]
 Fresh = Annotated[bool, Option("--fresh/--resume", help="Start over, or resume where the last run stopped.")]
-FreshOrResume = Annotated[
-    bool | None,
-    Option(
-        "--fresh/--resume",
-        help="Start over, or resume from a saved state and fail if there is none. Default: resume if there is one.",
-    ),
-]
-Check = Annotated[
-    bool,
-    Option("--check", help="Check recipe, data, models, device and disk, print estimates of time and disk, and stop."),
-]
+_FRESH = Option(
+    "--fresh/--resume",
+    help="Start over, or resume from a saved state and fail if there is none. Default: resume if there is one.",
+)
+FreshOrResume = Annotated[bool | None, _FRESH]
+_CHECK = Option(
+    "--check", help="Check recipe, data, models, device and disk, print estimates of time and disk, and stop."
+)
+Check = Annotated[bool, _CHECK]
 
 
 def at_a_time(number: int | None) -> int | None:
@@ -63,34 +59,17 @@ def processes(asked: str) -> int | Literal["auto"]:
     return at_a_time(int(asked)) or 1
 
 
-Processes = Annotated[
-    Any,
-    Option(
-        "--processes",
-        parser=processes,
-        metavar="N",
-        help="Processes that train together, one per GPU; auto: one for each GPU.",
-    ),
-]
+_TOGETHER = "Processes that train together, one per GPU; auto: one for each GPU."
+Processes = Annotated[Any, Option("--processes", parser=processes, metavar="N", help=_TOGETHER)]
 Where = Annotated[Device, Option("--device", help="Device of the model; auto uses a GPU if there is one.")]
-
-
 Threads = Annotated[
     int | None, Option("--threads", min=1, callback=at_a_time, help="CPU threads per tower. Default: 1 for a bundle.")
 ]
 TrustRemoteCode = Annotated[
     bool, Option("--trust-remote-code", help="Run code in the repositories of models (FG-CLIP2). Read it first.")
 ]
-Dims = Annotated[
-    int | None,
-    Option(
-        "--dims",
-        min=8,
-        max=8192,
-        metavar="N",
-        help="Use the first N numbers of each embedding, for models trained with `dims`. Default: all.",
-    ),
-]
+_DIMS = "Use the first N numbers of each embedding, for models trained with `dims`. Default: all."
+Dims = Annotated[int | None, Option("--dims", min=8, max=8192, metavar="N", help=_DIMS)]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print errors only.")]
 Verbose = Annotated[bool, Option("--verbose", "-v", help="Show library logs too.")]
 MODEL_HELP = (

@@ -79,11 +79,13 @@ def explained(error: BaseException, options: Collection[str] = ()) -> DcclipErro
         what = Message("a library cannot handle the content of a file: {}", (text.splitlines() or [""])[0][:200])
         return DcclipError(what, "copy or download the model again: one of its files is damaged")
     number, file = _number(error, text), _file(error, text)
+    if number is None:
+        return None
     if number in _OF_PROCESS:
         return _OF_PROCESS[number]
     if number == errno.ENOMEM:
         return _no_memory(options)
-    if number is not None and file is not None:
+    if file is not None:
         return _sentence(number, file, options)
     return _DISK_FULL if number in (errno.ENOSPC, errno.EDQUOT) else None
 

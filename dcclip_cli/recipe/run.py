@@ -188,8 +188,15 @@ class RecipeRun:
         """Export a model, checked on the recipe's data and test sets."""
         from dcclip_cli.exporters.export import export
 
-        given = {"data": self.data(), "evaluation": self.loaded.recipe.eval}
-        result = export(options=options, model=model, out=out, **given, fresh=self.fresh, progress=self.progress)
+        result = export(
+            options=options,
+            model=model,
+            out=out,
+            data=self.data(),
+            evaluation=self.loaded.recipe.eval,
+            fresh=self.fresh,
+            progress=self.progress,
+        )
         self._tell("export", out, result, Message("{:.1f} MB; {}", result.size_bytes / 1e6, _parity(result.parity)))
         return result
 
