@@ -153,8 +153,8 @@ def _compare(product: Path, before: Recipe, recipe: Recipe, sections: Iterable[s
     if changed:
         values = ((".".join(map(str, at)), _shown(old.get(at)), _shown(new.get(at))) for at in changed[:3])
         changes = joined(", ", (Message("{} was {}, is {}", *value) for value in values))
-        hint = "make it again with --fresh, or keep both with another name or --out DIR"
-        raise DcclipError("{} was made from a recipe that differs: {}", hint, product, changes)
+        what = Message("{} was made from a recipe that differs: {}", product, changes)
+        raise DcclipError(what, "make it again with --fresh, or keep both with another name or --out DIR")
 
 
 def _shown(value: Any) -> Any:

@@ -155,17 +155,10 @@ def test_our_own_errors_are_not_explained_away(error: Exception) -> None:
 def test_a_place_that_cannot_be_written_is_known_before_the_work(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
-    os.mkfifo(tmp_path / "pipe")
     check_target(tmp_path / "新" / "a", folder=True)
     check_target(tmp_path, folder=True)
     check_target(file, folder=False)
     check_target(tmp_path / "b.npy", folder=False)
     for target, folder in ((file, True), (file / "x", True), (file / "x" / "y", False), (tmp_path, False)):
         assert isinstance(raised(partial(check_target, target, folder)), OSError)
-    for name in ("x" * 300, f"{'长' * 90}/a"):
-        assert "too long" in told(raised(partial(check_target, tmp_path / name, True))).what
-    (tmp_path / "loop").symlink_to("loop")
-    for folder in (True, False):
-        assert "is a pipe" in str(raised(partial(check_target, tmp_path / "pipe", folder)))
-        assert "lead in a circle" in told(raised(partial(check_target, tmp_path / "loop", folder))).what
     assert "is a device" in str(raised(partial(check_target, Path(os.devnull), True)))
