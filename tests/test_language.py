@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 from rich.cells import cell_len
 
@@ -56,6 +60,7 @@ def test_commands_speak_chinese(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     said = dcclip("recipe", "show", "--frsh", expect=2).stderr
     assert all(part in said for part in ("用法：dcclip recipe show [OPTIONS]", "错误", "没有选项 --frsh"))
-    shown = dcclip("distill", "--help").stdout
+    command = [sys.executable, "-m", "dcclip_cli", "distill", "--help"]  # Typer looks up some words once, at its import
+    shown = subprocess.run(command, env=os.environ | {"PYTHONUTF8": "1"}, capture_output=True, encoding="utf-8").stdout
     assert all(part in shown for part in ("用法：", "选项", "让学生学习教师的特征", "[必填]", "显示此帮助并退出。"))
     assert "…" not in shown and max(map(cell_len, shown.splitlines())) == 80
