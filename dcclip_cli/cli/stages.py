@@ -139,8 +139,9 @@ def index(
     found = find(files, columns, talk)
     images = sum(sum(one.about.rows) for one in found)
     pairs = sum(sum(one.about.captioned) for one in found)
-    alone = f", {images - pairs:,} images without captions" if images > pairs else ""
-    console.show(f"{pairs:,} pairs in {len(found):,} {'file' if len(found) == 1 else 'files'}{alone}")
+    alone = Message(", {:,} images without captions", images - pairs) if images > pairs else ""
+    counted = Message("1 file") if len(found) == 1 else Message("{:,} files", len(found))
+    console.show(Message("{:,} pairs in {}{}", pairs, counted, alone))
 
 
 def _training(stage: Literal["distill", "align"], what: str) -> Callable[..., None]:
@@ -181,13 +182,14 @@ def _show_plan(loaded: LoadedRecipe) -> None:
     assert loaded.recipe.collect is not None
     found = plan(loaded.recipe.collect)
     for reading in found.readings:
-        about = f"about {reading.about:,} pairs, {_slices(reading.slices)}"
-        console.show(f"{reading.label} ({reading.kind}): {about}")
-    console.show(f"collect would read about {found.about:,} pairs in {_slices(len(found.assignments))}")
+        slices = _slices(reading.slices)
+        console.show(Message("{} ({}): about {:,} pairs, {}", reading.label, reading.kind, reading.about, slices))
+    slices = _slices(len(found.assignments))
+    console.show(Message("collect would read about {:,} pairs in {}", found.about, slices))
 
 
-def _slices(count: int) -> str:
-    return f"{count:,} {'slice' if count == 1 else 'slices'}"
+def _slices(count: int) -> Message:
+    return Message("1 slice") if count == 1 else Message("{:,} slices", count)
 
 
 def _show_collected(result: CollectResult) -> None:
