@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -38,9 +39,7 @@ def main() -> None:
 
 
 def _run_command() -> None:
-    from dcclip_cli.cli.streams import prepare_streams
-
-    prepare_streams()
+    _prepare_streams()
     loading = _say_loading(sys.argv[1:])
     try:
         from dcclip_cli.cli.app import app
@@ -49,6 +48,27 @@ def _run_command() -> None:
     finally:
         if loading:
             loading.cancel()
+
+
+def _prepare_streams() -> None:
+    """Make the standard streams usable, whatever they are: closed ones are like /dev/null, and nothing fails to print.
+
+    What a stream cannot encode is printed as a backslash and its number. Paths read from stdin are decoded as those
+    on the command line.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # closed: a file that is opened next would take its place
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape")
 
 
 def _exit(code: int) -> None:

@@ -61,11 +61,10 @@ def collect(
     from dcclip_cli.curation.executors import Engine
 
     job = open_run(open_recipe(recipe, "collect", options, sets), out, fresh=fresh, progress=progress)
-    with job.working():
-        if limit is None:
-            job.begin("collect")
-        assert job.loaded.recipe.collect is not None
-        return job.collect(Engine(engine, workers, job.loaded.recipe.collect.cluster), limit)
+    if limit is None:
+        job.begin("collect")
+    assert job.loaded.recipe.collect is not None
+    return job.collect(Engine(engine, workers, job.loaded.recipe.collect.cluster), limit)
 
 
 def distill(
@@ -92,7 +91,7 @@ def distill(
     Raises DcclipError.
     """
     loaded = open_recipe(recipe, "distill", options, sets)
-    return _train("distill", open_run(loaded, out, device, fresh, progress, processes), resume)
+    return open_run(loaded, out, device, fresh, progress, processes).train_alone("distill", resume)
 
 
 def align(
@@ -112,7 +111,7 @@ def align(
     `options` are keys of the recipe's section `align`. For the rest see `distill`.
     """
     loaded = open_recipe(recipe, "align", options, sets)
-    return _train("align", open_run(loaded, out, device, fresh, progress, processes), resume)
+    return open_run(loaded, out, device, fresh, progress, processes).train_alone("align", resume)
 
 
 def evaluate(
@@ -223,8 +222,7 @@ def export(
     else:
         named = job.trained_model()
     job.progress.say(named.description)
-    with job.working():
-        return job.export(loaded.recipe.export or ExportOptions(), named, Path(out or job.dir.stage("export")))
+    return job.export(loaded.recipe.export or ExportOptions(), named, Path(out or job.dir.stage("export")))
 
 
 def push(
@@ -305,9 +303,8 @@ def run(
     Finished stages are skipped. For the parameters see `distill`.
     """
     job = open_run(open_recipe(recipe, None, {}, sets), out, device, fresh, progress, processes)
-    with job.working():
-        job.begin_all()
-        return RunResult(job.dir.root, dict(job.run_all()), job.summary())
+    job.begin_all()
+    return RunResult(job.dir.root, dict(job.run_all()), job.summary())
 
 
 def compare(first: str, second: str, *, force: bool = False, progress: ProgressChoice = False) -> Comparison:
@@ -359,11 +356,3 @@ def open_run(
     folder = Path(out) if out is not None else Path("runs") / loaded.recipe.name
     number = process_number(processes, device)
     return RecipeRun(loaded, RunDir(folder), device, fresh, progress_for(progress), number)
-
-
-def _train(stage: StageName, job: RecipeRun, resume: bool) -> TrainResult:
-    if resume:
-        job.expect_state(stage)
-    with job.working():
-        job.begin(stage)
-        return job.train(stage)

@@ -58,14 +58,8 @@ def xlmr_tokenizer(folder: Path, size: int, length: int, **config: Any) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>"}
     names |= {"pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "<mask>"}
-    write(
-        folder,
-        "tokenizer_config.json",
-        tokenizer_class="XLMRobertaTokenizer",
-        model_max_length=length,
-        **names,
-        **config,
-    )
+    config |= names | {"tokenizer_class": "XLMRobertaTokenizer", "model_max_length": length}
+    write(folder, "tokenizer_config.json", **config)
 
 
 def siglip_tokenizer(folder: Path, size: int) -> None:
@@ -113,14 +107,8 @@ def gemma_tokenizer(folder: Path, size: int, **more: Any) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
     config = {"add_bos_token": False, "add_eos_token": True, "padding_side": "right", "model_max_length": 64, **more}
-    write(
-        folder,
-        "tokenizer_config.json",
-        tokenizer_class="GemmaTokenizer",
-        processor_class="SiglipProcessor",
-        **names,
-        **config,
-    )
+    config |= names | {"tokenizer_class": "GemmaTokenizer", "processor_class": "SiglipProcessor"}
+    write(folder, "tokenizer_config.json", **config)
 
 
 def tower(**more: int) -> dict[str, Any]:
@@ -167,26 +155,15 @@ def chineseclip(folder: Path) -> None:
     weights["vision_model.embeddings.position_ids"] = torch.arange(patches)[None]
     torch.save(weights, folder / "pytorch_model.bin")
     square = {"height": 32, "width": 32}
-    images: dict[str, Any] = {
-        "do_center_crop": False,
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_resize": True,
-        "resample": 3,
-    }
-    images |= {"image_mean": CLIP_MEAN, "image_std": CLIP_STD, "size": square, "crop_size": square}
+    images = CLIP_IMAGES | {"do_center_crop": False, "size": square, "crop_size": square}
     write(folder, "preprocessor_config.json", feature_extractor_type="ChineseCLIPFeatureExtractor", **images)
 
 
-SIGLIP2_IMAGES: dict[str, Any] = {
-    "do_normalize": True,
-    "do_rescale": True,
-    "do_resize": True,
-    "resample": 2,
-    "rescale_factor": 1 / 255,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
-}
+_DONE = dict.fromkeys(("do_normalize", "do_resize"), True)
+CLIP_IMAGES: dict[str, Any] = _DONE | {"do_center_crop": True, "do_convert_rgb": True, "resample": 3}
+CLIP_IMAGES |= {"image_mean": CLIP_MEAN, "image_std": CLIP_STD}
+SIGLIP2_IMAGES: dict[str, Any] = _DONE | {"do_rescale": True, "resample": 2, "rescale_factor": 1 / 255}
+SIGLIP2_IMAGES |= {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
 
 def siglip2_text(size: int) -> dict[str, Any]:
@@ -296,15 +273,7 @@ def openclip_xlmr(folder: Path) -> None:
 
 def clip_images(folder: Path, kind: str, size: dict[str, int] | None = None) -> None:
     """CLIP's preprocessor_config.json; the shorter side is resized, or both to `size`."""
-    images: dict[str, Any] = {
-        "do_center_crop": True,
-        "do_normalize": True,
-        "do_resize": True,
-        "do_convert_rgb": True,
-        "resample": 3,
-    }
-    images |= {"image_mean": CLIP_MEAN, "image_std": CLIP_STD}
-    images |= {"size": size or {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    images = CLIP_IMAGES | {"size": size or {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     write(folder, "preprocessor_config.json", image_processor_type=kind, **images)
 
 

@@ -106,8 +106,6 @@ def test_a_finished_stage_is_returned_as_it_is_unless_fresh(recipe: Path, done: 
     ("arguments", "what"),
     [
         ({"step": 3}, "arguments: distill.step: unknown key, did you mean 'steps'?"),
-        ({"outt": "runs/a"}, "arguments: distill.outt: unknown key, did you mean 'out'?"),
-        ({"steps": 0}, "arguments: distill.steps: input should be greater than or equal to 1 (got 0)"),
         (
             {"optimizer": {"kind": "adam"}},
             "arguments: distill.optimizer.kind: input should be 'adamw', 'muon' or 'sgd' (got 'adam')",

@@ -159,27 +159,6 @@ def test_open_clip_loads_a_model_directory_as_deploy_shows(
     assert re.fullmatch(r"tensor\(\[\[[01]\.\d+, [01]\.\d+\]\]\)", capsys.readouterr().out.strip())
 
 
-@pytest.mark.parametrize("page", READMES)
-def test_the_readme_shows_what_its_commands_print_also_after_the_quick_start(
-    page: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("recipes", "docs"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "runs/quickstart/align").mkdir(parents=True)
-    (tmp_path / "runs/quickstart/align/model").symlink_to(model_folder)
-    monkeypatch.chdir(tmp_path)
-    (last,) = re.findall(r"^\t\$\(BIN\)/dcclip (predict .+)", (ROOT / "Makefile").read_text("utf-8"), re.M)
-    done = CliRunner().invoke(app, shlex.split(last))
-    assert done.stderr.startswith("model: runs/quickstart/align/model\n") and done.exit_code == 0
-    (wanted,) = blocks(ROOT / page, "text")
-    lines = [line for block in blocks(ROOT / page, "sh", marked=False) for line in block.splitlines()]
-    found = "".join(CliRunner().invoke(app, shlex.split(line)[1:]).stdout for line in lines)
-    best = [
-        re.findall(r"\S+", line)[:2] for line in found.splitlines()
-    ]  # file and label: percentages may round otherwise
-    assert [re.findall(r"\S+", line)[:2] for line in wanted.splitlines()] == best
-
-
 def test_the_readmes_are_short_and_in_sync() -> None:
     english, chinese = ((ROOT / page).read_text("utf-8") for page in READMES)
     assert max(len(english.splitlines()), len(chinese.splitlines())) <= 120
@@ -191,6 +170,7 @@ def test_the_readmes_are_short_and_in_sync() -> None:
     assert links[0] == links[1]
 
 
+@pytest.mark.slow  # a minute
 def test_the_python_in_getting_started_runs_in_order(whole_recipe: dict[str, Any], tmp_path: Path) -> None:
     quick = {stage: {**whole_recipe[stage], "precision": "fp32"} for stage in ("distill", "align", "eval")}  # no probe
     recipe = whole_recipe | quick | {"name": "quickstart"}

@@ -1,13 +1,16 @@
 """Messages keep their templates, and are shown in the language of the user."""
 
+import os
 import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 from dcclip_cli.errors import AgainError, DcclipError, Message, joined, language, translated
+from tests.cli.conftest import dcclip
 
 
 def test_an_error_fills_both_of_its_templates_with_the_fields() -> None:
@@ -106,31 +109,17 @@ def test_a_text_that_is_no_message_or_unknown_stays_as_it_is() -> None:
     ]
 
 
-def test_commands_speak_chinese() -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "dcclip_cli", *arguments]
-        return subprocess.run(
-            command, env={"PYTHONUTF8": "1", "LANG": "zh_CN.UTF-8"}, capture_output=True, encoding="utf-8"
-        )
-
-    done = run("recipe", "show", "没有.yaml")
-    assert done.returncode == 1
+def test_commands_speak_chinese(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DCCLIP_LANG", "zh")
+    monkeypatch.setenv("LANGUAGE", "")  # which Chinese help sets
+    done = dcclip("recipe", "show", "没有.yaml", expect=1)
     assert done.stderr.splitlines()[-2:] == [
         "错误：没有.yaml 不存在",
         "提示：请给出一个配方，如 recipes/quickstart.yaml",
     ]
-    done = run("recipe", "show", "--frsh")
-    assert done.returncode == 2
-    assert all(part in done.stderr for part in ("用法：dcclip recipe show [OPTIONS]", "错误", "没有选项 --frsh"))
-    done = run("distill", "--help")
-    assert all(
-        part in done.stdout for part in ("用法：", "选项", "让学生学习教师的特征", "[必填]", "显示此帮助并退出。")
-    )
-    assert "…" not in done.stdout
-    assert max(map(_width, done.stdout.splitlines())) == 80
-
-
-def _width(line: str) -> int:
-    from rich.cells import cell_len
-
-    return cell_len(line)
+    said = dcclip("recipe", "show", "--frsh", expect=2).stderr
+    assert all(part in said for part in ("用法：dcclip recipe show [OPTIONS]", "错误", "没有选项 --frsh"))
+    command = [sys.executable, "-m", "dcclip_cli", "distill", "--help"]  # Typer looks up some words once, at its import
+    shown = subprocess.run(command, env=os.environ | {"PYTHONUTF8": "1"}, capture_output=True, encoding="utf-8").stdout
+    assert all(part in shown for part in ("用法：", "选项", "让学生学习教师的特征", "[必填]", "显示此帮助并退出。"))
+    assert "…" not in shown and max(map(cell_len, shown.splitlines())) == 80

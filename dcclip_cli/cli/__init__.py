@@ -1,1 +1,1 @@
-"""Commands: Typer options -> one call -> what is shown. One file per command."""
+"""Commands: Typer options -> one call -> what is shown."""

@@ -1,16 +1,40 @@
-"""`dcclip recipe` and `models`: recipe keys, and models to name."""
+"""`dcclip recipe`, `models` and `doctor`: recipe keys, models to name, and facts about this machine."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
+import platform
+import re
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
+from dcclip_cli import machine
 from dcclip_cli.cli import console, flags
 from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.files import cache_folder, free_bytes
+from dcclip_cli.text import size_in_words
+from dcclip_cli.versions import EXTRAS, LIBRARIES, VERSION, versions
 
 _NAME, _KIND = Message("name"), Message("kind")
+_HUB = Message("hf:ORG/NAME, a path")
+_TEACHERS = (
+    ("altclip", Message("BAAI/AltCLIP, the paper's"), _HUB),
+    ("transformers", "ChineseCLIP, QA-CLIP, CLIP, SigLIP, SigLIP2, MetaCLIP2, UForm", _HUB),
+    (
+        *("fgclip2", Message("FG-CLIP2, with its repository's code")),
+        Message("hf:ORG/NAME, a path, --trust-remote-code"),
+    ),
+    (
+        *("open_clip", Message("any open_clip model, any model directory")),
+        Message("open_clip:ARCH/TAG, hf-hub:ORG/NAME, a path"),
+    ),
+)
 recipe_app = typer.Typer(no_args_is_help=True, help="Show recipes: allowed keys; a recipe with all defaults.")
 
 
@@ -44,48 +68,192 @@ def models() -> None:
             found = resolve(str(folder))
         except DcclipError:
             continue  # a run without a model yet
-        rows.append(
-            (
-                str(folder),
-                found.kind,
-                os.path.relpath(found.path) if found.path.is_relative_to(Path.cwd()) else str(found.path),
-            )
-        )
+        inside = found.path.is_relative_to(Path.cwd())
+        rows.append((str(folder), found.kind, os.path.relpath(found.path) if inside else str(found.path)))
     rows.append((STARTER, resolve(STARTER).kind, Message("included in dcclip")))
     console.show_table(Message("Models found here: --model NAME"), (_NAME, _KIND, Message("model")), rows)
-    presets = (
-        (
-            name,
-            str(preset["image"]["timm"]),
-            Message("{} layers x {}", preset["text"]["layers"], preset["text"]["width"]),
-        )
-        for name, preset in PRESETS.items()
-    )
-    console.show_table(
-        Message("Students: student: {{preset: NAME}}"),
-        (Message("preset"), Message("image tower"), Message("text tower")),
-        presets,
-    )
-    teachers = (
-        ("altclip", Message("BAAI/AltCLIP, the paper's"), Message("hf:ORG/NAME, a path")),
-        (
-            "transformers",
-            "ChineseCLIP, QA-CLIP, CLIP, SigLIP, SigLIP2, MetaCLIP2, UForm",
-            Message("hf:ORG/NAME, a path"),
-        ),
-        (
-            "fgclip2",
-            Message("FG-CLIP2, with its repository's code"),
-            Message("hf:ORG/NAME, a path, --trust-remote-code"),
-        ),
-        (
-            "open_clip",
-            Message("any open_clip model, any model directory"),
-            Message("open_clip:ARCH/TAG, hf-hub:ORG/NAME, a path"),
-        ),
-    )
-    console.show_table(
-        Message("Teachers: teacher: {{kind: KIND, model: NAME}}"),
-        (_KIND, Message("models"), Message("as --model")),
-        teachers,
-    )
+    presets = []
+    for name, preset in PRESETS.items():
+        text = Message("{} layers x {}", preset["text"]["layers"], preset["text"]["width"])
+        presets.append((name, str(preset["image"]["timm"]), text))
+    columns = (Message("preset"), Message("image tower"), Message("text tower"))
+    console.show_table(Message("Students: student: {{preset: NAME}}"), columns, presets)
+    columns = (_KIND, Message("models"), Message("as --model"))
+    console.show_table(Message("Teachers: teacher: {{kind: KIND, model: NAME}}"), columns, _TEACHERS)
+
+
+# ---- doctor
+
+# Features that decide what is fast here, by their names on Linux and on macOS.
+_FEATURES = {
+    *("avx2", "avx2_0", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8"),
+    *("asimdhp", "asimddp", "i8mm", "bf16", "sve", "FEAT_FP16", "FEAT_DotProd", "FEAT_I8MM", "FEAT_BF16"),
+}
+_VARIABLES = (
+    *("DCCLIP_MODEL", "DCCLIP_CACHE", "HF_HOME", "HF_HUB_OFFLINE", "HF_ENDPOINT", "CUDA_VISIBLE_DEVICES"),
+    *("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"),
+)
+_MORE_LIBRARIES = (
+    *("torchvision", "accelerate", "safetensors", "onnxruntime-gpu", "onnx", "onnxscript"),
+    *("datasets", "duckdb", "pyarrow"),
+)
+_SECTIONS = ("processor", "storage", "torch", "extras", "notes")
+Facts = dict[str, Any]
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; sizes are in bytes.")] = False,
+) -> None:
+    """Show versions, hardware and missing packages, for a bug report."""
+    found = diagnose()
+    if as_json:
+        return console.show_json(found)
+    rest = {name: value for name, value in found.items() if name not in _SECTIONS}
+    for title, facts in ({"dcclip": rest} | {name: found[name] or {} for name in _SECTIONS}).items():
+        lines = [(name.removesuffix("_bytes"), _text(name, value)) for name, value in facts.items()]
+        console.show_fields(title, [line for line in lines if line[1]])
+
+
+def _text(name: str, value: Any) -> str:
+    """A fact to read; empty for what is unknown or absent."""
+    if isinstance(value, dict):
+        return ", ".join(f"{inner} {text}" for inner, one in value.items() if (text := _text(name, one)))
+    if isinstance(value, list | tuple):
+        return ", ".join(_text(name, one) for one in value) or "none"
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: ""}[value]
+    if name.endswith("_bytes"):
+        return size_in_words(value)
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def diagnose() -> Facts:
+    """All facts, the same keys on every machine; what is unknown or absent is None. `notes`: what is wrong or slow.
+
+    Nothing names the user: paths start with ~ for the home folder. Imports torch if it is installed, and times two
+    small towers if bf16 is native.
+    """
+    from dcclip_cli.model.reference import resolve
+
+    notes: dict[str, str] = {}
+    try:
+        model = _shown(resolve().description.removeprefix("model: "))
+    except DcclipError as error:
+        model, notes["model"] = "none", f"{_shown(error.what)}: {error.hint}"
+    load, cores, vnni = machine.load_average(), os.cpu_count(), machine.has_vnni()
+    if load and cores and load[0] > cores:  # both of the whole machine, even where this process may use a few cores
+        notes["busy machine"] = f"load {load[0]:.1f} on {cores} cores: other work slows down training and measurements"
+    if vnni is False:
+        notes["int8"] = "this processor has no VNNI: int8 is slower"
+    onnxruntime = _imported("onnxruntime", notes)
+    providers = onnxruntime.get_available_providers() if onnxruntime else None
+    libraries = dict.fromkeys((*LIBRARIES, *_MORE_LIBRARIES)) | versions(_MORE_LIBRARIES)
+    return {
+        "versions": {"dcclip": None, "python": platform.python_version()} | libraries | {"dcclip": VERSION},
+        "system": platform.platform(),
+        "onnxruntime": providers and [one.removesuffix("ExecutionProvider") for one in providers],
+        "int8_vnni": vnni,
+        "variables": {name: _shown(os.environ.get(name, "")) or None for name in _VARIABLES},
+        "model": model,
+        "processor": _processor(load),
+        "storage": _storage(),
+        "torch": _torch(notes),
+        "extras": {name: _extra(name, packages) for name, packages in EXTRAS.items()},
+        "notes": notes,
+    }
+
+
+def _shown(text: str) -> str:
+    """`text` with ~ for the home folder, and without the name and password of a URL."""
+    text = re.sub(r"(?<=://)[^/@\s]*@", "", text)
+    home = os.path.expanduser("~").rstrip("/\\")
+    return re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text) if home not in ("", "~") else text
+
+
+def _processor(load: Sequence[float] | None) -> Facts:
+    """`cores` may be used by this process, by its affinity and quota. Load averages are over 1, 5 and 15 minutes."""
+    features, quota = machine.cpu_features(), machine.cgroup_quota(Path("/"))
+    return {
+        "name": machine.cpu_name(),
+        "architecture": platform.machine().lower(),
+        "class": machine.machine_class() if features else None,
+        "features": sorted(features & _FEATURES) if features else None,
+        "cores": machine.cores(),
+        "affinity": machine.affinity_cores(),
+        "cgroup_quota": quota if quota < float("inf") else None,
+        "logical": os.cpu_count(),
+        "physical": machine.physical_cores(),
+        "load": load,
+    }
+
+
+def _storage() -> Facts:
+    """Sizes of memory and of the cache folder, and what is free on its disk and on that of the current folder."""
+    memory, cache = machine.memory(), cache_folder()
+    parts = sorted(part for part in cache.iterdir() if part.is_dir()) if cache.is_dir() else []
+    sizes = {part.name: [file.stat().st_size for file in part.rglob("*") if file.is_file()] for part in parts}
+    return {
+        "memory_bytes": memory.total if memory else None,
+        "available_bytes": memory.available if memory else None,
+        "free_here_bytes": free_bytes(Path()),
+        "cache_folder": _shown(str(cache)),
+        "free_cache_bytes": free_bytes(cache),
+        "cached_bytes": {name: sum(files) for name, files in sizes.items()},
+    }
+
+
+def _extra(name: str, packages: Sequence[str]) -> str:
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    return f"pip install 'dcclip[{name}]' (missing: {', '.join(missing)})" if missing else "installed"
+
+
+def _imported(name: str, notes: dict[str, str]) -> Any:
+    """A module; None if it is not installed, or cannot be imported, which is then a note."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        return None
+    except (ImportError, OSError) as error:  # OSError: Windows, where a DLL is missing
+        notes[name] = f"cannot be imported: {_shown(str(error))}"
+        return None
+
+
+def _torch(notes: dict[str, str]) -> Facts | None:
+    """`device` is that of `--device auto`; the precision that `auto` chooses on it by use and kind of tower."""
+    torch = _imported("torch", notes)
+    if torch is None:
+        return None
+    from dcclip_cli.model.precision import newton_schulz_precision, torch_device, typical_choices
+
+    with warnings.catch_warnings(record=True) as caught:  # such as a driver that is too old
+        warnings.simplefilter("always")
+        has_cuda = torch.cuda.is_available()
+    if caught:
+        notes["GPU"] = "; ".join(str(one.message).splitlines()[0] for one in caught)
+    device = usable = torch_device("auto")
+    gpus: list[str] = []
+    try:
+        gpus = [_gpu(torch, number) for number in range(torch.cuda.device_count())] if has_cuda else []
+    except RuntimeError as error:  # a GPU that is broken or used exclusively by another process
+        notes["GPU"], usable = str(error).partition("\n")[0], "cpu"
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
+    return {
+        "threads": torch.get_num_threads(),
+        "kernels": torch.backends.cpu.get_cpu_capability(),
+        "device": device,
+        "build": f"ROCm {torch.version.hip}" if torch.version.hip else build,
+        "GPU": gpus,
+        "MPS": torch.backends.mps.is_available(),
+        "newton_schulz": newton_schulz_precision(usable),
+        **{
+            use: {kind: f"{one.precision} ({one.reason})" for kind, one in kinds.items()}
+            for use, kinds in typical_choices(usable).items()
+        },
+    }
+
+
+def _gpu(torch: Any, number: int) -> str:
+    with torch.cuda.device(number):
+        bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
+    about = torch.cuda.get_device_properties(number)
+    return f"{about.name}, {about.total_memory / 1e9:.1f} GB, capability {about.major}.{about.minor}, {bf16}"

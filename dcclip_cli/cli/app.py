@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dcclip_cli.cli import about, console, demo, doctor, eval, index, new, predict, push, stages, trim
+from dcclip_cli.cli import about, console, demo, eval, new, predict, push, stages, trim
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.machine import set_library_defaults
 from dcclip_cli.versions import VERSION
@@ -46,12 +46,12 @@ def dcclip(
 
 _PANELS = {
     "Make a model from a recipe": (
-        *(new.new, stages.run, stages.collect, index.index, stages.distill, stages.align),
+        *(new.new, stages.run, stages.collect, stages.index, stages.distill, stages.align),
         *(eval.eval, eval.compare, stages.export, trim.trim),
     ),
     "Use a model": (predict.predict, predict.search, predict.embed, demo.demo),
     "Publish a model": (push.push,),
-    "Look things up": (about.models, eval.datasets, doctor.doctor),
+    "Look things up": (about.models, eval.datasets, about.doctor),
 }
 for _panel, _commands in _PANELS.items():
     for _command in _commands:

@@ -50,14 +50,23 @@ def speak_chinese(command: Any) -> None:
     os.environ["LANGUAGE"] = "zh"  # for gettext, by which Typer looks up some of its words
     gettext.bindtextdomain(DOMAIN, LOCALES)
     gettext.textdomain(DOMAIN)
-    base: Any = command.context_class.formatter_class
+    _format_chinese(command.context_class)
+    _translate(command)
+
+
+@cache  # once: every call would wrap it again
+def _format_chinese(context: Any) -> None:
+    base: Any = context.formatter_class
 
     class Formatter(base):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            _wrap_chinese()  # now that help is shown
+
         def write_usage(self, prog: str, args: str = "", prefix: str | None = None) -> None:
             super().write_usage(prog, args, prefix or translated(_USAGE))
 
-    command.context_class.formatter_class = Formatter
-    _translate(command)
+    context.formatter_class = Formatter
 
 
 def _translate(command: Any) -> None:
@@ -65,7 +74,7 @@ def _translate(command: Any) -> None:
         for name in ("help", "rich_help_panel"):
             if text := getattr(part, name, None):
                 setattr(part, name, translated(Message(text)))
-    help_option, format_help = command.get_help_option, command.format_help
+    help_option = command.get_help_option
 
     def in_chinese(context: Any) -> Any:
         option = help_option(context)
@@ -73,11 +82,7 @@ def _translate(command: Any) -> None:
             option.help = translated(_HELP)
         return option
 
-    def wrapped(context: Any, formatter: Any) -> None:
-        _wrap_chinese()
-        format_help(context, formatter)
-
-    command.get_help_option, command.format_help = in_chinese, wrapped
+    command.get_help_option = in_chinese
     for each in getattr(command, "commands", {}).values():
         _translate(each)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -18,7 +19,6 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
 
-from dcclip_cli.cli.streams import as_json, printable
 from dcclip_cli.errors import AgainError, DcclipError, Message, language, translated
 from dcclip_cli.machine import is_first_process, is_launched
 from dcclip_cli.processes import AGAIN, asked
@@ -35,6 +35,9 @@ _NAME_WIDTH = 17  # of a field's name, with blanks on both sides
 
 _MOST_LINES = 50  # of one error
 _RED, _YELLOW, _CYAN = 31, 33, 36  # ANSI colours
+# Control characters, line separators, marks that turn the direction of text, and halves of characters, which stand for
+# bytes of a file's name that are not UTF-8. Blanks such as U+3000 and joiners of emoji are not among them.
+_UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class CommandGroup(typer.core.TyperGroup):
@@ -58,7 +61,10 @@ class CommandGroup(typer.core.TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             with _usage_errors():
-                return self._invoke_and_flush(ctx)
+                try:
+                    return super().invoke(ctx)
+                finally:
+                    flush()
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) or asked():  # any other error is then a consequence
                 _stopped(error)
@@ -69,28 +75,15 @@ class CommandGroup(typer.core.TyperGroup):
             elif isinstance(error, EOFError):  # which click would take for the user's wish to stop
                 raise RuntimeError("a file or the output of a process ended too early") from error
             else:
-                found = _users_mistake(error, self._options(ctx))
+                command = self.get_command(ctx, ctx.invoked_subcommand or "")
+                options = {name for parameter in (command.params if command else ()) for name in parameter.opts}
+                found = _users_mistake(error, options)
                 if found is None and is_launched():
                     found = DcclipError("".join(traceback.format_exception(error)), "")
                 if found is None:
                     raise
                 mistake = found
         _fail(mistake)
-
-    def _invoke_and_flush(self, ctx: Any) -> Any:
-        """The command's result, once all that it printed has been taken."""
-        try:
-            result = super().invoke(ctx)
-        except typer.Exit:
-            flush()
-            raise
-        flush()
-        return result
-
-    def _options(self, ctx: Any) -> set[str]:
-        """The options of the command that runs."""
-        command = self.get_command(ctx, ctx.invoked_subcommand or "")
-        return {name for parameter in (command.params if command else ()) for name in parameter.opts}
 
 
 @contextmanager
@@ -142,19 +135,25 @@ def _unwritten(error: OSError) -> DcclipError:
 def _users_mistake(error: BaseException, options: Collection[str]) -> DcclipError | None:
     """What the user can do about an error; None if it is not the user's."""
     if isinstance(error, ModuleNotFoundError):
-        return _not_installed(error)
+        package = (error.name or "").partition(".")[0]
+        what = Message("this needs the package {}, which is not installed", package)
+        extras = (extra for extra, packages in EXTRAS.items() if package in packages)
+        return next((DcclipError(what, Message("pip install 'dcclip[{}]'", extra)) for extra in extras), None)
     from dcclip_cli.cli.system_errors import explained
 
     return explained(error, options)
 
 
-def _not_installed(error: ModuleNotFoundError) -> DcclipError | None:
-    package = (error.name or "").partition(".")[0]
-    for extra, packages in EXTRAS.items():
-        if package in packages:
-            what = Message("this needs the package {}, which is not installed", package)
-            return DcclipError(what, Message("pip install 'dcclip[{}]'", extra))
-    return None
+def printable(text: str) -> str:
+    r"""The text with control characters, line ends and bytes that are not UTF-8 as in `\x1b`, `\n` and `\udcff`."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """A value as JSON, Chinese readable where stdout can encode it, control characters as `\\u001b`."""
+    ascii_only = not (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    text = json.dumps(value, ensure_ascii=ascii_only, indent=indent)
+    return re.sub("[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def error_line(line: str) -> None:

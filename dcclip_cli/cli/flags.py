@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from dcclip_cli.run_dir import StageName
 
 _MOST_AT_A_TIME = 64  # that every machine accepts
-_LONGEST_LINE = 100_000  # characters, each of which takes a tokenizer some 80 bytes
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 IMAGES = Argument(metavar="IMAGE", help="Images, folders or globs; - reads paths from stdin.")
@@ -28,23 +27,19 @@ RecipeFile = Annotated[Path, Argument(metavar="RECIPE", help="Recipe, a YAML fil
 OptionalRecipe = Annotated[
     Path | None, Argument(metavar="RECIPE", help="Recipe whose section and trained model are used.")
 ]
-Sets = Annotated[
-    list[str] | None,
-    Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe: distill.epochs=3. Repeatable."),
-]
+_SETS = Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe: distill.epochs=3. Repeatable.")
+Sets = Annotated[list[str] | None, _SETS]
 Out = Annotated[Path | None, Option("--out", metavar="DIR", help="Run directory. Default: runs/NAME.")]
 Fresh = Annotated[bool, Option("--fresh/--resume", help="Start over, or resume where the last run stopped.")]
-FreshOrResume = Annotated[
-    bool | None,
-    Option(
-        "--fresh/--resume",
-        help="Start over, or resume from a saved state and fail if there is none. Default: resume if there is one.",
-    ),
-]
-Check = Annotated[
-    bool,
-    Option("--check", help="Check recipe, data, models, device and disk, print estimates of time and disk, and stop."),
-]
+_FRESH = Option(
+    "--fresh/--resume",
+    help="Start over, or resume from a saved state and fail if there is none. Default: resume if there is one.",
+)
+FreshOrResume = Annotated[bool | None, _FRESH]
+_CHECK = Option(
+    "--check", help="Check recipe, data, models, device and disk, print estimates of time and disk, and stop."
+)
+Check = Annotated[bool, _CHECK]
 
 
 def at_a_time(number: int | None) -> int | None:
@@ -64,35 +59,17 @@ def processes(asked: str) -> int | Literal["auto"]:
     return at_a_time(int(asked)) or 1
 
 
-Processes = Annotated[
-    Any,
-    Option(
-        "--processes",
-        parser=processes,
-        metavar="N",
-        help="Processes that train together, one per GPU; auto: one for each GPU.",
-    ),
-]
+_TOGETHER = "Processes that train together, one per GPU; auto: one for each GPU."
+Processes = Annotated[Any, Option("--processes", parser=processes, metavar="N", help=_TOGETHER)]
 Where = Annotated[Device, Option("--device", help="Device of the model; auto uses a GPU if there is one.")]
-
-
 Threads = Annotated[
-    int | None,
-    Option("--threads", min=1, callback=at_a_time, help="CPU threads per tower. Default: 1 for a bundle."),
+    int | None, Option("--threads", min=1, callback=at_a_time, help="CPU threads per tower. Default: 1 for a bundle.")
 ]
 TrustRemoteCode = Annotated[
     bool, Option("--trust-remote-code", help="Run code in the repositories of models (FG-CLIP2). Read it first.")
 ]
-Dims = Annotated[
-    int | None,
-    Option(
-        "--dims",
-        min=8,
-        max=8192,
-        metavar="N",
-        help="Use the first N numbers of each embedding, for models trained with `dims`. Default: all.",
-    ),
-]
+_DIMS = "Use the first N numbers of each embedding, for models trained with `dims`. Default: all."
+Dims = Annotated[int | None, Option("--dims", min=8, max=8192, metavar="N", help=_DIMS)]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print errors only.")]
 Verbose = Annotated[bool, Option("--verbose", "-v", help="Show library logs too.")]
 MODEL_HELP = (
@@ -126,8 +103,6 @@ def lines_of(file: Path | None, kind: str, most_lines: int, most_bytes: int) -> 
     lines = [line.strip() for line in read_text(file, most_bytes, hint).splitlines() if line.strip()]
     if len(lines) > most_lines:
         raise DcclipError("{} has {:,} lines, more than {:,}", hint, file, len(lines), most_lines)
-    if (longest := max(map(len, lines), default=0)) > _LONGEST_LINE:
-        raise DcclipError("{} has a line of {:,} characters, more than {:,}", hint, file, longest, _LONGEST_LINE)
     return lines
 
 
@@ -153,10 +128,8 @@ def out(path: Path | None, folder: bool = True) -> None:
 def open_recipe(path: Path, sets: Sequence[str] | None, needed: StageName | None = None) -> LoadedRecipe:
     """The validated recipe, which must have the section `needed`."""
     from dcclip_cli import api
-    from dcclip_cli.recipe.load import load
 
-    loaded = load(path, sets or ())
-    return api.open_recipe(loaded, needed)
+    return api.open_recipe(path, needed, sets=sets)
 
 
 def show_checked(

@@ -18,56 +18,51 @@ if TYPE_CHECKING:
 
     from dcclip_cli.recipe.new import NewRecipe
 
-_File = Annotated[Path, Argument(metavar="FILE", help="The recipe to write; its name is the model's.")]
-_Teacher = Annotated[
-    str | None,
-    Option(
-        "--teacher",
-        metavar="MODEL",
-        help="altclip, fg-clip2, siglip2, xlm-roberta, chinese-clip, metaclip2, starter (in a clone), a model "
-        "directory, hf:ORG/NAME, hf-hub:ORG/NAME or open_clip:ARCH/TAG. Default: altclip.",
-    ),
-]
-_Data = Annotated[
-    str | None,
-    Option(
-        "--data",
-        metavar="PATH",
-        help="A folder of photographs, pairs (tars, Parquet files, a folder that collect wrote), a table (.tsv, .csv, "
-        ".jsonl) or a folder of class folders.",
-    ),
-]
-_Kind = Annotated[
-    Literal["photos", "pairs", "table", "classes"] | None,
-    Option("--kind", help="What --data is, if it is not what it looks like: folders of photographs are no classes."),
-]
-_Texts = Annotated[
-    Path | None,
-    Option(
-        "--texts",
-        metavar="FILE",
-        help="Texts to learn with photographs, one per line. Default: class names and prompts in both languages, "
-        "written next to FILE.",
-    ),
-]
-_Size = Annotated[
-    Literal["S", "M", "RN50", "XS"] | None,
-    Option("--size", help="Student of 12, 29, 45 or 3 M parameters. Default: S, or XS where the teacher is smaller."),
-]
-_Yes = Annotated[bool, Option("--yes", "-y", help="Ask nothing: take the defaults for what is not given.")]
-_Force = Annotated[bool, Option("--force", help="Overwrite FILE.")]
+_ABOUT = {  # of teachers
+    "altclip": Message("864 M parameters, zh and en; the paper's teacher"),
+    "fg-clip2": Message("377 M, zh and en, Apache-2.0; needs --trust-remote-code"),
+    "siglip2": Message("375 M, over 100 languages, Apache-2.0"),
+    "xlm-roberta": Message("366 M, 100 languages, MIT (code)"),
+    "chinese-clip": Message("188 M, Chinese only; see its card for the license"),
+    "metaclip2": Message("139 M, over 300 languages, CC-BY-NC-4.0"),
+}
+_FILE = Argument(metavar="FILE", help="The recipe to write; its name is the model's.")
+_TEACHER = Option(
+    "--teacher",
+    metavar="MODEL",
+    help="altclip, fg-clip2, siglip2, xlm-roberta, chinese-clip, metaclip2, starter (in a clone), a model "
+    "directory, hf:ORG/NAME, hf-hub:ORG/NAME or open_clip:ARCH/TAG. Default: altclip.",
+)
+_DATA = Option(
+    "--data",
+    metavar="PATH",
+    help="A folder of photographs, pairs (tars, Parquet files, a folder that collect wrote), a table (.tsv, .csv, "
+    ".jsonl) or a folder of class folders.",
+)
+_KIND = Option("--kind", help="What --data is, if it is not what it looks like: folders of photographs are no classes.")
+_TEXTS = Option(
+    "--texts",
+    metavar="FILE",
+    help="Texts to learn with photographs, one per line. Default: class names and prompts in both languages, "
+    "written next to FILE.",
+)
+_SIZE = Option(
+    "--size", help="Student of 12, 29, 45 or 3 M parameters. Default: S, or XS where the teacher is smaller."
+)
+_YES = Option("--yes", "-y", help="Ask nothing: take the defaults for what is not given.")
+_FORCE = Option("--force", help="Overwrite FILE.")
 
 
 def new(
-    file: _File = Path("my-clip.yaml"),
-    teacher: _Teacher = None,
-    data: _Data = None,
-    kind: _Kind = None,
-    texts: _Texts = None,
-    size: _Size = None,
+    file: Annotated[Path, _FILE] = Path("my-clip.yaml"),
+    teacher: Annotated[str | None, _TEACHER] = None,
+    data: Annotated[str | None, _DATA] = None,
+    kind: Annotated[Literal["photos", "pairs", "table", "classes"] | None, _KIND] = None,
+    texts: Annotated[Path | None, _TEXTS] = None,
+    size: Annotated[Literal["S", "M", "RN50", "XS"] | None, _SIZE] = None,
     trust_remote_code: flags.TrustRemoteCode = False,
-    yes: _Yes = False,
-    force: _Force = False,
+    yes: Annotated[bool, _YES] = False,
+    force: Annotated[bool, _FORCE] = False,
 ) -> None:
     """Write a commented recipe from a few choices: teacher, data and size.
 
@@ -78,14 +73,14 @@ def new(
     if file.exists() and not force:
         raise DcclipError("{} exists", "name another file, or overwrite it with --force", file)
     flags.out(file, folder=False)
-    if not yes and None in (teacher, data, size) and not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not yes and None in (teacher, data, size) and not _can_ask():
         raise DcclipError("there is no terminal to ask in", "give --teacher, --data and --size, or --data and --yes")
     if data is None and yes:
         raise DcclipError("no data is named", "name it with --data PATH")
 
     from dcclip_cli.recipe import new as recipes
 
-    choices = {name: f"{one.model}: {one.about}" for name, one in recipes.TEACHERS.items()}
+    choices = {name: Message("{}: {}", one.model, _ABOUT[name]) for name, one in recipes.TEACHERS.items()}
     if recipes.CLONE_STARTER.is_dir():
         choices["starter"] = Message("recipes/starter/model: 10 M, zh and en, Apache-2.0; nothing to download")
     question = "Teacher, the large model to learn from (or a directory, hf:ORG/NAME, ...)"
@@ -96,7 +91,9 @@ def new(
         )
         data = str(prompt("Path", err=True))
     chosen_data = recipes.choose_data(data, kind)
-    chosen_size = recipes.choose_size(size or _ask("Size of the student", recipes.sizes_for(chosen_teacher), yes))
+    chosen_size: Any = size or _ask("Size of the student", recipes.sizes_for(chosen_teacher), yes)
+    if chosen_size not in recipes.SIZES:
+        raise DcclipError("there is no size {}", "the sizes are {}", chosen_size, ", ".join(recipes.SIZES))
     if chosen_data.kind == "photos" and texts is None:
         texts = file.with_suffix(".texts.txt")
         if texts.exists() and not force:
@@ -106,6 +103,10 @@ def new(
     atomic_write(file, recipes.recipe_text(made))
     _check(made)
     console.show(str(file))
+
+
+def _can_ask() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def _ask(question: str, choices: Mapping[Any, str], yes: bool) -> str:

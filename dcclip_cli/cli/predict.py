@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typer import Argument, BadParameter, Exit, Option
 
 from dcclip_cli.cli import console, flags
-from dcclip_cli.cli.streams import as_json, csv_cell, printable
+from dcclip_cli.cli.console import as_json, printable
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.text import language_by_script
 
@@ -27,48 +26,32 @@ if TYPE_CHECKING:
 
 _MOST_LABELS, _MOST_LABELS_BYTES = 100_000, 10_000_000
 _MOST_TEXTS, _MOST_TEXTS_BYTES = 1_000_000, 100_000_000
-_Labels = Annotated[
-    str, Option("--labels", metavar="猫,dog", help="Labels in Chinese, English or both, separated by , ， or 、.")
-]
-_LabelsFile = Annotated[
-    Path | None, Option("--labels-file", metavar="FILE", help="File with more labels, one per line.")
-]
-_Template = Annotated[
-    list[str] | None,
-    Option(
-        "--template",
-        metavar="TEXT",
-        help="Prompt template; {} is the label. Used for labels of its script. Repeatable.",
-    ),
-]
-_MultiLabel = Annotated[
-    bool, Option("--multi-label", help="Score each label independently: none, one or several may be right.")
-]
-_Threshold = Annotated[
-    float, Option("--threshold", min=0, max=1, help="Show only labels with at least this probability.")
-]
-_JsonLines = Annotated[bool, Option("--jsonl", help="Print one JSON object per line, each as soon as it is known.")]
+_LABELS = Option("--labels", metavar="猫,dog", help="Labels in Chinese, English or both, separated by , ， or 、.")
+_LABELS_FILE = Option("--labels-file", metavar="FILE", help="File with more labels, one per line.")
+_TEMPLATE = Option(
+    "--template", metavar="TEXT", help="Prompt template; {} is the label. Used for labels of its script. Repeatable."
+)
+_MULTI_LABEL = Option("--multi-label", help="Score each label independently: none, one or several may be right.")
+_THRESHOLD = Option("--threshold", min=0, max=1, help="Show only labels with at least this probability.")
+_JSON_LINES = Option("--jsonl", help="Print one JSON object per line, each as soon as it is known.")
+_AS_CSV = Option(
+    "--csv", help="Print CSV: image, label, probability; an apostrophe is put before cells that begin like a formula."
+)
 
 
 def predict(
     images: Annotated[list[str], flags.IMAGES],
-    labels: _Labels = "",
-    labels_file: _LabelsFile = None,
+    labels: Annotated[str, _LABELS] = "",
+    labels_file: Annotated[Path | None, _LABELS_FILE] = None,
     model: flags.Model = None,
-    template: _Template = None,
+    template: Annotated[list[str] | None, _TEMPLATE] = None,
     no_template: Annotated[bool, Option("--no-template", help="Use the labels as they are.")] = False,
-    multi_label: _MultiLabel = False,
+    multi_label: Annotated[bool, _MULTI_LABEL] = False,
     top_k: Annotated[int, Option("--top-k", min=1, help="Number of labels to show per image.")] = 5,
-    threshold: _Threshold = 0.0,
+    threshold: Annotated[float, _THRESHOLD] = 0.0,
     as_json: Annotated[bool, Option("--json", help="Print one JSON list.")] = False,
-    as_jsonl: _JsonLines = False,
-    as_csv: Annotated[
-        bool,
-        Option(
-            "--csv",
-            help="Print CSV: image, label, probability; an apostrophe is put before cells that begin like a formula.",
-        ),
-    ] = False,
+    as_jsonl: Annotated[bool, _JSON_LINES] = False,
+    as_csv: Annotated[bool, _AS_CSV] = False,
     device: flags.Where = "auto",
     threads: flags.Threads = None,
     quiet: flags.Quiet = False,
@@ -145,6 +128,11 @@ def _show(predictions: Iterable[Prediction], form: Literal["text", "json", "json
     return unread.end()
 
 
+def csv_cell(text: str) -> str:
+    """A cell that no spreadsheet takes for a formula: with an apostrophe in front if it begins like one."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
 def _plain(prediction: Prediction) -> dict[str, object]:
     if prediction.error is not None:
         return {"image": str(prediction.image), "error": prediction.error.what, "hint": prediction.error.hint}
@@ -153,6 +141,8 @@ def _plain(prediction: Prediction) -> dict[str, object]:
 
 
 _THUMBNAIL_PX = 240
+_PAGE = Option("--html", metavar="FILE", help="Also write an HTML page with thumbnails.")
+_DTYPE = Option("--dtype", help="Type of the embeddings in the index: int8 and binary take less space.")
 
 
 def search(
@@ -161,14 +151,9 @@ def search(
     model: flags.Model = None,
     top_k: Annotated[int, Option("--top-k", min=1, help="Number of images to show.")] = 12,
     as_json: Annotated[bool, Option("--json", help="Print a JSON list.")] = False,
-    page: Annotated[
-        Path | None, Option("--html", metavar="FILE", help="Also write an HTML page with thumbnails.")
-    ] = None,
+    page: Annotated[Path | None, _PAGE] = None,
     dims: flags.Dims = None,
-    dtype: Annotated[
-        Literal["fp16", "int8", "binary"],
-        Option("--dtype", help="Type of the embeddings in the index: int8 and binary take less space."),
-    ] = "fp16",
+    dtype: Annotated[Literal["fp16", "int8", "binary"], _DTYPE] = "fp16",
     fresh: Annotated[bool, Option("--fresh", help="Embed all images again.")] = False,
     device: flags.Where = "auto",
     threads: flags.Threads = None,
@@ -188,7 +173,6 @@ def search(
     flags.out(page, folder=False)
     talk = console.talk(quiet, verbose)
 
-    from dcclip_cli.files import atomic_write
     from dcclip_cli.machine import keep_freed_memory
     from dcclip_cli.predict.index import open_index
     from dcclip_cli.predict.zero_shot import text_embeddings
@@ -204,7 +188,7 @@ def search(
         rows = [(str(hit.image), f"{hit.score:.3f}") for hit in hits]
         console.show_table(Message("{}, in {}", text, folder), (Message("image"), Message("score")), rows)
     if page:
-        atomic_write(page, _page(text, hits).encode(errors="replace"))
+        _write_page(page, text, hits)
         talk.say(Message("search: {}", page))
     unread = console.ErrorLines()
     for name, error in index.errors.items():
@@ -213,54 +197,30 @@ def search(
         raise Exit(1)
 
 
-def _page(text: str, hits: Sequence[Hit]) -> str:
-    """The hits as one HTML file without scripts or external resources."""
-    from dcclip_cli.html import jpeg_data_url, jpeg_thumbnail
+def _write_page(page: Path, text: str, hits: Sequence[Hit]) -> None:
+    """Write the hits as one HTML file without scripts or external resources."""
+    from dcclip_cli.html import jpeg_thumbnail, write_page
     from dcclip_cli.model.preprocess import decode
 
-    thumbnails = [jpeg_data_url(jpeg_thumbnail(decode(hit.image), 2 * _THUMBNAIL_PX)) for hit in hits]
-    cards = "\n".join(
-        f'<figure><a href="{html.escape(hit.image.resolve().as_uri())}"><img alt="" src="{thumbnail}"></a>'
-        f"<figcaption>{html.escape(str(hit.image))}<br>{hit.score:.3f}</figcaption></figure>"
-        for hit, thumbnail in zip(hits, thumbnails, strict=True)
-    )
-    return f"""<!DOCTYPE html>
-<html lang="{language_by_script(text)}">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(text)}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, "Noto Sans CJK SC", sans-serif; margin: 2rem; color: #222; background: #fff; }}
-main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax({_THUMBNAIL_PX}px, 1fr)); gap: 1.5rem; }}
-figure {{ margin: 0; }}
-img {{ display: block; width: 100%; height: {_THUMBNAIL_PX}px; object-fit: contain; background: #f4f4f4; }}
-figcaption {{ font-size: 13px; color: #555; overflow-wrap: anywhere; }}
-</style>
-<h1>{html.escape(text)}</h1>
-<main>
-{cards}
-</main>
-</html>
-"""
+    shown = [(hit, jpeg_thumbnail(decode(hit.image), 2 * _THUMBNAIL_PX)) for hit in hits]
+    values = {"text": text, "lang": language_by_script(text), "hits": shown, "size": _THUMBNAIL_PX}
+    write_page(page, "dcclip_cli.cli", "search.html.j2", **values)
+
+
+_TEXTS = Option("--text", metavar="TEXT", help="Text to embed instead of images. Repeatable.")
+_TEXTS_FILE = Option("--texts-file", metavar="FILE", help="File with more texts, one per line.")
+_OUT = Option("--out", metavar="FILE", help="FILE.npy (with names in FILE.txt) or FILE.parquet.", show_default=False)
+_EMBED_DTYPE = Option("--dtype", help="Type of the embeddings in the file.")
 
 
 def embed(
     images: Annotated[list[str] | None, flags.IMAGES] = None,
-    texts: Annotated[
-        list[str] | None, Option("--text", metavar="TEXT", help="Text to embed instead of images. Repeatable.")
-    ] = None,
-    texts_file: Annotated[
-        Path | None, Option("--texts-file", metavar="FILE", help="File with more texts, one per line.")
-    ] = None,
-    out: Annotated[
-        Path,
-        Option("--out", metavar="FILE", help="FILE.npy (with names in FILE.txt) or FILE.parquet.", show_default=False),
-    ] = Path("embeddings.npy"),
+    texts: Annotated[list[str] | None, _TEXTS] = None,
+    texts_file: Annotated[Path | None, _TEXTS_FILE] = None,
+    out: Annotated[Path, _OUT] = Path("embeddings.npy"),
     model: flags.Model = None,
     dims: flags.Dims = None,
-    dtype: Annotated[
-        Literal["fp32", "fp16", "int8", "binary"], Option("--dtype", help="Type of the embeddings in the file.")
-    ] = "fp32",
+    dtype: Annotated[Literal["fp32", "fp16", "int8", "binary"], _EMBED_DTYPE] = "fp32",
     device: flags.Where = "auto",
     threads: flags.Threads = None,
     quiet: flags.Quiet = False,
@@ -292,18 +252,18 @@ def embed(
     paths = list(find_images(images or (), sys.stdin))
     encoder = _encoder(model, device, threads, talk, dims)
     keep_freed_memory()
-    unread = console.ErrorLines()
     if wanted:
         with embedded_texts(encoder, wanted, out, talk) as vectors:
             _write(out, wanted, compressed(vectors, dtype))
-    else:
-        with embedded_images(encoder, paths, out, talk) as found:
-            for place, error in found.errors.items():
-                unread.add(str(paths[place]), error)
-            if not found.there.any():
-                raise DcclipError("none of the images could be read", "use JPEG, PNG or WebP files")
-            named = [str(path) for path, there in zip(paths, found.there, strict=True) if there]
-            _write(out, named, compressed(found.vectors, dtype))
+        return console.show(str(out))
+    unread = console.ErrorLines()
+    with embedded_images(encoder, paths, out, talk) as found:
+        for place, error in found.errors.items():
+            unread.add(str(paths[place]), error)
+        if not found.there.any():
+            raise DcclipError("none of the images could be read", "use JPEG, PNG or WebP files")
+        named = [str(path) for path, there in zip(paths, found.there, strict=True) if there]
+        _write(out, named, compressed(found.vectors, dtype))
     console.show(str(out))
     if unread.end():
         raise Exit(1)

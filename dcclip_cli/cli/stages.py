@@ -1,15 +1,16 @@
-"""`dcclip run`, `collect`, `distill`, `align` and `export`: the stages of a recipe."""
+"""`dcclip run`, `collect`, `index`, `distill`, `align` and `export`: the stages of a recipe, and indexes of data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from typer import BadParameter, Option, launch
+from typer import Argument, BadParameter, Option, launch
 
 from dcclip_cli.cli import console, flags
-from dcclip_cli.errors import Message
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.exporters import FormatName, Precision, Preprocess
 from dcclip_cli.machine import cores
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from dcclip_cli.curation.collect import CollectResult
     from dcclip_cli.recipe.load import LoadedRecipe
     from dcclip_cli.recipe.summary import ModelSummary
-    from dcclip_cli.run_dir import TrainResult
 
 _ENGINE = Option("--engine", help="What runs the tasks; slurm is set up by the key collect.cluster.")
 _WORKERS = Option("--workers", min=1, callback=flags.at_a_time, help="Tasks that run at a time. Default: one per core.")
@@ -51,16 +51,13 @@ def run(
     from dcclip_cli.curation.collect import CollectResult
 
     job = open_run(loaded, out, device, fresh, console.talk(quiet, verbose), processes)
-    with job.working():
-        job.begin_all()
-        for _, result in job.run_all():
-            if isinstance(result, CollectResult):
-                _show_collected(result)
-        if models := job.summary():
-            title = Message(
-                "{} after {} steps, measured on one thread of this machine's CPU", job.dir.root, job.steps()
-            )
-            _show_models(title, models)
+    job.begin_all()
+    for _, result in job.run_all():
+        if isinstance(result, CollectResult):
+            _show_collected(result)
+    if models := job.summary():
+        title = Message("{} after {} steps, measured on one thread of this machine's CPU", job.dir.root, job.steps())
+        _show_models(title, models)
 
 
 def collect(
@@ -103,6 +100,50 @@ def collect(
         launch(str(result.folder / "report.html"))
 
 
+_DATA = Argument(metavar="PATH", help="Tar and Parquet files, folders or globs of them, or their URLs.")
+_VERIFY = Option("--verify", help="Read all data, and compare it with the indexes that there are.")
+_FRESH = Option("--fresh", help="Index files again that have an index.")
+_KEY = Option("--key", metavar="NAME", help="Column of the keys, as data.columns.key in a recipe; so are the others.")
+_IMAGE = Option("--image", metavar="NAME", help="Column of the images: bytes, or a struct with a field bytes.")
+_ZH = Option("--zh", metavar="NAME", help="Column of Chinese captions.")
+_EN = Option("--en", metavar="NAME", help="Column of English captions.")
+_CAPTION = Option("--caption", metavar="NAME", help="Column of captions in either language.")
+
+
+def index(
+    data: Annotated[list[str], _DATA],
+    verify: Annotated[bool, _VERIFY] = False,
+    fresh: Annotated[bool, _FRESH] = False,
+    key: Annotated[str | None, _KEY] = None,
+    image: Annotated[str | None, _IMAGE] = None,
+    zh: Annotated[str | None, _ZH] = None,
+    en: Annotated[str | None, _EN] = None,
+    caption: Annotated[str | None, _CAPTION] = None,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+) -> None:
+    """Index training data written by others, so that training on it starts at once.
+
+    Writes FILE.index.arrow next to each tar or Parquet file. Files with an index that is newer are skipped. Training
+    does the same at its first start, in the cache folder; collect has done it for its shards. Prints the counts.
+    """
+    from dcclip_cli.data.dataset import shards_at
+    from dcclip_cli.data.index import find_indexes, own_place, verify_files
+    from dcclip_cli.data.shards import Columns
+
+    columns, talk = Columns(key=key, image=image, zh=zh, en=en, caption=caption), console.talk(quiet, verbose)
+    files = [file for source in data for file in shards_at(source)]
+    if not files:
+        raise DcclipError("{} has no tar and no Parquet file", "name files, folders or globs of them", " ".join(data))
+    find = verify_files if verify else partial(find_indexes, fresh=fresh, place=own_place)
+    found = find(files, columns, talk)
+    images = sum(sum(one.about.rows) for one in found)
+    pairs = sum(sum(one.about.captioned) for one in found)
+    alone = Message(", {:,} images without captions", images - pairs) if images > pairs else ""
+    counted = Message("1 file") if len(found) == 1 else Message("{:,} files", len(found))
+    console.show(Message("{:,} pairs in {}{}", pairs, counted, alone))
+
+
 def _training(stage: Literal["distill", "align"], what: str) -> Callable[..., None]:
     def train(
         recipe: flags.RecipeFile,
@@ -120,11 +161,10 @@ def _training(stage: Literal["distill", "align"], what: str) -> Callable[..., No
         if check:
             return flags.show_checked(loaded, loaded.recipe.stages, device, out, bool(fresh), processes)
 
-        from dcclip_cli import api
+        from dcclip_cli.api import open_run
 
-        call: Callable[..., TrainResult] = getattr(api, stage)
-        talk, where = console.talk(quiet, verbose), {"out": out, "device": device, "processes": processes}
-        console.show_path(call(loaded, **where, fresh=bool(fresh), resume=fresh is False, progress=talk).model)
+        job = open_run(loaded, out, device, bool(fresh), console.talk(quiet, verbose), processes)
+        console.show_path(job.train_alone(stage, resume=fresh is False).model)
 
     train.__name__ = stage
     train.__doc__ = f"{what}\n\nWrites a model directory to runs/NAME/{stage}/model and prints its path."
@@ -143,91 +183,78 @@ def _show_plan(loaded: LoadedRecipe) -> None:
     slices = plan(loaded.recipe.collect)
     for number, source in enumerate(loaded.recipe.collect.sources):
         abouts = [one.about for one in slices if one.source == number]
-        console.show(f"{source.label} ({source.kind}): about {sum(abouts):,} pairs, {_slices(len(abouts))}")
+        counts = (source.label, source.kind, sum(abouts), _slices(len(abouts)))
+        console.show(Message("{} ({}): about {:,} pairs, {}", *counts))
     about = sum(one.about for one in slices)
-    console.show(f"collect would read about {about:,} pairs in {_slices(len(slices))}")
+    console.show(Message("collect would read about {:,} pairs in {}", about, _slices(len(slices))))
 
 
-def _slices(count: int) -> str:
-    return f"{count:,} {'slice' if count == 1 else 'slices'}"
+def _slices(count: int) -> Message:
+    return Message("1 slice") if count == 1 else Message("{:,} slices", count)
 
 
 def _show_collected(result: CollectResult) -> None:
     """Print how many pairs and captions were kept, and how many were dropped for each reason."""
-    counts = {
-        Message("pairs"): result.pairs,
-        **{Message("{} captions", language): count for language, count in result.captions.items()},
-    }
+    captions = {Message("{} captions", language): count for language, count in result.captions.items()}
+    counts = {Message("pairs"): result.pairs} | captions
     reasons = sorted({reason for count in counts.values() for reason in count.dropped})
-    rows = [
-        (Message("read"), *(f"{count.read:,}" for count in counts.values())),
-        *((reason, *(f"{count.dropped.get(reason, 0):,}" for count in counts.values())) for reason in reasons),
-        (Message("kept"), *(f"{count.kept:,}" for count in counts.values())),
-    ]
+    rows: list[tuple[str, ...]] = [(Message("read"), *(f"{count.read:,}" for count in counts.values()))]
+    rows += [(reason, *(f"{count.dropped.get(reason, 0):,}" for count in counts.values())) for reason in reasons]
+    rows.append((Message("kept"), *(f"{count.kept:,}" for count in counts.values())))
     console.show_table(Message("{}, shards: {}", result.folder, result.shards), ("", *counts), rows)
     console.show(str(result.folder / "report.html"))
 
 
 def _show_models(title: str, models: list[ModelSummary]) -> None:
     """Print models in columns, and the ratio of student to teacher."""
-    lines: list[tuple[str, list[float], str, float]] = [
-        *((f"top-1 {name}", [one.top1[name] for one in models], "{:.1%}", 1) for name in models[0].top1),
-        *(
-            (Message("agreement with the teacher, {}", on), [one.agreement[on] for one in models], "{:.1%}", 1)
-            for on in models[0].agreement
-        ),
-        (Message("parameters"), [one.parameters for one in models], "{:.2f} M", 1e6),
-        (Message("size of the weights"), [one.size_bytes for one in models], "{:.1f} MB", 1e6),
-        (Message("one image"), [one.image_ms for one in models], "{:.1f} ms", 1),
-        (Message("one text"), [one.text_ms for one in models], "{:.1f} ms", 1),
+    agreement = {on: Message("agreement with the teacher, {}", on) for on in models[0].agreement}
+    lines: list[tuple[str, list[float], str]] = [
+        *((f"top-1 {name}", [one.top1[name] for one in models], "{:.1%}") for name in models[0].top1),
+        *((name, [one.agreement[on] for one in models], "{:.1%}") for on, name in agreement.items()),
+        (Message("parameters"), [one.parameters / 1e6 for one in models], "{:.2f} M"),
+        (Message("size of the weights"), [one.size_bytes / 1e6 for one in models], "{:.1f} MB"),
+        (Message("one image"), [one.image_ms for one in models], "{:.1f} ms"),
+        (Message("one text"), [one.text_ms for one in models], "{:.1f} ms"),
     ]
-    table = [[name, *(text.format(value / unit) for value in values)] for name, values, text, unit in lines]
     names = {"teacher": Message("teacher"), "student": Message("student"), "bundle": Message("bundle")}
-    columns = ["", *(names.get(one.name, one.name) for one in models)]
-    if "teacher" in columns:
+    columns, table = ["", *(names[one.name] for one in models)], []
+    for name, values, text in lines:
+        table.append([name, *map(text.format, values)])
+        if models[0].name == "teacher":
+            table[-1].append(f"{values[1] / values[0]:.0%}" if values[0] else "")
+    if models[0].name == "teacher":
         columns.append(Message("student / teacher"))
-        for row, (_, values, *_) in zip(table, lines, strict=True):
-            row.append(f"{values[1] / values[0]:.0%}" if values[0] else "")
     console.show_table(title, columns, table)
 
 
-_Model = Annotated[str | None, Option("--model", metavar="MODEL", help=flags.EXPORTED_HELP)]
-_Format = Annotated[
-    FormatName | None, Option("--format", help="Format of the export. Default: the recipe's, else onnx.")
-]
-_Precision = Annotated[
-    Precision | None,
-    Option("--precision", help="Precision of the weights; int8 needs images. Default: the recipe's, else fp32."),
-]
-_Preprocess = Annotated[
-    Preprocess | None,
-    Option("--preprocess", help="Where images are resized: graph, in image.onnx. Default: the recipe's, else outside."),
-]
-_Calibration = Annotated[
-    Path | None, Option("--calibration", metavar="DIR", help="Images to calibrate int8 on. Default: the recipe's.")
-]
-_Dims = Annotated[
-    int | None,
-    Option(
-        "--dims",
-        min=8,
-        metavar="N",
-        help="Keep the first N numbers of embeddings, for models trained with `dims`. Default: the recipe's, else all.",
-    ),
-]
-_Out = Annotated[Path | None, Option("--out", metavar="DIR", help="Folder of the export. Default: runs/NAME/export.")]
+_MODEL = Option("--model", metavar="MODEL", help=flags.EXPORTED_HELP)
+_FORMAT = Option("--format", help="Format of the export. Default: the recipe's, else onnx.")
+_PRECISION = Option(
+    "--precision", help="Precision of the weights; int8 needs images. Default: the recipe's, else fp32."
+)
+_PREPROCESS = Option(
+    "--preprocess", help="Where images are resized: graph, in image.onnx. Default: the recipe's, else outside."
+)
+_CALIBRATION = Option("--calibration", metavar="DIR", help="Images to calibrate int8 on. Default: the recipe's.")
+_DIMS = Option(
+    "--dims",
+    min=8,
+    metavar="N",
+    help="Keep the first N numbers of embeddings, for models trained with `dims`. Default: the recipe's, else all.",
+)
+_OUT = Option("--out", metavar="DIR", help="Folder of the export. Default: runs/NAME/export.")
 
 
 def export(
     recipe: flags.OptionalRecipe = None,
-    model: _Model = None,
-    format: _Format = None,
-    precision: _Precision = None,
-    preprocess: _Preprocess = None,
-    calibration: _Calibration = None,
-    dims: _Dims = None,
+    model: Annotated[str | None, _MODEL] = None,
+    format: Annotated[FormatName | None, _FORMAT] = None,
+    precision: Annotated[Precision | None, _PRECISION] = None,
+    preprocess: Annotated[Preprocess | None, _PREPROCESS] = None,
+    calibration: Annotated[Path | None, _CALIBRATION] = None,
+    dims: Annotated[int | None, _DIMS] = None,
     sets: flags.Sets = None,
-    out: _Out = None,
+    out: Annotated[Path | None, _OUT] = None,
     fresh: flags.Fresh = False,
     check: flags.Check = False,
     quiet: flags.Quiet = False,
@@ -248,9 +275,7 @@ def export(
 
     from dcclip_cli import api
 
-    given = {
-        "format": format, "precision": precision, "preprocess": preprocess, "calibration": calibration, "dims": dims,
-    }  # fmt: skip
-    options: dict[str, Any] = {key: value for key, value in given.items() if value}
+    given = {"format": format, "precision": precision, "preprocess": preprocess, "calibration": calibration}
+    options: dict[str, Any] = {key: value for key, value in (given | {"dims": dims}).items() if value}
     result = api.export(loaded, model=model, out=out, fresh=fresh, progress=talk, **options)
     console.show(str(result.folder))

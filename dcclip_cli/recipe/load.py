@@ -23,14 +23,11 @@ from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import atomic_write
 from dcclip_cli.options import decisive
 from dcclip_cli.recipe.schema import Recipe
-from dcclip_cli.recipe.yaml import ARGUMENTS, KEYS_HINT, MAX_BYTES, Document, Location, document_of, read, walk
+from dcclip_cli.recipe.yaml import KEYS_HINT, MAX_BYTES, Document, Location, document_of, read, walk
 from dcclip_cli.run_dir import RESOLVED, STAGES, StageName, has_product
 from dcclip_cli.versions import versions
 
-_MOST_SHOWN, _MOST_EXPLAINED = 20, 200  # mistakes; explaining one takes about a millisecond
 _LONGEST = 80  # characters of a value, or of a part of a key, in a message
-# Arguments of dcclip.evaluate and others, next to which the keys of a recipe are given.
-_OF_FUNCTIONS = ("model", "sets", "out", "device", "processes", "fresh", "resume", "progress", "formats")
 VERBATIM = "recipe.yaml"  # in a run directory, next to RESOLVED
 RecipeSource = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 
@@ -154,11 +151,9 @@ def _compare(product: Path, before: Recipe, recipe: Recipe, sections: Iterable[s
         new |= walk(decisive(getattr(recipe, name)), (name,))
     changed = [at for at in {**old, **new} if _shown(old.get(at)) != _shown(new.get(at))]
     if changed:
-        changes = (
-            Message("{} was {}, is {}", ".".join(map(str, at)), _shown(old.get(at)), _shown(new.get(at)))
-            for at in changed[:3]
-        )
-        what = Message("{} was made from a recipe that differs: {}", product, joined(", ", changes))
+        values = ((".".join(map(str, at)), _shown(old.get(at)), _shown(new.get(at))) for at in changed[:3])
+        changes = joined(", ", (Message("{} was {}, is {}", *value) for value in values))
+        what = Message("{} was made from a recipe that differs: {}", product, changes)
         raise DcclipError(what, "make it again with --fresh, or keep both with another name or --out DIR")
 
 
@@ -169,25 +164,21 @@ def _shown(value: Any) -> Any:
 
 def sentences(error: ValidationError, model: type[BaseModel], document: Document) -> list[str]:
     """One line `place: key: what is wrong` per mistake, in the order of the recipe, with keys as written."""
-    found: dict[tuple[str, str, str], list[str]] = {}
+    found: dict[tuple[str, str, str], dict[str, None]] = {}
     mistakes = error.errors(include_url=False)
     parents = {other["loc"][:depth] for other in mistakes for depth in range(len(other["loc"]))}
-    for details in mistakes[:_MOST_EXPLAINED]:
+    for details in mistakes:
         if details["type"] == "too_short" and details["loc"] in parents:
             continue  # too short only because some of its items are wrong
         location = _in_document(details, document.values)
         key = ".".join(_short(str(step)) for step in location)
-        messages = found.setdefault((document.place(location), f"{key}: " if key else "", _got(details)), [])
-        arguments = _OF_FUNCTIONS if document.place(location) == ARGUMENTS else ()
-        messages.append(_message(details, model, arguments))
+        messages = found.setdefault((document.place(location), f"{key}: " if key else "", _got(details)), {})
+        messages[_message(details, model)] = None
     ordered = sorted(found.items(), key=lambda item: _line(item[0][0]))
-    lines = [Message("{}: {}{}{}", place, key, _alternatives(said), got) for (place, key, got), said in ordered]
-    more = len(lines[_MOST_SHOWN:]) + len(mistakes[_MOST_EXPLAINED:])
-    return [*lines[:_MOST_SHOWN], Message("and {:,} more mistakes", more)] if more else list(lines)
-
-
-def _alternatives(said: Iterable[str]) -> str:
-    return reduce(lambda one, other: Message("{} or {}", one, other), dict.fromkeys(said))
+    return [
+        Message("{}: {}{}{}", place, key, reduce(lambda one, other: Message("{} or {}", one, other), said), got)
+        for (place, key, got), said in ordered
+    ]
 
 
 def _nearest(word: str, right: Iterable[str]) -> str:
@@ -202,11 +193,20 @@ def _line(place: str) -> int:
     return int(number) if number.isdecimal() and not place.startswith("--set") else MAX_BYTES
 
 
+# What is wrong, by pydantic's name of it; a field is the bound that the value does not keep.
 _KINDS = {
+    "missing": Message("missing"),
     "int_type": Message("expected a whole number"),
     "float_type": Message("expected a number"),
     "bool_type": Message("expected true or false"),
     "string_type": Message("expected text"),
+    "tuple_type": Message("expected a list"),
+    "model_type": Message("expected a section of keys and values"),
+    "dict_type": Message("expected a section of keys and values"),
+    "greater_than": Message("input should be greater than {}"),
+    "greater_than_equal": Message("input should be greater than or equal to {}"),
+    "less_than": Message("input should be less than {}"),
+    "less_than_equal": Message("input should be less than or equal to {}"),
 }
 
 
@@ -231,47 +231,27 @@ def _in_document(details: ErrorDetails, values: Any) -> Location:
     return tuple(result)
 
 
-def _message(details: ErrorDetails, model: type[BaseModel], arguments: Sequence[str] = ()) -> str:
-    context = details.get("ctx", {})
-    match details["type"]:
+def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
+    context, kind, said = details.get("ctx", {}), details["type"], details["msg"]
+    if kind in _KINDS:
+        return Message(_KINDS[kind], said.rpartition(" ")[2])
+    match kind:
         case "extra_forbidden":
             *parents, word = details["loc"]
-            near = _nearest(str(word), [*(name for name, _ in _fields_at(model, parents)), *arguments])
-            return Message("unknown key{}", near)
-        case "missing":
-            return Message("missing")
+            return Message("unknown key{}", _nearest(str(word), [name for name, _ in _fields_at(model, parents)]))
         case "union_tag_invalid":
             tags = [tag.strip().strip("'") for tag in context["expected_tags"].split(",")]
-            return Message(
-                "'{}' is none of {}{}", _short(context["tag"]), ", ".join(tags), _nearest(context["tag"], tags)
-            )
+            near = _nearest(context["tag"], tags)
+            return Message("'{}' is none of {}{}", _short(context["tag"]), ", ".join(tags), near)
         case "union_tag_not_found":
             key = context["discriminator"].strip("'")
             tags = [tag for name, field in _fields_at(model, details["loc"]) if name == key for tag in _literals(field)]
             return Message("needs {}: {}", key, ", ".join(sorted(tags)))
         case "value_error":
             return context["error"].args[0] if context["error"].args else str(context["error"])
-        case "tuple_type":
-            return Message("expected a list")
-        case "model_type" | "dict_type":
-            return Message("expected a section of keys and values")
-        case "int_type" | "float_type" | "bool_type" | "string_type" as kind:
-            return _KINDS[kind]
-        case "greater_than":
-            return Message("input should be greater than {}", _last_word(details["msg"]))
-        case "greater_than_equal":
-            return Message("input should be greater than or equal to {}", _last_word(details["msg"]))
-        case "less_than":
-            return Message("input should be less than {}", _last_word(details["msg"]))
-        case "less_than_equal":
-            return Message("input should be less than or equal to {}", _last_word(details["msg"]))
         case "literal_error":
             return Message("input should be {expected}", **context)
-    return details["msg"][:1].lower() + details["msg"][1:]
-
-
-def _last_word(text: str) -> str:
-    return text.rpartition(" ")[2]
+    return said[:1].lower() + said[1:]
 
 
 def _got(details: ErrorDetails) -> str:

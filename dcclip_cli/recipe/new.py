@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -44,32 +44,17 @@ class TeacherChoice:
 
     kind: str
     model: str
-    about: str
     text_width: int = 0
     parameters: float = math.inf  # where it may be as small as a student
 
 
 TEACHERS: Mapping[str, TeacherChoice] = {
-    "altclip": TeacherChoice(
-        "altclip", "BAAI/AltCLIP", Message("864 M parameters, zh and en; the paper's teacher"), 1024
-    ),
-    "fg-clip2": TeacherChoice(
-        "fgclip2", "qihoo360/fg-clip2-base", Message("377 M, zh and en, Apache-2.0; needs --trust-remote-code")
-    ),
-    "siglip2": TeacherChoice(
-        "transformers", "google/siglip2-base-patch16-224", Message("375 M, over 100 languages, Apache-2.0")
-    ),
-    "xlm-roberta": TeacherChoice(
-        "open_clip", "xlm-roberta-base-ViT-B-32/laion5b_s13b_b90k", Message("366 M, 100 languages, MIT (code)")
-    ),
-    "chinese-clip": TeacherChoice(
-        "transformers",
-        "OFA-Sys/chinese-clip-vit-base-patch16",
-        Message("188 M, Chinese only; see its card for the license"),
-    ),
-    "metaclip2": TeacherChoice(
-        "transformers", "facebook/metaclip-2-mt5-worldwide-s16", Message("139 M, over 300 languages, CC-BY-NC-4.0")
-    ),
+    "altclip": TeacherChoice("altclip", "BAAI/AltCLIP", text_width=1024),
+    "fg-clip2": TeacherChoice("fgclip2", "qihoo360/fg-clip2-base"),
+    "siglip2": TeacherChoice("transformers", "google/siglip2-base-patch16-224"),
+    "xlm-roberta": TeacherChoice("open_clip", "xlm-roberta-base-ViT-B-32/laion5b_s13b_b90k"),
+    "chinese-clip": TeacherChoice("transformers", "OFA-Sys/chinese-clip-vit-base-patch16"),
+    "metaclip2": TeacherChoice("transformers", "facebook/metaclip-2-mt5-worldwide-s16"),
 }
 
 
@@ -111,10 +96,10 @@ def choose_teacher(name: str) -> TeacherChoice:
         raise DcclipError("{} is an export, which has no features to learn from", hint, name)
     kind = "transformers" if found.kind == "hf" else "open_clip"
     if not found.path.is_dir():
-        return TeacherChoice(kind, found.target, "")
+        return TeacherChoice(kind, found.target)
     stored = stored_tensors(sorted(found.path.glob("*.safetensors"))).values()
     parameters = sum(math.prod(one.shape) for one in stored) or math.inf
-    return TeacherChoice(kind, found.target, "", _text_width(found.path), parameters)
+    return TeacherChoice(kind, found.target, _text_width(found.path), parameters)
 
 
 def _text_width(folder: Path) -> int:
@@ -171,14 +156,6 @@ def sizes_for(teacher: TeacherChoice) -> dict[Size, str]:
     return smaller or {"XS": SIZES["XS"]}
 
 
-def choose_size(name: str) -> Size:
-    """The size of that name. Raises DcclipError if there is none."""
-    for size in SIZES:
-        if size == name:
-            return size
-    raise DcclipError("there is no size {}", "the sizes are {}", name, ", ".join(SIZES))
-
-
 def own_texts() -> str:
     """Lines for a file of texts: the package's class names and prompts in both languages."""
     return "".join(f"{text}\n" for language in LANGUAGES for text in prompts.texts(language))
@@ -186,103 +163,44 @@ def own_texts() -> str:
 
 # ---- the file
 
-
-def recipe_text(new: NewRecipe, takes: Iterable[str] = ()) -> str:
-    """The recipe as commented YAML; `takes` are estimates of its time and space."""
-    stages = [_distill_photos(new)] if new.data.kind == "photos" else [_distill_pairs(new), _align(new)]
-    parts = [_header(new, takes), _teacher(new), _student(new), _data(new), *stages, _export()]
-    return "".join(parts)
+_COMMENTS_AT = 31  # the column in which comments begin
 
 
-def _header(new: NewRecipe, takes: Iterable[str]) -> str:
-    what = {
-        "photos": f"{new.data.count:,} photographs without captions, and texts",
-        "pairs": f"about {new.data.count:,} pairs of images and captions",
-        "table": f"about {new.data.count:,} rows of a table, filtered by collect",
-        "classes": f"{new.data.count:,} photographs in {new.data.classes:,} class folders, filtered by collect",
-    }[new.data.kind]
-    first = "data.texts (the words that you will ask for), " if new.data.kind == "photos" else ""
-    lines = [
-        f"A small Chinese-English CLIP ({SIZES[new.size]}) that learns from {Path(new.teacher.model).name}.",
-        "",
-        f"Makes:   runs/{new.name}/, in the folder where it is run",
-        f"On:      {what}",
-        *(f"{'Takes:' if not number else '':8} {line}" for number, line in enumerate(takes)),
-        f"Check:   dcclip run {new.file.name} --check      (looks at everything, estimates, runs nothing)",
-        f"Run:     dcclip run {new.file.name}              (again after an interruption: it resumes)",
-        f"Then:    dcclip predict IMAGE --model runs/{new.name} --labels 猫,dog",
-        f"Change first: {first}distill.epochs, student.preset, teacher",
-        f"All keys: docs/reference/recipes.md; with their defaults: dcclip recipe show {new.file.name}",
-    ]
-    seed = _line("seed: 0", "the same seed gives the same weights")
-    top = [f"# {line}".rstrip() for line in lines]
-    return _lines([*top, "format: 1", f"name: {_quoted(new.name)}", seed])
+def recipe_text(new: NewRecipe, takes: Sequence[str] = ()) -> str:
+    """The recipe as commented YAML, from a template; `takes` are estimates of its time and space."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
-
-def _line(text: str, comment: str) -> str:
-    return f"{text:<31}  # {comment}"
-
-
-def _teacher(new: NewRecipe) -> str:
-    model = new.teacher.model
-    lines = [
-        _line("teacher:", "the large model to learn from; it is not changed"),
-        f"  kind: {new.teacher.kind}",
-        f"  model: {_place(model, new.file) if Path(model).is_dir() else _quoted(model)}",
-    ]
-    if new.teacher.kind == "fgclip2":
-        trusted = json.dumps(new.trust_remote_code)
-        lines.append(
-            _line(f"  trust_remote_code: {trusted}", "run the Python files in its repository; read them first")
-        )
-    return _lines(lines)
-
-
-def _student(new: NewRecipe) -> str:
-    preset = PRESETS[new.size]
-    pixels, tokens = preset["image"].get("size", 224), min(20_000, preset["text"]["vocabulary"]["size"])
-    size = "pixels; fewer take less time. With `weights: timm` it starts from ImageNet's"
-    lines = [
-        _line("student:", "the small model"),
-        _line(f"  preset: {new.size}", "S, M, RN50 or XS: 12, 29, 45 or 3 M parameters"),
-        _line(f"  image: {{size: {pixels}}}", size),
-        "  text:",
-    ]
-    if new.teacher.text_width:
-        lines += [
-            _line("    vocabulary:", "the teacher's tokens that the captions use, and single characters"),
-            f"      {{from: teacher, size: {tokens}, characters: true}}",
-        ]
-        if new.teacher.text_width >= preset["text"]["width"]:
-            lines.append(_line("    inherit: embeddings", "start from the teacher's rows of these tokens"))
-    else:
-        lines += [_line("    vocabulary:", "tokens trained on the captions"), f"      {{from: data, size: {tokens}}}"]
-    return _lines(lines)
-
-
-def _data(new: NewRecipe) -> str:
-    path = _place(new.data.path, new.file)
-    if new.data.kind == "photos":
-        assert new.texts is not None
-        texts = f"  texts: {_place(str(new.texts), new.file)}"
-        return _lines(["data:", f"  images: {path}", _line(texts, "one per line: what the model learns to read")])
-    if new.data.kind == "pairs":
-        return _lines(["data:", _line(f"  train: {path}", "tars, Parquet files, globs, URLs: docs/how-to/data.md")])
-    kind = "table" if new.data.kind == "table" else "class_folders"
-    about = "columns image, zh, en or caption" if kind == "table" else "names in both languages: classes.yaml in it"
-    return _lines(
-        [
-            _line("collect:", "filters and deduplicates; its report says what was dropped"),
-            _line("  sources:", about),
-            f"    - {{kind: {kind}, path: {path}{', allow_outside: true' if new.data.links else ''}}}",
-            "data: {train: collect}",
-        ]
+    environment = Environment(
+        loader=PackageLoader(__package__, "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["quoted"] = _quoted
+    template = environment.get_template("new.yaml.j2")
+    lines = [line.partition("\t") for line in template.render(vars(new), takes=takes, **_values(new)).splitlines()]
+    return "".join(f"{text:<{_COMMENTS_AT if tab else 0}}{'  ' * len(tab)}{comment}\n" for text, tab, comment in lines)
 
 
-def _per_step(samples: int, most: int = 256) -> int:
-    """A power of two, at most an eighth of the samples."""
-    return int(max(2, min(most, 2 ** int(math.log2(max(1, samples / 8))))))
+def _values(new: NewRecipe) -> dict[str, object]:
+    """What the template needs besides the choices."""
+    preset, model, count = PRESETS[new.size], new.teacher.model, new.data.count
+    per_step = int(max(2, min(256, 2 ** int(math.log2(max(1, count / 8))))))  # at most an eighth of the samples
+    aligned = min(per_step, max(2, new.data.classes or per_step))  # one image of a class in each batch
+    return {
+        "name": new.name,
+        "about": SIZES[new.size],
+        "teacher_name": Path(model).name,
+        "model": _place(model, new.file) if Path(model).is_dir() else _quoted(model),
+        "pixels": preset["image"].get("size", 224),
+        "width": preset["text"]["width"],
+        "tokens": min(20_000, preset["text"]["vocabulary"]["size"]),
+        "path": _place(new.data.path, new.file),
+        "texts": _place(str(new.texts), new.file),
+        "per_step": per_step,
+        "epochs": _epochs(count, per_step),
+        "warm_up": _warm_up(count, per_step),
+        "align_per_step": aligned,
+        "align_epochs": max(2, _epochs(count, aligned) // 4),
+        "align_warm_up": max(1, _warm_up(count, aligned) // 4),
+    }
 
 
 def _epochs(samples: int, size: int) -> int:
@@ -295,76 +213,6 @@ def _warm_up(samples: int, size: int) -> int:
     return max(1, min(1_000, steps // 20))
 
 
-def _distill_photos(new: NewRecipe) -> str:
-    size = _per_step(new.data.count)
-    return _lines(
-        [
-            _line("distill:", "the student's towers learn the teacher's embeddings, each by itself"),
-            "  losses: [{kind: embedding}]",
-            *_shared(_epochs(new.data.count, size), _warm_up(new.data.count, size)),
-            _line(f"  images_per_step: {size}", "less if memory is short"),
-            "  texts_per_step: 256",
-        ]
-    )
-
-
-def _distill_pairs(new: NewRecipe) -> str:
-    size = _per_step(new.data.count)
-    return _lines(
-        [
-            _line("distill:", "stage 1: the student's towers learn the teacher's embeddings"),
-            "  losses:",
-            _line("    - {kind: embedding}", "each embedding is near the teacher's of the same image or caption"),
-            _line("    - {kind: interactive, weight: 0.5}", "and as near to all others of the batch as the teacher's"),
-            *_shared(_epochs(new.data.count, size), _warm_up(new.data.count, size)),
-            _line(f"  batch_size: {size}", "less if memory is short"),
-        ]
-    )
-
-
-def _shared(epochs: int, warm_up: int) -> list[str]:
-    return [
-        _line(f"  epochs: {epochs}", "passes over the data: more help until the loss no longer falls"),
-        _line(f"  warmup_steps: {warm_up}", "of rising learning rate; about a twentieth of all steps"),
-        _line("  augmentations: 2", "random crops of each image; the teacher sees each once, and is then cached"),
-        _line("  augment: {crop: 0.6}", "a crop keeps at least so much of the area"),
-    ]
-
-
-def _align(new: NewRecipe) -> str:
-    size = _per_step(new.data.count)
-    if new.data.classes:  # one image of a class in each batch
-        size = min(size, max(2, new.data.classes))
-    epochs = max(2, _epochs(new.data.count, size) // 4)
-    return _lines(
-        [
-            _line("align:", "stage 2: both towers together, each image against the captions of the batch"),
-            _line("  losses: [{kind: embedding, weight: 4}]", "what stage 1 taught stays"),
-            _line(f"  epochs: {epochs}", "few: the captions of a small set are soon learnt by heart"),
-            f"  warmup_steps: {max(1, _warm_up(new.data.count, size) // 4)}",
-            _line(f"  batch_size: {size}", "captions that each image is contrasted with"),
-            _line("  optimizer: {lr: 2e-4}", "a fifth of stage 1's, so as not to undo it"),
-            "  augmentations: 2",
-            _line("  augment: {crop: 0.6}", "as in stage 1, whose teacher's embeddings serve again"),
-        ]
-    )
-
-
-def _export() -> str:
-    return _lines(
-        [
-            _line("export:", "a bundle that runs without torch, compared with the model"),
-            _line("  format: onnx", "also coreml, litert, openvino, executorch: docs/how-to/deploy.md"),
-            _line("  precision: fp32", "int8: a quarter of the size, calibrated on your images"),
-            "# To measure the model, add: eval: {datasets: [cifar10-cn], data_root: DIR}; see: dcclip datasets",
-        ]
-    )
-
-
-def _lines(lines: Iterable[str]) -> str:
-    return "".join(f"{line}\n" for line in lines)
-
-
 def _place(path: str, file: Path) -> str:
     """A path as seen from the recipe's folder, absolute if it is not below it; a URL as it is."""
     if "://" in path:
@@ -375,9 +223,5 @@ def _place(path: str, file: Path) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A text in YAML, quoted where it could be something else."""
-    return (
-        text
-        if re.fullmatch(r"[\w./][\w./@+-]*", text) and not re.fullmatch(r"[\d.+-]+|~|null|true|false", text)
-        else (json.dumps(text, ensure_ascii=False))
-    )
+    """A text in YAML, in quotes."""
+    return json.dumps(text, ensure_ascii=False)

@@ -8,8 +8,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -20,7 +19,7 @@ from dcclip_cli.machine import is_first_process, is_launched
 from dcclip_cli.options import decisive
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.recipe.load import LoadedRecipe, record
-from dcclip_cli.recipe.summary import SUMMARY, ModelSummary, agreements, keep_summary, kept_summary
+from dcclip_cli.recipe.summary import ModelSummary, agreements, keep_summary, kept_summary
 from dcclip_cli.run_dir import RESOLVED, STAGES, RunDir, StageName, TrainResult, finished, has_product
 
 if TYPE_CHECKING:
@@ -51,7 +50,6 @@ class RecipeRun:
     fresh: bool = False
     progress: Progress = field(default_factory=Silent)
     processes: int = 1
-    _recorded: bool = False  # the recipe, in the run directory
     _results: dict[str, list[EvalResult]] = field(default_factory=dict)  # by model: teacher, student, bundle
 
     def preflight(self, stages: Iterable[StageName]) -> list[StageWork]:
@@ -78,18 +76,6 @@ class RecipeRun:
 
         return torch_device(self.device)
 
-    @contextmanager
-    def working(self) -> Iterator[None]:
-        """While the block works in the run directory. Raises DcclipError if that was removed meanwhile."""
-        root = self.dir.root
-        try:
-            yield
-        except Exception:
-            if not self._recorded or (root / RESOLVED).exists():  # a worker may have made the folder again
-                raise
-            what = Message("{} was removed while dcclip worked in it", root)
-            raise DcclipError(what, "run the same command again, and leave the folder alone until it ends") from None
-
     def begin(self, *stages: StageName) -> None:
         """Write the recipe into the run directory.
 
@@ -101,7 +87,6 @@ class RecipeRun:
         self.preflight(stages)
         if is_first_process():
             record(self.loaded, self.dir.root)
-            self._recorded = True
 
     def begin_all(self) -> None:
         """`begin` for all stages. Raises DcclipError if there is none, or if several processes were launched."""
@@ -111,11 +96,13 @@ class RecipeRun:
             raise DcclipError("dcclip run works in one process", "launch distill and align, each by itself")
         self.begin(*self.loaded.recipe.stages)
 
-    def expect_state(self, stage: StageName) -> None:
-        """Raise DcclipError if a training stage is neither finished nor has a saved state to resume from."""
+    def train_alone(self, stage: StageName, resume: bool = False) -> TrainResult:
+        """`begin` and `train`. With `resume`, raises DcclipError if it has neither a product nor a saved state."""
         state = self.dir.stage(stage) / "state"
-        if not finished(self.dir.root, stage) and not any(state.glob("step-*")):
+        if resume and not finished(self.dir.root, stage) and not any(state.glob("step-*")):
             raise DcclipError("{} contains no saved state to resume", "leave --resume out to start at step 0", state)
+        self.begin(stage)
+        return self.train(stage)
 
     def run_all(self) -> Iterator[tuple[StageName, StageResult]]:
         """Run the recipe's stages in order; a stage after one that was run is made again, for its input is new."""
@@ -130,18 +117,21 @@ class RecipeRun:
         if stage == "collect":
             return self.collect()
         if stage == "export":
-            return self.export(self._section("export"), self.trained_model(), self.dir.stage("export"))
+            assert self.loaded.recipe.export is not None
+            return self.export(self.loaded.recipe.export, self.trained_model(), self.dir.stage("export"))
         if stage == "eval":
-            return self._evaluate("teacher", "student") if self.fresh or not self._kept_summary() else []
+            kept = not self.fresh and kept_summary(self.dir.root, self._identity(), self.progress)
+            return [] if kept else self._evaluate("teacher", "student")
         return self.train(stage)
 
     def collect(self, engine: Engine | None = None, limit: int | None = None) -> CollectResult:
         """Collect the recipe's pairs; with `limit` only about so many of them, into the folder `collect-limit`."""
         from dcclip_cli.curation.collect import collect
 
+        options, fresh = self.loaded.recipe.collect, self.fresh or limit is not None
+        assert options is not None
         out = self.dir.stage("collect" if limit is None else "collect-limit")
-        fresh = self.fresh or limit is not None
-        result = collect(self._section("collect"), out, self.progress, fresh, engine, limit)
+        result = collect(options, out, self.progress, fresh, engine, limit)
         self._tell("collect", result.folder, result)
         return result
 
@@ -155,12 +145,20 @@ class RecipeRun:
         if self.processes > 1 and (self.fresh or not finished(self.dir.root, stage)):
             return self._train_in_processes(stage)
         recipe = self.loaded.recipe
-        models, device = (recipe.teacher, recipe.student), torch_device(self.device)
+        assert recipe.data is not None
         context = StageContext(
-            self.dir, self._section("data"), *models, recipe.seed, device, self.fresh, self.progress, recipe.track
+            run=self.dir,
+            data=recipe.data,
+            teacher=recipe.teacher,
+            student=recipe.student,
+            seed=recipe.seed,
+            device=torch_device(self.device),
+            fresh=self.fresh,
+            progress=self.progress,
+            track=recipe.track,
         )
         train: Any = distill if stage == "distill" else align
-        result: TrainResult = train(self._section(stage), context)
+        result: TrainResult = train(getattr(recipe, stage), context)
         if stage == "align" and result.already_finished:
             self._check_parent()
         self._tell(stage, result.model, result, *(f"{name} {value:.4g}" for name, value in result.metrics.items()))
@@ -199,7 +197,7 @@ class RecipeRun:
             fresh=self.fresh,
             progress=self.progress,
         )
-        self._tell("export", out, result, f"{result.size_bytes / 1e6:.1f} MB; {_parity(result.parity)}")
+        self._tell("export", out, result, Message("{:.1f} MB; {}", result.size_bytes / 1e6, _parity(result.parity)))
         return result
 
     def data(self) -> DataOptions | None:
@@ -223,12 +221,12 @@ class RecipeRun:
 
         if not any(stage.trains and stage.name in self.loaded.recipe.stages for stage in STAGES):
             return []
-        rows = [] if self.fresh else self._kept_summary()
-        if rows:
+        if not self.fresh and (rows := kept_summary(self.dir.root, self._identity(), self.progress)):
             self.progress.say(Message("eval: already done (use --fresh to redo)"))
             return rows
-        if results := self._evaluate("teacher", "student", "bundle"):
-            check_complete(results, self._section("eval"))
+        results, options = self._evaluate("teacher", "student", "bundle"), self.loaded.recipe.eval
+        if options is not None:
+            check_complete(results, options)
         return self._measure()
 
     def steps(self) -> str:
@@ -238,22 +236,16 @@ class RecipeRun:
         models = [self.dir.model(one.name) for one in STAGES if one.trains and one.name in self.loaded.recipe.stages]
         return " + ".join(str(read_provenance(model).content.get("steps", "?")) for model in models)
 
-    def _section(self, name: str) -> Any:
-        section = getattr(self.loaded.recipe, name)
-        assert section is not None  # the recipe was checked to have what its stages need
-        return section
-
     def _check_parent(self) -> None:
         """Raise DcclipError if the aligned model was made from a distilled one that has been replaced since."""
         from dcclip_cli.model.model_dir import model_fingerprint, read_provenance
 
-        distilled, aligned = self.dir.model("distill"), self.dir.model("align")
-        if self._section("align").start != "distill" or not distilled.is_dir():
+        distilled, aligned, options = self.dir.model("distill"), self.dir.model("align"), self.loaded.recipe.align
+        if options is None or options.start != "distill" or not distilled.is_dir():
             return
         if read_provenance(aligned).content.get("parent") != model_fingerprint(distilled):
-            raise DcclipError(
-                "{} was made from another model than {}", "make it again with --fresh", aligned, distilled
-            )
+            what = Message("{} was made from another model than {}", aligned, distilled)
+            raise DcclipError(what, "make it again with --fresh")
 
     def _tell(self, stage: StageName, product: Path, result: Any, *measured: str) -> None:
         if result.already_finished:
@@ -299,10 +291,6 @@ class RecipeRun:
                 update_card(model.path, self._results[name])
         return every
 
-    def _kept_summary(self) -> list[ModelSummary]:
-        """The summary that an earlier run measured of the same weights and test sets; empty if there is none."""
-        return kept_summary(self.dir.root / SUMMARY, self._identity(), self.progress)
-
     def _identity(self) -> str:
         """A hash over the trained weights and the sections of the recipe that decide evaluation and export."""
         from dcclip_cli.model.model_dir import model_fingerprint
@@ -314,42 +302,31 @@ class RecipeRun:
 
     def _measure(self) -> list[ModelSummary]:
         """Measure the run's models and keep that with their top-1, or their agreement with the teacher, in the run."""
+        from dcclip_cli.exporters.samples import recipe_samples
         from dcclip_cli.predict.encoder import footprint, load_encoder
 
-        models, rows = self._models(), []
-        agreement = self._agreements(models)
+        models, rows, agreement = self._models(), [], {}
+        if "teacher" in models and self.loaded.recipe.eval is None:  # no test set says more
+            given = recipe_samples(self.data(), "validation", "train")
+            if given is not None and given.embeddings is None:
+                agreement = agreements(models, given, self.device, self.progress)
         for name, reference in models.items():
             top1 = {f"{one.dataset} {one.language}": one.value for one in self._results.get(name, ())}
             measured = asdict(footprint(load_encoder(reference, "cpu")))
             rows.append(ModelSummary(name, **measured, top1=top1, agreement=agreement.get(name, {})))
-        keep_summary(self.dir.root / SUMMARY, self._identity(), rows)
+        keep_summary(self.dir.root, self._identity(), rows)
         return rows
 
-    def _agreements(self, models: Mapping[str, ModelReference]) -> dict[str, dict[str, float]]:
-        """`agreements`, if there is a teacher and no test set says more."""
-        if "teacher" not in models or self.loaded.recipe.eval is not None:
-            return {}
-        from dcclip_cli.exporters.samples import recipe_samples
 
-        given = recipe_samples(self.data(), "validation", "train")
-        if given is None or given.embeddings is not None:
-            return {}
-        return agreements(models, given, self.device, self.progress)
-
-
-def _parity(parity: Parity | None) -> str:
+def _parity(parity: Parity | None) -> Message:
     if parity is None:
-        return "not compared with the model: its runtime is not available on this system"
-    tests = "".join(
-        f"; top-1 in {language} on {one.images} test images {one.before:.1%} -> {one.after:.1%}, "
-        f"{one.agreement:.1%} the same"
+        return Message("not compared with the model: its runtime is not available on this system")
+    found = Message("best text unchanged for {:.1%} of {} images ({})", parity.agreement, parity.images, parity.source)
+    tests = (
+        Message("top-1 in {} on {} test images {:.1%} -> {:.1%}", language, one.images, one.before, one.after)
         for language, one in parity.by_language().items()
     )
-    return (
-        f"on {parity.images} images and {parity.texts} texts ({parity.source}) the largest differences are "
-        f"{parity.image_max_difference:.1g} and {parity.text_max_difference:.1g}, and {parity.agreement:.1%} of the "
-        f"best matches agree{tests}"
-    )
+    return joined("; ", (found, *tests))
 
 
 def teacher_reference(teacher: Teacher) -> ModelReference:

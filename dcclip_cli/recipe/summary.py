@@ -37,18 +37,18 @@ class ModelSummary:
     agreement: dict[str, float]
 
 
-def kept_summary(file: Path, identity: str, progress: Progress) -> list[ModelSummary]:
-    """The summary in a file, if it is of the models and test sets with this `identity`; else an empty list."""
+def kept_summary(run: Path, identity: str, progress: Progress) -> list[ModelSummary]:
+    """The summary in a run directory, if it is of the models and test sets with this `identity`; else an empty list."""
 
     def rows(content: dict[str, Any]) -> list[ModelSummary]:
         return [ModelSummary(**row) for row in content["rows"]] if content["of"] == identity else []
 
-    return read_cached(file, rows, progress.say) or []
+    return read_cached(run / SUMMARY, rows, progress.say) or []
 
 
-def keep_summary(file: Path, identity: str, rows: Sequence[ModelSummary]) -> None:
+def keep_summary(run: Path, identity: str, rows: Sequence[ModelSummary]) -> None:
     """Write what `kept_summary` finds."""
-    write_json(file, {"of": identity, "rows": [asdict(row) for row in rows]})
+    write_json(run / SUMMARY, {"of": identity, "rows": [asdict(row) for row in rows]})
 
 
 def agreements(

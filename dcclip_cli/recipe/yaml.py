@@ -23,9 +23,7 @@ Location = tuple[str | int, ...]
 
 MAX_BYTES = 1_000_000
 _MAX_DEPTH = 30
-_MAX_VALUES = 20_000  # which takes a second or two
 _NAME = "name"
-_LONGEST = 300  # characters of an override in a message
 _WORDS = {"": None, "~": None, "null": None, "Null": None, "true": True, "True": True, "false": False, "False": False}
 _INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
 _FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
@@ -48,8 +46,7 @@ class Document:
 
     def override(self, expression: str) -> None:
         """Apply one `--set a.b=value`: the value is YAML, a path in it is relative to the current directory."""
-        shown = expression if len(expression) <= _LONGEST else f"{expression[:_LONGEST]}..."
-        place = f"--set {shown}"
+        place = f"--set {expression}"
         key, equals, text = expression.partition("=")
         if not equals or not all(key.split(".")) or key.count(".") > _MAX_DEPTH:
             raise DcclipError("{}: not of the form KEY=VALUE", "write it like: --set distill.epochs=3", place)
@@ -147,14 +144,14 @@ def _parse(text: str, name: str, numbered: bool = False) -> tuple[Any, dict[Loca
         result: dict[str, Any] = {}
         for key, item in node.value:
             here = (*at, str(key.value))
+            where = place(key.start_mark.line)
             if not isinstance(key, yaml.ScalarNode):
-                mistakes.append(_mistake(place(key.start_mark.line), at, Message("a key must be a word")))
+                mistakes.append(Message("{}: {}", where, Message("a key must be a word")))
             elif key.value in result:
-                first = places[here].rpartition(":")[2]
-                what = Message("given twice (first on line {})", first)
-                mistakes.append(_mistake(place(key.start_mark.line), here, what))
+                what = Message("given twice (first on line {})", places[here].rpartition(":")[2])
+                mistakes.append(Message("{}: {}: {}", where, ".".join(map(str, here)), what))
             else:
-                places[here] = place(key.start_mark.line)
+                places[here] = where
                 result[key.value] = build(item, here)
         return result
 
@@ -168,10 +165,8 @@ def _parse(text: str, name: str, numbered: bool = False) -> tuple[Any, dict[Loca
             problem = Message("{}, {}", error.context, problem)
         raise DcclipError("{}: {}", "fix the YAML there, or just above", where, problem) from None
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position)
-        raise DcclipError(
-            "{place}: unreadable character #x{character:04x}", "remove it", place=place(line), character=error.character
-        ) from None
+        where = place(text.count("\n", 0, error.position))
+        raise DcclipError("{}: unreadable character #x{:04x}", "remove it", where, error.character) from None
     values = build(node, ()) if node else None
     if mistakes:
         raise DcclipError(joined("\n", mistakes), KEYS_HINT)
@@ -181,23 +176,20 @@ def _parse(text: str, name: str, numbered: bool = False) -> tuple[Any, dict[Loca
 class _PlainLoader(yaml.SafeLoader):
     """Composes nodes, refusing what a recipe has no use for."""
 
-    depth = values = 0
+    depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
         problem = None
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            problem = "anchors (&) and aliases (*) are not allowed in a recipe; quote text that starts with one"
+            problem = Message("anchors (&) and aliases (*) are not allowed in a recipe; quote text that begins so")
         elif getattr(event, "tag", None):
-            problem = f"tags ({event.tag}) are not allowed in a recipe; quote text that starts with !"
+            problem = Message("tags ({}) are not allowed in a recipe; quote text that starts with !", event.tag)
         elif self.depth > _MAX_DEPTH:
-            problem = f"nested more than {_MAX_DEPTH} deep"
-        elif self.values == _MAX_VALUES:
-            problem = f"more than {_MAX_VALUES:,} values; name many files by their folder or a pattern such as *.tar"
+            problem = Message("nested more than {} deep", _MAX_DEPTH)
         if problem:
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         self.depth += 1
-        self.values += 1
         try:
             return super().compose_node(parent, index)
         finally:
@@ -218,28 +210,15 @@ def _scalar(node: yaml.ScalarNode) -> Any:
 def _kind(value: Any) -> str:
     if value is None:
         return Message("nothing")
-    return (
-        Message("a list")
-        if isinstance(value, list)
-        else Message("a section")
-        if isinstance(value, dict)
-        else repr(value)
-    )
-
-
-def _mistake(place: str, at: Location, what: Message) -> Message:
-    if not at:
-        return Message("{}: {}", place, what)
-    return Message("{}: {}: {}", place, ".".join(map(str, at)), what)
-
-
-def _nodes(value: Any, at: Location = ()) -> Iterator[tuple[Location, Any]]:
-    yield at, value
-    if isinstance(value, dict | list):
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _nodes(item, (*at, key))
+    if isinstance(value, list):
+        return Message("a list")
+    return Message("a section") if isinstance(value, dict) else repr(value)
 
 
 def walk(value: Any, at: Location = ()) -> Iterator[tuple[Location, Any]]:
     """Every scalar in nested dicts and lists, with its location."""
-    return ((place, node) for place, node in _nodes(value, at) if not isinstance(node, dict | list))
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from walk(item, (*at, key))
+    else:
+        yield at, value

@@ -102,9 +102,6 @@ def test_a_run_measures_again_what_its_recipe_asks_anew_but_trains_nothing_twice
     again = dcclip("run", "recipe.yaml", "--set", "eval.languages=[zh]")
     assert "top-1 train zh" in again.stdout and "top-1 train en" not in again.stdout
     assert weights.stat().st_mtime_ns == written
-    (here / "runs/一生/summary.json").unlink()
-    assert "top-1 train en" in dcclip("run", "recipe.yaml").stdout
-    assert weights.stat().st_mtime_ns == written
 
 
 def test_eval_takes_models_side_by_side(here: Path) -> None:
@@ -150,8 +147,6 @@ def test_export_will_not_replace_a_folder_that_is_no_bundle(here: Path, tmp_path
     result = dcclip("export", "recipe.yaml", "--out", tmp_path, expect=1)
     assert result.stderr.splitlines()[-2] == f"error: {tmp_path} is not empty and is not an export"
     assert (tmp_path / "thesis.txt").exists()
-    made = dcclip("export", "--model", "runs/一生/align/model", "--out", tmp_path / "new", "-q").output
-    assert made == f"{tmp_path}/new\n"
 
 
 def test_models_lists_the_run_and_the_model_that_comes_with_dcclip(here: Path) -> None:

@@ -1,12 +1,8 @@
 """`dcclip new`: recipes of each kind of data that pass --check, questions in a terminal, files that are kept."""
 
 import json
-import os
-import pty
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -167,24 +163,13 @@ def test_fg_clip2_runs_code_only_if_that_is_allowed(data: dict[str, Path]) -> No
         assert teacher is not None and getattr(teacher, "trust_remote_code") is bool(flag)  # noqa: B009
 
 
-def test_in_a_terminal_it_asks_for_teacher_data_and_size(data: dict[str, Path]) -> None:
-    code = "from dcclip_cli.__main__ import main; main()"
-    main, terminal = pty.openpty()
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE), "TERM": "dumb"}
-    command = [sys.executable, "-c", code, "new", "asked.yaml"]
-    with subprocess.Popen(command, stdin=terminal, stdout=subprocess.PIPE, stderr=terminal, env=environment) as process:
-        os.close(terminal)
-        os.write(main, f"1\n{data['pairs']}\n2\n".encode())
-        output = b""
-        try:
-            while block := os.read(main, 4096):
-                output += block
-        except OSError:  # the other end is closed
-            pass
-        assert process.stdout is not None and process.stdout.read() == b"asked.yaml\n"
-    os.close(main)
-    shown = output.decode()
-    assert "1  altclip       BAAI/AltCLIP: 864 M parameters, zh and en" in shown and "RN50" in shown
+def test_in_a_terminal_it_asks_for_teacher_data_and_size(
+    data: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dcclip_cli.cli.new._can_ask", lambda: True)
+    asked = dcclip("new", "asked.yaml", stdin=f"1\n{data['pairs']}\n2\n")
+    assert asked.stdout == "asked.yaml\n"
+    assert "1  altclip       BAAI/AltCLIP: 864 M parameters, zh and en" in asked.stderr and "RN50" in asked.stderr
     student = load("asked.yaml").recipe.student
     assert student is not None and student.preset == "M"
 

@@ -71,16 +71,6 @@ def test_a_stopped_collection_ends_with_the_bytes_of_a_whole_one(raw: Path, monk
         assert file.read_bytes() == (run / "collect" / file.name).read_bytes()
 
 
-def test_a_run_that_is_deleted_meanwhile_is_one_error(raw: Path) -> None:
-    run = raw / "runs/收集"
-    with start(raw, "collect", "collect.yaml", "--workers", "2", "-q") as process:
-        wait(process, lambda: len(list(run.glob(".collect.partial/read/0*"))) > 1)
-        run.rename(raw / "removed")  # all of it at once, as no removal is
-        said = process.communicate(timeout=60)[1]
-    assert process.returncode == 1 and said.count("\n") == 2
-    assert said.startswith("error: runs/收集 was removed while dcclip worked in it\nhint:  ")
-
-
 @pytest.mark.parametrize("shown", [True, False])
 def test_a_command_that_takes_long_says_that_it_loads_unless_it_says_something_else(
     shown: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

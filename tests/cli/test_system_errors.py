@@ -3,12 +3,9 @@
 import errno
 import os
 import resource
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import BinaryIO
 
 import numpy as np
@@ -117,43 +114,11 @@ def test_files_in_place_of_folders_and_the_reverse_are_told_apart(tmp_path: Path
         assert told(raised(call)).what == what
 
 
-def test_reading_and_writing_what_is_not_allowed_have_hints_of_their_own(tmp_path: Path) -> None:
-    """In a process that permissions hold for, even where the tests run as root."""
-    code = """
-import os, sys
-from pathlib import Path
-from dcclip_cli.cli.system_errors import explained
-if not os.getuid():
-    os.setgid(65534), os.setuid(65534)
-for name, mode in (("secret", "r"), ("fixed", "w"), ("folder/new", "w"), ("closed/x", "r")):
-    try:
-        open(name, mode)
-    except OSError as error:
-        found = explained(error, {"--out"})
-        print(found.what, "|", found.hint)
-"""
-    tmp_path.chmod(0o755)
-    for parent in tmp_path.parents[:3]:
-        parent.chmod(parent.stat().st_mode | 0o111)
-    for name, mode in (("secret", 0o000), ("fixed", 0o444)):
-        (tmp_path / name).write_text("猫")
-        (tmp_path / name).chmod(mode)
-    for name, mode in (("folder", 0o555), ("closed", 0o600)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name).chmod(mode)
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=_environment()
-    )
-    assert done.stdout.splitlines() == [
-        "secret may not be read | allow it with: chmod +r secret",
-        "fixed may not be written | write elsewhere with --out, or allow it with: chmod +w fixed",
-        "folder/new: nothing may be written in folder | write elsewhere with --out, or allow it with: chmod +w folder",
-        "closed/x: you may not enter closed | allow it with: chmod +x closed",
-    ], done.stderr
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONDONTWRITEBYTECODE": "1"}
+def test_what_is_not_allowed_has_a_hint_about_permissions(tmp_path: Path) -> None:
+    for number in (errno.EACCES, errno.EPERM):
+        found = told(OSError(number, "", str(tmp_path / "密 secret")), OPTIONS)
+        assert found.what == f"{tmp_path}/密 secret may not be read or written"
+        assert "permissions" in found.hint and found.hint.endswith(", or write elsewhere with --out")
 
 
 def test_limits_of_the_process_are_explained() -> None:
@@ -196,17 +161,10 @@ def test_our_own_errors_are_not_explained_away(error: Exception) -> None:
 def test_a_place_that_cannot_be_written_is_known_before_the_work(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
-    os.mkfifo(tmp_path / "pipe")
     check_target(tmp_path / "新" / "a", folder=True)
     check_target(tmp_path, folder=True)
     check_target(file, folder=False)
     check_target(tmp_path / "b.npy", folder=False)
     for target, folder in ((file, True), (file / "x", True), (file / "x" / "y", False), (tmp_path, False)):
         assert isinstance(raised(partial(check_target, target, folder)), OSError)
-    for name in ("x" * 300, f"{'长' * 90}/a"):
-        assert "too long" in told(raised(partial(check_target, tmp_path / name, True))).what
-    (tmp_path / "loop").symlink_to("loop")
-    for folder in (True, False):
-        assert "is a pipe" in str(raised(partial(check_target, tmp_path / "pipe", folder)))
-        assert "lead in a circle" in told(raised(partial(check_target, tmp_path / "loop", folder))).what
     assert "is a device" in str(raised(partial(check_target, Path(os.devnull), True)))

@@ -1,7 +1,6 @@
 """Using a model from the command line: predict, search, embed, export of what is no run."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 
 from tests.cli.conftest import dcclip
-from tests.installed import environment
 
 
 @pytest.fixture(autouse=True)
@@ -80,11 +78,12 @@ def test_embed_writes_rows_and_their_names(pictures: list[Path], tmp_path: Path)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
 
 
-def test_without_pyarrow_embed_writes_no_parquet_file_and_says_so_before_it_embeds(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dcclip_cli", "embed", "--text", "猫", "--out", "a.parquet", "--model", "nowhere"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment([]), capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "error: this needs the package pyarrow, which is not installed\n" in done.stderr
+def test_without_pyarrow_embed_writes_no_parquet_file_and_says_so_before_it_embeds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    said = dcclip("embed", "--text", "猫", "--out", "a.parquet", "--model", "nowhere", expect=1).stderr
+    assert said.startswith("error: this needs the package pyarrow, which is not installed\n")
 
 
 def test_embed_takes_texts_and_writes_parquet(tmp_path: Path) -> None:

@@ -160,11 +160,3 @@ def test_an_override_of_a_stage_that_the_recipe_lacks_names_those_it_has(recipe:
         load(recipe, ["eval.languages=[zh]"])
     assert caught.value.what == ("--set eval.languages=[zh]: the recipe has no stage eval; its stages: distill, align")
     assert load(recipe, ["eval={datasets: [cifar10-cn]}", "eval.languages=[zh]"]).recipe.stages[-1] == "eval"
-
-
-def test_very_many_mistakes_are_counted_after_the_first_ones(recipe: Path) -> None:
-    recipe.write_text(SMALL + "".join(f"键{number}: 1\n" for number in range(5_000)), "utf-8")
-    with pytest.raises(DcclipError) as caught:
-        load(recipe)
-    lines = caught.value.what.splitlines()
-    assert len(lines) == 21 and lines[0].endswith(":7: 键0: unknown key") and lines[-1] == "and 4,980 more mistakes"

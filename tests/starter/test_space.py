@@ -38,29 +38,12 @@ def test_places_have_the_wanted_cosines(places: Tensor) -> None:
     assert torch.allclose(places @ places.T, space.kinship(UNDER, classes=6), atol=0.01)
 
 
-def test_places_are_the_same_bytes_whatever_was_drawn_before(places: Tensor) -> None:
-    torch.manual_seed(5)
-    torch.randn(10)
-    assert torch.equal(space.places(space.kinship(UNDER, classes=6)), places)
-
-
 def test_a_word_is_nearer_to_each_of_its_classes_than_to_any_other(places: Tensor) -> None:
     images = space.in_space(places)
     for classes in UNDER.values():
         cosines = images @ space.place_of(classes, places)
         others = [cosines[number] for number in range(6) if number not in classes]
         assert all(cosines[number] > max(others, default=-1) for number in classes)
-
-
-def test_a_word_is_farther_from_the_kin_of_its_class_than_the_class_is(places: Tensor) -> None:
-    word, images = space.place_of(frozenset({0}), places), space.in_space(places)
-    assert word.norm().item() == pytest.approx(1)
-    assert word @ images[1] < 0.75 * (images[0] @ images[1])
-
-
-def test_directions_of_places_at_right_angles_are_the_places_themselves() -> None:
-    corners = torch.eye(space.USED)
-    assert torch.allclose(space.directions(corners[:4], corners), space.in_space(corners[:4]))
 
 
 def test_the_head_maps_a_clear_image_to_its_class_and_an_unclear_one_to_unknown(places: Tensor) -> None:
