@@ -10,7 +10,7 @@ import torch
 
 from dcclip_cli.errors import Message
 from dcclip_cli.model.hub_models import COPY_AGAIN, library_errors, open_clip_config, whole_cached_folder
-from dcclip_cli.model.image_from_teacher import check_image_source, teacher_image_config
+from dcclip_cli.model.inherit import check_image_source, teacher_image_config
 from dcclip_cli.model.model_dir import PROVENANCE
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.reference import library_of
