@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import pickle
 import re
 import zipfile
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import atomic_folder, cache_folder, file_sha256, lock, read_json, refuse_special, remove
+from dcclip_cli.files import atomic_folder, cache_folder, file_sha256, lock, read_json, remove
 from dcclip_cli.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -63,45 +62,34 @@ def find_file(model: str, name: str) -> Path | None:
 
     Offline, what is not in the hub's cache does not exist.
     """
+    from huggingface_hub.errors import EntryNotFoundError
+
     if Path(model).is_dir():
         file = Path(model) / name
         return file if file.is_file() else None
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
-
     try:
-        return Path(hf_hub_download(model, name))
-    except RepositoryNotFoundError:
-        raise _no_repository(model) from None
+        return _download(model, name)
     except EntryNotFoundError:
         return None
 
 
-def _no_repository(model: str) -> OSError:
-    return OSError(f"the Hugging Face Hub has no public model {model}")
-
-
 def require_file(model: str, name: str) -> Path:
-    """As `find_file`, but raises DcclipError, or OSError with the hub's reason, if there is none."""
-    if Path(model).is_dir():
-        if (Path(model) / name).is_file():
-            return Path(model) / name
-        raise DcclipError("{} has no {}", "copy the whole model directory again", model, name)
+    """As `find_file`, but raises DcclipError, or EntryNotFoundError with the hub's reason, if there is none."""
+    if not Path(model).is_dir():
+        return _download(model, name)
+    if file := find_file(model, name):
+        return file
+    raise DcclipError("{} has no {}", _AGAIN, model, name)
+
+
+def _download(model: str, name: str) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         return Path(hf_hub_download(model, name))
     except RepositoryNotFoundError:
-        raise _no_repository(model) from None
-    except LocalEntryNotFoundError:  # no connection, as its text says
-        raise
-    except EntryNotFoundError:
-        raise OSError(f"its repository on the Hugging Face Hub has no {name}") from None
-
-
-def is_pickled(files: Sequence[Path]) -> bool:
-    return bool(files) and files[0].suffix != ".safetensors"
+        raise OSError(f"the Hugging Face Hub has no public model {model}") from None
 
 
 def say_what_is_loaded(name: str, files: Sequence[Path], progress: Progress) -> None:
@@ -121,14 +109,17 @@ def _blob_digest(file: Path) -> str | None:
     return blob.name if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name) else None
 
 
-def safetensors_copy(files: Sequence[Path], digest: str, name: str, progress: Progress | None = None) -> Path:
-    """A copy of pickled weights as model.safetensors, in the cache folder; made once, for all processes.
+def as_safetensors(files: list[Path], name: str, digest: str = "", progress: Progress | None = None) -> list[Path]:
+    """The `files` of weights, or in place of pickled ones their copy as model.safetensors in the cache folder.
 
-    `digest` is that of `files`. Only tensors are unpickled: raises DcclipError for a file that contains anything else.
+    It is made once, for all processes; `digest` is that of `files`, if it is known. Only tensors are unpickled: raises
+    DcclipError for a file that contains anything else.
     """
     from safetensors.torch import save_file
 
-    folder, say = cache_folder() / "weights" / digest[:32], (progress or Silent()).say
+    if not files or files[0].suffix == ".safetensors":
+        return files
+    folder, say = cache_folder() / "weights" / (digest or weights_digest(files))[:32], (progress or Silent()).say
     if not _is_whole(folder / SAFETENSORS, say):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with lock(folder.with_suffix(".lock")):
@@ -138,15 +129,14 @@ def safetensors_copy(files: Sequence[Path], digest: str, name: str, progress: Pr
                 with atomic_folder(folder) as temporary:
                     weights = {key: value for file in files for key, value in unpickled(file).items()}
                     save_file(_apart(weights), temporary / SAFETENSORS, {"format": "pt"})
-    return folder / SAFETENSORS
+    return [folder / SAFETENSORS]
 
 
 def _is_whole(copy: Path, say: Callable[[str], None]) -> bool:
     """Whether there is a copy of weights. One whose header does not fit its size is removed, after a warning."""
-    if not os.path.lexists(copy.parent):
+    if not copy.parent.exists():
         return False
     try:
-        refuse_special(copy)
         stored_tensors([copy])
     except DcclipError as error:
         say(Message("warning: {}: it is made again", error.what))
@@ -179,21 +169,17 @@ def stored_tensors(files: Sequence[Path]) -> dict[str, StoredTensor]:
     return found
 
 
-def check_fit(model: nn.Module, files: Sequence[Path], config: str, ignored: Collection[str] = ()) -> None:
-    """Raise DcclipError unless files have the weights of a model, which may be on the meta device, and no others."""
-    where, own, hint = _place(files), set(model.state_dict()), _other_weights(config)
-    stored = check_shapes(model, files, config)
-    if missing := sorted(own - stored.keys()):
-        raise DcclipError("{} lacks {} ({} missing in all)", hint, where, missing[0], len(missing))
-    if unknown := sorted(stored.keys() - own - set(ignored)):
-        what = Message("{} has {}, which is no part of the model ({} such weights)", where, unknown[0], len(unknown))
-        raise DcclipError(what, hint)
+def check_fit(
+    model: nn.Module, files: Sequence[Path], config: str, ignored: Collection[str] = (), exact: bool = True
+) -> None:
+    """Raise DcclipError unless the weights in files fit a model, which may be on the meta device, by their headers.
 
-
-def check_shapes(model: nn.Module, files: Sequence[Path], config: str) -> dict[str, StoredTensor]:
-    """The tensors in weight files. Raises DcclipError where they do not fit the model, or it is far larger than all."""
-    stored, where, hint = stored_tensors(files), _place(files), _other_weights(config)
-    for name, weight in model.state_dict().items():
+    With `exact` the files have all weights of the model, and none but these and the `ignored`.
+    """
+    stored, own = stored_tensors(files), model.state_dict()
+    where = files[0] if len(files) == 1 else files[0].parent
+    hint = Message("copy the whole model again: {} and the weights are of two models", config)
+    for name, weight in own.items():
         if name not in stored:
             continue
         dtype, shape = stored[name]
@@ -206,17 +192,13 @@ def check_shapes(model: nn.Module, files: Sequence[Path], config: str) -> dict[s
             raise DcclipError(what, "use weights that are not quantized")
     described = sum(weight.numel() for weight in model.parameters())
     there = sum(math.prod(tensor.shape) for tensor in stored.values())
-    if described > 2 * there + _FEW:
+    if described > 2 * there + _FEW:  # a model that would take far more memory than its files
         raise DcclipError("{} has {:,} weights, by {} the model has {:,}", hint, where, there, config, described)
-    return stored
-
-
-def _place(files: Sequence[Path]) -> Path:
-    return files[0] if len(files) == 1 else files[0].parent
-
-
-def _other_weights(config: str) -> str:
-    return Message("copy the whole model again: {} and the weights are of two models", config)
+    if exact and (missing := sorted(own.keys() - stored.keys())):
+        raise DcclipError("{} lacks {} ({} missing in all)", hint, where, missing[0], len(missing))
+    if exact and (unknown := sorted(stored.keys() - own.keys() - set(ignored))):
+        what = Message("{} has {}, which is no part of the model ({} such weights)", where, unknown[0], len(unknown))
+        raise DcclipError(what, hint)
 
 
 def unpickled(file: Path) -> dict[str, Tensor]:
@@ -240,16 +222,11 @@ def unpickled(file: Path) -> dict[str, Tensor]:
         raise DcclipError("{} cannot be read: {}", "copy or download the file again", file, reason) from None
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
-    tensors = {key: value for key, value in found.items() if _is_tensor(value)} if isinstance(found, dict) else {}
+    named = found.items() if isinstance(found, dict) else ()
+    tensors = {str(key).removeprefix("module."): value for key, value in named if isinstance(value, torch.Tensor)}
     if not tensors:
         raise DcclipError("{} contains no weights by name", "use a model with safetensors weights", file)
-    return {str(key).removeprefix("module."): value for key, value in tensors.items()}
-
-
-def _is_tensor(value: Any) -> bool:
-    import torch
-
-    return isinstance(value, torch.Tensor)
+    return tensors
 
 
 def _apart(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.teachers import AltClipTeacher, OpenClipTeacher, TransformersTeacher
-from dcclip_cli.model.weights import safetensors_copy
+from dcclip_cli.model.weights import as_safetensors
 from dcclip_cli.predict.encoder import load_encoder
 from dcclip_cli.progress import Lines
 from tests.damage import Said, damage
@@ -95,7 +95,7 @@ def test_an_open_clip_directory_with_a_text_tower_of_transformers_loads_offline_
 
 
 def test_the_sizes_of_open_clips_own_text_towers_are_known_without_the_hub(hub_teachers: Path, tmp_path: Path) -> None:
-    from dcclip_cli.model.open_clip_models import text_tower_sizes
+    from dcclip_cli.model.model_dir import text_tower_sizes
 
     found = text_tower_sizes(tmp_path, "xlm-roberta-base")
     assert (found["hidden_size"], found["num_attention_heads"], found["vocab_size"]) == (768, 12, 250_002)
@@ -166,11 +166,11 @@ def test_a_damaged_copy_of_pickled_weights_is_made_again(
 ) -> None:
     monkeypatch.setenv("DCCLIP_CACHE", str(tmp_path / "cache"))
     files, said = [hub_teachers / "chineseclip/pytorch_model.bin"], Said()
-    copy = safetensors_copy(files, "0" * 64, "中文 chineseclip", said)
+    [copy] = as_safetensors(files, "中文 chineseclip", "0" * 64, said)
     whole = copy.read_bytes()
     damage(copy, kind)
-    assert safetensors_copy(files, "0" * 64, "中文 chineseclip", said).read_bytes() == whole
-    assert safetensors_copy(files, "0" * 64, "中文 chineseclip", said) == copy
+    assert as_safetensors(files, "中文 chineseclip", "0" * 64, said)[0].read_bytes() == whole
+    assert as_safetensors(files, "中文 chineseclip", "0" * 64, said) == [copy]
     assert len(said.lines) == 3  # the copy, the damage, the copy again
     assert said.lines[1].startswith(f"warning: {copy} ") and said.lines[1].endswith("it is made again")
 

@@ -142,7 +142,7 @@ def test_a_teacher_directory_lacks_no_file(problems: Any, altclip_folder: Path, 
     (teacher / "model.safetensors.index.json").write_text(json.dumps(parts))
     found, _ = problems({"teacher.model": str(teacher)})
     assert found == [
-        f"teacher.model: {teacher} has no model-2-of-2.safetensors (1 of 2 such files are missing)",
+        f"teacher.model: {teacher} has no model-2-of-2.safetensors, which model.safetensors.index.json names",
     ]
     (teacher / "model-2-of-2.safetensors").touch()
     assert problems({"teacher.model": str(teacher)}) == ([], "")
