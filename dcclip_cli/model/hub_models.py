@@ -214,7 +214,7 @@ def check_model(model: str, library: str) -> None:
         open_clip_config(folder, on_hub=not is_here)
     else:
         transformers_config(folder / TRANSFORMERS_CONFIG, name)
-    find_weights(str(folder), OPEN_CLIP_WEIGHTS if CONFIG in files else TRANSFORMERS_WEIGHTS)  # all parts are there
+    find_weights(str(folder), (*OPEN_CLIP_WEIGHTS, *TRANSFORMERS_WEIGHTS, *UFORM_WEIGHTS))  # with all their parts
 
 
 def whole_cached_folder(name: str) -> Path | None:

@@ -42,7 +42,6 @@ from dcclip_cli.model.weights import (
     find_file,
     find_weights,
     require_file,
-    say_what_is_loaded,
     weights_digest,
 )
 from dcclip_cli.progress import Progress, Silent
@@ -139,13 +138,9 @@ def _load(folder: Path, record: Record | None, progress: Progress) -> OpenClipTo
     check_directory(folder)
     config = open_clip_config(folder)
     files = find_weights(str(folder), OPEN_CLIP_WEIGHTS)
-    if not files:
-        found = ", ".join(sorted(path.name for path in folder.iterdir()))
-        raise DcclipError("{} has no {} (found: {})", COPY_AGAIN, folder, WEIGHTS, found)
     decisive = [folder / CONFIG, *files, folder / "tokenizer.json"]
     fingerprint = files_fingerprint(decisive, record.digests if record else {})
     files = as_safetensors(files, folder.name, progress=progress)
-    say_what_is_loaded(folder.name, files, progress)
     with library_errors(Message("{} cannot be loaded", folder), COPY_AGAIN):
         model: Any = build(folder, config, files)
         # A student is copied out of its file, since it may be trained; of a teacher the file's pages are used.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -276,19 +275,16 @@ def init_image_tower(model: nn.Module, image: ImageTower) -> None:
         import timm
 
         weights = timm.create_model(image.timm, pretrained=True).state_dict()
-    elif not Path(image.weights).is_file():
-        raise DcclipError("student.image.weights: {} does not exist", "check the path, or omit it", image.weights)
     else:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
             weights = load_file(image.weights)
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             what = Message("student.image.weights: {} is not a safetensors file: {}", image.weights, error)
-            raise DcclipError(
-                what, "save the weights as safetensors; student.image.weights takes no other file"
-            ) from None
+            hint = Message("check the path; student.image.weights takes no other kind of file")
+            raise DcclipError(what, hint) from None
     if whole := any(name.startswith("trunk.") for name in weights):
         trunk = model.visual
     own = trunk.state_dict()

@@ -34,7 +34,6 @@ from dcclip_cli.model.weights import (
     find_file,
     find_weights,
     require_file,
-    say_what_is_loaded,
     weights_digest,
 )
 from dcclip_cli.options import Options
@@ -158,11 +157,8 @@ def _load_transformers(model: str, progress: Progress, options: FgClip2Teacher |
         if checked.code and not (options and options.trust_remote_code):
             checked.code.refuse()
         files = find_weights(model, TRANSFORMERS_WEIGHTS)
-        if not files:
-            raise DcclipError("{}: there is no {}", _CHECK, what, " or ".join(TRANSFORMERS_WEIGHTS))
         digest, name = weights_digest(files), Path(model).name
         files = as_safetensors(files, name, digest, progress)
-        say_what_is_loaded(name, files, progress)
         towers, parts = _build(model, checked, files, options, progress)
         _check_towers(towers, model)
     backend = getattr(towers.tokenizer, "backend_tokenizer", None)

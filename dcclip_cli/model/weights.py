@@ -30,31 +30,27 @@ LARGE_BYTES = 300_000_000  # loading so much takes seconds
 
 
 def find_weights(model: str, names: Sequence[str]) -> list[Path]:
-    """The files of a model's weights, several if they are sharded, by the first of `names` that exists; else [].
+    """The files of a model's weights, several if they are sharded, by the first of `names` that exists.
 
-    `model` is a directory or a name on the Hugging Face Hub, from which missing files are downloaded.
+    `model` is a directory or a name on the Hugging Face Hub, from which missing files are downloaded. Raises
+    DcclipError if there are none, or not all.
     """
     for name in names:
         if file := find_file(model, name):
             return [file]
         if index := find_file(model, f"{name}.index.json"):
-            shards = shards_of(index)
-            files = [find_file(model, shard) for shard in shards]
-            if missing := [shard for shard, file in zip(shards, files, strict=True) if file is None]:
+            listed = read_json(index, _AGAIN).get("weight_map")
+            if not isinstance(listed, dict) or not listed:
+                raise DcclipError("{} lists no weights (weight_map)", _AGAIN, index)
+            for shard in listed.values():
+                if not isinstance(shard, str) or Path(shard).name != shard:
+                    what = Message("{}: weight_map: {!r:.100} is not the name of a file next to it", index, shard)
+                    raise DcclipError(what, _AGAIN)
+            files = {shard: find_file(model, shard) for shard in sorted(set(listed.values()))}
+            if missing := [shard for shard, file in files.items() if file is None]:
                 raise DcclipError("{} has no {}, which {} names", "copy the model again", model, missing[0], index.name)
-            return [file for file in files if file is not None]
-    return []
-
-
-def shards_of(index: Path) -> list[str]:
-    """The names of the weight files that an index lists. Raises DcclipError where one is not next to the index."""
-    listed = read_json(index, _AGAIN).get("weight_map")
-    if not isinstance(listed, dict) or not listed:
-        raise DcclipError("{} lists no weights (weight_map)", _AGAIN, index)
-    for shard in listed.values():
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            raise DcclipError("{}: weight_map: {!r:.100} is not the name of a file next to it", _AGAIN, index, shard)
-    return sorted(set(listed.values()))
+            return [file for file in files.values() if file is not None]
+    raise DcclipError("{} has no {}", "copy or download the whole model again", model, " or ".join(names))
 
 
 def find_file(model: str, name: str) -> Path | None:
@@ -92,12 +88,6 @@ def _download(model: str, name: str) -> Path:
         raise OSError(f"the Hugging Face Hub has no public model {model}") from None
 
 
-def say_what_is_loaded(name: str, files: Sequence[Path], progress: Progress) -> None:
-    """Announce the loading of large files, which takes seconds."""
-    if (size := sum(file.stat().st_size for file in files)) >= LARGE_BYTES:
-        progress.say(Message("loading {}: {:,.0f} MB of weights", name, size / 1e6))
-
-
 def weights_digest(files: Sequence[Path]) -> str:
     """A sha256 of the content of weight files. Files in the hub's cache are named by theirs, and need not be read."""
     digests = [_blob_digest(file) or file_sha256(file) for file in files]
@@ -115,21 +105,28 @@ def as_safetensors(files: list[Path], name: str, digest: str = "", progress: Pro
     It is made once, for all processes; `digest` is that of `files`, if it is known. Only tensors are unpickled: raises
     DcclipError for a file that contains anything else.
     """
+    say = (progress or Silent()).say
+    if files[0].suffix != ".safetensors":
+        files = [_copy(files, name, cache_folder() / "weights" / (digest or weights_digest(files))[:32], say)]
+    if (size := sum(file.stat().st_size for file in files)) >= LARGE_BYTES:
+        say(Message("loading {}: {:,.0f} MB of weights", name, size / 1e6))
+    return files
+
+
+def _copy(files: Sequence[Path], name: str, folder: Path, say: Callable[[str], None]) -> Path:
     from safetensors.torch import save_file
 
-    if not files or files[0].suffix == ".safetensors":
-        return files
-    folder, say = cache_folder() / "weights" / (digest or weights_digest(files))[:32], (progress or Silent()).say
-    if not _is_whole(folder / SAFETENSORS, say):
+    copy = folder / SAFETENSORS
+    if not _is_whole(copy, say):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with lock(folder.with_suffix(".lock")):
-            if not _is_whole(folder / SAFETENSORS, say):
+            if not _is_whole(copy, say):
                 what = Message("{} has only pickled weights ({}): reading tensors alone", name, files[0].name)
                 say(Message("{}, and keeping a copy as safetensors in {}", what, folder))
                 with atomic_folder(folder) as temporary:
                     weights = {key: value for file in files for key, value in unpickled(file).items()}
                     save_file(_apart(weights), temporary / SAFETENSORS, {"format": "pt"})
-    return [folder / SAFETENSORS]
+    return copy
 
 
 def _is_whole(copy: Path, say: Callable[[str], None]) -> bool:

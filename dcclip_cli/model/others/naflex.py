@@ -30,8 +30,8 @@ from dcclip_cli.model.towers import (
     TextFeatures,
     Tokens,
     TransformersTowers,
+    check_layers,
     module_outputs,
-    no_such_layer,
 )
 from dcclip_cli.model.weights import check_fit, require_file
 
@@ -79,8 +79,7 @@ class NaflexTowers(TransformersTowers):
 
     def image_features(self, pixels: Tensor, layers: Sequence[int] = ()) -> ImageFeatures:
         blocks = self.model.vision_model.encoder.layers
-        if not all(-len(blocks) <= layer < len(blocks) for layer in layers):
-            raise no_such_layer(self.name, layers, len(blocks))
+        check_layers(self.name, layers, len(blocks))
         shapes = pixels[:, 0, 0, :2].long()  # (B, 2)
         counts = shapes.prod(1)
         patches = pixels[:, 0, 1 : 1 + int(counts.max())]  # (B, P, D)

@@ -21,7 +21,7 @@ from dcclip_cli.files import read_json
 from dcclip_cli.model.hub_models import COPY_AGAIN, TRANSFORMERS_CONFIG
 from dcclip_cli.model.preprocess import Preprocessing, matching_preprocessing
 from dcclip_cli.model.tokenizer import check_tokenizer
-from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Tokens, Towers, module_outputs, no_such_layer, on_grid
+from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Tokens, Towers, check_layers, module_outputs, on_grid
 from dcclip_cli.model.weights import UFORM_WEIGHTS, as_safetensors, find_weights, require_file, weights_digest
 from dcclip_cli.progress import Progress
 
@@ -68,8 +68,7 @@ class UFormTowers(Towers):
 
     def image_features(self, pixels: Tensor, layers: Sequence[int] = ()) -> ImageFeatures:
         tower = self.model["image_encoder"]
-        if not all(-len(tower.blocks) <= layer < len(tower.blocks) for layer in layers):
-            raise no_such_layer(self.name, layers, len(tower.blocks))
+        check_layers(self.name, layers, len(tower.blocks))
         with module_outputs([tower.blocks[layer] for layer in layers]) as outputs:
             hidden, embedding = tower(pixels, return_features=True)
         others = {layer: on_grid(one) for layer, one in zip(layers, outputs(), strict=True)}
@@ -95,8 +94,6 @@ def load_uform(model: str, treatment: str, progress: Progress) -> UFormTowers:
     for tower, encoder in (("image_encoder", ImageEncoder), ("text_encoder", TextEncoder)):
         names = [one.replace("image_encoder", tower) for one in UFORM_WEIGHTS]
         files = find_weights(model, names)
-        if not files:
-            raise DcclipError("{} has no {}", COPY_AGAIN, model, " or ".join(names))
         parts.append(weights_digest(files))
         [file] = as_safetensors(files, name, parts[-1], progress)
         with torch.random.fork_rng(devices=[]):
