@@ -99,11 +99,11 @@ def _one_word(texts: list[str]) -> Tokens:
 
 def blank_model(folder: Path) -> OpenClipTowers:
     """The model in a directory of open_clip, dcclip's or another's, without its weights."""
-    from dcclip_cli.model.model_dir import build_blank, directory_tokenizer
+    from dcclip_cli.model.model_dir import build, directory_tokenizer
     from dcclip_cli.model.tokenizer import load_tokenizer, tokenize_with
 
     config = open_clip_config(folder)
-    model: Any = build_blank(folder, config)
+    model: Any = build(folder, config)
     with library_errors(Message("{} cannot be used", folder), COPY_AGAIN):
         if not (folder / PROVENANCE).is_file():
             preprocessing = Preprocessing.from_config(dict(model.visual.preprocess_cfg))

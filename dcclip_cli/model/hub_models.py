@@ -20,6 +20,7 @@ from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.weights import CONFIG, OPEN_CLIP_WEIGHTS, TRANSFORMERS_WEIGHTS, UFORM_WEIGHTS, find_weights
 
 TRANSFORMERS_CONFIG, IMAGE_PROCESSOR = "config.json", "preprocessor_config.json"
+SENTENCEPIECE = ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
 COPY_AGAIN = Message("copy the whole model directory again")
 DUAL_ENCODERS = "AltCLIP, ChineseCLIP, CLIP, FG-CLIP2, SigLIP, SigLIP2, MetaCLIP2 or UForm"
 UFORM = "uform"  # the `model_type` that UForm's configurations do not have
@@ -30,7 +31,7 @@ _PREPROCESSING = {"size", "mode", "mean", "std", "interpolation", "resize_mode",
 _ELSEWHERE = Message("use the name of a network that timm itself has, and keep its weights in the directory")
 _MOST, _MOST_LAYERS = 4_000_000, 512  # of any number in a configuration, and of layers
 
-# The files of a model besides its configuration, by the library that wrote it: one of each group.
+# The files of a model by the library that wrote it: one of each group, which its name stands for in messages.
 _NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "open_clip": {"configuration": (CONFIG,), "weights": OPEN_CLIP_WEIGHTS},
     UFORM: {
@@ -41,11 +42,10 @@ _NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "transformers": {
         "configuration": (TRANSFORMERS_CONFIG,),
         "weights": TRANSFORMERS_WEIGHTS,
-        "tokenizer": ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model",
-                      "tokenizer.model"),
+        "tokenizer": ("tokenizer.json", "vocab.txt", "vocab.json", *SENTENCEPIECE),
         "preprocessing": (IMAGE_PROCESSOR, "processor_config.json"),
     },
-}  # fmt: skip
+}
 
 
 @contextmanager

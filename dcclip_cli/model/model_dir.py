@@ -103,9 +103,9 @@ def read_provenance(folder: Path) -> Record:
     """dcclip's record of a model directory. Raises DcclipError if it is missing or not that of a model."""
     record = read_record(folder / PROVENANCE, _COPY)
     dims = record.content.get("trained_dims", [])
-    if "kind" not in record.content or not (isinstance(dims, list) and all(type(one) is int for one in dims)):
-        raise DcclipError("{} is not that of a dcclip model", _COPY, record.file)
-    return record
+    if "kind" in record.content and isinstance(dims, list) and all(type(one) is int for one in dims):
+        return record
+    raise DcclipError("{} is not that of a dcclip model", _COPY, record.file)
 
 
 def download_model(repository: str) -> Path | None:
@@ -207,20 +207,17 @@ def load_named(model: str) -> OpenClipTowers:
     return OpenClipTowers(created, tokenizer, transform, full_name, "")
 
 
-def build(folder: Path, config: dict[str, Any], files: Sequence[Path]) -> nn.Module:
-    """The model that a directory's configuration describes, with random weights.
+def build(folder: Path, config: dict[str, Any], files: Sequence[Path] = ()) -> nn.Module:
+    """The model that a directory's configuration describes, on the meta device; with weight `files` on the CPU.
 
-    It is built without memory for its weights first, and compared with the headers of the weight `files`.
+    It is then compared with the headers of the files first, and its weights are random.
     """
     with _source(folder, config) as source:
-        check_fit(_create(source, "meta"), files, CONFIG, _OLD_BUFFERS)
+        blank = _create(source, "meta")
+        if not files:
+            return blank
+        check_fit(blank, files, CONFIG, _OLD_BUFFERS)
         return _create(source, "cpu")
-
-
-def build_blank(folder: Path, config: dict[str, Any]) -> nn.Module:
-    """The model that a directory's configuration describes, on the meta device."""
-    with _source(folder, config) as source:
-        return _create(source, "meta")
 
 
 def _create(source: Path, device: str) -> nn.Module:

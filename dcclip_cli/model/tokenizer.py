@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import read_json, write_json
-from dcclip_cli.model.hub_models import COPY_AGAIN
+from dcclip_cli.model.hub_models import COPY_AGAIN, SENTENCEPIECE
 from dcclip_cli.text import HAN_BMP
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 _TRIAL_TEXTS = ("一张狗的照片", "a photo of a dog", "", "🐕\u200d🦺 \ufffd é, 1!", "长" * 600)
 BEGIN_ID, PADDING_ID, END_ID, UNKNOWN_ID = range(4)
 _STEP = 1e-4  # `min_score_penalty_delta` in tokenizers' UnigramTrainer
-SENTENCEPIECE = ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "added_tokens.json", *SENTENCEPIECE)  # which `cut_tokenizer` writes
 CONTROL = (2, 3, 4)  # types of pieces in sentencepiece's files: unknown, control, user-defined
 

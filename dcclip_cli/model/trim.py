@@ -18,13 +18,12 @@ from dcclip_cli.checksums import write_record
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import atomic_folder, read_json, write_json
 from dcclip_cli.hub import files_on_hub
-from dcclip_cli.model.hub_models import COPY_AGAIN, TRANSFORMERS_CONFIG, whole_cached_folder
+from dcclip_cli.model.hub_models import COPY_AGAIN, SENTENCEPIECE, TRANSFORMERS_CONFIG, whole_cached_folder
 from dcclip_cli.model.model_dir import PROVENANCE, read_provenance, text_tower_sizes
 from dcclip_cli.model.reference import ModelReference, library_of
-from dcclip_cli.model.teachers import FgClip2Teacher, OpenClipTeacher, TransformersTeacher
+from dcclip_cli.model.teachers import FgClip2Teacher, OpenClipTeacher
 from dcclip_cli.model.tokenizer import (
     CONTROL,
-    SENTENCEPIECE,
     TOKENIZER_FILES,
     cut_tokenizer,
     load_tokenizer,
@@ -181,13 +180,10 @@ def trimmable(reference: ModelReference) -> Path:
 
 
 def _load(folder: Path, trust_remote_code: bool, progress: Progress) -> Towers:
-    teacher: OpenClipTeacher | TransformersTeacher
     if _is_open_clip(folder):
-        teacher = OpenClipTeacher(model=str(folder), precision="fp32")
-    elif trust_remote_code:
-        teacher = FgClip2Teacher(model=str(folder), precision="fp32", trust_remote_code=True)
-    else:
-        teacher = TransformersTeacher(model=str(folder), precision="fp32")
+        return OpenClipTeacher(model=str(folder), precision="fp32").load("cpu", progress)
+    # What is FG-CLIP2's alone is ignored for other models.
+    teacher = FgClip2Teacher(model=str(folder), precision="fp32", trust_remote_code=trust_remote_code)
     return teacher.load("cpu", progress)
 
 

@@ -64,7 +64,7 @@ TEXT, VISION = ("model_cfg", "text_cfg"), ("model_cfg", "vision_cfg")
         ((*TEXT, "layers"), 10**6, "model_cfg.text_cfg.layers is 1000000: no model has that"),
         ((*TEXT, "width"), True, "open_clip cannot build this model: TypeError"),
         (("model_cfg", "embed_dim"), 4096, "by open_clip_config.json it is (4096, "),
-        ((*TEXT, "layers"), 100, "weights, by open_clip_config.json the model has "),
+        ((*TEXT, "layers"), 100, "lacks text.transformer.resblocks.1."),
         ((*TEXT, "pool_type"), "最大", "open_clip cannot build this model: AssertionError: assert pool_type in"),
         ((*VISION, "timm_model_name"), "test_eficientnet", "timm has no network 'test_eficientnet'"),
         (("preprocess_cfg", "size"), 0, "preprocess_cfg: size should be a whole number from 1 to 4,096 (got 0)"),

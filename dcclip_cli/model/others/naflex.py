@@ -59,11 +59,6 @@ class NaflexTowers(TransformersTowers):
     def preprocessing_record(self) -> dict[str, Any]:
         return {"as_in": self.name, "max_num_patches": self._budget}
 
-    @property
-    def max_patches(self) -> int:
-        """P."""
-        return self._budget
-
     def budget(self, image: Image.Image) -> int:
         """How many patches an image is resized to at most."""
         return self._budget
@@ -72,7 +67,7 @@ class NaflexTowers(TransformersTowers):
         found = self.image_processor(images=image, max_num_patches=self.budget(image), return_tensors="np")
         (height, width), patches = found["spatial_shapes"][0], found["pixel_values"][0]
         count = int(height) * int(width)
-        packed = np.zeros((1, 1 + self.max_patches, patches.shape[1]), np.float32)
+        packed = np.zeros((1, 1 + self._budget, patches.shape[1]), np.float32)
         packed[0, 0, :2] = height, width
         packed[0, 1 : 1 + count] = patches[:count]
         return packed
@@ -195,9 +190,6 @@ class RemoteCode:
             if module in seen:
                 continue
             seen.add(module)
-            if not module.isidentifier():
-                what = Message("the code of {} imports .{}, which is not a file next to it", self.name, module)
-                raise DcclipError(what, COPY_AGAIN)
             file = require_file(self.name, f"{module}.py")
             if file.parent != self.folder:
                 raise DcclipError("{} was changed while it was loaded", "run the command again", self.name)
