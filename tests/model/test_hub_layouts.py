@@ -20,7 +20,7 @@ from dcclip_cli.model.weights import as_safetensors
 from dcclip_cli.predict.encoder import load_encoder
 from dcclip_cli.progress import Lines
 from tests.damage import Said, damage
-from tests.model.test_preprocess_of_libraries import noise
+from tests.model.test_preprocess import noise
 
 TEXTS = ["一张照片", "a photo of 猫", "Ｔ恤 ，！", "“quoted” &amp; the", "a " * 200, "的" * 200]
 ODD = [(227, 224), (31, 64), (97, 333), (33, 32)]
@@ -56,8 +56,9 @@ def test_embeddings_and_layers_equal_those_of_transformers(hub_teachers: Path, k
         pixels = torch.from_numpy(np.stack([towers.preprocess(image) for image in images]))
         found = towers.image_features(pixels, layers=(0,))
         torch.testing.assert_close(found.embedding, expected.pooler_output, rtol=0, atol=1e-5)
-        patches = expected.hidden_states[1][:, -16:].transpose(1, 2).unflatten(2, (4, 4))
-        torch.testing.assert_close(found.layer(0), patches, rtol=0, atol=1e-5)
+        for own_map, hidden in ((found.layer(0), expected.hidden_states[1]), (found.map, expected.last_hidden_state)):
+            patches = hidden[:, -16:].transpose(1, 2).unflatten(2, (4, 4))  # in reading order, after a class token
+            torch.testing.assert_close(own_map, patches, rtol=0, atol=1e-5)
         text = own.get_text_features(**tokens)
         ours = towers.text_features(towers.tokenize(TEXTS))
         torch.testing.assert_close(ours.embedding, text.pooler_output, rtol=0, atol=1e-5)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import atomic_folder, read_json
+from dcclip_cli.files import read_json
 from dcclip_cli.model.model_dir import load_model, model_fingerprint, save_model
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.tokenizer import load_tokenizer
@@ -147,17 +147,3 @@ def test_a_broken_directory_gets_the_right_error(
     assert message in raised.value.what
     assert str(tmp_path / "broken") in raised.value.what
     assert raised.value.hint
-
-
-# ---- atomic directories
-
-
-def test_a_directory_replaces_the_old_one_when_it_is_complete_and_an_error_leaves_that(tmp_path: Path) -> None:
-    for name in ("old", "new"):
-        with atomic_folder(tmp_path / "model") as temporary:
-            (temporary / name).write_text("一")
-            assert (tmp_path / "model").exists() == (name == "new")
-    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "model") as temporary:
-        (temporary / "newer").write_text("二")
-        raise RuntimeError
-    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["model", "model/new"]

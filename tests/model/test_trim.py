@@ -17,7 +17,7 @@ from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.teachers import OpenClipTeacher, TransformersTeacher
 from dcclip_cli.model.tokenizer import cut_tokenizer
 from dcclip_cli.model.trim import Language, TrimResult, fallback_pieces, pieces_by_script, trim, trimmable, with_parts
-from tests.model.test_preprocess_of_libraries import noise
+from tests.model.test_preprocess import noise
 
 BOTH: tuple[Language, ...] = ("zh", "en")
 ZH: tuple[Language, ...] = ("zh",)
