@@ -98,8 +98,8 @@ def open_clip_config(folder: Path, on_hub: bool = False) -> dict[str, Any]:
     """
     file = folder / CONFIG
     content = checked_json(file, Message("make a model with: dcclip run recipes/quickstart.yaml"))
+    model: Any = content.get("model_cfg")
     for name in ("text_cfg", "vision_cfg"):
-        model = content.get("model_cfg")
         if not isinstance(model, dict) or not isinstance(model.get(name), dict):
             raise DcclipError("{}: {} is missing, or no section", COPY_AGAIN, file, f"model_cfg.{name}")
     text, network = model["text_cfg"], model["vision_cfg"].get("timm_model_name")

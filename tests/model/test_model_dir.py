@@ -90,6 +90,13 @@ def save_again(model_folder: Path, target: Path, half: bool = False, scale: floa
     save_model(target, towers.model, config, towers.preprocessing, load_tokenizer(model_folder), {}, half)
 
 
+def test_a_directory_replaces_the_one_that_was_there(model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again/old").write_text("旧")
+    save_again(model_folder, tmp_path / "again")
+    assert not (tmp_path / "again/old").exists() and [*tmp_path.iterdir()] == [tmp_path / "again"]
+
+
 def test_half_stores_fp16_and_loads_as_fp32(model_folder: Path, tmp_path: Path) -> None:
     save_again(model_folder, tmp_path / "half", half=True)
     stored = load_file(tmp_path / "half" / "open_clip_model.safetensors")

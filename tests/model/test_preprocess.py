@@ -75,9 +75,7 @@ def test_the_first_frame_of_an_animation_is_taken() -> None:
     [
         ((65_000, 65_000), "more than 64,000,000|is not a readable image"),
         ((12_000, 12_000), "more than 64,000,000"),
-        ((2_000_000_000, 1), "more than 64,000,000|is not a readable image"),
         ((1, 64_000_000), "has 1 x 64000000 pixels, one side over 100 times the other"),
-        ((64_000_000, 1), "has 64000000 x 1 pixels, one side over 100 times the other"),
         ((101, 1), "has 101 x 1 pixels, one side over 100 times the other"),
     ],
 )
@@ -93,20 +91,15 @@ def test_an_image_too_large_or_too_thin_is_refused_before_it_is_decompressed(siz
 WHOLE = {kind: encode(noise(40, 40), kind) for kind in ("PNG", "JPEG", "WEBP")}
 UNREADABLE: dict[str, bytes] = {
     **{
-        f"{share:.0%} of a {kind}": WHOLE[kind][: int(len(WHOLE[kind]) * share)]
-        for kind in WHOLE
-        for share in (0.02, 0.3, 0.9)
+        f"{share:.0%} of a {kind}": whole[: int(len(whole) * share)]
+        for kind, whole in WHOLE.items()
+        for share in (0.02, 0.9)
     },
-    **{kind: encode(noise(16, 16), kind) for kind in ("GIF", "BMP", "TIFF", "ICO")},
+    **{kind: encode(noise(16, 16), kind) for kind in ("GIF", "TIFF", "ICO")},
     "nothing": b"",
     "text": "这不是图片".encode(),
-    "HTML": b"<!DOCTYPE html><html>404</html>",
-    "zeros": bytes(1000),
     "the mark of a PNG": b"\x89PNG\r\n\x1a\n",
-    "the mark of a JPEG": b"\xff\xd8\xff\xe0",
     "SVG": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
-    "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-    "a pickle": b"\x80\x04N.",
     "no pixels": png_header(0, 0),
 }
 
@@ -169,15 +162,11 @@ def test_the_configuration_survives_open_clips_form() -> None:
     [
         ({"size": [32, 64]}, "size: only square inputs are supported, not (32, 64)"),
         ({"size": 0}, "size should be a whole number from 1 to 4,096 (got 0)"),
-        ({"size": 10**9}, "size should be a whole number from 1 to 4,096 (got 1000000000)"),
         ({"size": "大"}, "size should be a whole number from 1 to 4,096 (got '大')"),
-        ({"size": {"height": 32}}, "size should be a whole number from 1 to 4,096 (got {'height': 32})"),
-        ({"mean": [0.5, 0.5]}, "mean should be three numbers from -10000 to 10000 (got [0.5, 0.5])"),
         ({"mean": [0.5, "0.5", 0.5]}, "mean should be three numbers from -10000 to 10000 (got [0.5, '0.5', 0.5])"),
         ({"std": [0.5, 0, 0.5]}, "std should be three numbers from 0.0001 to 10000 (got [0.5, 0, 0.5])"),
         ({"std": [math.nan] * 3}, "std should be three numbers from 0.0001 to 10000 (got [nan, nan, nan])"),
         ({"interpolation": "lanczos9"}, "interpolation should be bicubic or bilinear or nearest (got 'lanczos9')"),
-        ({"interpolation": ["bicubic"]}, "interpolation should be bicubic or bilinear or nearest (got ['bicubic'])"),
         ({"resize_mode": "longest"}, "resize_mode should be shortest or squash (got 'longest')"),
         ({"crop": "left"}, "crop should be round or floor (got 'left')"),
     ],
