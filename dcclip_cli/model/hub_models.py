@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import traceback
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,20 +31,20 @@ _PREPROCESSING = {"size", "mode", "mean", "std", "interpolation", "resize_mode",
 _ELSEWHERE = Message("use the name of a network that timm itself has, and keep its weights in the directory")
 _MOST, _MOST_LAYERS = 4_000_000, 512  # of any number in a configuration, and of layers
 
-# The files of a model by the library that wrote it: one of each group, which its name stands for in messages.
-_NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "open_clip": {"configuration": (CONFIG,), "weights": OPEN_CLIP_WEIGHTS},
-    UFORM: {
-        "configuration": (TRANSFORMERS_CONFIG,),
-        "weights": tuple(name.replace("image", "text") for name in UFORM_WEIGHTS),
-        "tokenizer": ("tokenizer.json",),
-    },
-    "transformers": {
-        "configuration": (TRANSFORMERS_CONFIG,),
-        "weights": TRANSFORMERS_WEIGHTS,
-        "tokenizer": ("tokenizer.json", "vocab.txt", "vocab.json", *SENTENCEPIECE),
-        "preprocessing": (IMAGE_PROCESSOR, "processor_config.json"),
-    },
+# What a model needs, by the library that wrote it: one file of each group.
+_NEEDED: Mapping[str, Sequence[Sequence[str]]] = {
+    "open_clip": ((CONFIG,), OPEN_CLIP_WEIGHTS),
+    UFORM: (
+        (TRANSFORMERS_CONFIG,),
+        [name.replace("image", "text") for name in UFORM_WEIGHTS],
+        ("tokenizer.json",),
+    ),
+    "transformers": (
+        (TRANSFORMERS_CONFIG,),
+        TRANSFORMERS_WEIGHTS,
+        ("tokenizer.json", "vocab.txt", "vocab.json", *SENTENCEPIECE),
+        (IMAGE_PROCESSOR, "processor_config.json"),
+    ),
 }
 
 
@@ -201,10 +201,10 @@ def check_model(model: str, library: str) -> None:
     folder = Path(name) if is_here else whole_cached_folder(name)
     files = files_on_hub(name) if folder is None else _names(folder)
     if lacking := _missing(files):
-        kind, names = next(iter(lacking.items()))
-        what = Message("{} has no {}: {}", name, kind, " or ".join(names))
         raise DcclipError(
-            what, "copy or download the whole model again; name a directory written by save_pretrained or by dcclip"
+            "{} has no {}",
+            "copy or download the whole model again; name a directory written by save_pretrained or by dcclip",
+            *(name, lacking),
         )
     if folder is None:
         return
@@ -259,8 +259,8 @@ def _names(folder: Path) -> set[str]:
     return {file.name for file in folder.iterdir()}
 
 
-def _missing(files: Collection[str]) -> dict[str, tuple[str, ...]]:
-    """What is missing of a model with these files: the kind, and names of which one would do."""
+def _missing(files: Collection[str]) -> str:
+    """What a model with these files lacks: names of which one would do; empty if it lacks nothing."""
     there = {file.removesuffix(".index.json") for file in files}  # of weights in several files
     library = "open_clip" if CONFIG in there else "transformers" if there.isdisjoint(UFORM_WEIGHTS) else UFORM
-    return {kind: names for kind, names in _NEEDED[library].items() if there.isdisjoint(names)}
+    return next((" or ".join(names) for names in _NEEDED[library] if there.isdisjoint(names)), "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -11,6 +12,7 @@ from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.hub_models import check_timm_name
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.tokenizer import END_ID, PADDING_ID
+from dcclip_cli.model.weights import stored_tensors
 from dcclip_cli.options import Options
 
 if TYPE_CHECKING:
@@ -276,15 +278,10 @@ def init_image_tower(model: nn.Module, image: ImageTower) -> None:
 
         weights = timm.create_model(image.timm, pretrained=True).state_dict()
     else:
-        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        try:
-            weights = load_file(image.weights)
-        except (SafetensorError, OSError) as error:
-            what = Message("student.image.weights: {} is not a safetensors file: {}", image.weights, error)
-            hint = Message("check the path; student.image.weights takes no other kind of file")
-            raise DcclipError(what, hint) from None
+        stored_tensors([Path(image.weights)])  # raises DcclipError for what is no safetensors file
+        weights = load_file(image.weights)
     if whole := any(name.startswith("trunk.") for name in weights):
         trunk = model.visual
     own = trunk.state_dict()

@@ -23,6 +23,7 @@ TRANSFORMERS_WEIGHTS = (SAFETENSORS, "pytorch_model.bin")  # the first that exis
 UFORM_WEIGHTS = ("image_encoder.safetensors", "image_encoder.pt")  # and as many of `text_encoder`
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _AGAIN = Message("copy the whole model directory again")
+_FILE_AGAIN = Message("copy or download the file again")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 LARGE_BYTES = 300_000_000  # loading so much takes seconds
 
@@ -160,7 +161,7 @@ def stored_tensors(files: Sequence[Path]) -> dict[str, StoredTensor]:
                     found[name] = StoredTensor(str(tensor.get_dtype()), tuple(tensor.get_shape()))
         except (SafetensorError, OSError) as error:
             reason = str(error).strip().splitlines()[0][:200]
-            raise DcclipError("{} is not a readable safetensors file: {}", _AGAIN, file, reason) from None
+            raise DcclipError("{} is not a readable safetensors file: {}", _FILE_AGAIN, file, reason) from None
     return found
 
 
@@ -210,7 +211,7 @@ def unpickled(file: Path) -> dict[str, Tensor]:
         raise DcclipError(what, "use a model with safetensors weights") from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise DcclipError("{} cannot be read: {}", "copy or download the file again", file, reason) from None
+        raise DcclipError("{} cannot be read: {}", _FILE_AGAIN, file, reason) from None
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
     named = found.items() if isinstance(found, dict) else ()

@@ -125,7 +125,7 @@ def test_weights_that_are_missing_broken_incomplete_or_of_another_network_are_re
     for content in (None, b"not safetensors"):
         if content is not None:
             file.write_bytes(content)
-        with pytest.raises(DcclipError, match=r"student\.image\.weights: .*weights\.safetensors"):
+        with pytest.raises(DcclipError, match=r"weights\.safetensors is not a readable safetensors file"):
             start(model(), file)
     save_file(timm.create_model("test_resnet").state_dict(), file)
     with pytest.raises(DcclipError, match="does not fit test_efficientnet"):

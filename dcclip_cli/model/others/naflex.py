@@ -35,21 +35,23 @@ from dcclip_cli.model.towers import (
 )
 from dcclip_cli.model.weights import check_fit, require_file
 
-# FG-CLIP2's budgets: the first of which an image has at most so many patches, else the last (`determine_max_value` in
-# 360CVGroup/FG-CLIP: README.md, fgclip2/eval).
+# FG-CLIP2's budgets of patches (`determine_max_value` in 360CVGroup/FG-CLIP: README.md, fgclip2/eval).
 _BUDGETS = (128, 256, 576, 784, 1024)
 
 
 class NaflexTowers(TransformersTowers):
     """A SigLIP2 NaFlex model: images are resized to at most P patches, by default the image processor's number.
 
-    An image is (1, 1 + P, D): a row that begins with h and w, its h w patches, zeros. A batch is computed with as many
-    patches as its largest image has. Maps are resized to the square grid that the position table was made for.
+    An image gets the first of the `budgets` that is as large as itself, else the last, P. It is (1, 1 + P, D): a row
+    that begins with h and w, its h w patches, zeros. A batch is computed with as many patches as its largest image has.
+    Maps are resized to the square grid that the position table was made for.
     """
 
-    def __init__(self, model: Any, image_processor: Any, tokenizer: Any, name: str, budget: int | None = None) -> None:
+    def __init__(
+        self, model: Any, image_processor: Any, tokenizer: Any, name: str, budgets: Sequence[int] = ()
+    ) -> None:
         super().__init__(model, image_processor, tokenizer, name)
-        self._budget = budget or image_processor.max_num_patches
+        self._budgets = [*budgets] or [image_processor.max_num_patches]
 
     def match_preprocessing(self) -> Preprocessing:
         what = Message("{}: its images keep their proportions (NaFlex)", self.name)
@@ -57,17 +59,16 @@ class NaflexTowers(TransformersTowers):
 
     @property
     def preprocessing_record(self) -> dict[str, Any]:
-        return {"as_in": self.name, "max_num_patches": self._budget}
-
-    def budget(self, image: Image.Image) -> int:
-        """How many patches an image is resized to at most."""
-        return self._budget
+        return {"as_in": self.name, "max_num_patches": self._budgets if len(self._budgets) > 1 else self._budgets[0]}
 
     def library_preprocess(self, image: Image.Image) -> np.ndarray:
-        found = self.image_processor(images=image, max_num_patches=self.budget(image), return_tensors="np")
+        side = self.image_processor.patch_size
+        patches = (image.width // side) * (image.height // side)
+        budget = next((one for one in self._budgets if patches <= one), self._budgets[-1])
+        found = self.image_processor(images=image, max_num_patches=budget, return_tensors="np")
         (height, width), patches = found["spatial_shapes"][0], found["pixel_values"][0]
         count = int(height) * int(width)
-        packed = np.zeros((1, 1 + self._budget, patches.shape[1]), np.float32)
+        packed = np.zeros((1, 1 + self._budgets[-1], patches.shape[1]), np.float32)
         packed[0, 0, :2] = height, width
         packed[0, 1 : 1 + count] = patches[:count]
         return packed
@@ -99,7 +100,7 @@ class FgClip2Towers(NaflexTowers):
     """FG-CLIP2 (2510.10921), used as its README says: lower-cased texts, padded to the length of the walk.
 
     `walk_type` "short" reads 64 tokens, "long" 196 with positions and a head of its own, for captions of several
-    sentences. An image gets the first of five budgets that is as large as itself, unless `budget` is given.
+    sentences. Images get one of five budgets, or `max_patches`.
     """
 
     def __init__(
@@ -108,25 +109,14 @@ class FgClip2Towers(NaflexTowers):
         image_processor: Any,
         tokenizer: Any,
         name: str,
-        budget: int | None = None,
+        max_patches: int | None = None,
         walk_type: Literal["short", "long"] = "short",
     ) -> None:
-        super().__init__(model, image_processor, tokenizer, name, budget or _BUDGETS[-1])
-        self._is_fixed, self.walk_type = budget is not None, walk_type
+        super().__init__(model, image_processor, tokenizer, name, [max_patches] if max_patches else _BUDGETS)
+        self.walk_type = walk_type
         self.fixed_length = True  # the last token is pooled, padding or not
         text = model.config.text_config
         self.context_length = text.max_position_embeddings if walk_type == "short" else text.longtext_len
-
-    @property
-    def preprocessing_record(self) -> dict[str, Any]:
-        return super().preprocessing_record if self._is_fixed else {"as_in": self.name, "max_num_patches": [*_BUDGETS]}
-
-    def budget(self, image: Image.Image) -> int:
-        if self._is_fixed:
-            return self._budget
-        side = self.image_processor.patch_size
-        patches = (image.width // side) * (image.height // side)
-        return next((budget for budget in _BUDGETS if patches <= budget), _BUDGETS[-1])
 
     def tokenize(self, texts: list[str]) -> Tokens:
         return super().tokenize([text.lower() for text in texts])
