@@ -1,6 +1,7 @@
 """Code in a model's repository: it runs only where the user allows it, and nothing but that repository's own."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -85,29 +86,26 @@ def test_other_code_is_another_fingerprint(folder: Path) -> None:
     assert allowed(folder).fingerprint != before
 
 
+CONFIG, MODEL = "configuration_fgclip2.Fgclip2Config", "modeling_fgclip2.Fgclip2Model"
+
+
 @pytest.mark.parametrize(
     ("auto_map", "what"),
     [
-        (None, r"auto_map names no AutoConfig, and transformers has none"),
-        ({"AutoConfig": "configuration_fgclip2.Fgclip2Config"}, r"auto_map names no AutoModel"),
+        (None, "auto_map names no AutoConfig, and transformers has none"),
+        ({"AutoConfig": CONFIG}, "auto_map names no AutoModel"),
         (
-            {"AutoConfig": "configuration_fgclip2.Fgclip2Config", "AutoModel": "nobody/code--modeling.Model"},
-            r"AutoModel: 'nobody/code--modeling\.Model' is not MODULE\.CLASS of a file next to it",
+            {"AutoConfig": CONFIG, "AutoModel": "nobody/code--modeling.Model"},
+            "is not MODULE.CLASS of a file next to it",
         ),
-        (
-            {"AutoConfig": "../../elsewhere.Config", "AutoModel": "modeling_fgclip2.Fgclip2Model"},
-            r"AutoConfig: '\.\./\.\./elsewhere\.Config' is not MODULE\.CLASS",
-        ),
-        (
-            {"AutoConfig": "configuration_fgclip2.Fgclip2Config", "AutoModel": "absent.Fgclip2Model"},
-            r"has no absent\.py",
-        ),
+        ({"AutoConfig": "../../elsewhere.Config", "AutoModel": MODEL}, "'../../elsewhere.Config' is not MODULE.CLASS"),
+        ({"AutoConfig": CONFIG, "AutoModel": "absent.Fgclip2Model"}, "has no absent.py"),
     ],
 )
 def test_code_elsewhere_or_without_a_file_is_refused(folder: Path, auto_map: Any, what: str) -> None:
     config = json.loads((folder / "config.json").read_text("utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"auto_map": auto_map}), "utf-8")
-    with pytest.raises(DcclipError, match=what):
+    with pytest.raises(DcclipError, match=re.escape(what)):
         allowed(folder)
     assert not (folder.parent / "ran").exists()
 
