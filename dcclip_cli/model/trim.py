@@ -51,7 +51,7 @@ MOST_DIFFERENCE = 1e-6  # of embeddings of length 1
 _COMPARED, _AT_A_TIME = 64, 16  # texts whose embeddings are compared: a large text tower takes a second for some
 _TABLES = ("word_embeddings.weight", "token_embedding.weight")
 _OF_OTHERS = (".h5", ".msgpack", ".ot", ".onnx", ".onnx_data", ".gguf")  # weights of other libraries
-_NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".index.json", *_OF_OTHERS, *TOKENIZER_FILES, PROVENANCE)
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json", *_OF_OTHERS)
 _REPORT = Message("please report it, with the model's name")
 _SPECIAL_IDS = re.compile(r".*_token_id|padding_idx|(pad|bos|eos|cls|sep|mask)_id")
 
@@ -337,7 +337,8 @@ def with_parts(pieces: Collection[str], model: Mapping[str, Any]) -> set[str]:
 def _write(source: _Source, target: Path, out: Path, new: Mapping[int, int]) -> None:
     folder, rows = source.folder, source.rows
     for file in folder.iterdir():
-        if file.is_file() and not file.name.endswith(_NOT_COPIED):
+        is_written = file.name.endswith(_WEIGHTS) or file.name in (*TOKENIZER_FILES, PROVENANCE)
+        if file.is_file() and not is_written:
             shutil.copyfile(file, target / file.name)
     for name in (TRANSFORMERS_CONFIG, CONFIG, "tokenizer_config.json"):
         if (folder / name).is_file():
