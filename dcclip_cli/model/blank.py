@@ -10,7 +10,7 @@ import torch
 
 from dcclip_cli.errors import Message
 from dcclip_cli.model.hub_models import COPY_AGAIN, library_errors, open_clip_config, whole_cached_folder
-from dcclip_cli.model.image_from_teacher import check_image_source, teacher_image_config
+from dcclip_cli.model.inherit import check_image_source, teacher_image_config
 from dcclip_cli.model.model_dir import PROVENANCE
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.reference import library_of
@@ -99,15 +99,15 @@ def _one_word(texts: list[str]) -> Tokens:
 
 def blank_model(folder: Path) -> OpenClipTowers:
     """The model in a directory of open_clip, dcclip's or another's, without its weights."""
-    from dcclip_cli.model.open_clip_models import build_blank, directory_tokenizer
+    from dcclip_cli.model.model_dir import build, directory_tokenizer
     from dcclip_cli.model.tokenizer import load_tokenizer, tokenize_with
 
     config = open_clip_config(folder)
-    model: Any = build_blank(folder, config)
+    model: Any = build(folder, config)
     with library_errors(Message("{} cannot be used", folder), COPY_AGAIN):
         if not (folder / PROVENANCE).is_file():
             preprocessing = Preprocessing.from_config(dict(model.visual.preprocess_cfg))
-            return OpenClipTowers(model, directory_tokenizer(folder), preprocessing, folder.name, "")
+            return OpenClipTowers(model, directory_tokenizer(folder, config), preprocessing, folder.name, "")
         preprocessing = Preprocessing.from_config(config.get("preprocess_cfg", {}))
         tokenizer, length = load_tokenizer(folder), config["model_cfg"]["text_cfg"].get("context_length", 77)
     vocab = tokenizer.get_vocab()

@@ -1,27 +1,47 @@
-"""Saving and loading of model directories: open_clip directories with dcclip's record of their origin."""
+"""Model directories, dcclip's and open_clip's: saving, loading, and open_clip's models by their names on a hub.
+
+A directory is open_clip's; dcclip.json in it is dcclip's record of its origin.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import gettempdir
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.checksums import FILES, Record, read_record, write_record
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import atomic_folder, read_json, write_json
+from dcclip_cli.files import atomic_folder, read_json, temporary_folder, write_json
+from dcclip_cli.model.hub_models import (
+    COPY_AGAIN,
+    TRANSFORMERS_CONFIG,
+    check_directory,
+    checked_json,
+    library_errors,
+    open_clip_config,
+)
 from dcclip_cli.model.preprocess import Preprocessing
-from dcclip_cli.model.tokenizer import check_tokenizer, load_tokenizer, save_tokenizer, tokenize_with
+from dcclip_cli.model.tokenizer import (
+    check_tokenizer,
+    load_tokenizer,
+    save_tokenizer,
+    tokenize_with,
+    tokenizer_errors,
+)
 from dcclip_cli.model.weights import (
     CONFIG,
     OPEN_CLIP_WEIGHTS,
+    as_safetensors,
+    check_fit,
     find_file,
     find_weights,
-    is_pickled,
-    safetensors_copy,
-    say_what_is_loaded,
+    require_file,
     weights_digest,
 )
 from dcclip_cli.progress import Progress, Silent
@@ -29,12 +49,24 @@ from dcclip_cli.run_dir import RECORD
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from torch import nn
+    from torch import Tensor, nn
 
-    from dcclip_cli.model.towers import OpenClipTowers
+    from dcclip_cli.model.towers import OpenClipTowers, Tokens
 
 WEIGHTS, PROVENANCE = "open_clip_model.safetensors", RECORD
 _COPY = Message("copy the whole model directory again, or make it again; README.md is the file for notes of your own")
+_OLD_BUFFERS = ("text.transformer.embeddings.position_ids",)  # that transformers saved until 2023
+
+# Sizes of the text towers that open_clip's own models name, as in their repositories on the Hugging Face Hub.
+_ROBERTA: dict[str, Any] = {"max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+_ROBERTA |= {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+_TEXT_TOWERS: dict[str, dict[str, Any]] = {
+    "roberta-base": {"model_type": "roberta", "vocab_size": 50_265, **_ROBERTA, **_BASE},
+    "xlm-roberta-base": {"model_type": "xlm-roberta", "vocab_size": 250_002, **_ROBERTA, **_BASE},
+    "xlm-roberta-large": {"model_type": "xlm-roberta", "vocab_size": 250_002, **_ROBERTA, **_LARGE},
+}
 
 
 def save_model(
@@ -55,19 +87,14 @@ def save_model(
     if half:
         weights = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
     assert all(torch.isfinite(value).all() for value in weights.values() if value.is_floating_point())
-    provenance = {
-        "kind": "model",
-        "parameters": sum(p.numel() for p in model.parameters()),
-        **provenance,
-    }
+    provenance = {"kind": "model", "parameters": sum(p.numel() for p in model.parameters()), **provenance}
     with atomic_folder(folder) as temporary:
         save_file(weights, temporary / WEIGHTS)
-        write_json(
-            temporary / CONFIG, {"model_cfg": config, "preprocess_cfg": preprocessing.to_config()}, sort_keys=True
-        )
+        content = {"model_cfg": config, "preprocess_cfg": preprocessing.to_config()}
+        write_json(temporary / CONFIG, content, sort_keys=True)
         save_tokenizer(tokenizer, temporary, config["text_cfg"]["context_length"])
-        for name, content in others.items():
-            (temporary / name).write_bytes(content)
+        for name, other in others.items():
+            (temporary / name).write_bytes(other)
         (temporary / "README.md").write_text(_model_card(provenance), encoding="utf-8")
         write_record(temporary / PROVENANCE, provenance, sort_keys=True)
 
@@ -76,9 +103,9 @@ def read_provenance(folder: Path) -> Record:
     """dcclip's record of a model directory. Raises DcclipError if it is missing or not that of a model."""
     record = read_record(folder / PROVENANCE, _COPY)
     dims = record.content.get("trained_dims", [])
-    if "kind" not in record.content or not (isinstance(dims, list) and all(type(one) is int for one in dims)):
-        raise DcclipError("{} is not that of a dcclip model", _COPY, record.file)
-    return record
+    if "kind" in record.content and isinstance(dims, list) and all(type(one) is int for one in dims):
+        return record
+    raise DcclipError("{} is not that of a dcclip model", _COPY, record.file)
 
 
 def download_model(repository: str) -> Path | None:
@@ -106,44 +133,41 @@ def load_model(folder: Path, device: str = "cpu", progress: Progress | None = No
 
 
 def _load(folder: Path, record: Record | None, progress: Progress) -> OpenClipTowers:
-    from safetensors import SafetensorError
-
-    from dcclip_cli.model.hub_models import check_directory, open_clip_config
-    from dcclip_cli.model.open_clip_models import build, directory_tokenizer, read_weights
     from dcclip_cli.model.towers import OpenClipTowers
 
     check_directory(folder)
     config = open_clip_config(folder)
     files = find_weights(str(folder), OPEN_CLIP_WEIGHTS)
-    if not files:
-        found = ", ".join(sorted(path.name for path in folder.iterdir()))
-        raise DcclipError("{} has no {} (found: {})", "copy the whole model directory again", folder, WEIGHTS, found)
     decisive = [folder / CONFIG, *files, folder / "tokenizer.json"]
-    if is_pickled(files):
-        files = [safetensors_copy(files, weights_digest(files), folder.name, progress)]
-    say_what_is_loaded(folder.name, files, progress)
-    try:
+    fingerprint = files_fingerprint(decisive, record.digests if record else {})
+    files = as_safetensors(files, folder.name, progress=progress)
+    with library_errors(Message("{} cannot be loaded", folder), COPY_AGAIN):
         model: Any = build(folder, config, files)
         # A student is copied out of its file, since it may be trained; of a teacher the file's pages are used.
-        model.load_state_dict(read_weights(files), assign=record is None)
+        model.load_state_dict(_read_weights(files), assign=record is None)
         settings = config.get("preprocess_cfg", {}) if record else dict(model.visual.preprocess_cfg)
         preprocessing = Preprocessing.from_config(settings)
-    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0][:300]
-        raise DcclipError("{} cannot be loaded: {}", "copy the whole model directory again", folder, reason) from None
     if record is None:
-        fingerprint, library = files_fingerprint(decisive), directory_tokenizer(folder)
+        library = directory_tokenizer(folder, config)
         towers = OpenClipTowers(model, library, preprocessing, folder.name, fingerprint)
         tokens = library.vocabulary_size
     else:
-        name, fingerprint = str(record.content.get("name", folder.name)), files_fingerprint(decisive, record.digests)
         tokenizer = load_tokenizer(folder)
         length = config["model_cfg"]["text_cfg"].get("context_length", 77)
         tokenize = tokenize_with(tokenizer, length, str(folder / "tokenizer.json"))
+        name = str(record.content.get("name", folder.name))
         towers = OpenClipTowers(model, tokenize, preprocessing, name, fingerprint, tokenizer.get_vocab())
         tokens, towers.trained_dims = tokenizer.get_vocab_size(), tuple(record.content.get("trained_dims", ()))
     check_tokenizer(towers.tokenize, tokens, towers.vocabulary_rows, f"the tokenizer of {folder}")
     return towers
+
+
+def _read_weights(files: Sequence[Path]) -> dict[str, Tensor]:
+    """The weights in files as fp32; they stay in the files' pages until they are written to."""
+    from safetensors.torch import load_file
+
+    weights = {name: value for file in files for name, value in load_file(file).items() if name not in _OLD_BUFFERS}
+    return {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
 
 
 def model_fingerprint(folder: Path, names: Sequence[str] = (CONFIG, WEIGHTS, "tokenizer.json")) -> str:
@@ -158,6 +182,138 @@ def files_fingerprint(files: Sequence[Path], known: Mapping[str, str] = MappingP
         if file.is_file():
             digest.update(bytes.fromhex(known.get(file.name) or weights_digest([file])))
     return digest.hexdigest()
+
+
+# ---- models as open_clip builds them
+
+
+def load_named(model: str) -> OpenClipTowers:
+    """The towers of `ARCH/TAG` or `hf-hub:ORG/NAME`. Raises DcclipError if they cannot be loaded."""
+    import open_clip
+
+    from dcclip_cli.model.towers import OpenClipTowers
+
+    name, tag = (model, None) if model.startswith("hf-hub:") else model.rpartition("/")[::2]
+    if not name:
+        raise DcclipError("open_clip model '{}' has no tag", "write ARCH/TAG, as in ViT-B-32/laion2b_s34b_b79k", model)
+    hint = "check the name against open_clip.list_pretrained(), and the network connection"
+    what = f"open_clip model {model} cannot be loaded"
+    with library_errors(what, hint), tokenizer_errors(what):
+        if name.startswith("hf-hub:"):
+            open_clip_config(require_file(name.removeprefix("hf-hub:"), CONFIG).parent, on_hub=True)
+        created, _, transform = open_clip.create_model_and_transforms(name, pretrained=tag)
+        tokenizer = LibraryTokenizer(open_clip.get_tokenizer(name))
+    full_name = f"{name}/{tag}" if tag else name
+    return OpenClipTowers(created, tokenizer, transform, full_name, "")
+
+
+def build(folder: Path, config: dict[str, Any], files: Sequence[Path] = ()) -> nn.Module:
+    """The model that a directory's configuration describes, on the meta device; with weight `files` on the CPU.
+
+    It is then compared with the headers of the files first, and its weights are random.
+    """
+    with _source(folder, config) as source:
+        blank = _create(source, "meta")
+        if not files:
+            return blank
+        check_fit(blank, files, CONFIG, _OLD_BUFFERS)
+        return _create(source, "cpu")
+
+
+def _create(source: Path, device: str) -> nn.Module:
+    import open_clip
+    import torch
+
+    with torch.device(device):
+        return open_clip.create_model(f"local-dir:{source}", device=device, load_weights=False, pretrained_hf=False)
+
+
+@contextmanager
+def _source(folder: Path, config: dict[str, Any]) -> Iterator[Path]:
+    """The directory from which open_clip builds a model, its errors as DcclipError.
+
+    A text tower of transformers is built from its configuration only; open_clip would download its weights as well.
+    """
+    text_tower = config["model_cfg"]["text_cfg"].get("hf_model_name")
+    what = Message("{}: open_clip cannot build this model", folder / CONFIG)
+    with _quiet(), library_errors(what, COPY_AGAIN):
+        if not text_tower:
+            yield folder
+            return
+        with temporary_folder(Path(gettempdir()) / "dcclip-open-clip") as temporary:
+            text = config["model_cfg"]["text_cfg"] | {"hf_model_name": str(temporary)}
+            write_json(temporary / CONFIG, config | {"model_cfg": config["model_cfg"] | {"text_cfg": text}})
+            write_json(temporary / TRANSFORMERS_CONFIG, text_tower_sizes(folder, text_tower))
+            yield temporary
+
+
+def text_tower_sizes(folder: Path, name: str) -> dict[str, Any]:
+    """The configuration of a text tower of transformers: in the directory, or known. Raises DcclipError if neither."""
+    from open_clip.hf_configs import arch_dict
+
+    file = folder / TRANSFORMERS_CONFIG
+    there = checked_json(file) if file.is_file() else {}
+    if there.get("model_type") in list(arch_dict):
+        return there
+    if known := _TEXT_TOWERS.get(name.removeprefix("FacebookAI/")):
+        return known
+    raise DcclipError(
+        "{0} does not say the sizes of its text tower {1}: it has no config.json of a text model",
+        "copy the config.json of {1} into the directory",
+        *(folder, name),
+    )
+
+
+def directory_tokenizer(folder: Path, config: dict[str, Any]) -> LibraryTokenizer:
+    """open_clip's tokenizer of a model directory. Raises DcclipError if its files are missing."""
+    import open_clip
+
+    named = config["model_cfg"]["text_cfg"].get("hf_tokenizer_name")
+    local = {"local_files_only": True, "trust_remote_code": False} if named else {}
+    what = f"the tokenizer of {folder} cannot be loaded"
+    with _quiet(), library_errors(what, COPY_AGAIN), tokenizer_errors(what):
+        return LibraryTokenizer(open_clip.get_tokenizer(f"local-dir:{folder}", **local))
+
+
+@dataclass(frozen=True)
+class LibraryTokenizer:
+    """open_clip's tokenizer of a model, with its cleaning of texts."""
+
+    own: Any
+
+    @property
+    def vocab(self) -> dict[str, int] | None:
+        """The row of each token, if it is a tokenizer of transformers."""
+        inner = getattr(self.own, "tokenizer", None)
+        return None if inner is None else dict(inner.get_vocab())
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many tokens it has, without those that were added to its vocabulary later."""
+        return int(getattr(self.own, "tokenizer", self.own).vocab_size)
+
+    def __call__(self, texts: list[str]) -> Tokens:
+        import torch
+
+        from dcclip_cli.model.towers import Tokens
+
+        ids = self.own(texts)
+        padding = getattr(getattr(self.own, "tokenizer", None), "pad_token_id", None) or 0
+        # Padding comes last, so all tokens up to the last one that is not padding are real.
+        real = (ids != padding).to(torch.int64).flip(1).cummax(1).values.flip(1)
+        return Tokens(ids, real)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings of open_clip about missing weights, which are loaded later."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
 
 
 def _model_card(provenance: dict[str, Any]) -> str:

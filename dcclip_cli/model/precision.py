@@ -18,9 +18,16 @@ from dcclip_cli.machine import cpu_name, has_native_bf16, keep_freed_memory
 from dcclip_cli.progress import Progress, Silent
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from dcclip_cli.model.towers import Towers
+
+LEAST_GAIN = 1.2  # speed-up of bf16 below which its coarser numbers are not worth it
+_ROUNDS, _PROBE_S = 3, 0.1  # passes timed in each precision, and the time that one should take
+_MOST, _FEWEST = 64, 2  # images and texts per pass
+_TEXTS = ("一张猫的照片", "a photo of a cat on a sofa")
+_MOST_LOGIT = 1e6  # CLIP learns a scale of up to 100, SigLIP one of about 115 and a bias of about -16
+_HINT = Message("the weights are damaged or the computation overflowed: download the model again, or use fp32")
 
 
 def torch_device(asked: str, hint: str = "omit --device, or use --device cpu") -> str:
@@ -38,10 +45,6 @@ def torch_device(asked: str, hint: str = "omit --device, or use --device cpu") -
     return asked
 
 
-_MOST_LOGIT = 1e6  # CLIP learns a scale of up to 100, SigLIP one of about 115 and a bias of about -16
-_HINT = Message("the weights are damaged or the computation overflowed: download the model again, or use fp32")
-
-
 class NotFiniteError(DcclipError):
     """A model returned NaN or infinity, which every ranking, mean and index built on it would hide."""
 
@@ -57,10 +60,7 @@ def finite(values: np.ndarray, model: str, inputs: str, hint: str = _HINT) -> np
         raise NotFiniteError(
             "{} returned embeddings that are not finite (NaN or infinite) for {} of {} {}",
             hint,
-            model,
-            bad,
-            len(values),
-            inputs,
+            *(model, bad, len(values), inputs),
         )
     return values
 
@@ -73,12 +73,6 @@ def check_logits(scale: float, bias: float | None, model: str) -> None:
         )
 
 
-LEAST_GAIN = 1.2  # speed-up of bf16 below which its coarser numbers are not worth it
-_ROUNDS, _PROBE_S = 3, 0.1  # passes timed in each precision, and the time that one should take
-_MOST, _FEWEST = 64, 2  # images and texts per pass
-_TEXTS = ("一张猫的照片", "a photo of a cat on a sofa")
-
-
 @dataclass(frozen=True)
 class Choice:
     """A precision and why it was chosen. `gain`: time in fp32 divided by time in bf16, if it was measured."""
@@ -87,19 +81,15 @@ class Choice:
     reason: str
     gain: float | None = None
 
-    @property
-    def warning(self) -> str:
-        """A warning if bf16 was requested and is slower; empty otherwise."""
+    def lines(self, who: str) -> list[str]:
+        """The messages for the user: the precision of `who`, and a warning if bf16 was requested and is slower."""
+        message = Message("{}: computes in {} ({})", who, self.precision, self.reason)
         if self.precision != "bf16" or self.gain is None or self.gain >= 1:
-            return ""
-        return Message(
+            return [message]
+        slow = Message(
             "bf16 is {:.1f} times slower than fp32 on this machine: set precision to auto or fp32", 1 / self.gain
         )
-
-    def lines(self, who: str) -> list[str]:
-        """The messages for the user: the precision of `who`, and a warning if it is slow."""
-        message = Message("{}: computes in {} ({})", who, self.precision, self.reason)
-        return [message, Message("warning: {}", self.warning)] if self.warning else [message]
+        return [message, Message("warning: {}", slow)]
 
 
 AS_ASKED = Choice("fp32", Message("as requested"))
@@ -137,12 +127,9 @@ def choice_without_probe(device: str) -> Choice | None:
 
     kind = torch.device(device).type
     if kind == "cuda":
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return (
-            Choice("bf16", Message("native on this GPU"))
-            if has_bf16
-            else Choice("fp32", Message("no native bf16 on this GPU"))
-        )
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Choice("bf16", Message("native on this GPU"))
+        return Choice("fp32", Message("no native bf16 on this GPU"))
     if kind != "cpu":
         return Choice("fp32", Message("bf16 is not tried on {}", kind))
     return None if torch_has_bf16() else Choice("fp32", Message("no native bf16 on this CPU"))
@@ -150,11 +137,8 @@ def choice_without_probe(device: str) -> Choice | None:
 
 def choice_by_gain(gain: float) -> Choice:
     """The choice of `auto` for a model that is `gain` times as fast in bf16 as in fp32."""
-    return Choice(
-        "bf16" if gain >= LEAST_GAIN else "fp32",
-        Message("bf16 is {:.2f} times as fast as fp32 here", gain),
-        gain,
-    )
+    reason = Message("bf16 is {:.2f} times as fast as fp32 here", gain)
+    return Choice("bf16" if gain >= LEAST_GAIN else "fp32", reason, gain)
 
 
 def torch_has_bf16() -> bool:
@@ -201,16 +185,9 @@ def _cached_gain(towers: Towers, training: bool, image: bool, progress: Progress
     import torch
 
     shapes = sorted({f"{type(module).__name__} {module}" for module in towers.modules() if not list(module.children())})
-    key = json.dumps(
-        {
-            "cpu": [cpu_name(), torch.backends.cpu.get_cpu_capability()],
-            "torch": torch.__version__,
-            "training": training,
-            "image": image,
-            "layers": shapes,
-        }
-    )
-    file = cache_folder() / "bf16-gain" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    machine = [cpu_name(), torch.backends.cpu.get_cpu_capability(), torch.__version__]
+    key = hashlib.sha256(json.dumps([machine, training, image, shapes]).encode()).hexdigest()[:32]
+    file = cache_folder() / "bf16-gain" / f"{key}.json"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with lock(file.with_suffix(".lock")):  # processes that start together make the same choice
@@ -262,13 +239,9 @@ def typical_choices(device: str) -> dict[str, dict[str, Choice]]:
     }
 
 
-def _pass(tower: nn.Module, shape: tuple[int, ...], training: bool) -> Callable[[], None]:
-    """A function that runs `tower` on random numbers, with a backward pass if `training`."""
+def _pass(tower: nn.Module, batch: Tensor, training: bool) -> Callable[[], None]:
+    """A function that runs `tower` on a batch, with a backward pass if `training`."""
     import torch
-
-    batch = torch.rand(shape)
-    if len(shape) == 4:
-        batch = batch.contiguous(memory_format=torch.channels_last)
 
     def run() -> None:
         with torch.set_grad_enabled(training):
@@ -281,8 +254,8 @@ def _pass(tower: nn.Module, shape: tuple[int, ...], training: bool) -> Callable[
     return run
 
 
-def _convolutional() -> tuple[nn.Module, tuple[int, ...]]:
-    """Six MobileNet blocks and the shape of a batch; bf16 gains as much as in EfficientNet-Lite0."""
+def _convolutional() -> tuple[nn.Module, Tensor]:
+    """Six MobileNet blocks and a batch of images; bf16 gains as much as in EfficientNet-Lite0."""
     import torch
     from torch import nn
 
@@ -294,12 +267,14 @@ def _convolutional() -> tuple[nn.Module, tuple[int, ...]]:
     for inputs, outputs, stride in ((32, 32, 2), (32, 64, 2), (64, 96, 1), (96, 128, 2), (128, 128, 1)):
         wide = 6 * inputs
         tower.extend([*layers(inputs, wide), *layers(wide, wide, 3, stride, wide), *layers(wide, outputs)[:2]])
-    return tower.to(memory_format=torch.channels_last), (8, 3, 112, 112)  # type: ignore[call-overload]
+    batch = torch.rand(8, 3, 112, 112).contiguous(memory_format=torch.channels_last)
+    return tower.to(memory_format=torch.channels_last), batch  # type: ignore[call-overload]
 
 
-def _transformer() -> tuple[nn.Module, tuple[int, ...]]:
-    """Two layers of a text tower and the shape of a batch."""
+def _transformer() -> tuple[nn.Module, Tensor]:
+    """Two layers of a text tower and a batch of hidden states."""
+    import torch
     from torch import nn
 
     layer = nn.TransformerEncoderLayer(256, 4, 1024, 0.0, "gelu", batch_first=True, norm_first=True)
-    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), (16, 32, 256)
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), torch.rand(16, 32, 256)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +19,6 @@ from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import refuse_special
 
 MAX_PIXELS = 64_000_000  # larger images are refused before they are decompressed
-_SMALLER = Message("make the image smaller first")
 MAX_ASPECT = 100  # longer side / shorter side: resizing a thinner image by its shorter side would make it huge
 FORMATS = ("JPEG", "PNG", "WEBP")
 RESAMPLING = {
@@ -47,36 +45,22 @@ def decode(
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
                 if image.width * image.height > max_pixels:
-                    raise DcclipError(
-                        "{} has {} x {} pixels, more than {:,}", _SMALLER, name, image.width, image.height, max_pixels
-                    )
+                    what = Message("{} has {} x {} pixels, more than {:,}", name, *image.size, max_pixels)
+                    raise DcclipError(what, "make the image smaller first")
                 if max(image.size) > MAX_ASPECT * min(image.size):
-                    raise DcclipError(
-                        "{} has {} x {} pixels, one side over {} times the other",
-                        "crop the image first",
-                        name,
-                        image.width,
-                        image.height,
-                        MAX_ASPECT,
+                    what = Message(
+                        "{} has {} x {} pixels, one side over {} times the other", name, *image.size, MAX_ASPECT
                     )
+                    raise DcclipError(what, "crop the image first")
                 if draft:
                     image.draft(None, (draft, draft))
                 return first_frame(image)
     except FileNotFoundError:
         raise DcclipError("{} does not exist", "check the path", name) from None
-    except IsADirectoryError:
-        raise DcclipError("{} is a folder", "name an image file", name) from None
-    except PermissionError:
-        kind, more = ("folder ", "x") if isinstance(source, Path) and source.is_dir() else ("", "")
-        raise DcclipError("{0}{1} may not be read", "allow it with: chmod +r{2} {1}", kind, name, more) from None
-    except Image.DecompressionBombError as error:
-        pixels = re.search(r"\d+", str(error))  # Pillow's own limit, which it checks first
-        many = Message("{:,}", int(pixels[0])) if pixels else Message("too many")
-        raise DcclipError("{} has {} pixels, more than {:,}", _SMALLER, name, many, max_pixels) from None
     except UnidentifiedImageError:
         what = Message("{} is not a readable image: it is not JPEG, PNG or WebP", name)
         raise DcclipError(what, "convert it to JPEG, PNG or WebP") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # the last by Pillow's own limit
         reason = getattr(error, "strerror", None) or error  # not "[Errno 40] ...: 'cat.png'"
         raise DcclipError("{} is not a readable image: {}", "use a JPEG, PNG or WebP file", name, reason) from None
 
@@ -214,25 +198,16 @@ def matching_preprocessing(name: str, own: Callable[[Image.Image], np.ndarray], 
         wanted = Preprocessing.from_config(dict(described))
     except (ValueError, TypeError, AttributeError) as error:
         raise DcclipError("{}: its preprocessing is not supported: {}", _OTHER, name, error) from None
-    images = list(_trial_images(wanted.size))
+    random, side = np.random.default_rng(0), wanted.size
+    sizes = (*_SIZES, (side + 3, side), (side, side + 3))  # half of 3: 2 for torchvision, 1 for transformers
+    images = [Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8)) for width, height in sizes]
     expected = [own(image) for image in images]
     for found in (wanted, replace(wanted, crop="floor" if wanted.crop == "round" else "round")):
-        if all(_equal(found(image), values) for image, values in zip(images, expected, strict=True)):
+        pairs = [(found(image), values) for image, values in zip(images, expected, strict=True)]
+        if all(one.shape == other.shape and np.abs(one - other).max() < _TOLERANCE for one, other in pairs):
             return found
-    raise DcclipError(
-        "{}: its preprocessing is not supported: it gives other values than its settings say", _OTHER, name
-    )
-
-
-def _trial_images(side: int) -> list[Image.Image]:
-    random = np.random.default_rng(0)
-    margins = ((side + 3, side), (side, side + 3))  # half of 3 is rounded to 2 by torchvision, to 1 by transformers
-    sizes = (*_SIZES, *margins)
-    return [Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8)) for width, height in sizes]
-
-
-def _equal(found: np.ndarray, expected: np.ndarray) -> bool:
-    return found.shape == expected.shape and bool(np.abs(found - expected).max() < _TOLERANCE)
+    what = Message("{}: its preprocessing is not supported: it gives other values than its settings say", name)
+    raise DcclipError(what, _OTHER)
 
 
 def _of_processor(processor: Any) -> dict[str, Any]:
@@ -245,14 +220,9 @@ def _of_processor(processor: Any) -> dict[str, Any]:
     crops = crops and (isinstance(processor.size, int) or bool(dict(processor.size).get("shortest_edge")))
     names = {int(number): name for name, number in RESAMPLING.items()}
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
-    return {
-        "size": side,
-        "mean": tuple(mean),
-        "std": tuple(std),
-        "interpolation": names.get(int(processor.resample), str(processor.resample)),
-        "resize_mode": "shortest" if crops else "squash",
-        "crop": "floor" if crops else "round",
-    }
+    found = {"size": side, "mean": tuple(mean), "std": tuple(std)}
+    found["interpolation"] = names.get(int(processor.resample), str(processor.resample))
+    return found | {"resize_mode": "shortest" if crops else "squash", "crop": "floor" if crops else "round"}
 
 
 def _only_side(size: Mapping[str, int] | int) -> int:

@@ -18,7 +18,7 @@ Library = Literal["transformers", "open_clip"]
 STARTER = "starter"  # the name of the model that comes with the package
 _STARTER_BUNDLE = Path(__file__).parent.parent / STARTER
 _HUB_NAME = re.compile(r"(?!.*(\.\.|--))([\w.-]{1,96}/)?[\w.-]{1,96}(@[\w./-]+)?", re.ASCII)
-_HINT = "make a model with: dcclip run recipes/quickstart.yaml, or name one with --model"
+_HINT = Message("make a model with: dcclip run recipes/quickstart.yaml, or name one with --model")
 
 
 @dataclass(frozen=True)
@@ -55,37 +55,39 @@ def resolve(reference: str | None = None) -> ModelReference:
 
 def _named(reference: str, why: str) -> ModelReference:
     scheme, _, rest = reference.partition(":")
-    if scheme in ("hf", "open_clip", "hf-hub") and Path(rest).is_dir() and rest:
-        return _directory(Path(rest), "transformers" if scheme == "hf" else "open_clip", why)
-    if scheme in ("hf", "hf-hub") and not _HUB_NAME.fullmatch(rest):
-        raise DcclipError(
-            "model {0} is neither a directory nor a name on the hub", "write {1}:ORG/NAME or {1}:DIR", reference, scheme
-        )
-    if scheme == "hf" and rest:
-        return ModelReference("hf", rest, Message("model: {} with transformers{}", rest, why))
-    if scheme in ("open_clip", "hf-hub") and rest:
+    if scheme in ("hf", "open_clip", "hf-hub") and rest:
+        if Path(rest).is_dir():
+            return _directory(Path(rest), "transformers" if scheme == "hf" else "open_clip", why)
+        if scheme != "open_clip" and not _HUB_NAME.fullmatch(rest):
+            raise DcclipError(
+                "model {0} is neither a directory nor a name on the hub",
+                "write {1}:ORG/NAME or {1}:DIR",
+                *(reference, scheme),
+            )
+        if scheme == "hf":
+            return ModelReference("hf", rest, Message("model: {} with transformers{}", rest, why))
         target = rest if scheme == "open_clip" else reference
         return ModelReference("open_clip", target, Message("model: {} with open_clip{}", target, why))
     if reference == STARTER:
         if Path(STARTER).exists():
             why = Message("{}, not the folder here, which is ./{}", why, STARTER)
         return ModelReference("bundle", str(_STARTER_BUNDLE), Message("model: starter, which comes with dcclip{}", why))
-    path = Path(reference)
-    if not path.is_dir():
+    if not Path(reference).is_dir():
         what = Message("model {} is not a directory", reference)
         raise DcclipError(
             what, "name a model directory, a bundle, a run, hf:ORG/NAME, open_clip:ARCH/TAG, hf-hub:ORG/NAME or starter"
         )
-    return _directory(path, "open_clip", why)
+    return _directory(Path(reference), "open_clip", why)
 
 
 def _directory(path: Path, preferred: Library, why: str) -> ModelReference:
     folder = path if _is_model(path) else _furthest_stage(path) or path
+    target = str(folder.resolve())
     if (folder / "image.onnx").is_file():
-        return ModelReference("bundle", str(folder.resolve()), Message("model: bundle {}{}", folder, why))
+        return ModelReference("bundle", target, Message("model: bundle {}{}", folder, why))
     if library_of(folder, preferred) == "transformers":
-        return ModelReference("hf", str(folder.resolve()), Message("model: {} with transformers{}", folder, why))
-    return ModelReference("folder", str(folder.resolve()), Message("model: {}{}", folder, why))
+        return ModelReference("hf", target, Message("model: {} with transformers{}", folder, why))
+    return ModelReference("folder", target, Message("model: {}{}", folder, why))
 
 
 def library_of(folder: Path, preferred: Library) -> Library:
@@ -96,9 +98,8 @@ def library_of(folder: Path, preferred: Library) -> Library:
     found: list[Library] = []
     if any((folder / name).is_file() for name in (CONFIG, WEIGHTS)):
         found.append("open_clip")
-    has_weights = any(folder.glob("model*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
-    has_weights = has_weights or any((folder / name).is_file() for name in UFORM_WEIGHTS)
-    if (folder / "config.json").is_file() and has_weights:
+    weights = ("model*.safetensors", "pytorch_model*.bin", *UFORM_WEIGHTS)
+    if (folder / "config.json").is_file() and any(any(folder.glob(name)) for name in weights):
         found.append("transformers")
     if not found:
         raise _no_model(folder)
@@ -110,21 +111,17 @@ def _no_model(folder: Path) -> DcclipError:
         return DcclipError("{} is not a directory", "check the path, or give the name of a model on a hub", folder)
     if (folder / RECORD).is_file():  # a file that it lists is missing
         read_record(folder / RECORD, Message("copy the whole directory again"))
-    names = sorted(path.name for path in folder.iterdir())
-    inner = [name for name in names if (folder / name / "config.json").is_file() or _is_model(folder / name)]
-    if inner:
-        hint: str = Message("name the directory in it: {}", folder / inner[0])
+    names, hint = sorted(path.name for path in folder.iterdir()), _HINT
+    if inner := [name for name in names if (folder / name / "config.json").is_file() or _is_model(folder / name)]:
+        hint = Message("name the directory in it: {}", folder / inner[0])
     elif (folder / "image.onnx").is_file():
         hint = Message("name the model directory that the bundle was exported from")
-    else:
-        hint = _HINT
     there = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or Message("nothing")
-    what = Message(
+    return DcclipError(
         "{} is no model directory of dcclip, open_clip or transformers, export bundle or finished run (found: {})",
-        folder,
-        there,
+        hint,
+        *(folder, there),
     )
-    return DcclipError(what, hint)
 
 
 def _is_model(folder: Path) -> bool:

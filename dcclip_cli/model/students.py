@@ -12,6 +12,7 @@ from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.hub_models import check_timm_name
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.tokenizer import END_ID, PADDING_ID
+from dcclip_cli.model.weights import stored_tensors
 from dcclip_cli.options import Options
 
 if TYPE_CHECKING:
@@ -276,19 +277,11 @@ def init_image_tower(model: nn.Module, image: ImageTower) -> None:
         import timm
 
         weights = timm.create_model(image.timm, pretrained=True).state_dict()
-    elif not Path(image.weights).is_file():
-        raise DcclipError("student.image.weights: {} does not exist", "check the path, or omit it", image.weights)
     else:
-        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        try:
-            weights = load_file(image.weights)
-        except SafetensorError as error:
-            what = Message("student.image.weights: {} is not a safetensors file: {}", image.weights, error)
-            raise DcclipError(
-                what, "save the weights as safetensors; student.image.weights takes no other file"
-            ) from None
+        stored_tensors([Path(image.weights)])  # raises DcclipError for what is no safetensors file
+        weights = load_file(image.weights)
     if whole := any(name.startswith("trunk.") for name in weights):
         trunk = model.visual
     own = trunk.state_dict()

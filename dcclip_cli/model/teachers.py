@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -16,32 +17,30 @@ from dcclip_cli.model import Precision
 from dcclip_cli.model.hub_models import (
     IMAGE_PROCESSOR,
     TRANSFORMERS_CONFIG,
+    UFORM,
     check_directory,
     checked_json,
-    is_uform,
     library_errors,
     transformers_config,
 )
-from dcclip_cli.model.others.remote_code import AllowedCode, RemoteCode, remote_code
 from dcclip_cli.model.precision import choose_precision
+from dcclip_cli.model.preprocess import MAX_SIDE
 from dcclip_cli.model.reference import Library, library_of
 from dcclip_cli.model.tokenizer import check_tokenizer, tokenizer_errors
 from dcclip_cli.model.weights import (
     TRANSFORMERS_WEIGHTS,
-    check_shapes,
+    as_safetensors,
+    check_fit,
     find_file,
     find_weights,
-    is_pickled,
     require_file,
-    safetensors_copy,
-    say_what_is_loaded,
     weights_digest,
 )
 from dcclip_cli.options import Options
 from dcclip_cli.progress import Progress, Silent
 
 if TYPE_CHECKING:
-    from dcclip_cli.model.others.naflex import FgClip2Towers
+    from dcclip_cli.model.others.naflex import RemoteCode
     from dcclip_cli.model.towers import Towers, TransformersTowers
 
 TREATMENT = "2"  # part of fingerprints; another one when dcclip treats the same files in another way
@@ -53,6 +52,18 @@ class _TeacherOptions(Options):
         "auto", description="Precision of the teacher (bf16: autocast); auto: bf16 if this machine is faster with it"
     )
 
+    def load(self, device: str = "cpu", progress: Progress | None = None) -> Towers:
+        """The teacher's towers, frozen, in evaluation mode. Raises DcclipError if it cannot be loaded."""
+        towers: Any = self.load_towers(progress or Silent())
+        towers.requires_grad_(False).eval().to(device)
+        towers.precision = choose_precision(self.precision, device, towers, progress=progress)
+        towers.fingerprint += f"-{towers.precision.precision}"
+        return towers
+
+    @abstractmethod
+    def load_towers(self, progress: Progress) -> Towers:
+        """The towers as their library loads them, by which `fingerprint` tells what they compute."""
+
 
 class TransformersTeacher(_TeacherOptions):
     """A dual encoder of transformers: ChineseCLIP (QA-CLIP), CLIP, SigLIP, SigLIP2, MetaCLIP2, AltCLIP; and UForm."""
@@ -60,9 +71,8 @@ class TransformersTeacher(_TeacherOptions):
     kind: Literal["transformers"] = "transformers"
     model: str = Field(description="Name on the Hugging Face Hub, or a model directory of any library")
 
-    def load(self, device: str = "cpu", progress: Progress | None = None) -> Towers:
-        """The teacher's towers, frozen, in evaluation mode. Raises DcclipError if it cannot be loaded."""
-        return _frozen(_load(self.model, "transformers", progress or Silent()), self.precision, device, progress)
+    def load_towers(self, progress: Progress) -> Towers:
+        return _load(self.model, "transformers", progress)
 
 
 class AltClipTeacher(TransformersTeacher):
@@ -87,9 +97,8 @@ class FgClip2Teacher(TransformersTeacher):
         None, ge=16, le=4_096, description="Patches of an image at most; default: 128 to 1,024 by the image's size"
     )
 
-    def load(self, device: str = "cpu", progress: Progress | None = None) -> Towers:
-        """The teacher's towers, frozen, in evaluation mode. Raises DcclipError if it cannot be loaded."""
-        return _frozen(_load(self.model, "transformers", progress or Silent(), self), self.precision, device, progress)
+    def load_towers(self, progress: Progress) -> Towers:
+        return _load(self.model, "transformers", progress, self)
 
 
 class OpenClipTeacher(_TeacherOptions):
@@ -98,16 +107,8 @@ class OpenClipTeacher(_TeacherOptions):
     kind: Literal["open_clip"] = "open_clip"
     model: str = Field(description="ARCH/TAG, hf-hub:ORG/NAME, or a model directory of any library")
 
-    def load(self, device: str = "cpu", progress: Progress | None = None) -> Towers:
-        """The teacher's towers, frozen, in evaluation mode. Raises DcclipError if it cannot be loaded."""
-        return _frozen(_load(self.model, "open_clip", progress or Silent()), self.precision, device, progress)
-
-
-def _frozen(towers: Towers, precision: str, device: str, progress: Progress | None) -> Any:
-    towers.requires_grad_(False).eval().to(device)
-    towers.precision = choose_precision(precision, device, towers, progress=progress)
-    towers.fingerprint += f"-{towers.precision.precision}"
-    return towers
+    def load_towers(self, progress: Progress) -> Towers:
+        return _load(self.model, "open_clip", progress)
 
 
 def _load(model: str, library: Library, progress: Progress, options: FgClip2Teacher | None = None) -> Towers:
@@ -115,29 +116,24 @@ def _load(model: str, library: Library, progress: Progress, options: FgClip2Teac
 
     `options` are for FG-CLIP2, and ignored for other models.
     """
+    from dcclip_cli.model.model_dir import PROVENANCE, download_model, load_model, load_named, read_provenance
+
     folder = Path(model)
     if folder.is_dir() or folder.is_absolute():
         library = library_of(folder, library)
         if library == "open_clip":
-            from dcclip_cli.model.model_dir import load_model
-
             return load_model(folder, progress=progress)
     if library == "transformers":
-        from dcclip_cli.model.model_dir import PROVENANCE, read_provenance
-
         exported = (folder / PROVENANCE).exists()  # by dcclip
         with read_provenance(folder).checking() if exported else nullcontext():
             return _load_transformers(model, progress, options)
     if model.startswith("hf-hub:"):
-        from dcclip_cli.model.model_dir import download_model, load_model
-
         with library_errors(Message("model {} cannot be loaded", model), _CHECK):
             directory = download_model(model.removeprefix("hf-hub:"))
         if directory and (directory / "image.onnx").is_file():
             raise DcclipError("{} is a bundle, which is not trained from", "name the model that it was made of", model)
         if directory:
             return load_model(directory, progress=progress)
-    from dcclip_cli.model.open_clip_models import load_named
     from dcclip_cli.model.towers import module_digest
 
     towers = load_named(model)
@@ -145,50 +141,50 @@ def _load(model: str, library: Library, progress: Progress, options: FgClip2Teac
     return towers
 
 
-def _load_transformers(model: str, progress: Progress, options: FgClip2Teacher | None = None) -> Towers:
+def _load_transformers(model: str, progress: Progress, options: FgClip2Teacher | None) -> Towers:
     import transformers
     from huggingface_hub.utils.tqdm import enable_progress_bars
 
-    from dcclip_cli.model.others.naflex import NaflexTowers
-    from dcclip_cli.model.towers import TransformersTowers
-
     transformers.utils.logging.disable_progress_bar()  # of "Loading weights"
     enable_progress_bars()  # of downloads, which the line above disables too
-    name = Path(model).name
     what = Message("teacher {} cannot be loaded", model)
     with library_errors(what, _CHECK), tokenizer_errors(f"{what}: its tokenizer"):
         checked = checked_config(model)
-        if checked.model_type == "uform":
+        if checked.model_type == UFORM:
             from dcclip_cli.model.others.uform import load_uform
 
             return load_uform(model, TREATMENT, progress)
         if checked.code and not (options and options.trust_remote_code):
             checked.code.refuse()
         files = find_weights(model, TRANSFORMERS_WEIGHTS)
-        if not files:
-            names = " or ".join(TRANSFORMERS_WEIGHTS)
-            raise DcclipError("{}: there is no {}", _CHECK, what, names)
-        digest = weights_digest(files)
-        if is_pickled(files):
-            files = [safetensors_copy(files, digest, name, progress)]
-        say_what_is_loaded(name, files, progress)
-        parts = [TREATMENT, digest]
-        towers: TransformersTowers
-        if checked.code:
-            assert options is not None
-            code = checked.code.open(checked.file.parent)
-            towers = _load_fg_clip2(code, files, options, progress)
-            parts += [code.sha256, options.walk_type, str(options.max_num_patches)]
-        else:
-            loaded = _from_pretrained(name, files, checked.file.parent)
-            kind = NaflexTowers if checked.is_naflex else TransformersTowers
-            towers = kind(loaded, *processors(model), name)
+        digest, name = weights_digest(files), Path(model).name
+        files = as_safetensors(files, name, digest, progress)
+        towers, parts = _build(model, checked, files, options, progress)
         _check_towers(towers, model)
     backend = getattr(towers.tokenizer, "backend_tokenizer", None)
     vocab = backend.to_str() if backend else json.dumps(towers.tokenizer.get_vocab(), sort_keys=True)
+    parts = [TREATMENT, digest, *parts]
     parts += [towers.model.config.to_json_string(), towers.image_processor.to_json_string(), vocab]
     towers.fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return towers
+
+
+def _build(
+    model: str, checked: CheckedConfig, files: Sequence[Path], options: FgClip2Teacher | None, progress: Progress
+) -> tuple[TransformersTowers, list[str]]:
+    """The towers of a model, and what its outputs depend on besides its files."""
+    from dcclip_cli.model.others.naflex import FgClip2Towers, NaflexTowers
+    from dcclip_cli.model.towers import TransformersTowers
+
+    name = Path(model).name
+    if checked.code:
+        assert options is not None
+        code, sha256 = checked.code.describe()
+        progress.say(Message("running code of {}", code))
+        built, walk, patches = checked.code.build(files), options.walk_type, options.max_num_patches
+        return FgClip2Towers(built, *processors(model), name, patches, walk), [sha256, walk, str(patches)]
+    kind = NaflexTowers if checked.is_naflex else TransformersTowers
+    return kind(_from_pretrained(name, files, checked.file.parent), *processors(model), name), []
 
 
 class CheckedConfig(NamedTuple):
@@ -206,7 +202,7 @@ class CheckedConfig(NamedTuple):
     @property
     def can_be_blank(self) -> bool:
         """Whether transformers builds it without memory for its weights, and it then takes a picture."""
-        return not self.is_naflex and self.model_type != "uform"
+        return not self.is_naflex and self.model_type != UFORM
 
 
 def checked_config(model: str) -> CheckedConfig:
@@ -214,14 +210,15 @@ def checked_config(model: str) -> CheckedConfig:
     if Path(model).is_dir():
         check_directory(Path(model))
     file = require_file(model, TRANSFORMERS_CONFIG)
-    if is_uform(file):
-        return CheckedConfig(file, "uform", None)
     config = transformers_config(file, f"teacher {model}")
     kind = config["model_type"]
-    if images := find_file(model, IMAGE_PROCESSOR):
-        checked_json(images)
-    code = remote_code(model, config, file) if kind == "fgclip2" else None
-    return CheckedConfig(file, kind, code)
+    if kind != UFORM and (images := find_file(model, IMAGE_PROCESSOR)):
+        checked_json(images, most=MAX_SIDE)
+    if kind != "fgclip2":
+        return CheckedConfig(file, kind, None)
+    from dcclip_cli.model.others.naflex import remote_code
+
+    return CheckedConfig(file, kind, remote_code(model, config, file))
 
 
 def processors(model: str) -> tuple[Any, Any]:
@@ -242,17 +239,6 @@ def processors(model: str) -> tuple[Any, Any]:
         ) from None
 
 
-def _load_fg_clip2(
-    code: AllowedCode, files: Sequence[Path], options: FgClip2Teacher, progress: Progress
-) -> FgClip2Towers:
-    from dcclip_cli.model.others.naflex import FgClip2Towers, build_fg_clip2
-
-    progress.say(Message("running code of {}", code))
-    model = build_fg_clip2(code, files)
-    name = Path(options.model).name
-    return FgClip2Towers(model, *processors(options.model), name, options.max_num_patches, options.walk_type)
-
-
 def _from_pretrained(name: str, files: Sequence[Path], config_folder: Path) -> Any:
     """transformers' model with the weights in files. Raises DcclipError if some of its weights are not there."""
     import torch
@@ -262,7 +248,7 @@ def _from_pretrained(name: str, files: Sequence[Path], config_folder: Path) -> A
         config = transformers.AutoConfig.from_pretrained(config_folder, trust_remote_code=False)
         with torch.device("meta"):
             empty = transformers.AutoModel.from_config(config, trust_remote_code=False)
-        check_shapes(empty, files, TRANSFORMERS_CONFIG)
+        check_fit(empty, files, TRANSFORMERS_CONFIG, exact=False)
         loaded, found = transformers.AutoModel.from_pretrained(
             files[0].parent, config=config, use_safetensors=True, dtype="float32", output_loading_info=True
         )
@@ -297,9 +283,7 @@ def _check_towers(towers: TransformersTowers, model: str) -> None:
     if shape != expected:
         what = Message(
             "teacher {} cannot be loaded: its image processor gives {}, its image tower takes {}",
-            model,
-            shape,
-            expected,
+            *(model, shape, expected),
         )
         raise DcclipError(what, Message("copy the {} of the model again", IMAGE_PROCESSOR))
     where = f"teacher {model} cannot be loaded: its tokenizer"

@@ -1,16 +1,17 @@
-"""Student tokenizers: trained on captions, or the teacher's with its vocabulary trimmed to them."""
+"""Tokenizers: of students, trained on captions or cut out of the teacher's, and of others with fewer pieces."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import read_json, write_json
+from dcclip_cli.model.hub_models import COPY_AGAIN, SENTENCEPIECE
 from dcclip_cli.text import HAN_BMP
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 _TRIAL_TEXTS = ("一张狗的照片", "a photo of a dog", "", "🐕\u200d🦺 \ufffd é, 1!", "长" * 600)
 BEGIN_ID, PADDING_ID, END_ID, UNKNOWN_ID = range(4)
 _STEP = 1e-4  # `min_score_penalty_delta` in tokenizers' UnigramTrainer
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "added_tokens.json", *SENTENCEPIECE)  # which `cut_tokenizer` writes
+CONTROL = (2, 3, 4)  # types of pieces in sentencepiece's files: unknown, control, user-defined
 
 
 def train_tokenizer(captions: Iterable[str], size: int) -> Tokenizer:
@@ -123,9 +126,7 @@ def trim_tokenizer(source: Path, captions: Iterable[str], size: int, characters:
     # An unknown character costs the lowest score of all less 10. The score of <unk> itself is not used otherwise:
     # with the teacher's lowest score in it, unknown characters keep their cost.
     vocab[state["model"]["unk_id"]][1] = min(score for _, score in vocab)
-    state["model"]["vocab"] = [vocab[index] for index in kept if index < len(vocab)]
-    state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] in kept]
-    return renumbered(state, {old: new for new, old in enumerate(kept)})
+    return _cut(state, {old: new for new, old in enumerate(kept)})
 
 
 def check_trimmable(source: Path) -> None:
@@ -149,25 +150,7 @@ def _single_characters(vocab: list[list[Any]]) -> list[int]:
     return sorted(single, key=lambda index: (not plain[index].isascii(), -vocab[index][1]))
 
 
-def renumbered(state: dict[str, Any], new: Mapping[int, int]) -> Tokenizer:
-    """The tokenizer of a tokenizer.json whose vocabulary was cut or reordered, its special tokens under `new` ids."""
-    from tokenizers import Tokenizer
-
-    if state["model"].get("unk_id") is not None:
-        state["model"]["unk_id"] = new.get(state["model"]["unk_id"], state["model"]["unk_id"])
-    for token in state["added_tokens"]:
-        token["id"] = new.get(token["id"], token["id"])
-    processor = state.get("post_processor") or {}
-    for one in processor.get("processors", [processor]):
-        for token in one.get("special_tokens", {}).values():
-            token["ids"] = [new.get(index, index) for index in token["ids"]]
-        for name in ("cls", "sep"):  # of BERT's and RoBERTa's
-            if name in one:
-                one[name] = [one[name][0], new.get(one[name][1], one[name][1])]
-    if padding := state.get("padding"):
-        padding["pad_id"] = new.get(padding["pad_id"], padding["pad_id"])
-    state["added_tokens"].sort(key=lambda token: token["id"])
-    return Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
+# ---- files, and texts to tokens
 
 
 def copy_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
@@ -261,3 +244,92 @@ def tokenize_with(
         return Tokens(ids, torch.tensor([item.attention_mask for item in encoded]))
 
     return tokenize
+
+
+# ---- vocabularies with fewer pieces
+
+
+def cut_tokenizer(source: Path, target: Path, kept: Collection[str], new: Mapping[int, int]) -> None:
+    """Write a tokenizer's files into `target` with the `kept` pieces only, whose ids become `new` ones.
+
+    Order is kept, so that ids stay in order. Raises DcclipError for a kind of tokenizer that cannot be cut.
+    """
+    files = [file for file in sorted(source.iterdir()) if file.name in TOKENIZER_FILES]
+    for file in files:
+        if file.name == "tokenizer.json":
+            _cut(read_json(file, COPY_AGAIN), new).save(str(target / file.name))
+        elif file.name == "vocab.txt":
+            lines = file.read_text("utf-8").split("\n")  # by number: transformers reads U+2028 as an empty piece
+            (target / file.name).write_text("".join(f"{line}\n" for at, line in enumerate(lines) if at in new), "utf-8")
+        elif file.name == "added_tokens.json":
+            content = read_json(file, COPY_AGAIN)
+            write_json(target / file.name, {token: new.get(number, number) for token, number in content.items()})
+        else:
+            _cut_sentencepiece(file, target / file.name, kept)
+    if {file.name for file in files} <= {"added_tokens.json"}:
+        raise DcclipError("{} has no vocabulary of pieces that can be cut", "trim a multilingual model", source)
+
+
+def _cut(state: dict[str, Any], new: Mapping[int, int]) -> Tokenizer:
+    """The tokenizer of a tokenizer.json with only the pieces of the ids in `new`, which become these."""
+    model = state["model"]
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {token: new[number] for token, number in model["vocab"].items() if number in new}
+    else:
+        model["vocab"] = [entry for number, entry in enumerate(model["vocab"]) if number in new]
+    if "merges" in model:
+        vocab, merges = model["vocab"], merges_of(model)
+        model["merges"] = [[*pair] for pair in merges if all(one in vocab for one in (*pair, "".join(pair)))]
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] in new]
+    return renumbered(state, new)
+
+
+def merges_of(model: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The merges of a BPE model in a tokenizer.json, which are lists of two, in older files texts with a space."""
+    merges = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model.get("merges", ()))
+    return [(first, second) for first, second in merges]
+
+
+def renumbered(state: dict[str, Any], new: Mapping[int, int]) -> Tokenizer:
+    """The tokenizer of a tokenizer.json whose vocabulary was cut or reordered, its special tokens under `new` ids."""
+    from tokenizers import Tokenizer
+
+    if state["model"].get("unk_id") is not None:
+        state["model"]["unk_id"] = new.get(state["model"]["unk_id"], state["model"]["unk_id"])
+    for token in state["added_tokens"]:
+        token["id"] = new.get(token["id"], token["id"])
+    processor = state.get("post_processor") or {}
+    for one in processor.get("processors", [processor]):
+        for token in one.get("special_tokens", {}).values():
+            token["ids"] = [new.get(index, index) for index in token["ids"]]
+        for name in ("cls", "sep"):  # of BERT's and RoBERTa's
+            if name in one:
+                one[name] = [one[name][0], new.get(one[name][1], one[name][1])]
+    if padding := state.get("padding"):
+        padding["pad_id"] = new.get(padding["pad_id"], padding["pad_id"])
+    state["added_tokens"].sort(key=lambda token: token["id"])
+    return Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
+
+
+def read_sentencepiece(file: Path) -> Any:
+    """The content of a file of sentencepiece, with `pieces` and `trainer_spec`."""
+    from transformers.convert_slow_tokenizer import import_protobuf
+
+    model = import_protobuf().ModelProto()
+    model.ParseFromString(file.read_bytes())
+    return model
+
+
+def _cut_sentencepiece(file: Path, target: Path, kept: Collection[str]) -> None:
+    model = read_sentencepiece(file)
+    pieces = [piece for piece in model.pieces if piece.piece in kept or piece.type in CONTROL]
+    place = {piece.piece: number for number, piece in enumerate(pieces)}
+    for name in ("unk", "bos", "eos", "pad"):
+        token = getattr(model.trainer_spec, f"{name}_piece")
+        if getattr(model.trainer_spec, f"{name}_id") >= 0 and token in place:
+            setattr(model.trainer_spec, f"{name}_id", place[token])
+    model.trainer_spec.vocab_size = len(pieces)
+    copies = [type(piece).FromString(piece.SerializeToString()) for piece in pieces]
+    del model.pieces[:]
+    model.pieces.extend(copies)
+    target.write_bytes(model.SerializeToString())

@@ -208,10 +208,8 @@ class OpenClipTowers(Towers):
         super().__init__()
         self.model, self.vocab = model, vocab or getattr(tokenizer, "vocab", None)
         self.library_tokenizer = getattr(tokenizer, "own", None)  # open_clip's, if that is the tokenizer
-        text: Any = getattr(model, "text", model)
-        self.context_length = int(text.context_length)
-        self._tokenizer = tokenizer
-        self._preprocess = preprocess
+        self.context_length = int(self._text.context_length)
+        self._tokenizer, self._preprocess = tokenizer, preprocess
         self.name, self.fingerprint = name, fingerprint
 
     def image_fingerprint(self) -> str:
@@ -232,18 +230,12 @@ class OpenClipTowers(Towers):
         return self._tokenizer(texts)
 
     def image_features(self, pixels: Tensor, layers: Sequence[int] = ()) -> ImageFeatures:
-        if not layers:
-            out = self.model.visual.forward_intermediates(pixels, indices=1, output_fmt="NCHW")
-            return ImageFeatures(out["image_features"], out["image_intermediates"][-1])
-        try:
-            out = self.model.visual.forward_intermediates(pixels, indices=[*layers, -1], output_fmt="NCHW")
-        except AssertionError:
-            raise no_such_layer(self.name, layers, self._image_layers) from None
+        count = self._image_layers if layers else 1
+        check_layers(self.name, layers, count)
+        out = self.model.visual.forward_intermediates(pixels, indices=[*layers, -1], output_fmt="NCHW")
         # open_clip returns them in the network's order, each once, whatever the order of `layers`.
         maps = out["image_intermediates"]
-        count = self._image_layers
-        order = sorted({layer % count for layer in (*layers, -1)})
-        found = dict(zip(order, maps, strict=True))
+        found = dict(zip(sorted({layer % count for layer in (*layers, -1)}), maps, strict=True))
         return ImageFeatures(out["image_features"], maps[-1], {layer: found[layer % count] for layer in layers})
 
     @cached_property
@@ -255,14 +247,16 @@ class OpenClipTowers(Towers):
         return len(visual.transformer.resblocks)
 
     @property
+    def _text(self) -> Any:
+        return getattr(self.model, "text", self.model)  # open_clip's CLIP class has the text layers in itself
+
+    @property
     def vocabulary_rows(self) -> int:
-        text: Any = getattr(self.model, "text", self.model)
-        table = getattr(text, "token_embedding", None) or text.transformer.get_input_embeddings()
+        table = getattr(self._text, "token_embedding", None) or self._text.transformer.get_input_embeddings()
         return int(table.num_embeddings)
 
     def token_embedding(self) -> tuple[Tensor, dict[str, int]]:
-        # open_clip's CLIP class has the text layers in the model itself.
-        table = getattr(getattr(self.model, "text", self.model), "token_embedding", None)
+        table = getattr(self._text, "token_embedding", None)
         if table is None or self.vocab is None:
             raise DcclipError("the vocabulary of {} cannot be inherited", "omit student.text.inherit", self.name)
         return table.weight.detach(), self.vocab
@@ -351,8 +345,7 @@ class TransformersTowers(Towers):
         more = {"output_hidden_states": True} if layers else {}
         out = self.model.get_image_features(pixel_values=pixels, return_dict=True, **more)
         blocks = out.hidden_states[1:] if layers else ()  # the first is the input of the first block
-        if not all(-len(blocks) <= layer < len(blocks) for layer in layers):
-            raise no_such_layer(self.name, layers, len(blocks))
+        check_layers(self.name, layers, len(blocks))
         others = {layer: on_grid(blocks[layer]) for layer in layers}
         return ImageFeatures(out.pooler_output, on_grid(out.last_hidden_state), others)
 
@@ -405,11 +398,12 @@ def on_grid(hidden: Tensor) -> Tensor:
     return patches.transpose(1, 2).unflatten(2, (grid, grid))
 
 
-def no_such_layer(name: str, layers: Sequence[int], count: int) -> DcclipError:
-    """The error for layers that an image tower of `count` layers does not have."""
-    numbers = ", ".join(map(str, layers))
-    what = Message("the image tower of {} does not have all of the layers {}", name, numbers)
-    return DcclipError(what, Message("its layers are 0 to {}, or -{} to -1 from the end", count - 1, count))
+def check_layers(name: str, layers: Sequence[int], count: int) -> None:
+    """Raise DcclipError unless an image tower of `count` layers has all these `layers`."""
+    if not all(-count <= layer < count for layer in layers):
+        numbers = ", ".join(map(str, layers))
+        what = Message("the image tower of {} does not have all of the layers {}", name, numbers)
+        raise DcclipError(what, Message("its layers are 0 to {}, or -{} to -1 from the end", count - 1, count))
 
 
 @contextmanager

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import json
+import re
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -15,45 +18,57 @@ from dcclip_cli.checksums import write_record
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import atomic_folder, read_json, write_json
 from dcclip_cli.hub import files_on_hub
-from dcclip_cli.model.hub_models import COPY_AGAIN, TRANSFORMERS_CONFIG, is_uform, whole_cached_folder
-from dcclip_cli.model.model_dir import PROVENANCE, read_provenance
-from dcclip_cli.model.open_clip_models import text_tower_sizes
+from dcclip_cli.model.hub_models import COPY_AGAIN, SENTENCEPIECE, TRANSFORMERS_CONFIG, whole_cached_folder
+from dcclip_cli.model.model_dir import PROVENANCE, read_provenance, text_tower_sizes
 from dcclip_cli.model.reference import ModelReference, library_of
-from dcclip_cli.model.teachers import FgClip2Teacher, OpenClipTeacher, TransformersTeacher
-from dcclip_cli.model.tokenizer import load_tokenizer
-from dcclip_cli.model.vocabulary import (
+from dcclip_cli.model.teachers import FgClip2Teacher, OpenClipTeacher
+from dcclip_cli.model.tokenizer import (
+    CONTROL,
     TOKENIZER_FILES,
-    Language,
-    bpe_model,
     cut_tokenizer,
-    fallback_pieces,
-    needed_pieces,
-    pieces_by_script,
-    renumbered_config,
-    special_ids,
-    with_parts,
+    load_tokenizer,
+    merges_of,
+    read_sentencepiece,
 )
 from dcclip_cli.model.weights import (
     CONFIG,
     OPEN_CLIP_WEIGHTS,
-    SAFETENSORS,
     TRANSFORMERS_WEIGHTS,
+    UFORM_WEIGHTS,
+    as_safetensors,
     find_weights,
-    is_pickled,
-    safetensors_copy,
     stored_tensors,
-    weights_digest,
 )
 from dcclip_cli.progress import Progress, Silent
+from dcclip_cli.text import HAN
 
 if TYPE_CHECKING:
     from dcclip_cli.model.towers import Towers
+
+Language = Literal["zh", "en"]
 
 MOST_DIFFERENCE = 1e-6  # of embeddings of length 1
 _COMPARED, _AT_A_TIME = 64, 16  # texts whose embeddings are compared: a large text tower takes a second for some
 _TABLES = ("word_embeddings.weight", "token_embedding.weight")
 _OF_OTHERS = (".h5", ".msgpack", ".ot", ".onnx", ".onnx_data", ".gguf")  # weights of other libraries
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", *_OF_OTHERS)
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json", *_OF_OTHERS)
+_REPORT = Message("please report it, with the model's name")
+_SPECIAL_IDS = re.compile(r".*_token_id|padding_idx|(pad|bos|eos|cls|sep|mask)_id")
+
+# Insides of character classes. Digits, punctuation, symbols and emoji are of all languages.
+_COMMON = (
+    "\\s\u0021-\u0040\\[-`\\{-\u007e\u00a0-\u00bf\u00d7\u00f7"  # of ASCII and Latin-1
+    "\u2000-\u2bff\ufe00-\ufe0f\U0001f000-\U0001faff"  # punctuation, currencies, arrows, mathematics, emoji
+)
+_LETTERS: Mapping[Language, str] = {
+    "en": "A-Za-z",
+    # With radicals, CJK punctuation, the middle dot, squared and circled forms, full-width forms; without kana.
+    "zh": f"{HAN}\u2e80-\u303f\u30fb\u31c0-\u31ef\u3200-\u33ff\ufe10-\ufe1f\ufe30-\ufe4f\uff01-\uff65\uffe0-\uffe6",
+}
+_SINGLES = "A-Za-z\u00c0-\u024f\u0300-\u0304\u030c"  # and in pieces of one character: Latin with accents, as in pinyin
+_WORD, _PART = "\u2581", "##"  # before a word of sentencepiece, before the middle of a word of BERT
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
+_NORMAL = 1  # type of pieces in sentencepiece's files
 
 
 @dataclass(frozen=True)
@@ -81,6 +96,7 @@ class TrimResult:
 class _Source:
     """What is read of a model before it is cut. `ids` are those of each text without padding."""
 
+    folder: Path
     vocab: Mapping[str, int]
     special: set[int]
     rows: int
@@ -107,11 +123,14 @@ def trim(
     another way than before, or embedded differently.
     """
     talk = progress or Silent()
-    _check(folder, out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DcclipError("{} exists and is not empty", "name another folder with --out, or remove it", out)
+    if any((folder / name).is_file() for name in UFORM_WEIGHTS):
+        raise DcclipError("{} is a model of UForm, which cannot be trimmed yet", "trim another model", folder)
     checked = list(dict.fromkeys([*sample, *(texts or ())]))
     towers = _load(folder, trust_remote_code, talk)
     source = _read(folder, towers, checked)
-    kept = _kept(folder, source, languages, None if texts is None else checked)
+    kept = _kept(source, languages, None if texts is None else checked)
     new = {old: number for number, old in enumerate(sorted(kept))}
     covered = [text for text, ids in source.ids.items() if new.keys() >= set(ids.tolist())]
     compared = covered[:: max(1, len(covered) // _COMPARED)][:_COMPARED]
@@ -120,13 +139,13 @@ def trim(
     del towers
     gc.collect()  # models refer to themselves; with it goes the source's file from memory
     with atomic_folder(out) as temporary:
-        _write(folder, temporary, out, source, new)
+        _write(source, temporary, out, new)
         trimmed = _load(temporary, trust_remote_code, talk)
         split = _compare_tokens(temporary, trimmed, source, new)
         difference = float(np.abs(_embed(trimmed, compared) - expected).max(initial=0))
         if not difference <= MOST_DIFFERENCE:
             what = Message("embeddings of {} and its trimmed copy differ by {:.1g}", folder, difference)
-            raise DcclipError(what, "please report it, with the model's name")
+            raise DcclipError(what, _REPORT)
         result = TrimResult(
             folder=out,
             pieces=len(new),
@@ -137,7 +156,7 @@ def trim(
             compared=len(compared),
             difference=difference,
             split=tuple(split),
-            unseen_split=None if texts is None else _unseen(folder, source, languages, sample, texts),
+            unseen_split=None if texts is None else _unseen(source, languages, sample, texts),
         )
         _add_to_card(temporary, result, languages, texts is not None)
     return result
@@ -160,23 +179,16 @@ def trimmable(reference: ModelReference) -> Path:
     return Path(snapshot_download(name, ignore_patterns=[f"*{suffix}" for suffix in _OF_OTHERS]))
 
 
-def _check(folder: Path, out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DcclipError("{} exists and is not empty", "name another folder with --out, or remove it", out)
-    library_of(folder, "open_clip")
-    if (folder / TRANSFORMERS_CONFIG).is_file() and is_uform(folder / TRANSFORMERS_CONFIG):
-        raise DcclipError("{} is a model of UForm, which cannot be trimmed yet", "trim another model", folder)
-
-
 def _load(folder: Path, trust_remote_code: bool, progress: Progress) -> Towers:
-    teacher: OpenClipTeacher | TransformersTeacher
-    if library_of(folder, "open_clip") == "open_clip":
-        teacher = OpenClipTeacher(model=str(folder), precision="fp32")
-    elif trust_remote_code:
-        teacher = FgClip2Teacher(model=str(folder), precision="fp32", trust_remote_code=True)
-    else:
-        teacher = TransformersTeacher(model=str(folder), precision="fp32")
+    if _is_open_clip(folder):
+        return OpenClipTeacher(model=str(folder), precision="fp32").load("cpu", progress)
+    # What is FG-CLIP2's alone is ignored for other models.
+    teacher = FgClip2Teacher(model=str(folder), precision="fp32", trust_remote_code=trust_remote_code)
     return teacher.load("cpu", progress)
+
+
+def _is_open_clip(folder: Path) -> bool:
+    return library_of(folder, "open_clip") == "open_clip"
 
 
 def _read(folder: Path, towers: Any, texts: Sequence[str]) -> _Source:
@@ -196,13 +208,12 @@ def _read(folder: Path, towers: Any, texts: Sequence[str]) -> _Source:
             text = backend.normalizer.normalize_str(text)
         if splits and len(words := backend.pre_tokenizer.pre_tokenize_str(text)) == 1:
             return str(words[0][0])
-        return None if splits else text.replace("\u2581", " ").strip(" ")
+        return None if splits else text.replace(_WORD, " ").strip(" ")
 
     vocab = dict((own or backend).get_vocab())
     special = set(own.get_added_vocab().values()) | set(own.all_special_ids) if own else set()
-    return _Source(
-        vocab, special, towers.vocabulary_rows, towers.parameters_count(), read, lower_cases, _tokens(towers, texts)
-    )
+    rows, parameters = towers.vocabulary_rows, towers.parameters_count()
+    return _Source(folder, vocab, special, rows, parameters, read, lower_cases, _tokens(towers, texts))
 
 
 def _tokens(towers: Towers, texts: Sequence[str]) -> dict[str, np.ndarray]:
@@ -216,105 +227,195 @@ def _tokens(towers: Towers, texts: Sequence[str]) -> dict[str, np.ndarray]:
     return found
 
 
-def _kept(folder: Path, source: _Source, languages: Collection[Language], texts: Sequence[str] | None) -> set[int]:
+# ---- which pieces
+
+
+def _kept(source: _Source, languages: Collection[Language], texts: Sequence[str] | None) -> set[int]:
     """The ids of the pieces to keep: of all written in the languages, or, if there are `texts`, those that they use."""
-    configs = [folder / name for name in (TRANSFORMERS_CONFIG, CONFIG)]
-    named = {one for file in configs if file.is_file() for one in special_ids(read_json(file, COPY_AGAIN))}
+    configs = [source.folder / name for name in (TRANSFORMERS_CONFIG, CONFIG)]
+    named = {one for file in configs if file.is_file() for one in _special_ids(read_json(file, COPY_AGAIN))}
     if texts is None:
         pieces = pieces_by_script(source.vocab, languages, source.read)
     else:
         names = {number: piece for piece, number in source.vocab.items()}
         pieces = {names[number] for number in set().union(*(source.ids[text].tolist() for text in texts))}
-    pieces |= fallback_pieces(source.vocab, languages) | needed_pieces(folder)
-    if model := bpe_model(folder):
-        pieces = with_parts(pieces, model)
+    pieces |= fallback_pieces(source.vocab, languages)
+    pieces = _with_needed(source.folder, pieces)
     ids = {source.vocab[piece] for piece in pieces if piece in source.vocab}
     return ids | source.special | {number for number in named if 0 <= number < source.rows}
 
 
-def _unseen(folder: Path, source: _Source, languages: Collection[Language], sample: Any, texts: Sequence[str]) -> float:
+def _unseen(source: _Source, languages: Collection[Language], sample: Any, texts: Sequence[str]) -> float:
     """The share of every second text that is split otherwise with only the pieces of the others and the sample."""
-    kept = _kept(folder, source, languages, [*sample, *texts[::2]])
+    kept = _kept(source, languages, [*sample, *texts[::2]])
     held_out = texts[1::2]
     return sum(not kept >= set(source.ids[text].tolist()) for text in held_out) / max(1, len(held_out))
+
+
+def pieces_by_script(
+    pieces: Iterable[str], languages: Collection[Language], read: Callable[[str], str | None]
+) -> set[str]:
+    """The pieces whose characters are all of `languages`, and which a text can become.
+
+    `read` is what the tokenizer makes of a text before it looks for pieces, None where it splits the text: a piece that
+    it changes, as capitals where texts are lower-cased, is in no text.
+    """
+    whole, single = re.compile(f"[{_inside(languages)}]*"), _single(languages)
+    written = ((piece, _bare(piece)) for piece in pieces)
+    spelled = ((piece, text) for piece, text in written if whole.fullmatch(text) or single.fullmatch(text))
+    return {piece for piece, text in spelled if not text or read(text) == text}
+
+
+def fallback_pieces(pieces: Iterable[str], languages: Collection[Language]) -> set[str]:
+    """The pieces of one character, so that any text in these languages is split into known pieces, and of one byte."""
+    single = _single(languages)
+    return {piece for piece in pieces if _BYTE.fullmatch(piece) or not _bare(piece) or single.fullmatch(_bare(piece))}
+
+
+def _inside(languages: Collection[Language]) -> str:
+    return _COMMON + "".join(_LETTERS[language] for language in languages)
+
+
+def _single(languages: Collection[Language]) -> re.Pattern[str]:
+    """One character that texts in these languages may contain."""
+    return re.compile(f"[{_inside(languages)}{_SINGLES}]")
+
+
+def _bare(piece: str) -> str:
+    """A piece without the mark of a word's beginning or middle, its spaces as spaces."""
+    return piece.removeprefix(_PART).strip(_WORD).replace(_WORD, " ") if piece != _PART else piece
+
+
+def _with_needed(folder: Path, pieces: set[str]) -> set[str]:
+    """The pieces with those that the tokenizer needs by its kind.
+
+    These are unknown and control pieces, the Unigram piece of the lowest score, on which the cost of an unknown
+    character depends, and the parts of BPE pieces. Raises DcclipError for a vocabulary of bytes.
+    """
+    file = folder / "tokenizer.json"
+    state = read_json(file, COPY_AGAIN) if file.is_file() else {}
+    of_bytes = "ByteLevel" in json.dumps([state.get("pre_tokenizer"), state.get("normalizer")])
+    if of_bytes or (not state and (folder / "merges.txt").is_file()):
+        what = Message(
+            "the vocabulary of {} is of bytes, as CLIP's English one: no piece belongs to a language", folder
+        )
+        raise DcclipError(what, "trim a multilingual model: of XLM-R's, mT5's, Gemma's or BERT's vocabulary")
+    if state:
+        model = state["model"]
+        pieces = pieces | {token["content"] for token in state["added_tokens"]}
+        if not isinstance(model["vocab"], dict):
+            unknown = {model["vocab"][model["unk_id"]][0]} if model.get("unk_id") is not None else set()
+            return pieces | unknown | {min(model["vocab"], key=lambda entry: entry[1])[0]}
+        unknown = {model["unk_token"]} if model.get("unk_token") else set()
+        return with_parts(pieces | unknown, model) if "merges" in model else pieces | unknown
+    for name in SENTENCEPIECE:
+        if (folder / name).is_file():
+            listed = read_sentencepiece(folder / name).pieces
+            lowest = min((piece for piece in listed if piece.type == _NORMAL), key=lambda piece: piece.score)
+            return pieces | {lowest.piece} | {piece.piece for piece in listed if piece.type in CONTROL}
+    return pieces
+
+
+def with_parts(pieces: Collection[str], model: Mapping[str, Any]) -> set[str]:
+    """BPE pieces with all that they are merged from: without these a text could not become them."""
+    ranks = {pair: rank for rank, pair in enumerate(merges_of(model))}
+    found = set(pieces)
+    for piece in pieces:
+        parts = list(piece)
+        while len(parts) > 1:
+            rank, at = min((ranks.get(pair, len(ranks)), at) for at, pair in enumerate(pairwise(parts)))
+            if rank == len(ranks):
+                break
+            parts[at : at + 2] = ["".join(parts[at : at + 2])]
+            found.add(parts[at])
+    return found
 
 
 # ---- files
 
 
-def _write(folder: Path, target: Path, out: Path, source: _Source, new: Mapping[int, int]) -> None:
+def _write(source: _Source, target: Path, out: Path, new: Mapping[int, int]) -> None:
+    folder, rows = source.folder, source.rows
     for file in folder.iterdir():
-        leave = file.suffix in _WEIGHTS or file.name.endswith(".index.json") or file.name in TOKENIZER_FILES
-        if file.is_file() and not leave and file.name != PROVENANCE:
+        is_written = file.name.endswith(_WEIGHTS) or file.name in (*TOKENIZER_FILES, PROVENANCE)
+        if file.is_file() and not is_written:
             shutil.copyfile(file, target / file.name)
     for name in (TRANSFORMERS_CONFIG, CONFIG, "tokenizer_config.json"):
         if (folder / name).is_file():
-            config = renumbered_config(read_json(folder / name, COPY_AGAIN), source.rows, new)
+            config = _renumbered(read_json(folder / name, COPY_AGAIN), rows, new)
             if name == "tokenizer_config.json" and source.lower_cases:
                 config["tokenizer_class"] = "Siglip2Tokenizer"  # so that transformers lower-cases, too
+            text = config["model_cfg"]["text_cfg"] if name == CONFIG else {}
+            if tower := text.get("hf_model_name"):
+                # open_clip would take it from the hub; it looks for it under a name there or a path: the finished one.
+                write_json(target / TRANSFORMERS_CONFIG, _renumbered(text_tower_sizes(folder, tower), rows, new))
+                text["hf_model_name"] = str(out.resolve())
             write_json(target / name, config)
-    if (target / CONFIG).is_file():
-        _write_text_tower(folder, target, out, source.rows, new)
-    pieces = {piece: new[number] for piece, number in source.vocab.items() if number in new}
-    cut_tokenizer(folder, target, pieces, new)
-    _write_weights(folder, target, source.rows, sorted(new))
+    cut_tokenizer(folder, target, {piece for piece, number in source.vocab.items() if number in new}, new)
+    width = _write_weights(folder, target, rows, sorted(new))
     if (folder / PROVENANCE).is_file():
-        content = read_provenance(folder).content
-        width = stored_tensors(_files(folder))[_table(folder, source.rows)].shape[1]
-        parameters = source.parameters - (source.rows - len(new)) * width
-        write_record(target / PROVENANCE, {**content, "parameters": parameters, "trimmed_from": folder.name})
+        parameters = source.parameters - (rows - len(new)) * width
+        about = {"parameters": parameters, "trimmed_from": folder.name}
+        write_record(target / PROVENANCE, read_provenance(folder).content | about)
 
 
-def _write_text_tower(folder: Path, target: Path, out: Path, rows: int, new: Mapping[int, int]) -> None:
-    """Write the configuration of a text tower of transformers, which open_clip would take from the hub, next to it.
+def _special_ids(config: Any) -> Iterator[int]:
+    """The ids of pieces that a configuration names."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            if _SPECIAL_IDS.fullmatch(key) and type(value) is int:
+                yield value
+            elif key != "vision_config":
+                yield from _special_ids(value)
 
-    open_clip looks for it under a name of the hub or a path, which is that of the finished directory.
+
+def _renumbered(config: Any, rows: int, new: Mapping[int, int]) -> Any:
+    """A configuration in which a vocabulary of `rows` pieces has the size of `new`, and ids of pieces are new ones."""
+    if isinstance(config, list):
+        return [_renumbered(value, rows, new) for value in config]
+    if not isinstance(config, dict):
+        return config
+    changed: dict[str, Any] = {}
+    for key, value in config.items():
+        if key == "vocab_size" and value == rows:
+            changed[key] = len(new)
+        elif _SPECIAL_IDS.fullmatch(key) and type(value) is int:
+            changed[key] = new.get(value, value)
+        elif key == "added_tokens_decoder":
+            changed[key] = {str(new.get(int(number), number)): token for number, token in value.items()}
+        else:
+            changed[key] = _renumbered(value, rows, new)
+    return changed
+
+
+def _write_weights(folder: Path, target: Path, rows: int, kept: Sequence[int]) -> int:
+    """Write the weights with only the `kept` rows of the text tower's table; returns the width of the table.
+
+    The others go from the file's pages to the new file. Raises DcclipError if the table is not known.
     """
-    config = read_json(target / CONFIG, COPY_AGAIN)
-    text = config["model_cfg"]["text_cfg"]
-    if name := text.get("hf_model_name"):
-        write_json(target / TRANSFORMERS_CONFIG, renumbered_config(text_tower_sizes(folder, name), rows, new))
-        text["hf_model_name"] = str(out.resolve())
-        write_json(target / CONFIG, config)
-
-
-def _files(folder: Path) -> list[Path]:
-    """The safetensors files of a model's weights, or of a copy of pickled ones."""
-    is_open_clip = library_of(folder, "open_clip") == "open_clip"
-    files = find_weights(str(folder), OPEN_CLIP_WEIGHTS if is_open_clip else TRANSFORMERS_WEIGHTS)
-    return [safetensors_copy(files, weights_digest(files), folder.name)] if is_pickled(files) else files
-
-
-def _table(folder: Path, rows: int) -> str:
-    """The name of the text tower's embedding table. Raises DcclipError if it is not known."""
-    shapes = {name: tensor.shape for name, tensor in stored_tensors(_files(folder)).items()}
-    found = [name for name, shape in shapes.items() if name.endswith(_TABLES) and shape[:1] == (rows,)]
-    if len(found) != 1:
-        what = Message("{} has {} embedding tables of {:,} pieces, not one", folder, len(found), rows)
-        raise DcclipError(what, "trim a model with one text tower")
-    return found[0]
-
-
-def _write_weights(folder: Path, target: Path, rows: int, kept: Sequence[int]) -> None:
-    """Write the weights with only the `kept` rows of the table; the others go from the file's pages to the new file."""
     import torch
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
-    table, files = _table(folder, rows), _files(folder)
-    is_open_clip = library_of(folder, "open_clip") == "open_clip"
+    names = OPEN_CLIP_WEIGHTS if _is_open_clip(folder) else TRANSFORMERS_WEIGHTS
+    files = as_safetensors(find_weights(str(folder), names), folder.name)
+    shapes = {name: tensor.shape for name, tensor in stored_tensors(files).items()}
+    found = [name for name, shape in shapes.items() if name.endswith(_TABLES) and shape[:1] == (rows,)]
+    if len(found) != 1:
+        what = Message("{} has {} embedding tables of {:,} pieces, not one", folder, len(found), rows)
+        raise DcclipError(what, "trim a model with one text tower")
+    [table] = found
     for file in files:
-        name = file.name if len(files) > 1 else OPEN_CLIP_WEIGHTS[0] if is_open_clip else SAFETENSORS
         weights = load_file(file)
         if table in weights:
             weights[table] = weights[table][torch.tensor(kept)]
         with safe_open(file, "pt") as content:
-            save_file(weights, target / name, content.metadata())
+            save_file(weights, target / (file.name if len(files) > 1 else names[0]), content.metadata())
     if len(files) > 1:
         [index] = folder.glob("*.safetensors.index.json")
         size = sum(file.stat().st_size for file in target.glob("*.safetensors"))
-        content = read_json(index, COPY_AGAIN)
-        write_json(target / index.name, {**content, "metadata": {"total_size": size}})
+        write_json(target / index.name, read_json(index, COPY_AGAIN) | {"metadata": {"total_size": size}})
+    return shapes[table][1]
 
 
 # ---- comparison
@@ -326,15 +427,14 @@ def _compare_tokens(folder: Path, trimmed: Any, source: _Source, new: Mapping[in
     Raises DcclipError where the tokenizer has other pieces than `new`, or splits a text otherwise whose pieces it has.
     """
     again = _read(folder, trimmed, list(source.ids))
-    hint = Message("please report it, with the model's name")
     if dict(again.vocab) != {piece: new[number] for piece, number in source.vocab.items() if number in new}:
-        raise DcclipError("the tokenizer of {} cannot be cut: its files disagree about its pieces", hint, folder)
+        raise DcclipError("the tokenizer of {} cannot be cut: its files disagree about its pieces", _REPORT, folder)
     split = []
     for text, ids in source.ids.items():
         if not new.keys() >= set(ids.tolist()):
             split.append(text)
         elif again.ids[text].tolist() != [new[number] for number in ids.tolist()]:
-            raise DcclipError("the trimmed tokenizer of {} splits {!r:.100} in another way", hint, folder, text)
+            raise DcclipError("the trimmed tokenizer of {} splits {!r:.100} in another way", _REPORT, folder, text)
     return split
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
-import os
 import pickle
 import re
 import zipfile
@@ -13,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import atomic_folder, cache_folder, file_sha256, lock, read_json, refuse_special, remove
+from dcclip_cli.files import atomic_folder, cache_folder, file_sha256, lock, read_json, remove
 from dcclip_cli.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -25,37 +23,33 @@ TRANSFORMERS_WEIGHTS = (SAFETENSORS, "pytorch_model.bin")  # the first that exis
 UFORM_WEIGHTS = ("image_encoder.safetensors", "image_encoder.pt")  # and as many of `text_encoder`
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _AGAIN = Message("copy the whole model directory again")
+_FILE_AGAIN = Message("copy or download the file again")
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_FEW = 1_000_000  # weights that may be missing without a look at their names
 LARGE_BYTES = 300_000_000  # loading so much takes seconds
 
 
 def find_weights(model: str, names: Sequence[str]) -> list[Path]:
-    """The files of a model's weights, several if they are sharded, by the first of `names` that exists; else [].
+    """The files of a model's weights, several if they are sharded, by the first of `names` that exists.
 
-    `model` is a directory or a name on the Hugging Face Hub, from which missing files are downloaded.
+    `model` is a directory or a name on the Hugging Face Hub, from which missing files are downloaded. Raises
+    DcclipError if there are none, or not all.
     """
     for name in names:
         if file := find_file(model, name):
             return [file]
         if index := find_file(model, f"{name}.index.json"):
-            shards = shards_of(index)
-            files = [find_file(model, shard) for shard in shards]
-            if missing := [shard for shard, file in zip(shards, files, strict=True) if file is None]:
+            listed = read_json(index, _AGAIN).get("weight_map")
+            if not isinstance(listed, dict) or not listed:
+                raise DcclipError("{} lists no weights (weight_map)", _AGAIN, index)
+            for shard in listed.values():
+                if not isinstance(shard, str) or Path(shard).name != shard:
+                    what = Message("{}: weight_map: {!r:.100} is not the name of a file next to it", index, shard)
+                    raise DcclipError(what, _AGAIN)
+            files = {shard: find_file(model, shard) for shard in sorted(set(listed.values()))}
+            if missing := [shard for shard, file in files.items() if file is None]:
                 raise DcclipError("{} has no {}, which {} names", "copy the model again", model, missing[0], index.name)
-            return [file for file in files if file is not None]
-    return []
-
-
-def shards_of(index: Path) -> list[str]:
-    """The names of the weight files that an index lists. Raises DcclipError where one is not next to the index."""
-    listed = read_json(index, _AGAIN).get("weight_map")
-    if not isinstance(listed, dict) or not listed:
-        raise DcclipError("{} lists no weights (weight_map)", _AGAIN, index)
-    for shard in listed.values():
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            raise DcclipError("{}: weight_map: {!r:.100} is not the name of a file next to it", _AGAIN, index, shard)
-    return sorted(set(listed.values()))
+            return [file for file in files.values() if file is not None]
+    raise DcclipError("{} has no {}", "copy or download the whole model again", model, " or ".join(names))
 
 
 def find_file(model: str, name: str) -> Path | None:
@@ -63,51 +57,34 @@ def find_file(model: str, name: str) -> Path | None:
 
     Offline, what is not in the hub's cache does not exist.
     """
+    from huggingface_hub.errors import EntryNotFoundError
+
     if Path(model).is_dir():
         file = Path(model) / name
         return file if file.is_file() else None
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
-
     try:
-        return Path(hf_hub_download(model, name))
-    except RepositoryNotFoundError:
-        raise _no_repository(model) from None
+        return _download(model, name)
     except EntryNotFoundError:
         return None
 
 
-def _no_repository(model: str) -> OSError:
-    return OSError(f"the Hugging Face Hub has no public model {model}")
-
-
 def require_file(model: str, name: str) -> Path:
-    """As `find_file`, but raises DcclipError, or OSError with the hub's reason, if there is none."""
-    if Path(model).is_dir():
-        if (Path(model) / name).is_file():
-            return Path(model) / name
-        raise DcclipError("{} has no {}", "copy the whole model directory again", model, name)
+    """As `find_file`, but raises DcclipError, or EntryNotFoundError with the hub's reason, if there is none."""
+    if not Path(model).is_dir():
+        return _download(model, name)
+    if file := find_file(model, name):
+        return file
+    raise DcclipError("{} has no {}", _AGAIN, model, name)
+
+
+def _download(model: str, name: str) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         return Path(hf_hub_download(model, name))
     except RepositoryNotFoundError:
-        raise _no_repository(model) from None
-    except LocalEntryNotFoundError:  # no connection, as its text says
-        raise
-    except EntryNotFoundError:
-        raise OSError(f"its repository on the Hugging Face Hub has no {name}") from None
-
-
-def is_pickled(files: Sequence[Path]) -> bool:
-    return bool(files) and files[0].suffix != ".safetensors"
-
-
-def say_what_is_loaded(name: str, files: Sequence[Path], progress: Progress) -> None:
-    """Announce the loading of large files, which takes seconds."""
-    if (size := sum(file.stat().st_size for file in files)) >= LARGE_BYTES:
-        progress.say(Message("loading {}: {:,.0f} MB of weights", name, size / 1e6))
+        raise OSError(f"the Hugging Face Hub has no public model {model}") from None
 
 
 def weights_digest(files: Sequence[Path]) -> str:
@@ -121,32 +98,41 @@ def _blob_digest(file: Path) -> str | None:
     return blob.name if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name) else None
 
 
-def safetensors_copy(files: Sequence[Path], digest: str, name: str, progress: Progress | None = None) -> Path:
-    """A copy of pickled weights as model.safetensors, in the cache folder; made once, for all processes.
+def as_safetensors(files: list[Path], name: str, digest: str = "", progress: Progress | None = None) -> list[Path]:
+    """The `files` of weights, or in place of pickled ones their copy as model.safetensors in the cache folder.
 
-    `digest` is that of `files`. Only tensors are unpickled: raises DcclipError for a file that contains anything else.
+    It is made once, for all processes; `digest` is that of `files`, if it is known. Only tensors are unpickled: raises
+    DcclipError for a file that contains anything else.
     """
+    say = (progress or Silent()).say
+    if files[0].suffix != ".safetensors":
+        files = [_copy(files, name, cache_folder() / "weights" / (digest or weights_digest(files))[:32], say)]
+    if (size := sum(file.stat().st_size for file in files)) >= LARGE_BYTES:
+        say(Message("loading {}: {:,.0f} MB of weights", name, size / 1e6))
+    return files
+
+
+def _copy(files: Sequence[Path], name: str, folder: Path, say: Callable[[str], None]) -> Path:
     from safetensors.torch import save_file
 
-    folder, say = cache_folder() / "weights" / digest[:32], (progress or Silent()).say
-    if not _is_whole(folder / SAFETENSORS, say):
+    copy = folder / SAFETENSORS
+    if not _is_whole(copy, say):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with lock(folder.with_suffix(".lock")):
-            if not _is_whole(folder / SAFETENSORS, say):
+            if not _is_whole(copy, say):
                 what = Message("{} has only pickled weights ({}): reading tensors alone", name, files[0].name)
                 say(Message("{}, and keeping a copy as safetensors in {}", what, folder))
                 with atomic_folder(folder) as temporary:
                     weights = {key: value for file in files for key, value in unpickled(file).items()}
                     save_file(_apart(weights), temporary / SAFETENSORS, {"format": "pt"})
-    return folder / SAFETENSORS
+    return copy
 
 
 def _is_whole(copy: Path, say: Callable[[str], None]) -> bool:
     """Whether there is a copy of weights. One whose header does not fit its size is removed, after a warning."""
-    if not os.path.lexists(copy.parent):
+    if not copy.parent.exists():
         return False
     try:
-        refuse_special(copy)
         stored_tensors([copy])
     except DcclipError as error:
         say(Message("warning: {}: it is made again", error.what))
@@ -175,25 +161,21 @@ def stored_tensors(files: Sequence[Path]) -> dict[str, StoredTensor]:
                     found[name] = StoredTensor(str(tensor.get_dtype()), tuple(tensor.get_shape()))
         except (SafetensorError, OSError) as error:
             reason = str(error).strip().splitlines()[0][:200]
-            raise DcclipError("{} is not a readable safetensors file: {}", _AGAIN, file, reason) from None
+            raise DcclipError("{} is not a readable safetensors file: {}", _FILE_AGAIN, file, reason) from None
     return found
 
 
-def check_fit(model: nn.Module, files: Sequence[Path], config: str, ignored: Collection[str] = ()) -> None:
-    """Raise DcclipError unless files have the weights of a model, which may be on the meta device, and no others."""
-    where, own, hint = _place(files), set(model.state_dict()), _other_weights(config)
-    stored = check_shapes(model, files, config)
-    if missing := sorted(own - stored.keys()):
-        raise DcclipError("{} lacks {} ({} missing in all)", hint, where, missing[0], len(missing))
-    if unknown := sorted(stored.keys() - own - set(ignored)):
-        what = Message("{} has {}, which is no part of the model ({} such weights)", where, unknown[0], len(unknown))
-        raise DcclipError(what, hint)
+def check_fit(
+    model: nn.Module, files: Sequence[Path], config: str, ignored: Collection[str] = (), exact: bool = True
+) -> None:
+    """Raise DcclipError unless the weights in files fit a model, which may be on the meta device, by their headers.
 
-
-def check_shapes(model: nn.Module, files: Sequence[Path], config: str) -> dict[str, StoredTensor]:
-    """The tensors in weight files. Raises DcclipError where they do not fit the model, or it is far larger than all."""
-    stored, where, hint = stored_tensors(files), _place(files), _other_weights(config)
-    for name, weight in model.state_dict().items():
+    With `exact` the files have all weights of the model, and none but these and the `ignored`.
+    """
+    stored, own = stored_tensors(files), model.state_dict()
+    where = files[0] if len(files) == 1 else files[0].parent
+    hint = Message("copy the whole model again: {} and the weights are of two models", config)
+    for name, weight in own.items():
         if name not in stored:
             continue
         dtype, shape = stored[name]
@@ -204,19 +186,11 @@ def check_shapes(model: nn.Module, files: Sequence[Path], config: str) -> dict[s
         if weight.is_floating_point() and dtype not in _FLOATS:
             what = Message("{}: {} has numbers of type {}, not {}", where, name, dtype, ", ".join(_FLOATS))
             raise DcclipError(what, "use weights that are not quantized")
-    described = sum(weight.numel() for weight in model.parameters())
-    there = sum(math.prod(tensor.shape) for tensor in stored.values())
-    if described > 2 * there + _FEW:
-        raise DcclipError("{} has {:,} weights, by {} the model has {:,}", hint, where, there, config, described)
-    return stored
-
-
-def _place(files: Sequence[Path]) -> Path:
-    return files[0] if len(files) == 1 else files[0].parent
-
-
-def _other_weights(config: str) -> str:
-    return Message("copy the whole model again: {} and the weights are of two models", config)
+    if exact and (missing := sorted(own.keys() - stored.keys())):
+        raise DcclipError("{} lacks {} ({} missing in all)", hint, where, missing[0], len(missing))
+    if exact and (unknown := sorted(stored.keys() - own.keys() - set(ignored))):
+        what = Message("{} has {}, which is no part of the model ({} such weights)", where, unknown[0], len(unknown))
+        raise DcclipError(what, hint)
 
 
 def unpickled(file: Path) -> dict[str, Tensor]:
@@ -237,19 +211,14 @@ def unpickled(file: Path) -> dict[str, Tensor]:
         raise DcclipError(what, "use a model with safetensors weights") from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise DcclipError("{} cannot be read: {}", "copy or download the file again", file, reason) from None
+        raise DcclipError("{} cannot be read: {}", _FILE_AGAIN, file, reason) from None
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
-    tensors = {key: value for key, value in found.items() if _is_tensor(value)} if isinstance(found, dict) else {}
+    named = found.items() if isinstance(found, dict) else ()
+    tensors = {str(key).removeprefix("module."): value for key, value in named if isinstance(value, torch.Tensor)}
     if not tensors:
         raise DcclipError("{} contains no weights by name", "use a model with safetensors weights", file)
-    return {str(key).removeprefix("module."): value for key, value in tensors.items()}
-
-
-def _is_tensor(value: Any) -> bool:
-    import torch
-
-    return isinstance(value, torch.Tensor)
+    return tensors
 
 
 def _apart(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -198,7 +198,7 @@ class Preflight:
         towers = self._student_towers(student, teacher)
         if towers is None or not self._is_new_student():
             return towers
-        from dcclip_cli.model.inherit_image import check_inherits_images
+        from dcclip_cli.model.inherit import check_inherits_images
         from dcclip_cli.train.dry_run import check_inherited
 
         text = student.text

@@ -13,7 +13,7 @@ from dcclip_cli.data.collator import Batch
 from dcclip_cli.errors import Message
 from dcclip_cli.model.blank import blank_teacher
 from dcclip_cli.model.hub_models import COPY_AGAIN, library_errors
-from dcclip_cli.model.init_from_teacher import check_inherits
+from dcclip_cli.model.inherit import check_inherits
 from dcclip_cli.model.students import TextTower
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.model.towers import ImageFeatures, OpenClipTowers, TextFeatures, Towers

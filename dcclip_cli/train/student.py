@@ -17,9 +17,13 @@ from tokenizers import Tokenizer
 from dcclip_cli.data.pair import LANGUAGES, PairDataset
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import read_json
-from dcclip_cli.model.image_from_teacher import check_image_source, copy_image_tower, teacher_image_config
-from dcclip_cli.model.inherit_image import inherit_image_tower
-from dcclip_cli.model.init_from_teacher import init_text_tower
+from dcclip_cli.model.inherit import (
+    check_image_source,
+    copy_image_tower,
+    inherit_image_tower,
+    init_text_tower,
+    teacher_image_config,
+)
 from dcclip_cli.model.model_dir import load_model, save_model
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.students import (

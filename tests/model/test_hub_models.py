@@ -60,23 +60,14 @@ TEXT, VISION = ("model_cfg", "text_cfg"), ("model_cfg", "vision_cfg")
 @pytest.mark.parametrize(
     ("keys", "value", "what"),
     [
-        (("model_cfg",), [1], "model_cfg.text_cfg is missing, or no section"),
         (TEXT, "文本", "model_cfg.text_cfg is missing, or no section"),
-        (VISION, [1], "model_cfg.vision_cfg is missing, or no section"),
         ((*TEXT, "layers"), 10**6, "model_cfg.text_cfg.layers is 1000000: no model has that"),
         ((*TEXT, "width"), True, "open_clip cannot build this model: TypeError"),
-        ((*TEXT, "vocab_size"), 10**30, "model_cfg.text_cfg.vocab_size is 1000000"),
-        (("model_cfg", "embed_dim"), 10**7, "model_cfg.embed_dim is 10000000: no model has that"),
         (("model_cfg", "embed_dim"), 4096, "by open_clip_config.json it is (4096, "),
-        ((*TEXT, "layers"), 512, "weights, by open_clip_config.json the model has "),
-        ((*TEXT, "heads"), 7, "open_clip cannot build this model: AssertionError: embed_dim must be divisible"),
+        ((*TEXT, "layers"), 100, "lacks text.transformer.resblocks.1."),
         ((*TEXT, "pool_type"), "最大", "open_clip cannot build this model: AssertionError: assert pool_type in"),
-        ((*TEXT, "pol_type"), "eos", "unexpected keyword argument 'pol_type'"),
-        ((*VISION, "timm_proj"), "卷积", "open_clip_config.json"),
         ((*VISION, "timm_model_name"), "test_eficientnet", "timm has no network 'test_eficientnet'"),
-        ((*VISION, "image_size"), 10**6, "vision_cfg.image_size is 1000000: no model has that"),
-        (("preprocess_cfg", "std"), [0.5, 0, 0.5], "preprocess_cfg: std should be three numbers from 0.0001 to 10000"),
-        (("preprocess_cfg", "size"), 0, "preprocess_cfg.size is 0: no model has that"),
+        (("preprocess_cfg", "size"), 0, "preprocess_cfg: size should be a whole number from 1 to 4,096 (got 0)"),
         (("preprocess_cfg", "sdt"), [1, 1, 1], "preprocess_cfg: sdt is no key of it"),
     ],
 )
@@ -87,53 +78,30 @@ def test_a_wrong_value_in_open_clips_configuration_is_named(
     refused(load_model, open_clip_folder, what)
 
 
-@pytest.mark.parametrize("content", ["[" * 100_000, '{"model_cfg":' * 5_000, "null", "", "模型"])
+@pytest.mark.parametrize("content", ["[" * 100_000, "null", "模型"])
 def test_a_configuration_that_is_no_json_object_is_named(open_clip_folder: Path, content: str) -> None:
     (open_clip_folder / "open_clip_config.json").write_text(content, "utf-8")
-    refused(load_model, open_clip_folder, "open_clip_config.json is not ")
-    refused(lambda folder: check_model(str(folder), "open_clip"), open_clip_folder, "open_clip_config.json is not ")
+    for load in (load_model, lambda folder: check_model(str(folder), "open_clip")):
+        refused(load, open_clip_folder, "open_clip_config.json is not ")
 
 
 # ---- config.json and preprocessor_config.json
+
+
+PROCESSOR = "preprocessor_config.json"
 
 
 @pytest.mark.parametrize(
     ("name", "keys", "value", "what"),
     [
         ("config.json", ("text_config",), [1], "StrictDataclassFieldValidationError"),
-        (
-            "config.json",
-            ("text_config", "num_hidden_layers"),
-            10**6,
-            "config.json: text_config.num_hidden_layers is 1000000",
-        ),
         ("config.json", ("vision_config", "hidden_size"), 10**7, "config.json: vision_config.hidden_size is 10000000"),
         ("config.json", ("vision_config", "hidden_size"), 4096, "by config.json it is"),
-        (
-            "config.json",
-            ("vision_config", "num_attention_heads"),
-            7,
-            "is not a multiple of the number of attention heads (7)",
-        ),
         ("config.json", ("vision_config", "hidden_act"), "圆", "cannot be loaded: KeyError: "),
-        ("config.json", ("text_config", "layer_norm_eps"), "小", "Field 'layer_norm_eps' expected float, got str"),
         ("config.json", ("model_type",), 3, "is a model of type 3, not an image-text dual encoder"),
-        (
-            "preprocessor_config.json",
-            ("size",),
-            {"shortest_edge": 10**7},
-            "size.shortest_edge is 10000000: no model has that",
-        ),
-        ("preprocessor_config.json", ("image_std",), ["一", 1, 1], "could not convert string to float: '一'"),
-        ("preprocessor_config.json", ("image_mean",), [0.5], "mean must have 3 elements"),
-        ("preprocessor_config.json", ("resample",), 99, "Unknown resampling filter"),
-        (
-            "preprocessor_config.json",
-            ("crop_size",),
-            {"height": 16, "width": 16},
-            "its image processor gives (3, 16, 16)",
-        ),
-        ("preprocessor_config.json", ("image_processor_type",), "Nobody", "cannot be loaded: "),
+        (PROCESSOR, ("size",), {"shortest_edge": 10**4}, "size.shortest_edge is 10000: no model has that"),
+        (PROCESSOR, ("image_std",), ["一", 1, 1], "could not convert string to float: '一'"),
+        (PROCESSOR, ("crop_size",), {"height": 16, "width": 16}, "its image processor gives (3, 16, 16)"),
     ],
 )
 def test_a_wrong_value_in_transformers_configurations_is_named(
@@ -144,60 +112,35 @@ def test_a_wrong_value_in_transformers_configurations_is_named(
     refused(load_teacher, folder, what)
 
 
-def test_a_name_of_the_hub_whose_configuration_is_wrong_is_an_error_too(
-    hub_teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from huggingface_hub import constants
-
-    snapshot = tmp_path / "hub" / "models--nobody--altclip" / "snapshots" / ("0" * 40)
-    shutil.copytree(hub_teachers / "altclip", snapshot)
-    (snapshot.parents[1] / "refs").mkdir()
-    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    change(snapshot / "config.json", ("vision_config", "num_hidden_layers"), 10**6)
-    with pytest.raises(
-        DcclipError, match=r"config\.json: vision_config\.num_hidden_layers is 1000000: no model has that"
-    ):
-        TransformersTeacher(model="nobody/altclip").load()
-
-
 # ---- weights
 
-UNREADABLE, WEIGHTS = "is not a readable safetensors file: ", "open_clip_model.safetensors"
-DAMAGED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "empty": (lambda content: b"", UNREADABLE),
-    "cut": (lambda content: content[: len(content) // 2], UNREADABLE),
-    "longer": (lambda content: content + bytes(100), UNREADABLE),
-    "huge header": (lambda content: (2**62).to_bytes(8, "little") + content[8:], UNREADABLE),
-    "past its end": (lambda content: content.replace(b'"data_offsets":[0,', b'"data_offsets":[9,', 1), UNREADABLE),
-    "no JSON": (lambda content: content[:9] + b"\xff" * 20 + content[29:], UNREADABLE),
+WEIGHTS = "open_clip_model.safetensors"
+DAMAGED: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "huge header": lambda content: (2**62).to_bytes(8, "little") + content[8:],
+    "past its end": lambda content: content.replace(b'"data_offsets":[0,', b'"data_offsets":[9,', 1),
+    "no JSON": lambda content: content[:9] + b"\xff" * 20 + content[29:],
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
-def test_a_damaged_weight_file_is_named(
-    open_clip_folder: Path, hub_teachers: Path, tmp_path: Path, damage: str
-) -> None:
-    of, what = DAMAGED[damage]
-    (open_clip_folder / WEIGHTS).write_bytes(of((open_clip_folder / WEIGHTS).read_bytes()))
-    refused(load_model, open_clip_folder, f"{WEIGHTS} {what}")
-    folder = Path(shutil.copytree(hub_teachers / "metaclip2", tmp_path / "教师"))
-    (folder / "model.safetensors").write_bytes(of((folder / "model.safetensors").read_bytes()))
-    refused(load_teacher, folder, f"model.safetensors {what}")
+def test_a_damaged_weight_file_is_named(open_clip_folder: Path, damage: str) -> None:
+    file = open_clip_folder / WEIGHTS
+    file.write_bytes(DAMAGED[damage](file.read_bytes()))
+    refused(load_model, open_clip_folder, f"{WEIGHTS} is not a readable safetensors file: ")
 
 
 def test_weights_of_another_model_are_named_by_the_first_that_differs(open_clip_folder: Path) -> None:
     weights = load_file(open_clip_folder / WEIGHTS)
     name = "text.token_embedding.weight"
     rows, width = weights[name].shape
+    cut, integers = weights[name][:-1].clone(), weights[name].to(torch.int8)
     for changed, what in (
-        (
-            {**weights, name: weights[name][:-1].clone()},
-            f"{name} has the shape ({rows - 1}, {width}), by open_clip_con",
-        ),
-        ({**weights, name: weights[name].to(torch.int8)}, f"{name} has numbers of type I8, not F64, F32, F16, BF16"),
+        (weights | {name: cut}, f"{name} has the shape ({rows - 1}, {width}), by open_clip_con"),
+        (weights | {name: integers}, f"{name} has numbers of type I8, not F64, F32, F16, BF16"),
         ({key: value for key, value in weights.items() if key != name}, f"lacks {name} (1 missing in all)"),
-        ({**weights, "text.更多": torch.zeros(1)}, "has text.更多, which is no part of the model (1 such weights)"),
+        (weights | {"text.更多": torch.zeros(1)}, "has text.更多, which is no part of the model (1 such weights)"),
     ):
         save_file(changed, open_clip_folder / WEIGHTS)
         refused(load_model, open_clip_folder, what)
@@ -210,19 +153,13 @@ def test_a_tokenizer_without_padding_or_that_fails_is_refused(model_folder: Path
     folder = Path(shutil.copytree(model_folder, tmp_path / "模型"))
     state = json.loads((folder / "tokenizer.json").read_text("utf-8"))
     tokens = len(state["model"]["vocab"])
+    regex = {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False}
+    more = [*state["model"]["vocab"], ["龘", -1.0]]
     for keys, value, what in (
         (("model", "unk_id"), None, "is not a tokenizer: "),
-        (
-            ("pre_tokenizer",),
-            {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False},
-            "is not a tokenizer: ",
-        ),
-        (("model", "vocab"), state["model"]["vocab"][: tokens // 4], "it is another model's"),
-        (
-            ("model", "vocab"),
-            [*state["model"]["vocab"], ["龘", -1.0]],
-            f"has {tokens + 1} tokens, its text tower {tokens}",
-        ),
+        (("pre_tokenizer",), regex, "is not a tokenizer: "),
+        (("model", "vocab"), more[: tokens // 4], "it is another model's"),
+        (("model", "vocab"), more, f"has {tokens + 1} tokens, its text tower {tokens}"),
     ):
         (folder / "tokenizer.json").write_text(json.dumps(state), "utf-8")
         change(folder / "tokenizer.json", keys, value)
@@ -248,15 +185,12 @@ def test_the_tokenizer_of_a_smaller_teacher_is_refused(hub_teachers: Path, tmp_p
 def test_a_wrong_name_of_a_timm_network_gets_the_nearest() -> None:
     check_timm_name("test_resnet", "network")
     check_timm_name("test_efficientnet.r160_in1k", "network")
+    listed, elsewhere = "list timm's networks in Python: timm.list_models()", "leads to a hub or another directory"
     for name, what, hint in (
         ("test_resnt", "network: timm has no network 'test_resnt'", "did you mean test_resnet, "),
-        ("网络", "network: timm has no network '网络'", "list timm's networks in Python: timm.list_models()"),
-        ("test_resnet.r160", "timm's network test_resnet has no tag 'r160'", "its tags: r160_in1k"),
-        (
-            "hf-hub:nobody/network",
-            "leads to a hub or another directory",
-            "write the name of a network that timm itself",
-        ),
+        ("网络", "network: timm has no network '网络'", listed),
+        ("test_resnet.r160", "timm has no network 'test_resnet.r160'", "did you mean test_resnet.r160_in1k?"),
+        ("hf-hub:nobody/network", elsewhere, "write the name of a network that timm itself"),
     ):
         with pytest.raises(DcclipError) as raised:
             check_timm_name(name, "network")

@@ -104,16 +104,6 @@ IGNORED: list[Change] = [  # they name other places, and are loaded as if they d
 ]
 
 
-def test_directories_of_all_kinds_are_loaded_from_themselves_alone(
-    hub_teachers: Path, model_folder: Path, tmp_path: Path
-) -> None:
-    kinds = [hub_teachers / kind for kind in ("altclip", "chineseclip", "siglip2", "metaclip2", "openclip-xlmr")]
-    folders = [Path(shutil.copytree(kind, tmp_path / "模型" / kind.name)) for kind in (*kinds, model_folder)]
-    for number, change in enumerate(IGNORED):
-        folders.append(edited(hub_teachers, tmp_path / "changed" / str(number), change))
-    assert watched(folders, tmp_path) == ["loaded"] * len(folders)
-
-
 NETWORK, CODE = f"{VISION}.timm_model_name: ", "is not allowed: it could run code or read other files"
 DUAL, TIMM = "vision-text-dual-encoder", {"model_type": "timm_wrapper"}
 ELSEWHERE = "leads to a hub or another directory"
@@ -144,11 +134,14 @@ REFUSED: list[tuple[Change, str]] = [
 ]
 
 
-def test_what_leads_out_of_a_directory_is_refused_before_it_is_read(hub_teachers: Path, tmp_path: Path) -> None:
-    folders = []
-    for number, (change, _) in enumerate(REFUSED):
-        folders.append(edited(hub_teachers, tmp_path / str(number) / "模型", change))
-    sentences = [what for _, what in REFUSED]
+def test_directories_are_loaded_from_themselves_alone_and_what_leads_out_is_refused_before_it_is_read(
+    hub_teachers: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    kinds = [hub_teachers / kind for kind in ("altclip", "chineseclip", "siglip2", "metaclip2", "openclip-xlmr")]
+    folders = [Path(shutil.copytree(kind, tmp_path / "模型" / kind.name)) for kind in (*kinds, model_folder)]
+    for number, change in enumerate((*IGNORED, *(change for change, _ in REFUSED))):
+        folders.append(edited(hub_teachers, tmp_path / "changed" / str(number), change))
+    sentences = ["loaded"] * (len(kinds) + 1 + len(IGNORED)) + [what for _, what in REFUSED]
     for kind, name in (("altclip", "config.json"), ("chineseclip", "vocab.txt"), ("openclip-xlmr", "tokenizer.json")):
         folders.append(Path(shutil.copytree(hub_teachers / kind, tmp_path / "linked" / kind)))
         (folders[-1] / name).rename(tmp_path / name)
@@ -163,15 +156,15 @@ def test_what_leads_out_of_a_directory_is_refused_before_it_is_read(hub_teachers
     (folders[-1] / "config.json").unlink()
     sentences.append("does not say the sizes of its text tower made-up/tiny-xlm-roberta")
     for said, folder, sentence in zip(watched(folders, tmp_path), folders, sentences, strict=True):
-        assert sentence in said and str(folder) in said
+        assert sentence in said and (said == "loaded" or str(folder) in said)
 
 
-@pytest.mark.parametrize(("change", "what"), REFUSED)
-def test_the_check_of_a_recipe_refuses_it_too(hub_teachers: Path, tmp_path: Path, change: Change, what: str) -> None:
-    folder = edited(hub_teachers, tmp_path / "模型", change)
-    with pytest.raises(DcclipError) as raised:
-        check_model(str(folder), library_of(folder, "open_clip"))
-    assert what in raised.value.what
+def test_the_check_of_a_recipe_refuses_it_too(hub_teachers: Path, tmp_path: Path) -> None:
+    for number, (change, what) in enumerate(REFUSED):
+        folder = edited(hub_teachers, tmp_path / str(number), change)
+        with pytest.raises(DcclipError) as raised:
+            check_model(str(folder), library_of(folder, "open_clip"))
+        assert what in raised.value.what
 
 
 def test_the_links_of_the_hubs_cache_are_followed(hub_teachers: Path, tmp_path: Path) -> None:

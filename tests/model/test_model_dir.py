@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import atomic_folder, read_json
+from dcclip_cli.files import read_json
 from dcclip_cli.model.model_dir import load_model, model_fingerprint, save_model
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.tokenizer import load_tokenizer
@@ -90,6 +90,13 @@ def save_again(model_folder: Path, target: Path, half: bool = False, scale: floa
     save_model(target, towers.model, config, towers.preprocessing, load_tokenizer(model_folder), {}, half)
 
 
+def test_a_directory_replaces_the_one_that_was_there(model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again/old").write_text("旧")
+    save_again(model_folder, tmp_path / "again")
+    assert not (tmp_path / "again/old").exists() and [*tmp_path.iterdir()] == [tmp_path / "again"]
+
+
 def test_half_stores_fp16_and_loads_as_fp32(model_folder: Path, tmp_path: Path) -> None:
     save_again(model_folder, tmp_path / "half", half=True)
     stored = load_file(tmp_path / "half" / "open_clip_model.safetensors")
@@ -125,11 +132,9 @@ def test_the_fingerprint_depends_on_the_outputs_only(model_folder: Path, tmp_pat
     [
         ("open_clip_config.json", None, "has no open_clip_config.json"),
         ("open_clip_config.json", "{", "open_clip_config.json is not JSON"),
-        ("open_clip_config.json", "[]", "open_clip_config.json is not a JSON object"),
         ("open_clip_config.json", "{}", "open_clip_config.json: model_cfg.text_cfg is missing, or no section"),
-        ("open_clip_model.safetensors", None, "has no open_clip_model.safetensors (found: README.md, dcclip.json"),
+        ("open_clip_model.safetensors", None, "has no open_clip_model.safetensors or open_clip_pytorch_model.bin"),
         ("open_clip_model.safetensors", b"\x00" * 40, "is not a readable safetensors file"),
-        ("open_clip_model.safetensors", b"", "is not a readable safetensors file"),
         ("tokenizer.json", None, "has no tokenizer.json"),
         ("tokenizer.json", "猫", "is not a tokenizer"),
         ("tokenizer.json", "[" * 100_000, "is not a tokenizer"),
@@ -149,32 +154,3 @@ def test_a_broken_directory_gets_the_right_error(
     assert message in raised.value.what
     assert str(tmp_path / "broken") in raised.value.what
     assert raised.value.hint
-
-
-def test_weights_of_another_model_and_a_directory_without_any_are_refused(model_folder: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(model_folder, tmp_path / "mixed")
-    weights = load_file(folder / "open_clip_model.safetensors")
-    weights["text.positional_embedding"] = torch.zeros(10, 32)
-    save_file(weights, folder / "open_clip_model.safetensors")
-    rewrite(folder)
-    with pytest.raises(DcclipError, match=r"has the shape \(10, 32\), by open_clip_config.json it is \(24, 32\)"):
-        load_model(folder)
-    (folder / "open_clip_model.safetensors").rename(folder / "model.ckpt")
-    rewrite(folder)
-    with pytest.raises(DcclipError, match=r"has no open_clip_model\.safetensors") as raised:
-        load_model(folder)
-    assert "model.ckpt" in raised.value.what and raised.value.hint == "copy the whole model directory again"
-
-
-# ---- atomic directories
-
-
-def test_a_directory_replaces_the_old_one_when_it_is_complete_and_an_error_leaves_that(tmp_path: Path) -> None:
-    for name in ("old", "new"):
-        with atomic_folder(tmp_path / "model") as temporary:
-            (temporary / name).write_text("一")
-            assert (tmp_path / "model").exists() == (name == "new")
-    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "model") as temporary:
-        (temporary / "newer").write_text("二")
-        raise RuntimeError
-    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["model", "model/new"]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.teachers import FgClip2Teacher, TransformersTeacher
-from tests.model.test_preprocess_of_libraries import noise
+from tests.model.test_preprocess import noise
 
 TEXTS = ["一张照片", "A Photo of 猫", "Ｔ恤 ，！", "a " * 100, "的" * 300]
 # Width and height, and the patches that FG-CLIP2's README gives an image of that size at most.

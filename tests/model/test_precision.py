@@ -50,8 +50,8 @@ def test_with_native_bf16_a_measurement_decides_or_warns(
 ) -> None:
     monkeypatch.setattr(precision, "_measured_gain", lambda *_: gain)
     choice = choose_precision(asked, "cpu", towers)
-    warning = "bf16 is 10.0 times slower than fp32 on this machine: set precision to auto or fp32"
-    assert (choice.precision, choice.warning) == (expected, warning if asked == "bf16" else "")
+    warning = "warning: bf16 is 10.0 times slower than fp32 on this machine: set precision to auto or fp32"
+    assert (choice.precision, choice.lines("猫")[1:]) == (expected, [warning] if asked == "bf16" else [])
     if asked == "auto":
         assert (choice.gain, choice.reason) == (gain, f"bf16 is {gain:.2f} times as fast as fp32 here")
     assert newton_schulz_precision("cpu") == "bf16"

@@ -1,6 +1,7 @@
 """Code in a model's repository: it runs only where the user allows it, and nothing but that repository's own."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -85,29 +86,26 @@ def test_other_code_is_another_fingerprint(folder: Path) -> None:
     assert allowed(folder).fingerprint != before
 
 
+CONFIG, MODEL = "configuration_fgclip2.Fgclip2Config", "modeling_fgclip2.Fgclip2Model"
+
+
 @pytest.mark.parametrize(
     ("auto_map", "what"),
     [
-        (None, r"auto_map names no AutoConfig, and transformers has none"),
-        ({"AutoConfig": "configuration_fgclip2.Fgclip2Config"}, r"auto_map names no AutoModel"),
+        (None, "auto_map names no AutoConfig, and transformers has none"),
+        ({"AutoConfig": CONFIG}, "auto_map names no AutoModel"),
         (
-            {"AutoConfig": "configuration_fgclip2.Fgclip2Config", "AutoModel": "nobody/code--modeling.Model"},
-            r"AutoModel: 'nobody/code--modeling\.Model' is not MODULE\.CLASS of a file next to it",
+            {"AutoConfig": CONFIG, "AutoModel": "nobody/code--modeling.Model"},
+            "is not MODULE.CLASS of a file next to it",
         ),
-        (
-            {"AutoConfig": "../../elsewhere.Config", "AutoModel": "modeling_fgclip2.Fgclip2Model"},
-            r"AutoConfig: '\.\./\.\./elsewhere\.Config' is not MODULE\.CLASS",
-        ),
-        (
-            {"AutoConfig": "configuration_fgclip2.Fgclip2Config", "AutoModel": "absent.Fgclip2Model"},
-            r"has no absent\.py",
-        ),
+        ({"AutoConfig": "../../elsewhere.Config", "AutoModel": MODEL}, "'../../elsewhere.Config' is not MODULE.CLASS"),
+        ({"AutoConfig": CONFIG, "AutoModel": "absent.Fgclip2Model"}, "has no absent.py"),
     ],
 )
 def test_code_elsewhere_or_without_a_file_is_refused(folder: Path, auto_map: Any, what: str) -> None:
     config = json.loads((folder / "config.json").read_text("utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"auto_map": auto_map}), "utf-8")
-    with pytest.raises(DcclipError, match=what):
+    with pytest.raises(DcclipError, match=re.escape(what)):
         allowed(folder)
     assert not (folder.parent / "ran").exists()
 
@@ -129,9 +127,3 @@ def test_code_finds_the_function_that_transformers_has_removed(folder: Path, mon
     least = torch.finfo(torch.float32).min
     found = code._prepare_4d_attention_mask(torch.tensor([[1, 1, 0], [1, 0, 0]]), torch.float32, 2)
     assert found.tolist() == [[[[0, 0, least]] * 2], [[[0, least, least]] * 2]]
-
-
-def test_weights_of_another_model_are_refused(folder: Path, hub_teachers: Path) -> None:
-    shutil.copy(hub_teachers / "siglip2" / "model.safetensors", folder)
-    with pytest.raises(DcclipError, match=r"model\.safetensors.* by config\.json"):
-        allowed(folder)

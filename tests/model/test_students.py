@@ -79,14 +79,6 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_random_state_alone(
     assert not torch.equal(first["text.token_embedding.weight"], other["text.token_embedding.weight"])
 
 
-@pytest.mark.parametrize(
-    "name", ["test_resnet", "test_efficientnet", "mobilenetv4_conv_small_050", "mobilenetv3_small_050"]
-)
-def test_every_kind_of_network_ends_in_the_shared_space(name: str) -> None:
-    with torch.no_grad():
-        assert model(embed_dim=24, timm=name).eval().encode_image(torch.zeros(2, 3, 64, 64)).shape == (2, 24)
-
-
 def test_preprocessing_takes_timms_mean_and_deviation_unless_told_otherwise() -> None:
     known = preprocessing_of(ImageTower(timm="resnet50.a1_in1k", size=96))
     assert (known.size, known.mean, known.std) == (96, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # ImageNet's
@@ -133,7 +125,7 @@ def test_weights_that_are_missing_broken_incomplete_or_of_another_network_are_re
     for content in (None, b"not safetensors"):
         if content is not None:
             file.write_bytes(content)
-        with pytest.raises(DcclipError, match=r"student\.image\.weights: .*weights\.safetensors"):
+        with pytest.raises(DcclipError, match=r"weights\.safetensors is not a readable safetensors file"):
             start(model(), file)
     save_file(timm.create_model("test_resnet").state_dict(), file)
     with pytest.raises(DcclipError, match="does not fit test_efficientnet"):

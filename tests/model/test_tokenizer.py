@@ -48,26 +48,25 @@ def test_case_and_full_width_forms_make_no_difference(trained: Tokenizer, one: s
     assert trained.encode(one).ids == trained.encode(other).ids
 
 
-def test_training_twice_on_the_same_captions_gives_the_same_tokenizer(captions: list[str], trained: Tokenizer) -> None:
-    assert json.loads(train_tokenizer(captions, 300).to_str())["model"] == json.loads(trained.to_str())["model"]
+def repeated(captions: list[str], size: int) -> dict[str, float]:
+    """The scores of a tokenizer that is the same in each of several trainings."""
+    trained = [json.loads(train_tokenizer(captions, size).to_str())["model"]["vocab"] for _ in range(8)]
+    assert trained[1:] == trained[:-1]
+    return dict(trained[0])
 
 
 def test_characters_that_training_prunes_and_puts_back_have_the_same_scores_each_time() -> None:
     pairs = open_pairs(str(EMOJI))
-    captions = [text for number in range(0, 224, 7) for each in LANGUAGES for text in pairs[number].captions(each)]
-    trained = [json.loads(train_tokenizer(captions, 1000).to_str())["model"]["vocab"] for _ in range(8)]
-    assert trained[1:] == trained[:-1]
-    scores = dict(trained[0])
+    scores = repeated(
+        [text for number in range(0, 224, 7) for each in LANGUAGES for text in pairs[number].captions(each)], 1000
+    )
     assert scores["v"] == min(scores.values()) and scores["z"] == pytest.approx(scores["v"] + 1e-4)
-
-
-def test_characters_that_are_put_back_next_to_others_as_rare_have_the_same_scores_each_time() -> None:
-    captions = ["橙色的", "红色的", "绿色的", "蓝色的", "黑色的", "black", "blue", "green", "orange", "red"]
-    trained = [json.loads(train_tokenizer(captions, 300).to_str())["model"]["vocab"] for _ in range(12)]
-    assert trained[1:] == trained[:-1]
-    scores = dict(trained[0])  # l and u are put back, the others occur once each
-    rare = ("b", "c", "d", "k", "o", "橙", "红", "绿", "蓝", "黑", "l", "u")
-    assert sorted(scores[one] for one in rare)[-1] == pytest.approx(min(scores.values()) + 1e-4)
+    # Here l and u are put back next to others as rare, which occur once each.
+    scores = repeated(
+        ["橙色的", "红色的", "绿色的", "蓝色的", "黑色的", "black", "blue", "green", "orange", "red"], 300
+    )
+    rare = sorted(scores[one] for one in "bcdko橙红绿蓝黑lu")
+    assert rare[-1] == pytest.approx(min(scores.values()) + 1e-4)
 
 
 # ---- trimming

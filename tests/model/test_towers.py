@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,6 @@ def student(model_folder: Path) -> OpenClipTowers:
     return load_model(model_folder)
 
 
-@pytest.fixture(scope="module")
-def altclip(altclip_folder: Path) -> Any:
-    return AltClipTeacher(model=str(altclip_folder)).load()
-
-
 @pytest.fixture(scope="module", params=["altclip", "chinese_clip", "siglip"])
 def teacher(request: pytest.FixtureRequest) -> Any:
     return TransformersTeacher(model=str(request.getfixturevalue(f"{request.param}_folder"))).load()
@@ -45,7 +39,9 @@ def teacher(request: pytest.FixtureRequest) -> Any:
 # ---- open_clip
 
 
-@pytest.mark.parametrize("timm", ["test_efficientnet", "test_resnet", "starnet_s050", "mobilenetv4_conv_small_050"])
+@pytest.mark.parametrize(
+    "timm", ["test_efficientnet", "test_resnet", "mobilenetv3_small_050", "mobilenetv4_conv_small_050"]
+)
 def test_the_image_map_is_that_of_the_timm_network_before_its_head(timm: str) -> None:
     options = StudentOptions.model_validate({"image": {"timm": timm, "size": 64}, "text": {"layers": 1, "width": 32}})
     model = build_model(model_config(options, 16, 300), seed=0).eval()
@@ -138,31 +134,6 @@ def test_a_gradient_through_parts_is_that_of_all_at_once_and_reaches_both_towers
 # ---- transformers
 
 
-def test_a_teachers_embeddings_are_those_of_transformers(teacher: TransformersTowers) -> None:
-    towers, normalize = teacher, partial(torch.nn.functional.normalize, dim=-1)
-    pixels, tokens = pixels_for(towers), towers.tokenize(TEXTS)
-    inputs = {"input_ids": tokens.ids, "pixel_values": pixels}
-    if towers.name != "siglip":
-        inputs["attention_mask"] = tokens.mask
-    with torch.no_grad():
-        expected = towers.model(**inputs)
-        image, text = towers.image_features(pixels), towers.text_features(tokens)
-    torch.testing.assert_close(normalize(image.embedding), normalize(expected.image_embeds))
-    torch.testing.assert_close(normalize(text.embedding), normalize(expected.text_embeds))
-    logits = towers.logit_scale * normalize(image.embedding) @ normalize(text.embedding).T
-    torch.testing.assert_close(logits + (towers.logit_bias or 0.0), expected.logits_per_image, rtol=1e-4, atol=1e-4)
-
-
-def test_a_teachers_image_map_is_its_patches_in_reading_order(teacher: TransformersTowers) -> None:
-    pixels = pixels_for(teacher, 1)
-    with torch.no_grad():
-        features = teacher.image_features(pixels)
-        hidden = teacher.model.vision_model(pixel_values=pixels).last_hidden_state[0]
-    assert features.map.shape == (1, 32, 4, 4)
-    assert hidden.shape[0] == (16 if teacher.name == "siglip" else 17)  # with a class token first
-    torch.testing.assert_close(features.map[0, :, 1, 2], hidden[-16 + 4 * 1 + 2])
-
-
 @pytest.mark.parametrize("text", ["红色的圆", "moon"])
 def test_a_teachers_text_embedding_does_not_depend_on_the_batch(teacher: TransformersTowers, text: str) -> None:
     with torch.no_grad():
@@ -171,21 +142,6 @@ def test_a_teachers_text_embedding_does_not_depend_on_the_batch(teacher: Transfo
     torch.testing.assert_close(among, alone, rtol=0, atol=1e-5)
     length = teacher.tokenize([text]).ids.shape[1]
     assert length == 16 if teacher.name == "siglip" else length < 16  # as SigLIP always gets its full length
-
-
-@pytest.mark.parametrize("text", ["红" * 200, "a " * 200])
-def test_altclip_texts_stop_where_its_position_table_ends(altclip: TransformersTowers, text: str) -> None:
-    tokens = altclip.tokenize([text])
-    assert tokens.ids.shape == (1, 38)  # of 40 positions, XLM-R never uses the first two
-    assert tokens.ids[0, -1] == 2
-    assert torch.isfinite(altclip.text_features(tokens).embedding).all()
-
-
-def test_a_teachers_preprocessing_is_its_own_image_processors(altclip: TransformersTowers) -> None:
-    white = altclip.preprocess(Image.new("RGB", (60, 40), "white"))
-    means, deviations = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    assert (white.dtype, white.shape) == (np.float32, (3, 32, 32))
-    np.testing.assert_allclose(white[:, 16, 16], (1 - np.array(means)) / deviations, rtol=1e-5)
 
 
 def test_bf16_changes_a_teachers_numbers_only_a_little_and_only_when_it_teaches(altclip_folder: Path) -> None:

@@ -15,11 +15,12 @@ from dcclip_cli.data import prompts
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.teachers import OpenClipTeacher, TransformersTeacher
-from dcclip_cli.model.trim import TrimResult, trim, trimmable
-from dcclip_cli.model.vocabulary import Alphabet, Language, fallback_pieces, pieces_by_script, with_parts
-from tests.model.test_preprocess_of_libraries import noise
+from dcclip_cli.model.tokenizer import cut_tokenizer
+from dcclip_cli.model.trim import Language, TrimResult, fallback_pieces, pieces_by_script, trim, trimmable, with_parts
+from tests.model.test_preprocess import noise
 
 BOTH: tuple[Language, ...] = ("zh", "en")
+ZH: tuple[Language, ...] = ("zh",)
 EN: tuple[Language, ...] = ("en",)
 KINDS = ["altclip", "chineseclip", "siglip2", "metaclip2", "metaclip2-mt5", "openclip-xlmr"]
 TEXTS = ["一张狗的照片", "a photo of a cat", "两只 dog，在中国！", "Two horses (1995)", "１２ 国 🐕 \u4dbf", "", "ü é"]
@@ -41,8 +42,7 @@ def same(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
-def vocab_of(folder: Path) -> dict[str, int]:
-    towers = load(folder)
+def vocab_of(towers: Any) -> dict[str, int]:
     return dict(towers.vocab if hasattr(towers, "vocab") else towers.tokenizer.get_vocab())
 
 
@@ -61,7 +61,7 @@ def trimmed(hub_teachers: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_texts_in_both_languages_and_images_have_the_embeddings_that_they_had(
+def test_pieces_of_other_scripts_are_gone_and_embeddings_in_both_languages_are_those_of_before(
     hub_teachers: Path, trimmed: dict[str, TrimResult], kind: str
 ) -> None:
     result, before = trimmed[kind], load(hub_teachers / kind)
@@ -73,16 +73,10 @@ def test_texts_in_both_languages_and_images_have_the_embeddings_that_they_had(
     assert after.vocabulary_rows == result.pieces < result.pieces_before
     assert result.parameters == after.parameters_count()
     assert result.parameters_before - result.parameters == 32 * (result.pieces_before - result.pieces)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_pieces_of_other_scripts_are_gone_and_texts_with_them_are_named(
-    hub_teachers: Path, trimmed: dict[str, TrimResult], kind: str
-) -> None:
-    before, after = vocab_of(hub_teachers / kind), vocab_of(trimmed[kind].folder)
-    assert any(map(FOREIGN.search, before)) and not any(map(FOREIGN.search, after))
-    assert set(trimmed[kind].split) == set(OTHERS)
-    assert [after[piece] for piece in sorted(after, key=before.__getitem__)] == list(range(len(after)))
+    old, new = vocab_of(before), vocab_of(after)
+    assert any(map(FOREIGN.search, old)) and not any(map(FOREIGN.search, new))
+    assert set(result.split) == set(OTHERS)
+    assert [new[piece] for piece in sorted(new, key=old.__getitem__)] == list(range(len(new)))
 
 
 @pytest.mark.parametrize("kind", ["altclip", "chineseclip", "siglip2", "metaclip2", "metaclip2-mt5"])
@@ -167,42 +161,24 @@ def test_a_directory_of_dcclip_stays_one(model_folder: Path, tmp_path: Path) -> 
     same(embed(load(result.folder), ["red circle"]), embed(load(model_folder), ["red circle"]))
 
 
-def test_a_teacher_trimmed_trains_the_same_student(
-    hub_teachers: Path, trimmed: dict[str, TrimResult], whole_recipe: dict[str, Any], tmp_path: Path
-) -> None:
-    import dcclip_cli as dcclip
-
-    weights = []
-    for folder in (hub_teachers / "altclip", trimmed["altclip"].folder):
-        sets = {"teacher.model": str(folder), "distill.losses": [{"kind": "embedding"}]}
-        done = dcclip.distill(whole_recipe, sets=sets, out=tmp_path / folder.parent.name, device="cpu")
-        weights.append((done.model / "open_clip_model.safetensors").read_bytes())
-    assert weights[0] == weights[1]
-
-
 # ---- which pieces
 
 
 @pytest.mark.parametrize(
-    ("piece", "of_zh", "of_en"),
+    ("pieces", "of_zh", "of_en"),
     [
-        *(("狗", True, False), ("照片", True, False), ("㎡", True, False), ("，", True, False), ("Ａ", True, False)),
-        *(("dog", False, True), ("T恤", False, False), ("d0g!", False, True), ("x", False, True)),
-        *(("2", True, True), ("...", True, True), ("€", True, True), ("🐕", True, True), ("\n", True, True)),
-        *(
-            ("ねこ", False, False),
-            ("кот", False, False),
-            ("고", False, False),
-            ("ﾈ", False, False),
-            ("café", False, False),
-        ),
+        ("狗 照片 ㎡ ， Ａ", True, False),
+        ("dog d0g!", False, True),
+        ("2 ... € 🐕", True, True),
+        ("ねこ кот 고 ﾈ café", False, False),
     ],
 )
 def test_a_language_is_spelled_in_its_script_with_digits_punctuation_and_emoji(
-    piece: str, of_zh: bool, of_en: bool
+    pieces: str, of_zh: bool, of_en: bool
 ) -> None:
-    assert (Alphabet(["zh"]).spells(piece), Alphabet(["en"]).spells(piece)) == (of_zh, of_en)
-    assert Alphabet(["zh", "en"]).spells(piece) is (of_zh or of_en or piece == "T恤")
+    for chosen, spelled in ((ZH, of_zh), (EN, of_en), (BOTH, of_zh or of_en)):
+        assert pieces_by_script(pieces.split(), chosen, str) == (set(pieces.split()) if spelled else set())
+    assert pieces_by_script(["T恤"], BOTH, str) and not pieces_by_script(["T恤"], ZH, str)
 
 
 def test_pieces_that_no_text_becomes_are_left_out_and_single_characters_stay() -> None:
@@ -264,12 +240,8 @@ def bundle_like(tmp_path: Path) -> Path:
 def test_a_copy_that_splits_a_text_otherwise_is_not_kept(
     hub_teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dcclip_cli.model import vocabulary
-
-    cut = vocabulary.cut_tokenizer
-
     def without_a_piece(source: Path, target: Path, kept: Any, new: Any) -> None:
-        cut(source, target, kept, new)
+        cut_tokenizer(source, target, kept, new)
         text = (target / "tokenizer.json").read_text("utf-8")
         (target / "tokenizer.json").write_text(text.replace('"▁photo"', '"▁phono"'), "utf-8")
 

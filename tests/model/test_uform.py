@@ -16,8 +16,7 @@ from dcclip_cli.model.blank import blank_teacher
 from dcclip_cli.model.hub_models import check_model
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.teachers import TransformersTeacher
-from tests.cli.conftest import dcclip
-from tests.model.test_preprocess_of_libraries import noise
+from tests.model.test_preprocess import noise
 
 TEXTS = ["一张照片", "a photo of 猫", "的" * 300]
 SIZES = [(227, 224), (31, 64), (97, 333)]
@@ -97,13 +96,6 @@ def test_embeddings_equal_those_of_the_package(folder: Path) -> None:
     assert towers.preprocessing == Preprocessing(32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 
 
-def test_it_is_evaluated_in_both_languages_by_its_name(folder: Path, pairs_file: Path) -> None:
-    shown = dcclip("eval", "--model", f"hf:{folder}", "--dataset", pairs_file, "--json", "--device", "cpu")
-    results = {one["language"]: one for one in json.loads(shown.stdout)}
-    for language in ("zh", "en"):
-        assert (results[language]["model"], results[language]["n"]) == ("uform3", 40)
-
-
 def test_a_missing_file_is_named(folder: Path) -> None:
     check_model(str(folder), "transformers")
     assert blank_teacher(TransformersTeacher(model=str(folder))) is None
@@ -120,11 +112,3 @@ def test_without_the_package_the_error_names_it(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(DcclipError, match="needs the package uform") as raised:
         load(tmp_path)
     assert raised.value.hint == "pip install uform"
-
-
-def test_sizes_beyond_all_bounds_are_refused(tmp_path: Path) -> None:
-    config = CONFIG | {"text_encoder": CONFIG["text_encoder"] | {"num_layers": 10**6}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "image_encoder.pt").touch()
-    with pytest.raises(DcclipError, match=r"text_encoder\.num_layers is 1000000"):
-        load(tmp_path)

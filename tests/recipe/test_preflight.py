@@ -125,24 +125,19 @@ def test_a_stage_with_half_a_model_is_refused(whole_recipe: dict[str, Any], tmp_
 
 def test_a_teacher_directory_lacks_no_file(problems: Any, altclip_folder: Path, tmp_path: Path) -> None:
     teacher = tmp_path / "教师"
-    for name, kind in (
-        ("model.safetensors", "weights"),
-        ("tokenizer.json", "tokenizer"),
-        ("preprocessor_config.json", "preprocessing"),
-        ("config.json", "configuration"),
-    ):
+    for name in ("model.safetensors", "tokenizer.json", "preprocessor_config.json", "config.json"):
         shutil.rmtree(teacher, ignore_errors=True)
         shutil.copytree(altclip_folder, teacher)
         (teacher / name).unlink()
         found, _ = problems({"teacher.model": str(teacher)})
-        assert len(found) == 1 and found[0].startswith(f"teacher.model: {teacher} has no {kind}: {name}")
+        assert len(found) == 1 and found[0].startswith(f"teacher.model: {teacher} has no {name}")
     shutil.copytree(altclip_folder, teacher, dirs_exist_ok=True)
     parts = {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}
     (teacher / "model.safetensors").rename(teacher / "model-1-of-2.safetensors")
     (teacher / "model.safetensors.index.json").write_text(json.dumps(parts))
     found, _ = problems({"teacher.model": str(teacher)})
     assert found == [
-        f"teacher.model: {teacher} has no model-2-of-2.safetensors (1 of 2 such files are missing)",
+        f"teacher.model: {teacher} has no model-2-of-2.safetensors, which model.safetensors.index.json names",
     ]
     (teacher / "model-2-of-2.safetensors").touch()
     assert problems({"teacher.model": str(teacher)}) == ([], "")

@@ -1,13 +1,20 @@
 """Towers whose images keep their proportions (NaFlex): SigLIP2's, and FG-CLIP2, whose code is its repository's.
 
-Shapes: B images, N texts, P patches at most, D values of a patch, h x w the patches of an image, C channels.
+That code runs where the user has allowed it, and nothing but that. Shapes: B images, N texts, P patches at most, D
+values of a patch, h x w the patches of an image, C channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from types import ModuleType
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,30 +30,28 @@ from dcclip_cli.model.towers import (
     TextFeatures,
     Tokens,
     TransformersTowers,
+    check_layers,
     module_outputs,
-    no_such_layer,
 )
-from dcclip_cli.model.weights import check_fit
+from dcclip_cli.model.weights import check_fit, require_file
 
-if TYPE_CHECKING:
-    from dcclip_cli.model.others.remote_code import AllowedCode
-
-WalkType = Literal["short", "long"]
-# FG-CLIP2's budgets: the first of which an image has at most so many patches, else the last (`determine_max_value` in
-# 360CVGroup/FG-CLIP: README.md, fgclip2/eval).
+# FG-CLIP2's budgets of patches (`determine_max_value` in 360CVGroup/FG-CLIP: README.md, fgclip2/eval).
 _BUDGETS = (128, 256, 576, 784, 1024)
 
 
 class NaflexTowers(TransformersTowers):
     """A SigLIP2 NaFlex model: images are resized to at most P patches, by default the image processor's number.
 
-    An image is (1, 1 + P, D): a row that begins with h and w, its h w patches, zeros. A batch is computed with as many
-    patches as its largest image has. Maps are resized to the square grid that the position table was made for.
+    An image gets the first of the `budgets` that is as large as itself, else the last, P. It is (1, 1 + P, D): a row
+    that begins with h and w, its h w patches, zeros. A batch is computed with as many patches as its largest image has.
+    Maps are resized to the square grid that the position table was made for.
     """
 
-    def __init__(self, model: Any, image_processor: Any, tokenizer: Any, name: str, budget: int | None = None) -> None:
+    def __init__(
+        self, model: Any, image_processor: Any, tokenizer: Any, name: str, budgets: Sequence[int] = ()
+    ) -> None:
         super().__init__(model, image_processor, tokenizer, name)
-        self._budget = budget or image_processor.max_num_patches
+        self._budgets = [*budgets] or [image_processor.max_num_patches]
 
     def match_preprocessing(self) -> Preprocessing:
         what = Message("{}: its images keep their proportions (NaFlex)", self.name)
@@ -54,30 +59,23 @@ class NaflexTowers(TransformersTowers):
 
     @property
     def preprocessing_record(self) -> dict[str, Any]:
-        return {"as_in": self.name, "max_num_patches": self._budget}
-
-    @property
-    def max_patches(self) -> int:
-        """P."""
-        return self._budget
-
-    def budget(self, image: Image.Image) -> int:
-        """How many patches an image is resized to at most."""
-        return self._budget
+        return {"as_in": self.name, "max_num_patches": self._budgets if len(self._budgets) > 1 else self._budgets[0]}
 
     def library_preprocess(self, image: Image.Image) -> np.ndarray:
-        found = self.image_processor(images=image, max_num_patches=self.budget(image), return_tensors="np")
+        side = self.image_processor.patch_size
+        patches = (image.width // side) * (image.height // side)
+        budget = next((one for one in self._budgets if patches <= one), self._budgets[-1])
+        found = self.image_processor(images=image, max_num_patches=budget, return_tensors="np")
         (height, width), patches = found["spatial_shapes"][0], found["pixel_values"][0]
         count = int(height) * int(width)
-        packed = np.zeros((1, 1 + self.max_patches, patches.shape[1]), np.float32)
+        packed = np.zeros((1, 1 + self._budgets[-1], patches.shape[1]), np.float32)
         packed[0, 0, :2] = height, width
         packed[0, 1 : 1 + count] = patches[:count]
         return packed
 
     def image_features(self, pixels: Tensor, layers: Sequence[int] = ()) -> ImageFeatures:
         blocks = self.model.vision_model.encoder.layers
-        if not all(-len(blocks) <= layer < len(blocks) for layer in layers):
-            raise no_such_layer(self.name, layers, len(blocks))
+        check_layers(self.name, layers, len(blocks))
         shapes = pixels[:, 0, 0, :2].long()  # (B, 2)
         counts = shapes.prod(1)
         patches = pixels[:, 0, 1 : 1 + int(counts.max())]  # (B, P, D)
@@ -102,7 +100,7 @@ class FgClip2Towers(NaflexTowers):
     """FG-CLIP2 (2510.10921), used as its README says: lower-cased texts, padded to the length of the walk.
 
     `walk_type` "short" reads 64 tokens, "long" 196 with positions and a head of its own, for captions of several
-    sentences. An image gets the first of five budgets that is as large as itself, unless `budget` is given.
+    sentences. Images get one of five budgets, or `max_patches`.
     """
 
     def __init__(
@@ -111,25 +109,14 @@ class FgClip2Towers(NaflexTowers):
         image_processor: Any,
         tokenizer: Any,
         name: str,
-        budget: int | None = None,
-        walk_type: WalkType = "short",
+        max_patches: int | None = None,
+        walk_type: Literal["short", "long"] = "short",
     ) -> None:
-        super().__init__(model, image_processor, tokenizer, name, budget or _BUDGETS[-1])
-        self._is_fixed, self.walk_type = budget is not None, walk_type
+        super().__init__(model, image_processor, tokenizer, name, [max_patches] if max_patches else _BUDGETS)
+        self.walk_type = walk_type
         self.fixed_length = True  # the last token is pooled, padding or not
         text = model.config.text_config
         self.context_length = text.max_position_embeddings if walk_type == "short" else text.longtext_len
-
-    @property
-    def preprocessing_record(self) -> dict[str, Any]:
-        return super().preprocessing_record if self._is_fixed else {"as_in": self.name, "max_num_patches": [*_BUDGETS]}
-
-    def budget(self, image: Image.Image) -> int:
-        if self._is_fixed:
-            return self._budget
-        side = self.image_processor.patch_size
-        patches = (image.width // side) * (image.height // side)
-        return next((budget for budget in _BUDGETS if patches <= budget), _BUDGETS[-1])
 
     def tokenize(self, texts: list[str]) -> Tokens:
         return super().tokenize([text.lower() for text in texts])
@@ -146,25 +133,139 @@ class FgClip2Towers(NaflexTowers):
         return TextFeatures(embedding, outputs()[0], tokens.mask)
 
 
-def build_fg_clip2(code: AllowedCode, files: Sequence[Path]) -> Any:
-    """FG-CLIP2 with the weights in files, by its repository's code, which runs here.
-
-    Not by `from_pretrained`: transformers 5 builds a model without memory first, where the code's mask of positions, no
-    buffer, would stay, and initializes weights by rules that the code, written for 4.57, does not know.
-    """
-    from safetensors.torch import load_file
-    from transformers.initialization import no_init_weights
-
-    model_class = code.model_class()
-    config = model_class.config_class.from_dict(read_json(code.folder / TRANSFORMERS_CONFIG, COPY_AGAIN))
-    with no_init_weights(), torch.random.fork_rng(devices=[]):  # 7 s for 377 M weights that are replaced
-        model = model_class(config)
-    check_fit(model, files, TRANSFORMERS_CONFIG)
-    weights = {name: value for file in files for name, value in load_file(file).items()}
-    model.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
-    return model
-
-
 def _pooled(found: Any) -> Tensor:
     """What `get_image_features` and `get_text_features` return: a tensor until transformers 4."""
     return found if isinstance(found, Tensor) else found.pooler_output
+
+
+# ---- the code of FG-CLIP2's repository
+
+_CLASS = re.compile(r"([A-Za-z_]\w*)\.([A-Za-z_]\w*)", re.ASCII)  # MODULE.CLASS; `ORG/NAME--` before it: elsewhere
+_CONFIG, _MODEL = "AutoConfig", ("AutoModel", "AutoModelForCausalLM")  # keys of auto_map; FG-CLIP2 has the last
+
+
+@dataclass(frozen=True)
+class RemoteCode:
+    """The code that builds a model, next to its config.json in `folder`; it runs in `build` alone.
+
+    `config` and `model` are its classes, each MODULE.CLASS.
+    """
+
+    name: str  # of the repository, or its directory
+    folder: Path
+    config: str
+    model: str
+
+    @property
+    def modules(self) -> list[str]:
+        return list(dict.fromkeys(one.partition(".")[0] for one in (self.config, self.model)))
+
+    def refuse(self) -> None:
+        """Raise DcclipError, which says what would run and how to allow it."""
+        files = ", ".join(f"{module}.py" for module in self.modules)
+        what = Message("{} is built by its own code ({}), which is not run unless you allow it", self.name, files)
+        raise DcclipError(
+            what,
+            "read these files; then add --trust-remote-code, which dcclip eval and trim have, "
+            "or teacher: {{kind: fgclip2, trust_remote_code: true}} in a recipe",
+        )
+
+    def files(self) -> Iterator[Path]:
+        """The files of the code and of what they import from files next to them; they are downloaded, not run."""
+        from transformers.dynamic_module_utils import get_relative_imports
+
+        modules, seen = self.modules, set[str]()
+        while modules:
+            module = modules.pop(0)
+            if module in seen:
+                continue
+            seen.add(module)
+            file = require_file(self.name, f"{module}.py")
+            if file.parent != self.folder:
+                raise DcclipError("{} was changed while it was loaded", "run the command again", self.name)
+            yield file
+            modules += get_relative_imports(file)
+
+    def describe(self) -> tuple[str, str]:
+        """What runs, with its version, for the user; and a hash over the names and the contents of all files."""
+        files = list(self.files())
+        parts = [f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in sorted(files)]
+        sha256 = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        is_revision = self.folder.parent.name == "snapshots"  # in the hub's cache
+        version = f"revision {self.folder.name}" if is_revision else f"sha256 {sha256[:16]}"
+        return f"{self.name} ({version}): {', '.join(file.name for file in files)}", sha256
+
+    def build(self, weights: Sequence[Path]) -> Any:
+        """The model with the `weights` in files, by the code, which runs here.
+
+        Not by `from_pretrained`: transformers 5 builds a model without memory first, where the code's mask of
+        positions, no buffer, would stay, and initializes weights by rules that the code, written for 4.57, does not
+        know.
+        """
+        from safetensors.torch import load_file
+        from transformers.initialization import no_init_weights
+
+        model_class = self._model_class()
+        config = model_class.config_class.from_dict(read_json(self.folder / TRANSFORMERS_CONFIG, COPY_AGAIN))
+        with no_init_weights(), torch.random.fork_rng(devices=[]):  # 7 s for 377 M weights that are replaced
+            model = model_class(config)
+        check_fit(model, weights, TRANSFORMERS_CONFIG)
+        read = {name: value.float() for file in weights for name, value in load_file(file).items()}
+        model.load_state_dict(read, assign=True)
+        return model
+
+    def _model_class(self) -> Any:
+        """The class of the model, with that of its configuration as `config_class`.
+
+        transformers copies the configuration's code once for itself and once for the model: of two classes.
+        """
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+        _put_back_attention_masks()
+        try:
+            return get_class_from_dynamic_module(self.model, str(self.folder), local_files_only=True)
+        except (ImportError, SyntaxError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            hint = Message(
+                "install the packages that it names, or use the revision of the model that fits your transformers"
+            )
+            raise DcclipError("the code of {} cannot be run: {}", hint, self.name, reason) from None
+
+
+def remote_code(model: str, config: Mapping[str, Any], file: Path) -> RemoteCode:
+    """The code that the config.json in `file` names in its `auto_map`.
+
+    Raises DcclipError if there is none, or it is in another repository.
+    """
+    named = config.get("auto_map")
+    named = named if isinstance(named, dict) else {}
+    model_key = next((key for key in _MODEL if key in named), _MODEL[0])
+    for key in (_CONFIG, model_key):
+        if key not in named:
+            what = Message("{}: auto_map names no {}, and transformers has none", file, key)
+            raise DcclipError("{} for model_type {}", COPY_AGAIN, what, config.get("model_type"))
+        if not isinstance(named[key], str) or not _CLASS.fullmatch(named[key]):
+            what = Message(
+                "{}: auto_map: {}: {!r:.100} is not MODULE.CLASS of a file next to it", file, key, named[key]
+            )
+            raise DcclipError(what, "use a model whose code is in its own repository")
+    return RemoteCode(model, file.parent, named[_CONFIG], named[model_key])
+
+
+def _put_back_attention_masks() -> None:
+    """Register the module of transformers whose one function FG-CLIP2's code imports, where it has been removed.
+
+    transformers 5.20 has it, 5.24 does not.
+    """
+    name = "transformers.modeling_attn_mask_utils"
+    if name in sys.modules or find_spec(name) is not None:
+        return
+    module = ModuleType(name)
+    module._prepare_4d_attention_mask = _prepare_4d_attention_mask  # type: ignore[attr-defined]
+    sys.modules[name] = module
+
+
+def _prepare_4d_attention_mask(mask: Tensor, dtype: torch.dtype, tgt_len: int | None = None) -> Tensor:
+    """(B, 1, T, S) of a mask (B, S): 0 where it is 1, else the least number; as transformers 5.20 has it."""
+    dropped = (mask == 0)[:, None, None].expand(-1, 1, tgt_len or mask.shape[1], -1)
+    return torch.zeros_like(dropped, dtype=dtype).masked_fill(dropped, torch.finfo(dtype).min)

@@ -21,15 +21,8 @@ from dcclip_cli.files import read_json
 from dcclip_cli.model.hub_models import COPY_AGAIN, TRANSFORMERS_CONFIG
 from dcclip_cli.model.preprocess import Preprocessing, matching_preprocessing
 from dcclip_cli.model.tokenizer import check_tokenizer
-from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Tokens, Towers, module_outputs, no_such_layer, on_grid
-from dcclip_cli.model.weights import (
-    UFORM_WEIGHTS,
-    find_weights,
-    is_pickled,
-    require_file,
-    safetensors_copy,
-    weights_digest,
-)
+from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Tokens, Towers, check_layers, module_outputs, on_grid
+from dcclip_cli.model.weights import UFORM_WEIGHTS, as_safetensors, find_weights, require_file, weights_digest
 from dcclip_cli.progress import Progress
 
 _LOGIT_SCALE = 100.0  # UForm publishes none; CLIP's is clipped there
@@ -75,8 +68,7 @@ class UFormTowers(Towers):
 
     def image_features(self, pixels: Tensor, layers: Sequence[int] = ()) -> ImageFeatures:
         tower = self.model["image_encoder"]
-        if not all(-len(tower.blocks) <= layer < len(tower.blocks) for layer in layers):
-            raise no_such_layer(self.name, layers, len(tower.blocks))
+        check_layers(self.name, layers, len(tower.blocks))
         with module_outputs([tower.blocks[layer] for layer in layers]) as outputs:
             hidden, embedding = tower(pixels, return_features=True)
         others = {layer: on_grid(one) for layer, one in zip(layers, outputs(), strict=True)}
@@ -89,6 +81,8 @@ class UFormTowers(Towers):
 
 def load_uform(model: str, treatment: str, progress: Progress) -> UFormTowers:
     """The towers of a UForm directory or repository. Raises DcclipError if the package is missing, or a file."""
+    from safetensors.torch import load_file
+
     try:
         from uform.torch_encoders import ImageEncoder, TextEncoder
         from uform.torch_processors import ImageProcessor, TextProcessor
@@ -98,10 +92,13 @@ def load_uform(model: str, treatment: str, progress: Progress) -> UFormTowers:
     config, name = read_json(config_file, COPY_AGAIN), Path(model).name
     towers, parts = dict[str, nn.Module](), [treatment]
     for tower, encoder in (("image_encoder", ImageEncoder), ("text_encoder", TextEncoder)):
-        weights, digest = _weights(model, tower, name, progress)
+        names = [one.replace("image_encoder", tower) for one in UFORM_WEIGHTS]
+        files = find_weights(model, names)
+        parts.append(weights_digest(files))
+        [file] = as_safetensors(files, name, parts[-1], progress)
         with torch.random.fork_rng(devices=[]):
+            weights = {key: value.float() for key, value in load_file(file).items()}
             towers[tower] = encoder.from_pretrained(config, weights)
-        parts.append(digest)
     texts = TextProcessor(str(config_file), str(tokenizer))
     found = UFormTowers(towers, ImageProcessor(str(config_file)), texts, config, name)
     where = f"teacher {model} cannot be loaded: its tokenizer"
@@ -109,17 +106,3 @@ def load_uform(model: str, treatment: str, progress: Progress) -> UFormTowers:
     parts += [json.dumps(config, sort_keys=True), tokenizer.read_text("utf-8")]
     found.fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return found
-
-
-def _weights(model: str, tower: str, name: str, progress: Progress) -> tuple[dict[str, Tensor], str]:
-    """The weights of a tower as fp32, of pickled ones tensors alone, and a digest of their file."""
-    from safetensors.torch import load_file
-
-    names = [one.replace("image_encoder", tower) for one in UFORM_WEIGHTS]
-    files = find_weights(model, names)
-    if not files:
-        raise DcclipError("{} has no {}", COPY_AGAIN, model, " or ".join(names))
-    digest = weights_digest(files)
-    if is_pickled(files):
-        files = [safetensors_copy(files, digest, name, progress)]
-    return {key: value.float() for key, value in load_file(files[0]).items()}, digest

@@ -1,0 +1,314 @@
+"""Initial weights of students out of their teachers': rows and layers of text towers, whole and cut image towers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.model.hub_models import open_clip_config
+from dcclip_cli.model.towers import OpenClipTowers
+from dcclip_cli.model.weights import CONFIG, require_file
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from dcclip_cli.model.towers import Towers
+
+_SHARED = ("embed_dim", "vision_cfg", "init_logit_bias", "nonscalar_logit_scale")  # what both models have alike
+_BLOCKS = ("DepthwiseSeparableConv", "InvertedResidual")
+
+
+def _shapes(module: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of a module's parameters and buffers, by name."""
+    return {name: tuple(value.shape) for name, value in module.state_dict().items()}
+
+
+# ---- text towers
+
+
+def init_text_tower(text: Any, tokenizer: Tokenizer, teacher: Towers, layers: bool) -> None:
+    """Copy the rows of shared tokens, and with `layers` whole layers, from the teacher to open_clip's tower `text`.
+
+    Rows of another width are projected to the student's by PCA and scaled to the standard deviation of its random
+    initialisation; rows of tokens that the teacher lacks stay random. Layers are taken at even distances, the first
+    included (TinyCLIP, arXiv 2309.12314), with the positions, last norm and projection that fit. Raises DcclipError if
+    the teacher has nothing that fits.
+    """
+    rows, vocab = teacher.token_embedding()
+    shared = [(index, vocab[token]) for token, index in tokenizer.get_vocab().items() if token in vocab]
+    if not shared:
+        raise DcclipError(
+            "the teacher has none of the student's tokens", "write vocabulary: {{from: teacher, size: ...}}"
+        )
+    student_ids, teacher_ids = (torch.tensor(indices) for indices in zip(*sorted(shared), strict=True))
+    table = text.token_embedding.weight
+    with torch.no_grad():
+        taken = rows[teacher_ids].float()
+        if rows.shape[1] != table.shape[1]:
+            taken = principal_components(taken, table.shape[1])
+            taken *= table.std() / taken.std()
+        table[student_ids] = taken.to(table)
+        if layers:
+            _copy_layers(text, teacher)
+
+
+def principal_components(rows: Tensor, width: int) -> Tensor:
+    """(V, width) centred rows (V, W) along the `width` directions of largest variance.
+
+    This preserves their distances as well as that many numbers can. Raises DcclipError if there are fewer directions.
+    """
+    _check_width(rows, width, min(rows.shape))
+    centred = (rows - rows.mean(0)).double()
+    _, directions = torch.linalg.eigh(centred.T @ centred)  # the largest come last
+    chosen = directions[:, -width:].flip(1)
+    # A direction's sign is arbitrary: make its largest entry positive, so that every machine gives the same rows.
+    signs = chosen.gather(0, chosen.abs().argmax(0, keepdim=True)).sign()
+    return (centred @ (chosen * signs)).float()
+
+
+def check_inherits(student: Any, teacher: Towers, layers: bool) -> None:
+    """Raise DcclipError unless open_clip's text tower `student` can take rows, and with `layers` layers, by shape."""
+    rows, _ = teacher.token_embedding()
+    _check_width(rows, student.token_embedding.weight.shape[1], rows.shape[1])
+    if layers:
+        _fitting_blocks(student, teacher)
+
+
+def _check_width(rows: Tensor, width: int, most: int) -> None:
+    if width > most:
+        raise DcclipError(
+            "{0} embeddings of width {1} have {2} principal components, fewer than student.text.width {3}",
+            "set student.text.width to at most {2}, or omit student.text.inherit",
+            *(*rows.shape, min(rows.shape), width),
+        )
+
+
+def _text_source(teacher: Towers) -> Any:
+    return getattr(teacher.model, "text", teacher.model)  # open_clip's CLIP class has the layers in the model itself
+
+
+def _fitting_blocks(student: Any, teacher: Towers) -> Any:
+    """The teacher's layers. Raises DcclipError if they are too few or have other shapes than the student's."""
+    blocks: Any = getattr(getattr(_text_source(teacher), "transformer", None), "resblocks", [])
+    own = student.transformer.resblocks
+    if len(blocks) < len(own) or _shapes(blocks[0]) != _shapes(own[0]):
+        hint = Message(
+            "inherit: layers needs an open_clip teacher of the same width, with as many layers; "
+            "write inherit: embeddings"
+        )
+        raise DcclipError("no layers of {} fit the student's text tower", hint, teacher.name)
+    return blocks
+
+
+def _copy_layers(student: Any, teacher: Towers) -> None:
+    source, blocks, own = _text_source(teacher), _fitting_blocks(student, teacher), student.transformer.resblocks
+    # The first layer reads the rows: half of a two-layer tower is useless without it (docs/lab-notes.md).
+    for index, block in enumerate(own):
+        block.load_state_dict(blocks[index * len(blocks) // len(own)].state_dict())
+    student.ln_final.load_state_dict(source.ln_final.state_dict())
+    positions = min(len(student.positional_embedding), len(source.positional_embedding))
+    student.positional_embedding[:positions] = source.positional_embedding[:positions]
+    new, old = student.text_projection, source.text_projection
+    if isinstance(new, Tensor) and isinstance(old, Tensor) and new.shape == old.shape:
+        new.copy_(old)
+
+
+# ---- whole image towers, for a text tower that learns the space of a model in use
+
+
+def check_image_source(teacher: Towers) -> OpenClipTowers:
+    """The teacher, if its image tower can be a student's. Raises DcclipError for models of other libraries."""
+    if isinstance(teacher, OpenClipTowers):
+        return teacher
+    what = Message("student.image: teacher needs an open_clip model, and {} is one of another library", teacher.name)
+    raise DcclipError(what, "name open_clip's version of the model, as in {{kind: open_clip, model: hf-hub:ORG/NAME}}")
+
+
+def teacher_image_config(model: str, teacher: OpenClipTowers) -> dict[str, Any]:
+    """A student's `model_cfg` without its text tower, as the teacher `model` has it: a directory, hub or own name."""
+    if Path(model).is_dir():
+        found = open_clip_config(Path(model))["model_cfg"]
+    elif model.startswith("hf-hub:"):
+        folder = require_file(model.removeprefix("hf-hub:"), CONFIG).parent
+        found = open_clip_config(folder, on_hub=True)["model_cfg"]
+    else:
+        import open_clip
+
+        found = open_clip.get_model_config(model.rpartition("/")[0])
+    config = {key: found[key] for key in _SHARED if key in found}
+    config["vision_cfg"] = {**config["vision_cfg"]}
+    if "timm_model_pretrained" in config["vision_cfg"]:
+        config["vision_cfg"]["timm_model_pretrained"] = False
+    # open_clip sets this by the weights' tag as well, so the configuration is not enough.
+    if any(type(module).__name__ == "QuickGELU" for module in teacher.model.visual.modules()):
+        config["quick_gelu"] = True
+    return config
+
+
+@torch.no_grad()
+def copy_image_tower(model: Any, teacher: OpenClipTowers) -> None:
+    """Give open_clip's `model` the teacher's image tower and its temperature.
+
+    Raises DcclipError unless the copy computes the same.
+    """
+    source: Any = teacher.model
+    model.visual.load_state_dict(source.visual.state_dict())
+    model.logit_scale.copy_(source.logit_scale)
+    if model.logit_bias is not None:
+        model.logit_bias.copy_(source.logit_bias)
+    side = model.visual.image_size
+    height, width = side if isinstance(side, tuple | list) else (side, side)
+    pixels = torch.linspace(-1, 1, 3 * height * width, device=source.logit_scale.device).view(1, 3, height, width)
+    training = model.training
+    own = model.eval().visual(pixels.cpu())
+    model.train(training)
+    if not torch.allclose(own, source.visual(pixels).cpu(), rtol=1e-3, atol=1e-4):
+        what = Message(
+            "{}: its image tower does not compute the same when it is built from its configuration", teacher.name
+        )
+        raise DcclipError(what, "use a model whose open_clip_config.json describes its image tower in full")
+
+
+# ---- image towers cut out of larger ones, of timm's EfficientNet family (EfficientNet-Lite, MobileNetV2, MnasNet, ...)
+# These are a stem, stages of depthwise-separable and inverted residual blocks, and a head. In both kinds of blocks
+# `conv_pw` mixes the input channels. The idea is TinyCLIP's weight inheritance, there for transformers.
+
+
+@torch.no_grad()
+def inherit_image_tower(visual: Any, teacher: Towers) -> None:
+    """Give open_clip's image tower `visual` the most important channels of the teacher's, and blocks at even distances.
+
+    The importance of a channel is the standard deviation that batch norm gives it, |gamma|, times the L2 norm of the
+    weights that read it; of a stage's output, both are taken over all blocks that write and read it. Of more blocks
+    than a stage of the teacher has, the last ones add nothing at first. Larger depthwise kernels are cropped to the
+    centre. The projection is copied if it has the same shape. Raises DcclipError if `visual` does not fit.
+    """
+    check_inherits_images(visual, teacher)
+    source = teacher.model.visual
+    readers = [layer.weight for layer in source.head.modules() if isinstance(layer, torch.nn.Linear)][:1]
+    _cut(visual.trunk, source.trunk, readers)
+    if _shapes(visual.head) == _shapes(source.head):
+        visual.head.load_state_dict(source.head.state_dict())
+
+
+def check_inherits_images(visual: Any, teacher: Towers) -> None:
+    """Raise DcclipError unless `visual` can be cut out of the teacher's image tower, by the shapes of both."""
+    trunk = getattr(getattr(getattr(teacher, "model", None), "visual", None), "trunk", None)
+    if reason := _misfit(visual.trunk, trunk):
+        what = Message("the network cannot be cut out of the image tower of {}: {}", teacher.name, reason)
+        raise DcclipError(
+            what, "use a smaller network of its family, such as mobilenetv2_050 for efficientnet_lite0, or omit inherit"
+        )
+
+
+def _misfit(own: Any, teacher: Any) -> Message | None:
+    if not _is_of_family(own):
+        return Message("it is not of timm's EfficientNet family")
+    if not _is_of_family(teacher):
+        return Message("the teacher's is not of timm's EfficientNet family")
+    if len(own.blocks) != len(teacher.blocks):
+        return Message("it has {} stages instead of {}", len(own.blocks), len(teacher.blocks))
+    for number, (mine, theirs) in enumerate(zip(own.blocks, teacher.blocks, strict=True)):
+        for block, origin in zip(mine, _origins(theirs, len(mine)), strict=True):
+            if origin is None and not block.has_skip:
+                return Message("its stage {} has too many blocks", number)
+            if origin is not None and _kind(block) != _kind(origin):
+                return Message("its stage {} has other blocks", number)
+            if origin is not None and _is_wider(block, origin):
+                return Message("its stage {} is wider", number)
+    return Message("its head is wider") if own.conv_head.out_channels > teacher.conv_head.out_channels else None
+
+
+def _is_of_family(trunk: Any) -> bool:
+    # Unlike these, a ViT has no `conv_head`, and its blocks are in no stages.
+    return hasattr(trunk, "conv_head") and all(type(one).__name__ in _BLOCKS for stage in trunk.blocks for one in stage)
+
+
+def _kind(block: Any) -> tuple[type, bool]:
+    """The class of a block, and whether it has squeeze-and-excitation."""
+    return type(block), hasattr(block.se, "conv_reduce")
+
+
+def _is_wider(own: Any, teacher: Any) -> bool:
+    mine, theirs = _shapes(own), _shapes(teacher)
+    return any(width > most for name in mine for width, most in zip(mine[name][:2], theirs[name][:2], strict=True))
+
+
+def _origins(stage: Sequence[Any], count: int) -> list[Any]:
+    """For each of a student stage's `count` blocks the teacher's block, the first included; None for surplus ones."""
+    taken = min(count, len(stage))
+    return [*(stage[index * len(stage) // taken] for index in range(taken)), *[None] * (count - taken)]
+
+
+def _last(block: Any) -> tuple[Any, Any]:
+    """The convolution at the end of a block, and its batch norm."""
+    return (block.conv_pwl, block.bn3) if hasattr(block, "conv_pwl") else (block.conv_pw, block.bn2)
+
+
+def _cut(own: Any, teacher: Any, readers_of_features: Sequence[Tensor]) -> None:
+    """Copy the trunk: stem, stages and head, each with the input channels that the one before it has kept."""
+    first = teacher.blocks[0][0]
+    kept = _most_important([first.bn1], [first.conv_pw.weight], own.conv_stem.out_channels)
+    _copy((own.conv_stem, own.bn1), (teacher.conv_stem, teacher.bn1), kept)
+    nexts = [*(stage[0].conv_pw for stage in teacher.blocks[1:]), teacher.conv_head]
+    for mine, theirs, after in zip(own.blocks, teacher.blocks, nexts, strict=True):
+        readers = [*(block.conv_pw.weight for block in theirs[1:]), after.weight]
+        outputs = _most_important([_last(block)[1] for block in theirs], readers, _last(mine[0])[0].out_channels)
+        for number, (block, origin) in enumerate(zip(mine, _origins(theirs, len(mine)), strict=True)):
+            if origin is None:
+                torch.nn.init.zeros_(_last(block)[1].weight)
+            else:
+                _copy_block(block, origin, outputs if number else kept, outputs)
+        kept = outputs
+    features = _most_important([teacher.bn2], readers_of_features, own.conv_head.out_channels)
+    _copy((own.conv_head, own.bn2), (teacher.conv_head, teacher.bn2), features, kept)
+
+
+def _copy_block(own: Any, teacher: Any, inputs: Tensor, outputs: Tensor) -> None:
+    """Copy one block; of the hidden channels, those that matter most to its output."""
+    hidden = inputs
+    if hasattr(own, "conv_pwl"):
+        hidden = _most_important([teacher.bn2], [teacher.conv_pwl.weight], own.conv_pwl.in_channels)
+        _copy((own.conv_pw, own.bn1), (teacher.conv_pw, teacher.bn1), hidden, inputs)
+        _copy((own.conv_dw, own.bn2), (teacher.conv_dw, teacher.bn2), hidden)
+    else:
+        _copy((own.conv_dw, own.bn1), (teacher.conv_dw, teacher.bn1), hidden)
+    if hasattr(own.se, "conv_reduce"):
+        expand = teacher.se.conv_expand.weight
+        squeezed = expand.flatten(1).norm(dim=0).topk(own.se.conv_reduce.out_channels).indices.sort().values
+        _copy((own.se.conv_reduce, None), (teacher.se.conv_reduce, None), squeezed, hidden)
+        _copy((own.se.conv_expand, None), (teacher.se.conv_expand, None), hidden, squeezed)
+    _copy(_last(own), _last(teacher), outputs, hidden)
+
+
+def _most_important(norms: Sequence[Any], readers: Sequence[Tensor], count: int) -> Tensor:
+    """The numbers of the `count` channels with the largest |gamma| times norm of the weights that read them, ascending.
+
+    `norms` are the batch norms that write the channels, `readers` the weights (outputs, channels, ...) that read them.
+    """
+    written = torch.stack([norm.weight.float() ** 2 for norm in norms]).sum(0)
+    read = [weight.float().transpose(0, 1).flatten(1).square().sum(1) for weight in readers]
+    importance = written * torch.stack(read).sum(0) if read else written
+    return importance.topk(count).indices.sort().values
+
+
+def _copy(own: tuple[Any, Any], teacher: tuple[Any, Any], outputs: Tensor, inputs: Tensor | None = None) -> None:
+    """Copy chosen channels of a convolution, and of its batch norm. A depthwise one has no `inputs` to choose.
+
+    Of a larger kernel the centre is copied, a smaller one gets zeros around it.
+    """
+    weight = teacher[0].weight[outputs]
+    if inputs is not None:
+        weight = weight[:, inputs]
+    margin = (weight.shape[-1] - own[0].weight.shape[-1]) // 2
+    own[0].weight.copy_(torch.nn.functional.pad(weight, [-margin] * 4))
+    if own[0].bias is not None:
+        own[0].bias.copy_(teacher[0].bias[outputs])
+    if own[1] is not None:
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            getattr(own[1], name).copy_(getattr(teacher[1], name)[outputs])
