@@ -19,8 +19,8 @@ from dcclip_cli.recipe.preflight_stage import StageCheck
 from dcclip_cli.recipe.yaml import Location
 from dcclip_cli.run_dir import STAGES, RunDir, StageName, finished, has_product
 from dcclip_cli.train.losses.base import Loss
+from dcclip_cli.train.metrics_log import check_installed
 from dcclip_cli.train.options import DEFAULT_EMBED_DIM, TrainOptions
-from dcclip_cli.train.trackers import check_installed
 
 if TYPE_CHECKING:
     from dcclip_cli.model.students import StudentOptions

@@ -18,7 +18,7 @@ from dcclip_cli.options import Neutral, Options
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.run_dir import RunDir, TrainResult, finished
 from dcclip_cli.train.losses.base import Loss, TeacherLoss
-from dcclip_cli.train.trackers import TrackerName
+from dcclip_cli.train.metrics_log import TrackerName
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 _MOST_STEPS = 100_000_000
