@@ -29,8 +29,8 @@ from dcclip_cli.model.precision import Choice, choose_precision, newton_schulz_p
 from dcclip_cli.model.towers import Towers
 from dcclip_cli.progress import Progress
 from dcclip_cli.train.distributed import process_count
-from dcclip_cli.train.lazy_teacher import TeacherFacts
 from dcclip_cli.train.options import TrainOptions
+from dcclip_cli.train.teacher import TeacherFacts
 
 COMPUTED_IN = "computed_in.json"
 _LAUNCHED_WITH = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,15 @@ from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import loading_processes
 from dcclip_cli.progress import Progress, Silent, Task
 from dcclip_cli.signals import Stopped, asked, handled, noted
-from dcclip_cli.train.checkpoint import Identity, TrainState, latest_checkpoint, load_checkpoint, save_checkpoint
+from dcclip_cli.train.checkpoint import (
+    Identity,
+    TrainState,
+    latest_checkpoint,
+    load_best,
+    load_checkpoint,
+    save_best,
+    save_checkpoint,
+)
 from dcclip_cli.train.compute import Parts, make_accelerator
 from dcclip_cli.train.distributed import any_process, processes_here
 from dcclip_cli.train.loading import load_batches
@@ -29,7 +37,6 @@ from dcclip_cli.train.metrics_log import MetricsLog, StepTimer, TrackerName
 from dcclip_cli.train.optimizer import ema_weights, learning_rate_factor, make_ema, make_optimizer
 from dcclip_cli.train.options import TrainOptions
 from dcclip_cli.train.task import TrainingTask, backward, cached_backward
-from dcclip_cli.train.validation import BestCheckpoint
 
 CHANCE_STEP = 500  # after which a contrastive loss at chance level is reported
 MAX_SKIPPED_STEPS = 10  # in a row, before the run ends
@@ -78,7 +85,6 @@ class Trainer:
         self._validate = validate
         self.total_steps = options.total_steps(sampler.steps_per_epoch)
         self.accelerator = make_accelerator(options, info.device, info.unused_parameters)
-        sampler.check_shares(self.accelerator.num_processes * options.fewest_parts)
         self.device = self.accelerator.device
         task.to(self.device)
         self.optimizer = make_optimizer(task, options.optimizer)
@@ -192,14 +198,17 @@ class Trainer:
         with ema_weights(self.task.model, self.ema):
             with noted(False):
                 metrics = self._validate()
-            better = self._best.update(state.step, metrics, self.task.model, self.is_main_process)
+            if better := not state.best_metrics or _mean(metrics) > _mean(state.best_metrics):
+                state.best_step, state.best_metrics = state.step, metrics
+                if self.is_main_process:
+                    save_best(self.info.folder / "best", state, self.task.model)
         state.validations_since_best = 0 if better else state.validations_since_best + 1
         state.validation_due = False
         self._log.write(state.step, metrics)
         no_patience = options.patience is not None and state.validations_since_best >= options.patience
         [stop] = any_process(no_patience, device=self.device)
         if stop:
-            name, best = self.info.name, self._best.step
+            name, best = self.info.name, state.best_step
             self.info.progress.say(
                 Message("{}: early stopping at step {}/{} (best: step {})", name, state.step, self.total_steps, best)
             )
@@ -227,7 +236,7 @@ class Trainer:
         folder = self.info.folder
         if checkpoint := latest_checkpoint(folder / "state"):
             identity = self.info.identity
-            self.state = load_checkpoint(checkpoint, identity, self.task, self.optimizer, self.ema, self.total_steps)
+            self.state = load_checkpoint(checkpoint, identity, self.task, self.optimizer, self.ema)
             self._saved_step = self.state.step
             self.info.progress.say(
                 Message("{}: resuming from step {} of {}", self.info.name, self.state.step, self.total_steps)
@@ -236,7 +245,6 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(self.state.scaler)
         self._log = MetricsLog(folder, self.state.step, self.accelerator, self.info.track, self.info.identity)
         self._timer = StepTimer(self.state.step)
-        self._best = BestCheckpoint(folder / "best", self.state.step)
         self._guard = NonFiniteGuard(self.task, folder)
         self._parts = Parts(self.options.accumulate, self.sampler, folder, self.info.progress)
 
@@ -291,8 +299,8 @@ class Trainer:
     def _take_final_weights(self) -> None:
         """Give the task the weights to be saved: the best ones, those of the EMA or the last."""
         if self.options.keep == "best":
-            self._best.restore(self.task.model)
-            self.metrics |= {**self._best.metrics, "best_step": self._best.step}
+            load_best(self.info.folder / "best", self.task.model)
+            self.metrics |= {**self.state.best_metrics, "best_step": self.state.best_step}
         elif self.ema is not None:
             self.task.model.load_state_dict(self.ema.module.state_dict())
 
@@ -338,6 +346,10 @@ class Trainer:
         prefetch = max(1, min(4, PREFETCHED_SAMPLES // share))
         with _frozen_objects():
             return load_batches(self.collator, samples, workers, prefetch, pin_memory=self.device.type == "cuda")
+
+
+def _mean(metrics: Mapping[str, float]) -> float:
+    return sum(metrics.values()) / len(metrics)
 
 
 class NonFiniteGuard:

@@ -13,7 +13,7 @@ from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler
 from dcclip_cli.machine import cores, loading_processes
 from dcclip_cli.train.compute import Parts
-from tests.train.jobs import ENVIRONMENT, Job, Watch, elsewhere, refused, run, sha256
+from tests.train.jobs import ENVIRONMENT, Job, Watch, elsewhere, run, sha256
 
 # Runs a job until it has done three of its steps in a bit more memory than the libraries take.
 LIMITED = """
@@ -73,13 +73,6 @@ def test_parts_are_equal_at_least_twice_as_many_and_stay_for_a_resumed_run(pairs
         with pytest.raises(type(error)) as raised:
             one.split(step, error)
         assert raised.value is error
-
-
-def test_a_batch_whose_pairs_are_compared_stays_whole(aligning: Job, distilling: Job) -> None:
-    with refused("accumulate: is auto, and task compares the pairs", "gradient_cache: true"):
-        run(elsewhere(aligning, "a", {"accumulate": "auto"}))
-    with refused("accumulate: is auto, and similarity compares the pairs", "gradient_cache: true"):
-        run(elsewhere(distilling, "b", {"accumulate": "auto", "losses": [{"kind": "similarity"}]}))
 
 
 def test_loading_processes_are_one_on_the_cpu_and_the_other_cores_on_a_gpu() -> None:
