@@ -28,7 +28,7 @@ def loaders(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     """What dcclip reads back, by kind."""
     here, (model, optimizer) = tmp_path_factory.mktemp("written"), trained(seed=0)
     save_checkpoint(here / "state", TrainState(step=3), {"名": "red"}, model, optimizer)
-    save_best(here / "best", TrainState(step=3, best_step=3, best_metrics={"top1_zh": 0.5}), model)
+    save_best(here / "best", 3, {"top1_zh": 0.5}, model)
     shutil.copytree(model_folder, here / "model")
     source = resolve(str(model_folder))
     for format in ("onnx", "transformers"):

@@ -119,13 +119,16 @@ class Preflight:
 
     def _ask(self, at: Location, question: Callable[[], T]) -> T | None:
         """The answer about the value at a key; None, and a problem, where it raises DcclipError."""
-        if any(at[: len(missing)] == missing for missing in self._missing):
+        if self._is_missing(at):
             return None
         try:
             return question()
         except DcclipError as error:
             self._add(at, error)
             return None
+
+    def _is_missing(self, at: Location) -> bool:
+        return any(at[: len(missing)] == missing for missing in self._missing)
 
     def _add(self, at: Location, error: DcclipError) -> None:
         line: str = self.loaded.line(at, error.what)
@@ -273,7 +276,7 @@ class Preflight:
         setup, context = stage.setup, stage.context
         comes = context.start == self.run_dir.model("distill") and "distill" in self.needed
         for key, problem in problems(setup, context):
-            if not (comes and key[-1] == "start"):
+            if not (comes and key[-1] == "start") and not self._is_missing(key):
                 self._add(key, problem)
         data = {kind: one for kind in setup.sizes if (one := self._preview(stage, kind))}
         self._check_sizes(setup, data)

@@ -153,14 +153,14 @@ def load_checkpoint(
     return state
 
 
-def save_best(folder: Path, state: TrainState, model: nn.Module) -> None:
-    """Write the best weights so far to `folder`."""
+def save_best(folder: Path, step: int, metrics: Mapping[str, float], model: nn.Module) -> None:
+    """Write the best weights so far, and the step and metrics of their validation, to `folder`."""
     from safetensors.torch import save_file
 
     with atomic_folder(folder) as temporary:
         weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         save_file(weights, temporary / WEIGHTS)
-        write_record(temporary / METRICS, {"step": state.best_step, "metrics": state.best_metrics})
+        write_record(temporary / METRICS, {"step": step, "metrics": metrics})
 
 
 def load_best(folder: Path, model: nn.Module) -> None:

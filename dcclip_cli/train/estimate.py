@@ -95,7 +95,7 @@ class StageWork:
     def questions(self) -> Iterator[Question]:
         """What is asked by key of the stage before it begins: a wrong value raises DcclipError."""
         options = self.setup.options
-        for number, loss in enumerate(self.setup.losses[self.setup.task :]):
+        for number, loss in enumerate(self.setup.listed_losses):
             at, teacher = ("losses", number), loss.teacher if isinstance(loss, TeacherLoss) else 0
             if loss.student_layers_needed:
                 yield (*at, "student_layers"), partial(widths, self.student, loss.student_layers_needed)

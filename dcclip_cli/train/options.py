@@ -249,6 +249,11 @@ class StageSetup:
     max_logit_scale: float = 100.0
     half: bool = False
 
+    @property
+    def listed_losses(self) -> tuple[Loss, ...]:
+        """The losses that the recipe lists, without align's own contrastive loss, which is the first."""
+        return self.losses[1:] if self.task else self.losses
+
 
 def sizes_per_step(options: TrainOptions, data: DataOptions, images: int | None, texts: int | None) -> dict[Needs, int]:
     """Samples per step of each kind of data that there is. None for images or texts: as many as pairs; 0: none."""
@@ -267,29 +272,29 @@ def problems(setup: StageSetup, context: StageContext) -> Iterator[Problem]:
     """What keeps a stage from running, as far as its options tell."""
     stage, options = setup.name, setup.options
     if not setup.sizes:
-        hint = "set data.train, or leave images_per_step: 0 and texts_per_step: 0 out"
+        hint = Message("set data.train, or leave images_per_step: 0 and texts_per_step: 0 out")
         yield (stage,), DcclipError("a step has no pairs, no images and no texts", hint)
     if options.precision == "fp16" and context.device == "cpu":
-        hint = "set precision: auto, which is bf16 where the processor has it"
+        hint = Message("set precision: auto, which is bf16 where the processor has it")
         yield (stage, "precision"), DcclipError("fp16 needs a GPU, and this runs on the CPU", hint)
     if options.validate_every_steps and context.data.validation is None:
-        what = "needs pairs to validate on, and there is no data.validation"
+        what = Message("needs pairs to validate on, and there is no data.validation")
         yield (stage, "validate_every_steps"), DcclipError(what, "set data.validation")
     inside = ", ".join(loss.kind for loss in setup.losses if not loss.embeddings_only)
     if options.gradient_cache and inside:
         what = Message("needs losses on embeddings, and {} uses features inside the towers", inside)
-        hint = "remove one of them; accumulate alone saves memory as well"
+        hint = Message("remove one of them; accumulate alone saves memory as well")
         yield (stage, "gradient_cache"), DcclipError(what, hint)
     comparing = ", ".join(loss.kind for loss in setup.losses if loss.compares)
     if options.accumulate == "auto" and not options.gradient_cache and comparing:
         what = Message("is auto, and {} compares the pairs of a batch, which must stay whole", comparing)
         yield (stage, "accumulate"), DcclipError(what, "set gradient_cache: true, or accumulate to a number")
-    for number, loss in enumerate(setup.losses[setup.task :]):
+    for number, loss in enumerate(setup.listed_losses):
         if error := loss.problem(setup.sizes, len(context.teachers(options))):
             yield (stage, "losses", number), error
     if context.start is not None and not context.start.is_dir():
         what = Message("align starts from {}, which does not exist", context.start)
-        hint = "run stage 1 first: dcclip distill RECIPE; or name a model directory, or scratch"
+        hint = Message("run stage 1 first: dcclip distill RECIPE; or name a model directory, or scratch")
         yield (stage, "start"), DcclipError(what, hint)
     if (student := context.new_student) and context.teacher is None:
         for key in student.from_teacher:

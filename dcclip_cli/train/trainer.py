@@ -68,8 +68,8 @@ class RunInfo:
 class Trainer:
     """Trains a task in place, with checkpoints under `info.folder/state` from which it resumes.
 
-    Of a step, the host reads one number from the device: whether the step is finite. Loss terms and the gradient norm
-    are read when they are logged.
+    Of a step, the host reads one number from the device: whether the step is finite; of several processes also how many
+    texts each has. Loss terms and the gradient norm are read when they are logged.
     """
 
     def __init__(
@@ -199,9 +199,9 @@ class Trainer:
             with noted(False):
                 metrics = self._validate()
             if better := not state.best_metrics or _mean(metrics) > _mean(state.best_metrics):
-                state.best_step, state.best_metrics = state.step, metrics
                 if self.is_main_process:
-                    save_best(self.info.folder / "best", state, self.task.model)
+                    save_best(self.info.folder / "best", state.step, metrics, self.task.model)
+                state.best_step, state.best_metrics = state.step, metrics
         state.validations_since_best = 0 if better else state.validations_since_best + 1
         state.validation_due = False
         self._log.write(state.step, metrics)
