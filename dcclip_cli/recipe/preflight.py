@@ -174,7 +174,7 @@ class Preflight:
         options = recipe.align
         assert options is not None
         used = self._ask(("align",), partial(align.used, context, options))
-        return used and Stage(align.set_up(options, used), used)
+        return Stage(align.set_up(options, used), used) if used else None
 
     def _open_teachers(self, stages: Sequence[Stage]) -> dict[str, Towers]:
         """The teachers that are used, without weights, by their `model`, as far as they are here."""

@@ -166,7 +166,7 @@ class Parts:
         self._sampler, self._folder, self._progress = sampler, folder, progress
         self._auto = asked == "auto"
         # From which step on, and how many.
-        self._numbers: list[list[int]] = decided(folder, "accumulate", lambda: [[0, 1]]) if self._auto else [[0, asked]]
+        self._numbers = [[0, asked]] if asked != "auto" else decided(folder, "accumulate", lambda: [[0, 1]])
         sampler.check_shares(process_count() * self._numbers[-1][1])  # there were other processes before
 
     def at(self, step: int) -> int:

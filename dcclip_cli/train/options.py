@@ -18,7 +18,7 @@ from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.options import Neutral, Options
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.run_dir import RunDir, TrainResult, finished
-from dcclip_cli.train.losses.base import Loss, Needs, Tower
+from dcclip_cli.train.losses.base import Loss, Tower
 from dcclip_cli.train.metrics_log import TrackerName
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -242,7 +242,7 @@ class StageSetup:
     name: StageKind
     options: TrainOptions
     losses: tuple[Loss, ...]
-    sizes: Mapping[Needs, int]
+    sizes: Mapping[str, int]
     task: bool = False
     distinct_captions: bool = False
     lock: Tower | None = None
@@ -255,9 +255,9 @@ class StageSetup:
         return self.losses[1:] if self.task else self.losses
 
 
-def sizes_per_step(options: TrainOptions, data: DataOptions, images: int | None, texts: int | None) -> dict[Needs, int]:
+def sizes_per_step(options: TrainOptions, data: DataOptions, images: int | None, texts: int | None) -> dict[str, int]:
     """Samples per step of each kind of data that there is. None for images or texts: as many as pairs; 0: none."""
-    found: dict[Needs, int] = {} if data.train is None else {"pairs": options.batch_size}
+    found: dict[str, int] = {} if data.train is None else {"pairs": options.batch_size}
     if data.images is not None and images != 0:
         found["images"] = images or options.batch_size
     if data.texts is not None and texts != 0:

@@ -125,7 +125,7 @@ class FeatureReader:
         try:
             return self._read(batch)
         except MissingRows:
-            what = Message("features of a teacher are gone from {}", self.texts.folder.parent)
+            what = Message("features of a teacher are gone from {} or {}", self.images.folder, self.texts.folder)
             raise DcclipError(what, "run the same command again: those that are missing are computed") from None
 
     def _read(self, batch: Batch) -> StoredFeatures:

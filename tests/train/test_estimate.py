@@ -125,7 +125,7 @@ def bytes_of(work: StageWork, options: TrainOptions, data: Preview, losses: tupl
     ],
 )
 def test_rows_are_those_that_steps_reach_and_captions_that_are_chosen(
-    works: list[StageWork], options: dict[str, Any], sizes: dict[Any, int], rows: Rows
+    works: list[StageWork], options: dict[str, Any], sizes: dict[str, int], rows: Rows
 ) -> None:
     pairs = Preview(1_000_000, [{"zh": ("猫", "一只猫", "猫咪"), "en": ("cat",)}])
     data = {"pairs": pairs, "images": Preview(20, [{"zh": (), "en": ()}])}
@@ -138,7 +138,7 @@ def test_an_epoch_is_one_of_the_first_kind_of_data_and_two_checkpoints_and_the_m
 ) -> None:
     best = TrainOptions(epochs=1.5, ema=0.9, keep="best", validate_every_steps=1)
     setup, data = works[0].setup, {"pairs": Preview(1_000, []), "texts": Preview(7, [])}
-    sizes: dict[Any, int] = {"pairs": 64, "texts": 7}
+    sizes: dict[str, int] = {"pairs": 64, "texts": 7}
     work = replace(works[0], setup=replace(setup, options=best, sizes=sizes), data=data)
     assert work.steps == 23  # 1.5 times 15
     parameters = work.student.parameters_count()
