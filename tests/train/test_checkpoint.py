@@ -16,7 +16,6 @@ from dcclip_cli.train.checkpoint import (
     save_checkpoint,
     telling_saved_step,
 )
-from tests.records import rewrite
 from tests.train.jobs import refused
 
 THIS = {"options": {"lr": 1e-3, "steps": 6}, "seed": 0}
@@ -91,26 +90,3 @@ def test_a_checkpoint_of_another_recipe_is_refused_with_both_hints(tmp_path: Pat
     error = rf"{tmp_path / 'state'} was saved by another recipe, .*: options\.lr, seed changed"
     with refused(error, "undo the change to resume, or start over with --fresh"):
         load_checkpoint(tmp_path / "state" / "step-00000003", THAT, *trained(seed=0))
-
-
-@pytest.mark.parametrize(
-    ("changes", "complaint"),
-    [
-        ({"step": -1}, r"state\.json: step: input should be greater than or equal to 0 \(got -1\)"),
-        ({"step": "3"}, r"state\.json: step: input should be a valid integer \(got '3'\)"),
-        ({"scaler": [1]}, r"state\.json: scaler: input should be a valid dictionary"),
-        ({"identity": None}, "was saved by another recipe, .*: everything changed"),
-    ],
-)
-def test_a_state_that_no_run_writes_is_refused(tmp_path: Path, changes: dict[str, Any], complaint: str) -> None:
-    save_checkpoint(tmp_path, TrainState(step=3), THIS, *trained(seed=0))
-    rewrite(tmp_path / "step-00000003", "state.json", **changes)
-    with refused(complaint, "start over with --fresh"):
-        load_checkpoint(tmp_path / "step-00000003", THIS, *trained(seed=0))
-
-
-def test_a_checkpoint_replaces_whatever_else_is_in_its_folder(tmp_path: Path) -> None:
-    (tmp_path / "step-00000001").touch()
-    (tmp_path / ".step-00000002.1.partial").mkdir()
-    save_checkpoint(tmp_path, TrainState(step=3), THIS, *trained(seed=0))
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
