@@ -14,8 +14,7 @@ from dcclip_cli.exporters.export import ExportOptions, export
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.predict.onnx_encoder import OnnxEncoder
-from dcclip_cli.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
-from dcclip_cli.train.validation import BestCheckpoint
+from dcclip_cli.train.checkpoint import TrainState, load_best, load_checkpoint, save_best, save_checkpoint
 from tests.damage import damage
 from tests.train.jobs import refused
 from tests.train.test_checkpoint import trained
@@ -29,7 +28,7 @@ def loaders(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     """What dcclip reads back, by kind."""
     here, (model, optimizer) = tmp_path_factory.mktemp("written"), trained(seed=0)
     save_checkpoint(here / "state", TrainState(step=3), {"名": "red"}, model, optimizer)
-    BestCheckpoint(here / "best", 0).update(3, {"top1_zh": 0.5}, model, write=True)
+    save_best(here / "best", 3, {"top1_zh": 0.5}, model)
     shutil.copytree(model_folder, here / "model")
     source = resolve(str(model_folder))
     for format in ("onnx", "transformers"):
@@ -39,7 +38,7 @@ def loaders(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     other = resolve(f"hf:{here / 'transformers'}")
     return {
         "state": (state, lambda: load_checkpoint(state, {"名": "red"}, *trained(seed=1, steps=0))),
-        "best weights": (here / "best", lambda: BestCheckpoint(here / "best", 3).restore(model)),
+        "best weights": (here / "best", lambda: load_best(here / "best", model)),
         "model directory": (here / "model", lambda: load_model(here / "model")),
         "bundle": (here / "onnx", lambda: OnnxEncoder(here / "onnx", "cpu")),
         "transformers export": (here / "transformers", lambda: load_transformers(other.path)),

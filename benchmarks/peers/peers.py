@@ -28,8 +28,8 @@ from variants import BATCH_SIZE, LANGUAGES, RECIPE, ROOT, Figures, Variant, figu
 
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.recipe.load import load
-from dcclip_cli.train.feature_shapes import widths
 from dcclip_cli.train.student import new_student
+from dcclip_cli.train.teacher import widths
 
 ICL_SCALE = 1 / 0.07
 VARIANTS = (

@@ -21,8 +21,8 @@ import open_clip_trainer
 
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.recipe.load import load
-from dcclip_cli.train.feature_shapes import widths
 from dcclip_cli.train.student import new_student
+from dcclip_cli.train.teacher import widths
 
 RECIPE = Path(__file__).with_name("small.yaml")
 BATCH_SIZE = 128

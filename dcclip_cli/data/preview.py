@@ -38,10 +38,6 @@ class Preview:
     image: bytes | None = None
     exact: bool = False
 
-    def captions_per_sample(self, languages: tuple[Language, ...]) -> float:
-        """The mean number of captions in these languages."""
-        return sum(len(one[language]) for one in self.captions for language in languages) / len(self.captions)
-
     def bytes_per_caption(self, languages: tuple[Language, ...]) -> float:
         """The mean length of a caption in UTF-8; 0 if there are none."""
         texts = [text for one in self.captions for language in languages for text in one[language]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -19,6 +19,20 @@ from dcclip_cli.run_dir import RunDir
 
 Sample = tuple[int, int]  # index in the dataset, epoch
 _LOOKS = 8  # samples that wait and are looked at in a step, for each sample of a batch
+
+
+def check_size(size: int, samples: int) -> None:
+    """Raise DcclipError for more samples per step than there are."""
+    if size > samples:
+        what = Message("{} samples per step are more than the data has ({})", size, samples)
+        raise DcclipError(what, "make batch_size smaller, or images_per_step or texts_per_step where these are set")
+
+
+def check_shares(size: int, parts: int) -> None:
+    """Raise DcclipError unless the samples of a step can be split into so many equal parts."""
+    if size % parts:
+        what = Message("{} samples per step cannot be split into {} equal parts", size, parts)
+        raise DcclipError(what, "make them a multiple of {}: of accumulate and the processes that train", parts)
 
 
 @dataclass(frozen=True)
@@ -40,9 +54,7 @@ class EpochBatchSampler:
     first: int = 0
 
     def __post_init__(self) -> None:
-        if not self.steps_per_epoch:
-            what = Message("batch_size {} is larger than the data ({} samples)", self.batch_size, len(self.dataset))
-            raise DcclipError(what, "make batch_size smaller")
+        check_size(self.batch_size, len(self.dataset))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -161,12 +173,10 @@ class MixedBatchSampler:
     def steps_per_epoch(self) -> int:
         return self.samplers[0].steps_per_epoch
 
-    def check_shares(self, processes: int) -> None:
-        """Raise DcclipError unless the batches of every sampler can be split equally among the processes."""
+    def check_shares(self, parts: int) -> None:
+        """Raise DcclipError unless the batches of every sampler can be split into so many equal parts."""
         for sampler in self.samplers:
-            if sampler.batch_size % processes:
-                what = Message("batch_size {} cannot be split among {} processes", sampler.batch_size, processes)
-                raise DcclipError(what, "make it a multiple of the number of processes")
+            check_shares(sampler.batch_size, parts)
 
     def share(self, start_step: int, steps: int, process: int = 0, processes: int = 1) -> Iterator[list[Sample]]:
         """The samples that one of `processes` gets in each step of [start_step, steps): its share of every sampler."""
@@ -187,21 +197,6 @@ class MixedBatchSampler:
 
 
 @dataclass(frozen=True)
-class StageData:
-    """The data that a stage uses, and how much of each kind per step.
-
-    None for images or texts per step: as many as pairs; 0: none. With `distinct_captions` no two pairs of a step have
-    the same first caption.
-    """
-
-    options: DataOptions
-    batch_size: int
-    images_per_step: int | None = None
-    texts_per_step: int | None = None
-    distinct_captions: bool = False
-
-
-@dataclass(frozen=True)
 class TrainingData:
     """One dataset of all samples, the sampler of its batches, and the datasets by kind: pairs, images, texts."""
 
@@ -210,32 +205,36 @@ class TrainingData:
     datasets: dict[str, PairDataset]  # only pairs may have embeddings in place of images
 
 
-def open_training_data(stage: StageData, run: RunDir, seed: int, progress: Progress | None = None) -> TrainingData:
-    """The data of a stage. Raises DcclipError where any of it cannot be loaded."""
-    data = stage.options
+def open_training_data(
+    data: DataOptions,
+    sizes: Mapping[str, int],
+    run: RunDir,
+    seed: int,
+    progress: Progress | None = None,
+    distinct_captions: bool = False,
+) -> TrainingData:
+    """The data of a stage, whose `sizes` are the samples per step of each kind: pairs, images, texts.
+
+    With `distinct_captions` no two pairs of a step have the same first caption. Raises DcclipError where any of it
+    cannot be loaded.
+    """
     datasets: dict[str, PairDataset] = {}
-    if data.train is not None:
+    if "pairs" in sizes and data.train is not None:
         collected = run.stage("collect")
         if data.train == COLLECTED and not collected.is_dir():
             raise DcclipError("data.train is 'collect', but nothing has been collected", "run: dcclip collect RECIPE")
         source = collected if data.train == COLLECTED else data.train
         datasets["pairs"] = open_pairs(source, data.columns, progress, data.cache_bytes)
-    if data.images is not None and stage.images_per_step != 0:
+    if "images" in sizes and data.images is not None:
         datasets["images"] = open_images(data.images, data.columns, progress, data.cache_bytes)
-    if data.texts is not None and stage.texts_per_step != 0:
+    if "texts" in sizes and data.texts is not None:
         texts = open_texts(data.texts, data.columns, progress)
         datasets["texts"] = with_phrases(texts, data.phrases) if data.phrases else texts
-    if not datasets:
-        hint = Message("set data.train, or leave images_per_step: 0 and texts_per_step: 0 out")
-        raise DcclipError("a step has no pairs, no images and no texts", hint)
-    sizes = {"images": stage.images_per_step, "texts": stage.texts_per_step}
     joined = ConcatDataset(list(datasets.values()))
     samplers = []
     for number, (kind, dataset) in enumerate(datasets.items()):
         own_seed = seed + (number << 32)  # equal sizes must not mean equal orders
-        size = sizes.get(kind) or stage.batch_size
-        distinct = kind == "pairs" and stage.distinct_captions
-        first = joined.firsts[number]
-        samplers.append(EpochBatchSampler(dataset, size, own_seed, data.shuffle_window, distinct, first))
+        distinct, first = kind == "pairs" and distinct_captions, joined.firsts[number]
+        samplers.append(EpochBatchSampler(dataset, sizes[kind], own_seed, data.shuffle_window, distinct, first))
     dataset = joined if len(datasets) > 1 else next(iter(datasets.values()))
     return TrainingData(dataset, MixedBatchSampler(tuple(samplers)), datasets)

@@ -31,16 +31,10 @@ def blank_student(options: StudentOptions, embed_dim: int) -> OpenClipTowers:
 
     Raises DcclipError for a network that does not exist, or cannot be built or used as the options say.
     """
-    from open_clip.model import CustomTextCLIP
-
     image = options.image
     assert isinstance(image, ImageTower)
     config = model_config(options, options.embed_dim or embed_dim, options.text.vocabulary.size)
-    with (
-        library_errors(Message("{} cannot be built", image.timm), _other_size(image.timm)),
-        torch.device("meta"),
-    ):
-        model = CustomTextCLIP(**{key: value for key, value in config.items() if key != "custom_text"})
+    model = _built(config, Message("{} cannot be built", image.timm), _other_size(image.timm))
     towers = OpenClipTowers(model, _one_word, preprocessing_of(image), image.timm, "")
     check_size(towers, image.timm, image.size)
     return towers
@@ -51,20 +45,20 @@ def blank_text_student(options: StudentOptions, teacher: Teacher, towers: Towers
 
     Raises DcclipError for a teacher whose image tower cannot be a student's.
     """
-    from open_clip.model import CustomTextCLIP
-
-    source = check_image_source(towers)
-    folder = local_folder(teacher)
+    source, folder = check_image_source(towers), local_folder(teacher)
     if folder is None:
         return None
     images = teacher_image_config(str(folder), source)
     config = model_config(options, images["embed_dim"], options.text.vocabulary.size, images)
-    with (
-        library_errors(Message("the image tower of {} cannot be built", towers.name), COPY_AGAIN),
-        torch.device("meta"),
-    ):
-        model = CustomTextCLIP(**{key: value for key, value in config.items() if key != "custom_text"})
+    model = _built(config, Message("the image tower of {} cannot be built", towers.name), COPY_AGAIN)
     return OpenClipTowers(model, _one_word, source.match_preprocessing(), towers.name, "")
+
+
+def _built(config: dict[str, Any], what: str, hint: str) -> Any:
+    from open_clip.model import CustomTextCLIP
+
+    with library_errors(what, hint), torch.device("meta"):
+        return CustomTextCLIP(**{key: value for key, value in config.items() if key != "custom_text"})
 
 
 def check_image_weights(towers: OpenClipTowers, image: ImageTower) -> None:

@@ -171,6 +171,17 @@ class StudentOptions(Options):
         return isinstance(self.image, ImageTower) and self.image.inherit == "teacher"
 
     @property
+    def from_teacher(self) -> list[tuple[str, ...]]:
+        """The keys of what is taken from the teacher: towers, initial weights, vocabulary."""
+        taken = {
+            ("image",): self.keeps_images,
+            ("image", "inherit"): self.inherits_images,
+            ("text", "inherit"): self.text.inherit != "nothing",
+            ("text", "vocabulary", "from"): self.text.vocabulary.source == "teacher",
+        }
+        return [key for key, is_taken in taken.items() if is_taken]
+
+    @property
     def inherits(self) -> bool:
         """Whether any of its initial weights are the teacher's."""
         return self.text.inherit != "nothing" or self.keeps_images or self.inherits_images

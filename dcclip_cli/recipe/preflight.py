@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from dcclip_cli.data.options import COLLECTED
-from dcclip_cli.data.preview import Preview, preview_images, preview_pairs, preview_texts
+from dcclip_cli.data.options import COLLECTED, DataOptions
+from dcclip_cli.data.pair import Language
+from dcclip_cli.data.preview import Preview, languages_in, preview_images, preview_pairs, preview_texts
+from dcclip_cli.data.samplers import check_shares, check_size
 from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import cache_folder, free_bytes
 from dcclip_cli.model.hub_models import check_model, check_timm
+from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.recipe.load import LoadedRecipe, check_finished
-from dcclip_cli.recipe.preflight_stage import StageCheck
 from dcclip_cli.recipe.yaml import Location
 from dcclip_cli.run_dir import STAGES, RunDir, StageName, finished, has_product
-from dcclip_cli.train.losses.base import Loss
-from dcclip_cli.train.options import DEFAULT_EMBED_DIM, TrainOptions
-from dcclip_cli.train.trackers import check_installed
+from dcclip_cli.train import align, distill
+from dcclip_cli.train.metrics_log import check_installed
+from dcclip_cli.train.options import DEFAULT_EMBED_DIM, StageContext, StageSetup, TrainOptions, problems
 
 if TYPE_CHECKING:
-    from dcclip_cli.model.students import StudentOptions
     from dcclip_cli.model.towers import OpenClipTowers, Towers
     from dcclip_cli.train.estimate import StageWork
 
 T = TypeVar("T")
-_TRAINING_DATA: Mapping[str, Callable[..., Preview]] = {
+_LOOKS: Mapping[str, Callable[..., Preview]] = {
     "train": preview_pairs,
     "validation": preview_pairs,
     "images": preview_images,
     "texts": preview_texts,
 }
+_KINDS = {"pairs": "train", "images": "images", "texts": "texts"}  # of data, by their key in the section data
+_SIZES = {"pairs": "batch_size", "images": "images_per_step", "texts": "texts_per_step"}
+_CACHE_HINT = Message(
+    "free some space, set DCCLIP_CACHE to a folder on a larger disk, lower augmentations, or set teacher_cache: false"
+)
+_RUN_HINT = Message("free some space, or write to another disk with --out")
 
 
 def check(
@@ -92,30 +99,36 @@ class Preflight:
 
     def run(self) -> list[DcclipError]:
         """Every problem, with the place and key in the recipe."""
+        recipe = self.loaded.recipe
         sections = {name for stage in STAGES if stage.name in self.needed for name in (stage.name, *stage.made_from)}
         self._missing = {at: line for at, line in self.loaded.missing_files().items() if at[0] in sections}
         hint = Message("fix the paths; those in --set are relative to this folder, others to the recipe's own")
         self.problems += [DcclipError(line, hint) for line in self._missing.values()]
-        data = self._data()
-        teachers = self._teachers()
-        student = self._student(teachers)
+        self._previews = self._data()
+        given = {name: self._set_up(name) for name in ("distill", "align") if name in self.needed}
+        stages = [one for one in given.values() if one is not None]
+        self._teachers = self._open_teachers(stages)
+        student = self._student(stages) if recipe.student and stages else None
         self._tests()
         self._export()
-        for number, tracker in enumerate(self.loaded.recipe.track if self._training() else ()):
+        for number, tracker in enumerate(recipe.track if stages else ()):
             self._ask(("track", number), partial(check_installed, tracker))
-        for stage in self._training():
-            self._stage(stage, data, teachers, student)
+        for stage in stages:
+            self._stage(stage, student)
         return self.problems
 
     def _ask(self, at: Location, question: Callable[[], T]) -> T | None:
         """The answer about the value at a key; None, and a problem, where it raises DcclipError."""
-        if any(at[: len(missing)] == missing for missing in self._missing):
+        if self._is_missing(at):
             return None
         try:
             return question()
         except DcclipError as error:
             self._add(at, error)
             return None
+
+    def _is_missing(self, at: Location) -> bool:
+        return any(at[: len(missing)] == missing for missing in self._missing)
 
     def _add(self, at: Location, error: DcclipError) -> None:
         line: str = self.loaded.line(at, error.what)
@@ -124,138 +137,110 @@ class Preflight:
         if all(line != problem.what for problem in self.problems):  # one data set has a name for each language
             self.problems.append(DcclipError(line, error.hint))
 
-    def _training(self) -> list[StageName]:
-        return [stage.name for stage in STAGES if stage.trains and stage.name in self.needed]
-
-    def _options(self, stage: StageName) -> TrainOptions:
-        options: TrainOptions = getattr(self.loaded.recipe, stage)
-        return options
-
-    def _losses(self, stage: StageName) -> tuple[Loss, ...]:
-        return tuple(getattr(self.loaded.recipe, stage).losses)
+    # ---- what several stages share
 
     def _data(self) -> dict[str, Preview]:
         """A first look at the data, by kind."""
-        data, found = self.loaded.recipe.data, {}
-        collect = self.loaded.recipe.collect if "collect" in self.needed else None
-        if collect and all(at[:2] != ("collect", "sources") for at in self._missing):
+        recipe, found = self.loaded.recipe, dict[str, Preview | None]()
+        data, trains = recipe.data, {"distill", "align"} & {*self.needed}
+        if (
+            recipe.collect
+            and "collect" in self.needed
+            and all(at[:2] != ("collect", "sources") for at in self._missing)
+        ):
             from dcclip_cli.curation.collect import preview
 
-            to_collect = self._ask(("collect", "sources"), partial(preview, collect))
+            to_collect = self._ask(("collect", "sources"), partial(preview, recipe.collect))
             found["train"] = to_collect if data and data.train == COLLECTED else None
-        if data is None or not (self._training() or "export" in self.needed):
+        if data is None or not (trains or "export" in self.needed):
             return {}
-        for kind, look in _TRAINING_DATA.items():
+        for kind, look in _LOOKS.items():
             path = getattr(data, kind)
             if path and path != COLLECTED:
                 found[kind] = self._ask(("data", kind), partial(look, path, columns=data.columns))
-        align = self.loaded.recipe.align
-        if "align" in self.needed and align and align.train:
-            found["align"] = self._ask(("align", "train"), partial(preview_pairs, align.train, columns=data.columns))
-        for stage in self._training():
-            if self._options(stage).validate_every_steps and data.validation is None:
-                what = Message("needs pairs to validate on, and there is no data.validation")
-                self._add((stage, "validate_every_steps"), DcclipError(what, "set data.validation"))
+        own = recipe.align.train if recipe.align and "align" in self.needed else None
+        if own:
+            found["align"] = self._ask(("align", "train"), partial(preview_pairs, own, columns=data.columns))
         return {kind: one for kind, one in found.items() if one is not None}
 
-    def _teachers(self) -> dict[str, Towers]:
-        """The teachers that are used, without weights, by their `model`, as far as they are here."""
+    def _set_up(self, name: str) -> Stage | None:
+        """A training stage as it will be set up, where its sections allow that."""
         recipe = self.loaded.recipe
-        learning = [stage for stage in self._training() if any(loss.needs_teacher for loss in self._losses(stage))]
-        named: list[tuple[Location, Teacher]] = []
-        student = recipe.student
-        gives = student is not None and (
-            student.keeps_images
-            or (self._is_new_student() and (student.text.vocabulary.source == "teacher" or student.inherits))
-        )
-        if recipe.teacher and self._training() and (learning or gives or "eval" in self.needed):
-            named.append((("teacher", "model"), recipe.teacher))
-        for stage in learning:
-            several = enumerate(self._options(stage).more_teachers)
-            named += [((stage, "more_teachers", number, "model"), teacher) for number, teacher in several]
-        found: dict[str, Towers] = {}
-        for at, teacher in named:
-            library = "open_clip" if teacher.kind == "open_clip" else "transformers"
-            if self._ask(at, partial(_is_complete, teacher.model, library)):
-                from dcclip_cli.train.dry_run import open_blank
+        assert recipe.data is not None  # the recipe was checked to have what its stages need
+        context = StageContext(self.run_dir, recipe.data, recipe.teacher, recipe.student, recipe.seed, self.device)
+        if name == "distill":
+            assert recipe.distill is not None
+            return Stage(distill.set_up(recipe.distill, context), context)
+        options = recipe.align
+        assert options is not None
+        used = self._ask(("align",), partial(align.used, context, options))
+        return Stage(align.set_up(options, used), used) if used else None
 
-                if towers := self._ask(at, partial(open_blank, teacher)):
-                    found[teacher.model] = towers
+    def _open_teachers(self, stages: Sequence[Stage]) -> dict[str, Towers]:
+        """The teachers that are used, without weights, by their `model`, as far as they are here."""
+        teacher, named = self.loaded.recipe.teacher, list[tuple[Location, Teacher]]()
+        gives = any(one.context.new_student and one.context.new_student.from_teacher for one in stages)
+        keeps = any(one.context.student and one.context.student.keeps_images for one in stages)
+        learning = [one for one in stages if one.learns]
+        if teacher and stages and (learning or gives or keeps or "eval" in self.needed):
+            named.append((("teacher", "model"), teacher))
+        for one in learning:
+            several = enumerate(one.setup.options.more_teachers)
+            named += [((one.setup.name, "more_teachers", number, "model"), other) for number, other in several]
+        found: dict[str, Towers] = {}
+        for at, one_teacher in named:
+            library = "open_clip" if one_teacher.kind == "open_clip" else "transformers"
+            if self._ask(at, partial(_done, check_model, one_teacher.model, library)):
+                from dcclip_cli.train.estimate import open_blank
+
+                if towers := self._ask(at, partial(open_blank, one_teacher)):
+                    found[one_teacher.model] = towers
         return found
 
-    def _is_new_student(self) -> bool:
-        align = self.loaded.recipe.align
-        from_scratch = align is not None and align.start == "scratch" and "align" in self.needed
-        return "distill" in self.needed or from_scratch
-
-    def _student(self, teachers: Mapping[str, Towers]) -> OpenClipTowers | None:
+    def _student(self, stages: Sequence[Stage]) -> OpenClipTowers | None:
         """The recipe's student without weights; None where it cannot be built."""
-        recipe = self.loaded.recipe
-        student = recipe.student
-        if student is None or not self._training():
-            return None
-        teacher = teachers.get(recipe.teacher.model) if recipe.teacher else None
-        towers = self._student_towers(student, teacher)
-        if towers is None or not self._is_new_student():
+        recipe, is_new = self.loaded.recipe, any(one.context.start is None for one in stages)
+        options = recipe.student
+        assert options is not None
+        teacher = self._teachers.get(recipe.teacher.model) if recipe.teacher else None
+        towers = self._towers(options, teacher, is_new, any(one.learns for one in stages))
+        if towers is None or teacher is None or recipe.teacher is None or not is_new:
             return towers
-        from dcclip_cli.model.inherit import check_inherits_images
-        from dcclip_cli.train.dry_run import check_inherited
+        from dcclip_cli.model.blank import local_folder
+        from dcclip_cli.model.inherit import check_inherits, check_inherits_images
+        from dcclip_cli.model.tokenizer import check_trimmable
 
-        text = student.text
-        taken: list[tuple[str, ...]] = [("image", "inherit")] if student.inherits_images else []
+        text, folder = options.text, local_folder(recipe.teacher)
+        if options.inherits_images:
+            self._ask(("student", "image", "inherit"), partial(check_inherits_images, towers.model.visual, teacher))
+        if text.vocabulary.source == "teacher" and folder is not None:
+            self._ask(("student", "text", "vocabulary"), partial(check_trimmable, folder))
         if text.inherit != "nothing":
-            taken.append(("text", "inherit"))
-        elif text.vocabulary.source == "teacher":
-            taken.append(("text", "vocabulary", "from"))
-        for where in taken if recipe.teacher is None else ():
-            what = Message("is taken from the teacher, but the recipe has none")
-            self._add(("student", *where), DcclipError(what, "add a section teacher, or omit it"))
-        if teacher is not None:
-            if student.inherits_images:
-                visual = towers.model.visual
-                self._ask(("student", "image", "inherit"), partial(check_inherits_images, visual, teacher))
-            if text.vocabulary.source == "teacher":
-                self._ask(("student", "text", "vocabulary"), partial(self._check_vocabulary))
-            if text.inherit != "nothing":
-                self._ask(("student", "text", "inherit"), partial(check_inherited, text, towers, teacher))
+            fits = partial(check_inherits, towers.model.text, teacher, text.inherit == "layers")
+            self._ask(("student", "text", "inherit"), fits)
         return towers
 
-    def _student_towers(self, student: StudentOptions, teacher: Towers | None) -> OpenClipTowers | None:
+    def _towers(
+        self, student: StudentOptions, teacher: Towers | None, is_new: bool, learns: bool
+    ) -> OpenClipTowers | None:
         from dcclip_cli.model.blank import blank_student, blank_text_student, check_image_weights
         from dcclip_cli.model.students import blank_network
+        from dcclip_cli.train.teacher import widths
 
-        image = student.image
+        image, of = student.image, self.loaded.recipe.teacher
         if isinstance(image, str):
-            of = self.loaded.recipe.teacher
-            if of is None:
-                what = Message("is the teacher's, but the recipe has none")
-                self._add(("student", "image"), DcclipError(what, "add a section teacher, or describe an image tower"))
             if of is None or teacher is None:
                 return None
             return self._ask(("student", "image"), partial(blank_text_student, student, of, teacher))
-        if self._is_new_student() and image.weights == "timm":
+        if is_new and image.weights == "timm":
             self._ask(("student", "image", "weights"), partial(check_timm, image.timm))
         if self._ask(("student", "image", "timm"), partial(blank_network, image.timm)) is None:
             return None
-        width = self._embed_dim(teacher)
+        width = widths(teacher).embedding if teacher is not None and learns else DEFAULT_EMBED_DIM
         towers = self._ask(("student", "image", "size"), partial(blank_student, student, width))
-        if towers is not None and self._is_new_student():
+        if towers is not None and is_new:
             self._ask(("student", "image", "weights"), partial(check_image_weights, towers, image))
         return towers
-
-    def _embed_dim(self, teacher: Towers | None) -> int:
-        from dcclip_cli.train.feature_shapes import widths
-
-        learning = any(loss.needs_teacher for stage in self._training() for loss in self._losses(stage))
-        return widths(teacher).embedding if teacher is not None and learning else DEFAULT_EMBED_DIM
-
-    def _check_vocabulary(self) -> None:
-        from dcclip_cli.model.blank import local_folder
-        from dcclip_cli.model.tokenizer import check_trimmable
-
-        teacher = self.loaded.recipe.teacher
-        if teacher is not None and (folder := local_folder(teacher)) is not None:
-            check_trimmable(folder)
 
     def _tests(self) -> None:
         if self.loaded.recipe.eval is None or not {"eval", "export"} & set(self.needed):
@@ -283,51 +268,117 @@ class Preflight:
             hint = Message("set export.calibration, data.train or data.images")
             self._add(("export", "precision"), DcclipError("int8 needs images to calibrate on", hint))
 
-    def _stage(
-        self,
-        stage: StageName,
-        data: Mapping[str, Preview],
-        teachers: Mapping[str, Towers],
-        student: OpenClipTowers | None,
-    ) -> None:
-        """Check one training stage by shape, and the disk space that it needs."""
-        start = getattr(self._options(stage), "start", "distill")
-        if start not in ("distill", "scratch") and Path(start).is_dir():
+    # ---- a training stage
+
+    def _stage(self, stage: Stage, student: OpenClipTowers | None) -> None:
+        """Check one training stage: its options, its data, and by shape; and the disk space that it needs."""
+        setup, context = stage.setup, stage.context
+        comes = context.start == self.run_dir.model("distill") and "distill" in self.needed
+        for key, problem in problems(setup, context):
+            if not (comes and key[-1] == "start") and not self._is_missing(key):
+                self._add(key, problem)
+        data = {kind: one for kind in setup.sizes if (one := self._preview(stage, kind))}
+        self._check_sizes(setup, data)
+        self._check_languages(stage, data)
+        if context.start is not None and context.start != self.run_dir.model("distill") and context.start.is_dir():
             from dcclip_cli.model.blank import blank_model
 
-            student = self._ask((stage, "start"), partial(blank_model, Path(start)))
-        check = StageCheck(self.loaded.recipe, stage, self._ask, data, teachers, self.device, self.processes)
-        shapes = check.run(student)
-        if shapes is None:
+            student = self._ask((setup.name, "start"), partial(blank_model, context.start))
+        if student is None:
             return
-        work = check.work(shapes)
-        if work.sizes:  # of data that is still to be collected nothing is known
-            self.works.append(work)
-        folder = cache_folder() / "teacher-cache"
-        if work.cache_bytes > free_bytes(folder):
-            self._too_small(
-                (stage, "teacher_cache"), Message("the teacher cache"), work.cache_bytes, folder, _CACHE_HINT
-            )
-        if work.run_bytes > free_bytes(self.run_dir.root):
-            what = Message("the stage's checkpoints and model")
-            self._too_small((stage,), what, work.run_bytes, self.run_dir.root, _RUN_HINT)
+        from dcclip_cli.train.estimate import StageWork
 
-    def _too_small(self, at: Location, what: str, needed: float, folder: Path, hint: str) -> None:
+        teachers = context.teachers(setup.options) if stage.learns else ()
+        blank, sizes = [self._teachers.get(one.model) for one in teachers], {kind: setup.sizes[kind] for kind in data}
+        known = replace(setup, sizes=sizes)  # of data that is still to be collected nothing is known
+        work = StageWork(known, data, student, blank, teachers, context.seed, self.device)
+        before = len(self.problems)
+        for key, question in work.questions():
+            if key != ("optimizer",) or len(self.problems) == before:  # built last, if nothing else is wrong
+                self._ask((setup.name, *key), question)
+        if len(self.problems) > before:
+            return
+        if data:
+            self.works.append(work)
+        what = Message("the teacher cache")
+        self._check_space((setup.name, "teacher_cache"), what, work.cache_bytes, cache_folder(), _CACHE_HINT)
+        what = Message("the stage's checkpoints and model")
+        self._check_space((setup.name,), what, work.run_bytes, self.run_dir.root, _RUN_HINT)
+
+    def _check_space(self, at: Location, what: str, needed: float, folder: Path, hint: str) -> None:
         from dcclip_cli.text import size_in_words
 
-        free = Message("{} are free at {}", size_in_words(free_bytes(folder)), folder)
-        self._add(
-            at,
-            DcclipError("{} will take about {}, and {}", hint, what, size_in_words(needed), free),
-        )
+        if needed > free_bytes(folder):
+            free = Message("{} are free at {}", size_in_words(free_bytes(folder)), folder)
+            self._add(at, DcclipError("{} will take about {}, and {}", hint, what, size_in_words(needed), free))
+
+    def _preview(self, stage: Stage, kind: str) -> Preview | None:
+        own = self._previews.get("align") if stage.setup.name == "align" and kind == "pairs" else None
+        return own or self._previews.get(_KINDS[kind])
+
+    def _check_sizes(self, setup: StageSetup, data: Mapping[str, Preview]) -> None:
+        phrases = self.loaded.recipe.data and self.loaded.recipe.data.phrases
+        for kind, size in setup.sizes.items():
+            at = (setup.name, _size_key(setup.options, kind))
+            found = data.get(kind)
+            if found and found.exact and not (kind == "texts" and phrases):
+                self._ask(at, partial(check_size, size, found.samples))
+            self._ask(at, partial(check_shares, size, setup.options.fewest_parts * self.processes))
+
+    def _check_languages(self, stage: Stage, data: Mapping[str, Preview]) -> None:
+        """A batch with captions in one wanted language but not in another ends a run, and without images also one
+        without any: there must be some.
+        """
+        setup, captioned = stage.setup, [kind for kind in ("pairs", "texts") if kind in stage.setup.sizes]
+        if not captioned or not {*captioned} <= data.keys():
+            return
+        languages = setup.options.captions.languages
+        absent = [
+            one for one in languages if not _may_have(one, stage.context.data, {kind: data[kind] for kind in captioned})
+        ]
+        if "images" in setup.sizes and len(absent) == len(languages):
+            return
+        for language in absent:
+            places = " and ".join(f"data.{_KINDS[kind]}" for kind in captioned)
+            others = [one for one in languages if one != language]
+            hint = Message("set captions.languages: [{}], or add {} captions", ", ".join(others), language)
+            error = DcclipError("there are no '{}' captions in {}", hint, language, places)
+            self._add((setup.name, "captions", "languages"), error)
 
 
-def _is_complete(model: str, library: str) -> bool:
-    check_model(model, library)
+@dataclass(frozen=True)
+class Stage:
+    """A training stage as it will be set up."""
+
+    setup: StageSetup
+    context: StageContext
+
+    @property
+    def learns(self) -> bool:
+        """Whether it learns from teachers."""
+        return any(loss.needs_teacher for loss in self.setup.losses)
+
+
+def _size_key(options: TrainOptions, kind: str) -> str:
+    return _SIZES[kind] if getattr(options, _SIZES[kind], None) else "batch_size"
+
+
+def _may_have(language: Language, options: DataOptions, data: Mapping[str, Preview]) -> bool:
+    """Whether some of these kinds of data have captions in a language, or may have, where not all was looked at."""
+    if any(one.get(language) for found in data.values() for one in found.captions):
+        return True
+    if "pairs" in data and options.train == COLLECTED:
+        return True
+    if "pairs" in data and options.train and language in languages_in(options.train, options.columns):
+        return True
+    return "texts" in data and not _all_seen(data["texts"])
+
+
+def _all_seen(texts: Preview) -> bool:
+    return texts.samples <= len(texts.captions)
+
+
+def _done(action: Callable[..., object], *arguments: Any) -> bool:
+    """True, where the action raises nothing."""
+    action(*arguments)
     return True
-
-
-_CACHE_HINT = Message(
-    "free some space, set DCCLIP_CACHE to a folder on a larger disk, lower augmentations, or set teacher_cache: false"
-)
-_RUN_HINT = Message("free some space, or write to another disk with --out")

@@ -65,9 +65,8 @@ class RecipeRun:
         """What the work of stages takes, rough times and disk space, in lines for the user."""
         from dcclip_cli.train.estimate import lines, measure
 
-        before: dict[Any, Any] = {}
         for work in works:
-            yield from lines(work, measure(work), before)
+            yield from lines(work, measure(work))
 
     def _torch_device(self, stages: Iterable[StageName]) -> str:
         if self.device == "cpu" or not any(stage.trains for stage in STAGES if stage.name in stages):

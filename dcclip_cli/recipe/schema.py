@@ -19,7 +19,7 @@ from dcclip_cli.options import Neutral, Options
 from dcclip_cli.run_dir import STAGES, StageName
 from dcclip_cli.train.align import AlignOptions
 from dcclip_cli.train.distill import DistillOptions
-from dcclip_cli.train.trackers import TrackerName
+from dcclip_cli.train.metrics_log import TrackerName
 
 
 class Recipe(Options):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from dcclip_cli.data.options import DataOptions, Source
+from dcclip_cli.data.options import Source
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.run_dir import TrainResult
 from dcclip_cli.train.losses import DistillLoss
 from dcclip_cli.train.losses.contrastive import ContrastOptions, TaskLoss
-from dcclip_cli.train.options import MOST_PER_STEP, StageContext, TrainOptions
+from dcclip_cli.train.options import MOST_PER_STEP, StageContext, StageSetup, TrainOptions, sizes_per_step
 
 
 class AlignOptions(ContrastOptions, TrainOptions):
@@ -54,59 +55,44 @@ def align(options: AlignOptions, context: StageContext) -> TrainResult:
     """
     if finished := context.finished("align"):
         return finished
-    from dcclip_cli.data.samplers import StageData
-    from dcclip_cli.train.stage import StageSetup, train_stage
+    from dcclip_cli.train.stage import train_stage
 
-    data = StageData(
-        used_data(context.data, options),
-        options.batch_size,
-        options.images_per_step,
-        options.texts_per_step,
-        options.distinct_captions,
-    )
+    context = used(context, options)
+    return train_stage(set_up(options, context), context)
+
+
+def set_up(options: AlignOptions, context: StageContext) -> StageSetup:
+    """What stage 2 trains, in a context that `used` returned."""
     task = TaskLoss(**{name: getattr(options, name) for name in ContrastOptions.model_fields})
-    setup = StageSetup(
+    keeps_images = context.student is not None and context.student.keeps_images
+    return StageSetup(
         "align",
+        options,
         (task, *options.losses),
-        data,
-        _start(options, context),
-        caption_ids=True,
-        lock="image" if _keeps_images(options, context) else options.lock,
+        sizes_per_step(options, context.data, options.images_per_step or 0, options.texts_per_step or 0),
+        task=True,
+        distinct_captions=options.distinct_captions,
+        lock="image" if keeps_images and options.start in ("distill", "scratch") else options.lock,
         max_logit_scale=options.max_logit_scale,
         half=options.half,
     )
-    return train_stage(setup, options, context)
 
 
-def _start(options: AlignOptions, context: StageContext) -> Path | None:
-    """The model directory to start from, None for a new student. Raises DcclipError where there is neither."""
-    if options.start == "scratch":
-        if context.student is None:
-            raise DcclipError("align starts from scratch, but the recipe has no student", "add a student section")
-        return None
-    start = context.run.model("distill") if options.start == "distill" else Path(options.start)
-    if not start.is_dir():
-        what = Message("align starts from {}, which does not exist", start)
-        raise DcclipError(what, "run stage 1 first: dcclip distill RECIPE; or set align.start: scratch")
-    return start
+def used(context: StageContext, options: AlignOptions) -> StageContext:
+    """The context with the pairs and the starting model of align.
 
-
-def _keeps_images(options: AlignOptions, context: StageContext) -> bool:
-    student = context.student if options.start in ("distill", "scratch") else None
-    return student is not None and student.keeps_images
-
-
-def used_data(data: DataOptions, options: AlignOptions) -> DataOptions:
-    """The part of the recipe's data that align uses. Raises DcclipError for missing pairs and for data without use."""
-    train = options.train or data.train
+    Raises DcclipError for missing pairs, data without use, and a new student that the recipe does not have.
+    """
+    train = options.train or context.data.train
     if train is None:
         raise DcclipError("data has no pairs, and align matches images with captions", "set data.train")
-    used: dict[str, str | tuple[str, ...] | None] = {"train": train}
     for name, wanted in (("images", options.images_per_step), ("texts", options.texts_per_step)):
-        used[name] = getattr(data, name) if wanted else None
-        if wanted and used[name] is None:
+        if wanted and getattr(context.data, name) is None:
             raise DcclipError("align.{0}_per_step is {1}, but there is no data.{0}", "set data.{0}", name, wanted)
         if wanted and not options.losses:
             what = Message("align.{}_per_step is {}, but the contrastive loss uses pairs only", name, wanted)
             raise DcclipError(what, "add a distillation loss to align.losses, or remove the key")
-    return data.model_copy(update=used)
+    start = {"distill": context.run.model("distill"), "scratch": None}.get(options.start, Path(options.start))
+    if start is None and context.student is None:
+        raise DcclipError("align starts from scratch, but the recipe has no student", "add a student section")
+    return replace(context, data=context.data.model_copy(update={"train": train}), start=start)

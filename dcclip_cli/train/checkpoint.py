@@ -1,4 +1,4 @@
-"""Checkpoints: everything that a run needs to resume bit for bit, as safetensors and JSON.
+"""Checkpoints: everything that a run needs to resume bit for bit, as safetensors and JSON, and the best weights.
 
 Random numbers, learning rates and the data's order are functions of the seed and the step. What remains is the step and
 a few counters, the weights, the optimizer's moments and the EMA.
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-TENSORS, STATE = "tensors.safetensors", "state.json"
+TENSORS, STATE = "tensors.safetensors", "state.json"  # of a checkpoint
+WEIGHTS, METRICS = "weights.safetensors", "metrics.json"  # of the best weights
 _AGAIN = Message("start over with --fresh")
 
 Identity = Mapping[str, Any]  # everything that decides a stage's result, by name, JSON-serializable
@@ -33,7 +34,8 @@ Identity = Mapping[str, Any]  # everything that decides a stage's result, by nam
 class TrainState(BaseModel):
     """The progress of a run, without its tensors.
 
-    `validation_due`: the run ended in the validation after `step`. `scaler` is the state of the fp16 gradient scaler.
+    `validation_due`: the run ended in the validation after `step`. `best_step` and `best_metrics` are those of the best
+    weights by validation, 0 and empty before the first one. `scaler` is the state of the fp16 gradient scaler.
     """
 
     model_config = ConfigDict(strict=True)
@@ -41,6 +43,8 @@ class TrainState(BaseModel):
     skipped_steps: int = Field(0, ge=0)
     skipped_in_a_row: int = Field(0, ge=0)
     validations_since_best: int = Field(0, ge=0)
+    best_step: int = Field(0, ge=0)
+    best_metrics: dict[str, float] = {}
     validation_due: bool = False
     scaler: dict[str, Any] | None = None
 
@@ -62,7 +66,7 @@ def save_checkpoint(
 
     target = folder / f"step-{state.step:08d}"
     tensors = _tensors(model, optimizer, ema)
-    content = {**state.model_dump(), "tensors": len(tensors), "identity": identity}
+    content = {**state.model_dump(), "identity": identity}
     try:
         with atomic_folder(target) as temporary:
             save_file(tensors, temporary / TENSORS)
@@ -120,42 +124,23 @@ def telling_saved_step(stage: Path, fresh: bool) -> Iterator[None]:
 
 
 def load_checkpoint(
-    checkpoint: Path,
-    identity: Identity,
-    model: nn.Module,
-    optimizer: Optimizer,
-    ema: nn.Module | None = None,
-    total_steps: int | None = None,
+    checkpoint: Path, identity: Identity, model: nn.Module, optimizer: Optimizer, ema: nn.Module | None = None
 ) -> TrainState:
     """Load a checkpoint that any number of processes saved.
 
     Raises DcclipError if it is damaged, or belongs to another recipe, data or teacher: it says what differs.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     record = read_record(checkpoint / STATE, _AGAIN)
     _check_identity(checkpoint, record.content.get("identity"), identity)
     state = validated(TrainState, record.content, checkpoint / STATE, _AGAIN)
-    if total_steps is not None and state.step > total_steps:
-        raise DcclipError("{}: step {} of {}", _AGAIN, checkpoint / STATE, state.step, total_steps)
     with record.checking():
-        try:
-            tensors = load_file(checkpoint / TENSORS)
-        except (SafetensorError, OSError) as error:
-            raise DcclipError("{} cannot be read: {}", _AGAIN, checkpoint / TENSORS, error) from None
+        tensors = load_file(checkpoint / TENSORS)
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
     for name, value in tensors.items():
         part, _, rest = name.partition("/")
-        parts.setdefault(part, {})[rest] = value
-    try:
-        if len(tensors) != record.content.get("tensors"):
-            raise ValueError(
-                Message("it has {} tensors, and {} says {}", len(tensors), STATE, record.content.get("tensors"))
-            )
-        _check_tensors(parts, model, optimizer, ema)
-    except ValueError as error:
-        raise DcclipError("{} does not fit this run: {}", _AGAIN, checkpoint / TENSORS, error) from None
+        parts[part][rest] = value
     model.load_state_dict(parts["model"])
     if ema is not None:
         ema.load_state_dict(parts["ema"])
@@ -168,6 +153,24 @@ def load_checkpoint(
     return state
 
 
+def save_best(folder: Path, step: int, metrics: Mapping[str, float], model: nn.Module) -> None:
+    """Write the best weights so far, and the step and metrics of their validation, to `folder`."""
+    from safetensors.torch import save_file
+
+    with atomic_folder(folder) as temporary:
+        weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+        save_file(weights, temporary / WEIGHTS)
+        write_record(temporary / METRICS, {"step": step, "metrics": metrics})
+
+
+def load_best(folder: Path, model: nn.Module) -> None:
+    """Give the model the best weights. Raises DcclipError if they are damaged."""
+    from safetensors.torch import load_file
+
+    with read_record(folder / METRICS, _AGAIN).checking():
+        model.load_state_dict(load_file(folder / WEIGHTS))
+
+
 def _check_identity(checkpoint: Path, saved: Any, identity: Identity) -> None:
     if saved != json.loads(json.dumps(identity)):
         changed = ", ".join(_differences(saved, identity)) if isinstance(saved, dict) else Message("everything")
@@ -177,40 +180,6 @@ def _check_identity(checkpoint: Path, saved: Any, identity: Identity) -> None:
             checkpoint.parent,
             changed,
         )
-
-
-def _check_tensors(
-    parts: Mapping[str, Mapping[str, Tensor]], model: nn.Module, optimizer: Optimizer, ema: nn.Module | None
-) -> None:
-    """Raise ValueError for tensors that are missing, unknown, of another shape or type, or not finite."""
-    if unknown := parts.keys() - {"model", "ema", "optimizer"}:
-        raise ValueError(Message("it has unknown tensors, {}/...", min(unknown)))
-    for part, module in (("model", model), ("ema", ema)):
-        wanted = {} if module is None else module.state_dict()
-        for name in sorted(parts[part].keys() ^ wanted.keys()):
-            what = Message("missing") if name in wanted else Message("unknown")
-            raise ValueError(Message("{}/{} is {}", part, name, what))
-        for name, value in parts[part].items():
-            if (value.shape, value.dtype) != (wanted[name].shape, wanted[name].dtype):
-                was, is_ = (f"{tuple(one.shape)} {one.dtype}" for one in (value, wanted[name]))
-                raise ValueError(Message("{}/{} is {}, not {}", part, name, was, is_))
-            if not value.isfinite().all():
-                raise ValueError(Message("{}/{} is not finite", part, name))
-    _check_moments(parts["optimizer"], model, optimizer)
-
-
-def _check_moments(moments: Mapping[str, Tensor], model: nn.Module, optimizer: Optimizer) -> None:
-    """Raise ValueError for moments of no parameter or of another shape, and for NaN."""
-    trained = {*_parameter_names(model, optimizer)}
-    shapes = {name: value.shape for name, value in model.named_parameters() if name in trained}
-    for name, value in moments.items():
-        parameter = name.rpartition("/")[0]
-        if parameter not in shapes:
-            raise ValueError(Message("optimizer/{} is of no parameter that is trained", name))
-        if value.dim() and value.shape != shapes[parameter]:  # a count of steps is a scalar
-            raise ValueError(Message("optimizer/{} is {}, not {}", name, tuple(value.shape), tuple(shapes[parameter])))
-        if value.isnan().any():
-            raise ValueError(Message("optimizer/{} is not finite", name))
 
 
 def _differences(one: Mapping[str, Any], other: Mapping[str, Any], above: str = "") -> Iterator[str]:

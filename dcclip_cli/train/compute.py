@@ -6,14 +6,16 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.utils.memory import should_reduce_batch_size
 
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.data.samplers import MixedBatchSampler
+from dcclip_cli.errors import AgainError, DcclipError, Message
 from dcclip_cli.files import read_json, write_json
 from dcclip_cli.machine import (
     busy_cores,
@@ -26,11 +28,13 @@ from dcclip_cli.machine import (
 from dcclip_cli.model.precision import Choice, choose_precision, newton_schulz_precision
 from dcclip_cli.model.towers import Towers
 from dcclip_cli.progress import Progress
-from dcclip_cli.train.lazy_teacher import TeacherFacts
+from dcclip_cli.train.distributed import process_count
 from dcclip_cli.train.options import TrainOptions
+from dcclip_cli.train.teacher import TeacherFacts
 
 COMPUTED_IN = "computed_in.json"
 _LAUNCHED_WITH = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_AGAIN = Message("start over with --fresh")
 T = TypeVar("T")
 
 
@@ -96,7 +100,7 @@ def _free_threads(workers: int, name: str, progress: Progress) -> int:
 def decided(folder: Path, name: str, decide: Callable[[], T]) -> T:
     """What was decided when the stage under `folder` began, on any machine; decided now if it is new."""
     file = folder / COMPUTED_IN
-    decisions = read_json(file, Message("start over with --fresh")) if file.exists() else {}
+    decisions = read_json(file, _AGAIN) if file.exists() else {}
     if name not in decisions:
         [value] = broadcast_object_list([decide()])  # of the first process
         decisions[name] = value
@@ -104,12 +108,6 @@ def decided(folder: Path, name: str, decide: Callable[[], T]) -> T:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(file, decisions)
     return cast(T, decisions[name])
-
-
-def redecide(folder: Path, name: str, value: object) -> None:
-    """Replace what was decided for the stage under `folder`, from any of its processes."""
-    file = folder / COMPUTED_IN
-    write_json(file, {**read_json(file, Message("start over with --fresh")), name: value})
 
 
 def settle_precision(
@@ -153,3 +151,59 @@ def computed_in(options: TrainOptions, choice: Choice, teachers: Sequence[Teache
         "threads": torch.get_num_threads(),
         "teachers": [asdict(teacher.precision) for teacher in teachers],
     }
+
+
+class Parts:
+    """How many parts each step's batch is split into: as set, or twice as many whenever memory runs out (`auto`).
+
+    The numbers are recorded with the steps from which they hold, so that a resumed run splits each step as before.
+    """
+
+    def __init__(
+        self, asked: int | Literal["auto"], sampler: MixedBatchSampler, folder: Path, progress: Progress
+    ) -> None:
+        """`folder` is that of the stage. Of several processes, all construct it."""
+        self._sampler, self._folder, self._progress = sampler, folder, progress
+        self._auto = asked == "auto"
+        # From which step on, and how many.
+        self._numbers = [[0, asked]] if asked != "auto" else decided(folder, "accumulate", lambda: [[0, 1]])
+        sampler.check_shares(process_count() * self._numbers[-1][1])  # there were other processes before
+
+    def at(self, step: int) -> int:
+        """The number of parts of the step after `step` steps."""
+        return next(parts for begin, parts in reversed(self._numbers) if begin <= step)
+
+    def split(self, step: int, error: RuntimeError | MemoryError) -> None:
+        """After an error for want of memory, split the batches from this step on into more parts.
+
+        Raises any other error again, and this one where nothing is `auto` or the batch is too small. Of several
+        processes one cannot tell the others, which wait for it: it raises AgainError, and all read the new number when
+        they are started again.
+        """
+        parts = self._more(step)
+        if not self._auto or parts is None or not _out_of_memory(error):
+            raise error
+        self._numbers.append([step, parts])
+        file = self._folder / COMPUTED_IN
+        write_json(file, {**read_json(file, _AGAIN), "accumulate": self._numbers})
+        line = Message(
+            "{}: not enough memory for step {}: batches are split into {} parts now", self._folder.name, step + 1, parts
+        )
+        if process_count() > 1:
+            raise AgainError(line, "run the same command again to resume from the last saved state")
+        self._progress.say(line)
+
+    def _more(self, step: int) -> int | None:
+        """The fewest equal parts that are at least twice as many as now; None where the batch is too small."""
+        processes, sizes = process_count(), [sampler.batch_size for sampler in self._sampler.samplers]
+        several = range(2 * self.at(step), min(sizes) // processes + 1)
+        return next((parts for parts in several if all(size % (parts * processes) == 0 for size in sizes)), None)
+
+
+def _out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    # oneDNN has one sentence for all that it cannot do.
+    return (
+        isinstance(error, MemoryError)
+        or should_reduce_batch_size(error)
+        or "could not create a primitive" in str(error)
+    )

@@ -6,10 +6,9 @@ from pydantic import Field
 
 from dcclip_cli.run_dir import TrainResult
 from dcclip_cli.train.losses import DistillLoss
-from dcclip_cli.train.losses.base import Tower
 from dcclip_cli.train.losses.embeddings import EmbeddingLoss
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
-from dcclip_cli.train.options import MOST_PER_STEP, StageContext, TrainOptions
+from dcclip_cli.train.options import MOST_PER_STEP, StageContext, StageSetup, TrainOptions, sizes_per_step
 
 
 class DistillOptions(TrainOptions):
@@ -44,9 +43,13 @@ def distill(options: DistillOptions, context: StageContext) -> TrainResult:
     """
     if finished := context.finished("distill"):
         return finished
-    from dcclip_cli.data.samplers import StageData
-    from dcclip_cli.train.stage import StageSetup, train_stage
+    from dcclip_cli.train.stage import train_stage
 
-    data = StageData(context.data, options.batch_size, options.images_per_step, options.texts_per_step)
-    lock: Tower | None = "image" if context.student and context.student.keeps_images else None
-    return train_stage(StageSetup("distill", options.losses, data, lock=lock), options, context)
+    return train_stage(set_up(options, context), context)
+
+
+def set_up(options: DistillOptions, context: StageContext) -> StageSetup:
+    """What stage 1 trains."""
+    sizes = sizes_per_step(options, context.data, options.images_per_step, options.texts_per_step)
+    keeps_images = context.student is not None and context.student.keeps_images
+    return StageSetup("distill", options, options.losses, sizes, lock="image" if keeps_images else None)

@@ -8,7 +8,7 @@ processes is the full loss, gives each parameter the gradient of the one-process
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -31,21 +31,22 @@ def process_index() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
-def gather(values: Tensor) -> Tensor:
-    """The rows of all processes in the order of processes; their numbers of rows may differ."""
-    if process_count() == 1:
+def gather(values: Tensor, counts: Sequence[int]) -> Tensor:
+    """The rows of all processes in the order of processes, which have `counts` of them."""
+    if len(counts) == 1:
         return values
-    counts = row_counts(values)
-    padded = values.new_zeros(max(counts), *values.shape[1:])
-    padded = torch.cat([values, padded[len(values) :]])
+    padding = values.new_zeros(max(counts) - len(values), *values.shape[1:])
+    padded = torch.cat([values, padding])
     everyone = _Gather.apply(padded) if values.is_floating_point() else _all_gather(padded)
     return torch.cat([rows[:count] for rows, count in zip(everyone.unbind(), counts, strict=True)])
 
 
-def row_counts(values: Tensor) -> list[int]:
-    """The number of rows of each process."""
-    own = torch.tensor([len(values)], device=values.device)
-    return _all_gather(own).flatten().tolist()
+def gather_numbers(numbers: Sequence[int], device: torch.device) -> list[list[int]]:
+    """The numbers of each process, equally many. Reads from the device once, and not at all for a single process."""
+    if process_count() == 1 or not numbers:
+        return [list(numbers)] * process_count()
+    found: list[list[int]] = _all_gather(torch.tensor(numbers, device=device)).tolist()
+    return found
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
@@ -55,14 +56,6 @@ def mean_over_processes(value: Tensor) -> Tensor:
     total = value.detach().clone()
     distributed.all_reduce(total)
     return total / process_count()
-
-
-def widest(values: Tensor) -> int:
-    """The largest second dimension of `values` in any process."""
-    width = torch.tensor(values.shape[1], device=values.device)
-    if process_count() > 1:
-        distributed.all_reduce(width, distributed.ReduceOp.MAX)
-    return int(width)
 
 
 def average_gradients(parameters: Iterable[Parameter]) -> None:

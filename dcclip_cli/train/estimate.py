@@ -1,4 +1,4 @@
-"""Estimates of a training stage before it begins: steps, rows that its teachers compute, disk space and rough times.
+"""A training stage before it begins, without its data: what it cannot do, by shape, and roughly what it takes.
 
 Times are those of one real step and one batch of each teacher, in as many samples as take about half a second.
 """
@@ -9,35 +9,37 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, islice
-from typing import Any
 
 import torch
 from PIL import Image
+from torch.optim import Optimizer
 
 from dcclip_cli.data.collator import OTHER, Batch, Texts
 from dcclip_cli.data.preview import Preview
 from dcclip_cli.errors import Message, joined
-from dcclip_cli.model.blank import local_folder
+from dcclip_cli.model.blank import blank_teacher, local_folder
+from dcclip_cli.model.hub_models import COPY_AGAIN, library_errors
 from dcclip_cli.model.teachers import Teacher
-from dcclip_cli.model.towers import Tokens
+from dcclip_cli.model.towers import ImageFeatures, OpenClipTowers, TextFeatures, Tokens, Towers
 from dcclip_cli.progress import Silent
 from dcclip_cli.text import duration_in_words, size_in_words
-from dcclip_cli.train.dry_run import Shapes
-from dcclip_cli.train.feature_shapes import Grid, map_grids, map_sizes, widths
-from dcclip_cli.train.lazy_teacher import LazyTeacher
-from dcclip_cli.train.losses.base import Loss, Tower, Widths, learns_from
+from dcclip_cli.train.losses.base import Outputs, TeacherLoss, Widths, layers_of, learns_from
 from dcclip_cli.train.losses.features import TokenFeaturesLoss
-from dcclip_cli.train.options import TrainOptions
-from dcclip_cli.train.teacher import layers_of
-from dcclip_cli.train.teacher_cache import stores_of
+from dcclip_cli.train.optimizer import make_optimizer
+from dcclip_cli.train.options import StageSetup
+from dcclip_cli.train.student import checkpoint_gradients
+from dcclip_cli.train.task import TrainingTask, shorter_dims
+from dcclip_cli.train.teacher import Grid, LazyTeacher, map_grids, widths
+from dcclip_cli.train.teacher_cache import map_sizes, stores_of
 
 _ENOUGH_S = 0.5  # of a measurement
-_LONG_S = 1800  # of teacher work for which something shorter is named
 _FP16, _FP32 = 2, 4
 _BYTES_PER_TOKEN = 4  # of a caption in UTF-8: about a token for each English word and Chinese character
 _TOKENS, _MOST_TOKENS = 16, 77  # of a text where nothing is known, and at most
+
+Question = tuple[tuple[str | int, ...], Callable[[], object]]  # a key of the stage, and what may raise DcclipError
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,6 @@ class Rows:
 
     images: int
     texts: int
-
-    def less(self, other: Rows) -> Rows:
-        return Rows(max(0, self.images - other.images), max(0, self.texts - other.texts))
 
 
 @dataclass(frozen=True)
@@ -69,132 +68,157 @@ class Times:
 
 @dataclass(frozen=True)
 class StageWork:
-    """What decides a stage's time and space: options, data by kind with samples per step, and shapes.
+    """A stage with its student and teachers without weights, and previews of its data by kind, as far as they are here.
 
-    `teachers` are the options of `shapes.teachers`, `lock` is a tower that is not trained.
+    `blank` are the teachers by number, None where a teacher's configuration is not here; `teachers` are their options.
     """
 
-    stage: str
-    options: TrainOptions
+    setup: StageSetup
     data: Mapping[str, Preview]
-    sizes: Mapping[str, int]
-    shapes: Shapes
+    student: OpenClipTowers
+    blank: Sequence[Towers | None]
     teachers: Sequence[Teacher]
     seed: int = 0
     device: str = "cpu"
-    lock: Tower | None = None
+
+    def build(self, device: str = "meta") -> tuple[TrainingTask, Optimizer] | None:
+        """The training task and its optimizer, with random features in place of teachers; None if one is not here."""
+        options, losses, grid = self.setup.options, self.setup.losses, map_grids(self.student)[-1]
+        layers = sorted({layer for loss in losses for layer in loss.teacher_layers_needed})
+        if any(one is None for one in self.blank):
+            return None
+        teachers = [_RandomTeacher(widths(one, layers), grid) for one in self.blank if one is not None]
+        task = TrainingTask(self.student, losses, teachers, lock=self.setup.lock).to(device)
+        what = Message("{} has no layers in the order that layer_decay needs", self.student.name)
+        with library_errors(what, Message("omit layer_decay")):
+            return task, make_optimizer(task, options.optimizer.model_copy(update={"newton_schulz": "fp32"}))
+
+    def questions(self) -> Iterator[Question]:
+        """What is asked by key of the stage before it begins: a wrong value raises DcclipError."""
+        options = self.setup.options
+        for number, loss in enumerate(self.setup.listed_losses):
+            at, teacher = ("losses", number), loss.teacher if isinstance(loss, TeacherLoss) else 0
+            if loss.student_layers_needed:
+                yield (*at, "student_layers"), partial(widths, self.student, loss.student_layers_needed)
+            blank = self.blank[teacher] if teacher < len(self.blank) else None
+            if blank is not None and loss.teacher_layers_needed:
+                yield (*at, "teacher_layers"), partial(widths, blank, loss.teacher_layers_needed)
+        if options.gradient_checkpointing:
+            yield ("gradient_checkpointing",), partial(checkpoint_gradients, self.student.model, self.student.name)
+        yield ("dims",), partial(shorter_dims, options.dims, widths(self.student).embedding)
+        yield ("optimizer",), self.build
+
+    # ---- steps, rows and bytes
 
     @cached_property
     def steps(self) -> int:
-        return steps_of(self.options, self.data, self.sizes)
+        """Training steps, about: an epoch is one of the first kind of data."""
+        options, sizes = self.setup.options, self.setup.sizes
+        if options.steps or not self.data:
+            return options.steps or 0
+        kind, first = next(iter(self.data.items()))
+        return max(1, math.ceil((options.epochs or 0) * (first.samples // sizes[kind])))
 
     @cached_property
     def rows(self) -> Rows:
-        """The different images and captions of a run."""
-        return rows_used(self.options, self.data, self.sizes, self.steps)
+        """The different images of the run, and at most how many different captions."""
+        options, images, texts = self.setup.options, 0, 0.0
+        chosen = options.captions
+        for kind, one in self.data.items():
+            drawn = self.steps * self.setup.sizes[kind]
+            if kind != "texts":
+                images += min(one.samples * options.augmentations, drawn)
+            most = 1 if chosen.first == 1 and not chosen.second_caption else None
+            several = [found[language][:most] for found in one.captions for language in chosen.languages]
+            in_steps = drawn * (1 + chosen.second_caption) * sum(map(bool, several))
+            texts += min(one.samples * sum(map(len, several)), in_steps) / max(1, len(one.captions))
+        return Rows(images, round(texts))
 
-    @property
-    def images_per_step(self) -> int:
-        return sum(size for kind, size in self.sizes.items() if kind != "texts")
-
-    @property
-    def texts_per_step(self) -> int:
-        chosen, captions = self.options.captions, 0.0
-        for kind, size in self.sizes.items():
-            if (one := self.data.get(kind)) is not None:
-                fraction = chosen.caption_fraction if kind == "pairs" else 1.0
-                has = sum(bool(found[language]) for found in one.captions for language in chosen.languages)
-                captions += size * fraction * (2 if chosen.second_caption else 1) * has / max(1, len(one.captions))
-        return round(captions)
+    def left(self, number: int) -> Rows:
+        """The rows that a teacher is asked, but for those that its cache has, of whatever data."""
+        if not self.setup.options.teacher_cache:
+            return Rows(self.steps * self.images_per_step, self.steps * self.texts_per_step)
+        layers = layers_of(self.setup.losses, number)
+        facts = LazyTeacher(self.teachers[number], self.device, Silent(), layers).known_facts
+        if facts is None:
+            return self.rows
+        images, texts = stores_of(facts, self.setup.options.augment, self.seed)
+        return Rows(max(0, self.rows.images - images.rows), max(0, self.rows.texts - texts.rows))
 
     @cached_property
     def cache_bytes(self) -> float:
         """Bytes that the teacher cache will take in addition, as far as the teachers are known."""
-        if not self.options.teacher_cache:
-            return 0.0
-        layers = {layer for loss in self.shapes.losses for layer in loss.student_layers_needed}
-        grids = map_grids(self.shapes.student, sorted(layers))
-        total = 0.0
-        for number, teacher in enumerate(self.shapes.teachers):
-            losses = learns_from(self.shapes.losses, number)
-            if teacher is not None and any(loss.needs_teacher for loss in losses):
-                wide, left = widths(teacher, layers_of(losses, number)), self.rows.less(self.cached(number))
-                total += teacher_cache_bytes(wide, losses, self.options, self.data, grids, left)
-        return total
+        total, losses = 0.0, self.setup.losses
+        grids = map_grids(self.student, sorted({layer for loss in losses for layer in loss.student_layers_needed}))
+        for number, blank in enumerate(self.blank if self.setup.options.teacher_cache else ()):
+            own = learns_from(losses, number)
+            if blank is not None and any(loss.needs_teacher for loss in own):
+                wide, left = widths(blank, layers_of(losses, number)), self.left(number)
+                maps = sum(size.height * size.width * wide.layer(at) for at, size in map_sizes(own, grids).items())
+                tokens = any(isinstance(loss, TokenFeaturesLoss) for loss in own) and min(_MOST_TOKENS, self.tokens)
+                total += left.images * (wide.embedding + maps) + left.texts * (
+                    wide.embedding + tokens * wide.text_tokens
+                )
+        return _FP16 * total
 
     @property
     def run_bytes(self) -> int:
-        """Bytes of checkpoints and the model."""
-        return checkpoint_bytes(self.shapes.student.parameters_count(), self.options)
+        """Bytes of the stage's folder: two checkpoints while one replaces the other, the best weights, the model."""
+        options = self.setup.options
+        copies = 2 * (3 + (options.ema is not None)) + (options.keep == "best") + 1
+        return _FP32 * self.student.parameters_count() * copies
 
-    def cached(self, number: int) -> Rows:
-        """How many of a teacher's rows are stored already, at most: rows of other data are counted as well."""
-        layers = layers_of(self.shapes.losses, number)
-        facts = LazyTeacher(self.teachers[number], self.device, Silent(), layers).known_facts
-        if facts is None:
-            return Rows(0, 0)
-        images, texts = stores_of(facts, self.options.augment, self.seed)
-        return Rows(min(self.rows.images, images.rows), min(self.rows.texts, texts.rows))
+    @property
+    def images_per_step(self) -> int:
+        return sum(size for kind, size in self.setup.sizes.items() if kind != "texts")
+
+    @property
+    def texts_per_step(self) -> int:
+        """At most, all languages together."""
+        chosen, sizes = self.setup.options.captions, self.setup.sizes
+        captioned = chosen.caption_fraction * sizes.get("pairs", 0) + sizes.get("texts", 0)
+        return round(captioned * (1 + chosen.second_caption) * len(chosen.languages))
 
     @property
     def tokens(self) -> int:
         """A text's usual length, of which a tower may take less."""
-        lengths = [one.bytes_per_caption(self.options.captions.languages) for one in self.data.values()]
+        lengths = [one.bytes_per_caption(self.setup.options.captions.languages) for one in self.data.values()]
         return 2 + round(max(lengths) / _BYTES_PER_TOKEN) if any(lengths) else _TOKENS
 
 
-# ---- rows and bytes
+@dataclass(frozen=True)
+class _RandomTeacher:
+    """Random features with a teacher's widths, and the student's grid, as in the teacher cache."""
+
+    widths: Widths
+    grid: Grid
+
+    def features(self, batch: Batch) -> Outputs:
+        device, images, wide = batch.pixels.device, len(batch.pixels), self.widths
+        maps = {
+            layer: torch.rand(images, wide.layer(layer), self.grid.height, self.grid.width, device=device)
+            for layer in (-1, *wide.other_maps)
+        }
+        texts = {
+            name: TextFeatures(
+                torch.rand(len(one.captions), wide.embedding, device=device),
+                torch.rand(*one.tokens.ids.shape, wide.text_tokens, device=device),
+                one.tokens.mask,
+            )
+            for name, one in batch.texts.items()
+        }
+        image = ImageFeatures(torch.rand(images, wide.embedding, device=device), maps.pop(-1), maps)
+        index = {name: one.image_index for name, one in batch.texts.items()}
+        return Outputs(image, texts, index, torch.tensor(20.0, device=device))
 
 
-def steps_of(options: TrainOptions, data: Mapping[str, Preview], sizes: Mapping[str, int]) -> int:
-    """Training steps of a run, about: an epoch is one of the first kind of data."""
-    if options.steps or not data:
-        return options.steps or 0
-    kind, first = next(iter(data.items()))
-    return max(1, math.ceil((options.epochs or 0) * (first.samples // sizes[kind])))
-
-
-def rows_used(options: TrainOptions, data: Mapping[str, Preview], sizes: Mapping[str, int], steps: int) -> Rows:
-    """The different images and captions of a run, for data by kind (pairs, images, texts) and `sizes` per step."""
-    images = texts = 0.0
-    for kind, one in data.items():
-        drawn = steps * sizes[kind]
-        if kind != "texts":
-            images += min(one.samples * options.augmentations, drawn)
-        texts += min(one.samples, drawn) * _captions_used(one, options, drawn / max(1, one.samples))
-    return Rows(round(images), round(texts))
-
-
-def _captions_used(one: Preview, options: TrainOptions, epochs: float) -> float:
-    """Mean number of different captions of a sample that so many epochs use."""
-    chosen = options.captions
-    most = 1.0 if chosen.first == 1 and not chosen.second_caption else (1 + chosen.second_caption) * max(1.0, epochs)
-    used = sum(min(len(several[language]), most) for several in one.captions for language in chosen.languages)
-    return used / max(1, len(one.captions))
-
-
-def teacher_cache_bytes(
-    widths: Widths,
-    losses: Sequence[Loss],
-    options: TrainOptions,
-    data: Mapping[str, Preview],
-    grids: Mapping[int, Grid],
-    rows: Rows,
-) -> float:
-    """Bytes of a teacher's features that `losses` need; `grids` are those of the student's maps, by layer."""
-    image, text = float(widths.embedding), float(widths.embedding)
-    for layer, grid in map_sizes(losses, grids).items():
-        image += grid.height * grid.width * widths.layer(layer)
-    if any(isinstance(loss, TokenFeaturesLoss) for loss in losses):
-        length = max((one.bytes_per_caption(options.captions.languages) for one in data.values()), default=0.0)
-        text += widths.text_tokens * min(_MOST_TOKENS, 2 + length / _BYTES_PER_TOKEN)
-    return _FP16 * (rows.images * image + rows.texts * text)
-
-
-def checkpoint_bytes(parameters: int, options: TrainOptions) -> int:
-    """Bytes of a stage's folder: two checkpoints while one replaces the other, the best weights, the saved model."""
-    copies = 2 * (3 + (options.ema is not None)) + (options.keep == "best") + 1
-    return _FP32 * parameters * copies
+def open_blank(teacher: Teacher) -> Towers | None:
+    """The teacher without weights, after a picture and a text went through it; None where it is not here."""
+    towers = blank_teacher(teacher)
+    if towers is not None:
+        with library_errors(Message("teacher {} cannot be used", teacher.model), COPY_AGAIN):
+            widths(towers)
+    return towers
 
 
 # ---- times
@@ -222,16 +246,16 @@ def _seconds_each(action: Callable[[int], object], most: int, device: str) -> fl
 
 
 def _step_seconds(work: StageWork) -> float | None:
-    student = work.shapes.student.to_empty(device=work.device)
+    student = work.student.to_empty(device=work.device)
     with torch.no_grad():
         for tensor in student.parameters():
             tensor.normal_(std=0.02) if tensor.ndim > 1 else tensor.fill_(1)
         for buffer in student.buffers():
             buffer.zero_()
     student.model.visual.to(memory_format=torch.channels_last)
-    if student.model.logit_bias is None and any(loss.uses_bias for loss in work.shapes.losses):
+    if student.model.logit_bias is None and any(loss.uses_bias for loss in work.setup.losses):
         student.model.logit_bias = torch.nn.Parameter(torch.zeros((), device=work.device))
-    if (built := work.shapes.build(work.options, work.device, work.lock)) is None:
+    if (built := work.build(work.device)) is None:
         return None
     task, optimizer = built
 
@@ -242,17 +266,17 @@ def _step_seconds(work: StageWork) -> float | None:
         optimizer.step()
         optimizer.zero_grad()
 
-    whole = sum(work.sizes.values())
-    return whole * _seconds_each(step, whole // work.options.fewest_parts, work.device)
+    whole = sum(work.setup.sizes.values())
+    return whole * _seconds_each(step, whole // work.setup.options.fewest_parts, work.device)
 
 
 def _batch(work: StageWork, samples: int) -> Batch:
     """A batch of so many of a step's samples, of random pixels and tokens."""
-    share, student = samples / sum(work.sizes.values()), work.shapes.student
+    share, student = samples / sum(work.setup.sizes.values()), work.student
     side = student.preprocessing.size if student.preprocessing else 224
     images = min(work.images_per_step, max(2, round(work.images_per_step * share)))
-    languages: tuple[str, ...] = work.options.captions.languages
-    if work.options.captions.second_caption:
+    languages: tuple[str, ...] = work.setup.options.captions.languages
+    if work.setup.options.captions.second_caption:
         languages += tuple(one + OTHER for one in languages)
     each = max(2, round(work.texts_per_step * share / len(languages)))
     ids = torch.randint(4, 250, (each, min(work.tokens, student.context_length)), device=work.device)
@@ -286,57 +310,25 @@ def _pace(work: StageWork, teacher: Teacher) -> Pace | None:
 # ---- in words
 
 
-def lines(work: StageWork, times: Times, before: dict[Any, Rows]) -> Iterator[str]:
-    """A stage's estimates in words. `before` are the rows that stages before it leave in the cache; it is extended."""
-    name, steps = work.stage, Message("{:,} steps of {:,} samples", work.steps, sum(work.sizes.values()))
+def lines(work: StageWork, times: Times) -> Iterator[str]:
+    """A stage's estimates in words."""
+    name, steps = work.setup.name, Message("{:,} steps of {:,} samples", work.steps, sum(work.setup.sizes.values()))
     if times.step_s is None:
         yield Message("{}: {}; how long they take is not known without the teacher's files", name, steps)
     else:
         took = duration_in_words(work.steps * times.step_s)
         yield Message("{}: {} take roughly {} ({:.3g} s a step)", name, steps, took, times.step_s)
     for number, pace in enumerate(times.teachers):
-        yield from _teacher_lines(work, number, pace, before)
+        left = work.left(number)
+        who = Message("the teacher") if len(work.teachers) == 1 else Message("teacher {}", number)
+        asked = Message("{}: {} encodes about {:,} images and up to {:,} texts", name, who, left.images, left.texts)
+        if pace is None:
+            yield Message("{}; how long that takes is not known without its files", asked)
+        else:
+            yield Message(
+                "{}: roughly {}", asked, duration_in_words(left.images * pace.image_s + left.texts * pace.text_s)
+            )
     disk = Message("checkpoints and model {}", size_in_words(work.run_bytes))
     if work.cache_bytes:
         disk = joined(", ", (Message("teacher cache {}", size_in_words(work.cache_bytes)), disk))
     yield Message("{}: takes disk space of about: {}", name, disk)
-
-
-def _rows_left(work: StageWork, number: int, before: dict[Any, Rows]) -> Rows:
-    """What a teacher is still asked, after what is stored and what earlier stages will store."""
-    if not work.options.teacher_cache:
-        return Rows(work.steps * work.images_per_step, work.steps * work.texts_per_step)
-    key = (work.teachers[number].model, work.options.augment.model_dump_json())
-    earlier = before.get(key, Rows(0, 0))
-    before[key] = Rows(max(earlier.images, work.rows.images), max(earlier.texts, work.rows.texts))
-    return min(work.rows.less(earlier), work.rows.less(work.cached(number)), key=lambda one: one.images)
-
-
-def _teacher_lines(work: StageWork, number: int, pace: Pace | None, before: dict[Any, Rows]) -> Iterator[str]:
-    left = _rows_left(work, number, before)
-    who = Message("the teacher") if len(work.teachers) == 1 else Message("teacher {}", number)
-    asked = Message("{}: {} encodes about {:,} images and up to {:,} texts", work.stage, who, left.images, left.texts)
-    if work.options.teacher_cache and left != work.rows:
-        asked = Message(
-            "{} (of {:,} and {:,}: the others are in the cache by then)", asked, work.rows.images, work.rows.texts
-        )
-    if pace is None:
-        yield Message("{}; how long that takes is not known without its files", asked)
-        return
-    seconds = left.images * pace.image_s + left.texts * pace.text_s
-    yield Message("{}: roughly {}", asked, duration_in_words(seconds))
-    if seconds > _LONG_S:
-        yield Message("{}: that is shorter with {}", work.stage, joined(", ", _shorter(work)))
-
-
-def _shorter(work: StageWork) -> Iterator[str]:
-    if work.device == "cpu":
-        yield Message("a GPU (--device cuda)")
-    if work.options.teacher_cache and work.options.augmentations > 1:
-        count = work.options.augmentations
-        yield Message("fewer augmentations ({}.augmentations is {})", work.stage, count)
-    if not work.options.teacher_cache:
-        yield Message("a cache ({}.teacher_cache: true)", work.stage)
-    if any(one.precision == "fp32" for one in work.teachers):
-        yield Message("bf16 where the processor has it (teacher.precision: auto)")
-    yield Message("fewer images, or a smaller teacher")

@@ -1,55 +1,83 @@
-"""Metric logging: metrics.jsonl, trackers, and the speed of steps."""
+"""Metric logging: metrics.jsonl, experiment trackers through accelerate, and the speed of steps.
+
+Trackers are offline unless their own environment variables say otherwise.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from accelerate import Accelerator
-
-from dcclip_cli.data.samplers import MixedBatchSampler
-from dcclip_cli.errors import Message, writing
+from dcclip_cli.errors import DcclipError, writing
 from dcclip_cli.files import atomic_write
-from dcclip_cli.progress import Progress
-from dcclip_cli.train.trackers import TrackerName, Trackers
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from accelerate.tracking import GeneralTracker
+
+    from dcclip_cli.data.samplers import MixedBatchSampler
+
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+_PACKAGES = {"mlflow": "mlflow-skinny"}  # where it is not the tracker's name
+# Read when a library is imported; the user's own settings are kept. wandb would take over stdout and stderr.
+SETTINGS: Mapping[TrackerName, Mapping[str, str]] = {
+    "wandb": {"WANDB_ERROR_REPORTING": "false", "WANDB_CONSOLE": "off", "WANDB_SILENT": "true"},
+    "mlflow": {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ALLOW_FILE_STORE": "true"},
+}
+
+
+def check_installed(name: TrackerName) -> None:
+    """Raise DcclipError if a tracker's package is not installed."""
+    if find_spec(name) is None:
+        package = _PACKAGES.get(name, name)
+        raise DcclipError(
+            "the package of {} is not installed", "pip install {}, or remove it from track", name, package
+        )
 
 
 class MetricsLog:
-    """Writes metrics.jsonl, whose entries after the step that training resumes from are removed, and to trackers."""
+    """Writes metrics.jsonl, whose entries after the step that training resumes from are removed, and to trackers.
 
-    def __init__(self, folder: Path, resumed_step: int, accelerator: Accelerator, progress: Progress) -> None:
+    Only the main process writes. A tracker's project is RUN, its run STAGE, with the `config` that decides the result.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        resumed_step: int,
+        accelerator: Accelerator,
+        track: Sequence[TrackerName] = (),
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`folder` is that of the stage, in the run directory."""
         self._accelerator = accelerator
         self._folder, self._file = folder, folder / "metrics.jsonl"
-        self._trackers: Trackers | None = None
         if not accelerator.is_main_process:
             return
         folder.mkdir(parents=True, exist_ok=True)
         lines = self._file.read_bytes().splitlines() if self._file.exists() else []
-        steps = [_step(line) for line in lines]
-        if damaged := steps[:-1].count(None):  # the last line may be cut by a kill
-            progress.say(
-                Message("warning: {}: {} of {} lines are damaged and left out", self._file, damaged, len(lines))
-            )
-        kept = (line for line, step in zip(lines, steps, strict=True) if step is not None and step <= resumed_step)
-        atomic_write(self._file, b"".join(line + b"\n" for line in kept))
+        atomic_write(self._file, b"".join(line + b"\n" for line in lines if _step(line) <= resumed_step))
         if not resumed_step:
             shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         threading.excepthook = _unless_raised_again
-
-    def track(self, names: Sequence[TrackerName], config: Mapping[str, Any]) -> None:
-        """Write to trackers, too, and first the options that decide the result."""
-        self._trackers = Trackers(names, self._folder, self._accelerator)
-        with writing(self._folder):
-            self._trackers.start(config)
+        if track:
+            accelerator.log_with = [_tracker(name, folder) for name in track]
+            with writing(folder), redirect_stdout(StringIO()):  # trackio prints
+                accelerator.init_trackers("", flat(config or {}))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Add one entry. Only the main process writes."""
+        """Add one entry."""
         if self._accelerator.is_main_process:
             rounded = {name: float(f"{value:.6g}") for name, value in metrics.items()}
             with writing(self._file):  # so do the trackers' files, next to it
@@ -58,10 +86,44 @@ class MetricsLog:
                 self._accelerator.log(metrics, step=step)
 
     def close(self) -> None:
-        """End the trackers' run."""
-        if self._trackers is not None:
-            with writing(self._folder):
-                self._trackers.finish()
+        """End the trackers' runs; what was logged is on the disk."""
+        with writing(self._folder), redirect_stdout(StringIO()):
+            while self._accelerator.trackers:
+                tracker = self._accelerator.trackers.pop()
+                # It would finish a run again, and print, when the process exits.
+                (sys.modules["trackio"] if tracker.name == "trackio" else tracker).finish()
+
+
+def _tracker(name: TrackerName, folder: Path) -> GeneralTracker:
+    from accelerate.tracking import MLflowTracker, TensorBoardTracker, TrackioTracker, WandBTracker
+
+    for setting, value in SETTINGS.get(name, {}).items():
+        os.environ.setdefault(setting, value)
+    run, stage = folder.parent.resolve().name, folder.name
+    if name == "tensorboard":
+        return TensorBoardTracker("tensorboard", folder)
+    if name == "wandb":
+        mode = os.environ.get("WANDB_MODE", "offline")
+        return WandBTracker(run, name=stage, group=run, dir=str(folder), mode=mode)
+    if name == "trackio":
+        return TrackioTracker(run, name=stage, group=run, resume="allow", auto_log_cpu=False, auto_log_gpu=False)
+    import mlflow
+
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        mlflow.set_tracking_uri((folder.parent.resolve() / "mlruns").as_uri())
+    return MLflowTracker(run, run_name=stage)
+
+
+def flat(values: Mapping[str, Any], above: str = "") -> dict[str, str | int | float | bool]:
+    """Nested options by dotted name; lists, and what is unset, as JSON."""
+    found: dict[str, str | int | float | bool] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{above}{name}.")
+        else:
+            plain = isinstance(value, str | int | float | bool)
+            found[f"{above}{name}"] = value if plain else json.dumps(value, ensure_ascii=False)
+    return found
 
 
 def _unless_raised_again(error: threading.ExceptHookArgs) -> None:
@@ -70,14 +132,12 @@ def _unless_raised_again(error: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(error)
 
 
-def _step(line: bytes) -> float | None:
-    """The step of an entry; None if the line is damaged."""
+def _step(line: bytes) -> float:
+    """The step of an entry; infinity if the line is not whole, as a kill may leave the last one."""
     try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    step = entry.get("step") if isinstance(entry, dict) else None
-    return step if isinstance(step, int | float) else None
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, LookupError):
+        return math.inf
 
 
 class StepTimer:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -17,13 +18,14 @@ from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.options import Neutral, Options
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.run_dir import RunDir, TrainResult, finished
-from dcclip_cli.train.losses.base import Loss, TeacherLoss
-from dcclip_cli.train.trackers import TrackerName
+from dcclip_cli.train.losses.base import Loss, Tower
+from dcclip_cli.train.metrics_log import TrackerName
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 _MOST_STEPS = 100_000_000
 MOST_PER_STEP = 2**20  # samples
 DEFAULT_EMBED_DIM = 256  # of a student without a teacher
+StageKind = Literal["distill", "align"]
 
 
 class OptimizerOptions(Options):
@@ -198,7 +200,8 @@ class TrainOptions(Options):
 class StageContext:
     """What a training stage gets besides its options: the recipe's shared sections, the run and the device.
 
-    `fresh` trains again from the start where the stage is finished or has a checkpoint.
+    `start` is the model directory that the student is loaded from; None: it is a new one. `fresh` trains again from the
+    start where the stage is finished or has a checkpoint.
     """
 
     run: RunDir
@@ -210,29 +213,90 @@ class StageContext:
     fresh: bool = False
     progress: Progress = field(default_factory=Silent)
     track: tuple[TrackerName, ...] = ()
+    start: Path | None = None
 
-    def finished(self, stage: Literal["distill", "align"]) -> TrainResult | None:
+    def finished(self, stage: StageKind) -> TrainResult | None:
         """The result of a stage that an earlier run finished; with `fresh`, all that it left is removed."""
         if self.fresh:
             shutil.rmtree(self.run.stage(stage), ignore_errors=True)
         return TrainResult(self.run.model(stage), already_finished=True) if finished(self.run.root, stage) else None
 
+    @property
+    def new_student(self) -> StudentOptions | None:
+        """The options of the student that the stage begins with; None if it is loaded."""
+        return self.student if self.start is None else None
 
-def loss_problems(
-    options: TrainOptions, losses: Sequence[Loss], teachers: int
-) -> Iterator[tuple[tuple[str | int, ...], DcclipError]]:
-    """What a stage's losses cannot do with its options and so many teachers, each with the key in the stage."""
-    inside = ", ".join(loss.kind for loss in losses if not loss.embeddings_only)
+    def teachers(self, options: TrainOptions) -> tuple[Teacher, ...]:
+        """The options of the teachers by number."""
+        return (*([self.teacher] if self.teacher else []), *options.more_teachers)
+
+
+@dataclass(frozen=True)
+class StageSetup:
+    """What differs between distill and align: name, options, losses, samples per step by kind of data.
+
+    `task`: it contrasts images and captions, with batches of `distinct_captions` that identify them, so that a loss
+    recognizes false negatives. `lock`: a tower that is not trained.
+    """
+
+    name: StageKind
+    options: TrainOptions
+    losses: tuple[Loss, ...]
+    sizes: Mapping[str, int]
+    task: bool = False
+    distinct_captions: bool = False
+    lock: Tower | None = None
+    max_logit_scale: float = 100.0
+    half: bool = False
+
+    @property
+    def listed_losses(self) -> tuple[Loss, ...]:
+        """The losses that the recipe lists, without align's own contrastive loss, which is the first."""
+        return self.losses[1:] if self.task else self.losses
+
+
+def sizes_per_step(options: TrainOptions, data: DataOptions, images: int | None, texts: int | None) -> dict[str, int]:
+    """Samples per step of each kind of data that there is. None for images or texts: as many as pairs; 0: none."""
+    found: dict[str, int] = {} if data.train is None else {"pairs": options.batch_size}
+    if data.images is not None and images != 0:
+        found["images"] = images or options.batch_size
+    if data.texts is not None and texts != 0:
+        found["texts"] = texts or options.batch_size
+    return found
+
+
+Problem = tuple[tuple[str | int, ...], DcclipError]  # a key of the recipe, and what is wrong with its value
+
+
+def problems(setup: StageSetup, context: StageContext) -> Iterator[Problem]:
+    """What keeps a stage from running, as far as its options tell."""
+    stage, options = setup.name, setup.options
+    if not setup.sizes:
+        hint = Message("set data.train, or leave images_per_step: 0 and texts_per_step: 0 out")
+        yield (stage,), DcclipError("a step has no pairs, no images and no texts", hint)
+    if options.precision == "fp16" and context.device == "cpu":
+        hint = Message("set precision: auto, which is bf16 where the processor has it")
+        yield (stage, "precision"), DcclipError("fp16 needs a GPU, and this runs on the CPU", hint)
+    if options.validate_every_steps and context.data.validation is None:
+        what = Message("needs pairs to validate on, and there is no data.validation")
+        yield (stage, "validate_every_steps"), DcclipError(what, "set data.validation")
+    inside = ", ".join(loss.kind for loss in setup.losses if not loss.embeddings_only)
     if options.gradient_cache and inside:
         what = Message("needs losses on embeddings, and {} uses features inside the towers", inside)
-        yield ("gradient_cache",), DcclipError(what, "remove one of them; accumulate alone saves memory as well")
-    comparing = ", ".join(loss.kind for loss in losses if loss.compares)
+        hint = Message("remove one of them; accumulate alone saves memory as well")
+        yield (stage, "gradient_cache"), DcclipError(what, hint)
+    comparing = ", ".join(loss.kind for loss in setup.losses if loss.compares)
     if options.accumulate == "auto" and not options.gradient_cache and comparing:
         what = Message("is auto, and {} compares the pairs of a batch, which must stay whole", comparing)
-        yield ("accumulate",), DcclipError(what, "set gradient_cache: true, or accumulate to a number")
-    for number, loss in enumerate(getattr(options, "losses", ())):
-        if isinstance(loss, TeacherLoss) and loss.teacher >= teachers:
-            there = Message("there are {}, counted from 0", teachers) if teachers else Message("the recipe has none")
-            what = Message("loss {} learns from teacher {}, and {}", loss.kind, loss.teacher, there)
-            hint = "add teachers to more_teachers, or use a smaller number"
-            yield ("losses", number, "teacher"), DcclipError(what, hint)
+        yield (stage, "accumulate"), DcclipError(what, "set gradient_cache: true, or accumulate to a number")
+    for number, loss in enumerate(setup.listed_losses):
+        if error := loss.problem(setup.sizes, len(context.teachers(options))):
+            yield (stage, "losses", number), error
+    if context.start is not None and not context.start.is_dir():
+        what = Message("align starts from {}, which does not exist", context.start)
+        hint = Message("run stage 1 first: dcclip distill RECIPE; or name a model directory, or scratch")
+        yield (stage, "start"), DcclipError(what, hint)
+    if (student := context.new_student) and context.teacher is None:
+        for key in student.from_teacher:
+            what = Message("is taken from the teacher, but the recipe has none")
+            yield ("student", *key), DcclipError(what, "add a section teacher, or omit it")

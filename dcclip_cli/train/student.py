@@ -38,8 +38,7 @@ from dcclip_cli.model.students import (
 from dcclip_cli.model.tokenizer import load_tokenizer, tokenize_with, train_tokenizer, trim_tokenizer
 from dcclip_cli.model.towers import OpenClipTowers, Towers
 from dcclip_cli.model.weights import CONFIG
-from dcclip_cli.train.teacher_space import FILE as SPACE_FILE
-from dcclip_cli.train.teacher_space import NarrowSpace
+from dcclip_cli.train.teacher import SPACE, NarrowSpace
 from dcclip_cli.versions import versions
 
 _LOOKED_AT = 1_000  # pairs by which the number of captions of all is estimated
@@ -79,7 +78,7 @@ class Student:
     def save(self, folder: Path, provenance: dict[str, Any], half: bool = False) -> None:
         """Write the model directory."""
         provenance = {"name": self.name, "parent": self.parent, "versions": versions(), **provenance}
-        others = {SPACE_FILE: self.space.to_bytes()} if self.space else {}
+        others = {SPACE: self.space.to_bytes()} if self.space else {}
         model = self.towers.model
         save_model(folder, model, self.config, self.preprocessing, self.tokenizer, provenance, half, others)
 
@@ -108,7 +107,7 @@ def new_student(
     """A student with random or inherited weights; its tokenizer is made from the captions.
 
     `teacher` is the teacher's directory or hub name, for `vocabulary: {from: teacher}`; `teacher_towers` the teacher
-    itself, for `text.inherit`, `image.inherit` and `image: teacher`.
+    itself, for `text.inherit`, `image.inherit` and `image: teacher`; the options were checked to have what they need.
     """
     captions = sample_captions(dataset, options.text.vocabulary.captions, seed)
     if not captions:
@@ -117,6 +116,7 @@ def new_student(
         )
     vocabulary = options.text.vocabulary
     if vocabulary.source == "teacher":
+        assert teacher is not None
         tokenizer = trim_tokenizer(_tokenizer_folder(teacher), captions, vocabulary.size, vocabulary.characters)
     else:
         tokenizer = train_tokenizer(captions, vocabulary.size)
@@ -127,8 +127,7 @@ def new_student(
     model = build_model(config, seed)
     images.init(model)
     if options.text.inherit != "nothing":
-        if teacher_towers is None:
-            raise DcclipError("student.text.inherit takes weights from a teacher, but this stage has none", "remove it")
+        assert teacher_towers is not None
         init_text_tower(model.text, tokenizer, teacher_towers, layers=options.text.inherit == "layers")
     return _student(model, config, images.preprocessing, tokenizer, name)
 
@@ -171,10 +170,7 @@ def _student(
     return Student(towers, config, preprocessing, tokenizer, name)
 
 
-def _tokenizer_folder(teacher: str | None) -> Path:
-    if teacher is None:
-        what = Message("student.text.vocabulary is taken from the teacher, but the recipe has none")
-        raise DcclipError(what, "add a teacher, or set vocabulary: {{from: data, size: ...}}")
+def _tokenizer_folder(teacher: str) -> Path:
     if Path(teacher).is_absolute():
         return Path(teacher)
     from huggingface_hub import hf_hub_download
@@ -194,16 +190,12 @@ class _Images:
 def _images(options: StudentOptions, teacher: str | None, towers: Towers | None) -> _Images:
     image = options.image
     if isinstance(image, ImageTower) and image.inherit == "teacher":
-        if towers is None:
-            raise DcclipError(
-                "student.image.inherit takes weights from a teacher, but this stage has none", "remove it"
-            )
+        assert towers is not None
         preprocessing = preprocessing_of(image, towers.preprocessing)
         return _Images(None, preprocessing, lambda model: inherit_image_tower(model.visual, towers))
     if isinstance(image, ImageTower):
         return _Images(None, preprocessing_of(image), lambda model: init_image_tower(model, image))
-    if teacher is None or towers is None:
-        raise DcclipError("student.image is the teacher's, but this stage has none", "add a section teacher")
+    assert teacher is not None and towers is not None
     source = check_image_source(towers)
     config = teacher_image_config(teacher, source)
     return _Images(config, source.match_preprocessing(), lambda model: copy_image_tower(model, source))

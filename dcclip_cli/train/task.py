@@ -1,25 +1,26 @@
-"""The training task: the module that is trained, with the student, the adapters and the losses."""
+"""The training task: the student with its losses and adapters, and the backward pass of a batch, whole or in parts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dcclip_cli.data.collator import Batch
+from dcclip_cli.data.collator import Batch, Texts
 from dcclip_cli.data.pair import PairDataset
 from dcclip_cli.data.pixels import normalized
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.towers import ImageFeatures, OpenClipTowers, TextFeatures
-from dcclip_cli.train.distributed import gather, process_count, process_index, row_counts, widest
-from dcclip_cli.train.feature_shapes import no_images, widths
+from dcclip_cli.train.distributed import average_gradients, gather, gather_numbers, process_count, process_index
 from dcclip_cli.train.losses.base import Loss, Outputs, TeacherLoss, Tower, Widths
 from dcclip_cli.train.losses.contrastive import TaskLoss
-from dcclip_cli.train.teacher import TeacherFeatures
+from dcclip_cli.train.teacher import TeacherFeatures, no_images, widths
 
 
 class TrainingTask(nn.Module):
@@ -111,16 +112,18 @@ class TrainingTask(nn.Module):
 
     def terms(self, batch: Batch, student: Outputs) -> dict[str, Tensor]:
         """The weighted loss terms of a batch, given the student's outputs."""
-        teachers = [_of_all_processes(teacher.features(batch), batch) for teacher in self._teachers]
-        student = self._with_contrast(_of_all_processes(student, batch), batch)
+        shares = _shares(batch)
+        teachers = [_of_all_processes(teacher.features(batch), batch, shares) for teacher in self._teachers]
+        student = self._with_contrast(_of_all_processes(student, batch, shares), batch, shares)
         terms: dict[str, Tensor] = {}
         self.chance = {}
         for loss in self._losses:
             weight = loss.weight_at(self._progress)
-            for dims in (None, *self._dims) if loss.embeddings_only else (None,):
+            for dims in self._dims_of(loss):
                 own = student if dims is None else student.cut(dims)
                 chance = loss.chance(own)
-                for name, term in loss.terms(own, teachers, self._adapters_for(loss, dims)).items():
+                adapters = dict(self._adapters_for(loss, dims).items()) if isinstance(loss, TeacherLoss) else {}
+                for name, term in loss.terms(own, teachers, adapters).items():
                     unused = _unused(name + _suffix(dims), terms)
                     terms[unused] = weight * term
                     if name in chance:
@@ -136,32 +139,32 @@ class TrainingTask(nn.Module):
         return metrics if bias is None else metrics | {"logit_bias": bias}
 
     def _add_adapters(self, loss: TeacherLoss, teacher: Widths) -> None:
-        adapters = self._adapters_of(loss)
-        for dims in (None, *self._dims) if loss.embeddings_only else (None,):
+        for dims in self._dims_of(loss):
             student = self._widths if dims is None else replace(self._widths, embedding=dims)
+            adapters = self._adapters_for(loss, dims)
             for name, adapter in loss.adapters(student, teacher).items():
-                if name + _suffix(dims) not in adapters:
-                    adapters[name + _suffix(dims)] = adapter
+                if name not in adapters:
+                    adapters[name] = adapter
 
-    def _adapters_for(self, loss: Loss, dims: int | None) -> dict[str, nn.Module]:
-        """A loss's adapters by name: those for the first `dims` numbers of the embeddings, None: for all of them."""
-        if not isinstance(loss, TeacherLoss):
-            return {}
-        adapters = dict(self._adapters_of(loss).items())
-        if dims is None:
-            return adapters
-        suffix = _suffix(dims)
-        return {name.removesuffix(suffix): one for name, one in adapters.items() if name.endswith(suffix)}
+    def _dims_of(self, loss: Loss) -> tuple[int | None, ...]:
+        """The numbers of the embeddings that a loss is computed on, None for all."""
+        return (None, *self._dims) if loss.embeddings_only else (None,)
 
-    def _adapters_of(self, loss: TeacherLoss) -> nn.ModuleDict:
-        adapters = self.adapters[loss.teacher]
+    def _adapters_for(self, loss: TeacherLoss, dims: int | None) -> nn.ModuleDict:
+        """A loss's adapters by name: those for the first `dims` numbers of the embeddings, None for all of them."""
+        by_width = self.adapters[loss.teacher]
+        assert isinstance(by_width, nn.ModuleDict)
+        width = "whole" if dims is None else f"{dims}d"
+        if width not in by_width:
+            by_width[width] = nn.ModuleDict()
+        adapters = by_width[width]
         assert isinstance(adapters, nn.ModuleDict)
         return adapters
 
-    def _with_contrast(self, student: Outputs, batch: Batch) -> Outputs:
+    def _with_contrast(self, student: Outputs, batch: Batch, shares: Mapping[str, _Share]) -> Outputs:
         """The student's outputs with what a contrastive loss needs."""
         model = self.student.model
-        found = {name: _false_negatives(one.caption_ids, one.image_caption_ids) for name, one in batch.texts.items()}
+        found = {name: _false_negatives(one, shares[name]) for name, one in batch.texts.items()}
         return replace(
             student,
             logit_scale=model.logit_scale.clamp(max=self._max_log_scale).exp(),
@@ -199,38 +202,143 @@ def _unused(name: str, taken: Mapping[str, Tensor]) -> str:
     return next(one for one in names if one not in taken)
 
 
-def _of_all_processes(outputs: Outputs, batch: Batch) -> Outputs:
+@dataclass(frozen=True)
+class _Share:
+    """The numbers of texts of each process, in one language, and the most captions that an image of any has."""
+
+    counts: list[int]
+    most_captions: int
+
+
+def _shares(batch: Batch) -> dict[str, _Share]:
+    """The texts of all processes by language."""
+    own = [
+        (len(texts.image_index), 0 if texts.image_caption_ids is None else texts.image_caption_ids.shape[1])
+        for texts in batch.texts.values()
+    ]
+    each = gather_numbers([number for several in own for number in several], batch.pixels.device)
+    columns = list(zip(*each, strict=True))
+    return {
+        name: _Share(list(columns[2 * number]), max(columns[2 * number + 1])) for number, name in enumerate(batch.texts)
+    }
+
+
+def _of_all_processes(outputs: Outputs, batch: Batch, shares: Mapping[str, _Share]) -> Outputs:
     """Outputs with the embeddings of all processes: first the images of all are counted, then their other texts."""
     all_paired = batch.num_unpaired_texts == 0  # on every process: all have equal shares
-    if process_count() == 1:
-        return replace(outputs, all_paired=all_paired)
     images, processes, process = len(batch.pixels), process_count(), process_index()
+    if processes == 1:
+        return replace(outputs, all_paired=all_paired)
     texts, index, local = {}, {}, {}
     for name, features in outputs.texts.items():
-        own = outputs.image_index[name]
+        own, counts = outputs.image_index[name], shares[name].counts
         moved = torch.where(
             own < images, own + process * images, own - images + processes * images + process * batch.num_unpaired_texts
         )
-        counts = row_counts(own)
         first = sum(counts[:process])
-        index[name] = gather(moved)
+        index[name] = gather(moved, counts)
         local[name] = torch.zeros(sum(counts), dtype=torch.bool, device=own.device)
         local[name][first : first + len(own)] = True
-        texts[name] = TextFeatures(gather(features.embedding.float()), features.tokens, features.mask)
-    image = replace(outputs.image, embedding=gather(outputs.image.embedding.float()))
+        texts[name] = TextFeatures(gather(features.embedding.float(), counts), features.tokens, features.mask)
+    image = replace(outputs.image, embedding=gather(outputs.image.embedding.float(), [images] * processes))
     return replace(outputs, image=image, texts=texts, image_index=index, local_mask=local, all_paired=all_paired)
 
 
-def _false_negatives(caption_ids: Tensor | None, image_caption_ids: Tensor | None) -> Tensor | None:
+def _false_negatives(texts: Texts, share: _Share) -> Tensor | None:
     """(N, N) true at [i, j] if caption j belongs to another pair and image i has it as well, over all processes."""
-    if caption_ids is None or image_caption_ids is None:
+    if texts.caption_ids is None or texts.image_caption_ids is None:
         return None
-    width = widest(image_caption_ids)
-    caption_ids = gather(caption_ids)
+    caption_ids, own = gather(texts.caption_ids, share.counts), texts.image_caption_ids
     # Padded with each row's first entry, which changes nothing.
-    padding = image_caption_ids[:, :1].expand(-1, width - image_caption_ids.shape[1])
-    image_caption_ids = gather(torch.cat([image_caption_ids, padding], dim=1))
+    padding = own[:, :1].expand(-1, share.most_captions - own.shape[1])
+    image_caption_ids = gather(torch.cat([own, padding], dim=1), share.counts)
     shared = torch.zeros(len(caption_ids), len(caption_ids), dtype=torch.bool, device=caption_ids.device)
     for column in image_caption_ids.unbind(1):
         shared |= column[:, None] == caption_ids[None]
     return shared.fill_diagonal_(False)
+
+
+# ---- the backward pass
+
+
+def backward(wrapped: nn.Module, batch: Batch, parts: int, accelerator: Accelerator) -> dict[str, Tensor]:
+    """Add a batch's gradients to the parameters and return its loss terms, the mean over `parts`.
+
+    Each part is a batch of its own: a contrastive loss does not see the captions of other parts.
+    """
+    if parts == 1:
+        terms: dict[str, Tensor] = wrapped(batch)
+        accelerator.backward(sum(terms.values()))
+        return {name: term.detach() for name, term in terms.items()}
+    total: dict[str, Tensor] = {}
+    for number, part in enumerate(batch.parts(parts)):
+        with nullcontext() if number == parts - 1 else accelerator.no_sync(wrapped):
+            terms = wrapped(part)
+            accelerator.backward(sum(terms.values()) / parts)
+        for name, term in terms.items():
+            total[name] = total.get(name, torch.zeros_like(term)).detach() + term.detach() / parts
+    return total
+
+
+def cached_backward(task: TrainingTask, batch: Batch, parts: int, accelerator: Accelerator) -> dict[str, Tensor]:
+    """The same for losses on embeddings, with the gradient of the whole batch: gradient caching (arXiv 2101.06983).
+
+    The student processes the parts twice: without a graph, for the embeddings from which the losses of the whole batch
+    and their gradients are computed; then with one, part by part, to carry those gradients on to the weights. Random
+    numbers are replayed; batch norms use the statistics of each part, so that in training mode the gradient is not
+    exactly that of the whole batch.
+    """
+    pieces = batch.parts(parts)
+    states, outputs = [], []
+    with torch.no_grad(), accelerator.autocast(), _untouched_statistics(task):
+        for piece in pieces:
+            states.append((torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None))
+            outputs.append(task.outputs(piece))
+    whole = _joined(batch, outputs, parts)
+    with accelerator.autocast():
+        terms = task.terms(batch, whole)
+    accelerator.backward(sum(terms.values()))
+    for number, (piece, (on_cpu, on_gpu)) in enumerate(zip(pieces, states, strict=True)):
+        torch.set_rng_state(on_cpu)
+        if on_gpu is not None:
+            torch.cuda.set_rng_state(on_gpu)
+        with accelerator.autocast():
+            part = task.outputs(piece)
+            pulls = [(part.image.embedding, whole.image.embedding.grad)] if len(piece.pixels) else []
+            pulls = [(one, None if grad is None else grad.chunk(parts)[number]) for one, grad in pulls]
+            for name in batch.texts:
+                rows = batch.rows_of_parts(name, parts)[number]
+                grad = whole.texts[name].embedding.grad
+                pulls.append((part.texts[name].embedding, None if grad is None else grad[rows]))
+            surrogate = sum((embedding * grad).sum() for embedding, grad in pulls if grad is not None)
+        if isinstance(surrogate, Tensor):
+            surrogate.backward()
+    average_gradients(task.parameters())
+    return {name: term.detach() for name, term in terms.items()}
+
+
+def _joined(batch: Batch, parts: list[Outputs], count: int) -> Outputs:
+    """The outputs of parts as those of the whole batch; its embeddings are leaves that receive gradients."""
+    image = torch.cat([part.image.embedding for part in parts]).requires_grad_()
+    texts = {}
+    for name in batch.texts:
+        features = [part.texts[name] for part in parts]
+        order = torch.cat(batch.rows_of_parts(name, count))
+        embedding = torch.cat([one.embedding for one in features])[order.argsort()].requires_grad_()
+        texts[name] = TextFeatures(embedding, features[0].tokens, features[0].mask)
+    image_index = {name: given.image_index for name, given in batch.texts.items()}
+    return replace(parts[0], image=replace(parts[0].image, embedding=image), texts=texts, image_index=image_index)
+
+
+@contextmanager
+def _untouched_statistics(task: nn.Module) -> Iterator[None]:
+    """Batch norms' running statistics do not change while the block runs: the second pass updates them once."""
+    norms = [module for module in task.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

@@ -1,31 +1,217 @@
-"""Teachers: loading them, and their features for a batch, cached or computed in each step."""
+"""Teachers: loaded when needed, their shapes, their features of a batch, and their space for narrower students."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import islice
-from typing import Protocol
+import gc
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
+from PIL import Image
+from pydantic import TypeAdapter
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.nn import functional as F
 
 from dcclip_cli.data.collator import Batch, Collator
-from dcclip_cli.data.pixels import normalized, training_preprocess
-from dcclip_cli.data.samplers import MixedBatchSampler, Sample
-from dcclip_cli.errors import Message
-from dcclip_cli.machine import loading_processes
-from dcclip_cli.model.precision import finite
-from dcclip_cli.model.teachers import Teacher
-from dcclip_cli.model.towers import OpenClipTowers, Towers
-from dcclip_cli.progress import Progress, Silent
-from dcclip_cli.text import duration_in_words
-from dcclip_cli.train.feature_shapes import map_grids, no_images
-from dcclip_cli.train.lazy_teacher import LazyTeacher, TeacherFacts
-from dcclip_cli.train.losses.base import Loss, Outputs, Widths, learns_from
-from dcclip_cli.train.options import StageContext, TrainOptions
-from dcclip_cli.train.teacher_cache import TeacherCache
+from dcclip_cli.data.pixels import normalized
+from dcclip_cli.data.samplers import Sample
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import cache_folder, read_cached, write_json
+from dcclip_cli.machine import cpu_name
+from dcclip_cli.model.precision import Choice, check_logits, finite
+from dcclip_cli.model.teachers import TREATMENT, OpenClipTeacher, Teacher
+from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Towers
+from dcclip_cli.model.weights import find_file
+from dcclip_cli.progress import Progress
+from dcclip_cli.train.losses.base import Outputs, Widths
+from dcclip_cli.versions import versions
 
-_ROWS = 65_536  # image rows that the caches are completed for at a time
+TEACHERS = "teachers"  # in the cache folder
+SPACE = "teacher_space.safetensors"  # of a model directory whose model is narrower than its teacher
+_CONFIGS = ("config.json", "open_clip_config.json")
+_SPACE_ROWS = 2048  # images or texts, at least, from whose embeddings principal components are computed
+
+
+# ---- shapes
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The size of a feature map, in cells."""
+
+    height: int
+    width: int
+
+
+def widths(towers: Towers, layers: Sequence[int] = ()) -> Widths:
+    """The towers' widths, with those of further image layers."""
+    image, text = _probe(towers, layers)
+    others = {layer: image.layer(layer).shape[1] for layer in layers}
+    return Widths(image.embedding.shape[-1], image.map.shape[1], text.tokens.shape[-1], others)
+
+
+def map_grids(towers: Towers, layers: Sequence[int] = ()) -> dict[int, Grid]:
+    """Height and width of the maps of the image tower's last layer, -1, and of further ones."""
+    image, _ = _probe(towers, layers)
+    return {layer: Grid(*image.layer(layer).shape[-2:]) for layer in (-1, *layers)}
+
+
+def no_images(widths: Widths, layers: Sequence[int], device: torch.device) -> ImageFeatures:
+    """The image features of a batch without images."""
+    maps = {layer: torch.zeros(0, widths.layer(layer), 1, 1, device=device) for layer in (-1, *layers)}
+    return ImageFeatures(torch.zeros(0, widths.embedding, device=device), maps[-1], maps)
+
+
+def _probe(towers: Towers, layers: Sequence[int]) -> tuple[ImageFeatures, TextFeatures]:
+    if next(towers.parameters()).is_meta:
+        return _blank_probe(towers, tuple(layers))
+    return _features(towers, layers)
+
+
+@lru_cache(maxsize=32)
+def _blank_probe(towers: Towers, layers: tuple[int, ...]) -> tuple[ImageFeatures, TextFeatures]:
+    """The features of towers without weights, which take no memory: a pass takes a second of bookkeeping."""
+    return _features(towers, layers)
+
+
+def _features(towers: Towers, layers: Sequence[int]) -> tuple[ImageFeatures, TextFeatures]:
+    device = next(towers.parameters()).device
+    training = towers.training
+    towers.eval()
+    pixels = torch.from_numpy(towers.preprocess(Image.new("RGB", (64, 64), "white"))[None]).to(device)
+    with torch.no_grad():
+        image = towers.image_features(pixels, layers)
+        text = towers.text_features(towers.tokenize(["猫 cat"]).to(device))
+    towers.train(training)
+    return image, text
+
+
+# ---- loading
+
+
+@dataclass(frozen=True)
+class TeacherFacts:
+    """What training needs to know of a teacher besides its features; `widths` with the layers that losses use."""
+
+    name: str
+    fingerprint: str
+    logit_scale: float
+    parameters: int
+    widths: Widths
+    precision: Choice
+
+
+class LazyTeacher:
+    """A teacher on a device. Its facts are kept in the cache folder, so that it need not be loaded for them.
+
+    They are used as long as its files have the same sizes and times, or names in the hub's cache.
+    """
+
+    def __init__(self, options: Teacher, device: str, progress: Progress, layers: Sequence[int] = ()) -> None:
+        self.options, self.device, self._progress, self._layers = options, device, progress, tuple(layers)
+        self._towers: Towers | None = None
+
+    @property
+    def towers(self) -> Towers:
+        """The teacher, loaded if it is not. Raises DcclipError if it cannot be loaded, or is another by now."""
+        if self._towers is None:
+            self._towers = self.options.load(self.device, self._progress)
+            known = vars(self).get("facts")
+            if known and known.fingerprint != self._towers.fingerprint:
+                if self._record:
+                    self._record.unlink(missing_ok=True)
+                raise DcclipError("teacher {} changed while it was in use", "run the command again", self.options.model)
+        return self._towers
+
+    @property
+    def known_facts(self) -> TeacherFacts | None:
+        """Its facts if they are on record, for which it is not loaded."""
+        return read_cached(self._record, _FACTS.validate_python, self._progress.say) if self._record else None
+
+    @cached_property
+    def facts(self) -> TeacherFacts:
+        if (known := self.known_facts) is not None:
+            return known
+        towers = self.towers
+        check_logits(towers.logit_scale, towers.logit_bias, towers.name)
+        facts = TeacherFacts(
+            towers.name,
+            towers.fingerprint,
+            towers.logit_scale,
+            towers.parameters_count(),
+            widths(towers, self._layers),
+            towers.precision,
+        )
+        if self._record:
+            with suppress(OSError):  # a folder that cannot be written
+                self._record.parent.mkdir(parents=True, exist_ok=True)
+                write_json(self._record, asdict(facts))
+        return facts
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._towers is not None
+
+    def free(self) -> None:
+        """Give its memory back; it is loaded again if it is needed again."""
+        if self._towers is None:
+            return
+        self._towers = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @cached_property
+    def _record(self) -> Path | None:
+        """The file for its facts; None where nothing tells whether the teacher is still the same."""
+        if (stamp := _stamp(self.options)) is None:
+            return None
+        kind = torch.device(self.device).type
+        device = torch.cuda.get_device_name() if kind == "cuda" else cpu_name()
+        backend = torch.backends.cpu.get_cpu_capability()
+        about = [TREATMENT, self.options.model_dump(), stamp, kind, device, backend, self._layers, versions()]
+        name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
+        return cache_folder() / TEACHERS / f"{name}.json"
+
+
+_FACTS = TypeAdapter(TeacherFacts)
+
+
+def _stamp(teacher: Teacher) -> list[Any] | None:
+    """What changes whenever a file of the teacher does; None if its files are not known."""
+    model = teacher.model.removeprefix("hf-hub:")
+    if Path(model).is_dir():
+        return _files(Path(model))
+    if isinstance(teacher, OpenClipTeacher) and model == teacher.model:  # ARCH/TAG, which never changes
+        return [model]
+    for config in _CONFIGS:
+        with suppress(OSError, ValueError):  # no network, or no name of a repository
+            # Asks the hub for the latest revision, as loading does; the folder is named by it.
+            if file := find_file(model, config):
+                return _files(file.parent)
+    return None
+
+
+def _files(folder: Path) -> list[Any]:
+    """Names, sizes and times of a folder's files; in the hub's cache, names are those of the content."""
+    found = []
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        stat = file.stat()
+        version = os.readlink(file) if file.is_symlink() else stat.st_mtime_ns
+        found.append([str(file.relative_to(folder)), stat.st_size, version])
+    return [str(folder), found]
+
+
+# ---- features
 
 
 class TeacherFeatures(Protocol):
@@ -67,109 +253,79 @@ class OnlineTeacher:
         return Outputs(image, texts, image_index, self._scale.to(pixels.device))
 
 
-@dataclass(frozen=True)
-class Teachers:
-    """The teachers of a stage by number; none of them is loaded before it is needed."""
-
-    all: tuple[LazyTeacher, ...] = ()
-
-    @property
-    def facts(self) -> list[TeacherFacts]:
-        return [teacher.facts for teacher in self.all]
-
-    def for_collator(self, collator: Collator, options: TrainOptions) -> Collator:
-        """The collator with what the teachers need: a bounded number of augmentations, or their own pixels."""
-        if not self.all:
-            return collator
-        if options.teacher_cache:
-            return replace(collator, num_augmentations=options.augmentations)
-        return replace(collator, teacher_preprocess=tuple(training_preprocess(teacher.towers) for teacher in self.all))
-
-
-def open_teachers(teachers: Sequence[Teacher], losses: Sequence[Loss], device: str, progress: Progress) -> Teachers:
-    """The teachers, or none if no loss needs any."""
-    if not any(loss.needs_teacher for loss in losses):
-        return Teachers()
-    return Teachers(
-        tuple(LazyTeacher(one, device, progress, layers_of(losses, number)) for number, one in enumerate(teachers))
-    )
-
-
-def layers_of(losses: Sequence[Loss], teacher: int) -> tuple[int, ...]:
-    """The teacher's image layers, without the last one, whose maps some loss needs."""
-    return tuple(sorted({layer for loss in learns_from(losses, teacher) for layer in loss.teacher_layers_needed}))
-
-
-def teacher_features(
-    teachers: Teachers,
-    losses: Sequence[Loss],
-    options: TrainOptions,
-    collator: Collator,
-    student: OpenClipTowers,
-    context: StageContext,
-) -> list[TeacherCache] | list[OnlineTeacher]:
-    """The source of each teacher's features: its cache, or the teacher itself."""
-    for facts in teachers.facts:
-        for line in facts.precision.lines(Message("teacher {}", facts.name)):
-            context.progress.say(line)
-    if not options.teacher_cache:
-        return [
-            OnlineTeacher(teacher.towers, number, layers_of(losses, number), teacher.facts.widths)
-            for number, teacher in enumerate(teachers.all)
-        ]
-    if not teachers.all:
-        return []
-    grids = map_grids(student, sorted({layer for loss in losses for layer in loss.student_layers_needed}))
-    workers, progress = loading_processes(options.workers), context.progress
-    return [
-        TeacherCache(teacher, collator, learns_from(losses, number), grids, workers, progress, number)
-        for number, teacher in enumerate(teachers.all)
-    ]
+# ---- the teacher's space
 
 
 @dataclass(frozen=True)
-class CacheFillingSampler(MixedBatchSampler):
-    """Completes the teacher caches for some steps at a time, right before the first batch of these is handed out.
+class NarrowSpace:
+    """The principal components (D, d) of a teacher's embeddings, orthonormal columns, and the teacher's fingerprint.
 
-    The parts are fixed by step numbers, and each is completed in every process, so that a run that was killed finds
-    the same rows to compute, and any number of processes share them.
+    A model directory has them, so that stage 2 goes on in the space of stage 1.
     """
 
-    caches: tuple[TeacherCache, ...] = ()
-    progress: Progress = field(default_factory=Silent)
+    teacher: str
+    components: Tensor
 
-    def share(self, start_step: int, steps: int, process: int = 0, processes: int = 1) -> Iterator[list[Sample]]:
-        size = max(1, _ROWS // self.batch_size)  # steps
-        begin = start_step - start_step % size
-        batches = super().share(begin, steps)
-        for first in range(begin, steps, size):
-            of_steps = list(islice(batches, size))
-            shares = [self.part(batch, number, processes) for batch in of_steps for number in range(processes)]
-            for cache in self.caches:
-                cache.complete(shares)
-                if first + size >= steps:
-                    cache.finish()
-            if first + size >= steps:
-                self._say_what_was_saved(steps - begin)
-            for step, batch in enumerate(of_steps, first):
-                if step >= start_step:
-                    yield self.part(batch, process, processes)
+    def to_bytes(self) -> bytes:
+        """The content of `SPACE`."""
+        return save({"components": self.components.contiguous()}, {"teacher": self.teacher})
 
-    def _say_what_was_saved(self, steps: int) -> None:
-        """Report what the teachers computed, and what they would take if they ran in every step."""
-        once = sum(cache.seconds(*cache.computed.values()) for cache in self.caches)
-        online = sum(cache.seconds(*cache.used.values()) for cache in self.caches)
-        self.progress.say(
-            Message(
-                "teacher: ran for {}; running it in each of these {} steps would take about {}{}",
-                duration_in_words(once),
-                steps,
-                duration_in_words(online),
-                Message(": {} saved", duration_in_words(online - once)) if online > once else "",
-            )
-        )
-        for cache in self.caches:
-            done = ", ".join(f"{count:,} {what}" for what, count in cache.computed.items())
-            self.progress.say(
-                Message("teacher: features in {}, {:,.0f} MB; computed {}", cache.folder, cache.size / 1e6, done)
-            )
+    @classmethod
+    def read(cls, folder: Path) -> NarrowSpace | None:
+        """The space in a model directory, if it has one."""
+        if not (folder / SPACE).is_file():
+            return None
+        with safe_open(folder / SPACE, "pt") as file:
+            return cls(file.metadata()["teacher"], file.get_tensor("components"))
+
+
+@dataclass(frozen=True)
+class NarrowTeacher:
+    """A teacher's features with embeddings in a narrower space."""
+
+    teacher: TeacherFeatures
+    space: NarrowSpace
+
+    @cached_property
+    def widths(self) -> Widths:
+        return replace(self.teacher.widths, embedding=self.space.components.shape[1])
+
+    def features(self, batch: Batch) -> Outputs:
+        """The teacher's outputs for a batch, with (B, d) embeddings."""
+        found = self.teacher.features(batch)
+        components = self.space.components.to(found.image.embedding.device)
+        texts = {
+            name: replace(features, embedding=features.embedding.float() @ components)
+            for name, features in found.texts.items()
+        }
+        image = replace(found.image, embedding=found.image.embedding.float() @ components)
+        return replace(found, image=image, texts=texts)
+
+
+def principal_components(embeddings: Sequence[Tensor], count: int) -> Tensor:
+    """The (D, count) directions in which unit-length embeddings are longest, the longest first; count at most D.
+
+    `embeddings` are (N, D) for each kind, images and texts: kinds weigh the same, whatever their numbers. The mean is
+    not subtracted, since cosines are to be kept, not distances.
+    """
+    moments = []
+    for rows in (F.normalize(rows.double(), dim=-1) for rows in embeddings if len(rows)):
+        moments.append(rows.T @ rows / len(rows))
+    directions = torch.linalg.eigh(torch.stack(moments).sum(0)).eigenvectors.flip(1)[:, :count]
+    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+    return (directions * largest.sign()).float()
+
+
+def narrow_space(
+    fingerprint: str, teacher: TeacherFeatures, collator: Collator, batches: Iterable[list[Sample]], width: int
+) -> NarrowSpace:
+    """The space of `width` dimensions in which a teacher's embeddings of the first of these batches are longest."""
+    images, texts = list[Tensor](), list[Tensor]()
+    for samples in batches:
+        outputs = teacher.features(collator.batch(samples))
+        images.append(outputs.image.embedding.float().cpu())
+        texts.extend(features.embedding.float().cpu() for features in outputs.texts.values())
+        if max(sum(map(len, images)), sum(map(len, texts))) >= _SPACE_ROWS:
+            break
+    found = [torch.cat(kind) for kind in (images, texts) if kind]
+    return NarrowSpace(fingerprint, principal_components(found, width))

@@ -10,12 +10,11 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ from dcclip_cli.data.collator import Batch, Collator, StoredFeatures, StoredText
 from dcclip_cli.data.options import Augment
 from dcclip_cli.data.pair import PairDataset
 from dcclip_cli.data.pixels import VERSION, normalized, stacked, training_preprocess
-from dcclip_cli.data.samplers import Sample
+from dcclip_cli.data.samplers import MixedBatchSampler, Sample
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import cache_folder
 from dcclip_cli.machine import loading_processes
@@ -36,16 +35,15 @@ from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Towers
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.store import FeatureStore, MissingRows, Ragged, Values, digests
 from dcclip_cli.train.distributed import process_count, process_index
-from dcclip_cli.train.feature_shapes import Grid, map_sizes, no_images
-from dcclip_cli.train.lazy_teacher import LazyTeacher, TeacherFacts
 from dcclip_cli.train.loading import load_batches
 from dcclip_cli.train.losses.base import Loss, Outputs
-from dcclip_cli.train.losses.features import TokenFeaturesLoss, to_grid
+from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, to_grid
+from dcclip_cli.train.teacher import Grid, LazyTeacher, TeacherFacts, no_images
 
 FOLDER = "teacher-cache"
 IMAGE, TEXT, TOKENS = "image_embedding", "text_embedding", "text_tokens"
 BATCH_SIZE = 64  # of the teacher: in bf16, results depend on what is computed together
-_KEPT_ROWS = 2**17  # of the parts of training completed last, which are completed again where rows prove damaged
+_ROWS = 65_536  # image rows that the caches are completed for at a time
 _HINT = "check the teacher's weights, or set its precision to fp32; the cache is in fp16: or set teacher_cache to false"
 
 
@@ -83,42 +81,22 @@ def text_keys(texts: Iterable[str]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class NeededRows:
-    """The rows of the cache that some steps need: augmented images in the order of the data, captions by length.
-
-    `images_in_steps` and `captions_in_steps` are what a teacher that ran in each step would get.
-    """
+    """The rows of the cache that some steps need: augmented images in the order of the data, captions by length."""
 
     samples: list[Sample]
     image_keys: np.ndarray
     captions: list[str]
     text_keys: np.ndarray
-    images_in_steps: int = 0
-    captions_in_steps: int = 0
 
 
 def needed_rows(collator: Collator, batches: Iterable[Sequence[Sample]]) -> NeededRows:
     """The rows for these batches, each once: the same ones in the same order however many processes share them."""
-    samples, captions, images_in_steps, captions_in_steps = set[Sample](), set[str](), 0, 0
+    found, captions = set[Sample](), set[str]()
     for batch in batches:
-        own = {(i, epoch % collator.num_augmentations) for i, epoch in batch if i < collator.dataset.num_images}
-        chosen = collator.chosen_captions(batch)
-        samples |= own
-        captions |= chosen
-        images_in_steps += len(own)
-        captions_in_steps += len(chosen)
-    found = _rows(collator.dataset, samples, captions)
-    return replace(found, images_in_steps=images_in_steps, captions_in_steps=captions_in_steps)
-
-
-def rows_of(batch: Batch, dataset: PairDataset) -> NeededRows:
-    """The rows of one batch."""
-    samples = set(zip(batch.sample_index.tolist(), batch.augmentation_index.tolist(), strict=True))
-    return _rows(dataset, samples, set(chain.from_iterable(texts.captions for texts in batch.texts.values())))
-
-
-def _rows(dataset: PairDataset, samples: set[Sample], captions: set[str]) -> NeededRows:
-    images, texts = sorted(samples), sorted(captions, key=lambda text: (len(text), text))
-    return NeededRows(images, image_keys(dataset, images), texts, text_keys(texts))
+        found |= {(i, epoch % collator.num_augmentations) for i, epoch in batch if i < collator.dataset.num_images}
+        captions |= collator.chosen_captions(batch)
+    samples, texts = sorted(found), sorted(captions, key=lambda text: (len(text), text))
+    return NeededRows(samples, image_keys(collator.dataset, samples), texts, text_keys(texts))
 
 
 # ---- reading them in the loader's workers
@@ -137,18 +115,19 @@ class FeatureReader:
     image_arrays: tuple[str, ...]
     text_arrays: tuple[str, ...]
 
-    def __call__(self, batch: Batch) -> StoredFeatures | None:
-        """The features of a batch; None if a row is missing, or damaged, also after a look for new blocks."""
-        for _ in range(2):
-            try:
-                return self.read(batch)
-            except MissingRows:
-                self.images.refresh()
-                self.texts.refresh()
-        return None
+    def __call__(self, batch: Batch) -> StoredFeatures:
+        """The features of a batch, which `TeacherCache.complete` computed. Raises DcclipError if they are gone."""
+        with suppress(MissingRows):
+            return self._read(batch)
+        self.images.refresh()  # what was computed since
+        self.texts.refresh()
+        try:
+            return self._read(batch)
+        except MissingRows:
+            what = Message("features of a teacher are gone from {} or {}", self.images.folder, self.texts.folder)
+            raise DcclipError(what, "run the same command again: those that are missing are computed") from None
 
-    def read(self, batch: Batch) -> StoredFeatures:
-        """The features of a batch. Raises MissingRows."""
+    def _read(self, batch: Batch) -> StoredFeatures:
         samples = zip(batch.sample_index.tolist(), batch.augmentation_index.tolist(), strict=True)
         images = _read(self.images, self.image_arrays, image_keys(self.dataset, samples))
         texts = {}
@@ -221,60 +200,42 @@ class TeacherCache:
         arrays = (IMAGE, *self._maps.values()), (TEXT, TOKENS) if self._tokens else (TEXT,)
         self.reader = FeatureReader(collator.dataset, self._images, self._texts, *arrays)
         self.computed = {"images": 0, "captions": 0}  # rows, since this object was made
-        self.used = {"images": 0, "captions": 0}  # as a teacher that runs in each step would compute them
-        self._completed: deque[NeededRows] = deque()
 
     def complete(self, batches: Sequence[Sequence[Sample]]) -> None:
         """Compute what is missing for these batches; processes that train together, or other runs, share the work.
 
         The teacher is freed where nothing was missing.
         """
-        rows = needed_rows(self._collator, batches)
-        self.used["images"] += rows.images_in_steps
-        self.used["captions"] += rows.captions_in_steps
-        self._completed.append(rows)
-        while len(self._completed) > 1 and sum(len(one.samples) for one in self._completed) > _KEPT_ROWS:
-            self._completed.popleft()
-        if not self._fill(rows, self._progress):
+        if not self._fill(needed_rows(self._collator, batches), self._progress):
             self._teacher.free()
 
+    def completing(self, batches: Iterable[list[Sample]]) -> Iterator[list[Sample]]:
+        """The batches, each once what is missing for it is computed."""
+        for batch in batches:
+            self._fill(needed_rows(self._collator, [batch]), Silent())
+            yield batch
+
     def finish(self) -> None:
-        """Free the teacher: nothing is left to compute."""
+        """Free the teacher, for nothing is left to compute, and report what it computed."""
         self._teacher.free()
+        done = ", ".join(f"{count:,} {what}" for what, count in self.computed.items())
+        line = Message("teacher: features in {}, {:,.0f} MB; computed {}", self.folder, self.size / 1e6, done)
+        self._progress.say(line)
 
     def features(self, batch: Batch) -> Outputs:
-        """The teacher's outputs for a batch, from what the loader has read.
-
-        Rows that were damaged or deleted meanwhile are computed again: with the same others as before, if it was for
-        this part of training.
-        """
+        """The teacher's outputs for a batch, from what the loader has read."""
         device = batch.pixels.device
-        stored = batch.teacher_features[self._number] if batch.teacher_features else self.reader(batch)
+        stored = batch.teacher_features[self._number] if batch.teacher_features else None
         if stored is None:
-            stored = self._computed_again(batch).map(lambda tensor: tensor.to(device))
+            stored = self.reader(batch).map(lambda tensor: tensor.to(device))
         texts = {name: _text_features(one) for name, one in stored.texts.items()}
         image_index = {name: given.image_index for name, given in batch.texts.items()}
         return Outputs(self._image_features(stored, device), texts, image_index, self._scale.to(device))
-
-    def seconds(self, images: int, captions: int) -> float:
-        """The time that the teacher takes for that many, by what it took to fill the store."""
-        return self._images.seconds_per_row(IMAGE) * images + self._texts.seconds_per_row(TEXT) * captions
 
     @property
     def size(self) -> int:
         """Bytes of all rows that are stored, also of other data."""
         return self._images.size + self._texts.size
-
-    # ---- reading
-
-    def _computed_again(self, batch: Batch) -> StoredFeatures:
-        # Reading one array after the other finds what is damaged in each.
-        for _ in range(len(self.reader.image_arrays) + len(self.reader.text_arrays)):
-            with suppress(MissingRows):
-                return self.reader.read(batch)
-            for rows in (*self._completed, rows_of(batch, self._collator.dataset)):
-                self._fill(rows, Silent())
-        return self.reader.read(batch)
 
     def _image_features(self, stored: StoredFeatures, device: torch.device) -> ImageFeatures:
         if not stored.images:
@@ -282,8 +243,6 @@ class TeacherCache:
         embedding = stored.images[IMAGE].float()
         maps = {layer: stored.images[name].float() for layer, name in self._maps.items()}
         return ImageFeatures(embedding, maps.pop(-1, embedding[:, :, None, None]), maps)
-
-    # ---- the teacher
 
     def _fill(self, rows: NeededRows, progress: Progress) -> int:
         """Compute what is missing; return how many rows that were."""
@@ -353,3 +312,40 @@ def _half(values: Tensor, teacher: Towers, inputs: str) -> np.ndarray:
 
 def _short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def map_sizes(losses: Sequence[Loss], grids: Mapping[int, Grid]) -> dict[int, Grid]:
+    """The teacher's layers whose maps are stored, with the finest grid on which a student's layer needs each."""
+    sizes: dict[int, Grid] = {}
+    for loss in losses:
+        if isinstance(loss, FeatureMapLoss):
+            for student, teacher in zip(loss.student_layers, loss.teacher_layers, strict=True):
+                grid, before = grids[student], sizes.get(teacher, Grid(1, 1))
+                sizes[teacher] = Grid(max(grid.height, before.height), max(grid.width, before.width))
+    return sizes
+
+
+@dataclass(frozen=True)
+class CacheFillingSampler(MixedBatchSampler):
+    """Completes the teacher caches for some steps at a time, right before the first batch of these is handed out.
+
+    The parts are fixed by step numbers, and each is completed in every process, so that a run that was killed finds
+    the same rows to compute, and any number of processes share them.
+    """
+
+    caches: tuple[TeacherCache, ...] = ()
+
+    def share(self, start_step: int, steps: int, process: int = 0, processes: int = 1) -> Iterator[list[Sample]]:
+        size = max(1, _ROWS // self.batch_size)  # steps
+        begin = start_step - start_step % size
+        batches = super().share(begin, steps)
+        for first in range(begin, steps, size):
+            of_steps = list(islice(batches, size))
+            shares = [self.part(batch, number, processes) for batch in of_steps for number in range(processes)]
+            for cache in self.caches:
+                cache.complete(shares)
+                if first + size >= steps:
+                    cache.finish()
+            for step, batch in enumerate(of_steps, first):
+                if step >= start_step:
+                    yield self.part(batch, process, processes)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from accelerate.utils.memory import clear_device_cache
+from torch import Tensor, nn
 
 from dcclip_cli.data.collator import Batch, Collator
 from dcclip_cli.data.samplers import MixedBatchSampler
@@ -20,21 +21,26 @@ from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import loading_processes
 from dcclip_cli.processes import Stopped, asked, handled, noted
 from dcclip_cli.progress import Progress, Silent, Task
-from dcclip_cli.train.checkpoint import Identity, TrainState, latest_checkpoint, load_checkpoint, save_checkpoint
-from dcclip_cli.train.compute import make_accelerator
+from dcclip_cli.train.checkpoint import (
+    Identity,
+    TrainState,
+    latest_checkpoint,
+    load_best,
+    load_checkpoint,
+    save_best,
+    save_checkpoint,
+)
+from dcclip_cli.train.compute import Parts, make_accelerator
 from dcclip_cli.train.distributed import any_process, processes_here
-from dcclip_cli.train.grad_cache import backward, cached_backward
-from dcclip_cli.train.guards import NonFiniteGuard, warn_at_chance
 from dcclip_cli.train.loading import load_batches
-from dcclip_cli.train.metrics_log import MetricsLog, StepTimer
+from dcclip_cli.train.metrics_log import MetricsLog, StepTimer, TrackerName
 from dcclip_cli.train.optimizer import ema_weights, learning_rate_factor, make_ema, make_optimizer
 from dcclip_cli.train.options import TrainOptions
-from dcclip_cli.train.parts import Parts, free_memory
-from dcclip_cli.train.task import TrainingTask
-from dcclip_cli.train.trackers import TrackerName
-from dcclip_cli.train.validation import BestCheckpoint
+from dcclip_cli.train.task import TrainingTask, backward, cached_backward
 
 CHANCE_STEP = 500  # after which a contrastive loss at chance level is reported
+MAX_SKIPPED_STEPS = 10  # in a row, before the run ends
+_AT_CHANCE = 0.98  # fraction of the loss at chance level above which nothing has been learned
 PREFETCHED_SAMPLES = 1024  # by each loading process, in whole batches: about 250 KB each
 
 Validate = Callable[[], dict[str, float]]
@@ -62,8 +68,8 @@ class RunInfo:
 class Trainer:
     """Trains a task in place, with checkpoints under `info.folder/state` from which it resumes.
 
-    Of a step, the host reads one number from the device: whether the step is finite. Loss terms and the gradient norm
-    are read when they are logged.
+    Of a step, the host reads one number from the device: whether the step is finite; of several processes also how many
+    texts each has. Loss terms and the gradient norm are read when they are logged.
     """
 
     def __init__(
@@ -79,7 +85,6 @@ class Trainer:
         self._validate = validate
         self.total_steps = options.total_steps(sampler.steps_per_epoch)
         self.accelerator = make_accelerator(options, info.device, info.unused_parameters)
-        sampler.check_shares(self.accelerator.num_processes * options.fewest_parts)
         self.device = self.accelerator.device
         task.to(self.device)
         self.optimizer = make_optimizer(task, options.optimizer)
@@ -131,7 +136,7 @@ class Trainer:
                 rate = next(name for name in speed if name.endswith("_per_second"))
                 shown.advance(0, loss=self.metrics["loss"], **{rate.removesuffix("econd"): speed[rate]})
             if state.step == CHANCE_STEP and self.is_main_process:
-                warn_at_chance(terms, self.task.chance, CHANCE_STEP, self.info.progress)
+                self._warn_at_chance(terms)
             shown.advance()
             state.validation_due = self._validates_after(state.step)
             if state.validation_due and self.evaluate():
@@ -171,14 +176,16 @@ class Trainer:
         step, accelerator = self.state.step, self.accelerator
         while True:
             torch.manual_seed(((self.info.seed << 40) + (step << 12) + accelerator.process_index) % 2**64)
-            with self._parts.that_fit(step) as parts:
+            parts = self._parts.at(step)
+            try:
                 if self.options.gradient_cache and parts > 1:
                     return cached_backward(self.task, batch, parts, accelerator)
                 return backward(self._wrapped, batch, parts, accelerator)
+            except (RuntimeError, MemoryError) as error:
+                self._parts.split(step, error)
             self._accelerated_optimizer.zero_grad()
             self._guard.restore()
-            free_memory()
-            self._parts.split(step)
+            clear_device_cache(garbage_collection=True)
 
     def _validates_after(self, step: int) -> bool:
         every = self.options.validate_every_steps
@@ -191,14 +198,17 @@ class Trainer:
         with ema_weights(self.task.model, self.ema):
             with noted(False):
                 metrics = self._validate()
-            better = self._best.update(state.step, metrics, self.task.model, self.is_main_process)
+            if better := not state.best_metrics or _mean(metrics) > _mean(state.best_metrics):
+                if self.is_main_process:
+                    save_best(self.info.folder / "best", state.step, metrics, self.task.model)
+                state.best_step, state.best_metrics = state.step, metrics
         state.validations_since_best = 0 if better else state.validations_since_best + 1
         state.validation_due = False
         self._log.write(state.step, metrics)
         no_patience = options.patience is not None and state.validations_since_best >= options.patience
         [stop] = any_process(no_patience, device=self.device)
         if stop:
-            name, best = self.info.name, self._best.step
+            name, best = self.info.name, state.best_step
             self.info.progress.say(
                 Message("{}: early stopping at step {}/{} (best: step {})", name, state.step, self.total_steps, best)
             )
@@ -226,17 +236,15 @@ class Trainer:
         folder = self.info.folder
         if checkpoint := latest_checkpoint(folder / "state"):
             identity = self.info.identity
-            self.state = load_checkpoint(checkpoint, identity, self.task, self.optimizer, self.ema, self.total_steps)
+            self.state = load_checkpoint(checkpoint, identity, self.task, self.optimizer, self.ema)
             self._saved_step = self.state.step
             self.info.progress.say(
                 Message("{}: resuming from step {} of {}", self.info.name, self.state.step, self.total_steps)
             )
         if self.accelerator.scaler is not None and self.state.scaler is not None:
             self.accelerator.scaler.load_state_dict(self.state.scaler)
-        self._log = MetricsLog(folder, self.state.step, self.accelerator, self.info.progress)
-        self._log.track(self.info.track, self.info.identity)
+        self._log = MetricsLog(folder, self.state.step, self.accelerator, self.info.track, self.info.identity)
         self._timer = StepTimer(self.state.step)
-        self._best = BestCheckpoint(folder / "best", self.state.step)
         self._guard = NonFiniteGuard(self.task, folder)
         self._parts = Parts(self.options.accumulate, self.sampler, folder, self.info.progress)
 
@@ -273,11 +281,26 @@ class Trainer:
         self._log.write(step, {**self.metrics, **speed})
         return speed
 
+    def _warn_at_chance(self, terms: dict[str, Tensor]) -> None:
+        """Report contrastive losses that are still at chance level, and the usual causes."""
+        for name, level in ((name, float(value)) for name, value in self.task.chance.items()):
+            if level and name in terms and float(terms[name]) > _AT_CHANCE * level:
+                line = Message(
+                    "warning: after {} steps {} is {:.3f}, and chance level is {:.3f}. "
+                    "Usual causes: optimizer.lr too high or too low; captions that do not belong to their images; one "
+                    "caption for most of them",
+                    CHANCE_STEP,
+                    name,
+                    float(terms[name]),
+                    level,
+                )
+                self.info.progress.say(line)
+
     def _take_final_weights(self) -> None:
         """Give the task the weights to be saved: the best ones, those of the EMA or the last."""
         if self.options.keep == "best":
-            self._best.restore(self.task.model)
-            self.metrics |= {**self._best.metrics, "best_step": self._best.step}
+            load_best(self.info.folder / "best", self.task.model)
+            self.metrics |= {**self.state.best_metrics, "best_step": self.state.best_step}
         elif self.ema is not None:
             self.task.model.load_state_dict(self.ema.module.state_dict())
 
@@ -323,6 +346,52 @@ class Trainer:
         prefetch = max(1, min(4, PREFETCHED_SAMPLES // share))
         with _frozen_objects():
             return load_batches(self.collator, samples, workers, prefetch, pin_memory=self.device.type == "cuda")
+
+
+def _mean(metrics: Mapping[str, float]) -> float:
+    return sum(metrics.values()) / len(metrics)
+
+
+class NonFiniteGuard:
+    """Undoes steps whose loss or gradient is not finite, and ends a run that has only such steps.
+
+    A forward pass with such numbers spoils the running statistics of batch norms: they are restored.
+    """
+
+    def __init__(self, task: nn.Module, folder: Path) -> None:
+        self._folder = folder
+        by_type: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in task.buffers():
+            by_type.setdefault(buffer.dtype, []).append(buffer)
+        self._buffers = [(buffers, [buffer.clone() for buffer in buffers]) for buffers in by_type.values()]
+
+    @torch.no_grad()
+    def accept(self, state: TrainState) -> None:
+        """Note a finite step."""
+        state.skipped_in_a_row = 0
+        for buffers, saved in self._buffers:
+            torch._foreach_copy_(saved, buffers)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Give batch norms the statistics that they had after the last step."""
+        for buffers, saved in self._buffers:
+            torch._foreach_copy_(buffers, saved)
+
+    def skip(self, state: TrainState, terms: dict[str, Tensor], norm: Tensor) -> None:
+        """Note a step that is not finite. Raises DcclipError after too many in a row."""
+        state.skipped_steps += 1
+        state.skipped_in_a_row += 1
+        self.restore()
+        if state.skipped_in_a_row < MAX_SKIPPED_STEPS:
+            return
+        wrong = [name for name, term in terms.items() if not math.isfinite(float(term))]
+        if not wrong and not math.isfinite(float(norm)):
+            wrong = ["the gradient"]
+        what = ", ".join(wrong) or Message("the loss of another process")
+        what = Message("step {}: {} is not finite, for {} steps in a row", state.step, what, state.skipped_in_a_row)
+        hint = Message("lower optimizer.lr, or raise warmup_steps; the metrics are in {}/metrics.jsonl", self._folder)
+        raise DcclipError(what, hint)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from dcclip_cli.model import model_dir, weights
 from dcclip_cli.predict import onnx_encoder as bundle
 from dcclip_cli.recipe import load
 from dcclip_cli.recipe.summary import SUMMARY
-from dcclip_cli.train import checkpoint, compute, lazy_teacher, teacher_cache, validation
+from dcclip_cli.train import checkpoint, compute, teacher, teacher_cache
 from docs.generate.markdown import MADE, code, escaped, filled, members, table
 
 HEAD = """\
@@ -52,7 +52,7 @@ def run_directory() -> str:
         "tensorboard/": "the same for TensorBoard",
         f"state/step-NNNNNNNN/{checkpoint.STATE}": "what a run resumes from: step, counts and the identity of the run",
         f"state/step-NNNNNNNN/{checkpoint.TENSORS}": "weights, optimizer moments and EMA",
-        f"best/{validation.WEIGHTS}, {validation.METRICS}": "the best weights in validation, with `keep: best`",
+        f"best/{checkpoint.WEIGHTS}, {checkpoint.METRICS}": "the best weights in validation, with `keep: best`",
         compute.COMPUTED_IN: "what `auto` chose on this machine: precision, threads, parts of a batch",
     }
     return (
@@ -125,7 +125,7 @@ def shard_index() -> str:
 def caches() -> str:
     folders = {
         f"{teacher_cache.FOLDER}/": "feature stores: a teacher's features of augmented images and of captions",
-        f"{lazy_teacher.TEACHERS}/": "facts about teachers, for which these need not be loaded",
+        f"{teacher.TEACHERS}/": "facts about teachers, for which these need not be loaded",
         "features/": "feature stores: embeddings of `dcclip eval`",
         "search/, embed/": "feature stores: indexes of `dcclip search`, and what a stopped `dcclip embed` has done",
         "index/": "indexes of shards next to which none can be written",

@@ -210,8 +210,8 @@ def test_every_process_gets_its_share_of_every_sampler() -> None:
 
 
 def test_a_batch_size_that_is_larger_than_the_data_or_cannot_be_shared_is_named() -> None:
-    with pytest.raises(DcclipError, match=r"batch_size 8 is larger than the data \(7 samples\)"):
+    with pytest.raises(DcclipError, match=r"8 samples per step are more than the data has \(7\)"):
         EpochBatchSampler(Samples(7), 8, seed=0)
     samplers = tuple(EpochBatchSampler(Samples(12), size, seed=0) for size in (4, 3))
-    with pytest.raises(DcclipError, match="batch_size 3 cannot be split among 2 processes"):
+    with pytest.raises(DcclipError, match="3 samples per step cannot be split into 2 equal parts"):
         MixedBatchSampler(samplers).check_shares(2)

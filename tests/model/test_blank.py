@@ -9,7 +9,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.blank import blank_student, blank_teacher
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import OpenClipTeacher, TransformersTeacher
-from dcclip_cli.train.feature_shapes import map_grids, widths
+from dcclip_cli.train.teacher import map_grids, widths
 
 
 @pytest.mark.parametrize("kind", ["altclip", "chinese_clip", "siglip"])

@@ -65,20 +65,6 @@ def test_training_from_scratch_learns_which_caption_belongs_to_which_picture(
             assert right.float().mean() > 0.5, language  # chance is 1 in 40
 
 
-@pytest.mark.parametrize(
-    ("options", "what", "hint"),
-    [
-        ({"start": "distill"}, "which does not exist", ""),
-        ({"start": "scratch"}, "the recipe has no student", ""),
-        ({"validate_every_steps": 1}, "validate_every_steps needs pairs", "set data.validation"),
-    ],
-)
-def test_what_is_missing_is_named_with_a_hint(aligning: Job, options: Job, what: str, hint: str) -> None:
-    aligning["options"] |= options
-    with refused(what, hint):
-        run(aligning)
-
-
 def test_a_second_caption_of_each_language_is_a_further_positive(aligning: Job) -> None:
     aligning["options"] |= {"steps": 1, "captions": {"second_caption": True}, "cross_lingual": 0.5}
     assert set(run(aligning).metrics) >= {"image_zh", "image_en", "image_zh-other", "image_en-other", "zh_en"}

@@ -9,10 +9,16 @@ import pytest
 from dcclip_cli import api
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.preview import Preview
 from dcclip_cli.recipe.load import load
 from dcclip_cli.recipe.preflight import check
 from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.estimate import Pace, Rows, StageWork, Times, lines, measure
+from dcclip_cli.train.losses.base import Loss, Widths
+from dcclip_cli.train.losses.embeddings import EmbeddingLoss
+from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
+from dcclip_cli.train.options import TrainOptions
+from dcclip_cli.train.teacher import Grid
 from tests.conftest import SHAPES
 from tests.train.jobs import Watch
 
@@ -25,14 +31,12 @@ def works(whole_recipe: dict[str, Any], tmp_path: Path) -> list[StageWork]:
 
 
 def test_a_stage_knows_its_steps_and_what_its_teacher_is_asked(works: list[StageWork]) -> None:
-    distill, align = works
-    assert (distill.stage, distill.steps, distill.sizes, distill.rows.images) == ("distill", 3, {"pairs": 8}, 24)
-    before: dict[Any, Rows] = {}
-    times = Times(0.5, [Pace(1.0, 0.5)])
-    first, second = list(lines(distill, times, before)), list(lines(align, times, before))
-    assert first[0] == "distill: 3 steps of 8 samples take roughly 2 s (0.5 s a step)"
-    assert first[1].startswith("distill: the teacher encodes about 24 images and up to ")
-    assert second[1].startswith("align: the teacher encodes about 0 images and up to 0 texts (of 24 and ")
+    distill, _ = works
+    assert (distill.setup.name, distill.steps, distill.setup.sizes) == ("distill", 3, {"pairs": 8})
+    first, second, third = lines(distill, Times(0.5, [Pace(1.0, 0.5)]))
+    assert first == "distill: 3 steps of 8 samples take roughly 2 s (0.5 s a step)"
+    assert second.startswith("distill: the teacher encodes about 24 images and up to 48 texts: roughly 48 s")
+    assert third.startswith("distill: takes disk space of about: teacher cache ")
 
 
 def test_images_and_texts_are_estimated_and_counted_by_their_own_numbers_per_step(
@@ -44,32 +48,24 @@ def test_images_and_texts_are_estimated_and_counted_by_their_own_numbers_per_ste
     own = {"losses": [{"kind": "embedding"}], "images_per_step": 3, "texts_per_step": 2, "augmentations": 20}
     recipe["distill"] = recipe["distill"] | own  # batch_size: 8 is for pairs
     (work,) = check(load(recipe), RunDir(tmp_path / "run"), ("distill",))
-    first, second, _ = lines(work, Times(0.5, [Pace(1.0, 0.5)]), {})
+    first, second, _ = lines(work, Times(0.5, [Pace(1.0, 0.5)]))
     assert first.startswith("distill: 3 steps of 5 samples ")
     assert second.startswith("distill: the teacher encodes about 9 images and up to 12 texts: ")
     watch = Watch()
     api.distill(recipe, out=tmp_path / "run", progress=watch)
-    (took, computed) = (line for line in watch.said if line.startswith(("teacher: ran", "teacher: features")))
+    (computed,) = (line for line in watch.said if line.startswith("teacher: features"))
     assert computed.endswith("computed 9 images, 12 captions")
-    assert "in each of these 3 steps" in took and "saved" not in took  # every step had others
-
-
-def test_of_hours_of_teacher_work_it_is_said_what_would_shorten_them(works: list[StageWork]) -> None:
-    distill = replace(works[0], options=works[0].options.model_copy(update={"augmentations": 4}))
-    said = list(lines(distill, Times(1.0, [Pace(3600.0, 0.0)]), {}))
-    assert "24.0 h" in said[1] and "fewer augmentations (distill.augmentations is 4)" in said[2] and "GPU" in said[2]
-    assert len(list(lines(distill, Times(1.0, [Pace(1.0, 0.0)]), {}))) == len(said) - 1
+    assert work.left(0) == Rows(0, 0)  # the cache has them
 
 
 def test_where_the_teachers_files_are_not_here_its_time_and_that_of_a_step_are_not_known(
     works: list[StageWork],
 ) -> None:
-    gone = replace(works[0].shapes, teachers=[None])
     teacher = works[0].teachers[0].model_copy(update={"model": "BAAI/AltCLIP-没有"})
-    distill = replace(works[0], shapes=gone, teachers=[teacher])
+    distill = replace(works[0], blank=[None], teachers=[teacher])
     times = measure(distill)
     assert times == Times(None, [None])
-    said = list(lines(distill, times, {}))
+    said = list(lines(distill, times))
     assert all("is not known without" in line for line in said[:2])
 
 
@@ -90,7 +86,60 @@ def test_captions_longer_than_the_texts_of_student_and_teacher_are_estimated_and
     values = {"teacher": {"kind": "transformers", "model": folder}, "data.train": str(tmp_path / "long.parquet")}
     recipe = load(whole_recipe, values=values)
     for work in check(recipe, RunDir(tmp_path / "run"), ("distill", "align")):
-        assert work.tokens > 77 > work.shapes.student.context_length
+        assert work.tokens > 77 > work.student.context_length
         times = measure(work)
         assert times.step_s and all(pace and pace.text_s > 0 for pace in times.teachers)
     assert api.distill(recipe, out=tmp_path / "run").metrics
+
+
+def test_the_papers_teacher_takes_100_kb_an_image_and_120_kb_a_long_caption(
+    works: list[StageWork], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = Widths(embedding=768, image_map=1024, text_tokens=768, other_maps={2: 256})
+    monkeypatch.setattr("dcclip_cli.train.estimate.widths", lambda *_: wide)
+    monkeypatch.setattr("dcclip_cli.train.estimate.map_grids", lambda *_: {-1: Grid(7, 7), 1: Grid(56, 56)})
+    paper = (FeatureMapLoss(), TokenFeaturesLoss(), EmbeddingLoss())
+    options = TrainOptions(epochs=1, augmentations=4)
+    long = Preview(1_000, [{"zh": ("长" * 200,), "en": ()}])
+    image, caption = 2 * (768 + 7 * 7 * 1024), 2 * (768 + 77 * 768)  # measured: 101,890 and 119,811
+    assert bytes_of(works[0], options, long, paper) == 1_000 * (image + caption)
+    short = Preview(1_000, [{"zh": ("猫狗",), "en": ("a cat ",)}])  # 6 bytes each: two tokens and two of the frame
+    assert bytes_of(works[0], options, short, paper[1:]) == 2_000 * 768 + 4_000 * (768 + 4 * 768)
+    finer = FeatureMapLoss(student_layers=(1,), teacher_layers=(2,))
+    no_text = Preview(1_000, [{"zh": (), "en": ()}])
+    assert bytes_of(works[0], options, no_text, (finer,)) == 2_000 * (768 + 56 * 56 * 256)
+
+
+def bytes_of(work: StageWork, options: TrainOptions, data: Preview, losses: tuple[Loss, ...]) -> float:
+    """The bytes of the teacher cache of one epoch, in steps of 8 of the data's 1,000 pairs."""
+    setup = replace(work.setup, options=options, losses=losses)
+    return replace(work, setup=setup, data={"pairs": data}).cache_bytes
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes", "rows"),
+    [
+        ({"steps": 10, "augmentations": 4}, {"pairs": 8, "images": 8}, Rows(80 + 80, 160)),  # of 10 steps
+        ({"steps": 10_000_000, "augmentations": 4}, {"pairs": 8, "images": 8}, Rows(4_000_000 + 80, 4_000_000)),
+        ({"epochs": 9, "augmentations": 4, "captions": {"first": 1.0}}, {"pairs": 10}, Rows(4_000_000, 2_000_000)),
+    ],
+)
+def test_rows_are_those_that_steps_reach_and_captions_that_are_chosen(
+    works: list[StageWork], options: dict[str, Any], sizes: dict[str, int], rows: Rows
+) -> None:
+    pairs = Preview(1_000_000, [{"zh": ("猫", "一只猫", "猫咪"), "en": ("cat",)}])
+    data = {"pairs": pairs, "images": Preview(20, [{"zh": (), "en": ()}])}
+    setup = replace(works[0].setup, options=TrainOptions.model_validate(options), sizes=sizes)
+    assert replace(works[0], setup=setup, data={kind: data[kind] for kind in sizes}).rows == rows
+
+
+def test_an_epoch_is_one_of_the_first_kind_of_data_and_two_checkpoints_and_the_model_are_on_disk_at_once(
+    works: list[StageWork],
+) -> None:
+    best = TrainOptions(epochs=1.5, ema=0.9, keep="best", validate_every_steps=1)
+    setup, data = works[0].setup, {"pairs": Preview(1_000, []), "texts": Preview(7, [])}
+    sizes: dict[str, int] = {"pairs": 64, "texts": 7}
+    work = replace(works[0], setup=replace(setup, options=best, sizes=sizes), data=data)
+    assert work.steps == 23  # 1.5 times 15
+    parameters = work.student.parameters_count()
+    assert (works[0].run_bytes, work.run_bytes) == (parameters * 4 * 7, parameters * 4 * 10)

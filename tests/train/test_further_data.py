@@ -10,7 +10,7 @@ from dcclip_cli.data.pair import Pair
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.tokenizer import load_tokenizer
-from tests.train.jobs import Job, elsewhere, logged, refused, run, sha256, weights
+from tests.train.jobs import Job, elsewhere, logged, run, sha256, weights
 
 ZH = ["紫色的小鱼", "白色的大树", "粉色的星星", "黄色的小船"]
 EN = ["purple fish", "white tree", "pink star", "yellow boat"]
@@ -110,22 +110,6 @@ def test_phrases_made_of_the_texts_are_trained_on_too(distilling: Job, lines_fil
     assert without != some == again
 
 
-@pytest.mark.parametrize(
-    ("loss", "options", "what", "hint"),
-    [
-        ("embedding", {"texts_per_step": 0}, "a step has no pairs, no images and no texts", "texts_per_step: 0"),
-        ("interactive", {}, "the data has nothing for loss interactive", "set data.train, or remove the loss"),
-        ("anchors", {}, "the data has nothing for loss anchors", "set data.train or data.images and data.texts, or"),
-    ],
-)
-def test_a_step_of_nothing_and_a_loss_that_finds_nothing_to_learn_from_are_refused(
-    distilling: Job, lines_file: Path, loss: str, options: Job, what: str, hint: str
-) -> None:
-    distilling |= {"data": {"texts": str(lines_file)}}
-    with refused(what, hint):
-        run(elsewhere(distilling, "other", {"losses": [{"kind": loss}], **options}))
-
-
 # ---- stage 2: what a student learnt from these is not forgotten
 
 
@@ -183,20 +167,3 @@ def test_the_contrast_is_of_pairs_alone(further: Job) -> None:
     )
     for term in ("image_zh", "image_en"):
         assert beside[term] == pytest.approx(alone[term], abs=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("data", "options", "said", "hint"),
-    [
-        ({"images": None}, {"images_per_step": 4}, "images_per_step is 4, but there is no data.images", "data.images"),
-        ({"texts": None}, {"texts_per_step": 4}, "texts_per_step is 4, but there is no data.texts", "data.texts"),
-        ({}, {"texts_per_step": 4, "losses": []}, "the contrastive loss uses pairs only", "add a distillation loss"),
-        ({"train": None}, {}, "data has no pairs, and align matches images with captions", "data.train"),
-    ],
-)
-def test_what_stage_2_can_make_nothing_of_is_refused(
-    further: Job, data: Job, options: Job, said: str, hint: str
-) -> None:
-    further["data"] |= data
-    with refused(said, hint):
-        run(elsewhere(further, "other", options))

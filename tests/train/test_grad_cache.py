@@ -12,12 +12,10 @@ from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.teachers import AltClipTeacher
-from dcclip_cli.train.feature_shapes import widths
-from dcclip_cli.train.grad_cache import backward, cached_backward
 from dcclip_cli.train.losses.contrastive import TaskLoss
 from dcclip_cli.train.losses.embeddings import CrossLingualLoss, EmbeddingLoss, InteractiveLoss
-from dcclip_cli.train.task import TrainingTask
-from dcclip_cli.train.teacher import OnlineTeacher
+from dcclip_cli.train.task import TrainingTask, backward, cached_backward
+from dcclip_cli.train.teacher import OnlineTeacher, widths
 
 pytestmark = pytest.mark.any_cpu
 

@@ -10,8 +10,7 @@ import pytest
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.teachers import AltClipTeacher
 from dcclip_cli.progress import Silent
-from dcclip_cli.train.feature_shapes import widths
-from dcclip_cli.train.lazy_teacher import LazyTeacher
+from dcclip_cli.train.teacher import LazyTeacher, widths
 from tests.damage import KINDS, Said, damage
 
 

@@ -12,8 +12,8 @@ import pytest
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler
 from dcclip_cli.machine import cores, loading_processes
-from dcclip_cli.train.parts import Parts
-from tests.train.jobs import ENVIRONMENT, Job, Watch, elsewhere, refused, run, sha256
+from dcclip_cli.train.compute import Parts
+from tests.train.jobs import ENVIRONMENT, Job, Watch, elsewhere, run, sha256
 
 # Runs a job until it has done three of its steps in a bit more memory than the libraries take.
 LIMITED = """
@@ -63,26 +63,16 @@ def test_parts_are_equal_at_least_twice_as_many_and_stay_for_a_resumed_run(pairs
     parts = Parts("auto", sampler, tmp_path / "对齐 align", watch)
     assert parts.at(0) == 1
     for step, number in ((0, 2), (0, 4), (7, 12)):
-        with parts.that_fit(step):
-            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 猫")
-        parts.split(step)
+        parts.split(step, RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 猫"))
         assert parts.at(step) == number
     assert watch.said[-1] == "对齐 align: not enough memory for step 8: batches are split into 12 parts now"
     resumed = Parts("auto", sampler, tmp_path / "对齐 align", watch)
     assert [resumed.at(step) for step in (0, 6, 7, 100)] == [4, 4, 12, 12]
-    with pytest.raises(MemoryError), resumed.that_fit(7):
-        raise MemoryError
-    with pytest.raises(RuntimeError, match="another"), resumed.that_fit(0):
-        raise RuntimeError("another")
-    with pytest.raises(MemoryError), Parts(2, sampler, tmp_path, watch).that_fit(0):
-        raise MemoryError
-
-
-def test_a_batch_whose_pairs_are_compared_stays_whole(aligning: Job, distilling: Job) -> None:
-    with refused("accumulate: is auto, and task compares the pairs", "gradient_cache: true"):
-        run(elsewhere(aligning, "a", {"accumulate": "auto"}))
-    with refused("accumulate: is auto, and similarity compares the pairs", "gradient_cache: true"):
-        run(elsewhere(distilling, "b", {"accumulate": "auto", "losses": [{"kind": "similarity"}]}))
+    for one, step, error in ((resumed, 7, MemoryError()), (resumed, 0, RuntimeError("another")),
+                             (Parts(2, sampler, tmp_path, watch), 0, MemoryError())):  # fmt: skip
+        with pytest.raises(type(error)) as raised:
+            one.split(step, error)
+        assert raised.value is error
 
 
 def test_loading_processes_are_one_on_the_cpu_and_the_other_cores_on_a_gpu() -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
-from tests.train.jobs import Job, Watch, elsewhere, interrupt, kill, logged, refused, run, sha256
+from tests.train.jobs import Job, Watch, elsewhere, interrupt, kill, refused, run, sha256
 
 STAGES = pytest.mark.parametrize("stage", ["distill", "align"])
 
@@ -153,28 +153,3 @@ def test_a_changed_recipe_on_an_old_state_is_refused_and_fresh_is_the_way_out(
         with refused("was saved by another recipe", "--fresh"):
             run(other)
     assert not run(other | {"fresh": True}).already_finished
-
-
-def test_lines_of_a_log_that_are_damaged_are_left_out_and_said(distilling: Job) -> None:
-    distilling["options"] |= {"log_every_steps": 1}
-    interrupt(distilling, "distill", 4)
-    log = Path(distilling["root"], "distill", "metrics.jsonl")
-    lines = log.read_bytes().splitlines()
-    log.write_bytes(b"\n".join([lines[0], b"\xff\xfe}", b"5", "[红]".encode(), *lines[1:], b'{"step": 4, "lo']))
-    progress = Watch()
-    result = run(distilling, progress)
-    assert f"warning: {log}: 3 of {len(lines) + 4} lines are damaged and left out" in progress.said
-    assert [entry["step"] for entry in logged(log.parent)] == [1, 2, 3, 4, 5, 6]
-    assert sha256(result) == sha256(run(elsewhere(distilling, "unbroken")))
-
-
-@STAGES
-def test_an_empty_model_folder_is_no_finished_stage_and_half_a_model_is_refused(job: Job, stage: str) -> None:
-    model = Path(job["root"], stage, "model")
-    model.mkdir(parents=True)
-    assert not run(job).already_finished
-    assert run(job).already_finished
-    (model / "tokenizer.json").unlink()
-    with refused("tokenizer.json is missing, which dcclip.json lists", "make it again with --fresh"):
-        run(job)
-    assert not run(job | {"fresh": True}).already_finished

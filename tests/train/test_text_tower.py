@@ -1,6 +1,5 @@
 """A text tower in the space of an image tower that stays as it is."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +76,6 @@ def test_a_stage_2_leaves_the_image_tower_as_it_is_too(learning: Job, pairs_file
     assert all(torch.equal(after[name], value) for name, value in before.items() if name.startswith("visual."))
 
 
-@pytest.fixture
-def wrong(learning: Job, altclip_folder: Path) -> Iterator[Job]:
-    yield elsewhere(learning, "wrong", teacher={"kind": "altclip", "model": str(altclip_folder)})
-
-
-def test_an_image_tower_of_another_library_is_refused(wrong: Job) -> None:
+def test_an_image_tower_of_another_library_is_refused(learning: Job, altclip_folder: Path) -> None:
     with refused("needs an open_clip model", "open_clip's version"):
-        run(wrong)
+        run(elsewhere(learning, "wrong", teacher={"kind": "altclip", "model": str(altclip_folder)}))

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from dcclip_cli.data.collator import Batch, Collator
@@ -127,12 +126,6 @@ def test_the_rate_warms_up_in_a_line_and_falls_in_half_a_cosine() -> None:
     assert factors[6] == pytest.approx(0.5 * (1 + np.cos(np.pi / 4)))
     assert factors[4:] == sorted(factors[4:], reverse=True)
     assert 0 < factors[11] < 0.05
-
-
-def test_epochs_count_whole_batches() -> None:
-    assert TrainOptions(epochs=3).total_steps(2) == 6
-    assert TrainOptions(epochs=0.1).total_steps(2) == 1
-    assert TrainOptions(steps=5).total_steps(2) == 5
 
 
 def test_adamw_steps_by_the_rate_and_decays_matrices_only(train: Train) -> None:
@@ -389,23 +382,6 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_is_reported(
     with refused(error, "free some space, then run the same command again"):
         train(Pulled(), steps=4, checkpoint_every_steps=1)
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-00000001"]
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        *((given, "set either epochs or steps") for given in ({}, {"steps": 5, "epochs": 1})),
-        *((given, "greater than 0|greater than or equal to 1") for given in ({"steps": 0}, {"epochs": 0})),
-        ({"steps": 1, "optimizer": {"other_lr": 1e-3}}, "other_lr needs kind: muon"),
-        ({"steps": 1, "batch_size": 10, "accumulate": 4}, "must be a multiple of accumulate"),
-        ({"steps": 1, "gradient_cache": True}, "set accumulate"),
-        ({"steps": 1, "keep": "best"}, "set validate_every_steps"),
-        ({"steps": 1, "patience": 3}, "set validate_every_steps"),
-    ],
-)
-def test_options_that_contradict_or_need_each_other_are_refused(given: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
-        TrainOptions.model_validate(given)
 
 
 def test_a_stage_may_have_another_precision_than_the_one_before_it_in_the_process() -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from dcclip_cli.data.collator import Batch
 from dcclip_cli.train import trainer
 from dcclip_cli.train.compute import make_accelerator
-from dcclip_cli.train.grad_cache import backward
+from dcclip_cli.train.task import backward
 from tests.train.jobs import Job, run
 
 EMBEDDING, MAPS = {"kind": "embedding"}, [{"kind": "feature_map"}, {"kind": "token_features"}]

@@ -104,15 +104,15 @@ class Loss(Options, ABC):
     embeddings_only: ClassVar[bool] = True  # whether it can be computed from the whole batch's embeddings alone
     compares: ClassVar[bool] = True  # the samples of a batch with each other, so that the parts of a batch are another
 
-    def check_data(self, kinds: Collection[str]) -> None:
-        """Raise DcclipError unless data of these kinds has something for this loss."""
+    def problem(self, kinds: Collection[str], teachers: int) -> DcclipError | None:
+        """What is wrong with this loss on data of these kinds, with so many teachers."""
         if self.needs & set(kinds) or (self.joint and {"images", "texts"} <= set(kinds)):
-            return
+            return None
         keys = ["data.train" if kind == "pairs" else f"data.{kind}" for kind in sorted(self.needs)]
         hint = Message(
             "set {}, or remove the loss", " or ".join([*keys, *(["data.images and data.texts"] if self.joint else [])])
         )
-        raise DcclipError("the data has nothing for loss {}", hint, self.kind)
+        return DcclipError("the data has nothing for loss {}", hint, self.kind)
 
     def weight_at(self, done: float) -> float:
         """The weight when a fraction `done` of the run, in 0..1, is over."""
@@ -166,6 +166,13 @@ class TeacherLoss(Loss):
         description="Number of the teacher: 0 is the recipe's `teacher`, 1 the first of `more_teachers`",
     )
 
+    def problem(self, kinds: Collection[str], teachers: int) -> DcclipError | None:
+        if self.teacher < teachers:
+            return super().problem(kinds, teachers)
+        there = Message("there are {}, counted from 0", teachers) if teachers else Message("the recipe has none")
+        what = Message("loss {} learns from teacher {}, and {}", self.kind, self.teacher, there)
+        return DcclipError(what, "add teachers to more_teachers, or use a smaller number")
+
     def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:
         """Layers that are trained with the student and discarded afterwards; losses share those of the same name."""
         return {}
@@ -183,6 +190,11 @@ class TeacherLoss(Loss):
 def learns_from(losses: Sequence[Loss], teacher: int) -> list[Loss]:
     """The losses that use this teacher."""
     return [loss for loss in losses if not isinstance(loss, TeacherLoss) or loss.teacher == teacher]
+
+
+def layers_of(losses: Sequence[Loss], teacher: int) -> tuple[int, ...]:
+    """The teacher's image layers, without the last one, whose maps some loss needs."""
+    return tuple(sorted({layer for loss in learns_from(losses, teacher) for layer in loss.teacher_layers_needed}))
 
 
 def mean_of(losses: Sequence[Tensor], like: Tensor) -> Tensor:

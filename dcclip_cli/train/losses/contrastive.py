@@ -127,6 +127,8 @@ def info_nce(
     import torch
     from torch.nn import functional as F
 
+    from dcclip_cli.train.distributed import process_count
+
     labels = torch.arange(len(one), device=one.device)
     rows_one, rows_other, blocked, blocked_back = one, other, shared, None if shared is None else shared.T
     if local is not None:
@@ -138,7 +140,7 @@ def info_nce(
     if local is None:
         return (F.cross_entropy(there, labels) + F.cross_entropy(back, labels)) / 2
     both = F.cross_entropy(there, labels, reduction="sum") + F.cross_entropy(back, labels, reduction="sum")
-    return both / 2 * _process_count() / len(one)
+    return both / 2 * process_count() / len(one)
 
 
 def sigmoid_loss(
@@ -151,6 +153,8 @@ def sigmoid_loss(
     import torch
     from torch.nn import functional as F
 
+    from dcclip_cli.train.distributed import process_count
+
     positive = torch.eye(len(one), dtype=torch.bool, device=one.device)
     if shared is not None:
         positive = positive | shared
@@ -158,10 +162,4 @@ def sigmoid_loss(
         positive = positive[local]
     logits = scale * (one if local is None else one[local]) @ other.T + bias
     loss = -F.logsigmoid(torch.where(positive, logits, -logits)).sum() / len(one)
-    return loss if local is None else loss * _process_count()
-
-
-def _process_count() -> int:
-    from torch import distributed
-
-    return distributed.get_world_size() if distributed.is_initialized() else 1
+    return loss if local is None else loss * process_count()

@@ -60,7 +60,7 @@ def test_the_mean_over_processes_is_the_whole_loss(monkeypatch: pytest.MonkeyPat
     shared = torch.zeros(6, 6, dtype=torch.bool)
     shared[0, 3] = shared[5, 1] = True
     scale, bias = torch.tensor(9.0), torch.tensor(-3.0)
-    monkeypatch.setattr("dcclip_cli.train.losses.contrastive._process_count", lambda: 2)
+    monkeypatch.setattr("dcclip_cli.train.distributed.process_count", lambda: 2)
     halves = [torch.arange(6) < 2, torch.arange(6) >= 2]  # unequal shares
     losses: list[Any] = [info_nce, lambda one, other, scale, *more: sigmoid_loss(one, other, scale, bias, *more)]
     for loss in losses:

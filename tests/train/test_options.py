@@ -1,0 +1,124 @@
+"""What keeps a stage from running, by its options alone: found before it begins, each with its key."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from dcclip_cli.data.options import DataOptions
+from dcclip_cli.model.students import StudentOptions
+from dcclip_cli.model.teachers import AltClipTeacher
+from dcclip_cli.run_dir import RunDir
+from dcclip_cli.train import align, distill
+from dcclip_cli.train.options import StageContext, TrainOptions, problems
+from tests.train.jobs import refused
+
+TEACHER = AltClipTeacher(model="老师")
+STUDENT: dict[str, Any] = {"image": {"timm": "test_resnet", "size": 32}}
+EMBEDDING, MAPS = {"kind": "embedding"}, {"kind": "feature_map"}
+
+
+def found(stage: str, options: dict[str, Any], data: dict[str, Any], **context: Any) -> list[tuple[str, str, str]]:
+    """Key, error and hint of each problem."""
+    given: dict[str, Any] = {"teacher": TEACHER, "student": StudentOptions.model_validate(STUDENT)} | context
+    where, options = StageContext(RunDir(Path("跑")), DataOptions(**data), **given), {"steps": 3} | options
+    if stage == "distill":
+        setup = distill.set_up(distill.DistillOptions.model_validate(options), where)
+    else:
+        chosen = align.AlignOptions.model_validate({"start": "scratch"} | options)
+        where = align.used(where, chosen)
+        setup = align.set_up(chosen, where)
+    return [(".".join(map(str, key)), error.what, error.hint) for key, error in problems(setup, where)]
+
+
+PAIRS, TEXTS = {"train": "对.tar"}, {"texts": "词.tsv"}
+INHERITING: dict[str, Any] = {"text": {"inherit": "layers", "vocabulary": {"from": "teacher", "size": 300}}}
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "data", "at", "what", "hint"),
+    [
+        ("distill", {"precision": "fp16"}, PAIRS, "precision", "fp16 needs a GPU", "precision: auto"),
+        ("align", {"validate_every_steps": 1}, PAIRS, "validate_every_steps", "needs pairs", "set data.validation"),
+        ("distill", {"accumulate": 2, "gradient_cache": True}, PAIRS, "gradient_cache",
+         "needs losses on embeddings, and feature_map, token_features uses", "remove one of them"),
+        ("align", {"accumulate": "auto"}, PAIRS, "accumulate", "is auto, and task compares", "gradient_cache: true"),
+        ("distill", {"accumulate": "auto", "losses": [{"kind": "similarity"}]}, PAIRS, "accumulate",
+         "is auto, and similarity compares the pairs", "gradient_cache: true"),
+        ("distill", {"losses": [EMBEDDING, EMBEDDING | {"teacher": 2}]}, PAIRS, "losses.1",
+         "loss embedding learns from teacher 2, and there are 1, counted from 0", "more_teachers"),
+        ("align", {"losses": [EMBEDDING | {"teacher": 1}]}, PAIRS, "losses.0", "there are 1", "more_teachers"),
+        ("distill", {"losses": [MAPS]}, TEXTS, "losses.0", "the data has nothing for loss feature_map", "data.images"),
+        ("distill", {"losses": [{"kind": "interactive"}]}, TEXTS, "losses.0", "nothing for loss interactive",
+         "set data.train, or remove the loss"),
+        ("distill", {"losses": [{"kind": "anchors"}]}, TEXTS, "losses.0", "nothing for loss anchors",
+         "set data.train or data.images and data.texts, or"),
+        ("align", {"start": "distill"}, PAIRS, "start", "align starts from 跑/distill/model, which does not exist",
+         "run stage 1 first"),
+        ("align", {"start": "不在"}, PAIRS, "start", "align starts from 不在, which does not exist", "or scratch"),
+    ],
+)  # fmt: skip
+def test_what_keeps_a_stage_from_running_is_named_with_its_key(
+    stage: str, options: dict[str, Any], data: dict[str, Any], at: str, what: str, hint: str
+) -> None:
+    [(key, said, so)] = found(stage, options, data)
+    assert key == f"{stage}.{at}" and what in said and hint in so
+
+
+def test_a_step_of_nothing_is_refused() -> None:
+    [(key, said, _), *_] = found("distill", {"texts_per_step": 0}, TEXTS)
+    assert (key, said) == ("distill", "a step has no pairs, no images and no texts")
+
+
+def test_what_a_student_takes_from_a_teacher_needs_one_unless_it_is_made_already(model_folder: Path) -> None:
+    student = StudentOptions.model_validate(STUDENT | INHERITING)
+    without: dict[str, Any] = {"student": student, "teacher": None}
+    keys = [key for key, said, _ in found("align", {}, PAIRS, **without) if "is taken from the teacher" in said]
+    assert keys == ["student.text.inherit", "student.text.vocabulary.from"]
+    assert not found("align", {"start": str(model_folder)}, PAIRS, **without)
+    assert not found("align", {}, PAIRS, student=student)
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "said", "hint"),
+    [
+        (PAIRS, {"images_per_step": 4}, "images_per_step is 4, but there is no data.images", "data.images"),
+        (PAIRS, {"texts_per_step": 4}, "texts_per_step is 4, but there is no data.texts", "data.texts"),
+        (PAIRS | TEXTS, {"texts_per_step": 4}, "the contrastive loss uses pairs only", "add a distillation loss"),
+        (TEXTS, {}, "data has no pairs, and align matches images with captions", "data.train"),
+    ],
+)
+def test_what_stage_2_can_make_nothing_of_is_refused(
+    data: dict[str, Any], options: dict[str, Any], said: str, hint: str
+) -> None:
+    with refused(said, hint):
+        found("align", options, data)
+
+
+def test_stage_2_from_scratch_needs_a_student() -> None:
+    with refused("the recipe has no student", "add a student section"):
+        found("align", {}, PAIRS, student=None)
+
+
+def test_epochs_count_whole_batches() -> None:
+    assert TrainOptions(epochs=3).total_steps(2) == 6
+    assert TrainOptions(epochs=0.1).total_steps(2) == 1
+    assert TrainOptions(steps=5).total_steps(2) == 5
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        *((given, "set either epochs or steps") for given in ({}, {"steps": 5, "epochs": 1})),
+        *((given, "greater than 0|greater than or equal to 1") for given in ({"steps": 0}, {"epochs": 0})),
+        ({"steps": 1, "optimizer": {"other_lr": 1e-3}}, "other_lr needs kind: muon"),
+        ({"steps": 1, "batch_size": 10, "accumulate": 4}, "must be a multiple of accumulate"),
+        ({"steps": 1, "gradient_cache": True}, "set accumulate"),
+        ({"steps": 1, "keep": "best"}, "set validate_every_steps"),
+        ({"steps": 1, "patience": 3}, "set validate_every_steps"),
+    ],
+)
+def test_options_that_contradict_or_need_each_other_are_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        TrainOptions.model_validate(given)
