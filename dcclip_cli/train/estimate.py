@@ -135,7 +135,7 @@ class StageWork:
         return Rows(images, round(texts))
 
     def left(self, number: int) -> Rows:
-        """The rows that a teacher is asked, but for those that its cache has, of whatever data."""
+        """The rows that a teacher runs, but for those that its cache has, of whatever data."""
         if not self.setup.options.teacher_cache:
             return Rows(self.steps * self.images_per_step, self.steps * self.texts_per_step)
         layers = layers_of(self.setup.losses, number)

@@ -212,7 +212,7 @@ class Robots:
 
 
 class _Queued:
-    """A candidate in the queue of `fetch_in_order`; `url` is what is to be fetched of `host`, empty if nothing is."""
+    """A candidate in the queue of `fetch_in_order`; `url` is what to fetch from `host`, empty if nothing is."""
 
     def __init__(self, candidate: Candidate) -> None:
         self.candidate, pair = candidate, candidate.pair
