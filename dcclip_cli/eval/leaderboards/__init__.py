@@ -31,7 +31,7 @@ class Leaderboard(Protocol):
     def write(
         self, results: Sequence[EvalResult], folder: Path, owner: str | None, models: Mapping[str, ModelReference]
     ) -> list[str]:
-        """Write the files and return lines for the user. Raises DcclipError if no result is fit.
+        """Write the files, with their folder, and return lines for the user. Raises DcclipError if no result is fit.
 
         `owner` is a user or organisation of the hub; `models` are those that were measured just now, by fingerprint.
         """
