@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +20,7 @@ from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import refuse_special
 
 MAX_PIXELS = 64_000_000  # larger images are refused before they are decompressed
+_SMALLER = Message("make the image smaller first")
 MAX_ASPECT = 100  # longer side / shorter side: resizing a thinner image by its shorter side would make it huge
 FORMATS = ("JPEG", "PNG", "WEBP")
 RESAMPLING = {
@@ -46,7 +48,7 @@ def decode(
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
                 if image.width * image.height > max_pixels:
                     what = Message("{} has {} x {} pixels, more than {:,}", name, *image.size, max_pixels)
-                    raise DcclipError(what, "make the image smaller first")
+                    raise DcclipError(what, _SMALLER)
                 if max(image.size) > MAX_ASPECT * min(image.size):
                     what = Message(
                         "{} has {} x {} pixels, one side over {} times the other", name, *image.size, MAX_ASPECT
@@ -57,10 +59,14 @@ def decode(
                 return first_frame(image)
     except FileNotFoundError:
         raise DcclipError("{} does not exist", "check the path", name) from None
+    except Image.DecompressionBombError as error:
+        pixels = re.search(r"\d+", str(error))  # Pillow's own limit, which it checks first
+        many = Message("{:,}", int(pixels[0])) if pixels else Message("too many")
+        raise DcclipError("{} has {} pixels, more than {:,}", _SMALLER, name, many, max_pixels) from None
     except UnidentifiedImageError:
         what = Message("{} is not a readable image: it is not JPEG, PNG or WebP", name)
         raise DcclipError(what, "convert it to JPEG, PNG or WebP") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # the last by Pillow's own limit
+    except (OSError, SyntaxError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error  # not "[Errno 40] ...: 'cat.png'"
         raise DcclipError("{} is not a readable image: {}", "use a JPEG, PNG or WebP file", name, reason) from None
 

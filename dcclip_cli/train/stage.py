@@ -237,10 +237,10 @@ def _task(setup: StageSetup, student: Student, sources: Sequence[TeacherFeatures
         sources,
         seed,
         setup.lock,
-        setup.max_logit_scale,
         setup.options.freeze_batch_norms,
         shorter_dims(setup.options.dims, student.config["embed_dim"]),
     )
+    task.max_logit_scale = setup.max_logit_scale
     if setup.options.gradient_checkpointing:  # of the towers that the task trains
         student.checkpoint_gradients()
     return task

@@ -33,7 +33,6 @@ class TrainingTask(nn.Module):
         teachers: Sequence[TeacherFeatures] = (),
         seed: int = 0,
         lock: Tower | None = None,
-        max_logit_scale: float = 100.0,
         freeze_batch_norms: bool = False,
         dims: Sequence[int] = (),
     ) -> None:
@@ -55,7 +54,7 @@ class TrainingTask(nn.Module):
             for loss in losses:
                 if isinstance(loss, TeacherLoss) and loss.teacher < len(teachers):
                     self._add_adapters(loss, teachers[loss.teacher].widths)
-        self._max_log_scale = math.log(max_logit_scale)
+        self.max_logit_scale = 100.0  # CLIP's
         self._locked = {"image": student.model.visual, "text": student.model.text, None: None}[lock]
         self._freeze_batch_norms = freeze_batch_norms
         self._progress = 0.0
@@ -80,7 +79,7 @@ class TrainingTask(nn.Module):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         with torch.no_grad():  # so that the saved temperature is the one that the last steps used
-            self.student.model.logit_scale.clamp_(max=self._max_log_scale)
+            self.student.model.logit_scale.clamp_(max=math.log(self.max_logit_scale))
         return self
 
     def begin_step(self, progress: float) -> None:
@@ -134,7 +133,7 @@ class TrainingTask(nn.Module):
         """1 / temperature and the sigmoid loss's bias, for the log, where a loss trains them."""
         if not any(isinstance(loss, TaskLoss) for loss in self._losses):
             return {}
-        metrics = {"logit_scale": min(self.student.logit_scale, math.exp(self._max_log_scale))}
+        metrics = {"logit_scale": min(self.student.logit_scale, self.max_logit_scale)}
         bias = self.student.logit_bias
         return metrics if bias is None else metrics | {"logit_bias": bias}
 
@@ -167,7 +166,7 @@ class TrainingTask(nn.Module):
         found = {name: _false_negatives(one, shares[name]) for name, one in batch.texts.items()}
         return replace(
             student,
-            logit_scale=model.logit_scale.clamp(max=self._max_log_scale).exp(),
+            logit_scale=model.logit_scale.clamp(max=math.log(self.max_logit_scale)).exp(),
             logit_bias=model.logit_bias,
             false_negatives={name: value for name, value in found.items() if value is not None},
         )

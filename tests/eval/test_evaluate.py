@@ -263,7 +263,7 @@ def test_top1_and_features_equal_what_open_clip_alone_computes(
     assert predictions is not None and predictions.tolist() == guesses.tolist()
     [folder] = (file.parent for file in tmp_path.rglob("about.json") if "preprocessing" in file.read_text("utf-8"))
     [file] = folder.glob("*.safetensors")
-    keys = open_block(file)[0]["keys"].copy().view("S16")[:, 0]
+    keys = open_block(file)["keys"].copy().view("S16")[:, 0]
     assert np.abs(FeatureStore(folder).read("embedding", keys) - images.numpy()).max() < 1e-6
 
 
