@@ -38,23 +38,20 @@ def load_batches(
             pin_memory=pin_memory,
         )
     )
-    return _ended(loaded, workers)
+    return _raising(loaded, workers)
 
 
-def _ended(loaded: Any, workers: int) -> Iterator[Any]:
-    """The batches; the processes end with them, also at an error.
+def _raising(loaded: Any, workers: int) -> Iterator[Any]:
+    """The batches. The processes end before an error is raised, whose traceback would keep the loader in a cycle.
 
-    The garbage collector, which frees what an error's traceback keeps, would close their queues before it asks them to
-    end: they would wait for ever.
+    The garbage collector closes the loader's queues before that can ask its processes to end: they would wait for ever.
     """
-    try:
-        for batch in loaded:
-            if isinstance(batch, DcclipError):
-                raise batch
-            yield batch
-    finally:
-        if workers:
-            loaded._shutdown_workers()
+    for batch in loaded:
+        if isinstance(batch, DcclipError):
+            if workers:
+                loaded._shutdown_workers()
+            raise batch
+        yield batch
 
 
 def _context() -> Any:

@@ -26,6 +26,7 @@ def test_the_papers_recipe_trains_both_stages(altclip_folder: Path, pairs_file: 
         "align.accumulate=2",
         "distill.augmentations=1",
         "student.text.width=32",
+        "student.image.size=64",
     ]
     recipe = load(RECIPE, sets).recipe
     assert isinstance(recipe.teacher, AltClipTeacher) and recipe.student and recipe.student.preset == "RN50"
