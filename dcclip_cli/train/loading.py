@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.processes import begin_worker
 
 _ALIGNED = 64  # bytes
@@ -21,19 +22,53 @@ _ALIGNED = 64  # bytes
 def load_batches(
     source: Any, samples: Iterable[Any], workers: int, prefetch: int | None = None, pin_memory: bool = False
 ) -> Iterator[Any]:
-    """What `source.__getitems__` makes of each of `samples`, in order, in `workers` processes (0: in this one)."""
-    return iter(
+    """What `source.__getitems__` makes of each of `samples`, in order, in `workers` processes (0: in this one).
+
+    The processes are forked at once. Raises a DcclipError that is made in place of a batch.
+    """
+    loaded: Any = iter(
         DataLoader(
             source,
             batch_sampler=samples,
             collate_fn=_Packed if workers else lambda batch: batch,
             num_workers=workers,
-            multiprocessing_context="fork" if workers else None,
+            multiprocessing_context=_context() if workers else None,
             worker_init_fn=_begin,
             prefetch_factor=prefetch if workers else None,
             pin_memory=pin_memory,
         )
     )
+    return _raising(loaded, workers)
+
+
+def _raising(loaded: Any, workers: int) -> Iterator[Any]:
+    """The batches. The processes end before an error is raised, whose traceback would keep the loader in a cycle.
+
+    The garbage collector closes the loader's queues before that can ask its processes to end: they would wait for ever.
+    """
+    for batch in loaded:
+        if isinstance(batch, DcclipError):
+            if workers:
+                loaded._shutdown_workers()
+            raise batch
+        yield batch
+
+
+def _context() -> Any:
+    """Forked processes that get SIGKILL where torch and Python send SIGTERM at their end, which workers ignore."""
+    from multiprocessing import context, popen_fork  # not on Windows
+
+    class Popen(popen_fork.Popen):
+        terminate = popen_fork.Popen.kill
+
+    class Process(context.ForkProcess):
+        _Popen = staticmethod(Popen)
+
+    class Context(context.ForkContext):
+        pass
+
+    Context.Process = Process
+    return Context()
 
 
 def _begin(_number: int) -> None:

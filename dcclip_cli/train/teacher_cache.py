@@ -267,8 +267,6 @@ class TeacherCache:
         images = _Images(self._collator, teacher, rows.samples)
         samples = [batch.tolist() for batch in batches]
         for pixels in load_batches(images, samples, loading_processes(self._workers)):
-            if isinstance(pixels, DcclipError):
-                raise pixels
             moved = normalized(pixels.to(self._teacher.device), teacher.preprocessing)
             moved = moved.contiguous(memory_format=torch.channels_last)
             with teacher.as_teacher():

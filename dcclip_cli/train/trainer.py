@@ -332,8 +332,6 @@ class Trainer:
                 batch = next(batches, None)
             if batch is None:
                 return
-            if isinstance(batch, DcclipError):
-                raise batch
             yield batch
 
     def _start_loading(self) -> Iterator[Any]:

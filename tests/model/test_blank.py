@@ -5,14 +5,13 @@ from typing import Any
 
 import pytest
 
-from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.blank import blank_student, blank_teacher
+from dcclip_cli.model.blank import blank_teacher
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import OpenClipTeacher, TransformersTeacher
 from dcclip_cli.train.teacher import map_grids, widths
 
 
-@pytest.mark.parametrize("kind", ["altclip", "chinese_clip", "siglip"])
+@pytest.mark.parametrize("kind", ["altclip", "siglip"])
 def test_a_teacher_of_transformers_has_its_widths_and_grids_without_its_weights(
     kind: str, request: pytest.FixtureRequest
 ) -> None:
@@ -37,19 +36,6 @@ def test_a_teacher_that_is_not_here_has_no_shapes() -> None:
 def student(timm: str, size: int, **text: Any) -> StudentOptions:
     text = {"layers": 1, "width": 64, "vocabulary": {"size": 300}, **text}
     return StudentOptions.model_validate({"image": {"timm": timm, "size": size}, "text": text})
-
-
-@pytest.mark.parametrize(
-    ("timm", "size", "what", "hint"),
-    [
-        ("test_resnt", 64, "student.image.timm: timm has no network 'test_resnt'", "did you mean test_resnet"),
-        ("test_vit", 65, "test_vit does not take images of 65 x 65 pixels", "set student.image.size: 160"),
-    ],
-)
-def test_a_network_that_cannot_be_used_is_an_error_with_a_way_out(timm: str, size: int, what: str, hint: str) -> None:
-    with pytest.raises(DcclipError) as caught:
-        blank_student(student(timm, size), 32)
-    assert caught.value.what.startswith(what) and hint in caught.value.hint
 
 
 def test_heads_have_to_divide_the_width() -> None:

@@ -220,9 +220,7 @@ def test_a_projection_of_the_same_shape_is_the_teachers() -> None:
 @pytest.mark.parametrize(
     ("small", "large", "reason"),
     [
-        ("test_resnet", "efficientnet_lite0", "it is not of timm's EfficientNet family"),
         ("test_vit", "efficientnet_lite0", "it is not of timm's EfficientNet family"),
-        ("mobilenetv2_035", "test_resnet", "the teacher's is not of timm's EfficientNet family"),
         ("mobilenetv2_035", "test_vit", "the teacher's is not of timm's EfficientNet family"),
         ("mobilenetv2_100", "mobilenetv2_050", "its stage 0 is wider"),
         ("tinynet_e", "efficientnet_lite0", "its stage 0 has other blocks"),  # squeeze-and-excitation

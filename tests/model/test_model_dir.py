@@ -131,23 +131,17 @@ def test_the_fingerprint_depends_on_the_outputs_only(model_folder: Path, tmp_pat
     ("name", "content", "message"),
     [
         ("open_clip_config.json", None, "has no open_clip_config.json"),
-        ("open_clip_config.json", "{", "open_clip_config.json is not JSON"),
-        ("open_clip_config.json", "{}", "open_clip_config.json: model_cfg.text_cfg is missing, or no section"),
         ("open_clip_model.safetensors", None, "has no open_clip_model.safetensors or open_clip_pytorch_model.bin"),
-        ("open_clip_model.safetensors", b"\x00" * 40, "is not a readable safetensors file"),
-        ("tokenizer.json", None, "has no tokenizer.json"),
-        ("tokenizer.json", "猫", "is not a tokenizer"),
-        ("tokenizer.json", "[" * 100_000, "is not a tokenizer"),
         ("dcclip.json", "{", "dcclip.json is not JSON"),
     ],
 )
 def test_a_broken_directory_gets_the_right_error(
-    model_folder: Path, tmp_path: Path, name: str, content: str | bytes | None, message: str
+    model_folder: Path, tmp_path: Path, name: str, content: str | None, message: str
 ) -> None:
     folder = shutil.copytree(model_folder, tmp_path / "broken")
     (folder / name).unlink()
     if content is not None:
-        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        (folder / name).write_text(content, "utf-8")
     rewrite(folder)
     with pytest.raises(DcclipError) as raised:
         load_model(folder)

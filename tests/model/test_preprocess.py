@@ -210,29 +210,6 @@ def test_a_transformers_processor_at_224_is_matched_on_odd_sizes(kind: str, sett
         np.testing.assert_allclose(found(image), values(own)(image), rtol=0, atol=1e-5, err_msg=str(size))
 
 
-def test_open_clips_transform_at_224_crops_the_way_torchvision_rounds() -> None:
-    from open_clip.transform import PreprocessCfg, image_transform_v2
-
-    config = Preprocessing().to_config()
-    own = image_transform_v2(PreprocessCfg(**config), is_train=False)
-    found = matching_preprocessing("teacher", lambda image: own(image).numpy(), config)
-    assert found == Preprocessing(crop="round")
-    for size in ODD:
-        assert np.array_equal(found(noise(*size)), own(noise(*size)).numpy())
-
-
-def test_the_two_rules_crop_an_odd_margin_one_pixel_apart() -> None:
-    # 227 wide, 3 too many: of half of that, 1.5, transformers crops 1 column on the left, torchvision 2.
-    columns = np.repeat(np.arange(227, dtype=np.uint8)[None, :, None], 224, 0).repeat(3, 2)
-    first = {
-        rule: round(
-            float(Preprocessing(mean=(0, 0, 0), std=(1, 1, 1), crop=rule)(Image.fromarray(columns))[0, 0, 0] * 255)
-        )
-        for rule in ("floor", "round")
-    }
-    assert first == {"floor": 1, "round": 2}
-
-
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
@@ -245,23 +222,3 @@ def test_another_kind_of_preprocessing_is_refused_with_the_reason(settings: dict
     own = processor("CLIPImageProcessorPil", **settings)
     with pytest.raises(DcclipError, match=reason):
         matching_preprocessing("teacher", values(own), own)
-
-
-@pytest.mark.parametrize(
-    ("folder", "crop", "mode"),
-    [
-        ("altclip_folder", "floor", "shortest"),
-        ("chinese_clip_folder", "round", "squash"),
-        ("model_folder", "round", "shortest"),
-    ],
-)
-def test_loaded_towers_have_their_preprocessing(
-    folder: str, crop: str, mode: str, request: pytest.FixtureRequest
-) -> None:
-    from dcclip_cli.model.teachers import OpenClipTeacher, TransformersTeacher
-
-    path: Path = request.getfixturevalue(folder)
-    teacher = OpenClipTeacher if folder == "model_folder" else TransformersTeacher
-    found = teacher(model=str(path)).load().preprocessing
-    assert found is not None
-    assert (found.crop, found.resize_mode) == (crop, mode)

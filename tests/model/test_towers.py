@@ -60,17 +60,15 @@ def test_the_image_map_is_that_of_the_timm_network_before_its_head(timm: str) ->
     assert features.map.shape[2:] == (2, 2)
 
 
-@pytest.mark.parametrize("text", TEXTS)
-def test_a_students_text_embedding_does_not_depend_on_batch_or_padding(student: OpenClipTowers, text: str) -> None:
+def test_a_students_text_embedding_does_not_depend_on_batch_or_padding(student: OpenClipTowers) -> None:
     student = copy.deepcopy(student).double()  # in single precision, sums in another order end up to 1e-6 apart
+    tokens = student.tokenize(TEXTS).ids
+    padded = torch.nn.functional.pad(tokens, (0, 24 - tokens.shape[1]), value=1)
     with torch.no_grad():
-        alone = student.text_features(student.tokenize([text])).embedding[0]
-        among = student.text_features(student.tokenize([*TEXTS, text])).embedding[-1]
-        ids = student.tokenize([text]).ids
-        padded = torch.nn.functional.pad(ids, (0, 24 - ids.shape[1]), value=1)
-        longest = student.text_features(Tokens(padded, (padded != 1).long())).embedding[0]
-    torch.testing.assert_close(among, alone, rtol=0, atol=1e-12)
-    torch.testing.assert_close(longest, alone, rtol=0, atol=1e-12)
+        alone = torch.cat([student.text_features(student.tokenize([text])).embedding for text in TEXTS])
+        for ids in (tokens, padded):
+            among = student.text_features(Tokens(ids, (ids != 1).long())).embedding
+            torch.testing.assert_close(among, alone, rtol=0, atol=1e-12)
 
 
 def test_a_students_text_tower_is_causal_and_its_mask_counts_the_real_tokens(student: OpenClipTowers) -> None:

@@ -56,7 +56,7 @@ def scrambled(count: int) -> list[str]:
 @pytest.fixture(scope="module")
 def trimmed(hub_teachers: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrimResult]:
     out = tmp_path_factory.mktemp("trimmed")
-    sample = [*TEXTS, *OTHERS, *scrambled(300)]
+    sample = [*TEXTS, *OTHERS, *scrambled(80)]
     return {kind: trim(hub_teachers / kind, out / kind, BOTH, sample) for kind in KINDS}
 
 
@@ -114,7 +114,7 @@ def test_open_clip_itself_loads_it_with_a_text_tower_of_transformers(
     same(embed(load(moved), TEXTS), embed(load(folder), TEXTS))
 
 
-@pytest.mark.parametrize("kind", ["altclip", "chineseclip", "siglip2", "metaclip2-mt5"])
+@pytest.mark.parametrize("kind", ["chineseclip", "siglip2", "metaclip2-mt5"])
 def test_with_texts_only_their_pieces_are_kept_and_no_text_in_the_two_scripts_becomes_unknown(
     hub_teachers: Path, trimmed: dict[str, TrimResult], tmp_path: Path, kind: str
 ) -> None:

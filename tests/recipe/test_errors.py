@@ -68,12 +68,6 @@ def test_a_missing_key_is_placed_at_its_section() -> None:
     ]
 
 
-def test_a_wrong_kind_lists_the_right_ones() -> None:
-    assert said({"distill": {"losses": [{"kind": "map"}]}}) == [
-        "distill.losses.0.kind: distill.losses.0.kind: 'map' is none of maps, similarity, did you mean 'maps'?"
-    ]
-
-
 def test_a_wrong_value_is_shown_with_what_is_right() -> None:
     assert said({"distill": {"losses": [{"kind": "maps", "weight": -1}]}, "languages": ["en", "猫"]}) == [
         "distill.losses.0.weight: distill.losses.0.weight: input should be greater than 0 (got -1)",

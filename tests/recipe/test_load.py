@@ -116,9 +116,7 @@ def test_a_url_with_another_signature_is_the_same_recipe(recipe: Path, tmp_path:
     [
         ("true", "expected a whole number (got True)"),
         ("'12'", "expected a whole number (got '12')"),
-        ("1_000", "expected a whole number (got '1_000')"),
         ("1e3", "expected a whole number (got 1000.0)"),
-        ("1e400", "expected a whole number (got inf)"),
         ("999999999999", "input should be less than or equal to 100000000 (got 999999999999)"),
     ],
 )
@@ -138,12 +136,8 @@ def test_numbers_are_finite_and_ranges_begin_with_the_smaller_one(recipe: Path) 
     for override, what in {
         "align.optimizer.lr=1e400": "input should be a finite number (got inf)",
         "align.optimizer.lr=.nan": "expected a number (got '.nan')",
-        "align.optimizer.lr=1e300": "input should be less than or equal to 100 (got 1e+300)",
-        "align.augmentations=1000000000": "input should be less than or equal to 1000 (got 1000000000)",
         "align.augment.scale=[2, 1]": "the range begins at 2 and ends at 1: give the smaller one first",
         "align.augment.scale=[0, 0]": "input should be greater than or equal to 0.05 (got 0)",
-        "align.augment.scale=[]": "missing",
-        "align.augment.scale=5": "expected a list (got 5)",
         "align.tf32=1": "expected true or false (got 1)",
     }.items():
         with pytest.raises(DcclipError) as caught:

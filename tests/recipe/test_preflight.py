@@ -125,7 +125,7 @@ def test_a_stage_with_half_a_model_is_refused(whole_recipe: dict[str, Any], tmp_
 
 def test_a_teacher_directory_lacks_no_file(problems: Any, altclip_folder: Path, tmp_path: Path) -> None:
     teacher = tmp_path / "教师"
-    for name in ("model.safetensors", "tokenizer.json", "preprocessor_config.json", "config.json"):
+    for name in ("model.safetensors", "preprocessor_config.json"):
         shutil.rmtree(teacher, ignore_errors=True)
         shutil.copytree(altclip_folder, teacher)
         (teacher / name).unlink()
@@ -177,42 +177,15 @@ def test_a_student_that_cannot_be_built_is_reported_at_its_key(problems: Any) ->
     for values, line, hint in (
         ({"student.image.timm": "test_resnt"}, "student.image.timm: timm has no network 'test_resnt'", "test_resnet"),
         (
-            {"student.image.timm": "hf-hub:x/猫"},
-            "student.image.timm: hf-hub:x/猫 leads to a hub",
-            "that timm itself has",
-        ),
-        (
             {"student.image.timm": "test_vit", "student.image.size": 65},
             "student.image.size: test_vit does not take images of 65 x 65 pixels",
             "set student.image.size: 160",
         ),
         ({"student.image.weights": "timm"}, "student.image.weights: timm/test_", "download it"),
         ({"student.text.inherit": "layers"}, "student.text.inherit: no layers of altclip fit", "inherit: embeddings"),
-        ({"student.image.inherit": "teacher"}, "student.image.inherit: the network cannot be cut out", "omit inherit"),
-        ({"student.text.width": 1024, "student.text.inherit": "embeddings"}, "student.text.inherit: ", "at most 32"),
     ):
         found, said = problems(values)
         assert len(found) == 1 and found[0].startswith(line) and hint in said + found[0], found
-    found, _ = problems({"student.text.width": 64, "student.text.heads": 7})
-    assert found == ["student.text: width 64 cannot be split into 7 heads: set heads: 8"]
-
-
-def test_a_loss_on_what_is_not_there_is_reported_at_its_key(problems: Any, pairs_file: Path) -> None:
-    maps: dict[str, Any] = {"kind": "feature_map"}
-    for losses, line in (
-        ([maps | {"student_layers": [9]}], "distill.losses.0.student_layers: the image tower of test_"),
-        (
-            [maps | {"teacher_layers": [-3]}],
-            "distill.losses.0.teacher_layers: the image tower of altclip",
-        ),
-        ([{"kind": "embedding", "teacher": 2}], "distill.losses.0: loss embedding learns from teacher 2"),
-    ):
-        found, hint = problems({"distill.losses": losses}, ("distill",))
-        assert len(found) == 1 and found[0].startswith(line), (found, hint)
-    texts = {"data.train": None, "data.texts": str(pairs_file), "distill.losses": [maps]}
-    assert problems(texts, ("distill",))[0][0].startswith("distill.losses.0: the data has nothing for loss feature_map")
-    cache = {"align.gradient_cache": True, "align.accumulate": 2, "align.losses": [maps]}
-    assert problems(cache, ("align",))[0][0].startswith("align.gradient_cache: needs losses on embeddings, and feature")
 
 
 def test_data_that_a_stage_cannot_use_is_reported(problems: Any, pairs: list[Pair], tmp_path: Path) -> None:
@@ -222,8 +195,9 @@ def test_data_that_a_stage_cannot_use_is_reported(problems: Any, pairs: list[Pai
     write_parquet(tmp_path / "broken.parquet", [replace(pairs[0], image=pairs[0].image[:200]), *pairs[1:]])
     found, _ = problems({"data.train": str(tmp_path / "broken.parquet")}, ("distill",))
     assert len(found) == 1 and found[0].startswith(f"data.train: {tmp_path}/broken.parquet: the first image: ")
-    found, hint = problems({"distill.batch_size": 64}, ("distill",))
-    assert found == ["distill.batch_size: 64 samples per step are more than the data has (40)"]
+    assert problems({"distill.batch_size": 64}, ("distill",))[0] == [
+        "distill.batch_size: 64 samples per step are more than the data has (40)"
+    ]
     for name in ("cat", "狗"):
         (tmp_path / "classes" / name).mkdir(parents=True)
         (tmp_path / "classes" / name / "1.png").write_bytes(pairs[0].image)

@@ -1,6 +1,5 @@
 """Stage 2 from beginning to end: what it contrasts, what it locks, and its other ways to train."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +15,12 @@ from dcclip_cli.data.collator import Collator
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.model.model_dir import load_model, model_fingerprint
+from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.predict.encoder import TorchEncoder
 from tests.train.jobs import Job, assert_close, elsewhere, logged, refused, run, weights
 
 ZH = ["猫", "狗", "红色的汽车", "自行车", "苹果", "大象", "钢琴", "飞机"]
 EN = ["cat", "dog", "red car", "bicycle", "apple", "elephant", "piano", "airplane"]
-
-
-@pytest.mark.parametrize("teacher", ["altclip", "chinese_clip"])
-def test_a_student_distilled_from_a_teacher_is_aligned(
-    distilling: Job, request: pytest.FixtureRequest, teacher: str
-) -> None:
-    kind = "altclip" if teacher == "altclip" else "transformers"
-    distilling["teacher"] = {"kind": kind, "model": str(request.getfixturevalue(f"{teacher}_folder"))}
-    distilling["options"] = {"steps": 2, "augmentations": 1}
-    stage_1 = run(distilling)
-    stage_2 = run(distilling | {"stage": "align", "options": {"steps": 2}})
-    assert set(stage_2.metrics) >= {"image_zh", "image_en", "loss", "logit_scale"}
-    provenance = json.loads((stage_2.model / "dcclip.json").read_text())
-    assert provenance["parent"] == model_fingerprint(stage_1.model)
-    assert (stage_2.model / "tokenizer.json").read_bytes() == (stage_1.model / "tokenizer.json").read_bytes()
-    towers = load_model(stage_2.model)
-    assert towers.text_features(towers.tokenize(["红色的圆", "red circle"])).embedding.shape == (2, 16)
 
 
 def test_training_from_scratch_learns_which_caption_belongs_to_which_picture(
@@ -47,7 +29,7 @@ def test_training_from_scratch_learns_which_caption_belongs_to_which_picture(
     aligning |= {"student": student_section}
     aligning["options"] = {
         "start": "scratch",
-        "steps": 100,
+        "steps": 60,
         "batch_size": 20,
         "optimizer": {"lr": 3e-3},
         "captions": {"first": 1},

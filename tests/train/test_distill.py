@@ -11,14 +11,12 @@ from safetensors.torch import load_file, save_file
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.model.model_dir import load_model
-from dcclip_cli.model.tokenizer import load_tokenizer
 from dcclip_cli.train.teacher import NarrowSpace, principal_components
-from tests.train.jobs import WEIGHTS, Job, Watch, elsewhere, logged, refused, run, sha256, weights
+from tests.train.jobs import WEIGHTS, Job, Watch, elsewhere, logged, refused, run, weights
 
 
 @pytest.mark.parametrize(
-    ("teacher", "cache"),
-    [("altclip", True), ("chinese_clip", True), ("siglip", True), ("siglip", False), ("model", False)],
+    ("teacher", "cache"), [("altclip", True), ("chinese_clip", True), ("siglip", False), ("model", False)]
 )
 def test_every_kind_of_teacher_teaches_a_student_that_reads_both_languages(
     distilling: Job, request: pytest.FixtureRequest, teacher: str, cache: bool
@@ -44,40 +42,17 @@ def test_fg_clip2_teaches_by_its_repositorys_code_which_the_recipe_allows(
     assert set(run(distilling).metrics) >= {"feature_map", "token_features", "embedding", "loss"}
 
 
-@pytest.mark.parametrize("layout", ["metaclip2", "metaclip2-mt5"])
-def test_metaclip_2_teaches_with_either_of_its_tokenizers(distilling: Job, hub_teachers: Path, layout: str) -> None:
-    distilling["teacher"] = {"kind": "transformers", "model": str(hub_teachers / layout)}
-    distilling["options"] |= {"steps": 2}
-    assert set(run(distilling).metrics) >= {"feature_map", "token_features", "embedding", "loss"}
-
-
-def test_the_cached_and_the_online_teacher_give_the_same_first_loss(distilling: Job) -> None:
-    distilling["options"] |= {"steps": 1}
-    cached = run(elsewhere(distilling, "cached", {"teacher_cache": True})).metrics
-    online = run(elsewhere(distilling, "online", {"teacher_cache": False})).metrics
-    for name in ("feature_map", "token_features", "embedding"):
-        assert cached[name] == pytest.approx(online[name], rel=2e-3), name
-
-
 def test_the_student_comes_nearer_to_its_teacher(distilling: Job) -> None:
     distilling["options"] |= {
-        "steps": 60,
+        "steps": 40,
         "losses": [{"kind": "embedding"}],
         "log_every_steps": 1,
         "augment": {},
         "optimizer": {"lr": 3e-3},
     }
     losses = [line["loss"] for line in logged(run(distilling).model.parent)]
-    assert len(losses) == 60
+    assert len(losses) == 40
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
-
-
-def test_the_weights_of_losses_scale_their_terms(distilling: Job) -> None:
-    alone, tripled = (
-        run(elsewhere(distilling, str(weight), {"steps": 1, "losses": [{"kind": "embedding", "weight": weight}]}))
-        for weight in (1, 3)
-    )
-    assert tripled.metrics["embedding"] == pytest.approx(3 * alone.metrics["embedding"])
 
 
 def test_a_projecting_classifier_learns_no_bias_and_one_that_an_older_student_brings_stays(
@@ -107,16 +82,6 @@ def test_the_model_names_its_teacher_and_data_and_its_adapters_are_in_the_resume
 def state_of(model: Path) -> dict[str, torch.Tensor]:
     [state] = (model.parent / "state").glob("step-*")
     return load_file(state / "tensors.safetensors")
-
-
-def test_a_vocabulary_taken_from_the_teacher_cuts_captions_as_the_teacher_does(
-    distilling: Job, altclip_folder: Path, pairs: list[Pair]
-) -> None:
-    distilling["student"]["text"]["vocabulary"] = {"from": "teacher", "size": 300}
-    distilling["options"] |= {"steps": 2}
-    student, teacher = load_tokenizer(run(distilling).model), load_tokenizer(altclip_folder)
-    for text in (caption for pair in pairs for caption in (*pair.zh, *pair.en)):
-        assert student.encode(text).tokens == teacher.encode(text).tokens
 
 
 def test_a_student_larger_than_its_teacher_is_warned_about_and_the_largest_seed_works(distilling: Job) -> None:
@@ -152,9 +117,7 @@ def test_a_vocabulary_too_small_for_its_characters_is_refused(
 def test_several_teachers_teach_one_student(distilling: Job, chinese_clip_folder: Path, cache: bool) -> None:
     losses: list[Any] = [{"kind": "ensemble"}, {"kind": "embedding", "weight": {"start": 1, "end": 0}}]
     losses += [{"kind": "embedding", "teacher": 1}, {"kind": "feature_map", "teacher": 1, "teacher_layers": [0]}]
-    distilling["student"]["embed_dim"] = (
-        12  # so that the second teacher has adapters; of the first it learns 12 numbers
-    )
+    distilling["student"]["embed_dim"] = 12  # of the first teacher it learns 12 numbers; the second one has adapters
     distilling["options"] = {
         "losses": losses,
         "more_teachers": [{"kind": "transformers", "model": str(chinese_clip_folder)}],
@@ -185,8 +148,6 @@ def test_a_narrower_student_learns_the_teachers_principal_components_in_both_sta
     assert space is not None and space.components.shape == (16, 8)
     torch.testing.assert_close(space.components.T @ space.components, torch.eye(8), atol=1e-5, rtol=0)
     assert not [name for name in state_of(result.model) if name.startswith("model/adapters.")]
-    again = run(elsewhere(distilling, "again"))
-    assert sha256(again) == sha256(result)
     losses, teacher = [{"kind": "embedding"}], {"kind": "altclip", "model": str(altclip_folder)}
     aligning |= {"teacher": teacher}
     aligning["options"] |= {"losses": losses, "start": str(result.model), "steps": 2}

@@ -69,14 +69,7 @@ def test_where_the_teachers_files_are_not_here_its_time_and_that_of_a_step_are_n
     assert all("is not known without" in line for line in said[:2])
 
 
-def test_steps_and_teachers_are_measured(works: list[StageWork]) -> None:
-    for work in works:
-        times = measure(work)
-        (pace,) = times.teachers
-        assert times.step_s and pace and pace.image_s > 0 and pace.text_s > 0
-
-
-@pytest.mark.parametrize("teacher", ["altclip", "chinese_clip", "siglip"])
+@pytest.mark.parametrize("teacher", ["altclip", "siglip"])
 def test_captions_longer_than_the_texts_of_student_and_teacher_are_estimated_and_trained_on(
     whole_recipe: dict[str, Any], pairs: list[Pair], tmp_path: Path, request: pytest.FixtureRequest, teacher: str
 ) -> None:
@@ -88,7 +81,7 @@ def test_captions_longer_than_the_texts_of_student_and_teacher_are_estimated_and
     for work in check(recipe, RunDir(tmp_path / "run"), ("distill", "align")):
         assert work.tokens > 77 > work.student.context_length
         times = measure(work)
-        assert times.step_s and all(pace and pace.text_s > 0 for pace in times.teachers)
+        assert times.step_s and all(pace and pace.image_s > 0 < pace.text_s for pace in times.teachers)
     assert api.distill(recipe, out=tmp_path / "run").metrics
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from torch.nn import functional as F
 
 from dcclip_cli.data.collator import Batch, Collator
 from dcclip_cli.data.dataset import open_pairs
@@ -46,27 +45,6 @@ def batch(stage: TrainingTask, pairs_file: Path, altclip_folder: Path) -> Batch:
     return read.batch([(index, 0) for index in range(0, 40, 5)])
 
 
-def test_the_loss_of_a_task_is_info_nce_of_its_images_with_each_language(model_folder: Path, batch: Batch) -> None:
-    towers = load_model(model_folder)
-    terms = TrainingTask(towers, [TaskLoss(cross_lingual=0.5)]).eval()(batch)
-    with torch.no_grad():
-        image = F.normalize(towers.image_features(batch.pixels).embedding, dim=-1)
-        zh, en = (
-            F.normalize(towers.text_features(batch.texts[name].tokens).embedding, dim=-1) for name in ("zh", "en")
-        )
-
-    def symmetric(one: torch.Tensor, other: torch.Tensor) -> float:
-        logits, labels = towers.logit_scale * one @ other.T, torch.arange(len(one))
-        return float(F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
-
-    expected = {
-        "image_zh": symmetric(image, zh) / 2,
-        "image_en": symmetric(image, en) / 2,
-        "zh_en": symmetric(zh, en) / 2,
-    }
-    assert {name: value.item() for name, value in terms.items()} == pytest.approx(expected, rel=1e-4)
-
-
 def gradients(stage: TrainingTask) -> dict[str, torch.Tensor]:
     found = {name: one.grad.clone() for name, one in stage.named_parameters() if one.grad is not None}
     stage.zero_grad()
@@ -78,7 +56,7 @@ def accelerator() -> Accelerator:
     return Accelerator(cpu=True)
 
 
-@pytest.mark.parametrize("parts", [2, 4, 8])
+@pytest.mark.parametrize("parts", [2, 8])
 def test_parts_that_see_each_other_have_the_gradient_of_the_whole_batch(
     stage: TrainingTask, batch: Batch, accelerator: Accelerator, parts: int
 ) -> None:

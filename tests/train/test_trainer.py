@@ -220,16 +220,6 @@ def test_a_log_is_cut_back_to_the_step_that_training_resumes_from(train: Train, 
 # ---- what stops it
 
 
-class Exploding(Pulled):
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        return {"fine": self.bias.sum(), "exploding": self.matrix.sum() * float("inf")}
-
-
-def test_a_loss_that_is_not_finite_ends_training_and_is_named(train: Train) -> None:
-    with refused(r"step 10: exploding is not finite, for 10 steps in a row", "optimizer.lr"):
-        train(Exploding(), steps=20, log_every_steps=1)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_end_after_the_step_with_a_checkpoint(
     train: Train, tmp_path: Path, number: signal.Signals

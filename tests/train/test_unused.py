@@ -18,14 +18,12 @@ EMBEDDING, MAPS = {"kind": "embedding"}, [{"kind": "feature_map"}, {"kind": "tok
 @pytest.mark.parametrize(
     ("stage", "losses", "data", "options", "unused"),
     [
-        ("distill", [EMBEDDING], ["train"], {}, False),
         ("distill", [*MAPS, EMBEDDING], ["train"], {}, False),
         ("distill", [EMBEDDING], ["images", "texts"], {}, False),
         ("distill", MAPS, ["train"], {}, True),  # no projection
         ("distill", [{"kind": "interactive", "learns": "text"}], ["train"], {}, True),
         ("distill", [{"kind": "ensemble"}], ["train"], {}, False),
         ("distill", [{"kind": "task", "loss": "siglip"}], ["train"], {}, False),
-        ("align", [], ["train"], {"start": "scratch"}, False),
         ("align", [], ["train"], {"start": "scratch", "lock": "image"}, False),
         ("align", [EMBEDDING], ["train", "images"], {"start": "scratch", "images_per_step": 4}, True),
     ],
