@@ -71,8 +71,8 @@ def digests(about: str, items: Iterable[bytes]) -> np.ndarray:
 Arrays = Mapping[str, np.ndarray]
 
 
-def open_block(file: Path) -> tuple[Arrays, float]:
-    """The arrays in a file, mapped into memory, and the seconds that computing them took. Raises ValueError."""
+def open_block(file: Path) -> Arrays:
+    """The arrays in a file, mapped into memory. Raises ValueError."""
     try:
         with file.open("rb") as stream:
             content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
@@ -85,13 +85,13 @@ def open_block(file: Path) -> tuple[Arrays, float]:
             arrays[name], end = flat.reshape(shape), max(end, start + last)
         if about["format"] != _FORMAT or end != len(content) or arrays[_KEYS].shape[1] != 16:
             raise ValueError
-        return arrays, float(about["seconds"])
+        return arrays
     except (ValueError, LookupError, TypeError):
         raise ValueError(Message("is no block of features, or is cut")) from None
 
 
-def _write_block(file: Path, arrays: Arrays, seconds: float) -> None:
-    header: dict[str, object] = {"__metadata__": {"format": _FORMAT, "seconds": f"{seconds:.3f}"}}
+def _write_block(file: Path, arrays: Arrays) -> None:
+    header: dict[str, object] = {"__metadata__": {"format": _FORMAT}}
     end = 0
     for name, array in arrays.items():
         place = [end, end := end + array.nbytes]
@@ -147,7 +147,6 @@ class _Block:
     names: frozenset[str]
     rows: int
     size: int
-    seconds: float
 
 
 class FeatureStore:
@@ -177,11 +176,6 @@ class FeatureStore:
         """Rows of all blocks."""
         return sum(block.rows for block in self._blocks if block)
 
-    def seconds_per_row(self, name: str) -> float:
-        """The mean time that computing a row of this array took, whoever did it."""
-        having = [block for block in self._blocks if block and name in block.names]
-        return sum(block.seconds for block in having) / max(1, sum(block.rows for block in having))
-
     # ---- reading
 
     def refresh(self) -> None:
@@ -191,7 +185,7 @@ class FeatureStore:
             for file in sorted({*self.folder.glob(f"*{SUFFIX}")} - self._seen):  # by time
                 self._seen.add(file)
                 try:
-                    opened.append((file, *open_block(file)))
+                    opened.append((file, open_block(file)))
                 except (ValueError, OSError) as error:
                     self._remove(file, error)
             self._add(opened)
@@ -257,7 +251,7 @@ class FeatureStore:
         if not isinstance(block.where, Path):
             return block.where
         try:
-            return _mapped(block.where)[0]
+            return _mapped(block.where)
         except (ValueError, OSError) as error:
             self._blocks[number] = None
             self._remove(block.where, error)
@@ -269,15 +263,15 @@ class FeatureStore:
             self._warn(Message("warning: {} {}: its rows are computed again", file, why))
             remove(file)
 
-    def _add(self, blocks: Iterable[tuple[Path | None, Arrays, float]]) -> None:
+    def _add(self, blocks: Iterable[tuple[Path | None, Arrays]]) -> None:
         """Look rows up in these blocks as well."""
         tables = list[_Table]()
-        for file, arrays, seconds in blocks:
+        for file, arrays in blocks:
             count, size = len(arrays[_KEYS]), sum(array.nbytes for array in arrays.values())
             number = np.full(count, len(self._blocks), np.uint32)
             first, second = _halves(arrays[_KEYS])
             tables.append(_Table(first, second, number, np.arange(count, dtype=np.uint32)))
-            self._blocks.append(_Block(file or arrays, frozenset(arrays), count, size, seconds))
+            self._blocks.append(_Block(file or arrays, frozenset(arrays), count, size))
         if not tables:
             return
         self._tables = [*self._tables, _merged(tables)]
@@ -296,22 +290,21 @@ class FeatureStore:
             for keys, values in pieces:
                 waiting.append((keys, values))
                 size += sum(_flat(given).nbytes for given in values.values())
-                seconds = time.monotonic() - last
-                if size >= _BLOCK_BYTES or seconds >= every_s:
+                if size >= _BLOCK_BYTES or time.monotonic() - last >= every_s:
                     full, waiting, size, last = waiting, [], 0, time.monotonic()
-                    self._append(_joined(full), seconds)
+                    self._append(_joined(full))
         finally:
             if waiting:
-                self._append(_joined(waiting), time.monotonic() - last)
+                self._append(_joined(waiting))
 
-    def _append(self, arrays: Arrays, seconds: float) -> None:
+    def _append(self, arrays: Arrays) -> None:
         file = None
         if self.folder and not self.in_memory:
             file = self.folder / f"{time.time_ns():016x}-{uuid4().hex[:8]}{SUFFIX}"
             self._seen.add(file)
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                _write_block(file, arrays, seconds)
+                _write_block(file, arrays)
             except OSError as error:
                 if not self._optional:
                     raise OSError(error.errno, error.strerror, str(file)) from None
@@ -319,7 +312,7 @@ class FeatureStore:
                     Message("{} cannot be written ({}): what is computed now is not kept", self.folder, error.strerror)
                 )
                 self.in_memory, file = True, None
-        self._add([(file, arrays, seconds)])
+        self._add([(file, arrays)])
 
     def complete(
         self, name: str, keys: np.ndarray, compute: Callable[[np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]]

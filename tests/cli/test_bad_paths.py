@@ -84,13 +84,6 @@ def test_a_model_that_is_no_model_is_refused(model: str, complaint: str) -> None
     assert said.startswith("error: ") and complaint in said and "\nhint:  " in said
 
 
-def test_a_cache_that_cannot_be_a_folder_says_how_to_move_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DCCLIP_CACHE", str(Path("文件.npy").absolute()))
-    said = dcclip("eval", "--model", "starter", "--dataset", UNSEEN, "--limit", 2, "-q", expect=1).stderr.splitlines()
-    assert "is a file, not a folder" in said[0]
-    assert said[1] == "hint:  set DCCLIP_CACHE to another folder, for the cache"
-
-
 def test_half_a_launch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     said = dcclip("distill", RECIPE, "-q", expect=1).stderr

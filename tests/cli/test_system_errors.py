@@ -6,7 +6,6 @@ import resource
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import BinaryIO
 
 import numpy as np
@@ -72,12 +71,6 @@ def test_a_full_disk_names_the_file_and_the_free_space_whatever_wrote_it(
     assert found.what.startswith(f"{tmp_path}/猫 cat: no space left on the disk (") and found.what.endswith("B free)")
     assert "write elsewhere with --out" in found.hint
     assert "--out" not in told(raised(save)).hint  # which this command does not have
-
-
-def test_free_space_has_the_unit_of_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for free, said in ((2.4e12, "2.4 TB"), (62e9, "62.0 GB"), (5e6, "5.0 MB"), (900, "1 kB")):
-        monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
-        assert told(OSError(errno.ENOSPC, "", str(tmp_path / "a"))).what.endswith(f"({said} free)")
 
 
 def test_safetensors_says_what_it_could_not_write(tmp_path: Path) -> None:

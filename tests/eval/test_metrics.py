@@ -79,7 +79,7 @@ def over_classes(values: Sequence[float]) -> float:
 
 
 @given(SCORES, LABELS, WEIGHTS)
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_top_k_and_the_mean_per_class_are_what_they_say(
     scores: np.ndarray, labels: np.ndarray, weights: np.ndarray
 ) -> None:
@@ -95,7 +95,7 @@ def test_top_k_and_the_mean_per_class_are_what_they_say(
 
 
 @given(SCORES, TRUTH, WEIGHTS)
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_the_precisions_of_several_labels_are_means_over_the_classes_that_occur(
     scores: np.ndarray, truth: np.ndarray, weights: np.ndarray
 ) -> None:
@@ -123,7 +123,7 @@ def test_the_precisions_of_several_labels_are_means_over_the_classes_that_occur(
 
 
 @given(arrays(np.float32, ROWS, elements=TIED), arrays(bool, ROWS), WEIGHTS)
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_the_measures_of_one_class_are_what_they_say(
     scores: np.ndarray, truth: np.ndarray, weights: np.ndarray
 ) -> None:
@@ -139,7 +139,7 @@ def test_the_measures_of_one_class_are_what_they_say(
 
 
 @given(some.data())
-@settings(max_examples=100)
+@settings(max_examples=60)
 def test_the_auc_of_two_classes_is_that_of_the_second_ones_probability(data: some.DataObject) -> None:
     # A gap of 0.4 or more is a probability of 1 in double precision.
     scores = data.draw(arrays(np.float32, (ROWS, 2), elements=TIED)) / 4
@@ -161,7 +161,7 @@ ABOUT = some.lists(
     some.booleans(),
     some.data(),
 )
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_recalls_count_queries_one_of_whose_targets_is_among_the_first_k(
     images: np.ndarray, texts: np.ndarray, about: list[tuple[int, ...]], both_ways: bool, data: some.DataObject
 ) -> None:
@@ -191,7 +191,7 @@ def test_recalls_count_queries_one_of_whose_targets_is_among_the_first_k(
 
 
 @given(SCORES, LABELS, TRUTH, some.integers(0, ROWS - 1), some.integers(0, CLASSES - 1), some.sampled_from(BAD))
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_one_number_that_is_not_finite_anywhere_leaves_no_metric(
     scores: np.ndarray, labels: np.ndarray, truth: np.ndarray, row: int, column: int, bad: float
 ) -> None:

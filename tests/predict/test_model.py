@@ -11,7 +11,6 @@ from PIL import Image
 
 from dcclip_cli import load
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.predict.encoder import footprint, load_encoder
 from dcclip_cli.predict.model import Prediction, predict
@@ -37,36 +36,6 @@ def test_the_python_api_predicts_what_the_command_does(
         assert list(found) == list(wanted) and found == pytest.approx(wanted, abs=1e-5)
     one = loaded.predict(str(pictures[0]), LABELS, top_k=2)
     assert list(one) == list(expected[0])[:2]
-
-
-@pytest.mark.parametrize("teacher", ["altclip_folder", "chinese_clip_folder", "siglip_folder"])
-def test_a_transformers_model_embeds_as_transformers_does(
-    teacher: str, pictures: list[Path], request: pytest.FixtureRequest
-) -> None:
-    import torch
-    from transformers import AutoImageProcessor, AutoModel
-
-    folder = request.getfixturevalue(teacher)
-    encoder = load_encoder(resolve(f"hf:{folder}"), "cpu")
-    model = AutoModel.from_pretrained(folder).eval()
-    pixels = AutoImageProcessor.from_pretrained(folder)(images=decode(pictures[0]), return_tensors="pt")["pixel_values"]
-    with torch.no_grad():
-        expected = torch.nn.functional.normalize(model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
-    found = encoder.encode_pixels(encoder.preprocess(decode(pictures[0]))[None])
-    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
-    [prediction] = predictions(f"hf:{folder}", pictures[:1])
-    assert {label for label, _ in prediction.labels} == set(LABELS)
-
-
-def test_a_broken_image_does_not_stop_the_others(bundle_folder: Path, pictures: list[Path], tmp_path: Path) -> None:
-    broken, absent = tmp_path / "坏.png", tmp_path / "none.jpg"
-    broken.write_bytes(pictures[0].read_bytes()[:60])
-    found = predictions(bundle_folder, [broken, pictures[0], absent])
-    assert [prediction.error is None for prediction in found] == [False, True, False]
-    assert "坏.png is not a readable image" in str(found[0].error)
-    assert "none.jpg does not exist" in str(found[2].error)
-    [alone] = predictions(bundle_folder, [pictures[0]])
-    assert found[1].labels == alone.labels
 
 
 def test_a_missing_device_is_refused(bundle_folder: Path, model_folder: Path) -> None:
@@ -113,11 +82,3 @@ def test_an_image_may_be_a_path_its_bytes_or_a_pillow_image(bundle_folder: Path,
         rows = model.embed_images([path, str(path), content, image])
     np.testing.assert_array_equal(rows, np.repeat(rows[:1], 4, axis=0))
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
-
-
-def test_an_image_that_cannot_be_read_is_an_error_with_a_hint(bundle_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DcclipError, match=r"无\.png does not exist") as error:
-        load(bundle_folder).predict(tmp_path / "无.png", LABELS)
-    assert error.value.hint == "check the path"
-    with pytest.raises(DcclipError, match="is not a directory"):
-        load(tmp_path / "nothing")

@@ -20,10 +20,6 @@ from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.predict.encoder import Encoder, TorchEncoder, load_encoder
 from dcclip_cli.predict.zero_shot import softmax
-from dcclip_cli.recipe.load import load
-from dcclip_cli.run_dir import RunDir
-from dcclip_cli.train.distill import distill
-from dcclip_cli.train.options import StageContext
 
 ROOT = Path(__file__).parent.parent.parent
 BUNDLE = Path(dcclip_cli.__file__).parent / "starter"
@@ -60,7 +56,6 @@ def test_a_photograph_gets_its_name(photo: str, language: int) -> None:
     "typed",
     [
         "猫,dog,汽车,flower",
-        "dog，猫，汽车，flower",
         "a photo of a dog，一张猫的照片,汽车的照片",
         "汽车，狗，this is a cat，piano",
     ],
@@ -157,17 +152,6 @@ def test_bundle_and_model_directory_agree(starter: Encoder) -> None:
     pixels = np.stack([model.preprocess(decode(file)) for file in sorted(PHOTOS.glob("*.jpg"))])
     found = [(one.encode_pixels(pixels) @ one.encode_texts(labels).T).argmax(axis=1) for one in (model, starter)]
     assert (found[0] == found[1]).mean() >= 5 / 6
-
-
-@pytest.mark.slow  # a minute of two cores; the tutorial does the same
-def test_a_smaller_model_learns_from_it_on_photographs_without_labels(tmp_path: Path) -> None:
-    recipe = load(ROOT / "recipes/distill-photos.yaml", ["distill.steps=20", "distill.augmentations=1"]).recipe
-    assert recipe.distill and recipe.teacher and recipe.student and recipe.data
-    run = RunDir(tmp_path / "runs/distill-photos")
-    result = distill(recipe.distill, StageContext(run, recipe.data, recipe.teacher, recipe.student))
-    student = load_model(result.model)
-    assert student.parameters_count() < load_model(MODEL).parameters_count() / 6
-    assert 0 < result.metrics["embedding"] < 0.8  # two random directions are 1 apart
 
 
 def test_the_words_next_to_labels_are_of_their_kind_in_both_languages() -> None:

@@ -106,7 +106,7 @@ def contents(cache: TeacherCache) -> dict[tuple[str, bytes], bytes]:
     """Every stored row, by array and key."""
     found: dict[tuple[str, bytes], bytes] = {}
     for file in sorted(cache.folder.rglob("*.safetensors")):
-        arrays, kept = open_block(file)[0], FeatureStore(file.parent)
+        arrays, kept = open_block(file), FeatureStore(file.parent)
         for name in arrays.keys() - {"keys", "text_tokens.offsets"}:
             for key in arrays["keys"]:
                 found.setdefault((name, key.tobytes()), kept.read(name, key.copy().view("S16")).tobytes())
