@@ -1,9 +1,10 @@
 """What many tests share: a drawn bilingual data set, tiny random teachers in the hub's own format, a tiny student."""
 
 import os
+import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -272,6 +273,29 @@ def model_folder(pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         StageContext(run, data, student=StudentOptions.model_validate(STUDENT)),
     )
     return result.model
+
+
+@pytest.fixture(scope="session")
+def _traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any, Path], None]:
+    """`write_onnx` that writes the graphs of a model that it has seen as it wrote them then: tracing takes 10 s."""
+    from dcclip_cli.exporters import graphs
+
+    write_onnx, kept = graphs.write_onnx, dict[tuple[str, int | None], Path]()
+
+    def write(source: Any, folder: Path) -> None:
+        model = (source.encoder.fingerprint, source.dims)
+        if model not in kept:
+            kept[model] = tmp_path_factory.mktemp("graphs")
+            write_onnx(source, kept[model])
+        shutil.copytree(kept[model], folder, dirs_exist_ok=True)
+
+    return write
+
+
+@pytest.fixture
+def traced_once(_traced: Callable[[Any, Path], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports of a model trace it once, for tests of what is made of its graphs."""
+    monkeypatch.setattr("dcclip_cli.exporters.graphs.write_onnx", _traced)
 
 
 @pytest.fixture(scope="session")

@@ -97,7 +97,7 @@ def test_embed_takes_texts_and_writes_parquet(tmp_path: Path) -> None:
     np.testing.assert_allclose(table["embedding"][1].as_py(), np.load(tmp_path / "one.npy")[0], atol=1e-6)
 
 
-def test_export_takes_a_model_and_a_format(model_folder: Path, tmp_path: Path) -> None:
+def test_export_takes_a_model_and_a_format(model_folder: Path, traced_once: None, tmp_path: Path) -> None:
     out = tmp_path / "out"
     made = dcclip("export", "--model", model_folder, "--format", "immich", "--out", out)
     assert made.stdout.splitlines()[0] == str(out)

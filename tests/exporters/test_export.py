@@ -192,9 +192,14 @@ def test_the_recipes_test_sets_are_evaluated_before_and_after(export_model: Expo
     assert all(one.before == one.after and one.agreement == 1 for one in found)
 
 
-def test_prompts_of_a_recipe_are_written_to_the_bundle(export_model: Exporting) -> None:
+def test_prompts_of_a_recipe_are_written_to_the_bundle_whose_graphs_have_the_same_bytes(
+    exported: ExportResult, export_model: Exporting
+) -> None:
     prompts = {"en": ["a photo of a {}"], "zh": ["一张{}的照片", "{}"]}
-    assert about(export_model(data=None, prompts=prompts))["prompts"] == prompts
+    made = export_model(data=None, prompts=prompts)
+    assert about(made)["prompts"] == prompts
+    for name in ("image.onnx", "text.onnx"):  # that of `exported` was traced by itself
+        assert (made.folder / name).read_bytes() == (exported.folder / name).read_bytes()
     with pytest.raises(ValueError, match=r"each template for zh needs {}"):
         ExportOptions(prompts={"zh": ("一张照片",)})
 
