@@ -84,15 +84,11 @@ def test_safetensors_says_what_it_could_not_write(tmp_path: Path) -> None:
     assert found.what == f"{tmp_path}/模型 does not exist"
 
 
-def test_a_partial_file_is_called_by_its_final_name(tmp_path: Path) -> None:
-    def write() -> None:
+def test_files_in_place_of_folders_and_the_reverse_are_told_apart(tmp_path: Path) -> None:
+    def partial_file() -> None:
         with atomic_file(tmp_path / "无 none" / "a.json") as temporary:
             temporary.write_text("{}")
 
-    assert told(raised(write)).what == f"{tmp_path}/无 none/a.json does not exist"
-
-
-def test_files_in_place_of_folders_and_the_reverse_are_told_apart(tmp_path: Path) -> None:
     file, loop = tmp_path / "文件 file", tmp_path / "loop"
     file.write_text("")
     loop.symlink_to(loop)
@@ -103,6 +99,7 @@ def test_files_in_place_of_folders_and_the_reverse_are_told_apart(tmp_path: Path
         f"{tmp_path}/{'长' * 90}: the name is too long": lambda: (tmp_path / ("长" * 90)).open("w"),
         f"{loop}: symbolic links lead in a circle": loop.open,
         f"{tmp_path}/none does not exist": (tmp_path / "none").open,
+        f"{tmp_path}/无 none/a.json does not exist": partial_file,  # by its final name
     }
     for what, call in cases.items():
         assert told(raised(call)).what == what

@@ -212,15 +212,6 @@ def test_one_number_that_is_not_finite_anywhere_leaves_no_metric(
 # ---- by hand
 
 
-def test_the_eleven_points_of_a_ranking_by_hand() -> None:
-    # Hits at places 1, 3, 6 of three: precision 1 at recall 1/3, 2/3 at 2/3, 1/2 at 1.
-    truth = np.asarray([True, False, True, False, False, True])
-    scores = np.asarray([6.0, 5, 4, 3, 2, 1])
-    # Recalls 0 to 0.3: 1 (four points); 0.4 to 0.6: 2/3 (three); 0.7 to 1: 1/2 (four).
-    assert metrics.average_precision_11(scores, truth) == pytest.approx((4 * 1 + 3 * 2 / 3 + 4 / 2) / 11)
-    assert metrics.average_precision(scores, truth) == pytest.approx((1 + 2 / 3 + 1 / 2) / 3)
-
-
 def test_a_recall_of_three_tenths_reaches_the_point_at_three_tenths() -> None:
     truth = np.ones(10, bool)
     truth[3:] = False
