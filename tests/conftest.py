@@ -201,9 +201,28 @@ def chinese_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def siglip_folder(hub_teachers: Path) -> Path:
+def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random SigLIP, whose text tower was made for padded input of one length."""
-    return hub_teachers / "siglip2"
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipImageProcessor, SiglipModel
+
+    folder = tmp_path_factory.mktemp("teachers") / "siglip"
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), *((piece, -3.0) for piece in WORDS)]
+    pieces += [(piece, -8.0) for piece in dict.fromkeys(CHARACTERS + "猫")]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    text = small(vocab_size=len(pieces), max_position_embeddings=16, projection_size=32)
+    config = SiglipConfig(
+        text_config=text | {"pad_token_id": 1, "bos_token_id": 1, "eos_token_id": 1},
+        vision_config=small(image_size=32, patch_size=8),
+    )
+    seeded(SiglipModel, config).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="</s>", eos_token="</s>", unk_token="<unk>", model_max_length=16
+    ).save_pretrained(folder)
+    SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
