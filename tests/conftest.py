@@ -152,13 +152,10 @@ small = partial(tower, intermediate_size=64)
 
 @pytest.fixture(scope="session")
 def altclip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_altclip(tmp_path_factory.mktemp("teachers") / "altclip")
-
-
-def save_altclip(folder: Path) -> Path:
     """A tiny random AltCLIP, 16-wide shared space, 32 px in 8 px patches, as `save_pretrained` writes it."""
     from transformers import AltCLIPConfig, AltCLIPModel, CLIPImageProcessor, XLMRobertaTokenizer
 
+    folder = tmp_path_factory.mktemp("teachers") / "altclip"
     vocabulary = [(piece, 0.0) for piece in SPECIALS]
     vocabulary += [(piece, -3.0 - index / 100) for index, piece in enumerate(WORDS + UNUSED)]
     vocabulary += [(piece, -8.0) for piece in dict.fromkeys(CHARACTERS) if piece not in UNUSED]

@@ -65,15 +65,6 @@ def test_a_graph_over_the_limit_is_saved_with_its_weights_next_to_it(
         np.testing.assert_array_equal(numpy_helper.to_array(weight), WEIGHTS[weight.name])
 
 
-def test_an_added_weight_is_in_the_graph_if_it_is_small(tmp_path: Path) -> None:
-    graph = OnnxGraph(model(), tmp_path)
-    graph.add("small", np.zeros(3, np.int8))
-    assert not list(tmp_path.iterdir())
-    graph.add("large", np.arange(1 << 20, dtype=np.int64))
-    assert len(list(tmp_path.iterdir())) == 1 and graph.proto.ByteSize() < 1000
-    assert graph.weights["large"][-1] == (1 << 20) - 1 and graph.size_bytes == 32 + 3 + 8 * (1 << 20)
-
-
 @pytest.mark.parametrize("share", [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)])
 def test_int8_gives_the_same_bytes_with_weights_in_files(
     share: tuple[float, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
