@@ -78,10 +78,6 @@ def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pyt
 
 @pytest.fixture(scope="session")
 def pairs() -> list[Pair]:
-    return drawn_pairs()
-
-
-def drawn_pairs() -> list[Pair]:
     """40 pictures, 48 px, eight shapes in five colours, three Chinese and three English captions each."""
     return [
         Pair(
