@@ -1,9 +1,11 @@
 """What many tests share: a drawn bilingual data set, tiny random teachers in the hub's own format, a tiny student."""
 
 import os
+import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from PIL import Image, ImageDraw
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import LANGUAGES, Pair
 from tests.images import encode
+from tests.teachers import KINDS, make, seeded, tower
 
 # Whoever starts the tests may ignore these, as nohup does, and what they start would too.
 for _number, _handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
@@ -75,10 +78,6 @@ def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pyt
 
 @pytest.fixture(scope="session")
 def pairs() -> list[Pair]:
-    return drawn_pairs()
-
-
-def drawn_pairs() -> list[Pair]:
     """40 pictures, 48 px, eight shapes in five colours, three Chinese and three English captions each."""
     return [
         Pair(
@@ -144,27 +143,27 @@ WORDS = ["▁", *(f"▁{word}" for word in (*COLOURS, *SHAPES, "picture", "of", 
 UNUSED = ["▁dog", "▁cat", "▁bicycle", "小猫", "自行车", "猫", "狗", "hound"]
 
 
+small = partial(tower, intermediate_size=64)
+
+
 @pytest.fixture(scope="session")
 def altclip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_altclip(tmp_path_factory.mktemp("teachers") / "altclip")
-
-
-def save_altclip(folder: Path) -> Path:
     """A tiny random AltCLIP, 16-wide shared space, 32 px in 8 px patches, as `save_pretrained` writes it."""
     from transformers import AltCLIPConfig, AltCLIPModel, CLIPImageProcessor, XLMRobertaTokenizer
 
+    folder = tmp_path_factory.mktemp("teachers") / "altclip"
     vocabulary = [(piece, 0.0) for piece in SPECIALS]
     vocabulary += [(piece, -3.0 - index / 100) for index, piece in enumerate(WORDS + UNUSED)]
     vocabulary += [(piece, -8.0) for piece in dict.fromkeys(CHARACTERS) if piece not in UNUSED]
     vocabulary += [("<mask>", 0.0)]
     config = AltCLIPConfig(
-        text_config=_sizes(vocab_size=len(vocabulary))
+        text_config=small(vocab_size=len(vocabulary))
         | {"max_position_embeddings": 40, "type_vocab_size": 1, "project_dim": 16}
         | {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2},
-        vision_config=_sizes(image_size=32, patch_size=8, projection_dim=16, hidden_act="quick_gelu"),
+        vision_config=small(image_size=32, patch_size=8, projection_dim=16, hidden_act="quick_gelu"),
         projection_dim=16,
     )
-    _seeded(AltCLIPModel, config).save_pretrained(folder)
+    seeded(AltCLIPModel, config).save_pretrained(folder)
     XLMRobertaTokenizer(vocab=vocabulary, model_max_length=38).save_pretrained(folder)
     square = {"height": 32, "width": 32}
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=square).save_pretrained(folder)
@@ -184,11 +183,11 @@ def chinese_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pieces += list(dict.fromkeys("".join(COLOURS.values()) + "".join(SHAPES.values()) + "色的一张图片猫"))
     (folder / "vocab.txt").write_text("\n".join(pieces) + "\n", "utf-8")
     config = ChineseCLIPConfig(
-        text_config=_sizes(vocab_size=len(pieces), max_position_embeddings=40, type_vocab_size=2),
-        vision_config=_sizes(image_size=32, patch_size=8),
+        text_config=small(vocab_size=len(pieces), max_position_embeddings=40, type_vocab_size=2),
+        vision_config=small(image_size=32, patch_size=8),
         projection_dim=16,
     )
-    _seeded(ChineseCLIPModel, config).save_pretrained(folder)
+    seeded(ChineseCLIPModel, config).save_pretrained(folder)
     BertTokenizer(str(folder / "vocab.txt"), model_max_length=38).save_pretrained(folder)
     ChineseCLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False).save_pretrained(folder)
     return folder
@@ -206,12 +205,12 @@ def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    text = _sizes(vocab_size=len(pieces), max_position_embeddings=16, projection_size=32)
+    text = small(vocab_size=len(pieces), max_position_embeddings=16, projection_size=32)
     config = SiglipConfig(
         text_config=text | {"pad_token_id": 1, "bos_token_id": 1, "eos_token_id": 1},
-        vision_config=_sizes(image_size=32, patch_size=8),
+        vision_config=small(image_size=32, patch_size=8),
     )
-    _seeded(SiglipModel, config).save_pretrained(folder)
+    seeded(SiglipModel, config).save_pretrained(folder)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="</s>", eos_token="</s>", unk_token="<unk>", model_max_length=16
     ).save_pretrained(folder)
@@ -222,8 +221,6 @@ def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def hub_teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tiny random teachers in the layouts of their hub repositories, a directory each; for tests to read only."""
-    from tests.teachers import KINDS, make
-
     folder = tmp_path_factory.mktemp("hub-teachers")
     for kind in KINDS:
         make(kind, folder / kind)
@@ -240,19 +237,6 @@ def own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
         monkeypatch.delitem(sys.modules, name)
     return tmp_path / "modules"
-
-
-def _sizes(**more: Any) -> dict[str, Any]:
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    return {**tower, **more}
-
-
-def _seeded(architecture: Any, config: Any) -> Any:
-    import torch
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        return architecture(config).eval()
 
 
 # ---- a student
@@ -301,6 +285,29 @@ def model_folder(pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         StageContext(run, data, student=StudentOptions.model_validate(STUDENT)),
     )
     return result.model
+
+
+@pytest.fixture(scope="session")
+def _traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any, Path], None]:
+    """`write_onnx` that writes the graphs of a model that it has seen as it wrote them then: tracing takes 10 s."""
+    from dcclip_cli.exporters import graphs
+
+    write_onnx, kept = graphs.write_onnx, dict[tuple[str, int | None], Path]()
+
+    def write(source: Any, folder: Path) -> None:
+        model = (source.encoder.fingerprint, source.dims)
+        if model not in kept:
+            kept[model] = tmp_path_factory.mktemp("graphs")
+            write_onnx(source, kept[model])
+        shutil.copytree(kept[model], folder, dirs_exist_ok=True)
+
+    return write
+
+
+@pytest.fixture
+def traced_once(_traced: Callable[[Any, Path], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports of a model trace it once, for tests of what is made of its graphs."""
+    monkeypatch.setattr("dcclip_cli.exporters.graphs.write_onnx", _traced)
 
 
 @pytest.fixture(scope="session")

@@ -152,12 +152,6 @@ class _Handler(BaseHTTPRequestHandler):
         (folder.parent / "visibility").write_text(asked.get("visibility", "public"))
         self._json({"url": f"{self.server.url}/{repository}", "id": repository})
 
-    def create_branch(self, body: bytes, repository: str, branch: str) -> None:
-        if (folder := self.server.root / "repositories" / repository / branch).exists():
-            raise _Refused(409, "Reference already exists")
-        shutil.copytree(self._files(repository, "main"), folder)
-        self._json({})
-
     def validate(self, body: bytes) -> None:
         content = json.loads(body)["content"]
         if re.search(r"^license: made-up", content, re.M):
@@ -253,7 +247,6 @@ _NAME = r"([\w.-]+/[\w.-]+)"
 _ROUTES: dict[str, Any] = {
     r"POST /api/repos/create": _Handler.create,
     r"POST /api/validate-yaml": _Handler.validate,
-    rf"POST /api/models/{_NAME}/branch/(.+)": _Handler.create_branch,
     rf"GET /api/models/{_NAME}(?:/revision/(.+))?": _Handler.info,
     rf"GET /api/models/{_NAME}/tree/([^/]+)": _Handler.tree,
     rf"POST /api/models/{_NAME}/preupload/(.+)": _Handler.preupload,

@@ -111,7 +111,7 @@ def gemma_tokenizer(folder: Path, size: int, **more: Any) -> None:
     write(folder, "tokenizer_config.json", **config)
 
 
-def tower(**more: int) -> dict[str, Any]:
+def tower(**more: Any) -> dict[str, Any]:
     """The sizes of a transformer, as transformers' configurations name them."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
     return {**sizes, **more}

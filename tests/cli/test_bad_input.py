@@ -1,6 +1,7 @@
-"""What is wrong with a picture, a label list or a bundle is told in one clear line, with a hint, and exit code 1."""
+"""Pictures, labels, places and names that no command can use are refused before any work, in two lines."""
 
-import shutil
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -9,17 +10,107 @@ from PIL import Image
 from tests.cli.conftest import dcclip
 from tests.images import png_header
 
+ROOT = Path(__file__).parents[2]
+RECIPE, SAMPLE = ROOT / "recipes" / "quickstart.yaml", ROOT / "recipes" / "collect-sample.yaml"
+UNSEEN = ROOT / "recipes" / "quickstart" / "unseen.parquet"
+COMMANDS: dict[str, list[object]] = {
+    "run": ["run", RECIPE, "--out"],
+    "collect": ["collect", SAMPLE, "--out"],
+    "distill": ["distill", RECIPE, "--out"],
+    "distill --check": ["distill", RECIPE, "--check", "--out"],
+    "eval": ["eval", "--model", "starter", "--dataset", UNSEEN, "--out"],
+    "export": ["export", "--model", "starter", "--out"],
+    "demo": ["demo", "--no-open", "--out"],
+    "search": ["search", "一只狗", ".", "--model", "starter", "--html"],
+    "embed": ["embed", "--text", "狗", "--model", "starter", "--out"],
+}
+PLACES = {
+    "below a file": ("文件.npy/x/图.npy", "文件.npy is a file, not a folder"),
+    "too long": ("长" * 90 + ".npy", "the name is too long"),
+    "a circle of links": ("loop.npy", "symbolic links lead in a circle"),
+    "a pipe": ("pipe.npy", "pipe.npy is a pipe, not a fi"),
+    # A device is refused in the same way; a test that failed would replace one.
+    "a socket": ("socket.npy", "socket.npy is a socket, not a fi"),
+}
+
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bundle: Path) -> None:
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DCCLIP_MODEL", str(bundle))
+    Path("文件.npy").write_text("")
+    Path("loop.npy").symlink_to("loop.npy")
+    os.mkfifo("pipe.npy")
+    os.mknod("socket.npy", stat.S_IFSOCK | 0o600)
     Image.new("RGB", (8, 8), "red").save("good.png")
-    Path("folder").mkdir()
+    monkeypatch.setenv("DCCLIP_MODEL", "starter")
+
+
+@pytest.mark.parametrize(
+    ("command", "place"), [(one, "below a file") for one in COMMANDS] + [("embed", one) for one in PLACES]
+)
+def test_a_place_that_cannot_be_written_is_refused_at_once(command: str, place: str) -> None:
+    out, complaint = PLACES[place]
+    before = sorted(Path().iterdir())
+    said = dcclip(*COMMANDS[command], out, expect=1).stderr.splitlines()
+    assert said[0].startswith("error: ") and complaint in said[0]
+    assert len(said) == 2 and said[1].startswith("hint:  ")
+    assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a working directory cannot be deleted there")
+def test_a_working_directory_that_is_gone_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    commands: list[list[object]] = [*COMMANDS.values(), ["new", "图.yaml", "--data"]]
+    for command in commands:
+        said = dcclip(*command, "图.npy", expect=1).output.splitlines()
+        assert said[-2:] == ["error: the working directory no longer exists", "hint:  change to one that does: cd DIR"]
+
+
+@pytest.mark.parametrize(
+    ("model", "complaint"),
+    [
+        ("hf:../../etc", "model hf:../../etc is neither a directory nor a name on the hub"),
+        ("hf:组织/模型", "is neither a directory nor a name on the hub"),
+        ("hf-hub:a/b", "open_clip model hf-hub:a/b cannot be loaded"),
+        ("hf:a/b", "teacher a/b cannot be loaded"),
+        ("pipe.npy", "model pipe.npy is not a directory"),
+        ("loop.npy", "model loop.npy is not a directory"),
+        ("长" * 90, "the name is too long"),
+        ("a\nb", "model a"),
+    ],
+)
+def test_a_model_that_is_no_model_is_refused(model: str, complaint: str) -> None:
+    said = dcclip("predict", "good.png", "--labels", "猫,dog", "--model", model, "-q", expect=1).stderr
+    assert said.startswith("error: ") and complaint in said and "\nhint:  " in said
+
+
+def test_half_a_launch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = dcclip("distill", RECIPE, "-q", expect=1).stderr
+    assert said.startswith("error: WORLD_SIZE is ") and "\nhint:  start several" in said
+    assert "there is no RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT" in said
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["collect", SAMPLE, "--workers", 100_000],
+        ["collect", SAMPLE, "--limit", 10**30],
+        ["eval", "--model", "starter", "--dataset", UNSEEN, "--workers", 100_000],
+        ["search", "狗", ".", "--threads", 100_000],
+    ],
+)
+def test_numbers_that_would_take_the_machine_are_refused(command: list[object]) -> None:
+    assert "Invalid value" in dcclip(*command, expect=2).stderr
+
+
+# ---- pictures and labels
 
 
 PICTURES: dict[str, tuple[bytes, str]] = {
-    "bomb.png": (png_header(60_000, 60_000), "has 3,600,000,000 pixels, more than 64,000,000"),
+    "bomb.png": (png_header(9_000, 9_000), "has 9000 x 9000 pixels, more than 64,000,000"),
     "坏的图片.png": (b"broken", "坏的图片.png is not a readable image"),
     "two\nlines.png": (b"broken", "two\\nlines.png is not a readable image"),
     "\033[2Jclear.png": (b"broken", "\\x1b[2Jclear.png is not a readable image"),
@@ -40,20 +131,12 @@ def test_each_broken_image_is_one_line_and_the_next_is_shown() -> None:
     ("arguments", "complaint"),
     [
         (["none.png", "--labels", "猫,dog"], "none.png does not exist"),
-        (["folder", "--labels", "猫,dog"], "folder contains no images"),
-        (["*.tif", "--labels", "猫,dog"], "no file matches *.tif"),
         (["good.png/inside.png", "--labels", "猫,dog"], "good.png/inside.png"),
-        (["x" * 300 + ".png", "--labels", "猫,dog"], "is not a readable image"),
         (["good.png"], "no labels given"),
         (["good.png", "--labels", ""], "--labels is empty"),
-        (["good.png", "--labels", "  ，,，"], "no labels given"),
         (["good.png", "--labels-file", "none.txt"], "none.txt does not exist"),
-        (["good.png", "--labels-file", "."], ". is a folder"),
         (["good.png", "--labels-file", "empty.txt"], "no labels given"),
         (["good.png", "--labels-file", "gbk.txt"], "gbk.txt is in GB18030, not in UTF-8"),
-        (["good.png", "--labels-file", "good.png"], "good.png is not text in UTF-8"),
-        (["good.png", "--labels", "猫", "--template", "a {0}"], "the template 'a {0}' has no {} for the label"),
-        (["good.png", "--labels", "猫", "--device", "mps"], "onnxruntime finds no device mps"),
     ],
 )
 def test_what_is_missing_or_of_no_use_is_two_lines(arguments: list[str], complaint: str) -> None:
@@ -61,11 +144,3 @@ def test_what_is_missing_or_of_no_use_is_two_lines(arguments: list[str], complai
     Path("gbk.txt").write_bytes("猫\n狗".encode("gbk"))
     said = [line for line in dcclip("predict", *arguments, expect=1).stderr.splitlines() if line[:6] != "model:"]
     assert len(said) == 2 and said[0].startswith("error: ") and complaint in said[0] and said[1].startswith("hint:  ")
-
-
-def test_a_broken_bundle_is_two_lines(bundle: Path) -> None:
-    copy = Path(shutil.copytree(bundle, "包"))
-    (copy / "image.onnx").unlink()
-    said = dcclip("predict", "good.png", "--labels", "猫,dog", "--model", copy, expect=1).stderr.splitlines()
-    assert said[0] == "error: 包/image.onnx is missing, which dcclip.json lists"
-    assert len(said) == 2 and said[1].startswith("hint:  ")

@@ -1,3 +1,5 @@
+"""Commands as they are typed: help, usage, collect, index."""
+
 import json
 import os
 import re
@@ -5,11 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
 from dcclip_cli.cli.app import app
 from dcclip_cli.cli.flags import split
+from dcclip_cli.data.dataset import open_pairs
+from dcclip_cli.data.shards import Columns
+from tests.data.test_dataset import CAT, DOG, write_tar
 
 RECIPES = Path(__file__).parent.parent.parent / "recipes"
 
@@ -62,9 +69,8 @@ def test_check_names_every_file_that_is_missing(tmp_path: Path) -> None:
     assert "those in --set are relative to this folder, others to the recipe's own" in result.stderr
 
 
-@pytest.mark.parametrize("command", ["run", "collect"])
-def test_collect_prints_what_it_dropped_and_why(command: str) -> None:
-    result = dcclip(command, RECIPES / "collect-sample.yaml")
+def test_collect_prints_what_it_dropped_and_why() -> None:
+    result = dcclip("collect", RECIPES / "collect-sample.yaml")
     assert result.exit_code == 0 and result.stdout.startswith("runs/collect-sample/collect, shards: 1")
     counts = {line.split()[0]: line.split()[1] for line in result.stdout.splitlines() if len(line.split()) == 4}
     assert (counts["read"], counts["image-small"], counts["kept"]) == ("15", "1", "8")
@@ -107,12 +113,11 @@ def test_an_error_is_printed_in_two_lines(line: str, error: str) -> None:
     assert first == error and second.startswith("hint:  ")
 
 
-@pytest.mark.parametrize("stage", ["distill", "align"])
-def test_resume_without_a_saved_state_is_refused_and_nothing_is_written(stage: str) -> None:
-    result = dcclip(stage, RECIPES / "quickstart.yaml", "--out", "run", "--resume")
+def test_resume_without_a_saved_state_is_refused_and_nothing_is_written() -> None:
+    result = dcclip("distill", RECIPES / "quickstart.yaml", "--out", "run", "--resume")
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [
-        f"error: run/{stage}/state contains no saved state to resume",
+        "error: run/distill/state contains no saved state to resume",
         "hint:  leave --resume out to start at step 0",
     ]
     assert not Path("run").exists()
@@ -142,7 +147,7 @@ def test_help_takes_little_more_than_the_imports_of_its_libraries() -> None:
         return after.children_user + after.children_system - before.children_user - before.children_system
 
     imports = "import typer, rich.console, rich.table"
-    runs = [(seconds("-m", "dcclip_cli", "--help"), seconds("-c", imports)) for _ in range(3)]
+    runs = [(seconds("-m", "dcclip_cli", "--help"), seconds("-c", imports)) for _ in range(2)]
     assert min(own for own, _ in runs) < 6 * min(least for _, least in runs)  # 2.9 times
 
 
@@ -152,3 +157,51 @@ def test_onnxruntime_tells_its_maker_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dcclip_cli", "predict", str(picture), "--labels", "猫,dog", "--model", "starter"]
     subprocess.run(command, env=os.environ | {"TMPDIR": str(tmp_path)}, check=True, capture_output=True)
     assert list(tmp_path.iterdir()) == []
+
+
+# ---- index
+
+
+def test_shards_are_indexed_once_and_counted(tmp_path: Path) -> None:
+    for name, pairs in (("0", [CAT, DOG]), ("1", [DOG])):
+        write_tar(tmp_path / f"{name}.tar", *pairs)
+    result = dcclip("index", tmp_path)
+    assert (result.exit_code, result.stdout) == (0, "3 pairs in 2 files\n")
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.tar.index.arrow")}
+    assert len(written) == 2
+    assert dcclip("index", f"{tmp_path}/*.tar").stdout == "3 pairs in 2 files\n"
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+
+
+def test_a_shard_that_has_changed_is_named_and_indexed_again_when_asked(tmp_path: Path) -> None:
+    tar = tmp_path / "0.tar"
+    write_tar(tar, CAT, DOG)
+    dcclip("index", tar)
+    assert dcclip("index", tar, "--verify").stdout == "2 pairs in 1 file\n"
+    about = tar.stat()
+    tar.write_bytes(tar.read_bytes().replace(b"PNG cat", b"PNG dog"))
+    os.utime(tar, ns=(about.st_atime_ns, about.st_mtime_ns))
+    result = dcclip("index", tar, "--verify")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.splitlines() == [
+        f"error: {tar} differs from its index {tar}.index.arrow",
+        "hint:  if the data is right, index it again: dcclip index --fresh PATH",
+    ]
+    dcclip("index", tar, "--fresh")
+    assert open_pairs(tar)[0].image == b"\x89PNG dog"
+
+
+def test_the_columns_of_others_are_options(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"jpg": [b"1", b"2"], "alt": ["一只猫", "a dog"]}), tmp_path / "a.parquet")
+    result = dcclip("index", tmp_path)
+    assert result.exit_code == 1 and "has no column image (found: jpg, alt)" in result.stderr
+    assert dcclip("index", tmp_path, "--image", "jpg", "--caption", "alt").stdout == "2 pairs in 1 file\n"
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["a.parquet", "a.parquet.index.arrow"]
+    pairs = open_pairs(tmp_path, Columns(image="jpg", caption="alt"))
+    assert (pairs[0].zh, pairs[1].en) == (("一只猫",), ("a dog",))
+
+
+def test_a_folder_without_shards_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "猫.txt").write_text("猫", "utf-8")
+    result = dcclip("index", tmp_path)
+    assert result.exit_code == 1 and "has no tar and no Parquet file" in result.stderr

@@ -4,14 +4,17 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.recipe import new as recipes
 from dcclip_cli.recipe.load import load
 from dcclip_cli.train import estimate
 from tests.cli.conftest import dcclip
+from tests.conftest import SHAPES
 
 PACKAGE = Path(__file__).parents[2]
 
@@ -52,8 +55,6 @@ def test_a_recipe_of_each_kind_of_data_passes_check_and_says_what_it_takes(
     stages = {"photos": ("distill",), "pairs": ("distill", "align")}.get(kind, ("collect", "distill", "align"))
     assert loaded.recipe.stages == (*stages, "export")
     assert re.search(r"^# Takes:   distill: .* steps of .* take roughly", text, re.M)
-    checked = dcclip("run", file, "--check", "--device", "cpu").stdout.splitlines()
-    assert checked[-1] == f"ready to run in runs/我的-clip: {', '.join(loaded.recipe.stages)}" and len(checked) < 10
     assert all("#" in line for line in text.splitlines() if line.strip().startswith(("epochs", "preset", "seed")))
 
 
@@ -154,6 +155,8 @@ def test_folders_of_photographs_are_no_classes_if_the_user_says_so(data: dict[st
     dcclip("new", "a.yaml", "--yes", "--data", data["classes"], "--kind", "photos", "--teacher", altclip_folder)
     recipe = load("a.yaml").recipe
     assert recipe.data is not None and recipe.data.images == str(data["classes"]) and recipe.collect is None
+    checked = dcclip("run", "a.yaml", "--check", "--device", "cpu").stdout.splitlines()
+    assert checked[-1] == "ready to run in runs/a: distill, export" and len(checked) < 10
 
 
 def test_fg_clip2_runs_code_only_if_that_is_allowed(data: dict[str, Path]) -> None:
@@ -181,3 +184,39 @@ def test_the_sizes_that_it_names_are_those_of_the_students() -> None:
     for size, about in recipes.SIZES.items():
         student = blank_student(StudentOptions.model_validate({"preset": size}), 768)
         assert about.startswith(f"{student.parameters_count() / 1e6:.0f} M parameters")
+
+
+# ---- without it: class folders, by what the hint says
+
+
+@pytest.mark.any_cpu
+def test_class_folders_are_collected_trained_on_and_measured(
+    whole_recipe: dict[str, Any], pairs: list[Pair], tmp_path: Path
+) -> None:
+    for pair in pairs:
+        colour, shape = pair.key.split("-")
+        folder = tmp_path / ("held out" if colour == "red" else "形状 shapes") / shape
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{colour}.png").write_bytes(pair.image)
+    names = {shape: {"en": shape, "zh": zh} for shape, zh in SHAPES.items()}
+    for name in ("held out", "形状 shapes"):
+        (tmp_path / name / "classes.yaml").write_text(yaml.safe_dump(names, allow_unicode=True), "utf-8")
+    recipe = {name: whole_recipe[name] for name in ("name", "student")} | {
+        "data": {"train": "./形状 shapes"},
+        "align": whole_recipe["align"] | {"start": "scratch"},
+        "eval": {"datasets": ["./held out"]},
+    }
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), "utf-8")
+    refused = dcclip("run", "recipe.yaml", "--check", expect=1)
+    assert "is a folder of class folders (bar, circle, cross, ...), not of pairs" in refused.stderr
+    hint = re.search(r"write in the recipe: (\{.*\}\}); ", " ".join(refused.stderr.split()))
+    assert hint, refused.stderr
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe | yaml.safe_load(hint[1]), allow_unicode=True), "utf-8")
+    dcclip("run", "recipe.yaml")
+    manifest = json.loads(Path("runs/一生/collect/manifest.json").read_text("utf-8"))
+    assert manifest["pairs"] == {"read": 32, "kept": 32, "dropped": {}}
+    results = json.loads(Path("runs/一生/eval/held out.json").read_text("utf-8"))
+    assert {one["language"]: (one["n"], one["class_names"][0]) for one in results} == {
+        "en": (8, "bar"),
+        "zh": (8, "横条"),
+    }

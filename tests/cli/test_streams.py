@@ -77,9 +77,6 @@ def test_a_name_that_is_no_text_goes_through_every_command(folder: Path, tmp_pat
     assert "n\\udcff.png" in (folder / "图.txt").read_text("utf-8").splitlines()
     dcclip("embed", ".", "--out", "图.parquet", "-q")
     dcclip("eval", "--dataset", data, "--out", tmp_path / "result", "-q")
-    os.rename(data / "狗", os.fsencode(data) + b"/\xff")
-    done = dcclip("eval", "--dataset", data, "-q", expect=1)
-    assert "the name of the folder b'\\xff' is not in UTF-8" in done.stderr
 
 
 def test_names_from_stdin_need_not_be_text(folder: Path) -> None:
@@ -87,10 +84,8 @@ def test_names_from_stdin_need_not_be_text(folder: Path) -> None:
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 2
 
 
-@pytest.mark.parametrize(
-    "locale", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
-)
-def test_other_encodings_print_what_they_can(folder: Path, locale: dict[str, str]) -> None:
+def test_other_encodings_print_what_they_can(folder: Path) -> None:
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     text = shell("dcclip predict a.png --labels 猫,dog -q", folder, **locale)
     assert text.returncode == 0 and "\\u732b" in text.stdout and not text.stderr
     found = json.loads(shell("dcclip predict a.png --labels 猫,dog -q --json", folder, **locale).stdout)
@@ -105,11 +100,9 @@ def test_other_encodings_print_what_they_can(folder: Path, locale: dict[str, str
         ("dcclip predict none.png --labels 猫,dog -q 2>&-", 1, ""),
         ("dcclip predict - --labels 猫,dog -q <&-", 1, "error: stdin has no line with the name of an image"),
         ("dcclip predict '' --labels 猫,dog", 1, "error: an argument is empty"),
-        ("dcclip predict a.png --labels-file= -q", 1, "error: --labels-file is empty"),
         ("dcclip predict a.png --labels $'\\xff' -q", 1, "error: --labels '\\udcff' is not text in UTF-8"),
         ("dcclip predict a.png --labels 猫,dog -q >/dev/full", 1, "error: the output cannot be written: No space left"),
         ("set -o pipefail; dcclip models | true", 141, ""),
-        ("set -o pipefail; dcclip predict --help | true", 141, ""),
     ],
 )
 def test_streams_that_are_closed_full_or_empty_end_in_order(command: str, code: int, said: str, folder: Path) -> None:
@@ -126,9 +119,7 @@ def test_pipes_and_devices_are_refused_by_name(folder: Path, tmp_path: Path) -> 
     for command in (
         ["predict", pipe, "--labels", "a"],
         ["predict", "a.png", "--labels-file", pipe],
-        ["embed", pipe],
         ["embed", "a.png", "--out", "a.npy", "--texts-file", pipe],
-        ["distill", pipe],
         ["predict", "a.png", "--labels-file", "/dev/zero"],
     ):
         said = dcclip(*command, "-q", expect=1).stderr

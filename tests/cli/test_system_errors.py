@@ -6,7 +6,6 @@ import resource
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import BinaryIO
 
 import numpy as np
@@ -74,12 +73,6 @@ def test_a_full_disk_names_the_file_and_the_free_space_whatever_wrote_it(
     assert "--out" not in told(raised(save)).hint  # which this command does not have
 
 
-def test_free_space_has_the_unit_of_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for free, said in ((2.4e12, "2.4 TB"), (62e9, "62.0 GB"), (5e6, "5.0 MB"), (900, "1 kB")):
-        monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
-        assert told(OSError(errno.ENOSPC, "", str(tmp_path / "a"))).what.endswith(f"({said} free)")
-
-
 def test_safetensors_says_what_it_could_not_write(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
@@ -91,15 +84,11 @@ def test_safetensors_says_what_it_could_not_write(tmp_path: Path) -> None:
     assert found.what == f"{tmp_path}/模型 does not exist"
 
 
-def test_a_partial_file_is_called_by_its_final_name(tmp_path: Path) -> None:
-    def write() -> None:
+def test_files_in_place_of_folders_and_the_reverse_are_told_apart(tmp_path: Path) -> None:
+    def partial_file() -> None:
         with atomic_file(tmp_path / "无 none" / "a.json") as temporary:
             temporary.write_text("{}")
 
-    assert told(raised(write)).what == f"{tmp_path}/无 none/a.json does not exist"
-
-
-def test_files_in_place_of_folders_and_the_reverse_are_told_apart(tmp_path: Path) -> None:
     file, loop = tmp_path / "文件 file", tmp_path / "loop"
     file.write_text("")
     loop.symlink_to(loop)
@@ -110,6 +99,7 @@ def test_files_in_place_of_folders_and_the_reverse_are_told_apart(tmp_path: Path
         f"{tmp_path}/{'长' * 90}: the name is too long": lambda: (tmp_path / ("长" * 90)).open("w"),
         f"{loop}: symbolic links lead in a circle": loop.open,
         f"{tmp_path}/none does not exist": (tmp_path / "none").open,
+        f"{tmp_path}/无 none/a.json does not exist": partial_file,  # by its final name
     }
     for what, call in cases.items():
         assert told(raised(call)).what == what

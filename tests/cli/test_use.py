@@ -1,4 +1,4 @@
-"""Using a model from the command line: predict, search, embed, export of what is no run."""
+"""Using a model from the command line: predict, search, embed, trim, export of what is no run."""
 
 import json
 import sys
@@ -61,11 +61,8 @@ def test_search_shows_the_nearest_in_a_table_json_and_a_page(pictures: list[Path
     assert "<script" not in written and "http:" not in written and "https:" not in written
 
 
-def test_search_says_what_is_wrong(tmp_path: Path) -> None:
+def test_search_needs_a_text(tmp_path: Path) -> None:
     assert dcclip("search", " ", tmp_path, "-q", expect=1).stderr.startswith("error: the text is empty")
-    assert dcclip("search", "猫", tmp_path / "无", "-q", expect=1).stderr.startswith(
-        f"error: {tmp_path}/无 is not a folder"
-    )
 
 
 def test_embed_writes_rows_and_their_names(pictures: list[Path], tmp_path: Path) -> None:
@@ -97,7 +94,7 @@ def test_embed_takes_texts_and_writes_parquet(tmp_path: Path) -> None:
     np.testing.assert_allclose(table["embedding"][1].as_py(), np.load(tmp_path / "one.npy")[0], atol=1e-6)
 
 
-def test_export_takes_a_model_and_a_format(model_folder: Path, tmp_path: Path) -> None:
+def test_export_takes_a_model_and_a_format(model_folder: Path, traced_once: None, tmp_path: Path) -> None:
     out = tmp_path / "out"
     made = dcclip("export", "--model", model_folder, "--format", "immich", "--out", out)
     assert made.stdout.splitlines()[0] == str(out)
@@ -110,3 +107,30 @@ def test_export_takes_a_model_and_a_format(model_folder: Path, tmp_path: Path) -
 def test_export_will_not_replace_a_model(model_folder: Path) -> None:
     refused = dcclip("export", "--model", model_folder, "--out", model_folder, expect=1)
     assert f"error: {model_folder} contains a model, not an export" in refused.stderr
+
+
+# ---- trim
+
+
+def test_trim_prints_sizes_and_path_names_texts_that_lose_a_piece_and_the_result_predicts(
+    altclip_folder: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("文本.txt").write_text("红色的圆\n\nred circle\n一张 picture of a cat\n", "utf-8")
+    done = dcclip("trim", altclip_folder, "--texts", "文本.txt")
+    assert done.stdout.splitlines()[-1] == "altclip-zh-en"
+    assert "before" in done.stdout and "parameters" in done.stdout
+    assert "0.0 % are split into other pieces than before; largest difference of 64 embeddings: " in done.stderr
+    assert "of other texts like those in 文本.txt about" in done.stderr
+    asked = ["predict", *pictures, "--labels", "红色的圆,red circle", "--csv"]
+    assert dcclip(*asked, "--model", "altclip-zh-en").stdout == dcclip(*asked, "--model", altclip_folder).stdout
+    again = dcclip("trim", altclip_folder, expect=1)
+    assert "error: altclip-zh-en exists and is not empty" in again.stderr and "--out" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("languages", "what"), [("zh,ja", "dcclip knows no scripts of ja"), ("，", "no language is named")]
+)
+def test_languages_of_trim_are_chinese_and_english(languages: str, what: str, altclip_folder: Path) -> None:
+    refused = dcclip("trim", altclip_folder, "--languages", languages, expect=1)
+    assert refused.stderr.splitlines()[-2:] == [f"error: {what}", "hint:  its languages are zh and en"]

@@ -20,10 +20,12 @@ def clear() -> None:
 
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, KnownSet]]:
-    """Every data set of classes with one image for each, and class names in both languages: `alpha_7`, `七7`."""
+    """Every data set of classes, of 120 at most with an image each, and names in both languages: `alpha_7`, `七7`."""
     folder = tmp_path / "prompts"
     folder.mkdir()
-    for known in SETS.values():
+    smaller = {known.name: replace(known, classes=min(known.classes, 120), texts=None) for known in SETS.values()}
+    smaller = {name: replace(known, size=known.classes or None) for name, known in smaller.items()}
+    for known in smaller.values():
         if known.classes:
             keys = [f"alpha_{number}" for number in range(known.classes)]
             content = {
@@ -37,7 +39,6 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
             }
             (folder / f"{registry.prompts_of(known)}.json").write_text(json.dumps(content), "utf-8")
     (folder / "compact.json").write_text(json.dumps({"en": ["a {}"], "zh": ["一个{}"]}), "utf-8")
-    smaller = {name: replace(known, size=known.classes or None, texts=None) for name, known in SETS.items()}
     monkeypatch.setattr(prompts, "FOLDER", folder)
     monkeypatch.setattr(registry, "SETS", smaller)
     clear()

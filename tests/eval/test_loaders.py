@@ -1,21 +1,26 @@
-"""Every named data set is read from each layout that it is published in, with the right label for each image."""
+"""Every named data set is read from each layout that it is published in, with the right labels and captions."""
 
+import base64
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from datasets import DatasetDict
 
 from dcclip_cli.data import prompts
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import registry
-from dcclip_cli.eval.dataset import Classes, DataSet
+from dcclip_cli.eval.dataset import Captions, Classes, DataSet
 from dcclip_cli.eval.datasets import open_dataset
 from dcclip_cli.eval.registry import SETS, KnownSet
 from tests.eval import layouts
 
 pytestmark = pytest.mark.usefixtures("small")
 
-SINGLE = [known for known in SETS.values() if known.task == "classification"]
+SINGLE = [name for name, known in SETS.items() if known.task == "classification"]
 
 
 def truth(dataset: DataSet) -> Classes:
@@ -35,17 +40,18 @@ def folders_of(known: KnownSet) -> list[str]:
     return prompts.read(registry.prompts_of(known)).folders
 
 
-@pytest.mark.parametrize("known", SINGLE, ids=lambda known: known.name)
-@pytest.mark.parametrize("suffix", ["", "-cn"])
-def test_class_folders_are_read_in_both_languages(known: KnownSet, suffix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", SINGLE)
+def test_class_folders_are_read_in_both_languages(name: str, small: dict[str, KnownSet], tmp_path: Path) -> None:
+    known = small[name]
     layouts.class_folders(tmp_path / known.label / known.split, folders_of(known), ".JPEG")
-    dataset = open_dataset(known.label + suffix, data_root=tmp_path)
-    labels_match(dataset, known.classes)
-    assert truth(dataset).names[1] == ("东西1" if suffix else "Thing 1")
-    assert dataset.metric == known.metric and dataset.transform.squash == known.squash
+    for suffix, second in (("", "Thing 1"), ("-cn", "东西1")):
+        dataset = open_dataset(known.label + suffix, data_root=tmp_path)
+        labels_match(dataset, known.classes)
+        assert truth(dataset).names[1] == second
+        assert dataset.metric == known.metric and dataset.transform.squash == known.squash
 
 
-@pytest.mark.parametrize("known", SINGLE, ids=lambda known: known.name)
+@pytest.mark.parametrize("known", [SETS["dtd"], SETS["rendered_sst2"]], ids=lambda known: known.name)
 def test_webdataset_tars_are_read_as_clip_benchmark_writes_them(known: KnownSet, tmp_path: Path) -> None:
     names = [f"thing {number}" for number in range(known.classes)]
     folder = tmp_path / (f"wds_{known.hub}" if known.hub else known.name)
@@ -66,9 +72,9 @@ def test_a_folder_of_save_to_disk_is_read(tmp_path: Path) -> None:
 
 
 def test_imagenet_v2_has_folders_by_number(tmp_path: Path) -> None:
-    numbers = [str(number) for number in range(1000)]  # whose order as texts is another
+    numbers = [str(number) for number in range(120)]  # whose order as texts is another
     layouts.class_folders(tmp_path / "imagenet_v2/imagenetv2-matched-frequency-format-val", numbers)
-    labels_match(open_dataset("imagenet-v2", data_root=tmp_path), 1000)
+    labels_match(open_dataset("imagenet-v2", data_root=tmp_path), 120)
 
 
 def test_objectnet_leaves_out_the_classes_that_imagenet_lacks_and_cuts_the_border(
@@ -91,3 +97,175 @@ def test_templates_are_the_sets_own_a_compact_set_or_none(tmp_path: Path, small:
     assert truth(open_dataset("dtd", None, tmp_path)).templates == ("a photo of a {}.", "{}")
     assert truth(open_dataset("dtd-cn", None, tmp_path, "compact")).templates == ("一个{}",)
     assert truth(open_dataset("dtd-cn", None, tmp_path, "name")).templates == ("{}",)
+
+
+# ---- the hub's tars and Parquet files
+
+
+NAMES = [f"thing {number}" for number in range(47)]
+TRUTHS = [f"{number}".encode() for number in range(47)]
+
+
+@pytest.fixture(autouse=True)
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose name is a repository's: relative to the working directory it is used in place of the hub."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hub-cache")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "clip-benchmark/wds_vtab-dtd"
+
+
+def parquet(file: Path, column: str, values: Sequence[object], feature: object) -> None:
+    """A Parquet file as the hub converts data sets to: images as {bytes, path}, and one more column."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    layouts.rows("image", **{column: values}).cast_column(column, feature).to_parquet(file)
+
+
+def test_only_the_test_split_is_downloaded(hub: Path) -> None:
+    layouts.wds(hub, "test", TRUTHS, ".cls", NAMES)
+    layouts.write(hub / "train/0.tar", "no tar at all")
+    found = open_dataset("dtd-cn")
+    truth = found.truth["zh"]
+    assert isinstance(truth, Classes) and truth.labels.tolist() == list(range(47))
+    assert [layouts.label_of(found.images.load(index)) for index in (0, 30, 46)] == [0, 30, 46]
+
+
+def test_parquet_files_with_class_names_of_another_order_are_mapped(tmp_path: Path) -> None:
+    names = datasets.ClassLabel(names=[f"alpha_{46 - number}" for number in range(47)])
+    parquet(tmp_path / "data/dtd/data/test-00000-of-00001.parquet", "label", range(47), names)
+    truth = open_dataset("dtd", data_root=tmp_path / "data").truth["en"]
+    assert isinstance(truth, Classes) and truth.labels.tolist() == list(range(47))[::-1]
+
+
+def test_parquet_files_may_list_several_captions(tmp_path: Path) -> None:
+    captions = [[f"第{number}张图", f"图片{number}"] for number in range(6)]
+    feature = [datasets.Value("string")]
+    parquet(tmp_path / "data/flickr30k_cn/data/test-00000-of-00001.parquet", "caption", captions, feature)
+    truth = open_dataset("flickr30k-cn", data_root=tmp_path / "data").truth["zh"]
+    assert isinstance(truth, Captions)
+    assert truth.texts[2:4] == ("第1张图", "图片1") and truth.about[2:4] == ((1,), (1,))
+
+
+def test_what_the_hub_lacks_or_has_in_another_order_is_refused(tmp_path: Path, hub: Path) -> None:
+    with pytest.raises(DcclipError, match=r"data set dtd needs its images: .*wds_vtab-dtd"):
+        open_dataset("dtd")
+    layouts.wds(hub, "test", TRUTHS, ".cls", NAMES[1:] + NAMES[:1])
+    with pytest.raises(DcclipError, match="class 0 is 'thing 1', 'alpha_0' is expected"):
+        open_dataset("dtd")
+    file = tmp_path / "data/dtd/data/test-00000-of-00001.parquet"
+    parquet(file, "label", range(47), datasets.Value("int64"))
+    with pytest.raises(DcclipError, match=r"classnames\.txt, the order of its labels, cannot be loaded"):
+        open_dataset("dtd", data_root=tmp_path / "data")
+    file.write_bytes(b"PAR1 half of one")
+    with pytest.raises(DcclipError, match="dtd cannot be loaded"):
+        open_dataset("dtd", data_root=tmp_path / "data")
+
+
+# ---- captions
+
+
+EN = [["a cat on a mat", "one cat"], ["two dogs run", "dogs"], ["a red bus", "bus"]]
+ZH = [["垫子上有一只猫", "一只猫"], ["两只狗在跑", "狗"], ["一辆红色公交车", "公交车"]]
+
+
+def matches(dataset: DataSet, captions: list[list[str]]) -> None:
+    """Check by its colour that every caption's image is the one that it was written for."""
+    (truth,) = dataset.truth.values()
+    assert isinstance(truth, Captions) and dataset.is_retrieval and dataset.metric == "mean_recall"
+    found: dict[int, list[str]] = {}
+    for text, about in zip(truth.texts, truth.about, strict=True):
+        for image in about:
+            found.setdefault(layouts.label_of(dataset.images.load(image)), []).append(text)
+    assert found == dict(enumerate(captions))
+
+
+def write_images(folder: Path, names: list[str]) -> None:
+    for label, name in enumerate(names):
+        layouts.write(folder / name, layouts.image(label))
+
+
+def karpathy(names: list[str], captions: list[list[str]], **more: str) -> str:
+    images = [
+        {"filename": name, "split": "test", "sentences": [{"raw": text} for text in several], **more}
+        for name, several in zip(names, captions, strict=True)
+    ]
+    other = {"filename": "t.jpg", "split": "train", "sentences": [{"raw": "x"}], **more}
+    return json.dumps({"images": [other, *images]})
+
+
+def caption_lines(names: list[str], between: str) -> str:
+    """ZH as lines IMAGE#KIND#NUMBER CAPTION."""
+    several = zip(names, ZH, strict=True)
+    return "".join(f"{name}{between.format(n)}{text}\n" for name, texts in several for n, text in enumerate(texts))
+
+
+def json_lines(rows: Sequence[object]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def test_flickr30k_in_karpathys_json_and_in_chinese_lines_on_the_same_images(tmp_path: Path) -> None:
+    names = ["1007129816.jpg", "1009434119.jpg", "101362133.jpg"]
+    write_images(tmp_path / "flickr30k/flickr30k-images", names)
+    layouts.write(tmp_path / "flickr30k/dataset_flickr30k.json", karpathy(names, EN))
+    layouts.write(tmp_path / "flickr30k-cn/flickr30kcn_test.txt", caption_lines(names, "#zhb#{} "))
+    matches(open_dataset("flickr30k", data_root=tmp_path), EN)
+    matches(open_dataset("flickr30k_cn", data_root=tmp_path), ZH)
+
+
+def test_coco_in_karpathys_json_and_coco_cn_by_its_list_of_names(tmp_path: Path) -> None:
+    names = [f"COCO_val2014_{number:012}" for number in range(3)]
+    files = [f"{name}.jpg" for name in names]
+    write_images(tmp_path / "coco/val2014", files)
+    layouts.write(tmp_path / "coco/dataset_coco.json", karpathy(files, EN, filepath="val2014"))
+    other = "COCO_train2014_000000000999#zhm#0\t训练集里的图\n"
+    lines = other + caption_lines(names, "#zhm#{}\t")
+    layouts.write(tmp_path / "coco-cn/imageid.human-written-caption.txt", lines)
+    layouts.write(tmp_path / "coco-cn/coco-cn_test.txt", "\n".join(names) + "\n")
+    matches(open_dataset("coco", data_root=tmp_path), EN)
+    matches(open_dataset("coco-cn", data_root=tmp_path), ZH)
+
+
+@pytest.mark.parametrize(("name", "split"), [("muge-cn", "valid"), ("flickr30k-cn", "test"), ("coco-cn", "test")])
+def test_chinese_clips_base64_lines(name: str, split: str, tmp_path: Path) -> None:
+    rows = [f"{100 + label}\t{base64.urlsafe_b64encode(layouts.image(label)).decode()}\n" for label in range(4)]
+    layouts.write(tmp_path / name / f"{split}_imgs.tsv", "".join(rows))
+    about = {"垫子上有一只猫": [100], "动物": [101, 100], "没有图": []}
+    texts = [{"text_id": n, "text": text, "image_ids": about[text]} for n, text in enumerate(about)]
+    layouts.write(tmp_path / name / f"{split}_texts.jsonl", json_lines(texts))
+    dataset = open_dataset(name, data_root=tmp_path)
+    truth = dataset.truth["zh"]
+    assert isinstance(truth, Captions)
+    assert truth.texts == ("垫子上有一只猫", "动物") and truth.about == ((0,), (1, 0))
+    assert [layouts.label_of(dataset.images.load(index)) for index in range(4)] == [0, 1, 2, 3]
+    assert dataset.both_ways == (name != "muge-cn")
+
+
+@pytest.mark.parametrize(("name", "captions"), [("xm3600", EN), ("xm3600-cn", ZH)])
+def test_xm3600_has_every_language_on_one_line(name: str, captions: list[list[str]], tmp_path: Path) -> None:
+    write_images(tmp_path / "xm3600/images", [f"{label:016x}.jpg" for label in range(3)])
+    both = [{"en": {"caption": english}, "zh": {"caption": chinese}} for english, chinese in zip(EN, ZH, strict=True)]
+    lines = [{"image/key": f"{label:016x}", **captions} for label, captions in enumerate(both)]
+    layouts.write(tmp_path / "xm3600/captions.jsonl", json_lines(lines))
+    matches(open_dataset(name, data_root=tmp_path), captions)
+
+
+def test_xtd_has_captions_line_by_line_and_both_languages_share_their_images(tmp_path: Path) -> None:
+    names = [f"COCO_val2014_{number:012}.jpg" for number in range(3)]
+    write_images(tmp_path / "xtd/images", names)
+    layouts.write(tmp_path / "xtd/test_image_names.txt", "\n".join([*names, names[0]]) + "\n")
+    for language, captions in (("en", EN), ("zh", ZH)):
+        texts = [*(several[0] for several in captions), captions[0][1]]
+        layouts.write(tmp_path / f"xtd/test_1kcaptions_{language}.txt", "\n".join(texts) + "\n")
+    english, chinese = open_dataset("xtd", data_root=tmp_path), open_dataset("xtd-cn", data_root=tmp_path)
+    matches(english, [EN[0], EN[1][:1], EN[2][:1]])
+    matches(chinese, [ZH[0], ZH[1][:1], ZH[2][:1]])
+    assert english.images.fingerprint == chinese.images.fingerprint
+
+
+def test_tars_have_a_caption_a_line(tmp_path: Path) -> None:
+    layouts.wds(tmp_path / "wds_mscoco_captions", "test", ["\n".join(several).encode() for several in EN], ".txt")
+    matches(open_dataset("coco", data_root=tmp_path), EN)
+
+
+def test_the_hubs_own_format_has_captions_as_text(tmp_path: Path) -> None:
+    layouts.rows("jpg", txt=["\n".join(several) for several in EN]).save_to_disk(tmp_path / "flickr30k")
+    matches(open_dataset("flickr30k", data_root=tmp_path), EN)

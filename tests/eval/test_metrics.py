@@ -1,7 +1,9 @@
-"""Every metric against its definition, in plain Python: with ties, NaN, infinity, and weights as repeats; by hand."""
+"""Every metric against its definition in plain Python, with ties, NaN, infinity, weights as repeats; linear probes."""
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from hypothesis.extra.numpy import arrays
 
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import metrics
-from dcclip_cli.eval.metrics import metrics_of, score_classes, score_retrieval
+from dcclip_cli.eval.metrics import metrics_of, probe, sample, score_classes, score_retrieval, summary
+from tests.eval import layouts
+from tests.eval.conftest import clear
+from tests.eval.test_evaluate import Oracle, run
 
 ROWS, CLASSES = 6, 3
 BAD = [math.nan, math.inf, -math.inf]
@@ -79,7 +85,7 @@ def over_classes(values: Sequence[float]) -> float:
 
 
 @given(SCORES, LABELS, WEIGHTS)
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_top_k_and_the_mean_per_class_are_what_they_say(
     scores: np.ndarray, labels: np.ndarray, weights: np.ndarray
 ) -> None:
@@ -95,7 +101,7 @@ def test_top_k_and_the_mean_per_class_are_what_they_say(
 
 
 @given(SCORES, TRUTH, WEIGHTS)
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_the_precisions_of_several_labels_are_means_over_the_classes_that_occur(
     scores: np.ndarray, truth: np.ndarray, weights: np.ndarray
 ) -> None:
@@ -123,7 +129,7 @@ def test_the_precisions_of_several_labels_are_means_over_the_classes_that_occur(
 
 
 @given(arrays(np.float32, ROWS, elements=TIED), arrays(bool, ROWS), WEIGHTS)
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_the_measures_of_one_class_are_what_they_say(
     scores: np.ndarray, truth: np.ndarray, weights: np.ndarray
 ) -> None:
@@ -139,7 +145,7 @@ def test_the_measures_of_one_class_are_what_they_say(
 
 
 @given(some.data())
-@settings(max_examples=100)
+@settings(max_examples=60)
 def test_the_auc_of_two_classes_is_that_of_the_second_ones_probability(data: some.DataObject) -> None:
     # A gap of 0.4 or more is a probability of 1 in double precision.
     scores = data.draw(arrays(np.float32, (ROWS, 2), elements=TIED)) / 4
@@ -161,7 +167,7 @@ ABOUT = some.lists(
     some.booleans(),
     some.data(),
 )
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_recalls_count_queries_one_of_whose_targets_is_among_the_first_k(
     images: np.ndarray, texts: np.ndarray, about: list[tuple[int, ...]], both_ways: bool, data: some.DataObject
 ) -> None:
@@ -191,7 +197,7 @@ def test_recalls_count_queries_one_of_whose_targets_is_among_the_first_k(
 
 
 @given(SCORES, LABELS, TRUTH, some.integers(0, ROWS - 1), some.integers(0, CLASSES - 1), some.sampled_from(BAD))
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_one_number_that_is_not_finite_anywhere_leaves_no_metric(
     scores: np.ndarray, labels: np.ndarray, truth: np.ndarray, row: int, column: int, bad: float
 ) -> None:
@@ -212,15 +218,6 @@ def test_one_number_that_is_not_finite_anywhere_leaves_no_metric(
 # ---- by hand
 
 
-def test_the_eleven_points_of_a_ranking_by_hand() -> None:
-    # Hits at places 1, 3, 6 of three: precision 1 at recall 1/3, 2/3 at 2/3, 1/2 at 1.
-    truth = np.asarray([True, False, True, False, False, True])
-    scores = np.asarray([6.0, 5, 4, 3, 2, 1])
-    # Recalls 0 to 0.3: 1 (four points); 0.4 to 0.6: 2/3 (three); 0.7 to 1: 1/2 (four).
-    assert metrics.average_precision_11(scores, truth) == pytest.approx((4 * 1 + 3 * 2 / 3 + 4 / 2) / 11)
-    assert metrics.average_precision(scores, truth) == pytest.approx((1 + 2 / 3 + 1 / 2) / 3)
-
-
 def test_a_recall_of_three_tenths_reaches_the_point_at_three_tenths() -> None:
     truth = np.ones(10, bool)
     truth[3:] = False
@@ -230,3 +227,99 @@ def test_a_recall_of_three_tenths_reaches_the_point_at_three_tenths() -> None:
     # Ten true, found at places 1 to 3 and then after ten false ones: 1 up to 0.3, then rising to 10/20.
     truth = np.asarray([True] * 3 + [False] * 10 + [True] * 7)
     assert metrics.average_precision_11(-np.arange(20.0), truth) == pytest.approx((4 * 1 + 7 * 10 / 20) / 11)
+
+
+# ---- linear probes
+
+
+__all__ = ["run"]  # a fixture
+
+
+def test_a_sample_has_the_given_number_of_each_class_or_all_it_has() -> None:
+    labels = np.asarray([0] * 30 + [1] * 3 + [2] * 10)
+    rows = sample(labels, 5, 0)
+    assert np.bincount(labels[rows]).tolist() == [5, 3, 5]
+    assert sample(labels, 5, 0).tolist() == rows.tolist() != sample(labels, 5, 1).tolist()
+    assert sample(labels, None, 0).tolist() == list(range(43))
+
+
+def test_a_sample_of_several_classes_an_image_has_enough_of_each() -> None:
+    labels = np.random.default_rng(0).random((200, 4)) < 0.3
+    rows = sample(labels, 5, 0)
+    assert (labels[rows].sum(axis=0) >= 5).all() and len(rows) <= 20
+
+
+def _blobs(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    vectors = np.eye(8)[labels] + random.normal(scale=0.25, size=(count, 8))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), labels
+
+
+def test_a_probe_learns_separable_classes_and_equals_scikit_learns_own_search() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    train, train_labels = _blobs(0, 90)
+    test, test_labels = _blobs(1, 300)
+    found = probe(train, train_labels, test, test_labels, "top1", 0)
+    best = max(
+        LogisticRegression(C=strength, max_iter=1000).fit(train, train_labels).score(test, test_labels)
+        for strength in (0.1, 1, 10, 100)
+    )
+    assert found.metrics["top1"] == pytest.approx(best, abs=0.02) and best > 0.9
+    shuffled = np.random.default_rng(0).permutation(train_labels)
+    assert probe(train, shuffled, test, test_labels, "top1", 0).metrics["top1"] < 0.6
+
+
+def test_a_probe_for_several_classes_per_image_and_for_two_classes() -> None:
+    train, labels = _blobs(0, 90)
+    test, test_labels = _blobs(1, 90)
+    several = probe(train, np.eye(3, dtype=bool)[labels], test, np.eye(3, dtype=bool)[test_labels], "map11", 0)
+    assert several.metrics["map11"] > 0.9
+    lacking = labels != 1  # no training image of class 1, so it is never predicted
+    assert probe(train[lacking], labels[lacking], test, test_labels, "top1", 0).metrics["top1"] <= 2 / 3
+    two = probe(train, labels.clip(max=1), test, test_labels.clip(max=1), "roc_auc", 0)
+    assert two.metrics["roc_auc"] > 0.95
+
+
+def test_seeds_are_averaged_and_their_spread_reported() -> None:
+    train, labels = _blobs(0, 60)
+    test, test_labels = _blobs(1, 90)
+    scores = [probe(train[rows], labels[rows], test, test_labels, "top1", seed)
+              for seed in range(3) for rows in [sample(labels, 2, seed)]]  # fmt: skip
+    values = [score.metrics["top1"] for score in scores]
+    found = summary(scores)
+    assert found["top1"] == pytest.approx(np.mean(values)) and found["top1_std"] == pytest.approx(
+        np.std(values, ddof=1)
+    )
+
+
+def test_a_metric_that_the_held_out_images_leave_undefined_chooses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    strengths = []
+
+    def fit(train: np.ndarray, labels: np.ndarray, test: np.ndarray, strength: float, classes: int) -> np.ndarray:
+        strengths.append(strength)
+        return np.stack([-test[:, 0], test[:, 0]], axis=1)
+
+    monkeypatch.setattr(metrics, "_fit", fit)
+    rows = np.arange(12.0)[:, None] / 1000
+    labels = np.asarray([0] * 11 + [1])  # the one image of class 1 is trained on: no AUC without it
+    assert probe(rows, labels, rows, labels, "roc_auc", 0).metrics["roc_auc"] == 1.0
+    assert strengths[-1] == 1.0
+
+
+def test_probes_train_on_the_training_split_with_cached_embeddings(tmp_path: Path, small: Any, run: Any) -> None:
+    names = [f"alpha_{number}" for number in range(10)]
+    layouts.class_folders(tmp_path / "mnist/test", names)
+    with pytest.raises(DcclipError, match="mnist has no"):
+        run(Oracle(), ["mnist"], tmp_path, task="probe")
+    for number, name in enumerate(names):
+        for copy in range(3):
+            layouts.write(tmp_path / f"mnist/train/{name}/{copy}.png", layouts.image(number))
+    clear()
+    model = Oracle()
+    results = run(model, ["mnist"], tmp_path, task="probe", shots=(2, 0))
+    assert [result.task for result in results] == ["linear probe, 2 shots", "linear probe"]
+    assert all(result.value == 1.0 and result.n == 10 for result in results)
+    assert results[0].metrics["top1_std"] == 0.0 and "top1_std" not in results[1].metrics
+    assert sum(model.seen) == 10 + 30 and model.texts == []

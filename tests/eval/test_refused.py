@@ -67,7 +67,6 @@ CASES: list[tuple[str, Write, str, str]] = [  # data set, what is there, error, 
     ("dtd", dtd([*NAMES, "Thing 4"]), "alpha_4 is not a class of dtd, or a second folder of one", "like alpha_0"),
     ("dtd-cn", dtd([*NAMES, "布料"]), "布料 is not a class of dtd", "class folders have names like alpha_0"),
     ("dtd", tars("dtd", TRUTHS, names=SWAPPED), r"classnames\.txt: class 4 is 'Thing 9', 'alpha_4' is expected", ""),
-    ("dtd", tars("dtd", TRUTHS, names=SWAPPED[:-1]), r"classnames\.txt has 46 classes, not 47", ""),
     ("dtd", half_a_tar, r"2\.tar: .*the file ends after [\d,]+ bytes", "incomplete or damaged"),
     ("dtd", tars("dtd", [*TRUTHS[:-1], b"47"]), r"s0000046\.cls has '47', not a class from 0 to 46", ""),
     ("dtd", lone_image, r"s0 has no \.cls file \(1 such\)", ""),
@@ -85,7 +84,6 @@ CASES: list[tuple[str, Write, str, str]] = [  # data set, what is there, error, 
     ("coco-cn", tars("coco", CHINESE, ".txt"), "data set coco-cn needs its images", ""),  # COCO's are not COCO-CN's
     ("xtd", tars("xtd", CHINESE, ".txt"), "xtd: 2 of 2 captions contain Chinese, so they are not in en", ""),
     ("imagnet-cn", files(), "data set imagnet-cn is neither a known name nor a path", "did you mean imagenet-cn?"),
-    ("retreival_cn", files(), "neither a known name", "retrieval-cn"),
     ("imagenet-cn", files(**{"imagenet/readme": ""}), "no val images of imagenet in any supported layout",
      "imagenet/val/alpha_0/*.jpg or imagenet/val/0.tar"),
 ]  # fmt: skip
@@ -136,7 +134,7 @@ def hint_of(name: str, root: Path, wanted: str) -> str:
     return found[1]
 
 
-def test_images_and_captions_are_where_the_hint_says_they_are_looked_for(tmp_path: Path) -> None:
+def test_images_are_where_the_hint_says_they_are_looked_for(tmp_path: Path) -> None:
     (tmp_path / "dtd").mkdir()
     folder = hint_of("dtd", tmp_path, r"DIR has (\S+)/\*\.jpg")
     layouts.class_folders((tmp_path / folder).parent, NAMES, ".jpg")
@@ -147,12 +145,6 @@ def test_images_and_captions_are_where_the_hint_says_they_are_looked_for(tmp_pat
     layouts.class_folders((tmp_path / train).parent, NAMES, ".jpg")
     clear()
     assert len(training_split(dataset).images) == 47
-    folder = hint_of("flickr30k", tmp_path, r"DIR/(\w+)/ has its captions and images")
-    for name, content in FLICKR.items():
-        layouts.write(tmp_path / folder / Path(name).relative_to("flickr30k"), content)
-    for number in (0, 2):
-        layouts.write(tmp_path / folder / f"{number}.jpg", layouts.image(number))
-    assert len(open_dataset("flickr30k", data_root=tmp_path).images) == 3
 
 
 def test_captions_of_the_other_language_are_put_where_the_hint_says(tmp_path: Path) -> None:
@@ -203,16 +195,13 @@ def test_pairs_without_captions_and_class_folders_are_not_for_retrieval(tmp_path
 @pytest.mark.parametrize(
     ("names", "what"),
     [
-        ("cat: " + "[" * 3000, "classes.yaml is not YAML"),
         ("[1]", "classes.yaml is not a mapping from folders to names"),
         ("cat: 3\n狗: 4", "classes.yaml has no names for the folder cat"),
         ("cat: {en: 3}\n狗: {en: dog}", "classes.yaml names all folders neither in en nor in zh"),
-        ('cat: {en: "\\ud800"}\n狗: {en: dog}', "classes.yaml names all folders neither in en nor in zh"),
         ("!!python/object:os.system x", "classes.yaml is not YAML: could not determine a constructor"),
         ("cat: {zh: 猫}".encode("utf-16"), "classes.yaml is in UTF-16, not in UTF-8"),
-        ("a" * 1_000_001, "classes.yaml is larger than 1 MB"),
     ],
-    ids=range(8),
+    ids=range(5),
 )
 def test_a_classes_yaml_that_names_no_classes(tmp_path: Path, names: str | bytes, what: str) -> None:
     with pytest.raises(DcclipError, match=what) as raised:
@@ -227,11 +216,6 @@ def test_what_is_no_image_file_in_a_class_folder_is_named(tmp_path: Path) -> Non
         open_dataset(str(folder))
     layouts.write(tmp_path / "flat/1.png", layouts.image(1))
     assert hint_of(str(tmp_path / "flat"), tmp_path, "(.*)") == "make a folder for each class, with its images in it"
-    (folder / "cat/2.jpg").unlink()
-    os.mkfifo(folder / "cat/2.jpg")
-    images = open_dataset(str(folder)).images
-    with pytest.raises(DcclipError, match=r"cat/2\.jpg is a pipe, not a file"):
-        images.load(1)
 
 
 def test_names_that_are_not_utf8_are_refused_for_classes_and_escaped_for_images(tmp_path: Path) -> None:

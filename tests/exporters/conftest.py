@@ -13,12 +13,14 @@ from dcclip_cli.exporters.export import ExportOptions, ExportResult, export
 from dcclip_cli.exporters.formats.web import FILES
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.progress import Silent
+from tests.conftest import small
+from tests.teachers import seeded
 
 Exporting = Callable[..., ExportResult]
 
 
 @pytest.fixture
-def export_model(model_folder: Path, pairs_file: Path, tmp_path: Path) -> Exporting:
+def export_model(model_folder: Path, pairs_file: Path, traced_once: None, tmp_path: Path) -> Exporting:
     """Exports a model, by default the tiny student, with options to tmp_path/out, checked and calibrated on pairs."""
 
     def run(model: str | Path = model_folder, out: str = "out", data: Path | None = pairs_file, **more: Any) -> Any:
@@ -53,8 +55,6 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random CLIP of transformers, padded with its end token as the original is."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-    from tests.conftest import _seeded, _sizes
-
     folder = tmp_path_factory.mktemp("clip")
     tokens = [
         *"abcdefghijklmnopqrstuvwxyz",
@@ -66,11 +66,11 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     begin, end = vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"]
     text = {"vocab_size": len(vocabulary), "max_position_embeddings": 24, "bos_token_id": begin, "eos_token_id": end}
     config = CLIPConfig(
-        text_config=_sizes(**text, pad_token_id=end),
-        vision_config=_sizes(image_size=32, patch_size=8),
+        text_config=small(**text, pad_token_id=end),
+        vision_config=small(image_size=32, patch_size=8),
         projection_dim=16,
     )
-    _seeded(CLIPModel, config).save_pretrained(folder)
+    seeded(CLIPModel, config).save_pretrained(folder)
     tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[("c", "a"), ("ca", "t</w>")], model_max_length=24)
     tokenizer.save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)

@@ -9,14 +9,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dcclip_cli.checksums import write_record
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.evaluate import EvalOptions
-from dcclip_cli.exporters import samples
 from dcclip_cli.exporters.export import ExportOptions, ExportResult, export
 from dcclip_cli.exporters.parity import Comparison, Embeddings, Parity
 from dcclip_cli.model.model_dir import WEIGHTS, load_model, read_provenance
@@ -24,7 +22,7 @@ from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.tokenizer import load_tokenizer
 from dcclip_cli.model.towers import Tokens
-from dcclip_cli.predict.encoder import Encoder, load_encoder
+from dcclip_cli.predict.encoder import Encoder
 from dcclip_cli.predict.onnx_encoder import OnnxEncoder
 from tests.exporters.conftest import Exporting
 
@@ -53,7 +51,7 @@ def about(result: ExportResult) -> dict[str, Any]:
 
 
 @pytest.mark.any_cpu
-@pytest.mark.parametrize("batch", [1, 2, 7, 40])
+@pytest.mark.parametrize("batch", [1, 7])
 def test_images_in_any_number_come_out_as_from_torch(exported: ExportResult, model_folder: Path, batch: int) -> None:
     pixels = torch.rand(batch, 3, 64, 64, generator=torch.Generator().manual_seed(batch)) * 2 - 1
     with torch.no_grad():
@@ -65,7 +63,7 @@ def test_images_in_any_number_come_out_as_from_torch(exported: ExportResult, mod
 
 
 @pytest.mark.any_cpu
-@pytest.mark.parametrize(("batch", "length"), [(1, 2), (1, 24), (3, 7), (5, 23), (64, 8)])
+@pytest.mark.parametrize(("batch", "length"), [(1, 2), (1, 24), (5, 23)])
 def test_texts_of_any_length_come_out_as_from_torch(
     exported: ExportResult, model_folder: Path, batch: int, length: int
 ) -> None:
@@ -165,14 +163,14 @@ def test_an_fp16_export_that_overflows_keeps_more_in_fp32(
     assert set(about(export_model(precision="fp16", data=None))["kept_fp32"]) == {"image", "text"}
 
 
-@pytest.mark.parametrize("teacher", ["altclip_folder", "chinese_clip_folder", "siglip_folder", "clip_folder"])
+@pytest.mark.parametrize("teacher", ["altclip", "chineseclip", "metaclip2", "siglip", "clip"])
 def test_models_of_transformers_can_be_exported(
-    teacher: str, export_model: Exporting, request: pytest.FixtureRequest
+    teacher: str, hub_teachers: Path, siglip_folder: Path, clip_folder: Path, export_model: Exporting
 ) -> None:
-    model = f"hf:{request.getfixturevalue(teacher)}"
-    made = export_model(model, parity={"min_agreement": 0.9})  # random: its best texts are nearly tied
+    model = {"siglip": siglip_folder, "clip": clip_folder}.get(teacher, hub_teachers / teacher)
+    made = export_model(f"hf:{model}", parity={"min_agreement": 0.9})  # random: its best texts are nearly tied
     assert parity(made).text_max_difference < 1e-5 and parity(made).image_max_difference < 1e-5
-    assert about(made)["fixed_length"] == (teacher == "siglip_folder")
+    assert about(made)["fixed_length"] == (teacher == "siglip")
 
 
 def test_models_of_open_clip_can_be_exported_with_texts_of_any_length(
@@ -194,60 +192,16 @@ def test_the_recipes_test_sets_are_evaluated_before_and_after(export_model: Expo
     assert all(one.before == one.after and one.agreement == 1 for one in found)
 
 
-def test_prompts_of_a_recipe_are_written_to_the_bundle(export_model: Exporting) -> None:
+def test_prompts_of_a_recipe_are_written_to_the_bundle_whose_graphs_have_the_same_bytes(
+    exported: ExportResult, export_model: Exporting
+) -> None:
     prompts = {"en": ["a photo of a {}"], "zh": ["一张{}的照片", "{}"]}
-    assert about(export_model(data=None, prompts=prompts))["prompts"] == prompts
+    made = export_model(data=None, prompts=prompts)
+    assert about(made)["prompts"] == prompts
+    for name in ("image.onnx", "text.onnx"):  # that of `exported` was traced by itself
+        assert (made.folder / name).read_bytes() == (exported.folder / name).read_bytes()
     with pytest.raises(ValueError, match=r"each template for zh needs {}"):
         ExportOptions(prompts={"zh": ("一张照片",)})
-
-
-def test_an_export_of_images_and_texts_is_calibrated_and_checked_on_them(
-    model_folder: Path, pictures: list[Path], tmp_path: Path
-) -> None:
-    folder, lines = pictures[0].parent, tmp_path / "词 words.txt"
-    lines.write_text("红色的圆\nred circle\n绿色的环\ngreen ring\n", "utf-8")
-    data = DataOptions(images=str(folder), texts=str(lines))
-    options = ExportOptions.model_validate({"precision": "int8", "parity": ANY_AGREEMENT})
-    made = export(options=options, model=resolve(str(model_folder)), out=tmp_path / "out", data=data)
-    found = parity(made)
-    assert (found.source, found.images, found.texts) == (folder.name, 5, len(samples.TEXTS) + 4)
-
-
-@pytest.mark.parametrize("kind", ["altclip", "clip", "metaclip2"])
-def test_at_224_pixels_images_of_odd_sizes_come_out_as_from_transformers(
-    kind: str, altclip_folder: Path, clip_folder: Path, export_model: Exporting, tmp_path: Path
-) -> None:
-    """In the library's own preprocessing, whose centre crop is a pixel from torchvision's for half of the odd sizes."""
-    model = enlarged(clip_folder if kind == "clip" else altclip_folder, kind, tmp_path / "model")
-    made = export_model(f"hf:{model}", data=None, parity=ANY_AGREEMENT)
-    assert about(made)["preprocessing"]["crop"] == "floor" and about(made)["preprocessing"]["size"] == 224
-    expected, exported = load_encoder(resolve(f"hf:{model}"), "cpu"), OnnxEncoder(made.folder, "cpu")
-    random = np.random.default_rng(0)
-    for width, height in [(227, 224), (224, 227), (301, 201), (97, 333), (63, 64)]:
-        image = Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8))
-        np.testing.assert_allclose(exported.preprocess(image), expected.preprocess(image), rtol=0, atol=1e-5)
-        ours, theirs = (model.encode_pixels(model.preprocess(image)[np.newaxis]) for model in (exported, expected))
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
-
-
-def enlarged(folder: Path, kind: str, out: Path) -> Path:
-    """A random model of transformers for 224 pixels, with the text tower and the tokenizer of one for 32."""
-    import transformers
-
-    config = json.loads((folder / "config.json").read_text())
-    config["vision_config"] |= {"image_size": 224, "patch_size": 56}
-    if kind == "metaclip2":
-        text = config["text_config"] | {"projection_dim": 16, "max_position_embeddings": 77, "eos_token_id": 2}
-        given = {"text_config": text, "vision_config": config["vision_config"], "projection_dim": 16}
-        network: Any = transformers.MetaClip2Model(transformers.MetaClip2Config(**given))
-    else:
-        name = {"altclip": "AltCLIP", "clip": "CLIP"}[kind]
-        made = getattr(transformers, f"{name}Config").from_dict(config)
-        network = getattr(transformers, f"{name}Model")(made)
-    network.save_pretrained(out)
-    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(out)
-    transformers.CLIPImageProcessor().save_pretrained(out)
-    return out
 
 
 def test_an_export_with_dims_gives_the_first_numbers_of_each_embedding(

@@ -3,17 +3,18 @@
 import json
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
+from dcclip_cli.data import prompts
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters.formats.web import _TOKENIZERS
 from dcclip_cli.exporters.source import check_alike, for_all_clients
 from dcclip_cli.model.tokenizer import load_tokenizer, train_tokenizer, trim_tokenizer
-from tests.exporters.names import names_and_words
 from tests.exporters.test_web import texts
 
 STARTER = Path(__file__).parents[2] / "recipes/starter"
@@ -24,6 +25,23 @@ const [definition, texts] = JSON.parse(readFileSync(0, "utf8"));
 const tokenizer = new Tokenizer(definition, {});
 console.log(JSON.stringify(texts.map((text) => tokenizer.encode(text).ids)));
 """
+
+
+def names_and_words() -> list[str]:
+    """Each of them once: names, alternates and folders of classes, templates, and words as the starter learnt them."""
+    found = [text for file in sorted(prompts.FOLDER.glob("*.json")) for text in _texts(json.loads(file.read_text()))]
+    for file in sorted([*STARTER.glob("*.tsv"), *STARTER.glob("*.txt")]):
+        found += file.read_text("utf-8").replace("\t", ";").replace("\n", ";").split(";")
+    return list(dict.fromkeys(filter(str.strip, found)))
+
+
+def _texts(content: Any) -> Iterator[str]:
+    """All texts in JSON, keys included."""
+    if isinstance(content, str):
+        yield content
+    else:
+        for inner in [*content, *content.values()] if isinstance(content, dict) else content:
+            yield from _texts(inner)
 
 
 def ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:

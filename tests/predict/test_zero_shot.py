@@ -8,7 +8,7 @@ import pytest
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.precision import NotFiniteError
-from dcclip_cli.predict.zero_shot import Labels, class_embeddings, class_means, fill, softmax
+from dcclip_cli.predict.zero_shot import Labels, class_means, fill
 
 EAST, NORTH = (1.0, 0.0), (0.0, 1.0)
 
@@ -83,35 +83,8 @@ def test_missing_labels_and_places_are_reported(labels: list[str], templates: li
         Labels(Compass(), labels, templates)  # type: ignore[arg-type]
 
 
-class Words:
-    """An encoder of three texts."""
-
-    known = {"猫": (1.0, 0.0), "一只猫": (0.0, 1.0), "dog": (0.6, 0.8)}
-
-    def tokenize(self, texts: Sequence[str]) -> np.ndarray:
-        raise NotImplementedError
-
-    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        return np.asarray([self.known[text] for text in texts], np.float32)
-
-
 def test_a_name_is_put_in_as_it_is_braces_and_all() -> None:
     assert fill(["一张{}的照片", "{}"], "{0}猫") == ["一张{0}猫的照片", "{0}猫"]
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 256])
-def test_a_class_is_the_mean_of_its_texts_with_length_one(batch_size: int) -> None:
-    embeddings = class_embeddings(Words(), [["一只猫", "猫"], ["dog"]], batch_size)  # type: ignore[arg-type]
-    half = 0.5**0.5  # (1, 0) and (0, 1) have the mean (0.5, 0.5)
-    np.testing.assert_allclose(embeddings, [[half, half], [0.6, 0.8]], rtol=1e-6)
-
-
-def test_probabilities_are_a_softmax_of_scaled_cosines() -> None:
-    images = np.asarray([[1, 0], [0, 1]], np.float32)
-    classes = np.asarray([[1, 0], [0.6, 0.8]], np.float32)
-    scaled = np.exp([[2 * 1, 2 * 0.6], [2 * 0, 2 * 0.8]])
-    expected = scaled / scaled.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(softmax(images, classes, 2.0), expected, rtol=1e-6)
 
 
 def test_prompts_whose_embeddings_add_up_to_nothing_are_an_error_and_no_probability() -> None:

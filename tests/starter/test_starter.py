@@ -3,8 +3,6 @@
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from runpy import run_path
 
@@ -20,10 +18,6 @@ from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.predict.encoder import Encoder, TorchEncoder, load_encoder
 from dcclip_cli.predict.zero_shot import softmax
-from dcclip_cli.recipe.load import load
-from dcclip_cli.run_dir import RunDir
-from dcclip_cli.train.distill import distill
-from dcclip_cli.train.options import StageContext
 
 ROOT = Path(__file__).parent.parent.parent
 BUNDLE = Path(dcclip_cli.__file__).parent / "starter"
@@ -60,7 +54,6 @@ def test_a_photograph_gets_its_name(photo: str, language: int) -> None:
     "typed",
     [
         "猫,dog,汽车,flower",
-        "dog，猫，汽车，flower",
         "a photo of a dog，一张猫的照片,汽车的照片",
         "汽车，狗，this is a cat，piano",
     ],
@@ -139,17 +132,6 @@ def differ_at_most(first: dict[str, float], second: dict[str, float], points: fl
     return len(first) == len(second) and max(apart) <= points
 
 
-def test_predict_falls_back_to_it_without_torch(tmp_path: Path) -> None:
-    code = "import sys; from dcclip_cli.cli.app import app; app(sys.argv[1:], standalone_mode=False); "
-    code += "print(sorted({'torch', 'transformers', 'open_clip'} & set(sys.modules)))"
-    command = [sys.executable, "-c", code, "predict", str(PHOTOS / "cat.jpg"), "--labels", "猫,dog"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert "model: starter, which comes with dcclip" in done.stderr
-    shown, loaded = done.stdout.splitlines()
-    assert shown.split()[1] == "猫"
-    assert loaded == "[]"
-
-
 @pytest.mark.any_cpu
 def test_bundle_and_model_directory_agree(starter: Encoder) -> None:
     model = TorchEncoder(load_model(MODEL))
@@ -157,17 +139,6 @@ def test_bundle_and_model_directory_agree(starter: Encoder) -> None:
     pixels = np.stack([model.preprocess(decode(file)) for file in sorted(PHOTOS.glob("*.jpg"))])
     found = [(one.encode_pixels(pixels) @ one.encode_texts(labels).T).argmax(axis=1) for one in (model, starter)]
     assert (found[0] == found[1]).mean() >= 5 / 6
-
-
-@pytest.mark.slow  # a minute of two cores; the tutorial does the same
-def test_a_smaller_model_learns_from_it_on_photographs_without_labels(tmp_path: Path) -> None:
-    recipe = load(ROOT / "recipes/distill-photos.yaml", ["distill.steps=20", "distill.augmentations=1"]).recipe
-    assert recipe.distill and recipe.teacher and recipe.student and recipe.data
-    run = RunDir(tmp_path / "runs/distill-photos")
-    result = distill(recipe.distill, StageContext(run, recipe.data, recipe.teacher, recipe.student))
-    student = load_model(result.model)
-    assert student.parameters_count() < load_model(MODEL).parameters_count() / 6
-    assert 0 < result.metrics["embedding"] < 0.8  # two random directions are 1 apart
 
 
 def test_the_words_next_to_labels_are_of_their_kind_in_both_languages() -> None:

@@ -1,0 +1,155 @@
+"""Words of the starter: held out, known by their kinds, and the places of their embeddings."""
+
+import importlib
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn.functional import gelu, normalize
+
+from dcclip_cli.model.reference import resolve
+from dcclip_cli.predict.encoder import Encoder, load_encoder
+
+STARTER = Path(__file__).parents[2] / "recipes/starter"
+sys.path.append(str(STARTER))
+grow, held_out, space = (importlib.import_module(name) for name in ("grow", "held_out", "space"))
+
+HELD_OUT, WORDS = held_out.read(), grow.read()
+
+
+def test_there_are_more_than_400_words_of_eight_kinds_in_both_languages() -> None:
+    kinds = Counter(word.kind for word in HELD_OUT)
+    assert kinds.keys() == {*held_out.KINDS.values(), "place", "brand"}
+    assert min(kinds.values()) >= 40
+    assert len({word.en.casefold() for word in HELD_OUT}) == len({word.zh for word in HELD_OUT}) == len(HELD_OUT) == 425
+    assert all(word.en.isascii() and not word.zh.isascii() for word in HELD_OUT)
+
+
+def test_no_training_word_is_among_them() -> None:
+    taught = {word.casefold() for word in (STARTER / "words.txt").read_text("utf-8").splitlines()}
+    names = json.loads((STARTER.parent.parent / "dcclip_cli/data/prompts/imagenet.json").read_text("utf-8"))
+    taught |= {name.casefold() for language in ("en", "zh") for name in names[language]["names"]}
+    taught |= {name for several in names["zh"]["alternates"].values() for name in several}
+    taught |= set((STARTER / "unknown.zh.txt").read_text("utf-8").split())
+    for line in (STARTER / "words.tsv").read_text("utf-8").splitlines()[1:]:
+        taught |= {word.casefold() for words in line.split("\t")[:2] for word in words.split(";")}
+    for line in (STARTER / "unknown.tsv").read_text("utf-8").splitlines():
+        taught |= {word.casefold() for word in line.split("\t")}
+    assert {"dog", "狗", "正义", "丰田", "toyota"} <= taught
+    assert not taught & {word for held in HELD_OUT for word in (held.en.casefold(), held.zh)}
+
+
+def test_of_places_and_brands_the_first_by_their_hash_are_held_out() -> None:
+    taught = [line.split("\t")[0] for line in (STARTER / "unknown.tsv").read_text("utf-8").splitlines()]
+    for kind, others in (("place", taught[:50]), ("brand", taught[50:])):
+        assert others == sorted(others, key=held_out.digest)
+        assert max(held_out.digest(word.en) for word in HELD_OUT if word.kind == kind) < held_out.digest(others[0])
+
+
+# ---- words that it knows by their kinds: near known words of their kind, and in no other text
+
+
+NAMES = {word for more in WORDS for word in (*more.en, *more.zh)}
+
+
+@pytest.fixture(scope="module")
+def starter() -> Encoder:
+    return load_encoder(resolve("starter"), "cpu")
+
+
+def test_every_word_is_one_token() -> None:
+    tokenizer = Tokenizer.from_file(str(STARTER / "model/tokenizer.json"))
+    ids = [one.ids for one in tokenizer.encode_batch(sorted(NAMES), add_special_tokens=False)]
+    assert len(NAMES) > 2000
+    assert all(len([number for number in one if number != tokenizer.token_to_id("<pad>")]) == 1 for one in ids)
+    assert not any("[UNK]" in one or tokenizer.token_to_id("<unk>") in one for one in ids)
+
+
+def test_none_is_in_a_text_that_was_taught_or_held_out() -> None:
+    state = json.loads((STARTER / "model/tokenizer.json").read_text("utf-8"))
+    with_them = Tokenizer.from_str(json.dumps(state))
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in NAMES]
+    without = Tokenizer.from_str(json.dumps(state))
+    texts = (STARTER / "words.txt").read_text("utf-8").splitlines()
+    texts += [template.format(word) for held in HELD_OUT for word in held[1:] for template in ("{}", "一张{}的照片")]
+    texts += (STARTER / "unknown.zh.txt").read_text("utf-8").split()
+    changed = zip(with_them.encode_batch(texts), without.encode_batch(texts), strict=True)
+    assert [text for text, (now, then) in zip(texts, changed, strict=True) if now.ids != then.ids] == []
+    assert with_them.encode("emu").ids != without.encode("emu").ids
+
+
+@pytest.mark.parametrize(
+    ("words", "known", "other"),
+    [
+        (("emu", "emus", "鸸鹋"), "ostrich", "car"),
+        (("brontosaurus", "雷龙"), "triceratops", "dog"),
+        (("persimmon", "醋栗"), "strawberry", "chair"),
+        (("kebabs", "烤肉串"), "food", "猫"),
+    ],
+)
+@pytest.mark.parametrize("template", ["{}", "a photo of a {}", "一张{}的照片"])
+def test_a_word_is_half_way_to_known_words_of_its_kind(
+    starter: Encoder, words: tuple[str, ...], known: str, other: str, template: str
+) -> None:
+    usual = [word for word in words if word.isascii() != ("一" in template) or template == "{}"]
+    texts = starter.encode_texts([template.format(word) for word in usual])
+    near, far = (texts @ starter.encode_texts([known, other]).T).T
+    assert np.all((near > 0.25) & (near < 0.7)), near
+    assert far.max() < near.min() - 0.2, (near, far)
+
+
+# ---- target embeddings of classes and words
+
+
+# Six classes: 0 and 1 of one kind, 2 to 5 of another, all of them things.
+UNDER = {
+    "thing": frozenset(range(6)),
+    "bird": frozenset({0, 1}),
+    "tool": frozenset({2, 3, 4, 5}),
+    **{f"class {number}": frozenset({number}) for number in range(6)},
+}
+
+
+@pytest.fixture(scope="module")
+def places() -> Tensor:
+    return space.places(space.kinship(UNDER, classes=6))
+
+
+def test_kinship_is_larger_the_fewer_classes_the_common_kind_has() -> None:
+    wanted = space.kinship(UNDER, classes=6)
+    assert wanted[0, 0] == 1
+    assert wanted[0, 1].item() == pytest.approx(0.3 * (1 - 0.6931 / 1.7918), abs=1e-4)  # 1 - log 2 / log 6
+    assert wanted[2, 5].item() == pytest.approx(0.3 * (1 - 1.3863 / 1.7918), abs=1e-4)  # 1 - log 4 / log 6
+    assert wanted[0, 5] == 0
+
+
+def test_places_have_the_wanted_cosines(places: Tensor) -> None:
+    assert torch.allclose(places @ places.T, space.kinship(UNDER, classes=6), atol=0.01)
+
+
+def test_a_word_is_nearer_to_each_of_its_classes_than_to_any_other(places: Tensor) -> None:
+    images = space.in_space(places)
+    for classes in UNDER.values():
+        cosines = images @ space.place_of(classes, places)
+        others = [cosines[number] for number in range(6) if number not in classes]
+        assert all(cosines[number] > max(others, default=-1) for number in classes)
+
+
+def test_the_head_maps_a_clear_image_to_its_class_and_an_unclear_one_to_unknown(places: Tensor) -> None:
+    head = space.head(torch.eye(6), torch.zeros(6), places)
+
+    def seen(logits: Tensor) -> Tensor:
+        hidden = gelu(head["head.mlp.fc1.weight"] @ logits + head["head.mlp.fc1.bias"])
+        return normalize(head["head.mlp.fc2.weight"] @ hidden + head["head.mlp.fc2.bias"], dim=0)
+
+    clear, unclear = torch.zeros(6), torch.zeros(6)
+    clear[3] = space.THRESHOLD + 4
+    expected = normalize(4 * space.in_space(places)[3] + space.unknown(), dim=0)  # DOUBT is 1
+    assert torch.allclose(seen(clear), expected, atol=1e-2)
+    assert torch.allclose(seen(unclear), space.unknown(), atol=1e-2)
