@@ -107,13 +107,14 @@ def unknown(command: str) -> str:
 
 
 def script_of(page: Path) -> str:
-    """The commands of a page in order, with its titled blocks as files."""
+    """The commands of a page in order, for four steps where it asks for some, with its titled blocks as files."""
     parts = ["set -euo pipefail"]
     for block in _BLOCK.finditer(page.read_text("utf-8")):
         if block["title"]:
             parts.append(f"cat > {shlex.quote(block['title'])} << 'END OF FILE'\n{block['body']}END OF FILE")
         elif block["language"] == "sh" and not block["marked"]:
-            parts.append(block["body"])
+            few = "distill.steps=4 --set distill.warmup_steps=1"
+            parts.append(re.sub(r"distill\.steps=\d+", few, block["body"]))
     return "\n".join(parts)
 
 

@@ -306,8 +306,8 @@ def test_a_bundle_scores_as_the_model_it_was_made_of_also_where_torch_is_not_ins
         if model == model_folder:
             score_slice(open_pairs(pairs_file), ANY.validate_python(given), tmp_path / "scores.parquet")
         else:
-            command = [sys.executable, "-c", WITHOUT_TORCH, json.dumps(given), pairs_file, tmp_path / "scores.parquet"]
-            subprocess.run(command, check=True)
+            files = (str(pairs_file), str(tmp_path / "scores.parquet"))
+            subprocess.run([sys.executable, "-c", WITHOUT_TORCH, json.dumps(given), *files], check=True)
         found.append({row[:4]: row[4] for row in rows(tmp_path / "scores.parquet")})
     assert len(found[0]) == 40 * (3 + 3 + 1)
     assert {row[1] for row in found[0]} == {"agreement", "prompts"}

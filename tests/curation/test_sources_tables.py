@@ -136,12 +136,6 @@ def test_wukong_reads_as_it_ships(tmp_path: Path) -> None:
     ]
 
 
-def test_an_empty_file_has_no_candidates(tmp_path: Path) -> None:
-    for name in ("a.tsv", "b.csv", "c.jsonl"):
-        table(tmp_path, "", name)
-    assert TableSource(path=tmp_path).slices(10) == []
-
-
 # ---- Parquet
 
 

@@ -52,8 +52,6 @@ def test_an_index_is_written_next_to_the_data_and_then_no_data_is_read(tmp_path:
     with pytest.raises(DcclipError, match=r"a\.tar: the image of pair dog has changed since it was indexed") as raised:
         pairs[1]
     assert "dcclip index --fresh" in raised.value.hint
-    with pytest.raises(DcclipError, match=r"a\.tar differs from its index"):
-        verify_files(shards_at(tmp_path), NONE)
 
 
 @pytest.mark.parametrize("change", ["newer", "another size"])

@@ -7,10 +7,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from dcclip_cli.data import index, indexed
+from dcclip_cli.data import index
 from dcclip_cli.data import remote as stores
 from dcclip_cli.data.dataset import find_dataset, open_pairs, shards_at, write_parquet
 from dcclip_cli.data.index import cached, find_indexes, own_place, verify_files, write_index
@@ -94,18 +93,6 @@ def test_data_that_changes_under_its_index_is_an_error(s3: S3, pairs: list[Pair]
         remote.image(0)
 
 
-def test_what_is_needed_next_is_fetched_ahead(s3: S3, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(indexed, "BLOCK", 8)
-    s3.put("bucket", "all.tar", tar_of(pairs))
-    remote = open_pairs("s3://bucket/all.tar")
-    assert remote.blocks.tolist() == [0, 8, 16, 24, 32]
-    asked: list[int] = []
-    monkeypatch.setattr(remote._cache, "prefetch", lambda needed: asked.extend(block.size for block in needed))  # type: ignore[attr-defined]
-    remote.will_need(np.array([9, 10, 39, 15]))
-    chunk = remote._datasets[0]  # type: ignore[attr-defined]
-    assert asked == [block.size for block in chunk.blocks_of(np.array([8, 32]))]
-
-
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[tuple[str, Any]]:
     forget_connections()
@@ -163,27 +150,23 @@ def job(s3: S3, pairs: list[Pair], student_section: dict[str, Any], tmp_path: Pa
     }
 
 
-@pytest.fixture
-def from_disk(job: Job, tmp_path: Path) -> Job:
-    data = job["data"] | {"train": str(tmp_path / "shards")}
-    return job | {"root": str(tmp_path / "local"), "data": data}
-
-
-def test_training_from_a_store_gives_the_weights_of_training_from_disk(job: Job, from_disk: Job) -> None:
-    assert sha256(run(job)) == sha256(run(from_disk))
-    cached = sum(file.stat().st_size for file in (cache_folder() / "blocks").glob("*.block"))
-    assert 10_000 < cached <= 50_000
-
-
-def test_a_store_that_stops_is_an_error_and_the_run_resumes_when_it_is_back(job: Job, from_disk: Job, s3: S3) -> None:
-    job["options"]["workers"] = 0  # one that loads ahead has all of so few images before the store stops
+def test_training_from_a_store_that_stops_meanwhile_gives_the_weights_of_training_from_disk(
+    job: Job, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from_disk = run(job | {"root": str(tmp_path / "local"), "data": job["data"] | {"train": str(tmp_path / "shards")}})
+    assert sha256(run(job)) == sha256(from_disk)
+    cached_bytes = sum(file.stat().st_size for file in blocks())
+    assert 10_000 < cached_bytes <= 50_000
+    monkeypatch.setenv("DCCLIP_CACHE", str(tmp_path / "empty"))
+    # A worker that loads ahead has all of so few images before the store stops.
+    job |= {"root": str(tmp_path / "again"), "options": job["options"] | {"workers": 0}}
     with refused(r"s3://bucket/shards/0000\d.tar cannot be read: Could not connect", "run the same command again"):
         run(job, Watch("align", 4, s3.stop))
     s3.start()
     progress = Watch()
     result = run(job, progress)
     assert [line for line in progress.said if line.startswith("align: resuming from step")]
-    assert sha256(result) == sha256(run(from_disk))
+    assert sha256(result) == sha256(from_disk)
 
 
 # ---- the block cache
