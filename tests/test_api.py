@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -97,9 +98,8 @@ def test_a_finished_stage_is_returned_as_it_is_unless_fresh(recipe: Path, done: 
         dcclip.distill(recipe, out=done.folder, steps=4)
     with pytest.raises(dcclip.DcclipError, match="contains no saved state to resume"):
         dcclip.distill(recipe, out="new", resume=True)
-    new = dcclip.distill(recipe, out="new", steps=1)
-    assert not dcclip.distill(recipe, out="new", steps=1, fresh=True).already_finished
-    assert dcclip.distill(recipe, out="new", steps=1).model == new.model
+    shutil.copytree(done.folder, "new")
+    assert not dcclip.distill(recipe, out="new", fresh=True).already_finished
 
 
 @pytest.mark.parametrize(

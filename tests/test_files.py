@@ -4,11 +4,15 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import atomic_file, atomic_folder, atomic_write, lock, remove_stale
+from dcclip_cli.hub import files_on_hub
+from tests.hub_server import Hub, serving
 
 # Only from this package and from filelock: other libraries go by os.name, which cannot be changed here.
 WITHOUT_POSIX = """
@@ -92,3 +96,36 @@ def test_an_error_leaves_nothing_of_what_was_being_written(tmp_path: Path) -> No
     with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "a"), atomic_file(tmp_path / "b"):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
+
+
+# ---- the hub
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub with one repository of two files."""
+    with serving(tmp_path) as server:
+        branch = server.branch("ORG/clip")
+        branch.mkdir(parents=True)
+        for file in (branch / "config.json", branch / "vocab.txt", branch.parent / "visibility"):
+            file.write_text("public")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", server.url)
+        yield server
+
+
+def test_the_hub_is_asked_which_files_a_repository_has(hub: Hub) -> None:
+    assert files_on_hub("ORG/clip") == {"config.json", "vocab.txt"}
+    with pytest.raises(DcclipError, match="the hub does not have it, or not for you") as caught:
+        files_on_hub("ORG/klip")
+    assert caught.value.hint.startswith("check the name")
+
+
+def test_a_hub_that_cannot_be_reached_is_told_from_a_wrong_name(hub: Hub) -> None:
+    hub.shutdown()
+    hub.server_close()
+    with pytest.raises(DcclipError, match=r"ORG/clip .* the hub cannot be reached: .*refused") as caught:
+        files_on_hub("ORG/clip", "dataset")
+    assert "hf download ORG/clip --repo-type dataset" in caught.value.hint
+    with pytest.raises(DcclipError, match="neither a directory nor a name on the hub"):
+        files_on_hub("/no/such/folder")

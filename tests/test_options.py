@@ -1,11 +1,15 @@
+"""Options that decide a result, bounds of numbers, and the recipes that come with the project."""
+
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import pytest
 from pydantic import BaseModel, Field
 
 from dcclip_cli.curation.fetch import FetchOptions
 from dcclip_cli.options import Neutral, Options, decisive
-from dcclip_cli.recipe.load import _models
+from dcclip_cli.recipe.load import _models, load
 from dcclip_cli.recipe.schema import Recipe
 
 
@@ -56,3 +60,30 @@ def test_lists_are_taken_for_tuples_also_as_values_of_a_mapping() -> None:
         where: dict[str, str | tuple[str, ...]] | None = None
 
     assert Rows.model_validate({"where": {"语言": ["zh", "en"], "x": "y"}}).where == {"语言": ("zh", "en"), "x": "y"}
+
+
+# ---- recipes that come with the project
+
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_loads_and_its_header_names_the_command_and_data_that_is_not_there(path: Path) -> None:
+    loaded = load(path)
+    assert loaded.recipe.name == path.stem and loaded.recipe.stages
+    assert f"recipes/{path.name}" in loaded.text
+    # Public data, and ImageNet weights of the demo teacher and the starter, are fetched first.
+    fetched = path.stem in ("demo-teacher", "starter") or (
+        path.stem.startswith("collect-") and path.stem != "collect-sample"
+    )
+    assert bool(loaded.missing_files()) <= fetched
+    assert not fetched or "\n#   from " in loaded.text or "\n# First: " in loaded.text
+
+
+def test_what_the_benchmarks_of_training_vary_is_a_recipe_whose_files_are_there() -> None:
+    loaded = load(ROOT / "benchmarks/train/small.yaml")
+    assert loaded.recipe.name == "small"
+    assert loaded.recipe.stages == ("distill", "align")
+    assert not loaded.missing_files()

@@ -1,7 +1,6 @@
 """The feature store: rows by key, written and read by any number of processes."""
 
 import errno
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from dcclip_cli import store
 from dcclip_cli.store import FeatureStore, MissingRows, Ragged, Values, digests
@@ -73,23 +71,6 @@ def test_rows_of_other_arrays_are_told_apart_and_keys_may_end_in_zeros(tmp_path:
     assert kept.read("y", keys[[1, 0]]).tolist() == [[20], [10]]
 
 
-def test_keys_that_share_their_first_half_are_told_apart(tmp_path: Path) -> None:
-    keys = np.frombuffer(b"".join(b"1234567\0" + bytes([0] * 7 + [number]) for number in range(9)), "S16")
-    kept = FeatureStore(tmp_path)
-    for some in ([4, 2], [0, 5, 7], [1]):
-        kept.write([(keys[some], {"x": np.asarray(some)[:, None]})])
-    assert kept.missing(keys, ["x"]).tolist() == [False, False, False, True, False, False, True, False, True]
-    assert kept.read("x", keys[[7, 1, 0, 4, 5, 2]])[:, 0].tolist() == [7, 1, 0, 4, 5, 2]
-
-
-def test_a_block_is_a_safetensors_file(tmp_path: Path) -> None:
-    filled(tmp_path)
-    [file] = tmp_path.iterdir()
-    found = load_file(file)
-    assert np.array_equal(found["map"], ROWS["map"]) and found["keys"].tobytes() == KEYS.tobytes()
-    assert np.diff(found["tokens.offsets"]).tolist() == LENGTHS.tolist()
-
-
 # ---- damage
 
 
@@ -123,14 +104,6 @@ def test_a_file_that_is_no_block_is_removed_with_a_warning_and_its_rows_are_miss
     missing = np.flatnonzero(kept.missing(KEYS, list(ROWS)))
     kept.write([(KEYS[missing], values(missing))])
     assert every_row(FeatureStore(tmp_path, said.append)) == [*range(N)] and len(said) == 1
-
-
-def test_a_block_that_was_deleted_after_the_store_was_opened_is_missing(tmp_path: Path) -> None:
-    filled(tmp_path, 8, 16)
-    said: list[str] = []
-    kept = FeatureStore(tmp_path, said.append)
-    sorted(tmp_path.iterdir())[1].unlink()
-    assert every_row(kept) == [*range(8), *range(16, N)] and not said
 
 
 # ---- disks
@@ -246,15 +219,3 @@ def test_a_fill_killed_with_signal_9_loses_one_block_and_one_beside_it_does_the_
     assert two.returncode == 0
     again = [line for line in lines if line in rest]
     assert set(lines) | set(rest) == set(WHOLE) and len(again) <= 2
-
-
-def test_forked_processes_read_what_was_opened_before(tmp_path: Path) -> None:
-    kept = filled(tmp_path, 7)
-    assert_right(kept, np.arange(3))
-    context = multiprocessing.get_context("fork")
-    readers = [context.Process(target=assert_right, args=(kept, np.arange(N))) for _ in range(3)]
-    for reader in readers:
-        reader.start()
-    for reader in readers:
-        reader.join(30)
-    assert [reader.exitcode for reader in readers] == [0, 0, 0]

@@ -2,7 +2,7 @@
 
     python -m docs.results.render
 
-A table is between `<!-- table: NAME -->` and `<!-- end -->`. tests/test_results.py fails while a page or a plot is
+A table is between `<!-- table: NAME -->` and `<!-- end -->`. tests/test_docs.py fails while a page or a plot is
 not what this script makes.
 """
 

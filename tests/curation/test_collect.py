@@ -7,8 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -16,19 +16,18 @@ from unittest.mock import Mock
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from dcclip_cli.curation import slices
-from dcclip_cli.curation.collect import CollectResult, collect
+from dcclip_cli.curation.collect import collect
 from dcclip_cli.curation.executors import Engine
-from dcclip_cli.curation.filters.language import LanguageFilter
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.curation.scores.scorers import Agreement
+from dcclip_cli.curation.shards import DroppedTable, ShardWriter, join_dropped
 from dcclip_cli.curation.sources.tables import TableSource
-from dcclip_cli.curation.work import WorkFolder, whole_file, whole_folder
+from dcclip_cli.curation.work import WorkFolder, whole_folder
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.reading import Drop
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import lock
 from dcclip_cli.progress import Silent
@@ -183,29 +182,6 @@ def test_an_unfinished_run_of_other_options_or_other_data_is_started_over(
     assert not WorkFolder(tmp_path / ".out.partial").read(0).exists()
 
 
-@pytest.mark.parametrize("renamed", [False, True])
-def test_a_run_killed_while_its_result_takes_its_name_is_finished(
-    tmp_path: Path, five: CollectOptions, renamed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out, whole = tmp_path / "out", tmp_path / "whole"
-    collect(five, whole, engine=ONE)
-    rename = Path.rename
-
-    def killed(path: Path, to: Path) -> Path:
-        if to != out:
-            return rename(path, to)
-        if renamed:
-            rename(path, to)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
-        broken.setattr(Path, "rename", killed)
-        collect(five, out, engine=ONE)
-    assert collect(five, out, engine=ONE).already_finished == renamed
-    assert contents(out) == contents(whole)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out", "whole"]
-
-
 def test_a_finished_output_is_kept_unless_fresh_is_given(tmp_path: Path, picture: MakeImage) -> None:
     out = tmp_path / "out"
     made = options(tmp_path, [Pair("a", picture(), zh=("一只猫",)), Pair("b", picture("blue"), en=("a dog",))])
@@ -311,44 +287,6 @@ def test_a_second_collection_into_the_same_run_is_refused(tmp_path: Path, five: 
     assert collect(five, tmp_path / "out", engine=ONE).pairs.kept == 5
 
 
-captions = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from(["猫", "cat"]))
-
-
-@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.integers(0, 3), captions, captions), min_size=1, max_size=6))
-def test_every_pair_and_caption_read_is_kept_or_dropped_once(
-    tmp_path_factory: pytest.TempPathFactory, picture: MakeImage, raw: list[tuple[int, list[str], list[str]]]
-) -> None:
-    images = [picture("red"), picture("blue"), picture("red", (4, 4)), b"no image"]
-    pairs = [Pair(str(n), images[kind], tuple(zh), tuple(en)) for n, (kind, zh, en) in enumerate(raw)]
-    pairs.append(Pair("last", picture("green"), zh=("最后一只猫",)))
-    folder = tmp_path_factory.mktemp("property")
-    made = options(folder, pairs, filters=(LanguageFilter(),))
-    result: CollectResult = collect(made, folder / "out", engine=ONE)
-    assert result.pairs.read == len(pairs)
-    for count in (result.pairs, *result.captions.values()):
-        assert count.read == count.kept + sum(count.dropped.values())
-    assert result.captions["zh"].read == sum(1 for pair in pairs for text in pair.zh if text.strip())
-    kept = list(open_pairs(folder / "out"))
-    assert (len(kept), sum(len(pair.zh) for pair in kept)) == (result.pairs.kept, result.captions["zh"].kept)
-    whole = Counter(reason for _, reason, language in dropped(folder / "out") if language is None)
-    assert whole == result.pairs.dropped
-
-
-@pytest.mark.parametrize("whole", [whole_folder, whole_file])
-def test_a_folder_or_file_takes_its_name_only_when_it_is_whole(tmp_path: Path, whole: Any) -> None:
-    def write(path: Path) -> None:
-        (path / "part" if path.is_dir() else path).write_text("part")
-
-    with pytest.raises(ValueError), whole(tmp_path / "000000") as path:
-        write(path)
-        raise ValueError
-    assert list(tmp_path.iterdir()) == []
-    with whole(tmp_path / "000000") as path:
-        write(path)
-    assert [path.name for path in tmp_path.iterdir()] == ["000000"]
-
-
 def test_a_folder_that_another_process_has_finished_meanwhile_stays(tmp_path: Path) -> None:
     with whole_folder(tmp_path / "000000") as slow:
         (slow / "by").write_text("slow")
@@ -356,3 +294,38 @@ def test_a_folder_that_another_process_has_finished_meanwhile_stays(tmp_path: Pa
             (fast / "by").write_text("fast")
     assert (tmp_path / "000000" / "by").read_text() == "fast"
     assert [path.name for path in tmp_path.iterdir()] == ["000000"]
+
+
+# ---- shards
+
+
+def test_members_wear_no_time_and_no_owner_and_the_json_is_readable(tmp_path: Path, picture: MakeImage) -> None:
+    writer = ShardWriter(tmp_path / "000000.tar")
+    writer.add(Pair("7", picture(kind="WEBP"), zh=("猫",), en=("cat",)))
+    writer.finish("000000.tar")
+    with tarfile.open(tmp_path / "000000.tar") as archive:
+        image, record = archive.getmembers()
+        stream = archive.extractfile(record)
+        assert stream is not None
+        assert stream.read().decode() == '{"en": ["cat"], "zh": ["猫"]}'
+    assert (image.name, record.name) == ("7.webp", "7.json")
+    for member in (image, record):
+        owner = (member.uid, member.gid, member.uname, member.gname)
+        assert (member.mtime, owner, member.mode) == (0, (0, 0, "", ""), 0o644)
+
+
+def test_the_table_of_the_dropped_has_a_row_for_a_pair_and_one_for_a_caption_by_key(tmp_path: Path) -> None:
+    read, written = DroppedTable(), DroppedTable()
+    second = Pair("1", b"", zh=("狗" * 2000,), en=("dog", "\ud83d"), meta={"source": "a.tsv", "origin": "3"})
+    read.add(second, Drop("image-missing"))
+    first = Pair("0", b"", meta={"source": "a.tsv", "origin": "2"})
+    read.add(first, Drop("caption-language", "looks like zh"), "en", "猫")
+    written.add(first, Drop("no-caption"))
+    read.write(tmp_path / "read.parquet")
+    written.write(tmp_path / "written.parquet")
+    join_dropped([[tmp_path / "read.parquet", tmp_path / "written.parquet"]], tmp_path / "dropped.parquet")
+    assert [list(row.values()) for row in pq.read_table(tmp_path / "dropped.parquet").to_pylist()] == [
+        ["0", "a.tsv:2", "caption-language", "looks like zh", "en", [], ["猫"]],
+        ["0", "a.tsv:2", "no-caption", "", None, [], []],
+        ["1", "a.tsv:3", "image-missing", "", None, ["狗" * 1000], ["dog", "?"]],
+    ]

@@ -26,10 +26,7 @@ from dcclip_cli.curation.dedup.dedup import (
 )
 from dcclip_cli.curation.dedup.minhash import (
     SameCaption,
-    bands_of,
-    jaccard,
     letters_of,
-    sketches_of,
     text_hash,
 )
 from dcclip_cli.curation.dedup.near_duplicates import SameImage, perceptual_hashes, similar, thumbnail
@@ -252,31 +249,6 @@ def test_letters_and_hashes_ignore_case_width_and_punctuation() -> None:
     assert text_hash("A cat.", "acat") == text_hash("a cat", "acat") != text_hash("a cap", "acap")
     assert text_hash("一只猫。", "一只猫") == text_hash("一只猫", "一只猫") != text_hash("两只猫", "两只猫")
     assert text_hash("🐱", "") != text_hash("🐶", "")
-
-
-def test_jaccard_is_the_share_of_common_runs_of_three_letters() -> None:
-    assert jaccard("abcd", "abce") == pytest.approx(1 / 3)  # abc of abc, bcd, bce
-    assert jaccard("一只黑猫", "一只黑狗") == pytest.approx(1 / 3)
-    assert jaccard("猫", "猫。") == 1
-
-
-def test_similar_captions_share_a_band_and_others_do_not() -> None:
-    dog = "a brown dog runs on the green grass in the park"
-    texts = (dog, dog + " today", "two cats sleep on a sofa", "一只猫", "一只猫！")
-    one, longer, other, cat, loud_cat = (set(bands) for bands in bands_of(list(map(letters_of, texts))).tolist())
-    assert one & longer
-    assert not one & other
-    assert cat == loud_cat
-    assert bands_of(["猫", ""]).shape == (2, 8)
-
-
-def test_sketches_differ_in_no_more_bits_than_captions_in_trigrams() -> None:
-    texts = ["abcdef", "abcdeg", "一只黑猫在沙发上", "一只白猫在沙发上", "猫"]
-    sketches = sketches_of(texts)
-    assert sketches[:, 0].tolist() == [4, 4, 6, 6, 0]
-    bits = np.bitwise_count(sketches[:, 1:] ^ sketches[:1, 1:]).sum(1)
-    assert bits.tolist() == [0, 2, 10, 10, 4]  # def and deg; nothing in common
-    assert np.bitwise_count(sketches[2, 1:] ^ sketches[3, 1:]).sum() == 6  # 一只黑, 只黑猫, 黑猫在
 
 
 def scene(seed: int) -> Image.Image:

@@ -1,14 +1,20 @@
 """Where downloads may go and what a server may answer; every answer is from a real server on this machine."""
 
 import gzip
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dcclip_cli.curation.fetch import FetchOptions, client
 from dcclip_cli.curation.fetch.fetcher import Fetcher
 from dcclip_cli.data.reading import Drop
 from tests.curation.fetch_site import PICTURE, Page, Site, drips, floods, in_turn, leads_to, options, reason, sends
@@ -97,29 +103,19 @@ def test_a_host_is_allowed_by_name_and_port_and_a_network_for_all(site: Site, mo
         assert fetcher.fetch(f"http://other.example:{port}/cat.jpg") == PICTURE
 
 
-def test_a_proxy_of_the_environment_is_not_asked(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.setenv(name, site.url("/"))
-    with Fetcher(options(site, allow_hosts=())) as fetcher:
-        assert reason(fetcher.fetch("http://10.0.0.1/cat.jpg")) == "url-private"
-    assert site.asked == []
+def test_a_port_where_nobody_listens_and_a_name_without_address_are_unreachable(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def getaddrinfo(*_: Any, **__: Any) -> list[Any]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-
-def test_a_port_where_nobody_listens_is_unreachable(site: Site) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{closed.getsockname()[1]}"
         with Fetcher(options(site, allow_hosts=(host,))) as fetcher:
             assert fetcher.fetch(f"http://{host}/") == Drop("url-unreachable", f"{host}: Connection refused")
-
-
-def test_a_name_without_address_is_unreachable(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    def getaddrinfo(*_: Any, **__: Any) -> list[Any]:
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    with Fetcher(options(site)) as fetcher:
-        assert fetcher.fetch("http://no.example/") == Drop("url-unreachable", "no.example has no address")
+            monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+            assert fetcher.fetch("http://no.example/") == Drop("url-unreachable", "no.example has no address")
 
 
 # ---- redirects
@@ -182,7 +178,7 @@ def test_a_redirect_leads_to_no_page_that_robots_txt_forbids(site: Site) -> None
         (sends(b"", 429), "url-robots"),
         (drips(b"", b""), "url-timeout"),
         (floods(b"HTTP/1.1 200 OK\r\n\r\n", b"User-agent: *\nDisallow: /cat\n" * 999), "url-robots"),
-        (sends(gzip.compress(b"\n" * 90000000), Content_Encoding="gzip"), "url-encoding"),
+        (sends(gzip.compress(b"\n" * 900_000), Content_Encoding="gzip"), "url-encoding"),
     ],
 )
 def test_a_robots_txt_that_cannot_be_read_forbids_unless_there_is_none(page: Page, expected: str, site: Site) -> None:
@@ -245,13 +241,8 @@ def test_a_body_or_line_or_head_without_end_is_cut(
 
 @pytest.mark.parametrize("encoding", ["gzip", "gzip, gzip", "br", "猫".encode().decode("latin-1")])
 def test_an_encoding_that_was_not_asked_for_is_refused(encoding: str, site: Site, fetcher: Fetcher) -> None:
-    site.pages["/bomb"] = sends(gzip.compress(bytes(9_000_000)), Content_Encoding=encoding)
+    site.pages["/bomb"] = sends(gzip.compress(bytes(900_000)), Content_Encoding=encoding)
     assert reason(fetcher.fetch(site.url("/bomb"))) == "url-encoding"
-
-
-def test_no_body_is_no_picture(site: Site, fetcher: Fetcher) -> None:
-    site.pages["/empty"] = sends(b"")
-    assert reason(fetcher.fetch(site.url("/empty"))) == "url-empty"
 
 
 # ---- time
@@ -272,10 +263,10 @@ def test_no_body_is_no_picture(site: Site, fetcher: Fetcher) -> None:
 def test_a_server_has_so_much_time_in_all_however_it_drips(page: Page, site: Site) -> None:
     site.pages |= {"/slow": page, "/old": leads_to("/slow")}
     start = time.monotonic()
-    with Fetcher(options(site, timeout_s=1.5, retries=3)) as fetcher:
+    with Fetcher(options(site, timeout_s=0.5, retries=3)) as fetcher:
         got = fetcher.fetch(site.url("/old"))
     assert got == Drop("url-timeout", "127.0.0.1 did not send it all in time")
-    assert time.monotonic() - start < 4
+    assert time.monotonic() - start < 3
     assert site.asked == ["/old", "/slow"]  # no second try
 
 
@@ -292,17 +283,6 @@ def test_a_name_look_up_that_hangs_is_left_behind(site: Site, monkeypatch: pytes
         assert reason(fetcher.fetch("http://slow.example/")) == "url-timeout"
     assert time.monotonic() - start < 4
     over.set()
-
-
-def test_redirects_share_the_time(site: Site) -> None:
-    def slow(handler: BaseHTTPRequestHandler) -> None:
-        time.sleep(0.3)
-        leads_to("/slow")(handler)
-
-    site.pages["/slow"] = slow
-    with Fetcher(options(site, timeout_s=0.8)) as fetcher:
-        assert reason(fetcher.fetch(site.url("/slow"))) == "url-timeout"
-    assert len(site.asked) <= 3
 
 
 # ---- other tries
@@ -324,30 +304,85 @@ def test_no_more_tries_are_made_than_the_recipe_allows(site: Site, fetcher: Fetc
     assert site.asked == ["/busy"] * 3
 
 
-@pytest.mark.parametrize("status", [204, 206, 304, 400, 401, 403, 404, 410, 451, 501])
+@pytest.mark.parametrize("status", [204, 304, 403, 404, 451, 501])
 def test_what_will_not_pass_is_not_tried_again(status: int, site: Site, fetcher: Fetcher) -> None:
     site.pages["/cat.jpg"] = sends(b"", status)
     assert reason(fetcher.fetch(site.url("/cat.jpg"))) == f"url-status-{status}"
     assert site.asked == ["/cat.jpg"]
 
 
-def test_a_kept_connection_that_the_server_closes_costs_no_retry(site: Site) -> None:
-    handlers = []
-
-    def once(handler: BaseHTTPRequestHandler) -> None:
-        if handler in handlers:
-            handler.close_connection = True
-            return
-        handlers.append(handler)
-        sends(PICTURE)(handler)
-
-    site.pages["/once"] = once
-    with Fetcher(options(site, retries=0)) as fetcher:
-        assert [fetcher.fetch(site.url("/once")) for _ in range(3)] == [PICTURE] * 3
-    assert (len(site.asked), len(handlers)) == (5, 3)
-
-
-def test_half_an_image_and_what_is_not_http_are_broken(site: Site, fetcher: Fetcher) -> None:
+def test_half_an_image_and_what_is_not_http_are_broken_and_no_body_is_no_picture(site: Site, fetcher: Fetcher) -> None:
+    site.pages["/empty"] = sends(b"")
+    assert reason(fetcher.fetch(site.url("/empty"))) == "url-empty"
     site.pages |= {"/half": sends(PICTURE[:100], length=len(PICTURE)), "/ssh": drips(b"SSH-2.0-OpenSSH\r\n\r\n", b"")}
     assert reason(fetcher.fetch(site.url("/half"))) == "url-broken"
     assert fetcher.fetch(site.url("/ssh")) == Drop("url-broken", "127.0.0.1 did not answer in HTTP (BadStatusLine)")
+
+
+# ---- TLS, with certificates that the openssl program makes here
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate and its key in one PEM file, for the name localhost, signed by itself."""
+    folder = tmp_path_factory.mktemp("tls")
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    command += " -addext subjectAltName=DNS:localhost -keyout key.pem -out certificate.pem"
+    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+    both = folder / "both.pem"
+    both.write_text((folder / "key.pem").read_text() + (folder / "certificate.pem").read_text())
+    return folder / "certificate.pem"
+
+
+@pytest.fixture(scope="module")
+def port(certificate: Path) -> Iterator[int]:
+    """Port of a server with that certificate."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate.with_name("both.pem"))
+    with Site(context) as site:
+        site.pages["/slow"] = drips(b"HTTP/1.1 200 OK\r\n\r\n", b"y")
+        yield site.server.server_port
+
+
+def fetch_with_tls(url: str, **options: Any) -> bytes | Drop:
+    with Fetcher(FetchOptions(allow_hosts=("localhost", "127.0.0.1"), robots=False, **options)) as fetcher:
+        return fetcher.fetch(url)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
+def test_a_certificate_is_accepted_from_the_systems_authorities_for_its_own_name_only(
+    certificate: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fetch_with_tls(f"https://localhost:{port}/") == Drop("url-tls", "localhost: self-signed certificate")
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    client._tls.cache_clear()
+    try:
+        assert fetch_with_tls(f"https://localhost:{port}/cat.jpg") == PICTURE
+        got = fetch_with_tls(f"https://127.0.0.1:{port}/")
+        assert isinstance(got, Drop)
+        assert (got.reason, "IP address mismatch" in got.detail) == ("url-tls", True)
+        slow = fetch_with_tls(f"https://localhost:{port}/slow", timeout_s=0.5)
+        assert slow == Drop("url-timeout", "localhost did not send it all in time")
+    finally:
+        client._tls.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("says", "expected"),
+    [
+        (lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "url-tls"),
+        (lambda connection: time.sleep(1), "url-timeout"),
+    ],
+    ids=["plain HTTP", "nothing"],
+)
+def test_a_server_without_tls_is_no_server_with_it(says: Callable[[Any], None], expected: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                says(connection)
+
+        threading.Thread(target=serve, daemon=True).start()
+        got = fetch_with_tls(f"https://127.0.0.1:{server.getsockname()[1]}/", timeout_s=0.5, retries=0)
+    assert reason(got) == expected

@@ -289,16 +289,6 @@ def test_a_pair_is_kept_with_the_captions_that_pass(picture: MakeImage) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("zh", "en", "fit"), [(("猫",), (), True), ((), ("cat",), True), ((), (), False), (("cat",), ("猫",), False)]
-)
-def test_a_pair_has_a_caption_in_one_language_at_least(
-    picture: MakeImage, zh: tuple[str, ...], en: tuple[str, ...], fit: bool
-) -> None:
-    expected = None if fit else Drop("no-caption", "none that is fit")
-    assert filter_pair(Candidate(Pair("a", picture(), zh, en)), options()).drop == expected
-
-
 def test_without_filters_any_readable_pair_is_kept(picture: MakeImage) -> None:
     made = options(filters=())
     result = filter_pair(Candidate(Pair("a", picture(size=(1, 90)), zh=("a cat",), en=("猫",))), made)

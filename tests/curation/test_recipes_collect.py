@@ -57,10 +57,6 @@ def run(recipe: str, *options: str, source: dict[str, object], **sets: object) -
     return result.output
 
 
-def check(recipe: str, rows: int, **sets: Any) -> None:
-    assert f"collect would read about {rows} pairs in 1 slice\n" in run(recipe, "--check", **sets)
-
-
 def collected(recipe: str, out: Path, **sets: Any) -> list[Pair]:
     run(recipe, "--out", str(out), "--workers", "1", "-q", **sets)
     return list(open_pairs(out / "collect"))
@@ -78,7 +74,8 @@ def test_pairs_known_by_url_are_counted_without_a_download_and_then_fetched(
     urls = [site.url(f"/{number}.jpg") for number in range(3)]
     (tmp_path / "data").mkdir()
     sets: Any = {"source": {"path": lay_out(recipe, urls, tmp_path / "data")}, "scores": []}  # no model here to score
-    check(recipe, 4 if recipe == "laion-zh" else 3, **sets)
+    rows = 4 if recipe == "laion-zh" else 3
+    assert f"collect would read about {rows} pairs in 1 slice\n" in run(recipe, "--check", **sets)
     assert not site.asked
     pairs = collected(recipe, tmp_path / "run", **{"fetch.allow_hosts": f'["{site.host}"]'}, **sets)
     assert [pair.meta["url"] for pair in pairs] == urls
@@ -111,7 +108,6 @@ def test_coco_cn_joins_chinese_lines_with_coco_s_english_json_and_keeps_to_the_t
     en = json.dumps([f"{coco}/annotations/captions_{split}2014.json" for split in ("train", "val")])
     zh, only = cn / "imageid.human-written-caption.txt", cn / "coco-cn_train.txt"
     source = {"images": coco, "zh": zh, "en": en, "only": only}
-    check("coco-cn", 2, source=source)
     assert texts(collected("coco-cn", tmp_path / "run", source=source)) == FIRST_TWO
 
 
@@ -121,10 +117,9 @@ def test_flickr30k_cn_joins_chinese_and_english_lines_of_one_photograph(picture:
     for name in names:
         (tmp_path / f"images/{name}.jpg").write_bytes(picture(name, (160, 120), "JPEG"))
     zh, en = tmp_path / "flickr30k_cna_train.txt", tmp_path / "results_20130124.token"
-    zh.write_text("".join(f"{name}\t{text}\n" for name, text in zip(names[:2], ZH, strict=False)), "utf-8")
+    zh.write_text("".join(f"{name}\t{text}\n" for name, text in zip(names[:2], ZH, strict=False)), "utf-8")  # its split
     en.write_text("".join(f"{name}.jpg#0\t{text}\n" for name, text in zip(names, EN, strict=True)), "utf-8")
     source = {"images": tmp_path / "images", "zh": zh, "en": en}
-    check("flickr30k-cn", 3, source=source)  # the third has no Chinese: not of this split
     assert texts(collected("flickr30k-cn", tmp_path / "run", source=source)) == FIRST_TWO
 
 
@@ -136,7 +131,6 @@ def test_muge_is_read_from_base64_with_all_queries_of_a_picture(picture: MakeIma
     rows = [{"text_id": number, "text": text, "image_ids": of} for number, (text, of) in enumerate(queries)]
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     (tmp_path / "train_texts.jsonl").write_text("".join(lines), "utf-8")
-    check("muge", 3, source={"path": images})
     pairs = collected("muge", tmp_path / "run", source={"path": images})
     assert [pair.zh for pair in pairs] == [("红色连衣裙", "山水画"), ("黑猫 抱枕",), ("山水画",)]  # Simplified
     assert pairs[0].meta["license"] == "research only"

@@ -2,9 +2,6 @@
 
 import base64
 import io
-import json
-import random
-from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcclip_cli.curation.filters import DEFAULT_FILTERS
 from dcclip_cli.curation.filters.image import DecodedImage, ImageFilter, decode_image
-from dcclip_cli.curation.report import cut_into_bars, explain, histogram, limits_of, steps, write_report
+from dcclip_cli.curation.report import cut_into_bars, explain, histogram, steps, write_report
 from dcclip_cli.curation.report.account import SCALES, DroppedCaption, Example, Examples, Statistics
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.reading import Drop
@@ -28,23 +24,6 @@ SHORT = Drop("caption-short", "1 words, allowed 2 to 64")
 
 def measured(key: str = "k", zh: tuple[str, ...] = (), en: tuple[str, ...] = (), source: str = "s") -> Pair:
     return Pair(key, b"12345678", zh, en, {"source": source})
-
-
-def test_pairs_and_captions_are_counted_by_their_reasons_and_pairs_by_their_sources() -> None:
-    statistics = Statistics()
-    statistics.add(measured(zh=("一只猫",), en=("a cat", "the cat"), source="甲"), None, (64, 48))
-    statistics.add(measured(zh=("狗",), en=(), source="乙"), Drop("image-small"), (20, 10))
-    statistics.add(
-        measured(en=("a red bus",), source="甲"), None, (64, 64), [("en", "bus", SHORT), ("zh", "车", SHORT)]
-    )
-    counted = statistics.as_dict()
-    assert counted["pairs"] == {"read": 3, "kept": 2, "dropped": {"image-small": 1}}
-    assert counted["captions"]["zh"] == {"read": 3, "kept": 1, "dropped": {"caption-short": 1, "image-small": 1}}
-    assert counted["captions"]["en"] == {"read": 4, "kept": 3, "dropped": {"caption-short": 1}}
-    dog = {"read": 1, "kept": 0, "dropped": {"image-small": 1}}
-    assert counted["sources"] == {"乙": dog, "甲": {"read": 2, "kept": 2, "dropped": {}}}
-    statistics.add(measured(zh=("一只猫",)), Drop("image-merged"))  # its caption is in another pair
-    assert statistics.as_dict()["captions"]["zh"] == counted["captions"]["zh"]
 
 
 def test_sizes_and_lengths_are_counted_in_the_bins_of_their_scales() -> None:
@@ -73,19 +52,6 @@ def test_a_score_is_counted_with_what_became_of_its_caption() -> None:
     }
 
 
-def test_the_sum_of_parts_is_the_whole_in_any_order_and_through_json() -> None:
-    whole, parts = Statistics(), [Statistics(), Statistics()]
-    for number in range(20):
-        for statistics in (whole, parts[number % 2]):
-            drop = Drop("image-small") if number % 3 == 0 else None
-            one = measured(zh=("猫" * number,), en=("cat " * number,), source=str(number % 4))
-            statistics.add(one, drop, (number + 10, 50), [("en", "x", SHORT)])
-    stored = [json.loads(json.dumps(part.as_dict())) for part in parts]
-    expected = json.dumps(whole.as_dict())
-    assert json.dumps(Statistics.merge(stored).as_dict()) == expected
-    assert json.dumps(Statistics.merge(reversed(stored)).as_dict()) == expected
-
-
 SMALL = Drop("image-small", "20 x 10 pixels, shortest side allowed 32")
 GONE: list[DroppedCaption] = [
     ("zh", "图片", Drop("caption-placeholder", "says nothing")),
@@ -102,32 +68,11 @@ def shown(thumbnail: str | None) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(thumbnail.removeprefix("data:image/jpeg;base64,"))))
 
 
-def sample(pairs: Sequence[Pair], per_reason: int = 3) -> Examples:
-    examples = Examples(per_reason)
-    for one in pairs:
-        examples.add(one, SMALL if int(one.key) % 2 else None)
-    return examples
-
-
 def only(pair: Pair, drop: Drop | None, image: Image.Image | None = None) -> Example:
     examples, found = Examples(), decode_image(encode(image) if image else pair.image)
     examples.add(pair, drop, found if isinstance(found, DecodedImage) else None)
     (example,) = examples.all()
     return example
-
-
-def test_the_sample_and_its_bytes_depend_neither_on_the_order_nor_on_the_slices(tmp_path: Path) -> None:
-    pairs = [sampled(number, make_picture()) for number in range(100)]
-    whole = sample(pairs)
-    shuffled = random.Random(0).sample(pairs, len(pairs))
-    for number, part in enumerate((shuffled[:13], shuffled[13:60], shuffled[60:])):
-        sample(part).write(tmp_path / f"{number}.json")
-    merged = Examples.merge(sorted(tmp_path.glob("*.json")), per_reason=3)
-    assert merged.all() == whole.all()
-    assert [example.reason for example in merged.all()] == 3 * ["image-small"] + 3 * ["kept"]
-    for name, examples in (("whole", whole), ("merged", merged)):
-        examples.write(tmp_path / name)
-    assert (tmp_path / "whole").read_bytes() == (tmp_path / "merged").read_bytes()
 
 
 def test_an_example_has_a_small_image_and_its_position_in_its_source() -> None:
@@ -340,14 +285,3 @@ def test_one_pair_among_a_million_is_visible_and_the_same_histogram_has_the_same
     assert (found["dropped"], found["alt"]) == (1, "Histogram: Chinese captions, threshold ≥ 2, ≤ 200")
     assert [bar["fate"] for bar in found["bars"] if bar["height"] >= 1] == ["kept", "this"]
     assert [limit["text"] for limit in found["limits"]] == ["≥ 2"]
-
-
-def test_thresholds_are_those_of_the_filters() -> None:
-    assert limits_of({"filters": [each.model_dump() for each in DEFAULT_FILTERS]}) == {
-        "short_side": [("≥", 32)],
-        "long_side": [],
-        "aspect": [("≤", 3.0)],
-        "bytes": [],
-        "zh": [("≥", 1), ("≤", 128)],
-        "en": [("≥", 1), ("≤", 64)],
-    }

@@ -1,5 +1,6 @@
 """Models judge pairs; a slice's scores are one file; over all pairs, language by language, they become drops."""
 
+import json
 import math
 import subprocess
 import sys
@@ -283,39 +284,34 @@ def test_large_pictures_come_fewer_at_a_time(three: Path, tmp_path: Path, monkey
     assert len(rows(tmp_path / "scores.parquet")) == 8
 
 
-def scorers(model: Path) -> list[ScorerOptions]:
-    shared: dict[str, Any] = {"model": str(model), "device": "cpu"}
-    return [Agreement(**shared), Prompts(**shared, reject=("红色的圆", "a moon"))]
-
-
-def test_a_bundle_scores_as_the_model_it_was_made_of(
-    model_folder: Path, bundle_folder: Path, pairs_file: Path, tmp_path: Path
-) -> None:
-    score_slice(open_pairs(pairs_file), scorers(model_folder), tmp_path / "torch.parquet")
-    score_slice(open_pairs(pairs_file), scorers(bundle_folder), tmp_path / "onnx.parquet")
-    by_torch, by_onnx = rows(tmp_path / "torch.parquet"), rows(tmp_path / "onnx.parquet")
-    assert len(by_torch) == 40 * (3 + 3 + 1)
-    assert {row[1] for row in by_torch} == {"agreement", "prompts"}
-    torch_values, onnx_values = ({row[:4]: row[4] for row in found} for found in (by_torch, by_onnx))
-    assert torch_values == pytest.approx(onnx_values, abs=2e-4)
-
-
-def test_a_bundle_scores_where_torch_is_not_installed(bundle_folder: Path, pairs_file: Path, tmp_path: Path) -> None:
-    code = """
+WITHOUT_TORCH = """
 import sys
 sys.modules |= dict.fromkeys(("torch", "transformers", "open_clip"))  # importing them fails
 from pathlib import Path
 from pydantic import TypeAdapter
 from dcclip_cli.curation.scores import score_slice
-from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.curation.scores.scorers import Scorers
-shared = {"model": sys.argv[1]}
-given = [{"kind": "agreement", **shared}, {"kind": "prompts", "reject": ["水印", "a watermark"], **shared}]
-score_slice(open_pairs(Path(sys.argv[2])), TypeAdapter(Scorers).validate_python(given), Path(sys.argv[3]))
+from dcclip_cli.data.dataset import open_pairs
+score_slice(open_pairs(Path(sys.argv[2])), TypeAdapter(Scorers).validate_json(sys.argv[1]), Path(sys.argv[3]))
 """
-    out = tmp_path / "scores.parquet"
-    subprocess.run([sys.executable, "-c", code, bundle_folder, pairs_file, out], check=True)
-    assert len(rows(out)) == 40 * (3 + 3 + 1)
+
+
+def test_a_bundle_scores_as_the_model_it_was_made_of_also_where_torch_is_not_installed(
+    model_folder: Path, bundle_folder: Path, pairs_file: Path, tmp_path: Path
+) -> None:
+    found = []
+    for model in (model_folder, bundle_folder):
+        shared = {"model": str(model), "device": "cpu"}
+        given = [{"kind": "agreement", **shared}, {"kind": "prompts", "reject": ["红色的圆", "a moon"], **shared}]
+        if model == model_folder:
+            score_slice(open_pairs(pairs_file), ANY.validate_python(given), tmp_path / "scores.parquet")
+        else:
+            files = (str(pairs_file), str(tmp_path / "scores.parquet"))
+            subprocess.run([sys.executable, "-c", WITHOUT_TORCH, json.dumps(given), *files], check=True)
+        found.append({row[:4]: row[4] for row in rows(tmp_path / "scores.parquet")})
+    assert len(found[0]) == 40 * (3 + 3 + 1)
+    assert {row[1] for row in found[0]} == {"agreement", "prompts"}
+    assert found[0] == pytest.approx(found[1], abs=2e-4)
 
 
 Of = Mapping[str, Any]

@@ -107,15 +107,6 @@ def test_karpathys_and_blips_files_are_read(tmp_path: Path) -> None:
     assert (b.pair.zh, b.pair.image) == (("一只狗",), b"b.jpg")
 
 
-def test_only_the_images_of_a_split_are_read(tmp_path: Path) -> None:
-    source = CaptionsSource(
-        images=images(tmp_path, "COCO_train2014_000000000009.jpg", "COCO_val2014_000000000042.jpg"),
-        zh=text(tmp_path / "zh.txt", COCO_CN),
-        only=text(tmp_path / "coco-cn_train.txt", "COCO_train2014_000000000009\n"),
-    )
-    assert faults(source) == {"COCO_train2014_000000000009": None}
-
-
 def test_without_a_folder_images_are_fetched_from_cocos_urls(tmp_path: Path) -> None:
     source = CaptionsSource(en=text(tmp_path / "a.json", COCO), zh=text(tmp_path / "zh.txt", "x#0 猫"))
     expected = [(None, "image-missing"), ("http://c/9.jpg", None), ("http://c/25.jpg", None)]

@@ -2,7 +2,6 @@
 
 import base64
 import datetime
-import io
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
 from tests.curation.reading import PIXEL, read, reasons
+from tests.images import encode
 
 BASE64 = base64.b64encode(PIXEL).decode()
 
@@ -136,12 +136,6 @@ def test_wukong_reads_as_it_ships(tmp_path: Path) -> None:
     ]
 
 
-def test_an_empty_file_has_no_candidates(tmp_path: Path) -> None:
-    for name in ("a.tsv", "b.csv", "c.jsonl"):
-        table(tmp_path, "", name)
-    assert TableSource(path=tmp_path).slices(10) == []
-
-
 # ---- Parquet
 
 
@@ -253,10 +247,7 @@ def test_pairs_without_images_or_with_other_than_json_are_faults(tmp_path: Path)
 # ---- datasets
 
 
-def png(colour: str) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", (4, 4), colour).save(stream, "PNG")
-    return stream.getvalue()
+PNGS = {colour: encode(Image.new("RGB", (4, 4), colour)) for colour in ("red", "green", "blue")}
 
 
 def pictures(colours: list[str]) -> datasets.Dataset:
@@ -264,7 +255,7 @@ def pictures(colours: list[str]) -> datasets.Dataset:
     features = {"image": datasets.Image(), "text": text, "captions_zh": datasets.List(text)}
     features |= {"label": datasets.ClassLabel(names=["猫", "狗"])}
     content: dict[str, Any] = {
-        "image": [{"bytes": png(colour), "path": None} for colour in colours],
+        "image": [{"bytes": PNGS[colour], "path": None} for colour in colours],
         "text": [f"a {colour} picture" for colour in colours],
         "captions_zh": [["一张图", f"{colour}色"] for colour in colours],
         "label": [0] * len(colours),
@@ -277,7 +268,11 @@ def test_a_saved_data_set_gives_its_images_as_they_are(tmp_path: Path, size: int
     pictures(["red", "green", "blue"]).save_to_disk(tmp_path / "saved")
     found = read(HubSource(path=str(tmp_path / "saved"), zh="captions_zh", en="text"), size)
     assert [one.pair.key for one in found] == ["0", "1", "2"]
-    assert [one.pair.image for one in found] == [png("red"), png("green"), png("blue")]
+    assert [one.pair.image for one in found] == [
+        encode(Image.new("RGB", (4, 4), "red")),
+        encode(Image.new("RGB", (4, 4), "green")),
+        encode(Image.new("RGB", (4, 4), "blue")),
+    ]
     assert (found[1].pair.zh, found[1].pair.en) == (("一张图", "green色"), ("a green picture",))
     assert found[1].pair.meta == {"label": 0}
 
@@ -309,7 +304,10 @@ def test_a_folder_of_parquet_files_as_it_lies_on_the_hub_is_loaded(
     (tmp_path / "repository" / "data").mkdir(parents=True)
     pictures(["red", "green"]).to_parquet(tmp_path / "repository" / "data" / "train-00000-of-00001.parquet")
     found = read(HubSource(path=str(tmp_path / "repository"), caption="text"))
-    assert [one.pair.image for one in found] == [png("red"), png("green")]
+    assert [one.pair.image for one in found] == [
+        encode(Image.new("RGB", (4, 4), "red")),
+        encode(Image.new("RGB", (4, 4), "green")),
+    ]
 
 
 @pytest.mark.parametrize(

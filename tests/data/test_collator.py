@@ -15,10 +15,9 @@ from dcclip_cli.data.collator import Collator
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.data.pair import ConcatDataset, Pair, PairDataset
-from dcclip_cli.data.pixels import ImageCache, Uint8Pixels, normalized
+from dcclip_cli.data.pixels import ImageCache
 from dcclip_cli.data.unpaired import open_images, open_texts
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.towers import Tokens
 
 AUGMENT = Augment(rotate=20, colour=0.3)
@@ -93,20 +92,6 @@ def test_images_are_read_in_the_order_of_the_files_and_stay_in_that_of_the_sampl
     dataset.image = image  # type: ignore[method-assign]
     assert torch.equal(collate(dataset).batch(samples).pixels, expected)
     assert asked == [2, 5, 7, 30]
-
-
-def test_student_and_teacher_get_uint8_pixels_that_the_device_normalizes_to_what_preprocessing_gives(
-    pairs_file: Path,
-) -> None:
-    small, large = Preprocessing(8), Preprocessing(12, mean=(0.5,) * 3, std=(0.5,) * 3, resize_mode="squash")
-    collator = collate(
-        open_pairs(pairs_file), preprocess=Uint8Pixels(small), teacher_preprocess=(Uint8Pixels(large),), augment=AUGMENT
-    )
-    batch = collator.batch([(0, 0), (1, 0)])
-    for pixels, preprocessing in ((batch.pixels, small), (batch.teacher_pixels[0], large)):
-        assert (pixels.dtype, pixels.shape) == (torch.uint8, (2, 3, preprocessing.size, preprocessing.size))
-        resized = Image.fromarray(pixels[1].permute(1, 2, 0).numpy())
-        assert np.array_equal(normalized(pixels, preprocessing)[1].numpy(), preprocessing(resized))
 
 
 def test_a_batch_moves_to_a_device_with_every_tensor_that_is_computed_with(pairs_file: Path) -> None:

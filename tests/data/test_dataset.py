@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import json
+import struct
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +13,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from dcclip_cli.curation.shards import ShardWriter
+from dcclip_cli.data import dataset
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import ConcatDataset, Pair
+from dcclip_cli.data.preview import preview_images, preview_pairs, preview_texts
 from dcclip_cli.data.unpaired import open_images, open_texts
 from dcclip_cli.errors import DcclipError
+from tests.data.test_collator import collate
+from tests.images import encode
 from tests.tars import tar_bytes, tar_of
+from tests.test_docs import ROOT, blocks
 
 CAT = Pair(key="cat", image=b"\x89PNG cat", zh=("猫", "小猫"), en=("cat",), meta={"license": "CC0", "作者": "李"})
 DOG = Pair(key="dog", image=b"\xff\xd8 dog", zh=(), en=("dog", "hound"))
@@ -154,3 +163,158 @@ def test_indices_continue_through_the_datasets_and_so_do_their_files(tmp_path: P
     assert joined.keys() == ["cat", "dog", "a.png", "0"]
     assert joined.blocks.tolist() == [0, 2, 3]
     assert joined.image_digest(2) == hashlib.blake2b(b"an image", digest_size=16).digest()
+
+
+# ---- shards that no library writes
+
+
+IMAGE = encode(Image.new("RGB", (8, 8), "red"))
+RECORD = json.dumps({"zh": ["红"], "en": ["red"]}).encode()
+NOT_UTF8 = pa.Array.from_buffers(
+    pa.string(), 1, [None, pa.py_buffer(struct.pack("<ii", 0, 2)), pa.py_buffer(b"\xff\xfe")]
+)
+
+
+def tar_with(file: Path, headers: dict[str, str], record: bytes = RECORD) -> Path:
+    """A tar of two pairs, the second image with an extended header."""
+    with tarfile.open(file, "w", format=tarfile.PAX_FORMAT) as archive:
+        for name, content in (("猫.png", IMAGE), ("猫.json", RECORD), ("b.png", IMAGE), ("b.json", record)):
+            info = tarfile.TarInfo(name)
+            info.size, info.pax_headers = len(content), headers if name == "b.png" else {}
+            archive.addfile(info, io.BytesIO(content))
+    return file
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"GNU.sparse.size": "x"},
+        {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "b.png", "GNU.sparse.realsize": "9"},
+        {"size": "-100"},
+        {"size": "many"},
+    ],
+)
+def test_a_tar_with_an_impossible_extended_header_is_refused(tmp_path: Path, headers: dict[str, str]) -> None:
+    file = tar_with(tmp_path / "坏.tar", headers)
+    for read in (open_pairs, preview_pairs):
+        with pytest.raises(DcclipError, match=r"坏\.tar is not a readable tar file") as raised:
+            read(file)
+        assert raised.value.hint == "fetch or collect it again"
+
+
+def test_half_a_character_in_a_caption_is_written_out(tmp_path: Path) -> None:
+    content = b'{"en": ["red \\ud800 cat"], "zh": ["\\u732b \\udfff"]}'
+    file = tar_with(tmp_path / "a.tar", {}, content)
+    (tmp_path / "a.jsonl").write_bytes(content)
+    for found in (open_pairs(file)[1], open_texts(tmp_path / "a.jsonl")[0]):
+        assert found.en == ("red \\ud800 cat",) and found.zh == ("猫 \\udfff",)
+    assert preview_pairs(file).bytes_per_caption(("zh", "en")) == (3 + 3 + 10 + 14) / 4  # for an estimate
+
+
+def parquet(file: Path, **columns: Any) -> Path:
+    pq.write_table(pa.table({"key": ["a"], "image": [IMAGE], "en": ["red"], **columns}), file)
+    return file
+
+
+@pytest.mark.parametrize("column", ["key", "en", "zh", "meta"])
+def test_text_in_parquet_that_is_not_utf8_is_shown(tmp_path: Path, column: str) -> None:
+    file = parquet(tmp_path / "坏.parquet", **{column: NOT_UTF8})
+    for read in (open_pairs, preview_pairs) if column in ("zh", "en") else (open_pairs,):
+        with pytest.raises(DcclipError, match=r"坏\.parquet has text that is not UTF-8: b'\\xff\\xfe'"):
+            read(file)
+
+
+def test_columns_of_another_kind_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DcclipError, match=r"a\.parquet: column image is struct<path: string>, not images"):
+        open_pairs(parquet(tmp_path / "a.parquet", image=[{"path": "红.jpg"}]))
+    with pytest.raises(DcclipError, match=r"b\.parquet: pair a: en is not a list of captions"):
+        open_pairs(parquet(tmp_path / "b.parquet", en=[3]))
+    with pytest.raises(DcclipError, match=r"c\.parquet: meta of pair a is not text"):
+        open_pairs(parquet(tmp_path / "c.parquet", meta=[3]))
+
+
+# ---- a new layout
+
+
+PAGE = ROOT / "docs/how-to/extend.md"
+
+
+def test_a_class_and_its_name_in_layouts_make_a_dataset(
+    tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DcclipError, match="has no pairs") as raised:
+        open_pairs(tmp_path)
+    assert (
+        raised.value.hint
+        == "name a .parquet file, a .tar file or a folder of such shards, embeddings in a .parquet file"
+    )
+    [code] = [block for block in blocks(PAGE, "python") if "class CaptionedFolder" in block]
+    [line] = [block for block in blocks(PAGE, "python") if block.startswith("LAYOUTS")]
+    scope = dict(vars(dataset))
+    exec(compile(code + line, PAGE, "exec"), scope)
+    monkeypatch.setattr(dataset, "LAYOUTS", scope["LAYOUTS"])
+
+    given = [Pair(f"{number}.png", pair.image, pair.zh[:1], pair.en[:1]) for number, pair in enumerate(pairs[:3])]
+    for pair in given:
+        (tmp_path / pair.key).write_bytes(pair.image)
+    lines = [f"{pair.key}\t{pair.zh[0]}\t{pair.en[0]}\n" for pair in given]
+    (tmp_path / "captions.tsv").write_text("".join(lines), "utf-8")
+    photos = open_pairs(tmp_path)
+    assert list(photos) == given
+    batch = collate(photos).batch([(2, 0), (0, 0)])
+    assert batch.pixels.shape == (2, 3, 8, 8)
+    assert batch.texts["zh"].captions == [pairs[2].zh[0], pairs[0].zh[0]]
+    assert len(photos.fingerprint) == 64
+    assert [pair.image for pair in open_images(tmp_path)] == [pair.image for pair in pairs[:3]]
+    assert {*open_texts(tmp_path).captions("en")} == {(), *(pair.en[:1] for pair in pairs[:3])}
+
+
+# ---- a first look
+
+
+@pytest.fixture
+def shards(pairs: list[Pair], tmp_path: Path) -> Path:
+    """The 40 drawn pairs in two tars."""
+    (tmp_path / "shards").mkdir()
+    for number in range(2):
+        writer = ShardWriter(tmp_path / f"shards/{number}.tar")
+        for pair in pairs[number::2]:
+            writer.add(pair)
+        writer.finish(f"{number}.tar")
+    return tmp_path / "shards"
+
+
+def test_a_first_look_counts_pairs_and_captions(pairs: list[Pair], pairs_file: Path, shards: Path) -> None:
+    table, tars = preview_pairs(pairs_file), preview_pairs(shards)
+    assert table.samples == 40 and abs(tars.samples - 40) <= 4  # by the size of the files
+    for found in (table, tars):
+        assert {tuple(map(len, one.values())) for one in found.captions} == {(3, 3)}
+    lengths = [len(text.encode()) for pair in pairs for text in pair.zh]
+    assert table.bytes_per_caption(("zh",)) == pytest.approx(sum(lengths) / 120)
+
+
+def test_images_and_texts_are_counted_too(pictures: list[Path], pairs_file: Path, tmp_path: Path) -> None:
+    assert preview_images(pictures[0].parent).samples == 5
+    assert preview_images(pairs_file).samples == 40
+    (tmp_path / "texts.txt").write_text("猫\n\na cat\n", "utf-8")
+    found = preview_texts(tmp_path / "texts.txt")
+    assert found.samples == 2 and found.captions == [{"zh": ("猫",), "en": ()}, {"zh": (), "en": ("a cat",)}]
+
+
+def test_what_has_no_samples_is_said(tmp_path: Path, shards: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.tar").write_bytes(b"no tar" * 200)
+    (tmp_path / "texts.txt").write_text("\n \n")
+    with tarfile.open(tmp_path / "bare.tar", "w"):
+        pass
+    for look, name, what in (
+        (preview_pairs, "无", "does not exist"),
+        (preview_pairs, "empty", "has no pairs"),
+        (preview_images, "empty", "has no images"),
+        (preview_pairs, "bad.tar", "is not a readable tar file"),
+        (preview_pairs, "bare.tar", "has no pairs"),
+        (preview_texts, "texts.txt", "has no text"),
+        (preview_texts, "empty", "has no pairs"),
+    ):
+        with pytest.raises(DcclipError, match=what):
+            look(tmp_path / name)

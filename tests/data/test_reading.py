@@ -30,16 +30,6 @@ def test_lines_come_with_their_number_and_offset_and_without_content_over_the_li
     assert list(lines(io.BytesIO(text), 5)) == list(map(Row, range(1, 6), starts, expected))
 
 
-@given(_TEXT, st.integers(1, 5))
-def test_cuts_of_lines_are_after_each_number_of_lines(text: bytes, size: int) -> None:
-    found = cuts_of(lines, text, size, 1000)
-    rows = text.split(b"\n") if not text.endswith(b"\n") else text.split(b"\n")[:-1]
-    rows = rows if text else []
-    assert [cut.lines for cut in found] == [min(size, len(rows) - at) for at in range(0, len(rows), size)]
-    assert b"".join(text[cut.start : cut.end] for cut in found) == text
-    assert [cut.number for cut in found] == [1 + at for at in range(0, len(rows), size)]
-
-
 @given(
     st.lists(st.lists(st.text(alphabet='a猫",\n ', max_size=8), min_size=2, max_size=3), max_size=12), st.integers(1, 4)
 )

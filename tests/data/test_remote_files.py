@@ -25,22 +25,6 @@ def test_a_url_is_shown_without_user_password_and_signature() -> None:
     assert shown(Path("/data/a?b.tar")) == "/data/a?b.tar"
 
 
-def test_a_local_folder_lists_its_files_by_name(tmp_path: Path) -> None:
-    for name in ("b.tar", "a.tar", "猫.txt"):
-        (tmp_path / name).write_bytes(CONTENT)
-    (tmp_path / "sub").mkdir()
-    assert [file.name for file in list_files(tmp_path)] == ["a.tar", "b.tar", "猫.txt"]
-    assert [file.name for file in list_files(f"{tmp_path}/*.tar")] == ["a.tar", "b.tar"]
-    assert [file.name for file in list_files(f"{tmp_path}/a.tar")] == ["a.tar"]
-    (file,) = list_files(tmp_path / "a.tar")
-    assert (file.size, file.read(255, 3)) == (10_240, b"\xff\x00\x01")
-
-
-def test_a_local_path_that_leads_nowhere_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DcclipError, match=r"猫.tar does not exist"):
-        list_files(tmp_path / "猫.tar")
-
-
 def test_a_file_that_is_shorter_than_it_was_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(CONTENT)
     file = DataFile(str(tmp_path / "a.tar"), 20_000, "")
@@ -146,16 +130,15 @@ def test_a_missing_file_of_a_server_is_an_error_that_shows_no_signature(web: tup
     assert "secret" not in caught.value.what + caught.value.hint
 
 
-def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_protocol_is_an_error_and_a_missing_package_is_named_with_its_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(DcclipError, match="dcclip does not read ftp://"):
+        list_files("ftp://host/data")
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(DcclipError, match="reading gs:// needs gcsfs") as caught:
         list_files("gs://bucket/data")
     assert caught.value.hint == "pip install gcsfs"
-
-
-def test_another_protocol_is_an_error() -> None:
-    with pytest.raises(DcclipError, match="dcclip does not read ftp://"):
-        list_files("ftp://host/data")
 
 
 def test_a_remote_file_object_reads_in_large_requests(web: tuple[str, type]) -> None:

@@ -1,16 +1,19 @@
 """Shards in an S3 store and on a web server: the same samples as from disk, through a bounded cache."""
 
+import os
+import time
 from collections.abc import Iterator
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from dcclip_cli.data import index, indexed
+from dcclip_cli.data import index
 from dcclip_cli.data import remote as stores
 from dcclip_cli.data.dataset import find_dataset, open_pairs, shards_at, write_parquet
 from dcclip_cli.data.index import cached, find_indexes, own_place, verify_files, write_index
+from dcclip_cli.data.indexed import Block, BlockCache
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.remote import DataFile, list_files
 from dcclip_cli.data.shards import Columns
@@ -18,6 +21,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import cache_folder
 from tests.data.servers import S3, forget_connections, http_server
 from tests.tars import tar_of
+from tests.train.jobs import Job, Watch, refused, run, sha256
 
 
 @pytest.fixture(autouse=True)
@@ -89,36 +93,6 @@ def test_data_that_changes_under_its_index_is_an_error(s3: S3, pairs: list[Pair]
         remote.image(0)
 
 
-def test_a_damaged_block_is_fetched_again_by_the_next_run(s3: S3, pairs: list[Pair]) -> None:
-    s3.put("bucket", "all.tar", tar_of(pairs))
-    remote = open_pairs("s3://bucket/all.tar")
-    assert list(remote) == pairs
-    blocks()[0].write_bytes(bytes(blocks()[0].stat().st_size))  # as a crash of the machine leaves it
-    with pytest.raises(DcclipError, match="the image of pair red-circle has changed"):
-        list(remote)
-    assert list(remote) == pairs
-
-
-def test_what_is_needed_next_is_fetched_ahead(s3: S3, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(indexed, "BLOCK", 8)
-    s3.put("bucket", "all.tar", tar_of(pairs))
-    remote = open_pairs("s3://bucket/all.tar")
-    assert remote.blocks.tolist() == [0, 8, 16, 24, 32]
-    asked: list[int] = []
-    monkeypatch.setattr(remote._cache, "prefetch", lambda needed: asked.extend(block.size for block in needed))  # type: ignore[attr-defined]
-    remote.will_need(np.array([9, 10, 39, 15]))
-    chunk = remote._datasets[0]  # type: ignore[attr-defined]
-    assert asked == [block.size for block in chunk.blocks_of(np.array([8, 32]))]
-
-
-def test_a_folder_on_disk_needs_no_cache(pairs: list[Pair], tmp_path: Path) -> None:
-    (tmp_path / "all.tar").write_bytes(tar_of(pairs))
-    local = open_pairs(tmp_path)
-    local.will_need(np.arange(40))
-    assert local.image(0) == pairs[0].image
-    assert not (cache_folder() / "blocks").exists()
-
-
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[tuple[str, Any]]:
     forget_connections()
@@ -126,20 +100,18 @@ def web(tmp_path: Path) -> Iterator[tuple[str, Any]]:
         yield url, handler
 
 
-def test_tars_on_a_web_server_are_named_by_number(web: tuple[str, Any], pairs: list[Pair], tmp_path: Path) -> None:
+def test_tars_on_a_web_server_are_named_by_number_and_nothing_that_they_name_is_fetched(
+    web: tuple[str, Any], pairs: list[Pair], tmp_path: Path
+) -> None:
+    naming = [Pair(pair.key, pair.image, pair.zh, pair.en, {"url": f"{web[0]}/{pair.key}.png"}) for pair in pairs]
     for number in range(2):
-        (tmp_path / f"{number:05}.tar").write_bytes(tar_of(pairs[number * 20 : number * 20 + 20]))
+        (tmp_path / f"{number:05}.tar").write_bytes(tar_of(naming[number * 20 : number * 20 + 20]))
     remote = open_pairs(f"{web[0]}/{{00000..00001}}.tar?signature=secret")
-    assert list(remote) == pairs
+    assert list(remote) == naming
+    names = {request.split()[0].partition("?")[0] for request in web[1].requests}
+    assert names == {f"/0000{number}.tar{suffix}" for number in range(2) for suffix in ("", ".index.arrow")}
     assert "secret" not in str(remote.path)
     assert all(b"secret" not in file.read_bytes() for file in cache_folder().rglob("*") if file.is_file())
-
-
-def test_nothing_that_the_data_names_is_fetched(web: tuple[str, Any], pairs: list[Pair], tmp_path: Path) -> None:
-    naming = [Pair(pair.key, pair.image, pair.zh, pair.en, {"url": f"{web[0]}/{pair.key}.png"}) for pair in pairs]
-    (tmp_path / "all.tar").write_bytes(tar_of(naming))
-    assert list(open_pairs(f"{web[0]}/all.tar")) == naming
-    assert {request.split()[0] for request in web[1].requests} == {"/all.tar", "/all.tar.index.arrow"}
 
 
 def test_another_version_of_a_shard_is_indexed_again(s3: S3, pairs: list[Pair]) -> None:
@@ -153,3 +125,154 @@ def test_another_version_of_a_shard_is_indexed_again(s3: S3, pairs: list[Pair]) 
     found = find_dataset("s3://bucket/all.tar")
     assert found is not None
     assert found[0] == pairs[39]
+
+
+# ---- training
+
+
+SHARDS = 8
+
+
+@pytest.fixture
+def job(s3: S3, pairs: list[Pair], student_section: dict[str, Any], tmp_path: Path) -> Job:
+    """`align` in windows of eight pairs, from a store with eight shards of five pairs."""
+    (tmp_path / "shards").mkdir()
+    for number in range(SHARDS):
+        content = tar_of(pairs[number * 5 : number * 5 + 5])
+        (tmp_path / "shards" / f"{number:05}.tar").write_bytes(content)
+        s3.put("bucket", f"shards/{number:05}.tar", content)
+    return {
+        "root": str(tmp_path / "remote"),
+        "stage": "align",
+        "student": student_section,
+        "data": {"train": "s3://bucket/shards", "shuffle_window": 8, "cache_gb": 5e-5},
+        "options": {"start": "scratch", "steps": 12, "batch_size": 4, "workers": 1},
+    }
+
+
+def test_training_from_a_store_that_stops_meanwhile_gives_the_weights_of_training_from_disk(
+    job: Job, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from_disk = run(job | {"root": str(tmp_path / "local"), "data": job["data"] | {"train": str(tmp_path / "shards")}})
+    assert sha256(run(job)) == sha256(from_disk)
+    cached_bytes = sum(file.stat().st_size for file in blocks())
+    assert 10_000 < cached_bytes <= 50_000
+    monkeypatch.setenv("DCCLIP_CACHE", str(tmp_path / "empty"))
+    # A worker that loads ahead has all of so few images before the store stops.
+    job |= {"root": str(tmp_path / "again"), "options": job["options"] | {"workers": 0}}
+    with refused(r"s3://bucket/shards/0000\d.tar cannot be read: Could not connect", "run the same command again"):
+        run(job, Watch("align", 4, s3.stop))
+    s3.start()
+    progress = Watch()
+    result = run(job, progress)
+    assert [line for line in progress.said if line.startswith("align: resuming from step")]
+    assert sha256(result) == sha256(from_disk)
+
+
+# ---- the block cache
+
+
+FETCHED = "fetched"  # a line in this file for each fetch
+
+
+def block(tmp_path: Path, key: str, size: int = 1000) -> Block:
+    """A block of `size` times the last character of its key."""
+    content = key[-1:].encode() * size
+
+    def write(descriptor: int) -> None:
+        with (tmp_path / FETCHED).open("a") as log:
+            log.write(f"{key}\n")
+        os.pwrite(descriptor, content, 0)
+
+    return Block(key, 0, size, f"shard {key}", write)
+
+
+def fetched(tmp_path: Path) -> list[str]:
+    return (tmp_path / FETCHED).read_text().split()
+
+
+def kept(cache: BlockCache) -> list[str]:
+    return sorted(file.stem for file in cache.folder.glob("*.block"))
+
+
+def test_a_block_is_fetched_once(tmp_path: Path) -> None:
+    cache = BlockCache(tmp_path / "blocks", 5000)
+    assert cache.read(block(tmp_path, "aa"), 10, 3) == b"aaa"
+    assert cache.read(block(tmp_path, "aa"), 999, 1) == b"a"
+    assert BlockCache(tmp_path / "blocks", 5000).read(block(tmp_path, "aa"), 0, 2) == b"aa"
+    assert fetched(tmp_path) == ["aa"]
+
+
+def test_the_least_recently_used_blocks_are_removed_to_keep_the_bound(tmp_path: Path) -> None:
+    cache = BlockCache(tmp_path / "blocks", 2500)
+    for key in ("a1", "b2"):
+        cache.fetch(block(tmp_path, key))
+    os.utime(cache.folder / "a1.block", (1, 1))
+    os.utime(cache.folder / "b2.block", (2, 2))
+    cache.read(block(tmp_path, "a1"), 0, 1)
+    cache.fetch(block(tmp_path, "c3"))
+    assert kept(cache) == ["a1", "c3"]
+
+
+def test_a_block_that_is_cut_is_fetched_again(tmp_path: Path) -> None:
+    cache = BlockCache(tmp_path / "blocks", 5000)
+    cache.fetch(block(tmp_path, "aa"))
+    (cache.folder / "aa.block").write_bytes(b"a" * 999)
+    assert cache.read(block(tmp_path, "aa"), 0, 2) == b"aa"
+
+
+def _read(cache: BlockCache, one: Block) -> None:
+    assert cache.read(one, 0, 1) == b"a"
+
+
+def test_processes_that_need_the_same_block_fetch_it_once(tmp_path: Path) -> None:
+    cache, one = BlockCache(tmp_path / "blocks", 5000), block(tmp_path, "aa")
+
+    def write(descriptor: int) -> None:
+        time.sleep(0.3)
+        one.write(descriptor)
+
+    slow = Block(one.key, 0, one.size, one.source, write)
+    fork = get_context("fork")
+    workers = [fork.Process(target=_read, args=(cache, slow)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert fetched(tmp_path) == ["aa"]
+
+
+def _wait(cache: BlockCache, keys: list[str]) -> None:
+    end = time.monotonic() + 10
+    while kept(cache) != keys and time.monotonic() < end:
+        time.sleep(0.01)
+    assert kept(cache) == keys
+
+
+def test_windows_are_fetched_ahead_and_the_one_in_use_is_kept(tmp_path: Path) -> None:
+    cache = BlockCache(tmp_path / "blocks", 4000)
+    cache.prefetch([block(tmp_path, "a1"), block(tmp_path, "b2")])
+    _wait(cache, ["a1", "b2"])
+    cache.prefetch([block(tmp_path, "c3"), block(tmp_path, "d4")])
+    _wait(cache, ["a1", "b2", "c3", "d4"])
+    cache.prefetch([block(tmp_path, "e5")])
+    _wait(cache, ["b2", "c3", "d4", "e5"])
+    assert fetched(tmp_path) == ["a1", "b2", "c3", "d4", "e5"]
+
+
+def test_a_window_larger_than_the_cache_is_an_error(tmp_path: Path) -> None:
+    cache = BlockCache(tmp_path / "blocks", 1500)
+    with pytest.raises(DcclipError, match="a shuffle window of shard a1 needs 2e-06 GB") as caught:
+        cache.prefetch([block(tmp_path, "a1"), block(tmp_path, "b2")])
+    assert caught.value.hint == "make data.cache_gb larger, or data.shuffle_window smaller"
+
+
+def test_a_full_disk_is_an_error_that_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left on device") as caught:  # no fault of an image
+        BlockCache(tmp_path / "blocks", 5000).fetch(Block("aa", 0, 10, "shard", full))
+    assert str(caught.value.filename).startswith(str(tmp_path / "blocks"))
+    assert not list((tmp_path / "blocks").glob("aa*"))
