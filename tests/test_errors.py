@@ -108,9 +108,15 @@ def test_commands_speak_chinese(monkeypatch: pytest.MonkeyPatch) -> None:
         "错误：没有.yaml 不存在",
         "提示：请给出一个配方，如 recipes/quickstart.yaml",
     ]
-    said = dcclip("recipe", "show", "--frsh", expect=2).stderr
-    assert all(part in said for part in ("用法：dcclip recipe show [OPTIONS]", "错误", "没有选项 --frsh"))
-    command = [sys.executable, "-m", "dcclip_cli", "distill", "--help"]  # Typer looks up some words once, at its import
-    shown = subprocess.run(command, env=os.environ | {"PYTHONUTF8": "1"}, capture_output=True, encoding="utf-8").stdout
-    assert all(part in shown for part in ("用法：", "选项", "让学生学习教师的特征", "[必填]", "显示此帮助并退出。"))
-    assert "…" not in shown and max(map(cell_len, shown.splitlines())) == 80
+    # Typer looks up some words once, at its import.
+    environment, program = os.environ | {"PYTHONUTF8": "1"}, [sys.executable, "-m", "dcclip_cli"]
+    said, shown = (
+        subprocess.run([*program, *words], env=environment, capture_output=True, encoding="utf-8")
+        for words in (("recipe", "show", "--frsh"), ("distill", "--help"))
+    )
+    assert said.returncode == 2
+    assert all(part in said.stderr for part in ("用法：dcclip recipe show [OPTIONS]", "错误", "没有选项 --frsh"))
+    assert all(
+        part in shown.stdout for part in ("用法：", "选项", "让学生学习教师的特征", "[必填]", "显示此帮助并退出。")
+    )
+    assert "…" not in shown.stdout and max(map(cell_len, shown.stdout.splitlines())) == 80
