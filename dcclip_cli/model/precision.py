@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -19,8 +19,6 @@ from dcclip_cli.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-    from dcclip_cli.model.towers import Towers
 
 LEAST_GAIN = 1.2  # speed-up of bf16 below which its coarser numbers are not worth it
 _ROUNDS, _PROBE_S = 3, 0.1  # passes timed in each precision, and the time that one should take
@@ -98,12 +96,12 @@ AS_ASKED = Choice("fp32", Message("as requested"))
 def choose_precision(
     asked: str,
     device: str,
-    towers: Towers,
+    towers: nn.Module,
     training: bool = False,
     image: bool = True,
     progress: Progress | None = None,
 ) -> Choice:
-    """The precision that `asked` ("auto", "fp32", "bf16", "fp16") means for these towers on `device`.
+    """The precision that `asked` ("auto", "fp32", "bf16", "fp16") means for these Towers on `device`.
 
     On a CPU, bf16 has to be native and at least LEAST_GAIN times faster when these towers are timed; `training` times
     a backward pass too, `image=False` the text tower alone. The result is kept in the cache folder, so that a machine
@@ -180,7 +178,7 @@ def bf16_gain(run: Callable[[], object], rounds: int = _ROUNDS) -> float:
     return fastest[False] / fastest[True]
 
 
-def _cached_gain(towers: Towers, training: bool, image: bool, progress: Progress) -> float:
+def _cached_gain(towers: nn.Module, training: bool, image: bool, progress: Progress) -> float:
     """The gain of bf16, measured once per architecture, machine and torch version."""
     import torch
 
@@ -200,8 +198,8 @@ def _cached_gain(towers: Towers, training: bool, image: bool, progress: Progress
         return _measured_gain(towers, training, image)
 
 
-def _measured_gain(towers: Towers, training: bool, image: bool) -> float:
-    """Time a few passes. Running means, gradients and random state of `towers` do not change."""
+def _measured_gain(towers: Any, training: bool, image: bool) -> float:
+    """Time a few passes of Towers. Running means, gradients and random state of `towers` do not change."""
     import torch
     from PIL import Image
 
@@ -214,7 +212,7 @@ def _measured_gain(towers: Towers, training: bool, image: bool) -> float:
             pixels = blank.expand(count, *blank.shape).contiguous(memory_format=torch.channels_last)
             features.append(probed.image_features(pixels).embedding)
         if training:
-            sum(one.float().square().mean() for one in features).backward()  # type: ignore[union-attr]
+            sum(one.float().square().mean() for one in features).backward()
             probed.zero_grad()
 
     with torch.random.fork_rng(), torch.set_grad_enabled(training):
