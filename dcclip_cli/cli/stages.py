@@ -80,7 +80,7 @@ def collect(
     """
     flags.out(out)
     if engine == "local" and not check and (workers or cores()) > 1:
-        from dcclip_cli.curation.executors import IMPORTS
+        from dcclip_cli.curation import IMPORTS
         from dcclip_cli.processes import preload
 
         preload(IMPORTS)

