@@ -126,7 +126,7 @@ class Batch:
     teacher_pixels: tuple[torch.Tensor, ...]
     texts: dict[str, Texts]
     num_unpaired_texts: int = 0
-    teacher_features: tuple[StoredFeatures | None, ...] = ()
+    teacher_features: tuple[StoredFeatures, ...] = ()
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on a device, without waiting for the copy; sample and augmentation indices stay on the CPU."""
@@ -142,7 +142,7 @@ class Batch:
             pixels=change(self.pixels),
             teacher_pixels=tuple(map(change, self.teacher_pixels)),
             texts={language: texts.map(change) for language, texts in self.texts.items()},
-            teacher_features=tuple(one and one.map(change) for one in self.teacher_features),
+            teacher_features=tuple(one.map(change) for one in self.teacher_features),
         )
 
     def rows_of_parts(self, name: str, parts: int) -> list[torch.Tensor]:
@@ -170,7 +170,7 @@ class Batch:
             here = slice(number * size, (number + 1) * size)
             teacher_pixels = tuple(pixels[here] for pixels in self.teacher_pixels)
             samples = self.sample_index[here], self.augmentation_index[here]
-            features = tuple(one and one.take(here, rows) for one in self.teacher_features)
+            features = tuple(one.take(here, rows) for one in self.teacher_features)
             found.append(Batch(*samples, self.pixels[here], teacher_pixels, texts, unpaired, features))
         return found
 
@@ -195,7 +195,7 @@ class Collator:
     num_augmentations: int = 0
     with_caption_ids: bool = False
     image_cache: ImageCache = field(default_factory=ImageCache, compare=False, repr=False)
-    read_features: tuple[Callable[[Batch], StoredFeatures | None], ...] = ()
+    read_features: tuple[Callable[[Batch], StoredFeatures], ...] = ()
 
     def __getitems__(self, samples: list[Sample]) -> Batch | DcclipError:
         """The batch, or the error in its data: a DataLoader would lose the hint of an error that is raised here."""

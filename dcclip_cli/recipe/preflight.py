@@ -181,7 +181,7 @@ class Preflight:
         teacher, named = self.loaded.recipe.teacher, list[tuple[Location, Teacher]]()
         gives = any(one.context.new_student and one.context.new_student.from_teacher for one in stages)
         keeps = any(one.context.student and one.context.student.keeps_images for one in stages)
-        learning = [one for one in stages if one.learns]
+        learning = [one for one in stages if one.setup.needs_teacher]
         if teacher and stages and (learning or gives or keeps or "eval" in self.needed):
             named.append((("teacher", "model"), teacher))
         for one in learning:
@@ -203,7 +203,7 @@ class Preflight:
         options = recipe.student
         assert options is not None
         teacher = self._teachers.get(recipe.teacher.model) if recipe.teacher else None
-        towers = self._towers(options, teacher, is_new, any(one.learns for one in stages))
+        towers = self._towers(options, teacher, is_new, any(one.setup.needs_teacher for one in stages))
         if towers is None or teacher is None or recipe.teacher is None or not is_new:
             return towers
         from dcclip_cli.model.blank import local_folder
@@ -288,7 +288,7 @@ class Preflight:
             return
         from dcclip_cli.train.estimate import StageWork
 
-        teachers = context.teachers(setup.options) if stage.learns else ()
+        teachers = context.teachers(setup.options) if setup.needs_teacher else ()
         blank, sizes = [self._teachers.get(one.model) for one in teachers], {kind: setup.sizes[kind] for kind in data}
         known = replace(setup, sizes=sizes)  # of data that is still to be collected nothing is known
         work = StageWork(known, data, student, blank, teachers, context.seed, self.device)
@@ -352,11 +352,6 @@ class Stage:
 
     setup: StageSetup
     context: StageContext
-
-    @property
-    def learns(self) -> bool:
-        """Whether it learns from teachers."""
-        return any(loss.needs_teacher for loss in self.setup.losses)
 
 
 def _size_key(options: TrainOptions, kind: str) -> str:

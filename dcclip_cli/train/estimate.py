@@ -25,7 +25,7 @@ from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.model.towers import ImageFeatures, OpenClipTowers, TextFeatures, Tokens, Towers
 from dcclip_cli.progress import Silent
 from dcclip_cli.text import duration_in_words, size_in_words
-from dcclip_cli.train.losses.base import Outputs, TeacherLoss, Widths, layers_of, learns_from
+from dcclip_cli.train.losses.base import Outputs, TeacherLoss, Widths, layers_of, learns_from, student_layers
 from dcclip_cli.train.losses.features import TokenFeaturesLoss
 from dcclip_cli.train.optimizer import make_optimizer
 from dcclip_cli.train.options import StageSetup
@@ -149,7 +149,7 @@ class StageWork:
     def cache_bytes(self) -> float:
         """Bytes that the teacher cache will take in addition, as far as the teachers are known."""
         total, losses = 0.0, self.setup.losses
-        grids = map_grids(self.student, sorted({layer for loss in losses for layer in loss.student_layers_needed}))
+        grids = map_grids(self.student, student_layers(losses))
         for number, blank in enumerate(self.blank if self.setup.options.teacher_cache else ()):
             own = learns_from(losses, number)
             if blank is not None and any(loss.needs_teacher for loss in own):

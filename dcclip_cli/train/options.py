@@ -250,6 +250,11 @@ class StageSetup:
     half: bool = False
 
     @property
+    def needs_teacher(self) -> bool:
+        """Whether a loss learns from teachers."""
+        return any(loss.needs_teacher for loss in self.losses)
+
+    @property
     def listed_losses(self) -> tuple[Loss, ...]:
         """The losses that the recipe lists, without align's own contrastive loss, which is the first."""
         return self.losses[1:] if self.task else self.losses

@@ -19,7 +19,7 @@ from dcclip_cli.run_dir import TrainResult
 from dcclip_cli.train.checkpoint import telling_saved_step
 from dcclip_cli.train.compute import computed_in, join_processes, settle_precision, use_kernels, use_threads
 from dcclip_cli.train.distributed import processes_here
-from dcclip_cli.train.losses.base import layers_of, learns_from
+from dcclip_cli.train.losses.base import layers_of, learns_from, student_layers
 from dcclip_cli.train.options import DEFAULT_EMBED_DIM, StageContext, StageSetup, problems
 from dcclip_cli.train.student import Student, new_student, student_from
 from dcclip_cli.train.task import TrainingTask, learns_everything, shorter_dims
@@ -117,14 +117,14 @@ def _check_kinds(setup: StageSetup, training: TrainingData) -> None:
     pairs = training.datasets.get("pairs")
     if pairs is None or pairs.embeddings is None:
         return
-    if setup.lock != "image" or any(loss.needs_teacher for loss in setup.losses):
+    if setup.lock != "image" or setup.needs_teacher:
         what = Message("{} contains embeddings instead of images for an image tower or a teacher", pairs.path)
         raise DcclipError(what, "use align with lock: image and without losses, or train on pairs with images")
 
 
 def _open_teachers(setup: StageSetup, context: StageContext) -> list[LazyTeacher]:
     """The teachers by number; none if no loss needs any."""
-    if not any(loss.needs_teacher for loss in setup.losses):
+    if not setup.needs_teacher:
         return []
     teachers = [
         LazyTeacher(one, context.device, context.progress, layers_of(setup.losses, number))
@@ -152,7 +152,7 @@ def _open_student(
         student = student_from(context.start, name)
     else:
         assert new is not None
-        learns = teacher and any(loss.needs_teacher for loss in setup.losses)
+        learns = teacher and setup.needs_teacher
         width = teacher.facts.widths.embedding if teacher and learns else DEFAULT_EMBED_DIM
         model = context.teacher.model if context.teacher else None
         towers = teacher.towers if teacher and new.inherits else None
@@ -202,8 +202,7 @@ def _features(
             OnlineTeacher(teacher.towers, number, layers_of(setup.losses, number), teacher.facts.widths)
             for number, teacher in enumerate(teachers)
         ]
-    layers = sorted({layer for loss in setup.losses for layer in loss.student_layers_needed})
-    grids = map_grids(student.towers, layers) if teachers else {}
+    grids = map_grids(student.towers, student_layers(setup.losses)) if teachers else {}
     workers, progress = loading_processes(setup.options.workers), context.progress
     return [
         TeacherCache(teacher, collator, learns_from(setup.losses, number), grids, workers, progress, number)

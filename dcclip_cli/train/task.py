@@ -18,7 +18,7 @@ from dcclip_cli.data.pixels import normalized
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.towers import ImageFeatures, OpenClipTowers, TextFeatures
 from dcclip_cli.train.distributed import average_gradients, gather, gather_numbers, process_count, process_index
-from dcclip_cli.train.losses.base import Loss, Outputs, TeacherLoss, Tower, Widths
+from dcclip_cli.train.losses.base import Loss, Outputs, TeacherLoss, Tower, Widths, student_layers
 from dcclip_cli.train.losses.contrastive import TaskLoss
 from dcclip_cli.train.teacher import TeacherFeatures, no_images, widths
 
@@ -45,7 +45,7 @@ class TrainingTask(nn.Module):
         self.student = student
         self.chance: dict[str, Tensor] = {}  # terms of the last batch at chance level, where known
         self._teachers, self._losses = list(teachers), list(losses)
-        self._layers = sorted({layer for loss in losses for layer in loss.student_layers_needed})
+        self._layers = student_layers(losses)
         self._widths = widths(student, self._layers)
         self._dims = dims
         self.adapters = nn.ModuleList(nn.ModuleDict() for _ in teachers)

@@ -29,7 +29,6 @@ from dcclip_cli.data.pixels import VERSION, normalized, stacked, training_prepro
 from dcclip_cli.data.samplers import MixedBatchSampler, Sample
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import cache_folder
-from dcclip_cli.machine import loading_processes
 from dcclip_cli.model.precision import finite
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Towers
 from dcclip_cli.progress import Progress, Silent
@@ -223,10 +222,11 @@ class TeacherCache:
         self._progress.say(line)
 
     def features(self, batch: Batch) -> Outputs:
-        """The teacher's outputs for a batch, from what the loader has read."""
+        """The teacher's outputs for a batch, from what the loader has read, if it has."""
         device = batch.pixels.device
-        stored = batch.teacher_features[self._number] if batch.teacher_features else None
-        if stored is None:
+        if batch.teacher_features:
+            stored = batch.teacher_features[self._number]
+        else:  # the batch of a collator without `read_features`
             stored = self.reader(batch).map(lambda tensor: tensor.to(device))
         texts = {name: _text_features(one) for name, one in stored.texts.items()}
         image_index = {name: given.image_index for name, given in batch.texts.items()}
@@ -266,7 +266,7 @@ class TeacherCache:
         layers = tuple(layer for layer in self._maps if layer != -1)
         images = _Images(self._collator, teacher, rows.samples)
         samples = [batch.tolist() for batch in batches]
-        for pixels in load_batches(images, samples, loading_processes(self._workers)):
+        for pixels in load_batches(images, samples, self._workers):
             moved = normalized(pixels.to(self._teacher.device), teacher.preprocessing)
             moved = moved.contiguous(memory_format=torch.channels_last)
             with teacher.as_teacher():

@@ -192,6 +192,11 @@ def learns_from(losses: Sequence[Loss], teacher: int) -> list[Loss]:
     return [loss for loss in losses if not isinstance(loss, TeacherLoss) or loss.teacher == teacher]
 
 
+def student_layers(losses: Sequence[Loss]) -> list[int]:
+    """The student's image layers, without the last one, whose maps some loss needs."""
+    return sorted({layer for loss in losses for layer in loss.student_layers_needed})
+
+
 def layers_of(losses: Sequence[Loss], teacher: int) -> tuple[int, ...]:
     """The teacher's image layers, without the last one, whose maps some loss needs."""
     return tuple(sorted({layer for loss in learns_from(losses, teacher) for layer in loss.teacher_layers_needed}))
