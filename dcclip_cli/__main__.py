@@ -14,6 +14,7 @@ from dcclip_cli.machine import is_first_process, is_launched
 from dcclip_cli.processes import AGAIN, asked, end_on_signals, end_with_launcher, ignore_signals
 
 _NO_READER = 128 + 13  # as of a program that SIGPIPE ends, which dcclip ignores for its sockets
+_WIDEST = 1_000  # columns of a terminal: rich fills each row, however wide
 _LOADING_S, _PREDICT_S = 1.0, 1.8  # with a bundle, predict has answered by then
 
 
@@ -69,6 +70,8 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape")
+    if (width := os.environ.get("COLUMNS", "")).isdigit() and int(width[:9]) > _WIDEST:
+        os.environ["COLUMNS"] = str(_WIDEST)
 
 
 def _exit(code: int) -> None:
