@@ -11,7 +11,7 @@ from threading import Timer
 
 from dcclip_cli.errors import Message, load_catalogue, translated
 from dcclip_cli.machine import is_first_process, is_launched
-from dcclip_cli.processes import AGAIN, asked, end_on_signals, end_with_launcher, ignore_signals
+from dcclip_cli.processes import AGAIN, asked, end_on_signals, end_with_launcher, ignore_signals, remove_sockets
 
 _NO_READER = 128 + 13  # as of a program that SIGPIPE ends, which dcclip ignores for its sockets
 _WIDEST = 1_000  # columns of a terminal: rich fills each row, however wide
@@ -79,6 +79,8 @@ def _exit(code: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(ValueError, OSError):  # closed; nobody reads it
             stream.flush()
+    if "multiprocessing" in sys.modules:
+        remove_sockets()
     os._exit(code)
 
 

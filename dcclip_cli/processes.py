@@ -217,7 +217,13 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    # Of the sockets through which it hands over shared memory; only an orderly exit would remove it.
+    remove_sockets()
+    os._exit(1)
+
+
+def remove_sockets() -> None:
+    """Remove the folder of this process's sockets to workers, which otherwise only an orderly exit does."""
+    import multiprocessing
+
     if folder := getattr(multiprocessing.current_process(), "_config", {}).get("tempdir"):
         shutil.rmtree(folder, ignore_errors=True)
-    os._exit(1)

@@ -54,7 +54,7 @@ def finished(run: Path, stage: StageName) -> bool:
     if not has_product(run, stage):
         return False
     product = _product(run, stage)
-    record = product / RECORD if product.is_dir() else product
+    record = product if product.suffix else product / RECORD
     if record.name == RECORD:
         read_record(record, Message("make it again with --fresh"))
     return True

@@ -9,12 +9,9 @@ from functools import cache
 from itertools import accumulate
 from typing import Any
 
-from typer import BadParameter
-
 from dcclip_cli.errors import DOMAIN, FIELD, LOCALES, Message, translated
 from dcclip_cli.text import rows
 
-USAGE_ERROR: type[Any] = BadParameter.__mro__[1]  # the base of all usage errors, which Typer does not export
 _USAGE = Message("Usage: ")
 _HELP = Message("Show this message and exit.")
 # Typer's usage errors, which are finished texts: the first that matches is the template.

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 _STDOUT = "stdout"
+_USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[1]  # the base of all usage errors, which Typer does not export
 _NAME_WIDTH = 17  # of a field's name, with blanks on both sides
 
 _MOST_LINES = 50  # of one error
@@ -60,7 +61,7 @@ class CommandGroup(typer.core.TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with _usage_errors():
+            with _usage_errors(ctx):
                 try:
                     return super().invoke(ctx)
                 finally:
@@ -87,17 +88,16 @@ class CommandGroup(typer.core.TyperGroup):
 
 
 @contextmanager
-def _usage_errors() -> Iterator[None]:
-    """Let usage errors of the block be in the user's language."""
-    if language() == "en":
-        yield
-        return
-    from dcclip_cli.cli.chinese import USAGE_ERROR, usage_error
-
+def _usage_errors(context: Any = None) -> Iterator[None]:
+    """Let usage errors of the block name the command's help, in the user's language."""
     try:
         yield
-    except USAGE_ERROR as error:
-        usage_error(error)
+    except _USAGE_ERROR as error:
+        error.ctx = error.ctx or context  # the parser's own have none
+        if language() == "zh":
+            from dcclip_cli.cli.chinese import usage_error
+
+            usage_error(error)
         raise
 
 

@@ -106,6 +106,9 @@ def open_clip_config(folder: Path, on_hub: bool = False) -> dict[str, Any]:
     if unknown := {*(text.get("tokenizer_kwargs") or ())} - _TOKENIZER_ARGUMENTS:
         where = f"{file}: model_cfg.text_cfg.tokenizer_kwargs: {min(unknown)}"
         raise DcclipError("{} is not allowed: it could run code or read other files", "remove it", where)
+    if text.get("pool_type") == "eos" and text.get("eos_id", 2) not in range(_MOST):
+        where = f"{file}: model_cfg.text_cfg.eos_id"
+        raise DcclipError("{} is no token's number: {}", COPY_AGAIN, where, str(text["eos_id"])[:60])
     with library_errors(f"{file}: preprocess_cfg", COPY_AGAIN):
         settings = dict(content.get("preprocess_cfg") or {})
         if unknown := settings.keys() - _PREPROCESSING:
