@@ -141,7 +141,7 @@ def test_mistakes_are_the_exceptions_that_commands_print(tmp_path: Path) -> None
 def test_a_run_returns_each_stage_and_a_summary_of_its_models(done: api.RunResult) -> None:
     assert list(done.stages) == ["distill", "align", "eval", "export"]
     assert [one.name for one in done.models] == ["teacher", "student", "bundle"]
-    assert set(done.models[0].top1) == {"train en", "train zh"}
+    assert set(done.models[0].scores["top1"]) == {"train en", "train zh"}
     assert all(min(one.parameters, one.size_bytes, one.image_ms) > 0 for one in done.models)
 
 

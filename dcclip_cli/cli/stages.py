@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, BadParameter, Option, launch
 
 from dcclip_cli.cli import console, flags
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.exporters import FormatName, Precision, Preprocess
 from dcclip_cli.machine import cores
 
@@ -207,9 +207,15 @@ def _show_collected(result: CollectResult) -> None:
 
 def _show_models(title: str, models: list[ModelSummary]) -> None:
     """Print models in columns, and the ratio of student to teacher."""
+    from dcclip_cli.eval.result import METRIC_NAMES
+
     agreement = {on: Message("agreement with the teacher, {}", on) for on in models[0].agreement}
     lines: list[tuple[str, list[float], str]] = [
-        *((f"top-1 {name}", [one.top1[name] for one in models], "{:.1%}") for name in models[0].top1),
+        *(
+            (joined(" ", (METRIC_NAMES[metric], on)), [one.scores[metric][on] for one in models], "{:.1%}")
+            for metric, scores in models[0].scores.items()
+            for on in scores
+        ),
         *((name, [one.agreement[on] for one in models], "{:.1%}") for on, name in agreement.items()),
         (Message("parameters"), [one.parameters / 1e6 for one in models], "{:.2f} M"),
         (Message("size of the weights"), [one.size_bytes / 1e6 for one in models], "{:.1f} MB"),

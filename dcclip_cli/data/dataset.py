@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from dcclip_cli.data.class_folders import no_pairs
 from dcclip_cli.data.index import find_indexes
@@ -18,6 +18,7 @@ from dcclip_cli.data.pair import (
     Lazy,
     Pair,
     PairDataset,
+    Rows,
     captions_in_memory,
 )
 from dcclip_cli.data.remote import DataFile, is_url, list_files, shown
@@ -28,6 +29,8 @@ from dcclip_cli.progress import Progress
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
+
+    from dcclip_cli.data.options import DataOptions
 
 _LAYOUT = "a .parquet file, a .tar file or a folder of such shards"
 
@@ -113,6 +116,25 @@ def open_pairs(
             raise no_pairs(named(source), f"name {', '.join([_LAYOUT, *(layout.layout for layout in LAYOUTS)])}")
         raise DcclipError("{} has no pairs", "collect or download it again, or name another", named(source))
     return dataset
+
+
+def recipe_pairs(
+    data: DataOptions, kind: Literal["train", "validation"], progress: Progress | None = None
+) -> PairDataset | None:
+    """A recipe's pairs to train on, or to validate on; None if it has none. Raises DcclipError as `open_pairs`."""
+    source = data.train if kind == "train" or data.hold_out else data.validation
+    if source is None:
+        return None
+    whole = open_pairs(source, data.columns, progress, data.cache_bytes)
+    if not data.hold_out:
+        return whole
+    if data.hold_out >= len(whole):
+        what = Message("data.hold_out is {:,}, and {} has {:,} pairs", data.hold_out, named(source), len(whole))
+        raise DcclipError(what, "make it smaller, about a twentieth of the pairs")
+    import numpy as np
+
+    held = np.linspace(0, len(whole) - 1, data.hold_out).astype(np.int64)
+    return Rows(whole, held if kind == "validation" else np.setdiff1d(np.arange(len(whole)), held))
 
 
 def find_dataset(

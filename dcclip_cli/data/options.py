@@ -35,6 +35,12 @@ class DataOptions(Options):
         description="Image-text pairs for validation and for checking an export; export falls back to "
         "data.train, then to data.images and data.texts",
     )
+    hold_out: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Pairs of data.train, evenly spaced, that are not trained on: they are the validation pairs",
+    )
     images: str | None = Field(
         None, description="Images without captions, to distill the image tower: a folder, a Parquet file or a tar file"
     )
@@ -80,6 +86,8 @@ class DataOptions(Options):
     def _check(self) -> Self:
         if not (self.train or self.images or self.texts):
             raise ValueError(Message("name what to train on: train, images or texts"))
+        if self.hold_out and (self.validation or not self.train):
+            raise ValueError(Message("hold_out takes validation pairs out of train: remove it, or set only train"))
         if self.phrases and not self.texts:
             raise ValueError(Message("phrases are made of texts: set texts as well"))
         return self

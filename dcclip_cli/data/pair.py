@@ -279,6 +279,59 @@ class ConcatDataset(PairDataset):
         return Lazy(len(self), get, lambda: chain.from_iterable(map(of, self._datasets)))
 
 
+class Rows(PairDataset):
+    """Some samples of a dataset, all of which have images: those at the ascending `rows`."""
+
+    def __init__(self, dataset: PairDataset, rows: np.ndarray) -> None:
+        self.path, self._whole, self._rows = dataset.path, dataset, rows
+        self.embeddings = None if dataset.embeddings is None else dataset.embeddings[rows]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Pair:
+        return self._whole[int(self._rows[index])]
+
+    def image(self, index: int) -> bytes:
+        return self._whole.image(int(self._rows[index]))
+
+    def image_digest(self, index: int) -> bytes:
+        return self._whole.image_digest(int(self._rows[index]))
+
+    def captions(self, language: Language) -> Sequence[tuple[str, ...]]:
+        return self._values(self._whole.captions(language))
+
+    def keys(self) -> Sequence[str]:
+        return self._values(self._whole.keys())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self._whole.fingerprint.encode() + self._rows.tobytes()).hexdigest()
+
+    def first_caption_ids(self, indices: np.ndarray) -> np.ndarray:
+        return self._whole.first_caption_ids(self._rows[indices])
+
+    @property
+    def blocks(self) -> np.ndarray:
+        import numpy as np
+
+        return np.unique(np.searchsorted(self._rows, self._whole.blocks[self._whole.blocks <= self._rows[-1]]))
+
+    def will_need(self, indices: np.ndarray) -> None:
+        self._whole.will_need(self._rows[indices])
+
+    def _values(self, whole: Sequence[Any]) -> Lazy[Any]:
+        def every() -> Iterator[Any]:
+            chosen = iter(self._rows.tolist())
+            row = next(chosen, None)
+            for number, value in enumerate(whole):
+                if number == row:
+                    yield value
+                    row = next(chosen, None)
+
+        return Lazy(len(self), lambda index: whole[int(self._rows[index])], every)
+
+
 class FileDataset(PairDataset):
     """A dataset that is opened by its path. A new layout is a subclass of it, named in LAYOUTS in dataset.py."""
 

@@ -16,7 +16,7 @@ import yaml
 from dcclip_cli.data import prompts
 from dcclip_cli.data.class_folders import class_names, images_by_class
 from dcclip_cli.data.dataset import open_pairs, shards_at
-from dcclip_cli.data.pair import LANGUAGES, Language
+from dcclip_cli.data.pair import LANGUAGES, Language, PairDataset
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.dataset import Captions, Classes, DataSet, Images, ImageTransform, Loaded, Loader, Location
@@ -49,7 +49,7 @@ def open_dataset(
     path = Path(name)
     if not path.exists():
         raise registry.unknown(name)
-    found = _from_pairs(path, retrieval) if not path.is_dir() or shards_at(path) else _from_folder(path)
+    found = data_set(open_pairs(path), retrieval) if not path.is_dir() or shards_at(path) else _from_folder(path)
     if retrieval and not found.is_retrieval:
         raise DcclipError(
             "{} has no captions", "retrieval needs pairs: Parquet or tar files, or a folder of them", path
@@ -242,16 +242,22 @@ def _in_languages(dataset: DataSet, languages: Sequence[Language] | None) -> Dat
     return replace(dataset, truth={language: dataset.truth[language] for language in wanted})
 
 
-def _from_pairs(path: Path, retrieval: bool) -> DataSet:
-    """Pairs; the first caption in each language is the class name, or all captions are texts if `retrieval`."""
-    table = open_pairs(path)
+def data_set(table: PairDataset, retrieval: bool | None = None) -> DataSet:
+    """Pairs; the first caption in each language is the class name, or all captions are texts if `retrieval`.
+
+    None: these are class names if an image has one in each language, and half of them or more come again.
+    """
     earlier = Counter[str]()
     keys = []
     for row, key in enumerate(table.keys()):
         keys.append(f"{key} (row {row})" if earlier[key] else key)
         earlier[key] += 1
     images = Images(keys, table.image, table.fingerprint)
-    captions = {language: table.captions(language) for language in LANGUAGES}
+    path, captions = Path(table.path), {language: table.captions(language) for language in LANGUAGES}
+    if retrieval is None:
+        single = [several[0] for every in captions.values() for several in every if len(several) == 1]
+        named = len(single) == sum(bool(several) for every in captions.values() for several in every)
+        retrieval = not named or 2 * len(set(single)) > len(single)
     if retrieval:
         return _retrieval(path.stem, images, captions)
     complete = {language: every for language, every in captions.items() if all(every)}

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from dcclip_cli.data import prompts
 from dcclip_cli.data.collator import unaugmented
-from dcclip_cli.data.dataset import open_pairs
+from dcclip_cli.data.dataset import recipe_pairs
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import LANGUAGES, ConcatDataset, Lazy, PairDataset
 from dcclip_cli.data.unpaired import open_images, open_texts
@@ -61,15 +62,15 @@ def _lazy(length: int, get: Callable[[int], Image.Image]) -> Lazy[Image.Image]:
     return Lazy(length, get, lambda: map(get, range(length)))
 
 
-def recipe_samples(data: DataOptions | None, *keys: str) -> PairDataset | None:
-    """The pairs at the first of these keys of a recipe's data that is given, else its images, followed by its texts.
+def recipe_samples(data: DataOptions | None, *kinds: Literal["train", "validation"]) -> PairDataset | None:
+    """The pairs of the first of these kinds that a recipe's data has, else its images, followed by its texts.
 
     None if it has neither pairs nor images.
     """
     if data is None:
         return None
-    for source in filter(None, (getattr(data, key) for key in keys)):
-        return open_pairs(source, data.columns, cache_bytes=data.cache_bytes)
+    if found := next(filter(None, (recipe_pairs(data, kind) for kind in kinds)), None):
+        return found
     if data.images is None:
         return None
     images = open_images(data.images, data.columns, cache_bytes=data.cache_bytes)

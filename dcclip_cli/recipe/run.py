@@ -8,11 +8,13 @@ import logging
 import os
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from dcclip_cli.data.dataset import recipe_pairs
 from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import cache_folder
 from dcclip_cli.machine import is_first_process, is_launched
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from dcclip_cli.model.teachers import Teacher
     from dcclip_cli.train.estimate import StageWork
 
+_MOST_VALIDATED = 5_000  # validation images that models are compared on at the end
 
 StageResult: TypeAlias = "CollectResult | TrainResult | ExportResult | list[EvalResult]"
 
@@ -266,16 +269,25 @@ class RecipeRun:
         return found
 
     def _evaluate(self, *names: str) -> list[EvalResult]:
-        """Evaluate those of the run's models `names` that are not yet; all results are kept in the run."""
-        options = self.loaded.recipe.eval
-        if options is None:
-            return []
+        """Evaluate those of the run's models `names` that are not yet; all results are kept in the run.
+
+        Without test sets in the recipe: on its validation pairs.
+        """
         from dcclip_cli.eval.card import update_card
+        from dcclip_cli.eval.datasets import data_set
         from dcclip_cli.eval.embedding import FeatureCache
-        from dcclip_cli.eval.evaluate import evaluate, open_datasets, say_alike
+        from dcclip_cli.eval.evaluate import EvalOptions, evaluate, open_datasets, say_alike
         from dcclip_cli.eval.report import save_report
 
-        datasets, cache = open_datasets(options), FeatureCache(cache_folder(), self.progress.say)
+        options, data = self.loaded.recipe.eval, self.data()
+        if options is not None:
+            datasets = open_datasets(options)
+        elif data and (pairs := recipe_pairs(data, "validation")) is not None and pairs.embeddings is None:
+            datasets = [data_set(pairs)]
+            options = EvalOptions(datasets=(datasets[0].name,), limit=_MOST_VALIDATED)
+        else:
+            return []
+        cache = FeatureCache(cache_folder(), self.progress.say)
         new = {name: one for name, one in self._models().items() if name in names and name not in self._results}
         for name, model in new.items():
             self._results[name] = evaluate(
@@ -300,19 +312,21 @@ class RecipeRun:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _measure(self) -> list[ModelSummary]:
-        """Measure the run's models and keep that with their top-1, or their agreement with the teacher, in the run."""
+        """Measure the run's models, and keep that with their accuracy, or agreement with the teacher, in the run."""
         from dcclip_cli.exporters.samples import recipe_samples
         from dcclip_cli.predict.encoder import footprint, load_encoder
 
         models, rows, agreement = self._models(), [], {}
-        if "teacher" in models and self.loaded.recipe.eval is None:  # no test set says more
+        if "teacher" in models and not self._results:  # no test set says more
             given = recipe_samples(self.data(), "validation", "train")
             if given is not None and given.embeddings is None:
                 agreement = agreements(models, given, self.device, self.progress)
         for name, reference in models.items():
-            top1 = {f"{one.dataset} {one.language}": one.value for one in self._results.get(name, ())}
+            scores = defaultdict[str, dict[str, float]](dict)
+            for one in self._results.get(name, ()):
+                scores[one.metric][f"{one.dataset} {one.language}"] = one.value
             measured = asdict(footprint(load_encoder(reference, "cpu")))
-            rows.append(ModelSummary(name, **measured, top1=top1, agreement=agreement.get(name, {})))
+            rows.append(ModelSummary(name, **measured, scores=dict(scores), agreement=agreement.get(name, {})))
         keep_summary(self.dir.root, self._identity(), rows)
         return rows
 

@@ -23,9 +23,9 @@ _SAMPLES = 128  # images, and texts per language: some seconds with the starter 
 class ModelSummary:
     """Size, latency on one CPU thread, and accuracy of one model of a run.
 
-    `top1` is 0..1, by test set and language. `agreement` is there where the recipe has no test sets: the fraction of
-    images with the same best text as the teacher's, by data and language. It says how well a student copies, not
-    whether either is right.
+    `scores` are 0..1, by metric, then by test set and language. `agreement` is there where nothing could be tested:
+    the fraction of images with the same best text as the teacher's, by data and language. It says how well a student
+    copies, not whether either is right.
     """
 
     name: str
@@ -33,7 +33,7 @@ class ModelSummary:
     size_bytes: int
     image_ms: float
     text_ms: float
-    top1: dict[str, float]
+    scores: dict[str, dict[str, float]]
     agreement: dict[str, float]
 
 

@@ -172,8 +172,18 @@ class TrainOptions(Options):
         4, ge=1, le=1000, description="Number of different augmentations of each image when teacher_cache is on"
     )
 
+    balance: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Images that the teacher takes for something rare come more often: one of n that are nearest to "
+        "the same text has the weight n^-balance. 0: all alike; 1: all texts alike; needs teacher_cache",
+    )
+
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
+        if self.balance and not self.teacher_cache:
+            raise ValueError(Message("balance needs the teacher's answers to all images: set teacher_cache to true"))
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(Message("set either epochs or steps"))
         if self.accumulate != "auto" and self.batch_size % self.accumulate:
@@ -282,9 +292,9 @@ def problems(setup: StageSetup, context: StageContext) -> Iterator[Problem]:
     if options.precision == "fp16" and context.device == "cpu":
         hint = Message("set precision: auto, which is bf16 where the processor has it")
         yield (stage, "precision"), DcclipError("fp16 needs a GPU, and this runs on the CPU", hint)
-    if options.validate_every_steps and context.data.validation is None:
+    if options.validate_every_steps and not (context.data.validation or context.data.hold_out):
         what = Message("needs pairs to validate on, and there is no data.validation")
-        yield (stage, "validate_every_steps"), DcclipError(what, "set data.validation")
+        yield (stage, "validate_every_steps"), DcclipError(what, "set data.validation, or data.hold_out")
     inside = ", ".join(loss.kind for loss in setup.losses if not loss.embeddings_only)
     if options.gradient_cache and inside:
         what = Message("needs losses on embeddings, and {} uses features inside the towers", inside)

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from dcclip_cli.data.collator import unaugmented
-from dcclip_cli.data.dataset import open_pairs
+from dcclip_cli.data.dataset import recipe_pairs
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import LANGUAGES, Language, PairDataset
 from dcclip_cli.errors import DcclipError
@@ -64,8 +64,8 @@ class Validation:
 
 def open_validation(data: DataOptions, languages: tuple[Language, ...]) -> Validation:
     """Validation on the pairs in `data.validation`. Raises DcclipError if no language has captions for all of them."""
-    assert data.validation is not None  # the options were checked
-    dataset = open_pairs(data.validation, data.columns, cache_bytes=data.cache_bytes)
+    dataset = recipe_pairs(data, "validation")
+    assert dataset is not None  # the options were checked
     complete = tuple(one for one in LANGUAGES if one in languages and all(dataset.captions(one)))
     if not complete:
         raise DcclipError(
