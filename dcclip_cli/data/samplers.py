@@ -43,8 +43,7 @@ class EpochBatchSampler:
     one window of blocks after the other, so that memory and the time to reach any step do not grow with the data.
 
     With `distinct_captions`, a batch has no two samples that share a first caption in any language, because a
-    contrastive loss would use them as negatives of each other. With `weights`, a sample of twice the weight comes twice
-    as often, each time with another augmentation.
+    contrastive loss would use them as negatives of each other.
     """
 
     dataset: PairDataset
@@ -53,7 +52,6 @@ class EpochBatchSampler:
     window: int = SHUFFLE_WINDOW
     distinct_captions: bool = False
     first: int = 0
-    weights: np.ndarray | None = None  # how often a sample comes, relative to others
 
     def __post_init__(self) -> None:
         check_size(self.batch_size, len(self.dataset))
@@ -87,7 +85,7 @@ class EpochBatchSampler:
             if following < steps:
                 self.dataset.will_need(self._members(*self._window_at(following)))
             for batch in islice(self._batches(epoch, window), skipped, skipped + steps - step):
-                yield [(self.first + sample, epoch + again) for sample, again in batch]
+                yield [(self.first + sample, epoch) for sample in batch]
                 step += 1
 
     def _window_at(self, step: int) -> tuple[int, int]:
@@ -112,31 +110,13 @@ class EpochBatchSampler:
         places = np.arange(begin, end)
         return (stops[order] - ends)[np.searchsorted(ends, places, side="right")] + places
 
-    def _batches(self, epoch: int, window: int) -> Iterator[list[tuple[int, int]]]:
-        """Samples of each step, and how often each came before in the window."""
-        random, members = _random(self.seed, epoch, 0 if self._one_window else window + 1), self._members(epoch, window)
+    def _batches(self, epoch: int, window: int) -> Iterator[list[int]]:
+        stream = 0 if self._one_window else window + 1
+        order = _random(self.seed, epoch, stream).permutation(self._members(epoch, window))
         steps = self._steps_of(window)
-        if self.weights is not None:
-            return self._weighted(members, random, steps)
-        order = random.permutation(members)
         if self.distinct_captions:
-            return ([(sample, 0) for sample in batch] for batch in self._distinct(order, steps))
-        return (
-            [(sample, 0) for sample in batch.tolist()] for batch in order[: steps * self.batch_size].reshape(steps, -1)
-        )
-
-    def _weighted(
-        self, members: np.ndarray, random: np.random.Generator, steps: int
-    ) -> Iterator[list[tuple[int, int]]]:
-        """As many samples as there are, each about as often as its weight asks for: systematic resampling."""
-        assert self.weights is not None
-        ends = np.cumsum(self.weights[members])
-        places = (random.random() + np.arange(len(members))) / len(members) * ends[-1]
-        rows = np.minimum(np.searchsorted(ends, places, side="right"), len(members) - 1)
-        again = np.arange(len(rows)) - np.searchsorted(rows, rows)
-        order = random.permutation(len(rows))[: steps * self.batch_size]
-        pairs = np.stack([members[rows], again], axis=1)[order]
-        return (list(map(tuple, batch)) for batch in pairs.reshape(steps, -1, 2).tolist())
+            return self._distinct(order, steps)
+        return (batch.tolist() for batch in order[: steps * self.batch_size].reshape(steps, -1))
 
     def _distinct(self, order: np.ndarray, steps: int) -> Iterator[list[int]]:
         """Batches of distinct captions; repeated ones wait for a later batch, and fill up the last ones."""

@@ -172,18 +172,8 @@ class TrainOptions(Options):
         4, ge=1, le=1000, description="Number of different augmentations of each image when teacher_cache is on"
     )
 
-    balance: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="Images that the teacher takes for something rare come more often: one of n that are nearest to "
-        "the same text has the weight n^-balance. 0: all alike; 1: all texts alike; needs teacher_cache",
-    )
-
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
-        if self.balance and not self.teacher_cache:
-            raise ValueError(Message("balance needs the teacher's answers to all images: set teacher_cache to true"))
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(Message("set either epochs or steps"))
         if self.accumulate != "auto" and self.batch_size % self.accumulate:

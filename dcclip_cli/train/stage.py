@@ -7,20 +7,14 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from typing import Any
 
-import numpy as np
-import torch
-
 from dcclip_cli.data.collator import Collator
-from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.data.pixels import training_preprocess
-from dcclip_cli.data.samplers import MixedBatchSampler, Sample, TrainingData, open_training_data
+from dcclip_cli.data.samplers import Sample, TrainingData, open_training_data
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import loading_processes
 from dcclip_cli.options import decisive
-from dcclip_cli.progress import Progress
 from dcclip_cli.run_dir import TrainResult
 from dcclip_cli.train.checkpoint import telling_saved_step
 from dcclip_cli.train.compute import computed_in, join_processes, settle_precision, use_kernels, use_threads
@@ -40,9 +34,6 @@ from dcclip_cli.train.teacher import (
 from dcclip_cli.train.teacher_cache import CacheFillingSampler, TeacherCache
 from dcclip_cli.train.trainer import RunInfo, Trainer
 from dcclip_cli.train.validation import open_validation
-
-_MOST_TEXTS = 20_000  # between which the teacher tells images apart, for `balance`
-_ROWS = 4096  # images at once
 
 
 @dataclass(frozen=True)
@@ -90,8 +81,6 @@ def prepare(setup: StageSetup, context: StageContext) -> PreparedStage:
     student = _open_student(setup, context, training, teacher)
     collator = _collator(setup, context, student, training, teachers)
     sources = _features(setup, context, teachers, collator, student)
-    if setup.options.balance and sources:
-        training = _balanced(training, sources[0], setup.options.balance, context.progress)
     sampler, steps = training.sampler, setup.options.total_steps(training.sampler.steps_per_epoch)
     caches = tuple(one for one in sources if isinstance(one, TeacherCache))
     if sources and student.config["embed_dim"] < sources[0].widths.embedding:
@@ -219,26 +208,6 @@ def _features(
         TeacherCache(teacher, collator, learns_from(setup.losses, number), grids, workers, progress, number)
         for number, teacher in enumerate(teachers)
     ]
-
-
-def _balanced(training: TrainingData, teacher: TeacherFeatures, balance: float, progress: Progress) -> TrainingData:
-    """The data with images by the weight n^-balance, n of which the teacher finds the same text nearest."""
-    assert isinstance(teacher, TeacherCache)  # the options were checked
-    datasets = training.datasets
-    texts = datasets.get("texts") or datasets["pairs"]
-    several = (captions for language in LANGUAGES for captions in texts.captions(language))
-    captions = list(islice(dict.fromkeys(captions[0] for captions in several if captions), _MOST_TEXTS))
-    samplers = []
-    for sampler in training.sampler.samplers:
-        if count := sampler.dataset.num_images:
-            images, names = teacher.embeddings([(sampler.first + row, 0) for row in range(count)], captions)
-            nearest = torch.cat([(rows @ names.T).argmax(1) for rows in images.split(_ROWS)]).numpy()
-            _, found, sizes = np.unique(nearest, return_inverse=True, return_counts=True)
-            sampler = replace(sampler, weights=sizes[found] ** -balance)
-            line = Message("balance: the teacher finds {:,} texts in {:,} images", len(sizes), count)
-            progress.say(line)
-        samplers.append(sampler)
-    return replace(training, sampler=MixedBatchSampler(tuple(samplers)))
 
 
 def _narrowed(

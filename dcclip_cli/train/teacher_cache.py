@@ -208,16 +208,6 @@ class TeacherCache:
         if not self._fill(needed_rows(self._collator, batches), self._progress):
             self._teacher.free()
 
-    def embeddings(self, samples: list[Sample], captions: list[str]) -> tuple[Tensor, Tensor]:
-        """The (N, D) and (M, D) unit-length embeddings of augmented images and of texts, computed if missing."""
-        rows = NeededRows(samples, image_keys(self._collator.dataset, samples), captions, text_keys(captions))
-        self._fill(rows, self._progress)
-        [images], [texts] = (
-            _read(store, (name,), keys)[name]
-            for store, name, keys in ((self._images, IMAGE, rows.image_keys), (self._texts, TEXT, rows.text_keys))
-        )
-        return images.float(), texts.float()
-
     def completing(self, batches: Iterable[list[Sample]]) -> Iterator[list[Sample]]:
         """The batches, each once what is missing for it is computed."""
         for batch in batches:

@@ -42,7 +42,7 @@ def test_a_recipe_with_everything_in_place_has_no_problems(problems: Any) -> Non
     assert problems({}) == ([], "")
     assert problems({"export.precision": "int8", "align.validate_every_steps": 1, "data.validation": None}) == (
         ["align.validate_every_steps: needs pairs to validate on, and there is no data.validation"],
-        "set data.validation",
+        "set data.validation, or data.hold_out",
     )
 
 
