@@ -194,6 +194,7 @@ def _values(new: NewRecipe) -> dict[str, object]:
         "tokens": min(20_000, preset["text"]["vocabulary"]["size"]),
         "path": _place(new.data.path, new.file),
         "texts": _place(str(new.texts), new.file),
+        "hold_out": min(1_000, count // 20),
         "per_step": per_step,
         "epochs": _epochs(count, per_step),
         "warm_up": _warm_up(count, per_step),

@@ -86,6 +86,9 @@ def used(context: StageContext, options: AlignOptions) -> StageContext:
     train = options.train or context.data.train
     if train is None:
         raise DcclipError("data has no pairs, and align matches images with captions", "set data.train")
+    if options.train and context.data.hold_out:
+        what = Message("align.train is set, and data.hold_out keeps pairs out of data.train only")
+        raise DcclipError(what, "set data.validation in place of data.hold_out")
     for name, wanted in (("images", options.images_per_step), ("texts", options.texts_per_step)):
         if wanted and getattr(context.data, name) is None:
             raise DcclipError("align.{0}_per_step is {1}, but there is no data.{0}", "set data.{0}", name, wanted)

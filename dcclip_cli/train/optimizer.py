@@ -57,7 +57,7 @@ def make_optimizer(task: nn.Module, chosen: OptimizerOptions) -> torch.optim.Opt
         if not parameter.requires_grad:
             continue
         decay = chosen.weight_decay if parameter.ndim > 1 and "positional_embedding" not in name else 0.0
-        scale = _scale(name, chosen) * chosen.layer_decay ** depths.get(name, 0)
+        scale = rate_scale(name, chosen) * chosen.layer_decay ** depths.get(name, 0)
         # An embedding table is a matrix in shape only: Muon leaves it to AdamW.
         groups.setdefault((chosen.lr * scale, decay, "_embedding" in name), []).append(parameter)
     parameters: list[dict[str, Any]] = [
@@ -98,7 +98,8 @@ def ema_weights(model: nn.Module, ema: AveragedModel | None) -> Iterator[None]:
         model.load_state_dict(own)
 
 
-def _scale(name: str, chosen: OptimizerOptions) -> float:
+def rate_scale(name: str, chosen: OptimizerOptions) -> float:
+    """The learning-rate multiplier of a task's parameter; 0: it is not trained."""
     # Temperature, bias and the projections into the shared space are not part of what was pretrained.
     if "logit_" in name or ".head." in name or "classifier" in name or "text_projection" in name:
         return 1.0

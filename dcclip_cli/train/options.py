@@ -48,7 +48,11 @@ class OptimizerOptions(Options):
         "default: lr",
     )
     image_lr_scale: float = Field(
-        1.0, ge=0, le=1000, description="Learning-rate multiplier for the image trunk; below 1 for pretrained weights"
+        1.0,
+        ge=0,
+        le=1000,
+        description="Learning-rate multiplier for the image trunk; below 1 for pretrained weights; 0: of the tower "
+        "only the projection learns, which is several times as fast; set freeze_batch_norms as well",
     )
     text_lr_scale: float = Field(
         1.0, ge=0, le=1000, description="Learning-rate multiplier for the text tower; below 1 for inherited weights"

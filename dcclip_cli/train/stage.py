@@ -20,6 +20,7 @@ from dcclip_cli.train.checkpoint import telling_saved_step
 from dcclip_cli.train.compute import computed_in, join_processes, settle_precision, use_kernels, use_threads
 from dcclip_cli.train.distributed import processes_here
 from dcclip_cli.train.losses.base import layers_of, learns_from, student_layers
+from dcclip_cli.train.optimizer import rate_scale
 from dcclip_cli.train.options import DEFAULT_EMBED_DIM, StageContext, StageSetup, problems
 from dcclip_cli.train.student import Student, new_student, student_from
 from dcclip_cli.train.task import TrainingTask, learns_everything, shorter_dims
@@ -240,6 +241,9 @@ def _task(setup: StageSetup, student: Student, sources: Sequence[TeacherFeatures
         shorter_dims(setup.options.dims, student.config["embed_dim"]),
     )
     task.max_logit_scale = setup.max_logit_scale
+    for name, parameter in task.named_parameters():
+        if rate_scale(name, setup.options.optimizer) == 0:
+            parameter.requires_grad_(False)  # no backward pass through what does not learn
     if setup.options.gradient_checkpointing:  # of the towers that the task trains
         student.checkpoint_gradients()
     return task

@@ -17,7 +17,8 @@ from PIL import Image
 
 from dcclip_cli.curation.shards import ShardWriter
 from dcclip_cli.data import dataset
-from dcclip_cli.data.dataset import open_pairs, write_parquet
+from dcclip_cli.data.dataset import open_pairs, recipe_pairs, write_parquet
+from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import ConcatDataset, Pair
 from dcclip_cli.data.preview import preview_images, preview_pairs, preview_texts
 from dcclip_cli.data.unpaired import open_images, open_texts
@@ -163,6 +164,24 @@ def test_indices_continue_through_the_datasets_and_so_do_their_files(tmp_path: P
     assert joined.keys() == ["cat", "dog", "a.png", "0"]
     assert joined.blocks.tolist() == [0, 2, 3]
     assert joined.image_digest(2) == hashlib.blake2b(b"an image", digest_size=16).digest()
+
+
+def test_held_out_pairs_are_the_validation_pairs_and_not_trained_on(tmp_path: Path) -> None:
+    pairs = [Pair(str(number), b"image %d" % number, (f"{number} 只猫",), (f"{number} cats",)) for number in range(9)]
+    write_parquet(tmp_path / "pairs.parquet", pairs)
+    data = DataOptions(train=str(tmp_path / "pairs.parquet"), hold_out=3)
+    held, rest = (recipe_pairs(data, kind) for kind in ("validation", "train"))
+    assert held is not None
+    assert rest is not None
+    assert [pair.key for pair in held] == held.keys() == ["0", "4", "8"]
+    assert list(rest) == [*pairs[1:4], *pairs[5:8]]
+    assert rest.captions("zh") == [pair.zh for pair in rest]
+    assert rest.image_digest(3) == hashlib.blake2b(b"image 5", digest_size=16).digest()
+    whole = open_pairs(tmp_path / "pairs.parquet")
+    assert (rest.first_caption_ids(np.arange(6)) == whole.first_caption_ids(np.array([1, 2, 3, 5, 6, 7]))).all()
+    assert len({one.fingerprint for one in (held, rest, whole)}) == 3
+    with pytest.raises(DcclipError, match="hold_out is 9"):
+        recipe_pairs(data.model_copy(update={"hold_out": 9}), "train")
 
 
 # ---- shards that no library writes

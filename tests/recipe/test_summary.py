@@ -1,4 +1,4 @@
-"""The table that a run without test sets ends with: how often its models choose the text that the teacher chooses."""
+"""The table that a run without test sets ends with: mean recall of validation pairs, or agreement with the teacher."""
 
 import json
 from pathlib import Path
@@ -48,6 +48,24 @@ def test_a_run_on_images_and_texts_ends_with_the_agreement_with_its_teacher(
     assert 0 < sum(agreement.values()) < 2  # else nothing could be told from it
     shown = [line for line in done.stdout.splitlines() if line.startswith("agreement with the teacher, 图片 pictures ")]
     assert [line.split()[-4:-2] for line in shown] == [["100.0%", f"{value:.1%}"] for value in agreement.values()]
+
+
+@pytest.mark.any_cpu
+def test_a_run_on_pairs_ends_with_the_mean_recall_of_those_that_it_held_out(
+    whole_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = {name: value for name, value in whole_recipe.items() if name not in ("align", "eval", "export")}
+    recipe["distill"] = recipe["distill"] | {"losses": [{"kind": "embedding"}], "steps": 2, "batch_size": 2}
+    recipe["data"] = recipe["data"] | {"hold_out": 2}
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), "utf-8")
+    shown = dcclip("run", "recipe.yaml").stdout
+    teacher, student = json.loads(Path("runs/一生/summary.json").read_text("utf-8"))["rows"]
+    assert student["scores"].keys() == {"mean_recall"}
+    for on, value in student["scores"]["mean_recall"].items():
+        name = next(line for line in shown.splitlines() if line.startswith(f"mean recall {on}"))
+        assert name.split()[-3:-1] == [f"{teacher['scores']['mean_recall'][on]:.1%}", f"{value:.1%}"]
+        assert 2 / 3 <= value <= 1  # the best five of two images have both
 
 
 def best_texts(model: str, pictures: list[Path]) -> dict[str, list[str]]:
