@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dcclip_cli.api import load
+import dcclip_cli as dcclip
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.eval.metrics import score_retrieval
@@ -27,7 +27,7 @@ def main() -> None:
     pairs = list(open_pairs(given.pairs))
     print("| model | en | zh | zh and en |\n| --- | --: | --: | --: |")
     for name in given.models:
-        model = load(name)
+        model = dcclip.load(name)
         images = model.embed_images([decode(pair.image) for pair in pairs])
         about, texts = {}, {}
         for language in LANGUAGES:
