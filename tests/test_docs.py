@@ -161,14 +161,15 @@ def test_a_chinese_page_links_to_chinese_pages_and_shows_no_english_message(page
 
 
 # Pages whose commands take seconds; those of others are in the tests of tutorials, which are slow.
-PRINTED = [ROOT / "README.zh.md", ROOT / "docs/tutorials/label-photographs.zh.md"]
+PRINTED = [page for page in PAGES if page.name.split(".")[0] in ("README", "label-photographs")]
 
 
 @pytest.mark.parametrize("page", PRINTED, ids=lambda page: page.name)
-def test_a_chinese_page_shows_what_its_commands_print_in_chinese(page: Path, tmp_path: Path) -> None:
+def test_a_page_shows_what_its_commands_print_in_its_language(page: Path, tmp_path: Path) -> None:
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    env = os.environ | {"DCCLIP_LANG": "zh", "PATH": path, "PYTHONPATH": str(ROOT)}
+    language = "zh" if ".zh." in page.name else "en"
+    env = os.environ | {"DCCLIP_LANG": language, "PATH": path, "PYTHONPATH": str(ROOT)}
     printed = ""
     for block in _BLOCK.finditer(page.read_text("utf-8")):
         if block["title"]:
