@@ -211,8 +211,8 @@ def test_open_clip_loads_a_model_directory_as_deploy_shows(
 def test_the_readmes_are_short_and_in_sync() -> None:
     english, chinese = ((ROOT / page).read_text("utf-8") for page in READMES)
     assert max(len(english.splitlines()), len(chinese.splitlines())) <= 110
-    code = re.compile(r"^```(?!text).*?^```", re.M | re.S)  # what is printed is in the language of the page
-    without_comments = [[re.sub(r" +#.*", "", block) for block in code.findall(page)] for page in (english, chinese)]
+    code = [[*blocks(ROOT / page, "sh"), *blocks(ROOT / page, "python")] for page in READMES]
+    without_comments = [[re.sub(r" +#.*", "", block) for block in page] for page in code]
     assert without_comments[0] == without_comments[1]
     assert len(re.findall("^## ", english, re.M)) == len(re.findall("^## ", chinese, re.M))
     links = [sorted(re.sub(r"[.-]zh(?=\.)", "", link) for link in _LINK.findall(page)) for page in (english, chinese)]
