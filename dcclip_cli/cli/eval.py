@@ -48,7 +48,8 @@ _Shots = Annotated[
     str, Option("--shots", metavar="5,20,50,all", help="Training images per class of probes. Default: 5,20,50,all.")
 ]
 _Precision = Annotated[
-    Precision | None, Option("--precision", help="Precision of torch models. Default: auto, the faster here.")
+    Precision | None,
+    Option("--precision", help="Precision of torch models. Default: auto, the faster on this machine."),
 ]
 _Workers = Annotated[
     int | None, Option("--workers", min=1, callback=flags.at_a_time, help="Threads that read images. Default: 2.")
@@ -79,7 +80,7 @@ _Results = Annotated[
     Option(
         "--results",
         metavar="PATH",
-        help="Measure nothing: write these results of eval, several as one table, in any format. Repeatable.",
+        help="Merge existing results into one table without evaluating, in any format. Repeatable.",
     ),
 ]
 

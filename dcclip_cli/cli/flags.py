@@ -90,7 +90,7 @@ def split(text: str) -> list[str]:
     return list(dict.fromkeys(part for part in parts if part))
 
 
-def lines_of(file: Path | None, kind: str, most_lines: int, most_bytes: int) -> list[str]:
+def lines_of(file: Path | None, kind: Message, most_lines: int, most_bytes: int) -> list[str]:
     """The lines of a file, stripped, without empty ones; none if `file` is None.
 
     Raises DcclipError if it is not a text file in UTF-8, or larger; `kind` names what each line contains.

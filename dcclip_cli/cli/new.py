@@ -39,7 +39,7 @@ _DATA = Option(
     help="A folder of photographs, pairs (tars, Parquet files, a folder that collect wrote), a table (.tsv, .csv, "
     ".jsonl) or a folder of class folders.",
 )
-_KIND = Option("--kind", help="What --data is, if it is not what it looks like: folders of photographs are no classes.")
+_KIND = Option("--kind", help="Override the detected kind of --data, for example if its subfolders are not classes.")
 _TEXTS = Option(
     "--texts",
     metavar="FILE",

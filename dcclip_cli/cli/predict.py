@@ -67,7 +67,7 @@ def predict(
     if template and no_template:
         raise BadParameter(Message("--template and --no-template exclude each other"))
     given = flags.split(flags.text(labels, "--labels"))
-    given += flags.lines_of(labels_file, "label", _MOST_LABELS, _MOST_LABELS_BYTES)
+    given += flags.lines_of(labels_file, Message("label"), _MOST_LABELS, _MOST_LABELS_BYTES)
     templates = [flags.text(one, "--template") for one in template or ()]
     wanted = list(dict.fromkeys(given))
     if not wanted:
@@ -238,7 +238,7 @@ def embed(
         raise BadParameter(Message("--out must end in .npy or .parquet"))
     flags.out(out, folder=False)
     wanted = [flags.text(one, "--text") for one in texts or ()]
-    wanted += flags.lines_of(texts_file, "text", _MOST_TEXTS, _MOST_TEXTS_BYTES)
+    wanted += flags.lines_of(texts_file, Message("text"), _MOST_TEXTS, _MOST_TEXTS_BYTES)
     if bool(images) == bool(wanted):
         raise BadParameter(Message("give images, or texts with --text or --texts-file"))
     talk = console.talk(quiet, verbose)

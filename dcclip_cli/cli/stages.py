@@ -40,7 +40,7 @@ def run(
     """Run all stages of a recipe in order.
 
     Finished stages are skipped. Ends with a table of teacher, student and bundle: size, speed, and top-1 on the test
-    sets of the recipe or, if it has none, how often their best text for an image is the teacher's.
+    sets of the recipe or, if it has none, how often they pick the same text as the teacher.
     """
     flags.out(out)
     loaded = flags.open_recipe(recipe, sets)

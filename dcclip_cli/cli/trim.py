@@ -51,7 +51,7 @@ def trim(
     """
     from dcclip_cli import api
 
-    given = flags.lines_of(texts, "text", _MOST_TEXTS, _MOST_BYTES) if texts else None
+    given = flags.lines_of(texts, Message("text"), _MOST_TEXTS, _MOST_BYTES) if texts else None
     talk = console.talk(quiet, verbose)
     result = api.trim(
         model,

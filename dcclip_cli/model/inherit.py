@@ -107,7 +107,7 @@ def _fitting_blocks(student: Any, teacher: Towers) -> Any:
 
 def _copy_layers(student: Any, teacher: Towers) -> None:
     source, blocks, own = _text_source(teacher), _fitting_blocks(student, teacher), student.transformer.resblocks
-    # The first layer reads the rows: half of a two-layer tower is useless without it (docs/lab-notes.md).
+    # The first layer reads the rows: half of a two-layer tower is useless without it (notes/lab-notes.md).
     for index, block in enumerate(own):
         block.load_state_dict(blocks[index * len(blocks) // len(own)].state_dict())
     student.ln_final.load_state_dict(source.ln_final.state_dict())

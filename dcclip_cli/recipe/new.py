@@ -16,7 +16,7 @@ from dcclip_cli.data.class_folders import images_by_class, kind_of_folder, no_pa
 from dcclip_cli.data.dataset import shards_at
 from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.data.preview import preview_images, preview_pairs
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError, Message, translated
 from dcclip_cli.model.hub_models import TRANSFORMERS_CONFIG, open_clip_config, transformers_config
 from dcclip_cli.model.reference import STARTER, resolve
 from dcclip_cli.model.students import PRESETS
@@ -173,7 +173,8 @@ def recipe_text(new: NewRecipe, takes: Sequence[str] = ()) -> str:
     environment = Environment(
         loader=PackageLoader(__package__, "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["quoted"] = _quoted
+    environment.filters |= {"quoted": _quoted, "translated": translated}
+    environment.globals["_"] = lambda template, **fields: translated(Message(template, **fields))
     template = environment.get_template("new.yaml.j2")
     lines = [line.partition("\t") for line in template.render(vars(new), takes=takes, **_values(new)).splitlines()]
     return "".join(f"{text:<{_COMMENTS_AT if tab else 0}}{'  ' * len(tab)}{comment}\n" for text, tab, comment in lines)

@@ -102,7 +102,8 @@ WORDS = {
     "mapping with": "映射，种类写在",
     "see": "见",
     "list": "列表",
-    "list of": "列表，长度",
+    "integers": "个整数",
+    "numbers": "个数",
     "path": "路径",
     "text": "文本",
     "integer": "整数",
@@ -244,7 +245,8 @@ def values(facts: Facts) -> str:
     if either := facts.get("anyOf", facts.get("oneOf")):
         return " or ".join(values(one) for one in either if one.get("type") != "null")
     if "prefixItems" in facts:
-        return f"list of {len(facts['prefixItems'])}: {values(facts['prefixItems'][0])}"
+        kind, *bounds = values(facts["prefixItems"][0]).split(",", 1)
+        return ",".join([f"{len(facts['prefixItems'])} {kind}s", *bounds])
     if facts["type"] == "array":
         return f"list: {values(facts['items'])}"
     kind = "path" if facts.get("format") == "path" else TYPES.get(facts["type"], facts["type"])

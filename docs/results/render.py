@@ -126,7 +126,8 @@ def headline(words: dict[str, str]) -> str:
         rows.append([words[model], parameters, *(mean_cell(data, model) for data in IMAGES)])
         if share:
             cells = [mean_cell(data, model, of_teacher=True) for data in IMAGES]
-            rows.append([words["share"], share, *(f"**{one}**" for one in cells)])
+            bold = [one if data == "unseen" else f"**{one}**" for one, data in zip(cells, IMAGES, strict=True)]
+            rows.append([words["share"], share, *bold])
     return markdown(words["head"].split("|"), rows)
 
 

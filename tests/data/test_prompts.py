@@ -68,6 +68,16 @@ def test_each_template_has_one_place_for_the_name(name: str, language: str) -> N
     assert [template for template in templates if template.count("{}") != 1] == []
 
 
+@pytest.mark.parametrize("name", SIZES)
+def test_a_template_does_not_repeat_the_last_character_of_a_name(name: str) -> None:
+    """As 表面呈{}状 would for 条带状; 条纹纹理, 拼图图案 and 海雕雕塑 have a word of their own after the name."""
+    found = content(name)["zh"]
+    names = [one for own in found["names"] for one in (own, *found.get("alternates", {}).get(own, []))]
+    rests = [template.partition("{}")[2] for template in found["templates"]]
+    apart = ("纹理", "图案", "雕塑")
+    assert [one + rest for rest in rests if not rest.startswith(apart) for one in names if one[-1] == rest[0]] == []
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_no_english_name_is_left_in_a_chinese_list(name: str) -> None:
     names = content(name)["zh"]["names"]
