@@ -13,13 +13,13 @@ from dcclip_cli.versions import VERSION as __version__
 
 TYPE_CHECKING = False  # typing takes a while to import
 if TYPE_CHECKING:
-    from dcclip_cli.api import align, collect, compare, distill, evaluate, export, push, run, trim
+    from dcclip_cli.api import align, collect, compare, distill, evaluate, export, push, run, sweep, trim
     from dcclip_cli.predict.model import load
 
-_FUNCTIONS = ("align", "collect", "compare", "distill", "evaluate", "export", "load", "push", "run", "trim")
+_FUNCTIONS = ("align", "collect", "compare", "distill", "evaluate", "export", "load", "push", "run", "sweep", "trim")
 __all__ = [
     "DcclipError", "__version__", "align", "collect", "compare", "distill", "evaluate", "export", "load", "push",
-    "run", "trim",
+    "run", "sweep", "trim",
 ]  # fmt: skip
 
 

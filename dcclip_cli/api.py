@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dcclip_cli.exporters.export import ExportResult
     from dcclip_cli.model.trim import TrimResult
     from dcclip_cli.publish.push import Pushed
+    from dcclip_cli.recipe.sweep import SweepRow
     from dcclip_cli.train.launch import Processes
 
 PathLike = str | os.PathLike[str]
@@ -39,6 +40,14 @@ class RunResult:
     folder: Path
     stages: dict[StageName, StageResult]
     models: list[ModelSummary]
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """The folder of a sweep, with runs.csv, table.csv and sweep.svg, and a row for each model of each variant."""
+
+    folder: Path
+    rows: list[SweepRow]
 
 
 def collect(
@@ -300,11 +309,41 @@ def run(
 ) -> RunResult:
     """Run all stages of a recipe in order; returns their results and a summary of teacher, student and bundle.
 
-    Finished stages are skipped. For the parameters see `distill`.
+    Finished stages are skipped; the recipe's variants are for `sweep`. For the parameters see `distill`.
     """
     job = open_run(open_recipe(recipe, None, {}, sets), out, device, fresh, progress, processes)
     job.begin_all()
     return RunResult(job.dir.root, dict(job.run_all()), job.summary())
+
+
+def sweep(
+    recipe: AnyRecipe,
+    seeds: Sequence[int] | None = None,
+    *,
+    sets: Sets | None = None,
+    out: PathLike | None = None,
+    device: str = "auto",
+    processes: Processes = 1,
+    at_a_time: int | None = None,
+    fresh: bool = False,
+    progress: ProgressChoice = False,
+) -> SweepResult:
+    """Run a recipe's `variants` with several seeds; returns means and deviations, and compares variants with the first.
+
+    Each run is in OUT/[VARIANT/]seed-N and has the weights of the recipe with these values alone. `seeds` is by default
+    the recipe's own. So many runs are trained `at_a_time`: by default one for each GPU. For the rest see `distill`.
+    """
+    from dcclip_cli.recipe.sweep import Sweep, fitting
+
+    loaded = open_recipe(recipe, None, {}, sets)
+    job = open_run(loaded, out, device, fresh, progress, processes)
+    number = at_a_time or fitting(job.device, job.processes)
+    every = Sweep(loaded, job.dir.root, tuple(dict.fromkeys(seeds or [loaded.recipe.seed])), job, number)
+    every.begin()
+    every.run()
+    rows = every.rows()
+    every.save(rows)
+    return SweepResult(job.dir.root, rows)
 
 
 def compare(first: str, second: str, *, force: bool = False, progress: ProgressChoice = False) -> Comparison:

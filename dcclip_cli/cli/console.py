@@ -57,7 +57,7 @@ class CommandGroup(typer.core.TyperGroup):
             if one == "" or (one.startswith("--") and one.endswith("=")):
                 name = one.rstrip("=") or (before if before.startswith("-") else Message("an argument"))
                 _fail(DcclipError("{} is empty", "is a shell variable not set? Leave it out for the default", name))
-        return super().resolve_command(ctx, args)
+        return super().resolve_command(ctx, _joined(args))
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -85,6 +85,17 @@ class CommandGroup(typer.core.TyperGroup):
                     raise
                 mistake = found
         _fail(mistake)
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """The arguments with `--seeds 0 1 2`, of which a parser takes one value, as `--seeds 0,1,2`."""
+    found: list[str] = []
+    for one in arguments:
+        if one.isdecimal() and found[-2:-1] == ["--seeds"] and found[-1].replace(",", "").isdecimal():
+            found[-1] += f",{one}"
+        else:
+            found.append(one)
+    return found
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -91,12 +91,16 @@ class RecipeRun:
             record(self.loaded, self.dir.root)
 
     def begin_all(self) -> None:
-        """`begin` for all stages. Raises DcclipError if there is none, or if several processes were launched."""
+        """`begin` for all stages, after `check_alone`."""
+        self.check_alone()
+        self.begin(*self.loaded.recipe.stages)
+
+    def check_alone(self) -> None:
+        """Raise DcclipError if the recipe has no stage, or if several processes were launched."""
         if not self.loaded.recipe.stages:
             raise DcclipError("{} names no stage", "give it a section, for example: distill", self.loaded.path)
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise DcclipError("dcclip run works in one process", "launch distill and align, each by itself")
-        self.begin(*self.loaded.recipe.stages)
 
     def train_alone(self, stage: StageName, resume: bool = False) -> TrainResult:
         """`begin` and `train`. With `resume`, raises DcclipError if it has neither a product nor a saved state."""
@@ -106,9 +110,9 @@ class RecipeRun:
         self.begin(stage)
         return self.train(stage)
 
-    def run_all(self) -> Iterator[tuple[StageName, StageResult]]:
+    def run_all(self, without: Collection[StageName] = ()) -> Iterator[tuple[StageName, StageResult]]:
         """Run the recipe's stages in order; a stage after one that was run is made again, for its input is new."""
-        for stage in self.loaded.recipe.stages:
+        for stage in (one for one in self.loaded.recipe.stages if one not in without):
             result = self.run(stage)
             already = not result if isinstance(result, list) else result.already_finished
             self.fresh = self.fresh or not already
