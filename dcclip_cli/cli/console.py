@@ -35,6 +35,7 @@ _USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[1]  # the base of all usage
 _NAME_WIDTH = 17  # of a field's name, with blanks on both sides
 
 _MOST_LINES = 50  # of one error
+_NUMBER = re.compile("[-+]?[0-9]")
 _RED, _YELLOW, _CYAN = 31, 33, 36  # ANSI colours
 # Control characters, line separators, marks that turn the direction of text, and halves of characters, which stand for
 # bytes of a file's name that are not UTF-8. Blanks such as U+3000 and joiners of emoji are not among them.
@@ -245,7 +246,7 @@ def counted(talk: Progress, name: str, items: Iterable[Item], total: int, at_onc
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table on stdout, columns of numbers aligned right."""
+    """Print a table on stdout, columns of numbers aligned right; in one of numbers alone, only the names wrap."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -253,9 +254,10 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
     console = _stdout()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     lines = list(rows)
+    numbers = [all(map(_NUMBER.match, filter(None, cells))) for cells in zip(*lines, strict=True)] or [True]
     for number, column in enumerate(map(translated, columns)):
-        numbers = all(line[number][:1].isdecimal() for line in lines if line[number])
-        table.add_column(column, justify="right" if numbers and number else "left", overflow="fold", no_wrap=not number)
+        right, whole = number and numbers[number], number if all(numbers[1:]) else not number
+        table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=bool(whole))
     for row in lines:
         table.add_row(*(Text(printable(translated(cell))) for cell in row))
     with printing():
