@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from dcclip_cli import own
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import set_library_defaults
 from dcclip_cli.progress import Progress, progress_for
@@ -394,4 +395,7 @@ def open_run(
     set_library_defaults()
     folder = Path(out) if out is not None else Path("runs") / loaded.recipe.name
     number = process_number(processes, device)
-    return RecipeRun(loaded, RunDir(folder), device, fresh, progress_for(progress), number)
+    talk = progress_for(progress)
+    for line in own.news():
+        talk.say(line)
+    return RecipeRun(loaded, RunDir(folder), device, fresh, talk, number)

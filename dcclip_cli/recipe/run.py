@@ -19,6 +19,7 @@ from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import cache_folder
 from dcclip_cli.machine import is_first_process, is_launched
 from dcclip_cli.options import decisive
+from dcclip_cli.own import is_own
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.recipe.load import LoadedRecipe, record
 from dcclip_cli.recipe.summary import ModelSummary, agreements, keep_summary, kept_summary
@@ -348,8 +349,10 @@ def _parity(parity: Parity | None) -> Message:
 
 def teacher_reference(teacher: Teacher) -> ModelReference:
     """The teacher as `--model` would name it, with its leave to run code."""
-    from dcclip_cli.model.reference import resolve
+    from dcclip_cli.model.reference import ModelReference, resolve
 
+    if is_own(teacher.kind):
+        return ModelReference("hf", teacher.model, Message("model: {}", teacher.kind), teacher=teacher)
     if teacher.kind == "fgclip2":
         return replace(resolve(f"hf:{teacher.model}"), trust_remote_code=teacher.trust_remote_code)
     if teacher.kind != "open_clip":

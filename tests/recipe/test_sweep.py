@@ -37,10 +37,15 @@ def test_each_run_has_the_weights_of_its_seed_alone_and_a_second_call_runs_nothi
     dcclip_api.run(alone, sets={"seed": 1, "align.optimizer.lr": 1e-3}, out="alone")
     assert weights("runs/一生/plain/seed-1") == weights("alone") != weights("runs/一生/plain/seed-0")
 
-    rows = list(csv.DictReader(Path("runs/一生/table.csv").open(encoding="utf-8")))
-    each = list(csv.DictReader(Path("runs/一生/runs.csv").open(encoding="utf-8")))
-    [row] = [one for one in rows if (one["variant"], one["test set"]) == ("只有第二阶段", "train zh")]
-    one, other = (float(run["value"]) for run in each if run["variant"] == "只有第二阶段" and run["test set"] == "train zh")
+    rows, each = (
+        [
+            one
+            for one in csv.DictReader(text.splitlines())
+            if one["variant"] == "只有第二阶段" and one["test set"] == "train zh"
+        ]
+        for text in (Path(f"runs/一生/{name}.csv").read_text("utf-8") for name in ("table", "runs"))
+    )
+    [row], (one, other) = rows, [float(run["value"]) for run in each]
     assert float(row["mean"]) == (one + other) / 2
     assert float(row["standard deviation"]) == pytest.approx(abs(one - other) / 2**0.5)
     assert float(row["low"]) <= float(row["difference"]) <= float(row["high"])
