@@ -23,7 +23,7 @@ from dcclip_cli.errors import AgainError, DcclipError, Message, language, transl
 from dcclip_cli.machine import is_first_process, is_launched
 from dcclip_cli.processes import AGAIN, asked
 from dcclip_cli.progress import Progress, Silent, stderr_progress
-from dcclip_cli.text import filled, rows
+from dcclip_cli.text import filled, printable, rows
 from dcclip_cli.versions import EXTRAS
 
 if TYPE_CHECKING:
@@ -37,9 +37,6 @@ _NAME_WIDTH = 17  # of a field's name, with blanks on both sides
 _MOST_LINES = 50  # of one error
 _NUMBER = re.compile("[-+]?[0-9]")
 _RED, _YELLOW, _CYAN = 31, 33, 36  # ANSI colours
-# Control characters, line separators, marks that turn the direction of text, and halves of characters, which stand for
-# bytes of a file's name that are not UTF-8. Blanks such as U+3000 and joiners of emoji are not among them.
-_UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class CommandGroup(typer.core.TyperGroup):
@@ -154,11 +151,6 @@ def _users_mistake(error: BaseException, options: Collection[str]) -> DcclipErro
     from dcclip_cli.cli.system_errors import explained
 
     return explained(error, options)
-
-
-def printable(text: str) -> str:
-    r"""The text with control characters, line ends and bytes that are not UTF-8 as in `\x1b`, `\n` and `\udcff`."""
-    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def as_json(value: Any, indent: int | None = None) -> str:

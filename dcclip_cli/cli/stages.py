@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, BadParameter, Option, launch
 
 from dcclip_cli.cli import console, flags
-from dcclip_cli.errors import DcclipError, Message, joined
+from dcclip_cli.errors import Message, joined
 from dcclip_cli.exporters import FormatName, Precision, Preprocess
 from dcclip_cli.machine import cores
 
@@ -155,21 +154,15 @@ def index(
     Writes FILE.index.arrow next to each tar or Parquet file. Files with an index that is newer are skipped. Training
     does the same at its first start, in the cache folder; collect has done it for its shards. Prints the counts.
     """
-    from dcclip_cli.data.dataset import shards_at
-    from dcclip_cli.data.index import find_indexes, own_place, verify_files
-    from dcclip_cli.data.shards import Columns
+    from dcclip_cli import api
 
-    columns, talk = Columns(key=key, image=image, zh=zh, en=en, caption=caption), console.talk(quiet, verbose)
-    files = [file for source in data for file in shards_at(source)]
-    if not files:
-        raise DcclipError("{} has no tar and no Parquet file", "name files, folders or globs of them", " ".join(data))
-    find = verify_files if verify else partial(find_indexes, fresh=fresh, place=own_place)
-    found = find(files, columns, talk)
-    images = sum(sum(one.about.rows) for one in found)
-    pairs = sum(sum(one.about.captioned) for one in found)
-    alone = Message(", {:,} images without captions", images - pairs) if images > pairs else ""
-    counted = Message("1 file") if len(found) == 1 else Message("{:,} files", len(found))
-    console.show(Message("{:,} pairs in {}{}", pairs, counted, alone))
+    given = {"key": key, "image": image, "zh": zh, "en": en, "caption": caption}
+    columns = {name: column for name, column in given.items() if column is not None}
+    found = api.index(data, verify=verify, fresh=fresh, columns=columns, progress=console.talk(quiet, verbose))
+    more = found.images - found.pairs
+    alone = Message(", {:,} images without captions", more) if more else ""
+    counted = Message("1 file") if found.files == 1 else Message("{:,} files", found.files)
+    console.show(Message("{:,} pairs in {}{}", found.pairs, counted, alone))
 
 
 def _training(stage: Literal["distill", "align"], what: str) -> Callable[..., None]:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from dcclip_cli.model.reference import ModelReference
     from dcclip_cli.model.teachers import Teacher
     from dcclip_cli.train.estimate import StageWork
+    from dcclip_cli.train.metrics_log import MetricsListener
 
 _MOST_VALIDATED = 5_000  # validation images that models are compared on at the end
 
@@ -45,7 +46,8 @@ StageResult: TypeAlias = "CollectResult | TrainResult | ExportResult | list[Eval
 class RecipeRun:
     """A recipe and the directory that its stages write to. `fresh` makes finished stages again.
 
-    `processes` train together; they are started here, unless this is one of them.
+    `processes` train together; they are started here, unless this is one of them. `listener` receives what is logged
+    of training in this process.
     """
 
     loaded: LoadedRecipe
@@ -54,6 +56,7 @@ class RecipeRun:
     fresh: bool = False
     progress: Progress = field(default_factory=Silent)
     processes: int = 1
+    listener: MetricsListener | None = None
     _results: dict[str, list[EvalResult]] = field(default_factory=dict)  # by model: teacher, student, bundle
 
     def preflight(self, stages: Iterable[StageName]) -> list[StageWork]:
@@ -163,6 +166,7 @@ class RecipeRun:
             fresh=self.fresh,
             progress=self.progress,
             track=recipe.track,
+            listener=self.listener,
         )
         train: Any = distill if stage == "distill" else align
         result: TrainResult = train(getattr(recipe, stage), context)
