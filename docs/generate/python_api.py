@@ -8,6 +8,7 @@ from dcclip_cli import api
 from dcclip_cli.curation.collect import CollectResult
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.compare import Comparison, Difference
+from dcclip_cli.eval.registry import KnownSet
 from dcclip_cli.eval.result import EvalResult
 from dcclip_cli.exporters.export import ExportResult
 from dcclip_cli.model.trim import TrimResult
@@ -49,6 +50,7 @@ METHODS = (Model.predict, Model.embed_images, Model.embed_texts)
 RESULTS = (
     *(Prediction, files.SearchResult, Hit, files.Embeddings, api.NewResult, api.IndexResult),
     *(
+        KnownSet,
         api.SweepResult,
         SweepRow,
         api.RunResult,
