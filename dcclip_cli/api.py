@@ -456,7 +456,7 @@ def datasets(data_root: PathLike | None = None) -> list[KnownSet]:
     from dcclip_cli.eval import registry
     from dcclip_cli.eval.datasets import layout_of
 
-    root = data_root and Path(data_root)
+    root = None if data_root is None else Path(data_root)
     return [one for one in registry.SETS.values() if not root or layout_of(one, root)]
 
 
