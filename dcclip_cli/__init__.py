@@ -2,7 +2,7 @@
 
 import dcclip_cli as dcclip
 
-dcclip.distill("recipe.yaml", steps=300)  # likewise collect, align, evaluate, export, run, compare, push, trim
+dcclip.distill("recipe.yaml", steps=300)  # likewise new, collect, index, align, evaluate, export, run, sweep, ...
 dcclip.load("runs/quickstart").predict("img.jpg", ["猫", "dog"])
 """
 
@@ -13,13 +13,32 @@ from dcclip_cli.versions import VERSION as __version__
 
 TYPE_CHECKING = False  # typing takes a while to import
 if TYPE_CHECKING:
-    from dcclip_cli.api import align, collect, compare, distill, evaluate, export, push, run, trim
+    from dcclip_cli.api import (
+        align,
+        collect,
+        compare,
+        datasets,
+        distill,
+        evaluate,
+        export,
+        index,
+        new,
+        push,
+        run,
+        sweep,
+        trim,
+    )
+    from dcclip_cli.predict.files import embed, predict, search
     from dcclip_cli.predict.model import load
 
-_FUNCTIONS = ("align", "collect", "compare", "distill", "evaluate", "export", "load", "push", "run", "trim")
+_LIGHT = {"load": "model", "embed": "files", "predict": "files", "search": "files"}  # without recipes and pydantic
+_FUNCTIONS = (
+    *_LIGHT, "align", "collect", "compare", "datasets", "distill", "evaluate", "export", "index", "new", "push", "run",
+    "sweep", "trim",
+)  # fmt: skip
 __all__ = [
-    "DcclipError", "__version__", "align", "collect", "compare", "distill", "evaluate", "export", "load", "push",
-    "run", "trim",
+    "DcclipError", "__version__", "align", "collect", "compare", "datasets", "distill", "embed", "evaluate", "export",
+    "index", "load", "new", "predict", "push", "run", "search", "sweep", "trim",
 ]  # fmt: skip
 
 
@@ -27,13 +46,10 @@ def __getattr__(name: str) -> object:
     """The functions of the API, imported when they are first used."""
     if name not in _FUNCTIONS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name == "load":  # without recipes and pydantic, so that a prediction starts fast
-        from dcclip_cli.predict.model import load
+    from importlib import import_module
 
-        return load
-    from dcclip_cli import api
-
-    return getattr(api, name)
+    module = f"predict.{_LIGHT[name]}" if name in _LIGHT else "api"
+    return getattr(import_module(f"{__name__}.{module}"), name)
 
 
 def __dir__() -> list[str]:

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from dcclip_cli import own
 from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.files import atomic_write
 from dcclip_cli.machine import set_library_defaults
 from dcclip_cli.progress import Progress, progress_for
 from dcclip_cli.recipe.load import LoadedRecipe, RecipeSource
 from dcclip_cli.recipe.load import load as load_recipe
 from dcclip_cli.recipe.run import RecipeRun, StageResult
+from dcclip_cli.recipe.schema import Recipe
 from dcclip_cli.recipe.summary import ModelSummary
 from dcclip_cli.run_dir import RunDir, StageName, TrainResult
 
 if TYPE_CHECKING:
     from dcclip_cli.curation.collect import CollectResult
     from dcclip_cli.eval.compare import Comparison
+    from dcclip_cli.eval.registry import KnownSet
     from dcclip_cli.eval.result import EvalResult
     from dcclip_cli.exporters.export import ExportResult
     from dcclip_cli.model.trim import TrimResult
     from dcclip_cli.publish.push import Pushed
+    from dcclip_cli.recipe.new import DataKind, Size
+    from dcclip_cli.recipe.sweep import SweepRow
     from dcclip_cli.train.launch import Processes
+    from dcclip_cli.train.metrics_log import MetricsListener
 
 PathLike = str | os.PathLike[str]
 AnyRecipe = RecipeSource | LoadedRecipe
@@ -39,6 +49,32 @@ class RunResult:
     folder: Path
     stages: dict[StageName, StageResult]
     models: list[ModelSummary]
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """The folder of a sweep, with runs.csv, table.csv and sweep.svg, and a row for each model of each variant."""
+
+    folder: Path
+    rows: list[SweepRow]
+
+
+@dataclass(frozen=True)
+class NewResult:
+    """A recipe that `new` wrote, and lines with estimates of its time and space or the `problem` that it has yet."""
+
+    file: Path
+    estimates: list[str]
+    problem: DcclipError | None
+
+
+@dataclass(frozen=True)
+class IndexResult:
+    """Numbers of indexed files, of images in them, and of those that have captions."""
+
+    files: int
+    images: int
+    pairs: int
 
 
 def collect(
@@ -77,6 +113,7 @@ def distill(
     fresh: bool = False,
     resume: bool = False,
     progress: ProgressChoice = False,
+    on_metrics: MetricsListener | None = None,
     **options: Any,
 ) -> TrainResult:
     """Train the student on the teacher's features (stage 1); returns its model directory and metrics.
@@ -88,10 +125,12 @@ def distill(
     A finished stage is returned as it is, an interrupted one resumes; `fresh` starts over, `resume` requires a saved
     state. `progress` is True for bars on stderr, a function that receives lines, or a Progress. `processes` train
     together on GPUs or the CPU, "auto": one for each GPU; those that are started show progress on stderr, if any.
-    Raises DcclipError.
+    `on_metrics` is called in this process with the stage, the step and each entry of metrics.jsonl; an exception in it
+    ends the run, which resumes from its last checkpoint. Raises DcclipError.
     """
     loaded = open_recipe(recipe, "distill", options, sets)
-    return open_run(loaded, out, device, fresh, progress, processes).train_alone("distill", resume)
+    job = open_run(loaded, out, device, fresh, progress, processes)
+    return replace(job, listener=on_metrics).train_alone("distill", resume)
 
 
 def align(
@@ -104,6 +143,7 @@ def align(
     fresh: bool = False,
     resume: bool = False,
     progress: ProgressChoice = False,
+    on_metrics: MetricsListener | None = None,
     **options: Any,
 ) -> TrainResult:
     """Train both towers on image-caption pairs (stage 2); returns the model directory and metrics.
@@ -111,7 +151,8 @@ def align(
     `options` are keys of the recipe's section `align`. For the rest see `distill`.
     """
     loaded = open_recipe(recipe, "align", options, sets)
-    return open_run(loaded, out, device, fresh, progress, processes).train_alone("align", resume)
+    job = open_run(loaded, out, device, fresh, progress, processes)
+    return replace(job, listener=on_metrics).train_alone("align", resume)
 
 
 def evaluate(
@@ -297,14 +338,126 @@ def run(
     processes: Processes = 1,
     fresh: bool = False,
     progress: ProgressChoice = False,
+    on_metrics: MetricsListener | None = None,
 ) -> RunResult:
     """Run all stages of a recipe in order; returns their results and a summary of teacher, student and bundle.
 
-    Finished stages are skipped. For the parameters see `distill`.
+    Finished stages are skipped; the recipe's variants are for `sweep`. For the parameters see `distill`.
     """
     job = open_run(open_recipe(recipe, None, {}, sets), out, device, fresh, progress, processes)
+    job = replace(job, listener=on_metrics)
     job.begin_all()
     return RunResult(job.dir.root, dict(job.run_all()), job.summary())
+
+
+def sweep(
+    recipe: AnyRecipe,
+    seeds: Sequence[int] | None = None,
+    *,
+    sets: Sets | None = None,
+    out: PathLike | None = None,
+    device: str = "auto",
+    processes: Processes = 1,
+    at_a_time: int | None = None,
+    fresh: bool = False,
+    progress: ProgressChoice = False,
+) -> SweepResult:
+    """Run a recipe's `variants` with several seeds; returns means and deviations, and compares variants with the first.
+
+    Each run is in OUT/[VARIANT/]seed-N and has the weights of the recipe with these values alone. `seeds` is by default
+    the recipe's own. So many runs are trained `at_a_time`: by default one for each GPU. For the rest see `distill`.
+    """
+    from dcclip_cli.recipe.sweep import Sweep, fitting
+
+    loaded = open_recipe(recipe, None, {}, sets)
+    job = open_run(loaded, out, device, fresh, progress, processes)
+    number = at_a_time or fitting(job.device, job.processes)
+    every = Sweep(loaded, job.dir.root, tuple(dict.fromkeys(seeds or [loaded.recipe.seed])), job, number)
+    every.begin()
+    every.run()
+    rows = every.rows()
+    every.save(rows)
+    return SweepResult(job.dir.root, rows)
+
+
+def new(
+    file: PathLike,
+    data: PathLike,
+    *,
+    teacher: str = "altclip",
+    kind: DataKind | None = None,
+    texts: PathLike | None = None,
+    size: Size | None = None,
+    trust_remote_code: bool = False,
+    force: bool = False,
+) -> NewResult:
+    """Write a commented recipe from a few choices; returns the file with estimates, or what it still lacks.
+
+    `data` is a folder of photographs or of class folders, pairs or a table, of the `kind` that it looks like. `texts`
+    are learned with photographs: by default class names and prompts, written next to FILE. `force` overwrites.
+    """
+    from dcclip_cli.recipe import new as recipes
+
+    file = Path(file)
+    if file.exists() and not force:
+        raise DcclipError("{} exists", "name another file, or overwrite it with --force", file)
+    chosen, found = recipes.choose_teacher(teacher), recipes.choose_data(os.fspath(data), kind)
+    wanted: Any = size or next(iter(recipes.sizes_for(chosen)))
+    if wanted not in recipes.SIZES:
+        raise DcclipError("there is no size {}", "the sizes are {}", wanted, ", ".join(recipes.SIZES))
+    words = None if texts is None else Path(texts)
+    if found.kind == "photos" and words is None:
+        words = file.with_suffix(".texts.txt")
+        if words.exists() and not force:
+            raise DcclipError("{0} exists", "use it with --texts {0}, or overwrite it with --force", words)
+        atomic_write(words, recipes.own_texts())
+    made = recipes.NewRecipe(file, chosen, found, wanted, words, trust_remote_code)
+    atomic_write(file, recipes.recipe_text(made))
+    job = open_run(load_recipe(file), None, "cpu")
+    try:
+        takes = list(job.estimates(job.preflight(job.loaded.recipe.stages)))
+    except DcclipError as error:
+        return NewResult(file, [], error)
+    times = [line for line in takes if "disk space" not in line and "about 0 images and up to 0 texts" not in line]
+    atomic_write(file, recipes.recipe_text(made, times))
+    return NewResult(file, takes, None)
+
+
+def index(
+    data: PathLike | Sequence[PathLike],
+    *,
+    verify: bool = False,
+    fresh: bool = False,
+    columns: Mapping[str, str] | None = None,
+    progress: ProgressChoice = False,
+) -> IndexResult:
+    """Index tar and Parquet files written by others, so that training on them starts at once; returns the counts.
+
+    `data` are files, folders, globs or URLs. `columns` are names by `key`, `image`, `zh`, `en` and `caption`, as
+    data.columns in a recipe. `verify` reads all data and compares it with the indexes, `fresh` indexes again.
+    """
+    from dcclip_cli.data.dataset import shards_at
+    from dcclip_cli.data.index import find_indexes, own_place, verify_files
+    from dcclip_cli.data.shards import Columns
+
+    named = [os.fspath(one) for one in ([data] if isinstance(data, str | os.PathLike) else data)]
+    files = [file for source in named for file in shards_at(source)]
+    if not files:
+        raise DcclipError("{} has no tar and no Parquet file", "name files, folders or globs of them", " ".join(named))
+    find = verify_files if verify else partial(find_indexes, fresh=fresh, place=own_place)
+    found = find(files, Columns(**(columns or {})), progress_for(progress))
+    return IndexResult(
+        len(found), sum(sum(one.about.rows) for one in found), sum(sum(one.about.captioned) for one in found)
+    )
+
+
+def datasets(data_root: PathLike | None = None) -> list[KnownSet]:
+    """The data sets that `evaluate` knows by name; with `data_root` those that are in this folder."""
+    from dcclip_cli.eval import registry
+    from dcclip_cli.eval.datasets import layout_of
+
+    root = None if data_root is None else Path(data_root)
+    return [one for one in registry.SETS.values() if not root or layout_of(one, root)]
 
 
 def compare(first: str, second: str, *, force: bool = False, progress: ProgressChoice = False) -> Comparison:
@@ -322,6 +475,8 @@ def open_recipe(
     recipe: AnyRecipe, stage: StageName | None, options: Mapping[str, Any] | None = None, sets: Sets | None = None
 ) -> LoadedRecipe:
     """The validated recipe with `options` as keys of the section `stage`, which it must have."""
+    for key in options or ():
+        _check_argument(stage or "", key)
     values = {f"{stage}.{key}": value for key, value in (options or {}).items()}
     if isinstance(sets, Mapping):
         values, sets = {**sets, **values}, ()
@@ -336,6 +491,20 @@ def open_recipe(
         there = ", ".join(loaded.recipe.stages) or Message("none")
         raise DcclipError("{} has no section {}", "add one; its stages are: {}", loaded.path, stage, there)
     return loaded
+
+
+def _check_argument(stage: str, key: str) -> None:
+    """Raise DcclipError for a key that the stage's section does not have, and that is near an argument of its function.
+
+    What is near a key of the section is refused as in a recipe.
+    """
+    function = {"eval": evaluate}.get(stage) or globals()[stage]
+    [section] = [one for one in get_args(Recipe.model_fields[stage].annotation) if one is not type(None)]
+    arguments = [name for name in inspect.signature(function).parameters if name != "options"]
+    near = difflib.get_close_matches(key, [*section.model_fields, *arguments], 1)
+    if key not in section.model_fields and near and near[0] in arguments:
+        what = Message("{}: unknown argument {}, did you mean '{}'?", function.__name__, key, near[0])
+        raise DcclipError(what, "list all arguments with: help(dcclip.{})", function.__name__)
 
 
 def open_run(
@@ -355,4 +524,7 @@ def open_run(
     set_library_defaults()
     folder = Path(out) if out is not None else Path("runs") / loaded.recipe.name
     number = process_number(processes, device)
-    return RecipeRun(loaded, RunDir(folder), device, fresh, progress_for(progress), number)
+    talk = progress_for(progress)
+    for line in own.news():
+        talk.say(line)
+    return RecipeRun(loaded, RunDir(folder), device, fresh, talk, number)

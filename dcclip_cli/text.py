@@ -22,7 +22,15 @@ _HAN_CHARACTER = re.compile(f"[{HAN}]")
 # What stays on one line: a word or a Chinese character, with the punctuation that belongs to it.
 _PIECES = re.compile(r"[（“《]*(?:[^\s\u2e80-\uffef“”]+|.)[，。；：、！？）》”]*\s*")
 _HALF = re.compile("[\ud800-\udfff]")
+# Control characters, line separators, marks that turn the direction of text, and halves of characters, which stand for
+# bytes of a file's name that are not UTF-8. Blanks such as U+3000 and joiners of emoji are not among them.
+_UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _LOOK_AT = 1_000_000  # bytes of a file whose encoding is guessed
+
+
+def printable(text: str) -> str:
+    r"""The text with control characters, line ends and bytes that are not UTF-8 as in `\x1b`, `\n` and `\udcff`."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def check_unicode(texts: Iterable[str]) -> None:

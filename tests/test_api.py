@@ -18,6 +18,7 @@ from dcclip_cli import api
 from dcclip_cli.progress import Lines, Silent, progress_for
 from dcclip_cli.recipe.load import load
 from tests.cli.conftest import dcclip as command
+from tests.test_docs import ROOT, blocks
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,7 @@ def test_a_finished_stage_is_returned_as_it_is_unless_fresh(recipe: Path, done: 
     ("arguments", "what"),
     [
         ({"step": 3}, "arguments: distill.step: unknown key, did you mean 'steps'?"),
+        ({"proces": 2}, "distill: unknown argument proces, did you mean 'processes'?"),
         (
             {"optimizer": {"kind": "adam"}},
             "arguments: distill.optimizer.kind: input should be 'adamw', 'muon' or 'sgd' (got 'adam')",
@@ -117,6 +119,9 @@ def test_keys_are_checked_like_those_of_the_recipe(recipe: Path, arguments: dict
     with pytest.raises(dcclip.DcclipError) as caught:
         dcclip.distill(recipe, **arguments)
     assert caught.value.what == what
+    if "unknown argument" in what:
+        assert caught.value.hint == "list all arguments with: help(dcclip.distill)"
+        return
     assert caught.value.hint.startswith("list all keys" if "unknown key" in what else "see what these keys take")
 
 
@@ -182,3 +187,29 @@ def test_progress_is_silent_lines_or_what_is_given(
     assert progress_for(given) is given and isinstance(progress_for(True), Lines)
     monkeypatch.setenv("RANK", "1")
     assert isinstance(progress_for(True), Silent)
+
+
+def test_the_cells_of_the_page_run_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("recipes", "docs"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    scope: dict[str, Any] = {}
+    for cell in blocks(ROOT / "docs/how-to/python.md", "python"):
+        exec(compile(cell, "python.md", "exec"), scope)
+    printed = capsys.readouterr().out
+    assert printed.startswith("('猫', 0.")
+    assert "evaluate: unknown argument models, did you mean 'model'?" in printed
+    assert [step for step, _ in scope["curve"]] == [1, 2, 3, 4]
+    assert scope["result"].hits[0].image.name == "cat.png"
+    assert [(row.variant, row.model) for row in scope["swept"].rows] == [
+        *(("small", "teacher"), ("small", "student"), ("faster", "student"))
+    ]
+
+
+def test_new_index_and_datasets_return_what_the_commands_print(tmp_path: Path, pairs_file: Path) -> None:
+    made = dcclip.new("我的.yaml", pairs_file, teacher=str(ROOT / "recipes/quickstart/teacher"))
+    assert made.file == Path("我的.yaml") and (made.problem is None) == bool(made.estimates)
+    with pytest.raises(dcclip.DcclipError, match=r"我的.yaml exists"):
+        dcclip.new("我的.yaml", pairs_file)
+    copied = shutil.copy(pairs_file, tmp_path)
+    assert dcclip.index(copied) == api.IndexResult(files=1, images=40, pairs=40)
+    assert "mnist" in [one.name for one in dcclip.datasets()] and dcclip.datasets(tmp_path) == []

@@ -23,7 +23,7 @@ from dcclip_cli.errors import AgainError, DcclipError, Message, language, transl
 from dcclip_cli.machine import is_first_process, is_launched
 from dcclip_cli.processes import AGAIN, asked
 from dcclip_cli.progress import Progress, Silent, stderr_progress
-from dcclip_cli.text import filled, rows
+from dcclip_cli.text import filled, printable, rows
 from dcclip_cli.versions import EXTRAS
 
 if TYPE_CHECKING:
@@ -35,10 +35,8 @@ _USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[1]  # the base of all usage
 _NAME_WIDTH = 17  # of a field's name, with blanks on both sides
 
 _MOST_LINES = 50  # of one error
+_NUMBER = re.compile("[-+]?[0-9]")
 _RED, _YELLOW, _CYAN = 31, 33, 36  # ANSI colours
-# Control characters, line separators, marks that turn the direction of text, and halves of characters, which stand for
-# bytes of a file's name that are not UTF-8. Blanks such as U+3000 and joiners of emoji are not among them.
-_UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class CommandGroup(typer.core.TyperGroup):
@@ -57,7 +55,7 @@ class CommandGroup(typer.core.TyperGroup):
             if one == "" or (one.startswith("--") and one.endswith("=")):
                 name = one.rstrip("=") or (before if before.startswith("-") else Message("an argument"))
                 _fail(DcclipError("{} is empty", "is a shell variable not set? Leave it out for the default", name))
-        return super().resolve_command(ctx, args)
+        return super().resolve_command(ctx, _joined(args))
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -85,6 +83,17 @@ class CommandGroup(typer.core.TyperGroup):
                     raise
                 mistake = found
         _fail(mistake)
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """The arguments with `--seeds 0 1 2`, of which a parser takes one value, as `--seeds 0,1,2`."""
+    found: list[str] = []
+    for one in arguments:
+        if one.isdecimal() and found[-2:-1] == ["--seeds"] and found[-1].replace(",", "").isdecimal():
+            found[-1] += f",{one}"
+        else:
+            found.append(one)
+    return found
 
 
 @contextmanager
@@ -142,11 +151,6 @@ def _users_mistake(error: BaseException, options: Collection[str]) -> DcclipErro
     from dcclip_cli.cli.system_errors import explained
 
     return explained(error, options)
-
-
-def printable(text: str) -> str:
-    r"""The text with control characters, line ends and bytes that are not UTF-8 as in `\x1b`, `\n` and `\udcff`."""
-    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def as_json(value: Any, indent: int | None = None) -> str:
@@ -234,7 +238,7 @@ def counted(talk: Progress, name: str, items: Iterable[Item], total: int, at_onc
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table on stdout, columns of numbers aligned right."""
+    """Print a table on stdout, columns of numbers aligned right; in one of numbers alone, only the names wrap."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -242,9 +246,10 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
     console = _stdout()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     lines = list(rows)
+    numbers = [all(map(_NUMBER.match, filter(None, cells))) for cells in zip(*lines, strict=True)] or [True]
     for number, column in enumerate(map(translated, columns)):
-        numbers = all(line[number][:1].isdecimal() for line in lines if line[number])
-        table.add_column(column, justify="right" if numbers and number else "left", overflow="fold", no_wrap=not number)
+        right, whole = number and numbers[number], number if all(numbers[1:]) else not number
+        table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=bool(whole))
     for row in lines:
         table.add_row(*(Text(printable(translated(cell))) for cell in row))
     with printing():

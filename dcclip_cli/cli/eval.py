@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, BadParameter, Option
 
 from dcclip_cli.cli import console, flags
-from dcclip_cli.errors import Message
+from dcclip_cli.errors import Message, joined
 from dcclip_cli.model import Precision
 
 if TYPE_CHECKING:
-    from dcclip_cli.eval.result import EvalResult
+    from dcclip_cli.eval.result import EvalResult, Table
 
 _SET, _METRIC, _IMAGES, _CLASSES = Message("data set"), Message("metric"), Message("images"), Message("classes")
 _RESULTS = "A results file or folder that eval --out wrote; FILE@MODEL chooses one of several models."
@@ -153,7 +153,7 @@ def _shots(text: str) -> list[int | str]:
 
 
 def show(results: Sequence[EvalResult], as_json: bool = False) -> None:
-    """Print all metrics of one model, or each data set's main metric of several; or everything `as_json`."""
+    """Print all metrics of one model, or a table of several models for each data set; or everything `as_json`."""
     from dcclip_cli.eval.result import METRIC_NAMES, table
 
     if as_json:
@@ -162,9 +162,7 @@ def show(results: Sequence[EvalResult], as_json: bool = False) -> None:
     lacking = len({(one.dataset, key) for one in results for key in one.corrupt})
     without = Message("without {:,} images that cannot be read", lacking) if lacking else ""
     if len({result.model for result in results}) > 1:
-        gaps = [column.is_gap for column in found.columns]
-        rows = [(_noted(row.name, row.remark), row.metric, *map(percent, row.values, gaps)) for row in found.rows]
-        return console.show_table(without, (_SET, _METRIC, *(column.title for column in found.columns)), rows)
+        return _show_several(results, found, without)
     shown = [name for name in METRIC_NAMES if any(name in result.metrics for result in results)]
     lines = []
     for one in results:
@@ -181,6 +179,37 @@ def show(results: Sequence[EvalResult], as_json: bool = False) -> None:
     used = [number for number in range(len(columns)) if any(line[number] for line in lines)]  # retrieval has no classes
     cells = ([line[number] for number in used] for line in lines)
     console.show_table(_noted(results[0].model, without), [columns[number] for number in used], cells)
+
+
+def _show_several(results: Sequence[EvalResult], found: Table, without: str) -> None:
+    """Print a table for each data set, with models as rows; next to top-1 of more than two classes their mean."""
+    from dcclip_cli.eval.result import METRIC_NAMES, Column, table
+
+    for_classes = table(
+        [
+            replace(one, metric="mean_per_class", value=one.metrics["mean_per_class"])
+            for one in results
+            if one.metric == "top1" and one.classes > 2
+        ]
+    )
+    means = {row.name: dict(zip(for_classes.columns, row.values, strict=True)) for row in for_classes.rows}
+    for row in found.rows:
+        values, mean = dict(zip(found.columns, row.values, strict=True)), means.get(row.name, {})
+        lines = [
+            (
+                model,
+                *(percent(values.get(Column(model, one)), one is None) for one in ("en", "zh", None)),
+                *(percent(mean.get(Column(model, one))) for one in ("en", "zh")),
+            )
+            for model in dict.fromkeys(column.model for column in found.columns)
+        ]
+        each = [joined(" ", (METRIC_NAMES["mean_per_class"], one)) for one in ("en", "zh")]
+        heads = [Message("model"), "en", "zh", "zh - en", *each]
+        used = [number for number in range(len(heads)) if any(line[number] for line in lines)]
+        title = _noted(joined(", ", (row.name, row.metric)), row.remark)
+        console.show_table(title, [heads[at] for at in used], [[line[at] for at in used] for line in lines])
+    if without:
+        console.show(without)
 
 
 def percent(value: float | None, signed: bool = False) -> str:

@@ -11,12 +11,10 @@ from typer import Argument, Option
 
 from dcclip_cli.cli import console, flags
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dcclip_cli.recipe.new import NewRecipe
 
 _ABOUT = {  # of teachers
     "altclip": Message("864 M parameters, zh and en; the paper's teacher"),
@@ -84,24 +82,25 @@ def new(
     if recipes.CLONE_STARTER.is_dir():
         choices["starter"] = Message("recipes/starter/model: 10 M, zh and en, Apache-2.0; nothing to download")
     question = "Teacher, the large model to learn from (or a directory, hf:ORG/NAME, ...)"
-    chosen_teacher = recipes.choose_teacher(teacher or _ask(question, choices, yes))
+    teacher = teacher or _ask(question, choices, yes)
+    chosen_teacher = recipes.choose_teacher(teacher)
     if data is None:
         console.info_line(
             Message("Data: a folder of photographs; pairs (tars, Parquet, a table); or a folder for each class")
         )
         data = str(prompt("Path", err=True))
-    chosen_data = recipes.choose_data(data, kind)
     chosen_size: Any = size or _ask("Size of the student", recipes.sizes_for(chosen_teacher), yes)
-    if chosen_size not in recipes.SIZES:
-        raise DcclipError("there is no size {}", "the sizes are {}", chosen_size, ", ".join(recipes.SIZES))
-    if chosen_data.kind == "photos" and texts is None:
-        texts = file.with_suffix(".texts.txt")
-        if texts.exists() and not force:
-            raise DcclipError("{0} exists", "use it with --texts {0}, or overwrite it with --force", texts)
-        atomic_write(texts, recipes.own_texts())
-    made = recipes.NewRecipe(file, chosen_teacher, chosen_data, chosen_size, texts, trust_remote_code)
-    atomic_write(file, recipes.recipe_text(made))
-    _check(made)
+
+    from dcclip_cli import api
+
+    given: dict[str, Any] = {"kind": kind, "texts": texts, "size": chosen_size, "trust_remote_code": trust_remote_code}
+    made = api.new(file, data, teacher=teacher, force=force, **given)
+    for line in made.problem.what.split("\n") if made.problem else ():
+        console.warning_line(Message("it does not run yet: {}", line))
+    if made.problem:
+        console.hint_line(made.problem.hint)
+    for line in made.estimates:
+        console.info_line(line)
     console.show(str(file))
 
 
@@ -119,24 +118,3 @@ def _ask(question: str, choices: Mapping[Any, str], yes: bool) -> str:
         console.info_line(Message("  {}  {:13} {}", number, name, about))
     answer = str(prompt("Choice", default="1", err=True)).strip()
     return names[int(answer) - 1] if answer.isdecimal() and 0 < int(answer) <= len(names) else answer
-
-
-def _check(made: NewRecipe) -> None:
-    """Check the recipe, and write what it will take into it; what is missing is a warning, since it can still come."""
-    from dcclip_cli.api import open_run
-    from dcclip_cli.recipe.load import load
-    from dcclip_cli.recipe.new import recipe_text
-
-    loaded = load(made.file)
-    job = open_run(loaded, None, "cpu")
-    try:
-        takes = list(job.estimates(job.preflight(loaded.recipe.stages)))
-    except DcclipError as error:
-        for line in error.what.split("\n"):
-            console.warning_line(Message("it does not run yet: {}", line))
-        console.hint_line(error.hint)
-        return
-    times = [line for line in takes if "disk space" not in line and "about 0 images and up to 0 texts" not in line]
-    atomic_write(made.file, recipe_text(made, times))
-    for line in takes:
-        console.info_line(line)

@@ -5,24 +5,20 @@ from __future__ import annotations
 import csv
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, BadParameter, Exit, Option
 
 from dcclip_cli.cli import console, flags
-from dcclip_cli.cli.console import as_json, printable
+from dcclip_cli.cli.console import as_json
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.text import language_by_script
+from dcclip_cli.text import language_by_script, printable
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from dcclip_cli.predict.encoder import Encoder
     from dcclip_cli.predict.index import Hit
     from dcclip_cli.predict.model import Prediction
-    from dcclip_cli.progress import Progress
 
 _MOST_LABELS, _MOST_LABELS_BYTES = 100_000, 10_000_000
 _MOST_TEXTS, _MOST_TEXTS_BYTES = 1_000_000, 100_000_000
@@ -78,6 +74,7 @@ def predict(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's idle threads take a fifth of a cold start's CPU time
 
     from dcclip_cli.machine import keep_freed_memory
+    from dcclip_cli.predict.files import open_encoder
     from dcclip_cli.predict.images import find_images
     from dcclip_cli.predict.model import predict as run
     from dcclip_cli.predict.zero_shot import Labels
@@ -85,23 +82,12 @@ def predict(
     paths = list(find_images(images, sys.stdin))
     if len(paths) > 1:
         keep_freed_memory()
-    encoder = _encoder(model, device, threads, talk)
+    encoder = open_encoder(model, device, threads, talk)
     ready = Labels(encoder, wanted, [] if no_template else templates or None, multi_label, talk)
     predictions = run(encoder, ready, paths, top_k, threshold)
     counted = console.counted(talk, "predict", predictions, len(paths), at_once=not as_json)
     if _show(counted, "json" if as_json else "jsonl" if as_jsonl else "csv" if as_csv else "text"):
         raise Exit(1)
-
-
-def _encoder(
-    model: str | None, device: flags.Device, threads: int | None, talk: Progress, dims: int | None = None
-) -> Encoder:
-    from dcclip_cli.model.reference import resolve
-    from dcclip_cli.predict.encoder import load_encoder, shortened
-
-    reference = resolve(model)
-    talk.say(reference.description)
-    return shortened(load_encoder(reference, device, threads=threads, progress=talk), dims, talk)
 
 
 def _show(predictions: Iterable[Prediction], form: Literal["text", "json", "jsonl", "csv"]) -> int:
@@ -168,20 +154,14 @@ def search(
     Exit code 1 if an image cannot be read; the others are still searched.
     """
     text = flags.text(text, "the text")
-    if not text.strip():
-        raise DcclipError("the text is empty", 'give one, for example: dcclip search "一只狗" FOLDER')
     flags.out(page, folder=False)
     talk = console.talk(quiet, verbose)
 
-    from dcclip_cli.machine import keep_freed_memory
-    from dcclip_cli.predict.index import open_index
-    from dcclip_cli.predict.zero_shot import text_embeddings
+    from dcclip_cli.predict import files
 
-    encoder = _encoder(model, device, threads, talk, dims)
-    keep_freed_memory()
-    index = open_index(encoder, folder, fresh, talk, dtype)
-    talk.say(Message("search: {} images, {} of them embedded now", len(index.paths), index.embedded))
-    hits = index.search(text_embeddings(encoder, [text])[0], top_k)
+    options: dict[str, Any] = {"dims": dims, "dtype": dtype, "device": device, "threads": threads, "progress": talk}
+    found = files.search(text, folder, model=model, top_k=top_k, fresh=fresh, **options)
+    hits = found.hits
     if as_json:
         console.show_json([{"image": str(hit.image), "score": round(hit.score, 6)} for hit in hits])
     else:
@@ -190,10 +170,7 @@ def search(
     if page:
         _write_page(page, text, hits)
         talk.say(Message("search: {}", page))
-    unread = console.ErrorLines()
-    for name, error in index.errors.items():
-        unread.add(str(folder / name), error)
-    if unread.end():
+    if _show_errors(found.errors):
         raise Exit(1)
 
 
@@ -242,50 +219,19 @@ def embed(
     if bool(images) == bool(wanted):
         raise BadParameter(Message("give images, or texts with --text or --texts-file"))
     talk = console.talk(quiet, verbose)
-    if out.suffix == ".parquet":
-        import pyarrow  # noqa: F401  # if it is missing, before the images are embedded
 
-    from dcclip_cli.machine import keep_freed_memory
+    from dcclip_cli.predict import files
     from dcclip_cli.predict.images import find_images
-    from dcclip_cli.predict.index import compressed, embedded_images, embedded_texts
 
-    paths = list(find_images(images or (), sys.stdin))
-    encoder = _encoder(model, device, threads, talk, dims)
-    keep_freed_memory()
-    if wanted:
-        with embedded_texts(encoder, wanted, out, talk) as vectors:
-            _write(out, wanted, compressed(vectors, dtype))
-        return console.show(str(out))
-    unread = console.ErrorLines()
-    with embedded_images(encoder, paths, out, talk) as found:
-        for place, error in found.errors.items():
-            unread.add(str(paths[place]), error)
-        if not found.there.any():
-            raise DcclipError("none of the images could be read", "use JPEG, PNG or WebP files")
-        named = [str(path) for path, there in zip(paths, found.there, strict=True) if there]
-        _write(out, named, compressed(found.vectors, dtype))
-    console.show(str(out))
-    if unread.end():
+    options: dict[str, Any] = {"dims": dims, "dtype": dtype, "device": device, "threads": threads, "progress": talk}
+    found = files.embed(find_images(images or (), sys.stdin), texts=wanted, out=out, model=model, **options)
+    console.show(str(found.file))
+    if _show_errors(found.errors):
         raise Exit(1)
 
 
-def _write(out: Path, names: Sequence[str], rows: np.ndarray) -> None:
-    """Write the embeddings and their names."""
-    import numpy as np
-
-    from dcclip_cli.files import atomic_file, atomic_write
-
-    names = [printable(name) for name in names]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(out) as partial:
-        if out.suffix == ".npy":
-            with partial.open("wb") as stream:
-                np.save(stream, rows)
-            atomic_write(out.with_suffix(".txt"), "".join(f"{' '.join(name.split())}\n" for name in names))
-            return
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        flat = pa.array(rows.reshape(-1))
-        table = pa.table({"name": names, "embedding": pa.FixedSizeListArray.from_arrays(flat, rows.shape[1])})
-        pq.write_table(table, partial)
+def _show_errors(errors: Mapping[str, DcclipError]) -> int:
+    unread = console.ErrorLines()
+    for name, error in errors.items():
+        unread.add(name, error)
+    return unread.end()

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, BadParameter, Option, launch
 
 from dcclip_cli.cli import console, flags
-from dcclip_cli.errors import DcclipError, Message, joined
+from dcclip_cli.errors import Message, joined
 from dcclip_cli.exporters import FormatName, Precision, Preprocess
 from dcclip_cli.machine import cores
 
 if TYPE_CHECKING:
+    from dcclip_cli.api import SweepResult
     from dcclip_cli.curation.collect import CollectResult
+    from dcclip_cli.eval.compare import Difference
     from dcclip_cli.recipe.load import LoadedRecipe
     from dcclip_cli.recipe.summary import ModelSummary
 
@@ -26,24 +28,49 @@ _LIMIT = Option(
 )
 
 
+_SEEDS = Option("--seeds", metavar="0 1 2", help="Run the recipe, and its variants, with each of these seeds.")
+_AT_A_TIME = Option(
+    "--at-a-time",
+    min=1,
+    metavar="N",
+    callback=flags.at_a_time,
+    help="Runs with --seeds or variants at a time. Default: one for each GPU.",
+)
+
+
 def run(
     recipe: flags.RecipeFile,
     sets: flags.Sets = None,
+    seeds: Annotated[str, _SEEDS] = "",
     out: flags.Out = None,
     fresh: flags.Fresh = False,
     check: flags.Check = False,
     device: flags.Where = "auto",
     processes: flags.Processes = "1",
+    at_a_time: Annotated[int | None, _AT_A_TIME] = None,
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:
     """Run all stages of a recipe in order.
 
-    Finished stages are skipped. Ends with a table of teacher, student and bundle: size, speed, and top-1 on the test
-    sets of the recipe or, if it has none, how often they pick the same text as the teacher.
+    Finished stages are skipped. Ends with a table of teacher, student and bundle: size, speed, and accuracy on the test
+    sets of the recipe, else on its validation pairs, else how often they pick the same text as the teacher.
+    With --seeds or a recipe's variants: each in OUT/[VARIANT/]seed-N, then a table of means and standard deviations,
+    and table.csv, runs.csv and sweep.svg in OUT.
     """
     flags.out(out)
     loaded = flags.open_recipe(recipe, sets)
+    if not all(one.isdecimal() for one in flags.split(seeds)):
+        raise BadParameter(Message("{} is not a list of whole numbers such as 0 1 2", seeds))
+    if seeds or loaded.recipe.variants:
+        chosen = [int(one) for one in flags.split(seeds)]
+        if check:
+            return _check_sweep(loaded, chosen, device, out, fresh, processes)
+        from dcclip_cli.api import sweep
+
+        talk = console.talk(quiet, verbose)
+        options: dict[str, Any] = {"processes": processes, "at_a_time": at_a_time, "fresh": fresh}
+        return _show_sweep(sweep(loaded, chosen, out=out, device=device, progress=talk, **options))
     if check:
         return flags.show_checked(loaded, loaded.recipe.stages, device, out, fresh, processes)
 
@@ -127,21 +154,15 @@ def index(
     Writes FILE.index.arrow next to each tar or Parquet file. Files with an index that is newer are skipped. Training
     does the same at its first start, in the cache folder; collect has done it for its shards. Prints the counts.
     """
-    from dcclip_cli.data.dataset import shards_at
-    from dcclip_cli.data.index import find_indexes, own_place, verify_files
-    from dcclip_cli.data.shards import Columns
+    from dcclip_cli import api
 
-    columns, talk = Columns(key=key, image=image, zh=zh, en=en, caption=caption), console.talk(quiet, verbose)
-    files = [file for source in data for file in shards_at(source)]
-    if not files:
-        raise DcclipError("{} has no tar and no Parquet file", "name files, folders or globs of them", " ".join(data))
-    find = verify_files if verify else partial(find_indexes, fresh=fresh, place=own_place)
-    found = find(files, columns, talk)
-    images = sum(sum(one.about.rows) for one in found)
-    pairs = sum(sum(one.about.captioned) for one in found)
-    alone = Message(", {:,} images without captions", images - pairs) if images > pairs else ""
-    counted = Message("1 file") if len(found) == 1 else Message("{:,} files", len(found))
-    console.show(Message("{:,} pairs in {}{}", pairs, counted, alone))
+    given = {"key": key, "image": image, "zh": zh, "en": en, "caption": caption}
+    columns = {name: column for name, column in given.items() if column is not None}
+    found = api.index(data, verify=verify, fresh=fresh, columns=columns, progress=console.talk(quiet, verbose))
+    more = found.images - found.pairs
+    alone = Message(", {:,} images without captions", more) if more else ""
+    counted = Message("1 file") if found.files == 1 else Message("{:,} files", found.files)
+    console.show(Message("{:,} pairs in {}{}", found.pairs, counted, alone))
 
 
 def _training(stage: Literal["distill", "align"], what: str) -> Callable[..., None]:
@@ -231,6 +252,67 @@ def _show_models(title: str, models: list[ModelSummary]) -> None:
     if models[0].name == "teacher":
         columns.append(Message("student / teacher"))
     console.show_table(title, columns, table)
+
+
+def _check_sweep(
+    loaded: LoadedRecipe, seeds: list[int], device: flags.Device, out: Path | None, fresh: bool, processes: Any
+) -> None:
+    """`--check` for each variant, with the first seed: what others take is the same."""
+    from dcclip_cli.recipe.load import varied
+
+    root, seed = out or Path("runs") / loaded.recipe.name, seeds[0] if seeds else loaded.recipe.seed
+    for name in loaded.recipe.variants or [""]:
+        one = varied(loaded, name, seed)
+        flags.show_checked(one, one.recipe.stages, device, root / name / f"seed-{seed}", fresh, processes)
+    runs = len(loaded.recipe.variants or [""]) * max(1, len(seeds))
+    console.show(Message("{} runs in {}", runs, root))
+
+
+def _show_sweep(result: SweepResult) -> None:
+    """Print a table for each test set with models as rows, and one of sizes and times."""
+    from dcclip_cli.eval.result import METRIC_NAMES
+    from dcclip_cli.recipe.sweep import mean_and_deviation
+
+    rows, first = result.rows, result.rows[0].variant if result.rows else ""
+    names = {"teacher": Message("teacher"), "student": Message("student"), "bundle": Message("bundle")}
+    labels = [joined(" ", (row.variant, names[row.model]) if row.variant else (names[row.model],)) for row in rows]
+    tests = dict.fromkeys((metric, on.rpartition(" ")[0]) for row in rows for metric, on in row.scores())
+    for metric, test in tests:
+        of = {f"{test} {language}": language for language in ("en", "zh")}
+        used = {on: language for on, language in of.items() if any((metric, on) in row.scores() for row in rows)}
+        compared = [
+            on for on in used if any(f"{one.dataset} {one.language}" == on for r in rows for one in r.differences)
+        ]
+        lines = []
+        for row, label in zip(rows, labels, strict=True):
+            scores = [mean_and_deviation(row.scores().get((metric, on), [nan])) for on in used]
+            cells = ["" if isnan(mean) else _with_deviation(mean, spread) for mean, spread in scores]
+            found = {f"{one.dataset} {one.language}": one for one in row.differences}
+            lines.append((label, *cells, *(_difference(found.get(on)) for on in compared)))
+        against = (Message("{}, minus {} (95 %)", used[on], first) for on in compared)
+        what = METRIC_NAMES.get(metric) or Message("agreement with the teacher")
+        console.show_table(joined(", ", (test, Message("{} in %", what))), ("", *used.values(), *against), lines)
+    _show_sizes(result, labels)
+
+
+def _show_sizes(result: SweepResult, labels: Sequence[str]) -> None:
+    heads = (Message("parameters"), Message("size of the weights"), Message("one image"), Message("one text"))
+    sizes = []
+    for row, label in zip(result.rows, labels, strict=True):
+        keys = ("parameters", "size_bytes", "image_ms", "text_ms")
+        parameters, size, image, text = (sum(getattr(one, key) for one in row.runs) / len(row.runs) for key in keys)
+        sizes.append((label, f"{parameters / 1e6:.2f} M", f"{size / 1e6:.1f} MB", f"{image:.1f} ms", f"{text:.1f} ms"))
+    runs = max((len(row.runs) for row in result.rows), default=0)
+    title = Message("{}: {} runs of each, times on one thread of this machine's CPU", result.folder, runs)
+    console.show_table(title, ("", *heads), sizes)
+
+
+def _with_deviation(mean: float, deviation: float) -> str:
+    return f"{100 * mean:.1f}" if isnan(deviation) else f"{100 * mean:.1f} ± {100 * deviation:.1f}"
+
+
+def _difference(one: Difference | None) -> str:
+    return "" if one is None else f"{100 * one.value:+.1f} ({100 * one.low:+.1f} to {100 * one.high:+.1f})"
 
 
 _MODEL = Option("--model", metavar="MODEL", help=flags.EXPORTED_HELP)

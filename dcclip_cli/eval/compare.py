@@ -92,13 +92,17 @@ def compare_results(
     resamples: int = RESAMPLES,
     progress: Progress | None = None,
 ) -> list[Difference]:
-    """The differences on every data set that both have. Raises DcclipError where hashes differ, unless `force`."""
-    others = {(other.dataset, other.language, other.task): other for other in second}
-    pairs = [(one, other) for one in first if (other := others.get((one.dataset, one.language, one.task)))]
+    """The differences on every data set that both have. Raises DcclipError where hashes differ, unless `force`.
+
+    Several results on a data set are runs with other seeds, of which the means are compared: images are resampled,
+    runs are not.
+    """
+    ones, others = _by_set(first), _by_set(second)
+    pairs = [(runs, others[key]) for key, runs in ones.items() if key in others]
     if not pairs:
         names = " and ".join(sorted({result.dataset for result in (*first, *second)}))
         raise DcclipError("the two have no data set in common (they have {})", "evaluate both on the same one", names)
-    for one, other in pairs:
+    for one, other in ((runs[0], other_runs[0]) for runs, other_runs in pairs):
         if (apart := unlike(one, other)) and not force:
             raise DcclipError(
                 "{} {}: the {} differ, so the results are not comparable",
@@ -109,26 +113,39 @@ def compare_results(
             )
     found = []
     with (progress or Silent()).task(Message("bootstrap"), len(pairs)) as task:
-        for one, other in pairs:
-            found.append(_difference(one, other, resamples))
+        for runs, other_runs in pairs:
+            found.append(_difference(runs, other_runs, resamples))
             task.advance()
     return found
 
 
-def _difference(one: EvalResult, other: EvalResult, resamples: int) -> Difference:
-    details = [_details(one), _details(other)]
-    rows = [{name: len(arrays[name]) for name in _ROWS if name in arrays} for arrays in details]
+def _by_set(results: Sequence[EvalResult]) -> dict[tuple[str, ...], list[EvalResult]]:
+    found: dict[tuple[str, ...], list[EvalResult]] = {}
+    for one in results:
+        found.setdefault((one.dataset, one.language, one.task), []).append(one)
+    return found
+
+
+def _difference(runs: Sequence[EvalResult], other_runs: Sequence[EvalResult], resamples: int) -> Difference:
+    one, other = runs[0], other_runs[0]
+    details = [[_details(run) for run in several] for several in (runs, other_runs)]
+    rows = [{name: len(arrays[0][name]) for name in _ROWS if name in arrays[0]} for arrays in details]
     paired = one.truth_sha256 == other.truth_sha256 and rows[0] == rows[1]
     random = np.random.default_rng(0)
     differences = np.empty(resamples)
     for number in range(resamples):
         weights = _resample(rows[0], random)
-        value = metrics_of(details[0], weights, (one.metric,))[one.metric]
+        value = _mean(details[0], weights, one.metric)
         weights = weights if paired else _resample(rows[1], random)
-        differences[number] = metrics_of(details[1], weights, (other.metric,))[other.metric] - value
+        differences[number] = _mean(details[1], weights, other.metric) - value
     low, high = np.nanpercentile(differences, (2.5, 97.5))
+    first, second = (float(np.mean([run.value for run in several])) for several in (runs, other_runs))
     identity = (one.dataset, one.language, one.task, one.metric)
-    return Difference(*identity, one.value, other.value, float(low), float(high), paired, unlike(one, other))
+    return Difference(*identity, first, second, float(low), float(high), paired, unlike(one, other))
+
+
+def _mean(runs: Sequence[Mapping[str, np.ndarray]], weights: Mapping[str, np.ndarray], metric: str) -> float:
+    return float(np.mean([metrics_of(details, weights, (metric,))[metric] for details in runs]))
 
 
 def _details(result: EvalResult) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
@@ -36,6 +36,7 @@ from dcclip_cli.model.model_dir import model_fingerprint
 from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.options import Options
+from dcclip_cli.own import imported, own_errors, own_name
 from dcclip_cli.predict.encoder import PLAIN_PROMPTS, Encoder, shortened
 from dcclip_cli.predict.onnx_encoder import DESCRIPTION, TOKENIZER, read_description
 from dcclip_cli.progress import Progress, Silent
@@ -49,6 +50,14 @@ FORMATS: Mapping[FormatName, Format] = {
         *(OpenVino(), Mnn(), ExecuTorch(), LiteRt(), CoreMl()),
     )
 }
+
+
+def format_of(name: FormatName) -> Format:
+    """The format of that name, dcclip's or an own one."""
+    found: Format = FORMATS[name] if name in FORMATS else imported(name, Format)()
+    return found
+
+
 EXPORT_FORMAT = 1  # version of the parity report and of the inputs of `made_from`
 _MODEL_BATCH = 32  # of the model that exports are compared with: bounds its memory
 
@@ -56,7 +65,9 @@ _MODEL_BATCH = 32  # of the model that exports are compared with: bounds its mem
 class ExportOptions(Options):
     """Format and precision of an export, and the checks that it has to pass."""
 
-    format: FormatName = Field("onnx", description="Export format, named after its runtime (docs/how-to/deploy.md)")
+    format: Annotated[FormatName, *own_name(Format)] = Field(
+        "onnx", description="Export format, named after its runtime (docs/how-to/deploy.md)"
+    )
     precision: Precision = Field(
         "fp32",
         description="Precision; int8 has a quarter of the size and is less accurate. A bundle stays in its own",
@@ -122,7 +133,7 @@ def export(
     the calibration images, else on made-up images; and on the test sets of `evaluation`.
     Raises DcclipError if the export differs too much from the model, and for models that cannot be exported.
     """
-    progress, target = progress or Silent(), FORMATS[options.format]
+    progress, target = progress or Silent(), format_of(options.format)
     options = _resolved(options, model, target)
     made_from = _made_from(model, options)
     if not fresh and _is_made(out, made_from):
@@ -151,7 +162,9 @@ def export(
         def write() -> Encoder | None:
             for entry in folder.iterdir():
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            target.write(source, graphs.write() if target.from_onnx else temporary, folder, options.precision)
+            written = graphs.write() if target.from_onnx else temporary
+            with own_errors(options.format):
+                target.write(source, written, folder, options.precision)
             _add(folder, {**_about(source, folder, options), "made_from": made_from})
             return target.open(folder)
 
@@ -298,10 +311,10 @@ def _about(source: Source, folder: Path, options: ExportOptions) -> dict[str, An
         prepare(source).save(str(folder / TOKENIZER), pretty=False)
     files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
     own: Mapping[Any, Sequence[str]] = options.prompts or {}
-    model = source.encoder
+    model, name = source.encoder, format_of(options.format).name
     prompts = {**PLAIN_PROMPTS, **model.prompts, **own}
     return {
-        "kind": "bundle" if options.format in ("onnx", "web") else options.format,
+        "kind": "bundle" if name in ("onnx", "web") else name,
         "name": f"{model.name}-{options.precision}",
         "precision": options.precision,
         "fingerprint": model_fingerprint(folder, sorted(files - {DESCRIPTION})),

@@ -21,7 +21,14 @@ from dcclip_cli.model.students import (
     model_config,
     preprocessing_of,
 )
-from dcclip_cli.model.teachers import FgClip2Teacher, Teacher, checked_config, processors
+from dcclip_cli.model.teachers import (
+    FgClip2Teacher,
+    OpenClipTeacher,
+    Teacher,
+    TransformersTeacher,
+    checked_config,
+    processors,
+)
 from dcclip_cli.model.tokenizer import BEGIN_ID, END_ID, UNKNOWN_ID
 from dcclip_cli.model.towers import OpenClipTowers, Tokens, Towers, TransformersTowers
 
@@ -114,9 +121,9 @@ def blank_teacher(teacher: Teacher) -> Towers | None:
     Raises DcclipError as loading.
     """
     folder = local_folder(teacher)
-    if folder is None:
+    if folder is None or not isinstance(teacher, OpenClipTeacher | TransformersTeacher):
         return None
-    if library_of(folder, "open_clip" if teacher.kind == "open_clip" else "transformers") == "open_clip":
+    if library_of(folder, "open_clip" if isinstance(teacher, OpenClipTeacher) else "transformers") == "open_clip":
         return blank_model(folder)
     checked = checked_config(str(folder))
     if checked.code and not (isinstance(teacher, FgClip2Teacher) and teacher.trust_remote_code):
@@ -129,7 +136,7 @@ def local_folder(teacher: Teacher) -> Path | None:
     name = teacher.model.removeprefix("hf-hub:")
     if Path(name).is_dir():
         return Path(name)
-    if Path(name).is_absolute() or (teacher.kind == "open_clip" and name == teacher.model):  # ARCH/TAG
+    if Path(name).is_absolute() or (isinstance(teacher, OpenClipTeacher) and name == teacher.model):  # ARCH/TAG
         return None
     return whole_cached_folder(name)
 

@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dcclip_cli.checksums import read_record
 from dcclip_cli.errors import DcclipError, Message
@@ -26,12 +26,14 @@ class ModelReference:
     """A model on disk, or a name on a hub. `target` is the path or hub name; `description` is shown to the user.
 
     `trust_remote_code`: the user allows code in the model's repository or directory to run; `resolve` never sets it.
+    `teacher`: options of a recipe's own teacher, which loads its towers itself.
     """
 
     kind: Literal["folder", "bundle", "hf", "open_clip"]
     target: str
     description: str
     trust_remote_code: bool = False
+    teacher: Any = None
 
     @property
     def path(self) -> Path:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model import Precision
@@ -37,6 +37,7 @@ from dcclip_cli.model.weights import (
     weights_digest,
 )
 from dcclip_cli.options import Options
+from dcclip_cli.own import own_errors, own_options
 from dcclip_cli.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -47,14 +48,17 @@ TREATMENT = "2"  # part of fingerprints; another one when dcclip treats the same
 _CHECK = Message("check the name and the network connection, or give the path of a directory")
 
 
-class _TeacherOptions(Options):
+class TeacherOptions(Options):
+    """What all teachers share. An own one also has the fields `kind: str` and `model: str`, which names it."""
+
     precision: Precision = Field(
         "auto", description="Precision of the teacher (bf16: autocast); auto: bf16 if this machine is faster with it"
     )
 
     def load(self, device: str = "cpu", progress: Progress | None = None) -> Towers:
         """The teacher's towers, frozen, in evaluation mode. Raises DcclipError if it cannot be loaded."""
-        towers: Any = self.load_towers(progress or Silent())
+        with own_errors(str(getattr(self, "kind", ""))):
+            towers: Any = self.load_towers(progress or Silent())
         towers.requires_grad_(False).eval().to(device)
         towers.precision = choose_precision(self.precision, device, towers, progress=progress)
         towers.fingerprint += f"-{towers.precision.precision}"
@@ -65,7 +69,7 @@ class _TeacherOptions(Options):
         """The towers as their library loads them, by which `fingerprint` tells what they compute."""
 
 
-class TransformersTeacher(_TeacherOptions):
+class TransformersTeacher(TeacherOptions):
     """A dual encoder of transformers: ChineseCLIP (QA-CLIP), CLIP, SigLIP, SigLIP2, MetaCLIP2, AltCLIP; and UForm."""
 
     kind: Literal["transformers"] = "transformers"
@@ -101,7 +105,7 @@ class FgClip2Teacher(TransformersTeacher):
         return _load(self.model, "transformers", progress, self)
 
 
-class OpenClipTeacher(_TeacherOptions):
+class OpenClipTeacher(TeacherOptions):
     """An open_clip model: `ARCH/TAG`, `hf-hub:ORG/NAME`, or a model directory such as dcclip writes."""
 
     kind: Literal["open_clip"] = "open_clip"
@@ -291,5 +295,7 @@ def _check_towers(towers: TransformersTowers, model: str) -> None:
 
 
 Teacher = Annotated[
-    AltClipTeacher | TransformersTeacher | FgClip2Teacher | OpenClipTeacher, Field(discriminator="kind")
+    SerializeAsAny[AltClipTeacher | TransformersTeacher | FgClip2Teacher | OpenClipTeacher],
+    Field(discriminator="kind"),
+    own_options(TeacherOptions),
 ]

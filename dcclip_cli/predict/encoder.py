@@ -207,6 +207,9 @@ def _downloaded(reference: ModelReference) -> ModelReference:
 
 
 def _load_towers(reference: ModelReference, device: str, progress: Progress | None) -> Towers:
+    if reference.teacher is not None:
+        loaded: Towers = reference.teacher.model_copy(update={"precision": "fp32"}).load(device, progress)
+        return loaded
     if reference.kind == "folder":
         from dcclip_cli.model.model_dir import load_model
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import glob
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -80,6 +81,17 @@ def load(source: RecipeSource, sets: Sequence[str] = (), values: Mapping[str, An
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     given = (*sets, *(f"{key}={json.dumps(value, default=str)}" for key, value in (values or {}).items()))
     return LoadedRecipe(recipe, path, text, sha256, given, document)
+
+
+def varied(loaded: LoadedRecipe, variant: str, seed: int) -> LoadedRecipe:
+    """The recipe of one of its variants, "" for the recipe without them, with a seed."""
+    document = Document(copy.deepcopy(loaded.document.values), dict(loaded.document.places))
+    changes = (document.values.pop("variants", None) or {}).get(variant, {})
+    for key, value in changes.items():
+        document.set(key, value, loaded.document.place(("variants", variant, key)))
+    document.set("seed", seed)
+    sets = (*loaded.sets, *([f"variants.{variant}"] if variant else []), f"seed={seed}")
+    return replace(loaded, recipe=_validated(document), sets=sets, document=document)
 
 
 def _check_stage(document: Document, expression: str) -> None:

@@ -15,8 +15,9 @@ from dcclip_cli.data.samplers import check_shares, check_size
 from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import cache_folder, free_bytes
 from dcclip_cli.model.hub_models import check_model, check_timm
+from dcclip_cli.model.reference import Library
 from dcclip_cli.model.students import StudentOptions
-from dcclip_cli.model.teachers import Teacher
+from dcclip_cli.model.teachers import OpenClipTeacher, Teacher, TransformersTeacher
 from dcclip_cli.recipe.load import LoadedRecipe, check_finished
 from dcclip_cli.recipe.yaml import Location
 from dcclip_cli.run_dir import STAGES, RunDir, StageName, finished, has_product
@@ -189,7 +190,9 @@ class Preflight:
             named += [((one.setup.name, "more_teachers", number, "model"), other) for number, other in several]
         found: dict[str, Towers] = {}
         for at, one_teacher in named:
-            library = "open_clip" if one_teacher.kind == "open_clip" else "transformers"
+            if not isinstance(one_teacher, OpenClipTeacher | TransformersTeacher):
+                continue  # an own one, of which only its class knows what it needs
+            library: Library = "open_clip" if isinstance(one_teacher, OpenClipTeacher) else "transformers"
             if self._ask(at, partial(_done, check_model, one_teacher.model, library)):
                 from dcclip_cli.train.estimate import open_blank
 
@@ -255,10 +258,10 @@ class Preflight:
         recipe = self.loaded.recipe
         if recipe.export is None or "export" not in self.needed:
             return
-        from dcclip_cli.exporters.export import FORMATS
+        from dcclip_cli.exporters.export import format_of
 
         options = recipe.export
-        check = partial(FORMATS[options.format].check, options.precision, options.preprocess, options.dims)
+        check = partial(format_of(options.format).check, options.precision, options.preprocess, options.dims)
         self._ask(("export", "format"), check)
         if options.calibration:
             self._ask(("export", "calibration"), partial(preview_images, options.calibration))

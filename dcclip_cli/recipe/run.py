@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -19,6 +19,7 @@ from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import cache_folder
 from dcclip_cli.machine import is_first_process, is_launched
 from dcclip_cli.options import decisive
+from dcclip_cli.own import is_own
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.recipe.load import LoadedRecipe, record
 from dcclip_cli.recipe.summary import ModelSummary, agreements, keep_summary, kept_summary
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from dcclip_cli.model.reference import ModelReference
     from dcclip_cli.model.teachers import Teacher
     from dcclip_cli.train.estimate import StageWork
+    from dcclip_cli.train.metrics_log import MetricsListener
 
 _MOST_VALIDATED = 5_000  # validation images that models are compared on at the end
 
@@ -44,7 +46,8 @@ StageResult: TypeAlias = "CollectResult | TrainResult | ExportResult | list[Eval
 class RecipeRun:
     """A recipe and the directory that its stages write to. `fresh` makes finished stages again.
 
-    `processes` train together; they are started here, unless this is one of them.
+    `processes` train together; they are started here, unless this is one of them. `listener` receives what is logged
+    of training in this process.
     """
 
     loaded: LoadedRecipe
@@ -53,6 +56,7 @@ class RecipeRun:
     fresh: bool = False
     progress: Progress = field(default_factory=Silent)
     processes: int = 1
+    listener: MetricsListener | None = None
     _results: dict[str, list[EvalResult]] = field(default_factory=dict)  # by model: teacher, student, bundle
 
     def preflight(self, stages: Iterable[StageName]) -> list[StageWork]:
@@ -91,12 +95,16 @@ class RecipeRun:
             record(self.loaded, self.dir.root)
 
     def begin_all(self) -> None:
-        """`begin` for all stages. Raises DcclipError if there is none, or if several processes were launched."""
+        """`begin` for all stages, after `check_alone`."""
+        self.check_alone()
+        self.begin(*self.loaded.recipe.stages)
+
+    def check_alone(self) -> None:
+        """Raise DcclipError if the recipe has no stage, or if several processes were launched."""
         if not self.loaded.recipe.stages:
             raise DcclipError("{} names no stage", "give it a section, for example: distill", self.loaded.path)
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise DcclipError("dcclip run works in one process", "launch distill and align, each by itself")
-        self.begin(*self.loaded.recipe.stages)
 
     def train_alone(self, stage: StageName, resume: bool = False) -> TrainResult:
         """`begin` and `train`. With `resume`, raises DcclipError if it has neither a product nor a saved state."""
@@ -106,9 +114,9 @@ class RecipeRun:
         self.begin(stage)
         return self.train(stage)
 
-    def run_all(self) -> Iterator[tuple[StageName, StageResult]]:
+    def run_all(self, without: Collection[StageName] = ()) -> Iterator[tuple[StageName, StageResult]]:
         """Run the recipe's stages in order; a stage after one that was run is made again, for its input is new."""
-        for stage in self.loaded.recipe.stages:
+        for stage in (one for one in self.loaded.recipe.stages if one not in without):
             result = self.run(stage)
             already = not result if isinstance(result, list) else result.already_finished
             self.fresh = self.fresh or not already
@@ -158,6 +166,7 @@ class RecipeRun:
             fresh=self.fresh,
             progress=self.progress,
             track=recipe.track,
+            listener=self.listener,
         )
         train: Any = distill if stage == "distill" else align
         result: TrainResult = train(getattr(recipe, stage), context)
@@ -344,8 +353,10 @@ def _parity(parity: Parity | None) -> Message:
 
 def teacher_reference(teacher: Teacher) -> ModelReference:
     """The teacher as `--model` would name it, with its leave to run code."""
-    from dcclip_cli.model.reference import resolve
+    from dcclip_cli.model.reference import ModelReference, resolve
 
+    if is_own(teacher.kind):
+        return ModelReference("hf", teacher.model, Message("model: {}", teacher.kind), teacher=teacher)
     if teacher.kind == "fgclip2":
         return replace(resolve(f"hf:{teacher.model}"), trust_remote_code=teacher.trust_remote_code)
     if teacher.kind != "open_clip":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -42,6 +42,18 @@ class Recipe(Options):
     )
     eval: EvalOptions | None = Field(None, description="Stage: evaluate the models on test sets")
     export: ExportOptions | None = Field(None, description="Stage: export a bundle that runs without torch")
+    variants: Neutral[dict[str, dict[str, Any]] | None] = Field(
+        None,
+        description="Recipes that `dcclip run` runs in place of this one and compares, each a name and the keys in "
+        "which it differs: {plain: {align.losses: []}, base: {}}",
+    )
+
+    @field_validator("variants")
+    @classmethod
+    def _have_names_of_folders(cls, variants: dict[str, Any] | None) -> dict[str, Any] | None:
+        for name in variants or ():
+            cls._names_a_folder(name)
+        return variants
 
     @field_validator("name")
     @classmethod

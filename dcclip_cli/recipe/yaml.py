@@ -52,13 +52,13 @@ class Document:
             raise DcclipError("{}: not of the form KEY=VALUE", "write it like: --set distill.epochs=3", place)
         self._put(key, _parse(text, place)[0], place)
 
-    def set(self, key: str, value: Any) -> None:
+    def set(self, key: str, value: Any, place: str = ARGUMENTS) -> None:
         """Set a Python value by its dotted key; a mapping changes only the keys in it."""
         if isinstance(value, Mapping) and value:
             for name, item in value.items():
-                self.set(f"{key}.{name}", item)
+                self.set(f"{key}.{name}", item, place)
         else:
-            self._put(key, value, ARGUMENTS)
+            self._put(key, value, place)
 
     def _put(self, key: str, value: Any, place: str) -> None:
         """Set a value by its dotted key, creating sections on the way."""

@@ -12,7 +12,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from io import StringIO
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from dcclip_cli.data.samplers import MixedBatchSampler
 
+MetricsListener = Callable[[str, int, dict[str, float]], object]  # called with stage, step and its metrics
 TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 _PACKAGES = {"mlflow": "mlflow-skinny"}  # where it is not the tracker's name
 # Read when a library is imported; the user's own settings are kept. wandb would take over stdout and stderr.
@@ -59,8 +60,10 @@ class MetricsLog:
         accelerator: Accelerator,
         track: Sequence[TrackerName] = (),
         config: Mapping[str, Any] | None = None,
+        listener: MetricsListener | None = None,
     ) -> None:
         """`folder` is that of the stage, in the run directory."""
+        self._listener = listener
         self._accelerator = accelerator
         self._folder, self._file = folder, folder / "metrics.jsonl"
         if not accelerator.is_main_process:
@@ -84,6 +87,8 @@ class MetricsLog:
                 with self._file.open("a") as stream:
                     stream.write(json.dumps({"step": step, **rounded}) + "\n")
                 self._accelerator.log(metrics, step=step)
+            if self._listener:
+                self._listener(self._folder.name, step, rounded)
 
     def close(self) -> None:
         """End the trackers' runs; what was logged is on the disk."""

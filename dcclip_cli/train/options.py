@@ -19,7 +19,7 @@ from dcclip_cli.options import Neutral, Options
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.run_dir import RunDir, TrainResult, finished
 from dcclip_cli.train.losses.base import Loss, Tower
-from dcclip_cli.train.metrics_log import TrackerName
+from dcclip_cli.train.metrics_log import MetricsListener, TrackerName
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 _MOST_STEPS = 100_000_000
@@ -218,6 +218,7 @@ class StageContext:
     progress: Progress = field(default_factory=Silent)
     track: tuple[TrackerName, ...] = ()
     start: Path | None = None
+    listener: MetricsListener | None = None
 
     def finished(self, stage: StageKind) -> TrainResult | None:
         """The result of a stage that an earlier run finished; with `fresh`, all that it left is removed."""

@@ -109,7 +109,7 @@ def prepare(setup: StageSetup, context: StageContext) -> PreparedStage:
     if options.validate_every_steps is not None:
         validate = partial(open_validation(context.data, options.captions.languages), student.towers)
     unused = not learns_everything(setup.losses, setup.lock, training.datasets.keys(), training.dataset)
-    info = RunInfo(setup.name, folder, identity, seed, device, unused, progress, context.track)
+    info = RunInfo(setup.name, folder, identity, seed, device, unused, progress, context.track, context.listener)
     return PreparedStage(student, Trainer(task, collator, sampler, options, info, validate), provenance)
 
 

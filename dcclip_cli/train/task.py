@@ -17,6 +17,7 @@ from dcclip_cli.data.pair import PairDataset
 from dcclip_cli.data.pixels import normalized
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.towers import ImageFeatures, OpenClipTowers, TextFeatures
+from dcclip_cli.own import own_errors
 from dcclip_cli.train.distributed import average_gradients, gather, gather_numbers, process_count, process_index
 from dcclip_cli.train.losses.base import Loss, Outputs, TeacherLoss, Tower, Widths, student_layers
 from dcclip_cli.train.losses.contrastive import TaskLoss
@@ -122,7 +123,9 @@ class TrainingTask(nn.Module):
                 own = student if dims is None else student.cut(dims)
                 chance = loss.chance(own)
                 adapters = dict(self._adapters_for(loss, dims).items()) if isinstance(loss, TeacherLoss) else {}
-                for name, term in loss.terms(own, teachers, adapters).items():
+                with own_errors(loss.kind):
+                    found = loss.terms(own, teachers, adapters)
+                for name, term in found.items():
                     unused = _unused(name + _suffix(dims), terms)
                     terms[unused] = weight * term
                     if name in chance:

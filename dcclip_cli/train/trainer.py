@@ -33,7 +33,7 @@ from dcclip_cli.train.checkpoint import (
 from dcclip_cli.train.compute import Parts, make_accelerator
 from dcclip_cli.train.distributed import any_process, processes_here
 from dcclip_cli.train.loading import load_batches
-from dcclip_cli.train.metrics_log import MetricsLog, StepTimer, TrackerName
+from dcclip_cli.train.metrics_log import MetricsListener, MetricsLog, StepTimer, TrackerName
 from dcclip_cli.train.optimizer import ema_weights, learning_rate_factor, make_ema, make_optimizer
 from dcclip_cli.train.options import TrainOptions
 from dcclip_cli.train.task import TrainingTask, backward, cached_backward
@@ -63,6 +63,7 @@ class RunInfo:
     unused_parameters: bool = True
     progress: Progress = field(default_factory=Silent)
     track: tuple[TrackerName, ...] = ()
+    listener: MetricsListener | None = None
 
 
 class Trainer:
@@ -243,7 +244,8 @@ class Trainer:
             )
         if self.accelerator.scaler is not None and self.state.scaler is not None:
             self.accelerator.scaler.load_state_dict(self.state.scaler)
-        self._log = MetricsLog(folder, self.state.step, self.accelerator, self.info.track, self.info.identity)
+        info = self.info
+        self._log = MetricsLog(folder, self.state.step, self.accelerator, info.track, info.identity, info.listener)
         self._timer = StepTimer(self.state.step)
         self._guard = NonFiniteGuard(self.task, folder)
         self._parts = Parts(self.options.accumulate, self.sampler, folder, self.info.progress)

@@ -8,12 +8,16 @@ from dcclip_cli import api
 from dcclip_cli.curation.collect import CollectResult
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.compare import Comparison, Difference
+from dcclip_cli.eval.registry import KnownSet
 from dcclip_cli.eval.result import EvalResult
 from dcclip_cli.exporters.export import ExportResult
 from dcclip_cli.model.trim import TrimResult
-from dcclip_cli.predict.model import Model
+from dcclip_cli.predict import files
+from dcclip_cli.predict.index import Hit
+from dcclip_cli.predict.model import Model, Prediction
 from dcclip_cli.publish.push import Pushed
 from dcclip_cli.recipe.summary import ModelSummary
+from dcclip_cli.recipe.sweep import SweepRow
 from dcclip_cli.run_dir import TrainResult
 from docs.generate.markdown import MADE, filled, members
 
@@ -35,24 +39,45 @@ keyword arguments named as the [recipe's keys](recipes.md) are. A mistake that y
 | `PathLike` | `str` or `os.PathLike` |
 | `Processes` | a number, or `"auto"`: one for each GPU |
 | `ProgressChoice` | `True` for bars on stderr, or a function that receives lines |
+| `MetricsListener` | a function of stage, step and a mapping of metrics |
 | `ImageInput` | a path, the bytes of a file, or a Pillow image |
 """
-ORDER = ("load", "run", "collect", "distill", "align", "evaluate", "compare", "export", "trim", "push")
+ORDER = (
+    *("load", "predict", "search", "embed", "new", "run", "sweep", "collect", "index", "distill", "align"),
+    *("evaluate", "datasets", "compare", "export", "trim", "push"),
+)
 METHODS = (Model.predict, Model.embed_images, Model.embed_texts)
 RESULTS = (
-    *(api.RunResult, ModelSummary, CollectResult, TrainResult, EvalResult, Comparison, Difference),
+    *(Prediction, files.SearchResult, Hit, files.Embeddings, api.NewResult, api.IndexResult),
+    *(
+        KnownSet,
+        api.SweepResult,
+        SweepRow,
+        api.RunResult,
+        ModelSummary,
+        CollectResult,
+        TrainResult,
+        EvalResult,
+        Comparison,
+        Difference,
+    ),
     *(ExportResult, TrimResult, Pushed),
 )
 
 
 def page() -> str:
-    exported = {name for name in dcclip_cli.__all__ if inspect.isfunction(getattr(dcclip_cli, name))}
+    exported = {name for name in dcclip_cli.__all__ if name[0].islower()}
     assert exported == set(ORDER), f"ORDER and the package's functions differ: {exported ^ set(ORDER)}"
-    functions = [function(f"dcclip.{name}", getattr(dcclip_cli, name)) for name in ORDER]
+    functions = [function(f"dcclip.{name}", functions_of(name)) for name in ORDER]
     functions.insert(1, model())
     errors = f"\n## dcclip.DcclipError\n\n{inspect.getdoc(DcclipError)}\n"
     results = "".join(result(one) for one in RESULTS)
     return MADE + HEAD + "".join(functions) + errors + "\n## Results\n" + results
+
+
+def functions_of(name: str) -> Any:
+    """The function; `dcclip.predict` is a package that calls it."""
+    return files.predict if name == "predict" else getattr(dcclip_cli, name)
 
 
 def function(name: str, value: Any, level: int = 2) -> str:

@@ -1,6 +1,7 @@
 """`dcclip eval` and `dcclip datasets` as they are typed."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,27 @@ def test_the_results_of_a_data_set_in_chinese_are_printed_and_written(
     assert sorted(file.name for file in out.iterdir()) == [
         "bars.svg", "mnist-cn.json", "report.html", "summary.json", "table.csv", "table.md", "table.tex",
     ]  # fmt: skip
+
+
+def test_models_are_the_rows_of_a_table_for_each_data_set_that_fits_80_columns(
+    mnist: Path, model_folder: Path, bundle_folder: Path, tmp_path: Path
+) -> None:
+    models = [option for model in (model_folder, bundle_folder) for option in ("--model", model)]
+    sets = ["--dataset", "mnist", "--dataset", "mnist-cn"]
+    shown = dcclip("eval", "--data-root", mnist, *models, *sets, "--out", tmp_path / "out", "-q").stdout.splitlines()
+    by_language = {
+        name: json.loads((tmp_path / f"out/{file}.json").read_text("utf-8"))
+        for name, file in (("en", "mnist"), ("zh", "mnist-cn"))
+    }
+    assert shown[0].startswith("mnist, top-1")
+    heads = [part.strip() for part in re.split("  +", shown[1].strip())]
+    assert heads == ["model", "en", "zh", "zh - en", "mean per class en", "mean per class zh"]
+    rows = [line.split()[-5:] for line in shown[3:5]]
+    for number, row in enumerate(rows):
+        en, zh = (by_language[name][number] for name in ("en", "zh"))
+        assert row[:3] == [f"{en['value']:.1%}", f"{zh['value']:.1%}", f"{zh['value'] - en['value']:+.1%}"]
+        assert row[3:] == [f"{one['metrics']['mean_per_class']:.1%}" for one in (en, zh)]
+    assert max(map(len, shown)) <= 80
 
 
 def test_results_are_written_in_another_format_without_measuring_again(

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dcclip_cli.cli.console import printable
 from dcclip_cli.cli.predict import csv_cell
+from dcclip_cli.text import printable
 from tests.cli.conftest import dcclip
 
 ODD = b"n\xff.png"  # no UTF-8

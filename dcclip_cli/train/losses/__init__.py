@@ -2,8 +2,10 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny
 
+from dcclip_cli.own import own_options
+from dcclip_cli.train.losses.base import Loss
 from dcclip_cli.train.losses.contrastive import TaskLoss
 from dcclip_cli.train.losses.embeddings import (
     AnchorsLoss,
@@ -16,14 +18,17 @@ from dcclip_cli.train.losses.embeddings import (
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
 
 DistillLoss = Annotated[
-    FeatureMapLoss
-    | TokenFeaturesLoss
-    | EmbeddingLoss
-    | CrossLingualLoss
-    | InteractiveLoss
-    | AnchorsLoss
-    | SimilarityLoss
-    | EnsembleLoss
-    | TaskLoss,
+    SerializeAsAny[
+        FeatureMapLoss
+        | TokenFeaturesLoss
+        | EmbeddingLoss
+        | CrossLingualLoss
+        | InteractiveLoss
+        | AnchorsLoss
+        | SimilarityLoss
+        | EnsembleLoss
+        | TaskLoss
+    ],
     Field(discriminator="kind"),
+    own_options(Loss),
 ]

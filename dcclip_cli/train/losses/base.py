@@ -180,7 +180,7 @@ class TeacherLoss(Loss):
     def terms(
         self, student: Outputs, teachers: Sequence[Outputs], adapters: Mapping[str, nn.Module]
     ) -> dict[str, Tensor]:
-        return {self.kind: self(student, teachers[self.teacher], adapters)}
+        return {self.kind.rpartition(":")[2]: self(student, teachers[self.teacher], adapters)}
 
     @abstractmethod
     def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:

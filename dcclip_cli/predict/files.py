@@ -1,0 +1,174 @@
+"""`predict`, `search` and `embed` of the Python API: for image files, with a model that is named."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.files import atomic_file, atomic_write
+from dcclip_cli.machine import keep_freed_memory
+from dcclip_cli.model.reference import resolve
+from dcclip_cli.predict import model as predictions
+from dcclip_cli.predict.encoder import Encoder, load_encoder, shortened
+from dcclip_cli.predict.images import find_images
+from dcclip_cli.predict.index import Hit, VectorType, compressed, embedded_images, embedded_texts, open_index
+from dcclip_cli.predict.model import Prediction
+from dcclip_cli.predict.zero_shot import Labels, text_embeddings
+from dcclip_cli.progress import Progress, progress_for
+from dcclip_cli.text import printable
+
+PathLike = str | os.PathLike[str]
+ProgressChoice = bool | Callable[[str], object] | Progress
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The images that fit a text best, the best first, and by path the errors of those that cannot be read."""
+
+    hits: list[Hit]
+    errors: dict[str, DcclipError]
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """A file of embeddings, the names of its rows, and by path the errors of images without a row."""
+
+    file: Path
+    names: list[str]
+    errors: dict[str, DcclipError]
+
+
+def predict(
+    images: PathLike | Iterable[PathLike],
+    labels: Sequence[str],
+    *,
+    model: PathLike | None = None,
+    templates: Sequence[str] | None = None,
+    multi_label: bool = False,
+    top_k: int | None = 5,
+    threshold: float = 0.0,
+    device: str = "auto",
+    threads: int | None = None,
+    progress: ProgressChoice = False,
+) -> list[Prediction]:
+    """Classify image files zero-shot; returns the best labels of each with their probabilities, or its error.
+
+    `images` are files, folders or globs, `model` what `load` takes. `templates` replace the model's own; an empty list
+    means the bare labels. To classify images in memory, or one after the other, use `load(...).predict`.
+    """
+    talk = progress_for(progress)
+    paths = list(_files(images))
+    encoder = open_encoder(model, device, threads, talk)
+    ready = Labels(encoder, list(dict.fromkeys(labels)), templates, multi_label, talk)
+    found = []
+    with talk.task(Message("predict"), len(paths)) as task:
+        for one in predictions.predict(encoder, ready, paths, top_k, threshold):
+            found.append(one)
+            task.advance()
+    return found
+
+
+def search(
+    text: str,
+    folder: PathLike,
+    *,
+    model: PathLike | None = None,
+    top_k: int = 12,
+    dims: int | None = None,
+    dtype: Literal["fp16", "int8", "binary"] = "fp16",
+    fresh: bool = False,
+    device: str = "auto",
+    threads: int | None = None,
+    progress: ProgressChoice = False,
+) -> SearchResult:
+    """Find the images in a folder that match a text best; returns them with their cosines.
+
+    Each image is embedded once, as by the command: the index is in the cache folder. `fresh` embeds all again.
+    """
+    talk, folder = progress_for(progress), Path(folder)
+    if not text.strip():
+        raise DcclipError("the text is empty", 'give one, for example: dcclip search "一只狗" FOLDER')
+    encoder = open_encoder(model, device, threads, talk, dims)
+    keep_freed_memory()
+    index = open_index(encoder, folder, fresh, talk, dtype)
+    talk.say(Message("search: {} images, {} of them embedded now", len(index.paths), index.embedded))
+    hits = index.search(text_embeddings(encoder, [text])[0], top_k)
+    return SearchResult(hits, {str(folder / name): error for name, error in index.errors.items()})
+
+
+def embed(
+    images: PathLike | Iterable[PathLike] = (),
+    *,
+    texts: Sequence[str] = (),
+    out: PathLike = "embeddings.npy",
+    model: PathLike | None = None,
+    dims: int | None = None,
+    dtype: VectorType = "fp32",
+    device: str = "auto",
+    threads: int | None = None,
+    progress: ProgressChoice = False,
+) -> Embeddings:
+    """Write the embeddings of image files, or of `texts`, to FILE.npy or FILE.parquet; returns it with its names.
+
+    For embeddings in memory use `load(...).embed_images` and `embed_texts`.
+    """
+    talk, out = progress_for(progress), Path(out)
+    if out.suffix == ".parquet":
+        import pyarrow  # noqa: F401  # if it is missing, before the images are embedded
+    paths = list(_files(images))
+    encoder = open_encoder(model, device, threads, talk, dims)
+    keep_freed_memory()
+    if texts:
+        with embedded_texts(encoder, texts, out, talk) as vectors:
+            _write(out, texts, compressed(vectors, dtype))
+        return Embeddings(out, list(texts), {})
+    with embedded_images(encoder, paths, out, talk) as found:
+        errors = {str(paths[place]): error for place, error in found.errors.items()}
+        if not found.there.any():
+            why = "\n".join(one.what for one in errors.values())
+            raise DcclipError("{}none of the images could be read", "use JPEG, PNG or WebP files", why and f"{why}\n")
+        named = [str(path) for path, there in zip(paths, found.there, strict=True) if there]
+        _write(out, named, compressed(found.vectors, dtype))
+    return Embeddings(out, named, errors)
+
+
+def open_encoder(
+    model: PathLike | None, device: str, threads: int | None, talk: Progress, dims: int | None = None
+) -> Encoder:
+    """The model that `--model` means, which is said, with the first `dims` numbers of its embeddings."""
+    reference = resolve(None if model is None else os.fspath(model))
+    talk.say(reference.description)
+    return shortened(load_encoder(reference, device, threads=threads, progress=talk), dims, talk)
+
+
+def _files(images: PathLike | Iterable[PathLike]) -> Iterable[Path]:
+    """The files; a Path is one, and is not looked for again, unless it is a folder."""
+    for one in [images] if isinstance(images, str | os.PathLike) else images:
+        if isinstance(one, Path) and not one.is_dir():
+            yield one
+        else:
+            yield from find_images([os.fspath(one)])
+
+
+def _write(out: Path, names: Sequence[str], rows: np.ndarray) -> None:
+    """Write the embeddings and their names."""
+    names = [printable(name) for name in names]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(out) as partial:
+        if out.suffix == ".npy":
+            with partial.open("wb") as stream:
+                np.save(stream, rows)
+            atomic_write(out.with_suffix(".txt"), "".join(f"{' '.join(name.split())}\n" for name in names))
+            return
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        flat = pa.array(rows.reshape(-1))
+        table = pa.table({"name": names, "embedding": pa.FixedSizeListArray.from_arrays(flat, rows.shape[1])})
+        pq.write_table(table, partial)

@@ -1,0 +1,72 @@
+"""Runs of a recipe's variants with several seeds: weights as each alone, one table, resumed like any run."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import dcclip_cli as dcclip_api
+from dcclip_cli.errors import DcclipError
+from tests.cli.conftest import dcclip
+
+
+@pytest.fixture
+def recipe(whole_recipe: dict[str, Any]) -> dict[str, Any]:
+    variants = {"plain": {"align.optimizer": {"lr": 1e-3}}, "只有第二阶段": {"distill": None, "align.start": "scratch"}}
+    return {name: value for name, value in whole_recipe.items() if name != "export"} | {"variants": variants}
+
+
+def weights(run: str) -> bytes:
+    return Path(run, "align/model/open_clip_model.safetensors").read_bytes()
+
+
+@pytest.mark.any_cpu
+def test_each_run_has_the_weights_of_its_seed_alone_and_a_second_call_runs_nothing(
+    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), "utf-8")
+    done = dcclip("run", "recipe.yaml", "--seeds", "0", "1")
+    again = dcclip("run", "recipe.yaml", "--seeds", "0,1")
+    assert again.stdout.split("\n\n")[0] == done.stdout.split("\n\n")[0]
+    assert "done in" in done.stderr and "done in" not in again.stderr
+
+    alone = {name: value for name, value in recipe.items() if name != "variants"}
+    dcclip_api.run(alone, sets={"seed": 1, "align.optimizer.lr": 1e-3}, out="alone")
+    assert weights("runs/一生/plain/seed-1") == weights("alone") != weights("runs/一生/plain/seed-0")
+
+    rows, each = (
+        [
+            one
+            for one in csv.DictReader(text.splitlines())
+            if one["variant"] == "只有第二阶段" and one["test set"] == "train zh"
+        ]
+        for text in (Path(f"runs/一生/{name}.csv").read_text("utf-8") for name in ("table", "runs"))
+    )
+    [row], (one, other) = rows, [float(run["value"]) for run in each]
+    assert float(row["mean"]) == (one + other) / 2
+    assert float(row["standard deviation"]) == pytest.approx(abs(one - other) / 2**0.5)
+    assert float(row["low"]) <= float(row["difference"]) <= float(row["high"])
+    assert Path("runs/一生/sweep.svg").read_text("utf-8").startswith("<?xml")
+    assert max(map(len, done.stdout.splitlines())) <= 120
+
+
+@pytest.mark.any_cpu
+def test_runs_at_a_time_in_their_own_processes_have_the_same_weights(
+    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    only = {name: value for name, value in recipe.items() if name not in ("variants", "eval")}
+    results = [dcclip_api.sweep(only, [0, 1], out=f"by-{number}", at_a_time=number) for number in (1, 2)]
+    assert weights("by-1/seed-1") == weights("by-2/seed-1")
+    assert [row.model for row in results[1].rows] == ["teacher", "student"]
+
+
+def test_a_mistake_in_a_variant_is_named_with_its_line(recipe: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    text = yaml.safe_dump({name: value for name, value in recipe.items() if name != "variants"}, allow_unicode=True)
+    file.write_text(f"variants:\n  fast:\n    align.step: 3\n{text}", "utf-8")
+    with pytest.raises(DcclipError, match=r"recipe.yaml:3: align.step: unknown key, did you mean 'steps'"):
+        dcclip_api.sweep(file, [0])
