@@ -14,7 +14,7 @@ from typer import Argument, BadParameter, Exit, Option
 from dcclip_cli.cli import console, flags
 from dcclip_cli.cli.console import as_json, printable
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.text import language_by_script
+from dcclip_cli.text import language_by_script, split
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,7 +66,7 @@ def predict(
         raise BadParameter(Message("--json, --jsonl and --csv exclude each other"))
     if template and no_template:
         raise BadParameter(Message("--template and --no-template exclude each other"))
-    given = flags.split(flags.text(labels, "--labels"))
+    given = split(flags.text(labels, "--labels"))
     given += flags.lines_of(labels_file, "label", _MOST_LABELS, _MOST_LABELS_BYTES)
     templates = [flags.text(one, "--template") for one in template or ()]
     wanted = list(dict.fromkeys(given))
@@ -85,7 +85,7 @@ def predict(
     paths = list(find_images(images, sys.stdin))
     if len(paths) > 1:
         keep_freed_memory()
-    encoder = _encoder(model, device, threads, talk)
+    encoder = load(model, device, threads, talk)
     ready = Labels(encoder, wanted, [] if no_template else templates or None, multi_label, talk)
     predictions = run(encoder, ready, paths, top_k, threshold)
     counted = console.counted(talk, "predict", predictions, len(paths), at_once=not as_json)
@@ -93,9 +93,10 @@ def predict(
         raise Exit(1)
 
 
-def _encoder(
+def load(
     model: str | None, device: flags.Device, threads: int | None, talk: Progress, dims: int | None = None
 ) -> Encoder:
+    """The encoder that a command's options name."""
     from dcclip_cli.model.reference import resolve
     from dcclip_cli.predict.encoder import load_encoder, shortened
 
@@ -177,7 +178,7 @@ def search(
     from dcclip_cli.predict.index import open_index
     from dcclip_cli.predict.zero_shot import text_embeddings
 
-    encoder = _encoder(model, device, threads, talk, dims)
+    encoder = load(model, device, threads, talk, dims)
     keep_freed_memory()
     index = open_index(encoder, folder, fresh, talk, dtype)
     talk.say(Message("search: {} images, {} of them embedded now", len(index.paths), index.embedded))
@@ -250,7 +251,7 @@ def embed(
     from dcclip_cli.predict.index import compressed, embedded_images, embedded_texts
 
     paths = list(find_images(images or (), sys.stdin))
-    encoder = _encoder(model, device, threads, talk, dims)
+    encoder = load(model, device, threads, talk, dims)
     keep_freed_memory()
     if wanted:
         with embedded_texts(encoder, wanted, out, talk) as vectors:

@@ -12,10 +12,9 @@ import numpy as np
 from PIL import Image
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.predict.encoder import Encoder, load_encoder
-from dcclip_cli.predict.images import BATCH_SIZE, embed
+from dcclip_cli.predict.images import BATCH_SIZE, embed, read
 from dcclip_cli.predict.zero_shot import Labels, text_embeddings
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image  # a path, the bytes of a file, or a Pillow image
@@ -48,7 +47,7 @@ def predict(
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[Prediction]:
     """One Prediction per image, in order, as soon as its batch is done; labels below `threshold` are left out."""
-    for path, found in embed(encoder, images, decode, batch_size):
+    for path, found in embed(encoder, images, read, batch_size):
         if isinstance(found, DcclipError):
             yield Prediction(path, error=found)
         else:
@@ -142,4 +141,4 @@ def load(reference: str | os.PathLike[str] | None = None, *, device: str = "auto
 def _read(image: ImageInput) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
-    return decode(image if isinstance(image, bytes) else Path(image))
+    return read(image if isinstance(image, bytes) else Path(image))
