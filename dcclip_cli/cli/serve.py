@@ -5,15 +5,19 @@ from __future__ import annotations
 import socket
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
 from dcclip_cli.cli import console, flags
 from dcclip_cli.errors import DcclipError, Message
 
+if TYPE_CHECKING:
+    from types import FrameType
+
 _LOCAL = ("localhost", "127.0.0.1", "::1")
-_STOP_S = 30  # in which requests that were accepted are answered
+_STOP_S = 8  # in which requests that were accepted are answered; Docker kills after 10
+_REFUSE_S = 0.5  # in which new requests are answered with 503 before the port is closed
 _HOST = Option("--host", help="Address to listen at; 0.0.0.0 for other machines.")
 _PORT = Option("--port", min=0, max=65535, help="Port to listen at; 0 takes any free one.")
 _FOLDER = Option("--folder", metavar="DIR", help="Folder of images to search, on the page and by /search. Repeatable.")
@@ -42,6 +46,8 @@ def serve(
     """
     talk = console.talk(quiet, verbose)
 
+    import asyncio
+
     import uvicorn
 
     from dcclip_cli.cli.predict import load
@@ -66,8 +72,15 @@ def serve(
     config = uvicorn.Config(
         app, log_level="info" if verbose else "error", access_log=verbose, timeout_graceful_shutdown=_STOP_S
     )
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            later = 0.0 if app.state.server.stopping else _REFUSE_S
+            app.state.server.stopping = True
+            asyncio.get_running_loop().call_later(later, super().handle_exit, sig, frame)
+
     with suppress(KeyboardInterrupt):  # which uvicorn raises again once all is answered
-        uvicorn.Server(config).run(sockets=[listening])
+        Server(config).run(sockets=[listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -58,15 +58,20 @@ class ChatMessage(BaseModel):
 class EmbeddingRequest(BaseModel):
     """OpenAI's request for embeddings. An input that begins with `data:image/` is an image."""
 
-    input: str | list[str] | None = None
+    input: str | list[str] | list[int] | list[list[int]] | None = None
     messages: list[ChatMessage] = []
     model: str = ""
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, le=8192)
 
     def inputs(self) -> list[str]:
+        """The texts and data URLs that are asked for. Raises DcclipError for token ids."""
         if self.input is not None:
-            return [self.input] if isinstance(self.input, str) else self.input
+            given = [self.input] if isinstance(self.input, str) else self.input
+            if any(not isinstance(one, str) for one in given):
+                hint = "send texts; with LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False"
+                raise DcclipError("the input is token ids of another model's tokenizer", hint)
+            return [one for one in given if isinstance(one, str)]
         parts = [[one.content] if isinstance(one.content, str) else [part.input() for part in one.content]
                  for one in self.messages]  # fmt: skip
         return [text for texts in parts for text in texts if text]
@@ -81,6 +86,7 @@ class Server:
         self.metrics = Metrics(lambda kind: (self.encoder.texts if kind == "text" else self.encoder.images).waiting)
         self.encoder = BatchedEncoder(encoder, lambda kind, size: self.metrics.batches.labels(kind).observe(size))
         self.indexes, self.immich_dims, self._say = indexes, immich_dims, say
+        self.stopping = False  # set once no more requests are taken
         self.dims = encoder.encode_texts(["狗"]).shape[1]
         self._labels: dict[tuple[Any, ...], Labels] = {}
         self._immich_names: set[str] = set()
@@ -144,7 +150,7 @@ def application(
     MultiPartParser.spool_max_size = MAX_BODY  # no uploads on disk
     app = FastAPI(title="dcclip", version=VERSION, lifespan=lifespan)
     app.state.server = server
-    app.add_middleware(Guard, metrics=server.metrics, token=token)
+    app.add_middleware(Guard, metrics=server.metrics, token=token, stopping=lambda: server.stopping)
     if hosts:
         from starlette.middleware.trustedhost import TrustedHostMiddleware
 

@@ -66,8 +66,8 @@ class Metrics:
 class Guard:
     """ASGI middleware that reads each body, within limits, before the application sees the request."""
 
-    def __init__(self, app: Any, metrics: Metrics, token: str | None) -> None:
-        self._app, self._metrics, self._token = app, metrics, token
+    def __init__(self, app: Any, metrics: Metrics, token: str | None, stopping: Callable[[], bool]) -> None:
+        self._app, self._metrics, self._token, self._stopping = app, metrics, token, stopping
         self._requests = self._bytes = 0
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
@@ -119,6 +119,8 @@ class Guard:
             )
             if not any(hmac.compare_digest(one.encode(), self._token.encode()) for one in given):
                 raise RefusedError(401, "the token is missing or wrong", "send the header Authorization: Bearer TOKEN")
+        if self._stopping():
+            raise RefusedError(503, "the server is stopping", "try again in a minute")
         if self._requests > _AT_A_TIME:
             raise RefusedError(429, "the server is busy", "try again in a second")
         length = headers.get(b"content-length", b"0")
