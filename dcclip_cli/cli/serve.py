@@ -44,6 +44,8 @@ def serve(
     requests are described at /docs. With an export bundle, torch is not needed. Runs until Ctrl-C or SIGTERM, and then
     answers what it has accepted. Prints its address.
     """
+    if token and not (token.isascii() and token.isprintable() and " " not in token):
+        raise DcclipError("the token has other characters than those of ASCII", "make one with: openssl rand -hex 16")
     talk = console.talk(quiet, verbose)
 
     import asyncio

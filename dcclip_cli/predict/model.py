@@ -43,10 +43,13 @@ def predict(
     labels: Labels,
     images: Iterable[Path],
     top_k: int | None = 5,
-    threshold: float = 0.0,
+    threshold: float | Sequence[float] = 0.0,
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[Prediction]:
-    """One Prediction per image, in order, as soon as its batch is done; labels below `threshold` are left out."""
+    """One Prediction per image, in order, as soon as its batch is done.
+
+    Labels below `threshold` are left out, which is for all labels or one for each.
+    """
     for path, found in embed(encoder, images, read, batch_size):
         if isinstance(found, DcclipError):
             yield Prediction(path, error=found)
@@ -56,11 +59,12 @@ def predict(
 
 
 def best(
-    names: Sequence[str], probabilities: np.ndarray, top_k: int | None, threshold: float = 0.0
+    names: Sequence[str], probabilities: np.ndarray, top_k: int | None, threshold: float | Sequence[float] = 0.0
 ) -> tuple[tuple[str, float], ...]:
-    """The `top_k` most probable names (all if None) that reach `threshold`, the best first."""
-    order = np.argsort(-probabilities, kind="stable")[:top_k]
-    return tuple((names[index], float(probabilities[index])) for index in order if probabilities[index] >= threshold)
+    """The `top_k` most probable names (all if None) that reach `threshold`, one for all or each, the best first."""
+    reached = probabilities >= np.asarray(threshold)
+    order = [index for index in np.argsort(-probabilities, kind="stable") if reached[index]][:top_k]
+    return tuple((names[index], float(probabilities[index])) for index in order)
 
 
 class Model:

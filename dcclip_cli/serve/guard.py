@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import time
 from collections.abc import Callable, MutableMapping
+from functools import partial
 from http.cookies import SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs
@@ -60,7 +61,7 @@ class Metrics:
         self.batches = Histogram("dcclip_batch_size", "Inputs in a batch.", ["kind"], buckets=sizes, **given)
         for kind in ("text", "image"):
             gauge = Gauge(f"dcclip_waiting_{kind}s", "Inputs in the queue.", **given)
-            gauge.set_function(lambda kind=kind: waiting(kind))
+            gauge.set_function(partial(waiting, kind))
 
 
 class Guard:
