@@ -4,196 +4,181 @@ python benchmarks/serve.py speed FOLDER     # of images; on an idle machine
 python benchmarks/serve.py stress --requests 20000
 """
 
-import argparse
-import asyncio
 import base64
 import collections
+import http.client
 import io
 import json
 import random
-import signal
+import socket
 import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 from PIL import Image
 
-from dcclip_cli.predict.model import load
+from dcclip_cli import load
 
-PORT, TEXTS = 8377, [f"{word}的照片 {number}" for word in ("猫", "海滩", "dog") for number in range(20)]
+PORT, CLIENTS = 8377, 32
+COMMAND = [sys.executable, "-m", "dcclip_cli"]
+TEXTS = [f"{word}的照片 {number}" for word in ("猫", "海滩", "dog") for number in range(20)]
+JSON, LOST = "application/json", 0  # the status of a connection without an answer
+app = typer.Typer()
 
 
 def start() -> subprocess.Popen[str]:
     """A server that answers."""
-    command = [sys.executable, "-m", "dcclip_cli", "serve", "--port", str(PORT)]
+    command = [*COMMAND, "serve", "--port", str(PORT)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert server.stdout is not None
-    server.stdout.readline()
-    time.sleep(1)
+    assert server.stdout is not None and server.stdout.readline()
+    while ask("GET", "/health")[0] != 200:
+        time.sleep(0.1)
     return server
 
 
-def post(path: str, kind: str, body: bytes) -> bytes:
-    return (
-        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-        + body
-    )
+def ask(method: str, path: str, body: bytes | None = None, kind: str = JSON) -> tuple[int, bytes]:
+    """Status and body of an answer; -1 where nobody listens."""
+    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=60)
+    try:
+        connection.connect()
+    except OSError:
+        return -1, b""
+    try:
+        connection.request(method, path, body, {"Content-Type": kind})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    except (OSError, http.client.HTTPException):
+        return LOST, b""
+    finally:
+        connection.close()
 
 
-def embeddings(*inputs: str) -> bytes:
-    return post("/v1/embeddings", "application/json", json.dumps({"input": inputs}).encode())
+def part(body: bytes, length: int, seconds: float) -> tuple[int, bytes]:
+    """Send a body that is shorter than it says, and leave after a while."""
+    try:
+        with socket.create_connection(("127.0.0.1", PORT)) as connection:
+            connection.sendall(
+                f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n".encode()
+            )
+            connection.sendall(body)
+            time.sleep(seconds)
+            connection.settimeout(0.01 if length < 1 << 30 else 10)
+            return int(connection.recv(1000).split()[1]), b""
+    except (OSError, IndexError):
+        return LOST, b""
+
+
+def inputs(*texts: str) -> bytes:
+    return json.dumps({"input": texts}).encode()
 
 
 def image_url(content: bytes) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(content).decode()
 
 
-def bomb() -> bytes:
-    """A PNG of a few bytes that says it has 50,000 x 50,000 pixels."""
+def send_broken(image: bytes) -> str:
+    """Send one of many kinds of broken requests; returns what is wrong with the answer, if anything."""
     header = b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    bodies = [
+        inputs(image_url(bomb)),
+        inputs(image_url(image[:900])),
+        inputs("data:image/png;base64,%%"),
+        b"[" * 100_000,
+    ]
+    bodies += [inputs(*["x"] * 2049), b'{"input": [1, {}]}', b'{"input": "\\ud800"}', b"\xff\xfe", inputs()]
+    kind = random.randrange(len(bodies) + 4)
+    if kind == len(bodies):
+        answer, right = part(image, 2 * len(image), 0), {LOST}
+    elif kind == len(bodies) + 1:
+        answer, right = part(image, 2 * len(image), random.uniform(0, 3)), {LOST}
+    elif kind == len(bodies) + 2:
+        answer, right = part(b"", 99_999_999_999, 0), {413, LOST}
+    elif kind == len(bodies) + 3:
+        answer, right = ask("POST", "/predict", b"--x\r\nbroken", "multipart/form-data; boundary=x"), {400, 422}
+    else:
+        answer, right = ask("POST", "/v1/embeddings", bodies[kind]), {400, 422}
+    wrong = answer[0] not in right | {-1, 429, 503} or b"Traceback" in answer[1]
+    return f"broken, kind {kind}, other: {answer[0]}" if wrong else "broken, as expected"
 
 
-async def ask(data: bytes, slow: bool = False, cut: bool = False) -> tuple[int, bytes]:
-    """Status and body of the answer on a connection of its own; status 0 without one."""
-    try:
-        reader, writer = await asyncio.open_connection("127.0.0.1", PORT)
-    except OSError:
-        return -1, b""
-    try:
-        if cut or slow:
-            writer.write(data[: len(data) // 2])
-            await writer.drain()
-            await asyncio.sleep(random.uniform(0, 3 if slow else 0.01))
-        else:
-            writer.write(data)
-            await writer.drain()
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = int(
-                next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")).split(b":")[1]
-            )
-            return int(head.split()[1]), await reader.readexactly(length)
-    except (OSError, asyncio.IncompleteReadError):
-        pass
-    finally:
-        writer.close()
-    return 0, b""
-
-
-def broken(image: bytes) -> list[tuple[bytes, dict[str, bool], tuple[int, ...]]]:
-    """Requests with how they are sent and the statuses that are right; 0 where nobody waits for an answer."""
-    good = embeddings(image_url(image))
-    large = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n"
-    return [
-        (good, {"cut": True}, (0,)), (good, {"slow": True}, (0,)), (large, {}, (413,)),
-        (embeddings(image_url(bomb())), {}, (422,)), (embeddings(image_url(image[:900])), {}, (422,)),
-        (embeddings("data:image/png;base64,%%"), {}, (422,)), (embeddings(*["x"] * 2049), {}, (422,)),
-        (post("/v1/embeddings", "application/json", b'{"input": [1, {}]}'), {}, (422,)),
-        (post("/v1/embeddings", "application/json", b'{"input": "\\ud800"}'), {}, (422,)),
-        (post("/v1/embeddings", "application/json", b"[" * 100_000), {}, (400, 422)),
-        (post("/predict", "multipart/form-data; boundary=x", b"--x\r\nbroken"), {}, (400, 422)),
-        (post("/v1/embeddings", "text/plain", b"\xff\xfe"), {}, (400, 422)),
-    ]  # fmt: skip
-
-
-async def stress(requests: int, clients: int) -> None:
+@app.command()
+def stress(requests: int = 2000) -> None:
     """Good and broken requests at once; the server is ended by SIGTERM three times and started again."""
     stream = io.BytesIO()
     Image.effect_noise((640, 480), 80).convert("RGB").save(stream, "JPEG")
-    image, model, counted = stream.getvalue(), load(), collections.Counter[str]()
-    expected, seen = model.embed_texts(TEXTS), model.embed_images([image])[0]
-    bad, server, peak, left = broken(image), start(), 0.0, iter(range(requests))
+    image, model, counted, lock = stream.getvalue(), load(), collections.Counter[str](), threading.Lock()
+    data = {inputs(text): row for text, row in zip(TEXTS, model.embed_texts(TEXTS), strict=True)}
+    data[inputs(image_url(image))] = model.embed_images([image])[0]
 
-    async def client() -> None:
-        for number in left:
-            if number % 3 == 0:
-                data, how, right = random.choice(bad)
-                status, body = await ask(data, **how)
-                counted["broken, as expected" if status in (*right, 503, 429) else f"broken, other: {status}"] += (
-                    status != -1
-                )
-                counted["tracebacks"] += b"Traceback" in body
-                continue
-            place = number % len(TEXTS)
-            data, wanted = (
-                (embeddings(TEXTS[place]), expected[place]) if number % 2 else (embeddings(image_url(image)), seen)
-            )
-            while (answer := await ask(data))[0] in (-1, 429, 503):  # refused: not accepted
-                counted[f"good, refused: {answer[0]}"] += 1
-                await asyncio.sleep(0.3)
-            if answer[0] == 200:
-                found = np.array(json.loads(answer[1])["data"][0]["embedding"])
-                counted["good, right" if found @ wanted > 0.9999 else "good, WRONG"] += 1
-            else:
-                counted[f"good, other: {answer[0]} {answer[1][:80]!r}"] += 1
+    def send(number: int) -> None:
+        if number % 3 == 0:
+            return count(send_broken(image))
+        body, wanted = random.choice(list(data.items())[-1 - number % 2 * len(TEXTS) :])
+        while (answer := ask("POST", "/v1/embeddings", body))[0] in (-1, 429, 503):  # refused: not accepted
+            count(f"good, refused: {answer[0]}")
+            time.sleep(0.3)
+        right = answer[0] == 200 and np.array(json.loads(answer[1])["data"][0]["embedding"]) @ wanted > 0.9999
+        count("good, right" if right else f"good, other: {answer[0]} {answer[1][:80]!r}")
 
-    async def ender() -> None:
-        nonlocal server, peak
-        for _ in range(3):
-            await asyncio.sleep(requests / 1000)
-            text = (await ask(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"))[1].decode()
-            peak = max(
-                [peak, *(float(line.split()[1]) for line in text.splitlines() if line.startswith("process_resident"))]
-            )
-            server.send_signal(signal.SIGTERM)
-            _, said = await asyncio.to_thread(server.communicate)
-            counted[f"server ended with {server.returncode}"] += 1
-            counted["tracebacks in the log"] += said.count("Traceback")
-            server = await asyncio.to_thread(start)
+    def count(name: str) -> None:
+        with lock:
+            counted[name] += 1
 
-    await asyncio.gather(ender(), *(client() for _ in range(clients)))
+    server, peak = start(), 0.0
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        futures = [pool.submit(send, number) for number in range(requests)]
+        for third in (1, 2, 3):
+            futures[requests * third // 4].result()
+            lines = ask("GET", "/metrics")[1].decode().splitlines()
+            peak = max([peak, *(float(line.split()[1]) for line in lines if line.startswith("process_resident"))])
+            server.terminate()
+            said = server.communicate()[1]
+            count(f"server ended with {server.returncode}{', a traceback in its log' * ('Traceback' in said)}")
+            server = start()
     server.terminate()
-    print(
-        *(f"{count:8,} {name}" for name, count in sorted(counted.items())), f"{peak / 2**20:8.0f} MiB at most", sep="\n"
-    )
+    print(*(f"{number:8,} {name}" for name, number in sorted(counted.items())), f"{peak / 2**20:.0f} MiB", sep="\n")
 
 
-async def timed(requests: list[bytes], clients: int) -> np.ndarray:
-    """Seconds of each request, by so many clients at a time."""
-    left, times = iter(requests), []
+def seconds(bodies: list[bytes], clients: int) -> list[float]:
+    """The time of each request, by so many clients at a time."""
 
-    async def client() -> None:
-        for data in left:
-            begin = time.perf_counter()
-            assert (await ask(data))[0] == 200
-            times.append(time.perf_counter() - begin)
+    def send(body: bytes) -> float:
+        begin = time.perf_counter()
+        assert ask("POST", "/v1/embeddings", body)[0] == 200
+        return time.perf_counter() - begin
 
-    await asyncio.gather(*(client() for _ in range(clients)))
-    return np.array(times)
+    with ThreadPoolExecutor(clients) as pool:
+        return list(pool.map(send, bodies))
 
 
-def speed(folder: Path) -> None:
+@app.command()
+def speed(folder: Annotated[Path, typer.Argument()]) -> None:
     """Images per second of `embed` and of 32 clients by turns, and the latency of a text."""
-    files = sorted(folder.rglob("*.jpg"))[:1000]
-    server, model = start(), load()
+    files, server, model = sorted(folder.rglob("*.jpg"))[:1000], start(), load()
     bare = [(time.perf_counter(), model.embed_texts([text]), time.perf_counter()) for text in TEXTS * 5]
     print(f"encoder, one text: median {1000 * np.median([end - begin for begin, _, end in bare]):.1f} ms")
-    for clients in (1, 32):
-        times = 1000 * asyncio.run(timed([embeddings(text) for text in TEXTS * 20], clients))
+    for clients in (1, CLIENTS):
+        times = 1000 * np.array(seconds([inputs(text) for text in TEXTS * 20], clients))
         print(f"{clients} clients, one text: median {np.median(times):.1f} ms, p99 {np.percentile(times, 99):.1f} ms")
     for _ in range(3):
         begin = time.perf_counter()
-        asyncio.run(timed([embeddings(image_url(file.read_bytes())) for file in files], 32))
+        seconds([inputs(image_url(file.read_bytes())) for file in files], CLIENTS)
         served, begin = time.perf_counter() - begin, time.perf_counter()
         with tempfile.TemporaryDirectory() as out:
-            names = "\n".join(map(str, files))
-            command = [sys.executable, "-m", "dcclip_cli", "embed", "-", "-q", "--out", f"{out}/a.npy"]
+            names, command = "\n".join(map(str, files)), [*COMMAND, "embed", "-", "-q", "--out", f"{out}/a.npy"]
             subprocess.run(command, input=names, text=True, check=True, stdout=subprocess.DEVNULL)
         print(f"{len(files) / served:.0f} images/s served, {len(files) / (time.perf_counter() - begin):.0f} by embed")
     server.terminate()
 
 
-parser = argparse.ArgumentParser()
-parser.add_argument("what", choices=["speed", "stress"])
-parser.add_argument("folder", type=Path, nargs="?")
-parser.add_argument("--requests", type=int, default=2000)
-given = parser.parse_args()
-if given.what == "speed":
-    speed(given.folder)
-else:
-    asyncio.run(stress(given.requests, 32))
+app()

@@ -27,8 +27,8 @@ def calibrate(
 ) -> None:
     """Find a threshold for each label on labelled pictures, which `predict --multi-label` then uses.
 
-    A label is the name of its folder, or those in classes.yaml, in Chinese and English. The threshold is the one with
-    the highest F1 on all pictures; a picture that reaches none is shown without labels.
+    A label is the name of its folder, or those in classes.yaml, in Chinese and English. The thresholds are those
+    with the highest F1 on all pictures and labels together; a picture that reaches none is shown without labels.
     """
     from dcclip_cli.cli.predict import load
     from dcclip_cli.data.class_folders import class_names, folders_in

@@ -31,7 +31,7 @@ class Threshold:
 
 
 def calibrate(model: Encoder, index: Index, labels: Mapping[str, Sequence[str]], progress: Progress) -> list[Threshold]:
-    """The threshold of each label with the highest F1 on an index's pictures.
+    """The thresholds of labels with the highest F1, of all together, on an index's pictures.
 
     `labels` are those of the pictures by the first folder of their paths; pictures of other folders are of none. The F1
     is that of these pictures, and so too high for others. Raises DcclipError without a picture of a label.
@@ -42,24 +42,33 @@ def calibrate(model: Encoder, index: Index, labels: Mapping[str, Sequence[str]],
         for name in dict.fromkeys(names):
             owners.setdefault(name, []).append(folder)
     scores = Labels(model, list(owners), multi_label=True, progress=progress).probabilities(index.embeddings)
-    found = []
-    for column, (name, several) in enumerate(owners.items()):
-        right = np.isin(folders, several)
-        if not right.any():
-            raise DcclipError("no picture of {} can be read", "add pictures to its folder", name)
-        found.append(Threshold(name, *best_threshold(scores[:, column], right), int(right.sum())))
-    return found
+    right = np.stack([np.isin(folders, several) for several in owners.values()], axis=1)
+    if missing := [name for name, some in zip(owners, right.any(axis=0), strict=True) if not some]:
+        raise DcclipError("no picture of {} can be read", "add pictures to its folder", missing[0])
+    thresholds = best_thresholds(scores, right)
+    shown = scores >= thresholds
+    f1 = 2 * (shown & right).sum(axis=0) / (shown.sum(axis=0) + right.sum(axis=0))
+    columns = zip(owners, thresholds.tolist(), f1.tolist(), right.sum(axis=0).tolist(), strict=True)
+    return [Threshold(*column) for column in columns]
 
 
-def best_threshold(scores: np.ndarray, right: np.ndarray) -> tuple[float, float]:
-    """The threshold with the highest F1, in the middle between two scores (N,), and that F1; `right` (N,) is bool."""
-    order = np.argsort(-scores, kind="stable")
-    ranked = scores[order]
-    f1 = 2 * np.cumsum(right[order]) / (np.arange(1, len(scores) + 1) + right.sum())
-    f1[:-1][ranked[:-1] == ranked[1:]] = 0  # no threshold is between equal scores
-    best = int(f1.argmax())
-    below = ranked[best + 1] if best + 1 < len(ranked) else 0.0
-    return float((ranked[best] + below) / 2), float(f1[best])
+def best_thresholds(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """(C,) thresholds with the highest F1 of all labels together, each in the middle between two scores (N, C).
+
+    One for each label's own F1 would show a label that the model cannot tell with every picture. `right` (N, C) is
+    bool. The F1 is a ratio of sums over labels, so it is maximised by Dinkelbach's method: each label's best threshold
+    for the difference of both sums at the F1 found so far, until that does not rise.
+    """
+    order = np.argsort(-scores, axis=0, kind="stable")
+    ranked = np.pad(np.take_along_axis(scores, order, axis=0), ((1, 1), (0, 0)), constant_values=((1, 0), (0, 0)))
+    hits = np.pad(np.take_along_axis(right, order, axis=0).cumsum(axis=0), ((1, 0), (0, 0)))  # of the first 0 to N
+    numbers, labels = np.arange(len(hits))[:, np.newaxis], np.arange(scores.shape[1])
+    parted = ranked[:-1] > ranked[1:]  # no threshold is between equal scores
+    f1, last = 0.0, -1.0
+    while f1 > last:
+        shown = np.where(parted, 2 * hits - f1 * numbers, -np.inf).argmax(axis=0)
+        last, f1 = f1, float(2 * hits[shown, labels].sum() / (shown.sum() + right.sum()))
+    return np.asarray((ranked[shown, labels] + ranked[shown + 1, labels]) / 2)
 
 
 def write_thresholds(file: Path, model: Encoder, found: Sequence[Threshold]) -> None:

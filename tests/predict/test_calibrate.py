@@ -7,18 +7,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dcclip_cli.predict.calibrate import best_threshold
+from dcclip_cli.predict.calibrate import best_thresholds
 from tests.cli.conftest import dcclip
 
 
-def test_the_threshold_is_in_the_middle_of_the_gap_with_the_highest_f1() -> None:
-    scores, right = np.array([0.9, 0.2, 0.8, 0.5, 0.1]), np.array([True, False, True, False, False])
-    assert best_threshold(scores, right) == (pytest.approx(0.65), 1.0)
-    # Above 0.9 none is right; the first two: 2 * 1 / (2 + 2); the first three: 2 * 2 / (3 + 2).
-    threshold, f1 = best_threshold(np.array([0.9, 0.8, 0.5, 0.3]), np.array([False, True, True, False]))
-    assert (threshold, f1) == (pytest.approx(0.4), pytest.approx(0.8))
-    # Equal scores are on the same side.
-    assert best_threshold(np.array([0.5, 0.5, 0.5]), np.array([True, False, False])) == (0.25, 0.5)
+def best(scores: list[float], right: list[int]) -> float:
+    [threshold] = best_thresholds(np.array(scores)[:, np.newaxis], np.array(right, bool)[:, np.newaxis])
+    return float(threshold)
+
+
+def test_a_threshold_is_in_the_middle_of_the_gap_with_the_highest_f1() -> None:
+    assert best([0.9, 0.2, 0.8, 0.5, 0.1], [1, 0, 1, 0, 0]) == pytest.approx(0.65)
+    # The first two: 2 * 1 / (2 + 2); the first three: 2 * 2 / (3 + 2); all: 2 * 2 / (4 + 2).
+    assert best([0.9, 0.8, 0.5, 0.3], [0, 1, 1, 0]) == pytest.approx(0.4)
+    assert best([0.5, 0.5, 0.5], [1, 0, 0]) == 0.25  # equal scores are on the same side
+
+
+def test_a_label_that_the_model_cannot_tell_is_shown_with_no_picture() -> None:
+    scores = np.array([[0.9, 0.9], [0.8, 0.8], [0.3, 0.7], [0.2, 0.6], [0.1, 0.5]])
+    right = np.array([[1, 0], [1, 0], [0, 0], [0, 0], [0, 1]], bool)
+    # Alone the second one is best with all pictures, 2 * 1 / (5 + 1); together that is 2 * 3 / (7 + 3), without it
+    # 2 * 2 / (2 + 3).
+    assert best_thresholds(scores, right) == pytest.approx([0.55, 0.95])
 
 
 def test_predict_leaves_out_labels_below_their_own_thresholds(
