@@ -39,7 +39,7 @@ def calibrate(
 
     reference = resolve(model)
     if out is None and (reference.path.name == STARTER or not reference.path.is_dir()):
-        hint = "name a file: --out thresholds.json, and give it to dcclip predict --thresholds"
+        hint = Message("name a file: --out thresholds.json, and give it to dcclip predict --thresholds")
         raise DcclipError("thresholds cannot be written next to {}", hint, reference.target)
     file = out or reference.path / THRESHOLDS
     flags.out(file, folder=False)

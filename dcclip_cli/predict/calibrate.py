@@ -43,7 +43,7 @@ def calibrate(model: Encoder, index: Index, labels: Mapping[str, Sequence[str]],
             owners.setdefault(name, []).append(folder)
     scores = Labels(model, list(owners), multi_label=True, progress=progress).probabilities(index.embeddings)
     right = np.stack([np.isin(folders, several) for several in owners.values()], axis=1)
-    if missing := [name for name, some in zip(owners, right.any(axis=0), strict=True) if not some]:
+    if missing := [name for place, name in enumerate(owners) if not right[:, place].any()]:
         raise DcclipError("no picture of {} can be read", "add pictures to its folder", missing[0])
     thresholds = best_thresholds(scores, right)
     shown = scores >= thresholds

@@ -27,8 +27,8 @@ from dcclip_cli.predict.images import read
 from dcclip_cli.predict.index import Index, direction, search_all
 from dcclip_cli.predict.model import best
 from dcclip_cli.predict.zero_shot import Labels
-from dcclip_cli.serve.batches import BatchedEncoder, BusyError, data_url_bytes
-from dcclip_cli.serve.guard import MAX_BODY, Guard, Metrics, RefusedError, error_response, language_of
+from dcclip_cli.serve.batches import BatchedEncoder, RefusedError, data_url_bytes
+from dcclip_cli.serve.guard import MAX_BODY, Guard, Metrics, error_response, language_of
 from dcclip_cli.text import split
 from dcclip_cli.versions import VERSION
 
@@ -70,7 +70,7 @@ class EmbeddingRequest(BaseModel):
         if self.input is not None:
             given = [self.input] if isinstance(self.input, str) else self.input
             if any(not isinstance(one, str) for one in given):
-                hint = "send texts; with LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False"
+                hint = Message("send texts; with LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False")
                 raise DcclipError("the input is token ids of another model's tokenizer", hint)
             return [one for one in given if isinstance(one, str)]
         parts = [[one.content] if isinstance(one.content, str) else [part.input() for part in one.content]
@@ -167,10 +167,8 @@ def application(
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(DcclipError)
     async def refused(request: Request, error: DcclipError) -> Response:
-        status = error.status if isinstance(error, RefusedError) else 429 if isinstance(error, BusyError) else 422
-        return error_response(
-            status, error, language_of(request.scope), {"Retry-After": "1"} if status == 429 else None
-        )
+        status = error.status if isinstance(error, RefusedError) else 422
+        return error_response(status, error, language_of(request.scope), {"Retry-After": "1"} if status == 429 else {})
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -259,7 +257,7 @@ def _add_immich(app: FastAPI, server: Server) -> None:
             rows, [(width, height)] = await server.encoder.sized_images([image])
             return _json({"clip": server.for_immich(rows[0]), "imageHeight": height, "imageWidth": width})
         if text is None:
-            raise RefusedError(400, "there is neither an image nor a text", "send one of them")
+            raise RefusedError("there is neither an image nor a text", "send one of them", status=400)
         return _json({"clip": server.for_immich((await server.encoder.embed_texts([text]))[0])})
 
 
@@ -278,7 +276,9 @@ def _immich_model(entries: str, kind: str) -> str:
         raise DcclipError(what, "see immich's machine-learning/") from None
     if task != "clip" or len(asked) != 1 or not isinstance(name, str):
         what = Message("this server does clip, not {}", str(task)[:40])
-        raise RefusedError(422, what, "turn it off in immich's settings, or name immich's own server after this one")
+        raise RefusedError(
+            what, "turn it off in immich's settings, or name immich's own server after this one", status=422
+        )
     return name
 
 
@@ -294,7 +294,7 @@ def _add_search(app: FastAPI, server: Server) -> None:
     ) -> dict[str, Any]:
         """The images nearest to what is asked for; scores are cosines."""
         if not server.indexes:
-            raise RefusedError(404, "no folder is searched", "start with: dcclip serve --folder DIR")
+            raise RefusedError("no folder is searched", "start with: dcclip serve --folder DIR", status=404)
         texts, files = [one for one in text if one.strip()], [await one.read() for one in image]
         minus = [one for one in without if one.strip()]
         if not texts and not files:
@@ -315,7 +315,7 @@ def _add_search(app: FastAPI, server: Server) -> None:
     async def picture(folder: int, path: str, small: Annotated[bool, Query()] = False) -> Response:
         """An image of a folder that is searched, or a `small` one."""
         if not 0 <= folder < len(shown) or path not in shown[folder]:
-            raise RefusedError(404, "there is no such image", "take folder and path from an answer of /search")
+            raise RefusedError("there is no such image", "take folder and path from an answer of /search", status=404)
         file = server.indexes[folder].folder / path
         if not small:
             return FileResponse(file)

@@ -26,11 +26,17 @@ _TEXT_BATCH = 64
 _WAITING_TEXTS, _WAITING_IMAGES = 4 * MAX_TEXTS, 256  # of all requests
 
 
-class BusyError(DcclipError):
-    """The server has as much to do as it takes."""
+class RefusedError(DcclipError):
+    """An error that is answered with an HTTP status of its own."""
 
-    def __init__(self) -> None:
-        super().__init__("the server is busy", "try again in a second")
+    def __init__(self, what: str, hint: str, /, *values: object, status: int) -> None:
+        super().__init__(what, hint, *values)
+        self.status = status
+
+
+def busy() -> RefusedError:
+    """The error of a server that has as much to do as it takes."""
+    return RefusedError("the server is busy", "try again in a second", status=429)
 
 
 class Batches(Generic[Item]):
@@ -52,9 +58,9 @@ class Batches(Generic[Item]):
         return len(self._queue)
 
     async def rows(self, items: Sequence[Item]) -> np.ndarray:
-        """The result of each item, stacked. Raises BusyError if the queue has no place for them."""
+        """The result of each item, stacked. Raises RefusedError if the queue has no place for them."""
         if len(self._queue) + len(items) > self._most:
-            raise BusyError
+            raise busy()
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[np.ndarray]] = [loop.create_future() for _ in items]
         self._queue.extend(zip(items, futures, strict=True))
@@ -132,7 +138,7 @@ class BatchedEncoder:
         if not 1 <= len(files) <= MAX_IMAGES:
             raise DcclipError("{:,} images in a request", "send 1 to {:,}", len(files), MAX_IMAGES)
         if self.images.waiting + len(files) > _WAITING_IMAGES:
-            raise BusyError  # before they are decoded
+            raise busy()  # before they are decoded
         prepared = await asyncio.gather(*(self.in_pool(self._prepare, file) for file in files))
         return await self.images.rows([pixels for pixels, _ in prepared]), [size for _, size in prepared]
 

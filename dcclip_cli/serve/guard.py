@@ -14,7 +14,8 @@ from urllib.parse import parse_qs
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
-from dcclip_cli.errors import DcclipError, Language, translated
+from dcclip_cli.errors import DcclipError, Language, Message, translated
+from dcclip_cli.serve.batches import RefusedError, busy
 from dcclip_cli.text import size_in_words
 
 MAX_BODY = 32 << 20  # bytes of one request
@@ -25,14 +26,6 @@ _OPEN = ("/health", "/ping")  # to anyone
 _COOKIE = "dcclip_token"
 
 Scope = MutableMapping[str, Any]
-
-
-class RefusedError(DcclipError):
-    """An answer with a status of its own."""
-
-    def __init__(self, status: int, what: str, hint: str, /, *values: object) -> None:
-        super().__init__(what, hint, *values)
-        self.status = status
 
 
 def error_response(status: int, error: DcclipError, language: Language, headers: Any = None) -> JSONResponse:
@@ -119,21 +112,22 @@ class Guard:
                 *parse_qs(scope["query_string"].decode("latin-1")).get("token", ()),
             )
             if not any(hmac.compare_digest(one.encode(), self._token.encode()) for one in given):
-                raise RefusedError(401, "the token is missing or wrong", "send the header Authorization: Bearer TOKEN")
+                raise RefusedError(
+                    "the token is missing or wrong", "send the header Authorization: Bearer TOKEN", status=401
+                )
         if self._stopping():
-            raise RefusedError(503, "the server is stopping", "try again in a minute")
+            raise RefusedError("the server is stopping", "try again in a minute", status=503)
         if self._requests > _AT_A_TIME:
-            raise RefusedError(429, "the server is busy", "try again in a second")
+            raise busy()
         length = headers.get(b"content-length", b"0")
         self._check_size(int(length) if length.isdigit() else 0)
 
     def _check_size(self, size: int) -> None:
         if size > MAX_BODY:
-            raise RefusedError(
-                413, "the body is larger than {}", "send fewer or smaller images", size_in_words(MAX_BODY)
-            )
+            larger = Message("the body is larger than {}", size_in_words(MAX_BODY))
+            raise RefusedError(larger, "send fewer or smaller images", status=413)
         if self._bytes > _ALL_BODIES:
-            raise RefusedError(429, "the server is busy", "try again in a second")
+            raise busy()
 
 
 def _bearer(headers: dict[bytes, bytes]) -> str:
