@@ -15,10 +15,13 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -48,33 +51,25 @@ def start() -> subprocess.Popen[str]:
 def ask(method: str, path: str, body: bytes | None = None, kind: str = JSON) -> tuple[int, bytes]:
     """Status and body of an answer; -1 where nobody listens."""
     connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=60)
-    try:
-        connection.connect()
-    except OSError:
-        return -1, b""
-    try:
-        connection.request(method, path, body, {"Content-Type": kind})
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    except (OSError, http.client.HTTPException):
-        return LOST, b""
-    finally:
-        connection.close()
+    with closing(connection):
+        try:
+            connection.connect()
+        except OSError:
+            return -1, b""
+        with suppress(OSError, http.client.HTTPException):
+            connection.request(method, path, body, {"Content-Type": kind})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+    return LOST, b""
 
 
-def part(body: bytes, length: int, seconds: float) -> tuple[int, bytes]:
+def part(body: bytes, length: int, wait_s: float) -> tuple[int, bytes]:
     """Send a body that is shorter than it says, and leave after a while."""
-    try:
-        with socket.create_connection(("127.0.0.1", PORT)) as connection:
-            connection.sendall(
-                f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n".encode()
-            )
-            connection.sendall(body)
-            time.sleep(seconds)
-            connection.settimeout(0.01 if length < 1 << 30 else 10)
-            return int(connection.recv(1000).split()[1]), b""
-    except (OSError, IndexError):
-        return LOST, b""
+    with suppress(OSError, IndexError), socket.create_connection(("127.0.0.1", PORT), timeout=10) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % length + body)
+        time.sleep(wait_s)
+        return (int(connection.recv(1000).split()[1]), b"") if not body else (LOST, b"")
+    return LOST, b""
 
 
 def inputs(*texts: str) -> bytes:
@@ -96,17 +91,15 @@ def send_broken(image: bytes) -> str:
         b"[" * 100_000,
     ]
     bodies += [inputs(*["x"] * 2049), b'{"input": [1, {}]}', b'{"input": "\\ud800"}', b"\xff\xfe", inputs()]
-    kind = random.randrange(len(bodies) + 4)
-    if kind == len(bodies):
-        answer, right = part(image, 2 * len(image), 0), {LOST}
-    elif kind == len(bodies) + 1:
-        answer, right = part(image, 2 * len(image), random.uniform(0, 3)), {LOST}
-    elif kind == len(bodies) + 2:
-        answer, right = part(b"", 99_999_999_999, 0), {413, LOST}
-    elif kind == len(bodies) + 3:
-        answer, right = ask("POST", "/predict", b"--x\r\nbroken", "multipart/form-data; boundary=x"), {400, 422}
-    else:
-        answer, right = ask("POST", "/v1/embeddings", bodies[kind]), {400, 422}
+    sent: list[tuple[Callable[[], tuple[int, bytes]], set[int]]] = [
+        *((partial(ask, "POST", "/v1/embeddings", body), {400, 422}) for body in bodies),
+        (partial(ask, "POST", "/predict", b"--x\r\nbroken", "multipart/form-data; boundary=x"), {400, 422}),
+        (partial(part, image, 2 * len(image), 0), {LOST}),
+        (partial(part, image, 2 * len(image), random.uniform(0, 3)), {LOST}),
+        (partial(part, b"", 99_999_999_999, 0), {413, LOST}),
+    ]
+    kind = random.randrange(len(sent))
+    answer, right = sent[kind][0](), sent[kind][1]
     wrong = answer[0] not in right | {-1, 429, 503} or b"Traceback" in answer[1]
     return f"broken, kind {kind}, other: {answer[0]}" if wrong else "broken, as expected"
 
@@ -116,23 +109,20 @@ def stress(requests: int = 2000) -> None:
     """Good and broken requests at once; the server is ended by SIGTERM three times and started again."""
     stream = io.BytesIO()
     Image.effect_noise((640, 480), 80).convert("RGB").save(stream, "JPEG")
-    image, model, counted, lock = stream.getvalue(), load(), collections.Counter[str](), threading.Lock()
+    image, model, counted = stream.getvalue(), load(), collections.Counter[str]()
     data = {inputs(text): row for text, row in zip(TEXTS, model.embed_texts(TEXTS), strict=True)}
     data[inputs(image_url(image))] = model.embed_images([image])[0]
 
-    def send(number: int) -> None:
+    def send(number: int) -> list[str]:
         if number % 3 == 0:
-            return count(send_broken(image))
+            return [send_broken(image)]
         body, wanted = random.choice(list(data.items())[-1 - number % 2 * len(TEXTS) :])
+        said = []
         while (answer := ask("POST", "/v1/embeddings", body))[0] in (-1, 429, 503):  # refused: not accepted
-            count(f"good, refused: {answer[0]}")
+            said.append(f"good, refused: {answer[0]}")
             time.sleep(0.3)
         right = answer[0] == 200 and np.array(json.loads(answer[1])["data"][0]["embedding"]) @ wanted > 0.9999
-        count("good, right" if right else f"good, other: {answer[0]} {answer[1][:80]!r}")
-
-    def count(name: str) -> None:
-        with lock:
-            counted[name] += 1
+        return [*said, "good, right" if right else f"good, other: {answer[0]} {answer[1][:80]!r}"]
 
     server, peak = start(), 0.0
     with ThreadPoolExecutor(CLIENTS) as pool:
@@ -143,8 +133,9 @@ def stress(requests: int = 2000) -> None:
             peak = max([peak, *(float(line.split()[1]) for line in lines if line.startswith("process_resident"))])
             server.terminate()
             said = server.communicate()[1]
-            count(f"server ended with {server.returncode}{', a traceback in its log' * ('Traceback' in said)}")
+            counted[f"server ended with {server.returncode}{', a traceback in its log' * ('Traceback' in said)}"] += 1
             server = start()
+    counted.update(chain.from_iterable(future.result() for future in futures))
     server.terminate()
     print(*(f"{number:8,} {name}" for name, number in sorted(counted.items())), f"{peak / 2**20:.0f} MiB", sep="\n")
 

@@ -4,7 +4,6 @@ python benchmarks/eval/thresholds.py FOLDER_OF_CALTECH101 [PICTURES_A_LABEL]
 """
 
 import sys
-from dataclasses import replace
 from pathlib import Path, PurePath
 
 import numpy as np

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _STOP_S = 8  # in which requests that were accepted are answered; Docker kills after 10
-_REFUSE_S = 0.5  # in which new requests are answered with 503 before the port is closed
+_REFUSE_S = 0.5  # in which new requests are answered with 503 before the port is closed, and again after that
 _HOST = Option("--host", help="Address to listen at; 0.0.0.0 for other machines.")
 _PORT = Option("--port", min=0, max=65535, help="Port to listen at; 0 takes any free one.")
 _FOLDER = Option("--folder", metavar="DIR", help="Folder of images to search, on the page and by /search. Repeatable.")
@@ -77,9 +77,13 @@ def serve(
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            later = 0.0 if app.state.server.stopping else _REFUSE_S
+            if app.state.server.stopping:
+                return super().handle_exit(sig, frame)
             app.state.server.stopping = True
-            asyncio.get_running_loop().call_later(later, super().handle_exit, sig, frame)
+            loop, leave = asyncio.get_running_loop(), super().handle_exit
+            for one in self.servers:
+                loop.call_later(_REFUSE_S, one.close)
+            loop.call_later(2 * _REFUSE_S, leave, sig, frame)  # requests of clients that had just connected come first
 
     with suppress(KeyboardInterrupt):  # which uvicorn raises again once all is answered
         Server(config).run(sockets=[listening])
