@@ -1,7 +1,7 @@
 """`dcclip serve` under load: speed next to `dcclip embed`, and good requests among broken ones, with SIGTERM.
 
 python benchmarks/serve.py speed FOLDER     # of images; on an idle machine
-python benchmarks/serve.py stress --requests 20000
+python benchmarks/serve.py stress 20000
 """
 
 import base64
@@ -23,10 +23,8 @@ from contextlib import closing, suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-import typer
 from PIL import Image
 
 from dcclip_cli import load
@@ -34,24 +32,23 @@ from dcclip_cli import load
 PORT, CLIENTS = 8377, 32
 COMMAND = [sys.executable, "-m", "dcclip_cli"]
 TEXTS = [f"{word}的照片 {number}" for word in ("猫", "海滩", "dog") for number in range(20)]
-JSON, LOST = "application/json", 0  # the status of a connection without an answer
-app = typer.Typer()
+LOST = 0  # the status of a connection without an answer
 
 
 def start() -> subprocess.Popen[str]:
     """A server that answers."""
-    command = [*COMMAND, "serve", "--port", str(PORT)]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [*COMMAND, "serve", "--port", str(PORT)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert server.stdout is not None and server.stdout.readline()
     while ask("GET", "/health")[0] != 200:
         time.sleep(0.1)
     return server
 
 
-def ask(method: str, path: str, body: bytes | None = None, kind: str = JSON) -> tuple[int, bytes]:
+def ask(method: str, path: str, body: bytes | None = None, kind: str = "application/json") -> tuple[int, bytes]:
     """Status and body of an answer; -1 where nobody listens."""
-    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=60)
-    with closing(connection):
+    with closing(http.client.HTTPConnection("127.0.0.1", PORT, timeout=60)) as connection:
         try:
             connection.connect()
         except OSError:
@@ -72,46 +69,38 @@ def part(body: bytes, length: int, wait_s: float) -> tuple[int, bytes]:
     return LOST, b""
 
 
-def inputs(*texts: str) -> bytes:
-    return json.dumps({"input": texts}).encode()
-
-
-def image_url(content: bytes) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(content).decode()
+def inputs(*given: str | bytes) -> bytes:
+    """The request for embeddings of texts, and of files of images."""
+    urls = [
+        "data:image/jpeg;base64," + base64.b64encode(one).decode() if isinstance(one, bytes) else one for one in given
+    ]
+    return json.dumps({"input": urls}).encode()
 
 
 def send_broken(image: bytes) -> str:
     """Send one of many kinds of broken requests; returns what is wrong with the answer, if anything."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    header = b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)  # as many pixels, in a few bytes
     bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    bodies = [
-        inputs(image_url(bomb)),
-        inputs(image_url(image[:900])),
-        inputs("data:image/png;base64,%%"),
-        b"[" * 100_000,
-    ]
-    bodies += [inputs(*["x"] * 2049), b'{"input": [1, {}]}', b'{"input": "\\ud800"}', b"\xff\xfe", inputs()]
+    bodies = [inputs(one) for one in (bomb, image[:900], "data:image/png;base64,%")]
+    bodies += [b"[" * 100_000, b'{"input": [1, {}]}', b'{"input": "\\ud800"}', b"\xff", inputs(*["x"] * 2049), inputs()]
     sent: list[tuple[Callable[[], tuple[int, bytes]], set[int]]] = [
         *((partial(ask, "POST", "/v1/embeddings", body), {400, 422}) for body in bodies),
         (partial(ask, "POST", "/predict", b"--x\r\nbroken", "multipart/form-data; boundary=x"), {400, 422}),
-        (partial(part, image, 2 * len(image), 0), {LOST}),
-        (partial(part, image, 2 * len(image), random.uniform(0, 3)), {LOST}),
+        *((partial(part, image, 2 * len(image), wait_s), {LOST}) for wait_s in (0, random.uniform(0, 3))),
         (partial(part, b"", 99_999_999_999, 0), {413, LOST}),
     ]
-    kind = random.randrange(len(sent))
-    answer, right = sent[kind][0](), sent[kind][1]
-    wrong = answer[0] not in right | {-1, 429, 503} or b"Traceback" in answer[1]
-    return f"broken, kind {kind}, other: {answer[0]}" if wrong else "broken, as expected"
+    call, right = random.choice(sent)
+    wrong = (status := (answer := call())[0]) not in right | {-1, 429, 503} or b"Traceback" in answer[1]
+    return f"broken, other: {call} {status}"[:200] if wrong else "broken, as expected"
 
 
-@app.command()
-def stress(requests: int = 2000) -> None:
+def stress(requests: int) -> None:
     """Good and broken requests at once; the server is ended by SIGTERM three times and started again."""
     stream = io.BytesIO()
     Image.effect_noise((640, 480), 80).convert("RGB").save(stream, "JPEG")
     image, model, counted = stream.getvalue(), load(), collections.Counter[str]()
     data = {inputs(text): row for text, row in zip(TEXTS, model.embed_texts(TEXTS), strict=True)}
-    data[inputs(image_url(image))] = model.embed_images([image])[0]
+    data[inputs(image)] = model.embed_images([image])[0]
 
     def send(number: int) -> list[str]:
         if number % 3 == 0:
@@ -129,8 +118,8 @@ def stress(requests: int = 2000) -> None:
         futures = [pool.submit(send, number) for number in range(requests)]
         for third in (1, 2, 3):
             futures[requests * third // 4].result()
-            lines = ask("GET", "/metrics")[1].decode().splitlines()
-            peak = max([peak, *(float(line.split()[1]) for line in lines if line.startswith("process_resident"))])
+            text = ask("GET", "/metrics")[1].decode()
+            peak = max(peak, float(text.split("\nprocess_resident_memory_bytes ")[1].split()[0]))
             server.terminate()
             said = server.communicate()[1]
             counted[f"server ended with {server.returncode}{', a traceback in its log' * ('Traceback' in said)}"] += 1
@@ -140,36 +129,30 @@ def stress(requests: int = 2000) -> None:
     print(*(f"{number:8,} {name}" for name, number in sorted(counted.items())), f"{peak / 2**20:.0f} MiB", sep="\n")
 
 
-def seconds(bodies: list[bytes], clients: int) -> list[float]:
-    """The time of each request, by so many clients at a time."""
-
-    def send(body: bytes) -> float:
-        begin = time.perf_counter()
-        assert ask("POST", "/v1/embeddings", body)[0] == 200
-        return time.perf_counter() - begin
-
-    with ThreadPoolExecutor(clients) as pool:
-        return list(pool.map(send, bodies))
+def seconds(body: bytes) -> float:
+    begin = time.perf_counter()
+    assert ask("POST", "/v1/embeddings", body)[0] == 200
+    return time.perf_counter() - begin
 
 
-@app.command()
-def speed(folder: Annotated[Path, typer.Argument()]) -> None:
+def speed(folder: Path) -> None:
     """Images per second of `embed` and of 32 clients by turns, and the latency of a text."""
     files, server, model = sorted(folder.rglob("*.jpg"))[:1000], start(), load()
     bare = [(time.perf_counter(), model.embed_texts([text]), time.perf_counter()) for text in TEXTS * 5]
     print(f"encoder, one text: median {1000 * np.median([end - begin for begin, _, end in bare]):.1f} ms")
     for clients in (1, CLIENTS):
-        times = 1000 * np.array(seconds([inputs(text) for text in TEXTS * 20], clients))
+        with ThreadPoolExecutor(clients) as pool:
+            times = 1000 * np.array(list(pool.map(seconds, map(inputs, TEXTS * 20))))
         print(f"{clients} clients, one text: median {np.median(times):.1f} ms, p99 {np.percentile(times, 99):.1f} ms")
     for _ in range(3):
         begin = time.perf_counter()
-        seconds([inputs(image_url(file.read_bytes())) for file in files], CLIENTS)
-        served, begin = time.perf_counter() - begin, time.perf_counter()
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            list(pool.map(lambda file: seconds(inputs(file.read_bytes())), files))
+        served, begin, names = time.perf_counter() - begin, time.perf_counter(), "\n".join(map(str, files))
         with tempfile.TemporaryDirectory() as out:
-            names, command = "\n".join(map(str, files)), [*COMMAND, "embed", "-", "-q", "--out", f"{out}/a.npy"]
-            subprocess.run(command, input=names, text=True, check=True, stdout=subprocess.DEVNULL)
+            subprocess.run([*COMMAND, "embed", "-", "-q", "--out", f"{out}/a.npy"], input=names, text=True, check=True)
         print(f"{len(files) / served:.0f} images/s served, {len(files) / (time.perf_counter() - begin):.0f} by embed")
     server.terminate()
 
 
-app()
+speed(Path(sys.argv[2])) if sys.argv[1] == "speed" else stress(int(sys.argv[2]))

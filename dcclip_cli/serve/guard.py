@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import time
 from collections.abc import Callable, MutableMapping
+from contextlib import suppress
 from functools import partial
 from http.cookies import SimpleCookie
 from typing import Any
@@ -21,6 +22,7 @@ from dcclip_cli.text import size_in_words
 MAX_BODY = 32 << 20  # bytes of one request
 _ALL_BODIES = 256 << 20  # bytes of the requests that are here
 _BODY_S = 30.0  # in which a body has to arrive
+_DISCARD_S = 2.0  # in which the rest of a refused body may arrive
 _AT_A_TIME = 512  # requests
 _OPEN = ("/health", "/ping")  # to anyone
 _COOKIE = "dcclip_token"
@@ -67,7 +69,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        begin, status, size = time.perf_counter(), 0, 0
+        begin, status, size, more = time.perf_counter(), 0, 0, True
 
         async def noting(message: Any) -> None:
             nonlocal status
@@ -79,18 +81,19 @@ class Guard:
             self._admit(scope)
             body = bytearray()
             async with asyncio.timeout(_BODY_S):
-                more = True
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return
                     size += len(message.get("body", b""))
                     self._bytes += len(message.get("body", b""))
+                    more = message.get("more_body", False)
                     self._check_size(size)
                     body += message.get("body", b"")
-                    more = message.get("more_body", False)
             await self._app(scope, _replayed(bytes(body), receive), noting)
         except RefusedError as error:
+            if more:
+                await _discard(receive)
             headers = {"Retry-After": "1"} if error.status == 429 else {"Connection": "close"}
             await error_response(error.status, error, language_of(scope), headers)(scope, receive, noting)
         except TimeoutError:
@@ -128,6 +131,15 @@ class Guard:
             raise RefusedError(larger, "send fewer or smaller images", status=413)
         if self._bytes > _ALL_BODIES:
             raise busy()
+
+
+async def _discard(receive: Any) -> None:
+    """Read on for a while: a connection that is closed with data unread is reset, and its client loses the answer."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARD_S):
+            left = MAX_BODY
+            while left > 0 and (message := await receive()).get("more_body", False):
+                left -= len(message["body"])
 
 
 def _bearer(headers: dict[bytes, bytes]) -> str:
