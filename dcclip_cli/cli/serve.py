@@ -61,8 +61,7 @@ def serve(
     encoder = load(model, device, threads, talk, dims)
     keep_freed_memory()
     indexes = [open_index(encoder, one, progress=talk) for one in dict.fromkeys(folder or ())]
-    for index in indexes:
-        talk.say(Message("serve: {:,} images of {} can be searched", len(index.paths), index.folder))
+    talk.say(Message("serve: {:,} images can be searched", sum(len(index.paths) for index in indexes)))
     local = host in _LOCAL
     if not local and token is None:
         talk.say(Message("warning: anyone who reaches port {} can use this server; give it a --token", port))
