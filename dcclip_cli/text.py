@@ -43,6 +43,12 @@ def check_unicode(texts: Iterable[str]) -> None:
             raise DcclipError("the text {!r} contains bytes that are not UTF-8", "write it, or name it, in UTF-8", text)
 
 
+def split(text: str) -> list[str]:
+    """The items of a list separated by , ， or 、, without blanks, empty items and repetitions."""
+    parts = (part.strip() for part in re.split("[,，、]", text))
+    return list(dict.fromkeys(part for part in parts if part))
+
+
 def encodable(text: str) -> str:
     """The text with each half of a character written out, as in `\\ud800`."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()

@@ -22,6 +22,7 @@ EXTRAS = {
     "eval": ("sklearn", "scipy", "matplotlib"),
     "mteb": ("mteb",),
     "ray": ("ray",),
+    "serve": ("fastapi", "uvicorn", "prometheus_client", "python_multipart"),
 }
 
 

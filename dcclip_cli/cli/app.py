@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dcclip_cli.cli import about, console, demo, eval, new, predict, push, stages, trim
+from dcclip_cli.cli import about, calibrate, console, demo, eval, new, predict, push, serve, stages, trim
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.machine import set_library_defaults
 from dcclip_cli.versions import VERSION
@@ -49,7 +49,7 @@ _PANELS = {
         *(new.new, stages.run, stages.collect, stages.index, stages.distill, stages.align),
         *(eval.eval, eval.compare, stages.export, trim.trim),
     ),
-    "Use a model": (predict.predict, predict.search, predict.embed, demo.demo),
+    "Use a model": (*(predict.predict, predict.search, predict.embed, calibrate.calibrate, demo.demo, serve.serve),),
     "Publish a model": (push.push,),
     "Look things up": (about.models, eval.datasets, about.doctor),
 }

@@ -12,6 +12,7 @@ from typer import Argument, BadParameter, Option
 from dcclip_cli.cli import console, flags
 from dcclip_cli.errors import Message, joined
 from dcclip_cli.model import Precision
+from dcclip_cli.text import split
 
 if TYPE_CHECKING:
     from dcclip_cli.eval.result import EvalResult, Table
@@ -120,7 +121,7 @@ def eval(
     if recipe is None and (sets or check):
         raise BadParameter(Message("--set and --check need a recipe"))
     given = {
-        "datasets": dataset, "languages": flags.split(languages), "data_root": data_root, "limit": limit,
+        "datasets": dataset, "languages": split(languages), "data_root": data_root, "limit": limit,
         "partial": partial, "templates": templates, "task": task, "shots": _shots(shots), "precision": precision,
         "dims": dims, "workers": workers,
     }  # fmt: skip
@@ -149,7 +150,7 @@ def eval(
 
 def _shots(text: str) -> list[int | str]:
     """Numbers, 0 for all; the recipe's rules refuse anything else."""
-    return [0 if one == "all" else int(one) if one.isdecimal() else one for one in flags.split(text)]
+    return [0 if one == "all" else int(one) if one.isdecimal() else one for one in split(text)]
 
 
 def show(results: Sequence[EvalResult], as_json: bool = False) -> None:

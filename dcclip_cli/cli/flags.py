@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -82,12 +81,6 @@ EXPORTED_HELP = (
     "Model directory of any library, run, hf:ORG/NAME, open_clip:ARCH/TAG or hf-hub:ORG/NAME. "
     "Default: the recipe's run."
 )
-
-
-def split(text: str) -> list[str]:
-    """The items of a list separated by , ， or 、, without blanks, empty items and repetitions."""
-    parts = (part.strip() for part in re.split("[,，、]", text))
-    return list(dict.fromkeys(part for part in parts if part))
 
 
 def lines_of(file: Path | None, kind: Message, most_lines: int, most_bytes: int) -> list[str]:

@@ -14,11 +14,13 @@ from typer import Argument, BadParameter, Exit, Option
 from dcclip_cli.cli import console, flags
 from dcclip_cli.cli.console import as_json
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.text import language_by_script, printable
+from dcclip_cli.text import language_by_script, printable, split
 
 if TYPE_CHECKING:
+    from dcclip_cli.predict.encoder import Encoder
     from dcclip_cli.predict.index import Hit
     from dcclip_cli.predict.model import Prediction
+    from dcclip_cli.progress import Progress
 
 _MOST_LABELS, _MOST_LABELS_BYTES = 100_000, 10_000_000
 _MOST_TEXTS, _MOST_TEXTS_BYTES = 1_000_000, 100_000_000
@@ -29,6 +31,11 @@ _TEMPLATE = Option(
 )
 _MULTI_LABEL = Option("--multi-label", help="Score each label independently: none, one or several may be right.")
 _THRESHOLD = Option("--threshold", min=0, max=1, help="Show only labels with at least this probability.")
+_THRESHOLDS = Option(
+    "--thresholds",
+    metavar="FILE",
+    help="Thresholds of dcclip calibrate, for --multi-label. Default: the model's.",
+)
 _JSON_LINES = Option("--jsonl", help="Print one JSON object per line, each as soon as it is known.")
 _AS_CSV = Option(
     "--csv", help="Print CSV: image, label, probability; an apostrophe is put before cells that begin like a formula."
@@ -45,6 +52,7 @@ def predict(
     multi_label: Annotated[bool, _MULTI_LABEL] = False,
     top_k: Annotated[int, Option("--top-k", min=1, help="Number of labels to show per image.")] = 5,
     threshold: Annotated[float, _THRESHOLD] = 0.0,
+    thresholds: Annotated[Path | None, _THRESHOLDS] = None,
     as_json: Annotated[bool, Option("--json", help="Print one JSON list.")] = False,
     as_jsonl: Annotated[bool, _JSON_LINES] = False,
     as_csv: Annotated[bool, _AS_CSV] = False,
@@ -62,12 +70,14 @@ def predict(
         raise BadParameter(Message("--json, --jsonl and --csv exclude each other"))
     if template and no_template:
         raise BadParameter(Message("--template and --no-template exclude each other"))
-    given = flags.split(flags.text(labels, "--labels"))
+    given = split(flags.text(labels, "--labels"))
     given += flags.lines_of(labels_file, Message("label"), _MOST_LABELS, _MOST_LABELS_BYTES)
     templates = [flags.text(one, "--template") for one in template or ()]
     wanted = list(dict.fromkeys(given))
     if not wanted:
         raise DcclipError("no labels given", "give some, for example: --labels 猫,dog")
+    if thresholds and (not multi_label or template or no_template or threshold):
+        raise BadParameter(Message("--thresholds is for --multi-label without templates and --threshold"))
     talk = console.talk(quiet, verbose)
     if len(wanted) < len(given):
         talk.say(Message("predict: {:,} labels; {:,} more are repetitions", len(wanted), len(given) - len(wanted)))
@@ -84,10 +94,29 @@ def predict(
         keep_freed_memory()
     encoder = open_encoder(model, device, threads, talk)
     ready = Labels(encoder, wanted, [] if no_template else templates or None, multi_label, talk)
-    predictions = run(encoder, ready, paths, top_k, threshold)
+    least: float | list[float] = threshold
+    if thresholds or (multi_label and not threshold and not template and not no_template):
+        least = _thresholds(thresholds, model, encoder, wanted, talk)
+    predictions = run(encoder, ready, paths, top_k, least)
     counted = console.counted(talk, "predict", predictions, len(paths), at_once=not as_json)
     if _show(counted, "json" if as_json else "jsonl" if as_jsonl else "csv" if as_csv else "text"):
         raise Exit(1)
+
+
+def _thresholds(
+    file: Path | None, model: str | None, encoder: Encoder, labels: Sequence[str], talk: Progress
+) -> float | list[float]:
+    """The threshold of each label that `dcclip calibrate` found, 0 for others; 0 for a model without such a file."""
+    from dcclip_cli.model.reference import resolve
+    from dcclip_cli.predict.calibrate import THRESHOLDS, read_thresholds
+
+    found = file or resolve(model).path / THRESHOLDS
+    if file is None and not found.is_file():
+        return 0.0
+    known = read_thresholds(found, encoder)
+    there = sum(label in known for label in labels)
+    talk.say(Message("predict: {} has thresholds for {} of {} labels", found, there, len(labels)))
+    return [known.get(label, 0.0) for label in labels]
 
 
 def _show(predictions: Iterable[Prediction], form: Literal["text", "json", "jsonl", "csv"]) -> int:
@@ -127,13 +156,22 @@ def _plain(prediction: Prediction) -> dict[str, object]:
 
 
 _THUMBNAIL_PX = 240
+_SEARCHED = (
+    "Text to search for, in Chinese or English, and folders of images, searched recursively. "
+    "With --text or --image, folders alone."
+)
+_LIKE_IMAGE = Option("--image", metavar="FILE", help="Image to search for. Repeatable: embeddings are added.")
+_LIKE_TEXT = Option("--text", metavar="TEXT", help="Text to search for. Repeatable: embeddings are added.")
+_NOT = Option("--not", metavar="TEXT", help="Text whose embedding is subtracted. Repeatable.")
 _PAGE = Option("--html", metavar="FILE", help="Also write an HTML page with thumbnails.")
 _DTYPE = Option("--dtype", help="Type of the embeddings in the index: int8 and binary take less space.")
 
 
 def search(
-    text: Annotated[str, Argument(metavar="TEXT", help="Text to search for, in Chinese or English.")],
-    folder: Annotated[Path, Argument(metavar="FOLDER", help="Folder of images, searched recursively.")],
+    given: Annotated[list[str], Argument(metavar="[TEXT] FOLDER...", help=_SEARCHED)],
+    image: Annotated[list[Path] | None, _LIKE_IMAGE] = None,
+    texts: Annotated[list[str] | None, _LIKE_TEXT] = None,
+    without: Annotated[list[str] | None, _NOT] = None,
     model: flags.Model = None,
     top_k: Annotated[int, Option("--top-k", min=1, help="Number of images to show.")] = 12,
     as_json: Annotated[bool, Option("--json", help="Print a JSON list.")] = False,
@@ -146,29 +184,36 @@ def search(
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:
-    """Find the images in a folder that match a text best.
+    """Find the images in folders that match a text or an image best.
 
     Each image is embedded once: the index is stored in the cache folder and updated when files change. There is one for
     each folder, image tower, --dims and --dtype; models with the same image tower share it.
     Scores are cosines: they rank images and are not probabilities.
     Exit code 1 if an image cannot be read; the others are still searched.
     """
-    text = flags.text(text, "the text")
+    plus = [flags.text(one, "--text") for one in texts or ()]
+    if not plus and not image:
+        plus, given = [flags.text(given[0], "the text")], given[1:]
+    minus = [flags.text(one, "--not") for one in without or ()]
+    if not given:
+        raise BadParameter(Message("name a folder of images"))
     flags.out(page, folder=False)
     talk = console.talk(quiet, verbose)
 
     from dcclip_cli.predict import files
 
     options: dict[str, Any] = {"dims": dims, "dtype": dtype, "device": device, "threads": threads, "progress": talk}
-    found = files.search(text, folder, model=model, top_k=top_k, fresh=fresh, **options)
+    query: dict[str, Any] = {"images": image or (), "without": minus}
+    found = files.search(plus, given, **query, model=model, top_k=top_k, fresh=fresh, **options)
     hits = found.hits
+    asked = " + ".join((*plus, *map(str, image or ()))) + "".join(f" - {one}" for one in minus)
     if as_json:
         console.show_json([{"image": str(hit.image), "score": round(hit.score, 6)} for hit in hits])
     else:
         rows = [(str(hit.image), f"{hit.score:.3f}") for hit in hits]
-        console.show_table(Message("{}, in {}", text, folder), (Message("image"), Message("score")), rows)
+        console.show_table(Message("{}, in {}", asked, ", ".join(given)), (Message("image"), Message("score")), rows)
     if page:
-        _write_page(page, text, hits)
+        _write_page(page, asked, hits)
         talk.say(Message("search: {}", page))
     if _show_errors(found.errors):
         raise Exit(1)

@@ -13,6 +13,7 @@ from dcclip_cli.cli import console, flags
 from dcclip_cli.errors import Message, joined
 from dcclip_cli.exporters import FormatName, Precision, Preprocess
 from dcclip_cli.machine import cores
+from dcclip_cli.text import split
 
 if TYPE_CHECKING:
     from dcclip_cli.api import SweepResult
@@ -60,10 +61,10 @@ def run(
     """
     flags.out(out)
     loaded = flags.open_recipe(recipe, sets)
-    if not all(one.isdecimal() for one in flags.split(seeds)):
+    if not all(one.isdecimal() for one in split(seeds)):
         raise BadParameter(Message("{} is not a list of whole numbers such as 0 1 2", seeds))
     if seeds or loaded.recipe.variants:
-        chosen = [int(one) for one in flags.split(seeds)]
+        chosen = [int(one) for one in split(seeds)]
         if check:
             return _check_sweep(loaded, chosen, device, out, fresh, processes)
         from dcclip_cli.api import sweep

@@ -9,6 +9,7 @@ from typer import Argument, Option
 
 from dcclip_cli.cli import console, flags
 from dcclip_cli.errors import Message
+from dcclip_cli.text import split
 
 if TYPE_CHECKING:
     from dcclip_cli.model.trim import TrimResult
@@ -55,7 +56,7 @@ def trim(
     talk = console.talk(quiet, verbose)
     result = api.trim(
         model,
-        languages=flags.split(languages),
+        languages=split(languages),
         out=out,
         texts=given,
         trust_remote_code=trust_remote_code,

@@ -17,9 +17,18 @@ from dcclip_cli.model.reference import resolve
 from dcclip_cli.predict import model as predictions
 from dcclip_cli.predict.encoder import Encoder, load_encoder, shortened
 from dcclip_cli.predict.images import find_images
-from dcclip_cli.predict.index import Hit, VectorType, compressed, embedded_images, embedded_texts, open_index
+from dcclip_cli.predict.index import (
+    Hit,
+    VectorType,
+    compressed,
+    direction,
+    embedded_images,
+    embedded_texts,
+    open_index,
+    search_all,
+)
 from dcclip_cli.predict.model import Prediction
-from dcclip_cli.predict.zero_shot import Labels, text_embeddings
+from dcclip_cli.predict.zero_shot import Labels
 from dcclip_cli.progress import Progress, progress_for
 from dcclip_cli.text import printable
 
@@ -29,7 +38,7 @@ ProgressChoice = bool | Callable[[str], object] | Progress
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The images that fit a text best, the best first, and by path the errors of those that cannot be read."""
+    """The images that fit a search best, the best first, and by path the errors of those that cannot be read."""
 
     hits: list[Hit]
     errors: dict[str, DcclipError]
@@ -75,9 +84,11 @@ def predict(
 
 
 def search(
-    text: str,
-    folder: PathLike,
+    text: str | Sequence[str],
+    folder: PathLike | Iterable[PathLike],
     *,
+    images: Sequence[PathLike] = (),
+    without: Sequence[str] = (),
     model: PathLike | None = None,
     top_k: int = 12,
     dims: int | None = None,
@@ -87,19 +98,26 @@ def search(
     threads: int | None = None,
     progress: ProgressChoice = False,
 ) -> SearchResult:
-    """Find the images in a folder that match a text best; returns them with their cosines.
+    """Find the images in folders that match texts and `images` best; returns them with their cosines.
 
-    Each image is embedded once, as by the command: the index is in the cache folder. `fresh` embeds all again.
+    The embeddings of texts and images are added, those of the texts `without` subtracted. Each image of a folder is
+    embedded once, as by the command: the index is in the cache folder. `fresh` embeds all again.
     """
-    talk, folder = progress_for(progress), Path(folder)
-    if not text.strip():
+    talk, texts = progress_for(progress), [text] if isinstance(text, str) else list(text)
+    folders = [Path(one) for one in ([folder] if isinstance(folder, str | os.PathLike) else folder)]
+    if not all(one.strip() for one in (*texts, *without)) or not (texts or images):
         raise DcclipError("the text is empty", 'give one, for example: dcclip search "一只狗" FOLDER')
     encoder = open_encoder(model, device, threads, talk, dims)
     keep_freed_memory()
-    index = open_index(encoder, folder, fresh, talk, dtype)
-    talk.say(Message("search: {} images, {} of them embedded now", len(index.paths), index.embedded))
-    hits = index.search(text_embeddings(encoder, [text])[0], top_k)
-    return SearchResult(hits, {str(folder / name): error for name, error in index.errors.items()})
+    asked = predictions.Model(encoder)
+    added = [asked.embed_texts(texts)] if texts else []
+    added += [asked.embed_images(images)] if images else []
+    query = direction(np.concatenate(added), asked.embed_texts(without) if without else None)
+    indexes = [open_index(encoder, one, fresh, talk, dtype) for one in dict.fromkeys(folders)]
+    count, new = sum(len(one.paths) for one in indexes), sum(one.embedded for one in indexes)
+    talk.say(Message("search: {} images, {} of them embedded now", count, new))
+    errors = {str(index.folder / name): error for index in indexes for name, error in index.errors.items()}
+    return SearchResult(search_all(indexes, query, top_k), errors)
 
 
 def embed(

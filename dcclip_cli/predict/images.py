@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -16,13 +17,15 @@ from PIL import Image
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import cores
+from dcclip_cli.model.preprocess import FORMATS, decode
 from dcclip_cli.predict.encoder import Encoder
 
 Item = TypeVar("Item")
 Result = np.ndarray | DcclipError
 BATCH_SIZE = 16
 _AHEAD = 3  # batches of images that are read ahead at most
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_NEWER = {".avif": "AVIF", ".heic": "HEIF", ".heif": "HEIF"}  # suffix -> Pillow's name of the format
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", *_NEWER)
 
 
 def find_images(given: Iterable[str], listed: Iterable[str] = ()) -> Iterator[Path]:
@@ -48,6 +51,24 @@ def find_images(given: Iterable[str], listed: Iterable[str] = ()) -> Iterator[Pa
             yield from _not_empty([path for path in matching if path.is_file()], Message("no file matches {}", name))
         else:
             yield Path(name)
+
+
+def read(source: Path | bytes) -> Image.Image:
+    """`decode` for users' pictures: AVIF as well, and HEIC with the package pillow-heif. Raises DcclipError."""
+    if isinstance(source, bytes):
+        form = "" if source[4:8] != b"ftyp" else "AVIF" if source[8:11] == b"avi" else "HEIF"
+    else:
+        form = _NEWER.get(source.suffix.lower(), "")
+    if form == "HEIF" and find_spec("pillow_heif") is None:
+        name = str(source) if isinstance(source, Path) else Message("image of {} bytes", len(source))
+        raise DcclipError("{} is HEIC, which needs the package pillow-heif", "pip install 'dcclip[heic]'", name)
+    if form == "HEIF":
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+    if form == "AVIF":
+        from PIL import AvifImagePlugin  # noqa: F401
+    return decode(source, formats=(*FORMATS, form) if form else FORMATS)
 
 
 def _below(folder: str) -> list[Path]:

@@ -16,9 +16,8 @@ import numpy as np
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import cache_folder
-from dcclip_cli.model.preprocess import decode
 from dcclip_cli.predict.encoder import Encoder, ShortEncoder
-from dcclip_cli.predict.images import BATCH_SIZE, aligned, batched, embed_batches, find_images
+from dcclip_cli.predict.images import BATCH_SIZE, aligned, batched, embed_batches, find_images, read
 from dcclip_cli.predict.zero_shot import text_embeddings
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.store import FeatureStore, MissingRows, digests
@@ -62,6 +61,20 @@ class Index:
         places, scores = nearest(self.embeddings, self.kind, query, top_k)
         found = zip(places.tolist(), scores.tolist(), strict=True)
         return [Hit(self.folder / self.paths[place], score) for place, score in found]
+
+
+def direction(added: np.ndarray, subtracted: np.ndarray | None = None) -> np.ndarray:
+    """(D,), length 1: the sum of embeddings (N, D) less the sum of others. Raises DcclipError if nothing is left."""
+    total = added.sum(axis=0) - (0 if subtracted is None else subtracted.sum(axis=0))
+    if not (length := float(np.linalg.norm(total))) > 1e-6:
+        raise DcclipError("what is asked for cancels out", "do not add and subtract the same")
+    return np.asarray(total / length, np.float32)
+
+
+def search_all(indexes: Sequence[Index], query: np.ndarray, top_k: int) -> list[Hit]:
+    """The `top_k` images of several indexes nearest to `query` (D,), the nearest first."""
+    hits = chain.from_iterable(index.search(query, top_k) for index in indexes)
+    return sorted(hits, key=lambda hit: -hit.score)[:top_k]
 
 
 @dataclass(frozen=True)
@@ -156,7 +169,7 @@ def _embed_images(
     def compute(places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         nonlocal computed
         with progress.task(name, len(paths), len(paths) - len(places)) as task:
-            for batch in embed_batches(model, aligned(places, BATCH_SIZE), lambda place: decode(paths[place])):
+            for batch in embed_batches(model, aligned(places, BATCH_SIZE), lambda place: read(paths[place])):
                 errors.update({place: one for place, one in batch if isinstance(one, DcclipError)})
                 vectors = {place: one for place, one in batch if isinstance(one, np.ndarray)}
                 computed += len(vectors)

@@ -12,10 +12,9 @@ import numpy as np
 from PIL import Image
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.predict.encoder import Encoder, load_encoder
-from dcclip_cli.predict.images import BATCH_SIZE, embed
+from dcclip_cli.predict.images import BATCH_SIZE, embed, read
 from dcclip_cli.predict.zero_shot import Labels, text_embeddings
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image  # a path, the bytes of a file, or a Pillow image
@@ -44,11 +43,14 @@ def predict(
     labels: Labels,
     images: Iterable[Path],
     top_k: int | None = 5,
-    threshold: float = 0.0,
+    threshold: float | Sequence[float] = 0.0,
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[Prediction]:
-    """One Prediction per image, in order, as soon as its batch is done; labels below `threshold` are left out."""
-    for path, found in embed(encoder, images, decode, batch_size):
+    """One Prediction per image, in order, as soon as its batch is done.
+
+    Labels below `threshold` are left out, which is for all labels or one for each.
+    """
+    for path, found in embed(encoder, images, read, batch_size):
         if isinstance(found, DcclipError):
             yield Prediction(path, error=found)
         else:
@@ -57,11 +59,12 @@ def predict(
 
 
 def best(
-    names: Sequence[str], probabilities: np.ndarray, top_k: int | None, threshold: float = 0.0
+    names: Sequence[str], probabilities: np.ndarray, top_k: int | None, threshold: float | Sequence[float] = 0.0
 ) -> tuple[tuple[str, float], ...]:
-    """The `top_k` most probable names (all if None) that reach `threshold`, the best first."""
-    order = np.argsort(-probabilities, kind="stable")[:top_k]
-    return tuple((names[index], float(probabilities[index])) for index in order if probabilities[index] >= threshold)
+    """The `top_k` most probable names (all if None) that reach `threshold`, one for all or each, the best first."""
+    reached = probabilities >= np.asarray(threshold)
+    order = [index for index in np.argsort(-probabilities, kind="stable") if reached[index]][:top_k]
+    return tuple((names[index], float(probabilities[index])) for index in order)
 
 
 class Model:
@@ -142,4 +145,4 @@ def load(reference: str | os.PathLike[str] | None = None, *, device: str = "auto
 def _read(image: ImageInput) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
-    return decode(image if isinstance(image, bytes) else Path(image))
+    return read(image if isinstance(image, bytes) else Path(image))

@@ -13,9 +13,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from dcclip_cli.cli.app import app
-from dcclip_cli.cli.flags import split
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.shards import Columns
+from dcclip_cli.text import split
 from tests.data.test_dataset import CAT, DOG, write_tar
 
 RECIPES = Path(__file__).parent.parent.parent / "recipes"

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dcclip_cli.cli.flags import split
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters.formats.web import FILES, LIBRARIES, Package
 from dcclip_cli.exporters.samples import TEXTS
@@ -26,7 +25,7 @@ from dcclip_cli.predict.model import load
 from dcclip_cli.predict.onnx_encoder import OnnxEncoder
 from dcclip_cli.predict.zero_shot import class_means, fill, softmax
 from dcclip_cli.progress import Silent
-from dcclip_cli.text import language_by_script
+from dcclip_cli.text import language_by_script, split
 from tests.exporters.serving import serve
 
 ROOT = Path(__file__).parents[2]

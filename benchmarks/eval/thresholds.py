@@ -1,0 +1,48 @@
+"""F1 of labels on held-out pictures: one threshold for all, and those of `dcclip calibrate`.
+
+python benchmarks/eval/thresholds.py FOLDER_OF_CALTECH101 [PICTURES_A_LABEL]
+"""
+
+import sys
+from pathlib import Path, PurePath
+
+import numpy as np
+
+from dcclip_cli.data import prompts
+from dcclip_cli.model.reference import resolve
+from dcclip_cli.predict.calibrate import best_thresholds
+from dcclip_cli.predict.encoder import load_encoder
+from dcclip_cli.predict.index import open_index
+from dcclip_cli.predict.zero_shot import Labels
+
+NONE = "BACKGROUND_Google"
+encoder, random = load_encoder(resolve()), np.random.default_rng(0)
+index = open_index(encoder, Path(sys.argv[1]))
+most = int(sys.argv[2]) if len(sys.argv) > 2 else len(index.paths)
+folders = np.array([PurePath(path).parts[0] for path in index.paths])
+known, held_out = np.zeros(len(folders), bool), np.zeros(len(folders), bool)
+for folder in np.unique(folders):
+    places = random.permutation(np.flatnonzero(folders == folder))
+    known[places[: len(places) // 2][:most]], held_out[places[len(places) // 2 :]] = True, True
+content = prompts.read("caltech101")
+for language in ("zh", "en"):
+    names = dict(zip(content.folders, content.names[language], strict=True))
+    wanted = [one for one in names if one != NONE and one in folders]
+    scores = Labels(encoder, [names[one] for one in wanted], multi_label=True).probabilities(index.embeddings)
+    right = folders[:, np.newaxis] == np.array(wanted)
+    grid = np.linspace(0.5, 0.9999, 500)
+    f1 = [
+        2 * ((scores[known] >= t) & right[known]).sum() / ((scores[known] >= t).sum() + right[known].sum())
+        for t in grid
+    ]
+    for kind, thresholds in (
+        ("0.5 for all", 0.5), ("best one for all", grid[np.argmax(f1)]),
+        ("calibrated", best_thresholds(scores[known], right[known])),
+    ):  # fmt: skip
+        shown, true = scores[held_out] >= thresholds, right[held_out]
+        hits, both = (shown & true).sum(axis=0), shown.sum(axis=0) + true.sum(axis=0)
+        none = 1 - shown[folders[held_out] == NONE].any(axis=1).mean()
+        print(
+            f"{language} {kind}: F1 {2 * hits.sum() / both.sum():.3f}, mean of labels {(2 * hits / both).mean():.3f}, "
+            f"{shown.sum(axis=1).mean():.2f} labels a picture, {none:.0%} of background without"
+        )

@@ -1,0 +1,158 @@
+"""`dcclip serve` under load: speed next to `dcclip embed`, and good requests among broken ones, with SIGTERM.
+
+python benchmarks/serve.py speed FOLDER     # of images; on an idle machine
+python benchmarks/serve.py stress 20000
+"""
+
+import base64
+import collections
+import http.client
+import io
+import json
+import random
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dcclip_cli import load
+
+PORT, CLIENTS = 8377, 32
+COMMAND = [sys.executable, "-m", "dcclip_cli"]
+TEXTS = [f"{word}的照片 {number}" for word in ("猫", "海滩", "dog") for number in range(20)]
+LOST = 0  # the status of a connection without an answer
+
+
+def start() -> subprocess.Popen[str]:
+    """A server that answers."""
+    server = subprocess.Popen(
+        [*COMMAND, "serve", "--port", str(PORT)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert server.stdout is not None and server.stdout.readline()
+    while ask("GET", "/health")[0] != 200:
+        time.sleep(0.1)
+    return server
+
+
+def ask(method: str, path: str, body: bytes | None = None, kind: str = "application/json") -> tuple[int, bytes]:
+    """Status and body of an answer; -1 where nobody listens."""
+    with closing(http.client.HTTPConnection("127.0.0.1", PORT, timeout=60)) as connection:
+        try:
+            connection.connect()
+        except OSError:
+            return -1, b""
+        with suppress(OSError, http.client.HTTPException):
+            connection.request(method, path, body, {"Content-Type": kind})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+    return LOST, b""
+
+
+def part(body: bytes, length: int, wait_s: float) -> tuple[int, bytes]:
+    """Send a body that is shorter than it says, and leave after a while."""
+    with suppress(OSError, IndexError), socket.create_connection(("127.0.0.1", PORT), timeout=10) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % length + body)
+        time.sleep(wait_s)
+        return (int(connection.recv(1000).split()[1]), b"") if not body else (LOST, b"")
+    return LOST, b""
+
+
+def inputs(*given: str | bytes) -> bytes:
+    """The request for embeddings of texts, and of files of images."""
+    urls = [
+        "data:image/jpeg;base64," + base64.b64encode(one).decode() if isinstance(one, bytes) else one for one in given
+    ]
+    return json.dumps({"input": urls}).encode()
+
+
+def send_broken(image: bytes) -> str:
+    """Send one of many kinds of broken requests; returns what is wrong with the answer, if anything."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)  # as many pixels, in a few bytes
+    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    bodies = [inputs(one) for one in (bomb, image[:900], "data:image/png;base64,%")]
+    bodies += [b"[" * 100_000, b'{"input": [1, {}]}', b'{"input": "\\ud800"}', b"\xff", inputs(*["x"] * 2049), inputs()]
+    sent: list[tuple[Callable[[], tuple[int, bytes]], set[int]]] = [
+        *((partial(ask, "POST", "/v1/embeddings", body), {400, 422}) for body in bodies),
+        (partial(ask, "POST", "/predict", b"--x\r\nbroken", "multipart/form-data; boundary=x"), {400, 422}),
+        *((partial(part, image, 2 * len(image), wait_s), {LOST}) for wait_s in (0, random.uniform(0, 3))),
+        (partial(part, b"", 99_999_999_999, 0), {413, LOST}),
+    ]
+    call, right = random.choice(sent)
+    wrong = (status := (answer := call())[0]) not in right | {-1, 429, 503} or b"Traceback" in answer[1]
+    return f"broken, other: {call} {status}"[:200] if wrong else "broken, as expected"
+
+
+def stress(requests: int) -> None:
+    """Good and broken requests at once; the server is ended by SIGTERM three times and started again."""
+    stream = io.BytesIO()
+    Image.effect_noise((640, 480), 80).convert("RGB").save(stream, "JPEG")
+    image, model, counted = stream.getvalue(), load(), collections.Counter[str]()
+    data = {inputs(text): row for text, row in zip(TEXTS, model.embed_texts(TEXTS), strict=True)}
+    data[inputs(image)] = model.embed_images([image])[0]
+
+    def send(number: int) -> list[str]:
+        if number % 3 == 0:
+            return [send_broken(image)]
+        body, wanted = random.choice(list(data.items())[-1 - number % 2 * len(TEXTS) :])
+        said = []
+        while (answer := ask("POST", "/v1/embeddings", body))[0] in (-1, 429, 503):  # refused: not accepted
+            said.append(f"good, refused: {answer[0]}")
+            time.sleep(0.3)
+        right = answer[0] == 200 and np.array(json.loads(answer[1])["data"][0]["embedding"]) @ wanted > 0.9999
+        return [*said, "good, right" if right else f"good, other: {answer[0]} {answer[1][:80]!r}"]
+
+    server, peak = start(), 0.0
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        futures = [pool.submit(send, number) for number in range(requests)]
+        for third in (1, 2, 3):
+            futures[requests * third // 4].result()
+            text = ask("GET", "/metrics")[1].decode()
+            peak = max(peak, float(text.split("\nprocess_resident_memory_bytes ")[1].split()[0]))
+            server.terminate()
+            said = server.communicate()[1]
+            counted[f"server ended with {server.returncode}{', a traceback in its log' * ('Traceback' in said)}"] += 1
+            server = start()
+    counted.update(chain.from_iterable(future.result() for future in futures))
+    server.terminate()
+    print(*(f"{number:8,} {name}" for name, number in sorted(counted.items())), f"{peak / 2**20:.0f} MiB", sep="\n")
+
+
+def seconds(body: bytes) -> float:
+    begin = time.perf_counter()
+    assert ask("POST", "/v1/embeddings", body)[0] == 200
+    return time.perf_counter() - begin
+
+
+def speed(folder: Path) -> None:
+    """Images per second of `embed` and of 32 clients by turns, and the latency of a text."""
+    files, server, model = sorted(folder.rglob("*.jpg"))[:1000], start(), load()
+    bare = [time.perf_counter() for text in TEXTS * 5 if len(model.embed_texts([text]))]
+    print(f"encoder, one text: median {1000 * np.median(np.diff(bare)):.1f} ms")
+    for clients in (1, CLIENTS):
+        with ThreadPoolExecutor(clients) as pool:
+            times = 1000 * np.array(list(pool.map(seconds, map(inputs, TEXTS * 20))))
+        print(f"{clients} clients, one text: median {np.median(times):.1f} ms, p99 {np.percentile(times, 99):.1f} ms")
+    for _ in range(3):
+        begin = time.perf_counter()
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            list(pool.map(lambda file: seconds(inputs(file.read_bytes())), files))
+        served, begin, names = time.perf_counter() - begin, time.perf_counter(), "\n".join(map(str, files))
+        with tempfile.TemporaryDirectory() as out:
+            subprocess.run([*COMMAND, "embed", "-", "-q", "--out", f"{out}/a.npy"], input=names, text=True, check=True)
+        print(f"{len(files) / served:.0f} images/s served, {len(files) / (time.perf_counter() - begin):.0f} by embed")
+    server.terminate()
+
+
+speed(Path(sys.argv[2])) if sys.argv[1] == "speed" else stress(int(sys.argv[2]))

@@ -1,0 +1,59 @@
+"""Thresholds of labels: which one is best, and what `predict` does with them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dcclip_cli.predict.calibrate import best_thresholds
+from tests.cli.conftest import dcclip
+
+
+def best(scores: list[float], right: list[int]) -> float:
+    [threshold] = best_thresholds(np.array(scores)[:, np.newaxis], np.array(right, bool)[:, np.newaxis])
+    return float(threshold)
+
+
+def test_a_threshold_is_in_the_middle_of_the_gap_with_the_highest_f1() -> None:
+    assert best([0.9, 0.2, 0.8, 0.5, 0.1], [1, 0, 1, 0, 0]) == pytest.approx(0.65)
+    # The first two: 2 * 1 / (2 + 2); the first three: 2 * 2 / (3 + 2); all: 2 * 2 / (4 + 2).
+    assert best([0.9, 0.8, 0.5, 0.3], [0, 1, 1, 0]) == pytest.approx(0.4)
+    assert best([0.5, 0.5, 0.5], [1, 0, 0]) == 0.25  # equal scores are on the same side
+
+
+def test_a_label_that_the_model_cannot_tell_is_shown_with_no_picture() -> None:
+    scores = np.array([[0.9, 0.9], [0.8, 0.8], [0.3, 0.7], [0.2, 0.6], [0.1, 0.5]])
+    right = np.array([[1, 0], [1, 0], [0, 0], [0, 0], [0, 1]], bool)
+    # Alone the second one is best with all pictures, 2 * 1 / (5 + 1); together that is 2 * 3 / (7 + 3), without it
+    # 2 * 2 / (2 + 3).
+    assert best_thresholds(scores, right) == pytest.approx([0.55, 0.95])
+
+
+def test_predict_leaves_out_labels_below_their_own_thresholds(
+    bundle_folder: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    model, folder = shutil.copytree(bundle_folder, tmp_path / "model"), tmp_path / "labelled"
+    for name, picture in zip(("红色的圆", "green moon", "none"), pictures, strict=False):
+        (folder / name).mkdir(parents=True)
+        shutil.copy(picture, folder / name / picture.name)
+    found = json.loads(dcclip("calibrate", folder, "--model", model, "--json", "-q").stdout)
+    assert [one["label"] for one in found] == ["green moon", "红色的圆"] and all(one["pictures"] == 1 for one in found)
+    ask = ("predict", pictures[0], "--model", model, "--labels", "红色的圆,green moon", "--multi-label", "--json", "-q")
+    shown = json.loads(dcclip(*ask).stdout)[0]["labels"]
+    every = json.loads(dcclip(*ask, "--threshold", 1e-9).stdout)[0]["labels"]
+    least = {one["label"]: one["threshold"] for one in found}
+    assert shown == [one for one in every if one["probability"] >= least[one["label"]]]
+    file = model / "thresholds.json"
+    content = json.loads(file.read_text("utf-8"))
+    content["labels"]["红色的圆"]["threshold"] = content["labels"]["green moon"]["threshold"] = 1.0
+    file.write_text(json.dumps(content), "utf-8")
+    assert json.loads(dcclip(*ask).stdout)[0]["labels"] == []
+    file.write_text(json.dumps(content | {"fingerprint": "other"}), "utf-8")
+    assert "has thresholds of another model" in dcclip(*ask, expect=1).stderr
+
+
+def test_the_starters_thresholds_need_a_file(tmp_path: Path) -> None:
+    said = dcclip("calibrate", tmp_path, "--model", "starter", expect=1).stderr
+    assert "error: thresholds cannot be written next to" in said and "--out thresholds.json" in said
