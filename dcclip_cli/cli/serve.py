@@ -70,9 +70,8 @@ def serve(
     name = f"[{host}]" if ":" in host else host
     console.show_now(f"http://{name}:{listening.getsockname()[1]}/")
     talk.say(Message("serve: stop with Ctrl-C"))
-    config = uvicorn.Config(
-        app, log_level="info" if verbose else "error", access_log=verbose, timeout_graceful_shutdown=_STOP_S
-    )
+    level = "info" if verbose else "error"
+    config = uvicorn.Config(app, log_level=level, access_log=verbose, timeout_graceful_shutdown=_STOP_S)
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
