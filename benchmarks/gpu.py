@@ -152,14 +152,16 @@ def altclip(folder: Path, tiny: bool) -> Path:
     from transformers import AltCLIPConfig, AltCLIPModel, CLIPImageProcessor, XLMRobertaTokenizer
 
     characters = dict.fromkeys("▁abcdefghijklmnopqrstuvwxyz" + CAPTIONS["zh"])
-    pieces = ["<s>", "<pad>", "</s>", "<unk>", *characters, "<mask>"]
+    count = 100 if tiny else 250_002
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", *characters]
+    pieces += [*(f"<{number}>" for number in range(count - len(pieces) - 1)), "<mask>"]
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
-    text = {"vocab_size": 250_002, "max_position_embeddings": 514, "type_vocab_size": 1, "project_dim": 768}
+    text = {"vocab_size": count, "max_position_embeddings": 514, "type_vocab_size": 1, "project_dim": 768}
     ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
     side, patch = (32, 16) if tiny else (224, 14)
     config = AltCLIPConfig(
-        text_config=(small | text | {"vocab_size": 100} if tiny else large | text) | ids,
+        text_config=(small if tiny else large) | text | ids,
         vision_config=(small if tiny else large)
         | {"image_size": side, "patch_size": patch, "projection_dim": 768, "hidden_act": "quick_gelu"},
         projection_dim=768,
