@@ -41,7 +41,6 @@ COMPUTED_IN = "computed_in.json"
 _LAUNCHED_WITH = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _LEAST_COMPILED_GAIN = 1.15
 _PROBED_IMAGES = 256  # at most
-_AUTOCAST = {"fp16": "float16"}
 _AGAIN = Message("start over with --fresh")
 T = TypeVar("T")
 
@@ -163,37 +162,34 @@ def settle_compile(task: TrainingTask, setup: StageSetup, device: str, folder: P
 def _compile_probe(task: TrainingTask, options: TrainOptions, device: str, images: int) -> dict[str, float] | None:
     """How many times as fast the student's image tower is when compiled, forward and backward, and compiling's seconds.
 
-    None without a compiler. Weights, running means and random state of the task do not change.
+    None without a compiler that works. Weights, running means and random state of the task do not change.
     """
     if not _has_compiler(device):
         return None
     probed = copy.deepcopy(task.student).to(device).train()
     side = probed.preprocessing.size if probed.preprocessing else 224
-    pixels = torch.rand(images, 3, side, side).to(device).contiguous(memory_format=torch.channels_last)
-    kind = torch.device(device).type
-    bf16 = torch.autocast(
-        kind, getattr(torch, _AUTOCAST.get(options.precision, "bfloat16")), options.precision != "fp32"
-    )
+    pixels = torch.ones(images, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
+    kind, half = torch.device(device).type, torch.float16 if options.precision == "fp16" else torch.bfloat16
 
     def seconds(run: Callable[..., ImageFeatures]) -> float:
         began = time.perf_counter()
-        with bf16:
+        with torch.autocast(kind, half, options.precision != "fp32"):
             features = run(pixels, task.layers)
-            losses = [
-                one.float().square().mean() for one in (features.embedding, features.map, *features.others.values())
-            ]
-        sum(losses, torch.zeros((), device=device)).backward()
+            found = features.embedding, features.map, *features.others.values()
+            torch.stack([one.float().square().mean() for one in found]).sum().backward()
         probed.zero_grad()
         if kind == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - began
 
     ways = probed.image_features, torch.compile(probed.image_features, dynamic=False)
-    with torch.random.fork_rng():
-        first = [seconds(way) for way in ways]
-        eager, compiled = (
-            min(times) for times in zip(*([seconds(way) for way in ways] for _ in range(3)), strict=True)
-        )
+    try:
+        with torch.random.fork_rng():
+            first = [seconds(way) for way in ways]
+            turns = [[seconds(way) for way in ways] for _ in range(3)]
+    except torch._dynamo.exc.BackendCompilerFailed:  # no headers of Python, for example
+        return None
+    eager, compiled = map(min, zip(*turns, strict=True))
     return {"gain": eager / compiled, "seconds": first[1] - compiled}
 
 

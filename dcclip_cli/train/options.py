@@ -119,7 +119,7 @@ class TrainOptions(Options):
     compile: Literal["auto", "off"] = Field(
         "off",
         description="Compile the student's image tower (torch.compile); auto: where a probe says that its passes are "
-        "at least 1.15 times as fast, which takes a minute, on a GPU or a CPU with a C++ compiler",
+        "at least 1.15 times as fast, which takes minutes, on a GPU or a CPU with a C++ compiler",
     )
     deterministic: bool = Field(
         True,

@@ -110,6 +110,7 @@ def test_mfu_is_the_share_of_the_devices_peak(monkeypatch: pytest.MonkeyPatch, p
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiles")
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_compiled_run_that_is_interrupted_ends_with_the_same_weights(distilling: Job, tmp_path: Path) -> None:
     jobs = [distilling | {"root": str(tmp_path / name)} for name in ("eager", "whole", "interrupted")]
