@@ -4,8 +4,8 @@
 
 Prints a table and writes gpu.json and gpu.md to FOLDER. Weights are random, in AltCLIP's shape (ViT-L/14 at 224 px,
 XLM-RoBERTa large) and in those of the students; nothing is downloaded. `--tiny` takes small networks and batches, to
-see that the script runs, which `--device cpu --tiny` does in a minute. Parts that the time does not suffice for are
-listed as left out, and those whose memory does not as such.
+see that the script runs: `--device cpu --tiny` takes minutes, most of them for compiling. What the time does not
+suffice for is listed as left out, and what the memory does not as such.
 
   forward     AltCLIP's image and text tower, in bf16, channels last, eager and compiled
   student     forward and backward of image towers, eager and compiled
@@ -32,6 +32,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
+from statistics import median_low as median
 from typing import Any
 
 import numpy as np
@@ -199,8 +200,8 @@ def pixels_for(count: int, side: int, device: torch.device) -> torch.Tensor:
     return torch.rand(count, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
 
 
-def teachers(bench: Bench, folder: Path) -> None:
-    """Forward passes of AltCLIP."""
+def teachers(bench: Bench, folder: Path, way: str) -> None:
+    """Forward passes of AltCLIP, eager or compiled."""
     sizes, device = bench.sizes, bench.device
     teacher: Towers = AltClipTeacher(kind="altclip", model=str(folder), precision="bf16").load(str(device))
     teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -208,44 +209,40 @@ def teachers(bench: Bench, folder: Path) -> None:
     captions: list[str] = [CAPTIONS["zh"], CAPTIONS["en"]] * (sizes.text_batch // 2)
     tokens = teacher.tokenize(captions).to(device)
     flops = forward_flops(teacher, images, [tokens])
-    for way in ("eager", "compiled"):
-        wrap: Any = torch.compile if way == "compiled" else lambda function, **_options: function
-        image, text = wrap(teacher.image_features, dynamic=False), wrap(teacher.text_features, dynamic=False)
-        for part, run, count, each in (
-            ("image tower", lambda image=image: image(images), sizes.teacher_batch, flops.image),
-            ("text tower", lambda text=text: text(tokens), len(captions), flops.text),
-        ):
+    wrap: Any = torch.compile if way == "compiled" else lambda function, **_options: function
+    image, text = wrap(teacher.image_features, dynamic=False), wrap(teacher.text_features, dynamic=False)
+    for part, run, count, each in (
+        ("image tower", lambda image=image: image(images), sizes.teacher_batch, flops.image),
+        ("text tower", lambda text=text: text(tokens), len(captions), flops.text),
+    ):
 
-            def passes(what: str, run: Any = run, count: int = count, each: float = each) -> Row:
-                with teacher.as_teacher():
-                    return bench.passes(what, run, count, each)
+        def passes(what: str, run: Any = run, count: int = count, each: float = each) -> Row:
+            with teacher.as_teacher():
+                return bench.passes(what, run, count, each)
 
-            bench.measure(f"forward AltCLIP {part}, {way}", passes)
+        bench.measure(f"forward AltCLIP {part}, {way}", passes)
 
 
-def students(bench: Bench) -> None:
-    """Forward and backward passes of the students' image towers, in bf16."""
+def students(bench: Bench, way: str) -> None:
+    """Forward and backward passes of the students' image towers, in bf16, eager or compiled."""
     sizes, device = bench.sizes, bench.device
     for name in list(STUDENTS)[:1] if sizes.tiny else STUDENTS:
         towers = with_weights(blank_student(student_options(name, sizes.tiny), 768), device).train()
         images = pixels_for(sizes.student_batch, towers.preprocessing.size, device)
         flops = training_flops(towers, images, [])
-        for way in ("eager", "compiled"):
-            features = (
-                torch.compile(towers.image_features, dynamic=False) if way == "compiled" else towers.image_features
-            )
+        features = torch.compile(towers.image_features, dynamic=False) if way == "compiled" else towers.image_features
 
-            def run(features: Any = features, towers: Any = towers, images: torch.Tensor = images) -> None:
-                with torch.autocast(device.type, torch.bfloat16):
-                    found = features(images)
-                    total = found.embedding.float().square().mean() + found.map.float().square().mean()
-                total.backward()
-                towers.zero_grad()
+        def run(features: Any = features, towers: Any = towers, images: torch.Tensor = images) -> None:
+            with torch.autocast(device.type, torch.bfloat16):
+                found = features(images)
+                total = found.embedding.float().square().mean() + found.map.float().square().mean()
+            total.backward()
+            towers.zero_grad()
 
-            bench.measure(
-                f"student {name}, forward and backward, {way}",
-                lambda what, run=run, flops=flops: bench.passes(what, run, sizes.student_batch, flops),
-            )
+        bench.measure(
+            f"student {name}, forward and backward, {way}",
+            lambda what, run=run, flops=flops: bench.passes(what, run, sizes.student_batch, flops),
+        )
 
 
 # ---- steps and reading
@@ -300,9 +297,7 @@ def stage(bench: Bench, what: str, teacher: Path | None, options: dict[str, Any]
     speed = sorted(later, key=lambda one: one["images_per_second"])[len(later) // 2]
     step_s = setup.options.batch_size / speed["images_per_second"]
     rate, memory = speed["images_per_second"], speed["peak_memory_gb"]
-    return Row(
-        what, rate, speed.get("mfu"), memory, speed["data_wait_s"] / step_s, syncs and sorted(syncs)[len(syncs) // 2]
-    )
+    return Row(what, rate, speed.get("mfu"), memory, speed["data_wait_s"] / step_s, median(syncs) if syncs else None)
 
 
 @contextmanager
@@ -333,12 +328,19 @@ def stages(bench: Bench, teacher: Path, data: Path) -> None:
     live = {"batch_size": sizes.live_batch}
     for what, options in (
         ("step, stage 1, teacher live", live | {"teacher_cache": False}),
-        ("step, stage 1, teacher live, compiled", live | {"teacher_cache": False, "compile": "auto"}),
         ("step, stage 1, from the cache", live | {"augmentations": 1}),
     ):
         bench.measure(what, lambda what, options=options: stage(bench, what, teacher, options, data))
     cached = {"batch_size": sizes.align_batch, "accumulate": sizes.parts, "gradient_cache": True}
     bench.measure("step, stage 2, gradient caching", lambda what: stage(bench, what, None, cached, data))
+
+
+def compiled(bench: Bench, teacher: Path, data: Path) -> None:
+    """What compiling changes; last, for it takes minutes."""
+    teachers(bench, teacher, "compiled")
+    students(bench, "compiled")
+    options = {"batch_size": bench.sizes.live_batch, "teacher_cache": False, "compile": "auto"}
+    bench.measure("step, stage 1, teacher live, compiled", lambda what: stage(bench, what, teacher, options, data))
 
 
 def readers(bench: Bench, files: dict[str, Path]) -> None:
@@ -416,12 +418,13 @@ def main() -> None:
             options = {"batch_size": 2 * sizes.live_batch, "teacher_cache": False}
             bench.measure("live", lambda what: stage(bench, what, teacher, options, small))
         else:
-            teachers(bench, teacher)
-            students(bench)
+            teachers(bench, teacher, "eager")
+            students(bench, "eager")
             stages(bench, teacher, small)
             readers(bench, {"256 x 256": small, "1024 x 768": shard(work, min(1024, sizes.pairs), 1024, 768)})
             if bench.device.type == "cuda" and torch.cuda.device_count() > 1:
                 two_processes(bench, ["--tiny"] if given.tiny else [])
+            compiled(bench, teacher, small)
     if int(os.environ.get("RANK", "0")):
         return
     name = torch.cuda.get_device_name() if bench.device.type == "cuda" else cpu_name()
