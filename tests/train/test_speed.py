@@ -25,7 +25,7 @@ from dcclip_cli.train.optimizer import make_ema
 from dcclip_cli.train.speed import StepTimer, forward_flops, training_flops
 from dcclip_cli.train.task import TrainingTask
 from dcclip_cli.train.teacher import OnlineTeacher, widths
-from tests.train.jobs import Job, interrupt, run, sha256, weights
+from tests.train.jobs import Job, interrupt, run, sha256
 
 
 class HostReads(TorchFunctionMode):
