@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -26,14 +30,17 @@ from dcclip_cli.machine import (
     set_library_defaults,
 )
 from dcclip_cli.model.precision import Choice, choose_precision, newton_schulz_precision
-from dcclip_cli.model.towers import Towers
+from dcclip_cli.model.towers import ImageFeatures, Towers
 from dcclip_cli.progress import Progress
 from dcclip_cli.train.distributed import process_count
-from dcclip_cli.train.options import TrainOptions
+from dcclip_cli.train.options import StageSetup, TrainOptions
+from dcclip_cli.train.task import TrainingTask
 from dcclip_cli.train.teacher import TeacherFacts
 
 COMPUTED_IN = "computed_in.json"
 _LAUNCHED_WITH = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_LEAST_COMPILED_GAIN = 1.15
+_PROBED_IMAGES = 256  # at most
 _AGAIN = Message("start over with --fresh")
 T = TypeVar("T")
 
@@ -128,6 +135,70 @@ def settle_precision(
     return options.model_copy(update={"precision": choice.precision, "optimizer": optimizer}), choice
 
 
+def settle_compile(task: TrainingTask, setup: StageSetup, device: str, folder: Path, progress: Progress) -> bool:
+    """Compile the student's image tower where a probe said so when the stage began; return whether it is compiled."""
+    options = setup.options
+    if options.compile == "off":
+        return False
+    torch._inductor.config.deterministic = options.deterministic  # no kernel is chosen by its speed
+    images = sum(size for kind, size in setup.sizes.items() if kind != "texts")
+    part = min(_PROBED_IMAGES, images // (process_count() * options.fewest_parts))
+    probe = decided(folder, "compile", lambda: _compile_probe(task, options, device, part))
+    if probe is None:
+        progress.say(Message("{}: not compiled, because this machine has no compiler that torch can use", folder.name))
+        return False
+    pays = probe["gain"] >= _LEAST_COMPILED_GAIN
+    compiled = Message("compiled") if pays else Message("not compiled")
+    line = Message(
+        "{}: {}, because compiled passes of the image tower are {:.2f} times as fast, after {:.0f} s of compiling",
+        *(folder.name, compiled, probe["gain"], probe["seconds"]),
+    )
+    progress.say(line)
+    if pays:
+        task.compile_images()
+    return bool(pays)
+
+
+def _compile_probe(task: TrainingTask, options: TrainOptions, device: str, images: int) -> dict[str, float] | None:
+    """How many times as fast the student's image tower is when compiled, forward and backward, and compiling's seconds.
+
+    None without a compiler that works. Weights, running means and random state of the task do not change.
+    """
+    if not _has_compiler(device):
+        return None
+    probed = copy.deepcopy(task.student).to(device).train()
+    side = probed.preprocessing.size if probed.preprocessing else 224
+    pixels = torch.ones(images, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
+    kind, half = torch.device(device).type, torch.float16 if options.precision == "fp16" else torch.bfloat16
+
+    def seconds(run: Callable[..., ImageFeatures]) -> float:
+        began = time.perf_counter()
+        with torch.autocast(kind, half, options.precision != "fp32"):
+            features = run(pixels, task.layers)
+            found = features.embedding, features.map, *features.others.values()
+            torch.stack([one.float().square().mean() for one in found]).sum().backward()
+        probed.zero_grad()
+        if kind == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    ways = probed.image_features, torch.compile(probed.image_features, dynamic=False)
+    try:
+        with torch.random.fork_rng():
+            first = [seconds(way) for way in ways]
+            turns = [[seconds(way) for way in ways] for _ in range(3)]
+    except torch._dynamo.exc.BackendCompilerFailed:  # no headers of Python, for example
+        return None
+    eager, compiled = map(min, zip(*turns, strict=True))
+    return {"gain": eager / compiled, "seconds": first[1] - compiled}
+
+
+def _has_compiler(device: str) -> bool:
+    if torch.device(device).type == "cuda":
+        return find_spec("triton") is not None
+    return device == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is not None
+
+
 def make_accelerator(options: TrainOptions, device: str, unused: bool = True) -> Accelerator:
     """Accelerate for this stage's precision and device. `unused`: a step may leave parameters without a gradient.
 
@@ -143,12 +214,15 @@ def make_accelerator(options: TrainOptions, device: str, unused: bool = True) ->
     )
 
 
-def computed_in(options: TrainOptions, choice: Choice, teachers: Sequence[TeacherFacts]) -> dict[str, Any]:
-    """Precision and threads of a stage, for the model's provenance."""
+def computed_in(
+    options: TrainOptions, choice: Choice, compiled: bool, teachers: Sequence[TeacherFacts]
+) -> dict[str, Any]:
+    """Precision, threads and compilation of a stage, for the model's provenance."""
     return {
         **asdict(choice),
         "newton_schulz": options.optimizer.newton_schulz if options.optimizer.kind == "muon" else None,
         "threads": torch.get_num_threads(),
+        **({"compiled": True} if compiled else {}),
         "teachers": [asdict(teacher.precision) for teacher in teachers],
     }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -41,12 +42,14 @@ def gather(values: Tensor, counts: Sequence[int]) -> Tensor:
     return torch.cat([rows[:count] for rows, count in zip(everyone.unbind(), counts, strict=True)])
 
 
-def gather_numbers(numbers: Sequence[int], device: torch.device) -> list[list[int]]:
-    """The numbers of each process, equally many. Reads from the device once, and not at all for a single process."""
+def gather_numbers(numbers: Sequence[int]) -> list[list[int]]:
+    """The numbers of each process, equally many. The hosts agree on them: no device is waited for."""
     if process_count() == 1 or not numbers:
         return [list(numbers)] * process_count()
-    found: list[list[int]] = _all_gather(torch.tensor(numbers, device=device)).tolist()
-    return found
+    own = torch.tensor(numbers)
+    everyone = [torch.empty_like(own) for _ in range(process_count())]
+    distributed.all_gather(everyone, own, _hosts(distributed.group.WORLD))
+    return [one.tolist() for one in everyone]
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
@@ -80,6 +83,12 @@ def any_process(*flags: Tensor | bool, device: torch.device) -> list[bool]:
     )
     distributed.all_reduce(together, distributed.ReduceOp.MAX)
     return [bool(flag) for flag in together.tolist()]
+
+
+@lru_cache(maxsize=1)
+def _hosts(world: Any) -> Any:
+    """A group of all processes of `world` that exchanges tensors on the CPU."""
+    return world if "gloo" in distributed.get_backend(world) else distributed.new_group(backend="gloo")
 
 
 def _all_gather(values: Tensor) -> Tensor:

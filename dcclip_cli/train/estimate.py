@@ -31,7 +31,7 @@ from dcclip_cli.train.optimizer import make_optimizer
 from dcclip_cli.train.options import StageSetup
 from dcclip_cli.train.student import checkpoint_gradients
 from dcclip_cli.train.task import TrainingTask, shorter_dims
-from dcclip_cli.train.teacher import Grid, LazyTeacher, map_grids, widths
+from dcclip_cli.train.teacher import Grid, LazyTeacher, TeacherFeatures, map_grids, widths
 from dcclip_cli.train.teacher_cache import map_sizes, stores_of
 
 _ENOUGH_S = 0.5  # of a measurement
@@ -187,7 +187,7 @@ class StageWork:
 
 
 @dataclass(frozen=True)
-class _RandomTeacher:
+class _RandomTeacher(TeacherFeatures):
     """Random features with a teacher's widths, and the student's grid, as in the teacher cache."""
 
     widths: Widths

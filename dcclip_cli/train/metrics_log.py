@@ -1,4 +1,4 @@
-"""Metric logging: metrics.jsonl, experiment trackers through accelerate, and the speed of steps.
+"""Metric logging: metrics.jsonl, and experiment trackers through accelerate.
 
 Trackers are offline unless their own environment variables say otherwise.
 """
@@ -11,9 +11,8 @@ import os
 import shutil
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -25,8 +24,6 @@ from dcclip_cli.files import atomic_write
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from accelerate.tracking import GeneralTracker
-
-    from dcclip_cli.data.samplers import MixedBatchSampler
 
 MetricsListener = Callable[[str, int, dict[str, float]], object]  # called with stage, step and its metrics
 TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
@@ -143,33 +140,3 @@ def _step(line: bytes) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, TypeError, LookupError):
         return math.inf
-
-
-class StepTimer:
-    """Measures the steps since the last log entry."""
-
-    def __init__(self, step: int) -> None:
-        self._step, self._began, self._waited = step, time.monotonic(), 0.0
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the block's time as waiting for data."""
-        began = time.monotonic()
-        yield
-        self._waited += time.monotonic() - began
-
-    def speed(self, step: int, total_steps: int, sampler: MixedBatchSampler) -> dict[str, float]:
-        """Images per second (of steps without images texts), seconds of a step spent waiting for data, seconds left.
-
-        Starts the next interval.
-        """
-        now, count = time.monotonic(), step - self._step
-        step_s = (now - self._began) / count
-        rate = "images_per_second" if sampler.images_per_step else "texts_per_second"
-        speed = {
-            rate: (sampler.images_per_step or sampler.batch_size) / step_s,
-            "data_wait_s": self._waited / count,
-            "seconds_left": step_s * (total_steps - step),
-        }
-        self._step, self._began, self._waited = step, now, 0.0
-        return speed

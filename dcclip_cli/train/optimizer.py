@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import timm.optim
@@ -64,11 +65,11 @@ def make_optimizer(task: nn.Module, chosen: OptimizerOptions) -> torch.optim.Opt
         {"params": members, "lr": lr, "peak_lr": lr, "weight_decay": decay, "use_fallback": is_table}
         for (lr, decay, is_table), members in groups.items()
     ]
+    on_gpu = any(parameter.is_cuda for members in groups.values() for parameter in members)
     if chosen.kind == "adamw":
-        on_gpu = any(parameter.is_cuda for members in groups.values() for parameter in members)
         return torch.optim.AdamW(parameters, betas=chosen.betas, eps=chosen.eps, fused=on_gpu or None)
     if chosen.kind == "sgd":
-        return torch.optim.SGD(parameters, momentum=chosen.momentum)
+        return torch.optim.SGD(parameters, momentum=chosen.momentum, fused=on_gpu or None)
     return Muon(
         parameters,
         _DTYPES[chosen.newton_schulz],
@@ -81,7 +82,28 @@ def make_optimizer(task: nn.Module, chosen: OptimizerOptions) -> torch.optim.Opt
 
 def make_ema(model: nn.Module, decay: float | None) -> AveragedModel | None:
     """An exponential moving average of the model's weights and batch norm statistics, if a decay is given."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
+    return _Average(model, decay) if decay else None
+
+
+class _Average(AveragedModel):
+    """torch's average without its counter on a GPU: to copy it there, each step would wait for the GPU."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self._average = get_ema_multi_avg_fn(decay)
+        super().__init__(model, multi_avg_fn=self._average, use_buffers=True)
+
+    def update_parameters(self, model: nn.Module) -> None:
+        if not int(self.n_averaged):
+            super().update_parameters(model)
+            return
+        own, new = (chain(one.parameters(), one.buffers()) for one in (self.module, model))
+        by_type: dict[torch.dtype, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        for mine, theirs in zip(own, new, strict=True):
+            by_type.setdefault(mine.dtype, []).append((mine.detach(), theirs.detach()))
+        for pairs in by_type.values():
+            averages, values = zip(*pairs, strict=True)
+            self._average(averages, values, self.n_averaged)
+        self.n_averaged += 1
 
 
 @contextmanager

@@ -116,6 +116,11 @@ class TrainOptions(Options):
     tf32: bool = Field(
         True, description="TF32 in fp32 matrix products and convolutions on a GPU: faster, 10 bits of mantissa"
     )
+    compile: Literal["auto", "off"] = Field(
+        "off",
+        description="Compile the student's image tower (torch.compile); auto: where a probe says that its passes are "
+        "at least 1.15 times as fast, which takes minutes, on a GPU or a CPU with a C++ compiler",
+    )
     deterministic: bool = Field(
         True,
         description="Deterministic algorithms: the same run gives the same weights bit for bit; false: on a GPU faster "

@@ -17,7 +17,14 @@ from dcclip_cli.machine import loading_processes
 from dcclip_cli.options import decisive
 from dcclip_cli.run_dir import TrainResult
 from dcclip_cli.train.checkpoint import telling_saved_step
-from dcclip_cli.train.compute import computed_in, join_processes, settle_precision, use_kernels, use_threads
+from dcclip_cli.train.compute import (
+    computed_in,
+    join_processes,
+    settle_compile,
+    settle_precision,
+    use_kernels,
+    use_threads,
+)
 from dcclip_cli.train.distributed import processes_here
 from dcclip_cli.train.losses.base import layers_of, learns_from, student_layers
 from dcclip_cli.train.optimizer import rate_scale
@@ -94,14 +101,16 @@ def prepare(setup: StageSetup, context: StageContext) -> PreparedStage:
     trains_images = setup.lock != "image" and bool({"pairs", "images"} & training.datasets.keys())
     options, choice = settle_precision(setup.options, student.towers, device, folder, trains_images, progress)
     task = _task(setup, student, sources, seed)
-    identity = _identity(replace(setup, options=options), context, student, training, teachers)
+    settled = replace(setup, options=options)
+    compiled = trains_images and settle_compile(task, settled, device, folder, progress)
+    identity = _identity(settled, context, student, training, teachers)
     provenance = {
         "stage": setup.name,
         "identity": hashlib.sha256(json.dumps(identity, sort_keys=True, ensure_ascii=False).encode()).hexdigest(),
         "teacher": {key: getattr(teacher.facts, key) if teacher else None for key in ("name", "fingerprint")},
         "data": {"train": training.dataset.fingerprint},
         "steps": steps,
-        "computed_in": computed_in(options, choice, [one.facts for one in teachers]),
+        "computed_in": computed_in(options, choice, compiled, [one.facts for one in teachers]),
     }
     if options.dims:
         provenance["trained_dims"] = sorted({*options.dims, student.config["embed_dim"]})

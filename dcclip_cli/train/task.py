@@ -21,6 +21,7 @@ from dcclip_cli.own import own_errors
 from dcclip_cli.train.distributed import average_gradients, gather, gather_numbers, process_count, process_index
 from dcclip_cli.train.losses.base import Loss, Outputs, TeacherLoss, Tower, Widths, student_layers
 from dcclip_cli.train.losses.contrastive import TaskLoss
+from dcclip_cli.train.speed import training_flops
 from dcclip_cli.train.teacher import TeacherFeatures, no_images, widths
 
 
@@ -46,8 +47,9 @@ class TrainingTask(nn.Module):
         self.student = student
         self.chance: dict[str, Tensor] = {}  # terms of the last batch at chance level, where known
         self._teachers, self._losses = list(teachers), list(losses)
-        self._layers = student_layers(losses)
-        self._widths = widths(student, self._layers)
+        self.layers = student_layers(losses)
+        self._image_features = student.image_features
+        self._widths = widths(student, self.layers)
         self._dims = dims
         self.adapters = nn.ModuleList(nn.ModuleDict() for _ in teachers)
         with torch.random.fork_rng(devices=[]):
@@ -105,10 +107,24 @@ class TrainingTask(nn.Module):
         if batch.pixels.ndim == 2:  # embeddings already
             image = ImageFeatures(batch.pixels, batch.pixels[:, :, None, None])
         elif len(batch.pixels):
-            image = self.student.image_features(batch.pixels, self._layers)
+            image = self._image_features(batch.pixels, self.layers)
         else:
-            image = no_images(self._widths, self._layers, batch.pixels.device)
+            image = no_images(self._widths, self.layers, batch.pixels.device)
         return Outputs(image, texts, {name: texts.image_index for name, texts in batch.texts.items()})
+
+    def compile_images(self) -> None:
+        """Compile the student's image tower from here on, for batches of one size."""
+        self._image_features = torch.compile(self.student.image_features, dynamic=False)
+
+    def flops(self, batch: Batch) -> float:
+        """Floating-point operations of a step on the batch: those of the student, and of teachers that run in it."""
+        texts = [one.tokens for one in batch.texts.values()]
+        return training_flops(self.student, batch.pixels, texts) + sum(one.flops(batch) for one in self._teachers)
+
+    def check_teachers(self) -> None:
+        """Raise NotFiniteError if a teacher's last embeddings are not finite."""
+        for teacher in self._teachers:
+            teacher.check()
 
     def terms(self, batch: Batch, student: Outputs) -> dict[str, Tensor]:
         """The weighted loss terms of a batch, given the student's outputs."""
@@ -218,7 +234,7 @@ def _shares(batch: Batch) -> dict[str, _Share]:
         (len(texts.image_index), 0 if texts.image_caption_ids is None else texts.image_caption_ids.shape[1])
         for texts in batch.texts.values()
     ]
-    each = gather_numbers([number for several in own for number in several], batch.pixels.device)
+    each = gather_numbers([number for several in own for number in several])
     columns = list(zip(*each, strict=True))
     return {
         name: _Share(list(columns[2 * number]), max(columns[2 * number + 1])) for number, name in enumerate(batch.texts)

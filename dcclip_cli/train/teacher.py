@@ -6,12 +6,13 @@ import gc
 import hashlib
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from PIL import Image
@@ -29,10 +30,11 @@ from dcclip_cli.files import cache_folder, read_cached, write_json
 from dcclip_cli.machine import cpu_name
 from dcclip_cli.model.precision import Choice, check_logits, finite
 from dcclip_cli.model.teachers import TREATMENT, OpenClipTeacher, Teacher
-from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Towers
+from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Tokens, Towers
 from dcclip_cli.model.weights import find_file
 from dcclip_cli.progress import Progress
 from dcclip_cli.train.losses.base import Outputs, Widths
+from dcclip_cli.train.speed import forward_flops
 from dcclip_cli.versions import versions
 
 TEACHERS = "teachers"  # in the cache folder
@@ -214,23 +216,35 @@ def _files(folder: Path) -> list[Any]:
 # ---- features
 
 
-class TeacherFeatures(Protocol):
-    """Where a teacher's features of a batch come from."""
+class TeacherFeatures(ABC):
+    """Where a teacher's features of a batch come from: something stored, or a teacher that runs in each step."""
 
-    @property
-    def widths(self) -> Widths: ...
+    widths: Widths
 
+    @abstractmethod
     def features(self, batch: Batch) -> Outputs:
         """The teacher's outputs for a batch, without gradients."""
 
+    def check(self) -> None:
+        """Raise NotFiniteError if embeddings of the last batch, of a teacher that runs in each step, are not finite."""
+        return
 
-class OnlineTeacher:
-    """Runs the teacher on every batch, whose `teacher_pixels[number]` are this teacher's."""
+    def flops(self, batch: Batch) -> float:
+        """The floating-point operations of `features`."""
+        return 0.0
+
+
+class OnlineTeacher(TeacherFeatures):
+    """Runs the teacher on every batch, whose `teacher_pixels[number]` are this teacher's.
+
+    On a GPU its embeddings are checked when the step that learns from them is not finite: no step waits for that.
+    """
 
     def __init__(self, teacher: Towers, number: int, layers: Sequence[int], widths: Widths) -> None:
         self.widths = widths
         self._teacher, self._number, self._layers = teacher, number, tuple(layers)
         self._scale = torch.tensor(teacher.logit_scale)
+        self._last: dict[str, list[Tensor]] = {}
 
     def features(self, batch: Batch) -> Outputs:
         pixels = normalized(batch.teacher_pixels[self._number], self._teacher.preprocessing)
@@ -240,17 +254,31 @@ class OnlineTeacher:
             else:
                 image = no_images(self.widths, self._layers, pixels.device)
             texts = {
-                name: self._teacher.text_features_by_length(self._teacher.tokenize(texts.captions).to(pixels.device))
+                name: self._teacher.text_features_by_length(self._tokens(texts.captions, pixels.device))
                 for name, texts in batch.texts.items()
             }
-        embeddings = {"images": [image.embedding], "texts": [text.embedding for text in texts.values()]}
-        every = [one.isfinite().all() for several in embeddings.values() for one in several]
-        if not bool(torch.stack(every).all()):  # read from the device once
-            for inputs, several in embeddings.items():
-                for embedding in several:
-                    finite(embedding.float().cpu().numpy(), self._teacher.name, inputs)
+        self._last = {"images": [image.embedding], "texts": [text.embedding for text in texts.values()]}
+        if pixels.device.type == "cpu":
+            self.check()
+        self._scale = self._scale.to(pixels.device)
         image_index = {name: texts.image_index for name, texts in batch.texts.items()}
-        return Outputs(image, texts, image_index, self._scale.to(pixels.device))
+        return Outputs(image, texts, image_index, self._scale)
+
+    def check(self) -> None:
+        for inputs, several in self._last.items():
+            for embedding in several:
+                finite(embedding.float().cpu().numpy(), self._teacher.name, inputs)
+
+    def flops(self, batch: Batch) -> float:
+        tokens = [self._teacher.tokenize(texts.captions) for texts in batch.texts.values()]
+        pixels = normalized(batch.teacher_pixels[self._number], self._teacher.preprocessing)
+        return forward_flops(self._teacher, pixels, tokens).total
+
+    def _tokens(self, captions: list[str], device: torch.device) -> Tokens:
+        tokens = self._teacher.tokenize(captions)
+        if device.type == "cpu":
+            return tokens.to(device)
+        return tokens.sorted().map(lambda one: one.pin_memory().to(device, non_blocking=True))
 
 
 # ---- the teacher's space
@@ -279,27 +307,33 @@ class NarrowSpace:
             return cls(file.metadata()["teacher"], file.get_tensor("components"))
 
 
-@dataclass(frozen=True)
-class NarrowTeacher:
+@dataclass
+class NarrowTeacher(TeacherFeatures):
     """A teacher's features with embeddings in a narrower space."""
 
     teacher: TeacherFeatures
     space: NarrowSpace
 
-    @cached_property
-    def widths(self) -> Widths:
-        return replace(self.teacher.widths, embedding=self.space.components.shape[1])
+    def __post_init__(self) -> None:
+        self._components = self.space.components
+        self.widths = replace(self.teacher.widths, embedding=self._components.shape[1])
 
     def features(self, batch: Batch) -> Outputs:
         """The teacher's outputs for a batch, with (B, d) embeddings."""
         found = self.teacher.features(batch)
-        components = self.space.components.to(found.image.embedding.device)
+        self._components = components = self._components.to(found.image.embedding.device)
         texts = {
             name: replace(features, embedding=features.embedding.float() @ components)
             for name, features in found.texts.items()
         }
         image = replace(found.image, embedding=found.image.embedding.float() @ components)
         return replace(found, image=image, texts=texts)
+
+    def check(self) -> None:
+        self.teacher.check()
+
+    def flops(self, batch: Batch) -> float:
+        return self.teacher.flops(batch)
 
 
 def principal_components(embeddings: Sequence[Tensor], count: int) -> Tensor:
@@ -323,6 +357,7 @@ def narrow_space(
     images, texts = list[Tensor](), list[Tensor]()
     for samples in batches:
         outputs = teacher.features(collator.batch(samples))
+        teacher.check()
         images.append(outputs.image.embedding.float().cpu())
         texts.extend(features.embedding.float().cpu() for features in outputs.texts.values())
         if max(sum(map(len, images)), sum(map(len, texts))) >= _SPACE_ROWS:

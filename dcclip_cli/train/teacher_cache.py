@@ -37,7 +37,7 @@ from dcclip_cli.train.distributed import process_count, process_index
 from dcclip_cli.train.loading import load_batches
 from dcclip_cli.train.losses.base import Loss, Outputs
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, to_grid
-from dcclip_cli.train.teacher import Grid, LazyTeacher, TeacherFacts, no_images
+from dcclip_cli.train.teacher import Grid, LazyTeacher, TeacherFacts, TeacherFeatures, no_images
 
 FOLDER = "teacher-cache"
 IMAGE, TEXT, TOKENS = "image_embedding", "text_embedding", "text_tokens"
@@ -169,7 +169,7 @@ class _Images:
             return error  # torch would lose the hint of an error raised in a worker
 
 
-class TeacherCache:
+class TeacherCache(TeacherFeatures):
     """A teacher's features of a stage's data: unit-length embeddings, feature maps and token features, in fp16.
 
     Feature maps, averaged to the student's `grids` by its layer, and token features are stored only where one of
@@ -230,7 +230,8 @@ class TeacherCache:
             stored = self.reader(batch).map(lambda tensor: tensor.to(device))
         texts = {name: _text_features(one) for name, one in stored.texts.items()}
         image_index = {name: given.image_index for name, given in batch.texts.items()}
-        return Outputs(self._image_features(stored, device), texts, image_index, self._scale.to(device))
+        self._scale = self._scale.to(device)
+        return Outputs(self._image_features(stored, device), texts, image_index, self._scale)
 
     @property
     def size(self) -> int:

@@ -33,9 +33,10 @@ from dcclip_cli.train.checkpoint import (
 from dcclip_cli.train.compute import Parts, make_accelerator
 from dcclip_cli.train.distributed import any_process, processes_here
 from dcclip_cli.train.loading import load_batches
-from dcclip_cli.train.metrics_log import MetricsListener, MetricsLog, StepTimer, TrackerName
+from dcclip_cli.train.metrics_log import MetricsListener, MetricsLog, TrackerName
 from dcclip_cli.train.optimizer import ema_weights, learning_rate_factor, make_ema, make_optimizer
 from dcclip_cli.train.options import TrainOptions
+from dcclip_cli.train.speed import StepTimer
 from dcclip_cli.train.task import TrainingTask, backward, cached_backward
 
 CHANCE_STEP = 500  # after which a contrastive loss at chance level is reported
@@ -69,8 +70,8 @@ class RunInfo:
 class Trainer:
     """Trains a task in place, with checkpoints under `info.folder/state` from which it resumes.
 
-    Of a step, the host reads one number from the device: whether the step is finite; of several processes also how many
-    texts each has. Loss terms and the gradient norm are read when they are logged.
+    Of a step, the host reads one number from the device: whether the step is finite; more where a batch is in parts, or
+    has captions without images. Loss terms and the gradient norm are read when they are logged.
     """
 
     def __init__(
@@ -131,11 +132,14 @@ class Trainer:
         if state.validation_due and self.evaluate():
             return
         for batch in self._batches():
+            self._timer.count_once(self.task.flops, batch)
             terms, norm = self.train_step(batch)
             if state.step % options.log_every_steps == 0 or state.step == self.total_steps:
                 speed = self._log_step(terms, norm)
-                rate = next(name for name in speed if name.endswith("_per_second"))
-                shown.advance(0, loss=self.metrics["loss"], **{rate.removesuffix("econd"): speed[rate]})
+                shown_speed = {
+                    name.replace("_per_second", "_per_s"): one for name, one in speed.items() if name != "seconds_left"
+                }
+                shown.advance(0, loss=self.metrics["loss"], **shown_speed)
             if state.step == CHANCE_STEP and self.is_main_process:
                 self._warn_at_chance(terms)
             shown.advance()
@@ -162,6 +166,7 @@ class Trainer:
         self._changing_weights = True
         state.step += 1
         if bad:
+            self.task.check_teachers()
             self._guard.skip(state, terms, norm)
         else:
             self._accelerated_optimizer.step()
@@ -246,7 +251,7 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(self.state.scaler)
         info = self.info
         self._log = MetricsLog(folder, self.state.step, self.accelerator, info.track, info.identity, info.listener)
-        self._timer = StepTimer(self.state.step)
+        self._timer = StepTimer(self.state.step, self.device)
         self._guard = NonFiniteGuard(self.task, folder)
         self._parts = Parts(self.options.accumulate, self.sampler, folder, self.info.progress)
 

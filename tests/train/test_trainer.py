@@ -55,6 +55,8 @@ class Toy(TrainingTask):
     def metrics(self) -> dict[str, float]:
         return {}
 
+    def check_teachers(self) -> None: ...
+
 
 class Pulled(Toy):
     """A matrix, a bias and a tower's weight, each pulled down by a slope of one; remembers what it saw."""

@@ -1,0 +1,153 @@
+"""Speed of training steps: images per second, waiting for data, memory, and MFU from operations that are counted."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dcclip_cli.data.collator import Batch
+from dcclip_cli.data.samplers import MixedBatchSampler
+from dcclip_cli.machine import peak_memory_bytes
+from dcclip_cli.model.towers import Tokens, Towers
+
+# Dense bf16 operations per second by words in the device's name, as in the data sheets of NVIDIA and AMD.
+_PEAKS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "A10": 125e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+    "MI300X": 1307e12,
+}
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations of a forward pass, by tower: two for each multiplication with addition."""
+
+    image: float
+    text: float
+
+    @property
+    def total(self) -> float:
+        return self.image + self.text
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """A device's dense bf16 operations per second, whatever precision is used; None for a CPU or an unknown GPU."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for words, peak in _PEAKS.items() if words in name), None)
+
+
+def forward_flops(towers: Towers, pixels: Tensor, texts: Sequence[Tokens]) -> Flops:
+    """Operations of the towers' matrix products, convolutions and attention for these inputs, which may be empty."""
+    blank = _blank(towers)
+    with torch.no_grad(), FlopCounterMode(display=False) as images:
+        if pixels.ndim == 4 and len(pixels):
+            blank.image_features(pixels.to("meta"))
+    with torch.no_grad(), FlopCounterMode(display=False) as captions:
+        for tokens in texts:
+            blank.text_features_by_length(tokens.sorted().map(lambda one: one.to("meta")))
+    return Flops(images.get_total_flops(), captions.get_total_flops())
+
+
+def training_flops(towers: Towers, pixels: Tensor, texts: Sequence[Tokens]) -> float:
+    """Operations of a step: a backward pass takes twice those of the forward pass, for the share that is trained.
+
+    What gradient checkpointing and gradient caching compute again is not counted, as is usual for MFU.
+    """
+    flops, text = forward_flops(towers, pixels, texts), getattr(towers.model, "text", towers.model)
+    return flops.image * _passes(towers.model.visual) + flops.text * _passes(text)
+
+
+def _passes(tower: nn.Module) -> float:
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in tower.parameters()]
+    return 1 + 2 * sum(size for size, trained in sizes if trained) / max(1, sum(size for size, _ in sizes))
+
+
+def _blank(towers: Towers) -> Towers:
+    """The towers without weights, which are not copied."""
+    known: dict[int, Tensor] = {}
+    for parameter in towers.parameters():
+        known[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+    for buffer in towers.buffers():
+        known[id(buffer)] = buffer.to("meta")
+    return copy.deepcopy(towers, known)
+
+
+class StepTimer:
+    """Measures the steps since the last log entry: their speed, and the largest memory so far.
+
+    The MFU is that of the step whose operations were counted, of a GPU whose peak is known.
+    """
+
+    def __init__(self, step: int, device: torch.device) -> None:
+        self._device, self._peak = device, peak_flops(device)
+        self._flops: float | None = None
+        self._restart(step)
+
+    def count_once(self, flops: Callable[[Batch], float], batch: Batch) -> None:
+        """Count the operations of the first step, before it: a second or some, which are not those of steps."""
+        if self._peak and self._flops is None:
+            self._flops = flops(batch)
+            self._restart(self._step)
+
+    def _restart(self, step: int) -> None:
+        self._step, self._began, self._waits = step, time.monotonic(), list[tuple[Any, Any]]()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the block's time as waiting for data; on a GPU, as far as that has nothing left to compute."""
+        began = self._now()
+        yield
+        self._waits.append((began, self._now()))
+
+    def _now(self) -> Any:
+        """The time; of a GPU an event, which it reaches when it has computed all that it was given before."""
+        if self._device.type != "cuda":
+            return time.monotonic()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _waited_s(self) -> float:
+        if self._device.type != "cuda":
+            return sum(end - begin for begin, end in self._waits)
+        return sum(begin.elapsed_time(end) for begin, end in self._waits) / 1000
+
+    def speed(self, step: int, total_steps: int, sampler: MixedBatchSampler) -> dict[str, float]:
+        """Images per second (of steps without images texts), seconds of a step spent waiting for data, and so on.
+
+        Starts the next interval. Of a GPU, the step must have been waited for.
+        """
+        now, count = time.monotonic(), step - self._step
+        step_s = (now - self._began) / count
+        rate = "images_per_second" if sampler.images_per_step else "texts_per_second"
+        speed = {
+            rate: (sampler.images_per_step or sampler.batch_size) / step_s,
+            "data_wait_s": self._waited_s() / count,
+            "peak_memory_gb": self._peak_memory() / 1e9,
+            "seconds_left": step_s * (total_steps - step),
+        }
+        if self._flops and self._peak:
+            speed["mfu"] = self._flops / step_s / self._peak
+        self._restart(step)
+        return speed
+
+    def _peak_memory(self) -> int:
+        return torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else peak_memory_bytes()

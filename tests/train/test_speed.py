@@ -1,0 +1,127 @@
+"""What makes steps fast: no waiting for the device, a compiled image tower, and the numbers that tell."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from dcclip_cli.data.collator import Collator
+from dcclip_cli.data.dataset import open_pairs
+from dcclip_cli.data.options import Augment, CaptionOptions
+from dcclip_cli.data.pixels import training_preprocess
+from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler
+from dcclip_cli.model.blank import blank_student
+from dcclip_cli.model.model_dir import load_model
+from dcclip_cli.model.students import StudentOptions
+from dcclip_cli.model.towers import Tokens
+from dcclip_cli.train.losses.contrastive import TaskLoss
+from dcclip_cli.train.losses.embeddings import EmbeddingLoss, InteractiveLoss
+from dcclip_cli.train.optimizer import make_ema
+from dcclip_cli.train.speed import StepTimer, forward_flops, training_flops
+from dcclip_cli.train.task import TrainingTask
+from dcclip_cli.train.teacher import OnlineTeacher, widths
+from tests.train.jobs import Job, interrupt, run, sha256
+
+
+class HostReads(TorchFunctionMode):
+    """Notes each call that would make the host wait for a GPU: what looks into a tensor, whatever device it is on."""
+
+    NAMES = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "numpy", "nonzero", "unique")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        masked = name == "__getitem__" and isinstance(args[1], torch.Tensor) and args[1].dtype == torch.bool
+        if name in self.NAMES or masked:
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_with_a_teacher_reads_nothing_from_the_device(
+    pairs_file: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, teacher = load_model(model_folder), load_model(model_folder)
+    dataset = open_pairs(pairs_file)
+    preprocess = training_preprocess(student)
+    collator = Collator(dataset, 0, Augment(), CaptionOptions(), preprocess, student.tokenize, (preprocess,))
+    batch = collator.batch([(number % len(dataset), 0) for number in range(40)])
+    online = OnlineTeacher(teacher, 0, (), widths(teacher))
+    task = TrainingTask(student, [TaskLoss(), EmbeddingLoss(), InteractiveLoss()], [online]).train()
+    batch = task.prepare(batch, torch.device("cpu")).to("cpu")  # which sorts texts by length before they move
+    monkeypatch.setattr(OnlineTeacher, "check", lambda _self: None)  # as on a GPU, where a bad step calls it
+    with HostReads() as reads:
+        terms = task(batch)
+        sum(terms.values(), torch.zeros(())).backward()
+        nn.utils.clip_grad_norm_(task.parameters(), 1.0)
+    assert reads.seen == ["tolist"] * 2  # the lengths of the teacher's tokens, in each language, before they move
+    assert len(terms) > 3
+
+
+def test_the_average_is_torchs_bit_for_bit() -> None:
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    own = make_ema(model, 0.9)
+    theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    assert own is not None
+    for _ in range(4):
+        model(torch.rand(8, 4))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.rand_like(parameter))
+        own.update_parameters(model)
+        theirs.update_parameters(model)
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(value, own.state_dict()[name]), name
+
+
+def test_operations_of_a_resnet_50_are_those_that_papers_give_and_a_backward_pass_has_twice_as_many() -> None:
+    text = {"layers": 1, "width": 32, "vocabulary": {"size": 300}}
+    student = blank_student(StudentOptions.model_validate({"preset": "RN50", "text": text}), 768)
+    pixels, ids = torch.zeros(2, 3, 224, 224), torch.zeros(2, 5, dtype=torch.int64)
+    flops = forward_flops(student, pixels, [Tokens(ids, torch.ones_like(ids))])
+    assert flops.image / 2 == pytest.approx(8.2e9, rel=0.02)  # 4.1 G multiplications: He et al. 2015, timm
+    assert 0 < flops.text < 1e6
+    assert training_flops(student, pixels, []) == pytest.approx(3 * flops.image)
+    student.model.visual.requires_grad_(False)
+    assert training_flops(student, pixels, []) == pytest.approx(flops.image)
+
+
+def test_mfu_is_the_share_of_the_devices_peak(monkeypatch: pytest.MonkeyPatch, pairs_file: Path) -> None:
+    monkeypatch.setattr("dcclip_cli.train.speed.peak_flops", lambda _device: 1e12)
+    timer = StepTimer(0, torch.device("cpu"))
+    sampler = MixedBatchSampler((EpochBatchSampler(open_pairs(pairs_file), 8, seed=0),))
+    timer.count_once(lambda _batch: 1e9, None)  # type: ignore[arg-type]
+    with timer.waiting():
+        pass
+    speed = timer.speed(4, 8, sampler)
+    step_s = 8 / speed["images_per_second"]
+    assert speed["mfu"] == pytest.approx(1e9 / 1e12 / step_s)
+    assert 0 <= speed["data_wait_s"] < step_s
+    assert speed["peak_memory_gb"] > 0.01
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiles")
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_compiled_run_that_is_interrupted_ends_with_the_same_weights(distilling: Job, tmp_path: Path) -> None:
+    jobs = [distilling | {"root": str(tmp_path / name)} for name in ("eager", "whole", "interrupted")]
+    for job, way in zip(jobs, ("off", "auto", "auto"), strict=True):
+        job["options"] = job["options"] | {"compile": way}
+        folder = Path(job["root"]) / "distill"
+        folder.mkdir(parents=True)
+        (folder / "computed_in.json").write_text(json.dumps({"compile": {"gain": 2.0, "seconds": 1.0}}))
+    eager, whole = run(jobs[0]), run(jobs[1])
+    interrupt(jobs[2], "distill", 3)
+    assert sha256(run(jobs[2])) == sha256(whole)
+    assert sha256(whole) != sha256(eager)
+    assert whole.metrics["loss"] == pytest.approx(eager.metrics["loss"], rel=1e-3)
+    assert json.loads((whole.model / "dcclip.json").read_text())["computed_in"]["compiled"] is True
