@@ -42,7 +42,7 @@ def test_every_command_explains_itself(command: str) -> None:
 
 def test_the_schema_is_json_with_the_sections_in_it() -> None:
     schema = json.loads(dcclip("recipe", "schema").stdout)
-    assert {"name", "teacher", "student", "data", "collect", "distill", "align", "eval", "export"} == (
+    assert {"name", "teacher", "student", "data", "collect", "distill", "align", "eval", "export", "variants"} == (
         set(schema["properties"]) - {"format", "seed", "track"}
     )
 
