@@ -28,8 +28,8 @@ if TYPE_CHECKING:
         sweep,
         trim,
     )
-    from dcclip_cli.predict.files import embed, predict, search
-    from dcclip_cli.predict.model import load
+    from dcclip_cli.inference.files import embed, predict, search
+    from dcclip_cli.inference.model import load
 
 _LIGHT = {"load": "model", "embed": "files", "predict": "files", "search": "files"}  # without recipes and pydantic
 _FUNCTIONS = (
@@ -48,7 +48,7 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    module = f"predict.{_LIGHT[name]}" if name in _LIGHT else "api"
+    module = f"inference.{_LIGHT[name]}" if name in _LIGHT else "api"
     return getattr(import_module(f"{__name__}.{module}"), name)
 
 

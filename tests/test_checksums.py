@@ -11,9 +11,9 @@ import pytest
 from dcclip_cli.checksums import FILES, read_record, write_record
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters.export import ExportOptions, export
+from dcclip_cli.inference.onnx_encoder import OnnxEncoder
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.predict.onnx_encoder import OnnxEncoder
 from dcclip_cli.train.checkpoint import TrainState, load_best, load_checkpoint, save_best, save_checkpoint
 from tests.damage import damage
 from tests.train.jobs import refused

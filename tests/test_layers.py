@@ -13,22 +13,22 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "dcclip_cli"
 ON_TOP = {"api"}  # the root module that imports parts
 FILES = sorted(PACKAGE.rglob("*.py"))
-PARTS = {"cli", "recipe", "train", "exporters", "eval", "predict", "curation", "data", "model", "publish", "serve"}
+PARTS = {"cli", "recipe", "train", "exporters", "eval", "inference", "curation", "data", "model", "publish", "serve"}
 # What each part may import at all; what it may import only inside functions stands in _LATE.
 MAY = {
     "cli": PARTS | ON_TOP,
-    "serve": {"predict", "model"},
+    "serve": {"inference", "model"},
     "publish": {"eval", "curation", "model"},
-    "recipe": {"train", "curation", "data", "model", "eval", "exporters", "predict"},
+    "recipe": {"train", "curation", "data", "model", "eval", "exporters", "inference"},
     "train": {"data", "model", "eval"},
-    "exporters": {"model", "eval", "predict", "data"},
-    "eval": {"data", "model", "predict"},
-    "curation": {"predict", "data", "model"},
+    "exporters": {"model", "eval", "inference", "data"},
+    "eval": {"data", "model", "inference"},
+    "curation": {"inference", "data", "model"},
     "data": {"model"},
-    "predict": {"model"},
+    "inference": {"model"},
     "model": set(),
 }
-LATE = {("curation", "predict"), ("data", "model"), ("predict", "model")}
+LATE = {("curation", "inference"), ("data", "model"), ("inference", "model")}
 LIGHT = {
     "dcclip_cli.model",
     *(f"dcclip_cli.model.{name}" for name in ("precision", "preprocess", "reference")),
@@ -87,7 +87,7 @@ PREDICT = ["predict", "docs/images/cat.png", "--model", "starter", "--labels", "
         (f"from dcclip_cli.cli.app import app; app({PREDICT}, standalone_mode=False)", "PIL.TiffImagePlugin"),
         ("import dcclip_cli.recipe.schema", ""),
         ("import dcclip_cli.curation.slices, dcclip_cli.curation.collect", ""),
-        ("import dcclip_cli.predict.model, dcclip_cli.predict.encoder, dcclip_cli.model.reference", ""),
+        ("import dcclip_cli.inference.model, dcclip_cli.inference.encoder, dcclip_cli.model.reference", ""),
     ],
 )
 def test_light_parts_import_neither_torch_nor_what_an_extra_brings(code: str, also: str) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from dcclip_cli.data import prompts
+from dcclip_cli.inference.calibrate import best_thresholds
+from dcclip_cli.inference.encoder import load_encoder
+from dcclip_cli.inference.index import open_index
+from dcclip_cli.inference.zero_shot import Labels
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.predict.calibrate import best_thresholds
-from dcclip_cli.predict.encoder import load_encoder
-from dcclip_cli.predict.index import open_index
-from dcclip_cli.predict.zero_shot import Labels
 
 NONE = "BACKGROUND_Google"
 encoder, random = load_encoder(resolve()), np.random.default_rng(0)

@@ -12,9 +12,9 @@ from multiprocessing import get_context
 
 def measure(model: str) -> dict[str, str]:
     begin = time.perf_counter()
+    from dcclip_cli.inference.encoder import footprint, load_encoder
     from dcclip_cli.machine import cores
     from dcclip_cli.model.reference import resolve
-    from dcclip_cli.predict.encoder import footprint, load_encoder
 
     reference, threads = resolve(model), cores()
     encoder = load_encoder(reference, "cpu", threads=1)

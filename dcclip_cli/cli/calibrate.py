@@ -31,11 +31,11 @@ def calibrate(
     with the highest F1 on all pictures and labels together; a picture that reaches none is shown without labels.
     """
     from dcclip_cli.data.class_folders import class_names, folders_in
+    from dcclip_cli.inference.calibrate import THRESHOLDS, calibrate, write_thresholds
+    from dcclip_cli.inference.files import open_encoder
+    from dcclip_cli.inference.index import open_index
     from dcclip_cli.machine import keep_freed_memory
     from dcclip_cli.model.reference import STARTER, resolve
-    from dcclip_cli.predict.calibrate import THRESHOLDS, calibrate, write_thresholds
-    from dcclip_cli.predict.files import open_encoder
-    from dcclip_cli.predict.index import open_index
 
     reference = resolve(model)
     if out is None and (reference.path.name == STARTER or not reference.path.is_dir()):

@@ -17,9 +17,9 @@ from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.text import language_by_script, printable, split
 
 if TYPE_CHECKING:
-    from dcclip_cli.predict.encoder import Encoder
-    from dcclip_cli.predict.index import Hit
-    from dcclip_cli.predict.model import Prediction
+    from dcclip_cli.inference.encoder import Encoder
+    from dcclip_cli.inference.index import Hit
+    from dcclip_cli.inference.model import Prediction
     from dcclip_cli.progress import Progress
 
 _MOST_LABELS, _MOST_LABELS_BYTES = 100_000, 10_000_000
@@ -83,11 +83,11 @@ def predict(
         talk.say(Message("predict: {:,} labels; {:,} more are repetitions", len(wanted), len(given) - len(wanted)))
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's idle threads take a fifth of a cold start's CPU time
 
+    from dcclip_cli.inference.files import open_encoder
+    from dcclip_cli.inference.images import find_images
+    from dcclip_cli.inference.model import predict as run
+    from dcclip_cli.inference.zero_shot import Labels
     from dcclip_cli.machine import keep_freed_memory
-    from dcclip_cli.predict.files import open_encoder
-    from dcclip_cli.predict.images import find_images
-    from dcclip_cli.predict.model import predict as run
-    from dcclip_cli.predict.zero_shot import Labels
 
     paths = list(find_images(images, sys.stdin))
     if len(paths) > 1:
@@ -107,8 +107,8 @@ def _thresholds(
     file: Path | None, model: str | None, encoder: Encoder, labels: Sequence[str], talk: Progress
 ) -> float | list[float]:
     """The threshold of each label that `dcclip calibrate` found, 0 for others; 0 for a model without such a file."""
+    from dcclip_cli.inference.calibrate import THRESHOLDS, read_thresholds
     from dcclip_cli.model.reference import resolve
-    from dcclip_cli.predict.calibrate import THRESHOLDS, read_thresholds
 
     found = file or resolve(model).path / THRESHOLDS
     if file is None and not found.is_file():
@@ -200,7 +200,7 @@ def search(
     flags.out(page, folder=False)
     talk = console.talk(quiet, verbose)
 
-    from dcclip_cli.predict import files
+    from dcclip_cli.inference import files
 
     options: dict[str, Any] = {"dims": dims, "dtype": dtype, "device": device, "threads": threads, "progress": talk}
     query: dict[str, Any] = {"images": image or (), "without": minus}
@@ -265,8 +265,8 @@ def embed(
         raise BadParameter(Message("give images, or texts with --text or --texts-file"))
     talk = console.talk(quiet, verbose)
 
-    from dcclip_cli.predict import files
-    from dcclip_cli.predict.images import find_images
+    from dcclip_cli.inference import files
+    from dcclip_cli.inference.images import find_images
 
     options: dict[str, Any] = {"dims": dims, "dtype": dtype, "device": device, "threads": threads, "progress": talk}
     found = files.embed(find_images(images or (), sys.stdin), texts=wanted, out=out, model=model, **options)

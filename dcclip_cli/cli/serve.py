@@ -52,9 +52,9 @@ def serve(
 
     import uvicorn
 
+    from dcclip_cli.inference.files import open_encoder
+    from dcclip_cli.inference.index import open_index
     from dcclip_cli.machine import keep_freed_memory
-    from dcclip_cli.predict.files import open_encoder
-    from dcclip_cli.predict.index import open_index
     from dcclip_cli.serve.app import application
 
     listening = _listen(host, port)

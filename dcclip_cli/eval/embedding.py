@@ -22,9 +22,9 @@ from PIL import Image
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval.dataset import Images, ImageTransform
 from dcclip_cli.files import atomic_write, lock
-from dcclip_cli.predict.encoder import Encoder
-from dcclip_cli.predict.images import aligned, embed_batches
-from dcclip_cli.predict.zero_shot import class_means, fill, text_embeddings
+from dcclip_cli.inference.encoder import Encoder
+from dcclip_cli.inference.images import aligned, embed_batches
+from dcclip_cli.inference.zero_shot import class_means, fill, text_embeddings
 from dcclip_cli.progress import Progress
 from dcclip_cli.store import FeatureStore, digests
 from dcclip_cli.text import check_unicode

@@ -20,11 +20,11 @@ from dcclip_cli.eval.datasets import Part, Templates, check_dataset, open_datase
 from dcclip_cli.eval.embedding import Embedded, Embedder, FeatureCache, class_texts, lost
 from dcclip_cli.eval.metrics import SEEDS, SHOTS, Score, probe, sample, score_classes, score_retrieval, summary
 from dcclip_cli.eval.result import ZERO_SHOT, EvalResult, pack, sha256_of
+from dcclip_cli.inference.encoder import TorchEncoder, load_encoder, shortened
 from dcclip_cli.machine import keep_freed_memory
 from dcclip_cli.model import Precision
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.options import Options
-from dcclip_cli.predict.encoder import TorchEncoder, load_encoder, shortened
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.registry import Metric
-from dcclip_cli.predict.zero_shot import softmax_of
+from dcclip_cli.inference.zero_shot import softmax_of
 
 RECALLS = (1, 5, 10)
 _BLOCK = 1024  # queries compared with all items at once

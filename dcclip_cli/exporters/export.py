@@ -32,13 +32,13 @@ from dcclip_cli.exporters.quantize import BundleGraphs, OnnxGraphs
 from dcclip_cli.exporters.samples import recipe_samples, samples_from
 from dcclip_cli.exporters.source import Source, check_alike, load_source, prepare
 from dcclip_cli.files import atomic_folder, file_sha256, read_json, temporary_folder
+from dcclip_cli.inference.encoder import PLAIN_PROMPTS, Encoder, shortened
+from dcclip_cli.inference.onnx_encoder import DESCRIPTION, TOKENIZER, read_description
 from dcclip_cli.model.model_dir import model_fingerprint
 from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.options import Options
 from dcclip_cli.own import imported, own_errors, own_name
-from dcclip_cli.predict.encoder import PLAIN_PROMPTS, Encoder, shortened
-from dcclip_cli.predict.onnx_encoder import DESCRIPTION, TOKENIZER, read_description
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters.source import Source
+from dcclip_cli.inference.onnx_encoder import IMAGE, IMAGE_EMBEDS, PIXELS, TEXT, TEXT_EMBEDS, TOKENS
 from dcclip_cli.model.towers import OpenClipTowers, Tokens, TransformersTowers
-from dcclip_cli.predict.onnx_encoder import IMAGE, IMAGE_EMBEDS, PIXELS, TEXT, TEXT_EMBEDS, TOKENS
 
 OPSET = 18
 

@@ -14,10 +14,10 @@ from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval.dataset import Classes, DataSet
 from dcclip_cli.exporters import Precision, Preprocess
 from dcclip_cli.exporters.samples import Samples
+from dcclip_cli.inference.encoder import Encoder
+from dcclip_cli.inference.images import embed
+from dcclip_cli.inference.zero_shot import class_embeddings, fill
 from dcclip_cli.options import Options
-from dcclip_cli.predict.encoder import Encoder
-from dcclip_cli.predict.images import embed
-from dcclip_cli.predict.zero_shot import class_embeddings, fill
 from dcclip_cli.progress import Progress, Silent
 
 _TIE = 1e-6  # of cosines: the model cannot tell such texts apart; some have the same tokens

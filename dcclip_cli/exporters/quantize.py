@@ -34,8 +34,8 @@ from dcclip_cli.exporters.rounding import (
 from dcclip_cli.exporters.samples import calibration_texts, images_and_captions
 from dcclip_cli.exporters.source import Source, prepare
 from dcclip_cli.files import read_json
-from dcclip_cli.predict.images import batched
-from dcclip_cli.predict.onnx_encoder import DESCRIPTION, IMAGE, TEXT
+from dcclip_cli.inference.images import batched
+from dcclip_cli.inference.onnx_encoder import DESCRIPTION, IMAGE, TEXT
 
 _DENSE = ("MatMul", "Gemm")
 _RANKED_BYTES = 600_000_000  # size of the largest tower whose parts are measured one by one

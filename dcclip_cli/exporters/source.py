@@ -18,17 +18,17 @@ import numpy as np
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.exporters.samples import TEXTS
+from dcclip_cli.inference.encoder import TorchEncoder, load_encoder
+from dcclip_cli.inference.onnx_encoder import OnnxEncoder, read_description
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.model.tokenizer import copy_tokenizer, load_tokenizer
-from dcclip_cli.predict.encoder import TorchEncoder, load_encoder
-from dcclip_cli.predict.onnx_encoder import OnnxEncoder, read_description
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from dcclip_cli.inference.encoder import Encoder
     from dcclip_cli.model.towers import Towers
-    from dcclip_cli.predict.encoder import Encoder
 
 
 @dataclass

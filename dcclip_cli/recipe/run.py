@@ -323,7 +323,7 @@ class RecipeRun:
     def _measure(self) -> list[ModelSummary]:
         """Measure the run's models, and keep that with their accuracy, or agreement with the teacher, in the run."""
         from dcclip_cli.exporters.samples import recipe_samples
-        from dcclip_cli.predict.encoder import footprint, load_encoder
+        from dcclip_cli.inference.encoder import footprint, load_encoder
 
         models, rows, agreement = self._models(), [], {}
         if "teacher" in models and not self._results:  # no test set says more

@@ -64,7 +64,7 @@ def agreements(
     from dcclip_cli.eval.embedding import Embedder, FeatureCache
     from dcclip_cli.exporters.parity import best
     from dcclip_cli.exporters.samples import images_and_captions
-    from dcclip_cli.predict.encoder import load_encoder
+    from dcclip_cli.inference.encoder import load_encoder
 
     lazy, captions = images_and_captions(given, _SAMPLES)
     texts = {language: own for language, own in zip(LANGUAGES, captions, strict=True) if len(own) > 1}

@@ -22,11 +22,11 @@ from starlette.formparsers import MultiPartParser
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.html import jpeg_thumbnail
-from dcclip_cli.predict.encoder import Encoder
-from dcclip_cli.predict.images import read
-from dcclip_cli.predict.index import Index, direction, search_all
-from dcclip_cli.predict.model import best
-from dcclip_cli.predict.zero_shot import Labels
+from dcclip_cli.inference.encoder import Encoder
+from dcclip_cli.inference.images import read
+from dcclip_cli.inference.index import Index, direction, search_all
+from dcclip_cli.inference.model import best
+from dcclip_cli.inference.zero_shot import Labels
 from dcclip_cli.serve.batches import BatchedEncoder, RefusedError, data_url_bytes
 from dcclip_cli.serve.guard import MAX_BODY, Guard, Metrics, error_response, language_of
 from dcclip_cli.text import split

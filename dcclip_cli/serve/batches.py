@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.inference.encoder import Encoder
+from dcclip_cli.inference.images import BATCH_SIZE, read
 from dcclip_cli.machine import cores
-from dcclip_cli.predict.encoder import Encoder
-from dcclip_cli.predict.images import BATCH_SIZE, read
 from dcclip_cli.text import check_unicode
 
 Item = TypeVar("Item")

@@ -7,8 +7,8 @@ from dcclip_cli import checksums, run_dir, store
 from dcclip_cli.curation import collect, shards, work
 from dcclip_cli.data import index
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.inference import onnx_encoder as bundle
 from dcclip_cli.model import model_dir, weights
-from dcclip_cli.predict import onnx_encoder as bundle
 from dcclip_cli.recipe import load
 from dcclip_cli.recipe.summary import SUMMARY
 from dcclip_cli.train import checkpoint, compute, teacher, teacher_cache

@@ -11,10 +11,10 @@ from dcclip_cli.eval.compare import Comparison, Difference
 from dcclip_cli.eval.registry import KnownSet
 from dcclip_cli.eval.result import EvalResult
 from dcclip_cli.exporters.export import ExportResult
+from dcclip_cli.inference import files
+from dcclip_cli.inference.index import Hit
+from dcclip_cli.inference.model import Model, Prediction
 from dcclip_cli.model.trim import TrimResult
-from dcclip_cli.predict import files
-from dcclip_cli.predict.index import Hit
-from dcclip_cli.predict.model import Model, Prediction
 from dcclip_cli.publish.push import Pushed
 from dcclip_cli.recipe.summary import ModelSummary
 from dcclip_cli.recipe.sweep import SweepRow

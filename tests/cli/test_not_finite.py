@@ -11,10 +11,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from dcclip_cli.files import cache_folder
+from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.towers import TextFeatures
-from dcclip_cli.predict.encoder import load_encoder
 from dcclip_cli.store import FeatureStore
 from tests.cli.conftest import dcclip
 from tests.records import rewrite

@@ -15,8 +15,8 @@ from dcclip_cli.eval.embedding import class_texts, lost
 from dcclip_cli.eval.evaluate import EvalOptions, evaluate, open_datasets
 from dcclip_cli.eval.report import write_report
 from dcclip_cli.eval.result import sha256_of
+from dcclip_cli.inference.encoder import Encoder
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.predict.encoder import Encoder
 from tests.eval import layouts
 
 

@@ -17,13 +17,13 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.evaluate import EvalOptions
 from dcclip_cli.exporters.export import ExportOptions, ExportResult, export
 from dcclip_cli.exporters.parity import Comparison, Embeddings, Parity
+from dcclip_cli.inference.encoder import Encoder
+from dcclip_cli.inference.onnx_encoder import OnnxEncoder
 from dcclip_cli.model.model_dir import WEIGHTS, load_model, read_provenance
 from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.tokenizer import load_tokenizer
 from dcclip_cli.model.towers import Tokens
-from dcclip_cli.predict.encoder import Encoder
-from dcclip_cli.predict.onnx_encoder import OnnxEncoder
 from tests.exporters.conftest import Exporting
 
 TEXTS = ["猫", "cat", "一只狗", "a dog", "雪地里奔跑的两匹马", "two horses running through the snow", "汽车", "car"]

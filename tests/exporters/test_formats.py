@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters import FormatName
 from dcclip_cli.exporters.export import FORMATS
+from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.predict.encoder import load_encoder
 from tests.exporters.conftest import Exporting
 
 TEXTS = ["红色的圆", "a blue moon", "一张很长的图片 of a green triangle"]

@@ -11,10 +11,10 @@ from PIL import Image
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters.formats.onnx import preprocessing_graph
+from dcclip_cli.inference.encoder import footprint
+from dcclip_cli.inference.model import ImageInput, load
+from dcclip_cli.inference.onnx_encoder import OnnxEncoder
 from dcclip_cli.model.preprocess import Preprocessing
-from dcclip_cli.predict.encoder import footprint
-from dcclip_cli.predict.model import ImageInput, load
-from dcclip_cli.predict.onnx_encoder import OnnxEncoder
 from tests.exporters.conftest import Exporting
 
 HALF = (0.5, 0.5, 0.5)

@@ -14,10 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.teachers import OpenClipTeacher, TransformersTeacher
 from dcclip_cli.model.weights import as_safetensors
-from dcclip_cli.predict.encoder import load_encoder
 from dcclip_cli.progress import Lines
 from tests.damage import Said, damage
 from tests.model.test_preprocess import noise

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.predict.encoder import load_encoder
 
 # Loads model directories, with everything imported before, and prints for each what that says, and what was opened or
 # connected to outside the directory and the allowed folders.
@@ -31,7 +31,7 @@ import numpy, open_clip, timm, torch, transformers
 from PIL import Image
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.predict.encoder import load_encoder
+from dcclip_cli.inference.encoder import load_encoder
 here = Path.cwd()
 sys.addaudithook(watch)
 for folder in folders:

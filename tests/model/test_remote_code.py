@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.model.blank import blank_teacher
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.teachers import FgClip2Teacher, TransformersTeacher
-from dcclip_cli.predict.encoder import load_encoder
 from dcclip_cli.progress import Lines
 
 

@@ -22,9 +22,9 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.registry import SETS, prompts_of
 from dcclip_cli.eval.result import save_results, sha256_of
 from dcclip_cli.exporters.export import ExportOptions, export
+from dcclip_cli.inference.model import load
 from dcclip_cli.model.model_dir import model_fingerprint
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.predict.model import load
 from dcclip_cli.publish.push import PushPlan, find_model, plan_push, push
 from tests.eval.test_compare import guesses, result
 from tests.hub_server import Hub, serving

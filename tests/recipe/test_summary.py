@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
+from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.predict.encoder import load_encoder
 from tests.cli.conftest import dcclip
 from tests.conftest import COLOURS
 

@@ -19,10 +19,10 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 import dcclip_cli.serve.guard as guard
+from dcclip_cli.inference.encoder import load_encoder
+from dcclip_cli.inference.index import open_index
+from dcclip_cli.inference.model import Model
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.predict.encoder import load_encoder
-from dcclip_cli.predict.index import open_index
-from dcclip_cli.predict.model import Model
 from dcclip_cli.serve.app import application
 from tests.images import encode, png_header
 

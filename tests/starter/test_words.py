@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import gelu, normalize
 
+from dcclip_cli.inference.encoder import Encoder, load_encoder
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.predict.encoder import Encoder, load_encoder
 
 STARTER = Path(__file__).parents[2] / "recipes/starter"
 sys.path.append(str(STARTER))

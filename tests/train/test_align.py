@@ -15,8 +15,8 @@ from dcclip_cli.data.collator import Collator
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.inference.encoder import TorchEncoder
 from dcclip_cli.model.model_dir import load_model
-from dcclip_cli.predict.encoder import TorchEncoder
 from tests.train.jobs import Job, assert_close, elsewhere, logged, refused, run, weights
 
 ZH = ["猫", "狗", "红色的汽车", "自行车", "苹果", "大象", "钢琴", "飞机"]

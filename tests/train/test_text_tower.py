@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from dcclip_cli.inference.encoder import load_encoder
+from dcclip_cli.inference.index import open_index
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.predict.encoder import load_encoder
-from dcclip_cli.predict.index import open_index
 from tests.train.jobs import Job, elsewhere, refused, run, weights
 
 TEXT = {"layers": 1, "width": 32, "context_length": 24, "vocabulary": {"from": "data", "size": 300}}

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
     from PIL import Image
 
-    from dcclip_cli.predict.encoder import Encoder
+    from dcclip_cli.inference.encoder import Encoder
 
 NO_DEVICE_HINT = "leave out the scorer's device, or set it to cpu"
 
@@ -49,7 +49,7 @@ class CachingEncoder:
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """(N, D) embeddings of length 1; N is at least 1."""
-        from dcclip_cli.predict.zero_shot import class_embeddings
+        from dcclip_cli.inference.zero_shot import class_embeddings
 
         return class_embeddings(self.model, [[text] for text in texts], BATCH)
 
@@ -60,7 +60,7 @@ def open_encoder(model: str | Teacher, device: str) -> CachingEncoder:
 
     An export bundle runs without torch. Raises DcclipError if the model cannot be loaded.
     """
-    from dcclip_cli.predict.encoder import TorchEncoder, load_encoder
+    from dcclip_cli.inference.encoder import TorchEncoder, load_encoder
 
     if isinstance(model, str):
         return CachingEncoder(load_encoder(resolve(model), device, "auto"))
@@ -171,7 +171,7 @@ class Prompts(_DualEncoderScorer):
     threshold: float = Field(0.5, gt=0, le=1, description="Probability of `reject` at which a pair is dropped")
 
     def open(self) -> Score:
-        from dcclip_cli.predict.zero_shot import softmax
+        from dcclip_cli.inference.zero_shot import softmax
 
         encoder = open_encoder(self.model, self.device)
         classes = encoder.texts([*self.reject, *self.against])

@@ -25,8 +25,8 @@ from dcclip_cli.eval.leaderboards.mteb import task_names
 from dcclip_cli.eval.registry import KnownSet
 from dcclip_cli.eval.result import METRIC_NAMES, EvalResult, elevater_mean
 from dcclip_cli.files import atomic_write
+from dcclip_cli.inference.zero_shot import fill
 from dcclip_cli.model.reference import ModelReference
-from dcclip_cli.predict.zero_shot import fill
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResultEntry

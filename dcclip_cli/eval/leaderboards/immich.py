@@ -141,7 +141,7 @@ def _cost(reference: ModelReference, precision: str) -> Cost:
 
 
 def _measure(given: tuple[ModelReference, str]) -> Cost:
-    from dcclip_cli.predict.encoder import footprint, load_encoder
+    from dcclip_cli.inference.encoder import footprint, load_encoder
 
     reference, precision = given
     found = footprint(load_encoder(reference, "cpu", "bf16" if precision == "bf16" else "fp32"))

@@ -19,8 +19,8 @@ from dcclip_cli.eval import registry
 from dcclip_cli.eval.compare import fit_for, unfit
 from dcclip_cli.eval.result import EvalResult, save_json
 from dcclip_cli.files import json_object
+from dcclip_cli.inference.encoder import Encoder, load_encoder
 from dcclip_cli.model.reference import ModelReference
-from dcclip_cli.predict.encoder import Encoder, load_encoder
 from dcclip_cli.run_dir import RECORD
 
 if TYPE_CHECKING:

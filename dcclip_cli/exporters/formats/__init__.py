@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.exporters import FormatName, Precision, Preprocess
-from dcclip_cli.predict.onnx_encoder import ExportedEncoder, Run, one_at_a_time, read_description
+from dcclip_cli.inference.onnx_encoder import ExportedEncoder, Run, one_at_a_time, read_description
 
 if TYPE_CHECKING:
     from dcclip_cli.exporters.source import Source
-    from dcclip_cli.predict.encoder import Encoder
+    from dcclip_cli.inference.encoder import Encoder
     from dcclip_cli.progress import Progress
 
 

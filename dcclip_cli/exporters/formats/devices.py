@@ -15,7 +15,7 @@ import numpy as np
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters import Precision
 from dcclip_cli.exporters.formats import Format
-from dcclip_cli.predict.onnx_encoder import IMAGE, TEXT, Run
+from dcclip_cli.inference.onnx_encoder import IMAGE, TEXT, Run
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

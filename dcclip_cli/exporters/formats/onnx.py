@@ -12,8 +12,8 @@ from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.exporters import FormatName, Precision, Preprocess
 from dcclip_cli.exporters.formats import Format
 from dcclip_cli.files import link_or_copy, write_json
+from dcclip_cli.inference.onnx_encoder import IMAGE, PIXELS, RGB, TEXT, TOKENIZER, OnnxEncoder, Run
 from dcclip_cli.model.preprocess import RESAMPLING, Preprocessing
-from dcclip_cli.predict.onnx_encoder import IMAGE, PIXELS, RGB, TEXT, TOKENIZER, OnnxEncoder, Run
 
 if TYPE_CHECKING:
     from dcclip_cli.exporters.source import Source

@@ -14,8 +14,8 @@ from dcclip_cli.exporters import FormatName, Precision
 from dcclip_cli.exporters.formats import Format
 from dcclip_cli.exporters.formats.onnx import clip_image_processor
 from dcclip_cli.files import read_json, write_json
+from dcclip_cli.inference.onnx_encoder import Description, ExportedEncoder, read_description
 from dcclip_cli.model.tokenizer import copy_tokenizer, renumbered
-from dcclip_cli.predict.onnx_encoder import Description, ExportedEncoder, read_description
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dcclip_cli.exporters.source import Source
-    from dcclip_cli.predict.encoder import Encoder
+    from dcclip_cli.inference.encoder import Encoder
 
 
 _OTHER = Message("use --format onnx or --format open_clip")
@@ -55,8 +55,8 @@ class OpenClip(Format):
             save_file(half, folder / WEIGHTS)
 
     def open(self, folder: Path) -> Encoder:
+        from dcclip_cli.inference.encoder import TorchEncoder
         from dcclip_cli.model.model_dir import load_model
-        from dcclip_cli.predict.encoder import TorchEncoder
 
         return TorchEncoder(load_model(folder))
 
@@ -89,8 +89,8 @@ class Transformers(Format):
         processor.save_pretrained(folder)
 
     def open(self, folder: Path) -> Encoder:
+        from dcclip_cli.inference.encoder import load_encoder
         from dcclip_cli.model.reference import ModelReference
-        from dcclip_cli.predict.encoder import load_encoder
 
         return load_encoder(ModelReference("hf", str(folder.resolve()), ""), "cpu")
 

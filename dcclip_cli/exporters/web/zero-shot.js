@@ -1,4 +1,4 @@
-// Labels, prompts, batches of tokens and probabilities as in dcclip_cli/predict and dcclip_cli/cli/flags.py.
+// Labels, prompts, batches of tokens and probabilities as in dcclip_cli/inference and dcclip_cli/text.py.
 
 const HAN = /[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u{20000}-\u{3ffff}]/u;
 // What a label is compared with in multi-label prediction by a model without a bias of its own.

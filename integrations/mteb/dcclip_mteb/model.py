@@ -13,11 +13,11 @@ from mteb.types import Licenses
 
 from dcclip_cli.eval.dataset import ImageTransform
 from dcclip_cli.eval.leaderboards.mteb import model_meta_of
+from dcclip_cli.inference.encoder import load_encoder
+from dcclip_cli.inference.zero_shot import text_embeddings
 from dcclip_cli.model import Precision
 from dcclip_cli.model.preprocess import first_frame
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.predict.encoder import load_encoder
-from dcclip_cli.predict.zero_shot import text_embeddings
 
 if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata

@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from dcclip_cli.eval.dataset import Classes, DataSet, ImageTransform
 from dcclip_cli.eval.metrics import average_precision_11
-from dcclip_cli.predict.zero_shot import class_means, fill, softmax_of
+from dcclip_cli.inference.zero_shot import class_means, fill, softmax_of
 from dcclip_mteb.data import DcclipData, image_rows
 from dcclip_mteb.model import DcclipEncoder
 

@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.inference.encoder import Encoder
 from dcclip_cli.machine import cores
 from dcclip_cli.model.preprocess import FORMATS, decode
-from dcclip_cli.predict.encoder import Encoder
 
 Item = TypeVar("Item")
 Result = np.ndarray | DcclipError

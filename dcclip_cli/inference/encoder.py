@@ -181,7 +181,7 @@ def load_encoder(
     if reference.kind == "bundle":
         if precision == "bf16":
             raise DcclipError("{} computes in the precision of its export", "omit --precision", reference.target)
-        from dcclip_cli.predict.onnx_encoder import OnnxEncoder
+        from dcclip_cli.inference.onnx_encoder import OnnxEncoder
 
         return OnnxEncoder(reference.path, device, threads or 1)
     import torch

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.inference.encoder import PLAIN_PROMPTS, Encoder
 from dcclip_cli.model.precision import NotFiniteError
-from dcclip_cli.predict.encoder import PLAIN_PROMPTS, Encoder
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.text import check_unicode, language_by_script
 

@@ -13,11 +13,11 @@ from PIL import Image
 
 from dcclip_cli import load
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.inference.encoder import footprint, load_encoder
+from dcclip_cli.inference.model import Prediction, predict
+from dcclip_cli.inference.onnx_encoder import OnnxEncoder
+from dcclip_cli.inference.zero_shot import Labels
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.predict.encoder import footprint, load_encoder
-from dcclip_cli.predict.model import Prediction, predict
-from dcclip_cli.predict.onnx_encoder import OnnxEncoder
-from dcclip_cli.predict.zero_shot import Labels
 from tests.records import rewrite
 
 LABELS = ["红色的圆", "blue square", "月亮", "a cross", "一张绿色三角形的图片"]

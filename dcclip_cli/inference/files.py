@@ -12,12 +12,10 @@ import numpy as np
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import atomic_file, atomic_write
-from dcclip_cli.machine import keep_freed_memory
-from dcclip_cli.model.reference import resolve
-from dcclip_cli.predict import model as predictions
-from dcclip_cli.predict.encoder import Encoder, load_encoder, shortened
-from dcclip_cli.predict.images import find_images
-from dcclip_cli.predict.index import (
+from dcclip_cli.inference import model as predictions
+from dcclip_cli.inference.encoder import Encoder, load_encoder, shortened
+from dcclip_cli.inference.images import find_images
+from dcclip_cli.inference.index import (
     Hit,
     VectorType,
     compressed,
@@ -27,8 +25,10 @@ from dcclip_cli.predict.index import (
     open_index,
     search_all,
 )
-from dcclip_cli.predict.model import Prediction
-from dcclip_cli.predict.zero_shot import Labels
+from dcclip_cli.inference.model import Prediction
+from dcclip_cli.inference.zero_shot import Labels
+from dcclip_cli.machine import keep_freed_memory
+from dcclip_cli.model.reference import resolve
 from dcclip_cli.progress import Progress, progress_for
 from dcclip_cli.text import printable
 

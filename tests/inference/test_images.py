@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.predict.images import embed, find_images
+from dcclip_cli.inference.images import embed, find_images
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ import numpy as np
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import cache_folder
-from dcclip_cli.predict.encoder import Encoder, ShortEncoder
-from dcclip_cli.predict.images import BATCH_SIZE, aligned, batched, embed_batches, find_images, read
-from dcclip_cli.predict.zero_shot import text_embeddings
+from dcclip_cli.inference.encoder import Encoder, ShortEncoder
+from dcclip_cli.inference.images import BATCH_SIZE, aligned, batched, embed_batches, find_images, read
+from dcclip_cli.inference.zero_shot import text_embeddings
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.store import FeatureStore, MissingRows, digests
 

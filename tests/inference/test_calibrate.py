@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dcclip_cli.predict.calibrate import best_thresholds
+from dcclip_cli.inference.calibrate import best_thresholds
 from tests.cli.conftest import dcclip
 
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import read_json, write_json
-from dcclip_cli.predict.encoder import Encoder
-from dcclip_cli.predict.index import Index
-from dcclip_cli.predict.zero_shot import Labels
+from dcclip_cli.inference.encoder import Encoder
+from dcclip_cli.inference.index import Index
+from dcclip_cli.inference.zero_shot import Labels
 from dcclip_cli.progress import Progress
 
 THRESHOLDS = "thresholds.json"  # in the folder of a model

@@ -10,9 +10,9 @@ import pytest
 
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.predict.encoder import shortened
-from dcclip_cli.predict.index import Index, compressed, embedded_images, nearest, open_index, restored
-from dcclip_cli.predict.onnx_encoder import OnnxEncoder
+from dcclip_cli.inference.encoder import shortened
+from dcclip_cli.inference.index import Index, compressed, embedded_images, nearest, open_index, restored
+from dcclip_cli.inference.onnx_encoder import OnnxEncoder
 from dcclip_cli.progress import Lines, Silent
 from tests.damage import damage
 

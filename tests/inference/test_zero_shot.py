@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.inference.zero_shot import Labels, class_means, fill
 from dcclip_cli.model.precision import NotFiniteError
-from dcclip_cli.predict.zero_shot import Labels, class_means, fill
 
 EAST, NORTH = (1.0, 0.0), (0.0, 1.0)
 

@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.inference.encoder import Encoder, load_encoder
+from dcclip_cli.inference.images import BATCH_SIZE, embed, read
+from dcclip_cli.inference.zero_shot import Labels, text_embeddings
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.predict.encoder import Encoder, load_encoder
-from dcclip_cli.predict.images import BATCH_SIZE, embed, read
-from dcclip_cli.predict.zero_shot import Labels, text_embeddings
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image  # a path, the bytes of a file, or a Pillow image
 ImageInputs = list[ImageInput] | tuple[ImageInput, ...]
