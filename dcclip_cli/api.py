@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dcclip_cli import own
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import atomic_write
+from dcclip_cli.files import atomic_write, several
 from dcclip_cli.machine import set_library_defaults
 from dcclip_cli.progress import Progress, progress_for
 from dcclip_cli.recipe.load import LoadedRecipe, RecipeSource
@@ -228,8 +228,7 @@ def convert_results(
     from dcclip_cli.eval.result import load_several
 
     check_formats(formats, owner)
-    paths = [results] if isinstance(results, str | os.PathLike) else results
-    found = load_several([Path(path) for path in paths])
+    found = load_several([Path(path) for path in several(results)])
     write_results(found, Path(out), formats, progress_for(progress), owner)
     return found
 
@@ -440,7 +439,7 @@ def index(
     from dcclip_cli.data.index import find_indexes, own_place, verify_files
     from dcclip_cli.data.shards import Columns
 
-    named = [os.fspath(one) for one in ([data] if isinstance(data, str | os.PathLike) else data)]
+    named = [os.fspath(one) for one in several(data)]
     files = [file for source in named for file in shards_at(source)]
     if not files:
         raise DcclipError("{} has no tar and no Parquet file", "name files, folders or globs of them", " ".join(named))

@@ -10,7 +10,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -39,6 +39,11 @@ def cache_folder() -> Path:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dcclip"
     except RuntimeError:  # of Path.home()
         raise DcclipError("this user has no home folder to cache data in", "set DCCLIP_CACHE to a folder") from None
+
+
+def several(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Iterable[str | os.PathLike[str]]:
+    """The paths, which may be a single one."""
+    return [paths] if isinstance(paths, str | os.PathLike) else paths
 
 
 def free_bytes(path: Path) -> int:

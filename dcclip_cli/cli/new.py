@@ -15,7 +15,6 @@ from dcclip_cli.errors import DcclipError, Message
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-
 _ABOUT = {  # of teachers
     "altclip": Message("864 M parameters, zh and en; the paper's teacher"),
     "fg-clip2": Message("377 M, zh and en, Apache-2.0; needs --trust-remote-code"),

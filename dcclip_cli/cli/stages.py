@@ -227,6 +227,15 @@ def _show_collected(result: CollectResult) -> None:
     console.show(str(result.folder / "report.html"))
 
 
+_MODELS = {"teacher": Message("teacher"), "student": Message("student"), "bundle": Message("bundle")}
+_SIZES = (  # what is shown, the field of ModelSummary, its unit, and how it is written
+    (Message("parameters"), "parameters", 1e6, "{:.2f} M"),
+    (Message("size of the weights"), "size_bytes", 1e6, "{:.1f} MB"),
+    (Message("one image"), "image_ms", 1, "{:.1f} ms"),
+    (Message("one text"), "text_ms", 1, "{:.1f} ms"),
+)
+
+
 def _show_models(title: str, models: list[ModelSummary]) -> None:
     """Print models in columns, and the ratio of student to teacher."""
     from dcclip_cli.eval.result import METRIC_NAMES
@@ -239,13 +248,9 @@ def _show_models(title: str, models: list[ModelSummary]) -> None:
             for on in scores
         ),
         *((name, [one.agreement[on] for one in models], "{:.1%}") for on, name in agreement.items()),
-        (Message("parameters"), [one.parameters / 1e6 for one in models], "{:.2f} M"),
-        (Message("size of the weights"), [one.size_bytes / 1e6 for one in models], "{:.1f} MB"),
-        (Message("one image"), [one.image_ms for one in models], "{:.1f} ms"),
-        (Message("one text"), [one.text_ms for one in models], "{:.1f} ms"),
+        *((name, [getattr(one, field) / unit for one in models], text) for name, field, unit, text in _SIZES),
     ]
-    names = {"teacher": Message("teacher"), "student": Message("student"), "bundle": Message("bundle")}
-    columns, table = ["", *(names[one.name] for one in models)], []
+    columns, table = ["", *(_MODELS[one.name] for one in models)], []
     for name, values, text in lines:
         table.append([name, *map(text.format, values)])
         if models[0].name == "teacher":
@@ -275,8 +280,7 @@ def _show_sweep(result: SweepResult) -> None:
     from dcclip_cli.recipe.sweep import mean_and_deviation
 
     rows, first = result.rows, result.rows[0].variant if result.rows else ""
-    names = {"teacher": Message("teacher"), "student": Message("student"), "bundle": Message("bundle")}
-    labels = [joined(" ", (row.variant, names[row.model]) if row.variant else (names[row.model],)) for row in rows]
+    labels = [joined(" ", (row.variant, _MODELS[row.model]) if row.variant else (_MODELS[row.model],)) for row in rows]
     tests = dict.fromkeys((metric, on.rpartition(" ")[0]) for row in rows for metric, on in row.scores())
     for metric, test in tests:
         of = {f"{test} {language}": language for language in ("en", "zh")}
@@ -297,15 +301,15 @@ def _show_sweep(result: SweepResult) -> None:
 
 
 def _show_sizes(result: SweepResult, labels: Sequence[str]) -> None:
-    heads = (Message("parameters"), Message("size of the weights"), Message("one image"), Message("one text"))
     sizes = []
     for row, label in zip(result.rows, labels, strict=True):
-        keys = ("parameters", "size_bytes", "image_ms", "text_ms")
-        parameters, size, image, text = (sum(getattr(one, key) for one in row.runs) / len(row.runs) for key in keys)
-        sizes.append((label, f"{parameters / 1e6:.2f} M", f"{size / 1e6:.1f} MB", f"{image:.1f} ms", f"{text:.1f} ms"))
+        means = (sum(getattr(one, field) for one in row.runs) / len(row.runs) for _, field, _, _ in _SIZES)
+        sizes.append(
+            (label, *(text.format(mean / unit) for mean, (_, _, unit, text) in zip(means, _SIZES, strict=True)))
+        )
     runs = max((len(row.runs) for row in result.rows), default=0)
     title = Message("{}: {} runs of each, times on one thread of this machine's CPU", result.folder, runs)
-    console.show_table(title, ("", *heads), sizes)
+    console.show_table(title, ("", *(name for name, *_ in _SIZES)), sizes)
 
 
 def _with_deviation(mean: float, deviation: float) -> str:

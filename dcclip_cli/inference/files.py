@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import atomic_file, atomic_write
+from dcclip_cli.files import atomic_file, atomic_write, several
 from dcclip_cli.inference import model as predictions
 from dcclip_cli.inference.encoder import Encoder, load_encoder, shortened
 from dcclip_cli.inference.images import find_images
@@ -104,7 +104,7 @@ def search(
     embedded once, as by the command: the index is in the cache folder. `fresh` embeds all again.
     """
     talk, texts = progress_for(progress), [text] if isinstance(text, str) else list(text)
-    folders = [Path(one) for one in ([folder] if isinstance(folder, str | os.PathLike) else folder)]
+    folders = [Path(one) for one in several(folder)]
     if not all(one.strip() for one in (*texts, *without)) or not (texts or images):
         raise DcclipError("the text is empty", 'give one, for example: dcclip search "一只狗" FOLDER')
     encoder = open_encoder(model, device, threads, talk, dims)
@@ -167,7 +167,7 @@ def open_encoder(
 
 def _files(images: PathLike | Iterable[PathLike]) -> Iterable[Path]:
     """The files; a Path is one, and is not looked for again, unless it is a folder."""
-    for one in [images] if isinstance(images, str | os.PathLike) else images:
+    for one in several(images):
         if isinstance(one, Path) and not one.is_dir():
             yield one
         else:

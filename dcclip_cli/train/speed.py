@@ -18,7 +18,7 @@ from dcclip_cli.data.samplers import MixedBatchSampler
 from dcclip_cli.machine import peak_memory_bytes
 from dcclip_cli.model.towers import Tokens, Towers
 
-# Dense bf16 operations per second by words in the device's name, as in the data sheets of NVIDIA and AMD.
+# Dense bf16 operations per second by words in the device's name; not yet compared with the makers' data sheets.
 _PEAKS = {
     "B200": 2250e12,
     "H200": 989e12,
