@@ -16,7 +16,7 @@ import typer
 
 from dcclip_cli import machine
 from dcclip_cli.cli import console, flags
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError, Message, translated
 from dcclip_cli.files import cache_folder, free_bytes
 from dcclip_cli.text import size_in_words
 from dcclip_cli.versions import EXTRAS, LIBRARIES, VERSION, versions
@@ -119,12 +119,12 @@ def _text(name: str, value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{inner} {text}" for inner, one in value.items() if (text := _text(name, one)))
     if isinstance(value, list | tuple):
-        return ", ".join(_text(name, one) for one in value) or "none"
+        return ", ".join(_text(name, one) for one in value) or translated(Message("none"))
     if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: ""}[value]
+        return "" if value is None else translated(Message("yes") if value else Message("no"))
     if name.endswith("_bytes"):
         return size_in_words(value)
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    return f"{value:.2f}" if isinstance(value, float) else str(translated(value))
 
 
 def diagnose() -> Facts:
@@ -142,9 +142,10 @@ def diagnose() -> Facts:
         model, notes["model"] = "none", f"{_shown(error.what)}: {error.hint}"
     load, cores, vnni = machine.load_average(), os.cpu_count(), machine.has_vnni()
     if load and cores and load[0] > cores:  # both of the whole machine, even where this process may use a few cores
-        notes["busy machine"] = f"load {load[0]:.1f} on {cores} cores: other work slows down training and measurements"
+        what = Message("load {:.1f} on {} cores: other work slows down training and measurements", load[0], cores)
+        notes["busy machine"] = what
     if vnni is False:
-        notes["int8"] = "this processor has no VNNI: int8 is slower"
+        notes["int8"] = Message("this processor has no VNNI: int8 is slower")
     onnxruntime = _imported("onnxruntime", notes)
     providers = onnxruntime.get_available_providers() if onnxruntime else None
     libraries = dict.fromkeys((*LIBRARIES, *_MORE_LIBRARIES)) | versions(_MORE_LIBRARIES)
@@ -204,7 +205,9 @@ def _storage() -> Facts:
 
 def _extra(name: str, packages: Sequence[str]) -> str:
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    return f"pip install 'dcclip[{name}]' (missing: {', '.join(missing)})" if missing else "installed"
+    if not missing:
+        return Message("installed")
+    return Message("pip install 'dcclip[{}]' (missing: {})", name, ", ".join(missing))
 
 
 def _imported(name: str, notes: dict[str, str]) -> Any:
@@ -214,7 +217,7 @@ def _imported(name: str, notes: dict[str, str]) -> Any:
     except ModuleNotFoundError:
         return None
     except (ImportError, OSError) as error:  # OSError: Windows, where a DLL is missing
-        notes[name] = f"cannot be imported: {_shown(str(error))}"
+        notes[name] = Message("cannot be imported: {}", _shown(str(error)))
         return None
 
 
@@ -246,7 +249,7 @@ def _torch(notes: dict[str, str]) -> Facts | None:
         "MPS": torch.backends.mps.is_available(),
         "newton_schulz": newton_schulz_precision(usable),
         **{
-            use: {kind: f"{one.precision} ({one.reason})" for kind, one in kinds.items()}
+            use: {kind: Message("{} ({})", one.precision, one.reason) for kind, one in kinds.items()}
             for use, kinds in typical_choices(usable).items()
         },
     }

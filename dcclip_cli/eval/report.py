@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dcclip_cli.data.pair import Language
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError, Message, translated
 from dcclip_cli.eval.dataset import DataSet
 from dcclip_cli.eval.embedding import sample_indices
 from dcclip_cli.eval.metrics import per_class
@@ -215,7 +215,7 @@ def bars(found: Table) -> bytes:
         axes.tick_params("y", length=0)
         axes.set_ylim(len(found.rows) - 0.1, -0.5 * height - 0.1)
         axes.set_xlim(0, 100)
-        axes.set_xlabel("per cent, each data set's own metric")
+        axes.set_xlabel(translated(Message("per cent, each data set's own metric")))
         axes.xaxis.grid(True, alpha=0.3)
         handles, labels = axes.get_legend_handles_labels()
         order = sorted(range(len(labels)), key=lambda one: labels[one].rpartition(" ")[2])  # a column for each language
@@ -321,8 +321,8 @@ def probes(results: Sequence[EvalResult]) -> bytes | None:
                 [100 * spread for _, _, spread in points],
                 marker="o", capsize=3, color=COLOURS[number % len(COLOURS)], label=f"{model}, {name}",
             )  # fmt: skip
-        axes.set_xlabel("training images per class")
-        axes.set_ylabel("per cent")
+        axes.set_xlabel(translated(Message("training images per class")))
+        axes.set_ylabel(translated(Message("per cent")))
         axes.grid(True, alpha=0.3)
         axes.legend(frameon=False)
 

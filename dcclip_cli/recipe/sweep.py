@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError, Message, translated
 from dcclip_cli.files import atomic_file, atomic_write
 from dcclip_cli.options import decisive
 from dcclip_cli.processes import end_with_launcher
@@ -268,7 +268,7 @@ def _chart(rows: Sequence[SweepRow]) -> bytes:
                 label = ""  # once in the legend
         axes.set_yticks([at + 0.4 - height / 2 for at in range(len(places))], [" ".join(key) for key in places])
         axes.invert_yaxis()
-        axes.set_xlabel("per cent")
+        axes.set_xlabel(translated(Message("per cent")))
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
 
     return svg_chart((8.5, 1.2 + (0.2 * len(rows) + 0.08) * len(places)), draw, "white") if places else b""
