@@ -28,17 +28,20 @@ if TYPE_CHECKING:
         sweep,
         trim,
     )
+    from dcclip_cli.inference.bench import bench
     from dcclip_cli.inference.files import embed, predict, search
     from dcclip_cli.inference.model import load
 
-_LIGHT = {"load": "model", "embed": "files", "predict": "files", "search": "files"}  # without recipes and pydantic
+_LIGHT = {  # without recipes and pydantic
+    "bench": "bench", "load": "model", "embed": "files", "predict": "files", "search": "files",
+}  # fmt: skip
 _FUNCTIONS = (
     *_LIGHT, "align", "collect", "compare", "datasets", "distill", "evaluate", "export", "index", "new", "push", "run",
     "sweep", "trim",
 )  # fmt: skip
 __all__ = [
-    "DcclipError", "__version__", "align", "collect", "compare", "datasets", "distill", "embed", "evaluate", "export",
-    "index", "load", "new", "predict", "push", "run", "search", "sweep", "trim",
+    "DcclipError", "__version__", "align", "bench", "collect", "compare", "datasets", "distill", "embed", "evaluate",
+    "export", "index", "load", "new", "predict", "push", "run", "search", "sweep", "trim",
 ]  # fmt: skip
 
 

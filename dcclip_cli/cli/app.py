@@ -49,7 +49,10 @@ _PANELS = {
         *(new.new, stages.run, stages.collect, stages.index, stages.distill, stages.align),
         *(eval.eval, eval.compare, stages.export, trim.trim),
     ),
-    "Use a model": (*(predict.predict, predict.search, predict.embed, calibrate.calibrate, demo.demo, serve.serve),),
+    "Use a model": (
+        *(predict.predict, predict.search, predict.embed, predict.bench),
+        *(calibrate.calibrate, demo.demo, serve.serve),
+    ),
     "Publish a model": (push.push,),
     "Look things up": (about.models, eval.datasets, about.doctor),
 }

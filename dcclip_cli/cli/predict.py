@@ -1,4 +1,4 @@
-"""`dcclip predict`, `search` and `embed`: zero-shot classification, image search, and embeddings."""
+"""`dcclip predict`, `search`, `embed` and `bench`: labels, searches and embeddings of images, and what models take."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typer import Argument, BadParameter, Exit, Option
 from dcclip_cli.cli import console, flags
 from dcclip_cli.cli.console import as_json
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.text import language_by_script, printable, split
+from dcclip_cli.text import language_by_script, printable, size_in_words, split
 
 if TYPE_CHECKING:
     from dcclip_cli.inference.encoder import Encoder
@@ -39,6 +39,11 @@ _THRESHOLDS = Option(
 _JSON_LINES = Option("--jsonl", help="Print one JSON object per line, each as soon as it is known.")
 _AS_CSV = Option(
     "--csv", help="Print CSV: image, label, probability; an apostrophe is put before cells that begin like a formula."
+)
+
+_BENCH_IMAGES = Option("--images", metavar="PATH", help="File, folder or glob of images for throughput. Repeatable.")
+_BENCH_THREADS = Option(
+    "--threads", min=1, callback=flags.at_a_time, help="CPU threads for throughput. Default: all cores."
 )
 
 
@@ -280,3 +285,43 @@ def _show_errors(errors: Mapping[str, DcclipError]) -> int:
     for name, error in errors.items():
         unread.add(name, error)
     return unread.end()
+
+
+def bench(
+    models: Annotated[list[str], Argument(metavar="MODEL", help="What --model of dcclip predict takes.")],
+    images: Annotated[list[str] | None, _BENCH_IMAGES] = None,
+    labels: Annotated[str, _LABELS] = "",
+    labels_file: Annotated[Path | None, _LABELS_FILE] = None,
+    threads: Annotated[int | None, _BENCH_THREADS] = None,
+    as_json: Annotated[bool, Option("--json", help="Print a JSON list; sizes are in bytes.")] = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+) -> None:
+    """Measure models on this machine: size, loading, memory, latency, throughput, agreement.
+
+    Each is measured on the CPU in a process of its own. Loading includes the imports. Latencies are medians of one
+    image, decoded before, and of one short text, on one thread; memory is the peak until then. Images per second are
+    with reading, on all cores. Agreement is the share of the images with the same best label as with the first model.
+    """
+    talk = console.talk(quiet, verbose)
+    given = split(flags.text(labels, "--labels"))
+    given += flags.lines_of(labels_file, Message("label"), _MOST_LABELS, _MOST_LABELS_BYTES)
+
+    from dcclip_cli.inference.bench import bench
+
+    found = bench(models, images or (), given, threads=threads, progress=talk)
+    if as_json:
+        return console.show_json([vars(one) for one in found])
+    headings = ["model", "parameters", "size", "loading", "memory", "image", "text", "images/s", "agreement"]
+    rows = [
+        [
+            *(one.model, f"{one.parameters / 1e6:.2f} M", size_in_words(one.size_bytes), f"{one.load_s:.2f} s"),
+            *(size_in_words(one.memory_bytes), f"{one.image_ms:.2f} ms", f"{one.text_ms:.2f} ms"),
+            "" if one.images_per_s is None else f"{one.images_per_s:,.1f}",
+            "" if one.agreement is None else f"{one.agreement:.1%}",
+        ]
+        for one in found
+    ]
+    shown = [place for place in range(len(headings)) if any(row[place] for row in rows)]
+    columns = [Message(headings[place]) for place in shown]
+    console.show_table("", columns, [[row[place] for place in shown] for row in rows])

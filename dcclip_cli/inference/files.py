@@ -72,7 +72,7 @@ def predict(
     means the bare labels. To classify images in memory, or one after the other, use `load(...).predict`.
     """
     talk = progress_for(progress)
-    paths = list(_files(images))
+    paths = list(image_files(images))
     encoder = open_encoder(model, device, threads, talk)
     ready = Labels(encoder, list(dict.fromkeys(labels)), templates, multi_label, talk)
     found = []
@@ -139,7 +139,7 @@ def embed(
     talk, out = progress_for(progress), Path(out)
     if out.suffix == ".parquet":
         import pyarrow  # noqa: F401  # if it is missing, before the images are embedded
-    paths = list(_files(images))
+    paths = list(image_files(images))
     encoder = open_encoder(model, device, threads, talk, dims)
     keep_freed_memory()
     if texts:
@@ -165,7 +165,7 @@ def open_encoder(
     return shortened(load_encoder(reference, device, threads=threads, progress=talk), dims, talk)
 
 
-def _files(images: PathLike | Iterable[PathLike]) -> Iterable[Path]:
+def image_files(images: PathLike | Iterable[PathLike]) -> Iterable[Path]:
     """The files; a Path is one, and is not looked for again, unless it is a folder."""
     for one in several(images):
         if isinstance(one, Path) and not one.is_dir():

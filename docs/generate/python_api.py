@@ -43,7 +43,7 @@ keyword arguments named as the [recipe's keys](recipes.md) are. A mistake that y
 | `ImageInput` | a path, the bytes of a file, or a Pillow image |
 """
 ORDER = (
-    *("load", "predict", "search", "embed", "new", "run", "sweep", "collect", "index", "distill", "align"),
+    *("load", "predict", "search", "bench", "embed", "new", "run", "sweep", "collect", "index", "distill", "align"),
     *("evaluate", "datasets", "compare", "export", "trim", "push"),
 )
 METHODS = (Model.predict, Model.embed_images, Model.embed_texts)

@@ -113,6 +113,21 @@ def test_embed_takes_texts_and_writes_parquet(tmp_path: Path) -> None:
     np.testing.assert_allclose(table["embedding"][1].as_py(), np.load(tmp_path / "one.npy")[0], atol=1e-6)
 
 
+def test_bench_measures_models_next_to_each_other(pictures: list[Path], bundle: Path) -> None:
+    folder, labels = pictures[0].parent, "猫,dog,汽车"
+    done = dcclip("bench", "starter", bundle, "--images", folder, "--labels", labels, "--json")
+    starter, small = json.loads(done.stdout)
+    assert starter["parameters"] > 10e6 > small["parameters"] > 0
+    assert starter["size_bytes"] > 10e6 > small["size_bytes"]
+    assert starter["agreement"] == 1
+    known = [dcclip("predict", folder, "--labels", labels, "--model", one, "--json") for one in ("starter", bundle)]
+    best = [[one["labels"][0]["label"] for one in json.loads(each.stdout)] for each in known]
+    assert small["agreement"] == sum(map(str.__eq__, *best)) / len(best[0])
+    assert all(one[key] > 0 for one in (starter, small) for key in ("load_s", "image_ms", "text_ms", "images_per_s"))
+    failed = dcclip("bench", "starter", "--labels", labels, expect=1)
+    assert "--images" in failed.stderr
+
+
 def test_export_takes_a_model_and_a_format(model_folder: Path, traced_once: None, tmp_path: Path) -> None:
     out = tmp_path / "out"
     made = dcclip("export", "--model", model_folder, "--format", "immich", "--out", out)

@@ -1,0 +1,105 @@
+"""What models take on this machine, each measured in a process of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.files import several
+from dcclip_cli.inference.files import PathLike, ProgressChoice, image_files
+from dcclip_cli.machine import cores, peak_memory_bytes
+from dcclip_cli.model.reference import resolve
+from dcclip_cli.processes import calls, process_pool
+from dcclip_cli.progress import progress_for
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A model on this machine; sizes in bytes.
+
+    `load_s` includes the imports. Latencies are medians of one image, without preprocessing unless it is in the tower's
+    graph, and of one short text, on one thread; `memory_bytes` is the peak until then. `images_per_s` is with reading,
+    of files that were read before. `agreement` is the fraction of the images with the same best label as with the
+    first of the models. Both are None without images, and without labels.
+    """
+
+    model: str
+    parameters: int
+    size_bytes: int
+    load_s: float
+    memory_bytes: int
+    image_ms: float
+    text_ms: float
+    images_per_s: float | None
+    agreement: float | None
+
+
+def bench(
+    models: PathLike | Iterable[PathLike],
+    images: PathLike | Iterable[PathLike] = (),
+    labels: Sequence[str] = (),
+    *,
+    threads: int | None = None,
+    progress: ProgressChoice = False,
+) -> list[Bench]:
+    """Measure models, what `load` takes, one after the other on the CPU.
+
+    With `images`, files, folders or globs, also their throughput on `threads` threads, all cores by default, and with
+    `labels` how far they agree with the first model. Measure on a machine that does nothing else.
+    """
+    found: list[Bench] = []
+    best: list[list[str | None]] = []
+    paths, names = list(image_files(images)), [str(one) for one in several(models)]
+    if labels and not paths:
+        raise DcclipError("labels are of no use without images", "name images as well: --images FOLDER")
+    for name in names:
+        resolve(name)  # a wrong name is found before the first is measured
+    measure = partial(_measure, paths=paths, labels=list(dict.fromkeys(labels)), threads=threads or cores())
+    hint = Message("free memory, or measure a smaller model")
+    with progress_for(progress).task(Message("bench"), len(names)) as task:
+        for name in names:
+            with process_pool(1, fresh=True) as pool:
+                [(one, answers)] = calls(pool, measure, [name], hint)
+            best.append(answers)
+            same = [own == first for own, first in zip(answers, best[0], strict=True) if first is not None]
+            found.append(replace(one, agreement=sum(same) / len(same) if same else None))
+            task.advance()
+    return found
+
+
+def _measure(model: str, paths: Sequence[Path], labels: Sequence[str], threads: int) -> tuple[Bench, list[str | None]]:
+    """The measurements of a model, and its best label for each image, None for those that cannot be read."""
+    begin = time.perf_counter()
+    from dcclip_cli.inference.encoder import footprint, load_encoder
+    from dcclip_cli.inference.images import embed, read
+    from dcclip_cli.inference.zero_shot import Labels
+
+    reference = resolve(model)
+    encoder = load_encoder(reference, "cpu", threads=1)
+    load_s, small, memory_bytes = time.perf_counter() - begin, footprint(encoder), peak_memory_bytes()
+    rate: float | None = None
+    best: list[str | None] = []
+    if paths:
+        encoder = load_encoder(reference, "cpu", threads=threads)
+        for path in paths:
+            path.read_bytes()  # the first model does not wait for the disk either
+        begin = time.perf_counter()
+        found = [row for _, row in embed(encoder, paths, read)]
+        rate = len(paths) / (time.perf_counter() - begin)
+        if labels:
+            ready = Labels(encoder, labels, None, False)
+            best = [
+                None
+                if isinstance(row, DcclipError)
+                else ready.names[int(ready.probabilities(row[np.newaxis]).argmax())]
+                for row in found
+            ]
+    return Bench(
+        model, **vars(small), load_s=load_s, memory_bytes=memory_bytes, images_per_s=rate, agreement=None
+    ), best
