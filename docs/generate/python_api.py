@@ -12,6 +12,7 @@ from dcclip_cli.eval.registry import KnownSet
 from dcclip_cli.eval.result import EvalResult
 from dcclip_cli.exporters.export import ExportResult
 from dcclip_cli.inference import files
+from dcclip_cli.inference.bench import Bench
 from dcclip_cli.inference.index import Hit
 from dcclip_cli.inference.model import Model, Prediction
 from dcclip_cli.model.trim import TrimResult
@@ -48,7 +49,7 @@ ORDER = (
 )
 METHODS = (Model.predict, Model.embed_images, Model.embed_texts)
 RESULTS = (
-    *(Prediction, files.SearchResult, Hit, files.Embeddings, api.NewResult, api.IndexResult),
+    *(Prediction, files.SearchResult, Hit, Bench, files.Embeddings, api.NewResult, api.IndexResult),
     *(
         KnownSet,
         api.SweepResult,
