@@ -99,7 +99,8 @@ def prepare(setup: StageSetup, context: StageContext) -> PreparedStage:
         collator = replace(collator, read_features=tuple(cache.reader for cache in caches))
         sampler = CacheFillingSampler(sampler.samplers, caches)
     trains_images = setup.lock != "image" and bool({"pairs", "images"} & training.datasets.keys())
-    options, choice = settle_precision(setup.options, student.towers, device, folder, trains_images, progress)
+    learns_images = trains_images and setup.options.optimizer.image_lr_scale > 0
+    options, choice = settle_precision(setup.options, student.towers, device, folder, learns_images, progress)
     task = _task(setup, student, sources, seed)
     settled = replace(setup, options=options)
     compiled = trains_images and settle_compile(task, settled, device, folder, progress)
