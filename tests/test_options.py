@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from dcclip_cli.curation.fetch import FetchOptions
 from dcclip_cli.options import Neutral, Options, decisive
-from dcclip_cli.recipe.load import _models, load
+from dcclip_cli.recipe.load import _models, load, varied
 from dcclip_cli.recipe.schema import Recipe
 
 
@@ -87,7 +87,7 @@ def test_what_the_benchmarks_of_training_vary_is_a_recipe_whose_files_are_there(
     assert loaded.recipe.name == "small"
     assert loaded.recipe.stages == ("distill", "align", "eval")
     assert not loaded.missing_files()
-    each = [varied(loaded, name, 0).recipe for name in loaded.recipe.variants]
+    each = [varied(loaded, name, 0).recipe for name in loaded.recipe.variants or ()]
     steps = [sum(stage.steps for stage in (one.distill, one.align) if stage and stage.steps) for one in each]
     assert len(steps) == 16
     assert set(steps) == {150}
