@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _LOCAL = ("localhost", "127.0.0.1", "::1")
-_STOP_S = 8  # in which requests that were accepted are answered; Docker kills after 10
+_STOP_S = 7  # in which requests that were accepted are answered; Docker kills after 10
 _REFUSE_S = 0.5  # in which new requests are answered with 503 before the port is closed, and again after that
+_LOOK_S = 0.02  # between two looks whether clients wait at the port
 _HOST = Option("--host", help="Address to listen at; 0.0.0.0 for other machines.")
 _PORT = Option("--port", min=0, max=65535, help="Port to listen at; 0 takes any free one.")
 _FOLDER = Option("--folder", metavar="DIR", help="Folder of images to search, on the page and by /search. Repeatable.")
@@ -79,9 +81,18 @@ def serve(
                 return super().handle_exit(sig, frame)
             app.state.server.stopping = True
             loop, leave = asyncio.get_running_loop(), super().handle_exit
-            for one in self.servers:
-                loop.call_later(_REFUSE_S, one.close)
-            loop.call_later(2 * _REFUSE_S, leave, sig, frame)  # requests of clients that had just connected come first
+            latest = loop.time() + 3 * _REFUSE_S
+
+            def close() -> None:
+                """Close the port once no client waits there, and leave when those that came last are answered."""
+                if select.select([listening], [], [], 0)[0] and loop.time() < latest:
+                    loop.call_later(_LOOK_S, close)
+                    return
+                for one in self.servers:
+                    one.close()
+                loop.call_later(_REFUSE_S, leave, sig, frame)
+
+            loop.call_later(_REFUSE_S, close)
 
     with suppress(KeyboardInterrupt):  # which uvicorn raises again once all is answered
         Server(config).run(sockets=[listening])
