@@ -171,7 +171,7 @@ def _student(
 
 
 def _tokenizer_folder(teacher: str) -> Path:
-    if Path(teacher).is_absolute():
+    if Path(teacher).is_dir():
         return Path(teacher)
     from huggingface_hub import hf_hub_download
 

@@ -179,8 +179,11 @@ def test_what_the_teacher_computed_is_reported(distilling: Job) -> None:
 
 @pytest.mark.parametrize("loss", ["embedding", "task"])
 def test_a_text_tower_inherits_the_teachers_rows_whether_losses_need_a_teacher_or_not(
-    distilling: Job, loss: str
+    distilling: Job, loss: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    teacher = Path(distilling["teacher"]["model"])
+    monkeypatch.chdir(teacher.parent)
+    distilling["teacher"] = {**distilling["teacher"], "model": teacher.name}  # a folder by a relative path
     distilling["student"]["text"] |= {"vocabulary": {"from": "teacher", "size": 300}}
     tables = []
     for inherit in ("embeddings", "nothing"):
