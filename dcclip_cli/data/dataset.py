@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from dcclip_cli.data.class_folders import no_pairs
 from dcclip_cli.data.index import find_indexes
@@ -25,6 +25,7 @@ from dcclip_cli.data.remote import DataFile, is_url, list_files, shown
 from dcclip_cli.data.shards import SUFFIXES, Columns, open_parquet, parquet_errors
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.progress import Progress
+from dcclip_cli.text import encodable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -200,13 +201,19 @@ def named(source: Source) -> str | Path:
     return shown(first) if is_url(first) else Path(first)
 
 
-def write_parquet(path: Path, pairs: Iterable[Pair]) -> None:
-    """Write pairs as one Parquet file, the same bytes for the same pairs; images are stored as they are."""
+def write_parquet(path: Path, pairs: Iterable[Pair]) -> int:
+    """Write pairs as one Parquet file, the same bytes for the same pairs; images are stored as they are.
+
+    Returns the number of pairs.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = [{**vars(pair), "meta": json.dumps(pair.meta, ensure_ascii=False, sort_keys=True)} for pair in pairs]
+    def row(pair: Pair) -> dict[str, Any]:
+        return {**vars(pair), "meta": encodable(json.dumps(pair.meta, ensure_ascii=False, sort_keys=True))}
+
     strings = pa.list_(pa.string())
     fields = {"key": pa.string(), "image": pa.binary(), "zh": strings, "en": strings, "meta": pa.string()}
-    table = pa.Table.from_pylist(rows, schema=pa.schema(fields))
+    table = pa.Table.from_pylist([row(pair) for pair in pairs], schema=pa.schema(fields))
     pq.write_table(table, path, compression="zstd", row_group_size=BLOCK)
+    return int(table.num_rows)

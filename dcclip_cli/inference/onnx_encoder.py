@@ -150,7 +150,7 @@ class OnnxEncoder(ExportedEncoder):
         about, record = read_description(folder)
         with record.checking():  # which is over before the graphs are opened: damaged ones may crash onnxruntime
             provider = _provider(device)
-        image, text = (_runner(folder / name, provider, threads) for name in (IMAGE, TEXT))
+        image, text = (runner(folder / name, provider, threads) for name in (IMAGE, TEXT))
         super().__init__(folder, about, (IMAGE, TEXT), image, text)
         # Bundles with equal image graphs and preprocessing have this in common.
         graphs = [digest for name, digest in sorted(record.digests.items()) if name in (IMAGE, f"{IMAGE}.data")]
@@ -174,7 +174,7 @@ def one_at_a_time(run: Run) -> Run:
     return lambda items: np.concatenate([run(item[np.newaxis]) for item in items])
 
 
-def _runner(file: Path, provider: str, threads: int) -> Run:
+def runner(file: Path, provider: str = "CPUExecutionProvider", threads: int = 1) -> Run:
     """A function that computes a graph. Both raise DcclipError: for a graph, and for inputs, that are no use."""
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as states
@@ -188,11 +188,12 @@ def _runner(file: Path, provider: str, threads: int) -> Run:
         session = onnxruntime.InferenceSession(str(file), options, providers=[provider])
     except errors as error:
         raise DcclipError("{} cannot be loaded: {}", _COPY, file, _reason(error)) from None
-    takes = session.get_inputs()[0].name
+    takes = session.get_inputs()[0]
 
     def run(items: np.ndarray) -> np.ndarray:
+        ids = items.astype(np.int32) if takes.type == "tensor(int32)" else items
         try:
-            return np.asarray(session.run(None, {takes: items})[0])
+            return np.asarray(session.run(None, {takes.name: ids})[0])
         except errors as error:
             raise DcclipError("{} cannot be computed: {}", _COPY, file, _reason(error)) from None
 

@@ -12,7 +12,7 @@ from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.exporters import FormatName, Precision, Preprocess
 from dcclip_cli.exporters.formats import Format
 from dcclip_cli.files import link_or_copy, write_json
-from dcclip_cli.inference.onnx_encoder import IMAGE, PIXELS, RGB, TEXT, TOKENIZER, OnnxEncoder, Run
+from dcclip_cli.inference.onnx_encoder import IMAGE, PIXELS, RGB, TEXT, TOKENIZER, OnnxEncoder, Run, runner
 from dcclip_cli.model.preprocess import RESAMPLING, Preprocessing
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ class TransformersJs(Format):
         write_json(folder / "tokenizer_config.json", _tokenizer_config(source))
 
     def runner(self, file: Path) -> Run:
-        run = _runner(file)
-        return lambda items: run(items.transpose(0, 3, 1, 2) if items.dtype == np.uint8 else items)
+        run = runner(file)
+        return lambda items: run(np.float32(items.transpose(0, 3, 1, 2)) if items.dtype == np.uint8 else items)
 
 
 class Immich(Format):
@@ -109,19 +109,7 @@ class Immich(Format):
         source.tokenizer.save(str(folder / "textual" / TOKENIZER))
 
     def runner(self, file: Path) -> Run:
-        return _runner(file)
-
-
-def _runner(file: Path) -> Run:
-    """A function that computes a graph of one input, in the type that it takes."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    [takes] = session.get_inputs()
-    dtype = {"tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(int64)": np.int64}[takes.type]
-    return lambda items: np.asarray(session.run(None, {takes.name: items.astype(dtype)})[0])
+        return runner(file)
 
 
 def check_size(graphs: Path, name: FormatName) -> None:
