@@ -29,7 +29,7 @@ class ReportOptions(Options):
 
 
 class OutputOptions(Options):
-    """How kept pairs are stored."""
+    """Files of images, and kind of shards."""
 
     format: Literal["original", "jpeg"] = Field(
         "original", description="Files of images; jpeg: others become JPEGs on white, so that a shard has one format"

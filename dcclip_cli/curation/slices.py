@@ -21,7 +21,6 @@ from dcclip_cli.curation.report.account import MOVED, DroppedCaption, Examples, 
 from dcclip_cli.curation.shards import DroppedTable, record, write_shard
 from dcclip_cli.curation.sources.base import Candidate, Place
 from dcclip_cli.curation.work import (
-    DROPPED,
     EXAMPLES,
     IMAGES,
     PAIRS,
@@ -36,7 +35,7 @@ from dcclip_cli.data.index import beside, write_index
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair, image_digest
 from dcclip_cli.data.reading import MAX_TEXT_BYTES, Drop
 from dcclip_cli.data.remote import local_file
-from dcclip_cli.data.shards import Columns
+from dcclip_cli.data.shards import DROPPED, Columns
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import OpenFile, write_json
 

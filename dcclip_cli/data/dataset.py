@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from dcclip_cli.data.class_folders import no_pairs
 from dcclip_cli.data.index import find_indexes
@@ -22,7 +22,7 @@ from dcclip_cli.data.pair import (
     captions_in_memory,
 )
 from dcclip_cli.data.remote import DataFile, is_url, list_files, shown
-from dcclip_cli.data.shards import SUFFIXES, Columns, open_parquet, parquet_errors
+from dcclip_cli.data.shards import DROPPED, SUFFIXES, Columns, open_parquet, parquet_errors
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.progress import Progress
 from dcclip_cli.text import encodable
@@ -185,7 +185,7 @@ def shards_at(source: Source) -> list[DataFile]:
     """
     found: list[DataFile] = []
     for one in _each(source):
-        files = [file for file in list_files(one) if not file.name.startswith(".")]
+        files = [file for file in list_files(one) if not file.name.startswith(".") and file.name != DROPPED]
         every = ([file for file in files if file.name.endswith(suffix)] for suffix in SUFFIXES)
         found += next((shards for shards in every if shards), [])
     return found
@@ -209,11 +209,10 @@ def write_parquet(path: Path, pairs: Iterable[Pair]) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    def row(pair: Pair) -> dict[str, Any]:
-        return {**vars(pair), "meta": encodable(json.dumps(pair.meta, ensure_ascii=False, sort_keys=True))}
-
+    as_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
+    rows = [{**vars(pair), "meta": encodable(as_json(pair.meta))} for pair in pairs]
     strings = pa.list_(pa.string())
     fields = {"key": pa.string(), "image": pa.binary(), "zh": strings, "en": strings, "meta": pa.string()}
-    table = pa.Table.from_pylist([row(pair) for pair in pairs], schema=pa.schema(fields))
+    table = pa.Table.from_pylist(rows, schema=pa.schema(fields))
     pq.write_table(table, path, compression="zstd", row_group_size=BLOCK)
-    return int(table.num_rows)
+    return len(rows)

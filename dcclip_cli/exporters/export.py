@@ -227,11 +227,12 @@ def _loosen_until_close(
 
 def _resolved(options: ExportOptions, model: ModelReference, target: Format) -> ExportOptions:
     """The options with what the format and the model decide. Raises DcclipError where these exclude each other."""
-    if "preprocess" not in options.model_fields_set:
+    asked = options.model_fields_set
+    if "preprocess" not in asked:
         options = options.model_copy(update={"preprocess": target.preprocess[0]})
     if model.kind != "bundle":
         return options
-    about, asked = read_description(model.path)[0], options.model_fields_set
+    about = read_description(model.path)[0]
     if not target.from_onnx:
         what = Message("{} is a bundle, from which --format {} cannot be made", model.target, target.name)
     elif "precision" in asked and options.precision != about.precision:
