@@ -78,7 +78,7 @@ class TransformersJs(Format):
 
     def runner(self, file: Path) -> Run:
         run = runner(file)
-        return lambda items: run(np.float32(items.transpose(0, 3, 1, 2)) if items.dtype == np.uint8 else items)
+        return lambda items: run(items.transpose(0, 3, 1, 2).astype(np.float32) if items.dtype == np.uint8 else items)
 
 
 class Immich(Format):
