@@ -3,17 +3,25 @@
 python benchmarks/export/formats.py --model runs/quickstart/align/model --recipe recipes/quickstart.yaml --work DIR
 
 DIR/venvs holds the environments (about 5 GB; made once), DIR/FORMAT-PRECISION the exports. Each export is run by its
-own runtime and compared with the model by `dcclip export`; CoreML is converted only.
+own runtime and compared with the model by `dcclip export`; CoreML is converted only. The code of
+docs/how-to/runtimes.md runs, too: on the exports, whose lowest cosine to the model is printed, and on embeddings of the
+starter, for the vector stores (`--only faiss`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
+import shutil
 import subprocess
 import sys
 import venv
 from pathlib import Path
+
+import numpy as np
+
+from dcclip_cli import embed, load
 
 ROOT = Path(__file__).parent.parent.parent
 # Format, precision, and what its environment needs in addition to dcclip[export]; "" runs in this one.
@@ -21,10 +29,12 @@ EXPORTS = (
     ("onnx", "fp32", ""),
     ("onnx", "fp16", ""),
     ("onnx", "int8", ""),
+    ("transformers.js", "int8", ""),
     ("immich", "int8", ""),
     ("open_clip", "fp16", ""),
     ("transformers", "fp32", ""),
     ("sentence-transformers", "fp32", "sentence-transformers"),
+    ("openvino", "fp32", "openvino"),
     ("openvino", "fp16", "openvino"),
     ("openvino", "int8", "openvino"),
     ("mnn", "fp32", "MNN"),
@@ -33,6 +43,18 @@ EXPORTS = (
     ("litert", "int8", "litert-torch"),
     ("coreml", "fp16", "coremltools"),
 )
+# The documented code by its title: of formats, and of stores with what pip installs.
+RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino", "mnn": "MNN", "executorch": "executorch", "litert": "litert"}
+STORES = {
+    "faiss": "faiss-cpu",
+    "qdrant_client": "qdrant-client",
+    "lancedb": "lancedb",
+    "duckdb": "duckdb",
+    "sqlite_vec": "sqlite-vec apsw",
+}
+PAGE = (ROOT / "docs/how-to/runtimes.md").read_text("utf-8")
+SNIPPETS = dict(re.findall(r'^```python title="(\w+)"\n(.*?)^```$', PAGE, re.M | re.S))
+PHOTOS = ROOT / "recipes/starter/photos"
 
 
 def environment(folder: Path, package: str) -> Path:
@@ -42,7 +64,7 @@ def environment(folder: Path, package: str) -> Path:
     python = folder / package / "bin" / "python"
     if not python.exists():
         venv.create(folder / package, with_pip=True)
-        wanted = [package, "--editable", f"{ROOT}[export]"]
+        wanted = [*package.split(), "--editable", f"{ROOT}[export]"]
         subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True)
     return python
 
@@ -54,13 +76,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--only", default="", help="formats, separated by commas")
     given = parser.parse_args()
-    print("| format | precision | MB | image difference | text difference | same best text | top-1 en, zh |")
-    print("|---|---|---|---|---|---|---|")
+    print("| format | precision | MB | image difference | text difference | same best text | top-1 en, zh | code |")
+    print("|---|---|---|---|---|---|---|---|")
     for format, precision, package in EXPORTS:
         if given.only and format not in given.only.split(","):
             continue
         out = given.work / f"{format}-{precision}"
-        command = [environment(given.work / "venvs", package), "-m", "dcclip_cli", "export", given.recipe]
+        python = environment(given.work / "venvs", package)
+        command = [python, "-m", "dcclip_cli", "export", given.recipe]
         command += ["--model", given.model, "--format", format, "--precision", precision, "--out", out, "--fresh"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -68,7 +91,38 @@ def main() -> None:
             continue
         size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 1e6
         parity = json.loads((out / "dcclip.json").read_text("utf-8"))["parity"]
-        print(f"| {format} | {precision} | {size:.1f} | {row(parity)} |", flush=True)
+        cosine = f"{documented(format, python, out, given.model):.6f}" if format in RUNTIMES else ""
+        print(f"| {format} | {precision} | {size:.1f} | {row(parity)} | {cosine} |", flush=True)
+    for title, package in STORES.items():
+        if not given.only or title in given.only.split(","):
+            print(f"{title}: {nearest(title, environment(given.work / 'venvs', package), given.work)}", flush=True)
+
+
+def documented(format: str, python: Path, out: Path, model: str) -> float:
+    """The lowest cosine of embeddings by the documented code to those of the model."""
+    folder = out.with_name(f"{out.name}.code")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    (folder / "bundle").symlink_to(out.resolve())
+    shutil.copy(PHOTOS / "cat.jpg", folder)
+    code = SNIPPETS["input"] + SNIPPETS[RUNTIMES[format]] + "np.savez('found.npz', image=image, texts=texts)"
+    subprocess.run([python.absolute(), "-c", code], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    found, expected = np.load(folder / "found.npz"), load(model)
+    images, texts = expected.embed_images([str(folder / "cat.jpg")]), expected.embed_texts(["猫", "dog"])
+    return float(min((found["image"] * images).sum(1).min(), (found["texts"] * texts).sum(1).min()))
+
+
+def nearest(title: str, python: Path, work: Path) -> str:
+    """The names of the nearest images that the documented code of a store prints."""
+    folder = work / f"{title}.code"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name in ("photos.npy", "photos.parquet"):
+        embed(PHOTOS, out=folder / name, model="starter")
+    embed(texts=["猫"], out=folder / "query.npy", model="starter")
+    code = SNIPPETS["rows"] + SNIPPETS[title] + "print(best)"
+    done = subprocess.run([python.absolute(), "-c", code], cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 def row(parity: dict | None) -> str:

@@ -29,7 +29,6 @@ from dcclip_cli.curation.shards import join_dropped
 from dcclip_cli.curation.slices import read_pairs
 from dcclip_cli.curation.sources.tables import HubSource
 from dcclip_cli.curation.work import (
-    DROPPED,
     EXAMPLES,
     LIBRARIES,
     SHARD,
@@ -43,7 +42,7 @@ from dcclip_cli.curation.work import (
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 from dcclip_cli.data.preview import Preview
 from dcclip_cli.data.reading import Drop
-from dcclip_cli.data.shards import Captions
+from dcclip_cli.data.shards import DROPPED, Captions
 from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import json_text, lock, remove
 from dcclip_cli.options import decisive

@@ -130,7 +130,7 @@ class WriteStep(_CollectStep):
     def run(self, task: int) -> None:
         from dcclip_cli.curation.slices import write_slice
 
-        write_slice(self.work, task, self.options.report.examples)
+        write_slice(self.work, task, self.options)
 
 
 @dataclass(frozen=True)

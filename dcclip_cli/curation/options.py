@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
+from typing import Literal
+
 from pydantic import Field
 
 from dcclip_cli.curation.dedup.dedup import DedupOptions
 from dcclip_cli.curation.fetch import FetchOptions
 from dcclip_cli.curation.filters import DEFAULT_FILTERS, AnyFilter
+from dcclip_cli.curation.filters.image import image_suffix
 from dcclip_cli.curation.normalize_text import NormalizeOptions
 from dcclip_cli.curation.scores.scorers import Scorers
 from dcclip_cli.curation.sources import Source
-from dcclip_cli.data.pair import Language
+from dcclip_cli.data.pair import Language, Pair
+from dcclip_cli.model.preprocess import decode, flatten
 from dcclip_cli.options import Neutral, Options
+
+_QUALITY = 95  # of images that become JPEGs
 
 
 class ReportOptions(Options):
     """What report.html shows besides counts and histograms."""
 
     examples: int = Field(12, ge=0, le=100, description="Example pairs shown for each drop reason, and kept ones")
+
+
+class OutputOptions(Options):
+    """Files of images, and kind of shards."""
+
+    format: Literal["original", "jpeg"] = Field(
+        "original", description="Files of images; jpeg: others become JPEGs on white, so that a shard has one format"
+    )
+    shards: Literal["tar", "parquet"] = Field("tar", description="Kind of shards: WebDataset's tars, or Parquet")
+
+    def written(self, pair: Pair) -> Pair:
+        """The pair as it is stored."""
+        if self.format == "original" or image_suffix(pair.image) == "jpg":
+            return pair
+        stream = io.BytesIO()
+        flatten(decode(pair.image)).save(stream, "JPEG", quality=_QUALITY)
+        return replace(pair, image=stream.getvalue())
 
 
 class SlurmOptions(Options):
@@ -52,6 +77,7 @@ class CollectOptions(DedupOptions):
     )
     needs: tuple[Language, ...] = Field((), description="Languages that a kept pair must have; empty: any one")
     scores: Scorers = Field((), description="Models that score the pairs that passed the filters")
+    output: OutputOptions = Field(OutputOptions(), description="How kept pairs are stored")
     shard_size: int = Field(1000, ge=1, le=100_000, description="Candidates read per shard; a shard has those kept")
     report: ReportOptions = Field(ReportOptions(), description="Contents of report.html")
     cluster: Neutral[ClusterOptions] = Field(ClusterOptions(), description="What --engine slurm asks of the cluster")

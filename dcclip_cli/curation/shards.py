@@ -1,11 +1,10 @@
-"""The output of `collect`: tar shards with their indexes, the same bytes for the same pairs, and dropped pairs.
+"""The output of `collect`: shards, the same bytes for the same pairs, and dropped pairs.
 
 `data.dataset.open_pairs` reads the shards.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tarfile
 from collections.abc import Iterable
@@ -14,17 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.curation.filters.image import image_suffix
-from dcclip_cli.data.index import SUFFIX, IndexWriter
-from dcclip_cli.data.pair import LANGUAGES, Language, Pair, image_digest
+from dcclip_cli.data.dataset import write_parquet
+from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 from dcclip_cli.data.reading import Drop, tar_header
-from dcclip_cli.data.shards import Columns, Row, read_record
+from dcclip_cli.files import file_sha256
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _MAX_CHARACTERS = 1_000  # of each text in the table of dropped pairs
 _ROWS_AT_A_TIME = 20_000
-_COLUMNS = Columns()
 _as_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
 
 
@@ -43,48 +41,29 @@ def record(pair: Pair) -> bytes:
     return _as_json({**pair.meta, "zh": pair.zh, "en": pair.en}).encode("utf-8", "replace")
 
 
-class ShardWriter:
-    """Writes one tar with KEY.jpg|png|webp and KEY.json of each pair, and its index next to it.
+def write_shard(path: Path, pairs: Iterable[Pair]) -> Shard:
+    """Write a shard, the same bytes for the same pairs, whose images must be JPEG, PNG or WebP files.
 
-    Owner, mode and time are fixed, so that equal pairs give equal files.
+    A tar has KEY.jpg|png|webp and KEY.json of each pair; Parquet is that of `write_parquet`.
     """
+    count = write_parquet(path, pairs) if path.suffix == ".parquet" else _write_tar(path, pairs)
+    return Shard(path.name, count, file_sha256(path))
 
-    def __init__(self, path: Path) -> None:
-        self.pairs = self._size = 0
-        self._path = path
-        self._tar = path.open("wb")
-        self._digest = hashlib.sha256()
-        self._index = IndexWriter(path.with_name(path.name + SUFFIX))
 
-    def add(self, pair: Pair, digest: bytes | None = None) -> None:
-        """Add a pair; its image, whose `image_digest` may be known, must be a JPEG, PNG or WebP file."""
-        suffix, content = image_suffix(pair.image), record(pair)
-        assert suffix is not None, pair.key
-        head, foot = tar_header(f"{pair.key}.{suffix}", len(pair.image)), tar_header(f"{pair.key}.json", len(content))
-        offset = self._size + len(head)
-        self._write(head, pair.image)
-        self._write(foot, content)
-        zh, en, meta = pair.zh, pair.en, json.dumps(dict(sorted(pair.meta.items())), separators=(",", ":"))
-        if "\\ud" in meta or not pair.meta.keys().isdisjoint(LANGUAGES):  # as `dcclip index` reads it from the tar
-            captions, meta = read_record(content, pair.key, _COLUMNS)
-            zh, en = captions["zh"], captions["en"]
-        digest = digest or image_digest(pair.image)
-        self._index.add(Row(pair.key, zh, en, meta, True, offset, len(pair.image), digest))
-        self.pairs += 1
-
-    def _write(self, head: bytes, content: bytes) -> None:
-        content = b"".join((head, content, bytes(-len(content) % tarfile.BLOCKSIZE)))
-        self._tar.write(content)
-        self._digest.update(content)
-        self._size += len(content)
-
-    def finish(self, name: str) -> Shard:
-        """Close the files and describe the tar; `name` is its final name."""
+def _write_tar(path: Path, pairs: Iterable[Pair]) -> int:
+    """Write a tar, with fixed owner, mode and time of its members; returns the number of pairs."""
+    count = size = 0
+    with path.open("wb") as tar:
+        for pair in pairs:
+            count += 1
+            suffix = image_suffix(pair.image)
+            assert suffix is not None, pair.key
+            for name, content in ((suffix, pair.image), ("json", record(pair))):
+                head = tar_header(f"{pair.key}.{name}", len(content))
+                size += tar.write(b"".join((head, content, bytes(-len(content) % tarfile.BLOCKSIZE))))
         end = 2 * tarfile.BLOCKSIZE
-        self._write(bytes(end), bytes(-(self._size + end) % tarfile.RECORDSIZE))
-        self._tar.close()
-        self._index.finish(self._size)  # after the tar: an index is never older than its data
-        return Shard(name, self.pairs, self._digest.hexdigest())
+        tar.write(bytes(end + -(size + end) % tarfile.RECORDSIZE))
+    return count
 
 
 class DroppedTable:

@@ -18,10 +18,9 @@ from dcclip_cli.curation.dedup.dedup import CAPTIONS, DECISIONS, signature_table
 from dcclip_cli.curation.filters.image import DecodedImage, decode_image
 from dcclip_cli.curation.normalize_text import check_characters, normalize
 from dcclip_cli.curation.report.account import MOVED, DroppedCaption, Examples, Statistics
-from dcclip_cli.curation.shards import DroppedTable, ShardWriter, record
+from dcclip_cli.curation.shards import DroppedTable, record, write_shard
 from dcclip_cli.curation.sources.base import Candidate, Place
 from dcclip_cli.curation.work import (
-    DROPPED,
     EXAMPLES,
     IMAGES,
     PAIRS,
@@ -32,9 +31,11 @@ from dcclip_cli.curation.work import (
     name_of,
     whole_folder,
 )
-from dcclip_cli.data.index import SUFFIX
+from dcclip_cli.data.index import beside, write_index
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair, image_digest
 from dcclip_cli.data.reading import MAX_TEXT_BYTES, Drop
+from dcclip_cli.data.remote import local_file
+from dcclip_cli.data.shards import DROPPED, Columns
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import OpenFile, write_json
 
@@ -131,11 +132,10 @@ def too_large(pair: Pair) -> Drop | None:
 
 @dataclass(frozen=True)
 class Kept:
-    """A pair that passed the filters, its image's (width, height) and digest."""
+    """A pair that passed the filters, and its image's (width, height)."""
 
     pair: Pair
     size: tuple[int, int]
-    digest: bytes
 
 
 def read_pairs(folder: Path, key: str | None = None) -> Iterator[Kept]:
@@ -154,7 +154,7 @@ def read_pairs(folder: Path, key: str | None = None) -> Iterator[Kept]:
         if image_digest(image) != row["file_hash"]:
             raise DcclipError("{} was changed while it was collected", "run the same command again", file)
         pair = Pair(row["key"], image, tuple(row["zh"]), tuple(row["en"]), json.loads(row["meta"]))
-        yield Kept(pair, (row["width"], row["height"]), row["file_hash"])
+        yield Kept(pair, (row["width"], row["height"]))
 
 
 class Account:
@@ -254,30 +254,35 @@ class Decision:
         return next((drop for each, caption, drop in self.captions if (each, caption) == (language, text)), None)
 
 
-def write_slice(work: WorkFolder, number: int, examples: int) -> None:
+def write_slice(work: WorkFolder, number: int, options: CollectOptions) -> None:
     """Write the shard of a slice into `out`, unless it is empty, and the account of the slice."""
-    account = Account(examples)
-    scores = _by_key(work.scored(number) / SCORES) if work.scored(number).exists() else {}
-    name = f"{name_of(number)}.tar"
+    account = Account(options.report.examples)
+    name = f"{name_of(number)}.{options.output.shards}"
     with whole_folder(work.written(number)) as folder:
-        writer = ShardWriter(folder / name)
-        for each in _decisions(work, number):
-            account.add(each.pair, each.drop, each.kept.size, each.captions, twin=each.twin)
-            for row in scores.get(each.pair.key, ()):
-                if row["value"] is not None:
-                    language = row["language"]
-                    drop = each.caption_drop(language, row["place"]) if language else each.drop
-                    account.statistics.add_score(row["name"], row["value"], drop, language)
-            if each.drop is None:
-                writer.add(each.pair, each.kept.digest)
-        shard = writer.finish(name)
+        shard = write_shard(folder / name, map(options.output.written, _kept(work, number, account)))
         account.write(folder)
         write_json(folder / SHARD, asdict(shard))
-        for file in (folder / name, folder / f"{name}{SUFFIX}"):
-            if shard.pairs:
+        if shard.pairs:
+            data = local_file(folder / name)
+            write_index(data, beside(data), Columns())
+            for file in folder.glob(f"{name}*"):
                 file.replace(work.out / file.name)
-            else:
-                file.unlink()
+        else:
+            (folder / name).unlink()
+
+
+def _kept(work: WorkFolder, number: int, account: Account) -> Iterator[Pair]:
+    """The pairs of a slice that are kept, once all before them are accounted for."""
+    scores = _by_key(work.scored(number) / SCORES) if work.scored(number).exists() else {}
+    for each in _decisions(work, number):
+        account.add(each.pair, each.drop, each.kept.size, each.captions, twin=each.twin)
+        for row in scores.get(each.pair.key, ()):
+            if row["value"] is not None:
+                language = row["language"]
+                drop = each.caption_drop(language, row["place"]) if language else each.drop
+                account.statistics.add_score(row["name"], row["value"], drop, language)
+        if each.drop is None:
+            yield each.pair
 
 
 def _decisions(work: WorkFolder, number: int) -> Iterator[Decision]:

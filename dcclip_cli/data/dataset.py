@@ -22,9 +22,10 @@ from dcclip_cli.data.pair import (
     captions_in_memory,
 )
 from dcclip_cli.data.remote import DataFile, is_url, list_files, shown
-from dcclip_cli.data.shards import SUFFIXES, Columns, open_parquet, parquet_errors
+from dcclip_cli.data.shards import DROPPED, SUFFIXES, Columns, open_parquet, parquet_errors
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.progress import Progress
+from dcclip_cli.text import encodable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -184,7 +185,7 @@ def shards_at(source: Source) -> list[DataFile]:
     """
     found: list[DataFile] = []
     for one in _each(source):
-        files = [file for file in list_files(one) if not file.name.startswith(".")]
+        files = [file for file in list_files(one) if not file.name.startswith(".") and file.name != DROPPED]
         every = ([file for file in files if file.name.endswith(suffix)] for suffix in SUFFIXES)
         found += next((shards for shards in every if shards), [])
     return found
@@ -200,13 +201,18 @@ def named(source: Source) -> str | Path:
     return shown(first) if is_url(first) else Path(first)
 
 
-def write_parquet(path: Path, pairs: Iterable[Pair]) -> None:
-    """Write pairs as one Parquet file, the same bytes for the same pairs; images are stored as they are."""
+def write_parquet(path: Path, pairs: Iterable[Pair]) -> int:
+    """Write pairs as one Parquet file, the same bytes for the same pairs; images are stored as they are.
+
+    Returns the number of pairs.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = [{**vars(pair), "meta": json.dumps(pair.meta, ensure_ascii=False, sort_keys=True)} for pair in pairs]
+    as_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
+    rows = [{**vars(pair), "meta": encodable(as_json(pair.meta))} for pair in pairs]
     strings = pa.list_(pa.string())
     fields = {"key": pa.string(), "image": pa.binary(), "zh": strings, "en": strings, "meta": pa.string()}
     table = pa.Table.from_pylist(rows, schema=pa.schema(fields))
     pq.write_table(table, path, compression="zstd", row_group_size=BLOCK)
+    return len(rows)

@@ -9,9 +9,9 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -68,64 +68,6 @@ class Index:
 # ---- writing
 
 
-class IndexWriter:
-    """Writes the index of one data file: the same bytes for the same rows."""
-
-    def __init__(self, path: Path) -> None:
-        import pyarrow as pa
-
-        self._schema = _schema()
-        self._sink = path.open("wb")
-        self._file = pa.ipc.new_file(self._sink, self._schema)
-        self._hash = hashlib.sha256()
-        self._rows: list[int] = []
-        self._captioned: list[int] = []
-        self._waiting: list[tuple[Any, ...]] = []
-        self._characters = 0
-        self._groups: list[list[int]] = []
-
-    def add(self, row: Row) -> None:
-        if row.group is not None:
-            self._groups += [[0, 0] for _ in range(len(self._groups), row.group + 1)]
-            self._groups[-1][0] += 1
-            self._groups[-1][1] += max(0, row.size)
-        self._hash.update(json.dumps([*row[:-2], row.digest.hex(), row.group]).encode())
-        ids = (caption_id(texts[0]) if texts else 0 for texts in (row.zh, row.en))
-        self._waiting.append((encodable(row.key), *row[1:-1], *ids))  # a member's name may be in another encoding
-        self._characters += len(row.meta) + sum(map(len, row.zh)) + sum(map(len, row.en))
-        if len(self._waiting) == _BATCH_ROWS or self._characters >= _BATCH_CHARACTERS:
-            self._flush()
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-
-        columns = zip(*self._waiting, strict=True) if self._waiting else ([] for _ in self._schema)
-        arrays = [pa.array(list(values), kind.type) for values, kind in zip(columns, self._schema, strict=True)]
-        batch = pa.record_batch(arrays, self._schema)
-        self._file.write_batch(batch)
-        self._rows.append(batch.num_rows)
-        self._captioned.append(sum(row[4] for row in self._waiting))
-        self._waiting, self._characters = [], 0
-
-    def finish(self, size: int, columns: Columns | None = None) -> About:
-        """Close the file; `size`: of the data file in bytes."""
-        import pyarrow as pa
-
-        if self._waiting:
-            self._flush()
-        named = columns.named if columns else {}
-        about = About(size, self._hash.hexdigest(), self._rows, self._captioned, self._groups, named)
-        # In an empty last batch: the head of the file was written before any of this was known.
-        last = pa.RecordBatch.from_pylist([], self._schema)
-        self._file.write_batch(last, custom_metadata={_ABOUT: json.dumps(asdict(about), sort_keys=True)})
-        self._file.close()
-        self.close()
-        return about
-
-    def close(self) -> None:
-        self._sink.close()
-
-
 def _schema() -> pa.Schema:
     import pyarrow as pa
 
@@ -137,11 +79,44 @@ def _schema() -> pa.Schema:
 
 
 def write_index(file: DataFile, path: Path, columns: Columns) -> None:
-    """Index a data file. Raises DcclipError where it cannot be read."""
-    with atomic_file(path) as temporary, closing(IndexWriter(temporary)) as writer:
-        for row in rows_of(file, columns):
-            writer.add(row)
-        writer.finish(file.size, columns)
+    """Index a data file: the same bytes for the same rows. Raises DcclipError where it cannot be read."""
+    import pyarrow as pa
+
+    digest, schema = hashlib.sha256(), _schema()
+    rows, captioned, groups = list[int](), list[int](), list[list[int]]()
+    with atomic_file(path) as temporary, pa.ipc.new_file(str(temporary), schema) as arrow:
+        for batch in _batches(rows_of(file, columns)):
+            for row in batch:
+                digest.update(json.dumps([*row[:-2], row.digest.hex(), row.group]).encode())
+                if row.group is not None:
+                    groups += [[0, 0] for _ in range(len(groups), row.group + 1)]
+                    groups[-1] = [groups[-1][0] + 1, groups[-1][1] + max(0, row.size)]
+            values = zip(*map(_cells, batch), strict=True)
+            arrays = [pa.array(list(each), kind.type) for each, kind in zip(values, schema, strict=True)]
+            arrow.write_batch(pa.record_batch(arrays, schema))
+            rows.append(len(batch))
+            captioned.append(sum(row.captioned for row in batch))
+        about = About(file.size, digest.hexdigest(), rows, captioned, groups, columns.named)
+        # In an empty last batch: the head of the file was written before any of this was known.
+        last = pa.RecordBatch.from_pylist([], schema)
+        arrow.write_batch(last, custom_metadata={_ABOUT: json.dumps(asdict(about), sort_keys=True)})
+
+
+def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    batch, characters = list[Row](), 0
+    for row in rows:
+        batch.append(row)
+        characters += len(row.meta) + sum(map(len, row.zh)) + sum(map(len, row.en))
+        if len(batch) == _BATCH_ROWS or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _cells(row: Row) -> tuple[Any, ...]:
+    ids = (caption_id(texts[0]) if texts else 0 for texts in (row.zh, row.en))
+    return encodable(row.key), *row[1:-1], *ids  # a member's name may be in another encoding
 
 
 def write_indexes(jobs: Sequence[tuple[DataFile, Path]], columns: Columns, progress: Progress | None = None) -> None:

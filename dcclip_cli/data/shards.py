@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Captions = dict[Language, tuple[str, ...]]
 
 SUFFIXES = (".tar", ".parquet")
+DROPPED = "dropped.parquet"  # next to the shards of `collect`
 _ROWS_AT_A_TIME = 256
 
 

@@ -24,7 +24,7 @@ from dcclip_cli.eval.evaluate import EvalOptions, open_datasets
 from dcclip_cli.exporters import FormatName, Precision, Preprocess
 from dcclip_cli.exporters.formats import Format
 from dcclip_cli.exporters.formats.devices import CoreMl, ExecuTorch, LiteRt, Mnn, OpenVino
-from dcclip_cli.exporters.formats.onnx import Immich, Onnx
+from dcclip_cli.exporters.formats.onnx import Immich, Onnx, TransformersJs
 from dcclip_cli.exporters.formats.pytorch import OpenClip, SentenceTransformers, Transformers
 from dcclip_cli.exporters.formats.web import Web
 from dcclip_cli.exporters.parity import TOWERS, Comparison, Embeddings, Parity, Thresholds
@@ -46,7 +46,7 @@ from dcclip_cli.versions import versions
 FORMATS: Mapping[FormatName, Format] = {
     one.name: one
     for one in (
-        *(Onnx(), Web(), Immich(), OpenClip(), Transformers(), SentenceTransformers()),
+        *(Onnx(), Web(), TransformersJs(), Immich(), OpenClip(), Transformers(), SentenceTransformers()),
         *(OpenVino(), Mnn(), ExecuTorch(), LiteRt(), CoreMl()),
     )
 }
@@ -148,7 +148,7 @@ def export(
     samples = samples.squares() if target.crops_down else samples
     comparison = Comparison(samples, _tests(evaluation), options.parity.images, progress)
     source = load_source(model)
-    if options.format in ("onnx", "web"):
+    if options.format in ("onnx", "web", "transformers.js"):
         check_alike(source.tokenizer, source.encoder.name)
     source.dims = options.dims
     with atomic_folder(out) as folder, temporary_folder(out.with_name(f"{out.name}.graphs")) as temporary:
@@ -227,11 +227,12 @@ def _loosen_until_close(
 
 def _resolved(options: ExportOptions, model: ModelReference, target: Format) -> ExportOptions:
     """The options with what the format and the model decide. Raises DcclipError where these exclude each other."""
-    if target.preprocess == ("graph",):
-        options = options.model_copy(update={"preprocess": "graph"})
+    asked = options.model_fields_set
+    if "preprocess" not in asked:
+        options = options.model_copy(update={"preprocess": target.preprocess[0]})
     if model.kind != "bundle":
         return options
-    about, asked = read_description(model.path)[0], options.model_fields_set
+    about = read_description(model.path)[0]
     if not target.from_onnx:
         what = Message("{} is a bundle, from which --format {} cannot be made", model.target, target.name)
     elif "precision" in asked and options.precision != about.precision:

@@ -91,7 +91,11 @@ def _supported(preprocessing: dict[str, Any]) -> dict[str, Any]:
 
 
 class ExportedEncoder:
-    """An export with a dcclip.json and a tokenizer as an Encoder; `image` and `text` run its two towers."""
+    """An export with a dcclip.json and a tokenizer as an Encoder; `image` and `text` run its two towers.
+
+    With a graph that preprocesses, `preprocess` returns an image's embedding (D,): images of different sizes cannot be
+    in one batch, and are too large to wait for each other. `encode_pixels` then only checks the embeddings.
+    """
 
     def __init__(self, folder: Path, about: Description, files: Sequence[str], image: Run, text: Run) -> None:
         from dcclip_cli.model.tokenizer import load_tokenizer
@@ -107,7 +111,7 @@ class ExportedEncoder:
         # The weights of a large graph are in a file next to it.
         parts = (folder / f"{name}{suffix}" for name in files for suffix in ("", ".data"))
         self.size_bytes = sum(part.stat().st_size for part in parts if part.is_file())
-        self._run_image, self._run_text = image, text
+        self._run_image, self._run_text, self._in_graph = image, text, about.preprocess == "graph"
         self._preprocess = Preprocessing.from_config(about.preprocessing)
         self._tokenizer = load_tokenizer(folder)
         self._tokenizer.enable_truncation(about.context_length)
@@ -115,10 +119,12 @@ class ExportedEncoder:
         self._tokenizer.enable_padding(pad_id=about.padding_id, length=length)
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
+        if self._in_graph:
+            return self._run_image(np.asarray(flatten(image))[np.newaxis])[0]
         return self._preprocess(image)
 
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        return self._checked(self._run_image(pixels), "images")
+        return self._checked(pixels if self._in_graph else self._run_image(pixels), "images")
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         return self._checked(self._run_text(self.tokenize(texts)), "texts")
@@ -138,28 +144,18 @@ class ExportedEncoder:
 
 
 class OnnxEncoder(ExportedEncoder):
-    """An ONNX bundle run by onnxruntime. `threads` is per tower: more than one slows small models on shared cores.
-
-    With a graph that preprocesses, `preprocess` returns an image's embedding (D,): images of different sizes cannot be
-    in one batch, and are too large to wait for each other. `encode_pixels` then only checks the embeddings.
-    """
+    """An ONNX bundle run by onnxruntime. `threads` is per tower: more than one slows small models on shared cores."""
 
     def __init__(self, folder: Path, device: str = "auto", threads: int = 1) -> None:
         about, record = read_description(folder)
         with record.checking():  # which is over before the graphs are opened: damaged ones may crash onnxruntime
             provider = _provider(device)
-        image, text = (_runner(folder / name, provider, threads) for name in (IMAGE, TEXT))
-        self._in_graph, self._image = about.preprocess == "graph", image
-        super().__init__(folder, about, (IMAGE, TEXT), (lambda done: done) if self._in_graph else image, text)
+        image, text = (runner(folder / name, provider, threads) for name in (IMAGE, TEXT))
+        super().__init__(folder, about, (IMAGE, TEXT), image, text)
         # Bundles with equal image graphs and preprocessing have this in common.
         graphs = [digest for name, digest in sorted(record.digests.items()) if name in (IMAGE, f"{IMAGE}.data")]
         of_images = json.dumps([graphs, about.preprocessing], sort_keys=True)
         self.image_fingerprint = hashlib.sha256(of_images.encode()).hexdigest()
-
-    def preprocess(self, image: Image.Image) -> np.ndarray:
-        if not self._in_graph:
-            return super().preprocess(image)
-        return self._image(np.asarray(flatten(image))[np.newaxis])[0]
 
 
 def read_description(folder: Path, kind: str = "bundle") -> tuple[Description, Record]:
@@ -178,7 +174,7 @@ def one_at_a_time(run: Run) -> Run:
     return lambda items: np.concatenate([run(item[np.newaxis]) for item in items])
 
 
-def _runner(file: Path, provider: str, threads: int) -> Run:
+def runner(file: Path, provider: str = "CPUExecutionProvider", threads: int = 1) -> Run:
     """A function that computes a graph. Both raise DcclipError: for a graph, and for inputs, that are no use."""
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as states
@@ -192,11 +188,12 @@ def _runner(file: Path, provider: str, threads: int) -> Run:
         session = onnxruntime.InferenceSession(str(file), options, providers=[provider])
     except errors as error:
         raise DcclipError("{} cannot be loaded: {}", _COPY, file, _reason(error)) from None
-    takes = session.get_inputs()[0].name
+    takes = session.get_inputs()[0]
 
     def run(items: np.ndarray) -> np.ndarray:
+        ids = items.astype(np.int32) if takes.type == "tensor(int32)" else items
         try:
-            return np.asarray(session.run(None, {takes: items})[0])
+            return np.asarray(session.run(None, {takes.name: ids})[0])
         except errors as error:
             raise DcclipError("{} cannot be computed: {}", _COPY, file, _reason(error)) from None
 

@@ -4,9 +4,10 @@ import inspect
 from types import ModuleType
 
 from dcclip_cli import checksums, run_dir, store
-from dcclip_cli.curation import collect, shards, work
+from dcclip_cli.curation import collect, shards
 from dcclip_cli.data import index
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.shards import DROPPED
 from dcclip_cli.inference import onnx_encoder as bundle
 from dcclip_cli.model import model_dir, weights
 from dcclip_cli.recipe import load
@@ -103,7 +104,7 @@ def pairs() -> str:
         f"000000.tar, 000000.tar{index.SUFFIX}, ...": "shards: `KEY.jpg|png|webp` next to `KEY.json`; indexes",
         collect.MANIFEST: "counts of pairs and captions, sources with their licenses, SHA-256 of the shards, options",
         collect.REPORT: "what was kept and dropped, with examples",
-        work.DROPPED: "every dropped pair with its reason",
+        DROPPED: "every dropped pair with its reason",
     }
     return (
         f"## Pairs and shards\n\n{described(Pair)}\n{members(Pair)}\n"

@@ -20,9 +20,9 @@ import yaml
 from dcclip_cli.curation import slices
 from dcclip_cli.curation.collect import collect
 from dcclip_cli.curation.executors import Engine
-from dcclip_cli.curation.options import CollectOptions
+from dcclip_cli.curation.options import CollectOptions, OutputOptions
 from dcclip_cli.curation.scores.scorers import Agreement
-from dcclip_cli.curation.shards import DroppedTable, ShardWriter, join_dropped
+from dcclip_cli.curation.shards import DroppedTable, join_dropped, write_shard
 from dcclip_cli.curation.sources.tables import TableSource
 from dcclip_cli.curation.work import WorkFolder, whole_folder
 from dcclip_cli.data.dataset import open_pairs, write_parquet
@@ -47,7 +47,7 @@ def options(folder: Path, pairs: list[Pair], **more: Any) -> CollectOptions:
 
 def stop_before_writing(options: CollectOptions, out: Path) -> None:
     with pytest.MonkeyPatch.context() as broken, pytest.raises(TypeError):
-        broken.setattr(slices, "ShardWriter", None)
+        broken.setattr(slices, "write_shard", None)
         collect(options, out, engine=ONE)
 
 
@@ -252,7 +252,7 @@ _KILLED = """
 from pathlib import Path
 from dcclip_cli.curation.collect import collect
 from dcclip_cli.curation.executors import Engine
-from dcclip_cli.curation.options import CollectOptions
+from dcclip_cli.curation.options import CollectOptions, OutputOptions
 
 if __name__ == "__main__":
     options = CollectOptions.model_validate_json(Path("options.json").read_text("utf-8"))
@@ -280,6 +280,24 @@ def test_a_killed_run_of_two_workers_done_again_leaves_what_an_unbroken_one_of_o
     assert not list(tmp_path.glob(".out*"))
 
 
+def test_shards_of_one_format_are_read_by_datasets_and_parquet_has_the_same_pairs(
+    tmp_path: Path, picture: MakeImage
+) -> None:
+    import datasets
+
+    pairs = [Pair(str(seed), picture(seed, kind=kind), ("猫",), ("cat",)) for seed, kind in enumerate(("PNG", "JPEG"))]
+    jpeg = options(tmp_path / "in", pairs, duplicates=(), output={"format": "jpeg"})
+    collect(jpeg, tmp_path / "tars", engine=ONE)
+    tars = {"train": str(tmp_path / "tars/*.tar")}
+    found = datasets.load_dataset("webdataset", data_files=tars, split="train", cache_dir=str(tmp_path / "cache"))
+    assert [row["json"]["zh"] for row in found] == [["猫"], ["猫"]] and found[0]["jpg"].mode == "RGB"
+    kept = list(open_pairs(tmp_path / "tars"))
+    assert kept[1].image == pairs[1].image and kept[0].image != pairs[0].image
+    parquet = jpeg.model_copy(update={"output": OutputOptions(format="jpeg", shards="parquet")})
+    collect(parquet, tmp_path / "tables", engine=ONE)
+    assert list(open_pairs(tmp_path / "tables")) == kept
+
+
 def test_a_second_collection_into_the_same_run_is_refused(tmp_path: Path, five: CollectOptions) -> None:
     with lock(tmp_path / ".out.lock"), pytest.raises(DcclipError, match="another process collects into") as error:
         collect(five, tmp_path / "out", engine=ONE)
@@ -300,9 +318,7 @@ def test_a_folder_that_another_process_has_finished_meanwhile_stays(tmp_path: Pa
 
 
 def test_members_wear_no_time_and_no_owner_and_the_json_is_readable(tmp_path: Path, picture: MakeImage) -> None:
-    writer = ShardWriter(tmp_path / "000000.tar")
-    writer.add(Pair("7", picture(kind="WEBP"), zh=("猫",), en=("cat",)))
-    writer.finish("000000.tar")
+    write_shard(tmp_path / "000000.tar", [Pair("7", picture(kind="WEBP"), zh=("猫",), en=("cat",))])
     with tarfile.open(tmp_path / "000000.tar") as archive:
         image, record = archive.getmembers()
         stream = archive.extractfile(record)

@@ -179,10 +179,12 @@ def test_images_of_an_evaluation_set_are_dropped_and_a_missing_set_is_an_error(t
     (tmp_path / "pets" / "cat").mkdir(parents=True)
     (tmp_path / "pets" / "cat" / "1.png").write_bytes(make_picture(1))
     facts = [fact("0", make_picture(1, kind="JPEG", quality=60), ["猫"]), fact("1", 2, ["狗"])]
-    for name, image in (("test.parquet", "test.parquet:e7"), ("pets", "pets/cat/1.png")):
-        options = DedupOptions(decontaminate=Decontaminate(paths=(tmp_path / name,)))
-        decisions, _ = deduplicated(tmp_path, facts, options)
-        assert reasons(decisions) == {"0": "evaluation-image", "1": None}
+    sets = [("test.parquet", "test.parquet:e7", "evaluation"), ("pets", "pets/cat/1.png", "evaluation")]
+    for name, image, which in [*sets, ("test.parquet", "test.parquet:e7", "earlier")]:
+        paths = (tmp_path / name,)
+        evaluation = DedupOptions(decontaminate=Decontaminate(paths=paths))
+        decisions, _ = deduplicated(tmp_path, facts, DedupOptions(earlier=paths) if which == "earlier" else evaluation)
+        assert reasons(decisions) == {"0": f"{which}-image", "1": None}
         assert decisions["0"]["detail"] == f"shows the same as {image}"
     with pytest.raises(DcclipError, match="does not exist"):
         deduplicated(tmp_path, facts, DedupOptions(decontaminate=Decontaminate(paths=(tmp_path / "no.parquet",))))

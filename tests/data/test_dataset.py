@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dcclip_cli.curation.shards import ShardWriter
+from dcclip_cli.curation.shards import write_shard
 from dcclip_cli.data import dataset
 from dcclip_cli.data.dataset import open_pairs, recipe_pairs, write_parquet
 from dcclip_cli.data.options import DataOptions
@@ -296,10 +296,7 @@ def shards(pairs: list[Pair], tmp_path: Path) -> Path:
     """The 40 drawn pairs in two tars."""
     (tmp_path / "shards").mkdir()
     for number in range(2):
-        writer = ShardWriter(tmp_path / f"shards/{number}.tar")
-        for pair in pairs[number::2]:
-            writer.add(pair)
-        writer.finish(f"{number}.tar")
+        write_shard(tmp_path / f"shards/{number}.tar", pairs[number::2])
     return tmp_path / "shards"
 
 

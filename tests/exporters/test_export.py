@@ -84,13 +84,10 @@ def test_the_bundle_contains_what_is_needed_to_use_it(exported: ExportResult, mo
     found = about(exported)
     assert sorted(file.name for file in exported.folder.iterdir()) == [
         "README.md",
-        "config.json",  # this one and the two other configurations are for transformers.js
         "dcclip.json",
         "image.onnx",
-        "preprocessor_config.json",
         "text.onnx",
         "tokenizer.json",
-        "tokenizer_config.json",
     ]
     assert towers.preprocessing is not None
     assert found["preprocessing"] == json.loads(json.dumps(towers.preprocessing.to_config()))

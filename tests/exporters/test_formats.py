@@ -1,6 +1,7 @@
 """Every format gives the model's results in its own runtime; a missing package is named with its command."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,10 +13,15 @@ from tokenizers import Tokenizer
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters import FormatName
 from dcclip_cli.exporters.export import FORMATS
+from dcclip_cli.files import read_json
 from dcclip_cli.inference.encoder import load_encoder
+from dcclip_cli.inference.files import embed
+from dcclip_cli.inference.model import load
 from dcclip_cli.model.reference import resolve
+from dcclip_cli.model.tokenizer import load_tokenizer
 from tests.exporters.conftest import Exporting
 
+ROOT = Path(__file__).parents[2]
 TEXTS = ["红色的圆", "a blue moon", "一张很长的图片 of a green triangle"]
 
 
@@ -48,6 +54,41 @@ def test_immich_finds_its_files_and_names(model_folder: Path, export_model: Expo
     assert visual.get_outputs()[0].name == "embedding"
 
 
+@pytest.mark.parametrize("preprocess", [None, "outside"])
+@pytest.mark.parametrize("kind", ["student", "siglip"])
+def test_one_graph_gives_pipelines_of_transformers_js_the_logits(
+    kind: str, preprocess: str | None, model_folder: Path, siglip_folder: Path, export_model: Exporting
+) -> None:
+    import onnxruntime
+
+    model = model_folder if kind == "student" else f"hf:{siglip_folder}"
+    given = {"preprocess": preprocess} if preprocess else {}
+    folder = export_model(model, format="transformers.js", parity={"min_agreement": 0.9}, **given).folder
+    noise = np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8)
+    expected = load_encoder(resolve(str(model)), "cpu")
+    pixels = expected.preprocess(Image.fromarray(noise))[np.newaxis]
+    images, texts = expected.encode_pixels(pixels), expected.encode_texts(TEXTS)
+    config, processor = (read_json(folder / f"{name}.json", "") for name in ("config", "preprocessor_config"))
+    steps = {name for name, on in processor.items() if name.startswith("do_") and on}
+    assert ("do_resize" in steps) == (preprocess == "outside") and "do_convert_rgb" in steps
+    if not preprocess:  # all that the processor then does
+        pixels = noise.transpose(2, 0, 1)[np.newaxis].astype(np.float32)
+    tokenizer = load_tokenizer(folder)
+    # The only kind whose texts transformers.js pads to the full length.
+    length = read_json(folder / "tokenizer_config.json", "")["model_max_length"]
+    padding = {"length": length} if config["model_type"] == "siglip" else {}
+    tokenizer.enable_padding(pad_id=read_json(folder / "dcclip.json", "")["padding_id"], **padding)
+    ids = np.asarray([one.ids for one in tokenizer.encode_batch(TEXTS)], np.int64)
+    names = ["logits_per_image", "logits_per_text", "image_embeds", "text_embeds"]
+    session = onnxruntime.InferenceSession(str(folder / "onnx/model.onnx"))
+    found = dict(zip(names, session.run(names, {"pixel_values": pixels, "input_ids": ids}), strict=True))
+    np.testing.assert_allclose(found["text_embeds"], texts, atol=1e-5)
+    np.testing.assert_allclose(found["image_embeds"], images, atol=5e-3)
+    logits = expected.logit_scale * found["image_embeds"] @ texts.T + (expected.logit_bias or 0)
+    np.testing.assert_allclose(found["logits_per_image"], logits, atol=1e-3)
+    np.testing.assert_array_equal(found["logits_per_text"], found["logits_per_image"].T)
+
+
 @pytest.mark.parametrize("projection", ["behind the network", "in place of its classifier"])
 def test_transformers_loads_a_student_with_its_own_classes(
     projection: str, model_folder: Path, export_model: Exporting, tmp_path: Path
@@ -73,13 +114,13 @@ def test_transformers_loads_a_student_with_its_own_classes(
     assert float(model.logit_scale.detach().exp()) == pytest.approx(expected.logit_scale)
 
 
-@pytest.mark.parametrize("kind", ["student", "siglip"])
+@pytest.mark.parametrize("kind", ["student", "siglip", "mlp and words as tokens"])
 def test_sentence_transformers_embeds_images_and_texts_by_itself(
     kind: str, model_folder: Path, siglip_folder: Path, export_model: Exporting, tmp_path: Path
 ) -> None:
     from sentence_transformers import SentenceTransformer
 
-    model = model_folder if kind == "student" else f"hf:{siglip_folder}"
+    model = {"student": model_folder, "siglip": f"hf:{siglip_folder}"}.get(kind, ROOT / "recipes/starter/model")
     result = export_model(model, format="sentence-transformers", parity={"min_agreement": 0.9})
     assert result.parity is not None and result.parity.text_max_difference < 1e-5
     loaded = SentenceTransformer(str(result.folder), device="cpu", trust_remote_code=False)
@@ -113,11 +154,43 @@ def test_photographs_that_transformers_crops_otherwise_are_compared_by_their_mid
     np.testing.assert_allclose(pixels[:, :, 1:], expected.preprocess(image)[:, :, :-1], atol=1e-6)  # one to the left
 
 
-def test_mnn_gives_the_models_embeddings(export_model: Exporting) -> None:
-    pytest.importorskip("MNN")
-    result = export_model(format="mnn", parity={"min_agreement": 0.9})
+def snippets() -> dict[str, str]:
+    """The blocks of docs/how-to/runtimes.md by title, which is the package that each needs."""
+    page = (ROOT / "docs/how-to/runtimes.md").read_text("utf-8")
+    return dict(re.findall(r'^```python title="(\w+)"\n(.*?)^```$', page, re.M | re.S))
+
+
+@pytest.mark.parametrize(("format", "package"), [("onnx", "onnxruntime"), ("openvino", "openvino"), ("mnn", "MNN")])
+def test_the_documented_code_for_a_runtime_gives_the_models_embeddings(
+    format: str, package: str, model_folder: Path, export_model: Exporting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(package)
+    result = export_model(format=format, out="bundle", parity={"min_agreement": 0.9})
     assert result.parity is not None
     assert max(result.parity.image_max_difference, result.parity.text_max_difference) < 1e-5
+    monkeypatch.chdir(result.folder.parent)
+    Image.open(ROOT / "recipes/starter/photos/cat.jpg").save("cat.jpg")
+    code, found = snippets(), dict[str, Any]()
+    exec(code["input"] + code[package], found)
+    expected = load(model_folder)
+    np.testing.assert_allclose(found["image"], expected.embed_images(["cat.jpg"]), atol=1e-5)
+    np.testing.assert_allclose(found["texts"], expected.embed_texts(["猫", "dog"]), atol=1e-5)
+
+
+@pytest.mark.parametrize("package", ["faiss", "qdrant_client", "lancedb", "duckdb", "sqlite_vec"])
+def test_the_documented_code_for_a_vector_store_finds_the_nearest_images(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    photos = sorted((ROOT / "recipes/starter/photos").glob("*.jpg"))
+    for out in ("photos.npy", "photos.parquet"):
+        embed(photos, out=out, model="starter")
+    embed(texts=["猫"], out="query.npy", model="starter")
+    code, found = snippets(), dict[str, Any]()
+    exec(code["rows"] + code[package], found)
+    assert found["best"] == [found["names"][place] for place in np.argsort(-found["rows"] @ found["query"])[:3]]
+    assert Path(found["best"][0]).name == "cat.jpg"
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

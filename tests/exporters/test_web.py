@@ -44,6 +44,9 @@ def test_the_page_is_whole_small_and_refers_to_nothing_else(page_folder: Path) -
     assert {f"{LIBRARIES}/{name}" for files in FILES.values() for name in files.values()} <= names
     assert {f"{LIBRARIES}/{name}-onnxruntime.txt" for name in ("LICENSE", "NOTICES")} <= names
     model = {"image.onnx", "text.onnx", "tokenizer.json"}
+    sizes = read_json(page_folder / "checks.json", "")["sizes"]
+    for name in re.findall(r'"([^"]+)"', re.findall("LARGE = (.*)", (page_folder / "engine.js").read_text("utf-8"))[0]):
+        assert sizes[name] == (page_folder / name).stat().st_size
     assert sum((page_folder / name).stat().st_size for name in names - model) < 15e6
 
 

@@ -100,7 +100,8 @@ def test_the_page_answers_as_python_does(browser: Any, site: Site, tmp_path: Pat
     page = opened(browser, site.address)
     page.fill("#labels", "，".join(LABELS))
     page.set_input_files("#files", files)
-    page.wait_for_selector(f"#pictures > li:nth-child({len(files)}) details:not([hidden])")
+    page.wait_for_selector(f"#pictures > li:nth-child({len(files)}) details:not([hidden]), #errors li")
+    assert page.locator("#errors li").all_inner_texts() == []
     starter = load("starter")
     expected = dict(zip((file.name for file in files), starter.embed_images(list(files)), strict=True))
     found = embeddings(page)

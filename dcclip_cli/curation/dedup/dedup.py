@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -101,6 +101,8 @@ def _caption_columns(rows: Sequence[Mapping[str, Any]], language: Language) -> d
 class Decontaminate(GlobalFilter):
     """Drops images, and optionally captions, that are in evaluation sets."""
 
+    _of: ClassVar[str] = "evaluation"  # in the reasons
+
     paths: tuple[PathOption, ...] = Field(
         min_length=1,
         description="Evaluation sets: Parquet or tar files of pairs, folders of shards, or folders of images",
@@ -115,14 +117,20 @@ class Decontaminate(GlobalFilter):
         if self.images:
             thumbs = "(SELECT number, thumb FROM evaluation UNION ALL SELECT number, thumb FROM thumbs)"
             find_near(connection, "evaluation", "live_pairs", thumbs, self.bits)
-            connection.execute(_DROP_IMAGES)
+            connection.execute(_DROP_IMAGES, {"reason": f"{self._of}-image"})
         if self.captions:
             connection.execute(_DROP_CAPTIONS)
 
 
+class Earlier(Decontaminate):
+    """Drops images that earlier collections have."""
+
+    _of = "earlier"
+
+
 _DROP_IMAGES = """
 INSERT INTO pair_drops
-    SELECT later, 'evaluation-image', 'shows the same as ' || key FROM near JOIN evaluation ON number = earlier
+    SELECT later, $reason, 'shows the same as ' || key FROM near JOIN evaluation ON number = earlier
 """
 
 _DROP_CAPTIONS = """
@@ -180,6 +188,9 @@ class DedupOptions(Options):
     """Filters over all pairs at once. Of duplicates, the first one in the order of sources is kept."""
 
     decontaminate: Decontaminate | None = Field(None, description="Evaluation sets whose images must not be kept")
+    earlier: tuple[PathOption, ...] = Field(
+        (), description="Outputs of earlier collections, or other shards: pairs with an image of these are dropped"
+    )
     duplicates: tuple[Duplicate, ...] = Field(
         (SameImage(), NearImage(), SameCaption()), description="Kinds of duplicates that are removed; empty: none"
     )
@@ -196,10 +207,10 @@ def dedup(
 ) -> None:
     """Write `decisions.parquet` and `captions.parquet` into the folder `out`, ordered by key.
 
-    The filters `first` (thresholds of scores) run before all others; then evaluation sets, equal images, near
-    duplicates, captions, whatever their order in the recipe. A pair that lacks a needed language is dropped after
-    equal images were merged, since that may have added it. DuckDB uses about `memory_mb`, by default 256 and 128
-    for each core, and spills into `out`.
+    The filters `first` (thresholds of scores) run before all others; then evaluation sets, earlier collections, equal
+    images, near duplicates, captions, whatever their order in the recipe. A pair that lacks a needed language is
+    dropped after equal images were merged, since that may have added it. DuckDB uses about `memory_mb`, by default 256
+    and 128 for each core, and spills into `out`.
 
     decisions: key, reason (NULL: kept), detail, zh and en (the final captions of kept pairs, else empty),
     scores (JSON: by name a number, or a list per language in the order of the captions; NULL if there are none).
@@ -213,7 +224,8 @@ def dedup(
         connection.execute("SET temp_directory = $value", {"value": f"{working}/spill"})
         connection.execute("SET preserve_insertion_order = false")  # all choices are ordered explicitly
         fill(connection, signatures, scores)
-        for each in [*first, *([options.decontaminate] if options.decontaminate else [])]:
+        earlier = Earlier(paths=options.earlier) if options.earlier else None
+        for each in [*first, *filter(None, (options.decontaminate, earlier))]:
             each.apply(connection)
             drop_empty(connection)
         for kind in (SameImage, NearImage, SameCaption):

@@ -1,8 +1,8 @@
-"""ONNX bundles, for onnxruntime and transformers.js, and the layout of the same graphs that immich loads."""
+"""ONNX bundles, for onnxruntime, and the layouts of the same graphs that transformers.js and immich load."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,7 +12,7 @@ from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.exporters import FormatName, Precision, Preprocess
 from dcclip_cli.exporters.formats import Format
 from dcclip_cli.files import link_or_copy, write_json
-from dcclip_cli.inference.onnx_encoder import IMAGE, PIXELS, RGB, TEXT, TOKENIZER, OnnxEncoder, Run
+from dcclip_cli.inference.onnx_encoder import IMAGE, PIXELS, RGB, TEXT, TOKENIZER, OnnxEncoder, Run, runner
 from dcclip_cli.model.preprocess import RESAMPLING, Preprocessing
 
 if TYPE_CHECKING:
@@ -23,10 +23,7 @@ _IMMICH_IMAGE, _IMMICH_TEXT, _IMMICH_EMBEDDING = "image", "text", "embedding"
 
 
 class Onnx(Format):
-    """image.onnx and text.onnx, run by onnxruntime, with the small JSON files that transformers.js reads.
-
-    transformers.js preprocesses images itself, so that these files are left out where the graph does.
-    """
+    """image.onnx and text.onnx, run by onnxruntime."""
 
     name: ClassVar[FormatName] = "onnx"
     precisions = ("fp32", "fp16", "int8")
@@ -37,19 +34,51 @@ class Onnx(Format):
         for name in (IMAGE, TEXT):
             for file in graphs.glob(f"{name}*"):
                 link_or_copy(file, folder / file.name)
-        if preprocesses(folder / IMAGE):
-            return
+
+    def open(self, folder: Path) -> OnnxEncoder:
+        return OnnxEncoder(folder, "cpu")
+
+
+class TransformersJs(Format):
+    """onnx/model.onnx, which pipelines of transformers.js load, the two towers of it, and JSON files.
+
+    transformers.js does not resize as Pillow does. Where the graph preprocesses, which is the default, it only hands on
+    the decoded image, float (1, 3, height, width) from 0 to 255.
+    """
+
+    name: ClassVar[FormatName] = "transformers.js"
+    precisions = ("fp32", "fp16", "int8")
+    preprocess = ("graph", "outside")
+    from_onnx = True
+    files = ("onnx/vision_model.onnx", "onnx/text_model.onnx", "onnx/model.onnx")
+
+    def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
+        import onnx
+
+        check_size(graphs, self.name)
+        image, text = (onnx.load(graphs / name) for name in (IMAGE, TEXT))
         processor = {
             "image_processor_type": "CLIPImageProcessor",
             "feature_extractor_type": "CLIPFeatureExtractor",
             **clip_image_processor(source.preprocessing),
         }
-        write_json(folder / "config.json", {"model_type": "clip"})  # transformers.js runs them as a CLIP's two towers
+        if image.graph.input[0].name == RGB:
+            _rename(image, {PIXELS: f"preprocess/{PIXELS}"})
+            _prepend(image, onnx.parser.parse_graph(_DECODED))
+            steps = [name for name in processor if name.startswith("do_") and name != "do_convert_rgb"]
+            processor |= dict.fromkeys(steps, False)
+        (folder / self.files[0]).parent.mkdir()
+        for file, graph in zip(self.files, (image, text, _compared(image, text, source)), strict=True):
+            onnx.save(graph, folder / file)
+        # A SigLIP's texts are padded to the full length. All files have names without a precision, which is "fp32".
+        kind = {"model_type": "siglip" if source.fixed else "clip", "transformers.js_config": {"dtype": "fp32"}}
+        write_json(folder / "config.json", kind)
         write_json(folder / "preprocessor_config.json", processor)
         write_json(folder / "tokenizer_config.json", _tokenizer_config(source))
 
-    def open(self, folder: Path) -> OnnxEncoder:
-        return OnnxEncoder(folder, "cpu")
+    def runner(self, file: Path) -> Run:
+        run = runner(file)
+        return lambda items: run(items.transpose(0, 3, 1, 2).astype(np.float32) if items.dtype == np.uint8 else items)
 
 
 class Immich(Format):
@@ -80,12 +109,7 @@ class Immich(Format):
         source.tokenizer.save(str(folder / "textual" / TOKENIZER))
 
     def runner(self, file: Path) -> Run:
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        dtype = np.int32 if name == _IMMICH_TEXT else np.float32
-        return lambda items: np.asarray(session.run(None, {name: items.astype(dtype)})[0])
+        return runner(file)
 
 
 def check_size(graphs: Path, name: FormatName) -> None:
@@ -135,14 +159,59 @@ def _rename_inputs(graph: Path, out: Path, takes: str) -> int:
     is_text = given.type.tensor_type.elem_type == TensorProto.INT64
     if not is_text:
         names[given.name] = takes
-    for tensors in (tensors for node in model.graph.node for tensors in (node.input, node.output)):
-        tensors[:] = [names.get(name, name) for name in tensors]
+    _rename(model, names)
     if is_text:
         given.type.tensor_type.elem_type = TensorProto.INT32
         model.graph.node.insert(0, helper.make_node("Cast", [takes], [given.name], "ids", to=TensorProto.INT64))
     given.name, gives.name = takes, _IMMICH_EMBEDDING
     onnx.save(model, out)
     return int(gives.type.tensor_type.shape.dim[-1].dim_value)
+
+
+def _rename(model: Any, names: Mapping[str, str]) -> None:
+    for tensors in (tensors for node in model.graph.node for tensors in (node.input, node.output)):
+        tensors[:] = [names.get(name, name) for name in tensors]
+
+
+# ---- both towers in one graph
+
+_DECODED = """
+decoded (float[1, 3, height, width] pixel_values) => (uint8[1, height, width, 3] rgb_image) {
+    last = Einsum<equation = "bchw -> bhwc">(pixel_values)
+    rgb_image = Cast<to = 2>(last)
+}
+"""  # onnxruntime 1.32 moves a Transpose behind the Resize, with wrong sizes
+_COMPARISON = """
+comparison (float[images, width] image_embeds, float[texts, width] text_embeds)
+    => (float[images, texts] logits_per_image, float[texts, images] logits_per_text) {
+    columns = Transpose<perm = [1, 0]>(text_embeds)
+    cosines = MatMul(image_embeds, columns)
+    scale = Constant<value = float {%.9g}>()
+    scaled = Mul(cosines, scale)
+    bias = Constant<value = float {%.9g}>()
+    logits_per_image = Add(scaled, bias)
+    logits_per_text = Transpose<perm = [1, 0]>(logits_per_image)
+}
+"""
+
+
+def _compared(image: Any, text: Any, source: Source) -> Any:
+    """A graph of both towers that gives their embeddings and the logits, without or with the bias of a sigmoid."""
+    from onnx import compose, parser
+
+    scale, bias = source.encoder.logit_scale, source.encoder.logit_bias
+    if source.fixed and bias is None:
+        bias = -scale  # transformers.js takes a sigmoid: 0.5 for equal embeddings
+    own = {"rename_inputs": False, "rename_outputs": False}
+    towers = [compose.add_prefix(graph, f"{tower}/", **own) for tower, graph in (("image", image), ("text", text))]
+    named = towers[1].graph  # its sizes have the names of the images' ones
+    for value in (*named.input, *named.output, *named.value_info):
+        for size in (one for one in value.type.tensor_type.shape.dim if one.dim_param):
+            size.dim_param = f"text/{size.dim_param}"
+    both, last = compose.merge_models(*towers, io_map=[]), parser.parse_graph(_COMPARISON % (scale, bias or 0))
+    both.graph.node.extend(last.node)
+    both.graph.output.extend(last.output)
+    return both
 
 
 # ---- preprocessing as the first nodes of an image graph, which then takes a decoded image of any size
@@ -202,11 +271,16 @@ def add_preprocessing(file: Path, preprocessing: Preprocessing) -> None:
     import onnx
 
     model = onnx.load(file, load_external_data=False)
-    first, nodes = preprocessing_graph(preprocessing), list(model.graph.node)
+    _prepend(model, preprocessing_graph(preprocessing))
+    file.write_bytes(model.SerializeToString())
+
+
+def _prepend(model: Any, first: Any) -> None:
+    """Let a model take the inputs of a graph, which computes the model's own."""
+    nodes = list(model.graph.node)
     del model.graph.node[:], model.graph.input[:]
     model.graph.node.extend([*first.node, *nodes])
     model.graph.input.extend(first.input)
-    file.write_bytes(model.SerializeToString())
 
 
 def preprocesses(graph: Path) -> bool:

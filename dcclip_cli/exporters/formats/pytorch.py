@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 
 _OTHER = Message("use --format onnx or --format open_clip")
+_HIDDEN = "visual.head.mlp.fc1.weight"  # of a projection of images by an MLP
 
 
 class OpenClip(Format):
@@ -70,6 +71,7 @@ class Transformers(Format):
     package = "transformers"
     install = "pip install 'dcclip[train]'"
     crops_down = True
+    mlps: ClassVar[bool] = False  # supports a projection of images with a hidden layer
 
     def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
         from transformers import CLIPImageProcessor
@@ -80,7 +82,8 @@ class Transformers(Format):
             model, tokenizer, processor = source.towers.model, source.towers.tokenizer, source.towers.image_processor
         else:
             processor = CLIPImageProcessor(**clip_image_processor(source.preprocessing))
-            model, tokenizer = _model(source), _tokenizer(source)
+            tokenizer = _tokenizer(source)
+            model = _model(source, self.mlps, tokenizer.eos_token_id)
         if precision == "fp16":
             model = model.half()
         model.save_pretrained(folder)
@@ -98,13 +101,15 @@ class Transformers(Format):
 class SentenceTransformers(Transformers):
     """The files of `transformers`, with sentence-transformers' own modules around them.
 
-    Its Transformer module finds both towers of the model, and its Normalize gives embeddings of length 1.
+    Its Transformer module finds both towers of the model, and its Normalize gives embeddings of length 1. Where images
+    are projected by an MLP, both towers end in its hidden layer, and modules between these two have the rest.
     """
 
     name = "sentence-transformers"
     precisions = ("fp32",)
     package = "sentence_transformers"
     install = "pip install 'sentence-transformers>=5.4'"
+    mlps = True
 
     def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
         from sentence_transformers import SentenceTransformer
@@ -115,7 +120,7 @@ class SentenceTransformers(Transformers):
             file = folder / "tokenizer_config.json"
             write_json(file, {**read_json(file, ""), "model_input_names": ["input_ids"]})
         padding: Any = {"text": {"padding": "max_length"}} if source.fixed else None
-        modules = [Transformer(str(folder), processing_kwargs=padding), Normalize()]
+        modules = [Transformer(str(folder), processing_kwargs=padding), *_after_hidden(source), Normalize()]
         model = SentenceTransformer(modules=modules, similarity_fn_name="cosine", device="cpu")
         model.save(str(folder), create_model_card=False)
 
@@ -155,7 +160,26 @@ class _SentenceEncoder(ExportedEncoder):
         return found["sentence_embedding"].numpy()
 
 
-def _model(source: Source) -> Any:
+def _after_hidden(source: Source) -> list[Any]:
+    """Of a student with an MLP: its second layer for images, and for texts their own numbers of the hidden layer."""
+    import torch
+
+    weights = source.towers.model.state_dict()
+    if _HIDDEN not in weights:
+        return []
+    from sentence_transformers.base.modules import Dense, Router
+
+    bias, second, last_bias = (weights[f"visual.head.mlp.{name}"] for name in ("fc1.bias", "fc2.weight", "fc2.bias"))
+    width, hidden = second.shape
+    images = [
+        Dense(hidden, hidden, True, torch.nn.GELU(), torch.eye(hidden), bias),
+        Dense(hidden, width, True, None, second, last_bias),
+    ]
+    texts = [Dense(hidden, width, False, None, torch.eye(width, hidden))]
+    return [Router({"image": images, "text": texts})]
+
+
+def _model(source: Source, mlps: bool, end: int) -> Any:
     from transformers import CLIPTextConfig, TimmWrapperConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
     if source.folder is None:
@@ -163,10 +187,10 @@ def _model(source: Source) -> Any:
     config = json.loads((source.folder / "open_clip_config.json").read_text("utf-8"))["model_cfg"]
     image, text = config["vision_cfg"], config["text_cfg"]
     weights: dict[str, Tensor] = dict(source.towers.model.state_dict())
-    projection = _projection(source, weights)
-    vocabulary = int(text["vocab_size"])
+    projection = _HIDDEN if mlps and _HIDDEN in weights else _projection(source, weights)
+    width, features = weights[projection].shape
     text_config = CLIPTextConfig(
-        vocab_size=vocabulary,
+        vocab_size=text["vocab_size"],
         hidden_size=text["width"],
         intermediate_size=text["width"] * 4,
         num_hidden_layers=text["layers"],
@@ -175,8 +199,8 @@ def _model(source: Source) -> Any:
         hidden_act="quick_gelu" if config.get("quick_gelu") else "gelu",
         pad_token_id=text["pad_id"],
         bos_token_id=0,
-        eos_token_id=vocabulary - 1,
-        projection_dim=config["embed_dim"],
+        eos_token_id=end,
+        projection_dim=width,
     )
     side = source.preprocessing.size
     image_config = TimmWrapperConfig(
@@ -184,13 +208,11 @@ def _model(source: Source) -> Any:
         model_args={},
         pretrained_cfg={"input_size": [3, side, side]},
         num_labels=0,
-        hidden_size=weights[projection].shape[1],  # of the pooled features
+        hidden_size=features,  # pooled
     )
-    both = VisionTextDualEncoderConfig.from_vision_text_configs(
-        image_config, text_config, projection_dim=config["embed_dim"]
-    )
+    both = VisionTextDualEncoderConfig.from_vision_text_configs(image_config, text_config, projection_dim=width)
     model = VisionTextDualEncoderModel(both).eval()
-    model.load_state_dict(_renamed(weights, projection, int(text["eos_id"])))
+    model.load_state_dict(_renamed(weights, projection, [int(text["eos_id"]), end]))
     return model
 
 
@@ -207,8 +229,11 @@ def _projection(source: Source, weights: dict[str, Tensor]) -> str:
     raise DcclipError("{}: VisionTextDualEncoderModel supports no others", _OTHER, what)
 
 
-def _renamed(weights: dict[str, Tensor], projection: str, end: int) -> dict[str, Tensor]:
-    """open_clip's weights under transformers' names; row `end` of the embedding is exchanged with the last."""
+def _renamed(weights: dict[str, Tensor], projection: str, ends: list[int]) -> dict[str, Tensor]:
+    """open_clip's weights under transformers' names; the rows of the two `ends` are exchanged.
+
+    Texts get zeros for what `projection` gives images more.
+    """
     import torch
 
     layer_parts = {
@@ -218,12 +243,13 @@ def _renamed(weights: dict[str, Tensor], projection: str, end: int) -> dict[str,
         "mlp.c_fc": "mlp.fc1",
         "mlp.c_proj": "mlp.fc2",
     }
+    images, texts = weights[projection], weights["text.text_projection"].T
     table = weights["text.token_embedding.weight"].clone()
-    table[[end, -1]] = table[[-1, end]]
+    table[ends] = table[ends[::-1]]
     found = {
         "logit_scale": weights["logit_scale"],
-        "visual_projection.weight": weights[projection],
-        "text_projection.weight": weights["text.text_projection"].T.contiguous(),
+        "visual_projection.weight": images,
+        "text_projection.weight": torch.cat([texts, texts.new_zeros(len(images) - len(texts), texts.shape[1])]),
         "text_model.embeddings.token_embedding.weight": table,
         "text_model.embeddings.position_embedding.weight": weights["text.positional_embedding"],
     }
@@ -245,7 +271,7 @@ def _renamed(weights: dict[str, Tensor], projection: str, end: int) -> dict[str,
 
 
 def _tokenizer(source: Source) -> Any:
-    """The student's tokenizer with its end token last.
+    """The student's tokenizer with its end token the last of the pieces.
 
     A CLIPTextModel whose end token has the id 2, as students' do, pools at the largest id instead: transformers' rule
     for old checkpoints.

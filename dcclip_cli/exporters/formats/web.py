@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import os
 import tarfile
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from dcclip_cli.exporters import Precision
 from dcclip_cli.exporters.formats.onnx import Onnx, check_size
 from dcclip_cli.exporters.samples import TEXTS
 from dcclip_cli.exporters.source import prepare
-from dcclip_cli.files import atomic_write, cache_folder
+from dcclip_cli.files import atomic_write, cache_folder, write_json
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import VERSION
 
@@ -114,7 +113,7 @@ FILES = {
 }
 _LICENSES = {"LICENSE": "LICENSE-onnxruntime.txt", "ThirdPartyNotices.txt": "NOTICES-onnxruntime.txt"}
 PAGE, LIBRARIES, CHECKS = "web", "libraries", "checks.json"
-"""The page's own files in this package, the folder of libraries, and texts with their token ids."""
+"""The page's own files in this package, the folder of libraries, and sizes of files and texts with their token ids."""
 
 
 class Web(Onnx):
@@ -147,8 +146,9 @@ class Web(Onnx):
         for name, new in _LICENSES.items():
             (libraries / new).write_bytes((Path(onnxruntime.__file__).parent / name).read_bytes())
         tokenizer = prepare(source)
-        ids = [[text, tokenizer.encode(" ".join(text.split())).ids] for text in TEXTS]
-        (folder / CHECKS).write_text(json.dumps(ids, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+        tokens = [[text, tokenizer.encode(" ".join(text.split())).ids] for text in TEXTS]
+        sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in sorted(folder.rglob("*.*"))}
+        write_json(folder / CHECKS, {"sizes": sizes, "tokens": tokens})
 
 
 def _registry() -> str:

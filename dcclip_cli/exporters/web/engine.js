@@ -11,7 +11,7 @@ const BATCH = 32; // texts
 const LARGE = ["libraries/onnxruntime.wasm", "image.onnx", "text.onnx"];
 const at = (name) => new URL(name, import.meta.url).href;
 
-let model, images, texts, tokenize;
+let model, checks, images, texts, tokenize;
 const known = new Map(); // text -> embedding
 
 async function open(name) {
@@ -24,7 +24,7 @@ const loadJson = async (name) => (await open(name)).json();
 
 /** A file of the page as bytes; `advance` is called with the number of bytes of each part. */
 async function load(name, advance) {
-  const bytes = new Uint8Array(model.files[name].bytes);
+  const bytes = new Uint8Array(checks.sizes[name]);
   const reader = (await open(name)).body.getReader();
   for (let place = 0; ; ) {
     const { done, value } = await reader.read();
@@ -41,19 +41,18 @@ async function start() {
   ort.env.logLevel = "error";
   ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency ?? 1) : 1;
   ort.env.wasm.wasmPaths = { mjs: at("libraries/onnxruntime-wasm.js") };
-  model = await loadJson("dcclip.json");
-  const total = LARGE.reduce((sum, name) => sum + model.files[name].bytes, 0);
+  [model, checks] = await Promise.all([loadJson("dcclip.json"), loadJson("checks.json")]);
+  const total = LARGE.reduce((sum, name) => sum + checks.sizes[name], 0);
   let done = 0;
   const advance = (bytes) => self.postMessage({ progress: (done += bytes) / total });
-  const [definition, checks, wasm, ...graphs] = await Promise.all([
+  const [definition, wasm, ...graphs] = await Promise.all([
     loadJson("tokenizer.json"),
-    loadJson("checks.json"),
     ...LARGE.map((name) => load(name, advance)),
   ]);
   ort.env.wasm.wasmBinary = wasm.buffer;
   const tokenizer = new Tokenizer(definition, {});
   tokenize = (wanted) => rowsOf(tokenizer, model, wanted);
-  const same = checks.every(([text, ids]) => `${tokenize([text])[0]}` === `${ids}`);
+  const same = checks.tokens.every(([text, ids]) => `${tokenize([text])[0]}` === `${ids}`);
   const options = { graphOptimizationLevel: "basic" }; // more takes longer to start, and computes no faster here
   images = await ort.InferenceSession.create(graphs[0], options);
   texts = await ort.InferenceSession.create(graphs[1], options);
