@@ -10,7 +10,6 @@ accuracy among the classes; and how often words of one meaning agree. --keep sto
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -28,9 +27,9 @@ from dcclip_cli.model.reference import resolve
 RECIPE = Path(__file__).parent.parent / "recipes/starter"
 sys.path.append(str(RECIPE))
 
-import held_out
-import vocabulary
-from wordnet import WordNet
+import held_out  # noqa: E402
+import vocabulary  # noqa: E402
+from wordnet import WordNet  # noqa: E402
 
 FIRST, USEFUL = 8, 4
 LANGUAGES = ("en", "zh")
@@ -57,13 +56,11 @@ def main() -> None:
             np.save(given.keep, images)
     queries(model, images, labels, list(names.folders))
     classes(model, images, labels, names)
-    meanings = vocabulary.read_meanings(net := WordNet(given.wordnet), vocabulary.read_words(under_of(net)))
+    net = WordNet(given.wordnet)
+    under = net.classes_under(vocabulary.read_names()["folders"])
+    meanings = vocabulary.read_meanings(net, vocabulary.read_words(under))
     known_words(model, meanings)
     agreement(model, meanings)
-
-
-def under_of(net: WordNet) -> dict[str, frozenset[int]]:
-    return net.classes_under(vocabulary.read_names()["folders"])
 
 
 def queries(model: Encoder, images: np.ndarray, labels: np.ndarray, folders: list[str]) -> None:

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 import space
 import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, processors
-from torch import Tensor, nn
+from torch import Tensor
 
 from dcclip_cli.model.tokenizer import BEGIN_ID, END_ID, SPECIAL
 

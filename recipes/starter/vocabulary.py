@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 NAMES = HERE.parent.parent / "dcclip_cli/data/prompts/imagenet.json"
 LANGUAGES = ("zh", "en")
 
+
 @dataclass
 class Meaning:
     """One set of classes with every word for it, the name proper first."""
