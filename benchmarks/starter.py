@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dcclip_cli.cli.flags import split
 from dcclip_cli.data import prompts
 from dcclip_cli.eval.loaders.files import images_by_class
 from dcclip_cli.inference.encoder import Encoder, load_encoder
 from dcclip_cli.inference.zero_shot import Labels, class_embeddings, fill, softmax
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
+from dcclip_cli.text import split
 
 sys.path.append(str(Path(__file__).parent.parent / "recipes/starter"))
 

@@ -31,7 +31,7 @@ MAY = {
 LATE = {("curation", "inference"), ("data", "model"), ("inference", "model")}
 LIGHT = {
     "dcclip_cli.model",
-    *(f"dcclip_cli.model.{name}" for name in ("precision", "preprocess", "reference")),
+    *(f"dcclip_cli.model.{name}" for name in ("known", "precision", "preprocess", "reference")),
 }  # no torch
 SHARED = {file.stem for file in PACKAGE.glob("[!_]*.py")} - ON_TOP
 

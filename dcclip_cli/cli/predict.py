@@ -18,7 +18,7 @@ from dcclip_cli.text import language_by_script, printable, size_in_words, split
 
 if TYPE_CHECKING:
     from dcclip_cli.inference.encoder import Encoder
-    from dcclip_cli.inference.index import Hit
+    from dcclip_cli.inference.files import SearchResult
     from dcclip_cli.inference.model import Prediction
     from dcclip_cli.progress import Progress
 
@@ -102,9 +102,10 @@ def predict(
     least: float | list[float] = threshold
     if thresholds or (multi_label and not threshold and not template and not no_template):
         least = _thresholds(thresholds, model, encoder, wanted, talk)
+    _say_unknown(talk, "predict", ready.unknown)
     predictions = run(encoder, ready, paths, top_k, least)
     counted = console.counted(talk, "predict", predictions, len(paths), at_once=not as_json)
-    if _show(counted, "json" if as_json else "jsonl" if as_jsonl else "csv" if as_csv else "text"):
+    if _show(counted, "json" if as_json else "jsonl" if as_jsonl else "csv" if as_csv else "text", ready.unknown):
         raise Exit(1)
 
 
@@ -124,7 +125,14 @@ def _thresholds(
     return [known.get(label, 0.0) for label in labels]
 
 
-def _show(predictions: Iterable[Prediction], form: Literal["text", "json", "jsonl", "csv"]) -> int:
+def _say_unknown(talk: Progress, command: str, texts: Sequence[str]) -> None:
+    if texts:
+        talk.say(Message("warning: {}: the model never learnt {}", command, ", ".join(texts)))
+
+
+def _show(
+    predictions: Iterable[Prediction], form: Literal["text", "json", "jsonl", "csv"], unknown: Sequence[str]
+) -> int:
     """Print predictions, as JSON all together, else each when it is known; returns how many images are unreadable."""
     listed, table, unread = [], csv.writer(sys.stdout, lineterminator="\n"), console.ErrorLines()
     if form == "csv":
@@ -137,9 +145,9 @@ def _show(predictions: Iterable[Prediction], form: Literal["text", "json", "json
             with console.printing():
                 table.writerows([csv_cell(image), csv_cell(name), f"{value:.6f}"] for name, value in prediction.labels)
         elif form == "json":
-            listed.append(_plain(prediction))
+            listed.append(_plain(prediction, unknown))
         elif form == "jsonl":
-            console.show_now(as_json(_plain(prediction)))
+            console.show_now(as_json(_plain(prediction, unknown)))
         elif prediction.error is None:
             scores = "   ".join(f"{label} {value:.1%}" for label, value in prediction.labels)
             console.show(f"{image}   {scores or '-'}")
@@ -153,10 +161,13 @@ def csv_cell(text: str) -> str:
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
 
 
-def _plain(prediction: Prediction) -> dict[str, object]:
+def _plain(prediction: Prediction, unknown: Sequence[str]) -> dict[str, object]:
     if prediction.error is not None:
         return {"image": str(prediction.image), "error": prediction.error.what, "hint": prediction.error.hint}
-    labels = [{"label": label, "probability": round(value, 6)} for label, value in prediction.labels]
+    labels = [
+        {"label": label, "probability": round(value, 6)} | ({"unknown": True} if label in unknown else {})
+        for label, value in prediction.labels
+    ]
     return {"image": str(prediction.image), "labels": labels}
 
 
@@ -212,25 +223,30 @@ def search(
     found = files.search(plus, given, **query, model=model, top_k=top_k, fresh=fresh, **options)
     hits = found.hits
     asked = " + ".join((*plus, *map(str, image or ()))) + "".join(f" - {one}" for one in minus)
+    _say_unknown(talk, "search", found.unknown)
+    if not found.fits:
+        talk.say(Message("warning: search: nothing fits {} well", asked))
     if as_json:
         console.show_json([{"image": str(hit.image), "score": round(hit.score, 6)} for hit in hits])
     else:
         rows = [(str(hit.image), f"{hit.score:.3f}") for hit in hits]
         console.show_table(Message("{}, in {}", asked, ", ".join(given)), (Message("image"), Message("score")), rows)
     if page:
-        _write_page(page, asked, hits)
+        _write_page(page, asked, found)
         talk.say(Message("search: {}", page))
     if _show_errors(found.errors):
         raise Exit(1)
 
 
-def _write_page(page: Path, text: str, hits: Sequence[Hit]) -> None:
+def _write_page(page: Path, text: str, found: SearchResult) -> None:
     """Write the hits as one HTML file without scripts or external resources."""
     from dcclip_cli.html import jpeg_thumbnail, write_page
     from dcclip_cli.model.preprocess import decode
 
-    shown = [(hit, jpeg_thumbnail(decode(hit.image), 2 * _THUMBNAIL_PX)) for hit in hits]
-    values = {"text": text, "lang": language_by_script(text), "hits": shown, "size": _THUMBNAIL_PX}
+    shown = [(hit, jpeg_thumbnail(decode(hit.image), 2 * _THUMBNAIL_PX)) for hit in found.hits]
+    notes = [Message("the model never learnt {}", ", ".join(found.unknown))] if found.unknown else []
+    notes += [] if found.fits else [Message("nothing fits {} well", text)]
+    values = {"text": text, "notes": notes, "lang": language_by_script(text), "hits": shown, "size": _THUMBNAIL_PX}
     write_page(page, "dcclip_cli.cli", "search.html.j2", **values)
 
 
@@ -248,6 +264,7 @@ def embed(
     model: flags.Model = None,
     dims: flags.Dims = None,
     dtype: Annotated[Literal["fp32", "fp16", "int8", "binary"], _EMBED_DTYPE] = "fp32",
+    as_json: Annotated[bool, Option("--json", help="Print a JSON object: the file, and texts never learnt.")] = False,
     device: flags.Where = "auto",
     threads: flags.Threads = None,
     quiet: flags.Quiet = False,
@@ -275,7 +292,11 @@ def embed(
 
     options: dict[str, Any] = {"dims": dims, "dtype": dtype, "device": device, "threads": threads, "progress": talk}
     found = files.embed(find_images(images or (), sys.stdin), texts=wanted, out=out, model=model, **options)
-    console.show(str(found.file))
+    _say_unknown(talk, "embed", found.unknown)
+    if as_json:
+        console.show_json({"file": str(found.file), "unknown": found.unknown})
+    else:
+        console.show(str(found.file))
     if _show_errors(found.errors):
         raise Exit(1)
 

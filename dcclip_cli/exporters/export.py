@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -325,6 +326,7 @@ def _about(source: Source, folder: Path, options: ExportOptions) -> dict[str, An
         "preprocess": options.preprocess,
         "logit_scale": model.logit_scale,
         "logit_bias": model.logit_bias,
+        "known": asdict(model.known) if model.known and model.known.dimension < (options.dims or math.inf) else None,
         "languages": list(prompts),
         "prompts": {language: list(templates) for language, templates in prompts.items()},
         "context_length": source.context_length,

@@ -14,6 +14,7 @@ import numpy as np
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import set_library_defaults
 from dcclip_cli.model import Precision
+from dcclip_cli.model.known import Known
 from dcclip_cli.model.precision import AS_ASKED, Choice, check_logits, choose_precision, finite, torch_device
 from dcclip_cli.model.preprocess import flatten
 from dcclip_cli.model.reference import ModelReference
@@ -42,6 +43,7 @@ class Encoder(Protocol):
     prompts: Mapping[str, Sequence[str]]  # language -> templates that `predict` puts labels into
     logit_scale: float  # factor of the cosines before the softmax
     logit_bias: float | None  # added to the logits by sigmoid models
+    known: Known | None  # how it says that it never learnt a text
     precision: str  # fp32 or bf16, or the precision of an export
     parameters: int
     size_bytes: int  # of the weights
@@ -83,7 +85,7 @@ class TorchEncoder:
         self.name, self.fingerprint = towers.name, towers.fingerprint + ("-bf16" if choice.precision == "bf16" else "")
         self.trained_dims: Sequence[int] = towers.trained_dims
         self.preprocessing: Mapping[str, Any] = towers.preprocessing_record
-        self.logit_scale, self.logit_bias = towers.logit_scale, towers.logit_bias
+        self.logit_scale, self.logit_bias, self.known = towers.logit_scale, towers.logit_bias, towers.known
         check_logits(self.logit_scale, self.logit_bias, self.name)
         self.parameters = towers.parameters_count()
         self.size_bytes = sum(weight.numel() * weight.element_size() for weight in towers.parameters())
@@ -126,6 +128,7 @@ class ShortEncoder:
         self.name = f"{encoder.name}-{dims}d"
         self.fingerprint = f"{encoder.fingerprint}-{dims}d"
         self.trained_dims: Sequence[int] = [one for one in encoder.trained_dims if one <= dims]
+        self.known = encoder.known if encoder.known and encoder.known.dimension < dims else None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.whole, name)

@@ -38,19 +38,29 @@ ProgressChoice = bool | Callable[[str], object] | Progress
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The images that fit a search best, the best first, and by path the errors of those that cannot be read."""
+    """The images that fit a search best, the best first, and by path the errors of those that cannot be read.
+
+    `unknown` are the texts that the model never learnt; `fits` is False if even the best image most likely shows
+    something else. Models that cannot tell say neither.
+    """
 
     hits: list[Hit]
     errors: dict[str, DcclipError]
+    unknown: list[str]
+    fits: bool
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """A file of embeddings, the names of its rows, and by path the errors of images without a row."""
+    """A file of embeddings, the names of its rows, and by path the errors of images without a row.
+
+    `unknown` are the texts that the model never learnt.
+    """
 
     file: Path
     names: list[str]
     errors: dict[str, DcclipError]
+    unknown: list[str]
 
 
 def predict(
@@ -117,7 +127,10 @@ def search(
     count, new = sum(len(one.paths) for one in indexes), sum(one.embedded for one in indexes)
     talk.say(Message("search: {} images, {} of them embedded now", count, new))
     errors = {str(index.folder / name): error for index in indexes for name, error in index.errors.items()}
-    return SearchResult(search_all(indexes, query, top_k), errors)
+    hits, known = search_all(indexes, query, top_k), encoder.known
+    is_text = bool(known and texts and not images)
+    fits = not is_text or known is None or hits[0].score >= known.fits
+    return SearchResult(hits, errors, asked.unknown([*texts, *without]), fits)
 
 
 def embed(
@@ -145,7 +158,8 @@ def embed(
     if texts:
         with embedded_texts(encoder, texts, out, talk) as vectors:
             _write(out, texts, compressed(vectors, dtype))
-        return Embeddings(out, list(texts), {})
+            unknown = encoder.known.unknown(texts, vectors) if encoder.known else []
+        return Embeddings(out, list(texts), {}, unknown)
     with embedded_images(encoder, paths, out, talk) as found:
         errors = {str(paths[place]): error for place, error in found.errors.items()}
         if not found.there.any():
@@ -153,7 +167,7 @@ def embed(
             raise DcclipError("{}none of the images could be read", "use JPEG, PNG or WebP files", why and f"{why}\n")
         named = [str(path) for path, there in zip(paths, found.there, strict=True) if there]
         _write(out, named, compressed(found.vectors, dtype))
-    return Embeddings(out, named, errors)
+    return Embeddings(out, named, errors, [])
 
 
 def open_encoder(

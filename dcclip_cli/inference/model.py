@@ -129,6 +129,11 @@ class Model:
         """(N, D) embeddings of length 1, float32, of the texts themselves, without templates."""
         return text_embeddings(self._encoder, [texts] if isinstance(texts, str) else texts)
 
+    def unknown(self, texts: Sequence[str]) -> list[str]:
+        """Those of the texts that the model never learnt; none for a model without `known` in its dcclip.json."""
+        several, known = [texts] if isinstance(texts, str) else texts, self._encoder.known
+        return known.unknown(several, self.embed_texts(several)) if known and several else []
+
 
 def load(reference: str | os.PathLike[str] | None = None, *, device: str = "auto", threads: int | None = None) -> Model:
     """Load a model: `load("runs/quickstart").predict("img.jpg", ["猫", "dog"])`.

@@ -14,6 +14,7 @@ import numpy as np
 from dcclip_cli.checksums import Record, read_record
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import validated_by
+from dcclip_cli.model.known import Known
 from dcclip_cli.model.precision import NotFiniteError, check_logits, finite
 from dcclip_cli.model.preprocess import Preprocessing, flatten
 from dcclip_cli.run_dir import RECORD
@@ -51,6 +52,7 @@ class Description:
     padding_id: int
     fixed_length: bool
     trained_dims: list[int]
+    known: dict[str, Any] | None = None
 
     @classmethod
     def read(cls, content: Any) -> Description:
@@ -80,9 +82,11 @@ def _validator() -> SchemaValidator:
         "trained_dims": of.list_schema(of.int_schema(ge=1, le=2**16)),
     }
     strict = of.CoreConfig(strict=True, allow_inf_nan=False)
-    return SchemaValidator(
-        of.typed_dict_schema({name: of.typed_dict_field(one) for name, one in fields.items()}, config=strict)
-    )
+    numbers = {"dimension": of.int_schema(ge=0, lt=2**16), "most": of.float_schema(), "fits": of.float_schema()}
+    known = of.typed_dict_schema({name: of.typed_dict_field(one) for name, one in numbers.items()})
+    required = {name: of.typed_dict_field(one) for name, one in fields.items()}
+    optional = {"known": of.typed_dict_field(of.nullable_schema(known), required=False)}
+    return SchemaValidator(of.typed_dict_schema(required | optional, config=strict))
 
 
 def _supported(preprocessing: dict[str, Any]) -> dict[str, Any]:
@@ -107,6 +111,7 @@ class ExportedEncoder:
         self.preprocessing: Mapping[str, Any] = about.preprocessing
         self.prompts: Mapping[str, Sequence[str]] = about.prompts
         self.logit_scale, self.logit_bias = about.logit_scale, about.logit_bias
+        self.known = None if about.known is None else Known(**about.known)
         check_logits(self.logit_scale, self.logit_bias, self.name)
         # The weights of a large graph are in a file next to it.
         parts = (folder / f"{name}{suffix}" for name in files for suffix in ("", ".data"))

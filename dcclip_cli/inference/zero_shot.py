@@ -73,7 +73,8 @@ class Labels:
 
     `templates` replace the model's own; an empty list means the bare labels. Templates with a Chinese character are
     for Chinese labels, the others for the rest; if all are of one kind, they are used for every label.
-    Labels compete with each other (softmax), or with `multi_label` each is judged by itself (sigmoid).
+    Labels compete with each other (softmax), or with `multi_label` each is judged by itself (sigmoid). `unknown` are
+    those that the model says it never learnt.
     Raises DcclipError without labels, and for a template without {}.
     """
 
@@ -93,6 +94,7 @@ class Labels:
         filled = [fill(prompts[language_by_script(label)], label) for label in labels]
         with (progress or Silent()).task(Message("labels"), sum(map(len, filled))) as task:
             self._embeddings = class_embeddings(model, filled, advance=task.advance)
+        self.unknown = model.known.unknown(labels, self._embeddings) if model.known else []
         self._multi_label, self._anything = multi_label, None
         if multi_label and self._bias is None:
             languages = [language_by_script(label) for label in labels]

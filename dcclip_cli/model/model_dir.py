@@ -26,6 +26,7 @@ from dcclip_cli.model.hub_models import (
     library_errors,
     open_clip_config,
 )
+from dcclip_cli.model.known import Known
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.tokenizer import (
     check_tokenizer,
@@ -158,6 +159,7 @@ def _load(folder: Path, record: Record | None, progress: Progress) -> OpenClipTo
         name = str(record.content.get("name", folder.name))
         towers = OpenClipTowers(model, tokenize, preprocessing, name, fingerprint, tokenizer.get_vocab())
         tokens, towers.trained_dims = tokenizer.get_vocab_size(), tuple(record.content.get("trained_dims", ()))
+        towers.known = Known(**record.content["known"]) if record.content.get("known") else None
     check_tokenizer(towers.tokenize, tokens, towers.vocabulary_rows, f"the tokenizer of {folder}")
     return towers
 

@@ -1,4 +1,4 @@
-"""Calibrate the temperature of a model directory on held-out words and images.
+"""Calibrate the temperature of a model directory, and what it knows, on held-out words and images.
 
     python recipes/starter/calibrate.py runs/starter/align/model EMOJI_DIR
 
@@ -18,7 +18,7 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import grow
+import held_out
 import numpy as np
 import space
 import torch
@@ -30,6 +30,7 @@ from dcclip_cli.checksums import write_record
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.model.model_dir import WEIGHTS, load_model
 from dcclip_cli.model.preprocess import decode, flatten
+from dcclip_cli.model.towers import OpenClipTowers
 
 HERE = Path(__file__).parent
 WORDS, DRAWINGS, QUESTIONS = 21, 300, 200  # words to choose from, drawings, choices for each picture
@@ -64,11 +65,12 @@ def main() -> None:
         images = torch.nn.functional.normalize(head(pooled), dim=-1).numpy()
         believed = (head.mlp.fc1(pooled)[:, :1000] + space.THRESHOLD).softmax(dim=-1).numpy()
         texts = {group: towers.text_features(towers.tokenize(list(words))).embedding for group, words in groups.items()}
-    asked = {}
+    asked, asked_of = {}, {}
     for group, words in groups.items():
         members = np.stack([[number in classes for number in range(1000)] for classes in words.values()])
         cosines = images @ torch.nn.functional.normalize(texts[group], dim=-1).numpy().T
-        asked[group] = Questions.of(cosines, believed @ members.T)
+        asked_of[group] = cosines, believed @ members.T
+        asked[group] = Questions.of(*asked_of[group])
     errors = {group: np.asarray([one.calibration_error(scale) for scale in SCALES]) for group, one in asked.items()}
     best = int(sum(errors.values()).argmin())
     scale = float(SCALES[best])
@@ -80,15 +82,45 @@ def main() -> None:
     save_file(weights, arguments.model / WEIGHTS)
     note = arguments.model / "dcclip.json"
     about = json.loads(note.read_text("utf-8"))
-    about["metrics"]["logit_scale"] = scale
+    about["known"] = {"dimension": space.FOREIGN, "most": most_foreign(towers), "fits": least_of_fitting(asked_of)}
     write_record(note, about, sort_keys=True)
-    print(f"{len(pictures)} pictures: logit scale {scale:.2f}")
+    print(f"{len(pictures)} pictures: logit scale {scale:.2f}, {about['known']}")
+
+
+def most_foreign(towers: OpenClipTowers) -> float:
+    """The length along space.FOREIGN that tells known words best from held-out ones, half of each language."""
+    known = (HERE / "words.txt").read_text("utf-8").splitlines()
+    known += [word for more in vocabulary.read_more() for word in (*more.en, *more.zh)]
+    others = [word for held in held_out.read() for word in (held.en, held.zh)]
+    along = []
+    for words in (known, others):
+        texts = torch.nn.functional.normalize(towers.text_features(towers.tokenize(words)).embedding.detach(), dim=-1)
+        along.append(texts[:, space.FOREIGN].numpy())
+    return best_limit(*along)
+
+
+def least_of_fitting(asked: dict[str, tuple[np.ndarray, np.ndarray]]) -> float:
+    """The cosine that tells everyday words on pictures that they fit from the highest of a word that fits none."""
+    above, below = [], []
+    for group, (cosines, believed) in asked.items():
+        if group != "held out":
+            above.append(cosines[believed >= 0.5])
+            below.append(cosines[:, believed.max(axis=0) < 0.1].max(axis=0))
+    return best_limit(np.concatenate(below), np.concatenate(above))
+
+
+def best_limit(low: np.ndarray, high: np.ndarray) -> float:
+    """The number with the largest sum of the shares of low values below it and of high ones above it."""
+    limits = np.linspace(0, 1, 201)
+    right = [(low <= limit).mean() + (high > limit).mean() for limit in limits]
+    best = np.flatnonzero(np.isclose(right, max(right)))
+    return round(float(limits[best].mean()), 3)
 
 
 def held_out_words(net: WordNet, under: dict[str, frozenset[int]]) -> dict[str, frozenset[int]]:
     """Words of WordNet for kinds of the classes, which were not taught, and their classes."""
     taught = {word.casefold() for word in (HERE / "words.txt").read_text("utf-8").splitlines()}
-    taught |= {word for more in grow.read() for word in more.en}
+    taught |= {word for more in vocabulary.read_more() for word in more.en}
     return {
         synset.words[0]: classes
         for key, classes in sorted(under.items())

@@ -1,35 +1,19 @@
-"""Chinese and English words for each ImageNet class, and the captions made of them for training."""
+"""Chinese and English words for ImageNet's classes, for things near them, and for scenes and people."""
 
 from __future__ import annotations
 
 import json
-import random
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from wordnet import WordNet
 
 HERE = Path(__file__).parent
 NAMES = HERE.parent.parent / "dcclip_cli/data/prompts/imagenet.json"
 LANGUAGES = ("zh", "en")
-TEMPLATES_OF_A_WORD = 3
-LONGEST = {"zh": 14, "en": 36}  # characters: every text of a batch is as long as the longest, padding included
-# Beside the evaluation's own: what people type.
-MORE_TEMPLATES = {
-    "en": (
-        "a photo of a {}", "a photo of {}", "a picture of a {}", "this is a {}", "there is a {} in the photo",
-        "one {}", "an image of a {}", "photo of {}", "two {}", "a photograph of some {}", "my {}", "it is a {}",
-        "a {} in the wild", "a small {}", "a big {}", "a close-up of a {}",
-    ),
-    "zh": (
-        "一张{}的照片", "{}的照片", "一个{}", "一只{}", "一辆{}", "一条{}", "一把{}", "一件{}", "一种{}", "这是{}",
-        "这是一只{}", "这是一个{}", "图片里有一个{}", "照片中的{}", "{}图片", "我的{}", "很多{}", "两只{}",
-        "一朵{}", "一座{}", "一台{}", "一架{}", "一艘{}", "一匹{}", "一头{}", "一棵{}", "一幅{}的图片",
-        "有{}的图片", "小{}", "大{}",
-    ),
-}  # fmt: skip
 
 
 @dataclass
@@ -38,6 +22,51 @@ class Meaning:
 
     classes: frozenset[int]
     words: dict[str, list[str]] = field(default_factory=lambda: {language: [] for language in LANGUAGES})
+
+
+class Scene(NamedTuple):
+    """Words for what is in photographs of some classes, such as people, and how much they count in a text."""
+
+    words: list[str]
+    weight: float
+    classes: list[int]
+
+
+class More(NamedTuple):
+    """A word in both languages, each with its other forms or without any, and the key of its nearest kind."""
+
+    en: list[str]
+    zh: list[str]
+    kind: str
+
+
+def lines(name: str) -> list[list[str]]:
+    """The cells of a file of tab-separated values, without comments."""
+    text = (HERE / name).read_text("utf-8")
+    return [line.split("\t") for line in text.splitlines() if not line.startswith("#")]
+
+
+def read_scenes() -> list[Scene]:
+    """scenes.tsv, in its order."""
+    folders = read_names()["folders"]
+    return [
+        Scene([*en.split(";"), *zh.split(";")], float(weight), [folders.index(one) for one in classes.split()])
+        for weight, en, zh, classes in lines("scenes.tsv")
+    ]
+
+
+def read_more() -> list[More]:
+    """more_words.tsv: things without a class of their own."""
+    several = ([[word for word in words.split(";") if word] for words in row[:2]] for row in lines("more_words.tsv"))
+    kinds = (row[2].rpartition(".")[2] for row in lines("more_words.tsv"))
+    return [More(*words, kind) for words, kind in zip(several, kinds, strict=True)]
+
+
+def plural(word: str) -> str:
+    """The regular plural of an English word."""
+    if word.endswith(("s", "x", "ch", "sh")):
+        return f"{word}es"
+    return f"{word[:-1]}ies" if word.endswith("y") and word[-2:-1] not in "aeiou" else f"{word}s"
 
 
 def read_names() -> dict[str, dict[str, list]]:
@@ -91,26 +120,3 @@ def _synonyms(net: WordNet, names: dict, language: str, number: int) -> list[str
     if language == "zh":
         return names["zh"]["alternates"].get(names["zh"]["names"][number], [])
     return list(net.synsets[names["folders"][number]].words)
-
-
-def captions(words: list[str], language: str, templates: list[str], random: random.Random) -> list[str]:
-    """What a text tower is shown of one meaning: the first word, then all of them plainly and within templates."""
-    if not words:
-        return []
-    shown = [words[0]]
-    for word in words:
-        shown += [word, word, _with_article(word, random) if language == "en" else f"{random.choice('一那这')}个{word}"]
-        shown += [template.replace("{}", word) for template in random.sample(templates, TEMPLATES_OF_A_WORD)]
-    return [caption for caption in shown if len(caption) <= LONGEST[language] or caption == words[0]]
-
-
-def all_templates(language: str) -> list[str]:
-    """The evaluation's templates, and, as often, those that people type."""
-    own = [template for template in read_names()[language]["templates"] if len(template) < 50]
-    more = list(MORE_TEMPLATES[language])
-    return own + more * max(1, len(own) // len(more))
-
-
-def _with_article(word: str, random: random.Random) -> str:
-    plural = word + ("es" if word.endswith(("s", "x", "ch", "sh")) else "s")
-    return random.choice([f"{'an' if word[0] in 'aeiouAEIOU' else 'a'} {word}", f"the {word}", plural])

@@ -36,7 +36,7 @@ def best(photo: str, labels: list[str]) -> str:
 
 
 def test_the_bundle_is_small_and_passed_the_parity_check() -> None:
-    assert sum(file.stat().st_size for file in BUNDLE.iterdir()) <= 12_000_000
+    assert sum(file.stat().st_size for file in BUNDLE.iterdir()) <= 14_100_000
     about = json.loads((BUNDLE / "dcclip.json").read_text("utf-8"))
     assert about["precision"] == "int8"
     assert about["parity"]["agreement"] >= 0.9
@@ -88,6 +88,21 @@ def test_a_concrete_word_that_it_never_learnt_fits_no_photograph(starter: Encode
     pixels = np.stack([starter.preprocess(decode(file)) for file in sorted(PHOTOS.glob("*.jpg"))])
     scores = starter.encode_pixels(pixels) @ starter.encode_texts([label, "rocket"]).T
     assert scores[:, 0].max() < 0.3 < scores[:, 1].max()
+
+
+def test_predict_and_search_say_what_it_never_learnt_and_that_nothing_fits() -> None:
+    model = dcclip_cli.load("starter", device="cpu")
+    assert model.unknown(["猫", "bureaucracy", "莎士比亚", "a photo of a rocket"]) == ["bureaucracy", "莎士比亚"]
+    asked = {text: dcclip_cli.search(text, PHOTOS) for text in ("rocket", "香蕉", "justice")}
+    assert {text: (found.unknown, found.fits) for text, found in asked.items()} == {
+        "rocket": ([], True),
+        "香蕉": ([], False),
+        "justice": (["justice"], False),
+    }
+    done = CliRunner().invoke(app, ["predict", str(PHOTOS / "cat.jpg"), "--labels", "猫,justice", "--json"])
+    labels = json.loads(done.stdout)[0]["labels"]
+    assert [label.get("unknown", False) for label in labels] == [False, True]
+    assert "warning: predict: the model never learnt justice" in done.stderr
 
 
 def test_a_label_and_its_translation_have_similar_embeddings(starter: Encoder) -> None:

@@ -1,5 +1,5 @@
 // The page: pictures and words in, probabilities or a ranking out. The model is in a worker (engine.js).
-import { anythingFor, dot, mean, probabilities, split, textsOf } from "./zero-shot.js";
+import { anythingFor, dot, mean, probabilities, split, textsOf, unknown } from "./zero-shot.js";
 import { currentLanguage, say, setLanguage } from "./words.js";
 
 const SHOWN = 5; // labels of a picture
@@ -160,7 +160,13 @@ async function classify(mine) {
     showProbabilities(picture, labels, values);
   }
   arrange(pictures.map((picture) => picture.card).reverse()); // the newest first
-  showStatus();
+  showStatus(notLearnt(labels, classes));
+}
+
+/** What to say of texts that the model never learnt, or nothing. */
+function notLearnt(texts, embeddings) {
+  const found = unknown(model, texts, embeddings);
+  return found.length ? say("unknown", found.join(", ")) : undefined;
 }
 
 /** Put the cards in this order; what is in order stays untouched, and keeps the focus. */
@@ -180,7 +186,8 @@ async function search(mine) {
     picture.rest.hidden = true;
   }
   arrange(scored.map(({ picture }) => picture.card));
-  showStatus();
+  const fits = !model.known || !scored.length || scored[0].score >= model.known.fits;
+  showStatus(notLearnt([query], [embedding]) || (fits ? undefined : say("nothingFits")));
 }
 
 // ---- pictures

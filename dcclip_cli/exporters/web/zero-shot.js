@@ -47,6 +47,10 @@ export function mean(embeddings) {
   return sum.map((value) => value / length);
 }
 
+/** Those of the texts, each with an embedding, that the model never learnt. */
+export const unknown = (model, texts, embeddings) =>
+  texts.filter((_, index) => model.known && embeddings[index][model.known.dimension] > model.known.most);
+
 /** The probability of each class for an image; with `anything`, or a model's bias, each by itself. */
 export function probabilities(model, image, classes, multiLabel, anything) {
   const scaled = (embeddings) => embeddings.map((one) => model.logit_scale * dot(image, one));

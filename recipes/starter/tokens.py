@@ -1,0 +1,87 @@
+"""The tokens of the starter's text tower, each with its place: words in both languages, and characters.
+
+A word has the place of what it names, and a weight, its length: what few photographs lack, such as people, counts less
+than things, and grammar.tsv has words that count for nothing, such as measure words, or little. Words of one meaning
+have one place. Each Chinese word is there as Taiwan and Hong Kong write it and call it, too (OpenCC, regional.tsv).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import opencc
+import space
+import text_tower
+import torch
+import vocabulary
+from torch import Tensor
+from vocabulary import Meaning
+from wordnet import WordNet
+
+HERE = Path(__file__).parent
+SHARE = 0.5  # of more_words.tsv, along the place of their kind; the rest is foreign
+FOREIGN_WORD = 0.6  # weight of a word for what can't be seen, where its characters would be known words
+ABOUT = 0.1  # weight of "photo", along space.UNKNOWN
+# What says nothing about a picture. `--multi-label` holds each label against the first, and people put "other" last.
+NOTHING = (
+    "something", "something else", "thing", "things", "object", "item", "stuff", "anything", "nothing", "other",
+    "others", "none of these", "unknown", "东西", "别的东西", "事物", "物品", "物体", "物件", "一些东西", "任何东西",
+    "什么都没有", "其他", "其它", "以上都不是", "未知",
+)  # fmt: skip
+
+
+class Table:
+    """Places by token; the first place that a word is given stays."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, Tensor] = {}
+        self._normalized = text_tower.normalizer().normalize_str
+        variants = ("s2t", "s2tw", "s2hk", "s2twp")
+        self._traditional: list[Callable[[str], str]] = [opencc.OpenCC(one).convert for one in variants]
+        self._regional = dict(vocabulary.lines("regional.tsv"))
+
+    def add(self, words: Iterable[str], place: Tensor, plurals: bool = False) -> None:
+        """Words with their other forms, and with `plurals` those of English words."""
+        for word in words:
+            for form in self._forms(word, plurals):
+                if token := self._normalized(form):
+                    self.places.setdefault(token, place)
+
+    def _forms(self, word: str, plurals: bool) -> list[str]:
+        if word.isascii():
+            return [word, vocabulary.plural(word)] if plurals else [word]
+        simplified = [word, *filter(None, self._regional.get(word, "").split(";"))]
+        return [*simplified, *(convert(form) for form in simplified for convert in self._traditional)]
+
+
+def read(net: WordNet, meanings: list[Meaning], places: Tensor) -> dict[str, Tensor]:
+    """(512,) places, no longer than 1, by token, from (C, USED) places of classes and after them scenes."""
+    foreign = torch.nn.functional.one_hot(torch.tensor(space.FOREIGN), space.WIDTH).float()
+    table = Table()
+    table.add(NOTHING, space.unknown())
+    scenes = vocabulary.read_scenes()
+    for scene, place in zip(scenes, space.directions(places[-len(scenes) :], places), strict=True):
+        table.add(scene.words, scene.weight * place, plurals=True)
+    middles = torch.stack([places[sorted(meaning.classes)].mean(0) for meaning in meanings])
+    for meaning, place in zip(meanings, space.directions(middles, places), strict=True):
+        table.add([*meaning.words["en"], *meaning.words["zh"]], place, plurals=True)
+    more, under = vocabulary.read_more(), net.classes_under(vocabulary.read_names()["folders"])
+    middles = torch.stack([places[sorted(under[one.kind])].mean(0) for one in more])
+    for one, place in zip(more, space.directions(middles, places), strict=True):
+        table.add([*one.en, *one.zh], SHARE * place + math.sqrt(1 - SHARE**2) * foreign)
+    for weight, words in vocabulary.lines("grammar.tsv"):
+        direction = ABOUT * space.unknown() if weight == "about" else float(weight) * foreign
+        table.add(words.split(), direction)
+    characters = sorted({one for token in table.places for one in token})
+    for one in characters:
+        weight = text_tower.LETTER if one.isascii() else text_tower.CHARACTER
+        table.places.setdefault(one, weight * foreign if one != text_tower.EDGE else torch.zeros(space.WIDTH))
+    table.add(_written_with(characters), FOREIGN_WORD * foreign)
+    return {token: place for token, place in table.places.items() if set(token) <= set(characters)}
+
+
+def _written_with(characters: list[str]) -> list[str]:
+    words = (HERE / "unknown.zh.txt").read_text("utf-8").split()
+    return [word for word in words if set(word) <= set(characters)]
