@@ -109,6 +109,12 @@ def with_rounded_tables(graph: OnnxGraph) -> OnnxGraph:
             continue
         (table, ids), [output] = node.input, node.output
         codes, scale = _by_row(graph.weights[table])
+        kept, row = _shared(codes, scale)
+        if 2 * len(kept) <= len(row):  # words of one meaning have one row
+            codes, scale = codes[kept], scale[kept]
+            copy.add(f"{table}_row", row)
+            nodes.append(helper.make_node("Gather", [f"{table}_row", ids], [f"{output}_row"], f"{node.name}_row"))
+            ids = f"{output}_row"
         copy.add(f"{table}_int8", codes)
         copy.add(f"{table}_scale", scale)
         cast = {"name": f"{node.name}_codes", "to": TensorProto.FLOAT}
@@ -133,6 +139,13 @@ def _by_row(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scales[start : start + _ROWS] = scale
         codes[start : start + _ROWS] = np.clip(np.round(rows / scale), -_INT8, _INT8)
     return codes, scales
+
+
+def _shared(codes: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first of all equal rows (U,), and for each row which of these it is (V,), int32."""
+    rows = np.ascontiguousarray(np.concatenate([codes, scales.view(np.int8)], axis=1))
+    _, kept, row = np.unique(rows.view(f"V{rows.shape[1]}").ravel(), return_index=True, return_inverse=True)
+    return kept, row.astype(np.int32)
 
 
 def safe_scales(values: np.ndarray, axis: int) -> np.ndarray:
