@@ -84,6 +84,8 @@ class Int8Tower:
             self._graph = with_rounded_tables(graph)
         weights = self._graph.proto.graph.initializer
         self._sizes = {weight.name: math.prod(weight.dims) for weight in weights}
+        given = weights if self._convolutional else graph.proto.graph.initializer  # equal rows not yet shared
+        self._whole = sum(math.prod(weight.dims) for weight in given)
         weighted = ("Conv", *_DENSE) if self._convolutional else _DENSE
         nodes = self._graph.proto.graph.node
         self._nodes = [node for node in nodes if node.op_type in weighted and node.input[1] in self._sizes]
@@ -122,7 +124,7 @@ class Int8Tower:
     def _costly_weights(self, share: float) -> list[str]:
         """The nodes whose weights change the embeddings most per byte, up to a fraction of the int8 tower's size."""
         size = {node.name: 3 * self._sizes[node.input[1]] for node in self._nodes}  # extra bytes in fp32
-        left, chosen = share * sum(self._sizes.values()), []
+        left, chosen = share * self._whole, []
         for name in sorted(size, key=lambda name: (-self._weight_effects[name] / size[name], name)):
             if size[name] <= left:
                 left -= size[name]

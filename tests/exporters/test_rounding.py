@@ -114,6 +114,18 @@ def test_a_table_is_rounded_row_by_row() -> None:
     np.testing.assert_allclose(run(rounded, np.asarray([0, 1])), expected, rtol=1e-6)
 
 
+def test_equal_rows_of_a_table_are_stored_once() -> None:
+    several = np.repeat(WEIGHTS, 3, axis=0)[[0, 3, 1, 4, 2, 5]]
+    model = graph([helper.make_node("Gather", ["w", "x"], ["y"], "rows")], {"w": several}, TensorProto.INT64)
+    rounded = with_rounded_tables(in_memory(model))
+    assert rounded.weights["w_int8"].shape == WEIGHTS.shape
+    alone = with_rounded_tables(
+        in_memory(graph([helper.make_node("Gather", ["w", "x"], ["y"], "rows")], {"w": WEIGHTS}, TensorProto.INT64))
+    )
+    found = run(rounded.proto, np.arange(6))
+    np.testing.assert_array_equal(found, run(alone.proto, np.asarray([0, 1, 0, 1, 0, 1])))
+
+
 @pytest.mark.parametrize(
     ("kept", "expected"), [([], [0.5, 0.5]), (["x"], [0.5, 0.5]), (["x", "y_whole"], [0.34, 0.26])]
 )
