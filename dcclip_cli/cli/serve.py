@@ -16,6 +16,10 @@ from dcclip_cli.errors import DcclipError, Message
 if TYPE_CHECKING:
     from types import FrameType
 
+    import uvicorn
+
+    from dcclip_cli.serve.app import Server
+
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _STOP_S = 7  # in which requests that were accepted are answered; Docker kills after 10
 _REFUSE_S = 0.5  # in which new requests are answered with 503 before the port is closed, and again after that
@@ -50,8 +54,6 @@ def serve(
         raise DcclipError("the token has other characters than those of ASCII", "make one with: openssl rand -hex 16")
     talk = console.talk(quiet, verbose)
 
-    import asyncio
-
     import uvicorn
 
     from dcclip_cli.inference.files import open_encoder
@@ -74,12 +76,21 @@ def serve(
     talk.say(Message("serve: stop with Ctrl-C"))
     level = "info" if verbose else "error"
     config = uvicorn.Config(app, log_level=level, access_log=verbose, timeout_graceful_shutdown=_STOP_S)
+    with suppress(KeyboardInterrupt):  # which uvicorn raises again once all is answered
+        _server(config, listening, app.state.server).run(sockets=[listening])
 
-    class Server(uvicorn.Server):
+
+def _server(config: uvicorn.Config, listening: socket.socket, state: Server) -> uvicorn.Server:
+    """A server whose port stays open, and whose answers are refusals, while clients wait there at its end."""
+    import asyncio
+
+    import uvicorn
+
+    class Closing(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            if app.state.server.stopping:
+            if state.stopping:
                 return super().handle_exit(sig, frame)
-            app.state.server.stopping = True
+            state.stopping = True
             loop, leave = asyncio.get_running_loop(), super().handle_exit
             latest = loop.time() + 3 * _REFUSE_S
 
@@ -94,8 +105,7 @@ def serve(
 
             loop.call_later(_REFUSE_S, close)
 
-    with suppress(KeyboardInterrupt):  # which uvicorn raises again once all is answered
-        Server(config).run(sockets=[listening])
+    return Closing(config)
 
 
 def _listen(host: str, port: int) -> socket.socket:
