@@ -232,11 +232,12 @@ def _add_model(app: FastAPI, server: Server) -> None:
         multi_label: Annotated[bool, Form(description="Judge each label by itself.")] = False,
         top_k: Annotated[int, Form(ge=1)] = 5,
     ) -> dict[str, Any]:
-        """The most probable labels of an image, the best first."""
+        """The most probable labels of an image, the best first, and those that the model never learnt."""
         ready = await server.labels(split(labels), multi_label)
         rows = ready.probabilities(await server.encoder.embed_images([await image.read()]))
         found = best(ready.names, rows[0], top_k)
-        return {"labels": [{"label": label, "probability": round(value, 6)} for label, value in found]}
+        listed = [{"label": label, "probability": round(value, 6)} for label, value in found]
+        return {"labels": listed, "unknown": ready.unknown}
 
 
 def _add_immich(app: FastAPI, server: Server) -> None:
@@ -292,7 +293,7 @@ def _add_search(app: FastAPI, server: Server) -> None:
         image: Annotated[list[UploadFile], File(description="Images that are added up.")] = [],  # noqa: B006
         top_k: Annotated[int, Form(ge=1, le=1000)] = 24,
     ) -> dict[str, Any]:
-        """The images nearest to what is asked for; scores are cosines."""
+        """The images nearest to what is asked for, scores are cosines; and the texts that the model never learnt."""
         if not server.indexes:
             raise RefusedError("no folder is searched", "start with: dcclip serve --folder DIR", status=404)
         texts, files = [one for one in text if one.strip()], [await one.read() for one in image]
@@ -300,6 +301,8 @@ def _add_search(app: FastAPI, server: Server) -> None:
         if not texts and not files:
             raise DcclipError("there is no text and no image", "send one of them")
         added = [await server.encoder.embed_texts(texts)] if texts else []
+        known = server.encoder.encoder.known
+        unknown = known.unknown(texts, added[0]) if known and texts else []
         added += [await server.encoder.embed_images(files)] if files else []
         query = direction(np.concatenate(added), await server.encoder.embed_texts(minus) if minus else None)
         results = []
@@ -309,7 +312,7 @@ def _add_search(app: FastAPI, server: Server) -> None:
             )
             name = hit.image.relative_to(index.folder)
             results.append({"image": str(hit.image), "folder": number, "path": str(name), "score": round(hit.score, 6)})
-        return {"results": results}
+        return {"results": results, "unknown": unknown}
 
     @app.get("/images/{folder}/{path:path}")
     async def picture(folder: int, path: str, small: Annotated[bool, Query()] = False) -> Response:

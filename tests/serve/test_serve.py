@@ -22,6 +22,7 @@ import dcclip_cli.serve.guard as guard
 from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.inference.index import open_index
 from dcclip_cli.inference.model import Model
+from dcclip_cli.model.known import Known
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.serve.app import application
 from tests.images import encode, png_header
@@ -82,7 +83,7 @@ def test_immich_gets_a_list_as_a_text_padded_with_zeros_for_whatever_model_it_na
 
 
 def test_labels_and_search_are_those_of_predict_and_search(
-    client: TestClient, model: Model, pictures: list[Path]
+    client: TestClient, model: Model, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = pictures[0].read_bytes()
     found = client.post("/classify", data={"labels": "红，green、圆"}, files={"image": content}).json()["labels"]
@@ -100,6 +101,12 @@ def test_labels_and_search_are_those_of_predict_and_search(
     assert client.get(f"/images/0/{pictures[0].name}?small=true").headers["content-type"] == "image/jpeg"
     assert client.get("/images/0/..%2Fsecret.png").status_code == 404
     assert "<form>" in client.get("/").text
+    monkeypatch.setattr(model._encoder, "known", Known(dimension=0, most=-1.1, fits=0))  # it never learnt anything
+    sent = (
+        client.post("/classify", data={"labels": "雨,rain"}, files={"image": content}),
+        client.post("/search", data={"text": ["雨", "rain"]}),
+    )
+    assert [one.json()["unknown"] for one in sent] == [["雨", "rain"]] * 2
 
 
 @pytest.mark.parametrize(
