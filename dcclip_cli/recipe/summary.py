@@ -62,7 +62,7 @@ def agreements(
     from dcclip_cli.data.pair import LANGUAGES
     from dcclip_cli.eval.dataset import Images, ImageTransform
     from dcclip_cli.eval.embedding import Embedder, FeatureCache
-    from dcclip_cli.exporters.parity import best
+    from dcclip_cli.exporters.parity import same_best
     from dcclip_cli.exporters.samples import images_and_captions
     from dcclip_cli.inference.encoder import load_encoder
 
@@ -81,12 +81,12 @@ def agreements(
             among,
         )
     )
-    chosen = {}
+    cosines = {}
     for name, reference in models.items():
         embedder = Embedder(load_encoder(reference, device), cache, progress)
         vectors = embedder.images(images, ImageTransform(), source, None).vectors
-        chosen[name] = {f"{source} {language}": best(vectors, embedder.texts(own)) for language, own in texts.items()}
+        cosines[name] = {f"{source} {language}": vectors @ embedder.texts(own).T for language, own in texts.items()}
     return {
-        name: {on: float((found == chosen["teacher"][on]).mean()) for on, found in own.items()}
-        for name, own in chosen.items()
+        name: {on: same_best(cosines["teacher"][on], found.argmax(axis=1)) for on, found in own.items()}
+        for name, own in cosines.items()
     }
