@@ -31,14 +31,20 @@ EDGE = "_"  # before and after each word of Latin letters
 
 
 def tokenizer_of(words: list[str]) -> Tokenizer:
-    """A tokenizer with each word, as `normalized`, for a token, in this order, and the longest words preferred."""
-    vocab = [(token, 0.0) for token in SPECIAL] + [(word, -9.5 if len(word) == 1 else -10.0) for word in words]
+    """A tokenizer with each word, as `normalized`, for a token, in this order, and the longest words preferred.
+
+    Scores fall a little from word to word, so that no two ways to split a text are equally good.
+    """
+    scored = [(word, (-9.5 if len(word) == 1 else -10.0) - 1e-6 * place) for place, word in enumerate(words, 4)]
+    vocab = [(token, 0.0) for token in SPECIAL] + scored
     tokenizer = Tokenizer(models.Unigram(vocab, unk_id=SPECIAL.index("<unk>")))
     tokenizer.normalizer = normalizer()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", BEGIN_ID), ("</s>", END_ID)]
     )
     tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer.enable_truncation(int(CONFIG["context_length"]))
+    tokenizer.enable_padding(pad_id=1, pad_token=SPECIAL[1])
     return Tokenizer.from_str(json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False))
 
 

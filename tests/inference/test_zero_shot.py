@@ -17,7 +17,7 @@ class Compass:
     """A model whose texts point east, or north where they are in `north`; `asked` are the texts it got."""
 
     prompts = {"en": ["a {}"], "zh": ["一只{}"]}
-    logit_scale, logit_bias = 2.0, None
+    logit_scale, logit_bias, known = 2.0, None, None
 
     def __init__(self, north: Sequence[str] = (), bias: float | None = None) -> None:
         self.asked: list[str] = []

@@ -192,7 +192,7 @@ def _model(source: Source, mlps: bool, end: int) -> Any:
     text_config = CLIPTextConfig(
         vocab_size=text["vocab_size"],
         hidden_size=text["width"],
-        intermediate_size=text["width"] * 4,
+        intermediate_size=int(text["width"] * text.get("mlp_ratio", 4)),
         num_hidden_layers=text["layers"],
         num_attention_heads=text["heads"],
         max_position_embeddings=text["context_length"],
