@@ -20,7 +20,8 @@ from dcclip_cli.inference.zero_shot import class_embeddings, fill
 from dcclip_cli.options import Options
 from dcclip_cli.progress import Progress, Silent
 
-_TIE = 0.01  # of the range of an image's cosines: to the model, texts this near mean the same
+# Texts that a model cannot tell apart: a part of the range of an image's cosines, and what rounding alone makes.
+_TIE, _ROUNDING = 0.01, 1e-6
 TOWERS = ("image", "text")
 BATCH_SIZES = (1, 3, 16)  # used in turn, so that a batch size or text length frozen into a graph is detected
 # fp32, measured on 26 image and 9 text towers: differences below 1e-5. int8: any difference.
@@ -242,7 +243,8 @@ def best(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
 def same_best(cosines: np.ndarray, chosen: np.ndarray) -> float:
     """The fraction of images (B,) whose chosen text is the best by cosines (B, N), or as good as that."""
     highest, lowest = cosines.max(axis=1), cosines.min(axis=1)
-    return float((cosines[np.arange(len(cosines)), chosen] >= highest - _TIE * (highest - lowest)).mean())
+    tie = np.maximum(_TIE * (highest - lowest), _ROUNDING)
+    return float((cosines[np.arange(len(cosines)), chosen] >= highest - tie).mean())
 
 
 def _agreement(was: Sequence[np.ndarray], now: Sequence[np.ndarray]) -> tuple[float, float, float]:
