@@ -21,6 +21,7 @@ from dcclip_cli.data import prompts
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.inference.encoder import Encoder, load_encoder
 from dcclip_cli.inference.zero_shot import class_embeddings, fill, text_embeddings
+from dcclip_cli.model.known import unknown_of
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
 
@@ -69,7 +70,7 @@ def queries(model: Encoder, images: np.ndarray, labels: np.ndarray, folders: lis
         [text] = model.encode_texts([query])
         scores = images @ text
         first = [folders[label] for label in labels[np.argsort(-scores)[:FIRST]]]
-        unknown = bool(model.known and model.known.unknown([query], text[None]))
+        unknown = bool(unknown_of(model.known, [query], text[None]))
         said = "unknown" if unknown else "nothing fits" if model.known and scores.max() < model.known.fits else ""
         fit = sum(folder in there.split() for folder in first)
         (useful if there else marked).append(fit >= USEFUL if there else bool(said))

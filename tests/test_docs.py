@@ -115,8 +115,6 @@ def script_of(page: Path) -> str:
             parts.append(f"cat > {shlex.quote(block['title'])} << 'END OF FILE'\n{block['body']}END OF FILE")
         elif block["language"] == "sh" and not block["marked"]:
             few = "distill.steps=4 --set distill.warmup_steps=1"
-            # After so few, an export's best labels are chance.
-            few += " --set export.parity.min_agreement=0" if "distill-photos.yaml" in block["body"] else ""
             parts.append(re.sub(r"distill\.steps=\d+", few, block["body"]))
     return "\n".join(parts)
 

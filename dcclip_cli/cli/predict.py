@@ -75,8 +75,7 @@ def predict(
         raise BadParameter(Message("--json, --jsonl and --csv exclude each other"))
     if template and no_template:
         raise BadParameter(Message("--template and --no-template exclude each other"))
-    given = split(flags.text(labels, "--labels"))
-    given += flags.lines_of(labels_file, Message("label"), _MOST_LABELS, _MOST_LABELS_BYTES)
+    given = _labels(labels, labels_file)
     templates = [flags.text(one, "--template") for one in template or ()]
     wanted = list(dict.fromkeys(given))
     if not wanted:
@@ -123,6 +122,14 @@ def _thresholds(
     there = sum(label in known for label in labels)
     talk.say(Message("predict: {} has thresholds for {} of {} labels", found, there, len(labels)))
     return [known.get(label, 0.0) for label in labels]
+
+
+def _labels(labels: str, file: Path | None) -> list[str]:
+    """The labels of --labels, and those of the file."""
+    return [
+        *split(flags.text(labels, "--labels")),
+        *flags.lines_of(file, Message("label"), _MOST_LABELS, _MOST_LABELS_BYTES),
+    ]
 
 
 def _say_unknown(talk: Progress, command: str, texts: Sequence[str]) -> None:
@@ -325,15 +332,17 @@ def bench(
     with reading, on all cores. Agreement is the share of the images with the same best label as with the first model.
     """
     talk = console.talk(quiet, verbose)
-    given = split(flags.text(labels, "--labels"))
-    given += flags.lines_of(labels_file, Message("label"), _MOST_LABELS, _MOST_LABELS_BYTES)
+    given = _labels(labels, labels_file)
 
     from dcclip_cli.inference.bench import bench
 
     found = bench(models, images or (), given, threads=threads, progress=talk)
     if as_json:
         return console.show_json([vars(one) for one in found])
-    headings = ["model", "parameters", "size", "loading", "memory", "image", "text", "images/s", "agreement"]
+    headings = [
+        *(Message("model"), Message("parameters"), Message("size"), Message("loading"), Message("memory")),
+        *(Message("image"), Message("text"), Message("images/s"), Message("agreement")),
+    ]
     rows = [
         [
             *(one.model, f"{one.parameters / 1e6:.2f} M", size_in_words(one.size_bytes), f"{one.load_s:.2f} s"),
@@ -344,5 +353,4 @@ def bench(
         for one in found
     ]
     shown = [place for place in range(len(headings)) if any(row[place] for row in rows)]
-    columns = [Message(headings[place]) for place in shown]
-    console.show_table("", columns, [[row[place] for place in shown] for row in rows])
+    console.show_table("", [headings[place] for place in shown], [[row[place] for place in shown] for row in rows])

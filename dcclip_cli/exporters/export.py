@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -149,7 +148,7 @@ def export(
     samples = samples.squares() if target.crops_down else samples
     comparison = Comparison(samples, _tests(evaluation), options.parity.images, progress)
     source = load_source(model)
-    if options.format in ("onnx", "web", "transformers.js"):
+    if target.reads_tokens_itself:
         check_alike(source.tokenizer, source.encoder.name)
     source.dims = options.dims
     with atomic_folder(out) as folder, temporary_folder(out.with_name(f"{out.name}.graphs")) as temporary:
@@ -315,6 +314,7 @@ def _about(source: Source, folder: Path, options: ExportOptions) -> dict[str, An
     own: Mapping[Any, Sequence[str]] = options.prompts or {}
     model, name = source.encoder, format_of(options.format).name
     prompts = {**PLAIN_PROMPTS, **model.prompts, **own}
+    known = model.known and model.known.within(options.dims)
     return {
         "kind": "bundle" if name in ("onnx", "web") else name,
         "name": f"{model.name}-{options.precision}",
@@ -326,7 +326,7 @@ def _about(source: Source, folder: Path, options: ExportOptions) -> dict[str, An
         "preprocess": options.preprocess,
         "logit_scale": model.logit_scale,
         "logit_bias": model.logit_bias,
-        "known": asdict(model.known) if model.known and model.known.dimension < (options.dims or math.inf) else None,
+        "known": asdict(known) if known else None,
         "languages": list(prompts),
         "prompts": {language: list(templates) for language, templates in prompts.items()},
         "context_length": source.context_length,

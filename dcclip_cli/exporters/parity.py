@@ -91,8 +91,8 @@ class Parity:
     the mean embedding is subtracted, since raw cosines look good even between unlike models. `agreement`: fraction of
     images with the same best label, or one as near to it as a hundredth of the range, mean over the languages;
     `image_agreement` and `text_agreement`: on samples and test sets, if only that tower were replaced.
-    `int8_largest_pair_sum`: largest sum of two products in an int8 graph,
-    which CPUs without VNNI compute in 16 bits; None without int8 graphs.
+    `int8_largest_pair_sum`: largest sum of two products in an int8 graph, which CPUs without VNNI compute in 16 bits;
+    None without int8 graphs.
     """
 
     source: str

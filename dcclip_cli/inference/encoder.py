@@ -128,7 +128,7 @@ class ShortEncoder:
         self.name = f"{encoder.name}-{dims}d"
         self.fingerprint = f"{encoder.fingerprint}-{dims}d"
         self.trained_dims: Sequence[int] = [one for one in encoder.trained_dims if one <= dims]
-        self.known = encoder.known if encoder.known and encoder.known.dimension < dims else None
+        self.known = encoder.known and encoder.known.within(dims)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.whole, name)

@@ -28,6 +28,7 @@ from dcclip_cli.inference.index import (
 from dcclip_cli.inference.model import Prediction
 from dcclip_cli.inference.zero_shot import Labels
 from dcclip_cli.machine import keep_freed_memory
+from dcclip_cli.model.known import unknown_of
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.progress import Progress, progress_for
 from dcclip_cli.text import printable
@@ -121,16 +122,18 @@ def search(
     keep_freed_memory()
     asked = predictions.Model(encoder)
     added = [asked.embed_texts(texts)] if texts else []
+    subtracted = asked.embed_texts(without) if without else None
+    unknown = unknown_of(encoder.known, texts, added[0]) if texts else []
+    unknown += [] if subtracted is None else unknown_of(encoder.known, without, subtracted)
     added += [asked.embed_images(images)] if images else []
-    query = direction(np.concatenate(added), asked.embed_texts(without) if without else None)
+    query = direction(np.concatenate(added), subtracted)
     indexes = [open_index(encoder, one, fresh, talk, dtype) for one in dict.fromkeys(folders)]
     count, new = sum(len(one.paths) for one in indexes), sum(one.embedded for one in indexes)
     talk.say(Message("search: {} images, {} of them embedded now", count, new))
     errors = {str(index.folder / name): error for index in indexes for name, error in index.errors.items()}
     hits, known = search_all(indexes, query, top_k), encoder.known
-    is_text = bool(known and texts and not images)
-    fits = not is_text or known is None or hits[0].score >= known.fits
-    return SearchResult(hits, errors, asked.unknown([*texts, *without]), fits)
+    fits = bool(images) or known is None or hits[0].score >= known.fits
+    return SearchResult(hits, errors, unknown, fits)
 
 
 def embed(
@@ -158,7 +161,7 @@ def embed(
     if texts:
         with embedded_texts(encoder, texts, out, talk) as vectors:
             _write(out, texts, compressed(vectors, dtype))
-            unknown = encoder.known.unknown(texts, vectors) if encoder.known else []
+            unknown = unknown_of(encoder.known, texts, vectors)
         return Embeddings(out, list(texts), {}, unknown)
     with embedded_images(encoder, paths, out, talk) as found:
         errors = {str(paths[place]): error for place, error in found.errors.items()}

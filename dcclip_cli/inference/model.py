@@ -15,6 +15,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.inference.encoder import Encoder, load_encoder
 from dcclip_cli.inference.images import BATCH_SIZE, embed, read
 from dcclip_cli.inference.zero_shot import Labels, text_embeddings
+from dcclip_cli.model.known import unknown_of
 from dcclip_cli.model.reference import resolve
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image  # a path, the bytes of a file, or a Pillow image
@@ -132,7 +133,7 @@ class Model:
     def unknown(self, texts: Sequence[str]) -> list[str]:
         """Those of the texts that the model never learnt; none for a model without `known` in its dcclip.json."""
         several, known = [texts] if isinstance(texts, str) else texts, self._encoder.known
-        return known.unknown(several, self.embed_texts(several)) if known and several else []
+        return unknown_of(known, several, self.embed_texts(several)) if known and several else []
 
 
 def load(reference: str | os.PathLike[str] | None = None, *, device: str = "auto", threads: int | None = None) -> Model:

@@ -8,6 +8,7 @@ import numpy as np
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.inference.encoder import PLAIN_PROMPTS, Encoder
+from dcclip_cli.model.known import unknown_of
 from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.text import check_unicode, language_by_script
@@ -94,7 +95,7 @@ class Labels:
         filled = [fill(prompts[language_by_script(label)], label) for label in labels]
         with (progress or Silent()).task(Message("labels"), sum(map(len, filled))) as task:
             self._embeddings = class_embeddings(model, filled, advance=task.advance)
-        self.unknown = model.known.unknown(labels, self._embeddings) if model.known else []
+        self.unknown = unknown_of(model.known, labels, self._embeddings)
         self._multi_label, self._anything = multi_label, None
         if multi_label and self._bias is None:
             languages = [language_by_script(label) for label in labels]

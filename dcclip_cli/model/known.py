@@ -20,7 +20,14 @@ class Known:
     most: float
     fits: float
 
-    def unknown(self, texts: Sequence[str], embeddings: np.ndarray) -> list[str]:
-        """The texts, each with an embedding (D,), that the model never learnt."""
-        along = embeddings[:, self.dimension].tolist()
-        return [text for text, value in zip(texts, along, strict=True) if value > self.most]
+    def within(self, dims: int | None) -> Known | None:
+        """What embeddings that are cut to their first `dims` numbers say."""
+        return self if dims is None or self.dimension < dims else None
+
+
+def unknown_of(known: Known | None, texts: Sequence[str], embeddings: np.ndarray) -> list[str]:
+    """The texts, each with an embedding (D,), that the model never learnt; none for a model that cannot say."""
+    if known is None:
+        return []
+    along = embeddings[:, known.dimension].tolist()
+    return [text for text, value in zip(texts, along, strict=True) if value > known.most]

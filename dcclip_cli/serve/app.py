@@ -27,6 +27,7 @@ from dcclip_cli.inference.images import read
 from dcclip_cli.inference.index import Index, direction, search_all
 from dcclip_cli.inference.model import best
 from dcclip_cli.inference.zero_shot import Labels
+from dcclip_cli.model.known import unknown_of
 from dcclip_cli.serve.batches import BatchedEncoder, RefusedError, data_url_bytes
 from dcclip_cli.serve.guard import MAX_BODY, Guard, Metrics, error_response, language_of
 from dcclip_cli.text import split
@@ -301,8 +302,7 @@ def _add_search(app: FastAPI, server: Server) -> None:
         if not texts and not files:
             raise DcclipError("there is no text and no image", "send one of them")
         added = [await server.encoder.embed_texts(texts)] if texts else []
-        known = server.encoder.encoder.known
-        unknown = known.unknown(texts, added[0]) if known and texts else []
+        unknown = unknown_of(server.encoder.encoder.known, texts, added[0]) if texts else []
         added += [await server.encoder.embed_images(files)] if files else []
         query = direction(np.concatenate(added), await server.encoder.embed_texts(minus) if minus else None)
         results = []

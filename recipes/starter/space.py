@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 WIDTH = 512  # open_clip's hidden layer has twice this: a unit for each class, and some to spare
 USED = 318  # dimensions that places take up: what a text tower 320 wide can reach, with the two that follow
 UNKNOWN = USED  # the dimension that stands for what the model doesn't know
-FOREIGN = USED + 1  # the dimension of words that it doesn't know, at right angles to every image (separate.py)
+FOREIGN = USED + 1  # the dimension of words that it doesn't know, at right angles to every image
 # The classifier's logit for the right class is about 8.5, the hundredth largest of a thousand about 2.
 THRESHOLD = 4.25
 DOUBT = 1.0  # length along UNKNOWN, as a logit above the threshold: a picture without clear logits is mostly unknown

@@ -15,6 +15,7 @@ from torch.nn.functional import gelu, normalize
 
 from dcclip_cli.inference.encoder import Encoder, load_encoder
 from dcclip_cli.inference.zero_shot import text_embeddings
+from dcclip_cli.model.known import unknown_of
 from dcclip_cli.model.reference import resolve
 
 STARTER = Path(__file__).parents[2] / "recipes/starter"
@@ -124,8 +125,8 @@ def test_it_says_of_most_held_out_words_and_of_no_other_that_it_never_learnt_the
     held = [getattr(word, language) for word in HELD_OUT]
     known = [word for word in (STARTER / "words.txt").read_text("utf-8").splitlines() if word not in held]
     known += ["一只狗坐在草地上", "a man with a beard", "三只可爱的小猫", "several big trucks"]
-    assert starter.known.unknown(known, text_embeddings(starter, known)) == []
-    marked = starter.known.unknown(held, text_embeddings(starter, held))
+    assert unknown_of(starter.known, known, text_embeddings(starter, known)) == []
+    marked = unknown_of(starter.known, held, text_embeddings(starter, held))
     assert len(marked) / len(held) > {"en": 0.95, "zh": 0.6}[language]
 
 

@@ -30,6 +30,7 @@ class Format(ABC):
     is_single: ClassVar[bool] = False  # takes one image, or one text padded to the full length
     crops_down: ClassVar[bool] = False  # its library cuts the middle square at most one pixel further left or up
     preprocess: ClassVar[tuple[Preprocess, ...]] = ("outside",)
+    reads_tokens_itself: ClassVar[bool] = False  # by tokenizer.json, in other languages than Python as well
     has_graphs: ClassVar[bool] = True  # which can end with a cut of the embeddings
 
     def check(self, precision: Precision, preprocess: Preprocess = "outside", dims: int | None = None) -> None:

@@ -28,7 +28,7 @@ class Onnx(Format):
     name: ClassVar[FormatName] = "onnx"
     precisions = ("fp32", "fp16", "int8")
     preprocess: ClassVar[tuple[Preprocess, ...]] = ("outside", "graph")
-    from_onnx = True
+    from_onnx, reads_tokens_itself = True, True
 
     def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
         for name in (IMAGE, TEXT):
@@ -49,7 +49,7 @@ class TransformersJs(Format):
     name: ClassVar[FormatName] = "transformers.js"
     precisions = ("fp32", "fp16", "int8")
     preprocess = ("graph", "outside")
-    from_onnx = True
+    from_onnx, reads_tokens_itself = True, True
     files = ("onnx/vision_model.onnx", "onnx/text_model.onnx", "onnx/model.onnx")
 
     def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
