@@ -129,7 +129,8 @@ def stress(requests: int) -> None:
     print(*(f"{number:8,} {name}" for name, number in sorted(counted.items())), f"{peak / 2**20:.0f} MiB", sep="\n")
 
 
-def seconds(body: bytes) -> float:
+def seconds(body: bytes, pause: float = 0.0) -> float:
+    time.sleep(pause * random.random())
     begin = time.perf_counter()
     assert ask("POST", "/v1/embeddings", body)[0] == 200
     return time.perf_counter() - begin
@@ -138,12 +139,14 @@ def seconds(body: bytes) -> float:
 def speed(folder: Path) -> None:
     """Images per second of `embed` and of 32 clients by turns, and the latency of a text."""
     files, server, model = sorted(folder.rglob("*.jpg"))[:1000], start(), load()
-    bare = [time.perf_counter() for text in TEXTS * 5 if len(model.embed_texts([text]))]
-    print(f"encoder, one text: median {1000 * np.median(np.diff(bare)):.1f} ms")
-    for clients in (1, CLIENTS):
+    for count in (1, CLIENTS):
+        bare = [time.perf_counter() for _ in range(300) if len(model.embed_texts(TEXTS[:count]))]
+        print(f"encoder, {count} texts at once: median {1000 * np.median(np.diff(bare)):.1f} ms")
+    for clients, pause in ((1, 0.0), (CLIENTS, 0.2), (CLIENTS, 0.0)):  # seconds, at most, between requests of a client
         with ThreadPoolExecutor(clients) as pool:
-            times = 1000 * np.array(list(pool.map(seconds, map(inputs, TEXTS * 20))))
-        print(f"{clients} clients, one text: median {np.median(times):.1f} ms, p99 {np.percentile(times, 99):.1f} ms")
+            times = 1000 * np.array(list(pool.map(partial(seconds, pause=pause), map(inputs, TEXTS * 40))))
+        told = f"{clients} clients, pauses up to {pause} s, one text: median {np.median(times):.1f} ms"
+        print(f"{told}, p99 {np.percentile(times, 99):.1f} ms")
     for _ in range(3):
         begin = time.perf_counter()
         with ThreadPoolExecutor(CLIENTS) as pool:
