@@ -105,7 +105,7 @@ class Texts:
         from dcclip_cli.model.towers import Tokens
 
         taken, captions = self.map(lambda tensor: tensor[rows]), [self.captions[row] for row in rows.tolist()]
-        tokens = Tokens(taken.tokens.ids, taken.tokens.mask)
+        tokens = Tokens(taken.tokens.ids, taken.tokens.mask).sorted()
         return replace(taken, image_index=image_index, captions=captions, tokens=tokens)
 
 
@@ -117,7 +117,8 @@ class Batch:
     `pixels` are (B, 3, H, W), or embeddings (B, D) where the pairs have these in place of images; `teacher_pixels` has
     the pixels for each teacher that processes images in this step, `teacher_features` what each teacher's cache has of
     the batch, None where a row is missing. `texts` has an entry for each language, and with second captions also
-    `zh-other` and `en-other`; `num_unpaired_texts` of them have no image.
+    `zh-other` and `en-other`; `num_unpaired_texts` of them have no image. `texts_on_cpu` are the texts of a batch that
+    was moved to a device: by these it is split without waiting for the device.
     """
 
     sample_index: torch.Tensor
@@ -127,10 +128,12 @@ class Batch:
     texts: dict[str, Texts]
     num_unpaired_texts: int = 0
     teacher_features: tuple[StoredFeatures, ...] = ()
+    texts_on_cpu: dict[str, Texts] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on a device, without waiting for the copy; sample and augmentation indices stay on the CPU."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(moved, texts_on_cpu=self.texts)
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory, from which it is copied to a GPU while that computes."""
@@ -146,10 +149,10 @@ class Batch:
         )
 
     def rows_of_parts(self, name: str, parts: int) -> list[torch.Tensor]:
-        """For each of `parts` equal parts of the batch, the rows of the texts `name` that belong to its images."""
+        """For each of `parts` equal parts of the batch, the rows of the texts `name` of its images, on the CPU."""
         import torch
 
-        index, images = self.texts[name].image_index, len(self.pixels)
+        index, images = (self.texts_on_cpu or self.texts)[name].image_index, len(self.pixels)
         size, unpaired = max(1, images // parts), max(1, self.num_unpaired_texts // parts)
         part = torch.where(index < images, index // size, (index - images) // unpaired)
         return [(part == number).nonzero()[:, 0] for number in range(parts)]
@@ -160,17 +163,19 @@ class Batch:
 
         images = len(self.pixels)
         size, unpaired = images // parts, self.num_unpaired_texts // parts
-        found = []
+        found, move = [], partial(torch.Tensor.to, device=self.pixels.device, non_blocking=True)
         for number in range(parts):
             texts, rows = {}, {name: self.rows_of_parts(name, parts)[number] for name in self.texts}
-            for name, whole in self.texts.items():
+            for name, whole in (self.texts_on_cpu or self.texts).items():
                 index = whole.image_index[rows[name]]
                 without_image = index - images - number * unpaired + size
-                texts[name] = whole.take(rows[name], torch.where(index < images, index - number * size, without_image))
+                taken = whole.take(rows[name], torch.where(index < images, index - number * size, without_image))
+                texts[name] = taken.map(move)
             here = slice(number * size, (number + 1) * size)
             teacher_pixels = tuple(pixels[here] for pixels in self.teacher_pixels)
             samples = self.sample_index[here], self.augmentation_index[here]
-            features = tuple(one.take(here, rows) for one in self.teacher_features)
+            moved = {name: move(one) for name, one in rows.items()}
+            features = tuple(one.take(here, moved) for one in self.teacher_features)
             found.append(Batch(*samples, self.pixels[here], teacher_pixels, texts, unpaired, features))
         return found
 

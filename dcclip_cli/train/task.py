@@ -325,7 +325,7 @@ def cached_backward(task: TrainingTask, batch: Batch, parts: int, accelerator: A
             pulls = [(part.image.embedding, whole.image.embedding.grad)] if len(piece.pixels) else []
             pulls = [(one, None if grad is None else grad.chunk(parts)[number]) for one, grad in pulls]
             for name in batch.texts:
-                rows = batch.rows_of_parts(name, parts)[number]
+                rows = batch.rows_of_parts(name, parts)[number].to(batch.pixels.device, non_blocking=True)
                 grad = whole.texts[name].embedding.grad
                 pulls.append((part.texts[name].embedding, None if grad is None else grad[rows]))
             surrogate = sum((embedding * grad).sum() for embedding, grad in pulls if grad is not None)
@@ -341,8 +341,8 @@ def _joined(batch: Batch, parts: list[Outputs], count: int) -> Outputs:
     texts = {}
     for name in batch.texts:
         features = [part.texts[name] for part in parts]
-        order = torch.cat(batch.rows_of_parts(name, count))
-        embedding = torch.cat([one.embedding for one in features])[order.argsort()].requires_grad_()
+        order = torch.cat(batch.rows_of_parts(name, count)).argsort().to(image.device, non_blocking=True)
+        embedding = torch.cat([one.embedding for one in features])[order].requires_grad_()
         texts[name] = TextFeatures(embedding, features[0].tokens, features[0].mask)
     image_index = {name: given.image_index for name, given in batch.texts.items()}
     return replace(parts[0], image=replace(parts[0].image, embedding=image), texts=texts, image_index=image_index)

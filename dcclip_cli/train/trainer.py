@@ -70,8 +70,8 @@ class RunInfo:
 class Trainer:
     """Trains a task in place, with checkpoints under `info.folder/state` from which it resumes.
 
-    Of a step, the host reads one number from the device: whether the step is finite; more where a batch is in parts, or
-    has captions without images. Loss terms and the gradient norm are read when they are logged.
+    Of a step, the host reads one number from the device: whether the step is finite; more where a batch has captions
+    without images or images without a language. Loss terms and the gradient norm are read when they are logged.
     """
 
     def __init__(

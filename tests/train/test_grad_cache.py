@@ -1,5 +1,6 @@
 """Gradients of a batch in parts: of parts by themselves, and of parts that see each other."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,12 @@ def test_random_numbers_of_the_first_pass_come_again_in_the_second(
     cached_backward(stage, batch, 2, accelerator)
     assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3])
     assert not torch.equal(seen[0], seen[1])
+
+
+@pytest.mark.parametrize("of", [backward, cached_backward])
+def test_a_step_in_parts_reads_nothing_from_the_device(
+    model_folder: Path, batch: Batch, accelerator: Accelerator, of: Callable[..., dict[str, torch.Tensor]]
+) -> None:
+    task = TrainingTask(load_model(model_folder), [TaskLoss(cross_lingual=0.5)], freeze_batch_norms=True).train()
+    there = task.to("meta").prepare(batch, torch.device("meta"))  # whose tensors have no values to read
+    assert all(term.is_meta for term in of(task, there, 2, accelerator).values())

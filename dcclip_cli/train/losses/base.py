@@ -60,6 +60,15 @@ class Outputs:
         with_image = self.image_index[language] < len(self.image.embedding)
         return None if bool(with_image.all()) else with_image
 
+    def in_both(self, one: str, other: str) -> tuple[Tensor | None, Tensor | None]:
+        """Positions of the texts in one language and in the other whose image has both; None where all images do."""
+        import torch
+
+        here, there = self.image_index[one], self.image_index[other]
+        if self.all_paired and len(here) == len(there) == len(self.image.embedding):
+            return None, None
+        return torch.isin(here, there).nonzero()[:, 0], torch.isin(there, here).nonzero()[:, 0]
+
 
 @dataclass(frozen=True)
 class Widths:

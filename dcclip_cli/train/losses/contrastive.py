@@ -11,7 +11,6 @@ from pydantic import Field
 from dcclip_cli.data.collator import OTHER
 from dcclip_cli.options import Options
 from dcclip_cli.train.losses.base import MOST_WEIGHT, Loss, Outputs, Tower, take
-from dcclip_cli.train.losses.embeddings import in_both
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -89,12 +88,11 @@ class TaskLoss(ContrastOptions, Loss):
                 cosines = (images * captions).sum(dim=-1)
                 terms[f"cosine_{name}"] = self.cosine * weight * (1 - cosines.mean()) / languages
         if self.cross_lingual and {"zh", "en"} <= texts.keys():
-            zh, en = in_both(student.image_index["zh"], student.image_index["en"])
+            here, there = student.in_both("zh", "en")
+            zh, en = take(texts["zh"], here), take(texts["en"], there)
             if len(zh) > 1:
                 local = student.local_mask.get("zh")
-                loss = self._contrast(
-                    texts["zh"][zh], texts["en"][en], student, None, local if local is None else local[zh]
-                )
+                loss = self._contrast(zh, en, student, None, local if local is None else take(local, here))
                 terms["zh_en"] = self.cross_lingual * loss
         return terms
 

@@ -76,9 +76,10 @@ class CrossLingualLoss(AdaptedLoss):
         for zh in (name for name in adapted if name.startswith("zh")):
             en = "en" + zh.removeprefix("zh")
             if en in adapted:
-                here, there = in_both(student.image_index[zh], student.image_index[en])
-                if len(here):
-                    losses.append(1 - F.cosine_similarity(adapted[zh][here], teacher.texts[en].embedding[there]).mean())
+                here, there = student.in_both(zh, en)
+                own, target = take(adapted[zh], here), take(teacher.texts[en].embedding, there)
+                if len(own):
+                    losses.append(1 - F.cosine_similarity(own, target).mean())
         return mean_of(losses, student.image.embedding)
 
 
@@ -268,13 +269,6 @@ def _divergence(student: Tensor, teacher: Tensor, anchors: Tensor, scale: float)
     anchors = F.normalize(anchors, dim=-1).T
     own, target = ((scale * F.normalize(rows, dim=-1) @ anchors).log_softmax(-1) for rows in (student, teacher))
     return F.kl_div(own, target, reduction="batchmean", log_target=True)
-
-
-def in_both(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions in `one` and in `other`, both sorted, of the numbers that both contain."""
-    import torch
-
-    return torch.isin(one, other).nonzero()[:, 0], torch.isin(other, one).nonzero()[:, 0]
 
 
 def _soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
