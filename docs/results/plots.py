@@ -7,7 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from docs.results.records import FOLDER, IMAGES, LANGUAGES, QUESTIONS, TEACHERS, Record, mean, only, records, select
+from docs.results.records import (
+    FOLDER,
+    IMAGES,
+    LANGUAGES,
+    QUESTIONS,
+    SENTENCES,
+    TEACHERS,
+    Record,
+    mean,
+    only,
+    records,
+    select,
+)
 
 IMAGES_FOLDER = FOLDER.parent / "images"
 
@@ -245,36 +257,38 @@ def ablation() -> str:
 
 
 def questions() -> str:
-    """The paper's questions: top-1 of its variants on drawings and, with two teachers, on photographs."""
+    """The paper's questions: its variants on drawings, with two teachers on photographs, and on sentences."""
     drawings, photographs = select(records("ablation"), data="twemoji"), records("photographs")
     panels_of = {"drawings": {name: select(drawings, model=own) for name, own in QUESTIONS.items()}}
     for teacher in TEACHERS:
         rows = select(photographs, setup=teacher)
         panels_of[f"photographs,\n{teacher}"] = {name: select(rows, model=name) for name in QUESTIONS}
+    sentences = select(photographs, setup=SENTENCES)
+    panels_of[SENTENCES] = {name: select(sentences, model=name) for name in QUESTIONS}
 
     def draw(figure: Any, panels: Any) -> None:
         for (title, groups), axes in zip(panels_of.items(), panels, strict=True):
-            bars(axes, title, groups)
+            bars(axes, title, groups, "mean recall" if title == SENTENCES else "top-1")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower right", ncols=2)
 
-    return svg((10, 3.6), 3, draw)
+    return svg((12, 3.6), 4, draw)
 
 
-def bars(axes: Any, title: str, groups: dict[str, list[Record]]) -> None:
-    """The top-1 of each group in each language, a bar each with its standard deviation; the first group on top."""
+def bars(axes: Any, title: str, groups: dict[str, list[Record]], metric: str = "top-1") -> None:
+    """The metric of each group in each language, a bar each with its standard deviation; the first group on top."""
     for place, language in enumerate(LANGUAGES):
         found = [select(rows, language=language) for rows in groups.values()]
         axes.barh(
             [number + 0.4 * place for number, rows in enumerate(found) if rows],
-            [float(one["value"]) for rows in found for one in select(rows, metric="top-1")],
-            xerr=[float(one["value"]) for rows in found for one in select(rows, metric="top-1 sd")],
+            [float(one["value"]) for rows in found for one in select(rows, metric=metric)],
+            xerr=[float(one["value"]) for rows in found for one in select(rows, metric=f"{metric} sd")],
             error_kw={"ecolor": "#1f2328", "elinewidth": 0.8},
             height=0.38,
             color=COLOURS[language],
             label=ENGLISH[language],
         )
     axes.set_title(title)
-    axes.set_xlabel("top-1, %")
+    axes.set_xlabel(f"{metric}, %")
     axes.grid(visible=False, axis="y")
     axes.set_yticks([number + 0.2 for number in range(len(groups))], list(groups))
     axes.set_ylim(len(groups) - 0.4, -0.4)

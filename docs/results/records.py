@@ -24,6 +24,7 @@ QUESTIONS = {
     "ours": "default",
 }
 TEACHERS = ("starter", "starter after align")
+SENTENCES = "photographs with sentences"
 
 Record = dict[str, str]
 

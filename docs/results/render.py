@@ -15,6 +15,7 @@ from docs.results.records import (
     IMAGES,
     KNOWN,
     LANGUAGES,
+    SENTENCES,
     TEACHERS,
     UNSEEN,
     Record,
@@ -249,6 +250,24 @@ def tables() -> dict[str, str]:
             [one for one in records("photographs") if one["setup"].startswith((*TEACHERS, "none"))],
             {"teacher": "setup", "what is trained": "model"},
             (("top-1", "top-1", CALTECH), ("mean over the classes", "mean per class", CALTECH)),
+        ),
+        "sentences-questions": pivot(
+            select(records("photographs"), setup=SENTENCES),
+            {"what is trained": "model"},
+            (
+                ("mean recall", "mean recall", "Flickr8k"),
+                ("Chinese and English", "mean recall, zh and en", "Flickr8k"),
+            ),
+        ),
+        "photographs-third": pivot(
+            over_seeds(select(records("photographs"), setup="starter of 28 November")),
+            {"model": "model"},
+            (
+                ("parameters", "parameters", CALTECH),
+                ("top-1", "top-1", CALTECH),
+                ("mean over the classes", "mean per class", CALTECH),
+                ("mean over the classes, int8", "mean per class, int8", CALTECH),
+            ),
         ),
         "photographs": pivot(
             over_seeds(select(records("photographs"), setup="fp32")),
