@@ -271,4 +271,4 @@ def _chart(rows: Sequence[SweepRow]) -> bytes:
         axes.set_xlabel(translated(Message("per cent")))
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
 
-    return svg_chart((8.5, 1.2 + (0.2 * len(rows) + 0.08) * len(places)), draw, "white") if places else b""
+    return svg_chart((8.5, 1.2 + (0.2 * len(rows) + 0.08) * len(places)), draw) if places else b""
