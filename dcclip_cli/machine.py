@@ -76,18 +76,6 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def physical_cores(root: Path = Path("/")) -> int | None:
-    """Number of physical cores of the machine; None if unknown."""
-    if sys.platform == "darwin":
-        count = _sysctl("-n", "hw.physicalcpu").strip()
-        return int(count) if count.isdecimal() else None
-    try:
-        files = list(root.glob("sys/devices/system/cpu/cpu[0-9]*/topology/thread_siblings_list"))
-        return len({file.read_text() for file in files}) or None
-    except OSError:
-        return None
-
-
 @dataclass(frozen=True)
 class Memory:
     """Memory of the machine in bytes; `available` can be used without swapping."""

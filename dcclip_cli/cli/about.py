@@ -182,7 +182,6 @@ def _processor(load: Sequence[float] | None) -> Facts:
         "affinity": machine.affinity_cores(),
         "cgroup_quota": quota if quota < float("inf") else None,
         "logical": os.cpu_count(),
-        "physical": machine.physical_cores(),
         "load": load,
     }
 
