@@ -194,10 +194,6 @@ class OpenFile:
         """Up to `size` bytes from `offset` on."""
         return os.pread(self._descriptor, size, offset)
 
-    def read_into(self, buffer: memoryview, offset: int) -> int:
-        """The number of bytes from `offset` on that were read into the buffer."""
-        return os.preadv(self._descriptor, [buffer], offset)
-
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
             os.close(self._descriptor)
