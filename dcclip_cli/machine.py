@@ -96,17 +96,6 @@ def memory(root: Path = Path("/")) -> Memory | None:
     return Memory(1024 * int(kibibytes["MemTotal"]), 1024 * int(kibibytes["MemAvailable"]))
 
 
-def load_average() -> tuple[float, float, float] | None:
-    """Mean number of processes that run or wait for a core, over 1, 5 and 15 minutes; None if unknown.
-
-    In a container too, it is that of the whole machine.
-    """
-    try:
-        return os.getloadavg()
-    except (AttributeError, OSError):  # Windows has none
-        return None
-
-
 def _sysctl(*asked: str) -> str:
     """The output of macOS's sysctl; empty if it is not available."""
     try:

@@ -139,7 +139,8 @@ def diagnose() -> Facts:
         model = _shown(resolve().description.removeprefix("model: "))
     except DcclipError as error:
         model, notes["model"] = "none", f"{_shown(error.what)}: {error.hint}"
-    load, cores, vnni = machine.load_average(), os.cpu_count(), machine.has_vnni()
+    load = os.getloadavg() if hasattr(os, "getloadavg") else None  # Windows has none
+    cores, vnni = os.cpu_count(), machine.has_vnni()
     if load and cores and load[0] > cores:  # both of the whole machine, even where this process may use a few cores
         what = Message("load {:.1f} on {} cores: other work slows down training and measurements", load[0], cores)
         notes["busy machine"] = what

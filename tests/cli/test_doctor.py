@@ -90,8 +90,8 @@ def test_what_cannot_be_found_out_is_unknown_and_no_error(monkeypatch: pytest.Mo
     monkeypatch.setattr("dcclip_cli.machine.cpu_features", frozenset)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr(os, "cpu_count", lambda: None)
-    for name in ("load_average", "memory"):
-        monkeypatch.setattr(f"dcclip_cli.machine.{name}", lambda: None)
+    monkeypatch.delattr(os, "getloadavg", raising=False)
+    monkeypatch.setattr("dcclip_cli.machine.memory", lambda: None)
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 0
     names = {line.split()[0] for line in result.stdout.splitlines() if line.startswith("  ")}
