@@ -11,7 +11,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -127,11 +127,6 @@ def atomic_write(file: Path, content: bytes | str) -> None:
     """Write a file under a temporary name and move it into place; text as UTF-8 with LF line ends."""
     with atomic_file(file) as path:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-def temporary_folder(near: Path) -> AbstractContextManager[Path]:
-    """An empty folder next to `near`, removed when the block ends."""
-    return partial(near, folder=True)
 
 
 @contextmanager
