@@ -205,13 +205,13 @@ def file_sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
-def write_json(file: Path, content: dict[str, Any], sort_keys: bool = False) -> None:
-    """Write an object as indented JSON in UTF-8, atomically."""
+def write_json(file: Path, content: object, sort_keys: bool = False) -> None:
+    """Write a value as indented JSON in UTF-8, atomically."""
     atomic_write(file, json_text(content, sort_keys))
 
 
-def json_text(content: dict[str, Any], sort_keys: bool = False) -> bytes:
-    """An object as indented JSON in UTF-8; what cannot be encoded is replaced."""
+def json_text(content: object, sort_keys: bool = False) -> bytes:
+    """A value as indented JSON in UTF-8; what cannot be encoded is replaced."""
     return (json.dumps(content, indent=2, ensure_ascii=False, sort_keys=sort_keys) + "\n").encode(errors="replace")
 
 

@@ -17,7 +17,8 @@ from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.compare import fit_for, unfit
-from dcclip_cli.eval.result import EvalResult, save_json
+from dcclip_cli.eval.result import EvalResult
+from dcclip_cli.files import write_json
 from dcclip_cli.model.reference import ModelReference
 
 if TYPE_CHECKING:
@@ -88,9 +89,9 @@ def write(
                 meta["name"] = name
             places[revision] = folder / "results" / meta["name"].replace("/", "__").replace(" ", "_") / revision
             places[revision].mkdir(parents=True, exist_ok=True)
-            save_json(places[revision] / "model_meta.json", meta)
+            write_json(places[revision] / "model_meta.json", meta)
         for task, wanted in _tasks(result.dataset, result.language).items():
-            save_json(places[revision] / f"{task}.json", task_result(result, task, wanted))
+            write_json(places[revision] / f"{task}.json", task_result(result, task, wanted))
     return [*lines, f"mteb reads its results with: mteb.ResultCache('{folder}').load_results()"]
 
 
