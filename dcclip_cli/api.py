@@ -465,9 +465,11 @@ def compare(first: str, second: str, *, force: bool = False, progress: ProgressC
     Each is a results file or folder that `evaluate` wrote, FILE@MODEL where it contains several models. `force`
     compares results with different class names or prompts.
     """
-    from dcclip_cli.eval.compare import compare
+    from dcclip_cli.eval.compare import Comparison, compare_results, read_results
 
-    return compare(first, second, force=force, progress=progress_for(progress))
+    one, other = read_results(str(first)), read_results(str(second))
+    differences = compare_results(one, other, force, progress=progress_for(progress))
+    return Comparison(one[0].model, other[0].model, differences)
 
 
 def open_recipe(

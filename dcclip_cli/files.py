@@ -11,7 +11,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -129,11 +129,6 @@ def atomic_write(file: Path, content: bytes | str) -> None:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def temporary_folder(near: Path) -> AbstractContextManager[Path]:
-    """An empty folder next to `near`, removed when the block ends."""
-    return partial(near, folder=True)
-
-
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """An empty temporary folder next to `folder` that replaces it when the block ends, removed if it raises."""
@@ -194,10 +189,6 @@ class OpenFile:
         """Up to `size` bytes from `offset` on."""
         return os.pread(self._descriptor, size, offset)
 
-    def read_into(self, buffer: memoryview, offset: int) -> int:
-        """The number of bytes from `offset` on that were read into the buffer."""
-        return os.preadv(self._descriptor, [buffer], offset)
-
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
             os.close(self._descriptor)
@@ -214,13 +205,13 @@ def file_sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
-def write_json(file: Path, content: dict[str, Any], sort_keys: bool = False) -> None:
-    """Write an object as indented JSON in UTF-8, atomically."""
+def write_json(file: Path, content: object, sort_keys: bool = False) -> None:
+    """Write a value as indented JSON in UTF-8, atomically."""
     atomic_write(file, json_text(content, sort_keys))
 
 
-def json_text(content: dict[str, Any], sort_keys: bool = False) -> bytes:
-    """An object as indented JSON in UTF-8; what cannot be encoded is replaced."""
+def json_text(content: object, sort_keys: bool = False) -> bytes:
+    """A value as indented JSON in UTF-8; what cannot be encoded is replaced."""
     return (json.dumps(content, indent=2, ensure_ascii=False, sort_keys=sort_keys) + "\n").encode(errors="replace")
 
 

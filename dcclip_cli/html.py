@@ -125,11 +125,10 @@ def jpeg_thumbnail(image: Image.Image, max_px: int = THUMBNAIL_PX) -> bytes:
     return stream.getvalue()
 
 
-def svg_chart(size: tuple[float, float], draw: Callable[[Axes], None], background: str = "none", **style: Any) -> bytes:
-    """The chart that `draw` makes on the axes given to it, as an SVG file.
+def svg_chart(size: tuple[float, float], draw: Callable[[Axes], None]) -> bytes:
+    """The chart, of a `size` in inches, that `draw` makes on the axes given to it, as an SVG file.
 
-    `size` is in inches; `style` has further parameters of matplotlib, with `_` for the dots in their names. Without
-    matplotlib the file is empty.
+    Without matplotlib the file is empty.
     """
     if find_spec("matplotlib") is None:
         return b""
@@ -137,7 +136,7 @@ def svg_chart(size: tuple[float, float], draw: Callable[[Axes], None], backgroun
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with rc_context(_STYLE | {name.replace("_", "."): value for name, value in style.items()}):
+    with rc_context(_STYLE):
         figure = Figure(size, layout="constrained")
         FigureCanvasSVG(figure)
         draw(figure.add_subplot())
@@ -145,10 +144,5 @@ def svg_chart(size: tuple[float, float], draw: Callable[[Axes], None], backgroun
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph")  # missing here, but not in the browser's fonts
             metadata = {"Date": None, "Creator": None}
-            figure.savefig(stream, format="svg", facecolor=background, edgecolor="none", metadata=metadata)
+            figure.savefig(stream, format="svg", facecolor="white", edgecolor="none", metadata=metadata)
     return stream.getvalue()
-
-
-def svg_data_url(content: bytes) -> str:
-    """An SVG file as a URL that contains it."""
-    return "data:image/svg+xml;base64," + base64.b64encode(content).decode()

@@ -76,18 +76,6 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def physical_cores(root: Path = Path("/")) -> int | None:
-    """Number of physical cores of the machine; None if unknown."""
-    if sys.platform == "darwin":
-        count = _sysctl("-n", "hw.physicalcpu").strip()
-        return int(count) if count.isdecimal() else None
-    try:
-        files = list(root.glob("sys/devices/system/cpu/cpu[0-9]*/topology/thread_siblings_list"))
-        return len({file.read_text() for file in files}) or None
-    except OSError:
-        return None
-
-
 @dataclass(frozen=True)
 class Memory:
     """Memory of the machine in bytes; `available` can be used without swapping."""
@@ -106,17 +94,6 @@ def memory(root: Path = Path("/")) -> Memory | None:
     if not {"MemTotal", "MemAvailable"} <= set(kibibytes):
         return None
     return Memory(1024 * int(kibibytes["MemTotal"]), 1024 * int(kibibytes["MemAvailable"]))
-
-
-def load_average() -> tuple[float, float, float] | None:
-    """Mean number of processes that run or wait for a core, over 1, 5 and 15 minutes; None if unknown.
-
-    In a container too, it is that of the whole machine.
-    """
-    try:
-        return os.getloadavg()
-    except (AttributeError, OSError):  # Windows has none
-        return None
 
 
 def _sysctl(*asked: str) -> str:

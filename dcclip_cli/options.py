@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Strict, model_validator
 from pydantic_core import to_jsonable_python
 
 T = TypeVar("T")
-_NEUTRAL = "neutral"
+NEUTRAL = "neutral"
 # Neutral[int]: an int option that changes speed or what is shown, never the result.
-Neutral = Annotated[T, _NEUTRAL]
+Neutral = Annotated[T, NEUTRAL]
 PathOption = Annotated[Path, Strict(False)]  # which a text gives, as in YAML
 
 
@@ -43,18 +43,13 @@ def _as_tuples(value: Any) -> Any:
     return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
-def neutral_keys(kind: type[BaseModel]) -> list[str]:
-    """The names of a section's `Neutral` fields."""
-    return [name for name, field in kind.model_fields.items() if _NEUTRAL in field.metadata]
-
-
 def decisive(options: Any) -> Any:
     """The options that decide a result, as JSON: everything but the `Neutral` fields, at any depth."""
     if isinstance(options, BaseModel):
         return {
             field.alias or name: decisive(getattr(options, name))
             for name, field in type(options).model_fields.items()
-            if _NEUTRAL not in field.metadata
+            if NEUTRAL not in field.metadata
         }
     if isinstance(options, dict):
         return {str(key): decisive(value) for key, value in options.items()}

@@ -2,12 +2,11 @@
 
 import os
 import platform
-import sys
 from pathlib import Path
 
 import pytest
 
-from dcclip_cli.machine import Memory, cores, has_vnni, machine_class, memory, physical_cores, set_library_defaults
+from dcclip_cli.machine import Memory, cores, has_vnni, machine_class, memory, set_library_defaults
 
 V1 = "sys/fs/cgroup/cpu,cpuacct"
 
@@ -35,16 +34,6 @@ def test_a_quota_of_the_cgroup_bounds_the_cores(
         (tmp_path / name).write_text(content + "\n")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
     assert cores(tmp_path) == allowed
-
-
-@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no /sys")
-def test_cores_that_share_an_execution_unit_are_one_physical_core(tmp_path: Path) -> None:
-    assert physical_cores(tmp_path) is None
-    for number, siblings in enumerate(("0,2", "1,3", "0,2", "1,3")):
-        folder = tmp_path / f"sys/devices/system/cpu/cpu{number}/topology"
-        folder.mkdir(parents=True)
-        (folder / "thread_siblings_list").write_text(siblings + "\n")
-    assert physical_cores(tmp_path) == 2
 
 
 def test_memory_is_what_the_kernel_says_in_bytes(tmp_path: Path) -> None:

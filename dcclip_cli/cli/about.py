@@ -130,8 +130,7 @@ def _text(name: str, value: Any) -> str:
 def diagnose() -> Facts:
     """All facts, the same keys on every machine; what is unknown or absent is None. `notes`: what is wrong or slow.
 
-    Nothing names the user: paths start with ~ for the home folder. Imports torch if it is installed, and times two
-    small towers if bf16 is native.
+    Nothing names the user: paths start with ~ for the home folder. Imports torch if it is installed.
     """
     from dcclip_cli.model.reference import resolve
 
@@ -140,7 +139,8 @@ def diagnose() -> Facts:
         model = _shown(resolve().description.removeprefix("model: "))
     except DcclipError as error:
         model, notes["model"] = "none", f"{_shown(error.what)}: {error.hint}"
-    load, cores, vnni = machine.load_average(), os.cpu_count(), machine.has_vnni()
+    load = os.getloadavg() if hasattr(os, "getloadavg") else None  # Windows has none
+    cores, vnni = os.cpu_count(), machine.has_vnni()
     if load and cores and load[0] > cores:  # both of the whole machine, even where this process may use a few cores
         what = Message("load {:.1f} on {} cores: other work slows down training and measurements", load[0], cores)
         notes["busy machine"] = what
@@ -183,7 +183,6 @@ def _processor(load: Sequence[float] | None) -> Facts:
         "affinity": machine.affinity_cores(),
         "cgroup_quota": quota if quota < float("inf") else None,
         "logical": os.cpu_count(),
-        "physical": machine.physical_cores(),
         "load": load,
     }
 
@@ -222,11 +221,11 @@ def _imported(name: str, notes: dict[str, str]) -> Any:
 
 
 def _torch(notes: dict[str, str]) -> Facts | None:
-    """`device` is that of `--device auto`; the precision that `auto` chooses on it by use and kind of tower."""
+    """`device` is that of `--device auto`, `auto` the precision that is chosen on it."""
     torch = _imported("torch", notes)
     if torch is None:
         return None
-    from dcclip_cli.model.precision import newton_schulz_precision, torch_device, typical_choices
+    from dcclip_cli.model.precision import choice_without_probe, newton_schulz_precision, torch_device
 
     with warnings.catch_warnings(record=True) as caught:  # such as a driver that is too old
         warnings.simplefilter("always")
@@ -239,6 +238,7 @@ def _torch(notes: dict[str, str]) -> Facts | None:
         gpus = [_gpu(torch, number) for number in range(torch.cuda.device_count())] if has_cuda else []
     except RuntimeError as error:  # a GPU that is broken or used exclusively by another process
         notes["GPU"], usable = str(error).partition("\n")[0], "cpu"
+    known = choice_without_probe(usable)
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
     return {
         "threads": torch.get_num_threads(),
@@ -248,10 +248,7 @@ def _torch(notes: dict[str, str]) -> Facts | None:
         "GPU": gpus,
         "MPS": torch.backends.mps.is_available(),
         "newton_schulz": newton_schulz_precision(usable),
-        **{
-            use: {kind: Message("{} ({})", one.precision, one.reason) for kind, one in kinds.items()}
-            for use, kinds in typical_choices(usable).items()
-        },
+        "auto": Message("{} ({})", known.precision, known.reason) if known else Message("measured with each model"),
     }
 
 

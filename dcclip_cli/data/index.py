@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.checksums import FORMAT
@@ -22,7 +22,7 @@ from dcclip_cli.data.pair import LANGUAGES, caption_id
 from dcclip_cli.data.remote import DataFile, list_files, shown, with_suffix
 from dcclip_cli.data.shards import Columns, Row, rows_of
 from dcclip_cli.errors import DcclipError, Message, joined
-from dcclip_cli.files import atomic_file, cache_folder, lock, temporary_folder
+from dcclip_cli.files import atomic_file, cache_folder, lock
 from dcclip_cli.machine import cores
 from dcclip_cli.processes import calls, process_pool
 from dcclip_cli.progress import Progress, Silent
@@ -250,8 +250,8 @@ def verify_files(files: Sequence[DataFile], columns: Columns, progress: Progress
     indexes = {file: find_index(file, columns) for file in files}
     known = [index for index in indexes.values() if index is not None]
     wrong = [Message("{} has no index, or has changed since", file) for file, index in indexes.items() if index is None]
-    with temporary_folder(Path(tempfile.gettempdir(), "dcclip-index")) as folder:
-        jobs = [(index.file, folder / f"{number}{SUFFIX}") for number, index in enumerate(known)]
+    with TemporaryDirectory() as folder:
+        jobs = [(index.file, Path(folder, f"{number}{SUFFIX}")) for number, index in enumerate(known)]
         write_indexes(jobs, columns, progress)
         for index, job in zip(known, jobs, strict=True):
             if read_index(*job).about != index.about:

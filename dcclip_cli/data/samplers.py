@@ -83,14 +83,11 @@ class EpochBatchSampler:
                 self.dataset.will_need(self._members(epoch, window))
             following = step - skipped + self._steps_of(window)
             if following < steps:
-                self.dataset.will_need(self._members(*self._window_at(following)))
+                next_epoch, place = divmod(following, self.steps_per_epoch)
+                self.dataset.will_need(self._members(next_epoch, place // self.steps_per_window))
             for batch in islice(self._batches(epoch, window), skipped, skipped + steps - step):
                 yield [(self.first + sample, epoch) for sample in batch]
                 step += 1
-
-    def _window_at(self, step: int) -> tuple[int, int]:
-        epoch, within = divmod(step, self.steps_per_epoch)
-        return epoch, within // self.steps_per_window
 
     def _steps_of(self, window: int) -> int:
         return min(self.steps_per_window, self.steps_per_epoch - window * self.steps_per_window)

@@ -60,15 +60,6 @@ class Comparison:
     differences: list[Difference]
 
 
-def compare(a: str | Path, b: str | Path, *, force: bool = False, progress: Progress | None = None) -> Comparison:
-    """The results B minus A; each is FILE or FOLDER as `eval --out` wrote it, or FILE@MODEL to choose a model.
-
-    Raises DcclipError for unreadable results, and for different class names, prompts, splits or metrics unless `force`.
-    """
-    first, second = read_results(str(a)), read_results(str(b))
-    return Comparison(first[0].model, second[0].model, compare_results(first, second, force, progress=progress))
-
-
 def read_results(reference: str) -> list[EvalResult]:
     """One model's results in FILE or FOLDER, or FILE@MODEL where it has those of several. Raises DcclipError."""
     path, at, model = reference.rpartition("@")

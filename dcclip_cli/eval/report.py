@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from dcclip_cli.eval.metrics import per_class
 from dcclip_cli.eval.registry import base_name, classes_of
 from dcclip_cli.eval.result import MEAN, METRIC_NAMES, ZERO_SHOT, EvalResult, Table, percent, save_results, table
 from dcclip_cli.files import atomic_write
-from dcclip_cli.html import COLOURS, jpeg_thumbnail, svg_chart, svg_data_url, write_page
+from dcclip_cli.html import COLOURS, jpeg_thumbnail, svg_chart, write_page
 from dcclip_cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def write_report(path: Path, results: Sequence[EvalResult], datasets: Iterable[D
     """Write report.html, with wrong images of the `datasets` given; all else is in the results. Returns its charts."""
     by_name = {dataset.name: dataset for dataset in datasets}
     found = table(results)
-    made = {"bars": bars(found), "zh-en": chinese_against_english(found), "probes": probes(results)}
+    made = {"bars": bars(found), "zh-en": chinese_against_english(found)}
     drawn = {name: chart for name, chart in made.items() if chart}
     means = zip(found.columns, found.mean.values, strict=True) if found.mean else ()
     write_page(
@@ -101,7 +102,7 @@ def write_report(path: Path, results: Sequence[EvalResult], datasets: Iterable[D
         },
         mean_name=MEAN,
         table=found,
-        charts={name: svg_data_url(chart) for name, chart in drawn.items()},
+        charts={name: f"data:image/svg+xml;base64,{b64encode(chart).decode()}" for name, chart in drawn.items()},
         errors=[one for result in results if (one := errors_of(result, by_name.get(result.dataset)))],
         languages=_LANGUAGES,
         metric_names=METRIC_NAMES,
@@ -222,7 +223,7 @@ def bars(found: Table) -> bytes:
         _legend(axes, [handles[one] for one in order], [labels[one] for one in order], 2 if both else 1)
 
     inches = 0.9 + ((0.17 if valued else 0.1) * len(columns) + 0.08) * len(found.rows) + 0.18 * len(models)
-    return svg_chart((8.5, inches), draw, "white")
+    return svg_chart((8.5, inches), draw)
 
 
 def _legend(axes: Axes, handles: list[Artist], labels: list[str], columns: int) -> None:
@@ -280,7 +281,7 @@ def chinese_against_english(found: Table) -> bytes | None:
         axes.grid(True, alpha=0.3)
         _legend(axes, *axes.get_legend_handles_labels(), 3)
 
-    return svg_chart((6.2, 6.4), draw, "white")
+    return svg_chart((6.2, 6.4), draw)
 
 
 def _name_points(axes: Axes, points: Sequence[_Point], span: float) -> None:
@@ -300,30 +301,3 @@ def _name_points(axes: Axes, points: Sequence[_Point], span: float) -> None:
                 taken.append(box)
                 axes.text(x, y, point.name, fontsize=7, color="#444444", ha=horizontal, va=vertical)
                 break
-
-
-def probes(results: Sequence[EvalResult]) -> bytes | None:
-    """Curves of linear probes over the training images per class; None where there are none."""
-    curves: dict[tuple[str, str], list[tuple[str, float, float]]] = {}
-    for result in results:
-        if result.task.startswith("linear probe"):
-            name = base_name(result.dataset)
-            shots = result.task.partition(", ")[2].removesuffix(" shots") or "all"
-            spread = result.metrics.get(f"{result.metric}_std", 0.0)
-            curves.setdefault((result.model, name), []).append((shots, result.value, spread))
-    if not curves:
-        return None
-
-    def draw(axes: Axes) -> None:
-        for number, ((model, name), points) in enumerate(curves.items()):
-            axes.errorbar(
-                [shots for shots, _, _ in points], [100 * value for _, value, _ in points],
-                [100 * spread for _, _, spread in points],
-                marker="o", capsize=3, color=COLOURS[number % len(COLOURS)], label=f"{model}, {name}",
-            )  # fmt: skip
-        axes.set_xlabel(translated(Message("training images per class")))
-        axes.set_ylabel(translated(Message("per cent")))
-        axes.grid(True, alpha=0.3)
-        axes.legend(frameon=False)
-
-    return svg_chart((8.5, 4), draw, "white")

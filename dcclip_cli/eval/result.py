@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.eval.registry import ELEVATER, SUFFIX, Metric, base_name, classes_of
-from dcclip_cli.files import atomic_write
+from dcclip_cli.files import write_json
 
 METRIC_NAMES = {
     "top1": "top-1",
@@ -129,10 +128,10 @@ def save_results(results: Iterable[EvalResult], folder: Path) -> None:
         name = f"{result.dataset}-partial" if result.partial else result.dataset  # keeps the file of a full result
         by_dataset.setdefault(name, []).append(result)
     for dataset, several in by_dataset.items():
-        save_json(folder / f"{dataset}.json", [asdict(result) for result in several])
+        write_json(folder / f"{dataset}.json", [asdict(result) for result in several])
     short = ("model", "dataset", "language", "task", "metric", "value", "n", "partial")
     summary = [{key: getattr(result, key) for key in short} for several in by_dataset.values() for result in several]
-    save_json(folder / "summary.json", summary)
+    write_json(folder / "summary.json", summary)
 
 
 def load_results(path: Path) -> list[EvalResult]:
@@ -176,11 +175,6 @@ def load_several(paths: Sequence[Path]) -> list[EvalResult]:
         replace(result, model=f"{result.model} in {path}") if len(models[result.model]) > 1 else result
         for path, result in found.values()
     ]
-
-
-def save_json(file: Path, content: object) -> None:
-    """Write results as indented JSON in UTF-8, all or nothing."""
-    atomic_write(file, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
 
 
 def unlike(one: EvalResult, other: EvalResult) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ from dcclip_cli.exporters.parity import TOWERS, Comparison, Embeddings, Parity, 
 from dcclip_cli.exporters.quantize import BundleGraphs, OnnxGraphs
 from dcclip_cli.exporters.samples import recipe_samples, samples_from
 from dcclip_cli.exporters.source import Source, check_alike, load_source, prepare
-from dcclip_cli.files import atomic_folder, file_sha256, read_json, temporary_folder
+from dcclip_cli.files import atomic_folder, file_sha256, partial, read_json
 from dcclip_cli.inference.encoder import PLAIN_PROMPTS, Encoder, shortened
 from dcclip_cli.inference.onnx_encoder import DESCRIPTION, TOKENIZER, read_description
 from dcclip_cli.model.model_dir import model_fingerprint
@@ -151,7 +151,8 @@ def export(
     if target.reads_tokens_itself:
         check_alike(source.tokenizer, source.encoder.name)
     source.dims = options.dims
-    with atomic_folder(out) as folder, temporary_folder(out.with_name(f"{out.name}.graphs")) as temporary:
+    graphs_at = out.with_name(f"{out.name}.graphs")
+    with atomic_folder(out) as folder, partial(graphs_at, folder=True) as temporary:
         graphs: BundleGraphs | OnnxGraphs
         if is_bundle:
             graphs = BundleGraphs(source, temporary, options.preprocess)

@@ -240,11 +240,8 @@ class Footprint:
     text_ms: float
 
 
-def footprint(model: Encoder, budget_s: float = 1.0, threads: int = 1) -> Footprint:
-    """A model's size and latency. Not for comparing machines, or measurements made next to other work.
-
-    `threads` are torch's; a bundle is loaded with its own number.
-    """
+def footprint(model: Encoder, budget_s: float = 1.0) -> Footprint:
+    """A model's size and latency on one thread. Not for comparing machines, or measurements next to other work."""
     from PIL import Image
 
     image = Image.new("RGB", (256, 256), "white")
@@ -253,7 +250,7 @@ def footprint(model: Encoder, budget_s: float = 1.0, threads: int = 1) -> Footpr
     torch = sys.modules.get("torch")  # if it is not loaded, the model does not use it
     before = torch.get_num_threads() if torch else 0
     if torch:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(1)
     try:
         encode = (lambda: model.preprocess(image)) if in_graph else (lambda: model.encode_pixels(pixels))
         image_ms = _median_ms(encode, budget_s / 2)

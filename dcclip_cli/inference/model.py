@@ -13,7 +13,7 @@ from PIL import Image
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.inference.encoder import Encoder, load_encoder
-from dcclip_cli.inference.images import BATCH_SIZE, embed, read
+from dcclip_cli.inference.images import embed, read
 from dcclip_cli.inference.zero_shot import Labels, text_embeddings
 from dcclip_cli.model.known import unknown_of
 from dcclip_cli.model.reference import resolve
@@ -45,13 +45,12 @@ def predict(
     images: Iterable[Path],
     top_k: int | None = 5,
     threshold: float | Sequence[float] = 0.0,
-    batch_size: int = BATCH_SIZE,
 ) -> Iterator[Prediction]:
     """One Prediction per image, in order, as soon as its batch is done.
 
     Labels below `threshold` are left out, which is for all labels or one for each.
     """
-    for path, found in embed(encoder, images, read, batch_size):
+    for path, found in embed(encoder, images, read):
         if isinstance(found, DcclipError):
             yield Prediction(path, error=found)
         else:

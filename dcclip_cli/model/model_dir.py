@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import gettempdir
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.checksums import FILES, Record, read_record, write_record
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import atomic_folder, read_json, temporary_folder, write_json
+from dcclip_cli.files import atomic_folder, read_json, write_json
 from dcclip_cli.model.hub_models import (
     COPY_AGAIN,
     TRANSFORMERS_CONFIG,
@@ -242,8 +242,9 @@ def _source(folder: Path, config: dict[str, Any]) -> Iterator[Path]:
         if not text_tower:
             yield folder
             return
-        with temporary_folder(Path(gettempdir()) / "dcclip-open-clip") as temporary:
-            text = config["model_cfg"]["text_cfg"] | {"hf_model_name": str(temporary)}
+        with TemporaryDirectory() as name:
+            temporary = Path(name)
+            text = config["model_cfg"]["text_cfg"] | {"hf_model_name": name}
             write_json(temporary / CONFIG, config | {"model_cfg": config["model_cfg"] | {"text_cfg": text}})
             write_json(temporary / TRANSFORMERS_CONFIG, text_tower_sizes(folder, text_tower))
             yield temporary

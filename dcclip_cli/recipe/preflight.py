@@ -23,7 +23,7 @@ from dcclip_cli.recipe.yaml import Location
 from dcclip_cli.run_dir import STAGES, RunDir, StageName, finished, has_product
 from dcclip_cli.train import align, distill
 from dcclip_cli.train.metrics_log import check_installed
-from dcclip_cli.train.options import DEFAULT_EMBED_DIM, StageContext, StageSetup, TrainOptions, problems
+from dcclip_cli.train.options import DEFAULT_EMBED_DIM, StageContext, StageSetup, problems
 
 if TYPE_CHECKING:
     from dcclip_cli.model.towers import OpenClipTowers, Towers
@@ -322,7 +322,8 @@ class Preflight:
     def _check_sizes(self, setup: StageSetup, data: Mapping[str, Preview]) -> None:
         phrases = self.loaded.recipe.data and self.loaded.recipe.data.phrases
         for kind, size in setup.sizes.items():
-            at = (setup.name, _size_key(setup.options, kind))
+            own = getattr(setup.options, _SIZES[kind], None)
+            at = (setup.name, _SIZES[kind] if own else "batch_size")
             found = data.get(kind)
             if found and found.exact and not (kind == "texts" and phrases):
                 self._ask(at, partial(check_size, size, found.samples))
@@ -357,10 +358,6 @@ class Stage:
     context: StageContext
 
 
-def _size_key(options: TrainOptions, kind: str) -> str:
-    return _SIZES[kind] if getattr(options, _SIZES[kind], None) else "batch_size"
-
-
 def _may_have(language: Language, options: DataOptions, data: Mapping[str, Preview]) -> bool:
     """Whether some of these kinds of data have captions in a language, or may have, where not all was looked at."""
     if any(one.get(language) for found in data.values() for one in found.captions):
@@ -369,11 +366,7 @@ def _may_have(language: Language, options: DataOptions, data: Mapping[str, Previ
         return True
     if "pairs" in data and options.train and language in languages_in(options.train, options.columns):
         return True
-    return "texts" in data and not _all_seen(data["texts"])
-
-
-def _all_seen(texts: Preview) -> bool:
-    return texts.samples <= len(texts.captions)
+    return "texts" in data and data["texts"].samples > len(data["texts"].captions)
 
 
 def _done(action: Callable[..., object], *arguments: Any) -> bool:

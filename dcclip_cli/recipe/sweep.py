@@ -19,10 +19,10 @@ from dcclip_cli.errors import DcclipError, Message, translated
 from dcclip_cli.files import atomic_file, atomic_write
 from dcclip_cli.options import decisive
 from dcclip_cli.processes import end_with_launcher
-from dcclip_cli.recipe.load import LoadedRecipe, record, resolved_yaml, varied
+from dcclip_cli.recipe.load import LoadedRecipe, record, varied
 from dcclip_cli.recipe.run import RecipeRun
 from dcclip_cli.recipe.summary import ModelSummary
-from dcclip_cli.run_dir import STAGES, RunDir
+from dcclip_cli.run_dir import RESOLVED, STAGES, RunDir
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dcclip_cli.eval.compare import Difference
     from dcclip_cli.eval.result import EvalResult
 
-_LOG, _OWN_RECIPE = "log.txt", "run.yaml"
+_LOG = "log.txt"
 _LOOK_S = 0.2  # between two looks at running processes
 _METRIC = "agreement"  # where nothing could be tested
 
@@ -210,8 +210,7 @@ def _remove_stages(run: RunDir) -> None:
 
 def _started(run: RecipeRun, place: int) -> subprocess.Popen[bytes]:
     """`dcclip run` of one run, on the GPU number `place` where there are several; it ends when this process does."""
-    atomic_write(run.dir.root / _OWN_RECIPE, resolved_yaml(run.loaded.recipe))
-    command = [sys.executable, "-m", "dcclip_cli", "run", str(run.dir.root / _OWN_RECIPE), "--out", str(run.dir.root)]
+    command = [sys.executable, "-m", "dcclip_cli", "run", str(run.dir.root / RESOLVED), "--out", str(run.dir.root)]
     environment = dict(os.environ)
     if gpus := _gpus(run.device):
         environment["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
@@ -271,4 +270,4 @@ def _chart(rows: Sequence[SweepRow]) -> bytes:
         axes.set_xlabel(translated(Message("per cent")))
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
 
-    return svg_chart((8.5, 1.2 + (0.2 * len(rows) + 0.08) * len(places)), draw, "white") if places else b""
+    return svg_chart((8.5, 1.2 + (0.2 * len(rows) + 0.08) * len(places)), draw) if places else b""

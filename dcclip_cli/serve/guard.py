@@ -8,12 +8,11 @@ import time
 from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from functools import partial
-from http.cookies import SimpleCookie
 from typing import Any
-from urllib.parse import parse_qs
 
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from starlette.requests import Request
 
 from dcclip_cli.errors import DcclipError, Language, Message, translated
 from dcclip_cli.serve.batches import RefusedError, busy
@@ -107,12 +106,12 @@ class Guard:
             self._metrics.seconds.labels(path).observe(time.perf_counter() - begin)
 
     def _admit(self, scope: Scope) -> None:
-        headers = dict(scope["headers"])
+        request = Request(scope)
         if self._token is not None and scope["path"] not in _OPEN:
             given = (
-                _bearer(headers),
-                _cookie(headers),
-                *parse_qs(scope["query_string"].decode("latin-1")).get("token", ()),
+                request.headers.get("authorization", "").removeprefix("Bearer ").strip(),
+                request.cookies.get(_COOKIE, ""),
+                *request.query_params.getlist("token"),
             )
             if not any(hmac.compare_digest(one.encode(), self._token.encode()) for one in given):
                 raise RefusedError(
@@ -122,7 +121,7 @@ class Guard:
             raise RefusedError("the server is stopping", "try again in a minute", status=503)
         if self._requests > _AT_A_TIME:
             raise busy()
-        length = headers.get(b"content-length", b"0")
+        length = request.headers.get("content-length", "0")
         self._check_size(int(length) if length.isdigit() else 0)
 
     def _check_size(self, size: int) -> None:
@@ -140,15 +139,6 @@ async def _discard(receive: Any) -> None:
             left = MAX_BODY
             while left > 0 and (message := await receive()).get("more_body", False):
                 left -= len(message["body"])
-
-
-def _bearer(headers: dict[bytes, bytes]) -> str:
-    return headers.get(b"authorization", b"").decode("latin-1").removeprefix("Bearer ").strip()
-
-
-def _cookie(headers: dict[bytes, bytes]) -> str:
-    found = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1")).get(_COOKIE)
-    return found.value if found else ""
 
 
 def _replayed(body: bytes, receive: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.errors import Language
-from dcclip_cli.options import neutral_keys
+from dcclip_cli.options import NEUTRAL
 from dcclip_cli.recipe.schema import Recipe
 from dcclip_cli.train.options import TrainOptions
 from docs.generate.markdown import MADE, anchor, code, escaped, table, text
@@ -133,7 +133,8 @@ SHARED: Facts = TrainOptions.model_json_schema()  # the keys of both training st
 
 def page(language: Language = "en") -> str:
     """The whole page: a table for each section of a recipe and, after it, for each list of kinds that is new in it."""
-    neutral = ", ".join(f"`{key}`" for key in (*neutral_keys(TrainOptions), *neutral_keys(CollectOptions)))
+    fields = (TrainOptions.model_fields | CollectOptions.model_fields).items()
+    neutral = ", ".join(f"`{key}`" for key, field in fields if NEUTRAL in field.metadata)
     top = [row(key, facts, SCHEMA, language, top=True) for key, facts in SCHEMA["properties"].items()]
     parts = [MADE + HEAD[language].replace("NEUTRAL_KEYS", neutral), section("The top", "", common(top), language)]
     for key, facts in SCHEMA["properties"].items():

@@ -59,14 +59,6 @@ def test_the_page_has_both_languages_and_shows_wrong_images(tmp_path: Path) -> N
     assert (tmp_path / "again.html").read_bytes() == (tmp_path / "report.html").read_bytes()
 
 
-def test_probes_are_drawn_as_curves(tmp_path: Path) -> None:
-    results = [result("a", guesses(100 + shots), task=f"linear probe, {shots} shots") for shots in (5, 20, 50)]
-    write_report(tmp_path / "report.html", [*results, result("a", guesses(200), task="linear probe")])
-    page = (tmp_path / "report.html").read_text("utf-8")
-    assert "Linear probes" in page and page.count("data:image/svg+xml") == 2
-    assert "dtd, linear probe, 5 shots" in page
-
-
 def test_the_report_says_where_languages_do_not_compare_and_which_classes_are_one_thing(tmp_path: Path) -> None:
     names: list[tuple[str, Language]] = [("gtsrb", "en"), ("gtsrb-cn", "zh"), ("imagenet", "en"), ("imagenet-cn", "zh")]
     names.append(("imagenet-r", "en"))

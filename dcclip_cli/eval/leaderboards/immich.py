@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval.registry import base_name
-from dcclip_cli.eval.result import EvalResult, save_json
-from dcclip_cli.files import atomic_write
+from dcclip_cli.eval.result import EvalResult
+from dcclip_cli.files import atomic_write, write_json
 from dcclip_cli.machine import peak_memory_bytes
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.processes import calls, process_pool
@@ -106,7 +106,7 @@ def write(
         metrics += [_metric(one, cost) for one, cost in here]
         pages.append(_markdown(language, [row_of(one, cost) for one, cost in here]))
     folder.mkdir(parents=True, exist_ok=True)
-    save_json(folder / "metric.json", metrics)
+    write_json(folder / "metric.json", metrics)
     atomic_write(folder / "table.md", "\n".join([*pages, _CAVEAT]))
     return [Message("immich's table with these models: {}", folder / "table.md")]
 
