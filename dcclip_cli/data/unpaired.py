@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from dcclip_cli.data.pair import (
     PairDataset,
     caption_strings,
     captions_in_memory,
+    lazy_captions,
 )
 from dcclip_cli.data.reading import IMAGE_SUFFIXES
 from dcclip_cli.data.shards import Captions, Columns
@@ -33,7 +34,7 @@ from dcclip_cli.files import file_sha256, json_object
 from dcclip_cli.progress import Progress
 from dcclip_cli.text import language_by_script, not_utf8
 
-_ROWS_AT_A_TIME = 65_536  # phrases whose random numbers are drawn together
+_ROWS_AT_A_TIME = 65_536  # of texts that are Python objects
 _EXAMPLE = 'write lines like {"zh": "猫", "en": "cat"}'
 
 # ---- images without captions
@@ -146,8 +147,24 @@ def open_texts(path: str | Path, columns: Columns | None = None, progress: Progr
 
 def _different_captions(pairs: PairDataset) -> dict[Language, Sequence[tuple[str, ...]]]:
     """Each different caption as a text: one language at a time, since captions in two need not be translations."""
-    different = {language: dict.fromkeys(chain.from_iterable(pairs.captions(language))) for language in LANGUAGES}
-    return captions_in_memory({language: (text,)} for language, texts in different.items() for text in texts)
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    different = {}
+    for language in LANGUAGES:
+        captions, chunks = iter(pairs.captions(language)), []
+        while some := list(islice(captions, _ROWS_AT_A_TIME)):
+            chunks.append(pa.array([*chain.from_iterable(some)], pa.string()))
+        different[language] = pc.unique(pa.chunked_array(chunks, pa.string()))
+    texts: dict[Language, Sequence[tuple[str, ...]]] = {}
+    for language in LANGUAGES:  # texts of the other language are empty lists: of length 0, all at one offset
+        ends = [np.arange(1, len(own) + 1) * (language == each) for each, own in different.items()]
+        chunks = [
+            pa.ListArray.from_arrays(np.concatenate([[0], end]).astype(np.int32), own)
+            for end, own in zip(ends, different.values(), strict=True)
+        ]
+        texts[language] = lazy_captions(pa.chunked_array(chunks, pa.list_(pa.string())))
+    return texts
 
 
 def _plain(stream: Iterable[str], path: Path) -> Iterator[Captions]:
@@ -260,13 +277,18 @@ class PhraseDataset(TextDataset):
 
 def _kinds(texts: TextDataset) -> list[tuple[tuple[Language, ...], np.ndarray]]:
     """The rows of the texts that are short and no list, by the languages that they have; of one text alone, none."""
-    rows: dict[tuple[Language, ...], list[int]] = {}
+    rows: dict[tuple[Language, ...], list[np.ndarray]] = {}
     every = zip(*(texts.captions(language) for language in LANGUAGES), strict=True)
-    for row, captions in enumerate(every):
-        part = {language: own[0] for language, own in zip(LANGUAGES, captions, strict=True) if own}
-        if all(len(own) <= _LONGEST[language] and not _LIST.search(own) for language, own in part.items()):
-            rows.setdefault(tuple(part), []).append(row)
-    return [(languages, np.asarray(several, np.int32)) for languages, several in rows.items() if len(several) > 1]
+    for first in range(0, len(texts), _ROWS_AT_A_TIME):
+        found: dict[tuple[Language, ...], list[int]] = {}
+        for row, captions in enumerate(islice(every, _ROWS_AT_A_TIME), first):
+            part = {language: own[0] for language, own in zip(LANGUAGES, captions, strict=True) if own}
+            if all(len(own) <= _LONGEST[language] and not _LIST.search(own) for language, own in part.items()):
+                found.setdefault(tuple(part), []).append(row)
+        for languages, several in found.items():
+            rows.setdefault(languages, []).append(np.asarray(several, np.int32))
+    joined = ((languages, np.concatenate(several)) for languages, several in rows.items())
+    return [(languages, several) for languages, several in joined if len(several) > 1]
 
 
 def with_phrases(texts: TextDataset, count: int) -> PairDataset:
