@@ -18,8 +18,10 @@ from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.compare import fit_for, unfit
 from dcclip_cli.eval.result import EvalResult
-from dcclip_cli.files import write_json
+from dcclip_cli.files import json_object, write_json
+from dcclip_cli.inference.encoder import Encoder, load_encoder
 from dcclip_cli.model.reference import ModelReference
+from dcclip_cli.run_dir import RECORD
 
 if TYPE_CHECKING:
     from dcclip_cli.eval.evaluate import EvalOptions
@@ -73,7 +75,7 @@ def check(options: EvalOptions | None, owner: str | None) -> None:
 def write(
     results: Sequence[EvalResult], folder: Path, owner: str | None, models: Mapping[str, ModelReference]
 ) -> list[str]:
-    """Write results/MODEL/REVISION/TASK.json and model_meta.json, which has only name and revision.
+    """Write results/MODEL/REVISION/TASK.json and model_meta.json, which has only name and revision of other models.
 
     `owner` is the first half of the names of models that are not on the hub.
     """
@@ -85,8 +87,9 @@ def write(
         revision = result.model_fingerprint
         if revision not in places:
             meta = model_meta(result.model, revision, owner)
-            if (reference := models.get(revision)) and (name := hub_name(reference)):
-                meta["name"] = name
+            if reference := models.get(revision):
+                loaded = load_encoder(reference, "cpu", "fp32")
+                meta = model_meta_of(loaded, reference, owner) | {"revision": revision}  # of the precision measured
             places[revision] = folder / "results" / meta["name"].replace("/", "__").replace(" ", "_") / revision
             places[revision].mkdir(parents=True, exist_ok=True)
             write_json(places[revision] / "model_meta.json", meta)
@@ -140,9 +143,18 @@ def _no_task(what: str) -> DcclipError:
     return DcclipError("--format mteb: {}", "those that have one, in Chinese: {}", what, names)
 
 
-# ---- mteb's ModelMeta; `integrations/mteb` adds what a model's files say
+# ---- the facts about a model that mteb's ModelMeta asks for, from the model's own files
 
+_FRAMEWORKS = {
+    "folder": ["PyTorch", "safetensors"],
+    "open_clip": ["PyTorch"],
+    "hf": ["PyTorch", "Transformers"],
+    "bundle": ["ONNX"],
+}
+_ISO = {"zh": "zho-Hans", "en": "eng-Latn"}
+_EMBEDDINGS = ("token_embedding.weight", "word_embeddings.weight", "embed_tokens.weight")
 _ODD = re.compile(r"[^\w.-]+")
+_LONG = "猫 " * 4_096  # more tokens than any text tower takes
 _UNKNOWN = (
     "release_date", "languages", "n_parameters", "n_embedding_parameters", "memory_usage_mb", "max_tokens", "embed_dim",
     "license", "open_weights", "public_training_code", "public_training_data", "training_datasets",
@@ -150,7 +162,7 @@ _UNKNOWN = (
 
 
 def model_meta(name: str, fingerprint: str, owner: str | None = None) -> dict[str, Any]:
-    """The fields of ModelMeta for a model, None for all but its name and its revision.
+    """The fields of ModelMeta for a model that is known by name only.
 
     mteb's names are OWNER/NAME; without an `owner` on the hub it is local/NAME.
     """
@@ -166,9 +178,49 @@ def model_meta(name: str, fingerprint: str, owner: str | None = None) -> dict[st
     }
 
 
-def hub_name(reference: ModelReference) -> str | None:
-    """OWNER/NAME of a model on the hub; None for one that is here."""
+def model_meta_of(model: Encoder, reference: ModelReference, owner: str | None = None) -> dict[str, Any]:
+    """The fields of ModelMeta for a loaded model, None for all that its files do not say."""
+    folder = reference.path if reference.kind != "open_clip" and reference.path.is_dir() else None
+    found = model_meta(model.name, model.fingerprint, owner) | {
+        "languages": _languages(folder),
+        "n_parameters": model.parameters,
+        "n_embedding_parameters": _embedding_parameters(folder),
+        "memory_usage_mb": round(model.size_bytes / 2**20, 1),
+        "max_tokens": model.tokenize([_LONG]).shape[1],
+        "embed_dim": model.encode_texts(["猫"]).shape[1],
+        "license": _license(folder),
+        "framework": _FRAMEWORKS[reference.kind],
+    }
     on_hub = reference.kind == "hf" or reference.target.startswith("hf-hub:")
-    return (
-        reference.target.removeprefix("hf-hub:").partition("@")[0] if on_hub and not reference.path.is_dir() else None
-    )
+    if on_hub and not reference.path.is_dir():
+        found["name"] = reference.target.removeprefix("hf-hub:").partition("@")[0]  # OWNER/NAME
+    return found
+
+
+def _languages(folder: Path | None) -> list[str] | None:
+    """Of a model or bundle that dcclip made; a bundle lists them, and every model that it trains knows both."""
+    if folder is None or not (folder / RECORD).is_file():
+        return None
+    record = folder / RECORD
+    return [_ISO[one] for one in json_object(record.read_text("utf-8"), str(record), "").get("languages", _ISO)]
+
+
+def _embedding_parameters(folder: Path | None) -> int | None:
+    from safetensors import safe_open
+
+    sizes = []
+    for file in folder.glob("*.safetensors") if folder else ():
+        with safe_open(file, "np") as weights:
+            shapes = [weights.get_slice(name).get_shape() for name in weights.keys() if name.endswith(_EMBEDDINGS)]  # noqa: SIM118
+        sizes += [rows * width for rows, width in shapes]
+    return sum(sizes) or None
+
+
+def _license(folder: Path | None) -> str | None:
+    """That of the model card's head."""
+    card = folder / "README.md" if folder else None
+    if card is None or not card.is_file():
+        return None
+    head = re.match(r"---\n(.*?)\n---\n", card.read_text("utf-8", "replace"), re.S)
+    found = re.search(r"^license: *([\w.-]+) *$", head[1], re.M) if head else None
+    return found[1].lower() if found else None
