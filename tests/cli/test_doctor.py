@@ -34,7 +34,8 @@ def test_json_is_one_object_whose_keys_are_the_same_on_every_machine() -> None:
     assert "CPU" in found["onnxruntime"]
     assert found["extras"]["train"] == "installed"
     assert found["model"].startswith("starter")
-    assert found["torch"]["auto"]
+    for use in ("inference", "training"):
+        assert set(found["torch"][use]) == {"convolutional", "transformer"}
 
 
 def test_without_the_train_extra_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +44,7 @@ def test_without_the_train_extra_it_says_how_to_install_it(monkeypatch: pytest.M
     lines = [line.split(maxsplit=1) for line in CliRunner().invoke(app, ["doctor"]).stdout.splitlines()]
     assert ["train", "pip install 'dcclip[train]' (missing: torch, timm)"] in lines
     assert ["collect", "pip install 'dcclip[collect]' (missing: duckdb)"] in lines
-    assert not any(line[0] in ("GPU", "auto") for line in lines)
+    assert not any(line[0] in ("GPU", "inference") for line in lines)
 
 
 def test_a_library_that_cannot_be_loaded_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
