@@ -122,12 +122,16 @@ def ema_weights(model: nn.Module, ema: AveragedModel | None) -> Iterator[None]:
 
 def rate_scale(name: str, chosen: OptimizerOptions) -> float:
     """The learning-rate multiplier of a task's parameter; 0: it is not trained."""
-    # Temperature, bias and the projections into the shared space are not part of what was pretrained.
-    if "logit_" in name or ".head." in name or "classifier" in name or "text_projection" in name:
+    if "logit_" in name or is_projection(name):
         return 1.0
     if ".visual." in name:
         return chosen.image_lr_scale
     return chosen.text_lr_scale if ".text." in name else 1.0
+
+
+def is_projection(name: str) -> bool:
+    """Whether a parameter belongs to a projection into the shared space, which is not part of what was pretrained."""
+    return ".head." in name or "classifier" in name or "text_projection" in name
 
 
 def _depths_from_the_top(task: nn.Module) -> dict[str, int]:
