@@ -2,62 +2,50 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from dcclip_cli.options import Options
 
-if TYPE_CHECKING:
-    from torch import nn
-
-_ATTENTION = "in_proj_weight"  # query, key and value of torch's MultiheadAttention, which has no linear layer for them
-
 
 class LoraOptions(Options):
-    """Low-rank adaptation: few trained parameters (Hu et al. 2021, arXiv 2106.09685).
+    """Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685) of a tower's linear layers and 1 x 1 convolutions.
 
-    Each linear layer and 1 x 1 convolution of a tower gets two matrices whose product is added to its weights. Of the
-    tower's own parameters only the projection into the shared space is trained. The saved model is merged.
+    Of the tower's own parameters only its projection into the shared space is trained. The saved model is merged.
     """
 
     rank: int = Field(8, ge=1, le=1024, description="Rank of the products: the matrices' shorter side")
     alpha: float = Field(16.0, gt=0, le=100_000, description="The products are multiplied by alpha / rank")
-    towers: Literal["both", "image", "text"] = Field(
-        "both", description="Towers that get LoRA; the other one is trained whole, unless it is locked"
-    )
+    towers: Literal["both", "image", "text"] = Field("both", description="Towers that get it, unless they are locked")
 
 
 def add_lora(model: Any, options: LoraOptions, locked: str | None, seed: int) -> None:
-    """Freeze the towers of open_clip's `model` but for their projections, and add LoRA, random from `seed`.
-
-    A locked tower gets none, and a model that has LoRA keeps it.
-    """
+    """Freeze the towers of open_clip's `model` but for projections, and add LoRA, random from `seed`, where is none."""
     import torch
     from peft import LoraConfig, inject_adapter_in_model
-    from peft.tuners.lora import LoraLayer
+    from torch import nn
 
-    from dcclip_cli.train.optimizer import is_projection
+    def adapts(module: nn.Module) -> bool:
+        pointwise = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
+        return pointwise or type(module) is nn.Linear  # attention only reads its output layer, of a subclass
 
-    if any(isinstance(module, LoraLayer) for module in model.modules()):
-        return
     for name, tower in (("image", model.visual), ("text", model.text)):
-        if name == locked or options.towers not in (name, "both"):
+        own = dict(tower.named_parameters())
+        if name == locked or options.towers not in (name, "both") or any("lora_A" in key for key in own):
             continue
-        inside = [key for key, module in tower.named_modules() if _is_linear(module) and not is_projection(f".{key}.")]
-        attention = [key for key, _ in tower.named_parameters() if key.endswith(_ATTENTION)]
-        kept = [one for key, one in tower.named_parameters() if is_projection(f".{key}") and one.requires_grad]
-        config = LoraConfig(
-            r=options.rank, lora_alpha=options.alpha, target_modules=inside, target_parameters=attention or None
-        )
+        projections = [one for key, one in own.items() if is_projection(f".{key}") and one.requires_grad]
+        layers = [key for key, one in tower.named_modules() if adapts(one) and not is_projection(f".{key}.")]
+        fused = [key for key in own if key.endswith("in_proj_weight")]  # of attention, which has no layer for them
+        config = LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=layers, target_parameters=fused)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             inject_adapter_in_model(config, tower)
-        for parameter in kept:
+        for parameter in projections:
             parameter.requires_grad_(True)
 
 
-def merge_lora(model: nn.Module) -> None:
+def merge_lora(model: Any) -> None:
     """Add the products to the weights, and leave the model as it was before `add_lora`."""
     from peft.tuners.lora import LoraLayer
 
@@ -68,10 +56,6 @@ def merge_lora(model: nn.Module) -> None:
             setattr(model.get_submodule(parent), child, module.get_base_layer())
 
 
-def _is_linear(module: nn.Module) -> bool:
-    """Whether it is a linear layer or a 1 x 1 convolution. Attention uses its output layer's weights only."""
-    from torch import nn
-
-    if isinstance(module, nn.Conv2d):
-        return module.kernel_size == (1, 1) and module.groups == 1
-    return isinstance(module, nn.Linear) and not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+def is_projection(name: str) -> bool:
+    """Whether a parameter belongs to a projection into the shared space, which is not part of what was pretrained."""
+    return ".head." in name or "classifier" in name or "text_projection" in name

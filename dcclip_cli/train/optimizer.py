@@ -15,6 +15,7 @@ from timm.optim import muon
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from dcclip_cli.train.lora import is_projection
 from dcclip_cli.train.options import OptimizerOptions
 
 _NEWTON_SCHULZ = muon.zeropower_via_newtonschulz
@@ -127,11 +128,6 @@ def rate_scale(name: str, chosen: OptimizerOptions) -> float:
     if ".visual." in name:
         return chosen.image_lr_scale
     return chosen.text_lr_scale if ".text." in name else 1.0
-
-
-def is_projection(name: str) -> bool:
-    """Whether a parameter belongs to a projection into the shared space, which is not part of what was pretrained."""
-    return ".head." in name or "classifier" in name or "text_projection" in name
 
 
 def _depths_from_the_top(task: nn.Module) -> dict[str, int]:

@@ -298,7 +298,7 @@ def problems(setup: StageSetup, context: StageContext) -> Iterator[Problem]:
         yield (stage, "precision"), DcclipError("fp16 needs a GPU, and this runs on the CPU", hint)
     if options.lora and options.lora.towers == setup.lock:
         what = Message("is the {} tower, which is locked", setup.lock)
-        yield (stage, "lora", "towers"), DcclipError(what, "name the other tower, or remove lora or lock")
+        yield (stage, "lora", "towers"), DcclipError(what, "adapt the other tower, or remove lora or lock")
     if options.validate_every_steps and not (context.data.validation or context.data.hold_out):
         what = Message("needs pairs to validate on, and there is no data.validation")
         yield (stage, "validate_every_steps"), DcclipError(what, "set data.validation, or data.hold_out")

@@ -92,7 +92,7 @@ def test_interrupted_with_lora_and_run_again_gives_the_weights_of_the_unbroken_r
 
 def test_a_locked_tower_gets_no_lora(aligning: Job) -> None:
     aligning["options"] |= {"lock": "text", "lora": {"towers": "text"}}
-    with refused("align.lora.towers: is the text tower, which is locked", "name the other tower"):
+    with refused("align.lora.towers: is the text tower, which is locked", "adapt the other tower"):
         run(aligning)
 
 
