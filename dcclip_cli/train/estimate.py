@@ -25,6 +25,7 @@ from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.model.towers import ImageFeatures, OpenClipTowers, TextFeatures, Tokens, Towers
 from dcclip_cli.progress import Silent
 from dcclip_cli.text import duration_in_words, size_in_words
+from dcclip_cli.train.lora import add_lora
 from dcclip_cli.train.losses.base import Outputs, TeacherLoss, Widths, layers_of, learns_from, student_layers
 from dcclip_cli.train.losses.features import TokenFeaturesLoss
 from dcclip_cli.train.optimizer import make_optimizer
@@ -88,6 +89,8 @@ class StageWork:
         if any(one is None for one in self.blank):
             return None
         teachers = [_RandomTeacher(widths(one, layers), grid) for one in self.blank if one is not None]
+        if options.lora:
+            add_lora(self.student.model, options.lora, self.setup.lock, self.seed)
         task = TrainingTask(self.student, losses, teachers, lock=self.setup.lock).to(device)
         what = Message("{} has no layers in the order that layer_decay needs", self.student.name)
         with library_errors(what, Message("omit layer_decay")):

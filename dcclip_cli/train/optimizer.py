@@ -15,6 +15,7 @@ from timm.optim import muon
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from dcclip_cli.train.lora import is_projection
 from dcclip_cli.train.options import OptimizerOptions
 
 _NEWTON_SCHULZ = muon.zeropower_via_newtonschulz
@@ -122,8 +123,7 @@ def ema_weights(model: nn.Module, ema: AveragedModel | None) -> Iterator[None]:
 
 def rate_scale(name: str, chosen: OptimizerOptions) -> float:
     """The learning-rate multiplier of a task's parameter; 0: it is not trained."""
-    # Temperature, bias and the projections into the shared space are not part of what was pretrained.
-    if "logit_" in name or ".head." in name or "classifier" in name or "text_projection" in name:
+    if "logit_" in name or is_projection(name):
         return 1.0
     if ".visual." in name:
         return chosen.image_lr_scale

@@ -18,6 +18,7 @@ from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.options import Neutral, Options
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.run_dir import RunDir, TrainResult, finished
+from dcclip_cli.train.lora import LoraOptions
 from dcclip_cli.train.losses.base import Loss, Tower
 from dcclip_cli.train.metrics_log import MetricsListener, TrackerName
 
@@ -101,6 +102,9 @@ class TrainOptions(Options):
     )
     freeze_batch_norms: bool = Field(False, description="Keep the running statistics of batch norms unchanged")
     optimizer: OptimizerOptions = Field(OptimizerOptions(), description="Optimizer and learning rates")
+    lora: LoraOptions | None = Field(
+        None, description="LoRA: train few parameters, for models that are loaded or inherited; null: all of them"
+    )
     warmup_steps: int = Field(
         100,
         ge=0,
@@ -292,6 +296,9 @@ def problems(setup: StageSetup, context: StageContext) -> Iterator[Problem]:
     if options.precision == "fp16" and context.device == "cpu":
         hint = Message("set precision: auto, which is bf16 where the processor has it")
         yield (stage, "precision"), DcclipError("fp16 needs a GPU, and this runs on the CPU", hint)
+    if options.lora and options.lora.towers == setup.lock:
+        what = Message("is the {} tower, which is locked", setup.lock)
+        yield (stage, "lora", "towers"), DcclipError(what, "adapt the other tower, or remove lora or lock")
     if options.validate_every_steps and not (context.data.validation or context.data.hold_out):
         what = Message("needs pairs to validate on, and there is no data.validation")
         yield (stage, "validate_every_steps"), DcclipError(what, "set data.validation, or data.hold_out")

@@ -26,6 +26,7 @@ from dcclip_cli.train.compute import (
     use_threads,
 )
 from dcclip_cli.train.distributed import processes_here
+from dcclip_cli.train.lora import add_lora, merge_lora
 from dcclip_cli.train.losses.base import layers_of, learns_from, student_layers
 from dcclip_cli.train.optimizer import rate_scale
 from dcclip_cli.train.options import DEFAULT_EMBED_DIM, StageContext, StageSetup, problems
@@ -62,6 +63,8 @@ def train_stage(setup: StageSetup, context: StageContext) -> TrainResult:
 
         def save(metrics: dict[str, float]) -> None:
             if trainer.is_main_process:
+                if setup.options.lora:
+                    merge_lora(stage.student.towers.model)
                 stage.student.save(model, {**stage.provenance, "metrics": metrics}, setup.half)
 
         metrics = trainer.run(save)
@@ -241,6 +244,8 @@ def _narrowed(
 
 
 def _task(setup: StageSetup, student: Student, sources: Sequence[TeacherFeatures], seed: int) -> TrainingTask:
+    if lora := setup.options.lora:
+        add_lora(student.towers.model, lora, setup.lock, seed)
     task = TrainingTask(
         student.towers,
         setup.losses,

@@ -1,0 +1,111 @@
+"""LoRA: few parameters are trained, by all that a stage offers, and the saved model is as any other."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+
+from dcclip_cli.model.model_dir import load_model
+from dcclip_cli.train.lora import LoraOptions, add_lora, merge_lora
+from tests.cli.conftest import dcclip
+from tests.train.jobs import Job, elsewhere, interrupt, refused, run, sha256, weights
+
+
+def moments(job: Job) -> int:
+    """Bytes of the optimizer's state in the checkpoint of a job's run."""
+    [file] = Path(job["root"], job["stage"], "state").glob("*/tensors.safetensors")
+    with safe_open(file, "pt") as tensors:
+        found = [tensors.get_tensor(name) for name in tensors.keys() if name.startswith("optimizer/")]  # noqa: SIM118
+    return sum(one.nbytes for one in found)
+
+
+def test_linear_layers_attention_and_1_x_1_convolutions_change_and_the_optimizer_takes_a_quarter(aligning: Job) -> None:
+    start = weights(Path(aligning["options"]["start"]))
+    whole, small = elsewhere(aligning, "whole"), elsewhere(aligning, "small", {"lora": {"rank": 1}})
+    run(whole)
+    result = run(small)
+    assert moments(small) <= moments(whole) / 4
+    made = weights(result)
+    assert {name: one.shape for name, one in made.items()} == {name: one.shape for name, one in start.items()}
+    learned = {name for name, one in made.items() if not one.equal(start[name])}
+    statistics = {name for name in start if "running_" in name or name.endswith("num_batches_tracked")}
+    assert learned - statistics == {
+        name
+        for name, one in start.items()
+        if name == "logit_scale"
+        or "projection" in name
+        or ".head." in name
+        or any(part in name for part in ("in_proj_weight", "c_fc.weight", "c_proj.weight"))
+        or (one.ndim == 4 and one.shape[2:] == (1, 1))
+    }
+    assert any("conv_pw.weight" in name for name in learned) and statistics <= learned
+    left = "".join(one.read_text("utf-8") for one in result.model.glob("*.json") if "tokenizer" not in one.name)
+    assert "lora" not in left.lower() and "peft" not in left and "adapter" not in left
+
+
+def test_the_merged_model_gives_what_the_trained_one_gave(model_folder: Path) -> None:
+    towers = load_model(model_folder)
+    model, tokens = towers.model, towers.tokenize(["一只红色的猫", "a red cat"])
+    pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+    def outputs() -> list[torch.Tensor]:
+        with torch.no_grad():
+            return [towers.image_features(pixels).embedding, towers.text_features(tokens).embedding]
+
+    before, names = outputs(), set(model.state_dict())
+    add_lora(model, LoraOptions(rank=2), None, 0)
+    for one, other in zip(before, outputs(), strict=True):
+        torch.testing.assert_close(one, other)  # the second matrices begin with zeros
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    trained = outputs()
+    merge_lora(model)
+    assert set(model.state_dict()) == names and "lora" not in repr(model)
+    for one, other, old in zip(trained, outputs(), before, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        assert (one - old).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("stage", "step", "options"),
+    [
+        ("distill", 3, {"gradient_checkpointing": True, "optimizer": {"image_lr_scale": 0.5}}),
+        ("align", 5, {"ema": 0.5, "lock": "image", "optimizer": {"kind": "muon", "layer_decay": 0.5}}),
+    ],
+)
+def test_interrupted_with_lora_and_run_again_gives_the_weights_of_the_unbroken_run(
+    job: Job, stage: str, step: int, options: Job
+) -> None:
+    if stage == "distill":
+        job["student"]["image"] |= {"timm": "test_resnet", "size": 64}
+    plain = elsewhere(job, "plain", options)
+    job["options"] |= options | {"lora": {"rank": 2}}
+    unbroken = sha256(run(elsewhere(job, "unbroken")))
+    interrupt(job, stage, step)
+    assert sha256(run(job)) == unbroken != sha256(run(plain))
+
+
+def test_a_locked_tower_gets_no_lora(aligning: Job) -> None:
+    aligning["options"] |= {"lock": "text", "lora": {"towers": "text"}}
+    with refused("align.lora.towers: is the text tower, which is locked", "adapt the other tower"):
+        run(aligning)
+
+
+def test_without_peft_the_check_of_a_recipe_says_how_to_install_it(
+    aligning: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recipe = {"name": "lora", "data": {"train": aligning["data"]}}
+    recipe["align"] = {"start": aligning["options"]["start"], "steps": 1, "lora": {"rank": 2}}
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(json.loads(json.dumps(recipe))), "utf-8")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    said = dcclip("align", file, "--check", "--out", tmp_path / "run", expect=1).stderr.splitlines()
+    assert said[-2:] == [
+        "error: this needs the package peft, which is not installed",
+        "hint:  pip install 'dcclip[lora]'",
+    ]
