@@ -323,8 +323,9 @@ def trim(
     if not chosen:
         raise DcclipError("no language is named", "its languages are zh and en")
     set_library_defaults()
-    folder = trimmable(resolve(os.fspath(model)))
-    target = Path(out) if out is not None else Path(f"{folder.name}-{'-'.join(chosen)}")
+    named = resolve(os.fspath(model))
+    folder = trimmable(named)
+    target = Path(out) if out is not None else Path(f"{named.name or folder.name}-{'-'.join(chosen)}")
     sample = [text for language in chosen for text in prompts.texts(language)]
     return trim(folder, target, chosen, sample, texts, trust_remote_code, progress_for(progress))
 

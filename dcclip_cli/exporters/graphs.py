@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -86,8 +85,7 @@ def _examples(source: Source, batch: int, length: int) -> tuple[Tensor, Tensor]:
     ids = source.tokenizer.encode("cat").ids[:length]
     texts = torch.tensor([ids + [source.padding_id] * (length - len(ids))] * batch)
     if isinstance(source.preprocessing, Patches):
-        image = source.preprocessing(Image.new("RGB", (30, 20)))
-        return torch.from_numpy(np.stack([image] * batch)), texts
+        return torch.from_numpy(source.preprocessing(Image.new("RGB", (30, 20)))).repeat(batch, 1, 1, 1), texts
     return torch.zeros(batch, 3, source.preprocessing.size, source.preprocessing.size), texts
 
 
@@ -106,8 +104,8 @@ def write_onnx(source: Source, folder: Path) -> None:
     lengths: Mapping[int, object] = {0: batch} if source.fixed else {0: batch, 1: length}
     # Two of everything, and less than the maximum: torch.export treats a size of one, or of the maximum, as a constant.
     pixels, ids = _examples(source, 2, source.context_length - (not source.fixed))
-    sizes = {0: batch, 2: torch.export.Dim("rows", min=3)} if isinstance(source.preprocessing, Patches) else {0: batch}
-    write_graph(ImageGraph(source).eval(), pixels, sizes, folder / IMAGE, PIXELS, IMAGE_EMBEDS)
+    rows = {2: torch.export.Dim("rows", min=3)} if isinstance(source.preprocessing, Patches) else {}
+    write_graph(ImageGraph(source).eval(), pixels, {0: batch, **rows}, folder / IMAGE, PIXELS, IMAGE_EMBEDS)
     write_graph(TextGraph(source).eval(), ids, lengths, folder / TEXT, TOKENS, TEXT_EMBEDS)
 
 

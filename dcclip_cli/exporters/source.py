@@ -72,7 +72,7 @@ def load_source(reference: ModelReference) -> Source:
     if not isinstance(encoder, TorchEncoder):
         raise DcclipError("{} is a bundle", "download it with hf download, and name its folder", reference.target)
     towers: Any = encoder.towers
-    preprocessing = towers.preprocessing or (getattr(towers, "match_patches", None) or towers.match_preprocessing)()
+    preprocessing = towers.preprocessing or getattr(towers, "match_patches", towers.match_preprocessing)()
     if reference.kind == "hf":
         tokenizer = copy_tokenizer(_backend(towers, towers.tokenizer))
         padding = int(towers.tokenizer.pad_token_id)
@@ -212,11 +212,8 @@ _WORD, _SPACE = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\u200c\u200d", "\\s\\x1c-\\x
 _SPACES = {"type": "Split", "pattern": {"Regex": f"[{_SPACE}]+"}, "behavior": "Removed", "invert": False}
 _MARKS = {**_SPACES, "pattern": {"Regex": "[\\p{P}!-/:-@\\[-`{-~]"}, "behavior": "Isolated"}
 _SPLITS = {"WhitespaceSplit": [_SPACES], "PunctuationIsolated": [_MARKS], "BertPreTokenizer": [_SPACES, _MARKS]}
-_JOINED = {
-    "type": "Replace",
-    "pattern": {"String": " "},
-    "content": "▁",
-}  # Gemma's, which then finds no space to split at
+# Gemma's tokenizer has it before a split at spaces, where none is left.
+_JOINED = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 # Steps, models and ways to split that tokenizers.js has, and does alike.
 _ALIKE = {"Sequence", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents", "Replace", "Prepend"}
 _ALIKE |= {"Precompiled", "BertNormalizer", "Split", "Metaspace", "ByteLevel", "WordPiece", "Unigram", "BPE"}

@@ -145,3 +145,5 @@ def test_siglip2s_naflex_model_equals_transformers(hub_teachers: Path, tmp_path:
     tokens = tokenizer(TEXTS, padding="max_length", max_length=64, truncation=True, return_tensors="pt")["input_ids"]
     text = towers.text_features(towers.tokenize(TEXTS))
     torch.testing.assert_close(text.embedding, own.get_text_features(tokens).pooler_output, rtol=0, atol=1e-5)
+    parity = api.export(model=f"hf:{folder}", out=tmp_path / "out").parity
+    assert parity is not None and max(parity.image_max_difference, parity.text_max_difference) < 1e-5
