@@ -108,7 +108,8 @@ def test_fg_clip2_is_exported_with_its_code_and_the_bundle_keeps_the_proportions
     model = f"hf:{hub_teachers / 'fgclip2'}"
     with pytest.raises(DcclipError, match="is built by its own code"):
         api.export(model=model, out=tmp_path / "out")
-    for options in ({"format": "immich"}, {"preprocess": "graph"}):
+    refused: list[dict[str, Any]] = [{"format": "immich"}, {"preprocess": "graph"}]
+    for options in refused:
         with pytest.raises(DcclipError, match="fgclip2 keeps the proportions of images"):
             api.export(model=model, out=tmp_path / "out", trust_remote_code=True, **options)
     result = api.export(model=model, out=tmp_path / "out", trust_remote_code=True)
