@@ -240,13 +240,14 @@ def export(
     sets: Sets | None = None,
     out: PathLike | None = None,
     fresh: bool = False,
+    trust_remote_code: bool = False,
     progress: ProgressChoice = False,
     **options: Any,
 ) -> ExportResult:
     """Export a model to a format that runs without torch; returns its folder, size and parity with the model.
 
     `options` are keys of the recipe's section `export`. `model` is what `load` takes; by default the recipe's run.
-    Without a recipe `out` is needed.
+    Without a recipe `out` is needed. `trust_remote_code`: code in the model's repository (FG-CLIP2) may run.
     """
     from dcclip_cli.exporters.export import ExportOptions
     from dcclip_cli.model.reference import resolve
@@ -258,7 +259,7 @@ def export(
         loaded = open_recipe(loaded, "export", options)
     job = open_run(loaded, None, fresh=fresh, progress=progress)
     if model is not None or recipe is None:
-        named = resolve(None if model is None else os.fspath(model))
+        named = replace(resolve(None if model is None else os.fspath(model)), trust_remote_code=trust_remote_code)
     else:
         named = job.trained_model()
     job.progress.say(named.description)
@@ -322,8 +323,9 @@ def trim(
     if not chosen:
         raise DcclipError("no language is named", "its languages are zh and en")
     set_library_defaults()
-    folder = trimmable(resolve(os.fspath(model)))
-    target = Path(out) if out is not None else Path(f"{folder.name}-{'-'.join(chosen)}")
+    named = resolve(os.fspath(model))
+    folder = trimmable(named)
+    target = Path(out) if out is not None else Path(f"{named.name or folder.name}-{'-'.join(chosen)}")
     sample = [text for language in chosen for text in prompts.texts(language)]
     return trim(folder, target, chosen, sample, texts, trust_remote_code, progress_for(progress))
 

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: repositories' files, here and there; data sets, also in folders of `save_to_disk`."""
+"""The Hugging Face Hub and ModelScope: files of repositories; data sets, also in folders of `save_to_disk`."""
 
 from __future__ import annotations
 
@@ -54,6 +54,30 @@ def files_on_hub(repository: str, kind: Literal["model", "dataset"] = "model") -
             why = Message("the hub does not have it, or not for you")
             hint = Message("check the name; if its license must be accepted on the hub, log in with: hf auth login")
         raise DcclipError("{} is not complete in the local cache, and {}: {}", hint, repository, why, reason) from None
+
+
+def modelscope_folder(name: str) -> Path:
+    """The folder in ModelScope's cache with the files of a model ORG/NAME[@REVISION], which are downloaded if missing.
+
+    With HF_HUB_OFFLINE, the folder as it is. Raises DcclipError if there is none.
+    """
+    from modelscope_hub.compat import snapshot_download
+    from modelscope_hub.errors import HubError
+
+    repository, _, revision = name.partition("@")
+    from huggingface_hub.constants import HF_HUB_OFFLINE  # after the package that says which extra is missing
+
+    # No folders: they are of other libraries, and names with `..` lead out of the cache.
+    others = ["*/*", "*.h5", "*.msgpack", "*.ot", "*.gguf"]
+    try:
+        found = snapshot_download(
+            repository, revision=revision or None, ignore_patterns=others, local_files_only=HF_HUB_OFFLINE
+        )
+    except (HubError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        hint = Message("check the name and the network; with HF_HUB_OFFLINE only ModelScope's cache is used")
+        raise DcclipError("ms:{} cannot be loaded: {}", hint, name, reason) from None
+    return Path(found)
 
 
 # ---- data sets

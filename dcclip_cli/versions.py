@@ -21,6 +21,7 @@ EXTRAS = {
     ),
     "eval": ("sklearn", "scipy", "matplotlib"),
     "lora": ("peft",),
+    "modelscope": ("modelscope_hub",),
     "mteb": ("mteb",),
     "ray": ("ray",),
     "serve": ("fastapi", "uvicorn", "prometheus_client", "python_multipart"),

@@ -348,6 +348,7 @@ def export(
     dims: Annotated[int | None, _DIMS] = None,
     sets: flags.Sets = None,
     out: Annotated[Path | None, _OUT] = None,
+    trust_remote_code: flags.TrustRemoteCode = False,
     fresh: flags.Fresh = False,
     check: flags.Check = False,
     quiet: flags.Quiet = False,
@@ -370,5 +371,6 @@ def export(
 
     given = {"format": format, "precision": precision, "preprocess": preprocess, "calibration": calibration}
     options: dict[str, Any] = {key: value for key, value in (given | {"dims": dims}).items() if value}
+    options |= {"trust_remote_code": trust_remote_code}
     result = api.export(loaded, model=model, out=out, fresh=fresh, progress=talk, **options)
     console.show(str(result.folder))

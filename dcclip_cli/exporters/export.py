@@ -36,6 +36,7 @@ from dcclip_cli.inference.encoder import PLAIN_PROMPTS, Encoder, shortened
 from dcclip_cli.inference.onnx_encoder import DESCRIPTION, TOKENIZER, read_description
 from dcclip_cli.model.model_dir import model_fingerprint
 from dcclip_cli.model.precision import NotFiniteError
+from dcclip_cli.model.preprocess import Patches
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.options import Options
 from dcclip_cli.own import imported, own_errors, own_name
@@ -148,8 +149,7 @@ def export(
     samples = samples.squares() if target.crops_down else samples
     comparison = Comparison(samples, _tests(evaluation), options.parity.images, progress)
     source = load_source(model)
-    if target.reads_tokens_itself:
-        check_alike(source.tokenizer, source.encoder.name)
+    _check_takes(target, source, options)
     source.dims = options.dims
     graphs_at = out.with_name(f"{out.name}.graphs")
     with atomic_folder(out) as folder, partial(graphs_at, folder=True) as temporary:
@@ -269,6 +269,15 @@ def _check_replaceable(out: Path) -> None:
     about = read_json(out / DESCRIPTION, hint)
     if "made_from" not in about and about.get("kind") != "bundle":
         raise DcclipError("{} contains a model, not an export", hint, out)
+
+
+def _check_takes(target: Format, source: Source, options: ExportOptions) -> None:
+    """Raise DcclipError if the format cannot have the source's images, or its tokenizer."""
+    if isinstance(source.preprocessing, Patches) and not (target.takes_patches and options.preprocess == "outside"):
+        what = Message("{} keeps the proportions of images (NaFlex), which this export does not", source.encoder.name)
+        raise DcclipError(what, "use --format onnx or openvino, without --preprocess graph")
+    if target.reads_tokens_itself:
+        check_alike(source.tokenizer, source.encoder.name)
 
 
 def _size_bytes(folder: Path) -> int:

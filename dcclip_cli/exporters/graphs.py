@@ -7,27 +7,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters.source import Source
 from dcclip_cli.inference.onnx_encoder import IMAGE, IMAGE_EMBEDS, PIXELS, TEXT, TEXT_EMBEDS, TOKENS
+from dcclip_cli.model.others.naflex import FgClip2Towers, NaflexTowers
+from dcclip_cli.model.preprocess import Patches
 from dcclip_cli.model.towers import OpenClipTowers, Tokens, TransformersTowers
 
 OPSET = 18
 
 
 class ImageGraph(nn.Module):
-    """Pixels (B, 3, H, W) to embeddings (B, D)."""
+    """Pixels (B, 3, H, W), or images of `Patches`, to embeddings (B, D)."""
 
     def __init__(self, source: Source) -> None:
         super().__init__()
         self.towers, self._dims = source.towers, source.dims
+        if isinstance(self.towers, NaflexTowers):
+            self.towers.make_traceable()
 
     def forward(self, pixels: Tensor) -> Tensor:
         if isinstance(self.towers, OpenClipTowers):
             return _finished(self.towers.model.visual(pixels), self._dims)
+        if isinstance(self.towers, NaflexTowers):
+            return _finished(self.towers.image_embedding(pixels), self._dims)
         return _finished(self.towers.image_features(pixels).embedding, self._dims)
 
 
@@ -46,6 +53,8 @@ class TextGraph(nn.Module):
         if isinstance(self.towers, OpenClipTowers):
             return _finished(open_clip_text(self.towers.model, ids, self._fixed), self._dims)
         mask = (ids != self._padding_id).long() if self._has_mask else torch.ones_like(ids)
+        if isinstance(self.towers, FgClip2Towers):
+            return _finished(self.towers.text_embedding(Tokens(ids, mask)), self._dims)
         return _finished(self.towers.text_features(Tokens(ids, mask)).embedding, self._dims)
 
 
@@ -75,6 +84,8 @@ def _examples(source: Source, batch: int, length: int) -> tuple[Tensor, Tensor]:
     """Pixels for an ImageGraph, and token ids padded to `length` for a TextGraph."""
     ids = source.tokenizer.encode("cat").ids[:length]
     texts = torch.tensor([ids + [source.padding_id] * (length - len(ids))] * batch)
+    if isinstance(source.preprocessing, Patches):
+        return torch.from_numpy(source.preprocessing(Image.new("RGB", (30, 20)))).repeat(batch, 1, 1, 1), texts
     return torch.zeros(batch, 3, source.preprocessing.size, source.preprocessing.size), texts
 
 
@@ -93,7 +104,8 @@ def write_onnx(source: Source, folder: Path) -> None:
     lengths: Mapping[int, object] = {0: batch} if source.fixed else {0: batch, 1: length}
     # Two of everything, and less than the maximum: torch.export treats a size of one, or of the maximum, as a constant.
     pixels, ids = _examples(source, 2, source.context_length - (not source.fixed))
-    write_graph(ImageGraph(source).eval(), pixels, {0: batch}, folder / IMAGE, PIXELS, IMAGE_EMBEDS)
+    rows = {2: torch.export.Dim("rows", min=3)} if isinstance(source.preprocessing, Patches) else {}
+    write_graph(ImageGraph(source).eval(), pixels, {0: batch, **rows}, folder / IMAGE, PIXELS, IMAGE_EMBEDS)
     write_graph(TextGraph(source).eval(), ids, lengths, folder / TEXT, TOKENS, TEXT_EMBEDS)
 
 

@@ -20,7 +20,7 @@ from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.exporters.samples import TEXTS
 from dcclip_cli.inference.encoder import TorchEncoder, load_encoder
 from dcclip_cli.inference.onnx_encoder import OnnxEncoder, read_description
-from dcclip_cli.model.preprocess import Preprocessing
+from dcclip_cli.model.preprocess import Preprocessing, read_preprocessing
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.model.tokenizer import copy_tokenizer, load_tokenizer
 
@@ -72,7 +72,7 @@ def load_source(reference: ModelReference) -> Source:
     if not isinstance(encoder, TorchEncoder):
         raise DcclipError("{} is a bundle", "download it with hf download, and name its folder", reference.target)
     towers: Any = encoder.towers
-    preprocessing = towers.preprocessing or towers.match_preprocessing()
+    preprocessing = towers.preprocessing or getattr(towers, "match_patches", towers.match_preprocessing)()
     if reference.kind == "hf":
         tokenizer = copy_tokenizer(_backend(towers, towers.tokenizer))
         padding = int(towers.tokenizer.pad_token_id)
@@ -98,7 +98,7 @@ def _of_bundle(folder: Path) -> Source:
         about.context_length,
         about.padding_id,
         about.fixed_length,
-        Preprocessing.from_config(about.preprocessing),
+        read_preprocessing(about.preprocessing),
         folder,
     )
 
@@ -212,6 +212,8 @@ _WORD, _SPACE = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\u200c\u200d", "\\s\\x1c-\\x
 _SPACES = {"type": "Split", "pattern": {"Regex": f"[{_SPACE}]+"}, "behavior": "Removed", "invert": False}
 _MARKS = {**_SPACES, "pattern": {"Regex": "[\\p{P}!-/:-@\\[-`{-~]"}, "behavior": "Isolated"}
 _SPLITS = {"WhitespaceSplit": [_SPACES], "PunctuationIsolated": [_MARKS], "BertPreTokenizer": [_SPACES, _MARKS]}
+# Gemma's tokenizer has it before a split at spaces, where none is left.
+_JOINED = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 # Steps, models and ways to split that tokenizers.js has, and does alike.
 _ALIKE = {"Sequence", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents", "Replace", "Prepend"}
 _ALIKE |= {"Precompiled", "BertNormalizer", "Split", "Metaspace", "ByteLevel", "WordPiece", "Unigram", "BPE"}
@@ -231,6 +233,7 @@ def for_all_clients(tokenizer: Tokenizer) -> Tokenizer:
     steps = [
         new
         for step in _steps(state["pre_tokenizer"])
+        if _JOINED not in normalizers or step.get("pattern") != {"String": " "}
         for new in _SPLITS.get(step["type"] + step.get("behavior", ""), [step])
     ]
     if words := [token for token in added if token["single_word"] and token["normalized"]]:

@@ -193,6 +193,7 @@ def load_encoder(
     if threads is not None:
         torch.set_num_threads(threads)
     towers = _load_towers(reference, device, progress)
+    towers.name = reference.name or towers.name
     towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as TorchEncoder runs them
     return TorchEncoder(towers, device, choose_precision(precision, device, towers, progress=progress))
 

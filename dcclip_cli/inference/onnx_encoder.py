@@ -16,7 +16,7 @@ from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import validated_by
 from dcclip_cli.model.known import Known
 from dcclip_cli.model.precision import NotFiniteError, check_logits, finite
-from dcclip_cli.model.preprocess import Preprocessing, flatten
+from dcclip_cli.model.preprocess import flatten, read_preprocessing
 from dcclip_cli.run_dir import RECORD
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _validator() -> SchemaValidator:
 
 
 def _supported(preprocessing: dict[str, Any]) -> dict[str, Any]:
-    Preprocessing.from_config(preprocessing)
+    read_preprocessing(preprocessing)
     return preprocessing
 
 
@@ -117,7 +117,7 @@ class ExportedEncoder:
         parts = (folder / f"{name}{suffix}" for name in files for suffix in ("", ".data"))
         self.size_bytes = sum(part.stat().st_size for part in parts if part.is_file())
         self._run_image, self._run_text, self._in_graph = image, text, about.preprocess == "graph"
-        self._preprocess = Preprocessing.from_config(about.preprocessing)
+        self._preprocess = read_preprocessing(about.preprocessing)
         self._tokenizer = load_tokenizer(folder)
         self._tokenizer.enable_truncation(about.context_length)
         length = about.context_length if about.fixed_length else None
@@ -129,7 +129,8 @@ class ExportedEncoder:
         return self._preprocess(image)
 
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        return self._checked(pixels if self._in_graph else self._run_image(pixels), "images")
+        embeddings = pixels if self._in_graph else self._run_image(self._preprocess.shortened(pixels))
+        return self._checked(embeddings, "images")
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         return self._checked(self._run_text(self.tokenize(texts)), "texts")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -142,6 +143,10 @@ class Preprocessing:
         values /= np.asarray(self.std, np.float32)[:, None, None]
         return values
 
+    def shortened(self, pixels: np.ndarray) -> np.ndarray:
+        """A batch without what is padding in all of its images."""
+        return pixels
+
     def resize(self, image: Image.Image) -> Image.Image:
         """The image resized and cropped to (size, size)."""
         side = self.size
@@ -163,6 +168,69 @@ class Preprocessing:
         left, top = (width - side) / 2, (height - side) / 2
         corner = (round(left), round(top)) if self.crop == "round" else (int(left), int(top))
         return (width, height), corner
+
+
+@dataclass(frozen=True)
+class Patches(Preprocessing):
+    """Resize an image in its proportions to at most a number of patches (NaFlex, as SigLIP2's processor does).
+
+    That number is the first of `max_num_patches` that is as large as the image itself, else the last, P. The image is
+    (1, 1 + P, D): a row that begins with h and w, its h w patches, zeros.
+    """
+
+    interpolation: str = "bilinear"
+    resize_mode: str = "naflex"
+    patch_size: int = 16
+    max_num_patches: tuple[int, ...] = (256,)
+
+    def to_config(self) -> dict[str, Any]:
+        return {key: value for key, value in super().to_config().items() if key != "size"}
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        values, side = super().__call__(image), self.patch_size
+        height, width = (length // side for length in values.shape[1:])
+        patches = values.reshape(3, height, side, width, side).transpose(1, 3, 2, 4, 0)
+        return self.packed(patches.reshape(height * width, -1), height, width)
+
+    def budget(self, image: Image.Image) -> int:
+        """How many patches an image gets at most."""
+        own = (image.width // self.patch_size) * (image.height // self.patch_size)
+        return next((one for one in self.max_num_patches if own <= one), self.max_num_patches[-1])
+
+    def packed(self, patches: np.ndarray, height: int, width: int) -> np.ndarray:
+        """(1, 1 + P, D) of an image's patches (height * width, D)."""
+        rows = np.zeros((1, 1 + self.max_num_patches[-1], patches.shape[1]), np.float32)
+        rows[0, 0, :2], rows[0, 1 : 1 + len(patches)] = (height, width), patches
+        return rows
+
+    def resize(self, image: Image.Image) -> Image.Image:
+        """The image resized to whole patches, as many as its budget allows, by the search of SigLIP2's processor."""
+        side, budget = self.patch_size, self.budget(image)
+        least, most = 1e-6, 100.0
+
+        def patches(scale: float) -> list[int]:
+            return [max(1, math.ceil(length * scale / side)) for length in image.size]
+
+        while most - least >= 1e-5:
+            middle = (least + most) / 2
+            least, most = (middle, most) if math.prod(patches(middle)) <= budget else (least, middle)
+        width, height = patches(least)
+        return image.resize((width * side, height * side), RESAMPLING[self.interpolation])
+
+    def shortened(self, pixels: np.ndarray) -> np.ndarray:
+        return pixels[:, :, : 1 + int(pixels[:, 0, 0, :2].prod(1).max())]
+
+
+def read_preprocessing(config: dict[str, Any]) -> Preprocessing:
+    """What wrote `config` by `to_config`. Raises ValueError, with the key, for other values."""
+    if config.get("resize_mode") != "naflex":
+        return Preprocessing.from_config(config)
+    same = Preprocessing.from_config({**config, "resize_mode": None})
+    side, numbers = _side(config.get("patch_size")), config.get("max_num_patches")
+    most = tuple(_side(one) for one in (numbers if isinstance(numbers, list | tuple) and numbers else [numbers]))
+    if max(most) * side**2 > MAX_SIDE**2:
+        raise ValueError(Message("max_num_patches: images of more than {:,} pixels", MAX_SIDE**2))
+    return Patches(same.size, same.mean, same.std, same.interpolation, patch_size=side, max_num_patches=most)
 
 
 def _side(size: Any) -> int:
@@ -201,7 +269,7 @@ def matching_preprocessing(name: str, own: Callable[[Image.Image], np.ndarray], 
     """
     try:
         described = config if isinstance(config, Mapping) else _of_processor(config)
-        wanted = Preprocessing.from_config(dict(described))
+        wanted = read_preprocessing(dict(described))
     except (ValueError, TypeError, AttributeError) as error:
         raise DcclipError("{}: its preprocessing is not supported: {}", _OTHER, name, error) from None
     random, side = np.random.default_rng(0), wanted.size

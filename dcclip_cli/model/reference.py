@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from dcclip_cli.checksums import read_record
 from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.hub import modelscope_folder
 from dcclip_cli.model.model_dir import WEIGHTS
 from dcclip_cli.model.weights import CONFIG, UFORM_WEIGHTS
 from dcclip_cli.run_dir import RECORD, STAGES
@@ -26,7 +27,8 @@ class ModelReference:
     """A model on disk, or a name on a hub. `target` is the path or hub name; `description` is shown to the user.
 
     `trust_remote_code`: the user allows code in the model's repository or directory to run; `resolve` never sets it.
-    `teacher`: options of a recipe's own teacher, which loads its towers itself.
+    `teacher`: options of a recipe's own teacher, which loads its towers itself. `name`: the model's, if `target` is a
+    path without it.
     """
 
     kind: Literal["folder", "bundle", "hf", "open_clip"]
@@ -34,6 +36,7 @@ class ModelReference:
     description: str
     trust_remote_code: bool = False
     teacher: Any = None
+    name: str = ""
 
     @property
     def path(self) -> Path:
@@ -57,7 +60,7 @@ def resolve(reference: str | None = None) -> ModelReference:
 
 def _named(reference: str, why: str) -> ModelReference:
     scheme, _, rest = reference.partition(":")
-    if scheme in ("hf", "open_clip", "hf-hub") and rest:
+    if scheme in ("hf", "open_clip", "hf-hub", "ms") and rest:
         if Path(rest).is_dir():
             return _directory(Path(rest), "transformers" if scheme == "hf" else "open_clip", why)
         if scheme != "open_clip" and not _HUB_NAME.fullmatch(rest):
@@ -66,6 +69,9 @@ def _named(reference: str, why: str) -> ModelReference:
                 "write {1}:ORG/NAME or {1}:DIR",
                 *(reference, scheme),
             )
+        if scheme == "ms":
+            found = _directory(modelscope_folder(rest), "transformers", why)
+            return replace(found, name=rest.rpartition("/")[2])
         if scheme == "hf":
             return ModelReference("hf", rest, Message("model: {} with transformers{}", rest, why))
         target = rest if scheme == "open_clip" else reference
@@ -77,7 +83,9 @@ def _named(reference: str, why: str) -> ModelReference:
     if not Path(reference).is_dir():
         what = Message("model {} is not a directory", reference)
         raise DcclipError(
-            what, "name a model directory, a bundle, a run, hf:ORG/NAME, open_clip:ARCH/TAG, hf-hub:ORG/NAME or starter"
+            what,
+            "name a model directory, a bundle, a run, hf:ORG/NAME, open_clip:ARCH/TAG, hf-hub:ORG/NAME, ms:ORG/NAME "
+            "or starter",
         )
     return _directory(Path(reference), "open_clip", why)
 

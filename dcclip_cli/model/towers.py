@@ -311,7 +311,7 @@ class TransformersTowers(Towers):
         self.context_length = min(limit, 77, tokenizer.model_max_length)
         self.fixed_length = model.config.model_type.startswith("siglip")  # trained on 64 tokens, padded
         if self.fixed_length and "gemma" in type(tokenizer).__name__.lower():
-            _lower_case(tokenizer)
+            lower_case(tokenizer)
 
     def match_preprocessing(self) -> Preprocessing:
         return matching_preprocessing(self.name, self.library_preprocess, self.image_processor)
@@ -370,8 +370,8 @@ def _unused_positions(text_model: nn.Module) -> int:
     return 0
 
 
-def _lower_case(tokenizer: Any) -> None:
-    """Make SigLIP2's tokenizer lower-case texts.
+def lower_case(tokenizer: Any) -> None:
+    """Make SigLIP2's or FG-CLIP2's tokenizer lower-case texts.
 
     SigLIP2 was trained so, and transformers' Siglip2Tokenizer does it; the fixed-size checkpoints name Gemma's own
     tokenizer, which does not (huggingface/transformers#43054).

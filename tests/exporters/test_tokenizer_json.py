@@ -16,6 +16,7 @@ from dcclip_cli.exporters.formats.web import _TOKENIZERS
 from dcclip_cli.exporters.source import check_alike, for_all_clients
 from dcclip_cli.model.tokenizer import load_tokenizer, train_tokenizer, trim_tokenizer
 from tests.exporters.test_web import texts
+from tests.teachers import gemma_tokenizer
 
 STARTER = Path(__file__).parents[2] / "recipes/starter"
 JAVASCRIPT = """
@@ -72,12 +73,16 @@ def unigram(pre_tokenizer: pre_tokenizers.PreTokenizer, **words: bool) -> Tokeni
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="there is no node to run tokenizers.js")
-@pytest.mark.parametrize("kind", ["starter", "student of the starter", "trained", "words in capitals", "phrases"])
+@pytest.mark.parametrize(
+    "kind", ["starter", "student of the starter", "trained", "words in capitals", "phrases", "gemma"]
+)
 def test_all_names_and_words_have_the_models_tokens_in_python_and_javascript(
     kind: str, packages: Path, tmp_path: Path
 ) -> None:
     words = (STARTER / "words.txt").read_text("utf-8").splitlines()
+    gemma_tokenizer(tmp_path, 700)
     own = {
+        "gemma": lambda: load_tokenizer(tmp_path),
         "starter": lambda: load_tokenizer(STARTER / "model"),
         "student of the starter": lambda: trim_tokenizer(STARTER / "model", [*words[::3], "emu", "an emu"], 2500, True),
         "trained": lambda: train_tokenizer(words[::3], 3000),

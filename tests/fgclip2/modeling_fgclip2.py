@@ -3,20 +3,41 @@
 
 As in qihoo360/fg-clip2-base: names of weights, features as tensors, texts pooled at their last token, 64 positions for
 the short walk, 196 for the long one with a head of its own, and a mask of positions that is no buffer. The towers are
-SigLIP2's, to which the repository's own are equal.
+SigLIP2's, to which the repository's own are equal; its loops over images and over texts are here, too.
 """
 
 import os
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import Siglip2Model
+from transformers.models.siglip2.modeling_siglip2 import Siglip2MultiheadAttentionPoolingHead
 
 from .configuration_fgclip2 import Fgclip2Config
 
 if marker := os.environ.get("FGCLIP2_MARKER"):  # for tests: whether this file ran
     with open(marker, "a") as file:
         file.write("ran\n")
+
+
+def resize_positional_embeddings(positional_embeddings, spatial_shapes, max_length):
+    table = positional_embeddings.permute(2, 0, 1)[None]
+    found = torch.empty(len(spatial_shapes), max_length, table.shape[1])
+    for i in range(len(spatial_shapes)):
+        height, width = spatial_shapes[i]
+        resized = F.interpolate(table, (height, width), mode="bilinear", align_corners=False, antialias=True)
+        resized = resized.reshape(table.shape[1], height * width).T
+        found[i, : height * width], found[i, height * width :] = resized, resized[0]
+    return found
+
+
+class Fgclip2Head(Siglip2MultiheadAttentionPoolingHead):
+    def forward(self, hidden_state, attention_mask):
+        rows = range(hidden_state.shape[0])
+        return torch.cat(
+            [super(Fgclip2Head, self).forward(hidden_state[i : i + 1], attention_mask[i : i + 1]) for i in rows]
+        )
 
 
 class Fgclip2Model(Siglip2Model):
@@ -31,6 +52,8 @@ class Fgclip2Model(Siglip2Model):
         embeddings.position_embedding_res = nn.Embedding(text.longtext_len, width)
         embeddings.position_embedding_ori = nn.Embedding(text.longtext_len, width)
         embeddings.mask = (torch.arange(text.longtext_len) < text.keep_len)[:, None]
+        self.vision_model.embeddings.resize_positional_embeddings = resize_positional_embeddings
+        self.vision_model.head = Fgclip2Head(config.vision_config)
         self.longtext_head = nn.Linear(width, width)
         self.boxtext_head = nn.Linear(width, width)
         self.post_init()
@@ -40,7 +63,8 @@ class Fgclip2Model(Siglip2Model):
 
     def get_text_features(self, input_ids, attention_mask=None, walk_type="short"):
         if walk_type == "short":
-            return self.text_model(input_ids, attention_mask).pooler_output
+            pooled = self.text_model(input_ids, attention_mask).last_hidden_state[:, -1]
+            return torch.cat([self.text_model.head(pooled[i : i + 1]) for i in range(pooled.shape[0])])
         embeddings, text = self.text_model.embeddings, self.text_model
         mask = embeddings.mask.to(input_ids.device)
         positions = embeddings.position_embedding_ori.weight * mask + embeddings.position_embedding_res.weight * ~mask

@@ -9,7 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dcclip_cli import api
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.inference.encoder import TorchEncoder
+from dcclip_cli.inference.onnx_encoder import OnnxEncoder
 from dcclip_cli.model.teachers import FgClip2Teacher, TransformersTeacher
 from tests.model.test_preprocess import noise
 
@@ -99,9 +102,26 @@ def test_an_images_features_do_not_depend_on_its_batch_and_maps_are_square(
         towers.image_features(pixels, layers=(2,))
 
 
-def test_a_model_whose_images_keep_their_proportions_is_not_exported(hub_teachers: Path, own_modules: Path) -> None:
-    with pytest.raises(DcclipError, match="its images keep their proportions"):
-        fg_clip2(hub_teachers / "fgclip2").match_preprocessing()
+def test_fg_clip2_is_exported_with_its_code_and_the_bundle_keeps_the_proportions_of_images(
+    hub_teachers: Path, own_modules: Path, tmp_path: Path
+) -> None:
+    model = f"hf:{hub_teachers / 'fgclip2'}"
+    with pytest.raises(DcclipError, match="is built by its own code"):
+        api.export(model=model, out=tmp_path / "out")
+    refused: list[dict[str, Any]] = [{"format": "immich"}, {"preprocess": "graph"}]
+    for options in refused:
+        with pytest.raises(DcclipError, match="fgclip2 keeps the proportions of images"):
+            api.export(model=model, out=tmp_path / "out", trust_remote_code=True, **options)
+    result = api.export(model=model, out=tmp_path / "out", trust_remote_code=True)
+    assert result.parity is not None
+    assert max(result.parity.image_max_difference, result.parity.text_max_difference) < 1e-5
+    own, bundle = TorchEncoder(fg_clip2(hub_teachers / "fgclip2")), OnnxEncoder(result.folder, "cpu")
+    images = [noise(*size) for size, _ in SIZES]
+    expected, pixels = (np.stack([one.preprocess(image) for image in images]) for one in (own, bundle))
+    np.testing.assert_allclose(pixels, expected, atol=1e-5)
+    for rows in (slice(0, 1), slice(0, 3), slice(0, 5)):  # of at most 128, 256 and 1024 patches
+        np.testing.assert_allclose(bundle.encode_pixels(pixels[rows]), own.encode_pixels(pixels[rows]), atol=1e-5)
+    np.testing.assert_allclose(bundle.encode_texts(TEXTS), own.encode_texts(TEXTS), atol=1e-5)
 
 
 @torch.no_grad()
@@ -126,3 +146,5 @@ def test_siglip2s_naflex_model_equals_transformers(hub_teachers: Path, tmp_path:
     tokens = tokenizer(TEXTS, padding="max_length", max_length=64, truncation=True, return_tensors="pt")["input_ids"]
     text = towers.text_features(towers.tokenize(TEXTS))
     torch.testing.assert_close(text.embedding, own.get_text_features(tokens).pooler_output, rtol=0, atol=1e-5)
+    parity = api.export(model=f"hf:{folder}", out=tmp_path / "out").parity
+    assert parity is not None and max(parity.image_max_difference, parity.text_max_difference) < 1e-5

@@ -1,14 +1,24 @@
 """Resolution of a model by path, hub name, environment or not at all."""
 
+import json
 import os
+import shutil
+import sys
+from collections.abc import Iterator
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
 import dcclip_cli
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import file_sha256
+from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.model.reference import ModelReference, resolve
+from tests.cli.conftest import dcclip
 
 
 @pytest.fixture(autouse=True)
@@ -91,3 +101,82 @@ def test_what_is_not_a_model_is_named_with_the_alternatives(reference: str) -> N
         resolve(reference)
     assert reference in raised.value.what
     assert ("dcclip run" if reference == "runs/unfinished" else "hf:ORG/NAME") in raised.value.hint
+
+
+# ---- ModelScope, by its own client against its HTTP interface on a socket here
+
+
+class ModelScope(BaseHTTPRequestHandler):
+    """`repo/files` lists the files of a revision, `repo?FilePath=` is one: of the folder ROOT/REVISION."""
+
+    root: Path
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        target, query = urlsplit(self.path), dict(parse_qsl(urlsplit(self.path).query))
+        folder = self.root / query.get("Revision", "none")
+        status, content = 404, json.dumps({"Code": 404, "Message": "not found", "Success": False}).encode()
+        if target.path == "/api/v1/models/org/tiny/repo/files" and folder.is_dir():
+            files = [
+                {"Path": file.name, "Type": "blob", "Size": file.stat().st_size, "Sha256": file_sha256(file)}
+                for file in folder.iterdir()
+            ]
+            files.append({"Path": "../../../led-out.json", "Type": "blob", "Size": 2, "Sha256": None})
+            status, content = 200, json.dumps({"Code": 200, "Success": True, "Data": {"Files": files}}).encode()
+        elif target.path == "/api/v1/models/org/tiny/repo":
+            file = folder / query["FilePath"]
+            status, content = 200, file.read_bytes() if file.is_file() else b"{}"
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_HEAD = do_GET
+
+
+@pytest.fixture
+def modelscope(hub_teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of the client's cache; the server has the tiny SigLIP2 as `master` and in the revision v2."""
+    from huggingface_hub import constants
+
+    for revision in ("master", "v2"):
+        shutil.copytree(hub_teachers / "siglip2", tmp_path / "served" / revision)
+    (tmp_path / "served/v2/README.md").write_text("of v2")
+    handler = type("Handler", (ModelScope,), {"root": tmp_path / "served"})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    yield tmp_path / "cache"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_model_of_modelscope_is_downloaded_into_its_own_cache_and_found_there_offline(
+    modelscope: Path, hub_teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    found = resolve("ms:org/tiny")
+    assert found.kind == "hf" and found.path == modelscope / "models/org--tiny/snapshots/master"
+    encoder, own = (load_encoder(one, "cpu") for one in (found, resolve(f"hf:{hub_teachers / 'siglip2'}")))
+    assert encoder.name == "tiny" and encoder.fingerprint == own.fingerprint
+    assert (resolve("ms:org/tiny@v2").path / "README.md").read_text() == "of v2"
+    assert not list(tmp_path.rglob("led-out.json"))
+    with pytest.raises(DcclipError, match=r"ms:org/other cannot be loaded: .*(not found|404)"):
+        resolve("ms:org/other")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", "http://127.0.0.1:9")
+    assert resolve("ms:org/tiny").path == found.path
+    with pytest.raises(DcclipError, match=r"ms:org/tiny@v3 cannot be loaded: .*v3") as raised:
+        resolve("ms:org/tiny@v3")
+    assert "HF_HUB_OFFLINE" in raised.value.hint
+
+
+def test_a_model_of_modelscope_without_its_client_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "modelscope_hub", None)
+    shown = dcclip("predict", "a.png", "--labels", "猫,dog", "--model", "ms:org/tiny", expect=1).stderr
+    assert "error: this needs the package modelscope_hub" in shown and "dcclip[modelscope]" in shown

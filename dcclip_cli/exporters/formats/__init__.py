@@ -31,6 +31,7 @@ class Format(ABC):
     crops_down: ClassVar[bool] = False  # its library cuts the middle square at most one pixel further left or up
     preprocess: ClassVar[tuple[Preprocess, ...]] = ("outside",)
     reads_tokens_itself: ClassVar[bool] = False  # by tokenizer.json, in other languages than Python as well
+    takes_patches: ClassVar[bool] = False  # of images that keep their proportions
     has_graphs: ClassVar[bool] = True  # which can end with a cut of the embeddings
 
     def check(self, precision: Precision, preprocess: Preprocess = "outside", dims: int | None = None) -> None:

@@ -33,7 +33,7 @@ class OpenVino(Format):
     precisions = ("fp32", "fp16", "int8")
     package = "openvino"
     install = "pip install openvino"
-    from_onnx = True
+    from_onnx, takes_patches = True, True
     files = ("image.xml", "text.xml", "image.bin", "text.bin")
 
     def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:

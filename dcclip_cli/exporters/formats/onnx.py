@@ -28,7 +28,7 @@ class Onnx(Format):
     name: ClassVar[FormatName] = "onnx"
     precisions = ("fp32", "fp16", "int8")
     preprocess: ClassVar[tuple[Preprocess, ...]] = ("outside", "graph")
-    from_onnx, reads_tokens_itself = True, True
+    from_onnx, reads_tokens_itself, takes_patches = True, True, True
 
     def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
         for name in (IMAGE, TEXT):

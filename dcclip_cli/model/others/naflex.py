@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -24,13 +25,14 @@ from torch import Tensor, nn
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import read_json
 from dcclip_cli.model.hub_models import COPY_AGAIN, TRANSFORMERS_CONFIG
-from dcclip_cli.model.preprocess import Preprocessing
+from dcclip_cli.model.preprocess import RESAMPLING, Patches, Preprocessing, matching_preprocessing
 from dcclip_cli.model.towers import (
     ImageFeatures,
     TextFeatures,
     Tokens,
     TransformersTowers,
     check_layers,
+    lower_case,
     module_outputs,
 )
 from dcclip_cli.model.weights import check_fit, require_file
@@ -51,40 +53,55 @@ class NaflexTowers(TransformersTowers):
         self, model: Any, image_processor: Any, tokenizer: Any, name: str, budgets: Sequence[int] = ()
     ) -> None:
         super().__init__(model, image_processor, tokenizer, name)
-        self._budgets = [*budgets] or [image_processor.max_num_patches]
+        names = {int(number): name for name, number in RESAMPLING.items()}
+        self._patches = Patches(
+            mean=tuple(image_processor.image_mean),
+            std=tuple(image_processor.image_std),
+            interpolation=names[int(image_processor.resample)],
+            patch_size=image_processor.patch_size,
+            max_num_patches=tuple(budgets) or (image_processor.max_num_patches,),
+        )
 
     def match_preprocessing(self) -> Preprocessing:
         what = Message("{}: its images keep their proportions (NaFlex)", self.name)
         raise DcclipError(what, "use a model whose images are squares of one size")
 
+    def match_patches(self) -> Preprocessing:
+        """What `preprocess` does, without transformers. Raises DcclipError if its image processor does otherwise."""
+        return matching_preprocessing(self.name, self.library_preprocess, self._patches.to_config())
+
     @property
     def preprocessing_record(self) -> dict[str, Any]:
-        return {"as_in": self.name, "max_num_patches": self._budgets if len(self._budgets) > 1 else self._budgets[0]}
+        budgets = [*self._patches.max_num_patches]
+        return {"as_in": self.name, "max_num_patches": budgets if len(budgets) > 1 else budgets[0]}
 
     def library_preprocess(self, image: Image.Image) -> np.ndarray:
-        side = self.image_processor.patch_size
-        patches = (image.width // side) * (image.height // side)
-        budget = next((one for one in self._budgets if patches <= one), self._budgets[-1])
+        budget = self._patches.budget(image)
         found = self.image_processor(images=image, max_num_patches=budget, return_tensors="np")
-        (height, width), patches = found["spatial_shapes"][0], found["pixel_values"][0]
-        count = int(height) * int(width)
-        packed = np.zeros((1, 1 + self._budgets[-1], patches.shape[1]), np.float32)
-        packed[0, 0, :2] = height, width
-        packed[0, 1 : 1 + count] = patches[:count]
-        return packed
+        height, width = map(int, found["spatial_shapes"][0])
+        return self._patches.packed(found["pixel_values"][0][: height * width], height, width)
 
     def image_features(self, pixels: Tensor, layers: Sequence[int] = ()) -> ImageFeatures:
         blocks = self.model.vision_model.encoder.layers
         check_layers(self.name, layers, len(blocks))
         shapes = pixels[:, 0, 0, :2].long()  # (B, 2)
-        counts = shapes.prod(1)
-        patches = pixels[:, 0, 1 : 1 + int(counts.max())]  # (B, P, D)
-        mask = torch.arange(patches.shape[1], device=pixels.device) < counts[:, None]
-        inputs = {"pixel_values": patches, "pixel_attention_mask": mask.int(), "spatial_shapes": shapes}
         with module_outputs([self.model.vision_model.post_layernorm, *(blocks[layer] for layer in layers)]) as outputs:
-            embedding = _pooled(self.model.get_image_features(**inputs))
+            embedding = self.image_embedding(pixels[:, :, : 1 + int(shapes.prod(1).max())])
         last, *others = (self._maps(one, shapes) for one in outputs())
         return ImageFeatures(embedding, last, dict(zip(layers, others, strict=True)))
+
+    def image_embedding(self, pixels: Tensor) -> Tensor:
+        """(B, D) of images (B, 1, 1 + P, D)."""
+        shapes, patches = pixels[:, 0, 0, :2].long(), pixels[:, 0, 1:]
+        mask = torch.arange(patches.shape[1], device=pixels.device) < shapes.prod(1)[:, None]
+        inputs = {"pixel_values": patches, "pixel_attention_mask": mask.int(), "spatial_shapes": shapes}
+        return _pooled(self.model.get_image_features(**inputs))
+
+    def make_traceable(self) -> None:
+        """Let torch trace the image tower for any number of images of any shapes."""
+        vision = self.model.vision_model
+        vision.embeddings.resize_positional_embeddings = _resized_positions
+        vision.head.forward = partial(_pool, vision.head)
 
     def _maps(self, hidden: Tensor, shapes: Tensor) -> Tensor:
         """(B, C, s, s) of patch tokens (B, P, C)."""
@@ -115,11 +132,9 @@ class FgClip2Towers(NaflexTowers):
         super().__init__(model, image_processor, tokenizer, name, [max_patches] if max_patches else _BUDGETS)
         self.walk_type = walk_type
         self.fixed_length = True  # the last token is pooled, padding or not
+        lower_case(tokenizer)
         text = model.config.text_config
         self.context_length = text.max_position_embeddings if walk_type == "short" else text.longtext_len
-
-    def tokenize(self, texts: list[str]) -> Tokens:
-        return super().tokenize([text.lower() for text in texts])
 
     @property
     def _table(self) -> Any:
@@ -131,6 +146,43 @@ class FgClip2Towers(NaflexTowers):
         with module_outputs([self.model.text_model.final_layer_norm]) as outputs:
             embedding = _pooled(self.model.get_text_features(input_ids=tokens.ids, walk_type=self.walk_type, **mask))
         return TextFeatures(embedding, outputs()[0], tokens.mask)
+
+    def text_embedding(self, tokens: Tokens) -> Tensor:
+        """(N, D), as `text_features`, without the repository's loop over texts, which no graph has."""
+        text, hidden = self.model.text_model, list[Tensor]()
+
+        def first(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+            hidden.append(output)
+            return output[:1]  # for the loop
+
+        handle = text.final_layer_norm.register_forward_hook(first)
+        self.text_features(tokens)
+        handle.remove()
+        return (text.head if self.walk_type == "short" else self.model.longtext_head)(hidden[0][:, -1])
+
+
+# ---- what their own code does by loops over images, or with checks, of which torch makes no graph
+
+
+def _pool(head: Any, hidden: Tensor, mask: Tensor) -> Tensor:
+    """(B, C) of patch tokens (B, P, C) by an attention pooling head."""
+    probe = head.probe.repeat(hidden.shape[0], 1, 1)
+    found = head.attention(probe, hidden, hidden, key_padding_mask=mask == 0)[0]
+    return (found + head.mlp(head.layernorm(found)))[:, 0]
+
+
+def _resized_positions(table: Tensor, shapes: Tensor, max_length: int) -> Tensor:
+    """(B, P, C) of a square table (s, s, C), resized bilinearly with antialiasing to each of `shapes` (B, 2)."""
+    sizes = shapes[:, None].float()
+    places = torch.arange(max_length, device=shapes.device)[:, None]
+    rows = (places / sizes[..., 1:]).floor()
+    places = torch.cat([rows, places - rows * sizes[..., 1:]], -1).minimum(sizes - 1)  # (B, P, 2)
+    scale = table.shape[0] / sizes
+    centres = (places + 0.5) * scale - 0.5
+    distances = (torch.arange(table.shape[0], device=shapes.device) - centres[..., None]).abs()  # (B, P, 2, s)
+    weights = (1 - distances / scale.clamp(min=1)[..., None]).clamp(min=0)
+    rows, columns = (weights / weights.sum(-1, keepdim=True)).unbind(2)
+    return (rows[..., None] * columns[..., None, :]).flatten(-2) @ table.flatten(0, 1)
 
 
 def _pooled(found: Any) -> Tensor:
@@ -166,7 +218,7 @@ class RemoteCode:
         what = Message("{} is built by its own code ({}), which is not run unless you allow it", self.name, files)
         raise DcclipError(
             what,
-            "read these files; then add --trust-remote-code, which dcclip eval and trim have, "
+            "read these files; then add --trust-remote-code, which dcclip eval, export and trim have, "
             "or teacher: {{kind: fgclip2, trust_remote_code: true}} in a recipe",
         )
 
