@@ -127,8 +127,8 @@ class LiteRt(Format):
 class Mnn(Format):
     """image.mnn and text.mnn for MNN on phones and small boards, converted from the ONNX graphs.
 
-    Any batch size and text length. In int8, MNN rounds the weights itself, by half-quadratic quantization; embedding
-    tables, which it leaves in fp32, are rounded before.
+    Any batch size and text length. In int8, MNN rounds the weights itself; embedding tables, which it leaves in fp32,
+    are rounded before. Its better rounding, --hqq, takes minutes on busy cores: its threads wait in a loop.
     """
 
     name = "mnn"
@@ -143,7 +143,7 @@ class Mnn(Format):
         # In a process of its own, since it prints on stdout. The program mnnconvert would also install a package that
         # reports its use to the maker; the function does not.
         convert = "import sys, _tools; _tools.mnnconvert(sys.argv)"
-        rounding = ["--weightQuantBits", "8", "--hqq"] if precision == "int8" else []
+        rounding = ["--weightQuantBits", "8"] if precision == "int8" else []
         for name, file in zip((IMAGE, TEXT), self.files, strict=True):
             graph, taken = OnnxGraph.load(graphs / name), graphs / f"mnn-{name}"
             graph = with_rounded_tables(graph) if rounding and name == TEXT else graph
