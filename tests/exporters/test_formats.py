@@ -305,11 +305,11 @@ def test_openvino_gives_the_same_results(export_model: Exporting, precision: str
     assert result.parity is not None and result.parity.agreement >= 0.98
 
 
-def test_mnn_rounds_weights_and_embedding_tables(export_model: Exporting) -> None:
+def test_mnn_rounds_the_image_towers_weights_and_the_embedding_table(export_model: Exporting) -> None:
     pytest.importorskip("MNN")
     limits = {"min_agreement": 0.5}  # of random networks, which embed all images in nearly one point
     exact, rounded = (export_model(format="mnn", out=one, precision=one, parity=limits) for one in ("fp32", "int8"))
     assert rounded.parity is not None and rounded.parity.int8_largest_pair_sum is None
     assert min(rounded.parity.image_centred_cosine, rounded.parity.text_centred_cosine) > 0.99
-    for name in ("image.mnn", "text.mnn"):
-        assert (rounded.folder / name).stat().st_size < 0.6 * (exact.folder / name).stat().st_size
+    for name, share in (("image.mnn", 0.6), ("text.mnn", 0.9)):
+        assert (rounded.folder / name).stat().st_size < share * (exact.folder / name).stat().st_size

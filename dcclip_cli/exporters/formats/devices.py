@@ -127,8 +127,9 @@ class LiteRt(Format):
 class Mnn(Format):
     """image.mnn and text.mnn for MNN on phones and small boards, converted from the ONNX graphs.
 
-    Any batch size and text length. In int8, MNN rounds the weights itself; embedding tables, which it leaves in fp32,
-    are rounded before. Its better rounding, --hqq, takes minutes on busy cores: its threads wait in a loop.
+    Any batch size and text length. In int8, MNN rounds the weights of the image tower itself; of the text tower only
+    the embedding tables are rounded, before: with rounded dense layers the starter's fails its parity check. MNN's better
+    rounding, --hqq, takes minutes on busy cores: its threads wait in a loop.
     """
 
     name = "mnn"
@@ -143,13 +144,15 @@ class Mnn(Format):
         # In a process of its own, since it prints on stdout. The program mnnconvert would also install a package that
         # reports its use to the maker; the function does not.
         convert = "import sys, _tools; _tools.mnnconvert(sys.argv)"
-        rounding = ["--weightQuantBits", "8"] if precision == "int8" else []
         for name, file in zip((IMAGE, TEXT), self.files, strict=True):
             graph, taken = OnnxGraph.load(graphs / name), graphs / f"mnn-{name}"
-            graph = with_rounded_tables(graph) if rounding and name == TEXT else graph
+            if precision == "int8" and name == TEXT:
+                graph = with_rounded_tables(graph)
             _axes_as_attributes(graph)
             graph.save(taken)
-            arguments = ["-f", "ONNX", "--modelFile", str(taken), "--MNNModel", str(folder / file), *rounding]
+            arguments = ["-f", "ONNX", "--modelFile", str(taken), "--MNNModel", str(folder / file)]
+            if precision == "int8" and name == IMAGE:
+                arguments += ["--weightQuantBits", "8"]
             command = [sys.executable, "-c", convert, *arguments, "--bizCode", "dcclip"]
             done = subprocess.run(command, capture_output=True, text=True)
             if not (folder / file).is_file():
