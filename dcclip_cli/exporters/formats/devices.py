@@ -128,8 +128,8 @@ class Mnn(Format):
     """image.mnn and text.mnn for MNN on phones and small boards, converted from the ONNX graphs.
 
     Any batch size and text length. In int8, MNN rounds the weights of the image tower itself; of the text tower only
-    the embedding tables are rounded, before: with rounded dense layers the starter's fails its parity check. MNN's better
-    rounding, --hqq, takes minutes on busy cores: its threads wait in a loop.
+    the embedding tables are rounded, before: with rounded dense layers the starter's fails its parity check. The better
+    rounding of MNN, --hqq, takes minutes on busy cores: its threads wait in a loop.
     """
 
     name = "mnn"
