@@ -2,10 +2,12 @@
 
 python benchmarks/export/formats.py --model runs/quickstart/align/model --recipe recipes/quickstart.yaml --work DIR
 
-DIR/venvs holds the environments (about 5 GB; made once), DIR/FORMAT-PRECISION the exports. Each export is run by its
-own runtime and compared with the model by `dcclip export`; CoreML is converted only. The code of
-docs/how-to/runtimes.md runs, too: on the exports, whose lowest cosine to the model is printed, and on embeddings of the
-starter, for the vector stores (`--only faiss`).
+In place of the recipe, `--calibration recipes/starter/photos.parquet` names images for int8. DIR/venvs holds the
+environments (about 5 GB; made once), DIR/FORMAT-PRECISION the exports. Each export is run by its own runtime and
+compared with the model by `dcclip export`; CoreML is converted only. The code of docs/how-to/runtimes.md runs, too: on
+the exports, with the starter's 60 photographs and their 12 labels, where its lowest cosine to the model and the share
+of photographs with the model's best label in English and Chinese are printed; and on embeddings of the starter, for the
+vector stores (`--only faiss`).
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ import venv
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from dcclip_cli import embed, load
+from dcclip_cli.exporters.parity import best
 
 ROOT = Path(__file__).parent.parent.parent
 # Format, precision, and what its environment needs in addition to dcclip[export]; "" runs in this one.
@@ -38,6 +42,7 @@ EXPORTS = (
     ("openvino", "fp16", "openvino"),
     ("openvino", "int8", "openvino"),
     ("mnn", "fp32", "MNN"),
+    ("mnn", "int8", "MNN"),
     ("executorch", "fp32", "executorch"),
     ("litert", "fp32", "litert-torch"),
     ("litert", "int8", "litert-torch"),
@@ -72,18 +77,20 @@ def environment(folder: Path, package: str) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--recipe", required=True)
+    parser.add_argument("--recipe")
+    parser.add_argument("--calibration")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--only", default="", help="formats, separated by commas")
     given = parser.parse_args()
-    print("| format | precision | MB | image difference | text difference | same best text | top-1 en, zh | code |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| format | precision | MB | image difference | text difference | same best text | top-1 en, zh ", end="")
+    print("| cosine of the code | its same best label en, zh |\n|---|---|---|---|---|---|---|---|---|")
     for format, precision, package in EXPORTS:
         if given.only and format not in given.only.split(","):
             continue
         out = given.work / f"{format}-{precision}"
         python = environment(given.work / "venvs", package)
-        command = [python, "-m", "dcclip_cli", "export", given.recipe]
+        command = [python, "-m", "dcclip_cli", "export", *([given.recipe] if given.recipe else [])]
+        command += ["--calibration", given.calibration] if given.calibration else []
         command += ["--model", given.model, "--format", format, "--precision", precision, "--out", out, "--fresh"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -91,25 +98,41 @@ def main() -> None:
             continue
         size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 1e6
         parity = json.loads((out / "dcclip.json").read_text("utf-8"))["parity"]
-        cosine = f"{documented(format, python, out, given.model):.6f}" if format in RUNTIMES else ""
-        print(f"| {format} | {precision} | {size:.1f} | {row(parity)} | {cosine} |", flush=True)
+        code = documented(format, python, out, given.model) if format in RUNTIMES else " | "
+        print(f"| {format} | {precision} | {size:.1f} | {row(parity)} | {code} |", flush=True)
     for title, package in STORES.items():
         if not given.only or title in given.only.split(","):
             print(f"{title}: {nearest(title, environment(given.work / 'venvs', package), given.work)}", flush=True)
 
 
-def documented(format: str, python: Path, out: Path, model: str) -> float:
-    """The lowest cosine of embeddings by the documented code to those of the model."""
+def documented(format: str, python: Path, out: Path, model: str) -> str:
+    """The lowest cosine of embeddings by the documented code to the model's, and how often its best label is the same.
+
+    Of the code, the photograph and the labels are replaced by the starter's.
+    """
     folder = out.with_name(f"{out.name}.code")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     (folder / "bundle").symlink_to(out.resolve())
-    shutil.copy(PHOTOS / "cat.jpg", folder)
-    code = SNIPPETS["input"] + SNIPPETS[RUNTIMES[format]] + "np.savez('found.npz', image=image, texts=texts)"
+    pairs = pq.read_table(PHOTOS.with_suffix(".parquet")).to_pylist()
+    photos = [folder / f"{pair['key']}.jpg" for pair in pairs]
+    for photo, pair in zip(photos, pairs, strict=True):
+        photo.write_bytes(pair["image"])
+    english, chinese = (sorted({pair[language][0] for pair in pairs}) for language in ("en", "zh"))
+    labels = (*english, *chinese)
+    code = SNIPPETS[RUNTIMES[format]].replace('("猫", "dog")', repr(labels))
+    code = re.sub(r"^image = (.*)$", r"image = np.concatenate([\1 for photo in photos])", code, flags=re.M)
+    code = f"photos = {[photo.name for photo in photos]}\n" + code.replace('"cat.jpg"', "photo")
+    code = SNIPPETS["input"] + code + "np.savez('found.npz', image=image, texts=texts)"
     subprocess.run([python.absolute(), "-c", code], cwd=folder, check=True, stdout=subprocess.DEVNULL)
     found, expected = np.load(folder / "found.npz"), load(model)
-    images, texts = expected.embed_images([str(folder / "cat.jpg")]), expected.embed_texts(["猫", "dog"])
-    return float(min((found["image"] * images).sum(1).min(), (found["texts"] * texts).sum(1).min()))
+    images, texts = expected.embed_images([str(photo) for photo in photos]), expected.embed_texts(labels)
+    lowest = min((found["image"] * images).sum(1).min(), (found["texts"] * texts).sum(1).min())
+    shares = (
+        (best(found["image"], found["texts"][place]) == best(images, texts[place])).mean()
+        for place in (slice(len(english)), slice(len(english), None))
+    )
+    return f"{lowest:.6f} | {', '.join(f'{share:.1%}' for share in shares)}"
 
 
 def nearest(title: str, python: Path, work: Path) -> str:

@@ -157,8 +157,8 @@ def export(
         if is_bundle:
             graphs = BundleGraphs(source, temporary, options.preprocess)
         else:
-            images = options.calibration_images
-            graphs = OnnxGraphs(source, temporary, options.precision, calibration, images, options.preprocess)
+            images, precision = options.calibration_images, "fp32" if target.rounds else options.precision
+            graphs = OnnxGraphs(source, temporary, precision, calibration, images, options.preprocess)
 
         def write() -> Encoder | None:
             for entry in folder.iterdir():
@@ -234,7 +234,7 @@ def _resolved(options: ExportOptions, model: ModelReference, target: Format) -> 
     if model.kind != "bundle":
         return options
     about = read_description(model.path)[0]
-    if not target.from_onnx:
+    if not target.from_onnx or (target.rounds and about.precision == "int8"):
         what = Message("{} is a bundle, from which --format {} cannot be made", model.target, target.name)
     elif "precision" in asked and options.precision != about.precision:
         what = Message("{} is a bundle in {}, not in {}", model.target, about.precision, options.precision)

@@ -193,6 +193,15 @@ def tables() -> dict[str, str]:
                 ("top-1", "top-1", sets),
             ),
         ),
+        "runtimes": pivot(
+            formats,
+            {"format": "model", "precision": "setup"},
+            (
+                ("all files", "size, all files", "starter"),
+                ("lowest cosine", "lowest cosine of the documented code", "photographs"),
+                ("same best label, %", "same best label", "photographs"),
+            ),
+        ),
         "speed-peers": pivot(
             select(speed, setup="int8"),
             model,

@@ -136,6 +136,16 @@ def test_sentence_transformers_embeds_images_and_texts_by_itself(
     assert loaded.get_sentence_embedding_dimension() == images.shape[1]
 
 
+def test_sentence_transformers_runs_a_bundle_in_int8_by_the_documented_module() -> None:
+    page = (ROOT / "docs/how-to/deploy.md").read_text("utf-8")
+    [code] = re.findall(r'^```python title="sentence_transformers"\n(.*?)^```$', page, re.M | re.S)
+    found = dict[str, Any]()
+    exec(code, found)
+    photo, expected = str(ROOT / "recipes/starter/photos/cat.jpg"), load("starter")
+    np.testing.assert_array_equal(found["model"].encode(TEXTS), expected.embed_texts(TEXTS))
+    np.testing.assert_array_equal(found["model"].encode([photo]), expected.embed_images([photo]))
+
+
 def test_photographs_that_transformers_crops_otherwise_are_compared_by_their_middle_squares(
     model_folder: Path, export_model: Exporting, tmp_path: Path
 ) -> None:
@@ -230,8 +240,11 @@ def test_projections_that_transformers_does_not_support_are_refused(
     image: dict[str, Any], export_model: Exporting, tmp_path: Path
 ) -> None:
     folder = _student(tmp_path / "student", bias=0.5, **image)
-    with pytest.raises(DcclipError, match="is not a student that projects images by one matrix without a bias"):
+    with pytest.raises(
+        DcclipError, match="is not a student that projects images by one matrix without a bias"
+    ) as error:
         export_model(folder, data=None, format="transformers")
+    assert ("use --format sentence-transformers" in error.value.hint) == (image.get("projection") == "mlp")
     assert not (tmp_path / "out").exists()
 
 
@@ -290,3 +303,13 @@ def test_openvino_gives_the_same_results(export_model: Exporting, precision: str
     pytest.importorskip("openvino")
     result = export_model(format="openvino", precision=precision)
     assert result.parity is not None and result.parity.agreement >= 0.98
+
+
+def test_mnn_rounds_the_image_towers_weights_and_the_embedding_table(export_model: Exporting) -> None:
+    pytest.importorskip("MNN")
+    limits = {"min_agreement": 0.5}  # of random networks, which embed all images in nearly one point
+    exact, rounded = (export_model(format="mnn", out=one, precision=one, parity=limits) for one in ("fp32", "int8"))
+    assert rounded.parity is not None and rounded.parity.int8_largest_pair_sum is None
+    assert min(rounded.parity.image_centred_cosine, rounded.parity.text_centred_cosine) > 0.99
+    for name, share in (("image.mnn", 0.6), ("text.mnn", 0.9)):
+        assert (rounded.folder / name).stat().st_size < share * (exact.folder / name).stat().st_size

@@ -97,6 +97,7 @@ def test_the_starter_is_exported_with_preprocessing_and_keeps_the_rest(export_mo
     ("options", "complaint"),
     [
         ({"format": "open_clip", "model": "starter"}, "is a bundle, from which --format open_clip cannot be made"),
+        ({"format": "mnn", "model": "starter"}, "is a bundle, from which --format mnn cannot be made"),
         ({"precision": "fp16", "model": "starter"}, "is a bundle in int8, not in fp16"),
         ({"precision": "fp32", "model": "starter"}, "is a bundle in int8, not in fp32"),
     ],

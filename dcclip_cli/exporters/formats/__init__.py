@@ -26,6 +26,7 @@ class Format(ABC):
     package: ClassVar[str] = "onnx"  # imported to write it
     install: ClassVar[str] = "pip install 'dcclip[export]'"
     from_onnx: ClassVar[bool] = False
+    rounds: ClassVar[bool] = False  # makes int8 itself, from graphs in fp32
     files: ClassVar[tuple[str, ...]] = ()  # the image and the text tower for `runner`, and further files with weights
     is_single: ClassVar[bool] = False  # takes one image, or one text padded to the full length
     crops_down: ClassVar[bool] = False  # its library cuts the middle square at most one pixel further left or up

@@ -15,6 +15,8 @@ import numpy as np
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters import Precision
 from dcclip_cli.exporters.formats import Format
+from dcclip_cli.exporters.onnx_graph import OnnxGraph
+from dcclip_cli.exporters.rounding import with_rounded_tables
 from dcclip_cli.inference.onnx_encoder import IMAGE, TEXT, Run
 
 if TYPE_CHECKING:
@@ -125,34 +127,45 @@ class LiteRt(Format):
 class Mnn(Format):
     """image.mnn and text.mnn for MNN on phones and small boards, converted from the ONNX graphs.
 
-    One image or text at a time: in a batch, MNN 3.6 gives embeddings of wrong lengths.
+    Any batch size and text length. In int8, MNN rounds the weights of the image tower itself; of the text tower only
+    the embedding tables are rounded, before: with rounded dense layers the starter's fails its parity check. The better
+    rounding of MNN, --hqq, takes minutes on busy cores: its threads wait in a loop.
     """
 
     name = "mnn"
-    precisions = ("fp32",)
+    precisions = ("fp32", "int8")
+    rounds = True
     package = "MNN"
     install = "pip install MNN"
     from_onnx = True
     files = ("image.mnn", "text.mnn")
-    is_single = True
 
     def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
         # In a process of its own, since it prints on stdout. The program mnnconvert would also install a package that
         # reports its use to the maker; the function does not.
         convert = "import sys, _tools; _tools.mnnconvert(sys.argv)"
-        for graph, file in zip((IMAGE, TEXT), self.files, strict=True):
-            arguments = ["-f", "ONNX", "--modelFile", str(graphs / graph), "--MNNModel", str(folder / file)]
+        for name, file in zip((IMAGE, TEXT), self.files, strict=True):
+            graph, taken = OnnxGraph.load(graphs / name), graphs / f"mnn-{name}"
+            if precision == "int8" and name == TEXT:
+                graph = with_rounded_tables(graph)
+            _axes_as_attributes(graph)
+            graph.save(taken)
+            arguments = ["-f", "ONNX", "--modelFile", str(taken), "--MNNModel", str(folder / file)]
+            if precision == "int8" and name == IMAGE:
+                arguments += ["--weightQuantBits", "8"]
             command = [sys.executable, "-c", convert, *arguments, "--bizCode", "dcclip"]
             done = subprocess.run(command, capture_output=True, text=True)
             if not (folder / file).is_file():
                 reason = (done.stdout + done.stderr).strip().splitlines()[-1:] or ["no reason given"]
-                raise DcclipError("MNN cannot convert {}: {}", "use --format onnx or litert", graph, reason[0][:200])
+                raise DcclipError("MNN cannot convert {}: {}", "use --format onnx or litert", name, reason[0][:200])
 
     def runner(self, file: Path) -> Run:
         with _stdout_to_stderr():
             from MNN import expr, nn
 
-        module = nn.load_module_from_file(str(file), [], [])
+        # Threads of MNN wait in a loop for each other: four on two busy cores take ten times as long as one.
+        one = nn.create_runtime_manager(({"backend": "CPU", "precision": "high", "numThread": 1},))
+        module = nn.load_module_from_file(str(file), [], [], runtime_manager=one)
 
         def run(item: np.ndarray) -> np.ndarray:
             is_text = item.dtype != np.float32
@@ -204,6 +217,15 @@ def _stdout_to_stderr() -> Iterator[None]:
     finally:
         os.dup2(kept, 1)
         os.close(kept)
+
+
+def _axes_as_attributes(graph: OnnxGraph) -> None:
+    """Give norms their axes as opset 17 does: MNN 3.6 ignores those of later opsets, and takes the norm of a batch."""
+    from onnx import helper
+
+    for node in graph.proto.graph.node:
+        if node.op_type == "ReduceL2":
+            node.attribute.append(helper.make_attribute("axes", graph.weights[node.input.pop()].tolist()))
 
 
 def _traced(graph: nn.Module, example: Tensor) -> Any:

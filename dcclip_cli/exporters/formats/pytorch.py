@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 
 _OTHER = Message("use --format onnx or --format open_clip")
+_TWO_LAYERS = Message(
+    "use --format sentence-transformers, onnx or open_clip: these support a projection with two layers"
+)
 _HIDDEN = "visual.head.mlp.fc1.weight"  # of a projection of images by an MLP
 
 
@@ -226,7 +229,8 @@ def _projection(source: Source, weights: dict[str, Tensor]) -> str:
         if not len(visual.head) and f"{inside}.weight" in weights and not weights[f"{inside}.bias"].any():
             return f"{inside}.weight"
     what = Message("{} is not a student that projects images by one matrix without a bias", source.towers.name)
-    raise DcclipError("{}: VisionTextDualEncoderModel supports no others", _OTHER, what)
+    hint = _TWO_LAYERS if _HIDDEN in weights else _OTHER
+    raise DcclipError("{}: VisionTextDualEncoderModel supports no others", hint, what)
 
 
 def _renamed(weights: dict[str, Tensor], projection: str, ends: list[int]) -> dict[str, Tensor]:
