@@ -36,6 +36,7 @@ HERE = Path(__file__).parent
 WORDS, DRAWINGS, QUESTIONS = 21, 300, 200  # words to choose from, drawings, choices for each picture
 SCALES = np.geomspace(4, 60, 55)
 BINS = 10
+FOLDER = 14  # times as many pictures as here: five thousand
 
 
 def main() -> None:
@@ -100,13 +101,20 @@ def most_foreign(towers: OpenClipTowers) -> float:
 
 
 def least_of_fitting(asked: dict[str, tuple[np.ndarray, np.ndarray]]) -> float:
-    """The cosine that tells everyday words on pictures that they fit from the highest of a word that fits none."""
+    """The cosine that tells everyday words on pictures that they fit from the highest of a word that fits none.
+
+    A folder has more pictures than there are here, and the more there are, the nearer to any word is the nearest one.
+    So the highest of several words that fit none stands for that of one word among several times as many pictures.
+    """
     above, below = [], []
     for group, (cosines, believed) in asked.items():
         if group != "held out":
             above.append(cosines[believed >= 0.5])
-            below.append(cosines[:, believed.max(axis=0) < 0.1].max(axis=0))
-    return best_limit(np.concatenate(below), np.concatenate(above))
+            highest = cosines[:, believed.max(axis=0) < 0.1].max(axis=0)
+            below.append(highest[: len(highest) // FOLDER * FOLDER].reshape(FOLDER, -1).max(axis=0))
+    none, shown = np.concatenate(below), np.concatenate(above)
+    limits = np.linspace(0, 1, 201).tolist()
+    return round(min(limits, key=lambda limit: abs((none > limit).mean() - (shown <= limit).mean())), 3)
 
 
 def best_limit(low: np.ndarray, high: np.ndarray) -> float:
