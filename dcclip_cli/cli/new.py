@@ -44,7 +44,7 @@ _TEXTS = Option(
     "written next to FILE.",
 )
 _SIZE = Option(
-    "--size", help="Student of 12, 29, 45 or 2 M parameters. Default: S, or XS where the teacher is smaller."
+    "--size", help="Student of 12, 29, 45 or 3 M parameters. Default: S, or XS where the teacher is smaller."
 )
 _YES = Option("--yes", "-y", help="Ask nothing: take the defaults for what is not given.")
 _FORCE = Option("--force", help="Overwrite FILE.")

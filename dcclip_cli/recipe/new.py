@@ -30,7 +30,7 @@ SIZES: Mapping[Size, str] = {  # with a shared space of 768; latency of an image
     "S": "12 M parameters, for phones and small boards",
     "M": "29 M parameters, three times the time of S for an image",
     "RN50": "45 M parameters, a ResNet-50, ten times the time of S for an image",
-    "XS": "2 M parameters, for a teacher as small as the starter",
+    "XS": "3 M parameters, for a teacher as small as the starter",
 }
 CLONE_STARTER = Path(__file__).parents[2] / "recipes/starter/model"  # the package has its int8 export alone
 

@@ -311,5 +311,5 @@ def test_mnn_rounds_the_image_towers_weights_and_the_embedding_table(export_mode
     exact, rounded = (export_model(format="mnn", out=one, precision=one, parity=limits) for one in ("fp32", "int8"))
     assert rounded.parity is not None and rounded.parity.int8_largest_pair_sum is None
     assert min(rounded.parity.image_centred_cosine, rounded.parity.text_centred_cosine) > 0.99
-    for name, share in (("image.mnn", 0.6), ("text.mnn", 0.9)):
+    for name, share in (("image.mnn", 0.6), ("text.mnn", 0.97)):
         assert (rounded.folder / name).stat().st_size < share * (exact.folder / name).stat().st_size
