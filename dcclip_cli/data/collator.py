@@ -164,8 +164,9 @@ class Batch:
         images = len(self.pixels)
         size, unpaired = images // parts, self.num_unpaired_texts // parts
         found, move = [], partial(torch.Tensor.to, device=self.pixels.device, non_blocking=True)
+        every = {name: self.rows_of_parts(name, parts) for name in self.texts}
         for number in range(parts):
-            texts, rows = {}, {name: self.rows_of_parts(name, parts)[number] for name in self.texts}
+            texts, rows = {}, {name: several[number] for name, several in every.items()}
             for name, whole in (self.texts_on_cpu or self.texts).items():
                 index = whole.image_index[rows[name]]
                 without_image = index - images - number * unpaired + size

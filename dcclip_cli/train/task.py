@@ -307,12 +307,13 @@ def cached_backward(task: TrainingTask, batch: Batch, parts: int, accelerator: A
     exactly that of the whole batch.
     """
     pieces = batch.parts(parts)
+    rows_of = {name: batch.rows_of_parts(name, parts) for name in batch.texts}
     states, outputs = [], []
     with torch.no_grad(), accelerator.autocast(), _untouched_statistics(task):
         for piece in pieces:
             states.append((torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None))
             outputs.append(task.outputs(piece))
-    whole = _joined(batch, outputs, parts)
+    whole = _joined(batch, outputs, rows_of)
     with accelerator.autocast():
         terms = task.terms(batch, whole)
     accelerator.backward(sum(terms.values()))
@@ -325,7 +326,7 @@ def cached_backward(task: TrainingTask, batch: Batch, parts: int, accelerator: A
             pulls = [(part.image.embedding, whole.image.embedding.grad)] if len(piece.pixels) else []
             pulls = [(one, None if grad is None else grad.chunk(parts)[number]) for one, grad in pulls]
             for name in batch.texts:
-                rows = batch.rows_of_parts(name, parts)[number].to(batch.pixels.device, non_blocking=True)
+                rows = rows_of[name][number].to(batch.pixels.device, non_blocking=True)
                 grad = whole.texts[name].embedding.grad
                 pulls.append((part.texts[name].embedding, None if grad is None else grad[rows]))
             surrogate = sum((embedding * grad).sum() for embedding, grad in pulls if grad is not None)
@@ -335,13 +336,16 @@ def cached_backward(task: TrainingTask, batch: Batch, parts: int, accelerator: A
     return {name: term.detach() for name, term in terms.items()}
 
 
-def _joined(batch: Batch, parts: list[Outputs], count: int) -> Outputs:
-    """The outputs of parts as those of the whole batch; its embeddings are leaves that receive gradients."""
+def _joined(batch: Batch, parts: list[Outputs], rows_of: Mapping[str, list[Tensor]]) -> Outputs:
+    """The outputs of parts as those of the whole batch; its embeddings are leaves that receive gradients.
+
+    `rows_of` are the rows of each part's texts in the whole batch.
+    """
     image = torch.cat([part.image.embedding for part in parts]).requires_grad_()
     texts = {}
     for name in batch.texts:
         features = [part.texts[name] for part in parts]
-        order = torch.cat(batch.rows_of_parts(name, count)).argsort().to(image.device, non_blocking=True)
+        order = torch.cat(rows_of[name]).argsort().to(image.device, non_blocking=True)
         embedding = torch.cat([one.embedding for one in features])[order].requires_grad_()
         texts[name] = TextFeatures(embedding, features[0].tokens, features[0].mask)
     image_index = {name: given.image_index for name, given in batch.texts.items()}
