@@ -268,6 +268,22 @@ def tables() -> dict[str, str]:
                 ("Chinese and English", "mean recall, zh and en", "Flickr8k"),
             ),
         ),
+        "sentences-languages": pivot(
+            select(records("photographs"), setup="stage 2 on sentences"),
+            {"pairs of stage 2": "model"},
+            (
+                ("mean recall", "mean recall", "Flickr8k"),
+                ("Chinese and English", "mean recall, zh and en", "Flickr8k"),
+            ),
+        ),
+        "sentences-texts": pivot(
+            select(records("photographs"), setup="stage 1 on sentences"),
+            {"data of stage 1": "model"},
+            (
+                ("mean recall", "mean recall", "Flickr8k"),
+                ("Chinese and English", "mean recall, zh and en", "Flickr8k"),
+            ),
+        ),
         "photographs-third": pivot(
             over_seeds(select(records("photographs"), setup="starter of 28 November")),
             {"model": "model"},
