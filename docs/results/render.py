@@ -285,8 +285,8 @@ def tables() -> dict[str, str]:
             ),
         ),
         "photographs-third": pivot(
-            over_seeds(select(records("photographs"), setup="starter of 28 November")),
-            {"model": "model"},
+            over_seeds([one for one in records("photographs") if one["setup"].startswith("starter of")]),
+            {"model": "model", "teacher": "setup"},
             (
                 ("parameters", "parameters", CALTECH),
                 ("top-1", "top-1", CALTECH),
