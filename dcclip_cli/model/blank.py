@@ -13,7 +13,7 @@ from dcclip_cli.model.hub_models import COPY_AGAIN, library_errors, open_clip_co
 from dcclip_cli.model.inherit import check_image_source, teacher_image_config
 from dcclip_cli.model.model_dir import PROVENANCE
 from dcclip_cli.model.preprocess import Preprocessing
-from dcclip_cli.model.reference import library_of
+from dcclip_cli.model.reference import downloaded, library_of
 from dcclip_cli.model.students import (
     ImageTower,
     StudentOptions,
@@ -133,7 +133,7 @@ def blank_teacher(teacher: Teacher) -> Towers | None:
 
 def local_folder(teacher: Teacher) -> Path | None:
     """The directory with a teacher's files: its own, or in the local cache of the hub; None if there is none."""
-    name = teacher.model.removeprefix("hf-hub:")
+    name = downloaded(teacher.model).removeprefix("hf-hub:")
     if Path(name).is_dir():
         return Path(name)
     if Path(name).is_absolute() or (isinstance(teacher, OpenClipTeacher) and name == teacher.model):  # ARCH/TAG

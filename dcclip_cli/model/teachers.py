@@ -25,7 +25,7 @@ from dcclip_cli.model.hub_models import (
 )
 from dcclip_cli.model.precision import choose_precision
 from dcclip_cli.model.preprocess import MAX_SIDE
-from dcclip_cli.model.reference import Library, library_of
+from dcclip_cli.model.reference import Library, downloaded, library_of
 from dcclip_cli.model.tokenizer import check_tokenizer, tokenizer_errors
 from dcclip_cli.model.weights import (
     TRANSFORMERS_WEIGHTS,
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from dcclip_cli.model.towers import Towers, TransformersTowers
 
 TREATMENT = "2"  # part of fingerprints; another one when dcclip treats the same files in another way
+_NAME = "Name on the Hugging Face Hub, ms:ORG/NAME (ModelScope), or a model directory of any library"
 _CHECK = Message("check the name and the network connection, or give the path of a directory")
 
 
@@ -73,7 +74,7 @@ class TransformersTeacher(TeacherOptions):
     """A dual encoder of transformers: ChineseCLIP (QA-CLIP), CLIP, SigLIP, SigLIP2, MetaCLIP2, AltCLIP; and UForm."""
 
     kind: Literal["transformers"] = "transformers"
-    model: str = Field(description="Name on the Hugging Face Hub, or a model directory of any library")
+    model: str = Field(description=_NAME)
 
     def load_towers(self, progress: Progress) -> Towers:
         return _load(self.model, "transformers", progress)
@@ -83,14 +84,14 @@ class AltClipTeacher(TransformersTeacher):
     """AltCLIP, the paper's teacher: ViT-L/14 and XLM-RoBERTa-large, 864 M parameters ("BAAI/AltCLIP")."""
 
     kind: Literal["altclip"] = "altclip"  # type: ignore[assignment]
-    model: str = Field("BAAI/AltCLIP", description="Name on the Hugging Face Hub, or a model directory of any library")
+    model: str = Field("BAAI/AltCLIP", description=_NAME)
 
 
 class FgClip2Teacher(TransformersTeacher):
     """FG-CLIP2 (zh and en, Apache-2.0). Its repository's own code builds it, and runs only if you allow it."""
 
     kind: Literal["fgclip2"] = "fgclip2"  # type: ignore[assignment]
-    model: str = Field("qihoo360/fg-clip2-base", description="Name on the Hugging Face Hub, or a model directory")
+    model: str = Field("qihoo360/fg-clip2-base", description=_NAME)
     trust_remote_code: bool = Field(
         False, description="Run the Python files in the model's repository or directory; read them first"
     )
@@ -109,7 +110,7 @@ class OpenClipTeacher(TeacherOptions):
     """An open_clip model: `ARCH/TAG`, `hf-hub:ORG/NAME`, or a model directory such as dcclip writes."""
 
     kind: Literal["open_clip"] = "open_clip"
-    model: str = Field(description="ARCH/TAG, hf-hub:ORG/NAME, or a model directory of any library")
+    model: str = Field(description="ARCH/TAG, hf-hub:ORG/NAME, ms:ORG/NAME, or a model directory of any library")
 
     def load_towers(self, progress: Progress) -> Towers:
         return _load(self.model, "open_clip", progress)
@@ -122,6 +123,10 @@ def _load(model: str, library: Library, progress: Progress, options: FgClip2Teac
     """
     from dcclip_cli.model.model_dir import PROVENANCE, download_model, load_model, load_named, read_provenance
 
+    if (here := downloaded(model)) != model:
+        towers = _load(here, library, progress, options)
+        towers.name = model.rpartition("/")[2]
+        return towers
     folder = Path(model)
     if folder.is_dir() or folder.is_absolute():
         library = library_of(folder, library)
