@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from pydantic import Field, SerializeAsAny
 
 from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.files import read_json
 from dcclip_cli.model import Precision
 from dcclip_cli.model.hub_models import (
+    GEMMA,
     IMAGE_PROCESSOR,
     TRANSFORMERS_CONFIG,
     UFORM,
@@ -71,7 +73,7 @@ class TeacherOptions(Options):
 
 
 class TransformersTeacher(TeacherOptions):
-    """A dual encoder of transformers: ChineseCLIP (QA-CLIP), CLIP, SigLIP, SigLIP2, MetaCLIP2, AltCLIP; and UForm."""
+    """Of transformers: AltCLIP, ChineseCLIP (QA-CLIP), CLIP, EmbeddingGemma 2, MetaCLIP2, SigLIP, SigLIP2; UForm."""
 
     kind: Literal["transformers"] = "transformers"
     model: str = Field(description=_NAME)
@@ -192,8 +194,13 @@ def _build(
         progress.say(Message("running code of {}", code))
         built, walk, patches = checked.code.build(files), options.walk_type, options.max_num_patches
         return FgClip2Towers(built, *processors(model), name, patches, walk), [sha256, walk, str(patches)]
-    kind = NaflexTowers if checked.is_naflex else TransformersTowers
-    return kind(_from_pretrained(name, files, checked.file.parent), *processors(model), name), []
+    parts = (_from_pretrained(name, files, checked.file.parent), *processors(model), name)
+    if checked.model_type == GEMMA:
+        from dcclip_cli.model.others.gemma import EmbeddingGemma2Towers
+
+        prompts = read_json(require_file(model, "config_sentence_transformers.json"), _CHECK)["prompts"]
+        return EmbeddingGemma2Towers(*parts, prompts["query"]), [prompts["query"]]
+    return (NaflexTowers if checked.model_type == "siglip2" else TransformersTowers)(*parts), []
 
 
 class CheckedConfig(NamedTuple):
@@ -204,14 +211,9 @@ class CheckedConfig(NamedTuple):
     code: RemoteCode | None
 
     @property
-    def is_naflex(self) -> bool:
-        """Whether its images keep their proportions."""
-        return self.model_type in ("siglip2", "fgclip2")
-
-    @property
     def can_be_blank(self) -> bool:
         """Whether transformers builds it without memory for its weights, and it then takes a picture."""
-        return not self.is_naflex and self.model_type != UFORM
+        return self.model_type not in ("siglip2", "fgclip2", GEMMA, UFORM)
 
 
 def checked_config(model: str) -> CheckedConfig:
@@ -248,18 +250,27 @@ def processors(model: str) -> tuple[Any, Any]:
         ) from None
 
 
-def _from_pretrained(name: str, files: Sequence[Path], config_folder: Path) -> Any:
-    """transformers' model with the weights in files. Raises DcclipError if some of its weights are not there."""
+def without_weights(folder: Path) -> Any:
+    """transformers' model of the config.json in a folder on the meta device, without a tower for sound."""
     import torch
     import transformers
 
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if config.model_type == GEMMA:
+        config.audio_config = None
+    with torch.device("meta"):
+        return transformers.AutoModel.from_config(config, trust_remote_code=False)
+
+
+def _from_pretrained(name: str, files: Sequence[Path], config_folder: Path) -> Any:
+    """transformers' model with the weights in files. Raises DcclipError if some of its weights are not there."""
+    import transformers
+
     with _saying_nothing():  # its report of missing weights is replaced by the error below
-        config = transformers.AutoConfig.from_pretrained(config_folder, trust_remote_code=False)
-        with torch.device("meta"):
-            empty = transformers.AutoModel.from_config(config, trust_remote_code=False)
+        empty = without_weights(config_folder)
         check_fit(empty, files, TRANSFORMERS_CONFIG, exact=False)
         loaded, found = transformers.AutoModel.from_pretrained(
-            files[0].parent, config=config, use_safetensors=True, dtype="float32", output_loading_info=True
+            files[0].parent, config=empty.config, use_safetensors=True, dtype="float32", output_loading_info=True
         )
     if missing := sorted(found["missing_keys"]):
         what = Message(
