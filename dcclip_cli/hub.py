@@ -56,6 +56,7 @@ def files_on_hub(repository: str, kind: Literal["model", "dataset"] = "model") -
         raise DcclipError("{} is not complete in the local cache, and {}: {}", hint, repository, why, reason) from None
 
 
+@functools.cache  # it asks ModelScope for the files each time
 def modelscope_folder(name: str) -> Path:
     """The folder in ModelScope's cache with the files of a model ORG/NAME[@REVISION], which are downloaded if missing.
 

@@ -208,6 +208,43 @@ def fgclip2(folder: Path) -> None:
     write(folder, "preprocessor_config.json", image_processor_type="Siglip2ImageProcessorFast", **images)
 
 
+def embeddinggemma2(folder: Path) -> None:
+    """EmbeddingGemma 2 with a tower for sound, as sentence-transformers saves it: prompts in a file of its own."""
+    from transformers import (
+        AutoTokenizer,
+        EmbeddingGemma2Config,
+        EmbeddingGemma2Model,
+        EmbeddingGemma2Processor,
+        EmbeddingGemma2VideoProcessor,
+        Gemma4AudioFeatureExtractor,
+        Gemma4ImageProcessorPil,
+    )
+
+    gemma_tokenizer(folder, 700, model_max_length=8192)
+    named = {name: f"<|{name}|>" for name in ("image", "audio")}
+    named |= {"boi": "<|image>", "eoi": "<image|>", "boa": "<|audio>", "eoa": "<audio|>"}
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder, padding_side="left", extra_special_tokens={f"{name}_token": token for name, token in named.items()}
+    )
+    images, sound = Gemma4ImageProcessorPil(patch_size=8, max_soft_tokens=70), Gemma4AudioFeatureExtractor()
+    processor = EmbeddingGemma2Processor(sound, images, tokenizer, EmbeddingGemma2VideoProcessor())
+    processor.save_pretrained(folder)
+    ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in named.items()}
+    heads = {"head_dim": 16, "num_key_value_heads": 1, "rope_parameters": None}
+    sizes = tower(num_hidden_layers=2) | heads
+    text = {"vocab_size": len(tokenizer), "sliding_window": 8, "hidden_size_per_layer_input": 8, "embedding_dim": 24}
+    text |= {"global_head_dim": 32, "num_global_key_value_heads": 1, "sliding_window_pattern": 2}
+    vision = sizes | {"model_type": "gemma4_vision", "patch_size": 8, "num_key_value_heads": 2, "standardize": True}
+    audio = {"model_type": "gemma4_audio", "hidden_size": 32, "num_hidden_layers": 1, "output_proj_dims": 16}
+    config = EmbeddingGemma2Config(text_config=sizes | text, vision_config=vision, audio_config=audio, **ids)
+    model = seeded(EmbeddingGemma2Model, config)
+    model.vision_tower.std_bias.fill_(0.1)
+    model.vision_tower.std_scale.fill_(0.9)
+    model.save_pretrained(folder)
+    prompts = {"query": "task: search result | query: ", "document": "title: none | text: "}
+    write(folder, "config_sentence_transformers.json", prompts=prompts, default_prompt_name=None)
+
+
 def metaclip2(folder: Path) -> None:
     """MetaCLIP 2 S/16 with XLM-R's tokenizer; the published one has XLM-V's, of the same kind with 901,629 pieces."""
     size = 400
@@ -296,6 +333,7 @@ KINDS: dict[str, Callable[[Path], None]] = {
     "metaclip2": metaclip2,
     "metaclip2-mt5": metaclip2_mt5,
     "fgclip2": fgclip2,
+    "embeddinggemma2": embeddinggemma2,
     "openclip-xlmr": openclip_xlmr,
 }
 

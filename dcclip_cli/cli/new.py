@@ -28,7 +28,7 @@ _TEACHER = Option(
     "--teacher",
     metavar="MODEL",
     help="altclip, fg-clip2, siglip2, xlm-roberta, chinese-clip, metaclip2, starter (in a clone), a model "
-    "directory, hf:ORG/NAME, hf-hub:ORG/NAME or open_clip:ARCH/TAG. Default: altclip.",
+    "directory, hf:ORG/NAME, hf-hub:ORG/NAME, ms:ORG/NAME or open_clip:ARCH/TAG. Default: altclip.",
 )
 _DATA = Option(
     "--data",

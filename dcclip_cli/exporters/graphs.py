@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -14,9 +13,8 @@ from torch.nn import functional as F
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters.source import Source
 from dcclip_cli.inference.onnx_encoder import IMAGE, IMAGE_EMBEDS, PIXELS, TEXT, TEXT_EMBEDS, TOKENS
-from dcclip_cli.model.others.naflex import FgClip2Towers, NaflexTowers
 from dcclip_cli.model.preprocess import Patches
-from dcclip_cli.model.towers import OpenClipTowers, Tokens, TransformersTowers
+from dcclip_cli.model.towers import Tokens, TransformersTowers
 
 OPSET = 18
 
@@ -27,15 +25,10 @@ class ImageGraph(nn.Module):
     def __init__(self, source: Source) -> None:
         super().__init__()
         self.towers, self._dims = source.towers, source.dims
-        if isinstance(self.towers, NaflexTowers):
-            self.towers.make_traceable()
+        self.towers.make_traceable()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        if isinstance(self.towers, OpenClipTowers):
-            return _finished(self.towers.model.visual(pixels), self._dims)
-        if isinstance(self.towers, NaflexTowers):
-            return _finished(self.towers.image_embedding(pixels), self._dims)
-        return _finished(self.towers.image_features(pixels).embedding, self._dims)
+        return _finished(self.towers.image_embedding(pixels), self._dims)
 
 
 class TextGraph(nn.Module):
@@ -43,41 +36,21 @@ class TextGraph(nn.Module):
 
     def __init__(self, source: Source) -> None:
         super().__init__()
-        self.towers, self._padding_id, self._fixed = source.towers, source.padding_id, source.fixed
-        self._dims = source.dims
-        # The original CLIP pads with its end token: masked or not, padding comes after the position that is pooled.
-        end = getattr(getattr(source.towers, "tokenizer", None), "eos_token_id", None)
-        self._has_mask = isinstance(source.towers, TransformersTowers) and end != source.padding_id
+        self.towers, self._padding_id, self._dims = source.towers, source.padding_id, source.dims
 
     def forward(self, ids: Tensor) -> Tensor:
-        if isinstance(self.towers, OpenClipTowers):
-            return _finished(open_clip_text(self.towers.model, ids, self._fixed), self._dims)
-        mask = (ids != self._padding_id).long() if self._has_mask else torch.ones_like(ids)
-        if isinstance(self.towers, FgClip2Towers):
-            return _finished(self.towers.text_embedding(Tokens(ids, mask)), self._dims)
-        return _finished(self.towers.text_features(Tokens(ids, mask)).embedding, self._dims)
+        return _finished(self.towers.text_embedding(Tokens(ids, self._mask(ids))), self._dims)
+
+    def _mask(self, ids: Tensor) -> Tensor:
+        if not isinstance(self.towers, TransformersTowers):
+            return ids  # open_clip's read no mask
+        # The original CLIP pads with its end token: masked or not, padding comes after the position that is pooled.
+        is_end = self.towers.tokenizer.eos_token_id == self._padding_id
+        return torch.ones_like(ids) if is_end else (ids != self._padding_id).long()
 
 
 def _finished(embeddings: Tensor, dims: int | None) -> Tensor:
     return F.normalize(embeddings if dims is None else embeddings[:, :dims], dim=-1)
-
-
-def open_clip_text(model: Any, ids: Tensor, fixed: bool) -> Tensor:
-    """(N, D). The causal mask is cut to the length of the texts, which open_clip 3.3 does not do."""
-    from open_clip.transformer import text_global_pool
-
-    if fixed:
-        return model.encode_text(ids)
-    text = getattr(model, "text", model)  # open_clip's CLIP class has the text layers in the model itself
-    pool = text.pool_type if text is not model else model.text_pool_type
-    end = text.eos_id if text is not model else model.text_eos_id
-    length = ids.shape[1]
-    hidden = text.token_embedding(ids) + text.positional_embedding[:length]
-    hidden = text.ln_final(text.transformer(hidden, attn_mask=text.attn_mask[:length, :length]))
-    pooled = text_global_pool(hidden, ids, pool_type=pool, eos_token_id=end)
-    if isinstance(text.text_projection, nn.Linear):
-        return text.text_projection(pooled)
-    return pooled if text.text_projection is None else pooled @ text.text_projection
 
 
 def _examples(source: Source, batch: int, length: int) -> tuple[Tensor, Tensor]:

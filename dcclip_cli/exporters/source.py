@@ -195,13 +195,10 @@ def prepare(source: Source) -> Tokenizer:
 
 def _is_fixed(towers: Any) -> bool:
     """Whether padding changes the features of an open_clip text tower: it does unless a causal mask hides it."""
-    from open_clip.transformer import TextTransformer
-
-    text = getattr(towers.model, "text", None)
-    if text is None:  # open_clip's CLIP class has the text layers in the model itself
-        return towers.model.text_pool_type not in ("argmax", "eos") or towers.model.attn_mask is None
-    causal = isinstance(text, TextTransformer) and text.cls_emb is None and text.attn_mask is not None
-    return not causal or text.pool_type not in ("argmax", "eos")
+    if hasattr(towers.model, "text"):
+        return not towers.takes_any_length
+    # open_clip's CLIP class has the text layers in the model itself
+    return towers.model.text_pool_type not in ("argmax", "eos") or towers.model.attn_mask is None
 
 
 # ---- tokenizer.json

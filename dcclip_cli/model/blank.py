@@ -13,7 +13,7 @@ from dcclip_cli.model.hub_models import COPY_AGAIN, library_errors, open_clip_co
 from dcclip_cli.model.inherit import check_image_source, teacher_image_config
 from dcclip_cli.model.model_dir import PROVENANCE
 from dcclip_cli.model.preprocess import Preprocessing
-from dcclip_cli.model.reference import library_of
+from dcclip_cli.model.reference import downloaded, library_of
 from dcclip_cli.model.students import (
     ImageTower,
     StudentOptions,
@@ -28,6 +28,7 @@ from dcclip_cli.model.teachers import (
     TransformersTeacher,
     checked_config,
     processors,
+    without_weights,
 )
 from dcclip_cli.model.tokenizer import BEGIN_ID, END_ID, UNKNOWN_ID
 from dcclip_cli.model.towers import OpenClipTowers, Tokens, Towers, TransformersTowers
@@ -128,24 +129,17 @@ def blank_teacher(teacher: Teacher) -> Towers | None:
     checked = checked_config(str(folder))
     if checked.code and not (isinstance(teacher, FgClip2Teacher) and teacher.trust_remote_code):
         checked.code.refuse()
-    return _blank_transformers(folder, teacher.model) if checked.can_be_blank else None
+    if not checked.can_be_blank:
+        return None
+    with library_errors(Message("teacher {} cannot be built from its configuration", teacher.model), COPY_AGAIN):
+        return TransformersTowers(without_weights(folder), *processors(str(folder)), folder.name)
 
 
 def local_folder(teacher: Teacher) -> Path | None:
     """The directory with a teacher's files: its own, or in the local cache of the hub; None if there is none."""
-    name = teacher.model.removeprefix("hf-hub:")
+    name = downloaded(teacher.model).removeprefix("hf-hub:")
     if Path(name).is_dir():
         return Path(name)
     if Path(name).is_absolute() or (isinstance(teacher, OpenClipTeacher) and name == teacher.model):  # ARCH/TAG
         return None
     return whole_cached_folder(name)
-
-
-def _blank_transformers(folder: Path, name: str) -> TransformersTowers:
-    import transformers
-
-    with library_errors(Message("teacher {} cannot be built from its configuration", name), COPY_AGAIN):
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):
-            model: Any = transformers.AutoModel.from_config(config, trust_remote_code=False)
-        return TransformersTowers(model, *processors(str(folder)), folder.name)

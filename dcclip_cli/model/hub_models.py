@@ -22,10 +22,11 @@ from dcclip_cli.model.weights import CONFIG, OPEN_CLIP_WEIGHTS, TRANSFORMERS_WEI
 TRANSFORMERS_CONFIG, IMAGE_PROCESSOR = "config.json", "preprocessor_config.json"
 SENTENCEPIECE = ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
 COPY_AGAIN = Message("copy the whole model directory again")
-DUAL_ENCODERS = "AltCLIP, ChineseCLIP, CLIP, FG-CLIP2, SigLIP, SigLIP2, MetaCLIP2 or UForm"
+DUAL_ENCODERS = "AltCLIP, ChineseCLIP, CLIP, EmbeddingGemma 2, FG-CLIP2, SigLIP, SigLIP2, MetaCLIP2 or UForm"
 UFORM = "uform"  # the `model_type` that UForm's configurations do not have
 _OF_TWO = "vision-text-dual-encoder"  # of any two towers, as dcclip exports students
-_MODEL_TYPES = ("altclip", "chinese_clip", "clip", "fgclip2", "metaclip_2", "siglip", "siglip2", _OF_TWO, UFORM)
+GEMMA = "embedding_gemma2"
+_MODEL_TYPES = {"altclip", "chinese_clip", "clip", "fgclip2", "metaclip_2", "siglip", "siglip2", GEMMA, _OF_TWO, UFORM}
 _TOKENIZER_ARGUMENTS = {"additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token"}
 _PREPROCESSING = {"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color", "crop"}
 _ELSEWHERE = Message("use the name of a network that timm itself has, and keep its weights in the directory")
@@ -83,10 +84,11 @@ def checked_json(file: Path, hint: str = COPY_AGAIN, most: int = _MOST) -> dict[
 
 
 def _numbers(content: Any, key: str = "") -> Iterator[tuple[str, int | float]]:
-    """The numbers in JSON, each with its key: `text_config.hidden_size`."""
+    """The numbers in JSON, each with its key: `text_config.hidden_size`, without those of a tower for sound."""
     if isinstance(content, dict | list):
         for name, value in content.items() if isinstance(content, dict) else enumerate(content):
-            yield from _numbers(value, f"{key}.{name}" if key else str(name))
+            if name != "audio_config":
+                yield from _numbers(value, f"{key}.{name}" if key else str(name))
     elif isinstance(content, int | float) and not isinstance(content, bool):
         yield key, content
 

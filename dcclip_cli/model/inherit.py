@@ -131,11 +131,9 @@ def check_image_source(teacher: Towers) -> OpenClipTowers:
 
 def teacher_image_config(model: str, teacher: OpenClipTowers) -> dict[str, Any]:
     """A student's `model_cfg` without its text tower, as the teacher `model` has it: a directory, hub or own name."""
-    if Path(model).is_dir():
-        found = open_clip_config(Path(model))["model_cfg"]
-    elif model.startswith("hf-hub:"):
+    if Path(model).is_dir() or model.startswith("hf-hub:"):
         folder = require_file(model.removeprefix("hf-hub:"), CONFIG).parent
-        found = open_clip_config(folder, on_hub=True)["model_cfg"]
+        found = open_clip_config(folder, on_hub=not Path(model).is_dir())["model_cfg"]
     else:
         import open_clip
 

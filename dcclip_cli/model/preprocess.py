@@ -143,8 +143,8 @@ class Preprocessing:
         values /= np.asarray(self.std, np.float32)[:, None, None]
         return values
 
-    def shortened(self, pixels: np.ndarray) -> np.ndarray:
-        """A batch without what is padding in all of its images."""
+    def shortened(self, pixels: Any) -> Any:
+        """A batch, an array or a tensor, without what is padding in all of its images."""
         return pixels
 
     def resize(self, image: Image.Image) -> Image.Image:
@@ -217,7 +217,7 @@ class Patches(Preprocessing):
         width, height = patches(least)
         return image.resize((width * side, height * side), RESAMPLING[self.interpolation])
 
-    def shortened(self, pixels: np.ndarray) -> np.ndarray:
+    def shortened(self, pixels: Any) -> Any:
         return pixels[:, :, : 1 + int(pixels[:, 0, 0, :2].prod(1).max())]
 
 

@@ -58,6 +58,11 @@ def resolve(reference: str | None = None) -> ModelReference:
     return _named(STARTER, Message("; the newest run is used with --model {}", finished[max(finished)]))
 
 
+def downloaded(model: str) -> str:
+    """The directory of a teacher ms:ORG/NAME[@REVISION], downloaded if missing; the name of any other as it is."""
+    return resolve(model).target if model.startswith("ms:") else model
+
+
 def _named(reference: str, why: str) -> ModelReference:
     scheme, _, rest = reference.partition(":")
     if scheme in ("hf", "open_clip", "hf-hub", "ms") and rest:

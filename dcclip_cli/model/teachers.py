@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from pydantic import Field, SerializeAsAny
 
 from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.files import read_json
 from dcclip_cli.model import Precision
 from dcclip_cli.model.hub_models import (
+    GEMMA,
     IMAGE_PROCESSOR,
     TRANSFORMERS_CONFIG,
     UFORM,
@@ -25,7 +27,7 @@ from dcclip_cli.model.hub_models import (
 )
 from dcclip_cli.model.precision import choose_precision
 from dcclip_cli.model.preprocess import MAX_SIDE
-from dcclip_cli.model.reference import Library, library_of
+from dcclip_cli.model.reference import Library, downloaded, library_of
 from dcclip_cli.model.tokenizer import check_tokenizer, tokenizer_errors
 from dcclip_cli.model.weights import (
     TRANSFORMERS_WEIGHTS,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from dcclip_cli.model.towers import Towers, TransformersTowers
 
 TREATMENT = "2"  # part of fingerprints; another one when dcclip treats the same files in another way
+_NAME = "Name on the Hugging Face Hub, ms:ORG/NAME (ModelScope), or a model directory of any library"
 _CHECK = Message("check the name and the network connection, or give the path of a directory")
 
 
@@ -70,10 +73,10 @@ class TeacherOptions(Options):
 
 
 class TransformersTeacher(TeacherOptions):
-    """A dual encoder of transformers: ChineseCLIP (QA-CLIP), CLIP, SigLIP, SigLIP2, MetaCLIP2, AltCLIP; and UForm."""
+    """Of transformers: AltCLIP, ChineseCLIP (QA-CLIP), CLIP, EmbeddingGemma 2, MetaCLIP2, SigLIP, SigLIP2; UForm."""
 
     kind: Literal["transformers"] = "transformers"
-    model: str = Field(description="Name on the Hugging Face Hub, or a model directory of any library")
+    model: str = Field(description=_NAME)
 
     def load_towers(self, progress: Progress) -> Towers:
         return _load(self.model, "transformers", progress)
@@ -83,14 +86,14 @@ class AltClipTeacher(TransformersTeacher):
     """AltCLIP, the paper's teacher: ViT-L/14 and XLM-RoBERTa-large, 864 M parameters ("BAAI/AltCLIP")."""
 
     kind: Literal["altclip"] = "altclip"  # type: ignore[assignment]
-    model: str = Field("BAAI/AltCLIP", description="Name on the Hugging Face Hub, or a model directory of any library")
+    model: str = Field("BAAI/AltCLIP", description=_NAME)
 
 
 class FgClip2Teacher(TransformersTeacher):
     """FG-CLIP2 (zh and en, Apache-2.0). Its repository's own code builds it, and runs only if you allow it."""
 
     kind: Literal["fgclip2"] = "fgclip2"  # type: ignore[assignment]
-    model: str = Field("qihoo360/fg-clip2-base", description="Name on the Hugging Face Hub, or a model directory")
+    model: str = Field("qihoo360/fg-clip2-base", description=_NAME)
     trust_remote_code: bool = Field(
         False, description="Run the Python files in the model's repository or directory; read them first"
     )
@@ -109,7 +112,7 @@ class OpenClipTeacher(TeacherOptions):
     """An open_clip model: `ARCH/TAG`, `hf-hub:ORG/NAME`, or a model directory such as dcclip writes."""
 
     kind: Literal["open_clip"] = "open_clip"
-    model: str = Field(description="ARCH/TAG, hf-hub:ORG/NAME, or a model directory of any library")
+    model: str = Field(description="ARCH/TAG, hf-hub:ORG/NAME, ms:ORG/NAME, or a model directory of any library")
 
     def load_towers(self, progress: Progress) -> Towers:
         return _load(self.model, "open_clip", progress)
@@ -122,6 +125,10 @@ def _load(model: str, library: Library, progress: Progress, options: FgClip2Teac
     """
     from dcclip_cli.model.model_dir import PROVENANCE, download_model, load_model, load_named, read_provenance
 
+    if (here := downloaded(model)) != model:
+        towers = _load(here, library, progress, options)
+        towers.name = model.rpartition("/")[2]
+        return towers
     folder = Path(model)
     if folder.is_dir() or folder.is_absolute():
         library = library_of(folder, library)
@@ -187,8 +194,13 @@ def _build(
         progress.say(Message("running code of {}", code))
         built, walk, patches = checked.code.build(files), options.walk_type, options.max_num_patches
         return FgClip2Towers(built, *processors(model), name, patches, walk), [sha256, walk, str(patches)]
-    kind = NaflexTowers if checked.is_naflex else TransformersTowers
-    return kind(_from_pretrained(name, files, checked.file.parent), *processors(model), name), []
+    parts = (_from_pretrained(name, files, checked.file.parent), *processors(model), name)
+    if checked.model_type == GEMMA:
+        from dcclip_cli.model.others.gemma import EmbeddingGemma2Towers
+
+        prompts = read_json(require_file(model, "config_sentence_transformers.json"), _CHECK)["prompts"]
+        return EmbeddingGemma2Towers(*parts, prompts["query"]), [prompts["query"]]
+    return (NaflexTowers if checked.model_type == "siglip2" else TransformersTowers)(*parts), []
 
 
 class CheckedConfig(NamedTuple):
@@ -199,14 +211,9 @@ class CheckedConfig(NamedTuple):
     code: RemoteCode | None
 
     @property
-    def is_naflex(self) -> bool:
-        """Whether its images keep their proportions."""
-        return self.model_type in ("siglip2", "fgclip2")
-
-    @property
     def can_be_blank(self) -> bool:
         """Whether transformers builds it without memory for its weights, and it then takes a picture."""
-        return not self.is_naflex and self.model_type != UFORM
+        return self.model_type not in ("siglip2", "fgclip2", GEMMA, UFORM)
 
 
 def checked_config(model: str) -> CheckedConfig:
@@ -243,18 +250,27 @@ def processors(model: str) -> tuple[Any, Any]:
         ) from None
 
 
-def _from_pretrained(name: str, files: Sequence[Path], config_folder: Path) -> Any:
-    """transformers' model with the weights in files. Raises DcclipError if some of its weights are not there."""
+def without_weights(folder: Path) -> Any:
+    """transformers' model of the config.json in a folder on the meta device, without a tower for sound."""
     import torch
     import transformers
 
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if config.model_type == GEMMA:
+        config.audio_config = None
+    with torch.device("meta"):
+        return transformers.AutoModel.from_config(config, trust_remote_code=False)
+
+
+def _from_pretrained(name: str, files: Sequence[Path], config_folder: Path) -> Any:
+    """transformers' model with the weights in files. Raises DcclipError if some of its weights are not there."""
+    import transformers
+
     with _saying_nothing():  # its report of missing weights is replaced by the error below
-        config = transformers.AutoConfig.from_pretrained(config_folder, trust_remote_code=False)
-        with torch.device("meta"):
-            empty = transformers.AutoModel.from_config(config, trust_remote_code=False)
+        empty = without_weights(config_folder)
         check_fit(empty, files, TRANSFORMERS_CONFIG, exact=False)
         loaded, found = transformers.AutoModel.from_pretrained(
-            files[0].parent, config=config, use_safetensors=True, dtype="float32", output_loading_info=True
+            files[0].parent, config=empty.config, use_safetensors=True, dtype="float32", output_loading_info=True
         )
     if missing := sorted(found["missing_keys"]):
         what = Message(

@@ -134,6 +134,17 @@ class Towers(nn.Module, ABC):
     def text_features(self, tokens: Tokens) -> TextFeatures:
         """Features of tokenized texts."""
 
+    def image_embedding(self, pixels: Tensor) -> Tensor:
+        """The embedding of `image_features` alone, as an export computes it."""
+        return self.image_features(pixels).embedding
+
+    def text_embedding(self, tokens: Tokens) -> Tensor:
+        """The embedding of `text_features` alone, as an export computes it."""
+        return self.text_features(tokens).embedding
+
+    def make_traceable(self) -> None:
+        """Let torch trace `image_embedding` for any number of images."""
+
     def text_features_by_length(self, tokens: Tokens) -> TextFeatures:
         """As `text_features`, in parts of texts of similar length, so that less padding is computed.
 
@@ -168,8 +179,13 @@ class Towers(nn.Module, ABC):
 
     @property
     @abstractmethod
+    def _table(self) -> nn.Embedding:
+        """The text tower's embedding of tokens."""
+
+    @property
     def vocabulary_rows(self) -> int:
         """How many tokens the text tower has an embedding of."""
+        return self._table.num_embeddings
 
     @abstractmethod
     def token_embedding(self) -> tuple[Tensor, dict[str, int]]:
@@ -177,8 +193,9 @@ class Towers(nn.Module, ABC):
 
     @property
     def logit_scale(self) -> float:
-        """Factor of the cosines before the softmax (1 / temperature)."""
-        return float(self.model.logit_scale.detach().exp())
+        """Factor of the cosines before the softmax (1 / temperature); of models that publish none 100, CLIP's most."""
+        scale = getattr(self.model, "logit_scale", None)
+        return 100.0 if scale is None else float(scale.detach().exp())
 
     @property
     def logit_bias(self) -> float | None:
@@ -194,7 +211,7 @@ class OpenClipTowers(Towers):
     """An open_clip model: every student, and open_clip teachers.
 
     open_clip's own text transformer takes texts of any length here: the causal mask is cut to the batch, which
-    open_clip 3.3 does not do. Other text towers (Hugging Face encoders, the fixed-length CLIP) get full-length input.
+    open_clip 3.3 does not do. Other text towers (Hugging Face encoders) get full-length input.
     """
 
     def __init__(
@@ -253,9 +270,8 @@ class OpenClipTowers(Towers):
         return getattr(self.model, "text", self.model)  # open_clip's CLIP class has the text layers in itself
 
     @property
-    def vocabulary_rows(self) -> int:
-        table = getattr(self._text, "token_embedding", None) or self._text.transformer.get_input_embeddings()
-        return int(table.num_embeddings)
+    def _table(self) -> Any:
+        return getattr(self._text, "token_embedding", None) or self._text.transformer.get_input_embeddings()
 
     def token_embedding(self) -> tuple[Tensor, dict[str, int]]:
         table = getattr(self._text, "token_embedding", None)
@@ -270,30 +286,34 @@ class OpenClipTowers(Towers):
         looks_back = getattr(text, "attn_mask", None) is not None and text.cls_emb is None
         return looks_back and text.pool_type in ("argmax", "eos", "first")
 
+    def image_embedding(self, pixels: Tensor) -> Tensor:
+        return self.model.visual(pixels)
+
     def text_features(self, tokens: Tokens) -> TextFeatures:
         from open_clip.transformer import TextTransformer, text_global_pool
 
-        text: Any = getattr(self.model, "text", None)
-        if not isinstance(text, TextTransformer) or text.cls_emb is not None:
-            return self._fixed_length_text_features(tokens, text)
+        text, is_clip = self._text, self._text is self.model
+        if not is_clip and (not isinstance(text, TextTransformer) or text.cls_emb is not None):
+            with module_outputs([getattr(text, "transformer", text)]) as outputs:
+                pooled = self.model.encode_text(tokens.ids)
+            hidden = getattr(outputs()[0], "last_hidden_state", outputs()[0])
+            return TextFeatures(pooled, hidden[:, : tokens.ids.shape[1]], tokens.mask)
         length = tokens.ids.shape[1]
-        hidden, mask = text._embeds(tokens.ids)
+        if is_clip:
+            pool, end, mask = text.text_pool_type, text.text_eos_id, text.attn_mask
+            hidden = text.token_embedding(tokens.ids) + text.positional_embedding[:length]
+        else:
+            pool, end = text.pool_type, text.eos_id
+            hidden, mask = text._embeds(tokens.ids)
         if mask is not None and mask.ndim == 2:
             mask = mask[:length, :length]
         hidden = text.ln_final(text.transformer(hidden, attn_mask=mask))
-        pooled = text_global_pool(hidden, tokens.ids, pool_type=text.pool_type, eos_token_id=text.eos_id)
+        pooled = text_global_pool(hidden, tokens.ids, pool_type=pool, eos_token_id=end)
         if isinstance(text.text_projection, nn.Linear):
             pooled = text.text_projection(pooled)
         elif text.text_projection is not None:
             pooled = pooled @ text.text_projection
         return TextFeatures(pooled, hidden, tokens.mask)
-
-    def _fixed_length_text_features(self, tokens: Tokens, text: Any) -> TextFeatures:
-        source = self.model.ln_final if text is None else getattr(text, "transformer", text)
-        with module_outputs([source]) as outputs:
-            pooled = self.model.encode_text(tokens.ids)
-        hidden = getattr(outputs()[0], "last_hidden_state", outputs()[0])
-        return TextFeatures(pooled, hidden[:, : tokens.ids.shape[1]], tokens.mask)
 
 
 class TransformersTowers(Towers):
@@ -307,7 +327,7 @@ class TransformersTowers(Towers):
         self.model = model
         self.image_processor, self.tokenizer = image_processor, tokenizer
         self.name, self.fingerprint = name, fingerprint
-        limit = getattr(model.config.text_config, "max_position_embeddings", 77) - _unused_positions(model.text_model)
+        limit = getattr(model.config.text_config, "max_position_embeddings", 77) - _unused_positions(model)
         self.context_length = min(limit, 77, tokenizer.model_max_length)
         self.fixed_length = model.config.model_type.startswith("siglip")  # trained on 64 tokens, padded
         if self.fixed_length and "gemma" in type(tokenizer).__name__.lower():
@@ -333,12 +353,8 @@ class TransformersTowers(Towers):
     @property
     def _table(self) -> Any:
         # AltCLIP's text model is one level deeper, and its own method for this returns the wrapper's table.
-        text = self.model.text_model
+        text = getattr(self.model, "text_model", self.model)
         return getattr(text, "roberta", text).get_input_embeddings()
-
-    @property
-    def vocabulary_rows(self) -> int:
-        return int(self._table.num_embeddings)
 
     def token_embedding(self) -> tuple[Tensor, dict[str, int]]:
         return self._table.weight.detach(), self.tokenizer.get_vocab()
@@ -362,9 +378,9 @@ class TransformersTowers(Towers):
         return TextFeatures(out.pooler_output, out.last_hidden_state, tokens.mask)
 
 
-def _unused_positions(text_model: nn.Module) -> int:
+def _unused_positions(model: nn.Module) -> int:
     """How many rows of the position table no text uses: RoBERTa's counts from the row after the padding id, 1."""
-    for name, module in text_model.named_modules():
+    for name, module in getattr(model, "text_model", model).named_modules():
         if name.endswith(("position_embeddings", "position_embedding")) and isinstance(module, nn.Embedding):
             return 0 if module.padding_idx is None else module.padding_idx + 1
     return 0

@@ -94,12 +94,12 @@ def choose_teacher(name: str) -> TeacherChoice:
     if found.kind == "bundle":
         hint = Message("name a model directory; the starter's is recipes/starter/model in a clone of the repository")
         raise DcclipError("{} is an export, which has no features to learn from", hint, name)
-    kind = "transformers" if found.kind == "hf" else "open_clip"
+    kind, named = "transformers" if found.kind == "hf" else "open_clip", name if found.name else found.target
     if not found.path.is_dir():
-        return TeacherChoice(kind, found.target)
+        return TeacherChoice(kind, named)
     stored = stored_tensors(sorted(found.path.glob("*.safetensors"))).values()
     parameters = sum(math.prod(one.shape) for one in stored) or math.inf
-    return TeacherChoice(kind, found.target, _text_width(found.path), parameters)
+    return TeacherChoice(kind, named, _text_width(found.path), parameters)
 
 
 def _text_width(folder: Path) -> int:

@@ -15,7 +15,7 @@ from dcclip_cli.data.samplers import check_shares, check_size
 from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import cache_folder, free_bytes
 from dcclip_cli.model.hub_models import check_model, check_timm
-from dcclip_cli.model.reference import Library
+from dcclip_cli.model.reference import Library, downloaded
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import OpenClipTeacher, Teacher, TransformersTeacher
 from dcclip_cli.recipe.load import LoadedRecipe, check_finished
@@ -193,7 +193,8 @@ class Preflight:
             if not isinstance(one_teacher, OpenClipTeacher | TransformersTeacher):
                 continue  # an own one, of which only its class knows what it needs
             library: Library = "open_clip" if isinstance(one_teacher, OpenClipTeacher) else "transformers"
-            if self._ask(at, partial(_done, check_model, one_teacher.model, library)):
+            name = self._ask(at, partial(downloaded, one_teacher.model))
+            if name and self._ask(at, partial(_done, check_model, name, library)):
                 from dcclip_cli.train.estimate import open_blank
 
                 if towers := self._ask(at, partial(open_blank, one_teacher)):

@@ -357,8 +357,8 @@ def teacher_reference(teacher: Teacher) -> ModelReference:
 
     if is_own(teacher.kind):
         return ModelReference("hf", teacher.model, Message("model: {}", teacher.kind), teacher=teacher)
-    if teacher.kind == "fgclip2":
-        return replace(resolve(f"hf:{teacher.model}"), trust_remote_code=teacher.trust_remote_code)
-    if teacher.kind != "open_clip":
-        return resolve(f"hf:{teacher.model}")
-    return resolve(teacher.model if teacher.model.startswith(("/", "hf-hub:")) else f"open_clip:{teacher.model}")
+    if teacher.kind == "open_clip":
+        is_whole = teacher.model.startswith(("/", "hf-hub:", "ms:"))
+        return resolve(teacher.model if is_whole else f"open_clip:{teacher.model}")
+    found = resolve(teacher.model if teacher.model.startswith("ms:") else f"hf:{teacher.model}")
+    return replace(found, trust_remote_code=teacher.kind == "fgclip2" and teacher.trust_remote_code)

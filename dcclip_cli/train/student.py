@@ -26,6 +26,7 @@ from dcclip_cli.model.inherit import (
 )
 from dcclip_cli.model.model_dir import load_model, save_model
 from dcclip_cli.model.preprocess import Preprocessing
+from dcclip_cli.model.reference import downloaded
 from dcclip_cli.model.students import (
     ImageTower,
     StudentOptions,
@@ -37,7 +38,7 @@ from dcclip_cli.model.students import (
 )
 from dcclip_cli.model.tokenizer import load_tokenizer, tokenize_with, train_tokenizer, trim_tokenizer
 from dcclip_cli.model.towers import OpenClipTowers, Towers
-from dcclip_cli.model.weights import CONFIG
+from dcclip_cli.model.weights import CONFIG, require_file
 from dcclip_cli.train.teacher import SPACE, NarrowSpace
 from dcclip_cli.versions import versions
 
@@ -171,11 +172,7 @@ def _student(
 
 
 def _tokenizer_folder(teacher: str) -> Path:
-    if Path(teacher).is_dir():
-        return Path(teacher)
-    from huggingface_hub import hf_hub_download
-
-    return Path(hf_hub_download(teacher.removeprefix("hf-hub:"), "tokenizer.json")).parent
+    return require_file(downloaded(teacher).removeprefix("hf-hub:"), "tokenizer.json").parent
 
 
 @dataclass(frozen=True)
@@ -197,7 +194,7 @@ def _images(options: StudentOptions, teacher: str | None, towers: Towers | None)
         return _Images(None, preprocessing_of(image), lambda model: init_image_tower(model, image))
     assert teacher is not None and towers is not None
     source = check_image_source(towers)
-    config = teacher_image_config(teacher, source)
+    config = teacher_image_config(downloaded(teacher), source)
     return _Images(config, source.match_preprocessing(), lambda model: copy_image_tower(model, source))
 
 

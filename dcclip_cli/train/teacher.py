@@ -29,6 +29,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import cache_folder, read_cached, write_json
 from dcclip_cli.machine import cpu_name
 from dcclip_cli.model.precision import Choice, check_logits, finite
+from dcclip_cli.model.reference import downloaded
 from dcclip_cli.model.teachers import TREATMENT, OpenClipTeacher, Teacher
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Tokens, Towers
 from dcclip_cli.model.weights import find_file
@@ -190,7 +191,7 @@ _FACTS = TypeAdapter(TeacherFacts)
 
 def _stamp(teacher: Teacher) -> list[Any] | None:
     """What changes whenever a file of the teacher does; None if its files are not known."""
-    model = teacher.model.removeprefix("hf-hub:")
+    model = downloaded(teacher.model).removeprefix("hf-hub:")
     if Path(model).is_dir():
         return _files(Path(model))
     if isinstance(teacher, OpenClipTeacher) and model == teacher.model:  # ARCH/TAG, which never changes

@@ -1,5 +1,6 @@
-"""Towers whose images keep their proportions: SigLIP2's NaFlex models, and FG-CLIP2 by its repository's code."""
+"""Towers whose images keep their proportions: SigLIP2's NaFlex models, FG-CLIP2 and EmbeddingGemma 2."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from safetensors.torch import load_file
 
 from dcclip_cli import api
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.inference.encoder import TorchEncoder
+from dcclip_cli.inference.encoder import TorchEncoder, load_encoder
 from dcclip_cli.inference.onnx_encoder import OnnxEncoder
+from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.teachers import FgClip2Teacher, TransformersTeacher
+from tests.cli.conftest import dcclip
 from tests.model.test_preprocess import noise
 
 TEXTS = ["一张照片", "A Photo of 猫", "Ｔ恤 ，！", "a " * 100, "的" * 300]
@@ -148,3 +151,62 @@ def test_siglip2s_naflex_model_equals_transformers(hub_teachers: Path, tmp_path:
     torch.testing.assert_close(text.embedding, own.get_text_features(tokens).pooler_output, rtol=0, atol=1e-5)
     parity = api.export(model=f"hf:{folder}", out=tmp_path / "out").parity
     assert parity is not None and max(parity.image_max_difference, parity.text_max_difference) < 1e-5
+
+
+@torch.no_grad()
+def test_embeddinggemma_2_equals_its_own_processor_and_model_with_its_prompt(hub_teachers: Path) -> None:
+    from transformers import AutoModel, AutoProcessor, Gemma4ImageProcessorPil
+
+    folder = hub_teachers / "embeddinggemma2"
+    processor, own = AutoProcessor.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    processor.image_processor = Gemma4ImageProcessorPil.from_pretrained(folder)
+    towers: Any = TransformersTeacher(model=str(folder), precision="fp32").load()
+    assert own.audio_tower is not None and towers.model.audio_tower is None
+
+    def mean(**inputs: Any) -> Any:
+        hidden, mask = own(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
+        return hidden, (hidden * mask).sum(1) / mask.sum(1)
+
+    images = [noise(*size) for size, _ in SIZES]
+    pixels = torch.from_numpy(np.stack([towers.preprocess(image) for image in images]))
+    found = towers.image_features(pixels, layers=(0,))
+    assert found.map.shape == (5, 24, 8, 8) and found.layer(0).shape == (5, 32, 8, 8)
+    for row, image in enumerate(images):
+        inputs = processor(images=image, return_tensors="pt")
+        hidden, expected = mean(**inputs)
+        torch.testing.assert_close(found.embedding[row], expected[0], rtol=0, atol=1e-5)
+        height, width = (int(length) // 3 for length in pixels[row, 0, 0, :2])
+        grid = hidden[inputs["input_ids"] == own.config.image_token_id].T.unflatten(1, (height, width))
+        square = torch.nn.functional.interpolate(grid[None], (8, 8), mode="bilinear", antialias=True)[0]
+        torch.testing.assert_close(found.map[row], square, rtol=0, atol=1e-5)
+        alone = towers.image_features(pixels[row : row + 1], layers=(0,))
+        torch.testing.assert_close(alone.layer(0)[0], found.layer(0)[row], rtol=0, atol=1e-5)
+    texts = [*TEXTS[:3], "a cat on a sofa", "沙发上的猫", "红色的圆"] * 6
+    prompted = [f"task: search result | query: {text}" for text in texts]
+    _, expected = mean(**processor(text=prompted, return_tensors="pt"))
+    for features in (towers.text_features, towers.text_features_by_length):
+        torch.testing.assert_close(features(towers.tokenize(texts)).embedding, expected, rtol=0, atol=1e-5)
+    encoder = load_encoder(resolve(f"hf:{folder}"), "cpu", "bf16")
+    unit = torch.nn.functional.normalize(expected, dim=-1).numpy()
+    assert ((encoder.encode_texts(texts) * unit).sum(1) > 0.999).all() and encoder.logit_scale == 100
+
+
+def test_embeddinggemma_2_is_a_teacher_and_what_cannot_be_done_with_it_is_refused(
+    hub_teachers: Path, student_section: dict[str, Any], pairs_file: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(hub_teachers / "embeddinggemma2", tmp_path / "gemma")
+    stage = {"batch_size": 8, "steps": 3, "warmup_steps": 0, "workers": 0, "threads": 1}
+    losses = [{"kind": "embedding"}, {"kind": "feature_map"}, {"kind": "token_features"}]
+    recipe = {"name": "学生", "teacher": {"kind": "transformers", "model": str(folder)}, "student": student_section}
+    recipe |= {"data": {"train": str(pairs_file)}, "distill": {**stage, "losses": losses}}
+    (tmp_path / "a.yaml").write_text(json.dumps(recipe), "utf-8")
+    dcclip("distill", tmp_path / "a.yaml", "--check")
+    made = api.distill(tmp_path / "a.yaml", out=tmp_path / "run")
+    assert load_encoder(resolve(str(made.model)), "cpu").encode_texts(["猫"]).shape == (1, 16)
+    with pytest.raises(DcclipError, match="gemma: its images keep their proportions"):
+        api.export(model=f"hf:{folder}", out=tmp_path / "out")
+    with pytest.raises(DcclipError, match="gemma has 0 embedding tables"):
+        api.trim(f"hf:{folder}", out=tmp_path / "trimmed")
+    (folder / "config_sentence_transformers.json").unlink()
+    with pytest.raises(DcclipError, match=r"gemma has no config_sentence_transformers\.json"):
+        TransformersTeacher(model=str(folder)).load()

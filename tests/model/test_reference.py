@@ -9,6 +9,7 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
@@ -16,8 +17,10 @@ import pytest
 import dcclip_cli
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import file_sha256
+from dcclip_cli.hub import modelscope_folder
 from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.model.reference import ModelReference, resolve
+from dcclip_cli.model.teachers import TransformersTeacher
 from tests.cli.conftest import dcclip
 
 
@@ -138,16 +141,18 @@ class ModelScope(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def modelscope(hub_teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder of the client's cache; the server has the tiny SigLIP2 as `master` and in the revision v2."""
+    """The folder of the client's cache; the server has the tiny SigLIP2 as `master` and v2, AltCLIP as xlm-r."""
     from huggingface_hub import constants
 
-    for revision in ("master", "v2"):
-        shutil.copytree(hub_teachers / "siglip2", tmp_path / "served" / revision)
+    modelscope_folder.cache_clear()
+    for revision, model in (("master", "siglip2"), ("v2", "siglip2"), ("xlm-r", "altclip")):
+        shutil.copytree(hub_teachers / model, tmp_path / "served" / revision)
     (tmp_path / "served/v2/README.md").write_text("of v2")
     handler = type("Handler", (ModelScope,), {"root": tmp_path / "served"})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("MODELSCOPE_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr("modelscope_hub.config._default_config", None)  # which reads that once
     monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     yield tmp_path / "cache"
@@ -176,7 +181,52 @@ def test_a_model_of_modelscope_is_downloaded_into_its_own_cache_and_found_there_
     assert "HF_HUB_OFFLINE" in raised.value.hint
 
 
+def test_a_recipes_teacher_may_be_a_model_of_modelscope(
+    modelscope: Path,
+    hub_teachers: Path,
+    pairs_file: Path,
+    student_section: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from huggingface_hub import constants
+
+    from dcclip_cli.recipe.run import teacher_reference
+
+    student_section["text"]["vocabulary"] = {"from": "teacher", "size": 300}
+    stage = {"batch_size": 8, "steps": 2, "warmup_steps": 0, "workers": 0, "threads": 1}
+    recipe = {
+        "name": "老师",
+        "teacher": {"kind": "transformers", "model": "ms:org/tiny@xlm-r"},
+        "student": student_section,
+        "data": {"train": str(pairs_file)},
+        "distill": stage,
+    }
+    Path("a.yaml").write_text(json.dumps(recipe), "utf-8")
+    checked = ("run", "a.yaml", "--check")
+    with monkeypatch.context() as away:
+        away.setenv("MODELSCOPE_ENDPOINT", "http://127.0.0.1:9")
+        away.setattr("modelscope_hub.config._default_config", None)
+        shown = dcclip(*checked, expect=1).stderr
+        assert "teacher.model: ms:org/tiny@xlm-r cannot be loaded: " in shown and "check the name and the net" in shown
+    shown = dcclip(*checked, "--set", "teacher.model=ms:org/../tiny", expect=1).stderr
+    assert "ms:org/../tiny is neither a directory nor a name on the hub" in shown and "write ms:ORG/NAME" in shown
+    dcclip(*checked)
+    dcclip("run", "a.yaml", "-q")
+    about = json.loads(Path("runs/老师/distill/model/dcclip.json").read_text("utf-8"))
+    assert about["teacher"]["name"] == "tiny@xlm-r"
+    assert not any(str(modelscope) in file.read_text("utf-8") for file in Path("runs").rglob("*.yaml"))
+    made = dcclip("new", "b.yaml", "--yes", "--data", pairs_file, "--teacher", "ms:org/tiny")
+    assert 'model: "ms:org/tiny"' in Path("b.yaml").read_text("utf-8"), made.output
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    modelscope_folder.cache_clear()
+    dcclip(*checked)
+    own = TransformersTeacher(model=str(hub_teachers / "altclip"), precision="fp32").load()
+    teacher = TransformersTeacher(model="ms:org/tiny@xlm-r", precision="fp32")
+    assert teacher.load().fingerprint == own.fingerprint
+    assert teacher_reference(teacher).path == modelscope / "models/org--tiny/snapshots/xlm-r"
+
+
 def test_a_model_of_modelscope_without_its_client_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "modelscope_hub", None)
-    shown = dcclip("predict", "a.png", "--labels", "猫,dog", "--model", "ms:org/tiny", expect=1).stderr
+    shown = dcclip("predict", "a.png", "--labels", "猫,dog", "--model", "ms:org/new", expect=1).stderr
     assert "error: this needs the package modelscope_hub" in shown and "dcclip[modelscope]" in shown

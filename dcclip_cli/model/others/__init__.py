@@ -1,1 +1,1 @@
-"""Towers that one library or repository alone has: UForm, NaFlex models, and FG-CLIP2 with its own code."""
+"""Towers that one library or repository alone has: UForm, EmbeddingGemma 2, NaFlex models, FG-CLIP2 by its own code."""

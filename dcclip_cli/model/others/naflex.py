@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -81,12 +82,14 @@ class NaflexTowers(TransformersTowers):
         height, width = map(int, found["spatial_shapes"][0])
         return self._patches.packed(found["pixel_values"][0][: height * width], height, width)
 
+    _image_modules = attrgetter("vision_model.encoder.layers", "vision_model.post_layernorm")  # the last gives the map
+
     def image_features(self, pixels: Tensor, layers: Sequence[int] = ()) -> ImageFeatures:
-        blocks = self.model.vision_model.encoder.layers
+        blocks, end = self._image_modules(self.model)
         check_layers(self.name, layers, len(blocks))
         shapes = pixels[:, 0, 0, :2].long()  # (B, 2)
-        with module_outputs([self.model.vision_model.post_layernorm, *(blocks[layer] for layer in layers)]) as outputs:
-            embedding = self.image_embedding(pixels[:, :, : 1 + int(shapes.prod(1).max())])
+        with module_outputs([end, *(blocks[layer] for layer in layers)]) as outputs:
+            embedding = self.image_embedding(self._patches.shortened(pixels))
         last, *others = (self._maps(one, shapes) for one in outputs())
         return ImageFeatures(embedding, last, dict(zip(layers, others, strict=True)))
 
@@ -103,10 +106,9 @@ class NaflexTowers(TransformersTowers):
         vision.embeddings.resize_positional_embeddings = _resized_positions
         vision.head.forward = partial(_pool, vision.head)
 
-    def _maps(self, hidden: Tensor, shapes: Tensor) -> Tensor:
-        """(B, C, s, s) of patch tokens (B, P, C)."""
-        side = int(self.model.config.vision_config.num_patches**0.5)
-        maps = []
+    def _maps(self, hidden: Tensor, shapes: Tensor, side: int = 0) -> Tensor:
+        """(B, C, s, s) of patch tokens (B, P, C); the side s is by default that of the position table."""
+        side, maps = side or int(self.model.config.vision_config.num_patches**0.5), []
         for tokens, (height, width) in zip(hidden.float(), shapes.tolist(), strict=True):
             grid = tokens[: height * width].T.unflatten(1, (height, width))[None]
             maps.append(nn.functional.interpolate(grid, (side, side), mode="bilinear", antialias=True))

@@ -25,8 +25,6 @@ from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Tokens, Towers,
 from dcclip_cli.model.weights import UFORM_WEIGHTS, as_safetensors, find_weights, require_file, weights_digest
 from dcclip_cli.progress import Progress
 
-_LOGIT_SCALE = 100.0  # UForm publishes none; CLIP's is clipped there
-
 
 class UFormTowers(Towers):
     """A UForm model by the classes and processors of its package, which pad texts to the length of the tower."""
@@ -55,16 +53,8 @@ class UFormTowers(Towers):
     def _table(self) -> nn.Embedding:
         return self.model["text_encoder"].word_embeddings
 
-    @property
-    def vocabulary_rows(self) -> int:
-        return int(self._table.num_embeddings)
-
     def token_embedding(self) -> tuple[Tensor, dict[str, int]]:
         return self._table.weight.detach(), self._texts._tokenizer.get_vocab()
-
-    @property
-    def logit_scale(self) -> float:
-        return _LOGIT_SCALE
 
     def image_features(self, pixels: Tensor, layers: Sequence[int] = ()) -> ImageFeatures:
         tower = self.model["image_encoder"]

@@ -1,0 +1,63 @@
+"""EmbeddingGemma 2 by transformers' code: one network for texts and images, which it reads as tokens.
+
+Shapes: as in naflex.py; k x k patches become one token.
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dcclip_cli.model.others.naflex import NaflexTowers
+from dcclip_cli.model.towers import TextFeatures, Tokens
+
+
+class EmbeddingGemma2Towers(NaflexTowers):
+    """The mean over all tokens of a text behind a `prompt`, or of an image, of which feature maps have the tokens."""
+
+    _image_modules = attrgetter("language_model.layers", "language_model.embedding_projection")
+    match_patches = NaflexTowers.match_preprocessing  # exports do not resize images so
+
+    def __init__(self, model: Any, image_processor: Any, tokenizer: Any, name: str, prompt: str) -> None:
+        self._k, self._prompt = image_processor.pooling_kernel_size, prompt
+        super().__init__(model, image_processor, tokenizer, name, [image_processor.max_soft_tokens * self._k**2])
+        tokenizer.padding_side = "right"
+        self.context_length += len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+
+    def library_preprocess(self, image: Image.Image) -> np.ndarray:
+        found = self.image_processor(images=image, return_tensors="np")
+        width, height = (found["image_position_ids"][0].max(0) + 1).tolist()
+        return self._patches.packed(found["pixel_values"][0][: height * width], height, width)
+
+    def image_embedding(self, pixels: Tensor) -> Tensor:
+        shapes, patches = pixels[:, 0, 0, :2].long(), pixels[:, 0, 1:]
+        count, width = shapes.prod(1, keepdim=True), shapes[:, 1:]
+        places = torch.arange(patches.shape[1], device=pixels.device)
+        positions = torch.stack([places % width, places // width], -1).where((places < count)[..., None], -1)
+        own = self.tokenizer
+        texts = [f"{own.boi_token}{own.image_token * n}{own.eoi_token}" for (n,) in (count // self._k**2).tolist()]
+        found = own(texts, padding=True, return_tensors="pt").to(pixels.device)
+        tokens = Tokens(found["input_ids"], found["attention_mask"])
+        return self._mean(tokens, pixel_values=patches, image_position_ids=positions)[0]
+
+    def _maps(self, hidden: Tensor, shapes: Tensor, side: int = 0) -> Tensor:
+        own, side = self.tokenizer, int(self.image_processor.max_soft_tokens**0.5)
+        before = own(own.boi_token + own.image_token)["input_ids"].index(own.image_token_id)
+        return super()._maps(hidden[:, before:], shapes // self._k, side)
+
+    def tokenize(self, texts: list[str]) -> Tokens:
+        return super().tokenize([self._prompt + text for text in texts])
+
+    def text_features(self, tokens: Tokens) -> TextFeatures:
+        return TextFeatures(*self._mean(tokens), tokens.mask)
+
+    def _mean(self, tokens: Tokens, **images: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, D), the mean over the last hidden states (N, L, D), and these."""
+        hidden = self.model(input_ids=tokens.ids, attention_mask=tokens.mask, **images).last_hidden_state
+        mask = tokens.mask[..., None]
+        return (hidden * mask).sum(1) / mask.sum(1), hidden
