@@ -11,6 +11,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain, product
 from pathlib import Path
 
 import opencc
@@ -26,7 +27,7 @@ from wordnet import WordNet
 HERE = Path(__file__).parent
 SHARE = 0.5  # of more_words.tsv, along the place of their kind; the rest is foreign
 FOREIGN_WORD = 0.6  # weight of a word for what can't be seen, where its characters would be known words
-ANIMAL = "n00015388"
+EMOJI = (0x2600, 0x27C0), (0x1F300, 0x1F650), (0x1F680, 0x1F700), (0x1F900, 0x1FA00), (0x1FA70, 0x1FB00)
 ABOUT = 0.1  # weight of "photo", along space.UNKNOWN
 # What says nothing about a picture. `--multi-label` holds each label against the first, and people put "other" last.
 NOTHING = (
@@ -53,13 +54,20 @@ class Table:
                 if token := self._normalized(form):
                     self.places.setdefault(token, place)
 
+    def add_singulars(self) -> None:
+        """The singular, cut off, of each English word that is no plural of another one: binocular, jogger."""
+        english = {token[1:-1] for token in self.places if token.isascii() and len(token) > 6}
+        for word in sorted(english - {vocabulary.plural(one) for one in english}):
+            if re.search("[^aisu]s$", word):
+                self.places.setdefault(self._normalized(word[:-1]), self.places[f"_{word}_"])
+
     def place_of(self, word: str) -> Tensor:
         """The place of a word that is there."""
         return self.places[self._normalized(word)]
 
     def _forms(self, word: str, plurals: bool) -> list[str]:
         if word.isascii():
-            return [word, vocabulary.plural(word)] if plurals else [word]
+            return [word, vocabulary.plural(word)] if plurals and not re.search("[^aisu]s$", word) else [word]
         simplified = [word, *filter(None, self._regional.get(word, "").split(";"))]
         return [*simplified, *(convert(form) for form in simplified for convert in self._traditional)]
 
@@ -86,7 +94,7 @@ def read(net: WordNet, meanings: list[Meaning], places: Tensor) -> dict[str, Ten
     middles = torch.stack([places[sorted(under[one.kind])].mean(0) for one in more])
     for one, place in zip(more, space.directions(middles, places), strict=True):
         table.add([*one.en, *one.zh], as_kind(place))
-    for word, place in _compounds(table, vocabulary.read_words(under), under).items():
+    for word, place in _compounds(table).items():
         table.add([word], place)
     for english, chinese, parts in vocabulary.lines("sums.tsv"):
         total = torch.stack([table.place_of(part) for part in parts.split(";")]).sum(dim=0)
@@ -94,8 +102,7 @@ def read(net: WordNet, meanings: list[Meaning], places: Tensor) -> dict[str, Ten
     for weight, words in vocabulary.lines("grammar.tsv"):
         direction = ABOUT * space.unknown() if weight == "about" else float(weight) * foreign
         table.add(words.split(), direction)
-    for token in [token for token in table.places if token.isascii() and len(token) > 6]:
-        table.places.setdefault(re.sub(r"(?<!s)s_$", "_", token), table.places[token])
+    table.add_singulars()
     table.places |= _emoji(table.places)
     characters = sorted({one for token in table.places for one in token})
     for one in characters:
@@ -110,18 +117,14 @@ def shortened(place: Tensor) -> Tensor:
     return place / place.norm().clamp(min=1)
 
 
-def _compounds(table: Table, meanings: list[Meaning], under: dict[str, frozenset[int]]) -> dict[str, Tensor]:
+def _compounds(table: Table) -> dict[str, Tensor]:
     """Places of what is named after an animal and is none, as heads.tsv has it: that of its kind, or unknown."""
     foreign = torch.nn.functional.one_hot(torch.tensor(space.FOREIGN), space.WIDTH).float()
-    animals = [meaning for meaning in meanings if meaning.classes <= under[ANIMAL]]
     found = {}
-    for head, kind in vocabulary.lines("heads.tsv"):
+    for heads, kind, animals in vocabulary.lines("heads.tsv"):
         place = as_kind(table.place_of(kind)) if kind else FOREIGN_WORD * foreign
-        for meaning in animals:
-            if head.isascii():
-                found |= {f"{word} {head}": place for word in meaning.words["en"][:1] if " " not in word}
-            else:
-                found |= {word + head: place for word in meaning.words["zh"] if len(word) == 1}
+        for head, animal in product(heads.split(";"), animals.split()):
+            found[f"{animal} {head}" if head.isascii() else animal + head] = place
     return found
 
 
@@ -134,7 +137,7 @@ def as_kind(place: Tensor) -> Tensor:
 def _emoji(places: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Places of the emoji whose names in Unicode end in a known word: that of a "dog face" is where "dog" is."""
     found = {}
-    for character in map(chr, (*range(0x2600, 0x27C0), *range(0x1F300, 0x1FB00))):
+    for character in map(chr, chain.from_iterable(range(*block) for block in EMOJI)):
         name = unicodedata.name(character, "").lower().partition(" with")[0].removesuffix(" face")
         words = name.replace("-", " ").split() if unicodedata.category(character) == "So" else []
         ends = ("".join(f"_{word}_" for word in words[start:]) for start in range(len(words)))
