@@ -80,7 +80,7 @@ def test_every_word_is_one_token() -> None:
         (("emu", "emus", "鸸鹋"), "ostrich", "car"),
         (("brontosaurus", "雷龙"), "triceratops", "dog"),
         (("persimmon", "醋栗"), "strawberry", "chair"),
-        (("kebabs", "烤肉串"), "food", "猫"),
+        (("kebabs", "烤肉串"), "dish", "猫"),
     ],
 )
 @pytest.mark.parametrize("template", ["{}", "a photo of a {}", "一张{}的照片"])
