@@ -151,8 +151,8 @@ def _kind_of_data(path: str) -> DataKind:
 
 
 def sizes_for(teacher: TeacherChoice) -> dict[Size, str]:
-    """The sizes of students that are smaller than a teacher, or the smallest."""
-    smaller = {size: about for size, about in SIZES.items() if float(about.split()[0]) * 1e6 < teacher.parameters}
+    """The sizes of students that are smaller than half a teacher, or the smallest."""
+    smaller = {size: about for size, about in SIZES.items() if float(about.split()[0]) * 2e6 < teacher.parameters}
     return smaller or {"XS": SIZES["XS"]}
 
 

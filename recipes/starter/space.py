@@ -17,15 +17,15 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 WIDTH = 512  # open_clip's hidden layer has twice this: a unit for each class, and some to spare
-USED = 318  # dimensions that places take up: what a text tower 320 wide can reach, with the two that follow
+USED = 448  # dimensions that places take up: the more, the less do those of different classes have in common
 UNKNOWN = USED  # the dimension that stands for what the model doesn't know
 FOREIGN = USED + 1  # the dimension of words that it doesn't know, at right angles to every image
 # The classifier's logit for the right class is about 8.5, the hundredth largest of a thousand about 2.
-THRESHOLD = 4.25
+THRESHOLD = 4.0
 DOUBT = 1.0  # length along UNKNOWN, as a logit above the threshold: a picture without clear logits is mostly unknown
 KINSHIP = 0.3  # of two classes that share all but the last step in WordNet
-SCENE_SLOPE, SCENE_THRESHOLD = 0.6, 0.5  # of a scene: a unit of its mean weight is shorter than a class's
-RIDGE = 1.0  # as a share of the mean second moment: how little words follow directions that few classes take
+SCENE_SLOPE, SCENE_THRESHOLD = 0.6, 0.0  # of a scene: a unit of its mean weight is shorter than a class's
+RIDGE = 0.3  # as a share of the mean second moment: how little words follow directions that few classes take
 
 
 class Linear(NamedTuple):

@@ -19,7 +19,7 @@ from torch import Tensor
 from dcclip_cli.model.tokenizer import BEGIN_ID, END_ID, SPECIAL
 
 PIECES = space.FOREIGN + 1  # dimensions of the space that texts use
-WIDTH = 324  # these, one that nothing reads, and one that layer normalisation takes away, in a multiple of 4
+WIDTH = 452  # these, one that nothing reads, and one that layer normalisation takes away, in a multiple of 4
 CONFIG = {
     "context_length": 64, "eos_id": END_ID, "heads": 1, "hf_tokenizer_name": "tokenizer", "layers": 1,
     "mlp_ratio": 0.0125, "pad_id": 1, "pool_type": "eos", "width": WIDTH,
@@ -49,7 +49,7 @@ def tokenizer_of(words: list[str]) -> Tokenizer:
 
 
 def normalizer() -> normalizers.Normalizer:
-    """Texts without punctuation and spaces, with an _ at both ends of each word of Latin letters."""
+    """Texts of letters, digits and emoji without spaces, with an _ at both ends of each word of Latin letters."""
     latin = "[a-z0-9]"
     edges = f"(?<!{latin})(?={latin})|(?<={latin})(?!{latin})"
     return normalizers.Sequence(
@@ -60,7 +60,7 @@ def normalizer() -> normalizers.Normalizer:
             normalizers.Replace(EDGE, " "),
             normalizers.Replace(Regex("'s(?!\\w)"), ""),
             normalizers.Replace(Regex(edges), EDGE),
-            normalizers.Replace(Regex(f"[^\\p{{L}}\\p{{N}}{EDGE}]+"), ""),
+            normalizers.Replace(Regex(f"[^\\p{{L}}\\p{{N}}\\p{{So}}{EDGE}]+"), ""),
         ]
     )
 

@@ -8,7 +8,10 @@ have one place. Each Chinese word is there as Taiwan and Hong Kong write it and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain, product
 from pathlib import Path
 
 import opencc
@@ -17,12 +20,14 @@ import text_tower
 import torch
 import vocabulary
 from torch import Tensor
+from torch.nn.functional import normalize
 from vocabulary import Meaning
 from wordnet import WordNet
 
 HERE = Path(__file__).parent
 SHARE = 0.5  # of more_words.tsv, along the place of their kind; the rest is foreign
 FOREIGN_WORD = 0.6  # weight of a word for what can't be seen, where its characters would be known words
+EMOJI = (0x2600, 0x27C0), (0x1F300, 0x1F650), (0x1F680, 0x1F700), (0x1F900, 0x1FA00), (0x1FA70, 0x1FB00)
 ABOUT = 0.1  # weight of "photo", along space.UNKNOWN
 # What says nothing about a picture. `--multi-label` holds each label against the first, and people put "other" last.
 NOTHING = (
@@ -49,9 +54,20 @@ class Table:
                 if token := self._normalized(form):
                     self.places.setdefault(token, place)
 
+    def add_singulars(self) -> None:
+        """The singular, cut off, of each English word that is no plural of another one: binocular, jogger."""
+        english = {token[1:-1] for token in self.places if token.isascii() and len(token) > 6}
+        for word in sorted(english - {vocabulary.plural(one) for one in english}):
+            if re.search("[^aisu]s$", word):
+                self.places.setdefault(self._normalized(word[:-1]), self.places[f"_{word}_"])
+
+    def place_of(self, word: str) -> Tensor:
+        """The place of a word that is there."""
+        return self.places[self._normalized(word)]
+
     def _forms(self, word: str, plurals: bool) -> list[str]:
         if word.isascii():
-            return [word, vocabulary.plural(word)] if plurals else [word]
+            return [word, vocabulary.plural(word)] if plurals and not re.search("[^aisu]s$", word) else [word]
         simplified = [word, *filter(None, self._regional.get(word, "").split(";"))]
         return [*simplified, *(convert(form) for form in simplified for convert in self._traditional)]
 
@@ -62,24 +78,72 @@ def read(net: WordNet, meanings: list[Meaning], places: Tensor) -> dict[str, Ten
     table = Table()
     table.add(NOTHING, space.unknown())
     scenes = vocabulary.read_scenes()
+    seen: dict[str, Tensor] = {}
     for scene, place in zip(scenes, space.directions(places[-len(scenes) :], places), strict=True):
-        table.add(scene.words, scene.weight * place, plurals=True)
+        both = {word: place + normalize(seen[word], dim=0) for word in scene.words if word in seen}
+        seen |= {word: scene.weight * normalize(both.get(word, place), dim=0) for word in scene.words}
     middles = torch.stack([places[sorted(meaning.classes)].mean(0) for meaning in meanings])
     for meaning, place in zip(meanings, space.directions(middles, places), strict=True):
-        table.add([*meaning.words["en"], *meaning.words["zh"]], place, plurals=True)
+        words = [*meaning.words["en"], *meaning.words["zh"]]
+        common = [seen[word] for word in words if word in seen and len(meaning.classes) > 1]
+        scene = max(common, key=torch.norm, default=torch.zeros(space.WIDTH))
+        table.add(words, shortened(place + scene), plurals=True)
+    for word, place in seen.items():
+        table.add([word], shortened(place), plurals=True)
     more, under = vocabulary.read_more(), net.classes_under(vocabulary.read_names()["folders"])
     middles = torch.stack([places[sorted(under[one.kind])].mean(0) for one in more])
     for one, place in zip(more, space.directions(middles, places), strict=True):
-        table.add([*one.en, *one.zh], SHARE * place + math.sqrt(1 - SHARE**2) * foreign)
+        table.add([*one.en, *one.zh], as_kind(place))
+    for word, place in _compounds(table).items():
+        table.add([word], place)
+    for english, chinese, parts in vocabulary.lines("sums.tsv"):
+        total = torch.stack([table.place_of(part) for part in parts.split(";")]).sum(dim=0)
+        table.add(f"{english};{chinese}".split(";"), shortened(total))
     for weight, words in vocabulary.lines("grammar.tsv"):
         direction = ABOUT * space.unknown() if weight == "about" else float(weight) * foreign
         table.add(words.split(), direction)
+    table.add_singulars()
+    table.places |= _emoji(table.places)
     characters = sorted({one for token in table.places for one in token})
     for one in characters:
         weight = text_tower.LETTER if one.isascii() else text_tower.CHARACTER
         table.places.setdefault(one, weight * foreign if one != text_tower.EDGE else torch.zeros(space.WIDTH))
     table.add(_written_with(characters), FOREIGN_WORD * foreign)
     return {token: place for token, place in table.places.items() if set(token) <= set(characters)}
+
+
+def shortened(place: Tensor) -> Tensor:
+    """A place, no longer than 1."""
+    return place / place.norm().clamp(min=1)
+
+
+def _compounds(table: Table) -> dict[str, Tensor]:
+    """Places of what is named after an animal and is none, as heads.tsv has it: that of its kind, or unknown."""
+    foreign = torch.nn.functional.one_hot(torch.tensor(space.FOREIGN), space.WIDTH).float()
+    found = {}
+    for heads, kind, animals in vocabulary.lines("heads.tsv"):
+        place = as_kind(table.place_of(kind)) if kind else FOREIGN_WORD * foreign
+        for head, animal in product(heads.split(";"), animals.split()):
+            found[f"{animal} {head}" if head.isascii() else animal + head] = place
+    return found
+
+
+def as_kind(place: Tensor) -> Tensor:
+    """The place of a word of whose kind we know the place: partly there, and the rest foreign."""
+    foreign = torch.nn.functional.one_hot(torch.tensor(space.FOREIGN), space.WIDTH).float()
+    return SHARE * place + math.sqrt(1 - SHARE**2) * foreign
+
+
+def _emoji(places: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Places of the emoji whose names in Unicode end in a known word: that of a "dog face" is where "dog" is."""
+    found = {}
+    for character in map(chr, chain.from_iterable(range(*block) for block in EMOJI)):
+        name = unicodedata.name(character, "").lower().partition(" with")[0].removesuffix(" face")
+        words = name.replace("-", " ").split() if unicodedata.category(character) == "So" else []
+        ends = ("".join(f"_{word}_" for word in words[start:]) for start in range(len(words)))
+        if known := next((end for end in ends if end in places), None):
+            found[character] = places[known]
+    return found
 
 
 def _written_with(characters: list[str]) -> list[str]:

@@ -66,6 +66,7 @@ WRITTEN += [
     "emu, Emus! (emu) 一张雷龙的照片 something else",
     "whale another balloon emuemu 其他人 something elsewhere é-emu_",
 ]
+WRITTEN += ["🐶 狗", "⚽", "😀", "a 🐶 on grass", "☀️ ©2026 a dog®"]
 WRITTEN += ["“quotes” ‘a’—b…", "___ -- ++ ~~ 〜～", "", " ", "</s>猫<s>", "very " * 60]
 
 

@@ -42,6 +42,7 @@ def test_no_training_word_is_among_them() -> None:
     for line in (STARTER / "words.tsv").read_text("utf-8").splitlines()[1:]:
         taught |= {word.casefold() for words in line.split("\t")[:2] for word in words.split(";")}
     taught |= {word for _, words in vocabulary.lines("grammar.tsv") for word in words.split()}
+    taught |= {word for en, zh, _ in vocabulary.lines("sums.tsv") for word in f"{en};{zh}".split(";")}
     taught |= {word for _, words in vocabulary.lines("regional.tsv") for word in words.split(";")}
     assert {"dog", "狗", "正义", "people", "计程车"} <= taught
     assert not taught & {word for held in HELD_OUT for word in (held.en.casefold(), held.zh)}
@@ -79,7 +80,7 @@ def test_every_word_is_one_token() -> None:
         (("emu", "emus", "鸸鹋"), "ostrich", "car"),
         (("brontosaurus", "雷龙"), "triceratops", "dog"),
         (("persimmon", "醋栗"), "strawberry", "chair"),
-        (("kebabs", "烤肉串"), "food", "猫"),
+        (("kebabs", "烤肉串"), "dish", "猫"),
     ],
 )
 @pytest.mark.parametrize("template", ["{}", "a photo of a {}", "一张{}的照片"])
@@ -105,11 +106,21 @@ def test_a_word_is_half_way_to_known_words_of_its_kind(
         ("一只狗的照片", "two dogs"),
         ("person", "人们"),
         ("cellphone", "行動電話"),
+        ("🐶", "狗"),
+        ("binocular", "双筒望远镜"),
     ],
 )
 def test_words_of_one_meaning_have_one_embedding(starter: Encoder, text: str, same: str) -> None:
     first, second = starter.encode_texts([text, same])
     assert first @ second > 0.99
+
+
+@pytest.mark.parametrize(
+    ("text", "animal"), [("羊肉", "羊"), ("馬肉", "馬"), ("dog toy", "dog"), ("a photo of a cat mask", "cat")]
+)
+def test_what_is_named_after_an_animal_is_none(starter: Encoder, text: str, animal: str) -> None:
+    first, second = starter.encode_texts([text, animal])
+    assert first @ second < 0.3
 
 
 def test_a_sentence_is_between_its_words(starter: Encoder) -> None:
@@ -170,9 +181,9 @@ def test_a_word_is_nearer_to_each_of_its_classes_than_to_any_other(places: Tenso
 def test_a_scene_is_seen_where_the_logits_of_its_classes_are_above_those_of_all() -> None:
     weight, bias = space.with_scenes(torch.eye(4), torch.zeros(4), [[0, 1]])
     logits = torch.stack([torch.tensor([2.0, 2.0, -2.0, -2.0]), torch.ones(4)]) @ weight.T + bias
-    # Halves of 1, 1, -1, -1 have length 1: 4 times SCENE_SLOPE, less the threshold, which the head takes away for all.
-    assert logits[0, 4] - space.THRESHOLD == pytest.approx(4 * 0.6 - 0.5)
-    assert logits[1, 4] - space.THRESHOLD == pytest.approx(-0.5)
+    # Halves of 1, 1, -1, -1 have length 1: 4 times SCENE_SLOPE; the head takes the threshold away for all.
+    assert logits[0, 4] - space.THRESHOLD == pytest.approx(4 * 0.6)
+    assert logits[1, 4] - space.THRESHOLD == pytest.approx(0, abs=1e-6)
     assert torch.equal(weight[:4], torch.eye(4))
 
 
