@@ -117,7 +117,7 @@ PRESETS = {
     "S": _preset("mobilenetv4_conv_small", 256, 20_000),
     "M": _preset("mobilenetv4_conv_medium", 384, 32_000),
     "RN50": _preset("resnet50", 384, 32_000),
-    "XS": _preset("mobilenetv2_075", 64, 2_400, {"size": 128}, {"layers": 1}),
+    "XS": _preset("mnasnet_075", 64, 2_400, {"size": 128}, {"layers": 1}),
 }
 
 
