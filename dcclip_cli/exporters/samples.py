@@ -84,7 +84,7 @@ def samples_from(given: PairDataset | None, count: int = 128) -> Samples:
     """
     if given is None:
         random = np.random.default_rng(0)
-        noise = random.integers(0, 256, (16, 4, 4, 3), dtype=np.uint8)
+        noise = random.integers(0, 256, (64, 4, 4, 3), dtype=np.uint8)
         return Samples("made-up images", [Image.fromarray(small).resize((256, 256)) for small in noise], [TEXTS])
     images, captions = images_and_captions(given, count)
     return Samples(Path(given.path).name, images, [several for several in captions if several] or [TEXTS])
