@@ -199,7 +199,7 @@ def test_the_cells_of_the_page_run_in_order(tmp_path: Path, capsys: pytest.Captu
     assert printed.startswith("('猫', 0.")
     assert "evaluate: unknown argument models, did you mean 'model'?" in printed
     assert [step for step, _ in scope["curve"]] == [1, 2, 3, 4]
-    assert scope["result"].hits[0].image.name == "cat.png"
+    assert scope["result"].hits[0].image.name == "cat.jpg"
     assert [(row.variant, row.model) for row in scope["swept"].rows] == [
         *(("small", "teacher"), ("small", "student"), ("faster", "student"))
     ]
