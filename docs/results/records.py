@@ -21,6 +21,7 @@ QUESTIONS = {
     "contrast alone, inherited tower": "",
     "feature maps, then contrast": "maps",
     "embeddings, then contrast": "embeddings",
+    "embeddings, then contrast, inherited tower": "",
     "ours": "default",
 }
 TEACHERS = ("starter", "starter after align")
