@@ -108,6 +108,11 @@ def unknown() -> Tensor:
     return torch.nn.functional.one_hot(torch.tensor(UNKNOWN), WIDTH).float()
 
 
+def foreign() -> Tensor:
+    """(WIDTH,) the place of words that the model doesn't know."""
+    return torch.nn.functional.one_hot(torch.tensor(FOREIGN), WIDTH).float()
+
+
 def head(weight: Tensor, bias: Tensor, all_places: Tensor) -> dict[str, Tensor]:
     """The weights of open_clip's `mlp` head from a classifier's (C, F) weight and (C,) bias."""
     classes, features = weight.shape

@@ -74,7 +74,7 @@ class Table:
 
 def read(net: WordNet, meanings: list[Meaning], places: Tensor) -> dict[str, Tensor]:
     """(512,) places, no longer than 1, by token, from (C, USED) places of classes and after them scenes."""
-    foreign = torch.nn.functional.one_hot(torch.tensor(space.FOREIGN), space.WIDTH).float()
+    foreign = space.foreign()
     table = Table()
     table.add(NOTHING, space.unknown())
     scenes = vocabulary.read_scenes()
@@ -119,10 +119,9 @@ def shortened(place: Tensor) -> Tensor:
 
 def _compounds(table: Table) -> dict[str, Tensor]:
     """Places of what is named after an animal and is none, as heads.tsv has it: that of its kind, or unknown."""
-    foreign = torch.nn.functional.one_hot(torch.tensor(space.FOREIGN), space.WIDTH).float()
     found = {}
     for heads, kind, animals in vocabulary.lines("heads.tsv"):
-        place = as_kind(table.place_of(kind)) if kind else FOREIGN_WORD * foreign
+        place = as_kind(table.place_of(kind)) if kind else FOREIGN_WORD * space.foreign()
         for head, animal in product(heads.split(";"), animals.split()):
             found[f"{animal} {head}" if head.isascii() else animal + head] = place
     return found
@@ -130,8 +129,7 @@ def _compounds(table: Table) -> dict[str, Tensor]:
 
 def as_kind(place: Tensor) -> Tensor:
     """The place of a word of whose kind we know the place: partly there, and the rest foreign."""
-    foreign = torch.nn.functional.one_hot(torch.tensor(space.FOREIGN), space.WIDTH).float()
-    return SHARE * place + math.sqrt(1 - SHARE**2) * foreign
+    return SHARE * place + math.sqrt(1 - SHARE**2) * space.foreign()
 
 
 def _emoji(places: Mapping[str, Tensor]) -> dict[str, Tensor]:
