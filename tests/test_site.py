@@ -12,6 +12,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
 
+import dcclip_cli as dcclip
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -63,6 +65,12 @@ def broken(pages: dict[Path, Page]) -> Iterator[str]:
 def test_every_link_leads_to_a_page_and_an_anchor_in_both_languages(pages: dict[Path, Page], site: Path) -> None:
     assert {site / "index.html", site / "zh/index.html", site / "zh/benchmark/index.html"} <= pages.keys()
     assert list(broken(pages)) == []
+
+
+@pytest.mark.slow
+def test_the_page_of_the_python_api_has_every_function(pages: dict[Path, Page], site: Path) -> None:
+    exported = {f"dcclip_cli.{name}" for name in dcclip.__all__ if not name.startswith("_")}
+    assert exported <= pages[site / "reference/python-api/index.html"].anchors
 
 
 @pytest.mark.slow

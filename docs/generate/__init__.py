@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from docs.generate import cli, file_formats, python_api, recipe_keys
+from docs.generate import cli, file_formats, recipe_keys
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 PAGES: dict[str, Callable[[], str]] = {
@@ -12,6 +12,5 @@ PAGES: dict[str, Callable[[], str]] = {
     "cli.zh.md": partial(cli.page, "zh"),
     "recipes.md": recipe_keys.page,
     "recipes.zh.md": partial(recipe_keys.page, "zh"),
-    "python-api.md": python_api.page,
     "file-formats.md": file_formats.page,
 }
