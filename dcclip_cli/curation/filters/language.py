@@ -117,7 +117,7 @@ def _is_another_latin_language(text: str) -> bool:
     | the detector is less sure than _BELIEVED     | no                                                         |
     | nothing else                                 | if it has a function word, or does not fit an English text |
 
-    Thresholds from the experiment in docs/how-to/collect.md: 0.3 % of English names are misclassified.
+    Thresholds from the experiment in docs/results/collect.md: 0.3 % of English names are misclassified.
     """
     every = LATIN_WORD.findall(_MISLEADING.sub("", _LOANS.sub("", text)))
     accented = {word for word in every if not word.replace("’", "'").isascii()}
