@@ -143,17 +143,19 @@ def _parquet(file: DataFile, columns: Columns, uncaptioned: bool) -> Preview | N
 
 
 def _tar(file: DataFile, columns: Columns, uncaptioned: bool) -> Preview | None:
-    rows = [row for row in tar_rows(file, columns, 2 * _SAMPLE) if uncaptioned or row.captioned]
+    images = list(tar_rows(file, columns, 2 * _SAMPLE))
+    rows = [row for row in images if uncaptioned or row.captioned]
     if not rows:
         return None
-    end = rows[-1].offset + rows[-1].size if len(rows) >= _SAMPLE // 2 else file.size
+    is_whole = len(images) < _SAMPLE // 2
+    end = file.size if is_whole else rows[-1].offset + rows[-1].size
     captions: list[Captions] = [
         {"zh": () if uncaptioned else row.zh, "en": () if uncaptioned else row.en} for row in rows
     ]
     image = None if file.is_remote else file.read(rows[0].offset, rows[0].size)
     if image is not None:
         _check_image(image, f"{file}: {rows[0].key}")
-    return Preview(round(len(rows) * file.size / end), captions, image)
+    return Preview(round(len(rows) * file.size / end), captions, image, exact=is_whole)
 
 
 def _check_image(image: bytes, where: str) -> None:

@@ -19,6 +19,7 @@ from dcclip_cli.recipe import preflight
 from dcclip_cli.recipe.load import load, record
 from dcclip_cli.recipe.preflight import check
 from dcclip_cli.run_dir import RunDir, StageName
+from tests.tars import tar_of
 from tests.train.jobs import refused
 
 ALL: tuple[StageName, ...] = ("distill", "align", "eval", "export")
@@ -195,9 +196,11 @@ def test_data_that_a_stage_cannot_use_is_reported(problems: Any, pairs: list[Pai
     write_parquet(tmp_path / "broken.parquet", [replace(pairs[0], image=pairs[0].image[:200]), *pairs[1:]])
     found, _ = problems({"data.train": str(tmp_path / "broken.parquet")}, ("distill",))
     assert len(found) == 1 and found[0].startswith(f"data.train: {tmp_path}/broken.parquet: the first image: ")
-    assert problems({"distill.batch_size": 64}, ("distill",))[0] == [
-        "distill.batch_size: 64 samples per step are more than the data has (40)"
-    ]
+    (tmp_path / "pairs.tar").write_bytes(tar_of(pairs))
+    for data in ({}, {"data.train": str(tmp_path / "pairs.tar")}):
+        assert problems({**data, "distill.batch_size": 64}, ("distill",))[0] == [
+            "distill.batch_size: 64 samples per step are more than the data has (40)"
+        ]
     for name in ("cat", "狗"):
         (tmp_path / "classes" / name).mkdir(parents=True)
         (tmp_path / "classes" / name / "1.png").write_bytes(pairs[0].image)
