@@ -40,9 +40,11 @@ class Validation:
             for rows in _chunks(len(self.dataset)):
                 images = self._images(towers, rows)
                 for language, (embeddings, labels) in texts.items():
-                    right[language] += int((metrics.ranks(images @ embeddings.T, labels[rows]) == 0).sum())
+                    named = labels[rows] >= 0
+                    ranks = metrics.ranks(images[named] @ embeddings.T, labels[rows][named])
+                    right[language] += int((ranks == 0).sum())
         towers.train(training)
-        return {f"top1_{language}": count / len(self.dataset) for language, count in right.items()}
+        return {f"top1_{one}": right[one] / int((labels >= 0).sum()) for one, (_, labels) in texts.items()}
 
     def _images(self, towers: OpenClipTowers, rows: range) -> np.ndarray:
         pixels = np.stack([towers.preprocess(unaugmented(self.dataset, index)) for index in rows])
@@ -50,10 +52,11 @@ class Validation:
         return finite(_unit(embeddings), towers.name, "images")
 
     def _texts(self, towers: OpenClipTowers, language: Language) -> tuple[np.ndarray, np.ndarray]:
-        """The embeddings (C, D) of the class names, and the class (N,) of each pair."""
+        """The embeddings (C, D) of the class names, and the class (N,) of each pair, -1 without a caption."""
         numbers: dict[str, int] = {}
-        names = (captions[0] for captions in self.dataset.captions(language))
-        labels = np.fromiter((numbers.setdefault(name, len(numbers)) for name in names), np.int32, len(self.dataset))
+        every = self.dataset.captions(language)
+        found = (numbers.setdefault(captions[0], len(numbers)) if captions else -1 for captions in every)
+        labels = np.fromiter(found, np.int32, len(self.dataset))
         classes = list(numbers)
         embeddings = [
             _unit(towers.text_features(towers.tokenize([classes[row] for row in rows]).to(_device(towers))).embedding)
@@ -63,15 +66,16 @@ class Validation:
 
 
 def open_validation(data: DataOptions, languages: tuple[Language, ...]) -> Validation:
-    """Validation on the pairs in `data.validation`. Raises DcclipError if no language has captions for all of them."""
+    """Validation on the pairs in `data.validation`, in each language on those that have a caption in it.
+
+    Raises DcclipError if none has.
+    """
     dataset = recipe_pairs(data, "validation")
     assert dataset is not None  # the options were checked
-    complete = tuple(one for one in LANGUAGES if one in languages and all(dataset.captions(one)))
-    if not complete:
-        raise DcclipError(
-            "{}: some pairs have no caption", "give every pair its class name as first caption", dataset.path
-        )
-    return Validation(dataset, complete)
+    there = tuple(one for one in LANGUAGES if one in languages and any(dataset.captions(one)))
+    if not there:
+        raise DcclipError("{}: no pair has a caption in {}", "name other pairs", dataset.path, " or ".join(languages))
+    return Validation(dataset, there)
 
 
 def _chunks(count: int) -> Iterator[range]:

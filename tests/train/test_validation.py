@@ -58,6 +58,7 @@ def test_top_1_of_each_language_whatever_is_computed_at_once(
         Pair("b", image("#00ff00"), ("绿",), ("green",)),
         Pair("c", image("red"), ("红",), ("green",)),  # wrong in English
         Pair("d", image("#00ff00"), ("绿",), ("green",)),
+        Pair("e", image("red"), ("红",), ()),  # counts in Chinese alone
     ]
     write_parquet(tmp_path / "pairs.parquet", pairs)
     validate = open_validation(DataOptions(train="x", validation=str(tmp_path / "pairs.parquet")), ("zh", "en"))
