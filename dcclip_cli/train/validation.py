@@ -74,7 +74,7 @@ def open_validation(data: DataOptions, languages: tuple[Language, ...]) -> Valid
     assert dataset is not None  # the options were checked
     there = tuple(one for one in LANGUAGES if one in languages and any(dataset.captions(one)))
     if not there:
-        raise DcclipError("{}: no pair has a caption in {}", "name other pairs", dataset.path, " or ".join(languages))
+        raise DcclipError("{}: no pair has a caption in {}", "name other pairs", dataset.path, ", ".join(languages))
     return Validation(dataset, there)
 
 
