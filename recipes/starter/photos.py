@@ -36,8 +36,8 @@ def main() -> None:
     for file, (en, zh) in PHOTOS.items():
         photo = Image.open(_find(file)).convert("RGB")
         photo.save(HERE / "photos" / f"{en}.jpg", quality=88, optimize=True)
-        for number, cutting in enumerate(_cuttings(photo)):
-            pairs.append(Pair(f"{en}-{number}", _jpeg(cutting), (zh,), (en,), {"source": file}))
+        for number, crop in enumerate(_crops(photo)):
+            pairs.append(Pair(f"{en}-{number}", _jpeg(crop), (zh,), (en,), {"source": file}))
     write_parquet(HERE / "photos.parquet", pairs)
     print(f"{len(pairs)} pictures")
 
@@ -48,7 +48,7 @@ def _find(file: str) -> Path:
     return Path(package.submodule_search_locations[0]).parent / file
 
 
-def _cuttings(photo: Image.Image) -> Iterator[Image.Image]:
+def _crops(photo: Image.Image) -> Iterator[Image.Image]:
     """The whole picture and four that leave a third of each side out, plain and mirrored."""
     width, height = photo.size
     corners = [(0, 0), (width // 3, 0), (0, height // 3), (width // 3, height // 3)]
