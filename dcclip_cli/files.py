@@ -141,7 +141,10 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         remove(old)
 
 
-_SPECIAL = {"p": "a pipe", "c": "a device", "b": "a device", "s": "a socket"}  # by the first letter of `ls -l`
+_SPECIAL = {  # by the first letter of `ls -l`
+    "p": Message("a pipe"), "c": Message("a device"), "b": Message("a device"), "s": Message("a socket"),
+}  # fmt: skip
+_ORDINARY = {"file": Message("file"), "folder": Message("folder")}
 
 
 def refuse_special(path: Path, wanted: Literal["file", "folder"] = "file") -> None:
@@ -151,7 +154,7 @@ def refuse_special(path: Path, wanted: Literal["file", "folder"] = "file") -> No
     except (OSError, ValueError):  # a missing file or an impossible name: opening it reports that
         return
     if kind:
-        raise DcclipError("{0} is {1}, not a {2}", "name an ordinary {2}", path, kind, wanted)
+        raise DcclipError("{0} is {1}, not a {2}", "name an ordinary {2}", path, kind, _ORDINARY[wanted])
 
 
 def check_target(path: Path, folder: bool) -> None:

@@ -245,7 +245,7 @@ def compare(
     for one in found.differences:
         name = f"{one.dataset} {one.language}"
         if one.unlike:
-            talk.say(Message("{}: the {} differ", name, " and ".join(one.unlike)))
+            talk.say(Message("{}: the {} differ", name, joined(", ", one.unlike)))
         if not one.paired:
             talk.say(Message("{}: not the same images in the same order, so the interval is wider", name))
         low, high = percent(one.low, signed=True), percent(one.high, signed=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import Language
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.metrics import metrics_of
 from dcclip_cli.eval.result import ZERO_SHOT, EvalResult, load_results, sha256_of, unlike
@@ -100,7 +100,7 @@ def compare_results(
                 "evaluate both alike, or compare them anyway with --force",
                 one.dataset,
                 one.language,
-                " and ".join(apart),
+                joined(", ", apart),
             )
     found = []
     with (progress or Silent()).task(Message("bootstrap"), len(pairs)) as task:

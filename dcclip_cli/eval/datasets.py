@@ -205,9 +205,9 @@ def _where(location: Location) -> str:
 
 
 def _check_size(known: KnownSet, name: str, found: Loaded) -> None:
-    counts = [("images", known.size, len(found.images))]
+    counts = [(Message("images"), known.size, len(found.images))]
     if isinstance(found.truth, Captions):
-        counts.append(("captions", known.texts, len(found.truth.texts)))
+        counts.append((Message("captions"), known.texts, len(found.truth.texts)))
     for what, expected, count in counts:
         if expected not in (None, count):
             remark = Message(" ({})", known.remark) if known.remark else ""

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from dcclip_cli.data.pair import Language
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.dataset import Captions, Classes, DataSet
 from dcclip_cli.eval.datasets import Part, Templates, check_dataset, open_dataset, training_split
@@ -172,7 +172,7 @@ def say_alike(results: Sequence[EvalResult], progress: Progress) -> None:
     if replaced:
         where, pairs = (
             _where(replaced[0]),
-            ", ".join(f"{one} as {other}" for one, other in replaced[0].replaced.items()),
+            joined(", ", (Message("{} as {}", one, other) for one, other in replaced[0].replaced.items())),
         )
         progress.say(Message("{}: the tokenizer reads these names like other classes; asked instead: {}", where, pairs))
     if alike:
@@ -228,7 +228,7 @@ class _Evaluation:
             return result
         classes[[truth.names.index(name) for name in plain]] = self.embedder.classes([*plain.values()], truth.templates)
         value = score_classes(images.vectors @ classes.T, labels, metric).metrics[metric]
-        names = ", ".join(f"{other} for {name}" for name, other in plain.items())
+        names = joined(", ", (Message("{} for {}", other, name) for name, other in plain.items()))
         self.embedder.progress.say(
             Message("{}: {:.1f} % with {}, {:.1f} % without", _where(result), 100 * value, names, 100 * result.value)
         )

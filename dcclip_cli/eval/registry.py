@@ -98,13 +98,17 @@ def _captioned(name: str, size: int | None, languages: tuple[Language, ...], **m
 
 
 RETRIEVAL = (
-    _captioned("flickr30k", 1_000, ("en",), texts=5_000, hub="flickr30k", remark="Karpathy's split"),
-    _captioned("flickr30k_cn", 1_000, ("zh",), texts=5_000, images_of="flickr30k", remark="human translations"),
-    _captioned("coco", 5_000, ("en",), texts=25_010, hub="mscoco_captions", remark="Karpathy's split"),
+    _captioned("flickr30k", 1_000, ("en",), texts=5_000, hub="flickr30k", remark=Message("Karpathy's split")),
+    _captioned(
+        "flickr30k_cn", 1_000, ("zh",), texts=5_000, images_of="flickr30k", remark=Message("human translations")
+    ),
+    _captioned("coco", 5_000, ("en",), texts=25_010, hub="mscoco_captions", remark=Message("Karpathy's split")),
     # 1,053 texts: https://github.com/OFA-Sys/Chinese-CLIP/issues/175
-    _captioned("coco_cn", 1_000, ("zh",), texts=1_053, remark="written in Chinese by people"),
+    _captioned("coco_cn", 1_000, ("zh",), texts=1_053, remark=Message("written in Chinese by people")),
     # Published sizes are rounded: 5 thousand texts, 30 thousand images.
-    _captioned("muge_cn", None, ("zh",), split="valid", both_ways=False, remark="the test texts aren't public"),
+    _captioned(
+        "muge_cn", None, ("zh",), split="valid", both_ways=False, remark=Message("the test texts aren't public")
+    ),
     _captioned("xm3600", 3_600, _BOTH),
     # test_image_names.txt of adobe-research/Cross-lingual-Test-Dataset-XTD10 names no image twice.
     _captioned("xtd", 1_000, _BOTH, texts=1_000),

@@ -32,13 +32,13 @@ METRIC_NAMES = {
 MEAN = Message("ELEVATER, mean over 20")
 ZERO_SHOT = "zero-shot classification"
 _COMPARED = {
-    "class_names_sha256": "class names",
-    "templates_sha256": "prompts",
-    "metric": "metrics",
-    "split": "splits",
-    "limit": "samples",
-    "partial": "parts of the data set",
-    "n": "numbers of images",
+    "class_names_sha256": Message("class names"),
+    "templates_sha256": Message("prompts"),
+    "metric": Message("metrics"),
+    "split": Message("splits"),
+    "limit": Message("samples"),
+    "partial": Message("parts of the data set"),
+    "n": Message("numbers of images"),
 }
 
 
@@ -261,7 +261,7 @@ def _remark(here: Sequence[EvalResult]) -> str:
     differing = {label for result in here for label in unlike(first[result.language], result)}
     remarks = (
         here[0].partial,
-        Message("{} differ: do not compare", " and ".join(sorted(differing))) if differing else "",
+        Message("{} differ: do not compare", joined(", ", sorted(differing))) if differing else "",
         about.gap_remark if about and len({result.language for result in here}) > 1 else "",
         sample,
         Message("{:,} images cannot be read", corrupt) if corrupt else "",

@@ -207,7 +207,7 @@ def _loosen_until_close(
                 for language, one in parity.by_language().items()
             )
             found = Message("{:.1%} agree on {}{}", parity.agreement, parity.source, joined("", tests))
-        attempt = "".join(f"{tower} kept {kept}, " for tower, kept in graphs.kept.items())
+        attempt = joined("", (Message("{} kept {}, ", tower, kept) for tower, kept in graphs.kept.items()))
         progress.say(Message("export: {}{}", attempt, found))
         if not shortfalls:
             return parity

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dcclip_cli.data.pair import PairDataset
+from dcclip_cli.errors import Message
 from dcclip_cli.exporters import Precision, Preprocess
 from dcclip_cli.exporters.formats.onnx import add_preprocessing, preprocesses
 from dcclip_cli.exporters.onnx_graph import OnnxGraph
@@ -233,8 +234,10 @@ class OnnxGraphs:
         steps = {tower: self._ladder[step] for tower, step in self._step.items() if step}
         if self._precision == "fp16":
             return {tower: ", ".join(operators) for tower, operators in steps.items()}
-        text = "{:.0%} of its activations and {:.0%} of its weights in fp32"
-        return {tower: text.format(*shares) for tower, shares in steps.items()}
+        return {
+            tower: Message("{:.0%} of its activations and {:.0%} of its weights in fp32", *shares)
+            for tower, shares in steps.items()
+        }
 
     def write(self) -> Path:
         """The folder with both graphs."""

@@ -15,7 +15,7 @@ from dcclip_cli.checksums import Record, read_record
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import validated_by
 from dcclip_cli.model.known import Known
-from dcclip_cli.model.precision import NotFiniteError, check_logits, finite
+from dcclip_cli.model.precision import INPUTS, NotFiniteError, check_logits, finite
 from dcclip_cli.model.preprocess import flatten, read_preprocessing
 from dcclip_cli.run_dir import RECORD
 
@@ -144,7 +144,11 @@ class ExportedEncoder:
         if not (np.abs(lengths - 1) <= _LENGTH_ERROR).all():
             length = lengths[np.abs(lengths - 1).argmax()]
             raise NotFiniteError(
-                "{} returned embeddings of {} of the length {:.3g} instead of 1", _COPY, self.name, inputs, length
+                "{} returned embeddings of {} of the length {:.3g} instead of 1",
+                _COPY,
+                self.name,
+                INPUTS[inputs],
+                length,
             )
         return embeddings
 

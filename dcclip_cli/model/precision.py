@@ -25,6 +25,7 @@ _ROUNDS, _PROBE_S = 3, 0.1  # passes timed in each precision, and the time that 
 _MOST, _FEWEST = 64, 2  # images and texts per pass
 _TEXTS = ("一张猫的照片", "a photo of a cat on a sofa")
 _MOST_LOGIT = 1e6  # CLIP learns a scale of up to 100, SigLIP one of about 115 and a bias of about -16
+INPUTS = {"images": Message("images"), "texts": Message("texts")}  # whose embeddings an error is about
 _HINT = Message("the weights are damaged or the computation overflowed: download the model again, or use fp32")
 
 
@@ -58,7 +59,7 @@ def finite(values: np.ndarray, model: str, inputs: str, hint: str = _HINT) -> np
         raise NotFiniteError(
             "{} returned embeddings that are not finite (NaN or infinite) for {} of {} {}",
             hint,
-            *(model, bad, len(values), inputs),
+            *(model, bad, len(values), INPUTS[inputs]),
         )
     return values
 

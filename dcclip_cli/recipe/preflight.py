@@ -344,7 +344,7 @@ class Preflight:
         if "images" in setup.sizes and len(absent) == len(languages):
             return
         for language in absent:
-            places = " and ".join(f"data.{_KINDS[kind]}" for kind in captioned)
+            places = ", ".join(f"data.{_KINDS[kind]}" for kind in captioned)
             others = [one for one in languages if one != language]
             hint = Message("set captions.languages: [{}], or add {} captions", ", ".join(others), language)
             error = DcclipError("there are no '{}' captions in {}", hint, language, places)

@@ -129,7 +129,7 @@ class WebDatasetTars(Loader):
             elif role == wanted:
                 truths[stem] = member
         if alone := sorted(images.keys() ^ truths.keys()):
-            lacks = wanted if alone[0] in images else "image"
+            lacks = wanted if alone[0] in images else Message("image")
             raise DcclipError("{}: {} has no {} file ({} such)", DOWNLOAD_AGAIN, shard, alone[0], lacks, len(alone))
         return [(key, image, truths[key]) for key, image in images.items()]
 

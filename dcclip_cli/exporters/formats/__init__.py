@@ -43,7 +43,7 @@ class Format(ABC):
         for option, value, supported in asked:
             if value not in supported:
                 what = Message("--format {} does not support {}: {}", self.name, option, value)
-                raise DcclipError(what, "use --{} {}", option, " or ".join(supported))
+                raise DcclipError(what, "use --{} {}", option, "|".join(supported))
         if importlib.util.find_spec(self.package) is None:
             raise DcclipError("--format {} needs {}, which is not installed", self.install, self.name, self.package)
 
