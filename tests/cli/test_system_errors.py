@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dcclip_cli.cli.system_errors import explained
-from dcclip_cli.errors import DcclipError, writing
+from dcclip_cli.errors import DcclipError, translated, writing
 from dcclip_cli.files import atomic_file, check_target
 
 OPTIONS = {"--out", "--set"}
@@ -158,4 +158,6 @@ def test_a_place_that_cannot_be_written_is_known_before_the_work(tmp_path: Path)
     check_target(tmp_path / "b.npy", folder=False)
     for target, folder in ((file, True), (file / "x", True), (file / "x" / "y", False), (tmp_path, False)):
         assert isinstance(raised(partial(check_target, target, folder)), OSError)
-    assert "is a device" in str(raised(partial(check_target, Path(os.devnull), True)))
+    found = raised(partial(check_target, Path(os.devnull), True))
+    assert isinstance(found, DcclipError) and "is a device" in found.what
+    assert translated(found.what, "zh") == f"{os.devnull} 是设备，不是文件夹"

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from dcclip_cli.api import convert_results
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Language, Pair
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, translated
 from dcclip_cli.eval.card import update_card
 from dcclip_cli.eval.datasets import open_dataset
 from dcclip_cli.eval.metrics import score_classes, score_retrieval
@@ -95,7 +95,9 @@ def test_results_of_several_folders_are_one_table_with_charts(tmp_path: Path) ->
 
 def test_results_that_do_not_compare_are_not_side_by_side_without_a_remark(tmp_path: Path) -> None:
     one, other = result("甲", guesses(300)), result("乙", guesses(300), class_names_sha256="others", n=399)
-    assert table([one, other]).rows[0].remark == "class names, numbers of images differ: do not compare"
+    remark = table([one, other]).rows[0].remark
+    assert remark == "class names, numbers of images differ: do not compare"
+    assert translated(remark, "zh") == "类别名, 图片数量不同：不可比较"
     assert table([one, replace(one, model="乙")]).rows[0].remark == ""
     save_results([one], tmp_path / "a")
     save_results([replace(one, value=0.5)], tmp_path / "b")
