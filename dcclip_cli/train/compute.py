@@ -53,7 +53,7 @@ def join_processes(device: str) -> None:
     count = os.environ.get("WORLD_SIZE", "1")
     missing = [name for name in _LAUNCHED_WITH if name not in os.environ] if count != "1" else []
     if missing or not count.isdecimal():
-        what = Message("WORLD_SIZE is {}, but there is no {}", count, ", ".join(missing) or "such number")
+        what = Message("WORLD_SIZE is {}, but there is no {}", count, ", ".join(missing) or Message("such number"))
         raise DcclipError(what, "start several processes with torchrun, or for one: unset WORLD_SIZE")
     set_library_defaults()
     PartialState(cpu=device == "cpu")
