@@ -31,7 +31,8 @@ defaults and library versions. In Python, keyword arguments are keys of the stag
 | [starter.yaml](../../recipes/starter.yaml) | the model included in dcclip: see [Starter](../starter.md) |
 | [text-tower.yaml](../../recipes/text-tower.yaml) | a text tower for [another CLIP's images](../how-to/text-tower.md) |
 | [distill-photos.yaml](../../recipes/distill-photos.yaml) | a smaller model distilled from it on your own photographs |
-| [sentences.yaml](../../recipes/sentences.yaml), [-small](../../recipes/sentences-small.yaml) | a model of sentences, and a student of it |
+| [sentences.yaml](../../recipes/sentences.yaml) | a model of sentences, from captioned photographs |
+| [sentences-small.yaml](../../recipes/sentences-small.yaml) | a student of it |
 | [collect-sample.yaml](../../recipes/collect-sample.yaml) | shards from a small table with errors in it |
 | [dc-clip.yaml](../../recipes/dc-clip.yaml) | the paper's setup with AltCLIP; explains every open choice |
 | [collect-laion-zh.yaml](../../recipes/collect-laion-zh.yaml), ... | public data: [Collect](../how-to/collect.md) |
