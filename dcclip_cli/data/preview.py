@@ -148,7 +148,7 @@ def _tar(file: DataFile, columns: Columns, uncaptioned: bool) -> Preview | None:
     if not rows:
         return None
     is_whole = len(images) < _SAMPLE // 2
-    end = file.size if is_whole else rows[-1].offset + rows[-1].size
+    end = file.size if is_whole else images[-1].offset + images[-1].size
     captions: list[Captions] = [
         {"zh": () if uncaptioned else row.zh, "en": () if uncaptioned else row.en} for row in rows
     ]

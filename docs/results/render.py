@@ -276,7 +276,7 @@ def tables() -> dict[str, str]:
             RECALL,
         ),
         "photographs-third": pivot(
-            over_seeds([one for one in records("photographs") if one["setup"] == "starter of 29 November"]),
+            over_seeds(select(records("photographs"), setup="starter of 29 November")),
             {"model": "model"},
             (
                 ("parameters", "parameters", CALTECH),

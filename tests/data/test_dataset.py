@@ -309,6 +309,13 @@ def test_a_first_look_counts_pairs_and_captions(pairs: list[Pair], pairs_file: P
     assert table.bytes_per_caption(("zh",)) == pytest.approx(sum(lengths) / 120)
 
 
+def test_pairs_of_a_tar_most_of_whose_images_have_no_record_are_not_overestimated(tmp_path: Path) -> None:
+    images = [(f"{number:04}.png", IMAGE) for number in range(300)]
+    (tmp_path / "a.tar").write_bytes(tar_bytes([("0000.json", b'{"en": "cat"}'), *images]))
+    assert preview_pairs(tmp_path / "a.tar").samples == 1
+    assert preview_images(tmp_path / "a.tar").samples == pytest.approx(300, abs=10)
+
+
 def test_images_and_texts_are_counted_too(pictures: list[Path], pairs_file: Path, tmp_path: Path) -> None:
     assert preview_images(pictures[0].parent).samples == 5
     assert preview_images(pairs_file).samples == 40
