@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -85,6 +85,11 @@ def joined(separator: str, parts: Iterable[str]) -> Message:
     """Messages as one: below each other with a line break as `separator`, or side by side."""
     texts = list(parts)
     return Message(separator.join(["{}"] * len(texts)), *texts)
+
+
+def all_of(parts: Iterable[str]) -> str:
+    """One or more parts with "and" between them, in the reader's language."""
+    return reduce(lambda one, other: Message("{} and {}", one, other), parts)
 
 
 # ---- translation

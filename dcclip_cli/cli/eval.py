@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, BadParameter, Option
 
 from dcclip_cli.cli import console, flags
-from dcclip_cli.errors import Message, joined
+from dcclip_cli.errors import Message, all_of, joined
 from dcclip_cli.model import Precision
 from dcclip_cli.text import split
 
@@ -245,7 +245,7 @@ def compare(
     for one in found.differences:
         name = f"{one.dataset} {one.language}"
         if one.unlike:
-            talk.say(Message("{}: the {} differ", name, joined(", ", one.unlike)))
+            talk.say(Message("{}: the {} differ", name, all_of(one.unlike)))
         if not one.paired:
             talk.say(Message("{}: not the same images in the same order, so the interval is wider", name))
         low, high = percent(one.low, signed=True), percent(one.high, signed=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import Language
-from dcclip_cli.errors import DcclipError, Message, joined
+from dcclip_cli.errors import DcclipError, Message, all_of
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.metrics import metrics_of
 from dcclip_cli.eval.result import ZERO_SHOT, EvalResult, load_results, sha256_of, unlike
@@ -91,7 +91,7 @@ def compare_results(
     ones, others = _by_set(first), _by_set(second)
     pairs = [(runs, others[key]) for key, runs in ones.items() if key in others]
     if not pairs:
-        names = " and ".join(sorted({result.dataset for result in (*first, *second)}))
+        names = all_of(sorted({result.dataset for result in (*first, *second)}))
         raise DcclipError("the two have no data set in common (they have {})", "evaluate both on the same one", names)
     for one, other in ((runs[0], other_runs[0]) for runs, other_runs in pairs):
         if (apart := unlike(one, other)) and not force:
@@ -100,7 +100,7 @@ def compare_results(
                 "evaluate both alike, or compare them anyway with --force",
                 one.dataset,
                 one.language,
-                joined(", ", apart),
+                all_of(apart),
             )
     found = []
     with (progress or Silent()).task(Message("bootstrap"), len(pairs)) as task:

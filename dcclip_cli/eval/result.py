@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from dcclip_cli.data.pair import Language
-from dcclip_cli.errors import DcclipError, Message, joined
+from dcclip_cli.errors import DcclipError, Message, all_of, joined
 from dcclip_cli.eval.registry import ELEVATER, SUFFIX, Metric, base_name, classes_of
 from dcclip_cli.files import write_json
 
@@ -261,7 +261,7 @@ def _remark(here: Sequence[EvalResult]) -> str:
     differing = {label for result in here for label in unlike(first[result.language], result)}
     remarks = (
         here[0].partial,
-        Message("{} differ: do not compare", joined(", ", sorted(differing))) if differing else "",
+        Message("{} differ: do not compare", all_of(sorted(differing))) if differing else "",
         about.gap_remark if about and len({result.language for result in here}) > 1 else "",
         sample,
         Message("{:,} images cannot be read", corrupt) if corrupt else "",

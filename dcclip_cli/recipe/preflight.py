@@ -12,7 +12,7 @@ from dcclip_cli.data.options import COLLECTED, DataOptions
 from dcclip_cli.data.pair import Language
 from dcclip_cli.data.preview import Preview, languages_in, preview_images, preview_pairs, preview_texts
 from dcclip_cli.data.samplers import check_shares, check_size
-from dcclip_cli.errors import DcclipError, Message, joined
+from dcclip_cli.errors import DcclipError, Message, all_of, joined
 from dcclip_cli.files import cache_folder, free_bytes
 from dcclip_cli.model.hub_models import check_model, check_timm
 from dcclip_cli.model.reference import Library, downloaded
@@ -344,7 +344,7 @@ class Preflight:
         if "images" in setup.sizes and len(absent) == len(languages):
             return
         for language in absent:
-            places = ", ".join(f"data.{_KINDS[kind]}" for kind in captioned)
+            places = all_of(f"data.{_KINDS[kind]}" for kind in captioned)
             others = [one for one in languages if one != language]
             hint = Message("set captions.languages: [{}], or add {} captions", ", ".join(others), language)
             error = DcclipError("there are no '{}' captions in {}", hint, language, places)

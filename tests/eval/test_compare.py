@@ -64,7 +64,7 @@ def test_a_difference_on_the_same_images_is_clear_sooner() -> None:
     ("change", "differing"),
     [
         ({"class_names_sha256": "x"}, "class names"),
-        ({"templates_sha256": "x", "limit": 7}, "prompts, samples"),
+        ({"templates_sha256": "x", "limit": 7}, "prompts and samples"),
         ({"n": 399}, "numbers of images"),
     ],
 )
@@ -74,7 +74,7 @@ def test_unlike_results_are_compared_only_by_force(change: dict[str, Any], diffe
         compare_results([first], [second])
     assert "--force" in caught.value.hint
     [found] = compare_results([first], [second], force=True)
-    assert ", ".join(found.unlike) == differing
+    assert " and ".join(found.unlike) == differing
 
 
 def test_every_metric_has_an_interval() -> None:

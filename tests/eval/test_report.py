@@ -96,8 +96,8 @@ def test_results_of_several_folders_are_one_table_with_charts(tmp_path: Path) ->
 def test_results_that_do_not_compare_are_not_side_by_side_without_a_remark(tmp_path: Path) -> None:
     one, other = result("甲", guesses(300)), result("乙", guesses(300), class_names_sha256="others", n=399)
     remark = table([one, other]).rows[0].remark
-    assert remark == "class names, numbers of images differ: do not compare"
-    assert translated(remark, "zh") == "类别名，图片数量不同：不可比较"
+    assert remark == "class names and numbers of images differ: do not compare"
+    assert translated(remark, "zh") == "类别名和图片数量不同：不可比较"
     assert table([one, replace(one, model="乙")]).rows[0].remark == ""
     save_results([one], tmp_path / "a")
     save_results([replace(one, value=0.5)], tmp_path / "b")

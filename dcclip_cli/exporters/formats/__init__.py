@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.exporters import FormatName, Precision, Preprocess
 from dcclip_cli.inference.onnx_encoder import ExportedEncoder, Run, one_at_a_time, read_description
 
@@ -43,7 +43,7 @@ class Format(ABC):
         for option, value, supported in asked:
             if value not in supported:
                 what = Message("--format {} does not support {}: {}", self.name, option, value)
-                raise DcclipError(what, "use --{} {}", option, "|".join(supported))
+                raise DcclipError(what, "use --{} {}", option, joined(" or ", supported))
         if importlib.util.find_spec(self.package) is None:
             raise DcclipError("--format {} needs {}, which is not installed", self.install, self.name, self.package)
 
