@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ _MOST_LOADING = 8  # processes for each GPU, where `workers` is auto: each has u
 # malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD.
 _KEEP_MEMORY = {-4: 0, -1: 2**31 - 1, -2: 256 * 2**20}
 _RETURN_MEMORY = {-4: 2**16, -1: 2**17, -2: 2**17, -3: 2**17}  # glibc's defaults, M_MMAP_THRESHOLD (-3) fixed
+_MACOS_OPEN_FILES = 10_240  # OPEN_MAX: the most that macOS accepts where its hard limit is "unlimited"
 _BF16 = {"avx512_bf16", "amx_bf16", "bf16", "FEAT_BF16"}
 
 
@@ -224,6 +226,16 @@ def set_library_defaults() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def allow_open_files() -> None:
+    """Raise this process's soft limit of open files to the hard one."""
+    with suppress(ImportError):  # on Windows, which has no such limit
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = _MACOS_OPEN_FILES if hard == resource.RLIM_INFINITY else hard
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def loading_processes(wanted: int | Literal["auto"], device: str = "cpu", processes: int = 1) -> int:

@@ -4,7 +4,8 @@ A store is a folder for one model with one precision and preprocessing. A row's 
 the row depends on, so that a stored row is never out of date. Rows are appended in blocks: safetensors files with
 `keys` (N, 16), an array of N rows for each name, and for rows of different lengths `NAME.offsets` (N + 1) as well. A
 block gets its name when it is complete. One whose header does not fit its size is removed with a warning, and its rows
-are missing. The keys of all rows are in memory, sorted: 24 MB for a million.
+are missing; one that the system cannot open is an error. The keys of all rows are in memory, sorted: 24 MB for a
+million. At most _OPEN_FILES blocks are mapped at a time, each with a file descriptor.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from dcclip_cli.errors import Message
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import atomic_file, lock, remove
 
 __all__ = ["FeatureStore", "MissingRows", "Ragged", "Values", "digests", "open_block"]
@@ -34,7 +35,7 @@ _FORMAT = "1"
 _KEYS, _OFFSETS = "keys", ".offsets"
 _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "|i1", "U8": "|u1"}
 _TYPE_NAMES = {dtype: name for name, dtype in _TYPES.items()}
-_OPEN_FILES = 256
+_OPEN_FILES = 128  # half of what macOS allows a process
 _CLAIMED = 64  # batches that a filling process computes before it looks for those of others
 _MOST_CLAIMS = 1000
 _BLOCK_BYTES = 2**28
@@ -72,7 +73,10 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def open_block(file: Path) -> Arrays:
-    """The arrays in a file, mapped into memory. Raises ValueError."""
+    """The arrays in a file, mapped into memory.
+
+    Raises ValueError for wrong content, FileNotFoundError, and DcclipError where the system cannot open the file.
+    """
     try:
         with file.open("rb") as stream:
             content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
@@ -88,6 +92,14 @@ def open_block(file: Path) -> Arrays:
         return arrays
     except (ValueError, LookupError, TypeError):
         raise ValueError(Message("is no block of features, or is cut")) from None
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # among them EMFILE, EIO, ESTALE: the rows may be good
+        raise DcclipError(
+            "{}: the system cannot open this block of features: {}",
+            "check the disk and the file's permissions, or allow more open files with: ulimit -n 4096",
+            *(file, error.strerror),
+        ) from None
 
 
 def _write_block(file: Path, arrays: Arrays) -> None:
@@ -135,15 +147,15 @@ def _merged(tables: Sequence[_Table]) -> _Table:
 
 
 def _halves(keys: np.ndarray) -> np.ndarray:
-    """(2, N) uint64"""
-    return np.ascontiguousarray(np.ascontiguousarray(keys).view("<u8").reshape(-1, 2).T)
+    """(2, N) uint64, copied: a view would keep the block's file open"""
+    return np.ascontiguousarray(keys).view("<u8").reshape(-1, 2).T.copy()
 
 
 @dataclass(frozen=True)
 class _Block:
-    """What a store knows of a block: where it is, and which arrays it has, of how many rows and bytes."""
+    """A block of a store: its file, or its arrays in memory; the names of its arrays, their rows and bytes."""
 
-    where: Path | Arrays
+    source: Path | Arrays
     names: frozenset[str]
     rows: int
     size: int
@@ -152,13 +164,12 @@ class _Block:
 class FeatureStore:
     """Named arrays by key, in `folder`; without a folder they are in memory.
 
-    `warn` gets a line about each block that is removed because it cannot be used. Threads and forked processes may
-    read. With `optional`, new rows are only kept in memory where the folder cannot be written or is full.
+    `warn` gets a line about each block that is removed because its content is wrong; without `warn` such blocks are
+    ignored. Threads and forked processes may read. With `optional`, new rows are only kept in memory where the folder
+    cannot be written or is full.
     """
 
-    def __init__(
-        self, folder: Path | None, warn: Callable[[str], None] = lambda _: None, optional: bool = False
-    ) -> None:
+    def __init__(self, folder: Path | None, warn: Callable[[str], None] | None = None, optional: bool = False) -> None:
         self.folder, self._warn = folder, warn
         self._optional, self.in_memory = optional, folder is None
         self._blocks: list[_Block | None] = []  # by number; None: removed
@@ -180,15 +191,14 @@ class FeatureStore:
 
     def refresh(self) -> None:
         """Find the blocks that other processes have added since the last look."""
-        if self.folder and self.folder.is_dir():
-            opened = []
-            for file in sorted({*self.folder.glob(f"*{SUFFIX}")} - self._seen):  # by time
-                self._seen.add(file)
-                try:
-                    opened.append((file, open_block(file)))
-                except (ValueError, OSError) as error:
-                    self._remove(file, error)
-            self._add(opened)
+        if not self.folder or not self.folder.is_dir():
+            return
+        tables = list[_Table]()
+        for file in sorted({*self.folder.glob(f"*{SUFFIX}")} - self._seen):  # by time
+            if arrays := self._arrays(open_block, file):
+                tables.append(self._table(file, arrays))
+            self._seen.add(file)
+        self._merge(tables)
 
     def missing(self, keys: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """(N,) whether a row lacks one of these arrays."""
@@ -202,28 +212,28 @@ class FeatureStore:
         """Several arrays of these rows, by name."""
         if not len(keys):
             return {name: np.empty((0, 0), np.float16) for name in names}
-        found = dict[str, np.ndarray | Ragged]()
+        arrays_by_name = dict[str, np.ndarray | Ragged]()
         for name in names:
             numbers, rows = self._find(name, keys)
             if missing := int((numbers < 0).sum()):
                 raise MissingRows(f"{missing} of {len(keys)} rows are missing")
             order = np.lexsort((rows, numbers))  # as they are on the disk
-            parts = [
-                (places, self._open(int(numbers[places[0]])))
-                for places in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
-            ]
-            lengths, is_ragged = np.ones(len(keys), np.int64), name + _OFFSETS in parts[0][1]
-            for places, arrays in parts if is_ragged else ():
-                offsets, own = arrays[name + _OFFSETS], rows[places]
-                rows[places], lengths[places] = offsets[own], offsets[own + 1] - offsets[own]
-            starts, one = np.cumsum(lengths) - lengths, parts[0][1][name]
-            values = np.empty((int(lengths.sum()), *one.shape[1:]), one.dtype)
-            for places, arrays in parts:
-                array = arrays[name]
-                for at, row, length in zip(*(each[places].tolist() for each in (starts, rows, lengths)), strict=True):
-                    values[at : at + length] = array[row : row + length]
-            found[name] = Ragged(values, lengths) if is_ragged else values
-        return found
+            groups = np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)  # one for each block
+            template = self._open(numbers[order[0]])
+            is_ragged = name + _OFFSETS in template
+            lengths = np.ones(len(keys), np.int64)
+            for places in groups if is_ragged else ():
+                offsets, block_rows = self._open(numbers[places[0]])[name + _OFFSETS], rows[places]
+                rows[places], lengths[places] = offsets[block_rows], offsets[block_rows + 1] - offsets[block_rows]
+            starts = np.cumsum(lengths) - lengths
+            values = np.empty((int(lengths.sum()), *template[name].shape[1:]), template[name].dtype)
+            for places in groups:
+                array = self._open(numbers[places[0]])[name]
+                columns = (column[places].tolist() for column in (starts, rows, lengths))
+                for start, row, length in zip(*columns, strict=True):
+                    values[start : start + length] = array[row : row + length]
+            arrays_by_name[name] = Ragged(values, lengths) if is_ragged else values
+        return arrays_by_name
 
     def _find(self, name: str, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(N,) the number of the block that has an array of each key, -1 where none does, and (N,) the row in it."""
@@ -245,33 +255,36 @@ class FeatureStore:
     # ---- blocks
 
     def _open(self, number: int) -> Arrays:
-        """The arrays of a block. Where it cannot be opened any more, it is removed and MissingRows raised."""
-        if (block := self._blocks[number]) is None:
-            raise MissingRows("a block was removed")
-        if not isinstance(block.where, Path):
-            return block.where
-        try:
-            return _mapped(block.where)
-        except (ValueError, OSError) as error:
+        """The arrays of a block. Raises MissingRows where it was removed, and DcclipError where it cannot be opened."""
+        source = block.source if (block := self._blocks[number]) else None
+        arrays = self._arrays(_mapped, source) if isinstance(source, Path) else source
+        if arrays is None:
             self._blocks[number] = None
-            self._remove(block.where, error)
-            raise MissingRows("a block was removed") from None
+            raise MissingRows("a block was removed")
+        return arrays
 
-    def _remove(self, file: Path, error: Exception) -> None:
-        if not isinstance(error, FileNotFoundError):
-            why = Message("cannot be read: {}", error.strerror) if isinstance(error, OSError) else error
-            self._warn(Message("warning: {} {}: its rows are computed again", file, why))
-            remove(file)
+    def _arrays(self, opened: Callable[[Path], Arrays], file: Path) -> Arrays | None:
+        """The arrays of a file; None if it was removed, by another process or here because its content is wrong."""
+        try:
+            return opened(file)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            if self._warn:
+                self._warn(Message("warning: {} {}: its rows are computed again", file, error))
+                remove(file)
+            return None
 
-    def _add(self, blocks: Iterable[tuple[Path | None, Arrays]]) -> None:
-        """Look rows up in these blocks as well."""
-        tables = list[_Table]()
-        for file, arrays in blocks:
-            count, size = len(arrays[_KEYS]), sum(array.nbytes for array in arrays.values())
-            number = np.full(count, len(self._blocks), np.uint32)
-            first, second = _halves(arrays[_KEYS])
-            tables.append(_Table(first, second, number, np.arange(count, dtype=np.uint32)))
-            self._blocks.append(_Block(file or arrays, frozenset(arrays), count, size))
+    def _table(self, source: Path | Arrays, arrays: Arrays) -> _Table:
+        """Number a block, and return the table of its rows."""
+        count, size = len(arrays[_KEYS]), sum(array.nbytes for array in arrays.values())
+        number = np.full(count, len(self._blocks), np.uint32)
+        self._blocks.append(_Block(source, frozenset(arrays), count, size))
+        first, second = _halves(arrays[_KEYS])
+        return _Table(first, second, number, np.arange(count, dtype=np.uint32))
+
+    def _merge(self, tables: Sequence[_Table]) -> None:
+        """Look rows up in these tables as well."""
         if not tables:
             return
         self._tables = [*self._tables, _merged(tables)]
@@ -308,11 +321,13 @@ class FeatureStore:
             except OSError as error:
                 if not self._optional:
                     raise OSError(error.errno, error.strerror, str(file)) from None
-                self._warn(
-                    Message("{} cannot be written ({}): what is computed now is not kept", self.folder, error.strerror)
-                )
+                if self._warn:
+                    reason = error.strerror
+                    self._warn(
+                        Message("{} cannot be written ({}): what is computed now is not kept", self.folder, reason)
+                    )
                 self.in_memory, file = True, None
-        self._add([(file, arrays)])
+        self._merge([self._table(file or arrays, arrays)])
 
     def complete(
         self, name: str, keys: np.ndarray, compute: Callable[[np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]]
@@ -380,6 +395,6 @@ class FeatureStore:
     def clear(self) -> None:
         """Remove all rows."""
         for block in self._blocks:
-            if block and isinstance(block.where, Path):
-                remove(block.where)
+            if block and isinstance(block.source, Path):
+                remove(block.source)
         self._blocks, self._tables = [], []

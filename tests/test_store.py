@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from dcclip_cli import store
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.machine import allow_open_files
 from dcclip_cli.store import FeatureStore, MissingRows, Ragged, Values, digests
 
 N = 24
@@ -98,6 +100,9 @@ def test_a_file_that_is_no_block_is_removed_with_a_warning_and_its_rows_are_miss
     of_damage = {"cut": content[:-1], "empty": b"", "another format": other}
     file.write_bytes(of_damage.get(damage, os.urandom(500)))
     said: list[str] = []
+    assert (
+        every_row(FeatureStore(tmp_path)) == [*range(8), *range(16, N)] and file.exists()
+    )  # as in `dcclip run --check`
     kept = FeatureStore(tmp_path, said.append)
     assert every_row(kept) == [*range(8), *range(16, N)] and not file.exists()
     assert len(said) == 1 and said[0].startswith(f"warning: {file} ") and said[0].endswith("rows are computed again")
@@ -107,6 +112,43 @@ def test_a_file_that_is_no_block_is_removed_with_a_warning_and_its_rows_are_miss
 
 
 # ---- disks
+
+
+def test_more_blocks_than_files_may_be_open_are_listed_and_read_and_none_is_deleted(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    keys, rows = digests("", (str(number).encode() for number in range(1500))), np.arange(1500.0)[:, None]
+    kept = FeatureStore(tmp_path)
+    for block in np.arange(1500).reshape(300, 5):
+        kept.write([(keys[block], {"x": rows[block], "tokens": Ragged(rows[block], np.ones(5, np.int64))})])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        again = FeatureStore(tmp_path, pytest.fail)
+        listed = len(os.listdir("/dev/fd"))
+        found = again.read_arrays(["tokens", "x"], keys[::-1])
+        allow_open_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert isinstance(found["tokens"], Ragged) and np.array_equal(found["tokens"].values, rows[::-1])
+    assert np.array_equal(again.read("x", keys[::-1]), rows[::-1])
+    assert len(list(tmp_path.iterdir())) == 300 and listed < 128
+
+
+def test_a_block_that_the_system_cannot_open_is_an_error_and_one_that_is_gone_is_not(tmp_path: Path) -> None:
+    filled(tmp_path, 8)
+    (tmp_path / "0-gone.safetensors").symlink_to(tmp_path / "deleted by another process")
+    kept = FeatureStore(tmp_path)
+    first, last = sorted(file for file in tmp_path.iterdir() if file.is_file())
+    first.rename(tmp_path / "moved")
+    first.mkdir()  # EISDIR in place of EIO, which no test can cause
+    for action in (lambda: kept.read("map", KEYS), lambda: FeatureStore(tmp_path, pytest.fail)):
+        with pytest.raises(DcclipError, match=f"{first.name}: the system cannot open .* Is a directory"):
+            action()
+    last.unlink()
+    assert kept.read("map", KEYS[:0]).size == 0 and first.is_dir()
+    with pytest.raises(MissingRows):
+        kept.read("map", KEYS[8:])
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])

@@ -22,6 +22,7 @@ from dcclip_cli.data.samplers import MixedBatchSampler
 from dcclip_cli.errors import AgainError, DcclipError, Message
 from dcclip_cli.files import read_json, write_json
 from dcclip_cli.machine import (
+    allow_open_files,
     busy_cores,
     cores,
     keep_freed_memory,
@@ -56,6 +57,7 @@ def join_processes(device: str) -> None:
         what = Message("WORLD_SIZE is {}, but there is no {}", count, ", ".join(missing) or Message("such number"))
         raise DcclipError(what, "start several processes with torchrun, or for one: unset WORLD_SIZE")
     set_library_defaults()
+    allow_open_files()  # of the blocks of feature stores, shards and batches
     PartialState(cpu=device == "cpu")
 
 
