@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -38,6 +38,7 @@ _ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "PYTHONWARNINGS": "ignore:resource_tracker",  # of what it removes after a kill
 }
+_SAFE_PATH = {"PYTHONSAFEPATH": "1"}  # multiprocessing starts `python -c`, which imports from the current folder first
 
 _process = 0  # the one that handles signals: neither a worker nor forked a moment ago
 _asked, _asked_at = 0, 0.0
@@ -134,14 +135,23 @@ def preload(imports: Sequence[str]) -> None:
         return
 
     multiprocessing.set_forkserver_preload([__name__, *imports])
-    added = _ENVIRONMENT.keys() - os.environ.keys()
-    os.environ.update((name, _ENVIRONMENT[name]) for name in added)
-    resource_tracker.ensure_running()  # which unblocks signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)  # in workers too, from their first moment on
+    with _environment(_ENVIRONMENT | _SAFE_PATH):
+        resource_tracker.ensure_running()  # which unblocks signals
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)  # in workers too, from their first moment on
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Processes that the block starts have these environment variables, where the user has not set them."""
+    added = settings.keys() - os.environ.keys()
+    os.environ.update((name, settings[name]) for name in added)
     try:
-        forkserver.ensure_running()
+        yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for name in added:
             del os.environ[name]
 
@@ -182,7 +192,8 @@ def calls(
         # Processes that start here do not import the program's script, which then needs no `__main__` guard.
         script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
         try:
-            futures = [pool.submit(function, argument) for argument in arguments]
+            with _environment(_SAFE_PATH):
+                futures = [pool.submit(function, argument) for argument in arguments]
         finally:
             sys.modules["__main__"] = script
         for done in as_completed(futures):

@@ -51,6 +51,18 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def downloaded_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder, with Python files that no process of dcclip may execute."""
+    folder = tmp_path / "下载"
+    folder.mkdir()
+    for name in ("_tools", "dcclip_cli", "numpy", "selectors"):
+        (folder / f"{name}.py").write_text(f"open({str(folder / f'{name} was executed')!r}, 'w')", "utf-8")
+    monkeypatch.chdir(folder)
+    yield folder
+    assert not list(folder.glob("* was executed"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Session fixtures, and processes that they start, leave the user's cache folder as it is, too."""

@@ -157,22 +157,24 @@ def test_an_error_ends_all_workers_at_once(number: int, kind: type[Exception], s
 
 
 SCRIPT = """
-import sys
 from dcclip_cli.processes import calls, preload, process_pool
-from tests.test_processes import surroundings
+from tests.test_processes import surroundings, work
 preload(["colorsys"])
 with process_pool(2) as pool:
     print(*calls(pool, surroundings, ["colorsys"], ""), *calls(pool, surroundings, ["this"], ""))
+with process_pool(1, fresh=True) as pool:
+    [_] = calls(pool, work, [0], "")
 """
 
 
 @pytest.mark.parametrize("arrow", [None, "mimalloc"])
 def test_workers_have_what_was_preloaded_and_other_allocators_but_not_the_script(
-    tmp_path: Path, arrow: str | None
+    tmp_path: Path, arrow: str | None, downloaded_folder: Path
 ) -> None:
-    (tmp_path / "script.py").write_text(SCRIPT)  # without a guard: a worker that imported it would start others
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)  # without a guard: a worker that imported it would start others
     environment = os.environ | ({"ARROW_DEFAULT_MEMORY_POOL": arrow} if arrow else {})
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])
-    made = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    made = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
     allocator = arrow or "system"
     assert made.stdout == f"('{allocator}', '1', True) ('{allocator}', '1', False)\n", made.stderr

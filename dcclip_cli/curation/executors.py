@@ -33,7 +33,7 @@ _SCRIPT = """#!/bin/bash
 {directives}
 set -e
 {setup}
-exec python -m dcclip_cli.curation.executors {step} $(($1 + SLURM_ARRAY_TASK_ID))
+exec python -P -m dcclip_cli.curation.executors {step} $(($1 + SLURM_ARRAY_TASK_ID))
 """
 
 

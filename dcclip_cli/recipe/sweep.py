@@ -210,14 +210,15 @@ def _remove_stages(run: RunDir) -> None:
 
 def _started(run: RecipeRun, place: int) -> subprocess.Popen[bytes]:
     """`dcclip run` of one run, on the GPU number `place` where there are several; it ends when this process does."""
-    command = [sys.executable, "-m", "dcclip_cli", "run", str(run.dir.root / RESOLVED), "--out", str(run.dir.root)]
+    command = [sys.executable, "-P", "-m", "dcclip_cli", "run", str(run.dir.root / RESOLVED)]
     environment = dict(os.environ)
     if gpus := _gpus(run.device):
         environment["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
     with (run.dir.root / _LOG).open("ab") as log:
         return subprocess.Popen(
-            [*command, "--device", run.device], env=environment, stdout=log, stderr=log, preexec_fn=end_with_launcher
-        )
+            [*command, "--out", str(run.dir.root), "--device", run.device],
+            env=environment, stdout=log, stderr=log, preexec_fn=end_with_launcher,
+        )  # fmt: skip
 
 
 def _check_ended(run: RecipeRun, code: int) -> None:

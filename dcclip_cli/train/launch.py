@@ -79,7 +79,7 @@ def launch(arguments: Sequence[str], number: int, progress: Progress) -> None:
                     signals_to_handle="",  # they raise Stopped
                     shutdown_timeout=_ENDS_S,
                 )
-                launch_agent(config, sys.executable, ["-m", "dcclip_cli", *arguments])
+                launch_agent(config, sys.executable, ["-P", "-m", "dcclip_cli", *arguments])
                 return
         except ChildFailedError as failed:
             error = first_error(failed.failures.values(), number)

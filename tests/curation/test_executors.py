@@ -133,7 +133,7 @@ echo "7;cluster"
 
 
 @pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, downloaded_folder: Path) -> Engine:
     tools = tmp_path / "bin"
     tools.mkdir()
     for name, text in {"sbatch": _SBATCH, "squeue": "#!/bin/bash\n"}.items():

@@ -306,6 +306,7 @@ def test_openvino_gives_the_same_results(export_model: Exporting, precision: str
     assert result.parity is not None and result.parity.agreement >= 0.98
 
 
+@pytest.mark.usefixtures("downloaded_folder")
 def test_mnn_rounds_the_image_towers_weights_and_the_embedding_table(
     export_model: Exporting, model_folder: Path
 ) -> None:

@@ -55,9 +55,8 @@ def test_each_run_has_the_weights_of_its_seed_alone_and_a_second_call_runs_nothi
 
 @pytest.mark.any_cpu
 def test_runs_at_a_time_in_their_own_processes_have_the_same_weights(
-    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: dict[str, Any], downloaded_folder: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     only = {name: value for name, value in recipe.items() if name not in ("variants", "eval")}
     results = [dcclip_api.sweep(only, [0, 1], out=f"by-{number}", at_a_time=number) for number in (1, 2)]
     assert weights("by-1/seed-1") == weights("by-2/seed-1")

@@ -23,6 +23,11 @@ from tests.cli.test_console import ending
 from tests.train.jobs import ENVIRONMENT, OPTIONS, Job, assert_close, logged, refused, run, weights
 
 TIMEOUT_S = 150
+OWN_LOSS = """
+from dcclip_cli.train.losses.contrastive import TaskLoss
+class Own(TaskLoss):
+    kind: str
+"""
 
 
 def recipe(job: Job, folder: Path, **options: Any) -> Path:
@@ -35,10 +40,10 @@ def recipe(job: Job, folder: Path, **options: Any) -> Path:
 
 
 def start(file: Path, out: Path, *arguments: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "dcclip_cli", "align", str(file), "--out", str(out), *arguments]
+    command = [sys.executable, "-P", "-m", "dcclip_cli", "align", str(file), "--out", str(out), *arguments]
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        command, env=os.environ | ENVIRONMENT, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        command, env=ENVIRONMENT | os.environ, stdout=pipe, stderr=pipe, text=True, start_new_session=True
     )
 
 
@@ -70,11 +75,14 @@ def test_two_processes_that_are_stopped_go_on_to_the_weights_of_one_that_is_not(
 
 @pytest.mark.timeout(2 * TIMEOUT_S)
 def test_an_error_in_one_process_ends_all_with_one_error_and_one_hint(
-    aligning: Job, tmp_path: Path, pairs: list[Pair]
+    aligning: Job, tmp_path: Path, pairs: list[Pair], downloaded_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (downloaded_folder / "parts").mkdir()
+    (downloaded_folder / "parts/own.py").write_text(OWN_LOSS)
+    monkeypatch.setenv("PYTHONPATH", f"{ENVIRONMENT['PYTHONPATH']}:parts")
     bad = pairs[-1]
     write_parquet(tmp_path / "坏.parquet", [*pairs[:-1], replace(bad, image=bad.image[:40])])
-    file = recipe(aligning | {"data": str(tmp_path / "坏.parquet")}, tmp_path, steps=20)
+    file = recipe(aligning | {"data": str(tmp_path / "坏.parquet")}, tmp_path, steps=20, losses=[{"kind": "own:Own"}])
     with start(file, tmp_path / "out", "-q", "--processes", "2") as process:
         printed, said = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 1 and not printed

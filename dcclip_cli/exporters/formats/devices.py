@@ -153,7 +153,7 @@ class Mnn(Format):
             arguments = ["-f", "ONNX", "--modelFile", str(taken), "--MNNModel", str(folder / file)]
             if precision == "int8" and name == IMAGE:
                 arguments += ["--weightQuantBits", "8"]
-            command = [sys.executable, "-c", convert, *arguments, "--bizCode", "dcclip"]
+            command = [sys.executable, "-P", "-c", convert, *arguments, "--bizCode", "dcclip"]
             done = subprocess.run(command, capture_output=True, text=True)
             if not (folder / file).is_file():
                 reason = (done.stdout + done.stderr).strip().splitlines()[-1:] or ["no reason given"]
