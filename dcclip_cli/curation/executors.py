@@ -13,7 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, chdir, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -189,7 +189,10 @@ class Engine:
 
         if not ray.is_initialized():
             local_cores = None if os.environ.get("RAY_ADDRESS") else self.workers
-            ray.init(num_cpus=local_cores, log_to_driver=False, logging_level=logging.ERROR)
+            if paths := os.environ.get("PYTHONPATH"):
+                os.environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, paths.split(os.pathsep)))
+            with chdir(sys.prefix):  # Ray's workers import from the current folder first
+                ray.init(num_cpus=local_cores, log_to_driver=False, logging_level=logging.ERROR)
         remote, shared = ray.remote(lambda step, task: step.run(task)), ray.put(step)
         running: dict[Any, int] = {}
         waiting = list(reversed(pending))

@@ -197,7 +197,8 @@ def test_ray_runs_as_many_tasks_at_a_time_as_asked_for_and_goes_on_after_a_faile
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray itself is replaced: a task runs when its result is waited for."""
-    most, started = 0, []
+    most, started, folders = 0, [], list[tuple[str, str]]()
+    monkeypatch.setenv("PYTHONPATH", "own")
 
     class RayError(Exception): ...
 
@@ -217,7 +218,8 @@ def test_ray_runs_as_many_tasks_at_a_time_as_asked_for_and_goes_on_after_a_faile
             raise RayError(str(error)) from error
 
     ray = SimpleNamespace(
-        is_initialized=lambda: True,
+        is_initialized=lambda: bool(folders),
+        init=lambda **_: folders.append((os.getcwd(), os.environ["PYTHONPATH"])),
         remote=lambda function: SimpleNamespace(remote=submit),
         put=lambda step: step,
         wait=wait,
@@ -228,7 +230,7 @@ def test_ray_runs_as_many_tasks_at_a_time_as_asked_for_and_goes_on_after_a_faile
     logs = folder.parent / "logs"
     with pytest.raises(DcclipError, match="1 of 4 tasks failed, the first is 1"):
         Engine("ray", 2).run(Touch(folder, 4, bad=1), logs)
-    assert (started, most) == ([0, 1, 2, 3], 2)
+    assert (started, most, folders) == ([0, 1, 2, 3], 2, [(sys.prefix, os.path.abspath("own"))])
     assert "the model 猫 is missing" in (logs / "000001.log").read_text("utf-8")
     Engine("ray").run(Touch(folder, 4), logs)
     check_all_done_once(folder, 4)
