@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.hub_models import open_clip_config
-from dcclip_cli.model.towers import OpenClipTowers
+from dcclip_cli.model.towers import OpenClipTowers, evaluating
 from dcclip_cli.model.weights import CONFIG, require_file
 
 if TYPE_CHECKING:
@@ -162,10 +162,9 @@ def copy_image_tower(model: Any, teacher: OpenClipTowers) -> None:
     side = model.visual.image_size
     height, width = side if isinstance(side, tuple | list) else (side, side)
     pixels = torch.linspace(-1, 1, 3 * height * width, device=source.logit_scale.device).view(1, 3, height, width)
-    training = model.training
-    own = model.eval().visual(pixels.cpu())
-    model.train(training)
-    if not torch.allclose(own, source.visual(pixels).cpu(), rtol=1e-3, atol=1e-4):
+    with evaluating(model):
+        copied = model.visual(pixels.cpu())
+    if not torch.allclose(copied, source.visual(pixels).cpu(), rtol=1e-3, atol=1e-4):
         what = Message(
             "{}: its image tower does not compute the same when it is built from its configuration", teacher.name
         )

@@ -77,6 +77,19 @@ class TextFeatures:
     mask: Tensor
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model is in eval mode and computes no gradients while the block runs; then its modules have their modes."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:  # model.train() would set those of frozen modules as well
+            module.training = True
+
+
 class Towers(nn.Module, ABC):
     """An image tower and a text tower with a shared embedding space, and their preprocessing."""
 

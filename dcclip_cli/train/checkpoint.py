@@ -35,7 +35,8 @@ class TrainState(BaseModel):
     """The progress of a run, without its tensors.
 
     `validation_due`: the run ended in the validation after `step`. `best_step` and `best_metrics` are those of the best
-    weights by validation, 0 and empty before the first one. `scaler` is the state of the fp16 gradient scaler.
+    weights by validation, 0 and empty before the first one. `frozen` is TrainingTask.frozen_digest() at the first step,
+    empty if an older version saved the state. `scaler` is the state of the fp16 gradient scaler.
     """
 
     model_config = ConfigDict(strict=True)
@@ -46,6 +47,7 @@ class TrainState(BaseModel):
     best_step: int = Field(0, ge=0)
     best_metrics: dict[str, float] = {}
     validation_due: bool = False
+    frozen: str = ""
     scaler: dict[str, Any] | None = None
 
 

@@ -103,7 +103,10 @@ class _Average(AveragedModel):
             by_type.setdefault(mine.dtype, []).append((mine.detach(), theirs.detach()))
         for pairs in by_type.values():
             averages, values = zip(*pairs, strict=True)
-            self._average(averages, values, self.n_averaged)
+            if averages[0].is_floating_point():
+                self._average(averages, values, self.n_averaged)
+            else:  # a count: the average of equal ones is rounded to one less by some decays
+                torch._foreach_copy_(averages, values)
         self.n_averaged += 1
 
 

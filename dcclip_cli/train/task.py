@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Self
 
 import torch
@@ -84,6 +86,15 @@ class TrainingTask(nn.Module):
         with torch.no_grad():  # so that the saved temperature is the one that the last steps used
             self.student.model.logit_scale.clamp_(max=math.log(self.max_logit_scale))
         return self
+
+    def frozen_digest(self) -> str:
+        """A SHA-256 over what training leaves unchanged: frozen parameters, and buffers of modules in eval mode."""
+        parameters = (parameter for parameter in self.parameters() if not parameter.requires_grad)
+        buffers = (buffer for module in self.modules() if not module.training for buffer in module.buffers(False))
+        digest = hashlib.sha256()
+        for tensor in chain(parameters, buffers):
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def begin_step(self, progress: float) -> None:
         """Set the fraction of the run, in 0..1, that is over: scheduled weights depend on it."""

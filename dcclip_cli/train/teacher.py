@@ -31,7 +31,7 @@ from dcclip_cli.machine import cpu_name
 from dcclip_cli.model.precision import Choice, check_logits, finite
 from dcclip_cli.model.reference import downloaded
 from dcclip_cli.model.teachers import TREATMENT, OpenClipTeacher, Teacher
-from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Tokens, Towers
+from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Tokens, Towers, evaluating
 from dcclip_cli.model.weights import find_file
 from dcclip_cli.progress import Progress
 from dcclip_cli.train.losses.base import Outputs, Widths
@@ -88,14 +88,9 @@ def _blank_probe(towers: Towers, layers: tuple[int, ...]) -> tuple[ImageFeatures
 
 def _features(towers: Towers, layers: Sequence[int]) -> tuple[ImageFeatures, TextFeatures]:
     device = next(towers.parameters()).device
-    training = towers.training
-    towers.eval()
     pixels = torch.from_numpy(towers.preprocess(Image.new("RGB", (64, 64), "white"))[None]).to(device)
-    with torch.no_grad():
-        image = towers.image_features(pixels, layers)
-        text = towers.text_features(towers.tokenize(["猫 cat"]).to(device))
-    towers.train(training)
-    return image, text
+    with evaluating(towers):
+        return towers.image_features(pixels, layers), towers.text_features(towers.tokenize(["猫 cat"]).to(device))
 
 
 # ---- loading

@@ -112,6 +112,7 @@ class Trainer:
         self.restore()
         name, progress, began = self.info.name, self.info.progress, time.monotonic()
         self.task.train()
+        self.state.frozen = self.state.frozen or self.task.frozen_digest()
         with handled(), noted(), progress.task(name, self.total_steps, self.state.step) as shown:
             try:
                 self._train(shown)
@@ -122,6 +123,8 @@ class Trainer:
                 self._log.close()
             self.seconds = time.monotonic() - began
             self._take_final_weights()
+            if self.task.frozen_digest() != self.state.frozen:
+                raise RuntimeError(f"a bug: {name} changed weights or statistics that are frozen; no model is saved")
             self.task.eval().to("cpu")
             finish(self.metrics)
         return self.metrics

@@ -16,7 +16,7 @@ from dcclip_cli.data.pair import LANGUAGES, Language, PairDataset
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import metrics
 from dcclip_cli.model.precision import finite
-from dcclip_cli.model.towers import OpenClipTowers
+from dcclip_cli.model.towers import OpenClipTowers, evaluating
 
 _ROWS = 64  # images or texts at once
 
@@ -33,9 +33,8 @@ class Validation:
 
     def __call__(self, towers: OpenClipTowers) -> dict[str, float]:
         """`top1_zh` and `top1_en`, in 0..1. The towers stay unchanged."""
-        training, right = towers.training, dict.fromkeys(self.languages, 0)
-        towers.eval()
-        with torch.no_grad():
+        right = dict.fromkeys(self.languages, 0)
+        with evaluating(towers):
             texts = {language: self._texts(towers, language) for language in self.languages}
             for rows in _chunks(len(self.dataset)):
                 images = self._images(towers, rows)
@@ -43,7 +42,6 @@ class Validation:
                     named = labels[rows] >= 0
                     ranks = metrics.ranks(images[named] @ embeddings.T, labels[rows][named])
                     right[language] += int((ranks == 0).sum())
-        towers.train(training)
         return {f"top1_{one}": right[one] / int((labels >= 0).sum()) for one, (_, labels) in texts.items()}
 
     def _images(self, towers: OpenClipTowers, rows: range) -> np.ndarray:

@@ -61,20 +61,7 @@ def test_the_temperature_learns_and_stays_below_its_limit(aligning: Job) -> None
     assert load_model(limited.model).logit_scale == pytest.approx(limited.metrics["logit_scale"], abs=1e-5)
 
 
-@pytest.mark.parametrize("lock", ["image", "text"])
-def test_a_locked_tower_keeps_every_number_and_the_other_one_learns(aligning: Job, lock: str) -> None:
-    aligning["options"] |= {"lock": lock, "steps": 3}
-    before, after = weights(Path(aligning["options"]["start"])), weights(run(aligning))
-    prefix = {"image": "visual.", "text": "text."}[lock]
-    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
-    assert changed == {name for name in after if not name.startswith(prefix)}
-
-
-def test_frozen_batch_norms_keep_their_statistics_and_half_stores_fp16(aligning: Job) -> None:
-    aligning["options"] |= {"freeze_batch_norms": True}
-    before, after = weights(Path(aligning["options"]["start"])), weights(run(aligning))
-    assert all(torch.equal(value, before[name]) for name, value in after.items() if "running" in name)
-    assert any(not torch.equal(value, before[name]) for name, value in after.items())
+def test_half_stores_fp16(aligning: Job) -> None:
     half = run(elsewhere(aligning, "half", {"half": True, "steps": 1}))
     assert {value.dtype for value in weights(half).values()} <= {torch.float16, torch.int64}
 

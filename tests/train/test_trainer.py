@@ -306,6 +306,19 @@ def test_a_validation_that_a_signal_interrupts_is_done_first_when_training_resum
     assert [line["step"] for line in logged(tmp_path) if "top1" in line] == [2, 4, 5]
 
 
+def test_a_frozen_weight_that_changes_is_a_bug_and_no_model_is_saved(train: Train) -> None:
+    task, saved = Pulled(), list[float]()
+    task.bias.requires_grad_(False)
+
+    def validate() -> dict[str, float]:
+        task.bias.data += 1
+        return {"top1": 0.5}
+
+    with pytest.raises(RuntimeError, match="toy changed weights or statistics that are frozen"):
+        train(task, validate=validate, validate_every_steps=4, finish=lambda metrics: saved.append(metrics["loss"]))
+    assert not saved
+
+
 class NowAndThen(Pulled):
     """Its loss is not finite in the steps `bad`; a batch norm's statistics would spoil with it."""
 
