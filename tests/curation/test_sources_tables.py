@@ -2,6 +2,7 @@
 
 import base64
 import datetime
+import json
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def test_the_first_of_bytes_and_url_that_a_row_has_is_taken(tmp_path: Path) -> N
     [
         ("file\tzh", {}, r"pairs.tsv:1: no column image or base64 or url \(found: file, zh\)"),
         ("image\ttitle", {}, r"pairs.tsv:1: no column zh or en or caption \(found: image, title\)"),
-        ("image\ten", {"zh": "标题"}, r"pairs.tsv:1: no column 标题 \(found: image, en\)"),
+        ("image\ten", {"zh": ("标题", "en")}, r"pairs.tsv:1: no column 标题 \(found: image, en\)"),
         ("image\ten", {"where": {"LANGUAGE": "zh"}}, r"pairs.tsv:1: no column LANGUAGE"),
     ],
 )
@@ -62,6 +63,26 @@ def test_a_missing_column_is_named_with_those_found(
 ) -> None:
     with pytest.raises(DcclipError, match=sentence):
         TableSource(path=table(tmp_path, f"{header}\n"), **named).slices(10)
+
+
+@pytest.mark.parametrize("named", [{}, {"base64": "bytes", "zh": ("标题", "ZH"), "en": ("title", "EN")}])
+def test_a_column_of_json_lines_may_begin_on_any_line(tmp_path: Path, named: dict[str, Any]) -> None:
+    image, zh, en = ("bytes", "标题", "title") if named else ("base64", "zh", "en")
+    first = [{image: BASE64, en: "a cat", "zhe": 1}] * 120
+    rows = [*first, {image: BASE64, zh: "一只猫", en: "a cat"}, {image: BASE64, "ZH": "狗"}, {"EN": "x", image: BASE64}]
+    path = table(tmp_path, "".join(f"{json.dumps(row)}\n" for row in rows), "two.jsonl")
+    source = TableSource(path=path, **named)
+    pairs = [candidate.pair for part in source.slices(60) for candidate in source.read(part.part)]
+    assert [(pair.zh, pair.en) for pair in pairs[119:]] == [
+        ((), ("a cat",)),
+        (("一只猫",), ("a cat",)),
+        (("狗",), ()),
+        ((), ("x",)),
+    ]
+    assert {pair.image for pair in pairs} == {PIXEL} and pairs[0].meta == {"zhe": 1}
+    for missing in ({"zh": "名称"}, {"where": {"LANGUAGE": "zh"}}):
+        with pytest.raises(DcclipError, match=r"two.jsonl:1: no column (名称|LANGUAGE) "):
+            TableSource(path=path, **named | missing).slices(10)
 
 
 def test_a_file_of_another_kind_is_answered_with_the_kinds_there_are(tmp_path: Path) -> None:

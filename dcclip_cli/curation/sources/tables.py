@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 
@@ -41,7 +41,6 @@ Names = str | tuple[str, ...]
 _IMAGES = ("image", "base64", "url")  # the first that a row has is used
 _MAX_ROW_WITH_IMAGE = reading.MAX_IMAGE_BYTES * 4 // 3 + reading.MAX_TEXT_BYTES  # base64 takes four bytes for three
 ROWS_AT_A_TIME = 16  # of Parquet and Arrow in memory: each may contain an image of reading.MAX_IMAGE_BYTES
-_HEADER_ROWS = 100  # of JSON reading.lines, whose keys are the columns
 _MAX_ROWS_PER_BYTE = 10  # of Parquet: an image and a caption take more than a byte, however well compressed
 
 Cells = dict[str, Any] | Drop  # a row by its columns, or why it cannot be read
@@ -67,23 +66,38 @@ class ColumnOptions(SourceOptions):
     where: dict[str, Names] = Field({}, description="Read only rows whose column has this value, or one of these")
     allow_outside: bool = Field(False, description="Allow image paths outside the source's folder")
 
-    def roles(self, found: Sequence[str], place: str) -> Roles:
-        """The roles of the columns `found`. Raises DcclipError if one is missing, or none has images or captions."""
-        own = {name.lower(): name for name in reversed(found)}
-        images = self._named(_IMAGES) or [(kind, own[kind]) for kind in _IMAGES if kind in own]
-        captions: list[Any] = self._named(TOLD) or [(told, own[told]) for told in TOLD if told in own]
-        missing = [column for column in (*dict([*images, *captions]).values(), *self.where) if column not in found]
-        if missing := missing or [*(() if images else _IMAGES)] or [*(() if captions else TOLD)]:
-            hint = Message("name the columns in the recipe, like: {{kind: table, path: ..., url: URL, caption: TEXT}}")
-            raise DcclipError("{}: no column {} (found: {})", hint, place, " or ".join(missing), ", ".join(found)[:300])
+    def roles(self, columns: Iterable[str]) -> Roles:
+        """The columns with images and captions: those named in the recipe, else those of `columns` with such names."""
+        by_field = {name.lower(): name for name in reversed(list(columns))}
+        images = self._named(_IMAGES) or [(kind, by_field[kind]) for kind in _IMAGES if kind in by_field]
+        captions: list[Any] = self._named(TOLD) or [(told, by_field[told]) for told in TOLD if told in by_field]
         return Roles(images, captions)
+
+    def check_columns(self, headers: Iterable[Iterable[str]], place: str) -> None:
+        """Raise DcclipError if a column is in none of the `headers`, or none of them has images or captions.
+
+        Nothing is raised for a file without any. Headers are looked at until all columns have occurred.
+        """
+        columns, missing = dict[str, None](), list[str]()
+        for header in headers:
+            columns |= dict.fromkeys(header)
+            images, captions = self.roles(columns)
+            named = [*(column for _, column in (*images, *captions)), *self.where]
+            missing = [column for column in named if column not in columns]
+            missing = missing or [*(() if images else _IMAGES)] or [*(() if captions else TOLD)]
+            if not missing:
+                return
+        if missing:
+            hint = Message("name the columns in the recipe, like: {{kind: table, path: ..., url: URL, caption: TEXT}}")
+            what = Message("{}: no column {} (found: {})", place, " or ".join(missing), ", ".join(columns)[:300])
+            raise DcclipError(what, hint)
 
     def _named(self, fields: Sequence[str]) -> list[tuple[str, str]]:
         return [(field, column) for field in fields for column in _many(getattr(self, field))]
 
-    def candidates(self, rows: Iterable[tuple[str, Cells]], roles: Roles, folder: Folder) -> Iterator[Candidate]:
+    def candidates(self, rows: Iterable[tuple[str, Cells, Roles]], folder: Folder) -> Iterator[Candidate]:
         """The rows that `where` selects, by their keys, as candidates; images are read from `folder`."""
-        for key, row in rows:
+        for key, row, roles in rows:
             if isinstance(row, Drop):
                 yield Candidate(Pair(key, b""), row)
             elif all(str(row.get(column)) in _many(values) for column, values in self.where.items()):
@@ -117,7 +131,8 @@ class ColumnOptions(SourceOptions):
                 return Candidate(replace(pair, image=_image(cell, folder)))
         if url:
             return Candidate(pair, url=url)
-        raise Fault("image-missing", f"nothing in column {' or '.join(column for _, column in roles.images)}")
+        columns = [column for _, column in roles.images] or _IMAGES
+        raise Fault("image-missing", f"nothing in column {' or '.join(columns)}")
 
 
 def _many(names: Names | None) -> tuple[str, ...]:
@@ -156,33 +171,34 @@ class TableSource(ColumnOptions):
 
     def slices(self, size: int) -> list[Slice]:
         """Slices of about `size` rows. Raises DcclipError where a column is missing."""
-        return [
-            Slice({"file": str(file), **part.part}, part.about)
-            for file in files_of(self.path, _SUFFIXES)
-            for part in self._open(file, self._roles(file)).slices(size)
-        ]
+        found: list[Slice] = []
+        for file in files_of(self.path, _SUFFIXES):
+            table = self._open(file)
+            self.check_columns(table.headers(), str(file) if isinstance(table, ParquetTable) else f"{file}:1")
+            found += [Slice({"file": str(file), **part.part}, part.about) for part in table.slices(size)]
+        return found
 
     def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
         """Candidates with their own key, or else their line number, in Parquet their row number, counted from 1."""
         file = Path(part["file"])
-        prefix, roles = key_prefix(self.path, file), self._roles(file)
-        rows = (_as_written(number, row) for number, row in self._open(file, roles).rows(part))
-        rows = ((f"{prefix}{key}", row) for key, row in rows)
-        return self.candidates(rows, roles, Folder(self.images or file.parent, self.allow_outside))
+        prefix = key_prefix(self.path, file)
+        rows = ((self.roles(_names(row)), *_as_written(number, row)) for number, row in self._open(file).rows(part))
+        keyed = ((f"{prefix}{key}", cells, roles) for roles, key, cells in rows)
+        return self.candidates(keyed, Folder(self.images or file.parent, self.allow_outside))
 
-    def _open(self, file: Path, roles: Roles | None) -> TextTable | ParquetTable:
+    def _open(self, file: Path) -> TextTable | ParquetTable:
         if file.suffix.lower() not in _SUFFIXES:
             raise DcclipError("{} is not a table", "supported suffixes: {}", file, ", ".join(_SUFFIXES))
         if file.suffix.lower() == ".parquet":
             return ParquetTable(file)
-        in_rows = roles is None or any(kind == "base64" for kind, _ in roles.images)
-        return TextTable(file, self.header, _MAX_ROW_WITH_IMAGE if in_rows else reading.MAX_TEXT_BYTES)
+        table = TextTable(file, self.header, _MAX_ROW_WITH_IMAGE)
+        # A later line of JSON may be the first with base64.
+        kinds = [kind for kind, _ in self.roles(_IMAGES if table.is_json else next(table.headers(), ())).images]
+        return table if "base64" in kinds else TextTable(file, self.header, reading.MAX_TEXT_BYTES)
 
-    def _roles(self, file: Path) -> Roles:
-        columns = self._open(file, None).columns()
-        if not columns:  # an empty or unreadable file
-            return Roles([], [])
-        return self.roles(columns, str(file) if file.suffix.lower() == ".parquet" else f"{file}:1")
+
+def _names(row: Cells) -> Iterable[str]:
+    return () if isinstance(row, Drop) else row
 
 
 def _as_written(number: str, row: Cells) -> tuple[str, Cells]:
@@ -213,7 +229,7 @@ class HubSource(ColumnOptions):
     def slices(self, size: int) -> list[Slice]:
         """Slices of `size` rows. Raises DcclipError where the data set, the split or a column is missing."""
         data = self._open()
-        self.roles(data.column_names, self.path)
+        self.check_columns([data.column_names], self.path)
         return index_slices(data.num_rows, size)
 
     def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
@@ -221,10 +237,11 @@ class HubSource(ColumnOptions):
         from datasets import config
 
         data = self._open()
+        roles = self.roles(data.column_names)
         rows = _dataset_rows(data.with_format("arrow"), part["first"], part["last"])
         # Image paths may lead into a local data set's own folder, or into the cache of `datasets`.
         folder = Path(self.path) if os.path.isdir(self.path) else Path(config.HF_DATASETS_CACHE)
-        return self.candidates(rows, self.roles(data.column_names, self.path), Folder(folder, self.allow_outside))
+        return self.candidates(((key, row, roles) for key, row in rows), Folder(folder, self.allow_outside))
 
     def _open(self) -> Dataset:
         return load_hub(self.path, self.config, self.split, self.revision)
@@ -257,23 +274,24 @@ class TextTable:
     def __init__(self, path: Path, header: tuple[str, ...], limit: int) -> None:
         self.path, self.header, self.limit = path, header, limit
         suffix = path.suffix.lower()
-        self._csv, self._json = suffix == ".csv", suffix in (".jsonl", ".ndjson")
+        self._csv, self.is_json = suffix == ".csv", suffix in (".jsonl", ".ndjson")
         self._read = reading.records if self._csv else reading.lines
         csv.field_size_limit(max(csv.field_size_limit(), limit))
 
-    def columns(self) -> list[str]:
-        """The names of the columns; empty if the file is empty."""
+    def headers(self) -> Iterator[list[str]]:
+        """The names of the columns, of JSON those of each line; nothing if the file is empty."""
         with self.path.open("rb") as stream:
-            if self._json:
-                rows = [
-                    self._cells(row.content or b"", []) for row in islice(self._read(stream, self.limit), _HEADER_ROWS)
-                ]
-                return list(dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row))
+            if self.is_json:
+                rows = (self._cells(row.content or b"", []) for row in self._read(stream, self.limit))
+                yield from (list(row) for row in rows if isinstance(row, dict))
+                return
             first = self._first(stream)
         try:
-            return [name.strip() for name in self._split(first)] if first else list(self.header)
+            names = [name.strip() for name in self._split(first)] if first else list(self.header)
         except csv.Error as error:
             raise DcclipError("{}:1: the header is not CSV: {}", "fix its quotes", self.path, error) from None
+        if names:
+            yield names
 
     def slices(self, size: int) -> Iterator[Slice]:
         """Slices of `size` rows."""
@@ -283,7 +301,7 @@ class TextTable:
 
     def rows(self, part: Mapping[str, Any]) -> Iterator[tuple[str, Cells]]:
         """The rows of one slice, each with its line number, counted from 1."""
-        columns = self.columns()
+        columns = [] if self.is_json else next(self.headers(), [])
         with self.path.open("rb") as stream:
             stream.seek(part["start"])
             for row in self._read(stream, self.limit, part["number"]):
@@ -296,7 +314,7 @@ class TextTable:
 
     def _first(self, stream: BinaryIO) -> str:
         """The header line, with which `stream` begins; "" where there is none."""
-        if self._json or self.header:
+        if self.is_json or self.header:
             return ""
         try:
             return stream.readline(self.limit).decode("utf-8-sig")
@@ -310,7 +328,7 @@ class TextTable:
     def _cells(self, content: bytes, columns: list[str]) -> Cells:
         try:
             text = content.decode("utf-8-sig")  # any line may begin with a BOM, as files are concatenated
-            if self._json:
+            if self.is_json:
                 row = json.loads(text)
                 return row if isinstance(row, dict) else Drop("row-not-json", "not a JSON object")
             cells = self._split(text)
@@ -331,10 +349,10 @@ class ParquetTable:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def columns(self) -> list[str]:
-        """The names of the columns; empty if the file cannot be read."""
-        file = self._open()
-        return [] if isinstance(file, Drop) else list(file.schema_arrow.names)
+    def headers(self) -> Iterator[list[str]]:
+        """The names of the columns; nothing if the file cannot be read."""
+        if not isinstance(file := self._open(), Drop):
+            yield list(file.schema_arrow.names)
 
     def slices(self, size: int) -> list[Slice]:
         """Slices of `size` rows; an unreadable file is a slice with one fault."""
