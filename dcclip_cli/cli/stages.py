@@ -114,6 +114,10 @@ def collect(
         preload(IMPORTS)
     loaded = flags.open_recipe(recipe, sets, "collect")
     if check:
+        from dcclip_cli.curation.executors import Engine
+
+        assert loaded.recipe.collect is not None
+        Engine(engine, workers, loaded.recipe.collect.cluster).check()
         flags.show_checked(loaded, ["collect"], out=out, fresh=fresh)
         return _show_plan(loaded)
 

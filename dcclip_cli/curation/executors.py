@@ -141,6 +141,16 @@ class Engine:
     workers: int | None = None
     cluster: ClusterOptions = field(default_factory=ClusterOptions)
 
+    def check(self) -> None:
+        """Raise DcclipError or ImportError where this engine cannot run here."""
+        if self.name == "ray":
+            import ray  # noqa: F401
+        if self.name == "slurm" and self.cluster.slurm is None:
+            hint = Message("give it with: --set collect.cluster.slurm.partition=NAME")
+            raise DcclipError("--engine slurm needs a partition", hint)
+        if self.name == "slurm" and shutil.which("sbatch") is None:
+            raise DcclipError("--engine slurm: there is no sbatch here", "run the command on a Slurm login node")
+
     def started(self, tasks: int) -> AbstractContextManager[ProcessPoolExecutor | None]:
         """Worker processes for all steps of up to so many tasks each, if that takes any."""
         number = min(tasks, self.workers or cores())
@@ -161,6 +171,7 @@ class Engine:
         pending = [task for task in range(step.tasks) if not step.done(task)]
         if not pending:
             return
+        self.check()
         if self.name == "local":
             ended = self._on_this_machine(step, pending, workers)
         else:
@@ -225,11 +236,7 @@ class Engine:
     def _submit(self, step: Step, pending: Sequence[int], logs: Path, last: Path) -> None:
         """Submit arrays that start one after the other; `last` gets the number of the last one's job."""
         options = self.cluster.slurm
-        if options is None:
-            hint = Message("give it with: --set collect.cluster.slurm.partition=NAME")
-            raise DcclipError("--engine slurm needs a partition", hint)
-        if shutil.which("sbatch") is None:
-            raise DcclipError("--engine slurm: there is no sbatch here", "run the command on a Slurm login node")
+        assert options is not None  # `check`
         logs.mkdir(parents=True, exist_ok=True)
         pickled, script = logs.absolute() / "step.pickle", logs / "job.sh"
         pickled.write_bytes(pickle.dumps((step, pending)))

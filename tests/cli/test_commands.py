@@ -58,6 +58,15 @@ def test_check_prints_what_would_be_read_and_what_is_ready_and_does_nothing(tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("engine", "needs"), [("slurm", "a partition"), ("ray", "the package ray")])
+def test_check_refuses_an_engine_that_cannot_run_here(tmp_path: Path, engine: str, needs: str) -> None:
+    """No environment for tests has Ray."""
+    recipe = RECIPES / "collect-sample.yaml"
+    for check in ([], ["--check"]):
+        refused = dcclip("collect", recipe, "--engine", engine, "--out", tmp_path / "out", *check)
+        assert refused.exit_code == 1 and needs in refused.stderr and "ready" not in refused.stdout
+
+
 def test_check_names_every_file_that_is_missing(tmp_path: Path) -> None:
     Path("r.yaml").write_text("name: x\ndata: {train: ./无.parquet}\nalign: {steps: 1, start: ./model}\n", "utf-8")
     result = dcclip("align", "r.yaml", "--check", "--device", "cpu")
