@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from dcclip_cli.curation import IMPORTS
 from dcclip_cli.curation.options import ClusterOptions, CollectOptions
-from dcclip_cli.curation.sources.base import Candidate
+from dcclip_cli.curation.sources.base import NAMES_CLASS, Candidate
 from dcclip_cli.curation.work import PAIRS, SCORES, WorkFolder, key_of, whole_folder
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import cores
@@ -88,9 +88,14 @@ class ReadStep(_CollectStep):
             pair = candidate.pair
             known = {"source": source.label, "origin": pair.key, "license": source.license, "url": candidate.url}
             # The pair's own metadata takes precedence over the source's, except for nulls.
-            meta = {name: value for name, value in known.items() if value}
+            meta: dict[str, Any] = {name: value for name, value in known.items() if value}
             meta |= {name: value for name, value in pair.meta.items() if value is not None}
-            yield replace(candidate, pair=replace(pair, key=key_of(task, index), meta=meta))
+            # The metadata keeps this, so that a collection of this output does not filter class names either.
+            names_class = candidate.names_class or meta.get(NAMES_CLASS) is True
+            if names_class:
+                meta[NAMES_CLASS] = True
+            pair = replace(pair, key=key_of(task, index), meta=meta)
+            yield replace(candidate, pair=pair, names_class=names_class)
 
 
 class ScoreStep(_CollectStep):
