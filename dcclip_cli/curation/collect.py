@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.checksums import FORMAT, check_format
+from dcclip_cli.curation.dedup.dedup import COMPARED
 from dcclip_cli.curation.filters.image import decode_image
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.curation.report import explain, write_report
@@ -112,6 +113,8 @@ def _collect(
     about = {"fingerprint": fingerprint(options, assignments), "slices": len(assignments)}
     work.begin(about, assignments, progress)
     manifest = _run_steps(options, work, [one.about for one in assignments], progress, engine)
+    for compared in manifest.get("compared", ()):
+        progress.say(Message("{path}: {images:,} images are compared, {unreadable:,} cannot be read", **compared))
     if not manifest["pairs"]["kept"]:
         raise _nothing_kept(manifest["pairs"]["read"], Counter(manifest["pairs"]["dropped"]), work.out / DROPPED)
     clear(out)
@@ -219,6 +222,7 @@ def _finish(options: CollectOptions, work: WorkFolder, slices: int) -> dict[str,
         "format": FORMAT,
         **statistics,
         "shards": [shard for shard in shards if shard["pairs"]],
+        **({"compared": compared} if (compared := _json(work.deduped / COMPARED)) else {}),
         "options": decisive(options),
         "versions": versions(LIBRARIES),
     }
@@ -229,5 +233,5 @@ def _finish(options: CollectOptions, work: WorkFolder, slices: int) -> dict[str,
     return manifest
 
 
-def _json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_bytes()))
+def _json(path: Path) -> Any:
+    return json.loads(path.read_bytes())

@@ -10,7 +10,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import Mock
 
 import pyarrow.parquet as pq
@@ -19,10 +19,13 @@ import yaml
 
 from dcclip_cli.curation import slices
 from dcclip_cli.curation.collect import collect
+from dcclip_cli.curation.dedup.dedup import Decontaminate
 from dcclip_cli.curation.executors import Engine
 from dcclip_cli.curation.options import CollectOptions, OutputOptions
 from dcclip_cli.curation.scores.scorers import Agreement
 from dcclip_cli.curation.shards import DroppedTable, join_dropped, write_shard
+from dcclip_cli.curation.sources.captions import ClassFoldersSource
+from dcclip_cli.curation.sources.sidecar import TarsSource
 from dcclip_cli.curation.sources.tables import TableSource
 from dcclip_cli.curation.work import WorkFolder, whole_folder
 from dcclip_cli.data.dataset import open_pairs, write_parquet
@@ -30,9 +33,9 @@ from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.reading import Drop
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import lock
-from dcclip_cli.progress import Silent
+from dcclip_cli.progress import Lines, Silent
 from dcclip_cli.recipe.yaml import anchored
-from tests.curation.conftest import MakeImage
+from tests.curation.conftest import MakeImage, make_picture
 from tests.damage import Said, damage
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "collect-sample.yaml"
@@ -234,6 +237,45 @@ def test_a_pair_remembers_its_source_its_place_there_and_its_license(tmp_path: P
     cat, dog = open_pairs(tmp_path / "out")
     assert cat.meta == {"source": "old", "origin": "a", "license": "MIT"}
     assert dog.meta == {"source": "dogs.tsv", "origin": "2", "license": "CC0-1.0", "image": "dog.png"}
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_class_folders_collected_again_lose_no_caption(tmp_path: Path, kind: Literal["tar", "parquet"]) -> None:
+    for name in ("Il-76", "猫"):
+        (tmp_path / "folders" / name).mkdir(parents=True)
+        for number in range(3):
+            (tmp_path / "folders" / name / f"{number}.png").write_bytes(make_picture(f"{name}{number}"))
+    (tmp_path / "folders" / "classes.yaml").write_text(
+        "Il-76: {en: Il-76, zh: 伊尔-76}\n猫: {en: cat, zh: 猫}\n", "utf-8"
+    )
+    sources: list[Any] = [ClassFoldersSource(path=tmp_path / "folders")]
+    outs = [tmp_path / "once", tmp_path / "twice"]
+    for out in outs:
+        collect(CollectOptions(sources=tuple(sources), output=OutputOptions(shards=kind)), out, engine=ONE)
+        sources = [TarsSource(path=out) if kind == "tar" else TableSource(path=out / "000000.parquet")]
+    once, twice = ([(pair.image, pair.zh, pair.en) for pair in open_pairs(out)] for out in outs)
+    assert len(once) == 6 and once == twice
+    assert all(pair.meta["names_class"] is True for pair in open_pairs(outs[1]))
+
+
+def test_the_manifest_and_the_terminal_say_how_many_evaluation_images_were_compared(tmp_path: Path) -> None:
+    evaluation = tmp_path / "set"
+    evaluation.mkdir()
+    write_parquet(evaluation / "test.parquet", [Pair(str(n), make_picture(n), zh=("猫",)) for n in range(3)])
+    (evaluation / "half.png").write_bytes(make_picture("half")[:50])
+    raw = options(
+        tmp_path, [Pair(str(n), make_picture(n), zh=(f"第{n}只猫",), en=(f"cat number {n}",)) for n in range(5)]
+    )
+    lines: list[str] = []
+    collect(
+        raw.model_copy(update={"decontaminate": Decontaminate(paths=(evaluation,))}),
+        tmp_path / "out", engine=ONE, progress=Lines(lines.append),
+    )  # fmt: skip
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text("utf-8"))
+    assert manifest["pairs"]["dropped"] == {"evaluation-image": 3}
+    [compared] = manifest["compared"]
+    assert (compared["path"], compared["images"], compared["unreadable"]) == (str(evaluation), 3, 1)
+    assert f"{evaluation}: 3 images are compared, 1 cannot be read" in lines
 
 
 def test_a_limit_reads_so_many_spread_over_the_sources(tmp_path: Path, picture: MakeImage) -> None:

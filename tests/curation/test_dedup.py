@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from dcclip_cli.curation.dedup.dedup import (
     CAPTIONS,
+    COMPARED,
     DECISIONS,
     Decontaminate,
     DedupOptions,
@@ -36,12 +37,15 @@ from dcclip_cli.data.pair import Language, Pair
 from dcclip_cli.errors import DcclipError
 from tests.curation.conftest import make_picture
 from tests.images import encode
+from tests.tars import tar_of
 
 Facts = dict[str, Any]
 CAT = "a cat that sleeps on the old red sofa"
 
 
-def fact(key: str, image: int | bytes, zh: Sequence[str] = (), en: Sequence[str] = (), source: str = "web") -> Facts:
+def fact(
+    key: str, image: int | str | bytes, zh: Sequence[str] = (), en: Sequence[str] = (), source: str = "web"
+) -> Facts:
     content = image if isinstance(image, bytes) else make_picture(image)
     opened = Image.open(io.BytesIO(content)).convert("RGB")
     return signatures_of(Pair(key, content, tuple(zh), tuple(en)), DecodedImage(opened, "png", 1, len(content)), source)
@@ -176,18 +180,52 @@ def test_captions_that_say_the_same_are_near_duplicates_and_others_are_not(
 
 def test_images_of_an_evaluation_set_are_dropped_and_a_missing_set_is_an_error(tmp_path: Path) -> None:
     write_parquet(tmp_path / "test.parquet", [Pair("e7", make_picture(1), en=("a cat",)), Pair("bad", b"no image")])
-    (tmp_path / "pets" / "cat").mkdir(parents=True)
-    (tmp_path / "pets" / "cat" / "1.png").write_bytes(make_picture(1))
+    for name, kind in (("1.png", "PNG"), ("b.bmp", "BMP"), ("t.TIFF", "TIFF"), ("half.jpg", "")):
+        (tmp_path / "pets" / "cat").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pets" / "cat" / name).write_bytes(make_picture(name, kind=kind) if kind else b"\xff\xd8\xff")
+    pets = [fact("0", "1.png", ["猫"]), fact("1", "b.bmp", ["狗"]), fact("2", "t.TIFF", [], ["a dog"])]
     facts = [fact("0", make_picture(1, kind="JPEG", quality=60), ["猫"]), fact("1", 2, ["狗"])]
-    sets = [("test.parquet", "test.parquet:e7", "evaluation"), ("pets", "pets/cat/1.png", "evaluation")]
-    for name, image, which in [*sets, ("test.parquet", "test.parquet:e7", "earlier")]:
+    sets: list[tuple[str, list[Facts], list[str | None], int]] = [
+        ("test.parquet", facts, ["shows the same as test.parquet:e7", None], 1),
+        ("pets", pets, [f"shows the same as pets/cat/{name}" for name in ("1.png", "b.bmp", "t.TIFF")], 3),
+    ]
+    for name, rows, details, images in sets:
         paths = (tmp_path / name,)
-        evaluation = DedupOptions(decontaminate=Decontaminate(paths=paths))
-        decisions, _ = deduplicated(tmp_path, facts, DedupOptions(earlier=paths) if which == "earlier" else evaluation)
-        assert reasons(decisions) == {"0": f"{which}-image", "1": None}
-        assert decisions["0"]["detail"] == f"shows the same as {image}"
-    with pytest.raises(DcclipError, match="does not exist"):
-        deduplicated(tmp_path, facts, DedupOptions(decontaminate=Decontaminate(paths=(tmp_path / "no.parquet",))))
+        for which, options in (
+            ("evaluation", DedupOptions(decontaminate=Decontaminate(paths=paths))),
+            ("earlier", DedupOptions(earlier=paths)),
+        ):
+            decisions, _ = deduplicated(tmp_path, rows, options)
+            assert [row["detail"] for row in decisions.values()] == details
+            assert reasons(decisions)["0"] == f"{which}-image"
+            [compared] = json.loads((tmp_path / "dedup" / COMPARED).read_text())
+            assert (compared["images"], compared["unreadable"]) == (images, 1)
+    assert compared["first_unreadable"].startswith("pets/cat/half.jpg (")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "1.gif").write_bytes(b"GIF89a")
+    for name, fault in (("no.parquet", "does not exist"), ("bad", "none of 1 images can be read: bad/1.gif")):
+        with pytest.raises(DcclipError, match=fault):
+            deduplicated(tmp_path, facts, DedupOptions(decontaminate=Decontaminate(paths=(tmp_path / name,))))
+
+
+@pytest.mark.parametrize("shard", ["test.parquet", "data/test-00000.parquet", "test/0.tar", "0.tar"])
+@pytest.mark.parametrize("picture", ["logo.png", "assets/figure.jpg"])
+def test_a_folder_of_shards_with_a_picture_is_compared_with_both(tmp_path: Path, shard: str, picture: str) -> None:
+    folder = tmp_path / "set"
+    for file in (folder / shard, folder / picture):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    (folder / picture).write_bytes(make_picture("logo"))
+    pairs = [Pair("e1", make_picture(1), zh=("猫",)), Pair("e2", make_picture(2), en=("a dog",))]
+    if shard.endswith(".tar"):
+        (folder / shard).write_bytes(tar_of(pairs))
+    else:
+        write_parquet(folder / shard, pairs)
+    facts = [fact("0", 1, ["猫"]), fact("1", 2, [], ["a dog"]), fact("2", "logo", ["标志"]), fact("3", 4, ["狗"])]
+    for options in (DedupOptions(decontaminate=Decontaminate(paths=(folder,))), DedupOptions(earlier=(folder,))):
+        decisions, _ = deduplicated(tmp_path, facts, options)
+        assert [row["reason"] is None for row in decisions.values()] == [False, False, False, True]
+        [compared] = json.loads((tmp_path / "dedup" / COMPARED).read_text())
+        assert (compared["path"], compared["images"], compared["unreadable"]) == (str(folder), 3, 0)
 
 
 @pytest.mark.parametrize(("captions", "kept"), [(False, (["黑猫。"], ["black cat", "pet"])), (True, ([], ["pet"]))])
@@ -224,7 +262,8 @@ def test_the_result_does_not_depend_on_files_their_order_or_memory(tmp_path: Pat
         folder.mkdir()
         deduplicated(folder, rows, files=files, memory_mb=1000 * files)
         outputs.append([(folder / "dedup" / name).read_bytes() for name in (DECISIONS, CAPTIONS)])
-        assert sorted(path.name for path in (folder / "dedup").iterdir() if path.is_file()) == [CAPTIONS, DECISIONS]
+        files_left = sorted(path.name for path in (folder / "dedup").iterdir() if path.is_file())
+        assert files_left == [CAPTIONS, COMPARED, DECISIONS]
     assert outputs[0] == outputs[1]
 
 

@@ -12,6 +12,7 @@ reason. A pair's `number` is its position in the order of keys, from 1.
 | `scores`        | number, name, language (NULL: of the whole pair), place INT (NULL: of the whole pair), value     |
 | `pair_drops`    | number, reason, detail                                                                           |
 | `caption_drops` | number, language, place, reason, detail                                                          |
+| `compared`      | path, images BIGINT, unreadable BIGINT, first_unreadable: of images to compare pairs with        |
 | `live_pairs`    | the rows of `pairs` without a drop                                                               |
 | `live_captions` | the rows of `captions` without a drop, of live pairs                                             |
 | `thumbs`        | number, thumb BLOB; stays in the files, where only thumbnails that are compared are read         |
@@ -50,6 +51,7 @@ _TABLES = """
 CREATE TABLE pair_drops (number BIGINT, reason VARCHAR, detail VARCHAR);
 CREATE TABLE caption_drops (number BIGINT, language VARCHAR, place INTEGER, reason VARCHAR, detail VARCHAR);
 CREATE TABLE scores (number BIGINT, name VARCHAR, language VARCHAR, place INTEGER, value DOUBLE);
+CREATE TABLE compared (path VARCHAR, images BIGINT, unreadable BIGINT, first_unreadable VARCHAR);
 CREATE VIEW live_pairs AS SELECT * FROM pairs ANTI JOIN pair_drops USING (number);
 CREATE VIEW live_captions AS
     SELECT * FROM captions ANTI JOIN pair_drops USING (number) ANTI JOIN caption_drops USING (number, language, place);

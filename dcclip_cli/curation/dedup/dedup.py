@@ -22,19 +22,21 @@ from dcclip_cli.curation.dedup.near_duplicates import (
     thumbnail,
 )
 from dcclip_cli.curation.filters.image import DecodedImage
-from dcclip_cli.data.dataset import open_pairs
+from dcclip_cli.data.dataset import open_pairs, shards_at
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair, image_digest
-from dcclip_cli.data.reading import IMAGE_SUFFIXES
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.data.reading import ALL_IMAGE_SUFFIXES
+from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.files import write_json
 from dcclip_cli.machine import cores
-from dcclip_cli.model.preprocess import decode
+from dcclip_cli.model.preprocess import FORMATS, decode
 from dcclip_cli.options import Options, PathOption
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
 
-DECISIONS, CAPTIONS = "decisions.parquet", "captions.parquet"
+DECISIONS, CAPTIONS, COMPARED = "decisions.parquet", "captions.parquet", "compared.json"
+_EVALUATION_FORMATS = (*FORMATS, "BMP", "GIF", "TIFF")
 _BATCH = 1000  # evaluation images in memory
 _PAIRS_AT_A_TIME = 50_000  # whose captions and scores are gathered in memory
 _GROUP_ROWS = 4096  # of a row group: a task of the write step reads those of its slice only
@@ -146,39 +148,56 @@ INSERT INTO caption_drops
 
 
 def _fill_evaluation(connection: DuckDBPyConnection, paths: tuple[Path, ...]) -> None:
-    """Fill the table `evaluation` with the signatures of all evaluation images that can be decoded."""
+    """Fill `evaluation` with the signatures of all evaluation images that can be decoded, and count them in `compared`.
+
+    Raises DcclipError where none of a path can be decoded.
+    """
     import pyarrow as pa
 
-    number, rows = {"number": pa.int64()}, _evaluation_rows(paths)
-    connection.register("evaluation_rows", signature_table([], number))
+    number_column, total = {"number": pa.int64()}, 0
+    connection.register("evaluation_rows", signature_table([], number_column))
     connection.execute("CREATE OR REPLACE TABLE evaluation AS FROM evaluation_rows")
-    while batch := list(islice(rows, _BATCH)):
-        connection.register("evaluation_rows", signature_table(batch, number))
-        connection.execute("INSERT INTO evaluation FROM evaluation_rows")
-
-
-def _evaluation_rows(paths: tuple[Path, ...]) -> Iterator[dict[str, Any]]:
-    number = 0
     for path in paths:
-        for pair in _evaluation_pairs(path):
-            try:
-                image = decode(pair.image)
-            except DcclipError:
-                continue
-            number -= 1  # below those of all pairs
-            signatures = signatures_of(pair, DecodedImage(image, "", 1, len(pair.image)), path.name)
-            yield signatures | {"number": number}
+        images, faults = 0, list[str]()
+        signatures = _evaluation_signatures(path, faults)
+        while batch := list(islice(signatures, _BATCH)):
+            # Numbers are below those of all pairs.
+            rows = [row | {"number": -(total + images + place)} for place, row in enumerate(batch, 1)]
+            connection.register("evaluation_rows", signature_table(rows, number_column))
+            connection.execute("INSERT INTO evaluation FROM evaluation_rows")
+            images += len(batch)
+        first_fault = next(iter(faults), "")
+        if not images:
+            what = Message("{}: none of {:,} images can be read: {}", path, len(faults), first_fault)
+            raise DcclipError(what, "copy them again, or omit the path")
+        connection.execute("INSERT INTO compared VALUES (?, ?, ?, ?)", [str(path), images, len(faults), first_fault])
+        total += images
+
+
+def _evaluation_signatures(path: Path, faults: list[str]) -> Iterator[dict[str, Any]]:
+    """The signatures of the images that can be decoded; each of the others adds a line to `faults`."""
+    for pair in _evaluation_pairs(path):
+        try:
+            image = decode(pair.image, formats=_EVALUATION_FORMATS)
+        except DcclipError as error:
+            faults.append(f"{pair.key} ({error.what})")
+        else:
+            yield signatures_of(pair, DecodedImage(image, "", 1, len(pair.image)), path.name)
 
 
 def _evaluation_pairs(path: Path) -> Iterator[Pair]:
-    """The images of one evaluation set, with their captions and keys by which a person finds them."""
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else []
-    if files and not any(path.glob("*.tar")):
-        for file in files:
-            yield Pair(f"{path.name}/{file.relative_to(path)}", file.read_bytes())
-    else:
-        for pair in open_pairs(path):
-            yield Pair(f"{path.name}:{pair.key}", pair.image, pair.zh, pair.en)
+    """The images of one evaluation set, with their captions and keys by which a person finds them.
+
+    Of a folder, these are the pairs of all shards and all image files in it and below it.
+    """
+    entries = sorted(path.rglob("*")) if path.is_dir() else []
+    shards = [folder for folder in (path, *entries) if folder.is_dir() and shards_at(folder)]
+    files = [file for file in entries if file.suffix.lower() in ALL_IMAGE_SUFFIXES and file.is_file()]
+    for source in shards or ([] if files else [path]):
+        for pair in open_pairs(source):
+            yield Pair(f"{source.relative_to(path.parent)}:{pair.key}", pair.image, pair.zh, pair.en)
+    for file in files:
+        yield Pair(f"{path.name}/{file.relative_to(path)}", file.read_bytes())
 
 
 Duplicate = Annotated[SameImage | NearImage | SameCaption, Field(discriminator="kind")]
@@ -215,6 +234,7 @@ def dedup(
     decisions: key, reason (NULL: kept), detail, zh and en (the final captions of kept pairs, else empty),
     scores (JSON: by name a number, or a list per language in the order of the captions; NULL if there are none).
     captions: key, language, caption, reason, detail of every caption that was dropped without its pair.
+    `compared.json`: for each path of evaluation sets and earlier collections, how many of its images were compared.
     """
     import duckdb
 
@@ -236,6 +256,8 @@ def dedup(
         connection.execute("SET preserve_insertion_order = true")  # else Arrow's tables may lose that of ORDER BY
         for name, query in ((CAPTIONS, _DROPPED_CAPTIONS), (DECISIONS, _DECISIONS)):
             _write(connection, query, out / name)
+        compared = connection.sql("FROM compared")
+        write_json(out / COMPARED, [dict(zip(compared.columns, row, strict=True)) for row in compared.fetchall()])
 
 
 def _write(connection: DuckDBPyConnection, query: str, path: Path) -> None:
