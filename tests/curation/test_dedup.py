@@ -155,6 +155,14 @@ def test_a_caption_is_dropped_from_pairs_beyond_at_most(tmp_path: Path) -> None:
         {"key": "2", **same, "detail": "2 earlier pairs have it, the first is 0"},
     ]
     assert set(reasons(deduplicated(tmp_path, facts, thrice)[0]).values()) == {None}
+    # The captions of a pair itself are no other pair's.
+    for at_most in (1, 2):
+        facts = [fact(str(n), n, ["一只猫。", "一只猫"], [CAT, f"{CAT}!"]) for n in range(4)]
+        decisions, captions = deduplicated(
+            tmp_path, facts, DedupOptions(duplicates=(SameCaption(at_most=at_most, similarity=None),))
+        )
+        assert [len(row["zh"] + row["en"]) for row in decisions.values()] == [4] * at_most + [0] * (4 - at_most)
+        assert {row["detail"] for row in captions if row["key"] == "2"} <= {"2 earlier pairs have it, the first is 0"}
 
 
 @pytest.mark.parametrize(

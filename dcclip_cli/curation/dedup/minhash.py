@@ -176,18 +176,14 @@ INSERT INTO caption_drops
             || pairs.key
     FROM (
         SELECT number, language, place, text, first,
-            count(*) OVER (family ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before,
-            count(*) OVER (
-                PARTITION BY language, family, text ORDER BY number, place
-                ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
-            ) AS same_before,
+            dense_rank() OVER (PARTITION BY language, family ORDER BY number) - 1 AS before,
+            dense_rank() OVER (PARTITION BY language, family, text ORDER BY number) - 1 AS same_before,
         FROM (
             SELECT number, language, place, text, coalesce(families.first, id) AS family,
                 min(number) OVER (PARTITION BY coalesce(families.first, id)) AS first
             FROM live_captions JOIN (SELECT id, language, text_hash FROM texts) USING (language, text_hash)
             LEFT JOIN (SELECT unnest($ids::BIGINT[]) AS id, unnest($firsts::BIGINT[]) AS first) AS families USING (id)
         )
-        WINDOW family AS (PARTITION BY language, family ORDER BY number, place)
     ) AS counted
     JOIN pairs ON pairs.number = first
     WHERE before >= $most
