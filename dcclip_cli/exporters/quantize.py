@@ -29,6 +29,7 @@ from dcclip_cli.exporters.rounding import (
     rounded_only_for,
     safe_scales,
     with_rounded_tables,
+    with_unshared_biases,
     with_weights,
     without_rounding,
 )
@@ -80,9 +81,9 @@ class Int8Tower:
             plain, folded = (file.with_name(f"{step}-{file.name}") for step in ("plain", "folded"))
             graph.save(plain)
             quant_pre_process(plain, folded, skip_symbolic_shape=True)
-            self._graph = OnnxGraph.load(folded)
+            self._graph = with_unshared_biases(OnnxGraph.load(folded))
         else:
-            self._graph = with_rounded_tables(graph)
+            self._graph = with_unshared_biases(with_rounded_tables(graph))
         weights = self._graph.proto.graph.initializer
         self._sizes = {weight.name: math.prod(weight.dims) for weight in weights}
         given = weights if self._convolutional else graph.proto.graph.initializer  # equal rows not yet shared

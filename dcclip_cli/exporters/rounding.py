@@ -168,14 +168,27 @@ def rounded(values: np.ndarray, axis: int, scale: np.ndarray) -> np.ndarray:
     return (np.round(values / spread) * spread).astype(np.float32)
 
 
+def with_unshared_biases(graph: OnnxGraph) -> OnnxGraph:
+    """A graph in which each convolution and product has a bias of its own: exporters store equal tensors once."""
+    copy, weights, used = graph.copy(), graph.weights, set[str]()
+    for node in copy.proto.graph.node:
+        if len(node.input) > 2 and node.op_type in ("Conv", "Gemm") and node.input[2] in weights:
+            bias = node.input[2]
+            if bias in used:
+                node.input[2] = f"{bias}_of_{node.output[0]}"
+                copy.add(node.input[2], weights[bias])
+            used.add(bias)
+    return copy
+
+
 def with_weights(
     graph: OnnxGraph, weights: Iterable[tuple[str, np.ndarray]], batches: Sequence[np.ndarray], folder: Path
 ) -> OnnxGraph:
     """A graph with other weights, and its biases corrected by their effect on the mean of each output channel.
 
     The weights are taken one at a time; large ones are written to `folder`. The means are measured on `batches`, input
-    for the graph. From Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction",
-    section 4.2.
+    for the graph, whose nodes share no bias. From Nagel et al. 2019, "Data-Free Quantization Through Weight
+    Equalization and Bias Correction", section 4.2.
     """
     copy, before, changed = graph.copy(), graph.weights, set()
     protos = {weight.name: weight for weight in copy.proto.graph.initializer}

@@ -19,6 +19,7 @@ from dcclip_cli.exporters.rounding import (
     rounded_activations,
     safe_scales,
     with_rounded_tables,
+    with_unshared_biases,
     with_weights,
     without_rounding,
 )
@@ -96,15 +97,17 @@ def test_the_largest_sum_of_two_products_by_hand(model: Any, expected: int) -> N
     assert largest_pair_sum(in_memory(model)) == expected
 
 
-def test_a_bias_corrects_the_mean_effect_of_rounding() -> None:
-    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], "product")]
-    model = graph(nodes, {"w": WEIGHTS, "b": np.asarray([1.0, 2.0], np.float32)})
+def test_a_bias_corrects_the_mean_effect_of_rounding_also_where_two_nodes_share_it() -> None:
+    exact = helper.make_node("Gemm", ["x", "v", "b"], ["z"], "exact")
+    nodes = [exact, helper.make_node("Gemm", ["z", "w", "b"], ["y"], "product")]
+    model = graph(nodes, {"v": np.eye(2, dtype=np.float32), "w": WEIGHTS, "b": np.asarray([1.0, 2.0], np.float32)})
     coarse = np.asarray([[1.0, 0.0], [0.0, 0.0]], np.float32)
-    batches = [np.asarray([[1.0, 2.0], [3.0, 4.0]], np.float32)]
-    corrected = with_weights(in_memory(model), [("w", coarse)], batches, Path())
-    # Inputs are (2, 3) in the mean; the weights lose 0.33 and 0.1, -0.05: outputs fall by 0.99 and by 0.2 - 0.15.
+    batches = [np.asarray([[0.0, 0.0], [2.0, 2.0]], np.float32)]
+    corrected = with_weights(with_unshared_biases(in_memory(model)), [("w", coarse)], batches, Path())
+    # Inputs of `product` are (2, 3) in the mean; the weights lose 0.33 and 0.1, -0.05: outputs fall by 0.99, by 0.05.
     np.testing.assert_array_equal(corrected.weights["w"], coarse)
-    np.testing.assert_allclose(corrected.weights["b"], [1.99, 2.05], rtol=1e-6)
+    np.testing.assert_allclose(corrected.weights["b_of_y"], [1.99, 2.05], rtol=1e-6)
+    np.testing.assert_array_equal(corrected.weights["b"], [1, 2])
 
 
 def test_a_table_is_rounded_row_by_row() -> None:
@@ -194,11 +197,15 @@ def convolutions() -> Any:
     """Three convolutions of 4x4 pixels and a head: 16, 16 and 512 multiply-adds, 32 and 2."""
     ones = {"a": (1, 1, 1, 1), "b": (1, 1, 1, 1), "c": (32, 1, 1, 1)}
     weights = {name: np.full(shape, 0.5, np.float32) for name, shape in ones.items()}
-    weights |= {"d": np.full((32, 1), 0.5, np.float32), "e": np.full((1, 2), 0.3, np.float32)}
+    weights |= {
+        "bias": np.ones(1, np.float32),
+        "d": np.full((32, 1), 0.5, np.float32),
+        "e": np.full((1, 2), 0.3, np.float32),
+    }
     nodes = [
-        helper.make_node("Conv", ["x", "a"], ["h1"], "first"),
+        helper.make_node("Conv", ["x", "a", "bias"], ["h1"], "first"),
         helper.make_node("Relu", ["h1"], ["h2"], "relu"),
-        helper.make_node("Conv", ["h2", "b"], ["h3"], "second"),
+        helper.make_node("Conv", ["h2", "b", "bias"], ["h3"], "second"),
         helper.make_node("Conv", ["h3", "c"], ["h4"], "third"),
         helper.make_node("GlobalAveragePool", ["h4"], ["h5"], "pool"),
         helper.make_node("Flatten", ["h5"], ["h6"], "flat"),
