@@ -416,12 +416,15 @@ def new(
     atomic_write(file, recipes.recipe_text(made))
     job = open_run(load_recipe(file), None, "cpu")
     try:
-        takes = list(job.estimates(job.preflight(job.loaded.recipe.stages)))
+        works = job.preflight(job.loaded.recipe.stages)
+        from dcclip_cli.train.estimate import lines, measure, time_lines
+
+        measured = [(work, measure(work)) for work in works]
     except DcclipError as error:
         return NewResult(file, [], error)
-    times = [line for line in takes if "disk space" not in line and "about 0 images and up to 0 texts" not in line]
-    atomic_write(file, recipes.recipe_text(made, times))
-    return NewResult(file, takes, None)
+    takes = [line for work, times in measured for line in time_lines(work, times, with_nothing=False)]
+    atomic_write(file, recipes.recipe_text(made, takes))
+    return NewResult(file, [line for work, times in measured for line in lines(work, times)], None)
 
 
 def index(

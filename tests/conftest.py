@@ -282,6 +282,22 @@ def whole_recipe(altclip_folder: Path, pairs_file: Path) -> dict[str, Any]:
     }
 
 
+@pytest.fixture
+def points(tmp_path: Path) -> Path:
+    """Embeddings in place of images: eight words of each language, a translation in the same place, 16 wide."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    zh, en = (
+        [[word, f"一张{word}的照片"] for word in SHAPES.values()],
+        [[word, f"a photo of a {word}"] for word in SHAPES],
+    )
+    table = pa.table({"key": list(SHAPES), "embedding": np.eye(8, 16).tolist(), "zh": zh, "en": en})
+    pq.write_table(table, tmp_path / "points.parquet")
+    return tmp_path / "points.parquet"
+
+
 @pytest.fixture(scope="session")
 def model_folder(pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model directory of a tiny student, aligned from scratch for two steps."""

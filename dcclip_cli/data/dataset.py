@@ -129,13 +129,18 @@ def recipe_pairs(
     whole = open_pairs(source, data.columns, progress, data.cache_bytes)
     if not data.hold_out:
         return whole
-    if data.hold_out >= len(whole):
-        what = Message("data.hold_out is {:,}, and {} has {:,} pairs", data.hold_out, named(source), len(whole))
-        raise DcclipError(what, "make it smaller, about a twentieth of the pairs")
+    check_hold_out(data, len(whole))
     import numpy as np
 
     held = np.linspace(0, len(whole) - 1, data.hold_out).astype(np.int64)
     return Rows(whole, held if kind == "validation" else np.setdiff1d(np.arange(len(whole)), held))
+
+
+def check_hold_out(data: DataOptions, pairs: int) -> None:
+    """Raise DcclipError unless pairs to train on remain."""
+    if data.train and data.hold_out >= pairs:
+        what = Message("data.hold_out is {:,}, and {} has {:,} pairs", data.hold_out, named(data.train), pairs)
+        raise DcclipError(what, "make it smaller, about a twentieth of the pairs")
 
 
 def find_dataset(

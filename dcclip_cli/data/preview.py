@@ -31,12 +31,16 @@ _FILES = 8  # that are looked into
 
 @dataclass(frozen=True)
 class Preview:
-    """About how many samples there are, or `exact`ly, the captions of some of them, and the first `image`, if any."""
+    """About how many samples there are, or `exact`ly, the captions of some of them, and the first `image`, if any.
+
+    `embeddings`: pairs have these in place of images.
+    """
 
     samples: int
     captions: list[Captions]
     image: bytes | None = None
     exact: bool = False
+    embeddings: bool = False
 
     def bytes_per_caption(self, languages: tuple[Language, ...]) -> float:
         """The mean length of a caption in UTF-8; 0 if there are none."""
@@ -139,7 +143,8 @@ def _parquet(file: DataFile, columns: Columns, uncaptioned: bool) -> Preview | N
             image = next(group_images(file, 0, image_column), None)
             if image is not None:
                 _check_image(image, f"{file}: the first image")
-        return Preview(int(parquet.metadata.num_rows), captions, image, exact=True)
+        embeddings = image_column not in names
+        return Preview(int(parquet.metadata.num_rows), captions, image, exact=True, embeddings=embeddings)
 
 
 def _tar(file: DataFile, columns: Columns, uncaptioned: bool) -> Preview | None:

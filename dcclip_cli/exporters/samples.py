@@ -65,12 +65,13 @@ def _lazy(length: int, get: Callable[[int], Image.Image]) -> Lazy[Image.Image]:
 def recipe_samples(data: DataOptions | None, *kinds: Literal["train", "validation"]) -> PairDataset | None:
     """The pairs of the first of these kinds that a recipe's data has, else its images, followed by its texts.
 
-    None if it has neither pairs nor images.
+    None if it has neither pairs nor images. Pairs with embeddings in place of images are none.
     """
     if data is None:
         return None
-    if found := next(filter(None, (recipe_pairs(data, kind) for kind in kinds)), None):
-        return found
+    for pairs in (recipe_pairs(data, kind) for kind in kinds):
+        if pairs and pairs.embeddings is None:
+            return pairs
     if data.images is None:
         return None
     images = open_images(data.images, data.columns, cache_bytes=data.cache_bytes)

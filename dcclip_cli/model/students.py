@@ -166,6 +166,14 @@ class StudentOptions(Options):
         return self.image == "teacher"
 
     @property
+    def random_towers(self) -> list[str]:
+        """The towers that begin with random weights."""
+        image = isinstance(self.image, ImageTower) and self.image.weights is None and not self.inherits_images
+        return [
+            tower for tower, is_random in {"image": image, "text": self.text.inherit == "nothing"}.items() if is_random
+        ]
+
+    @property
     def inherits_images(self) -> bool:
         """Whether its image tower is cut out of the teacher's."""
         return isinstance(self.image, ImageTower) and self.image.inherit == "teacher"
@@ -185,6 +193,12 @@ class StudentOptions(Options):
     def inherits(self) -> bool:
         """Whether any of its initial weights are the teacher's."""
         return self.text.inherit != "nothing" or self.keeps_images or self.inherits_images
+
+
+def no_vocabulary() -> DcclipError:
+    """What is wrong where a vocabulary is to be made from the texts of data that has none."""
+    hint = Message("set data.texts, use pairs with captions, or write vocabulary: {{from: teacher, size: ...}}")
+    return DcclipError("the data has no text to make the student's vocabulary from", hint)
 
 
 def preprocessing_of(image: ImageTower, teacher: Preprocessing | None = None) -> Preprocessing:

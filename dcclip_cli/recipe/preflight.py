@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dcclip_cli.data.dataset import check_hold_out, named
 from dcclip_cli.data.options import COLLECTED, DataOptions
 from dcclip_cli.data.pair import Language
 from dcclip_cli.data.preview import Preview, languages_in, preview_images, preview_pairs, preview_texts
@@ -23,7 +25,7 @@ from dcclip_cli.recipe.yaml import Location
 from dcclip_cli.run_dir import STAGES, RunDir, StageName, finished, has_product
 from dcclip_cli.train import align, distill
 from dcclip_cli.train.metrics_log import check_installed
-from dcclip_cli.train.options import DEFAULT_EMBED_DIM, StageContext, StageSetup, problems
+from dcclip_cli.train.options import DEFAULT_EMBED_DIM, StageContext, StageSetup, check_embeddings, problems
 
 if TYPE_CHECKING:
     from dcclip_cli.model.towers import OpenClipTowers, Towers
@@ -159,6 +161,10 @@ class Preflight:
             path = getattr(data, kind)
             if path and path != COLLECTED:
                 found[kind] = self._ask(("data", kind), partial(look, path, columns=data.columns))
+        if (pairs := found.get("train")) and data.hold_out:
+            fits = partial(_done, check_hold_out, data, pairs.samples)
+            if not pairs.exact or self._ask(("data", "hold_out"), fits):
+                found["train"] = replace(pairs, samples=max(1, pairs.samples - data.hold_out))
         own = recipe.align.train if recipe.align and "align" in self.needed else None
         if own:
             found["align"] = self._ask(("align", "train"), partial(preview_pairs, own, columns=data.columns))
@@ -267,7 +273,11 @@ class Preflight:
         if options.calibration:
             self._ask(("export", "calibration"), partial(preview_images, options.calibration))
         elif options.precision == "int8" and not (
-            recipe.data and (recipe.data.train or recipe.data.validation or recipe.data.images)
+            recipe.data
+            and any(
+                getattr(recipe.data, kind) and not (kind in self._previews and self._previews[kind].embeddings)
+                for kind in ("train", "validation", "images")
+            )
         ):
             hint = Message("set export.calibration, data.train or data.images")
             self._add(("export", "precision"), DcclipError("int8 needs images to calibrate on", hint))
@@ -282,6 +292,8 @@ class Preflight:
             if not (comes and key[-1] == "start") and not self._is_missing(key):
                 self._add(key, problem)
         data = {kind: one for kind in setup.sizes if (one := self._preview(stage, kind))}
+        if "pairs" in data and data["pairs"].embeddings and context.data.train:
+            self._ask((setup.name,), partial(check_embeddings, setup, named(context.data.train)))
         self._check_sizes(setup, data)
         self._check_languages(stage, data)
         if context.start is not None and context.start != self.run_dir.model("distill") and context.start.is_dir():
@@ -295,7 +307,9 @@ class Preflight:
         teachers = context.teachers(setup.options) if setup.needs_teacher else ()
         blank, sizes = [self._teachers.get(one.model) for one in teachers], {kind: setup.sizes[kind] for kind in data}
         known = replace(setup, sizes=sizes)  # of data that is still to be collected nothing is known
-        work = StageWork(known, data, student, blank, teachers, context.seed, self.device)
+        work = StageWork(
+            known, data, deepcopy(student), blank, teachers, context.seed, self.device, context.new_student
+        )
         before = len(self.problems)
         for key, question in work.questions():
             if key != ("optimizer",) or len(self.problems) == before:  # built last, if nothing else is wrong

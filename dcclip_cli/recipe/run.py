@@ -328,7 +328,7 @@ class RecipeRun:
         models, rows, agreement = self._models(), [], {}
         if "teacher" in models and not self._results:  # no test set says more
             given = recipe_samples(self.data(), "validation", "train")
-            if given is not None and given.embeddings is None:
+            if given is not None:
                 agreement = agreements(models, given, self.device, self.progress)
         for name, reference in models.items():
             scores = defaultdict[str, dict[str, float]](dict)

@@ -21,6 +21,7 @@ from dcclip_cli.data.preview import Preview
 from dcclip_cli.errors import Message, joined
 from dcclip_cli.model.blank import blank_teacher, local_folder
 from dcclip_cli.model.hub_models import COPY_AGAIN, library_errors
+from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.model.towers import ImageFeatures, OpenClipTowers, TextFeatures, Tokens, Towers
 from dcclip_cli.progress import Silent
@@ -29,7 +30,7 @@ from dcclip_cli.train.lora import add_lora
 from dcclip_cli.train.losses.base import Outputs, TeacherLoss, Widths, layers_of, learns_from, student_layers
 from dcclip_cli.train.losses.features import TokenFeaturesLoss
 from dcclip_cli.train.optimizer import make_optimizer
-from dcclip_cli.train.options import StageSetup
+from dcclip_cli.train.options import StageSetup, warnings
 from dcclip_cli.train.student import checkpoint_gradients
 from dcclip_cli.train.task import TrainingTask, shorter_dims
 from dcclip_cli.train.teacher import Grid, LazyTeacher, TeacherFeatures, map_grids, widths
@@ -81,6 +82,7 @@ class StageWork:
     teachers: Sequence[Teacher]
     seed: int = 0
     device: str = "cpu"
+    new_student: StudentOptions | None = None
 
     def build(self, device: str = "meta") -> tuple[TrainingTask, Optimizer] | None:
         """The training task and its optimizer, with random features in place of teachers; None if one is not here."""
@@ -314,7 +316,17 @@ def _pace(work: StageWork, teacher: Teacher) -> Pace | None:
 
 
 def lines(work: StageWork, times: Times) -> Iterator[str]:
-    """A stage's estimates in words."""
+    """A stage's warnings and estimates in words."""
+    yield from warnings(work.setup, work.new_student, work.steps)
+    yield from time_lines(work, times)
+    disk = Message("checkpoints and model {}", size_in_words(work.run_bytes))
+    if work.cache_bytes:
+        disk = joined(", ", (Message("teacher cache {}", size_in_words(work.cache_bytes)), disk))
+    yield Message("{}: takes disk space of about: {}", work.setup.name, disk)
+
+
+def time_lines(work: StageWork, times: Times, with_nothing: bool = True) -> Iterator[str]:
+    """What a stage's steps and teachers take; `with_nothing`, also teachers that have nothing left to encode."""
     name, steps = work.setup.name, Message("{:,} steps of {:,} samples", work.steps, sum(work.setup.sizes.values()))
     if times.step_s is None:
         yield Message("{}: {}; how long they take is not known without the teacher's files", name, steps)
@@ -323,6 +335,8 @@ def lines(work: StageWork, times: Times) -> Iterator[str]:
         yield Message("{}: {} take roughly {} ({:.3g} s a step)", name, steps, took, times.step_s)
     for number, pace in enumerate(times.teachers):
         left = work.left(number)
+        if not (with_nothing or left.images or left.texts):
+            continue
         who = Message("the teacher") if len(work.teachers) == 1 else Message("teacher {}", number)
         asked = Message("{}: {} encodes about {:,} images and up to {:,} texts", name, who, left.images, left.texts)
         if pace is None:
@@ -331,7 +345,3 @@ def lines(work: StageWork, times: Times) -> Iterator[str]:
             yield Message(
                 "{}: roughly {}", asked, duration_in_words(left.images * pace.image_s + left.texts * pace.text_s)
             )
-    disk = Message("checkpoints and model {}", size_in_words(work.run_bytes))
-    if work.cache_bytes:
-        disk = joined(", ", (Message("teacher cache {}", size_in_words(work.cache_bytes)), disk))
-    yield Message("{}: takes disk space of about: {}", name, disk)

@@ -11,9 +11,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from dcclip_cli.data.options import Augment, CaptionOptions, DataOptions
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError, Message, all_of
 from dcclip_cli.model import Precision
-from dcclip_cli.model.students import StudentOptions
+from dcclip_cli.model.students import StudentOptions, no_vocabulary
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.options import Neutral, Options
 from dcclip_cli.progress import Progress, Silent
@@ -284,6 +284,24 @@ def sizes_per_step(options: TrainOptions, data: DataOptions, images: int | None,
     return found
 
 
+def check_embeddings(setup: StageSetup, source: str | Path) -> None:
+    """Raise DcclipError for pairs with embeddings in place of images where a stage needs images."""
+    if setup.lock != "image" or setup.needs_teacher:
+        what = Message("{} contains embeddings instead of images for an image tower or a teacher", source)
+        raise DcclipError(what, "use align with lock: image and without losses, or train on pairs with images")
+
+
+def warnings(setup: StageSetup, student: StudentOptions | None, steps: int) -> Iterator[Message]:
+    """What is probably a mistake in a stage of so many steps, with a new `student` if there is one."""
+    stage, options, lora = setup.name, setup.options, setup.options.lora
+    if options.warmup_steps >= steps:
+        counts = stage, options.warmup_steps, steps
+        yield Message("warning: {}: with warmup_steps {:,} of {:,} steps, the rate never reaches optimizer.lr", *counts)
+    for tower in student.random_towers if student and lora else ():
+        if lora and tower != setup.lock and lora.towers in (tower, "both"):
+            yield Message("warning: {}: LoRA keeps the {} tower's weights, which are random", stage, tower)
+
+
 Problem = tuple[tuple[str | int, ...], DcclipError]  # a key of the recipe, and what is wrong with its value
 
 
@@ -296,9 +314,14 @@ def problems(setup: StageSetup, context: StageContext) -> Iterator[Problem]:
     if options.precision == "fp16" and context.device == "cpu":
         hint = Message("set precision: auto, which is bf16 where the processor has it")
         yield (stage, "precision"), DcclipError("fp16 needs a GPU, and this runs on the CPU", hint)
-    if options.lora and options.lora.towers == setup.lock:
-        what = Message("is the {} tower, which is locked", setup.lock)
-        yield (stage, "lora", "towers"), DcclipError(what, "adapt the other tower, or remove lora or lock")
+    if options.lora:
+        scales = {"image": options.optimizer.image_lr_scale, "text": options.optimizer.text_lr_scale}
+        adapted = [tower for tower in scales if options.lora.towers in (tower, "both")]
+        if all(tower == setup.lock or not scales[tower] for tower in adapted):
+            what = Message("adapts layers that do not learn ({}): locked, or with a lr_scale of 0", all_of(adapted))
+            yield (stage, "lora", "towers"), DcclipError(what, "adapt a tower that learns, or remove lora")
+    if not any(loss.weight_at(done) for loss in setup.losses for done in (0, 1)):
+        yield (stage, "losses"), DcclipError("all losses have weight 0", "set the weight of a loss above 0")
     if options.validate_every_steps and not (context.data.validation or context.data.hold_out):
         what = Message("needs pairs to validate on, and there is no data.validation")
         yield (stage, "validate_every_steps"), DcclipError(what, "set data.validation, or data.hold_out")
@@ -318,7 +341,10 @@ def problems(setup: StageSetup, context: StageContext) -> Iterator[Problem]:
         what = Message("align starts from {}, which does not exist", context.start)
         hint = Message("run stage 1 first: dcclip distill RECIPE; or name a model directory, or scratch")
         yield (stage, "start"), DcclipError(what, hint)
-    if (student := context.new_student) and context.teacher is None:
+    student = context.new_student
+    if student and student.text.vocabulary.source == "data" and not {"pairs", "texts"} & setup.sizes.keys():
+        yield ("student", "text", "vocabulary"), no_vocabulary()
+    if student and context.teacher is None:
         for key in student.from_teacher:
             what = Message("is taken from the teacher, but the recipe has none")
             yield ("student", *key), DcclipError(what, "add a section teacher, or omit it")

@@ -29,7 +29,7 @@ from dcclip_cli.train.distributed import processes_here
 from dcclip_cli.train.lora import add_lora, merge_lora
 from dcclip_cli.train.losses.base import layers_of, learns_from, student_layers
 from dcclip_cli.train.optimizer import rate_scale
-from dcclip_cli.train.options import DEFAULT_EMBED_DIM, StageContext, StageSetup, problems
+from dcclip_cli.train.options import DEFAULT_EMBED_DIM, StageContext, StageSetup, check_embeddings, problems, warnings
 from dcclip_cli.train.student import Student, new_student, student_from
 from dcclip_cli.train.task import TrainingTask, learns_everything, shorter_dims
 from dcclip_cli.train.teacher import (
@@ -86,13 +86,17 @@ def prepare(setup: StageSetup, context: StageContext) -> PreparedStage:
     use_kernels(setup.options, device)
     use_threads(setup.options, folder, progress)
     training = open_training_data(context.data, setup.sizes, context.run, seed, progress, setup.distinct_captions)
-    _check_kinds(setup, training)
+    pairs = training.datasets.get("pairs")
+    if pairs is not None and pairs.embeddings is not None:
+        check_embeddings(setup, pairs.path)
     teachers = _open_teachers(setup, context)
     teacher = teachers[0] if teachers else _giving(context)
     student = _open_student(setup, context, training, teacher)
     collator = _collator(setup, context, student, training, teachers)
     sources = _features(setup, context, teachers, collator, student)
     sampler, steps = training.sampler, setup.options.total_steps(training.sampler.steps_per_epoch)
+    for line in warnings(setup, context.new_student, steps):
+        progress.say(line)
     caches = tuple(one for one in sources if isinstance(one, TeacherCache))
     if sources and student.config["embed_dim"] < sources[0].widths.embedding:
         student = _narrowed(student, context, teachers[0], sources[0], collator, sampler.share(0, steps))
@@ -124,16 +128,6 @@ def prepare(setup: StageSetup, context: StageContext) -> PreparedStage:
     unused = not learns_everything(setup.losses, setup.lock, training.datasets.keys(), training.dataset)
     info = RunInfo(setup.name, folder, identity, seed, device, unused, progress, context.track, context.listener)
     return PreparedStage(student, Trainer(task, collator, sampler, options, info, validate), provenance)
-
-
-def _check_kinds(setup: StageSetup, training: TrainingData) -> None:
-    """Raise DcclipError for embeddings where images are needed."""
-    pairs = training.datasets.get("pairs")
-    if pairs is None or pairs.embeddings is None:
-        return
-    if setup.lock != "image" or setup.needs_teacher:
-        what = Message("{} contains embeddings instead of images for an image tower or a teacher", pairs.path)
-        raise DcclipError(what, "use align with lock: image and without losses, or train on pairs with images")
 
 
 def _open_teachers(setup: StageSetup, context: StageContext) -> list[LazyTeacher]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import LANGUAGES, PairDataset
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import read_json
@@ -33,6 +34,7 @@ from dcclip_cli.model.students import (
     build_model,
     init_image_tower,
     model_config,
+    no_vocabulary,
     preprocessing_of,
     projection_bias,
 )
@@ -105,22 +107,21 @@ def new_student(
     teacher: str | None = None,
     teacher_towers: Towers | None = None,
 ) -> Student:
-    """A student with random or inherited weights; its tokenizer is made from the captions.
+    """A student with random or inherited weights; its tokenizer is made from the captions, or dcclip's class names.
 
     `teacher` is the teacher's directory or hub name, for `vocabulary: {from: teacher}`; `teacher_towers` the teacher
     itself, for `text.inherit`, `image.inherit` and `image: teacher`; the options were checked to have what they need.
     """
-    captions = sample_captions(dataset, options.text.vocabulary.captions, seed)
-    if not captions:
-        raise DcclipError(
-            "the data has no text to make the student's vocabulary from", "set data.texts, or use pairs with captions"
-        )
     vocabulary = options.text.vocabulary
+    captions = sample_captions(dataset, vocabulary.captions, seed)
     if vocabulary.source == "teacher":
         assert teacher is not None
-        tokenizer = trim_tokenizer(_tokenizer_folder(teacher), captions, vocabulary.size, vocabulary.characters)
-    else:
+        texts = captions or [text for language in LANGUAGES for text in prompts.texts(language)]
+        tokenizer = trim_tokenizer(_tokenizer_folder(teacher), texts, vocabulary.size, vocabulary.characters)
+    elif captions:
         tokenizer = train_tokenizer(captions, vocabulary.size)
+    else:
+        raise no_vocabulary()
     images = _images(options, teacher, teacher_towers)
     config = model_config(options, options.embed_dim or embed_dim, tokenizer.get_vocab_size(), images.config)
     for key, token in (("pad_id", "<pad>"), ("eos_id", "</s>")):  # a teacher's tokenizer may number them differently

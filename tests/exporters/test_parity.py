@@ -118,9 +118,11 @@ def test_images_without_texts_are_matched_with_those_of_the_package(data: DataOp
     assert list(found.labels) == [found.texts] and len(found.images) == 3
 
 
-def test_pairs_come_before_images(data: DataOptions, pairs_file: Path) -> None:
+def test_pairs_come_before_images_unless_they_are_embeddings(data: DataOptions, pairs_file: Path, points: Path) -> None:
     found = samples(data.model_copy(update={"train": str(pairs_file)}), 128)
     assert (found.source, len(found.images), len(found.labels[0])) == ("train.parquet", 40, 40)
+    assert len(samples(data.model_copy(update={"train": str(points)}), 128).images) == 5
+    assert samples(DataOptions(train=str(points)), 128).source == "made-up images"
 
 
 def test_images_are_read_when_they_are_asked_for_and_a_broken_one_is_named(

@@ -47,12 +47,16 @@ def test_a_recipe_with_everything_in_place_has_no_problems(problems: Any) -> Non
     )
 
 
-def test_int8_is_calibrated_on_pairs_or_on_images(problems: Any, pictures: list[Path], tmp_path: Path) -> None:
+def test_int8_is_calibrated_on_pairs_or_on_images(
+    problems: Any, pictures: list[Path], points: Path, tmp_path: Path
+) -> None:
     (tmp_path / "lines.txt").write_text("猫\ncat\n", "utf-8")
     int8 = {"export.precision": "int8", "data.train": None, "data.texts": str(tmp_path / "lines.txt")}
     hint = "set export.calibration, data.train or data.images"
     assert problems(int8, ("export",)) == (["export.precision: int8 needs images to calibrate on"], hint)
     assert problems(int8 | {"data.images": str(pictures[0].parent)}, ("export",)) == ([], "")
+    int8["data.train"] = str(points)
+    assert problems(int8, ("export",)) == (["export.precision: int8 needs images to calibrate on"], hint)
     pictures[0].write_bytes(b"no image")
     found, _ = problems(int8 | {"data.images": str(pictures[0].parent)}, ("export",))
     assert len(found) == 1 and found[0].startswith("data.images: ")
@@ -189,7 +193,9 @@ def test_a_student_that_cannot_be_built_is_reported_at_its_key(problems: Any) ->
         assert len(found) == 1 and found[0].startswith(line) and hint in said + found[0], found
 
 
-def test_data_that_a_stage_cannot_use_is_reported(problems: Any, pairs: list[Pair], tmp_path: Path) -> None:
+def test_data_that_a_stage_cannot_use_is_reported(
+    problems: Any, pairs: list[Pair], points: Path, tmp_path: Path
+) -> None:
     write_parquet(tmp_path / "zh.parquet", [replace(pair, en=()) for pair in pairs])
     found, hint = problems({"data.train": str(tmp_path / "zh.parquet")}, ("distill",))
     assert found == ["distill.captions.languages: there are no 'en' captions in data.train"] and "[zh]" in hint
@@ -201,6 +207,12 @@ def test_data_that_a_stage_cannot_use_is_reported(problems: Any, pairs: list[Pai
         assert problems({**data, "distill.batch_size": 64}, ("distill",))[0] == [
             "distill.batch_size: 64 samples per step are more than the data has (40)"
         ]
+    held = {"data.hold_out": 35, "data.train": str(tmp_path / "pairs.tar")}
+    assert problems(held, ("distill",))[0] == ["distill.batch_size: 8 samples per step are more than the data has (5)"]
+    found, _ = problems(held | {"data.hold_out": 40}, ("distill",))
+    assert found == [f"data.hold_out: data.hold_out is 40, and {tmp_path}/pairs.tar has 40 pairs"]
+    found, hint = problems({"data.train": str(points)}, ("distill",))
+    assert found == [f"distill: {points} contains embeddings instead of images for an image tower or a teacher"]
     for name in ("cat", "狗"):
         (tmp_path / "classes" / name).mkdir(parents=True)
         (tmp_path / "classes" / name / "1.png").write_bytes(pairs[0].image)

@@ -5,8 +5,6 @@ from typing import Any
 
 import numpy as np
 import open_clip
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.nn import functional as F
@@ -17,10 +15,8 @@ from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.inference.encoder import TorchEncoder
 from dcclip_cli.model.model_dir import load_model
+from tests.conftest import SHAPES
 from tests.train.jobs import Job, assert_close, elsewhere, logged, refused, run, weights
-
-ZH = ["猫", "狗", "红色的汽车", "自行车", "苹果", "大象", "钢琴", "飞机"]
-EN = ["cat", "dog", "red car", "bicycle", "apple", "elephant", "piano", "airplane"]
 
 
 def test_training_from_scratch_learns_which_caption_belongs_to_which_picture(
@@ -112,15 +108,6 @@ def test_the_best_weights_by_validation_are_kept_and_worse_ones_end_training(ali
 # ---- a locked image tower and points in its space instead of images
 
 
-@pytest.fixture
-def points(tmp_path: Path) -> Path:
-    """Eight words of each language, a translation in the same place, 16 wide."""
-    zh, en = [[word, f"一张{word}的照片"] for word in ZH], [[word, f"a photo of a {word}"] for word in EN]
-    table = pa.table({"key": EN, "embedding": np.eye(8, 16).tolist(), "zh": zh, "en": en})
-    pq.write_table(table, tmp_path / "points.parquet")
-    return tmp_path / "points.parquet"
-
-
 def on_points(aligning: Job, points: Path, student: Job) -> Job:
     options = {"start": "scratch", "steps": 60, "warmup_steps": 5, "lock": "image", "cosine": 5.0}
     return aligning | {
@@ -132,8 +119,8 @@ def on_points(aligning: Job, points: Path, student: Job) -> Job:
 
 def test_words_of_both_languages_are_pulled_to_their_points(aligning: Job, points: Path, student_section: Job) -> None:
     model = TorchEncoder(load_model(run(on_points(aligning, points, student_section)).model))
-    for words in (ZH, EN):
-        cosines = model.encode_texts(words) @ np.eye(8, 16).T
+    for words in (SHAPES.values(), SHAPES.keys()):
+        cosines = model.encode_texts(list(words)) @ np.eye(8, 16).T
         assert cosines.argmax(axis=1).tolist() == list(range(8))
         assert cosines.diagonal().mean() > 0.9
 

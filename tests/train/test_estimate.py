@@ -69,6 +69,14 @@ def test_where_the_teachers_files_are_not_here_its_time_and_that_of_a_step_are_n
     assert all("is not known without" in line for line in said[:2])
 
 
+def test_align_is_estimated_without_the_lora_of_distill(
+    works: list[StageWork], whole_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = load(whole_recipe, values={"distill.lora": {}, "distill.gradient_checkpointing": True})
+    distill, align = check(recipe, RunDir(tmp_path / "run"), ("distill", "align"))
+    assert align.run_bytes == works[1].run_bytes < distill.run_bytes
+
+
 @pytest.mark.parametrize("teacher", ["altclip", "siglip"])
 def test_captions_longer_than_the_texts_of_student_and_teacher_are_estimated_and_trained_on(
     whole_recipe: dict[str, Any], pairs: list[Pair], tmp_path: Path, request: pytest.FixtureRequest, teacher: str

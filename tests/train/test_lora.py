@@ -12,7 +12,7 @@ from safetensors import safe_open
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.train.lora import LoraOptions, add_lora, merge_lora
 from tests.cli.conftest import dcclip
-from tests.train.jobs import Job, elsewhere, interrupt, refused, run, sha256, weights
+from tests.train.jobs import Job, elsewhere, interrupt, run, sha256, weights
 
 
 def moments(job: Job) -> int:
@@ -88,12 +88,6 @@ def test_interrupted_with_lora_and_run_again_gives_the_weights_of_the_unbroken_r
     unbroken = sha256(run(elsewhere(job, "unbroken")))
     interrupt(job, stage, step)
     assert sha256(run(job)) == unbroken != sha256(run(plain))
-
-
-def test_a_locked_tower_gets_no_lora(aligning: Job) -> None:
-    aligning["options"] |= {"lock": "text", "lora": {"towers": "text"}}
-    with refused("align.lora.towers: is the text tower, which is locked", "adapt the other tower"):
-        run(aligning)
 
 
 def test_without_peft_the_check_of_a_recipe_says_how_to_install_it(

@@ -11,7 +11,7 @@ from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import AltClipTeacher
 from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train import align, distill
-from dcclip_cli.train.options import StageContext, TrainOptions, problems
+from dcclip_cli.train.options import StageContext, TrainOptions, problems, warnings
 from tests.train.jobs import refused
 
 TEACHER = AltClipTeacher(model="老师")
@@ -49,6 +49,11 @@ INHERITING: dict[str, Any] = {"text": {"inherit": "layers", "vocabulary": {"from
         ("distill", {"losses": [EMBEDDING, EMBEDDING | {"teacher": 2}]}, PAIRS, "losses.1",
          "loss embedding learns from teacher 2, and there are 1, counted from 0", "more_teachers"),
         ("align", {"losses": [EMBEDDING | {"teacher": 1}]}, PAIRS, "losses.0", "there are 1", "more_teachers"),
+        ("distill", {"losses": [EMBEDDING | {"weight": 0}]}, PAIRS, "losses", "all losses have weight 0", "above 0"),
+        ("distill", {"lora": {"towers": "image"}, "optimizer": {"image_lr_scale": 0}}, PAIRS, "lora.towers",
+         "adapts layers that do not learn (image)", "adapt a tower that learns"),
+        ("align", {"lora": {"towers": "text"}, "lock": "text"}, PAIRS, "lora.towers",
+         "adapts layers that do not learn (text)", "adapt a tower that learns"),
         ("distill", {"losses": [MAPS]}, TEXTS, "losses.0", "the data has nothing for loss feature_map", "data.images"),
         ("distill", {"losses": [{"kind": "interactive"}]}, TEXTS, "losses.0", "nothing for loss interactive",
          "set data.train, or remove the loss"),
@@ -66,9 +71,25 @@ def test_what_keeps_a_stage_from_running_is_named_with_its_key(
     assert key == f"{stage}.{at}" and what in said and hint in so
 
 
-def test_a_step_of_nothing_is_refused() -> None:
+def test_a_step_of_nothing_and_a_vocabulary_of_no_text_are_refused() -> None:
     [(key, said, _), *_] = found("distill", {"texts_per_step": 0}, TEXTS)
     assert (key, said) == ("distill", "a step has no pairs, no images and no texts")
+    [(key, said, _)] = found("distill", {"losses": [MAPS]}, {"images": "图"})
+    assert (key, said) == ("student.text.vocabulary", "the data has no text to make the student's vocabulary from")
+    student = StudentOptions.model_validate(STUDENT | INHERITING)
+    assert not found("distill", {"losses": [MAPS]}, {"images": "图"}, student=student)
+
+
+def test_a_long_warm_up_and_lora_on_random_weights_are_warned_of() -> None:
+    options = {"steps": 4, "warmup_steps": 1_000, "lora": {}}
+    context = StageContext(RunDir(Path("跑")), DataOptions(train="对.tar"))
+    setup = distill.set_up(distill.DistillOptions.model_validate(options), context)
+    student = StudentOptions.model_validate(STUDENT | {"text": {"inherit": "layers"}})
+    assert list(warnings(setup, student, 4)) == [
+        "warning: distill: with warmup_steps 1,000 of 4 steps, the rate never reaches optimizer.lr",
+        "warning: distill: LoRA keeps the image tower's weights, which are random",
+    ]
+    assert not list(warnings(setup, None, 1_001))
 
 
 def test_what_a_student_takes_from_a_teacher_needs_one_unless_it_is_made_already(model_folder: Path) -> None:
