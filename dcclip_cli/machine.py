@@ -253,6 +253,7 @@ def loading_processes(wanted: int | Literal["auto"], device: str = "cpu", proces
     return 1 if device == "cpu" else min(_MOST_LOADING, max(1, cores() // processes - 1))
 
 
+ERROR_FILE = "DCCLIP_ERROR_FILE"  # where a process of `--at-a-time` reports its error as well
 LAUNCHED = "dcclip-processes"  # the run of torch's launcher that `--processes` starts
 
 

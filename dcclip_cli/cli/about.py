@@ -19,7 +19,7 @@ from dcclip_cli.cli import console, flags
 from dcclip_cli.errors import DcclipError, Message, translated
 from dcclip_cli.files import cache_folder, free_bytes
 from dcclip_cli.text import size_in_words
-from dcclip_cli.versions import EXTRAS, LIBRARIES, VERSION, versions
+from dcclip_cli.versions import LIBRARIES, VERSION, extras, versions
 
 _NAME, _KIND = Message("name"), Message("kind")
 _HUB = Message("hf:ORG/NAME, a path")
@@ -160,7 +160,7 @@ def diagnose() -> Facts:
         "processor": _processor(load),
         "storage": _storage(),
         "torch": _torch(notes),
-        "extras": {name: _extra(name, packages) for name, packages in EXTRAS.items()},
+        "extras": {name: _extra(name, packages) for name, packages in extras().items()},
         "notes": notes,
     }
 

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import typer
 
 from dcclip_cli.errors import AgainError, DcclipError, Message, language, translated
-from dcclip_cli.machine import is_first_process, is_launched
+from dcclip_cli.machine import ERROR_FILE, is_first_process, is_launched
 from dcclip_cli.processes import AGAIN, asked
 from dcclip_cli.progress import Progress, Silent, stderr_progress
 from dcclip_cli.text import filled, printable, rows
-from dcclip_cli.versions import EXTRAS
+from dcclip_cli.versions import extras
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -111,11 +111,11 @@ def _usage_errors(context: Any = None) -> Iterator[None]:
 
 
 def _fail(mistake: DcclipError) -> NoReturn:
-    """Print an error with its hint, or report both where `--processes` started this process, and exit with 1."""
-    if is_launched():
+    """Print an error with its hint, or report both where another command started this process, and exit with 1."""
+    if report := os.environ.get("TORCHELASTIC_ERROR_FILE" if is_launched() else ERROR_FILE):
         said = {"message": translated(mistake.what), "hint": translated(mistake.hint), "time": time.time()}
-        again = isinstance(mistake, AgainError)
-        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(said | {"again": again}), "utf-8")
+        Path(report).write_text(json.dumps(said | {"again": isinstance(mistake, AgainError)}), "utf-8")
+    if is_launched():
         raise typer.Exit(1)
     lines = translated(mistake.what).split("\n")
     for line in lines[:_MOST_LINES]:
@@ -146,8 +146,8 @@ def _users_mistake(error: BaseException, options: Collection[str]) -> DcclipErro
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
         what = Message("this needs the package {}, which is not installed", package)
-        extras = (extra for extra, packages in EXTRAS.items() if package in packages)
-        return next((DcclipError(what, Message("pip install 'dcclip[{}]'", extra)) for extra in extras), None)
+        names = (extra for extra, packages in extras().items() if package in packages)
+        return next((DcclipError(what, Message("pip install 'dcclip[{}]'", extra)) for extra in names), None)
     from dcclip_cli.cli.system_errors import explained
 
     return explained(error, options)

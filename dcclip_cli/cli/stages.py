@@ -29,6 +29,7 @@ _LIMIT = Option(
 )
 
 
+_MOST_DIGITS = 10  # of a seed, which is below 2**32
 _SEEDS = Option("--seeds", metavar="0 1 2", help="Run the recipe, and its variants, with each of these seeds.")
 _AT_A_TIME = Option(
     "--at-a-time",
@@ -61,12 +62,13 @@ def run(
     """
     flags.out(out)
     loaded = flags.open_recipe(recipe, sets)
-    if not all(one.isdecimal() for one in split(seeds)):
-        raise BadParameter(Message("{} is not a list of whole numbers such as 0 1 2", seeds))
+    numbers = split(",".join(seeds.split()))
+    if not all(number.isdecimal() and len(number) <= _MOST_DIGITS for number in numbers):
+        raise BadParameter(Message("{} is not a list of whole numbers such as 0 1 2", seeds[:80]))
     if seeds or loaded.recipe.variants:
-        chosen = [int(one) for one in split(seeds)]
+        chosen = [int(number) for number in numbers]
         if check:
-            return _check_sweep(loaded, chosen, device, out, fresh, processes)
+            return _check_sweep(loaded, chosen, device, out, fresh, processes, quiet)
         from dcclip_cli.api import sweep
 
         talk = console.talk(quiet, verbose)
@@ -265,17 +267,23 @@ def _show_models(title: str, models: list[ModelSummary]) -> None:
 
 
 def _check_sweep(
-    loaded: LoadedRecipe, seeds: list[int], device: flags.Device, out: Path | None, fresh: bool, processes: Any
+    loaded: LoadedRecipe,
+    seeds: list[int],
+    device: flags.Device,
+    out: Path | None,
+    fresh: bool,
+    processes: Any,
+    quiet: bool,
 ) -> None:
     """`--check` for each variant, with the first seed: what others take is the same."""
     from dcclip_cli.recipe.load import varied
 
     root, seed = out or Path("runs") / loaded.recipe.name, seeds[0] if seeds else loaded.recipe.seed
-    for name in loaded.recipe.variants or [""]:
-        one = varied(loaded, name, seed)
-        flags.show_checked(one, one.recipe.stages, device, root / name / f"seed-{seed}", fresh, processes)
-    runs = len(loaded.recipe.variants or [""]) * max(1, len(seeds))
-    console.show(Message("{} runs in {}", runs, root))
+    variants = list(loaded.recipe.variants or [""])
+    console.show_now(Message("{} runs in {}", len(variants) * max(1, len(set(seeds))), root))
+    for name in console.counted(console.talk(quiet), Message("variants"), variants, len(variants), at_once=True):
+        variant = varied(loaded, name, seed)
+        flags.show_checked(variant, variant.recipe.stages, device, root / name / f"seed-{seed}", fresh, processes)
 
 
 def _show_sweep(result: SweepResult) -> None:

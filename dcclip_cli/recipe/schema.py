@@ -16,7 +16,7 @@ from dcclip_cli.exporters.export import ExportOptions
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.options import Neutral, Options
-from dcclip_cli.run_dir import STAGES, StageName
+from dcclip_cli.run_dir import STAGES, SWEEP_FILES, StageName
 from dcclip_cli.train.align import AlignOptions
 from dcclip_cli.train.distill import DistillOptions
 from dcclip_cli.train.metrics_log import TrackerName
@@ -51,8 +51,13 @@ class Recipe(Options):
     @field_validator("variants")
     @classmethod
     def _have_names_of_folders(cls, variants: dict[str, Any] | None) -> dict[str, Any] | None:
+        names = dict[str, str]()
         for name in variants or ():
             cls._names_a_folder(name)
+            if name.casefold() in SWEEP_FILES:
+                raise ValueError(Message("'{}' is the name of a file that the command writes: give another", name))
+            if names.setdefault(name.casefold(), name) != name:
+                raise ValueError(Message("'{}' and '{}' are one folder on some systems", names[name.casefold()], name))
         return variants
 
     @field_validator("name")

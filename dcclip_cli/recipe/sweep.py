@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import numpy as np
 
 from dcclip_cli.errors import DcclipError, Message, translated
 from dcclip_cli.files import atomic_file, atomic_write
+from dcclip_cli.machine import ERROR_FILE
 from dcclip_cli.options import decisive
 from dcclip_cli.processes import end_with_launcher
 from dcclip_cli.recipe.load import LoadedRecipe, record, varied
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from dcclip_cli.eval.compare import Difference
     from dcclip_cli.eval.result import EvalResult
 
-_LOG = "log.txt"
+_LOG, _ERROR = "log.txt", "error.json"  # of a run in a process of its own
 _LOOK_S = 0.2  # between two looks at running processes
 _METRIC = "agreement"  # where nothing could be tested
 
@@ -209,24 +211,28 @@ def _remove_stages(run: RunDir) -> None:
 
 
 def _started(run: RecipeRun, place: int) -> subprocess.Popen[bytes]:
-    """`dcclip run` of one run, on the GPU number `place` where there are several; it ends when this process does."""
+    """`dcclip run` of one run, on GPUs of its own, the `place`-th ones; it ends when this process does."""
     command = [sys.executable, "-P", "-m", "dcclip_cli", "run", str(run.dir.root / RESOLVED)]
-    environment = dict(os.environ)
+    command += ["--out", str(run.dir.root), "--device", run.device, "--processes", str(run.processes)]
+    (run.dir.root / _ERROR).unlink(missing_ok=True)
+    environment = os.environ | {ERROR_FILE: str(run.dir.root / _ERROR)}
     if gpus := _gpus(run.device):
-        environment["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
-    with (run.dir.root / _LOG).open("ab") as log:
-        return subprocess.Popen(
-            [*command, "--out", str(run.dir.root), "--device", run.device],
-            env=environment, stdout=log, stderr=log, preexec_fn=end_with_launcher,
-        )  # fmt: skip
+        numbers = (place * run.processes + number for number in range(run.processes))
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[number % len(gpus)] for number in numbers)
+    with (run.dir.root / _LOG).open("wb") as log:
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log, preexec_fn=end_with_launcher)
 
 
 def _check_ended(run: RecipeRun, code: int) -> None:
-    if code:
-        log = run.dir.root / _LOG
-        lines = log.read_text("utf-8", errors="replace").splitlines()
-        said = [line for line in lines if line.startswith("error:")]
-        raise DcclipError("{}: {}", "all of it is in {}", run.dir.root, (said or lines or [""])[-1], log)
+    if not code:
+        return
+    log, error = run.dir.root / _LOG, run.dir.root / _ERROR
+    if error.exists():
+        report = json.loads(error.read_text("utf-8"))
+        raise DcclipError("{}: {}", "{} (log: {})", run.dir.root, report["message"], report["hint"], log)
+    lines = log.read_text("utf-8", errors="replace").splitlines()
+    last = lines[-1] if lines and code > 0 else Message("killed by signal {}", -code)
+    raise DcclipError("{}: {}", "all of it is in {}", run.dir.root, last, log)
 
 
 def _gpus(device: str) -> list[str]:

@@ -196,12 +196,8 @@ def test_a_tower_too_large_to_try_its_parts_keeps_the_smallest_weights(
 def convolutions() -> Any:
     """Three convolutions of 4x4 pixels and a head: 16, 16 and 512 multiply-adds, 32 and 2."""
     ones = {"a": (1, 1, 1, 1), "b": (1, 1, 1, 1), "c": (32, 1, 1, 1)}
-    weights = {name: np.full(shape, 0.5, np.float32) for name, shape in ones.items()}
-    weights |= {
-        "bias": np.ones(1, np.float32),
-        "d": np.full((32, 1), 0.5, np.float32),
-        "e": np.full((1, 2), 0.3, np.float32),
-    }
+    weights = {name: np.full(shape, 0.5, np.float32) for name, shape in (ones | {"bias": (1,)}).items()}
+    weights |= {"d": np.full((32, 1), 0.5, np.float32), "e": np.full((1, 2), 0.3, np.float32)}
     nodes = [
         helper.make_node("Conv", ["x", "a", "bias"], ["h1"], "first"),
         helper.make_node("Relu", ["h1"], ["h2"], "relu"),

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 import dcclip_cli as dcclip_api
-from dcclip_cli.errors import DcclipError
 from tests.cli.conftest import dcclip
+from tests.train.jobs import refused
 
 
 @pytest.fixture
@@ -63,9 +63,47 @@ def test_runs_at_a_time_in_their_own_processes_have_the_same_weights(
     assert [row.model for row in results[1].rows] == ["teacher", "student"]
 
 
-def test_a_mistake_in_a_variant_is_named_with_its_line(recipe: dict[str, Any], tmp_path: Path) -> None:
+_LOSS = """
+import os
+from dcclip_cli.train.losses.embeddings import EmbeddingLoss
+
+class Failing(EmbeddingLoss):
+    kind: str
+
+    def __call__(self, *_):
+        raise ValueError(f"one of {os.environ.get('WORLD_SIZE')} processes")
+"""
+
+
+def test_the_error_of_a_run_in_processes_of_its_own_is_raised_and_not_an_earlier_one(
+    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "failing_loss.py").write_text(_LOSS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("DCCLIP_LANG", "zh")
+    alone = {name: recipe[name] for name in ("name", "teacher", "student", "data", "distill")}
+    alone["distill"] = {**alone["distill"], "losses": [{"kind": "failing_loss:Failing"}]}
+    for name, text in (("log.txt", "error: of an earlier day\n"), ("error.json", "{}")):
+        (tmp_path / "run/seed-0").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run/seed-0" / name).write_text(text)
+    with refused("seed-0: failing_loss:Failing.ValueError: one of 2 processes", "log.txt"):
+        dcclip_api.sweep(alone, [0], out=tmp_path / "run", at_a_time=2, processes=2)
+
+
+@pytest.mark.parametrize(
+    ("variants", "what"),
+    [
+        ("  fast:\n    align.step: 3", "recipe.yaml:3: align.step: unknown key, did you mean 'steps'"),
+        ("  table.csv: {}", "variants: 'table.csv' is the name of a file that the command writes"),
+        ("  a: {}\n  A: {}", "variants: 'a' and 'A' are one folder on some systems"),
+    ],
+)
+def test_a_mistake_in_variants_is_named_with_its_line(
+    recipe: dict[str, Any], tmp_path: Path, variants: str, what: str
+) -> None:
     file = tmp_path / "recipe.yaml"
     text = yaml.safe_dump({name: value for name, value in recipe.items() if name != "variants"}, allow_unicode=True)
-    file.write_text(f"variants:\n  fast:\n    align.step: 3\n{text}", "utf-8")
-    with pytest.raises(DcclipError, match=r"recipe.yaml:3: align.step: unknown key, did you mean 'steps'"):
+    file.write_text(f"variants:\n{variants}\n{text}", "utf-8")
+    with refused(what, ""):
         dcclip_api.sweep(file, [0])
