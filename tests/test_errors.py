@@ -92,14 +92,6 @@ def test_a_message_is_translated_with_the_messages_in_it_and_with_no_other_text(
     assert translated(joined("\n", [message, "none"]), "zh").endswith("\nnone")
 
 
-def test_a_text_that_is_no_message_or_unknown_stays_as_it_is() -> None:
-    assert [translated(text, "zh") for text in ("none", "", Message("no {such} message"))] == [
-        "none",
-        "",
-        "no {such} message",
-    ]
-
-
 def test_commands_speak_chinese(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DCCLIP_LANG", "zh")
     monkeypatch.setenv("LANGUAGE", "")  # which Chinese help sets

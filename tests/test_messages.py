@@ -160,12 +160,3 @@ def test_listed_phrasings_are_not_used(part: str) -> None:
     files = [file for file in FILES if (file.relative_to(ROOT).parts[0] if file.parent != ROOT else ".") == part]
     assert files
     assert [f"{file.relative_to(ROOT)}:{one}" for file in files for one in found(prose(file))] == []
-
-
-def test_phrasings_are_found_across_lines_in_comments_and_messages_and_not_in_code(tmp_path: Path) -> None:
-    file = tmp_path / "file.py"
-    file.write_text('mend = 1  # it lies\n# in the folder\nraise ValueError("mend it")\n', "utf-8")
-    assert found(prose(file)) == ["3: 'mend', better: fix", "1: 'lies\\n# in', better: is in"]
-    page = tmp_path / "page.md"
-    page.write_text("`mend`\n\n```sh\nmend\n```\n\nThe figures\n", "utf-8")
-    assert found(prose(page)) == ["7: 'figures', better: numbers, metrics"]

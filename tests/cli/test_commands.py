@@ -106,22 +106,6 @@ def test_a_partition_is_asked_for_before_slurm_gets_anything() -> None:
     assert result.exit_code == 1 and "--set collect.cluster.slurm.partition=NAME" in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("line", "error"),
-    [
-        ("distill nope.yaml", "error: nope.yaml does not exist"),
-        ("predict cat.png --labels 猫 --model nowhere", "error: model nowhere is not a directory"),
-        ("eval", "error: no data set is named"),
-        ("eval --dataset imagenet-cn --model nowhere", "error: model nowhere is not a directory"),
-    ],
-)
-def test_an_error_is_printed_in_two_lines(line: str, error: str) -> None:
-    result = dcclip(*line.split())
-    assert result.exit_code == 1
-    first, second = result.stderr.splitlines()
-    assert first == error and second.startswith("hint:  ")
-
-
 def test_resume_without_a_saved_state_is_refused_and_nothing_is_written() -> None:
     result = dcclip("distill", RECIPES / "quickstart.yaml", "--out", "run", "--resume")
     assert result.exit_code == 1

@@ -52,24 +52,6 @@ def test_plain_lines_are_few_and_tell_rate_and_time_left(clock: Clock, capsys: p
     ]
 
 
-def test_the_time_left_follows_the_recent_rate(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.Lines().task("蒸馏 distill", total=100) as task:
-        clock.now += 80  # the first step waits for other work
-        for _ in range(100):
-            clock.now += 0.5
-            task.advance()
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "蒸馏 distill 1/100"  # which says nothing about the others
-    assert lines[1:3] == ["蒸馏 distill 31/100  2.0/s  0:34 left", "蒸馏 distill 61/100  2.0/s  0:20 left"]
-    assert lines[-1] == "蒸馏 distill 100/100  0.8/s  took 2:10"
-
-
-def test_a_brief_task_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.Lines().task("read", total=2) as task:
-        task.advance(2)
-    assert capsys.readouterr().err == ""
-
-
 def test_bars_stay_when_a_task_took_long_and_show_its_metrics(clock: Clock) -> None:
     screen = io.StringIO()
     bars = progress.TerminalBars(Console(file=screen, force_terminal=True, width=120, _environ={}))
@@ -97,30 +79,6 @@ def test_tables_and_json_go_to_stdout_with_chinese_readable(capsys: pytest.Captu
     assert [line.split() for line in captured.out.splitlines() if "学生" in line] == [["学生", "student", "43.1", "%"]]
     assert captured.out.endswith('{\n  "label": "猫"\n}\n')
     assert sys.stdout.isatty() is False
-
-
-def test_fields_are_in_one_column_wrapped_and_without_trailing_blanks(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(console, "_stdout", lambda: Console(file=sys.stdout, width=40))
-    console.show_fields("机器 machine", [("cores", "2 usable; 2 in the machine [dim]"), ("模型", "starter\n小模型")])
-    assert capsys.readouterr().out.splitlines() == [
-        "机器 machine",
-        "  cores          2 usable; 2 in the",
-        "                 machine [dim]",
-        "  模型           starter",
-        "                 小模型",
-    ]
-
-
-@pytest.mark.parametrize(("display", "terminal"), [(":0", True), ("", True), (":0", False)])
-def test_a_screen_is_a_terminal_with_a_display(monkeypatch: pytest.MonkeyPatch, display: str, terminal: bool) -> None:
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    monkeypatch.setenv("DISPLAY", display)
-    monkeypatch.setattr(sys, "stdout", io.StringIO())
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
-    assert console.has_screen() is (bool(display) and terminal)
 
 
 def ending(error: BaseException) -> tuple[int, str]:

@@ -1,7 +1,6 @@
 """`dcclip doctor`: the page, its JSON, and machines on which things are missing, slow or unknown."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,26 +46,6 @@ def test_without_the_train_extra_it_says_how_to_install_it(monkeypatch: pytest.M
     assert not any(line[0] in ("GPU", "inference") for line in lines)
 
 
-def test_a_library_that_cannot_be_loaded_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "onnxruntime.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
-    monkeypatch.setattr(diagnosis, "_torch", lambda notes: None)
-    found = diagnosis.diagnose()
-    assert found["onnxruntime"] is None
-    assert found["notes"]["onnxruntime"] == "cannot be imported: libcudart.so.12: cannot open shared object file"
-
-
-@pytest.mark.usefixtures("no_torch")
-@pytest.mark.parametrize(("load", "busy"), [(7.5, True), (2.0, False)])
-def test_a_busy_machine_is_named(load: float, busy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "getloadavg", lambda: (load, 1.0, 0.5))
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    page = CliRunner().invoke(app, ["doctor"]).stdout
-    assert ("  busy machine   load 7.5 on 4 cores: other work slows down training" in page) is busy
-    assert f"  load           {load:.2f}, 1.00, 0.50\n" in page
-
-
 @pytest.mark.usefixtures("no_torch")
 @pytest.mark.parametrize(
     ("architecture", "features", "vnni", "said"),
@@ -84,19 +63,6 @@ def test_int8_without_vnni_is_named(
     found = diagnosis.diagnose()
     assert found["int8_vnni"] is vnni and ("int8" in found["notes"]) is (vnni is False)
     assert said in CliRunner().invoke(app, ["doctor"]).stdout
-
-
-@pytest.mark.usefixtures("no_torch")
-def test_what_cannot_be_found_out_is_unknown_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dcclip_cli.machine.cpu_features", frozenset)
-    monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    monkeypatch.setattr(os, "cpu_count", lambda: None)
-    monkeypatch.delattr(os, "getloadavg", raising=False)
-    monkeypatch.setattr("dcclip_cli.machine.memory", lambda: None)
-    result = CliRunner().invoke(app, ["doctor"])
-    assert result.exit_code == 0
-    names = {line.split()[0] for line in result.stdout.splitlines() if line.startswith("  ")}
-    assert not names & {"class", "features", "memory", "load"} and {"architecture", "cores"} <= names
 
 
 @pytest.mark.usefixtures("no_torch")

@@ -73,17 +73,6 @@ def test_a_full_disk_names_the_file_and_the_free_space_whatever_wrote_it(
     assert "--out" not in told(raised(save)).hint  # which this command does not have
 
 
-def test_safetensors_says_what_it_could_not_write(tmp_path: Path) -> None:
-    from safetensors.numpy import save_file
-
-    def save() -> None:
-        with writing(tmp_path / "模型"):
-            save_file({"a": np.zeros(3)}, tmp_path / "无" / "model")
-
-    found = told(raised(save))
-    assert found.what == f"{tmp_path}/模型 does not exist"
-
-
 def test_files_in_place_of_folders_and_the_reverse_are_told_apart(tmp_path: Path) -> None:
     def partial_file() -> None:
         with atomic_file(tmp_path / "无 none" / "a.json") as temporary:
@@ -126,20 +115,6 @@ def test_limits_of_the_process_are_explained() -> None:
     assert told(RuntimeError("duckdb: Cannot open file: Too many open files")).what == "too many files are open"
     assert "not enough memory" in told(ImportError("onnxruntime.so: failed to map segment from shared object")).what
     assert "batch_size" not in told(MemoryError()).hint and "batch_size" in told(MemoryError(), OPTIONS).hint
-
-
-def test_a_panic_of_a_rust_library_is_an_error_of_the_file() -> None:
-    Panic = type("PanicException", (BaseException,), {})  # as pyo3 makes it: not to be imported
-    assert told(Panic("index out of bounds\nmore")).what.endswith("a file: index out of bounds")
-
-
-def test_an_error_without_a_sentence_of_its_own_names_the_file_and_says_what_the_system_says(tmp_path: Path) -> None:
-    found = told(OSError(errno.EIO, "", str(tmp_path / "猫.tar")), OPTIONS)
-    assert found.what == f"{tmp_path}/猫.tar: Input/output error"
-    assert (
-        found.hint
-        == "use an ordinary file on a local disk, or write elsewhere with --out; if it is one, check the disk"
-    )
 
 
 @pytest.mark.parametrize(

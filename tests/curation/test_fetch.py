@@ -7,7 +7,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -298,12 +298,6 @@ def test_what_may_pass_is_tried_again(site: Site, fetcher: Fetcher) -> None:
     assert time.monotonic() - start >= 1  # as Retry-After asks for
 
 
-def test_no_more_tries_are_made_than_the_recipe_allows(site: Site, fetcher: Fetcher) -> None:
-    site.pages["/busy"] = sends(b"", 503)
-    assert fetcher.fetch(site.url("/busy")) == Drop("url-status-503", "status 503")
-    assert site.asked == ["/busy"] * 3
-
-
 @pytest.mark.parametrize("status", [204, 304, 403, 404, 451, 501])
 def test_what_will_not_pass_is_not_tried_again(status: int, site: Site, fetcher: Fetcher) -> None:
     site.pages["/cat.jpg"] = sends(b"", status)
@@ -365,24 +359,3 @@ def test_a_certificate_is_accepted_from_the_systems_authorities_for_its_own_name
         assert slow == Drop("url-timeout", "localhost did not send it all in time")
     finally:
         client._tls.cache_clear()
-
-
-@pytest.mark.parametrize(
-    ("says", "expected"),
-    [
-        (lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "url-tls"),
-        (lambda connection: time.sleep(1), "url-timeout"),
-    ],
-    ids=["plain HTTP", "nothing"],
-)
-def test_a_server_without_tls_is_no_server_with_it(says: Callable[[Any], None], expected: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            connection, _ = server.accept()
-            with connection:
-                says(connection)
-
-        threading.Thread(target=serve, daemon=True).start()
-        got = fetch_with_tls(f"https://127.0.0.1:{server.getsockname()[1]}/", timeout_s=0.5, retries=0)
-    assert reason(got) == expected

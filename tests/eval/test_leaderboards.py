@@ -234,13 +234,6 @@ def test_a_small_model_of_middling_recall_outclasses_what_is_worse_in_all() -> N
     ]  # fmt: skip
 
 
-def test_the_time_of_both_towers_counts_and_an_equal_in_everything_does_not_outclass() -> None:
-    [xlm] = [row for row in table("zh") if row.model.startswith("XLM-Roberta-Base")]
-    equal, slower = (row_of(recalls(*[0.7252] * 3), Cost(3030, 2.3, text_ms)) for text_ms in (0.9, 1.0))
-    assert equal.ms == 3.2 and not xlm.outclasses(equal) and not equal.outclasses(xlm)
-    assert xlm.outclasses(slower)
-
-
 def test_a_bundle_measured_on_xm3600_gets_its_place_in_both_languages(
     bundle_folder: Path, pairs: list[Pair], small: dict[str, KnownSet], tmp_path: Path
 ) -> None:

@@ -147,14 +147,6 @@ def test_images_are_where_the_hint_says_they_are_looked_for(tmp_path: Path) -> N
     assert len(training_split(dataset).images) == 47
 
 
-def test_captions_of_the_other_language_are_put_where_the_hint_says(tmp_path: Path) -> None:
-    layouts.wds(tmp_path / "xm3600", "test", [b"a cat", b"a dog"], ".txt")
-    folder = hint_of("xm3600-cn", tmp_path, r"put the captions in zh into a folder (\S+),")
-    layouts.wds(tmp_path / folder, "test", CHINESE, ".txt")
-    for name in ("xm3600-cn", "xm3600"):
-        assert len(open_dataset(name, data_root=tmp_path).images) == 2
-
-
 @pytest.mark.parametrize(
     ("folders", "names"), [(["n01440764", "n99999999"], None), (["7: " + "a long name, " * 15, "狗"], "狗: {en: dog}")]
 )

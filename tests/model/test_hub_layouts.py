@@ -1,7 +1,6 @@
 """Teachers as the files of their hub repositories: pickled weights, other libraries' directories, long texts."""
 
 import json
-import logging
 import os
 import shutil
 from pathlib import Path
@@ -17,9 +16,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.teachers import OpenClipTeacher, TransformersTeacher
-from dcclip_cli.model.weights import as_safetensors
 from dcclip_cli.progress import Lines
-from tests.damage import Said, damage
 from tests.model.test_preprocess import noise
 
 TEXTS = ["一张照片", "a photo of 猫", "Ｔ恤 ，！", "“quoted” &amp; the", "a " * 200, "的" * 200]
@@ -93,17 +90,6 @@ def test_an_open_clip_directory_with_a_text_tower_of_transformers_loads_offline_
     assert found.tokens.shape == (6, 77, 32)
 
 
-def test_the_sizes_of_open_clips_own_text_towers_are_known_without_the_hub(hub_teachers: Path, tmp_path: Path) -> None:
-    from dcclip_cli.model.model_dir import text_tower_sizes
-
-    found = text_tower_sizes(tmp_path, "xlm-roberta-base")
-    assert (found["hidden_size"], found["num_attention_heads"], found["vocab_size"]) == (768, 12, 250_002)
-    assert text_tower_sizes(hub_teachers / "openclip-xlmr", "made-up/tiny")["hidden_size"] == 32
-    with pytest.raises(DcclipError, match="does not say the sizes of its text tower nobody/bert") as raised:
-        text_tower_sizes(tmp_path, "nobody/bert")
-    assert raised.value.hint == "copy the config.json of nobody/bert into the directory"
-
-
 # ---- texts
 
 
@@ -113,18 +99,6 @@ def test_only_robertas_position_table_loses_two_of_its_positions(hub_teachers: P
     assert load(hub_teachers / "altclip").tokenize(long).ids.shape == (1, 77)  # of 514
     assert load(altclip_folder).tokenize(long).ids.shape == (1, 38)  # of 40
     assert load(hub_teachers / "chineseclip").tokenize(long).ids.shape == (1, 77)  # of 512
-
-
-def test_a_tokenizer_that_needs_a_package_which_is_not_installed_says_which(
-    hub_teachers: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def without(*_: Any, **__: Any) -> None:
-        raise ImportError("\nSiglipTokenizer requires the SentencePiece library but it was not found in your")
-
-    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", without)
-    with pytest.raises(DcclipError, match=r"SiglipTokenizer requires the SentencePiece library$") as raised:
-        load(hub_teachers / "metaclip2-mt5")
-    assert raised.value.hint == "pip install sentencepiece protobuf"
 
 
 @pytest.mark.parametrize(("kind", "text"), [("siglip2", "A PHOTO of 猫"), ("metaclip2-mt5", "A, Photo of 猫!")])
@@ -155,21 +129,6 @@ def test_pickled_weights_are_read_once_and_kept_as_safetensors(
     assert len(lines) == 1 and again.fingerprint == first.fingerprint
     pixels = torch.from_numpy(first.preprocess(noise(40, 50)))[None]
     assert torch.equal(again.image_features(pixels).embedding, first.image_features(pixels).embedding)
-
-
-@pytest.mark.parametrize("kind", ["cut", "folder"])
-def test_a_damaged_copy_of_pickled_weights_is_made_again(
-    hub_teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    monkeypatch.setenv("DCCLIP_CACHE", str(tmp_path / "cache"))
-    files, said = [hub_teachers / "chineseclip/pytorch_model.bin"], Said()
-    [copy] = as_safetensors(files, "中文 chineseclip", "0" * 64, said)
-    whole = copy.read_bytes()
-    damage(copy, kind)
-    assert as_safetensors(files, "中文 chineseclip", "0" * 64, said)[0].read_bytes() == whole
-    assert as_safetensors(files, "中文 chineseclip", "0" * 64, said) == [copy]
-    assert len(said.lines) == 3  # the copy, the damage, the copy again
-    assert said.lines[1].startswith(f"warning: {copy} ") and said.lines[1].endswith("it is made again")
 
 
 def test_pickled_shards_and_old_checkpoints_are_read_too(hub_teachers: Path, tmp_path: Path) -> None:
@@ -292,19 +251,3 @@ def test_a_directory_without_a_model_is_named_with_what_it_contains(
     (tmp_path / "empty").mkdir()
     with pytest.raises(DcclipError, match=r"\(found: nothing\)"):
         load(tmp_path / "empty")
-
-
-def test_loading_large_weights_says_so_and_transformers_says_nothing(
-    hub_teachers: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    from dcclip_cli.model import weights
-
-    lines: list[str] = []
-    load(hub_teachers / "altclip", progress=Lines(lines.append))
-    assert lines == []  # quickly done
-    monkeypatch.setattr(weights, "LARGE_BYTES", 100_000)
-    with caplog.at_level(logging.WARNING):
-        for kind in ("altclip", "openclip-xlmr"):
-            load(hub_teachers / kind, progress=Lines(lines.append))
-    assert [line.rsplit(":", 1)[0] for line in lines] == ["loading altclip", "loading openclip-xlmr"]
-    assert not caplog.records

@@ -226,12 +226,6 @@ def test_what_the_hub_refuses_is_one_sentence_with_a_hint(
     assert hint in caught.value.hint and "\n" not in caught.value.what and "hf_w" not in str(caught.value)
 
 
-def test_a_license_that_the_hub_does_not_know_is_refused_before_the_upload(run: Path, hub: Hub) -> None:
-    with pytest.raises(DcclipError, match=r'refuses it: Invalid metadata in README\.md\. - "license" must'):
-        push(plan_push(find_model(str(run)), "ORG/small", "made-up"))
-    assert not any("preupload" in one for one in hub.asked)
-
-
 def test_no_network_is_told_from_the_offline_mode(run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_push(find_model(str(run)), "ORG/small", "mit")
     hub.shutdown()
