@@ -83,8 +83,6 @@ class TrainingTask(nn.Module):
             for module in self.student.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
-        with torch.no_grad():  # so that the saved temperature is the one that the last steps used
-            self.student.model.logit_scale.clamp_(max=math.log(self.max_logit_scale))
         return self
 
     def frozen_digest(self) -> str:
@@ -95,6 +93,15 @@ class TrainingTask(nn.Module):
         for tensor in chain(parameters, buffers):
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+    @torch.no_grad()
+    def clamp_temperature(self) -> None:
+        """Keep a trained logit scale in [1, max_logit_scale], as open_clip does after each optimizer step.
+
+        A clamp in the forward pass would have no gradient above the bound: the scale could never fall again.
+        """
+        if self.student.model.logit_scale.requires_grad:
+            self.student.model.logit_scale.clamp_(0, math.log(self.max_logit_scale))
 
     def begin_step(self, progress: float) -> None:
         """Set the fraction of the run, in 0..1, that is over: scheduled weights depend on it."""
@@ -163,7 +170,7 @@ class TrainingTask(nn.Module):
         """1 / temperature and the sigmoid loss's bias, for the log, where a loss trains them."""
         if not any(isinstance(loss, TaskLoss) for loss in self._losses):
             return {}
-        metrics = {"logit_scale": min(self.student.logit_scale, self.max_logit_scale)}
+        metrics = {"logit_scale": self.student.logit_scale}
         bias = self.student.logit_bias
         return metrics if bias is None else metrics | {"logit_bias": bias}
 
@@ -196,7 +203,7 @@ class TrainingTask(nn.Module):
         found = {name: _false_negatives(one, shares[name]) for name, one in batch.texts.items()}
         return replace(
             student,
-            logit_scale=model.logit_scale.clamp(max=math.log(self.max_logit_scale)).exp(),
+            logit_scale=model.logit_scale.exp(),
             logit_bias=model.logit_bias,
             false_negatives={name: value for name, value in found.items() if value is not None},
         )

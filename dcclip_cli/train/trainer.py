@@ -113,6 +113,7 @@ class Trainer:
         name, progress, began = self.info.name, self.info.progress, time.monotonic()
         self.task.train()
         self.state.frozen = self.state.frozen or self.task.frozen_digest()
+        self.task.clamp_temperature()
         with handled(), noted(), progress.task(name, self.total_steps, self.state.step) as shown:
             try:
                 self._train(shown)
@@ -171,8 +172,11 @@ class Trainer:
         if bad:
             self.task.check_teachers()
             self._guard.skip(state, terms, norm)
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.update()  # halves fp16's scale, and allows the next step to unscale again
         else:
             self._accelerated_optimizer.step()
+            self.task.clamp_temperature()
             self._guard.accept(state)
             if self.ema is not None:
                 self.ema.update_parameters(self.task.model)

@@ -6,12 +6,14 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from dcclip_cli.data.collator import Batch, Collator
@@ -57,6 +59,8 @@ class Toy(TrainingTask):
 
     def check_teachers(self) -> None: ...
 
+    def clamp_temperature(self) -> None: ...
+
 
 class Pulled(Toy):
     """A matrix, a bias and a tower's weight, each pulled down by a slope of one; remembers what it saw."""
@@ -94,6 +98,7 @@ def train(pairs_file: Path, tmp_path: Path) -> Train:
         pixels: Callable[[object], np.ndarray] = _pixels,
         validate: Validate | None = None,
         finish: Finish = lambda _metrics: None,
+        scaler: torch.amp.GradScaler | None = None,
         **options: Any,
     ) -> dict[str, float]:
         given = {"steps": 4, "batch_size": 8, "warmup_steps": 0, "workers": 0, "precision": "fp32"} | options
@@ -103,6 +108,10 @@ def train(pairs_file: Path, tmp_path: Path) -> Train:
         sampler = MixedBatchSampler((EpochBatchSampler(dataset, chosen.batch_size, seed=0),))
         info = RunInfo("toy", tmp_path, {"of": "toy"}, progress=progress or Silent())
         trained = Trainer(task, collator, sampler, chosen, info, validate)
+        if scaler is not None:  # as Accelerate makes it for fp16 on a GPU
+            trained.accelerator.state._mixed_precision, trained.accelerator.native_amp = "fp16", True
+            trained.accelerator.scaler = scaler
+            trained._accelerated_optimizer = AcceleratedOptimizer(trained.optimizer, scaler=scaler)
         metrics = trained.run(finish)
         trained.close()
         return metrics
@@ -346,6 +355,54 @@ def test_steps_that_are_not_finite_change_nothing_and_are_counted(train: Train, 
         average = ema * average + (1 - ema) * weight
     assert task.bias.tolist() == pytest.approx([average] * 2)  # the EMA of the three finite steps
     assert task.norm.running_mean is not None and torch.isfinite(task.norm.running_mean).all()
+
+
+def test_fp16_halves_its_scale_at_a_step_that_is_not_finite_and_resumes_with_it(train: Train, tmp_path: Path) -> None:
+    options = {"steps": 5, "optimizer": {"kind": "sgd", "lr": 0.1, "momentum": 0.0}, "clip_norm": None}
+    whole, resumed = torch.amp.GradScaler("cpu", init_scale=1024.0), torch.amp.GradScaler("cpu", init_scale=4.0)
+    unbroken, task = NowAndThen(2, 3), NowAndThen(2, 3)
+    assert train(unbroken, scaler=whole, **options)["skipped_steps"] == 2
+    assert whole.get_scale() == 256
+    with pytest.raises(KeyboardInterrupt):
+        train(task, send("toy", 3), scaler=torch.amp.GradScaler("cpu", init_scale=1024.0), **options)
+    train(task, scaler=resumed, **options)
+    assert resumed.get_scale() == 256
+    assert task.bias.tolist() == unbroken.bias.tolist()
+    assert task.bias.tolist() == pytest.approx(
+        [1 - sum(0.1 * learning_rate_factor(step, 0, 5) for step in (0, 3, 4))] * 2
+    )
+
+
+class Tempered(Toy):
+    """A temperature that its loss raises in four steps, then lowers; remembers the logit scales."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(99)))
+        self.student: Any = SimpleNamespace(model=self)
+        self.max_logit_scale = 100.0
+        self.scales: list[float] = []
+
+    clamp_temperature = TrainingTask.clamp_temperature
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        self.scales.append(self.logit_scale.exp().item())
+        return {"all": self.logit_scale * (-1 if len(self.scales) <= 4 else 1)}
+
+
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_a_temperature_at_its_bound_falls_again_and_resumes_alike(train: Train, ema: float | None) -> None:
+    options = {"steps": 8, "optimizer": {"kind": "sgd", "lr": 0.1, "momentum": 0.0}, "ema": ema}
+    unbroken, resumed = Tempered(), Tempered()
+    train(unbroken, **options)
+    assert unbroken.scales[:5] == pytest.approx([99, 100, 100, 100, 100])
+    rates = [0.1 * learning_rate_factor(step, 0, 8) for step in (4, 5, 6)]
+    falling = [100 * math.exp(-sum(rates[:count])) for count in (1, 2, 3)]
+    assert unbroken.scales[5:] == pytest.approx(falling)
+    with pytest.raises(KeyboardInterrupt):
+        train(resumed, send("toy", 3), **options)
+    train(resumed, **options)
+    assert resumed.scales == unbroken.scales and torch.equal(resumed.logit_scale, unbroken.logit_scale)
 
 
 def test_too_many_steps_in_a_row_that_are_not_finite_end_training_and_name_every_loss(train: Train) -> None:
