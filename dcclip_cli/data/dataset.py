@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -22,7 +23,7 @@ from dcclip_cli.data.pair import (
     captions_in_memory,
 )
 from dcclip_cli.data.remote import DataFile, is_url, list_files, shown
-from dcclip_cli.data.shards import DROPPED, SUFFIXES, Columns, open_parquet, parquet_errors
+from dcclip_cli.data.shards import DROPPED, SUFFIXES, Columns, columns_in, open_parquet, parquet_errors
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.progress import Progress
 from dcclip_cli.text import encodable
@@ -159,18 +160,14 @@ def find_dataset(
     if None in found or not found:
         return None
     # Shards that follow each other are one dataset.
-    parts: list[PairDataset | list[DataFile]] = []
-    for one in found:
-        if isinstance(one, list) and parts and isinstance(parts[-1], list):
-            parts[-1] += one
-        elif one is not None:
-            parts.append(one)
-    datasets = [
-        IndexedDataset(named(source), find_indexes(part, columns, progress), uncaptioned, cache_bytes)
-        if isinstance(part, list)
-        else part
-        for part in parts
-    ]
+    datasets: list[PairDataset] = []
+    for shards, parts in groupby(found, lambda part: isinstance(part, list) and columns_in(part[0], columns)):
+        if isinstance(shards, Columns):
+            files = [file for part in parts if isinstance(part, list) for file in part]
+            indexes = find_indexes(files, shards, progress)
+            datasets.append(IndexedDataset(named(source), indexes, uncaptioned, cache_bytes))
+        else:
+            datasets += [part for part in parts if isinstance(part, PairDataset)]
     return datasets[0] if len(datasets) == 1 else ConcatDataset(datasets)
 
 

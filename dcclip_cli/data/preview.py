@@ -14,6 +14,7 @@ from dcclip_cli.data.remote import DataFile
 from dcclip_cli.data.shards import (
     Captions,
     Columns,
+    columns_in,
     columns_used,
     group_images,
     open_parquet,
@@ -58,7 +59,7 @@ def preview_pairs(source: Source, columns: Columns | None = None, uncaptioned: b
         raise no_pairs(named(source))
     for shard in shards:
         read = _parquet if shard.name.endswith(".parquet") else _tar
-        if found := read(shard, columns, uncaptioned):
+        if found := read(shard, columns_in(shard, columns), uncaptioned):
             everything = sum(file.size for file in shards)
             samples, exact = round(found.samples * everything / shard.size), found.exact and len(shards) == 1
             return replace(found, samples=samples, exact=exact)
@@ -74,7 +75,7 @@ def languages_in(source: Source, columns: Columns) -> set[Language]:
     captions: list[Captions] = []
     for shard in shards[:: max(1, len(shards) // _FILES)]:
         if shard.name.endswith(".parquet"):
-            captions += _captions_everywhere(shard, columns)
+            captions += _captions_everywhere(shard, columns_in(shard, columns))
         elif preview := _tar(shard, columns, False):
             if len(shards) == 1 and len(preview.captions) >= _SAMPLE:
                 return set(LANGUAGES)

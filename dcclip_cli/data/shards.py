@@ -76,6 +76,15 @@ class Row(NamedTuple):
     group: int | None = None
 
 
+def columns_in(file: DataFile, columns: Columns) -> Columns:
+    """`columns`, or for a Parquet file that dcclip wrote, among those of others, the keys' own names."""
+    if not columns.named or not file.name.endswith(".parquet"):
+        return columns
+    with open_parquet(file) as parquet:
+        names = parquet.schema_arrow.names
+    return Columns() if names == ["key", "image", *LANGUAGES, "meta"] else columns
+
+
 def rows_of(file: DataFile, columns: Columns) -> Iterator[Row]:
     """The images in a shard. Raises DcclipError where it cannot be read."""
     return parquet_rows(file, columns) if file.name.endswith(".parquet") else tar_rows(file, columns)

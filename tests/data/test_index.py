@@ -17,12 +17,13 @@ from dcclip_cli.data import index as indexes
 from dcclip_cli.data.dataset import open_pairs, shards_at, write_parquet
 from dcclip_cli.data.index import SUFFIX, find_index, find_indexes, own_place, verify_files
 from dcclip_cli.data.pair import LANGUAGES, Pair, caption_id
+from dcclip_cli.data.preview import languages_in, preview_pairs
 from dcclip_cli.data.remote import local_file
 from dcclip_cli.data.shards import Columns
 from dcclip_cli.data.unpaired import open_images
 from dcclip_cli.errors import DcclipError
 from tests.damage import damage
-from tests.data.test_dataset import CAT, DOG, add, write_tar
+from tests.data.test_dataset import CAT, DOG, IMAGE, add, write_tar
 
 JPEG = b"\xff\xd8\xff"
 NONE = Columns()
@@ -237,6 +238,13 @@ def test_columns_of_others_are_named(tmp_path: Path) -> None:
     ]
     with pytest.raises(DcclipError, match="pair 9 has no image bytes"):
         pairs[2]
+    own = Pair("10", IMAGE, ("狗",), ("a dog",))
+    write_parquet(tmp_path / "own.parquet", [own])
+    columns = Columns(image="jpg", caption="alt", zh="text_zh", key="id")
+    both = open_pairs([tmp_path / "own.parquet", tmp_path / "data"], columns)
+    assert [both[0], both[1]] == [own, pairs[0]]
+    assert preview_pairs(tmp_path / "own.parquet", columns).captions == [{"zh": ("狗",), "en": ("a dog",)}]
+    assert languages_in(tmp_path / "own.parquet", columns) == {"zh", "en"}
     assert open_pairs(tmp_path / "data", Columns(image="jpg")).keys() == ["00:0", "00:1", "00:2"]
     for twice in (Columns(image="jpg", key="jpg"), Columns(image="jpg", zh="alt", en="alt")):
         with pytest.raises(DcclipError, match=r"00\.parquet: one column is named for two things"):

@@ -52,6 +52,17 @@ def test_parallel_text_alone_teaches_the_text_tower_and_leaves_the_image_tower_a
     assert set(result.metrics) >= {"embedding", "cross_lingual", "token_features"}
 
 
+def test_images_alone_train_a_student_with_tokens_and_weights_of_its_teachers_text_tower(
+    distilling: Job, folder: Path
+) -> None:
+    text = {"inherit": "embeddings", "vocabulary": {"from": "teacher", "size": 300}}
+    student = distilling["student"]
+    distilling |= {"data": {"images": str(folder)}, "student": student | {"text": student["text"] | text}}
+    distilling["options"] = {"losses": [{"kind": "embedding"}], "steps": 2}
+    tokenizer = load_tokenizer(run(distilling).model)
+    assert "<unk>" not in tokenizer.encode("红色的圆, a red circle").tokens
+
+
 def test_pairs_images_and_texts_together_train_their_towers(distilling: Job, lines_file: Path, folder: Path) -> None:
     distilling["data"] = {"train": distilling["data"], "images": str(folder), "texts": str(lines_file)}
     losses = [{"kind": kind} for kind in ("feature_map", "embedding", "interactive", "affinity", "cross_lingual")]
