@@ -46,7 +46,7 @@ def _as_tuples(value: Any) -> Any:
 def decisive(options: Any) -> Any:
     """The options that decide a result, as JSON: everything but the `Neutral` fields, at any depth."""
     if isinstance(options, BaseModel):
-        return {
+        return decisive(options.model_extra or {}) | {
             field.alias or name: decisive(getattr(options, name))
             for name, field in type(options).model_fields.items()
             if NEUTRAL not in field.metadata

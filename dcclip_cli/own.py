@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, PlainSerializer, WrapValidator
+from pydantic import BaseModel, ConfigDict, PlainSerializer, ValidationError, WrapValidator, create_model
 
 from dcclip_cli.errors import DcclipError, Message
 
@@ -19,7 +21,11 @@ _MISTAKES = (
     *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, RuntimeError),
     *(SyntaxError, TypeError, ValueError),
 )
-_unsaid: list[str] = []
+_NAME = re.compile(r"[\w.]+:\w+")
+_untold: list[str] = []
+_tell: Callable[[str], object] = _untold.append
+_classes: dict[str, type[Any]] = {}  # that were imported, by name
+_importing = True
 
 
 def is_own(name: object) -> bool:
@@ -30,10 +36,15 @@ def is_own(name: object) -> bool:
 def imported(name: str, base: type[Any]) -> type[Any]:
     """The class of that name. Raises ValueError unless it can be imported and is a subclass of `base`."""
     module, _, attribute = name.partition(":")
-    known = module in sys.modules
+    if not _NAME.fullmatch(name):
+        raise ValueError(Message("{!a} is not MODULE:CLASS", name))
     try:
+        if module not in sys.modules:
+            _tell(Message("the recipe's own parts: code from {}", _file_of(module) or module))
         found = getattr(importlib.import_module(module), attribute)
-    except _MISTAKES as error:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
         raise ValueError(
             Message("{} cannot be imported: {} (install its package, or set PYTHONPATH)", name, _said(error, module))
         ) from None
@@ -41,24 +52,57 @@ def imported(name: str, base: type[Any]) -> type[Any]:
         raise ValueError(Message("{} is no subclass of {}.{}", name, base.__module__, base.__name__))
     if issubclass(found, BaseModel) and found.model_fields["kind"].annotation is not str:
         raise ValueError(Message("{} must have the field `kind: str`, which receives its name here", name))
-    if not known:
-        _unsaid.append(Message("the recipe's own parts: code from {}", sys.modules[module].__file__))
+    if abstract := ", ".join(sorted(getattr(found, "__abstractmethods__", ()))):
+        raise ValueError(Message("{} lacks a method: {}", name, abstract))
+    _classes[name] = found
     return found
 
 
 def news() -> Iterator[str]:
-    """A line for each module that was imported, once."""
-    while _unsaid:
-        yield _unsaid.pop(0)
+    """A line for each file that code was imported from, once; none where they were told at once."""
+    while _untold:
+        yield _untold.pop(0)
+
+
+def tell_at_once(tell: Callable[[str], object]) -> None:
+    """From now on, name a file before its code is imported."""
+    global _tell
+    _tell = tell
+
+
+@contextmanager
+def not_imported() -> Iterator[None]:
+    """In the block, own parts that were not imported before are only their keys: for the recipes of strangers."""
+    global _importing
+    _importing = False
+    try:
+        yield
+    finally:
+        _importing = True
+
+
+class _AnyKeys(BaseModel):
+    model_config = ConfigDict(extra="allow")
 
 
 def own_options(base: type[BaseModel]) -> WrapValidator:
     """Lets a section with a `kind` be an own subclass of `base`, whose fields are then its keys."""
 
     def validate(value: Any, handler: Callable[[Any], Any]) -> Any:
-        if isinstance(value, dict) and is_own(value.get("kind")):
-            return imported(value["kind"], base).model_validate(value)
-        return value if isinstance(value, base) else handler(value)
+        name = str(value.get("kind")) if isinstance(value, dict) else ""
+        if not is_own(name):
+            return value if isinstance(value, base) else handler(value)
+        if not _importing and name not in _classes:
+            keys_alone: Any = create_model("KeysAlone", __base__=(base, _AnyKeys), kind=(str, ...))
+            keys_alone.__abstractmethods__ = frozenset()
+            return keys_alone.model_validate(value)
+        part = imported(name, base)
+        try:
+            return part.model_validate(value)
+        except ValidationError:
+            raise
+        except _MISTAKES as error:
+            raise ValueError(Message("{}: {}", name, _said(error, name.partition(":")[0]))) from None
 
     return WrapValidator(validate)
 
@@ -69,7 +113,8 @@ def own_name(base: type[Any]) -> tuple[WrapValidator, PlainSerializer]:
     def validate(value: Any, handler: Callable[[Any], Any]) -> Any:
         if not is_own(value):
             return handler(value)
-        imported(value, base)
+        if _importing:
+            imported(value, base)
         return value
 
     return WrapValidator(validate), PlainSerializer(str)
@@ -86,9 +131,17 @@ def own_errors(name: str) -> Iterator[None]:
         raise DcclipError("{}: {}", "correct it there", name, _said(error, name.partition(":")[0])) from error
 
 
+def _file_of(module: str) -> str | None:
+    """The file of a module, or, where it is not imported, of the package that it is in."""
+    if module in sys.modules:
+        return getattr(sys.modules[module], "__file__", None)
+    package = PathFinder.find_spec(module.partition(".")[0])
+    return package.origin if package else None
+
+
 def _said(error: BaseException, module: str) -> str:
     """An exception in one line, with the last place in the module's own file."""
-    file = getattr(sys.modules.get(module), "__file__", None)
+    file = _file_of(module)
     places = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     where = f" ({Path(places[-1].filename).name}:{places[-1].lineno})" if places else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"

@@ -51,10 +51,12 @@ def schema() -> None:
 
 @recipe_app.command()
 def show(recipe: flags.RecipeFile, sets: flags.Sets = None) -> None:
-    """Print a recipe with every default written out."""
+    """Print a recipe with every default written out, but those of own parts, whose code is not imported."""
+    from dcclip_cli.own import not_imported
     from dcclip_cli.recipe.load import resolved_yaml
 
-    console.show(resolved_yaml(flags.open_recipe(recipe, sets).recipe).rstrip("\n"))
+    with not_imported():
+        console.show(resolved_yaml(flags.open_recipe(recipe, sets).recipe).rstrip("\n"))
 
 
 def models() -> None:

@@ -119,9 +119,10 @@ def out(path: Path | None, folder: bool = True) -> None:
 
 
 def open_recipe(path: Path, sets: Sequence[str] | None, needed: StageName | None = None) -> LoadedRecipe:
-    """The validated recipe, which must have the section `needed`."""
-    from dcclip_cli import api
+    """The validated recipe, which must have the section `needed`. Files of its own parts are named."""
+    from dcclip_cli import api, own
 
+    own.tell_at_once(console.info_line)
     return api.open_recipe(path, needed, sets=sets)
 
 

@@ -280,7 +280,8 @@ def _retrieval(name: str, images: Images, captions: Mapping[Language, Sequence[S
         if described:
             texts[language] = Captions.of_images(every).merged()
         if 0 < described < len(images):
-            notes.append(f"data set {name}: {described:,} of {len(images):,} pairs have a caption in {language}")
+            counts = described, len(images), language
+            notes.append(Message("data set {}: {:,} of {:,} pairs have a caption in {}", name, *counts))
     if not texts:
         raise DcclipError("data set {} has no captions", "name pairs with captions in en, in zh, or in both", name)
     return DataSet(name, images, texts, "mean_recall", notes=tuple(notes))

@@ -275,9 +275,8 @@ def chinese_against_english(found: Table) -> bytes | None:
             )  # fmt: skip
         if len(points) <= _NAMED:
             _name_points(axes, points, high - low)
-        axes.set(
-            xlim=(low, high), ylim=(low, high), aspect="equal", xlabel="English, per cent", ylabel="Chinese, per cent"
-        )
+        labels = (translated(Message("English, per cent")), translated(Message("Chinese, per cent")))
+        axes.set(xlim=(low, high), ylim=(low, high), aspect="equal", xlabel=labels[0], ylabel=labels[1])
         axes.grid(True, alpha=0.3)
         _legend(axes, *axes.get_legend_handles_labels(), 3)
 

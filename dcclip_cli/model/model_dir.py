@@ -198,8 +198,8 @@ def load_named(model: str) -> OpenClipTowers:
     name, tag = (model, None) if model.startswith("hf-hub:") else model.rpartition("/")[::2]
     if not name:
         raise DcclipError("open_clip model '{}' has no tag", "write ARCH/TAG, as in ViT-B-32/laion2b_s34b_b79k", model)
-    hint = "check the name against open_clip.list_pretrained(), and the network connection"
-    what = f"open_clip model {model} cannot be loaded"
+    hint = Message("check the name against open_clip.list_pretrained(), and the network connection")
+    what = Message("open_clip model {} cannot be loaded", model)
     with library_errors(what, hint), tokenizer_errors(what):
         if name.startswith("hf-hub:"):
             open_clip_config(require_file(name.removeprefix("hf-hub:"), CONFIG).parent, on_hub=True)
@@ -273,7 +273,7 @@ def directory_tokenizer(folder: Path, config: dict[str, Any]) -> LibraryTokenize
 
     named = config["model_cfg"]["text_cfg"].get("hf_tokenizer_name")
     local = {"local_files_only": True, "trust_remote_code": False} if named else {}
-    what = f"the tokenizer of {folder} cannot be loaded"
+    what = Message("the tokenizer of {} cannot be loaded", folder)
     with _quiet(), library_errors(what, COPY_AGAIN), tokenizer_errors(what):
         return LibraryTokenizer(open_clip.get_tokenizer(f"local-dir:{folder}", **local))
 

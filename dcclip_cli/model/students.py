@@ -55,7 +55,7 @@ class ImageTower(Options):
     @model_validator(mode="after")
     def _has_one_source_of_weights(self) -> Self:
         if self.weights is not None and self.inherit != "nothing":
-            raise ValueError("weights and inherit: teacher both set the initial weights: remove one of them")
+            raise ValueError(Message("weights and inherit: teacher both set the initial weights: remove one of them"))
         return self
 
 

@@ -23,6 +23,7 @@ from dcclip_cli.data.remote import shown
 from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import atomic_write
 from dcclip_cli.options import decisive
+from dcclip_cli.own import not_imported
 from dcclip_cli.recipe.schema import Recipe
 from dcclip_cli.recipe.yaml import KEYS_HINT, MAX_BYTES, Document, Location, document_of, read, walk
 from dcclip_cli.run_dir import RESOLVED, STAGES, StageName, has_product
@@ -140,7 +141,8 @@ def check_finished(recipe: Recipe, folder: Path, again: Iterable[StageName]) -> 
     Evaluations and exports compare more than the recipe, when they run.
     """
     if (folder / RESOLVED).is_file():
-        before = _validated(read(folder / RESOLVED)[1])
+        with not_imported():  # the folder may be a stranger's
+            before = _validated(read(folder / RESOLVED)[1])
         for stage in STAGES:
             if stage.name not in (*again, "eval", "export") and has_product(folder, stage.name):
                 _compare(folder / stage.name, before, recipe, stage.made_from)

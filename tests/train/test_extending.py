@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import TypeAdapter
 
 import dcclip_cli as dcclip
+from dcclip_cli.checksums import write_record
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.train.losses import DistillLoss
+from tests.cli.conftest import dcclip as dcclip_command
 from tests.test_docs import ROOT, blocks
 from tests.train.losses.outputs import NONE, outputs
 
@@ -64,9 +67,44 @@ def test_a_recipe_with_it_trains_and_its_own_mistakes_are_errors_of_one_line(
         ("relations:Relation", "AttributeError: module 'relations' has no attribute 'Relation'"),
         ("relations:Mapping", "relations:Mapping is no subclass of dcclip_cli.train.losses.base.Loss"),
         ("dcclip_cli.train.losses:EmbeddingLoss", "must have the field `kind: str`"),
+        ("relations:Unfinished", "relations:Unfinished lacks a method: __call__"),
+        ("relations:Broken", "relations:Broken: KeyError: 'power' (relations.py:"),
+        ("unreadable:Loss", "unreadable:Loss cannot be imported: OSError: 无 (unreadable.py:1)"),
+        ("ending:Loss", "ending:Loss cannot be imported: SystemExit: 0 (ending.py:1)"),
+        ("\ud800:损失", "'\\ud800:\\u635f\\u5931' is not MODULE:CLASS"),
     ],
 )
-def test_a_name_that_is_no_loss_is_an_error_with_its_key(kind: str, said: str, whole_recipe: dict[str, Any]) -> None:
+def test_a_name_that_is_no_loss_is_an_error_with_its_key(
+    kind: str, said: str, whole_recipe: dict[str, Any], relations: Path
+) -> None:
+    with relations.open("a", encoding="utf-8") as file:
+        file.write("\n\nclass Unfinished(TeacherLoss):\n    kind: str\n")
+        file.write("\n\nclass Broken(RelationLoss):\n    def model_post_init(self, _):\n        {}['power']\n")
+    relations.with_name("unreadable.py").write_text("raise OSError('无')", "utf-8")
+    relations.with_name("ending.py").write_text("raise SystemExit(0)")
     with pytest.raises(DcclipError) as caught:
         dcclip.distill(whole_recipe, losses=[{"kind": kind}])
     assert "distill.losses.0: " in caught.value.what and said in caught.value.what and "\n" not in caught.value.what
+
+
+def test_a_strangers_code_is_named_before_it_runs_and_does_not_run_to_be_shown_or_compared(
+    whole_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("strange.py").write_text("open('ran', 'w')\nraise OSError('too late')")
+    recipe = {name: whole_recipe[name] for name in ("name", "teacher", "student", "data", "distill")}
+    theirs = recipe | {"distill": recipe["distill"] | {"losses": [{"kind": "strange:Loss", "power": 3}]}}
+    for file, content in (("mine.yaml", recipe), ("theirs.yaml", theirs), ("run/resolved.yaml", theirs)):
+        Path(file).parent.mkdir(exist_ok=True)
+        Path(file).write_text(yaml.safe_dump(content, allow_unicode=True), "utf-8")
+    Path("run/distill/model").mkdir(parents=True)
+    write_record(Path("run/distill/model/dcclip.json"), {})
+    assert (
+        "- kind: strange:Loss\n    weight: 1.0\n    power: 3\n"
+        in dcclip_command("recipe", "show", "theirs.yaml").stdout
+    )
+    differs = dcclip_command("distill", "mine.yaml", "--check", "--out", "run", expect=1).stderr
+    assert "was made from a recipe that differs" in differs and not Path("ran").exists()
+    named, error, _ = dcclip_command("distill", "theirs.yaml", "--check", expect=1).stderr.splitlines()
+    assert named == f"the recipe's own parts: code from {tmp_path}/strange.py"
+    assert "strange:Loss cannot be imported: OSError: too late" in error and Path("ran").exists()
