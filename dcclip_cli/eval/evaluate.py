@@ -17,8 +17,20 @@ from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.dataset import Captions, Classes, DataSet
 from dcclip_cli.eval.datasets import Part, Templates, check_dataset, open_dataset, training_split
-from dcclip_cli.eval.embedding import Embedded, Embedder, FeatureCache, class_texts, lost
-from dcclip_cli.eval.metrics import SEEDS, SHOTS, Score, probe, sample, score_classes, score_retrieval, summary
+from dcclip_cli.eval.embedding import Embedded, Embedder, FeatureCache, class_vectors
+from dcclip_cli.eval.metrics import (
+    SEEDS,
+    SHOTS,
+    Score,
+    level,
+    probe,
+    sample,
+    score_classes,
+    score_retrieval,
+    summary,
+    tied_answers,
+    tied_groups,
+)
 from dcclip_cli.eval.result import ZERO_SHOT, EvalResult, pack, sha256_of
 from dcclip_cli.inference.encoder import TorchEncoder, load_encoder, shortened
 from dcclip_cli.machine import keep_freed_memory
@@ -167,19 +179,19 @@ def evaluate(
 
 
 def say_alike(results: Sequence[EvalResult], progress: Progress) -> None:
-    """Say once which class names are replaced, and read alike: of one result, as each has its own in the report."""
+    """Say once which class names are replaced, and are one embedding: of one result; the report has those of each."""
     replaced, alike = [one for one in results if one.replaced], [one for one in results if one.indistinct]
     if replaced:
         where, pairs = (
             _where(replaced[0]),
             joined(", ", (Message("{} as {}", one, other) for one, other in replaced[0].replaced.items())),
         )
-        progress.say(Message("{}: the tokenizer reads these names like other classes; asked instead: {}", where, pairs))
+        progress.say(Message("{}: these names have the embedding of another class; asked instead: {}", where, pairs))
     if alike:
         worst = max(alike, key=lambda one: one.lost)
         more = Message(" (and {} more results)", len(alike) - 1) if len(alike) > 1 else ""
         line = Message(
-            "{}: warning: the tokenizer reads {} classes like others, such as {}: at least {:.1f} points are lost{}",
+            "{}: warning: {} classes have the embedding of another, such as {}: ties decide {:.1f} % of the answers{}",
             _where(worst), sum(map(len, worst.indistinct)), " = ".join(worst.indistinct[0][:3]), 100 * worst.lost, more,
         )  # fmt: skip
         progress.say(line)
@@ -208,26 +220,20 @@ class _Evaluation:
 
     def _classify(self, dataset: DataSet, language: Language, truth: Classes, images: Embedded) -> EvalResult:
         begin, metric, labels = time.perf_counter(), dataset.metric, truth.labels[images.indices]
-        asked = class_texts(self.embedder.model, truth.names, truth.alternates, truth.templates)
-        classes = self.embedder.classes(asked.names, truth.templates)
-        result = self._result(
-            dataset,
-            language,
-            truth,
-            ZERO_SHOT,
-            score_classes(images.vectors @ classes.T, labels, metric),
-            images,
-            begin,
-        )
-        alike = [[truth.names[number] for number in group] for group in asked.alike]
-        accuracy = labels.ndim == 1 and metric in ("top1", "mean_per_class")
-        cost = lost(asked.alike, labels, metric == "mean_per_class") if accuracy else 0.0
-        result = replace(result, replaced=asked.replaced, indistinct=alike, lost=cost)
+        classes = class_vectors(self.embedder, truth)
+        scores = level(images.vectors @ classes.vectors.T, classes.alike)
+        score = score_classes(scores, labels, metric)
+        result = self._result(dataset, language, truth, ZERO_SHOT, score, images, begin)
+        alike = [[truth.names[number] for number in group] for group in classes.alike]
+        by_tie = tied_answers(scores) if labels.ndim == 1 else 0.0
+        result = replace(result, replaced=classes.replaced, indistinct=alike, lost=by_tie)
         plain = {name: other for name, other in truth.plain_names.items() if name in truth.names}
         if not plain:
             return result
-        classes[[truth.names.index(name) for name in plain]] = self.embedder.classes([*plain.values()], truth.templates)
-        value = score_classes(images.vectors @ classes.T, labels, metric).metrics[metric]
+        vectors = classes.vectors.copy()
+        vectors[[truth.names.index(name) for name in plain]] = self.embedder.classes([*plain.values()], truth.templates)
+        scores = level(images.vectors @ vectors.T, tied_groups(vectors))
+        value = score_classes(scores, labels, metric).metrics[metric]
         names = joined(", ", (Message("{} for {}", other, name) for name, other in plain.items()))
         self.embedder.progress.say(
             Message("{}: {:.1f} % with {}, {:.1f} % without", _where(result), 100 * value, names, 100 * result.value)

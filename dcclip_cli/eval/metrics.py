@@ -2,7 +2,8 @@
 
 Every metric takes `weights` (N,): how often each row counts, which is all that a bootstrap sample needs.
 Functions of scores raise ValueError for NaN or infinity: NaN cannot be ranked, and would come first.
-Ties are decided without chance, as each function says. A metric that the labels leave undefined is NaN.
+Metrics of classes are the mean over all orders of those with the same score; other ties are decided without chance, as
+each function says. A metric that the labels leave undefined is NaN.
 """
 
 from __future__ import annotations
@@ -19,33 +20,77 @@ from dcclip_cli.inference.zero_shot import softmax_of
 
 RECALLS = (1, 5, 10)
 _BLOCK = 1024  # queries compared with all items at once
+TIED = 1e-5  # 1 - cosine of the same embedding; the starter's names that are 1e-8 apart in fp32 are so far in int8
 _SCALE = 100.0  # ELEVATER's logit scale before the softmax over classes, for mAP and AUC
 
 
-def ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(N,) the rank, from 0, of each row's label among its scores (N, C); ties go to the lower class."""
+def tied_groups(vectors: np.ndarray) -> list[list[int]]:
+    """The groups of classes that have the same embedding, of vectors (C, D) of length 1.
+
+    Embeddings are the same if 1 - cosine is under TIED, or if those of other classes connect them so.
+    """
+    first = np.arange(len(vectors))  # of the classes with the same embedding
+    while True:
+        blocks = (vectors[start : start + _BLOCK] @ vectors.T for start in range(0, len(vectors), _BLOCK))
+        lowest = np.concatenate([np.where(block > 1 - TIED, first, len(first)).min(axis=1) for block in blocks])
+        if (lowest == first).all():
+            break
+        first = lowest
+    classes, sizes = np.unique(first, return_counts=True)
+    return [np.flatnonzero(first == lowest_class).tolist() for lowest_class in classes[sizes > 1]]
+
+
+def level(scores: np.ndarray, groups: Sequence[Sequence[int]]) -> np.ndarray:
+    """Scores (N, C) in which the classes of each group have their mean score, which is exactly the same for all."""
+    for group in groups:
+        scores[:, group] = scores[:, group].mean(axis=1, keepdims=True)
+    return scores
+
+
+def ranks(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) the number of scores (N, C) over that of each row's label, and (N,) of those that equal it, with its own."""
     _check(scores)
-    own = scores[np.arange(len(labels)), labels][:, None]
-    earlier = np.arange(scores.shape[1])[None, :] < labels[:, None]
-    return ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
+    label_scores = np.take_along_axis(scores, labels[:, None].astype(np.int64), axis=1)
+    return (scores > label_scores).sum(axis=1), (scores == label_scores).sum(axis=1)
 
 
-def top_k(ranks: np.ndarray, k: int, weights: np.ndarray | None = None) -> float:
+def tied_answers(scores: np.ndarray) -> float:
+    """The fraction of rows (N, C) whose highest score several classes have."""
+    return float(((scores == scores.max(axis=1, keepdims=True)).sum(axis=1) > 1).mean())
+
+
+def among_first(ranks: np.ndarray, ties: np.ndarray | None, k: int) -> np.ndarray:
+    """(N,) the fraction of the orders of a label and the classes that tie with it in which it is among the first k.
+
+    `ties` are those of `ranks`; without them every label has its score alone.
+    """
+    return ranks < k if ties is None else np.clip((k - ranks.astype(float)) / ties, 0, 1)
+
+
+def top_k(ranks: np.ndarray, k: int, weights: np.ndarray | None = None, ties: np.ndarray | None = None) -> float:
     """The fraction of rows whose label has one of the k highest scores."""
-    return float(np.average(ranks < k, weights=weights))
+    return float(np.average(among_first(ranks, ties, k), weights=weights))
 
 
-def per_class(ranks: np.ndarray, labels: np.ndarray, classes: int, weights: np.ndarray | None = None) -> np.ndarray:
+def per_class(
+    ranks: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    weights: np.ndarray | None = None,
+    ties: np.ndarray | None = None,
+) -> np.ndarray:
     """(C,) top-1 of each class; NaN for a class without rows."""
     weights = np.ones(len(labels)) if weights is None else weights
     total = np.bincount(labels, weights, classes)
-    right = np.bincount(labels, weights * (ranks == 0), classes)
+    right = np.bincount(labels, weights * among_first(ranks, ties, 1), classes)
     return np.divide(right, total, out=np.full(classes, np.nan), where=total > 0)
 
 
-def mean_per_class(ranks: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> float:
+def mean_per_class(
+    ranks: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None, ties: np.ndarray | None = None
+) -> float:
     """Top-1 of each class that occurs in `labels`, averaged over these classes."""
-    return float(np.nanmean(per_class(ranks, labels, int(labels.max()) + 1, weights)))
+    return float(np.nanmean(per_class(ranks, labels, int(labels.max()) + 1, weights, ties)))
 
 
 def roc_auc(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
@@ -132,7 +177,10 @@ def score_classes(scores: np.ndarray, labels: np.ndarray, metric: Metric) -> Sco
     if labels.ndim == 2:
         details = {"labels": labels, "scores": softmax_of(_SCALE * scores), "cosines": scores}
     else:
-        details = {"labels": labels, "ranks": ranks(scores, labels), "predictions": scores.argmax(axis=1)}
+        higher, ties = ranks(scores, labels)
+        details = {"labels": labels, "ranks": higher, "predictions": scores.argmax(axis=1)}
+        if ties.max() > 1:
+            details["ties"] = ties
         if metric == "roc_auc":
             details["scores"] = softmax_of(_SCALE * scores)[:, 1]
     return Score(metrics_of(details), {name: one for name, one in details.items() if name != "cosines"})
@@ -175,10 +223,10 @@ def metrics_of(
         if "cosines" in details:  # CLIP_benchmark's: no softmax before it
             compute["map"] = lambda: _class_mean(average_precision, details["cosines"], labels, own)
     else:
-        found = details["ranks"]
-        compute["top1"] = lambda: top_k(found, 1, own)
-        compute["top5"] = lambda: top_k(found, 5, own)
-        compute["mean_per_class"] = lambda: mean_per_class(found, labels, own)
+        ranks, ties = details["ranks"], details.get("ties")
+        compute["top1"] = lambda: top_k(ranks, 1, own, ties)
+        compute["top5"] = lambda: top_k(ranks, 5, own, ties)
+        compute["mean_per_class"] = lambda: mean_per_class(ranks, labels, own, ties)
         if "scores" in details:
             compute["roc_auc"] = lambda: roc_auc(details["scores"], labels == 1, own)
     return {name: metric() for name, metric in compute.items() if wanted is None or name in wanted}

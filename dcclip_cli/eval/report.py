@@ -148,7 +148,7 @@ def errors_of(result: EvalResult, dataset: DataSet | None) -> Errors | None:
         return None
     names, wrong = result.class_names, ranks > 0
     counts = np.bincount(labels, minlength=len(names))
-    fractions = per_class(ranks, labels, len(names))
+    fractions = per_class(ranks, labels, len(names), ties=result.detail("ties"))
     confused = Counter(zip(labels[wrong].tolist(), guesses[wrong].tolist(), strict=True))
     by_count = sorted(confused.items(), key=lambda item: (-item[1], item[0]))
     predicted = {truth: guess for (truth, guess), _ in reversed(by_count)}

@@ -49,9 +49,10 @@ class EvalResult:
     `partial` says what was there of a data set that was not all there. `n` images were measured; the unreadable ones
     are not among them, but in `corrupt` with the reason.
     `truth_sha256` is equal for the same images, classes and order. `details` are arrays of all images, packed by
-    `pack`: `labels`, `ranks`, `predictions`, `scores`, or for retrieval `text_ranks` and `image_ranks`.
-    `replaced` maps class names that the tokenizer reads like another class to the alternates in their place;
-    `indistinct` are the groups of names that it still reads alike, which cost at least `lost` of the metric.
+    `pack`: `labels`, `ranks`, `predictions`, `scores`, or for retrieval `text_ranks` and `image_ranks`; and `ties`, how
+    many classes have the label's score, where that is more than one.
+    `replaced` maps class names with the embedding of another class to the alternates in their place; `indistinct` are
+    the groups of names that still have the same embedding. `lost` is the fraction of answers that a tie decides.
     With `plain_names` in place of the names that they belong to, the metric is `plain_value`.
     `images_per_second` is 0 if all embeddings were cached. `date` is the day of the measurement in UTC, ISO 8601.
     """
@@ -265,7 +266,7 @@ def _remark(here: Sequence[EvalResult]) -> str:
         about.gap_remark if about and len({result.language for result in here}) > 1 else "",
         sample,
         Message("{:,} images cannot be read", corrupt) if corrupt else "",
-        Message("{} classes are read alike", alike) if alike else "",
+        Message("{} classes have the embedding of another", alike) if alike else "",
         *_with_plain_names(here),
     )
     return joined(", ", filter(None, remarks))

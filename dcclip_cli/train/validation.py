@@ -33,15 +33,15 @@ class Validation:
 
     def __call__(self, towers: OpenClipTowers) -> dict[str, float]:
         """`top1_zh` and `top1_en`, in 0..1. The towers stay unchanged."""
-        right = dict.fromkeys(self.languages, 0)
+        right = dict.fromkeys(self.languages, 0.0)
         with evaluating(towers):
             texts = {language: self._texts(towers, language) for language in self.languages}
             for rows in _chunks(len(self.dataset)):
                 images = self._images(towers, rows)
                 for language, (embeddings, labels) in texts.items():
                     named = labels[rows] >= 0
-                    ranks = metrics.ranks(images[named] @ embeddings.T, labels[rows][named])
-                    right[language] += int((ranks == 0).sum())
+                    ranks, ties = metrics.ranks(images[named] @ embeddings.T, labels[rows][named])
+                    right[language] += float(metrics.among_first(ranks, ties, 1).sum())
         return {f"top1_{one}": right[one] / int((labels >= 0).sum()) for one, (_, labels) in texts.items()}
 
     def _images(self, towers: OpenClipTowers, rows: range) -> np.ndarray:

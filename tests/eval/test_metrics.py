@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,12 @@ def rank(line: Sequence[float], wanted: Sequence[int]) -> int:
     """How many entries come before the first wanted one: the higher first, of equal ones the lower number."""
     order = sorted(range(len(line)), key=lambda number: (-line[number], number))
     return min(order.index(number) for number in wanted)
+
+
+def chance(line: Sequence[float], label: int, k: int) -> float:
+    """In how many of all orders of the classes the label is among the first k by score, as a fraction."""
+    orders = permutations(range(len(line)))
+    return mean([sorted(order, key=lambda number: -line[number]).index(label) < k for order in orders])
 
 
 def repeated(weights: np.ndarray) -> list[int]:
@@ -89,15 +96,22 @@ def over_classes(values: Sequence[float]) -> float:
 def test_top_k_and_the_mean_per_class_are_what_they_say(
     scores: np.ndarray, labels: np.ndarray, weights: np.ndarray
 ) -> None:
-    found = score_classes(scores, labels, "top1")
-    places = [rank(line, [label]) for line, label in zip(scores.tolist(), labels.tolist(), strict=True)]
-    assert found.details["ranks"].tolist() == places
-    assert [found.details["predictions"][row] == labels[row] for row in range(ROWS)] == [place == 0 for place in places]
+    found, lines = score_classes(scores, labels, "top1"), scores.tolist()
+    chances = {k: [chance(line, label, k) for line, label in zip(lines, labels.tolist(), strict=True)] for k in (1, 5)}
+    assert found.details["predictions"].tolist() == [line.index(max(line)) for line in lines]
     for given_weights, rows in ((None, [*range(ROWS)]), ({"labels": weights}, repeated(weights))):
-        expected = {f"top{k}": mean([places[row] < k for row in rows]) for k in (1, 5)}
-        by_class = [[places[row] == 0 for row in rows if labels[row] == one] for one in range(CLASSES)]
+        expected = {f"top{k}": mean([chances[k][row] for row in rows]) for k in (1, 5)}
+        by_class = [[chances[1][row] for row in rows if labels[row] == one] for one in range(CLASSES)]
         expected["mean_per_class"] = mean([mean(own) for own in by_class if own])
         assert metrics_of(found.details, given_weights) == pytest.approx(expected)
+    assert metrics.tied_answers(scores) == mean([line.count(max(line)) > 1 for line in lines])
+
+
+def test_a_tie_of_k_classes_counts_for_the_part_of_their_orders_that_is_right() -> None:
+    ranks, ties = np.asarray([0, 3, 4, 5], np.uint8), np.asarray([3, 3, 4, 2], np.uint8)
+    assert metrics.among_first(ranks, ties, 5).tolist() == [1, pytest.approx(2 / 3), 0.25, 0]
+    assert metrics.top_k(ranks, 1, ties=ties) == pytest.approx(1 / 3 / 4)
+    assert metrics.mean_per_class(ranks, np.asarray([0, 0, 1, 1]), ties=ties) == pytest.approx(1 / 3 / 2 / 2)
 
 
 @given(SCORES, TRUTH, WEIGHTS)

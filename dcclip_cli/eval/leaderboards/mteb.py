@@ -134,7 +134,7 @@ def _unfit(result: EvalResult) -> str:
     if result.replaced:
         pairs = ", ".join(f"{name} as {other}" for name, other in list(result.replaced.items())[:3])
         return f"was asked for {len(result.replaced)} names by alternates ({pairs}), which its task does not do"
-    return ""
+    return "has classes with the same embedding, whose order decides in its task" if result.lost else ""
 
 
 def _no_task(what: str) -> DcclipError:
