@@ -360,7 +360,7 @@ def readers(bench: Bench, files: dict[str, Path]) -> None:
             batch = min(64, len(dataset) // 4)
             sampler = MixedBatchSampler((EpochBatchSampler(dataset, batch, seed=0),))
             steps = (4 if bench.sizes.tiny else 40) + workers
-            batches = load_batches(collator, sampler.share(0, steps), workers, 2)
+            batches = load_batches(collator, sampler(0, steps), workers, 2)
             next(batches)
             began = time.perf_counter()
             read = sum(len(one.pixels) for one in batches)

@@ -141,7 +141,7 @@ def ours(tar: Path) -> Iterator[Any]:
     sampler = MixedBatchSampler((EpochBatchSampler(dataset, BATCH, 0, distinct_captions=True),))
     loader: DataLoader[Any] = DataLoader(
         collator,  # type: ignore[arg-type]
-        batch_sampler=sampler.share(0, sampler.steps_per_epoch),
+        batch_sampler=sampler(0, sampler.steps_per_epoch),
         collate_fn=lambda batch: batch,
         num_workers=1,
         multiprocessing_context="fork",

@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import chain
-from typing import TYPE_CHECKING
+from functools import cached_property, partial
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from dcclip_cli.data.options import Augment, CaptionOptions
-from dcclip_cli.data.pair import Language, PairDataset
+from dcclip_cli.data.pair import LANGUAGES, Language, PairDataset
 from dcclip_cli.data.pixels import ImageCache, Preprocess, draft_side, stacked
 from dcclip_cli.data.samplers import Sample
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import decode, flatten
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from dcclip_cli.model.towers import Tokens
 
 OTHER = "-other"  # `zh-other`: the second captions of the images whose first captions are `zh`
+ENTRIES = (*LANGUAGES, *(language + OTHER for language in LANGUAGES))  # that a batch's texts may have
+IMAGES = "images"
 
 
 def generator(seed: int, index: int, augmentation: int) -> np.random.Generator:
@@ -66,10 +68,12 @@ class StoredFeatures:
     images: dict[str, torch.Tensor]
     texts: dict[str, StoredTexts]
 
-    def take(self, images: slice, texts: Mapping[str, torch.Tensor]) -> StoredFeatures:
-        """The features of a part of the batch."""
-        taken = {name: self.texts[name].take(rows) for name, rows in texts.items()}
-        return StoredFeatures({name: values[images] for name, values in self.images.items()}, taken)
+    def take(
+        self, select: Callable[[torch.Tensor], torch.Tensor], text_rows: Mapping[str, torch.Tensor]
+    ) -> StoredFeatures:
+        """The features of a part of the batch, whose images `select` selects."""
+        texts = {name: self.texts[name].take(rows) for name, rows in text_rows.items()}
+        return StoredFeatures({name: select(values) for name, values in self.images.items()}, texts)
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> StoredFeatures:
         """The same with every tensor changed: moved to a device, pinned."""
@@ -78,6 +82,39 @@ class StoredFeatures:
 
 
 # ---- batches
+
+
+class TextCounts(NamedTuple):
+    """How many texts of a language there are, with an image, with a translation of the same image or line; tokens."""
+
+    texts: float
+    paired: float
+    parallel: float
+    tokens: float
+
+
+def count_texts(
+    image_index: Mapping[str, torch.Tensor], images: int, tokens: Mapping[str, int]
+) -> dict[str, TextCounts]:
+    """The counts of a batch's texts by language. Reads from the device of `image_index`."""
+    import torch
+
+    counts = {}
+    for name, index in image_index.items():
+        translated = image_index.get(("en" if name.startswith("zh") else "zh") + name[2:], index[:0])
+        paired, parallel = int((index < images).sum()), int(torch.isin(index, translated).sum())
+        counts[name] = TextCounts(len(index), paired, parallel, tokens.get(name, 0) or len(index))
+    return counts
+
+
+def image_share(captioned: int, images: int, part: int, parts: int) -> tuple[slice, slice]:
+    """The images of one of a batch's equal parts: its share of the first `captioned`, and of all others.
+
+    So is a batch split among processes, and into parts for accumulation.
+    """
+    first, last = (captioned * number // parts for number in (part, part + 1))
+    begin, end = (captioned + images * number // parts for number in (part, part + 1))
+    return slice(first, last), slice(begin - first, end - last)
 
 
 @dataclass(frozen=True)
@@ -111,14 +148,15 @@ class Texts:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's input: B images and their texts by language.
+    """One step's input, or a part of it: B images, the first `num_captioned` with captions, and texts by language.
 
     `sample_index` (B,) and `augmentation_index` (B,) identify the sample and which of its augmentations this is.
     `pixels` are (B, 3, H, W), or embeddings (B, D) where the pairs have these in place of images; `teacher_pixels` has
     the pixels for each teacher that processes images in this step, `teacher_features` what each teacher's cache has of
-    the batch, None where a row is missing. `texts` has an entry for each language, and with second captions also
-    `zh-other` and `en-other`; `num_unpaired_texts` of them have no image. `texts_on_cpu` are the texts of a batch that
-    was moved to a device: by these it is split without waiting for the device.
+    the batch, None where a row is missing. `texts` has those of ENTRIES that have a text in the batch;
+    `num_unpaired_texts` of them have no image. `texts_on_cpu` are the texts of a batch that was moved to a device: by
+    these it is split without waiting for the device. A part has its `rows` of the whole batch, by language and IMAGES,
+    and the `mean_counts` of the parts' texts.
     """
 
     sample_index: torch.Tensor
@@ -129,6 +167,9 @@ class Batch:
     num_unpaired_texts: int = 0
     teacher_features: tuple[StoredFeatures, ...] = ()
     texts_on_cpu: dict[str, Texts] = field(default_factory=dict)
+    num_captioned: int = 0
+    rows: dict[str, torch.Tensor] = field(default_factory=dict)
+    mean_counts: dict[str, TextCounts] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on a device, without waiting for the copy; sample and augmentation indices stay on the CPU."""
@@ -145,40 +186,63 @@ class Batch:
             pixels=change(self.pixels),
             teacher_pixels=tuple(map(change, self.teacher_pixels)),
             texts={language: texts.map(change) for language, texts in self.texts.items()},
-            teacher_features=tuple(one.map(change) for one in self.teacher_features),
+            teacher_features=tuple(features.map(change) for features in self.teacher_features),
         )
 
-    def rows_of_parts(self, name: str, parts: int) -> list[torch.Tensor]:
-        """For each of `parts` equal parts of the batch, the rows of the texts `name` of its images, on the CPU."""
-        import torch
-
-        index, images = (self.texts_on_cpu or self.texts)[name].image_index, len(self.pixels)
-        size, unpaired = max(1, images // parts), max(1, self.num_unpaired_texts // parts)
-        part = torch.where(index < images, index // size, (index - images) // unpaired)
-        return [(part == number).nonzero()[:, 0] for number in range(parts)]
+    @cached_property
+    def counts(self) -> dict[str, TextCounts]:
+        """The counts of its texts by language."""
+        texts = self.texts_on_cpu or self.texts
+        tokens = {name: sum(entry.tokens.lengths) for name, entry in texts.items()}
+        return count_texts({name: entry.image_index for name, entry in texts.items()}, len(self.pixels), tokens)
 
     def parts(self, parts: int) -> list[Batch]:
-        """The batch in equal parts, images together with their texts."""
+        """The batch in parts of equally many images and texts without images, with their shares of captions."""
         import torch
 
-        images = len(self.pixels)
-        size, unpaired = images // parts, self.num_unpaired_texts // parts
-        found, move = [], partial(torch.Tensor.to, device=self.pixels.device, non_blocking=True)
-        every = {name: self.rows_of_parts(name, parts) for name in self.texts}
-        for number in range(parts):
-            texts, rows = {}, {name: several[number] for name, several in every.items()}
-            for name, whole in (self.texts_on_cpu or self.texts).items():
-                index = whole.image_index[rows[name]]
-                without_image = index - images - number * unpaired + size
-                taken = whole.take(rows[name], torch.where(index < images, index - number * size, without_image))
-                texts[name] = taken.map(move)
-            here = slice(number * size, (number + 1) * size)
-            teacher_pixels = tuple(pixels[here] for pixels in self.teacher_pixels)
-            samples = self.sample_index[here], self.augmentation_index[here]
-            moved = {name: move(one) for name, one in rows.items()}
-            features = tuple(one.take(here, moved) for one in self.teacher_features)
-            found.append(Batch(*samples, self.pixels[here], teacher_pixels, texts, unpaired, features))
-        return found
+        images, on_cpu = len(self.pixels), self.texts_on_cpu or self.texts
+        size, unpaired = max(1, images // parts), max(1, self.num_unpaired_texts // parts)
+        shares = [image_share(self.num_captioned, images, number, parts) for number in range(parts)]
+        image_rows = [_select(share, torch.arange(images)) for share in shares]
+        places, lines = torch.cat(image_rows).argsort(), torch.arange(self.num_unpaired_texts)
+        part_of_index = torch.cat([places // size, lines // unpaired])
+        index_in_part = torch.cat([places % size, images // parts + lines % unpaired])
+        mean_counts = {name: TextCounts(*(count / parts for count in counts)) for name, counts in self.counts.items()}
+        batches, move = [], partial(torch.Tensor.to, device=self.pixels.device, non_blocking=True)
+        for number, share in enumerate(shares):
+            select = partial(_select, share)
+            rows = {
+                name: (part_of_index[entry.image_index] == number).nonzero()[:, 0] for name, entry in on_cpu.items()
+            }
+            rows = {name: text_rows for name, text_rows in rows.items() if len(text_rows)}
+            texts = {
+                name: on_cpu[name].take(rows[name], index_in_part[on_cpu[name].image_index[rows[name]]])
+                for name in rows
+            }
+            on_device = {name: move(text_rows) for name, text_rows in rows.items()}
+            part = Batch(
+                select(self.sample_index),
+                select(self.augmentation_index),
+                select(self.pixels),
+                tuple(map(select, self.teacher_pixels)),
+                {name: entry.map(move) for name, entry in texts.items()},
+                self.num_unpaired_texts // parts,
+                tuple(features.take(select, on_device) for features in self.teacher_features),
+                texts,
+                share[0].stop - share[0].start,
+                {IMAGES: image_rows[number], **rows},
+                mean_counts,
+            )
+            batches.append(part)
+        return batches
+
+
+def _select(slices: tuple[slice, slice], values: torch.Tensor) -> torch.Tensor:
+    """The rows in two slices, without a copy where one is empty."""
+    import torch
+
+    first, second = (values[rows] for rows in slices)
+    return torch.cat([first, second]) if len(first) and len(second) else first if len(first) else second
 
 
 @dataclass(frozen=True)
@@ -188,7 +252,8 @@ class Collator:
     `preprocess` makes the student's pixels, and each of `teacher_preprocess` a teacher's, from the same augmented
     image: uint8, or float32 where a library's own preprocessing makes them. Each of `read_features` reads what a
     teacher's cache has of a batch. A sample has `num_augmentations` different augmentations, 0: a new one each epoch.
-    `with_caption_ids` fills Texts.caption_ids and Texts.image_caption_ids.
+    `with_caption_ids` fills Texts.caption_ids and Texts.image_caption_ids. The loader makes the part of a batch that
+    `process`, of so many `processes`, trains on.
     """
 
     dataset: PairDataset
@@ -202,30 +267,36 @@ class Collator:
     with_caption_ids: bool = False
     image_cache: ImageCache = field(default_factory=ImageCache, compare=False, repr=False)
     read_features: tuple[Callable[[Batch], StoredFeatures], ...] = ()
+    process: int = 0
+    processes: int = 1
 
     def __getitems__(self, samples: list[Sample]) -> Batch | DcclipError:
         """The batch, or the error in its data: a DataLoader would lose the hint of an error that is raised here."""
         try:
-            return self.batch(samples)
+            return self.batch(samples, self.process, self.processes)
         except DcclipError as error:
             return error
 
-    def batch(self, samples: list[Sample]) -> Batch:
-        """The batch of these samples. Raises DcclipError for an unreadable image or a language without captions."""
+    def batch(self, samples: Sequence[Sample], process: int = 0, processes: int = 1) -> Batch:
+        """The batch of a step's samples, or the part of one of `processes`. Raises DcclipError for a bad image."""
         import torch
 
-        paired, unpaired = self._paired_and_unpaired(samples)
-        indices = [index for index, _ in paired]
-        augmentations = [epoch % self.num_augmentations if self.num_augmentations else epoch for _, epoch in paired]
+        rows = self._rows(samples, process, processes)
+        indices = [index for index, _ in rows.images]
+        augmentations = [
+            epoch % self.num_augmentations if self.num_augmentations else epoch for _, epoch in rows.images
+        ]
         if self.dataset.embeddings is not None:
             pixels = torch.from_numpy(self.dataset.embeddings[indices])
             teacher_pixels: tuple[torch.Tensor, ...] = ()
         else:
             pixels, *teachers = self._all_pixels(indices, augmentations)
             teacher_pixels = tuple(teachers)
-        rows, numbers = (torch.tensor(values, dtype=torch.int64) for values in (indices, augmentations))
-        batch = Batch(rows, numbers, pixels, teacher_pixels, self._all_texts(paired, unpaired), len(unpaired))
-        return replace(batch, teacher_features=tuple(read(batch) for read in self.read_features))
+        index, augmentation = (torch.tensor(values, dtype=torch.int64) for values in (indices, augmentations))
+        texts = {name: self._texts(*chosen) for name, chosen in self._chosen(rows).items()}
+        batch = Batch(index, augmentation, pixels, teacher_pixels, texts, len(rows.texts))
+        features = tuple(read(batch) for read in self.read_features)
+        return replace(batch, teacher_features=features, num_captioned=rows.num_captioned)
 
     def pixels(self, index: int, augmentation: int, *preprocess: Preprocess) -> tuple[np.ndarray, ...]:
         """The pixels (3, H, W) of one sample's augmented image, by each of `preprocess`.
@@ -257,39 +328,38 @@ class Collator:
         return [stacked([one[number] for one in found]) for number in range(len(preprocess))]
 
     def chosen_captions(self, samples: Sequence[Sample]) -> set[str]:
-        """The captions that the batch of these samples has."""
-        chosen = self._chosen(*self._paired_and_unpaired(samples))
-        return {caption for _, captions in chosen.values() for caption in captions}
+        """The captions that the batch of a step's samples has, over all processes."""
+        return {caption for _, captions in self._chosen(self._rows(samples)).values() for caption in captions}
 
-    def _paired_and_unpaired(self, samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-        paired = [sample for sample in samples if sample[0] < self.dataset.num_images]
-        return paired, [sample for sample in samples if sample[0] >= self.dataset.num_images]
+    def _rows(self, samples: Sequence[Sample], process: int = 0, processes: int = 1) -> _Rows:
+        """The samples of a process: pairs with captions, other images, texts without images."""
+        data = self.dataset
+        pairs, images, texts = (
+            [sample for sample in samples if first <= sample[0] < end]
+            for first, end in pairwise((0, data.num_pairs, data.num_images, len(data)))
+        )
+        # The order is shuffled already, so the first are as good as any.
+        captioned = max(1, round(self.captions.caption_fraction * len(pairs))) if pairs else 0
+        images, size = pairs + images, len(texts) // processes
+        with_captions, without = image_share(captioned, len(images), process, processes)
+        of_process = texts[process * size : (process + 1) * size]
+        return _Rows(images[with_captions] + images[without], of_process, with_captions.stop - with_captions.start)
 
-    def _chosen(self, paired: list[Sample], unpaired: list[Sample]) -> dict[str, tuple[list[_Captioned], list[str]]]:
+    def _chosen(self, rows: _Rows) -> dict[str, tuple[list[_Captioned], list[str]]]:
         """For each entry of a batch's texts the rows that have captions in its language, and one caption of each."""
         options = self.captions
         first = 1.0 if options.second_caption else options.first  # probability of the first caption
         choices: dict[str, tuple[Language, float]] = {language: (language, first) for language in options.languages}
         if options.second_caption:
             choices |= {language + OTHER: (language, 0.0) for language in options.languages}
-        # The order is shuffled already, so the first are as good as any.
-        captioned = max(1, round(options.caption_fraction * len(paired)))
-        rows = [*enumerate(paired[:captioned]), *enumerate(unpaired, len(paired))]
-        every = {language: self._captioned(language, rows) for language in options.languages}
+        numbered = [*enumerate(rows.images[: rows.num_captioned]), *enumerate(rows.texts, len(rows.images))]
+        captioned = {language: self._captioned(language, numbered) for language in options.languages}
         seed = self.seed ^ 0x7E97
         return {
-            name: (every[language], [_choose(row, first, seed) for row in every[language]])
+            name: (captioned[language], [_choose(row, first, seed) for row in captioned[language]])
             for name, (language, first) in choices.items()
+            if captioned[language]
         }
-
-    def _all_texts(self, paired: list[Sample], unpaired: list[Sample]) -> dict[str, Texts]:
-        texts = {name: self._texts(*chosen) for name, chosen in self._chosen(paired, unpaired).items()}
-        found = {name: one for name, one in texts.items() if one is not None}
-        if len(found) < len(texts) and (found or not self.dataset.has_uncaptioned_images):
-            language = next(name for name in texts if name not in found).removesuffix(OTHER)
-            hint = Message("train on other languages with captions.languages, or add {} captions to the data", language)
-            raise DcclipError("{}: a whole batch has no '{}' captions", hint, self.dataset.path, language)
-        return found
 
     def _captioned(self, language: Language, rows: list[tuple[int, Sample]]) -> list[_Captioned]:
         """The rows that have captions in the language."""
@@ -297,12 +367,10 @@ class Collator:
         found = ((row, sample, captions[sample[0]]) for row, sample in rows)
         return [_Captioned(*one) for one in found if one[2]]
 
-    def _texts(self, rows: list[_Captioned], chosen: list[str]) -> Texts | None:
+    def _texts(self, rows: list[_Captioned], chosen: list[str]) -> Texts:
         """The chosen caption of each row."""
         import torch
 
-        if not rows:
-            return None
         texts = Texts(torch.tensor([row.number for row in rows]), chosen, self.tokenize(chosen).sorted())
         if not self.with_caption_ids:
             return texts
@@ -316,6 +384,15 @@ class Collator:
             _hashes(caption.encode() for caption in every) for every in (chosen, chain.from_iterable(own))
         )
         return replace(texts, caption_ids=ids, image_caption_ids=of_images.reshape(-1, most))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The samples of a batch with images, the first `num_captioned` of them with captions, and those without."""
+
+    images: list[Sample]
+    texts: list[Sample]
+    num_captioned: int
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,6 @@ class PairDataset(ABC):
 
     path: str | Path  # for messages: a URL is a text
     embeddings: np.ndarray | None = None  # (N, D) float32, where the pairs have image embeddings in place of images
-    has_uncaptioned_images = False  # whether some images have no captions on purpose
     _captions: Mapping[Language, Sequence[tuple[str, ...]]] = {}
 
     @abstractmethod
@@ -156,6 +155,11 @@ class PairDataset(ABC):
     def num_images(self) -> int:
         """The number of samples that have an image; they come before those that have none."""
         return len(self)
+
+    @cached_property
+    def num_pairs(self) -> int:
+        """The number of samples that are pairs; they come before images without captions."""
+        return self.num_images
 
     def keys(self) -> Sequence[str]:
         return Lazy(len(self), lambda index: self[index].key, lambda: (pair.key for pair in self))
@@ -207,7 +211,7 @@ class ConcatDataset(PairDataset):
         self.path = datasets[0].path
         self._datasets = datasets
         self.num_images = sum(dataset.num_images for dataset in datasets)
-        self.has_uncaptioned_images = any(dataset.has_uncaptioned_images for dataset in datasets)
+        self.num_pairs = sum(dataset.num_pairs for dataset in datasets)
         self.firsts = [0, *accumulate(map(len, datasets))]  # the index at which each begins
 
     def __len__(self) -> int:

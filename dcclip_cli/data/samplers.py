@@ -175,19 +175,10 @@ class MixedBatchSampler:
         for sampler in self.samplers:
             check_shares(sampler.batch_size, parts)
 
-    def share(self, start_step: int, steps: int, process: int = 0, processes: int = 1) -> Iterator[list[Sample]]:
-        """The samples that one of `processes` gets in each step of [start_step, steps): its share of every sampler."""
+    def __call__(self, start_step: int, steps: int) -> Iterator[list[Sample]]:
+        """The samples of each step in [start_step, steps), over all processes; a Collator takes a process's share."""
         for batches in zip(*(sampler(start_step, steps) for sampler in self.samplers), strict=True):
-            yield self.part([sample for batch in batches for sample in batch], process, processes)
-
-    def part(self, batch: list[Sample], process: int, processes: int) -> list[Sample]:
-        """The part of a whole batch that one of `processes` gets."""
-        found, first = list[Sample](), 0
-        for sampler in self.samplers:
-            size = sampler.batch_size // processes
-            found += batch[first + process * size : first + (process + 1) * size]
-            first += sampler.batch_size
-        return found
+            yield [*chain.from_iterable(batches)]
 
 
 # ---- the training data of a stage

@@ -47,7 +47,7 @@ class ImageDataset(ConcatDataset):
 
     def __init__(self, dataset: PairDataset) -> None:
         super().__init__([dataset])
-        self.has_uncaptioned_images = True
+        self.num_pairs = 0
 
     def __getitem__(self, index: int) -> Pair:
         return replace(super().__getitem__(index), zh=(), en=())
@@ -60,7 +60,7 @@ class ImageDataset(ConcatDataset):
 class ImageFolder(PairDataset):
     """The JPEG, PNG and WebP files in a folder and below it, sorted by name."""
 
-    has_uncaptioned_images = True
+    num_pairs = 0
 
     def __init__(self, path: Path) -> None:
         import pyarrow as pa

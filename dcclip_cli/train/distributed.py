@@ -42,7 +42,7 @@ def gather(values: Tensor, counts: Sequence[int]) -> Tensor:
     return torch.cat([rows[:count] for rows, count in zip(everyone.unbind(), counts, strict=True)])
 
 
-def gather_numbers(numbers: Sequence[int]) -> list[list[int]]:
+def gather_numbers(numbers: Sequence[float]) -> list[list[float]]:
     """The numbers of each process, equally many. The hosts agree on them: no device is waited for."""
     if process_count() == 1 or not numbers:
         return [list(numbers)] * process_count()

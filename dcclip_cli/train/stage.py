@@ -99,7 +99,7 @@ def prepare(setup: StageSetup, context: StageContext) -> PreparedStage:
         progress.say(line)
     caches = tuple(one for one in sources if isinstance(one, TeacherCache))
     if sources and student.config["embed_dim"] < sources[0].widths.embedding:
-        student = _narrowed(student, context, teachers[0], sources[0], collator, sampler.share(0, steps))
+        student = _narrowed(student, context, teachers[0], sources[0], collator, sampler(0, steps))
         if student.space and student.space.teacher == teachers[0].facts.fingerprint:
             sources[0] = NarrowTeacher(sources[0], student.space)
     if caches:
@@ -125,7 +125,7 @@ def prepare(setup: StageSetup, context: StageContext) -> PreparedStage:
     validate = None
     if options.validate_every_steps is not None:
         validate = partial(open_validation(context.data, options.captions.languages), student.towers)
-    unused = not learns_everything(setup.losses, setup.lock, training.datasets.keys(), training.dataset)
+    unused = not learns_everything(setup.losses, setup.lock, training.datasets.keys(), options.captions)
     info = RunInfo(setup.name, folder, identity, seed, device, unused, progress, context.track, context.listener)
     return PreparedStage(student, Trainer(task, collator, sampler, options, info, validate), provenance)
 

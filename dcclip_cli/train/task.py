@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Self
 
@@ -14,8 +15,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dcclip_cli.data.collator import Batch, Texts
-from dcclip_cli.data.pair import PairDataset
+from dcclip_cli.data.collator import ENTRIES, IMAGES, Batch, TextCounts
+from dcclip_cli.data.options import CaptionOptions
+from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.data.pixels import normalized
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.towers import ImageFeatures, OpenClipTowers, TextFeatures
@@ -24,7 +26,7 @@ from dcclip_cli.train.distributed import average_gradients, gather, gather_numbe
 from dcclip_cli.train.losses.base import Loss, Outputs, TeacherLoss, Tower, Widths, student_layers
 from dcclip_cli.train.losses.contrastive import TaskLoss
 from dcclip_cli.train.speed import training_flops
-from dcclip_cli.train.teacher import TeacherFeatures, no_images, widths
+from dcclip_cli.train.teacher import TeacherFeatures, no_images, no_texts, widths
 
 
 class TrainingTask(nn.Module):
@@ -47,7 +49,7 @@ class TrainingTask(nn.Module):
         """
         super().__init__()
         self.student = student
-        self.chance: dict[str, Tensor] = {}  # terms of the last batch at chance level, where known
+        self.chance: dict[str, float] = {}  # terms of the last batch at chance level, where known
         self._teachers, self._losses = list(teachers), list(losses)
         self.layers = student_layers(losses)
         self._image_features = student.image_features
@@ -146,9 +148,12 @@ class TrainingTask(nn.Module):
 
     def terms(self, batch: Batch, student: Outputs) -> dict[str, Tensor]:
         """The weighted loss terms of a batch, given the student's outputs."""
-        shares = _shares(batch)
-        teachers = [_of_all_processes(teacher.features(batch), batch, shares) for teacher in self._teachers]
-        student = self._with_contrast(_of_all_processes(student, batch, shares), batch, shares)
+        shares, device = _shares(batch), batch.pixels.device
+        teachers = [
+            _of_all_processes(teacher.features(batch), batch, shares, partial(no_texts, teacher.widths, device))
+            for teacher in self._teachers
+        ]
+        student = self._with_contrast(_of_all_processes(student, batch, shares, self._no_texts), batch, shares)
         terms: dict[str, Tensor] = {}
         self.chance = {}
         for loss in self._losses:
@@ -197,15 +202,20 @@ class TrainingTask(nn.Module):
         assert isinstance(adapters, nn.ModuleDict)
         return adapters
 
+    def _no_texts(self) -> TextFeatures:
+        """The features of no text, by a pass through the text tower: DDP expects its gradient in every process."""
+        features = self.student.text_features(self.student.tokenize(["猫"]).to(self.student.model.logit_scale.device))
+        return TextFeatures(features.embedding[:0], features.tokens[:0], features.mask[:0])
+
     def _with_contrast(self, student: Outputs, batch: Batch, shares: Mapping[str, _Share]) -> Outputs:
         """The student's outputs with what a contrastive loss needs."""
         model = self.student.model
-        found = {name: _false_negatives(one, shares[name]) for name, one in batch.texts.items()}
+        masks = {name: _false_negatives(name, shares[name], batch) for name in student.counts}
         return replace(
             student,
             logit_scale=model.logit_scale.exp(),
             logit_bias=model.logit_bias,
-            false_negatives={name: value for name, value in found.items() if value is not None},
+            false_negatives={name: mask for name, mask in masks.items() if mask is not None},
         )
 
 
@@ -216,10 +226,12 @@ def shorter_dims(dims: Sequence[int], width: int) -> list[int]:
     return sorted({*dims} - {width})
 
 
-def learns_everything(losses: Sequence[Loss], lock: Tower | None, kinds: Collection[str], dataset: PairDataset) -> bool:
+def learns_everything(
+    losses: Sequence[Loss], lock: Tower | None, kinds: Collection[str], captions: CaptionOptions
+) -> bool:
     """Whether each step on these kinds of data gives every trained parameter, adapters included, a gradient."""
-    if dataset.has_uncaptioned_images and "texts" not in kinds:
-        return False  # a batch, or one process's share, may have no caption
+    if {*captions.languages} != {*LANGUAGES} or captions.caption_fraction < 1:
+        return False  # a batch, or a part of it, may have no text
     towers = {"image", "text"} - {lock}
     there = {"image": {"pairs", "images"} & set(kinds), "text": {"pairs", "texts"} & set(kinds)}
     reached = {tower for loss in losses for tower in loss.trained_towers if there[tower]}
@@ -240,54 +252,68 @@ def _unused(name: str, taken: Mapping[str, Tensor]) -> str:
 
 @dataclass(frozen=True)
 class _Share:
-    """The numbers of texts of each process, in one language, and the most captions that an image of any has."""
+    """The texts in a language: numbers by process, counts of all and of the mean part, most captions of an image."""
 
-    counts: list[int]
+    by_process: list[int]
+    counts: TextCounts
+    mean_counts: TextCounts
     most_captions: int
 
 
 def _shares(batch: Batch) -> dict[str, _Share]:
-    """The texts of all processes by language."""
-    own = [
-        (len(texts.image_index), 0 if texts.image_caption_ids is None else texts.image_caption_ids.shape[1])
-        for texts in batch.texts.values()
-    ]
-    each = gather_numbers([number for several in own for number in several])
-    columns = list(zip(*each, strict=True))
-    return {
-        name: _Share(list(columns[2 * number]), max(columns[2 * number + 1])) for number, name in enumerate(batch.texts)
-    }
+    """The texts of all processes, in the same languages in every process."""
+    means, nothing, numbers = batch.mean_counts or batch.counts, TextCounts(0, 0, 0, 0), list[float]()
+    names = [*means] if process_count() == 1 else ENTRIES
+    for name in names:
+        ids = batch.texts[name].image_caption_ids if name in batch.texts else None
+        numbers += [*batch.counts.get(name, nothing), *means.get(name, nothing), 0 if ids is None else ids.shape[1]]
+    columns = list(zip(*gather_numbers(numbers), strict=True))
+    shares = {}
+    for name, first in zip(names, range(0, len(columns), 9), strict=True):
+        sums = [sum(column) for column in columns[first : first + 8]]
+        by_process, most = [int(count) for count in columns[first]], int(max(columns[first + 8]))
+        shares[name] = _Share(by_process, TextCounts(*sums[:4]), TextCounts(*sums[4:]), most)
+    return shares
 
 
-def _of_all_processes(outputs: Outputs, batch: Batch, shares: Mapping[str, _Share]) -> Outputs:
+def _of_all_processes(
+    outputs: Outputs, batch: Batch, shares: Mapping[str, _Share], no_texts: Callable[[], TextFeatures]
+) -> Outputs:
     """Outputs with the embeddings of all processes: first the images of all are counted, then their other texts."""
-    all_paired = batch.num_unpaired_texts == 0  # on every process: all have equal shares
+    counts = {name: share.counts for name, share in shares.items() if share.counts.texts}
+    means = {name: share.mean_counts for name, share in shares.items() if share.mean_counts.texts}
+    outputs = replace(outputs, counts=counts, mean_counts=means)
     images, processes, process = len(batch.pixels), process_count(), process_index()
     if processes == 1:
-        return replace(outputs, all_paired=all_paired)
+        return outputs
     texts, index, local = {}, {}, {}
-    for name, features in outputs.texts.items():
-        own, counts = outputs.image_index[name], shares[name].counts
+    for name, by_process in ((name, shares[name].by_process) for name in counts):
+        features = outputs.texts[name] if name in outputs.texts else no_texts()
+        own = outputs.image_index.get(name, torch.zeros(0, dtype=torch.int64, device=features.mask.device))
         moved = torch.where(
             own < images, own + process * images, own - images + processes * images + process * batch.num_unpaired_texts
         )
-        first = sum(counts[:process])
-        index[name] = gather(moved, counts)
-        local[name] = torch.zeros(sum(counts), dtype=torch.bool, device=own.device)
+        first = sum(by_process[:process])
+        index[name] = gather(moved, by_process)
+        local[name] = torch.zeros(sum(by_process), dtype=torch.bool, device=own.device)
         local[name][first : first + len(own)] = True
-        texts[name] = TextFeatures(gather(features.embedding.float(), counts), features.tokens, features.mask)
+        texts[name] = TextFeatures(gather(features.embedding.float(), by_process), features.tokens, features.mask)
     image = replace(outputs.image, embedding=gather(outputs.image.embedding.float(), [images] * processes))
-    return replace(outputs, image=image, texts=texts, image_index=index, local_mask=local, all_paired=all_paired)
+    return replace(outputs, image=image, texts=texts, image_index=index, local_mask=local)
 
 
-def _false_negatives(texts: Texts, share: _Share) -> Tensor | None:
+def _false_negatives(name: str, share: _Share, batch: Batch) -> Tensor | None:
     """(N, N) true at [i, j] if caption j belongs to another pair and image i has it as well, over all processes."""
-    if texts.caption_ids is None or texts.image_caption_ids is None:
+    if not share.most_captions:
         return None
-    caption_ids, own = gather(texts.caption_ids, share.counts), texts.image_caption_ids
+    own = torch.zeros(0, share.most_captions, dtype=torch.int64, device=batch.pixels.device)
+    caption_ids, texts = own[:, 0], batch.texts.get(name)
+    if texts and texts.caption_ids is not None and texts.image_caption_ids is not None:
+        caption_ids, own = texts.caption_ids, texts.image_caption_ids
+    caption_ids = gather(caption_ids, share.by_process)
     # Padded with each row's first entry, which changes nothing.
     padding = own[:, :1].expand(-1, share.most_captions - own.shape[1])
-    image_caption_ids = gather(torch.cat([own, padding], dim=1), share.counts)
+    image_caption_ids = gather(torch.cat([own, padding], dim=1), share.by_process)
     shared = torch.zeros(len(caption_ids), len(caption_ids), dtype=torch.bool, device=caption_ids.device)
     for column in image_caption_ids.unbind(1):
         shared |= column[:, None] == caption_ids[None]
@@ -302,17 +328,18 @@ def backward(wrapped: nn.Module, batch: Batch, parts: int, accelerator: Accelera
 
     Each part is a batch of its own: a contrastive loss does not see the captions of other parts.
     """
-    if parts == 1:
-        terms: dict[str, Tensor] = wrapped(batch)
-        accelerator.backward(sum(terms.values()))
-        return {name: term.detach() for name, term in terms.items()}
     total: dict[str, Tensor] = {}
-    for number, part in enumerate(batch.parts(parts)):
-        with nullcontext() if number == parts - 1 else accelerator.no_sync(wrapped):
-            terms = wrapped(part)
-            accelerator.backward(sum(terms.values()) / parts)
+    learned = []
+    for number, part in enumerate(batch.parts(parts) if parts > 1 else [batch], 1):
+        with nullcontext() if number == parts else accelerator.no_sync(wrapped):
+            terms: dict[str, Tensor] = wrapped(part)
+            learned.append(any(term.requires_grad for term in terms.values()))
+            if learned[-1]:  # not where a part has no text for any loss
+                accelerator.backward(sum(terms.values()) / parts)
         for name, term in terms.items():
-            total[name] = total.get(name, torch.zeros_like(term)).detach() + term.detach() / parts
+            total[name] = total.get(name, torch.zeros_like(term)) + term.detach() / parts
+    if any(learned) and not learned[-1]:  # DDP averages in the backward pass of the last part
+        average_gradients(wrapped.parameters())
     return total
 
 
@@ -325,49 +352,45 @@ def cached_backward(task: TrainingTask, batch: Batch, parts: int, accelerator: A
     exactly that of the whole batch.
     """
     pieces = batch.parts(parts)
-    rows_of = {name: batch.rows_of_parts(name, parts) for name in batch.texts}
     states, outputs = [], []
     with torch.no_grad(), accelerator.autocast(), _untouched_statistics(task):
         for piece in pieces:
             states.append((torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None))
             outputs.append(task.outputs(piece))
-    whole = _joined(batch, outputs, rows_of)
+    whole = _joined(batch, pieces, outputs)
     with accelerator.autocast():
         terms = task.terms(batch, whole)
-    accelerator.backward(sum(terms.values()))
-    for number, (piece, (on_cpu, on_gpu)) in enumerate(zip(pieces, states, strict=True)):
+    if any(term.requires_grad for term in terms.values()):
+        accelerator.backward(sum(terms.values()))
+    for piece, (on_cpu, on_gpu) in zip(pieces, states, strict=True):
         torch.set_rng_state(on_cpu)
         if on_gpu is not None:
             torch.cuda.set_rng_state(on_gpu)
         with accelerator.autocast():
             part = task.outputs(piece)
-            pulls = [(part.image.embedding, whole.image.embedding.grad)] if len(piece.pixels) else []
-            pulls = [(one, None if grad is None else grad.chunk(parts)[number]) for one, grad in pulls]
-            for name in batch.texts:
-                rows = rows_of[name][number].to(batch.pixels.device, non_blocking=True)
-                grad = whole.texts[name].embedding.grad
-                pulls.append((part.texts[name].embedding, None if grad is None else grad[rows]))
-            surrogate = sum((embedding * grad).sum() for embedding, grad in pulls if grad is not None)
-        if isinstance(surrogate, Tensor):
+            surrogate, embeddings = torch.zeros((), device=batch.pixels.device), part.embeddings
+            for name, rows in piece.rows.items():
+                if (grad := whole.embeddings[name].grad) is not None:
+                    surrogate = surrogate + (embeddings[name] * grad[rows.to(grad.device, non_blocking=True)]).sum()
+        if surrogate.requires_grad:
             surrogate.backward()
     average_gradients(task.parameters())
     return {name: term.detach() for name, term in terms.items()}
 
 
-def _joined(batch: Batch, parts: list[Outputs], rows_of: Mapping[str, list[Tensor]]) -> Outputs:
-    """The outputs of parts as those of the whole batch; its embeddings are leaves that receive gradients.
-
-    `rows_of` are the rows of each part's texts in the whole batch.
-    """
-    image = torch.cat([part.image.embedding for part in parts]).requires_grad_()
-    texts = {}
-    for name in batch.texts:
-        features = [part.texts[name] for part in parts]
-        order = torch.cat(rows_of[name]).argsort().to(image.device, non_blocking=True)
-        embedding = torch.cat([one.embedding for one in features])[order].requires_grad_()
-        texts[name] = TextFeatures(embedding, features[0].tokens, features[0].mask)
-    image_index = {name: given.image_index for name, given in batch.texts.items()}
-    return replace(parts[0], image=replace(parts[0].image, embedding=image), texts=texts, image_index=image_index)
+def _joined(batch: Batch, pieces: Sequence[Batch], parts: Sequence[Outputs]) -> Outputs:
+    """The outputs of parts as those of the whole batch; its embeddings are leaves that receive gradients."""
+    leaves, device = {}, batch.pixels.device
+    for name in (IMAGES, *batch.texts):
+        order = torch.cat([piece.rows[name] for piece in pieces if name in piece.rows]).argsort()
+        joined = torch.cat([part.embeddings[name] for part in parts if name in part.embeddings])
+        leaves[name] = joined[order.to(device, non_blocking=True)].requires_grad_()
+    features = {name: entry for part in parts for name, entry in part.texts.items()}
+    texts = {name: replace(features[name], embedding=leaves[name]) for name in batch.texts}
+    image_index = {name: entry.image_index for name, entry in batch.texts.items()}
+    return replace(
+        parts[0], image=replace(parts[0].image, embedding=leaves[IMAGES]), texts=texts, image_index=image_index
+    )
 
 
 @contextmanager

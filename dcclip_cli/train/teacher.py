@@ -74,6 +74,12 @@ def no_images(widths: Widths, layers: Sequence[int], device: torch.device) -> Im
     return ImageFeatures(torch.zeros(0, widths.embedding, device=device), maps[-1], maps)
 
 
+def no_texts(widths: Widths, device: torch.device) -> TextFeatures:
+    """The text features of a batch without texts."""
+    tokens = torch.zeros(0, 1, widths.text_tokens, device=device)
+    return TextFeatures(torch.zeros(0, widths.embedding, device=device), tokens, tokens[:, :, 0].long())
+
+
 def _probe(towers: Towers, layers: Sequence[int]) -> tuple[ImageFeatures, TextFeatures]:
     if next(towers.parameters()).is_meta:
         return _blank_probe(towers, tuple(layers))

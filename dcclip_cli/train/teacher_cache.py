@@ -334,17 +334,14 @@ class CacheFillingSampler(MixedBatchSampler):
 
     caches: tuple[TeacherCache, ...] = ()
 
-    def share(self, start_step: int, steps: int, process: int = 0, processes: int = 1) -> Iterator[list[Sample]]:
+    def __call__(self, start_step: int, steps: int) -> Iterator[list[Sample]]:
         size = max(1, _ROWS // self.batch_size)  # steps
         begin = start_step - start_step % size
-        batches = super().share(begin, steps)
+        batches = super().__call__(begin, steps)
         for first in range(begin, steps, size):
             of_steps = list(islice(batches, size))
-            shares = [self.part(batch, number, processes) for batch in of_steps for number in range(processes)]
             for cache in self.caches:
-                cache.complete(shares)
+                cache.complete(of_steps)
                 if first + size >= steps:
                     cache.finish()
-            for step, batch in enumerate(of_steps, first):
-                if step >= start_step:
-                    yield self.part(batch, process, processes)
+            yield from of_steps[max(0, start_step - first) :]

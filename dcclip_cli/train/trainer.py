@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -352,12 +352,11 @@ class Trainer:
         accelerator = self.accelerator
         workers = loading_processes(self.options.workers, self.device.type, processes_here())
         share = self.sampler.batch_size // accelerator.num_processes
-        samples = self.sampler.share(
-            self.state.step, self.total_steps, accelerator.process_index, accelerator.num_processes
-        )
+        samples = self.sampler(self.state.step, self.total_steps)
+        collator = replace(self.collator, process=accelerator.process_index, processes=accelerator.num_processes)
         prefetch = max(1, min(4, PREFETCHED_SAMPLES // share))
         with _frozen_objects():
-            return load_batches(self.collator, samples, workers, prefetch, pin_memory=self.device.type == "cuda")
+            return load_batches(collator, samples, workers, prefetch, pin_memory=self.device.type == "cuda")
 
 
 def _mean(metrics: Mapping[str, float]) -> float:

@@ -175,10 +175,12 @@ def test_second_caption_adds_one_of_the_other_captions_in_the_languages_asked_fo
     assert set(collate(open_pairs(pairs_file), {"languages": ("zh",)}).batch([(0, 0)]).texts) == {"zh"}
 
 
-def test_a_batch_without_captions_of_a_language_is_an_error(tmp_path: Path, pairs: list[Pair]) -> None:
-    with pytest.raises(DcclipError, match="a whole batch has no 'zh' captions") as raised:
-        collate(dataset_of(tmp_path, Pair("a", pairs[0].image, en=("cat",)))).batch([(0, 0)])
-    assert "captions.languages" in raised.value.hint
+def test_a_language_without_captions_is_in_no_batch_and_in_no_part(tmp_path: Path, pairs: list[Pair]) -> None:
+    image = pairs[0].image
+    batch = collate(dataset_of(tmp_path, Pair("a", image, zh=("猫",)), Pair("b", image, en=("dog",)))).batch(
+        [(0, 0), (1, 0)]
+    )
+    assert [[*part.texts] for part in (batch, *batch.parts(2))] == [["zh", "en"], ["zh"], ["en"]]
 
 
 def test_a_fraction_of_the_pairs_has_captions_and_every_pair_its_image(pairs_file: Path) -> None:
@@ -208,15 +210,26 @@ def test_texts_without_images_have_numbers_after_the_images_and_a_batch_may_be_e
     assert (len(images.pixels), images.texts) == (2, {})
 
 
-def test_a_batch_is_split_into_parts_of_images_with_their_texts(joined: ConcatDataset) -> None:
-    collator = collate(joined, {"first": 1}, with_caption_ids=True)
-    batch = collator.batch([(5, 0), (40, 0), (6, 0), (7, 0), (43, 0), (44, 0)])
-    one, two = batch.parts(2)
-    assert (one.sample_index.tolist(), two.sample_index.tolist()) == ([5, 40], [6, 7])
-    assert torch.equal(torch.cat([one.pixels, two.pixels]), batch.pixels)
-    assert (one.texts["zh"].image_index.tolist(), two.texts["zh"].image_index.tolist()) == ([0, 2], [0, 1, 2])
-    assert (one.texts["en"].captions[-1], two.texts["en"].captions[-1]) == ("blue cat", "green dog")
-    assert one.num_unpaired_texts == two.num_unpaired_texts == 1
+def test_processes_and_parts_have_equal_shares_of_captions_images_and_texts(joined: ConcatDataset) -> None:
+    collator = collate(joined, {"first": 1, "caption_fraction": 0.5}, with_caption_ids=True)  # of pairs 5 and 6
+    samples = [(index, 0) for index in (5, 6, 7, 8, 40, 41, 43, 44)]
+    batch = collator.batch(samples)
+    for parts in (batch.parts(2), [collator.batch(samples, process, 2) for process in range(2)]):
+        for part, number, rows, english in zip(
+            parts,
+            (0, 1),
+            ([0, 2, 3], [1, 4, 5]),
+            (["red square", "blue cat"], ["green square", "green dog"]),
+            strict=True,
+        ):
+            assert torch.equal(part.sample_index, batch.sample_index[rows]) and torch.equal(
+                part.pixels, batch.pixels[rows]
+            )
+            assert part.texts["zh"].image_index.tolist() == part.texts["en"].image_index.tolist() == [0, 3]
+            assert part.texts["en"].captions == english
+            ids, own = batch.texts["zh"].caption_ids, part.texts["zh"].caption_ids
+            assert ids is not None and own is not None and torch.equal(own, ids[[number, 2 + number]])
+            assert part.num_unpaired_texts == 1
 
 
 def test_embeddings_take_the_place_of_pixels_and_equal_ones_have_one_caption_id(tmp_path: Path) -> None:

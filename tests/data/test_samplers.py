@@ -198,15 +198,11 @@ def test_very_many_repeated_captions_take_linear_time() -> None:
 # ---- shares
 
 
-def test_every_process_gets_its_share_of_every_sampler() -> None:
+def test_a_step_has_samples_of_every_sampler_in_order() -> None:
     sampler = MixedBatchSampler((EpochBatchSampler(Samples(12), 4, 0), EpochBatchSampler(Samples(6), 2, 1, first=12)))
-    whole = list(sampler.share(0, 5))
-    halves = [list(sampler.share(0, 5, process, 2)) for process in range(2)]
-    assert [len(step) for step in whole] == [6] * 5
-    for step, one, two in zip(whole, *halves, strict=True):
-        assert one[:2] + two[:2] == step[:4] and one[2:] + two[2:] == step[4:]
-        assert all(number < 12 for number, _ in step[:4]) and all(number >= 12 for number, _ in step[4:])
-    assert list(sampler.share(3, 5)) == whole[3:]
+    steps = list(sampler(0, 5))
+    assert [[number < 12 for number, _ in step] for step in steps] == [[True] * 4 + [False] * 2] * 5
+    assert list(sampler(3, 5)) == steps[3:]
 
 
 def test_a_batch_size_that_is_larger_than_the_data_or_cannot_be_shared_is_named() -> None:

@@ -175,7 +175,7 @@ def test_images_are_read_without_their_captions(tmp_path: Path, pairs: list[Pair
         (tmp_path / "a.tar").write_bytes(tar_bytes(without_records))
     images = open_images(path)
     assert [pair.image for pair in images] == [pair.image for pair in pairs[:2]]
-    assert images.captions("zh") == [(), ()] and images.has_uncaptioned_images
+    assert images.captions("zh") == [(), ()] and images.num_pairs == 0
 
 
 def test_a_folder_of_images_is_in_the_order_of_its_names_and_told_apart_by_names_and_sizes(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Gradients of a batch in parts: of parts by themselves, and of parts that see each other."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,22 @@ import torch
 from accelerate import Accelerator
 
 from dcclip_cli.data.collator import Batch, Collator
-from dcclip_cli.data.dataset import open_pairs
+from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.options import Augment, CaptionOptions
+from dcclip_cli.data.pair import ConcatDataset, Pair
+from dcclip_cli.data.unpaired import open_images, open_texts
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.teachers import AltClipTeacher
 from dcclip_cli.train.losses.contrastive import TaskLoss
-from dcclip_cli.train.losses.embeddings import CrossLingualLoss, EmbeddingLoss, InteractiveLoss
+from dcclip_cli.train.losses.embeddings import (
+    AnchorsLoss,
+    CrossLingualLoss,
+    EmbeddingLoss,
+    EnsembleLoss,
+    InteractiveLoss,
+    SimilarityLoss,
+)
+from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
 from dcclip_cli.train.task import TrainingTask, backward, cached_backward
 from dcclip_cli.train.teacher import OnlineTeacher, widths
 
@@ -110,6 +121,44 @@ def test_random_numbers_of_the_first_pass_come_again_in_the_second(
     cached_backward(stage, batch, 2, accelerator)
     assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3])
     assert not torch.equal(seen[0], seen[1])
+
+
+MEANS = (EmbeddingLoss(), CrossLingualLoss(), FeatureMapLoss(), TokenFeaturesLoss())
+COMPARING = (InteractiveLoss(), AnchorsLoss(), SimilarityLoss(), EnsembleLoss(), TaskLoss(cosine=1, cross_lingual=1))
+
+
+@pytest.mark.parametrize("language", ["zh", "en"])
+@pytest.mark.parametrize("captioned", [2, 0])
+def test_parts_that_lack_captions_sum_up_to_the_whole_batch(
+    stage: TrainingTask, accelerator: Accelerator, altclip_folder: Path, tmp_path: Path, pairs: list[Pair],
+    language: str, captioned: int,
+) -> None:  # fmt: skip
+    teacher, student = AltClipTeacher(model=str(altclip_folder)).load(), stage.student
+    lacking = [replace(pair, zh=()) if language == "zh" else replace(pair, en=()) for pair in pairs[captioned:8]]
+    write_parquet(tmp_path / "pairs.parquet", [*pairs[:captioned], *lacking])
+    write_parquet(tmp_path / "images.parquet", pairs[8:12])
+    (tmp_path / "texts.tsv").write_text("zh\ten\n红\tred\n蓝色的圆\t\n\tgreen bar\n绿色的方块\tgreen square\n", "utf-8")
+    images, texts = open_images(tmp_path / "images.parquet"), open_texts(tmp_path / "texts.tsv")
+    data = ConcatDataset([open_pairs(tmp_path / "pairs.parquet"), images, texts])
+    read = Collator(
+        data, 0, Augment(), CaptionOptions(first=1), student.preprocess, student.tokenize,
+        (teacher.preprocess,), with_caption_ids=True,
+    )  # fmt: skip
+    batch = read.batch([(index, 0) for index in range(16)])
+    assert {len(part.texts) for part in batch.parts(4)} == {1, 2}
+    for losses, of in ((MEANS, backward), (COMPARING, backward), (COMPARING, cached_backward)):
+        task = TrainingTask(
+            student, losses, [OnlineTeacher(teacher, 0, (), widths(teacher))], freeze_batch_norms=True
+        ).train()
+        whole, expected = backward(task, batch, 1, accelerator), gradients(task)
+        terms, found = of(task, batch, 4, accelerator), gradients(task)
+        assert all(torch.isfinite(value).all() for value in (*whole.values(), *terms.values(), *found.values()))
+        if losses == MEANS or of == cached_backward:
+            assert {name: float(value) for name, value in terms.items()} == pytest.approx(
+                {name: float(value) for name, value in whole.items()}, rel=1e-5
+            )
+            for name, value in expected.items():
+                torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("of", [backward, cached_backward])

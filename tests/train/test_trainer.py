@@ -39,7 +39,7 @@ class Toy(TrainingTask):
 
     def __init__(self) -> None:
         nn.Module.__init__(self)
-        self.chance: dict[str, Tensor] = {}
+        self.chance: dict[str, float] = {}
 
     @property
     def model(self) -> nn.Module:
@@ -414,7 +414,7 @@ class Guessing(Pulled):
     """A contrastive loss that stays at chance level."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        self.chance = {"image_zh": torch.tensor(math.log(8)), "image_en": torch.tensor(math.log(8))}
+        self.chance = {"image_zh": math.log(8), "image_en": math.log(8)}
         return {"image_zh": 0 * self.bias.sum() + math.log(8), "image_en": 0 * self.bias.sum() + 1.0}
 
 

@@ -7,12 +7,13 @@ Embeddings given to a loss are not normalized. All sums are means over the batch
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from dcclip_cli.data.collator import IMAGES, TextCounts, count_texts
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.options import Options
 
@@ -31,10 +32,10 @@ class Outputs:
     """What one model, student or teacher, computes for a batch; texts keyed as in Batch.
 
     Embeddings are those of all processes, maps and tokens this process's own. `image_index` (N,) is the image that each
-    text belongs to; numbers from B on are texts without one, of which there are none if `all_paired` (known without
-    reading from the device). `logit_scale` is 1 / temperature, `logit_bias` the sigmoid loss's bias.
-    `false_negatives` (N, N), where caption ids are known, is true at [i, j] if text j belongs to another pair and is a
-    caption of image i as well. `local_mask` (N,) says which texts are this process's; absent for a single process.
+    text belongs to; numbers from B on are texts without one. `logit_scale` is 1 / temperature, `logit_bias` the sigmoid
+    loss's bias. `false_negatives` (N, N), where caption ids are known, is true at [i, j] if text j belongs to another
+    pair and is a caption of image i as well. `local_mask` (N,) says which texts are this process's; absent for a single
+    process. `counts` are those of all processes' texts, and `mean_counts` those of the mean part of a batch in parts.
     """
 
     image: ImageFeatures
@@ -44,7 +45,8 @@ class Outputs:
     logit_bias: Tensor | None = None
     false_negatives: dict[str, Tensor] = field(default_factory=dict)
     local_mask: dict[str, Tensor] = field(default_factory=dict)
-    all_paired: bool = False
+    counts: Mapping[str, TextCounts] = field(default_factory=dict)
+    mean_counts: Mapping[str, TextCounts] = field(default_factory=dict)
 
     def cut(self, dims: int) -> Outputs:
         """The same with the first `dims` numbers of each embedding."""
@@ -53,21 +55,38 @@ class Outputs:
         }
         return replace(self, image=replace(self.image, embedding=self.image.embedding[:, :dims]), texts=texts)
 
+    def weights(self, of: Literal["texts", "paired", "parallel", "tokens"]) -> dict[str, float]:
+        """The number of such texts in each language of the batch, divided by that in its mean part; 0: this has none.
+
+        With these weights the mean over parts of a loss that is a mean over texts is the loss of the whole batch.
+        """
+        counts = self.text_counts
+        means = ((name, getattr(mean, of)) for name, mean in (self.mean_counts or counts).items())
+        return {name: getattr(counts[name], of) / mean if name in counts else 0.0 for name, mean in means if mean}
+
+    @property
+    def text_counts(self) -> Mapping[str, TextCounts]:
+        """`counts`, or as the tensors say."""
+        return self.counts or count_texts(self.image_index, len(self.image.embedding), {})
+
+    @property
+    def embeddings(self) -> dict[str, Tensor]:
+        """The embeddings of texts by language and of IMAGES."""
+        return {IMAGES: self.image.embedding, **{name: features.embedding for name, features in self.texts.items()}}
+
     def paired(self, language: str) -> Tensor | None:
         """(N,) which texts belong to an image; None where all do."""
-        if self.all_paired:
-            return None
-        with_image = self.image_index[language] < len(self.image.embedding)
-        return None if bool(with_image.all()) else with_image
+        counts = self.text_counts[language]
+        return None if counts.paired == counts.texts else self.image_index[language] < len(self.image.embedding)
 
-    def in_both(self, one: str, other: str) -> tuple[Tensor | None, Tensor | None]:
+    def in_both(self, zh: str, en: str) -> tuple[Tensor | None, Tensor | None]:
         """Positions of the texts in one language and in the other whose image has both; None where all images do."""
         import torch
 
-        here, there = self.image_index[one], self.image_index[other]
-        if self.all_paired and len(here) == len(there) == len(self.image.embedding):
+        zh_index, en_index = self.image_index[zh], self.image_index[en]
+        if self.paired(zh) is self.paired(en) is None and len(zh_index) == len(en_index) == len(self.image.embedding):
             return None, None
-        return torch.isin(here, there).nonzero()[:, 0], torch.isin(there, here).nonzero()[:, 0]
+        return torch.isin(zh_index, en_index).nonzero()[:, 0], torch.isin(en_index, zh_index).nonzero()[:, 0]
 
 
 @dataclass(frozen=True)
@@ -154,7 +173,7 @@ class Loss(Options, ABC):
         """The teacher's image layers whose maps the loss needs, without the last one."""
         return ()
 
-    def chance(self, student: Outputs) -> dict[str, Tensor]:
+    def chance(self, student: Outputs) -> dict[str, float]:
         """Values of terms at chance level, before the weight, where they are known."""
         return {}
 
@@ -211,9 +230,10 @@ def layers_of(losses: Sequence[Loss], teacher: int) -> tuple[int, ...]:
     return tuple(sorted({layer for loss in learns_from(losses, teacher) for layer in loss.teacher_layers_needed}))
 
 
-def mean_of(losses: Sequence[Tensor], like: Tensor) -> Tensor:
-    """The mean of scalars; 0 on the device of `like` if there are none."""
-    return sum(losses[1:], losses[0]) / len(losses) if losses else like.new_zeros(())
+def mean_over_languages(weights: Mapping[str, float], loss: Callable[[str], Tensor], like: Tensor) -> Tensor:
+    """The mean of a loss over the languages of a batch, of which a part may lack some; 0 like `like` without any."""
+    losses = [weight * loss(language) for language, weight in weights.items() if weight]
+    return sum(losses[1:], losses[0]) / len(weights) if losses else like.new_zeros(())
 
 
 def take(values: Tensor, chosen: Tensor | None) -> Tensor:

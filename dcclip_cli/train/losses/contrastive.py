@@ -69,11 +69,12 @@ class TaskLoss(ContrastOptions, Loss):
 
         image = F.normalize(student.image.embedding, dim=-1)
         texts = {name: F.normalize(features.embedding, dim=-1) for name, features in student.texts.items()}
-        languages = sum(not name.endswith(OTHER) for name in texts)
+        weights = student.weights("paired")
+        languages = sum(not name.endswith(OTHER) for name in weights)
         terms = {}
-        for name, text in texts.items():
-            paired = student.paired(name)
-            weight = self.other_weight if name.endswith(OTHER) else 1.0
+        for name in (name for name, part_weight in weights.items() if part_weight):
+            text, paired = texts[name], student.paired(name)
+            weight = weights[name] * (self.other_weight if name.endswith(OTHER) else 1.0)
             images, captions = image[take(student.image_index[name], paired)], take(text, paired)
             shared, local = student.false_negatives.get(name), student.local_mask.get(name)
             loss = self._contrast(
@@ -87,21 +88,20 @@ class TaskLoss(ContrastOptions, Loss):
             if self.cosine:
                 cosines = (images * captions).sum(dim=-1)
                 terms[f"cosine_{name}"] = self.cosine * weight * (1 - cosines.mean()) / languages
-        if self.cross_lingual and {"zh", "en"} <= texts.keys():
-            here, there = student.in_both("zh", "en")
-            zh, en = take(texts["zh"], here), take(texts["en"], there)
+        if self.cross_lingual and (parallel_weight := student.weights("parallel").get("zh")):
+            zh_rows, en_rows = student.in_both("zh", "en")
+            zh, en = take(texts["zh"], zh_rows), take(texts["en"], en_rows)
             if len(zh) > 1:
                 local = student.local_mask.get("zh")
-                loss = self._contrast(zh, en, student, None, local if local is None else take(local, here))
-                terms["zh_en"] = self.cross_lingual * loss
-        return terms
+                loss = self._contrast(zh, en, student, None, local if local is None else take(local, zh_rows))
+                terms["zh_en"] = self.cross_lingual * parallel_weight * loss
+        return terms or {self.kind: image.new_zeros(())}
 
-    def chance(self, student: Outputs) -> dict[str, Tensor]:
+    def chance(self, student: Outputs) -> dict[str, float]:
         if self.loss != "clip":
             return {}
-        first = {name: index for name, index in student.image_index.items() if not name.endswith(OTHER)}
-        counts = {name: (index < len(student.image.embedding)).sum() for name, index in first.items()}
-        return {f"image_{name}": count.clamp(min=1).log() / len(first) for name, count in counts.items()}
+        first = {name: count.paired for name, count in student.text_counts.items() if not name.endswith(OTHER)}
+        return {f"image_{name}": math.log(count) / len(first) for name, count in first.items() if count}
 
     def _contrast(
         self, one: Tensor, other: Tensor, student: Outputs, shared: Tensor | None, local: Tensor | None

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from dcclip_cli.data.collator import OTHER
 from dcclip_cli.data.pair import LANGUAGES, Language
-from dcclip_cli.train.losses.base import Loss, Needs, Outputs, TeacherLoss, Tower, Widths, mean_of, take
+from dcclip_cli.train.losses.base import Loss, Needs, Outputs, TeacherLoss, Tower, Widths, mean_over_languages, take
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -46,16 +46,17 @@ class EmbeddingLoss(AdaptedLoss):
     def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
         from torch.nn import functional as F
 
-        adapted = adapt_embeddings(student, adapters)
-        texts = [
-            1 - F.cosine_similarity(adapted.texts[language], features.embedding).mean()
-            for language, features in teacher.texts.items()
-            if language.removesuffix(OTHER) in self.languages
-        ]
+        adapted, weights = adapt_embeddings(student, adapters), student.weights("texts")
+        weights = {name: weight for name, weight in weights.items() if name.removesuffix(OTHER) in self.languages}
+
+        def of_texts(name: str) -> Tensor:
+            return 1 - F.cosine_similarity(adapted.texts[name], teacher.texts[name].embedding).mean()
+
+        texts = mean_over_languages(weights, of_texts, adapted.image)
         if not len(adapted.image):
-            return mean_of(texts, adapted.image)
+            return texts
         image = 1 - F.cosine_similarity(adapted.image, teacher.image.embedding).mean()
-        return (image + sum(texts) / len(texts)) / 2 if texts else image
+        return (image + texts) / 2 if weights else image
 
 
 class CrossLingualLoss(AdaptedLoss):
@@ -66,21 +67,22 @@ class CrossLingualLoss(AdaptedLoss):
     """
 
     kind: Literal["cross_lingual"] = "cross_lingual"
+    compares: ClassVar[bool] = False
     needs: ClassVar[frozenset[Needs]] = frozenset({"texts", "pairs"})
 
     def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
         from torch.nn import functional as F
 
         adapted = adapt_embeddings(student, adapters).texts
-        losses = []
-        for zh in (name for name in adapted if name.startswith("zh")):
+
+        def of_parallel(zh: str) -> Tensor:
             en = "en" + zh.removeprefix("zh")
-            if en in adapted:
-                here, there = student.in_both(zh, en)
-                own, target = take(adapted[zh], here), take(teacher.texts[en].embedding, there)
-                if len(own):
-                    losses.append(1 - F.cosine_similarity(own, target).mean())
-        return mean_of(losses, student.image.embedding)
+            zh_rows, en_rows = student.in_both(zh, en)
+            target = take(teacher.texts[en].embedding, en_rows)
+            return 1 - F.cosine_similarity(take(adapted[zh], zh_rows), target).mean()
+
+        weights = {name: weight for name, weight in student.weights("parallel").items() if name.startswith("zh")}
+        return mean_over_languages(weights, of_parallel, student.image.embedding)
 
 
 class InteractiveLoss(AdaptedLoss):
@@ -106,20 +108,21 @@ class InteractiveLoss(AdaptedLoss):
 
         adapted = adapt_embeddings(student, adapters)
         image = F.normalize(teacher.image.embedding, dim=-1)
-        losses = []
-        for language, features in teacher.texts.items():
-            paired = teacher.paired(language)
-            index = take(teacher.image_index[language], paired)
+
+        def of_pairs(language: str) -> Tensor:
+            paired = student.paired(language)
+            index = take(student.image_index[language], paired)
             labels = torch.arange(len(index), device=index.device)
             halves = []
             if self.learns != "text":
-                text = F.normalize(take(features.embedding, paired), dim=-1)
+                text = F.normalize(take(teacher.texts[language].embedding, paired), dim=-1)
                 halves.append(F.cross_entropy(self.scale * F.normalize(adapted.image[index], dim=-1) @ text.T, labels))
             if self.learns != "image":
                 text = F.normalize(take(adapted.texts[language], paired), dim=-1)
                 halves.append(F.cross_entropy(self.scale * text @ image[index].T, labels))
-            losses.append(sum(halves[1:], halves[0]) / 2)
-        return mean_of(losses, image)
+            return sum(halves[1:], halves[0]) / 2
+
+        return mean_over_languages(student.weights("paired"), of_pairs, image)
 
 
 class AnchorsLoss(AdaptedLoss):
@@ -141,12 +144,13 @@ class AnchorsLoss(AdaptedLoss):
     def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
         adapted = adapt_embeddings(student, adapters)
         image = teacher.image.embedding
-        losses = []
-        for language, features in teacher.texts.items() if len(image) else ():
-            text = features.embedding
+
+        def of_language(language: str) -> Tensor:
+            text = teacher.texts[language].embedding
             of_images = _divergence(adapted.image, image, text, self.scale)
-            losses.append((of_images + _divergence(adapted.texts[language], text, image, self.scale)) / 2)
-        return mean_of(losses, adapted.image)
+            return (of_images + _divergence(adapted.texts[language], text, image, self.scale)) / 2
+
+        return mean_over_languages(student.weights("texts") if len(image) else {}, of_language, adapted.image)
 
 
 class SimilarityLoss(TeacherLoss):
@@ -172,14 +176,16 @@ class SimilarityLoss(TeacherLoss):
         from torch.nn import functional as F
 
         scale = self.scale or (20.0 if self.kind == "similarity" else 50.0)
-        losses = []
-        for language in teacher.image_index:
+
+        def of_pairs(language: str) -> Tensor:
             own, target = (similarities(outputs, language, scale) for outputs in (student, teacher))
-            for logits, targets in ((own, target), (own.T, target.T)):
-                losses.append(
-                    F.kl_div(logits.log_softmax(-1), targets.log_softmax(-1), reduction="batchmean", log_target=True)
-                )
-        return mean_of(losses, student.image.embedding)
+            image_to_text, text_to_image = (
+                F.kl_div(logits.log_softmax(-1), targets.log_softmax(-1), reduction="batchmean", log_target=True)
+                for logits, targets in ((own, target), (own.T, target.T))
+            )
+            return (image_to_text + text_to_image) / 2
+
+        return mean_over_languages(student.weights("paired"), of_pairs, student.image.embedding)
 
 
 class EnsembleLoss(Loss):
@@ -210,15 +216,16 @@ class EnsembleLoss(Loss):
     ) -> dict[str, Tensor]:
         import torch
 
-        losses = []
-        for language in student.image_index:
-            scale = self.scale if self.scale is not None else student.logit_scale
+        scale = self.scale if self.scale is not None else student.logit_scale
+
+        def of_pairs(language: str) -> Tensor:
             own = similarities(student, language, scale)
-            logits = [similarities(teacher, language, teacher.logit_scale) for teacher in teachers]
-            image_to_text = torch.stack([one.softmax(-1) for one in logits]).mean(0)
-            text_to_image = torch.stack([one.T.softmax(-1) for one in logits]).mean(0)
-            losses.append((_soft_cross_entropy(own, image_to_text) + _soft_cross_entropy(own.T, text_to_image)) / 2)
-        return {self.kind: mean_of(losses, student.image.embedding)}
+            targets = [similarities(teacher, language, teacher.logit_scale) for teacher in teachers]
+            image_to_text = torch.stack([logits.softmax(-1) for logits in targets]).mean(0)
+            text_to_image = torch.stack([logits.T.softmax(-1) for logits in targets]).mean(0)
+            return (_soft_cross_entropy(own, image_to_text) + _soft_cross_entropy(own.T, text_to_image)) / 2
+
+        return {self.kind: mean_over_languages(student.weights("paired"), of_pairs, student.image.embedding)}
 
 
 @dataclass(frozen=True)

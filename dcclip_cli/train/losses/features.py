@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from dcclip_cli.errors import Message
-from dcclip_cli.train.losses.base import Needs, Outputs, TeacherLoss, Widths, mean_of
+from dcclip_cli.train.losses.base import Needs, Outputs, TeacherLoss, Widths, mean_over_languages
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -69,13 +69,13 @@ class FeatureMapLoss(TeacherLoss):
         for layers in zip(self.student_layers, self.teacher_layers, strict=True):
             student_map = student.image.layer(layers[0])
             if not len(student_map):
-                continue
+                return student_map.new_zeros(())
             adapted = adapters[_map_name(*layers)](student_map)
             target = to_grid(teacher.image.layer(layers[1]), *student_map.shape[-2:])
             if self.standardize:
                 target = F.layer_norm(target.movedim(1, -1), target.shape[1:2]).movedim(-1, 1)
             losses.append(F.smooth_l1_loss(adapted, target))
-        return mean_of(losses, student.image.map)
+        return sum(losses[1:], losses[0]) / len(losses)
 
 
 class TokenFeaturesLoss(TeacherLoss):
@@ -102,14 +102,15 @@ class TokenFeaturesLoss(TeacherLoss):
 
         from dcclip_cli.train.distributed import mean_over_processes
 
-        losses = []
-        for language, features in student.texts.items():
+        def of_tokens(language: str) -> Tensor:
+            features = student.texts[language]
             target = resample_tokens(teacher.texts[language], features.mask)
             if self.standardize:
                 target = F.layer_norm(target, target.shape[-1:])
             difference = F.smooth_l1_loss(adapters["text_tokens"](features.tokens), target, reduction="none").mean(-1)
-            losses.append((difference * features.mask).sum() / mean_over_processes(features.mask.sum()))
-        return mean_of(losses, student.image.embedding)
+            return (difference * features.mask).sum() / mean_over_processes(features.mask.sum())
+
+        return mean_over_languages(student.weights("tokens"), of_tokens, student.image.embedding)
 
 
 def _map_name(student: int, teacher: int) -> str:
