@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from itertools import accumulate, chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -163,12 +163,19 @@ def find_dataset(
     datasets: list[PairDataset] = []
     for shards, parts in groupby(found, lambda part: isinstance(part, list) and columns_in(part[0], columns)):
         if isinstance(shards, Columns):
-            files = [file for part in parts if isinstance(part, list) for file in part]
-            indexes = find_indexes(files, shards, progress)
-            datasets.append(IndexedDataset(named(source), indexes, uncaptioned, cache_bytes))
+            files = [part for part in parts if isinstance(part, list)]
+            indexes = find_indexes([*chain.from_iterable(files)], shards, progress)
+            indexed = IndexedDataset(named(source), indexes, uncaptioned, cache_bytes)
+            indexed.sources = [indexed.first_of(shard) for shard in accumulate(map(len, files[:-1]), initial=0)]
+            datasets.append(indexed)
         else:
             datasets += [part for part in parts if isinstance(part, PairDataset)]
-    return datasets[0] if len(datasets) == 1 else ConcatDataset(datasets)
+    if len(datasets) == 1:
+        return datasets[0]
+    joined = ConcatDataset(datasets)
+    at = zip(datasets, joined.firsts, strict=False)
+    joined.sources = [first + source for dataset, first in at for source in dataset.sources]
+    return joined
 
 
 def _layout(source: str | Path, uncaptioned: bool, columns: Columns) -> PairDataset | list[DataFile] | None:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -186,6 +187,10 @@ class IndexedDataset(ConcatDataset):
             elif not batch:
                 found.append(first + np.cumsum([0] + [rows for rows, _ in self._indexes[shard].about.groups])[:-1])
         return np.unique(np.concatenate(found))
+
+    def first_of(self, shard: int) -> int:
+        """The first sample of a shard or of those after it."""
+        return self.firsts[bisect_left(self._places, (shard, 0))]
 
     def will_need(self, indices: np.ndarray) -> None:
         if not all(map(_is_direct, self._indexes)):

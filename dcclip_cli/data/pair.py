@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -131,6 +131,7 @@ class PairDataset(ABC):
     """
 
     path: str | Path  # for messages: a URL is a text
+    sources: Sequence[int] = (0,)  # the first sample of each source that it was opened from
     embeddings: np.ndarray | None = None  # (N, D) float32, where the pairs have image embeddings in place of images
     _captions: Mapping[Language, Sequence[tuple[str, ...]]] = {}
 
@@ -289,6 +290,7 @@ class Rows(PairDataset):
     def __init__(self, dataset: PairDataset, rows: np.ndarray) -> None:
         self.path, self._whole, self._rows = dataset.path, dataset, rows
         self.embeddings = None if dataset.embeddings is None else dataset.embeddings[rows]
+        self.sources = [bisect_left(rows, first) for first in dataset.sources]
 
     def __len__(self) -> int:
         return len(self._rows)

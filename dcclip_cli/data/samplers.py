@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain, islice
+from functools import cached_property
+from itertools import chain, islice, pairwise
 
 import numpy as np
 
@@ -41,6 +42,8 @@ class EpochBatchSampler:
 
     Up to `window` samples are shuffled whole. Of more, the blocks of the dataset are shuffled, and then the samples of
     one window of blocks after the other, so that memory and the time to reach any step do not grow with the data.
+    Windows, batches and shares of these have samples of the dataset's sources in proportion, if a window has room for
+    a block of each source.
 
     With `distinct_captions`, a batch has no two samples that share a first caption in any language, because a
     contrastive loss would use them as negatives of each other.
@@ -70,6 +73,12 @@ class EpochBatchSampler:
     def _one_window(self) -> bool:
         return self.steps_per_window == self.steps_per_epoch
 
+    @cached_property
+    def _sources(self) -> list[int]:
+        """The first sample of each source, and the end."""
+        sources, blocks, samples = self.dataset.sources, len(self.dataset.blocks), len(self.dataset)
+        return [*(sources if len(sources) * samples <= self.window * blocks else sources[:1]), samples]
+
     def __call__(self, start_step: int, steps: int) -> Iterator[list[Sample]]:
         """The (index, epoch) samples of each step in [start_step, steps).
 
@@ -80,11 +89,11 @@ class EpochBatchSampler:
             epoch, within = divmod(step, self.steps_per_epoch)
             window, skipped = divmod(within, self.steps_per_window)
             if step == start_step:
-                self.dataset.will_need(self._members(epoch, window))
+                self.dataset.will_need(np.concatenate(self._members(epoch, window)))
             following = step - skipped + self._steps_of(window)
             if following < steps:
                 next_epoch, place = divmod(following, self.steps_per_epoch)
-                self.dataset.will_need(self._members(next_epoch, place // self.steps_per_window))
+                self.dataset.will_need(np.concatenate(self._members(next_epoch, place // self.steps_per_window)))
             for batch in islice(self._batches(epoch, window), skipped, skipped + steps - step):
                 yield [(self.first + sample, epoch) for sample in batch]
                 step += 1
@@ -92,25 +101,33 @@ class EpochBatchSampler:
     def _steps_of(self, window: int) -> int:
         return min(self.steps_per_window, self.steps_per_epoch - window * self.steps_per_window)
 
-    def _members(self, epoch: int, window: int) -> np.ndarray:
-        """The samples of a window, block by block; the last window has those that fill no batch as well."""
-        samples = len(self.dataset)
+    def _members(self, epoch: int, window: int) -> list[np.ndarray]:
+        """The samples of a window by source, block by block; the last window has those that fill no batch as well."""
         if self._one_window:
-            return np.arange(samples)
-        starts = self.dataset.blocks
-        stops = np.append(starts[1:], samples)
-        order = _random(self.seed, epoch).permutation(len(starts))
-        ends = np.cumsum((stops - starts)[order])  # of the blocks in the epoch's sequence
+            return [np.arange(*ends) for ends in pairwise(self._sources)]
+        starts, remaining = self.dataset.blocks, len(self.dataset)
+        stops = np.append(starts[1:], remaining)
         begin = window * self.steps_per_window * self.batch_size
         is_last = (window + 1) * self.steps_per_window >= self.steps_per_epoch
-        end = samples if is_last else begin + self.steps_per_window * self.batch_size
-        places = np.arange(begin, end)
-        return (stops[order] - ends)[np.searchsorted(ends, places, side="right")] + places
+        end = remaining if is_last else begin + self.steps_per_window * self.batch_size
+        random, members = _random(self.seed, epoch), []
+        for first, last in pairwise(self._sources):
+            # The window's part of the remaining sources is divided again, so that windows fit together.
+            places = np.arange(begin * (last - first) // remaining, end * (last - first) // remaining)
+            begin, end = begin - begin * (last - first) // remaining, end - end * (last - first) // remaining
+            remaining -= last - first
+            blocks = slice(*np.searchsorted(starts, [first, last]))
+            order = random.permutation(len(starts[blocks]))
+            ends = np.cumsum((stops - starts)[blocks][order])  # of the blocks in the source's sequence
+            members.append((stops[blocks][order] - ends)[np.searchsorted(ends, places, side="right")] + places)
+        return members
 
     def _batches(self, epoch: int, window: int) -> Iterator[list[int]]:
-        stream = 0 if self._one_window else window + 1
-        order = _random(self.seed, epoch, stream).permutation(self._members(epoch, window))
-        steps = self._steps_of(window)
+        random = _random(self.seed, epoch, 0 if self._one_window else window + 1)
+        orders = [random.permutation(members) for members in self._members(epoch, window)]
+        # Each of a source's n samples is at a random place in its nth part of the window.
+        places = np.concatenate([(np.arange(len(order)) + random.random(len(order))) / len(order) for order in orders])
+        order, steps = np.concatenate(orders)[places.argsort(kind="stable")], self._steps_of(window)
         if self.distinct_captions:
             return self._distinct(order, steps)
         return (batch.tolist() for batch in order[: steps * self.batch_size].reshape(steps, -1))

@@ -164,6 +164,12 @@ def test_indices_continue_through_the_datasets_and_so_do_their_files(tmp_path: P
     assert joined.keys() == ["cat", "dog", "a.png", "0"]
     assert joined.blocks.tolist() == [0, 2, 3]
     assert joined.image_digest(2) == hashlib.blake2b(b"an image", digest_size=16).digest()
+    write_tar(tmp_path / "two.tar", CAT, DOG)
+    write_tar(tmp_path / "one.tar", CAT)
+    sources = [tmp_path / name for name in ("two.tar", "one.tar", "pairs.parquet")]
+    assert open_pairs(sources).sources == [0, 2, 3] and open_pairs(sources[:1]).sources == [0]
+    rest = recipe_pairs(DataOptions(train=tuple(map(str, sources)), hold_out=1), "train")  # without the first pair
+    assert rest is not None and rest.sources == [0, 1, 2]
 
 
 def test_held_out_pairs_are_the_validation_pairs_and_not_trained_on(tmp_path: Path) -> None:

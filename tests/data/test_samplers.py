@@ -114,6 +114,23 @@ def test_a_window_has_the_samples_of_consecutive_shuffled_blocks_in_any_order() 
     assert [max(one) - min(one) for one in blocks] != [3, 3, 3]  # the blocks themselves are shuffled
 
 
+@pytest.mark.parametrize("distinct", [False, True])
+@pytest.mark.parametrize("window", [400, 5000])
+def test_batches_and_shares_have_samples_of_each_source_in_proportion(window: int, distinct: bool) -> None:
+    data = Samples(2613, block=20)
+    data.sources = (0, 200)  # 1 : 12
+    sampler = EpochBatchSampler(data, 104, 0, window, distinct)
+    batches = numbers(sampler)
+    assert len({*flat(batches)}) == 25 * 104
+    assert list(sampler(13, 40)) == list(sampler(0, 40))[13:]
+    counts = np.array([[sum(number < 200 for number in batch[first : first + 26]) for first in range(0, 104, 26)]
+                       for batch in batches])  # fmt: skip
+    assert counts.min() >= 1 and counts.max() <= 3 and set(counts.sum(1)) <= {7, 8, 9}
+    assert numbers(EpochBatchSampler(data, 104, 0, window=30)) == numbers(
+        EpochBatchSampler(Samples(2613, block=20), 104, 0, 30)
+    )
+
+
 def test_the_samples_of_a_window_are_announced_one_window_ahead() -> None:
     data = Samples(60, block=10)
     sampler = EpochBatchSampler(data, 5, seed=0, window=20)
