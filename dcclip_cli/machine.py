@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from dcclip_cli.errors import Message
+
 MachineClass = Literal["fast", "plain", "other"]
 
 # Loops of a few nanoseconds that an idle OpenMP thread of libgomp spins before it sleeps. The default, 300,000, keeps
@@ -104,6 +106,19 @@ def _sysctl(*asked: str) -> str:
         return subprocess.run(["sysctl", *asked], capture_output=True, text=True).stdout
     except OSError:
         return ""
+
+
+def load_averages() -> tuple[float, float, float] | None:
+    """Of the whole machine over 1, 5 and 15 minutes; None on Windows."""
+    return os.getloadavg() if hasattr(os, "getloadavg") else None
+
+
+def busy_machine() -> Message | None:
+    """What to say where the whole machine, of which this process may use a few cores, has more work than cores."""
+    load, count = load_averages(), os.cpu_count()
+    if not load or not count or load[0] <= count:
+        return None
+    return Message("load {:.1f} on {} cores: other work slows down training and measurements", load[0], count)
 
 
 def busy_cores(seconds: float = 0.2) -> float:

@@ -142,11 +142,9 @@ def diagnose() -> Facts:
         model = _shown(resolve().description.removeprefix("model: "))
     except DcclipError as error:
         model, notes["model"] = "none", f"{_shown(error.what)}: {error.hint}"
-    load = os.getloadavg() if hasattr(os, "getloadavg") else None  # Windows has none
-    cores, vnni = os.cpu_count(), machine.has_vnni()
-    if load and cores and load[0] > cores:  # both of the whole machine, even where this process may use a few cores
-        what = Message("load {:.1f} on {} cores: other work slows down training and measurements", load[0], cores)
-        notes["busy machine"] = what
+    vnni = machine.has_vnni()
+    if busy := machine.busy_machine():
+        notes["busy machine"] = busy
     if vnni is False:
         notes["int8"] = Message("this processor has no VNNI: int8 is slower")
     onnxruntime = _imported("onnxruntime", notes)
@@ -159,7 +157,7 @@ def diagnose() -> Facts:
         "int8_vnni": vnni,
         "variables": {name: _shown(os.environ.get(name, "")) or None for name in _VARIABLES},
         "model": model,
-        "processor": _processor(load),
+        "processor": _processor(),
         "storage": _storage(),
         "torch": _torch(notes),
         "extras": {name: _extra(name, packages) for name, packages in extras().items()},
@@ -174,7 +172,7 @@ def _shown(text: str) -> str:
     return re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text) if home not in ("", "~") else text
 
 
-def _processor(load: Sequence[float] | None) -> Facts:
+def _processor() -> Facts:
     """`cores` may be used by this process, by its affinity and quota. Load averages are over 1, 5 and 15 minutes."""
     features, quota = machine.cpu_features(), machine.cgroup_quota(Path("/"))
     return {
@@ -186,7 +184,7 @@ def _processor(load: Sequence[float] | None) -> Facts:
         "affinity": machine.affinity_cores(),
         "cgroup_quota": quota if quota < float("inf") else None,
         "logical": os.cpu_count(),
-        "load": load,
+        "load": machine.load_averages(),
     }
 
 

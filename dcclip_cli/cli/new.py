@@ -78,7 +78,7 @@ def new(
     from dcclip_cli.recipe import new as recipes
 
     choices = {name: Message("{}: {}", one.model, _ABOUT[name]) for name, one in recipes.TEACHERS.items()}
-    if recipes.CLONE_STARTER.is_dir():
+    if recipes.starter_model():
         choices["starter"] = Message("recipes/starter/model: 10 M, zh and en, Apache-2.0; nothing to download")
     question = "Teacher, the large model to learn from (or a directory, hf:ORG/NAME, ...)"
     teacher = teacher or _ask(question, choices, yes)

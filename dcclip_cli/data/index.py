@@ -145,6 +145,8 @@ def read_index(file: DataFile, path: Path) -> Index:
     import pyarrow as pa
 
     try:
+        if not path.is_file():  # opening a pipe may never end
+            raise ValueError
         with pa.memory_map(str(path)) as source:
             reader = pa.ipc.open_file(source)
             last = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import several
+from dcclip_cli.files import refuse_special, several
 from dcclip_cli.inference.files import PathLike, ProgressChoice, image_files
-from dcclip_cli.machine import cores, peak_memory_bytes
+from dcclip_cli.machine import busy_machine, cores, peak_memory_bytes
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.processes import calls, process_pool
 from dcclip_cli.progress import progress_for
@@ -58,14 +58,23 @@ def bench(
     paths, names = list(image_files(images)), [str(one) for one in several(models)]
     if labels and not paths:
         raise DcclipError("labels are of no use without images", "name images as well: --images FOLDER")
+    for path in paths:
+        refuse_special(path)
     for name in names:
         resolve(name)  # a wrong name is found before the first is measured
     measure = partial(_measure, paths=paths, labels=list(dict.fromkeys(labels)), threads=threads or cores())
     hint = Message("free memory, or measure a smaller model")
-    with progress_for(progress).task(Message("bench"), len(names)) as task:
+    talk = progress_for(progress)
+    if busy := busy_machine():
+        talk.say(Message("warning: {}", busy))
+    with talk.task(Message("bench"), len(names)) as task:
         for name in names:
             with process_pool(1, fresh=True) as pool:
-                [(one, answers)] = calls(pool, measure, [name], hint)
+                [(one, answers, errors)] = calls(pool, measure, [name], hint)
+            if len(errors) == len(paths) > 0:
+                raise errors[0]
+            if errors and not best:
+                talk.say(Message("warning: images that cannot be read are left out ({:,}): {}", len(errors), errors[0]))
             best.append(answers)
             same = [own == first for own, first in zip(answers, best[0], strict=True) if first is not None]
             found.append(replace(one, agreement=sum(same) / len(same) if same else None))
@@ -73,8 +82,10 @@ def bench(
     return found
 
 
-def _measure(model: str, paths: Sequence[Path], labels: Sequence[str], threads: int) -> tuple[Bench, list[str | None]]:
-    """The measurements of a model, and its best label for each image, None for those that cannot be read."""
+def _measure(
+    model: str, paths: Sequence[Path], labels: Sequence[str], threads: int
+) -> tuple[Bench, list[str | None], list[DcclipError]]:
+    """The measurements of a model, its best label for each image, None for those that cannot be read, and why."""
     begin = time.perf_counter()
     from dcclip_cli.inference.encoder import footprint, load_encoder
     from dcclip_cli.inference.images import embed, read
@@ -85,13 +96,15 @@ def _measure(model: str, paths: Sequence[Path], labels: Sequence[str], threads: 
     load_s, small, memory_bytes = time.perf_counter() - begin, footprint(encoder), peak_memory_bytes()
     rate: float | None = None
     best: list[str | None] = []
+    errors: list[DcclipError] = []
     if paths:
         encoder = load_encoder(reference, "cpu", threads=threads)
         for path in paths:
             path.read_bytes()  # the first model does not wait for the disk either
         begin = time.perf_counter()
         found = [row for _, row in embed(encoder, paths, read)]
-        rate = len(paths) / (time.perf_counter() - begin)
+        errors = [row for row in found if isinstance(row, DcclipError)]
+        rate = (len(paths) - len(errors)) / (time.perf_counter() - begin)
         if labels:
             ready = Labels(encoder, labels, None, False)
             best = [
@@ -100,6 +113,5 @@ def _measure(model: str, paths: Sequence[Path], labels: Sequence[str], threads: 
                 else ready.names[int(ready.probabilities(row[np.newaxis]).argmax())]
                 for row in found
             ]
-    return Bench(
-        model, **vars(small), load_s=load_s, memory_bytes=memory_bytes, images_per_s=rate, agreement=None
-    ), best
+    measured = Bench(model, **vars(small), load_s=load_s, memory_bytes=memory_bytes, images_per_s=rate, agreement=None)
+    return measured, best, errors

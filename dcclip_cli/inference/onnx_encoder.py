@@ -203,9 +203,12 @@ def runner(file: Path, provider: str = "CPUExecutionProvider", threads: int = 1)
     def run(items: np.ndarray) -> np.ndarray:
         ids = items.astype(np.int32) if takes.type == "tensor(int32)" else items
         try:
-            return np.asarray(session.run(None, {takes.name: ids})[0])
+            embeddings = np.asarray(session.run(None, {takes.name: ids})[0])
         except errors as error:
             raise DcclipError("{} cannot be computed: {}", _COPY, file, _reason(error)) from None
+        if embeddings.ndim != 2:
+            raise DcclipError("{} returned the shape {} instead of (B, D)", _COPY, file, embeddings.shape)
+        return embeddings
 
     return run
 

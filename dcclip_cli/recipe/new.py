@@ -32,7 +32,8 @@ SIZES: Mapping[Size, str] = {  # with a shared space of 768; latency of an image
     "RN50": "45 M parameters, a ResNet-50, ten times the time of S for an image",
     "XS": "3 M parameters, for a teacher as small as the starter",
 }
-CLONE_STARTER = Path(__file__).parents[2] / "recipes/starter/model"  # the package has its int8 export alone
+# The package has the int8 export alone: the model is in the package's clone, or in a clone that is the current folder.
+STARTER_MODELS = (Path(__file__).parents[2] / "recipes/starter/model", Path("recipes/starter/model"))
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,16 @@ class NewRecipe:
         return re.sub(r"[^\w.-]+", "-", self.file.stem).strip("-.")[:80] or "model"
 
 
+def starter_model() -> Path | None:
+    """The starter's model directory, which is not in the package, where there is one."""
+    return next((folder for folder in STARTER_MODELS if folder.is_dir()), None)
+
+
 def choose_teacher(name: str) -> TeacherChoice:
     """The teacher by its name in TEACHERS, or any model reference. Raises DcclipError if it names no model."""
     if known := TEACHERS.get(name):
         return known
-    found = resolve(str(CLONE_STARTER) if name == STARTER and CLONE_STARTER.is_dir() else name)
+    found = resolve(str(starter_model() or name) if name == STARTER else name)
     if found.kind == "bundle":
         hint = Message("name a model directory; the starter's is recipes/starter/model in a clone of the repository")
         raise DcclipError("{} is an export, which has no features to learn from", hint, name)

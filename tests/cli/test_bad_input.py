@@ -100,6 +100,7 @@ def test_half_a_launch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         ["collect", SAMPLE, "--limit", 10**30],
         ["eval", "--model", "starter", "--dataset", UNSEEN, "--workers", 100_000],
         ["search", "狗", ".", "--threads", 100_000],
+        ["run", RECIPE, "--seeds", "9" * 5_000],
     ],
 )
 def test_numbers_that_would_take_the_machine_are_refused(command: list[object]) -> None:

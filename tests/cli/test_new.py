@@ -145,10 +145,14 @@ def test_the_starter_is_a_teacher_in_a_clone_with_a_smaller_student(
     assert recipe.student is not None and recipe.student.preset == "XS" and recipe.teacher is not None
     assert Path(recipe.teacher.model) == PACKAGE / "recipes/starter/model"
     assert "S" in recipes.sizes_for(recipes.TEACHERS["altclip"])
-    monkeypatch.setattr(recipes, "CLONE_STARTER", Path("installed"))
+    installed, here = Path("installed"), recipes.STARTER_MODELS[1]
+    monkeypatch.setattr(recipes, "STARTER_MODELS", (installed, here))
     refused = dcclip("new", "b.yaml", "--yes", "--data", data["pairs"], "--teacher", "starter", expect=1)
     assert "error: starter is an export, which has no features to learn from" in refused.stderr
     assert "recipes/starter/model in a clone of the repository" in refused.stderr
+    here.parent.mkdir(parents=True)
+    here.symlink_to(PACKAGE / "recipes/starter/model")
+    dcclip("new", "b.yaml", "--yes", "--force", "--data", data["pairs"], "--teacher", "starter")
 
 
 def test_folders_of_photographs_are_no_classes_if_the_user_says_so(data: dict[str, Path], altclip_folder: Path) -> None:

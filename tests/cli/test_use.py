@@ -1,6 +1,7 @@
 """Using a model from the command line: predict, search, embed, trim, export of what is no run."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -126,6 +127,17 @@ def test_bench_measures_models_next_to_each_other(pictures: list[Path], bundle: 
     assert all(one[key] > 0 for one in (starter, small) for key in ("load_s", "image_ms", "text_ms", "images_per_s"))
     failed = dcclip("bench", "starter", "--labels", labels, expect=1)
     assert "--images" in failed.stderr
+
+
+def test_bench_refuses_what_it_cannot_read_and_leaves_broken_images_out(pictures: list[Path], bundle: Path) -> None:
+    pictures[0].write_bytes(b"no image")
+    done = dcclip("bench", bundle, "--images", pictures[0].parent)
+    assert "warning: images that cannot be read are left out (1): " in done.stderr and pictures[0].name in done.stderr
+    failed = dcclip("bench", bundle, "--images", pictures[0], expect=1).stderr
+    assert "is not a readable image" in failed
+    pipe = pictures[0].with_name("管.jpg")
+    os.mkfifo(pipe)
+    assert "管.jpg is a pipe, not a file" in dcclip("bench", bundle, "--images", pipe, expect=1).stderr
 
 
 def test_export_takes_a_model_and_a_format(model_folder: Path, traced_once: None, tmp_path: Path) -> None:

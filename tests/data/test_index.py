@@ -88,13 +88,16 @@ def where(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     return indexes.cached(local_file(tar), NONE)
 
 
-@pytest.mark.parametrize("kind", ["cut", "emptied", "another format"])
+@pytest.mark.parametrize("kind", ["cut", "emptied", "another format", "a pipe"])
 def test_an_index_that_cannot_be_read_is_an_error_that_says_how_to_make_it_again(
     where: Path, kind: str, tmp_path: Path
 ) -> None:
     tar = tmp_path / "数据 a.tar"
     if kind == "another format":
         where.write_bytes(where.read_bytes().replace(b'"format": 1', b'"format": 9'))
+    elif kind == "a pipe":
+        where.unlink()
+        os.mkfifo(where)
     else:
         damage(where, kind)
     with pytest.raises(DcclipError, match=r"index\.arrow is damaged, or from another version of dcclip") as raised:

@@ -133,6 +133,16 @@ def not_finite(folder: Path) -> None:
     onnx.save(model, folder / "text.onnx")
 
 
+def without_dimensions(folder: Path) -> None:
+    import onnx
+
+    model = onnx.load(folder / "text.onnx")
+    [output] = model.graph.output
+    model.graph.node.append(onnx.helper.make_node("ReduceSum", [output.name], ["sum"], keepdims=0))
+    output.CopyFrom(onnx.helper.make_tensor_value_info("sum", onnx.TensorProto.FLOAT, []))
+    onnx.save(model, folder / "text.onnx")
+
+
 BROKEN: dict[str, tuple[Change, str]] = {
     "no image": (lambda folder: (folder / "image.onnx").unlink(), "image.onnx cannot be loaded"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
@@ -148,6 +158,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "oblong pictures": (say(preprocessing={"size": [224, 80]}), "preprocessing: size: only square inputs"),
     "padding past the embedding": (say(padding_id=70_000), "text.onnx cannot be computed"),
     "damaged weights": (not_finite, "returned embeddings that are not finite (NaN or infinite) for 2 of 2 texts"),
+    "a number": (without_dimensions, "text.onnx returned the shape () instead of (B, D)"),
     "another size": (say(preprocessing={"size": 48}), "image.onnx cannot be computed"),
 }
 
