@@ -58,7 +58,7 @@ def run(
     Finished stages are skipped. Ends with a table of teacher, student and bundle: size, speed, and accuracy on the test
     sets of the recipe, else on its validation pairs, else how often they pick the same text as the teacher.
     With --seeds or a recipe's variants: each in OUT/[VARIANT/]seed-N, then a table of means and standard deviations,
-    and table.csv, runs.csv and sweep.svg in OUT.
+    and table.csv, table.tex, runs.csv and sweep.svg in OUT.
     """
     flags.out(out)
     loaded = flags.open_recipe(recipe, sets)

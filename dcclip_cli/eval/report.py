@@ -6,7 +6,7 @@ import csv
 import io
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,17 @@ from dcclip_cli.eval.dataset import DataSet
 from dcclip_cli.eval.embedding import sample_indices
 from dcclip_cli.eval.metrics import per_class
 from dcclip_cli.eval.registry import base_name, classes_of
-from dcclip_cli.eval.result import MEAN, METRIC_NAMES, ZERO_SHOT, EvalResult, Table, percent, save_results, table
+from dcclip_cli.eval.result import (
+    MEAN,
+    METRIC_NAMES,
+    ZERO_SHOT,
+    Column,
+    EvalResult,
+    Table,
+    percent,
+    save_results,
+    table,
+)
 from dcclip_cli.files import atomic_write
 from dcclip_cli.html import COLOURS, jpeg_thumbnail, svg_chart, write_page
 from dcclip_cli.progress import Progress
@@ -36,36 +46,62 @@ _LONGEST = 64  # characters in a row of the legend, at most
 _NAMED = 60  # points that have the name of their data set next to them, at most
 
 
-def _cells(found: Table) -> list[list[str]]:
-    """The head and the rows of a printed table, in per cent."""
-    columns = found.columns
-    return [["data set", "metric", *(column.title for column in columns)]] + [
-        [row.name, row.metric, *map(percent, row.values, (column.is_gap for column in columns))] for row in found.rows
-    ]
+def _by_model(found: Table, bold: Callable[[str], str], plain: Callable[[str], str]) -> list[list[str]]:
+    """The head and the rows of a printed table in per cent: a row for each model, the best of several `bold`."""
+    models = list(dict.fromkeys(column.model for column in found.columns))
+    in_order: tuple[Language | None, ...] = ("en", "zh", None)
+    languages = [language for language in in_order if any(column.language == language for column in found.columns)]
+    lines = [["data set", "metric", "model", *(language or "zh - en" for language in languages)]]
+    for row in found.rows:
+        values = dict(zip(found.columns, row.values, strict=True))
+        for model in models:
+            cells = [plain(text) for text in (row.name, row.metric, model)]
+            for language in languages:
+                value = values.get(Column(model, language))
+                best = max((values.get(Column(other, language)) or 0 for other in models), default=0)
+                is_best = len(models) > 1 and language is not None and value == best
+                cells.append((bold if is_best else str)(percent(value, language is None)))
+            lines.append(cells)
+    return lines
 
 
 def markdown(found: Table) -> str:
     """The table for a README or an issue, in per cent."""
-    head, *rows = _cells(found)
-    lines = [head, ["---", "---", *["---:"] * len(found.columns)], *rows]
-    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+    head, *rows = _by_model(found, "**{}**".format, lambda text: text.replace("|", "\\|"))
+    lines = [head, ["---"] * 3 + ["---:"] * (len(head) - 3), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def latex(found: Table) -> str:
     """The table for a paper, in per cent; it needs the package booktabs, and one for Chinese if names contain any."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    escapes = str.maketrans(special | {char: "\\" + char for char in "&%$#_{}"})
-    head, *rows = (" & ".join(cell.translate(escapes) for cell in line) + r" \\" for line in _cells(found))
-    if found.mean:
-        rows.insert(-1, r"\midrule")
-    begin = rf"\begin{{tabular}}{{ll{'r' * len(found.columns)}}}"
+    return booktabs(_by_model(found, r"\textbf{{{}}}".format, tex_text), 3)
+
+
+def booktabs(lines: Sequence[Sequence[str]], texts: int) -> str:
+    """A LaTeX table whose first columns are `texts`, with a rule between groups with the same first cell."""
+    head, *rows = (" & ".join(line) + r" \\" for line in lines)
+    names = [line[0] for line in lines[1:]]
+    for number in range(len(names) - 1, 0, -1):
+        if names[number] != names[number - 1] and (len(set(names)) < len(names) or names[number] == MEAN):
+            rows.insert(number, r"\midrule")
+    begin = rf"\begin{{tabular}}{{{'l' * texts}{'r' * (len(lines[0]) - texts)}}}"
     return "\n".join([begin, r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def tex_text(text: str) -> str:
+    """A text as LaTeX prints it."""
+    special: dict[str, Any] = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return text.translate(str.maketrans(special | {char: "\\" + char for char in "&%$#_{}"}))
 
 
 def comma_separated(found: Table) -> str:
     """The table for a spreadsheet, in per cent."""
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(_cells(found))
+    stream, columns = io.StringIO(), found.columns
+    lines = [["data set", "metric", *(column.title for column in columns)]]
+    lines += [
+        [row.name, row.metric, *map(percent, row.values, (column.is_gap for column in columns))] for row in found.rows
+    ]
+    csv.writer(stream, lineterminator="\n").writerows(lines)
     return stream.getvalue()
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,7 +173,7 @@ class Sweep:
         return found
 
     def save(self, rows: Sequence[SweepRow]) -> None:
-        """Write runs.csv, with each run's scores, table.csv, with means, deviations and differences, and sweep.svg."""
+        """Write runs.csv, each run's scores; table.csv, means, deviations, differences; table.tex and sweep.svg."""
         each, table = list[Sequence[object]](), list[Sequence[object]]()
         for row in rows:
             differences = {f"{one.dataset} {one.language}": one for one in row.differences}
@@ -186,6 +187,7 @@ class Sweep:
         _write_csv(self.root / "runs.csv", (*head, "seed", "value"), each)
         tail = ("runs", "mean", "standard deviation", "difference", "low", "high")
         _write_csv(self.root / "table.csv", (*head, *tail), table)
+        atomic_write(self.root / "table.tex", _latex(rows))
         if drawn := _chart([row for row in rows if row.model != "bundle"]):
             atomic_write(self.root / "sweep.svg", drawn)
 
@@ -253,6 +255,23 @@ def fitting(device: str, processes: int) -> int:
 def _write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     with atomic_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream, lineterminator="\n").writerows([head, *rows])
+
+
+def _latex(rows: Sequence[SweepRow]) -> str:
+    """Means with standard deviations in per cent, for a paper."""
+    from dcclip_cli.eval.report import booktabs, tex_text
+    from dcclip_cli.eval.result import METRIC_NAMES
+
+    keys = list(dict.fromkeys(key for row in rows for key in row.scores()))
+    lines = [["variant", "model", *(tex_text(f"{test}, {METRIC_NAMES.get(metric, metric)}") for metric, test in keys)]]
+    for row in rows:
+        scores = {key: mean_and_deviation(values) for key, values in row.scores().items()}
+        texts = {
+            key: f"{100 * mean:.1f}" + ("" if isnan(deviation) else rf" $\pm$ {100 * deviation:.1f}")
+            for key, (mean, deviation) in scores.items()
+        }
+        lines.append([tex_text(row.variant), row.model, *(texts.get(key, "") for key in keys)])
+    return booktabs(lines, 2)
 
 
 def _chart(rows: Sequence[SweepRow]) -> bytes:

@@ -16,7 +16,7 @@ from dcclip_cli.errors import DcclipError, translated
 from dcclip_cli.eval.card import update_card
 from dcclip_cli.eval.datasets import open_dataset
 from dcclip_cli.eval.metrics import score_classes, score_retrieval
-from dcclip_cli.eval.report import errors_of, one_thing, write_report
+from dcclip_cli.eval.report import errors_of, one_thing, tex_text, write_report
 from dcclip_cli.eval.result import save_results, table
 from dcclip_cli.model.model_dir import load_model
 from tests.eval import layouts
@@ -86,6 +86,13 @@ def test_results_of_several_folders_are_one_table_with_charts(tmp_path: Path) ->
     own = [f"{model} {which}" for model in (first, "other", second, "teacher") for which in ("en", "zh", "zh - en")]
     assert head.split(",") == ["data set", "metric", *(name for name in own if name[:7] != "other z")]
     assert rows == ["dtd,top-1,75.0,75.0,+0.0,2.0,25.0,25.0,+0.0,100.0,100.0,+0.0"]
+    latex = (tmp_path / "out/table.tex").read_text("utf-8").splitlines()
+    assert latex[2] == r"data set & metric & model & en & zh & zh - en \\"
+    assert latex[6:8] == [
+        rf"dtd & top-1 & {tex_text(second)} & 25.0 & 25.0 & +0.0 \\",
+        r"dtd & top-1 & teacher & \textbf{100.0} & \textbf{100.0} & +0.0 \\",
+    ]
+    assert "| dtd | top-1 | teacher | **100.0** | **100.0** | +0.0 |" in (tmp_path / "out/table.md").read_text("utf-8")
     for chart in ("bars.svg", "zh-en.svg"):
         drawn = (tmp_path / "out" / chart).read_text("utf-8")
         assert "甲" in drawn and "teacher" in drawn and "dtd" in drawn

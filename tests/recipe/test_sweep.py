@@ -29,7 +29,7 @@ def test_each_run_has_the_weights_of_its_seed_alone_and_a_second_call_runs_nothi
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), "utf-8")
     done = dcclip("run", "recipe.yaml", "--seeds", "0", "1")
-    again = dcclip("run", "recipe.yaml", "--seeds", "0,1")
+    again = dcclip("run", "recipe.yaml", "--seeds", "0 1")
     assert again.stdout.split("\n\n")[0] == done.stdout.split("\n\n")[0]
     assert "done in" in done.stderr and "done in" not in again.stderr
 
@@ -49,6 +49,8 @@ def test_each_run_has_the_weights_of_its_seed_alone_and_a_second_call_runs_nothi
     assert float(row["mean"]) == (one + other) / 2
     assert float(row["standard deviation"]) == pytest.approx(abs(one - other) / 2**0.5)
     assert float(row["low"]) <= float(row["difference"]) <= float(row["high"])
+    latex = Path("runs/一生/table.tex").read_text("utf-8")
+    assert f"{float(row['mean']):.1%}"[:-1] + r" $\pm$ " in latex and latex.count(r"\midrule") == 2
     assert Path("runs/一生/sweep.svg").read_text("utf-8").startswith("<?xml")
     assert max(map(len, done.stdout.splitlines())) <= 120
 
