@@ -14,7 +14,7 @@ from dcclip_cli.data.options import COLLECTED, DataOptions
 from dcclip_cli.data.pair import Language
 from dcclip_cli.data.preview import Preview, languages_in, preview_images, preview_pairs, preview_texts
 from dcclip_cli.data.samplers import check_shares, check_size
-from dcclip_cli.errors import DcclipError, Message, all_of, joined
+from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import cache_folder, free_bytes
 from dcclip_cli.model.hub_models import check_model, check_timm
 from dcclip_cli.model.reference import Library, downloaded
@@ -25,7 +25,14 @@ from dcclip_cli.recipe.yaml import Location
 from dcclip_cli.run_dir import STAGES, RunDir, StageName, finished, has_product
 from dcclip_cli.train import align, distill
 from dcclip_cli.train.metrics_log import check_installed
-from dcclip_cli.train.options import DEFAULT_EMBED_DIM, StageContext, StageSetup, check_embeddings, problems
+from dcclip_cli.train.options import (
+    DEFAULT_EMBED_DIM,
+    StageContext,
+    StageSetup,
+    caption_problems,
+    check_embeddings,
+    problems,
+)
 
 if TYPE_CHECKING:
     from dcclip_cli.model.towers import OpenClipTowers, Towers
@@ -295,7 +302,7 @@ class Preflight:
         if "pairs" in data and data["pairs"].embeddings and context.data.train:
             self._ask((setup.name,), partial(check_embeddings, setup, named(context.data.train)))
         self._check_sizes(setup, data)
-        self._check_languages(stage, data)
+        self._check_captions(stage, data)
         if context.start is not None and context.start != self.run_dir.model("distill") and context.start.is_dir():
             from dcclip_cli.model.blank import blank_model
 
@@ -344,25 +351,11 @@ class Preflight:
                 self._ask(at, partial(check_size, size, found.samples))
             self._ask(at, partial(check_shares, size, setup.options.fewest_parts * self.processes))
 
-    def _check_languages(self, stage: Stage, data: Mapping[str, Preview]) -> None:
-        """A batch with captions in one wanted language but not in another ends a run, and without images also one
-        without any: there must be some.
-        """
-        setup, captioned = stage.setup, [kind for kind in ("pairs", "texts") if kind in stage.setup.sizes]
-        if not captioned or not {*captioned} <= data.keys():
-            return
-        languages = setup.options.captions.languages
-        absent = [
-            one for one in languages if not _may_have(one, stage.context.data, {kind: data[kind] for kind in captioned})
-        ]
-        if "images" in setup.sizes and len(absent) == len(languages):
-            return
-        for language in absent:
-            places = all_of(f"data.{_KINDS[kind]}" for kind in captioned)
-            others = [one for one in languages if one != language]
-            hint = Message("set captions.languages: [{}], or add {} captions", ", ".join(others), language)
-            error = DcclipError("there are no '{}' captions in {}", hint, language, places)
-            self._add((setup.name, "captions", "languages"), error)
+    def _check_captions(self, stage: Stage, data: Mapping[str, Preview]) -> None:
+        captioned = {kind: data[kind] for kind in ("pairs", "texts") if kind in data}
+        if captioned and captioned.keys() == {"pairs", "texts"} & stage.setup.sizes.keys():
+            for key, problem in caption_problems(stage.setup, partial(_may_have, stage.context.data, captioned)):
+                self._add(key, problem)
 
 
 @dataclass(frozen=True)
@@ -373,13 +366,13 @@ class Stage:
     context: StageContext
 
 
-def _may_have(language: Language, options: DataOptions, data: Mapping[str, Preview]) -> bool:
-    """Whether some of these kinds of data have captions in a language, or may have, where not all was looked at."""
-    if any(one.get(language) for found in data.values() for one in found.captions):
+def _may_have(options: DataOptions, data: Mapping[str, Preview], languages: Sequence[Language]) -> bool:
+    """Whether some of these kinds of data have captions in all languages, or may have, where not all was looked at."""
+    if any(all(sample.get(language) for language in languages) for one in data.values() for sample in one.captions):
         return True
     if "pairs" in data and options.train == COLLECTED:
         return True
-    if "pairs" in data and options.train and language in languages_in(options.train, options.columns):
+    if "pairs" in data and options.train and {*languages} <= languages_in(options.train, options.columns):
         return True
     return "texts" in data and data["texts"].samples > len(data["texts"].captions)
 

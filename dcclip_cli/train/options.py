@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from dcclip_cli.data.options import Augment, CaptionOptions, DataOptions
+from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.errors import DcclipError, Message, all_of
 from dcclip_cli.model import Precision
 from dcclip_cli.model.students import StudentOptions, no_vocabulary
@@ -334,9 +335,14 @@ def problems(setup: StageSetup, context: StageContext) -> Iterator[Problem]:
     if options.accumulate == "auto" and not options.gradient_cache and comparing:
         what = Message("is auto, and {} compares the pairs of a batch, which must stay whole", comparing)
         yield (stage, "accumulate"), DcclipError(what, "set gradient_cache: true, or accumulate to a number")
-    for number, loss in enumerate(setup.listed_losses):
-        if error := loss.problem(setup.sizes, len(context.teachers(options))):
-            yield (stage, "losses", number), error
+    errors = [loss.problem(setup.sizes, len(context.teachers(options))) for loss in setup.listed_losses]
+    yield from (((stage, "losses", number), error) for number, error in enumerate(errors) if error)
+    data_of = {"image": {"pairs", "images"}, "text": {"pairs", "texts"}}
+    reached = {tower for loss in setup.losses for tower in loss.reached_towers(options.captions.languages)}
+    learning = [tower for tower in reached - {setup.lock} if data_of[tower] & setup.sizes.keys()]
+    if setup.sizes and not learning and not any(errors):
+        what = Message("no loss reaches a tower that has data and is not locked")
+        yield (stage, "losses"), DcclipError(what, "add a loss for such a tower, for example embedding")
     if context.start is not None and not context.start.is_dir():
         what = Message("align starts from {}, which does not exist", context.start)
         hint = Message("run stage 1 first: dcclip distill RECIPE; or name a model directory, or scratch")
@@ -348,3 +354,20 @@ def problems(setup: StageSetup, context: StageContext) -> Iterator[Problem]:
         for key in student.from_teacher:
             what = Message("is taken from the teacher, but the recipe has none")
             yield ("student", *key), DcclipError(what, "add a section teacher, or omit it")
+
+
+def caption_problems(setup: StageSetup, has: Callable[[Sequence[Language]], bool]) -> Iterator[Problem]:
+    """What the data lacks; `has` says whether a pair or text has captions in all of some languages."""
+    languages, kinds = setup.options.captions.languages, setup.sizes.keys()
+    sources = [f"data.{name}" for kind, name in (("pairs", "train"), ("texts", "texts")) if kind in kinds]
+    absent = [language for language in languages if sources and not has([language])]
+    if not ("images" in kinds and len(absent) == len(languages)):
+        for language in absent:
+            others = ", ".join(other for other in languages if other != language)
+            hint = Message("set captions.languages: [{}], or add {} captions", others, language)
+            what = Message("there are no '{}' captions in {}", language, all_of(sources))
+            yield (setup.name, "captions", "languages"), DcclipError(what, hint)
+    for number, loss in enumerate(setup.listed_losses):
+        if loss.kind == "cross_lingual" and not absent and not ({*LANGUAGES} <= {*languages} and has(LANGUAGES)):
+            what = Message("loss {} needs images or lines with captions in both languages", loss.kind)
+            yield (setup.name, "losses", number), DcclipError(what, "remove the loss, or add translations")

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from dcclip_cli.data.collator import Collator
+from dcclip_cli.data.pair import Language, PairDataset
 from dcclip_cli.data.pixels import training_preprocess
 from dcclip_cli.data.samplers import Sample, TrainingData, open_training_data
 from dcclip_cli.errors import DcclipError, Message
@@ -29,7 +30,16 @@ from dcclip_cli.train.distributed import processes_here
 from dcclip_cli.train.lora import add_lora, merge_lora
 from dcclip_cli.train.losses.base import layers_of, learns_from, student_layers
 from dcclip_cli.train.optimizer import rate_scale
-from dcclip_cli.train.options import DEFAULT_EMBED_DIM, StageContext, StageSetup, check_embeddings, problems, warnings
+from dcclip_cli.train.options import (
+    DEFAULT_EMBED_DIM,
+    Problem,
+    StageContext,
+    StageSetup,
+    caption_problems,
+    check_embeddings,
+    problems,
+    warnings,
+)
 from dcclip_cli.train.student import Student, new_student, student_from
 from dcclip_cli.train.task import TrainingTask, learns_everything, shorter_dims
 from dcclip_cli.train.teacher import (
@@ -77,8 +87,7 @@ def prepare(setup: StageSetup, context: StageContext) -> PreparedStage:
 
     Raises DcclipError for data, a teacher or a student that cannot be loaded, and for options that exclude each other.
     """
-    for key, problem in problems(setup, context):
-        raise DcclipError(Message("{}: {}", ".".join(map(str, key)), problem.what), problem.hint)
+    _raise(problems(setup, context))
     folder, seed, device, progress = context.run.stage(setup.name), context.seed, context.device, context.progress
     join_processes(device)
     workers = loading_processes(setup.options.workers, device, processes_here())
@@ -86,6 +95,7 @@ def prepare(setup: StageSetup, context: StageContext) -> PreparedStage:
     use_kernels(setup.options, device)
     use_threads(setup.options, folder, progress)
     training = open_training_data(context.data, setup.sizes, context.run, seed, progress, setup.distinct_captions)
+    _raise(caption_problems(setup, partial(_has_captions, training.dataset)))
     pairs = training.datasets.get("pairs")
     if pairs is not None and pairs.embeddings is not None:
         check_embeddings(setup, pairs.path)
@@ -128,6 +138,18 @@ def prepare(setup: StageSetup, context: StageContext) -> PreparedStage:
     unused = not learns_everything(setup.losses, setup.lock, training.datasets.keys(), options.captions)
     info = RunInfo(setup.name, folder, identity, seed, device, unused, progress, context.track, context.listener)
     return PreparedStage(student, Trainer(task, collator, sampler, options, info, validate), provenance)
+
+
+def _raise(problems: Iterable[Problem]) -> None:
+    for key, problem in problems:
+        raise DcclipError(Message("{}: {}", ".".join(map(str, key)), problem.what), problem.hint)
+
+
+def _has_captions(dataset: PairDataset, languages: Sequence[Language]) -> bool:
+    """Whether a sample has captions in all of the languages; the first ones of blocks are looked at before all."""
+    captions = [dataset.captions(language) for language in languages]
+    firsts = (all(column[first] for column in captions) for first in dataset.blocks.tolist())
+    return any(firsts) or any(map(all, zip(*captions, strict=True)))
 
 
 def _open_teachers(setup: StageSetup, context: StageContext) -> list[LazyTeacher]:

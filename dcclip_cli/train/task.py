@@ -19,7 +19,7 @@ from dcclip_cli.data.collator import ENTRIES, IMAGES, Batch, TextCounts
 from dcclip_cli.data.options import CaptionOptions
 from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.data.pixels import normalized
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.towers import ImageFeatures, OpenClipTowers, TextFeatures
 from dcclip_cli.own import own_errors
 from dcclip_cli.train.distributed import average_gradients, gather, gather_numbers, process_count, process_index
@@ -127,7 +127,13 @@ class TrainingTask(nn.Module):
         if batch.pixels.ndim == 2:  # embeddings already
             image = ImageFeatures(batch.pixels, batch.pixels[:, :, None, None])
         elif len(batch.pixels):
-            image = self._image_features(batch.pixels, self.layers)
+            try:
+                image = self._image_features(batch.pixels, self.layers)
+            except ValueError as error:
+                if len(batch.pixels) > 1 or "more than 1 value per channel" not in str(error):
+                    raise
+                hint = Message("use more images per step or fewer parts, or set freeze_batch_norms: true")
+                raise DcclipError("a step or part has one image, too few for batch norms", hint) from None
         else:
             image = no_images(self._widths, self.layers, batch.pixels.device)
         return Outputs(image, texts, {name: texts.image_index for name, texts in batch.texts.items()})

@@ -402,6 +402,8 @@ class NonFiniteGuard:
         what = ", ".join(wrong) or Message("the loss of another process")
         what = Message("step {}: {} is not finite, for {} steps in a row", state.step, what, state.skipped_in_a_row)
         hint = Message("lower optimizer.lr, or raise warmup_steps; the metrics are in {}/metrics.jsonl", self._folder)
+        if state.skipped_in_a_row == state.step:  # so that no rate has changed a weight yet
+            hint = Message("set precision: fp32, and check the data and the model that training starts from")
         raise DcclipError(what, hint)
 
 

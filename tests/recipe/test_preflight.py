@@ -222,7 +222,7 @@ def test_data_that_a_stage_cannot_use_is_reported(
 
 
 def test_texts_in_one_language_are_reported_also_where_there_are_images(
-    problems: Any, pictures: list[Path], tmp_path: Path
+    problems: Any, pictures: list[Path], pairs: list[Pair], tmp_path: Path
 ) -> None:
     (tmp_path / "words.txt").write_text("".join(f"cat {number}\n" for number in range(40)), "utf-8")
     data = {"data.train": None, "data.images": str(pictures[0].parent), "data.texts": str(tmp_path / "words.txt")}
@@ -231,6 +231,10 @@ def test_texts_in_one_language_are_reported_also_where_there_are_images(
     assert found == ["distill.captions.languages: there are no 'zh' captions in data.texts"] and "[en]" in hint
     languages = {"distill.captions.languages": ["en"]}
     assert problems(data | sizes | languages, ("distill",))[0] == []
+    write_parquet(tmp_path / "zh.parquet", [replace(pair, en=()) for pair in pairs])
+    data = {"data.train": str(tmp_path / "zh.parquet"), "data.texts": str(tmp_path / "words.txt")}
+    found, _ = problems(data | {"distill.losses": [{"kind": "cross_lingual"}]}, ("distill",))
+    assert found == ["distill.losses.0: loss cross_lingual needs images or lines with captions in both languages"]
 
 
 def test_a_run_directory_of_another_recipe_is_found_unless_it_is_made_again(

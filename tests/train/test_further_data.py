@@ -1,5 +1,6 @@
 """Both stages on more than pairs: pictures without captions, lines without pictures, phrases made of these."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from dcclip_cli.data.pair import Pair
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.tokenizer import load_tokenizer
-from tests.train.jobs import Job, elsewhere, logged, run, sha256, weights
+from tests.train.jobs import Job, elsewhere, logged, refused, run, sha256, weights
 
 ZH = ["紫色的小鱼", "白色的大树", "粉色的星星", "黄色的小船"]
 EN = ["purple fish", "white tree", "pink star", "yellow boat"]
@@ -50,6 +51,23 @@ def test_parallel_text_alone_teaches_the_text_tower_and_leaves_the_image_tower_a
     changed = {name.partition(".")[0] for name, value in after.items() if (value - before[name]).abs().max() > 1e-5}
     assert changed == {"text"}
     assert set(result.metrics) >= {"embedding", "cross_lingual", "token_features"}
+
+
+def test_what_a_loss_or_a_batch_norm_cannot_learn_from_is_refused(
+    distilling: Job, pairs: list[Pair], tmp_path: Path
+) -> None:
+    write_parquet(tmp_path / "en.parquet", [replace(pair, zh=()) for pair in pairs])
+    (tmp_path / "zh.txt").write_text("红猫\n绿狗\n" * 4, "utf-8")
+    distilling["student"]["image"] = {"timm": "test_resnet", "size": 32}  # its last map is 1 x 1
+    english, losses = {"train": str(tmp_path / "en.parquet")}, [{"kind": "embedding"}, {"kind": "cross_lingual"}]
+    for name, data, options, what, hint in (
+        ("a", english, {}, "distill.captions.languages: there are no 'zh' captions in data.train", "[en]"),
+        ("b", english | {"texts": str(tmp_path / "zh.txt")}, {"losses": losses}, "losses.1: loss cross_lingual needs",
+         "translations"),
+        ("c", distilling["data"], {"losses": losses, "accumulate": 8}, "a step or part has one image", "fewer parts"),
+    ):  # fmt: skip
+        with refused(what, hint):
+            run(elsewhere(distilling, name, options, data=data))
 
 
 def test_images_alone_train_a_student_with_tokens_and_weights_of_its_teachers_text_tower(

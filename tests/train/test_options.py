@@ -59,6 +59,8 @@ INHERITING: dict[str, Any] = {"text": {"inherit": "layers", "vocabulary": {"from
          "set data.train, or remove the loss"),
         ("distill", {"losses": [{"kind": "anchors"}]}, TEXTS, "losses.0", "nothing for loss anchors",
          "set data.train or data.images and data.texts, or"),
+        ("distill", {"losses": [EMBEDDING | {"languages": ["zh"]}], "captions": {"languages": ["en"]}}, TEXTS, "losses",
+         "no loss reaches a tower that has data", "add a loss"),
         ("align", {"start": "distill"}, PAIRS, "start", "align starts from 跑/distill/model, which does not exist",
          "run stage 1 first"),
         ("align", {"start": "不在"}, PAIRS, "start", "align starts from 不在, which does not exist", "or scratch"),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag
 
 from dcclip_cli.data.collator import IMAGES, TextCounts, count_texts
+from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.options import Options
 
@@ -152,6 +153,10 @@ class Loss(Options, ABC):
     def trained_towers(self) -> frozenset[Tower]:
         """The towers that get a gradient in every parameter, whatever the batch, from a loss on their embeddings."""
         return frozenset()
+
+    def reached_towers(self, languages: Collection[Language]) -> frozenset[Tower]:
+        """The towers that a gradient of the loss reaches, with captions in these languages."""
+        return frozenset({"image", "text"})
 
     @property
     def uses_temperature(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -41,7 +41,10 @@ class EmbeddingLoss(AdaptedLoss):
 
     @property
     def trained_towers(self) -> frozenset[Tower]:
-        return frozenset({"image", "text"})
+        return frozenset({"image", "text"} if {*LANGUAGES} == {*self.languages} else {"image"})
+
+    def reached_towers(self, languages: Collection[Language]) -> frozenset[Tower]:
+        return frozenset({"image", "text"} if {*languages} & {*self.languages} else {"image"})
 
     def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
         from torch.nn import functional as F
@@ -69,6 +72,9 @@ class CrossLingualLoss(AdaptedLoss):
     kind: Literal["cross_lingual"] = "cross_lingual"
     compares: ClassVar[bool] = False
     needs: ClassVar[frozenset[Needs]] = frozenset({"texts", "pairs"})
+
+    def reached_towers(self, languages: Collection[Language]) -> frozenset[Tower]:
+        return frozenset({"text"})
 
     def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
         from torch.nn import functional as F
@@ -101,6 +107,9 @@ class InteractiveLoss(AdaptedLoss):
     @property
     def trained_towers(self) -> frozenset[Tower]:
         return frozenset({"image", "text"} if self.learns == "both" else {self.learns})
+
+    def reached_towers(self, languages: Collection[Language]) -> frozenset[Tower]:
+        return self.trained_towers
 
     def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
         import torch
