@@ -253,10 +253,16 @@ class OnnxGraphs:
                 OnnxGraph.load(self._fp32 / name).save(out)
             if self._precision == "fp16":
                 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+                from onnxruntime.transformers.onnx_model import OnnxModel
 
                 blocked = [*DEFAULT_OP_BLOCK_LIST, *kept]
-                half = convert_float_to_float16(str(out), keep_io_types=True, op_block_list=blocked)
-                OnnxGraph(half, out.parent).save(out)
+                half = OnnxModel(convert_float_to_float16(str(out), keep_io_types=True, op_block_list=blocked))
+                half.topological_sort(is_deterministic=True)  # its casts are the last nodes
+                # It calls all weights fp16. The shapes of other tensors stay: without them onnxruntime 1.32 crashes.
+                shapes, weights = half.model.graph.value_info, {weight.name for weight in half.model.graph.initializer}
+                for shape in [shape for shape in shapes if shape.name in weights]:
+                    shapes.remove(shape)
+                OnnxGraph(half.model, out.parent).save(out)
             if tower == "image" and self._preprocess == "graph":
                 add_preprocessing(out, self._source.preprocessing)
             self._written[tower] = step

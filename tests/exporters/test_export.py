@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -144,6 +145,9 @@ def test_fp16_halves_the_weights_and_changes_next_to_nothing(exported: ExportRes
     half = export_model(precision="fp16")
     assert (half.folder / "text.onnx").stat().st_size < (exported.folder / "text.onnx").stat().st_size / 1.6
     assert parity(half).image_max_difference < 5e-3 and parity(half).text_centred_cosine > 0.9999
+    merged = export_model(half.folder, out="js", format="transformers.js")
+    for graph in (*half.folder.glob("*.onnx"), *merged.folder.glob("onnx/*.onnx")):
+        onnx.checker.check_model(graph, full_check=True)
 
 
 def test_an_fp16_export_that_overflows_keeps_more_in_fp32(
