@@ -88,7 +88,8 @@ def samples_from(given: PairDataset | None, count: int = 128) -> Samples:
         noise = random.integers(0, 256, (64, 4, 4, 3), dtype=np.uint8)
         return Samples("made-up images", [Image.fromarray(small).resize((256, 256)) for small in noise], [TEXTS])
     images, captions = images_and_captions(given, count)
-    return Samples(Path(given.path).name, images, [several for several in captions if several] or [TEXTS])
+    names_by_language = prompts.read("imagenet").names.values()  # all: most photographs then have a clear best text
+    return Samples(Path(given.path).name, images, [*filter(None, captions)] or [*names_by_language])
 
 
 def images_and_captions(given: PairDataset, count: int) -> tuple[Sequence[Image.Image], list[list[str]]]:

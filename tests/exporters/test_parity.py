@@ -113,9 +113,10 @@ def test_images_are_matched_with_as_many_texts_of_each_language_at_most(data: Da
     assert (len(chinese), len(english)) == (15, 5)
 
 
-def test_images_without_texts_are_matched_with_those_of_the_package(data: DataOptions) -> None:
+def test_images_without_texts_are_matched_with_the_names_of_imagenets_classes(data: DataOptions) -> None:
     found = samples(data.model_copy(update={"texts": None}), 3)
-    assert list(found.labels) == [found.texts] and len(found.images) == 3
+    assert [(len(names), names[1]) for names in found.labels] == [(1000, "金鱼"), (1000, "goldfish")]
+    assert len(found.images) == 3
 
 
 def test_pairs_come_before_images_unless_they_are_embeddings(data: DataOptions, pairs_file: Path, points: Path) -> None:
