@@ -246,8 +246,9 @@ def export(
 ) -> ExportResult:
     """Export a model to a format that runs without torch; returns its folder, size and parity with the model.
 
-    `options` are keys of the recipe's section `export`. `model` is what `load` takes; by default the recipe's run.
-    Without a recipe `out` is needed. `trust_remote_code`: code in the model's repository (FG-CLIP2) may run.
+    `options` are keys of the recipe's section `export`. `model` is what `load` takes, of a run its model
+    directory; by default that of the recipe's run. Without a recipe `out` is needed. `trust_remote_code`: code in the
+    model's repository (FG-CLIP2) may run.
     """
     from dcclip_cli.exporters.export import ExportOptions
     from dcclip_cli.model.reference import resolve
@@ -259,7 +260,8 @@ def export(
         loaded = open_recipe(loaded, "export", options)
     job = open_run(loaded, None, fresh=fresh, progress=progress)
     if model is not None or recipe is None:
-        named = replace(resolve(None if model is None else os.fspath(model)), trust_remote_code=trust_remote_code)
+        named = resolve(None if model is None else os.fspath(model), trained=True)
+        named = replace(named, trust_remote_code=trust_remote_code)
     else:
         named = job.trained_model()
     job.progress.say(named.description)

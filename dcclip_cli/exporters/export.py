@@ -37,7 +37,7 @@ from dcclip_cli.inference.onnx_encoder import DESCRIPTION, TOKENIZER, read_descr
 from dcclip_cli.model.model_dir import model_fingerprint
 from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.preprocess import Patches
-from dcclip_cli.model.reference import ModelReference
+from dcclip_cli.model.reference import ModelReference, furthest_stage
 from dcclip_cli.options import Options
 from dcclip_cli.own import imported, own_errors, own_name
 from dcclip_cli.progress import Progress, Silent
@@ -245,7 +245,10 @@ def _resolved(options: ExportOptions, model: ModelReference, target: Format) -> 
     else:
         preprocess = "graph" if about.preprocess == "graph" else options.preprocess
         return options.model_copy(update={"precision": about.precision, "preprocess": preprocess})
-    raise DcclipError(what, "export the model directory written by align or distill, or omit the option")
+    hint = Message("export the model directory written by align or distill, or omit the option")
+    if (trained := furthest_stage(model.path.parent, trained=True)) not in (None, model.path):
+        hint = Message("use --model {}, or omit the option", trained)
+    raise DcclipError(what, hint)
 
 
 def _is_made(out: Path, made_from: str) -> bool:

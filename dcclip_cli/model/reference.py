@@ -43,16 +43,17 @@ class ModelReference:
         return Path(self.target)
 
 
-def resolve(reference: str | None = None) -> ModelReference:
+def resolve(reference: str | None = None, trained: bool = False) -> ModelReference:
     """The model meant by `reference`, else by $DCCLIP_MODEL, else the starter; where runs are finished it names one.
 
-    Raises DcclipError if `reference` or $DCCLIP_MODEL names no model.
+    A run means its export, or with `trained` its model directory, if it has both. Raises DcclipError if `reference` or
+    $DCCLIP_MODEL names no model.
     """
     if reference:
-        return _named(reference, "")
+        return _named(reference, "", trained)
     if from_environment := os.environ.get("DCCLIP_MODEL"):
-        return _named(from_environment, " ($DCCLIP_MODEL)")
-    finished = {made.stat().st_mtime: run for run in Path("runs").glob("*/") if (made := _furthest_stage(run))}
+        return _named(from_environment, " ($DCCLIP_MODEL)", trained)
+    finished = {made.stat().st_mtime: run for run in Path("runs").glob("*/") if (made := furthest_stage(run))}
     if not finished:
         return _named(STARTER, "")
     return _named(STARTER, Message("; the newest run is used with --model {}", finished[max(finished)]))
@@ -63,11 +64,11 @@ def downloaded(model: str) -> str:
     return resolve(model).target if model.startswith("ms:") else model
 
 
-def _named(reference: str, why: str) -> ModelReference:
+def _named(reference: str, why: str, trained: bool = False) -> ModelReference:
     scheme, _, rest = reference.partition(":")
     if scheme in ("hf", "open_clip", "hf-hub", "ms") and rest:
         if Path(rest).is_dir():
-            return _directory(Path(rest), "transformers" if scheme == "hf" else "open_clip", why)
+            return _directory(Path(rest), "transformers" if scheme == "hf" else "open_clip", why, trained)
         if scheme != "open_clip" and not _HUB_NAME.fullmatch(rest):
             raise DcclipError(
                 "model {0} is neither a directory nor a name on the hub",
@@ -92,11 +93,11 @@ def _named(reference: str, why: str) -> ModelReference:
             "name a model directory, a bundle, a run, hf:ORG/NAME, open_clip:ARCH/TAG, hf-hub:ORG/NAME, ms:ORG/NAME "
             "or starter",
         )
-    return _directory(Path(reference), "open_clip", why)
+    return _directory(Path(reference), "open_clip", why, trained)
 
 
-def _directory(path: Path, preferred: Library, why: str) -> ModelReference:
-    folder = path if _is_model(path) else _furthest_stage(path) or path
+def _directory(path: Path, preferred: Library, why: str, trained: bool = False) -> ModelReference:
+    folder = path if _is_model(path) else furthest_stage(path, trained) or path
     target = str(folder.resolve())
     if (folder / "image.onnx").is_file():
         return ModelReference("bundle", target, Message("model: bundle {}{}", folder, why))
@@ -143,8 +144,10 @@ def _is_model(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("image.onnx", CONFIG, WEIGHTS))
 
 
-def _furthest_stage(run: Path) -> Path | None:
-    for stage in reversed(STAGES):
+def furthest_stage(run: Path, trained: bool = False) -> Path | None:
+    """The model that the last finished stage of a run wrote, or with `trained` the last one that trains, if any did."""
+    stages = sorted(STAGES, key=lambda stage: stage.trains == trained)  # those of the wanted kind last
+    for stage in reversed(stages):
         if stage.model and _is_model(run / stage.name / stage.model):
             return run / stage.name / stage.model
     return None

@@ -85,7 +85,10 @@ def test_without_a_reference_the_environment_decides_or_the_starter_whose_line_n
     folder = model(Path("elsewhere"))
     monkeypatch.setenv("DCCLIP_MODEL", "elsewhere")
     assert resolve() == ModelReference("folder", str(folder), "model: elsewhere ($DCCLIP_MODEL)")
-    assert resolve("runs/newer").path == newest
+    assert resolve("runs/newer").path == resolve("runs/newer", trained=True).path == newest
+    trained = model(Path("runs/newer/align/model"))
+    assert resolve("runs/newer").path == newest and resolve("runs/newer", trained=True).path == trained
+    assert resolve("runs/newer/export", trained=True).path == newest
 
 
 def test_the_starter_model_is_found_by_name() -> None:
