@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -225,6 +226,13 @@ def checked_config(model: str) -> CheckedConfig:
     kind = config["model_type"]
     if kind != UFORM and (images := find_file(model, IMAGE_PROCESSOR)):
         checked_json(images, most=MAX_SIDE)
+    if kind not in (UFORM, GEMMA) and (modules := find_file(model, "modules.json")):  # of sentence-transformers
+        types = re.findall(r'"type":\s*"[\w.]*?(\w+)"', modules.read_text("utf-8", errors="replace"))
+        if layers := [name for name in types if name not in ("Transformer", "Pooling", "Normalize")]:
+            what = Message(
+                "{} has a module {} after the towers, which only sentence-transformers runs", model, layers[0]
+            )
+            raise DcclipError(what, "use the model directory that it was exported from, or its export to onnx")
     if kind != "fgclip2":
         return CheckedConfig(file, kind, None)
     from dcclip_cli.model.others.naflex import remote_code

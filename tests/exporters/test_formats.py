@@ -90,7 +90,7 @@ def test_one_graph_gives_pipelines_of_transformers_js_the_logits(
     np.testing.assert_array_equal(found["logits_per_text"], found["logits_per_image"].T)
 
 
-@pytest.mark.parametrize("projection", ["behind the network", "in place of its classifier"])
+@pytest.mark.parametrize("projection", ["behind the network", "in place of its classifier", "behind the mean of a ViT"])
 def test_transformers_loads_a_student_with_its_own_classes(
     projection: str, model_folder: Path, export_model: Exporting, tmp_path: Path
 ) -> None:
@@ -98,6 +98,8 @@ def test_transformers_loads_a_student_with_its_own_classes(
 
     if projection == "in place of its classifier":
         model_folder = _student(tmp_path / "student", "mobilenetv4_conv_small_050")
+    if projection == "behind the mean of a ViT":  # which timm pools by its class token
+        model_folder = _student(tmp_path / "student", "test_vit", size=160)
     # Random networks embed all images in nearly one point, so that rounding decides which text is the best.
     result = export_model(model_folder, format="transformers", parity={"min_agreement": 0.9})
     assert result.parity is not None and result.parity.agreement > 0.9
@@ -135,6 +137,12 @@ def test_sentence_transformers_embeds_images_and_texts_by_itself(
     cosines = loaded.similarity(loaded.encode([str(picture)]), loaded.encode(TEXTS))
     np.testing.assert_allclose(cosines, images @ expected.encode_texts(TEXTS).T, atol=1e-5)
     assert loaded.get_sentence_embedding_dimension() == images.shape[1]
+    if kind.startswith("mlp"):
+        with pytest.raises(DcclipError, match="has a module Router after the towers"):
+            load_encoder(resolve(str(result.folder)), "cpu")
+    else:
+        model = load_encoder(resolve(str(result.folder)), "cpu")
+        np.testing.assert_allclose(model.encode_texts(TEXTS), expected.encode_texts(TEXTS), atol=1e-5)
 
 
 def test_sentence_transformers_runs_a_bundle_in_int8_by_the_documented_module() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ from dcclip_cli.exporters.formats import Format
 from dcclip_cli.exporters.formats.onnx import clip_image_processor
 from dcclip_cli.files import read_json, write_json
 from dcclip_cli.inference.onnx_encoder import Description, ExportedEncoder, read_description
+from dcclip_cli.model.students import blank_network
 from dcclip_cli.model.tokenizer import copy_tokenizer, renumbered
 
 if TYPE_CHECKING:
@@ -208,7 +210,7 @@ def _model(source: Source, mlps: bool, end: int) -> Any:
     side = source.preprocessing.size
     image_config = TimmWrapperConfig(
         architecture=image["timm_model_name"],
-        model_args={},
+        model_args=_pooling(source.towers.model.visual.trunk, image["timm_model_name"]),
         pretrained_cfg={"input_size": [3, side, side]},
         num_labels=0,
         hidden_size=features,  # pooled
@@ -217,6 +219,18 @@ def _model(source: Source, mlps: bool, end: int) -> Any:
     model = VisionTextDualEncoderModel(both).eval()
     model.load_state_dict(_renamed(weights, projection, [int(text["eos_id"]), end]))
     return model
+
+
+def _pooling(trunk: Any, name: str) -> dict[str, Any]:
+    """The arguments with which timm builds a network that pools as this one does: open_clip changes it afterwards.
+
+    Its norm is then before the pooling, as without these arguments.
+    """
+    pool = getattr(trunk, "global_pool", None)
+    if not isinstance(pool, str) or pool == blank_network(name).global_pool:
+        return {}
+    norms = {"fc_norm", "use_fc_norm"} & inspect.signature(type(trunk)).parameters.keys()
+    return {"global_pool": pool, **dict.fromkeys(norms, False)}
 
 
 def _projection(source: Source, weights: dict[str, Tensor]) -> str:
