@@ -222,11 +222,11 @@ def _imported(name: str, notes: dict[str, str]) -> Any:
 
 
 def _torch(notes: dict[str, str]) -> Facts | None:
-    """`device` is that of `--device auto`; the precision that `auto` chooses on it by use and kind of tower."""
+    """`device` is that of `--device auto`; the precision that `auto` chooses on it by use."""
     torch = _imported("torch", notes)
     if torch is None:
         return None
-    from dcclip_cli.model.precision import newton_schulz_precision, torch_device, typical_choices
+    from dcclip_cli.model.precision import choose_precision, newton_schulz_precision, torch_device
 
     with warnings.catch_warnings(record=True) as caught:  # such as a driver that is too old
         warnings.simplefilter("always")
@@ -239,6 +239,9 @@ def _torch(notes: dict[str, str]) -> Facts | None:
         gpus = [_gpu(torch, number) for number in range(torch.cuda.device_count())] if has_cuda else []
     except RuntimeError as error:  # a GPU that is broken or used exclusively by another process
         notes["GPU"], usable = str(error).partition("\n")[0], "cpu"
+    depthwise = torch.nn.Conv2d(2, 2, 1, groups=2)
+    trained = {"inference": None, "training": torch.nn.Module(), "depthwise": depthwise}
+    choices = {use: choose_precision("auto", usable, module) for use, module in trained.items()}
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
     return {
         "threads": torch.get_num_threads(),
@@ -248,10 +251,7 @@ def _torch(notes: dict[str, str]) -> Facts | None:
         "GPU": gpus,
         "MPS": torch.backends.mps.is_available(),
         "newton_schulz": newton_schulz_precision(usable),
-        **{
-            use: {kind: Message("{} ({})", one.precision, one.reason) for kind, one in kinds.items()}
-            for use, kinds in typical_choices(usable).items()
-        },
+        **{use: Message("{} ({})", choice.precision, choice.reason) for use, choice in choices.items()},
     }
 
 

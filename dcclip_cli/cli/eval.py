@@ -50,7 +50,7 @@ _Shots = Annotated[
 ]
 _Precision = Annotated[
     Precision | None,
-    Option("--precision", help="Precision of torch models. Default: auto, the faster on this machine."),
+    Option("--precision", help="Precision of torch models. Default: auto, bf16 where the processor has it."),
 ]
 _Workers = Annotated[
     int | None, Option("--workers", min=1, callback=flags.at_a_time, help="Threads that read images. Default: 2.")

@@ -72,7 +72,7 @@ class EvalOptions(Options):
         (), description="Training images per class of each linear probe; 0 means all; default: 5, 20, 50 and all"
     )
     precision: Precision = Field(
-        "auto", description="Precision of torch models; `auto`: bf16 where this machine is faster with it, else fp32"
+        "auto", description="Precision of torch models; `auto`: bf16 where the processor has it, else fp32"
     )
     dims: int | None = Field(
         None,
@@ -164,8 +164,7 @@ def evaluate(
     for reference in models:
         model = load_encoder(reference, device, options.precision, progress=progress)
         if isinstance(model, TorchEncoder) and model.precision != "fp32":
-            for line in model.choice.lines(model.name):
-                progress.say(line)
+            progress.say(model.choice.line(model.name))
         short = shortened(model, options.dims, progress)
         evaluation = _Evaluation(Embedder(short, cache, progress, options.batch_size, options.workers), options)
         results = evaluation.probes if options.task == "probe" else evaluation.zero_shot

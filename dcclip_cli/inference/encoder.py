@@ -195,7 +195,7 @@ def load_encoder(
     towers = _load_towers(reference, device, progress)
     towers.name = reference.name or towers.name
     towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as TorchEncoder runs them
-    return TorchEncoder(towers, device, choose_precision(precision, device, towers, progress=progress))
+    return TorchEncoder(towers, device, choose_precision(precision, device))
 
 
 def _downloaded(reference: ModelReference) -> ModelReference:

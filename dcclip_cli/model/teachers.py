@@ -56,7 +56,7 @@ class TeacherOptions(Options):
     """What all teachers share. An own one also has the fields `kind: str` and `model: str`, which names it."""
 
     precision: Precision = Field(
-        "auto", description="Precision of the teacher (bf16: autocast); auto: bf16 if this machine is faster with it"
+        "auto", description="Precision of the teacher (bf16: autocast); auto: bf16 where the processor has it"
     )
 
     def load(self, device: str = "cpu", progress: Progress | None = None) -> Towers:
@@ -64,7 +64,7 @@ class TeacherOptions(Options):
         with own_errors(str(getattr(self, "kind", ""))):
             towers: Any = self.load_towers(progress or Silent())
         towers.requires_grad_(False).eval().to(device)
-        towers.precision = choose_precision(self.precision, device, towers, progress=progress)
+        towers.precision = choose_precision(self.precision, device)
         towers.fingerprint += f"-{towers.precision.precision}"
         return towers
 

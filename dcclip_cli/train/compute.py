@@ -17,6 +17,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from accelerate.utils.memory import should_reduce_batch_size
+from torch import nn
 
 from dcclip_cli.data.samplers import MixedBatchSampler
 from dcclip_cli.errors import AgainError, DcclipError, Message
@@ -31,7 +32,7 @@ from dcclip_cli.machine import (
     set_library_defaults,
 )
 from dcclip_cli.model.precision import Choice, choose_precision, newton_schulz_precision
-from dcclip_cli.model.towers import ImageFeatures, Towers
+from dcclip_cli.model.towers import ImageFeatures
 from dcclip_cli.progress import Progress
 from dcclip_cli.train.distributed import process_count
 from dcclip_cli.train.options import StageSetup, TrainOptions
@@ -120,19 +121,16 @@ def decided(folder: Path, name: str, decide: Callable[[], T]) -> T:
 
 
 def settle_precision(
-    options: TrainOptions, towers: Towers, device: str, folder: Path, image: bool, progress: Progress
+    options: TrainOptions, trained: nn.Module, device: str, folder: Path, progress: Progress
 ) -> tuple[TrainOptions, Choice]:
-    """The options with nothing left at `auto`, and the choice. Without `image` only the text tower is trained."""
-    asked, rule = options.precision, options.optimizer.newton_schulz
-
-    def choose() -> Choice:
-        return choose_precision(asked, device, towers, training=True, image=image, progress=progress)
-
-    choice = Choice(**decided(folder, "precision", lambda: asdict(choose()))) if asked == "auto" else choose()
+    """The options with nothing left at `auto`, and the choice for the modules that are `trained`."""
+    choice, rule = choose_precision(options.precision, device, trained), options.optimizer.newton_schulz
+    if options.precision == "auto":
+        decision = decided(folder, "precision", lambda: asdict(choice))
+        choice = Choice(decision["precision"], decision["reason"])
     if rule == "auto":
         rule = decided(folder, "newton_schulz", lambda: newton_schulz_precision(device))
-    for line in choice.lines(folder.name):
-        progress.say(line)
+    progress.say(choice.line(folder.name))
     optimizer = options.optimizer.model_copy(update={"newton_schulz": rule})
     return options.model_copy(update={"precision": choice.precision, "optimizer": optimizer}), choice
 

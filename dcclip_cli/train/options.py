@@ -116,7 +116,7 @@ class TrainOptions(Options):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
         description="Precision of the forward pass (autocast; weights stay fp32); fp16 needs a GPU; auto: bf16 where "
-        "it is faster on this machine",
+        "the processor has it, fp16 on older GPUs, fp32 on CPUs for images with depthwise convolutions",
     )
     tf32: bool = Field(
         True, description="TF32 in fp32 matrix products and convolutions on a GPU: faster, 10 bits of mantissa"

@@ -117,7 +117,8 @@ def prepare(setup: StageSetup, context: StageContext) -> PreparedStage:
         sampler = CacheFillingSampler(sampler.samplers, caches)
     trains_images = setup.lock != "image" and bool({"pairs", "images"} & training.datasets.keys())
     learns_images = trains_images and setup.options.optimizer.image_lr_scale > 0
-    options, choice = settle_precision(setup.options, student.towers, device, folder, learns_images, progress)
+    trained = student.towers if learns_images else student.towers.model.text
+    options, choice = settle_precision(setup.options, trained, device, folder, progress)
     task = _task(setup, student, sources, seed)
     settled = replace(setup, options=options)
     compiled = trains_images and settle_compile(task, settled, device, folder, progress)
@@ -161,8 +162,7 @@ def _open_teachers(setup: StageSetup, context: StageContext) -> list[LazyTeacher
         for number, one in enumerate(context.teachers(setup.options))
     ]
     for facts in (teacher.facts for teacher in teachers):
-        for line in facts.precision.lines(Message("teacher {}", facts.name)):
-            context.progress.say(line)
+        context.progress.say(facts.precision.line(Message("teacher {}", facts.name)))
     return teachers
 
 

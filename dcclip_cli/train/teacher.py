@@ -28,7 +28,7 @@ from dcclip_cli.data.samplers import Sample
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import cache_folder, read_cached, write_json
 from dcclip_cli.machine import cpu_name
-from dcclip_cli.model.precision import Choice, check_logits, finite
+from dcclip_cli.model.precision import Choice, check_logits, choose_precision, finite
 from dcclip_cli.model.reference import downloaded
 from dcclip_cli.model.teachers import TREATMENT, OpenClipTeacher, Teacher
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Tokens, Towers, evaluating
@@ -181,8 +181,8 @@ class LazyTeacher:
             return None
         kind = torch.device(self.device).type
         device = torch.cuda.get_device_name() if kind == "cuda" else cpu_name()
-        backend = torch.backends.cpu.get_cpu_capability()
-        about = [TREATMENT, self.options.model_dump(), stamp, kind, device, backend, self._layers, versions()]
+        precision = choose_precision(self.options.precision, self.device).precision
+        about = [TREATMENT, self.options.model_dump(), stamp, kind, device, precision, self._layers, versions()]
         name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
         return cache_folder() / TEACHERS / f"{name}.json"
 

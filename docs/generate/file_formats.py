@@ -132,7 +132,6 @@ def caches() -> str:
         "index/": "indexes of shards next to which none can be written",
         "blocks/": "parts of remote tars and of Parquet files, of a bounded size (`data.cache_gb`)",
         "weights/": "safetensors copies of pickled weights",
-        "bf16-gain/": "whether bf16 is faster for a model on this machine",
         "demo/": "the web page of `dcclip demo`",
         "npm/": "the libraries of the web page, fetched once",
     }

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from dcclip_cli.checksums import read_record
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.model import precision
-from dcclip_cli.model.precision import _measured_gain
+from dcclip_cli.model.precision import torch_has_bf16
 from tests.cli.conftest import dcclip
 
 pytestmark = pytest.mark.any_cpu
@@ -32,7 +32,7 @@ def here(
     before = Path.cwd()
     os.chdir(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(precision, "_measured_gain", _measured_gain)  # here `precision: auto` is what a user gets
+        patch.setattr(precision, "torch_has_bf16", torch_has_bf16)  # here `precision: auto` is what a user gets
         (folder / "output.txt").write_text(dcclip("run", "recipe.yaml").output, "utf-8")
     yield folder
     os.chdir(before)

@@ -1,93 +1,53 @@
-"""`precision: auto` chooses bf16 only if it is native and faster, and reports why."""
+"""`precision: auto` is decided by the processor and by what is trained, and says why."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from dcclip_cli.model import precision
-from dcclip_cli.model.model_dir import load_model
-from dcclip_cli.model.precision import _measured_gain, bf16_gain, choose_precision, newton_schulz_precision
+from dcclip_cli.model.precision import choose_precision, newton_schulz_precision
 from dcclip_cli.model.teachers import OpenClipTeacher
-from dcclip_cli.model.towers import Towers
 
 pytestmark = pytest.mark.any_cpu
+PLAIN = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Linear(4, 4))
+DEPTHWISE = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Linear(4, 4))
 
 
-@pytest.fixture
-def towers(model_folder: Path) -> Towers:
-    return load_model(model_folder)
-
-
-@pytest.fixture
-def native(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A processor with native bf16, and an empty cache folder."""
-    monkeypatch.setattr(precision, "torch_has_bf16", lambda: True)
-    monkeypatch.setenv("DCCLIP_CACHE", str(tmp_path / "cache"))
-
-
-def test_without_native_bf16_auto_means_fp32_and_nothing_is_measured(
-    towers: Towers, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(precision, "torch_has_bf16", lambda: False)
-    monkeypatch.setattr(precision, "_measured_gain", lambda *_: pytest.fail("probed"))
-    choice = choose_precision("auto", "cpu", towers)
-    assert (choice.precision, choice.gain) == ("fp32", None)
-    assert "no native bf16" in choice.reason
-    assert newton_schulz_precision("cpu") == "fp32"
-
-
-@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize(
-    ("asked", "gain", "expected"),
-    [("auto", 1.19, "fp32"), ("auto", 1.2, "bf16"), ("auto", 0.1, "fp32"), ("bf16", 0.1, "bf16")],
+    ("native", "asked", "trained", "expected", "reason"),
+    [
+        (True, "auto", None, "bf16", "native on this CPU"),
+        (True, "auto", PLAIN, "bf16", "native on this CPU"),
+        (True, "auto", DEPTHWISE, "fp32", "depthwise convolutions train slower in bf16 on a CPU"),
+        (True, "bf16", DEPTHWISE, "bf16", "as requested"),
+        (False, "auto", None, "fp32", "no native bf16 on this CPU"),
+        (False, "auto", PLAIN, "fp32", "no native bf16 on this CPU"),
+        (False, "bf16", PLAIN, "bf16", "as requested, but slower than fp32: this CPU has no native bf16"),
+        (False, "fp32", PLAIN, "fp32", "as requested"),
+    ],
 )
-def test_with_native_bf16_a_measurement_decides_or_warns(
-    towers: Towers, asked: str, gain: float, expected: str, monkeypatch: pytest.MonkeyPatch
+def test_on_a_cpu_its_features_and_the_trained_convolutions_decide(
+    native: bool, asked: str, trained: nn.Module | None, expected: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "_measured_gain", lambda *_: gain)
-    choice = choose_precision(asked, "cpu", towers)
-    warning = "warning: bf16 is 10.0 times slower than fp32 on this machine: set precision to auto or fp32"
-    assert (choice.precision, choice.lines("猫")[1:]) == (expected, [warning] if asked == "bf16" else [])
-    if asked == "auto":
-        assert (choice.gain, choice.reason) == (gain, f"bf16 is {gain:.2f} times as fast as fp32 here")
-    assert newton_schulz_precision("cpu") == "bf16"
+    monkeypatch.setattr(precision, "torch_has_bf16", lambda: native)
+    choice = choose_precision(asked, "cpu", trained)
+    assert (choice.precision, choice.line("猫")) == (expected, f"猫: computes in {expected} ({reason})")
+    assert newton_schulz_precision("cpu") == ("bf16" if native else "fp32")
 
 
-@pytest.mark.usefixtures("native")
-def test_a_machine_makes_the_same_choice_again_unless_the_cache_file_is_damaged(
-    towers: Towers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("native", "trained", "expected"),
+    [(True, None, "bf16"), (True, DEPTHWISE, "bf16"), (False, None, "fp32"), (False, DEPTHWISE, "fp16")],
+)
+def test_a_gpu_without_bf16_trains_in_fp16_and_runs_teachers_in_fp32(
+    native: bool, trained: nn.Module | None, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gains = iter([1.5, 1.4, 1.0])
-    monkeypatch.setattr(precision, "_measured_gain", lambda *_: next(gains))
-    assert [choose_precision("auto", "cpu", towers, training=True).gain for _ in range(2)] == [1.5, 1.5]
-    [kept] = (tmp_path / "cache").rglob("*.json")
-    assert json.loads(kept.read_text())["gain"] == 1.5
-    kept.write_text(kept.read_text()[:-5])
-    assert choose_precision("auto", "cpu", towers, training=True).gain == 1.4
-    assert choose_precision("auto", "cpu", towers, training=False).gain == 1.0  # probed apart
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_a_probe_leaves_weights_running_means_and_random_numbers_as_they_are(towers: Towers, training: bool) -> None:
-    before = {name: value.clone() for name, value in towers.state_dict().items()}
-    random = torch.random.get_rng_state()
-    assert _measured_gain(towers, training, True) > 0
-    assert all(torch.equal(value, before[name]) for name, value in towers.state_dict().items())
-    assert all(parameter.grad is None for parameter in towers.parameters())
-    assert torch.equal(torch.random.get_rng_state(), random)
-    assert not towers.training
-
-
-def test_the_gain_is_of_bf16_over_fp32() -> None:
-    def slow_in_bf16() -> Any:
-        in_bf16 = nn.functional.linear(torch.ones(1, 1), torch.ones(1, 1)).dtype == torch.bfloat16
-        return in_bf16 and torch.randn(2_000_000)
-
-    assert bf16_gain(slow_in_bf16) < 0.5
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    assert choose_precision("auto", "cuda:1", trained).precision == expected
+    assert choose_precision("auto", "mps", trained).precision == "fp32"
+    assert newton_schulz_precision("cuda") == ("bf16" if native else "fp32")
 
 
 def test_the_precision_is_part_of_a_teachers_fingerprint(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
