@@ -107,7 +107,7 @@ class Model:
         "a photo of a {}", "一张{}的照片") replace the model's own; an empty list means the bare labels.
         """
         is_one = isinstance(images, str | bytes | os.PathLike | Image.Image)
-        wanted = [labels] if isinstance(labels, str) else list(labels)
+        wanted = list(dict.fromkeys([labels] if isinstance(labels, str) else labels))
         key = (tuple(wanted), None if templates is None else tuple(templates), multi_label)
         if self._labels is None or self._labels[0] != key:
             self._labels = key, Labels(self._encoder, wanted, templates, multi_label)

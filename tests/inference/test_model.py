@@ -40,6 +40,9 @@ def test_the_python_api_predicts_what_the_command_does(
         assert list(found) == list(wanted) and found == pytest.approx(wanted, abs=1e-5)
     one = loaded.predict(str(pictures[0]), LABELS, top_k=2)
     assert list(one) == list(expected[0])[:2]
+    for options in ({}, {"multi_label": True}, {"top_k": 2}):
+        repeated, once = (loaded.predict(pictures[0], ["猫", "dog", *more], **options) for more in (["猫"], []))
+        assert list(repeated) == list(once) and repeated == pytest.approx(once)
 
 
 def test_a_missing_device_is_refused(bundle_folder: Path, model_folder: Path) -> None:
