@@ -22,7 +22,7 @@ from dcclip_cli.inference.index import (
     direction,
     embedded_images,
     embedded_texts,
-    open_index,
+    open_indexes,
     search_all,
 )
 from dcclip_cli.inference.model import Prediction
@@ -127,7 +127,7 @@ def search(
     unknown += [] if subtracted is None else unknown_of(encoder.known, without, subtracted)
     added += [asked.embed_images(images)] if images else []
     query = direction(np.concatenate(added), subtracted)
-    indexes = [open_index(encoder, one, fresh, talk, dtype) for one in dict.fromkeys(folders)]
+    indexes = open_indexes(encoder, folders, fresh, talk, dtype)
     count, new = sum(len(one.paths) for one in indexes), sum(one.embedded for one in indexes)
     talk.say(Message("search: {} images, {} of them embedded now", count, new))
     errors = {str(index.folder / name): error for index in indexes for name, error in index.errors.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -72,9 +72,13 @@ def direction(added: np.ndarray, subtracted: np.ndarray | None = None) -> np.nda
 
 
 def search_all(indexes: Sequence[Index], query: np.ndarray, top_k: int) -> list[Hit]:
-    """The `top_k` images of several indexes nearest to `query` (D,), the nearest first."""
-    hits = chain.from_iterable(index.search(query, top_k) for index in indexes)
-    return sorted(hits, key=lambda hit: -hit.score)[:top_k]
+    """The `top_k` images of several indexes nearest to `query` (D,), the nearest first, each once."""
+    hits: dict[Path, Hit] = {}
+    for index in indexes:
+        place = index.folder.resolve()
+        for hit in index.search(query, top_k):
+            hits.setdefault(place / hit.image.relative_to(index.folder), hit)
+    return sorted(hits.values(), key=lambda hit: -hit.score)[:top_k]
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,18 @@ class Embedded:
     vectors: np.ndarray
     errors: dict[int, DcclipError]
     computed: int
+
+
+def open_indexes(
+    model: Encoder,
+    folders: Iterable[Path],
+    fresh: bool = False,
+    progress: Progress | None = None,
+    kind: VectorType = "fp16",
+) -> list[Index]:
+    """The indexes of folders, see `open_index`; of a folder that is named twice, by whatever path, the first."""
+    by_place = {folder.resolve(): folder for folder in reversed([*folders])}
+    return [open_index(model, folder, fresh, progress, kind) for folder in reversed(by_place.values())]
 
 
 def open_index(

@@ -11,7 +11,16 @@ import pytest
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.inference.encoder import shortened
-from dcclip_cli.inference.index import Index, compressed, embedded_images, nearest, open_index, restored
+from dcclip_cli.inference.index import (
+    Index,
+    compressed,
+    embedded_images,
+    nearest,
+    open_index,
+    open_indexes,
+    restored,
+    search_all,
+)
 from dcclip_cli.inference.onnx_encoder import OnnxEncoder
 from dcclip_cli.progress import Lines, Silent
 from tests.damage import damage
@@ -48,6 +57,24 @@ def test_pictures_are_embedded_once_and_again_when_they_change(bundle_folder: Pa
     row = dict(zip(changed.paths, changed.embeddings, strict=True))
     np.testing.assert_allclose(row[pictures[0].name], row[pictures[1].name], atol=1e-3)
     assert open_index(model, folder, fresh=True).embedded == 5
+
+
+def test_a_picture_of_several_folders_is_one_hit(
+    bundle_folder: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = pictures[0].parent
+    (folder / "下").mkdir()
+    for picture in pictures[:3]:
+        picture.rename(folder / "下" / picture.name)
+    monkeypatch.chdir(folder.parent)
+    (folder.parent / "链接").symlink_to(folder)
+    model, alone = OnnxEncoder(bundle_folder, "cpu"), open_index(OnnxEncoder(bundle_folder, "cpu"), folder)
+    spellings = [folder, Path(folder.name), Path(folder.name, "下", ".."), Path("链接")]
+    assert [index.folder for index in open_indexes(model, spellings)] == [folder]
+    query = np.asarray(alone.embeddings[0])
+    for top_k in (2, 5, 99):
+        hits = search_all(open_indexes(model, [Path("链接/下"), folder, folder / "下"]), query, top_k)
+        assert [hit.image.resolve() for hit in hits] == [hit.image for hit in alone.search(query, top_k)]
 
 
 def test_an_index_that_is_broken_is_created_again(bundle_folder: Path, pictures: list[Path]) -> None:
