@@ -54,7 +54,14 @@ def open_dataset(
         raise DcclipError(
             "{} has no captions", "retrieval needs pairs: Parquet or tar files, or a folder of them", path
         )
-    return _in_languages(found, languages)
+    found = _in_languages(found, languages)
+    if templates == "compact":
+        truth = {
+            language: replace(one, templates=prompts.compact(language)) if isinstance(one, Classes) else one
+            for language, one in found.truth.items()
+        }
+        found = replace(found, truth=truth)
+    return found
 
 
 def check_dataset(
@@ -300,7 +307,7 @@ def _from_folder(path: Path) -> DataSet:
 def _classes(name_of_image: Sequence[str]) -> Classes:
     """Images of the same name are of one class; classes are in the order of their first image."""
     number: dict[str, int] = {}
-    labels = [number.setdefault(name, len(number)) for name in name_of_image]
+    labels = [number.setdefault(name.strip(), len(number)) for name in name_of_image]
     return Classes(tuple(number), np.asarray(labels), _BARE_NAME)
 
 

@@ -1,16 +1,18 @@
 """Test sets of one's own are read from pairs and class folders, and groups stand for what they say."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from dcclip_cli.data import prompts
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Language, Pair
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.dataset import Captions, Classes, DataSet
-from dcclip_cli.eval.datasets import classes_yaml, open_dataset
+from dcclip_cli.eval.datasets import Templates, classes_yaml, open_dataset
 from dcclip_cli.eval.evaluate import EvalOptions
 from dcclip_cli.eval.registry import ELEVATER, IMAGENETS, RETRIEVAL, KnownSet, expand, find
 from tests.eval import layouts
@@ -53,6 +55,28 @@ def test_equal_first_captions_are_one_class_in_each_language_by_itself(tmp_path:
     texts = open_dataset(str(tmp_path / "pets.parquet"), retrieval=True).truth["zh"]
     assert isinstance(texts, Captions)
     assert texts.texts == ("猫", "小猫", "狗") and texts.about == ((0, 2), (0,), (1,))  # both images are right for 猫
+
+
+@pytest.mark.parametrize("kind", ["folders", "pairs"])
+@pytest.mark.parametrize("templates", ["own", "name", "compact"])
+def test_the_prompts_of_an_own_data_set_are_bare_stripped_names_or_the_generic_ones(
+    tmp_path: Path, kind: str, templates: Templates
+) -> None:
+    names = [(" 猫\u3000", "cat"), ("猫", " cat "), ("狗", "dog")]
+    if kind == "pairs":
+        path = tmp_path / "p.parquet"
+        write_parquet(path, [Pair(str(row), layouts.image(row), (zh,), (en,)) for row, (zh, en) in enumerate(names)])
+    else:
+        path = tmp_path / "p"
+        layouts.class_folders(path, ["a", "b", "c"])
+        named = {folder: {"zh": zh, "en": en} for folder, (zh, en) in zip("abc", names, strict=True)}
+        (path / "classes.yaml").write_text(json.dumps(named))
+    dataset = open_dataset(str(path), templates=templates)
+    names_of: dict[Language, tuple[str, ...]] = {"zh": ("猫", "狗"), "en": ("cat", "dog")}
+    for language, expected in names_of.items():
+        truth = classes(dataset, language)
+        assert truth.templates == (prompts.compact(language) if templates == "compact" else ("{}",))
+        assert (truth.names, truth.labels.tolist()) == (expected, [0, 0, 1])
 
 
 def test_a_language_that_is_not_complete_is_left_out_and_can_not_be_asked_for(
