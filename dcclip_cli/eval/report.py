@@ -106,8 +106,8 @@ def comma_separated(found: Table) -> str:
 
 
 def save_report(results: Sequence[EvalResult], datasets: Iterable[DataSet], folder: Path, progress: Progress) -> None:
-    """Write the results as JSON, as tables in Markdown, LaTeX and CSV, as charts, and as report.html."""
-    save_results(results, folder)
+    """Write the results as JSON, and all of the folder as Markdown, LaTeX and CSV tables, charts, and report.html."""
+    results = save_results(results, folder)
     for suffix, written in (("md", markdown), ("tex", latex), ("csv", comma_separated)):
         atomic_write(folder / f"table.{suffix}", written(table(results)))
     drawn = write_report(folder / "report.html", results, datasets)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,6 +32,7 @@ METRIC_NAMES = {
 }
 MEAN = Message("ELEVATER, mean over 20")
 ZERO_SHOT = "zero-shot classification"
+_SUMMARY = "summary.json"
 _COMPARED = {
     "class_names_sha256": Message("class names"),
     "templates_sha256": Message("prompts"),
@@ -121,25 +123,61 @@ def unpack(packed: Mapping[str, Any], where: str) -> np.ndarray:
         raise DcclipError("{} cannot be read: {}", "evaluate again", where, error) from None
 
 
-def save_results(results: Iterable[EvalResult], folder: Path) -> None:
-    """Write DATASET.json for each data set, and summary.json with the values alone; other data sets' files are kept."""
+def _file_of(result: EvalResult) -> str:
+    """The name of a result's file, without suffix: that of a part is not the one of a full result."""
+    return f"{result.dataset}-partial" if result.partial else result.dataset
+
+
+def save_results(results: Sequence[EvalResult], folder: Path) -> list[EvalResult]:
+    """Write DATASET.json for each data set, and summary.json with the values of all in the folder, which are returned.
+
+    These include earlier results on other data sets, unless they are of other weights of a model with the same name.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    by_dataset: dict[str, list[EvalResult]] = {}
+    by_file, weights = defaultdict[str, list[EvalResult]](list), defaultdict[str, set[str]](set)
     for result in results:
-        name = f"{result.dataset}-partial" if result.partial else result.dataset  # keeps the file of a full result
-        by_dataset.setdefault(name, []).append(result)
-    for dataset, several in by_dataset.items():
-        write_json(folder / f"{dataset}.json", [asdict(result) for result in several])
+        by_file[_file_of(result)].append(result)
+        weights[result.model].add(_weights_of(result))
+    listed = _listed(folder)
+    earlier = {
+        file.stem: [one for one in load_results(file) if _weights_of(one) in weights.get(one.model, {_weights_of(one)})]
+        for file in listed
+        if file.stem not in by_file
+    }
+    for name, results_of_file in by_file.items():
+        write_json(folder / f"{name}.json", [asdict(result) for result in results_of_file])
+    order = dict.fromkeys([*(file.stem for file in listed), *by_file])
+    ordered = [result for name in order for result in (by_file | earlier)[name]]
     short = ("model", "dataset", "language", "task", "metric", "value", "n", "partial")
-    summary = [{key: getattr(result, key) for key in short} for several in by_dataset.values() for result in several]
-    write_json(folder / "summary.json", summary)
+    write_json(folder / _SUMMARY, [{key: getattr(result, key) for key in short} for result in ordered])
+    return ordered if any(earlier.values()) else [*results]
+
+
+def _weights_of(result: EvalResult) -> str:
+    """The fingerprint of a model without its precision."""
+    return result.model_fingerprint.partition("-")[0]
+
+
+def _listed(folder: Path) -> list[Path]:
+    """The files of results in a folder that its summary.json lists, in this order."""
+    try:
+        summary = json.loads((folder / _SUMMARY).read_bytes())
+        names = [f"{entry['dataset']}-partial" if entry["partial"] else str(entry["dataset"]) for entry in summary]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
+    return [file for name in dict.fromkeys(names) if (file := folder / f"{name}.json").is_file()]
 
 
 def load_results(path: Path) -> list[EvalResult]:
-    """The results in a file that `save_results` or `eval --json` wrote, or in every file of a folder of them."""
+    """The results in a file that `save_results` or `eval --json` wrote, or in every file of a folder of them.
+
+    Files are in the order of the folder's summary.json, others follow by name.
+    """
     hint = Message("name a file or folder that eval --out wrote")
     if path.is_dir():
-        files = [file for file in sorted(path.glob("*.json")) if file.name != "summary.json"]
+        files = dict.fromkeys(
+            [*_listed(path), *(file for file in sorted(path.glob("*.json")) if file.name != _SUMMARY)]
+        )
         if not files:
             raise DcclipError("{} contains no results", hint, path)
         return [result for file in files for result in load_results(file)]

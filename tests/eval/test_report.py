@@ -1,5 +1,6 @@
 """Reports and cards of models show the results, keep what the user wrote, and load nothing from outside."""
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -15,10 +16,12 @@ from dcclip_cli.data.pair import Language, Pair
 from dcclip_cli.errors import DcclipError, translated
 from dcclip_cli.eval.card import update_card
 from dcclip_cli.eval.datasets import open_dataset
+from dcclip_cli.eval.leaderboards import write_results
 from dcclip_cli.eval.metrics import score_classes, score_retrieval
 from dcclip_cli.eval.report import errors_of, one_thing, tex_text, write_report
 from dcclip_cli.eval.result import save_results, table
 from dcclip_cli.model.model_dir import load_model
+from dcclip_cli.progress import Silent
 from tests.eval import layouts
 from tests.eval.test_compare import guesses, result
 
@@ -96,8 +99,26 @@ def test_results_of_several_folders_are_one_table_with_charts(tmp_path: Path) ->
     for chart in ("bars.svg", "zh-en.svg"):
         drawn = (tmp_path / "out" / chart).read_text("utf-8")
         assert "甲" in drawn and "teacher" in drawn and "dtd" in drawn
-    convert_results(tmp_path / "out/dtd.json", tmp_path / "out")  # English alone
-    assert (tmp_path / "out/bars.svg").exists() and not (tmp_path / "out/zh-en.svg").exists()
+    convert_results(tmp_path / "out/dtd.json", tmp_path / "en")
+    assert (tmp_path / "en/bars.svg").exists() and not (tmp_path / "en/zh-en.svg").exists()
+
+
+def test_the_table_of_a_folder_has_all_its_data_sets_in_one_order(tmp_path: Path) -> None:
+    sets = {
+        name: [result("学生", guesses(300), dataset=name, language=language)]
+        for name, language in (("pets-cn", "zh"), ("dtd", "en"), ("cars", "en"))
+    }
+    for name in (*sets, "pets-cn"):
+        write_results(sets[name], tmp_path / "out", ["dcclip"], Silent())
+    (tmp_path / "out" / "package.json").write_text("{}")
+    summary = json.loads((tmp_path / "out/summary.json").read_bytes())
+    assert [entry["dataset"] for entry in summary] == list(sets)
+    table_lines = (tmp_path / "out/table.csv").read_text("utf-8").splitlines()
+    assert [line.split(",")[0] for line in table_lines[1:]] == ["pets", "dtd", "cars"]
+    (tmp_path / "out" / "package.json").unlink()
+    convert_results(tmp_path / "out", tmp_path / "again")
+    for name in ("summary.json", "table.csv", "table.md"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
 
 def test_results_that_do_not_compare_are_not_side_by_side_without_a_remark(tmp_path: Path) -> None:
