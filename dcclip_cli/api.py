@@ -476,7 +476,7 @@ def compare(first: str, second: str, *, force: bool = False, progress: ProgressC
 
     one, other = read_results(str(first)), read_results(str(second))
     differences = compare_results(one, other, force, progress=progress_for(progress))
-    return Comparison(one[0].model, other[0].model, differences)
+    return Comparison(one[0].label, other[0].label, differences)
 
 
 def open_recipe(

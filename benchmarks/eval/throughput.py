@@ -123,7 +123,7 @@ def main() -> None:
     elif not (model := given.work / f"run-{name}/align/model").is_dir():
         make_model(write_recipe(given.work, given.pairs, name), given.work / f"run-{name}")
     peer_amp = "no-amp" if given.precision == "fp32" else "amp"
-    precision = "auto" if given.precision == "default" else given.precision
+    precision = "fp32" if given.precision == "default" else given.precision
     rounds: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for number in range(given.rounds):
         cache = given.work / f"cache-{number}"

@@ -11,7 +11,6 @@ from typer import Argument, BadParameter, Option
 
 from dcclip_cli.cli import console, flags
 from dcclip_cli.errors import Message, all_of, joined
-from dcclip_cli.model import Precision
 from dcclip_cli.text import split
 
 if TYPE_CHECKING:
@@ -49,8 +48,8 @@ _Shots = Annotated[
     str, Option("--shots", metavar="5,20,50,all", help="Training images per class of probes. Default: 5,20,50,all.")
 ]
 _Precision = Annotated[
-    Precision | None,
-    Option("--precision", help="Precision of torch models. Default: auto, bf16 where the processor has it."),
+    Literal["fp32", "bf16"] | None,
+    Option("--precision", help="Precision of torch models. Default: fp32."),
 ]
 _Workers = Annotated[
     int | None, Option("--workers", min=1, callback=flags.at_a_time, help="Threads that read images. Default: 2.")
@@ -162,7 +161,7 @@ def show(results: Sequence[EvalResult], as_json: bool = False) -> None:
     found = table(results)
     lacking = len({(one.dataset, key) for one in results for key in one.corrupt})
     without = Message("without {:,} images that cannot be read", lacking) if lacking else ""
-    if len({result.model for result in results}) > 1:
+    if len({result.label for result in results}) > 1:
         return _show_several(results, found, without)
     shown = [name for name in METRIC_NAMES if any(name in result.metrics for result in results)]
     lines = []
@@ -179,7 +178,7 @@ def show(results: Sequence[EvalResult], as_json: bool = False) -> None:
     columns = [_SET, _METRIC, *(METRIC_NAMES[name] for name in shown), _IMAGES, _CLASSES]
     used = [number for number in range(len(columns)) if any(line[number] for line in lines)]  # retrieval has no classes
     cells = ([line[number] for number in used] for line in lines)
-    console.show_table(_noted(results[0].model, without), [columns[number] for number in used], cells)
+    console.show_table(_noted(results[0].label, without), [columns[number] for number in used], cells)
 
 
 def _show_several(results: Sequence[EvalResult], found: Table, without: str) -> None:

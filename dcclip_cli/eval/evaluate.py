@@ -34,7 +34,6 @@ from dcclip_cli.eval.metrics import (
 from dcclip_cli.eval.result import ZERO_SHOT, EvalResult, pack, sha256_of
 from dcclip_cli.inference.encoder import TorchEncoder, load_encoder, shortened
 from dcclip_cli.machine import keep_freed_memory
-from dcclip_cli.model import Precision
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.options import Options
 from dcclip_cli.progress import Progress, Silent
@@ -71,9 +70,7 @@ class EvalOptions(Options):
     shots: tuple[Annotated[int, Field(ge=0, le=1_000_000)], ...] = Field(
         (), description="Training images per class of each linear probe; 0 means all; default: 5, 20, 50 and all"
     )
-    precision: Precision = Field(
-        "auto", description="Precision of torch models; `auto`: bf16 where the processor has it, else fp32"
-    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Precision of torch models")
     dims: int | None = Field(
         None,
         ge=8,

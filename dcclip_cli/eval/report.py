@@ -132,7 +132,7 @@ def write_report(path: Path, results: Sequence[EvalResult], datasets: Iterable[D
         "dcclip_cli.eval",
         "report.html.j2",
         results=results,
-        models=list(dict.fromkeys(result.model for result in results)),
+        models=list(dict.fromkeys(result.label for result in results)),
         means={
             Message("{}, {}", one.model, _LANGUAGES[one.language]): mean for one, mean in means if mean and one.language
         },

@@ -92,6 +92,11 @@ class EvalResult:
     details: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
 
+    @property
+    def label(self) -> str:
+        """The name of the model in tables, with its precision unless that is fp32."""
+        return self.model if self.precision == "fp32" else f"{self.model} ({self.precision})"
+
     def detail(self, name: str) -> np.ndarray | None:
         """One of the details as an array; None where the result has none of that name."""
         return unpack(self.details[name], f"{self.dataset} {self.language}: {name}") if name in self.details else None
@@ -257,7 +262,8 @@ class Table:
 
 
 def table(results: Sequence[EvalResult]) -> Table:
-    """All results, in their order; with ELEVATER's mean where a model has all twenty."""
+    """All results, by label, in their order; with ELEVATER's mean where a model has all twenty."""
+    results = [replace(result, model=result.label) for result in results]
     by_row: dict[str, list[EvalResult]] = defaultdict(list)
     for result in results:
         name = base_name(result.dataset) + (", in part" if result.partial else "")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
-from dcclip_cli.api import convert_results
+from dcclip_cli.api import compare, convert_results
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Language, Pair
 from dcclip_cli.errors import DcclipError, translated
@@ -119,6 +119,18 @@ def test_the_table_of_a_folder_has_all_its_data_sets_in_one_order(tmp_path: Path
     convert_results(tmp_path / "out", tmp_path / "again")
     for name in ("summary.json", "table.csv", "table.md"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+def test_another_precision_than_fp32_is_named_next_to_the_model(tmp_path: Path) -> None:
+    results = [result("学生", guesses(right), precision=name) for right, name in ((300, "fp32"), (299, "bf16"))]
+    write_results(results, tmp_path, ["dcclip"], Silent())
+    for name in ("table.md", "table.tex", "table.csv", "report.html", "bars.svg"):
+        text = (tmp_path / name).read_text("utf-8")
+        assert "学生 (bf16)" in text and "学生 (fp32)" not in text
+    for number, one in enumerate(results):
+        save_results([one], tmp_path / str(number))
+    found = compare(str(tmp_path / "0"), str(tmp_path / "1"))
+    assert (found.first, found.second) == ("学生", "学生 (bf16)")
 
 
 def test_results_that_do_not_compare_are_not_side_by_side_without_a_remark(tmp_path: Path) -> None:
