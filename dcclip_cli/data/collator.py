@@ -211,14 +211,10 @@ class Batch:
         batches, move = [], partial(torch.Tensor.to, device=self.pixels.device, non_blocking=True)
         for number, share in enumerate(shares):
             select = partial(_select, share)
-            rows = {
-                name: (part_of_index[entry.image_index] == number).nonzero()[:, 0] for name, entry in on_cpu.items()
-            }
-            rows = {name: text_rows for name, text_rows in rows.items() if len(text_rows)}
-            texts = {
-                name: on_cpu[name].take(rows[name], index_in_part[on_cpu[name].image_index[rows[name]]])
-                for name in rows
-            }
+            is_in_part = {name: part_of_index[entry.image_index] == number for name, entry in on_cpu.items()}
+            rows = {name: mask.nonzero()[:, 0] for name, mask in is_in_part.items() if mask.any()}
+            indices = {name: index_in_part[on_cpu[name].image_index[text_rows]] for name, text_rows in rows.items()}
+            texts = {name: on_cpu[name].take(rows[name], index) for name, index in indices.items()}
             on_device = {name: move(text_rows) for name, text_rows in rows.items()}
             part = Batch(
                 select(self.sample_index),

@@ -87,7 +87,7 @@ def prepare(setup: StageSetup, context: StageContext) -> PreparedStage:
 
     Raises DcclipError for data, a teacher or a student that cannot be loaded, and for options that exclude each other.
     """
-    _raise(problems(setup, context))
+    _raise_first(problems(setup, context))
     folder, seed, device, progress = context.run.stage(setup.name), context.seed, context.device, context.progress
     join_processes(device)
     workers = loading_processes(setup.options.workers, device, processes_here())
@@ -95,7 +95,7 @@ def prepare(setup: StageSetup, context: StageContext) -> PreparedStage:
     use_kernels(setup.options, device)
     use_threads(setup.options, folder, progress)
     training = open_training_data(context.data, setup.sizes, context.run, seed, progress, setup.distinct_captions)
-    _raise(caption_problems(setup, partial(_has_captions, training.dataset)))
+    _raise_first(caption_problems(setup, partial(_has_captions, training.dataset)))
     pairs = training.datasets.get("pairs")
     if pairs is not None and pairs.embeddings is not None:
         check_embeddings(setup, pairs.path)
@@ -141,7 +141,7 @@ def prepare(setup: StageSetup, context: StageContext) -> PreparedStage:
     return PreparedStage(student, Trainer(task, collator, sampler, options, info, validate), provenance)
 
 
-def _raise(problems: Iterable[Problem]) -> None:
+def _raise_first(problems: Iterable[Problem]) -> None:
     for key, problem in problems:
         raise DcclipError(Message("{}: {}", ".".join(map(str, key)), problem.what), problem.hint)
 

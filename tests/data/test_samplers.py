@@ -215,13 +215,6 @@ def test_very_many_repeated_captions_take_linear_time() -> None:
 # ---- shares
 
 
-def test_a_step_has_samples_of_every_sampler_in_order() -> None:
-    sampler = MixedBatchSampler((EpochBatchSampler(Samples(12), 4, 0), EpochBatchSampler(Samples(6), 2, 1, first=12)))
-    steps = list(sampler(0, 5))
-    assert [[number < 12 for number, _ in step] for step in steps] == [[True] * 4 + [False] * 2] * 5
-    assert list(sampler(3, 5)) == steps[3:]
-
-
 def test_a_batch_size_that_is_larger_than_the_data_or_cannot_be_shared_is_named() -> None:
     with pytest.raises(DcclipError, match=r"8 samples per step are more than the data has \(7\)"):
         EpochBatchSampler(Samples(7), 8, seed=0)

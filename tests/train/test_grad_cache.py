@@ -68,23 +68,6 @@ def accelerator() -> Accelerator:
     return Accelerator(cpu=True)
 
 
-@pytest.mark.parametrize("parts", [2, 8])
-def test_parts_that_see_each_other_have_the_gradient_of_the_whole_batch(
-    stage: TrainingTask, batch: Batch, accelerator: Accelerator, parts: int
-) -> None:
-    terms = backward(stage, batch, 1, accelerator)
-    whole = gradients(stage)
-    cached = cached_backward(stage, batch, parts, accelerator)
-    in_parts = gradients(stage)
-    assert {name: float(value) for name, value in cached.items()} == pytest.approx(
-        {name: float(value) for name, value in terms.items()}, rel=1e-5
-    )
-    assert in_parts.keys() == whole.keys()
-    assert "student.model.logit_scale" in whole
-    for name, value in whole.items():
-        torch.testing.assert_close(in_parts[name], value, rtol=1e-3, atol=1e-5, msg=name)
-
-
 def test_parts_by_themselves_have_the_mean_of_their_gradients(
     stage: TrainingTask, batch: Batch, accelerator: Accelerator
 ) -> None:
@@ -146,14 +129,16 @@ def test_parts_that_lack_captions_sum_up_to_the_whole_batch(
     )  # fmt: skip
     batch = read.batch([(index, 0) for index in range(16)])
     assert {len(part.texts) for part in batch.parts(4)} == {1, 2}
-    for losses, of in ((MEANS, backward), (COMPARING, backward), (COMPARING, cached_backward)):
+    for losses, of in ((MEANS, backward), (COMPARING, backward), (COMPARING + MEANS[:2], cached_backward)):
         task = TrainingTask(
             student, losses, [OnlineTeacher(teacher, 0, (), widths(teacher))], freeze_batch_norms=True
         ).train()
         whole, expected = backward(task, batch, 1, accelerator), gradients(task)
         terms, found = of(task, batch, 4, accelerator), gradients(task)
         assert all(torch.isfinite(value).all() for value in (*whole.values(), *terms.values(), *found.values()))
+        assert losses == MEANS or "student.model.logit_scale" in found
         if losses == MEANS or of == cached_backward:
+            assert found.keys() == expected.keys()
             assert {name: float(value) for name, value in terms.items()} == pytest.approx(
                 {name: float(value) for name, value in whole.items()}, rel=1e-5
             )

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Needs = Literal["images", "texts", "pairs"]
 Tower = Literal["image", "text"]
 MOST_WEIGHT = 1e6
+BOTH: frozenset[Tower] = frozenset({"image", "text"})
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,7 @@ class Loss(Options, ABC):
     weight: Weight = Field(1.0, description="Weight of this loss in the sum: a number or a schedule")
     needs: ClassVar[frozenset[Needs]] = frozenset({"pairs"})  # any one of these kinds of data is enough
     joint: ClassVar[bool] = False  # whether images and texts together are enough, without pairs
+    trains: ClassVar[frozenset[Tower]] = frozenset()  # `trained_towers`, if no option changes them
     needs_teacher: ClassVar[bool] = True
     embeddings_only: ClassVar[bool] = True  # whether it can be computed from the whole batch's embeddings alone
     compares: ClassVar[bool] = True  # the samples of a batch with each other, so that the parts of a batch are another
@@ -151,12 +153,12 @@ class Loss(Options, ABC):
 
     @property
     def trained_towers(self) -> frozenset[Tower]:
-        """The towers that get a gradient in every parameter, whatever the batch, from a loss on their embeddings."""
-        return frozenset()
+        """The towers that get a gradient in every parameter from a loss on their embeddings, whatever the batch."""
+        return self.trains
 
     def reached_towers(self, languages: Collection[Language]) -> frozenset[Tower]:
-        """The towers that a gradient of the loss reaches, with captions in these languages."""
-        return frozenset({"image", "text"})
+        """The towers that a gradient of the loss may reach, with captions in these languages."""
+        return self.trained_towers or BOTH
 
     @property
     def uses_temperature(self) -> bool:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from dcclip_cli.data.collator import OTHER
 from dcclip_cli.options import Options
-from dcclip_cli.train.losses.base import MOST_WEIGHT, Loss, Outputs, Tower, take
+from dcclip_cli.train.losses.base import BOTH, MOST_WEIGHT, Loss, Outputs, Tower, take
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,11 +48,8 @@ class TaskLoss(ContrastOptions, Loss):
     """
 
     kind: Literal["task"] = "task"
+    trains: ClassVar[frozenset[Tower]] = BOTH
     needs_teacher: ClassVar[bool] = False
-
-    @property
-    def trained_towers(self) -> frozenset[Tower]:
-        return frozenset({"image", "text"})
 
     @property
     def uses_temperature(self) -> bool:

@@ -10,7 +10,17 @@ from pydantic import Field
 
 from dcclip_cli.data.collator import OTHER
 from dcclip_cli.data.pair import LANGUAGES, Language
-from dcclip_cli.train.losses.base import Loss, Needs, Outputs, TeacherLoss, Tower, Widths, mean_over_languages, take
+from dcclip_cli.train.losses.base import (
+    BOTH,
+    Loss,
+    Needs,
+    Outputs,
+    TeacherLoss,
+    Tower,
+    Widths,
+    mean_over_languages,
+    take,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,10 +51,10 @@ class EmbeddingLoss(AdaptedLoss):
 
     @property
     def trained_towers(self) -> frozenset[Tower]:
-        return frozenset({"image", "text"} if {*LANGUAGES} == {*self.languages} else {"image"})
+        return self.reached_towers(()) if {*LANGUAGES} - {*self.languages} else BOTH
 
     def reached_towers(self, languages: Collection[Language]) -> frozenset[Tower]:
-        return frozenset({"image", "text"} if {*languages} & {*self.languages} else {"image"})
+        return BOTH if {*languages} & {*self.languages} else frozenset({"image"})
 
     def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
         from torch.nn import functional as F
@@ -72,9 +82,6 @@ class CrossLingualLoss(AdaptedLoss):
     kind: Literal["cross_lingual"] = "cross_lingual"
     compares: ClassVar[bool] = False
     needs: ClassVar[frozenset[Needs]] = frozenset({"texts", "pairs"})
-
-    def reached_towers(self, languages: Collection[Language]) -> frozenset[Tower]:
-        return frozenset({"text"})
 
     def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
         from torch.nn import functional as F
@@ -106,10 +113,7 @@ class InteractiveLoss(AdaptedLoss):
 
     @property
     def trained_towers(self) -> frozenset[Tower]:
-        return frozenset({"image", "text"} if self.learns == "both" else {self.learns})
-
-    def reached_towers(self, languages: Collection[Language]) -> frozenset[Tower]:
-        return self.trained_towers
+        return BOTH if self.learns == "both" else frozenset({self.learns})
 
     def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
         import torch
@@ -144,11 +148,8 @@ class AnchorsLoss(AdaptedLoss):
 
     kind: Literal["anchors"] = "anchors"
     scale: float = Field(20.0, gt=0, le=MOST_SCALE, description="1 / temperature of all distributions, fixed")
+    trains: ClassVar[frozenset[Tower]] = BOTH
     joint: ClassVar[bool] = True
-
-    @property
-    def trained_towers(self) -> frozenset[Tower]:
-        return frozenset({"image", "text"})
 
     def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
         adapted = adapt_embeddings(student, adapters)
@@ -176,10 +177,7 @@ class SimilarityLoss(TeacherLoss):
         le=MOST_SCALE,
         description="1 / temperature of both models, fixed; default: 20 for similarity, 50 for affinity",
     )
-
-    @property
-    def trained_towers(self) -> frozenset[Tower]:
-        return frozenset({"image", "text"})
+    trains: ClassVar[frozenset[Tower]] = BOTH
 
     def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
         from torch.nn import functional as F
@@ -211,10 +209,7 @@ class EnsembleLoss(Loss):
         le=MOST_SCALE,
         description="1 / temperature of the student, fixed; default: its own, which is then learned",
     )
-
-    @property
-    def trained_towers(self) -> frozenset[Tower]:
-        return frozenset({"image", "text"})
+    trains: ClassVar[frozenset[Tower]] = BOTH
 
     @property
     def uses_temperature(self) -> bool:

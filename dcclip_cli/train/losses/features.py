@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import Message
-from dcclip_cli.train.losses.base import Needs, Outputs, TeacherLoss, Tower, Widths, mean_over_languages
+from dcclip_cli.train.losses.base import Needs, Outputs, TeacherLoss, Widths, mean_over_languages
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -55,9 +54,6 @@ class FeatureMapLoss(TeacherLoss):
     def teacher_layers_needed(self) -> Layers:
         return tuple(layer for layer in self.teacher_layers if layer != -1)
 
-    def reached_towers(self, languages: Collection[Language]) -> frozenset[Tower]:
-        return frozenset({"image"})
-
     def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:
         from torch import nn
 
@@ -95,9 +91,6 @@ class TokenFeaturesLoss(TeacherLoss):
     needs: ClassVar[frozenset[Needs]] = frozenset({"texts", "pairs"})
     embeddings_only: ClassVar[bool] = False
     compares: ClassVar[bool] = False
-
-    def reached_towers(self, languages: Collection[Language]) -> frozenset[Tower]:
-        return frozenset({"text"})
 
     def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:
         from torch import nn
