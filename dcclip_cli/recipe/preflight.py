@@ -35,6 +35,7 @@ from dcclip_cli.train.options import (
 )
 
 if TYPE_CHECKING:
+    from dcclip_cli.exporters.export import ExportOptions
     from dcclip_cli.model.towers import OpenClipTowers, Towers
     from dcclip_cli.train.estimate import StageWork
 
@@ -115,12 +116,23 @@ class Preflight:
         hint = Message("fix the paths; those in --set are relative to this folder, others to the recipe's own")
         self.problems += [DcclipError(line, hint) for line in self._missing.values()]
         self._previews = self._data()
-        given = {name: self._set_up(name) for name in ("distill", "align") if name in self.needed}
-        stages = [one for one in given.values() if one is not None]
+        stages: list[Stage] = []
+        if recipe.data:
+            context = StageContext(self.run_dir, recipe.data, recipe.teacher, recipe.student, recipe.seed, self.device)
+            if recipe.distill and "distill" in self.needed:
+                stages.append(Stage(distill.set_up(recipe.distill, context), context))
+            used = partial(align.used, context, recipe.align) if recipe.align and "align" in self.needed else None
+            if recipe.align and used and (aligned := self._ask(("align",), used)):
+                stages.append(Stage(align.set_up(recipe.align, aligned), aligned))
         self._teachers = self._open_teachers(stages)
         student = self._student(stages) if recipe.student and stages else None
-        self._tests()
-        self._export()
+        if recipe.eval and {"eval", "export"} & {*self.needed} and all(at[0] != "eval" for at in self._missing):
+            from dcclip_cli.eval.evaluate import check_datasets
+
+            for error in check_datasets(recipe.eval):
+                self._add(("eval", "datasets"), error)
+        if recipe.export and "export" in self.needed:
+            self._export(recipe.export)
         for number, tracker in enumerate(recipe.track if stages else ()):
             self._ask(("track", number), partial(check_installed, tracker))
         for stage in stages:
@@ -176,19 +188,6 @@ class Preflight:
         if own:
             found["align"] = self._ask(("align", "train"), partial(preview_pairs, own, columns=data.columns))
         return {kind: one for kind, one in found.items() if one is not None}
-
-    def _set_up(self, name: str) -> Stage | None:
-        """A training stage as it will be set up, where its sections allow that."""
-        recipe = self.loaded.recipe
-        assert recipe.data is not None  # the recipe was checked to have what its stages need
-        context = StageContext(self.run_dir, recipe.data, recipe.teacher, recipe.student, recipe.seed, self.device)
-        if name == "distill":
-            assert recipe.distill is not None
-            return Stage(distill.set_up(recipe.distill, context), context)
-        options = recipe.align
-        assert options is not None
-        used = self._ask(("align",), partial(align.used, context, options))
-        return Stage(align.set_up(options, used), used) if used else None
 
     def _open_teachers(self, stages: Sequence[Stage]) -> dict[str, Towers]:
         """The teachers that are used, without weights, by their `model`, as far as they are here."""
@@ -259,35 +258,18 @@ class Preflight:
             self._ask(("student", "image", "weights"), partial(check_image_weights, towers, image))
         return towers
 
-    def _tests(self) -> None:
-        if self.loaded.recipe.eval is None or not {"eval", "export"} & set(self.needed):
-            return
-        from dcclip_cli.eval.evaluate import check_datasets
-
-        if not any(at[0] == "eval" for at in self._missing):
-            for error in check_datasets(self.loaded.recipe.eval):
-                self._add(("eval", "datasets"), error)
-
-    def _export(self) -> None:
-        recipe = self.loaded.recipe
-        if recipe.export is None or "export" not in self.needed:
-            return
+    def _export(self, options: ExportOptions) -> None:
         from dcclip_cli.exporters.export import format_of
 
-        options = recipe.export
         check = partial(format_of(options.format).check, options.precision, options.preprocess, options.dims)
         self._ask(("export", "format"), check)
         if options.calibration:
             self._ask(("export", "calibration"), partial(preview_images, options.calibration))
-        elif options.precision == "int8" and not (
-            recipe.data
-            and any(
-                getattr(recipe.data, kind) and not (kind in self._previews and self._previews[kind].embeddings)
-                for kind in ("train", "validation", "images")
-            )
-        ):
-            hint = Message("set export.calibration, data.train or data.images")
-            self._add(("export", "precision"), DcclipError("int8 needs images to calibrate on", hint))
+        elif options.precision == "int8":
+            kinds = [kind for kind in ("train", "validation", "images") if getattr(self.loaded.recipe.data, kind, None)]
+            if all(kind in self._previews and self._previews[kind].embeddings for kind in kinds):
+                hint = Message("set export.calibration, data.train or data.images")
+                self._add(("export", "precision"), DcclipError("int8 needs images to calibrate on", hint))
 
     # ---- a training stage
 
@@ -298,11 +280,21 @@ class Preflight:
         for key, problem in problems(setup, context):
             if not (comes and key[-1] == "start") and not self._is_missing(key):
                 self._add(key, problem)
-        data = {kind: one for kind in setup.sizes if (one := self._preview(stage, kind))}
+        previews = {kind: self._previews.get(_KINDS[kind]) for kind in setup.sizes}
+        if setup.name == "align" and "align" in self._previews:
+            previews["pairs"] = self._previews["align"]
+        data = {kind: preview for kind, preview in previews.items() if preview}
         if "pairs" in data and data["pairs"].embeddings and context.data.train:
             self._ask((setup.name,), partial(check_embeddings, setup, named(context.data.train)))
-        self._check_sizes(setup, data)
-        self._check_captions(stage, data)
+        for kind, size in setup.sizes.items():
+            at = (setup.name, _SIZES[kind] if getattr(setup.options, _SIZES[kind], None) else "batch_size")
+            if kind in data and data[kind].exact and not (kind == "texts" and context.data.phrases):
+                self._ask(at, partial(check_size, size, data[kind].samples))
+            self._ask(at, partial(check_shares, size, setup.options.fewest_parts * self.processes))
+        captioned = {kind: data[kind] for kind in ("pairs", "texts") if kind in data}
+        if captioned and captioned.keys() == {"pairs", "texts"} & setup.sizes.keys():
+            for key, problem in caption_problems(setup, partial(_may_have, context.data, captioned)):
+                self._add(key, problem)
         if context.start is not None and context.start != self.run_dir.model("distill") and context.start.is_dir():
             from dcclip_cli.model.blank import blank_model
 
@@ -337,25 +329,6 @@ class Preflight:
             free = Message("{} are free at {}", size_in_words(free_bytes(folder)), folder)
             self._add(at, DcclipError("{} will take about {}, and {}", hint, what, size_in_words(needed), free))
 
-    def _preview(self, stage: Stage, kind: str) -> Preview | None:
-        own = self._previews.get("align") if stage.setup.name == "align" and kind == "pairs" else None
-        return own or self._previews.get(_KINDS[kind])
-
-    def _check_sizes(self, setup: StageSetup, data: Mapping[str, Preview]) -> None:
-        phrases = self.loaded.recipe.data and self.loaded.recipe.data.phrases
-        for kind, size in setup.sizes.items():
-            own = getattr(setup.options, _SIZES[kind], None)
-            at = (setup.name, _SIZES[kind] if own else "batch_size")
-            found = data.get(kind)
-            if found and found.exact and not (kind == "texts" and phrases):
-                self._ask(at, partial(check_size, size, found.samples))
-            self._ask(at, partial(check_shares, size, setup.options.fewest_parts * self.processes))
-
-    def _check_captions(self, stage: Stage, data: Mapping[str, Preview]) -> None:
-        captioned = {kind: data[kind] for kind in ("pairs", "texts") if kind in data}
-        if captioned and captioned.keys() == {"pairs", "texts"} & stage.setup.sizes.keys():
-            for key, problem in caption_problems(stage.setup, partial(_may_have, stage.context.data, captioned)):
-                self._add(key, problem)
 
 
 @dataclass(frozen=True)

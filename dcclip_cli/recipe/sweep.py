@@ -9,8 +9,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _LOG, _ERROR = "log.txt", "error.json"  # of a run in a process of its own
 _LOOK_S = 0.2  # between two looks at running processes
 _METRIC = "agreement"  # where nothing could be tested
+_COLUMNS = ("runs", "mean", "standard deviation", "difference", "low", "high")  # of table.csv
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,8 @@ class SweepRow:
 
     def scores(self) -> dict[tuple[str, str], list[float]]:
         """0..1 of each seed, by metric and by test set with its language."""
-        return {
-            (metric, on): [self.of(one)[metric][on] for one in self.runs]
-            for metric, several in self.of(self.runs[0]).items()
-            for on in several
-        }
+        tests = [(metric, test) for metric, values in self.of(self.runs[0]).items() for test in values]
+        return {(metric, test): [self.of(run)[metric][test] for run in self.runs] for metric, test in tests}
 
     @staticmethod
     def of(one: ModelSummary) -> Mapping[str, Mapping[str, float]]:
@@ -72,50 +70,46 @@ class Sweep:
     at_a_time: int = 1
 
     def __post_init__(self) -> None:
-        names = self.loaded.recipe.variants or {"": {}}
         self.runs = {
-            (name, seed): RecipeRun(
-                varied(self.loaded, name, seed),
-                RunDir(self.root / name / f"seed-{seed}"),
-                self.job.device,
-                self.job.fresh,
-                self.job.progress,
-                self.job.processes,
+            (variant, seed): replace(
+                self.job,
+                loaded=varied(self.loaded, variant, seed),
+                dir=RunDir(self.root / variant / f"seed-{seed}"),
+                _results={},
             )
-            for name in names
+            for variant in self.loaded.recipe.variants or {"": {}}
             for seed in self.seeds
         }
+        self.first = next(iter(self.runs.values()))
 
     def begin(self) -> None:
         """Check what all runs need, then write each one's recipe into its folder. Pairs are collected once."""
-        first = next(iter(self.runs.values()))
         for run in self.runs.values():
             run.check_alone()
             run.preflight(run.loaded.recipe.stages)
         for run in self.runs.values():
-            if run.fresh:
-                _remove_stages(run.dir)
+            for folder in (run.dir.stage(stage.name) for stage in STAGES if run.fresh):
+                folder.unlink() if folder.is_symlink() else shutil.rmtree(folder, ignore_errors=True)
             run.fresh = False
             record(run.loaded, run.dir.root)
             collected = run.dir.stage("collect")
-            if run is not first and self._shares(run, first) and not os.path.lexists(collected):
-                collected.symlink_to(os.path.relpath(first.dir.stage("collect"), collected.parent))
+            if run is not self.first and self._shares(run) and not os.path.lexists(collected):
+                collected.symlink_to(os.path.relpath(self.first.dir.stage("collect"), collected.parent))
 
-    def _shares(self, run: RecipeRun, first: RecipeRun) -> bool:
+    def _shares(self, run: RecipeRun) -> bool:
         """Whether a run takes the pairs that the first one collects."""
-        own = run.loaded.recipe.collect
-        return own is not None and decisive(own) == decisive(first.loaded.recipe.collect)
+        collect = run.loaded.recipe.collect
+        return collect is not None and decisive(collect) == decisive(self.first.loaded.recipe.collect)
 
     def run(self) -> None:
         """Run what is not finished: in this process one after the other, else so many at a time in their own."""
-        first = next(iter(self.runs.values()))
-        if first.loaded.recipe.collect is not None:
-            first.run("collect")
+        if self.first.loaded.recipe.collect is not None:
+            self.first.run("collect")
         if self.at_a_time > 1:
             return self._in_processes()
         for run in self.runs.values():
             self.job.progress.say(Message("run: {}", run.dir.root))
-            list(run.run_all(without=["collect"] if self._shares(run, first) else []))
+            list(run.run_all(without=["collect"] if self._shares(run) else []))
             run.summary()
             run.fresh = False
 
@@ -132,7 +126,8 @@ class Sweep:
                     for place, (run, process) in list(running.items()):
                         if (code := process.poll()) is not None:
                             del running[place]
-                            _check_ended(run, code)
+                            if code:
+                                raise _error_of(run.dir.root, code)
                             task.advance()
         finally:
             for _, process in running.values():
@@ -142,51 +137,39 @@ class Sweep:
 
     def rows(self) -> list[SweepRow]:
         """The models of all variants: the teacher once for each, students and bundles over all seeds."""
-        found: list[SweepRow] = []
-        names = list(dict.fromkeys(name for name, _ in self.runs))
-        results = {name: self._results(name) for name in names}
-        for name in names:
-            summaries = [{one.name: one for one in run.summary()} for run in self._of(name)]
+        from dcclip_cli.eval.compare import compare_results
+
+        rows: list[SweepRow] = []
+        first: list[EvalResult] = []
+        for variant in dict.fromkeys(variant for variant, _ in self.runs):
+            runs = [run for (name, _), run in self.runs.items() if name == variant]
+            summaries = [{summary.name: summary for summary in run.summary()} for run in runs]
+            results = [result for run in runs for result in _student_results(run)]
+            first = first or results
+            tested = [{(result.dataset, result.language) for result in several} for several in (first, results)]
             for model in summaries[0]:
-                compared = model == "student" and name != names[0] and results[name] and results[names[0]]
-                runs = [summary[model] for summary in summaries]
-                differences = _compared(results[names[0]], results[name]) if compared else []
-                row = SweepRow(name, model, runs[:1] if model == "teacher" else runs, differences)
-                if model != "teacher" or all(row.scores() != other.scores() for other in found):
-                    found.append(row)
-        return found
-
-    def _of(self, name: str) -> Iterator[RecipeRun]:
-        return (run for (variant, _), run in self.runs.items() if variant == name)
-
-    def _results(self, name: str) -> list[EvalResult]:
-        """The results of a variant's students, with details of each image; none where nothing was tested."""
-        from dcclip_cli.eval.result import load_results
-        from dcclip_cli.model.model_dir import model_fingerprint
-
-        found: list[EvalResult] = []
-        for run in self._of(name):
-            if run.dir.stage("eval").is_dir():
-                student = model_fingerprint(run.trained_model().path)
-                every = load_results(run.dir.stage("eval"))
-                found += [one for one in every if one.model_fingerprint.startswith(student)]
-        return found
+                compared = model == "student" and results is not first and tested[0] & tested[1]
+                differences = compare_results(first, results, force=True) if compared else []
+                seeds = [summary[model] for summary in summaries]
+                row = SweepRow(variant, model, seeds[:1] if model == "teacher" else seeds, differences)
+                if model != "teacher" or all(row.scores() != other.scores() for other in rows):
+                    rows.append(row)
+        return rows
 
     def save(self, rows: Sequence[SweepRow]) -> None:
         """Write runs.csv, each run's scores; table.csv, means, deviations, differences; table.tex and sweep.svg."""
-        each, table = list[Sequence[object]](), list[Sequence[object]]()
+        head = ["variant", "model", "metric", "test set"]
+        runs: list[list[Any]] = [[*head, "seed", "value"]]
+        table: list[list[Any]] = [[*head, *_COLUMNS]]
         for row in rows:
-            differences = {f"{one.dataset} {one.language}": one for one in row.differences}
-            for (metric, on), values in row.scores().items():
-                where = row.variant, row.model, metric, on
-                each += [(*where, seed, value) for seed, value in zip(self.seeds, values, strict=False)]
-                one = differences.get(on)
-                compared = (one.value, one.low, one.high) if one else ("", "", "")
-                table.append((*where, len(values), *mean_and_deviation(values), *compared))
-        head = ("variant", "model", "metric", "test set")
-        _write_csv(self.root / "runs.csv", (*head, "seed", "value"), each)
-        tail = ("runs", "mean", "standard deviation", "difference", "low", "high")
-        _write_csv(self.root / "table.csv", (*head, *tail), table)
+            differences = {f"{one.dataset} {one.language}": (one.value, one.low, one.high) for one in row.differences}
+            for (metric, test), values in row.scores().items():
+                where = [row.variant, row.model, metric, test]
+                runs += [[*where, seed, value] for seed, value in zip(self.seeds, values, strict=False)]
+                table.append([*where, len(values), *mean_and_deviation(values), *differences.get(test, ("", "", ""))])
+        for name, lines in (("runs.csv", runs), ("table.csv", table)):
+            with atomic_file(self.root / name) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
+                csv.writer(stream, lineterminator="\n").writerows(lines)
         atomic_write(self.root / "table.tex", _latex(rows))
         if drawn := _chart([row for row in rows if row.model != "bundle"]):
             atomic_write(self.root / "sweep.svg", drawn)
@@ -197,19 +180,15 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
 
-def _compared(first: Sequence[EvalResult], second: Sequence[EvalResult]) -> list[Difference]:
-    from dcclip_cli.eval.compare import compare_results
+def _student_results(run: RecipeRun) -> list[EvalResult]:
+    """The results of a run's student, with details of each image; none where nothing was tested."""
+    from dcclip_cli.eval.result import load_results
+    from dcclip_cli.model.model_dir import model_fingerprint
 
-    shared = {(one.dataset, one.language) for one in first} & {(one.dataset, one.language) for one in second}
-    return compare_results(first, second, force=True) if shared else []
-
-
-def _remove_stages(run: RunDir) -> None:
-    for stage in STAGES:
-        if (folder := run.stage(stage.name)).is_symlink():
-            folder.unlink()
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
+    if not run.dir.stage("eval").is_dir():
+        return []
+    student = model_fingerprint(run.trained_model().path)
+    return [one for one in load_results(run.dir.stage("eval")) if one.model_fingerprint.startswith(student)]
 
 
 def _started(run: RecipeRun, place: int) -> subprocess.Popen[bytes]:
@@ -225,16 +204,15 @@ def _started(run: RecipeRun, place: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log, preexec_fn=end_with_launcher)
 
 
-def _check_ended(run: RecipeRun, code: int) -> None:
-    if not code:
-        return
-    log, error = run.dir.root / _LOG, run.dir.root / _ERROR
+def _error_of(root: Path, code: int) -> DcclipError:
+    """The error that a run's process reported, else what ended it."""
+    log, error = root / _LOG, root / _ERROR
     if error.exists():
         report = json.loads(error.read_text("utf-8"))
-        raise DcclipError("{}: {}", "{} (log: {})", run.dir.root, report["message"], report["hint"], log)
+        return DcclipError("{}: {}", "{} (log: {})", root, report["message"], report["hint"], log)
     lines = log.read_text("utf-8", errors="replace").splitlines()
     last = lines[-1] if lines and code > 0 else Message("killed by signal {}", -code)
-    raise DcclipError("{}: {}", "all of it is in {}", run.dir.root, last, log)
+    return DcclipError("{}: {}", "all of it is in {}", root, last, log)
 
 
 def _gpus(device: str) -> list[str]:
@@ -252,11 +230,6 @@ def fitting(device: str, processes: int) -> int:
     return max(1, len(_gpus(device))) if processes == 1 else 1
 
 
-def _write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    with atomic_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
-        csv.writer(stream, lineterminator="\n").writerows([head, *rows])
-
-
 def _latex(rows: Sequence[SweepRow]) -> str:
     """Means with standard deviations in per cent, for a paper."""
     from dcclip_cli.eval.report import booktabs, tex_text
@@ -265,12 +238,10 @@ def _latex(rows: Sequence[SweepRow]) -> str:
     keys = list(dict.fromkeys(key for row in rows for key in row.scores()))
     lines = [["variant", "model", *(tex_text(f"{test}, {METRIC_NAMES.get(metric, metric)}") for metric, test in keys)]]
     for row in rows:
-        scores = {key: mean_and_deviation(values) for key, values in row.scores().items()}
-        texts = {
-            key: f"{100 * mean:.1f}" + ("" if isnan(deviation) else rf" $\pm$ {100 * deviation:.1f}")
-            for key, (mean, deviation) in scores.items()
-        }
-        lines.append([tex_text(row.variant), row.model, *(texts.get(key, "") for key in keys)])
+        cells = dict.fromkeys(keys, "")
+        for key, (mean, deviation) in ((key, mean_and_deviation(values)) for key, values in row.scores().items()):
+            cells[key] = f"{100 * mean:.1f}" + ("" if isnan(deviation) else rf" $\pm$ {100 * deviation:.1f}")
+        lines.append([tex_text(row.variant), row.model, *cells.values()])
     return booktabs(lines, 2)
 
 
