@@ -8,7 +8,6 @@ import os
 import platform
 import re
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -160,7 +159,12 @@ def diagnose() -> Facts:
         "processor": _processor(),
         "storage": _storage(),
         "torch": _torch(notes),
-        "extras": {name: _extra(name, packages) for name, packages in extras().items()},
+        "extras": {
+            extra: Message("pip install 'dcclip[{}]' (missing: {})", extra, ", ".join(absent))
+            if (absent := [package for package in packages if importlib.util.find_spec(package) is None])
+            else Message("installed")
+            for extra, packages in extras().items()
+        },
         "notes": notes,
     }
 
@@ -203,13 +207,6 @@ def _storage() -> Facts:
     }
 
 
-def _extra(name: str, packages: Sequence[str]) -> str:
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    if not missing:
-        return Message("installed")
-    return Message("pip install 'dcclip[{}]' (missing: {})", name, ", ".join(missing))
-
-
 def _imported(name: str, notes: dict[str, str]) -> Any:
     """A module; None if it is not installed, or cannot be imported, which is then a note."""
     try:
@@ -236,7 +233,12 @@ def _torch(notes: dict[str, str]) -> Facts | None:
     device = usable = torch_device("auto")
     gpus: list[str] = []
     try:
-        gpus = [_gpu(torch, number) for number in range(torch.cuda.device_count())] if has_cuda else []
+        for number in range(torch.cuda.device_count() if has_cuda else 0):
+            with torch.cuda.device(number):
+                bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
+            gpu = torch.cuda.get_device_properties(number)
+            memory, capability = f"{gpu.total_memory / 1e9:.1f} GB", f"capability {gpu.major}.{gpu.minor}"
+            gpus.append(f"{gpu.name}, {memory}, {capability}, {bf16}")
     except RuntimeError as error:  # a GPU that is broken or used exclusively by another process
         notes["GPU"], usable = str(error).partition("\n")[0], "cpu"
     depthwise = torch.nn.Conv2d(2, 2, 1, groups=2)
@@ -253,10 +255,3 @@ def _torch(notes: dict[str, str]) -> Facts | None:
         "newton_schulz": newton_schulz_precision(usable),
         **{use: Message("{} ({})", choice.precision, choice.reason) for use, choice in choices.items()},
     }
-
-
-def _gpu(torch: Any, number: int) -> str:
-    with torch.cuda.device(number):
-        bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
-    about = torch.cuda.get_device_properties(number)
-    return f"{about.name}, {about.total_memory / 1e9:.1f} GB, capability {about.major}.{about.minor}, {bf16}"

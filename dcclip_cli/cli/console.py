@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -66,17 +66,31 @@ class CommandGroup(typer.core.TyperGroup):
                     flush()
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) or asked():  # any other error is then a consequence
-                _stopped(error)
+                if is_first_process() and not is_launched():
+                    saved = isinstance(error, KeyboardInterrupt) and error.args
+                    _label(Message("stopped: "), saved[0] if saved else AGAIN, _YELLOW)
+                raise typer.Exit(128 + (asked() or signal.SIGINT)) from None
             if isinstance(error, DcclipError):
                 mistake = error
             elif isinstance(error, OSError) and error.filename == _STDOUT:
-                mistake = _unwritten(error)
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter does not fail to write it again
+                if isinstance(error, BrokenPipeError):  # nobody reads it any more
+                    raise
+                hint = Message("send it somewhere else with: > FILE")
+                mistake = DcclipError("the output cannot be written: {}", hint, error.strerror)
             elif isinstance(error, EOFError):  # which click would take for the user's wish to stop
                 raise RuntimeError("a file or the output of a process ended too early") from error
             else:
                 command = self.get_command(ctx, ctx.invoked_subcommand or "")
+                from dcclip_cli.cli.system_errors import explained
+
                 options = {name for parameter in (command.params if command else ()) for name in parameter.opts}
-                found = _users_mistake(error, options)
+                found = explained(error, options)
+                if isinstance(error, ModuleNotFoundError):
+                    package = (error.name or "").partition(".")[0]
+                    what = Message("this needs the package {}, which is not installed", package)
+                    names = [extra for extra, packages in extras().items() if package in packages]
+                    found = DcclipError(what, Message("pip install 'dcclip[{}]'", names[0])) if names else None
                 if found is None and is_launched():
                     found = DcclipError("".join(traceback.format_exception(error)), "")
                 if found is None:
@@ -124,33 +138,6 @@ def _fail(mistake: DcclipError) -> NoReturn:
         error_line(Message("and {:,} more errors of this kind", len(lines) - _MOST_LINES))
     hint_line(mistake.hint)
     raise typer.Exit(1)
-
-
-def _stopped(error: BaseException) -> NoReturn:
-    if is_first_process() and not is_launched():
-        saved = isinstance(error, KeyboardInterrupt) and error.args
-        _label(Message("stopped: "), saved[0] if saved else AGAIN, _YELLOW)
-    raise typer.Exit(128 + (asked() or signal.SIGINT)) from None
-
-
-def _unwritten(error: OSError) -> DcclipError:
-    """What the user can do where stdout cannot be written; ends the command if nobody reads it any more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter does not fail to write it again
-    if isinstance(error, BrokenPipeError):
-        raise error
-    return DcclipError("the output cannot be written: {}", "send it somewhere else with: > FILE", error.strerror)
-
-
-def _users_mistake(error: BaseException, options: Collection[str]) -> DcclipError | None:
-    """What the user can do about an error; None if it is not the user's."""
-    if isinstance(error, ModuleNotFoundError):
-        package = (error.name or "").partition(".")[0]
-        what = Message("this needs the package {}, which is not installed", package)
-        names = (extra for extra, packages in extras().items() if package in packages)
-        return next((DcclipError(what, Message("pip install 'dcclip[{}]'", extra)) for extra in names), None)
-    from dcclip_cli.cli.system_errors import explained
-
-    return explained(error, options)
 
 
 def as_json(value: Any, indent: int | None = None) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from math import isnan, nan
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -289,7 +288,7 @@ def _check_sweep(
 def _show_sweep(result: SweepResult) -> None:
     """Print a table for each test set with models as rows, and one of sizes and times."""
     from dcclip_cli.eval.result import METRIC_NAMES
-    from dcclip_cli.recipe.sweep import mean_and_deviation
+    from dcclip_cli.recipe.sweep import per_cent
 
     rows, first = result.rows, result.rows[0].variant if result.rows else ""
     labels = [joined(" ", (row.variant, _MODELS[row.model]) if row.variant else (_MODELS[row.model],)) for row in rows]
@@ -302,17 +301,12 @@ def _show_sweep(result: SweepResult) -> None:
         ]
         lines = []
         for row, label in zip(rows, labels, strict=True):
-            scores = [mean_and_deviation(row.scores().get((metric, on), [nan])) for on in used]
-            cells = ["" if isnan(mean) else _with_deviation(mean, spread) for mean, spread in scores]
+            cells = [per_cent(row.scores().get((metric, on), ())) for on in used]
             found = {f"{one.dataset} {one.language}": one for one in row.differences}
             lines.append((label, *cells, *(_difference(found.get(on)) for on in compared)))
         against = (Message("{}, minus {} (95 %)", used[on], first) for on in compared)
         what = METRIC_NAMES.get(metric) or Message("agreement with the teacher")
         console.show_table(joined(", ", (test, Message("{} in %", what))), ("", *used.values(), *against), lines)
-    _show_sizes(result, labels)
-
-
-def _show_sizes(result: SweepResult, labels: Sequence[str]) -> None:
     sizes = []
     for row, label in zip(result.rows, labels, strict=True):
         means = (sum(getattr(one, field) for one in row.runs) / len(row.runs) for _, field, _, _ in _SIZES)
@@ -322,10 +316,6 @@ def _show_sizes(result: SweepResult, labels: Sequence[str]) -> None:
     runs = max((len(row.runs) for row in result.rows), default=0)
     title = Message("{}: {} runs of each, times on one thread of this machine's CPU", result.folder, runs)
     console.show_table(title, ("", *(name for name, *_ in _SIZES)), sizes)
-
-
-def _with_deviation(mean: float, deviation: float) -> str:
-    return f"{100 * mean:.1f}" if isnan(deviation) else f"{100 * mean:.1f} ± {100 * deviation:.1f}"
 
 
 def _difference(one: Difference | None) -> str:

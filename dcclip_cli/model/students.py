@@ -215,8 +215,23 @@ def model_config(
     options: StudentOptions, embed_dim: int, vocab_size: int, teacher: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The student as open_clip's `model_cfg`; with `image: teacher`, `teacher` is all of it but the text tower."""
-    text = options.text
-    images = _timm_config(options.image, embed_dim) if isinstance(options.image, ImageTower) else teacher
+    text, image, images = options.text, options.image, teacher
+    if isinstance(image, ImageTower):
+        # MobileNetV3 and V4 widen their features after pooling: then their classifier projects. open_clip 3.3 sizes a
+        # linear projection by `num_features`, which is the width before that.
+        network = blank_network(image.timm)
+        has_wide_head = getattr(network, "head_hidden_size", network.num_features) != network.num_features
+        vision = {
+            "image_size": image.size,
+            "timm_model_name": image.timm,
+            "timm_model_pretrained": False,
+            "timm_pool": "avg",
+            "timm_proj": "" if has_wide_head else image.projection,
+            **({"timm_proj_bias": True} if image.projection == "mlp" else {}),
+            "timm_drop": image.dropout,
+            "timm_drop_path": image.drop_path or None,
+        }
+        images = {"embed_dim": embed_dim, "vision_cfg": vision}
     assert images is not None
     return {
         **images,
@@ -233,29 +248,6 @@ def model_config(
             "pool_type": "eos",
         },
     }
-
-
-def _timm_config(image: ImageTower, embed_dim: int) -> dict[str, Any]:
-    vision = {
-        "image_size": image.size,
-        "timm_model_name": image.timm,
-        "timm_model_pretrained": False,
-        "timm_pool": "avg",
-        "timm_proj": "" if _has_wide_head(image.timm) else image.projection,
-        **({"timm_proj_bias": True} if image.projection == "mlp" else {}),
-        "timm_drop": image.dropout,
-        "timm_drop_path": image.drop_path or None,
-    }
-    return {"embed_dim": embed_dim, "vision_cfg": vision}
-
-
-def _has_wide_head(name: str) -> bool:
-    """Whether the network widens its features after pooling (MobileNetV3 and V4 do): then its classifier projects.
-
-    open_clip 3.3 sizes a linear projection by `num_features`, which is the width before that.
-    """
-    network = blank_network(name)
-    return bool(getattr(network, "head_hidden_size", network.num_features) != network.num_features)
 
 
 def blank_network(name: str) -> Any:

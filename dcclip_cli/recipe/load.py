@@ -8,6 +8,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -145,7 +146,16 @@ def check_finished(recipe: Recipe, folder: Path, again: Iterable[StageName]) -> 
             before = _validated(read(folder / RESOLVED)[1])
         for stage in STAGES:
             if stage.name not in (*again, "eval", "export") and has_product(folder, stage.name):
-                _compare(folder / stage.name, before, recipe, stage.made_from)
+                old, new = (
+                    {at: value for name in stage.made_from for at, value in walk(decisive(getattr(one, name)), (name,))}
+                    for one in (before, recipe)
+                )
+                changed = [at for at in {**old, **new} if _shown(old.get(at)) != _shown(new.get(at))]
+                if changed:
+                    values = ((".".join(map(str, at)), _shown(old.get(at)), _shown(new.get(at))) for at in changed[:3])
+                    changes = joined(", ", (Message("{} was {}, is {}", *value) for value in values))
+                    what = Message("{} was made from a recipe that differs: {}", folder / stage.name, changes)
+                    raise DcclipError(what, "make it again with --fresh, or keep both with another name or --out DIR")
 
 
 def record(loaded: LoadedRecipe, folder: Path) -> None:
@@ -155,20 +165,6 @@ def record(loaded: LoadedRecipe, folder: Path) -> None:
     head = [f"# {loaded.path}, sha256 {loaded.sha256}", *(f"# --set {expression}" for expression in loaded.sets)]
     head.append("# " + ", ".join(f"{name} {version}" for name, version in versions().items()))
     atomic_write(folder / RESOLVED, "\n".join([*head, resolved_yaml(loaded.recipe)]))
-
-
-def _compare(product: Path, before: Recipe, recipe: Recipe, sections: Iterable[str]) -> None:
-    old: dict[Location, Any] = {}
-    new: dict[Location, Any] = {}
-    for name in sections:
-        old |= walk(decisive(getattr(before, name)), (name,))
-        new |= walk(decisive(getattr(recipe, name)), (name,))
-    changed = [at for at in {**old, **new} if _shown(old.get(at)) != _shown(new.get(at))]
-    if changed:
-        values = ((".".join(map(str, at)), _shown(old.get(at)), _shown(new.get(at))) for at in changed[:3])
-        changes = joined(", ", (Message("{} was {}, is {}", *value) for value in values))
-        what = Message("{} was made from a recipe that differs: {}", product, changes)
-        raise DcclipError(what, "make it again with --fresh, or keep both with another name or --out DIR")
 
 
 def _shown(value: Any) -> Any:
@@ -186,9 +182,13 @@ def sentences(error: ValidationError, model: type[BaseModel], document: Document
             continue  # too short only because some of its items are wrong
         location = _in_document(details, document.values)
         key = ".".join(_short(str(step)) for step in location)
-        messages = found.setdefault((document.place(location), f"{key}: " if key else "", _got(details)), {})
+        value, hidden = details["input"], details["type"] in ("extra_forbidden", "value_error")
+        is_shown = isinstance(value, str | int | float) and not hidden
+        got = Message(" (got {})", _short(repr(value))) if is_shown else ""
+        messages = found.setdefault((document.place(location), f"{key}: " if key else "", got), {})
         messages[_message(details, model)] = None
-    ordered = sorted(found.items(), key=lambda item: _line(item[0][0]))
+    lines = {place: re.fullmatch(r"(?!--set).*:(\d+)", place) for place, _, _ in found}  # those of --set come last
+    ordered = sorted(found.items(), key=lambda item: int(line[1]) if (line := lines[item[0][0]]) else MAX_BYTES)
     return [
         Message("{}: {}{}{}", place, key, reduce(lambda one, other: Message("{} or {}", one, other), said), got)
         for (place, key, got), said in ordered
@@ -199,12 +199,6 @@ def _nearest(word: str, right: Iterable[str]) -> str:
     """`, did you mean 'right'?`, or nothing if no right word is near."""
     near = difflib.get_close_matches(word[:_LONGEST], list(right), 1)
     return Message(", did you mean '{}'?", near[0]) if near else ""
-
-
-def _line(place: str) -> int:
-    """The line in a place, or beyond all lines for a `--set`."""
-    number = place.rpartition(":")[2]
-    return int(number) if number.isdecimal() and not place.startswith("--set") else MAX_BYTES
 
 
 # What is wrong, by pydantic's name of it; a field is the bound that the value does not keep.
@@ -224,18 +218,12 @@ _KINDS = {
 }
 
 
-def _has(values: Any, step: str | int) -> bool:
-    if isinstance(values, list):
-        return isinstance(step, int) and step < len(values)
-    return isinstance(values, dict) and step in values
-
-
 def _in_document(details: ErrorDetails, values: Any) -> Location:
     """pydantic's location without the names of union members, which are not in the recipe."""
     result: list[str | int] = []
     steps = details["loc"]
     for number, step in enumerate(steps):
-        if _has(values, step):
+        if step in (range(len(values)) if isinstance(values, list) else values if isinstance(values, dict) else ()):
             values = values[step]
             result.append(step)
         elif details["type"] in ("missing", "lacking") and number == len(steps) - 1:
@@ -268,11 +256,6 @@ def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
     return said[:1].lower() + said[1:]
 
 
-def _got(details: ErrorDetails) -> str:
-    value, hidden = details["input"], details["type"] in ("extra_forbidden", "value_error")
-    return Message(" (got {})", _short(repr(value))) if isinstance(value, str | int | float) and not hidden else ""
-
-
 def _short(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
@@ -284,7 +267,9 @@ def _fields_at(model: type[BaseModel], location: Iterable[str | int]) -> list[tu
         if not isinstance(step, int):
             fields = [field for outer in here for name, field in outer.model_fields.items() if step == name]
             below = {inner for field in fields for inner in _models(field.annotation)}
-            here = below or {member for member in here if step in _tags(member)} or here
+            # What a union calls a model: its class name or the values of its Literal fields (`kind`).
+            tags = {one: {one.__name__}.union(*map(_literals, one.model_fields.values())) for one in here}
+            here = below or {member for member in here if step in tags[member]} or here
     return [(field.alias or name, field) for member in here for name, field in member.model_fields.items()]
 
 
@@ -293,11 +278,6 @@ def _models(annotation: Any) -> set[type[BaseModel]]:
     if isinstance(annotation, type) and get_origin(annotation) is None:
         return {annotation} if issubclass(annotation, BaseModel) else set()
     return {model for argument in get_args(annotation) for model in _models(argument)}
-
-
-def _tags(model: type[BaseModel]) -> set[str]:
-    """What a union may call `model`: its class name or the values of its Literal fields (`kind`)."""
-    return {model.__name__, *(tag for field in model.model_fields.values() for tag in _literals(field))}
 
 
 def _literals(field: FieldInfo) -> list[str]:

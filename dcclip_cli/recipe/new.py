@@ -105,19 +105,15 @@ def choose_teacher(name: str) -> TeacherChoice:
         return TeacherChoice(kind, named)
     stored = stored_tensors(sorted(found.path.glob("*.safetensors"))).values()
     parameters = sum(math.prod(one.shape) for one in stored) or math.inf
-    return TeacherChoice(kind, named, _text_width(found.path), parameters)
-
-
-def _text_width(folder: Path) -> int:
-    """The width of a model's text tower; 0 if its vocabulary cannot be trimmed."""
     try:
-        check_trimmable(folder)
-    except DcclipError:
-        return 0
-    if (folder / CONFIG).is_file():
-        return int(open_clip_config(folder)["model_cfg"]["text_cfg"].get("width", 0))
-    text = transformers_config(folder / TRANSFORMERS_CONFIG, folder.name).get("text_config") or {}
-    return int(text.get("hidden_size", 0))
+        check_trimmable(found.path)
+    except DcclipError:  # the student's vocabulary cannot be the teacher's
+        return TeacherChoice(kind, named, 0, parameters)
+    if (found.path / CONFIG).is_file():
+        text = open_clip_config(found.path)["model_cfg"]["text_cfg"]
+        return TeacherChoice(kind, named, int(text.get("width", 0)), parameters)
+    text = transformers_config(found.path / TRANSFORMERS_CONFIG, found.path.name).get("text_config") or {}
+    return TeacherChoice(kind, named, int(text.get("hidden_size", 0)), parameters)
 
 
 def choose_data(path: str, kind: DataKind | None = None) -> DataChoice:

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isnan
+from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,6 +180,13 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
 
+def per_cent(values: Sequence[float], sign: str = "±") -> str:
+    """Mean and deviation of values in 0..1, as `43.1 ± 0.2`; the value alone of one run, nothing of none."""
+    mean, deviation = mean_and_deviation(values) if values else (nan, nan)
+    spread = "" if isnan(deviation) else f" {sign} {100 * deviation:.1f}"
+    return f"{100 * mean:.1f}{spread}" if values else ""
+
+
 def _student_results(run: RecipeRun) -> list[EvalResult]:
     """The results of a run's student, with details of each image; none where nothing was tested."""
     from dcclip_cli.eval.result import load_results
@@ -238,10 +245,8 @@ def _latex(rows: Sequence[SweepRow]) -> str:
     keys = list(dict.fromkeys(key for row in rows for key in row.scores()))
     lines = [["variant", "model", *(tex_text(f"{test}, {METRIC_NAMES.get(metric, metric)}") for metric, test in keys)]]
     for row in rows:
-        cells = dict.fromkeys(keys, "")
-        for key, (mean, deviation) in ((key, mean_and_deviation(values)) for key, values in row.scores().items()):
-            cells[key] = f"{100 * mean:.1f}" + ("" if isnan(deviation) else rf" $\pm$ {100 * deviation:.1f}")
-        lines.append([tex_text(row.variant), row.model, *cells.values()])
+        cells = (per_cent(row.scores().get(key, ()), r"$\pm$") for key in keys)
+        lines.append([tex_text(row.variant), row.model, *cells])
     return booktabs(lines, 2)
 
 

@@ -58,7 +58,9 @@ def test_check_prints_what_would_be_read_and_what_is_ready_and_does_nothing(tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("engine", "needs"), [("slurm", "a partition"), ("ray", "the package ray")])
+@pytest.mark.parametrize(
+    ("engine", "needs"), [("slurm", "collect.cluster.slurm.partition=NAME"), ("ray", "the package ray")]
+)
 def test_check_refuses_an_engine_that_cannot_run_here(tmp_path: Path, engine: str, needs: str) -> None:
     """No environment for tests has Ray."""
     recipe = RECIPES / "collect-sample.yaml"
@@ -99,11 +101,6 @@ def test_collect_with_a_limit_tries_a_recipe_in_a_folder_of_its_own_and_opens_it
         assert Path("runs/collect-sample/collect-limit/000000.tar").is_file()
         assert not Path("runs/collect-sample/collect").exists()
         assert opened == ["runs/collect-sample/collect-limit/report.html"] * has_screen
-
-
-def test_a_partition_is_asked_for_before_slurm_gets_anything() -> None:
-    result = dcclip("collect", RECIPES / "collect-sample.yaml", "--engine", "slurm")
-    assert result.exit_code == 1 and "--set collect.cluster.slurm.partition=NAME" in result.stderr
 
 
 def test_resume_without_a_saved_state_is_refused_and_nothing_is_written() -> None:

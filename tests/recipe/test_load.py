@@ -69,6 +69,19 @@ def test_all_mistakes_are_reported_at_once_in_the_order_of_the_lines(recipe: Pat
         ("name: x\ndata: {train: collect}\n", ":2: data.train: needs a section collect"),
         ("name: x\ndata: {train: ./x, phrases: 5}\n", ":2: data: phrases are made of texts: set texts as well"),
         ("seed: 1\n", ":1: name: missing"),
+        (
+            "name: x\nstudent: {text: {vocabulary: {form: data}}}\n",
+            ":2: student.image: missing|:2: student.text.vocabulary.form: unknown key, did you mean 'from'?",
+        ),
+        (
+            "name: x\ndata: {texts: ./x}\nteacher: {model: 猫}\n",
+            ":3: teacher: needs kind: altclip, fgclip2, open_clip, transformers",
+        ),
+        (
+            "name: x\ndata: {train: ./x}\nalign: {steps: 1, start: ./x, accumulate: 猫, losses: [{kind: task, wght: 1}]}",
+            ":3: align.accumulate: expected a whole number or input should be 'auto' (got '猫')|"
+            ":3: align.losses.0.wght: unknown key, did you mean 'weight'?",
+        ),
         ("name: ../../小\n", ":1: name: '../../小' is a path: give a plain name of letters, digits, _ - and ."),
         ("name: x\nformat: 2\n", ":2: format: input should be 1 (got 2)"),
     ],
