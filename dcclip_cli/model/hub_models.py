@@ -60,15 +60,12 @@ def library_errors(what: str, hint: str) -> Iterator[None]:
     except (*unusable, RuntimeError, TypeError, ValueError, EntryNotFoundError, StrictDataclassError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise DcclipError("{}: {}", hint, what, _reason_of(error)) from None
-
-
-def _reason_of(error: Exception) -> str:
-    """What an error says in one line; of an assertion without words, what it asserts."""
-    said = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
-    if not said and (frames := traceback.extract_tb(error.__traceback__)):
-        said = frames[-1].line or ""
-    return (said if type(error) in (OSError, RuntimeError, ValueError) else f"{type(error).__name__}: {said}")[:300]
+        reason = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+        if not reason and (frames := traceback.extract_tb(error.__traceback__)):
+            reason = frames[-1].line or ""  # of an assertion without words, what it asserts
+        if type(error) not in (OSError, RuntimeError, ValueError):
+            reason = f"{type(error).__name__}: {reason}"
+        raise DcclipError("{}: {}", hint, what, reason[:300]) from None
 
 
 def checked_json(file: Path, hint: str = COPY_AGAIN, most: int = _MOST) -> dict[str, Any]:

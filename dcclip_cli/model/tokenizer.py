@@ -120,8 +120,11 @@ def trim_tokenizer(source: Path, captions: Iterable[str], size: int, characters:
     always = {token["id"] for token in state["added_tokens"] if token["special"]} | {state["model"]["unk_id"]}
     always |= {index for index, (token, _) in enumerate(vocab) if token == "▁"}
     wanted = [index for index, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
-    if characters:
-        wanted = list(dict.fromkeys([*wanted, *_single_characters(vocab)]))
+    if characters:  # ASCII first, then by score
+        plain = {index: token.removeprefix("▁") for index, (token, _) in enumerate(vocab)}
+        single = [index for index, character in plain.items() if len(character) == 1]
+        single.sort(key=lambda index: (not plain[index].isascii(), -vocab[index][1]))
+        wanted = list(dict.fromkeys([*wanted, *single]))
     kept = sorted(always | set([index for index in wanted if index not in always][: max(0, size - len(always))]))
     # An unknown character costs the lowest score of all less 10. The score of <unk> itself is not used otherwise:
     # with the teacher's lowest score in it, unknown characters keep their cost.
@@ -141,13 +144,6 @@ def check_trimmable(source: Path) -> None:
     tokens = {token for token, _ in model.get("vocab", ())}
     if missing := [token for token in ("<pad>", "</s>") if token not in tokens]:
         raise DcclipError("the teacher's tokenizer has no {} token", other, missing[0])
-
-
-def _single_characters(vocab: list[list[Any]]) -> list[int]:
-    """The ids of single characters, ASCII first, then by score."""
-    plain = {index: token.removeprefix("▁") for index, (token, _) in enumerate(vocab)}
-    single = [index for index, character in plain.items() if len(character) == 1]
-    return sorted(single, key=lambda index: (not plain[index].isascii(), -vocab[index][1]))
 
 
 # ---- files, and texts to tokens

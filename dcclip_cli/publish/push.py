@@ -99,7 +99,13 @@ def plan_push(
     results = _results(folder, record, run)
     boards = model_files([one for one in results if not unfit(one)], repository.partition("/")[0])
     files |= {benchmark.file: text.encode() for benchmark, text in boards.items()}
-    trained_on = _trained_on(recipe)
+    data_of_recipe = [(recipe.get("data") or {}).get(key) for key in ("train", "images", "texts")]
+    sources = ([paths] if isinstance(paths, str) else paths or () for paths in data_of_recipe)
+    trained_on = [Path(path) for paths in sources for path in paths]
+    teacher = recipe.get("teacher") or {}
+    named = str(teacher.get("model", ""))
+    on_hub = named.removeprefix("hf-hub:")  # not of a model of another name or in a directory
+    base_model = on_hub if (teacher.get("kind") != "open_clip" or on_hub != named) and _on_hub(on_hub) else None
     collections = [*trained_on, *([run / "collect"] if run else [])]
     collections = [*(one for one in dict.fromkeys(collections) if (one / MANIFEST).is_file()), *data]
     manifests = [read_json(one / MANIFEST, Message("name a folder that dcclip collect wrote")) for one in collections]
@@ -108,14 +114,26 @@ def plan_push(
     about = {
         "tags": ["clip", "dcclip", *(["onnx"] if any(name.startswith("onnx") for name in exports) else [])],
         "library_name": "open_clip" if CONFIG in files else None,
-        "base_model": _base_model(recipe),
+        "base_model": base_model,
     }
     _complete_header(card, repository, license, about, manifests)
     add_results(card, results)
-    sections = {"Use": _use(repository, list(exports)), "Results": _results_table(results)}
+    use = ["```sh", f"dcclip predict photo.jpg --labels 猫,dog --model hf-hub:{repository}", "```", ""]
+    local = repository.rpartition("/")[2]
+    for name in exports:
+        download = f"hf download {repository} --include '{name}/*' --local-dir {local}"
+        use += [f"`{name}/` needs no torch: `{download}`, then `--model {local}/{name}`.", ""]
+    whole = [(one, METRIC_NAMES.get(one.metric, one.metric)) for one in results if not (one.limit or one.partial)]
+    rows = [(one.dataset, one.language, f"{metric}, %", f"{100 * one.value:.2f}") for one, metric in whole]
+    measured = _table(("data set", "language", "metric", "value"), rows) if results else ""
     names = f" ({', '.join(one.name for one in trained_on)})" if trained_on else ""
     unknown = f"Where the training data{names} is from is not recorded."
-    added = _add_sections(card, repository, {**sections, _DATA: "\n".join(map(_data_text, manifests)) or unknown})
+    sections = {"Use": "\n".join(use), "Results": measured, _DATA: "\n".join(map(_data_text, manifests)) or unknown}
+    card.text = card.text.replace(_LOCAL, f"hf-hub:{repository}").rstrip() + "\n"
+    titles = set(re.findall(r"^#+ (.+?)\s*$", card.text.lower(), re.M))
+    added = [title for title, text in sections.items() if text and title.lower() not in titles]
+    for title in added:
+        card.text += f"\n## {title}\n\n{sections[title].rstrip()}\n"
     if _DATA in added and not manifests:
         what = Message('it does not say what the model was trained on: add a section "{}" to {}', _DATA, folder / CARD)
         notes.insert(0, Message("the card: {}, or name the folder that collect wrote with --data DIR", what))
@@ -139,6 +157,15 @@ def push(
     `overwrite`, and if the hub cannot be reached or refuses it; a second call uploads what the first one did not.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.utils.sha import git_hash
+
+    def is_same(file: CommitOperationAdd, on_hub: RepoSibling | None) -> bool:
+        if on_hub is None:
+            return False
+        if on_hub.lfs:
+            return file.upload_info.sha256.hex() == on_hub.lfs.sha256
+        with file.as_file() as stream:
+            return git_hash(stream.read()) == on_hub.blob_id
 
     talk, api, name = progress or Silent(), HfApi(library_name="dcclip"), plan.repository
     with _uploading(name):
@@ -147,7 +174,7 @@ def push(
         info = api.model_info(name, files_metadata=True)
         there = {one.rfilename: one for one in info.siblings or ()}
         added = [CommitOperationAdd(path, file) for path, file in plan.files.items()]
-        changed = [one for one in added if not _is_same(one, there.get(one.path_in_repo))]
+        changed = [one for one in added if not is_same(one, there.get(one.path_in_repo))]
         replaced = [one.path_in_repo for one in changed if one.path_in_repo in there]
         if replaced and not (overwrite or pull_request):
             raise DcclipError(
@@ -167,17 +194,6 @@ def push(
             )
             url = str(done.pr_url) if pull_request else url
     return Pushed(plan, url, len(changed))
-
-
-def _is_same(added: CommitOperationAdd, there: RepoSibling | None) -> bool:
-    from huggingface_hub.utils.sha import git_hash
-
-    if there is None:
-        return False
-    if there.lfs:
-        return added.upload_info.sha256.hex() == there.lfs.sha256
-    with added.as_file() as stream:
-        return git_hash(stream.read()) == there.blob_id
 
 
 _LOG_IN = Message("log in with: hf auth login, or set HF_TOKEN to a token that may write")
@@ -276,20 +292,6 @@ def _on_hub(name: str) -> bool:
     return bool(_NAME.fullmatch(name)) and not Path(name).exists()
 
 
-def _base_model(recipe: Mapping[str, Any]) -> str | None:
-    """The teacher's repository on the hub; None for one of another name or in a directory."""
-    teacher = recipe.get("teacher") or {}
-    name = str(teacher.get("model", ""))
-    found = name.removeprefix("hf-hub:")
-    return found if (teacher.get("kind") != "open_clip" or found != name) and _on_hub(found) else None
-
-
-def _trained_on(recipe: Mapping[str, Any]) -> list[Path]:
-    """The training data of a recipe."""
-    given = [(recipe.get("data") or {}).get(key) for key in ("train", "images", "texts")]
-    return [Path(one) for several in given for one in ([several] if isinstance(several, str) else several or ())]
-
-
 # ---- the card
 
 
@@ -320,16 +322,6 @@ def _complete_header(
     for key, value in added.items():
         if value and not card.data.get(key):
             card.data[key] = value
-
-
-def _add_sections(card: ModelCard, repository: str, sections: Mapping[str, str]) -> list[str]:
-    """Add the sections that have a text and are not in a card yet; returns their titles."""
-    card.text = card.text.replace(_LOCAL, f"hf-hub:{repository}").rstrip() + "\n"
-    there = set(re.findall(r"^#+ (.+?)\s*$", card.text.lower(), re.M))
-    added = [title for title, text in sections.items() if text and title.lower() not in there]
-    for title in added:
-        card.text += f"\n## {title}\n\n{sections[title].rstrip()}\n"
-    return added
 
 
 def _data_text(manifest: Mapping[str, Any]) -> str:
@@ -365,21 +357,6 @@ def _label(source: Mapping[str, Any]) -> str:
 
 def _counts(count: Mapping[str, Any] | None) -> tuple[str, str]:
     return (f"{count['read']:,}", f"{count['kept']:,}") if count else ("", "")
-
-
-def _results_table(results: Sequence[EvalResult]) -> str:
-    whole = [(one, METRIC_NAMES.get(one.metric, one.metric)) for one in results if not (one.limit or one.partial)]
-    rows = [(one.dataset, one.language, f"{name}, %", f"{100 * one.value:.2f}") for one, name in whole]
-    return _table(("data set", "language", "metric", "value"), rows) if results else ""
-
-
-def _use(repository: str, bundles: Sequence[str]) -> str:
-    lines = ["```sh", f"dcclip predict photo.jpg --labels 猫,dog --model hf-hub:{repository}", "```", ""]
-    for bundle in bundles:
-        local = repository.rpartition("/")[2]
-        download = f"hf download {repository} --include '{bundle}/*' --local-dir {local}"
-        lines += [f"`{bundle}/` needs no torch: `{download}`, then `--model {local}/{bundle}`.", ""]
-    return "\n".join(lines)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
