@@ -291,7 +291,7 @@ class Preflight:
             if kind in data and data[kind].exact and not (kind == "texts" and context.data.phrases):
                 self._ask(at, partial(check_size, size, data[kind].samples))
             self._ask(at, partial(check_shares, size, setup.options.fewest_parts * self.processes))
-        captioned = {kind: data[kind] for kind in ("pairs", "texts") if kind in data}
+        captioned = {kind: preview for kind, preview in data.items() if kind != "images"}
         if captioned and captioned.keys() == {"pairs", "texts"} & setup.sizes.keys():
             for key, problem in caption_problems(setup, partial(_may_have, context.data, captioned)):
                 self._add(key, problem)
@@ -328,7 +328,6 @@ class Preflight:
         if needed > free_bytes(folder):
             free = Message("{} are free at {}", size_in_words(free_bytes(folder)), folder)
             self._add(at, DcclipError("{} will take about {}, and {}", hint, what, size_in_words(needed), free))
-
 
 
 @dataclass(frozen=True)
