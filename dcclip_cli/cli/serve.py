@@ -57,14 +57,14 @@ def serve(
     import uvicorn
 
     from dcclip_cli.inference.files import open_encoder
-    from dcclip_cli.inference.index import open_indexes
+    from dcclip_cli.inference.index import distinct, open_index
     from dcclip_cli.machine import keep_freed_memory
     from dcclip_cli.serve.app import application
 
     listening = _listen(host, port)
     encoder = open_encoder(model, device, threads, talk, dims)
     keep_freed_memory()
-    indexes = open_indexes(encoder, folder or (), progress=talk)
+    indexes = [open_index(encoder, one, progress=talk) for one in distinct(folder or ())]
     talk.say(Message("serve: {:,} images can be searched", sum(len(index.paths) for index in indexes)))
     local = host in _LOCAL
     if not local and token is None:

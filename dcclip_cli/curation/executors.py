@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from dcclip_cli.curation import IMPORTS
 from dcclip_cli.curation.options import ClusterOptions, CollectOptions
-from dcclip_cli.curation.sources.base import NAMES_CLASS, Candidate
+from dcclip_cli.curation.sources.base import Candidate
 from dcclip_cli.curation.work import PAIRS, SCORES, WorkFolder, key_of, whole_folder
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import cores
@@ -90,10 +90,8 @@ class ReadStep(_CollectStep):
             # The pair's own metadata takes precedence over the source's, except for nulls.
             meta: dict[str, Any] = {name: value for name, value in known.items() if value}
             meta |= {name: value for name, value in pair.meta.items() if value is not None}
-            # The metadata keeps this, so that a collection of this output does not filter class names either.
-            names_class = candidate.names_class or meta.get(NAMES_CLASS) is True
-            if names_class:
-                meta[NAMES_CLASS] = True
+            names_class = candidate.names_class or meta.get("names_class") is True  # of what was collected before
+            meta |= {"names_class": True} if names_class else {}
             pair = replace(pair, key=key_of(task, index), meta=meta)
             yield replace(candidate, pair=pair, names_class=names_class)
 
@@ -151,8 +149,9 @@ class Engine:
         if self.name == "ray":
             import ray  # noqa: F401
         if self.name == "slurm" and self.cluster.slurm is None:
-            hint = Message("give it with: --set collect.cluster.slurm.partition=NAME")
-            raise DcclipError("--engine slurm needs a partition", hint)
+            raise DcclipError(
+                "--engine slurm needs a partition", "give it with: --set collect.cluster.slurm.partition=NAME"
+            )
         if self.name == "slurm" and shutil.which("sbatch") is None:
             raise DcclipError("--engine slurm: there is no sbatch here", "run the command on a Slurm login node")
 

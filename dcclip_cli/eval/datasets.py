@@ -54,14 +54,7 @@ def open_dataset(
         raise DcclipError(
             "{} has no captions", "retrieval needs pairs: Parquet or tar files, or a folder of them", path
         )
-    found = _in_languages(found, languages)
-    if templates == "compact":
-        truth = {
-            language: replace(one, templates=prompts.compact(language)) if isinstance(one, Classes) else one
-            for language, one in found.truth.items()
-        }
-        found = replace(found, truth=truth)
-    return found
+    return _in_languages(found, languages, templates)
 
 
 def check_dataset(
@@ -239,14 +232,18 @@ def _check_language(name: str, language: Language, texts: Sequence[str]) -> None
         )
 
 
-def _in_languages(dataset: DataSet, languages: Sequence[Language] | None) -> DataSet:
+def _in_languages(dataset: DataSet, languages: Sequence[Language] | None, templates: Templates) -> DataSet:
     wanted = languages or sorted(dataset.truth)
     for language in wanted:
         if language not in dataset.truth:
             what = Message("captions") if dataset.is_retrieval else Message("class names")
             hint = Message("evaluate it with --languages {}, or add the names", ",".join(sorted(dataset.truth)))
             raise DcclipError("data set {} has no {} in {}", hint, dataset.name, what, language)
-    return replace(dataset, truth={language: dataset.truth[language] for language in wanted})
+    truth = {language: dataset.truth[language] for language in wanted}
+    for language, classes in truth.items():
+        if isinstance(classes, Classes) and templates == "compact":
+            truth[language] = replace(classes, templates=prompts.compact(language))
+    return replace(dataset, truth=truth)
 
 
 def data_set(table: PairDataset, retrieval: bool | None = None) -> DataSet:

@@ -14,23 +14,11 @@ from pydantic import Field
 
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError, Message, joined
-from dcclip_cli.eval import registry
+from dcclip_cli.eval import metrics, registry
 from dcclip_cli.eval.dataset import Captions, Classes, DataSet
 from dcclip_cli.eval.datasets import Part, Templates, check_dataset, open_dataset, training_split
 from dcclip_cli.eval.embedding import Embedded, Embedder, FeatureCache, class_vectors
-from dcclip_cli.eval.metrics import (
-    SEEDS,
-    SHOTS,
-    Score,
-    level,
-    probe,
-    sample,
-    score_classes,
-    score_retrieval,
-    summary,
-    tied_answers,
-    tied_groups,
-)
+from dcclip_cli.eval.metrics import Score
 from dcclip_cli.eval.result import ZERO_SHOT, EvalResult, pack, sha256_of
 from dcclip_cli.inference.encoder import TorchEncoder, load_encoder, shortened
 from dcclip_cli.machine import keep_freed_memory
@@ -176,19 +164,18 @@ def evaluate(
 
 def say_alike(results: Sequence[EvalResult], progress: Progress) -> None:
     """Say once which class names are replaced, and are one embedding: of one result; the report has those of each."""
-    replaced, alike = [one for one in results if one.replaced], [one for one in results if one.indistinct]
-    if replaced:
-        where, pairs = (
-            _where(replaced[0]),
-            joined(", ", (Message("{} as {}", one, other) for one, other in replaced[0].replaced.items())),
+    if replaced := next((result for result in results if result.replaced), None):
+        pairs = joined(", ", (Message("{} as {}", *pair) for pair in replaced.replaced.items()))
+        line = Message(
+            "{}: these names have the embedding of another class; asked instead: {}", _where(replaced), pairs
         )
-        progress.say(Message("{}: these names have the embedding of another class; asked instead: {}", where, pairs))
-    if alike:
-        worst = max(alike, key=lambda one: one.lost)
-        more = Message(" (and {} more results)", len(alike) - 1) if len(alike) > 1 else ""
+        progress.say(line)
+    if alike := sorted((result for result in results if result.indistinct), key=lambda result: -result.lost):
+        worst, further = alike[0], Message(" (and {} more results)", len(alike) - 1) if len(alike) > 1 else ""
         line = Message(
             "{}: warning: {} classes have the embedding of another, such as {}: ties decide {:.1f} % of the answers{}",
-            _where(worst), sum(map(len, worst.indistinct)), " = ".join(worst.indistinct[0][:3]), 100 * worst.lost, more,
+            _where(worst), sum(map(len, worst.indistinct)), " = ".join(worst.indistinct[0][:3]), 100 * worst.lost,
+            further,
         )  # fmt: skip
         progress.say(line)
 
@@ -217,19 +204,19 @@ class _Evaluation:
     def _classify(self, dataset: DataSet, language: Language, truth: Classes, images: Embedded) -> EvalResult:
         begin, metric, labels = time.perf_counter(), dataset.metric, truth.labels[images.indices]
         classes = class_vectors(self.embedder, truth)
-        scores = level(images.vectors @ classes.vectors.T, classes.alike)
-        score = score_classes(scores, labels, metric)
+        scores = metrics.level(images.vectors @ classes.vectors.T, classes.alike)
+        score = metrics.score_classes(scores, labels, metric)
         result = self._result(dataset, language, truth, ZERO_SHOT, score, images, begin)
         alike = [[truth.names[number] for number in group] for group in classes.alike]
-        by_tie = tied_answers(scores) if labels.ndim == 1 else 0.0
+        by_tie = metrics.tied_answers(scores) if labels.ndim == 1 else 0.0
         result = replace(result, replaced=classes.replaced, indistinct=alike, lost=by_tie)
         plain = {name: other for name, other in truth.plain_names.items() if name in truth.names}
         if not plain:
             return result
         vectors = classes.vectors.copy()
         vectors[[truth.names.index(name) for name in plain]] = self.embedder.classes([*plain.values()], truth.templates)
-        scores = level(images.vectors @ vectors.T, tied_groups(vectors))
-        value = score_classes(scores, labels, metric).metrics[metric]
+        scores = metrics.level(images.vectors @ vectors.T, metrics.tied_groups(vectors))
+        value = metrics.score_classes(scores, labels, metric).metrics[metric]
         names = joined(", ", (Message("{} for {}", other, name) for name, other in plain.items()))
         self.embedder.progress.say(
             Message("{}: {:.1f} % with {}, {:.1f} % without", _where(result), 100 * value, names, 100 * result.value)
@@ -242,7 +229,7 @@ class _Evaluation:
         row_of = {int(index): row for row, index in enumerate(images.indices)}
         readable = [tuple(row_of[image] for image in several if image in row_of) for several in truth.about]
         texts = self.embedder.texts([text for text, rows in zip(truth.texts, readable, strict=True) if rows])
-        score = score_retrieval(images.vectors, texts, [rows for rows in readable if rows], dataset.both_ways)
+        score = metrics.score_retrieval(images.vectors, texts, [rows for rows in readable if rows], dataset.both_ways)
         return self._result(dataset, language, truth, "retrieval", score, images, begin)
 
     def probes(self, dataset: DataSet) -> Iterator[EvalResult]:
@@ -259,13 +246,15 @@ class _Evaluation:
         train_labels, test_labels = training.truth[train.indices], truth.labels[test.indices]
 
         def score(shots: int, seed: int) -> Score:
-            rows = sample(train_labels, shots or None, seed)
-            return probe(train.vectors[rows], train_labels[rows], test.vectors, test_labels, dataset.metric, seed)
+            rows = metrics.sample(train_labels, shots or None, seed)
+            return metrics.probe(
+                train.vectors[rows], train_labels[rows], test.vectors, test_labels, dataset.metric, seed
+            )
 
-        for shots in self.options.shots or (*SHOTS, 0):
+        for shots in self.options.shots or (*metrics.SHOTS, 0):
             begin = time.perf_counter()
-            scores = [score(shots, seed) for seed in (SEEDS if shots else SEEDS[:1])]
-            mean = Score(summary(scores), scores[0].details)
+            scores = [score(shots, seed) for seed in (metrics.SEEDS if shots else metrics.SEEDS[:1])]
+            mean = Score(metrics.summary(scores), scores[0].details)
             task = f"linear probe, {shots} shots" if shots else "linear probe"
             yield self._result(dataset, language, replace(truth, templates=()), task, mean, test, begin)
 

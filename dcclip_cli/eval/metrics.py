@@ -72,25 +72,13 @@ def top_k(ranks: np.ndarray, k: int, weights: np.ndarray | None = None, ties: np
     return float(np.average(among_first(ranks, ties, k), weights=weights))
 
 
-def per_class(
-    ranks: np.ndarray,
-    labels: np.ndarray,
-    classes: int,
-    weights: np.ndarray | None = None,
-    ties: np.ndarray | None = None,
-) -> np.ndarray:
-    """(C,) top-1 of each class; NaN for a class without rows."""
+def per_class(right: np.ndarray, labels: np.ndarray, classes: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """(C,) the mean of each class's rows of `right` (N,), such as `among_first`; NaN for a class without rows."""
     weights = np.ones(len(labels)) if weights is None else weights
     total = np.bincount(labels, weights, classes)
-    right = np.bincount(labels, weights * among_first(ranks, ties, 1), classes)
-    return np.divide(right, total, out=np.full(classes, np.nan), where=total > 0)
-
-
-def mean_per_class(
-    ranks: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None, ties: np.ndarray | None = None
-) -> float:
-    """Top-1 of each class that occurs in `labels`, averaged over these classes."""
-    return float(np.nanmean(per_class(ranks, labels, int(labels.max()) + 1, weights, ties)))
+    return np.divide(
+        np.bincount(labels, weights * right, classes), total, out=np.full(classes, np.nan), where=total > 0
+    )
 
 
 def roc_auc(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
@@ -226,7 +214,8 @@ def metrics_of(
         ranks, ties = details["ranks"], details.get("ties")
         compute["top1"] = lambda: top_k(ranks, 1, own, ties)
         compute["top5"] = lambda: top_k(ranks, 5, own, ties)
-        compute["mean_per_class"] = lambda: mean_per_class(ranks, labels, own, ties)
+        right = among_first(ranks, ties, 1)
+        compute["mean_per_class"] = lambda: float(np.nanmean(per_class(right, labels, int(labels.max()) + 1, own)))
         if "scores" in details:
             compute["roc_auc"] = lambda: roc_auc(details["scores"], labels == 1, own)
     return {name: metric() for name, metric in compute.items() if wanted is None or name in wanted}

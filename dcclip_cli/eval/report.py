@@ -17,7 +17,7 @@ from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError, Message, translated
 from dcclip_cli.eval.dataset import DataSet
 from dcclip_cli.eval.embedding import sample_indices
-from dcclip_cli.eval.metrics import per_class
+from dcclip_cli.eval.metrics import among_first, per_class
 from dcclip_cli.eval.registry import base_name, classes_of
 from dcclip_cli.eval.result import (
     MEAN,
@@ -184,7 +184,7 @@ def errors_of(result: EvalResult, dataset: DataSet | None) -> Errors | None:
         return None
     names, wrong = result.class_names, ranks > 0
     counts = np.bincount(labels, minlength=len(names))
-    fractions = per_class(ranks, labels, len(names), ties=result.detail("ties"))
+    fractions = per_class(among_first(ranks, result.detail("ties"), 1), labels, len(names))
     confused = Counter(zip(labels[wrong].tolist(), guesses[wrong].tolist(), strict=True))
     by_count = sorted(confused.items(), key=lambda item: (-item[1], item[0]))
     predicted = {truth: guess for (truth, guess), _ in reversed(by_count)}

@@ -128,49 +128,41 @@ def unpack(packed: Mapping[str, Any], where: str) -> np.ndarray:
         raise DcclipError("{} cannot be read: {}", "evaluate again", where, error) from None
 
 
-def _file_of(result: EvalResult) -> str:
-    """The name of a result's file, without suffix: that of a part is not the one of a full result."""
-    return f"{result.dataset}-partial" if result.partial else result.dataset
+def _file_of(dataset: str, partial: str) -> str:
+    """The name of a file of results, without suffix: that of a part is not the one of a full result."""
+    return f"{dataset}-partial" if partial else dataset
 
 
 def save_results(results: Sequence[EvalResult], folder: Path) -> list[EvalResult]:
     """Write DATASET.json for each data set, and summary.json with the values of all in the folder, which are returned.
 
-    These include earlier results on other data sets, unless they are of other weights of a model with the same name.
+    These include earlier results on other data sets, unless a model of the same name has other weights by now.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    by_file, weights = defaultdict[str, list[EvalResult]](list), defaultdict[str, set[str]](set)
+    by_file = defaultdict[str, list[EvalResult]](list)
     for result in results:
-        by_file[_file_of(result)].append(result)
-        weights[result.model].add(_weights_of(result))
-    listed = _listed(folder)
-    earlier = {
-        file.stem: [one for one in load_results(file) if _weights_of(one) in weights.get(one.model, {_weights_of(one)})]
-        for file in listed
-        if file.stem not in by_file
-    }
+        by_file[_file_of(result.dataset, result.partial)].append(result)
     for name, results_of_file in by_file.items():
         write_json(folder / f"{name}.json", [asdict(result) for result in results_of_file])
-    order = dict.fromkeys([*(file.stem for file in listed), *by_file])
-    ordered = [result for name in order for result in (by_file | earlier)[name]]
+    weights = {result.model: result.model_fingerprint.partition("-")[0] for result in results}  # in any precision
+    earlier = {
+        file.stem: [one for one in load_results(file) if one.model_fingerprint.startswith(weights.get(one.model, ""))]
+        for file in _listed(folder)
+    }
+    ordered = [result for results_of_file in (earlier | by_file).values() for result in results_of_file]
     short = ("model", "dataset", "language", "task", "metric", "value", "n", "partial")
     write_json(folder / _SUMMARY, [{key: getattr(result, key) for key in short} for result in ordered])
-    return ordered if any(earlier.values()) else [*results]
-
-
-def _weights_of(result: EvalResult) -> str:
-    """The fingerprint of a model without its precision."""
-    return result.model_fingerprint.partition("-")[0]
+    return ordered
 
 
 def _listed(folder: Path) -> list[Path]:
     """The files of results in a folder that its summary.json lists, in this order."""
     try:
         summary = json.loads((folder / _SUMMARY).read_bytes())
-        names = [f"{entry['dataset']}-partial" if entry["partial"] else str(entry["dataset"]) for entry in summary]
+        names = dict.fromkeys(_file_of(entry["dataset"], entry["partial"]) for entry in summary)
     except (OSError, ValueError, TypeError, KeyError):
         return []
-    return [file for name in dict.fromkeys(names) if (file := folder / f"{name}.json").is_file()]
+    return [file for name in names if (file := folder / f"{name}.json").is_file()]
 
 
 def load_results(path: Path) -> list[EvalResult]:
@@ -180,9 +172,8 @@ def load_results(path: Path) -> list[EvalResult]:
     """
     hint = Message("name a file or folder that eval --out wrote")
     if path.is_dir():
-        files = dict.fromkeys(
-            [*_listed(path), *(file for file in sorted(path.glob("*.json")) if file.name != _SUMMARY)]
-        )
+        by_name = [file for file in sorted(path.glob("*.json")) if file.name != _SUMMARY]
+        files = dict.fromkeys([*_listed(path), *by_name])
         if not files:
             raise DcclipError("{} contains no results", hint, path)
         return [result for file in files for result in load_results(file)]

@@ -20,9 +20,10 @@ from dcclip_cli.inference.index import (
     VectorType,
     compressed,
     direction,
+    distinct,
     embedded_images,
     embedded_texts,
-    open_indexes,
+    open_index,
     search_all,
 )
 from dcclip_cli.inference.model import Prediction
@@ -127,7 +128,7 @@ def search(
     unknown += [] if subtracted is None else unknown_of(encoder.known, without, subtracted)
     added += [asked.embed_images(images)] if images else []
     query = direction(np.concatenate(added), subtracted)
-    indexes = open_indexes(encoder, folders, fresh, talk, dtype)
+    indexes = [open_index(encoder, one, fresh, talk, dtype) for one in distinct(folders)]
     count, new = sum(len(one.paths) for one in indexes), sum(one.embedded for one in indexes)
     talk.say(Message("search: {} images, {} of them embedded now", count, new))
     errors = {str(index.folder / name): error for index in indexes for name, error in index.errors.items()}

@@ -91,16 +91,9 @@ class Embedded:
     computed: int
 
 
-def open_indexes(
-    model: Encoder,
-    folders: Iterable[Path],
-    fresh: bool = False,
-    progress: Progress | None = None,
-    kind: VectorType = "fp16",
-) -> list[Index]:
-    """The indexes of folders, see `open_index`; of a folder that is named twice, by whatever path, the first."""
-    by_place = {folder.resolve(): folder for folder in reversed([*folders])}
-    return [open_index(model, folder, fresh, progress, kind) for folder in reversed(by_place.values())]
+def distinct(folders: Iterable[Path]) -> list[Path]:
+    """The folders in order, without repetitions by another path."""
+    return [*{folder.resolve(): folder for folder in folders}.values()]
 
 
 def open_index(

@@ -19,7 +19,6 @@ import yaml
 
 from dcclip_cli.curation import slices
 from dcclip_cli.curation.collect import collect
-from dcclip_cli.curation.dedup.dedup import Decontaminate
 from dcclip_cli.curation.executors import Engine
 from dcclip_cli.curation.options import CollectOptions, OutputOptions
 from dcclip_cli.curation.scores.scorers import Agreement
@@ -35,7 +34,8 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import lock
 from dcclip_cli.progress import Lines, Silent
 from dcclip_cli.recipe.yaml import anchored
-from tests.curation.conftest import MakeImage, make_picture
+from tests.curation.conftest import MakeImage
+from tests.curation.test_sources_captions import folders
 from tests.damage import Said, damage
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "collect-sample.yaml"
@@ -86,14 +86,23 @@ def test_the_manifest_gives_the_counts_and_each_shards_sha256(tmp_path: Path, pi
         Pair("b", picture("blue"), zh=("一只狗",)),
         Pair("c", picture("red"), en=("the cat sleeps",)),
         Pair("d", picture("green", (8, 8)), en=("a tiny fox",)),
+        Pair("e", picture("test"), en=("a picture of the test",)),
     ]
-    out = tmp_path / "out"
-    collect(options(tmp_path, pairs, shard_size=1), out, engine=ONE)
+    out, evaluation, lines = tmp_path / "out", tmp_path / "set", list[str]()
+    evaluation.mkdir()
+    (evaluation / "whole.png").write_bytes(picture("test"))
+    (evaluation / "half.png").write_bytes(picture("test")[:50])
+    made = options(tmp_path, pairs, shard_size=1, decontaminate={"paths": [evaluation]})
+    collect(made, out, engine=ONE, progress=Lines(lines.append))
+    assert f"{evaluation}: 1 images are compared, 1 cannot be read" in lines
     manifest = json.loads((out / "manifest.json").read_text("utf-8"))
-    assert manifest["pairs"] == {"read": 4, "kept": 2, "dropped": {"image-merged": 1, "image-small": 1}}
+    [compared] = manifest["compared"]
+    assert (compared["path"], compared["images"], compared["unreadable"]) == (str(evaluation), 1, 1)
+    reasons = {"evaluation-image": 1, "image-merged": 1, "image-small": 1}
+    assert manifest["pairs"] == {"read": 5, "kept": 2, "dropped": reasons}
     assert manifest["captions"] == {
         "zh": {"read": 2, "kept": 2, "dropped": {}},
-        "en": {"read": 4, "kept": 2, "dropped": {"caption-language": 1, "image-small": 1}},
+        "en": {"read": 5, "kept": 2, "dropped": {"caption-language": 1, "evaluation-image": 1, "image-small": 1}},
     }
     assert manifest["sources"] == {"raw.parquet": manifest["pairs"]}
     digests = contents(out)
@@ -106,6 +115,7 @@ def test_the_manifest_gives_the_counts_and_each_shards_sha256(tmp_path: Path, pi
         ("000000000000", "caption-language", "en"),
         ("000002000000", "image-merged", None),
         ("000003000000", "image-small", None),
+        ("000004000000", "evaluation-image", None),
     ]
     cat = open_pairs(out)[0]
     assert (cat.key, cat.zh, cat.en) == ("000000000000", ("一只猫",), ("a cat", "the cat sleeps"))
@@ -241,41 +251,17 @@ def test_a_pair_remembers_its_source_its_place_there_and_its_license(tmp_path: P
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 def test_class_folders_collected_again_lose_no_caption(tmp_path: Path, kind: Literal["tar", "parquet"]) -> None:
-    for name in ("Il-76", "猫"):
-        (tmp_path / "folders" / name).mkdir(parents=True)
-        for number in range(3):
-            (tmp_path / "folders" / name / f"{number}.png").write_bytes(make_picture(f"{name}{number}"))
-    (tmp_path / "folders" / "classes.yaml").write_text(
-        "Il-76: {en: Il-76, zh: 伊尔-76}\n猫: {en: cat, zh: 猫}\n", "utf-8"
-    )
+    folders(tmp_path / "folders", **{"Il-76": 3, "猫": 3})
+    (tmp_path / "folders/classes.yaml").write_text("Il-76: {en: Il-76, zh: 伊尔-76}\n猫: {en: cat, zh: 猫}\n", "utf-8")
     sources: list[Any] = [ClassFoldersSource(path=tmp_path / "folders")]
     outs = [tmp_path / "once", tmp_path / "twice"]
     for out in outs:
         collect(CollectOptions(sources=tuple(sources), output=OutputOptions(shards=kind)), out, engine=ONE)
         sources = [TarsSource(path=out) if kind == "tar" else TableSource(path=out / "000000.parquet")]
-    once, twice = ([(pair.image, pair.zh, pair.en) for pair in open_pairs(out)] for out in outs)
-    assert len(once) == 6 and once == twice
-    assert all(pair.meta["names_class"] is True for pair in open_pairs(outs[1]))
-
-
-def test_the_manifest_and_the_terminal_say_how_many_evaluation_images_were_compared(tmp_path: Path) -> None:
-    evaluation = tmp_path / "set"
-    evaluation.mkdir()
-    write_parquet(evaluation / "test.parquet", [Pair(str(n), make_picture(n), zh=("猫",)) for n in range(3)])
-    (evaluation / "half.png").write_bytes(make_picture("half")[:50])
-    raw = options(
-        tmp_path, [Pair(str(n), make_picture(n), zh=(f"第{n}只猫",), en=(f"cat number {n}",)) for n in range(5)]
+    once, twice = (
+        [(pair.image, pair.zh, pair.en, pair.meta["names_class"]) for pair in open_pairs(out)] for out in outs
     )
-    lines: list[str] = []
-    collect(
-        raw.model_copy(update={"decontaminate": Decontaminate(paths=(evaluation,))}),
-        tmp_path / "out", engine=ONE, progress=Lines(lines.append),
-    )  # fmt: skip
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text("utf-8"))
-    assert manifest["pairs"]["dropped"] == {"evaluation-image": 3}
-    [compared] = manifest["compared"]
-    assert (compared["path"], compared["images"], compared["unreadable"]) == (str(evaluation), 3, 1)
-    assert f"{evaluation}: 3 images are compared, 1 cannot be read" in lines
+    assert len(once) == 6 and once == twice
 
 
 def test_a_limit_reads_so_many_spread_over_the_sources(tmp_path: Path, picture: MakeImage) -> None:

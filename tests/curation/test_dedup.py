@@ -186,54 +186,60 @@ def test_captions_that_say_the_same_are_near_duplicates_and_others_are_not(
     assert [(row["key"], row["reason"]) for row in captions] == ([("1", "caption-near-duplicate")] if near else [])
 
 
+def compared_with(folder: Path, facts: list[Facts], path: Path) -> tuple[list[str | None], Facts]:
+    """The details of the pairs' drops, the same for `decontaminate` and `earlier`, and what was counted."""
+    details: list[list[str | None]] = []
+    for options in (DedupOptions(decontaminate=Decontaminate(paths=(path,))), DedupOptions(earlier=(path,))):
+        decisions, _ = deduplicated(folder, facts, options)
+        details.append([row["detail"] for row in decisions.values()])
+        kind = "earlier" if options.earlier else "evaluation"
+        assert set(reasons(decisions).values()) <= {None, f"{kind}-image"}
+    assert details[0] == details[1]
+    [compared] = json.loads((folder / "dedup" / COMPARED).read_text())
+    return details[0], compared
+
+
 def test_images_of_an_evaluation_set_are_dropped_and_a_missing_set_is_an_error(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "test.parquet", [Pair("e7", make_picture(1), en=("a cat",)), Pair("bad", b"no image")])
-    for name, kind in (("1.png", "PNG"), ("b.bmp", "BMP"), ("t.TIFF", "TIFF"), ("half.jpg", "")):
-        (tmp_path / "pets" / "cat").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "pets" / "cat" / name).write_bytes(make_picture(name, kind=kind) if kind else b"\xff\xd8\xff")
-    pets = [fact("0", "1.png", ["猫"]), fact("1", "b.bmp", ["狗"]), fact("2", "t.TIFF", [], ["a dog"])]
-    facts = [fact("0", make_picture(1, kind="JPEG", quality=60), ["猫"]), fact("1", 2, ["狗"])]
-    sets: list[tuple[str, list[Facts], list[str | None], int]] = [
-        ("test.parquet", facts, ["shows the same as test.parquet:e7", None], 1),
-        ("pets", pets, [f"shows the same as pets/cat/{name}" for name in ("1.png", "b.bmp", "t.TIFF")], 3),
+    files = {"1.png": "PNG", "b.bmp": "BMP", "t.TIFF": "TIFF", "g.gif": ""}
+    (tmp_path / "pets" / "cat").mkdir(parents=True)
+    for name, kind in files.items():
+        (tmp_path / "pets/cat" / name).write_bytes(make_picture(name, kind=kind) if kind else b"GIF89a")
+    pets = [
+        fact("0", "1.png", ["猫"]),
+        fact("1", "b.bmp", ["狗"]),
+        fact("2", "t.TIFF", [], ["a dog"]),
+        fact("3", 3, ["狼"]),
     ]
-    for name, rows, details, images in sets:
-        paths = (tmp_path / name,)
-        for which, options in (
-            ("evaluation", DedupOptions(decontaminate=Decontaminate(paths=paths))),
-            ("earlier", DedupOptions(earlier=paths)),
-        ):
-            decisions, _ = deduplicated(tmp_path, rows, options)
-            assert [row["detail"] for row in decisions.values()] == details
-            assert reasons(decisions)["0"] == f"{which}-image"
-            [compared] = json.loads((tmp_path / "dedup" / COMPARED).read_text())
-            assert (compared["images"], compared["unreadable"]) == (images, 1)
-    assert compared["first_unreadable"].startswith("pets/cat/half.jpg (")
-    (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / "1.gif").write_bytes(b"GIF89a")
-    for name, fault in (("no.parquet", "does not exist"), ("bad", "none of 1 images can be read: bad/1.gif")):
+    details, compared = compared_with(tmp_path, pets, tmp_path / "pets")
+    assert details == [*(f"shows the same as pets/cat/{name}" for name, kind in files.items() if kind), None]
+    assert (compared["images"], compared["unreadable"]) == (3, 1)
+    assert compared["first_unreadable"].startswith("pets/cat/g.gif (")
+    write_parquet(tmp_path / "bad.parquet", [Pair("bad", b"no image")])
+    for name, fault in (
+        ("no.parquet", "does not exist"),
+        ("bad.parquet", "none of 1 images can be read: bad.parquet:bad"),
+    ):
         with pytest.raises(DcclipError, match=fault):
-            deduplicated(tmp_path, facts, DedupOptions(decontaminate=Decontaminate(paths=(tmp_path / name,))))
+            compared_with(tmp_path, pets, tmp_path / name)
 
 
 @pytest.mark.parametrize("shard", ["test.parquet", "data/test-00000.parquet", "test/0.tar", "0.tar"])
 @pytest.mark.parametrize("picture", ["logo.png", "assets/figure.jpg"])
 def test_a_folder_of_shards_with_a_picture_is_compared_with_both(tmp_path: Path, shard: str, picture: str) -> None:
-    folder = tmp_path / "set"
-    for file in (folder / shard, folder / picture):
+    place, logo = tmp_path / "set" / shard, tmp_path / "set" / picture
+    for file in (place, logo):
         file.parent.mkdir(parents=True, exist_ok=True)
-    (folder / picture).write_bytes(make_picture("logo"))
+    logo.write_bytes(make_picture("logo"))
     pairs = [Pair("e1", make_picture(1), zh=("猫",)), Pair("e2", make_picture(2), en=("a dog",))]
-    if shard.endswith(".tar"):
-        (folder / shard).write_bytes(tar_of(pairs))
-    else:
-        write_parquet(folder / shard, pairs)
-    facts = [fact("0", 1, ["猫"]), fact("1", 2, [], ["a dog"]), fact("2", "logo", ["标志"]), fact("3", 4, ["狗"])]
-    for options in (DedupOptions(decontaminate=Decontaminate(paths=(folder,))), DedupOptions(earlier=(folder,))):
-        decisions, _ = deduplicated(tmp_path, facts, options)
-        assert [row["reason"] is None for row in decisions.values()] == [False, False, False, True]
-        [compared] = json.loads((tmp_path / "dedup" / COMPARED).read_text())
-        assert (compared["path"], compared["images"], compared["unreadable"]) == (str(folder), 3, 0)
+    place.write_bytes(tar_of(pairs)) if shard.endswith(".tar") else write_parquet(place, pairs)
+    small = make_picture(1, kind="JPEG", quality=60)
+    facts = [fact("0", small, ["猫"]), fact("1", 2, [], ["a dog"]), fact("2", "logo", ["标志"]), fact("3", 4, ["狗"])]
+    details, compared = compared_with(tmp_path, facts, tmp_path / "set")
+    folder = f"set/{shard}".rpartition("/")[0]
+    assert details == [f"shows the same as {name}" for name in (f"{folder}:e1", f"{folder}:e2", f"set/{picture}")] + [
+        None
+    ]
+    assert (compared["path"], compared["images"], compared["unreadable"]) == (str(tmp_path / "set"), 3, 0)
 
 
 @pytest.mark.parametrize(("captions", "kept"), [(False, (["黑猫。"], ["black cat", "pet"])), (True, ([], ["pet"]))])

@@ -111,7 +111,8 @@ def test_a_tie_of_k_classes_counts_for_the_part_of_their_orders_that_is_right() 
     ranks, ties = np.asarray([0, 3, 4, 5], np.uint8), np.asarray([3, 3, 4, 2], np.uint8)
     assert metrics.among_first(ranks, ties, 5).tolist() == [1, pytest.approx(2 / 3), 0.25, 0]
     assert metrics.top_k(ranks, 1, ties=ties) == pytest.approx(1 / 3 / 4)
-    assert metrics.mean_per_class(ranks, np.asarray([0, 0, 1, 1]), ties=ties) == pytest.approx(1 / 3 / 2 / 2)
+    right = metrics.among_first(ranks, ties, 1)
+    assert metrics.per_class(right, np.asarray([0, 0, 2, 2]), 3) == pytest.approx([1 / 6, np.nan, 0], nan_ok=True)
 
 
 @given(SCORES, TRUTH, WEIGHTS)

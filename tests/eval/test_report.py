@@ -1,6 +1,5 @@
 """Reports and cards of models show the results, keep what the user wrote, and load nothing from outside."""
 
-import json
 import re
 import shutil
 from dataclasses import replace
@@ -16,9 +15,8 @@ from dcclip_cli.data.pair import Language, Pair
 from dcclip_cli.errors import DcclipError, translated
 from dcclip_cli.eval.card import update_card
 from dcclip_cli.eval.datasets import open_dataset
-from dcclip_cli.eval.leaderboards import write_results
 from dcclip_cli.eval.metrics import score_classes, score_retrieval
-from dcclip_cli.eval.report import errors_of, one_thing, tex_text, write_report
+from dcclip_cli.eval.report import errors_of, one_thing, save_report, tex_text, write_report
 from dcclip_cli.eval.result import save_results, table
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.progress import Silent
@@ -104,32 +102,28 @@ def test_results_of_several_folders_are_one_table_with_charts(tmp_path: Path) ->
 
 
 def test_the_table_of_a_folder_has_all_its_data_sets_in_one_order(tmp_path: Path) -> None:
-    sets = {
-        name: [result("学生", guesses(300), dataset=name, language=language)]
-        for name, language in (("pets-cn", "zh"), ("dtd", "en"), ("cars", "en"))
-    }
+    sets: dict[str, Language] = {"pets-cn": "zh", "dtd": "en", "cars": "en"}
     for name in (*sets, "pets-cn"):
-        write_results(sets[name], tmp_path / "out", ["dcclip"], Silent())
-    (tmp_path / "out" / "package.json").write_text("{}")
-    summary = json.loads((tmp_path / "out/summary.json").read_bytes())
-    assert [entry["dataset"] for entry in summary] == list(sets)
-    table_lines = (tmp_path / "out/table.csv").read_text("utf-8").splitlines()
-    assert [line.split(",")[0] for line in table_lines[1:]] == ["pets", "dtd", "cars"]
-    (tmp_path / "out" / "package.json").unlink()
+        save_report([result("学生", guesses(300), dataset=name, language=sets[name])], [], tmp_path / "out", Silent())
+    lines = (tmp_path / "out/table.csv").read_text("utf-8").splitlines()
+    assert [line.split(",")[0] for line in lines[1:]] == ["pets", "dtd", "cars"]
     convert_results(tmp_path / "out", tmp_path / "again")
     for name in ("summary.json", "table.csv", "table.md"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    other = [result("学生", guesses(8), dataset="mnist", model_fingerprint="other weights")]
+    save_report(other, [], tmp_path / "out", Silent())
+    assert len((tmp_path / "out/table.csv").read_text("utf-8").splitlines()) == 2
 
 
 def test_another_precision_than_fp32_is_named_next_to_the_model(tmp_path: Path) -> None:
     results = [result("学生", guesses(right), precision=name) for right, name in ((300, "fp32"), (299, "bf16"))]
-    write_results(results, tmp_path, ["dcclip"], Silent())
+    save_report(results, [], tmp_path, Silent())
     for name in ("table.md", "table.tex", "table.csv", "report.html", "bars.svg"):
         text = (tmp_path / name).read_text("utf-8")
         assert "学生 (bf16)" in text and "学生 (fp32)" not in text
-    for number, one in enumerate(results):
-        save_results([one], tmp_path / str(number))
-    found = compare(str(tmp_path / "0"), str(tmp_path / "1"))
+    for one in results:
+        save_results([one], tmp_path / one.precision)
+    found = compare(str(tmp_path / "fp32"), str(tmp_path / "bf16"))
     assert (found.first, found.second) == ("学生", "学生 (bf16)")
 
 

@@ -14,10 +14,10 @@ from dcclip_cli.inference.encoder import shortened
 from dcclip_cli.inference.index import (
     Index,
     compressed,
+    distinct,
     embedded_images,
     nearest,
     open_index,
-    open_indexes,
     restored,
     search_all,
 )
@@ -68,12 +68,14 @@ def test_a_picture_of_several_folders_is_one_hit(
         picture.rename(folder / "下" / picture.name)
     monkeypatch.chdir(folder.parent)
     (folder.parent / "链接").symlink_to(folder)
-    model, alone = OnnxEncoder(bundle_folder, "cpu"), open_index(OnnxEncoder(bundle_folder, "cpu"), folder)
+    model = OnnxEncoder(bundle_folder, "cpu")
+    alone = open_index(model, folder)
     spellings = [folder, Path(folder.name), Path(folder.name, "下", ".."), Path("链接")]
-    assert [index.folder for index in open_indexes(model, spellings)] == [folder]
+    assert len(distinct(spellings)) == 1 and distinct([Path(folder, "下"), *spellings])[0] == Path(folder, "下")
     query = np.asarray(alone.embeddings[0])
     for top_k in (2, 5, 99):
-        hits = search_all(open_indexes(model, [Path("链接/下"), folder, folder / "下"]), query, top_k)
+        indexes = [open_index(model, each) for each in (Path("链接/下"), folder, folder / "下")]
+        hits = search_all(indexes, query, top_k)
         assert [hit.image.resolve() for hit in hits] == [hit.image for hit in alone.search(query, top_k)]
 
 

@@ -158,20 +158,19 @@ def _fill_evaluation(connection: DuckDBPyConnection, paths: tuple[Path, ...]) ->
     connection.register("evaluation_rows", signature_table([], number_column))
     connection.execute("CREATE OR REPLACE TABLE evaluation AS FROM evaluation_rows")
     for path in paths:
-        images, faults = 0, list[str]()
+        faults, first = list[str](), total
         signatures = _evaluation_signatures(path, faults)
         while batch := list(islice(signatures, _BATCH)):
             # Numbers are below those of all pairs.
-            rows = [row | {"number": -(total + images + place)} for place, row in enumerate(batch, 1)]
+            rows = [row | {"number": -(total + place)} for place, row in enumerate(batch, 1)]
             connection.register("evaluation_rows", signature_table(rows, number_column))
             connection.execute("INSERT INTO evaluation FROM evaluation_rows")
-            images += len(batch)
-        first_fault = next(iter(faults), "")
-        if not images:
-            what = Message("{}: none of {:,} images can be read: {}", path, len(faults), first_fault)
+            total += len(batch)
+        counts = [str(path), total - first, len(faults), next(iter(faults), "")]
+        if total == first:
+            what = Message("{}: none of {:,} images can be read: {}", path, len(faults), counts[-1])
             raise DcclipError(what, "copy them again, or omit the path")
-        connection.execute("INSERT INTO compared VALUES (?, ?, ?, ?)", [str(path), images, len(faults), first_fault])
-        total += images
+        connection.execute("INSERT INTO compared VALUES (?, ?, ?, ?)", counts)
 
 
 def _evaluation_signatures(path: Path, faults: list[str]) -> Iterator[dict[str, Any]]:

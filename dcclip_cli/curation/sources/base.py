@@ -37,9 +37,6 @@ class Place(NamedTuple):
     offset: int
 
 
-NAMES_CLASS = "names_class"  # key of `Candidate.names_class` in the metadata of collected pairs
-
-
 @dataclass(frozen=True)
 class Candidate:
     """A pair as a source has it, and why it cannot be read if so.

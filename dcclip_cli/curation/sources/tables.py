@@ -182,9 +182,12 @@ class TableSource(ColumnOptions):
         """Candidates with their own key, or else their line number, in Parquet their row number, counted from 1."""
         file = Path(part["file"])
         prefix = key_prefix(self.path, file)
-        rows = ((self.roles(_names(row)), *_as_written(number, row)) for number, row in self._open(file).rows(part))
-        keyed = ((f"{prefix}{key}", cells, roles) for roles, key, cells in rows)
-        return self.candidates(keyed, Folder(self.images or file.parent, self.allow_outside))
+        rows = (
+            (f"{prefix}{key}", cells, roles)
+            for number, row in self._open(file).rows(part)
+            for roles, (key, cells) in [(self.roles(() if isinstance(row, Drop) else row), _as_written(number, row))]
+        )
+        return self.candidates(rows, Folder(self.images or file.parent, self.allow_outside))
 
     def _open(self, file: Path) -> TextTable | ParquetTable:
         if file.suffix.lower() not in _SUFFIXES:
@@ -195,10 +198,6 @@ class TableSource(ColumnOptions):
         # A later line of JSON may be the first with base64.
         kinds = [kind for kind, _ in self.roles(_IMAGES if table.is_json else next(table.headers(), ())).images]
         return table if "base64" in kinds else TextTable(file, self.header, reading.MAX_TEXT_BYTES)
-
-
-def _names(row: Cells) -> Iterable[str]:
-    return () if isinstance(row, Drop) else row
 
 
 def _as_written(number: str, row: Cells) -> tuple[str, Cells]:
