@@ -46,7 +46,7 @@ def gather_numbers(numbers: Sequence[float]) -> list[list[float]]:
     """The numbers of each process, equally many. The hosts agree on them: no device is waited for."""
     if process_count() == 1 or not numbers:
         return [list(numbers)] * process_count()
-    own = torch.tensor(numbers)
+    own = torch.tensor(numbers, dtype=torch.float64)
     everyone = [torch.empty_like(own) for _ in range(process_count())]
     distributed.all_gather(everyone, own, _hosts(distributed.group.WORLD))
     return [one.tolist() for one in everyone]

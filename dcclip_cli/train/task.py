@@ -363,7 +363,7 @@ def cached_backward(task: TrainingTask, batch: Batch, parts: int, accelerator: A
         for piece in pieces:
             states.append((torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None))
             outputs.append(task.outputs(piece))
-    whole = _joined(batch, pieces, outputs)
+    whole = _joined(batch, pieces, outputs, task.student.model)
     with accelerator.autocast():
         terms = task.terms(batch, whole)
     if any(term.requires_grad for term in terms.values()):
@@ -384,13 +384,15 @@ def cached_backward(task: TrainingTask, batch: Batch, parts: int, accelerator: A
     return {name: term.detach() for name, term in terms.items()}
 
 
-def _joined(batch: Batch, pieces: Sequence[Batch], parts: Sequence[Outputs]) -> Outputs:
-    """The outputs of parts as those of the whole batch; its embeddings are leaves that receive gradients."""
+def _joined(batch: Batch, pieces: Sequence[Batch], parts: Sequence[Outputs], model: nn.Module) -> Outputs:
+    """The outputs of parts as those of the whole batch; its embeddings are leaves, with gradients if a tower learns."""
     leaves, device = {}, batch.pixels.device
     for name in (IMAGES, *batch.texts):
+        tower = model.get_submodule("visual" if name == IMAGES else "text")
         order = torch.cat([piece.rows[name] for piece in pieces if name in piece.rows]).argsort()
         joined = torch.cat([part.embeddings[name] for part in parts if name in part.embeddings])
-        leaves[name] = joined[order.to(device, non_blocking=True)].requires_grad_()
+        leaves[name] = joined[order.to(device, non_blocking=True)]
+        leaves[name].requires_grad_(any(parameter.requires_grad for parameter in tower.parameters()))
     features = {name: entry for part in parts for name, entry in part.texts.items()}
     texts = {name: replace(features[name], embedding=leaves[name]) for name in batch.texts}
     image_index = {name: entry.image_index for name, entry in batch.texts.items()}
