@@ -1,7 +1,8 @@
-"""`dcclip serve` under load: speed next to `dcclip embed`, and good requests among broken ones, with SIGTERM.
+"""`dcclip serve` under load: speed next to `dcclip embed`, good requests among broken ones, and hostile clients.
 
 python benchmarks/serve.py speed FOLDER     # of images; on an idle machine
-python benchmarks/serve.py stress 20000
+python benchmarks/serve.py stress 20000     # ends the server by SIGTERM three times
+python benchmarks/serve.py hostile [NAME]   # only against servers that it starts on this machine; ends within minutes
 """
 
 import base64
@@ -9,7 +10,10 @@ import collections
 import http.client
 import io
 import json
+import multiprocessing
+import os
 import random
+import resource
 import socket
 import struct
 import subprocess
@@ -35,11 +39,12 @@ TEXTS = [f"{word}的照片 {number}" for word in ("猫", "海滩", "dog") for nu
 LOST = 0  # the status of a connection without an answer
 
 
-def start() -> subprocess.Popen[str]:
-    """A server that answers."""
+def start(descriptors: int = 0) -> subprocess.Popen[str]:
+    """A server that answers, with at most so many open files."""
     server = subprocess.Popen(
-        [*COMMAND, "serve", "--port", str(PORT)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [*COMMAND, "serve", "--port", str(PORT)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=partial(resource.setrlimit, resource.RLIMIT_NOFILE, (descriptors,) * 2) if descriptors else None,
+    )  # fmt: skip
     assert server.stdout is not None and server.stdout.readline()
     while ask("GET", "/health")[0] != 200:
         time.sleep(0.1)
@@ -96,9 +101,7 @@ def send_broken(image: bytes) -> str:
 
 def stress(requests: int) -> None:
     """Good and broken requests at once; the server is ended by SIGTERM three times and started again."""
-    stream = io.BytesIO()
-    Image.effect_noise((640, 480), 80).convert("RGB").save(stream, "JPEG")
-    image, model, counted = stream.getvalue(), load(), collections.Counter[str]()
+    image, model, counted = noise(640, 480), load(), collections.Counter[str]()
     data = {inputs(text): row for text, row in zip(TEXTS, model.embed_texts(TEXTS), strict=True)}
     data[inputs(image)] = model.embed_images([image])[0]
 
@@ -158,4 +161,113 @@ def speed(folder: Path) -> None:
     server.terminate()
 
 
-speed(Path(sys.argv[2])) if sys.argv[1] == "speed" else stress(int(sys.argv[2]))
+PROBE_S = 15.0  # other clients ask for so long
+
+
+def noise(width: int, height: int) -> bytes:
+    stream = io.BytesIO()
+    Image.effect_noise((width, height), 80).convert("RGB").save(stream, "JPEG")
+    return stream.getvalue()
+
+
+def large_picture() -> bytes:
+    """A small file that takes much memory: transparent, and lying on its side."""
+    stream, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGBA", (7_800, 7_950)).save(stream, "PNG", exif=exif)
+    return stream.getvalue()
+
+
+def form_of(image: bytes) -> bytes:
+    head = b'--x\r\nContent-Disposition: form-data; name="%b"%b\r\n\r\n'
+    return b"".join(
+        [head % (b"labels", b""), b"cat,dog\r\n", head % (b"image", b'; filename="a"'), image, b"\r\n--x--\r\n"]
+    )
+
+
+def leave_after(body: bytes, wait_s: float) -> None:
+    """Send a request and leave without its answer."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", PORT), timeout=60) as connection:
+        head = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        time.sleep(wait_s)
+
+
+def endless_headers() -> None:
+    """Header lines for 10 seconds and 500 MB at most, or until the server closes the connection."""
+    lines, end = b"".join(b"X-%d: %b\r\n" % (number, b"a" * 1000) for number in range(1000)), time.monotonic() + 10
+    with suppress(OSError), socket.create_connection(("127.0.0.1", PORT), timeout=5) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
+        for _ in range(500):
+            connection.sendall(lines)
+            if time.monotonic() > end:
+                return
+
+
+def stay_idle() -> None:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", PORT), timeout=5):
+        time.sleep(PROBE_S)
+
+
+def attack_as(clients: int, attack: Callable[[], object]) -> None:
+    """The attack of so many clients, in a process of its own; prints the statuses that they get."""
+    with ThreadPoolExecutor(clients) as pool:
+        answers = [future.result() for future in [pool.submit(attack) for _ in range(clients)]]
+    print("    attackers:", dict(collections.Counter(answer[0] for answer in answers if isinstance(answer, tuple))))
+
+
+def hostile(only: str = "") -> None:
+    """How long other clients wait, and the server's memory, while some do what no good client does."""
+    small, large = noise(640, 480), large_picture()
+    attacks: dict[str, tuple[int, int, Callable[[], object]]] = {
+        "nothing": (1, 0, lambda: None),
+        "a text of 16 MB": (1, 0, partial(ask, "POST", "/v1/embeddings", inputs("cat dog " * 2_000_000))),
+        "64 clients that leave, 62 megapixels x 4 each": (64, 0, partial(leave_after, inputs(*[large] * 4), 1.0)),
+        "endless headers": (1, 0, endless_headers),
+        "400 idle connections, 256 descriptors": (400, 256, stay_idle),
+        "200 clients with 16 images each": (200, 0, partial(ask, "POST", "/v1/embeddings", inputs(*[small] * 16))),
+        "40 clients with 30 MB each": (40, 0, partial(ask, "POST", "/v1/embeddings", inputs(*[small * 6] * 15))),
+    }
+    probes = {
+        "health": partial(ask, "GET", "/health"),
+        "text": partial(ask, "POST", "/v1/embeddings", inputs("一只狗")),
+        "image": partial(ask, "POST", "/classify", form_of(small), "multipart/form-data; boundary=x"),
+    }
+
+    def probe(call: Callable[[], tuple[int, bytes]]) -> list[tuple[float, int]]:
+        answers, end = [], time.monotonic() + PROBE_S
+        while (begin := time.monotonic()) < end:
+            answers.append((call()[0], time.monotonic() - begin))
+            time.sleep(0.1)
+        return [(wait_s, status) for status, wait_s in answers]
+
+    for name, (clients, descriptors, attack) in attacks.items():
+        if only not in name:
+            continue
+        server = start(descriptors)
+        attacker = multiprocessing.get_context("fork").Process(target=attack_as, args=(clients, attack), daemon=True)
+        attacker.start()
+        time.sleep(0.5)
+        with ThreadPoolExecutor(len(probes)) as pool:
+            waits = dict(zip(probes, pool.map(probe, probes.values()), strict=True))
+        status = Path(f"/proc/{server.pid}/status").read_text()
+        peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
+        print(f"{name}: {peak:,.0f} MiB, load {os.getloadavg()[0]:.0f}", flush=True)
+        for kind, answers in waits.items():
+            statuses = dict(collections.Counter(status for _, status in answers))
+            times = sorted(wait_s for wait_s, _ in answers)
+            print(
+                f"    {kind}: median {times[len(times) // 2]:.2f} s, longest {times[-1]:.2f} s, {statuses}", flush=True
+            )
+        attacker.join(5)
+        attacker.kill()
+        server.kill()
+
+
+match sys.argv[1:]:
+    case ["speed", folder]:
+        speed(Path(folder))
+    case ["stress", count]:
+        stress(int(count))
+    case ["hostile", *names]:
+        hostile(*names)

@@ -8,7 +8,6 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -243,14 +242,16 @@ def set_library_defaults() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
-def allow_open_files() -> None:
-    """Raise this process's soft limit of open files to the hard one."""
-    with suppress(ImportError):  # on Windows, which has no such limit
+def allow_open_files() -> int:
+    """Raise this process's soft limit of open files to the hard one, which is returned."""
+    try:
         import resource
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        most = _MACOS_OPEN_FILES if hard == resource.RLIM_INFINITY else hard
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+    except ImportError:  # on Windows, which has no such limit
+        return _MACOS_OPEN_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = max(soft, _MACOS_OPEN_FILES if hard == resource.RLIM_INFINITY else hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    return limit
 
 
 def loading_processes(wanted: int | Literal["auto"], device: str = "cpu", processes: int = 1) -> int:

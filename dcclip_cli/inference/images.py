@@ -18,13 +18,14 @@ from PIL import Image
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.inference.encoder import Encoder
 from dcclip_cli.machine import cores
-from dcclip_cli.model.preprocess import FORMATS, decode
+from dcclip_cli.model.preprocess import FORMATS, MAX_PIXELS, decode
 
 Item = TypeVar("Item")
 Result = np.ndarray | DcclipError
 BATCH_SIZE = 16
 _AHEAD = 3  # batches of images that are read ahead at most
 _NEWER = {".avif": "AVIF", ".heic": "HEIF", ".heif": "HEIF"}  # suffix -> Pillow's name of the format
+_MIME_TYPES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png", b"RIFF": "image/webp"}
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", *_NEWER)
 
 
@@ -53,7 +54,7 @@ def find_images(given: Iterable[str], listed: Iterable[str] = ()) -> Iterator[Pa
             yield Path(name)
 
 
-def read(source: Path | bytes) -> Image.Image:
+def read(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """`decode` for users' pictures: AVIF as well, and HEIC with the package pillow-heif. Raises DcclipError."""
     if isinstance(source, bytes):
         form = "" if source[4:8] != b"ftyp" else "AVIF" if source[8:11] == b"avi" else "HEIF"
@@ -68,7 +69,14 @@ def read(source: Path | bytes) -> Image.Image:
         register_heif_opener()
     if form == "AVIF":
         from PIL import AvifImagePlugin  # noqa: F401
-    return decode(source, formats=(*FORMATS, form) if form else FORMATS)
+    return decode(source, max_pixels, (*FORMATS, form) if form else FORMATS)
+
+
+def mime_type(content: bytes) -> str | None:
+    """The MIME type of an image file by its first bytes, None for what is no image that `read` reads."""
+    if content[4:8] == b"ftyp":
+        return "image/avif" if content[8:11] == b"avi" else "image/heic"
+    return next((kind for start, kind in _MIME_TYPES.items() if content.startswith(start)), None)
 
 
 def _below(folder: str) -> list[Path]:

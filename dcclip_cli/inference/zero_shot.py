@@ -69,6 +69,22 @@ def class_means(embeddings: np.ndarray, counts: Sequence[int]) -> np.ndarray:
     return sums / lengths
 
 
+def label_prompts(
+    model: Encoder, labels: Sequence[str], templates: Sequence[str] | None = None, multi_label: bool = False
+) -> tuple[list[list[str]], dict[str, list[str]]]:
+    """The texts of each label, and by language those that `multi_label` compares with if the model has no bias.
+
+    Raises DcclipError without labels, and for a template without {}.
+    """
+    if not labels or not all(label.strip() for label in labels):
+        raise DcclipError("no labels given, or an empty one", "name what to look for, for example: --labels 猫,dog")
+    prompts = _prompts(model, templates)
+    languages = [language_by_script(label) for label in labels]
+    compared = languages if multi_label and model.logit_bias is None else []
+    texts = [fill(prompts[language], label) for language, label in zip(languages, labels, strict=True)]
+    return texts, {language: fill(prompts[language], _ANYTHING[language]) for language in compared}
+
+
 class Labels:
     """Labels as embeddings, each the mean over the prompt templates for the language of the label's script.
 
@@ -87,21 +103,16 @@ class Labels:
         multi_label: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        if not labels or not all(label.strip() for label in labels):
-            raise DcclipError("no labels given, or an empty one", "name what to look for, for example: --labels 猫,dog")
-        prompts = _prompts(model, templates)
+        texts, neutral_texts = label_prompts(model, labels, templates, multi_label)
         self.names = tuple(labels)
         self._scale, self._bias = model.logit_scale, model.logit_bias
-        filled = [fill(prompts[language_by_script(label)], label) for label in labels]
-        with (progress or Silent()).task(Message("labels"), sum(map(len, filled))) as task:
-            self._embeddings = class_embeddings(model, filled, advance=task.advance)
+        with (progress or Silent()).task(Message("labels"), sum(map(len, texts))) as task:
+            self._embeddings = class_embeddings(model, texts, advance=task.advance)
         self.unknown = unknown_of(model.known, labels, self._embeddings)
         self._multi_label, self._anything = multi_label, None
-        if multi_label and self._bias is None:
-            languages = [language_by_script(label) for label in labels]
-            neutral = {one: fill(prompts[one], _ANYTHING[one]) for one in languages}
-            by_language = dict(zip(neutral, class_embeddings(model, list(neutral.values())), strict=True))
-            self._anything = np.stack([by_language[one] for one in languages])
+        if neutral_texts:
+            by_language = dict(zip(neutral_texts, class_embeddings(model, list(neutral_texts.values())), strict=True))
+            self._anything = np.stack([by_language[language_by_script(label)] for label in labels])
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """(B, C) for image embeddings (B, D) of length 1.

@@ -31,6 +31,10 @@ RESAMPLING = {
 }
 
 
+class TooManyPixelsError(DcclipError):
+    """An image has more pixels than may be decoded."""
+
+
 def decode(
     source: bytes | Path, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS, draft: int = 0
 ) -> Image.Image:
@@ -49,7 +53,7 @@ def decode(
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
                 if image.width * image.height > max_pixels:
                     what = Message("{} has {} x {} pixels, more than {:,}", name, *image.size, max_pixels)
-                    raise DcclipError(what, _SMALLER)
+                    raise TooManyPixelsError(what, _SMALLER)
                 if max(image.size) > MAX_ASPECT * min(image.size):
                     what = Message(
                         "{} has {} x {} pixels, one side over {} times the other", name, *image.size, MAX_ASPECT
@@ -63,7 +67,7 @@ def decode(
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\d+", str(error))  # Pillow's own limit, which it checks first
         many = Message("{:,}", int(pixels[0])) if pixels else Message("too many")
-        raise DcclipError("{} has {} pixels, more than {:,}", _SMALLER, name, many, max_pixels) from None
+        raise TooManyPixelsError("{} has {} pixels, more than {:,}", _SMALLER, name, many, max_pixels) from None
     except UnidentifiedImageError:
         what = Message("{} is not a readable image: it is not JPEG, PNG or WebP", name)
         raise DcclipError(what, "convert it to JPEG, PNG or WebP") from None

@@ -6,15 +6,20 @@ import asyncio
 import base64
 import gc
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+import os
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import quote, unquote_to_bytes
 
 import numpy as np
 from fastapi import FastAPI, File, Form, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
+from fastapi.responses import HTMLResponse, PlainTextResponse, Response
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
@@ -22,19 +27,23 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
 
 from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.files import refuse_special
 from dcclip_cli.html import jpeg_thumbnail
 from dcclip_cli.inference.encoder import Encoder
-from dcclip_cli.inference.images import read
+from dcclip_cli.inference.images import batched, mime_type
 from dcclip_cli.inference.index import Index, direction, search_all
 from dcclip_cli.inference.model import best
-from dcclip_cli.inference.zero_shot import Labels
+from dcclip_cli.inference.zero_shot import Labels, label_prompts
 from dcclip_cli.model.known import unknown_of
-from dcclip_cli.serve.batches import BatchedEncoder, RefusedError, data_url_bytes
-from dcclip_cli.serve.guard import MAX_BODY, Guard, Metrics, error_response, language_of
+from dcclip_cli.serve.batches import IMAGE_URL, MAX_TEXTS, BatchedEncoder, RefusedError, image_of_data_url, no_data_url
+from dcclip_cli.serve.guard import MAX_BODY, Guard, Metrics, error_response
 from dcclip_cli.text import split
 from dcclip_cli.versions import VERSION
 
 MAX_LABELS = 1000
+_STORED_LABELS = 10_000  # whose embeddings are stored
+_LARGE_JSON = 64 << 10  # bytes that are parsed in a thread, since nobody is answered meanwhile
+_MAX_PICTURE = 128 << 20  # bytes of a file that is shown
 _THUMBNAIL_PX = 480
 _PAGE_POLICY = "default-src 'self'; img-src 'self' blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 _OF_LABELS = "Labels in Chinese, English or both, separated by , ， or 、."
@@ -48,7 +57,12 @@ class Part(BaseModel):
     image_url: dict[str, str] = {}
 
     def input(self) -> str:
-        return self.text if self.type == "text" else self.image_url.get("url", "data:")
+        if self.type == "text":
+            return self.text
+        url = self.image_url.get("url", "")
+        if not url.startswith(IMAGE_URL):
+            raise no_data_url(url)
+        return url
 
 
 class ChatMessage(BaseModel):
@@ -68,16 +82,49 @@ class EmbeddingRequest(BaseModel):
     dimensions: int | None = Field(None, ge=1, le=8192)
 
     def inputs(self) -> list[str]:
-        """The texts and data URLs that are asked for. Raises DcclipError for token ids."""
-        if self.input is not None:
-            given = [self.input] if isinstance(self.input, str) else self.input
-            if any(not isinstance(one, str) for one in given):
-                hint = Message("send texts; with LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False")
-                raise DcclipError("the input is token ids of another model's tokenizer", hint)
-            return [one for one in given if isinstance(one, str)]
-        parts = [[one.content] if isinstance(one.content, str) else [part.input() for part in one.content]
-                 for one in self.messages]  # fmt: skip
-        return [text for texts in parts for text in texts if text]
+        """The texts and data URLs, in their order. Raises DcclipError for token ids."""
+        if self.input is None:
+            contents = (message.content for message in self.messages)
+            return list(
+                chain.from_iterable([one] if isinstance(one, str) else map(Part.input, one) for one in contents)
+            )
+        inputs = [self.input] if isinstance(self.input, str) else self.input
+        texts = [text for text in inputs if isinstance(text, str)]
+        if len(texts) < len(inputs):
+            hint = Message("send texts; with LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False")
+            raise DcclipError("the input is token ids of another model's tokenizer", hint)
+        return texts
+
+
+class _Request(Request):
+    async def json(self) -> Any:
+        body = await self.body()
+        return await self.app.state.server.run(json.loads, len(body), body)
+
+
+class _Route(APIRoute):
+    """A route that lets other requests be answered while it parses a large one."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_request(request: Request) -> Response:
+            return await handle(_Request(request.scope, request.receive))
+
+        return handle_request
+
+
+class _EmbeddedTexts:
+    """An encoder that has embedded all texts that it will be asked for."""
+
+    def __init__(self, encoder: Encoder, rows: dict[str, np.ndarray]) -> None:
+        self._encoder, self._rows = encoder, rows
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoder, name)
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        return np.stack([self._rows[text] for text in texts])
 
 
 class Server:
@@ -86,7 +133,7 @@ class Server:
     def __init__(
         self, encoder: Encoder, indexes: Sequence[Index], immich_dims: int, say: Callable[[str], object]
     ) -> None:
-        self.metrics = Metrics(lambda kind: (self.encoder.texts if kind == "text" else self.encoder.images).waiting)
+        self.metrics = Metrics(lambda kind: self.encoder.waiting(kind))
         self.encoder = BatchedEncoder(encoder, lambda kind, size: self.metrics.batches.labels(kind).observe(size))
         self.indexes, self.immich_dims, self._say = indexes, immich_dims, say
         self.stopping = False  # set once no more requests are taken
@@ -98,30 +145,36 @@ class Server:
         """Embeddings (N, D) of texts and data URLs of images, in their order."""
         if not inputs:
             raise DcclipError("there is no input", "send a text, or an image as a data URL")
-        is_image = np.array([one.startswith("data:") for one in inputs])
-        files = [data_url_bytes(one) for one in inputs if one.startswith("data:")]
-        texts = [one for one in inputs if not one.startswith("data:")]
-        asked = [self.encoder.embed_images(files)] if files else []
-        asked += [self.encoder.embed_texts(texts)] if texts else []
-        found = await asyncio.gather(*asked)
-        rows = np.empty((len(inputs), self.dims), np.float32)
-        if files:
-            rows[is_image] = found[0]
-        if texts:
-            rows[~is_image] = found[-1]
-        return rows
+        urls = [url for url in inputs if url.startswith(IMAGE_URL)]
+        texts = [text for text in inputs if not text.startswith(IMAGE_URL)]
+        files = await self.encoder.in_pool(lambda: [image_of_data_url(url) for url in urls]) if urls else []
+        parts = [self.encoder.embed_images(files)] if files else []
+        parts += [self.encoder.embed_texts(texts)] if texts else []
+        embedded = np.concatenate(await asyncio.gather(*parts))  # images first
+        is_text = np.array([not text.startswith(IMAGE_URL) for text in inputs])
+        return np.asarray(embedded[np.argsort(np.argsort(is_text, kind="stable"))])
+
+    async def run(self, function: Callable[..., Any], size: int, *arguments: object) -> Any:
+        """The result of a call that converts so many bytes, many of them in a thread: others get answers meanwhile."""
+        return await self.encoder.in_pool(function, *arguments) if size > _LARGE_JSON else function(*arguments)
 
     async def labels(self, names: Sequence[str], multi_label: bool) -> Labels:
-        """The labels' embeddings, of which the last 100 sets are kept."""
+        """The labels' embeddings; those of the last 10,000 labels are stored."""
         if len(names) > MAX_LABELS:
             raise DcclipError("{:,} labels in a request", "send up to {:,}", len(names), MAX_LABELS)
         key = (*names, multi_label)
-        if key not in self._labels:
-            made = await self.encoder.in_pool(Labels, self.encoder.encoder, names, None, multi_label)
-            while len(self._labels) >= 100:
+        if (labels := self._labels.get(key)) is None:
+            texts, neutral_texts = label_prompts(self.encoder.encoder, names, None, multi_label)
+            prompts = list(dict.fromkeys(chain(*texts, *neutral_texts.values())))
+            rows: dict[str, np.ndarray] = {}
+            for batch in batched(prompts, MAX_TEXTS):
+                rows |= zip(batch, await self.encoder.embed_texts(batch), strict=True)
+            embedded: Any = _EmbeddedTexts(self.encoder.encoder, rows)
+            labels = await self.encoder.in_pool(Labels, embedded, names, None, multi_label)
+            while self._labels and sum(len(stored.names) for stored in self._labels.values()) > _STORED_LABELS:
                 del self._labels[next(iter(self._labels))]
-            self._labels[key] = made
-        return self._labels[key]
+            self._labels[key] = labels
+        return labels
 
     def for_immich(self, vector: np.ndarray) -> str:
         """An embedding as immich takes it: a list in JSON as a text. Zeros at its end change no cosine."""
@@ -139,7 +192,7 @@ def application(
     indexes: Sequence[Index] = (),
     token: str | None = None,
     immich_dims: int = 512,
-    hosts: Sequence[str] = (),
+    hosts: Collection[str] = (),
     say: Callable[[str], object] = lambda _: None,
 ) -> FastAPI:
     """The ASGI application. `hosts` are the names it answers to, all by default."""
@@ -152,13 +205,10 @@ def application(
             yield
 
     MultiPartParser.spool_max_size = MAX_BODY  # no uploads on disk
-    app = FastAPI(title="dcclip", version=VERSION, lifespan=lifespan)
+    app = FastAPI(title="dcclip", version=VERSION, lifespan=lifespan, redoc_url=None)
+    app.router.route_class = _Route
     app.state.server = server
-    app.add_middleware(Guard, metrics=server.metrics, token=token, stopping=lambda: server.stopping)
-    if hosts:
-        from starlette.middleware.trustedhost import TrustedHostMiddleware
-
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    app.add_middleware(Guard, metrics=server.metrics, token=token, hosts=hosts, stopping=lambda: server.stopping)
     _add_errors(app)
     _add_status(app, server)
     _add_model(app, server)
@@ -170,20 +220,19 @@ def application(
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(DcclipError)
     async def refused(request: Request, error: DcclipError) -> Response:
-        status = error.status if isinstance(error, RefusedError) else 422
-        return error_response(status, error, language_of(request.scope), {"Retry-After": "1"} if status == 429 else {})
+        return error_response(request.scope, error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
-        said = DcclipError("the request is not as it should be: {}: {}", "see /docs for its form", where, first["msg"])
-        return error_response(422, said, language_of(request.scope))
+        what = Message("the request is not as it should be: {}: {}", where, first["msg"])
+        return error_response(request.scope, DcclipError(what, "see /docs for its form"))
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
-        said = DcclipError("{}", "see /docs for what there is", error.detail)
-        return error_response(error.status_code, said, language_of(request.scope), error.headers)
+        what = DcclipError("{}", "see /docs for what there is", error.detail)
+        return error_response(request.scope, what, error.status_code, error.headers)
 
 
 def _add_status(app: FastAPI, server: Server) -> None:
@@ -216,17 +265,16 @@ def _add_model(app: FastAPI, server: Server) -> None:
                 raise DcclipError("{} has embeddings of {} numbers", "ask for no more dimensions", name, server.dims)
             rows = rows[:, : asked.dimensions]
             rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-        coded = asked.encoding_format == "base64"
-        data = [
-            {
-                "object": "embedding",
-                "index": index,
-                "embedding": base64.b64encode(row.astype("<f4").tobytes()).decode() if coded else row.tolist(),
-            }
-            for index, row in enumerate(rows)
-        ]
         usage = {"prompt_tokens": 0, "total_tokens": 0}  # nothing is charged
-        return _json({"object": "list", "data": data, "model": name, "usage": usage})
+
+        def response() -> Response:
+            coded: list[Any] = rows.tolist()
+            if asked.encoding_format == "base64":
+                coded = [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in rows]
+            data = [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(coded)]
+            return _json({"object": "list", "data": data, "model": name, "usage": usage})
+
+        return await server.run(response, rows.nbytes)
 
     @app.post("/classify")
     async def classify(
@@ -288,6 +336,7 @@ def _immich_model(entries: str, kind: str) -> str:
 
 def _add_search(app: FastAPI, server: Server) -> None:
     shown = [frozenset(index.paths) for index in server.indexes]
+    thumbnail = partial(jpeg_thumbnail, max_px=_THUMBNAIL_PX)
 
     @app.post("/search")
     async def search(
@@ -304,35 +353,53 @@ def _add_search(app: FastAPI, server: Server) -> None:
         if not texts and not files:
             raise DcclipError("there is no text and no image", "send one of them")
         added = [await server.encoder.embed_texts(texts)] if texts else []
-        unknown = unknown_of(server.encoder.encoder.known, texts, added[0]) if texts else []
+        known = server.encoder.encoder.known
+        unknown = unknown_of(known, texts, added[0]) if texts else []
+        subtracted = await server.encoder.embed_texts(minus) if minus else None
+        unknown += [] if subtracted is None else unknown_of(known, minus, subtracted)
         added += [await server.encoder.embed_images(files)] if files else []
-        query = direction(np.concatenate(added), await server.encoder.embed_texts(minus) if minus else None)
+        query = direction(np.concatenate(added), subtracted)
+        hits = await server.encoder.in_pool(search_all, server.indexes, query, top_k)
         results = []
-        for hit in await server.encoder.in_pool(search_all, server.indexes, query, top_k):
+        for hit in hits:
             number, index = next(
                 (place, one) for place, one in enumerate(server.indexes) if hit.image.is_relative_to(one.folder)
             )
-            name = hit.image.relative_to(index.folder)
-            results.append({"image": str(hit.image), "folder": number, "path": str(name), "score": round(hit.score, 6)})
-        return {"results": results, "unknown": unknown}
+            name = os.fsencode(hit.image.relative_to(index.folder))  # which may not be UTF-8
+            result = {"image": os.fsencode(hit.image).decode(errors="replace"), "path": name.decode(errors="replace")}
+            place = {"folder": number, "url": f"images/{number}/{quote(name)}"}
+            results.append(result | place | {"score": round(hit.score, 6)})
+        fits = bool(files) or known is None or hits[0].score >= known.fits
+        return {"results": results, "unknown": unknown, "fits": fits}
 
     @app.get("/images/{folder}/{path:path}")
-    async def picture(folder: int, path: str, small: Annotated[bool, Query()] = False) -> Response:
+    async def picture(request: Request, folder: int, path: str, small: Annotated[bool, Query()] = False) -> Response:
         """An image of a folder that is searched, or a `small` one."""
-        if not 0 <= folder < len(shown) or path not in shown[folder]:
-            raise RefusedError("there is no such image", "take folder and path from an answer of /search", status=404)
-        file = server.indexes[folder].folder / path
-        if not small:
-            return FileResponse(file)
-        content = await server.encoder.in_pool(lambda: jpeg_thumbnail(read(file), _THUMBNAIL_PX))
-        return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+        missing = RefusedError("there is no such image", "take the url from an answer of /search", status=404)
+        name = os.fsdecode(unquote_to_bytes(request.scope["raw_path"]).split(b"/", 3)[3])  # `path` has to be UTF-8
+        if not 0 <= folder < len(shown) or name not in shown[folder]:
+            raise missing
+        file, cached = server.indexes[folder].folder / name, {"Cache-Control": "private, max-age=3600"}
+        try:
+            if small:
+                [content] = await server.encoder.make_of_images([(file, thumbnail)])
+                return Response(content, media_type="image/jpeg", headers=cached)
+            content = await server.encoder.in_pool(_read_picture, file)
+        except (OSError, DcclipError) as error:  # it was removed or replaced
+            raise error if isinstance(error, RefusedError) else missing from None
+        if (kind := mime_type(content)) is None or len(content) > _MAX_PICTURE:
+            raise missing
+        return Response(content, media_type=kind)
 
     page = Path(__file__).with_name("page.html").read_text("utf-8")
 
     @app.get("/", response_class=HTMLResponse)
-    async def root(token: str | None = None) -> Response:
-        """A page to search with; `?token=` is kept in a cookie."""
-        response = HTMLResponse(page, headers={"Content-Security-Policy": _PAGE_POLICY})
-        if token:
-            response.set_cookie("dcclip_token", token, httponly=True, samesite="strict")
-        return response
+    async def root() -> Response:
+        """A page to search with; a `?token=` goes to a cookie."""
+        return HTMLResponse(page, headers={"Content-Security-Policy": _PAGE_POLICY})
+
+
+def _read_picture(file: Path) -> bytes:
+    refuse_special(file)
+    with file.open("rb") as stream:
+        return stream.read(_MAX_PICTURE + 1)

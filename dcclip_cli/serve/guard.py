@@ -1,16 +1,17 @@
-"""What stands before every request: the token, the limits of bodies and of requests at a time, and the counters."""
+"""What stands before every request: its host, the token, limits of bodies and answers, and the counters."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
 import time
-from collections.abc import Callable, MutableMapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, MutableMapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from starlette.requests import Request
 
@@ -19,27 +20,34 @@ from dcclip_cli.serve.batches import RefusedError, busy
 from dcclip_cli.text import size_in_words
 
 MAX_BODY = 32 << 20  # bytes of one request
-_ALL_BODIES = 256 << 20  # bytes of the requests that are here
+_MAX_BYTES = 128 << 20  # of all requests and answers
+_SMALL_BYTES = 64 << 10  # of a request or an answer that is taken although others have used _MAX_BYTES up
+_SENT_BYTES = 256 << 10  # of an answer at a time: the rest counts until the client has taken them
 _BODY_S = 30.0  # in which a body has to arrive
-_DISCARD_S = 2.0  # in which the rest of a refused body may arrive
-_AT_A_TIME = 512  # requests
+_LARGE_BYTES = 512 << 10  # of a body, whose rest is read when few others are: reading delays all answers
+_LARGE_AT_A_TIME = 8
 _OPEN = ("/health", "/ping")  # to anyone
 _COOKIE = "dcclip_token"
+_SAFETY = [
+    (b"content-security-policy", b"frame-ancestors 'none'"),
+    (b"cross-origin-resource-policy", b"same-origin"),  # no page of another site shows pictures
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+]
 
 Scope = MutableMapping[str, Any]
 
 
-def error_response(status: int, error: DcclipError, language: Language, headers: Any = None) -> JSONResponse:
-    """An error in OpenAI's form, in the client's language, with a hint."""
+def error_response(scope: Scope, error: DcclipError, status: int = 422, headers: Any = None) -> JSONResponse:
+    """An error in OpenAI's form, in the language that the client prefers, with a hint."""
+    chinese = dict(scope["headers"]).get(b"accept-language", b"")[:2].lower() == b"zh"
+    language: Language = "zh" if chinese else "en"
+    status = error.status if isinstance(error, RefusedError) else status
     kind = "invalid_request_error" if status < 500 and status != 429 else "server_error"
-    content = {"message": translated(error.what, language), "hint": translated(error.hint, language)}
+    texts = {"message": translated(error.what, language), "hint": translated(error.hint, language)}
+    content = {name: text.encode(errors="replace").decode() for name, text in texts.items()}  # half a surrogate pair
+    headers = {429: {"Retry-After": "1"}, 408: {"Connection": "close"}}.get(status, headers)
     return JSONResponse({"error": content | {"type": kind, "code": status}}, status, headers)
-
-
-def language_of(scope: Scope) -> Language:
-    """The language that the client prefers."""
-    accepted = dict(scope["headers"]).get(b"accept-language", b"")
-    return "zh" if accepted[:2].lower() == b"zh" else "en"
 
 
 class Metrics:
@@ -59,97 +67,136 @@ class Metrics:
 
 
 class Guard:
-    """ASGI middleware that reads each body, within limits, before the application sees the request."""
+    """ASGI middleware that reads each body, within limits, before the application sees the request.
 
-    def __init__(self, app: Any, metrics: Metrics, token: str | None, stopping: Callable[[], bool]) -> None:
-        self._app, self._metrics, self._token, self._stopping = app, metrics, token, stopping
-        self._requests = self._bytes = 0
+    It answers to the names `hosts` only, all by default. A request whose client leaves is cancelled.
+    """
+
+    def __init__(
+        self, app: Any, metrics: Metrics, token: str | None, hosts: Collection[str], stopping: Callable[[], bool]
+    ) -> None:
+        self._app, self._metrics, self._token, self._hosts, self._stopping = app, metrics, token, hosts, stopping
+        self._sizes: dict[object, int] = {}  # bytes of the body and the answer of each request
+        self._large_bodies = asyncio.Semaphore(_LARGE_AT_A_TIME)
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        begin, status, size, more = time.perf_counter(), 0, 0, True
+        begin, request = time.perf_counter(), object()
+        start: Any = {"status": 0}
 
-        async def noting(message: Any) -> None:
-            nonlocal status
-            status = message.get("status", status)
-            await send(message)
+        async def answer(message: Any) -> None:
+            nonlocal start
+            if message["type"] == "http.response.start":
+                start = message
+                return
+            content = message.get("body", b"")
+            self._sizes[request] += len(content)
+            if self._is_full(len(content)):
+                self._sizes[request] -= len(content)
+                return await error_response(scope, busy())(scope, receive, answer)
+            await send(start | {"headers": [*start["headers"], *_SAFETY]})
+            for first in range(0, len(content) or 1, _SENT_BYTES):
+                part = content[first : first + _SENT_BYTES]
+                await send({"type": "http.response.body", "body": part, "more_body": first + len(part) < len(content)})
 
-        self._requests += 1
+        self._sizes[request] = 0
         try:
-            self._admit(scope)
-            body = bytearray()
-            async with asyncio.timeout(_BODY_S):
-                while more:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        return
-                    size += len(message.get("body", b""))
-                    self._bytes += len(message.get("body", b""))
-                    more = message.get("more_body", False)
-                    self._check_size(size)
-                    body += message.get("body", b"")
-            await self._app(scope, _replayed(bytes(body), receive), noting)
+            response = self._admit(scope)
+            body = await self._read(request, receive)
+            if response is not None:
+                await response(scope, receive, answer)
+            elif body is not None:
+                await _cancelled_without_client(partial(self._app, scope), body, receive, answer)
         except RefusedError as error:
-            if more:
-                await _discard(receive)
-            headers = {"Retry-After": "1"} if error.status == 429 else {"Connection": "close"}
-            await error_response(error.status, error, language_of(scope), headers)(scope, receive, noting)
-        except TimeoutError:
-            late = DcclipError("the body did not arrive within {:.0f} s", "send it again", _BODY_S)
-            await error_response(408, late, language_of(scope), {"Connection": "close"})(scope, receive, noting)
+            self._sizes[request] = 0
+            await error_response(scope, error)(scope, receive, answer)
         finally:
-            self._requests -= 1
-            self._bytes -= size
+            del self._sizes[request]
             path = getattr(scope.get("route"), "path", "other")
-            self._metrics.requests.labels(path, status).inc()
+            self._metrics.requests.labels(path, start["status"]).inc()
             self._metrics.seconds.labels(path).observe(time.perf_counter() - begin)
 
-    def _admit(self, scope: Scope) -> None:
+    def _admit(self, scope: Scope) -> Response | None:
+        """The answer to a page's address with the token, which goes to a cookie and out of the address."""
         request = Request(scope)
+        if self._hosts and host_name(request.headers.getlist("host")) not in self._hosts:
+            raise RefusedError("this server has another name", "use the address that dcclip serve prints", status=400)
+        page_token = request.query_params.get("token", "") if scope["path"] == "/" else ""
+        if page_token:
+            scope["query_string"] = b""  # which uvicorn logs
         if self._token is not None and scope["path"] not in _OPEN:
-            given = (
-                request.headers.get("authorization", "").removeprefix("Bearer ").strip(),
-                request.cookies.get(_COOKIE, ""),
-                *request.query_params.getlist("token"),
-            )
-            if not any(hmac.compare_digest(one.encode(), self._token.encode()) for one in given):
+            bearer = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+            token = page_token or bearer or request.cookies.get(_COOKIE, "")
+            if not hmac.compare_digest(token.encode(), self._token.encode()):
                 raise RefusedError(
                     "the token is missing or wrong", "send the header Authorization: Bearer TOKEN", status=401
                 )
         if self._stopping():
             raise RefusedError("the server is stopping", "try again in a minute", status=503)
-        if self._requests > _AT_A_TIME:
-            raise busy()
         length = request.headers.get("content-length", "0")
         self._check_size(int(length) if length.isdigit() else 0)
+        if not page_token:
+            return None
+        response = RedirectResponse("./", 303)
+        if self._token is not None:
+            response.set_cookie(_COOKIE, self._token, httponly=True, samesite="strict")
+        return response
+
+    async def _read(self, request: object, receive: Any) -> bytes | None:
+        """The body; None if the client leaves before it is complete."""
+        body, continues, is_large = bytearray(), True, False
+        try:
+            async with AsyncExitStack() as turns, asyncio.timeout(_BODY_S):
+                while continues:
+                    if len(body) > _LARGE_BYTES and not is_large:
+                        is_large = True
+                        await turns.enter_async_context(self._large_bodies)
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    body += message.get("body", b"")
+                    continues = message.get("more_body", False)
+                    self._sizes[request] = len(body)
+                    self._check_size(len(body))
+        except TimeoutError:
+            raise RefusedError(
+                "the body did not arrive within {:.0f} s", "send it again", _BODY_S, status=408
+            ) from None
+        return bytes(body)
 
     def _check_size(self, size: int) -> None:
         if size > MAX_BODY:
             larger = Message("the body is larger than {}", size_in_words(MAX_BODY))
             raise RefusedError(larger, "send fewer or smaller images", status=413)
-        if self._bytes > _ALL_BODIES:
+        if self._is_full(size):
             raise busy()
 
-
-async def _discard(receive: Any) -> None:
-    """Read on for a while: a connection that is closed with data unread is reset, and its client loses the answer."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_DISCARD_S):
-            left = MAX_BODY
-            while left > 0 and (message := await receive()).get("more_body", False):
-                left -= len(message["body"])
+    def _is_full(self, size: int) -> bool:
+        return size > _SMALL_BYTES and sum(self._sizes.values()) > _MAX_BYTES
 
 
-def _replayed(body: bytes, receive: Any) -> Any:
-    """A `receive` that gives the whole body once, and then what the server says."""
-    given = False
+def host_name(headers: Sequence[str]) -> str | None:
+    """The name in the only Host header of a request, in lower case."""
+    with suppress(ValueError):
+        return urlsplit(f"//{headers[0]}").hostname if len(headers) == 1 else None
+    return None
 
-    async def again() -> Any:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
 
-    return again
+async def _cancelled_without_client(run: Any, body: bytes, receive: Any, send: Any) -> None:
+    """Run the application, which gets the body at once, until it is done or the client has left."""
+    leaving = asyncio.create_task(receive())
+    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def receive_again() -> Any:
+        return next(messages, None) or await asyncio.shield(leaving)
+
+    answering = asyncio.create_task(run(receive_again, send))
+    try:
+        await asyncio.wait([answering, leaving], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        leaving.cancel()
+        if not answering.done():
+            answering.cancel()
+    with suppress(asyncio.CancelledError):
+        await answering

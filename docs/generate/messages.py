@@ -27,7 +27,9 @@ from dcclip_cli.recipe.schema import Recipe
 ROOT = Path(__file__).parents[2]
 FILE = LOCALES / "zh" / "LC_MESSAGES" / f"{DOMAIN}.po"
 # Calls whose first arguments are messages, and how many.
-CALLS = {"Message": 1, "DcclipError": 2, "AgainError": 2, "NotFiniteError": 2, "RefusedError": 2}
+CALLS = {"Message": 1} | dict.fromkeys(
+    ("DcclipError", "AgainError", "NotFiniteError", "RefusedError", "TooManyPixelsError"), 2
+)
 TYPER = "typer"
 HEADER = """\
 # Messages of dcclip in Chinese, written by docs/generate/messages.py.

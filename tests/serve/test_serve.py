@@ -2,14 +2,18 @@
 
 import base64
 import json
+import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +22,18 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-import dcclip_cli.serve.guard as guard
+from dcclip_cli.cli import serve
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.inference.index import open_index
 from dcclip_cli.inference.model import Model
 from dcclip_cli.model.known import Known
 from dcclip_cli.model.reference import resolve
+from dcclip_cli.serve import guard, server
 from dcclip_cli.serve.app import application
+from dcclip_cli.serve.batches import BatchedEncoder
+from dcclip_cli.serve.server import Server
+from tests.curation.test_executors import wait
 from tests.images import encode, png_header
 
 
@@ -58,9 +67,9 @@ def test_embeddings_have_the_form_of_openai_for_texts_and_images_in_their_order(
     wanted = model.embed_texts(["红"])[0, :8]
     np.testing.assert_allclose(found, wanted / np.linalg.norm(wanted), atol=1e-5)
     chat = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": inputs[1]}}]}]  # vLLM's
-    assert (
-        np.array(client.post("/v1/embeddings", json={"messages": chat}).json()["data"][0]["embedding"]) @ image > 0.9999
-    )
+    chat += [{"role": "user", "content": "data: 季度报告"}]
+    rows = np.array([one["embedding"] for one in client.post("/v1/embeddings", json={"messages": chat}).json()["data"]])
+    assert (rows * np.stack([image, *model.embed_texts(["data: 季度报告"])])).sum(axis=1).min() > 0.9999
 
 
 def test_immich_gets_a_list_as_a_text_padded_with_zeros_for_whatever_model_it_names(
@@ -80,6 +89,7 @@ def test_immich_gets_a_list_as_a_text_padded_with_zeros_for_whatever_model_it_na
     faces = {"facial-recognition": {"detection": {"modelName": "buffalo_l"}}}
     refused = client.post("/predict", data={"entries": json.dumps(faces)}, files=files)
     assert refused.status_code == 422 and "not facial-recognition" in refused.json()["error"]["message"]
+    assert client.post("/predict", data={"entries": '{"\\ud800": {}}'}, files=files).status_code == 422
 
 
 def test_labels_and_search_are_those_of_predict_and_search(
@@ -87,6 +97,7 @@ def test_labels_and_search_are_those_of_predict_and_search(
 ) -> None:
     content = pictures[0].read_bytes()
     found = client.post("/classify", data={"labels": "红，green、圆"}, files={"image": content}).json()["labels"]
+    assert 'dcclip_batch_size_sum{kind="text"} 3.0' in client.get("/metrics").text  # in the queue of all texts
     wanted = model.predict(pictures[0], ["红", "green", "圆"])
     assert [one["label"] for one in found] == list(wanted)
     assert found[0]["probability"] == pytest.approx(next(iter(wanted.values())), abs=1e-4)
@@ -98,15 +109,45 @@ def test_labels_and_search_are_those_of_predict_and_search(
     scores = {path.name: float(model.embed_images([path])[0] @ query) for path in pictures}
     assert [one["path"] for one in less] == sorted(scores, key=lambda name: -scores[name])
     assert client.get(f"/images/0/{pictures[0].name}").content == content
-    assert client.get(f"/images/0/{pictures[0].name}?small=true").headers["content-type"] == "image/jpeg"
+    assert client.get(f"/{hits[0]['url']}?small=true").headers["content-type"] == "image/jpeg"
     assert client.get("/images/0/..%2Fsecret.png").status_code == 404
-    assert "<form>" in client.get("/").text
-    monkeypatch.setattr(model._encoder, "known", Known(dimension=0, most=-1.1, fits=0))  # it never learnt anything
+    assert "<form>" in client.get("/").text and client.get("/redoc").status_code == 404
+    assert client.get("/").headers["x-content-type-options"] == "nosniff"
+    assert less and client.post("/search", data={"text": "红"}).json()["fits"]
+    monkeypatch.setattr(model._encoder, "known", Known(dimension=0, most=-1.1, fits=1.1))  # it never learnt anything
     sent = (
         client.post("/classify", data={"labels": "雨,rain"}, files={"image": content}),
         client.post("/search", data={"text": ["雨", "rain"]}),
     )
-    assert [one.json()["unknown"] for one in sent] == [["雨", "rain"]] * 2
+    assert [one.json()["unknown"] for one in sent] == [["雨", "rain"]] * 2 and not sent[1].json()["fits"]
+
+
+def test_pictures_with_any_name_are_found_and_those_that_were_replaced_are_not(
+    model: Model, pictures: list[Path], tmp_path: Path
+) -> None:
+    names = [
+        os.fsdecode(name) for name in (b"bad\xff\xfe.png", "猫 #1.png".encode(), b"gone.png", b"pipe.png", b"link.png")
+    ]
+    for name in names:
+        (tmp_path / "photos" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(pictures[0].read_bytes())
+    indexes = [open_index(model._encoder, tmp_path / "photos")]
+    for name in names[2:]:
+        (tmp_path / "photos" / name).unlink()
+    os.mkfifo(tmp_path / "photos/pipe.png")
+    (tmp_path / "secret.txt").write_text("秘密")
+    (tmp_path / "photos/link.png").symlink_to(tmp_path / "secret.txt")
+    with TestClient(application(model._encoder, indexes)) as client:
+        hits = client.post("/search", data={"text": "红"}).json()["results"]
+        urls = {hit["path"]: hit["url"] for hit in hits}
+        assert urls.keys() == {"bad\ufffd\ufffd.png", *names[1:]}
+        for small in ("", "?small=true"):
+            statuses = {name: client.get(f"/{url}{small}").status_code for name, url in urls.items()}
+            assert sorted(statuses.items(), key=lambda item: item[1])[:2] == [
+                ("bad\ufffd\ufffd.png", 200),
+                (names[1], 200),
+            ]
+            assert [statuses[name] for name in names[2:]] == [404] * 3
 
 
 @pytest.mark.parametrize(
@@ -116,6 +157,14 @@ def test_labels_and_search_are_those_of_predict_and_search(
         ({"json": {"input": ""}}, 422, "a text is empty"),
         ({"json": {"input": [[1, 2]]}}, 422, "token ids of another model"),
         ({"json": {"input": ["a"] * 2049}}, 422, "2,049 texts"),
+        ({"json": {"input": "狗 dog" * 2000}}, 422, "a text has 10,000 characters"),
+        ({"json": {"input": ["狗" * 8192] * 257}}, 422, "have 2,105,344 characters"),
+        ({"json": {"messages": [{"content": ""}]}}, 422, "a text is empty"),
+        (
+            {"json": {"messages": [{"content": [{"type": "image_url", "image_url": {"url": "https://a.b"}}]}]}},
+            422,
+            "URL",
+        ),
         ({"json": {"input": "data:image/png;base64,%"}}, 422, "not base64"),
         ({"json": {"input": data_url(png_header(50_000, 50_000))}}, 422, "pixels, more than 64,000,000"),
         ({"json": {"input": data_url(b"no image")}}, 422, "not a readable image"),
@@ -136,29 +185,114 @@ def test_errors_are_in_the_clients_language(client: TestClient) -> None:
     assert re.search("[\u4e00-\u9fff]", said["message"]) and re.search("[\u4e00-\u9fff]", said["hint"])
 
 
-def test_large_bodies_many_requests_and_a_missing_token_are_refused(
-    model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_bodies_and_a_missing_token_are_refused(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "MAX_BODY", 1000)
-    with TestClient(application(model._encoder, token="secret")) as client:
+    with TestClient(application(model._encoder, token="secret"), follow_redirects=False) as client:
         assert client.get("/health").status_code == 200
-        assert client.get("/v1/models").status_code == 401
-        assert client.get("/?token=wrong").status_code == 401
-        assert client.get("/?token=secret").status_code == 200
+        assert client.get("/v1/models?token=secret").status_code == 401
+        page = client.get("/?token=secret")
+        assert (page.status_code, page.headers["location"], page.headers["referrer-policy"]) == (
+            303,
+            "./",
+            "no-referrer",
+        )
+        assert [client.get(f"/?token={token}").status_code for token in ("wrong", "%ff")] == [401, 401]
         assert client.get("/v1/models").status_code == 200  # by the page's cookie
         client.cookies.clear()
         client.headers["Authorization"] = "Bearer secret"
         assert client.post("/v1/embeddings", content=b"x" * 1001).status_code == 413
         assert client.post("/v1/embeddings", content=iter([b"x" * 600, b"x" * 600])).status_code == 413
-        monkeypatch.setattr(guard, "_AT_A_TIME", 0)
-        busy = client.post("/v1/embeddings", json={"input": "a"})
+        monkeypatch.setattr(guard, "_MAX_BYTES", -1)
+        monkeypatch.setattr(guard, "_SMALL_BYTES", 500)
+        assert client.get("/ping").status_code == 200  # small ones have a place
+        busy = client.post("/v1/embeddings", json={"input": "a" * 600})
         assert busy.status_code == 429 and busy.headers["Retry-After"] == "1"
-        assert 'dcclip_requests_total{path="other",status="413"} 2.0' in _metrics(client, monkeypatch)
+        assert client.get("/openapi.json").status_code == 429  # a large answer
+        monkeypatch.setattr(guard, "_MAX_BYTES", 1 << 20)
+        assert 'dcclip_requests_total{path="other",status="413"} 2.0' in client.get("/metrics").text
 
 
-def _metrics(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(guard, "_AT_A_TIME", 10)
-    return client.get("/metrics").text
+def test_a_server_of_this_machine_answers_to_its_own_names_only(model: Model) -> None:
+    for host in ("LOCALHOST", "127.1", "127.0.0.2", "0.0.0.0"):
+        with serve._listen(host, 0) as listening:
+            names = serve._names(host, listening)
+        assert bool(names) is (host != "0.0.0.0")
+        with TestClient(application(model._encoder, hosts=names)) as client:
+            hosts = ("localhost:80", host, "evil.example", "127.0.0.1.evil.example", "[::1")
+            statuses = [client.get("/ping", headers={"Host": name}).status_code for name in hosts]
+            assert statuses == [200, 200, *([400] * 3 if names else [200] * 3)]
+    with pytest.raises(DcclipError, match=r"^host no.such.invalid cannot be used: "):
+        serve._listen("no.such.invalid", 0)
+
+
+@contextmanager
+def running(model: Model, connections: int = 100) -> Iterator[tuple[BatchedEncoder, int]]:
+    """The encoder and the port of a server in a thread."""
+    with serve._listen("127.0.0.1", 0) as listening:
+        uvicorn = Server(app := application(model._encoder), listening, verbose=False)
+        uvicorn.config.limit_concurrency = connections
+        thread = threading.Thread(target=uvicorn.run, args=([listening],))
+        thread.start()
+        try:
+            yield app.state.server.encoder, listening.getsockname()[1]
+        finally:
+            uvicorn.should_exit = True
+            thread.join()
+
+
+def send(port: int, content: bytes) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+    with suppress(OSError):  # the server closes it
+        connection.sendall(content)
+    return connection
+
+
+def post(content: bytes) -> bytes:
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    return head % len(content) + content
+
+
+def answer(connection: socket.socket) -> bytes:
+    with connection, suppress(ConnectionError):
+        return connection.recv(1000)
+    return b""
+
+
+HEALTH = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+def test_connections_without_a_request_end_and_give_way(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_HEAD_S", 1.0)
+    with running(model, connections=8) as (_, port):
+        begin = time.monotonic()
+        idle = [
+            send(port, b"G" if number % 2 else b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n")
+            for number in range(20)
+        ]
+        assert answer(send(port, HEALTH)).startswith(b"HTTP/1.1 200")
+        assert [answer(connection) for connection in idle[:12]] == [b""] * 12 and time.monotonic() - begin < 1.0
+        with send(port, HEALTH + b"G") as slow:  # a byte a time, after a request
+            assert slow.recv(1000).startswith(b"HTTP/1.1 200")
+            with suppress(OSError):
+                while slow.send(b"E") and time.monotonic() - begin < 20:
+                    time.sleep(0.1)
+        assert 1.0 < time.monotonic() - begin < 15
+        headers = b"".join(b"X-%d: a\r\n" % number for number in range(100_000))
+        assert not answer(send(port, HEALTH[:-2] + headers)).startswith(b"HTTP/1.1 200")
+        assert b"400 Bad Request" in answer(send(port, HEALTH[:-2] + b"Host: evil\r\n\r\n"))
+
+
+def test_the_work_of_a_client_that_leaves_is_dropped_and_the_place_of_its_images_is_free(model: Model) -> None:
+    image = encode(Image.new("RGB", (5000, 3000)), "PNG")
+    with running(model) as (encoder, port):
+        large = send(port, post(json.dumps({"input": [data_url(image)] * 60}).encode()))
+        wait(lambda: encoder.waiting("image") == 60)
+        time.sleep(0.3)
+        assert encoder.waiting("image") == 60  # those in decoding count
+        small = send(port, post(json.dumps({"input": [data_url(encode(Image.new("RGB", (9, 9)), "PNG"))]}).encode()))
+        assert answer(small).startswith(b"HTTP/1.1 200") and encoder.waiting("image") == 60  # it had its turn
+        large.close()
+        wait(lambda: encoder.waiting("image") == 0, within_s=2)
 
 
 def test_a_stop_answers_what_was_accepted_and_needs_no_torch(bundle_folder: Path) -> None:

@@ -1,0 +1,124 @@
+"""uvicorn with limits for clients that send no request or take no answer, and an end that answers what was accepted."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+from types import FrameType
+
+import h11
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from dcclip_cli.machine import allow_open_files
+
+_HEAD_BYTES = 16 << 10  # of a request's line and headers
+_HEAD_S = 10.0  # in which they have to arrive, or the rest of a refused body
+_TAKE_S = 30.0  # in which a client has to take what is sent of an answer at a time
+_MOST_CONNECTIONS, _OTHER_FILES = 1024, 64
+_STOP_S = 7  # in which requests that were accepted are answered; Docker kills after 10
+_REFUSE_S = 0.5  # in which new requests are answered with 503 before the port is closed, and again after that
+_LOOK_S = 0.02  # between two looks whether clients wait at the port
+
+
+class Connection(H11Protocol):
+    """A connection that ends where its client sends no request, or does not take the answer.
+
+    A new one that is too many ends the one that has waited for a complete request longest.
+    """
+
+    _incomplete: dict[Connection, None] = {}  # connections that wait for a complete request, the oldest first
+    _timer: asyncio.TimerHandle | None = None  # ends the connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        # Without it, an answer's second part waits 40 ms. asyncio sets it for sockets of its own only.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._note_state()
+        if len(self.connections) >= (self.limit_concurrency or _MOST_CONNECTIONS):
+            oldest = next(iter(self._incomplete))
+            self.connections.discard(oldest)
+            del self._incomplete[oldest]
+            oldest.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._incomplete.pop(self, None)
+        self._stop_timer()
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        self._note_state()
+        if self.conn.their_state is h11.DONE:  # uvicorn reads on after the answer, and would not see the client leave
+            if len(self.conn.trailing_data[0]) > _HEAD_BYTES:
+                self.transport.abort()
+            self.flow.resume_reading()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stop_timer()
+        self._timer = self.loop.call_later(_TAKE_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_timer()
+        self._note_state()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._note_state()
+
+    def _note_state(self) -> None:
+        state = self.conn.their_state
+        if state in (h11.IDLE, h11.SEND_BODY):
+            self._incomplete.setdefault(self, None)
+        else:
+            self._incomplete.pop(self, None)
+        is_refused = state is h11.SEND_BODY and self.cycle.response_complete
+        if not (state is h11.IDLE or is_refused or self.transport.is_closing()):
+            self._stop_timer()
+        elif not self._timer:
+            self._timer = self.loop.call_later(_HEAD_S, self.transport.abort)
+
+    def _stop_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+
+class Server(uvicorn.Server):
+    """A server whose port stays open, and whose answers are refusals, while clients wait there at its end."""
+
+    def __init__(self, app: FastAPI, listening: socket.socket, verbose: bool) -> None:
+        self._state, self._listening = app.state.server, listening
+        config = uvicorn.Config(
+            app,
+            http=Connection,
+            loop="asyncio",
+            log_level="info" if verbose else "error",
+            access_log=verbose,
+            timeout_graceful_shutdown=_STOP_S,
+            h11_max_incomplete_event_size=_HEAD_BYTES,
+            limit_concurrency=min(_MOST_CONNECTIONS, allow_open_files() - _OTHER_FILES),
+        )
+        super().__init__(config)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._state.stopping:
+            return super().handle_exit(sig, frame)
+        self._state.stopping = True
+        loop, leave = asyncio.get_running_loop(), super().handle_exit
+        latest = loop.time() + 3 * _REFUSE_S
+
+        def close() -> None:
+            """Close the port once no client waits there, and leave when those that came last are answered."""
+            if select.select([self._listening], [], [], 0)[0] and loop.time() < latest:
+                loop.call_later(_LOOK_S, close)
+                return
+            for server in self.servers:
+                server.close()
+            loop.call_later(_REFUSE_S, leave, sig, frame)
+
+        loop.call_later(_REFUSE_S, close)
