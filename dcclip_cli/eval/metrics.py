@@ -106,17 +106,18 @@ def average_precision(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray
 
 
 def average_precision_11(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Pascal VOC 2007's: the mean of the highest precision at recalls of at least 0, 0.1, ..., 1.
+    """ELEVATER's: the mean of the highest precision at recalls of at least 0, 0.1, ..., 1. NaN without true rows.
 
-    NaN without true rows.
+    Its library vision-evaluation counts the last point of sklearn's curve, a precision of 1 at recall 0, so that the
+    first of the eleven is 1. Pascal VOC 2007's metric is lower by (1 - highest precision) / 11.
     """
     precision, recall = _curve(scores, truth, weights)
     if np.isnan(recall).any():
         return float("nan")
     best = np.maximum.accumulate(precision[::-1])[::-1]
     # Rounded: a recall of 3/10 must not be below 0.3 by the last bit.
-    first = np.searchsorted(np.round(recall, 12), np.round(np.arange(11) / 10, 12))
-    return float(np.append(best, 0.0)[first].mean())
+    first = np.searchsorted(np.round(recall, 12), np.round(np.arange(1, 11) / 10, 12))
+    return float((1 + np.append(best, 0.0)[first].sum()) / 11)
 
 
 def _curve(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -80,7 +80,7 @@ def precision_by_steps(scores: Sequence[float], truth: Sequence[bool]) -> float:
 def precision_at_eleven(scores: Sequence[float], truth: Sequence[bool]) -> float:
     if not any(truth):
         return math.nan
-    curve = steps(scores, truth)
+    curve = [(1.0, 0.0), *steps(scores, truth)]  # sklearn's last point
     return mean([max(own for own, recall in curve if recall >= least / 10 - 1e-9) for least in range(11)])
 
 
@@ -242,6 +242,8 @@ def test_a_recall_of_three_tenths_reaches_the_point_at_three_tenths() -> None:
     # Ten true, found at places 1 to 3 and then after ten false ones: 1 up to 0.3, then rising to 10/20.
     truth = np.asarray([True] * 3 + [False] * 10 + [True] * 7)
     assert metrics.average_precision_11(-np.arange(20.0), truth) == pytest.approx((4 * 1 + 7 * 10 / 20) / 11)
+    # A false one first: 2/3 at all recalls but 0, where vision-evaluation, as ELEVATER calls it, counts 1.
+    assert metrics.average_precision_11(-np.arange(3.0), np.asarray([False, True, True])) == pytest.approx(23 / 33)
 
 
 # ---- linear probes
