@@ -57,8 +57,8 @@ class TrainingTask(nn.Module):
         self._dims = dims
         self.adapters = nn.ModuleList(nn.ModuleDict() for _ in teachers)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
             for loss in losses:
+                torch.manual_seed(seed)  # for each: their order changes no adapter
                 if isinstance(loss, TeacherLoss) and loss.teacher < len(teachers):
                     self._add_adapters(loss, teachers[loss.teacher].widths)
         self.max_logit_scale = 100.0  # CLIP's

@@ -1,6 +1,8 @@
 """Matryoshka training: losses on the first numbers of the embeddings as well."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +10,10 @@ from torch.nn import functional as F
 
 from dcclip_cli.data.collator import Batch, Texts
 from dcclip_cli.model.model_dir import load_model, read_provenance
+from dcclip_cli.train.losses.base import Widths
 from dcclip_cli.train.losses.contrastive import TaskLoss
+from dcclip_cli.train.losses.embeddings import EmbeddingLoss, InteractiveLoss
+from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
 from dcclip_cli.train.task import TrainingTask
 from tests.train.jobs import Job, elsewhere, refused, run
 
@@ -35,6 +40,17 @@ def test_each_cut_embedding_is_contrasted_by_itself(model_folder: Path) -> None:
         each = [F.cross_entropy(one, torch.arange(2)) for one in (logits, logits.T)]
         name = "image_zh" if dims == 16 else f"image_zh_{dims}d"
         assert terms[name] == pytest.approx(float(sum(each)) / 4, rel=1e-4)  # of two directions, two languages
+
+
+def test_the_order_of_losses_changes_no_adapter(model_folder: Path) -> None:
+    teacher: Any = SimpleNamespace(widths=Widths(20, 30, 40))
+    losses = [EmbeddingLoss(), InteractiveLoss(), FeatureMapLoss(), TokenFeaturesLoss()]
+    first, reverse = (
+        TrainingTask(load_model(model_folder), order, [teacher], dims=[8]).adapters.state_dict()
+        for order in (losses, losses[::-1])
+    )
+    assert len(first) == 8 and first.keys() == reverse.keys()  # four for embeddings, two with a bias
+    assert all(torch.equal(value, reverse[name]) for name, value in first.items())
 
 
 def test_a_stage_with_dims_records_them_and_the_whole_width(distilling: Job) -> None:
