@@ -54,18 +54,28 @@ def make_optimizer(task: nn.Module, chosen: OptimizerOptions) -> torch.optim.Opt
     Every group has its peak rate as `peak_lr`. `chosen.newton_schulz` must be fp32 or bf16.
     """
     depths = _depths_from_the_top(task) if chosen.layer_decay < 1 else {}
+    positions = {  # by open_clip's and timm's rules: position embeddings and biases, class tokens
+        f"{prefix}.{name}"
+        for prefix, module in task.named_modules()
+        if hasattr(module, "no_weight_decay")
+        for name in module.no_weight_decay()
+    }
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in task.named_parameters():
         if not parameter.requires_grad:
             continue
-        decay = chosen.weight_decay if parameter.ndim > 1 and "positional_embedding" not in name else 0.0
+        decay = chosen.weight_decay if parameter.ndim > 1 and name not in positions else 0.0
         scale = rate_scale(name, chosen) * chosen.layer_decay ** depths.get(name, 0)
-        # An embedding table is a matrix in shape only: Muon leaves it to AdamW.
-        groups.setdefault((chosen.lr * scale, decay, "_embedding" in name), []).append(parameter)
-    parameters: list[dict[str, Any]] = [
-        {"params": members, "lr": lr, "peak_lr": lr, "weight_decay": decay, "use_fallback": is_table}
-        for (lr, decay, is_table), members in groups.items()
-    ]
+        # Embedding tables and positions are matrices in shape only.
+        is_table = name in positions or "token_embedding" in name.split(".")
+        by_adamw = chosen.kind == "muon" and (is_table or not muon._is_suitable_for_muon(parameter))
+        groups.setdefault((chosen.lr * scale, decay, by_adamw), []).append(parameter)
+    parameters: list[dict[str, Any]] = []
+    for (lr, decay, by_adamw), members in groups.items():
+        # With `nesterov`, timm would use NAdamW; and its eps is otherwise that of Muon's division by the norm.
+        of_adamw = {"use_fallback": True, "nesterov": False, "eps": chosen.eps}
+        group = {"params": members, "lr": lr, "peak_lr": lr, "weight_decay": decay}
+        parameters.append(group | (of_adamw if by_adamw else {}))
     on_gpu = any(parameter.is_cuda for members in groups.values() for parameter in members)
     if chosen.kind == "adamw":
         return torch.optim.AdamW(parameters, betas=chosen.betas, eps=chosen.eps, fused=on_gpu or None)

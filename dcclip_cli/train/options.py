@@ -33,7 +33,7 @@ StageKind = Literal["distill", "align"]
 class OptimizerOptions(Options):
     """AdamW, SGD or Muon: orthogonalized momentum for matrices and convolutions, AdamW for all other parameters.
 
-    Biases, norms and positional embeddings get no weight decay. Muon: Jordan et al. 2024,
+    Biases, norms, position embeddings and position biases get no weight decay. Muon: Jordan et al. 2024,
     https://kellerjordan.github.io/posts/muon; timm's, with its step scaled to the size of AdamW's (Liu et al. 2025,
     arXiv 2502.16982).
     """
