@@ -201,7 +201,8 @@ def _build(
 
         prompts = read_json(require_file(model, "config_sentence_transformers.json"), _CHECK)["prompts"]
         return EmbeddingGemma2Towers(*parts, prompts["query"]), [prompts["query"]]
-    return (NaflexTowers if checked.model_type == "siglip2" else TransformersTowers)(*parts), []
+    cut = ["52 tokens"] if checked.model_type == "chinese_clip" else []
+    return (NaflexTowers if checked.model_type == "siglip2" else TransformersTowers)(*parts), cut
 
 
 class CheckedConfig(NamedTuple):

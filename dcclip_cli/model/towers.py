@@ -341,7 +341,8 @@ class TransformersTowers(Towers):
         self.image_processor, self.tokenizer = image_processor, tokenizer
         self.name, self.fingerprint = name, fingerprint
         limit = getattr(model.config.text_config, "max_position_embeddings", 77) - _unused_positions(model)
-        self.context_length = min(limit, 77, tokenizer.model_max_length)
+        longest = 52 if model.config.model_type == "chinese_clip" else 77  # as they were trained
+        self.context_length = min(limit, longest, tokenizer.model_max_length)
         self.fixed_length = model.config.model_type.startswith("siglip")  # trained on 64 tokens, padded
         if self.fixed_length and "gemma" in type(tokenizer).__name__.lower():
             lower_case(tokenizer)
