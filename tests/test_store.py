@@ -2,7 +2,6 @@
 
 import errno
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -249,15 +248,3 @@ def test_processes_that_fill_one_store_compute_no_batch_twice(starts: tuple[floa
     done = [batches_of(process) for process in [slow_fill(tmp_path, start) for start in starts]]
     assert sorted(line for lines in done for line in lines) == sorted(WHOLE)
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".safetensors"]
-
-
-def test_a_fill_killed_with_signal_9_loses_one_block_and_one_beside_it_does_the_rest(tmp_path: Path) -> None:
-    one, two = slow_fill(tmp_path), slow_fill(tmp_path, 0.5)
-    assert one.stdout is not None
-    lines = [one.stdout.readline().strip() for _ in range(6)]
-    one.send_signal(signal.SIGKILL)
-    lines += batches_of(one)
-    rest = batches_of(two)
-    assert two.returncode == 0
-    again = [line for line in lines if line in rest]
-    assert set(lines) | set(rest) == set(WHOLE) and len(again) <= 2

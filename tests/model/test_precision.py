@@ -1,14 +1,11 @@
 """`precision: auto` is decided by the processor and by what is trained, and says why."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 
 from dcclip_cli.model import precision
 from dcclip_cli.model.precision import choose_precision, newton_schulz_precision
-from dcclip_cli.model.teachers import OpenClipTeacher
 
 pytestmark = pytest.mark.any_cpu
 PLAIN = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Linear(4, 4))
@@ -48,13 +45,3 @@ def test_a_gpu_without_bf16_trains_in_fp16_and_runs_teachers_in_fp32(
     assert choose_precision("auto", "cuda:1", trained).precision == expected
     assert choose_precision("auto", "mps", trained).precision == "fp32"
     assert newton_schulz_precision("cuda") == ("bf16" if native else "fp32")
-
-
-def test_the_precision_is_part_of_a_teachers_fingerprint(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "torch_has_bf16", lambda: False)
-    loaded = {
-        name: OpenClipTeacher.model_validate({"model": str(model_folder), "precision": name}).load()
-        for name in ("auto", "fp32", "bf16")
-    }
-    assert loaded["auto"].fingerprint == loaded["fp32"].fingerprint
-    assert loaded["fp32"].fingerprint.removesuffix("fp32") == loaded["bf16"].fingerprint.removesuffix("bf16")

@@ -9,13 +9,7 @@ from safetensors.torch import load_file
 from timm.optim import Muon
 from torch import nn
 
-from dcclip_cli.train.checkpoint import (
-    TrainState,
-    latest_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-    telling_saved_step,
-)
+from dcclip_cli.train.checkpoint import TrainState, latest_checkpoint, load_checkpoint, save_checkpoint
 from tests.train.jobs import refused
 
 THIS = {"options": {"lr": 1e-3, "steps": 6}, "seed": 0}
@@ -41,16 +35,6 @@ def step(model: Any, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
     (model(pixels).square().mean() * model.scale).backward()
     optimizer.step()
-
-
-@pytest.mark.parametrize(("fresh", "how"), [(False, ""), (True, " without --fresh")])
-def test_what_a_signal_stops_says_the_step_that_is_saved(tmp_path: Path, fresh: bool, how: str) -> None:
-    with pytest.raises(KeyboardInterrupt, match=r"^$"), telling_saved_step(tmp_path / "蒸馏", fresh):
-        raise KeyboardInterrupt
-    (tmp_path / "蒸馏/state/step-00000012").mkdir(parents=True)
-    said = f"^蒸馏 is saved after step 12: run the same command again{how}$"
-    with pytest.raises(KeyboardInterrupt, match=said), telling_saved_step(tmp_path / "蒸馏", fresh):
-        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, Muon])

@@ -1,7 +1,6 @@
 """Cached teacher features: those that the teacher gives, computed once, and complete after an interruption."""
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,38 +121,6 @@ def test_cached_features_are_the_teachers_to_fp16(
     for samples in ([(0, 0), (13, 0), (39, 0)], [(5, 1), (38, 1)], [(7, 3)], [(7, 8), (6, 8)]):
         batch = reading.batch(samples)
         assert_same_targets(cache.features(batch), online.features(batch))
-
-
-@pytest.mark.parametrize(("method", "call", "left"), [("image_features", 2, 208), ("text_features_by_length", 1, 112)])
-def test_interrupted_anywhere_and_filled_again_it_has_the_same_rows(
-    pairs_file: Path,
-    student: Towers,
-    altclip: Towers,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    method: str,
-    call: int,
-    left: int,
-) -> None:
-    reading = collator(pairs_file, student, altclip, augmentations=4)  # 160 images and 112 captions, 64 at once
-    whole = filled(altclip, reading, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(altclip, method, failing_at(call, getattr(altclip, method)))
-        with pytest.raises(RuntimeError, match="power cut"):
-            filled(altclip, reading, tmp_path / "broken")
-    again = filled(altclip, reading, tmp_path / "broken")
-    assert sum(again.computed.values()) == left and contents(again) == contents(whole)
-
-
-def failing_at(call: int, method: Callable[..., object]) -> Callable[..., object]:
-    calls = iter(range(1, 100))
-
-    def wrapped(*arguments: object) -> object:
-        if next(calls) == call:
-            raise RuntimeError("power cut")
-        return method(*arguments)
-
-    return wrapped
 
 
 @pytest.mark.parametrize(
