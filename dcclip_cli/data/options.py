@@ -102,7 +102,10 @@ class CaptionOptions(Options):
         False, description="Always use the first caption, and one of the other captions as a second positive"
     )
     caption_fraction: float = Field(
-        1.0, gt=0, le=1, description="Fraction of each batch whose captions are used: text is learnt sooner than images"
+        1.0,
+        gt=0,
+        le=1,
+        description="Fraction of a batch's pairs whose captions are used: text is learnt sooner than images",
     )
 
 

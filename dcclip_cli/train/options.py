@@ -363,8 +363,8 @@ def caption_problems(setup: StageSetup, has: Callable[[Sequence[Language]], bool
     absent = [language for language in languages if sources and not has([language])]
     if not ("images" in kinds and len(absent) == len(languages)):
         for language in absent:
-            others = ", ".join(other for other in languages if other != language)
-            hint = Message("set captions.languages: [{}], or add {} captions", others, language)
+            present = ", ".join(other for other in languages if other != language)
+            hint = Message("set captions.languages: [{}], or add {} captions", present, language)
             what = Message("there are no '{}' captions in {}", language, all_of(sources))
             yield (setup.name, "captions", "languages"), DcclipError(what, hint)
     for number, loss in enumerate(setup.listed_losses):

@@ -239,11 +239,11 @@ def learns_everything(
     if {*captions.languages} != {*LANGUAGES} or captions.caption_fraction < 1:
         return False  # a batch, or a part of it, may have no text
     towers = {"image", "text"} - {lock}
-    there = {"image": {"pairs", "images"} & set(kinds), "text": {"pairs", "texts"} & set(kinds)}
-    reached = {tower for loss in losses for tower in loss.trained_towers if there[tower]}
+    kinds_of = {"image": {"pairs", "images"} & set(kinds), "text": {"pairs", "texts"} & set(kinds)}
+    reached = {tower for loss in losses for tower in loss.trained_towers if kinds_of[tower]}
     # A loss on one tower's embedding has an adapter for the other one's.
-    whole = all(loss.trained_towers != {tower} for loss in losses for tower in ("image", "text"))
-    return towers <= reached and whole and not any(loss.kind == "cross_lingual" for loss in losses)
+    uses_adapters = all(loss.trained_towers != {tower} for loss in losses for tower in ("image", "text"))
+    return towers <= reached and uses_adapters and not any(loss.kind == "cross_lingual" for loss in losses)
 
 
 def _suffix(dims: int | None) -> str:
@@ -295,14 +295,12 @@ def _of_all_processes(
     texts, index, local = {}, {}, {}
     for name, by_process in ((name, shares[name].by_process) for name in counts):
         features = outputs.texts[name] if name in outputs.texts else no_texts()
-        own = outputs.image_index.get(name, torch.zeros(0, dtype=torch.int64, device=features.mask.device))
-        moved = torch.where(
-            own < images, own + process * images, own - images + processes * images + process * batch.num_unpaired_texts
-        )
-        first = sum(by_process[:process])
-        index[name] = gather(moved, by_process)
-        local[name] = torch.zeros(sum(by_process), dtype=torch.bool, device=own.device)
-        local[name][first : first + len(own)] = True
+        image_index = outputs.image_index.get(name, torch.zeros(0, dtype=torch.int64, device=features.mask.device))
+        lines_before = (processes - 1) * images + process * batch.num_unpaired_texts
+        offset = torch.where(image_index < images, process * images, lines_before)
+        index[name] = gather(image_index + offset, by_process)
+        places, first = torch.arange(sum(by_process), device=image_index.device), sum(by_process[:process])
+        local[name] = (places >= first) & (places < first + len(image_index))
         texts[name] = TextFeatures(gather(features.embedding.float(), by_process), features.tokens, features.mask)
     image = replace(outputs.image, embedding=gather(outputs.image.embedding.float(), [images] * processes))
     return replace(outputs, image=image, texts=texts, image_index=index, local_mask=local)
@@ -312,14 +310,14 @@ def _false_negatives(name: str, share: _Share, batch: Batch) -> Tensor | None:
     """(N, N) true at [i, j] if caption j belongs to another pair and image i has it as well, over all processes."""
     if not share.most_captions:
         return None
-    own = torch.zeros(0, share.most_captions, dtype=torch.int64, device=batch.pixels.device)
-    caption_ids, texts = own[:, 0], batch.texts.get(name)
+    of_images = torch.zeros(0, share.most_captions, dtype=torch.int64, device=batch.pixels.device)
+    caption_ids, texts = of_images[:, 0], batch.texts.get(name)
     if texts and texts.caption_ids is not None and texts.image_caption_ids is not None:
-        caption_ids, own = texts.caption_ids, texts.image_caption_ids
+        caption_ids, of_images = texts.caption_ids, texts.image_caption_ids
     caption_ids = gather(caption_ids, share.by_process)
     # Padded with each row's first entry, which changes nothing.
-    padding = own[:, :1].expand(-1, share.most_captions - own.shape[1])
-    image_caption_ids = gather(torch.cat([own, padding], dim=1), share.by_process)
+    padding = of_images[:, :1].expand(-1, share.most_captions - of_images.shape[1])
+    image_caption_ids = gather(torch.cat([of_images, padding], dim=1), share.by_process)
     shared = torch.zeros(len(caption_ids), len(caption_ids), dtype=torch.bool, device=caption_ids.device)
     for column in image_caption_ids.unbind(1):
         shared |= column[:, None] == caption_ids[None]
