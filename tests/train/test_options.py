@@ -80,6 +80,9 @@ def test_a_step_of_nothing_and_a_vocabulary_of_no_text_are_refused() -> None:
     assert (key, said) == ("student.text.vocabulary", "the data has no text to make the student's vocabulary from")
     student = StudentOptions.model_validate(STUDENT | INHERITING)
     assert not found("distill", {"losses": [MAPS]}, {"images": "图"}, student=student)
+    student = StudentOptions.model_validate(INHERITING | {"image": "teacher"})
+    [(key, said, _)] = found("distill", {"losses": [MAPS]}, PAIRS, student=student)
+    assert (key, said) == ("distill.losses", "no loss reaches a tower that has data and is not locked")
 
 
 def test_a_long_warm_up_and_lora_on_random_weights_are_warned_of() -> None:

@@ -131,6 +131,7 @@ class Loss(Options, ABC):
     needs: ClassVar[frozenset[Needs]] = frozenset({"pairs"})  # any one of these kinds of data is enough
     joint: ClassVar[bool] = False  # whether images and texts together are enough, without pairs
     trains: ClassVar[frozenset[Tower]] = frozenset()  # `trained_towers`, if no option changes them
+    reaches: ClassVar[frozenset[Tower]] = BOTH  # with a gradient, if it trains neither in every parameter
     needs_teacher: ClassVar[bool] = True
     embeddings_only: ClassVar[bool] = True  # whether it can be computed from the whole batch's embeddings alone
     compares: ClassVar[bool] = True  # the samples of a batch with each other, so that the parts of a batch are another
@@ -158,7 +159,7 @@ class Loss(Options, ABC):
 
     def reached_towers(self, languages: Collection[Language]) -> frozenset[Tower]:
         """The towers that a gradient of the loss may reach, with captions in these languages."""
-        return self.trained_towers or BOTH
+        return self.trained_towers or self.reaches
 
     @property
     def uses_temperature(self) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from dcclip_cli.errors import Message
-from dcclip_cli.train.losses.base import Needs, Outputs, TeacherLoss, Widths, mean_over_languages
+from dcclip_cli.train.losses.base import Needs, Outputs, TeacherLoss, Tower, Widths, mean_over_languages
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,6 +35,7 @@ class FeatureMapLoss(TeacherLoss):
     )
     teacher_layers: Layers = Field((-1,), min_length=1, description="The teacher's layers for student_layers, in order")
     needs: ClassVar[frozenset[Needs]] = frozenset({"images", "pairs"})
+    reaches: ClassVar[frozenset[Tower]] = frozenset({"image"})
     embeddings_only: ClassVar[bool] = False
     compares: ClassVar[bool] = False
 
@@ -89,6 +90,7 @@ class TokenFeaturesLoss(TeacherLoss):
         True, description="Standardize the teacher's channels at each token to zero mean and unit variance"
     )
     needs: ClassVar[frozenset[Needs]] = frozenset({"texts", "pairs"})
+    reaches: ClassVar[frozenset[Tower]] = frozenset({"text"})
     embeddings_only: ClassVar[bool] = False
     compares: ClassVar[bool] = False
 
