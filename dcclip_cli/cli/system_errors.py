@@ -85,7 +85,10 @@ def explained(error: BaseException, options: Collection[str] = ()) -> DcclipErro
     if number in _OF_PROCESS:
         return _OF_PROCESS[number]
     if number == errno.ENOMEM:
-        return _no_memory(options)
+        free = Message(" ({:.1f} GiB are available)", there.available / 2**30) if (there := memory()) else ""
+        batch = Message(", or make the recipe's batch_size smaller, or split batches with accumulate: auto")
+        smaller = batch if "--set" in options else ""
+        return DcclipError("there is not enough memory{}", "close other programs{}", free, smaller)
     if file is not None:
         return _sentence(number, file, options)
     return _DISK_FULL if number in (errno.ENOSPC, errno.EDQUOT) else None
@@ -134,14 +137,3 @@ def _sentence(number: int, file: Path, options: Collection[str]) -> DcclipError:
         "reason": os.strerror(number),
     }
     return DcclipError(Message(what, **fields), Message(hint, **fields))
-
-
-def _no_memory(options: Collection[str]) -> DcclipError:
-    there = memory()
-    free = Message(" ({:.1f} GiB are available)", there.available / 2**30) if there else ""
-    smaller = (
-        Message(", or make the recipe's batch_size smaller, or split batches with accumulate: auto")
-        if "--set" in options
-        else ""
-    )
-    return DcclipError("there is not enough memory{}", "close other programs{}", free, smaller)

@@ -88,8 +88,21 @@ def class_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]]
     """
     file = path / NAMES_FILE
     if not os.path.lexists(file):
-        return _known_names(path, folders) or _own_names(path, folders)
-    content = _read_names(file, _example(file, folders[0]))
+        if known := _known_names(path, folders):
+            return known
+        if odd := [folder for folder in folders if not _is_name(folder)]:
+            what = Message("{}: the name of the folder {!r} is not in UTF-8", path, os.fsencode(odd[0]))
+            raise DcclipError(what, "rename it")
+        plain = [folder.replace("_", " ") for folder in folders]
+        return {"zh" if any(language_by_script(name) == "zh" for name in plain) else "en": plain}
+    example = _example(file, folders[0])
+    refuse_special(file)
+    try:
+        content = yaml.safe_load(read_text(file, MAX_TEXT_BYTES, example))
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # dates, keys that are lists, nesting
+        raise DcclipError("{} is not YAML: {}", example, file, " ".join(str(error).split())[:300]) from None
+    if not isinstance(content, dict):
+        raise DcclipError("{} is not a mapping from folders to names", example, file)
     for folder in folders:
         if not isinstance(content.get(folder), dict):
             raise DcclipError("{} has no names for the folder {}", _example(file, folder), file, folder)
@@ -103,17 +116,6 @@ def class_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]]
 def _example(file: Path, folder: str) -> str:
     key = json.dumps(folder, ensure_ascii=False)  # 7 and "no" are no texts in YAML
     return Message("write {} with a line for each folder, for example: {}: {{en: cat, zh: 猫}}", file, key)
-
-
-def _read_names(file: Path, example: str) -> dict[Any, Any]:
-    refuse_special(file)
-    try:
-        content = yaml.safe_load(read_text(file, MAX_TEXT_BYTES, example))
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # dates, keys that are lists, nesting
-        raise DcclipError("{} is not YAML: {}", example, file, " ".join(str(error).split())[:300]) from None
-    if not isinstance(content, dict):
-        raise DcclipError("{} is not a mapping from folders to names", example, file)
-    return content
 
 
 def _known_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]] | None:
@@ -135,14 +137,6 @@ def _known_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]
         what = Message("{} is a WordNet id, and the names of its class are not known", path / other)
         raise DcclipError(what, _example(path / NAMES_FILE, other))
     return None
-
-
-def _own_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]]:
-    if odd := [folder for folder in folders if not _is_name(folder)]:
-        what = Message("{}: the name of the folder {!r} is not in UTF-8", path, os.fsencode(odd[0]))
-        raise DcclipError(what, "rename it")
-    plain = [folder.replace("_", " ") for folder in folders]
-    return {"zh" if any(language_by_script(name) == "zh" for name in plain) else "en": plain}
 
 
 def _is_name(value: Any) -> bool:

@@ -29,9 +29,6 @@ from dcclip_cli.progress import Progress
 from dcclip_cli.text import encodable
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-
     from dcclip_cli.data.options import DataOptions
 
 _LAYOUT = "a .parquet file, a .tar file or a folder of such shards"
@@ -48,6 +45,7 @@ class EmbeddingDataset(FileDataset):
     path: Path
 
     def __init__(self, path: Path) -> None:
+        import numpy as np
         import pyarrow.parquet as pq
 
         self.path = path
@@ -58,7 +56,11 @@ class EmbeddingDataset(FileDataset):
             hint = Message("write a key for each embedding")
             raise DcclipError("{} has no column {} (found: {})", hint, path, "key", ", ".join(names))
         self._keys = table["key"].combine_chunks()
-        self.embeddings = _vectors(table, path)
+        rows = table["embedding"].to_pylist()
+        widths = {len(row) if isinstance(row, list) else 0 for row in rows}
+        self.embeddings = np.asarray(rows, np.float32) if len(widths) == 1 else np.full(1, np.nan)
+        if rows and (0 in widths or not np.isfinite(self.embeddings).all()):
+            raise DcclipError("{}: embedding is not vectors of one length", "write D numbers for each pair", path)
         with parquet_errors(path):
             records = table.select([name for name in LANGUAGES if name in names]).to_pylist()
         self._captions = captions_in_memory(
@@ -84,17 +86,6 @@ class EmbeddingDataset(FileDataset):
 
     def __getitem__(self, index: int) -> Pair:
         raise DcclipError("{} has embeddings, no images", "only align with lock: image can use them", self.path)
-
-
-def _vectors(table: pa.Table, path: Path) -> np.ndarray:
-    import numpy as np
-
-    rows = table["embedding"].to_pylist()
-    widths = {len(row) if isinstance(row, list) else 0 for row in rows}
-    vectors = np.asarray(rows, np.float32) if len(widths) == 1 else np.full(1, np.nan)
-    if rows and (0 in widths or not np.isfinite(vectors).all()):
-        raise DcclipError("{}: embedding is not vectors of one length", "write D numbers for each pair", path)
-    return vectors
 
 
 LAYOUTS: tuple[type[FileDataset], ...] = (EmbeddingDataset,)

@@ -140,7 +140,10 @@ class Augment(Options):
         fill = corner if self.background == "random" and draws[3] < 0.75 else (255, 255, 255)
         image = flatten(image, fill)  # type: ignore[arg-type]
         image = self._move(image, draws[4:11], fill)
-        image = self._recolour(image, draws[11:14])
+        if self.colour:
+            enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+            for enhancer, draw in zip(enhancers, draws[11:14], strict=True):
+                image = enhancer(image).enhance(1 + self.colour * (2 * draw - 1))
         if self.blur and draws[14] < 0.5:
             image = image.filter(ImageFilter.GaussianBlur(draws[14] * 2 * self.blur))
         if draws[15] < self.grey:
@@ -170,11 +173,3 @@ class Augment(Options):
         # PIL takes the map from output to input: rotate and zoom about the shifted centre, then back to the centre.
         matrix = (cos, sin, x - cos * shift_x - sin * shift_y, -sin, cos, y + sin * shift_x - cos * shift_y)
         return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=fill)
-
-    def _recolour(self, image: Image.Image, draws: list[float]) -> Image.Image:
-        if not self.colour:
-            return image
-        enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-        for enhancer, draw in zip(enhancers, draws, strict=True):
-            image = enhancer(image).enhance(1 + self.colour * (2 * draw - 1))
-        return image

@@ -216,7 +216,8 @@ def _misfit(own: Any, teacher: Any) -> Message | None:
                 return Message("its stage {} has too many blocks", number)
             if origin is not None and _kind(block) != _kind(origin):
                 return Message("its stage {} has other blocks", number)
-            if origin is not None and _is_wider(block, origin):
+            wide, most = _shapes(block), _shapes(origin) if origin is not None else {}
+            if any(new > old for name in most for new, old in zip(wide[name][:2], most[name][:2], strict=True)):
                 return Message("its stage {} is wider", number)
     return Message("its head is wider") if own.conv_head.out_channels > teacher.conv_head.out_channels else None
 
@@ -229,11 +230,6 @@ def _is_of_family(trunk: Any) -> bool:
 def _kind(block: Any) -> tuple[type, bool]:
     """The class of a block, and whether it has squeeze-and-excitation."""
     return type(block), hasattr(block.se, "conv_reduce")
-
-
-def _is_wider(own: Any, teacher: Any) -> bool:
-    mine, theirs = _shapes(own), _shapes(teacher)
-    return any(width > most for name in mine for width, most in zip(mine[name][:2], theirs[name][:2], strict=True))
 
 
 def _origins(stage: Sequence[Any], count: int) -> list[Any]:

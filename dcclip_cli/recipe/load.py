@@ -74,8 +74,14 @@ def load(source: RecipeSource, sets: Sequence[str] = (), values: Mapping[str, An
         path = Path("RECIPE")
         document = document_of(_values(source, exclude_unset=True) if isinstance(source, Recipe) else source)
         text = _yaml(document.values)
+    names = [stage.name for stage in STAGES]
     for expression in sets:
-        _check_stage(document, expression)
+        stage, dot, _ = expression.partition("=")[0].partition(".")
+        if dot and stage in names and document.values.get(stage) is None:
+            there = ", ".join(name for name in names if document.values.get(name) is not None) or Message("none")
+            hint = Message("name a key of one of these, or give the stage whole: --set '{}={{KEY: VALUE}}'", stage)
+            what = Message("--set {}: the recipe has no stage {}; its stages: {}", expression, stage, there)
+            raise DcclipError(what, hint)
         document.override(expression)
     for key, value in (values or {}).items():
         document.set(key, value)
@@ -94,21 +100,6 @@ def varied(loaded: LoadedRecipe, variant: str, seed: int) -> LoadedRecipe:
     document.set("seed", seed)
     sets = (*loaded.sets, *([f"variants.{variant}"] if variant else []), f"seed={seed}")
     return replace(loaded, recipe=_validated(document), sets=sets, document=document)
-
-
-def _check_stage(document: Document, expression: str) -> None:
-    """Raise DcclipError for an override of one key of a stage that the recipe does not have."""
-    stage, dot, _ = expression.partition("=")[0].partition(".")
-    names = [one.name for one in STAGES]
-    if dot and stage in names and document.values.get(stage) is None:
-        there = ", ".join(name for name in names if document.values.get(name) is not None) or Message("none")
-        raise DcclipError(
-            "--set {0}: the recipe has no stage {1}; its stages: {2}",
-            "name a key of one of these, or give the stage whole: --set '{1}={{KEY: VALUE}}'",
-            expression,
-            stage,
-            there,
-        )
 
 
 def _validated(document: Document) -> Recipe:

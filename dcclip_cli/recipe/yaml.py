@@ -137,7 +137,12 @@ def _parse(text: str, name: str, numbered: bool = False) -> tuple[Any, dict[Loca
 
     def build(node: yaml.Node, at: Location) -> Any:
         if isinstance(node, yaml.ScalarNode):
-            return _scalar(node)
+            text: str = node.value
+            if node.style is not None:  # quoted or a block: text, whatever it looks like
+                return text
+            if text in _WORDS or _INTEGER.fullmatch(text):
+                return _WORDS[text] if text in _WORDS else int(text)
+            return float(text) if _FLOAT.fullmatch(text) else text
         if isinstance(node, yaml.SequenceNode):
             places.update({(*at, index): place(item.start_mark.line) for index, item in enumerate(node.value)})
             return [build(item, (*at, index)) for index, item in enumerate(node.value)]
@@ -194,17 +199,6 @@ class _PlainLoader(yaml.SafeLoader):
             return super().compose_node(parent, index)
         finally:
             self.depth -= 1
-
-
-def _scalar(node: yaml.ScalarNode) -> Any:
-    text: str = node.value
-    if node.style is not None:  # quoted or a block: text, whatever it looks like
-        return text
-    if text in _WORDS:
-        return _WORDS[text]
-    if _INTEGER.fullmatch(text):
-        return int(text)
-    return float(text) if _FLOAT.fullmatch(text) else text
 
 
 def _kind(value: Any) -> str:
