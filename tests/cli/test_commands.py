@@ -161,24 +161,9 @@ def test_shards_are_indexed_once_and_counted(tmp_path: Path) -> None:
     assert len(written) == 2
     assert dcclip("index", f"{tmp_path}/*.tar").stdout == "3 pairs in 2 files\n"
     assert {path: path.stat().st_mtime_ns for path in written} == written
-
-
-def test_a_shard_that_has_changed_is_named_and_indexed_again_when_asked(tmp_path: Path) -> None:
-    tar = tmp_path / "0.tar"
-    write_tar(tar, CAT, DOG)
-    dcclip("index", tar)
-    assert dcclip("index", tar, "--verify").stdout == "2 pairs in 1 file\n"
-    about = tar.stat()
-    tar.write_bytes(tar.read_bytes().replace(b"PNG cat", b"PNG dog"))
-    os.utime(tar, ns=(about.st_atime_ns, about.st_mtime_ns))
-    result = dcclip("index", tar, "--verify")
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.splitlines() == [
-        f"error: {tar} differs from its index {tar}.index.arrow",
-        "hint:  if the data is right, index it again: dcclip index --fresh PATH",
-    ]
-    dcclip("index", tar, "--fresh")
-    assert open_pairs(tar)[0].image == b"\x89PNG dog"
+    assert dcclip("index", tmp_path, "--verify").stdout == "3 pairs in 2 files\n"
+    dcclip("index", tmp_path, "--fresh")
+    assert all(path.stat().st_mtime_ns > time_ns for path, time_ns in written.items())
 
 
 def test_the_columns_of_others_are_options(tmp_path: Path) -> None:
