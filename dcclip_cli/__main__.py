@@ -10,7 +10,7 @@ from contextlib import suppress
 from threading import Timer
 
 from dcclip_cli.errors import Message, load_catalogue, translated
-from dcclip_cli.machine import is_first_process, is_launched
+from dcclip_cli.machine import is_first_process, is_launched, is_one_of_several, use_launcher
 from dcclip_cli.processes import AGAIN, asked, end_on_signals, end_with_launcher, ignore_signals, remove_sockets
 
 _NO_READER = 128 + 13  # as of a program that SIGPIPE ends, which dcclip ignores for its sockets
@@ -22,12 +22,16 @@ def main() -> None:
     """Run the command that the program was started with, from the first import on as signals can end it."""
     load_catalogue()
     end_on_signals()
+    if {"run", "distill", "align"} & set(sys.argv[1:2]):
+        use_launcher()
     if is_launched():
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun sets it
         end_with_launcher()
     try:
         _run_command()
         ignore_signals()
+        if is_one_of_several():
+            _exit(0)
     except SystemExit as end:
         ignore_signals()
         no_reader = isinstance(end.__context__, BrokenPipeError)  # of click or rich: nobody reads the output any more

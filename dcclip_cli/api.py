@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from dcclip_cli import own
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import atomic_write, several
-from dcclip_cli.machine import set_library_defaults
+from dcclip_cli.machine import set_library_defaults, use_launcher
 from dcclip_cli.progress import Progress, progress_for
 from dcclip_cli.recipe.load import LoadedRecipe, RecipeSource
 from dcclip_cli.recipe.load import load as load_recipe
@@ -530,6 +530,7 @@ def open_run(
     from dcclip_cli.train.launch import process_number
 
     set_library_defaults()
+    use_launcher()
     folder = Path(out) if out is not None else Path("runs") / loaded.recipe.name
     number = process_number(processes, device)
     talk = progress_for(progress)

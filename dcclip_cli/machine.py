@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -25,6 +26,13 @@ _MOST_LOADING = 8  # processes for each GPU, where `workers` is auto: each has u
 _KEEP_MEMORY = {-4: 0, -1: 2**31 - 1, -2: 256 * 2**20}
 _RETURN_MEMORY = {-4: 2**16, -1: 2**17, -2: 2**17, -3: 2**17}  # glibc's defaults, M_MMAP_THRESHOLD (-3) fixed
 _MACOS_OPEN_FILES = 10_240  # OPEN_MAX: the most that macOS accepts where its hard limit is "unlimited"
+_LAUNCHERS = {  # torchrun's variables, and those of Open MPI's mpirun and of srun that say the same
+    "RANK": ("OMPI_COMM_WORLD_RANK", "SLURM_PROCID"),
+    "WORLD_SIZE": ("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"),
+    "LOCAL_RANK": ("OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"),
+    "LOCAL_WORLD_SIZE": ("OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_STEP_TASKS_PER_NODE"),  # Slurm's may be 8(x4),2
+}
+_FIRST_PORT, _PORTS = 10_000, 20_000  # below those that systems give to outgoing connections
 _BF16 = {"avx512_bf16", "amx_bf16", "bf16", "FEAT_BF16"}
 
 
@@ -278,6 +286,34 @@ def is_launched() -> bool:
     return os.environ.get("TORCHELASTIC_RUN_ID") == LAUNCHED
 
 
+def use_launcher() -> None:
+    """Set torchrun's variables where srun or Open MPI's mpirun started this process and others.
+
+    Those that are set have priority. MASTER_ADDR stays unset if the launcher does not name the host of process 0.
+    """
+    env = os.environ
+    is_batch_script = "SLURM_JOB_ID" in env and "SLURM_STEP_ID" not in env  # one process, whatever SLURM_NTASKS is
+    if is_batch_script and "OMPI_COMM_WORLD_SIZE" not in env:
+        return
+    values = {name: next(filter(None, map(env.get, names)), "") for name, names in _LAUNCHERS.items()}
+    if values["WORLD_SIZE"] in ("", "1") or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= env.keys():
+        return
+    values["LOCAL_WORLD_SIZE"] = re.split("[(,]", values["LOCAL_WORLD_SIZE"])[0]
+    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "")  # gpu[07-09,12],cpu1
+    is_alone = values["LOCAL_WORLD_SIZE"] == values["WORLD_SIZE"]
+    values["MASTER_ADDR"] = re.sub(r"\[([^],-]+)[^]]*\]", r"\1", nodes).split(",")[0] or "localhost" * is_alone
+    job = int(env.get("SLURM_JOB_ID", 0)) + int(env.get("SLURM_STEP_ID", 0))
+    values |= {"MASTER_PORT": str(_FIRST_PORT + job % _PORTS), "OMP_NUM_THREADS": "1"}
+    for name, value in values.items():
+        if value:
+            env.setdefault(name, value)
+
+
+def is_one_of_several() -> bool:
+    """Whether a launcher (torchrun, accelerate launch, srun, mpirun) started this process and others."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
 def is_first_process() -> bool:
-    """Whether this is the only process of a run, or the one that writes for all (torchrun, accelerate launch)."""
+    """Whether this is the only process of a run, or the one that writes for all."""
     return os.environ.get("RANK", "0") == "0"

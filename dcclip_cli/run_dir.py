@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from dcclip_cli.checksums import read_record
-from dcclip_cli.errors import Message
+from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.files import atomic_write, lock
 
 RECORD = "dcclip.json"  # of a model directory or an export
 RESOLVED = "resolved.yaml"  # the recipe of a run with all defaults
@@ -71,6 +76,22 @@ class RunDir:
     """A run's directory. A stage is finished when its product exists: products are moved into place last."""
 
     root: Path
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the directory while the block runs. Raises DcclipError if another command holds it."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        owner = self.root / ".owner"
+        with lock(self.root / ".lock", wait=False) as is_free:
+            if not is_free:
+                process = owner.read_text("utf-8") if owner.exists() else "?"
+                what = Message("{} is in use by another command (process {})", self.root, process)
+                raise DcclipError(what, "wait until it ends, or use another folder: --out FOLDER")
+            atomic_write(owner, f"{os.getpid()}, {platform.node()}")
+            try:
+                yield
+            finally:
+                owner.unlink(missing_ok=True)
 
     def stage(self, name: str) -> Path:
         return self.root / name

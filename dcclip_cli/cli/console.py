@@ -21,7 +21,7 @@ import typer
 
 from dcclip_cli.errors import AgainError, DcclipError, Message, language, translated
 from dcclip_cli.machine import ERROR_FILE, is_first_process, is_launched
-from dcclip_cli.processes import AGAIN, asked
+from dcclip_cli.processes import AGAIN, asked, ignore_signals
 from dcclip_cli.progress import Progress, Silent, stderr_progress
 from dcclip_cli.text import filled, printable, rows
 from dcclip_cli.versions import extras
@@ -65,6 +65,8 @@ class CommandGroup(typer.core.TyperGroup):
                 finally:
                     flush()
         except BaseException as error:
+            if is_launched():
+                ignore_signals()  # of the launcher, once another process has failed: destructors would print them
             if isinstance(error, KeyboardInterrupt) or asked():  # any other error is then a consequence
                 if is_first_process() and not is_launched():
                     saved = isinstance(error, KeyboardInterrupt) and error.args

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from dcclip_cli.data.dataset import recipe_pairs
 from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import cache_folder
-from dcclip_cli.machine import is_first_process, is_launched
+from dcclip_cli.machine import is_first_process, is_launched, is_one_of_several
 from dcclip_cli.options import decisive
 from dcclip_cli.own import is_own
 from dcclip_cli.progress import Progress, Silent
@@ -95,32 +95,46 @@ class RecipeRun:
             record(self.loaded, self.dir.root)
 
     def begin_all(self) -> None:
-        """`begin` for all stages, after `check_alone`."""
-        self.check_alone()
-        self.begin(*self.loaded.recipe.stages)
+        """`begin` for all stages. Raises DcclipError if there is none, or one that several processes cannot run."""
+        self.check_stages()
+        collects = "collect" in self.loaded.recipe.stages and (self.fresh or not finished(self.dir.root, "collect"))
+        if collects and is_one_of_several():
+            hint = Message("run dcclip collect {} first, and this command without --fresh", self.loaded.path)
+            raise DcclipError("collect works in one process", hint)
+        with self._claimed():
+            self.begin(*self.loaded.recipe.stages)
 
-    def check_alone(self) -> None:
-        """Raise DcclipError if the recipe has no stage, or if several processes were launched."""
+    def check_stages(self) -> None:
+        """Raise DcclipError if the recipe has no stage."""
         if not self.loaded.recipe.stages:
             raise DcclipError("{} names no stage", "give it a section, for example: distill", self.loaded.path)
-        if os.environ.get("WORLD_SIZE", "1") != "1":
-            raise DcclipError("dcclip run works in one process", "launch distill and align, each by itself")
+
+    def _claimed(self) -> AbstractContextManager[None]:
+        """Hold the run's directory: the process that writes there, or the command that started it with others."""
+        return self.dir.claimed() if is_first_process() and not is_launched() else nullcontext()
 
     def train_alone(self, stage: StageName, resume: bool = False) -> TrainResult:
         """`begin` and `train`. With `resume`, raises DcclipError if it has neither a product nor a saved state."""
         state = self.dir.stage(stage) / "state"
         if resume and not finished(self.dir.root, stage) and not any(state.glob("step-*")):
             raise DcclipError("{} contains no saved state to resume", "leave --resume out to start at step 0", state)
-        self.begin(stage)
-        return self.train(stage)
+        with self._claimed():
+            self.begin(stage)
+            return self.train(stage)
 
     def run_all(self, without: Collection[StageName] = ()) -> Iterator[tuple[StageName, StageResult]]:
-        """Run the recipe's stages in order; a stage after one that was run is made again, for its input is new."""
-        for stage in (one for one in self.loaded.recipe.stages if one not in without):
-            result = self.run(stage)
-            already = not result if isinstance(result, list) else result.already_finished
-            self.fresh = self.fresh or not already
-            yield stage, result
+        """Run the recipe's stages in order; a stage after one that was run is made again, for its input is new.
+
+        Of several processes that a launcher started, all train, and the first one runs the other stages.
+        """
+        stages = [stage for stage in STAGES if stage.name in self.loaded.recipe.stages and stage.name not in without]
+        with self._claimed():
+            for stage in stages:
+                if stage.trains or is_first_process():
+                    result = self.run(stage.name)
+                    already = not result if isinstance(result, list) else result.already_finished
+                    self.fresh = self.fresh or not already
+                    yield stage.name, result
 
     def run(self, stage: StageName) -> StageResult:
         """Run one stage if it is not finished. `eval` returns no results if they are kept from an earlier run."""
@@ -230,7 +244,8 @@ class RecipeRun:
         """Teacher, student and bundle compared, measured once and kept in the run; empty if nothing is trained."""
         from dcclip_cli.eval.evaluate import check_complete
 
-        if not any(stage.trains and stage.name in self.loaded.recipe.stages for stage in STAGES):
+        trains = any(stage.trains and stage.name in self.loaded.recipe.stages for stage in STAGES)
+        if not trains or not is_first_process():
             return []
         if not self.fresh and (rows := kept_summary(self.dir.root, self._identity(), self.progress)):
             self.progress.say(Message("eval: already done (use --fresh to redo)"))

@@ -19,7 +19,7 @@ import numpy as np
 
 from dcclip_cli.errors import DcclipError, Message, translated
 from dcclip_cli.files import atomic_file, atomic_write
-from dcclip_cli.machine import ERROR_FILE
+from dcclip_cli.machine import ERROR_FILE, is_one_of_several
 from dcclip_cli.options import decisive
 from dcclip_cli.processes import end_with_launcher
 from dcclip_cli.recipe.load import LoadedRecipe, record, varied
@@ -84,14 +84,18 @@ class Sweep:
 
     def begin(self) -> None:
         """Check what all runs need, then write each one's recipe into its folder. Pairs are collected once."""
+        if is_one_of_several():
+            what = Message("a recipe with seeds or variants works in one process")
+            raise DcclipError(what, "start it without torchrun, srun or mpirun; --processes N starts several")
         for run in self.runs.values():
-            run.check_alone()
+            run.check_stages()
             run.preflight(run.loaded.recipe.stages)
         for run in self.runs.values():
-            for folder in (run.dir.stage(stage.name) for stage in STAGES if run.fresh):
-                folder.unlink() if folder.is_symlink() else shutil.rmtree(folder, ignore_errors=True)
-            run.fresh = False
-            record(run.loaded, run.dir.root)
+            with run.dir.claimed():
+                for folder in (run.dir.stage(stage.name) for stage in STAGES if run.fresh):
+                    folder.unlink() if folder.is_symlink() else shutil.rmtree(folder, ignore_errors=True)
+                run.fresh = False
+                record(run.loaded, run.dir.root)
             collected = run.dir.stage("collect")
             if run is not self.first and self._shares(run) and not os.path.lexists(collected):
                 collected.symlink_to(os.path.relpath(self.first.dir.stage("collect"), collected.parent))

@@ -134,7 +134,9 @@ def load_checkpoint(
     """
     from safetensors.torch import load_file
 
-    record = read_record(checkpoint / STATE, _AGAIN)
+    from dcclip_cli.train.distributed import from_first
+
+    record = from_first(lambda: read_record(checkpoint / STATE, _AGAIN))
     _check_identity(checkpoint, record.content.get("identity"), identity)
     state = validated(TrainState, record.content, checkpoint / STATE, _AGAIN)
     with record.checking():

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs
 from accelerate.utils.memory import should_reduce_batch_size
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from dcclip_cli.data.samplers import MixedBatchSampler
 from dcclip_cli.errors import AgainError, DcclipError, Message
@@ -30,36 +34,55 @@ from dcclip_cli.machine import (
     loading_processes,
     return_freed_memory,
     set_library_defaults,
+    use_launcher,
 )
 from dcclip_cli.model.precision import Choice, choose_precision, newton_schulz_precision
 from dcclip_cli.model.towers import ImageFeatures
 from dcclip_cli.progress import Progress
-from dcclip_cli.train.distributed import process_count
-from dcclip_cli.train.options import StageSetup, TrainOptions
+from dcclip_cli.train.distributed import from_first, process_count
 from dcclip_cli.train.task import TrainingTask
 from dcclip_cli.train.teacher import TeacherFacts
+
+if TYPE_CHECKING:
+    from dcclip_cli.train.options import StageSetup, TrainOptions
 
 COMPUTED_IN = "computed_in.json"
 _LAUNCHED_WITH = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _LEAST_COMPILED_GAIN = 1.15
 _PROBED_IMAGES = 256  # at most
 _AGAIN = Message("start over with --fresh")
+_groups = itertools.count()  # of processes, one after the other
 T = TypeVar("T")
 
 
 def join_processes(device: str) -> None:
-    """Connect the processes that torchrun started; a single one stays alone.
+    """Connect the processes that a launcher started, unless they are; a single one stays alone.
 
     Raises DcclipError where the variables by which a launcher describes them are incomplete.
     """
+    use_launcher()
     count = os.environ.get("WORLD_SIZE", "1")
     missing = [name for name in _LAUNCHED_WITH if name not in os.environ] if count != "1" else []
     if missing or not count.isdecimal():
         what = Message("WORLD_SIZE is {}, but there is no {}", count, ", ".join(missing) or Message("such number"))
+        if missing == ["MASTER_ADDR"]:
+            raise DcclipError(what, "set MASTER_ADDR to the name of the host that process 0 runs on")
         raise DcclipError(what, "start several processes with torchrun, or for one: unset WORLD_SIZE")
     set_library_defaults()
     allow_open_files()  # of the blocks of feature stores, shards and batches
-    PartialState(cpu=device == "cpu")
+    if count == "1" or distributed.is_initialized():
+        PartialState(cpu=device == "cpu")
+        return
+    PartialState._reset_state()  # which outlives the process group of the stage before
+    store, rank, size = _rendezvous()
+    group_store = PrefixStore(f"dcclip-{next(_groups)}", store)  # without what the group before left in the store
+    PartialState(cpu=device == "cpu", store=group_store, rank=rank, world_size=size)
+
+
+@cache
+def _rendezvous() -> Any:
+    """A store that all processes reach, and this one's number of how many."""
+    return next(rendezvous("env://"))
 
 
 def use_kernels(options: TrainOptions, device: str) -> None:
@@ -109,15 +132,17 @@ def _free_threads(workers: int, name: str, progress: Progress) -> int:
 
 def decided(folder: Path, name: str, decide: Callable[[], T]) -> T:
     """What was decided when the stage under `folder` began, on any machine; decided now if it is new."""
-    file = folder / COMPUTED_IN
-    decisions = read_json(file, _AGAIN) if file.exists() else {}
-    if name not in decisions:
-        [value] = broadcast_object_list([decide()])  # of the first process
-        decisions[name] = value
-        if PartialState().is_main_process:
+
+    def look() -> T:
+        file = folder / COMPUTED_IN
+        decisions = read_json(file, _AGAIN) if file.exists() else {}
+        if name not in decisions:
+            decisions[name] = decide()
             folder.mkdir(parents=True, exist_ok=True)
             write_json(file, decisions)
-    return cast(T, decisions[name])
+        return cast(T, decisions[name])
+
+    return from_first(look)
 
 
 def settle_precision(
@@ -210,7 +235,9 @@ def make_accelerator(options: TrainOptions, device: str, unused: bool = True) ->
     return Accelerator(
         cpu=device == "cpu",
         mixed_precision="no" if options.precision == "fp32" else options.precision,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
+        kwargs_handlers=[  # the trainer averages buffers
+            DistributedDataParallelKwargs(find_unused_parameters=unused, broadcast_buffers=False)
+        ],
     )
 
 

@@ -1,4 +1,4 @@
-"""Communication between training processes: gather with gradients, averages, agreement.
+"""Communication between training processes: gather with gradients, averages, agreement, decisions of the first one.
 
 Each process computes its loss from all embeddings; the gradient of an embedding is the sum over processes. Since the
 processes' parameter gradients are averaged afterwards, a loss that every process computes in full, or whose mean over
@@ -8,13 +8,22 @@ processes is the full loss, gives each parameter the gradient of the one-process
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.nn import Parameter
+
+from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.processes import Stopped
+
+_SHARED_S = 10.0  # in which a network file system shows a new file to all machines
+T = TypeVar("T")
 
 
 def process_count() -> int:
@@ -52,6 +61,46 @@ def gather_numbers(numbers: Sequence[float]) -> list[list[float]]:
     return [one.tolist() for one in everyone]
 
 
+def from_first(function: Callable[[], T]) -> T:
+    """What the function returns or raises in the first process, in all of them. Only the first one calls it."""
+    if process_count() == 1:
+        return function()
+    outcome: list[Any] = [None, None]
+    if process_index() == 0:
+        try:
+            outcome[0] = function()
+        except BaseException as error:  # noqa: BLE001  # raised below: the other processes wait for it
+            outcome[1] = error
+    distributed.broadcast_object_list(outcome, group=_hosts(distributed.group.WORLD))
+    result, failure = outcome
+    if failure is not None:
+        raise failure
+    return result
+
+
+def stop_together(stopping: bool) -> None:
+    """Raise Stopped in all processes where any of them is to stop. All of them call it at the same step."""
+    if any(flag for [flag] in gather_numbers([int(stopping)])):
+        raise Stopped
+
+
+def check_shared(folder: Path) -> None:
+    """Raise DcclipError in all processes if one of them does not see what the first one writes to a folder."""
+    if process_count() == 1:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = folder / from_first(lambda: Path(mkdtemp(prefix=".shared-", dir=folder)).name)
+    end = time.monotonic() + _SHARED_S
+    while not mark.exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    apart = [number for number, [sees] in enumerate(gather_numbers([int(mark.exists())])) if not sees]
+    if process_index() == 0:
+        mark.rmdir()
+    if apart:
+        what = Message("{}: training process {} does not see the files that process 0 writes there", folder, apart[0])
+        raise DcclipError(what, "put the run on a disk that all machines share: --out FOLDER")
+
+
 def mean_over_processes(value: Tensor) -> Tensor:
     """The mean of a count over the processes, without a gradient."""
     if process_count() == 1:
@@ -73,16 +122,25 @@ def average_gradients(parameters: Iterable[Parameter]) -> None:
             parameter.grad /= process_count()
 
 
-def any_process(*flags: Tensor | bool, device: torch.device) -> list[bool]:
-    """For each flag whether it is set in any process. Reads from the device once."""
+@torch.no_grad()
+def average_statistics(model: nn.Module) -> None:
+    """Average the running statistics of batch norms over processes: each process has updated them by its share."""
     if process_count() == 1:
-        return [bool(flag) for flag in flags]
-    # torch.full, not torch.tensor: copying a number to the device would wait for all work there.
-    together = torch.stack(
-        [flag.int() if isinstance(flag, Tensor) else torch.full((), int(flag), device=device) for flag in flags]
-    )
-    distributed.all_reduce(together, distributed.ReduceOp.MAX)
-    return [bool(flag) for flag in together.tolist()]
+        return
+    norms = [norm for norm in model.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training]
+    statistics = [value for norm in norms for value in (norm.running_mean, norm.running_var) if value is not None]
+    if statistics:
+        flat = torch.cat(statistics)
+        distributed.all_reduce(flat)
+        torch._foreach_copy_(statistics, (flat / process_count()).split([len(value) for value in statistics]))
+
+
+def any_process(flag: Tensor) -> bool:
+    """Whether a flag is set in any process. Reads from the device once."""
+    if process_count() > 1:
+        flag = flag.int()
+        distributed.all_reduce(flag, distributed.ReduceOp.MAX)
+    return bool(flag)
 
 
 @lru_cache(maxsize=1)

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from dcclip_cli.data.options import Augment, CaptionOptions, DataOptions
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.errors import DcclipError, Message, all_of
+from dcclip_cli.machine import is_one_of_several
 from dcclip_cli.model import Precision
 from dcclip_cli.model.students import StudentOptions, no_vocabulary
 from dcclip_cli.model.teachers import Teacher
@@ -232,9 +233,19 @@ class StageContext:
 
     def finished(self, stage: StageKind) -> TrainResult | None:
         """The result of a stage that an earlier run finished; with `fresh`, all that it left is removed."""
-        if self.fresh:
-            shutil.rmtree(self.run.stage(stage), ignore_errors=True)
-        return TrainResult(self.run.model(stage), already_finished=True) if finished(self.run.root, stage) else None
+
+        def look() -> TrainResult | None:
+            if self.fresh:
+                shutil.rmtree(self.run.stage(stage), ignore_errors=True)
+            return TrainResult(self.run.model(stage), already_finished=True) if finished(self.run.root, stage) else None
+
+        if not is_one_of_several():
+            return look()
+        from dcclip_cli.train.compute import join_processes
+        from dcclip_cli.train.distributed import from_first
+
+        join_processes(self.device)
+        return from_first(look)
 
     @property
     def new_student(self) -> StudentOptions | None:

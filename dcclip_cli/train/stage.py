@@ -26,7 +26,7 @@ from dcclip_cli.train.compute import (
     use_kernels,
     use_threads,
 )
-from dcclip_cli.train.distributed import processes_here
+from dcclip_cli.train.distributed import check_shared, processes_here
 from dcclip_cli.train.lora import add_lora, merge_lora
 from dcclip_cli.train.losses.base import layers_of, learns_from, student_layers
 from dcclip_cli.train.optimizer import rate_scale
@@ -90,6 +90,7 @@ def prepare(setup: StageSetup, context: StageContext) -> PreparedStage:
     _raise_first(problems(setup, context))
     folder, seed, device, progress = context.run.stage(setup.name), context.seed, context.device, context.progress
     join_processes(device)
+    check_shared(folder)
     workers = loading_processes(setup.options.workers, device, processes_here())
     setup = replace(setup, options=setup.options.model_copy(update={"workers": workers}))
     use_kernels(setup.options, device)

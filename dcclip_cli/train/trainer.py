@@ -6,7 +6,6 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from dcclip_cli.train.checkpoint import (
     save_checkpoint,
 )
 from dcclip_cli.train.compute import Parts, make_accelerator
-from dcclip_cli.train.distributed import any_process, processes_here
+from dcclip_cli.train.distributed import any_process, average_statistics, from_first, processes_here, stop_together
 from dcclip_cli.train.loading import load_batches
 from dcclip_cli.train.metrics_log import MetricsListener, MetricsLog, TrackerName
 from dcclip_cli.train.optimizer import ema_weights, learning_rate_factor, make_ema, make_optimizer
@@ -95,7 +94,7 @@ class Trainer:
         self._wrapped = self.accelerator.prepare(task)
         self.state = TrainState(step=0)
         self.seconds, self.metrics = 0.0, dict[str, float]()
-        self._interrupted = self._changing_weights = False
+        self._changing_weights = False
         self._saved_step = 0
 
     @property
@@ -106,8 +105,9 @@ class Trainer:
         """Train to the end and return the last metrics; the task then has the weights to be saved, on the CPU.
 
         `finish` is called with the metrics before a signal can end the run. Until then it raises Stopped after the
-        step, and at once while the run waits for data or validates. Whatever ends the run, data that cannot be read
-        (DcclipError) for example, the state after the last whole step is saved first.
+        step, and at once while the run waits for data or validates; in all processes, whichever gets the signal.
+        Whatever ends the run, data that cannot be read (DcclipError) for example, the state after the last whole step
+        is saved first.
         """
         self.restore()
         name, progress, began = self.info.name, self.info.progress, time.monotonic()
@@ -117,8 +117,10 @@ class Trainer:
         with handled(), noted(), progress.task(name, self.total_steps, self.state.step) as shown:
             try:
                 self._train(shown)
-            except BaseException:
+            except BaseException as error:
                 self._save_before_the_end()
+                if isinstance(error, Stopped):
+                    self.accelerator.wait_for_everyone()  # a launcher ends all processes when the first one has ended
                 raise
             finally:
                 self._log.close()
@@ -128,6 +130,7 @@ class Trainer:
                 raise RuntimeError(f"a bug: {name} changed weights or statistics that are frozen; no model is saved")
             self.task.eval().to("cpu")
             finish(self.metrics)
+            stop_together(bool(asked()))
         return self.metrics
 
     def _train(self, shown: Task) -> None:
@@ -147,13 +150,12 @@ class Trainer:
             if state.step == CHANCE_STEP and self.is_main_process:
                 self._warn_at_chance(terms)
             shown.advance()
-            state.validation_due = self._validates_after(state.step)
+            interval, is_last = options.validate_every_steps, state.step == self.total_steps
+            state.validation_due = interval is not None and (is_last or state.step % interval == 0)
             if state.validation_due and self.evaluate():
                 return
-            if state.step == self.total_steps:
+            if is_last:
                 return  # what a signal asks for can wait until the model is saved
-            if self._interrupted or (self.accelerator.num_processes == 1 and asked()):
-                raise Stopped
             if state.step % options.checkpoint_every_steps == 0:
                 self.save()
 
@@ -166,7 +168,7 @@ class Trainer:
         self.task.begin_step(state.step / self.total_steps)
         terms = self._backward(batch)
         norm: Tensor = self.accelerator.clip_grad_norm_(self.task.parameters(), options.clip_norm or math.inf)
-        bad, self._interrupted = any_process(self._is_bad(terms, norm), bool(asked()), device=self.device)
+        bad = any_process(self._is_bad(terms, norm))
         self._changing_weights = True
         state.step += 1
         if bad:
@@ -177,6 +179,7 @@ class Trainer:
         else:
             self._accelerated_optimizer.step()
             self.task.clamp_temperature()
+            average_statistics(self.task)
             self._guard.accept(state)
             if self.ema is not None:
                 self.ema.update_parameters(self.task.model)
@@ -200,17 +203,12 @@ class Trainer:
             self._guard.restore()
             clear_device_cache(garbage_collection=True)
 
-    def _validates_after(self, step: int) -> bool:
-        every = self.options.validate_every_steps
-        return self._validate is not None and every is not None and (step % every == 0 or step == self.total_steps)
-
     def evaluate(self) -> bool:
         """Validate, and return whether early stopping ends the run."""
         options, state = self.options, self.state
         assert self._validate is not None
         with ema_weights(self.task.model, self.ema):
-            with noted(False):
-                metrics = self._validate()
+            metrics = from_first(noted(False)(self._validate))
             if better := not state.best_metrics or _mean(metrics) > _mean(state.best_metrics):
                 if self.is_main_process:
                     save_best(self.info.folder / "best", state.step, metrics, self.task.model)
@@ -218,9 +216,7 @@ class Trainer:
         state.validations_since_best = 0 if better else state.validations_since_best + 1
         state.validation_due = False
         self._log.write(state.step, metrics)
-        no_patience = options.patience is not None and state.validations_since_best >= options.patience
-        [stop] = any_process(no_patience, device=self.device)
-        if stop:
+        if stop := options.patience is not None and state.validations_since_best >= options.patience:
             name, best = self.info.name, state.best_step
             self.info.progress.say(
                 Message("{}: early stopping at step {}/{} (best: step {})", name, state.step, self.total_steps, best)
@@ -247,7 +243,7 @@ class Trainer:
     def restore(self) -> None:
         """Load the latest checkpoint, if there is one, and open the logs at its step."""
         folder = self.info.folder
-        if checkpoint := latest_checkpoint(folder / "state"):
+        if checkpoint := from_first(lambda: latest_checkpoint(folder / "state")):
             identity = self.info.identity
             self.state = load_checkpoint(checkpoint, identity, self.task, self.optimizer, self.ema)
             self._saved_step = self.state.step
@@ -313,7 +309,8 @@ class Trainer:
     def _take_final_weights(self) -> None:
         """Give the task the weights to be saved: the best ones, those of the EMA or the last."""
         if self.options.keep == "best":
-            load_best(self.info.folder / "best", self.task.model)
+            if self.is_main_process:
+                load_best(self.info.folder / "best", self.task.model)
             self.metrics |= {**self.state.best_metrics, "best_step": self.state.best_step}
         elif self.ema is not None:
             self.task.model.load_state_dict(self.ema.module.state_dict())
@@ -340,10 +337,15 @@ class Trainer:
         """The batches as the loading processes make them. Raises DcclipError for data that cannot be read."""
         batches: Iterator[Any] | None = None
         while True:
-            with self._timer.waiting(), noted(False):
-                if batches is None:
-                    batches = self._start_loading()
-                batch = next(batches, None)
+            batch, stopping = None, False
+            try:
+                with self._timer.waiting(), noted(False):
+                    if batches is None:
+                        batches = self._start_loading()
+                    batch = next(batches, None)
+            except Stopped:
+                stopping = True
+            stop_together(stopping)
             if batch is None:
                 return
             yield batch
@@ -355,8 +357,15 @@ class Trainer:
         samples = self.sampler(self.state.step, self.total_steps)
         collator = replace(self.collator, process=accelerator.process_index, processes=accelerator.num_processes)
         prefetch = max(1, min(4, PREFETCHED_SAMPLES // share))
-        with _frozen_objects():
+        was_frozen = gc.get_freeze_count()  # by the program that this is a part of
+        if not was_frozen:  # a collection in a process that is forked here would copy the memory that they share
+            gc.collect()
+            gc.freeze()
+        try:
             return load_batches(collator, samples, workers, prefetch, pin_memory=self.device.type == "cuda")
+        finally:
+            if not was_frozen:
+                gc.unfreeze()
 
 
 def _mean(metrics: Mapping[str, float]) -> float:
@@ -405,17 +414,3 @@ class NonFiniteGuard:
         if state.skipped_in_a_row == state.step:  # so that no rate has changed a weight yet
             hint = Message("set precision: fp32, and check the data and the model that training starts from")
         raise DcclipError(what, hint)
-
-
-@contextmanager
-def _frozen_objects() -> Iterator[None]:
-    """Collections in processes that are forked here leave all objects alone: they would copy the memory they share."""
-    if gc.get_freeze_count():  # by the program that this is a part of
-        yield
-        return
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()

@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 import psutil
@@ -23,6 +24,7 @@ from tests.cli.test_console import ending
 from tests.train.jobs import ENVIRONMENT, OPTIONS, Job, assert_close, logged, refused, run, weights
 
 TIMEOUT_S = 150
+Started = subprocess.Popen[str]
 OWN_LOSS = """
 from dcclip_cli.train.losses.contrastive import TaskLoss
 class Own(TaskLoss):
@@ -39,12 +41,24 @@ def recipe(job: Job, folder: Path, **options: Any) -> Path:
     return file
 
 
-def start(file: Path, out: Path, *arguments: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-P", "-m", "dcclip_cli", "align", str(file), "--out", str(out), *arguments]
-    pipe = subprocess.PIPE
+def start(file: Path, out: Path, *arguments: str, command: str = "align", **environment: str) -> Started:
+    """A command on a recipe, with `environment` in addition to this process's."""
     return subprocess.Popen(
-        command, env=ENVIRONMENT | os.environ, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        [sys.executable, "-P", "-m", "dcclip_cli", command, str(file), "--out", str(out), *arguments],
+        env=ENVIRONMENT | os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
+
+
+def wait_for_steps(out: Path, process: Started) -> None:
+    """Wait until a command has logged a step of align."""
+    end = time.monotonic() + TIMEOUT_S
+    while not (out / "align/metrics.jsonl").exists() or not logged(out / "align"):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.02)
 
 
 @pytest.mark.timeout(5 * TIMEOUT_S)
@@ -54,10 +68,7 @@ def test_two_processes_that_are_stopped_go_on_to_the_weights_of_one_that_is_not(
     aligning["options"] |= {"accumulate": 2, "gradient_cache": True}
     file, out = recipe(aligning, tmp_path), tmp_path / "out"
     with start(file, out, "--processes", "2") as process:
-        end = time.monotonic() + TIMEOUT_S
-        while not (out / "align/metrics.jsonl").exists() or not logged(out / "align"):
-            assert process.poll() is None and time.monotonic() < end
-            time.sleep(0.02)
+        wait_for_steps(out, process)
         ranks = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGTERM)
         printed, said = process.communicate(timeout=TIMEOUT_S)
@@ -71,6 +82,41 @@ def test_two_processes_that_are_stopped_go_on_to_the_weights_of_one_that_is_not(
     assert process.returncode == 0 and printed == f"{out}/align/model\n", said
     assert said.count(f"resuming from step {saved} of 30") == 1
     assert_close(weights(out / "align/model"), weights(run(aligning)))
+
+
+@pytest.mark.timeout(4 * TIMEOUT_S)
+def test_tasks_of_srun_hold_their_folder_stop_together_while_one_waits_for_data_and_resume(
+    aligning: Job, tmp_path: Path
+) -> None:
+    with socket() as unused:
+        unused.bind(("localhost", 0))
+        port = str(unused.getsockname()[1])
+    file, out = recipe(aligning, tmp_path, steps=60, checkpoint_every_steps=1000), tmp_path / "out"
+    content = yaml.safe_load(file.read_text("utf-8")) | {"eval": {"datasets": [aligning["data"]]}}
+    file.write_text(yaml.safe_dump(content, allow_unicode=True), "utf-8")
+
+    def start_tasks() -> list[Started]:
+        step = {"SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "localhost,gpu[07-09]", "MASTER_PORT": port}
+        ranks = ("0", "1")
+        return [start(file, out, command="run", SLURM_PROCID=rank, SLURM_LOCALID=rank, **step) for rank in ranks]
+
+    tasks = start_tasks()
+    wait_for_steps(out, tasks[0])
+    for loader in psutil.Process(tasks[1].pid).children():
+        loader.suspend()
+    _, said = start(file, out).communicate(timeout=TIMEOUT_S)
+    assert f"error: {out} is in use by another command (process {tasks[0].pid}, " in said
+    tasks[1].send_signal(signal.SIGTERM)
+    ends = [task.communicate(timeout=TIMEOUT_S) for task in tasks]
+    assert [task.returncode for task in tasks] == [128 + signal.SIGINT, 128 + signal.SIGTERM]
+    saved = len(logged(out / "align"))
+    assert ends[0][1].splitlines()[-1] == f"stopped: align is saved after step {saved}: run the same command again"
+    assert not ends[1][1], "only the first process says so"
+    tasks = start_tasks()
+    ends = [task.communicate(timeout=TIMEOUT_S) for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], ends
+    assert "student" in ends[0][0] and not any(ends[1]), "the first one alone evaluates"
+    assert [line["step"] for line in logged(out / "align")] == list(range(1, 61))
 
 
 @pytest.mark.timeout(2 * TIMEOUT_S)

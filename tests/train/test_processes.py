@@ -9,20 +9,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
-from tests.train.jobs import ENVIRONMENT, Job, assert_close, elsewhere, logged, run, weights
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.processes import Stopped
+from dcclip_cli.train.compute import decided, join_processes
+from dcclip_cli.train.distributed import average_statistics, check_shared, from_first, process_index, stop_together
+from tests.train.jobs import ENVIRONMENT, Job, assert_close, elsewhere, logged, refused, run, weights
 
 TIMEOUT_S = 150  # gloo may hang at exit: pytorch issue 56297
 
 
-def on_two_processes(job: Job, file: Path) -> None:
-    file.write_text(json.dumps(job))
-    script = Path(__file__).with_name("jobs.py")
+def on_two_processes(script: str, argument: Path) -> None:
+    """Run a file of this folder in two processes."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     process = subprocess.Popen(
-        [sys.executable, *launch, str(script), str(file)],
+        [sys.executable, *launch, str(Path(__file__).with_name(script)), str(argument)],
         env=os.environ | ENVIRONMENT,
         start_new_session=True,
         stdout=subprocess.PIPE,
@@ -37,6 +41,37 @@ def on_two_processes(job: Job, file: Path) -> None:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, said
+
+
+@pytest.mark.timeout(2 * TIMEOUT_S)
+def test_the_first_process_decides_for_all(tmp_path: Path) -> None:
+    on_two_processes("test_processes.py", tmp_path)
+
+
+def agree(folder: Path) -> None:
+    """What each of two processes checks."""
+    join_processes("cpu")
+    rank = process_index()
+    with refused("坏 broken 0", "fix it"):
+        from_first(lambda: fail(DcclipError(f"坏 broken {rank}", "fix it")))
+    (folder / str(rank)).mkdir()
+    if rank == 1:  # which sees what the first process does not
+        (folder / "1/computed_in.json").write_text('{"precision": "fp32"}')
+    assert decided(folder / str(rank), "precision", lambda: f"bf16 of {rank}") == "bf16 of 0"
+    check_shared(folder)
+    with refused("training process 1 does not see the files", "--out"):
+        check_shared(folder / str(rank))
+    norms = nn.ModuleList([nn.BatchNorm1d(2), nn.BatchNorm1d(2).eval()])
+    for norm in norms.children():
+        norm.get_buffer("running_mean").fill_(rank)
+    average_statistics(norms)
+    assert [norm.get_buffer("running_mean").tolist() for norm in norms.children()] == [[0.5, 0.5], [rank, rank]]
+    with pytest.raises(Stopped):
+        stop_together(rank == 1)
+
+
+def fail(error: Exception) -> None:
+    raise error
 
 
 COMPARING = [{"kind": kind} for kind in ("interactive", "similarity", "feature_map", "token_features", "embedding")]
@@ -71,7 +106,8 @@ def test_two_processes_train_as_one_does_on_the_same_batches(
         job["options"] |= {"captions": {"caption_fraction": 0.13}}  # of one pair: one process has no text
     one, two, shorter = elsewhere(job, "one"), elsewhere(job, "two"), elsewhere(job, "shorter", {"steps": 1})
     whole, first = weights(run(one)), weights(run(shorter))
-    on_two_processes(two, tmp_path / "job.json")
+    (tmp_path / "job.json").write_text(json.dumps(two))
+    on_two_processes("jobs.py", tmp_path / "job.json")
     folder = Path(two["root"], stage)
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
     assert max(float((value - first[name]).abs().max()) for name, value in whole.items()) > 1e-3
@@ -79,3 +115,8 @@ def test_two_processes_train_as_one_does_on_the_same_batches(
     expected, last = logged(Path(one["root"], stage))[-1], logged(folder)[-1]
     assert last["step"] == 20
     assert last["loss"] == pytest.approx(expected["loss"], rel=1e-4), "the log tells of the whole batch"
+
+
+if __name__ == "__main__":
+    agree(Path(sys.argv[1]))
+    os._exit(0)  # without the end of the process group, in which gloo may hang
