@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, unquote_to_bytes
 
@@ -84,10 +85,11 @@ class EmbeddingRequest(BaseModel):
     def inputs(self) -> list[str]:
         """The texts and data URLs, in their order. Raises DcclipError for token ids."""
         if self.input is None:
-            contents = (message.content for message in self.messages)
-            return list(
-                chain.from_iterable([one] if isinstance(one, str) else map(Part.input, one) for one in contents)
-            )
+            parts = [
+                [text] if isinstance(text := message.content, str) else map(Part.input, text)
+                for message in self.messages
+            ]
+            return list(chain(*parts))
         inputs = [self.input] if isinstance(self.input, str) else self.input
         texts = [text for text in inputs if isinstance(text, str)]
         if len(texts) < len(inputs):
@@ -112,19 +114,6 @@ class _Route(APIRoute):
             return await handle(_Request(request.scope, request.receive))
 
         return handle_request
-
-
-class _EmbeddedTexts:
-    """An encoder that has embedded all texts that it will be asked for."""
-
-    def __init__(self, encoder: Encoder, rows: dict[str, np.ndarray]) -> None:
-        self._encoder, self._rows = encoder, rows
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._encoder, name)
-
-    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        return np.stack([self._rows[text] for text in texts])
 
 
 class Server:
@@ -169,7 +158,9 @@ class Server:
             rows: dict[str, np.ndarray] = {}
             for batch in batched(prompts, MAX_TEXTS):
                 rows |= zip(batch, await self.encoder.embed_texts(batch), strict=True)
-            embedded: Any = _EmbeddedTexts(self.encoder.encoder, rows)
+            fields = ("prompts", "logit_scale", "logit_bias", "known")
+            embedded: Any = SimpleNamespace(**{name: getattr(self.encoder.encoder, name) for name in fields})
+            embedded.encode_texts = lambda texts: np.stack([rows[text] for text in texts])
             labels = await self.encoder.in_pool(Labels, embedded, names, None, multi_label)
             while self._labels and sum(len(stored.names) for stored in self._labels.values()) > _STORED_LABELS:
                 del self._labels[next(iter(self._labels))]
@@ -257,19 +248,19 @@ def _add_model(app: FastAPI, server: Server) -> None:
         return {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "dcclip"}]}
 
     @app.post("/v1/embeddings")
-    async def embeddings(asked: EmbeddingRequest) -> Response:
+    async def embeddings(request: EmbeddingRequest) -> Response:
         """Embeddings of length 1 of texts and of images as data URLs, in OpenAI's form."""
-        rows = await server.vectors(asked.inputs())
-        if asked.dimensions is not None:
-            if asked.dimensions > server.dims:
+        rows = await server.vectors(request.inputs())
+        if request.dimensions is not None:
+            if request.dimensions > server.dims:
                 raise DcclipError("{} has embeddings of {} numbers", "ask for no more dimensions", name, server.dims)
-            rows = rows[:, : asked.dimensions]
+            rows = rows[:, : request.dimensions]
             rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
         usage = {"prompt_tokens": 0, "total_tokens": 0}  # nothing is charged
 
         def response() -> Response:
             coded: list[Any] = rows.tolist()
-            if asked.encoding_format == "base64":
+            if request.encoding_format == "base64":
                 coded = [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in rows]
             data = [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(coded)]
             return _json({"object": "list", "data": data, "model": name, "usage": usage})
@@ -286,8 +277,8 @@ def _add_model(app: FastAPI, server: Server) -> None:
         """The most probable labels of an image, the best first, and those that the model never learnt."""
         ready = await server.labels(split(labels), multi_label)
         rows = ready.probabilities(await server.encoder.embed_images([await image.read()]))
-        found = best(ready.names, rows[0], top_k)
-        listed = [{"label": label, "probability": round(value, 6)} for label, value in found]
+        probable = best(ready.names, rows[0], top_k)
+        listed = [{"label": label, "probability": round(value, 6)} for label, value in probable]
         return {"labels": listed, "unknown": ready.unknown}
 
 
@@ -321,12 +312,12 @@ def _json(content: dict[str, Any]) -> Response:
 def _immich_model(entries: str, kind: str) -> str:
     """The name of the model in immich's `entries`. Raises RefusedError for other tasks than `clip`."""
     try:
-        asked = json.loads(entries)
-        task, name = next(iter(asked)), asked["clip"][kind]["modelName"] if list(asked) == ["clip"] else ""
+        tasks = json.loads(entries)
+        task, name = next(iter(tasks)), tasks["clip"][kind]["modelName"] if list(tasks) == ["clip"] else ""
     except (ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError):
         what = Message('entries should be {{"clip": {{"{}": {{"modelName": "NAME"}}}}}}', kind)
         raise DcclipError(what, "see immich's machine-learning/") from None
-    if task != "clip" or len(asked) != 1 or not isinstance(name, str):
+    if task != "clip" or len(tasks) != 1 or not isinstance(name, str):
         what = Message("this server does clip, not {}", str(task)[:40])
         raise RefusedError(
             what, "turn it off in immich's settings, or name immich's own server after this one", status=422
@@ -348,8 +339,8 @@ def _add_search(app: FastAPI, server: Server) -> None:
         """The images nearest to what is asked for, scores are cosines; and the texts that the model never learnt."""
         if not server.indexes:
             raise RefusedError("no folder is searched", "start with: dcclip serve --folder DIR", status=404)
-        texts, files = [one for one in text if one.strip()], [await one.read() for one in image]
-        minus = [one for one in without if one.strip()]
+        texts, files = [word for word in text if word.strip()], [await upload.read() for upload in image]
+        minus = [word for word in without if word.strip()]
         if not texts and not files:
             raise DcclipError("there is no text and no image", "send one of them")
         added = [await server.encoder.embed_texts(texts)] if texts else []
@@ -359,17 +350,14 @@ def _add_search(app: FastAPI, server: Server) -> None:
         unknown += [] if subtracted is None else unknown_of(known, minus, subtracted)
         added += [await server.encoder.embed_images(files)] if files else []
         query = direction(np.concatenate(added), subtracted)
-        hits = await server.encoder.in_pool(search_all, server.indexes, query, top_k)
-        results = []
-        for hit in hits:
-            number, index = next(
-                (place, one) for place, one in enumerate(server.indexes) if hit.image.is_relative_to(one.folder)
-            )
-            name = os.fsencode(hit.image.relative_to(index.folder))  # which may not be UTF-8
-            result = {"image": os.fsencode(hit.image).decode(errors="replace"), "path": name.decode(errors="replace")}
-            place = {"folder": number, "url": f"images/{number}/{quote(name)}"}
-            results.append(result | place | {"score": round(hit.score, 6)})
-        fits = bool(files) or known is None or hits[0].score >= known.fits
+        results: list[dict[str, Any]] = []
+        for hit in await server.encoder.in_pool(search_all, server.indexes, query, top_k):
+            folder = next(place for place, index in enumerate(server.indexes) if hit.image.is_relative_to(index.folder))
+            name = os.fsencode(hit.image.relative_to(server.indexes[folder].folder))  # which may not be UTF-8
+            shown_image, path = (encoded.decode(errors="replace") for encoded in (os.fsencode(hit.image), name))
+            url, score = f"images/{folder}/{quote(name)}", round(hit.score, 6)
+            results.append({"image": shown_image, "folder": folder, "path": path, "url": url, "score": score})
+        fits = bool(files) or known is None or results[0]["score"] >= known.fits
         return {"results": results, "unknown": unknown, "fits": fits}
 
     @app.get("/images/{folder}/{path:path}")
@@ -379,17 +367,17 @@ def _add_search(app: FastAPI, server: Server) -> None:
         name = os.fsdecode(unquote_to_bytes(request.scope["raw_path"]).split(b"/", 3)[3])  # `path` has to be UTF-8
         if not 0 <= folder < len(shown) or name not in shown[folder]:
             raise missing
-        file, cached = server.indexes[folder].folder / name, {"Cache-Control": "private, max-age=3600"}
+        file = server.indexes[folder].folder / name
         try:
             if small:
                 [content] = await server.encoder.make_of_images([(file, thumbnail)])
-                return Response(content, media_type="image/jpeg", headers=cached)
-            content = await server.encoder.in_pool(_read_picture, file)
+            else:
+                content = await server.encoder.in_pool(_read_picture, file)
         except (OSError, DcclipError) as error:  # it was removed or replaced
             raise error if isinstance(error, RefusedError) else missing from None
         if (kind := mime_type(content)) is None or len(content) > _MAX_PICTURE:
             raise missing
-        return Response(content, media_type=kind)
+        return Response(content, media_type=kind, headers={"Cache-Control": "private, max-age=3600"} if small else {})
 
     page = Path(__file__).with_name("page.html").read_text("utf-8")
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import Callable, Collection, MutableMapping, Sequence
+from collections.abc import Callable, Collection, MutableMapping
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
+import anyio
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from starlette.requests import Request
@@ -56,14 +56,20 @@ class Metrics:
     def __init__(self, waiting: Callable[[str], int]) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        given: Any = {"registry": self.registry}
-        self.requests = Counter("dcclip_requests", "Requests answered.", ["path", "status"], **given)
-        self.seconds = Histogram("dcclip_request_seconds", "Time to answer a request.", ["path"], **given)
+        registered: Any = {"registry": self.registry}
+        self.requests = Counter("dcclip_requests", "Requests answered.", ["path", "status"], **registered)
+        self.seconds = Histogram("dcclip_request_seconds", "Time to answer a request.", ["path"], **registered)
         sizes = (1, 2, 4, 8, 16, 32, 64)
-        self.batches = Histogram("dcclip_batch_size", "Inputs in a batch.", ["kind"], buckets=sizes, **given)
+        self.batches = Histogram("dcclip_batch_size", "Inputs in a batch.", ["kind"], buckets=sizes, **registered)
         for kind in ("text", "image"):
-            gauge = Gauge(f"dcclip_waiting_{kind}s", "Inputs in the queue.", **given)
+            gauge = Gauge(f"dcclip_waiting_{kind}s", "Inputs in the queue.", **registered)
             gauge.set_function(partial(waiting, kind))
+
+
+def _host(request: Request) -> str | None:
+    with suppress(ValueError):
+        return request.url.hostname
+    return None
 
 
 class Guard:
@@ -107,7 +113,7 @@ class Guard:
             if response is not None:
                 await response(scope, receive, answer)
             elif body is not None:
-                await _cancelled_without_client(partial(self._app, scope), body, receive, answer)
+                await self._run_while_connected(scope, body, receive, answer)
         except RefusedError as error:
             self._sizes[request] = 0
             await error_response(scope, error)(scope, receive, answer)
@@ -120,7 +126,7 @@ class Guard:
     def _admit(self, scope: Scope) -> Response | None:
         """The answer to a page's address with the token, which goes to a cookie and out of the address."""
         request = Request(scope)
-        if self._hosts and host_name(request.headers.getlist("host")) not in self._hosts:
+        if self._hosts and _host(request) not in self._hosts:
             raise RefusedError("this server has another name", "use the address that dcclip serve prints", status=400)
         page_token = request.query_params.get("token", "") if scope["path"] == "/" else ""
         if page_token:
@@ -142,6 +148,22 @@ class Guard:
         if self._token is not None:
             response.set_cookie(_COOKIE, self._token, httponly=True, samesite="strict")
         return response
+
+    async def _run_while_connected(self, scope: Scope, body: bytes, receive: Any, send: Any) -> None:
+        messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def receive_body() -> Any:
+            return next(messages, {"type": "http.disconnect"})
+
+        async with anyio.create_task_group() as tasks:
+
+            async def cancel_without_client() -> None:
+                await receive()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(cancel_without_client)
+            await self._app(scope, receive_body, send)
+            tasks.cancel_scope.cancel()
 
     async def _read(self, request: object, receive: Any) -> bytes | None:
         """The body; None if the client leaves before it is complete."""
@@ -174,29 +196,3 @@ class Guard:
 
     def _is_full(self, size: int) -> bool:
         return size > _SMALL_BYTES and sum(self._sizes.values()) > _MAX_BYTES
-
-
-def host_name(headers: Sequence[str]) -> str | None:
-    """The name in the only Host header of a request, in lower case."""
-    with suppress(ValueError):
-        return urlsplit(f"//{headers[0]}").hostname if len(headers) == 1 else None
-    return None
-
-
-async def _cancelled_without_client(run: Any, body: bytes, receive: Any, send: Any) -> None:
-    """Run the application, which gets the body at once, until it is done or the client has left."""
-    leaving = asyncio.create_task(receive())
-    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
-
-    async def receive_again() -> Any:
-        return next(messages, None) or await asyncio.shield(leaving)
-
-    answering = asyncio.create_task(run(receive_again, send))
-    try:
-        await asyncio.wait([answering, leaving], return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        leaving.cancel()
-        if not answering.done():
-            answering.cancel()
-    with suppress(asyncio.CancelledError):
-        await answering

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
+from contextlib import suppress
 from types import FrameType
 
 import h11
@@ -72,7 +73,7 @@ class Connection(H11Protocol):
 
     def _note_state(self) -> None:
         state = self.conn.their_state
-        if state in (h11.IDLE, h11.SEND_BODY):
+        if state in (h11.IDLE, h11.SEND_BODY) and self in self.connections:
             self._incomplete.setdefault(self, None)
         else:
             self._incomplete.pop(self, None)
@@ -117,8 +118,10 @@ class Server(uvicorn.Server):
             if select.select([self._listening], [], [], 0)[0] and loop.time() < latest:
                 loop.call_later(_LOOK_S, close)
                 return
-            for server in self.servers:
-                server.close()
+            with suppress(NotImplementedError):  # on Windows
+                loop.remove_reader(self._listening)  # a closed asyncio.Server drops what it is about to accept
+            self._listening.close()
+            self.servers.clear()
             loop.call_later(_REFUSE_S, leave, sig, frame)
 
         loop.call_later(_REFUSE_S, close)

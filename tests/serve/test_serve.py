@@ -191,8 +191,7 @@ def test_large_bodies_and_a_missing_token_are_refused(model: Model, monkeypatch:
         assert client.get("/health").status_code == 200
         assert client.get("/v1/models?token=secret").status_code == 401
         page = client.get("/?token=secret")
-        assert (page.status_code, page.headers["location"], page.headers["referrer-policy"]) == (
-            303,
+        assert page.status_code == 303 and (page.headers["location"], page.headers["referrer-policy"]) == (
             "./",
             "no-referrer",
         )
@@ -262,28 +261,26 @@ HEALTH = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 def test_connections_without_a_request_end_and_give_way(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_HEAD_S", 1.0)
+    monkeypatch.setattr(server, "_HEAD_S", 60.0)
+    incomplete = b"G", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"
     with running(model, connections=8) as (_, port):
-        begin = time.monotonic()
-        idle = [
-            send(port, b"G" if number % 2 else b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n")
-            for number in range(20)
-        ]
+        idle = [send(port, part) for part in incomplete * 10]
         assert answer(send(port, HEALTH)).startswith(b"HTTP/1.1 200")
-        assert [answer(connection) for connection in idle[:12]] == [b""] * 12 and time.monotonic() - begin < 1.0
+        assert [answer(connection) for connection in idle[:12]] == [b""] * 12
+        monkeypatch.setattr(server, "_HEAD_S", 0.5)
         with send(port, HEALTH + b"G") as slow:  # a byte a time, after a request
             assert slow.recv(1000).startswith(b"HTTP/1.1 200")
-            with suppress(OSError):
-                while slow.send(b"E") and time.monotonic() - begin < 20:
+            with pytest.raises(ConnectionError):
+                for _ in range(200):
+                    slow.send(b"E")
                     time.sleep(0.1)
-        assert 1.0 < time.monotonic() - begin < 15
         headers = b"".join(b"X-%d: a\r\n" % number for number in range(100_000))
         assert not answer(send(port, HEALTH[:-2] + headers)).startswith(b"HTTP/1.1 200")
         assert b"400 Bad Request" in answer(send(port, HEALTH[:-2] + b"Host: evil\r\n\r\n"))
 
 
 def test_the_work_of_a_client_that_leaves_is_dropped_and_the_place_of_its_images_is_free(model: Model) -> None:
-    image = encode(Image.new("RGB", (5000, 3000)), "PNG")
+    image = encode(Image.new("RGB", (5000, 4000)), "PNG")
     with running(model) as (encoder, port):
         large = send(port, post(json.dumps({"input": [data_url(image)] * 60}).encode()))
         wait(lambda: encoder.waiting("image") == 60)
@@ -297,7 +294,19 @@ def test_the_work_of_a_client_that_leaves_is_dropped_and_the_place_of_its_images
 
 def test_a_stop_answers_what_was_accepted_and_needs_no_torch(bundle_folder: Path) -> None:
     code = "import sys; from dcclip_cli.__main__ import main; sys.modules['torch'] = None; main()"
-    command = [sys.executable, "-c", code, "serve", "--port", "0", "--model", str(bundle_folder)]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "serve",
+        "--port",
+        "0",
+        "--model",
+        str(bundle_folder),
+        "-q",
+        "--host",
+        "0.0.0.0",
+    ]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert server.stdout is not None
     url, statuses = server.stdout.readline().strip(), []
@@ -318,7 +327,7 @@ def test_a_stop_answers_what_was_accepted_and_needs_no_torch(bundle_folder: Path
     for thread in threads:
         thread.join()
     said = server.communicate()[1]
-    assert server.returncode == 0 and "Traceback" not in said
+    assert server.returncode == 0 and "Traceback" not in said and said.startswith("warning: anyone who reaches port ")
     assert statuses[0] == 2000 and set(statuses) <= {2000, 503}
 
 
