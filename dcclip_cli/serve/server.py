@@ -16,8 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from dcclip_cli.machine import allow_open_files
 
 _HEAD_BYTES = 16 << 10  # of a request's line and headers
-_HEAD_S = 10.0  # in which they have to arrive, or the rest of a refused body
-_TAKE_S = 30.0  # in which a client has to take what is sent of an answer at a time
+_CLIENT_S = 10.0  # in which a head has to arrive, the rest of a refused body, or what is sent of an answer at a time
 _MOST_CONNECTIONS, _OTHER_FILES = 1024, 64
 _STOP_S = 7  # in which requests that were accepted are answered; Docker kills after 10
 _REFUSE_S = 0.5  # in which new requests are answered with 503 before the port is closed, and again after that
@@ -59,12 +58,10 @@ class Connection(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stop_timer()
-        self._timer = self.loop.call_later(_TAKE_S, self.transport.abort)
+        self._note_state()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._stop_timer()
         self._note_state()
 
     def on_response_complete(self) -> None:
@@ -78,10 +75,11 @@ class Connection(H11Protocol):
         else:
             self._incomplete.pop(self, None)
         is_refused = state is h11.SEND_BODY and self.cycle.response_complete
-        if not (state is h11.IDLE or is_refused or self.transport.is_closing()):
+        is_client_slow = state is h11.IDLE or is_refused or self.flow.write_paused or self.transport.is_closing()
+        if not is_client_slow:
             self._stop_timer()
         elif not self._timer:
-            self._timer = self.loop.call_later(_HEAD_S, self.transport.abort)
+            self._timer = self.loop.call_later(_CLIENT_S, self.transport.abort)
 
     def _stop_timer(self) -> None:
         if self._timer:
@@ -102,7 +100,7 @@ class Server(uvicorn.Server):
             access_log=verbose,
             timeout_graceful_shutdown=_STOP_S,
             h11_max_incomplete_event_size=_HEAD_BYTES,
-            limit_concurrency=min(_MOST_CONNECTIONS, allow_open_files() - _OTHER_FILES),
+            limit_concurrency=max(8, min(_MOST_CONNECTIONS, allow_open_files() - _OTHER_FILES)),
         )
         super().__init__(config)
 

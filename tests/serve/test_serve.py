@@ -261,13 +261,13 @@ HEALTH = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 def test_connections_without_a_request_end_and_give_way(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_HEAD_S", 60.0)
+    monkeypatch.setattr(server, "_CLIENT_S", 60.0)
     incomplete = b"G", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"
     with running(model, connections=8) as (_, port):
         idle = [send(port, part) for part in incomplete * 10]
         assert answer(send(port, HEALTH)).startswith(b"HTTP/1.1 200")
         assert [answer(connection) for connection in idle[:12]] == [b""] * 12
-        monkeypatch.setattr(server, "_HEAD_S", 0.5)
+        monkeypatch.setattr(server, "_CLIENT_S", 0.5)
         with send(port, HEALTH + b"G") as slow:  # a byte a time, after a request
             assert slow.recv(1000).startswith(b"HTTP/1.1 200")
             with pytest.raises(ConnectionError):
