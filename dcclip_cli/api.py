@@ -482,9 +482,20 @@ def compare(first: str, second: str, *, force: bool = False, progress: ProgressC
 def open_recipe(
     recipe: AnyRecipe, stage: StageName | None, options: Mapping[str, Any] | None = None, sets: Sets | None = None
 ) -> LoadedRecipe:
-    """The validated recipe with `options` as keys of the section `stage`, which it must have."""
-    for key in options or ():
-        _check_argument(stage or "", key)
+    """The validated recipe with `options` as keys of the section `stage`, which it must have.
+
+    A key that the section does not have, and that is near an argument of the stage's function, is refused as that; what
+    is near a key of the section is refused as in a recipe.
+    """
+    if options and stage:
+        function = {"eval": evaluate}.get(stage) or globals()[stage]
+        [section] = [kind for kind in get_args(Recipe.model_fields[stage].annotation) if kind is not type(None)]
+        arguments = [name for name in inspect.signature(function).parameters if name != "options"]
+        for key in (key for key in options if key not in section.model_fields):
+            near = difflib.get_close_matches(key, [*section.model_fields, *arguments], 1)
+            if near and near[0] in arguments:
+                what = Message("{}: unknown argument {}, did you mean '{}'?", function.__name__, key, near[0])
+                raise DcclipError(what, "list all arguments with: help(dcclip.{})", function.__name__)
     values = {f"{stage}.{key}": value for key, value in (options or {}).items()}
     if isinstance(sets, Mapping):
         values, sets = {**sets, **values}, ()
@@ -499,20 +510,6 @@ def open_recipe(
         there = ", ".join(loaded.recipe.stages) or Message("none")
         raise DcclipError("{} has no section {}", "add one; its stages are: {}", loaded.path, stage, there)
     return loaded
-
-
-def _check_argument(stage: str, key: str) -> None:
-    """Raise DcclipError for a key that the stage's section does not have, and that is near an argument of its function.
-
-    What is near a key of the section is refused as in a recipe.
-    """
-    function = {"eval": evaluate}.get(stage) or globals()[stage]
-    [section] = [one for one in get_args(Recipe.model_fields[stage].annotation) if one is not type(None)]
-    arguments = [name for name in inspect.signature(function).parameters if name != "options"]
-    near = difflib.get_close_matches(key, [*section.model_fields, *arguments], 1)
-    if key not in section.model_fields and near and near[0] in arguments:
-        what = Message("{}: unknown argument {}, did you mean '{}'?", function.__name__, key, near[0])
-        raise DcclipError(what, "list all arguments with: help(dcclip.{})", function.__name__)
 
 
 def open_run(

@@ -130,8 +130,14 @@ class Sweep:
                     for place, (run, process) in list(running.items()):
                         if (code := process.poll()) is not None:
                             del running[place]
+                            log, error = run.dir.root / _LOG, run.dir.root / _ERROR
+                            if code and error.exists():
+                                what, hint = map(json.loads(error.read_text("utf-8")).get, ("message", "hint"))
+                                raise DcclipError("{}: {}", "{} (log: {})", run.dir.root, what, hint, log)
                             if code:
-                                raise _error_of(run.dir.root, code)
+                                lines = log.read_text("utf-8", errors="replace").splitlines()
+                                last = lines[-1] if lines and code > 0 else Message("killed by signal {}", -code)
+                                raise DcclipError("{}: {}", "all of it is in {}", run.dir.root, last, log)
                             task.advance()
         finally:
             for _, process in running.values():
@@ -142,13 +148,18 @@ class Sweep:
     def rows(self) -> list[SweepRow]:
         """The models of all variants: the teacher once for each, students and bundles over all seeds."""
         from dcclip_cli.eval.compare import compare_results
+        from dcclip_cli.eval.result import load_results
+        from dcclip_cli.model.model_dir import model_fingerprint
 
         rows: list[SweepRow] = []
         first: list[EvalResult] = []
         for variant in dict.fromkeys(variant for variant, _ in self.runs):
             runs = [run for (name, _), run in self.runs.items() if name == variant]
             summaries = [{summary.name: summary for summary in run.summary()} for run in runs]
-            results = [result for run in runs for result in _student_results(run)]
+            results: list[EvalResult] = []  # of students, with details of each image
+            for run in (run for run in runs if run.dir.stage("eval").is_dir()):
+                student, found = model_fingerprint(run.trained_model().path), load_results(run.dir.stage("eval"))
+                results += [result for result in found if result.model_fingerprint.startswith(student)]
             first = first or results
             tested = [{(result.dataset, result.language) for result in several} for several in (first, results)]
             for model in summaries[0]:
@@ -191,17 +202,6 @@ def per_cent(values: Sequence[float], sign: str = "±") -> str:
     return f"{100 * mean:.1f}{spread}" if values else ""
 
 
-def _student_results(run: RecipeRun) -> list[EvalResult]:
-    """The results of a run's student, with details of each image; none where nothing was tested."""
-    from dcclip_cli.eval.result import load_results
-    from dcclip_cli.model.model_dir import model_fingerprint
-
-    if not run.dir.stage("eval").is_dir():
-        return []
-    student = model_fingerprint(run.trained_model().path)
-    return [one for one in load_results(run.dir.stage("eval")) if one.model_fingerprint.startswith(student)]
-
-
 def _started(run: RecipeRun, place: int) -> subprocess.Popen[bytes]:
     """`dcclip run` of one run, on GPUs of its own, the `place`-th ones; it ends when this process does."""
     command = [sys.executable, "-P", "-m", "dcclip_cli", "run", str(run.dir.root / RESOLVED)]
@@ -213,17 +213,6 @@ def _started(run: RecipeRun, place: int) -> subprocess.Popen[bytes]:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[number % len(gpus)] for number in numbers)
     with (run.dir.root / _LOG).open("wb") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log, preexec_fn=end_with_launcher)
-
-
-def _error_of(root: Path, code: int) -> DcclipError:
-    """The error that a run's process reported, else what ended it."""
-    log, error = root / _LOG, root / _ERROR
-    if error.exists():
-        report = json.loads(error.read_text("utf-8"))
-        return DcclipError("{}: {}", "{} (log: {})", root, report["message"], report["hint"], log)
-    lines = log.read_text("utf-8", errors="replace").splitlines()
-    last = lines[-1] if lines and code > 0 else Message("killed by signal {}", -code)
-    return DcclipError("{}: {}", "all of it is in {}", root, last, log)
 
 
 def _gpus(device: str) -> list[str]:

@@ -231,7 +231,28 @@ def open_blank(teacher: Teacher) -> Towers | None:
 
 def measure(work: StageWork) -> Times:
     """Rough times of a step and of the teachers that are here. The student of `work` gets random weights."""
-    return Times(_step_seconds(work), [_pace(work, teacher) for teacher in work.teachers])
+    student, step_s = work.student.to_empty(device=work.device), None
+    with torch.no_grad():
+        for tensor in student.parameters():
+            tensor.normal_(std=0.02) if tensor.ndim > 1 else tensor.fill_(1)
+        for buffer in student.buffers():
+            buffer.zero_()
+    student.model.visual.to(memory_format=torch.channels_last)
+    if student.model.logit_bias is None and any(loss.uses_bias for loss in work.setup.losses):
+        student.model.logit_bias = torch.nn.Parameter(torch.zeros((), device=work.device))
+    if built := work.build(work.device):
+        task, optimizer = built
+
+        def step(samples: int) -> None:
+            total = sum(task(_batch(work, samples)).values(), torch.zeros((), device=work.device))
+            if total.requires_grad:  # not where a batch is too small for any of the losses
+                total.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        whole = sum(work.setup.sizes.values())
+        step_s = whole * _seconds_each(step, whole // work.setup.options.fewest_parts, work.device)
+    return Times(step_s, [_pace(work, teacher) for teacher in work.teachers])
 
 
 def _seconds_each(action: Callable[[int], object], most: int, device: str) -> float:
@@ -248,31 +269,6 @@ def _seconds_each(action: Callable[[int], object], most: int, device: str) -> fl
     while (seconds := min(timed(count), timed(count))) < _ENOUGH_S and count < most:  # a first time takes longer
         count = min(most, 4 * count)
     return seconds / count
-
-
-def _step_seconds(work: StageWork) -> float | None:
-    student = work.student.to_empty(device=work.device)
-    with torch.no_grad():
-        for tensor in student.parameters():
-            tensor.normal_(std=0.02) if tensor.ndim > 1 else tensor.fill_(1)
-        for buffer in student.buffers():
-            buffer.zero_()
-    student.model.visual.to(memory_format=torch.channels_last)
-    if student.model.logit_bias is None and any(loss.uses_bias for loss in work.setup.losses):
-        student.model.logit_bias = torch.nn.Parameter(torch.zeros((), device=work.device))
-    if (built := work.build(work.device)) is None:
-        return None
-    task, optimizer = built
-
-    def step(samples: int) -> None:
-        total = sum(task(_batch(work, samples)).values(), torch.zeros((), device=work.device))
-        if total.requires_grad:  # not where a batch is too small for any of the losses
-            total.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    whole = sum(work.setup.sizes.values())
-    return whole * _seconds_each(step, whole // work.setup.options.fewest_parts, work.device)
 
 
 def _batch(work: StageWork, samples: int) -> Batch:
