@@ -57,32 +57,55 @@ class Places:
 
     def find(self, name: str) -> Path | None:
         """The image's file: in the folder or one level deeper, with or without its suffix."""
-        return next((path for path in self._tried(name) if os.path.isfile(path)), None)
+        endings = [""]
+        if os.path.splitext(name)[1].lower() not in ALL_IMAGE_SUFFIXES:
+            endings = [*ALL_IMAGE_SUFFIXES, *map(str.upper, ALL_IMAGE_SUFFIXES[:2]), ""]
+        names = [name + ending for ending in endings] + [identity(name) + suffix for suffix in ALL_IMAGE_SUFFIXES[:3]]
+        paths = (Path(folder, name) for folder in self._within for name in names if "\0" not in name)
+        return next(filter(os.path.isfile, paths), None)
 
     def read(self, name: str) -> bytes:
         """The image's bytes. Faults as those of Folder."""
         return self._folder.read(self.find(name) or self._folder.path / name, MAX_IMAGE_BYTES, "image")
 
-    def _tried(self, name: str) -> list[Path]:
-        known = os.path.splitext(name)[1].lower() in ALL_IMAGE_SUFFIXES
-        endings = ("",) if known else (*ALL_IMAGE_SUFFIXES, *(suffix.upper() for suffix in ALL_IMAGE_SUFFIXES[:2]), "")
-        names = [name + ending for ending in endings] + [identity(name) + suffix for suffix in ALL_IMAGE_SUFFIXES[:3]]
-        return [Path(folder, one) for folder in self._within for one in names if "\0" not in one]
-
 
 def names_in(path: Path) -> Iterator[Named]:
     """The images that the file names, in order, with repetitions. An unreadable entry has a fault."""
-    if path.suffix.lower() == ".json":
-        return _json_names(path)
-    return (Named(name, {}, what if isinstance(what, Drop) else None) for name, what in _text_rows(path))
+    if path.suffix.lower() != ".json":
+        yield from (Named(name, {}, text if isinstance(text, Drop) else None) for name, text in _text_rows(path))
+        return
+    try:
+        for number, (_, item) in enumerate(json_items(path, ("images", ""))):
+            if isinstance(item, dict) and (name := _name(item)):
+                yield Named(name, item)
+            else:
+                yield Named(f"{path.name}:{number}", {}, Drop("row-malformed", "an image without a name"))
+    except (ValueError, RecursionError) as error:
+        yield Named(path.name, {}, Drop("captions-unreadable", f"{path.name} breaks off: {str(error)[:200]}"))
 
 
 def captions_in(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, str]]:
     """(identity, caption) for each caption of the images `wanted`, in the order of the file."""
-    if path.suffix.lower() == ".json":
-        return _json_captions(path, wanted)
-    found = ((identity(name), caption) for name, caption in _text_rows(path) if isinstance(caption, str))
-    return ((image, caption) for image, caption in found if image in wanted)
+    if path.suffix.lower() != ".json":
+        for name, text in _text_rows(path):
+            if isinstance(text, str) and (image := identity(name)) in wanted:
+                yield image, text
+        return
+    image_by_id: dict[Any, str] = {}  # of the images wanted: their id in this file -> their identity
+    early = False  # whether there are annotations in front of the images that they name
+    for key, item in _objects(path, ("images", "annotations", "")):
+        if key == "annotations":
+            early |= not image_by_id
+            yield from _annotation(item, image_by_id)
+        elif (named := _name(item)) is not None and (image := identity(named)) in wanted:
+            if isinstance(item.get("id"), int | str):
+                image_by_id[item["id"]] = image
+            sentences = item["sentences"] if isinstance(item.get("sentences"), list) else []
+            raw = [sentence.get("raw") for sentence in sentences if isinstance(sentence, dict)]
+            yield from ((image, text) for text in (*_texts(item.get("caption")), *_texts(raw)))
+    if early and image_by_id:
+        for _, item in _objects(path, ("annotations",)):
+            yield from _annotation(item, image_by_id)
 
 
 # ---- text: IMAGE#zhm#0 CAPTION, IMAGE#0<TAB>CAPTION, IMAGE<TAB>CAPTION
@@ -113,17 +136,6 @@ def _text_rows(path: Path) -> Iterator[tuple[str, str | Drop]]:
 # ---- JSON: COCO's {images, annotations}, Karpathy's {images: [{sentences}]}, BLIP's [{image, caption}]
 
 
-def _json_names(path: Path) -> Iterator[Named]:
-    try:
-        for number, (_, item) in enumerate(json_items(path, ("images", ""))):
-            if isinstance(item, dict) and (name := _name(item)):
-                yield Named(name, item)
-            else:
-                yield Named(f"{path.name}:{number}", {}, Drop("row-malformed", "an image without a name"))
-    except (ValueError, RecursionError) as error:
-        yield Named(path.name, {}, Drop("captions-unreadable", f"{path.name} breaks off: {str(error)[:200]}"))
-
-
 def _name(image: dict[str, Any]) -> str | None:
     name = image.get("file_name") or image.get("image")
     if not name and isinstance(image.get("filename"), str):
@@ -131,28 +143,10 @@ def _name(image: dict[str, Any]) -> str | None:
     return name if isinstance(name, str) and name else None
 
 
-def _json_captions(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, str]]:
-    found: dict[Any, str] = {}  # of the images wanted: their id in this file -> their identity
-    early = False  # whether there are annotations in front of the images that they name
-    for key, item in _objects(path, ("images", "annotations", "")):
-        if key == "annotations":
-            early |= not found
-            yield from _annotation(item, found)
-        elif (name := _name(item)) is not None and (image := identity(name)) in wanted:
-            if isinstance(item.get("id"), int | str):
-                found[item["id"]] = image
-            sentences = item.get("sentences")
-            raw = [one.get("raw") for one in sentences if isinstance(one, dict)] if isinstance(sentences, list) else []
-            yield from ((image, text) for text in (*_texts(item.get("caption")), *_texts(raw)))
-    if early and found:
-        for _, item in _objects(path, ("annotations",)):
-            yield from _annotation(item, found)
-
-
-def _annotation(item: dict[str, Any], found: dict[Any, str]) -> Iterator[tuple[str, str]]:
+def _annotation(item: dict[str, Any], image_by_id: dict[Any, str]) -> Iterator[tuple[str, str]]:
     number = item.get("image_id")
-    if isinstance(number, int | str) and number in found:
-        yield from ((found[number], text) for text in _texts(item.get("caption")))
+    if isinstance(number, int | str) and number in image_by_id:
+        yield from ((image_by_id[number], text) for text in _texts(item.get("caption")))
 
 
 def _objects(path: Path, keys: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -225,7 +219,7 @@ def texts_in(file: Path, wanted: Collection[str] | None) -> Iterator[tuple[int, 
                 continue
             # Looking before parsing is four times as fast, and every slice looks at every line.
             lists = _IMAGE_IDS.findall(row.content) if wanted is not None else ()
-            unwanted = lists and all(numbers.isdisjoint(_NUMBER.findall(one)) for one in lists)
+            unwanted = lists and all(numbers.isdisjoint(_NUMBER.findall(id_list)) for id_list in lists)
             if unwanted or not row.content.strip():
                 continue
             try:
@@ -323,20 +317,13 @@ class _JsonText:
     def items(self) -> Iterator[Any]:
         """The elements of the list that begins here."""
         for _ in self.between("[]"):
-            yield from self._block() or [self.value()]
-
-    def _block(self) -> list[Any]:
-        """All elements up to the last that ends in the window, or none: five times as fast as one by one.
-
-        What parses as a list is one: a brace in a text, or inside an element, would leave it without its end.
-        """
-        end = self._window.rfind("},", self._at) + 1 if self._fresh else 0
-        self._fresh = False
-        if not end:
-            return []
-        try:
-            found: list[Any] = json.loads(f"[{self._window[self._at : end]}]")
-        except ValueError:
-            return []
-        self._at = end
-        return found
+            # All elements up to the last that ends in the window are parsed at once, five times as fast as one by one.
+            # What parses as a list is one: a brace in a text, or inside an element, would leave it without its end.
+            end = self._window.rfind("},", self._at) + 1 if self._fresh else 0
+            elements: list[Any] = []
+            self._fresh = False
+            if end:
+                with suppress(ValueError):
+                    elements = json.loads(f"[{self._window[self._at : end]}]")
+                    self._at = end
+            yield from elements or [self.value()]

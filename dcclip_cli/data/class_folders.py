@@ -36,11 +36,10 @@ def images_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 def images_by_class(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, list[Path]]:
     """Folder name -> its image files, both sorted, empty folders left out. Raises DcclipError if nothing is left."""
-    by_folder = {folder.name: images_in(folder, suffixes) for folder in folders_in(path)}
-    found = {name: files for name, files in by_folder.items() if files}
-    if not found:
+    by_folder = {folder.name: files for folder in folders_in(path) if (files := images_in(folder, suffixes))}
+    if not by_folder:
         raise DcclipError("{} has no folders with images", "make a folder for each class, with its images in it", path)
-    return found
+    return by_folder
 
 
 def no_pairs(
@@ -88,11 +87,11 @@ def class_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]]
     """
     file = path / NAMES_FILE
     if not os.path.lexists(file):
-        if known := _known_names(path, folders):
-            return known
+        if listed := _known_names(path, folders):
+            return listed
         if odd := [folder for folder in folders if not _is_name(folder)]:
-            what = Message("{}: the name of the folder {!r} is not in UTF-8", path, os.fsencode(odd[0]))
-            raise DcclipError(what, "rename it")
+            message = Message("{}: the name of the folder {!r} is not in UTF-8", path, os.fsencode(odd[0]))
+            raise DcclipError(message, "rename it")
         plain = [folder.replace("_", " ") for folder in folders]
         return {"zh" if any(language_by_script(name) == "zh" for name in plain) else "en": plain}
     example = _example(file, folders[0])
@@ -107,7 +106,7 @@ def class_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]]
         if not isinstance(content.get(folder), dict):
             raise DcclipError("{} has no names for the folder {}", _example(file, folder), file, folder)
     names = {language: [content[folder].get(language) for folder in folders] for language in LANGUAGES}
-    complete = {language: every for language, every in names.items() if all(map(_is_name, every))}
+    complete = {language: texts for language, texts in names.items() if all(map(_is_name, texts))}
     if not complete:
         raise DcclipError("{} names all folders neither in en nor in zh", _example(file, folders[0]), file)
     return complete
@@ -124,18 +123,20 @@ def _known_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]
     Its folders have to be keys that are no names, such as WordNet ids. Raises DcclipError for a WordNet id that is none
     of ImageNet's.
     """
-    for about in map(prompts.read, prompts.all_names()):
-        number = {folder: at for at, folder in enumerate(about.folders)}
-        names = {prompts.normalized(name) for name in about.names.get("en", [])}
+    for dataset in map(prompts.read, prompts.all_names()):
+        numbers = {folder: number for number, folder in enumerate(dataset.folders)}
+        names = {prompts.normalized(name) for name in dataset.names.get("en", [])}
         # Folders that are names, or only numbers, mean something else in each data set.
-        if set(folders) <= set(number) and not all(
+        if set(folders) <= set(numbers) and not all(
             folder.isdecimal() or prompts.normalized(folder) in names for folder in folders
         ):
-            return {language: [own[number[one]] for one in folders] for language, own in about.names.items()}
+            return {
+                language: [texts[numbers[folder]] for folder in folders] for language, texts in dataset.names.items()
+            }
     if ids := [folder for folder in folders if _WORDNET_ID.fullmatch(folder)]:
-        other = next(iter({*ids} - {*prompts.read("imagenet").folders}), ids[0])
-        what = Message("{} is a WordNet id, and the names of its class are not known", path / other)
-        raise DcclipError(what, _example(path / NAMES_FILE, other))
+        unknown = next(iter({*ids} - {*prompts.read("imagenet").folders}), ids[0])
+        message = Message("{} is a WordNet id, and the names of its class are not known", path / unknown)
+        raise DcclipError(message, _example(path / NAMES_FILE, unknown))
     return None
 
 

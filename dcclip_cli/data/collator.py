@@ -57,8 +57,8 @@ class StoredTexts:
         return StoredTexts(self.embedding[texts], self.tokens, self.rows[texts], self.lengths[texts])
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> StoredTexts:
-        own = (self.embedding, self.tokens, self.rows, self.lengths)
-        return StoredTexts(*(None if one is None else change(one) for one in own))  # type: ignore[arg-type]
+        tensors = (self.embedding, self.tokens, self.rows, self.lengths)
+        return StoredTexts(*(None if tensor is None else change(tensor) for tensor in tensors))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class StoredFeatures:
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> StoredFeatures:
         """The same with every tensor changed: moved to a device, pinned."""
-        texts = {name: one.map(change) for name, one in self.texts.items()}
+        texts = {name: stored.map(change) for name, stored in self.texts.items()}
         return StoredFeatures({name: change(values) for name, values in self.images.items()}, texts)
 
 
@@ -134,16 +134,16 @@ class Texts:
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Texts:
         """The same with every tensor changed: moved to a device, pinned."""
-        ids = (None if one is None else change(one) for one in (self.caption_ids, self.image_caption_ids))
+        ids = (None if values is None else change(values) for values in (self.caption_ids, self.image_caption_ids))
         return Texts(change(self.image_index), self.captions, self.tokens.map(change), *ids)
 
     def take(self, rows: torch.Tensor, image_index: torch.Tensor) -> Texts:
         """The texts at `rows`, which belong to the images `image_index` of another batch."""
         from dcclip_cli.model.towers import Tokens
 
-        taken, captions = self.map(lambda tensor: tensor[rows]), [self.captions[row] for row in rows.tolist()]
-        tokens = Tokens(taken.tokens.ids, taken.tokens.mask).sorted()
-        return replace(taken, image_index=image_index, captions=captions, tokens=tokens)
+        selected, captions = self.map(lambda tensor: tensor[rows]), [self.captions[row] for row in rows.tolist()]
+        tokens = Tokens(selected.tokens.ids, selected.tokens.mask).sorted()
+        return replace(selected, image_index=image_index, captions=captions, tokens=tokens)
 
 
 @dataclass(frozen=True)
@@ -283,15 +283,26 @@ class Collator:
             epoch % self.num_augmentations if self.num_augmentations else epoch for _, epoch in rows.images
         ]
         if self.dataset.embeddings is not None:
-            pixels = torch.from_numpy(self.dataset.embeddings[indices])
-            teacher_pixels: tuple[torch.Tensor, ...] = ()
-        else:
-            pixels, *teachers = self._all_pixels(indices, augmentations)
-            teacher_pixels = tuple(teachers)
-        index, augmentation = (torch.tensor(values, dtype=torch.int64) for values in (indices, augmentations))
+            inputs = [torch.from_numpy(self.dataset.embeddings[indices])]
+        else:  # pixels of every preprocessing, from the cache as far as these, or the images, are used again
+            preprocess = (self.preprocess, *self.teacher_preprocess)
+            side, cache, images = draft_side(self.augment, preprocess), self.image_cache, self.dataset.num_images
+            pixels: list[tuple[np.ndarray, ...]] = [()] * len(indices)
+            for row in np.argsort(indices).tolist():  # in the order of the files
+                index, augmentation = indices[row], augmentations[row]
+                if self.num_augmentations:
+                    make = partial(self.pixels, index, augmentation, *preprocess)
+                    pixels[row] = cache.get((index, augmentation), make, images * self.num_augmentations)
+                else:
+                    image = cache.get(index, partial(_decoded, self.dataset, index, side), images)
+                    pixels[row] = self._augmented(image, index, augmentation, preprocess)
+            inputs = [stacked([arrays[number] for arrays in pixels]) for number in range(len(preprocess))]
+        sample_index, augmentation_index = (
+            torch.tensor(values, dtype=torch.int64) for values in (indices, augmentations)
+        )
         texts = {name: self._texts(*chosen) for name, chosen in self._chosen(rows).items()}
-        batch = Batch(index, augmentation, pixels, teacher_pixels, texts, len(rows.texts))
-        features = tuple(read(batch) for read in self.read_features)
+        batch = Batch(sample_index, augmentation_index, inputs[0], tuple(inputs[1:]), texts, len(rows.texts))
+        features = tuple(read_stored(batch) for read_stored in self.read_features)
         return replace(batch, teacher_features=features, num_captioned=rows.num_captioned)
 
     def pixels(self, index: int, augmentation: int, *preprocess: Preprocess) -> tuple[np.ndarray, ...]:
@@ -306,22 +317,7 @@ class Collator:
         self, image: Image.Image, index: int, augmentation: int, preprocess: Sequence[Preprocess]
     ) -> tuple[np.ndarray, ...]:
         image = self.augment(image, generator(self.seed, index, augmentation))
-        return tuple(one(image) for one in preprocess)
-
-    def _all_pixels(self, indices: list[int], augmentations: list[int]) -> list[torch.Tensor]:
-        """(B, 3, H, W) pixels of every preprocessing; from the cache as far as these, or the images, are used again."""
-        preprocess = (self.preprocess, *self.teacher_preprocess)
-        side, cache, images = draft_side(self.augment, preprocess), self.image_cache, self.dataset.num_images
-        found: list[tuple[np.ndarray, ...]] = [()] * len(indices)
-        for row in np.argsort(indices).tolist():  # in the order of the files
-            index, augmentation = indices[row], augmentations[row]
-            if self.num_augmentations:
-                make = partial(self.pixels, index, augmentation, *preprocess)
-                found[row] = cache.get((index, augmentation), make, images * self.num_augmentations)
-            else:
-                image = cache.get(index, partial(_decoded, self.dataset, index, side), images)
-                found[row] = self._augmented(image, index, augmentation, preprocess)
-        return [stacked([one[number] for one in found]) for number in range(len(preprocess))]
+        return tuple(transform(image) for transform in preprocess)
 
     def chosen_captions(self, samples: Sequence[Sample]) -> set[str]:
         """The captions that the batch of a step's samples has, over all processes."""
@@ -349,19 +345,17 @@ class Collator:
         if options.second_caption:
             choices |= {language + OTHER: (language, 0.0) for language in options.languages}
         numbered = [*enumerate(rows.images[: rows.num_captioned]), *enumerate(rows.texts, len(rows.images))]
-        captioned = {language: self._captioned(language, numbered) for language in options.languages}
+        captioned = dict[Language, list[_Captioned]]()
+        for language in options.languages:
+            captions = self.dataset.captions(language)
+            rows_with_captions = ((number, sample, captions[sample[0]]) for number, sample in numbered)
+            captioned[language] = [_Captioned(*row) for row in rows_with_captions if row[2]]
         seed = self.seed ^ 0x7E97
         return {
             name: (captioned[language], [_choose(row, first, seed) for row in captioned[language]])
             for name, (language, first) in choices.items()
             if captioned[language]
         }
-
-    def _captioned(self, language: Language, rows: list[tuple[int, Sample]]) -> list[_Captioned]:
-        """The rows that have captions in the language."""
-        captions = self.dataset.captions(language)
-        found = ((row, sample, captions[sample[0]]) for row, sample in rows)
-        return [_Captioned(*one) for one in found if one[2]]
 
     def _texts(self, rows: list[_Captioned], chosen: list[str]) -> Texts:
         """The chosen caption of each row."""
@@ -373,13 +367,11 @@ class Collator:
         if self.dataset.embeddings is not None:  # two pairs with equal embeddings are no negatives of each other
             ids = _hashes(self.dataset.embeddings[row.sample[0]].tobytes() for row in rows)
             return replace(texts, caption_ids=ids, image_caption_ids=ids[:, None])
-        most = max(len(row.captions) for row in rows)
+        width = max(len(row.captions) for row in rows)
         # Padded with the first caption of each image, which changes nothing.
-        own = (row.captions + row.captions[:1] * (most - len(row.captions)) for row in rows)
-        ids, of_images = (
-            _hashes(caption.encode() for caption in every) for every in (chosen, chain.from_iterable(own))
-        )
-        return replace(texts, caption_ids=ids, image_caption_ids=of_images.reshape(-1, most))
+        padded = (row.captions + row.captions[:1] * (width - len(row.captions)) for row in rows)
+        ids, of_images = (_hashes(map(str.encode, captions)) for captions in (chosen, chain.from_iterable(padded)))
+        return replace(texts, caption_ids=ids, image_caption_ids=of_images.reshape(-1, width))
 
 
 @dataclass(frozen=True)

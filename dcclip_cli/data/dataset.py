@@ -118,21 +118,21 @@ def recipe_pairs(
     source = data.train if kind == "train" or data.hold_out else data.validation
     if source is None:
         return None
-    whole = open_pairs(source, data.columns, progress, data.cache_bytes)
+    pairs = open_pairs(source, data.columns, progress, data.cache_bytes)
     if not data.hold_out:
-        return whole
-    check_hold_out(data, len(whole))
+        return pairs
+    check_hold_out(data, len(pairs))
     import numpy as np
 
-    held = np.linspace(0, len(whole) - 1, data.hold_out).astype(np.int64)
-    return Rows(whole, held if kind == "validation" else np.setdiff1d(np.arange(len(whole)), held))
+    held = np.linspace(0, len(pairs) - 1, data.hold_out).astype(np.int64)
+    return Rows(pairs, held if kind == "validation" else np.setdiff1d(np.arange(len(pairs)), held))
 
 
 def check_hold_out(data: DataOptions, pairs: int) -> None:
     """Raise DcclipError unless pairs to train on remain."""
     if data.train and data.hold_out >= pairs:
-        what = Message("data.hold_out is {:,}, and {} has {:,} pairs", data.hold_out, named(data.train), pairs)
-        raise DcclipError(what, "make it smaller, about a twentieth of the pairs")
+        message = Message("data.hold_out is {:,}, and {} has {:,} pairs", data.hold_out, named(data.train), pairs)
+        raise DcclipError(message, "make it smaller, about a twentieth of the pairs")
 
 
 def find_dataset(
@@ -147,12 +147,12 @@ def find_dataset(
     `uncaptioned`: also images without captions. Raises DcclipError where nothing is there or it cannot be read.
     """
     columns = columns or Columns()
-    found = [_layout(one, uncaptioned, columns) for one in _each(source)]
-    if None in found or not found:
+    opened = [_layout(location, uncaptioned, columns) for location in _each(source)]
+    if None in opened or not opened:
         return None
     # Shards that follow each other are one dataset.
     datasets: list[PairDataset] = []
-    for shards, parts in groupby(found, lambda part: isinstance(part, list) and columns_in(part[0], columns)):
+    for shards, parts in groupby(opened, lambda part: isinstance(part, list) and columns_in(part[0], columns)):
         if isinstance(shards, Columns):
             files = [part for part in parts if isinstance(part, list)]
             indexes = find_indexes([*chain.from_iterable(files)], shards, progress)
@@ -183,12 +183,12 @@ def shards_at(source: Source) -> list[DataFile]:
 
     Raises DcclipError where nothing is there.
     """
-    found: list[DataFile] = []
-    for one in _each(source):
-        files = [file for file in list_files(one) if not file.name.startswith(".") and file.name != DROPPED]
-        every = ([file for file in files if file.name.endswith(suffix)] for suffix in SUFFIXES)
-        found += next((shards for shards in every if shards), [])
-    return found
+    shards: list[DataFile] = []
+    for location in _each(source):
+        files = [file for file in list_files(location) if not file.name.startswith(".") and file.name != DROPPED]
+        by_suffix = ([file for file in files if file.name.endswith(suffix)] for suffix in SUFFIXES)
+        shards += next(filter(None, by_suffix), [])
+    return shards
 
 
 def _each(source: Source) -> Sequence[str | Path]:

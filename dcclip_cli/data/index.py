@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dcclip_cli.checksums import FORMAT
 from dcclip_cli.data.pair import LANGUAGES, caption_id
@@ -91,15 +91,19 @@ def write_index(file: DataFile, path: Path, columns: Columns) -> None:
                 if row.group is not None:
                     groups += [[0, 0] for _ in range(len(groups), row.group + 1)]
                     groups[-1] = [groups[-1][0] + 1, groups[-1][1] + max(0, row.size)]
-            values = zip(*map(_cells, batch), strict=True)
-            arrays = [pa.array(list(each), kind.type) for each, kind in zip(values, schema, strict=True)]
+            cells = []
+            for row in batch:  # a member's name may be in another encoding
+                ids = (caption_id(texts[0]) if texts else 0 for texts in (row.zh, row.en))
+                cells.append((encodable(row.key), *row[1:-1], *ids))
+            columns_of_batch = zip(*cells, strict=True)
+            arrays = [pa.array(list(column), kind.type) for column, kind in zip(columns_of_batch, schema, strict=True)]
             arrow.write_batch(pa.record_batch(arrays, schema))
             rows.append(len(batch))
             captioned.append(sum(row.captioned for row in batch))
-        about = About(file.size, digest.hexdigest(), rows, captioned, groups, columns.named)
+        metadata = About(file.size, digest.hexdigest(), rows, captioned, groups, columns.named)
         # In an empty last batch: the head of the file was written before any of this was known.
         last = pa.RecordBatch.from_pylist([], schema)
-        arrow.write_batch(last, custom_metadata={_ABOUT: json.dumps(asdict(about), sort_keys=True)})
+        arrow.write_batch(last, custom_metadata={_ABOUT: json.dumps(asdict(metadata), sort_keys=True)})
 
 
 def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
@@ -112,11 +116,6 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
             batch, characters = [], 0
     if batch:
         yield batch
-
-
-def _cells(row: Row) -> tuple[Any, ...]:
-    ids = (caption_id(texts[0]) if texts else 0 for texts in (row.zh, row.en))
-    return encodable(row.key), *row[1:-1], *ids  # a member's name may be in another encoding
 
 
 def write_indexes(jobs: Sequence[tuple[DataFile, Path]], columns: Columns, progress: Progress | None = None) -> None:
@@ -150,12 +149,12 @@ def read_index(file: DataFile, path: Path) -> Index:
         with pa.memory_map(str(path)) as source:
             reader = pa.ipc.open_file(source)
             last = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
-            about = About(**json.loads(last.custom_metadata[_ABOUT]))
-            if about.format != FORMAT or not reader.schema.equals(_schema()):
+            metadata = About(**json.loads(last.custom_metadata[_ABOUT]))
+            if metadata.format != FORMAT or not reader.schema.equals(_schema()):
                 raise ValueError
     except (OSError, pa.ArrowException, LookupError, TypeError, ValueError):
         raise _damaged(file, path) from None
-    return Index(file, path, about)
+    return Index(file, path, metadata)
 
 
 def read_batch(index: Index, number: int) -> pa.RecordBatch:
@@ -187,8 +186,8 @@ def beside(file: DataFile) -> Path:
 def cached(file: DataFile, columns: Columns) -> Path:
     """The place of a file's index in the cache folder."""
     version = file.version if file.is_remote else ""
-    about = json.dumps([shown(file.location), version, columns.named], sort_keys=True)
-    return cache_folder() / "index" / f"{hashlib.sha256(about.encode()).hexdigest()[:24]}{SUFFIX}"
+    identity = json.dumps([shown(file.location), version, columns.named], sort_keys=True)
+    return cache_folder() / "index" / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}{SUFFIX}"
 
 
 def find_index(file: DataFile, columns: Columns) -> Index | None:
@@ -212,19 +211,18 @@ def find_indexes(
     place: Callable[[DataFile, Columns], Path] = cached,
 ) -> list[Index]:
     """The indexes of data files; those that are missing or too old, with `fresh` all, are written to `place` first."""
-
-    found = {file: None if fresh else find_index(file, columns) for file in files}
-    if missing := [file for file, index in found.items() if index is None]:
+    indexes = {file: None if fresh else find_index(file, columns) for file in files}
+    if missing := [file for file, index in indexes.items() if index is None]:
         (cache_folder() / "index").mkdir(parents=True, exist_ok=True)
         # Several processes of one run want the same indexes: the first writes them, the others find them.
         with lock(cached(missing[0], columns).with_suffix(".lock")):
             if not fresh:
                 _copy_published([file for file in missing if file.is_remote], columns)
-                found |= {file: find_index(file, columns) for file in missing}
-            jobs = [(file, place(file, columns)) for file in missing if found[file] is None]
+                indexes |= {file: find_index(file, columns) for file in missing}
+            jobs = [(file, place(file, columns)) for file in missing if indexes[file] is None]
             write_indexes(jobs, columns, progress)
-            found |= {file: read_index(file, path) for file, path in jobs}
-    return [index for index in found.values() if index is not None]
+            indexes |= {file: read_index(file, path) for file, path in jobs}
+    return [index for index in indexes.values() if index is not None]
 
 
 def own_place(file: DataFile, columns: Columns) -> Path:
@@ -250,14 +248,14 @@ def _copy_published(files: Sequence[DataFile], columns: Columns) -> None:
 def verify_files(files: Sequence[DataFile], columns: Columns, progress: Progress | None = None) -> list[Index]:
     """Read data files as a whole and compare them with their indexes. Raises DcclipError where any differs."""
     indexes = {file: find_index(file, columns) for file in files}
-    known = [index for index in indexes.values() if index is not None]
+    indexed = [index for index in indexes.values() if index is not None]
     wrong = [Message("{} has no index, or has changed since", file) for file, index in indexes.items() if index is None]
     with TemporaryDirectory() as folder:
-        jobs = [(index.file, Path(folder, f"{number}{SUFFIX}")) for number, index in enumerate(known)]
+        jobs = [(index.file, Path(folder, f"{number}{SUFFIX}")) for number, index in enumerate(indexed)]
         write_indexes(jobs, columns, progress)
-        for index, job in zip(known, jobs, strict=True):
+        for index, job in zip(indexed, jobs, strict=True):
             if read_index(*job).about != index.about:
                 wrong.append(Message("{} differs from its index {}", index.file, index.path))
     if wrong:
         raise DcclipError(joined("\n", wrong), "if the data is right, index it again: dcclip index --fresh PATH")
-    return known
+    return indexed

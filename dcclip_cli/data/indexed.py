@@ -57,7 +57,7 @@ class Block:
 class BlockCache:
     """Blocks in `folder`, at most `max_bytes` of them; any number of processes share it.
 
-    The least recently used are removed. A block appears under its name when it is complete.
+    A block appears under its name when it is complete.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -85,7 +85,18 @@ class BlockCache:
                 return
             with atomic_file(self.file(block)) as path, path.open("r+b", buffering=0) as stream:
                 stream.truncate(block.size)  # which others count as well
-                self._make_room()
+                blocks, total = [], 0  # the least recently used are removed, until all files are within the limit
+                for entry in os.scandir(self.folder):
+                    with suppress(FileNotFoundError):
+                        status = entry.stat()
+                        total += status.st_size
+                        if entry.name.endswith(SUFFIX):
+                            blocks.append((status.st_mtime_ns, status.st_size, entry.path))
+                for _, size, oldest in sorted(blocks):
+                    if total <= self.max_bytes:
+                        break
+                    Path(oldest).unlink(missing_ok=True)
+                    total -= size
                 block.write(stream.fileno())
 
     def prefetch(self, blocks: Iterable[Block]) -> None:
@@ -98,48 +109,34 @@ class BlockCache:
         if window:
             first = next(iter(window.values())).source
             self._check_fits(Message("a shuffle window of {}", first), sum(block.size for block in window.values()))
-        self._windows = (*self._windows[-1:], window)
-        threading.Thread(target=self._fetch_windows, args=(self._windows,), name="prefetch", daemon=True).start()
+        self._windows = windows = (*self._windows[-1:], window)
 
-    def _fetch_windows(self, windows: Sequence[Mapping[str, Block]]) -> None:
-        room = self.max_bytes
-        for block in {**windows[0], **windows[-1]}.values():
-            room -= block.size
-            if room < 0 or self._windows is not windows:
-                return  # the rest is fetched when it is read, or by the thread of the next window
-            with suppress(DcclipError, OSError):
-                self.fetch(block)
+        def fetch() -> None:
+            room = self.max_bytes
+            for block in {**windows[0], **windows[-1]}.values():
+                room -= block.size
+                if room < 0 or self._windows is not windows:
+                    return  # the rest is fetched when it is read, or by the thread of the next window
+                with suppress(DcclipError, OSError):
+                    self.fetch(block)
+
+        threading.Thread(target=fetch, name="prefetch", daemon=True).start()
 
     def _check_fits(self, source: str, size: int) -> None:
         if size > self.max_bytes:
             sizes = size / 1e9, self.max_bytes / 1e9
-            what = Message("{} needs {:.3g} GB in the block cache, which may have {:.3g} GB", source, *sizes)
-            raise DcclipError(what, "make data.cache_gb larger, or data.shuffle_window smaller")
+            message = Message("{} needs {:.3g} GB in the block cache, which may have {:.3g} GB", source, *sizes)
+            raise DcclipError(message, "make data.cache_gb larger, or data.shuffle_window smaller")
 
     def _is_here(self, block: Block) -> bool:
         """Whether a block is local, a file of its size; its use is noted."""
         with suppress(FileNotFoundError):
-            about = os.stat(self.file(block))
-            if about.st_size == block.size:
-                if time.time() - about.st_mtime > _TOUCH_S:
+            status = os.stat(self.file(block))
+            if status.st_size == block.size:
+                if time.time() - status.st_mtime > _TOUCH_S:
                     os.utime(self.file(block))
                 return True
         return False
-
-    def _make_room(self) -> None:
-        """Remove blocks until all files of the cache are within its limit."""
-        found, total = [], 0
-        for entry in os.scandir(self.folder):
-            with suppress(FileNotFoundError):
-                about = entry.stat()
-                total += about.st_size
-                if entry.name.endswith(SUFFIX):
-                    found.append((about.st_mtime_ns, about.st_size, entry.path))
-        for _, size, path in sorted(found):
-            if total <= self.max_bytes:
-                break
-            Path(path).unlink(missing_ok=True)
-            total -= size
 
 
 # ---- the dataset
@@ -165,8 +162,8 @@ class IndexedDataset(ConcatDataset):
         self._places = [(shard, batch) for shard, rows in enumerate(counts) for batch in range(len(rows))]
         self.firsts = [0, *accumulate(chain.from_iterable(counts))]
         self._cache = BlockCache(cache_folder() / "blocks", cache_bytes)
-        count, some = len(self._places), lru_cache(_CHUNKS)(self._chunk)
-        self._datasets = Lazy(count, some, lambda: map(self._chunk, range(count)))
+        count, chunk = len(self._places), lru_cache(_CHUNKS)(self._chunk)
+        self._datasets = Lazy(count, chunk, lambda: map(self._chunk, range(count)))
 
     def __reduce__(self) -> tuple[type, tuple[str | Path, Sequence[Index], bool, int]]:
         return type(self), (self.path, self._indexes, self._uncaptioned, self._cache.max_bytes)
@@ -180,13 +177,13 @@ class IndexedDataset(ConcatDataset):
         """(M,) the first sample of each block: up to 8,192 samples of a tar, or a row group of a Parquet file."""
         import numpy as np
 
-        found = [np.zeros(1, np.int64)]
+        firsts = [np.zeros(1, np.int64)]
         for (shard, batch), (first, end) in zip(self._places, pairwise(self.firsts), strict=True):
             if not self._indexes[shard].about.groups:
-                found.append(np.arange(first, end, BLOCK))
+                firsts.append(np.arange(first, end, BLOCK))
             elif not batch:
-                found.append(first + np.cumsum([0] + [rows for rows, _ in self._indexes[shard].about.groups])[:-1])
-        return np.unique(np.concatenate(found))
+                firsts.append(first + np.cumsum([0] + [rows for rows, _ in self._indexes[shard].about.groups])[:-1])
+        return np.unique(np.concatenate(firsts))
 
     def first_of(self, shard: int) -> int:
         """The first sample of a shard or of those after it."""
@@ -194,7 +191,7 @@ class IndexedDataset(ConcatDataset):
 
     def will_need(self, indices: np.ndarray) -> None:
         if not all(map(_is_direct, self._indexes)):
-            self._cache.prefetch(block for chunk, _, own in self._split(indices) for block in chunk.blocks_of(own))  # type: ignore[attr-defined]
+            self._cache.prefetch(block for chunk, _, rows in self._split(indices) for block in chunk.blocks_of(rows))  # type: ignore[attr-defined]
 
     def _chunk(self, number: int) -> _Chunk:
         shard, batch = self._places[number]
@@ -220,7 +217,7 @@ class _Chunk(PairDataset):
         self._columns = {name: batch[name] for name in ("key", *LANGUAGES, "meta", "digest")}
         self._selected = np.flatnonzero(batch["captioned"].to_numpy(zero_copy_only=False)) if selected else None
         self._group_ends = np.cumsum([rows for rows, _ in index.about.groups])
-        self._block = cache(self._group if index.about.groups else self._part)
+        self._block = cache(self._make_block)
 
     def __len__(self) -> int:
         return self._batch.num_rows if self._selected is None else len(self._selected)
@@ -245,16 +242,16 @@ class _Chunk(PairDataset):
         row, file = self._rows(index), self._index.file
         offset, size = int(self._offset[row]), int(self._size[row])
         if size < 0:
-            what = Message("{}: pair {} has no image bytes", file, self._value("key", index))
-            raise DcclipError(what, "leave the pair out, or write its image")
+            message = Message("{}: pair {} has no image bytes", file, self._value("key", index))
+            raise DcclipError(message, "leave the pair out, or write its image")
         block = next(iter(self.blocks_of(index)), None)
         image = self._cache.read(block, offset, size) if block else file.read(offset, size)
         if image_digest(image) != self.image_digest(index):
             if block:
                 self._cache.file(block).unlink(missing_ok=True)  # in case it is the cache that is damaged
             key = self._value("key", index)
-            what = Message("{}: the image of pair {} has changed since it was indexed", file, key)
-            raise DcclipError(what, Message("index it again: dcclip index --fresh {}", file))
+            message = Message("{}: the image of pair {} has changed since it was indexed", file, key)
+            raise DcclipError(message, Message("index it again: dcclip index --fresh {}", file))
         return image
 
     def image_digest(self, index: int) -> bytes:
@@ -286,23 +283,21 @@ class _Chunk(PairDataset):
         array = self._columns[column]
         return list((array if self._selected is None else array.take(self._selected)).to_pylist())
 
-    def _group(self, number: int) -> Block:
-        """The images of a row group of a Parquet file, one after the other."""
-        file, about = self._index.file, self._index.about
-        write = partial(_write_group, file, number, about.columns.get("image", "image"))
-        source = Message("{}, row group {}", file, number)
-        return Block(self._key(number), 0, about.groups[number][1], source, write)
-
-    def _part(self, number: int) -> Block:
-        """The bytes of a tar in an object store that have the images of BLOCK rows."""
-        rows, file = slice(number * BLOCK, (number + 1) * BLOCK), self._index.file
-        first, end = int(self._offset[rows].min()), int((self._offset[rows] + self._size[rows]).max())
-        write = partial(file.read_into, offset=first, size=end - first)
-        return Block(self._key(first, end), first, end - first, str(file), write)
-
-    def _key(self, *part: int) -> str:
-        """The key of a part of the shard, by the shard's content, wherever that is."""
-        return hashlib.sha256(repr((self._index.about.sha256, *part)).encode()).hexdigest()[:32]
+    def _make_block(self, number: int) -> Block:
+        """The images of a row group, one after the other; or the bytes of a tar that have the images of BLOCK rows."""
+        file, metadata = self._index.file, self._index.about
+        if metadata.groups:
+            part: tuple[int, ...] = (number,)
+            source: str = Message("{}, row group {}", file, number)
+            first, size = 0, metadata.groups[number][1]
+            write = partial(_write_group, file, number, metadata.columns.get("image", "image"))
+        else:
+            rows = slice(number * BLOCK, (number + 1) * BLOCK)
+            first, end = int(self._offset[rows].min()), int((self._offset[rows] + self._size[rows]).max())
+            part, size, source = (first, end), end - first, str(file)
+            write = partial(file.read_into, offset=first, size=size)
+        key = hashlib.sha256(repr((metadata.sha256, *part)).encode()).hexdigest()[:32]  # by content, wherever that is
+        return Block(key, first, size, source, write)
 
 
 def _write_group(file: DataFile, group: int, column: str, descriptor: int) -> None:

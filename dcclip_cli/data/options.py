@@ -139,7 +139,23 @@ class Augment(Options):
         corner = tuple(int(value * 256) for value in draws[:3])
         fill = corner if self.background == "random" and draws[3] < 0.75 else (255, 255, 255)
         image = flatten(image, fill)  # type: ignore[arg-type]
-        image = self._move(image, draws[4:11], fill)
+        if self.crop < 1:
+            side = math.sqrt(self.crop + (1 - self.crop) * draws[4])
+            width, height = max(1, round(image.width * side)), max(1, round(image.height * side))
+            column, row = round((image.width - width) * draws[5]), round((image.height - height) * draws[6])
+            image = image.crop((column, row, column + width, row + height))
+        if self.scale != (1.0, 1.0) or self.rotate or self.translate:
+            low, high = self.scale
+            zoom = low * (high / low) ** draws[7]
+            angle = math.radians(self.rotate) * (2 * draws[8] - 1)
+            cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
+            x, y = image.width / 2, image.height / 2
+            shift_x = x + self.translate * (2 * draws[9] - 1) * image.width
+            shift_y = y + self.translate * (2 * draws[10] - 1) * image.height
+            # PIL takes the map from output to input: rotate and zoom about the shifted centre, then back to the centre.
+            matrix = (cos, sin, x - cos * shift_x - sin * shift_y, -sin, cos, y + sin * shift_x - cos * shift_y)
+            affine, bilinear = Image.Transform.AFFINE, Image.Resampling.BILINEAR
+            image = image.transform(image.size, affine, matrix, bilinear, fillcolor=fill)
         if self.colour:
             enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
             for enhancer, draw in zip(enhancers, draws[11:14], strict=True):
@@ -154,22 +170,3 @@ class Augment(Options):
     def smallest_part(self) -> float:
         """The smallest fraction of an image's side that is in its augmented image."""
         return math.sqrt(self.crop) / max(1.0, *self.scale)
-
-    def _move(self, image: Image.Image, draws: list[float], fill: tuple[int, ...]) -> Image.Image:
-        if self.crop < 1:
-            side = math.sqrt(self.crop + (1 - self.crop) * draws[0])
-            width, height = max(1, round(image.width * side)), max(1, round(image.height * side))
-            left, top = round((image.width - width) * draws[1]), round((image.height - height) * draws[2])
-            image = image.crop((left, top, left + width, top + height))
-        if self.scale == (1.0, 1.0) and not self.rotate and not self.translate:
-            return image
-        low, high = self.scale
-        zoom = low * (high / low) ** draws[3]
-        angle = math.radians(self.rotate) * (2 * draws[4] - 1)
-        cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
-        x, y = image.width / 2, image.height / 2
-        shift_x = x + self.translate * (2 * draws[5] - 1) * image.width
-        shift_y = y + self.translate * (2 * draws[6] - 1) * image.height
-        # PIL takes the map from output to input: rotate and zoom about the shifted centre, then back to the centre.
-        matrix = (cos, sin, x - cos * shift_x - sin * shift_y, -sin, cos, y + sin * shift_x - cos * shift_y)
-        return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=fill)

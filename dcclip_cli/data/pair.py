@@ -48,7 +48,7 @@ class Pair:
 def caption_strings(value: Any, where: str) -> tuple[str, ...]:
     """Captions given as a string, a list or None, `encodable`, without empty ones. Raises DcclipError for all else."""
     captions = (value,) if isinstance(value, str) else value or ()
-    if not isinstance(captions, list | tuple) or not all(isinstance(one, str | None) for one in captions):
+    if not isinstance(captions, list | tuple) or not all(isinstance(caption, str | None) for caption in captions):
         raise DcclipError("{} is not a list of captions", "captions are a string or a list of strings", where)
     return tuple(encodable(caption) for caption in captions if caption)
 
@@ -92,7 +92,7 @@ class Lazy(Sequence[T]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or len(other) != self._length:
             return False
-        return all(one == another for one, another in zip(self, other, strict=True))
+        return all(value == other_value for value, other_value in zip(self, other, strict=True))
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -103,12 +103,12 @@ def captions_in_memory(
     """Captions by language, kept in memory without a Python object for each."""
     import pyarrow as pa
 
-    every, kind = iter(texts), pa.list_(pa.string())
+    entries, kind = iter(texts), pa.list_(pa.string())
     chunks: dict[Language, list[pa.Array]] = {language: [] for language in LANGUAGES}
-    while some := list(islice(every, _CHUNK)):
-        for language, own in chunks.items():
-            own.append(pa.array([text.get(language, ()) for text in some], kind))
-    return {language: lazy_captions(pa.chunked_array(own, kind)) for language, own in chunks.items()}
+    while chunk := list(islice(entries, _CHUNK)):
+        for language, arrays in chunks.items():
+            arrays.append(pa.array([text.get(language, ()) for text in chunk], kind))
+    return {language: lazy_captions(pa.chunked_array(arrays, kind)) for language, arrays in chunks.items()}
 
 
 def lazy_captions(captions: pa.ChunkedArray) -> Lazy[tuple[str, ...]]:
@@ -219,16 +219,16 @@ class ConcatDataset(PairDataset):
         return self.firsts[-1]
 
     def __getitem__(self, index: int) -> Pair:
-        dataset, own = self._at(index)
-        return dataset[own]
+        dataset, row = self._at(index)
+        return dataset[row]
 
     def image(self, index: int) -> bytes:
-        dataset, own = self._at(index)
-        return dataset.image(own)
+        dataset, row = self._at(index)
+        return dataset.image(row)
 
     def image_digest(self, index: int) -> bytes:
-        dataset, own = self._at(index)
-        return dataset.image_digest(own)
+        dataset, row = self._at(index)
+        return dataset.image_digest(row)
 
     def captions(self, language: Language) -> Sequence[tuple[str, ...]]:
         return self._values(lambda dataset: dataset.captions(language))
@@ -244,8 +244,8 @@ class ConcatDataset(PairDataset):
         import numpy as np
 
         ids = np.empty((len(indices), len(LANGUAGES)), np.uint64)
-        for dataset, places, own in self._split(indices):
-            ids[places] = dataset.first_caption_ids(own)
+        for dataset, places, rows in self._split(indices):
+            ids[places] = dataset.first_caption_ids(rows)
         return ids
 
     @cached_property
@@ -256,8 +256,8 @@ class ConcatDataset(PairDataset):
         return np.concatenate([dataset.blocks + first for dataset, first in parts if len(dataset)])
 
     def will_need(self, indices: np.ndarray) -> None:
-        for dataset, _, own in self._split(indices):
-            dataset.will_need(own)
+        for dataset, _, rows in self._split(indices):
+            dataset.will_need(rows)
 
     def _at(self, index: int) -> tuple[PairDataset, int]:
         if not 0 <= index < len(self):
@@ -278,8 +278,8 @@ class ConcatDataset(PairDataset):
 
     def _values(self, of: Callable[[PairDataset], Sequence[Any]]) -> Lazy[Any]:
         def get(index: int) -> Any:
-            dataset, own = self._at(index)
-            return of(dataset)[own]
+            dataset, row = self._at(index)
+            return of(dataset)[row]
 
         return Lazy(len(self), get, lambda: chain.from_iterable(map(of, self._datasets)))
 

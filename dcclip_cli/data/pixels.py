@@ -41,13 +41,15 @@ class Uint8Pixels:
     def __call__(self, image: Image.Image) -> np.ndarray:
         import torch
 
-        own, side = self.preprocessing, self.preprocessing.size
-        if own.interpolation not in _TORCH_RESIZES or image.size == (side, side):
-            return np.asarray(own.resize(image)).transpose(2, 0, 1)
-        (width, height), (left, top) = own.placement(*image.size)
+        preprocessing, side = self.preprocessing, self.preprocessing.size
+        if preprocessing.interpolation not in _TORCH_RESIZES or image.size == (side, side):
+            return np.asarray(preprocessing.resize(image)).transpose(2, 0, 1)
+        (width, height), (column, row) = preprocessing.placement(*image.size)
         pixels = torch.from_numpy(np.array(image))[None].permute(0, 3, 1, 2)
-        resized = torch.nn.functional.interpolate(pixels, (height, width), mode=own.interpolation, antialias=True)
-        square = resized[0].permute(1, 2, 0).numpy()[top : top + side, left : left + side]
+        resized = torch.nn.functional.interpolate(
+            pixels, (height, width), mode=preprocessing.interpolation, antialias=True
+        )
+        square = resized[0].permute(1, 2, 0).numpy()[row : row + side, column : column + side]
         return np.ascontiguousarray(square).transpose(2, 0, 1)  # torch would copy byte by byte
 
 
@@ -87,7 +89,7 @@ def stacked(pixels: Sequence[np.ndarray]) -> torch.Tensor:
 
     if not pixels:
         return torch.zeros(0, 3, 1, 1)
-    return torch.from_numpy(np.stack([one.transpose(1, 2, 0) for one in pixels])).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.stack([image.transpose(1, 2, 0) for image in pixels])).permute(0, 3, 1, 2)
 
 
 def draft_side(augment: Augment, preprocess: Sequence[Preprocess]) -> int:
@@ -95,7 +97,7 @@ def draft_side(augment: Augment, preprocess: Sequence[Preprocess]) -> int:
 
     What a crop leaves of it still has twice the pixels of the largest target.
     """
-    sizes = [one.preprocessing.size if isinstance(one, Uint8Pixels) else 0 for one in preprocess]
+    sizes = [transform.preprocessing.size if isinstance(transform, Uint8Pixels) else 0 for transform in preprocess]
     if 0 in sizes or augment.blur:  # whose radius is in pixels of the image
         return 0
     return math.ceil(2 * max(sizes) / augment.smallest_part)
@@ -117,17 +119,17 @@ class ImageCache:
 
         Callers must not change it.
         """
-        found = self._kept.get(key)
-        if found is None:
-            found = make()
-            size = _bytes(found)
+        value = self._kept.get(key)
+        if value is None:
+            value = make()
+            size = _bytes(value)
             if self._bytes + size <= self._limit and _WORTH_KEEPING * size * count <= self._limit:
-                self._kept[key] = found
+                self._kept[key] = value
                 self._bytes += size
-        return found  # type: ignore[return-value]  # a key has one kind
+        return value  # type: ignore[return-value]  # a key has one kind
 
 
 def _bytes(kept: Image.Image | tuple[np.ndarray, ...]) -> int:
     if isinstance(kept, Image.Image):
         return kept.width * kept.height * len(kept.getbands())
-    return sum(one.nbytes for one in kept)
+    return sum(array.nbytes for array in kept)

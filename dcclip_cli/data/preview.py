@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from dcclip_cli.data.class_folders import no_pairs
@@ -45,7 +45,7 @@ class Preview:
 
     def bytes_per_caption(self, languages: tuple[Language, ...]) -> float:
         """The mean length of a caption in UTF-8; 0 if there are none."""
-        texts = [text for one in self.captions for language in languages for text in one[language]]
+        texts = [text for captions in self.captions for language in languages for text in captions[language]]
         return sum(len(text.encode()) for text in texts) / max(1, len(texts))
 
 
@@ -58,11 +58,11 @@ def preview_pairs(source: Source, columns: Columns | None = None, uncaptioned: b
     if not shards:
         raise no_pairs(named(source))
     for shard in shards:
-        read = _parquet if shard.name.endswith(".parquet") else _tar
-        if found := read(shard, columns_in(shard, columns), uncaptioned):
+        preview_shard = _parquet if shard.name.endswith(".parquet") else _tar
+        if preview := preview_shard(shard, columns_in(shard, columns), uncaptioned):
             everything = sum(file.size for file in shards)
-            samples, exact = round(found.samples * everything / shard.size), found.exact and len(shards) == 1
-            return replace(found, samples=samples, exact=exact)
+            samples, exact = round(preview.samples * everything / shard.size), preview.exact and len(shards) == 1
+            return replace(preview, samples=samples, exact=exact)
     raise DcclipError("{} has no pairs", "collect or download it again, or name another", named(source))
 
 
@@ -75,22 +75,21 @@ def languages_in(source: Source, columns: Columns) -> set[Language]:
     captions: list[Captions] = []
     for shard in shards[:: max(1, len(shards) // _FILES)]:
         if shard.name.endswith(".parquet"):
-            captions += _captions_everywhere(shard, columns_in(shard, columns))
+            used = columns_in(shard, columns)
+            with open_parquet(shard) as parquet, parquet_errors(shard):
+                fields, count = [used.zh or "zh", used.en or "en", used.caption or ""], parquet.num_row_groups
+                names = [name for name in fields if name in parquet.schema_arrow.names]
+                groups = range(0, count if names else 0, max(1, count // _FILES))
+                batches = chain.from_iterable(
+                    parquet.iter_batches(row_groups=[group], columns=names) for group in groups
+                )
+                records = (record for batch in batches for record in batch.to_pylist())
+                captions += [used.captions(record, f"{shard}: row {row}") for row, record in enumerate(records)]
         elif preview := _tar(shard, columns, False):
             if len(shards) == 1 and len(preview.captions) >= _SAMPLE:
                 return set(LANGUAGES)
             captions += preview.captions
-    return {language for one in captions for language in LANGUAGES if one.get(language)}
-
-
-def _captions_everywhere(file: DataFile, columns: Columns) -> list[Captions]:
-    with open_parquet(file) as parquet, parquet_errors(file):
-        names, groups = parquet.schema_arrow.names, parquet.num_row_groups
-        used = [name for name in (columns.zh or "zh", columns.en or "en", columns.caption or "") if name in names]
-        places = range(0, groups if used else 0, max(1, groups // _FILES))
-        batches = (batch for place in places for batch in parquet.iter_batches(row_groups=[place], columns=used))
-        records = (record for batch in batches for record in batch.to_pylist())
-        return [columns.captions(record, f"{file}: row {row}") for row, record in enumerate(records)]
+    return {language for texts in captions for language in LANGUAGES if texts.get(language)}
 
 
 def preview_images(path: str | Path, columns: Columns | None = None) -> Preview:
@@ -116,14 +115,14 @@ def preview_texts(source: str | Path, columns: Columns | None = None) -> Preview
         return preview_pairs(source, columns)
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            found = list(islice((text for text in READERS[path.suffix](stream, path) if text), _SAMPLE))
+            texts = list(islice((text for text in READERS[path.suffix](stream, path) if text), _SAMPLE))
     except UnicodeDecodeError:
         raise not_utf8(path) from None
-    if not found:
+    if not texts:
         raise DcclipError("{} has no text", "every line in it is empty: write it again, or name another", path)
-    captions: list[Captions] = [{language: text.get(language, ()) for language in LANGUAGES} for text in found]
-    length = sum(len(text.encode()) + 1 for one in captions for several in one.values() for text in several)
-    return Preview(round(path.stat().st_size * len(found) / length), captions)
+    captions: list[Captions] = [{language: text.get(language, ()) for language in LANGUAGES} for text in texts]
+    length = sum(len(text.encode()) + 1 for entry in captions for strings in entry.values() for text in strings)
+    return Preview(round(path.stat().st_size * len(texts) / length), captions)
 
 
 def _parquet(file: DataFile, columns: Columns, uncaptioned: bool) -> Preview | None:

@@ -155,8 +155,8 @@ def members_of(stream: IO[bytes], size: int) -> Iterator[Member]:
                 at += length + -length % tarfile.BLOCKSIZE
                 continue
         except ValueError as error:
-            what = f"broken after {start:,} bytes: {error}" if start else f"not a tar file: {error}"
-            yield Member("", start, 0, Drop("tar-unreadable", what))
+            detail = f"broken after {start:,} bytes: {error}" if start else f"not a tar file: {error}"
+            yield Member("", start, 0, Drop("tar-unreadable", detail))
             return
         name, length, named, sized = named or name, length if sized is None else sized, "", None
         if kind in _LINKS:

@@ -31,6 +31,7 @@ _LOGIN = {
     "gs": "log in with: gcloud auth application-default login",
     "hf": "log in with: hf auth login",
 }
+_VERSION_KEYS = ("ETag", "etag", "generation", "blob_id", "Last-Modified", "LastModified", "mtime")
 _NO_LOGIN = ("NoCredentialsError", "DefaultCredentialsError", "RefreshError")
 # Exceptions of the network that are no OSError, by the module that a used file system has imported.
 _NETWORK_ERRORS = (
@@ -65,10 +66,30 @@ class DataFile:
 
     def read(self, offset: int, size: int) -> bytes:
         """`size` bytes from `offset` on. Raises DcclipError where they cannot be read."""
-        content = _remote_range(self, offset, size) if self.is_remote else _local_range(self, offset, size)
+        if self.is_remote:
+            system = _system(self.location)
+
+            def request() -> bytes:
+                if not self.location.startswith("http"):
+                    return bytes(system.cat_file(self.location, start=offset, end=offset + size))
+                try:  # unlike cat_file this notices a server that sends all of the file
+                    with system.open(self.location, "rb", cache_type="none", size=self.size) as stream:
+                        stream.seek(offset)
+                        return bytes(stream.read(size))
+                except ValueError as error:
+                    hint = "use a server that answers range requests"
+                    raise DcclipError("{}: {}", hint, self, _reason(error)) from None
+
+            content = _tried(self.location, request, WAITS_S) if size else b""
+        else:
+            try:
+                content = _opened(self).read(offset, size)
+            except OSError as error:
+                hint = "check the disk, or copy it again"
+                raise DcclipError("{} cannot be read: {}", hint, self, error.strerror) from None
         if len(content) != size:
-            what = Message("{} has {} bytes at {}, not {}", self, len(content), offset, size)
-            raise DcclipError(what, "it was cut or replaced: copy it again, and run dcclip index on it")
+            message = Message("{} has {} bytes at {}, not {}", self, len(content), offset, size)
+            raise DcclipError(message, "it was cut or replaced: copy it again, and run dcclip index on it")
         return content
 
     def read_into(self, target: int, offset: int, size: int) -> None:
@@ -160,31 +181,29 @@ def list_files(location: str | os.PathLike[str]) -> list[DataFile]:
                 "{} does not name 1 to {:,} files", "write {{first..last}}: {{00000..00099}}", shown(text), _TOP
             )
         numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
-        every = [text[: match.start()] + number + text[match.end() :] for number in numbers]
+        locations = [text[: match.start()] + number + text[match.end() :] for number in numbers]
         with ThreadPoolExecutor(16) as pool:
-            return [file for files in pool.map(list_files, every) for file in files]
-    return _list_remote(text) if is_url(text) else _list_local(text)
-
-
-def _list_local(text: str) -> list[DataFile]:
+            return [file for files in pool.map(list_files, locations) for file in files]
+    if is_url(text):
+        return _list_remote(text)
     path = Path(text)
     if path.is_dir():
-        found = sorted(one for one in path.iterdir() if one.is_file())
+        paths = sorted(entry for entry in path.iterdir() if entry.is_file())
     elif path.exists():
         refuse_special(path)
-        found = [path]
+        paths = [path]
     else:
-        found = sorted(Path(one) for one in glob.glob(text, recursive=True) if os.path.isfile(one))
-        if not found:
+        paths = sorted(Path(entry) for entry in glob.glob(text, recursive=True) if os.path.isfile(entry))
+        if not paths:
             hint = Message("check the path; in a recipe it is relative to the recipe's folder")
             raise DcclipError("{} does not exist", hint, text)
-    return [local_file(file) for file in found]
+    return [local_file(file) for file in paths]
 
 
 def local_file(path: Path) -> DataFile:
     """A file on disk."""
-    about = path.stat()
-    return DataFile(os.path.abspath(path), about.st_size, str(about.st_mtime_ns))
+    status = path.stat()
+    return DataFile(os.path.abspath(path), status.st_size, str(status.st_mtime_ns))
 
 
 def _list_remote(url: str) -> list[DataFile]:
@@ -196,25 +215,24 @@ def _list_remote(url: str) -> list[DataFile]:
             return {url: system.info(url)}
         if glob.has_magic(url):
             return dict(system.glob(url, detail=True))
-        about = system.info(url)
-        if about["type"] != "directory":
-            return {about["name"]: about}
-        return {one["name"]: one for one in system.ls(url, detail=True)}
+        info = system.info(url)
+        if info["type"] != "directory":
+            return {info["name"]: info}
+        return {entry["name"]: entry for entry in system.ls(url, detail=True)}
 
-    found = [
-        DataFile(name if web else f"{scheme}://{name}", about["size"], _version(about))
-        for name, about in sorted(_tried(url, entries, WAITS_S[:2]).items())
-        if about["type"] == "file" and about.get("size") is not None
+    files = [
+        DataFile(
+            name if web else f"{scheme}://{name}",
+            info["size"],
+            next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), ""),
+        )
+        for name, info in sorted(_tried(url, entries, WAITS_S[:2]).items())
+        if info["type"] == "file" and info.get("size") is not None
     ]
-    if not found:
+    if not files:
         web_hint = Message("name a file, or files by number: https://host/{{00000..00099}}.tar")
         raise DcclipError("{} has no files", web_hint if web else "check the URL", shown(url))
-    return found
-
-
-def _version(about: dict[str, Any]) -> str:
-    names = ("ETag", "etag", "generation", "blob_id", "Last-Modified", "LastModified", "mtime")
-    return next((str(about[name]) for name in names if about.get(name)), "")
+    return files
 
 
 # ---- reading
@@ -223,30 +241,6 @@ def _version(about: dict[str, Any]) -> str:
 @lru_cache(maxsize=256)
 def _opened(file: DataFile) -> OpenFile:
     return OpenFile(file.location)
-
-
-def _local_range(file: DataFile, offset: int, size: int) -> bytes:
-    try:
-        return _opened(file).read(offset, size)
-    except OSError as error:
-        hint = "check the disk, or copy it again"
-        raise DcclipError("{} cannot be read: {}", hint, file, error.strerror) from None
-
-
-def _remote_range(file: DataFile, offset: int, size: int) -> bytes:
-    system = _system(file.location)
-
-    def request() -> bytes:
-        if not file.location.startswith("http"):
-            return bytes(system.cat_file(file.location, start=offset, end=offset + size))
-        try:  # unlike cat_file this notices a server that sends all of the file
-            with system.open(file.location, "rb", cache_type="none", size=file.size) as stream:
-                stream.seek(offset)
-                return bytes(stream.read(size))
-        except ValueError as error:
-            raise DcclipError("{}: {}", "use a server that answers range requests", file, _reason(error)) from None
-
-    return _tried(file.location, request, WAITS_S) if size else b""
 
 
 def _system(url: str) -> Any:
@@ -266,8 +260,8 @@ def _system_of(scheme: str, _process: int) -> Any:
 
         options: dict[str, Any] = {}
         if scheme == "s3":  # retries are made here, the same for every store
-            given = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
-            options["config_kwargs"] = {"retries": {"max_attempts": 0}, "connect_timeout": 10, **given}
+            config = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+            options["config_kwargs"] = {"retries": {"max_attempts": 0}, "connect_timeout": 10, **config}
         elif scheme in ("http", "https"):
             import aiohttp
 

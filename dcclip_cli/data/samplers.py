@@ -25,15 +25,15 @@ _LOOKS = 8  # samples that wait and are looked at in a step, for each sample of 
 def check_size(size: int, samples: int) -> None:
     """Raise DcclipError for more samples per step than there are."""
     if size > samples:
-        what = Message("{} samples per step are more than the data has ({})", size, samples)
-        raise DcclipError(what, "make batch_size smaller, or images_per_step or texts_per_step where these are set")
+        message = Message("{} samples per step are more than the data has ({})", size, samples)
+        raise DcclipError(message, "make batch_size smaller, or images_per_step or texts_per_step where these are set")
 
 
 def check_shares(size: int, parts: int) -> None:
     """Raise DcclipError unless the samples of a step can be split into so many equal parts."""
     if size % parts:
-        what = Message("{} samples per step cannot be split into {} equal parts", size, parts)
-        raise DcclipError(what, "make them a multiple of {}: of accumulate and the processes that train", parts)
+        message = Message("{} samples per step cannot be split into {} equal parts", size, parts)
+        raise DcclipError(message, "make them a multiple of {}: of accumulate and the processes that train", parts)
 
 
 @dataclass(frozen=True)
@@ -138,25 +138,25 @@ class EpochBatchSampler:
         new = zip(order.tolist(), chinese.tolist(), english.tolist(), strict=True)
         waiting: deque[tuple[int, int, int]] = deque()
         for _ in range(steps):
-            taken: list[int] = []
+            batch: list[int] = []
             repeated: list[tuple[int, int, int]] = []
-            seen: set[int] = set()
+            caption_ids: set[int] = set()
             # Where very many wait, a step looks at some of them, so that the time stays linear.
             looks = min(len(waiting), _LOOKS * self.batch_size)
             entries = chain((waiting.popleft() for _ in range(looks)), new)
-            while len(taken) < self.batch_size and (entry := next(entries, None)) is not None:
-                if entry[1] in seen or entry[2] in seen:
+            while len(batch) < self.batch_size and (entry := next(entries, None)) is not None:
+                if entry[1] in caption_ids or entry[2] in caption_ids:
                     repeated.append(entry)
                 else:
-                    taken.append(entry[0])
-                    seen.update(entry[1:])
-                    seen.discard(0)  # no caption
+                    batch.append(entry[0])
+                    caption_ids.update(entry[1:])
+                    caption_ids.discard(0)  # no caption
             if looks == _LOOKS * self.batch_size:
                 waiting.extend(repeated)  # the next step looks at others
             else:
                 waiting.extendleft(reversed(repeated))
             # Too few distinct captions left: fill up with repeats rather than change the batch size.
-            yield taken + [waiting.popleft()[0] for _ in range(self.batch_size - len(taken))]
+            yield batch + [waiting.popleft()[0] for _ in range(self.batch_size - len(batch))]
 
 
 def _random(seed: int, epoch: int, stream: int = 0) -> np.random.Generator:

@@ -48,14 +48,14 @@ class Columns(Options):
 
     def captions(self, record: dict[str, Any], where: str) -> Captions:
         """Take the captions out of a row or record. Raises DcclipError where they are something else."""
-        found = {
+        captions = {
             language: caption_strings(record.pop(getattr(self, language) or language, ()), f"{where}: {language}")
             for language in LANGUAGES
         }
         if self.caption is not None:
             for text in caption_strings(record.pop(self.caption, ()), f"{where}: {self.caption}"):
-                found[language_by_script(text)] += (text,)
-        return found
+                captions[language_by_script(text)] += (text,)
+        return captions
 
 
 class Row(NamedTuple):
@@ -126,8 +126,8 @@ def _members(file: DataFile) -> Iterator[tuple[Member, bytes]]:
         for member in members_of(stream, file.size):
             stem, dot, suffix = member.name.rpartition(".")
             if member.fault and member.fault.reason.startswith("tar-"):
-                what = Message("{} is not a readable tar file: {}", file, member.fault.detail)
-                raise DcclipError(what, "fetch or collect it again")
+                message = Message("{} is not a readable tar file: {}", file, member.fault.detail)
+                raise DcclipError(message, "fetch or collect it again")
             if not member.fault and stem and member.size <= limits.get(dot + suffix.lower(), -1):
                 stream.seek(member.offset)
                 yield member, stream.read(member.size)
@@ -206,7 +206,7 @@ def columns_used(file: DataFile, names: list[str], columns: Columns) -> list[str
     if len({*required.values()}) < len(required):
         raise DcclipError("{}: one column is named for two things", "name a column for each", file)
     if missing := [name for name in required.values() if name not in names]:
-        what = Message("{} has no column {} (found: {})", file, " or ".join(missing), ", ".join(names))
-        raise DcclipError(what, "pairs have the columns key, image, zh, en and meta; name others with data.columns")
+        message = Message("{} has no column {} (found: {})", file, " or ".join(missing), ", ".join(names))
+        raise DcclipError(message, "pairs have the columns key, image, zh, en and meta; name others with data.columns")
     optional = [name for key, name in usual.items() if key not in columns.named and name in names]
     return list(dict.fromkeys([*required.values(), *optional]))

@@ -80,7 +80,8 @@ class ImageFolder(PairDataset):
     def fingerprint(self) -> str:
         """A sha256 over names and sizes: photographs are too large to be read at every start."""
         digest, folder = hashlib.sha256(), os.fsencode(self.path)
-        for name in (each.as_py() for each in self._names):
+        for value in self._names:
+            name = value.as_py()
             digest.update(b"%s\0%d\n" % (name, os.path.getsize(os.path.join(folder, name))))
         return digest.hexdigest()
 
@@ -138,8 +139,8 @@ def open_texts(path: str | Path, columns: Columns | None = None, progress: Progr
     elif (pairs := find_dataset(path, columns=columns, progress=progress)) is not None:
         texts, fingerprint = _different_captions(pairs), pairs.fingerprint
     else:
-        what = Message("{} is not a text file that dcclip reads", named(path))
-        raise DcclipError(what, Message("name {}, or pairs", ", ".join(READERS)))
+        message = Message("{} is not a text file that dcclip reads", named(path))
+        raise DcclipError(message, Message("name {}, or pairs", ", ".join(READERS)))
     if not len(texts["zh"]):
         raise DcclipError("{} has no text", "every line in it is empty: write it again, or name another", named(path))
     return TextDataset(named(path), texts, fingerprint)
@@ -153,22 +154,18 @@ def _different_captions(pairs: PairDataset) -> dict[Language, Sequence[tuple[str
     different = {}
     for language in LANGUAGES:
         captions, chunks = iter(pairs.captions(language)), []
-        while some := list(islice(captions, _ROWS_AT_A_TIME)):
-            chunks.append(pa.array([*chain.from_iterable(some)], pa.string()))
+        while rows := list(islice(captions, _ROWS_AT_A_TIME)):
+            chunks.append(pa.array([*chain.from_iterable(rows)], pa.string()))
         different[language] = pc.unique(pa.chunked_array(chunks, pa.string()))
     texts: dict[Language, Sequence[tuple[str, ...]]] = {}
     for language in LANGUAGES:  # texts of the other language are empty lists: of length 0, all at one offset
-        ends = [np.arange(1, len(own) + 1) * (language == each) for each, own in different.items()]
+        ends = [np.arange(1, len(values) + 1) * (language == content) for content, values in different.items()]
         chunks = [
-            pa.ListArray.from_arrays(np.concatenate([[0], end]).astype(np.int32), own)
-            for end, own in zip(ends, different.values(), strict=True)
+            pa.ListArray.from_arrays(np.concatenate([[0], end]).astype(np.int32), values)
+            for end, values in zip(ends, different.values(), strict=True)
         ]
         texts[language] = lazy_captions(pa.chunked_array(chunks, pa.list_(pa.string())))
     return texts
-
-
-def _plain(stream: Iterable[str], path: Path) -> Iterator[Captions]:
-    return ({language_by_script(text): (text,)} for line in stream if (text := line.strip()))
 
 
 def _table(rows: Iterable[list[str]], path: Path) -> Iterator[Captions]:
@@ -178,36 +175,28 @@ def _table(rows: Iterable[list[str]], path: Path) -> Iterator[Captions]:
         if not any(texts):
             continue
         if not columns:
-            columns = _columns(path, texts)
-            if texts[min(columns.values())] in LANGUAGES:
+            if columns := {language: texts.index(language) for language in LANGUAGES if language in texts}:
                 continue  # the header
+            columns = {language_by_script(text): column for column, text in enumerate(texts)}
+            if len(texts) != 2 or len(columns) != 2:
+                message = Message("{}:1: cannot tell which column is Chinese and which is English", path)
+                raise DcclipError(message, "begin with a header: zh, en")
         if len(texts) <= (last := max(columns.values())):
             hint = Message("each line has the same columns; leave a text empty where it is missing")
             raise DcclipError("{}:{}: {} columns instead of {}", hint, path, number, len(texts), last + 1)
         yield {language: (texts[column],) for language, column in columns.items() if texts[column]}
 
 
-def _columns(path: Path, first: list[str]) -> dict[Language, int]:
-    """The column of each language, from the first line: a header, or Chinese next to English."""
-    if named := {language: first.index(language) for language in LANGUAGES if language in first}:
-        return named
-    languages = [language_by_script(text) for text in first]
-    if sorted(languages) != ["en", "zh"]:
-        what = Message("{}:1: cannot tell which column is Chinese and which is English", path)
-        raise DcclipError(what, "begin with a header: zh, en")
-    return {language: column for column, language in enumerate(languages)}
-
-
 def _objects(stream: Iterable[str], path: Path) -> Iterator[Captions]:
     for number, line in enumerate(stream, 1):
         record = json_object(line, f"{path}:{number}", _EXAMPLE) if line.strip() else {}
         texts = {key: caption_strings(record.get(key), f"{path}:{number}: {key}") for key in LANGUAGES}
-        stripped = {key: tuple(text.strip() for text in own if text.strip()) for key, own in texts.items()}
-        yield {key: own for key, own in stripped.items() if own}
+        stripped = {key: tuple(text.strip() for text in captions if text.strip()) for key, captions in texts.items()}
+        yield {key: captions for key, captions in stripped.items() if captions}
 
 
 READERS: dict[str, Callable[[Iterable[str], Path], Iterator[Captions]]] = {
-    ".txt": _plain,
+    ".txt": lambda stream, _: ({language_by_script(text): (text,)} for line in stream if (text := line.strip())),
     # Nobody quotes in a .tsv, and a lone " is a character.
     ".tsv": lambda stream, path: _table((line.rstrip("\r\n").split("\t") for line in stream), path),
     ".csv": lambda stream, path: _table(csv.reader(stream), path),
@@ -261,7 +250,7 @@ class PhraseDataset(TextDataset):
         random = np.random.Generator(np.random.Philox(key=_KEY))
         for first in range(0, self._count, _ROWS_AT_A_TIME):
             draws = random.random((min(_ROWS_AT_A_TIME, self._count - first), 6))
-            yield from (self._joined(language, own) for own in draws.tolist())
+            yield from (self._joined(language, row_draws) for row_draws in draws.tolist())
 
     def _joined(self, language: Language, draws: list[float]) -> tuple[str, ...]:
         """The phrase of six random numbers, in one language."""
@@ -278,17 +267,17 @@ class PhraseDataset(TextDataset):
 def _kinds(texts: TextDataset) -> list[tuple[tuple[Language, ...], np.ndarray]]:
     """The rows of the texts that are short and no list, by the languages that they have; of one text alone, none."""
     rows: dict[tuple[Language, ...], list[np.ndarray]] = {}
-    every = zip(*(texts.captions(language) for language in LANGUAGES), strict=True)
+    captions_of_rows = zip(*(texts.captions(language) for language in LANGUAGES), strict=True)
     for first in range(0, len(texts), _ROWS_AT_A_TIME):
-        found: dict[tuple[Language, ...], list[int]] = {}
-        for row, captions in enumerate(islice(every, _ROWS_AT_A_TIME), first):
-            part = {language: own[0] for language, own in zip(LANGUAGES, captions, strict=True) if own}
-            if all(len(own) <= _LONGEST[language] and not _LIST.search(own) for language, own in part.items()):
-                found.setdefault(tuple(part), []).append(row)
-        for languages, several in found.items():
-            rows.setdefault(languages, []).append(np.asarray(several, np.int32))
-    joined = ((languages, np.concatenate(several)) for languages, several in rows.items())
-    return [(languages, several) for languages, several in joined if len(several) > 1]
+        rows_of_part: dict[tuple[Language, ...], list[int]] = {}
+        for row, captions in enumerate(islice(captions_of_rows, _ROWS_AT_A_TIME), first):
+            part = {language: strings[0] for language, strings in zip(LANGUAGES, captions, strict=True) if strings}
+            if all(len(text) <= _LONGEST[language] and not _LIST.search(text) for language, text in part.items()):
+                rows_of_part.setdefault(tuple(part), []).append(row)
+        for languages, numbers in rows_of_part.items():
+            rows.setdefault(languages, []).append(np.asarray(numbers, np.int32))
+    joined = ((languages, np.concatenate(numbers)) for languages, numbers in rows.items())
+    return [(languages, numbers) for languages, numbers in joined if len(numbers) > 1]
 
 
 def with_phrases(texts: TextDataset, count: int) -> PairDataset:

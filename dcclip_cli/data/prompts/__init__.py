@@ -56,17 +56,22 @@ def languages(name: str) -> list[Language]:
 def read(name: str) -> Prompts:
     """A data set's class names and its own templates."""
     content = _json(name)
-    if whole := content.get("subset_of"):
-        return _subset(read(whole), content["folders"])
-    found = {language: content[language] for language in LANGUAGES if language in content}
+    if "subset_of" in content:
+        parent, folders = read(content["subset_of"]), content["folders"]
+        place = {folder: number for number, folder in enumerate(parent.folders)}
+        chosen = {language: [names[place[folder]] for folder in folders] for language, names in parent.names.items()}
+        pairs = [[parent.folders[number] for number in pair] for pair in parent.one_thing]
+        same = _numbered(pairs, folders)
+        return Prompts(folders, chosen, parent.alternates, parent.templates, same, parent.gap_remark)
+    entries = {language: content[language] for language in LANGUAGES if language in content}
     return Prompts(
         folders=content["folders"],
-        names={language: one["names"] for language, one in found.items()},
-        alternates={language: one.get("alternates", {}) for language, one in found.items()},
-        templates={language: one["templates"] for language, one in found.items()},
+        names={language: entry["names"] for language, entry in entries.items()},
+        alternates={language: entry.get("alternates", {}) for language, entry in entries.items()},
+        templates={language: entry["templates"] for language, entry in entries.items()},
         one_thing=_numbered(content.get("one_thing", []), content["folders"]),
         gap_remark=content.get("gap_remark", ""),
-        plain_names={language: one["plain_names"] for language, one in found.items() if "plain_names" in one},
+        plain_names={language: entry["plain_names"] for language, entry in entries.items() if "plain_names" in entry},
     )
 
 
@@ -77,14 +82,13 @@ def all_names() -> list[str]:
 
 def texts(language: Language) -> list[str]:
     """All class names, and each template with one of them: what `eval` asks models with."""
-    found = list[str]()
+    queries = list[str]()
     for prompts in (read(name) for name in all_names()):
         names = prompts.names.get(language, [])
-        found += names
-        found += [
-            one.replace("{}", name) for one, name in zip(prompts.templates.get(language, []), names, strict=False)
-        ]
-    return list(dict.fromkeys(found))
+        templates = prompts.templates.get(language, [])
+        queries += names
+        queries += [template.replace("{}", name) for template, name in zip(templates, names, strict=False)]
+    return list(dict.fromkeys(queries))
 
 
 def compact(language: Language) -> tuple[str, ...]:
@@ -92,17 +96,10 @@ def compact(language: Language) -> tuple[str, ...]:
     return tuple(_json(_COMPACT)[language])
 
 
-def _subset(whole: Prompts, folders: list[str]) -> Prompts:
-    place = {folder: number for number, folder in enumerate(whole.folders)}
-    names = {language: [every[place[folder]] for folder in folders] for language, every in whole.names.items()}
-    pairs = [[whole.folders[number] for number in pair] for pair in whole.one_thing]
-    return Prompts(folders, names, whole.alternates, whole.templates, _numbered(pairs, folders), whole.gap_remark)
-
-
 def _numbered(pairs: Sequence[Sequence[str]], folders: Sequence[str]) -> list[tuple[int, int]]:
     """The pairs of folders as class numbers; a pair of which one is missing is left out."""
     place = {folder: number for number, folder in enumerate(folders)}
-    return [(place[one], place[other]) for one, other in pairs if one in place and other in place]
+    return [(place[first], place[second]) for first, second in pairs if first in place and second in place]
 
 
 def _json(name: str) -> Any:
@@ -137,10 +134,10 @@ class ClassIndex:
 
     def of_folder(self, name: str) -> int | None:
         """The class whose images are in a folder of that name: its key, its name, or its number."""
-        found = self.find(name)
-        if found is None and name.isdecimal() and int(name) < len(self.folders):
+        number = self.find(name)
+        if number is None and name.isdecimal() and int(name) < len(self.folders):
             return int(name)
-        return found
+        return number
 
     def order(self, names: Sequence[str], where: str, own_order: bool) -> np.ndarray:
         """(C,) the number here of each class in a separately published list, in our order if `own_order`."""
@@ -154,13 +151,13 @@ class ClassIndex:
 
         For lists that come with the images' own folders or files, which cannot be shuffled independently of them.
         """
-        found = [self.find(name) for name in names]
-        for name, number in zip(names, found, strict=True):
+        numbers = [self.find(name) for name in names]
+        for name, number in zip(names, numbers, strict=True):
             if number is None:
                 raise DcclipError("{}: {} is not a known class", _HINT, where, name)
-        if lacking := sorted(set(range(len(self.folders))) - set(found)):
+        if lacking := sorted(set(range(len(self.folders))) - set(numbers)):
             raise DcclipError("{}: the class {} is missing", _HINT, where, self.folders[lacking[0]])
-        return np.asarray(found)
+        return np.asarray(numbers)
 
     def check_order(self, names: Sequence[str], where: str) -> None:
         """Raise DcclipError unless a separately published list has the same classes in the same order.
@@ -169,10 +166,8 @@ class ClassIndex:
         """
         if len(names) != len(self.folders):
             raise DcclipError("{} has {:,} classes, not {:,}", _HINT, where, len(names), len(self.folders))
-        found = [self.find(name) for name in names]
-        for number, other in enumerate(found):
-            if other is not None and other != number and found[other] != other:
-                expected = self.folders[number]
-                raise DcclipError(
-                    "{}: class {} is {!r}, {!r} is expected", _HINT, where, number, names[number], expected
-                )
+        numbers = [self.find(name) for name in names]
+        for index, number in enumerate(numbers):
+            if number is not None and number != index and numbers[number] != number:
+                expected = self.folders[index]
+                raise DcclipError("{}: class {} is {!r}, {!r} is expected", _HINT, where, index, names[index], expected)
