@@ -94,8 +94,8 @@ class EvalResult:
 
     @property
     def label(self) -> str:
-        """The name of the model in tables, with its precision unless that is fp32."""
-        return self.model if self.precision == "fp32" else f"{self.model} ({self.precision})"
+        """The name of the model in tables, with bf16 if it was computed in that; names of exports have their own."""
+        return f"{self.model} (bf16)" if self.precision == "bf16" else self.model
 
     def detail(self, name: str) -> np.ndarray | None:
         """One of the details as an array; None where the result has none of that name."""
@@ -318,16 +318,10 @@ def _with_plain_names(here: Sequence[EvalResult]) -> list[str]:
 
 def elevater_mean(results: Sequence[EvalResult], model: str, language: Language) -> float | None:
     """The mean over ELEVATER's twenty data sets; None unless each of them was measured in full."""
-    wanted = {known.label + SUFFIX[language] for known in ELEVATER}
-    found = {
-        result.dataset: result.value
-        for result in results
-        if result.model == model
-        and result.dataset in wanted
-        and not (result.limit or result.partial)
-        and result.task == ZERO_SHOT
-    }
-    return float(np.mean(list(found.values()))) if len(found) == len(wanted) else None
+    whole = [one for one in results if one.task == ZERO_SHOT and not (one.limit or one.partial) and one.model == model]
+    value_of = {result.dataset: result.value for result in whole}
+    values = [value_of.get(known.label + SUFFIX[language]) for known in ELEVATER]
+    return None if None in values else float(np.mean(values))  # type: ignore[arg-type]
 
 
 def percent(value: float | None, signed: bool = False) -> str:
