@@ -92,14 +92,14 @@ def files_of(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes and file.is_file())
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes and file.is_file())
     elif glob.has_magic(str(path)):
-        found = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if os.path.isfile(match))
+        files = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if os.path.isfile(match))
     else:
         raise DcclipError("{} does not exist", HINT, path)
-    if not found:
+    if not files:
         raise DcclipError("{} contains no file that ends in {}", HINT, path, " or ".join(suffixes))
-    return found
+    return files
 
 
 def key_prefix(path: Path, file: Path) -> str:
@@ -114,11 +114,11 @@ def key_prefix(path: Path, file: Path) -> str:
 
 def by_language(captions: Iterable[tuple[Told, str]]) -> dict[str, Any]:
     """`zh` and `en` of a Pair. A caption detected as neither is taken for English, which a filter will drop."""
-    sorted_out: dict[str, list[str]] = {language: [] for language in LANGUAGES}
+    texts_by_language: dict[str, list[str]] = {name: [] for name in LANGUAGES}
     for told, text in captions:
         if not text.strip():
             continue
         # Only the beginning, as filters read no more: the script of a book's first pages is that of the book.
-        found = language_of(text[:10_000]) if told == "caption" else told
-        sorted_out["en" if found == "other" else found].append(text)
-    return {language: tuple(texts) for language, texts in sorted_out.items()}
+        language = language_of(text[:10_000]) if told == "caption" else told
+        texts_by_language["en" if language == "other" else language].append(text)
+    return {name: tuple(texts) for name, texts in texts_by_language.items()}

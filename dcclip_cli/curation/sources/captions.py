@@ -30,7 +30,7 @@ from dcclip_cli.curation.sources.base import (
 from dcclip_cli.data import caption_files, prompts, reading
 from dcclip_cli.data.class_folders import class_names, images_by_class, images_in
 from dcclip_cli.data.pair import Language, Pair
-from dcclip_cli.data.reading import Fault, Folder
+from dcclip_cli.data.reading import Drop, Fault, Folder
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.options import PathOption
 
@@ -78,45 +78,45 @@ class CaptionsSource(SourceOptions):
     def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
         """Candidates with the first name that the files give their image as key."""
         named = list(islice(self._named(), part["first"], part["last"]))
-        wanted = {caption_files.identity(image.name) for image in named if not image.fault}
+        identities = {caption_files.identity(image.name) for image in named if not image.fault}
         captions: dict[str, list[tuple[Told, str]]] = defaultdict(list)
         for told, path in self._files():
-            for known, text in caption_files.captions_in(path, wanted):
-                captions[known].append((told, text))
+            for identity, text in caption_files.captions_in(path, identities):
+                captions[identity].append((told, text))
         places = caption_files.Places(self.images, self.allow_outside) if self.images else None
         for image in named:
-            found = [] if image.fault else captions[caption_files.identity(image.name)]
-            pair = Pair(image.name, b"", meta=image.meta, **by_language(found))
-            yield Candidate(pair, image.fault) if image.fault else _candidate(pair, places)
+            texts = [] if image.fault else captions[caption_files.identity(image.name)]
+            pair = Pair(image.name, b"", meta=image.meta, **by_language(texts))
+            url = pair.meta.get("coco_url") or pair.meta.get("url")
+            try:
+                if image.fault:
+                    yield Candidate(pair, image.fault)
+                elif places:
+                    yield Candidate(replace(pair, image=places.read(pair.key)))
+                elif isinstance(url, str) and url:
+                    yield Candidate(replace(pair, meta=pair.meta | {"url": url}), url=url)
+                else:
+                    reason = "no URL in the caption file; name the folder as `images` in the recipe"
+                    yield Candidate(pair, Drop("image-missing", reason))
+            except Fault as fault:
+                yield Candidate(pair, fault.drop)
 
     def _files(self) -> list[tuple[Told, Path]]:
-        given = [(told, getattr(self, told)) for told in TOLD]
-        return [(told, path) for told, paths in given for path in ((paths,) if isinstance(paths, Path) else paths)]
+        fields = [(told, getattr(self, told)) for told in TOLD]
+        return [(told, path) for told, paths in fields for path in ((paths,) if isinstance(paths, Path) else paths)]
 
     def _named(self) -> Iterator[caption_files.Named]:
         """Each image once, and each unreadable place in the files."""
         names = self.only.read_text("utf-8-sig", "replace").splitlines() if self.only else []
-        only, seen = {caption_files.identity(name.strip()) for name in names}, set[str]()
+        only, identities = {caption_files.identity(name.strip()) for name in names}, set[str]()
         for _, path in self._files():
             for image in caption_files.names_in(path):
-                known = caption_files.identity(image.name)
+                identity = caption_files.identity(image.name)
                 if image.fault:
                     yield image
-                elif known not in seen and (self.only is None or known in only):
-                    seen.add(known)
+                elif identity not in identities and (self.only is None or identity in only):
+                    identities.add(identity)
                     yield image
-
-
-def _candidate(pair: Pair, places: caption_files.Places | None) -> Candidate:
-    try:
-        if places is not None:
-            return Candidate(replace(pair, image=places.read(pair.key)))
-        url = pair.meta.get("coco_url") or pair.meta.get("url")
-        if not isinstance(url, str) or not url:
-            raise Fault("image-missing", "no URL in the caption file; name the folder as `images` in the recipe")
-        return Candidate(replace(pair, meta=pair.meta | {"url": url}), url=url)
-    except Fault as fault:
-        return Candidate(pair, fault.drop)
 
 
 class Base64Source(SourceOptions):
@@ -135,16 +135,16 @@ class Base64Source(SourceOptions):
         files = [file for file in files_of(self.path, (".tsv",)) if file.name.endswith(caption_files.IMAGES)]
         if not files:
             raise DcclipError("{} contains no file that ends in {}", HINT, self.path, caption_files.IMAGES)
-        found: list[Slice] = []
+        slices: list[Slice] = []
         for file in files:
             texts = caption_files.texts_file(file)
             if not texts.is_file():
-                what = Message("there is no {} next to {}", texts.name, file)
-                raise DcclipError(what, "download it as well: it contains the captions")
+                hint = Message("download it as well: it contains the captions")
+                raise DcclipError("there is no {} next to {}", hint, texts.name, file)
             with file.open("rb") as stream:
                 cuts = reading.cuts(stream, reading.lines(stream, reading.MAX_TEXT_BYTES), size)
-                found += [Slice({"file": str(file), **cut._asdict()}, cut.lines) for cut in cuts]
-        return found
+                slices += [Slice({"file": str(file), **cut._asdict()}, cut.lines) for cut in cuts]
+        return slices
 
     def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
         """Candidates with their image's number as key, or the line number if that is unreadable.
@@ -153,11 +153,11 @@ class Base64Source(SourceOptions):
         """
         file = Path(part["file"])
         prefix, texts_file = key_prefix(self.path, file), caption_files.texts_file(file)
-        wanted = {number for row in caption_files.image_rows(file, part) if (number := caption_files.number_of(row))}
+        numbers = {number for row in caption_files.image_rows(file, part) if (number := caption_files.number_of(row))}
         texts: dict[str, list[tuple[Told, str]]] = defaultdict(list)
-        for line, text in caption_files.texts_in(texts_file, wanted if part["start"] else None):
+        for line, text in caption_files.texts_in(texts_file, numbers if part["start"] else None):
             if isinstance(text, caption_files.Text):
-                for number in wanted.intersection(text.images):
+                for number in numbers.intersection(text.images):
                     texts[number].append((self.language, text.text))
             else:
                 yield Candidate(Pair(f"{prefix}{texts_file.name}:{line}", b""), text)
@@ -200,7 +200,7 @@ class ClassFoldersSource(SourceOptions):
     @field_validator("templates")
     @classmethod
     def _have_a_place(cls, templates: dict[Language, tuple[str, ...]]) -> dict[Language, tuple[str, ...]]:
-        if wrong := [one for several in templates.values() for one in several if _NAME not in one]:
+        if wrong := [template for texts in templates.values() for template in texts if _NAME not in template]:
             raise ValueError(Message("{!r} has no {} for the name", wrong[0], _NAME))
         return templates
 
@@ -209,32 +209,30 @@ class ClassFoldersSource(SourceOptions):
         if not self.path.is_dir():
             raise DcclipError("{} is not a folder", HINT, self.path)
         by_folder = images_by_class(self.path, reading.ALL_IMAGE_SUFFIXES)
-        names = class_names(self.path, list(by_folder))
-        named = {
-            folder: {language: every[number] for language, every in names.items()}
-            for number, folder in enumerate(by_folder)
-        }
-        images = ((folder, at) for folder, files in by_folder.items() for at in range(len(files)))
-        found: list[Slice] = []
+        folders = list(by_folder)
+        names = class_names(self.path, folders)
+        images = ((number, at) for number, files in enumerate(by_folder.values()) for at in range(len(files)))
+        slices: list[Slice] = []
         while part := list(islice(images, size)):
             classes: list[dict[str, Any]] = []
-            for folder, group in groupby(part, key=itemgetter(0)):
+            for number, group in groupby(part, key=itemgetter(0)):
                 places = [at for _, at in group]
-                places_of = {"folder": folder, "first": places[0], "last": places[-1] + 1}
-                classes.append(places_of | {"names": named[folder]})
-            found.append(Slice({"classes": classes}, len(part)))
-        return found
+                texts = {language: names_of[number] for language, names_of in names.items()}
+                place = {"folder": folders[number], "first": places[0], "last": places[-1] + 1}
+                classes.append(place | {"names": texts})
+            slices.append(Slice({"classes": classes}, len(part)))
+        return slices
 
     def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
         """Candidates with CLASS/FILE as key, and the class folder's name as `class` in their metadata."""
         inside = Folder(self.path, self.allow_outside)
-        for one in part["classes"]:
-            folder = self.path / one["folder"]
+        for place in part["classes"]:
+            folder = self.path / place["folder"]
             files = _listed(folder, os.stat(folder).st_mtime_ns)
-            for file in files[one["first"] : one["last"]]:
+            for file in files[place["first"] : place["last"]]:
                 key = os.path.relpath(file, self.path)
-                captions: Any = {name: self._captions(text, name, key) for name, text in one["names"].items()}
-                pair = Pair(key, b"", meta={"class": one["folder"]}, **captions)
+                captions: Any = {name: self._captions(text, name, key) for name, text in place["names"].items()}
+                pair = Pair(key, b"", meta={"class": place["folder"]}, **captions)
                 try:
                     image = inside.read(file, reading.MAX_IMAGE_BYTES, "image")
                     yield Candidate(replace(pair, image=image), names_class=True)
@@ -242,6 +240,6 @@ class ClassFoldersSource(SourceOptions):
                     yield Candidate(pair, fault.drop)
 
     def _captions(self, name: str, language: Language, key: str) -> tuple[str, ...]:
-        templates = self.templates.get(language) or [one for one in prompts.compact(language) if one != _NAME]
-        order = sorted(templates, key=lambda one: hashlib.sha256(os.fsencode(f"{key}\n{one}")).digest())
-        return (name, *(one.replace(_NAME, name) for one in order[: self.captions - 1]))
+        templates = self.templates.get(language) or [text for text in prompts.compact(language) if text != _NAME]
+        order = sorted(templates, key=lambda template: hashlib.sha256(os.fsencode(f"{key}\n{template}")).digest())
+        return (name, *(template.replace(_NAME, name) for template in order[: self.captions - 1]))

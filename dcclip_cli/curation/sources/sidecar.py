@@ -53,11 +53,11 @@ def sidecar_captions(files: Mapping[str, bytes]) -> dict[str, Any]:
     captions: list[tuple[Told, str]] = []
     for told in TOLD:
         captions += [(told, text) for text in reading.texts_of(record.pop(told, None), f"{told} in the .json file")]
-    known = {text.strip() for _, text in captions}
+    recorded = {text.strip() for _, text in captions}
     for suffix, language in SIDECARS.items():
         if language and suffix in files:
             text = _text(files[suffix], suffix)
-            if text.strip() not in known:
+            if text.strip() not in recorded:
                 captions += [(language, line) for line in text.split("\n")]
     return {**by_language(captions), "meta": reading.plain(record)}
 
@@ -95,8 +95,14 @@ class FolderSource(SourceOptions):
         for parts in self._walk(PurePath(part["first"]).parts, PurePath(part["last"]).parts):
             pair = Pair(str(PurePath(*parts)), b"")
             path = self.path.joinpath(*parts)
+            files = {suffix: path.with_name(f"{os.path.splitext(path.name)[0]}.{suffix}") for suffix in SIDECARS}
             try:
-                pair = replace(pair, **sidecar_captions(_sidecars(path, folder)))
+                texts = {
+                    suffix: folder.read(file, reading.MAX_TEXT_BYTES, "captions")
+                    for suffix, file in files.items()
+                    if os.path.isfile(file)
+                }
+                pair = replace(pair, **sidecar_captions(texts))
                 yield Candidate(replace(pair, image=folder.read(path, reading.MAX_IMAGE_BYTES, _IMAGE)))
             except Fault as fault:
                 yield Candidate(pair, fault.drop)
@@ -107,27 +113,21 @@ class FolderSource(SourceOptions):
         """The images in the folder `parts` from `first` to `last`; folders without any of them are not opened."""
         try:
             status = os.stat(self.path.joinpath(*parts))
-            here = (status.st_dev, status.st_ino)
-            with os.scandir(self.path.joinpath(*parts)) as entries:
-                found = sorted(entries, key=lambda entry: entry.name)
+            folder_id = (status.st_dev, status.st_ino)
+            with os.scandir(self.path.joinpath(*parts)) as scanned:
+                entries = sorted(scanned, key=lambda entry: entry.name)
         except OSError:
             yield parts  # an unreadable folder: there is no image of this name, which becomes a fault
             return
-        for entry in () if here in above else found:  # a link back up would never end
+        for entry in () if folder_id in above else entries:  # a link back up would never end
             inside = (*parts, entry.name)
             if inside < first[: len(inside)] or (last is not None and inside > last[: len(inside)]):
                 continue
             # isdir also answers where links form a circle.
             if os.path.isdir(entry.path) and (self.allow_outside or not entry.is_symlink()):
-                yield from self._walk(first, last, inside, above | {here})
+                yield from self._walk(first, last, inside, above | {folder_id})
             elif os.path.splitext(entry.name)[1].lower() in reading.ALL_IMAGE_SUFFIXES:
                 yield inside
-
-
-def _sidecars(image: Path, folder: Folder) -> dict[str, bytes]:
-    stem = os.path.splitext(image)[0]
-    found = (suffix for suffix in SIDECARS if os.path.isfile(f"{stem}.{suffix}"))
-    return {suffix: folder.read(Path(f"{stem}.{suffix}"), reading.MAX_TEXT_BYTES, "captions") for suffix in found}
 
 
 class TarsSource(SourceOptions):
@@ -145,8 +145,8 @@ class TarsSource(SourceOptions):
         """One slice for each tar, whatever `size` is: one shard becomes one shard."""
         files = files_of(self.path, (".tar",))
         with ThreadPoolExecutor(_AT_A_TIME) as pool:
-            abouts = pool.map(_estimated_pairs, files)
-            return [Slice({"file": str(file)}, about) for file, about in zip(files, abouts, strict=True)]
+            estimates = pool.map(_estimated_pairs, files)
+            return [Slice({"file": str(file)}, pairs) for file, pairs in zip(files, estimates, strict=True)]
 
     def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
         """Candidates with the keys that they have in the tar. A truncated or damaged tar ends in one with a fault."""
@@ -173,8 +173,8 @@ class TarsSource(SourceOptions):
                 try:
                     if fault := faults.get(key):
                         raise Fault(fault.reason, fault.detail)
-                    found = [suffix for suffix in SIDECARS if suffix in sample]
-                    texts = {suffix: _bytes(stream, sample[suffix], "captions") for suffix in found}
+                    suffixes = [suffix for suffix in SIDECARS if suffix in sample]
+                    texts = {suffix: _bytes(stream, sample[suffix], "captions") for suffix in suffixes}
                     pair = Pair(pair.key, b"", **sidecar_captions(texts))
                     if _IMAGE not in sample:
                         raise Fault("image-missing", "captions without an image next to them")

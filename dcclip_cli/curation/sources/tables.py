@@ -89,8 +89,8 @@ class ColumnOptions(SourceOptions):
                 return
         if missing:
             hint = Message("name the columns in the recipe, like: {{kind: table, path: ..., url: URL, caption: TEXT}}")
-            what = Message("{}: no column {} (found: {})", place, " or ".join(missing), ", ".join(columns)[:300])
-            raise DcclipError(what, hint)
+            message = Message("{}: no column {} (found: {})", place, " or ".join(missing), ", ".join(columns)[:300])
+            raise DcclipError(message, hint)
 
     def _named(self, fields: Sequence[str]) -> list[tuple[str, str]]:
         return [(field, column) for field in fields for column in _many(getattr(self, field))]
@@ -109,38 +109,32 @@ class ColumnOptions(SourceOptions):
             captions = [
                 (told, text) for told, column in roles.captions for text in reading.texts_of(row.get(column), column)
             ]
-            spent = {column for kind, column in (*roles.captions, *roles.images) if kind != "image"}
-            others = {name: cell for name, cell in row.items() if name not in spent and not _is_image(cell)}
-            pair = replace(
-                pair, **by_language(captions), meta={name: reading.plain(cell) for name, cell in others.items()}
-            )
-            return self._with_image(pair, row, roles, folder)
+            used = {column for kind, column in (*roles.captions, *roles.images) if kind != "image"}
+            meta = {
+                name: reading.plain(cell)
+                for name, cell in row.items()
+                if name not in used and not isinstance(cell.get("bytes") if isinstance(cell, dict) else cell, bytes)
+            }
+            pair = replace(pair, **by_language(captions), meta=meta)
+            urls = [row[column] for kind, column in roles.images if kind == "url" and row.get(column)]
+            url = urls[0].strip() if urls and isinstance(urls[0], str) else None
+            if url:
+                pair = replace(pair, meta=meta | {"url": url})
+            for kind, column in roles.images:
+                cell = row.get(column)
+                if cell and kind != "url":
+                    image = reading.from_base64(cell) if kind == "base64" else _image(cell, folder)
+                    return Candidate(replace(pair, image=image))
+            if url:
+                return Candidate(pair, url=url)
+            columns = [column for _, column in roles.images] or _IMAGES
+            return Candidate(pair, Drop("image-missing", f"nothing in column {' or '.join(columns)}"))
         except Fault as fault:
             return Candidate(pair, fault.drop)
-
-    def _with_image(self, pair: Pair, row: Mapping[str, Any], roles: Roles, folder: Folder) -> Candidate:
-        urls = [row[column] for kind, column in roles.images if kind == "url" and row.get(column)]
-        url = urls[0].strip() if urls and isinstance(urls[0], str) else None
-        if url:
-            pair = replace(pair, meta=pair.meta | {"url": url})
-        for kind, column in roles.images:
-            cell = row.get(column)
-            if cell and kind == "base64":
-                return Candidate(replace(pair, image=reading.from_base64(cell)))
-            if cell and kind == "image":
-                return Candidate(replace(pair, image=_image(cell, folder)))
-        if url:
-            return Candidate(pair, url=url)
-        columns = [column for _, column in roles.images] or _IMAGES
-        raise Fault("image-missing", f"nothing in column {' or '.join(columns)}")
 
 
 def _many(names: Names | None) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else names or ()
-
-
-def _is_image(cell: Any) -> bool:
-    return isinstance(cell.get("bytes") if isinstance(cell, dict) else cell, bytes)
 
 
 def _image(cell: Any, folder: Folder) -> bytes:
@@ -171,12 +165,12 @@ class TableSource(ColumnOptions):
 
     def slices(self, size: int) -> list[Slice]:
         """Slices of about `size` rows. Raises DcclipError where a column is missing."""
-        found: list[Slice] = []
+        slices: list[Slice] = []
         for file in files_of(self.path, _SUFFIXES):
             table = self._open(file)
             self.check_columns(table.headers(), str(file) if isinstance(table, ParquetTable) else f"{file}:1")
-            found += [Slice({"file": str(file), **part.part}, part.about) for part in table.slices(size)]
-        return found
+            slices += [Slice({"file": str(file), **part.part}, part.about) for part in table.slices(size)]
+        return slices
 
     def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
         """Candidates with their own key, or else their line number, in Parquet their row number, counted from 1."""
@@ -256,8 +250,8 @@ def _dataset_rows(data: Dataset, first: int, last: int) -> Iterator[tuple[str, C
             for batch in data[start:end].to_batches():
                 yield from ((str(next(done)), cells) for cells in cells_of(batch))
         except (pa.ArrowException, OSError) as error:
-            what = f"rows {start} to {end - 1} can't be read: {str(error)[:200]}"
-            yield str(next(done)), Drop("table-unreadable", what)
+            detail = f"rows {start} to {end - 1} can't be read: {str(error)[:200]}"
+            yield str(next(done)), Drop("table-unreadable", detail)
 
 
 # ---- files of rows, readable from any position
@@ -372,14 +366,18 @@ class ParquetTable:
         for group in range(file.num_row_groups):
             end = start + file.metadata.row_group(group).num_rows
             row, last = max(start, part["first"]), min(end, part["last"])
-            if row < last:
-                try:
-                    for cells in _cells_of_group(file, group, row - start, last - row):
+            batches = file.iter_batches(ROWS_AT_A_TIME, [group]) if row < last else ()
+            try:
+                for batch in batches:
+                    for cells in cells_of(batch.slice(row - start, last - row)):
                         row += 1
                         yield str(row), cells
-                except (pa.ArrowException, OSError) as error:
-                    what = f"{last - row} rows from here on can't be read: {str(error)[:200]}"
-                    yield str(row + 1), Drop("table-unreadable", what)
+                    start += batch.num_rows
+                    if row == last:
+                        break
+            except (pa.ArrowException, OSError) as error:
+                detail = f"{last - row} rows from here on can't be read: {str(error)[:200]}"
+                yield str(row + 1), Drop("table-unreadable", detail)
             start = end
 
     def _open(self) -> pq.ParquetFile | Drop:
@@ -393,15 +391,6 @@ class ParquetTable:
         if file.metadata.num_rows > _MAX_ROWS_PER_BYTE * self.path.stat().st_size:
             return Drop("table-unreadable", f"{self.path.name} claims to have {file.metadata.num_rows:,} rows")
         return file
-
-
-def _cells_of_group(file: pq.ParquetFile, group: int, skip: int, take: int) -> Iterator[Cells]:
-    for batch in file.iter_batches(ROWS_AT_A_TIME, [group]):
-        rest = batch.slice(skip, take)
-        skip, take = max(0, skip - batch.num_rows), take - rest.num_rows
-        yield from cells_of(rest)
-        if not take:
-            return
 
 
 def cells_of(batch: pa.RecordBatch) -> Iterator[Cells]:
