@@ -90,13 +90,13 @@ INSERT INTO pair_drops
 def fill(connection: DuckDBPyConnection, signatures: Sequence[Path], scores: Sequence[Path]) -> None:
     """Create the tables and load the signature files and the score files into them."""
     names = ([str(path).replace("'", "''") for path in paths] for paths in (signatures, scores))
-    files, score_files = ("['" + "', '".join(each) + "']" for each in names)  # as SQL: views take no parameters
+    files, score_files = ("['" + "', '".join(paths) + "']" for paths in names)  # as SQL: views take no parameters
     connection.execute(_PAIRS.format(files=files))
     selected = [_CAPTIONS.format(language=language, files=files) for language in LANGUAGES]
     connection.execute("CREATE TABLE captions AS " + " UNION ALL ".join(selected) + ";" + _TABLES)
     if scores:
-        given = f"read_parquet({score_files}) JOIN pairs USING (key)"
-        connection.execute(f"INSERT INTO scores SELECT number, name, language, place, value FROM {given}")
+        rows = f"read_parquet({score_files}) JOIN pairs USING (key)"
+        connection.execute(f"INSERT INTO scores SELECT number, name, language, place, value FROM {rows}")
 
 
 def drop_empty(connection: DuckDBPyConnection, needs: Sequence[Language] = ()) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -66,38 +66,30 @@ def signatures_of(pair: Pair, decoded: DecodedImage, source: str, names_class: b
     }
 
 
-def signature_table(rows: Sequence[Mapping[str, Any]], more: Mapping[str, pa.DataType] | None = None) -> pa.Table:
-    """Rows of `signatures_of`, with perceptual hashes and hashes of captions; `more`: columns they also have."""
+def signature_table(rows: Sequence[Mapping[str, Any]], extra: Mapping[str, pa.DataType] | None = None) -> pa.Table:
+    """Rows of `signatures_of`, with perceptual hashes and hashes of captions; `extra`: columns they also have."""
     import pyarrow as pa
 
     kinds = {"key": pa.string(), "source": pa.string(), "file_hash": pa.binary(), "pixel_hash": pa.binary()}
     kinds |= {"hashes": pa.list_(pa.uint64()), "thumb": pa.binary(), "width": pa.int32(), "height": pa.int32()}
-    kinds |= more or {}
+    kinds |= extra or {}
     values = {name: [row[name] for row in rows] for name in kinds if name != "hashes"}
     thumbs = np.frombuffer(b"".join(values["thumb"]), np.uint8).reshape(-1, SIDE, SIDE, 3)
     values["hashes"] = perceptual_hashes(thumbs).tolist()
     columns = {name: pa.array(values[name], kind) for name, kind in kinds.items()}
     for language in LANGUAGES:
-        columns |= _caption_columns(rows, language)
+        captions = pa.array([row[language] for row in rows], pa.list_(pa.string()))
+        named = np.array([row["names_class"] for row in rows for _ in row[language]], bool)
+        texts = [f"{row['key']} {text}" if row["names_class"] else text for row in rows for text in row[language]]
+        letters = list(map(letters_of, texts))
+        hashes = pa.array(list(map(text_hash, texts, letters)), pa.uint64())
+        columns |= {language: captions, f"{language}_hashes": pa.ListArray.from_arrays(captions.offsets, hashes)}
+        for name, compute in (("bands", bands_of), ("sketches", sketches_of)):
+            matrix = compute(letters)
+            ends = np.cumsum([0, *np.where(named, 0, matrix.shape[1])], dtype=np.int32)
+            by_caption = pa.ListArray.from_arrays(ends, matrix[~named].ravel())
+            columns[f"{language}_{name}"] = pa.ListArray.from_arrays(captions.offsets, by_caption)
     return pa.table(columns)
-
-
-def _caption_columns(rows: Sequence[Mapping[str, Any]], language: Language) -> dict[str, pa.Array]:
-    """The captions of rows in one language, and their hashes, bands and sketches."""
-    import pyarrow as pa
-
-    captions = pa.array([row[language] for row in rows], pa.list_(pa.string()))
-    named = np.array([row["names_class"] for row in rows for _ in row[language]], bool)
-    texts = [f"{row['key']} {text}" if row["names_class"] else text for row in rows for text in row[language]]
-    letters = list(map(letters_of, texts))
-    hashes = pa.array(list(map(text_hash, texts, letters)), pa.uint64())
-    columns = {language: captions, f"{language}_hashes": pa.ListArray.from_arrays(captions.offsets, hashes)}
-    for name, compute in (("bands", bands_of), ("sketches", sketches_of)):
-        matrix = compute(letters)
-        ends = np.cumsum([0, *np.where(named, 0, matrix.shape[1])], dtype=np.int32)
-        each = pa.ListArray.from_arrays(ends, matrix[~named].ravel())
-        columns[f"{language}_{name}"] = pa.ListArray.from_arrays(captions.offsets, each)
-    return columns
 
 
 class Decontaminate(GlobalFilter):
@@ -158,30 +150,25 @@ def _fill_evaluation(connection: DuckDBPyConnection, paths: tuple[Path, ...]) ->
     connection.register("evaluation_rows", signature_table([], number_column))
     connection.execute("CREATE OR REPLACE TABLE evaluation AS FROM evaluation_rows")
     for path in paths:
-        faults, first = list[str](), total
-        signatures = _evaluation_signatures(path, faults)
-        while batch := list(islice(signatures, _BATCH)):
-            # Numbers are below those of all pairs.
-            rows = [row | {"number": -(total + place)} for place, row in enumerate(batch, 1)]
+        faults, before, pairs = list[str](), total, _evaluation_pairs(path)
+        while batch := list(islice(pairs, _BATCH)):
+            rows = []
+            for pair in batch:
+                try:
+                    image = decode(pair.image, formats=_EVALUATION_FORMATS)
+                except DcclipError as error:
+                    faults.append(f"{pair.key} ({error.what})")
+                    continue
+                total += 1
+                signatures = signatures_of(pair, DecodedImage(image, "", 1, len(pair.image)), path.name)
+                rows.append(signatures | {"number": -total})  # below those of all pairs
             connection.register("evaluation_rows", signature_table(rows, number_column))
             connection.execute("INSERT INTO evaluation FROM evaluation_rows")
-            total += len(batch)
-        counts = [str(path), total - first, len(faults), next(iter(faults), "")]
-        if total == first:
-            what = Message("{}: none of {:,} images can be read: {}", path, len(faults), counts[-1])
-            raise DcclipError(what, "copy them again, or omit the path")
+        counts = [str(path), total - before, len(faults), next(iter(faults), "")]
+        if total == before:
+            message = Message("{}: none of {:,} images can be read: {}", path, len(faults), counts[-1])
+            raise DcclipError(message, "copy them again, or omit the path")
         connection.execute("INSERT INTO compared VALUES (?, ?, ?, ?)", counts)
-
-
-def _evaluation_signatures(path: Path, faults: list[str]) -> Iterator[dict[str, Any]]:
-    """The signatures of the images that can be decoded; each of the others adds a line to `faults`."""
-    for pair in _evaluation_pairs(path):
-        try:
-            image = decode(pair.image, formats=_EVALUATION_FORMATS)
-        except DcclipError as error:
-            faults.append(f"{pair.key} ({error.what})")
-        else:
-            yield signatures_of(pair, DecodedImage(image, "", 1, len(pair.image)), path.name)
 
 
 def _evaluation_pairs(path: Path) -> Iterator[Pair]:
@@ -236,6 +223,7 @@ def dedup(
     `compared.json`: for each path of evaluation sets and earlier collections, how many of its images were compared.
     """
     import duckdb
+    import pyarrow.parquet as pq
 
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as working, duckdb.connect(f"{working}/tables.duckdb") as connection:
@@ -244,32 +232,25 @@ def dedup(
         connection.execute("SET preserve_insertion_order = false")  # all choices are ordered explicitly
         fill(connection, signatures, scores)
         earlier = Earlier(paths=options.earlier) if options.earlier else None
-        for each in [*first, *filter(None, (options.decontaminate, earlier))]:
-            each.apply(connection)
+        for rule in [*first, *filter(None, (options.decontaminate, earlier))]:
+            rule.apply(connection)
             drop_empty(connection)
         for kind in (SameImage, NearImage, SameCaption):
-            for each in options.duplicates:
-                if isinstance(each, kind):
-                    each.apply(connection)
+            for rule in options.duplicates:
+                if isinstance(rule, kind):
+                    rule.apply(connection)
             drop_empty(connection, needs)
         connection.execute("SET preserve_insertion_order = true")  # else Arrow's tables may lose that of ORDER BY
+        [(pairs,)] = connection.execute("SELECT count(*) FROM pairs").fetchall()
+        starts = range(0, pairs + 1, _PAIRS_AT_A_TIME)
+        ranges = [f"number BETWEEN {start} AND {start + _PAIRS_AT_A_TIME - 1}" for start in starts]
         for name, query in ((CAPTIONS, _DROPPED_CAPTIONS), (DECISIONS, _DECISIONS)):
-            _write(connection, query, out / name)
+            schema = connection.sql(query.format(within="false")).to_arrow_table().schema
+            with pq.ParquetWriter(out / name, schema, compression="zstd") as writer:
+                for within in ranges:
+                    writer.write_table(connection.sql(query.format(within=within)).to_arrow_table(), _GROUP_ROWS)
         compared = connection.sql("FROM compared")
         write_json(out / COMPARED, [dict(zip(compared.columns, row, strict=True)) for row in compared.fetchall()])
-
-
-def _write(connection: DuckDBPyConnection, query: str, path: Path) -> None:
-    """Write the rows that a query gives for all pairs, some `within` a range of numbers at a time."""
-    import pyarrow.parquet as pq
-
-    [(pairs,)] = connection.execute("SELECT count(*) FROM pairs").fetchall()
-    ranges = (f"number BETWEEN {at} AND {at + _PAIRS_AT_A_TIME - 1}" for at in range(0, pairs + 1, _PAIRS_AT_A_TIME))
-    tables = (connection.sql(query.format(within=within)).to_arrow_table() for within in ranges)
-    first = next(tables)
-    with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
-        for table in chain([first], tables):
-            writer.write_table(table, _GROUP_ROWS)
 
 
 _DECISIONS = """

@@ -36,18 +36,20 @@ def letters_of(caption: str) -> str:
     return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", caption).casefold()))
 
 
-def jaccard(one: str, other: str) -> float:
+def jaccard(caption: str, other_caption: str) -> float:
     """The Jaccard similarity of two captions' character trigrams, 0 to 1."""
-    first, second = set(_grams(letters_of(one))), set(_grams(letters_of(other)))
+    first, second = set(_grams(letters_of(caption))), set(_grams(letters_of(other_caption)))
     return len(first & second) / len(first | second)
 
 
-def replaces_a_word(one: str, other: str) -> bool:
+def replaces_a_word(caption: str, other_caption: str) -> bool:
     """Whether each caption has a word, or a Chinese character, that the other lacks: then their meanings differ.
 
     Words that are only added, or in a different order, do not count.
     """
-    first, second = (Counter(_WORD.findall(unicodedata.normalize("NFKC", text).casefold())) for text in (one, other))
+    first, second = (
+        Counter(_WORD.findall(unicodedata.normalize("NFKC", text).casefold())) for text in (caption, other_caption)
+    )
     return bool(first - second) and bool(second - first)
 
 
@@ -105,8 +107,8 @@ class SameCaption(GlobalFilter):
         """`caption-duplicate` if an earlier pair has exactly this caption, else `caption-near-duplicate`."""
         connection.execute(_TEXTS)
         families = _find_families(connection, self.similarity) if self.similarity is not None else {}
-        found = {"ids": list(families), "firsts": list(families.values())}
-        connection.execute(_DROP_TEXTS, {"most": self.at_most, **found})
+        values = {"most": self.at_most, "ids": list(families), "firsts": list(families.values())}
+        connection.execute(_DROP_TEXTS, values)
 
 
 def _find_families(connection: DuckDBPyConnection, similarity: float) -> dict[int, int]:
@@ -118,13 +120,13 @@ def _find_families(connection: DuckDBPyConnection, similarity: float) -> dict[in
         connection.execute(_TEXT_CANDIDATES, {"start": start, "end": start + step})
     families: dict[int, int] = {}
     differ = " + ".join(f"bit_count(xor(one.sketch[{word}], other.sketch[{word}]))" for word in range(2, 10))
-    most = (1 - similarity) / (1 + similarity)  # trigrams that only one of them has, as a part of those of both
-    rows = connection.cursor().execute(_COMPARED.format(differ=differ), {"most": most})
+    share = (1 - similarity) / (1 + similarity)  # trigrams that only one of them has, as a part of those of both
+    rows = connection.cursor().execute(_COMPARED.format(differ=differ), {"most": share})
     while batch := rows.fetchmany(10_000):
-        for earlier, later, text, other in batch:
-            if earlier in families or later in families or jaccard(text, other) < similarity:
+        for earlier, later, *texts in batch:
+            if earlier in families or later in families or jaccard(*texts) < similarity:
                 continue
-            if min(len(letters_of(text)), len(letters_of(other))) >= _MIN_LETTERS and not replaces_a_word(text, other):
+            if min(len(letters_of(text)) for text in texts) >= _MIN_LETTERS and not replaces_a_word(*texts):
                 families[later] = earlier
     return families
 

@@ -78,7 +78,7 @@ def _frequency_matrices() -> np.ndarray:
     return np.stack(matrices)
 
 
-def differences(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
+def differences(thumbs: np.ndarray, other_thumbs: np.ndarray) -> np.ndarray:
     """Differences of thumbnails uint8 (pairs, SIDE, SIDE, 3) after alignment, (pairs, 4):
 
     the mean difference of brightness or colour, 0 to 255; the 98th percentile of that difference; the root of the
@@ -86,39 +86,34 @@ def differences(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
     unrelated ones; and the largest difference away from the margins. Colour is compared coarsely, since JPEG distorts
     it in small images.
     """
-    first, second = (_blur(thumbs.astype(np.float32)) for thumbs in (ones, others))
+    first, second = (_blur(batch.astype(np.float32)) for batch in (thumbs, other_thumbs))
     second = _warp(second, _fit(first @ _LUMA, second @ _LUMA))
     first, second = _inner(first), _inner(second)
-    luma, other = (first @ _LUMA)[..., None], (second @ _LUMA)[..., None]
-    apart = np.abs(luma - other)[..., 0]
+    luma, other_luma = (first @ _LUMA)[..., None], (second @ _LUMA)[..., None]
+    apart = np.abs(luma - other_luma)[..., 0]
     colour = np.abs(_blur((first - second) @ _CHROMA, times=4)).max(-1)
     apart = np.maximum(apart, _COLOUR * colour)
     middle = apart[:, _MARGIN - _EDGE : _EDGE - _MARGIN, _MARGIN - _EDGE : _EDGE - _MARGIN].max((1, 2))
-    apart = apart.reshape(len(ones), -1)  # (pairs, cells)
+    apart = apart.reshape(len(thumbs), -1)  # (pairs, cells)
     worst = np.partition(apart, int(apart.shape[1] * 0.98), axis=1)[:, int(apart.shape[1] * 0.98)]
-    detail, kept = luma - _blur(luma, times=4), other - _blur(other, times=4)
-    energy = ((detail**2).mean((1, 2, 3)) + (kept**2).mean((1, 2, 3))) / 2
-    lost = ((detail - kept) ** 2).mean((1, 2, 3))
+    detail, other_detail = luma - _blur(luma, times=4), other_luma - _blur(other_luma, times=4)
+    energy = ((detail**2).mean((1, 2, 3)) + (other_detail**2).mean((1, 2, 3))) / 2
+    lost = ((detail - other_detail) ** 2).mean((1, 2, 3))
     return np.stack([apart.mean(1), worst, np.sqrt(lost / np.maximum(energy, 4.0)), middle], axis=1)
 
 
-def similar(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
+def similar(thumbs: np.ndarray, other_thumbs: np.ndarray) -> np.ndarray:
     """Whether thumbnails uint8 (pairs, SIDE, SIDE, 3) show the same image, bool (pairs,)."""
-    close = np.asarray(np.abs(_coarse(ones) - _coarse(others)).mean((1, 2, 3)) <= _FAR)
+    close = np.asarray(np.abs(_coarse(thumbs) - _coarse(other_thumbs)).mean((1, 2, 3)) <= _FAR)
+    if close.any():  # brightness alone first: a fraction of the work
+        first, second = (_blur((batch[close] @ _LUMA)[..., None]) for batch in (thumbs, other_thumbs))
+        second = _warp(second, _fit(first[..., 0], second[..., 0]))
+        close[close] = np.abs(_inner(first - second)).mean((1, 2, 3)) <= MAX_MEAN + 0.01  # rounded otherwise
     if close.any():
-        close[close] = _in_brightness(ones[close], others[close])
-    if close.any():
-        mean, worst, detail, middle = differences(ones[close], others[close]).T
+        mean, worst, detail, middle = differences(thumbs[close], other_thumbs[close]).T
         near = (mean <= MAX_MEAN) & (worst <= MAX_WORST) & (middle <= MAX_MIDDLE)
         close[close] = near & ((detail <= MAX_DETAIL) | (np.maximum(worst, middle) <= FAINT))
     return close
-
-
-def _in_brightness(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Whether the difference of brightness alone allows thumbnails to be similar: a fraction of the work."""
-    first, second = (_blur((thumbs @ _LUMA)[..., None]) for thumbs in (ones, others))
-    second = _warp(second, _fit(first[..., 0], second[..., 0]))
-    return np.asarray(np.abs(_inner(first - second)).mean((1, 2, 3)) <= MAX_MEAN + 0.01)  # rounded otherwise
 
 
 def _coarse(thumbs: np.ndarray) -> np.ndarray:
@@ -148,11 +143,11 @@ def _fit(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         down, right = np.gradient(moved, axis=(1, 2))
         slopes = _inner(np.stack([right, right * along, down, down * along[:, None]], axis=-1))
         slopes = slopes.reshape(len(first), -1, 4)
-        left = _inner(first - moved).reshape(len(first), -1, 1)
-        weighted = slopes / (1 + np.abs(left) / 20)  # so that a watermark on one of them has little influence
+        residual = _inner(first - moved).reshape(len(first), -1, 1)
+        weighted = slopes / (1 + np.abs(residual) / 20)  # so that a watermark on one of them has little influence
         normal = weighted.transpose(0, 2, 1) @ slopes
         normal += np.eye(4, dtype=np.float32) * (1 + 1e-3 * np.trace(normal, axis1=1, axis2=2)[:, None, None])
-        step = np.linalg.solve(normal, weighted.transpose(0, 2, 1) @ left)[..., 0]
+        step = np.linalg.solve(normal, weighted.transpose(0, 2, 1) @ residual)[..., 0]
         fit = np.clip(fit + step, -_REACH, _REACH)
     return fit
 
@@ -327,14 +322,14 @@ def find_near(connection: DuckDBPyConnection, earlier: str, later: str, thumbs: 
         # Every earlier image is decided before the later one is, whose first similar image counts.
         rows = connection.cursor().execute("SELECT earlier, later FROM near_chosen ORDER BY later, abs(earlier)")
         while batch := rows.fetchmany(_BATCH * _BATCHES):
-            compared = [(one, other) for one, other in batch if not (duplicate[other] or (one > 0 and duplicate[one]))]
+            compared = [pair for pair in batch if not (duplicate[pair[1]] or (pair[0] > 0 and duplicate[pair[0]]))]
             parts = pool.map(thumbnails.similar, [compared[at : at + _BATCH] for at in range(0, len(compared), _BATCH)])
-            found: dict[int, int] = {}
-            for (one, other), same in zip(compared, chain.from_iterable(parts), strict=True):
-                if same and not duplicate[other] and not (one > 0 and duplicate[one]):
-                    duplicate[other], found[other] = True, one
-            if found:
-                numbers = {"earlier": list(found.values()), "later": list(found)}
+            original_of: dict[int, int] = {}
+            for (original, copy), same in zip(compared, chain.from_iterable(parts), strict=True):
+                if same and not duplicate[copy] and not (original > 0 and duplicate[original]):
+                    duplicate[copy], original_of[copy] = True, original
+            if original_of:
+                numbers = {"earlier": list(original_of.values()), "later": list(original_of)}
                 connection.execute("INSERT INTO near SELECT unnest($earlier), unnest($later)", numbers)
 
 
@@ -357,6 +352,6 @@ class _Thumbnails:
             return []
         places = self._order[np.searchsorted(self._numbers, np.array(pairs), sorter=self._order)]
         size, file = 3 * SIDE**2, self._file.fileno()  # not mapped: all of it would count as memory of the process
-        read = [b"".join(os.pread(file, size, size * at) for at in column.tolist()) for column in places.T]
-        ones, others = (np.frombuffer(each, np.uint8).reshape(-1, SIDE, SIDE, 3) for each in read)
-        return similar(ones, others).tolist()
+        columns = [b"".join(os.pread(file, size, size * at) for at in column.tolist()) for column in places.T]
+        thumbs, other_thumbs = (np.frombuffer(column, np.uint8).reshape(-1, SIDE, SIDE, 3) for column in columns)
+        return similar(thumbs, other_thumbs).tolist()

@@ -132,6 +132,6 @@ def _rows(scores: Scores) -> Iterator[dict[str, Any]]:
     for name, value in scores.items():
         by_language = value if isinstance(value, Mapping) else {None: [value]}
         for language, values in by_language.items():
-            for place, one in enumerate(values):
-                stored = round(one, DECIMALS) if math.isfinite(one) else None
+            for place, number in enumerate(values):
+                stored = round(number, DECIMALS) if math.isfinite(number) else None
                 yield {"name": name, "language": language, "place": place if language else None, "value": stored}

@@ -8,9 +8,9 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from pydantic import AfterValidator, Field
@@ -76,8 +76,8 @@ class _DualEncoderScorer(ScorerOptions):
         if isinstance(self.model, str):
             resolve(self.model)
         elif Path(self.model.model).is_absolute() and not Path(self.model.model).is_dir():
-            what = Message("teacher {} is not a directory", self.model.model)
-            raise DcclipError(what, "check the path, or give the name of a hub model")
+            hint = Message("check the path, or give the name of a hub model")
+            raise DcclipError("teacher {} is not a directory", hint, self.model.model)
 
 
 class Agreement(_DualEncoderScorer):
@@ -98,19 +98,36 @@ class Agreement(_DualEncoderScorer):
 
     def open(self) -> Score:
         encoder = open_encoder(self.model, self.device)
-        return lambda batch: [{self.stored: cosines} for cosines in _cosines(encoder, batch)]
+
+        def score(batch: Batch) -> list[Scores]:
+            pairs = [(row, pair) for row, (pair, _) in enumerate(batch)]
+            captions = [(row, text) for row, pair in pairs for name in LANGUAGES for text in pair.captions(name)]
+            cosines: Iterator[float] = iter(())
+            if captions:
+                rows, texts = zip(*captions, strict=True)
+                cosines = iter((encoder.images(batch)[list(rows)] * encoder.texts(texts)).sum(axis=1).tolist())
+            return [
+                {self.stored: {name: [next(cosines) for _ in pair.captions(name)] for name in LANGUAGES}}
+                for pair, _ in batch
+            ]
+
+        return score
 
     def apply(self, connection: DuckDBPyConnection) -> None:
         """Reason: `agreement-low`."""
         for language in LANGUAGES:
-            threshold, keep = self.threshold.get(language), self.keep.get(language)
-            # The fraction is of all captions, so it is measured before the threshold drops any.
-            best = _lowest_of_the_best(connection, self.stored, language, keep) if keep else None
+            threshold, keep, best = self.threshold.get(language), self.keep.get(language), None
+            if keep:  # of all captions: the lowest score of the best is read before the threshold drops any
+                values = {"name": self.stored, "language": language}
+                [(count,)] = connection.execute(f"SELECT count(value) FROM {_SCORED}", values).fetchall()
+                last = max(math.ceil(keep * count - 1e-9), 1) - 1  # 0.8 * 5 is a little more than 4 in floating point
+                ordered = f"SELECT value FROM {_SCORED} WHERE value IS NOT NULL ORDER BY value DESC"
+                best = connection.execute(f"{ordered} LIMIT 1 OFFSET {last}", values).fetchone()
             if threshold is not None:
                 self._drop_below(connection, language, threshold, f"below {threshold:.3f}")
-            if keep and best is not None:
-                label = f"the best {100 * keep:.3g} % begin at {best:.3f}"
-                self._drop_below(connection, language, best, label)
+            if keep and best:
+                label = f"the best {100 * keep:.3g} % begin at {best[0]:.3f}"
+                self._drop_below(connection, language, best[0], label)
 
     def _drop_below(self, connection: DuckDBPyConnection, language: Language, least: float, label: str) -> None:
         values = {"name": self.stored, "language": language, "least": least, "label": label}
@@ -130,28 +147,6 @@ INSERT INTO caption_drops
         coalesce(format('{{:.3f}}, ', value), 'no score, ') || $label
     FROM {_SCORED} WHERE value IS NULL OR value < $least
 """
-
-
-def _lowest_of_the_best(connection: DuckDBPyConnection, name: str, language: Language, fraction: float) -> float | None:
-    """The lowest score among the best `fraction` of captions; None if no caption has a score."""
-    values: dict[str, Any] = {"name": name, "language": language}
-    counted = connection.execute(f"SELECT count(value) FROM {_SCORED}", values).fetchone()
-    count = counted[0] if counted else 0
-    if not count:
-        return None
-    last = max(math.ceil(fraction * count - 1e-9), 1) - 1  # 0.8 * 5 is a little more than 4 in floating point
-    ordered = f"SELECT value FROM {_SCORED} WHERE value IS NOT NULL ORDER BY value DESC LIMIT 1 OFFSET {last}"
-    found = connection.execute(ordered, values).fetchone()
-    return float(found[0]) if found else None
-
-
-def _cosines(encoder: CachingEncoder, batch: Batch) -> list[dict[Language, list[float]]]:
-    captions = [(at, text) for at, (pair, _) in enumerate(batch) for one in LANGUAGES for text in pair.captions(one)]
-    if not captions:
-        return [{language: [] for language in LANGUAGES} for _ in batch]
-    owners, texts = zip(*captions, strict=True)
-    cosines = iter((encoder.images(batch)[list(owners)] * encoder.texts(texts)).sum(axis=1).tolist())
-    return [{language: [next(cosines) for _ in pair.captions(language)] for language in LANGUAGES} for pair, _ in batch]
 
 
 class Prompts(_DualEncoderScorer):
@@ -209,8 +204,8 @@ class Classifier(ScorerOptions):
         self.check()
         labels, outputs = _load_classifier(self.model, self.device)
         if unknown := [label for label in self.reject if label not in labels]:
-            what = Message("classifier {} has no label {}", self.model, " or ".join(unknown))
-            raise DcclipError(what, Message("its labels: {}", ", ".join(labels[:20])))
+            hint = Message("its labels: {}", ", ".join(labels[:20]))
+            raise DcclipError("classifier {} has no label {}", hint, self.model, " or ".join(unknown))
         columns = {self._stored(label): labels.index(label) for label in self.reject}
 
         def score(batch: Batch) -> list[Scores]:
