@@ -46,10 +46,10 @@ _clock = threading.local()  # its `end`: until when this thread may read
 
 def _time_left() -> float:
     """Seconds until this thread's deadline. Raises TimeoutError after it."""
-    left = _clock.end - time.monotonic()
-    if left <= 0:
+    seconds = _clock.end - time.monotonic()
+    if seconds <= 0:
         raise TimeoutError
-    return min(left, threading.TIMEOUT_MAX)
+    return min(seconds, threading.TIMEOUT_MAX)
 
 
 class TimedSocket(socket.socket):
@@ -78,18 +78,18 @@ def is_public(address: Address) -> bool:
 
 def _connect(host: str, port: int, options: FetchOptions) -> socket.socket:
     """A connected socket. Faults: `url-private`, `url-unreachable`; TimeoutError after the deadline."""
-    found = _look_up(host)
+    rows = _look_up(host)
     written = f"[{host}]" if ":" in host else host
     if not {written, f"{written}:{port}"} & {*options.allow_hosts}:
         # A private address among public ones is no accident; sorted, since resolvers shuffle them.
-        for address in sorted((ipaddress.ip_address(where[0]) for *_, where in found), key=str):
+        for address in sorted((ipaddress.ip_address(where[0]) for *_, where in rows), key=str):
             if not is_public(address) and not any(address in network for network in options.allow_networks):
                 raise Fault("url-private", f"{written} is {address}, not an address of the public internet")
     failure = OSError()
-    for index, (family, _, protocol, _, where) in enumerate(found):
+    for index, (family, _, protocol, _, where) in enumerate(rows):
         opened = TimedSocket(family, socket.SOCK_STREAM, protocol)
         try:
-            opened.settimeout(_time_left() / (len(found) - index))
+            opened.settimeout(_time_left() / (len(rows) - index))
             opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             opened.connect((where[0], port, *where[2:]))
             opened.settimeout(_time_left())
@@ -117,10 +117,10 @@ def _look_up(host: str) -> list[Any]:
     thread.join(_time_left())
     if not answers:
         raise TimeoutError
-    found, again = answers[0]
-    if not found:
+    rows, again = answers[0]
+    if not rows:
         raise Fault("url-unreachable", f"{host} has no address", again=again)
-    return found
+    return rows
 
 
 class Client:
@@ -145,8 +145,12 @@ class Client:
                 response = self._open(url)
             try:
                 body = _body(response, limit, cut) if response.status == 200 else b""
-            finally:
-                _end(response)
+            finally:  # return the connection to its pool if little of the response is left to read, else close it
+                remaining = response.length_remaining
+                if remaining is not None and remaining <= _MAX_DISCARDED_BYTES:
+                    response.read1(_MAX_DISCARDED_BYTES)
+                if response.connection is not None:
+                    response.close()
         except HTTPError as error:
             raise _fault(error, str(url.host)) from None
         except TimeoutError:
@@ -175,7 +179,7 @@ def _fault(error: HTTPError, host: str) -> Fault:
     """The fault for an exception of urllib3, whose own text contains memory addresses."""
     from urllib3 import exceptions
 
-    cause = next((one for one in (*error.args, error.__cause__) if isinstance(one, Exception)), error)
+    cause = next((cause for cause in (*error.args, error.__cause__) if isinstance(cause, Exception)), error)
     if isinstance(cause, ssl.SSLCertVerificationError):
         return Fault("url-tls", f"{host}: {cause.verify_message}")
     if isinstance(cause, ssl.SSLError):
@@ -202,15 +206,6 @@ def _body(response: BaseHTTPResponse, limit: int, cut: bool) -> bytes:
                 return bytes(body[:limit])
             raise Fault("url-bytes", f"more than {limit:,} bytes")
     return bytes(body)
-
-
-def _end(response: BaseHTTPResponse) -> None:
-    """Return the connection to its pool if little of the response is left to read, else close it."""
-    left = response.length_remaining
-    if left is not None and left <= _MAX_DISCARDED_BYTES:
-        response.read1(_MAX_DISCARDED_BYTES)
-    if response.connection is not None:
-        response.close()
 
 
 @cache  # loading the certificates takes longer than many a download

@@ -7,7 +7,7 @@ import threading
 import time
 import zlib
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -85,31 +85,46 @@ class Fetcher:
 
     def _follow(self, url: Url, limit: int, robots_file: bool = False) -> bytes:
         """The body after redirects. Waiting for a free slot of a host does not count towards the time limit."""
-        left = self._options.timeout_s
+        seconds = self._options.timeout_s
         for _ in range(_MAX_REDIRECTS + 1):
             if self._robots and not robots_file:
                 self._robots.check(url)
             with self._slots.setdefault(str(url.host), threading.Semaphore(self._options.per_host)):
                 start = time.monotonic()
-                response, body = self._client.get(url, limit, left, cut=robots_file)
-                left -= time.monotonic() - start
+                response, body = self._client.get(url, limit, seconds, cut=robots_file)
+                seconds -= time.monotonic() - start
             location = response.headers.get("Location")
             if response.status not in _REDIRECTS or not location:
                 if not robots_file or response.status != 200:
                     self._check(response, body)
                 return body
-            url = read_url(_absolute(url, location))
+            with suppress(UnicodeError):  # http.client decodes headers as Latin-1; servers write Chinese paths in UTF-8
+                location = location.encode("latin-1").decode()
+            try:
+                location = urljoin(url.url, location)
+            except ValueError:
+                raise Fault("url-malformed", f"redirect to {location[:80]}") from None
+            url = read_url(location)
         raise Fault("url-redirects", f"more than {_MAX_REDIRECTS} redirects")
 
     def _check(self, response: BaseHTTPResponse, body: bytes) -> None:
+        """Raises a fault for a status other than 200, an empty body, or a directive by which the site opts out.
+
+        That is `noai` for all robots, or `dcclip: noai` for this one.
+        """
         status = response.status
         if status != 200:
             again = status in _TRANSIENT
-            wait_s = _retry_after(response.headers) if again else 0
+            retry_after = response.headers.get("Retry-After", "").strip() if again else ""
+            wait_s = min(int(retry_after), _MAX_RETRY_AFTER_S) if re.fullmatch("[0-9]{1,9}", retry_after) else 0
             raise Fault(f"url-status-{status}", f"status {status}", again, wait_s, status)
-        tags = response.headers.getlist("X-Robots-Tag") if self._options.opt_outs else []
-        if word := _opt_out(tags, self._options.user_agent):
-            raise Fault("url-opt-out", f"X-Robots-Tag: {word}")
+        agent = re.split(r"[/\s]", self._options.user_agent.lower(), maxsplit=1)[0]
+        for tag in response.headers.getlist("X-Robots-Tag") if self._options.opt_outs else []:
+            robot, colon, _ = tag.lower().partition(":")
+            if colon and robot.strip() not in (agent, *_VALUED) and "," not in robot:
+                continue  # for another robot
+            if words := [word for word in re.split(r"[\s,:]+", tag.lower()) if word in _OPT_OUTS]:
+                raise Fault("url-opt-out", f"X-Robots-Tag: {words[0]}")
         if not body:
             raise Fault("url-empty", "the answer has no body")
 
@@ -117,42 +132,15 @@ class Fetcher:
         return self._with_retries(url.url, lambda: self._follow(url, ROBOTS_BYTES, robots_file=True))
 
 
-def _absolute(url: Url, location: str) -> str:
-    """A redirect's URL. http.client decodes headers as Latin-1; servers write Chinese paths in UTF-8."""
-    with suppress(UnicodeError):
-        location = location.encode("latin-1").decode()
-    try:
-        return urljoin(url.url, location)
-    except ValueError:
-        raise Fault("url-malformed", f"redirect to {location[:80]}") from None
-
-
-def _retry_after(headers: Mapping[str, str]) -> float:
-    value = headers.get("Retry-After", "").strip()
-    return min(int(value), _MAX_RETRY_AFTER_S) if re.fullmatch("[0-9]{1,9}", value) else 0
-
-
-def _opt_out(tags: Iterable[str], agent: str) -> str | None:
-    """The directive by which a site opts out: `noai` for all robots, or `dcclip: noai` for this one."""
-    me = re.split(r"[/\s]", agent.lower(), maxsplit=1)[0]
-    for tag in tags:
-        robot, colon, _ = tag.lower().partition(":")
-        if colon and robot.strip() not in (me, *_VALUED) and "," not in robot:
-            continue  # for another robot
-        if words := [word for word in re.split(r"[\s,:]+", tag.lower()) if word in _OPT_OUTS]:
-            return words[0]
-    return None
-
-
 def parse_robots(text: str, agent: str) -> Protego:
     """The rules of a robots.txt. Groups of other agents are merged into one, as rules times agents may be millions."""
     from protego import Protego
 
     def ours(line: str) -> str:
-        found = _AGENT_LINE.match(line)
-        if found is None:
+        match = _AGENT_LINE.match(line)
+        if match is None:
             return line
-        name = found[1].lower()
+        name = match[1].lower()
         return f"User-agent: {name if name in (agent.lower(), '*') else '~'}"
 
     return Protego.parse("\n".join(map(ours, text.splitlines())))
@@ -186,7 +174,7 @@ class Robots:
             if site.rules is None:
                 site.rules = self._read(url._replace(path="/robots.txt", query=None), site)
                 with self._lock:  # forget the sites used least recently if all of them take too much memory
-                    while len(self._sites) > 1 and sum(one.size for one in self._sites.values()) > _CACHED_BYTES:
+                    while len(self._sites) > 1 and sum(cached.size for cached in self._sites.values()) > _CACHED_BYTES:
                         self._sites.popitem(last=False)
         if isinstance(site.rules, Fault):
             raise Fault(site.rules.drop.reason, site.rules.drop.detail)
@@ -245,28 +233,29 @@ def fetch_in_order(
     queue: deque[_Queued] = deque()
     running: dict[Future[bytes | Drop], _Queued] = {}
     pool = ThreadPoolExecutor(workers, "fetch")
-    held, more = 0, True
+    held, exhausted = 0, False
     try:
-        while queue or more:
+        while queue or not exhausted:
             if queue and queue[0].done:
                 held -= queue[0].size
                 yield queue.popleft().candidate
                 continue
-            reads = more and len(queue) < _AHEAD * workers and held < _HELD_BYTES
+            reads = not exhausted and len(queue) < _AHEAD * workers and held < _HELD_BYTES
             if reads:
-                found = next(candidates, None)
-                more = found is not None
-                if found is not None:
-                    queue.append(_Queued(found))
+                candidate = next(candidates, None)
+                if candidate is None:
+                    exhausted = True
+                else:
+                    queue.append(_Queued(candidate))
                     held += queue[-1].size
-            busy = Counter(one.host for one in running.values())
-            for index, one in enumerate(queue):
+            busy = Counter(queued.host for queued in running.values())
+            for index, queued in enumerate(queue):
                 if len(running) == workers or (index and held >= _HELD_BYTES):
                     break
-                if not one.started and busy[one.host] < per_host:
-                    busy[one.host] += 1
-                    one.started = True
-                    running[pool.submit(fetch, one.url)] = one
+                if not queued.started and busy[queued.host] < per_host:
+                    busy[queued.host] += 1
+                    queued.started = True
+                    running[pool.submit(fetch, queued.url)] = queued
             # Without another candidate it waits: the head is running, so something will finish.
             for download in wait(running, 0 if reads else None, FIRST_COMPLETED).done:
                 held += running.pop(download).finish(download.result())

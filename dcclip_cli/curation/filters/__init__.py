@@ -37,4 +37,4 @@ AnyFilter = Annotated[
     | ScriptFilter,
     Field(discriminator="kind"),
 ]
-DEFAULT_FILTERS: tuple[AnyFilter, ...] = tuple(each() for each in get_args(get_args(AnyFilter)[0]))
+DEFAULT_FILTERS: tuple[AnyFilter, ...] = tuple(kind() for kind in get_args(get_args(AnyFilter)[0]))

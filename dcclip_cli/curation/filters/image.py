@@ -49,19 +49,18 @@ class DecodedImage:
         return self.flat.convert("RGBX").tobytes() if self.array is None else self.array.data
 
     @cached_property
-    def _reduced(self) -> Image.Image:
+    def _reduced(self) -> tuple[Image.Image, tuple[float, float]]:
+        """A copy with sides of 64 to 127, and its size before it was rounded up."""
         image = self.flat if self.image.mode == "RGBA" else self.image
-        return flatten(image.reduce(self._factors) if max(self._factors) > 1 else image)
-
-    @property
-    def _factors(self) -> tuple[int, int]:
-        width, height = self.image.size
-        return max(1, width // _REDUCED_PX), max(1, height // _REDUCED_PX)
+        width, height = image.size
+        across, down = max(1, width // _REDUCED_PX), max(1, height // _REDUCED_PX)
+        reduced = flatten(image.reduce((across, down)) if max(across, down) > 1 else image)
+        return reduced, (width / across, height / down)
 
     def resized(self, side: int, resampling: Image.Resampling) -> Image.Image:
         """`flat` as a square of `side` pixels, up to 48: from a copy with sides of 64 to 127, made once for all."""
-        (width, height), (across, down) = self.image.size, self._factors
-        return self._reduced.resize((side, side), resampling, (0, 0, width / across, height / down))
+        reduced, size = self._reduced
+        return reduced.resize((side, side), resampling, (0, 0, *size))
 
 
 def decode_image(data: bytes) -> DecodedImage | Drop:
@@ -97,8 +96,12 @@ def decode_image(data: bytes) -> DecodedImage | Drop:
             return Drop("image-unreadable", "not a readable image: broken from its beginning")
         except (OSError, SyntaxError, ValueError) as error:
             return Drop("image-unreadable", f"not a readable image: {error}")
-    if suffix == "jpg" and _ends_in_fill(image):
-        return Drop("image-unreadable", "the lower part is the grey that stands for missing data")
+    width, height = image.size
+    if suffix == "jpg" and height >= 32:  # a damaged one: the last eight rows are all #808080, the first eight are not
+        parts = ((0, height - 8, 1, height), (0, height - 8, width, height), (0, 0, width, 8))  # most end at the first
+        greys = (image.crop(part).getextrema()[:3] == _FILL for part in parts)
+        if next(greys) and next(greys) and not next(greys):
+            return Drop("image-unreadable", "the lower part is the grey that stands for missing data")
     return DecodedImage(image, suffix, frames, len(data), array)
 
 
@@ -134,14 +137,6 @@ def _check_size(width: int, height: int) -> Drop | None:
     if max(width, height) > MAX_ASPECT * min(width, height):
         return Drop("image-aspect", f"{size}, one side over {MAX_ASPECT} times the other")
     return None
-
-
-def _ends_in_fill(image: Image.Image) -> bool:
-    """Whether the last eight rows are all #808080 and the first eight are not."""
-    width, height = image.size
-    parts = ((0, height - 8, 1, height), (0, height - 8, width, height), (0, 0, width, 8))  # most differ in the first
-    greys = (image.crop(part).getextrema()[:3] == _FILL for part in parts)
-    return height >= 32 and next(greys) and next(greys) and not next(greys)
 
 
 class Filter(Options):
@@ -192,8 +187,8 @@ class ImageFilter(Filter):
         if decoded.format not in self.formats:
             return Drop("image-format", f"{decoded.format}, allowed {', '.join(self.formats)}")
         if decoded.file_bytes < self.min_bytes or (self.max_bytes and decoded.file_bytes > self.max_bytes):
-            most = f"{self.max_bytes:,}" if self.max_bytes else "any number"
-            return Drop("image-bytes", f"{decoded.file_bytes:,} bytes, allowed {self.min_bytes:,} to {most}")
+            maximum = f"{self.max_bytes:,}" if self.max_bytes else "any number"
+            return Drop("image-bytes", f"{decoded.file_bytes:,} bytes, allowed {self.min_bytes:,} to {maximum}")
         if decoded.frames > 1 and not self.animated:
             return Drop("image-animated", f"{decoded.frames} frames")
         if short < self.min_side:
@@ -221,9 +216,9 @@ class BlankFilter(Filter):
         pixels = small.tobytes()
         fewest = max(1, math.ceil(self.min_share * _SIDE * _SIDE))
         for channel in range(3):
-            some = sorted(pixels[channel :: 3 * _EVERY])
+            values = sorted(pixels[channel :: 3 * _EVERY])
             # So many are further from each other than any median can be from both: no need to look at the others.
-            if 2 * fewest <= len(some) and some[-fewest] - some[fewest - 1] > 2 * self.contrast:
+            if 2 * fewest <= len(values) and values[-fewest] - values[fewest - 1] > 2 * self.contrast:
                 return None
         channels = np.frombuffer(pixels, np.uint8).reshape(-1, 3)  # range 0 to 255
         median = np.sort(channels, axis=0, kind="stable")[_SIDE * _SIDE // 2]

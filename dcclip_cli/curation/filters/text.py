@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 def _any_of(*patterns: str) -> re.Pattern[str]:
     return re.compile("|".join(patterns), re.IGNORECASE)
+
+
+def _first_match(patterns: Iterable[re.Pattern[str]], caption: str) -> re.Match[str] | None:
+    return next((match for pattern in patterns if (match := pattern.search(caption))), None)
 
 
 _GARBLED = (
@@ -46,18 +50,14 @@ class GarbledFilter(Filter):
         """`caption-garbled`."""
         if caption.isascii() and not any(map(caption.__contains__, "?%\\=")):
             return None
-        found = next((match for pattern in _GARBLED if (match := pattern.search(caption))), None)
-        if found is None and _is_utf8_read_as_gbk(caption):
-            return Drop("caption-garbled", "UTF-8 that was read as GBK")
-        return Drop("caption-garbled", f"holds {found[0][:20]!r}") if found else None
-
-
-def _is_utf8_read_as_gbk(caption: str) -> bool:
-    """Whether the caption, encoded as GBK, is mostly valid UTF-8: 绾㈣壊璺戣溅 was 红色跑车."""
-    if not HAN.search(caption):
-        return False
-    again = as_gbk(caption).decode("utf-8", "replace")  # almost nothing of real Chinese decodes as UTF-8
-    return len(HAN.findall(again)) >= max(2, 2 * again.count("\ufffd"))
+        if match := _first_match(_GARBLED, caption):
+            return Drop("caption-garbled", f"holds {match[0][:20]!r}")
+        if HAN.search(caption):
+            # UTF-8 read as GBK: 绾㈣壊璺戣溅 was 红色跑车. Almost nothing of real Chinese decodes as UTF-8.
+            decoded = as_gbk(caption).decode("utf-8", "replace")
+            if len(HAN.findall(decoded)) >= max(2, 2 * decoded.count("\ufffd")):
+                return Drop("caption-garbled", "UTF-8 that was read as GBK")
+        return None
 
 
 _TAGS = (
@@ -94,8 +94,8 @@ class MarkupFilter(Filter):
         """`caption-html`, for any kind of markup."""
         if not any(map(caption.__contains__, "<>&[{(=")):
             return None
-        found = next((match for pattern in _MARKUP if (match := pattern.search(caption))), None)
-        return Drop("caption-html", f"holds {found[0][:40]!r}") if found else None
+        match = _first_match(_MARKUP, caption)
+        return Drop("caption-html", f"holds {match[0][:40]!r}") if match else None
 
 
 _SUFFIX = r"jpe?g|jfif|png|gif|webp|avif|bmp|tiff?|svg|hei[cf]|psd|cr2|nef|arw|dng"
@@ -153,8 +153,8 @@ class FilenameFilter(Filter):
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         """`caption-url`, `caption-filename` or `caption-camera`."""
         if "." in caption or any(map(caption.__contains__, ":：/@")):
-            if found := _ADDRESS.search(caption) or _DOMAIN.fullmatch(caption):
-                return Drop("caption-url", f"holds {found[0]!r}")
+            if match := _ADDRESS.search(caption) or _DOMAIN.fullmatch(caption):
+                return Drop("caption-url", f"holds {match[0]!r}")
             if _FILE.search(caption):
                 return Drop("caption-filename", "ends like an image file")
         if len(caption) > _LONGEST_NAME:
@@ -259,10 +259,10 @@ class BoilerplateFilter(Filter):
         english, chinese = any(map(small.__contains__, _HINTS)), not caption.isascii()
         for reason, patterns in (("caption-generated", _GENERATED), ("caption-boilerplate", _PAGE)):
             for pattern, can_match in zip(patterns, (english, chinese), strict=True):
-                if can_match and (found := pattern.search(text)):
-                    return Drop(reason, f"holds {found[0]!r}")
-        if own := next((phrase for phrase in self.phrases if phrase and phrase.lower() in caption.lower()), None):
-            return Drop("caption-boilerplate", f"holds {own!r}")
+                if can_match and (match := pattern.search(text)):
+                    return Drop(reason, f"holds {match[0]!r}")
+        if phrase := next((phrase for phrase in self.phrases if phrase and phrase.lower() in caption.lower()), None):
+            return Drop("caption-boilerplate", f"holds {phrase!r}")
         if len(text) <= 60 and _EMPTY.fullmatch(_SIGNS.sub(" ", text).strip()):
             return Drop("caption-placeholder", "says only that there is a picture")
         return None
@@ -303,26 +303,27 @@ _FEW = 8  # captions, for which patterns are faster than arrays
 @cache
 def _runs(times: int) -> tuple[re.Pattern[str], ...]:
     """Patterns of a letter in a row, of a sign, and of up to 2 and up to 17 characters with signs between."""
-    again = rf"(?:\W{{0,3}}\1){{{times - 1},}}"
+    repeated = rf"(?:\W{{0,3}}\1){{{times - 1},}}"
     return (
         re.compile(rf"([^\W\d_])\1{{{times - 1},}}", re.IGNORECASE),
         re.compile(r"([^\w\s])\1{9,}"),  # a line of dots or dashes is common, ten are not
-        re.compile(rf"([^\W\d_]\S?){again}"),
-        re.compile(rf"([^\W\d_](?:[^\n]{{0,{_LONGEST_UNIT - 2}}}?\S)?){again}"),
+        re.compile(rf"([^\W\d_]\S?){repeated}"),
+        re.compile(rf"([^\W\d_](?:[^\n]{{0,{_LONGEST_UNIT - 2}}}?\S)?){repeated}"),
     )
 
 
 @cache
 def _folded() -> np.ndarray:
     """By code: that of the lower-case letter, 0 for what is no letter, digit or `_`."""
-    return np.array([ord(one.lower()[0]) if one.isalnum() or one == "_" else 0 for one in map(chr, _CODES)], np.uint16)
+    letters = (letter.lower()[0] if letter.isalnum() or letter == "_" else "\0" for letter in map(chr, _CODES))
+    return np.fromiter(map(ord, letters), np.uint16)
 
 
 def _repeats(codes: np.ndarray, length: int, run: int) -> np.ndarray:
     """Where at least half of a `run` of codes begins that equal the ones `length` before them."""
-    equal, known = codes[length:] == codes[:-length], 1
-    while 2 * known <= run:
-        equal, known = equal[known:] & equal[:-known], 2 * known
+    equal, compared = codes[length:] == codes[:-length], 1
+    while 2 * compared <= run:
+        equal, compared = equal[compared:] & equal[:-compared], 2 * compared
     return np.flatnonzero(equal)
 
 
@@ -345,17 +346,17 @@ class RepetitionFilter(Filter):
             return set(range(len(captions)))
         captions = [caption[:_LOOKED_AT] for caption in captions]
         codes = np.frombuffer("\n".join(captions).encode("utf-32-le", "surrogatepass"), "<u4")
-        found = [np.flatnonzero(codes > _CODES[-1]), _repeats(codes, 1, 9)]
+        positions = [np.flatnonzero(codes > _CODES[-1]), _repeats(codes, 1, 9)]
         letters = _folded()[np.minimum(codes, _CODES[-1])]
         places = np.flatnonzero(letters)
         letters = letters[places]
         for length in range(1, _LONGEST_UNIT + 1):
-            found.append(places[_repeats(letters, length, (self.times - 1) * length)])
+            positions.append(places[_repeats(letters, length, (self.times - 1) * length)])
         ends = np.cumsum([len(caption) + 1 for caption in captions])
-        numbers = set(np.searchsorted(ends, np.concatenate(found), "right").tolist())
-        for number, parts in enumerate(map(_parts, captions)):  # of n words, the most frequent one is up to `most`
-            most = len(parts) - len(set(parts)) + 1
-            if len(parts) >= _MANY and most > self.max_share * len(parts):
+        numbers = set(np.searchsorted(ends, np.concatenate(positions), "right").tolist())
+        for number, parts in enumerate(map(_parts, captions)):
+            highest_count = len(parts) - len(set(parts)) + 1  # that the most frequent part can have
+            if len(parts) >= _MANY and highest_count > self.max_share * len(parts):
                 numbers.add(number)
         return numbers
 
@@ -365,14 +366,14 @@ class RepetitionFilter(Filter):
         beginnings = Counter(zip(caption, caption[1:], caption[2:], strict=False))
         # A longer unit begins with the same three characters each time. Its pattern takes longer than all filters.
         patterns = _runs(self.times)[: 4 if max(beginnings.values(), default=0) >= self.times else 3]
-        if run := next((found for pattern in patterns if (found := pattern.search(caption))), None):
+        if run := _first_match(patterns, caption):
             return Drop("caption-repetition", f"{run[1]!r} again and again")
         parts = _parts(caption)
-        if len(parts) < _MANY:
-            return None
-        part, most = Counter(parts).most_common(1)[0]
-        what = f"{''.join(part)!r} {most} times"
-        return Drop("caption-repetition", what) if most > self.max_share * len(parts) else None
+        if len(parts) >= _MANY:
+            part, count = Counter(parts).most_common(1)[0]
+            if count > self.max_share * len(parts):
+                return Drop("caption-repetition", f"{''.join(part)!r} {count} times")
+        return None
 
 
 _WORD = re.compile(r"[^\W_]+(?:['’.&/+-][^\W_]+)*")
@@ -397,11 +398,11 @@ class LengthFilter(Filter):
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         """`caption-short` or `caption-long`."""
         length = len("".join(caption.split())) if language == "zh" else len(_WORD.findall(caption))
-        fewest, most = self.zh if language == "zh" else self.en
-        counted = f"{length} {'characters' if language == 'zh' else 'words'}, allowed {fewest} to {most}"
-        if length < fewest:
+        minimum, maximum = self.zh if language == "zh" else self.en
+        counted = f"{length} {'characters' if language == 'zh' else 'words'}, allowed {minimum} to {maximum}"
+        if length < minimum:
             return Drop("caption-short", counted)
-        if length > most:
+        if length > maximum:
             return Drop("caption-long", counted)
         longest = max(map(len, _ENCODED.findall(caption)), default=0)
         return Drop("caption-long", f"a word of {longest} letters") if longest else None
