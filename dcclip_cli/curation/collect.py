@@ -85,15 +85,15 @@ def collect(
     of candidates to read. Raises DcclipError if a source is missing, nothing is kept, or `out` is another folder.
     """
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    locked = out.absolute().with_name(f".{out.name}.lock")
-    with lock(locked, wait=False) as alone:
-        if not alone:
-            what = Message("another process collects into {}", out)
-            raise DcclipError(what, "wait until it is done, or name another folder with --out")
+    lock_file = out.absolute().with_name(f".{out.name}.lock")
+    with lock(lock_file, wait=False) as acquired:
+        if not acquired:
+            message = Message("another process collects into {}", out)
+            raise DcclipError(message, "wait until it is done, or name another folder with --out")
         try:
             return _collect(options, out, progress or Silent(), fresh, engine, limit)
         finally:
-            remove(locked)
+            remove(lock_file)
 
 
 def _collect(
@@ -102,17 +102,17 @@ def _collect(
     start = time.monotonic()
     # Absolute: tasks may run in other processes and on other machines.
     work = WorkFolder(out.absolute().with_name(f".{out.name}.partial"))
-    before = _finished_manifest(out)
+    manifest = _finished_manifest(out)
     if fresh or not work.out.is_dir():  # its result has got its name
         clear(work.root)
-    if before and not fresh and work.plan(progress) is None:
-        if before["options"] != decisive(options):
+    if manifest and not fresh and work.plan(progress) is None:
+        if manifest["options"] != decisive(options):
             progress.say(Message("{} was made with other options than the recipe's; use --fresh to redo it", out))
-        return _result(out, before, True, time.monotonic() - start)
+        return _result(out, manifest, True, time.monotonic() - start)
     assignments = plan(options, limit)
-    about = {"fingerprint": fingerprint(options, assignments), "slices": len(assignments)}
-    work.begin(about, assignments, progress)
-    manifest = _run_steps(options, work, [one.about for one in assignments], progress, engine)
+    digest = fingerprint(options, assignments)
+    work.begin({"fingerprint": digest, "slices": len(assignments)}, assignments, progress)
+    manifest = _run_steps(options, work, [assignment.about for assignment in assignments], progress, engine)
     for compared in manifest.get("compared", ()):
         progress.say(Message("{path}: {images:,} images are compared, {unreadable:,} cannot be read", **compared))
     if not manifest["pairs"]["kept"]:
@@ -128,14 +128,14 @@ def _nothing_kept(read: int, dropped: Counter[str], file: Path | None = None) ->
     if not read:
         return DcclipError("the sources contain no pairs", "name files or folders of pairs under collect.sources")
     reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
-    what = Message("none of the {} pairs was kept: {}", read, reasons)
+    message = Message("none of the {} pairs was kept: {}", read, reasons)
     if not dropped:
-        return DcclipError(what, Message("see {}", file))
+        return DcclipError(message, Message("see {}", file))
     _, meaning, setting = explain(dropped.most_common(1)[0][0])
-    then = Message("Change collect.{}", setting) if setting else Message("Fix the source, or name another")
+    hint = Message("Change collect.{}", setting) if setting else Message("Fix the source, or name another")
     if file:
-        then = Message("{}; each pair's reason is in {}", then, file)
-    return DcclipError(what, joined(" ", (meaning, then)) if meaning else then)
+        hint = Message("{}; each pair's reason is in {}", hint, file)
+    return DcclipError(message, joined(" ", (meaning, hint)) if meaning else hint)
 
 
 def preview(options: CollectOptions) -> Preview | None:
@@ -143,46 +143,70 @@ def preview(options: CollectOptions) -> Preview | None:
 
     Raises DcclipError where none of a source's pairs can be read.
     """
-    about, pairs = 0, list[Pair]()
+    estimate, pairs = 0, list[Pair]()
     for source in options.sources:
         if isinstance(source, HubSource) and not os.path.isdir(source.path):
             return None
-        slices, dropped, enough = source.slices(options.shard_size), Counter[str](), len(pairs) + _SHOWN
-        about += sum(part.about for part in slices)
-        for one in islice((one for part in slices for one in source.read(part.part)), _LOOKED_AT):
-            found = one.fault or (None if one.url else decode_image(one.pair.image))
-            if isinstance(found, Drop):
-                dropped[found.reason] += 1
+        slices, dropped, readable = source.slices(options.shard_size), Counter[str](), list[Pair]()
+        estimate += sum(part.about for part in slices)
+        for candidate in islice((candidate for part in slices for candidate in source.read(part.part)), _LOOKED_AT):
+            decoded = candidate.fault or (None if candidate.url else decode_image(candidate.pair.image))
+            if isinstance(decoded, Drop):
+                dropped[decoded.reason] += 1
             else:
-                pairs.append(one.pair)
-            if len(pairs) == enough:
+                readable.append(candidate.pair)
+            if len(readable) == _SHOWN:
                 break
-        if len(pairs) + _SHOWN == enough and 0 < dropped.total() < _LOOKED_AT:
+        if not readable and 0 < dropped.total() < _LOOKED_AT:
             raise _nothing_kept(dropped.total(), dropped)
+        pairs += readable
     captions: list[Captions] = [{"zh": pair.zh, "en": pair.en} for pair in pairs]
-    return Preview(about, captions, next((pair.image for pair in pairs if pair.image), None)) if pairs else None
+    return Preview(estimate, captions, next((pair.image for pair in pairs if pair.image), None)) if pairs else None
 
 
 def _run_steps(
     options: CollectOptions, work: WorkFolder, slices: list[int], progress: Progress, engine: Engine | None
 ) -> dict[str, Any]:
-    """Run all steps; `slices` are the estimated numbers of candidates in each."""
+    """Run all steps; returns the manifest. `slices` are the estimated numbers of candidates in each.
+
+    No file of the output contains a time, so that equal runs give equal bytes.
+    """
     from dcclip_cli.curation.executors import DedupStep, Engine, ReadStep, ScoreStep, Step, WriteStep
 
-    chosen, everything, number = engine or Engine(), sum(slices), len(slices)
-    with chosen.started(number) as workers:
+    chosen, total, tasks = engine or Engine(), sum(slices), len(slices)
+    with chosen.started(tasks) as workers:
 
-        def run(step: Step, abouts: list[int]) -> None:
-            done = sum(about for task, about in enumerate(abouts) if step.done(task))
-            with progress.task(step.name, everything, done) as bar:
-                chosen.run(step, work.logs(step.name), workers, lambda task: bar.advance(abouts[task]))
+        def run(step: Step, candidates: list[int]) -> None:
+            done = sum(count for task, count in enumerate(candidates) if step.done(task))
+            with progress.task(step.name, total, done) as bar:
+                chosen.run(step, work.logs(step.name), workers, lambda task: bar.advance(candidates[task]))
 
-        run(ReadStep(options, work, number), slices)
+        run(ReadStep(options, work, tasks), slices)
         if options.scores:
-            run(ScoreStep(options, work, number), slices)
-        run(DedupStep(options, work, 1), [everything])
-        run(WriteStep(options, work, number), slices)
-    return _finish(options, work, number)
+            run(ScoreStep(options, work, tasks), slices)
+        run(DedupStep(options, work, 1), [total])
+        run(WriteStep(options, work, tasks), slices)
+    folders = [folder for task in range(tasks) for folder in (work.read(task), work.written(task))]
+    shards = [_json(folder / SHARD) for folder in folders[1::2]]
+    with whole_file(work.out / DROPPED, work.root) as path:
+        join_dropped(([work.read(task) / DROPPED, work.written(task) / DROPPED] for task in range(tasks)), path)
+    statistics = Statistics.merge(_json(folder / STATISTICS) for folder in folders).as_dict()
+    examples = Examples.merge((folder / EXAMPLES for folder in folders), options.report.examples)
+    examples.fill(lambda key: next((passed.pair for passed in read_pairs(work.read(int(key[:6])), key)), None))
+    manifest = {
+        "made_by": _MADE_BY,
+        "format": FORMAT,
+        **statistics,
+        "shards": [shard for shard in shards if shard["pairs"]],
+        **({"compared": compared} if (compared := _json(work.deduped / COMPARED)) else {}),
+        "options": decisive(options),
+        "versions": versions(LIBRARIES),
+    }
+    with whole_file(work.out / REPORT, work.root) as path:
+        write_report(path, statistics, examples.all(), manifest)
+    with whole_file(work.out / MANIFEST, work.root) as path:
+        path.write_bytes(json_text(manifest))
+    return manifest
 
 
 def _finished_manifest(out: Path) -> dict[str, Any] | None:
@@ -203,34 +227,6 @@ def _finished_manifest(out: Path) -> dict[str, Any] | None:
 def _result(out: Path, manifest: dict[str, Any], already_finished: bool, seconds: float) -> CollectResult:
     captions = {language: Count(**manifest["captions"][language]) for language in LANGUAGES}
     return CollectResult(out, already_finished, Count(**manifest["pairs"]), captions, len(manifest["shards"]), seconds)
-
-
-def _finish(options: CollectOptions, work: WorkFolder, slices: int) -> dict[str, Any]:
-    """Write dropped.parquet, report.html and manifest.json next to the shards in `out`; returns the manifest.
-
-    None of them contains a time, so that equal runs give equal bytes.
-    """
-    folders = [folder for number in range(slices) for folder in (work.read(number), work.written(number))]
-    shards = [_json(folder / SHARD) for folder in folders[1::2]]
-    with whole_file(work.out / DROPPED, work.root) as path:
-        join_dropped(([work.read(at) / DROPPED, work.written(at) / DROPPED] for at in range(slices)), path)
-    statistics = Statistics.merge(_json(folder / STATISTICS) for folder in folders).as_dict()
-    examples = Examples.merge((folder / EXAMPLES for folder in folders), options.report.examples)
-    examples.fill(lambda key: next((kept.pair for kept in read_pairs(work.read(int(key[:6])), key)), None))
-    manifest = {
-        "made_by": _MADE_BY,
-        "format": FORMAT,
-        **statistics,
-        "shards": [shard for shard in shards if shard["pairs"]],
-        **({"compared": compared} if (compared := _json(work.deduped / COMPARED)) else {}),
-        "options": decisive(options),
-        "versions": versions(LIBRARIES),
-    }
-    with whole_file(work.out / REPORT, work.root) as path:
-        write_report(path, statistics, examples.all(), manifest)
-    with whole_file(work.out / MANIFEST, work.root) as path:
-        path.write_bytes(json_text(manifest))
-    return manifest
 
 
 def _json(path: Path) -> Any:

@@ -86,9 +86,9 @@ class ReadStep(_CollectStep):
         source = self.options.sources[assigned.source]
         for index, candidate in enumerate(islice(source.read(assigned.part), assigned.at_most)):
             pair = candidate.pair
-            known = {"source": source.label, "origin": pair.key, "license": source.license, "url": candidate.url}
+            origin = {"source": source.label, "origin": pair.key, "license": source.license, "url": candidate.url}
             # The pair's own metadata takes precedence over the source's, except for nulls.
-            meta: dict[str, Any] = {name: value for name, value in known.items() if value}
+            meta: dict[str, Any] = {name: value for name, value in origin.items() if value}
             meta |= {name: value for name, value in pair.meta.items() if value is not None}
             names_class = candidate.names_class or meta.get("names_class") is True  # of what was collected before
             meta |= {"names_class": True} if names_class else {}
@@ -106,7 +106,7 @@ class ScoreStep(_CollectStep):
         from dcclip_cli.curation.slices import read_pairs
 
         with whole_folder(self.work.scored(task)) as folder:
-            pairs = (kept.pair for kept in read_pairs(self.work.read(task)))
+            pairs = (passed.pair for passed in read_pairs(self.work.read(task)))
             score_slice(pairs, self.options.scores, folder / SCORES)
 
 
@@ -184,9 +184,9 @@ class Engine:
             if step.done(task):
                 tell(task)
         if failed := [task for task in pending if not step.done(task)]:
-            what = Message("{} of {} tasks failed, the first is {}", len(failed), step.tasks, failed[0])
+            message = Message("{} of {} tasks failed, the first is {}", len(failed), step.tasks, failed[0])
             raise DcclipError(
-                what, "see the reason in {}, then run the same command again: it does the missing tasks only", logs
+                message, "see the reason in {}, then run the same command again: it does the missing tasks only", logs
             )
 
     def _on_this_machine(self, step: Step, pending: list[int], workers: ProcessPoolExecutor | None) -> Iterator[int]:
@@ -226,25 +226,25 @@ class Engine:
 
     def _on_slurm(self, step: Step, pending: list[int], logs: Path) -> Iterator[int]:
         """Submit job arrays, unless those of an interrupted command are still in the queue, and wait for them."""
-        last, told = logs / "job", set[int]()
-        if not (last.exists() and _in_queue(last.read_text("utf-8"))):
-            self._submit(step, pending, logs, last)
+        last_job, told = logs / "job", set[int]()
+        if not (last_job.exists() and _in_queue(last_job.read_text("utf-8"))):
+            self._submit(step, pending, logs, last_job)
         queued = True
         while queued:
-            queued = _in_queue(last.read_text("utf-8"))
+            queued = _in_queue(last_job.read_text("utf-8"))
             new = [task for task in pending if task not in told and step.done(task)]
             told.update(new)
             yield from new
             time.sleep(_ASK_SLURM_S if queued else 0)
 
-    def _submit(self, step: Step, pending: Sequence[int], logs: Path, last: Path) -> None:
-        """Submit arrays that start one after the other; `last` gets the number of the last one's job."""
+    def _submit(self, step: Step, pending: Sequence[int], logs: Path, last_job: Path) -> None:
+        """Submit arrays that start one after the other; the file `last_job` gets the number of the last one's job."""
         options = self.cluster.slurm
         assert options is not None  # `check`
         logs.mkdir(parents=True, exist_ok=True)
         pickled, script = logs.absolute() / "step.pickle", logs / "job.sh"
         pickled.write_bytes(pickle.dumps((step, pending)))
-        given = {
+        directives = {
             "partition": options.partition,
             "time": options.time,
             "cpus-per-task": str(options.cpus),
@@ -253,30 +253,28 @@ class Engine:
             "output": str(logs.absolute() / "%A_%a.log"),
             **options.sbatch,
         }
-        directives = "\n".join(f"#SBATCH --{name}={value}" for name, value in given.items())
+        lines = "\n".join(f"#SBATCH --{name}={value}" for name, value in directives.items())
         setup = options.setup or f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
-        text = _SCRIPT.format(directives=directives, setup=setup, step=shlex.quote(str(pickled)))
+        text = _SCRIPT.format(directives=lines, setup=setup, step=shlex.quote(str(pickled)))
         script.write_text(text, encoding="utf-8")
         at_a_time, job = f"%{self.workers}" if self.workers else "", ""
         for first in range(0, len(pending), _LARGEST_ARRAY):
             size = min(_LARGEST_ARRAY, len(pending) - first)
             command = ["sbatch", "--parsable", f"--array=0-{size - 1}{at_a_time}"]
             command += [f"--dependency=afterany:{job}"] if job else []
-            asked = subprocess.run([*command, str(script), str(first)], capture_output=True, text=True)
-            if asked.returncode:
+            sbatch = subprocess.run([*command, str(script), str(first)], capture_output=True, text=True)
+            if sbatch.returncode:
                 raise DcclipError(
-                    "sbatch failed: {}", "check collect.cluster and {}", asked.stderr.strip()[:500], script
+                    "sbatch failed: {}", "check collect.cluster and {}", sbatch.stderr.strip()[:500], script
                 )
-            job = asked.stdout.strip().partition(";")[0]
-            last.write_text(job, encoding="utf-8")
+            job = sbatch.stdout.strip().partition(";")[0]
+            last_job.write_text(job, encoding="utf-8")
 
 
 def _in_queue(job: str) -> bool:
     """Whether tasks of a Slurm job are waiting or running; where squeue fails, the controller may only be busy."""
-    asked = subprocess.run(["squeue", "--noheader", "--jobs", job], capture_output=True, text=True)
-    if asked.returncode:
-        return "Invalid job id" not in asked.stderr
-    return bool(asked.stdout.strip())
+    squeue = subprocess.run(["squeue", "--noheader", "--jobs", job], capture_output=True, text=True)
+    return "Invalid job id" not in squeue.stderr if squeue.returncode else bool(squeue.stdout.strip())
 
 
 if __name__ == "__main__":  # a task of a Slurm array: the pickle is that of `_submit`

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import html
 import re
 import unicodedata
 from collections.abc import Callable
@@ -38,7 +39,8 @@ class NormalizeOptions(Options):
 def normalize(caption: str, language: Language, options: NormalizeOptions) -> str:
     """The caption repaired as the options say, in NFC, on one line, without invisible characters."""
     if options.entities and "&" in caption:
-        caption = _without_entities(caption)
+        for _ in range(3):  # &amp;amp;quot; was escaped three times
+            caption = html.unescape(caption)
     if not caption.isascii():
         if options.ftfy and not _is_clean(caption := _repair_gbk(caption)):
             caption = _ftfy()(caption)
@@ -53,21 +55,13 @@ def check_characters(caption: str) -> Drop | None:
     """`caption-control` or `caption-long` for captions that no recipe may keep. Call it before `normalize`."""
     if len(caption) > MAX_CAPTION_CHARACTERS:
         return Drop("caption-long", f"{len(caption):,} characters, never more than {MAX_CAPTION_CHARACTERS:,}")
-    found = _CONTROL.search(caption)
-    return Drop("caption-control", f"contains the character U+{ord(found[0]):04X}") if found else None
+    control = _CONTROL.search(caption)
+    return Drop("caption-control", f"contains the character U+{ord(control[0]):04X}") if control else None
 
 
 def as_gbk(text: str) -> bytes:
     """The text encoded in GBK as browsers do it, with the euro sign at 0x80, which Python's codec lacks."""
     return text.encode("gb18030", "replace").replace(b"\xa2\xe3", b"\x80")
-
-
-def _without_entities(caption: str) -> str:
-    import html
-
-    for _ in range(3):  # &amp;amp;quot; was escaped three times
-        caption = html.unescape(caption)
-    return caption
 
 
 def _repair_gbk(caption: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.curation.dedup.dedup import CAPTIONS, DECISIONS, signature_table, signatures_of
 from dcclip_cli.curation.filters.image import DecodedImage, decode_image
@@ -67,59 +67,53 @@ def filter_pairs(candidates: Iterable[Candidate], options: CollectOptions) -> It
     """The result of all filters on each candidate, without those that compare pairs."""
     batch, pixels = list[FilterResult](), 0  # many at once take a fifth less time
     for candidate in candidates:
-        batch.append(result := _filter_image(candidate, options))
-        pixels += result.decoded.image.width * result.decoded.image.height if result.decoded else 0
+        pair, decoded = candidate.pair, candidate.fault or decode_image(candidate.pair.image)
+        if isinstance(decoded, Drop):
+            batch.append(FilterResult(pair, decoded))
+        else:
+            drop = next((drop for rule in options.filters if (drop := rule.check_pair(pair, decoded))), None)
+            batch.append(FilterResult(pair, drop, (), decoded, candidate.place, candidate.names_class))
+            pixels += decoded.image.width * decoded.image.height
         if len(batch) == _AT_A_TIME or pixels > _MAX_PIXELS:
             yield from _filter_captions(batch, options)
             batch, pixels = [], 0
     yield from _filter_captions(batch, options)
 
 
-def _filter_image(candidate: Candidate, options: CollectOptions) -> FilterResult:
-    pair = candidate.pair
-    if candidate.fault is not None:
-        return FilterResult(pair, candidate.fault)
-    decoded = decode_image(pair.image)
-    if isinstance(decoded, Drop):
-        return FilterResult(pair, decoded)
-    drop = next((drop for each in options.filters if (drop := each.check_pair(pair, decoded))), None)
-    return FilterResult(pair, drop, (), decoded, candidate.place, candidate.names_class)
-
-
 def _filter_captions(results: Sequence[FilterResult], options: CollectOptions) -> Iterator[FilterResult]:
     """The results with the captions that are kept, normalized, and the dropped ones."""
     live = [(result, language) for result in results if result.drop is None for language in LANGUAGES]
-    captions = [(text, language, each.names_class) for each, language in live for text in each.pair.captions(language)]
-    checked = [_normalized(text, language, options) for text, language, _ in captions]
-    for each in options.filters:
-        left = [(place, one) for place, one in enumerate(checked) if isinstance(one, str) and not captions[place][2]]
-        for number in each.suspects([one for _, one in left]):
-            place, one = left[number]
-            checked[place] = each.check_caption(one, captions[place][1]) or one
-    every = iter(checked)
+    captions = [
+        (text, language, result.names_class) for result, language in live for text in result.pair.captions(language)
+    ]
+    empty = Drop("caption-short", "nothing is left of it once tidied")
+    checked: list[str | Drop] = [
+        check_characters(text) or normalize(text, language, options.normalize) or empty
+        for text, language, _ in captions
+    ]
+    for rule in options.filters:
+        passed = [(at, text) for at, text in enumerate(checked) if isinstance(text, str) and not captions[at][2]]
+        for number in rule.suspects([text for _, text in passed]):
+            at, text = passed[number]
+            checked[at] = rule.check_caption(text, captions[at][1]) or text
+    outcomes = iter(checked)
     for result in results:
         if result.drop is not None:
             yield result
             continue
-        kept: dict[Language, list[str]] = {language: [] for language in LANGUAGES}
+        texts: dict[Language, list[str]] = {language: [] for language in LANGUAGES}
         dropped: list[tuple[Language, str, Drop]] = []
         for language in LANGUAGES:
-            for caption, text in zip(result.pair.captions(language), every, strict=False):
-                if isinstance(text, str) and text in kept[language]:
-                    text = Drop("caption-repeated", "the pair has it already")
-                if isinstance(text, Drop):
-                    dropped.append((language, caption, text))
+            for caption, outcome in zip(result.pair.captions(language), outcomes, strict=False):
+                if outcome in texts[language]:
+                    outcome = Drop("caption-repeated", "the pair has it already")
+                if isinstance(outcome, Drop):
+                    dropped.append((language, caption, outcome))
                 else:
-                    kept[language].append(text)
-        pair = replace(result.pair, zh=tuple(kept["zh"]), en=tuple(kept["en"]))
+                    texts[language].append(outcome)
+        pair = replace(result.pair, zh=tuple(texts["zh"]), en=tuple(texts["en"]))
         drop = too_large(pair) if pair.zh or pair.en else Drop("no-caption", "none that is fit")
         yield replace(result, pair=pair, drop=drop, captions=tuple(dropped))
-
-
-def _normalized(caption: str, language: Language, options: CollectOptions) -> str | Drop:
-    if drop := check_characters(caption):
-        return drop
-    return normalize(caption, language, options.normalize) or Drop("caption-short", "nothing is left of it once tidied")
 
 
 def too_large(pair: Pair) -> Drop | None:
@@ -205,38 +199,37 @@ def keep_slice(folder: Path, results: Iterable[FilterResult], examples: int) -> 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    more = {"meta": pa.string(), "file": pa.string(), "offset": pa.int64(), "size": pa.int64()}
-    account, schema = Account(examples), signature_table([], more).schema
+    columns = {"meta": pa.string(), "file": pa.string(), "offset": pa.int64(), "size": pa.int64()}
+    account, schema = Account(examples), signature_table([], columns).schema
     with (
         (folder / IMAGES).open("wb") as images,
         pq.ParquetWriter(folder / PAIRS, schema, compression="none", use_dictionary=False) as table,
     ):
-        rows = (_row(result, images) for result in results if account.keeps(result))
-        while group := list(islice(rows, _GROUP_PAIRS)):
-            table.write_table(signature_table(group, more))
+        passed = filter(account.keeps, results)
+        while group := list(islice(passed, _GROUP_PAIRS)):
+            rows = []
+            for result in group:
+                assert result.decoded is not None
+                pair, place = result.pair, {"file": None, "offset": images.tell()}
+                if result.place is None:
+                    images.write(pair.image)
+                else:
+                    place = result.place._asdict()
+                row = signatures_of(pair, result.decoded, str(pair.meta["source"]), result.names_class)
+                meta = json.dumps(pair.meta, sort_keys=True)  # in ASCII, so that lone surrogates survive
+                rows.append({**row, "meta": meta, **place, "size": len(pair.image)})
+            table.write_table(signature_table(rows, columns))
     account.write(folder)
-
-
-def _row(result: FilterResult, images: IO[bytes]) -> dict[str, Any]:
-    """A kept pair in PAIRS; its image is added to `images` unless it is in a file of a source."""
-    pair, place = result.pair, result.place
-    assert result.decoded is not None
-    row = signatures_of(pair, result.decoded, str(pair.meta["source"]), result.names_class)
-    row["meta"] = json.dumps(pair.meta, sort_keys=True)  # in ASCII, so that lone surrogates survive
-    row |= {"file": None, "offset": images.tell()} if place is None else place._asdict()
-    if place is None:
-        images.write(pair.image)
-    return row | {"size": len(pair.image)}
 
 
 @dataclass(frozen=True)
 class Decision:
     """The result of all filters on a pair: its final form, why it is dropped (None: kept), its dropped captions.
 
-    `kept` is the pair after the read step.
+    `read_pair` is the pair after the read step.
     """
 
-    kept: Kept
+    read_pair: Kept
     pair: Pair
     drop: Drop | None
     captions: tuple[DroppedCaption, ...]
@@ -250,8 +243,8 @@ class Decision:
         """Why a caption that the pair had is not in a shard now."""
         if self.drop is not None:
             return None if self.drop.reason in MOVED else self.drop
-        text = self.kept.pair.captions(language)[place]
-        return next((drop for each, caption, drop in self.captions if (each, caption) == (language, text)), None)
+        text = self.read_pair.pair.captions(language)[place]
+        return next((drop for *caption, drop in self.captions if caption == [language, text]), None)
 
 
 def write_slice(work: WorkFolder, number: int, options: CollectOptions) -> None:
@@ -259,7 +252,7 @@ def write_slice(work: WorkFolder, number: int, options: CollectOptions) -> None:
     account = Account(options.report.examples)
     name = f"{name_of(number)}.{options.output.shards}"
     with whole_folder(work.written(number)) as folder:
-        shard = write_shard(folder / name, map(options.output.written, _kept(work, number, account)))
+        shard = write_shard(folder / name, map(options.output.written, _kept_pairs(work, number, account)))
         account.write(folder)
         write_json(folder / SHARD, asdict(shard))
         if shard.pairs:
@@ -271,35 +264,35 @@ def write_slice(work: WorkFolder, number: int, options: CollectOptions) -> None:
             (folder / name).unlink()
 
 
-def _kept(work: WorkFolder, number: int, account: Account) -> Iterator[Pair]:
+def _kept_pairs(work: WorkFolder, number: int, account: Account) -> Iterator[Pair]:
     """The pairs of a slice that are kept, once all before them are accounted for."""
     scores = _by_key(work.scored(number) / SCORES) if work.scored(number).exists() else {}
-    for each in _decisions(work, number):
-        account.add(each.pair, each.drop, each.kept.size, each.captions, twin=each.twin)
-        for row in scores.get(each.pair.key, ()):
+    for decision in _decisions(work, number):
+        account.add(decision.pair, decision.drop, decision.read_pair.size, decision.captions, twin=decision.twin)
+        for row in scores.get(decision.pair.key, ()):
             if row["value"] is not None:
                 language = row["language"]
-                drop = each.caption_drop(language, row["place"]) if language else each.drop
+                drop = decision.caption_drop(language, row["place"]) if language else decision.drop
                 account.statistics.add_score(row["name"], row["value"], drop, language)
-        if each.drop is None:
-            yield each.pair
+        if decision.drop is None:
+            yield decision.pair
 
 
 def _decisions(work: WorkFolder, number: int) -> Iterator[Decision]:
     """The decision on each pair of a slice, in order."""
     within = [("key", ">=", name_of(number)), ("key", "<", name_of(number + 1))]
     decisions, captions = (_by_key(work.deduped / name, within) for name in (DECISIONS, CAPTIONS))
-    for kept in read_pairs(work.read(number)):
-        before, row = kept.pair, decisions[kept.pair.key][0]
-        dropped = tuple((each["language"], each["caption"], _drop(each)) for each in captions.get(before.key, ()))
+    for passed in read_pairs(work.read(number)):
+        before, row = passed.pair, decisions[passed.pair.key][0]
+        dropped = tuple((drop["language"], drop["caption"], _drop(drop)) for drop in captions.get(before.key, ()))
         if row["reason"] is None:
             meta = before.meta | ({"scores": json.loads(row["scores"])} if row["scores"] else {})
             pair = replace(before, zh=tuple(row["zh"]), en=tuple(row["en"]), meta=meta)
-            yield Decision(kept, pair, too_large(pair), dropped)
+            yield Decision(passed, pair, too_large(pair), dropped)
         else:
             gone = {(language, text) for language, text, _ in dropped}
-            zh, en = (tuple(text for text in before.captions(each) if (each, text) not in gone) for each in LANGUAGES)
-            yield Decision(kept, replace(before, zh=zh, en=en), _drop(row), dropped)
+            zh, en = (tuple(text for text in before.captions(name) if (name, text) not in gone) for name in LANGUAGES)
+            yield Decision(passed, replace(before, zh=zh, en=en), _drop(row), dropped)
 
 
 def _drop(row: dict[str, Any]) -> Drop:
@@ -310,7 +303,7 @@ def _by_key(path: Path, within: list[tuple[str, str, str]] | None = None) -> dic
     """The rows of a Parquet file by their key."""
     import pyarrow.parquet as pq
 
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in pq.read_table(path, filters=within).to_pylist():
-        found[row["key"]].append(row)
-    return found
+        rows[row["key"]].append(row)
+    return rows

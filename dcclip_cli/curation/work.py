@@ -20,9 +20,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,11 +65,16 @@ def plan(options: CollectOptions, limit: int | None = None) -> list[Assignment]:
         scorer.check()
     assignments: list[Assignment] = []
     for number, source in enumerate(options.sources):
-        found = [Assignment(number, one.part, one.about) for one in source.slices(options.shard_size)]
-        if limit is not None:
-            left = limit - sum(one.about for one in assignments)
-            found = list(_first(found, -(-left // (len(options.sources) - number))))
-        assignments += found
+        slices = source.slices(options.shard_size)
+        if limit is None:
+            assignments += [Assignment(number, part.part, part.about) for part in slices]
+            continue
+        remaining = limit - sum(assignment.about for assignment in assignments)
+        share = -(-remaining // (len(options.sources) - number))  # of this source
+        for part in slices:
+            if share > 0:
+                assignments.append(Assignment(number, part.part, min(part.about, share), at_most=share))
+                share -= part.about
     if len(assignments) > _MAX_SLICES:
         raise DcclipError("{:,} slices are too many", "make collect.shard_size larger", len(assignments))
     if not assignments:
@@ -77,23 +82,14 @@ def plan(options: CollectOptions, limit: int | None = None) -> list[Assignment]:
     return assignments
 
 
-def _first(assignments: Iterable[Assignment], share: int) -> Iterator[Assignment]:
-    for one in assignments:
-        if share <= 0:
-            return
-        about = min(one.about, share)
-        yield replace(one, about=about, at_most=share)
-        share -= about
-
-
 def fingerprint(options: CollectOptions, assignments: Sequence[Assignment]) -> str:
     """A hash of the options, the slices, size and modification time of their files, and library versions."""
     digest = hashlib.sha256(json.dumps([decisive(options), versions(LIBRARIES)], sort_keys=True).encode())
-    for one in assignments:
-        paths = [each for each in one.part.values() if isinstance(each, str) and each.startswith("/")]
+    for assignment in assignments:
+        paths = [value for value in assignment.part.values() if isinstance(value, str) and value.startswith("/")]
         stats = [os.stat(path) for path in paths if os.path.exists(path)]
-        stamps = [[each.st_size, each.st_mtime_ns] for each in stats]
-        digest.update(json.dumps([one.source, one.part, one.at_most, *stamps]).encode())
+        stamps = [[status.st_size, status.st_mtime_ns] for status in stats]
+        digest.update(json.dumps([assignment.source, assignment.part, assignment.at_most, *stamps]).encode())
     return digest.hexdigest()
 
 
@@ -133,32 +129,34 @@ class WorkFolder:
     def begin(self, plan: dict[str, Any], assignments: Sequence[Assignment], progress: Progress) -> None:
         """Create the folder for this plan, or keep what can be read of an existing one for the same plan."""
         if self.plan(progress) == plan:
-            self._check(progress)
+            self._remove_damaged(progress)
         else:
             clear(self.root)
             with whole_folder(self.root) as folder:
                 for name in (*_STEPS, "out", "logs"):
                     (folder / name).mkdir()
                 write_json(folder / _PLAN, plan)
-        atomic_write(self.root / _SLICES, "".join(json.dumps(asdict(one)) + "\n" for one in assignments))
+        lines = "".join(json.dumps(asdict(assignment)) + "\n" for assignment in assignments)
+        atomic_write(self.root / _SLICES, lines)
 
     def plan(self, progress: Progress | None = None) -> dict[str, Any] | None:
         """The plan of an existing folder; None if there is none, or it is damaged, which `progress` is told."""
         return read_cached(self.root / _PLAN, dict, (progress or Silent()).say)
 
-    def _check(self, progress: Progress) -> None:
+    def _remove_damaged(self, progress: Progress) -> None:
         """Remove results that cannot be read, after a warning about each, and all results of later steps."""
         for number, step in enumerate(_STEPS):
-            found = {folder: self._unreadable(folder) for folder in sorted((self.root / step).glob("[!.]*"))}
-            damaged = {folder: file for folder, file in found.items() if file}
-            for folder, file in damaged.items():
-                why = Message("{} cannot be read", file)
-                progress.say(Message("warning: {}: {} is made again", why, folder.relative_to(self.root)))
-                remove(folder)
+            damaged = False
+            for folder in sorted((self.root / step).glob("[!.]*")):
+                if file := self._unreadable(folder):
+                    reason = Message("{} cannot be read", file)
+                    progress.say(Message("warning: {}: {} is made again", reason, folder.relative_to(self.root)))
+                    remove(folder)
+                    damaged = True
             if damaged and step != "write":  # what is read again may be something else
                 for name in (*_STEPS[number + 1 :], "out"):
-                    for each in (self.root / name).iterdir():
-                        remove(each)
+                    for result in (self.root / name).iterdir():
+                        remove(result)
                 return
 
     def _unreadable(self, folder: Path) -> Path | None:

@@ -67,20 +67,22 @@ def steps(statistics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every step that dropped something, in order, with its reasons, the most frequent first, for the template."""
     pairs = statistics["pairs"]["dropped"]
     captions = {language: statistics["captions"][language]["dropped"] for language in LANGUAGES}
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in _explanations()}
+    rows_by_step: dict[str, list[dict[str, Any]]] = {name: [] for name in _explanations()}
     for reason in sorted({*pairs, *(reason for dropped in captions.values() for reason in dropped)}):
         step, text, setting = explain(reason)
         counts = {language: captions[language].get(reason, 0) for language in LANGUAGES}
         row = {"reason": reason, "text": text, "setting": setting, "pairs": pairs.get(reason, 0), "captions": counts}
-        found[step].append(row)
-    left, table = statistics["pairs"]["read"], []
-    for name, rows in found.items():
+        rows_by_step[step].append(row)
+    remaining, table = statistics["pairs"]["read"], []
+    for name, rows in rows_by_step.items():
+        if not rows:
+            continue
         rows.sort(key=lambda row: (-row["pairs"], -sum(row["captions"].values()), row["reason"]))
         dropped = sum(row["pairs"] for row in rows)
-        left -= dropped
+        remaining -= dropped
         totals = {language: sum(row["captions"][language] for row in rows) for language in LANGUAGES}
-        if rows:
-            table.append({"name": Message(name), "reasons": rows, "pairs": dropped, "captions": totals, "left": left})
+        step_row = {"name": Message(name), "reasons": rows, "pairs": dropped, "captions": totals, "left": remaining}
+        table.append(step_row)
     return table
 
 
@@ -95,19 +97,19 @@ def explain(reason: str) -> tuple[str, ...]:
     exact = (entry for entry in entries if entry[1] == reason)
     step, mark, text = next(exact, None) or next(entry for entry in entries if fnmatchcase(reason, entry[1]))
     meaning, _, setting = text.partition(" | ")
-    found = {"found": reason.removeprefix(mark.partition("*")[0])} if "{found}" in meaning else {}
-    return Message(step), Message(meaning, **found), setting
+    fields = {"found": reason.removeprefix(mark.partition("*")[0])} if "{found}" in meaning else {}
+    return Message(step), Message(meaning, **fields), setting
 
 
 def limits_of(options: Mapping[str, Any]) -> dict[str, list[tuple[str, float]]]:
     """The thresholds of the image and length filters by histogram: ("≥", 32) keeps values of 32 and more."""
     ranges: dict[str, tuple[float | None, float | None]] = {}
-    for each in options.get("filters", ()):
-        if each["kind"] == "image":
-            ranges |= {"short_side": (each["min_side"], None), "long_side": (None, each["max_side"])}
-            ranges |= {"aspect": (None, each["max_aspect"]), "bytes": (each["min_bytes"], each["max_bytes"])}
-        elif each["kind"] == "length":
-            ranges |= {language: each[language] for language in LANGUAGES}
+    for rule in options.get("filters", ()):
+        if rule["kind"] == "image":
+            ranges |= {"short_side": (rule["min_side"], None), "long_side": (None, rule["max_side"])}
+            ranges |= {"aspect": (None, rule["max_aspect"]), "bytes": (rule["min_bytes"], rule["max_bytes"])}
+        elif rule["kind"] == "length":
+            ranges |= {language: rule[language] for language in LANGUAGES}
     return {
         name: [(sign, value) for sign, value in zip("≥≤", limits, strict=True) if value]
         for name, limits in ranges.items()
@@ -121,16 +123,21 @@ def histogram(
     scale = scale_of(name)
     bins = {at: number for number, at in enumerate(scale.names)}
     counts = np.zeros((len(_FATES), len(bins)), np.int64)
-    for reason, found in fates.items():
+    for reason, count_by_bin in fates.items():
         row = 0 if reason == KEPT else 1 if reason in scale.reasons else 2
-        for at, number in found.items():
+        for at, number in count_by_bin.items():
             counts[row, bins[at]] += number
     edges, bars = cut_into_bars(scale, counts, [value for _, value in limits])
-    most = max(1, int(bars.sum(0).max()))
-    heights = _HEIGHT * np.maximum(bars / most, (bars > 0) * _VISIBLE)
+    highest = max(1, int(bars.sum(0).max()))
+    heights = _HEIGHT * np.maximum(bars / highest, (bars > 0) * _VISIBLE)
     places = np.linspace(0, _WIDTH, len(edges))
+    if scale.unit in ("pixels", "bytes"):  # labels at powers of two, else at round numbers
+        first, last = np.log2([edges[0], edges[-1]])
+        labelled = np.asarray(2 ** ticks(first, last, _TICKS, whole=True))
+    else:
+        labelled = ticks(edges[0], edges[-1], _TICKS, whole=scale.is_integer)
     # A bar of whole numbers is centred on its value, so the line is between the last kept value and the next.
-    lines = [(sign, value, value + scale.whole * (0.5 if sign == "≤" else -0.5)) for sign, value in limits]
+    lines = [(sign, value, value + scale.is_integer * (0.5 if sign == "≤" else -0.5)) for sign, value in limits]
     labels = ", ".join(f"{sign} {readable(value, scale.unit)}" for sign, value in limits)
     return {
         "title": scale.title,
@@ -145,8 +152,8 @@ def histogram(
             if high
         ],
         "width": places[1],
-        "counts": {int(count): _HEIGHT * (1 - count / most) for count in ticks(0, most, 3, whole=True)},
-        "values": {readable(at, scale.unit): np.interp(at, edges, places) for at in _values(scale, edges)},
+        "counts": {int(count): _HEIGHT * (1 - count / highest) for count in ticks(0, highest, 3, whole=True)},
+        "values": {readable(value, scale.unit): np.interp(value, edges, places) for value in labelled},
         "limits": [
             {"sign": sign, "text": f"{sign} {readable(value, scale.unit)}", "left": np.interp(line, edges, places)}
             for sign, value, line in lines
@@ -169,12 +176,4 @@ def cut_into_bars(scale: Scale, counts: np.ndarray, limits: Sequence[float]) -> 
     step = math.ceil((last - first) / _BARS)
     starts = np.arange(first, min(last, counts.shape[1]), step)
     edges = np.array(scale.edges)[np.minimum([*starts, starts[-1] + step], counts.shape[1])]
-    return edges - (0.5 if scale.whole else 0), np.add.reduceat(counts, [0, *starts[1:]], axis=1)
-
-
-def _values(scale: Scale, edges: np.ndarray) -> np.ndarray:
-    """The values on the axis that have a label: round numbers, or powers of two."""
-    if scale.unit in ("pixels", "bytes"):
-        first, last = np.log2([edges[0], edges[-1]])
-        return np.asarray(2 ** ticks(first, last, _TICKS, whole=True))
-    return ticks(edges[0], edges[-1], _TICKS, whole=scale.whole)
+    return edges - (0.5 if scale.is_integer else 0), np.add.reduceat(counts, [0, *starts[1:]], axis=1)

@@ -35,7 +35,7 @@ DroppedCaption = tuple[Language, str, Drop]
 class Scale:
     """Bins of a histogram, the same for all slices: bin i has the values from edges[i] to below edges[i + 1].
 
-    The first and the last bin also count all values beyond them. `whole` numbers have one bin each. `reasons` are the
+    The first and the last bin also count all values beyond them. `is_integer`: each number has a bin. `reasons` are the
     drop reasons that depend on this quantity; charts show them separately.
     """
 
@@ -43,7 +43,7 @@ class Scale:
     unit: str
     edges: tuple[float, ...]
     reasons: tuple[str, ...]
-    whole: bool = False
+    is_integer: bool = False
 
     @cached_property
     def names(self) -> list[str]:
@@ -69,9 +69,11 @@ SCALES = {
     ),
     "bytes": Scale(Message("File size"), Message("bytes"), _quarter_octaves(64, 80), ("image-bytes",)),
     "zh": Scale(
-        Message("Chinese captions"), Message("characters"), _WHOLE, ("caption-short", "caption-long"), whole=True
+        Message("Chinese captions"), Message("characters"), _WHOLE, ("caption-short", "caption-long"), is_integer=True
     ),
-    "en": Scale(Message("English captions"), Message("words"), _WHOLE, ("caption-short", "caption-long"), whole=True),
+    "en": Scale(
+        Message("English captions"), Message("words"), _WHOLE, ("caption-short", "caption-long"), is_integer=True
+    ),
 }
 
 
@@ -160,7 +162,10 @@ class Statistics:
                 self._counts["histograms", name, fate, scale.names[number]] += count
         self._values.clear()
         everything: dict[str, Any] = {"pairs": _nothing(), "captions": captions, "sources": {}, "histograms": {}}
-        for path in sorted(self._counts, key=_order):
+        # Bins are ordered by value, everything else by name.
+        for path in sorted(
+            self._counts, key=lambda path: (*path[:-1], float(path[-1])) if path[0] == "histograms" else path
+        ):
             inner = everything
             for name in path[:-1]:
                 inner = inner.setdefault(name, _nothing() if inner is everything["sources"] else {})
@@ -190,11 +195,6 @@ class Statistics:
 
 def _nothing() -> dict[str, Any]:
     return {"read": 0, "kept": 0, "dropped": {}}
-
-
-def _order(path: tuple[str, ...]) -> tuple[Any, ...]:
-    """Bins are ordered by value, everything else by name."""
-    return (*path[:-1], float(path[-1])) if path[0] == "histograms" else path
 
 
 def _paths(counts: Mapping[str, Any], *above: str) -> Iterator[tuple[tuple[str, ...], int]]:
@@ -237,7 +237,7 @@ class Examples:
 
     def __init__(self, per_reason: int = 12) -> None:
         self._per_reason = per_reason
-        self._found: dict[str, dict[str, Example]] = {}  # reason -> rank -> example
+        self._by_reason: dict[str, dict[str, Example]] = {}  # reason -> rank -> example
 
     def add(
         self,
@@ -266,17 +266,17 @@ class Examples:
 
     def fill(self, find: Callable[[str], Pair | None]) -> None:
         """Add the images that are missing, and to every duplicate the kept pair, which is shown next to it."""
-        for found in self._found.values():
-            for rank, example in found.items():
+        for by_rank in self._by_reason.values():
+            for rank, example in by_rank.items():
                 if not example.thumbnail and (pair := find(example.key)):
                     thumbnail, size = _shrunk(decode_image(pair.image))
-                    example = found[rank] = replace(example, thumbnail=thumbnail, size=size)
+                    example = by_rank[rank] = replace(example, thumbnail=thumbnail, size=size)
                 if example.twin and (pair := find(example.twin)):
-                    found[rank] = replace(example, twin_thumbnail=_shrunk(decode_image(pair.image))[0])
+                    by_rank[rank] = replace(example, twin_thumbnail=_shrunk(decode_image(pair.image))[0])
 
     def all(self) -> list[Example]:
         """The sample, by reason and rank."""
-        return [self._found[reason][rank] for reason in sorted(self._found) for rank in sorted(self._found[reason])]
+        return [example for _, by_rank in sorted(self._by_reason.items()) for _, example in sorted(by_rank.items())]
 
     def write(self, path: Path) -> None:
         """Write the sample as JSON, the same bytes for the same sample."""
@@ -309,19 +309,19 @@ class Examples:
         key, origin, detail, twin = (_cut(text) for text in (pair.key, origin, detail, twin))
         zh, en = _shown(pair.zh), _shown(pair.en)
         zh_dropped, en_dropped = (
-            _shown(text for each, text, _ in captions if each == language) for language in LANGUAGES
+            _shown(text for language, text, _ in captions if language == shown) for shown in LANGUAGES
         )
         self._put(Example(reason, rank, key, origin, detail, size, thumbnail, zh, en, zh_dropped, en_dropped, twin))
 
     def _is_wanted(self, reason: str, rank: str) -> bool:
-        found = self._found.get(reason, {})
-        return rank not in found and (len(found) < self._per_reason or (bool(found) and rank < max(found)))
+        by_rank = self._by_reason.get(reason, {})
+        return rank not in by_rank and (len(by_rank) < self._per_reason or (bool(by_rank) and rank < max(by_rank)))
 
     def _put(self, example: Example) -> None:
-        found = self._found.setdefault(example.reason, {})
-        found[example.rank] = example
-        if len(found) > self._per_reason:
-            del found[max(found)]
+        by_rank = self._by_reason.setdefault(example.reason, {})
+        by_rank[example.rank] = example
+        if len(by_rank) > self._per_reason:
+            del by_rank[max(by_rank)]
 
 
 def _shrunk(image: DecodedImage | Drop | None) -> tuple[str, str]:

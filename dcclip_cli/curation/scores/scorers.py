@@ -76,8 +76,8 @@ class _DualEncoderScorer(ScorerOptions):
         if isinstance(self.model, str):
             resolve(self.model)
         elif Path(self.model.model).is_absolute() and not Path(self.model.model).is_dir():
-            hint = Message("check the path, or give the name of a hub model")
-            raise DcclipError("teacher {} is not a directory", hint, self.model.model)
+            message = Message("teacher {} is not a directory", self.model.model)
+            raise DcclipError(message, "check the path, or give the name of a hub model")
 
 
 class Agreement(_DualEncoderScorer):
@@ -204,8 +204,8 @@ class Classifier(ScorerOptions):
         self.check()
         labels, outputs = _load_classifier(self.model, self.device)
         if unknown := [label for label in self.reject if label not in labels]:
-            hint = Message("its labels: {}", ", ".join(labels[:20]))
-            raise DcclipError("classifier {} has no label {}", hint, self.model, " or ".join(unknown))
+            message = Message("classifier {} has no label {}", self.model, " or ".join(unknown))
+            raise DcclipError(message, Message("its labels: {}", ", ".join(labels[:20])))
         columns = {self._stored(label): labels.index(label) for label in self.reject}
 
         def score(batch: Batch) -> list[Scores]:

@@ -139,8 +139,8 @@ class Base64Source(SourceOptions):
         for file in files:
             texts = caption_files.texts_file(file)
             if not texts.is_file():
-                hint = Message("download it as well: it contains the captions")
-                raise DcclipError("there is no {} next to {}", hint, texts.name, file)
+                message = Message("there is no {} next to {}", texts.name, file)
+                raise DcclipError(message, "download it as well: it contains the captions")
             with file.open("rb") as stream:
                 cuts = reading.cuts(stream, reading.lines(stream, reading.MAX_TEXT_BYTES), size)
                 slices += [Slice({"file": str(file), **cut._asdict()}, cut.lines) for cut in cuts]
