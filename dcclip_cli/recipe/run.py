@@ -66,6 +66,8 @@ class RecipeRun:
         """
         from dcclip_cli.recipe.preflight import check
 
+        if not self.loaded.recipe.stages:
+            raise DcclipError("{} names no stage", "give it a section, for example: distill", self.loaded.path)
         return check(self.loaded, self.dir, stages, self.fresh, self._torch_device(stages), self.processes)
 
     def estimates(self, works: Sequence[StageWork]) -> Iterator[str]:
@@ -95,19 +97,13 @@ class RecipeRun:
             record(self.loaded, self.dir.root)
 
     def begin_all(self) -> None:
-        """`begin` for all stages. Raises DcclipError if there is none, or one that several processes cannot run."""
-        self.check_stages()
+        """`begin` for all stages. Raises DcclipError if there is one that several processes cannot run."""
         collects = "collect" in self.loaded.recipe.stages and (self.fresh or not finished(self.dir.root, "collect"))
         if collects and is_one_of_several():
             hint = Message("run dcclip collect {} first, and this command without --fresh", self.loaded.path)
             raise DcclipError("collect works in one process", hint)
         with self._claimed():
             self.begin(*self.loaded.recipe.stages)
-
-    def check_stages(self) -> None:
-        """Raise DcclipError if the recipe has no stage."""
-        if not self.loaded.recipe.stages:
-            raise DcclipError("{} names no stage", "give it a section, for example: distill", self.loaded.path)
 
     def _claimed(self) -> AbstractContextManager[None]:
         """Hold the run's directory: the process that writes there, or the command that started it with others."""
@@ -127,14 +123,13 @@ class RecipeRun:
 
         Of several processes that a launcher started, all train, and the first one runs the other stages.
         """
-        stages = [stage for stage in STAGES if stage.name in self.loaded.recipe.stages and stage.name not in without]
+        shared = {stage.name for stage in STAGES if stage.trains or is_first_process()}
         with self._claimed():
-            for stage in stages:
-                if stage.trains or is_first_process():
-                    result = self.run(stage.name)
-                    already = not result if isinstance(result, list) else result.already_finished
-                    self.fresh = self.fresh or not already
-                    yield stage.name, result
+            for stage in (name for name in self.loaded.recipe.stages if name in shared.difference(without)):
+                result = self.run(stage)
+                already = not result if isinstance(result, list) else result.already_finished
+                self.fresh = self.fresh or not already
+                yield stage, result
 
     def run(self, stage: StageName) -> StageResult:
         """Run one stage if it is not finished. `eval` returns no results if they are kept from an earlier run."""

@@ -88,7 +88,6 @@ class Sweep:
             what = Message("a recipe with seeds or variants works in one process")
             raise DcclipError(what, "start it without torchrun, srun or mpirun; --processes N starts several")
         for run in self.runs.values():
-            run.check_stages()
             run.preflight(run.loaded.recipe.stages)
         for run in self.runs.values():
             with run.dir.claimed():
