@@ -66,11 +66,11 @@ def models() -> None:
     rows = []
     for folder in sorted(Path("runs").glob("*/")):
         try:
-            found = resolve(str(folder))
+            model = resolve(str(folder))
         except DcclipError:
             continue  # a run without a model yet
-        inside = found.path.is_relative_to(Path.cwd())
-        rows.append((str(folder), found.kind, os.path.relpath(found.path) if inside else str(found.path)))
+        inside = model.path.is_relative_to(Path.cwd())
+        rows.append((str(folder), model.kind, os.path.relpath(model.path) if inside else str(model.path)))
     rows.append((STARTER, resolve(STARTER).kind, Message("included in dcclip")))
     console.show_table(Message("Models found here: --model NAME"), (_NAME, _KIND, Message("model")), rows)
     presets = []
@@ -106,11 +106,11 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; sizes are in bytes.")] = False,
 ) -> None:
     """Show versions, hardware and missing packages, for a bug report."""
-    found = diagnose()
+    diagnosis = diagnose()
     if as_json:
-        return console.show_json(found)
-    rest = {name: value for name, value in found.items() if name not in _SECTIONS}
-    for title, facts in ({"dcclip": rest} | {name: found[name] or {} for name in _SECTIONS}).items():
+        return console.show_json(diagnosis)
+    rest = {name: value for name, value in diagnosis.items() if name not in _SECTIONS}
+    for title, facts in ({"dcclip": rest} | {name: diagnosis[name] or {} for name in _SECTIONS}).items():
         lines = [(name.removesuffix("_bytes"), _text(name, value)) for name, value in facts.items()]
         console.show_fields(title, [line for line in lines if line[1]])
 
@@ -118,9 +118,9 @@ def doctor(
 def _text(name: str, value: Any) -> str:
     """A fact to read; empty for what is unknown or absent."""
     if isinstance(value, dict):
-        return ", ".join(f"{inner} {text}" for inner, one in value.items() if (text := _text(name, one)))
+        return ", ".join(f"{inner} {text}" for inner, field in value.items() if (text := _text(name, field)))
     if isinstance(value, list | tuple):
-        return ", ".join(_text(name, one) for one in value) or translated(Message("none"))
+        return ", ".join(_text(name, item) for item in value) or translated(Message("none"))
     if isinstance(value, bool) or value is None:
         return "" if value is None else translated(Message("yes") if value else Message("no"))
     if name.endswith("_bytes"):
@@ -152,7 +152,7 @@ def diagnose() -> Facts:
     return {
         "versions": {"dcclip": None, "python": platform.python_version()} | libraries | {"dcclip": VERSION},
         "system": platform.platform(),
-        "onnxruntime": providers and [one.removesuffix("ExecutionProvider") for one in providers],
+        "onnxruntime": providers and [provider.removesuffix("ExecutionProvider") for provider in providers],
         "int8_vnni": vnni,
         "variables": {name: _shown(os.environ.get(name, "")) or None for name in _VARIABLES},
         "model": model,
@@ -229,7 +229,7 @@ def _torch(notes: dict[str, str]) -> Facts | None:
         warnings.simplefilter("always")
         has_cuda = torch.cuda.is_available()
     if caught:
-        notes["GPU"] = "; ".join(str(one.message).splitlines()[0] for one in caught)
+        notes["GPU"] = "; ".join(str(warning.message).splitlines()[0] for warning in caught)
     device = usable = torch_device("auto")
     gpus: list[str] = []
     try:

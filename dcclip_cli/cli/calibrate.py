@@ -44,18 +44,18 @@ def calibrate(
     file = out or reference.path / THRESHOLDS
     flags.out(file, folder=False)
     talk = console.talk(quiet, verbose)
-    classes = [one.name for one in folders_in(folder) if one.name not in _NONE and not one.name.startswith(".")]
+    classes = [path.name for path in folders_in(folder) if path.name not in _NONE and not path.name.startswith(".")]
     if not classes:
         raise DcclipError("{} has no folders with images", "make a folder for each label, with its pictures", folder)
     names = class_names(folder, classes)
-    labels = {one: [every[place] for every in names.values()] for place, one in enumerate(classes)}
+    labels = {name: [translated[place] for translated in names.values()] for place, name in enumerate(classes)}
     encoder = open_encoder(model, device, threads, talk)
     keep_freed_memory()
-    found = calibrate(encoder, open_index(encoder, folder, progress=talk), labels, talk)
-    write_thresholds(file, encoder, found)
+    calibrated = calibrate(encoder, open_index(encoder, folder, progress=talk), labels, talk)
+    write_thresholds(file, encoder, calibrated)
     if as_json:
-        console.show_json([vars(one) for one in found])
+        console.show_json([vars(label) for label in calibrated])
     else:
-        rows = [(one.label, f"{one.threshold:.3f}", f"{one.f1:.3f}", str(one.pictures)) for one in found]
+        rows = [(label.label, f"{label.threshold:.3f}", f"{label.f1:.3f}", str(label.pictures)) for label in calibrated]
         headings = (Message("label"), Message("threshold"), "F1", Message("pictures"))
         console.show_table(Message("thresholds in {}", file), headings, rows)

@@ -80,8 +80,8 @@ def _translate(command: Any) -> None:
         return option
 
     command.get_help_option = in_chinese
-    for each in getattr(command, "commands", {}).values():
-        _translate(each)
+    for subcommand in getattr(command, "commands", {}).values():
+        _translate(subcommand)
 
 
 @cache  # once: every call would wrap it again
@@ -106,21 +106,18 @@ def _wrap_chinese() -> None:
 
 def usage_error(error: Any) -> None:
     """Let a usage error say what is wrong in Chinese."""
-    said = error.format_message()
-    own = getattr(error, "message", "")
-    if isinstance(own, Message):
-        said = said.replace(own, translated(own))
-    error.format_message = lambda: translated(_template_of(said))
+    sentence = error.format_message()
+    reason = getattr(error, "message", "")
+    if isinstance(reason, Message):
+        sentence = sentence.replace(reason, translated(reason))
+    error.format_message = lambda: translated(_template_of(sentence))
 
 
 def _template_of(text: str) -> Message | str:
     """A text of Typer as a Message with its template; the text itself if that is not known."""
     for message in _ERRORS:
-        if found := re.fullmatch(_pattern(message), text, re.DOTALL):
-            return Message(message, **{name: _template_of(value) for name, value in found.groupdict().items()})
+        parts = enumerate(FIELD.split(message))
+        pattern = "".join(f"(?P<{part}>.+?)" if number % 2 else re.escape(part) for number, part in parts)
+        if match := re.fullmatch(pattern, text, re.DOTALL):
+            return Message(message, **{name: _template_of(value) for name, value in match.groupdict().items()})
     return text
-
-
-def _pattern(template: str) -> str:
-    parts = FIELD.split(template)
-    return "".join(f"(?P<{part}>.+?)" if number % 2 else re.escape(part) for number, part in enumerate(parts))

@@ -51,11 +51,17 @@ class CommandGroup(typer.core.TyperGroup):
             return super().make_context(*arguments, **options)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        for before, one in pairwise(args):
-            if one == "" or (one.startswith("--") and one.endswith("=")):
-                name = one.rstrip("=") or (before if before.startswith("-") else Message("an argument"))
+        for before, argument in pairwise(args):
+            if argument == "" or (argument.startswith("--") and argument.endswith("=")):
+                name = argument.rstrip("=") or (before if before.startswith("-") else Message("an argument"))
                 _fail(DcclipError("{} is empty", "is a shell variable not set? Leave it out for the default", name))
-        return super().resolve_command(ctx, _joined(args))
+        joined: list[str] = []  # `--seeds 0 1 2`, of which a parser takes one value, as `--seeds 0,1,2`
+        for argument in args:
+            if argument.isdecimal() and joined[-2:-1] == ["--seeds"] and joined[-1].replace(",", "").isdecimal():
+                joined[-1] += f",{argument}"
+            else:
+                joined.append(argument)
+        return super().resolve_command(ctx, joined)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -87,29 +93,18 @@ class CommandGroup(typer.core.TyperGroup):
                 from dcclip_cli.cli.system_errors import explained
 
                 options = {name for parameter in (command.params if command else ()) for name in parameter.opts}
-                found = explained(error, options)
+                explanation = explained(error, options)
                 if isinstance(error, ModuleNotFoundError):
                     package = (error.name or "").partition(".")[0]
-                    what = Message("this needs the package {}, which is not installed", package)
+                    problem = Message("this needs the package {}, which is not installed", package)
                     names = [extra for extra, packages in extras().items() if package in packages]
-                    found = DcclipError(what, Message("pip install 'dcclip[{}]'", names[0])) if names else None
-                if found is None and is_launched():
-                    found = DcclipError("".join(traceback.format_exception(error)), "")
-                if found is None:
+                    explanation = DcclipError(problem, Message("pip install 'dcclip[{}]'", names[0])) if names else None
+                if explanation is None and is_launched():
+                    explanation = DcclipError("".join(traceback.format_exception(error)), "")
+                if explanation is None:
                     raise
-                mistake = found
+                mistake = explanation
         _fail(mistake)
-
-
-def _joined(arguments: Sequence[str]) -> list[str]:
-    """The arguments with `--seeds 0 1 2`, of which a parser takes one value, as `--seeds 0,1,2`."""
-    found: list[str] = []
-    for one in arguments:
-        if one.isdecimal() and found[-2:-1] == ["--seeds"] and found[-1].replace(",", "").isdecimal():
-            found[-1] += f",{one}"
-        else:
-            found.append(one)
-    return found
 
 
 @contextmanager
@@ -129,8 +124,8 @@ def _usage_errors(context: Any = None) -> Iterator[None]:
 def _fail(mistake: DcclipError) -> NoReturn:
     """Print an error with its hint, or report both where another command started this process, and exit with 1."""
     if report := os.environ.get("TORCHELASTIC_ERROR_FILE" if is_launched() else ERROR_FILE):
-        said = {"message": translated(mistake.what), "hint": translated(mistake.hint), "time": time.time()}
-        Path(report).write_text(json.dumps(said | {"again": isinstance(mistake, AgainError)}), "utf-8")
+        content = {"message": translated(mistake.what), "hint": translated(mistake.hint), "time": time.time()}
+        Path(report).write_text(json.dumps(content | {"again": isinstance(mistake, AgainError)}), "utf-8")
     if is_launched():
         raise typer.Exit(1)
     lines = translated(mistake.what).split("\n")
@@ -173,15 +168,15 @@ class ErrorLines:
 
     def add(self, name: str, error: DcclipError) -> None:
         error_line(error.what)
-        said = translated(error.hint)
-        hint = f"{said.removesuffix(name)}FILE" if said.endswith(f" {name}") else said
+        hint = translated(error.hint)
+        hint = f"{hint.removesuffix(name)}FILE" if hint.endswith(f" {name}") else hint
         self._hints.setdefault(hint, []).append(name)
 
     def end(self) -> int:
         """Print the hints; returns the number of errors."""
         for hint, names in self._hints.items():
-            more = Message(" and {:,} more", len(names) - 1) if len(names) > 1 else ""
-            hint_line(Message("{} ({}{})", hint, names[0], more))
+            rest = Message(" and {:,} more", len(names) - 1) if len(names) > 1 else ""
+            hint_line(Message("{} ({}{})", hint, names[0], rest))
         return sum(map(len, self._hints.values()))
 
 
@@ -237,8 +232,8 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
     lines = list(rows)
     numbers = [all(map(_NUMBER.match, filter(None, cells))) for cells in zip(*lines, strict=True)] or [True]
     for number, column in enumerate(map(translated, columns)):
-        right, whole = number and numbers[number], number if all(numbers[1:]) else not number
-        table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=bool(whole))
+        right, no_wrap = number and numbers[number], number if all(numbers[1:]) else not number
+        table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=bool(no_wrap))
     for row in lines:
         table.add_row(*(Text(printable(translated(cell))) for cell in row))
     with printing():

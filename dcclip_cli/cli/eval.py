@@ -119,12 +119,14 @@ def eval(
     flags.out(out)
     if recipe is None and (sets or check):
         raise BadParameter(Message("--set and --check need a recipe"))
-    given = {
+    # 0 for all; the recipe's rules refuse anything else.
+    numbers = [0 if shot == "all" else int(shot) if shot.isdecimal() else shot for shot in split(shots)]
+    options: dict[str, Any] = {
         "datasets": dataset, "languages": split(languages), "data_root": data_root, "limit": limit,
-        "partial": partial, "templates": templates, "task": task, "shots": _shots(shots), "precision": precision,
+        "partial": partial, "templates": templates, "task": task, "shots": numbers, "precision": precision,
         "dims": dims, "workers": workers,
     }  # fmt: skip
-    options: dict[str, Any] = {key: value for key, value in given.items() if value}
+    options = {key: value for key, value in options.items() if value}
     if results and (recipe or model or sets or options or not out):
         raise BadParameter(Message("--results needs --out DIR, and goes with --format and --owner only"))
     if formats and not (out or recipe):
@@ -140,16 +142,11 @@ def eval(
         return show(api.convert_results(results, out, progress=talk, **writing), as_json)
     options |= {"out": out, "device": device, "cache": not no_cache, "trust_remote_code": trust_remote_code}
     try:
-        found = api.evaluate(loaded, model=model, progress=talk, **writing, **options)
+        evaluated = api.evaluate(loaded, model=model, progress=talk, **writing, **options)
     except IncompleteError as error:
         show(error.results, as_json)
         raise
-    show(found, as_json)
-
-
-def _shots(text: str) -> list[int | str]:
-    """Numbers, 0 for all; the recipe's rules refuse anything else."""
-    return [0 if one == "all" else int(one) if one.isdecimal() else one for one in split(text)]
+    show(evaluated, as_json)
 
 
 def show(results: Sequence[EvalResult], as_json: bool = False) -> None:
@@ -158,23 +155,23 @@ def show(results: Sequence[EvalResult], as_json: bool = False) -> None:
 
     if as_json:
         return console.show_json([asdict(result) for result in results])
-    found = table(results)
-    lacking = len({(one.dataset, key) for one in results for key in one.corrupt})
+    summary = table(results)
+    lacking = len({(result.dataset, key) for result in results for key in result.corrupt})
     without = Message("without {:,} images that cannot be read", lacking) if lacking else ""
     if len({result.label for result in results}) > 1:
-        return _show_several(results, found, without)
+        return _show_several(results, summary, without)
     shown = [name for name in METRIC_NAMES if any(name in result.metrics for result in results)]
     lines = []
-    for one in results:
-        images = f"{one.n:,}{f' (-{len(one.corrupt)})' if one.corrupt else ''}"
-        images += " of a sample" * bool(one.limit) + " OF A PART" * bool(one.partial)
-        name = _noted(f"{one.dataset} {one.language}", "" if "zero-shot" in one.task else one.task)
-        metrics = [percent(one.metrics.get(metric)) for metric in shown]
-        classes = f"{one.classes:,}" if one.classes else ""
-        lines.append((name, METRIC_NAMES[one.metric], *metrics, images, classes))
-    if found.mean:
-        means = [percent(value) for value in found.mean.values if value is not None]
-        lines.append((found.mean.name, ", ".join(means), *[""] * len(shown), "", ""))
+    for result in results:
+        images = f"{result.n:,}{f' (-{len(result.corrupt)})' if result.corrupt else ''}"
+        images += " of a sample" * bool(result.limit) + " OF A PART" * bool(result.partial)
+        name = _noted(f"{result.dataset} {result.language}", "" if "zero-shot" in result.task else result.task)
+        metrics = [percent(result.metrics.get(metric)) for metric in shown]
+        classes = f"{result.classes:,}" if result.classes else ""
+        lines.append((name, METRIC_NAMES[result.metric], *metrics, images, classes))
+    if summary.mean:
+        means = [percent(value) for value in summary.mean.values if value is not None]
+        lines.append((summary.mean.name, ", ".join(means), *[""] * len(shown), "", ""))
     columns = [_SET, _METRIC, *(METRIC_NAMES[name] for name in shown), _IMAGES, _CLASSES]
     used = [number for number in range(len(columns)) if any(line[number] for line in lines)]  # retrieval has no classes
     cells = ([line[number] for number in used] for line in lines)
@@ -187,9 +184,9 @@ def _show_several(results: Sequence[EvalResult], found: Table, without: str) -> 
 
     for_classes = table(
         [
-            replace(one, metric="mean_per_class", value=one.metrics["mean_per_class"])
-            for one in results
-            if one.metric == "top1" and one.classes > 2
+            replace(result, metric="mean_per_class", value=result.metrics["mean_per_class"])
+            for result in results
+            if result.metric == "top1" and result.classes > 2
         ]
     )
     means = {row.name: dict(zip(for_classes.columns, row.values, strict=True)) for row in for_classes.rows}
@@ -198,13 +195,13 @@ def _show_several(results: Sequence[EvalResult], found: Table, without: str) -> 
         lines = [
             (
                 model,
-                *(percent(values.get(Column(model, one)), one is None) for one in ("en", "zh", None)),
-                *(percent(mean.get(Column(model, one))) for one in ("en", "zh")),
+                *(percent(values.get(Column(model, language)), language is None) for language in ("en", "zh", None)),
+                *(percent(mean.get(Column(model, language))) for language in ("en", "zh")),
             )
             for model in dict.fromkeys(column.model for column in found.columns)
         ]
-        each = [joined(" ", (METRIC_NAMES["mean_per_class"], one)) for one in ("en", "zh")]
-        heads = [Message("model"), "en", "zh", "zh - en", *each]
+        mean_columns = [joined(" ", (METRIC_NAMES["mean_per_class"], language)) for language in ("en", "zh")]
+        heads = [Message("model"), "en", "zh", "zh - en", *mean_columns]
         used = [number for number in range(len(heads)) if any(line[number] for line in lines)]
         title = _noted(joined(", ", (row.name, row.metric)), row.remark)
         console.show_table(title, [heads[at] for at in used], [[line[at] for at in used] for line in lines])
@@ -237,22 +234,22 @@ def compare(
     from dcclip_cli.eval.result import METRIC_NAMES
 
     talk = console.talk(quiet, verbose)
-    found = api.compare(a, b, force=force, progress=talk)
+    comparison = api.compare(a, b, force=force, progress=talk)
     if as_json:
-        return console.show_json([asdict(one) | {"difference": one.value} for one in found.differences])
+        return console.show_json([asdict(row) | {"difference": row.value} for row in comparison.differences])
     rows = []
-    for one in found.differences:
-        name = f"{one.dataset} {one.language}"
-        if one.unlike:
-            talk.say(Message("{}: the {} differ", name, all_of(one.unlike)))
-        if not one.paired:
+    for row in comparison.differences:
+        name = f"{row.dataset} {row.language}"
+        if row.unlike:
+            talk.say(Message("{}: the {} differ", name, all_of(row.unlike)))
+        if not row.paired:
             talk.say(Message("{}: not the same images in the same order, so the interval is wider", name))
-        low, high = percent(one.low, signed=True), percent(one.high, signed=True)
-        verdict = (Message("better") if one.value > 0 else Message("worse")) if one.is_clear else Message("not clear")
-        values = percent(one.first), percent(one.second), percent(one.value, signed=True)
-        rows.append((name, METRIC_NAMES[one.metric], *values, Message("{} to {}", low, high), verdict))
-    columns = (_SET, _METRIC, found.first, found.second, Message("difference"), Message("95 % interval"), "")
-    title = Message("{} against {}", found.second, found.first)
+        low, high = percent(row.low, signed=True), percent(row.high, signed=True)
+        verdict = (Message("better") if row.value > 0 else Message("worse")) if row.is_clear else Message("not clear")
+        values = percent(row.first), percent(row.second), percent(row.value, signed=True)
+        rows.append((name, METRIC_NAMES[row.metric], *values, Message("{} to {}", low, high), verdict))
+    columns = (_SET, _METRIC, comparison.first, comparison.second, Message("difference"), Message("95 % interval"), "")
+    title = Message("{} against {}", comparison.second, comparison.first)
     console.show_table(title, columns, rows)
 
 
@@ -278,12 +275,12 @@ def datasets(
     from dcclip_cli.eval.result import METRIC_NAMES
 
     rows = []
-    for known in registry.SETS.values():
-        names = ", ".join(registry.name_in(known, language) for language in registry.languages_of(known))
-        where = (layout_of(known, data_root) or "-") if data_root else f"wds_{known.hub}" if known.hub else ""
-        size, classes = (f"{number:,}" if number else "" for number in (known.size, known.classes))
-        rows.append((names, METRIC_NAMES[known.metric], known.split, size, classes, where, known.remark))
-    there = Message("found") if data_root else Message("on the hub")
-    columns = (Message("name"), _METRIC, Message("split"), _IMAGES, _CLASSES, there, "")
+    for dataset in registry.SETS.values():
+        names = ", ".join(registry.name_in(dataset, language) for language in registry.languages_of(dataset))
+        where = (layout_of(dataset, data_root) or "-") if data_root else f"wds_{dataset.hub}" if dataset.hub else ""
+        size, classes = (f"{number:,}" if number else "" for number in (dataset.size, dataset.classes))
+        rows.append((names, METRIC_NAMES[dataset.metric], dataset.split, size, classes, where, dataset.remark))
+    place = Message("found") if data_root else Message("on the hub")
+    columns = (Message("name"), _METRIC, Message("split"), _IMAGES, _CLASSES, place, "")
     console.show_table(Message("dcclip eval --dataset NAME --data-root DIR, with DIR/NAME/"), columns, rows)
     console.show(Message("groups: {}", ", ".join(registry.group_names())))

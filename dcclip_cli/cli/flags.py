@@ -43,9 +43,9 @@ Check = Annotated[bool, _CHECK]
 
 def at_a_time(number: int | None) -> int | None:
     """Refuses numbers of threads or processes that only cost: the system has a limited number for all its users."""
-    most = max(_MOST_AT_A_TIME, 4 * (os.cpu_count() or 1))
-    if number is not None and number > most:
-        raise BadParameter(Message("{} is more than {}; this machine has {} cores", number, most, os.cpu_count()))
+    limit = max(_MOST_AT_A_TIME, 4 * (os.cpu_count() or 1))
+    if number is not None and number > limit:
+        raise BadParameter(Message("{} is more than {}; this machine has {} cores", number, limit, os.cpu_count()))
     return number
 
 
@@ -142,10 +142,10 @@ def show_checked(
     if device not in (None, "cpu"):  # which needs no torch
         torch_device(device)
     job = open_run(loaded, out, device or "cpu", fresh, processes=processes)
-    works, left = job.preflight(stages), unfinished(job.dir, stages, fresh)
+    works, stages_to_run = job.preflight(stages), unfinished(job.dir, stages, fresh)
     for line in job.estimates(works):
         console.show_now(line)
-    if works and "collect" in left:
+    if works and "collect" in stages_to_run:
         console.show(Message("these are for all pairs that collect would read, before it drops any"))
-    what = ", ".join(left) or Message("nothing, all is done")
-    console.show(Message("ready to run in {}: {}", job.dir.root, what))
+    listed = ", ".join(stages_to_run) or Message("nothing, all is done")
+    console.show(Message("ready to run in {}: {}", job.dir.root, listed))

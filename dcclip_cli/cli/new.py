@@ -77,7 +77,7 @@ def new(
 
     from dcclip_cli.recipe import new as recipes
 
-    choices = {name: Message("{}: {}", one.model, _ABOUT[name]) for name, one in recipes.TEACHERS.items()}
+    choices = {name: Message("{}: {}", choice.model, _ABOUT[name]) for name, choice in recipes.TEACHERS.items()}
     if recipes.starter_model():
         choices["starter"] = Message("recipes/starter/model: 10 M, zh and en, Apache-2.0; nothing to download")
     question = "Teacher, the large model to learn from (or a directory, hf:ORG/NAME, ...)"
@@ -92,13 +92,13 @@ def new(
 
     from dcclip_cli import api
 
-    given: dict[str, Any] = {"kind": kind, "texts": texts, "size": chosen_size, "trust_remote_code": trust_remote_code}
-    made = api.new(file, data, teacher=teacher, force=force, **given)
-    for line in made.problem.what.split("\n") if made.problem else ():
+    options: dict[str, Any] = {"teacher": teacher, "size": chosen_size, "kind": kind, "texts": texts, "force": force}
+    result = api.new(file, data, trust_remote_code=trust_remote_code, **options)
+    for line in result.problem.what.split("\n") if result.problem else ():
         console.warning_line(Message("it does not run yet: {}", line))
-    if made.problem:
-        console.hint_line(made.problem.hint)
-    for line in made.estimates:
+    if result.problem:
+        console.hint_line(result.problem.hint)
+    for line in result.estimates:
         console.info_line(line)
     console.show(str(file))
 
@@ -113,7 +113,7 @@ def _ask(question: str, choices: Mapping[Any, str], yes: bool) -> str:
     if yes:
         return names[0]
     console.info_line(question)
-    for number, (name, about) in enumerate(choices.items(), 1):
-        console.info_line(Message("  {}  {:13} {}", number, name, about))
+    for number, (name, description) in enumerate(choices.items(), 1):
+        console.info_line(Message("  {}  {:13} {}", number, name, description))
     answer = str(prompt("Choice", default="1", err=True)).strip()
     return names[int(answer) - 1] if answer.isdecimal() and 0 < int(answer) <= len(names) else answer

@@ -75,16 +75,16 @@ def predict(
         raise BadParameter(Message("--json, --jsonl and --csv exclude each other"))
     if template and no_template:
         raise BadParameter(Message("--template and --no-template exclude each other"))
-    given = _labels(labels, labels_file)
-    templates = [flags.text(one, "--template") for one in template or ()]
-    wanted = list(dict.fromkeys(given))
-    if not wanted:
+    repeated = _labels(labels, labels_file)
+    templates = [flags.text(text, "--template") for text in template or ()]
+    names = list(dict.fromkeys(repeated))
+    if not names:
         raise DcclipError("no labels given", "give some, for example: --labels 猫,dog")
     if thresholds and (not multi_label or template or no_template or threshold):
         raise BadParameter(Message("--thresholds is for --multi-label without templates and --threshold"))
     talk = console.talk(quiet, verbose)
-    if len(wanted) < len(given):
-        talk.say(Message("predict: {:,} labels; {:,} more are repetitions", len(wanted), len(given) - len(wanted)))
+    if len(names) < len(repeated):
+        talk.say(Message("predict: {:,} labels; {:,} more are repetitions", len(names), len(repeated) - len(names)))
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's idle threads take a fifth of a cold start's CPU time
 
     from dcclip_cli.inference.files import open_encoder
@@ -97,10 +97,10 @@ def predict(
     if len(paths) > 1:
         keep_freed_memory()
     encoder = open_encoder(model, device, threads, talk)
-    ready = Labels(encoder, wanted, [] if no_template else templates or None, multi_label, talk)
+    ready = Labels(encoder, names, [] if no_template else templates or None, multi_label, talk)
     least: float | list[float] = threshold
     if thresholds or (multi_label and not threshold and not template and not no_template):
-        least = _thresholds(thresholds, model, encoder, wanted, talk)
+        least = _thresholds(thresholds, model, encoder, names, talk)
     _say_unknown(talk, "predict", ready.unknown)
     predictions = run(encoder, ready, paths, top_k, least)
     counted = console.counted(talk, "predict", predictions, len(paths), at_once=not as_json)
@@ -115,13 +115,13 @@ def _thresholds(
     from dcclip_cli.inference.calibrate import THRESHOLDS, read_thresholds
     from dcclip_cli.model.reference import resolve
 
-    found = file or resolve(model).path / THRESHOLDS
-    if file is None and not found.is_file():
+    path = file or resolve(model).path / THRESHOLDS
+    if file is None and not path.is_file():
         return 0.0
-    known = read_thresholds(found, encoder)
-    there = sum(label in known for label in labels)
-    talk.say(Message("predict: {} has thresholds for {} of {} labels", found, there, len(labels)))
-    return [known.get(label, 0.0) for label in labels]
+    calibrated = read_thresholds(path, encoder)
+    count = sum(label in calibrated for label in labels)
+    talk.say(Message("predict: {} has thresholds for {} of {} labels", path, count, len(labels)))
+    return [calibrated.get(label, 0.0) for label in labels]
 
 
 def _labels(labels: str, file: Path | None) -> list[str]:
@@ -191,7 +191,7 @@ _DTYPE = Option("--dtype", help="Type of the embeddings in the index: int8 and b
 
 
 def search(
-    given: Annotated[list[str], Argument(metavar="[TEXT] FOLDER...", help=_SEARCHED)],
+    arguments: Annotated[list[str], Argument(metavar="[TEXT] FOLDER...", help=_SEARCHED)],
     image: Annotated[list[Path] | None, _LIKE_IMAGE] = None,
     texts: Annotated[list[str] | None, _LIKE_TEXT] = None,
     without: Annotated[list[str] | None, _NOT] = None,
@@ -214,11 +214,11 @@ def search(
     Scores are cosines: they rank images and are not probabilities.
     Exit code 1 if an image cannot be read; the others are still searched.
     """
-    plus = [flags.text(one, "--text") for one in texts or ()]
+    plus = [flags.text(text, "--text") for text in texts or ()]
     if not plus and not image:
-        plus, given = [flags.text(given[0], "the text")], given[1:]
-    minus = [flags.text(one, "--not") for one in without or ()]
-    if not given:
+        plus, arguments = [flags.text(arguments[0], "the text")], arguments[1:]
+    minus = [flags.text(text, "--not") for text in without or ()]
+    if not arguments:
         raise BadParameter(Message("name a folder of images"))
     flags.out(page, folder=False)
     talk = console.talk(quiet, verbose)
@@ -227,21 +227,22 @@ def search(
 
     options: dict[str, Any] = {"dims": dims, "dtype": dtype, "device": device, "threads": threads, "progress": talk}
     query: dict[str, Any] = {"images": image or (), "without": minus}
-    found = files.search(plus, given, **query, model=model, top_k=top_k, fresh=fresh, **options)
-    hits = found.hits
-    asked = " + ".join((*plus, *map(str, image or ()))) + "".join(f" - {one}" for one in minus)
-    _say_unknown(talk, "search", found.unknown)
-    if not found.fits:
-        talk.say(Message("warning: search: nothing fits {} well", asked))
+    result = files.search(plus, arguments, **query, model=model, top_k=top_k, fresh=fresh, **options)
+    hits = result.hits
+    query_text = " + ".join((*plus, *map(str, image or ()))) + "".join(f" - {text}" for text in minus)
+    _say_unknown(talk, "search", result.unknown)
+    if not result.fits:
+        talk.say(Message("warning: search: nothing fits {} well", query_text))
     if as_json:
         console.show_json([{"image": str(hit.image), "score": round(hit.score, 6)} for hit in hits])
     else:
         rows = [(str(hit.image), f"{hit.score:.3f}") for hit in hits]
-        console.show_table(Message("{}, in {}", asked, ", ".join(given)), (Message("image"), Message("score")), rows)
+        title = Message("{}, in {}", query_text, ", ".join(arguments))
+        console.show_table(title, (Message("image"), Message("score")), rows)
     if page:
-        _write_page(page, asked, found)
+        _write_page(page, query_text, result)
         talk.say(Message("search: {}", page))
-    if _show_errors(found.errors):
+    if _show_errors(result.errors):
         raise Exit(1)
 
 
@@ -288,9 +289,9 @@ def embed(
     if out.suffix not in (".npy", ".parquet"):
         raise BadParameter(Message("--out must end in .npy or .parquet"))
     flags.out(out, folder=False)
-    wanted = [flags.text(one, "--text") for one in texts or ()]
-    wanted += flags.lines_of(texts_file, Message("text"), _MOST_TEXTS, _MOST_TEXTS_BYTES)
-    if bool(images) == bool(wanted):
+    inputs = [flags.text(text, "--text") for text in texts or ()]
+    inputs += flags.lines_of(texts_file, Message("text"), _MOST_TEXTS, _MOST_TEXTS_BYTES)
+    if bool(images) == bool(inputs):
         raise BadParameter(Message("give images, or texts with --text or --texts-file"))
     talk = console.talk(quiet, verbose)
 
@@ -298,13 +299,13 @@ def embed(
     from dcclip_cli.inference.images import find_images
 
     options: dict[str, Any] = {"dims": dims, "dtype": dtype, "device": device, "threads": threads, "progress": talk}
-    found = files.embed(find_images(images or (), sys.stdin), texts=wanted, out=out, model=model, **options)
-    _say_unknown(talk, "embed", found.unknown)
+    result = files.embed(find_images(images or (), sys.stdin), texts=inputs, out=out, model=model, **options)
+    _say_unknown(talk, "embed", result.unknown)
     if as_json:
-        console.show_json({"file": str(found.file), "unknown": found.unknown})
+        console.show_json({"file": str(result.file), "unknown": result.unknown})
     else:
-        console.show(str(found.file))
-    if _show_errors(found.errors):
+        console.show(str(result.file))
+    if _show_errors(result.errors):
         raise Exit(1)
 
 
@@ -332,25 +333,25 @@ def bench(
     with reading, on all cores. Agreement is the share of the images with the same best label as with the first model.
     """
     talk = console.talk(quiet, verbose)
-    given = _labels(labels, labels_file)
+    names = _labels(labels, labels_file)
 
     from dcclip_cli.inference.bench import bench
 
-    found = bench(models, images or (), given, threads=threads, progress=talk)
+    timings = bench(models, images or (), names, threads=threads, progress=talk)
     if as_json:
-        return console.show_json([vars(one) for one in found])
+        return console.show_json([vars(row) for row in timings])
     headings = [
         *(Message("model"), Message("parameters"), Message("size"), Message("loading"), Message("memory")),
         *(Message("image"), Message("text"), Message("images/s"), Message("agreement")),
     ]
     rows = [
         [
-            *(one.model, f"{one.parameters / 1e6:.2f} M", size_in_words(one.size_bytes), f"{one.load_s:.2f} s"),
-            *(size_in_words(one.memory_bytes), f"{one.image_ms:.2f} ms", f"{one.text_ms:.2f} ms"),
-            "" if one.images_per_s is None else f"{one.images_per_s:,.1f}",
-            "" if one.agreement is None else f"{one.agreement:.1%}",
+            *(row.model, f"{row.parameters / 1e6:.2f} M", size_in_words(row.size_bytes), f"{row.load_s:.2f} s"),
+            *(size_in_words(row.memory_bytes), f"{row.image_ms:.2f} ms", f"{row.text_ms:.2f} ms"),
+            "" if row.images_per_s is None else f"{row.images_per_s:,.1f}",
+            "" if row.agreement is None else f"{row.agreement:.1%}",
         ]
-        for one in found
+        for row in timings
     ]
     shown = [place for place in range(len(headings)) if any(row[place] for row in rows)]
     console.show_table("", [headings[place] for place in shown], [[row[place] for place in shown] for row in rows])

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from typer import Argument, Option
 
 from dcclip_cli.cli import console, flags
 from dcclip_cli.errors import Message
-
-if TYPE_CHECKING:
-    from dcclip_cli.publish.push import PushPlan
 
 
 def push(
@@ -60,20 +57,20 @@ def push(
     for note in done.plan.notes:
         talk.say(note)
     if not yes:
-        _show_plan(done.plan, "private" if private else "public")
+        sizes = {
+            name: len(file) if isinstance(file, bytes) else file.stat().st_size
+            for name, file in done.plan.files.items()
+        }
+        counts = len(sizes), sum(sizes.values()) / 1e6
+        visibility = "private" if private else "public"
+        title = Message("{}, a {} model: {} files, {:,.2f} MB", done.plan.repository, visibility, *counts)
+        rows = [(name, f"{size:,}") for name, size in sizes.items()]
+        console.show_table(title, (Message("file"), Message("bytes")), rows)
+        console.show("")
+        console.show(done.plan.card.rstrip("\n"))
         return talk.say(Message("dry run: nothing was sent; add --yes to upload"))
     unchanged = len(done.plan.files) - done.changed
     talk.say(
         Message("{} files uploaded, {} were there; load it with --model hf-hub:{}", done.changed, unchanged, repository)
     )
     console.show(done.url)
-
-
-def _show_plan(plan: PushPlan, visibility: str) -> None:
-    sizes = {name: len(one) if isinstance(one, bytes) else one.stat().st_size for name, one in plan.files.items()}
-    total = sum(sizes.values()) / 1e6
-    title = Message("{}, a {} model: {} files, {:,.2f} MB", plan.repository, visibility, len(sizes), total)
-    rows = [(name, f"{size:,}") for name, size in sizes.items()]
-    console.show_table(title, (Message("file"), Message("bytes")), rows)
-    console.show("")
-    console.show(plan.card.rstrip("\n"))

@@ -55,7 +55,7 @@ def serve(
     listening = _listen(host, port)
     encoder = open_encoder(model, device, threads, talk, dims)
     keep_freed_memory()
-    indexes = [open_index(encoder, one, progress=talk) for one in distinct(folder or ())]
+    indexes = [open_index(encoder, path, progress=talk) for path in distinct(folder or ())]
     talk.say(Message("serve: {:,} images can be searched", sum(len(index.paths) for index in indexes)))
     names, bound_port = _names(host, listening), listening.getsockname()[1]
     if not names and token is None:

@@ -17,8 +17,6 @@ from dcclip_cli.text import split
 if TYPE_CHECKING:
     from dcclip_cli.api import SweepResult
     from dcclip_cli.curation.collect import CollectResult
-    from dcclip_cli.eval.compare import Difference
-    from dcclip_cli.recipe.load import LoadedRecipe
     from dcclip_cli.recipe.summary import ModelSummary
 
 _ENGINE = Option("--engine", help="What runs the tasks; slurm is set up by the key collect.cluster.")
@@ -67,7 +65,16 @@ def run(
     if seeds or loaded.recipe.variants:
         chosen = [int(number) for number in numbers]
         if check:
-            return _check_sweep(loaded, chosen, device, out, fresh, processes, quiet)
+            from dcclip_cli.recipe.load import varied
+
+            # With the first seed: what others take is the same.
+            root, seed = out or Path("runs") / loaded.recipe.name, chosen[0] if chosen else loaded.recipe.seed
+            names = list(loaded.recipe.variants or [""])
+            console.show_now(Message("{} runs in {}", len(names) * max(1, len(set(chosen))), root))
+            for name in console.counted(console.talk(quiet), Message("variants"), names, len(names), at_once=True):
+                variant, folder = varied(loaded, name, seed), root / name / f"seed-{seed}"
+                flags.show_checked(variant, variant.recipe.stages, device, folder, fresh, processes)
+            return None
         from dcclip_cli.api import sweep
 
         talk = console.talk(quiet, verbose)
@@ -116,11 +123,18 @@ def collect(
     loaded = flags.open_recipe(recipe, sets, "collect")
     if check:
         from dcclip_cli.curation.executors import Engine
+        from dcclip_cli.curation.work import plan
 
         assert loaded.recipe.collect is not None
         Engine(engine, workers, loaded.recipe.collect.cluster).check()
         flags.show_checked(loaded, ["collect"], out=out, fresh=fresh)
-        return _show_plan(loaded)
+        slices = plan(loaded.recipe.collect)
+        for number, source in enumerate(loaded.recipe.collect.sources):
+            abouts = [part.about for part in slices if part.source == number]
+            counts = (source.label, source.kind, sum(abouts), _slices(len(abouts)))
+            console.show(Message("{} ({}): about {:,} pairs, {}", *counts))
+        total = sum(part.about for part in slices)
+        return console.show(Message("collect would read about {:,} pairs in {}", total, _slices(len(slices))))
 
     from dcclip_cli import api
     from dcclip_cli.machine import keep_pandas_out
@@ -162,13 +176,13 @@ def index(
     """
     from dcclip_cli import api
 
-    given = {"key": key, "image": image, "zh": zh, "en": en, "caption": caption}
-    columns = {name: column for name, column in given.items() if column is not None}
-    found = api.index(data, verify=verify, fresh=fresh, columns=columns, progress=console.talk(quiet, verbose))
-    more = found.images - found.pairs
-    alone = Message(", {:,} images without captions", more) if more else ""
-    counted = Message("1 file") if found.files == 1 else Message("{:,} files", found.files)
-    console.show(Message("{:,} pairs in {}{}", found.pairs, counted, alone))
+    options = {"key": key, "image": image, "zh": zh, "en": en, "caption": caption}
+    columns = {name: column for name, column in options.items() if column is not None}
+    indexed = api.index(data, verify=verify, fresh=fresh, columns=columns, progress=console.talk(quiet, verbose))
+    uncaptioned = indexed.images - indexed.pairs
+    alone = Message(", {:,} images without captions", uncaptioned) if uncaptioned else ""
+    counted = Message("1 file") if indexed.files == 1 else Message("{:,} files", indexed.files)
+    console.show(Message("{:,} pairs in {}{}", indexed.pairs, counted, alone))
 
 
 def _training(stage: Literal["distill", "align"], what: str) -> Callable[..., None]:
@@ -200,20 +214,6 @@ def _training(stage: Literal["distill", "align"], what: str) -> Callable[..., No
 
 distill = _training("distill", "Train the student on the teacher's features (stage 1).")
 align = _training("align", "Train the student contrastively on images and captions (stage 2).")
-
-
-def _show_plan(loaded: LoadedRecipe) -> None:
-    """Print what would be read."""
-    from dcclip_cli.curation.work import plan
-
-    assert loaded.recipe.collect is not None
-    slices = plan(loaded.recipe.collect)
-    for number, source in enumerate(loaded.recipe.collect.sources):
-        abouts = [one.about for one in slices if one.source == number]
-        counts = (source.label, source.kind, sum(abouts), _slices(len(abouts)))
-        console.show(Message("{} ({}): about {:,} pairs, {}", *counts))
-    about = sum(one.about for one in slices)
-    console.show(Message("collect would read about {:,} pairs in {}", about, _slices(len(slices))))
 
 
 def _slices(count: int) -> Message:
@@ -248,14 +248,14 @@ def _show_models(title: str, models: list[ModelSummary]) -> None:
     agreement = {on: Message("agreement with the teacher, {}", on) for on in models[0].agreement}
     lines: list[tuple[str, list[float], str]] = [
         *(
-            (joined(" ", (METRIC_NAMES[metric], on)), [one.scores[metric][on] for one in models], "{:.1%}")
+            (joined(" ", (METRIC_NAMES[metric], on)), [model.scores[metric][on] for model in models], "{:.1%}")
             for metric, scores in models[0].scores.items()
             for on in scores
         ),
-        *((name, [one.agreement[on] for one in models], "{:.1%}") for on, name in agreement.items()),
-        *((name, [getattr(one, field) / unit for one in models], text) for name, field, unit, text in _SIZES),
+        *((name, [model.agreement[on] for model in models], "{:.1%}") for on, name in agreement.items()),
+        *((name, [getattr(model, field) / unit for model in models], text) for name, field, unit, text in _SIZES),
     ]
-    columns, table = ["", *(_MODELS[one.name] for one in models)], []
+    columns, table = ["", *(_MODELS[model.name] for model in models)], []
     for name, values, text in lines:
         table.append([name, *map(text.format, values)])
         if models[0].name == "teacher":
@@ -263,26 +263,6 @@ def _show_models(title: str, models: list[ModelSummary]) -> None:
     if models[0].name == "teacher":
         columns.append(Message("student / teacher"))
     console.show_table(title, columns, table)
-
-
-def _check_sweep(
-    loaded: LoadedRecipe,
-    seeds: list[int],
-    device: flags.Device,
-    out: Path | None,
-    fresh: bool,
-    processes: Any,
-    quiet: bool,
-) -> None:
-    """`--check` for each variant, with the first seed: what others take is the same."""
-    from dcclip_cli.recipe.load import varied
-
-    root, seed = out or Path("runs") / loaded.recipe.name, seeds[0] if seeds else loaded.recipe.seed
-    variants = list(loaded.recipe.variants or [""])
-    console.show_now(Message("{} runs in {}", len(variants) * max(1, len(set(seeds))), root))
-    for name in console.counted(console.talk(quiet), Message("variants"), variants, len(variants), at_once=True):
-        variant = varied(loaded, name, seed)
-        flags.show_checked(variant, variant.recipe.stages, device, root / name / f"seed-{seed}", fresh, processes)
 
 
 def _show_sweep(result: SweepResult) -> None:
@@ -296,30 +276,29 @@ def _show_sweep(result: SweepResult) -> None:
     for metric, test in tests:
         of = {f"{test} {language}": language for language in ("en", "zh")}
         used = {on: language for on, language in of.items() if any((metric, on) in row.scores() for row in rows)}
-        compared = [
-            on for on in used if any(f"{one.dataset} {one.language}" == on for r in rows for one in r.differences)
-        ]
+        differences = [{f"{pair.dataset} {pair.language}": pair for pair in row.differences} for row in rows]
+        compared = [on for on in used if any(on in by_set for by_set in differences)]
         lines = []
-        for row, label in zip(rows, labels, strict=True):
+        for row, label, by_set in zip(rows, labels, differences, strict=True):
             cells = [per_cent(row.scores().get((metric, on), ())) for on in used]
-            found = {f"{one.dataset} {one.language}": one for one in row.differences}
-            lines.append((label, *cells, *(_difference(found.get(on)) for on in compared)))
+            for on in compared:
+                pair = by_set.get(on)
+                cells.append(
+                    f"{100 * pair.value:+.1f} ({100 * pair.low:+.1f} to {100 * pair.high:+.1f})" if pair else ""
+                )
+            lines.append((label, *cells))
         against = (Message("{}, minus {} (95 %)", used[on], first) for on in compared)
-        what = METRIC_NAMES.get(metric) or Message("agreement with the teacher")
-        console.show_table(joined(", ", (test, Message("{} in %", what))), ("", *used.values(), *against), lines)
+        metric_name = METRIC_NAMES.get(metric) or Message("agreement with the teacher")
+        console.show_table(joined(", ", (test, Message("{} in %", metric_name))), ("", *used.values(), *against), lines)
     sizes = []
     for row, label in zip(result.rows, labels, strict=True):
-        means = (sum(getattr(one, field) for one in row.runs) / len(row.runs) for _, field, _, _ in _SIZES)
+        means = (sum(getattr(model, field) for model in row.runs) / len(row.runs) for _, field, _, _ in _SIZES)
         sizes.append(
             (label, *(text.format(mean / unit) for mean, (_, _, unit, text) in zip(means, _SIZES, strict=True)))
         )
     runs = max((len(row.runs) for row in result.rows), default=0)
     title = Message("{}: {} runs of each, times on one thread of this machine's CPU", result.folder, runs)
     console.show_table(title, ("", *(name for name, *_ in _SIZES)), sizes)
-
-
-def _difference(one: Difference | None) -> str:
-    return "" if one is None else f"{100 * one.value:+.1f} ({100 * one.low:+.1f} to {100 * one.high:+.1f})"
 
 
 _MODEL = Option("--model", metavar="MODEL", help=flags.EXPORTED_HELP)
@@ -371,8 +350,8 @@ def export(
 
     from dcclip_cli import api
 
-    given = {"format": format, "precision": precision, "preprocess": preprocess, "calibration": calibration}
-    options: dict[str, Any] = {key: value for key, value in (given | {"dims": dims}).items() if value}
-    options |= {"trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"format": format, "precision": precision, "preprocess": preprocess, "dims": dims}
+    options = {key: value for key, value in (options | {"calibration": calibration}).items() if value}
+    options["trust_remote_code"] = trust_remote_code
     result = api.export(loaded, model=model, out=out, fresh=fresh, progress=talk, **options)
     console.show(str(result.folder))

@@ -77,21 +77,28 @@ def explained(error: BaseException, options: Collection[str] = ()) -> DcclipErro
     """
     text = " ".join(map(str, error.args))  # str() leaves out the rest once an OSError has a file's name
     if type(error).__name__ == "PanicException":  # a BaseException, of libraries written in Rust
-        what = Message("a library cannot handle the content of a file: {}", (text.splitlines() or [""])[0][:200])
-        return DcclipError(what, "copy or download the model again: one of its files is damaged")
-    number, file = _number(error, text), _file(error, text)
+        problem = Message("a library cannot handle the content of a file: {}", (text.splitlines() or [""])[0][:200])
+        return DcclipError(problem, "copy or download the model again: one of its files is damaged")
+    number = _number(error, text)
     if number is None:
         return None
     if number in _OF_PROCESS:
         return _OF_PROCESS[number]
     if number == errno.ENOMEM:
-        free = Message(" ({:.1f} GiB are available)", there.available / 2**30) if (there := memory()) else ""
+        ram = memory()
+        free = Message(" ({:.1f} GiB are available)", ram.available / 2**30) if ram else ""
         batch = Message(", or make the recipe's batch_size smaller, or split batches with accumulate: auto")
         smaller = batch if "--set" in options else ""
         return DcclipError("there is not enough memory{}", "close other programs{}", free, smaller)
-    if file is not None:
-        return _sentence(number, file, options)
-    return _DISK_FULL if number in (errno.ENOSPC, errno.EDQUOT) else None
+    if loop := _LINK_LOOP.search(text):
+        path = loop[1]
+    else:
+        names = (getattr(error, name, None) for name in ("filename2", "filename") if isinstance(error, OSError))
+        path = next((name for name in names if name is not None and not isinstance(name, int)), None)
+        path = path or written_by(error)
+    if not path:
+        return _DISK_FULL if number in (errno.ENOSPC, errno.EDQUOT) else None
+    return _sentence(number, Path(_PARTIAL.sub(r"\1", os.fsdecode(path))), options)  # not a temporary file's name
 
 
 def _number(error: BaseException, text: str) -> int | None:
@@ -104,36 +111,27 @@ def _number(error: BaseException, text: str) -> int | None:
         for number, pattern in _SAID.items():
             if re.search(pattern, text):
                 return number
-        if found := _NUMBER.search(text):
-            return int(found[1])
+        if match := _NUMBER.search(text):
+            return int(match[1])
     return None
-
-
-def _file(error: BaseException, text: str) -> Path | None:
-    """The file that an error is about, if it is known: of a temporary one what it is going to be."""
-    if loop := _LINK_LOOP.search(text):
-        return Path(loop[1])
-    own = (getattr(error, "filename2", None), getattr(error, "filename", None)) if isinstance(error, OSError) else ()
-    file = next((one for one in own if one is not None and not isinstance(one, int)), None) or written_by(error)
-    return Path(_PARTIAL.sub(r"\1", os.fsdecode(file))) if file else None
 
 
 def _sentence(number: int, file: Path, options: Collection[str]) -> DcclipError:
     told = _WITH_FILE.get(number, _OTHER)
-    what, hint = told.what, told.hint
+    problem, hint = told.what, told.hint
     parts = (*reversed(file.parents), file)
     barrier = next((part for part in parts if os.path.exists(part) and not os.path.isdir(part)), file)
     elsewhere, cache = "", cache_folder()
     if file.is_relative_to(cache) or cache.is_relative_to(file):
         elsewhere = _OTHER_CACHE
         hint = hint if number == errno.ENOSPC else elsewhere
-    elif option := next((one for one in ("--out", "--html") if one in options), None):
+    elif option := next((name for name in ("--out", "--html") if name in options), None):
         elsewhere = Message("write elsewhere with {}", option)
     fields = {
         "file": str(file).replace("\n", "\\n"),  # each line of a text is an error of its own
         "barrier": str(barrier).replace("\n", "\\n"),
-        "free": size_in_words(free_bytes(file)) if "{free}" in what else "",
+        "free": size_in_words(free_bytes(file)) if "{free}" in problem else "",
         "elsewhere": Message(", or {}", elsewhere) if elsewhere else "",
         "reason": os.strerror(number),
     }
-    return DcclipError(Message(what, **fields), Message(hint, **fields))
+    return DcclipError(Message(problem, **fields), Message(hint, **fields))

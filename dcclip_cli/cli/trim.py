@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
 from dcclip_cli.cli import console, flags
 from dcclip_cli.errors import Message
 from dcclip_cli.text import split
-
-if TYPE_CHECKING:
-    from dcclip_cli.model.trim import TrimResult
-    from dcclip_cli.progress import Progress
 
 _MOST_TEXTS, _MOST_BYTES = 1_000_000, 200_000_000
 _NAMED = 8  # texts
@@ -52,20 +48,10 @@ def trim(
     """
     from dcclip_cli import api
 
-    given = flags.lines_of(texts, Message("text"), _MOST_TEXTS, _MOST_BYTES) if texts else None
+    lines = flags.lines_of(texts, Message("text"), _MOST_TEXTS, _MOST_BYTES) if texts else None
     talk = console.talk(quiet, verbose)
-    result = api.trim(
-        model,
-        languages=split(languages),
-        out=out,
-        texts=given,
-        trust_remote_code=trust_remote_code,
-        progress=talk,
-    )
-    _show(result, texts, talk)
-
-
-def _show(result: TrimResult, texts: Path | None, talk: Progress) -> None:
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "progress": talk}
+    result = api.trim(model, languages=split(languages), out=out, texts=lines, **options)
     rows = [
         (Message("pieces"), f"{result.pieces_before:,}", f"{result.pieces:,}"),
         (Message("parameters"), f"{result.parameters_before / 1e6:.2f} M", f"{result.parameters / 1e6:.2f} M"),
