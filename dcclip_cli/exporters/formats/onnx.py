@@ -171,6 +171,8 @@ def _rename_inputs(graph: Path, out: Path, takes: str) -> int:
 def _rename(model: Any, names: Mapping[str, str]) -> None:
     for tensors in (tensors for node in model.graph.node for tensors in (node.input, node.output)):
         tensors[:] = [names.get(name, name) for name in tensors]
+    for tensor in (*model.graph.value_info, *model.graph.initializer):
+        tensor.name = names.get(tensor.name, tensor.name)
 
 
 # ---- both towers in one graph
