@@ -221,6 +221,9 @@ def model_config(
         # linear projection by `num_features`, which is the width before that.
         network = blank_network(image.timm)
         has_wide_head = getattr(network, "head_hidden_size", network.num_features) != network.num_features
+        if has_wide_head and image.projection == "mlp":
+            what = Message("{} projects images by its own classifier, not by an mlp", image.timm)
+            raise DcclipError(what, "remove student.image.projection, or use another network")
         vision = {
             "image_size": image.size,
             "timm_model_name": image.timm,
