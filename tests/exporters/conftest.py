@@ -106,3 +106,25 @@ def open_clip_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     save_file({name: value.contiguous() for name, value in weights.items()}, folder / "open_clip_model.safetensors")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return "hf-hub:test/tiny"
+
+
+def student(folder: Path, timm: str, teacher: Path | None = None, bias: float = 0.0, **image: Any) -> Path:
+    """A student with random weights, and the vocabulary of a `teacher`, or else one of its own.
+
+    `bias` is that of a projection in place of the network's classifier.
+    """
+    from dcclip_cli.model import students
+    from dcclip_cli.model.model_dir import save_model
+    from dcclip_cli.model.tokenizer import train_tokenizer, trim_tokenizer
+
+    section = {"image": {"timm": timm, "size": 64, **image}, "text": {"layers": 1, "width": 32}}
+    options = students.StudentOptions.model_validate(section)
+    captions = ["a red circle", "红色的圆"] * 20
+    tokenizer = trim_tokenizer(teacher, captions, 300) if teacher else train_tokenizer(captions, 300)
+    config = students.model_config(options, 16, tokenizer.get_vocab_size())
+    model = students.build_model(config, 0)
+    if bias and (found := students.projection_bias(model)) is not None:
+        found.data.fill_(bias)
+    assert isinstance(options.image, students.ImageTower)
+    save_model(folder, model, config, students.preprocessing_of(options.image), tokenizer, {})
+    return folder

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 import torch
@@ -120,11 +119,6 @@ def test_int8_is_smaller_close_to_the_model_the_same_each_time_and_independent_o
         np.testing.assert_allclose(np.concatenate(together), alone, atol=1e-5)
 
 
-def test_int8_without_images_to_calibrate_on_is_refused(export_model: Exporting) -> None:
-    with pytest.raises(DcclipError, match="int8 needs images"):
-        export_model(precision="int8", data=None)
-
-
 def test_an_export_that_differs_too_much_leaves_the_earlier_one(export_model: Exporting, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     about = {"kind": "bundle"}
@@ -139,15 +133,6 @@ def test_a_bundle_is_exported_to_other_formats_of_its_graphs(exported: ExportRes
     found = export_model(exported.folder, format="immich")
     assert parity(found).image_max_difference == parity(found).text_max_difference == 0
     assert about(found)["name"] == about(exported)["name"]
-
-
-def test_fp16_halves_the_weights_and_changes_next_to_nothing(exported: ExportResult, export_model: Exporting) -> None:
-    half = export_model(precision="fp16")
-    assert (half.folder / "text.onnx").stat().st_size < (exported.folder / "text.onnx").stat().st_size / 1.6
-    assert parity(half).image_max_difference < 5e-3 and parity(half).text_centred_cosine > 0.9999
-    merged = export_model(half.folder, out="js", format="transformers.js")
-    for graph in (*half.folder.glob("*.onnx"), *merged.folder.glob("onnx/*.onnx")):
-        onnx.checker.check_model(graph, full_check=True)
 
 
 def test_an_fp16_export_that_overflows_keeps_more_in_fp32(
@@ -203,18 +188,6 @@ def test_prompts_of_a_recipe_are_written_to_the_bundle_whose_graphs_have_the_sam
         assert (made.folder / name).read_bytes() == (exported.folder / name).read_bytes()
     with pytest.raises(ValueError, match=r"each template for zh needs {}"):
         ExportOptions(prompts={"zh": ("一张照片",)})
-
-
-def test_an_export_with_dims_gives_the_first_numbers_of_each_embedding(
-    exported: ExportResult, export_model: Exporting
-) -> None:
-    short = export_model(dims=8)
-    assert (about(short)["dims"], about(short)["trained_dims"]) == (8, []) and "dims" not in about(exported)
-    texts = ["红色的圆", "a red circle"]
-    wide, narrow = (OnnxEncoder(one.folder, "cpu").encode_texts(texts) for one in (exported, short))
-    np.testing.assert_allclose(narrow, wide[:, :8] / np.linalg.norm(wide[:, :8], axis=1, keepdims=True), atol=1e-5)
-    with pytest.raises(DcclipError, match="--format transformers does not support --dims"):
-        export_model(out="other", format="transformers", dims=8)
 
 
 def test_models_with_the_same_image_tower_have_bundles_with_the_same_image_fingerprint(
