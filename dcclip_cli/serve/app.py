@@ -7,6 +7,7 @@ import base64
 import gc
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -83,7 +84,7 @@ class EmbeddingRequest(BaseModel):
     dimensions: int | None = Field(None, ge=1, le=8192)
 
     def inputs(self) -> list[str]:
-        """The texts and data URLs, in their order. Raises DcclipError for token ids."""
+        """The texts and data URLs, in their order. Raises DcclipError for token ids and web addresses."""
         if self.input is None:
             parts = [
                 [text] if isinstance(text := message.content, str) else map(Part.input, text)
@@ -95,6 +96,8 @@ class EmbeddingRequest(BaseModel):
         if len(texts) < len(inputs):
             hint = Message("send texts; with LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False")
             raise DcclipError("the input is token ids of another model's tokenizer", hint)
+        if address := next((text for text in texts if re.fullmatch(r"https?://\S+", text)), None):
+            raise no_data_url(address)
         return texts
 
 
@@ -142,6 +145,13 @@ class Server:
         embedded = np.concatenate(await asyncio.gather(*parts))  # images first
         is_text = np.array([not text.startswith(IMAGE_URL) for text in inputs])
         return np.asarray(embedded[np.argsort(np.argsort(is_text, kind="stable"))])
+
+    async def count_tokens(self, inputs: Sequence[str]) -> int:
+        """How many tokens the model reads of those inputs that are texts."""
+        texts = [text for text in inputs if not text.startswith(IMAGE_URL)]
+        tokenize = self.encoder.encoder.tokenize  # a text takes as long as 1 kB of JSON, or longer
+        size = sum(max(len(text), 1000) for text in texts)
+        return int(await self.run(lambda: sum(tokenize([text]).size for text in texts), size))
 
     async def run(self, function: Callable[..., Any], size: int, *arguments: object) -> Any:
         """The result of a call that converts so many bytes, many of them in a thread: others get answers meanwhile."""
@@ -242,21 +252,29 @@ def _add_status(app: FastAPI, server: Server) -> None:
 def _add_model(app: FastAPI, server: Server) -> None:
     name = server.encoder.encoder.name
 
+    described = {"id": name, "object": "model", "created": 0, "owned_by": "dcclip"}
+
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         """The one model, as OpenAI lists them."""
-        return {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "dcclip"}]}
+        return {"object": "list", "data": [described]}
+
+    @app.get("/v1/models/{model:path}")
+    async def retrieve(model: str) -> dict[str, Any]:
+        """The one model, by whatever name."""
+        return described
 
     @app.post("/v1/embeddings")
     async def embeddings(request: EmbeddingRequest) -> Response:
         """Embeddings of length 1 of texts and of images as data URLs, in OpenAI's form."""
-        rows = await server.vectors(request.inputs())
+        inputs = request.inputs()
+        rows, tokens = await server.vectors(inputs), await server.count_tokens(inputs)
         if request.dimensions is not None:
             if request.dimensions > server.dims:
                 raise DcclipError("{} has embeddings of {} numbers", "ask for no more dimensions", name, server.dims)
             rows = rows[:, : request.dimensions]
             rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-        usage = {"prompt_tokens": 0, "total_tokens": 0}  # nothing is charged
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
 
         def response() -> Response:
             coded: list[Any] = rows.tolist()

@@ -62,6 +62,11 @@ def test_embeddings_have_the_form_of_openai_for_texts_and_images_in_their_order(
     texts, [image] = model.embed_texts(["红色的圆", "a green moon"]), model.embed_images([pictures[0]])
     assert (rows * np.stack([texts[0], image, texts[1]])).sum(axis=1).min() > 0.9999
     assert [one["index"] for one in answer["data"]] == [0, 1, 2] and answer["object"] == "list"
+    tokens = sum(model._encoder.tokenize([text]).size for text in inputs[::2])
+    assert answer["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
+    assert [client.get("/v1/models/any/name").json()] == client.get("/v1/models").json()["data"]
+    refused = client.post("/v1/embeddings", json={"input": ["红", "https://a.b/c.jpg"]})
+    assert refused.status_code == 422 and "https://a.b/c.jpg" in refused.text
     short = client.post("/v1/embeddings", json={"input": "红", "dimensions": 8, "encoding_format": "base64"}).json()
     found = np.frombuffer(base64.b64decode(short["data"][0]["embedding"]), "<f4")
     wanted = model.embed_texts(["红"])[0, :8]
