@@ -87,11 +87,20 @@ def class_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]]
     """
     file = path / NAMES_FILE
     if not os.path.lexists(file):
-        if listed := _known_names(path, folders):
-            return listed
+        # Keys of a known data set, such as WordNet ids; folders that are names, or only numbers, mean something else in
+        # each data set.
+        for dataset in map(prompts.read, prompts.all_names()):
+            place = {folder: number for number, folder in enumerate(dataset.folders)}
+            english = {prompts.normalized(name) for name in dataset.names.get("en", [])}
+            says_nothing = all(folder.isdecimal() or prompts.normalized(folder) in english for folder in folders)
+            if set(folders) <= set(place) and not says_nothing:
+                return {key: [names[place[folder]] for folder in folders] for key, names in dataset.names.items()}
+        if ids := [folder for folder in folders if _WORDNET_ID.fullmatch(folder)]:
+            unknown = next(iter({*ids} - {*prompts.read("imagenet").folders}), ids[0])
+            message = Message("{} is a WordNet id, and the names of its class are not known", path / unknown)
+            raise DcclipError(message, _example(path / NAMES_FILE, unknown))
         if odd := [folder for folder in folders if not _is_name(folder)]:
-            message = Message("{}: the name of the folder {!r} is not in UTF-8", path, os.fsencode(odd[0]))
-            raise DcclipError(message, "rename it")
+            raise DcclipError("{}: the name of the folder {!r} is not in UTF-8", "rename it", path, os.fsencode(odd[0]))
         plain = [folder.replace("_", " ") for folder in folders]
         return {"zh" if any(language_by_script(name) == "zh" for name in plain) else "en": plain}
     example = _example(file, folders[0])
@@ -115,29 +124,6 @@ def class_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]]
 def _example(file: Path, folder: str) -> str:
     key = json.dumps(folder, ensure_ascii=False)  # 7 and "no" are no texts in YAML
     return Message("write {} with a line for each folder, for example: {}: {{en: cat, zh: 猫}}", file, key)
-
-
-def _known_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]] | None:
-    """The names of the known data set whose class folders these are, or are some of; None where they are no such.
-
-    Its folders have to be keys that are no names, such as WordNet ids. Raises DcclipError for a WordNet id that is none
-    of ImageNet's.
-    """
-    for dataset in map(prompts.read, prompts.all_names()):
-        numbers = {folder: number for number, folder in enumerate(dataset.folders)}
-        names = {prompts.normalized(name) for name in dataset.names.get("en", [])}
-        # Folders that are names, or only numbers, mean something else in each data set.
-        if set(folders) <= set(numbers) and not all(
-            folder.isdecimal() or prompts.normalized(folder) in names for folder in folders
-        ):
-            return {
-                language: [texts[numbers[folder]] for folder in folders] for language, texts in dataset.names.items()
-            }
-    if ids := [folder for folder in folders if _WORDNET_ID.fullmatch(folder)]:
-        unknown = next(iter({*ids} - {*prompts.read("imagenet").folders}), ids[0])
-        message = Message("{} is a WordNet id, and the names of its class are not known", path / unknown)
-        raise DcclipError(message, _example(path / NAMES_FILE, unknown))
-    return None
 
 
 def _is_name(value: Any) -> bool:

@@ -278,10 +278,8 @@ class Collator:
         import torch
 
         rows = self._rows(samples, process, processes)
-        indices = [index for index, _ in rows.images]
-        augmentations = [
-            epoch % self.num_augmentations if self.num_augmentations else epoch for _, epoch in rows.images
-        ]
+        indices, count = [index for index, _ in rows.images], self.num_augmentations
+        augmentations = [epoch % count if count else epoch for _, epoch in rows.images]
         if self.dataset.embeddings is not None:
             inputs = [torch.from_numpy(self.dataset.embeddings[indices])]
         else:  # pixels of every preprocessing, from the cache as far as these, or the images, are used again
@@ -290,16 +288,14 @@ class Collator:
             pixels: list[tuple[np.ndarray, ...]] = [()] * len(indices)
             for row in np.argsort(indices).tolist():  # in the order of the files
                 index, augmentation = indices[row], augmentations[row]
-                if self.num_augmentations:
+                if count:
                     make = partial(self.pixels, index, augmentation, *preprocess)
-                    pixels[row] = cache.get((index, augmentation), make, images * self.num_augmentations)
+                    pixels[row] = cache.get((index, augmentation), make, images * count)
                 else:
                     image = cache.get(index, partial(_decoded, self.dataset, index, side), images)
                     pixels[row] = self._augmented(image, index, augmentation, preprocess)
             inputs = [stacked([arrays[number] for arrays in pixels]) for number in range(len(preprocess))]
-        sample_index, augmentation_index = (
-            torch.tensor(values, dtype=torch.int64) for values in (indices, augmentations)
-        )
+        sample_index, augmentation_index = (torch.tensor(ids, dtype=torch.int64) for ids in (indices, augmentations))
         texts = {name: self._texts(*chosen) for name, chosen in self._chosen(rows).items()}
         batch = Batch(sample_index, augmentation_index, inputs[0], tuple(inputs[1:]), texts, len(rows.texts))
         features = tuple(read_stored(batch) for read_stored in self.read_features)

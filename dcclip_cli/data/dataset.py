@@ -8,6 +8,8 @@ from itertools import accumulate, chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
+import numpy as np
+
 from dcclip_cli.data.class_folders import no_pairs
 from dcclip_cli.data.index import find_indexes
 from dcclip_cli.data.indexed import CACHE_BYTES, IndexedDataset
@@ -45,7 +47,6 @@ class EmbeddingDataset(FileDataset):
     path: Path
 
     def __init__(self, path: Path) -> None:
-        import numpy as np
         import pyarrow.parquet as pq
 
         self.path = path
@@ -122,8 +123,6 @@ def recipe_pairs(
     if not data.hold_out:
         return pairs
     check_hold_out(data, len(pairs))
-    import numpy as np
-
     held = np.linspace(0, len(pairs) - 1, data.hold_out).astype(np.int64)
     return Rows(pairs, held if kind == "validation" else np.setdiff1d(np.arange(len(pairs)), held))
 
@@ -147,7 +146,13 @@ def find_dataset(
     `uncaptioned`: also images without captions. Raises DcclipError where nothing is there or it cannot be read.
     """
     columns = columns or Columns()
-    opened = [_layout(location, uncaptioned, columns) for location in _each(source)]
+    opened: list[PairDataset | list[DataFile] | None] = []
+    for location in _each(source):
+        may_be_other = columns.image is None and not is_url(location) and Path(location).exists()
+        layouts = LAYOUTS if may_be_other else ()
+        datasets_by_layout = (layout.find(Path(location), uncaptioned) for layout in layouts)
+        dataset = next((dataset for dataset in datasets_by_layout if dataset is not None), None)
+        opened.append(shards_at(location) or None if dataset is None else dataset)
     if None in opened or not opened:
         return None
     # Shards that follow each other are one dataset.
@@ -167,15 +172,6 @@ def find_dataset(
     at = zip(datasets, joined.firsts, strict=False)
     joined.sources = [first + source for dataset, first in at for source in dataset.sources]
     return joined
-
-
-def _layout(source: str | Path, uncaptioned: bool, columns: Columns) -> PairDataset | list[DataFile] | None:
-    path = Path(source)
-    if columns.image is None and not is_url(source):
-        for layout in LAYOUTS:
-            if path.exists() and (dataset := layout.find(path, uncaptioned)) is not None:
-                return dataset
-    return shards_at(source) or None
 
 
 def shards_at(source: Source) -> list[DataFile]:

@@ -211,13 +211,23 @@ def find_indexes(
     place: Callable[[DataFile, Columns], Path] = cached,
 ) -> list[Index]:
     """The indexes of data files; those that are missing or too old, with `fresh` all, are written to `place` first."""
+
+    def copy_published(file: DataFile) -> None:
+        """Copy an index that is next to its file in an object store to the cache folder."""
+        path = cached(file, columns)
+        with suppress(DcclipError):  # the shard is read in its place, or raises the error
+            for published in [] if path.exists() else list_files(with_suffix(file.location, SUFFIX)):
+                with atomic_file(path) as temporary, temporary.open("wb") as target:
+                    published.read_into(target.fileno(), 0, published.size)
+
     indexes = {file: None if fresh else find_index(file, columns) for file in files}
     if missing := [file for file, index in indexes.items() if index is None]:
         (cache_folder() / "index").mkdir(parents=True, exist_ok=True)
         # Several processes of one run want the same indexes: the first writes them, the others find them.
         with lock(cached(missing[0], columns).with_suffix(".lock")):
             if not fresh:
-                _copy_published([file for file in missing if file.is_remote], columns)
+                with ThreadPoolExecutor(_CONNECTIONS) as pool:
+                    list(pool.map(copy_published, [file for file in missing if file.is_remote]))
                 indexes |= {file: find_index(file, columns) for file in missing}
             jobs = [(file, place(file, columns)) for file in missing if indexes[file] is None]
             write_indexes(jobs, columns, progress)
@@ -229,20 +239,6 @@ def own_place(file: DataFile, columns: Columns) -> Path:
     """Where `dcclip index` writes an index: next to a local file, or where that is not allowed to the cache folder."""
     writable = not file.is_remote and os.access(beside(file).parent, os.W_OK)
     return beside(file) if writable else cached(file, columns)
-
-
-def _copy_published(files: Sequence[DataFile], columns: Columns) -> None:
-    """Copy indexes that are next to their files in an object store to the cache folder."""
-
-    def copy(file: DataFile) -> None:
-        path = cached(file, columns)
-        with suppress(DcclipError):  # the shard is read in its place, or raises the error
-            for published in [] if path.exists() else list_files(with_suffix(file.location, SUFFIX)):
-                with atomic_file(path) as temporary, temporary.open("wb") as target:
-                    published.read_into(target.fileno(), 0, published.size)
-
-    with ThreadPoolExecutor(_CONNECTIONS) as pool:
-        list(pool.map(copy, files))
 
 
 def verify_files(files: Sequence[DataFile], columns: Columns, progress: Progress | None = None) -> list[Index]:

@@ -19,6 +19,8 @@ from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dcclip_cli.data.index import Index, read_batch
 from dcclip_cli.data.pair import BLOCK, LANGUAGES, ConcatDataset, Language, Lazy, Pair, PairDataset, image_digest
 from dcclip_cli.data.remote import DataFile
@@ -27,7 +29,6 @@ from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import atomic_file, cache_folder, json_object, lock
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
 
 CACHE_BYTES = 50 * 10**9
@@ -175,8 +176,6 @@ class IndexedDataset(ConcatDataset):
     @cached_property
     def blocks(self) -> np.ndarray:
         """(M,) the first sample of each block: up to 8,192 samples of a tar, or a row group of a Parquet file."""
-        import numpy as np
-
         firsts = [np.zeros(1, np.int64)]
         for (shard, batch), (first, end) in zip(self._places, pairwise(self.firsts), strict=True):
             if not self._indexes[shard].about.groups:
@@ -210,8 +209,6 @@ class _Chunk(PairDataset):
     """The pairs in a record batch of an index; with `selected`, only those that have captions."""
 
     def __init__(self, index: Index, batch: pa.RecordBatch, before: int, selected: bool, cached: BlockCache) -> None:
-        import numpy as np
-
         self.path, self._index, self._batch, self._before, self._cache = str(index.file), index, batch, before, cached
         self._offset, self._size = batch["offset"].to_numpy(), batch["size"].to_numpy()
         self._columns = {name: batch[name] for name in ("key", *LANGUAGES, "meta", "digest")}
@@ -258,15 +255,11 @@ class _Chunk(PairDataset):
         return bytes(self._value("digest", index))
 
     def first_caption_ids(self, indices: np.ndarray) -> np.ndarray:
-        import numpy as np
-
         rows = self._rows(indices)
         return np.stack([self._batch[f"{language}_id"].to_numpy()[rows] for language in LANGUAGES], 1)
 
     def blocks_of(self, places: Any) -> list[Block]:
         """The blocks that the images of one or several samples are read from; none for a tar on disk."""
-        import numpy as np
-
         if _is_direct(self._index):
             return []
         rows, groups = self._rows(places), self._index.about.groups

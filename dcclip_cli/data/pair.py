@@ -12,12 +12,13 @@ from itertools import accumulate, chain, islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, overload
 
+import numpy as np
+
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import file_sha256
 from dcclip_cli.text import encodable
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
 
 Language = Literal["zh", "en"]
@@ -183,8 +184,6 @@ class PairDataset(ABC):
 
     def first_caption_ids(self, indices: np.ndarray) -> np.ndarray:
         """(n, 2) uint64: `caption_id` of the samples' first Chinese and first English caption."""
-        import numpy as np
-
         ids = [
             [caption_id(captions[index][0]) if captions[index] else 0 for captions in map(self.captions, LANGUAGES)]
             for index in indices.tolist()
@@ -197,8 +196,6 @@ class PairDataset(ABC):
 
         Shuffling keeps to a few blocks at a time, so that of data of any size only these need to be at hand.
         """
-        import numpy as np
-
         return np.arange(0, len(self), BLOCK)
 
     def will_need(self, indices: np.ndarray) -> None:  # noqa: B027  # not every dataset has anything to fetch
@@ -241,8 +238,6 @@ class ConcatDataset(PairDataset):
         return hashlib.sha256("".join(dataset.fingerprint for dataset in self._datasets).encode()).hexdigest()
 
     def first_caption_ids(self, indices: np.ndarray) -> np.ndarray:
-        import numpy as np
-
         ids = np.empty((len(indices), len(LANGUAGES)), np.uint64)
         for dataset, places, rows in self._split(indices):
             ids[places] = dataset.first_caption_ids(rows)
@@ -250,8 +245,6 @@ class ConcatDataset(PairDataset):
 
     @cached_property
     def blocks(self) -> np.ndarray:
-        import numpy as np
-
         parts = zip(self._datasets, self.firsts, strict=False)
         return np.concatenate([dataset.blocks + first for dataset, first in parts if len(dataset)])
 
@@ -267,8 +260,6 @@ class ConcatDataset(PairDataset):
 
     def _split(self, indices: np.ndarray) -> Iterator[tuple[PairDataset, np.ndarray, np.ndarray]]:
         """Each dataset that has some of the samples, their places in `indices`, and their indices in the dataset."""
-        import numpy as np
-
         numbers = np.searchsorted(self.firsts, indices, "right") - 1
         order = np.argsort(numbers, kind="stable")
         for places in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1):
@@ -319,8 +310,6 @@ class Rows(PairDataset):
 
     @property
     def blocks(self) -> np.ndarray:
-        import numpy as np
-
         return np.unique(np.searchsorted(self._rows, self._whole.blocks[self._whole.blocks <= self._rows[-1]]))
 
     def will_need(self, indices: np.ndarray) -> None:

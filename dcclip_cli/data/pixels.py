@@ -41,14 +41,12 @@ class Uint8Pixels:
     def __call__(self, image: Image.Image) -> np.ndarray:
         import torch
 
-        preprocessing, side = self.preprocessing, self.preprocessing.size
-        if preprocessing.interpolation not in _TORCH_RESIZES or image.size == (side, side):
-            return np.asarray(preprocessing.resize(image)).transpose(2, 0, 1)
-        (width, height), (column, row) = preprocessing.placement(*image.size)
+        settings, side = self.preprocessing, self.preprocessing.size
+        if settings.interpolation not in _TORCH_RESIZES or image.size == (side, side):
+            return np.asarray(settings.resize(image)).transpose(2, 0, 1)
+        (width, height), (column, row) = settings.placement(*image.size)
         pixels = torch.from_numpy(np.array(image))[None].permute(0, 3, 1, 2)
-        resized = torch.nn.functional.interpolate(
-            pixels, (height, width), mode=preprocessing.interpolation, antialias=True
-        )
+        resized = torch.nn.functional.interpolate(pixels, (height, width), mode=settings.interpolation, antialias=True)
         square = resized[0].permute(1, 2, 0).numpy()[row : row + side, column : column + side]
         return np.ascontiguousarray(square).transpose(2, 0, 1)  # torch would copy byte by byte
 

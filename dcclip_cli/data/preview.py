@@ -80,10 +80,8 @@ def languages_in(source: Source, columns: Columns) -> set[Language]:
                 fields, count = [used.zh or "zh", used.en or "en", used.caption or ""], parquet.num_row_groups
                 names = [name for name in fields if name in parquet.schema_arrow.names]
                 groups = range(0, count if names else 0, max(1, count // _FILES))
-                batches = chain.from_iterable(
-                    parquet.iter_batches(row_groups=[group], columns=names) for group in groups
-                )
-                records = (record for batch in batches for record in batch.to_pylist())
+                batches = (parquet.iter_batches(row_groups=[group], columns=names) for group in groups)
+                records = (record for batch in chain.from_iterable(batches) for record in batch.to_pylist())
                 captions += [used.captions(record, f"{shard}: row {row}") for row, record in enumerate(records)]
         elif preview := _tar(shard, columns, False):
             if len(shards) == 1 and len(preview.captions) >= _SAMPLE:

@@ -77,7 +77,7 @@ class DataFile:
                         stream.seek(offset)
                         return bytes(stream.read(size))
                 except ValueError as error:
-                    hint = "use a server that answers range requests"
+                    hint = Message("use a server that answers range requests")
                     raise DcclipError("{}: {}", hint, self, _reason(error)) from None
 
             content = _tried(self.location, request, WAITS_S) if size else b""

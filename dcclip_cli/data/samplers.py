@@ -128,12 +128,10 @@ class EpochBatchSampler:
         # Each of a source's n samples is at a random place in its nth part of the window.
         places = np.concatenate([(np.arange(len(order)) + random.random(len(order))) / len(order) for order in orders])
         order, steps = np.concatenate(orders)[places.argsort(kind="stable")], self._steps_of(window)
-        if self.distinct_captions:
-            return self._distinct(order, steps)
-        return (batch.tolist() for batch in order[: steps * self.batch_size].reshape(steps, -1))
-
-    def _distinct(self, order: np.ndarray, steps: int) -> Iterator[list[int]]:
-        """Batches of distinct captions; repeated ones wait for a later batch, and fill up the last ones."""
+        if not self.distinct_captions:
+            yield from (batch.tolist() for batch in order[: steps * self.batch_size].reshape(steps, -1))
+            return
+        # Repeated captions wait for a later batch, and fill up the last ones.
         chinese, english = self.dataset.first_caption_ids(order).T
         new = zip(order.tolist(), chinese.tolist(), english.tolist(), strict=True)
         waiting: deque[tuple[int, int, int]] = deque()

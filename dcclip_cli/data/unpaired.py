@@ -25,7 +25,6 @@ from dcclip_cli.data.pair import (
     PairDataset,
     caption_strings,
     captions_in_memory,
-    lazy_captions,
 )
 from dcclip_cli.data.reading import IMAGE_SUFFIXES
 from dcclip_cli.data.shards import Captions, Columns
@@ -157,15 +156,7 @@ def _different_captions(pairs: PairDataset) -> dict[Language, Sequence[tuple[str
         while rows := list(islice(captions, _ROWS_AT_A_TIME)):
             chunks.append(pa.array([*chain.from_iterable(rows)], pa.string()))
         different[language] = pc.unique(pa.chunked_array(chunks, pa.string()))
-    texts: dict[Language, Sequence[tuple[str, ...]]] = {}
-    for language in LANGUAGES:  # texts of the other language are empty lists: of length 0, all at one offset
-        ends = [np.arange(1, len(values) + 1) * (language == content) for content, values in different.items()]
-        chunks = [
-            pa.ListArray.from_arrays(np.concatenate([[0], end]).astype(np.int32), values)
-            for end, values in zip(ends, different.values(), strict=True)
-        ]
-        texts[language] = lazy_captions(pa.chunked_array(chunks, pa.list_(pa.string())))
-    return texts
+    return captions_in_memory({language: (text.as_py(),)} for language, texts in different.items() for text in texts)
 
 
 def _table(rows: Iterable[list[str]], path: Path) -> Iterator[Captions]:

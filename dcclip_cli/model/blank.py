@@ -81,8 +81,8 @@ def check_size(towers: OpenClipTowers, network: str, size: int) -> None:
     """Raise DcclipError unless the image tower takes square images of this size."""
     device = next(towers.parameters()).device
     towers.eval()
-    what = Message("{0} does not take images of {1} x {1} pixels", network, size)
-    with library_errors(what, _other_size(network)), torch.no_grad():
+    message = Message("{0} does not take images of {1} x {1} pixels", network, size)
+    with library_errors(message, _other_size(network)), torch.no_grad():
         towers.image_features(torch.zeros(1, 3, size, size, device=device))
 
 
@@ -90,8 +90,8 @@ def _other_size(network: str) -> str:
     import timm
 
     config = timm.get_pretrained_cfg(network, allow_unregistered=True)
-    own = config.input_size[-1] if config else 224
-    return Message("set student.image.size: {}, for which the network was made, or a multiple of its patches", own)
+    size = config.input_size[-1] if config else 224
+    return Message("set student.image.size: {}, for which the network was made, or a multiple of its patches", size)
 
 
 def _one_word(texts: list[str]) -> Tokens:

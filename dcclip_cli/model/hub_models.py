@@ -125,15 +125,15 @@ def check_timm_name(network: str, where: str, hint: str | None = None) -> None:
     import timm
 
     if ":" in network:
-        what = Message("{}: {} leads to a hub or another directory", where, network)
-        raise DcclipError(what, hint or "write the name of a network that timm itself has")
+        message = Message("{}: {} leads to a hub or another directory", where, network)
+        raise DcclipError(message, hint or "write the name of a network that timm itself has")
     name = network.partition(".")[0]
     if timm.is_model(name):
         with suppress(RuntimeError):  # it has no such tag
             timm.get_pretrained_cfg(network, allow_unregistered=True)
             return
-    known = timm.list_pretrained(name) if timm.is_model(name) else timm.list_models()
-    near = ", ".join(difflib.get_close_matches(network, known, 3, 0.5))
+    networks = timm.list_pretrained(name) if timm.is_model(name) else timm.list_models()
+    near = ", ".join(difflib.get_close_matches(network, networks, 3, 0.5))
     advice = (
         Message("did you mean {}?", near) if near else Message("list timm's networks in Python: timm.list_models()")
     )
@@ -150,13 +150,13 @@ def transformers_config(file: Path, name: str) -> dict[str, Any]:
         return content | {"model_type": UFORM}
     kind, image = content.get("model_type"), content.get("vision_config")
     if kind not in _MODEL_TYPES:
-        what = Message(
+        message = Message(
             "{} is a model of type {}, not an image-text dual encoder ({}: model_type)", name, kind, file.name
         )
-        raise DcclipError(what, Message("use {}", DUAL_ENCODERS))
-    parts = [content, *(one for one in content.values() if isinstance(one, dict))]
+        raise DcclipError(message, Message("use {}", DUAL_ENCODERS))
+    parts = [content, *(value for value in content.values() if isinstance(value, dict))]
     for key in ("quantization_config", "attn_implementation", "_attn_implementation"):
-        if any(one.get(key) not in (None, "eager", "sdpa") for one in parts):  # others import packages, or download
+        if any(part.get(key) not in (None, "eager", "sdpa") for part in parts):  # others import packages, or download
             raise DcclipError("{}: {} is not supported", "remove it", file, key)
     if kind == _OF_TWO and isinstance(image, dict):
         if image.get("backbone") or image.get("use_pretrained_backbone"):
@@ -180,26 +180,38 @@ def check_directory(folder: Path) -> None:
                 target = entry.resolve(strict=True)
             except (OSError, RuntimeError):  # a loop
                 raise DcclipError("{} is a link to something that does not exist", COPY_AGAIN, entry) from None
-            if not any(target.is_relative_to(one) for one in inside):
+            if not any(target.is_relative_to(root) for root in inside):
                 raise DcclipError(
                     "{} is a link to {}, outside the model directory", "copy the file there", entry, target
                 )
     if (folder / "adapter_config.json").exists():
-        what = Message("{} is an adapter of another model (adapter_config.json)", folder)
-        raise DcclipError(what, "merge it into that model with peft, and save the result")
+        message = Message("{} is an adapter of another model (adapter_config.json)", folder)
+        raise DcclipError(message, "merge it into that model with peft, and save the result")
 
 
 def check_model(model: str, library: str) -> None:
     """Raise DcclipError where a file of the model is missing, or the hub is needed and cannot be reached.
 
-    `library` (transformers or open_clip) loads it.
+    `library` (transformers or open_clip) loads it. Of open_clip's ARCH/TAG the weights are looked for.
     """
     name = model.removeprefix("hf-hub:")
     is_here = Path(name).is_dir()
     if not is_here and Path(name).is_absolute():
         raise DcclipError("{} is not a directory", "check the path, or give a name on the Hugging Face hub", name)
     if not is_here and library == "open_clip" and name == model:
-        return _check_tag(model)
+        import open_clip
+
+        architecture, _, tag = model.rpartition("/")
+        if not architecture:
+            raise DcclipError(
+                "open_clip model '{}' has no tag", "write ARCH/TAG, as in ViT-B-32/laion2b_s34b_b79k", model
+            )
+        config = open_clip.get_pretrained_cfg(architecture, tag)
+        if not config:
+            tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture))
+            tags = tags or Message("none: the architecture is unknown")
+            raise DcclipError("open_clip has no {}", "its tags of {}: {}", model, architecture, tags)
+        return _check_repository(str(config.get("hf_hub", "")).rstrip("/"), OPEN_CLIP_WEIGHTS)
     folder = Path(name) if is_here else whole_cached_folder(name)
     files = files_on_hub(name) if folder is None else _names(folder)
     if lacking := _missing(files):
@@ -237,21 +249,6 @@ def check_timm(network: str) -> None:
     _check_repository((config.hf_hub_id or "").partition("@")[0], TRANSFORMERS_WEIGHTS)
 
 
-def _check_tag(model: str) -> None:
-    """Raise DcclipError unless open_clip's weights ARCH/TAG are in the local cache or on a hub that can be reached."""
-    import open_clip
-
-    architecture, _, tag = model.rpartition("/")
-    if not architecture:
-        raise DcclipError("open_clip model '{}' has no tag", "write ARCH/TAG, as in ViT-B-32/laion2b_s34b_b79k", model)
-    config = open_clip.get_pretrained_cfg(architecture, tag)
-    if not config:
-        known = ", ".join(open_clip.list_pretrained_tags_by_model(architecture))
-        tags = known or Message("none: the architecture is unknown")
-        raise DcclipError("open_clip has no {}", "its tags of {}: {}", model, architecture, tags)
-    _check_repository(str(config.get("hf_hub", "")).rstrip("/"), OPEN_CLIP_WEIGHTS)
-
-
 def _check_repository(name: str, weights: Collection[str]) -> None:
     if name and not any(cached_folder(name, file) for file in weights):
         files_on_hub(name)
@@ -263,6 +260,6 @@ def _names(folder: Path) -> set[str]:
 
 def _missing(files: Collection[str]) -> str:
     """What a model with these files lacks: names of which one would do; empty if it lacks nothing."""
-    there = {file.removesuffix(".index.json") for file in files}  # of weights in several files
-    library = "open_clip" if CONFIG in there else "transformers" if there.isdisjoint(UFORM_WEIGHTS) else UFORM
-    return next((" or ".join(names) for names in _NEEDED[library] if there.isdisjoint(names)), "")
+    present = {file.removesuffix(".index.json") for file in files}  # of weights in several files
+    library = "open_clip" if CONFIG in present else "transformers" if present.isdisjoint(UFORM_WEIGHTS) else UFORM
+    return next((" or ".join(names) for names in _NEEDED[library] if present.isdisjoint(names)), "")

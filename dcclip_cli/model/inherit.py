@@ -48,13 +48,23 @@ def init_text_tower(text: Any, tokenizer: Tokenizer, teacher: Towers, layers: bo
     student_ids, teacher_ids = (torch.tensor(indices) for indices in zip(*sorted(shared), strict=True))
     table = text.token_embedding.weight
     with torch.no_grad():
-        taken = rows[teacher_ids].float()
+        embeddings = rows[teacher_ids].float()
         if rows.shape[1] != table.shape[1]:
-            taken = principal_components(taken, table.shape[1])
-            taken *= table.std() / taken.std()
-        table[student_ids] = taken.to(table)
-        if layers:
-            _copy_layers(text, teacher)
+            embeddings = principal_components(embeddings, table.shape[1])
+            embeddings *= table.std() / embeddings.std()
+        table[student_ids] = embeddings.to(table)
+        if not layers:
+            return
+        source, blocks = _text_source(teacher), _fitting_blocks(text, teacher)
+        # The first layer reads the rows: half of a two-layer tower is useless without it (notes/lab-notes.md).
+        for index, block in enumerate(text.transformer.resblocks):
+            block.load_state_dict(blocks[index * len(blocks) // len(text.transformer.resblocks)].state_dict())
+        text.ln_final.load_state_dict(source.ln_final.state_dict())
+        positions = min(len(text.positional_embedding), len(source.positional_embedding))
+        text.positional_embedding[:positions] = source.positional_embedding[:positions]
+        new, old = text.text_projection, source.text_projection
+        if isinstance(new, Tensor) and isinstance(old, Tensor) and new.shape == old.shape:
+            new.copy_(old)
 
 
 def principal_components(rows: Tensor, width: int) -> Tensor:
@@ -95,27 +105,14 @@ def _text_source(teacher: Towers) -> Any:
 def _fitting_blocks(student: Any, teacher: Towers) -> Any:
     """The teacher's layers. Raises DcclipError if they are too few or have other shapes than the student's."""
     blocks: Any = getattr(getattr(_text_source(teacher), "transformer", None), "resblocks", [])
-    own = student.transformer.resblocks
-    if len(blocks) < len(own) or _shapes(blocks[0]) != _shapes(own[0]):
+    student_blocks = student.transformer.resblocks
+    if len(blocks) < len(student_blocks) or _shapes(blocks[0]) != _shapes(student_blocks[0]):
         hint = Message(
             "inherit: layers needs an open_clip teacher of the same width, with as many layers; "
             "write inherit: embeddings"
         )
         raise DcclipError("no layers of {} fit the student's text tower", hint, teacher.name)
     return blocks
-
-
-def _copy_layers(student: Any, teacher: Towers) -> None:
-    source, blocks, own = _text_source(teacher), _fitting_blocks(student, teacher), student.transformer.resblocks
-    # The first layer reads the rows: half of a two-layer tower is useless without it (notes/lab-notes.md).
-    for index, block in enumerate(own):
-        block.load_state_dict(blocks[index * len(blocks) // len(own)].state_dict())
-    student.ln_final.load_state_dict(source.ln_final.state_dict())
-    positions = min(len(student.positional_embedding), len(source.positional_embedding))
-    student.positional_embedding[:positions] = source.positional_embedding[:positions]
-    new, old = student.text_projection, source.text_projection
-    if isinstance(new, Tensor) and isinstance(old, Tensor) and new.shape == old.shape:
-        new.copy_(old)
 
 
 # ---- whole image towers, for a text tower that learns the space of a model in use
@@ -125,20 +122,20 @@ def check_image_source(teacher: Towers) -> OpenClipTowers:
     """The teacher, if its image tower can be a student's. Raises DcclipError for models of other libraries."""
     if isinstance(teacher, OpenClipTowers):
         return teacher
-    what = Message("student.image: teacher needs an open_clip model, and {} is one of another library", teacher.name)
-    raise DcclipError(what, "name open_clip's version of the model, as in {{kind: open_clip, model: hf-hub:ORG/NAME}}")
+    fault = Message("student.image: teacher needs an open_clip model, and {} is one of another library", teacher.name)
+    raise DcclipError(fault, "name open_clip's version of the model, as in {{kind: open_clip, model: hf-hub:ORG/NAME}}")
 
 
 def teacher_image_config(model: str, teacher: OpenClipTowers) -> dict[str, Any]:
     """A student's `model_cfg` without its text tower, as the teacher `model` has it: a directory, hub or own name."""
     if Path(model).is_dir() or model.startswith("hf-hub:"):
         folder = require_file(model.removeprefix("hf-hub:"), CONFIG).parent
-        found = open_clip_config(folder, on_hub=not Path(model).is_dir())["model_cfg"]
+        full_config = open_clip_config(folder, on_hub=not Path(model).is_dir())["model_cfg"]
     else:
         import open_clip
 
-        found = open_clip.get_model_config(model.rpartition("/")[0])
-    config = {key: found[key] for key in _SHARED if key in found}
+        full_config = open_clip.get_model_config(model.rpartition("/")[0])
+    config = {key: full_config[key] for key in _SHARED if key in full_config}
     config["vision_cfg"] = {**config["vision_cfg"]}
     if "timm_model_pretrained" in config["vision_cfg"]:
         config["vision_cfg"]["timm_model_pretrained"] = False
@@ -165,10 +162,10 @@ def copy_image_tower(model: Any, teacher: OpenClipTowers) -> None:
     with evaluating(model):
         copied = model.visual(pixels.cpu())
     if not torch.allclose(copied, source.visual(pixels).cpu(), rtol=1e-3, atol=1e-4):
-        what = Message(
+        message = Message(
             "{}: its image tower does not compute the same when it is built from its configuration", teacher.name
         )
-        raise DcclipError(what, "use a model whose open_clip_config.json describes its image tower in full")
+        raise DcclipError(message, "use a model whose open_clip_config.json describes its image tower in full")
 
 
 # ---- image towers cut out of larger ones, of timm's EfficientNet family (EfficientNet-Lite, MobileNetV2, MnasNet, ...)
@@ -187,8 +184,24 @@ def inherit_image_tower(visual: Any, teacher: Towers) -> None:
     """
     check_inherits_images(visual, teacher)
     source = teacher.model.visual
-    readers = [layer.weight for layer in source.head.modules() if isinstance(layer, torch.nn.Linear)][:1]
-    _cut(visual.trunk, source.trunk, readers)
+    readers_of_head = [layer.weight for layer in source.head.modules() if isinstance(layer, torch.nn.Linear)][:1]
+    student, teacher_trunk = visual.trunk, source.trunk
+    # Stem, stages and head, each with the input channels that the one before it has kept.
+    first = teacher_trunk.blocks[0][0]
+    inputs = _most_important([first.bn1], [first.conv_pw.weight], student.conv_stem.out_channels)
+    _copy((student.conv_stem, student.bn1), (teacher_trunk.conv_stem, teacher_trunk.bn1), inputs)
+    nexts = [*(stage[0].conv_pw for stage in teacher_trunk.blocks[1:]), teacher_trunk.conv_head]
+    for mine, theirs, after in zip(student.blocks, teacher_trunk.blocks, nexts, strict=True):
+        readers = [*(block.conv_pw.weight for block in theirs[1:]), after.weight]
+        outputs = _most_important([_last(block)[1] for block in theirs], readers, _last(mine[0])[0].out_channels)
+        for number, (block, origin) in enumerate(zip(mine, _origins(theirs, len(mine)), strict=True)):
+            if origin is None:
+                torch.nn.init.zeros_(_last(block)[1].weight)
+            else:
+                _copy_block(block, origin, outputs if number else inputs, outputs)
+        inputs = outputs
+    features = _most_important([teacher_trunk.bn2], readers_of_head, student.conv_head.out_channels)
+    _copy((student.conv_head, student.bn2), (teacher_trunk.conv_head, teacher_trunk.bn2), features, inputs)
     if _shapes(visual.head) == _shapes(source.head):
         visual.head.load_state_dict(source.head.state_dict())
 
@@ -197,9 +210,10 @@ def check_inherits_images(visual: Any, teacher: Towers) -> None:
     """Raise DcclipError unless `visual` can be cut out of the teacher's image tower, by the shapes of both."""
     trunk = getattr(getattr(getattr(teacher, "model", None), "visual", None), "trunk", None)
     if reason := _misfit(visual.trunk, trunk):
-        what = Message("the network cannot be cut out of the image tower of {}: {}", teacher.name, reason)
+        message = Message("the network cannot be cut out of the image tower of {}: {}", teacher.name, reason)
         raise DcclipError(
-            what, "use a smaller network of its family, such as mobilenetv2_050 for efficientnet_lite0, or omit inherit"
+            message,
+            "use a smaller network of its family, such as mobilenetv2_050 for efficientnet_lite0, or omit inherit",
         )
 
 
@@ -216,15 +230,17 @@ def _misfit(own: Any, teacher: Any) -> Message | None:
                 return Message("its stage {} has too many blocks", number)
             if origin is not None and _kind(block) != _kind(origin):
                 return Message("its stage {} has other blocks", number)
-            wide, most = _shapes(block), _shapes(origin) if origin is not None else {}
-            if any(new > old for name in most for new, old in zip(wide[name][:2], most[name][:2], strict=True)):
+            shapes, limits = _shapes(block), _shapes(origin) if origin is not None else {}
+            if any(new > old for name in limits for new, old in zip(shapes[name][:2], limits[name][:2], strict=True)):
                 return Message("its stage {} is wider", number)
     return Message("its head is wider") if own.conv_head.out_channels > teacher.conv_head.out_channels else None
 
 
 def _is_of_family(trunk: Any) -> bool:
     # Unlike these, a ViT has no `conv_head`, and its blocks are in no stages.
-    return hasattr(trunk, "conv_head") and all(type(one).__name__ in _BLOCKS for stage in trunk.blocks for one in stage)
+    return hasattr(trunk, "conv_head") and all(
+        type(block).__name__ in _BLOCKS for stage in trunk.blocks for block in stage
+    )
 
 
 def _kind(block: Any) -> tuple[type, bool]:
@@ -234,32 +250,13 @@ def _kind(block: Any) -> tuple[type, bool]:
 
 def _origins(stage: Sequence[Any], count: int) -> list[Any]:
     """For each of a student stage's `count` blocks the teacher's block, the first included; None for surplus ones."""
-    taken = min(count, len(stage))
-    return [*(stage[index * len(stage) // taken] for index in range(taken)), *[None] * (count - taken)]
+    copied = min(count, len(stage))
+    return [*(stage[index * len(stage) // copied] for index in range(copied)), *[None] * (count - copied)]
 
 
 def _last(block: Any) -> tuple[Any, Any]:
     """The convolution at the end of a block, and its batch norm."""
     return (block.conv_pwl, block.bn3) if hasattr(block, "conv_pwl") else (block.conv_pw, block.bn2)
-
-
-def _cut(own: Any, teacher: Any, readers_of_features: Sequence[Tensor]) -> None:
-    """Copy the trunk: stem, stages and head, each with the input channels that the one before it has kept."""
-    first = teacher.blocks[0][0]
-    kept = _most_important([first.bn1], [first.conv_pw.weight], own.conv_stem.out_channels)
-    _copy((own.conv_stem, own.bn1), (teacher.conv_stem, teacher.bn1), kept)
-    nexts = [*(stage[0].conv_pw for stage in teacher.blocks[1:]), teacher.conv_head]
-    for mine, theirs, after in zip(own.blocks, teacher.blocks, nexts, strict=True):
-        readers = [*(block.conv_pw.weight for block in theirs[1:]), after.weight]
-        outputs = _most_important([_last(block)[1] for block in theirs], readers, _last(mine[0])[0].out_channels)
-        for number, (block, origin) in enumerate(zip(mine, _origins(theirs, len(mine)), strict=True)):
-            if origin is None:
-                torch.nn.init.zeros_(_last(block)[1].weight)
-            else:
-                _copy_block(block, origin, outputs if number else kept, outputs)
-        kept = outputs
-    features = _most_important([teacher.bn2], readers_of_features, own.conv_head.out_channels)
-    _copy((own.conv_head, own.bn2), (teacher.conv_head, teacher.bn2), features, kept)
 
 
 def _copy_block(own: Any, teacher: Any, inputs: Tensor, outputs: Tensor) -> None:
@@ -285,8 +282,8 @@ def _most_important(norms: Sequence[Any], readers: Sequence[Tensor], count: int)
     `norms` are the batch norms that write the channels, `readers` the weights (outputs, channels, ...) that read them.
     """
     written = torch.stack([norm.weight.float() ** 2 for norm in norms]).sum(0)
-    read = [weight.float().transpose(0, 1).flatten(1).square().sum(1) for weight in readers]
-    importance = written * torch.stack(read).sum(0) if read else written
+    norms_of_readers = [weight.float().transpose(0, 1).flatten(1).square().sum(1) for weight in readers]
+    importance = written * torch.stack(norms_of_readers).sum(0) if norms_of_readers else written
     return importance.topk(count).indices.sort().values
 
 

@@ -50,7 +50,7 @@ from dcclip_cli.run_dir import RECORD
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from torch import Tensor, nn
+    from torch import nn
 
     from dcclip_cli.model.towers import OpenClipTowers, Tokens
 
@@ -94,8 +94,8 @@ def save_model(
         content = {"model_cfg": config, "preprocess_cfg": preprocessing.to_config()}
         write_json(temporary / CONFIG, content, sort_keys=True)
         save_tokenizer(tokenizer, temporary, config["text_cfg"]["context_length"])
-        for name, other in others.items():
-            (temporary / name).write_bytes(other)
+        for name, further in others.items():
+            (temporary / name).write_bytes(further)
         (temporary / "README.md").write_text(_model_card(provenance), encoding="utf-8")
         write_record(temporary / PROVENANCE, provenance, sort_keys=True)
 
@@ -104,7 +104,7 @@ def read_provenance(folder: Path) -> Record:
     """dcclip's record of a model directory. Raises DcclipError if it is missing or not that of a model."""
     record = read_record(folder / PROVENANCE, _COPY)
     dims = record.content.get("trained_dims", [])
-    if "kind" in record.content and isinstance(dims, list) and all(type(one) is int for one in dims):
+    if "kind" in record.content and isinstance(dims, list) and all(type(dim) is int for dim in dims):
         return record
     raise DcclipError("{} is not that of a dcclip model", _COPY, record.file)
 
@@ -134,6 +134,8 @@ def load_model(folder: Path, device: str = "cpu", progress: Progress | None = No
 
 
 def _load(folder: Path, record: Record | None, progress: Progress) -> OpenClipTowers:
+    from safetensors.torch import load_file
+
     from dcclip_cli.model.towers import OpenClipTowers
 
     check_directory(folder)
@@ -144,8 +146,10 @@ def _load(folder: Path, record: Record | None, progress: Progress) -> OpenClipTo
     files = as_safetensors(files, folder.name, progress=progress)
     with library_errors(Message("{} cannot be loaded", folder), COPY_AGAIN):
         model: Any = build(folder, config, files)
+        stored = {name: value for file in files for name, value in load_file(file).items() if name not in _OLD_BUFFERS}
+        weights = {name: value.float() if value.is_floating_point() else value for name, value in stored.items()}
         # A student is copied out of its file, since it may be trained; of a teacher the file's pages are used.
-        model.load_state_dict(_read_weights(files), assign=record is None)
+        model.load_state_dict(weights, assign=record is None)
         settings = config.get("preprocess_cfg", {}) if record else dict(model.visual.preprocess_cfg)
         preprocessing = Preprocessing.from_config(settings)
     if record is None:
@@ -162,14 +166,6 @@ def _load(folder: Path, record: Record | None, progress: Progress) -> OpenClipTo
         towers.known = Known(**record.content["known"]) if record.content.get("known") else None
     check_tokenizer(towers.tokenize, tokens, towers.vocabulary_rows, f"the tokenizer of {folder}")
     return towers
-
-
-def _read_weights(files: Sequence[Path]) -> dict[str, Tensor]:
-    """The weights in files as fp32; they stay in the files' pages until they are written to."""
-    from safetensors.torch import load_file
-
-    weights = {name: value for file in files for name, value in load_file(file).items() if name not in _OLD_BUFFERS}
-    return {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
 
 
 def model_fingerprint(folder: Path, names: Sequence[str] = (CONFIG, WEIGHTS, "tokenizer.json")) -> str:
@@ -199,8 +195,8 @@ def load_named(model: str) -> OpenClipTowers:
     if not name:
         raise DcclipError("open_clip model '{}' has no tag", "write ARCH/TAG, as in ViT-B-32/laion2b_s34b_b79k", model)
     hint = Message("check the name against open_clip.list_pretrained(), and the network connection")
-    what = Message("open_clip model {} cannot be loaded", model)
-    with library_errors(what, hint), tokenizer_errors(what):
+    message = Message("open_clip model {} cannot be loaded", model)
+    with library_errors(message, hint), tokenizer_errors(message):
         if name.startswith("hf-hub:"):
             open_clip_config(require_file(name.removeprefix("hf-hub:"), CONFIG).parent, on_hub=True)
         created, _, transform = open_clip.create_model_and_transforms(name, pretrained=tag)
@@ -214,7 +210,15 @@ def build(folder: Path, config: dict[str, Any], files: Sequence[Path] = ()) -> n
 
     It is then compared with the headers of the files first, and its weights are random.
     """
-    with _source(folder, config) as source:
+    text_tower = config["model_cfg"]["text_cfg"].get("hf_model_name")
+    message = Message("{}: open_clip cannot build this model", folder / CONFIG)
+    with _quiet(), library_errors(message, COPY_AGAIN), TemporaryDirectory() as name:
+        source = folder
+        if text_tower:  # built from its configuration only; open_clip would download its weights as well
+            source = Path(name)
+            text = config["model_cfg"]["text_cfg"] | {"hf_model_name": name}
+            write_json(source / CONFIG, config | {"model_cfg": config["model_cfg"] | {"text_cfg": text}})
+            write_json(source / TRANSFORMERS_CONFIG, text_tower_sizes(folder, text_tower))
         blank = _create(source, "meta")
         if not files:
             return blank
@@ -230,36 +234,16 @@ def _create(source: Path, device: str) -> nn.Module:
         return open_clip.create_model(f"local-dir:{source}", device=device, load_weights=False, pretrained_hf=False)
 
 
-@contextmanager
-def _source(folder: Path, config: dict[str, Any]) -> Iterator[Path]:
-    """The directory from which open_clip builds a model, its errors as DcclipError.
-
-    A text tower of transformers is built from its configuration only; open_clip would download its weights as well.
-    """
-    text_tower = config["model_cfg"]["text_cfg"].get("hf_model_name")
-    what = Message("{}: open_clip cannot build this model", folder / CONFIG)
-    with _quiet(), library_errors(what, COPY_AGAIN):
-        if not text_tower:
-            yield folder
-            return
-        with TemporaryDirectory() as name:
-            temporary = Path(name)
-            text = config["model_cfg"]["text_cfg"] | {"hf_model_name": name}
-            write_json(temporary / CONFIG, config | {"model_cfg": config["model_cfg"] | {"text_cfg": text}})
-            write_json(temporary / TRANSFORMERS_CONFIG, text_tower_sizes(folder, text_tower))
-            yield temporary
-
-
 def text_tower_sizes(folder: Path, name: str) -> dict[str, Any]:
     """The configuration of a text tower of transformers: in the directory, or known. Raises DcclipError if neither."""
     from open_clip.hf_configs import arch_dict
 
     file = folder / TRANSFORMERS_CONFIG
-    there = checked_json(file) if file.is_file() else {}
-    if there.get("model_type") in list(arch_dict):
-        return there
-    if known := _TEXT_TOWERS.get(name.removeprefix("FacebookAI/")):
-        return known
+    text_config = checked_json(file) if file.is_file() else {}
+    if text_config.get("model_type") in list(arch_dict):
+        return text_config
+    if sizes := _TEXT_TOWERS.get(name.removeprefix("FacebookAI/")):
+        return sizes
     raise DcclipError(
         "{0} does not say the sizes of its text tower {1}: it has no config.json of a text model",
         "copy the config.json of {1} into the directory",
@@ -273,8 +257,8 @@ def directory_tokenizer(folder: Path, config: dict[str, Any]) -> LibraryTokenize
 
     named = config["model_cfg"]["text_cfg"].get("hf_tokenizer_name")
     local = {"local_files_only": True, "trust_remote_code": False} if named else {}
-    what = Message("the tokenizer of {} cannot be loaded", folder)
-    with _quiet(), library_errors(what, COPY_AGAIN), tokenizer_errors(what):
+    message = Message("the tokenizer of {} cannot be loaded", folder)
+    with _quiet(), library_errors(message, COPY_AGAIN), tokenizer_errors(message):
         return LibraryTokenizer(open_clip.get_tokenizer(f"local-dir:{folder}", **local))
 
 

@@ -27,7 +27,7 @@ def torch_device(asked: str, hint: str = "omit --device, or use --device cpu") -
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if asked == "auto":
-        return next(name for name, found in available.items() if found)
+        return next(name for name, is_available in available.items() if is_available)
     if not available.get(asked.partition(":")[0]):
         raise DcclipError("torch finds no device {}", hint, asked)
     return asked
@@ -98,17 +98,10 @@ def choose_precision(asked: str, device: str, trained: nn.Module | None = None) 
         return Choice("fp32", Message("bf16 is not tried on {}", kind))
     if not torch_has_bf16():
         return Choice("fp32", Message("no native bf16 on this CPU"))
-    if trained is not None and has_depthwise_convolutions(trained):
+    # Convolutions in groups take 1.2 to 1.8 times as long in bf16 as in fp32: docs/results/training.md.
+    if trained is not None and any(getattr(layer, "groups", 1) > 1 for layer in trained.modules()):
         return Choice("fp32", Message("depthwise convolutions train slower in bf16 on a CPU"))
     return Choice("bf16", Message("native on this CPU"))
-
-
-def has_depthwise_convolutions(module: nn.Module) -> bool:
-    """Whether a module has convolutions in groups.
-
-    Training them in bf16 takes 1.2 to 1.8 times as long as in fp32 on a CPU with native bf16: docs/results/training.md.
-    """
-    return any(getattr(layer, "groups", 1) > 1 for layer in module.modules())
 
 
 def torch_has_bf16() -> bool:

@@ -52,13 +52,13 @@ def decode(
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
                 if image.width * image.height > max_pixels:
-                    what = Message("{} has {} x {} pixels, more than {:,}", name, *image.size, max_pixels)
-                    raise TooManyPixelsError(what, _SMALLER)
+                    message = Message("{} has {} x {} pixels, more than {:,}", name, *image.size, max_pixels)
+                    raise TooManyPixelsError(message, _SMALLER)
                 if max(image.size) > MAX_ASPECT * min(image.size):
-                    what = Message(
+                    message = Message(
                         "{} has {} x {} pixels, one side over {} times the other", name, *image.size, MAX_ASPECT
                     )
-                    raise DcclipError(what, "crop the image first")
+                    raise DcclipError(message, "crop the image first")
                 if draft:
                     image.draft(None, (draft, draft))
                 return first_frame(image)
@@ -66,11 +66,11 @@ def decode(
         raise DcclipError("{} does not exist", "check the path", name) from None
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\d+", str(error))  # Pillow's own limit, which it checks first
-        many = Message("{:,}", int(pixels[0])) if pixels else Message("too many")
-        raise TooManyPixelsError("{} has {} pixels, more than {:,}", _SMALLER, name, many, max_pixels) from None
+        count = Message("{:,}", int(pixels[0])) if pixels else Message("too many")
+        raise TooManyPixelsError("{} has {} pixels, more than {:,}", _SMALLER, name, count, max_pixels) from None
     except UnidentifiedImageError:
-        what = Message("{} is not a readable image: it is not JPEG, PNG or WebP", name)
-        raise DcclipError(what, "convert it to JPEG, PNG or WebP") from None
+        message = Message("{} is not a readable image: it is not JPEG, PNG or WebP", name)
+        raise DcclipError(message, "convert it to JPEG, PNG or WebP") from None
     except (OSError, SyntaxError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error  # not "[Errno 40] ...: 'cat.png'"
         raise DcclipError("{} is not a readable image: {}", "use a JPEG, PNG or WebP file", name, reason) from None
@@ -119,16 +119,16 @@ class Preprocessing:
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Preprocessing:
         """From open_clip's `preprocess_cfg`, with its defaults. Raises ValueError, with the key, for other values."""
-        found = cls(
+        preprocessing = cls(
             _side(config.get("size", cls.size)),
             _levels("mean", config.get("mean") or cls.mean, -_MAX_LEVEL),
             _levels("std", config.get("std") or cls.std, 1 / _MAX_LEVEL),
             **{key: config[key] for key in _NAMES if config.get(key)},
         )
         for key, names in _NAMES.items():
-            if (name := getattr(found, key)) not in names:
+            if (name := getattr(preprocessing, key)) not in names:
                 raise ValueError(Message("{} should be {} (got {!r:.60})", key, " or ".join(names), name))
-        return found
+        return preprocessing
 
     def to_config(self) -> dict[str, Any]:
         """The same as open_clip's `preprocess_cfg`, with `crop` only if it is not open_clip's own, "round"."""
@@ -156,9 +156,9 @@ class Preprocessing:
         side = self.size
         if image.size == (side, side):
             return image
-        size, (left, top) = self.placement(*image.size)
+        size, (x, y) = self.placement(*image.size)
         image = image.resize(size, RESAMPLING[self.interpolation])
-        return image if size == (side, side) else image.crop((left, top, left + side, top + side))
+        return image if size == (side, side) else image.crop((x, y, x + side, y + side))
 
     def placement(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """What an image is resized to, width and height, and the left upper corner of the square cut out of that."""
@@ -169,8 +169,8 @@ class Preprocessing:
             width, height = side, int(side * height / width)
         else:
             width, height = int(side * width / height), side
-        left, top = (width - side) / 2, (height - side) / 2
-        corner = (round(left), round(top)) if self.crop == "round" else (int(left), int(top))
+        margin_x, margin_y = (width - side) / 2, (height - side) / 2
+        corner = (round(margin_x), round(margin_y)) if self.crop == "round" else (int(margin_x), int(margin_y))
         return (width, height), corner
 
 
@@ -198,8 +198,8 @@ class Patches(Preprocessing):
 
     def budget(self, image: Image.Image) -> int:
         """How many patches an image gets at most."""
-        own = (image.width // self.patch_size) * (image.height // self.patch_size)
-        return next((one for one in self.max_num_patches if own <= one), self.max_num_patches[-1])
+        count = (image.width // self.patch_size) * (image.height // self.patch_size)
+        return next((limit for limit in self.max_num_patches if count <= limit), self.max_num_patches[-1])
 
     def packed(self, patches: np.ndarray, height: int, width: int) -> np.ndarray:
         """(1, 1 + P, D) of an image's patches (height * width, D)."""
@@ -210,15 +210,15 @@ class Patches(Preprocessing):
     def resize(self, image: Image.Image) -> Image.Image:
         """The image resized to whole patches, as many as its budget allows, by the search of SigLIP2's processor."""
         side, budget = self.patch_size, self.budget(image)
-        least, most = 1e-6, 100.0
+        low, high = 1e-6, 100.0
 
         def patches(scale: float) -> list[int]:
             return [max(1, math.ceil(length * scale / side)) for length in image.size]
 
-        while most - least >= 1e-5:
-            middle = (least + most) / 2
-            least, most = (middle, most) if math.prod(patches(middle)) <= budget else (least, middle)
-        width, height = patches(least)
+        while high - low >= 1e-5:
+            middle = (low + high) / 2
+            low, high = (middle, high) if math.prod(patches(middle)) <= budget else (low, middle)
+        width, height = patches(low)
         return image.resize((width * side, height * side), RESAMPLING[self.interpolation])
 
     def shortened(self, pixels: Any) -> Any:
@@ -231,15 +231,15 @@ def read_preprocessing(config: dict[str, Any]) -> Preprocessing:
         return Preprocessing.from_config(config)
     same = Preprocessing.from_config({**config, "resize_mode": None})
     side, numbers = _side(config.get("patch_size")), config.get("max_num_patches")
-    most = tuple(_side(one) for one in (numbers if isinstance(numbers, list | tuple) and numbers else [numbers]))
-    if max(most) * side**2 > MAX_SIDE**2:
+    budgets = tuple(_side(count) for count in (numbers if isinstance(numbers, list | tuple) and numbers else [numbers]))
+    if max(budgets) * side**2 > MAX_SIDE**2:
         raise ValueError(Message("max_num_patches: images of more than {:,} pixels", MAX_SIDE**2))
-    return Patches(same.size, same.mean, same.std, same.interpolation, patch_size=side, max_num_patches=most)
+    return Patches(same.size, same.mean, same.std, same.interpolation, patch_size=side, max_num_patches=budgets)
 
 
 def _side(size: Any) -> int:
     sides = list(size) if isinstance(size, list | tuple) else [size]
-    if not sides or any(type(one) is not int or not 1 <= one <= MAX_SIDE for one in sides):
+    if not sides or any(type(side) is not int or not 1 <= side <= MAX_SIDE for side in sides):
         raise ValueError(Message("size should be a whole number from 1 to {:,} (got {!r:.60})", MAX_SIDE, size))
     if len(set(sides)) > 1:
         raise ValueError(Message("size: only square inputs are supported, not {}", tuple(size)))
@@ -249,7 +249,7 @@ def _side(size: Any) -> int:
 def _levels(key: str, values: Any, least: float) -> tuple[float, float, float]:
     """Three numbers from `least` up to _MAX_LEVEL."""
     numbers = values if isinstance(values, list | tuple) else ()
-    if len(numbers) != 3 or not all(type(one) in (int, float) and least <= one <= _MAX_LEVEL for one in numbers):
+    if len(numbers) != 3 or not all(type(value) in (int, float) and least <= value <= _MAX_LEVEL for value in numbers):
         raise ValueError(
             Message("{} should be three numbers from {:g} to {:g} (got {!r:.60})", key, least, _MAX_LEVEL, values)
         )
@@ -272,20 +272,20 @@ def matching_preprocessing(name: str, own: Callable[[Image.Image], np.ndarray], 
     no Preprocessing does the same.
     """
     try:
-        described = config if isinstance(config, Mapping) else _of_processor(config)
-        wanted = read_preprocessing(dict(described))
+        settings = config if isinstance(config, Mapping) else _of_processor(config)
+        described = read_preprocessing(dict(settings))
     except (ValueError, TypeError, AttributeError) as error:
         raise DcclipError("{}: its preprocessing is not supported: {}", _OTHER, name, error) from None
-    random, side = np.random.default_rng(0), wanted.size
+    random, side = np.random.default_rng(0), described.size
     sizes = (*_SIZES, (side + 3, side), (side, side + 3))  # half of 3: 2 for torchvision, 1 for transformers
     images = [Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8)) for width, height in sizes]
     expected = [own(image) for image in images]
-    for found in (wanted, replace(wanted, crop="floor" if wanted.crop == "round" else "round")):
-        pairs = [(found(image), values) for image, values in zip(images, expected, strict=True)]
-        if all(one.shape == other.shape and np.abs(one - other).max() < _TOLERANCE for one, other in pairs):
-            return found
-    what = Message("{}: its preprocessing is not supported: it gives other values than its settings say", name)
-    raise DcclipError(what, _OTHER)
+    for candidate in (described, replace(described, crop="floor" if described.crop == "round" else "round")):
+        pairs = [(candidate(image), values) for image, values in zip(images, expected, strict=True)]
+        if all(actual.shape == target.shape and np.abs(actual - target).max() < _TOLERANCE for actual, target in pairs):
+            return candidate
+    message = Message("{}: its preprocessing is not supported: it gives other values than its settings say", name)
+    raise DcclipError(message, _OTHER)
 
 
 def _of_processor(processor: Any) -> dict[str, Any]:
@@ -298,9 +298,9 @@ def _of_processor(processor: Any) -> dict[str, Any]:
     crops = crops and (isinstance(processor.size, int) or bool(dict(processor.size).get("shortest_edge")))
     names = {int(number): name for name, number in RESAMPLING.items()}
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
-    found = {"size": side, "mean": tuple(mean), "std": tuple(std)}
-    found["interpolation"] = names.get(int(processor.resample), str(processor.resample))
-    return found | {"resize_mode": "shortest" if crops else "squash", "crop": "floor" if crops else "round"}
+    settings = {"size": side, "mean": tuple(mean), "std": tuple(std)}
+    settings["interpolation"] = names.get(int(processor.resample), str(processor.resample))
+    return settings | {"resize_mode": "shortest" if crops else "squash", "crop": "floor" if crops else "round"}
 
 
 def _only_side(size: Mapping[str, int] | int) -> int:

@@ -53,7 +53,7 @@ def resolve(reference: str | None = None, trained: bool = False) -> ModelReferen
         return _named(reference, "", trained)
     if from_environment := os.environ.get("DCCLIP_MODEL"):
         return _named(from_environment, " ($DCCLIP_MODEL)", trained)
-    finished = {made.stat().st_mtime: run for run in Path("runs").glob("*/") if (made := furthest_stage(run))}
+    finished = {folder.stat().st_mtime: run for run in Path("runs").glob("*/") if (folder := furthest_stage(run))}
     if not finished:
         return _named(STARTER, "")
     return _named(STARTER, Message("; the newest run is used with --model {}", finished[max(finished)]))
@@ -76,8 +76,8 @@ def _named(reference: str, why: str, trained: bool = False) -> ModelReference:
                 *(reference, scheme),
             )
         if scheme == "ms":
-            found = _directory(modelscope_folder(rest), "transformers", why)
-            return replace(found, name=rest.rpartition("/")[2])
+            model = _directory(modelscope_folder(rest), "transformers", why)
+            return replace(model, name=rest.rpartition("/")[2])
         if scheme == "hf":
             return ModelReference("hf", rest, Message("model: {} with transformers{}", rest, why))
         target = rest if scheme == "open_clip" else reference
@@ -87,9 +87,9 @@ def _named(reference: str, why: str, trained: bool = False) -> ModelReference:
             why = Message("{}, not the folder here, which is ./{}", why, STARTER)
         return ModelReference("bundle", str(_STARTER_BUNDLE), Message("model: starter, which comes with dcclip{}", why))
     if not Path(reference).is_dir():
-        what = Message("model {} is not a directory", reference)
+        message = Message("model {} is not a directory", reference)
         raise DcclipError(
-            what,
+            message,
             "name a model directory, a bundle, a run, hf:ORG/NAME, open_clip:ARCH/TAG, hf-hub:ORG/NAME, ms:ORG/NAME "
             "or starter",
         )
@@ -111,20 +111,16 @@ def library_of(folder: Path, preferred: Library) -> Library:
 
     Raises DcclipError if the directory contains no model.
     """
-    found: list[Library] = []
+    libraries: list[Library] = []
     if any((folder / name).is_file() for name in (CONFIG, WEIGHTS)):
-        found.append("open_clip")
+        libraries.append("open_clip")
     weights = ("model*.safetensors", "pytorch_model*.bin", *UFORM_WEIGHTS)
     if (folder / "config.json").is_file() and any(any(folder.glob(name)) for name in weights):
-        found.append("transformers")
-    if not found:
-        raise _no_model(folder)
-    return preferred if preferred in found else found[0]
-
-
-def _no_model(folder: Path) -> DcclipError:
+        libraries.append("transformers")
+    if libraries:
+        return preferred if preferred in libraries else libraries[0]
     if not folder.is_dir():
-        return DcclipError("{} is not a directory", "check the path, or give the name of a model on a hub", folder)
+        raise DcclipError("{} is not a directory", "check the path, or give the name of a model on a hub", folder)
     if (folder / RECORD).is_file():  # a file that it lists is missing
         read_record(folder / RECORD, Message("copy the whole directory again"))
     names, hint = sorted(path.name for path in folder.iterdir()), _HINT
@@ -132,11 +128,11 @@ def _no_model(folder: Path) -> DcclipError:
         hint = Message("name the directory in it: {}", folder / inner[0])
     elif (folder / "image.onnx").is_file():
         hint = Message("name the model directory that the bundle was exported from")
-    there = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or Message("nothing")
-    return DcclipError(
+    listing = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or Message("nothing")
+    raise DcclipError(
         "{} is no model directory of dcclip, open_clip or transformers, export bundle or finished run (found: {})",
         hint,
-        *(folder, there),
+        *(folder, listing),
     )
 
 

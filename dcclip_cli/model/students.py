@@ -108,8 +108,8 @@ class TextTower(Options):
 
 
 def _preset(timm: str, width: int, tokens: int, image: Any = None, text: Any = None) -> dict[str, Any]:
-    known = {"layers": 4, "width": width, "vocabulary": {"from": "teacher", "size": tokens}}
-    return {"image": {"timm": timm, **(image or {})}, "text": {**known, **(text or {})}}
+    tower = {"layers": 4, "width": width, "vocabulary": {"from": "teacher", "size": tokens}}
+    return {"image": {"timm": timm, **(image or {})}, "text": {**tower, **(text or {})}}
 
 
 # Sizes and latencies: docs/reference/students.md.
@@ -121,13 +121,10 @@ PRESETS = {
 }
 
 
-def _image_kind(image: Any) -> str:
-    return "network" if isinstance(image, dict | ImageTower) else "teacher"
-
-
 # The discriminator keeps a mistake in a network from being reported as not being `teacher` as well.
 Image = Annotated[
-    Annotated[ImageTower, Tag("network")] | Annotated[Literal["teacher"], Tag("teacher")], Discriminator(_image_kind)
+    Annotated[ImageTower, Tag("network")] | Annotated[Literal["teacher"], Tag("teacher")],
+    Discriminator(lambda image: "network" if isinstance(image, dict | ImageTower) else "teacher"),
 ]
 
 
@@ -151,8 +148,8 @@ class StudentOptions(Options):
             return given
         # An unknown preset is reported by its field; S replaces it here, so that `image` is not reported as missing.
         preset = PRESETS.get(str(given["preset"]), PRESETS["S"])
-        own = {part: given.get(part) or {} for part in ("image", "text")}
-        return {**given, **{part: {**preset[part], **keys} for part, keys in own.items() if isinstance(keys, dict)}}
+        towers = {part: given.get(part) or {} for part in ("image", "text")}
+        return {**given, **{part: {**preset[part], **keys} for part, keys in towers.items() if isinstance(keys, dict)}}
 
     @model_validator(mode="after")
     def _has_the_teachers_width(self) -> Self:
@@ -181,13 +178,13 @@ class StudentOptions(Options):
     @property
     def from_teacher(self) -> list[tuple[str, ...]]:
         """The keys of what is taken from the teacher: towers, initial weights, vocabulary."""
-        taken = {
+        sources = {
             ("image",): self.keeps_images,
             ("image", "inherit"): self.inherits_images,
             ("text", "inherit"): self.text.inherit != "nothing",
             ("text", "vocabulary", "from"): self.text.vocabulary.source == "teacher",
         }
-        return [key for key, is_taken in taken.items() if is_taken]
+        return [key for key, is_taken in sources.items() if is_taken]
 
     @property
     def inherits(self) -> bool:
@@ -302,14 +299,14 @@ def init_image_tower(model: nn.Module, image: ImageTower) -> None:
 
         stored_tensors([Path(image.weights)])  # raises DcclipError for what is no safetensors file
         weights = load_file(image.weights)
-    if whole := any(name.startswith("trunk.") for name in weights):
+    if is_image_tower := any(name.startswith("trunk.") for name in weights):
         trunk = model.visual
-    own = trunk.state_dict()
-    fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
-    missing = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]
-    if missing and (whole or not all(name.startswith(("classifier", "head.", "fc.")) for name in missing)):
-        what = Message(
+    state = trunk.state_dict()
+    fitting = {name: value for name, value in weights.items() if name in state and state[name].shape == value.shape}
+    missing = [name for name in state if name not in fitting and not name.endswith("num_batches_tracked")]
+    if missing and (is_image_tower or not all(name.startswith(("classifier", "head.", "fc.")) for name in missing)):
+        message = Message(
             "student.image.weights: {} does not fit {}: no matching {}", image.weights, image.timm, missing[0]
         )
-        raise DcclipError(what, "use weights of the same timm network")
+        raise DcclipError(message, "use weights of the same timm network")
     trunk.load_state_dict(fitting, strict=False)

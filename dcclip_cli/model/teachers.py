@@ -126,8 +126,8 @@ def _load(model: str, library: Library, progress: Progress, options: FgClip2Teac
     """
     from dcclip_cli.model.model_dir import PROVENANCE, download_model, load_model, load_named, read_provenance
 
-    if (here := downloaded(model)) != model:
-        towers = _load(here, library, progress, options)
+    if (local_name := downloaded(model)) != model:
+        towers = _load(local_name, library, progress, options)
         towers.name = model.rpartition("/")[2]
         return towers
     folder = Path(model)
@@ -156,11 +156,12 @@ def _load(model: str, library: Library, progress: Progress, options: FgClip2Teac
 def _load_transformers(model: str, progress: Progress, options: FgClip2Teacher | None) -> Towers:
     import transformers
     from huggingface_hub.utils.tqdm import enable_progress_bars
+    from PIL import Image
 
     transformers.utils.logging.disable_progress_bar()  # of "Loading weights"
     enable_progress_bars()  # of downloads, which the line above disables too
-    what = Message("teacher {} cannot be loaded", model)
-    with library_errors(what, _CHECK), tokenizer_errors(f"{what}: its tokenizer"):
+    message = Message("teacher {} cannot be loaded", model)
+    with library_errors(message, _CHECK), tokenizer_errors(f"{message}: its tokenizer"):
         checked = checked_config(model)
         if checked.model_type == UFORM:
             from dcclip_cli.model.others.uform import load_uform
@@ -172,7 +173,17 @@ def _load_transformers(model: str, progress: Progress, options: FgClip2Teacher |
         digest, name = weights_digest(files), Path(model).name
         files = as_safetensors(files, name, digest, progress)
         towers, parts = _build(model, checked, files, options, progress)
-        _check_towers(towers, model)
+        side = getattr(towers.model.config.vision_config, "image_size", None)  # timm's networks have none
+        shape = towers.library_preprocess(Image.new("RGB", (30, 20))).shape
+        expected = shape if side is None else (3, *([side] * 2 if isinstance(side, int) else side))
+        if shape != expected:
+            mismatch = Message(
+                "teacher {} cannot be loaded: its image processor gives {}, its image tower takes {}",
+                *(model, shape, expected),
+            )
+            raise DcclipError(mismatch, Message("copy the {} of the model again", IMAGE_PROCESSOR))
+        where = f"teacher {model} cannot be loaded: its tokenizer"
+        check_tokenizer(towers.tokenize, towers.tokenizer.vocab_size, towers.vocabulary_rows, where)
     backend = getattr(towers.tokenizer, "backend_tokenizer", None)
     vocab = backend.to_str() if backend else json.dumps(towers.tokenizer.get_vocab(), sort_keys=True)
     parts = [TREATMENT, digest, *parts]
@@ -185,6 +196,8 @@ def _build(
     model: str, checked: CheckedConfig, files: Sequence[Path], options: FgClip2Teacher | None, progress: Progress
 ) -> tuple[TransformersTowers, list[str]]:
     """The towers of a model, and what its outputs depend on besides its files."""
+    import transformers
+
     from dcclip_cli.model.others.naflex import FgClip2Towers, NaflexTowers
     from dcclip_cli.model.towers import TransformersTowers
 
@@ -195,7 +208,18 @@ def _build(
         progress.say(Message("running code of {}", code))
         built, walk, patches = checked.code.build(files), options.walk_type, options.max_num_patches
         return FgClip2Towers(built, *processors(model), name, patches, walk), [sha256, walk, str(patches)]
-    parts = (_from_pretrained(name, files, checked.file.parent), *processors(model), name)
+    with _saying_nothing():  # its report of missing weights is replaced by the error below
+        empty = without_weights(checked.file.parent)
+        check_fit(empty, files, TRANSFORMERS_CONFIG, exact=False)
+        loaded, loading_info = transformers.AutoModel.from_pretrained(
+            files[0].parent, config=empty.config, use_safetensors=True, dtype="float32", output_loading_info=True
+        )
+    if missing := sorted(loading_info["missing_keys"]):
+        message = Message(
+            "teacher {} cannot be loaded: its weights lack {} ({} missing in all)", name, missing[0], len(missing)
+        )
+        raise DcclipError(message, "copy the whole model again, or check that config.json belongs to these weights")
+    parts = (loaded, *processors(model), name)
     if checked.model_type == GEMMA:
         from dcclip_cli.model.others.gemma import EmbeddingGemma2Towers
 
@@ -230,10 +254,10 @@ def checked_config(model: str) -> CheckedConfig:
     if kind not in (UFORM, GEMMA) and (modules := find_file(model, "modules.json")):  # of sentence-transformers
         types = re.findall(r'"type":\s*"[\w.]*?(\w+)"', modules.read_text("utf-8", errors="replace"))
         if layers := [name for name in types if name not in ("Transformer", "Pooling", "Normalize")]:
-            what = Message(
+            message = Message(
                 "{} has a module {} after the towers, which only sentence-transformers runs", model, layers[0]
             )
-            raise DcclipError(what, "use the model directory that it was exported from, or its export to onnx")
+            raise DcclipError(message, "use the model directory that it was exported from, or its export to onnx")
     if kind != "fgclip2":
         return CheckedConfig(file, kind, None)
     from dcclip_cli.model.others.naflex import remote_code
@@ -271,24 +295,6 @@ def without_weights(folder: Path) -> Any:
         return transformers.AutoModel.from_config(config, trust_remote_code=False)
 
 
-def _from_pretrained(name: str, files: Sequence[Path], config_folder: Path) -> Any:
-    """transformers' model with the weights in files. Raises DcclipError if some of its weights are not there."""
-    import transformers
-
-    with _saying_nothing():  # its report of missing weights is replaced by the error below
-        empty = without_weights(config_folder)
-        check_fit(empty, files, TRANSFORMERS_CONFIG, exact=False)
-        loaded, found = transformers.AutoModel.from_pretrained(
-            files[0].parent, config=empty.config, use_safetensors=True, dtype="float32", output_loading_info=True
-        )
-    if missing := sorted(found["missing_keys"]):
-        what = Message(
-            "teacher {} cannot be loaded: its weights lack {} ({} missing in all)", name, missing[0], len(missing)
-        )
-        raise DcclipError(what, "copy the whole model again, or check that config.json belongs to these weights")
-    return loaded
-
-
 @contextmanager
 def _saying_nothing() -> Iterator[None]:
     """No warnings of transformers."""
@@ -300,23 +306,6 @@ def _saying_nothing() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
-
-
-def _check_towers(towers: TransformersTowers, model: str) -> None:
-    """Raise DcclipError where the image processor or the tokenizer is not that of the towers."""
-    from PIL import Image
-
-    side = getattr(towers.model.config.vision_config, "image_size", None)  # timm's networks have none
-    shape = towers.library_preprocess(Image.new("RGB", (30, 20))).shape
-    expected = shape if side is None else (3, *([side] * 2 if isinstance(side, int) else side))
-    if shape != expected:
-        what = Message(
-            "teacher {} cannot be loaded: its image processor gives {}, its image tower takes {}",
-            *(model, shape, expected),
-        )
-        raise DcclipError(what, Message("copy the {} of the model again", IMAGE_PROCESSOR))
-    where = f"teacher {model} cannot be loaded: its tokenizer"
-    check_tokenizer(towers.tokenize, towers.tokenizer.vocab_size, towers.vocabulary_rows, where)
 
 
 Teacher = Annotated[

@@ -72,29 +72,23 @@ def _in_fixed_order(tokenizer: Tokenizer) -> Tokenizer:
 
     state = json.loads(tokenizer.to_str())
     vocab = state["model"]["vocab"]
-    special, trained = vocab[: len(SPECIAL)], [(token, round(score, 6)) for token, score in _put_back(vocab)]
-    state["model"]["vocab"] = special + sorted(trained, key=lambda entry: (-entry[1], entry[0]))
-    return Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
-
-
-def _put_back(vocab: list[tuple[str, float]]) -> list[tuple[str, float]]:
-    """The trained tokens, where characters that were pruned and put back have scores in order of their names.
-
-    The trainer gives them the lowest score, plus 0, 1, 2, ... times `_STEP`, in the order of a hash map. Other
-    characters with one of these scores cannot be told from them, and are ordered with them.
-    """
-    scores = dict(vocab[len(SPECIAL) :])
-    lowest, found = min(scores.values(), default=0.0), list[str]()
+    scores: dict[str, float] = dict(vocab[len(SPECIAL) :])
+    # Characters that were pruned and put back have the lowest score, plus 0, 1, 2, ... times `_STEP`, in the order of a
+    # hash map: they get these scores in order of their names. Other characters with one of these scores cannot be told
+    # from them, and are ordered with them.
+    lowest, restored = min(scores.values(), default=0.0), list[str]()
     singles: dict[float, list[str]] = {}
     for token, score in scores.items():
         if len(token) == 1:
             singles.setdefault(round((score - lowest) / _STEP, 4), []).append(token)
     step = 0.0
     while step in singles:
-        found += singles[step]
+        restored += singles[step]
         step += 1
-    ordered = [scores[token] for token in found]
-    return list((scores | dict(zip(sorted(found), ordered, strict=True))).items())
+    scores |= dict(zip(sorted(restored), [scores[token] for token in restored], strict=True))
+    trained = [(token, round(score, 6)) for token, score in scores.items()]
+    state["model"]["vocab"] = vocab[: len(SPECIAL)] + sorted(trained, key=lambda entry: (-entry[1], entry[0]))
+    return Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
 
 
 def trim_tokenizer(source: Path, captions: Iterable[str], size: int, characters: bool = False) -> Tokenizer:
@@ -119,31 +113,31 @@ def trim_tokenizer(source: Path, captions: Iterable[str], size: int, characters:
         counts.update(encoding.ids)
     always = {token["id"] for token in state["added_tokens"] if token["special"]} | {state["model"]["unk_id"]}
     always |= {index for index, (token, _) in enumerate(vocab) if token == "▁"}
-    wanted = [index for index, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    by_frequency = [index for index, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     if characters:  # ASCII first, then by score
         plain = {index: token.removeprefix("▁") for index, (token, _) in enumerate(vocab)}
         single = [index for index, character in plain.items() if len(character) == 1]
         single.sort(key=lambda index: (not plain[index].isascii(), -vocab[index][1]))
-        wanted = list(dict.fromkeys([*wanted, *single]))
-    kept = sorted(always | set([index for index in wanted if index not in always][: max(0, size - len(always))]))
+        by_frequency = list(dict.fromkeys([*by_frequency, *single]))
+    ids = sorted(always | set([index for index in by_frequency if index not in always][: max(0, size - len(always))]))
     # An unknown character costs the lowest score of all less 10. The score of <unk> itself is not used otherwise:
     # with the teacher's lowest score in it, unknown characters keep their cost.
     vocab[state["model"]["unk_id"]][1] = min(score for _, score in vocab)
-    return _cut(state, {old: new for new, old in enumerate(kept)})
+    return _cut(state, {old: new for new, old in enumerate(ids)})
 
 
 def check_trimmable(source: Path) -> None:
     """Raise DcclipError unless a directory has a Unigram tokenizer with the special tokens that a student needs."""
-    file, other = source / "tokenizer.json", Message("write student.text.vocabulary: {{from: data, size: ...}}")
+    file, hint = source / "tokenizer.json", Message("write student.text.vocabulary: {{from: data, size: ...}}")
     if not file.is_file():
-        raise DcclipError("{} has no tokenizer.json", other, source)
-    model = read_json(file, other).get("model", {})
+        raise DcclipError("{} has no tokenizer.json", hint, source)
+    model = read_json(file, hint).get("model", {})
     kind = model.get("type", "Unigram" if "unk_id" in model else None)
     if kind != "Unigram":
-        raise DcclipError("{} is a {} tokenizer; only Unigram tokenizers can be trimmed", other, file, kind)
+        raise DcclipError("{} is a {} tokenizer; only Unigram tokenizers can be trimmed", hint, file, kind)
     tokens = {token for token, _ in model.get("vocab", ())}
     if missing := [token for token in ("<pad>", "</s>") if token not in tokens]:
-        raise DcclipError("the teacher's tokenizer has no {} token", other, missing[0])
+        raise DcclipError("the teacher's tokenizer has no {} token", hint, missing[0])
 
 
 # ---- files, and texts to tokens
@@ -261,7 +255,18 @@ def cut_tokenizer(source: Path, target: Path, kept: Collection[str], new: Mappin
             content = read_json(file, COPY_AGAIN)
             write_json(target / file.name, {token: new.get(number, number) for token, number in content.items()})
         else:
-            _cut_sentencepiece(file, target / file.name, kept)
+            model = read_sentencepiece(file)
+            pieces = [piece for piece in model.pieces if piece.piece in kept or piece.type in CONTROL]
+            place = {piece.piece: number for number, piece in enumerate(pieces)}
+            for name in ("unk", "bos", "eos", "pad"):
+                token = getattr(model.trainer_spec, f"{name}_piece")
+                if getattr(model.trainer_spec, f"{name}_id") >= 0 and token in place:
+                    setattr(model.trainer_spec, f"{name}_id", place[token])
+            model.trainer_spec.vocab_size = len(pieces)
+            copies = [type(piece).FromString(piece.SerializeToString()) for piece in pieces]
+            del model.pieces[:]
+            model.pieces.extend(copies)
+            (target / file.name).write_bytes(model.SerializeToString())
     if {file.name for file in files} <= {"added_tokens.json"}:
         raise DcclipError("{} has no vocabulary of pieces that can be cut", "trim a multilingual model", source)
 
@@ -275,7 +280,7 @@ def _cut(state: dict[str, Any], new: Mapping[int, int]) -> Tokenizer:
         model["vocab"] = [entry for number, entry in enumerate(model["vocab"]) if number in new]
     if "merges" in model:
         vocab, merges = model["vocab"], merges_of(model)
-        model["merges"] = [[*pair] for pair in merges if all(one in vocab for one in (*pair, "".join(pair)))]
+        model["merges"] = [[*pair] for pair in merges if all(token in vocab for token in (*pair, "".join(pair)))]
     state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] in new]
     return renumbered(state, new)
 
@@ -295,12 +300,12 @@ def renumbered(state: dict[str, Any], new: Mapping[int, int]) -> Tokenizer:
     for token in state["added_tokens"]:
         token["id"] = new.get(token["id"], token["id"])
     processor = state.get("post_processor") or {}
-    for one in processor.get("processors", [processor]):
-        for token in one.get("special_tokens", {}).values():
+    for part in processor.get("processors", [processor]):
+        for token in part.get("special_tokens", {}).values():
             token["ids"] = [new.get(index, index) for index in token["ids"]]
         for name in ("cls", "sep"):  # of BERT's and RoBERTa's
-            if name in one:
-                one[name] = [one[name][0], new.get(one[name][1], one[name][1])]
+            if name in part:
+                part[name] = [part[name][0], new.get(part[name][1], part[name][1])]
     if padding := state.get("padding"):
         padding["pad_id"] = new.get(padding["pad_id"], padding["pad_id"])
     state["added_tokens"].sort(key=lambda token: token["id"])
@@ -314,18 +319,3 @@ def read_sentencepiece(file: Path) -> Any:
     model = import_protobuf().ModelProto()
     model.ParseFromString(file.read_bytes())
     return model
-
-
-def _cut_sentencepiece(file: Path, target: Path, kept: Collection[str]) -> None:
-    model = read_sentencepiece(file)
-    pieces = [piece for piece in model.pieces if piece.piece in kept or piece.type in CONTROL]
-    place = {piece.piece: number for number, piece in enumerate(pieces)}
-    for name in ("unk", "bos", "eos", "pad"):
-        token = getattr(model.trainer_spec, f"{name}_piece")
-        if getattr(model.trainer_spec, f"{name}_id") >= 0 and token in place:
-            setattr(model.trainer_spec, f"{name}_id", place[token])
-    model.trainer_spec.vocab_size = len(pieces)
-    copies = [type(piece).FromString(piece.SerializeToString()) for piece in pieces]
-    del model.pieces[:]
-    model.pieces.extend(copies)
-    target.write_bytes(model.SerializeToString())

@@ -168,15 +168,15 @@ class Towers(nn.Module, ABC):
         if parts < 2 or not self.takes_any_length:
             return self.text_features(tokens)
         tokens = tokens.sorted()
-        order, found, end = tokens.by_length, [], 0
+        order, outputs, end = tokens.by_length, [], 0
         assert order is not None
         for rows in order.tensor_split(parts):
             end += len(rows)
             columns = slice(tokens.lengths[end - 1])
-            found.append(self.text_features(Tokens(tokens.ids[rows, columns], tokens.mask[rows, columns])))
+            outputs.append(self.text_features(Tokens(tokens.ids[rows, columns], tokens.mask[rows, columns])))
         back = torch.argsort(order)
-        padded = [nn.functional.pad(one.tokens, (0, 0, 0, longest - one.tokens.shape[1])) for one in found]
-        return TextFeatures(torch.cat([one.embedding for one in found])[back], torch.cat(padded)[back], tokens.mask)
+        padded = [nn.functional.pad(part.tokens, (0, 0, 0, longest - part.tokens.shape[1])) for part in outputs]
+        return TextFeatures(torch.cat([part.embedding for part in outputs])[back], torch.cat(padded)[back], tokens.mask)
 
     @property
     def takes_any_length(self) -> bool:
@@ -262,21 +262,17 @@ class OpenClipTowers(Towers):
         return self._tokenizer(texts)
 
     def image_features(self, pixels: Tensor, layers: Sequence[int] = ()) -> ImageFeatures:
-        count = self._image_layers if layers else 1
+        count = 1
+        if layers:
+            visual = self.model.visual
+            trunk = getattr(visual, "trunk", visual)
+            count = len(trunk.feature_info if hasattr(trunk, "feature_info") else visual.transformer.resblocks)
         check_layers(self.name, layers, count)
         out = self.model.visual.forward_intermediates(pixels, indices=[*layers, -1], output_fmt="NCHW")
         # open_clip returns them in the network's order, each once, whatever the order of `layers`.
         maps = out["image_intermediates"]
-        found = dict(zip(sorted({layer % count for layer in (*layers, -1)}), maps, strict=True))
-        return ImageFeatures(out["image_features"], maps[-1], {layer: found[layer % count] for layer in layers})
-
-    @cached_property
-    def _image_layers(self) -> int:
-        visual = self.model.visual
-        trunk = getattr(visual, "trunk", visual)
-        if hasattr(trunk, "feature_info"):
-            return len(trunk.feature_info)
-        return len(visual.transformer.resblocks)
+        map_of_layer = dict(zip(sorted({layer % count for layer in (*layers, -1)}), maps, strict=True))
+        return ImageFeatures(out["image_features"], maps[-1], {layer: map_of_layer[layer % count] for layer in layers})
 
     @property
     def _text(self) -> Any:
@@ -340,7 +336,12 @@ class TransformersTowers(Towers):
         self.model = model
         self.image_processor, self.tokenizer = image_processor, tokenizer
         self.name, self.fingerprint = name, fingerprint
-        limit = getattr(model.config.text_config, "max_position_embeddings", 77) - _unused_positions(model)
+        limit = getattr(model.config.text_config, "max_position_embeddings", 77)
+        for path, module in getattr(model, "text_model", model).named_modules():
+            if path.endswith(("position_embeddings", "position_embedding")) and isinstance(module, nn.Embedding):
+                if module.padding_idx is not None:  # RoBERTa's positions count from the row after the padding id, 1
+                    limit -= module.padding_idx + 1
+                break
         longest = 52 if model.config.model_type == "chinese_clip" else 77  # as they were trained
         self.context_length = min(limit, longest, tokenizer.model_max_length)
         self.fixed_length = model.config.model_type.startswith("siglip")  # trained on 64 tokens, padded
@@ -374,12 +375,12 @@ class TransformersTowers(Towers):
         return self._table.weight.detach(), self.tokenizer.get_vocab()
 
     def image_features(self, pixels: Tensor, layers: Sequence[int] = ()) -> ImageFeatures:
-        more = {"output_hidden_states": True} if layers else {}
-        out = self.model.get_image_features(pixel_values=pixels, return_dict=True, **more)
+        options = {"output_hidden_states": True} if layers else {}
+        out = self.model.get_image_features(pixel_values=pixels, return_dict=True, **options)
         blocks = out.hidden_states[1:] if layers else ()  # the first is the input of the first block
         check_layers(self.name, layers, len(blocks))
-        others = {layer: on_grid(blocks[layer]) for layer in layers}
-        return ImageFeatures(out.pooler_output, on_grid(out.last_hidden_state), others)
+        maps = {layer: on_grid(blocks[layer]) for layer in layers}
+        return ImageFeatures(out.pooler_output, on_grid(out.last_hidden_state), maps)
 
     @property
     def takes_any_length(self) -> bool:
@@ -390,14 +391,6 @@ class TransformersTowers(Towers):
         mask = {} if self.fixed_length or tokens.mask.is_meta else {"attention_mask": tokens.mask}
         out = self.model.get_text_features(input_ids=tokens.ids, return_dict=True, **mask)
         return TextFeatures(out.pooler_output, out.last_hidden_state, tokens.mask)
-
-
-def _unused_positions(model: nn.Module) -> int:
-    """How many rows of the position table no text uses: RoBERTa's counts from the row after the padding id, 1."""
-    for name, module in getattr(model, "text_model", model).named_modules():
-        if name.endswith(("position_embeddings", "position_embedding")) and isinstance(module, nn.Embedding):
-            return 0 if module.padding_idx is None else module.padding_idx + 1
-    return 0
 
 
 def lower_case(tokenizer: Any) -> None:
@@ -434,21 +427,21 @@ def check_layers(name: str, layers: Sequence[int], count: int) -> None:
     """Raise DcclipError unless an image tower of `count` layers has all these `layers`."""
     if not all(-count <= layer < count for layer in layers):
         numbers = ", ".join(map(str, layers))
-        what = Message("the image tower of {} does not have all of the layers {}", name, numbers)
-        raise DcclipError(what, Message("its layers are 0 to {}, or -{} to -1 from the end", count - 1, count))
+        message = Message("the image tower of {} does not have all of the layers {}", name, numbers)
+        raise DcclipError(message, Message("its layers are 0 to {}, or -{} to -1 from the end", count - 1, count))
 
 
 @contextmanager
 def module_outputs(modules: Sequence[nn.Module]) -> Iterator[Callable[[], list[Tensor]]]:
     """A function that returns what each of the modules returned last, in their order."""
-    found: dict[nn.Module, Tensor] = {}
+    outputs: dict[nn.Module, Tensor] = {}
 
     def keep(module: nn.Module, _inputs: Any, output: Any) -> None:
-        found[module] = output[0] if isinstance(output, tuple) else output
+        outputs[module] = output[0] if isinstance(output, tuple) else output
 
     handles = [module.register_forward_hook(keep) for module in dict.fromkeys(modules)]
     try:
-        yield lambda: [found[module] for module in modules]
+        yield lambda: [outputs[module] for module in modules]
     finally:
         for handle in handles:
             handle.remove()

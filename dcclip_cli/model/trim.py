@@ -101,7 +101,7 @@ class _Source:
     special: set[int]
     rows: int
     parameters: int
-    read: Callable[[str], str | None]
+    normalize: Callable[[str], str | None]
     lower_cases: bool  # though its files do not say so
     ids: Mapping[str, np.ndarray]
 
@@ -130,8 +130,8 @@ def trim(
     checked = list(dict.fromkeys([*sample, *(texts or ())]))
     towers = _load(folder, trust_remote_code, talk)
     source = _read(folder, towers, checked)
-    kept = _kept(source, languages, None if texts is None else checked)
-    new = {old: number for number, old in enumerate(sorted(kept))}
+    piece_ids = _kept(source, languages, None if texts is None else checked)
+    new = {old: number for number, old in enumerate(sorted(piece_ids))}
     covered = [text for text, ids in source.ids.items() if new.keys() >= set(ids.tolist())]
     compared = covered[:: max(1, len(covered) // _COMPARED)][:_COMPARED]
     talk.say(Message("embedding {} texts with {} and its trimmed copy, to compare them", len(compared), folder.name))
@@ -144,8 +144,12 @@ def trim(
         split = _compare_tokens(temporary, trimmed, source, new)
         difference = float(np.abs(_embed(trimmed, compared) - expected).max(initial=0))
         if not difference <= MOST_DIFFERENCE:
-            what = Message("embeddings of {} and its trimmed copy differ by {:.1g}", folder, difference)
-            raise DcclipError(what, _REPORT)
+            raise DcclipError("embeddings of {} and its trimmed copy differ by {:.1g}", _REPORT, folder, difference)
+        unseen_split = None
+        if texts is not None:  # the share of every second text that is split otherwise with the pieces of the others
+            piece_ids, held_out = _kept(source, languages, [*sample, *texts[::2]]), texts[1::2]
+            splits = sum(not piece_ids >= set(source.ids[text].tolist()) for text in held_out)
+            unseen_split = splits / max(1, len(held_out))
         result = TrimResult(
             folder=out,
             pieces=len(new),
@@ -156,7 +160,7 @@ def trim(
             compared=len(compared),
             difference=difference,
             split=tuple(split),
-            unseen_split=None if texts is None else _unseen(source, languages, sample, texts),
+            unseen_split=unseen_split,
         )
         _add_to_card(temporary, result, languages, texts is not None)
     return result
@@ -193,16 +197,16 @@ def _is_open_clip(folder: Path) -> bool:
 
 def _read(folder: Path, towers: Any, texts: Sequence[str]) -> _Source:
     library = getattr(towers, "library_tokenizer", None)  # open_clip's, which cleans texts first
-    own = getattr(library, "tokenizer", None) if library else getattr(towers, "tokenizer", None)
-    if library and own is None:
+    tokenizer = getattr(library, "tokenizer", None) if library else getattr(towers, "tokenizer", None)
+    if library and tokenizer is None:
         raise DcclipError("{} has CLIP's English vocabulary", "trim a multilingual model", folder)
-    backend: Any = getattr(own, "backend_tokenizer", None) or (None if own else load_tokenizer(folder))
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None) or (None if tokenizer else load_tokenizer(folder))
     # SigLIP2's and FG-CLIP2's towers lower-case texts for Gemma's tokenizer.
-    lower_cases = bool(getattr(towers, "fixed_length", False)) and "gemma" in type(own).__name__.lower()
-    clean: Any = getattr(library, "clean_fn", None) or getattr(own, "canonicalize_text", str)
+    lower_cases = bool(getattr(towers, "fixed_length", False)) and "gemma" in type(tokenizer).__name__.lower()
+    clean: Any = getattr(library, "clean_fn", None) or getattr(tokenizer, "canonicalize_text", str)
     splits = backend is not None and type(backend.model).__name__ == "WordPiece"
 
-    def read(text: str) -> str | None:
+    def normalize(text: str) -> str | None:
         text = text.lower() if lower_cases else clean(text)
         if backend is not None and backend.normalizer:
             text = backend.normalizer.normalize_str(text)
@@ -210,21 +214,16 @@ def _read(folder: Path, towers: Any, texts: Sequence[str]) -> _Source:
             return str(words[0][0])
         return None if splits else text.replace(_WORD, " ").strip(" ")
 
-    vocab = dict((own or backend).get_vocab())
-    special = set(own.get_added_vocab().values()) | set(own.all_special_ids) if own else set()
+    vocab = dict((tokenizer or backend).get_vocab())
+    special = set(tokenizer.get_added_vocab().values()) | set(tokenizer.all_special_ids) if tokenizer else set()
     rows, parameters = towers.vocabulary_rows, towers.parameters_count()
-    return _Source(folder, vocab, special, rows, parameters, read, lower_cases, _tokens(towers, texts))
-
-
-def _tokens(towers: Towers, texts: Sequence[str]) -> dict[str, np.ndarray]:
-    """The ids of each text without padding."""
-    found: dict[str, np.ndarray] = {}
+    ids_of_text: dict[str, np.ndarray] = {}
     for start in range(0, len(texts), 1000):
         part = list(texts[start : start + 1000])
         tokens = towers.tokenize(part)
         ids, real = tokens.ids.numpy().astype(np.int32), tokens.mask.numpy() > 0
-        found |= {text: row[mask] for text, row, mask in zip(part, ids, real, strict=True)}
-    return found
+        ids_of_text |= {text: row[mask] for text, row, mask in zip(part, ids, real, strict=True)}
+    return _Source(folder, vocab, special, rows, parameters, normalize, lower_cases, ids_of_text)
 
 
 # ---- which pieces
@@ -233,9 +232,9 @@ def _tokens(towers: Towers, texts: Sequence[str]) -> dict[str, np.ndarray]:
 def _kept(source: _Source, languages: Collection[Language], texts: Sequence[str] | None) -> set[int]:
     """The ids of the pieces to keep: of all written in the languages, or, if there are `texts`, those that they use."""
     configs = [source.folder / name for name in (TRANSFORMERS_CONFIG, CONFIG)]
-    named = {one for file in configs if file.is_file() for one in _special_ids(read_json(file, COPY_AGAIN))}
+    named = {number for file in configs if file.is_file() for number in _special_ids(read_json(file, COPY_AGAIN))}
     if texts is None:
-        pieces = pieces_by_script(source.vocab, languages, source.read)
+        pieces = pieces_by_script(source.vocab, languages, source.normalize)
     else:
         names = {number: piece for piece, number in source.vocab.items()}
         pieces = {names[number] for number in set().union(*(source.ids[text].tolist() for text in texts))}
@@ -243,13 +242,6 @@ def _kept(source: _Source, languages: Collection[Language], texts: Sequence[str]
     pieces = _with_needed(source.folder, pieces)
     ids = {source.vocab[piece] for piece in pieces if piece in source.vocab}
     return ids | source.special | {number for number in named if 0 <= number < source.rows}
-
-
-def _unseen(source: _Source, languages: Collection[Language], sample: Any, texts: Sequence[str]) -> float:
-    """The share of every second text that is split otherwise with only the pieces of the others and the sample."""
-    kept = _kept(source, languages, [*sample, *texts[::2]])
-    held_out = texts[1::2]
-    return sum(not kept >= set(source.ids[text].tolist()) for text in held_out) / max(1, len(held_out))
 
 
 def pieces_by_script(
@@ -260,9 +252,9 @@ def pieces_by_script(
     `read` is what the tokenizer makes of a text before it looks for pieces, None where it splits the text: a piece that
     it changes, as capitals where texts are lower-cased, is in no text.
     """
-    whole, single = re.compile(f"[{_inside(languages)}]*"), _single(languages)
+    allowed, single = re.compile(f"[{_inside(languages)}]*"), _single(languages)
     written = ((piece, _bare(piece)) for piece in pieces)
-    spelled = ((piece, text) for piece, text in written if whole.fullmatch(text) or single.fullmatch(text))
+    spelled = ((piece, text) for piece, text in written if allowed.fullmatch(text) or single.fullmatch(text))
     return {piece for piece, text in spelled if not text or read(text) == text}
 
 
@@ -296,10 +288,10 @@ def _with_needed(folder: Path, pieces: set[str]) -> set[str]:
     state = read_json(file, COPY_AGAIN) if file.is_file() else {}
     of_bytes = "ByteLevel" in json.dumps([state.get("pre_tokenizer"), state.get("normalizer")])
     if of_bytes or (not state and (folder / "merges.txt").is_file()):
-        what = Message(
+        message = Message(
             "the vocabulary of {} is of bytes, as CLIP's English one: no piece belongs to a language", folder
         )
-        raise DcclipError(what, "trim a multilingual model: of XLM-R's, mT5's, Gemma's or BERT's vocabulary")
+        raise DcclipError(message, "trim a multilingual model: of XLM-R's, mT5's, Gemma's or BERT's vocabulary")
     if state:
         model = state["model"]
         pieces = pieces | {token["content"] for token in state["added_tokens"]}
@@ -319,7 +311,7 @@ def _with_needed(folder: Path, pieces: set[str]) -> set[str]:
 def with_parts(pieces: Collection[str], model: Mapping[str, Any]) -> set[str]:
     """BPE pieces with all that they are merged from: without these a text could not become them."""
     ranks = {pair: rank for rank, pair in enumerate(merges_of(model))}
-    found = set(pieces)
+    needed = set(pieces)
     for piece in pieces:
         parts = list(piece)
         while len(parts) > 1:
@@ -327,8 +319,8 @@ def with_parts(pieces: Collection[str], model: Mapping[str, Any]) -> set[str]:
             if rank == len(ranks):
                 break
             parts[at : at + 2] = ["".join(parts[at : at + 2])]
-            found.add(parts[at])
-    return found
+            needed.add(parts[at])
+    return needed
 
 
 # ---- files
@@ -355,8 +347,8 @@ def _write(source: _Source, target: Path, out: Path, new: Mapping[int, int]) -> 
     width = _write_weights(folder, target, rows, sorted(new))
     if (folder / PROVENANCE).is_file():
         parameters = source.parameters - (rows - len(new)) * width
-        about = {"parameters": parameters, "trimmed_from": folder.name}
-        write_record(target / PROVENANCE, read_provenance(folder).content | about)
+        changes = {"parameters": parameters, "trimmed_from": folder.name}
+        write_record(target / PROVENANCE, read_provenance(folder).content | changes)
 
 
 def _special_ids(config: Any) -> Iterator[int]:
@@ -400,11 +392,11 @@ def _write_weights(folder: Path, target: Path, rows: int, kept: Sequence[int]) -
     names = OPEN_CLIP_WEIGHTS if _is_open_clip(folder) else TRANSFORMERS_WEIGHTS
     files = as_safetensors(find_weights(str(folder), names), folder.name)
     shapes = {name: tensor.shape for name, tensor in stored_tensors(files).items()}
-    found = [name for name, shape in shapes.items() if name.endswith(_TABLES) and shape[:1] == (rows,)]
-    if len(found) != 1:
-        what = Message("{} has {} embedding tables of {:,} pieces, not one", folder, len(found), rows)
-        raise DcclipError(what, "trim a model with one text tower")
-    [table] = found
+    tables = [name for name, shape in shapes.items() if name.endswith(_TABLES) and shape[:1] == (rows,)]
+    if len(tables) != 1:
+        message = Message("{} has {} embedding tables of {:,} pieces, not one", folder, len(tables), rows)
+        raise DcclipError(message, "trim a model with one text tower")
+    [table] = tables
     for file in files:
         weights = load_file(file)
         if table in weights:
@@ -442,18 +434,18 @@ def _embed(towers: Towers, texts: Sequence[str]) -> np.ndarray:
     """(N, D) embeddings of length 1."""
     import torch
 
-    found = [np.zeros((0, 1), np.float32)] if not texts else []
+    embeddings = [np.zeros((0, 1), np.float32)] if not texts else []
     for start in range(0, len(texts), _AT_A_TIME):
         with torch.inference_mode():
             tokens = towers.tokenize(list(texts[start : start + _AT_A_TIME]))
             vectors = towers.text_features(tokens).embedding.float().numpy()
-        found.append(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
-    return np.concatenate(found)
+        embeddings.append(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    return np.concatenate(embeddings)
 
 
 def _add_to_card(folder: Path, result: TrimResult, languages: Collection[Language], by_texts: bool) -> None:
     card = folder / "README.md"
-    own = card.read_text("utf-8").rstrip("\n") if card.is_file() else f"# {result.folder.name}"
+    text = card.read_text("utf-8").rstrip("\n") if card.is_file() else f"# {result.folder.name}"
     chosen = "the pieces that given texts use" if by_texts else "all pieces in the scripts of these languages"
     lines = (
         f"Trimmed by `dcclip trim` to the languages {', '.join(languages)}: its vocabulary has {result.pieces:,} of "
@@ -466,4 +458,4 @@ def _add_to_card(folder: Path, result: TrimResult, languages: Collection[Languag
         lines += (
             "\nopen_clip finds its text tower if `hf_model_name` in open_clip_config.json is this directory's path."
         )
-    card.write_text(f"{own}\n\n## Trimmed vocabulary\n\n{lines}\n", "utf-8")
+    card.write_text(f"{text}\n\n## Trimmed vocabulary\n\n{lines}\n", "utf-8")

@@ -43,8 +43,8 @@ def find_weights(model: str, names: Sequence[str]) -> list[Path]:
                 raise DcclipError("{} lists no weights (weight_map)", _AGAIN, index)
             for shard in listed.values():
                 if not isinstance(shard, str) or Path(shard).name != shard:
-                    what = Message("{}: weight_map: {!r:.100} is not the name of a file next to it", index, shard)
-                    raise DcclipError(what, _AGAIN)
+                    message = Message("{}: weight_map: {!r:.100} is not the name of a file next to it", index, shard)
+                    raise DcclipError(message, _AGAIN)
             files = {shard: find_file(model, shard) for shard in sorted(set(listed.values()))}
             if missing := [shard for shard, file in files.items() if file is None]:
                 raise DcclipError("{} has no {}, which {} names", "copy the model again", model, missing[0], index.name)
@@ -89,13 +89,12 @@ def _download(model: str, name: str) -> Path:
 
 def weights_digest(files: Sequence[Path]) -> str:
     """A sha256 of the content of weight files. Files in the hub's cache are named by theirs, and need not be read."""
-    digests = [_blob_digest(file) or file_sha256(file) for file in files]
+    digests = []
+    for file in files:
+        blob = file.resolve()
+        is_blob = blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name)
+        digests.append(blob.name if is_blob else file_sha256(file))
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _blob_digest(file: Path) -> str | None:
-    blob = file.resolve()
-    return blob.name if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name) else None
 
 
 def as_safetensors(files: list[Path], name: str, digest: str = "", progress: Progress | None = None) -> list[Path]:
@@ -106,26 +105,23 @@ def as_safetensors(files: list[Path], name: str, digest: str = "", progress: Pro
     """
     say = (progress or Silent()).say
     if files[0].suffix != ".safetensors":
-        files = [_copy(files, name, cache_folder() / "weights" / (digest or weights_digest(files))[:32], say)]
+        from safetensors.torch import save_file
+
+        folder = cache_folder() / "weights" / (digest or weights_digest(files))[:32]
+        copy = folder / SAFETENSORS
+        if not _is_whole(copy, say):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with lock(folder.with_suffix(".lock")):
+                if not _is_whole(copy, say):
+                    message = Message("{} has only pickled weights ({}): reading tensors alone", name, files[0].name)
+                    say(Message("{}, and keeping a copy as safetensors in {}", message, folder))
+                    with atomic_folder(folder) as temporary:
+                        weights = {key: value for file in files for key, value in unpickled(file).items()}
+                        save_file(_apart(weights), temporary / SAFETENSORS, {"format": "pt"})
+        files = [copy]
     if (size := sum(file.stat().st_size for file in files)) >= LARGE_BYTES:
         say(Message("loading {}: {:,.0f} MB of weights", name, size / 1e6))
     return files
-
-
-def _copy(files: Sequence[Path], name: str, folder: Path, say: Callable[[str], None]) -> Path:
-    from safetensors.torch import save_file
-
-    copy = folder / SAFETENSORS
-    if not _is_whole(copy, say):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with lock(folder.with_suffix(".lock")):
-            if not _is_whole(copy, say):
-                what = Message("{} has only pickled weights ({}): reading tensors alone", name, files[0].name)
-                say(Message("{}, and keeping a copy as safetensors in {}", what, folder))
-                with atomic_folder(folder) as temporary:
-                    weights = {key: value for file in files for key, value in unpickled(file).items()}
-                    save_file(_apart(weights), temporary / SAFETENSORS, {"format": "pt"})
-    return copy
 
 
 def _is_whole(copy: Path, say: Callable[[str], None]) -> bool:
@@ -152,17 +148,17 @@ def stored_tensors(files: Sequence[Path]) -> dict[str, StoredTensor]:
     """The tensors in safetensors files by name, from the files' headers. Raises DcclipError for a damaged file."""
     from safetensors import SafetensorError, safe_open
 
-    found: dict[str, StoredTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     for file in files:
         try:
             with file.open("rb"), safe_open(file, "pt") as content:
                 for name in content.keys():  # noqa: SIM118  # it is no mapping
                     tensor = content.get_slice(name)
-                    found[name] = StoredTensor(str(tensor.get_dtype()), tuple(tensor.get_shape()))
+                    tensors[name] = StoredTensor(str(tensor.get_dtype()), tuple(tensor.get_shape()))
         except (SafetensorError, OSError) as error:
             reason = str(error).strip().splitlines()[0][:200]
             raise DcclipError("{} is not a readable safetensors file: {}", _FILE_AGAIN, file, reason) from None
-    return found
+    return tensors
 
 
 def check_fit(
@@ -172,10 +168,10 @@ def check_fit(
 
     With `exact` the files have all weights of the model, and none but these and the `ignored`.
     """
-    stored, own = stored_tensors(files), model.state_dict()
+    stored, expected = stored_tensors(files), model.state_dict()
     where = files[0] if len(files) == 1 else files[0].parent
     hint = Message("copy the whole model again: {} and the weights are of two models", config)
-    for name, weight in own.items():
+    for name, weight in expected.items():
         if name not in stored:
             continue
         dtype, shape = stored[name]
@@ -184,13 +180,13 @@ def check_fit(
                 "{}: {} has the shape {}, by {} it is {}", hint, where, name, shape, config, tuple(weight.shape)
             )
         if weight.is_floating_point() and dtype not in _FLOATS:
-            what = Message("{}: {} has numbers of type {}, not {}", where, name, dtype, ", ".join(_FLOATS))
-            raise DcclipError(what, "use weights that are not quantized")
-    if exact and (missing := sorted(own.keys() - stored.keys())):
+            message = Message("{}: {} has numbers of type {}, not {}", where, name, dtype, ", ".join(_FLOATS))
+            raise DcclipError(message, "use weights that are not quantized")
+    if exact and (missing := sorted(expected.keys() - stored.keys())):
         raise DcclipError("{} lacks {} ({} missing in all)", hint, where, missing[0], len(missing))
-    if exact and (unknown := sorted(stored.keys() - own.keys() - set(ignored))):
-        what = Message("{} has {}, which is no part of the model ({} such weights)", where, unknown[0], len(unknown))
-        raise DcclipError(what, hint)
+    if exact and (unknown := sorted(stored.keys() - expected.keys() - set(ignored))):
+        message = Message("{} has {}, which is no part of the model ({} such weights)", where, unknown[0], len(unknown))
+        raise DcclipError(message, hint)
 
 
 def unpickled(file: Path) -> dict[str, Tensor]:
@@ -202,19 +198,19 @@ def unpickled(file: Path) -> dict[str, Tensor]:
     import torch
 
     try:
-        found: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        checkpoint: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         if foreign := re.search(r"GLOBAL (\S+)", str(error)):  # torch's advice to turn the check off is left out
-            what = Message("{} is refused: besides weights it names {}, and could run code", file, foreign[1])
+            message = Message("{} is refused: besides weights it names {}, and could run code", file, foreign[1])
         else:
-            what = Message("{} is refused: it is not a file of weights written by torch.save", file)
-        raise DcclipError(what, "use a model with safetensors weights") from None
+            message = Message("{} is refused: it is not a file of weights written by torch.save", file)
+        raise DcclipError(message, "use a model with safetensors weights") from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise DcclipError("{} cannot be read: {}", _FILE_AGAIN, file, reason) from None
-    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
-        found = found["state_dict"]
-    named = found.items() if isinstance(found, dict) else ()
+    if isinstance(checkpoint, dict) and isinstance(checkpoint.get("state_dict"), dict):
+        checkpoint = checkpoint["state_dict"]
+    named = checkpoint.items() if isinstance(checkpoint, dict) else ()
     tensors = {str(key).removeprefix("module."): value for key, value in named if isinstance(value, torch.Tensor)}
     if not tensors:
         raise DcclipError("{} contains no weights by name", "use a model with safetensors weights", file)
@@ -223,10 +219,10 @@ def unpickled(file: Path) -> dict[str, Tensor]:
 
 def _apart(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights as contiguous tensors that share no memory, as safetensors needs them."""
-    seen: set[int] = set()
+    storages: set[int] = set()
     apart = {}
     for name, value in weights.items():
         place = value.untyped_storage().data_ptr()
-        apart[name] = value.clone().contiguous() if place in seen else value.contiguous()
-        seen.add(place)
+        apart[name] = value.clone().contiguous() if place in storages else value.contiguous()
+        storages.add(place)
     return apart

@@ -30,24 +30,27 @@ class EmbeddingGemma2Towers(NaflexTowers):
         self.context_length += len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
 
     def library_preprocess(self, image: Image.Image) -> np.ndarray:
-        found = self.image_processor(images=image, return_tensors="np")
-        width, height = (found["image_position_ids"][0].max(0) + 1).tolist()
-        return self._patches.packed(found["pixel_values"][0][: height * width], height, width)
+        inputs = self.image_processor(images=image, return_tensors="np")
+        width, height = (inputs["image_position_ids"][0].max(0) + 1).tolist()
+        return self._patches.packed(inputs["pixel_values"][0][: height * width], height, width)
 
     def image_embedding(self, pixels: Tensor) -> Tensor:
         shapes, patches = pixels[:, 0, 0, :2].long(), pixels[:, 0, 1:]
         count, width = shapes.prod(1, keepdim=True), shapes[:, 1:]
         places = torch.arange(patches.shape[1], device=pixels.device)
         positions = torch.stack([places % width, places // width], -1).where((places < count)[..., None], -1)
-        own = self.tokenizer
-        texts = [f"{own.boi_token}{own.image_token * n}{own.eoi_token}" for (n,) in (count // self._k**2).tolist()]
-        found = own(texts, padding=True, return_tensors="pt").to(pixels.device)
-        tokens = Tokens(found["input_ids"], found["attention_mask"])
+        tokenizer = self.tokenizer
+        texts = [
+            f"{tokenizer.boi_token}{tokenizer.image_token * n}{tokenizer.eoi_token}"
+            for (n,) in (count // self._k**2).tolist()
+        ]
+        encoded = tokenizer(texts, padding=True, return_tensors="pt").to(pixels.device)
+        tokens = Tokens(encoded["input_ids"], encoded["attention_mask"])
         return self._mean(tokens, pixel_values=patches, image_position_ids=positions)[0]
 
     def _maps(self, hidden: Tensor, shapes: Tensor, side: int = 0) -> Tensor:
-        own, side = self.tokenizer, int(self.image_processor.max_soft_tokens**0.5)
-        before = own(own.boi_token + own.image_token)["input_ids"].index(own.image_token_id)
+        tokenizer, side = self.tokenizer, int(self.image_processor.max_soft_tokens**0.5)
+        before = tokenizer(tokenizer.boi_token + tokenizer.image_token)["input_ids"].index(tokenizer.image_token_id)
         return super()._maps(hidden[:, before:], shapes // self._k, side)
 
     def tokenize(self, texts: list[str]) -> Tokens:

@@ -64,8 +64,8 @@ class NaflexTowers(TransformersTowers):
         )
 
     def match_preprocessing(self) -> Preprocessing:
-        what = Message("{}: its images keep their proportions (NaFlex)", self.name)
-        raise DcclipError(what, "use a model whose images are squares of one size")
+        message = Message("{}: its images keep their proportions (NaFlex)", self.name)
+        raise DcclipError(message, "use a model whose images are squares of one size")
 
     def match_patches(self) -> Preprocessing:
         """What `preprocess` does, without transformers. Raises DcclipError if its image processor does otherwise."""
@@ -78,9 +78,9 @@ class NaflexTowers(TransformersTowers):
 
     def library_preprocess(self, image: Image.Image) -> np.ndarray:
         budget = self._patches.budget(image)
-        found = self.image_processor(images=image, max_num_patches=budget, return_tensors="np")
-        height, width = map(int, found["spatial_shapes"][0])
-        return self._patches.packed(found["pixel_values"][0][: height * width], height, width)
+        inputs = self.image_processor(images=image, max_num_patches=budget, return_tensors="np")
+        height, width = map(int, inputs["spatial_shapes"][0])
+        return self._patches.packed(inputs["pixel_values"][0][: height * width], height, width)
 
     _image_modules = attrgetter("vision_model.encoder.layers", "vision_model.post_layernorm")  # the last gives the map
 
@@ -90,8 +90,8 @@ class NaflexTowers(TransformersTowers):
         shapes = pixels[:, 0, 0, :2].long()  # (B, 2)
         with module_outputs([end, *(blocks[layer] for layer in layers)]) as outputs:
             embedding = self.image_embedding(self._patches.shortened(pixels))
-        last, *others = (self._maps(one, shapes) for one in outputs())
-        return ImageFeatures(embedding, last, dict(zip(layers, others, strict=True)))
+        last, *maps = (self._maps(hidden, shapes) for hidden in outputs())
+        return ImageFeatures(embedding, last, dict(zip(layers, maps, strict=True)))
 
     def image_embedding(self, pixels: Tensor) -> Tensor:
         """(B, D) of images (B, 1, 1 + P, D)."""
@@ -169,8 +169,8 @@ class FgClip2Towers(NaflexTowers):
 def _pool(head: Any, hidden: Tensor, mask: Tensor) -> Tensor:
     """(B, C) of patch tokens (B, P, C) by an attention pooling head."""
     probe = head.probe.repeat(hidden.shape[0], 1, 1)
-    found = head.attention(probe, hidden, hidden, key_padding_mask=mask == 0)[0]
-    return (found + head.mlp(head.layernorm(found)))[:, 0]
+    pooled = head.attention(probe, hidden, hidden, key_padding_mask=mask == 0)[0]
+    return (pooled + head.mlp(head.layernorm(pooled)))[:, 0]
 
 
 def _resized_positions(table: Tensor, shapes: Tensor, max_length: int) -> Tensor:
@@ -212,14 +212,14 @@ class RemoteCode:
 
     @property
     def modules(self) -> list[str]:
-        return list(dict.fromkeys(one.partition(".")[0] for one in (self.config, self.model)))
+        return list(dict.fromkeys(path.partition(".")[0] for path in (self.config, self.model)))
 
     def refuse(self) -> None:
         """Raise DcclipError, which says what would run and how to allow it."""
         files = ", ".join(f"{module}.py" for module in self.modules)
-        what = Message("{} is built by its own code ({}), which is not run unless you allow it", self.name, files)
+        message = Message("{} is built by its own code ({}), which is not run unless you allow it", self.name, files)
         raise DcclipError(
-            what,
+            message,
             "read these files; then add --trust-remote-code, which dcclip eval, export and trim have, "
             "or teacher: {{kind: fgclip2, trust_remote_code: true}} in a recipe",
         )
@@ -228,12 +228,12 @@ class RemoteCode:
         """The files of the code and of what they import from files next to them; they are downloaded, not run."""
         from transformers.dynamic_module_utils import get_relative_imports
 
-        modules, seen = self.modules, set[str]()
+        modules, listed = self.modules, set[str]()
         while modules:
             module = modules.pop(0)
-            if module in seen:
+            if module in listed:
                 continue
-            seen.add(module)
+            listed.add(module)
             file = require_file(self.name, f"{module}.py")
             if file.parent != self.folder:
                 raise DcclipError("{} was changed while it was loaded", "run the command again", self.name)
@@ -257,33 +257,31 @@ class RemoteCode:
         know.
         """
         from safetensors.torch import load_file
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
         from transformers.initialization import no_init_weights
 
-        model_class = self._model_class()
-        config = model_class.config_class.from_dict(read_json(self.folder / TRANSFORMERS_CONFIG, COPY_AGAIN))
-        with no_init_weights(), torch.random.fork_rng(devices=[]):  # 7 s for 377 M weights that are replaced
-            model = model_class(config)
-        check_fit(model, weights, TRANSFORMERS_CONFIG)
-        read = {name: value.float() for file in weights for name, value in load_file(file).items()}
-        model.load_state_dict(read, assign=True)
-        return model
-
-    def _model_class(self) -> Any:
-        """The class of the model, with that of its configuration as `config_class`.
-
-        transformers copies the configuration's code once for itself and once for the model: of two classes.
-        """
-        from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-        _put_back_attention_masks()
+        # FG-CLIP2's code imports one function of a module that transformers 5.20 has and 5.24 does not.
+        masks = "transformers.modeling_attn_mask_utils"
+        if masks not in sys.modules and find_spec(masks) is None:
+            module = ModuleType(masks)
+            module._prepare_4d_attention_mask = _prepare_4d_attention_mask  # type: ignore[attr-defined]
+            sys.modules[masks] = module
         try:
-            return get_class_from_dynamic_module(self.model, str(self.folder), local_files_only=True)
+            model_class = get_class_from_dynamic_module(self.model, str(self.folder), local_files_only=True)
         except (ImportError, SyntaxError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             hint = Message(
                 "install the packages that it names, or use the revision of the model that fits your transformers"
             )
             raise DcclipError("the code of {} cannot be run: {}", hint, self.name, reason) from None
+        # transformers copies the configuration's code once for itself and once for the model: the class of the latter.
+        config = model_class.config_class.from_dict(read_json(self.folder / TRANSFORMERS_CONFIG, COPY_AGAIN))
+        with no_init_weights(), torch.random.fork_rng(devices=[]):  # 7 s for 377 M weights that are replaced
+            model = model_class(config)
+        check_fit(model, weights, TRANSFORMERS_CONFIG)
+        state = {name: value.float() for file in weights for name, value in load_file(file).items()}
+        model.load_state_dict(state, assign=True)
+        return model
 
 
 def remote_code(model: str, config: Mapping[str, Any], file: Path) -> RemoteCode:
@@ -296,27 +294,14 @@ def remote_code(model: str, config: Mapping[str, Any], file: Path) -> RemoteCode
     model_key = next((key for key in _MODEL if key in named), _MODEL[0])
     for key in (_CONFIG, model_key):
         if key not in named:
-            what = Message("{}: auto_map names no {}, and transformers has none", file, key)
-            raise DcclipError("{} for model_type {}", COPY_AGAIN, what, config.get("model_type"))
+            message = Message("{}: auto_map names no {}, and transformers has none", file, key)
+            raise DcclipError("{} for model_type {}", COPY_AGAIN, message, config.get("model_type"))
         if not isinstance(named[key], str) or not _CLASS.fullmatch(named[key]):
-            what = Message(
+            message = Message(
                 "{}: auto_map: {}: {!r:.100} is not MODULE.CLASS of a file next to it", file, key, named[key]
             )
-            raise DcclipError(what, "use a model whose code is in its own repository")
+            raise DcclipError(message, "use a model whose code is in its own repository")
     return RemoteCode(model, file.parent, named[_CONFIG], named[model_key])
-
-
-def _put_back_attention_masks() -> None:
-    """Register the module of transformers whose one function FG-CLIP2's code imports, where it has been removed.
-
-    transformers 5.20 has it, 5.24 does not.
-    """
-    name = "transformers.modeling_attn_mask_utils"
-    if name in sys.modules or find_spec(name) is not None:
-        return
-    module = ModuleType(name)
-    module._prepare_4d_attention_mask = _prepare_4d_attention_mask  # type: ignore[attr-defined]
-    sys.modules[name] = module
 
 
 def _prepare_4d_attention_mask(mask: Tensor, dtype: torch.dtype, tgt_len: int | None = None) -> Tensor:

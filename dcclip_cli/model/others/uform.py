@@ -40,14 +40,14 @@ class UFormTowers(Towers):
         return self._images(image)["images"][0].numpy()
 
     def match_preprocessing(self) -> Preprocessing:
-        own = self._config["image_encoder"]
-        settings = {"size": own["image_size"], "mean": own["normalization_means"]}
-        settings["std"] = own["normalization_deviations"]
+        encoder = self._config["image_encoder"]
+        settings = {"size": encoder["image_size"], "mean": encoder["normalization_means"]}
+        settings["std"] = encoder["normalization_deviations"]
         return matching_preprocessing(self.name, self.library_preprocess, settings)
 
     def tokenize(self, texts: list[str]) -> Tokens:
-        found = self._texts(texts)
-        return Tokens(found["input_ids"], found["attention_mask"].long())
+        encoded = self._texts(texts)
+        return Tokens(encoded["input_ids"], encoded["attention_mask"].long())
 
     @property
     def _table(self) -> nn.Embedding:
@@ -61,8 +61,8 @@ class UFormTowers(Towers):
         check_layers(self.name, layers, len(tower.blocks))
         with module_outputs([tower.blocks[layer] for layer in layers]) as outputs:
             hidden, embedding = tower(pixels, return_features=True)
-        others = {layer: on_grid(one) for layer, one in zip(layers, outputs(), strict=True)}
-        return ImageFeatures(embedding, on_grid(hidden), others)
+        maps = {layer: on_grid(output) for layer, output in zip(layers, outputs(), strict=True)}
+        return ImageFeatures(embedding, on_grid(hidden), maps)
 
     def text_features(self, tokens: Tokens) -> TextFeatures:
         hidden, embedding = self.model["text_encoder"](tokens.ids, tokens.mask, return_features=True)
@@ -82,7 +82,7 @@ def load_uform(model: str, treatment: str, progress: Progress) -> UFormTowers:
     config, name = read_json(config_file, COPY_AGAIN), Path(model).name
     towers, parts = dict[str, nn.Module](), [treatment]
     for tower, encoder in (("image_encoder", ImageEncoder), ("text_encoder", TextEncoder)):
-        names = [one.replace("image_encoder", tower) for one in UFORM_WEIGHTS]
+        names = [file_name.replace("image_encoder", tower) for file_name in UFORM_WEIGHTS]
         files = find_weights(model, names)
         parts.append(weights_digest(files))
         [file] = as_safetensors(files, name, parts[-1], progress)
@@ -90,9 +90,9 @@ def load_uform(model: str, treatment: str, progress: Progress) -> UFormTowers:
             weights = {key: value.float() for key, value in load_file(file).items()}
             towers[tower] = encoder.from_pretrained(config, weights)
     texts = TextProcessor(str(config_file), str(tokenizer))
-    found = UFormTowers(towers, ImageProcessor(str(config_file)), texts, config, name)
+    loaded = UFormTowers(towers, ImageProcessor(str(config_file)), texts, config, name)
     where = f"teacher {model} cannot be loaded: its tokenizer"
-    check_tokenizer(found.tokenize, texts._tokenizer.get_vocab_size(), found.vocabulary_rows, where)
+    check_tokenizer(loaded.tokenize, texts._tokenizer.get_vocab_size(), loaded.vocabulary_rows, where)
     parts += [json.dumps(config, sort_keys=True), tokenizer.read_text("utf-8")]
-    found.fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-    return found
+    loaded.fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return loaded
