@@ -332,15 +332,12 @@ def test_images_and_texts_are_counted_too(pictures: list[Path], pairs_file: Path
 
 def test_what_has_no_samples_is_said(tmp_path: Path, shards: Path) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "bad.tar").write_bytes(b"no tar" * 200)
     (tmp_path / "texts.txt").write_text("\n \n")
     with tarfile.open(tmp_path / "bare.tar", "w"):
         pass
     for look, name, what in (
-        (preview_pairs, "无", "does not exist"),
         (preview_pairs, "empty", "has no pairs"),
         (preview_images, "empty", "has no images"),
-        (preview_pairs, "bad.tar", "is not a readable tar file"),
         (preview_pairs, "bare.tar", "has no pairs"),
         (preview_texts, "texts.txt", "has no text"),
         (preview_texts, "empty", "has no pairs"),

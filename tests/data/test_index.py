@@ -2,7 +2,6 @@
 
 import io
 import os
-import random
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -210,18 +209,6 @@ def test_images_without_a_record_are_no_pairs_and_still_images(tmp_path: Path) -
 
 
 # ---- Parquet
-
-
-def test_parquet_images_are_read_by_row_group(tmp_path: Path) -> None:
-    given = many(25)
-    rows = [{"key": pair.key, "image": pair.image, "zh": pair.zh, "en": pair.en} for pair in given]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=10)
-    pairs = open_pairs(tmp_path / "a.parquet")
-    assert pairs.blocks.tolist() == [0, 10, 20]
-    order = random.Random(3).sample(range(25), 25)
-    assert [pairs[place] for place in order] == [given[place] for place in order]
-    blobs = list(Path(os.environ["DCCLIP_CACHE"], "blocks").glob("*.block"))
-    assert sum(blob.stat().st_size for blob in blobs) == sum(len(pair.image) for pair in given)
 
 
 def test_columns_of_others_are_named(tmp_path: Path) -> None:

@@ -45,40 +45,16 @@ def test_files_in_a_bucket_are_listed_and_read_by_range(s3: S3) -> None:
     both = list_files("s3://bucket/data/{00000..00001}.tar")
     assert [(file.name, file.size) for file in both] == [("00000.tar", 10_240), ("00001.tar", 10_240)]
     assert both[1].read(300, 2) == bytes([44, 45])
-
-
-def test_a_bucket_that_is_not_there_is_an_error(s3: S3) -> None:
     with pytest.raises(DcclipError, match="s3://nowhere/data does not exist"):
         list_files("s3://nowhere/data")
 
 
-def test_a_stopped_store_is_an_error_until_it_is_started_again(s3: S3) -> None:
-    s3.put("bucket", "a.tar", CONTENT)
-    (file,) = list_files("s3://bucket/a.tar")
-    s3.stop()
-    with pytest.raises(DcclipError, match=r"s3://bucket/a.tar cannot be read: Could not connect") as caught:
-        file.read(0, 10)
-    assert "run the same command again" in caught.value.hint
-    s3.start()
-    s3.put("bucket", "a.tar", CONTENT)
-    assert file.read(0, 3) == b"\x00\x01\x02"
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "what"),
-    [
-        ("AWS_ENDPOINT_URL", "localhost:9000", "Invalid endpoint: localhost:9000"),
-        ("AWS_PROFILE", "nobody", r"The config profile \(nobody\) could not be found"),
-    ],
-)
-def test_a_setting_of_s3_that_is_wrong_is_named(
-    s3: S3, name: str, value: str, what: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(name, value)
+def test_a_setting_of_s3_that_is_wrong_is_named(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
     forget_connections()
-    with pytest.raises(DcclipError, match=f"s3://bucket/a.tar cannot be read: {what}") as caught:
+    with pytest.raises(DcclipError, match=r"read: The config profile \(nobody\) could not be found") as caught:
         list_files("s3://bucket/a.tar")
-    assert name in caught.value.hint
+    assert "AWS_PROFILE" in caught.value.hint
 
 
 def test_a_password_in_the_url_of_a_bucket_is_refused_and_not_shown() -> None:

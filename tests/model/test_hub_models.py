@@ -110,16 +110,11 @@ def test_a_wrong_value_in_transformers_configurations_is_named(
 # ---- weights
 
 WEIGHTS = "open_clip_model.safetensors"
-DAMAGED: dict[str, Callable[[bytes], bytes]] = {
-    "cut": lambda content: content[: len(content) // 2],
-    "huge header": lambda content: (2**62).to_bytes(8, "little") + content[8:],
-}
 
 
-@pytest.mark.parametrize("damage", DAMAGED)
-def test_a_damaged_weight_file_is_named(open_clip_folder: Path, damage: str) -> None:
+def test_a_damaged_weight_file_is_named(open_clip_folder: Path) -> None:
     file = open_clip_folder / WEIGHTS
-    file.write_bytes(DAMAGED[damage](file.read_bytes()))
+    file.write_bytes((2**62).to_bytes(8, "little") + file.read_bytes()[8:])  # a huge header
     refused(load_model, open_clip_folder, f"{WEIGHTS} is not a readable safetensors file: ")
 
 

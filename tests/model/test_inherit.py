@@ -189,24 +189,18 @@ def test_a_small_network_that_is_hidden_in_a_large_one_is_found_channel_by_chann
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-def test_blocks_are_taken_at_even_distances_and_surplus_ones_add_nothing_at_first() -> None:
+def test_blocks_are_taken_at_even_distances_kernels_are_cropped_and_surplus_blocks_add_nothing_at_first() -> None:
     teacher, student = model("efficientnet_lite0"), model("mobilenetv2_050", 1)  # 1 2 2 3 3 4 1 and 1 2 3 4 3 3 1
     randomise(teacher.visual)
     inherit_image_tower(student.visual, towers(teacher, "efficientnet_lite0"))
     own, source = student.visual.trunk.blocks, teacher.visual.trunk.blocks
     for block, origin in ((own[5][0], source[5][0]), (own[5][1], source[5][1]), (own[5][2], source[5][2])):
         assert set(block.bn2.bias.tolist()) <= set(origin.bn2.bias.tolist())
+    centres = {tuple(kernel.flatten().tolist()) for kernel in source[2][0].conv_dw.weight[:, :, 1:4, 1:4]}
+    assert {tuple(kernel.flatten().tolist()) for kernel in own[2][0].conv_dw.weight} <= centres
     stage, pixels = own[2].eval(), torch.randn(1, 16, 8, 8)
     with torch.no_grad():
         assert torch.equal(stage(pixels), stage[1](stage[0](pixels)))
-
-
-def test_a_larger_kernel_is_cropped_to_its_centre() -> None:
-    teacher, student = model("efficientnet_lite0"), model("mobilenetv2_050", 1)
-    inherit_image_tower(student.visual, towers(teacher, "efficientnet_lite0"))
-    large, small = (one.visual.trunk.blocks[2][0].conv_dw.weight for one in (teacher, student))
-    centres = {tuple(kernel.flatten().tolist()) for kernel in large[:, :, 1:4, 1:4]}
-    assert {tuple(kernel.flatten().tolist()) for kernel in small} <= centres
 
 
 def test_a_projection_of_the_same_shape_is_the_teachers() -> None:

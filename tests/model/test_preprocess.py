@@ -1,6 +1,5 @@
 """Decoding refuses what is unsafe, and preprocessed numbers are those of open_clip (torchvision)."""
 
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -98,8 +97,6 @@ UNREADABLE: dict[str, bytes] = {
     **{kind: encode(noise(16, 16), kind) for kind in ("GIF", "TIFF", "ICO")},
     "nothing": b"",
     "text": "这不是图片".encode(),
-    "the mark of a PNG": b"\x89PNG\r\n\x1a\n",
-    "SVG": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
     "no pixels": png_header(0, 0),
 }
 
@@ -162,13 +159,10 @@ def test_the_configuration_survives_open_clips_form() -> None:
     [
         ({"size": [32, 64]}, "size: only square inputs are supported, not (32, 64)"),
         ({"size": 0}, "size should be a whole number from 1 to 4,096 (got 0)"),
-        ({"size": "大"}, "size should be a whole number from 1 to 4,096 (got '大')"),
         ({"mean": [0.5, "0.5", 0.5]}, "mean should be three numbers from -10000 to 10000 (got [0.5, '0.5', 0.5])"),
         ({"std": [0.5, 0, 0.5]}, "std should be three numbers from 0.0001 to 10000 (got [0.5, 0, 0.5])"),
-        ({"std": [math.nan] * 3}, "std should be three numbers from 0.0001 to 10000 (got [nan, nan, nan])"),
         ({"interpolation": "lanczos9"}, "interpolation should be bicubic or bilinear or nearest (got 'lanczos9')"),
         ({"resize_mode": "longest"}, "resize_mode should be shortest or squash (got 'longest')"),
-        ({"crop": "left"}, "crop should be round or floor (got 'left')"),
     ],
 )
 def test_an_unsupported_configuration_is_refused_by_its_key(config: dict[str, Any], what: str) -> None:

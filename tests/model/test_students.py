@@ -60,15 +60,6 @@ def test_an_invalid_student_has_one_error_at_its_key(section: dict[str, Any], ke
     assert [".".join(map(str, error["loc"])) for error in raised.value.errors()] == [key]
 
 
-def test_the_configuration_is_complete_for_open_clip() -> None:
-    config = model_config(options(), embed_dim=16, vocab_size=300)
-    sizes = {"context_length": 24, "vocab_size": 300, "width": 32, "heads": 1, "layers": 1}
-    rest = {"hf_tokenizer_name": "tokenizer", "pad_id": 1, "eos_id": 2, "pool_type": "eos"}
-    assert config["text_cfg"] == sizes | rest
-    assert config["vision_cfg"]["timm_model_pretrained"] is False  # nothing is looked up anywhere
-    assert config["vision_cfg"]["timm_proj"] == "linear" and "timm_proj_bias" not in config["vision_cfg"]
-
-
 def test_the_same_seed_gives_the_same_weights_and_leaves_the_random_state_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(1)

@@ -20,35 +20,18 @@ from tests.model.test_preprocess import noise
 
 TEXTS = ["一张照片", "a photo of 猫", "的" * 300]
 SIZES = [(227, 224), (31, 64), (97, 333)]
-CONFIG: dict[str, dict[str, Any]] = {
+CONFIG: dict[str, dict[str, Any]] = json.loads("""{
     "text_encoder": {
-        "model_type": "bert",
-        "dim": 32,
-        "context_dim": 32,
-        "vocab_size": 400,
-        "padding_idx": 1,
-        "num_layers": 2,
-        "num_heads": 2,
-        "embedding_dim": 16,
-        "multimodal_layers_ids": [],
-        "head_one_neuron": True,
-        "pooling": "mean",
-        "max_position_embeddings": 50,
-        "dropout_prob": 0.1,
+        "model_type": "bert", "dim": 32, "context_dim": 32, "vocab_size": 400, "padding_idx": 1, "num_layers": 2,
+        "num_heads": 2, "embedding_dim": 16, "multimodal_layers_ids": [], "head_one_neuron": true, "pooling": "mean",
+        "max_position_embeddings": 50, "dropout_prob": 0.1
     },
     "image_encoder": {
-        "dim": 32,
-        "patch_size": 8,
-        "image_size": 32,
-        "num_layers": 2,
-        "num_heads": 2,
-        "num_reg_tokens": 4,
-        "embedding_dim": 16,
-        "pooling": "cls",
-        "normalization_means": [0.5, 0.4, 0.3],
-        "normalization_deviations": [0.2, 0.3, 0.4],
-    },
-}
+        "dim": 32, "patch_size": 8, "image_size": 32, "num_layers": 2, "num_heads": 2, "num_reg_tokens": 4,
+        "embedding_dim": 16, "pooling": "cls", "normalization_means": [0.5, 0.4, 0.3],
+        "normalization_deviations": [0.2, 0.3, 0.4]
+    }
+}""")
 
 
 @pytest.fixture
