@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -66,10 +67,10 @@ def preview_pairs(source: Source, columns: Columns | None = None, uncaptioned: b
     raise DcclipError("{} has no pairs", "collect or download it again, or name another", named(source))
 
 
-def languages_in(source: Source, columns: Columns) -> set[Language]:
-    """The languages of captions at some places: in up to eight files, and as many row groups of a Parquet file.
+def may_have_captions(source: Source, columns: Columns, languages: Sequence[Language]) -> bool:
+    """Whether a pair has captions in all of the languages: in up to eight files, and row groups of a Parquet file.
 
-    Of a single large tar, only the beginning of which is looked at, all languages are assumed.
+    A single large tar, only the beginning of which is looked at, may have them.
     """
     shards = [shard for shard in shards_at(source) if shard.size]
     captions: list[Captions] = []
@@ -85,9 +86,9 @@ def languages_in(source: Source, columns: Columns) -> set[Language]:
                 captions += [used.captions(record, f"{shard}: row {row}") for row, record in enumerate(records)]
         elif preview := _tar(shard, columns, False):
             if len(shards) == 1 and len(preview.captions) >= _SAMPLE:
-                return set(LANGUAGES)
+                return True
             captions += preview.captions
-    return {language for texts in captions for language in LANGUAGES if texts.get(language)}
+    return any(all(pair.get(language) for language in languages) for pair in captions)
 
 
 def preview_images(path: str | Path, columns: Columns | None = None) -> Preview:

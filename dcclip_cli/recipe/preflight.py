@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dcclip_cli.data.dataset import check_hold_out, named
 from dcclip_cli.data.options import COLLECTED, DataOptions
 from dcclip_cli.data.pair import Language
-from dcclip_cli.data.preview import Preview, languages_in, preview_images, preview_pairs, preview_texts
+from dcclip_cli.data.preview import Preview, may_have_captions, preview_images, preview_pairs, preview_texts
 from dcclip_cli.data.samplers import check_shares, check_size
 from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import cache_folder, free_bytes
@@ -295,6 +295,12 @@ class Preflight:
         if captioned and captioned.keys() == {"pairs", "texts"} & setup.sizes.keys():
             for key, problem in caption_problems(setup, partial(_may_have, context.data, captioned)):
                 self._add(key, problem)
+        kind, languages = "train" if context.data.hold_out else "validation", setup.options.captions.languages
+        if setup.options.validate_every_steps and kind in self._previews and context.data.train != COLLECTED:
+            source, columns = getattr(context.data, kind), context.data.columns
+            if not any(may_have_captions(source, columns, [language]) for language in languages):
+                what = Message("{}: no pair has a caption in {}", named(source), ", ".join(languages))
+                self._add((setup.name, "validate_every_steps"), DcclipError(what, "name other pairs"))
         if context.start is not None and context.start != self.run_dir.model("distill") and context.start.is_dir():
             from dcclip_cli.model.blank import blank_model
 
@@ -338,15 +344,18 @@ class Stage:
     context: StageContext
 
 
-def _may_have(options: DataOptions, data: Mapping[str, Preview], languages: Sequence[Language]) -> bool:
-    """Whether some of these kinds of data have captions in all languages, or may have, where not all was looked at."""
-    if any(all(sample.get(language) for language in languages) for one in data.values() for sample in one.captions):
+def _may_have(
+    options: DataOptions, data: Mapping[str, Preview], languages: Sequence[Language], kinds: Iterable[str]
+) -> bool:
+    """Whether these kinds of data have captions in all languages, or may have, where not all was looked at."""
+    previews = {kind: data[kind] for kind in kinds if kind in data}
+    if any(all(map(sample.get, languages)) for preview in previews.values() for sample in preview.captions):
         return True
-    if "pairs" in data and options.train == COLLECTED:
+    if "pairs" in previews and options.train == COLLECTED:
         return True
-    if "pairs" in data and options.train and {*languages} <= languages_in(options.train, options.columns):
+    if "pairs" in previews and options.train and may_have_captions(options.train, options.columns, languages):
         return True
-    return "texts" in data and data["texts"].samples > len(data["texts"].captions)
+    return "texts" in previews and data["texts"].samples > len(data["texts"].captions)
 
 
 def _done(action: Callable[..., object], *arguments: Any) -> bool:

@@ -95,6 +95,8 @@ def used(context: StageContext, options: AlignOptions) -> StageContext:
         if wanted and not options.losses:
             what = Message("align.{}_per_step is {}, but the contrastive loss uses pairs only", name, wanted)
             raise DcclipError(what, "add a distillation loss to align.losses, or remove the key")
+    if set_up(options, context).lock == "image" and options.lock == "text":
+        raise DcclipError("align.lock is text, and student.image: teacher locks the image tower", "remove align.lock")
     start = {"distill": context.run.model("distill"), "scratch": None}.get(options.start, Path(options.start))
     if start is None and context.student is None:
         raise DcclipError("align starts from scratch, but the recipe has no student", "add a student section")

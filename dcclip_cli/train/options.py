@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from dcclip_cli.data.options import Augment, CaptionOptions, DataOptions
-from dcclip_cli.data.pair import LANGUAGES, Language
+from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.errors import DcclipError, Message, all_of
 from dcclip_cli.machine import is_one_of_several
 from dcclip_cli.model import Precision
@@ -367,18 +367,25 @@ def problems(setup: StageSetup, context: StageContext) -> Iterator[Problem]:
             yield ("student", *key), DcclipError(what, "add a section teacher, or omit it")
 
 
-def caption_problems(setup: StageSetup, has: Callable[[Sequence[Language]], bool]) -> Iterator[Problem]:
-    """What the data lacks; `has` says whether a pair or text has captions in all of some languages."""
+def caption_problems(setup: StageSetup, has: Callable[..., bool]) -> Iterator[Problem]:
+    """What the data lacks; `has(languages, kinds)` says whether a sample of these kinds has captions in all of them."""
     languages, kinds = setup.options.captions.languages, setup.sizes.keys()
-    sources = [f"data.{name}" for kind, name in (("pairs", "train"), ("texts", "texts")) if kind in kinds]
-    absent = [language for language in languages if sources and not has([language])]
-    if not ("images" in kinds and len(absent) == len(languages)):
-        for language in absent:
-            present = ", ".join(other for other in languages if other != language)
-            hint = Message("set captions.languages: [{}], or add {} captions", present, language)
-            what = Message("there are no '{}' captions in {}", language, all_of(sources))
-            yield (setup.name, "captions", "languages"), DcclipError(what, hint)
+    sources = {kind: name for kind, name in (("pairs", "data.train"), ("texts", "data.texts")) if kind in kinds}
+    absent = [language for language in languages if sources and not has([language], sources)]
+    if "images" in kinds and len(absent) == len(languages):
+        absent = []  # images are enough
+    for language in absent:
+        present = ", ".join(other for other in languages if other != language)
+        hint = Message("set captions.languages: [{}], or add {} captions", present, language)
+        what = Message("there are no '{}' captions in {}", language, all_of(sources.values()))
+        yield (setup.name, "captions", "languages"), DcclipError(what, hint)
+    paired = absent or "pairs" not in kinds or any(has([language], ["pairs"]) for language in languages)
+    for loss in () if paired else setup.losses:
+        if loss.needs == {"pairs"} and not (loss.joint and "texts" in kinds):
+            what = Message("loss {} needs captions, and data.train has none in {}", loss.kind, all_of(languages))
+            yield (setup.name, "captions", "languages"), DcclipError(what, "add a language, or remove the loss")
+    translated = absent or ({*LANGUAGES} <= {*languages} and has(LANGUAGES, sources))
     for number, loss in enumerate(setup.listed_losses):
-        if loss.kind == "cross_lingual" and not absent and not ({*LANGUAGES} <= {*languages} and has(LANGUAGES)):
+        if loss.kind == "cross_lingual" and not translated:
             what = Message("loss {} needs images or lines with captions in both languages", loss.kind)
             yield (setup.name, "losses", number), DcclipError(what, "remove the loss, or add translations")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -96,12 +96,14 @@ def prepare(setup: StageSetup, context: StageContext) -> PreparedStage:
     use_kernels(setup.options, device)
     use_threads(setup.options, folder, progress)
     training = open_training_data(context.data, setup.sizes, context.run, seed, progress, setup.distinct_captions)
-    _raise_first(caption_problems(setup, partial(_has_captions, training.dataset)))
+    _raise_first(caption_problems(setup, partial(_has_captions, training.datasets)))
     pairs = training.datasets.get("pairs")
     if pairs is not None and pairs.embeddings is not None:
         check_embeddings(setup, pairs.path)
     teachers = _open_teachers(setup, context)
-    teacher = teachers[0] if teachers else _giving(context)
+    teacher = teachers[0] if teachers else None
+    if teacher is None and context.teacher and context.new_student and context.new_student.inherits:
+        teacher = LazyTeacher(context.teacher, context.device, context.progress)
     student = _open_student(setup, context, training, teacher)
     collator = _collator(setup, context, student, training, teachers)
     sources = _features(setup, context, teachers, collator, student)
@@ -147,11 +149,14 @@ def _raise_first(problems: Iterable[Problem]) -> None:
         raise DcclipError(Message("{}: {}", ".".join(map(str, key)), problem.what), problem.hint)
 
 
-def _has_captions(dataset: PairDataset, languages: Sequence[Language]) -> bool:
+def _has_captions(datasets: Mapping[str, PairDataset], languages: Sequence[Language], kinds: Collection[str]) -> bool:
     """Whether a sample has captions in all of the languages; the first ones of blocks are looked at before all."""
-    captions = [dataset.captions(language) for language in languages]
-    firsts = (all(column[first] for column in captions) for first in dataset.blocks.tolist())
-    return any(firsts) or any(map(all, zip(*captions, strict=True)))
+    for dataset in (datasets[kind] for kind in kinds if kind in datasets):
+        captions = [dataset.captions(language) for language in languages]
+        firsts = (all(column[first] for column in captions) for first in dataset.blocks.tolist())
+        if any(firsts) or any(map(all, zip(*captions, strict=True))):
+            return True
+    return False
 
 
 def _open_teachers(setup: StageSetup, context: StageContext) -> list[LazyTeacher]:
@@ -165,13 +170,6 @@ def _open_teachers(setup: StageSetup, context: StageContext) -> list[LazyTeacher
     for facts in (teacher.facts for teacher in teachers):
         context.progress.say(facts.precision.line(Message("teacher {}", facts.name)))
     return teachers
-
-
-def _giving(context: StageContext) -> LazyTeacher | None:
-    """The recipe's teacher, where a new student has its weights from it."""
-    if context.teacher is None or context.new_student is None or not context.new_student.inherits:
-        return None
-    return LazyTeacher(context.teacher, context.device, context.progress)
 
 
 def _open_student(

@@ -16,7 +16,7 @@ from dcclip_cli.data import index as indexes
 from dcclip_cli.data.dataset import open_pairs, shards_at, write_parquet
 from dcclip_cli.data.index import SUFFIX, find_index, find_indexes, own_place, verify_files
 from dcclip_cli.data.pair import LANGUAGES, Pair, caption_id
-from dcclip_cli.data.preview import languages_in, preview_pairs
+from dcclip_cli.data.preview import may_have_captions, preview_pairs
 from dcclip_cli.data.remote import local_file
 from dcclip_cli.data.shards import Columns
 from dcclip_cli.data.unpaired import open_images
@@ -234,7 +234,7 @@ def test_columns_of_others_are_named(tmp_path: Path) -> None:
     both = open_pairs([tmp_path / "own.parquet", tmp_path / "data"], columns)
     assert [both[0], both[1]] == [own, pairs[0]]
     assert preview_pairs(tmp_path / "own.parquet", columns).captions == [{"zh": ("狗",), "en": ("a dog",)}]
-    assert languages_in(tmp_path / "own.parquet", columns) == {"zh", "en"}
+    assert may_have_captions(tmp_path / "own.parquet", columns, ("zh", "en"))
     assert open_pairs(tmp_path / "data", Columns(image="jpg")).keys() == ["00:0", "00:1", "00:2"]
     for twice in (Columns(image="jpg", key="jpg"), Columns(image="jpg", zh="alt", en="alt")):
         with pytest.raises(DcclipError, match=r"00\.parquet: one column is named for two things"):
