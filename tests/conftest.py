@@ -282,8 +282,8 @@ def whole_recipe(altclip_folder: Path, pairs_file: Path) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def points(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def points(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Embeddings in place of images: eight words of each language, a translation in the same place, 16 wide."""
     import numpy as np
     import pyarrow as pa
@@ -294,8 +294,9 @@ def points(tmp_path: Path) -> Path:
         [[word, f"a photo of a {word}"] for word in SHAPES],
     )
     table = pa.table({"key": list(SHAPES), "embedding": np.eye(8, 16).tolist(), "zh": zh, "en": en})
-    pq.write_table(table, tmp_path / "points.parquet")
-    return tmp_path / "points.parquet"
+    file = tmp_path_factory.mktemp("points") / "points.parquet"
+    pq.write_table(table, file)
+    return file
 
 
 @pytest.fixture(scope="session")

@@ -117,7 +117,8 @@ def new_student(
     if vocabulary.source == "teacher":
         assert teacher is not None
         texts = captions or [text for language in LANGUAGES for text in prompts.texts(language)]
-        tokenizer = trim_tokenizer(_tokenizer_folder(teacher), texts, vocabulary.size, vocabulary.characters)
+        folder = require_file(downloaded(teacher).removeprefix("hf-hub:"), "tokenizer.json").parent
+        tokenizer = trim_tokenizer(folder, texts, vocabulary.size, vocabulary.characters)
     elif captions:
         tokenizer = train_tokenizer(captions, vocabulary.size)
     else:
@@ -170,10 +171,6 @@ def _student(
         bias.requires_grad_(False)
     towers = OpenClipTowers(model, tokenize, preprocessing, name, "in training")
     return Student(towers, config, preprocessing, tokenizer, name)
-
-
-def _tokenizer_folder(teacher: str) -> Path:
-    return require_file(downloaded(teacher).removeprefix("hf-hub:"), "tokenizer.json").parent
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ class TrainingTask(nn.Module):
                 with own_errors(loss.kind):
                     found = loss.terms(own, teachers, adapters)
                 for name, term in found.items():
-                    unused = _unused(name + _suffix(dims), terms)
+                    unused = _unused(name if dims is None else f"{name}_{dims}d", terms)
                     terms[unused] = weight * term
                     if name in chance:
                         self.chance[unused] = weight * chance[name]
@@ -244,10 +244,6 @@ def learns_everything(
     # A loss on one tower's embedding has an adapter for the other one's.
     uses_adapters = all(loss.trained_towers != {tower} for loss in losses for tower in ("image", "text"))
     return towers <= reached and uses_adapters and not any(loss.kind == "cross_lingual" for loss in losses)
-
-
-def _suffix(dims: int | None) -> str:
-    return "" if dims is None else f"_{dims}d"
 
 
 def _unused(name: str, taken: Mapping[str, Tensor]) -> str:

@@ -44,6 +44,7 @@ OPTIONS = {
 }
 ENVIRONMENT = {"PYTHONPATH": str(Path(dcclip_cli.__file__).parent.parent)}  # a process finds the same dcclip_cli
 WEIGHTS = "open_clip_model.safetensors"
+TIMEOUT_S = 150  # of processes that train together: gloo may hang at exit, pytorch issue 56297
 
 
 class Watch:
@@ -128,6 +129,27 @@ def kill(job: Job, task: str, count: int) -> None:
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
+
+
+def in_processes(count: int, script: str, argument: Path) -> None:
+    """Run a script in processes that train together."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    process = subprocess.Popen(
+        [sys.executable, *launch, script, str(argument)],
+        env=os.environ | ENVIRONMENT,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"{count} processes did not come to an end")
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output
 
 
 @contextmanager

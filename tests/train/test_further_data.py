@@ -11,7 +11,7 @@ from dcclip_cli.data.pair import Pair
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.tokenizer import load_tokenizer
-from tests.train.jobs import Job, elsewhere, logged, refused, run, sha256, weights
+from tests.train.jobs import Job, elsewhere, logged, refused, run, weights
 
 ZH = ["紫色的小鱼", "白色的大树", "粉色的星星", "黄色的小船"]
 EN = ["purple fish", "white tree", "pink star", "yellow boat"]
@@ -81,27 +81,6 @@ def test_images_alone_train_a_student_with_tokens_and_weights_of_its_teachers_te
     assert "<unk>" not in tokenizer.encode("红色的圆, a red circle").tokens
 
 
-def test_pairs_images_and_texts_together_train_their_towers(distilling: Job, lines_file: Path, folder: Path) -> None:
-    distilling["data"] = {"train": distilling["data"], "images": str(folder), "texts": str(lines_file)}
-    losses = [{"kind": kind} for kind in ("feature_map", "embedding", "interactive", "affinity", "cross_lingual")]
-    distilling["options"] |= {"losses": losses, "images_per_step": 4, "texts_per_step": 8, "steps": 3}
-    result = run(distilling)
-    assert set(result.metrics) >= {loss["kind"] for loss in losses}
-    tokenizer = load_tokenizer(result.model)
-    assert "<unk>" not in tokenizer.encode("紫色的小鱼 purple fish").tokens  # the lines' texts are in the vocabulary
-
-
-def test_anchors_join_images_and_texts_that_do_not_belong_together(
-    distilling: Job, lines_file: Path, folder: Path
-) -> None:
-    distilling["data"] = {"images": str(folder), "texts": str(lines_file)}
-    distilling["options"] |= {"losses": [{"kind": "anchors"}], "images_per_step": 4, "texts_per_step": 8, "steps": 3}
-    before = weights(run(elsewhere(distilling, "started", {"steps": 1, "warmup_steps": 10**6})))
-    after = weights(run(distilling))
-    changed = {name.partition(".")[0] for name, value in after.items() if (value - before[name]).abs().max() > 1e-5}
-    assert changed == {"text", "visual"}
-
-
 def test_the_rate_counts_images_and_texts_only_in_steps_without_images(
     distilling: Job, lines_file: Path, folder: Path
 ) -> None:
@@ -117,17 +96,6 @@ def test_the_rate_counts_images_and_texts_only_in_steps_without_images(
         {"images_per_second": pytest.approx(2, rel=0.01)},
         {"texts_per_second": pytest.approx(16, rel=0.01)},
     ]
-
-
-def test_phrases_made_of_the_texts_are_trained_on_too(distilling: Job, lines_file: Path) -> None:
-    distilling |= {"data": {"texts": str(lines_file)}}
-    distilling["options"] = {"losses": [{"kind": "embedding"}], "steps": 3, "batch_size": 8}
-    phrased = {"texts": str(lines_file), "phrases": 100}
-    without, some = (
-        sha256(run(elsewhere(distilling, name, data=data)))
-        for name, data in (("without", distilling["data"]), ("some", phrased))
-    )
-    assert without != some
 
 
 # ---- stage 2: what a student learnt from these is not forgotten

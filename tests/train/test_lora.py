@@ -12,7 +12,7 @@ from safetensors import safe_open
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.train.lora import LoraOptions, add_lora, merge_lora
 from tests.cli.conftest import dcclip
-from tests.train.jobs import Job, elsewhere, interrupt, run, sha256, weights
+from tests.train.jobs import Job, elsewhere, run, weights
 
 
 def moments(job: Job) -> int:
@@ -69,25 +69,6 @@ def test_the_merged_model_gives_what_the_trained_one_gave(model_folder: Path) ->
     for one, other, old in zip(trained, outputs(), before, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
         assert (one - old).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize(
-    ("stage", "step", "options"),
-    [
-        ("distill", 3, {"gradient_checkpointing": True, "optimizer": {"image_lr_scale": 0.5}}),
-        ("align", 5, {"ema": 0.5, "lock": "image", "optimizer": {"kind": "muon", "layer_decay": 0.5}}),
-    ],
-)
-def test_interrupted_with_lora_and_run_again_gives_the_weights_of_the_unbroken_run(
-    job: Job, stage: str, step: int, options: Job
-) -> None:
-    if stage == "distill":
-        job["student"]["image"] |= {"timm": "test_resnet", "size": 64}
-    plain = elsewhere(job, "plain", options)
-    job["options"] |= options | {"lora": {"rank": 2}}
-    unbroken = sha256(run(elsewhere(job, "unbroken")))
-    interrupt(job, stage, step)
-    assert sha256(run(job)) == unbroken != sha256(run(plain))
 
 
 def test_without_peft_the_check_of_a_recipe_says_how_to_install_it(

@@ -2,8 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,35 +15,13 @@ from dcclip_cli.processes import Stopped
 from dcclip_cli.train.checkpoint import latest_checkpoint
 from dcclip_cli.train.compute import decided, join_processes
 from dcclip_cli.train.distributed import average_statistics, check_shared, from_first, process_index, stop_together
-from tests.train.jobs import ENVIRONMENT, Job, assert_close, elsewhere, logged, refused, run, weights
-
-TIMEOUT_S = 150  # gloo may hang at exit: pytorch issue 56297
-
-
-def on_two_processes(script: str, argument: Path) -> None:
-    """Run a file of this folder in two processes."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    process = subprocess.Popen(
-        [sys.executable, *launch, str(Path(__file__).with_name(script)), str(argument)],
-        env=os.environ | ENVIRONMENT,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        said, _ = process.communicate(timeout=TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        pytest.fail("two processes did not come to an end")
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, said
+from tests.train import jobs
+from tests.train.jobs import TIMEOUT_S, Job, assert_close, elsewhere, in_processes, logged, refused, run, weights
 
 
 @pytest.mark.timeout(2 * TIMEOUT_S)
 def test_the_first_process_decides_for_all(tmp_path: Path) -> None:
-    on_two_processes("test_processes.py", tmp_path)
+    in_processes(2, __file__, tmp_path)
 
 
 def agree(folder: Path) -> None:
@@ -103,7 +79,7 @@ def test_two_processes_train_as_one_does_on_the_same_batches(
     one, two, shorter = elsewhere(job, "one"), elsewhere(job, "two"), elsewhere(job, "shorter", {"steps": 1})
     whole, first = weights(run(one)), weights(run(shorter))
     (tmp_path / "job.json").write_text(json.dumps(two))
-    on_two_processes("jobs.py", tmp_path / "job.json")
+    in_processes(2, jobs.__file__, tmp_path / "job.json")
     folder = Path(two["root"], stage)
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
     assert max(float((value - first[name]).abs().max()) for name, value in whole.items()) > 1e-3

@@ -52,27 +52,6 @@ def test_killed_while_the_teacher_runs_and_run_again_gives_the_weights_of_the_un
 
 
 @pytest.mark.parametrize(
-    ("stage", "step", "options"),
-    [
-        ("distill", 3, {"teacher_cache": False}),
-        ("align", 5, {"ema": 0.5}),
-        ("align", 3, {"optimizer": {"layer_decay": 0.5}}),
-    ],
-)
-def test_interrupted_anywhere_and_run_again_gives_the_weights_of_the_unbroken_run(
-    job: Job, stage: str, step: int, options: Job
-) -> None:
-    plain = elsewhere(job, "plain")
-    job["options"] |= options
-    unbroken = sha256(run(elsewhere(job, "unbroken")))
-    interrupt(job, stage, step)
-    assert (Path(job["root"], stage, "state") / f"step-{step:08}").is_dir()
-    assert sha256(run(job)) == unbroken
-    if stage == "align":
-        assert unbroken != sha256(run(plain))
-
-
-@pytest.mark.parametrize(
     ("frozen", "options"),
     [
         ("visual.", {"lock": "image", "ema": 0.6}),

@@ -11,7 +11,7 @@ from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.inference.index import open_index
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.reference import resolve
-from tests.train.jobs import Job, elsewhere, refused, run, weights
+from tests.train.jobs import Job, run, weights
 
 TEXT = {"layers": 1, "width": 32, "context_length": 24, "vocabulary": {"from": "data", "size": 300}}
 LOSSES = [{"kind": "embedding", "languages": ["en"]}, {"kind": "cross_lingual"}]
@@ -66,8 +66,3 @@ def test_chinese_learns_the_teachers_english_and_nothing_of_its_chinese(learning
     learnt = embed(ours, "紫色的小鱼")
     assert learnt @ english > max(0.9, float(learnt @ chinese))
     assert embed(ours, "purple fish") @ english > 0.9
-
-
-def test_an_image_tower_of_another_library_is_refused(learning: Job, altclip_folder: Path) -> None:
-    with refused("needs an open_clip model", "open_clip's version"):
-        run(elsewhere(learning, "wrong", teacher={"kind": "altclip", "model": str(altclip_folder)}))
