@@ -16,7 +16,7 @@ import os
 import time
 from collections import Counter
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +84,7 @@ def collect(
     finished `out` is not changed unless `fresh`; an unfinished one never has that name. `limit` is the maximum number
     of candidates to read. Raises DcclipError if a source is missing, nothing is kept, or `out` is another folder.
     """
+    start, progress = time.monotonic(), progress or Silent()
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     lock_file = out.absolute().with_name(f".{out.name}.lock")
     with lock(lock_file, wait=False) as acquired:
@@ -91,36 +92,26 @@ def collect(
             message = Message("another process collects into {}", out)
             raise DcclipError(message, "wait until it is done, or name another folder with --out")
         try:
-            return _collect(options, out, progress or Silent(), fresh, engine, limit)
+            # Absolute: tasks may run in other processes and on other machines.
+            work = WorkFolder(out.absolute().with_name(f".{out.name}.partial"))
+            manifest = _finished_manifest(out)
+            if fresh or not work.out.is_dir():  # its result has got its name
+                clear(work.root)
+            if manifest and not fresh and work.plan(progress) is None:
+                if manifest["options"] != decisive(options):
+                    message = Message("{} was made with other options than the recipe's; use --fresh to redo it", out)
+                    progress.say(message)
+                return _result(out, manifest, True, time.monotonic() - start)
+            assignments = plan(options, limit)
+            digest = fingerprint(options, assignments)
+            work.begin({"fingerprint": digest, "slices": len(assignments)}, assignments, progress)
+            manifest = _run_steps(options, work, [assignment.about for assignment in assignments], progress, engine)
+            clear(out)
+            work.out.rename(out)
+            clear(work.root)
+            return _result(out, manifest, False, time.monotonic() - start)
         finally:
             remove(lock_file)
-
-
-def _collect(
-    options: CollectOptions, out: Path, progress: Progress, fresh: bool, engine: Engine | None, limit: int | None
-) -> CollectResult:
-    start = time.monotonic()
-    # Absolute: tasks may run in other processes and on other machines.
-    work = WorkFolder(out.absolute().with_name(f".{out.name}.partial"))
-    manifest = _finished_manifest(out)
-    if fresh or not work.out.is_dir():  # its result has got its name
-        clear(work.root)
-    if manifest and not fresh and work.plan(progress) is None:
-        if manifest["options"] != decisive(options):
-            progress.say(Message("{} was made with other options than the recipe's; use --fresh to redo it", out))
-        return _result(out, manifest, True, time.monotonic() - start)
-    assignments = plan(options, limit)
-    digest = fingerprint(options, assignments)
-    work.begin({"fingerprint": digest, "slices": len(assignments)}, assignments, progress)
-    manifest = _run_steps(options, work, [assignment.about for assignment in assignments], progress, engine)
-    for compared in manifest.get("compared", ()):
-        progress.say(Message("{path}: {images:,} images are compared, {unreadable:,} cannot be read", **compared))
-    if not manifest["pairs"]["kept"]:
-        raise _nothing_kept(manifest["pairs"]["read"], Counter(manifest["pairs"]["dropped"]), work.out / DROPPED)
-    clear(out)
-    work.out.rename(out)
-    clear(work.root)
-    return _result(out, manifest, False, time.monotonic() - start)
 
 
 def _nothing_kept(read: int, dropped: Counter[str], file: Path | None = None) -> DcclipError:
@@ -169,7 +160,7 @@ def _run_steps(
 ) -> dict[str, Any]:
     """Run all steps; returns the manifest. `slices` are the estimated numbers of candidates in each.
 
-    No file of the output contains a time, so that equal runs give equal bytes.
+    Raises DcclipError if nothing is kept. No file of the output contains a time, so that equal runs give equal bytes.
     """
     from dcclip_cli.curation.executors import DedupStep, Engine, ReadStep, ScoreStep, Step, WriteStep
 
@@ -186,19 +177,20 @@ def _run_steps(
             run(ScoreStep(options, work, tasks), slices)
         run(DedupStep(options, work, 1), [total])
         run(WriteStep(options, work, tasks), slices)
-    folders = [folder for task in range(tasks) for folder in (work.read(task), work.written(task))]
-    shards = [_json(folder / SHARD) for folder in folders[1::2]]
+    results = [[work.result(step, task) for step in ("read", "write")] for task in range(tasks)]
+    folders = list(chain.from_iterable(results))
+    shards = [_json(folder / SHARD) for _, folder in results]
     with whole_file(work.out / DROPPED, work.root) as path:
-        join_dropped(([work.read(task) / DROPPED, work.written(task) / DROPPED] for task in range(tasks)), path)
+        join_dropped(([folder / DROPPED for folder in steps] for steps in results), path)
     statistics = Statistics.merge(_json(folder / STATISTICS) for folder in folders).as_dict()
     examples = Examples.merge((folder / EXAMPLES for folder in folders), options.report.examples)
-    examples.fill(lambda key: next((passed.pair for passed in read_pairs(work.read(int(key[:6])), key)), None))
+    examples.fill(lambda key: next((pair for pair, _ in read_pairs(work.result("read", int(key[:6])), key)), None))
     manifest = {
         "made_by": _MADE_BY,
         "format": FORMAT,
         **statistics,
         "shards": [shard for shard in shards if shard["pairs"]],
-        **({"compared": compared} if (compared := _json(work.deduped / COMPARED)) else {}),
+        **({"compared": compared} if (compared := _json(work.result("dedup", 0) / COMPARED)) else {}),
         "options": decisive(options),
         "versions": versions(LIBRARIES),
     }
@@ -206,6 +198,10 @@ def _run_steps(
         write_report(path, statistics, examples.all(), manifest)
     with whole_file(work.out / MANIFEST, work.root) as path:
         path.write_bytes(json_text(manifest))
+    for compared in manifest.get("compared", ()):
+        progress.say(Message("{path}: {images:,} images are compared, {unreadable:,} cannot be read", **compared))
+    if not manifest["pairs"]["kept"]:
+        raise _nothing_kept(manifest["pairs"]["read"], Counter(manifest["pairs"]["dropped"]), work.out / DROPPED)
     return manifest
 
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, chdir, nullcontext
 from dataclasses import dataclass, field, replace
@@ -76,7 +76,7 @@ class ReadStep(_CollectStep):
         from dcclip_cli.curation.fetch.fetcher import Fetcher
         from dcclip_cli.curation.slices import filter_pairs, keep_slice
 
-        with whole_folder(self.work.read(task)) as folder, Fetcher(self.options.fetch) as fetcher:
+        with whole_folder(self.work.result("read", task)) as folder, Fetcher(self.options.fetch) as fetcher:
             candidates = fetcher.fetch_all(self._candidates(task))
             keep_slice(folder, filter_pairs(candidates, self.options), self.options.report.examples)
 
@@ -105,8 +105,8 @@ class ScoreStep(_CollectStep):
         from dcclip_cli.curation.scores import score_slice
         from dcclip_cli.curation.slices import read_pairs
 
-        with whole_folder(self.work.scored(task)) as folder:
-            pairs = (passed.pair for passed in read_pairs(self.work.read(task)))
+        with whole_folder(self.work.result("score", task)) as folder:
+            pairs = (pair for pair, _ in read_pairs(self.work.result("read", task)))
             score_slice(pairs, self.options.scores, folder / SCORES)
 
 
@@ -119,9 +119,9 @@ class DedupStep(_CollectStep):
         from dcclip_cli.curation.dedup.dedup import dedup
 
         options, slices = self.options, range((self.work.plan() or {})["slices"])
-        signatures = [self.work.read(number) / PAIRS for number in slices]
-        scores = [self.work.scored(number) / SCORES for number in slices] if options.scores else []
-        with whole_folder(self.work.deduped) as out:
+        signatures = [self.work.result("read", number) / PAIRS for number in slices]
+        scores = [self.work.result("score", number) / SCORES for number in slices] if options.scores else []
+        with whole_folder(self.work.result("dedup", 0)) as out:
             dedup(signatures, scores, options, out, first=options.scores, needs=options.needs)
 
 
@@ -228,7 +228,35 @@ class Engine:
         """Submit job arrays, unless those of an interrupted command are still in the queue, and wait for them."""
         last_job, told = logs / "job", set[int]()
         if not (last_job.exists() and _in_queue(last_job.read_text("utf-8"))):
-            self._submit(step, pending, logs, last_job)
+            options = self.cluster.slurm
+            assert options is not None  # `check`
+            logs.mkdir(parents=True, exist_ok=True)
+            pickled, script = logs.absolute() / "step.pickle", logs / "job.sh"
+            pickled.write_bytes(pickle.dumps((step, pending)))
+            directives = {
+                "partition": options.partition,
+                "time": options.time,
+                "cpus-per-task": str(options.cpus),
+                "mem-per-cpu": f"{options.memory_gb}G",
+                "job-name": f"dcclip-{step.name}",
+                "output": str(logs.absolute() / "%A_%a.log"),
+                **options.sbatch,
+            }
+            lines = "\n".join(f"#SBATCH --{name}={value}" for name, value in directives.items())
+            setup = options.setup or f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+            text = _SCRIPT.format(directives=lines, setup=setup, step=shlex.quote(str(pickled)))
+            script.write_text(text, encoding="utf-8")
+            at_a_time, job = f"%{self.workers}" if self.workers else "", ""
+            for first in range(0, len(pending), _LARGEST_ARRAY):  # arrays start one after the other
+                size = min(_LARGEST_ARRAY, len(pending) - first)
+                command = ["sbatch", "--parsable", f"--array=0-{size - 1}{at_a_time}"]
+                command += [f"--dependency=afterany:{job}"] if job else []
+                sbatch = subprocess.run([*command, str(script), str(first)], capture_output=True, text=True)
+                if sbatch.returncode:
+                    reason = sbatch.stderr.strip()[:500]
+                    raise DcclipError("sbatch failed: {}", "check collect.cluster and {}", reason, script)
+                job = sbatch.stdout.strip().partition(";")[0]
+                last_job.write_text(job, encoding="utf-8")
         queued = True
         while queued:
             queued = _in_queue(last_job.read_text("utf-8"))
@@ -237,39 +265,6 @@ class Engine:
             yield from new
             time.sleep(_ASK_SLURM_S if queued else 0)
 
-    def _submit(self, step: Step, pending: Sequence[int], logs: Path, last_job: Path) -> None:
-        """Submit arrays that start one after the other; the file `last_job` gets the number of the last one's job."""
-        options = self.cluster.slurm
-        assert options is not None  # `check`
-        logs.mkdir(parents=True, exist_ok=True)
-        pickled, script = logs.absolute() / "step.pickle", logs / "job.sh"
-        pickled.write_bytes(pickle.dumps((step, pending)))
-        directives = {
-            "partition": options.partition,
-            "time": options.time,
-            "cpus-per-task": str(options.cpus),
-            "mem-per-cpu": f"{options.memory_gb}G",
-            "job-name": f"dcclip-{step.name}",
-            "output": str(logs.absolute() / "%A_%a.log"),
-            **options.sbatch,
-        }
-        lines = "\n".join(f"#SBATCH --{name}={value}" for name, value in directives.items())
-        setup = options.setup or f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
-        text = _SCRIPT.format(directives=lines, setup=setup, step=shlex.quote(str(pickled)))
-        script.write_text(text, encoding="utf-8")
-        at_a_time, job = f"%{self.workers}" if self.workers else "", ""
-        for first in range(0, len(pending), _LARGEST_ARRAY):
-            size = min(_LARGEST_ARRAY, len(pending) - first)
-            command = ["sbatch", "--parsable", f"--array=0-{size - 1}{at_a_time}"]
-            command += [f"--dependency=afterany:{job}"] if job else []
-            sbatch = subprocess.run([*command, str(script), str(first)], capture_output=True, text=True)
-            if sbatch.returncode:
-                raise DcclipError(
-                    "sbatch failed: {}", "check collect.cluster and {}", sbatch.stderr.strip()[:500], script
-                )
-            job = sbatch.stdout.strip().partition(";")[0]
-            last_job.write_text(job, encoding="utf-8")
-
 
 def _in_queue(job: str) -> bool:
     """Whether tasks of a Slurm job are waiting or running; where squeue fails, the controller may only be busy."""
@@ -277,6 +272,6 @@ def _in_queue(job: str) -> bool:
     return "Invalid job id" not in squeue.stderr if squeue.returncode else bool(squeue.stdout.strip())
 
 
-if __name__ == "__main__":  # a task of a Slurm array: the pickle is that of `_submit`
+if __name__ == "__main__":  # a task of a Slurm array: the pickle is that of `_on_slurm`
     pickled_step, pending_tasks = pickle.loads(Path(sys.argv[1]).read_bytes())
     pickled_step.run(pending_tasks[int(sys.argv[2])])

@@ -24,8 +24,11 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 _INVISIBLE = re.compile("[\u00ad\u200b\u2060\u2066-\u2069\u202a-\u202e\u200e\u200f\ufeff]")  # joiners are kept: 👨‍👩‍👧
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 _CHINESE = re.compile(r"[\x20-\x7e\u3000-\u303f\u4e00-\u9fff\uff00-\uffef·—…‘’“”×]+")
-_is_clean = _CHINESE.fullmatch  # ftfy changes nothing
 _HIGH_LATIN = re.compile(r"[\u00a1-\u00fe]{4}")
+# ftfy's defaults would turn ，！ into ,! and “ into ".
+_REPAIRS: dict[str, Any] = dict.fromkeys(
+    ("unescape_html", "uncurl_quotes", "fix_character_width", "remove_control_chars"), False
+)
 
 
 class NormalizeOptions(Options):
@@ -42,13 +45,21 @@ def normalize(caption: str, language: Language, options: NormalizeOptions) -> st
         for _ in range(3):  # &amp;amp;quot; was escaped three times
             caption = html.unescape(caption)
     if not caption.isascii():
-        if options.ftfy and not _is_clean(caption := _repair_gbk(caption)):
-            caption = _ftfy()(caption)
+        if options.ftfy:
+            repaired = ""  # the Chinese behind 绾㈣壊璺戣溅 (UTF-8 read as GBK) or ºìÉ«ÅÜ³µ (GBK read as Latin-1)
+            if _HAN.search(caption):
+                repaired = as_gbk(caption).decode("utf-8", "replace")
+            elif _HIGH_LATIN.search(caption):
+                repaired = caption.encode("latin-1", "replace").decode("gb2312", "replace")
+            if len(_HAN.findall(repaired)) >= 2 and _CHINESE.fullmatch(repaired):
+                caption = repaired
+            elif not _CHINESE.fullmatch(caption):  # else ftfy changes nothing
+                import ftfy
+
+                caption = ftfy.fix_text(caption, **_REPAIRS)
         caption = _INVISIBLE.sub("", unicodedata.normalize("NFC", caption))
     caption = " ".join(caption.split())
-    if options.simplify and language == "zh":
-        caption = _simplifier()(caption)
-    return caption
+    return _simplifier()(caption) if options.simplify and language == "zh" else caption
 
 
 def check_characters(caption: str) -> Drop | None:
@@ -62,29 +73,6 @@ def check_characters(caption: str) -> Drop | None:
 def as_gbk(text: str) -> bytes:
     """The text encoded in GBK as browsers do it, with the euro sign at 0x80, which Python's codec lacks."""
     return text.encode("gb18030", "replace").replace(b"\xa2\xe3", b"\x80")
-
-
-def _repair_gbk(caption: str) -> str:
-    """The Chinese behind 绾㈣壊璺戣溅 (UTF-8 read as GBK) or ºìÉ«ÅÜ³µ (GBK read as Latin-1), unknown to ftfy."""
-    if _HAN.search(caption):
-        repaired = as_gbk(caption).decode("utf-8", "replace")
-    elif _HIGH_LATIN.search(caption):
-        repaired = caption.encode("latin-1", "replace").decode("gb2312", "replace")
-    else:
-        return caption
-    return repaired if len(_HAN.findall(repaired)) >= 2 and _CHINESE.fullmatch(repaired) else caption
-
-
-@functools.cache
-def _ftfy() -> Callable[[str], str]:
-    import ftfy
-
-    # The defaults would turn ，！ into ,! and “ into ".
-    config = ftfy.TextFixerConfig(
-        unescape_html=False, uncurl_quotes=False, fix_character_width=False, remove_control_chars=False
-    )
-    fix: Any = ftfy.fix_text
-    return lambda text: str(fix(text, config))
 
 
 @functools.cache

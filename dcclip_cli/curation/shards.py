@@ -46,12 +46,8 @@ def write_shard(path: Path, pairs: Iterable[Pair]) -> Shard:
 
     A tar has KEY.jpg|png|webp and KEY.json of each pair; Parquet is that of `write_parquet`.
     """
-    count = write_parquet(path, pairs) if path.suffix == ".parquet" else _write_tar(path, pairs)
-    return Shard(path.name, count, file_sha256(path))
-
-
-def _write_tar(path: Path, pairs: Iterable[Pair]) -> int:
-    """Write a tar, with fixed owner, mode and time of its members; returns the number of pairs."""
+    if path.suffix == ".parquet":
+        return Shard(path.name, write_parquet(path, pairs), file_sha256(path))
     count = size = 0
     with path.open("wb") as tar:
         for pair in pairs:
@@ -59,11 +55,11 @@ def _write_tar(path: Path, pairs: Iterable[Pair]) -> int:
             suffix = image_suffix(pair.image)
             assert suffix is not None, pair.key
             for name, content in ((suffix, pair.image), ("json", record(pair))):
-                head = tar_header(f"{pair.key}.{name}", len(content))
+                head = tar_header(f"{pair.key}.{name}", len(content))  # with fixed owner, mode and time
                 size += tar.write(b"".join((head, content, bytes(-len(content) % tarfile.BLOCKSIZE))))
         end = 2 * tarfile.BLOCKSIZE
         tar.write(bytes(end + -(size + end) % tarfile.RECORDSIZE))
-    return count
+    return Shard(path.name, count, file_sha256(path))
 
 
 class DroppedTable:

@@ -124,16 +124,8 @@ def too_large(pair: Pair) -> Drop | None:
     return Drop("record-bytes", f"captions and metadata take more than {MAX_TEXT_BYTES:,} bytes")
 
 
-@dataclass(frozen=True)
-class Kept:
-    """A pair that passed the filters, and its image's (width, height)."""
-
-    pair: Pair
-    size: tuple[int, int]
-
-
-def read_pairs(folder: Path, key: str | None = None) -> Iterator[Kept]:
-    """The pairs that `keep_slice` kept, or only the one with a key.
+def read_pairs(folder: Path, key: str | None = None) -> Iterator[tuple[Pair, tuple[int, int]]]:
+    """The pairs that `keep_slice` kept, each with its image's (width, height), or only the one with a key.
 
     Raises DcclipError if a file of a source has changed since then.
     """
@@ -148,7 +140,7 @@ def read_pairs(folder: Path, key: str | None = None) -> Iterator[Kept]:
         if image_digest(image) != row["file_hash"]:
             raise DcclipError("{} was changed while it was collected", "run the same command again", file)
         pair = Pair(row["key"], image, tuple(row["zh"]), tuple(row["en"]), json.loads(row["meta"]))
-        yield Kept(pair, (row["width"], row["height"]))
+        yield pair, (row["width"], row["height"])
 
 
 class Account:
@@ -222,36 +214,11 @@ def keep_slice(folder: Path, results: Iterable[FilterResult], examples: int) -> 
     account.write(folder)
 
 
-@dataclass(frozen=True)
-class Decision:
-    """The result of all filters on a pair: its final form, why it is dropped (None: kept), its dropped captions.
-
-    `read_pair` is the pair after the read step.
-    """
-
-    read_pair: Kept
-    pair: Pair
-    drop: Drop | None
-    captions: tuple[DroppedCaption, ...]
-
-    @property
-    def twin(self) -> str:
-        """The key of the pair that is kept instead of this one; empty if there is none."""
-        return self.drop.detail.rpartition(" ")[2] if self.drop and self.drop.reason in _REPEATS else ""
-
-    def caption_drop(self, language: Language, place: int) -> Drop | None:
-        """Why a caption that the pair had is not in a shard now."""
-        if self.drop is not None:
-            return None if self.drop.reason in MOVED else self.drop
-        text = self.read_pair.pair.captions(language)[place]
-        return next((drop for *caption, drop in self.captions if caption == [language, text]), None)
-
-
 def write_slice(work: WorkFolder, number: int, options: CollectOptions) -> None:
     """Write the shard of a slice into `out`, unless it is empty, and the account of the slice."""
     account = Account(options.report.examples)
     name = f"{name_of(number)}.{options.output.shards}"
-    with whole_folder(work.written(number)) as folder:
+    with whole_folder(work.result("write", number)) as folder:
         shard = write_shard(folder / name, map(options.output.written, _kept_pairs(work, number, account)))
         account.write(folder)
         write_json(folder / SHARD, asdict(shard))
@@ -265,34 +232,37 @@ def write_slice(work: WorkFolder, number: int, options: CollectOptions) -> None:
 
 
 def _kept_pairs(work: WorkFolder, number: int, account: Account) -> Iterator[Pair]:
-    """The pairs of a slice that are kept, once all before them are accounted for."""
-    scores = _by_key(work.scored(number) / SCORES) if work.scored(number).exists() else {}
-    for decision in _decisions(work, number):
-        account.add(decision.pair, decision.drop, decision.read_pair.size, decision.captions, twin=decision.twin)
-        for row in scores.get(decision.pair.key, ()):
-            if row["value"] is not None:
-                language = row["language"]
-                drop = decision.caption_drop(language, row["place"]) if language else decision.drop
-                account.statistics.add_score(row["name"], row["value"], drop, language)
-        if decision.drop is None:
-            yield decision.pair
-
-
-def _decisions(work: WorkFolder, number: int) -> Iterator[Decision]:
-    """The decision on each pair of a slice, in order."""
+    """The pairs of a slice that are kept in their final form, once all before them are accounted for."""
     within = [("key", ">=", name_of(number)), ("key", "<", name_of(number + 1))]
-    decisions, captions = (_by_key(work.deduped / name, within) for name in (DECISIONS, CAPTIONS))
-    for passed in read_pairs(work.read(number)):
-        before, row = passed.pair, decisions[passed.pair.key][0]
-        dropped = tuple((drop["language"], drop["caption"], _drop(drop)) for drop in captions.get(before.key, ()))
+    decisions, captions = (_by_key(work.result("dedup", 0) / name, within) for name in (DECISIONS, CAPTIONS))
+    score_file = work.result("score", number) / SCORES
+    scores = _by_key(score_file) if score_file.exists() else {}
+    for before, size in read_pairs(work.result("read", number)):
+        row = decisions[before.key][0]
+        dropped = [
+            (caption["language"], caption["caption"], _drop(caption)) for caption in captions.get(before.key, ())
+        ]
+        drop_of = {(language, text): drop for language, text, drop in reversed(dropped)}
         if row["reason"] is None:
             meta = before.meta | ({"scores": json.loads(row["scores"])} if row["scores"] else {})
             pair = replace(before, zh=tuple(row["zh"]), en=tuple(row["en"]), meta=meta)
-            yield Decision(passed, pair, too_large(pair), dropped)
+            drop = too_large(pair)
         else:
-            gone = {(language, text) for language, text, _ in dropped}
-            zh, en = (tuple(text for text in before.captions(name) if (name, text) not in gone) for name in LANGUAGES)
-            yield Decision(passed, replace(before, zh=zh, en=en), _drop(row), dropped)
+            zh, en = (
+                tuple(text for text in before.captions(name) if (name, text) not in drop_of) for name in LANGUAGES
+            )
+            pair, drop = replace(before, zh=zh, en=en), _drop(row)
+        twin = drop.detail.rpartition(" ")[2] if drop and drop.reason in _REPEATS else ""  # the key of the kept pair
+        account.add(pair, drop, size, dropped, twin=twin)
+        for score in scores.get(pair.key, ()):
+            reason, language = drop, score["language"]
+            if language:  # a caption's
+                caption = before.captions(language)[score["place"]]
+                reason = drop_of.get((language, caption)) if drop is None else None if drop.reason in MOVED else drop
+            if score["value"] is not None:
+                account.statistics.add_score(score["name"], score["value"], reason, language)
+        if drop is None:
+            yield pair
 
 
 def _drop(row: dict[str, Any]) -> Drop:

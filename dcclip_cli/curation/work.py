@@ -103,49 +103,24 @@ class WorkFolder:
     def out(self) -> Path:
         return self.root / "out"
 
-    @property
-    def deduped(self) -> Path:
-        return self.result("dedup", 0)
-
-    def result(self, step: str, task: int) -> Path:
-        """The folder that exists once a task of a step is done."""
-        return self.root / step / name_of(task)
-
-    def read(self, number: int) -> Path:
-        """The result of the read step for a slice."""
-        return self.result("read", number)
-
-    def scored(self, number: int) -> Path:
-        """The result of the score step for a slice."""
-        return self.result("score", number)
-
-    def written(self, number: int) -> Path:
-        """The result of the write step for a slice."""
-        return self.result("write", number)
+    def result(self, step: str, number: int) -> Path:
+        """The folder that exists once a task of a step (`dedup`: 0, the others: a slice) is done."""
+        return self.root / step / name_of(number)
 
     def logs(self, name: str) -> Path:
         return self.root / "logs" / name
 
     def begin(self, plan: dict[str, Any], assignments: Sequence[Assignment], progress: Progress) -> None:
         """Create the folder for this plan, or keep what can be read of an existing one for the same plan."""
-        if self.plan(progress) == plan:
-            self._remove_damaged(progress)
-        else:
+        steps = iter(_STEPS)
+        if self.plan(progress) != plan:
             clear(self.root)
             with whole_folder(self.root) as folder:
                 for name in (*_STEPS, "out", "logs"):
                     (folder / name).mkdir()
                 write_json(folder / _PLAN, plan)
-        lines = "".join(json.dumps(asdict(assignment)) + "\n" for assignment in assignments)
-        atomic_write(self.root / _SLICES, lines)
-
-    def plan(self, progress: Progress | None = None) -> dict[str, Any] | None:
-        """The plan of an existing folder; None if there is none, or it is damaged, which `progress` is told."""
-        return read_cached(self.root / _PLAN, dict, (progress or Silent()).say)
-
-    def _remove_damaged(self, progress: Progress) -> None:
-        """Remove results that cannot be read, after a warning about each, and all results of later steps."""
-        for number, step in enumerate(_STEPS):
+        # Results that cannot be read are removed, and all results of later steps: what is read again may differ.
+        for step in steps:
             damaged = False
             for folder in sorted((self.root / step).glob("[!.]*")):
                 if file := self._unreadable(folder):
@@ -153,11 +128,16 @@ class WorkFolder:
                     progress.say(Message("warning: {}: {} is made again", reason, folder.relative_to(self.root)))
                     remove(folder)
                     damaged = True
-            if damaged and step != "write":  # what is read again may be something else
-                for name in (*_STEPS[number + 1 :], "out"):
+            if damaged and step != "write":
+                for name in (*steps, "out"):
                     for result in (self.root / name).iterdir():
                         remove(result)
-                return
+        lines = "".join(json.dumps(asdict(assignment)) + "\n" for assignment in assignments)
+        atomic_write(self.root / _SLICES, lines)
+
+    def plan(self, progress: Progress | None = None) -> dict[str, Any] | None:
+        """The plan of an existing folder; None if there is none, or it is damaged, which `progress` is told."""
+        return read_cached(self.root / _PLAN, dict, (progress or Silent()).say)
 
     def _unreadable(self, folder: Path) -> Path | None:
         """A file of a step's result whose header or size is not that of a whole file; None if there is none."""

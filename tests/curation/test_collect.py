@@ -136,7 +136,7 @@ def test_what_a_slice_has_left_is_not_read_again(
     out = tmp_path / "out"
     collect(five, tmp_path / "whole", engine=ONE)
     stop_before_writing(five, out)
-    read = WorkFolder(tmp_path / ".out.partial").read(0)
+    read = WorkFolder(tmp_path / ".out.partial").result("read", 0)
     before = {path: path.stat().st_mtime_ns for path in read.iterdir()}
     assert not out.exists() and len(before) == 5
     with monkeypatch.context() as unreadable:
@@ -146,19 +146,11 @@ def test_what_a_slice_has_left_is_not_read_again(
     assert not read.exists()
 
 
-DAMAGED = [
-    "plan.json",
-    "read/000000/*.json",
-    "read/000001/pairs*",
-    "dedup/*/*",
-    "write/00000[02]/*",
-    "out/*",
-    "score/000000/*",
-]
+DAMAGED = "plan.json read/000000/*.json read/000001/pairs* dedup/*/* write/00000[02]/* out/* score/000000/*"
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "seed"), [(name, ("cut", "emptied")[seed % 2], seed) for seed, name in enumerate(DAMAGED)]
+    ("name", "kind", "seed"), [(name, ("cut", "emptied")[seed % 2], seed) for seed, name in enumerate(DAMAGED.split())]
 )
 def test_what_cannot_be_read_of_an_unfinished_run_is_made_again(
     tmp_path: Path, five: CollectOptions, name: str, kind: str, seed: int
@@ -188,11 +180,11 @@ def test_an_unfinished_run_of_other_options_or_other_data_is_started_over(
     shutil.rmtree(out)
     stop_before_writing(five, out)
     os.utime(tmp_path / "in" / "raw.parquet", ns=(1, 1))
-    assert WorkFolder(tmp_path / ".out.partial").read(0).exists()
+    assert WorkFolder(tmp_path / ".out.partial").result("read", 0).exists()
     with monkeypatch.context() as broken, pytest.raises(TypeError):
         broken.setattr(TableSource, "read", None)
         collect(five, out, engine=ONE)
-    assert not WorkFolder(tmp_path / ".out.partial").read(0).exists()
+    assert not WorkFolder(tmp_path / ".out.partial").result("read", 0).exists()
 
 
 def test_a_finished_output_is_kept_unless_fresh_is_given(tmp_path: Path, picture: MakeImage) -> None:
@@ -298,7 +290,7 @@ def test_a_killed_run_of_two_workers_done_again_leaves_what_an_unbroken_one_of_o
     (tmp_path / "run.py").write_text(_KILLED, encoding="utf-8")
     partial = WorkFolder(tmp_path / ".out.partial")
     run = subprocess.Popen([sys.executable, "run.py"], cwd=tmp_path)
-    while run.poll() is None and not partial.read(3).exists():
+    while run.poll() is None and not partial.result("read", 3).exists():
         time.sleep(0.002)
     run.send_signal(signal.SIGKILL)
     run.wait()

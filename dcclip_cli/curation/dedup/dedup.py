@@ -106,8 +106,35 @@ class Decontaminate(GlobalFilter):
     bits: int = Field(12, ge=0, le=16, description="Maximum differing bits of perceptual hashes, as for `near-image`")
 
     def apply(self, connection: DuckDBPyConnection) -> None:
-        """`evaluation-image` for pairs, `evaluation-caption` for single captions."""
-        _fill_evaluation(connection, self.paths)
+        """`evaluation-image` for pairs, `evaluation-caption` for single captions.
+
+        Raises DcclipError where none of a path's images can be decoded.
+        """
+        import pyarrow as pa
+
+        number_column, total = {"number": pa.int64()}, 0
+        connection.register("evaluation_rows", signature_table([], number_column))
+        connection.execute("CREATE OR REPLACE TABLE evaluation AS FROM evaluation_rows")
+        for path in self.paths:
+            faults, before, pairs = list[str](), total, _evaluation_pairs(path)
+            while batch := list(islice(pairs, _BATCH)):
+                rows = []
+                for pair in batch:
+                    try:
+                        image = decode(pair.image, formats=_EVALUATION_FORMATS)
+                    except DcclipError as error:
+                        faults.append(f"{pair.key} ({error.what})")
+                        continue
+                    total += 1
+                    signatures = signatures_of(pair, DecodedImage(image, "", 1, len(pair.image)), path.name)
+                    rows.append(signatures | {"number": -total})  # below those of all pairs
+                connection.register("evaluation_rows", signature_table(rows, number_column))
+                connection.execute("INSERT INTO evaluation FROM evaluation_rows")
+            counts = [str(path), total - before, len(faults), next(iter(faults), "")]
+            if total == before:
+                message = Message("{}: none of {:,} images can be read: {}", path, len(faults), counts[-1])
+                raise DcclipError(message, "copy them again, or omit the path")
+            connection.execute("INSERT INTO compared VALUES (?, ?, ?, ?)", counts)
         if self.images:
             thumbs = "(SELECT number, thumb FROM evaluation UNION ALL SELECT number, thumb FROM thumbs)"
             find_near(connection, "evaluation", "live_pairs", thumbs, self.bits)
@@ -137,38 +164,6 @@ INSERT INTO caption_drops
         ) GROUP BY language, text_hash
     ) USING (language, text_hash)
 """
-
-
-def _fill_evaluation(connection: DuckDBPyConnection, paths: tuple[Path, ...]) -> None:
-    """Fill `evaluation` with the signatures of all evaluation images that can be decoded, and count them in `compared`.
-
-    Raises DcclipError where none of a path can be decoded.
-    """
-    import pyarrow as pa
-
-    number_column, total = {"number": pa.int64()}, 0
-    connection.register("evaluation_rows", signature_table([], number_column))
-    connection.execute("CREATE OR REPLACE TABLE evaluation AS FROM evaluation_rows")
-    for path in paths:
-        faults, before, pairs = list[str](), total, _evaluation_pairs(path)
-        while batch := list(islice(pairs, _BATCH)):
-            rows = []
-            for pair in batch:
-                try:
-                    image = decode(pair.image, formats=_EVALUATION_FORMATS)
-                except DcclipError as error:
-                    faults.append(f"{pair.key} ({error.what})")
-                    continue
-                total += 1
-                signatures = signatures_of(pair, DecodedImage(image, "", 1, len(pair.image)), path.name)
-                rows.append(signatures | {"number": -total})  # below those of all pairs
-            connection.register("evaluation_rows", signature_table(rows, number_column))
-            connection.execute("INSERT INTO evaluation FROM evaluation_rows")
-        counts = [str(path), total - before, len(faults), next(iter(faults), "")]
-        if total == before:
-            message = Message("{}: none of {:,} images can be read: {}", path, len(faults), counts[-1])
-            raise DcclipError(message, "copy them again, or omit the path")
-        connection.execute("INSERT INTO compared VALUES (?, ?, ?, ?)", counts)
 
 
 def _evaluation_pairs(path: Path) -> Iterator[Pair]:

@@ -106,29 +106,26 @@ class SameCaption(GlobalFilter):
     def apply(self, connection: DuckDBPyConnection) -> None:
         """`caption-duplicate` if an earlier pair has exactly this caption, else `caption-near-duplicate`."""
         connection.execute(_TEXTS)
-        families = _find_families(connection, self.similarity) if self.similarity is not None else {}
+        families: dict[int, int] = {}  # by a text's id: that of the earliest similar text that is itself in no family
+        if self.similarity is not None:
+            connection.execute(_TEXT_KEYS, {"letters": _MIN_LETTERS})
+            [(count,)] = connection.execute("SELECT count(*) FROM texts").fetchall()
+            step = max(_TEXTS_AT_A_TIME, count // 100)  # all keys are read for each step
+            for start in range(1, count + 1, step):
+                connection.execute(_TEXT_CANDIDATES, {"start": start, "end": start + step})
+            differ = " + ".join(f"bit_count(xor(one.sketch[{word}], other.sketch[{word}]))" for word in range(2, 10))
+            # Trigrams that only one of two texts has, as a part of those of both.
+            share = (1 - self.similarity) / (1 + self.similarity)
+            rows = connection.cursor().execute(_COMPARED.format(differ=differ), {"most": share})
+            while batch := rows.fetchmany(10_000):
+                for earlier, later, *texts in batch:
+                    if earlier in families or later in families or jaccard(*texts) < self.similarity:
+                        continue
+                    shortest = min(len(letters_of(text)) for text in texts)
+                    if shortest >= _MIN_LETTERS and not replaces_a_word(*texts):
+                        families[later] = earlier
         values = {"most": self.at_most, "ids": list(families), "firsts": list(families.values())}
         connection.execute(_DROP_TEXTS, values)
-
-
-def _find_families(connection: DuckDBPyConnection, similarity: float) -> dict[int, int]:
-    """By a text's id: that of the earliest similar text that is itself not assigned to another one."""
-    connection.execute(_TEXT_KEYS, {"letters": _MIN_LETTERS})
-    [(texts,)] = connection.execute("SELECT count(*) FROM texts").fetchall()
-    step = max(_TEXTS_AT_A_TIME, texts // 100)  # all keys are read for each step
-    for start in range(1, texts + 1, step):
-        connection.execute(_TEXT_CANDIDATES, {"start": start, "end": start + step})
-    families: dict[int, int] = {}
-    differ = " + ".join(f"bit_count(xor(one.sketch[{word}], other.sketch[{word}]))" for word in range(2, 10))
-    share = (1 - similarity) / (1 + similarity)  # trigrams that only one of them has, as a part of those of both
-    rows = connection.cursor().execute(_COMPARED.format(differ=differ), {"most": share})
-    while batch := rows.fetchmany(10_000):
-        for earlier, later, *texts in batch:
-            if earlier in families or later in families or jaccard(*texts) < similarity:
-                continue
-            if min(len(letters_of(text)) for text in texts) >= _MIN_LETTERS and not replaces_a_word(*texts):
-                families[later] = earlier
-    return families
 
 
 # Each text once, with the first pair that has it; ids are in the order of languages, then of pairs.

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import Image
@@ -318,40 +318,29 @@ def find_near(connection: DuckDBPyConnection, earlier: str, later: str, thumbs: 
     [(folder,)] = connection.execute("SELECT current_setting('temp_directory')").fetchall()
     Path(folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file, ThreadPoolExecutor(cores()) as pool:
-        thumbnails = _Thumbnails(file, connection, thumbs)
+        numbers = [np.zeros(0, np.int64)]  # of the thumbnails to compare, which are in the file instead of memory
+        for batch in connection.sql(_WANTED.format(thumbs=thumbs)).to_arrow_reader(_BATCH):
+            numbers.append(batch["number"].to_numpy().copy())  # else it keeps all of the batch
+            file.write(b"".join(batch["thumb"].to_pylist()))
+        file.flush()
+        all_numbers = np.concatenate(numbers)
+        order, size = np.argsort(all_numbers), 3 * SIDE**2
+
+        def show_the_same(pairs: list[tuple[int, int]]) -> list[bool]:
+            places = order[np.searchsorted(all_numbers, np.array(pairs), sorter=order)].T.tolist()
+            # Not mapped: all of it would count as memory of the process.
+            columns = (b"".join(os.pread(file.fileno(), size, size * at) for at in column) for column in places)
+            return similar(*(np.frombuffer(data, np.uint8).reshape(-1, SIDE, SIDE, 3) for data in columns)).tolist()
+
         # Every earlier image is decided before the later one is, whose first similar image counts.
         rows = connection.cursor().execute("SELECT earlier, later FROM near_chosen ORDER BY later, abs(earlier)")
         while batch := rows.fetchmany(_BATCH * _BATCHES):
             compared = [pair for pair in batch if not (duplicate[pair[1]] or (pair[0] > 0 and duplicate[pair[0]]))]
-            parts = pool.map(thumbnails.similar, [compared[at : at + _BATCH] for at in range(0, len(compared), _BATCH)])
+            parts = pool.map(show_the_same, [compared[at : at + _BATCH] for at in range(0, len(compared), _BATCH)])
             original_of: dict[int, int] = {}
             for (original, copy), same in zip(compared, chain.from_iterable(parts), strict=True):
                 if same and not duplicate[copy] and not (original > 0 and duplicate[original]):
                     duplicate[copy], original_of[copy] = True, original
             if original_of:
-                numbers = {"earlier": list(original_of.values()), "later": list(original_of)}
-                connection.execute("INSERT INTO near SELECT unnest($earlier), unnest($later)", numbers)
-
-
-class _Thumbnails:
-    """The thumbnails to be compared, in an unnamed file instead of memory."""
-
-    def __init__(self, file: IO[bytes], connection: DuckDBPyConnection, thumbs: str) -> None:
-        self._file = file
-        numbers = [np.zeros(0, np.int64)]
-        for batch in connection.sql(_WANTED.format(thumbs=thumbs)).to_arrow_reader(_BATCH):
-            numbers.append(batch["number"].to_numpy().copy())  # else it keeps all of the batch
-            self._file.write(b"".join(batch["thumb"].to_pylist()))
-        self._numbers = np.concatenate(numbers)
-        self._order = np.argsort(self._numbers)
-        self._file.flush()
-
-    def similar(self, pairs: list[tuple[int, int]]) -> list[bool]:
-        """Which pairs of images, by number, show the same."""
-        if not pairs:
-            return []
-        places = self._order[np.searchsorted(self._numbers, np.array(pairs), sorter=self._order)]
-        size, file = 3 * SIDE**2, self._file.fileno()  # not mapped: all of it would count as memory of the process
-        columns = [b"".join(os.pread(file, size, size * at) for at in column.tolist()) for column in places.T]
-        thumbs, other_thumbs = (np.frombuffer(column, np.uint8).reshape(-1, SIDE, SIDE, 3) for column in columns)
-        return similar(thumbs, other_thumbs).tolist()
+                values = {"earlier": list(original_of.values()), "later": list(original_of)}
+                connection.execute("INSERT INTO near SELECT unnest($earlier), unnest($later)", values)

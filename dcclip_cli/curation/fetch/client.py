@@ -76,32 +76,6 @@ def is_public(address: Address) -> bool:
     return address.is_global and not bad and not any(address in network for network in _NEVER)
 
 
-def _connect(host: str, port: int, options: FetchOptions) -> socket.socket:
-    """A connected socket. Faults: `url-private`, `url-unreachable`; TimeoutError after the deadline."""
-    rows = _look_up(host)
-    written = f"[{host}]" if ":" in host else host
-    if not {written, f"{written}:{port}"} & {*options.allow_hosts}:
-        # A private address among public ones is no accident; sorted, since resolvers shuffle them.
-        for address in sorted((ipaddress.ip_address(where[0]) for *_, where in rows), key=str):
-            if not is_public(address) and not any(address in network for network in options.allow_networks):
-                raise Fault("url-private", f"{written} is {address}, not an address of the public internet")
-    failure = OSError()
-    for index, (family, _, protocol, _, where) in enumerate(rows):
-        opened = TimedSocket(family, socket.SOCK_STREAM, protocol)
-        try:
-            opened.settimeout(_time_left() / (len(rows) - index))
-            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            opened.connect((where[0], port, *where[2:]))
-            opened.settimeout(_time_left())
-            return opened
-        except OSError as error:
-            opened.close()
-            failure = error
-    if isinstance(failure, TimeoutError):
-        raise failure
-    raise Fault("url-unreachable", f"{written}:{port}: {failure.strerror or failure}") from None
-
-
 def _look_up(host: str) -> list[Any]:
     """Rows of getaddrinfo. It has no time limit, so it runs in a thread that is abandoned if necessary."""
     answers: list[tuple[list[Any], bool]] = []
@@ -144,7 +118,7 @@ class Client:
             except ProtocolError:  # perhaps the server was just closing a kept connection: try once more on a new one
                 response = self._open(url)
             try:
-                body = _body(response, limit, cut) if response.status == 200 else b""
+                body = _read_body(response, limit, cut) if response.status == 200 else b""
             finally:  # return the connection to its pool if little of the response is left to read, else close it
                 remaining = response.length_remaining
                 if remaining is not None and remaining <= _MAX_DISCARDED_BYTES:
@@ -191,7 +165,7 @@ def _fault(error: HTTPError, host: str) -> Fault:
     return Fault("url-broken", f"{host} {kind} ({type(cause).__name__})", again=lost)
 
 
-def _body(response: BaseHTTPResponse, limit: int, cut: bool) -> bytes:
+def _read_body(response: BaseHTTPResponse, limit: int, cut: bool) -> bytes:
     if not cut and (response.length_remaining or 0) > limit:
         raise Fault("url-bytes", f"the server announces {response.length_remaining:,} bytes, more than {limit:,}")
     encoding = response.headers.get("Content-Encoding", "")
@@ -220,12 +194,35 @@ def _tls() -> ssl.SSLContext:
 
 
 def _pools(options: FetchOptions) -> PoolManager:
-    """urllib3's connection pools, which ignore proxies in the environment, with sockets from `_connect`."""
+    """urllib3's connection pools, which ignore proxies in the environment, with sockets of checked addresses."""
     from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
     from urllib3.connection import HTTPConnection, HTTPSConnection
 
     def connect(self: HTTPConnection) -> socket.socket:
-        return _connect(self.host, self.port or self.default_port, options)
+        """A connected socket. Faults: `url-private`, `url-unreachable`; TimeoutError after the deadline."""
+        host, port = self.host, self.port or self.default_port
+        rows = _look_up(host)
+        written = f"[{host}]" if ":" in host else host
+        if not {written, f"{written}:{port}"} & {*options.allow_hosts}:
+            # A private address among public ones is no accident; sorted, since resolvers shuffle them.
+            for address in sorted((ipaddress.ip_address(where[0]) for *_, where in rows), key=str):
+                if not is_public(address) and not any(address in network for network in options.allow_networks):
+                    raise Fault("url-private", f"{written} is {address}, not an address of the public internet")
+        failure = OSError()
+        for index, (family, _, protocol, _, where) in enumerate(rows):
+            opened = TimedSocket(family, socket.SOCK_STREAM, protocol)
+            try:
+                opened.settimeout(_time_left() / (len(rows) - index))
+                opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                opened.connect((where[0], port, *where[2:]))
+                opened.settimeout(_time_left())
+                return opened
+            except OSError as error:
+                opened.close()
+                failure = error
+        if isinstance(failure, TimeoutError):
+            raise failure
+        raise Fault("url-unreachable", f"{written}:{port}: {failure.strerror or failure}") from None
 
     def subclass(pool: type, connection: type) -> Any:
         return type("Pool", (pool,), {"ConnectionCls": type("Connection", (connection,), {"_new_conn": connect})})

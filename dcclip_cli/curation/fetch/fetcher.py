@@ -49,7 +49,7 @@ class Fetcher:
         self._options = options or FetchOptions()
         self._client = Client(self._options)
         self._slots: dict[str, threading.Semaphore] = {}  # by host
-        self._robots = Robots(self._options.user_agent, self._robots_file) if self._options.robots else None
+        self._robots = Robots(self._options.user_agent, self._read_robots_file) if self._options.robots else None
         self._closing = threading.Event()
 
     def __enter__(self) -> Self:
@@ -128,7 +128,7 @@ class Fetcher:
         if not body:
             raise Fault("url-empty", "the answer has no body")
 
-    def _robots_file(self, url: Url) -> bytes:
+    def _read_robots_file(self, url: Url) -> bytes:
         return self._with_retries(url.url, lambda: self._follow(url, ROBOTS_BYTES, robots_file=True))
 
 

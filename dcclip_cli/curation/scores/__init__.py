@@ -105,7 +105,19 @@ def score_slice(pairs: Iterable[Pair], scorers: Sequence[ScorerOptions], out: Pa
         for batch in _batches(pairs):
             for score in opened:
                 for (pair, _), scores in zip(batch, score(batch), strict=True):
-                    rows.extend({"key": pair.key, **row} for row in _rows(scores))
+                    for name, value in scores.items():
+                        by_language = value if isinstance(value, Mapping) else {None: [value]}
+                        rows += [
+                            {
+                                "key": pair.key,
+                                "name": name,
+                                "language": language,
+                                "place": place if language else None,
+                                "value": round(number, DECIMALS) if math.isfinite(number) else None,
+                            }
+                            for language, numbers in by_language.items()
+                            for place, number in enumerate(numbers)
+                        ]
             if len(rows) >= _ROWS_AT_A_TIME:
                 file.write_table(pa.Table.from_pylist(rows, schema))
                 rows.clear()
@@ -126,12 +138,3 @@ def _batches(pairs: Iterable[Pair]) -> Iterator[list[tuple[Pair, Image.Image]]]:
         pixels += area
     if batch:
         yield batch
-
-
-def _rows(scores: Scores) -> Iterator[dict[str, Any]]:
-    for name, value in scores.items():
-        by_language = value if isinstance(value, Mapping) else {None: [value]}
-        for language, values in by_language.items():
-            for place, number in enumerate(values):
-                stored = round(number, DECIMALS) if math.isfinite(number) else None
-                yield {"name": name, "language": language, "place": place if language else None, "value": stored}

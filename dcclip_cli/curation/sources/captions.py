@@ -231,15 +231,17 @@ class ClassFoldersSource(SourceOptions):
             files = _listed(folder, os.stat(folder).st_mtime_ns)
             for file in files[place["first"] : place["last"]]:
                 key = os.path.relpath(file, self.path)
-                captions: Any = {name: self._captions(text, name, key) for name, text in place["names"].items()}
+                captions: dict[str, Any] = {}
+                for language, name in place["names"].items():
+                    compact = [text for text in prompts.compact(language) if text != _NAME]
+                    templates = self.templates.get(language) or compact
+                    # The path chooses the templates, each time the same.
+                    order = sorted((hashlib.sha256(os.fsencode(f"{key}\n{text}")).digest(), text) for text in templates)
+                    texts = [text.replace(_NAME, name) for _, text in order[: self.captions - 1]]
+                    captions[language] = (name, *texts)
                 pair = Pair(key, b"", meta={"class": place["folder"]}, **captions)
                 try:
                     image = inside.read(file, reading.MAX_IMAGE_BYTES, "image")
                     yield Candidate(replace(pair, image=image), names_class=True)
                 except Fault as fault:
                     yield Candidate(pair, fault.drop)
-
-    def _captions(self, name: str, language: Language, key: str) -> tuple[str, ...]:
-        templates = self.templates.get(language) or [text for text in prompts.compact(language) if text != _NAME]
-        order = sorted(templates, key=lambda template: hashlib.sha256(os.fsencode(f"{key}\n{template}")).digest())
-        return (name, *(template.replace(_NAME, name) for template in order[: self.captions - 1]))

@@ -175,13 +175,25 @@ class TableSource(ColumnOptions):
     def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
         """Candidates with their own key, or else their line number, in Parquet their row number, counted from 1."""
         file = Path(part["file"])
-        prefix = key_prefix(self.path, file)
-        rows = (
-            (f"{prefix}{key}", cells, roles)
-            for number, row in self._open(file).rows(part)
-            for roles, (key, cells) in [(self.roles(() if isinstance(row, Drop) else row), _as_written(number, row))]
-        )
-        return self.candidates(rows, Folder(self.images or file.parent, self.allow_outside))
+        prefix, table = key_prefix(self.path, file), self._open(file)
+
+        def rows() -> Iterator[tuple[str, Cells, Roles]]:
+            for key, row in table.rows(part):
+                roles = self.roles(() if isinstance(row, Drop) else row)
+                if not isinstance(row, Drop) and {"key", "meta"} <= row.keys():  # dcclip wrote it
+                    key, meta = str(row.pop("key")), row.pop("meta")
+                    try:
+                        meta = json.loads(meta or "{}")
+                        row = (
+                            {**meta, **row}
+                            if isinstance(meta, dict)
+                            else Drop("row-not-json", "meta is not a JSON object")
+                        )
+                    except (TypeError, ValueError, RecursionError) as error:
+                        row = Drop("row-not-json", f"meta: {str(error)[:200]}")
+                yield f"{prefix}{key}", row, roles
+
+        return self.candidates(rows(), Folder(self.images or file.parent, self.allow_outside))
 
     def _open(self, file: Path) -> TextTable | ParquetTable:
         if file.suffix.lower() not in _SUFFIXES:
@@ -192,18 +204,6 @@ class TableSource(ColumnOptions):
         # A later line of JSON may be the first with base64.
         kinds = [kind for kind, _ in self.roles(_IMAGES if table.is_json else next(table.headers(), ())).images]
         return table if "base64" in kinds else TextTable(file, self.header, reading.MAX_TEXT_BYTES)
-
-
-def _as_written(number: str, row: Cells) -> tuple[str, Cells]:
-    """The key and the cells of a row, which has the columns `key` and `meta` if dcclip wrote it."""
-    if isinstance(row, Drop) or not {"key", "meta"} <= row.keys():
-        return number, row
-    key, meta = str(row.pop("key")), row.pop("meta")
-    try:
-        meta = json.loads(meta or "{}")
-    except (TypeError, ValueError, RecursionError) as error:
-        return key, Drop("row-not-json", f"meta: {str(error)[:200]}")
-    return key, {**meta, **row} if isinstance(meta, dict) else Drop("row-not-json", "meta is not a JSON object")
 
 
 class HubSource(ColumnOptions):
