@@ -22,7 +22,7 @@ def reasons(source: SourceOptions) -> list[str | None]:
 
 
 def faults(source: SourceOptions, size: int = 1000) -> dict[str, str | None]:
-    return {one.pair.key: one.fault.reason if one.fault else None for one in read(source, size)}
+    return {item.pair.key: item.fault.reason if item.fault else None for item in read(source, size)}
 
 
 def tar(file: Path, members: list[tuple[str, bytes]], **header: Any) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,8 @@ from dcclip_cli.curation.dedup.dedup import (
     signature_table,
     signatures_of,
 )
-from dcclip_cli.curation.dedup.minhash import (
-    SameCaption,
-    letters_of,
-    text_hash,
-)
-from dcclip_cli.curation.dedup.near_duplicates import SameImage, perceptual_hashes, similar, thumbnail
+from dcclip_cli.curation.dedup.minhash import SameCaption, letters_of, text_hash
+from dcclip_cli.curation.dedup.near_duplicates import SameImage, similar, thumbnail
 from dcclip_cli.curation.filters.image import DecodedImage
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Language, Pair
@@ -204,21 +199,14 @@ def test_images_of_an_evaluation_set_are_dropped_and_a_missing_set_is_an_error(t
     (tmp_path / "pets" / "cat").mkdir(parents=True)
     for name, kind in files.items():
         (tmp_path / "pets/cat" / name).write_bytes(make_picture(name, kind=kind) if kind else b"GIF89a")
-    pets = [
-        fact("0", "1.png", ["猫"]),
-        fact("1", "b.bmp", ["狗"]),
-        fact("2", "t.TIFF", [], ["a dog"]),
-        fact("3", 3, ["狼"]),
-    ]
+    pets = [fact(str(key), image, ["猫"], ["a dog"]) for key, image in enumerate(["1.png", "b.bmp", "t.TIFF", 3])]
     details, compared = compared_with(tmp_path, pets, tmp_path / "pets")
     assert details == [*(f"shows the same as pets/cat/{name}" for name, kind in files.items() if kind), None]
     assert (compared["images"], compared["unreadable"]) == (3, 1)
     assert compared["first_unreadable"].startswith("pets/cat/g.gif (")
     write_parquet(tmp_path / "bad.parquet", [Pair("bad", b"no image")])
-    for name, fault in (
-        ("no.parquet", "does not exist"),
-        ("bad.parquet", "none of 1 images can be read: bad.parquet:bad"),
-    ):
+    faults = {"no.parquet": "does not exist", "bad.parquet": "none of 1 images can be read: bad.parquet:bad"}
+    for name, fault in faults.items():
         with pytest.raises(DcclipError, match=fault):
             compared_with(tmp_path, pets, tmp_path / name)
 
@@ -236,8 +224,9 @@ def test_a_folder_of_shards_with_a_picture_is_compared_with_both(tmp_path: Path,
     facts = [fact("0", small, ["猫"]), fact("1", 2, [], ["a dog"]), fact("2", "logo", ["标志"]), fact("3", 4, ["狗"])]
     details, compared = compared_with(tmp_path, facts, tmp_path / "set")
     folder = f"set/{shard}".rpartition("/")[0]
-    assert details == [f"shows the same as {name}" for name in (f"{folder}:e1", f"{folder}:e2", f"set/{picture}")] + [
-        None
+    assert details == [
+        *(f"shows the same as {name}" for name in (f"{folder}:e1", f"{folder}:e2", f"set/{picture}")),
+        None,
     ]
     assert (compared["path"], compared["images"], compared["unreadable"]) == (str(tmp_path / "set"), 3, 0)
 
@@ -265,44 +254,30 @@ def test_scores_follow_their_captions_through_a_merger(tmp_path: Path) -> None:
     assert json.loads(decisions["0"]["scores"]) == {"agreement": {"zh": [0.5], "en": [0.25, 0.75]}, "watermark": 0.01}
 
 
-def test_the_result_does_not_depend_on_files_their_order_or_memory(tmp_path: Path) -> None:
-    facts = [
-        fact(f"{number:03d}", number // 2, ["猫" * (number % 5 + 1)], [f"cat number {number % 7}"], f"s{number % 3}")
-        for number in range(60)
-    ]
-    outputs = []
-    for files, rows in ((1, facts), (3, facts[::-1])):
-        folder = tmp_path / str(files)
-        folder.mkdir()
-        deduplicated(folder, rows, files=files, memory_mb=1000 * files)
-        outputs.append([(folder / "dedup" / name).read_bytes() for name in (DECISIONS, CAPTIONS)])
-        files_left = sorted(path.name for path in (folder / "dedup").iterdir() if path.is_file())
-        assert files_left == [CAPTIONS, COMPARED, DECISIONS]
-    assert outputs[0] == outputs[1]
-
-
-def test_the_result_does_not_depend_on_the_parts_in_which_it_is_found(tmp_path: Path, monkeypatch: Any) -> None:
+def test_the_result_does_not_depend_on_files_their_order_memory_or_the_parts_in_which_it_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ends = ("", ", photo", ", stock photo", ", a photo")
-    zh, en = ([f"{text}{ends[number % 4]}" for number in range(20)] for text in ("一只猫在院子里的旧红沙发上睡觉", CAT))
-    facts = [fact(f"{number:03d}", number, [zh[number]], [en[number]]) for number in range(20)]
-    options = DedupOptions(duplicates=(SameCaption(at_most=2, similarity=0.6),))
-    whole = deduplicated(tmp_path, facts, options)
-    assert {row["reason"] for row in whole[1]} == {"caption-duplicate", "caption-near-duplicate"}
-    assert {row["language"] for row in whole[1]} == {"zh", "en"}
+    zh, en = ([f"{text}{ends[number % 4]}" for number in range(24)] for text in ("一只猫在院子里的旧红沙发上睡觉", CAT))
+    facts = [fact(f"{number:03d}", number % 20, [zh[number]], [en[number]]) for number in range(24)]
+    options = DedupOptions(duplicates=(SameImage(), SameCaption(at_most=2, similarity=0.6)))
+    expected = deduplicated(tmp_path, facts, options)
+    assert {row["reason"] for row in expected[1]} >= {"caption-duplicate", "caption-near-duplicate"}
+    assert {row["language"] for row in expected[1]} == {"zh", "en"}
+    assert deduplicated(tmp_path, facts[::-1], options, files=3, memory_mb=3000) == expected
+    files = (path.name for path in (tmp_path / "dedup").iterdir() if path.is_file())
+    assert sorted(files) == [CAPTIONS, COMPARED, DECISIONS]
     monkeypatch.setattr("dcclip_cli.curation.dedup.minhash._TEXTS_AT_A_TIME", 3)
     monkeypatch.setattr("dcclip_cli.curation.dedup.dedup._PAIRS_AT_A_TIME", 7)
     monkeypatch.setattr("dcclip_cli.curation.dedup.dedup._GROUP_ROWS", 2)
-    assert deduplicated(tmp_path, facts, options) == whole
+    assert deduplicated(tmp_path, facts, options) == expected
     file = pq.ParquetFile(tmp_path / "dedup" / DECISIONS)
-    groups = [file.read_row_group(number)["key"].to_pylist() for number in range(file.num_row_groups)]
-    assert max(map(len, groups)) == 2 and list(chain(*groups)) == sorted(row["key"] for row in facts)
+    assert max(file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)) == 2
 
 
 def test_letters_and_hashes_ignore_case_width_and_punctuation() -> None:
-    assert letters_of("A Cat, 12!") == "acat12"
     assert letters_of("一只猫，ＡＢＣ。") == "一只猫abc"
     assert text_hash("A cat.", "acat") == text_hash("a cat", "acat") != text_hash("a cap", "acap")
-    assert text_hash("一只猫。", "一只猫") == text_hash("一只猫", "一只猫") != text_hash("两只猫", "两只猫")
     assert text_hash("🐱", "") != text_hash("🐶", "")
 
 
@@ -360,21 +335,18 @@ def test_a_slightly_altered_image_shows_the_same(change: Callable[[Image.Image],
     assert all(same(scene(seed), change(scene(seed))) for seed in range(5))
 
 
-@pytest.mark.parametrize("draw", [scene, clock])
-def test_different_scenes_and_clock_faces_do_not_show_the_same(draw: Callable[[int], Image.Image]) -> None:
-    assert not any(same(draw(one), draw(other)) for one in range(8) for other in range(one))
-
-
-def disc(colour: str) -> Image.Image:
+def disc(number: int) -> Image.Image:
     image = Image.new("RGB", (64, 64), "white")
-    ImageDraw.Draw(image).ellipse((6, 8, 58, 50), fill=colour)
+    colours = ("#dd2e44", "#5dadec", "#fdcb58", "#78b159", "#aa8ed6", "#c1694f", "#31373d", "#f4900c")
+    ImageDraw.Draw(image).ellipse((6, 8, 58, 50), fill=colours[number])
     return image
 
 
-def test_discs_differ_by_their_colour_though_their_hashes_are_near() -> None:
-    red, blue = disc("#dd2e44"), disc("#5dadec")
-    assert (hashes(red)[0] ^ hashes(blue)[0]).bit_count() <= 10
-    assert not same(red, blue)
+@pytest.mark.parametrize("draw", [scene, clock, disc])
+def test_scenes_clock_faces_and_discs_of_other_colours_do_not_show_the_same(
+    draw: Callable[[int], Image.Image],
+) -> None:
+    assert not any(same(draw(first), draw(second)) for first in range(8) for second in range(first))
 
 
 def document(corners: int) -> Image.Image:
@@ -391,8 +363,3 @@ def test_another_sign_in_the_middle_is_another_image_and_a_logo_in_the_corner_is
     ImageDraw.Draw(with_logo).ellipse((112, 112, 124, 124), fill="#e61e1e")
     assert same(document(3), with_logo)
     assert not any(same(document(3), document(corners)) for corners in (5, 6, 8))
-
-
-def hashes(image: Image.Image) -> list[int]:
-    [four] = perceptual_hashes(small(image)[None]).tolist()
-    return list(four)

@@ -72,14 +72,7 @@ def test_only_addresses_of_the_internet_are_public(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [
-        {"allow_hosts": ["http://media.local/"]},
-        {"allow_hosts": ["*"]},
-        {"user_agent": "dcclip\r\nX: y"},
-        {"user_agent": "猫"},
-        {"allow_networks": ["10.0.0.1/8"]},
-    ],
+    "wrong", [{"allow_hosts": ["*"]}, {"user_agent": "dcclip\r\nX: y"}, {"allow_networks": ["10.0.0.1/8"]}]
 )
 def test_options_without_sense_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
@@ -106,7 +99,6 @@ CHINESE = "/%E5%9B%BE/%E7%8C%AB.jpg"  # /图/猫.jpg
         ("<html>猫 <p>: Disallow: /</html>", "/", ""),
         ("User-agent: *\nDisallow: /\n\nUser-agent: dcclip\nDisallow:", "/", ""),
         ("User-agent: *\nDisallow: /图/", "", CHINESE),
-        ("User-agent: *\nDisallow: /%e5%9b%be/", "", CHINESE),
     ],
 )
 def test_rules_allow_and_forbid_pages(text: str, allowed: str, forbidden: str) -> None:

@@ -52,8 +52,6 @@ CUT = encode(noise((256, 256)), "JPEG")
     [
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image-format"),
         (encode(noise(), "GIF"), "image-format"),
-        (b"\0" * 100, "image-format"),
-        (b"<html>404", "image-format"),
         (b"", "image-bytes"),
         (b"\xff\xd8\xff" + b"\0" * 90_000, "image-bytes"),
         (b"\xff\xd8\xff" + b"\0" * 900, "image-unreadable"),
@@ -92,12 +90,10 @@ PAIR = Pair("k", b"")
         ({}, (32, 96), None),
         ({}, (31, 31), "image-small: 31 x 31 pixels, shortest side allowed 32"),
         ({}, (32, 97), "image-aspect: 32 x 97 pixels, ratio allowed 3"),
-        ({}, (97, 32), "image-aspect: 97 x 32 pixels, ratio allowed 3"),
         ({"max_side": 200}, (201, 201), "image-large: 201 x 201 pixels, longest side allowed 200"),
         ({"animated": False}, (64, 64), "image-animated: 3 frames"),
         ({"min_bytes": 5001}, (64, 64), "image-bytes: 5,000 bytes, allowed 5,001 to any number"),
         ({"max_bytes": 4999}, (64, 64), "image-bytes: 5,000 bytes, allowed 0 to 4,999"),
-        ({"min_bytes": 5000, "max_bytes": 5000}, (64, 64), None),
         ({"formats": ("png", "webp")}, (64, 64), "image-format: jpg, allowed png, webp"),
     ],
 )
@@ -137,7 +133,6 @@ NOISE = np.random.default_rng(0).integers(-3, 4, (240, 240, 3))
         (Image.new("RGBA", (240, 240), (0, 0, 0, 0)), True),
         (drawn("RGBA", "#00000000", "white", (50, 50, 150, 150)), True),  # white on nothing is seen as white on white
         (drawn("RGBA", "#00000000", "red", (50, 50, 150, 150)), False),
-        (Image.linear_gradient("L").convert("RGB"), False),
     ],
 )
 def test_a_picture_of_one_colour_and_a_speck_is_blank(image: Image.Image, blank: bool) -> None:

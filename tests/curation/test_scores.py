@@ -141,32 +141,36 @@ def save_classifier(folder: Path, labels: Sequence[str], **config: Any) -> None:
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
 
 
-def transparent() -> Image.Image:
-    return Image.new("RGBA", (40, 30), (255, 0, 0, 0))
+THREE = ["normal", "水印", "Not Safe!"]
+NOT_SAFE = {"reject": ("Not Safe!",)}
 
 
 @pytest.mark.parametrize(
-    ("config", "expected"),
+    ("labels", "config", "options", "expected"),
     [
-        ({}, math.exp(2) / (1 + math.exp(1) + math.exp(2))),
-        ({"problem_type": "multi_label_classification"}, 1 / (1 + math.exp(-2))),
+        (THREE, {}, NOT_SAFE, {"classifier-not-safe": math.exp(2) / (1 + math.exp(1) + math.exp(2))}),
+        (
+            THREE,
+            {"problem_type": "multi_label_classification"},
+            NOT_SAFE,
+            {"classifier-not-safe": 1 / (1 + math.exp(-2))},
+        ),
+        (["美"], {}, {"reject": ("美",)}, {"classifier-美": 0.5}),
+        (
+            ["aesthetic"],
+            {"problem_type": "regression"},
+            {"reject": ("aesthetic",), "below": True, "name": "looks"},
+            {"classifier-looks-aesthetic": 0.0},
+        ),
     ],
 )
-def test_a_classifier_gives_its_labels_probability(tmp_path: Path, config: dict[str, str], expected: float) -> None:
-    save_classifier(tmp_path, ["normal", "水印", "Not Safe!"], **config)
-    score = Classifier(model=str(tmp_path), reject=("Not Safe!",), device="cpu").open()
-    found = score([(Pair(str(number), b""), transparent()) for number in range(3)])
-    assert found == [{"classifier-not-safe": pytest.approx(expected)}] * 3
-
-
-def test_a_single_label_is_a_yes_or_no_and_a_regression_a_plain_number(tmp_path: Path) -> None:
-    save_classifier(tmp_path / "yes", ["美"])
-    save_classifier(tmp_path / "number", ["aesthetic"], problem_type="regression")
-    some = [(Pair("1", b""), transparent())]
-    yes = Classifier(model=str(tmp_path / "yes"), reject=("美",), device="cpu")
-    assert yes.open()(some) == [{"classifier-美": 0.5}]
-    number = Classifier(model=str(tmp_path / "number"), reject=("aesthetic",), below=True, name="looks", device="cpu")
-    assert number.open()(some) == [{"classifier-looks-aesthetic": 0.0}]
+def test_a_classifier_gives_a_probability_and_a_regression_a_plain_number(
+    tmp_path: Path, labels: list[str], config: dict[str, str], options: dict[str, Any], expected: dict[str, float]
+) -> None:
+    save_classifier(tmp_path, labels, **config)
+    score = Classifier(model=str(tmp_path), device="cpu", **options).open()
+    transparent = Image.new("RGBA", (40, 30), (255, 0, 0, 0))
+    assert score([(Pair(str(number), b""), transparent) for number in range(3)]) == [pytest.approx(expected)] * 3
 
 
 def test_a_label_that_the_classifier_lacks_is_refused_with_those_it_has(tmp_path: Path) -> None:
@@ -262,8 +266,13 @@ def rows(file: Path) -> list[tuple[Any, ...]]:
     return [tuple(row.values()) for row in table.to_pylist()]
 
 
-def test_every_caption_and_every_pair_has_its_row_in_the_order_of_pairs(three: Path, tmp_path: Path) -> None:
-    score_slice(open_pairs(three), [Sides()], tmp_path / "scores.parquet")
+def test_every_caption_and_every_pair_has_its_row_in_the_order_of_pairs_and_large_pictures_come_fewer_at_a_time(
+    three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dcclip_cli.curation.scores.MAX_PIXELS", 40 * 40 + 32 * 32)
+    scorer = Sides(seen=[])
+    score_slice(open_pairs(three), [scorer], tmp_path / "scores.parquet")
+    assert scorer.seen == [1, 2]  # 64 x 64 is more than allowed by itself
     assert rows(tmp_path / "scores.parquet") == [
         ("b", "length", "zh", 0, 1.0),
         ("b", "length", "zh", 1, 3.0),
@@ -274,14 +283,6 @@ def test_every_caption_and_every_pair_has_its_row_in_the_order_of_pairs(three: P
         ("c", "length", "en", 0, 1.66667),  # 5 / 3 to five decimals
         ("c", "width", None, None, 32.0),
     ]
-
-
-def test_large_pictures_come_fewer_at_a_time(three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dcclip_cli.curation.scores.MAX_PIXELS", 40 * 40 + 32 * 32)
-    scorer = Sides(seen=[])
-    score_slice(open_pairs(three), [scorer], tmp_path / "scores.parquet")
-    assert scorer.seen == [1, 2]  # 64 x 64 is more than allowed by itself
-    assert len(rows(tmp_path / "scores.parquet")) == 8
 
 
 WITHOUT_TORCH = """
@@ -349,16 +350,6 @@ def tables(tmp_path: Path, picture: Any) -> Tables:
     return make
 
 
-def apply(connection: duckdb.DuckDBPyConnection, *scorers: ScorerOptions) -> None:
-    for scorer in scorers:
-        scorer.apply(connection)
-
-
-def dropped(connection: duckdb.DuckDBPyConnection, table: str = "pair_drops") -> list[tuple[Any, ...]]:
-    columns = "number, reason, detail" if table == "pair_drops" else "number, language, place, reason, detail"
-    return connection.execute(f"SELECT {columns} FROM {table} ORDER BY ALL").fetchall()
-
-
 def agreement(**options: Any) -> Agreement:
     return Agreement.model_validate({"model": "x", **options})
 
@@ -410,21 +401,13 @@ CAPTION_DROPS: dict[str, tuple[Any, Any, Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", CAPTION_DROPS)
-def test_captions_are_dropped_for_their_scores(tables: Tables, case: str) -> None:
-    given, scorers, expected = CAPTION_DROPS[case]
-    connection = tables(given)
-    apply(connection, *scorers)
-    assert dropped(connection, "caption_drops") == expected
-
-
 @pytest.mark.parametrize(
     ("fraction", "left"), [(1, 10), (0.999, 10), (0.81, 9), (0.8, 8), (0.3, 3), (0.1, 1), (0.0001, 1)]
 )
 def test_a_fraction_is_rounded_up_to_whole_captions(tables: Tables, fraction: float, left: int) -> None:
     cosines = [0.01 * number for number in range(10)]
     connection = tables({"a": {"agreement": {"zh": cosines[::2], "en": []}}, "b": {"agreement": {"zh": cosines[1::2]}}})
-    apply(connection, agreement(keep={"zh": fraction}))
+    agreement(keep={"zh": fraction}).apply(connection)
     assert connection.execute("SELECT count(*) FROM live_captions WHERE language = 'zh'").fetchone() == (left,)
 
 
@@ -432,30 +415,33 @@ BOTH = {"classifier-porn": 0.9, "classifier-hentai": 0.9}
 PAIR_DROPS: dict[str, tuple[Any, Any, Any]] = {
     "with a label's score from the threshold on": (
         {"a": {"classifier-nsfw": 0.7}, "b": {"classifier-nsfw": 0.69999}, "c": {"classifier-nsfw": None}},
-        Classifier(model="x", reject=("NSFW",), threshold=0.7),
+        [Classifier(model="x", reject=("NSFW",), threshold=0.7)],
         [(1, "classifier-nsfw", "0.700, rejected from 0.700"), (3, "classifier-nsfw", "no score, rejected from 0.700")],
     ),
     "for the first label that applies": (
         {"a": BOTH, "b": BOTH | {"classifier-hentai": 0.2}},
-        Classifier(model="x", reject=("hentai", "porn")),
+        [Classifier(model="x", reject=("hentai", "porn"))],
         [(1, "classifier-hentai", "0.900, rejected from 0.500"), (2, "classifier-porn", "0.900, rejected from 0.500")],
     ),
     "below a score of quality": (
         {"a": {"classifier-looks-aesthetic": 4.9}, "b": {"classifier-looks-aesthetic": 5.0}},
-        Classifier(model="x", name="looks", reject=("aesthetic",), threshold=5, below=True),
+        [Classifier(model="x", name="looks", reject=("aesthetic",), threshold=5, below=True)],
         [(1, "classifier-looks-aesthetic", "4.900, rejected below 5.000")],
     ),
     "by prompts, whose name is in the reason": (
         {"a": {"prompts-水印": 0.8}, "b": {"prompts-水印": 0.1}},
-        Prompts(model="x", name="水印", reject=("带水印的图片", "a watermarked picture")),
+        [Prompts(model="x", name="水印", reject=("带水印的图片", "a watermarked picture"))],
         [(1, "prompts-水印-reject", "0.800, rejected from 0.500")],
     ),
 }
 
 
-@pytest.mark.parametrize("case", PAIR_DROPS)
-def test_pairs_are_dropped_for_their_scores(tables: Tables, case: str) -> None:
-    given, scorer, expected = PAIR_DROPS[case]
-    connection = tables(given)
-    apply(connection, scorer)
-    assert dropped(connection) == expected
+@pytest.mark.parametrize("case", CAPTION_DROPS | PAIR_DROPS)
+def test_captions_and_pairs_are_dropped_for_their_scores(tables: Tables, case: str) -> None:
+    values, scorers, expected = (CAPTION_DROPS | PAIR_DROPS)[case]
+    connection = tables(values)
+    for scorer in scorers:
+        scorer.apply(connection)
+    columns = "number, language, place, reason, detail" if case in CAPTION_DROPS else "number, reason, detail"
+    table = "caption_drops" if case in CAPTION_DROPS else "pair_drops"
+    assert connection.execute(f"SELECT {columns} FROM {table} ORDER BY ALL").fetchall() == expected

@@ -133,8 +133,6 @@ def test_lines_that_say_nothing_are_faults(tmp_path: Path) -> None:
     [
         (COCO[:-3], {"COCO_train2014_000000000009.jpg": None, "COCO_train2014_000000000025.jpg": None}),
         ("[" * 100_000, {}),
-        ("", {}),
-        ("{]", {}),
     ],
 )
 def test_a_json_file_that_breaks_off_gives_what_stands_before(
@@ -173,17 +171,6 @@ def muge(folder: Path, split: str = "train") -> Path:
     return folder / f"{split}_imgs.tsv"
 
 
-@pytest.mark.parametrize("size", [1, 2, 10])
-def test_muge_reads_as_it_ships(tmp_path: Path, size: int) -> None:
-    found = read(Base64Source(path=muge(tmp_path)), size)
-    assert [(one.pair.key, one.pair.image[:7], one.pair.zh, one.pair.en) for one in found] == [
-        ("1000002", b"1000002", ("高级感托特包斜挎",), ()),
-        ("517602", b"5176025", ("高级感托特包斜挎",), ("iphone case",)),
-        ("3", b"3333333", (), ()),
-    ]
-    assert not any(one.fault for one in found)
-
-
 def test_images_without_their_file_of_texts_are_an_error(tmp_path: Path) -> None:
     path = muge(tmp_path)
     (tmp_path / "train_texts.jsonl").unlink()
@@ -195,10 +182,7 @@ def test_images_without_their_file_of_texts_are_an_error(tmp_path: Path) -> None
     ("row", "expected"),
     [
         (b"7\t*bad*", {"7": "image-base64"}),
-        (b"7\t\xff\xfe", {"7": "image-base64"}),
-        (b"7\tabcde", {"7": "image-base64"}),
         (b"7 without a tab", {"line 1": "row-malformed"}),
-        (b"\0\0\0", {"line 1": "row-malformed"}),
         (b"x" * 5000 + b"\tabcd", {"line 1": "row-malformed"}),
         (b"7\t" + b"A" * 86_000_000, {"line 1": "image-bytes"}),
         (b"\n\n", {}),
@@ -217,12 +201,18 @@ def test_a_broken_line_of_texts_is_one_fault_however_many_slices_there_are(tmp_p
     broken = [b"{", b"[1]", b'{"text": 3}', b'{"text": "a", "image_ids": 3}', b"\xff", b"[" * 100_000, b"x" * 2_000_000]
     with (tmp_path / "train_texts.jsonl").open("ab") as stream:
         stream.write(b"\n".join(broken) + '\n\n{"text": "包", "image_ids": ["3"]}'.encode())
-    found = read(Base64Source(path=path), size=1)
-    assert [(one.pair.key, one.fault.reason) for one in found if one.fault] == [
-        *((f"train_texts.jsonl:{line}", "captions-unreadable") for line in range(4, 10)),
-        ("train_texts.jsonl:10", "captions-bytes"),
-    ]
-    assert found[-1].pair.zh == ("包",)
+    for size in (1, 2, 10):
+        candidates = read(Base64Source(path=path), size)
+        assert [(candidate.pair.key, candidate.fault.reason) for candidate in candidates if candidate.fault] == [
+            *((f"train_texts.jsonl:{line}", "captions-unreadable") for line in range(4, 10)),
+            ("train_texts.jsonl:10", "captions-bytes"),
+        ]
+        pairs = [candidate.pair for candidate in candidates if not candidate.fault]
+        assert [(pair.key, pair.image[:7], pair.zh, pair.en) for pair in pairs] == [
+            ("1000002", b"1000002", ("高级感托特包斜挎",), ()),
+            ("517602", b"5176025", ("高级感托特包斜挎",), ("iphone case",)),
+            ("3", b"3333333", ("包",), ()),
+        ]
 
 
 NAMES = "cat: {en: cat, zh: 猫}\nil: {en: Il-76, zh: 伊尔-76}\n"
