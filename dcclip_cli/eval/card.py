@@ -56,27 +56,27 @@ def add_results(card: ModelCard, results: Sequence[EvalResult]) -> None:
         return
     assert isinstance(card.data, ModelCardData)
     before = card.data.eval_results or []
-    kept = [one for one in before if not any(one.is_equal_except_value(other) for other in new)]
+    unchanged = [entry for entry in before if not any(entry.is_equal_except_value(new_entry) for new_entry in new)]
     card.data.model_name = card.data.model_name or results[0].model
-    card.data.eval_results = [*kept, *new]
+    card.data.eval_results = [*unchanged, *new]
 
 
 def _entries(results: Sequence[EvalResult]) -> Iterator[CardEntry]:
     """The main metric of each whole result, in per cent."""
     from huggingface_hub import EvalResult as CardEntry
 
-    for one in results:
-        if one.task not in _TASKS or one.limit or one.partial or one.corrupt:
+    for result in results:
+        if result.task not in _TASKS or result.limit or result.partial or result.corrupt:
             continue
-        found = registry.find(one.dataset)
+        named = registry.find(result.dataset)
         yield CardEntry(
-            task_type=_TASKS[one.task],
-            task_name=one.task,
-            dataset_type=f"clip-benchmark/wds_{found[0].hub}" if found and found[0].hub else one.dataset,
-            dataset_name=one.dataset,
-            dataset_config=one.language,
-            dataset_split=one.split or None,
-            metric_type="accuracy" if one.metric == "top1" else one.metric,
-            metric_name=f"{METRIC_NAMES.get(one.metric, one.metric)}, per cent",
-            metric_value=round(100 * one.value, 2),
+            task_type=_TASKS[result.task],
+            task_name=result.task,
+            dataset_type=f"clip-benchmark/wds_{named[0].hub}" if named and named[0].hub else result.dataset,
+            dataset_name=result.dataset,
+            dataset_config=result.language,
+            dataset_split=result.split or None,
+            metric_type="accuracy" if result.metric == "top1" else result.metric,
+            metric_name=f"{METRIC_NAMES.get(result.metric, result.metric)}, per cent",
+            metric_value=round(100 * result.value, 2),
         )

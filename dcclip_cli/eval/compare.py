@@ -88,51 +88,46 @@ def compare_results(
     Several results on a data set are runs with other seeds, of which the means are compared: images are resampled,
     runs are not.
     """
-    ones, others = _by_set(first), _by_set(second)
-    pairs = [(runs, others[key]) for key, runs in ones.items() if key in others]
+    first_runs, second_runs = _by_set(first), _by_set(second)
+    pairs = [(runs, second_runs[key]) for key, runs in first_runs.items() if key in second_runs]
     if not pairs:
         names = all_of(sorted({result.dataset for result in (*first, *second)}))
         raise DcclipError("the two have no data set in common (they have {})", "evaluate both on the same one", names)
-    for one, other in ((runs[0], other_runs[0]) for runs, other_runs in pairs):
-        if (apart := unlike(one, other)) and not force:
+    for run, other_run in ((runs[0], other_runs[0]) for runs, other_runs in pairs):
+        if (differing := unlike(run, other_run)) and not force:
             raise DcclipError(
                 "{} {}: the {} differ, so the results are not comparable",
                 "evaluate both alike, or compare them anyway with --force",
-                one.dataset,
-                one.language,
-                all_of(apart),
+                run.dataset,
+                run.language,
+                all_of(differing),
             )
-    found = []
+    differences = []
     with (progress or Silent()).task(Message("bootstrap"), len(pairs)) as task:
         for runs, other_runs in pairs:
-            found.append(_difference(runs, other_runs, resamples))
+            run, other_run = runs[0], other_runs[0]
+            details = [[_details(run) for run in of_model] for of_model in (runs, other_runs)]
+            rows = [{name: len(arrays[0][name]) for name in _ROWS if name in arrays[0]} for arrays in details]
+            paired = run.truth_sha256 == other_run.truth_sha256 and rows[0] == rows[1]
+            random, samples = np.random.default_rng(0), np.empty(resamples)
+            for number in range(resamples):
+                weights = _resample(rows[0], random)
+                value = _mean(details[0], weights, run.metric)
+                weights = weights if paired else _resample(rows[1], random)
+                samples[number] = _mean(details[1], weights, other_run.metric) - value
+            low, high = map(float, np.nanpercentile(samples, (2.5, 97.5)))
+            mean, other_mean = (float(np.mean([run.value for run in of_model])) for of_model in (runs, other_runs))
+            identity = (run.dataset, run.language, run.task, run.metric)
+            differences.append(Difference(*identity, mean, other_mean, low, high, paired, unlike(run, other_run)))
             task.advance()
-    return found
+    return differences
 
 
 def _by_set(results: Sequence[EvalResult]) -> dict[tuple[str, ...], list[EvalResult]]:
-    found: dict[tuple[str, ...], list[EvalResult]] = {}
-    for one in results:
-        found.setdefault((one.dataset, one.language, one.task), []).append(one)
-    return found
-
-
-def _difference(runs: Sequence[EvalResult], other_runs: Sequence[EvalResult], resamples: int) -> Difference:
-    one, other = runs[0], other_runs[0]
-    details = [[_details(run) for run in several] for several in (runs, other_runs)]
-    rows = [{name: len(arrays[0][name]) for name in _ROWS if name in arrays[0]} for arrays in details]
-    paired = one.truth_sha256 == other.truth_sha256 and rows[0] == rows[1]
-    random = np.random.default_rng(0)
-    differences = np.empty(resamples)
-    for number in range(resamples):
-        weights = _resample(rows[0], random)
-        value = _mean(details[0], weights, one.metric)
-        weights = weights if paired else _resample(rows[1], random)
-        differences[number] = _mean(details[1], weights, other.metric) - value
-    low, high = np.nanpercentile(differences, (2.5, 97.5))
-    first, second = (float(np.mean([run.value for run in several])) for several in (runs, other_runs))
-    identity = (one.dataset, one.language, one.task, one.metric)
-    return Difference(*identity, first, second, float(low), float(high), paired, unlike(one, other))
+    runs_by_set: dict[tuple[str, ...], list[EvalResult]] = {}
+    for result in results:
+        runs_by_set.setdefault((result.dataset, result.language, result.task), []).append(result)
+    return runs_by_set
 
 
 def _mean(runs: Sequence[Mapping[str, np.ndarray]], weights: Mapping[str, np.ndarray], metric: str) -> float:
@@ -140,10 +135,11 @@ def _mean(runs: Sequence[Mapping[str, np.ndarray]], weights: Mapping[str, np.nda
 
 
 def _details(result: EvalResult) -> dict[str, np.ndarray]:
-    found = {name: one for name in result.details if name != "predictions" and (one := result.detail(name)) is not None}
-    if not found:
+    arrays = ((name, result.detail(name)) for name in result.details if name != "predictions")
+    details = {name: array for name, array in arrays if array is not None}
+    if not details:
         raise DcclipError("the result on {} has no details of its images", "evaluate again", result.dataset)
-    return found
+    return details
 
 
 def _resample(rows: Mapping[str, int], random: np.random.Generator) -> dict[str, np.ndarray]:
@@ -156,18 +152,18 @@ def _resample(rows: Mapping[str, int], random: np.random.Generator) -> dict[str,
 
 def unfit(result: EvalResult) -> str:
     """Why a result is on no leaderboard: it is not of a whole named data set with its own prompts; empty if it is."""
-    found = registry.find(result.dataset)
-    if found is None or found[1] != result.language:
+    named = registry.find(result.dataset)
+    if named is None or named[1] != result.language:
         return "is no named data set"
     if result.partial or result.limit:
         return "was not measured in full"
-    known, language = found
-    if known.classes:
-        own = prompts.read(registry.prompts_of(known))
+    dataset, language = named
+    if dataset.classes:
+        class_texts = prompts.read(registry.prompts_of(dataset))
         if result.task != ZERO_SHOT:
             return f"is a {result.task}"
-        asked = sha256_of(own.names[language]), sha256_of(own.templates[language])
-        if (result.class_names_sha256, result.templates_sha256) != asked:
+        text_hashes = sha256_of(class_texts.names[language]), sha256_of(class_texts.templates[language])
+        if (result.class_names_sha256, result.templates_sha256) != text_hashes:
             return "was measured with other class names or prompts than this version's own"
     return ""
 
@@ -175,5 +171,5 @@ def unfit(result: EvalResult) -> str:
 def fit_for(results: Sequence[EvalResult], unfit: Callable[[EvalResult], str]) -> tuple[list[EvalResult], list[str]]:
     """The results for which `unfit` has no reason, and a line for the user about each of the others."""
     reasons = [(result, unfit(result)) for result in results]
-    lines = [f"left out: {one.dataset} {one.language} of {one.model} {why}" for one, why in reasons if why]
-    return [one for one, why in reasons if not why], lines
+    lines = [f"left out: {result.dataset} {result.language} of {result.model} {why}" for result, why in reasons if why]
+    return [result for result, why in reasons if not why], lines

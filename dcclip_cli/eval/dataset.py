@@ -75,15 +75,15 @@ class Captions:
     @classmethod
     def of_images(cls, captions: Iterable[Iterable[str]]) -> Captions:
         """The captions of image 0, of image 1, and so on."""
-        pairs = [(text, (number,)) for number, several in enumerate(captions) for text in several]
-        return cls(tuple(text for text, _ in pairs), tuple(about for _, about in pairs))
+        pairs = [(text, (number,)) for number, captions_of_image in enumerate(captions) for text in captions_of_image]
+        return cls(tuple(text for text, _ in pairs), tuple(images for _, images in pairs))
 
     def merged(self) -> Captions:
         """The same with equal texts as one, which describes the images of all of them."""
         images: dict[str, set[int]] = {}
-        for text, about in zip(self.texts, self.about, strict=True):
-            images.setdefault(text, set()).update(about)
-        return Captions(tuple(images), tuple(tuple(sorted(about)) for about in images.values()))
+        for text, described in zip(self.texts, self.about, strict=True):
+            images.setdefault(text, set()).update(described)
+        return Captions(tuple(images), tuple(tuple(sorted(described)) for described in images.values()))
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ class ImageTransform:
 
     def __call__(self, image: Image.Image, preprocessing: dict[str, Any]) -> Image.Image:
         if self.border:
-            left, right, lower = self.border, image.width - self.border, image.height - self.border
-            image = image.crop((left, left, max(right, left + 1), max(lower, left + 1)))
+            margin, right, lower = self.border, image.width - self.border, image.height - self.border
+            image = image.crop((margin, margin, max(right, margin + 1), max(lower, margin + 1)))
         if self.squash:
             size = preprocessing.get("size")
             side = int(size) if isinstance(size, int) else min(image.size)
@@ -130,7 +130,7 @@ class DataSet:
 
     @property
     def is_retrieval(self) -> bool:
-        return any(isinstance(one, Captions) for one in self.truth.values())
+        return any(isinstance(truth, Captions) for truth in self.truth.values())
 
 
 @dataclass(frozen=True)
@@ -185,12 +185,12 @@ class Loader(ABC):
         """Everything but the pixels. Raises DcclipError for an incomplete data set, or classes in a wrong order."""
 
 
-def fingerprint_of(files: Iterable[Path], *more: object) -> str:
+def fingerprint_of(files: Iterable[Path], *extra: object) -> str:
     """A hash of the files' paths, sizes and modification times; their contents are not read."""
-    digest = hashlib.sha256(repr(more).encode())
+    digest = hashlib.sha256(repr(extra).encode())
     for file in files:
-        about = file.stat()
-        digest.update(os.fsencode(f"{os.path.abspath(file)}\0{about.st_size}\0{about.st_mtime_ns}\n"))
+        status = file.stat()
+        digest.update(os.fsencode(f"{os.path.abspath(file)}\0{status.st_size}\0{status.st_mtime_ns}\n"))
     return digest.hexdigest()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -49,12 +49,30 @@ def open_dataset(
     path = Path(name)
     if not path.exists():
         raise registry.unknown(name)
-    found = data_set(open_pairs(path), retrieval) if not path.is_dir() or shards_at(path) else _from_folder(path)
-    if retrieval and not found.is_retrieval:
+    if not path.is_dir() or shards_at(path):
+        dataset = data_set(open_pairs(path), retrieval)
+    else:
+        by_folder = images_by_class(path)
+        labelled = [(file, label) for label, files in enumerate(by_folder.values()) for file in files]
+        classes = {
+            language: _classes([names[label] for _, label in labelled])
+            for language, names in class_names(path, list(by_folder)).items()
+        }
+        dataset = DataSet(path.resolve().name, image_files([file for file, _ in labelled], path), classes)
+    if retrieval and not dataset.is_retrieval:
         raise DcclipError(
             "{} has no captions", "retrieval needs pairs: Parquet or tar files, or a folder of them", path
         )
-    return _in_languages(found, languages, templates)
+    truth = {}
+    for language in languages or sorted(dataset.truth):
+        if language not in dataset.truth:
+            lacking = Message("captions") if dataset.is_retrieval else Message("class names")
+            hint = Message("evaluate it with --languages {}, or add the names", ",".join(sorted(dataset.truth)))
+            raise DcclipError("data set {} has no {} in {}", hint, dataset.name, lacking, language)
+        truth[language] = dataset.truth[language]
+        if isinstance(texts := truth[language], Classes) and templates == "compact":
+            truth[language] = replace(texts, templates=prompts.compact(language))
+    return replace(dataset, truth=truth)
 
 
 def check_dataset(
@@ -64,16 +82,16 @@ def check_dataset(
     named = registry.find(name)
     if named is None:
         return open_dataset(name, languages, data_root, retrieval=task == "retrieval").name
-    known, language = named
-    location = _location(known, data_root, language)
-    for split in (known.split, "train") if task == "probe" else (known.split,):
+    known_set, language = named
+    location = _location(known_set, data_root, language)
+    for split in (known_set.split, "train") if task == "probe" else (known_set.split,):
         loader = _loader(replace(location, split=split))
         if isinstance(loader, HubDataset) and loader.is_remote:
             with _needs_its_images(location):
                 loader.check()
-        elif split == known.split:
+        elif split == known_set.split:
             open_dataset(name, languages, data_root, partial=partial)
-    return registry.name_in(known, language)
+    return registry.name_in(known_set, language)
 
 
 def layout_of(known: KnownSet, data_root: Path) -> str | None:
@@ -85,63 +103,67 @@ def layout_of(known: KnownSet, data_root: Path) -> str | None:
 def training_split(dataset: DataSet) -> Loaded:
     """The labelled images to train probes on. Raises DcclipError where the data set has none."""
     location = None if dataset.is_retrieval else dataset.location
-    found = location and _load(replace(location, split="train"))
-    if not found or found.images.fingerprint == dataset.images.fingerprint:
-        what = Message("data set {} has no training images", dataset.name)
-        raise DcclipError(what, "probes need a named data set of classes, with a folder train")
-    return found
+    loaded = location and _load(replace(location, split="train"))
+    if not loaded or loaded.images.fingerprint == dataset.images.fingerprint:
+        reason = Message("data set {} has no training images", dataset.name)
+        raise DcclipError(reason, "probes need a named data set of classes, with a folder train")
+    return loaded
 
 
 def _named(known: KnownSet, language: Language, data_root: Path | None, templates: Templates, partial: Part) -> DataSet:
     location = _location(known, data_root, language)
-    name, found, classes = registry.name_in(known, language), _load(location), location.prompts
-    part = _part(known, found, partial) if partial != "no" and classes else ""
-    if not part or len(found.images) > (known.size or len(found.images)):
-        _check_size(known, name, found)
-    truth: Classes | Captions
-    if isinstance(found.truth, Captions):
-        _check_language(name, language, found.truth.texts)
-        truth = found.truth
+    name, loaded, classes, part = registry.name_in(known, language), _load(location), location.prompts, ""
+    truth, count = loaded.truth, len(loaded.images)
+    if partial != "no" and isinstance(truth, np.ndarray):
+        present = len(np.unique(truth)) if truth.ndim == 1 else known.classes
+        if (count, present) != (known.size, known.classes):
+            size = f" of {known.size:,}" if known.size else ""
+            request = "only these are asked for" if partial == "present" else "all are asked for"
+            part = f"{count:,}{size} images of {present:,} of {known.classes:,} classes, {request}"
+    counts = [] if part and count <= (known.size or count) else [(Message("images"), known.size, count)]
+    if isinstance(truth, Captions):
+        counts.append((Message("captions"), known.texts, len(truth.texts)))
+    for items, expected, actual in counts:
+        if expected not in (None, actual):
+            remark = Message(" ({})", known.remark) if known.remark else ""
+            raise DcclipError(
+                "data set {}: the split {} has {:,} {}{}, {:,} were found",
+                "finish the download, or download the right split; to evaluate a part, add --partial all or present",
+                name, known.split, expected, items, remark, actual,
+            )  # fmt: skip
+    if isinstance(truth, Captions):
+        # Captions in the other language would be measured under this one's name.
+        chinese = sum(language_by_script(text) == "zh" for text in truth.texts)
+        if (chinese > len(truth.texts) / 2) != (language == "zh"):
+            raise DcclipError(
+                "data set {0}: {1:,} of {2:,} captions contain Chinese, so they are not in {3}",
+                "put the captions in {3} into a folder {0}, next to those of the other language",
+                name, chinese, len(truth.texts), language,
+            )  # fmt: skip
+        texts: Classes | Captions = truth
     else:
         assert classes is not None
         chosen = {"own": tuple(classes.templates[language]), "compact": prompts.compact(language), "name": _BARE_NAME}
         names, plain = tuple(classes.names[language]), classes.plain_names.get(language, {})
-        truth = Classes(names, found.truth, chosen[templates], classes.alternates[language], plain)
-        truth = _present(truth) if part and partial == "present" else truth
+        if part and partial == "present" and truth.ndim == 1:  # the classes that have images, numbered from 0
+            numbers, truth = np.unique(truth, return_inverse=True)
+            names = tuple(names[number] for number in numbers)
+        texts = Classes(names, truth, chosen[templates], classes.alternates[language], plain)
     return DataSet(
-        name, found.images, {language: truth}, known.metric, known.split, ImageTransform(known.squash, known.border),
+        name, loaded.images, {language: texts}, known.metric, known.split, ImageTransform(known.squash, known.border),
         known.both_ways, location, part,
     )  # fmt: skip
 
 
-def _part(known: KnownSet, found: Loaded, partial: Part) -> str:
-    """What there is of a data set of classes; empty if that is all."""
-    assert isinstance(found.truth, np.ndarray)
-    present = len(np.unique(found.truth)) if found.truth.ndim == 1 else known.classes
-    if (len(found.images), present) == (known.size, known.classes):
-        return ""
-    whole = f" of {known.size:,}" if known.size else ""
-    asked = "only these are asked for" if partial == "present" else "all are asked for"
-    return f"{len(found.images):,}{whole} images of {present:,} of {known.classes:,} classes, {asked}"
-
-
-def _present(classes: Classes) -> Classes:
-    """The classes that have images, numbered from 0."""
-    if classes.labels.ndim != 1:
-        return classes
-    present, labels = np.unique(classes.labels, return_inverse=True)
-    return replace(classes, names=tuple(classes.names[number] for number in present), labels=labels)
-
-
 def _location(known: KnownSet, data_root: Path | None, language: Language) -> Location:
     classes = prompts.read(registry.prompts_of(known)) if known.task != "retrieval" else None
-    own, base = known.name, known.name.removesuffix("_cn")
-    names = [own, known.label, *([f"wds_{known.hub}", known.hub] if known.hub else [])]
+    name, base = known.name, known.name.removesuffix("_cn")
+    names = [name, known.label, *([f"wds_{known.hub}", known.hub] if known.hub else [])]
     if known.task == "retrieval":
         names.insert(0, registry.name_in(known, language))  # captions of one language alone
-    if base != own:
+    if base != name:
         names += [f"{base.capitalize()}-CN", f"{base.upper()}-CN"]
-    if own == "muge_cn":
+    if name == "muge_cn":
         names += [base, base.upper()]
     folders = _folders(names, data_root)
     siblings = tuple(folder for folder in _folders([base], data_root) if folder not in folders)
@@ -169,17 +191,18 @@ def _load(location: Location) -> Loaded:
 
 def _loader(location: Location) -> Loader:
     """The loader for the files in the location's folders, else for the hub. Raises DcclipError if neither has it."""
-    known = location.known
-    if loader := next((found for layout in LOADERS if (found := layout.find(location))), None):
-        return loader
+    label, hub = location.known.label, location.known.hub
+    for layout in LOADERS:
+        if loader := layout.find(location):
+            return loader
     if location.folders:
         folder = location.folders[0]
-        what = Message("{} has no {} images of {} in any supported layout", folder, location.split, known.label)
-        raise DcclipError(what, _where(location))
-    if not known.hub:
-        what = Message("neither --data-root nor the hub has them")
-        raise DcclipError("data set {} needs its images: {}", _where(location), known.label, what)
-    return HubDataset(location, Path(f"clip-benchmark/wds_{known.hub}"))
+        reason = Message("{} has no {} images of {} in any supported layout", folder, location.split, label)
+        raise DcclipError(reason, _where(location))
+    if not hub:
+        reason = Message("neither --data-root nor the hub has them")
+        raise DcclipError("data set {} needs its images: {}", _where(location), label, reason)
+    return HubDataset(location, Path(f"clip-benchmark/wds_{hub}"))
 
 
 @contextmanager
@@ -192,58 +215,16 @@ def _needs_its_images(location: Location) -> Iterator[None]:
 
 
 def _where(location: Location) -> str:
-    known = location.known
-    if known.task == "retrieval":
+    name = location.known.name
+    if location.known.task == "retrieval":
         return Message(
-            "give --data-root DIR, where DIR/{}/ has its captions and images (docs/how-to/evaluate.md)", known.name
+            "give --data-root DIR, where DIR/{}/ has its captions and images (docs/how-to/evaluate.md)", name
         )
-    folder = prompts.read(registry.prompts_of(known)).folders[0]
-    split = f"{known.name}/{location.split}"
+    folder = prompts.read(registry.prompts_of(location.known)).folders[0]
+    split = f"{name}/{location.split}"
     return Message(
         "give --data-root DIR, where DIR has {0}/{1}/*.jpg or {0}/0.tar (no torchvision archives)", split, folder
     )
-
-
-def _check_size(known: KnownSet, name: str, found: Loaded) -> None:
-    counts = [(Message("images"), known.size, len(found.images))]
-    if isinstance(found.truth, Captions):
-        counts.append((Message("captions"), known.texts, len(found.truth.texts)))
-    for what, expected, count in counts:
-        if expected not in (None, count):
-            remark = Message(" ({})", known.remark) if known.remark else ""
-            raise DcclipError(
-                "data set {}: the split {} has {:,} {}{}, {:,} were found",
-                "finish the download, or download the right split; to evaluate a part, add --partial all or present",
-                name, known.split, expected, what, remark, count,
-            )  # fmt: skip
-
-
-def _check_language(name: str, language: Language, texts: Sequence[str]) -> None:
-    """Raise DcclipError for captions in the other language, which would be measured under this one's name."""
-    chinese = sum(language_by_script(text) == "zh" for text in texts)
-    if (chinese > len(texts) / 2) != (language == "zh"):
-        raise DcclipError(
-            "data set {0}: {1:,} of {2:,} captions contain Chinese, so they are not in {3}",
-            "put the captions in {3} into a folder {0}, next to those of the other language",
-            name,
-            chinese,
-            len(texts),
-            language,
-        )
-
-
-def _in_languages(dataset: DataSet, languages: Sequence[Language] | None, templates: Templates) -> DataSet:
-    wanted = languages or sorted(dataset.truth)
-    for language in wanted:
-        if language not in dataset.truth:
-            what = Message("captions") if dataset.is_retrieval else Message("class names")
-            hint = Message("evaluate it with --languages {}, or add the names", ",".join(sorted(dataset.truth)))
-            raise DcclipError("data set {} has no {} in {}", hint, dataset.name, what, language)
-    truth = {language: dataset.truth[language] for language in wanted}
-    for language, classes in truth.items():
-        if isinstance(classes, Classes) and templates == "compact":
-            truth[language] = replace(classes, templates=prompts.compact(language))
-    return replace(dataset, truth=truth)
 
 
 def data_set(table: PairDataset, retrieval: bool | None = None) -> DataSet:
@@ -259,12 +240,24 @@ def data_set(table: PairDataset, retrieval: bool | None = None) -> DataSet:
     images = Images(keys, table.image, table.fingerprint)
     path, captions = Path(table.path), {language: table.captions(language) for language in LANGUAGES}
     if retrieval is None:
-        single = [several[0] for every in captions.values() for several in every if len(several) == 1]
-        named = len(single) == sum(bool(several) for every in captions.values() for several in every)
-        retrieval = not named or 2 * len(set(single)) > len(single)
-    if retrieval:
-        return _retrieval(path.stem, images, captions)
-    complete = {language: every for language, every in captions.items() if all(every)}
+        of_images = [texts for rows in captions.values() for texts in rows if texts]
+        names = {texts[0] for texts in of_images}
+        retrieval = any(len(texts) > 1 for texts in of_images) or 2 * len(names) > len(of_images)
+    if retrieval:  # of all captions in a language among the pairs that have one; equal captions are one text
+        truth, notes = dict[Language, Captions | Classes](), []
+        for language, rows in captions.items():
+            described = sum(map(bool, rows))
+            if described:
+                truth[language] = Captions.of_images(rows).merged()
+            if 0 < described < len(images):
+                counts = described, len(images), language
+                notes.append(Message("data set {}: {:,} of {:,} pairs have a caption in {}", path.stem, *counts))
+        if not truth:
+            raise DcclipError(
+                "data set {} has no captions", "name pairs with captions in en, in zh, or in both", path.stem
+            )
+        return DataSet(path.stem, images, truth, "mean_recall", notes=tuple(notes))
+    complete = {language: rows for language, rows in captions.items() if all(rows)}
     if not complete:
         raise DcclipError(
             "{}: some pairs have no zh caption and some no en caption, so their class is unknown",
@@ -272,33 +265,8 @@ def data_set(table: PairDataset, retrieval: bool | None = None) -> DataSet:
             "are retrieved instead, add --task retrieval",
             path,
         )
-    classes = {language: _classes([several[0] for several in every]) for language, every in complete.items()}
+    classes = {language: _classes([texts[0] for texts in rows]) for language, rows in complete.items()}
     return DataSet(path.stem, images, classes)
-
-
-def _retrieval(name: str, images: Images, captions: Mapping[Language, Sequence[Sequence[str]]]) -> DataSet:
-    """Retrieval of all captions in each language among the pairs that have one; equal captions are one text."""
-    texts, notes = dict[Language, Captions | Classes](), []
-    for language, every in captions.items():
-        described = sum(map(bool, every))
-        if described:
-            texts[language] = Captions.of_images(every).merged()
-        if 0 < described < len(images):
-            counts = described, len(images), language
-            notes.append(Message("data set {}: {:,} of {:,} pairs have a caption in {}", name, *counts))
-    if not texts:
-        raise DcclipError("data set {} has no captions", "name pairs with captions in en, in zh, or in both", name)
-    return DataSet(name, images, texts, "mean_recall", notes=tuple(notes))
-
-
-def _from_folder(path: Path) -> DataSet:
-    by_folder = images_by_class(path)
-    files = [(file, number) for number, several in enumerate(by_folder.values()) for file in several]
-    classes = {
-        language: _classes([names[number] for _, number in files])
-        for language, names in class_names(path, list(by_folder)).items()
-    }
-    return DataSet(path.resolve().name, image_files([file for file, _ in files], path), classes)
 
 
 def _classes(name_of_image: Sequence[str]) -> Classes:
@@ -313,12 +281,11 @@ def classes_yaml(name: str) -> str:
     named = registry.find(name)
     if named is None:
         raise registry.unknown(name)
-    known = named[0]
-    if known.task == "retrieval":
+    if named[0].task == "retrieval":
         raise DcclipError("data set {} has captions, no classes", "see: dcclip datasets", name)
-    about = prompts.read(registry.prompts_of(known))
+    texts = prompts.read(registry.prompts_of(named[0]))
     names = {
-        folder: {language: every[number] for language, every in about.names.items()}
-        for number, folder in enumerate(about.folders)
+        folder: {language: translations[label] for language, translations in texts.names.items()}
+        for label, folder in enumerate(texts.folders)
     }
     return yaml.safe_dump(names, allow_unicode=True, sort_keys=False, default_flow_style=None, width=1000)

@@ -55,12 +55,6 @@ class FeatureCache:
         Embeddings depend on their item and on what `about` contains. See `FeatureStore.complete` for `compute`. Another
         process that asks for items of the same `about` waits meanwhile.
         """
-        store = self._store(about)
-        with lock(store.folder / ".lock") if store.folder else nullcontext():
-            store.refresh()
-            return store.complete("embedding", digests("", items), compute)
-
-    def _store(self, about: Mapping[str, Any]) -> FeatureStore:
         described = json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False, default=str)
         name = hashlib.sha256(described.encode()).hexdigest()[:24]
         if name not in self._stores:
@@ -69,7 +63,10 @@ class FeatureCache:
                 folder.mkdir(parents=True, exist_ok=True)
                 atomic_write(folder / "about.json", described + "\n")
             self._stores[name] = FeatureStore(folder, self._warn)
-        return self._stores[name]
+        store = self._stores[name]
+        with lock(store.folder / ".lock") if store.folder else nullcontext():
+            store.refresh()
+            return store.complete("embedding", digests("", items), compute)
 
 
 @dataclass(frozen=True)
@@ -107,7 +104,7 @@ class Embedder:
         """The embeddings of all images, or of a sample of `limit`; unreadable ones are named on the terminal."""
         preprocessing = dict(self.model.preprocessing)
         begin, computed, faults = time.perf_counter(), 0, dict[str, str]()
-        wanted = sample_indices(len(images), limit)
+        sampled = sample_indices(len(images), limit)
 
         def read(index: int) -> Image.Image:
             return transform(images.load(index), preprocessing)
@@ -115,34 +112,31 @@ class Embedder:
         def compute(places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             nonlocal computed
             computed = len(places)
-            what = Message("{} on {}", self.model.name, name)
-            with self.progress.task(what, len(wanted), len(wanted) - computed) as task:
-                batches = (wanted[batch].tolist() for batch in aligned(places, self.batch_size))
+            label = Message("{} on {}", self.model.name, name)
+            with self.progress.task(label, len(sampled), len(sampled) - computed) as task:
+                batches = (sampled[batch].tolist() for batch in aligned(places, self.batch_size))
                 for batch in embed_batches(self.model, batches, read, self.workers):
-                    vectors = {index: found for index, found in batch if isinstance(found, np.ndarray)}
+                    vectors = {index: vector for index, vector in batch if isinstance(vector, np.ndarray)}
                     faults.update({images.keys[i]: error.what for i, error in batch if isinstance(error, DcclipError)})
-                    yield np.searchsorted(wanted, list(vectors)), np.asarray(list(vectors.values()))
+                    yield np.searchsorted(sampled, list(vectors)), np.asarray(list(vectors.values()))
                     task.advance(len(batch))
 
-        about = {
+        identity = {
             "model": self.model.fingerprint,
             "preprocessing": transform.record(preprocessing),
             "images": images.fingerprint,
             "count": len(images),
         }
-        there, vectors = self.cache.complete(about, (str(index).encode() for index in wanted), compute)
+        is_embedded, vectors = self.cache.complete(identity, (str(index).encode() for index in sampled), compute)
         if not len(vectors):
             first = next(iter(faults.values()), "")
-            raise DcclipError("none of {:,} images can be read: {}", "download them again", len(wanted), first)
+            raise DcclipError("none of {:,} images can be read: {}", "download them again", len(sampled), first)
         if faults:
             named = [f"{key} ({fault})" for key, fault in list(faults.items())[:_NAMED_FAULTS]]
             shown = ", ".join(named) + (", ..." if len(faults) > len(named) else "")
-            line = Message(
-                "data set {}: {:,} of {:,} images cannot be read and are left out: {}",
-                name, len(faults), len(wanted), shown,
-            )  # fmt: skip
-            self.progress.say(line)
-        return Embedded(wanted[there], vectors, faults, computed, time.perf_counter() - begin)
+            counts = name, len(faults), len(sampled), shown
+            self.progress.say(Message("data set {}: {:,} of {:,} images cannot be read and are left out: {}", *counts))
+        return Embedded(sampled[is_embedded], vectors, faults, computed, time.perf_counter() - begin)
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """(N, D), length 1."""
@@ -151,8 +145,8 @@ class Embedder:
             with self.progress.task(Message("{} on texts", self.model.name), len(places)) as task:
                 yield places, text_embeddings(self.model, [texts[place] for place in places], advance=task.advance)
 
-        about = {"model": self.model.fingerprint, "texts": True}
-        return self.cache.complete(about, (text.encode() for text in texts), compute)[1]
+        identity = {"model": self.model.fingerprint, "texts": True}
+        return self.cache.complete(identity, (text.encode() for text in texts), compute)[1]
 
     def classes(self, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
         """(C, D), length 1: the mean over each class's templates, as in CLIP's zero-shot classifier."""
@@ -190,7 +184,13 @@ def class_vectors(embedder: Embedder, classes: Classes) -> ClassVectors:
         return ClassVectors(vectors, alike, {})
     alternates = [name for _, name in offered]
     offered_vectors = embedder.classes(alternates, classes.templates)
-    unknown = _unknown_parts(embedder.model, alternates, fill(classes.templates[:1], "{}")[0])
+    # The fraction of each alternate's characters that the tokenizer reads as it reads one that nobody writes.
+    characters = sorted({char for name in alternates for char in name})
+    check_unicode(characters)
+    texts = [fill(classes.templates[:1], char)[0] for char in (*characters, _NOBODYS)]
+    *rows, nobodys = embedder.model.tokenize(texts)
+    unread = {char for char, row in zip(characters, rows, strict=True) if np.array_equal(row, nobodys)}
+    unknown = [sum(char in unread for char in name) / len(name) for name in alternates]
     chosen, used = dict[int, int](), vectors
     for place in sorted(range(len(offered)), key=lambda place: (unknown[place], place)):
         number, vector = offered[place][0], offered_vectors[place]
@@ -201,12 +201,3 @@ def class_vectors(embedder: Embedder, classes: Classes) -> ClassVectors:
     vectors[list(chosen)] = offered_vectors[list(chosen.values())]
     replaced = {names[number]: alternates[place] for number, place in chosen.items()}
     return ClassVectors(vectors, tied_groups(vectors), replaced)
-
-
-def _unknown_parts(model: Encoder, texts: Sequence[str], template: str) -> list[float]:
-    """The fraction of each text's characters that the tokenizer reads as it reads a character that nobody writes."""
-    characters = sorted({char for text in texts for char in text})
-    check_unicode(characters)
-    *rows, nobodys = model.tokenize([template.replace("{}", char) for char in (*characters, _NOBODYS)])
-    unknown = {char for char, row in zip(characters, rows, strict=True) if np.array_equal(row, nobodys)}
-    return [sum(char in unknown for char in text) / len(text) for text in texts]

@@ -70,14 +70,14 @@ class EvalOptions(Options):
     @property
     def names(self) -> list[str]:
         """The data sets, groups expanded, each once."""
-        return list(dict.fromkeys(name for given in self.datasets for name in registry.expand(given)))
+        return list(dict.fromkeys(name for dataset in self.datasets for name in registry.expand(dataset)))
 
     def check_whole(self, name: str, why: str) -> None:
         """Raise DcclipError where no result would compare with those of others, for `why`, in the format `name`."""
         for key, usual in (("task", "zero-shot"), ("limit", None), ("partial", "no"), ("templates", "own")):
             if (value := getattr(self, key)) != usual:
-                given = f"--{key} {value}"
-                raise DcclipError("--format {} with {}: {}", "omit {}", name, given, why, f"--{key}")
+                option = f"--{key} {value}"
+                raise DcclipError("--format {} with {}: {}", "omit {}", name, option, why, f"--{key}")
 
 
 class IncompleteError(DcclipError):
@@ -88,7 +88,7 @@ class IncompleteError(DcclipError):
 
 def check_complete(results: Sequence[EvalResult], options: EvalOptions) -> None:
     """Raise IncompleteError where results lack images that cannot be read, unless `options.partial` accepts that."""
-    faults = {f"{one.dataset}: {key} ({why})" for one in results for key, why in one.corrupt.items()}
+    faults = {f"{result.dataset}: {key} ({why})" for result in results for key, why in result.corrupt.items()}
     if faults and options.partial == "no":
         error = IncompleteError(
             "the results lack {count:,} images that cannot be read: {first}",
@@ -115,14 +115,14 @@ def open_datasets(options: EvalOptions) -> list[DataSet]:
 def check_datasets(options: EvalOptions) -> Iterator[DcclipError]:
     """What would keep `open_datasets` from opening the data sets, one error each; nothing is downloaded."""
     root = Path(options.data_root) if options.data_root else None
-    called = []
+    names = []
     for name in options.names:
         try:
-            called.append(check_dataset(name, options.languages, root, options.task, options.partial))
+            names.append(check_dataset(name, options.languages, root, options.task, options.partial))
         except DcclipError as error:
             yield error
-    if two := _twice(called):
-        yield two
+    if duplicate := _twice(names):
+        yield duplicate
 
 
 def _twice(names: Sequence[str]) -> DcclipError | None:
@@ -145,7 +145,7 @@ def evaluate(
     """
     keep_freed_memory()
     progress, cache = progress or Silent(), cache or FeatureCache(None)
-    by_model: list[list[EvalResult]] = []
+    measured: list[tuple[ModelReference, EvalResult]] = []
     for reference in models:
         model = load_encoder(reference, device, options.precision, progress=progress)
         if isinstance(model, TorchEncoder) and model.precision != "fp32":
@@ -153,23 +153,18 @@ def evaluate(
         short = shortened(model, options.dims, progress)
         evaluation = _Evaluation(Embedder(short, cache, progress, options.batch_size, options.workers), options)
         results = evaluation.probes if options.task == "probe" else evaluation.zero_shot
-        by_model.append([result for dataset in datasets for result in results(dataset)])
-    if len({result.model for several in by_model for result in several}) < len(models):
-        by_model = [
-            [replace(result, model=reference.target) for result in several]
-            for reference, several in zip(models, by_model, strict=True)
-        ]
-    return [result for several in by_model for result in several]
+        measured += [(reference, result) for dataset in datasets for result in results(dataset)]
+    if len({result.model for _, result in measured}) < len(models):
+        return [replace(result, model=reference.target) for reference, result in measured]
+    return [result for _, result in measured]
 
 
 def say_alike(results: Sequence[EvalResult], progress: Progress) -> None:
     """Say once which class names are replaced, and are one embedding: of one result; the report has those of each."""
     if replaced := next((result for result in results if result.replaced), None):
         pairs = joined(", ", (Message("{} as {}", *pair) for pair in replaced.replaced.items()))
-        line = Message(
-            "{}: these names have the embedding of another class; asked instead: {}", _where(replaced), pairs
-        )
-        progress.say(line)
+        where = _where(replaced)
+        progress.say(Message("{}: these names have the embedding of another class; asked instead: {}", where, pairs))
     if alike := sorted((result for result in results if result.indistinct), key=lambda result: -result.lost):
         worst, further = alike[0], Message(" (and {} more results)", len(alike) - 1) if len(alike) > 1 else ""
         line = Message(
@@ -196,10 +191,18 @@ class _Evaluation:
         for note in dataset.notes:
             self.embedder.progress.say(note)
         for language, truth in dataset.truth.items():
-            if isinstance(truth, Captions):
-                yield self._retrieve(dataset, language, truth, _described(images, truth))
-            else:
+            if isinstance(truth, Classes):
                 yield self._classify(dataset, language, truth, images)
+                continue
+            # Retrieval among the readable images with captions; a text all of whose images are unreadable is left out.
+            begin, described = time.perf_counter(), [image for numbers in truth.about for image in numbers]
+            rows = np.flatnonzero(np.isin(images.indices, described))
+            shown = replace(images, indices=images.indices[rows], vectors=images.vectors[rows])
+            row_of = {int(index): row for row, index in enumerate(shown.indices)}
+            targets = [tuple(row_of[image] for image in numbers if image in row_of) for numbers in truth.about]
+            texts = self.embedder.texts([text for text, rows in zip(truth.texts, targets, strict=True) if rows])
+            score = metrics.score_retrieval(shown.vectors, texts, list(filter(None, targets)), dataset.both_ways)
+            yield self._result(dataset, language, truth, "retrieval", score, shown, begin)
 
     def _classify(self, dataset: DataSet, language: Language, truth: Classes, images: Embedded) -> EvalResult:
         begin, metric, labels = time.perf_counter(), dataset.metric, truth.labels[images.indices]
@@ -210,27 +213,17 @@ class _Evaluation:
         alike = [[truth.names[number] for number in group] for group in classes.alike]
         by_tie = metrics.tied_answers(scores) if labels.ndim == 1 else 0.0
         result = replace(result, replaced=classes.replaced, indistinct=alike, lost=by_tie)
-        plain = {name: other for name, other in truth.plain_names.items() if name in truth.names}
+        plain = {name: plain_name for name, plain_name in truth.plain_names.items() if name in truth.names}
         if not plain:
             return result
         vectors = classes.vectors.copy()
         vectors[[truth.names.index(name) for name in plain]] = self.embedder.classes([*plain.values()], truth.templates)
         scores = metrics.level(images.vectors @ vectors.T, metrics.tied_groups(vectors))
         value = metrics.score_classes(scores, labels, metric).metrics[metric]
-        names = joined(", ", (Message("{} for {}", other, name) for name, other in plain.items()))
-        self.embedder.progress.say(
-            Message("{}: {:.1f} % with {}, {:.1f} % without", _where(result), 100 * value, names, 100 * result.value)
-        )
+        names = joined(", ", (Message("{} for {}", plain_name, name) for name, plain_name in plain.items()))
+        line = _where(result), 100 * value, names, 100 * result.value
+        self.embedder.progress.say(Message("{}: {:.1f} % with {}, {:.1f} % without", *line))
         return replace(result, plain_names=plain, plain_value=value)
-
-    def _retrieve(self, dataset: DataSet, language: Language, truth: Captions, images: Embedded) -> EvalResult:
-        """Retrieval among the readable images; a text all of whose images are unreadable is left out."""
-        begin = time.perf_counter()
-        row_of = {int(index): row for row, index in enumerate(images.indices)}
-        readable = [tuple(row_of[image] for image in several if image in row_of) for several in truth.about]
-        texts = self.embedder.texts([text for text, rows in zip(truth.texts, readable, strict=True) if rows])
-        score = metrics.score_retrieval(images.vectors, texts, [rows for rows in readable if rows], dataset.both_ways)
-        return self._result(dataset, language, truth, "retrieval", score, images, begin)
 
     def probes(self, dataset: DataSet) -> Iterator[EvalResult]:
         """A result for each number of training images per class."""
@@ -245,15 +238,13 @@ class _Evaluation:
         test = replace(test, corrupt=test.corrupt | {f"train {key}": why for key, why in train.corrupt.items()})
         train_labels, test_labels = training.truth[train.indices], truth.labels[test.indices]
 
-        def score(shots: int, seed: int) -> Score:
-            rows = metrics.sample(train_labels, shots or None, seed)
-            return metrics.probe(
-                train.vectors[rows], train_labels[rows], test.vectors, test_labels, dataset.metric, seed
-            )
-
         for shots in self.options.shots or (*metrics.SHOTS, 0):
             begin = time.perf_counter()
-            scores = [score(shots, seed) for seed in (metrics.SEEDS if shots else metrics.SEEDS[:1])]
+            scores = []
+            for seed in metrics.SEEDS if shots else metrics.SEEDS[:1]:
+                rows = metrics.sample(train_labels, shots or None, seed)
+                splits = train.vectors[rows], train_labels[rows], test.vectors, test_labels
+                scores.append(metrics.probe(*splits, dataset.metric, seed))
             mean = Score(metrics.summary(scores), scores[0].details)
             task = f"linear probe, {shots} shots" if shots else "linear probe"
             yield self._result(dataset, language, replace(truth, templates=()), task, mean, test, begin)
@@ -304,11 +295,5 @@ class _Evaluation:
             corrupt=images.corrupt,
             class_names=list(names),
             templates=list(templates),
-            details={name: pack(one) for name, one in score.details.items()},
+            details={name: pack(array) for name, array in score.details.items()},
         )
-
-
-def _described(images: Embedded, captions: Captions) -> Embedded:
-    """The images that some caption describes."""
-    kept = np.isin(images.indices, [image for about in captions.about for image in about])
-    return images if kept.all() else replace(images, indices=images.indices[kept], vectors=images.vectors[kept])

@@ -75,10 +75,8 @@ def top_k(ranks: np.ndarray, k: int, weights: np.ndarray | None = None, ties: np
 def per_class(right: np.ndarray, labels: np.ndarray, classes: int, weights: np.ndarray | None = None) -> np.ndarray:
     """(C,) the mean of each class's rows of `right` (N,), such as `among_first`; NaN for a class without rows."""
     weights = np.ones(len(labels)) if weights is None else weights
-    total = np.bincount(labels, weights, classes)
-    return np.divide(
-        np.bincount(labels, weights * right, classes), total, out=np.full(classes, np.nan), where=total > 0
-    )
+    total, correct = np.bincount(labels, weights, classes), np.bincount(labels, weights * right, classes)
+    return np.divide(correct, total, out=np.full(classes, np.nan), where=total > 0)
 
 
 def roc_auc(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
@@ -126,9 +124,9 @@ def _curve(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None) ->
     _check(scores)
     values, at = np.unique(-scores, return_inverse=True)
     true = np.cumsum(np.bincount(at, weights * truth, len(values)))
-    taken = np.cumsum(np.bincount(at, weights, len(values)))
+    counted = np.cumsum(np.bincount(at, weights, len(values)))
     # Above the first row that counts there is no precision: 0, which is never the highest.
-    precision = np.divide(true, taken, out=np.zeros(len(values)), where=taken > 0)
+    precision = np.divide(true, counted, out=np.zeros(len(values)), where=counted > 0)
     return precision, np.divide(true, true[-1], out=np.full(len(values), np.nan), where=true[-1] > 0)
 
 
@@ -137,15 +135,15 @@ def best_ranks(queries: np.ndarray, items: np.ndarray, wanted: Sequence[Sequence
 
     Ties go to the lower item. Every query must want at least one.
     """
-    found = np.empty(len(queries), np.int64)
+    ranks_of_best = np.empty(len(queries), np.int64)
     for start in range(0, len(queries), _BLOCK):
         scores = queries[start : start + _BLOCK] @ items.T
         _check(scores)
         for row, line in enumerate(scores):
-            own = np.asarray(wanted[start + row])
-            best = own[np.lexsort((own, -line[own]))[0]]
-            found[start + row] = (line > line[best]).sum() + (line[:best] == line[best]).sum()
-    return found
+            targets = np.asarray(wanted[start + row])
+            best = targets[np.lexsort((targets, -line[targets]))[0]]
+            ranks_of_best[start + row] = (line > line[best]).sum() + (line[:best] == line[best]).sum()
+    return ranks_of_best
 
 
 def _check(scores: np.ndarray) -> None:
@@ -172,7 +170,7 @@ def score_classes(scores: np.ndarray, labels: np.ndarray, metric: Metric) -> Sco
             details["ties"] = ties
         if metric == "roc_auc":
             details["scores"] = softmax_of(_SCALE * scores)[:, 1]
-    return Score(metrics_of(details), {name: one for name, one in details.items() if name != "cosines"})
+    return Score(metrics_of(details), {name: array for name, array in details.items() if name != "cosines"})
 
 
 def score_retrieval(
@@ -185,10 +183,10 @@ def score_retrieval(
     details = {"image_ranks": best_ranks(texts, images, about)}
     if both_ways:
         texts_of: list[list[int]] = [[] for _ in range(len(images))]
-        for number, several in enumerate(about):
-            for image in several:
+        for number, described in enumerate(about):
+            for image in described:
                 texts_of[image].append(number)
-        queries = [number for number, several in enumerate(texts_of) if several]
+        queries = [number for number, described in enumerate(texts_of) if described]
         details["text_ranks"] = best_ranks(images[queries], texts, [texts_of[number] for number in queries])
     return Score(metrics_of(details), details)
 
@@ -196,40 +194,36 @@ def score_retrieval(
 def metrics_of(
     details: Mapping[str, np.ndarray],
     weights: Mapping[str, np.ndarray] | None = None,
-    wanted: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """The metrics of a score's details, all of them or those `wanted`.
+    """The metrics of a score's details, all of them or those in `names`.
 
     `weights` are those of the rows of `labels`, `image_ranks` and `text_ranks`.
     """
     weigh = weights or {}
     if "labels" not in details:
-        return _recalls(details, weigh)
-    labels, own = details["labels"], weigh.get("labels")
+        recalls = {
+            f"{target}_recall@{k}": top_k(details[f"{target}_ranks"], k, weigh.get(f"{target}_ranks"))
+            for target in ("image", "text")
+            if f"{target}_ranks" in details
+            for k in RECALLS
+        }
+        return {"mean_recall": float(np.mean(list(recalls.values()))), **recalls}
+    labels, label_weights = details["labels"], weigh.get("labels")
     compute: dict[str, Callable[[], float]] = {}
     if labels.ndim == 2:
-        compute["map11"] = lambda: _class_mean(average_precision_11, details["scores"], labels, own)
+        compute["map11"] = lambda: _class_mean(average_precision_11, details["scores"], labels, label_weights)
         if "cosines" in details:  # CLIP_benchmark's: no softmax before it
-            compute["map"] = lambda: _class_mean(average_precision, details["cosines"], labels, own)
+            compute["map"] = lambda: _class_mean(average_precision, details["cosines"], labels, label_weights)
     else:
         ranks, ties = details["ranks"], details.get("ties")
-        compute["top1"] = lambda: top_k(ranks, 1, own, ties)
-        compute["top5"] = lambda: top_k(ranks, 5, own, ties)
-        right = among_first(ranks, ties, 1)
-        compute["mean_per_class"] = lambda: float(np.nanmean(per_class(right, labels, int(labels.max()) + 1, own)))
+        compute["top1"] = lambda: top_k(ranks, 1, label_weights, ties)
+        compute["top5"] = lambda: top_k(ranks, 5, label_weights, ties)
+        right, count = among_first(ranks, ties, 1), int(labels.max()) + 1
+        compute["mean_per_class"] = lambda: float(np.nanmean(per_class(right, labels, count, label_weights)))
         if "scores" in details:
-            compute["roc_auc"] = lambda: roc_auc(details["scores"], labels == 1, own)
-    return {name: metric() for name, metric in compute.items() if wanted is None or name in wanted}
-
-
-def _recalls(details: Mapping[str, np.ndarray], weigh: Mapping[str, np.ndarray]) -> dict[str, float]:
-    recalls = {
-        f"{what}_recall@{k}": top_k(details[f"{what}_ranks"], k, weigh.get(f"{what}_ranks"))
-        for what in ("image", "text")
-        if f"{what}_ranks" in details
-        for k in RECALLS
-    }
-    return {"mean_recall": float(np.mean(list(recalls.values()))), **recalls}
+            compute["roc_auc"] = lambda: roc_auc(details["scores"], labels == 1, label_weights)
+    return {name: metric() for name, metric in compute.items() if names is None or name in names}
 
 
 def _class_mean(
@@ -237,9 +231,9 @@ def _class_mean(
 ) -> float:
     """The mean over the classes that occur."""
     truth = labels.astype(bool)
-    values = np.asarray([metric(scores[:, one], truth[:, one], weights) for one in range(labels.shape[1])])
-    there = ~np.isnan(values)
-    return float(values[there].mean()) if there.any() else float("nan")
+    values = np.asarray([metric(scores[:, number], truth[:, number], weights) for number in range(labels.shape[1])])
+    is_defined = ~np.isnan(values)
+    return float(values[is_defined].mean()) if is_defined.any() else float("nan")
 
 
 # ---- linear probes: logistic regression on frozen image embeddings, with a few labelled images per class or all.
@@ -267,7 +261,15 @@ def probe(
     train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, metric: Metric, seed: int
 ) -> Score:
     """The metrics on the test images of a layer fitted to the training images; embeddings (N, D) and (M, D)."""
-    held = _held_out(train_labels, seed)
+    held, columns, random = np.zeros(len(train_labels), bool), _one_hot(train_labels), np.random.default_rng(seed)
+    for column in columns.T:  # a fifth of each class's rows is held out, at least one, where it has two
+        rows = random.permutation(np.flatnonzero(column))
+        if len(rows) > 1:
+            held[rows[: max(1, int(len(rows) * _HELD_OUT))]] = True
+    if train_labels.ndim == 2:  # every class keeps a row to train on
+        for column in columns.T:
+            if column.any() and not (column & ~held).any():
+                held[np.flatnonzero(column)[0]] = False
     classes = max(_one_hot(labels).shape[1] for labels in (train_labels, test_labels))
 
     def on_held_out(strength: float) -> float:
@@ -287,26 +289,10 @@ def probe(
 def summary(scores: Sequence[Score]) -> dict[str, float]:
     """The mean of every metric over the seeds, and the standard deviation where there are several."""
     names = scores[0].metrics
-    found = {name: float(np.mean([score.metrics[name] for score in scores])) for name in names}
+    averages = {name: float(np.mean([score.metrics[name] for score in scores])) for name in names}
     if len(scores) > 1:
-        found |= {f"{name}_std": float(np.std([score.metrics[name] for score in scores], ddof=1)) for name in names}
-    return found
-
-
-def _held_out(labels: np.ndarray, seed: int) -> np.ndarray:
-    """(N,) whether a row is held out: a fifth of each class's, at least one, where it has two."""
-    held = np.zeros(len(labels), bool)
-    columns = _one_hot(labels)
-    random = np.random.default_rng(seed)
-    for column in columns.T:
-        rows = random.permutation(np.flatnonzero(column))
-        if len(rows) > 1:
-            held[rows[: max(1, int(len(rows) * _HELD_OUT))]] = True
-    if labels.ndim == 2:  # every class keeps a row to train on
-        for column in columns.T:
-            if column.any() and not (column & ~held).any():
-                held[np.flatnonzero(column)[0]] = False
-    return held
+        averages |= {f"{name}_std": float(np.std([score.metrics[name] for score in scores], ddof=1)) for name in names}
+    return averages
 
 
 def _one_hot(labels: np.ndarray) -> np.ndarray:
@@ -328,10 +314,10 @@ def _fit(train: np.ndarray, labels: np.ndarray, test: np.ndarray, strength: floa
 
     if labels.ndim == 2:
         return np.stack([fitted(column).decision_function(test) for column in labels.T], axis=1) / 100
-    found = fitted(labels)
-    scores = found.decision_function(test)
+    classifier = fitted(labels)
+    scores = classifier.decision_function(test)
     if scores.ndim == 1:  # two classes: one column, the score of the second
         scores = np.stack([-scores, scores], axis=1)
-    whole = np.full((len(test), classes), scores.min() - 1)
-    whole[:, found.classes_] = scores
-    return whole
+    class_scores = np.full((len(test), classes), scores.min() - 1)
+    class_scores[:, classifier.classes_] = scores
+    return class_scores

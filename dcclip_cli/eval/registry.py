@@ -114,7 +114,7 @@ RETRIEVAL = (
     _captioned("xtd", 1_000, _BOTH, texts=1_000),
 )
 OTHERS: tuple[KnownSet, ...] = ()  # data sets of no group: append yours
-SETS = {one.name: one for one in (*ELEVATER, *IMAGENETS, *RETRIEVAL, *OTHERS)}
+SETS = {known_set.name: known_set for known_set in (*ELEVATER, *IMAGENETS, *RETRIEVAL, *OTHERS)}
 
 GROUPS = {"elevater": ELEVATER, "imagenet-family": IMAGENETS, "retrieval": RETRIEVAL, "all": tuple(SETS.values())}
 ALL = ("all",)  # the group that has both languages
@@ -156,7 +156,7 @@ def expand(name: str) -> list[str]:
     language: Language = "en" if base == group else "zh"
     if base not in GROUPS or base in ALL:
         return [name]
-    return [name_in(known, language) for known in GROUPS[base] if language in languages_of(known)]
+    return [name_in(dataset, language) for dataset in GROUPS[base] if language in languages_of(dataset)]
 
 
 def find(name: str) -> tuple[KnownSet, Language] | None:
@@ -165,25 +165,25 @@ def find(name: str) -> tuple[KnownSet, Language] | None:
 
 
 def _by_name() -> dict[str, tuple[KnownSet, Language]]:
-    return {name_in(known, language): (known, language) for known in SETS.values() for language in languages_of(known)}
+    return {name_in(entry, language): (entry, language) for entry in SETS.values() for language in languages_of(entry)}
 
 
 def base_name(dataset: str) -> str:
     """The data set's name without its language, the same for every language of the same images."""
     key = dataset.replace("-", "_")
-    known = SETS.get(key) or SETS.get(key.removesuffix("_cn"))
-    return (known.images_of or known.label) if known else dataset
+    named = SETS.get(key) or SETS.get(key.removesuffix("_cn"))
+    return (named.images_of or named.label) if named else dataset
 
 
 def classes_of(dataset: str) -> prompts.Prompts | None:
     """The classes of a named data set, which has its name in any language; None for others."""
-    known = SETS.get(base_name(dataset).replace("-", "_"))
-    return prompts.read(prompts_of(known)) if known and known.classes else None
+    named = SETS.get(base_name(dataset).replace("-", "_"))
+    return prompts.read(prompts_of(named)) if named and named.classes else None
 
 
 def unknown(name: str) -> DcclipError:
     """The error for a name that is neither a data set nor a path, with the nearest name."""
-    known = [*known_names(), *group_names()]
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=1)
+    valid_names = [*known_names(), *group_names()]
+    near = difflib.get_close_matches(name.lower().replace("_", "-"), valid_names, n=1)
     hint = Message("did you mean {}?", near[0]) if near else Message("see: dcclip datasets")
     return DcclipError("data set {} is neither a known name nor a path", hint, name)

@@ -46,35 +46,35 @@ _LONGEST = 64  # characters in a row of the legend, at most
 _NAMED = 60  # points that have the name of their data set next to them, at most
 
 
-def _by_model(found: Table, bold: Callable[[str], str], plain: Callable[[str], str]) -> list[list[str]]:
+def _by_model(scores: Table, bold: Callable[[str], str], plain: Callable[[str], str]) -> list[list[str]]:
     """The head and the rows of a printed table in per cent: a row for each model, the best of several `bold`."""
-    models = list(dict.fromkeys(column.model for column in found.columns))
+    models = list(dict.fromkeys(column.model for column in scores.columns))
     in_order: tuple[Language | None, ...] = ("en", "zh", None)
-    languages = [language for language in in_order if any(column.language == language for column in found.columns)]
+    languages = [language for language in in_order if any(column.language == language for column in scores.columns)]
     lines = [["data set", "metric", "model", *(language or "zh - en" for language in languages)]]
-    for row in found.rows:
-        values = dict(zip(found.columns, row.values, strict=True))
+    for row in scores.rows:
+        values = dict(zip(scores.columns, row.values, strict=True))
         for model in models:
             cells = [plain(text) for text in (row.name, row.metric, model)]
             for language in languages:
                 value = values.get(Column(model, language))
-                best = max((values.get(Column(other, language)) or 0 for other in models), default=0)
+                best = max((values.get(Column(rival, language)) or 0 for rival in models), default=0)
                 is_best = len(models) > 1 and language is not None and value == best
                 cells.append((bold if is_best else str)(percent(value, language is None)))
             lines.append(cells)
     return lines
 
 
-def markdown(found: Table) -> str:
+def markdown(scores: Table) -> str:
     """The table for a README or an issue, in per cent."""
-    head, *rows = _by_model(found, "**{}**".format, lambda text: text.replace("|", "\\|"))
+    head, *rows = _by_model(scores, "**{}**".format, lambda text: text.replace("|", "\\|"))
     lines = [head, ["---"] * 3 + ["---:"] * (len(head) - 3), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def latex(found: Table) -> str:
+def latex(scores: Table) -> str:
     """The table for a paper, in per cent; it needs the package booktabs, and one for Chinese if names contain any."""
-    return booktabs(_by_model(found, r"\textbf{{{}}}".format, tex_text), 3)
+    return booktabs(_by_model(scores, r"\textbf{{{}}}".format, tex_text), 3)
 
 
 def booktabs(lines: Sequence[Sequence[str]], texts: int) -> str:
@@ -94,12 +94,13 @@ def tex_text(text: str) -> str:
     return text.translate(str.maketrans(special | {char: "\\" + char for char in "&%$#_{}"}))
 
 
-def comma_separated(found: Table) -> str:
+def comma_separated(scores: Table) -> str:
     """The table for a spreadsheet, in per cent."""
-    stream, columns = io.StringIO(), found.columns
+    stream, columns = io.StringIO(), scores.columns
     lines = [["data set", "metric", *(column.title for column in columns)]]
     lines += [
-        [row.name, row.metric, *map(percent, row.values, (column.is_gap for column in columns))] for row in found.rows
+        [row.name, row.metric, *map(percent, row.values, (not column.language for column in columns))]
+        for row in scores.rows
     ]
     csv.writer(stream, lineterminator="\n").writerows(lines)
     return stream.getvalue()
@@ -123,10 +124,10 @@ def save_report(results: Sequence[EvalResult], datasets: Iterable[DataSet], fold
 def write_report(path: Path, results: Sequence[EvalResult], datasets: Iterable[DataSet] = ()) -> dict[str, bytes]:
     """Write report.html, with wrong images of the `datasets` given; all else is in the results. Returns its charts."""
     by_name = {dataset.name: dataset for dataset in datasets}
-    found = table(results)
-    made = {"bars": bars(found), "zh-en": chinese_against_english(found)}
-    drawn = {name: chart for name, chart in made.items() if chart}
-    means = zip(found.columns, found.mean.values, strict=True) if found.mean else ()
+    scores = table(results)
+    charts = {"bars": bars(scores), "zh-en": chinese_against_english(scores)}
+    drawn = {name: chart for name, chart in charts.items() if chart}
+    means = zip(scores.columns, scores.mean.values, strict=True) if scores.mean else ()
     write_page(
         path,
         "dcclip_cli.eval",
@@ -134,18 +135,20 @@ def write_report(path: Path, results: Sequence[EvalResult], datasets: Iterable[D
         results=results,
         models=list(dict.fromkeys(result.label for result in results)),
         means={
-            Message("{}, {}", one.model, _LANGUAGES[one.language]): mean for one, mean in means if mean and one.language
+            Message("{}, {}", column.model, _LANGUAGES[column.language]): mean
+            for column, mean in means
+            if mean and column.language
         },
         mean_name=MEAN,
-        table=found,
+        table=scores,
         charts={name: f"data:image/svg+xml;base64,{b64encode(chart).decode()}" for name, chart in drawn.items()},
-        errors=[one for result in results if (one := errors_of(result, by_name.get(result.dataset)))],
+        errors=[errors for result in results if (errors := errors_of(result, by_name.get(result.dataset)))],
         languages=_LANGUAGES,
         metric_names=METRIC_NAMES,
         points=percent,
         one_thing=one_thing(results),
-        markdown=markdown(found),
-        latex=latex(found),
+        markdown=markdown(scores),
+        latex=latex(scores),
         corrupt={result.dataset: result.corrupt for result in results if result.corrupt},
     )
     return drawn
@@ -153,13 +156,14 @@ def write_report(path: Path, results: Sequence[EvalResult], datasets: Iterable[D
 
 def one_thing(results: Sequence[EvalResult]) -> dict[str, list[str]]:
     """By data set, the pairs of classes that are one thing in both languages: a score on them is a coin toss."""
-    found = {}
+    pairs_by_dataset = {}
     for result in results:
-        about = classes_of(result.dataset)
-        if about and about.one_thing and result.task == ZERO_SHOT and result.metric in ("top1", "mean_per_class"):
-            names = [" / ".join(several) for several in zip(*about.names.values(), strict=True)]
-            found[base_name(result.dataset)] = [f"{names[one]} = {names[other]}" for one, other in about.one_thing]
-    return found
+        class_texts = classes_of(result.dataset)
+        pairs = class_texts.one_thing if class_texts else ()
+        if class_texts and pairs and result.task == ZERO_SHOT and result.metric in ("top1", "mean_per_class"):
+            names = [" / ".join(translations) for translations in zip(*class_texts.names.values(), strict=True)]
+            pairs_by_dataset[base_name(result.dataset)] = [f"{names[a]} = {names[b]}" for a, b in pairs]
+    return pairs_by_dataset
 
 
 @dataclass(frozen=True)
@@ -187,78 +191,77 @@ def errors_of(result: EvalResult, dataset: DataSet | None) -> Errors | None:
     fractions = per_class(among_first(ranks, result.detail("ties"), 1), labels, len(names))
     confused = Counter(zip(labels[wrong].tolist(), guesses[wrong].tolist(), strict=True))
     by_count = sorted(confused.items(), key=lambda item: (-item[1], item[0]))
-    predicted = {truth: guess for (truth, guess), _ in reversed(by_count)}
-    weak = [number for number in np.argsort(fractions, kind="stable").tolist() if number in predicted]
-    if counts.max() == 1:  # one image per class: the confusions list them all
-        weak = []
+    # One image per class: the confusions list them all.
+    predicted = {truth: names[guess] for (truth, guess), _ in reversed(by_count)} if counts.max() > 1 else {}
+    weak = [label for label in np.argsort(fractions, kind="stable").tolist() if label in predicted]
     worst = [
-        {"name": names[one], "fraction": fractions[one], "n": int(counts[one]), "predicted": names[predicted[one]]}
-        for one in weak[:_SHOWN]
+        {"name": names[label], "fraction": fractions[label], "n": int(counts[label]), "predicted": predicted[label]}
+        for label in weak[:_SHOWN]
     ]
     confusions = [
         {"truth": names[truth], "guess": names[guess], "n": n, "fraction": n / int(counts[truth])}
         for (truth, guess), n in by_count[:_SHOWN]
     ]
-    return Errors(result, worst, confusions, _mistakes(result, labels, ranks, guesses, dataset) if dataset else [])
-
-
-def _mistakes(
-    result: EvalResult, labels: np.ndarray, ranks: np.ndarray, guesses: np.ndarray, dataset: DataSet
-) -> list[dict[str, Any]]:
-    """A fixed random sample of wrong images, from as many classes as possible."""
-    keys, names = dataset.images.keys, result.class_names
-    indices = [one for one in sample_indices(len(keys), result.limit).tolist() if keys[one] not in result.corrupt]
+    errors = Errors(result, worst, confusions, [])
+    if not dataset:
+        return errors
+    keys = dataset.images.keys
+    indices = [index for index in sample_indices(len(keys), result.limit).tolist() if keys[index] not in result.corrupt]
     if len(indices) != len(labels):
-        return []
-    seen = Counter[int]()
-    order = []
-    for row in np.random.default_rng(0).permutation(np.flatnonzero(ranks > 0)).tolist():
-        seen[int(labels[row])] += 1
-        order.append((seen[int(labels[row])], row))
-    found = []
-    for _, row in sorted(order, key=lambda one: one[0])[:_SHOWN]:
+        return errors
+    # A fixed random sample of wrong images, from as many classes as possible.
+    count_by_class, order = Counter[int](), []
+    for row in np.random.default_rng(0).permutation(np.flatnonzero(wrong)).tolist():
+        count_by_class[int(labels[row])] += 1
+        order.append((count_by_class[int(labels[row])], row))
+    for _, row in sorted(order, key=lambda pair: pair[0])[:_SHOWN]:
         try:
             thumbnail = jpeg_thumbnail(dataset.images.load(indices[row]))
         except DcclipError:  # removed since
             continue
         texts = {"key": keys[indices[row]], "truth": names[labels[row]], "guess": names[guesses[row]]}
-        found.append({**texts, "thumbnail": thumbnail, "rank": int(ranks[row]) + 1})
-    return found
+        errors.mistakes.append({**texts, "thumbnail": thumbnail, "rank": int(ranks[row]) + 1})
+    return errors
 
 
 # ---- charts, as SVG files
 
 
-def bars(found: Table) -> bytes:
+def bars(scores: Table) -> bytes:
     """Each data set's metric, a bar for each model and language."""
-    columns = [(at, column) for at, column in enumerate(found.columns) if column.language]
+    columns = [(index, column) for index, column in enumerate(scores.columns) if column.language]
     models = list(dict.fromkeys(column.model for _, column in columns))
     both = len({column.language for _, column in columns}) > 1
-    valued = len(columns) * len(found.rows) <= _VALUED
+    valued = len(columns) * len(scores.rows) <= _VALUED
 
     def draw(axes: Axes) -> None:
+        from matplotlib.colors import to_rgb
+
         height = 0.8 / len(columns)
-        for number, (at, column) in enumerate(columns):
-            light = both and column.language == "zh"  # English in full colour
-            there = [(row, 100 * value) for row, one in enumerate(found.rows) if (value := one.values[at]) is not None]
+        for number, (index, column) in enumerate(columns):
+            color: tuple[float, ...] = to_rgb(COLOURS[models.index(column.model) % len(COLOURS)])
+            if both and column.language == "zh":  # English in full colour, Chinese in half of it with half of white
+                color = tuple((1 + part) / 2 for part in color)
+            values = [row.values[index] for row in scores.rows]
+            cells = [(row, 100 * value) for row, value in enumerate(values) if value is not None]
             drawn = axes.barh(
-                [row + height * number for row, _ in there], [value for _, value in there], height * 0.9,
-                color=_colour(models.index(column.model), light), label=f"{column.model} {column.language}",
+                [row + height * number for row, _ in cells], [value for _, value in cells], height * 0.9,
+                color=color, label=f"{column.model} {column.language}",
             )  # fmt: skip
             if valued:
                 axes.bar_label(drawn, fmt="%.1f", padding=2, fontsize=7, color="#555555")
         middle = 0.4 - height / 2
-        axes.set_yticks([row + middle for row in range(len(found.rows))], [row.name for row in found.rows])
+        axes.set_yticks([row + middle for row in range(len(scores.rows))], [row.name for row in scores.rows])
         axes.tick_params("y", length=0)
-        axes.set_ylim(len(found.rows) - 0.1, -0.5 * height - 0.1)
+        axes.set_ylim(len(scores.rows) - 0.1, -0.5 * height - 0.1)
         axes.set_xlim(0, 100)
         axes.set_xlabel(translated(Message("per cent, each data set's own metric")))
         axes.xaxis.grid(True, alpha=0.3)
-        handles, labels = axes.get_legend_handles_labels()
-        order = sorted(range(len(labels)), key=lambda one: labels[one].rpartition(" ")[2])  # a column for each language
-        _legend(axes, [handles[one] for one in order], [labels[one] for one in order], 2 if both else 1)
+        legend = zip(*axes.get_legend_handles_labels(), strict=True)
+        entries = sorted(legend, key=lambda entry: entry[1].rpartition(" ")[2])  # a column for each language
+        _legend(axes, [handle for handle, _ in entries], [label for _, label in entries], 2 if both else 1)
 
-    inches = 0.9 + ((0.17 if valued else 0.1) * len(columns) + 0.08) * len(found.rows) + 0.18 * len(models)
+    inches = 0.9 + ((0.17 if valued else 0.1) * len(columns) + 0.08) * len(scores.rows) + 0.18 * len(models)
     return svg_chart((8.5, inches), draw)
 
 
@@ -267,13 +270,6 @@ def _legend(axes: Axes, handles: list[Artist], labels: list[str], columns: int) 
     shown = [label if len(label) <= _LONGEST else f"…{label[1 - _LONGEST :]}" for label in labels]
     columns = max(1, min(columns, len(shown), _LONGEST // max(map(len, shown))))
     axes.legend(handles, shown, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False)
-
-
-def _colour(model: int, light: bool) -> tuple[float, ...]:
-    """A model's colour, or half of it with half of white."""
-    from matplotlib.colors import to_rgb
-
-    return tuple((1 + part) / 2 if light else part for part in to_rgb(COLOURS[model % len(COLOURS)]))
 
 
 @dataclass(frozen=True)
@@ -286,14 +282,14 @@ class _Point:
     zh: float
 
 
-def chinese_against_english(found: Table) -> bytes | None:
+def chinese_against_english(scores: Table) -> bytes | None:
     """A point for each model and data set that was measured in both languages; None where there is none."""
-    models = list(dict.fromkeys(column.model for column in found.columns))
-    at = {(column.model, column.language): number for number, column in enumerate(found.columns)}
+    models = list(dict.fromkeys(column.model for column in scores.columns))
+    at = {(column.model, column.language): number for number, column in enumerate(scores.columns)}
     points = []
-    for row in found.rows:
+    for row in scores.rows:
         for number, model in enumerate(models):
-            en, zh = (row.values[at[model, one]] if (model, one) in at else None for one in ("en", "zh"))
+            en, zh = (row.values[at[model, language]] if (model, language) in at else None for language in ("en", "zh"))
             if en is not None and zh is not None:
                 points.append(_Point(number, row.name, 100 * en, 100 * zh))
     if not points:
@@ -304,10 +300,10 @@ def chinese_against_english(found: Table) -> bytes | None:
     def draw(axes: Axes) -> None:
         axes.plot([low, high], [low, high], color="#999999", linewidth=1, linestyle="--", zorder=1)
         for number, model in enumerate(models):
-            own = [point for point in points if point.model == number]
+            shown = [point for point in points if point.model == number]
             axes.scatter(
-                [point.en for point in own], [point.zh for point in own], s=36, color=COLOURS[number % len(COLOURS)],
-                marker=_MARKERS[number // len(COLOURS) % len(_MARKERS)], label=model, linewidths=0, alpha=0.9,
+                [point.en for point in shown], [point.zh for point in shown], label=model, linewidths=0, alpha=0.9,
+                s=36, color=COLOURS[number % len(COLOURS)], marker=_MARKERS[number // len(COLOURS) % len(_MARKERS)],
             )  # fmt: skip
         if len(points) <= _NAMED:
             _name_points(axes, points, high - low)
@@ -322,17 +318,17 @@ def chinese_against_english(found: Table) -> bytes | None:
 def _name_points(axes: Axes, points: Sequence[_Point], span: float) -> None:
     """Write each point's data set next to it where there is room, away from the diagonal if possible."""
     wide, high, gap = 0.0125 * span, 0.03 * span, 0.014 * span  # of a character of this size, and from the point
-    taken = [(point.en - gap / 2, point.zh - gap / 2, point.en + gap / 2, point.zh + gap / 2) for point in points]
-    for point in sorted(points, key=lambda one: (one.zh, one.en)):
+    occupied = [(point.en - gap / 2, point.zh - gap / 2, point.en + gap / 2, point.zh + gap / 2) for point in points]
+    for point in sorted(points, key=lambda point: (point.zh, point.en)):
         length = wide * len(point.name)
-        left = point.en - gap, point.zh, "right", "center", point.en - gap - length, point.zh - high / 2
-        right = point.en + gap, point.zh, "left", "center", point.en + gap, point.zh - high / 2
+        to_left = point.en - gap, point.zh, "right", "center", point.en - gap - length, point.zh - high / 2
+        to_right = point.en + gap, point.zh, "left", "center", point.en + gap, point.zh - high / 2
         above = point.en, point.zh + gap, "center", "bottom", point.en - length / 2, point.zh + gap
         below = point.en, point.zh - gap, "center", "top", point.en - length / 2, point.zh - gap - high
-        sides = (right, below, left, above) if point.zh < point.en else (left, above, right, below)
+        sides = (to_right, below, to_left, above) if point.zh < point.en else (to_left, above, to_right, below)
         for x, y, horizontal, vertical, begin, low in sides:
-            box = (begin, low, begin + length, low + high)
-            if all(box[2] < one[0] or one[2] < box[0] or box[3] < one[1] or one[3] < box[1] for one in taken):
-                taken.append(box)
+            end, top = begin + length, low + high
+            if all(end < x0 or x1 < begin or top < y0 or y1 < low for x0, y0, x1, y1 in occupied):
+                occupied.append((begin, low, end, top))
                 axes.text(x, y, point.name, fontsize=7, color="#444444", ha=horizontal, va=vertical)
                 break

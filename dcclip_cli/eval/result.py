@@ -27,7 +27,7 @@ METRIC_NAMES = {
     "map11": Message("11-point mAP"),
     "map": "mAP",
     "roc_auc": "ROC AUC",
-    **{f"{what}_recall@{k}": f"{what} R@{k}" for what in ("image", "text") for k in (1, 5, 10)},
+    **{f"{target}_recall@{k}": f"{target} R@{k}" for target in ("image", "text") for k in (1, 5, 10)},
     "mean_recall": Message("mean recall"),
 }
 MEAN = Message("ELEVATER, mean over 20")
@@ -145,10 +145,10 @@ def save_results(results: Sequence[EvalResult], folder: Path) -> list[EvalResult
     for name, results_of_file in by_file.items():
         write_json(folder / f"{name}.json", [asdict(result) for result in results_of_file])
     weights = {result.model: result.model_fingerprint.partition("-")[0] for result in results}  # in any precision
-    earlier = {
-        file.stem: [one for one in load_results(file) if one.model_fingerprint.startswith(weights.get(one.model, ""))]
-        for file in _listed(folder)
-    }
+    earlier = {}
+    for file in _listed(folder):
+        rows = load_results(file)
+        earlier[file.stem] = [row for row in rows if row.model_fingerprint.startswith(weights.get(row.model, ""))]
     ordered = [result for results_of_file in (earlier | by_file).values() for result in results_of_file]
     short = ("model", "dataset", "language", "task", "metric", "value", "n", "partial")
     write_json(folder / _SUMMARY, [{key: getattr(result, key) for key in short} for result in ordered])
@@ -183,8 +183,8 @@ def load_results(path: Path) -> list[EvalResult]:
         return TypeAdapter(list[EvalResult]).validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        what = f"{'.'.join(map(str, first['loc'])) or 'JSON'}: {first['msg'].lower()}"
-        raise DcclipError("{} contains no results of eval: {}", hint, path, what) from None
+        reason = f"{'.'.join(map(str, first['loc'])) or 'JSON'}: {first['msg'].lower()}"
+        raise DcclipError("{} contains no results of eval: {}", hint, path, reason) from None
 
 
 def load_several(paths: Sequence[Path]) -> list[EvalResult]:
@@ -193,22 +193,22 @@ def load_several(paths: Sequence[Path]) -> list[EvalResult]:
     Different models of the same name are told apart by their paths. Raises DcclipError where two results of a model on
     a data set differ.
     """
-    found: dict[tuple[str, ...], tuple[Path, EvalResult]] = {}
+    measured: dict[tuple[str, ...], tuple[Path, EvalResult]] = {}
     for path in paths:
         for result in load_results(path):
             key = (result.model_fingerprint, result.dataset, result.language, result.task, result.partial)
-            before, other = found.setdefault(key, (path, result))
-            if other.value != result.value:
+            before, earlier = measured.setdefault(key, (path, result))
+            if earlier.value != result.value:
                 raise DcclipError(
                     "{} and {} differ: {} on {} {} has {:.4f} and {:.4f}", "leave one of them out",
-                    before, path, result.model, result.dataset, result.language, other.value, result.value,
+                    before, path, result.model, result.dataset, result.language, earlier.value, result.value,
                 )  # fmt: skip
     models: dict[str, set[str]] = {}
-    for _, result in found.values():
+    for _, result in measured.values():
         models.setdefault(result.model, set()).add(result.model_fingerprint)
     return [
         replace(result, model=f"{result.model} in {path}") if len(models[result.model]) > 1 else result
-        for path, result in found.values()
+        for path, result in measured.values()
     ]
 
 
@@ -223,10 +223,6 @@ class Column:
 
     model: str
     language: Language | None
-
-    @property
-    def is_gap(self) -> bool:
-        return self.language is None
 
     @property
     def title(self) -> str:
@@ -259,21 +255,19 @@ def table(results: Sequence[EvalResult]) -> Table:
     for result in results:
         name = base_name(result.dataset) + (", in part" if result.partial else "")
         by_row[name if result.task in (ZERO_SHOT, "retrieval") else f"{name}, {result.task}"].append(result)
-    columns = [column for model in dict.fromkeys(one.model for one in results) for column in _columns(model, by_row)]
+    columns: list[Column] = []
+    for model in dict.fromkeys(result.model for result in results):
+        sets = [{result.language for result in row if result.model == model} for row in by_row.values()]
+        columns += [Column(model, language) for language in SUFFIX if any(language in languages for languages in sets)]
+        columns += [Column(model, None)] * any(len(languages) == 2 for languages in sets)
     rows = []
-    for name, several in by_row.items():
-        values = {(one.model, one.language): one.value for one in several}
-        metric = METRIC_NAMES[several[0].metric]
-        rows.append(Row(name, metric, _across(columns, lambda *key: values.get(key)), _remark(several)))  # noqa: B023
+    for name, row_results in by_row.items():
+        values = {(result.model, result.language): result.value for result in row_results}
+        metric = METRIC_NAMES[row_results[0].metric]
+        rows.append(Row(name, metric, _across(columns, lambda *key: values.get(key)), _remark(row_results)))  # noqa: B023
     means = _across(columns, lambda *key: elevater_mean(results, *key))
     mean = Row(MEAN, Message("their own"), means) if any(value is not None for value in means) else None
     return Table(tuple(columns), (*rows, mean) if mean else tuple(rows), mean)
-
-
-def _columns(model: str, by_row: Mapping[str, Sequence[EvalResult]]) -> list[Column]:
-    languages = [{one.language for one in several if one.model == model} for several in by_row.values()]
-    columns = [Column(model, language) for language in SUFFIX if any(language in several for several in languages)]
-    return [*columns, Column(model, None)] if any(len(several) == 2 for several in languages) else columns
 
 
 def _across(columns: Sequence[Column], value_of: Callable[[str, Language], float | None]) -> tuple[float | None, ...]:
@@ -288,39 +282,34 @@ def _across(columns: Sequence[Column], value_of: Callable[[str, Language], float
     return tuple(map(cell, columns))
 
 
-def _remark(here: Sequence[EvalResult]) -> str:
-    sample = Message("a sample of {:,} images", here[0].n) if any(result.limit for result in here) else ""
-    corrupt = max(len(result.corrupt) for result in here)
-    alike = max(sum(map(len, result.indistinct)) for result in here)
-    about = classes_of(here[0].dataset)
-    first = {result.language: result for result in reversed(here)}
-    differing = {label for result in here for label in unlike(first[result.language], result)}
+def _remark(results: Sequence[EvalResult]) -> str:
+    is_sample = any(result.limit for result in results)
+    corrupt = max(len(result.corrupt) for result in results)
+    alike = max(sum(map(len, result.indistinct)) for result in results)
+    texts = classes_of(results[0].dataset)
+    first = {result.language: result for result in reversed(results)}
+    differing = {label for result in results for label in unlike(first[result.language], result)}
+    by_names: dict[str, list[str]] = defaultdict(list)  # the values of the models with the plain names of a language
+    for result in results:
+        if result.plain_names:
+            by_names[", ".join(result.plain_names.values())].append(percent(result.plain_value))
     remarks = (
-        here[0].partial,
+        results[0].partial,
         Message("{} differ: do not compare", all_of(sorted(differing))) if differing else "",
-        about.gap_remark if about and len({result.language for result in here}) > 1 else "",
-        sample,
+        texts.gap_remark if texts and len({result.language for result in results}) > 1 else "",
+        Message("a sample of {:,} images", results[0].n) if is_sample else "",
         Message("{:,} images cannot be read", corrupt) if corrupt else "",
         Message("{} classes have the embedding of another", alike) if alike else "",
-        *_with_plain_names(here),
+        *(f"with {names} {', '.join(values)} %" for names, values in by_names.items()),
     )
     return joined(", ", filter(None, remarks))
 
 
-def _with_plain_names(here: Sequence[EvalResult]) -> list[str]:
-    """What each model has with the plain names of a language, in the order of the results."""
-    by_names: dict[str, list[str]] = defaultdict(list)
-    for result in here:
-        if result.plain_names:
-            by_names[", ".join(result.plain_names.values())].append(percent(result.plain_value))
-    return [f"with {names} {', '.join(values)} %" for names, values in by_names.items()]
-
-
 def elevater_mean(results: Sequence[EvalResult], model: str, language: Language) -> float | None:
     """The mean over ELEVATER's twenty data sets; None unless each of them was measured in full."""
-    whole = [one for one in results if one.task == ZERO_SHOT and not (one.limit or one.partial) and one.model == model]
-    value_of = {result.dataset: result.value for result in whole}
-    values = [value_of.get(known.label + SUFFIX[language]) for known in ELEVATER]
+    of_model = [result for result in results if result.model == model and result.task == ZERO_SHOT]
+    value_of = {result.dataset: result.value for result in of_model if not (result.limit or result.partial)}
+    values = [value_of.get(dataset.label + SUFFIX[language]) for dataset in ELEVATER]
     return None if None in values else float(np.mean(values))  # type: ignore[arg-type]
 
 

@@ -66,7 +66,7 @@ class Pushed:
 def find_model(name: str) -> ModelReference:
     """The model to push; of a run the one that was trained last, not its export. Raises DcclipError if it has none."""
     folders = [Path(name) / stage.name / str(stage.model) for stage in reversed(STAGES) if stage.trains]
-    return resolve(str(next((one for one in folders if (one / PROVENANCE).is_file()), name)))
+    return resolve(str(next((folder for folder in folders if (folder / PROVENANCE).is_file()), name)))
 
 
 def plan_push(
@@ -89,7 +89,7 @@ def plan_push(
     folder = model.path
     if model.kind == "open_clip" or not folder.is_dir():
         raise DcclipError("{} is a model on a hub already", "name a run, a model directory or an export", model.target)
-    run = next((one for one in (folder.parent, folder.parent.parent) if (one / RESOLVED).is_file()), None)
+    run = next((parent for parent in (folder.parent, folder.parent.parent) if (parent / RESOLVED).is_file()), None)
     recipe = (yaml.safe_load((run / RESOLVED).read_text("utf-8")) if run else None) or {}
     record, notes = _checked(folder), list[str]()
     files = _model_files(folder, record, repository)
@@ -97,49 +97,52 @@ def plan_push(
     for name, bundle in exports.items():
         files |= {f"{name}/{inner}": bundle / inner for inner in _listed(bundle, _checked(bundle))}
     results = _results(folder, record, run)
-    boards = model_files([one for one in results if not unfit(one)], repository.partition("/")[0])
+    boards = model_files([result for result in results if not unfit(result)], repository.partition("/")[0])
     files |= {benchmark.file: text.encode() for benchmark, text in boards.items()}
     data_of_recipe = [(recipe.get("data") or {}).get(key) for key in ("train", "images", "texts")]
     sources = ([paths] if isinstance(paths, str) else paths or () for paths in data_of_recipe)
     trained_on = [Path(path) for paths in sources for path in paths]
     teacher = recipe.get("teacher") or {}
-    named = str(teacher.get("model", ""))
-    on_hub = named.removeprefix("hf-hub:")  # not of a model of another name or in a directory
-    base_model = on_hub if (teacher.get("kind") != "open_clip" or on_hub != named) and _on_hub(on_hub) else None
+    teacher_name = str(teacher.get("model", ""))
+    on_hub = teacher_name.removeprefix("hf-hub:")  # not of a model of another name or in a directory
+    base_model = on_hub if (teacher.get("kind") != "open_clip" or on_hub != teacher_name) and _on_hub(on_hub) else None
     collections = [*trained_on, *([run / "collect"] if run else [])]
-    collections = [*(one for one in dict.fromkeys(collections) if (one / MANIFEST).is_file()), *data]
-    manifests = [read_json(one / MANIFEST, Message("name a folder that dcclip collect wrote")) for one in collections]
+    collections = [*(path for path in dict.fromkeys(collections) if (path / MANIFEST).is_file()), *data]
+    manifests = [read_json(path / MANIFEST, Message("name a folder that dcclip collect wrote")) for path in collections]
     title = f"---\n{{}}\n---\n# {repository.rpartition('/')[2]}\n"
     card = read_card(folder / CARD) if (folder / CARD).is_file() else ModelCard(title)
-    about = {
+    header = {
         "tags": ["clip", "dcclip", *(["onnx"] if any(name.startswith("onnx") for name in exports) else [])],
         "library_name": "open_clip" if CONFIG in files else None,
         "base_model": base_model,
     }
-    _complete_header(card, repository, license, about, manifests)
+    _complete_header(card, repository, license, header, manifests)
     add_results(card, results)
     use = ["```sh", f"dcclip predict photo.jpg --labels 猫,dog --model hf-hub:{repository}", "```", ""]
     local = repository.rpartition("/")[2]
     for name in exports:
         download = f"hf download {repository} --include '{name}/*' --local-dir {local}"
         use += [f"`{name}/` needs no torch: `{download}`, then `--model {local}/{name}`.", ""]
-    whole = [(one, METRIC_NAMES.get(one.metric, one.metric)) for one in results if not (one.limit or one.partial)]
-    rows = [(one.dataset, one.language, f"{metric}, %", f"{100 * one.value:.2f}") for one, metric in whole]
-    measured = _table(("data set", "language", "metric", "value"), rows) if results else ""
-    names = f" ({', '.join(one.name for one in trained_on)})" if trained_on else ""
-    unknown = f"Where the training data{names} is from is not recorded."
-    sections = {"Use": "\n".join(use), "Results": measured, _DATA: "\n".join(map(_data_text, manifests)) or unknown}
+    rows = []
+    for result in results:
+        if not (result.limit or result.partial):
+            metric = METRIC_NAMES.get(result.metric, result.metric)
+            rows.append((result.dataset, result.language, f"{metric}, %", f"{100 * result.value:.2f}"))
+    values = _table(("data set", "language", "metric", "value"), rows) if results else ""
+    names = f" ({', '.join(path.name for path in trained_on)})" if trained_on else ""
+    origin = "\n".join(map(_data_text, manifests)) or f"Where the training data{names} is from is not recorded."
+    sections = {"Use": "\n".join(use), "Results": values, _DATA: origin}
     card.text = card.text.replace(_LOCAL, f"hf-hub:{repository}").rstrip() + "\n"
     titles = set(re.findall(r"^#+ (.+?)\s*$", card.text.lower(), re.M))
     added = [title for title, text in sections.items() if text and title.lower() not in titles]
     for title in added:
         card.text += f"\n## {title}\n\n{sections[title].rstrip()}\n"
     if _DATA in added and not manifests:
-        what = Message('it does not say what the model was trained on: add a section "{}" to {}', _DATA, folder / CARD)
-        notes.insert(0, Message("the card: {}, or name the folder that collect wrote with --data DIR", what))
+        lack = Message('it does not say what the model was trained on: add a section "{}" to {}', _DATA, folder / CARD)
+        notes.insert(0, Message("the card: {}, or name the folder that collect wrote with --data DIR", lack))
     if not results:
-        what = Message("it has no results: evaluate with a recipe (dcclip eval RECIPE), and push again")
-        notes.insert(0, Message("the card: {}", what))
+        lack = Message("it has no results: evaluate with a recipe (dcclip eval RECIPE), and push again")
+        notes.insert(0, Message("the card: {}", lack))
     files[CARD] = str(card).encode()
     return PushPlan(repository, dict(sorted(files.items())), tuple(notes))
 
@@ -172,10 +175,10 @@ def push(
         if not pull_request:
             api.create_repo(name, private=private or None, exist_ok=True)
         info = api.model_info(name, files_metadata=True)
-        there = {one.rfilename: one for one in info.siblings or ()}
+        existing = {file.rfilename: file for file in info.siblings or ()}
         added = [CommitOperationAdd(path, file) for path, file in plan.files.items()]
-        changed = [one for one in added if not is_same(one, there.get(one.path_in_repo))]
-        replaced = [one.path_in_repo for one in changed if one.path_in_repo in there]
+        changed = [file for file in added if not is_same(file, existing.get(file.path_in_repo))]
+        replaced = [file.path_in_repo for file in changed if file.path_in_repo in existing]
         if replaced and not (overwrite or pull_request):
             raise DcclipError(
                 "{} exists, and {} of its files would change: {}",
@@ -211,14 +214,14 @@ def _uploading(repository: str) -> Iterator[None]:
         yield
     except (*HfHubHTTPError.__bases__, RuntimeError, ValueError) as error:  # type: ignore[misc]
         cause: Any = (type(error) is RuntimeError and error.__cause__) or error
-        said = str(getattr(cause, "server_message", None) or cause) or type(cause).__name__
-        said = " ".join((said if cause is error else f"{error} {said}").split())[:300]
+        detail = str(getattr(cause, "server_message", None) or cause) or type(cause).__name__
+        detail = " ".join((detail if cause is error else f"{error} {detail}").split())[:300]
         status = getattr(getattr(cause, "response", None), "status_code", None)
         if status is None and not isinstance(cause, ValueError):
             hint = Message("check the network, then run the same command again")
-            raise DcclipError("{}: the hub cannot be reached: {}", hint, repository, said) from None
-        said = f"HTTP {status}: {said}" if status else said
-        raise DcclipError("{}: the hub refuses it: {}", _HINTS.get(status or 0, _AGAIN), repository, said) from None
+            raise DcclipError("{}: the hub cannot be reached: {}", hint, repository, detail) from None
+        detail = f"HTTP {status}: {detail}" if status else detail
+        raise DcclipError("{}: the hub refuses it: {}", _HINTS.get(status or 0, _AGAIN), repository, detail) from None
 
 
 def _checked(folder: Path) -> Record:
@@ -232,8 +235,8 @@ def _checked(folder: Path) -> Record:
 
 def _listed(folder: Path, record: Record) -> list[str]:
     """The names of a directory's files: those in its record; of one without checksums all that are not hidden."""
-    there = (file.name for file in folder.iterdir() if file.is_file() and file.name[0] != "." and file.name != CARD)
-    return sorted({*record.digests, PROVENANCE} if record.digests else there)
+    visible = (file.name for file in folder.iterdir() if file.is_file() and file.name[0] != "." and file.name != CARD)
+    return sorted({*record.digests, PROVENANCE} if record.digests else visible)
 
 
 def _model_files(folder: Path, record: Record, repository: str) -> dict[str, Path | bytes]:
@@ -264,27 +267,28 @@ def _exports(
     """The exports of a model by their folder in the repository: the one of its run, and those that the user names."""
     if record.content.get("kind") != "model":
         return {}
-    own = run / "export" if run and (run / "export" / PROVENANCE).is_file() else None
-    found: dict[str, Path] = {}
-    for bundle in (*([own] if own else []), *bundles):
-        about = read_record(bundle / PROVENANCE, Message("name the folder of an export")).content
-        if about.get("model_fingerprint") == model_fingerprint(folder) and about.get("kind") != "model":
-            kind = "onnx" if about["kind"] == "bundle" else about["kind"]
-            found[f"{kind}-{about['precision']}"] = bundle
+    export_of_run = run / "export" if run and (run / "export" / PROVENANCE).is_file() else None
+    exports: dict[str, Path] = {}
+    for bundle in (*([export_of_run] if export_of_run else []), *bundles):
+        content = read_record(bundle / PROVENANCE, Message("name the folder of an export")).content
+        if content.get("model_fingerprint") == model_fingerprint(folder) and content.get("kind") != "model":
+            kind = "onnx" if content["kind"] == "bundle" else content["kind"]
+            exports[f"{kind}-{content['precision']}"] = bundle
             continue
-        what = Message("{} is no export of this model as it is now", bundle)
-        if bundle is not own:
-            raise DcclipError(what, "export the model again, or leave out --bundle")
-        notes.append(Message("left out: {}; export it again", what))
-    return found
+        reason = Message("{} is no export of this model as it is now", bundle)
+        if bundle is not export_of_run:
+            raise DcclipError(reason, "export the model again, or leave out --bundle")
+        notes.append(Message("left out: {}; export it again", reason))
+    return exports
 
 
 def _results(folder: Path, record: Record, run: Path | None) -> list[EvalResult]:
     """The results of the run that are of this model."""
     if run is None or not any((run / "eval").glob("*.json")):
         return []
-    own = record.content.get("fingerprint") or model_fingerprint(folder)
-    return [one for one in load_results(run / "eval") if one.model_fingerprint.partition("-")[0] == own]
+    fingerprint = record.content.get("fingerprint") or model_fingerprint(folder)
+    results = load_results(run / "eval")
+    return [result for result in results if result.model_fingerprint.partition("-")[0] == fingerprint]
 
 
 def _on_hub(name: str) -> bool:
@@ -299,7 +303,7 @@ def _complete_header(
     card: ModelCard,
     repository: str,
     license: str | None,
-    about: Mapping[str, Any],
+    additions: Mapping[str, Any],
     manifests: Sequence[Mapping[str, Any]],
 ) -> None:
     """Add to a card's header what its author did not say. Raises DcclipError if no license is named."""
@@ -307,17 +311,18 @@ def _complete_header(
     if license and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
         raise DcclipError("{!r} is no license of the hub", _LICENSES, license)
     if not (license or card.data.get("license")):
-        known = ", ".join(sorted({one["license"] for one in sources if one.get("license")}))
-        of_data = Message("; that of its data: {}", known) if known else ""
+        data_licenses = ", ".join(sorted({source["license"] for source in sources if source.get("license")}))
+        of_data = Message("; that of its data: {}", data_licenses) if data_licenses else ""
         raise DcclipError("no license is named for {}{}", _LICENSES, repository, of_data)
     card.data["license"] = license or card.data.get("license")
-    card.data["tags"] = list(dict.fromkeys([*(card.data.get("tags") or []), *about["tags"]]))
+    card.data["tags"] = list(dict.fromkeys([*(card.data.get("tags") or []), *additions["tags"]]))
+    hub_paths = (source["path"] for source in sources if source.get("kind") == "hub")
     added = {
-        "library_name": about["library_name"],
+        "library_name": additions["library_name"],
         "pipeline_tag": "zero-shot-image-classification",
         "language": ["zh", "en"],
-        "base_model": about["base_model"],
-        "datasets": sorted({one["path"] for one in sources if one.get("kind") == "hub" and _on_hub(str(one["path"]))}),
+        "base_model": additions["base_model"],
+        "datasets": sorted({path for path in hub_paths if _on_hub(str(path))}),
     }
     for key, value in added.items():
         if value and not card.data.get(key):
@@ -328,11 +333,14 @@ def _data_text(manifest: Mapping[str, Any]) -> str:
     """Sources, licenses, counts and rules of what `collect` wrote; no paths."""
     from dcclip_cli.curation.report import steps
 
-    known = {_label(source): source for source in manifest["options"]["sources"]}
+    sources = {
+        source.get("name") or Path(str(source.get("path", ""))).name: source  # without the folders that it is in
+        for source in manifest["options"]["sources"]
+    }
     rows = [
-        (name, one.get("kind", ""), one.get("license") or "not recorded", *_counts(manifest["sources"].get(name)))
-        for name in dict.fromkeys([*known, *manifest["sources"]])  # pairs may have the source that they had before
-        for one in (known.get(name, {}),)
+        (name, source.get("kind", ""), source.get("license") or "not recorded", *_counts(manifest["sources"].get(name)))
+        for name in dict.fromkeys([*sources, *manifest["sources"]])  # pairs may have the source that they had before
+        for source in (sources.get(name, {}),)
     ]
     rows.append(("all", "", "", *_counts(manifest["pairs"])))
     captions = ", ".join(f"{count['kept']:,} in {language}" for language, count in manifest["captions"].items())
@@ -348,11 +356,6 @@ def _data_text(manifest: Mapping[str, Any]) -> str:
         *([_table(("rule", "pairs", "captions"), rules)] if rules else []),
     ]
     return "\n\n".join(text)
-
-
-def _label(source: Mapping[str, Any]) -> str:
-    """The name of a source, without the folders that it is in."""
-    return source.get("name") or Path(str(source.get("path", ""))).name
 
 
 def _counts(count: Mapping[str, Any] | None) -> tuple[str, str]:

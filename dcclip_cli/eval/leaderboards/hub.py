@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +29,6 @@ from dcclip_cli.inference.zero_shot import fill
 from dcclip_cli.model.reference import ModelReference
 
 if TYPE_CHECKING:
-    from huggingface_hub import EvalResultEntry
-
     from dcclip_cli.eval.evaluate import EvalOptions
 
 # The hub accepts registered frameworks only: packages/tasks/src/eval.ts of huggingface.js. Chinese data sets of classes
@@ -81,7 +79,7 @@ class Benchmark:
 
     @property
     def sets(self) -> list[KnownSet]:
-        return [one for one in registry.GROUPS[self.group] if self.language in registry.languages_of(one)]
+        return [entry for entry in registry.GROUPS[self.group] if self.language in registry.languages_of(entry)]
 
 
 BENCHMARKS = [Benchmark(group, language) for group in _ABOUT for language in registry.SUFFIX]
@@ -100,8 +98,8 @@ def check(options: EvalOptions | None, owner: str | None) -> None:
 
 
 def _nothing() -> DcclipError:
-    what = Message("none of the results is of a whole named data set, which leaderboards are about")
-    return DcclipError("--format hub: {}", "measure one, such as imagenet-cn; dcclip datasets lists them", what)
+    reason = Message("none of the results is of a whole named data set, which leaderboards are about")
+    return DcclipError("--format hub: {}", "measure one, such as imagenet-cn; dcclip datasets lists them", reason)
 
 
 def write(
@@ -115,121 +113,107 @@ def write(
     fit, lines = fit_for(results, unfit)
     if not fit:
         raise _nothing()
-    wanted: set[Benchmark] = set()
-    for name, several in _by_model(fit).items():
-        place = folder / "models" / name
-        for benchmark, text in model_files(several, owner).items():
-            _write(place / benchmark.file, text)
-            wanted.add(benchmark)
-        lines.append(f"upload to the model's repository: hf upload {owner}/{name} {place}")
-    for benchmark in (one for one in BENCHMARKS if one in wanted):
-        place = folder / "datasets" / benchmark.name
-        _save_benchmark(benchmark, place)
-        lines.append(f"upload once: hf upload {owner}/{benchmark.name} {place} --repo-type dataset")
+    by_model: dict[tuple[str, str], list[EvalResult]] = defaultdict(list)
+    for result in fit:
+        by_model[result.model, result.model_fingerprint].append(result)
+    names, written = set[str](), set[Benchmark]()
+    for (model, fingerprint), model_results in by_model.items():
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", model.rstrip("/").rpartition("/")[2]).strip("-.") or "model"
+        name = f"{name}-{fingerprint[:8]}" if name in names else name
+        names.add(name)
+        target = folder / "models" / name
+        for benchmark, text in model_files(model_results, owner).items():
+            _write(target / benchmark.file, text)
+            written.add(benchmark)
+        lines.append(f"upload to the model's repository: hf upload {owner}/{name} {target}")
+    for benchmark in sorted(written, key=BENCHMARKS.index):
+        target = folder / "datasets" / benchmark.name
+        _save_benchmark(benchmark, target)
+        lines.append(f"upload once: hf upload {owner}/{benchmark.name} {target} --repo-type dataset")
     return lines
 
 
 def model_files(results: Sequence[EvalResult], owner: str) -> dict[Benchmark, str]:
-    """The content of a model's file for each benchmark that its results are of; `results` are comparable."""
-    from huggingface_hub import eval_result_entries_to_yaml
+    """The content of a model's file for each benchmark that its results are of; `results` are comparable.
 
-    found = {benchmark: _entries(benchmark, results, owner) for benchmark in BENCHMARKS}
-    return {one: _yaml(eval_result_entries_to_yaml(entries)) for one, entries in found.items() if entries}
+    Values are in per cent: the mean where there is one, and each data set's own metric.
+    """
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
-
-def _by_model(results: Iterable[EvalResult]) -> dict[str, list[EvalResult]]:
-    """The results of each model by a name that a repository can have."""
-    found: dict[tuple[str, str], list[EvalResult]] = defaultdict(list)
-    for result in results:
-        found[result.model, result.model_fingerprint].append(result)
-    names: dict[str, list[EvalResult]] = {}
-    for (model, fingerprint), several in found.items():
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", model.rstrip("/").rpartition("/")[2]).strip("-.") or "model"
-        names[f"{name}-{fingerprint[:8]}" if name in names else name] = several
-    return names
-
-
-def _entries(benchmark: Benchmark, results: Sequence[EvalResult], owner: str) -> list[EvalResultEntry]:
-    """The values of one model, in per cent: the mean where there is one, and each data set's own metric."""
-    from huggingface_hub import EvalResultEntry
-
-    language, by_name = benchmark.language, {result.dataset: result for result in results}
-    found = {known: by_name.get(registry.name_in(known, language)) for known in benchmark.sets}
-    here = {known: result for known, result in found.items() if result}
-    if not here:
-        return []
-    rows = [(_task_id(known, language), one.value, _notes(one), one.date) for known, one in here.items()]
-    mean = elevater_mean(list(here.values()), results[0].model, language)
-    if mean is not None:
-        notes = "mean of the 20 data sets, each by its own metric, in per cent"
-        rows.insert(0, (benchmark.name, mean, notes, max(result.date for result in here.values())))
-    repository = f"{owner}/{benchmark.name}"
-    return [
-        EvalResultEntry(
-            dataset_id=repository,
-            task_id=task,
-            value=round(100 * value, 2),
-            date=date or None,
-            notes=notes,
-            source_url=f"https://huggingface.co/datasets/{repository}",
-            source_name=f"dcclip eval {results[0].versions.get('dcclip', '')}".rstrip(),
-            source_user=owner,
-        )
-        for task, value, notes, date in rows
-    ]
+    files, by_name = dict[Benchmark, str](), {result.dataset: result for result in results}
+    for benchmark in BENCHMARKS:
+        language, repository = benchmark.language, f"{owner}/{benchmark.name}"
+        result_of = {dataset: by_name.get(registry.name_in(dataset, language)) for dataset in benchmark.sets}
+        measured = {dataset: result for dataset, result in result_of.items() if result}
+        if not measured:
+            continue
+        rows = []
+        for dataset, result in measured.items():
+            corrupt = f", {len(result.corrupt):,} more cannot be read" if result.corrupt else ""
+            replaced = f", {len(result.replaced)} names asked by alternates" if result.replaced else ""
+            images = f"{result.n:,} images{corrupt}{replaced}, {result.precision}"
+            notes = f"{METRIC_NAMES[result.metric]} in per cent, {images}"
+            rows.append((_task_id(dataset, language), result.value, notes, result.date))
+        mean = elevater_mean(list(measured.values()), results[0].model, language)
+        if mean is not None:
+            notes = "mean of the 20 data sets, each by its own metric, in per cent"
+            rows.insert(0, (benchmark.name, mean, notes, max(result.date for result in measured.values())))
+        entries = [
+            EvalResultEntry(
+                dataset_id=repository,
+                task_id=task,
+                value=round(100 * value, 2),
+                date=date or None,
+                notes=notes,
+                source_url=f"https://huggingface.co/datasets/{repository}",
+                source_name=f"dcclip eval {results[0].versions.get('dcclip', '')}".rstrip(),
+                source_user=owner,
+            )
+            for task, value, notes, date in rows
+        ]
+        files[benchmark] = _yaml(eval_result_entries_to_yaml(entries))
+    return files
 
 
-def _task_id(known: KnownSet, language: Language) -> str:
+def _task_id(dataset: KnownSet, language: Language) -> str:
     """mteb's name of a task of classes, where it has one; its retrieval tasks are of one way, with other values."""
-    names = task_names(registry.name_in(known, language), language) if known.classes else []
-    return names[0] if names else known.label
-
-
-def _notes(result: EvalResult) -> str:
-    corrupt = f", {len(result.corrupt):,} more cannot be read" if result.corrupt else ""
-    replaced = f", {len(result.replaced)} names asked by alternates" if result.replaced else ""
-    return f"{METRIC_NAMES[result.metric]} in per cent, {result.n:,} images{corrupt}{replaced}, {result.precision}"
+    names = task_names(registry.name_in(dataset, language), language) if dataset.classes else []
+    return names[0] if names else dataset.label
 
 
 def _save_benchmark(benchmark: Benchmark, folder: Path) -> None:
     """Write the repository of a benchmark: `eval.yaml`, the class names and prompts of each data set, and a card."""
     from huggingface_hub import DatasetCardData
 
-    language, ids = benchmark.language, {known: _task_id(known, benchmark.language) for known in benchmark.sets}
-    about = _ABOUT[benchmark.group].format(language=_LANGUAGES[language])
-    files = {known: f"classes/{known.label}.jsonl" for known in benchmark.sets if known.classes}
-    for known, file in files.items():
-        _save_classes(known, language, folder / file)
+    language, ids = benchmark.language, {dataset: _task_id(dataset, benchmark.language) for dataset in benchmark.sets}
+    description = _ABOUT[benchmark.group].format(language=_LANGUAGES[language])
+    files = {dataset: f"classes/{dataset.label}.jsonl" for dataset in benchmark.sets if dataset.classes}
+    configs = []
+    for dataset, file in files.items():
+        configs.append({"config_name": dataset.label, "data_files": [{"split": "test", "path": file}]})
+        texts = prompts.read(registry.prompts_of(dataset))
+        classes = [
+            {"label": label, "name": name, "prompts": fill(texts.templates[language], name)}
+            for label, name in enumerate(texts.names[language])
+        ]
+        _write(folder / file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in classes))
     tasks = [{"id": benchmark.name}] if benchmark.group == "elevater" else []  # the mean
-    for known, task in ids.items():
-        tasks.append({"id": task} | ({"config": known.label} if known in files else {}) | {"split": "test"})
-    content = {"name": benchmark.name, "description": about, "evaluation_framework": FRAMEWORK, "tasks": tasks}
+    for dataset, task in ids.items():
+        tasks.append({"id": task} | ({"config": dataset.label} if dataset in files else {}) | {"split": "test"})
+    content = {"name": benchmark.name, "description": description, "evaluation_framework": FRAMEWORK, "tasks": tasks}
     _write(folder / "eval.yaml", _yaml(content))
     data = DatasetCardData(
         language=[language],
         pretty_name=benchmark.name,
         task_categories=["zero-shot-image-classification"] if files else None,
-        configs=[
-            {"config_name": known.label, "data_files": [{"split": "test", "path": file}]}
-            for known, file in files.items()
-        ]
-        or None,
+        configs=configs or None,
     )
-    rows = "".join(
-        f"| {one.label} | {task} | {one.size or ''} | {one.classes or ''} | {METRIC_NAMES[one.metric]} |\n"
-        for one, task in ids.items()
-    )
-    mteb = _MTEB if any(one.label != task for one, task in ids.items()) else ""
-    _write(folder / "README.md", _CARD.format(data=data, name=benchmark.name, about=about, mteb=mteb, rows=rows))
-
-
-def _save_classes(known: KnownSet, language: Language, file: Path) -> None:
-    own = prompts.read(registry.prompts_of(known))
-    lines = [
-        {"label": label, "name": name, "prompts": fill(own.templates[language], name)}
-        for label, name in enumerate(own.names[language])
-    ]
-    _write(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    rows = ""
+    for dataset, task in ids.items():
+        rows += f"| {dataset.label} | {task} | {dataset.size or ''} | {dataset.classes or ''} "
+        rows += f"| {METRIC_NAMES[dataset.metric]} |\n"
+    mteb = _MTEB if any(dataset.label != task for dataset, task in ids.items()) else ""
+    _write(folder / "README.md", _CARD.format(data=data, name=benchmark.name, about=description, mteb=mteb, rows=rows))
 
 
 def _write(file: Path, text: str) -> None:

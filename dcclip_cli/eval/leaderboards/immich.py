@@ -10,7 +10,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError, Message
@@ -43,7 +43,7 @@ class Row:
     def outclasses(self, other: Row) -> bool:
         """Whether it is at least as good in memory, time and recall and better in one, as immich defines it."""
         pairs = ((other.memory_mib, self.memory_mib), (other.ms, self.ms), (self.recall, other.recall))
-        return all(one >= two for one, two in pairs) and any(one > two for one, two in pairs)
+        return all(mine >= theirs for mine, theirs in pairs) and any(mine > theirs for mine, theirs in pairs)
 
 
 @dataclass(frozen=True)
@@ -62,18 +62,6 @@ def table(language: Language) -> list[Row]:
     return [Row(row["model"], float(row["memory_mib"]), float(row["ms"]), float(row["recall"])) for row in rows]
 
 
-def recall_of(metrics: Mapping[str, float]) -> float:
-    """immich's recall, in 0..1, of metrics of retrieval."""
-    return sum(metrics[f"image_recall@{k}"] for k in (1, 5, 10)) / 3
-
-
-def row_of(result: EvalResult, cost: Cost) -> Row:
-    """A result as a row of the table."""
-    # The table's time contains the text tower: XLM-R's 3.2 ms have the image tower of ViT-B-32's 2.3 ms.
-    ms, recall = round(cost.image_ms + cost.text_ms, 2), round(100 * recall_of(result.metrics), 2)
-    return Row(result.model, round(cost.memory_mib), ms, recall)
-
-
 def check(options: EvalOptions | None, owner: str | None) -> None:
     """Raise DcclipError where no result of these options would be of all of XM3600."""
     if options and (options.limit or not any(base_name(name) == DATASET for name in options.names)):
@@ -90,59 +78,52 @@ def _nothing() -> DcclipError:
 def write(
     results: Sequence[EvalResult], folder: Path, owner: str | None, models: Mapping[str, ModelReference]
 ) -> list[str]:
-    """Write metric.json, and table.md with the models among those of immich's table.
+    """Write metric.json, and table.md with the models in bold among those of immich's table, best recall first.
 
-    Results on less than all of XM3600 are left out: fewer images are found more easily.
+    Results on less than all of XM3600 are left out: fewer images are found more easily. A model is `optimal` if none of
+    immich's table outclasses it.
     """
-    whole = [one for one in results if base_name(one.dataset) == DATASET and not one.limit]
-    fit = [one for one in whole if one.model_fingerprint in models]
+    in_full = [result for result in results if base_name(result.dataset) == DATASET and not result.limit]
+    fit = [result for result in in_full if result.model_fingerprint in models]
     if not fit:
         raise _nothing()
-    measured = {one.model_fingerprint: one.precision for one in fit}
-    costs = {name: _cost(models[name], precision) for name, precision in measured.items()}
+    hint = Message("free some memory, and run the command again: embeddings are cached")
+    costs: dict[str, Cost] = {}
+    for fingerprint, precision in {result.model_fingerprint: result.precision for result in fit}.items():
+        with process_pool(1, fresh=True) as pool:  # a process that does nothing else
+            [costs[fingerprint]] = calls(pool, _measure, [(models[fingerprint], precision)], hint)
     metrics, pages = [], []
-    for language in dict.fromkeys(one.language for one in fit):
-        here = [(one, costs[one.model_fingerprint]) for one in fit if one.language == language]
-        metrics += [_metric(one, cost) for one, cost in here]
-        pages.append(_markdown(language, [row_of(one, cost) for one, cost in here]))
+    for language in dict.fromkeys(result.language for result in fit):
+        measured, published = [], table(language)
+        for result in (result for result in fit if result.language == language):
+            cost = costs[result.model_fingerprint]
+            # The table's time contains the text tower: XLM-R's 3.2 ms have the image tower of ViT-B-32's 2.3 ms.
+            ms = round(cost.image_ms + cost.text_ms, 2)
+            recall = sum(result.metrics[f"image_recall@{k}"] for k in (1, 5, 10)) / 3
+            row = Row(result.model, round(cost.memory_mib), ms, round(100 * recall, 2))
+            measured.append(row)
+            better = [rival.model for rival in published if rival.outclasses(row)]
+            worse = [rival.model for rival in published if row.outclasses(rival)]
+            values = {"model": result.model, "language": language, "recall": recall}
+            places = {"optimal": not better, "outclassed_by": better, "outclasses": worse}
+            metrics.append(values | asdict(cost) | places)
+        rows = sorted([*measured, *published], key=lambda row: -row.recall)
+        lines = [f"## immich's table, XM3600, {language}\n", "| model | recall % | memory MiB | ms | Pareto optimal |"]
+        lines.append("| --- | ---: | ---: | ---: | --- |")
+        for row in rows:
+            name = f"**{row.model}**" if row in measured else row.model
+            optimal = "" if any(rival.outclasses(row) for rival in rows) else "yes"
+            lines.append(f"| {name} | {row.recall:.2f} | {row.memory_mib:,.0f} | {row.ms:.2f} | {optimal} |")
+        pages.append("\n".join([*lines, ""]))
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "metric.json", metrics)
     atomic_write(folder / "table.md", "\n".join([*pages, _CAVEAT]))
     return [Message("immich's table with these models: {}", folder / "table.md")]
 
 
-def _metric(result: EvalResult, cost: Cost) -> dict[str, Any]:
-    """`optimal`: no model of immich's table outclasses it, that is, `outclassed_by` is empty."""
-    own, rows = row_of(result, cost), table(result.language)
-    better = [row.model for row in rows if row.outclasses(own)]
-    worse = [row.model for row in rows if own.outclasses(row)]
-    about = {"model": result.model, "language": result.language, "recall": recall_of(result.metrics)}
-    return about | asdict(cost) | {"optimal": not better, "outclassed_by": better, "outclasses": worse}
-
-
-def _markdown(language: Language, own: Sequence[Row]) -> str:
-    """immich's table with one's own models in bold, best recall first."""
-    rows = sorted([*own, *table(language)], key=lambda row: -row.recall)
-    lines = [f"## immich's table, XM3600, {language}\n", "| model | recall % | memory MiB | ms | Pareto optimal |"]
-    lines.append("| --- | ---: | ---: | ---: | --- |")
-    for row in rows:
-        name = f"**{row.model}**" if row in own else row.model
-        optimal = "" if any(other.outclasses(row) for other in rows) else "yes"
-        lines.append(f"| {name} | {row.recall:.2f} | {row.memory_mib:,.0f} | {row.ms:.2f} | {optimal} |")
-    return "\n".join([*lines, ""])
-
-
-def _cost(reference: ModelReference, precision: str) -> Cost:
-    """Memory and time of a model on the CPU, measured in a process that does nothing else."""
-    hint = Message("free some memory, and run the command again: embeddings are cached")
-    with process_pool(1, fresh=True) as pool:
-        [cost] = calls(pool, _measure, [(reference, precision)], hint)
-    return cost
-
-
-def _measure(given: tuple[ModelReference, str]) -> Cost:
+def _measure(task: tuple[ModelReference, str]) -> Cost:
     from dcclip_cli.inference.encoder import footprint, load_encoder
 
-    reference, precision = given
-    found = footprint(load_encoder(reference, "cpu", "bf16" if precision == "bf16" else "fp32"))
-    return Cost(round(peak_memory_bytes() / 2**20, 1), found.image_ms, found.text_ms)
+    reference, precision = task
+    times = footprint(load_encoder(reference, "cpu", "bf16" if precision == "bf16" else "fp32"))
+    return Cost(round(peak_memory_bytes() / 2**20, 1), times.image_ms, times.text_ms)

@@ -54,13 +54,13 @@ def task_names(dataset: str, language: Language) -> list[str]:
 
 def _tasks(dataset: str, language: Language) -> dict[str, str]:
     """Tasks of `integrations/mteb`: by name what is searched for in retrieval, `image` or `text`, else nothing."""
-    known, own = registry.find(dataset) or (None, language)
-    if known is None or language != "zh" or own != "zh":
+    named, named_language = registry.find(dataset) or (None, language)
+    if named is None or language != "zh" or named_language != "zh":
         return {}
-    if name := ZERO_SHOT.get(known.name):
+    if name := ZERO_SHOT.get(named.name):
         return {f"{name}ZeroShot-zh": ""}
-    if name := RETRIEVAL.get(known.name):
-        return {f"{name}T2IRetrieval": "image"} | ({f"{name}I2TRetrieval": "text"} if known.both_ways else {})
+    if name := RETRIEVAL.get(named.name):
+        return {f"{name}T2IRetrieval": "image"} | ({f"{name}I2TRetrieval": "text"} if named.both_ways else {})
     return {}
 
 
@@ -93,34 +93,30 @@ def write(
             places[revision] = folder / "results" / meta["name"].replace("/", "__").replace(" ", "_") / revision
             places[revision].mkdir(parents=True, exist_ok=True)
             write_json(places[revision] / "model_meta.json", meta)
-        for task, wanted in _tasks(result.dataset, result.language).items():
-            write_json(places[revision] / f"{task}.json", task_result(result, task, wanted))
+        for task, target in _tasks(result.dataset, result.language).items():
+            write_json(places[revision] / f"{task}.json", task_result(result, task, target))
     return [*lines, f"mteb reads its results with: mteb.ResultCache('{folder}').load_results()"]
 
 
-def task_result(result: EvalResult, task: str, wanted: str) -> dict[str, Any]:
+def task_result(result: EvalResult, task: str, target: str) -> dict[str, Any]:
     """mteb's TaskResult as JSON, with those of its scores that dcclip measures."""
-    plain = {MAIN_SCORES[name]: value for name, value in result.metrics.items() if name in MAIN_SCORES}
-    scores = _recalls(result, wanted) if wanted else plain
-    about = {"hf_subset": "default", "languages": LANGUAGES, "main_score": scores[MAIN_SCORES[result.metric]]}
+    scores = {MAIN_SCORES[name]: value for name, value in result.metrics.items() if name in MAIN_SCORES}
+    if target:  # what the rank of the first right one decides: hit rates, which CLIP's papers call recall, and MRR
+        ranks = result.detail(f"{target}_ranks")
+        assert ranks is not None
+        ranks = ranks.astype(np.int64)
+        scores = {f"hit_rate_at_{k}": float(np.mean(ranks < k)) for k in KS}
+        scores |= {f"mrr_at_{k}": float(np.mean(np.where(ranks < k, 1 / (ranks + 1), 0))) for k in KS}
+    attributes = {"hf_subset": "default", "languages": LANGUAGES, "main_score": scores[MAIN_SCORES[result.metric]]}
     return {
         "dataset_revision": NO_REVISION,
         "task_name": task,
         "mteb_version": None,  # mteb did not measure them
-        "scores": {result.split: [about | scores]},
+        "scores": {result.split: [attributes | scores]},
         "evaluation_time": result.seconds,
         "kg_co2_emissions": None,
         "date": result.date or None,
     }
-
-
-def _recalls(result: EvalResult, wanted: str) -> dict[str, float]:
-    """What the rank of the first right image or text decides: hit rates, which CLIP's papers call recall, and MRR."""
-    ranks = result.detail(f"{wanted}_ranks")
-    assert ranks is not None
-    ranks = ranks.astype(np.int64)
-    hits = {f"hit_rate_at_{k}": float(np.mean(ranks < k)) for k in KS}
-    return hits | {f"mrr_at_{k}": float(np.mean(np.where(ranks < k, 1 / (ranks + 1), 0))) for k in KS}
 
 
 def _unfit(result: EvalResult) -> str:
@@ -132,14 +128,13 @@ def _unfit(result: EvalResult) -> str:
     if result.corrupt:
         return f"lacks {len(result.corrupt):,} images that cannot be read"
     if result.replaced:
-        pairs = ", ".join(f"{name} as {other}" for name, other in list(result.replaced.items())[:3])
+        pairs = ", ".join(f"{name} as {alternate}" for name, alternate in list(result.replaced.items())[:3])
         return f"was asked for {len(result.replaced)} names by alternates ({pairs}), which its task does not do"
     return "has classes with the same embedding, whose order decides in its task" if result.lost else ""
 
 
 def _no_task(what: str) -> DcclipError:
-    known = (registry.SETS[name] for name in (*ZERO_SHOT, *RETRIEVAL))
-    names = ", ".join(registry.name_in(one, "zh") for one in known)
+    names = ", ".join(registry.name_in(registry.SETS[name], "zh") for name in (*ZERO_SHOT, *RETRIEVAL))
     return DcclipError("--format mteb: {}", "those that have one, in Chinese: {}", what, names)
 
 
@@ -180,47 +175,31 @@ def model_meta(name: str, fingerprint: str, owner: str | None = None) -> dict[st
 
 def model_meta_of(model: Encoder, reference: ModelReference, owner: str | None = None) -> dict[str, Any]:
     """The fields of ModelMeta for a loaded model, None for all that its files do not say."""
-    folder = reference.path if reference.kind != "open_clip" and reference.path.is_dir() else None
-    found = model_meta(model.name, model.fingerprint, owner) | {
-        "languages": _languages(folder),
-        "n_parameters": model.parameters,
-        "n_embedding_parameters": _embedding_parameters(folder),
-        "memory_usage_mb": round(model.size_bytes / 2**20, 1),
-        "max_tokens": model.tokenize([_LONG]).shape[1],
-        "embed_dim": model.encode_texts(["猫"]).shape[1],
-        "license": _license(folder),
-        "framework": _FRAMEWORKS[reference.kind],
-    }
-    on_hub = reference.kind == "hf" or reference.target.startswith("hf-hub:")
-    if on_hub and not reference.path.is_dir():
-        found["name"] = reference.target.removeprefix("hf-hub:").partition("@")[0]  # OWNER/NAME
-    return found
-
-
-def _languages(folder: Path | None) -> list[str] | None:
-    """Of a model or bundle that dcclip made; a bundle lists them, and every model that it trains knows both."""
-    if folder is None or not (folder / RECORD).is_file():
-        return None
-    record = folder / RECORD
-    return [_ISO[one] for one in json_object(record.read_text("utf-8"), str(record), "").get("languages", _ISO)]
-
-
-def _embedding_parameters(folder: Path | None) -> int | None:
     from safetensors import safe_open
 
-    sizes = []
+    folder = reference.path if reference.kind != "open_clip" and reference.path.is_dir() else None
+    record, card = (folder / RECORD, folder / "README.md") if folder else (None, None)
+    languages, license, sizes = None, None, []
+    if record and record.is_file():  # dcclip made it: a bundle lists them, and every model that it trains knows both
+        languages = json_object(record.read_text("utf-8"), str(record), "").get("languages", _ISO)
     for file in folder.glob("*.safetensors") if folder else ():
         with safe_open(file, "np") as weights:
             shapes = [weights.get_slice(name).get_shape() for name in weights.keys() if name.endswith(_EMBEDDINGS)]  # noqa: SIM118
         sizes += [rows * width for rows, width in shapes]
-    return sum(sizes) or None
-
-
-def _license(folder: Path | None) -> str | None:
-    """That of the model card's head."""
-    card = folder / "README.md" if folder else None
-    if card is None or not card.is_file():
-        return None
-    head = re.match(r"---\n(.*?)\n---\n", card.read_text("utf-8", "replace"), re.S)
-    found = re.search(r"^license: *([\w.-]+) *$", head[1], re.M) if head else None
-    return found[1].lower() if found else None
+    if card and card.is_file():
+        head = re.match(r"---\n(.*?)\n---\n", card.read_text("utf-8", "replace"), re.S)
+        license = re.search(r"^license: *([\w.-]+) *$", head[1], re.M) if head else None
+    meta = model_meta(model.name, model.fingerprint, owner) | {
+        "languages": [_ISO[language] for language in languages] if languages is not None else None,
+        "n_parameters": model.parameters,
+        "n_embedding_parameters": sum(sizes) or None,
+        "memory_usage_mb": round(model.size_bytes / 2**20, 1),
+        "max_tokens": model.tokenize([_LONG]).shape[1],
+        "embed_dim": model.encode_texts(["猫"]).shape[1],
+        "license": license[1].lower() if license else None,
+        "framework": _FRAMEWORKS[reference.kind],
+    }
+    on_hub = reference.kind == "hf" or reference.target.startswith("hf-hub:")
+    if on_hub and not reference.path.is_dir():
+        meta["name"] = reference.target.removeprefix("hf-hub:").partition("@")[0]  # OWNER/NAME
+    return meta

@@ -34,8 +34,8 @@ class CaptionFiles(Loader):
         for pattern in _FILES.get(location.known.name, ()):
             for root in _folders(location):
                 for folder in (root, root / "annotations"):
-                    if found := [file for file in sorted(folder.glob(pattern)) if file not in only]:
-                        return cls(location, found[0])
+                    if matches := [file for file in sorted(folder.glob(pattern)) if file not in only]:
+                        return cls(location, matches[0])
         return None
 
     def load(self) -> Loaded:
@@ -45,12 +45,12 @@ class CaptionFiles(Loader):
         for image in caption_files.names_in(self.path):
             if image.fault:
                 raise DcclipError("{}: {}: {}", DOWNLOAD_AGAIN, self.path, image.name, image.fault.detail)
-            known = caption_files.identity(image.name)
-            if image.record.get("split", split) == split and (not only or known in only):
-                names.setdefault(known, image.name)
+            identity = caption_files.identity(image.name)
+            if image.record.get("split", split) == split and (not only or identity in only):
+                names.setdefault(identity, image.name)
         captions: _Captions = {name: [] for name in names.values()}
-        for known, text in caption_files.captions_in(self.path, names):
-            captions[names[known]].append(text)
+        for identity, text in caption_files.captions_in(self.path, names):
+            captions[names[identity]].append(text)
         return _with_images(captions, self.location, self.path)
 
 
@@ -80,16 +80,16 @@ def _with_images(captions: _Captions, location: Location, file: Path) -> Loaded:
         raise DcclipError("{} has no caption of {} ({} such images)", DOWNLOAD_AGAIN, file, bare[0], len(bare))
     folders = [folder for root in _folders(location) for folder in (root, root / "images") if folder.is_dir()]
     places = [caption_files.Places(folder, False) for folder in folders]
-    found: dict[str, tuple[caption_files.Places, Path]] = {}
+    located: dict[str, tuple[caption_files.Places, Path]] = {}
     for name in captions:
-        if one := next(((one, path) for one in places if (path := one.find(name))), None):
-            found[name] = one
+        if match := next(((place, path) for place in places if (path := place.find(name))), None):
+            located[name] = match
     names = list(captions)
-    if absent := [name for name in names if name not in found]:
-        what = Message("{}: {:,} images are missing, {} for one", _folders(location)[0], len(absent), absent[0])
-        raise DcclipError(what, "finish the download")
-    files = fingerprint_of(path for _, path in found.values())
-    images = Images(names, lambda index: found[names[index]][0].read(names[index]), files)
+    if absent := [name for name in names if name not in located]:
+        message = Message("{}: {:,} images are missing, {} for one", _folders(location)[0], len(absent), absent[0])
+        raise DcclipError(message, "finish the download")
+    files = fingerprint_of(path for _, path in located.values())
+    images = Images(names, lambda index: located[names[index]][0].read(names[index]), files)
     return Loaded(images, Captions.of_images(captions.values()))
 
 
@@ -104,19 +104,19 @@ class Xm3600(Loader):
         return cls(location, file) if file else None
 
     def load(self) -> Loaded:
-        language, found = self.location.language, defaultdict[str, list[str]](list)
+        language, captions = self.location.language, defaultdict[str, list[str]](list)
         for number, line in enumerate(self.path.read_bytes().splitlines(), 1):
             if not line.strip():
                 continue
             try:
                 record = json.loads(line)
-                found[str(record["image/key"])] += map(str, record[language]["caption"])
+                captions[str(record["image/key"])] += map(str, record[language]["caption"])
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise DcclipError(
                     "{}:{} is no record with image/key and captions in {}: {!r:.300}",
                     DOWNLOAD_AGAIN, self.path, number, language, error,
                 ) from None  # fmt: skip
-        return _with_images(found, self.location, self.path)
+        return _with_images(captions, self.location, self.path)
 
 
 class Xtd(Loader):
@@ -131,11 +131,11 @@ class Xtd(Loader):
         return cls(location, file) if file else None
 
     def load(self) -> Loaded:
-        found: _Captions = defaultdict(list)  # an image may be named twice
+        captions: _Captions = defaultdict(list)  # an image may be named twice
         names = lines_of(self.path.with_name("test_image_names.txt"))
         for name, text in zip(names, lines_of(self.path), strict=False):  # all captions are counted
-            found[name].append(text)
-        return _with_images(found, self.location, self.path)
+            captions[name].append(text)
+        return _with_images(captions, self.location, self.path)
 
 
 class Base64Lines(Loader):
@@ -150,7 +150,7 @@ class Base64Lines(Loader):
         return cls(location, file) if file else None
 
     def load(self) -> Loaded:
-        texts = caption_files.texts_file(self.path)
+        file = caption_files.texts_file(self.path)
         spans: dict[str, tuple[int, int, int]] = {}  # name -> offset in bytes, length, line number
         for row in caption_files.image_rows(self.path, {"start": 0, "end": self.path.stat().st_size, "number": 1}):
             name = caption_files.number_of(row)
@@ -168,10 +168,8 @@ class Base64Lines(Loader):
                 return caption_files.image_of(Row(number, start, stream.read(length)))
 
         images = Images(list(spans), read, fingerprint_of([self.path]))
-        return Loaded(images, self._captions(texts, {name: number for number, name in enumerate(spans)}))
-
-    def _captions(self, file: Path, numbers: dict[str, int]) -> Captions:
-        found: list[tuple[str, tuple[int, ...]]] = []
+        numbers = {name: number for number, name in enumerate(spans)}
+        captions: list[tuple[str, tuple[int, ...]]] = []
         for line, text in caption_files.texts_in(file, None):
             if isinstance(text, Drop):
                 raise DcclipError("{}:{}: {}", DOWNLOAD_AGAIN, file, line, text.detail)
@@ -180,7 +178,9 @@ class Base64Lines(Loader):
                     "{}:{}: {} has no image {}", "finish the download", file, line, self.path.name, absent[0]
                 )
             if text.images:
-                found.append((text.text, tuple(numbers[image] for image in text.images)))
-        if not found:
+                captions.append((text.text, tuple(numbers[image] for image in text.images)))
+        if not captions:
             raise DcclipError("{} names no image of any text", "the test split's are not public: use valid", file)
-        return Captions(tuple(text for text, _ in found), tuple(about for _, about in found))
+        return Loaded(
+            images, Captions(tuple(text for text, _ in captions), tuple(image_numbers for _, image_numbers in captions))
+        )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -48,17 +47,17 @@ class ClassFolders(Loader):
 
     def load(self) -> Loaded:
         """The images, class by class. Raises DcclipError for a folder of another class."""
-        classes, known = self.location.classes, self.location.known
+        classes, dataset = self.location.classes, self.location.known
         by_number: dict[int, list[Path]] = {}
         for name, files in images_by_class(self.path, _SUFFIXES).items():
             number = classes.of_folder(name)
-            if number is None and known.extra_folders:
+            if number is None and dataset.extra_folders:
                 continue
             if number is None or number in by_number:
                 raise DcclipError(
                     "{} is not a class of {}, or a second folder of one",
                     "class folders have names like {}",
-                    self.path / name, known.label, classes.folders[0],
+                    self.path / name, dataset.label, classes.folders[0],
                 )  # fmt: skip
             by_number[number] = files
         labelled = [(file, number) for number in sorted(by_number) for file in by_number[number]]
@@ -90,48 +89,47 @@ class WebDatasetTars(Loader):
 
     def load(self) -> Loaded:
         """All samples, in the order of the tars. Raises DcclipError for a truncated tar and a missing label."""
-        known = self.location.known
+        dataset = self.location.known
+        truth_suffix = _TRUTH_SUFFIX[dataset.task]
         shards = sorted(self.path.glob("*.tar"), key=lambda file: (len(file.name), file.name))
-        keys, places, truths = [], [], []
+        keys, places, truths = list[str](), list[tuple[Path, Member]](), list[bytes]()
         for shard in shards:
-            for key, image, truth in self._samples(shard):
-                keys.append(key)
-                places.append((shard, image))
-                truths.append(_bytes(shard, truth))
+            samples: dict[str, dict[str, Member]] = {"image": {}, "truth": {}}
+            for member in tar_members(shard):
+                if member.fault is not None:
+                    reason = member.fault.detail
+                    raise DcclipError("{}: {}: {}", DOWNLOAD_AGAIN, shard, member.name or "the tar", reason)
+                stem, dot, suffix = member.name.rpartition(".")
+                role = (dot + suffix).lower()
+                if role in IMAGE_SUFFIXES or role == truth_suffix:
+                    samples["truth" if role == truth_suffix else "image"][stem] = member
+            if alone := sorted(samples["image"].keys() ^ samples["truth"].keys()):
+                lacks = truth_suffix if alone[0] in samples["image"] else Message("image")
+                raise DcclipError("{}: {} has no {} file ({} such)", DOWNLOAD_AGAIN, shard, alone[0], lacks, len(alone))
+            keys += samples["image"]
+            places += [(shard, image) for image in samples["image"].values()]
+            truths += [_bytes(shard, samples["truth"][key]) for key in samples["image"]]
         images = Images(keys, lambda index: _bytes(*places[index]), fingerprint_of(shards))
-        if known.task == "retrieval":
+        if dataset.task == "retrieval":
             return Loaded(images, Captions.of_images(map(lines_of, truths)))
         classes = len(self.location.classes.folders)
-        if known.task == "multi-label":
+        if dataset.task == "multi-label":
             rows = [_truth_values(key, truth, classes) for key, truth in zip(keys, truths, strict=True)]
             return Loaded(images, np.stack(rows))
-        labels = np.asarray([_label(key, truth, classes) for key, truth in zip(keys, truths, strict=True)])
+        texts = [truth.decode("ascii", "replace").strip() for truth in truths]
+        for key, text in zip(keys, texts, strict=True):
+            if not text.isdecimal() or int(text) >= classes:
+                raise DcclipError(
+                    "{}.cls has {!r}, not a class from 0 to {}", DOWNLOAD_AGAIN, key, text[:20], classes - 1
+                )
+        labels = np.asarray(list(map(int, texts)))
         root = self.path if self.path in self.location.folders else self.path.parent
         names = root / "classnames.txt"
         if names.is_file():
-            labels = self.location.classes.order(lines_of(names), str(names), known.own_order)[labels]
-        elif not known.own_order:
+            labels = self.location.classes.order(lines_of(names), str(names), dataset.own_order)[labels]
+        elif not dataset.own_order:
             raise DcclipError("{} is missing: the order of the labels", "download that file too", names)
         return Loaded(images, labels)
-
-    def _samples(self, shard: Path) -> list[tuple[str, Member, Member]]:
-        """The key, the image and the truth of each sample."""
-        wanted = _TRUTH_SUFFIX[self.location.known.task]
-        images: dict[str, Member] = {}
-        truths: dict[str, Member] = {}
-        for member in tar_members(shard):
-            if member.fault is not None:
-                raise DcclipError("{}: {}: {}", DOWNLOAD_AGAIN, shard, member.name or "the tar", member.fault.detail)
-            stem, dot, suffix = member.name.rpartition(".")
-            role = (dot + suffix).lower()
-            if role in IMAGE_SUFFIXES:
-                images[stem] = member
-            elif role == wanted:
-                truths[stem] = member
-        if alone := sorted(images.keys() ^ truths.keys()):
-            lacks = wanted if alone[0] in images else Message("image")
-            raise DcclipError("{}: {} has no {} file ({} such)", DOWNLOAD_AGAIN, shard, alone[0], lacks, len(alone))
-        return [(key, image, truths[key]) for key, image in images.items()]
 
 
 def _bytes(shard: Path, member: Member) -> bytes:
@@ -140,13 +138,6 @@ def _bytes(shard: Path, member: Member) -> bytes:
     with shard.open("rb") as stream:
         stream.seek(member.offset)
         return stream.read(member.size)
-
-
-def _label(key: str, content: bytes, count: int) -> int:
-    text = content.decode("ascii", "replace").strip()
-    if not text.isdecimal() or int(text) >= count:
-        raise DcclipError("{}.cls has {!r}, not a class from 0 to {}", DOWNLOAD_AGAIN, key, text[:20], count - 1)
-    return int(text)
 
 
 def _truth_values(key: str, content: bytes, count: int) -> np.ndarray:
@@ -166,8 +157,8 @@ class HubDataset(Loader):
 
     @classmethod
     def find(cls, location: Location) -> HubDataset | None:
-        there = (folder for folder in location.folders if is_saved(str(folder)) or is_repository(str(folder)))
-        return next((cls(location, folder) for folder in there), None)
+        folders = (folder for folder in location.folders if is_saved(str(folder)) or is_repository(str(folder)))
+        return next((cls(location, folder) for folder in folders), None)
 
     @property
     def name(self) -> str:
@@ -186,38 +177,19 @@ class HubDataset(Loader):
 
     def load(self) -> Loaded:
         """Raises DcclipError where the hub cannot be reached or a column is missing."""
-        split, task = self._split(), self.location.known.task
-        found = load_hub(self.name, None, split, files=f"{split}/*.tar" if self.is_remote else None)
-        truth = self._column(found, _TRUTH_COLUMNS[task])
-        images = self._images(found, self._column(found, _IMAGE_COLUMNS))
-        if task == "retrieval":
-            return Loaded(images, Captions.of_images(map(_captions, found[truth])))
-        if task == "multi-label":
-            return Loaded(images, self._truth_values(found[truth]))
-        return Loaded(images, self._labels(found, truth))
-
-    def _split(self) -> str:
-        if self.location.split == "train":
-            return "train"
-        if not is_repository(self.name):  # on the hub every test split of clip-benchmark's is called test
-            return self.location.split if is_saved(self.name) else "test"
-        there = splits_of(self.name)
-        return next((name for name in self.location.split_names if name in there), self.location.split)
-
-    def _column(self, found: Dataset, names: tuple[str, ...]) -> str:
-        column = next((name for name in names if name in found.column_names), None)
-        if column is None:
-            hint = Message("download clip-benchmark/wds_{}", self.location.known.hub or self.location.known.name)
-            raise DcclipError(
-                "{} has no column {} (found: {})", hint, self.path, " or ".join(names), ", ".join(found.column_names)
-            )
-        return column
-
-    def _images(self, found: Dataset, column: str) -> Images:
         import datasets
 
-        rows = found.cast_column(column, datasets.Image(decode=False)).select_columns([column])
-        keys = found["__key__"] if "__key__" in found.column_names else range(len(found))
+        task, split = self.location.known.task, self.location.split
+        if is_repository(self.name) and split != "train":
+            splits = splits_of(self.name)
+            split = next((name for name in self.location.split_names if name in splits), split)
+        elif split != "train" and not is_saved(self.name):  # every test split of clip-benchmark's is called test
+            split = "test"
+        dataset = load_hub(self.name, None, split, files=f"{split}/*.tar" if self.is_remote else None)
+        truth = self._column(dataset, _TRUTH_COLUMNS[task])
+        column = self._column(dataset, _IMAGE_COLUMNS)
+        rows = dataset.cast_column(column, datasets.Image(decode=False)).select_columns([column])
+        keys = dataset["__key__"] if "__key__" in dataset.column_names else range(len(dataset))
         folder = Folder(self.path if self.path.is_dir() else Path(datasets.config.HF_DATASETS_CACHE), False)
 
         def read(index: int) -> bytes:
@@ -226,44 +198,51 @@ class HubDataset(Loader):
                 return bytes(cell["bytes"])
             return folder.read(Path(str(cell.get("path"))), MAX_IMAGE_BYTES, "image")
 
-        return Images([str(key) for key in keys], read, str(found._fingerprint))
+        images = Images([str(key) for key in keys], read, str(dataset._fingerprint))
+        if task == "retrieval":
+            captions = (
+                lines_of(cell) if isinstance(cell, str) else map(str.strip, map(str, cell)) for cell in dataset[truth]
+            )
+            return Loaded(images, Captions.of_images(filter(None, texts) for texts in captions))
+        if task == "multi-label":  # a row's truth values, or the numbers of its classes
+            count = len(self.location.classes.folders)
+            values = map(np.asarray, dataset[truth])
+            truths = [row > 0 if row.shape == (count,) else np.isin(np.arange(count), row) for row in values]
+            return Loaded(images, np.stack(truths))
+        return Loaded(images, self._labels(dataset, truth))
 
-    def _labels(self, found: Dataset, column: str) -> np.ndarray:
+    def _column(self, dataset: Dataset, names: tuple[str, ...]) -> str:
+        column = next((name for name in names if name in dataset.column_names), None)
+        if column is None:
+            hint = Message("download clip-benchmark/wds_{}", self.location.known.hub or self.location.known.name)
+            raise DcclipError(
+                "{} has no column {} (found: {})", hint, self.path, " or ".join(names), ", ".join(dataset.column_names)
+            )
+        return column
+
+    def _labels(self, dataset: Dataset, column: str) -> np.ndarray:
         """Our labels (N,). Raises DcclipError where the source's classes are in an unknown order."""
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError
+
         classes, own_order = self.location.classes, self.location.known.own_order
         count = len(classes.folders)
-        if names := getattr(found.features[column], "names", None):
+        if names := getattr(dataset.features[column], "names", None):
             order = classes.mapping(names, self.name)
         elif is_saved(self.name) and own_order:
             order = np.arange(count)
         else:
-            order = classes.order(self._class_names(), f"{self.path}/classnames.txt", own_order)
-        labels = np.asarray(found[column])
+            local = self.path / "classnames.txt"
+            try:
+                file = local if local.is_file() else hf_hub_download(self.name, local.name, repo_type="dataset")
+            except (HfHubHTTPError, ValueError, OSError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise DcclipError(
+                    "{}: classnames.txt, the order of its labels, cannot be loaded: {}", "try again", self.path, reason
+                ) from None
+            order = classes.order(lines_of(Path(file)), str(local), own_order)
+        labels = np.asarray(dataset[column])
         if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= count:
-            what = Message("{}: {} contains values that are not a class from 0 to {}", self.path, column, count - 1)
-            raise DcclipError(what, DOWNLOAD_AGAIN)
+            message = Message("{}: {} contains values that are not a class from 0 to {}", self.path, column, count - 1)
+            raise DcclipError(message, DOWNLOAD_AGAIN)
         return order[labels]
-
-    def _truth_values(self, values: Sequence[Any]) -> np.ndarray:
-        """(N, C) from a row's truth values, or from the numbers of its classes."""
-        count = len(self.location.classes.folders)
-        rows = (np.asarray(value) for value in values)
-        return np.stack([row > 0 if row.shape == (count,) else np.isin(np.arange(count), row) for row in rows])
-
-    def _class_names(self) -> list[str]:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError
-
-        local = self.path / "classnames.txt"
-        try:
-            file = local if local.is_file() else hf_hub_download(self.name, "classnames.txt", repo_type="dataset")
-        except (HfHubHTTPError, ValueError, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise DcclipError(
-                "{}: classnames.txt, the order of its labels, cannot be loaded: {}", "try again", self.path, reason
-            ) from None
-        return lines_of(Path(file))
-
-
-def _captions(value: Any) -> list[str]:
-    return lines_of(value) if isinstance(value, str) else [text for one in value if (text := str(one).strip())]
