@@ -1,7 +1,7 @@
 """Small data sets in the layouts of the published ones. Each image's colour encodes its label."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +35,6 @@ def class_folders(folder: Path, names: Sequence[str], suffix: str = ".png") -> N
         write(folder / name / f"{label}{suffix}", image(label))
 
 
-def tar(file: Path, members: Mapping[str, bytes]) -> None:
-    write(file, tar_bytes(members.items()))
-
-
 def wds(
     root: Path, split: str, truths: Sequence[bytes], suffix: str, names: Sequence[str] = (), shards: int = 2
 ) -> None:
@@ -52,7 +48,7 @@ def wds(
         for number in several:
             members[f"s{number:07}.webp"] = image(int(number))
             members[f"s{number:07}{suffix}"] = truths[number]
-        tar(root / split / f"{shard}.tar", members)
+        write(root / split / f"{shard}.tar", tar_bytes(members.items()))
 
 
 def npy(vector: np.ndarray) -> bytes:

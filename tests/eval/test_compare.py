@@ -75,6 +75,8 @@ def test_unlike_results_are_compared_only_by_force(change: dict[str, Any], diffe
     assert "--force" in caught.value.hint
     [found] = compare_results([first], [second], force=True)
     assert " and ".join(found.unlike) == differing
+    with pytest.raises(DcclipError, match=r"no data set in common.*dtd and pets"):
+        compare_results([first], [replace(second, dataset="pets")])
 
 
 def test_every_metric_has_an_interval() -> None:
@@ -86,13 +88,8 @@ def test_every_metric_has_an_interval() -> None:
         memes = score_classes(random.normal(size=(60, 2)), np.arange(60) % 2, "roc_auc")
         vectors = random.normal(size=(2, 60, 8))
         flickr = score_retrieval(vectors[0], vectors[0] + vectors[1], [(number,) for number in range(60)])
-        rows.append(
-            [
-                result(str(seed), voc, "map11", "voc2007"),
-                result(str(seed), memes, "roc_auc", "hateful-memes"),
-                result(str(seed), flickr, "mean_recall", "flickr30k", task="retrieval"),
-            ]
-        )
+        classes = result(str(seed), voc, "map11", "voc2007"), result(str(seed), memes, "roc_auc", "hateful-memes")
+        rows.append([*classes, result(str(seed), flickr, "mean_recall", "flickr30k", task="retrieval")])
     for found in compare_results(rows[0], rows[1], resamples=200):
         assert found.low < found.value < found.high
 
@@ -132,11 +129,6 @@ def test_a_result_that_is_none_is_refused(change: dict[str, Any], tmp_path: Path
     (tmp_path / "a.json").write_text(json.dumps([row | change]), "utf-8")
     with pytest.raises(DcclipError, match=rf"contains no results of eval: 0\.{next(iter(change))}"):
         load_results(tmp_path / "a.json")
-
-
-def test_results_without_a_data_set_in_common_are_refused() -> None:
-    with pytest.raises(DcclipError, match=r"no data set in common.*dtd and pets"):
-        compare_results([result("a", guesses(1))], [result("b", guesses(1), dataset="pets")])
 
 
 def test_an_array_survives_packing_and_anything_else_is_refused() -> None:

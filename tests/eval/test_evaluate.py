@@ -98,9 +98,7 @@ def test_an_oracle_is_always_right(name: str, tmp_path: Path, small: dict[str, K
     assert found.metric == ("top1" if "dtd" in name else "mean_per_class")
 
 
-def test_a_probe_without_scikit_learn_ends_before_an_image_is_embedded(
-    tmp_path: Path, small: Any, run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_sklearn_ends_a_probe_early(tmp_path: Path, small: Any, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     whole(tmp_path, "dtd", 47)
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(ModuleNotFoundError, match="sklearn"):
@@ -108,9 +106,7 @@ def test_a_probe_without_scikit_learn_ends_before_an_image_is_embedded(
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_classes_with_one_embedding_share_their_answers_whatever_their_order(
-    tmp_path: Path, run: Any, order: int
-) -> None:
+def test_classes_with_one_embedding_share_their_answers_in_any_order(tmp_path: Path, run: Any, order: int) -> None:
     names = {"en": ["cat 1", "kitten 1", "dog 2"], "zh": ["猫1", "小猫1", "狗2"]}
     seen = [(0, 1), (0, 1), (0, 1), (1, 1), (2, 2), (2, 2), (2, 2), (2, 1)]  # a class, and what the image shows
     pairs = [
@@ -276,25 +272,20 @@ def test_unreadable_images_are_counted_and_named(tmp_path: Path, run: Any) -> No
         run(Oracle(), ["dtd"], tmp_path)
 
 
-def _open_clip_features(folder: Path, pairs: list[Pair], texts: list[str]) -> tuple[Any, Any]:
-    import open_clip
-    import torch
-
-    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    with torch.no_grad():
-        pixels = torch.stack([transform(decode(pair.image)) for pair in pairs])
-        images = model.eval().encode_image(pixels, normalize=True)
-        return images, model.encode_text(tokenizer(texts), normalize=True)
-
-
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_top1_and_features_equal_what_open_clip_alone_computes(
     model_folder: Path, pairs_file: Path, pairs: list[Pair], language: Language, tmp_path: Path
 ) -> None:
+    import open_clip
     import torch
 
-    images, texts = _open_clip_features(model_folder, pairs, [pair.captions(language)[0] for pair in pairs])
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{model_folder}")
+    tokens = open_clip.get_tokenizer(f"local-dir:{model_folder}")([pair.captions(language)[0] for pair in pairs])
+    with torch.no_grad():
+        images = model.eval().encode_image(
+            torch.stack([transform(decode(pair.image)) for pair in pairs]), normalize=True
+        )
+        texts = model.encode_text(tokens, normalize=True)
     guesses = (images @ texts.T).argmax(dim=1)
     [found] = measure([model_folder], pairs_file, FeatureCache(tmp_path), languages=(language,))
     assert found.value == pytest.approx(float((guesses == torch.arange(len(pairs))).float().mean()))
@@ -349,3 +340,20 @@ def test_an_auc_of_images_of_one_class_is_an_error_and_no_number(tmp_path: Path,
     with pytest.raises(DcclipError, match=r"hateful-memes: roc_auc is not defined for 1 images") as raised:
         run(Oracle(), ["hateful-memes"], tmp_path, limit=1)
     assert "--limit" in raised.value.hint
+
+
+def test_probes_train_on_the_training_split_with_cached_embeddings(tmp_path: Path, small: Any, run: Any) -> None:
+    names = [f"alpha_{number}" for number in range(10)]
+    layouts.class_folders(tmp_path / "mnist/test", names)
+    with pytest.raises(DcclipError, match="mnist has no"):
+        run(Oracle(), ["mnist"], tmp_path, task="probe")
+    for number, name in enumerate(names):
+        for copy in range(3):
+            layouts.write(tmp_path / f"mnist/train/{name}/{copy}.png", layouts.image(number))
+    clear()
+    model = Oracle()
+    results = run(model, ["mnist"], tmp_path, task="probe", shots=(2, 0))
+    assert [result.task for result in results] == ["linear probe, 2 shots", "linear probe"]
+    assert all(result.value == 1.0 and result.n == 10 for result in results)
+    assert results[0].metrics["top1_std"] == 0.0 and "top1_std" not in results[1].metrics
+    assert sum(model.seen) == 10 + 30 and model.texts == []

@@ -16,6 +16,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.datasets import open_dataset, training_split
 from tests.eval import layouts
 from tests.eval.conftest import clear
+from tests.tars import tar_bytes
 
 pytestmark = pytest.mark.usefixtures("small")
 
@@ -53,10 +54,6 @@ def half_a_tar(root: Path) -> None:
     tar.write_bytes(content[: len(content) // 2])
 
 
-def lone_image(root: Path) -> None:
-    layouts.tar(root / "dtd/test/0.tar", {"s0.png": layouts.image(0)})
-
-
 FLICKR: dict[str, str | bytes] = {
     "flickr30k/dataset_flickr30k.json": KARPATHY,
     "flickr30k/images/1.jpg": layouts.image(1),
@@ -69,7 +66,8 @@ CASES: list[tuple[str, Write, str, str]] = [  # data set, what is there, error, 
     ("dtd", tars("dtd", TRUTHS, names=SWAPPED), r"classnames\.txt: class 4 is 'Thing 9', 'alpha_4' is expected", ""),
     ("dtd", half_a_tar, r"2\.tar: .*the file ends after [\d,]+ bytes", "incomplete or damaged"),
     ("dtd", tars("dtd", [*TRUTHS[:-1], b"47"]), r"s0000046\.cls has '47', not a class from 0 to 46", ""),
-    ("dtd", lone_image, r"s0 has no \.cls file \(1 such\)", ""),
+    ("dtd", files(**{"dtd/test/0.tar": tar_bytes([("s0.png", layouts.image(0))])}),
+     r"s0 has no \.cls file \(1 such\)", ""),
     ("voc2007", tars("voc2007", [layouts.npy(np.asarray([{"a": 1}], object))] * 20, ".npy"),
      r"s0000000\.npy cannot be read: .*allow_pickle", ""),
     ("fer2013", tars("fer2013", TRUTHS[:7]), r"classnames\.txt is missing", "download that file too"),
@@ -150,9 +148,7 @@ def test_images_are_where_the_hint_says_they_are_looked_for(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("folders", "names"), [(["n01440764", "n99999999"], None), (["7: " + "a long name, " * 15, "狗"], "狗: {en: dog}")]
 )
-def test_a_classes_yaml_with_the_line_of_the_hint_names_the_classes(
-    folders: list[str], names: str | None, tmp_path: Path
-) -> None:
+def test_the_line_of_the_hint_names_the_classes(folders: list[str], names: str | None, tmp_path: Path) -> None:
     layouts.class_folders(tmp_path / "own", folders)
     if names:
         layouts.write(tmp_path / "own/classes.yaml", names)

@@ -32,6 +32,7 @@ from dcclip_cli.eval.registry import SETS
 from dcclip_mteb.retrieval import split_data
 from dcclip_mteb.zero_shot import TemplateEnsemble
 from tests.eval import layouts
+from tests.tars import tar_bytes
 
 QUICKSTART = Path(__file__).parents[2] / "recipes/quickstart"
 TEACHER = str(QUICKSTART / "teacher")
@@ -70,7 +71,7 @@ def voc(folder: Path, table: Any, random: np.random.Generator) -> None:
     members |= {f"s{row:03}.png": image(table, row) for row in range(len(truth))}
     layouts.write(folder / "classnames.txt", "\n".join(prompts.read("voc2007").names["en"]) + "\n")
     layouts.write(folder / "test/nshards.txt", "1\n")
-    layouts.tar(folder / "test/0.tar", dict(sorted(members.items())))
+    layouts.write(folder / "test/0.tar", tar_bytes(sorted(members.items())))
 
 
 def captions(folder: Path, split: str, table: Any) -> None:

@@ -170,16 +170,13 @@ def test_no_license_a_foreign_bundle_and_a_damaged_model_are_refused(run: Path, 
         plan_push(model, "ORG/small", "mit", bundles=[starter])
 
 
-def changed(plan: PushPlan, **files: bytes) -> PushPlan:
-    return PushPlan(plan.repository, {**plan.files, **files}, plan.notes)
-
-
 def test_files_of_a_repository_change_only_where_the_user_says_so(run: Path, hub: Hub) -> None:
     first = plan_push(find_model(str(run)), "ORG/small", "mit")
     assert push(first).changed == len(first.files)
     main = hub.branch("ORG/small")
     (main / "LICENSE").write_text("of another hand")
-    second = changed(first, **{"README.md": first.card.encode() + "\n改了\n".encode(), "新.txt": b"new"})
+    changes = {"README.md": first.card.encode() + "\n改了\n".encode(), "新.txt": b"new"}
+    second = PushPlan(first.repository, {**first.files, **changes}, first.notes)
     with pytest.raises(DcclipError, match=r"ORG/small exists, and 1 of its files would change: README\.md") as caught:
         push(second)
     assert "--overwrite" in caught.value.hint and "改了" not in (main / "README.md").read_text("utf-8")
