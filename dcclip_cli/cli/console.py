@@ -182,7 +182,7 @@ class ErrorLines:
 
 def info_line(line: str) -> None:
     """Print a line on stderr, once however many processes say it."""
-    if is_first_process():
+    if is_first_process() and not is_launched():
         _label("", line, _CYAN)
 
 
