@@ -130,20 +130,27 @@ def five(tmp_path: Path, picture: MakeImage) -> CollectOptions:
     return options(tmp_path / "in", pairs, shard_size=3)
 
 
-def test_what_a_slice_has_left_is_not_read_again(
+def test_an_unfinished_run_reads_no_slice_again_unless_it_is_of_other_options_or_other_data(
     tmp_path: Path, five: CollectOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "out"
+    out, first_slice = tmp_path / "out", WorkFolder(tmp_path / ".out.partial").result("read", 0)
     collect(five, tmp_path / "whole", engine=ONE)
     stop_before_writing(five, out)
-    read = WorkFolder(tmp_path / ".out.partial").result("read", 0)
-    before = {path: path.stat().st_mtime_ns for path in read.iterdir()}
-    assert not out.exists() and len(before) == 5
+    assert first_slice.exists() and not out.exists()
     with monkeypatch.context() as unreadable:
         unreadable.setattr(TableSource, "read", None)
         collect(five, out, engine=ONE)
-    assert contents(out) == contents(tmp_path / "whole")
-    assert not read.exists()
+    assert contents(out) == contents(tmp_path / "whole") and not first_slice.exists()
+    shutil.rmtree(out)
+    stop_before_writing(five, out)
+    assert collect(five.model_copy(update={"shard_size": 7}), out, engine=ONE).shards == 1
+    shutil.rmtree(out)
+    stop_before_writing(five, out)
+    os.utime(tmp_path / "in" / "raw.parquet", ns=(1, 1))
+    with monkeypatch.context() as unreadable, pytest.raises(TypeError):
+        unreadable.setattr(TableSource, "read", None)
+        collect(five, out, engine=ONE)
+    assert not first_slice.exists()
 
 
 DAMAGED = "plan.json read/000000/*.json read/000001/pairs* dedup/*/* write/00000[02]/* out/* score/000000/*"
@@ -169,22 +176,6 @@ def test_what_cannot_be_read_of_an_unfinished_run_is_made_again(
     assert contents(out) == contents(tmp_path / "whole")
     [warning] = [line for line in said.lines if line.startswith("warning: ")]
     assert ".out.partial" in warning and warning.endswith("is made again")
-
-
-def test_an_unfinished_run_of_other_options_or_other_data_is_started_over(
-    tmp_path: Path, five: CollectOptions, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "out"
-    stop_before_writing(five, out)
-    assert collect(five.model_copy(update={"shard_size": 7}), out, engine=ONE).shards == 1
-    shutil.rmtree(out)
-    stop_before_writing(five, out)
-    os.utime(tmp_path / "in" / "raw.parquet", ns=(1, 1))
-    assert WorkFolder(tmp_path / ".out.partial").result("read", 0).exists()
-    with monkeypatch.context() as broken, pytest.raises(TypeError):
-        broken.setattr(TableSource, "read", None)
-        collect(five, out, engine=ONE)
-    assert not WorkFolder(tmp_path / ".out.partial").result("read", 0).exists()
 
 
 def test_a_finished_output_is_kept_unless_fresh_is_given(tmp_path: Path, picture: MakeImage) -> None:

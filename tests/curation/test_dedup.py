@@ -199,7 +199,7 @@ def test_images_of_an_evaluation_set_are_dropped_and_a_missing_set_is_an_error(t
     (tmp_path / "pets" / "cat").mkdir(parents=True)
     for name, kind in files.items():
         (tmp_path / "pets/cat" / name).write_bytes(make_picture(name, kind=kind) if kind else b"GIF89a")
-    pets = [fact(str(key), image, ["猫"], ["a dog"]) for key, image in enumerate(["1.png", "b.bmp", "t.TIFF", 3])]
+    pets = [fact(str(key), image, ["猫"], ["a dog"]) for key, image in enumerate(["1.png", "b.bmp", "t.TIFF", "wolf"])]
     details, compared = compared_with(tmp_path, pets, tmp_path / "pets")
     assert details == [*(f"shows the same as pets/cat/{name}" for name, kind in files.items() if kind), None]
     assert (compared["images"], compared["unreadable"]) == (3, 1)
