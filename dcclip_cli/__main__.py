@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
-from threading import Timer
 
 from dcclip_cli.errors import Message, load_catalogue, translated
 from dcclip_cli.machine import is_first_process, is_launched, is_one_of_several, use_launcher
@@ -45,7 +43,13 @@ def main() -> None:
 
 def _run_command() -> None:
     _prepare_streams()
-    loading = _say_loading(sys.argv[1:])
+    from dcclip_cli.progress import say_loading
+
+    arguments = sys.argv[1:]
+    command = next((argument for argument in arguments if not argument.startswith("-")), None)
+    is_quiet = {"-q", "--quiet", "-h", "--help"} & set(arguments) or is_launched() or not is_first_process()
+    after_s = _PREDICT_S if command == "predict" else _LOADING_S
+    loading = say_loading(f"dcclip {command}", after_s) if command and not is_quiet else None
     try:
         from dcclip_cli.cli.app import app
 
@@ -86,16 +90,6 @@ def _exit(code: int) -> None:
     if "multiprocessing" in sys.modules:
         remove_sockets()
     os._exit(code)
-
-
-def _say_loading(arguments: Sequence[str]) -> Timer | None:
-    """Say that the command loads, should nothing else be shown in time."""
-    from dcclip_cli.progress import say_loading
-
-    command = next((one for one in arguments if not one.startswith("-")), None)
-    if command is None or {"-q", "--quiet", "-h", "--help"} & set(arguments) or is_launched() or not is_first_process():
-        return None
-    return say_loading(f"dcclip {command}", after_s=_PREDICT_S if command == "predict" else _LOADING_S)
 
 
 if __name__ == "__main__":

@@ -195,19 +195,19 @@ def evaluate(
     if recipe is None or model is not None:
         names = [model] if model is None or isinstance(model, str | os.PathLike) else model
         resolved = [resolve(None if name is None else os.fspath(name)) for name in names]
-        references = [replace(one, trust_remote_code=trust_remote_code) for one in resolved]
+        references = [replace(named, trust_remote_code=trust_remote_code) for named in resolved]
     else:
         job = open_run(loaded, None, device, progress=talk)
         references, card, out = [job.trained_model()], not out, out or job.dir.stage("eval")
     for reference in references:
         talk.say(reference.description)
     datasets = open_datasets(chosen)
-    kept = FeatureCache(cache_folder() if cache else None, talk.say)
-    results = evaluate(references, datasets, chosen, device=device, cache=kept, progress=talk)
+    features = FeatureCache(cache_folder() if cache else None, talk.say)
+    results = evaluate(references, datasets, chosen, device=device, cache=features, progress=talk)
     say_alike(results, talk)
     if out:
-        each = len(results) // len(references)
-        models = {one.model_fingerprint: named for one, named in zip(results[::each], references, strict=True)}
+        first_results = results[:: len(results) // len(references)]  # of each model
+        models = {result.model_fingerprint: named for result, named in zip(first_results, references, strict=True)}
         write_results(results, Path(out), formats, talk, owner, datasets, models)
     check_complete(results, chosen)
     if card:
@@ -228,9 +228,9 @@ def convert_results(
     from dcclip_cli.eval.result import load_several
 
     check_formats(formats, owner)
-    found = load_several([Path(path) for path in several(results)])
-    write_results(found, Path(out), formats, progress_for(progress), owner)
-    return found
+    loaded = load_several([Path(path) for path in several(results)])
+    write_results(loaded, Path(out), formats, progress_for(progress), owner)
+    return loaded
 
 
 def export(
@@ -293,7 +293,7 @@ def push(
     is_recipe = Path(model).is_file()
     run = open_run(load_recipe(Path(model)), None).dir.root if is_recipe else model
     named = publish.find_model(os.fspath(run))
-    plan = publish.plan_push(named, repository, license, [Path(one) for one in bundles], [Path(one) for one in data])
+    plan = publish.plan_push(named, repository, license, [*map(Path, bundles)], [*map(Path, data)])
     if not yes:
         return publish.Pushed(plan)
     return publish.push(plan, private, pull_request, overwrite, progress_for(progress))
@@ -320,7 +320,7 @@ def trim(
     from dcclip_cli.model.trim import trim, trimmable
 
     chosen = tuple(language for language in LANGUAGES if language in languages)
-    if unknown := [one for one in languages if one not in LANGUAGES]:
+    if unknown := [language for language in languages if language not in LANGUAGES]:
         raise DcclipError("dcclip knows no scripts of {}", "its languages are zh and en", ", ".join(unknown))
     if not chosen:
         raise DcclipError("no language is named", "its languages are zh and en")
@@ -375,11 +375,11 @@ def sweep(
     loaded = open_recipe(recipe, None, {}, sets)
     job = open_run(loaded, out, device, fresh, progress, processes)
     number = at_a_time or fitting(job.device, job.processes)
-    every = Sweep(loaded, job.dir.root, tuple(dict.fromkeys(seeds or [loaded.recipe.seed])), job, number)
-    every.begin()
-    every.run()
-    rows = every.rows()
-    every.save(rows)
+    runs = Sweep(loaded, job.dir.root, tuple(dict.fromkeys(seeds or [loaded.recipe.seed])), job, number)
+    runs.begin()
+    runs.run()
+    rows = runs.rows()
+    runs.save(rows)
     return SweepResult(job.dir.root, rows)
 
 
@@ -404,18 +404,18 @@ def new(
     file = Path(file)
     if file.exists() and not force:
         raise DcclipError("{} exists", "name another file, or overwrite it with --force", file)
-    chosen, found = recipes.choose_teacher(teacher), recipes.choose_data(os.fspath(data), kind)
-    wanted: Any = size or next(iter(recipes.sizes_for(chosen)))
-    if wanted not in recipes.SIZES:
-        raise DcclipError("there is no size {}", "the sizes are {}", wanted, ", ".join(recipes.SIZES))
+    chosen, chosen_data = recipes.choose_teacher(teacher), recipes.choose_data(os.fspath(data), kind)
+    chosen_size: Any = size or next(iter(recipes.sizes_for(chosen)))
+    if chosen_size not in recipes.SIZES:
+        raise DcclipError("there is no size {}", "the sizes are {}", chosen_size, ", ".join(recipes.SIZES))
     words = None if texts is None else Path(texts)
-    if found.kind == "photos" and words is None:
+    if chosen_data.kind == "photos" and words is None:
         words = file.with_suffix(".texts.txt")
         if words.exists() and not force:
             raise DcclipError("{0} exists", "use it with --texts {0}, or overwrite it with --force", words)
         atomic_write(words, recipes.own_texts())
-    made = recipes.NewRecipe(file, chosen, found, wanted, words, trust_remote_code)
-    atomic_write(file, recipes.recipe_text(made))
+    recipe = recipes.NewRecipe(file, chosen, chosen_data, chosen_size, words, trust_remote_code)
+    atomic_write(file, recipes.recipe_text(recipe))
     job = open_run(load_recipe(file), None, "cpu")
     try:
         works = job.preflight(job.loaded.recipe.stages)
@@ -425,7 +425,7 @@ def new(
     except DcclipError as error:
         return NewResult(file, [], error)
     takes = [line for work, times in measured for line in time_lines(work, times, with_nothing=False)]
-    atomic_write(file, recipes.recipe_text(made, takes))
+    atomic_write(file, recipes.recipe_text(recipe, takes))
     return NewResult(file, [line for work, times in measured for line in lines(work, times)], None)
 
 
@@ -446,15 +446,14 @@ def index(
     from dcclip_cli.data.index import find_indexes, own_place, verify_files
     from dcclip_cli.data.shards import Columns
 
-    named = [os.fspath(one) for one in several(data)]
+    named = [os.fspath(path) for path in several(data)]
     files = [file for source in named for file in shards_at(source)]
     if not files:
         raise DcclipError("{} has no tar and no Parquet file", "name files, folders or globs of them", " ".join(named))
     find = verify_files if verify else partial(find_indexes, fresh=fresh, place=own_place)
-    found = find(files, Columns(**(columns or {})), progress_for(progress))
-    return IndexResult(
-        len(found), sum(sum(one.about.rows) for one in found), sum(sum(one.about.captioned) for one in found)
-    )
+    indexes = find(files, Columns(**(columns or {})), progress_for(progress))
+    pairs = sum(sum(index.about.captioned) for index in indexes)
+    return IndexResult(len(indexes), sum(sum(index.about.rows) for index in indexes), pairs)
 
 
 def datasets(data_root: PathLike | None = None) -> list[KnownSet]:
@@ -463,7 +462,7 @@ def datasets(data_root: PathLike | None = None) -> list[KnownSet]:
     from dcclip_cli.eval.datasets import layout_of
 
     root = None if data_root is None else Path(data_root)
-    return [one for one in registry.SETS.values() if not root or layout_of(one, root)]
+    return [known_set for known_set in registry.SETS.values() if not root or layout_of(known_set, root)]
 
 
 def compare(first: str, second: str, *, force: bool = False, progress: ProgressChoice = False) -> Comparison:
@@ -474,9 +473,9 @@ def compare(first: str, second: str, *, force: bool = False, progress: ProgressC
     """
     from dcclip_cli.eval.compare import Comparison, compare_results, read_results
 
-    one, other = read_results(str(first)), read_results(str(second))
-    differences = compare_results(one, other, force, progress=progress_for(progress))
-    return Comparison(one[0].label, other[0].label, differences)
+    first_results, second_results = read_results(str(first)), read_results(str(second))
+    differences = compare_results(first_results, second_results, force, progress=progress_for(progress))
+    return Comparison(first_results[0].label, second_results[0].label, differences)
 
 
 def open_recipe(
@@ -494,8 +493,8 @@ def open_recipe(
         for key in (key for key in options if key not in section.model_fields):
             near = difflib.get_close_matches(key, [*section.model_fields, *arguments], 1)
             if near and near[0] in arguments:
-                what = Message("{}: unknown argument {}, did you mean '{}'?", function.__name__, key, near[0])
-                raise DcclipError(what, "list all arguments with: help(dcclip.{})", function.__name__)
+                problem = Message("{}: unknown argument {}, did you mean '{}'?", function.__name__, key, near[0])
+                raise DcclipError(problem, "list all arguments with: help(dcclip.{})", function.__name__)
     values = {f"{stage}.{key}": value for key, value in (options or {}).items()}
     if isinstance(sets, Mapping):
         values, sets = {**sets, **values}, ()
@@ -507,8 +506,8 @@ def open_recipe(
     else:
         loaded = load_recipe(recipe, sets or (), values)
     if stage and stage not in loaded.recipe.stages:
-        there = ", ".join(loaded.recipe.stages) or Message("none")
-        raise DcclipError("{} has no section {}", "add one; its stages are: {}", loaded.path, stage, there)
+        stages = ", ".join(loaded.recipe.stages) or Message("none")
+        raise DcclipError("{} has no section {}", "add one; its stages are: {}", loaded.path, stage, stages)
     return loaded
 
 

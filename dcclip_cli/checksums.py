@@ -59,8 +59,8 @@ class Record:
 def write_record(file: Path, content: Mapping[str, Any], sort_keys: bool = False) -> None:
     """Write a JSON object, with the checksums of all files in its folder and below it but those of the user."""
     unlisted = {file, *(file.parent / name for name in _UNLISTED)}
-    there = sorted(path for path in file.parent.rglob("*") if path.is_file() and path not in unlisted)
-    files = {path.relative_to(file.parent).as_posix(): file_sha256(path) for path in there}
+    listed = sorted(path for path in file.parent.rglob("*") if path.is_file() and path not in unlisted)
+    files = {path.relative_to(file.parent).as_posix(): file_sha256(path) for path in listed}
     write_json(file, {"format": FORMAT} | dict(content) | {"format": FORMAT, FILES: files}, sort_keys)
 
 
@@ -79,5 +79,5 @@ def read_record(file: Path, hint: str) -> Record:
 
 def check_format(file: Path, content: Mapping[str, Any], hint: str) -> None:
     """Raise DcclipError unless a JSON object is of the format of this version."""
-    if (found := content.get("format")) != FORMAT:
-        raise DcclipError("{} has format {}, and this version reads {}", hint, file, found, FORMAT)
+    if (version := content.get("format")) != FORMAT:
+        raise DcclipError("{} has format {}, and this version reads {}", hint, file, version, FORMAT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, reduce
 from pathlib import Path
@@ -33,12 +33,17 @@ class Message(str):
     values: Mapping[str, str]  # by field, numbered, as in the template: "0", "1:,", "name!r"
 
     def __new__(cls, template: str, /, *values: object, **named: object) -> Message:
-        found: dict[str, str] = {}
+        text_by_field: dict[str, str] = {}
 
         def text_of(field: str) -> str:
-            return found.setdefault(field, _value(field, values, named))
+            name = re.split("[.!:]", field, maxsplit=1)[0]
+            value = values[int(name)] if name.isdecimal() else named.get(name)
+            if isinstance(value, Exception) and value.args and isinstance(value.args[0], Message):
+                value = value.args[0]
+            text = value if isinstance(value, Message) else f"{{{field}}}".format(*values, **named)
+            return text_by_field.setdefault(field, text)
 
-        return _message(_fill(template, text_of if values or named else found.get), template, found)
+        return _message(_fill(template, text_of if values or named else text_by_field.get), template, text_by_field)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _message, (str(self), self.template, self.values)
@@ -48,14 +53,6 @@ def _message(text: str, template: str, values: Mapping[str, str]) -> Message:
     message = str.__new__(Message, text)
     message.template, message.values = template, values
     return message
-
-
-def _value(field: str, values: Sequence[object], named: Mapping[str, object]) -> str:
-    name = re.split("[.!:]", field, maxsplit=1)[0]
-    value = values[int(name)] if name.isdecimal() else named.get(name)
-    if isinstance(value, Exception) and value.args and isinstance(value.args[0], Message):
-        value = value.args[0]
-    return value if isinstance(value, Message) else f"{{{field}}}".format(*values, **named)
 
 
 def _takes_next(field: str | None) -> bool:
@@ -70,8 +67,8 @@ def _fill(template: str, text_of: Callable[[str], str | None]) -> str:
         field = found[1]
         if field is None:
             return found[0][0]
-        known = text_of(f"{next(count)}{field}" if _takes_next(field) else field)
-        return found[0] if known is None else known
+        filled = text_of(f"{next(count)}{field}" if _takes_next(field) else field)
+        return found[0] if filled is None else filled
 
     return FIELD.sub(text, template)
 
@@ -98,8 +95,8 @@ def all_of(parts: Iterable[str]) -> str:
 def language() -> Language:
     """Chinese if DCCLIP_LANG, or without it the locale, begins with zh; otherwise English."""
     names = ("DCCLIP_LANG", "LC_ALL", "LC_MESSAGES", "LANG")
-    asked = next(filter(None, map(os.environ.get, names)), "")
-    return "zh" if asked.lower().startswith("zh") else "en"
+    locale = next(filter(None, map(os.environ.get, names)), "")
+    return "zh" if locale.lower().startswith("zh") else "en"
 
 
 def translated(text: str, to: Language | None = None) -> str:
@@ -134,9 +131,9 @@ class DcclipError(Exception):
     """
 
     def __init__(self, what: str, hint: str, /, *values: object, **named: object) -> None:
-        own = 0 if isinstance(what, Message) else sum(_takes_next(found[1]) for found in FIELD.finditer(what))
+        used = 0 if isinstance(what, Message) else sum(_takes_next(match[1]) for match in FIELD.finditer(what))
         self.what = what if isinstance(what, Message) else Message(what, *values, **named)
-        self.hint = hint if isinstance(hint, Message) else Message(hint, *values[own:], **named)
+        self.hint = hint if isinstance(hint, Message) else Message(hint, *values[used:], **named)
         super().__init__(self.what)
 
     def __reduce__(self) -> tuple[type, tuple[Message, Message]]:

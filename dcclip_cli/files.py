@@ -33,8 +33,8 @@ def cache_folder() -> Path:
 
     Raises DcclipError where neither is known.
     """
-    if given := os.environ.get("DCCLIP_CACHE"):
-        return Path(given)
+    if folder := os.environ.get("DCCLIP_CACHE"):
+        return Path(folder)
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dcclip"
     except RuntimeError:  # of Path.home()
@@ -96,9 +96,9 @@ def partial(final: Path, folder: bool = False) -> Iterator[Path]:
 def remove_stale(folder: Path) -> None:
     """Remove the partial files and folders in a folder whose writers are gone by their age; once in each process."""
     with suppress(OSError):  # no such folder yet
-        for entry in [one for one in os.scandir(folder) if PARTIAL.fullmatch(one.name)]:
+        for entry in [file for file in os.scandir(folder) if PARTIAL.fullmatch(file.name)]:
             path = Path(entry.path)
-            changed = [one.lstat().st_mtime for one in (path, *path.rglob("*"))]
+            changed = [file.lstat().st_mtime for file in (path, *path.rglob("*"))]
             if time.time() - max(changed) > _STALE_S:
                 remove(path)
 

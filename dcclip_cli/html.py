@@ -60,14 +60,14 @@ def write_page(path: Path, package: str, template: str, /, **values: Any) -> Non
     )
     environment.filters |= {"visible": visible, "number": lambda number: f"{number:,}", "percent": percent}
     environment.filters |= {"picture": jpeg_data_url, "translated": translated}
-    environment.globals |= {"_": _said, "message": Message, "html_lang": HTML_LANGUAGES[language()]}
+    environment.globals |= {
+        "_": lambda text, **fields: translated(Message(text, **fields)),
+        "message": Message,
+        "html_lang": HTML_LANGUAGES[language()],
+    }
     style = Markup(Path(__file__).with_name("html.css").read_text("utf-8"))
     text = environment.get_template(template).render(style=style, **values)
     atomic_write(path, text.encode(errors="replace"))
-
-
-def _said(template: str, **fields: object) -> str:
-    return translated(Message(template, **fields))
 
 
 def visible(text: str) -> str:
@@ -95,7 +95,7 @@ def ticks(first: float, last: float, most: int, whole: bool) -> np.ndarray:
 
     step = 10.0 ** math.floor(math.log10((last - first) / most))
     steps = [max(step * factor, 1 if whole else 0) for factor in (1, 2, 5, 10)]
-    step = next((one for one in steps if (last - first) / one < most), steps[-1])
+    step = next((candidate for candidate in steps if (last - first) / candidate < most), steps[-1])
     return np.arange(math.ceil(first / step - 1e-9), math.floor(last / step + 1e-9) + 1) * step
 
 

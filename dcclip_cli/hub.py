@@ -24,10 +24,10 @@ def cached_folder(repository: str, file: str = "config.json") -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(repository, file)
+        cached = try_to_load_from_cache(repository, file)
     except HFValidationError:  # a path that does not exist, for example
         return None
-    return Path(found).parent if isinstance(found, str) else None
+    return Path(cached).parent if isinstance(cached, str) else None
 
 
 def files_on_hub(repository: str, kind: Literal["model", "dataset"] = "model") -> set[str]:
@@ -36,14 +36,14 @@ def files_on_hub(repository: str, kind: Literal["model", "dataset"] = "model") -
     from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    more = "" if kind == "model" else " --repo-type dataset"
+    option = "" if kind == "model" else " --repo-type dataset"
     hint: str = Message(
-        "download it where there is a network: hf download {}{}; or name a local directory", repository, more
+        "download it where there is a network: hf download {}{}; or name a local directory", repository, option
     )
     try:
         api = HfApi()
         look = api.model_info if kind == "model" else api.dataset_info
-        return {one.rfilename for one in look(repository, timeout=TIMEOUT_S).siblings or ()}
+        return {file.rfilename for file in look(repository, timeout=TIMEOUT_S).siblings or ()}
     except HFValidationError:
         raise DcclipError("{} is neither a directory nor a name on the hub", "write ORG/NAME", repository) from None
     # The HTTP library's own errors are no OSError.
@@ -69,16 +69,16 @@ def modelscope_folder(name: str) -> Path:
     from huggingface_hub.constants import HF_HUB_OFFLINE  # after the package that says which extra is missing
 
     # No folders: they are of other libraries, and names with `..` lead out of the cache.
-    others = ["*/*", "*.h5", "*.msgpack", "*.ot", "*.gguf"]
+    ignored = ["*/*", "*.h5", "*.msgpack", "*.ot", "*.gguf"]
     try:
-        found = snapshot_download(
-            repository, revision=revision or None, ignore_patterns=others, local_files_only=HF_HUB_OFFLINE
+        folder = snapshot_download(
+            repository, revision=revision or None, ignore_patterns=ignored, local_files_only=HF_HUB_OFFLINE
         )
     except (HubError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         hint = Message("check the name and the network; with HF_HUB_OFFLINE only ModelScope's cache is used")
         raise DcclipError("ms:{} cannot be loaded: {}", hint, name, reason) from None
-    return Path(found)
+    return Path(folder)
 
 
 # ---- data sets
@@ -96,12 +96,12 @@ def load_hub(
 
     with _errors(path):
         if os.path.isdir(path) and is_saved(path):
-            found = datasets.load_from_disk(path)
-            if isinstance(found, datasets.DatasetDict) and split not in found:
+            dataset = datasets.load_from_disk(path)
+            if isinstance(dataset, datasets.DatasetDict) and split not in dataset:
                 raise DcclipError(
-                    "{} has no split {} (found: {})", "name one as `split`", path, split, ", ".join(found)
+                    "{} has no split {} (found: {})", "name one as `split`", path, split, ", ".join(dataset)
                 )
-            return found[split] if isinstance(found, datasets.DatasetDict) else found
+            return dataset[split] if isinstance(dataset, datasets.DatasetDict) else dataset
         if path.startswith(("/", ".")) and not os.path.isdir(path):
             hint = Message("check the path; in a recipe it is relative to the recipe's folder")
             raise DcclipError("{} is not a folder", hint, path)

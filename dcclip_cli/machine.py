@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -55,20 +56,19 @@ def cgroup_quota(root: Path) -> float:
     quotas = [math.inf]
     for _, controllers, path in entries:
         hierarchy = root / "sys/fs/cgroup" / controllers  # v2 names no controllers
-        own = hierarchy / path.strip("/")
-        quotas += [_quota(group) for group in (own, *own.parents) if group.is_relative_to(hierarchy)]
+        cgroup = hierarchy / path.strip("/")
+        for folder in (cgroup, *cgroup.parents):
+            if not folder.is_relative_to(hierarchy):
+                break
+            with suppress(OSError):
+                if (folder / "cpu.max").is_file():
+                    quota, period = (folder / "cpu.max").read_text().split()
+                else:
+                    files = (folder / f"cpu.cfs_{name}_us" for name in ("quota", "period"))
+                    quota, period = (file.read_text().strip() for file in files)
+                if quota not in ("max", "-1"):
+                    quotas.append(int(quota) / int(period))
     return min(quotas)
-
-
-def _quota(folder: Path) -> float:
-    try:
-        if (folder / "cpu.max").is_file():
-            quota, period = (folder / "cpu.max").read_text().split()
-        else:
-            quota, period = ((folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
-    except OSError:
-        return math.inf
-    return math.inf if quota in ("max", "-1") else int(quota) / int(period)
 
 
 def peak_memory_bytes() -> int:
@@ -133,8 +133,8 @@ def busy_cores(seconds: float = 0.2) -> float:
     import psutil
 
     percent = psutil.cpu_percent(seconds, percpu=True)
-    own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(percent))
-    return sum(percent[core] for core in own if core < len(percent)) / 100
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(percent))
+    return sum(percent[core] for core in allowed if core < len(percent)) / 100
 
 
 @cache
@@ -159,8 +159,8 @@ def _cpuinfo(*keys: str) -> str:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
         return ""
-    found = (line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() in keys)
-    return next(found, "")
+    values = (line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() in keys)
+    return next(values, "")
 
 
 def has_native_bf16() -> bool:

@@ -27,16 +27,18 @@ class Options(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _sequences(cls, values: Any) -> Any:
-        return {key: cls._sequence(key, value) for key, value in values.items()} if isinstance(values, dict) else values
-
-    @classmethod
-    def _sequence(cls, key: str, value: Any) -> Any:
-        """A list as the tuple that a field wants, which strict validation would refuse."""
-        field = cls.model_fields.get(key)
-        kinds = [field.annotation, *get_args(field.annotation)] if field else []
-        if isinstance(value, dict) and any(get_origin(kind) is dict for kind in kinds):
-            return {name: _as_tuples(one) for name, one in value.items()}
-        return value if field and get_origin(field.annotation) is list else _as_tuples(value)
+        """Lists as the tuples that fields want, which strict validation would refuse."""
+        if not isinstance(values, dict):
+            return values
+        converted = dict(values)
+        for key, value in values.items():
+            field = cls.model_fields.get(key)
+            kinds = [field.annotation, *get_args(field.annotation)] if field else []
+            if isinstance(value, dict) and any(get_origin(kind) is dict for kind in kinds):
+                converted[key] = {name: _as_tuples(item) for name, item in value.items()}
+            elif not (field and get_origin(field.annotation) is list):
+                converted[key] = _as_tuples(value)
+        return converted
 
 
 def _as_tuples(value: Any) -> Any:
@@ -53,4 +55,4 @@ def decisive(options: Any) -> Any:
         }
     if isinstance(options, dict):
         return {str(key): decisive(value) for key, value in options.items()}
-    return [decisive(one) for one in options] if isinstance(options, list | tuple) else to_jsonable_python(options)
+    return [decisive(item) for item in options] if isinstance(options, list | tuple) else to_jsonable_python(options)

@@ -41,21 +41,21 @@ def imported(name: str, base: type[Any]) -> type[Any]:
     try:
         if module not in sys.modules:
             _tell(Message("the recipe's own parts: code from {}", _file_of(module) or module))
-        found = getattr(importlib.import_module(module), attribute)
+        part = getattr(importlib.import_module(module), attribute)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
         raise ValueError(
             Message("{} cannot be imported: {} (install its package, or set PYTHONPATH)", name, _said(error, module))
         ) from None
-    if not (isinstance(found, type) and issubclass(found, base)):
+    if not (isinstance(part, type) and issubclass(part, base)):
         raise ValueError(Message("{} is no subclass of {}.{}", name, base.__module__, base.__name__))
-    if issubclass(found, BaseModel) and found.model_fields["kind"].annotation is not str:
+    if issubclass(part, BaseModel) and part.model_fields["kind"].annotation is not str:
         raise ValueError(Message("{} must have the field `kind: str`, which receives its name here", name))
-    if abstract := ", ".join(sorted(getattr(found, "__abstractmethods__", ()))):
+    if abstract := ", ".join(sorted(getattr(part, "__abstractmethods__", ()))):
         raise ValueError(Message("{} lacks a method: {}", name, abstract))
-    _classes[name] = found
-    return found
+    _classes[name] = part
+    return part
 
 
 def news() -> Iterator[str]:

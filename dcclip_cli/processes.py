@@ -54,7 +54,7 @@ def end_on_signals() -> dict[int, Any]:
     global _process
     _process = os.getpid()
     # nohup lets a command ignore SIGHUP.
-    heeded = [one for one in NUMBERS if one == signal.SIGINT or signal.getsignal(one) is not signal.SIG_IGN]
+    heeded = [sent for sent in NUMBERS if sent == signal.SIGINT or signal.getsignal(sent) is not signal.SIG_IGN]
     return {number: signal.signal(number, _handle) for number in heeded}
 
 

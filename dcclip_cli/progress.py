@@ -140,13 +140,13 @@ class _LineTask:
         # The time left follows from the rate since the last line: a task may begin with work of another kind.
         now, (since, before) = time.monotonic(), (self.begin, self._first) if last else self._reported
         rate = (self._done - before) / (now - since) if now > since else 0.0
-        speed, left, self._reported = f"{rate:.1f}/s" if rate or last else "", "", (now, self._done)
+        speed, timing, self._reported = f"{rate:.1f}/s" if rate or last else "", "", (now, self._done)
         if last:
-            left = Message("took {}", _clock(now - since))
+            timing = Message("took {}", _clock(now - since))
         elif rate:
-            left = Message("{} left", _clock((self._total - self._done) / rate))
+            timing = Message("{} left", _clock((self._total - self._done) / rate))
         done = Message("{} {}/{}", self._name, self._done, self._total)
-        self._say(joined("  ", filter(None, (done, speed, left, self._metrics))))
+        self._say(joined("  ", filter(None, (done, speed, timing, self._metrics))))
 
 
 class TerminalBars:

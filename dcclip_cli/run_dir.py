@@ -67,7 +67,7 @@ def finished(run: Path, stage: StageName) -> bool:
 
 
 def _product(run: Path, stage: StageName) -> Path:
-    [product] = [one.product for one in STAGES if one.name == stage]
+    [product] = [entry.product for entry in STAGES if entry.name == stage]
     return run / stage / product
 
 
@@ -85,8 +85,8 @@ class RunDir:
         with lock(self.root / ".lock", wait=False) as is_free:
             if not is_free:
                 process = owner.read_text("utf-8") if owner.exists() else "?"
-                what = Message("{} is in use by another command (process {})", self.root, process)
-                raise DcclipError(what, "wait until it ends, or use another folder: --out FOLDER")
+                problem = Message("{} is in use by another command (process {})", self.root, process)
+                raise DcclipError(problem, "wait until it ends, or use another folder: --out FOLDER")
             atomic_write(owner, f"{os.getpid()}, {platform.node()}")
             try:
                 yield

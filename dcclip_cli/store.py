@@ -82,12 +82,12 @@ def open_block(file: Path) -> Arrays:
             content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         end = start = 8 + int.from_bytes(content[:8], "little")
         header = json.loads(content[8:start])
-        about, arrays = header.pop("__metadata__"), dict[str, np.ndarray]()
+        metadata, arrays = header.pop("__metadata__"), dict[str, np.ndarray]()
         for name, entry in header.items():
             shape, (first, last) = entry["shape"], entry["data_offsets"]
             flat = np.frombuffer(content, _TYPES[entry["dtype"]], math.prod(shape), start + first)
             arrays[name], end = flat.reshape(shape), max(end, start + last)
-        if about["format"] != _FORMAT or end != len(content) or arrays[_KEYS].shape[1] != 16:
+        if metadata["format"] != _FORMAT or end != len(content) or arrays[_KEYS].shape[1] != 16:
             raise ValueError
         return arrays
     except (ValueError, LookupError, TypeError):
@@ -141,9 +141,9 @@ class _Table(NamedTuple):
 
 
 def _merged(tables: Sequence[_Table]) -> _Table:
-    first, *others = map(np.concatenate, zip(*tables, strict=True))
+    first, *columns = map(np.concatenate, zip(*tables, strict=True))
     order = np.argsort(first, kind="stable")
-    return _Table(first[order], *(column[order] for column in others))
+    return _Table(first[order], *(column[order] for column in columns))
 
 
 def _halves(keys: np.ndarray) -> np.ndarray:
@@ -241,15 +241,15 @@ class FeatureStore:
         first, second = _halves(keys)
         numbers, rows = np.full((2, len(keys)), -1)
         for table in self._tables:
-            left = np.flatnonzero(numbers < 0)
-            at = np.searchsorted(table.first, first[left])
-            while len(left):
-                here = np.minimum(at, len(table.first) - 1)
-                same = (table.first[here] == first[left]) & (at == here)
-                left, at = left[same], at[same]
-                right = (table.second[at] == second[left]) & has[table.block[at]]
-                numbers[left[right]], rows[left[right]] = table.block[at[right]], table.row[at[right]]
-                left, at = left[~right], at[~right] + 1
+            rest = np.flatnonzero(numbers < 0)
+            at = np.searchsorted(table.first, first[rest])
+            while len(rest):
+                place = np.minimum(at, len(table.first) - 1)
+                same = (table.first[place] == first[rest]) & (at == place)
+                rest, at = rest[same], at[same]
+                right = (table.second[at] == second[rest]) & has[table.block[at]]
+                numbers[rest[right]], rows[rest[right]] = table.block[at[right]], table.row[at[right]]
+                rest, at = rest[~right], at[~right] + 1
         return numbers, rows
 
     # ---- blocks
@@ -302,7 +302,7 @@ class FeatureStore:
         try:
             for keys, values in pieces:
                 waiting.append((keys, values))
-                size += sum(_flat(given).nbytes for given in values.values())
+                size += sum(_flat(array).nbytes for array in values.values())
                 if size >= _BLOCK_BYTES or time.monotonic() - last >= every_s:
                     full, waiting, size, last = waiting, [], 0, time.monotonic()
                     self._append(_joined(full))
@@ -340,7 +340,8 @@ class FeatureStore:
         while True:
             missing = self.missing(keys, [name])
             if missing.any():
-                self.write((keys[some], {name: rows}) for some, rows in compute(np.flatnonzero(missing)) if len(some))
+                computed = compute(np.flatnonzero(missing))
+                self.write((keys[places], {name: rows}) for places, rows in computed if len(places))
                 missing = self.missing(keys, [name])
             with suppress(MissingRows):  # a block was removed meanwhile
                 return ~missing, self.read(name, keys[~missing])
@@ -385,10 +386,10 @@ class FeatureStore:
                         continue
                     self.refresh()
                     missing[places] = self.missing(keys[places], names)
-                    left = places[missing[places]]
-                    advance(before - len(left))
-                    if len(left):
-                        self.write(computed(np.split(left, range(batch_size, len(left), batch_size))), every_s=30.0)
+                    rest = places[missing[places]]
+                    advance(before - len(rest))
+                    if len(rest):
+                        self.write(computed(np.split(rest, range(batch_size, len(rest), batch_size))), every_s=30.0)
                 with suppress(OSError):  # another process is just looking at it, on Windows
                     file.unlink()
 

@@ -21,24 +21,24 @@ def extras() -> dict[str, list[str]]:
     """
     from importlib.metadata import PackageNotFoundError, requires
 
-    found: dict[str, list[str]] = {}
+    packages_by_extra: dict[str, list[str]] = {}
     with suppress(PackageNotFoundError):
         for requirement in requires("dcclip") or ():
             match = re.fullmatch(r"""([\w-]+)[^;]*; extra == ['"](\w+)['"]""", requirement)
             if match and match[2] not in ("all", "dev", "docs"):
                 name = match[1].replace("-", "_").lower()
-                found.setdefault(match[2], []).append(_MODULES.get(name, name))
-    return dict(sorted(found.items(), key=lambda extra: len(extra[1])))
+                packages_by_extra.setdefault(match[2], []).append(_MODULES.get(name, name))
+    return dict(sorted(packages_by_extra.items(), key=lambda extra: len(extra[1])))
 
 
 def versions(more: Iterable[str] = ()) -> dict[str, str]:
     """Versions of the installed libraries by name; `more` are libraries that only some results depend on."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {}
+    installed = {}
     for name in (*LIBRARIES, *more):
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed

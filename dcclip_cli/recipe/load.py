@@ -78,17 +78,17 @@ def load(source: RecipeSource, sets: Sequence[str] = (), values: Mapping[str, An
     for expression in sets:
         stage, dot, _ = expression.partition("=")[0].partition(".")
         if dot and stage in names and document.values.get(stage) is None:
-            there = ", ".join(name for name in names if document.values.get(name) is not None) or Message("none")
+            present = ", ".join(name for name in names if document.values.get(name) is not None) or Message("none")
             hint = Message("name a key of one of these, or give the stage whole: --set '{}={{KEY: VALUE}}'", stage)
-            what = Message("--set {}: the recipe has no stage {}; its stages: {}", expression, stage, there)
-            raise DcclipError(what, hint)
+            problem = Message("--set {}: the recipe has no stage {}; its stages: {}", expression, stage, present)
+            raise DcclipError(problem, hint)
         document.override(expression)
     for key, value in (values or {}).items():
         document.set(key, value)
     recipe = _validated(document)
     sha256 = hashlib.sha256(text.encode()).hexdigest()
-    given = (*sets, *(f"{key}={json.dumps(value, default=str)}" for key, value in (values or {}).items()))
-    return LoadedRecipe(recipe, path, text, sha256, given, document)
+    overrides = (*sets, *(f"{key}={json.dumps(value, default=str)}" for key, value in (values or {}).items()))
+    return LoadedRecipe(recipe, path, text, sha256, overrides, document)
 
 
 def varied(loaded: LoadedRecipe, variant: str, seed: int) -> LoadedRecipe:
@@ -106,10 +106,10 @@ def _validated(document: Document) -> Recipe:
     try:
         return Recipe.model_validate(document.values)
     except ValidationError as error:
-        what = joined("\n", sentences(error, Recipe, document))
-        unknown = any(one["type"] == "extra_forbidden" for one in error.errors(include_url=False))
-        wanted = Message("see what these keys take with: dcclip recipe schema")
-        raise DcclipError(what, KEYS_HINT if unknown else wanted) from None
+        problem = joined("\n", sentences(error, Recipe, document))
+        unknown = any(mistake["type"] == "extra_forbidden" for mistake in error.errors(include_url=False))
+        hint = Message("see what these keys take with: dcclip recipe schema")
+        raise DcclipError(problem, KEYS_HINT if unknown else hint) from None
 
 
 def resolved_yaml(recipe: Recipe) -> str:
@@ -137,16 +137,18 @@ def check_finished(recipe: Recipe, folder: Path, again: Iterable[StageName]) -> 
             before = _validated(read(folder / RESOLVED)[1])
         for stage in STAGES:
             if stage.name not in (*again, "eval", "export") and has_product(folder, stage.name):
+                names = stage.made_from
                 old, new = (
-                    {at: value for name in stage.made_from for at, value in walk(decisive(getattr(one, name)), (name,))}
-                    for one in (before, recipe)
+                    {at: value for name in names for at, value in walk(decisive(getattr(source, name)), (name,))}
+                    for source in (before, recipe)
                 )
                 changed = [at for at in {**old, **new} if _shown(old.get(at)) != _shown(new.get(at))]
                 if changed:
                     values = ((".".join(map(str, at)), _shown(old.get(at)), _shown(new.get(at))) for at in changed[:3])
                     changes = joined(", ", (Message("{} was {}, is {}", *value) for value in values))
-                    what = Message("{} was made from a recipe that differs: {}", folder / stage.name, changes)
-                    raise DcclipError(what, "make it again with --fresh, or keep both with another name or --out DIR")
+                    problem = Message("{} was made from a recipe that differs: {}", folder / stage.name, changes)
+                    hint = Message("make it again with --fresh, or keep both with another name or --out DIR")
+                    raise DcclipError(problem, hint)
 
 
 def record(loaded: LoadedRecipe, folder: Path) -> None:
@@ -165,24 +167,33 @@ def _shown(value: Any) -> Any:
 
 def sentences(error: ValidationError, model: type[BaseModel], document: Document) -> list[str]:
     """One line `place: key: what is wrong` per mistake, in the order of the recipe, with keys as written."""
-    found: dict[tuple[str, str, str], dict[str, None]] = {}
+    complaints: dict[tuple[str, str, str], dict[str, None]] = {}
     mistakes = error.errors(include_url=False)
-    parents = {other["loc"][:depth] for other in mistakes for depth in range(len(other["loc"]))}
+    parents = {mistake["loc"][:depth] for mistake in mistakes for depth in range(len(mistake["loc"]))}
     for details in mistakes:
         if details["type"] == "too_short" and details["loc"] in parents:
             continue  # too short only because some of its items are wrong
-        location = _in_document(details, document.values)
+        location: list[str | int] = []  # pydantic's without the names of union members, which are not in the recipe
+        values: Any = document.values
+        for number, step in enumerate(details["loc"]):
+            if step in (range(len(values)) if isinstance(values, list) else values if isinstance(values, dict) else ()):
+                values = values[step]
+                location.append(step)
+            elif details["type"] in ("missing", "lacking") and number == len(details["loc"]) - 1:
+                location.append(step)
+        if details["type"] == "union_tag_invalid":
+            location.append(details["ctx"]["discriminator"].strip("'"))
         key = ".".join(_short(str(step)) for step in location)
         value, hidden = details["input"], details["type"] in ("extra_forbidden", "value_error")
         is_shown = isinstance(value, str | int | float) and not hidden
         got = Message(" (got {})", _short(repr(value))) if is_shown else ""
-        messages = found.setdefault((document.place(location), f"{key}: " if key else "", got), {})
+        messages = complaints.setdefault((document.place(tuple(location)), f"{key}: " if key else "", got), {})
         messages[_message(details, model)] = None
-    lines = {place: re.fullmatch(r"(?!--set).*:(\d+)", place) for place, _, _ in found}  # those of --set come last
-    ordered = sorted(found.items(), key=lambda item: int(line[1]) if (line := lines[item[0][0]]) else MAX_BYTES)
+    lines = {place: re.fullmatch(r"(?!--set).*:(\d+)", place) for place, _, _ in complaints}  # those of --set come last
+    ordered = sorted(complaints.items(), key=lambda item: int(line[1]) if (line := lines[item[0][0]]) else MAX_BYTES)
     return [
-        Message("{}: {}{}{}", place, key, reduce(lambda one, other: Message("{} or {}", one, other), said), got)
-        for (place, key, got), said in ordered
+        Message("{}: {}{}{}", place, key, reduce(lambda left, right: Message("{} or {}", left, right), messages), got)
+        for (place, key, got), messages in ordered
     ]
 
 
@@ -209,25 +220,10 @@ _KINDS = {
 }
 
 
-def _in_document(details: ErrorDetails, values: Any) -> Location:
-    """pydantic's location without the names of union members, which are not in the recipe."""
-    result: list[str | int] = []
-    steps = details["loc"]
-    for number, step in enumerate(steps):
-        if step in (range(len(values)) if isinstance(values, list) else values if isinstance(values, dict) else ()):
-            values = values[step]
-            result.append(step)
-        elif details["type"] in ("missing", "lacking") and number == len(steps) - 1:
-            result.append(step)
-    if details["type"] == "union_tag_invalid":
-        result.append(details["ctx"]["discriminator"].strip("'"))
-    return tuple(result)
-
-
 def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
-    context, kind, said = details.get("ctx", {}), details["type"], details["msg"]
+    context, kind, text = details.get("ctx", {}), details["type"], details["msg"]
     if kind in _KINDS:
-        return Message(_KINDS[kind], said.rpartition(" ")[2])
+        return Message(_KINDS[kind], text.rpartition(" ")[2])
     match kind:
         case "extra_forbidden":
             *parents, word = details["loc"]
@@ -244,7 +240,7 @@ def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
             return context["error"].args[0] if context["error"].args else str(context["error"])
         case "literal_error":
             return Message("input should be {expected}", **context)
-    return said[:1].lower() + said[1:]
+    return text[:1].lower() + text[1:]
 
 
 def _short(text: str) -> str:
@@ -253,15 +249,15 @@ def _short(text: str) -> str:
 
 def _fields_at(model: type[BaseModel], location: Iterable[str | int]) -> list[tuple[str, FieldInfo]]:
     """The keys that `location`, a location as pydantic gives it, may contain."""
-    here = {model}
+    models = {model}
     for step in location:
         if not isinstance(step, int):
-            fields = [field for outer in here for name, field in outer.model_fields.items() if step == name]
+            fields = [field for outer in models for name, field in outer.model_fields.items() if step == name]
             below = {inner for field in fields for inner in _models(field.annotation)}
             # What a union calls a model: its class name or the values of its Literal fields (`kind`).
-            tags = {one: {one.__name__}.union(*map(_literals, one.model_fields.values())) for one in here}
-            here = below or {member for member in here if step in tags[member]} or here
-    return [(field.alias or name, field) for member in here for name, field in member.model_fields.items()]
+            tags = {member: {member.__name__}.union(*map(_literals, member.model_fields.values())) for member in models}
+            models = below or {member for member in models if step in tags[member]} or models
+    return [(field.alias or name, field) for member in models for name, field in member.model_fields.items()]
 
 
 def _models(annotation: Any) -> set[type[BaseModel]]:

@@ -94,25 +94,26 @@ def starter_model() -> Path | None:
 
 def choose_teacher(name: str) -> TeacherChoice:
     """The teacher by its name in TEACHERS, or any model reference. Raises DcclipError if it names no model."""
-    if known := TEACHERS.get(name):
-        return known
-    found = resolve(str(starter_model() or name) if name == STARTER else name)
-    if found.kind == "bundle":
+    if choice := TEACHERS.get(name):
+        return choice
+    reference = resolve(str(starter_model() or name) if name == STARTER else name)
+    if reference.kind == "bundle":
         hint = Message("name a model directory; the starter's is recipes/starter/model in a clone of the repository")
         raise DcclipError("{} is an export, which has no features to learn from", hint, name)
-    kind, named = "transformers" if found.kind == "hf" else "open_clip", name if found.name else found.target
-    if not found.path.is_dir():
+    kind = "transformers" if reference.kind == "hf" else "open_clip"
+    named = name if reference.name else reference.target
+    if not reference.path.is_dir():
         return TeacherChoice(kind, named)
-    stored = stored_tensors(sorted(found.path.glob("*.safetensors"))).values()
-    parameters = sum(math.prod(one.shape) for one in stored) or math.inf
+    stored = stored_tensors(sorted(reference.path.glob("*.safetensors"))).values()
+    parameters = sum(math.prod(tensor.shape) for tensor in stored) or math.inf
     try:
-        check_trimmable(found.path)
+        check_trimmable(reference.path)
     except DcclipError:  # the student's vocabulary cannot be the teacher's
         return TeacherChoice(kind, named, 0, parameters)
-    if (found.path / CONFIG).is_file():
-        text = open_clip_config(found.path)["model_cfg"]["text_cfg"]
+    if (reference.path / CONFIG).is_file():
+        text = open_clip_config(reference.path)["model_cfg"]["text_cfg"]
         return TeacherChoice(kind, named, int(text.get("width", 0)), parameters)
-    text = transformers_config(found.path / TRANSFORMERS_CONFIG, found.path.name).get("text_config") or {}
+    text = transformers_config(reference.path / TRANSFORMERS_CONFIG, reference.path.name).get("text_config") or {}
     return TeacherChoice(kind, named, int(text.get("hidden_size", 0)), parameters)
 
 
@@ -131,7 +132,7 @@ def choose_data(path: str, kind: DataKind | None = None) -> DataChoice:
             return DataChoice(kind, path, sum(1 for _ in lines))
     folders = images_by_class(Path(path))
     images = [file for files in folders.values() for file in files]
-    links = any(one.is_symlink() for one in (*images, *(file.parent for file in images)))
+    links = any(file.is_symlink() or file.parent.is_symlink() for file in images)
     return DataChoice(kind, path, len(images), len(folders), links)
 
 
@@ -146,15 +147,15 @@ def _kind_of_data(path: str) -> DataKind:
         return "table"
     if shards_at(path):
         return "pairs"
-    found = kind_of_folder(folder)
-    if found is None:
+    layout = kind_of_folder(folder)
+    if layout is None:
         raise no_pairs(path, Message("name photographs, tars or Parquet files, a table, or a folder of class folders"))
-    return "classes" if found == "classes" else "photos"
+    return "classes" if layout == "classes" else "photos"
 
 
 def sizes_for(teacher: TeacherChoice) -> dict[Size, str]:
     """The sizes of students that are smaller than half a teacher, or the smallest."""
-    smaller = {size: about for size, about in SIZES.items() if float(about.split()[0]) * 2e6 < teacher.parameters}
+    smaller = {size: text for size, text in SIZES.items() if float(text.split()[0]) * 2e6 < teacher.parameters}
     return smaller or {"XS": SIZES["XS"]}
 
 
@@ -218,12 +219,12 @@ def _warm_up(samples: int, size: int) -> int:
 
 
 def _place(path: str, file: Path) -> str:
-    """A path as seen from the recipe's folder, absolute if it is not below it; a URL as it is."""
+    """A path as seen from the recipe's folder, target if it is not below it; a URL as it is."""
     if "://" in path:
         return _quoted(path)
-    whole = Path(os.path.abspath(path))
+    target = Path(os.path.abspath(path))
     folder = Path(os.path.abspath(file)).parent
-    return _quoted(f"./{whole.relative_to(folder).as_posix()}" if whole.is_relative_to(folder) else str(whole))
+    return _quoted(f"./{target.relative_to(folder).as_posix()}" if target.is_relative_to(folder) else str(target))
 
 
 def _quoted(text: str) -> str:

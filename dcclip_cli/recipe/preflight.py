@@ -75,12 +75,12 @@ def check(
         data = recipe.data.after_collect(run.stage("collect"))
         loaded = replace(loaded, recipe=recipe.model_copy(update={"data": data}))
     preflight = Preflight(loaded, run, needed, device=device, processes=processes)
-    found = preflight.run()
-    hints = {problem.hint for problem in found}
+    unmet = preflight.run()
+    hints = {problem.hint for problem in unmet}
     if len(hints) == 1:
-        raise DcclipError(joined("\n", (problem.what for problem in found)), hints.pop())
-    if found:
-        lines = (Message("{} ({})", problem.what, problem.hint) for problem in found)
+        raise DcclipError(joined("\n", (problem.what for problem in unmet)), hints.pop())
+    if unmet:
+        lines = (Message("{} ({})", problem.what, problem.hint) for problem in unmet)
         raise DcclipError(
             joined("\n", lines), Message("fix all of these; look again with: dcclip run {} --check", loaded.path)
         )
@@ -163,7 +163,7 @@ class Preflight:
 
     def _data(self) -> dict[str, Preview]:
         """A first look at the data, by kind."""
-        recipe, found = self.loaded.recipe, dict[str, Preview | None]()
+        recipe, previews = self.loaded.recipe, dict[str, Preview | None]()
         data, trains = recipe.data, {"distill", "align"} & {*self.needed}
         if (
             recipe.collect
@@ -173,34 +173,34 @@ class Preflight:
             from dcclip_cli.curation.collect import preview
 
             to_collect = self._ask(("collect", "sources"), partial(preview, recipe.collect))
-            found["train"] = to_collect if data and data.train == COLLECTED else None
+            previews["train"] = to_collect if data and data.train == COLLECTED else None
         if data is None or not (trains or "export" in self.needed):
             return {}
         for kind, look in _LOOKS.items():
             path = getattr(data, kind)
             if path and path != COLLECTED:
-                found[kind] = self._ask(("data", kind), partial(look, path, columns=data.columns))
-        if (pairs := found.get("train")) and data.hold_out:
+                previews[kind] = self._ask(("data", kind), partial(look, path, columns=data.columns))
+        if (pairs := previews.get("train")) and data.hold_out:
             fits = partial(_done, check_hold_out, data, pairs.samples)
             if not pairs.exact or self._ask(("data", "hold_out"), fits):
-                found["train"] = replace(pairs, samples=max(1, pairs.samples - data.hold_out))
-        own = recipe.align.train if recipe.align and "align" in self.needed else None
-        if own:
-            found["align"] = self._ask(("align", "train"), partial(preview_pairs, own, columns=data.columns))
-        return {kind: one for kind, one in found.items() if one is not None}
+                previews["train"] = replace(pairs, samples=max(1, pairs.samples - data.hold_out))
+        align_data = recipe.align.train if recipe.align and "align" in self.needed else None
+        if align_data:
+            previews["align"] = self._ask(("align", "train"), partial(preview_pairs, align_data, columns=data.columns))
+        return {kind: preview for kind, preview in previews.items() if preview is not None}
 
     def _open_teachers(self, stages: Sequence[Stage]) -> dict[str, Towers]:
         """The teachers that are used, without weights, by their `model`, as far as they are here."""
         teacher, named = self.loaded.recipe.teacher, list[tuple[Location, Teacher]]()
-        gives = any(one.context.new_student and one.context.new_student.from_teacher for one in stages)
-        keeps = any(one.context.student and one.context.student.keeps_images for one in stages)
-        learning = [one for one in stages if one.setup.needs_teacher]
+        gives = any(stage.context.new_student and stage.context.new_student.from_teacher for stage in stages)
+        keeps = any(stage.context.student and stage.context.student.keeps_images for stage in stages)
+        learning = [stage for stage in stages if stage.setup.needs_teacher]
         if teacher and stages and (learning or gives or keeps or "eval" in self.needed):
             named.append((("teacher", "model"), teacher))
-        for one in learning:
-            several = enumerate(one.setup.options.more_teachers)
-            named += [((one.setup.name, "more_teachers", number, "model"), other) for number, other in several]
-        found: dict[str, Towers] = {}
+        for stage in learning:
+            numbered = enumerate(stage.setup.options.more_teachers)
+            named += [((stage.setup.name, "more_teachers", number, "model"), extra) for number, extra in numbered]
+        towers_by_model: dict[str, Towers] = {}
         for at, one_teacher in named:
             if not isinstance(one_teacher, OpenClipTeacher | TransformersTeacher):
                 continue  # an own one, of which only its class knows what it needs
@@ -210,16 +210,16 @@ class Preflight:
                 from dcclip_cli.train.estimate import open_blank
 
                 if towers := self._ask(at, partial(open_blank, one_teacher)):
-                    found[one_teacher.model] = towers
-        return found
+                    towers_by_model[one_teacher.model] = towers
+        return towers_by_model
 
     def _student(self, stages: Sequence[Stage]) -> OpenClipTowers | None:
         """The recipe's student without weights; None where it cannot be built."""
-        recipe, is_new = self.loaded.recipe, any(one.context.start is None for one in stages)
+        recipe, is_new = self.loaded.recipe, any(stage.context.start is None for stage in stages)
         options = recipe.student
         assert options is not None
         teacher = self._teachers.get(recipe.teacher.model) if recipe.teacher else None
-        towers = self._towers(options, teacher, is_new, any(one.setup.needs_teacher for one in stages))
+        towers = self._towers(options, teacher, is_new, any(stage.setup.needs_teacher for stage in stages))
         if towers is None or teacher is None or recipe.teacher is None or not is_new:
             return towers
         from dcclip_cli.model.blank import local_folder
@@ -310,10 +310,11 @@ class Preflight:
         from dcclip_cli.train.estimate import StageWork
 
         teachers = context.teachers(setup.options) if setup.needs_teacher else ()
-        blank, sizes = [self._teachers.get(one.model) for one in teachers], {kind: setup.sizes[kind] for kind in data}
-        known = replace(setup, sizes=sizes)  # of data that is still to be collected nothing is known
+        blank = [self._teachers.get(teacher.model) for teacher in teachers]
+        # Of data that is still to be collected nothing is known.
+        sized = replace(setup, sizes={kind: setup.sizes[kind] for kind in data})
         work = StageWork(
-            known, data, deepcopy(student), blank, teachers, context.seed, self.device, context.new_student
+            sized, data, deepcopy(student), blank, teachers, context.seed, self.device, context.new_student
         )
         before = len(self.problems)
         for key, question in work.questions():
@@ -323,10 +324,10 @@ class Preflight:
             return
         if data:
             self.works.append(work)
-        what = Message("the teacher cache")
-        self._check_space((setup.name, "teacher_cache"), what, work.cache_bytes, cache_folder(), _CACHE_HINT)
-        what = Message("the stage's checkpoints and model")
-        self._check_space((setup.name,), what, work.run_bytes, self.run_dir.root, _RUN_HINT)
+        product = Message("the teacher cache")
+        self._check_space((setup.name, "teacher_cache"), product, work.cache_bytes, cache_folder(), _CACHE_HINT)
+        product = Message("the stage's checkpoints and model")
+        self._check_space((setup.name,), product, work.run_bytes, self.run_dir.root, _RUN_HINT)
 
     def _check_space(self, at: Location, what: str, needed: float, folder: Path, hint: str) -> None:
         from dcclip_cli.text import size_in_words

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from dcclip_cli.data.options import DataOptions
     from dcclip_cli.eval.result import EvalResult
     from dcclip_cli.exporters.export import ExportOptions, ExportResult
-    from dcclip_cli.exporters.parity import Parity
     from dcclip_cli.model.reference import ModelReference
     from dcclip_cli.model.teachers import Teacher
     from dcclip_cli.train.estimate import StageWork
@@ -68,7 +67,12 @@ class RecipeRun:
 
         if not self.loaded.recipe.stages:
             raise DcclipError("{} names no stage", "give it a section, for example: distill", self.loaded.path)
-        return check(self.loaded, self.dir, stages, self.fresh, self._torch_device(stages), self.processes)
+        device = "cpu"  # which needs no torch
+        if self.device != "cpu" and any(stage.trains for stage in STAGES if stage.name in stages):
+            from dcclip_cli.model.precision import torch_device
+
+            device = torch_device(self.device)
+        return check(self.loaded, self.dir, stages, self.fresh, device, self.processes)
 
     def estimates(self, works: Sequence[StageWork]) -> Iterator[str]:
         """What the work of stages takes, rough times and disk space, in lines for the user."""
@@ -76,13 +80,6 @@ class RecipeRun:
 
         for work in works:
             yield from lines(work, measure(work))
-
-    def _torch_device(self, stages: Iterable[StageName]) -> str:
-        if self.device == "cpu" or not any(stage.trains for stage in STAGES if stage.name in stages):
-            return "cpu"  # which needs no torch
-        from dcclip_cli.model.precision import torch_device
-
-        return torch_device(self.device)
 
     def begin(self, *stages: StageName) -> None:
         """Write the recipe into the run directory.
@@ -139,8 +136,8 @@ class RecipeRun:
             assert self.loaded.recipe.export is not None
             return self.export(self.loaded.recipe.export, self.trained_model(), self.dir.stage("export"))
         if stage == "eval":
-            kept = not self.fresh and kept_summary(self.dir.root, self._identity(), self.progress)
-            return [] if kept else self._evaluate("teacher", "student")
+            summary = not self.fresh and kept_summary(self.dir.root, self._identity(), self.progress)
+            return [] if summary else self._evaluate("teacher", "student")
         return self.train(stage)
 
     def collect(self, engine: Engine | None = None, limit: int | None = None) -> CollectResult:
@@ -156,6 +153,7 @@ class RecipeRun:
 
     def train(self, stage: StageName) -> TrainResult:
         """Train the stage `distill` or `align`."""
+        from dcclip_cli.model.model_dir import model_fingerprint, read_provenance
         from dcclip_cli.model.precision import torch_device
         from dcclip_cli.train.align import align
         from dcclip_cli.train.distill import distill
@@ -179,8 +177,12 @@ class RecipeRun:
         )
         train: Any = distill if stage == "distill" else align
         result: TrainResult = train(getattr(recipe, stage), context)
-        if stage == "align" and result.already_finished:
-            self._check_parent()
+        distilled, aligned, options = self.dir.model("distill"), self.dir.model("align"), recipe.align
+        if stage == "align" and options and result.already_finished and options.start == "distill":
+            parent = read_provenance(aligned).content.get("parent")
+            if distilled.is_dir() and parent != model_fingerprint(distilled):  # it was replaced since
+                problem = Message("{} was made from another model than {}", aligned, distilled)
+                raise DcclipError(problem, "make it again with --fresh")
         self._tell(stage, result.model, result, *(f"{name} {value:.4g}" for name, value in result.metrics.items()))
         return result
 
@@ -193,13 +195,13 @@ class RecipeRun:
         if self.fresh:
             shutil.rmtree(self.dir.stage(stage), ignore_errors=True)
         begun = time.monotonic()
-        given = [stage, str(self.dir.root / RESOLVED), "--out", str(self.dir.root), "--device", self.device]
+        arguments = [stage, str(self.dir.root / RESOLVED), "--out", str(self.dir.root), "--device", self.device]
         if isinstance(self.progress, Silent):
-            given.append("--quiet")
+            arguments.append("--quiet")
         if logging.getLogger().isEnabledFor(logging.INFO):
-            given.append("--verbose")
+            arguments.append("--verbose")
         with telling_saved_step(self.dir.stage(stage), self.fresh):
-            launch(given, self.processes, self.progress)
+            launch(arguments, self.processes, self.progress)
         provenance = read_provenance(self.dir.model(stage)).content
         metrics = provenance.pop("metrics", {})
         return TrainResult(self.dir.model(stage), False, time.monotonic() - begun, metrics, provenance)
@@ -217,7 +219,16 @@ class RecipeRun:
             fresh=self.fresh,
             progress=self.progress,
         )
-        self._tell("export", out, result, Message("{:.1f} MB; {}", result.size_bytes / 1e6, _parity(result.parity)))
+        compared = Message("not compared with the model: its runtime is not available on this system")
+        if parity := result.parity:
+            counts = parity.agreement, parity.images, parity.source
+            tests = (
+                Message("top-1 in {} on {} test images {:.1%} -> {:.1%}", name, test.images, test.before, test.after)
+                for name, test in parity.by_language().items()
+            )
+            agreement = Message("best text unchanged for {:.1%} of {} images ({})", *counts)
+            compared = joined("; ", (agreement, *tests))
+        self._tell("export", out, result, Message("{:.1f} MB; {}", result.size_bytes / 1e6, compared))
         return result
 
     def data(self) -> DataOptions | None:
@@ -232,8 +243,8 @@ class RecipeRun:
         for stage in reversed(STAGES):
             if stage.trains and has_product(self.dir.root, stage.name):
                 return resolve(str(self.dir.model(stage.name)))
-        what = Message("{} contains no trained model yet", self.dir.root)
-        raise DcclipError(what, "train one with: dcclip run {}, or name one with --model", self.loaded.path)
+        problem = Message("{} contains no trained model yet", self.dir.root)
+        raise DcclipError(problem, "train one with: dcclip run {}, or name one with --model", self.loaded.path)
 
     def summary(self) -> list[ModelSummary]:
         """Teacher, student and bundle compared, measured once and kept in the run; empty if nothing is trained."""
@@ -248,25 +259,30 @@ class RecipeRun:
         results, options = self._evaluate("teacher", "student", "bundle"), self.loaded.recipe.eval
         if options is not None:
             check_complete(results, options)
-        return self._measure()
+
+        from dcclip_cli.exporters.samples import recipe_samples
+        from dcclip_cli.inference.encoder import footprint, load_encoder
+
+        models, rows, agreement = self._models(), [], {}
+        if "teacher" in models and not self._results:  # no test set says more
+            samples = recipe_samples(self.data(), "validation", "train")
+            if samples is not None:
+                agreement = agreements(models, samples, self.device, self.progress)
+        for name, reference in models.items():
+            scores = defaultdict[str, dict[str, float]](dict)
+            for result in self._results.get(name, ()):
+                scores[result.metric][f"{result.dataset} {result.language}"] = result.value
+            measured = asdict(footprint(load_encoder(reference, "cpu")))
+            rows.append(ModelSummary(name, **measured, scores=dict(scores), agreement=agreement.get(name, {})))
+        keep_summary(self.dir.root, self._identity(), rows)
+        return rows
 
     def steps(self) -> str:
         """How many steps the student was trained for, stage by stage: "2200 + 250"."""
         from dcclip_cli.model.model_dir import read_provenance
 
-        models = [self.dir.model(one.name) for one in STAGES if one.trains and one.name in self.loaded.recipe.stages]
+        models = [self.dir.model(name) for name in ("distill", "align") if getattr(self.loaded.recipe, name)]
         return " + ".join(str(read_provenance(model).content.get("steps", "?")) for model in models)
-
-    def _check_parent(self) -> None:
-        """Raise DcclipError if the aligned model was made from a distilled one that has been replaced since."""
-        from dcclip_cli.model.model_dir import model_fingerprint, read_provenance
-
-        distilled, aligned, options = self.dir.model("distill"), self.dir.model("align"), self.loaded.recipe.align
-        if options is None or options.start != "distill" or not distilled.is_dir():
-            return
-        if read_provenance(aligned).content.get("parent") != model_fingerprint(distilled):
-            what = Message("{} was made from another model than {}", aligned, distilled)
-            raise DcclipError(what, "make it again with --fresh")
 
     def _tell(self, stage: StageName, product: Path, result: Any, *measured: str) -> None:
         if result.already_finished:
@@ -279,13 +295,13 @@ class RecipeRun:
         """The run's models that exist: teacher, student, bundle."""
         from dcclip_cli.model.reference import resolve
 
-        found: dict[str, ModelReference] = {}
+        references: dict[str, ModelReference] = {}
         if self.loaded.recipe.teacher is not None:
-            found["teacher"] = teacher_reference(self.loaded.recipe.teacher)
-        found["student"] = self.trained_model()
+            references["teacher"] = teacher_reference(self.loaded.recipe.teacher)
+        references["student"] = self.trained_model()
         if finished(self.dir.root, "export"):
-            found["bundle"] = resolve(str(self.dir.stage("export")))
-        return found
+            references["bundle"] = resolve(str(self.dir.stage("export")))
+        return references
 
     def _evaluate(self, *names: str) -> list[EvalResult]:
         """Evaluate those of the run's models `names` that are not yet; all results are kept in the run.
@@ -307,19 +323,19 @@ class RecipeRun:
         else:
             return []
         cache = FeatureCache(cache_folder(), self.progress.say)
-        new = {name: one for name, one in self._models().items() if name in names and name not in self._results}
+        new = {name: model for name, model in self._models().items() if name in names and name not in self._results}
         for name, model in new.items():
             self._results[name] = evaluate(
                 [model], datasets, options, device=self.device, cache=cache, progress=self.progress
             )
-        every = [one for several in self._results.values() for one in several]
-        if len(every) == sum(len(self._results[name]) for name in new):  # not again for the bundle
-            say_alike(every, self.progress)
-        save_report(every, datasets, self.dir.stage("eval"), self.progress)
+        evaluated = [result for results in self._results.values() for result in results]
+        if len(evaluated) == sum(len(self._results[name]) for name in new):  # not again for the bundle
+            say_alike(evaluated, self.progress)
+        save_report(evaluated, datasets, self.dir.stage("eval"), self.progress)
         for name, model in new.items():
             if name != "teacher":
                 update_card(model.path, self._results[name])
-        return every
+        return evaluated
 
     def _identity(self) -> str:
         """A hash over the trained weights and the sections of the recipe that decide evaluation and export."""
@@ -329,36 +345,6 @@ class RecipeRun:
         parts = {name: decisive(getattr(self.loaded.recipe, name)) for name in sections}
         parts["model"] = model_fingerprint(self.trained_model().path)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-    def _measure(self) -> list[ModelSummary]:
-        """Measure the run's models, and keep that with their accuracy, or agreement with the teacher, in the run."""
-        from dcclip_cli.exporters.samples import recipe_samples
-        from dcclip_cli.inference.encoder import footprint, load_encoder
-
-        models, rows, agreement = self._models(), [], {}
-        if "teacher" in models and not self._results:  # no test set says more
-            given = recipe_samples(self.data(), "validation", "train")
-            if given is not None:
-                agreement = agreements(models, given, self.device, self.progress)
-        for name, reference in models.items():
-            scores = defaultdict[str, dict[str, float]](dict)
-            for one in self._results.get(name, ()):
-                scores[one.metric][f"{one.dataset} {one.language}"] = one.value
-            measured = asdict(footprint(load_encoder(reference, "cpu")))
-            rows.append(ModelSummary(name, **measured, scores=dict(scores), agreement=agreement.get(name, {})))
-        keep_summary(self.dir.root, self._identity(), rows)
-        return rows
-
-
-def _parity(parity: Parity | None) -> Message:
-    if parity is None:
-        return Message("not compared with the model: its runtime is not available on this system")
-    found = Message("best text unchanged for {:.1%} of {} images ({})", parity.agreement, parity.images, parity.source)
-    tests = (
-        Message("top-1 in {} on {} test images {:.1%} -> {:.1%}", language, one.images, one.before, one.after)
-        for language, one in parity.by_language().items()
-    )
-    return joined("; ", (found, *tests))
 
 
 def teacher_reference(teacher: Teacher) -> ModelReference:
@@ -370,5 +356,5 @@ def teacher_reference(teacher: Teacher) -> ModelReference:
     if teacher.kind == "open_clip":
         is_whole = teacher.model.startswith(("/", "hf-hub:", "ms:"))
         return resolve(teacher.model if is_whole else f"open_clip:{teacher.model}")
-    found = resolve(teacher.model if teacher.model.startswith("ms:") else f"hf:{teacher.model}")
-    return replace(found, trust_remote_code=teacher.kind == "fgclip2" and teacher.trust_remote_code)
+    reference = resolve(teacher.model if teacher.model.startswith("ms:") else f"hf:{teacher.model}")
+    return replace(reference, trust_remote_code=teacher.kind == "fgclip2" and teacher.trust_remote_code)

@@ -65,10 +65,8 @@ class Recipe(Options):
     def _names_a_folder(cls, name: str) -> str:
         if not re.fullmatch(r"\w[\w.-]*", name):
             if "/" in name:
-                what = Message("'{}' is a path: give a plain name of letters, digits, _ - and .", name)
-            else:
-                what = Message("'{}' is not a folder name: give one of letters, digits, _ - and .", name)
-            raise ValueError(what)
+                raise ValueError(Message("'{}' is a path: give a plain name of letters, digits, _ - and .", name))
+            raise ValueError(Message("'{}' is not a folder name: give one of letters, digits, _ - and .", name))
         return name
 
     @model_validator(mode="after")

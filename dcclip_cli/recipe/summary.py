@@ -67,12 +67,12 @@ def agreements(
     from dcclip_cli.inference.encoder import load_encoder
 
     lazy, captions = images_and_captions(given, _SAMPLES)
-    texts = {language: own for language, own in zip(LANGUAGES, captions, strict=True) if len(own) > 1}
+    texts = {language: texts_in for language, texts_in in zip(LANGUAGES, captions, strict=True) if len(texts_in) > 1}
     if not texts or not lazy:
         return {}
     source, cache = Path(given.path).name, FeatureCache(cache_folder(), progress.say)
     images = Images([str(number) for number in range(len(lazy))], lazy.__getitem__, given.fingerprint)
-    among = ", ".join(f"{len(own)} ({language})" for language, own in texts.items())
+    among = ", ".join(f"{len(texts_in)} ({language})" for language, texts_in in texts.items())
     progress.say(
         Message(
             "agreement: how often a model's best text is the teacher's, on {} images of {}, among {}",
@@ -85,8 +85,10 @@ def agreements(
     for name, reference in models.items():
         embedder = Embedder(load_encoder(reference, device), cache, progress)
         vectors = embedder.images(images, ImageTransform(), source, None).vectors
-        cosines[name] = {f"{source} {language}": vectors @ embedder.texts(own).T for language, own in texts.items()}
+        cosines[name] = {
+            f"{source} {language}": vectors @ embedder.texts(texts_in).T for language, texts_in in texts.items()
+        }
     return {
-        name: {on: same_best(cosines["teacher"][on], found.argmax(axis=1)) for on, found in own.items()}
-        for name, own in cosines.items()
+        name: {on: same_best(cosines["teacher"][on], cosine.argmax(axis=1)) for on, cosine in by_language.items()}
+        for name, by_language in cosines.items()
     }

@@ -85,8 +85,8 @@ class Sweep:
     def begin(self) -> None:
         """Check what all runs need, then write each one's recipe into its folder. Pairs are collected once."""
         if is_one_of_several():
-            what = Message("a recipe with seeds or variants works in one process")
-            raise DcclipError(what, "start it without torchrun, srun or mpirun; --processes N starts several")
+            problem = Message("a recipe with seeds or variants works in one process")
+            raise DcclipError(problem, "start it without torchrun, srun or mpirun; --processes N starts several")
         for run in self.runs.values():
             run.preflight(run.loaded.recipe.stages)
         for run in self.runs.values():
@@ -131,8 +131,8 @@ class Sweep:
                             del running[place]
                             log, error = run.dir.root / _LOG, run.dir.root / _ERROR
                             if code and error.exists():
-                                what, hint = map(json.loads(error.read_text("utf-8")).get, ("message", "hint"))
-                                raise DcclipError("{}: {}", "{} (log: {})", run.dir.root, what, hint, log)
+                                problem, hint = map(json.loads(error.read_text("utf-8")).get, ("message", "hint"))
+                                raise DcclipError("{}: {}", "{} (log: {})", run.dir.root, problem, hint, log)
                             if code:
                                 lines = log.read_text("utf-8", errors="replace").splitlines()
                                 last = lines[-1] if lines and code > 0 else Message("killed by signal {}", -code)
@@ -157,16 +157,16 @@ class Sweep:
             summaries = [{summary.name: summary for summary in run.summary()} for run in runs]
             results: list[EvalResult] = []  # of students, with details of each image
             for run in (run for run in runs if run.dir.stage("eval").is_dir()):
-                student, found = model_fingerprint(run.trained_model().path), load_results(run.dir.stage("eval"))
-                results += [result for result in found if result.model_fingerprint.startswith(student)]
+                student, evaluated = model_fingerprint(run.trained_model().path), load_results(run.dir.stage("eval"))
+                results += [result for result in evaluated if result.model_fingerprint.startswith(student)]
             first = first or results
-            tested = [{(result.dataset, result.language) for result in several} for several in (first, results)]
+            tested = [{(result.dataset, result.language) for result in part} for part in (first, results)]
             for model in summaries[0]:
                 compared = model == "student" and results is not first and tested[0] & tested[1]
                 differences = compare_results(first, results, force=True) if compared else []
                 seeds = [summary[model] for summary in summaries]
                 row = SweepRow(variant, model, seeds[:1] if model == "teacher" else seeds, differences)
-                if model != "teacher" or all(row.scores() != other.scores() for other in rows):
+                if model != "teacher" or all(row.scores() != shown.scores() for shown in rows):
                     rows.append(row)
         return rows
 
@@ -176,7 +176,9 @@ class Sweep:
         runs: list[list[Any]] = [[*head, "seed", "value"]]
         table: list[list[Any]] = [[*head, *_COLUMNS]]
         for row in rows:
-            differences = {f"{one.dataset} {one.language}": (one.value, one.low, one.high) for one in row.differences}
+            differences = {
+                f"{pair.dataset} {pair.language}": (pair.value, pair.low, pair.high) for pair in row.differences
+            }
             for (metric, test), values in row.scores().items():
                 where = [row.variant, row.model, metric, test]
                 runs += [[*where, seed, value] for seed, value in zip(self.seeds, values, strict=False)]

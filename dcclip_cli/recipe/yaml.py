@@ -70,8 +70,8 @@ class Document:
             where = ".".join(map(str, location))
             if isinstance(container, list):
                 if step not in map(str, range(len(container))):
-                    what = Message("{}: {} is a list of {}, counted from 0", place, where, len(container))
-                    raise DcclipError(what, Message("for example {}.0", where))
+                    problem = Message("{}: {} is a list of {}, counted from 0", place, where, len(container))
+                    raise DcclipError(problem, Message("for example {}.0", where))
                 at = int(step)
             elif not isinstance(container, dict):
                 raise DcclipError("{}: {} is {}, not a section", KEYS_HINT, place, where, _kind(container))
@@ -82,7 +82,7 @@ class Document:
                 container[step] = {}
             self.places.setdefault(location, place)
             container = container[at]
-        self.places = {at: known for at, known in self.places.items() if at[: len(location)] != location}
+        self.places = {at: line for at, line in self.places.items() if at[: len(location)] != location}
         self.places[location] = place
 
 
@@ -148,16 +148,16 @@ def _parse(text: str, name: str, numbered: bool = False) -> tuple[Any, dict[Loca
             return [build(item, (*at, index)) for index, item in enumerate(node.value)]
         result: dict[str, Any] = {}
         for key, item in node.value:
-            here = (*at, str(key.value))
+            location = (*at, str(key.value))
             where = place(key.start_mark.line)
             if not isinstance(key, yaml.ScalarNode):
                 mistakes.append(Message("{}: {}", where, Message("a key must be a word")))
             elif key.value in result:
-                what = Message("given twice (first on line {})", places[here].rpartition(":")[2])
-                mistakes.append(Message("{}: {}: {}", where, ".".join(map(str, here)), what))
+                problem = Message("given twice (first on line {})", places[location].rpartition(":")[2])
+                mistakes.append(Message("{}: {}: {}", where, ".".join(map(str, location)), problem))
             else:
-                places[here] = where
-                result[key.value] = build(item, here)
+                places[location] = where
+                result[key.value] = build(item, location)
         return result
 
     try:

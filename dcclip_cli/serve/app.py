@@ -210,15 +210,7 @@ def application(
     app.router.route_class = _Route
     app.state.server = server
     app.add_middleware(Guard, metrics=server.metrics, token=token, hosts=hosts, stopping=lambda: server.stopping)
-    _add_errors(app)
-    _add_status(app, server)
-    _add_model(app, server)
-    _add_immich(app, server)
-    _add_search(app, server)
-    return app
 
-
-def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(DcclipError)
     async def refused(request: Request, error: DcclipError) -> Response:
         return error_response(request.scope, error)
@@ -227,16 +219,14 @@ def _add_errors(app: FastAPI) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
-        what = Message("the request is not as it should be: {}: {}", where, first["msg"])
-        return error_response(request.scope, DcclipError(what, "see /docs for its form"))
+        problem = Message("the request is not as it should be: {}: {}", where, first["msg"])
+        return error_response(request.scope, DcclipError(problem, "see /docs for its form"))
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
-        what = DcclipError("{}", "see /docs for what there is", error.detail)
-        return error_response(request.scope, what, error.status_code, error.headers)
+        problem = DcclipError("{}", "see /docs for what there is", error.detail)
+        return error_response(request.scope, problem, error.status_code, error.headers)
 
-
-def _add_status(app: FastAPI, server: Server) -> None:
     @app.get("/health")
     async def health() -> dict[str, Any]:
         """The model, and how many images can be searched."""
@@ -247,6 +237,11 @@ def _add_status(app: FastAPI, server: Server) -> None:
     async def metrics() -> Response:
         """Counters in Prometheus's form."""
         return Response(generate_latest(server.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    _add_model(app, server)
+    _add_immich(app, server)
+    _add_search(app, server)
+    return app
 
 
 def _add_model(app: FastAPI, server: Server) -> None:
@@ -313,7 +308,18 @@ def _add_immich(app: FastAPI, server: Server) -> None:
         text: Annotated[str | None, Form()] = None,
     ) -> Response:
         """immich's machine-learning protocol, the part for its smart search; any model name gets this model."""
-        server.note_immich(_immich_model(entries, "visual" if image is not None else "textual"))
+        kind = "visual" if image is not None else "textual"
+        try:
+            tasks = json.loads(entries)
+            task, name = next(iter(tasks)), tasks["clip"][kind]["modelName"] if list(tasks) == ["clip"] else ""
+        except (ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError):
+            problem = Message('entries should be {{"clip": {{"{}": {{"modelName": "NAME"}}}}}}', kind)
+            raise DcclipError(problem, "see immich's machine-learning/") from None
+        if task != "clip" or len(tasks) != 1 or not isinstance(name, str):
+            problem = Message("this server does clip, not {}", str(task)[:40])
+            hint = Message("turn it off in immich's settings, or name immich's own server after this one")
+            raise RefusedError(problem, hint, status=422)
+        server.note_immich(name)
         if image is not None:
             rows, [(width, height)] = await server.encoder.sized_images([image])
             return _json({"clip": server.for_immich(rows[0]), "imageHeight": height, "imageWidth": width})
@@ -325,22 +331,6 @@ def _add_immich(app: FastAPI, server: Server) -> None:
 def _json(content: dict[str, Any]) -> Response:
     """Long lists of numbers take `json` three times as long as the model."""
     return Response(to_json(content), media_type="application/json")
-
-
-def _immich_model(entries: str, kind: str) -> str:
-    """The name of the model in immich's `entries`. Raises RefusedError for other tasks than `clip`."""
-    try:
-        tasks = json.loads(entries)
-        task, name = next(iter(tasks)), tasks["clip"][kind]["modelName"] if list(tasks) == ["clip"] else ""
-    except (ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError):
-        what = Message('entries should be {{"clip": {{"{}": {{"modelName": "NAME"}}}}}}', kind)
-        raise DcclipError(what, "see immich's machine-learning/") from None
-    if task != "clip" or len(tasks) != 1 or not isinstance(name, str):
-        what = Message("this server does clip, not {}", str(task)[:40])
-        raise RefusedError(
-            what, "turn it off in immich's settings, or name immich's own server after this one", status=422
-        )
-    return name
 
 
 def _add_search(app: FastAPI, server: Server) -> None:
@@ -362,10 +352,10 @@ def _add_search(app: FastAPI, server: Server) -> None:
         if not texts and not files:
             raise DcclipError("there is no text and no image", "send one of them")
         added = [await server.encoder.embed_texts(texts)] if texts else []
-        known = server.encoder.encoder.known
-        unknown = unknown_of(known, texts, added[0]) if texts else []
+        vocabulary = server.encoder.encoder.known
+        unknown = unknown_of(vocabulary, texts, added[0]) if texts else []
         subtracted = await server.encoder.embed_texts(minus) if minus else None
-        unknown += [] if subtracted is None else unknown_of(known, minus, subtracted)
+        unknown += [] if subtracted is None else unknown_of(vocabulary, minus, subtracted)
         added += [await server.encoder.embed_images(files)] if files else []
         query = direction(np.concatenate(added), subtracted)
         results: list[dict[str, Any]] = []
@@ -375,8 +365,13 @@ def _add_search(app: FastAPI, server: Server) -> None:
             shown_image, path = (encoded.decode(errors="replace") for encoded in (os.fsencode(hit.image), name))
             url, score = f"images/{folder}/{quote(name)}", round(hit.score, 6)
             results.append({"image": shown_image, "folder": folder, "path": path, "url": url, "score": score})
-        fits = bool(files) or known is None or results[0]["score"] >= known.fits
+        fits = bool(files) or vocabulary is None or results[0]["score"] >= vocabulary.fits
         return {"results": results, "unknown": unknown, "fits": fits}
+
+    def read_file(file: Path) -> bytes:
+        refuse_special(file)
+        with file.open("rb") as stream:
+            return stream.read(_MAX_PICTURE + 1)
 
     @app.get("/images/{folder}/{path:path}")
     async def picture(request: Request, folder: int, path: str, small: Annotated[bool, Query()] = False) -> Response:
@@ -390,7 +385,7 @@ def _add_search(app: FastAPI, server: Server) -> None:
             if small:
                 [content] = await server.encoder.make_of_images([(file, thumbnail)])
             else:
-                content = await server.encoder.in_pool(_read_picture, file)
+                content = await server.encoder.in_pool(read_file, file)
         except (OSError, DcclipError) as error:  # it was removed or replaced
             raise error if isinstance(error, RefusedError) else missing from None
         if (kind := mime_type(content)) is None or len(content) > _MAX_PICTURE:
@@ -403,9 +398,3 @@ def _add_search(app: FastAPI, server: Server) -> None:
     async def root() -> Response:
         """A page to search with; a `?token=` goes to a cookie."""
         return HTMLResponse(page, headers={"Content-Security-Policy": _PAGE_POLICY})
-
-
-def _read_picture(file: Path) -> bytes:
-    refuse_special(file)
-    with file.open("rb") as stream:
-        return stream.read(_MAX_PICTURE + 1)

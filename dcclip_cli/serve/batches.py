@@ -235,8 +235,8 @@ class BatchedEncoder:
 
 def no_data_url(url: str) -> DcclipError:
     """The error of an image that is not sent as a data URL: the server fetches nothing."""
-    what = Message("an image is not a data URL: {!r}", url[:40])
-    return DcclipError(what, "send data:image/jpeg;base64, followed by the file in base64")
+    problem = Message("an image is not a data URL: {!r}", url[:40])
+    return DcclipError(problem, "send data:image/jpeg;base64, followed by the file in base64")
 
 
 def image_of_data_url(url: str) -> bytes:

@@ -66,12 +66,6 @@ class Metrics:
             gauge.set_function(partial(waiting, kind))
 
 
-def _host(request: Request) -> str | None:
-    with suppress(ValueError):
-        return request.url.hostname
-    return None
-
-
 class Guard:
     """ASGI middleware that reads each body, within limits, before the application sees the request.
 
@@ -126,7 +120,10 @@ class Guard:
     def _admit(self, scope: Scope) -> Response | None:
         """The answer to a page's address with the token, which goes to a cookie and out of the address."""
         request = Request(scope)
-        if self._hosts and _host(request) not in self._hosts:
+        host = None
+        with suppress(ValueError):
+            host = request.url.hostname
+        if self._hosts and host not in self._hosts:
             raise RefusedError("this server has another name", "use the address that dcclip serve prints", status=400)
         page_token = request.query_params.get("token", "") if scope["path"] == "/" else ""
         if page_token:
