@@ -15,11 +15,7 @@ from tests.cli.conftest import dcclip
 
 def test_an_error_fills_both_of_its_templates_with_the_fields() -> None:
     error = DcclipError("{path} has {count:,} lines", "cut {path}", path=Path("标签.txt"), count=12345)
-    assert (error.what, error.hint, str(error)) == (
-        "标签.txt has 12,345 lines",
-        "cut 标签.txt",
-        "标签.txt has 12,345 lines",
-    )
+    assert (error.what, error.hint, str(error)) == ("标签.txt has 12,345 lines", "cut 标签.txt", error.what)
 
 
 def test_a_message_keeps_its_template_and_the_texts_of_its_fields() -> None:
@@ -66,11 +62,9 @@ LOCALE = ("DCCLIP_LANG", "LC_ALL", "LC_MESSAGES", "LANG")
     ("environment", "expected"),
     [
         ({}, "en"),
-        ({"LANG": "C.UTF-8"}, "en"),
         ({"LANG": "zh_CN.UTF-8"}, "zh"),
         ({"LC_MESSAGES": "zh_CN.UTF-8", "LANG": "en_GB.UTF-8"}, "zh"),
         ({"LC_ALL": "C", "LANG": "zh_CN.UTF-8"}, "en"),
-        ({"DCCLIP_LANG": "zh", "LC_ALL": "C"}, "zh"),
         ({"DCCLIP_LANG": "en", "LANG": "zh_CN.UTF-8"}, "en"),
     ],
 )

@@ -15,7 +15,6 @@ V1 = "sys/fs/cgroup/cpu,cpuacct"
     ("entries", "files", "allowed"),
     [
         ("0::/", {"sys/fs/cgroup/cpu.max": "150000 100000"}, 2),
-        ("0::/", {"sys/fs/cgroup/cpu.max": "50000 100000"}, 1),
         ("0::/", {"sys/fs/cgroup/cpu.max": "max 100000"}, 64),
         ("0::/job/step", {"sys/fs/cgroup/job/cpu.max": "300000 100000"}, 3),
         (

@@ -62,20 +62,14 @@ def broken(pages: dict[Path, Page]) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_every_link_leads_to_a_page_and_an_anchor_in_both_languages(pages: dict[Path, Page], site: Path) -> None:
+def test_links_lead_to_anchors_in_both_languages_to_all_of_python_and_fetch_from_no_other_host(
+    pages: dict[Path, Page], site: Path
+) -> None:
     assert {site / "index.html", site / "zh/index.html", site / "zh/benchmark/index.html"} <= pages.keys()
     assert list(broken(pages)) == []
-
-
-@pytest.mark.slow
-def test_the_page_of_the_python_api_has_every_function(pages: dict[Path, Page], site: Path) -> None:
     exported = {f"dcclip_cli.{name}" for name in dcclip.__all__ if not name.startswith("_")}
     assert exported <= pages[site / "reference/python-api/index.html"].anchors
-
-
-@pytest.mark.slow
-def test_a_page_is_shown_without_another_host(pages: dict[Path, Page]) -> None:
-    assert {link for page in pages.values() for link in page.fetched if urlsplit(link).netloc} == set()
+    assert not any(urlsplit(link).netloc for page in pages.values() for link in page.fetched)
 
 
 def test_every_title_of_the_navigation_has_a_chinese_one() -> None:

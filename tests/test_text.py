@@ -40,7 +40,6 @@ def test_half_a_character_is_no_text_for_a_tokenizer() -> None:
         ("hf:OFA-Sys/chinese-clip 猫", ["hf:OFA-Sys/c", "hinese-clip", "猫"]),
         ("名称：模型目录，以及导出包", ["名称：模型目", "录，以及导出", "包"]),
         ("用 --model 指定模型", ["用 --model", "指定模型"]),
-        ("short", ["short"]),
         ("", [""]),
     ],
 )
@@ -66,14 +65,10 @@ CHINESE = "猫\n一只在雪地里的狗，红色的圆"
     ("content", "found"),
     [
         (CHINESE.encode("gbk"), "GB18030"),
-        (CHINESE.encode("gb18030"), "GB18030"),
         (CHINESE.encode("utf-16"), "UTF-16"),
-        (CHINESE.encode("utf-32"), None),
         ("貓\n一隻在雪地裡的狗，紅色的圓".encode("big5"), None),
-        ("café déjà vu".encode("latin-1"), None),
         ("привет мир".encode("cp1251"), None),
         (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), None),
-        (b"PK\x03\x04\0\0", None),
         (b"", None),
     ],
 )

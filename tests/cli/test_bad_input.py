@@ -26,8 +26,6 @@ COMMANDS: dict[str, list[object]] = {
 }
 PLACES = {
     "below a file": ("文件.npy/x/图.npy", "文件.npy is a file, not a folder"),
-    "too long": ("长" * 90 + ".npy", "the name is too long"),
-    "a circle of links": ("loop.npy", "symbolic links lead in a circle"),
     "a pipe": ("pipe.npy", "pipe.npy is a pipe, not a fi"),
     # A device is refused in the same way; a test that failed would replace one.
     "a socket": ("socket.npy", "socket.npy is a socket, not a fi"),
@@ -38,7 +36,6 @@ PLACES = {
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("文件.npy").write_text("")
-    Path("loop.npy").symlink_to("loop.npy")
     os.mkfifo("pipe.npy")
     os.mknod("socket.npy", stat.S_IFSOCK | 0o600)
     Image.new("RGB", (8, 8), "red").save("good.png")
@@ -76,9 +73,7 @@ def test_a_working_directory_that_is_gone_is_one_error(tmp_path: Path, monkeypat
         ("hf-hub:a/b", "open_clip model hf-hub:a/b cannot be loaded"),
         ("hf:a/b", "teacher a/b cannot be loaded"),
         ("pipe.npy", "model pipe.npy is not a directory"),
-        ("loop.npy", "model loop.npy is not a directory"),
         ("长" * 90, "the name is too long"),
-        ("a\nb", "model a"),
     ],
 )
 def test_a_model_that_is_no_model_is_refused(model: str, complaint: str) -> None:
@@ -132,16 +127,13 @@ def test_each_broken_image_is_one_line_and_the_next_is_shown() -> None:
     ("arguments", "complaint"),
     [
         (["none.png", "--labels", "猫,dog"], "none.png does not exist"),
-        (["good.png/inside.png", "--labels", "猫,dog"], "good.png/inside.png"),
         (["good.png"], "no labels given"),
         (["good.png", "--labels", ""], "--labels is empty"),
         (["good.png", "--labels-file", "none.txt"], "none.txt does not exist"),
-        (["good.png", "--labels-file", "empty.txt"], "no labels given"),
         (["good.png", "--labels-file", "gbk.txt"], "gbk.txt is in GB18030, not in UTF-8"),
     ],
 )
 def test_what_is_missing_or_of_no_use_is_two_lines(arguments: list[str], complaint: str) -> None:
-    Path("empty.txt").write_text("\n \n")
     Path("gbk.txt").write_bytes("猫\n狗".encode("gbk"))
     said = [line for line in dcclip("predict", *arguments, expect=1).stderr.splitlines() if line[:6] != "model:"]
     assert len(said) == 2 and said[0].startswith("error: ") and complaint in said[0] and said[1].startswith("hint:  ")

@@ -110,10 +110,6 @@ def test_a_missing_extra_says_how_to_install_it() -> None:
     assert ending(ModuleNotFoundError(name="onnxscript"))[1].endswith("pip install 'dcclip[export]'\n")
 
 
-def test_interrupting_exits_with_130() -> None:
-    assert ending(KeyboardInterrupt())[0] == 130
-
-
 @pytest.mark.parametrize("error", [ValueError("ours"), ModuleNotFoundError(name="dcclip_cli.nope"), OSError(5, "io")])
 def test_our_own_mistakes_keep_their_traceback(error: Exception) -> None:
     with pytest.raises(type(error)):

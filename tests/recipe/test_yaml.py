@@ -59,10 +59,8 @@ def test_overrides_replace_and_add_and_remember_who_gave_them(tmp_path: Path, mo
     ("expression", "what"),
     [
         ("a.b", "--set a.b: not of the form KEY=VALUE"),
-        ("=1", "--set =1: not of the form KEY=VALUE"),
         ("a.b.c=1", "--set a.b.c=1: a.b is 1, not a section"),
         ("list.2=1", "--set list.2=1: list is a list of 2, counted from 0"),
-        ("list.x=1", "--set list.x=1: list is a list of 2, counted from 0"),
         ("a.b=[1", "--set a.b=[1: expected ',' or ']', but got '<stream end>'"),
         ("a.b=!!python/name:os.system", "--set a.b=!!python/name:os.system: tags"),
     ],
@@ -77,11 +75,9 @@ def test_a_wrong_override_is_named(tmp_path: Path, expression: str, what: str) -
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("a: 1\nb: 2\na: 3\n", "recipe.yaml:3: a: given twice (first on line 1)"),
         ("a:\n  猫: 2\n  猫: 3\n", "recipe.yaml:3: a.猫: given twice (first on line 2)"),
         ("a: 1\n b: 2\n", "recipe.yaml:2:3: mapping values are not allowed here"),
         ("a: &x [1]\n", "recipe.yaml:1:4: anchors (&) and aliases (*) are not allowed"),
-        ("a: *x\n", "recipe.yaml:1:4: anchors (&) and aliases (*) are not allowed"),
         ("a: 1\nb: !!python/object/apply:os.system [ls]\n", "recipe.yaml:2:4: tags (tag:yaml.org,2002:python/"),
         ("a: " + "[" * 500 + "]" * 500, "recipe.yaml:1:34: nested more than 30 deep"),
         ("? [1]\n: 2\n", "recipe.yaml:1: a key must be a word"),
@@ -89,7 +85,6 @@ def test_a_wrong_override_is_named(tmp_path: Path, expression: str, what: str) -
         ("a: 1\nb: \x07\n", "recipe.yaml:2: unreadable character #x0007"),
         ("", "recipe.yaml: expected sections such as `distill:`, found nothing"),
         ("- a\n", "recipe.yaml: expected sections such as `distill:`, found a list"),
-        ("猫\n", "recipe.yaml: expected sections such as `distill:`, found '猫'"),
         ("a: '" + "x" * MAX_BYTES + "'", "recipe.yaml is larger than 1,000,000 bytes"),
     ],
 )
