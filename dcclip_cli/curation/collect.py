@@ -132,7 +132,7 @@ def _nothing_kept(read: int, dropped: Counter[str], file: Path | None = None) ->
 def preview(options: CollectOptions) -> Preview | None:
     """A first look at what would be read, before anything is dropped; None where some is still to be downloaded.
 
-    Raises DcclipError where none of a source's pairs can be read.
+    Raises DcclipError where none of a source's pairs can be read, or all sources are empty.
     """
     estimate, pairs = 0, list[Pair]()
     for source in options.sources:
@@ -151,6 +151,8 @@ def preview(options: CollectOptions) -> Preview | None:
         if not readable and 0 < dropped.total() < _LOOKED_AT:
             raise _nothing_kept(dropped.total(), dropped)
         pairs += readable
+    if not estimate:
+        raise DcclipError("the sources are empty", "check their paths")
     captions: list[Captions] = [{"zh": pair.zh, "en": pair.en} for pair in pairs]
     return Preview(estimate, captions, next((pair.image for pair in pairs if pair.image), None)) if pairs else None
 

@@ -35,6 +35,7 @@ from dcclip_cli.train.options import (
 )
 
 if TYPE_CHECKING:
+    from dcclip_cli.curation.options import CollectOptions
     from dcclip_cli.exporters.export import ExportOptions
     from dcclip_cli.model.towers import OpenClipTowers, Towers
     from dcclip_cli.train.estimate import StageWork
@@ -165,14 +166,8 @@ class Preflight:
         """A first look at the data, by kind."""
         recipe, previews = self.loaded.recipe, dict[str, Preview | None]()
         data, trains = recipe.data, {"distill", "align"} & {*self.needed}
-        if (
-            recipe.collect
-            and "collect" in self.needed
-            and all(at[:2] != ("collect", "sources") for at in self._missing)
-        ):
-            from dcclip_cli.curation.collect import preview
-
-            to_collect = self._ask(("collect", "sources"), partial(preview, recipe.collect))
+        if recipe.collect and "collect" in self.needed:
+            to_collect = self._collect(recipe.collect)
             previews["train"] = to_collect if data and data.train == COLLECTED else None
         if data is None or not (trains or "export" in self.needed):
             return {}
@@ -188,6 +183,24 @@ class Preflight:
         if align_data:
             previews["align"] = self._ask(("align", "train"), partial(preview_pairs, align_data, columns=data.columns))
         return {kind: preview for kind, preview in previews.items() if preview is not None}
+
+    def _collect(self, collect: CollectOptions) -> Preview | None:
+        """A first look at what would be collected, and at what it is compared with and scored by."""
+        from dcclip_cli.curation.collect import preview
+        from dcclip_cli.curation.dedup.dedup import check_evaluation_set
+
+        for number, scorer in enumerate(collect.scores):
+            named = ("model",) if isinstance(scorer.model, str) else ("model", "model")
+            self._ask(("collect", "scores", number, *named), scorer.check)
+        compared: dict[Location, Sequence[Path]] = {("collect", "earlier"): collect.earlier}
+        if collect.decontaminate:
+            compared["collect", "decontaminate", "paths"] = collect.decontaminate.paths
+        for at, paths in compared.items():
+            for number, path in enumerate(paths):
+                self._ask((*at, number), partial(check_evaluation_set, path))
+        if any(at[:2] == ("collect", "sources") for at in self._missing):
+            return None
+        return self._ask(("collect", "sources"), partial(preview, collect))
 
     def _open_teachers(self, stages: Sequence[Stage]) -> dict[str, Towers]:
         """The teachers that are used, without weights, by their `model`, as far as they are here."""

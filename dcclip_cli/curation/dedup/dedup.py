@@ -24,6 +24,7 @@ from dcclip_cli.curation.dedup.near_duplicates import (
 from dcclip_cli.curation.filters.image import DecodedImage
 from dcclip_cli.data.dataset import open_pairs, shards_at
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair, image_digest
+from dcclip_cli.data.preview import preview_pairs
 from dcclip_cli.data.reading import ALL_IMAGE_SUFFIXES
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import write_json
@@ -167,18 +168,27 @@ INSERT INTO caption_drops
 
 
 def _evaluation_pairs(path: Path) -> Iterator[Pair]:
-    """The images of one evaluation set, with their captions and keys by which a person finds them.
-
-    Of a folder, these are the pairs of all shards and all image files in it and below it.
-    """
-    entries = sorted(path.rglob("*")) if path.is_dir() else []
-    shards = [folder for folder in (path, *entries) if folder.is_dir() and shards_at(folder)]
-    files = [file for file in entries if file.suffix.lower() in ALL_IMAGE_SUFFIXES and file.is_file()]
-    for source in shards or ([] if files else [path]):
+    """The images of one evaluation set, with their captions and keys by which a person finds them."""
+    sources, files = _evaluation_files(path)
+    for source in sources:
         for pair in open_pairs(source):
             yield Pair(f"{source.relative_to(path.parent)}:{pair.key}", pair.image, pair.zh, pair.en)
     for file in files:
         yield Pair(f"{path.name}/{file.relative_to(path)}", file.read_bytes())
+
+
+def _evaluation_files(path: Path) -> tuple[list[Path], list[Path]]:
+    """The shards, or folders of them, of one evaluation set, and its image files: of a folder all in it and below."""
+    entries = sorted(path.rglob("*")) if path.is_dir() else []
+    shards = [folder for folder in (path, *entries) if folder.is_dir() and shards_at(folder)]
+    files = [file for file in entries if file.suffix.lower() in ALL_IMAGE_SUFFIXES and file.is_file()]
+    return shards or ([] if files else [path]), files
+
+
+def check_evaluation_set(path: Path) -> None:
+    """Raise DcclipError where one evaluation set or earlier collection has nothing to compare; no image is decoded."""
+    for source in _evaluation_files(path)[0]:
+        preview_pairs(source)
 
 
 Duplicate = Annotated[SameImage | NearImage | SameCaption, Field(discriminator="kind")]
