@@ -54,7 +54,8 @@ def write_source(kind: str, texts: str, path: Path) -> None:
         captions = dict(zip(LANGUAGES, DIRTY[name] if name in DIRTY else CLEAN[int(name)], strict=False))
         mixed = LANGUAGES[int(name) % 2] if texts == "mixed" and name not in DIRTY else ""
         captions |= {OTHER_LANGUAGE.get(texts, mixed): ""}
-        pairs.append(Pair(f"{number:03}", IMAGES[name], *((captions[key],) * bool(captions[key]) for key in LANGUAGES)))
+        zh, en = ((captions[language],) * bool(captions[language]) for language in ("zh", "en"))
+        pairs.append(Pair(f"{number:03}", IMAGES[name], zh, en))
         table.append({"base64": base64.b64encode(IMAGES[name]).decode()} | {key: captions[key] for key in LANGUAGES})
     if kind == "parquet":
         write_parquet(path, pairs)
@@ -71,7 +72,9 @@ def write_source(kind: str, texts: str, path: Path) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(pair.image)
             file.with_suffix(".json").write_text(json.dumps({key: row[key] for key in LANGUAGES}))
-        classes = {f"0{number}": dict(zip(LANGUAGES, CLEAN[number], strict=True)) for number in range(4)}
+        classes: dict[str, dict[str, str]] = {
+            f"0{number}": dict(zip(LANGUAGES, CLEAN[number], strict=True)) for number in range(4)
+        }
         for names in classes.values():
             names.pop(OTHER_LANGUAGE.get(texts, ""), "")
         (path / "classes.yaml").write_text(json.dumps(classes))

@@ -101,7 +101,7 @@ def test_an_export_gives_what_its_model_gives_or_is_refused(
     values: tuple[Any, ...], export_model: Exporting, pictures: list[Path], request: Any, tmp_path: Path
 ) -> None:
     row, fixture = dict(zip(OPTIONS, values, strict=True)), request.getfixturevalue
-    target, options = FORMATS[row["format"]], {"parity": LIMITS}
+    target, options = FORMATS[row["format"]], dict[str, Any](parity=LIMITS)
     options |= {name: row[name] for name in ("format", "precision", "preprocess", "dims") if row[name]}
     options["data"] = fixture("pairs_file") if row["samples"] == "pairs" else None
     options["calibration"] = str(pictures[0].parent) if row["samples"] == "images" else None
