@@ -10,7 +10,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from unittest.mock import Mock
 
 import pyarrow.parquet as pq
@@ -23,8 +23,6 @@ from dcclip_cli.curation.executors import Engine
 from dcclip_cli.curation.options import CollectOptions, OutputOptions
 from dcclip_cli.curation.scores.scorers import Agreement
 from dcclip_cli.curation.shards import DroppedTable, join_dropped, write_shard
-from dcclip_cli.curation.sources.captions import ClassFoldersSource
-from dcclip_cli.curation.sources.sidecar import TarsSource
 from dcclip_cli.curation.sources.tables import TableSource
 from dcclip_cli.curation.work import WorkFolder, whole_folder
 from dcclip_cli.data.dataset import open_pairs, write_parquet
@@ -35,7 +33,6 @@ from dcclip_cli.files import lock
 from dcclip_cli.progress import Lines, Silent
 from dcclip_cli.recipe.yaml import anchored
 from tests.curation.conftest import MakeImage
-from tests.curation.test_sources_captions import folders
 from tests.damage import Said, damage
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "collect-sample.yaml"
@@ -230,21 +227,6 @@ def test_a_pair_remembers_its_source_its_place_there_and_its_license(tmp_path: P
     cat, dog = open_pairs(tmp_path / "out")
     assert cat.meta == {"source": "old", "origin": "a", "license": "MIT"}
     assert dog.meta == {"source": "dogs.tsv", "origin": "2", "license": "CC0-1.0", "image": "dog.png"}
-
-
-@pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_class_folders_collected_again_lose_no_caption(tmp_path: Path, kind: Literal["tar", "parquet"]) -> None:
-    folders(tmp_path / "folders", **{"Il-76": 3, "猫": 3})
-    (tmp_path / "folders/classes.yaml").write_text("Il-76: {en: Il-76, zh: 伊尔-76}\n猫: {en: cat, zh: 猫}\n", "utf-8")
-    sources: list[Any] = [ClassFoldersSource(path=tmp_path / "folders")]
-    outs = [tmp_path / "once", tmp_path / "twice"]
-    for out in outs:
-        collect(CollectOptions(sources=tuple(sources), output=OutputOptions(shards=kind)), out, engine=ONE)
-        sources = [TarsSource(path=out) if kind == "tar" else TableSource(path=out / "000000.parquet")]
-    once, twice = (
-        [(pair.image, pair.zh, pair.en, pair.meta["names_class"]) for pair in open_pairs(out)] for out in outs
-    )
-    assert len(once) == 6 and once == twice
 
 
 def test_a_limit_reads_so_many_spread_over_the_sources(tmp_path: Path, picture: MakeImage) -> None:

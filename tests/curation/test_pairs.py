@@ -51,12 +51,12 @@ def write_source(kind: str, texts: str, path: Path) -> None:
     """All pairs as a source of this kind; in `mixed`, clean ones have one language, in turn."""
     pairs, table = list[Pair](), list[Row]()
     for number, name in enumerate(NAMES):
-        captions = dict(zip(LANGUAGES, DIRTY[name] if name in DIRTY else CLEAN[int(name)], strict=False))
-        mixed = LANGUAGES[int(name) % 2] if texts == "mixed" and name not in DIRTY else ""
-        captions |= {OTHER_LANGUAGE.get(texts, mixed): ""}
-        zh, en = ((captions[language],) * bool(captions[language]) for language in ("zh", "en"))
+        captions = zip(LANGUAGES, DIRTY[name] if name in DIRTY else CLEAN[int(name)], strict=False)
+        omitted = OTHER_LANGUAGE.get(texts) or (texts == "mixed" and name not in DIRTY and LANGUAGES[int(name) % 2])
+        row: Row = {language: "" if language == omitted else caption for language, caption in captions}
+        zh, en = ((caption,) if caption else () for caption in row.values())
         pairs.append(Pair(f"{number:03}", IMAGES[name], zh, en))
-        table.append({"base64": base64.b64encode(IMAGES[name]).decode()} | {key: captions[key] for key in LANGUAGES})
+        table.append({"base64": base64.b64encode(IMAGES[name]).decode(), **row})
     if kind == "parquet":
         write_parquet(path, pairs)
     elif kind == "tar":
@@ -72,12 +72,10 @@ def write_source(kind: str, texts: str, path: Path) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(pair.image)
             file.with_suffix(".json").write_text(json.dumps({key: row[key] for key in LANGUAGES}))
-        classes: dict[str, dict[str, str]] = {
-            f"0{number}": dict(zip(LANGUAGES, CLEAN[number], strict=True)) for number in range(4)
-        }
-        for names in classes.values():
-            names.pop(OTHER_LANGUAGE.get(texts, ""), "")
-        (path / "classes.yaml").write_text(json.dumps(classes))
+        languages = [texts] if texts in LANGUAGES else LANGUAGES
+        classes = [{"zh": "伊尔-76", "en": "Il-76"}, *({"zh": zh, "en": en} for zh, en in NOUNS.items())]
+        names = {f"0{at}": {key: name[key] for key in languages} for at, name in enumerate(classes)}
+        (path / "classes.yaml").write_text(json.dumps(names))
 
 
 @pytest.fixture(scope="module", autouse=True)
