@@ -114,7 +114,10 @@ def test_an_export_gives_what_its_model_gives_or_is_refused(
         teacher = fixture("altclip_folder") if row["vocabulary"] == "teacher" else None
         return student(tmp_path / "student", row["model"], teacher, projection=row["projection"])
 
-    if reasons := refusals(values):
+    reasons = refusals(values)
+    if target.name == "mnn" and row["model"] in ("chinese_clip", "siglip"):  # whose attention is masked
+        reasons.append("MNN cannot convert text.onnx: .*IsNaN")
+    if reasons:
         with pytest.raises(DcclipError, match=f"{reasons[0]}|is not installed"):
             export_model(model(), **options)
         assert not (tmp_path / "out").exists()

@@ -156,7 +156,8 @@ class Mnn(Format):
             command = [sys.executable, "-P", "-c", convert, *arguments, "--bizCode", "dcclip"]
             done = subprocess.run(command, capture_output=True, text=True)
             if not (folder / file).is_file():
-                reason = (done.stdout + done.stderr).strip().splitlines()[-1:] or ["no reason given"]
+                lines = (done.stdout + done.stderr).strip().splitlines() or ["no reason given"]
+                reason = [line for line in lines if "Not Support" in line] or lines[-1:]  # which operator
                 raise DcclipError("MNN cannot convert {}: {}", "use --format onnx or litert", name, reason[0][:200])
 
     def runner(self, file: Path) -> Run:
