@@ -19,6 +19,7 @@ from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import AgainError, DcclipError
 from dcclip_cli.machine import LAUNCHED
+from dcclip_cli.processes import NUMBERS
 from dcclip_cli.train.launch import first_error, on_gpus, process_number
 from tests.cli.test_console import ending
 from tests.train.jobs import ENVIRONMENT, OPTIONS, Job, assert_close, logged, refused, run, weights
@@ -141,12 +142,15 @@ def test_of_several_errors_the_users_is_raised_then_a_kill_then_the_first_crash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", LAUNCHED)
+    handlers = {number: signal.getsignal(number) for number in NUMBERS}
     errors = [ValueError("一"), ValueError("二"), None, DcclipError("坏 bad", "fix it"), AgainError("again", "later")]
     failures = []
     for rank, error in enumerate(errors):
         monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / f"{rank}.json"))
         if error:
             assert ending(error) == (1, "")
+            for number, handler in handlers.items():  # a launched process ignores signals once it ends
+                signal.signal(number, handler)
         failures.append(ProcessFailure(rank, 1, 1 if error else -signal.SIGKILL, str(tmp_path / f"{rank}.json")))
     kinds = [type(first_error(failures[rank::-1], 5)) for rank in range(4)]
     assert kinds == [RuntimeError, RuntimeError, DcclipError, DcclipError]
