@@ -10,6 +10,7 @@ import yaml
 from pydantic import TypeAdapter
 
 import dcclip_cli as dcclip
+from dcclip_cli import own
 from dcclip_cli.checksums import write_record
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.train.losses import DistillLoss
@@ -41,11 +42,14 @@ def test_a_file_outside_of_the_package_has_a_loss() -> None:
 
 
 def test_a_recipe_with_it_trains_and_its_own_mistakes_are_errors_of_one_line(
-    whole_recipe: dict[str, Any], relations: Path, tmp_path: Path
+    whole_recipe: dict[str, Any], relations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(own, "_tell", own._untold.append)  # as in a program that runs no command
     recipe = {name: value for name, value in whole_recipe.items() if name not in ("align", "eval", "export")}
     recipe["distill"] = recipe["distill"] | {"losses": [{"kind": KIND, "weight": 10}]}
-    result = dcclip.distill(recipe, out=tmp_path / "run")
+    lines: list[str] = []
+    result = dcclip.distill(recipe, out=tmp_path / "run", progress=lines.append)
+    assert f"the recipe's own parts: code from {relations}" in lines
     last = json.loads((tmp_path / "run/distill/metrics.jsonl").read_text("utf-8").splitlines()[-1])
     assert last["step"] == 3 and last["RelationLoss"] == pytest.approx(result.metrics["loss"], rel=1e-4)
     assert dcclip.distill(recipe, out=tmp_path / "run").already_finished

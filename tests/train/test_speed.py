@@ -57,7 +57,7 @@ def test_a_step_with_a_teacher_reads_nothing_from_the_device(
     task = TrainingTask(student, [TaskLoss(), EmbeddingLoss(), InteractiveLoss()], [online]).train()
     batch = task.prepare(batch, torch.device("cpu")).to("cpu")  # which sorts texts by length before they move
     monkeypatch.setattr(OnlineTeacher, "check", lambda _self: None)  # as on a GPU, where a bad step calls it
-    assert batch.counts["zh"].paired == 40  # of `texts_on_cpu`
+    assert batch.texts_on_cpu and batch.counts["zh"].paired == 40  # counted there, where no device waits
     with HostReads() as reads:
         terms = task(batch)
         sum(terms.values(), torch.zeros(())).backward()
