@@ -53,9 +53,9 @@ def bench(
     With `images`, files, folders or globs, also their throughput on `threads` threads, all cores by default, and with
     `labels` how far they agree with the first model. Measure on a machine that does nothing else.
     """
-    found: list[Bench] = []
+    benches: list[Bench] = []
     best: list[list[str | None]] = []
-    paths, names = list(image_files(images)), [str(one) for one in several(models)]
+    paths, names = list(image_files(images)), [str(model) for model in several(models)]
     if labels and not paths:
         raise DcclipError("labels are of no use without images", "name images as well: --images FOLDER")
     for path in paths:
@@ -70,16 +70,16 @@ def bench(
     with talk.task(Message("bench"), len(names)) as task:
         for name in names:
             with process_pool(1, fresh=True) as pool:
-                [(one, answers, errors)] = calls(pool, measure, [name], hint)
+                [(measured, answers, errors)] = calls(pool, measure, [name], hint)
             if len(errors) == len(paths) > 0:
                 raise errors[0]
             if errors and not best:
                 talk.say(Message("warning: images that cannot be read are left out ({:,}): {}", len(errors), errors[0]))
             best.append(answers)
-            same = [own == first for own, first in zip(answers, best[0], strict=True) if first is not None]
-            found.append(replace(one, agreement=sum(same) / len(same) if same else None))
+            same = [label == first for label, first in zip(answers, best[0], strict=True) if first is not None]
+            benches.append(replace(measured, agreement=sum(same) / len(same) if same else None))
             task.advance()
-    return found
+    return benches
 
 
 def _measure(

@@ -121,15 +121,15 @@ def search(
         raise DcclipError("the text is empty", 'give one, for example: dcclip search "一只狗" FOLDER')
     encoder = open_encoder(model, device, threads, talk, dims)
     keep_freed_memory()
-    asked = predictions.Model(encoder)
-    added = [asked.embed_texts(texts)] if texts else []
-    subtracted = asked.embed_texts(without) if without else None
+    embedder = predictions.Model(encoder)
+    added = [embedder.embed_texts(texts)] if texts else []
+    subtracted = embedder.embed_texts(without) if without else None
     unknown = unknown_of(encoder.known, texts, added[0]) if texts else []
     unknown += [] if subtracted is None else unknown_of(encoder.known, without, subtracted)
-    added += [asked.embed_images(images)] if images else []
+    added += [embedder.embed_images(images)] if images else []
     query = direction(np.concatenate(added), subtracted)
-    indexes = [open_index(encoder, one, fresh, talk, dtype) for one in distinct(folders)]
-    count, new = sum(len(one.paths) for one in indexes), sum(one.embedded for one in indexes)
+    indexes = [open_index(encoder, folder, fresh, talk, dtype) for folder in distinct(folders)]
+    count, new = sum(len(index.paths) for index in indexes), sum(index.embedded for index in indexes)
     talk.say(Message("search: {} images, {} of them embedded now", count, new))
     errors = {str(index.folder / name): error for index in indexes for name, error in index.errors.items()}
     hits, known = search_all(indexes, query, top_k), encoder.known

@@ -107,14 +107,14 @@ class Model:
         "a photo of a {}", "一张{}的照片") replace the model's own; an empty list means the bare labels.
         """
         is_one = isinstance(images, str | bytes | os.PathLike | Image.Image)
-        wanted = list(dict.fromkeys([labels] if isinstance(labels, str) else labels))
-        key = (tuple(wanted), None if templates is None else tuple(templates), multi_label)
+        names = list(dict.fromkeys([labels] if isinstance(labels, str) else labels))
+        key = (tuple(names), None if templates is None else tuple(templates), multi_label)
         if self._labels is None or self._labels[0] != key:
-            self._labels = key, Labels(self._encoder, wanted, templates, multi_label)
-        ready = self._labels[1]
-        rows = ready.probabilities(self.embed_images([images] if is_one else images))  # type: ignore[list-item,arg-type]
-        found = [dict(best(ready.names, row, top_k)) for row in rows]
-        return found[0] if is_one else found
+            self._labels = key, Labels(self._encoder, names, templates, multi_label)
+        classes = self._labels[1]
+        rows = classes.probabilities(self.embed_images([images] if is_one else images))  # type: ignore[list-item,arg-type]
+        predictions = [dict(best(classes.names, row, top_k)) for row in rows]
+        return predictions[0] if is_one else predictions
 
     def embed_images(self, images: Sequence[ImageInput]) -> np.ndarray:
         """(N, D) embeddings of length 1, float32."""

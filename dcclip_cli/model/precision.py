@@ -76,8 +76,8 @@ class Choice:
 AS_ASKED = Choice("fp32", Message("as requested"))
 
 
-def choose_precision(asked: str, device: str, trained: nn.Module | None = None) -> Choice:
-    """The precision that `asked` ("auto", "fp32", "bf16", "fp16") means on `device`: for inference, or for `trained`.
+def choose_precision(requested: str, device: str, trained: nn.Module | None = None) -> Choice:
+    """The precision that `requested` ("auto", "fp32", "bf16", "fp16") means on `device`, to infer or for `trained`.
 
     `auto` depends on the processor and on the convolutions of `trained`. It measures nothing: other work on the machine
     would change the choice, and with it the weights.
@@ -85,10 +85,10 @@ def choose_precision(asked: str, device: str, trained: nn.Module | None = None) 
     import torch
 
     kind = torch.device(device).type
-    if asked == "bf16" and kind == "cpu" and not torch_has_bf16():
-        return Choice(asked, Message("as requested, but slower than fp32: this CPU has no native bf16"))
-    if asked != "auto":
-        return Choice(asked, Message("as requested"))
+    if requested == "bf16" and kind == "cpu" and not torch_has_bf16():
+        return Choice(requested, Message("as requested, but slower than fp32: this CPU has no native bf16"))
+    if requested != "auto":
+        return Choice(requested, Message("as requested"))
     if kind == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Choice("bf16", Message("native on this GPU"))

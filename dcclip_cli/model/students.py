@@ -219,8 +219,8 @@ def model_config(
         network = blank_network(image.timm)
         has_wide_head = getattr(network, "head_hidden_size", network.num_features) != network.num_features
         if has_wide_head and image.projection == "mlp":
-            what = Message("{} projects images by its own classifier, not by an mlp", image.timm)
-            raise DcclipError(what, "remove student.image.projection, or use another network")
+            problem = Message("{} projects images by its own classifier, not by an mlp", image.timm)
+            raise DcclipError(problem, "remove student.image.projection, or use another network")
         vision = {
             "image_size": image.size,
             "timm_model_name": image.timm,

@@ -312,8 +312,8 @@ class Preflight:
         if setup.options.validate_every_steps and kind in self._previews and context.data.train != COLLECTED:
             source, columns = getattr(context.data, kind), context.data.columns
             if not any(may_have_captions(source, columns, [language]) for language in languages):
-                what = Message("{}: no pair has a caption in {}", named(source), ", ".join(languages))
-                self._add((setup.name, "validate_every_steps"), DcclipError(what, "name other pairs"))
+                message = Message("{}: no pair has a caption in {}", named(source), ", ".join(languages))
+                self._add((setup.name, "validate_every_steps"), DcclipError(message, "name other pairs"))
         if context.start is not None and context.start != self.run_dir.model("distill") and context.start.is_dir():
             from dcclip_cli.model.blank import blank_model
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import Parameter
 
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.processes import Stopped
 
 _SHARED_S = 10.0  # in which a network file system shows a new file to all machines
@@ -55,10 +55,10 @@ def gather_numbers(numbers: Sequence[float]) -> list[list[float]]:
     """The numbers of each process, equally many. The hosts agree on them: no device is waited for."""
     if process_count() == 1 or not numbers:
         return [list(numbers)] * process_count()
-    own = torch.tensor(numbers, dtype=torch.float64)
-    everyone = [torch.empty_like(own) for _ in range(process_count())]
-    distributed.all_gather(everyone, own, _hosts(distributed.group.WORLD))
-    return [one.tolist() for one in everyone]
+    local = torch.tensor(numbers, dtype=torch.float64)
+    by_process = [torch.empty_like(local) for _ in range(process_count())]
+    distributed.all_gather(by_process, local, _hosts(distributed.group.WORLD))
+    return [gathered.tolist() for gathered in by_process]
 
 
 def from_first(function: Callable[[], T]) -> T:
@@ -97,8 +97,11 @@ def check_shared(folder: Path) -> None:
     if process_index() == 0:
         mark.rmdir()
     if apart:
-        what = Message("{}: training process {} does not see the files that process 0 writes there", folder, apart[0])
-        raise DcclipError(what, "put the run on a disk that all machines share: --out FOLDER")
+        raise DcclipError(
+            "{}: training process {} does not see the files that process 0 writes there",
+            "put the run on a disk that all machines share: --out FOLDER",
+            *(folder, apart[0]),
+        )
 
 
 def mean_over_processes(value: Tensor) -> Tensor:

@@ -250,8 +250,8 @@ def measure(work: StageWork) -> Times:
             optimizer.step()
             optimizer.zero_grad()
 
-        whole = sum(work.setup.sizes.values())
-        step_s = whole * _seconds_each(step, whole // work.setup.options.fewest_parts, work.device)
+        batch_size = sum(work.setup.sizes.values())
+        step_s = batch_size * _seconds_each(step, batch_size // work.setup.options.fewest_parts, work.device)
     return Times(step_s, [_pace(work, teacher) for teacher in work.teachers])
 
 

@@ -299,8 +299,8 @@ def sizes_per_step(options: TrainOptions, data: DataOptions, images: int | None,
 def check_embeddings(setup: StageSetup, source: str | Path) -> None:
     """Raise DcclipError for pairs with embeddings in place of images where a stage needs images."""
     if setup.lock != "image" or setup.needs_teacher:
-        what = Message("{} contains embeddings instead of images for an image tower or a teacher", source)
-        raise DcclipError(what, "use align with lock: image and without losses, or train on pairs with images")
+        problem = Message("{} contains embeddings instead of images for an image tower or a teacher", source)
+        raise DcclipError(problem, "use align with lock: image and without losses, or train on pairs with images")
 
 
 def warnings(setup: StageSetup, student: StudentOptions | None, steps: int) -> Iterator[Message]:
@@ -330,41 +330,41 @@ def problems(setup: StageSetup, context: StageContext) -> Iterator[Problem]:
         scales = {"image": options.optimizer.image_lr_scale, "text": options.optimizer.text_lr_scale}
         adapted = [tower for tower in scales if options.lora.towers in (tower, "both")]
         if all(tower == setup.lock or not scales[tower] for tower in adapted):
-            what = Message("adapts layers that do not learn ({}): locked, or with a lr_scale of 0", all_of(adapted))
-            yield (stage, "lora", "towers"), DcclipError(what, "adapt a tower that learns, or remove lora")
+            problem = Message("adapts layers that do not learn ({}): locked, or with a lr_scale of 0", all_of(adapted))
+            yield (stage, "lora", "towers"), DcclipError(problem, "adapt a tower that learns, or remove lora")
     if not any(loss.weight_at(done) for loss in setup.losses for done in (0, 1)):
         yield (stage, "losses"), DcclipError("all losses have weight 0", "set the weight of a loss above 0")
     if options.validate_every_steps and not (context.data.validation or context.data.hold_out):
-        what = Message("needs pairs to validate on, and there is no data.validation")
-        yield (stage, "validate_every_steps"), DcclipError(what, "set data.validation, or data.hold_out")
+        problem = Message("needs pairs to validate on, and there is no data.validation")
+        yield (stage, "validate_every_steps"), DcclipError(problem, "set data.validation, or data.hold_out")
     inside = ", ".join(loss.kind for loss in setup.losses if not loss.embeddings_only)
     if options.gradient_cache and inside:
-        what = Message("needs losses on embeddings, and {} uses features inside the towers", inside)
+        problem = Message("needs losses on embeddings, and {} uses features inside the towers", inside)
         hint = Message("remove one of them; accumulate alone saves memory as well")
-        yield (stage, "gradient_cache"), DcclipError(what, hint)
+        yield (stage, "gradient_cache"), DcclipError(problem, hint)
     comparing = ", ".join(loss.kind for loss in setup.losses if loss.compares)
     if options.accumulate == "auto" and not options.gradient_cache and comparing:
-        what = Message("is auto, and {} compares the pairs of a batch, which must stay whole", comparing)
-        yield (stage, "accumulate"), DcclipError(what, "set gradient_cache: true, or accumulate to a number")
+        problem = Message("is auto, and {} compares the pairs of a batch, which must stay whole", comparing)
+        yield (stage, "accumulate"), DcclipError(problem, "set gradient_cache: true, or accumulate to a number")
     errors = [loss.problem(setup.sizes, len(context.teachers(options))) for loss in setup.listed_losses]
     yield from (((stage, "losses", number), error) for number, error in enumerate(errors) if error)
     data_of = {"image": {"pairs", "images"}, "text": {"pairs", "texts"}}
     reached = {tower for loss in setup.losses for tower in loss.reached_towers(options.captions.languages)}
     learning = [tower for tower in reached - {setup.lock} if data_of[tower] & setup.sizes.keys()]
     if setup.sizes and not learning and not any(errors):
-        what = Message("no loss reaches a tower that has data and is not locked")
-        yield (stage, "losses"), DcclipError(what, "add a loss for such a tower, for example embedding")
+        problem = Message("no loss reaches a tower that has data and is not locked")
+        yield (stage, "losses"), DcclipError(problem, "add a loss for such a tower, for example embedding")
     if context.start is not None and not context.start.is_dir():
-        what = Message("align starts from {}, which does not exist", context.start)
+        problem = Message("align starts from {}, which does not exist", context.start)
         hint = Message("run stage 1 first: dcclip distill RECIPE; or name a model directory, or scratch")
-        yield (stage, "start"), DcclipError(what, hint)
+        yield (stage, "start"), DcclipError(problem, hint)
     student = context.new_student
     if student and student.text.vocabulary.source == "data" and not {"pairs", "texts"} & setup.sizes.keys():
         yield ("student", "text", "vocabulary"), no_vocabulary()
     if student and context.teacher is None:
         for key in student.from_teacher:
-            what = Message("is taken from the teacher, but the recipe has none")
-            yield ("student", *key), DcclipError(what, "add a section teacher, or omit it")
+            problem = Message("is taken from the teacher, but the recipe has none")
+            yield ("student", *key), DcclipError(problem, "add a section teacher, or omit it")
 
 
 def caption_problems(setup: StageSetup, has: Callable[..., bool]) -> Iterator[Problem]:
@@ -375,17 +375,19 @@ def caption_problems(setup: StageSetup, has: Callable[..., bool]) -> Iterator[Pr
     if "images" in kinds and len(absent) == len(languages):
         absent = []  # images are enough
     for language in absent:
-        present = ", ".join(other for other in languages if other != language)
+        present = ", ".join(code for code in languages if code not in absent)
         hint = Message("set captions.languages: [{}], or add {} captions", present, language)
-        what = Message("there are no '{}' captions in {}", language, all_of(sources.values()))
-        yield (setup.name, "captions", "languages"), DcclipError(what, hint)
+        if not present:
+            hint = Message("add {} captions, or set captions.languages to languages that the data has", language)
+        problem = Message("there are no '{}' captions in {}", language, all_of(sources.values()))
+        yield (setup.name, "captions", "languages"), DcclipError(problem, hint)
     paired = absent or "pairs" not in kinds or any(has([language], ["pairs"]) for language in languages)
     for loss in () if paired else setup.losses:
         if loss.needs == {"pairs"} and not (loss.joint and "texts" in kinds):
-            what = Message("loss {} needs captions, and data.train has none in {}", loss.kind, all_of(languages))
-            yield (setup.name, "captions", "languages"), DcclipError(what, "add a language, or remove the loss")
+            problem = Message("loss {} needs captions, and data.train has none in {}", loss.kind, all_of(languages))
+            yield (setup.name, "captions", "languages"), DcclipError(problem, "add a language, or remove the loss")
     translated = absent or ({*LANGUAGES} <= {*languages} and has(LANGUAGES, sources))
     for number, loss in enumerate(setup.listed_losses):
         if loss.kind == "cross_lingual" and not translated:
-            what = Message("loss {} needs images or lines with captions in both languages", loss.kind)
-            yield (setup.name, "losses", number), DcclipError(what, "remove the loss, or add translations")
+            problem = Message("loss {} needs images or lines with captions in both languages", loss.kind)
+            yield (setup.name, "losses", number), DcclipError(problem, "remove the loss, or add translations")

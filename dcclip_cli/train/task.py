@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import Self
 
 import torch
@@ -269,12 +269,12 @@ def _shares(batch: Batch) -> dict[str, _Share]:
     for name in names:
         ids = batch.texts[name].image_caption_ids if name in batch.texts else None
         numbers += [*batch.counts.get(name, nothing), *means.get(name, nothing), 0 if ids is None else ids.shape[1]]
-    columns = list(zip(*gather_numbers(numbers), strict=True))
-    shares = {}
-    for name, first in zip(names, range(0, len(columns), 9), strict=True):
-        sums = [sum(column) for column in columns[first : first + 8]]
-        by_process, most = [int(count) for count in columns[first]], int(max(columns[first + 8]))
-        shares[name] = _Share(by_process, TextCounts(*sums[:4]), TextCounts(*sums[4:]), most)
+    columns = zip(*gather_numbers(numbers), strict=True)  # of each number by process
+    fields, shares = len(TextCounts._fields), {}
+    for name in names:
+        counts, mean_counts = list(islice(columns, fields)), list(islice(columns, fields))
+        sums, mean_sums = TextCounts(*map(sum, counts)), TextCounts(*map(sum, mean_counts))
+        shares[name] = _Share([int(count) for count in counts[0]], sums, mean_sums, int(max(next(columns))))
     return shares
 
 
@@ -357,9 +357,9 @@ def cached_backward(task: TrainingTask, batch: Batch, parts: int, accelerator: A
         for piece in pieces:
             states.append((torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None))
             outputs.append(task.outputs(piece))
-    whole = _joined(batch, pieces, outputs, task.student.model)
+    joined = _joined(batch, pieces, outputs, task.student.model)
     with accelerator.autocast():
-        terms = task.terms(batch, whole)
+        terms = task.terms(batch, joined)
     if any(term.requires_grad for term in terms.values()):
         accelerator.backward(sum(terms.values()))
     for piece, (on_cpu, on_gpu) in zip(pieces, states, strict=True):
@@ -370,7 +370,7 @@ def cached_backward(task: TrainingTask, batch: Batch, parts: int, accelerator: A
             part = task.outputs(piece)
             surrogate, embeddings = torch.zeros((), device=batch.pixels.device), part.embeddings
             for name, rows in piece.rows.items():
-                if (grad := whole.embeddings[name].grad) is not None:
+                if (grad := joined.embeddings[name].grad) is not None:
                     surrogate = surrogate + (embeddings[name] * grad[rows.to(grad.device, non_blocking=True)]).sum()
         if surrogate.requires_grad:
             surrogate.backward()

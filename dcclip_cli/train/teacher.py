@@ -182,8 +182,8 @@ class LazyTeacher:
         kind = torch.device(self.device).type
         device = torch.cuda.get_device_name() if kind == "cuda" else cpu_name()
         precision = choose_precision(self.options.precision, self.device).precision
-        about = [TREATMENT, self.options.model_dump(), stamp, kind, device, precision, self._layers, versions()]
-        name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
+        identity = [TREATMENT, self.options.model_dump(), stamp, kind, device, precision, self._layers, versions()]
+        name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
         return cache_folder() / TEACHERS / f"{name}.json"
 
 
