@@ -107,10 +107,14 @@ class _Average(AveragedModel):
         if not int(self.n_averaged):
             super().update_parameters(model)
             return
-        own, new = (chain(one.parameters(), one.buffers()) for one in (self.module, model))
+        # An average of equal numbers may differ from them: it makes 0.0 of -0.0. What is frozen was copied before.
+        frozen = {id(parameter) for parameter in model.parameters() if not parameter.requires_grad}
+        frozen |= {id(buffer) for module in model.modules() if not module.training for buffer in module.buffers(False)}
+        averaged, current = (chain(module.parameters(), module.buffers()) for module in (self.module, model))
         by_type: dict[torch.dtype, list[tuple[torch.Tensor, torch.Tensor]]] = {}
-        for mine, theirs in zip(own, new, strict=True):
-            by_type.setdefault(mine.dtype, []).append((mine.detach(), theirs.detach()))
+        for average, value in zip(averaged, current, strict=True):
+            if id(value) not in frozen:
+                by_type.setdefault(value.dtype, []).append((average.detach(), value.detach()))
         for pairs in by_type.values():
             averages, values = zip(*pairs, strict=True)
             if averages[0].is_floating_point():

@@ -66,6 +66,18 @@ def test_a_step_with_a_teacher_reads_nothing_from_the_device(
     assert len(terms) > 3
 
 
+def test_an_average_keeps_every_byte_of_what_is_frozen() -> None:
+    model = nn.ModuleDict({"linear": nn.Linear(2, 2).requires_grad_(False), "norm": nn.BatchNorm1d(2).eval()})
+    for name in ("linear.weight", "norm.running_mean"):
+        model.state_dict()[name].fill_(-0.0)
+    average = make_ema(model, 0.99)
+    assert average is not None
+    for _ in range(3):
+        average.update_parameters(model)
+    state = average.module.state_dict()
+    assert all(bool(state[name].signbit().all()) for name in ("linear.weight", "norm.running_mean"))
+
+
 def test_the_average_is_torchs_bit_for_bit_and_counts_are_the_models() -> None:
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
