@@ -115,14 +115,15 @@ def mean_over_processes(value: Tensor) -> Tensor:
 
 def average_gradients(parameters: Iterable[Parameter]) -> None:
     """Average gradients over processes, as DistributedDataParallel does when the backward pass goes through it."""
-    if process_count() == 1:
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if process_count() == 1 or not trained:
         return
-    for parameter in parameters:
-        if parameter.requires_grad:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            distributed.all_reduce(parameter.grad)
-            parameter.grad /= process_count()
+    gradients = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in trained]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    distributed.all_reduce(flat)
+    means = (flat / process_count()).split([gradient.numel() for gradient in gradients])
+    for parameter, gradient, mean in zip(trained, gradients, means, strict=True):
+        parameter.grad = gradient.copy_(mean.view_as(gradient))
 
 
 @torch.no_grad()

@@ -329,16 +329,14 @@ def backward(wrapped: nn.Module, batch: Batch, parts: int, accelerator: Accelera
     Each part is a batch of its own: a contrastive loss does not see the captions of other parts.
     """
     total: dict[str, Tensor] = {}
-    learned = []
-    for number, part in enumerate(batch.parts(parts) if parts > 1 else [batch], 1):
-        with nullcontext() if number == parts else accelerator.no_sync(wrapped):
+    for part in batch.parts(parts) if parts > 1 else [batch]:
+        with accelerator.no_sync(wrapped) if parts > 1 else nullcontext():
             terms: dict[str, Tensor] = wrapped(part)
-            learned.append(any(term.requires_grad for term in terms.values()))
-            if learned[-1]:  # not where a part has no text for any loss
+            if any(term.requires_grad for term in terms.values()):  # not where a part has no text for any loss
                 accelerator.backward(sum(terms.values()) / parts)
         for name, term in terms.items():
             total[name] = total.get(name, torch.zeros_like(term)) + term.detach() / parts
-    if any(learned) and not learned[-1]:  # DDP averages in the backward pass of the last part
+    if parts > 1:  # DDP would average in the backward pass of the last part, which may have none
         average_gradients(wrapped.parameters())
     return total
 

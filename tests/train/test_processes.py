@@ -89,6 +89,21 @@ def test_two_processes_train_as_one_does_on_the_same_batches(
     assert last["loss"] == pytest.approx(expected["loss"], rel=1e-4), "the log tells of the whole batch"
 
 
+@pytest.mark.timeout(2 * TIMEOUT_S)
+def test_two_processes_train_on_parts_of_which_the_last_may_have_no_text(
+    distilling: Job, tmp_path: Path, pairs: list[Pair]
+) -> None:
+    write_parquet(
+        tmp_path / "few.parquet", [replace(pair, zh=pair.zh[: number < 2]) for number, pair in enumerate(pairs)]
+    )
+    job = distilling | {"stage": "align", "data": str(tmp_path / "few.parquet")}
+    job["options"] = {"start": "scratch", "steps": 10, "accumulate": 2, "distinct_captions": False}
+    job["options"] |= {"captions": {"languages": ["zh"]}}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    in_processes(2, jobs.__file__, tmp_path / "job.json")
+    assert logged(Path(job["root"], "align"))[-1]["step"] == 10
+
+
 if __name__ == "__main__":
     agree(Path(sys.argv[1]))
     os._exit(0)  # without the end of the process group, in which gloo may hang
