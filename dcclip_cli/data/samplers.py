@@ -75,9 +75,9 @@ class EpochBatchSampler:
 
     @cached_property
     def _sources(self) -> list[int]:
-        """The first sample of each source, and the end."""
+        """The first sample of each source that has any, and the end."""
         sources, blocks, samples = self.dataset.sources, len(self.dataset.blocks), len(self.dataset)
-        return [*(sources if len(sources) * samples <= self.window * blocks else sources[:1]), samples]
+        return sorted({*(sources if len(sources) * samples <= self.window * blocks else sources[:1]), samples})
 
     def __call__(self, start_step: int, steps: int) -> Iterator[list[Sample]]:
         """The (index, epoch) samples of each step in [start_step, steps).

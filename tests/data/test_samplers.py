@@ -126,6 +126,8 @@ def test_batches_and_shares_have_samples_of_each_source_in_proportion(window: in
     counts = np.array([[sum(number < 200 for number in batch[first : first + 26]) for first in range(0, 104, 26)]
                        for batch in batches])  # fmt: skip
     assert counts.min() >= 1 and counts.max() <= 3 and set(counts.sum(1)) <= {7, 8, 9}
+    data.sources = (0, 200, 2613)  # hold_out took all that the last one had
+    assert numbers(EpochBatchSampler(data, 104, 0, window, distinct)) == batches
     assert numbers(EpochBatchSampler(data, 104, 0, window=30)) == numbers(
         EpochBatchSampler(Samples(2613, block=20), 104, 0, 30)
     )
