@@ -97,8 +97,9 @@ class TaskLoss(ContrastOptions, Loss):
     def chance(self, student: Outputs) -> dict[str, float]:
         if self.loss != "clip":
             return {}
-        first = {name: count.paired for name, count in student.text_counts.items() if not name.endswith(OTHER)}
-        return {f"image_{name}": math.log(count) / len(first) for name, count in first.items() if count}
+        languages = [name for name in student.weights("paired") if not name.endswith(OTHER)]
+        paired = {name: student.text_counts[name].paired for name in languages if name in student.text_counts}
+        return {f"image_{name}": math.log(count) / len(languages) for name, count in paired.items() if count}
 
     def _contrast(
         self, one: Tensor, other: Tensor, student: Outputs, shared: Tensor | None, local: Tensor | None

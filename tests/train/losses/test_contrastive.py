@@ -81,8 +81,10 @@ def test_guessing_costs_the_logarithm_of_the_batch() -> None:
     same = outputs(torch.ones(6, 5), torch.ones(6, 5), torch.ones(6, 5), scale=14.0)
     terms = {name: float(value) for name, value in TaskLoss().terms(same, [], NONE).items()}
     assert terms == pytest.approx({"image_zh": math.log(6) / 2, "image_en": math.log(6) / 2})
-    chance = {name: float(value) for name, value in TaskLoss().chance(same).items()}
-    assert chance == pytest.approx(terms)
+    assert TaskLoss().chance(same) == pytest.approx(terms)
+    lines = replace(same, image_index={"zh": torch.arange(6), "en": torch.arange(6, 12)})  # English without images
+    assert TaskLoss().chance(lines) == pytest.approx({"image_zh": math.log(6)})
+    assert TaskLoss().terms(lines, [], NONE)["image_zh"].item() == pytest.approx(math.log(6))
 
 
 def test_the_sigmoid_task_uses_the_students_bias() -> None:
