@@ -167,17 +167,22 @@ class Trainer:
             group["lr"] = group["peak_lr"] * factor
         self.task.begin_step(state.step / self.total_steps)
         terms = self._backward(batch)
-        norm: Tensor = self.accelerator.clip_grad_norm_(self.task.parameters(), options.clip_norm or math.inf)
+        # A batch without a text for any loss has no gradient, which fp16's scaler refuses.
+        learned = any(parameter.grad is not None for parameter in self.task.parameters())
+        norm = torch.zeros((), device=self.device)
+        if learned:
+            norm = self.accelerator.clip_grad_norm_(self.task.parameters(), options.clip_norm or math.inf)
         bad = any_process(self._is_bad(terms, norm))
         self._changing_weights = True
         state.step += 1
         if bad:
             self.task.check_teachers()
             self._guard.skip(state, terms, norm)
-            if self.accelerator.scaler is not None:
+            if learned and self.accelerator.scaler is not None:
                 self.accelerator.scaler.update()  # halves fp16's scale, and allows the next step to unscale again
         else:
-            self._accelerated_optimizer.step()
+            if learned:
+                self._accelerated_optimizer.step()
             self.task.clamp_temperature()
             average_statistics(self.task)
             self._guard.accept(state)

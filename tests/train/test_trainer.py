@@ -322,16 +322,18 @@ def test_a_frozen_weight_that_changes_is_a_bug_and_no_model_is_saved(train: Trai
 
 
 class NowAndThen(Pulled):
-    """Its loss is not finite in the steps `bad`; a batch norm's statistics would spoil with it."""
+    """Its loss is not finite in the steps `bad`, which spoils a batch norm; the steps `idle` have no gradient."""
 
-    def __init__(self, *bad: int) -> None:
+    def __init__(self, *bad: int, idle: tuple[int, ...] = ()) -> None:
         super().__init__()
-        self.bad, self.norm = bad, nn.BatchNorm1d(2)
+        self.bad, self.idle, self.norm = bad, idle, nn.BatchNorm1d(2)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         terms = super().forward(batch)
         wrong = math.nan if len(self.seen) in self.bad else 1.0
         self.norm(torch.full((3, 2), wrong))
+        if len(self.seen) in self.idle:
+            return {name: term.detach() for name, term in terms.items()}
         return {name: term * wrong for name, term in terms.items()}
 
 
@@ -364,6 +366,15 @@ def test_fp16_halves_its_scale_at_a_step_that_is_not_finite_and_resumes_with_it(
     assert task.bias.tolist() == pytest.approx(
         [1 - sum(0.1 * learning_rate_factor(step, 0, 5) for step in (0, 3, 4))] * 2
     )
+
+
+def test_fp16_trains_on_after_steps_of_which_no_loss_has_a_gradient(train: Train) -> None:
+    task = NowAndThen(idle=(1, 3))
+    sgd = {"kind": "sgd", "lr": 0.1, "momentum": 0.0}
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    assert train(task, scaler=scaler, steps=5, optimizer=sgd, clip_norm=None)["skipped_steps"] == 0
+    expected = 1 - sum(0.1 * learning_rate_factor(step, 0, 5) for step in (1, 3, 4))
+    assert task.bias.tolist() == pytest.approx([expected] * 2)
 
 
 class Tempered(Toy):
