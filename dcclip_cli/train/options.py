@@ -306,7 +306,7 @@ def check_embeddings(setup: StageSetup, source: str | Path) -> None:
 def warnings(setup: StageSetup, student: StudentOptions | None, steps: int) -> Iterator[Message]:
     """What is probably a mistake in a stage of so many steps, with a new `student` if there is one."""
     stage, options, lora = setup.name, setup.options, setup.options.lora
-    if options.warmup_steps >= steps:
+    if options.warmup_steps > steps:
         counts = stage, options.warmup_steps, steps
         yield Message("warning: {}: with warmup_steps {:,} of {:,} steps, the rate never reaches optimizer.lr", *counts)
     for tower in student.random_towers if student and lora else ():
@@ -386,8 +386,8 @@ def caption_problems(setup: StageSetup, has: Callable[..., bool]) -> Iterator[Pr
         if loss.needs == {"pairs"} and not (loss.joint and "texts" in kinds):
             problem = Message("loss {} needs captions, and data.train has none in {}", loss.kind, all_of(languages))
             yield (setup.name, "captions", "languages"), DcclipError(problem, "add a language, or remove the loss")
-    translated = absent or ({*LANGUAGES} <= {*languages} and has(LANGUAGES, sources))
-    for number, loss in enumerate(setup.listed_losses):
-        if loss.kind == "cross_lingual" and not translated:
-            problem = Message("loss {} needs images or lines with captions in both languages", loss.kind)
+    cross_lingual = [number for number, loss in enumerate(setup.listed_losses) if loss.kind == "cross_lingual"]
+    if cross_lingual and not absent and not ({*LANGUAGES} <= {*languages} and has(LANGUAGES, sources)):
+        problem = Message("loss {} needs images or lines with captions in both languages", "cross_lingual")
+        for number in cross_lingual:
             yield (setup.name, "losses", number), DcclipError(problem, "remove the loss, or add translations")
