@@ -187,12 +187,14 @@ def _run_steps(
     statistics = Statistics.merge(_json(folder / STATISTICS) for folder in folders).as_dict()
     examples = Examples.merge((folder / EXAMPLES for folder in folders), options.report.examples)
     examples.fill(lambda key: next((pair for pair, _ in read_pairs(work.result("read", int(key[:6])), key)), None))
+    file = work.result("dedup", 0) / COMPARED
+    compared = _json(file) if file.exists() else {}  # version 0.2.0 did not write it
     manifest = {
         "made_by": _MADE_BY,
         "format": FORMAT,
         **statistics,
         "shards": [shard for shard in shards if shard["pairs"]],
-        **({"compared": compared} if (compared := _json(work.result("dedup", 0) / COMPARED)) else {}),
+        **({"compared": compared} if compared else {}),
         "options": decisive(options),
         "versions": versions(LIBRARIES),
     }

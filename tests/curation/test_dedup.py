@@ -231,6 +231,17 @@ def test_a_folder_of_shards_with_a_picture_is_compared_with_both(tmp_path: Path,
     assert (compared["path"], compared["images"], compared["unreadable"]) == (str(tmp_path / "set"), 3, 0)
 
 
+def test_a_folder_of_img2dataset_is_compared_with_its_image_files(tmp_path: Path) -> None:
+    for name in ("00000/000000000.png", ".thumbs/0.png"):  # next to 00000.parquet, a table of URLs
+        (tmp_path / "set" / name).parent.mkdir(parents=True)
+        (tmp_path / "set" / name).write_bytes(make_picture(name))
+    pq.write_table(pa.table({"url": ["https://example.org/猫.png"]}), tmp_path / "set/00000.parquet")
+    facts = [fact("0", "00000/000000000.png", ["猫"]), fact("1", ".thumbs/0.png", ["狗"])]
+    details, compared = compared_with(tmp_path, facts, tmp_path / "set")
+    assert details == ["shows the same as set/00000/000000000.png", None]
+    assert (compared["images"], compared["unreadable"]) == (1, 0)
+
+
 @pytest.mark.parametrize(("captions", "kept"), [(False, (["黑猫。"], ["black cat", "pet"])), (True, ([], ["pet"]))])
 def test_captions_of_an_evaluation_set_are_dropped_only_on_request(
     tmp_path: Path, captions: bool, kept: tuple[list[str], list[str]]

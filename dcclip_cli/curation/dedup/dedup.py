@@ -26,6 +26,8 @@ from dcclip_cli.data.dataset import open_pairs, shards_at
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair, image_digest
 from dcclip_cli.data.preview import preview_pairs
 from dcclip_cli.data.reading import ALL_IMAGE_SUFFIXES
+from dcclip_cli.data.remote import DataFile
+from dcclip_cli.data.shards import open_parquet, parquet_errors
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import write_json
 from dcclip_cli.machine import cores
@@ -180,9 +182,18 @@ def _evaluation_pairs(path: Path) -> Iterator[Pair]:
 def _evaluation_files(path: Path) -> tuple[list[Path], list[Path]]:
     """The shards, or folders of them, of one evaluation set, and its image files: of a folder all in it and below."""
     entries = sorted(path.rglob("*")) if path.is_dir() else []
-    shards = [folder for folder in (path, *entries) if folder.is_dir() and shards_at(folder)]
+    entries = [entry for entry in entries if not any(part[0] == "." for part in entry.relative_to(path).parts)]
+    shards = [folder for folder in (path, *entries) if folder.is_dir() and any(map(_has_images, shards_at(folder)))]
     files = [file for file in entries if file.suffix.lower() in ALL_IMAGE_SUFFIXES and file.is_file()]
     return shards or ([] if files else [path]), files
+
+
+def _has_images(shard: DataFile) -> bool:
+    """Whether it is a tar, or Parquet that may have images: img2dataset writes tables of URLs next to image files."""
+    if not shard.name.endswith(".parquet"):
+        return True
+    with open_parquet(shard) as parquet, parquet_errors(shard):
+        return any("binary" in str(field.type) or "image" in field.name for field in parquet.schema_arrow)
 
 
 def check_evaluation_set(path: Path) -> None:
