@@ -197,20 +197,21 @@ def keep_slice(folder: Path, results: Iterable[FilterResult], examples: int) -> 
         (folder / IMAGES).open("wb") as images,
         pq.ParquetWriter(folder / PAIRS, schema, compression="none", use_dictionary=False) as table,
     ):
-        passed = filter(account.keeps, results)
-        while group := list(islice(passed, _GROUP_PAIRS)):
-            rows = []
-            for result in group:
-                assert result.decoded is not None
-                pair, place = result.pair, {"file": None, "offset": images.tell()}
-                if result.place is None:
-                    images.write(pair.image)
-                else:
-                    place = result.place._asdict()
-                row = signatures_of(pair, result.decoded, str(pair.meta["source"]), result.names_class)
-                meta = json.dumps(pair.meta, sort_keys=True)  # in ASCII, so that lone surrogates survive
-                rows.append({**row, "meta": meta, **place, "size": len(pair.image)})
-            table.write_table(signature_table(rows, columns))
+
+        def row_of(result: FilterResult) -> dict[str, Any]:
+            assert result.decoded is not None
+            pair, place = result.pair, {"file": None, "offset": images.tell()}
+            if result.place is None:
+                images.write(pair.image)
+            else:
+                place = result.place._asdict()
+            row = signatures_of(pair, result.decoded, str(pair.meta["source"]), result.names_class)
+            meta = json.dumps(pair.meta, sort_keys=True)  # in ASCII, so that lone surrogates survive
+            return {**row, "meta": meta, **place, "size": len(pair.image)}
+
+        rows = map(row_of, filter(account.keeps, results))  # one by one: only rows wait for their group, not images
+        while group := list(islice(rows, _GROUP_PAIRS)):
+            table.write_table(signature_table(group, columns))
     account.write(folder)
 
 

@@ -178,8 +178,11 @@ class TableSource(ColumnOptions):
         prefix, table = key_prefix(self.path, file), self._open(file)
 
         def rows() -> Iterator[tuple[str, Cells, Roles]]:
+            columns, roles = tuple[str, ...](), Roles([], [])
             for key, row in table.rows(part):
-                roles = self.roles(() if isinstance(row, Drop) else row)
+                if not isinstance(row, Drop) and tuple(row) != columns:  # of JSON, lines may have others
+                    columns = tuple(row)
+                    roles = self.roles(columns)
                 if not isinstance(row, Drop) and {"key", "meta"} <= row.keys():  # dcclip wrote it
                     key, meta = str(row.pop("key")), row.pop("meta")
                     try:
