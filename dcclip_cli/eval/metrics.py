@@ -219,8 +219,9 @@ def metrics_of(
         ranks, ties = details["ranks"], details.get("ties")
         compute["top1"] = lambda: top_k(ranks, 1, label_weights, ties)
         compute["top5"] = lambda: top_k(ranks, 5, label_weights, ties)
-        right, count = among_first(ranks, ties, 1), int(labels.max()) + 1
-        compute["mean_per_class"] = lambda: float(np.nanmean(per_class(right, labels, count, label_weights)))
+        compute["mean_per_class"] = lambda: float(
+            np.nanmean(per_class(among_first(ranks, ties, 1), labels, int(labels.max()) + 1, label_weights))
+        )
         if "scores" in details:
             compute["roc_auc"] = lambda: roc_auc(details["scores"], labels == 1, label_weights)
     return {name: metric() for name, metric in compute.items() if names is None or name in names}

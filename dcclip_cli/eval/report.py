@@ -186,7 +186,7 @@ def errors_of(result: EvalResult, dataset: DataSet | None) -> Errors | None:
     labels, ranks, guesses = (result.detail(name) for name in ("labels", "ranks", "predictions"))
     if labels is None or ranks is None or guesses is None:
         return None
-    names, wrong = result.class_names, ranks > 0
+    names, wrong = result.class_names, guesses != labels  # of a tie, the first class is the guess
     counts = np.bincount(labels, minlength=len(names))
     fractions = per_class(among_first(ranks, result.detail("ties"), 1), labels, len(names))
     confused = Counter(zip(labels[wrong].tolist(), guesses[wrong].tolist(), strict=True))

@@ -9,6 +9,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -146,8 +147,7 @@ def save_results(results: Sequence[EvalResult], folder: Path) -> list[EvalResult
         write_json(folder / f"{name}.json", [asdict(result) for result in results_of_file])
     weights = {result.model: result.model_fingerprint.partition("-")[0] for result in results}  # in any precision
     earlier = {}
-    for file in _listed(folder):
-        rows = load_results(file)
+    for file, rows in _listed(folder).items():
         earlier[file.stem] = [row for row in rows if row.model_fingerprint.startswith(weights.get(row.model, ""))]
     ordered = [result for results_of_file in (earlier | by_file).values() for result in results_of_file]
     short = ("model", "dataset", "language", "task", "metric", "value", "n", "partial")
@@ -155,28 +155,41 @@ def save_results(results: Sequence[EvalResult], folder: Path) -> list[EvalResult
     return ordered
 
 
-def _listed(folder: Path) -> list[Path]:
-    """The files of results in a folder that its summary.json lists, in this order."""
+def _listed(folder: Path) -> dict[Path, list[EvalResult]]:
+    """The results that a folder's summary.json lists, by file, in this order."""
     try:
         summary = json.loads((folder / _SUMMARY).read_bytes())
-        names = dict.fromkeys(_file_of(entry["dataset"], entry["partial"]) for entry in summary)
+        listed = [(entry["model"], entry["dataset"], entry["language"], entry["partial"]) for entry in summary]
     except (OSError, ValueError, TypeError, KeyError):
-        return []
-    return [file for name in names if (file := folder / f"{name}.json").is_file()]
+        return {}
+    files = dict.fromkeys(folder / f"{_file_of(dataset, partial)}.json" for _, dataset, _, partial in listed)
+    return {
+        file: [
+            result
+            for result in load_results(file)
+            if (result.model, result.dataset, result.language, result.partial) in listed
+        ]
+        for file in files
+        if file.is_file()
+    }
 
 
 def load_results(path: Path) -> list[EvalResult]:
     """The results in a file that `save_results` or `eval --json` wrote, or in every file of a folder of them.
 
-    Files are in the order of the folder's summary.json, others follow by name.
+    Results are those that the folder's summary.json lists, in its order; of other files, all follow by name.
     """
     hint = Message("name a file or folder that eval --out wrote")
     if path.is_dir():
-        by_name = [file for file in sorted(path.glob("*.json")) if file.name != _SUMMARY]
-        files = dict.fromkeys([*_listed(path), *by_name])
-        if not files:
+        results = _listed(path)
+        results |= {
+            file: load_results(file)
+            for file in sorted(path.glob("*.json"))
+            if file.name != _SUMMARY and file not in results
+        }
+        if not results:
             raise DcclipError("{} contains no results", hint, path)
-        return [result for file in files for result in load_results(file)]
+        return [*chain.from_iterable(results.values())]
     if not path.is_file():
         raise DcclipError("{} does not exist", hint, path)
     try:

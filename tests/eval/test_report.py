@@ -1,5 +1,6 @@
 """Reports and cards of models show the results, keep what the user wrote, and load nothing from outside."""
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -17,7 +18,7 @@ from dcclip_cli.eval.card import update_card
 from dcclip_cli.eval.datasets import open_dataset
 from dcclip_cli.eval.metrics import score_classes, score_retrieval
 from dcclip_cli.eval.report import errors_of, one_thing, save_report, tex_text, write_report
-from dcclip_cli.eval.result import save_results, table
+from dcclip_cli.eval.result import load_results, save_results, table
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.progress import Silent
 from tests.eval import layouts
@@ -113,6 +114,15 @@ def test_the_table_of_a_folder_has_all_its_data_sets_in_one_order(tmp_path: Path
     other = [result("学生", guesses(8), dataset="mnist", model_fingerprint="other weights")]
     save_report(other, [], tmp_path / "out", Silent())
     assert len((tmp_path / "out/table.csv").read_text("utf-8").splitlines()) == 2
+
+
+def test_results_of_replaced_weights_do_not_come_back_with_those_of_another_model(tmp_path: Path) -> None:
+    for dataset, models in {"dtd": {"学生": "a", "教师": "t"}, "cars": {"学生": "b"}, "pets": {"教师": "t"}}.items():
+        rows = [result(name, guesses(9), dataset=dataset, model_fingerprint=models[name]) for name in models]
+        save_results(rows, tmp_path)
+    listed = [("教师", "dtd"), ("学生", "cars"), ("教师", "pets")]
+    assert [(row["model"], row["dataset"]) for row in json.loads((tmp_path / "summary.json").read_bytes())] == listed
+    assert [(row.model, row.dataset) for row in load_results(tmp_path)] == listed
 
 
 def test_another_precision_than_fp32_is_named_next_to_the_model(tmp_path: Path) -> None:
