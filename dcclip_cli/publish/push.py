@@ -25,7 +25,7 @@ from dcclip_cli.model.model_dir import PROVENANCE, model_fingerprint
 from dcclip_cli.model.reference import ModelReference, resolve
 from dcclip_cli.model.weights import CONFIG
 from dcclip_cli.progress import Progress, Silent
-from dcclip_cli.run_dir import RESOLVED, STAGES
+from dcclip_cli.run_dir import RESOLVED
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, ModelCard
@@ -65,8 +65,7 @@ class Pushed:
 
 def find_model(name: str) -> ModelReference:
     """The model to push; of a run the one that was trained last, not its export. Raises DcclipError if it has none."""
-    folders = [Path(name) / stage.name / str(stage.model) for stage in reversed(STAGES) if stage.trains]
-    return resolve(str(next((folder for folder in folders if (folder / PROVENANCE).is_file()), name)))
+    return resolve(name, trained=True)
 
 
 def plan_push(
