@@ -309,11 +309,11 @@ class Preflight:
             for key, problem in caption_problems(setup, partial(_may_have, context.data, captioned)):
                 self._add(key, problem)
         kind, languages = "train" if context.data.hold_out else "validation", setup.options.captions.languages
-        if setup.options.validate_every_steps and kind in self._previews and context.data.train != COLLECTED:
-            source, columns = getattr(context.data, kind), context.data.columns
-            if not any(may_have_captions(source, columns, [language]) for language in languages):
-                message = Message("{}: no pair has a caption in {}", named(source), ", ".join(languages))
-                self._add((setup.name, "validate_every_steps"), DcclipError(message, "name other pairs"))
+        source, columns = getattr(context.data, kind), context.data.columns
+        is_checked = setup.options.validate_every_steps and kind in self._previews and source != COLLECTED
+        if is_checked and not any(may_have_captions(source, columns, [language]) for language in languages):
+            message = Message("{}: no pair has a caption in {}", named(source), ", ".join(languages))
+            self._add((setup.name, "validate_every_steps"), DcclipError(message, "name other pairs"))
         if context.start is not None and context.start != self.run_dir.model("distill") and context.start.is_dir():
             from dcclip_cli.model.blank import blank_model
 
