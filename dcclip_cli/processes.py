@@ -14,10 +14,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.files import remove
 from dcclip_cli.machine import keep_pandas_out
 
 if TYPE_CHECKING:
@@ -157,10 +159,13 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def process_pool(number: int, imports: Sequence[str] = (), fresh: bool = False) -> Iterator[ProcessPoolExecutor]:
-    """Up to so many worker processes, which end with the block.
+def process_pool(
+    number: int, imports: Sequence[str] = (), fresh: bool = False, folders: Iterable[Path] = ()
+) -> Iterator[ProcessPoolExecutor]:
+    """Up to so many worker processes, which end with the block; an exception kills them.
 
-    They have the modules `imports`, or are `fresh`: with nothing in their memory but what a call needs.
+    They have the modules `imports`, or are `fresh`: with nothing in their memory but what a call needs. What killed
+    ones were writing in `folders` is removed.
     """
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
@@ -175,6 +180,10 @@ def process_pool(number: int, imports: Sequence[str] = (), fresh: bool = False) 
         except BaseException:
             for process in list(pool._processes.values()):  # pool.kill_workers() from Python 3.14 on
                 process.kill()
+                process.join()
+                for folder in folders:
+                    for path in folder.glob(f".*.{process.pid}-*.partial"):
+                        remove(path)
             raise
 
 

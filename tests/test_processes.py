@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import atomic_file
 from dcclip_cli.processes import NUMBERS, Stopped, asked, calls, handled, noted, process_pool
 
 pytestmark = pytest.mark.any_cpu
@@ -154,6 +155,21 @@ def test_an_error_ends_all_workers_at_once(number: int, kind: type[Exception], s
         run([number, *[0] * 1000])
     assert time.monotonic() - begin < 30  # 50 s of work were left
     assert notes in str(getattr(error.value, "hint", error.value.__cause__))
+
+
+def write(path: Path) -> None:
+    if path.name == "坏":
+        while not list(path.parent.glob(".*.partial")):
+            time.sleep(0.01)
+        raise DcclipError("坏的 bad", "mend it")
+    with atomic_file(path):
+        time.sleep(60)
+
+
+def test_what_a_killed_worker_was_writing_is_removed(tmp_path: Path) -> None:
+    with pytest.raises(DcclipError, match="坏的"), process_pool(2, folders=[tmp_path]) as pool:
+        list(calls(pool, write, [tmp_path / "index", tmp_path / "坏"], "free memory"))
+    assert not list(tmp_path.iterdir())
 
 
 SCRIPT = """

@@ -127,7 +127,8 @@ def write_indexes(jobs: Sequence[tuple[DataFile, Path]], columns: Columns, progr
             written: Iterable[None] = map(write, jobs)
         else:
             hint = Message("run the same command again: it indexes what is missing")
-            written = calls(stack.enter_context(process_pool(workers)), write, jobs, hint)
+            pool = process_pool(workers, folders={path.parent for _, path in jobs})
+            written = calls(stack.enter_context(pool), write, jobs, hint)
         for _ in written:
             task.advance()
 

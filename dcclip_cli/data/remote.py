@@ -259,9 +259,10 @@ def _system_of(scheme: str, _process: int) -> Any:
         import fsspec
 
         options: dict[str, Any] = {}
-        if scheme == "s3":  # retries are made here, the same for every store
+        if scheme == "s3":
             config = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
-            options["config_kwargs"] = {"retries": {"max_attempts": 0}, "connect_timeout": 10, **config}
+            # `_tried` waits, as for every store. But a listing is several requests: each is tried again by itself.
+            options["config_kwargs"] = {"retries": {"max_attempts": 2}, "connect_timeout": 10, **config}
         elif scheme in ("http", "https"):
             import aiohttp
 

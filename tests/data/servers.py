@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -38,6 +39,19 @@ class S3:
 
     def stop(self) -> None:
         self._server.stop()
+
+    def fail(self) -> None:
+        """Answer every second request from now on with 503."""
+        server: Any = self._server._server
+        answer, numbers = server.app, count(1)
+
+        def answer_or_fail(request: Any, begin: Any) -> Any:
+            if next(numbers) % 2 == 0:
+                return answer(request, begin)
+            begin("503 Service Unavailable", [])
+            return []
+
+        server.app = answer_or_fail
 
     def empty(self) -> None:
         """Forget what other servers of this process were given."""

@@ -47,6 +47,9 @@ def test_files_in_a_bucket_are_listed_and_read_by_range(s3: S3) -> None:
     assert both[1].read(300, 2) == bytes([44, 45])
     with pytest.raises(DcclipError, match="s3://nowhere/data does not exist"):
         list_files("s3://nowhere/data")
+    s3.fail()
+    forget_connections()
+    assert [str(file) for file in list_files("s3://bucket/data")] == names  # three requests, each of them twice
 
 
 def test_a_setting_of_s3_that_is_wrong_is_named(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
