@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,10 +21,11 @@ from dcclip_cli.recipe.load import load
 from dcclip_cli.recipe.preflight import check
 from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.trainer import Trainer
+from tests.covering import Row, covers_all
 from tests.tars import tar_of
 from tests.train import jobs, pairwise
 from tests.train.jobs import Job, elsewhere, logged, run, sha256, weights
-from tests.train.pairwise import RELATIONS, RULES, STAGES, TABLES, Row
+from tests.train.pairwise import ARRAYS, RELATIONS, STAGES
 
 
 @pytest.fixture(scope="session")
@@ -105,15 +105,15 @@ def cases(
     return [
         pytest.param(
             *(*values, stage, row),
-            id="-".join([*map(str, values), stage, f"{number:03}", pairwise.name_of(stage, row)]),
-            marks=[pytest.mark.slow] * (number >= (len(pairwise.quick_rows(stage)) if quick is None else quick)),
+            id="-".join([*map(str, values), stage, f"{number:03}", ARRAYS[stage].name_of(row)]),
+            marks=[pytest.mark.slow] * (number >= (len(ARRAYS[stage].quick_rows) if quick is None else quick)),
         )
         for stage in stages
         for number, row in enumerate(sample(stage))
     ]
 
 
-@pytest.mark.parametrize(("stage", "row"), cases(pairwise.rows, quick=None))
+@pytest.mark.parametrize(("stage", "row"), cases(lambda stage: ARRAYS[stage].rows, quick=None))
 def test_a_row_that_breaks_no_rule_is_ready_to_run_and_trains_well(
     stage: str, row: Row, tmp_path: Path, initial: dict[str, torch.Tensor]
 ) -> None:
@@ -124,13 +124,17 @@ def test_a_row_that_breaks_no_rule_is_ready_to_run_and_trains_well(
 
 @pytest.mark.parametrize(
     ("stage", "rule"),
-    [pytest.param(stage, rule, id="-".join([stage, *rule.values()])) for stage in STAGES for rule in RULES[stage]],
+    [
+        pytest.param(stage, rule, id="-".join([stage, *rule.values()]))
+        for stage, array in ARRAYS.items()
+        for rule in array.rules
+    ],
 )
 def test_a_row_that_breaks_a_rule_is_refused_by_the_check_and_by_the_run(
     stage: str, rule: dict[str, str], tmp_path: Path
 ) -> None:
     values = {option: labels.split()[0] for option, labels in rule.items()}
-    row = pairwise.completed(stage, TABLES[stage], values, broken=rule)
+    row = ARRAYS[stage].completed(values, broken=rule)
     assert row is not None
     job = pairwise.job_of(stage, row, tmp_path / "run")
     assert refusal(job) is not None
@@ -140,11 +144,7 @@ def test_a_row_that_breaks_a_rule_is_refused_by_the_check_and_by_the_run(
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_rows_cover_all_pairs_of_values_that_rules_allow(stage: str) -> None:
-    rows, table = pairwise.rows(stage), TABLES[stage]
-    missing = pairwise.all_pairs(table).difference(*map(pairwise.pairs_of, rows))
-    covered = len(pairwise.all_pairs(table)) - len(missing)
-    sys.stdout.write(f"{stage}: {len(rows)} rows cover {covered} pairs; rules exclude {len(missing)}\n")
-    assert not [pair for pair in missing if pairwise.completed(stage, table, dict(pair))]
+    covers_all(stage, ARRAYS[stage])
 
 
 # ---- relations between runs
@@ -167,7 +167,7 @@ def test_what_saves_memory_or_time_leaves_the_first_loss_as_it_is(
     assert first == pytest.approx(second, rel=values["tolerance"])
 
 
-@pytest.mark.parametrize(("stage", "row"), cases(lambda stage: Random(0).sample(pairwise.rows(stage), 10)))
+@pytest.mark.parametrize(("stage", "row"), cases(lambda stage: Random(0).sample(ARRAYS[stage].rows, 10)))
 def test_neither_loading_processes_nor_an_interruption_change_a_byte(stage: str, row: Row, tmp_path: Path) -> None:
     job = pairwise.job_of(stage, row, tmp_path / "run")
     unbroken = sha256(run(elsewhere(job, "unbroken")))
