@@ -45,8 +45,8 @@ from dcclip_cli.versions import versions
 
 # A new format is a class in formats/, a name in `FormatName`, and a line here.
 FORMATS: Mapping[FormatName, Format] = {
-    one.name: one
-    for one in (
+    target.name: target
+    for target in (
         *(Onnx(), Web(), TransformersJs(), Immich(), OpenClip(), Transformers(), SentenceTransformers()),
         *(OpenVino(), Mnn(), ExecuTorch(), LiteRt(), CoreMl()),
     )
@@ -55,8 +55,8 @@ FORMATS: Mapping[FormatName, Format] = {
 
 def format_of(name: FormatName) -> Format:
     """The format of that name, dcclip's or an own one."""
-    found: Format = FORMATS[name] if name in FORMATS else imported(name, Format)()
-    return found
+    target: Format = FORMATS[name] if name in FORMATS else imported(name, Format)()
+    return target
 
 
 EXPORT_FORMAT = 1  # version of the parity report and of the inputs of `made_from`
@@ -137,9 +137,8 @@ def export(
     progress, target = progress or Silent(), format_of(options.format)
     options = _resolved(options, model, target)
     made_from = _made_from(model, options)
-    if not fresh and _is_made(out, made_from):
+    if _is_made(out, made_from, fresh):
         return ExportResult(out, options.format, None, _size_bytes(out), 0.0, already_finished=True)
-    _check_replaceable(out)
     target.check(options.precision, options.preprocess, options.dims)
     is_bundle = model.kind == "bundle"
     calibration = _calibration(options, data, needed=options.precision == "int8" and not is_bundle)
@@ -147,7 +146,11 @@ def export(
     target.prepare(progress)
     samples = samples_from(recipe_samples(data, "validation", "train") or calibration)
     samples = samples.squares() if target.crops_down else samples
-    comparison = Comparison(samples, _tests(evaluation), options.parity.images, progress)
+    tests: list[DataSet] = []
+    if evaluation is not None:  # the classification sets with one class per image
+        opened = open_datasets(evaluation.model_copy(update={"task": "zero-shot", "templates": "own"}))
+        tests = [test for test in opened if test.metric in ("top1", "mean_per_class") and not test.is_retrieval]
+    comparison = Comparison(samples, tests, options.parity.images, progress)
     source = load_source(model)
     _check_takes(target, source, options)
     source.dims = options.dims
@@ -166,7 +169,7 @@ def export(
             written = graphs.write() if target.from_onnx else temporary
             with own_errors(options.format):
                 target.write(source, written, folder, options.precision)
-            _add(folder, {**_about(source, folder, options), "made_from": made_from})
+            _add(folder, {**_description(source, folder, options), "made_from": made_from})
             return target.open(folder)
 
         short = shortened(source.encoder, options.dims, progress)
@@ -194,21 +197,21 @@ def _loosen_until_close(
     after: dict[str, Embeddings] = {}
     while (encoder := write()) is not None:
         parity: Parity | None = None
-        after = {tower: found for tower, found in after.items() if tower not in changed}
+        after = {tower: embeddings for tower, embeddings in after.items() if tower not in changed}
         try:
             after |= {tower: comparison.embed(encoder, tower) for tower in TOWERS if tower not in after}
         except NotFiniteError as error:  # fp16 overflows
-            found, shortfalls = error.what, [error.what]
+            summary, shortfalls = error.what, [error.what]
         else:
             parity = replace(comparison.parity(before, after), int8_largest_pair_sum=graphs.largest_pair_sum)
             shortfalls = parity.shortfalls(options.parity.limits(options.precision, options.preprocess))
             tests = (
-                Message(", {:.1%} in {} (top-1 {:.1%} -> {:.1%})", one.agreement, language, one.before, one.after)
-                for language, one in parity.by_language().items()
+                Message(", {:.1%} in {} (top-1 {:.1%} -> {:.1%})", test.agreement, language, test.before, test.after)
+                for language, test in parity.by_language().items()
             )
-            found = Message("{:.1%} agree on {}{}", parity.agreement, parity.source, joined("", tests))
-        attempt = joined("", (Message("{} kept {}, ", tower, kept) for tower, kept in graphs.kept.items()))
-        progress.say(Message("export: {}{}", attempt, found))
+            summary = Message("{:.1%} agree on {}{}", parity.agreement, parity.source, joined("", tests))
+        attempt = joined("", (Message("{} kept {}, ", tower, parts) for tower, parts in graphs.kept.items()))
+        progress.say(Message("export: {}{}", attempt, summary))
         if not shortfalls:
             return parity
         del encoder  # its memory is needed for the next one
@@ -228,57 +231,55 @@ def _loosen_until_close(
 
 def _resolved(options: ExportOptions, model: ModelReference, target: Format) -> ExportOptions:
     """The options with what the format and the model decide. Raises DcclipError where these exclude each other."""
-    asked = options.model_fields_set
-    if "preprocess" not in asked:
+    options_set = options.model_fields_set
+    if "preprocess" not in options_set:
         options = options.model_copy(update={"preprocess": target.preprocess[0]})
     if model.kind != "bundle":
         return options
-    about = read_description(model.path)[0]
-    if not target.from_onnx or (target.rounds and about.precision == "int8"):
-        what = Message("{} is a bundle, from which --format {} cannot be made", model.target, target.name)
-    elif "precision" in asked and options.precision != about.precision:
-        what = Message("{} is a bundle in {}, not in {}", model.target, about.precision, options.precision)
-    elif "preprocess" in asked and options.preprocess == "outside" != about.preprocess:
-        what = Message("{} is a bundle with its preprocessing in the graph", model.target)
+    description = read_description(model.path)[0]
+    if not target.from_onnx or (target.rounds and description.precision == "int8"):
+        reason = Message("{} is a bundle, from which --format {} cannot be made", model.target, target.name)
+    elif "precision" in options_set and options.precision != description.precision:
+        reason = Message("{} is a bundle in {}, not in {}", model.target, description.precision, options.precision)
+    elif "preprocess" in options_set and options.preprocess == "outside" != description.preprocess:
+        reason = Message("{} is a bundle with its preprocessing in the graph", model.target)
     elif options.dims is not None:
-        what = Message("{} is a bundle, whose graphs are not cut", model.target)
+        reason = Message("{} is a bundle, whose graphs are not cut", model.target)
     else:
-        preprocess = "graph" if about.preprocess == "graph" else options.preprocess
-        return options.model_copy(update={"precision": about.precision, "preprocess": preprocess})
+        preprocess = "graph" if description.preprocess == "graph" else options.preprocess
+        return options.model_copy(update={"precision": description.precision, "preprocess": preprocess})
     hint = Message("export the model directory written by align or distill, or omit the option")
     if (trained := furthest_stage(model.path.parent, trained=True)) not in (None, model.path):
         hint = Message("use --model {}, or omit the option", trained)
-    raise DcclipError(what, hint)
+    raise DcclipError(reason, hint)
 
 
-def _is_made(out: Path, made_from: str) -> bool:
-    """Whether `out` contains the export `made_from` this. Raises DcclipError if it is damaged."""
-    if not (out / DESCRIPTION).is_file():
-        return False
-    record = read_record(out / DESCRIPTION, Message("make it again with --fresh"))
-    if record.content.get("made_from") != made_from:
-        return False
-    record.check()
-    return True
+def _is_made(out: Path, made_from: str, fresh: bool) -> bool:
+    """Whether `out` contains the export `made_from` this, which is kept unless `fresh`.
 
-
-def _check_replaceable(out: Path) -> None:
-    """Raise DcclipError if `out` contains anything but an export."""
+    Raises DcclipError if that is damaged, or if `out` contains anything but an export.
+    """
     hint = Message("name a new folder with --out")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
+        return False
     if not (out / DESCRIPTION).is_file():
         raise DcclipError("{} is not empty and is not an export", hint, out)
-    about = read_json(out / DESCRIPTION, hint)
-    if "made_from" not in about and about.get("kind") != "bundle":
+    if not fresh:
+        record = read_record(out / DESCRIPTION, Message("make it again with --fresh"))
+        if record.content.get("made_from") == made_from:
+            record.check()
+            return True
+    content = read_json(out / DESCRIPTION, hint)
+    if "made_from" not in content and content.get("kind") != "bundle":
         raise DcclipError("{} contains a model, not an export", hint, out)
+    return False
 
 
 def _check_takes(target: Format, source: Source, options: ExportOptions) -> None:
     """Raise DcclipError if the format cannot have the source's images, or its tokenizer."""
     if isinstance(source.preprocessing, Patches) and not (target.takes_patches and options.preprocess == "outside"):
-        what = Message("{} keeps the proportions of images (NaFlex), which this export does not", source.encoder.name)
-        raise DcclipError(what, "use --format onnx or openvino, without --preprocess graph")
+        reason = Message("{} keeps the proportions of images (NaFlex), which this export does not", source.encoder.name)
+        raise DcclipError(reason, "use --format onnx or openvino, without --preprocess graph")
     if target.reads_tokens_itself:
         check_alike(source.tokenizer, source.encoder.name)
 
@@ -291,12 +292,12 @@ def _calibration(options: ExportOptions, data: DataOptions | None, needed: bool)
     """The images to calibrate on that are named, or if they are `needed` those of the recipe's data, else None."""
     if options.calibration:
         return find_dataset(Path(options.calibration)) or open_images(Path(options.calibration))
-    found = recipe_samples(data, "train", "validation") if needed else None
-    if needed and found is None:
+    samples = recipe_samples(data, "train", "validation") if needed else None
+    if needed and samples is None:
         raise DcclipError(
             "int8 needs images to calibrate on", "name a folder of images with --calibration, or a recipe with data"
         )
-    return found
+    return samples
 
 
 def _made_from(model: ModelReference, options: ExportOptions) -> str:
@@ -309,25 +310,17 @@ def _made_from(model: ModelReference, options: ExportOptions) -> str:
     return hashlib.sha256(f"{EXPORT_FORMAT} {identity} {options.model_dump_json()}".encode()).hexdigest()
 
 
-def _tests(evaluation: EvalOptions | None) -> list[DataSet]:
-    """The classification sets of `evaluation` with one class per image."""
-    if evaluation is None:
-        return []
-    opened = open_datasets(evaluation.model_copy(update={"task": "zero-shot", "templates": "own"}))
-    return [one for one in opened if one.metric in ("top1", "mean_per_class") and not one.is_retrieval]
-
-
-def _about(source: Source, folder: Path, options: ExportOptions) -> dict[str, Any]:
+def _description(source: Source, folder: Path, options: ExportOptions) -> dict[str, Any]:
     """The content of dcclip.json; nothing for a model directory, which has its own. Adds a missing tokenizer.json."""
     if options.format == "open_clip":
         return {}
     if not (folder / TOKENIZER).exists():
         prepare(source).save(str(folder / TOKENIZER), pretty=False)
     files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
-    own: Mapping[Any, Sequence[str]] = options.prompts or {}
+    recipe_prompts: Mapping[Any, Sequence[str]] = options.prompts or {}
     model, name = source.encoder, format_of(options.format).name
-    prompts = {**PLAIN_PROMPTS, **model.prompts, **own}
-    known = model.known and model.known.within(options.dims)
+    prompts = {**PLAIN_PROMPTS, **model.prompts, **recipe_prompts}
+    known_words = model.known and model.known.within(options.dims)
     return {
         "kind": "bundle" if name in ("onnx", "web") else name,
         "name": f"{model.name}-{options.precision}",
@@ -339,7 +332,7 @@ def _about(source: Source, folder: Path, options: ExportOptions) -> dict[str, An
         "preprocess": options.preprocess,
         "logit_scale": model.logit_scale,
         "logit_bias": model.logit_bias,
-        "known": asdict(known) if known else None,
+        "known": asdict(known_words) if known_words else None,
         "languages": list(prompts),
         "prompts": {language: list(templates) for language, templates in prompts.items()},
         "context_length": source.context_length,
@@ -347,12 +340,12 @@ def _about(source: Source, folder: Path, options: ExportOptions) -> dict[str, An
         "fixed_length": source.fixed,
         "tokenizer_sha256": file_sha256(folder / TOKENIZER),
         **({"dims": options.dims} if options.dims else {}),
-        "trained_dims": [one for one in model.trained_dims if one <= (options.dims or one)],
+        "trained_dims": [dims for dims in model.trained_dims if dims <= (options.dims or dims)],
         "versions": versions(),
     }
 
 
-def _card(about: Mapping[str, Any], name: FormatName, parity: Parity | None) -> str:
+def _card(content: Mapping[str, Any], name: FormatName, parity: Parity | None) -> str:
     same = "have the same best text as with the model."
     agreement = f"Of {parity.images} images, {parity.agreement:.1%} {same}\n" if parity else ""
     return f"""---
@@ -360,15 +353,15 @@ library_name: {"onnx" if name in ("immich", "web") else name}
 language: [zh, en]
 pipeline_tag: zero-shot-image-classification
 ---
-# {about["name"]}
+# {content["name"]}
 
-A Chinese-English CLIP for {name} in {about["precision"]}, exported by dcclip, {about["parameters"]:,} parameters.
+A Chinese-English CLIP for {name} in {content["precision"]}, exported by dcclip, {content["parameters"]:,} parameters.
 {agreement}The full record is in `dcclip.json`.
 """
 
 
-def _add(folder: Path, more: dict[str, Any]) -> None:
+def _add(folder: Path, entries: dict[str, Any]) -> None:
     """Add to an export's dcclip.json, new or that of a copied model directory, and list the files in it."""
     file = folder / DESCRIPTION
-    before = json.loads(file.read_text("utf-8")) if file.exists() else {}
-    write_record(file, {**before, **more})
+    content = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    write_record(file, {**content, **entries})

@@ -39,14 +39,12 @@ class TextGraph(nn.Module):
         self.towers, self._padding_id, self._dims = source.towers, source.padding_id, source.dims
 
     def forward(self, ids: Tensor) -> Tensor:
-        return _finished(self.towers.text_embedding(Tokens(ids, self._mask(ids))), self._dims)
-
-    def _mask(self, ids: Tensor) -> Tensor:
-        if not isinstance(self.towers, TransformersTowers):
-            return ids  # open_clip's read no mask
-        # The original CLIP pads with its end token: masked or not, padding comes after the position that is pooled.
-        is_end = self.towers.tokenizer.eos_token_id == self._padding_id
-        return torch.ones_like(ids) if is_end else (ids != self._padding_id).long()
+        mask = ids  # open_clip's towers read none
+        if isinstance(self.towers, TransformersTowers):
+            # The original CLIP pads with its end token: masked or not, padding comes after the position that is pooled.
+            is_end = self.towers.tokenizer.eos_token_id == self._padding_id
+            mask = torch.ones_like(ids) if is_end else (ids != self._padding_id).long()
+        return _finished(self.towers.text_embedding(Tokens(ids, mask)), self._dims)
 
 
 def _finished(embeddings: Tensor, dims: int | None) -> Tensor:
@@ -110,13 +108,9 @@ def write_graph(
     program.save(file, external_data=True)
     for value in program.model.graph.initializers.values():
         value.const_value = None  # the optimizer keeps the graph for good
-    _remove_source_paths(file)
-
-
-def _remove_source_paths(file: Path) -> None:
-    """Remove the source paths and stack traces that the exporter adds to every node: private, and large."""
     import onnx
 
+    # Remove the source paths and stack traces that the exporter adds to every node: private, and large.
     model = onnx.load(file, load_external_data=False)  # weights in a file next to it stay there
     for part in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
         del part.metadata_props[:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -65,10 +66,10 @@ class Thresholds(Options):
 
     def limits(self, precision: Precision, preprocess: Preprocess = "outside") -> dict[str, float]:
         """The thresholds that hold, by name, with the defaults for `precision`."""
-        found = {**_DEFAULTS[precision], "max_accuracy_loss": 0.5}
-        if preprocess == "graph" and "max_difference" in found:
-            found["max_difference"] += _RESIZED
-        return found | self.model_dump(exclude={"images"}, exclude_none=True)
+        limits = {**_DEFAULTS[precision], "max_accuracy_loss": 0.5}
+        if preprocess == "graph" and "max_difference" in limits:
+            limits["max_difference"] += _RESIZED
+        return limits | self.model_dump(exclude={"images"}, exclude_none=True)
 
 
 @dataclass(frozen=True)
@@ -114,35 +115,38 @@ class Parity:
 
     def by_language(self) -> dict[Language, Accuracy]:
         """The accuracy in each language over all test sets together."""
-        found = {}
-        for language in dict.fromkeys(one.language for one in self.accuracy):
-            sets = [one for one in self.accuracy if one.language == language]
-            images = sum(one.images for one in sets)
+        accuracies = {}
+        for language in dict.fromkeys(result.language for result in self.accuracy):
+            sets = [result for result in self.accuracy if result.language == language]
+            images = sum(result.images for result in sets)
             metrics = ("before", "after", "agreement")
-            means = (sum(getattr(one, metric) * one.images for one in sets) / images for metric in metrics)
-            found[language] = Accuracy("all test sets", language, images, *means)
-        return found
+            means = (sum(getattr(result, metric) * result.images for result in sets) / images for metric in metrics)
+            accuracies[language] = Accuracy("all test sets", language, images, *means)
+        return accuracies
 
     def shortfalls(self, limits: Mapping[str, float]) -> list[Message]:
         """One sentence for each of the `limits` (see Thresholds) that is exceeded."""
-        found = []
+        shortfalls = []
         for tower in TOWERS:
             difference, cosine = (getattr(self, f"{tower}_{name}") for name in ("max_difference", "centred_cosine"))
             if difference > (limit := limits.get("max_difference", np.inf)):
-                found.append(Message("{} embeddings differ by {:.2g}, more than {:g}", tower, difference, limit))
+                shortfalls.append(Message("{} embeddings differ by {:.2g}, more than {:g}", tower, difference, limit))
             if cosine < (limit := limits["min_centred_cosine"]):
-                found.append(Message("the {} towers' centred cosine is {:.4f}, under {:g}", tower, cosine, limit))
-        least, most = limits["min_agreement"], limits["max_accuracy_loss"]
-        what = Message("{} images ({}) keep their best text", self.images, self.source)
-        agreements = [(what, self.agreement)]
-        for language, one in self.by_language().items():
-            agreements.append((Message("the test images keep their class in {}", language), one.agreement))
-            if (loss := 100 * (one.before - one.after)) > most + 1e-9:
-                found.append(Message("top-1 in {} drops by {:.2f} points, more than {:g}", language, loss, most))
-        found += [
-            Message("{:.1%} of {}, less than {:.1%}", one, what, least) for what, one in agreements if one < least
+                shortfalls.append(Message("the {} towers' centred cosine is {:.4f}, under {:g}", tower, cosine, limit))
+        min_agreement, max_loss = limits["min_agreement"], limits["max_accuracy_loss"]
+        agreements = [(Message("{} images ({}) keep their best text", self.images, self.source), self.agreement)]
+        for language, accuracy in self.by_language().items():
+            agreements.append((Message("the test images keep their class in {}", language), accuracy.agreement))
+            if (loss := 100 * (accuracy.before - accuracy.after)) > max_loss + 1e-9:
+                shortfalls.append(
+                    Message("top-1 in {} drops by {:.2f} points, more than {:g}", language, loss, max_loss)
+                )
+        shortfalls += [
+            Message("{:.1%} of {}, less than {:.1%}", share, subject, min_agreement)
+            for subject, share in agreements
+            if share < min_agreement
         ]
-        return found
+        return shortfalls
 
 
 @dataclass(frozen=True)
@@ -166,14 +170,15 @@ class Comparison:
         self, samples: Samples, tests: Sequence[DataSet] = (), images: int = 1000, progress: Progress | None = None
     ) -> None:
         self._samples, self._tests, self._progress = samples, tests, progress or Silent()
-        texts = {text for several in (*samples.labels, samples.texts) for text in several}
-        self._texts = sorted(texts, key=lambda text: (len(text), text))
+        self._texts = sorted(set(chain(*samples.labels, samples.texts)), key=lambda text: (len(text), text))
         shuffled = (np.random.default_rng(0).permutation(len(test.images)) for test in tests)
         self._chosen = [sorted(numbers[:images].tolist()) for numbers in shuffled]
 
     def parity(self, before: Mapping[str, Embeddings], after: Mapping[str, Embeddings]) -> Parity:
         """The parity of two models by the embeddings of their towers."""
-        (images, texts), (new_images, new_texts) = ([one[tower] for tower in TOWERS] for one in (before, after))
+        (images, texts), (new_images, new_texts) = (
+            [embeddings[tower] for tower in TOWERS] for embeddings in (before, after)
+        )
         row_of = {text: row for row, text in enumerate(self._texts)}
         agreements, accuracy = [], []
         for names in self._samples.labels:
@@ -188,7 +193,7 @@ class Comparison:
                 agreements.append(_agreement(was, now))
                 old, new = (float((best(*pair) == classes.labels[chosen]).mean()) for pair in (was, now))
                 accuracy.append(Accuracy(test.name, language, len(chosen), old, new, agreements[-1][0]))
-        weights = [len(images.samples)] * len(self._samples.labels) + [one.images for one in accuracy]
+        weights = [len(images.samples)] * len(self._samples.labels) + [result.images for result in accuracy]
         _, image, text = (float(np.average(column, weights=weights)) for column in zip(*agreements, strict=True))
         return Parity(
             source=self._samples.source,
@@ -206,33 +211,30 @@ class Comparison:
 
     def embed(self, model: Encoder, tower: str, sizes: Sequence[int] = BATCH_SIZES) -> Embeddings:
         """One tower's embeddings, those of the samples in batches of these sizes. Raises NotFiniteError."""
+        tests: list[Any] = []
         if tower == "text":
-            texts = [_class_texts(model, test) for test in self._tests]
-            return Embeddings(_in_batches(model.encode_texts, self._texts, sizes), texts)
+            for test in self._tests:
+                prompts = {
+                    language: [fill(classes.templates, name) for name in classes.names]
+                    for language, classes in _classes(test).items()
+                }
+                tests.append({language: class_embeddings(model, texts) for language, texts in prompts.items()})
+            return Embeddings(_in_batches(model.encode_texts, self._texts, sizes), tests)
         pixels = np.stack([model.preprocess(image) for image in self._samples.images])
-        tests = [self._test_images(model, test, chosen) for test, chosen in zip(self._tests, self._chosen, strict=True)]
+        for test, chosen in zip(self._tests, self._chosen, strict=True):
+            rows = []
+            with self._progress.task(Message("parity on {}", test.name), len(chosen)) as task:
+                for index, embedding in embed(model, chosen, test.images.load):
+                    if isinstance(embedding, DcclipError):
+                        raise DcclipError("data set {}, image {}: {}", embedding.hint, test.name, index, embedding.what)
+                    rows.append(embedding)
+                    task.advance()
+            tests.append(np.stack(rows))
         return Embeddings(_in_batches(model.encode_pixels, pixels, sizes), tests)
-
-    def _test_images(self, model: Encoder, test: DataSet, chosen: Sequence[int]) -> np.ndarray:
-        rows = []
-        with self._progress.task(Message("parity on {}", test.name), len(chosen)) as task:
-            for index, found in embed(model, chosen, test.images.load):
-                if isinstance(found, DcclipError):
-                    raise DcclipError("data set {}, image {}: {}", found.hint, test.name, index, found.what)
-                rows.append(found)
-                task.advance()
-        return np.stack(rows)
-
-
-def _class_texts(model: Encoder, test: DataSet) -> dict[Language, np.ndarray]:
-    return {
-        language: class_embeddings(model, [fill(one.templates, name) for name in one.names])
-        for language, one in _classes(test).items()
-    }
 
 
 def _classes(test: DataSet) -> dict[Language, Classes]:
-    return {language: one for language, one in test.truth.items() if isinstance(one, Classes)}
+    return {language: classes for language, classes in test.truth.items() if isinstance(classes, Classes)}
 
 
 def best(images: np.ndarray, texts: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -86,8 +87,8 @@ class Int8Tower:
             self._graph = with_unshared_biases(with_rounded_tables(graph))
         weights = self._graph.proto.graph.initializer
         self._sizes = {weight.name: math.prod(weight.dims) for weight in weights}
-        given = weights if self._convolutional else graph.proto.graph.initializer  # equal rows not yet shared
-        self._whole = sum(math.prod(weight.dims) for weight in given)
+        unshared = weights if self._convolutional else graph.proto.graph.initializer  # equal rows not yet shared
+        self._size = sum(math.prod(weight.dims) for weight in unshared)
         weighted = ("Conv", *_DENSE) if self._convolutional else _DENSE
         nodes = self._graph.proto.graph.node
         self._nodes = [node for node in nodes if node.op_type in weighted and node.input[1] in self._sizes]
@@ -100,7 +101,14 @@ class Int8Tower:
         Returns its largest sum of two int8 products (rounding.py).
         """
         sensitive = self._sensitive[: round(activations * len(self._sensitive))] if activations else []
-        nodes = self._costly_weights(weights) if weights else []
+        nodes = []
+        if weights:  # those whose weights change the embeddings most per byte
+            extra = {node.name: 3 * self._sizes[node.input[1]] for node in self._nodes}  # bytes in fp32
+            remaining = weights * self._size
+            for name in sorted(extra, key=lambda name: (-self._weight_effects[name] / extra[name], name)):
+                if extra[name] <= remaining:
+                    remaining -= extra[name]
+                    nodes.append(name)
         written = self._keeping({*self._plain, *sensitive}, {*self._first, *nodes})
         written.save(out)
         return largest_pair_sum(written)
@@ -122,16 +130,6 @@ class Int8Tower:
     def _weight_effects(self) -> dict[str, float]:
         activations, names = rounded_activations(self._rounded), [node.name for node in self._nodes]
         return self._effects(names, lambda kept: self._keeping(activations, kept), lambda: self._graph)
-
-    def _costly_weights(self, share: float) -> list[str]:
-        """The nodes whose weights change the embeddings most per byte, up to a fraction of the int8 tower's size."""
-        size = {node.name: 3 * self._sizes[node.input[1]] for node in self._nodes}  # extra bytes in fp32
-        left, chosen = share * self._whole, []
-        for name in sorted(size, key=lambda name: (-self._weight_effects[name] / size[name], name)):
-            if size[name] <= left:
-                left -= size[name]
-                chosen.append(name)
-        return chosen
 
     def _effects(
         self, names: Sequence[str], keeping: Callable[[set[str]], OnnxGraph], exact: Callable[[], OnnxGraph]
@@ -193,7 +191,7 @@ class Int8Tower:
         weights = self._graph.weights
         axes = {node.input[1]: output_axis(node, weights[node.input[1]].ndim) for node in self._nodes}
         channels = {name: Channels(axis, safe_scales(weights[name], axis)) for name, axis in axes.items()}
-        coarse = ((name, rounded(weights[name], one.axis, one.scales)) for name, one in channels.items())
+        coarse = ((name, rounded(weights[name], channel.axis, channel.scales)) for name, channel in channels.items())
         with TemporaryDirectory(dir=self._graph.folder) as temporary:
             graph = with_weights(self._graph, coarse, self._batches, Path(temporary))
             graph = quantized(graph, channels, activations, self._batches, extra, **options)
@@ -246,16 +244,16 @@ class OnnxGraphs:
             step, out = self._step[tower], self._folder / name
             if self._written.get(tower) == step:
                 continue
-            kept = self._ladder[step]
+            keeping = self._ladder[step]
             if self._precision == "int8":
-                self._pair_sums[tower] = self._int8[tower].write(out, *kept)
+                self._pair_sums[tower] = self._int8[tower].write(out, *keeping)
             else:
                 OnnxGraph.load(self._fp32 / name).save(out)
             if self._precision == "fp16":
                 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
                 from onnxruntime.transformers.onnx_model import OnnxModel
 
-                blocked = [*DEFAULT_OP_BLOCK_LIST, *kept]
+                blocked = [*DEFAULT_OP_BLOCK_LIST, *keeping]
                 half = OnnxModel(convert_float_to_float16(str(out), keep_io_types=True, op_block_list=blocked))
                 half.topological_sort(is_deterministic=True)  # its casts are the last nodes
                 # It calls all weights fp16. The shapes of other tensors stay: without them onnxruntime 1.32 crashes.
@@ -273,12 +271,12 @@ class OnnxGraphs:
 
         Returns the towers that took it, none if no step is left.
         """
-        left = [tower for tower in self._written if self._step[tower] + 1 < len(self._ladder)]
+        towers = [tower for tower in self._written if self._step[tower] + 1 < len(self._ladder)]
         if parity is not None:
-            left = sorted(left, key=parity.closeness)[:1]
-        for tower in left:
+            towers = sorted(towers, key=parity.closeness)[:1]
+        for tower in towers:
             self._step[tower] += 1
-        return left
+        return towers
 
     @cached_property
     def _fp32(self) -> Path:
@@ -294,7 +292,7 @@ class OnnxGraphs:
     def _int8(self) -> dict[str, Int8Tower]:
         assert self._calibration is not None
         images, captions = images_and_captions(self._calibration, self._images)
-        texts = [*calibration_texts(self._images), *(text for several in captions for text in several)]
+        texts = [*calibration_texts(self._images), *chain(*captions)]
         tokenizer, preprocess = prepare(self._source), self._source.preprocessing
         ids = [np.asarray([tokenizer.encode(text).ids], np.int64) for text in texts]  # one by one: no padding
         pixels = [
@@ -312,9 +310,9 @@ class BundleGraphs:
     def __init__(self, source: Source, folder: Path, preprocess: Preprocess) -> None:
         assert source.folder is not None
         self._source, self._bundle, self._folder, self._preprocess = source, source.folder, folder, preprocess
-        about = read_json(source.folder / DESCRIPTION, "")
-        self.kept: dict[str, str] = about.get("kept_fp32") or {}
-        self.largest_pair_sum: int | None = (about.get("parity") or {}).get("int8_largest_pair_sum")
+        description = read_json(source.folder / DESCRIPTION, "")
+        self.kept: dict[str, str] = description.get("kept_fp32") or {}
+        self.largest_pair_sum: int | None = (description.get("parity") or {}).get("int8_largest_pair_sum")
 
     def write(self) -> Path:
         """The folder with both graphs."""

@@ -109,10 +109,11 @@ def with_rounded_tables(graph: OnnxGraph) -> OnnxGraph:
             continue
         (table, ids), [output] = node.input, node.output
         codes, scale = _by_row(graph.weights[table])
-        kept, row = _shared(codes, scale)
-        if 2 * len(kept) <= len(row):  # words of one meaning have one row
-            codes, scale = codes[kept], scale[kept]
-            copy.add(f"{table}_row", row)
+        rows = np.ascontiguousarray(np.concatenate([codes, scale.view(np.int8)], axis=1))
+        _, first_rows, row = np.unique(rows.view(f"V{rows.shape[1]}").ravel(), return_index=True, return_inverse=True)
+        if 2 * len(first_rows) <= len(row):  # words of one meaning have one row
+            codes, scale = codes[first_rows], scale[first_rows]
+            copy.add(f"{table}_row", row.astype(np.int32))
             nodes.append(helper.make_node("Gather", [f"{table}_row", ids], [f"{output}_row"], f"{node.name}_row"))
             ids = f"{output}_row"
         copy.add(f"{table}_int8", codes)
@@ -141,13 +142,6 @@ def _by_row(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return codes, scales
 
 
-def _shared(codes: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first of all equal rows (U,), and for each row which of these it is (V,), int32."""
-    rows = np.ascontiguousarray(np.concatenate([codes, scales.view(np.int8)], axis=1))
-    _, kept, row = np.unique(rows.view(f"V{rows.shape[1]}").ravel(), return_index=True, return_inverse=True)
-    return kept, row.astype(np.int32)
-
-
 def safe_scales(values: np.ndarray, axis: int) -> np.ndarray:
     """(C,) The scale of each channel with which no two of its int8 codes add up to more than 128 or less than -128.
 
@@ -164,7 +158,7 @@ def safe_scales(values: np.ndarray, axis: int) -> np.ndarray:
 
 def rounded(values: np.ndarray, axis: int, scale: np.ndarray) -> np.ndarray:
     """The nearest values that int8 codes with these scales can represent."""
-    spread = scale.reshape([-1 if other == axis else 1 for other in range(values.ndim)])
+    spread = scale.reshape([-1 if index == axis else 1 for index in range(values.ndim)])
     return (np.round(values / spread) * spread).astype(np.float32)
 
 
@@ -213,19 +207,21 @@ def _mean_shifts(
         name, bias = node.input[1:3]
         if bias not in before or before[bias].ndim != 1:
             continue
-        moved, others = deepcopy(node), [axis for axis in range(before[name].ndim) if axis != 1]
+        moved, mean_axes = deepcopy(node), [axis for axis in range(before[name].ndim) if axis != 1]
         moved.name, moved.input[1], moved.output[0] = f"{node.name}_moved", f"{name}_moved", f"{bias}_moved"
         del moved.input[2]
         mean = helper.make_node("ReduceMean", [moved.output[0], f"{bias}_axes"], [f"{bias}_mean"], keepdims=0)
         probe.proto.graph.node.extend([moved, mean])
         probe.add(moved.input[1], after[name] - before[name], folder)
-        probe.add(f"{bias}_axes", np.asarray(others, np.int64))
+        probe.add(f"{bias}_axes", np.asarray(mean_axes, np.int64))
         biases.append(bias)
     if not biases:
         return {}
     means = zip(*_outputs(probe, [f"{bias}_mean" for bias in biases], batches), strict=True)
     sizes = [len(batch) for batch in batches]
-    return {bias: np.average(several, axis=0, weights=sizes) for bias, several in zip(biases, means, strict=True)}
+    return {
+        bias: np.average(batch_means, axis=0, weights=sizes) for bias, batch_means in zip(biases, means, strict=True)
+    }
 
 
 def largest_pair_sum(graph: OnnxGraph) -> int:
@@ -234,11 +230,11 @@ def largest_pair_sum(graph: OnnxGraph) -> int:
     More than 32767 would overflow on CPUs that add two products in 16 bits. 0 without such products.
     """
     largest, weights, nodes = 0, graph.weights, graph.proto.graph.node
-    made = {node.output[0]: node for node in nodes if node.op_type == "DequantizeLinear"}
+    dequantizers = {node.output[0]: node for node in nodes if node.op_type == "DequantizeLinear"}
     for node in nodes:
-        if node.op_type not in ("Conv", "MatMul", "Gemm") or not all(name in made for name in node.input[:2]):
+        if node.op_type not in ("Conv", "MatMul", "Gemm") or not all(name in dequantizers for name in node.input[:2]):
             continue  # computed in fp32
-        activation, weight = (made[name] for name in node.input[:2])
+        activation, weight = (dequantizers[name] for name in node.input[:2])
         codes, zero = weights.get(weight.input[0]), weights.get((*activation.input, "", "")[2])
         if codes is not None and codes.dtype == np.int8 and not (zero is not None and zero.dtype == np.int8):
             pairs = _pairs(_by_channel(codes.astype(np.int16), output_axis(node, codes.ndim)))
@@ -268,14 +264,14 @@ def output_axis(node: Any, dimensions: int) -> int:
 def _without_unused(graph: OnnxGraph) -> OnnxGraph:
     """The graph without nodes and weights that no output depends on."""
     proto = graph.proto.graph
-    used, kept = {output.name for output in proto.output}, []
+    used, used_nodes = {output.name for output in proto.output}, []
     for node in reversed(proto.node):
         if used & set(node.output):
             used |= set(node.input)
-            kept.append(node)
+            used_nodes.append(node)
     weights = [weight for weight in proto.initializer if weight.name in used]
     del proto.node[:], proto.initializer[:]
-    proto.node.extend(reversed(kept))
+    proto.node.extend(reversed(used_nodes))
     proto.initializer.extend(weights)
     return graph
 
@@ -312,7 +308,12 @@ def quantized(
 
     proto = onnx.shape_inference.infer_shapes(graph.proto)
     add_infer_metadata(proto)  # otherwise the quantizer infers the shapes again, with the weights below
-    names = _floats(proto) if activations is None else list(activations)
+    names = list(activations or ())
+    if activations is None:  # all float tensors that are no weights
+        typed = (*proto.graph.value_info, *proto.graph.input, *proto.graph.output)
+        floats = {tensor.name for tensor in typed if tensor.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+        computed = {name for node in proto.graph.node for name in (*node.input, *node.output)}
+        names = sorted(floats & computed - {weight.name for weight in proto.graph.initializer})
     ranges = TensorsData(CalibrationMethod.MinMax, _ranges(graph, names, batches))
     values = graph.weights
     for weight in proto.graph.initializer:
@@ -344,26 +345,16 @@ def quantized(
 
 def _with_codes(graph: OnnxGraph, values: Mapping[str, np.ndarray], weights: Mapping[str, Channels]) -> OnnxGraph:
     """The quantizer's graph with the codes of whole weights, in the scales that the quantizer chose."""
-    made = graph.weights
+    graph_weights = graph.weights
     for weight in graph.proto.graph.initializer:
         name = weight.name.removesuffix(_CODES)
         if weight.name in weights:  # a node that is not quantized takes it, too
             weight.CopyFrom(graph.stored(name, values[name]))
         elif name in weights:
             spread = [-1 if axis == weights[name].axis else 1 for axis in range(values[name].ndim)]
-            codes = np.round(values[name] / made[f"{name}_scale"].reshape(spread))
+            codes = np.round(values[name] / graph_weights[f"{name}_scale"].reshape(spread))
             weight.CopyFrom(graph.stored(weight.name, np.clip(codes, -127, 127).astype(np.int8)))
     return graph
-
-
-def _floats(proto: Any) -> list[str]:
-    """All tensors of a graph that are float and no weights."""
-    from onnx import TensorProto
-
-    known = (*proto.graph.value_info, *proto.graph.input, *proto.graph.output)
-    floats = {one.name for one in known if one.type.tensor_type.elem_type == TensorProto.FLOAT}
-    computed = {name for node in proto.graph.node for name in (*node.input, *node.output)}
-    return sorted(floats & computed - {weight.name for weight in proto.graph.initializer})
 
 
 def _ranges(
@@ -380,6 +371,6 @@ def _ranges(
             probe.proto.graph.node.append(helper.make_node(kind, [name], [outputs[-1]], outputs[-1], keepdims=0))
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    found = np.asarray(_outputs(probe, outputs, batches, options), np.float32)  # (batches, 2 * names)
-    lowest, highest = np.nanmin(found[:, ::2], axis=0), np.nanmax(found[:, 1::2], axis=0)
+    extremes = np.asarray(_outputs(probe, outputs, batches, options), np.float32)  # (batches, 2 * names)
+    lowest, highest = np.nanmin(extremes[:, ::2], axis=0), np.nanmax(extremes[:, 1::2], axis=0)
     return {name: (lowest[[index]], highest[[index]]) for index, name in enumerate(names)}

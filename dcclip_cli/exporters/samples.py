@@ -52,8 +52,8 @@ class Samples:
         def square(place: int) -> Image.Image:
             image = self.images[place]
             side = min(image.size)
-            left, top = ((length - side) // 2 for length in image.size)
-            return image.crop((left, top, left + side, top + side))
+            x, y = ((length - side) // 2 for length in image.size)
+            return image.crop((x, y, x + side, y + side))
 
         return replace(self, images=_lazy(len(self.images), square))
 
@@ -78,39 +78,39 @@ def recipe_samples(data: DataOptions | None, *kinds: Literal["train", "validatio
     return images if data.texts is None else ConcatDataset([images, open_texts(data.texts, data.columns)])
 
 
-def samples_from(given: PairDataset | None, count: int = 128) -> Samples:
-    """The samples in pairs, or in images followed by texts; made-up images if None is given.
+def samples_from(pairs: PairDataset | None, count: int = 128) -> Samples:
+    """The samples in pairs, or in images followed by texts; made-up images for None.
 
     Made-up images detect a broken graph, but not rounding errors.
     """
-    if given is None:
+    if pairs is None:
         random = np.random.default_rng(0)
         noise = random.integers(0, 256, (64, 4, 4, 3), dtype=np.uint8)
         return Samples("made-up images", [Image.fromarray(small).resize((256, 256)) for small in noise], [TEXTS])
-    images, captions = images_and_captions(given, count)
+    images, captions = images_and_captions(pairs, count)
     names_by_language = prompts.read("imagenet").names.values()  # all: most photographs then have a clear best text
-    return Samples(Path(given.path).name, images, [*filter(None, captions)] or [*names_by_language])
+    return Samples(Path(pairs.path).name, images, [*filter(None, captions)] or [*names_by_language])
 
 
-def images_and_captions(given: PairDataset, count: int) -> tuple[Sequence[Image.Image], list[list[str]]]:
+def images_and_captions(pairs: PairDataset, count: int) -> tuple[Sequence[Image.Image], list[list[str]]]:
     """Up to `count` images, evenly spaced, and as one list per language their first captions.
 
     Images that are followed by texts have none: up to `count` of these texts per language, evenly spaced.
     """
-    indices = captioned = _evenly_spaced(given.num_images, count)
-    if texts := len(given) - given.num_images:
-        captioned = [given.num_images + row for row in _evenly_spaced(texts, count * len(LANGUAGES))]
+    indices = captioned = _evenly_spaced(pairs.num_images, count)
+    if texts := len(pairs) - pairs.num_images:
+        captioned = [pairs.num_images + row for row in _evenly_spaced(texts, count * len(LANGUAGES))]
     captions = []
-    for every in (given.captions(language) for language in LANGUAGES):
-        first = [text for index in captioned for text in every[index][:1]]
+    for captions_by_index in map(pairs.captions, LANGUAGES):
+        first = [text for index in captioned for text in captions_by_index[index][:1]]
         captions.append(sorted({first[place] for place in _evenly_spaced(len(first), count)}))
-    return _lazy(len(indices), lambda place: unaugmented(given, indices[place])), captions
+    return _lazy(len(indices), lambda place: unaugmented(pairs, indices[place])), captions
 
 
 def calibration_texts(count: int) -> list[str]:
     """TEXTS, and per language up to `count` of ImageNet's class names."""
     names = prompts.read("imagenet").names.values()
-    return [*TEXTS, *(several[index] for several in names for index in _evenly_spaced(len(several), count))]
+    return [*TEXTS, *(classes[index] for classes in names for index in _evenly_spaced(len(classes), count))]
 
 
 def _evenly_spaced(length: int, count: int) -> list[int]:

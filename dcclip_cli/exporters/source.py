@@ -67,7 +67,13 @@ class Source:
 def load_source(reference: ModelReference) -> Source:
     """The model meant by a reference, on the CPU. Raises DcclipError for models that cannot leave torch."""
     if reference.kind == "bundle":
-        return _of_bundle(reference.path)
+        description, record = read_description(reference.path)
+        bundle = OnnxEncoder(reference.path, "cpu")
+        bundle.name = description.name.removesuffix(f"-{description.precision}")  # the model's, as its fingerprint
+        bundle.fingerprint = record.content.get("model_fingerprint") or description.fingerprint
+        tokenizer, preprocessing = load_tokenizer(reference.path), read_preprocessing(description.preprocessing)
+        length, padding = description.context_length, description.padding_id
+        return Source(bundle, tokenizer, length, padding, description.fixed_length, preprocessing, reference.path)
     encoder = load_encoder(reference, "cpu")
     if not isinstance(encoder, TorchEncoder):
         raise DcclipError("{} is a bundle", "download it with hf download, and name its folder", reference.target)
@@ -82,55 +88,36 @@ def load_source(reference: ModelReference) -> Source:
         padding = tokenizer.token_to_id("<pad>") or 0
         source = Source(encoder, tokenizer, length, padding, _is_fixed(towers), preprocessing, reference.path)
     else:
-        source = _of_open_clip(encoder, preprocessing)
+        import open_clip
+
+        from_open_clip = towers.library_tokenizer
+        if isinstance(from_open_clip, open_clip.tokenizer.SimpleTokenizer):
+            tokenizer, padding = _byte_pairs(from_open_clip), 0
+        else:
+            inner = getattr(from_open_clip, "tokenizer", from_open_clip)
+            tokenizer = _with_cleaning(copy_tokenizer(_backend(towers, inner)), from_open_clip.clean_fn)
+            padding = int(inner.pad_token_id or 0)
+        length = int(from_open_clip.context_length)
+        source = Source(encoder, tokenizer, length, padding, _is_fixed(towers), preprocessing)
     _check_tokens(source)
     return source
-
-
-def _of_bundle(folder: Path) -> Source:
-    about, record = read_description(folder)
-    encoder = OnnxEncoder(folder, "cpu")
-    encoder.name = about.name.removesuffix(f"-{about.precision}")  # as those of the model that it was made from
-    encoder.fingerprint = record.content.get("model_fingerprint") or about.fingerprint
-    return Source(
-        encoder,
-        load_tokenizer(folder),
-        about.context_length,
-        about.padding_id,
-        about.fixed_length,
-        read_preprocessing(about.preprocessing),
-        folder,
-    )
-
-
-def _of_open_clip(encoder: TorchEncoder, preprocessing: Preprocessing) -> Source:
-    import open_clip
-
-    towers: Any = encoder.towers
-    own = towers.library_tokenizer
-    if isinstance(own, open_clip.tokenizer.SimpleTokenizer):
-        tokenizer, padding = _byte_pairs(own), 0
-    else:
-        inner = getattr(own, "tokenizer", own)
-        tokenizer, padding = _with_cleaning(copy_tokenizer(_backend(towers, inner)), own.clean_fn), inner.pad_token_id
-    return Source(encoder, tokenizer, int(own.context_length), int(padding or 0), _is_fixed(towers), preprocessing)
 
 
 def _backend(towers: Towers, tokenizer: Any) -> Tokenizer:
     """The tokenizer of the tokenizers library inside one of transformers."""
     backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        what = Message("{} has a {}, which has no tokenizer.json", towers.name, type(tokenizer).__name__)
-        raise DcclipError(what, "save it as a fast tokenizer with transformers, or export another model")
+        reason = Message("{} has a {}, which has no tokenizer.json", towers.name, type(tokenizer).__name__)
+        raise DcclipError(reason, "save it as a fast tokenizer with transformers, or export another model")
     return backend
 
 
-def _byte_pairs(own: Any) -> Tokenizer:
+def _byte_pairs(simple: Any) -> Tokenizer:
     """open_clip's own tokenizer (the original CLIP's) as a tokenizer of the tokenizers library."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
-    merges = sorted(own.bpe_ranks, key=own.bpe_ranks.get)
-    tokenizer = Tokenizer(models.BPE(own.encoder, merges, end_of_word_suffix="</w>", fuse_unk=False))
+    merges = sorted(simple.bpe_ranks, key=simple.bpe_ranks.get)
+    tokenizer = Tokenizer(models.BPE(simple.encoder, merges, end_of_word_suffix="</w>", fuse_unk=False))
     words = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(words, "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -138,9 +125,9 @@ def _byte_pairs(own: Any) -> Tokenizer:
     begin, end = "<start_of_text>", "<end_of_text>"
     tokenizer.add_special_tokens([begin, end])
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{begin} $A {end}", special_tokens=[(begin, own.sot_token_id), (end, own.eot_token_id)]
+        single=f"{begin} $A {end}", special_tokens=[(begin, simple.sot_token_id), (end, simple.eot_token_id)]
     )
-    return _with_cleaning(tokenizer, own.clean_fn)
+    return _with_cleaning(tokenizer, simple.clean_fn)
 
 
 def _with_cleaning(tokenizer: Tokenizer, clean: Callable[[str], str]) -> Tokenizer:
@@ -170,10 +157,10 @@ def _with_cleaning(tokenizer: Tokenizer, clean: Callable[[str], str]) -> Tokeniz
 def _check_tokens(source: Source) -> None:
     """Raises DcclipError if the tokenizer gives other ids than the model's own."""
     expected = source.towers.tokenize(list(TEXTS)).ids.numpy()
-    found = np.asarray([one.ids for one in prepare(source).encode_batch(list(TEXTS))])
-    width = min(found.shape[1], expected.shape[1])  # open_clip pads to the full length, which changes nothing
-    for text, ids, own in zip(TEXTS, found, expected, strict=True):
-        if list(ids[:width]) != list(own[:width]) or set(own[width:]) - {source.padding_id}:
+    token_ids = np.asarray([encoding.ids for encoding in prepare(source).encode_batch(list(TEXTS))])
+    width = min(token_ids.shape[1], expected.shape[1])  # open_clip pads to the full length, which changes nothing
+    for text, ids, expected_ids in zip(TEXTS, token_ids, expected, strict=True):
+        if list(ids[:width]) != list(expected_ids[:width]) or set(expected_ids[width:]) - {source.padding_id}:
             library = type(source.towers.model).__module__.split(".")[0]
             raise DcclipError(
                 "{}: its tokenizer is not available without {}: '{}' would be tokenized differently",
@@ -234,9 +221,9 @@ def for_all_clients(tokenizer: Tokenizer) -> Tokenizer:
         for new in _SPLITS.get(step["type"] + step.get("behavior", ""), [step])
     ]
     if words := [token for token in added if token["single_word"] and token["normalized"]]:
-        read = tokenizer.normalizer.normalize_str if tokenizer.normalizer else str
-        whole = _any_of({read(token["content"]) for token in words})
-        normalizers.append(_replace(f"(?<![{_WORD}{_MARK}])(?={whole}(?![{_WORD}]))", _MARK))
+        normalize = tokenizer.normalizer.normalize_str if tokenizer.normalizer else str
+        any_word = _any_of({normalize(token["content"]) for token in words})
+        normalizers.append(_replace(f"(?<![{_WORD}{_MARK}])(?={any_word}(?![{_WORD}]))", _MARK))
         clean = Tokenizer.from_str(json.dumps({**state, "normalizer": _sequence(normalizers=normalizers)})).normalizer
         for token in words:
             token.update(content=clean.normalize_str(token["content"]), single_word=False)
@@ -254,11 +241,13 @@ def check_alike(tokenizer: Tokenizer, name: str) -> None:
     state = json.loads(tokenizer.to_str())
     parts = json.dumps([state[part] for part in ("normalizer", "pre_tokenizer", "model")])
     single = {"single_word" for token in state["added_tokens"] if token["single_word"]}
-    if other := single | set(re.findall(r'"(?:type|behavior)": "(\w+)"', parts)) - _ALIKE:
-        what = Message(
-            "the tokenizer of {} has {}, which JavaScript reads otherwise than Python", name, ", ".join(sorted(other))
+    if unlike := single | set(re.findall(r'"(?:type|behavior)": "(\w+)"', parts)) - _ALIKE:
+        raise DcclipError(
+            "the tokenizer of {} has {}, which JavaScript reads otherwise than Python",
+            "use a format that no browser reads, as --format open_clip, or another model",
+            name,
+            ", ".join(sorted(unlike)),
         )
-        raise DcclipError(what, "use a format that no browser reads, as --format open_clip, or another model")
 
 
 def _unknown(tokens: Collection[str], steps: Collection[Mapping[str, Any]]) -> str:
@@ -266,24 +255,29 @@ def _unknown(tokens: Collection[str], steps: Collection[Mapping[str, Any]]) -> s
 
     A character that is in longer tokens only is left where it is in one of these.
     """
-    known = {token for token in tokens if len(token) == 1} | {_MARK}
-    inside = {(token[:at], token[at:]) for token in tokens for at, one in enumerate(token) if one not in known | {" "}}
-    left = [f"(?<={_literal(before)}){_literal(rest)}" for before, rest in sorted(inside)]
+    characters = {token for token in tokens if len(token) == 1} | {_MARK}
+    inside = {
+        (token[:at], token[at:])
+        for token in tokens
+        for at, character in enumerate(token)
+        if character not in characters | {" "}
+    }
+    longer = [f"(?<={_literal(before)}){_literal(rest)}" for before, rest in sorted(inside)]
     ends = [step["pattern"]["Regex"] for step in steps if step.get("behavior") == "Isolated"]
-    other = f"(?=[^{_literal(''.join(sorted(known)))}{_SPACE}])"  # first: it is quick, and false for most
-    return f"{other}(?:(?:{other}(?!{'|'.join(ends + left)}).)+|(?!{'|'.join(left)}).)"
+    unknown = f"(?=[^{_literal(''.join(sorted(characters)))}{_SPACE}])"  # first: it is quick, and false for most
+    return f"{unknown}(?:(?:{unknown}(?!{'|'.join(ends + longer)}).)+|(?!{'|'.join(longer)}).)"
 
 
 def _any_of(texts: Collection[str]) -> str:
     """A pattern of the longest of some texts that is there."""
     by_first = groupby(sorted(filter(None, texts)), key=lambda text: text[0])
-    longer = "|".join(_literal(first) + _any_of([text[1:] for text in several]) for first, several in by_first)
+    longer = "|".join(_literal(first) + _any_of([text[1:] for text in group]) for first, group in by_first)
     return f"(?:{longer}|(?!{longer}))" if longer and "" in texts else f"(?:{longer})" if longer else ""
 
 
 def _literal(text: str) -> str:
     """A text in a pattern, in or outside a class of characters."""
-    return re.sub(r"[!-/:-@\[-`{-~]", lambda found: f"\\x{ord(found[0]):02x}", text)
+    return re.sub(r"[!-/:-@\[-`{-~]", lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def _sequence(**steps: list[Any]) -> dict[str, Any] | None:
@@ -297,4 +291,4 @@ def _replace(pattern: str, content: str) -> dict[str, Any]:
 def _steps(step: Any) -> list[Any]:
     """The steps of a normalizer or pre-tokenizer, of which each is one or a Sequence."""
     inner = step and (step.get("normalizers") or step.get("pretokenizers"))
-    return [one for part in inner for one in _steps(part)] if inner else [step] if step else []
+    return [inner_step for part in inner for inner_step in _steps(part)] if inner else [step] if step else []

@@ -39,11 +39,11 @@ class Format(ABC):
         """Raises DcclipError if the format does not support these options, or its package is not installed."""
         if dims is not None and not self.has_graphs:
             raise DcclipError("--format {} does not support --dims", "use --format onnx, or omit --dims", self.name)
-        asked = (("precision", precision, self.precisions), ("preprocess", preprocess, self.preprocess))
-        for option, value, supported in asked:
+        choices = (("precision", precision, self.precisions), ("preprocess", preprocess, self.preprocess))
+        for option, value, supported in choices:
             if value not in supported:
-                what = Message("--format {} does not support {}: {}", self.name, option, value)
-                raise DcclipError(what, "use --{} {}", option, joined(" or ", supported))
+                reason = Message("--format {} does not support {}: {}", self.name, option, value)
+                raise DcclipError(reason, "use --{} {}", option, joined(" or ", supported))
         if importlib.util.find_spec(self.package) is None:
             raise DcclipError("--format {} needs {}, which is not installed", self.install, self.name, self.package)
 
@@ -56,12 +56,12 @@ class Format(ABC):
 
     def open(self, folder: Path) -> Encoder | None:
         """The export, run by the format's own runtime; None if that cannot run here."""
-        about, _ = read_description(folder, self.name)
+        description, _ = read_description(folder, self.name)
         image, text = (self.runner(folder / name) for name in self.files[:2])
         if self.is_single:
-            about = replace(about, fixed_length=True)
+            description = replace(description, fixed_length=True)
             image, text = one_at_a_time(image), one_at_a_time(text)
-        return ExportedEncoder(folder, about, self.files, image, text)
+        return ExportedEncoder(folder, description, self.files, image, text)
 
     def runner(self, file: Path) -> Run:
         """A function that computes a tower with the format's runtime."""

@@ -141,16 +141,21 @@ class Mnn(Format):
     files = ("image.mnn", "text.mnn")
 
     def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
+        from onnx import helper
+
         # In a process of its own, since it prints on stdout. The program mnnconvert would also install a package that
         # reports its use to the maker; the function does not.
         convert = "import sys, _tools; _tools.mnnconvert(sys.argv)"
         for name, file in zip((IMAGE, TEXT), self.files, strict=True):
-            graph, taken = OnnxGraph.load(graphs / name), graphs / f"mnn-{name}"
+            graph, prepared = OnnxGraph.load(graphs / name), graphs / f"mnn-{name}"
             if precision == "int8" and name == TEXT:
                 graph = with_rounded_tables(graph)
-            _axes_as_attributes(graph)
-            graph.save(taken)
-            arguments = ["-f", "ONNX", "--modelFile", str(taken), "--MNNModel", str(folder / file)]
+            for node in graph.proto.graph.node:  # MNN 3.6 ignores axes as opset 18 has them: it takes a batch's norm
+                if node.op_type == "ReduceL2":
+                    axes = graph.weights[node.input.pop()].tolist()
+                    node.attribute.append(helper.make_attribute("axes", axes))
+            graph.save(prepared)
+            arguments = ["-f", "ONNX", "--modelFile", str(prepared), "--MNNModel", str(folder / file)]
             if precision == "int8" and name == IMAGE:
                 arguments += ["--weightQuantBits", "8"]
             command = [sys.executable, "-P", "-c", convert, *arguments, "--bizCode", "dcclip"]
@@ -165,14 +170,14 @@ class Mnn(Format):
             from MNN import expr, nn
 
         # Threads of MNN wait in a loop for each other: four on two busy cores take ten times as long as one.
-        one = nn.create_runtime_manager(({"backend": "CPU", "precision": "high", "numThread": 1},))
-        module = nn.load_module_from_file(str(file), [], [], runtime_manager=one)
+        runtime = nn.create_runtime_manager(({"backend": "CPU", "precision": "high", "numThread": 1},))
+        module = nn.load_module_from_file(str(file), [], [], runtime_manager=runtime)
 
         def run(item: np.ndarray) -> np.ndarray:
             is_text = item.dtype != np.float32
             item = np.ascontiguousarray(item, np.int32 if is_text else np.float32)
-            taken = expr.const(item, list(item.shape), expr.NCHW, expr.int if is_text else expr.float)
-            return np.array(module.forward([taken])[0].read())
+            tensor = expr.const(item, list(item.shape), expr.NCHW, expr.int if is_text else expr.float)
+            return np.array(module.forward([tensor])[0].read())
 
         return run
 
@@ -197,7 +202,12 @@ class CoreMl(Format):
         compute = coremltools.precision.FLOAT16 if precision == "fp16" else coremltools.precision.FLOAT32
         for file, (graph, example) in zip(self.files, single_examples(source), strict=True):
             program = _traced(graph, example if example.is_floating_point() else example.int()).run_decompositions({})
-            _remove_aliases(program.graph_module)
+            module = program.graph_module
+            for node in list(module.graph.nodes):  # torch 2.13 writes aliases, coremltools 9 does not know them
+                if node.op == "call_function" and str(node.target) == "aten.alias.default":
+                    node.replace_all_uses_with(node.args[0])
+                    module.graph.erase_node(node)
+            module.recompile()
             model = coremltools.convert(
                 program, minimum_deployment_target=coremltools.target.iOS17, compute_precision=compute
             )
@@ -211,22 +221,13 @@ class CoreMl(Format):
 def _stdout_to_stderr() -> Iterator[None]:
     """While the block runs, what libraries print on stdout is on stderr."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    stdout = os.dup(1)
     os.dup2(2, 1)
     try:
         yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-
-
-def _axes_as_attributes(graph: OnnxGraph) -> None:
-    """Give norms their axes as opset 17 does: MNN 3.6 ignores those of later opsets, and takes the norm of a batch."""
-    from onnx import helper
-
-    for node in graph.proto.graph.node:
-        if node.op_type == "ReduceL2":
-            node.attribute.append(helper.make_attribute("axes", graph.weights[node.input.pop()].tolist()))
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def _traced(graph: nn.Module, example: Tensor) -> Any:
@@ -234,12 +235,3 @@ def _traced(graph: nn.Module, example: Tensor) -> Any:
 
     with torch.no_grad():
         return torch.export.export(graph, (example,))
-
-
-def _remove_aliases(module: Any) -> None:
-    """Remove nodes that only rename a tensor: torch 2.13 writes them, coremltools 9 does not know them."""
-    for node in list(module.graph.nodes):
-        if node.op == "call_function" and str(node.target) == "aten.alias.default":
-            node.replace_all_uses_with(node.args[0])
-            module.graph.erase_node(node)
-    module.recompile()

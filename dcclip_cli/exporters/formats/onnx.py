@@ -94,12 +94,27 @@ class Immich(Format):
     is_single = True
 
     def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
+        import onnx
+        from onnx import TensorProto, helper
+
         check_size(graphs, self.name)
-        for name, target, takes in zip((IMAGE, TEXT), self.files, (_IMMICH_IMAGE, _IMMICH_TEXT), strict=True):
-            (folder / target).parent.mkdir()
-            width = _rename_inputs(graphs / name, folder / target, takes)
+        for name, file, takes in zip((IMAGE, TEXT), self.files, (_IMMICH_IMAGE, _IMMICH_TEXT), strict=True):
+            model = onnx.load(graphs / name)
+            tower_input, output = model.graph.input[0], model.graph.output[0]
+            names = {inner: f"{inner}_inner" for inner in (_IMMICH_EMBEDDING, takes)}  # which tensors may have
+            names[output.name] = _IMMICH_EMBEDDING
+            if name == IMAGE:
+                names[tower_input.name] = takes
+            _rename(model, names)
+            if name == TEXT:
+                tower_input.type.tensor_type.elem_type = TensorProto.INT32
+                cast = helper.make_node("Cast", [takes], [tower_input.name], "ids", to=TensorProto.INT64)
+                model.graph.node.insert(0, cast)
+            tower_input.name, output.name = takes, _IMMICH_EMBEDDING
+            (folder / file).parent.mkdir()
+            onnx.save(model, folder / file)
         config = {
-            "embed_dim": width,
+            "embed_dim": output.type.tensor_type.shape.dim[-1].dim_value,
             "vision_cfg": {"image_size": source.preprocessing.size},
             "text_cfg": {"context_length": source.context_length, "vocab_size": source.tokenizer.get_vocab_size()},
         }
@@ -147,27 +162,6 @@ def _tokenizer_config(source: Source) -> dict[str, Any]:
     }
 
 
-def _rename_inputs(graph: Path, out: Path, takes: str) -> int:
-    """Write a graph whose input is called `takes`, its output `embedding`, with int32 token ids. The output's width."""
-    import onnx
-    from onnx import TensorProto, helper
-
-    model = onnx.load(graph)
-    given, gives = model.graph.input[0], model.graph.output[0]
-    names = {name: f"{name}_inner" for name in (_IMMICH_EMBEDDING, takes)}  # inner tensors may have these names
-    names[gives.name] = _IMMICH_EMBEDDING
-    is_text = given.type.tensor_type.elem_type == TensorProto.INT64
-    if not is_text:
-        names[given.name] = takes
-    _rename(model, names)
-    if is_text:
-        given.type.tensor_type.elem_type = TensorProto.INT32
-        model.graph.node.insert(0, helper.make_node("Cast", [takes], [given.name], "ids", to=TensorProto.INT64))
-    given.name, gives.name = takes, _IMMICH_EMBEDDING
-    onnx.save(model, out)
-    return int(gives.type.tensor_type.shape.dim[-1].dim_value)
-
-
 def _rename(model: Any, names: Mapping[str, str]) -> None:
     for tensors in (tensors for node in model.graph.node for tensors in (node.input, node.output)):
         tensors[:] = [names.get(name, name) for name in tensors]
@@ -204,12 +198,15 @@ def _compared(image: Any, text: Any, source: Source) -> Any:
     scale, bias = source.encoder.logit_scale, source.encoder.logit_bias
     if source.fixed and bias is None:
         bias = -scale  # transformers.js takes a sigmoid: 0.5 for equal embeddings
-    own = {"rename_inputs": False, "rename_outputs": False}
-    towers = [compose.add_prefix(graph, f"{tower}/", **own) for tower, graph in (("image", image), ("text", text))]
+    kept_names = {"rename_inputs": False, "rename_outputs": False}
+    towers = [
+        compose.add_prefix(graph, f"{tower}/", **kept_names) for tower, graph in (("image", image), ("text", text))
+    ]
     named = towers[1].graph  # its sizes have the names of the images' ones
     for value in (*named.input, *named.output, *named.value_info):
-        for size in (one for one in value.type.tensor_type.shape.dim if one.dim_param):
-            size.dim_param = f"text/{size.dim_param}"
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param:
+                size.dim_param = f"text/{size.dim_param}"
     both, last = compose.merge_models(*towers, io_map=[]), parser.parse_graph(_COMPARISON % (scale, bias or 0))
     both.graph.node.extend(last.node)
     both.graph.output.extend(last.output)
@@ -302,10 +299,10 @@ def preprocessing_graph(preprocessing: Preprocessing) -> Any:
     from onnx import parser
 
     if preprocessing.interpolation not in _RESIZE:
-        what = Message(
+        reason = Message(
             "images are resized by {}, which a graph does not do in the same way", preprocessing.interpolation
         )
-        raise DcclipError(what, "export with preprocess: outside")
+        raise DcclipError(reason, "export with preprocess: outside")
 
     begin = "Add(half, more)" if preprocessing.crop == "round" else "Identity(half)"
     graph = parser.parse_graph(

