@@ -102,8 +102,8 @@ def _measure(
         for path in paths:
             path.read_bytes()  # the first model does not wait for the disk either
         begin = time.perf_counter()
-        found = [row for _, row in embed(encoder, paths, read)]
-        errors = [row for row in found if isinstance(row, DcclipError)]
+        results = [row for _, row in embed(encoder, paths, read)]
+        errors = [row for row in results if isinstance(row, DcclipError)]
         rate = (len(paths) - len(errors)) / (time.perf_counter() - begin)
         if labels:
             ready = Labels(encoder, labels, None, False)
@@ -111,7 +111,7 @@ def _measure(
                 None
                 if isinstance(row, DcclipError)
                 else ready.names[int(ready.probabilities(row[np.newaxis]).argmax())]
-                for row in found
+                for row in results
             ]
     measured = Bench(model, **vars(small), load_s=load_s, memory_bytes=memory_bytes, images_per_s=rate, agreement=None)
     return measured, best, errors

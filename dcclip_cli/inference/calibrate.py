@@ -42,7 +42,7 @@ def calibrate(model: Encoder, index: Index, labels: Mapping[str, Sequence[str]],
         for name in dict.fromkeys(names):
             owners.setdefault(name, []).append(folder)
     scores = Labels(model, list(owners), multi_label=True, progress=progress).probabilities(index.embeddings)
-    right = np.stack([np.isin(folders, several) for several in owners.values()], axis=1)
+    right = np.stack([np.isin(folders, label_folders) for label_folders in owners.values()], axis=1)
     if missing := [name for place, name in enumerate(owners) if not right[:, place].any()]:
         raise DcclipError("no picture of {} can be read", "add pictures to its folder", missing[0])
     thresholds = best_thresholds(scores, right)
@@ -71,9 +71,9 @@ def best_thresholds(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.asarray((ranked[shown, labels] + ranked[shown + 1, labels]) / 2)
 
 
-def write_thresholds(file: Path, model: Encoder, found: Sequence[Threshold]) -> None:
+def write_thresholds(file: Path, model: Encoder, thresholds: Sequence[Threshold]) -> None:
     """Write thresholds for `read_thresholds`."""
-    labels = {one.label: {key: value for key, value in asdict(one).items() if key != "label"} for one in found}
+    labels = {entry.pop("label"): entry for entry in map(asdict, thresholds)}
     write_json(file, {"format": 1, "model": model.name, "fingerprint": model.fingerprint, "labels": labels})
 
 
@@ -83,6 +83,6 @@ def read_thresholds(file: Path, model: Encoder) -> dict[str, float]:
     if content.get("fingerprint") != model.fingerprint:
         raise DcclipError("{} has thresholds of another model than {}", _AGAIN, file, model.name)
     try:
-        return {str(label): float(one["threshold"]) for label, one in content["labels"].items()}
+        return {str(label): float(entry["threshold"]) for label, entry in content["labels"].items()}
     except (KeyError, TypeError, ValueError, AttributeError):
         raise DcclipError("{} has no thresholds of labels", _AGAIN, file) from None

@@ -124,30 +124,30 @@ class ShortEncoder:
     """An encoder whose embeddings are cut to their first `dims` numbers, and have length 1 again."""
 
     def __init__(self, encoder: Encoder, dims: int) -> None:
-        self.whole, self.dims = encoder, dims
+        self.full, self.dims = encoder, dims
         self.name = f"{encoder.name}-{dims}d"
         self.fingerprint = f"{encoder.fingerprint}-{dims}d"
-        self.trained_dims: Sequence[int] = [one for one in encoder.trained_dims if one <= dims]
+        self.trained_dims: Sequence[int] = [length for length in encoder.trained_dims if length <= dims]
         self.known = encoder.known and encoder.known.within(dims)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.whole, name)
+        return getattr(self.full, name)
 
     @property
     def image_fingerprint(self) -> str:
-        return f"{self.whole.image_fingerprint}-{self.dims}d"
+        return f"{self.full.image_fingerprint}-{self.dims}d"
 
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        return self.shortened(self.whole.encode_pixels(pixels), "images")
+        return self.shortened(self.full.encode_pixels(pixels), "images")
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        return self.shortened(self.whole.encode_texts(texts), "texts")
+        return self.shortened(self.full.encode_texts(texts), "texts")
 
     def shortened(self, vectors: np.ndarray, inputs: str) -> np.ndarray:
         """The first `dims` numbers of embeddings (N, D), divided by their length."""
         if (width := vectors.shape[1]) < self.dims:
-            what = Message("{} has embeddings of {} numbers, fewer than {}", self.whole.name, width, self.dims)
-            raise DcclipError(what, "use --dims {} or fewer, or omit it", width)
+            reason = Message("{} has embeddings of {} numbers, fewer than {}", self.full.name, width, self.dims)
+            raise DcclipError(reason, "use --dims {} or fewer, or omit it", width)
         short = vectors[:, : self.dims]
         with np.errstate(all="ignore"):  # `finite` reports it
             return finite(short / np.linalg.norm(short, axis=1, keepdims=True), self.name, inputs)
@@ -179,8 +179,15 @@ def load_encoder(
     by default one for a bundle; for torch they are set for the whole process, by default as torch chooses.
     """
     set_library_defaults()
-    if reference.target.startswith("hf-hub:"):
-        reference = _downloaded(reference)
+    if reference.target.startswith("hf-hub:"):  # the repository may contain a bundle
+        from dcclip_cli.model.hub_models import library_errors
+        from dcclip_cli.model.model_dir import download_model
+
+        failure = Message("model {} cannot be loaded", reference.target)
+        with library_errors(failure, Message("check the name, and the network connection")):
+            folder = download_model(reference.target.removeprefix("hf-hub:"))
+        if folder is not None and (folder / "image.onnx").is_file():
+            reference = replace(reference, kind="bundle", target=str(folder))
     if reference.kind == "bundle":
         if precision == "bf16":
             raise DcclipError("{} computes in the precision of its export", "omit --precision", reference.target)
@@ -198,18 +205,6 @@ def load_encoder(
     return TorchEncoder(towers, device, choose_precision(precision, device))
 
 
-def _downloaded(reference: ModelReference) -> ModelReference:
-    """The bundle that a repository of the hub contains; any other model as it is."""
-    from dcclip_cli.model.hub_models import library_errors
-    from dcclip_cli.model.model_dir import download_model
-
-    what = Message("model {} cannot be loaded", reference.target)
-    with library_errors(what, Message("check the name, and the network connection")):
-        folder = download_model(reference.target.removeprefix("hf-hub:"))
-    is_bundle = folder is not None and (folder / "image.onnx").is_file()
-    return replace(reference, kind="bundle", target=str(folder)) if is_bundle else reference
-
-
 def _load_towers(reference: ModelReference, device: str, progress: Progress | None) -> Towers:
     if reference.teacher is not None:
         loaded: Towers = reference.teacher.model_copy(update={"precision": "fp32"}).load(device, progress)
@@ -220,12 +215,12 @@ def _load_towers(reference: ModelReference, device: str, progress: Progress | No
         return load_model(reference.path, device, progress)
     from dcclip_cli.model.teachers import FgClip2Teacher, OpenClipTeacher, TransformersTeacher
 
-    own: dict[str, Any] = {"model": reference.target, "precision": "fp32"}
+    options: dict[str, Any] = {"model": reference.target, "precision": "fp32"}
     if reference.kind == "open_clip":
-        return OpenClipTeacher(**own).load(device, progress)
+        return OpenClipTeacher(**options).load(device, progress)
     if reference.trust_remote_code:
-        return FgClip2Teacher(**own, trust_remote_code=True).load(device, progress)
-    return TransformersTeacher(**own).load(device, progress)
+        return FgClip2Teacher(**options, trust_remote_code=True).load(device, progress)
+    return TransformersTeacher(**options).load(device, progress)
 
 
 @dataclass(frozen=True)
@@ -249,7 +244,7 @@ def footprint(model: Encoder, budget_s: float = 1.0) -> Footprint:
     pixels = model.preprocess(image)[np.newaxis]
     in_graph = pixels.ndim == 2  # an embedding
     torch = sys.modules.get("torch")  # if it is not loaded, the model does not use it
-    before = torch.get_num_threads() if torch else 0
+    threads = torch.get_num_threads() if torch else 0
     if torch:
         torch.set_num_threads(1)
     try:
@@ -258,7 +253,7 @@ def footprint(model: Encoder, budget_s: float = 1.0) -> Footprint:
         text_ms = _median_ms(lambda: model.encode_texts(["一只在雪地里的狗 a dog in the snow"]), budget_s / 2)
     finally:
         if torch:
-            torch.set_num_threads(before)
+            torch.set_num_threads(threads)
     return Footprint(model.parameters, model.size_bytes, image_ms, text_ms)
 
 

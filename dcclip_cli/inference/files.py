@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Literal
 
@@ -87,12 +88,12 @@ def predict(
     paths = list(image_files(images))
     encoder = open_encoder(model, device, threads, talk)
     ready = Labels(encoder, list(dict.fromkeys(labels)), templates, multi_label, talk)
-    found = []
+    results = []
     with talk.task(Message("predict"), len(paths)) as task:
-        for one in predictions.predict(encoder, ready, paths, top_k, threshold):
-            found.append(one)
+        for prediction in predictions.predict(encoder, ready, paths, top_k, threshold):
+            results.append(prediction)
             task.advance()
-    return found
+    return results
 
 
 def search(
@@ -116,8 +117,8 @@ def search(
     embedded once, as by the command: the index is in the cache folder. `fresh` embeds all again.
     """
     talk, texts = progress_for(progress), [text] if isinstance(text, str) else list(text)
-    folders = [Path(one) for one in several(folder)]
-    if not all(one.strip() for one in (*texts, *without)) or not (texts or images):
+    folders = [Path(path) for path in several(folder)]
+    if not all(text.strip() for text in (*texts, *without)) or not (texts or images):
         raise DcclipError("the text is empty", 'give one, for example: dcclip search "一只狗" FOLDER')
     encoder = open_encoder(model, device, threads, talk, dims)
     keep_freed_memory()
@@ -132,8 +133,8 @@ def search(
     count, new = sum(len(index.paths) for index in indexes), sum(index.embedded for index in indexes)
     talk.say(Message("search: {} images, {} of them embedded now", count, new))
     errors = {str(index.folder / name): error for index in indexes for name, error in index.errors.items()}
-    hits, known = search_all(indexes, query, top_k), encoder.known
-    fits = bool(images) or known is None or hits[0].score >= known.fits
+    hits = search_all(indexes, query, top_k)
+    fits = bool(images) or encoder.known is None or hits[0].score >= encoder.known.fits
     return SearchResult(hits, errors, unknown, fits)
 
 
@@ -164,14 +165,14 @@ def embed(
             _write(out, texts, compressed(vectors, dtype))
             unknown = unknown_of(encoder.known, texts, vectors)
         return Embeddings(out, list(texts), {}, unknown)
-    with embedded_images(encoder, paths, out, talk) as found:
-        errors = {str(paths[place]): error for place, error in found.errors.items()}
-        if not found.there.any():
-            why = "\n".join(one.what for one in errors.values())
+    with embedded_images(encoder, paths, out, talk) as embedded:
+        errors = {str(paths[place]): error for place, error in embedded.errors.items()}
+        if not embedded.has_vector.any():
+            why = "\n".join(error.what for error in errors.values())
             raise DcclipError("{}none of the images could be read", "use JPEG, PNG or WebP files", why and f"{why}\n")
-        named = [str(path) for path, there in zip(paths, found.there, strict=True) if there]
-        _write(out, named, compressed(found.vectors, dtype))
-    return Embeddings(out, named, errors, [])
+        names = [str(path) for path in compress(paths, embedded.has_vector)]
+        _write(out, names, compressed(embedded.vectors, dtype))
+    return Embeddings(out, names, errors, [])
 
 
 def open_encoder(
@@ -185,11 +186,11 @@ def open_encoder(
 
 def image_files(images: PathLike | Iterable[PathLike]) -> Iterable[Path]:
     """The files; a Path is one, and is not looked for again, unless it is a folder."""
-    for one in several(images):
-        if isinstance(one, Path) and not one.is_dir():
-            yield one
+    for image in several(images):
+        if isinstance(image, Path) and not image.is_dir():
+            yield image
         else:
-            yield from find_images([os.fspath(one)])
+            yield from find_images([os.fspath(image)])
 
 
 def _write(out: Path, names: Sequence[str], rows: np.ndarray) -> None:

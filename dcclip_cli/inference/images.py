@@ -29,14 +29,14 @@ _MIME_TYPES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png",
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", *_NEWER)
 
 
-def find_images(given: Iterable[str], listed: Iterable[str] = ()) -> Iterator[Path]:
-    """The files given by name, folder (searched recursively) or glob; `-` stands for the lines in `listed`.
+def find_images(names: Iterable[str], listed: Iterable[str] = ()) -> Iterator[Path]:
+    """The files named by path, folder (searched recursively) or glob; `-` stands for the lines in `listed`.
 
     A named file need not exist or be an image, and a folder in a folder that may not be read is among the files:
     reading them reports that. Raises DcclipError for a folder without images, a glob without files, an empty name or
     list.
     """
-    for name in given:
+    for name in names:
         if not name:
             raise DcclipError("the name of an image is empty", "is a shell variable not set? Name files or folders")
         if name == "-":
@@ -46,7 +46,7 @@ def find_images(given: Iterable[str], listed: Iterable[str] = ()) -> Iterator[Pa
                 raise DcclipError("stdin has no line with the name of an image", "for example: {}", example)
             yield from find_images(lines)
         elif os.path.isdir(name):
-            yield from _not_empty(_below(name), Message("{} contains no images", name))
+            yield from _not_empty(_images_below(name), Message("{} contains no images", name))
         elif glob.has_magic(name) and not os.path.exists(name):
             matching = (Path(path) for path in sorted(glob.glob(name, recursive=True)))
             yield from _not_empty([path for path in matching if path.is_file()], Message("no file matches {}", name))
@@ -79,22 +79,22 @@ def mime_type(content: bytes) -> str | None:
     return next((kind for start, kind in _MIME_TYPES.items() if content.startswith(start)), None)
 
 
-def _below(folder: str) -> list[Path]:
+def _images_below(folder: str) -> list[Path]:
     """The images at any depth of a folder, and the folders there that may not be read."""
     blocked: list[Path] = []
-    found = [
+    images = [
         path
         for parent, _, names in os.walk(folder, onerror=lambda error: blocked.append(Path(error.filename)))
         for path in map(Path(parent).joinpath, names)
         if path.suffix.lower() in SUFFIXES and path.is_file()
     ]
-    return sorted(found + blocked)
+    return sorted(images + blocked)
 
 
-def _not_empty(found: list[Path], otherwise: str) -> list[Path]:
-    if not found:
-        raise DcclipError(otherwise, Message("images are files ending in {}", ", ".join(SUFFIXES)))
-    return found
+def _not_empty(paths: list[Path], error: str) -> list[Path]:
+    if not paths:
+        raise DcclipError(error, Message("images are files ending in {}", ", ".join(SUFFIXES)))
+    return paths
 
 
 def embed(
@@ -131,7 +131,10 @@ def embed_batches(
                     waiting.append([(item, pool.submit(prepare, item)) for item in items])
                 if not waiting:
                     return
-                yield _encode(model, [(item, future.result()) for item, future in waiting.popleft()])
+                batch = [(item, future.result()) for item, future in waiting.popleft()]
+                pixels = [result for _, result in batch if isinstance(result, np.ndarray)]
+                vectors = iter(model.encode_pixels(np.stack(pixels)) if pixels else ())
+                yield [(item, next(vectors) if isinstance(result, np.ndarray) else result) for item, result in batch]
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -151,9 +154,3 @@ def aligned(places: np.ndarray, batch_size: int) -> Iterator[list[int]]:
     """
     cuts = np.flatnonzero(np.diff(places // batch_size)) + 1
     return (batch.tolist() for batch in np.split(places, cuts) if len(batch))
-
-
-def _encode(model: Encoder, batch: list[tuple[Item, Result]]) -> list[tuple[Item, Result]]:
-    pixels = [result for _, result in batch if isinstance(result, np.ndarray)]
-    vectors = iter(model.encode_pixels(np.stack(pixels)) if pixels else ())
-    return [(item, next(vectors) if isinstance(result, np.ndarray) else result) for item, result in batch]

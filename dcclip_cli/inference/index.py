@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from typing import Literal
 
@@ -59,8 +59,8 @@ class Index:
         save less than it costs to load.
         """
         places, scores = nearest(self.embeddings, self.kind, query, top_k)
-        found = zip(places.tolist(), scores.tolist(), strict=True)
-        return [Hit(self.folder / self.paths[place], score) for place, score in found]
+        hits = zip(places.tolist(), scores.tolist(), strict=True)
+        return [Hit(self.folder / self.paths[place], score) for place, score in hits]
 
 
 def direction(added: np.ndarray, subtracted: np.ndarray | None = None) -> np.ndarray:
@@ -85,7 +85,7 @@ def search_all(indexes: Sequence[Index], query: np.ndarray, top_k: int) -> list[
 class Embedded:
     """Which of the inputs have an embedding (N,), these embeddings, the others' errors, and how many are new."""
 
-    there: np.ndarray
+    has_vector: np.ndarray
     vectors: np.ndarray
     errors: dict[int, DcclipError]
     computed: int
@@ -117,19 +117,19 @@ def open_index(
         store.clear()
     keys = digests("", (_stamp(name, folder / name) for name in names))
     if not fresh:
-        _take_from_whole(store, keys, model, folder, kind)
+        _copy_from_full(store, keys, model, folder, kind)
     paths = [folder / name for name in names]
-    found = _embed_images(model, paths, store, keys, kind, f"index {folder}", progress)
-    if not found.there.any():
+    embedded = _embed_images(model, paths, store, keys, kind, f"index {folder}", progress)
+    if not embedded.has_vector.any():
         raise DcclipError("{} has no image that can be read", "name a folder of JPEG, PNG or WebP images", folder)
-    if store.rows > 2 * len(found.vectors) and not store.in_memory:  # most are of pictures that changed
+    if store.rows > 2 * len(embedded.vectors) and not store.in_memory:  # most are of pictures that changed
         store.clear()
-        store.write([(keys[found.there], {"embedding": found.vectors})])
+        store.write([(keys[embedded.has_vector], {"embedding": embedded.vectors})])
     is_float = kind in ("fp32", "fp16")
-    embeddings = restored(found.vectors, kind, found.vectors.shape[1]) if is_float else found.vectors
-    indexed = tuple(name for name, there in zip(names, found.there.tolist(), strict=True) if there)
-    errors = {names[place]: error for place, error in found.errors.items()}
-    return Index(folder, indexed, embeddings, errors, found.computed, "fp32" if is_float else kind)
+    embeddings = restored(embedded.vectors, kind, embedded.vectors.shape[1]) if is_float else embedded.vectors
+    indexed = tuple(compress(names, embedded.has_vector))
+    errors = {names[place]: error for place, error in embedded.errors.items()}
+    return Index(folder, indexed, embeddings, errors, embedded.computed, "fp32" if is_float else kind)
 
 
 @contextmanager
@@ -157,9 +157,9 @@ def embedded_texts(model: Encoder, texts: Sequence[str], out: Path, progress: Pr
 
     with _until_written(model, out, progress) as store:
         keys = _keys_in_batches([texts[index].encode(errors="surrogatepass") for index in order], _TEXTS)
-        _, found = store.complete("embedding", keys, compute)
-        vectors = np.empty_like(found)
-        vectors[order] = found
+        _, sorted_vectors = store.complete("embedding", keys, compute)
+        vectors = np.empty_like(sorted_vectors)
+        vectors[order] = sorted_vectors
         yield vectors
 
 
@@ -179,8 +179,8 @@ def _embed_images(
         nonlocal computed
         with progress.task(name, len(paths), len(paths) - len(places)) as task:
             for batch in embed_batches(model, aligned(places, BATCH_SIZE), lambda place: read(paths[place])):
-                errors.update({place: one for place, one in batch if isinstance(one, DcclipError)})
-                vectors = {place: one for place, one in batch if isinstance(one, np.ndarray)}
+                errors.update({place: result for place, result in batch if isinstance(result, DcclipError)})
+                vectors = {place: result for place, result in batch if isinstance(result, np.ndarray)}
                 computed += len(vectors)
                 if vectors:
                     yield np.asarray(list(vectors)), compressed(np.stack(list(vectors.values())), kind)
@@ -195,29 +195,31 @@ def _index_folder(model: Encoder, path: Path, kind: VectorType) -> Path:
     return _stored("search", model.image_fingerprint, model.precision + suffix, path)
 
 
-def _take_from_whole(store: FeatureStore, keys: np.ndarray, model: Encoder, folder: Path, kind: VectorType) -> None:
-    """Add to a small index what the whole one of the same images has, so that no model computes it again."""
-    whole = model.whole if isinstance(model, ShortEncoder) else model
-    source = _index_folder(whole, folder, "fp16")
-    if (whole is model and kind == "fp16") or not source.is_dir():
+def _copy_from_full(store: FeatureStore, keys: np.ndarray, model: Encoder, folder: Path, kind: VectorType) -> None:
+    """Add to a small index what the full one of the same images has, so that no model computes it again."""
+    full = model.full if isinstance(model, ShortEncoder) else model
+    source = _index_folder(full, folder, "fp16")
+    if (full is model and kind == "fp16") or not source.is_dir():
         return
     index = FeatureStore(source, optional=True)
-    there = store.missing(keys, ["embedding"]) & ~index.missing(keys, ["embedding"])
-    if not there.any():
+    reusable = store.missing(keys, ["embedding"]) & ~index.missing(keys, ["embedding"])
+    if not reusable.any():
         return
     with suppress(MissingRows):  # of a damaged block
-        rows = index.read("embedding", keys[there])
+        rows = index.read("embedding", keys[reusable])
         vectors = restored(rows, "fp16", rows.shape[1])
         if isinstance(model, ShortEncoder):
             vectors = model.shortened(vectors, "images")
-        store.write([(keys[there], {"embedding": compressed(vectors, kind)})])
+        store.write([(keys[reusable], {"embedding": compressed(vectors, kind)})])
 
 
 def _stored(kind: str, fingerprint: str, precision: str, path: Path) -> Path:
     """The folder of a store for a model and a path."""
-    about = f"{fingerprint} {precision} {path.resolve()}"
+    identity = f"{fingerprint} {precision} {path.resolve()}"
     name = re.sub(r"[^\w.-]+", "-", path.resolve().name)[:100]
-    return cache_folder() / kind / f"{name}-{hashlib.sha256(about.encode(errors='surrogateescape')).hexdigest()[:24]}"
+    return (
+        cache_folder() / kind / f"{name}-{hashlib.sha256(identity.encode(errors='surrogateescape')).hexdigest()[:24]}"
+    )
 
 
 @contextmanager
@@ -237,10 +239,10 @@ def _keys_in_batches(inputs: Sequence[bytes], size: int) -> np.ndarray:
 def _stamp(name: str, file: Path) -> bytes:
     """What changes when a file does: its name, size and time of change (ns)."""
     try:
-        found = file.stat()
+        status = file.stat()
     except (OSError, ValueError):  # reading it reports that
         return name.encode(errors="surrogateescape")
-    return f"{name}\0{found.st_size}\0{found.st_mtime_ns}".encode(errors="surrogateescape")
+    return f"{name}\0{status.st_size}\0{status.st_mtime_ns}".encode(errors="surrogateescape")
 
 
 # ---- small embeddings
@@ -264,9 +266,9 @@ def restored(rows: np.ndarray, kind: VectorType, width: int) -> np.ndarray:
     """The directions of compressed rows as embeddings (N, width) of length 1, float32."""
     if kind == "binary":
         rows = np.unpackbits(rows, axis=1, count=width).astype(np.float32) * 2 - 1
-    found = rows.astype(np.float32)
-    found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
-    return found
+    vectors = rows.astype(np.float32)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return vectors
 
 
 def nearest(rows: np.ndarray, kind: VectorType, query: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -280,8 +282,8 @@ def nearest(rows: np.ndarray, kind: VectorType, query: np.ndarray, top_k: int) -
         places = _lowest(different, _RESCORED * top_k)
         rows = rows[places]
     parts = (rows[first : first + _ROWS] for first in range(0, len(rows), _ROWS))
-    found = [(part if kind == "fp32" else restored(part, kind, len(query))) @ query for part in parts]
-    scores = np.concatenate(found)
+    products = [(part if kind == "fp32" else restored(part, kind, len(query))) @ query for part in parts]
+    scores = np.concatenate(products)
     best = _lowest(-scores, top_k)
     best = best[np.argsort(-scores[best], kind="stable")]
     return places[best], scores[best]

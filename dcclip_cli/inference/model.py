@@ -50,11 +50,11 @@ def predict(
 
     Labels below `threshold` are left out, which is for all labels or one for each.
     """
-    for path, found in embed(encoder, images, read):
-        if isinstance(found, DcclipError):
-            yield Prediction(path, error=found)
+    for path, result in embed(encoder, images, read):
+        if isinstance(result, DcclipError):
+            yield Prediction(path, error=result)
         else:
-            [row] = labels.probabilities(found[np.newaxis])
+            [row] = labels.probabilities(result[np.newaxis])
             yield Prediction(path, best(labels.names, row, top_k, threshold))
 
 
@@ -119,10 +119,10 @@ class Model:
     def embed_images(self, images: Sequence[ImageInput]) -> np.ndarray:
         """(N, D) embeddings of length 1, float32."""
         vectors = []
-        for _, found in embed(self._encoder, images, _read):
-            if isinstance(found, DcclipError):
-                raise found
-            vectors.append(found)
+        for _, embedding in embed(self._encoder, images, _read):
+            if isinstance(embedding, DcclipError):
+                raise embedding
+            vectors.append(embedding)
         return np.stack(vectors) if vectors else np.empty((0, 0), np.float32)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
@@ -131,8 +131,10 @@ class Model:
 
     def unknown(self, texts: Sequence[str]) -> list[str]:
         """Those of the texts that the model never learnt; none for a model without `known` in its dcclip.json."""
-        several, known = [texts] if isinstance(texts, str) else texts, self._encoder.known
-        return unknown_of(known, several, self.embed_texts(several)) if known and several else []
+        texts = [texts] if isinstance(texts, str) else texts
+        if not texts or self._encoder.known is None:
+            return []
+        return unknown_of(self._encoder.known, texts, self.embed_texts(texts))
 
 
 def load(reference: str | os.PathLike[str] | None = None, *, device: str = "auto", threads: int | None = None) -> Model:
@@ -143,8 +145,8 @@ def load(reference: str | os.PathLike[str] | None = None, *, device: str = "auto
     model. `device` is auto, cpu, cuda or mps. `threads` are CPU threads per tower: by default one for a bundle, and
     torch's own choice otherwise. Raises DcclipError.
     """
-    found = resolve(None if reference is None else os.fspath(reference))
-    return Model(load_encoder(found, device, threads=threads))
+    model = resolve(None if reference is None else os.fspath(reference))
+    return Model(load_encoder(model, device, threads=threads))
 
 
 def _read(image: ImageInput) -> Image.Image:

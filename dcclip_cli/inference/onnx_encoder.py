@@ -83,9 +83,9 @@ def _validator() -> SchemaValidator:
     }
     strict = of.CoreConfig(strict=True, allow_inf_nan=False)
     numbers = {"dimension": of.int_schema(ge=0, lt=2**16), "most": of.float_schema(), "fits": of.float_schema()}
-    known = of.typed_dict_schema({name: of.typed_dict_field(one) for name, one in numbers.items()})
-    required = {name: of.typed_dict_field(one) for name, one in fields.items()}
-    optional = {"known": of.typed_dict_field(of.nullable_schema(known), required=False)}
+    known_fields = of.typed_dict_schema({name: of.typed_dict_field(schema) for name, schema in numbers.items()})
+    required = {name: of.typed_dict_field(schema) for name, schema in fields.items()}
+    optional = {"known": of.typed_dict_field(of.nullable_schema(known_fields), required=False)}
     return SchemaValidator(of.typed_dict_schema(required | optional, config=strict))
 
 
@@ -101,27 +101,27 @@ class ExportedEncoder:
     in one batch, and are too large to wait for each other. `encode_pixels` then only checks the embeddings.
     """
 
-    def __init__(self, folder: Path, about: Description, files: Sequence[str], image: Run, text: Run) -> None:
+    def __init__(self, folder: Path, description: Description, files: Sequence[str], image: Run, text: Run) -> None:
         from dcclip_cli.model.tokenizer import load_tokenizer
 
-        self.name, self.fingerprint, self.parameters = about.name, about.fingerprint, about.parameters
-        self.precision = about.precision
-        self.trained_dims: Sequence[int] = about.trained_dims
-        self.image_fingerprint = about.fingerprint
-        self.preprocessing: Mapping[str, Any] = about.preprocessing
-        self.prompts: Mapping[str, Sequence[str]] = about.prompts
-        self.logit_scale, self.logit_bias = about.logit_scale, about.logit_bias
-        self.known = None if about.known is None else Known(**about.known)
+        self.name, self.fingerprint, self.parameters = description.name, description.fingerprint, description.parameters
+        self.precision = description.precision
+        self.trained_dims: Sequence[int] = description.trained_dims
+        self.image_fingerprint = description.fingerprint
+        self.preprocessing: Mapping[str, Any] = description.preprocessing
+        self.prompts: Mapping[str, Sequence[str]] = description.prompts
+        self.logit_scale, self.logit_bias = description.logit_scale, description.logit_bias
+        self.known = None if description.known is None else Known(**description.known)
         check_logits(self.logit_scale, self.logit_bias, self.name)
         # The weights of a large graph are in a file next to it.
         parts = (folder / f"{name}{suffix}" for name in files for suffix in ("", ".data"))
         self.size_bytes = sum(part.stat().st_size for part in parts if part.is_file())
-        self._run_image, self._run_text, self._in_graph = image, text, about.preprocess == "graph"
-        self._preprocess = read_preprocessing(about.preprocessing)
+        self._run_image, self._run_text, self._in_graph = image, text, description.preprocess == "graph"
+        self._preprocess = read_preprocessing(description.preprocessing)
         self._tokenizer = load_tokenizer(folder)
-        self._tokenizer.enable_truncation(about.context_length)
-        length = about.context_length if about.fixed_length else None
-        self._tokenizer.enable_padding(pad_id=about.padding_id, length=length)
+        self._tokenizer.enable_truncation(description.context_length)
+        length = description.context_length if description.fixed_length else None
+        self._tokenizer.enable_padding(pad_id=description.padding_id, length=length)
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
         if self._in_graph:
@@ -157,14 +157,22 @@ class OnnxEncoder(ExportedEncoder):
     """An ONNX bundle run by onnxruntime. `threads` is per tower: more than one slows small models on shared cores."""
 
     def __init__(self, folder: Path, device: str = "auto", threads: int = 1) -> None:
-        about, record = read_description(folder)
+        description, record = read_description(folder)
         with record.checking():  # which is over before the graphs are opened: damaged ones may crash onnxruntime
-            provider = _provider(device)
+            import onnxruntime
+
+            names = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+            providers = onnxruntime.get_available_providers()
+            if device == "auto":
+                device = "cuda" if names["cuda"] in providers else "cpu"
+            if names.get(device) not in providers:
+                raise DcclipError("onnxruntime finds no device {}", "omit --device, or use --device cpu", device)
+        provider = names[device]
         image, text = (runner(folder / name, provider, threads) for name in (IMAGE, TEXT))
-        super().__init__(folder, about, (IMAGE, TEXT), image, text)
+        super().__init__(folder, description, (IMAGE, TEXT), image, text)
         # Bundles with equal image graphs and preprocessing have this in common.
         graphs = [digest for name, digest in sorted(record.digests.items()) if name in (IMAGE, f"{IMAGE}.data")]
-        of_images = json.dumps([graphs, about.preprocessing], sort_keys=True)
+        of_images = json.dumps([graphs, description.preprocessing], sort_keys=True)
         self.image_fingerprint = hashlib.sha256(of_images.encode()).hexdigest()
 
 
@@ -174,8 +182,8 @@ def read_description(folder: Path, kind: str = "bundle") -> tuple[Description, R
     Raises DcclipError if a file is missing, or the JSON is damaged or describes something else.
     """
     record = read_record(folder / DESCRIPTION, _UNEDITED)
-    if (found := record.content.get("kind")) != kind:
-        raise DcclipError("{} describes a {}, not a {}", _COPY, record.file, found, kind)
+    if (recorded := record.content.get("kind")) != kind:
+        raise DcclipError("{} describes a {}, not a {}", _COPY, record.file, recorded, kind)
     return validated_by(Description.read, record.content, record.file, _COPY), record
 
 
@@ -215,15 +223,3 @@ def runner(file: Path, provider: str = "CPUExecutionProvider", threads: int = 1)
 
 def _reason(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def _provider(device: str) -> str:
-    import onnxruntime
-
-    names = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-    there = onnxruntime.get_available_providers()
-    if device == "auto":
-        device = "cuda" if names["cuda"] in there else "cpu"
-    if names.get(device) not in there:
-        raise DcclipError("onnxruntime finds no device {}", "omit --device, or use --device cpu", device)
-    return names[device]

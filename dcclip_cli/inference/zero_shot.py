@@ -36,9 +36,9 @@ def text_embeddings(
         batch = by_length[start : start + batch_size]
         encoded.append(model.encode_texts([texts[index] for index in batch]))
         advance(len(batch))
-    found = np.concatenate(encoded)
-    embeddings = np.empty_like(found)
-    embeddings[by_length] = found
+    sorted_embeddings = np.concatenate(encoded)
+    embeddings = np.empty_like(sorted_embeddings)
+    embeddings[by_length] = sorted_embeddings
     return embeddings
 
 
@@ -49,8 +49,8 @@ def class_embeddings(
     advance: Callable[[int], object] = lambda _: None,
 ) -> np.ndarray:
     """(C, D), length 1: the mean of the embeddings of each class's texts, as in CLIP's zero-shot classifier."""
-    embeddings = text_embeddings(model, [text for several in texts for text in several], batch_size, advance)
-    return class_means(embeddings, [len(several) for several in texts])
+    embeddings = text_embeddings(model, [text for class_texts in texts for text in class_texts], batch_size, advance)
+    return class_means(embeddings, [len(class_texts) for class_texts in texts])
 
 
 def class_means(embeddings: np.ndarray, counts: Sequence[int]) -> np.ndarray:
@@ -62,10 +62,10 @@ def class_means(embeddings: np.ndarray, counts: Sequence[int]) -> np.ndarray:
     np.add.at(sums, np.repeat(np.arange(len(counts)), counts), embeddings)
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)
     if not lengths.all():
-        what = Message(
+        reason = Message(
             "the embeddings of the prompts add up to 0 for {} of {} classes", int((lengths == 0).sum()), len(counts)
         )
-        raise NotFiniteError(what, "use other prompt templates; are the model's weights damaged?")
+        raise NotFiniteError(reason, "use other prompt templates; are the model's weights damaged?")
     return sums / lengths
 
 
@@ -78,7 +78,17 @@ def label_prompts(
     """
     if not labels or not all(label.strip() for label in labels):
         raise DcclipError("no labels given, or an empty one", "name what to look for, for example: --labels 猫,dog")
-    prompts = _prompts(model, templates)
+    prompts: dict[str, Sequence[str]] = {**PLAIN_PROMPTS, **model.prompts} if templates is None else {**PLAIN_PROMPTS}
+    if templates:
+        for template in templates:
+            if "{}" not in template:
+                raise DcclipError(
+                    "the template '{}' has no {{}} for the label",
+                    "for example: --template 'a photo of a {{}}'",
+                    template,
+                )
+        for language in prompts:
+            prompts[language] = [text for text in templates if language_by_script(text) == language] or templates
     languages = [language_by_script(label) for label in labels]
     compared = languages if multi_label and model.logit_bias is None else []
     texts = [fill(prompts[language], label) for language, label in zip(languages, labels, strict=True)]
@@ -124,8 +134,10 @@ class Labels:
             return softmax(images, self._embeddings, self._scale)
         logits = self._scale * (images @ self._embeddings.T).astype(np.float64)
         if self._anything is None:
-            return _sigmoid(logits + float(self._bias or 0))
-        return _sigmoid(logits - self._scale * (images @ self._anything.T))
+            logits += float(self._bias or 0)
+        else:
+            logits -= self._scale * (images @ self._anything.T)
+        return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)))  # tanh neither overflows nor warns, as exp would
 
 
 def softmax(images: np.ndarray, classes: np.ndarray, logit_scale: float) -> np.ndarray:
@@ -140,21 +152,3 @@ def softmax_of(logits: np.ndarray) -> np.ndarray:
     """The softmax of each row, in double precision."""
     exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)))  # tanh neither overflows nor warns
-
-
-def _prompts(model: Encoder, templates: Sequence[str] | None) -> dict[str, Sequence[str]]:
-    if templates is None:
-        return {**PLAIN_PROMPTS, **model.prompts}
-    if not templates:
-        return dict(PLAIN_PROMPTS)
-    for template in templates:
-        if "{}" not in template:
-            raise DcclipError(
-                "the template '{}' has no {{}} for the label", "for example: --template 'a photo of a {{}}'", template
-            )
-    own = {language: [one for one in templates if language_by_script(one) == language] for language in PLAIN_PROMPTS}
-    return {language: several or templates for language, several in own.items()}
