@@ -1,4 +1,4 @@
-"""The plots of the results pages and the READMEs, as SVG files that follow the viewer's light or dark mode."""
+"""The plots of the results pages, as SVG files that follow the viewer's light or dark mode."""
 
 import hashlib
 import io
@@ -49,7 +49,7 @@ _STYLE: dict[str, Any] = {
     "savefig.facecolor": "#ffffff",
 }
 
-ENGLISH = {
+LABELS = {
     "en": "English",
     "zh": "Chinese",
     "top-1": "top-1 on twemoji, %",
@@ -59,16 +59,6 @@ ENGLISH = {
     "tenth": "smaller student",
     "contrast": "without a teacher",
     "int8": "student, int8",
-}
-CHINESE = {
-    "en": "英文",
-    "zh": "中文",
-    "top-1": "twemoji 的 top-1（%）",
-    "parameters": "参数量（百万）",
-    "teacher": "教师",
-    "student": "学生",
-    "tenth": "更小的学生",
-    "contrast": "不用教师",
 }
 MODELS = {"teacher": "demo teacher", "student": "student", "tenth": "student at a tenth", "contrast": "contrast alone"}
 
@@ -100,7 +90,7 @@ def svg(size: tuple[float, float], panels: int, draw: Callable[[Any, Any], None]
     return stream.getvalue().replace("</defs>", style, 1)
 
 
-def scatter(axes: Any, words: dict[str, str], points: list[Point]) -> None:
+def scatter(axes: Any, points: list[Point]) -> None:
     """A point for each language, and over or under both their name."""
     for place, language in enumerate(LANGUAGES):
         axes.scatter(
@@ -108,13 +98,13 @@ def scatter(axes: Any, words: dict[str, str], points: list[Point]) -> None:
             [values[place] for _, _, values in points],
             color=COLOURS[language],
             marker=MARKERS[language],
-            label=words[language],
+            label=LABELS[language],
             zorder=3,
         )
     for name, x, values in points:
         above = name in NAMED_ABOVE
         axes.annotate(
-            words.get(name, name),
+            LABELS.get(name, name),
             (x, max(values) if above else min(values)),
             xytext=(0, 8 if above else -8),
             textcoords="offset points",
@@ -148,14 +138,14 @@ def one_run(data: str, file: str = "emoji", **where: str) -> list[float]:
     return [only(file, metric="top-1", data=data, language=language, **where) for language in LANGUAGES]
 
 
-def headline(words: dict[str, str]) -> str:
+def headline() -> str:
     """Top-1 on twemoji against parameters."""
 
     def draw(figure: Any, panels: Any) -> None:
         (axes,) = panels
-        scatter(axes, words, means("twemoji", list(MODELS)))
+        scatter(axes, means("twemoji", list(MODELS)))
         logarithmic(axes, [0.5, 1, 2, 5], (0.3, 9))
-        axes.set(xlabel=words["parameters"], ylabel=words["top-1"], ylim=(58, 75), yticks=[60, 65, 70])
+        axes.set(xlabel=LABELS["parameters"], ylabel=LABELS["top-1"], ylim=(58, 75), yticks=[60, 65, 70])
         axes.legend(loc="lower right")
 
     return svg((6, 3.2), 1, draw)
@@ -173,9 +163,9 @@ def latency() -> str:
 
     def draw(figure: Any, panels: Any) -> None:
         (axes,) = panels
-        scatter(axes, ENGLISH, points)
+        scatter(axes, points)
         logarithmic(axes, [0.1, 0.3, 1, 3], (0.05, 11))
-        axes.set(xlabel="time for one image, ms", ylabel=ENGLISH["top-1"], ylim=(58, 75), yticks=[60, 65, 70])
+        axes.set(xlabel="time for one image, ms", ylabel=LABELS["top-1"], ylim=(58, 75), yticks=[60, 65, 70])
         axes.legend(loc="lower right")
 
     return svg((6, 3.2), 1, draw)
@@ -186,10 +176,10 @@ def size() -> str:
 
     def draw(figure: Any, panels: Any) -> None:
         for data, axes in zip(IMAGES, panels, strict=True):
-            scatter(axes, ENGLISH, means(data, list(MODELS)))
+            scatter(axes, means(data, list(MODELS)))
             logarithmic(axes, [0.5, 1, 2, 5], (0.22, 11))
             axes.set_title(data)
-            axes.set_xlabel(ENGLISH["parameters"])
+            axes.set_xlabel(LABELS["parameters"])
             axes.margins(y=0.2)
         panels[0].set_ylabel("top-1, %")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
@@ -213,7 +203,7 @@ def time() -> str:
             for name, (file, where) in runs.items():
                 minutes = only(file, metric="time, all stages", **where) / 60
                 points.append((name, minutes, one_run(data, file, **where)))
-            scatter(axes, ENGLISH, points)
+            scatter(axes, points)
             axes.set_title(data)
             axes.set_xlabel("training, minutes")
             axes.set_xlim(-1.5, 19)
@@ -285,7 +275,7 @@ def bars(axes: Any, title: str, groups: dict[str, list[Record]], metric: str = "
             error_kw={"ecolor": "#1f2328", "elinewidth": 0.8},
             height=0.38,
             color=COLOURS[language],
-            label=ENGLISH[language],
+            label=LABELS[language],
         )
     axes.set_title(title)
     axes.set_xlabel(f"{metric}, %")
@@ -295,8 +285,7 @@ def bars(axes: Any, title: str, groups: dict[str, list[Record]], metric: str = "
 
 
 PLOTS: dict[str, Callable[[], str]] = {
-    "headline.svg": lambda: headline(ENGLISH),
-    "headline-zh.svg": lambda: headline(CHINESE),
+    "headline.svg": headline,
     "latency.svg": latency,
     "size.svg": size,
     "time.svg": time,

@@ -1,4 +1,4 @@
-"""Writes the tables of the results pages and of both READMEs, and the plots, from this folder's CSV files.
+"""Writes the tables of the results pages, and the plots, from this folder's CSV files.
 
     python -m docs.results.render
 
@@ -27,8 +27,7 @@ from docs.results.records import (
     spread,
 )
 
-ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "README.md", ROOT / "README.zh.md", *sorted(Path(__file__).parent.glob("*.md")))
+PAGES = sorted(Path(__file__).parent.glob("*.md"))
 _TABLE = re.compile(r"(<!-- table: (?P<name>[\w.-]+) -->\n).*?(<!-- end -->)", re.S)
 
 TEACHER, STUDENT, TENTH, CONTRAST = "demo teacher", "student", "student at a tenth", "contrast alone"
@@ -115,39 +114,21 @@ def emoji(models: Iterable[str], data: Iterable[str], head: Iterable[str]) -> st
     return markdown(["model", *head], rows)
 
 
-def headline(words: dict[str, str]) -> str:
-    """The table of the READMEs: teacher, both students, and the student without a teacher."""
+def headline() -> str:
+    """The table of the index: teacher, both students, and the student without a teacher."""
     rows = []
-    for model, parameters, share in (
-        (TEACHER, "5.41 M", ""),
-        (STUDENT, "1.35 M", "25 %"),
-        (TENTH, "0.53 M", "9.9 %"),
-        (CONTRAST, "1.35 M", ""),
+    for model, label, parameters, share in (
+        (TEACHER, "teacher", "5.41 M", ""),
+        (STUDENT, "student (6 runs)", "1.35 M", "25 %"),
+        (TENTH, "smaller student (3 runs)", "0.53 M", "9.9 %"),
+        (CONTRAST, "student without a teacher (3 runs)", "1.35 M", ""),
     ):
-        rows.append([words[model], parameters, *(mean_cell(data, model) for data in IMAGES)])
+        rows.append([label, parameters, *(mean_cell(data, model) for data in IMAGES)])
         if share:
-            cells = [mean_cell(data, model, of_teacher=True) for data in IMAGES]
-            bold = [one if data == "unseen" else f"**{one}**" for one, data in zip(cells, IMAGES, strict=True)]
-            rows.append([words["share"], share, *bold])
-    return markdown(words["head"].split("|"), rows)
-
-
-ENGLISH = {
-    "head": "model|parameters|twemoji|emojione2|unseen classes",
-    TEACHER: "teacher",
-    STUDENT: "student (6 runs)",
-    TENTH: "smaller student (3 runs)",
-    CONTRAST: "student without a teacher (3 runs)",
-    "share": "share of the teacher",
-}
-CHINESE = {
-    "head": "模型|参数量|twemoji|emojione2|没见过的类别",
-    TEACHER: "教师",
-    STUDENT: "学生（训练 6 次）",
-    TENTH: "更小的学生（训练 3 次）",
-    CONTRAST: "同样的学生，不用教师（训练 3 次）",
-    "share": "达到教师的",
-}
+            cells = {data: mean_cell(data, model, of_teacher=True) for data in IMAGES}
+            shares = [cell if data == "unseen" else f"**{cell}**" for data, cell in cells.items()]
+            rows.append(["share of the teacher", share, *shares])
+    return markdown(["model", "parameters", "twemoji", "emojione2", "unseen classes"], rows)
 
 
 def tables() -> dict[str, str]:
@@ -163,8 +144,7 @@ def tables() -> dict[str, str]:
             (*IMAGES, "known classes, 4,103 drawings", "unseen, 1,809 drawings"),
         ),
         "emoji-size": pivot(records("emoji"), {"model": "model", "form": "setup"}, size),
-        "headline": headline(ENGLISH),
-        "headline.zh": headline(CHINESE),
+        "headline": headline(),
         "quickstart": pivot(
             [one for one in records("quickstart") if one["setup"] in {"", "next to other work"}],
             {"machine": "machine", "seed": "seeds"},
