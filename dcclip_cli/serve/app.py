@@ -23,7 +23,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, FailFast, Field
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
@@ -37,13 +37,22 @@ from dcclip_cli.inference.index import Index, direction, search_all
 from dcclip_cli.inference.model import best
 from dcclip_cli.inference.zero_shot import Labels, label_prompts
 from dcclip_cli.model.known import unknown_of
-from dcclip_cli.serve.batches import IMAGE_URL, MAX_TEXTS, BatchedEncoder, RefusedError, image_of_data_url, no_data_url
+from dcclip_cli.serve.batches import (
+    IMAGE_URL,
+    MAX_IMAGES,
+    MAX_TEXTS,
+    BatchedEncoder,
+    RefusedError,
+    image_of_data_url,
+    no_data_url,
+)
 from dcclip_cli.serve.guard import MAX_BODY, Guard, Metrics, error_response
 from dcclip_cli.text import split
 from dcclip_cli.versions import VERSION
 
 MAX_LABELS = 1000
 _STORED_LABELS = 10_000  # whose embeddings are stored
+_MAX_PARTS = MAX_TEXTS + MAX_IMAGES  # of a chat, and of errors that pydantic collects
 _LARGE_JSON = 64 << 10  # bytes that are parsed in a thread, since nobody is answered meanwhile
 _MAX_PICTURE = 128 << 20  # bytes of a file that is shown
 _THUMBNAIL_PX = 480
@@ -51,40 +60,43 @@ _PAGE_POLICY = "default-src 'self'; img-src 'self' blob:; style-src 'unsafe-inli
 _OF_LABELS = "Labels in Chinese, English or both, separated by , ， or 、."
 
 
+class ImageUrl(BaseModel):
+    url: str = ""
+
+
 class Part(BaseModel):
     """A part of a chat message: a text, or an image as a data URL."""
 
     type: Literal["text", "image_url"]
     text: str = ""
-    image_url: dict[str, str] = {}
+    image_url: ImageUrl = ImageUrl()
 
     def input(self) -> str:
         if self.type == "text":
             return self.text
-        url = self.image_url.get("url", "")
-        if not url.startswith(IMAGE_URL):
-            raise no_data_url(url)
-        return url
+        if not self.image_url.url.startswith(IMAGE_URL):
+            raise no_data_url(self.image_url.url)
+        return self.image_url.url
 
 
 class ChatMessage(BaseModel):
     """A message as vLLM takes them for embeddings; its parts are one input each."""
 
     role: str = "user"
-    content: str | list[Part]
+    content: str | Annotated[list[Part], Field(max_length=_MAX_PARTS)]
 
 
 class EmbeddingRequest(BaseModel):
     """OpenAI's request for embeddings. An input that begins with `data:image/` is an image."""
 
-    input: str | list[str] | list[int] | list[list[int]] | None = None
-    messages: list[ChatMessage] = []
+    input: str | list[Any] | None = None
+    messages: Annotated[list[ChatMessage], FailFast(), Field(max_length=_MAX_PARTS)] = []
     model: str = ""
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, le=8192)
 
     def inputs(self) -> list[str]:
-        """The texts and data URLs, in their order. Raises DcclipError for token ids and web addresses."""
+        """The texts and data URLs, in their order. Raises DcclipError for web addresses and what is no text."""
         if self.input is None:
             parts = [
                 [text] if isinstance(text := message.content, str) else map(Part.input, text)
@@ -95,7 +107,7 @@ class EmbeddingRequest(BaseModel):
         texts = [text for text in inputs if isinstance(text, str)]
         if len(texts) < len(inputs):
             hint = Message("send texts; with LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False")
-            raise DcclipError("the input is token ids of another model's tokenizer", hint)
+            raise DcclipError("the input has an item that is not a text", hint)
         if address := next((text for text in texts if re.fullmatch(r"https?://\S+", text)), None):
             raise no_data_url(address)
         return texts

@@ -152,7 +152,7 @@ def test_pictures_with_any_name_are_found_and_those_that_were_replaced_are_not(
     [
         ({"content": b"{"}, 422, "the request is not as it should be"),
         ({"json": {"input": ""}}, 422, "a text is empty"),
-        ({"json": {"input": [[1, 2]]}}, 422, "token ids of another model"),
+        ({"json": {"input": [[1, 2]]}}, 422, "an item that is not a text"),
         ({"json": {"input": ["a"] * 2049}}, 422, "2,049 texts"),
         ({"json": {"input": "狗 dog" * 2000}}, 422, "a text has 10,000 characters"),
         ({"json": {"input": ["狗" * 8192] * 257}}, 422, "have 2,105,344 characters"),
@@ -174,6 +174,20 @@ def test_what_cannot_be_answered_is_one_sentence(
     answer = client.post("/v1/embeddings", **request_of)
     assert answer.status_code == status and said in answer.json()["error"]["message"]
     assert "\n" not in answer.json()["error"]["message"]
+
+
+def test_a_request_with_many_wrong_items_is_refused_at_the_first(client: TestClient) -> None:
+    nulls, image_url = [None] * 400_001, {"type": "image_url", "image_url": dict.fromkeys(range(400_001))}
+    for body, problem in (
+        ({"input": nulls}, "the input has an item that is not a text"),
+        ({"messages": nulls}, "body.messages: "),
+        ({"messages": [{"content": nulls}]}, "body.messages.content"),
+        ({"messages": [{"content": [image_url]}]}, "not a data URL"),
+    ):
+        content, begin = json.dumps(body), time.process_time()
+        answer = client.post("/v1/embeddings", content=content, headers={"content-type": "application/json"})
+        assert answer.status_code == 422 and problem in answer.json()["error"]["message"]
+        assert time.process_time() - begin < 1.5
 
 
 def test_errors_are_in_the_clients_language(client: TestClient) -> None:
