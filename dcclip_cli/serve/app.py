@@ -8,7 +8,7 @@ import gc
 import json
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import chain
@@ -21,7 +21,6 @@ import numpy as np
 from fastapi import FastAPI, File, Form, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
-from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, FailFast, Field
 from pydantic_core import to_json
@@ -53,7 +52,7 @@ from dcclip_cli.versions import VERSION
 MAX_LABELS = 1000
 _STORED_LABELS = 10_000  # whose embeddings are stored
 _MAX_PARTS = MAX_TEXTS + MAX_IMAGES  # of a chat, and of errors that pydantic collects
-_LARGE_JSON = 64 << 10  # bytes that are parsed in a thread, since nobody is answered meanwhile
+_LARGE_JSON = 64 << 10  # bytes of texts or numbers that are converted in a thread, since nobody is answered meanwhile
 _MAX_PICTURE = 128 << 20  # bytes of a file that is shown
 _THUMBNAIL_PX = 480
 _PAGE_POLICY = "default-src 'self'; img-src 'self' blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -111,24 +110,6 @@ class EmbeddingRequest(BaseModel):
         if address := next((text for text in texts if re.fullmatch(r"https?://\S+", text)), None):
             raise no_data_url(address)
         return texts
-
-
-class _Request(Request):
-    async def json(self) -> Any:
-        body = await self.body()
-        return await self.app.state.server.run(json.loads, len(body), body)
-
-
-class _Route(APIRoute):
-    """A route that lets other requests be answered while it parses a large one."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def handle_request(request: Request) -> Response:
-            return await handle(_Request(request.scope, request.receive))
-
-        return handle_request
 
 
 class Server:
@@ -219,7 +200,6 @@ def application(
 
     MultiPartParser.spool_max_size = MAX_BODY  # no uploads on disk
     app = FastAPI(title="dcclip", version=VERSION, lifespan=lifespan, redoc_url=None)
-    app.router.route_class = _Route
     app.state.server = server
     app.add_middleware(Guard, metrics=server.metrics, token=token, hosts=hosts, stopping=lambda: server.stopping)
 
