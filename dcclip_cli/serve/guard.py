@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import time
 from collections.abc import Callable, Collection, MutableMapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ _SENT_BYTES = 256 << 10  # of an answer at a time: the rest counts until the cli
 _BODY_S = 30.0  # in which a body has to arrive
 _LARGE_BYTES = 512 << 10  # of a body, whose rest is read when few others are: reading delays all answers
 _LARGE_AT_A_TIME = 8
+_TURN_S = 0.1  # in which the next part of a large body has to arrive, else others have the turn
 _OPEN = ("/health", "/ping")  # to anyone
 _COOKIE = "dcclip_token"
 _SAFETY = [
@@ -164,14 +165,16 @@ class Guard:
 
     async def _read(self, request: object, receive: Any) -> bytes | None:
         """The body; None if the client leaves before it is complete."""
-        body, continues, is_large = bytearray(), True, False
+        body, continues = bytearray(), True
         try:
-            async with AsyncExitStack() as turns, asyncio.timeout(_BODY_S):
+            async with asyncio.timeout(_BODY_S):
                 while continues:
-                    if len(body) > _LARGE_BYTES and not is_large:
-                        is_large = True
-                        await turns.enter_async_context(self._large_bodies)
-                    message = await receive()
+                    message = None
+                    async with self._large_bodies if len(body) > _LARGE_BYTES else nullcontext():
+                        with suppress(TimeoutError):  # a client that stalls has no turn; uvicorn keeps what arrives
+                            async with asyncio.timeout(_TURN_S):
+                                message = await receive()
+                    message = message or await receive()
                     if message["type"] == "http.disconnect":
                         return None
                     body += message.get("body", b"")

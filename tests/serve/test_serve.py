@@ -290,6 +290,16 @@ def test_connections_without_a_request_end_and_give_way(model: Model, monkeypatc
         assert b"400 Bad Request" in answer(send(port, HEALTH[:-2] + b"Host: evil\r\n\r\n"))
 
 
+def test_clients_that_stall_in_large_bodies_hold_up_no_other(model: Model) -> None:
+    content = json.dumps({"input": "红"}).encode() + b" " * (1 << 20)
+    with running(model) as (_, port):
+        stalled = [send(port, post(content)[:-1]) for _ in range(guard._LARGE_AT_A_TIME)]
+        assert answer(send(port, post(content))).startswith(b"HTTP/1.1 200")
+        for connection in stalled:
+            connection.sendall(b" ")
+            assert answer(connection).startswith(b"HTTP/1.1 200")
+
+
 def test_the_work_of_a_client_that_leaves_is_dropped_and_the_place_of_its_images_is_free(model: Model) -> None:
     image = encode(Image.new("RGB", (5000, 4000)), "PNG")
     with running(model) as (encoder, port):
