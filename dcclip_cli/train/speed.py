@@ -19,19 +19,36 @@ from dcclip_cli.data.samplers import MixedBatchSampler
 from dcclip_cli.machine import peak_memory_bytes
 from dcclip_cli.model.towers import Tokens, Towers
 
-# Dense bf16 operations per second by words in the device's name, half of what data sheets say with sparsity.
+# Dense bf16 operations per second in 1e12 (fp16 where bf16 is missing: T4, V100), by words in the device's name. Data
+# sheets' numbers with sparsity are twice these. The first entry that matches counts.
 _PEAKS = {
-    "B200": 2250e12,
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "A10": 125e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-    "MI300X": 1307e12,
+    "GB200": 2500,
+    "B200": 2250,
+    "GH200": 989,
+    "H200": 989,
+    "H100 PCIe": 756,
+    "H100 NVL": 835,
+    "H100": 989,
+    "H800 PCIe": 756,
+    "H800": 989,
+    "H20": 148,
+    "A800": 312,
+    "A100": 312,
+    "A40": 150,
+    "A10G": 70,
+    "A10": 125,
+    "L40S": 362,
+    "L40": 181,
+    "L20": 119,
+    "L4": 121,
+    "RTX A6000": 155,
+    "T4": 65,
+    "V100": 125,
+    "MI300X": 1307,
+    "RTX 5090": 209,
+    "RTX 4090 D": 147,
+    "RTX 4090": 165,
+    "RTX 3090": 71,
 }
 
 
@@ -48,11 +65,11 @@ class Flops:
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """A device's dense bf16 operations per second, whatever precision is used; None for a CPU or an unknown GPU."""
+    """A GPU's dense bf16 operations per second, whatever precision is used; None for a CPU or an unknown GPU."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for words, peak in _PEAKS.items() if re.search(rf"\b{words}\b", name)), None)
+    return next((peak * 1e12 for words, peak in _PEAKS.items() if re.search(rf"\b{words}\b", name)), None)
 
 
 def forward_flops(towers: Towers, pixels: Tensor, texts: Sequence[Tokens]) -> Flops:

@@ -22,7 +22,7 @@ from dcclip_cli.model.towers import Tokens
 from dcclip_cli.train.losses.contrastive import TaskLoss
 from dcclip_cli.train.losses.embeddings import EmbeddingLoss, InteractiveLoss
 from dcclip_cli.train.optimizer import make_ema
-from dcclip_cli.train.speed import StepTimer, forward_flops, training_flops
+from dcclip_cli.train.speed import StepTimer, forward_flops, peak_flops, training_flops
 from dcclip_cli.train.task import TrainingTask
 from dcclip_cli.train.teacher import OnlineTeacher, widths
 from tests.train.jobs import Job, interrupt, run, sha256
@@ -107,6 +107,20 @@ def test_operations_of_a_resnet_50_are_those_that_papers_give_and_a_backward_pas
     assert training_flops(student, pixels, []) == pytest.approx(3 * flops.image)
     student.model.visual.requires_grad_(False)
     assert training_flops(student, pixels, []) == pytest.approx(flops.image)
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),  # dense, from data sheets
+    [
+        *[("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 NVL", 835), ("NVIDIA H800", 989), ("NVIDIA H20", 148)],
+        *[("NVIDIA GH200 480GB", 989), ("NVIDIA A800-SXM4-80GB", 312), ("NVIDIA A10G", 70), ("NVIDIA L20", 119)],
+        *[("NVIDIA GeForce RTX 4090 D", 147), ("NVIDIA GeForce RTX 4090", 165), ("NVIDIA L40S", 362), ("Tesla T4", 65)],
+        ("NVIDIA GeForce GTX 1080", None),
+    ],
+)
+def test_the_peak_of_a_gpu_is_that_of_its_model(monkeypatch: pytest.MonkeyPatch, name: str, peak: int | None) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: name)
+    assert peak_flops(torch.device("cuda")) == (peak and peak * 1e12)
 
 
 def test_mfu_is_the_share_of_the_devices_peak(monkeypatch: pytest.MonkeyPatch, pairs_file: Path) -> None:
