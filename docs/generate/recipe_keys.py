@@ -31,6 +31,7 @@ defaults and library versions. In Python, keyword arguments are keys of the stag
 | [starter.yaml](../../recipes/starter.yaml) | the model included in dcclip: see [Starter](../starter.md) |
 | [text-tower.yaml](../../recipes/text-tower.yaml) | a text tower for [another CLIP's images](../how-to/text-tower.md) |
 | [distill-photos.yaml](../../recipes/distill-photos.yaml) | a smaller model distilled from it on your own photographs |
+| [distill-photos-larger.yaml](../../recipes/distill-photos-larger.yaml) | the same, more accurate, 4.2 MB |
 | [sentences.yaml](../../recipes/sentences.yaml) | a model of sentences, from captioned photographs |
 | [sentences-small.yaml](../../recipes/sentences-small.yaml) | a student of it |
 | [collect-sample.yaml](../../recipes/collect-sample.yaml) | shards from a small table with errors in it |
