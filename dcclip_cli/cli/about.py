@@ -148,6 +148,10 @@ def diagnose() -> Facts:
         notes["int8"] = Message("this processor has no VNNI: int8 is slower")
     onnxruntime = _imported("onnxruntime", notes)
     providers = onnxruntime.get_available_providers() if onnxruntime else None
+    features, quota = machine.cpu_features(), machine.cgroup_quota(Path("/"))
+    memory, cache = machine.memory(), cache_folder()
+    parts = sorted(part for part in cache.iterdir() if part.is_dir()) if cache.is_dir() else []
+    sizes = {part.name: [file.stat().st_size for file in part.rglob("*") if file.is_file()] for part in parts}
     libraries = dict.fromkeys((*LIBRARIES, *_MORE_LIBRARIES)) | versions(_MORE_LIBRARIES)
     return {
         "versions": {"dcclip": None, "python": platform.python_version()} | libraries | {"dcclip": VERSION},
@@ -156,8 +160,25 @@ def diagnose() -> Facts:
         "int8_vnni": vnni,
         "variables": {name: _shown(os.environ.get(name, "")) or None for name in _VARIABLES},
         "model": model,
-        "processor": _processor(),
-        "storage": _storage(),
+        "processor": {
+            "name": machine.cpu_name(),
+            "architecture": platform.machine().lower(),
+            "class": machine.machine_class() if features else None,
+            "features": sorted(features & _FEATURES) if features else None,
+            "cores": machine.cores(),  # that this process may use, by its affinity and quota
+            "affinity": machine.affinity_cores(),
+            "cgroup_quota": quota if quota < float("inf") else None,
+            "logical": os.cpu_count(),
+            "load": machine.load_averages(),  # over 1, 5 and 15 minutes
+        },
+        "storage": {
+            "memory_bytes": memory.total if memory else None,
+            "available_bytes": memory.available if memory else None,
+            "free_here_bytes": free_bytes(Path()),
+            "cache_folder": _shown(str(cache)),
+            "free_cache_bytes": free_bytes(cache),
+            "cached_bytes": {name: sum(files) for name, files in sizes.items()},
+        },
         "torch": _torch(notes),
         "extras": {
             extra: Message("pip install 'dcclip[{}]' (missing: {})", extra, ", ".join(absent))
@@ -174,37 +195,6 @@ def _shown(text: str) -> str:
     text = re.sub(r"(?<=://)[^/@\s]*@", "", text)
     home = os.path.expanduser("~").rstrip("/\\")
     return re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text) if home not in ("", "~") else text
-
-
-def _processor() -> Facts:
-    """`cores` may be used by this process, by its affinity and quota. Load averages are over 1, 5 and 15 minutes."""
-    features, quota = machine.cpu_features(), machine.cgroup_quota(Path("/"))
-    return {
-        "name": machine.cpu_name(),
-        "architecture": platform.machine().lower(),
-        "class": machine.machine_class() if features else None,
-        "features": sorted(features & _FEATURES) if features else None,
-        "cores": machine.cores(),
-        "affinity": machine.affinity_cores(),
-        "cgroup_quota": quota if quota < float("inf") else None,
-        "logical": os.cpu_count(),
-        "load": machine.load_averages(),
-    }
-
-
-def _storage() -> Facts:
-    """Sizes of memory and of the cache folder, and what is free on its disk and on that of the current folder."""
-    memory, cache = machine.memory(), cache_folder()
-    parts = sorted(part for part in cache.iterdir() if part.is_dir()) if cache.is_dir() else []
-    sizes = {part.name: [file.stat().st_size for file in part.rglob("*") if file.is_file()] for part in parts}
-    return {
-        "memory_bytes": memory.total if memory else None,
-        "available_bytes": memory.available if memory else None,
-        "free_here_bytes": free_bytes(Path()),
-        "cache_folder": _shown(str(cache)),
-        "free_cache_bytes": free_bytes(cache),
-        "cached_bytes": {name: sum(files) for name, files in sizes.items()},
-    }
 
 
 def _imported(name: str, notes: dict[str, str]) -> Any:

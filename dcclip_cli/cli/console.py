@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import typer
 
@@ -26,12 +26,10 @@ from dcclip_cli.progress import Progress, Silent, stderr_progress
 from dcclip_cli.text import filled, printable, rows
 from dcclip_cli.versions import extras
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 Item = TypeVar("Item")
 _STDOUT = "stdout"
 _USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[1]  # the base of all usage errors, which Typer does not export
+_WIDTH = 200  # of output that is no terminal
 _NAME_WIDTH = 17  # of a field's name, with blanks on both sides
 
 _MOST_LINES = 50  # of one error
@@ -141,7 +139,7 @@ def as_json(value: Any, indent: int | None = None) -> str:
     """A value as JSON, Chinese readable where stdout can encode it, control characters as `\\u001b`."""
     ascii_only = not (sys.stdout.encoding or "utf-8").lower().startswith("utf")
     text = json.dumps(value, ensure_ascii=ascii_only, indent=indent)
-    return re.sub("[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
+    return re.sub("[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def error_line(line: str) -> None:
@@ -224,10 +222,11 @@ def counted(talk: Progress, name: str, items: Iterable[Item], total: int, at_onc
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table on stdout, columns of numbers aligned right; in one of numbers alone, only the names wrap."""
     from rich import box
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = _stdout()
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     lines = list(rows)
     numbers = [all(map(_NUMBER.match, filter(None, cells))) for cells in zip(*lines, strict=True)] or [True]
@@ -243,17 +242,12 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
         console.print(table)
 
 
-def _stdout() -> Console:
-    from rich.console import Console
-
-    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=200)
-
-
 def show_fields(title: str, fields: Iterable[tuple[str, str]]) -> None:
     """Print names and values on stdout under a title; the values of all such blocks start in one column."""
     from rich.cells import set_cell_size
+    from rich.console import Console
 
-    console = _stdout()
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
     with printing():
         console.print(translated(title), style="bold", markup=False, soft_wrap=True)
         for name, value in fields:

@@ -16,13 +16,12 @@ if TYPE_CHECKING:
 
 _HOSTS = ("localhost", "127.0.0.1", "::1")  # another name may be one that a site has let point here
 _IDLE_S = 30  # for which a connection keeps a thread
+_OUT = Option("--out", metavar="DIR", help="Folder of the page. Default: in the cache folder.")
 
 
 def demo(
     model: flags.Model = None,
-    out: Annotated[
-        Path | None, Option("--out", metavar="DIR", help="Folder of the page. Default: in the cache folder.")
-    ] = None,
+    out: Annotated[Path | None, _OUT] = None,
     port: Annotated[int, Option("--port", min=0, max=65535, help="Port of the page; 0 takes any free one.")] = 0,
     open_page: Annotated[bool, Option("--open/--no-open", help="Open the page in a browser.")] = True,
     fresh: Annotated[bool, Option("--fresh", help="Make the page again.")] = False,

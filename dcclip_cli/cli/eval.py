@@ -22,91 +22,69 @@ _DATASET_HELP = (
     "A name or group (see: dcclip datasets), a Parquet or tar file of pairs whose captions are the classes, "
     "or a folder of class folders. Repeatable."
 )
-_Models = Annotated[list[str] | None, Option("--model", metavar="MODEL", help=f"{flags.MODEL_HELP} Repeatable.")]
-_DataSets = Annotated[list[str] | None, Option("--dataset", metavar="NAME|PATH", help=_DATASET_HELP)]
-_Languages = Annotated[
-    str, Option("--languages", metavar="en,zh", help="Languages for your own data sets. Default: all they have.")
-]
-_DataRoot = Annotated[
-    Path | None,
-    Option("--data-root", metavar="DIR", help="Folder with the named data sets in DIR/NAME/. Default: the hub."),
-]
-_Limit = Annotated[int | None, Option("--limit", min=1, help="Maximum images per data set, a fixed random sample.")]
-_Partial = Annotated[
-    Literal["all", "present"] | None,
-    Option("--partial", help="Accept unreadable images, and a part, asking for all its classes or those present."),
-]
-_Templates = Annotated[
-    Literal["own", "compact", "name"] | None,
-    Option("--templates", help="Prompts: the data set's own (default), a few generic ones, or the bare class name."),
-]
-_Task = Annotated[
-    Literal["zero-shot", "retrieval", "probe"] | None,
-    Option("--task", help="retrieval: retrieve all captions of your own pairs; probe: a linear layer on embeddings."),
-]
-_Shots = Annotated[
-    str, Option("--shots", metavar="5,20,50,all", help="Training images per class of probes. Default: 5,20,50,all.")
-]
-_Precision = Annotated[
-    Literal["fp32", "bf16"] | None,
-    Option("--precision", help="Precision of torch models. Default: fp32."),
-]
-_Workers = Annotated[
-    int | None, Option("--workers", min=1, callback=flags.at_a_time, help="Threads that read images. Default: 2.")
-]
-_NoCache = Annotated[bool, Option("--no-cache", help="Neither read nor write the cache of embeddings.")]
-_Json = Annotated[bool, Option("--json", help="Print the full results as JSON instead of a table.")]
-_Out = Annotated[Path | None, Option("--out", metavar="DIR", help="Folder for results (JSON), tables, report.html.")]
-_Format = Annotated[
-    list[str] | None,
-    Option(
-        "--format",
-        metavar="dcclip|hub|mteb|immich",
-        help="What --out receives: dcclip: JSON, tables and report.html; hub: files for leaderboards of the Hugging "
-        "Face hub, in DIR/hub/; mteb: results that mteb reads, in DIR/mteb/; immich: the place of models measured on "
-        "XM3600 on immich's table, in DIR/immich/. Repeatable. Default: dcclip.",
-    ),
-]
-_Owner = Annotated[
-    str | None,
-    Option(
-        "--owner",
-        metavar="NAME",
-        help="User or organisation of the hub that has the leaderboards of --format hub, the models of --format mteb.",
-    ),
-]
-_Results = Annotated[
-    list[Path] | None,
-    Option(
-        "--results",
-        metavar="PATH",
-        help="Merge existing results into one table without evaluating, in any format. Repeatable.",
-    ),
-]
+_MODELS = Option("--model", metavar="MODEL", help=f"{flags.MODEL_HELP} Repeatable.")
+_DATASETS = Option("--dataset", metavar="NAME|PATH", help=_DATASET_HELP)
+_LANGUAGES = Option("--languages", metavar="en,zh", help="Languages for your own data sets. Default: all they have.")
+_DATA_ROOT = Option(
+    "--data-root", metavar="DIR", help="Folder with the named data sets in DIR/NAME/. Default: the hub."
+)
+_LIMIT = Option("--limit", min=1, help="Maximum images per data set, a fixed random sample.")
+_PARTIAL = Option(
+    "--partial", help="Accept unreadable images, and a part, asking for all its classes or those present."
+)
+_TEMPLATES = Option(
+    "--templates", help="Prompts: the data set's own (default), a few generic ones, or the bare class name."
+)
+_TASK = Option(
+    "--task", help="retrieval: retrieve all captions of your own pairs; probe: a linear layer on embeddings."
+)
+_SHOTS = Option("--shots", metavar="5,20,50,all", help="Training images per class of probes. Default: 5,20,50,all.")
+_PRECISION = Option("--precision", help="Precision of torch models. Default: fp32.")
+_WORKERS = Option("--workers", min=1, callback=flags.at_a_time, help="Threads that read images. Default: 2.")
+_NO_CACHE = Option("--no-cache", help="Neither read nor write the cache of embeddings.")
+_JSON = Option("--json", help="Print the full results as JSON instead of a table.")
+_OUT = Option("--out", metavar="DIR", help="Folder for results (JSON), tables, report.html.")
+_FORMAT = Option(
+    "--format",
+    metavar="dcclip|hub|mteb|immich",
+    help="What --out receives: dcclip: JSON, tables and report.html; hub: files for leaderboards of the Hugging "
+    "Face hub, in DIR/hub/; mteb: results that mteb reads, in DIR/mteb/; immich: the place of models measured on "
+    "XM3600 on immich's table, in DIR/immich/. Repeatable. Default: dcclip.",
+)
+_OWNER = Option(
+    "--owner",
+    metavar="NAME",
+    help="User or organisation of the hub that has the leaderboards of --format hub, the models of --format mteb.",
+)
+_RESULT_FILES = Option(
+    "--results",
+    metavar="PATH",
+    help="Merge existing results into one table without evaluating, in any format. Repeatable.",
+)
 
 
 def eval(
     recipe: flags.OptionalRecipe = None,
-    model: _Models = None,
-    dataset: _DataSets = None,
-    languages: _Languages = "",
-    data_root: _DataRoot = None,
-    limit: _Limit = None,
-    partial: _Partial = None,
-    templates: _Templates = None,
-    task: _Task = None,
-    shots: _Shots = "",
-    precision: _Precision = None,
+    model: Annotated[list[str] | None, _MODELS] = None,
+    dataset: Annotated[list[str] | None, _DATASETS] = None,
+    languages: Annotated[str, _LANGUAGES] = "",
+    data_root: Annotated[Path | None, _DATA_ROOT] = None,
+    limit: Annotated[int | None, _LIMIT] = None,
+    partial: Annotated[Literal["all", "present"] | None, _PARTIAL] = None,
+    templates: Annotated[Literal["own", "compact", "name"] | None, _TEMPLATES] = None,
+    task: Annotated[Literal["zero-shot", "retrieval", "probe"] | None, _TASK] = None,
+    shots: Annotated[str, _SHOTS] = "",
+    precision: Annotated[Literal["fp32", "bf16"] | None, _PRECISION] = None,
     dims: flags.Dims = None,
-    workers: _Workers = None,
-    no_cache: _NoCache = False,
+    workers: Annotated[int | None, _WORKERS] = None,
+    no_cache: Annotated[bool, _NO_CACHE] = False,
     trust_remote_code: flags.TrustRemoteCode = False,
-    as_json: _Json = False,
+    as_json: Annotated[bool, _JSON] = False,
     sets: flags.Sets = None,
-    out: _Out = None,
-    formats: _Format = None,
-    owner: _Owner = None,
-    results: _Results = None,
+    out: Annotated[Path | None, _OUT] = None,
+    formats: Annotated[list[str] | None, _FORMAT] = None,
+    owner: Annotated[str | None, _OWNER] = None,
+    results: Annotated[list[Path] | None, _RESULT_FILES] = None,
     check: flags.Check = False,
     device: flags.Where = "auto",
     quiet: flags.Quiet = False,
@@ -253,14 +231,15 @@ def compare(
     console.show_table(title, columns, rows)
 
 
+_NAME = Argument(metavar="NAME", help="A data set of classes, with --classes-yaml.")
+_LOOK_IN = Option("--data-root", metavar="DIR", help="Show which of them are in DIR.")
+_CLASSES_YAML = Option("--classes-yaml", help="Print the classes of NAME as the classes.yaml of a folder.")
+
+
 def datasets(
-    name: Annotated[str | None, Argument(metavar="NAME", help="A data set of classes, with --classes-yaml.")] = None,
-    data_root: Annotated[
-        Path | None, Option("--data-root", metavar="DIR", help="Show which of them are in DIR.")
-    ] = None,
-    classes_yaml: Annotated[
-        bool, Option("--classes-yaml", help="Print the classes of NAME as the classes.yaml of a folder.")
-    ] = False,
+    name: Annotated[str | None, _NAME] = None,
+    data_root: Annotated[Path | None, _LOOK_IN] = None,
+    classes_yaml: Annotated[bool, _CLASSES_YAML] = False,
 ) -> None:
     """List the data sets that eval knows by name, or print the class names of one."""
     if (name is None) == classes_yaml:

@@ -10,34 +10,31 @@ from typer import Argument, Option
 from dcclip_cli.cli import console, flags
 from dcclip_cli.errors import Message
 
+_MODEL = Argument(metavar="MODEL", help="Recipe, run, model directory or export. A run brings results and its export.")
+_REPOSITORY = Argument(metavar="ORG/NAME", help="Repository on the hub; it is created if needed.")
+_LICENSE = Option(
+    "--license", metavar="ID", help="License, as the hub names it: apache-2.0. Default: that of the card."
+)
+_BUNDLE = Option(metavar="DIR", help="Export of the model to upload next to it. Repeatable. Default: its run's.")
+_DATA = Option(
+    metavar="DIR", help="Output of collect that the model was trained on, for the card. Repeatable. Default: its run's."
+)
+_PRIVATE = Option("--private", help="Create the repository as a private one.")
+_PULL_REQUEST = Option("--pull-request", help="Open a pull request in a repository that exists.")
+_OVERWRITE = Option("--overwrite", help="Let files of a repository that exists change.")
+_YES = Option("--yes", "-y", help="Upload. Without it, nothing is sent: a dry run.")
+
 
 def push(
-    model: Annotated[
-        str,
-        Argument(metavar="MODEL", help="Recipe, run, model directory or export. A run brings results and its export."),
-    ],
-    repository: Annotated[str, Argument(metavar="ORG/NAME", help="Repository on the hub; it is created if needed.")],
-    license: Annotated[
-        str | None,
-        Option("--license", metavar="ID", help="License, as the hub names it: apache-2.0. Default: that of the card."),
-    ] = None,
-    bundle: Annotated[
-        list[Path] | None,
-        Option(metavar="DIR", help="Export of the model to upload next to it. Repeatable. Default: its run's."),
-    ] = None,
-    data: Annotated[
-        list[Path] | None,
-        Option(
-            metavar="DIR",
-            help="Output of collect that the model was trained on, for the card. Repeatable. Default: its run's.",
-        ),
-    ] = None,
-    private: Annotated[bool, Option("--private", help="Create the repository as a private one.")] = False,
-    pull_request: Annotated[
-        bool, Option("--pull-request", help="Open a pull request in a repository that exists.")
-    ] = False,
-    overwrite: Annotated[bool, Option("--overwrite", help="Let files of a repository that exists change.")] = False,
-    yes: Annotated[bool, Option("--yes", "-y", help="Upload. Without it, nothing is sent: a dry run.")] = False,
+    model: Annotated[str, _MODEL],
+    repository: Annotated[str, _REPOSITORY],
+    license: Annotated[str | None, _LICENSE] = None,
+    bundle: Annotated[list[Path] | None, _BUNDLE] = None,
+    data: Annotated[list[Path] | None, _DATA] = None,
+    private: Annotated[bool, _PRIVATE] = False,
+    pull_request: Annotated[bool, _PULL_REQUEST] = False,
+    overwrite: Annotated[bool, _OVERWRITE] = False,
+    yes: Annotated[bool, _YES] = False,
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:

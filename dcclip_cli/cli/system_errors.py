@@ -98,7 +98,25 @@ def explained(error: BaseException, options: Collection[str] = ()) -> DcclipErro
         path = path or written_by(error)
     if not path:
         return _DISK_FULL if number in (errno.ENOSPC, errno.EDQUOT) else None
-    return _sentence(number, Path(_PARTIAL.sub(r"\1", os.fsdecode(path))), options)  # not a temporary file's name
+    file = Path(_PARTIAL.sub(r"\1", os.fsdecode(path)))  # not a temporary file's name
+    template = _WITH_FILE.get(number, _OTHER)
+    hint = template.hint
+    parts = (*reversed(file.parents), file)
+    barrier = next((part for part in parts if os.path.exists(part) and not os.path.isdir(part)), file)
+    elsewhere, cache = "", cache_folder()
+    if file.is_relative_to(cache) or cache.is_relative_to(file):
+        elsewhere = _OTHER_CACHE
+        hint = hint if number == errno.ENOSPC else elsewhere
+    elif option := next((name for name in ("--out", "--html") if name in options), None):
+        elsewhere = Message("write elsewhere with {}", option)
+    fields = {
+        "file": str(file).replace("\n", "\\n"),  # each line of a text is an error of its own
+        "barrier": str(barrier).replace("\n", "\\n"),
+        "free": size_in_words(free_bytes(file)) if "{free}" in template.what else "",
+        "elsewhere": Message(", or {}", elsewhere) if elsewhere else "",
+        "reason": os.strerror(number),
+    }
+    return DcclipError(Message(template.what, **fields), Message(hint, **fields))
 
 
 def _number(error: BaseException, text: str) -> int | None:
@@ -114,24 +132,3 @@ def _number(error: BaseException, text: str) -> int | None:
         if match := _NUMBER.search(text):
             return int(match[1])
     return None
-
-
-def _sentence(number: int, file: Path, options: Collection[str]) -> DcclipError:
-    told = _WITH_FILE.get(number, _OTHER)
-    problem, hint = told.what, told.hint
-    parts = (*reversed(file.parents), file)
-    barrier = next((part for part in parts if os.path.exists(part) and not os.path.isdir(part)), file)
-    elsewhere, cache = "", cache_folder()
-    if file.is_relative_to(cache) or cache.is_relative_to(file):
-        elsewhere = _OTHER_CACHE
-        hint = hint if number == errno.ENOSPC else elsewhere
-    elif option := next((name for name in ("--out", "--html") if name in options), None):
-        elsewhere = Message("write elsewhere with {}", option)
-    fields = {
-        "file": str(file).replace("\n", "\\n"),  # each line of a text is an error of its own
-        "barrier": str(barrier).replace("\n", "\\n"),
-        "free": size_in_words(free_bytes(file)) if "{free}" in problem else "",
-        "elsewhere": Message(", or {}", elsewhere) if elsewhere else "",
-        "reason": os.strerror(number),
-    }
-    return DcclipError(Message(problem, **fields), Message(hint, **fields))

@@ -13,29 +13,22 @@ from dcclip_cli.text import split
 
 _MOST_TEXTS, _MOST_BYTES = 1_000_000, 200_000_000
 _NAMED = 8  # texts
-_Model = Annotated[
-    str, Argument(metavar="MODEL", help="Model directory of any library, run, hf:ORG/NAME or hf-hub:ORG/NAME.")
-]
-_Languages = Annotated[str, Option("--languages", metavar="zh,en", help="Languages to keep.")]
-_Out = Annotated[
-    Path | None, Option("--out", metavar="DIR", help="Directory of the trimmed model. Default: NAME-zh-en.")
-]
-_Texts = Annotated[
-    Path | None,
-    Option(
-        "--texts",
-        metavar="FILE",
-        help="Texts, one per line: keep only pieces that these use, with the class names in dcclip and all single "
-        "characters. Default: all pieces in the languages' scripts.",
-    ),
-]
+_MODEL = Argument(metavar="MODEL", help="Model directory of any library, run, hf:ORG/NAME or hf-hub:ORG/NAME.")
+_LANGUAGES = Option("--languages", metavar="zh,en", help="Languages to keep.")
+_OUT = Option("--out", metavar="DIR", help="Directory of the trimmed model. Default: NAME-zh-en.")
+_TEXTS = Option(
+    "--texts",
+    metavar="FILE",
+    help="Texts, one per line: keep only pieces that these use, with the class names in dcclip and all single "
+    "characters. Default: all pieces in the languages' scripts.",
+)
 
 
 def trim(
-    model: _Model,
-    languages: _Languages = "zh,en",
-    out: _Out = None,
-    texts: _Texts = None,
+    model: Annotated[str, _MODEL],
+    languages: Annotated[str, _LANGUAGES] = "zh,en",
+    out: Annotated[Path | None, _OUT] = None,
+    texts: Annotated[Path | None, _TEXTS] = None,
     trust_remote_code: flags.TrustRemoteCode = False,
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
