@@ -63,12 +63,12 @@ def _takes_next(field: str | None) -> bool:
 def _fill(template: str, text_of: Callable[[str], str | None]) -> str:
     count = itertools.count()
 
-    def text(found: re.Match[str]) -> str:
-        field = found[1]
+    def text(match: re.Match[str]) -> str:
+        field = match[1]
         if field is None:
-            return found[0][0]
+            return match[0][0]
         filled = text_of(f"{next(count)}{field}" if _takes_next(field) else field)
-        return found[0] if filled is None else filled
+        return match[0] if filled is None else filled
 
     return FIELD.sub(text, template)
 
@@ -86,7 +86,7 @@ def joined(separator: str, parts: Iterable[str]) -> Message:
 
 def all_of(parts: Iterable[str]) -> str:
     """One or more parts with "and" between them, in the reader's language."""
-    return reduce(lambda one, other: Message("{} and {}", one, other), parts)
+    return reduce(lambda first, second: Message("{} and {}", first, second), parts)
 
 
 # ---- translation

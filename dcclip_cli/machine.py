@@ -171,9 +171,7 @@ def has_native_bf16() -> bool:
 def has_vnni() -> bool | None:
     """Whether the processor has VNNI, which sums int8 products in 32 bits; None if not x86-64 or unknown."""
     features = {name.lower().replace("_", "") for name in cpu_features()}
-    if not _is_x86_64() or not features:
-        return None
-    return bool({"avx512vnni", "avxvnni"} & features)
+    return bool({"avx512vnni", "avxvnni"} & features) if _is_x86_64() and features else None
 
 
 def machine_class() -> MachineClass:

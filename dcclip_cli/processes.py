@@ -24,7 +24,6 @@ from dcclip_cli.machine import keep_pandas_out
 
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing.context import BaseContext
     from types import FrameType
 
 Argument = TypeVar("Argument")
@@ -128,14 +127,16 @@ def end_with_launcher() -> None:
 # ---- worker processes
 
 
-def preload(imports: Sequence[str]) -> None:
-    """Start, unless it runs, the process that workers are forked from; from now on it imports what their calls need."""
+def preload(imports: Sequence[str]) -> bool:
+    """Start, unless it runs, the process that workers are forked from; from now on it imports what their calls need.
+
+    False where the system has no such processes.
+    """
     import multiprocessing
     from multiprocessing import forkserver, resource_tracker
 
-    if not _forks():
-        return
-
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return False
     multiprocessing.set_forkserver_preload([__name__, *imports])
     with _environment(_ENVIRONMENT | _SAFE_PATH):
         resource_tracker.ensure_running()  # which unblocks signals
@@ -144,6 +145,7 @@ def preload(imports: Sequence[str]) -> None:
             forkserver.ensure_running()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return True
 
 
 @contextmanager
@@ -170,10 +172,7 @@ def process_pool(
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
 
-    context: BaseContext = multiprocessing.get_context("spawn")
-    if _forks() and not fresh:
-        preload(imports)
-        context = multiprocessing.get_context("forkserver")
+    context = multiprocessing.get_context("forkserver" if not fresh and preload(imports) else "spawn")
     with ProcessPoolExecutor(number, context, begin_worker if fresh else _begin_pool_worker) as pool:
         try:
             yield pool
@@ -213,12 +212,6 @@ def calls(
         raise DcclipError("a worker process was killed, probably because memory ran out", hint) from None
 
 
-def _forks() -> bool:
-    import multiprocessing
-
-    return "forkserver" in multiprocessing.get_all_start_methods()
-
-
 def _begin_pool_worker() -> None:
     begin_worker()
     keep_pandas_out()
@@ -226,19 +219,19 @@ def _begin_pool_worker() -> None:
 
 def begin_worker() -> None:
     """Make this process a worker: it ignores signals and ends with the process that it is of."""
-    ignore_signals()
-    sys.excepthook = lambda *_: None  # called where a tensor is handed over when the command has just ended
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
     import multiprocessing
 
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
-    remove_sockets()
-    os._exit(1)
+
+    def end_with_parent() -> None:
+        parent.join()
+        remove_sockets()
+        os._exit(1)
+
+    ignore_signals()
+    sys.excepthook = lambda *_: None  # called where a tensor is handed over when the command has just ended
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def remove_sockets() -> None:

@@ -30,7 +30,7 @@ _LOOK_AT = 1_000_000  # bytes of a file whose encoding is guessed
 
 def printable(text: str) -> str:
     r"""The text with control characters, line ends and bytes that are not UTF-8 as in `\x1b`, `\n` and `\udcff`."""
-    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def check_unicode(texts: Iterable[str]) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from dcclip_cli import embed, load
-from dcclip_cli.exporters.parity import best
+from dcclip_cli.exporters.parity import best_texts
 
 ROOT = Path(__file__).parent.parent.parent
 # Format, precision, and what its environment needs in addition to dcclip[export]; "" runs in this one.
@@ -129,7 +129,7 @@ def documented(format: str, python: Path, out: Path, model: str) -> str:
     images, texts = expected.embed_images([str(photo) for photo in photos]), expected.embed_texts(labels)
     lowest = min((found["image"] * images).sum(1).min(), (found["texts"] * texts).sum(1).min())
     shares = (
-        (best(found["image"], found["texts"][place]) == best(images, texts[place])).mean()
+        (best_texts(found["image"], found["texts"][place]) == best_texts(images, texts[place])).mean()
         for place in (slice(len(english)), slice(len(english), None))
     )
     return f"{lowest:.6f} | {', '.join(f'{share:.1%}' for share in shares)}"

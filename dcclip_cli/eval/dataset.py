@@ -140,7 +140,7 @@ class Location:
     `siblings` are folders of the same images with captions in the other language: COCO's for COCO-CN.
     """
 
-    known: KnownSet
+    dataset: KnownSet
     folders: tuple[Path, ...]
     split: str
     language: Language

@@ -191,7 +191,7 @@ def _load(location: Location) -> Loaded:
 
 def _loader(location: Location) -> Loader:
     """The loader for the files in the location's folders, else for the hub. Raises DcclipError if neither has it."""
-    label, hub = location.known.label, location.known.hub
+    label, hub = location.dataset.label, location.dataset.hub
     for layout in LOADERS:
         if loader := layout.find(location):
             return loader
@@ -210,17 +210,17 @@ def _needs_its_images(location: Location) -> Iterator[None]:
     try:
         yield
     except DcclipError as error:
-        label = location.known.label
+        label = location.dataset.label
         raise DcclipError("data set {} needs its images: {}", _where(location), label, error.what) from None
 
 
 def _where(location: Location) -> str:
-    name = location.known.name
-    if location.known.task == "retrieval":
+    name = location.dataset.name
+    if location.dataset.task == "retrieval":
         return Message(
             "give --data-root DIR, where DIR/{}/ has its captions and images (docs/how-to/evaluate.md)", name
         )
-    folder = prompts.read(registry.prompts_of(location.known)).folders[0]
+    folder = prompts.read(registry.prompts_of(location.dataset)).folders[0]
     split = f"{name}/{location.split}"
     return Message(
         "give --data-root DIR, where DIR has {0}/{1}/*.jpg or {0}/0.tar (no torchvision archives)", split, folder

@@ -243,7 +243,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A data set on a task, in all languages; `values` are in 0..1 (gaps: -1..1), None where there is no result."""
 
     name: str
@@ -257,8 +257,8 @@ class Table:
     """All results; the last of the `rows` is ELEVATER's `mean`, if there is one."""
 
     columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
-    mean: Row | None = None
+    rows: tuple[TableRow, ...]
+    mean: TableRow | None = None
 
 
 def table(results: Sequence[EvalResult]) -> Table:
@@ -277,9 +277,9 @@ def table(results: Sequence[EvalResult]) -> Table:
     for name, row_results in by_row.items():
         values = {(result.model, result.language): result.value for result in row_results}
         metric = METRIC_NAMES[row_results[0].metric]
-        rows.append(Row(name, metric, _across(columns, lambda *key: values.get(key)), _remark(row_results)))  # noqa: B023
+        rows.append(TableRow(name, metric, _across(columns, lambda *key: values.get(key)), _remark(row_results)))  # noqa: B023
     means = _across(columns, lambda *key: elevater_mean(results, *key))
-    mean = Row(MEAN, Message("their own"), means) if any(value is not None for value in means) else None
+    mean = TableRow(MEAN, Message("their own"), means) if any(value is not None for value in means) else None
     return Table(tuple(columns), (*rows, mean) if mean else tuple(rows), mean)
 
 

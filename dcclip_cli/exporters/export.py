@@ -27,7 +27,7 @@ from dcclip_cli.exporters.formats.devices import CoreMl, ExecuTorch, LiteRt, Mnn
 from dcclip_cli.exporters.formats.onnx import Immich, Onnx, TransformersJs
 from dcclip_cli.exporters.formats.pytorch import OpenClip, SentenceTransformers, Transformers
 from dcclip_cli.exporters.formats.web import Web
-from dcclip_cli.exporters.parity import TOWERS, Comparison, Embeddings, Parity, Thresholds
+from dcclip_cli.exporters.parity import TOWERS, Parity, ParityTest, Thresholds, TowerEmbeddings
 from dcclip_cli.exporters.quantize import BundleGraphs, OnnxGraphs
 from dcclip_cli.exporters.samples import recipe_samples, samples_from
 from dcclip_cli.exporters.source import Source, check_alike, load_source, prepare
@@ -150,7 +150,7 @@ def export(
     if evaluation is not None:  # the classification sets with one class per image
         opened = open_datasets(evaluation.model_copy(update={"task": "zero-shot", "templates": "own"}))
         tests = [test for test in opened if test.metric in ("top1", "mean_per_class") and not test.is_retrieval]
-    comparison = Comparison(samples, tests, options.parity.images, progress)
+    comparison = ParityTest(samples, tests, options.parity.images, progress)
     source = load_source(model)
     _check_takes(target, source, options)
     source.dims = options.dims
@@ -184,8 +184,8 @@ def export(
 def _loosen_until_close(
     write: Callable[[], Encoder | None],
     graphs: BundleGraphs | OnnxGraphs,
-    comparison: Comparison,
-    before: Mapping[str, Embeddings],
+    comparison: ParityTest,
+    before: Mapping[str, TowerEmbeddings],
     options: ExportOptions,
     progress: Progress,
 ) -> Parity | None:
@@ -194,7 +194,7 @@ def _loosen_until_close(
     None if the format cannot be run here.
     """
     changed: Collection[str] = TOWERS
-    after: dict[str, Embeddings] = {}
+    after: dict[str, TowerEmbeddings] = {}
     while (encoder := write()) is not None:
         parity: Parity | None = None
         after = {tower: embeddings for tower, embeddings in after.items() if tower not in changed}

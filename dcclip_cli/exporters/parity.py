@@ -150,7 +150,7 @@ class Parity:
 
 
 @dataclass(frozen=True)
-class Embeddings:
+class TowerEmbeddings:
     """One tower's embeddings of the samples (N, D), and for each test set of its images, or of its classes by language.
 
     `tests` are (N, D) for the image tower, a mapping of (C, D) for the text tower.
@@ -160,7 +160,7 @@ class Embeddings:
     tests: list[Any]
 
 
-class Comparison:
+class ParityTest:
     """What exports are compared with their model on: samples, and up to `images` of each test set.
 
     The test sets have one class per image.
@@ -174,7 +174,7 @@ class Comparison:
         shuffled = (np.random.default_rng(0).permutation(len(test.images)) for test in tests)
         self._chosen = [sorted(numbers[:images].tolist()) for numbers in shuffled]
 
-    def parity(self, before: Mapping[str, Embeddings], after: Mapping[str, Embeddings]) -> Parity:
+    def parity(self, before: Mapping[str, TowerEmbeddings], after: Mapping[str, TowerEmbeddings]) -> Parity:
         """The parity of two models by the embeddings of their towers."""
         (images, texts), (new_images, new_texts) = (
             [embeddings[tower] for tower in TOWERS] for embeddings in (before, after)
@@ -191,7 +191,7 @@ class Comparison:
                 was = images.tests[number], texts.tests[number][language]
                 now = new_images.tests[number], new_texts.tests[number][language]
                 agreements.append(_agreement(was, now))
-                old, new = (float((best(*pair) == classes.labels[chosen]).mean()) for pair in (was, now))
+                old, new = (float((best_texts(*pair) == classes.labels[chosen]).mean()) for pair in (was, now))
                 accuracy.append(Accuracy(test.name, language, len(chosen), old, new, agreements[-1][0]))
         weights = [len(images.samples)] * len(self._samples.labels) + [result.images for result in accuracy]
         _, image, text = (float(np.average(column, weights=weights)) for column in zip(*agreements, strict=True))
@@ -209,7 +209,7 @@ class Comparison:
             accuracy=tuple(accuracy),
         )
 
-    def embed(self, model: Encoder, tower: str, sizes: Sequence[int] = BATCH_SIZES) -> Embeddings:
+    def embed(self, model: Encoder, tower: str, sizes: Sequence[int] = BATCH_SIZES) -> TowerEmbeddings:
         """One tower's embeddings, those of the samples in batches of these sizes. Raises NotFiniteError."""
         tests: list[Any] = []
         if tower == "text":
@@ -219,7 +219,7 @@ class Comparison:
                     for language, classes in _classes(test).items()
                 }
                 tests.append({language: class_embeddings(model, texts) for language, texts in prompts.items()})
-            return Embeddings(_in_batches(model.encode_texts, self._texts, sizes), tests)
+            return TowerEmbeddings(_in_batches(model.encode_texts, self._texts, sizes), tests)
         pixels = np.stack([model.preprocess(image) for image in self._samples.images])
         for test, chosen in zip(self._tests, self._chosen, strict=True):
             rows = []
@@ -230,14 +230,14 @@ class Comparison:
                     rows.append(embedding)
                     task.advance()
             tests.append(np.stack(rows))
-        return Embeddings(_in_batches(model.encode_pixels, pixels, sizes), tests)
+        return TowerEmbeddings(_in_batches(model.encode_pixels, pixels, sizes), tests)
 
 
 def _classes(test: DataSet) -> dict[Language, Classes]:
     return {language: classes for language, classes in test.truth.items() if isinstance(classes, Classes)}
 
 
-def best(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
+def best_texts(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
     """(B,) the most similar of texts (N, D) for each of images (B, D)."""
     return np.asarray((images @ texts.T).argmax(axis=1))
 
@@ -256,7 +256,7 @@ def _agreement(was: Sequence[np.ndarray], now: Sequence[np.ndarray]) -> tuple[fl
     """
     cosines = was[0] @ was[1].T
     replaced = (now, (now[0], was[1]), (was[0], now[1]))
-    both, image, text = (same_best(cosines, best(*towers)) for towers in replaced)
+    both, image, text = (same_best(cosines, best_texts(*towers)) for towers in replaced)
     return both, image, text
 
 

@@ -15,25 +15,10 @@ import numpy as np
 
 from dcclip_cli.data.pair import PairDataset
 from dcclip_cli.errors import Message
-from dcclip_cli.exporters import Precision, Preprocess
+from dcclip_cli.exporters import Precision, Preprocess, rounding
 from dcclip_cli.exporters.formats.onnx import add_preprocessing, preprocesses
 from dcclip_cli.exporters.onnx_graph import OnnxGraph
 from dcclip_cli.exporters.parity import Parity
-from dcclip_cli.exporters.rounding import (
-    Channels,
-    largest_pair_sum,
-    multiply_adds,
-    output_axis,
-    quantized,
-    rounded,
-    rounded_activations,
-    rounded_only_for,
-    safe_scales,
-    with_rounded_tables,
-    with_unshared_biases,
-    with_weights,
-    without_rounding,
-)
 from dcclip_cli.exporters.samples import calibration_texts, images_and_captions
 from dcclip_cli.exporters.source import Source, prepare
 from dcclip_cli.files import read_json
@@ -82,9 +67,9 @@ class Int8Tower:
             plain, folded = (file.with_name(f"{step}-{file.name}") for step in ("plain", "folded"))
             graph.save(plain)
             quant_pre_process(plain, folded, skip_symbolic_shape=True)
-            self._graph = with_unshared_biases(OnnxGraph.load(folded))
+            self._graph = rounding.with_unshared_biases(OnnxGraph.load(folded))
         else:
-            self._graph = with_unshared_biases(with_rounded_tables(graph))
+            self._graph = rounding.with_unshared_biases(rounding.with_rounded_tables(graph))
         weights = self._graph.proto.graph.initializer
         self._sizes = {weight.name: math.prod(weight.dims) for weight in weights}
         unshared = weights if self._convolutional else graph.proto.graph.initializer  # equal rows not yet shared
@@ -111,24 +96,24 @@ class Int8Tower:
                     nodes.append(name)
         written = self._keeping({*self._plain, *sensitive}, {*self._first, *nodes})
         written.save(out)
-        return largest_pair_sum(written)
+        return rounding.largest_pair_sum(written)
 
     def _keeping(self, activations: Collection[str], nodes: Collection[str] = ()) -> OnnxGraph:
         """The tower in int8 except for these activations, and the weights and biases of these nodes."""
         names = {name for node in self._nodes if node.name in nodes for name in node.input[1:]}
         originals = [weight for weight in self._graph.proto.graph.initializer if weight.name in names]
-        return without_rounding(self._rounded, activations, originals)
+        return rounding.without_rounding(self._rounded, activations, originals)
 
     @cached_property
     def _sensitive(self) -> list[str]:
         """The activations, in falling order of how much rounding each alone changes the embeddings."""
-        names = rounded_activations(self._rounded)
+        names = rounding.rounded_activations(self._rounded)
         moved = self._effects(names, self._keeping, lambda: self._keeping(names))
         return sorted(moved, key=lambda name: -moved[name])
 
     @cached_property
     def _weight_effects(self) -> dict[str, float]:
-        activations, names = rounded_activations(self._rounded), [node.name for node in self._nodes]
+        activations, names = rounding.rounded_activations(self._rounded), [node.name for node in self._nodes]
         return self._effects(names, lambda kept: self._keeping(activations, kept), lambda: self._graph)
 
     def _effects(
@@ -163,7 +148,7 @@ class Int8Tower:
         """
         if not self._convolutional:
             return [], set()
-        counts = multiply_adds(self._graph, self._nodes, self._batches[0][:1])
+        counts = rounding.multiply_adds(self._graph, self._nodes, self._batches[0][:1])
         shares = np.cumsum(list(counts.values())) / sum(counts.values())
         first = [name for name, share in zip(counts, shares, strict=True) if share <= _FIRST]
         nodes = list(self._graph.proto.graph.node)
@@ -189,14 +174,18 @@ class Int8Tower:
             options |= {"op_types_to_quantize": list(_DENSE), "nodes_to_quantize": names}
             extra["OpTypesToExcludeOutputQuantization"] = list(_DENSE)
         weights = self._graph.weights
-        axes = {node.input[1]: output_axis(node, weights[node.input[1]].ndim) for node in self._nodes}
-        channels = {name: Channels(axis, safe_scales(weights[name], axis)) for name, axis in axes.items()}
-        coarse = ((name, rounded(weights[name], channel.axis, channel.scales)) for name, channel in channels.items())
+        axes = {node.input[1]: rounding.output_axis(node, weights[node.input[1]].ndim) for node in self._nodes}
+        channels = {
+            name: rounding.Channels(axis, rounding.safe_scales(weights[name], axis)) for name, axis in axes.items()
+        }
+        coarse = (
+            (name, rounding.rounded(weights[name], channel.axis, channel.scales)) for name, channel in channels.items()
+        )
         with TemporaryDirectory(dir=self._graph.folder) as temporary:
-            graph = with_weights(self._graph, coarse, self._batches, Path(temporary))
-            graph = quantized(graph, channels, activations, self._batches, extra, **options)
+            graph = rounding.with_weights(self._graph, coarse, self._batches, Path(temporary))
+            graph = rounding.quantized(graph, channels, activations, self._batches, extra, **options)
         # The quantiser passes rounded tensors to all their consumers: to residual sums, too.
-        return graph if self._convolutional else rounded_only_for(graph, names)
+        return graph if self._convolutional else rounding.rounded_only_for(graph, names)
 
 
 class OnnxGraphs:

@@ -12,7 +12,7 @@ import numpy as np
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import read_json, write_json
 from dcclip_cli.inference.encoder import Encoder
-from dcclip_cli.inference.index import Index
+from dcclip_cli.inference.index import ImageIndex
 from dcclip_cli.inference.zero_shot import Labels
 from dcclip_cli.progress import Progress
 
@@ -30,7 +30,9 @@ class Threshold:
     pictures: int
 
 
-def calibrate(model: Encoder, index: Index, labels: Mapping[str, Sequence[str]], progress: Progress) -> list[Threshold]:
+def calibrate(
+    model: Encoder, index: ImageIndex, labels: Mapping[str, Sequence[str]], progress: Progress
+) -> list[Threshold]:
     """The thresholds of labels with the highest F1, of all together, on an index's pictures.
 
     `labels` are those of the pictures by the first folder of their paths; pictures of other folders are of none. The F1

@@ -38,7 +38,7 @@ class Hit:
 
 
 @dataclass(frozen=True)
-class Index:
+class ImageIndex:
     """The images of a folder: `paths` relative to it, their `embeddings` (N, D) of length 1, and what failed.
 
     Embeddings of another `kind` than fp32 are `compressed`. `embedded` is how many of the images went
@@ -71,7 +71,7 @@ def direction(added: np.ndarray, subtracted: np.ndarray | None = None) -> np.nda
     return np.asarray(total / length, np.float32)
 
 
-def search_all(indexes: Sequence[Index], query: np.ndarray, top_k: int) -> list[Hit]:
+def search_all(indexes: Sequence[ImageIndex], query: np.ndarray, top_k: int) -> list[Hit]:
     """The `top_k` images of several indexes nearest to `query` (D,), the nearest first, each once."""
     hits: dict[Path, Hit] = {}
     for index in indexes:
@@ -82,7 +82,7 @@ def search_all(indexes: Sequence[Index], query: np.ndarray, top_k: int) -> list[
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbeddedInputs:
     """Which of the inputs have an embedding (N,), these embeddings, the others' errors, and how many are new."""
 
     has_vector: np.ndarray
@@ -102,7 +102,7 @@ def open_index(
     fresh: bool = False,
     progress: Progress | None = None,
     kind: VectorType = "fp16",
-) -> Index:
+) -> ImageIndex:
     """The up-to-date index of the images in a folder and below it; new and changed ones are embedded now.
 
     It is stored in the cache folder, if that can be written, for all models with the same image tower. Raises
@@ -129,11 +129,11 @@ def open_index(
     embeddings = restored(embedded.vectors, kind, embedded.vectors.shape[1]) if is_float else embedded.vectors
     indexed = tuple(compress(names, embedded.has_vector))
     errors = {names[place]: error for place, error in embedded.errors.items()}
-    return Index(folder, indexed, embeddings, errors, embedded.computed, "fp32" if is_float else kind)
+    return ImageIndex(folder, indexed, embeddings, errors, embedded.computed, "fp32" if is_float else kind)
 
 
 @contextmanager
-def embedded_images(model: Encoder, paths: Sequence[Path], out: Path, progress: Progress) -> Iterator[Embedded]:
+def embedded_images(model: Encoder, paths: Sequence[Path], out: Path, progress: Progress) -> Iterator[EmbeddedInputs]:
     """Embeddings, float32, of image files for the file `out`, which the block writes.
 
     What a call that was stopped has computed for `out` is used; when the block ends, it is removed.
@@ -171,7 +171,7 @@ def _embed_images(
     kind: VectorType,
     name: str,
     progress: Progress,
-) -> Embedded:
+) -> EmbeddedInputs:
     errors: dict[int, DcclipError] = {}
     computed = 0
 
@@ -186,7 +186,7 @@ def _embed_images(
                     yield np.asarray(list(vectors)), compressed(np.stack(list(vectors.values())), kind)
                 task.advance(len(batch))
 
-    return Embedded(*store.complete("embedding", keys, compute), errors, computed)
+    return EmbeddedInputs(*store.complete("embedding", keys, compute), errors, computed)
 
 
 def _index_folder(model: Encoder, path: Path, kind: VectorType) -> Path:

@@ -32,7 +32,7 @@ from dcclip_cli.files import refuse_special
 from dcclip_cli.html import jpeg_thumbnail
 from dcclip_cli.inference.encoder import Encoder
 from dcclip_cli.inference.images import batched, mime_type
-from dcclip_cli.inference.index import Index, direction, search_all
+from dcclip_cli.inference.index import ImageIndex, direction, search_all
 from dcclip_cli.inference.model import best
 from dcclip_cli.inference.zero_shot import Labels, label_prompts
 from dcclip_cli.model.known import unknown_of
@@ -116,7 +116,7 @@ class Server:
     """What the routes share: the encoder, indexes of folders, labels that were asked for, and what immich asks for."""
 
     def __init__(
-        self, encoder: Encoder, indexes: Sequence[Index], immich_dims: int, say: Callable[[str], object]
+        self, encoder: Encoder, indexes: Sequence[ImageIndex], immich_dims: int, say: Callable[[str], object]
     ) -> None:
         self.metrics = Metrics(lambda kind: self.encoder.waiting(kind))
         self.encoder = BatchedEncoder(encoder, lambda kind, size: self.metrics.batches.labels(kind).observe(size))
@@ -183,7 +183,7 @@ class Server:
 
 def application(
     encoder: Encoder,
-    indexes: Sequence[Index] = (),
+    indexes: Sequence[ImageIndex] = (),
     token: str | None = None,
     immich_dims: int = 512,
     hosts: Collection[str] = (),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from urllib3.util import Url
 
-from dcclip_cli.curation.fetch import Fault, FetchOptions, read_url
+from dcclip_cli.curation.fetch import FetchFault, FetchOptions, read_url
 from dcclip_cli.curation.fetch.client import is_public
 from dcclip_cli.curation.fetch.fetcher import Robots, fetch_in_order, parse_robots
 from dcclip_cli.curation.sources.base import Candidate
@@ -43,7 +43,7 @@ LONG = [f"http://{'a' * 64}.example/", "http://x.example/" + "a" * 8_000]
     + [(url, "url-malformed") for url in (*MALFORMED.split(), *LONG, "http://a b/", "http://x.example\r\nHost: y/")],
 )
 def test_a_url_is_of_the_web_and_well_formed(url: str, reason: str) -> None:
-    with pytest.raises(Fault, match=reason):
+    with pytest.raises(FetchFault, match=reason):
         read_url(url)
 
 
@@ -51,7 +51,7 @@ def test_a_url_is_of_the_web_and_well_formed(url: str, reason: str) -> None:
 def test_any_text_is_a_url_or_a_fault_that_can_be_stored(text: str) -> None:
     try:
         target = read_url(text)
-    except Fault as fault:
+    except FetchFault as fault:
         assert fault.drop.reason in ("url-scheme", "url-malformed")
         fault.drop.detail.encode()
     else:
@@ -126,7 +126,7 @@ def test_a_site_is_asked_once_and_a_site_is_scheme_host_and_port() -> None:
     assert asked == [
         f"{site}/robots.txt" for site in ("http://a.example:80", "https://a.example:443", "http://a.example:81")
     ]
-    with pytest.raises(Fault, match="url-robots"):
+    with pytest.raises(FetchFault, match="url-robots"):
         robots.check(read_url("http://a.example/no/cat.jpg"))
 
 

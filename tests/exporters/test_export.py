@@ -16,7 +16,7 @@ from dcclip_cli.data.options import DataOptions
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.evaluate import EvalOptions
 from dcclip_cli.exporters.export import ExportOptions, ExportResult, export
-from dcclip_cli.exporters.parity import Comparison, Embeddings, Parity
+from dcclip_cli.exporters.parity import Parity, ParityTest, TowerEmbeddings
 from dcclip_cli.inference.encoder import Encoder
 from dcclip_cli.inference.onnx_encoder import OnnxEncoder
 from dcclip_cli.model.model_dir import WEIGHTS, load_model, read_provenance
@@ -138,14 +138,14 @@ def test_a_bundle_is_exported_to_other_formats_of_its_graphs(exported: ExportRes
 def test_an_fp16_export_that_overflows_keeps_more_in_fp32(
     export_model: Exporting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embed, overflows = Comparison.embed, iter([True])
+    embed, overflows = ParityTest.embed, iter([True])
 
-    def first_overflows(on: Comparison, model: Encoder, *more: Any) -> Embeddings:
+    def first_overflows(on: ParityTest, model: Encoder, *more: Any) -> TowerEmbeddings:
         if isinstance(model, OnnxEncoder) and next(overflows, False):
             raise NotFiniteError("tiny-fp16 returned embeddings that are not finite", "")
         return embed(on, model, *more)
 
-    monkeypatch.setattr(Comparison, "embed", first_overflows)
+    monkeypatch.setattr(ParityTest, "embed", first_overflows)
     assert set(about(export_model(precision="fp16", data=None))["kept_fp32"]) == {"image", "text"}
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.exporters.parity import TOWERS, Comparison, Parity, centred_cosine
+from dcclip_cli.exporters.parity import TOWERS, Parity, ParityTest, centred_cosine
 from dcclip_cli.exporters.samples import Samples, recipe_samples, samples_from
 
 
@@ -39,7 +39,7 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def compared(original: Any, exported: Any, samples: Samples) -> Parity:
-    on = Comparison(samples)
+    on = ParityTest(samples)
     before, after = ({tower: on.embed(model, tower) for tower in TOWERS} for model in (original, exported))
     return on.parity(before, after)
 

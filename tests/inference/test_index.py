@@ -12,7 +12,7 @@ from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.inference.encoder import shortened
 from dcclip_cli.inference.index import (
-    Index,
+    ImageIndex,
     compressed,
     distinct,
     embedded_images,
@@ -32,7 +32,7 @@ def blocks() -> list[Path]:
 
 def test_the_nearest_come_first() -> None:
     embeddings = np.asarray([[1, 0], [0.6, 0.8], [0, 1], [-1, 0]], np.float32)
-    index = Index(Path("相册"), ("a.png", "b.png", "c.png", "d.png"), embeddings, {}, 0)
+    index = ImageIndex(Path("相册"), ("a.png", "b.png", "c.png", "d.png"), embeddings, {}, 0)
     hits = index.search(np.asarray([0.8, 0.6], np.float32), 2)
     assert [hit.image for hit in hits] == [Path("相册/b.png"), Path("相册/a.png")]
     assert [hit.score for hit in hits] == pytest.approx([0.96, 0.8])

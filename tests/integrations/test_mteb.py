@@ -27,7 +27,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.dataset import ImageTransform
 from dcclip_cli.eval.datasets import open_dataset
-from dcclip_cli.eval.leaderboards.mteb import task_names
+from dcclip_cli.eval.leaderboards.mteb import tasks_of
 from dcclip_cli.eval.registry import SETS
 from dcclip_mteb.retrieval import split_data
 from dcclip_mteb.zero_shot import TemplateEnsemble
@@ -106,7 +106,7 @@ def scores_of(result: TaskResult) -> dict[str, float]:
 
 
 def test_mteb_measures_what_dcclip_does_to_a_millionth(root: Path, written: Path) -> None:
-    names = [task for name in named((*CLASSES, *TEXTS)) for task in task_names(name, "zh")]
+    names = [task for name in named((*CLASSES, *TEXTS)) for task in tasks_of(name, "zh")]
     tasks = dcclip_mteb.get_tasks(names, data_root=root)
     meta = dcclip_mteb.model_meta(TEACHER)
     theirs = mteb.evaluate(meta, tasks, cache=None, co2_tracker=False, show_progress_bar=False).task_results
@@ -140,7 +140,7 @@ def test_all_26_tasks_have_complete_metadata_and_a_name_that_is_a_data_set_of_dc
     assert len(dcclip_mteb.TASKS) == 26
     assert all(task.metadata.is_filled() for task in dcclip_mteb.TASKS.values())
     assert {task.dataset_name for task in dcclip_mteb.TASKS.values()} <= set(registry.known_names())
-    elevater = {task_names(name, "zh")[0] for name in registry.expand("elevater-cn")}
+    elevater = {next(iter(tasks_of(name, "zh"))) for name in registry.expand("elevater-cn")}
     assert len(elevater) == 20 and elevater <= dcclip_mteb.TASKS.keys()
     with pytest.raises(DcclipError, match="there is no task CIFAR10ZeroShot-xx"):
         dcclip_mteb.get_tasks(["CIFAR10ZeroShot-xx"])

@@ -50,7 +50,7 @@ class FetchOptions(Options):
     )
 
 
-class Fault(reading.Fault):
+class FetchFault(reading.Fault):
     """Ends one try. `again`: a retry may succeed, after at least `wait_s`. `status`: HTTP status of the response.
 
     The detail contains nothing that differs between runs, such as times or byte counts so far.
@@ -66,9 +66,9 @@ class Fault(reading.Fault):
         self.status = status
 
 
-def timeout(host: str) -> Fault:
+def timeout(host: str) -> FetchFault:
     """The fault of a server that was too slow. It is not retried: it had its time."""
-    return Fault("url-timeout", f"{host} did not send it all in time")
+    return FetchFault("url-timeout", f"{host} did not send it all in time")
 
 
 def read_url(text: str) -> Url:
@@ -82,19 +82,19 @@ def read_url(text: str) -> Url:
     text = text.strip()
     shown = text[:_SHOWN_CHARACTERS]
     if len(text) > _MAX_URL_CHARACTERS:
-        raise Fault("url-malformed", f"more than {_MAX_URL_CHARACTERS:,} characters: {shown}")
+        raise FetchFault("url-malformed", f"more than {_MAX_URL_CHARACTERS:,} characters: {shown}")
     scheme, colon, rest = text.partition("://")
     if not colon or scheme.lower() not in ("http", "https"):
-        raise Fault("url-scheme", f"neither http:// nor https://: {shown}")
+        raise FetchFault("url-scheme", f"neither http:// nor https://: {shown}")
     try:
         parts = parse_url(text)
         if parts.auth is not None or "@" in re.split(r"[/?#]", rest, maxsplit=1)[0]:
-            raise Fault("url-malformed", f"has a user name before the host: {shown}")
+            raise FetchFault("url-malformed", f"has a user name before the host: {shown}")
         host = parts.host or ""
         host.encode("idna")  # as the name look-up will: no label is empty or longer than 63
     except (LocationParseError, UnicodeError):
-        raise Fault("url-malformed", shown) from None
+        raise FetchFault("url-malformed", shown) from None
     port = parts.port if parts.port is not None else {"http": 80, "https": 443}[scheme.lower()]
     if not _HOST.fullmatch(host) or not 0 < port < 65536:
-        raise Fault("url-malformed", f"no proper host or port: {shown}")
+        raise FetchFault("url-malformed", f"no proper host or port: {shown}")
     return parts._replace(port=port, path=parts.path or "/", fragment=None)

@@ -19,7 +19,7 @@ from functools import cache
 from http.client import IncompleteRead, RemoteDisconnected
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.curation.fetch import Fault, FetchOptions, timeout
+from dcclip_cli.curation.fetch import FetchFault, FetchOptions, timeout
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse, PoolManager
@@ -93,7 +93,7 @@ def _look_up(host: str) -> list[Any]:
         raise TimeoutError
     rows, again = answers[0]
     if not rows:
-        raise Fault("url-unreachable", f"{host} has no address", again=again)
+        raise FetchFault("url-unreachable", f"{host} has no address", again=again)
     return rows
 
 
@@ -149,28 +149,28 @@ class Client:
         )
 
 
-def _fault(error: HTTPError, host: str) -> Fault:
+def _fault(error: HTTPError, host: str) -> FetchFault:
     """The fault for an exception of urllib3, whose own text contains memory addresses."""
     from urllib3 import exceptions
 
     cause = next((cause for cause in (*error.args, error.__cause__) if isinstance(cause, Exception)), error)
     if isinstance(cause, ssl.SSLCertVerificationError):
-        return Fault("url-tls", f"{host}: {cause.verify_message}")
+        return FetchFault("url-tls", f"{host}: {cause.verify_message}")
     if isinstance(cause, ssl.SSLError):
-        return Fault("url-tls", f"{host}: {cause.reason or type(cause).__name__}")
+        return FetchFault("url-tls", f"{host}: {cause.reason or type(cause).__name__}")
     if isinstance(error, exceptions.TimeoutError) or isinstance(cause, TimeoutError):
         return timeout(host)
     lost = isinstance(cause, OSError | RemoteDisconnected | IncompleteRead | exceptions.IncompleteRead)
     kind = "broke the connection" if lost else "did not answer in HTTP"
-    return Fault("url-broken", f"{host} {kind} ({type(cause).__name__})", again=lost)
+    return FetchFault("url-broken", f"{host} {kind} ({type(cause).__name__})", again=lost)
 
 
 def _read_body(response: BaseHTTPResponse, limit: int, cut: bool) -> bytes:
     if not cut and (response.length_remaining or 0) > limit:
-        raise Fault("url-bytes", f"the server announces {response.length_remaining:,} bytes, more than {limit:,}")
+        raise FetchFault("url-bytes", f"the server announces {response.length_remaining:,} bytes, more than {limit:,}")
     encoding = response.headers.get("Content-Encoding", "")
     if encoding.strip().lower() not in ("", "identity"):
-        raise Fault("url-encoding", f"sent as {encoding[:40]!r}, though uncompressed was asked for")
+        raise FetchFault("url-encoding", f"sent as {encoding[:40]!r}, though uncompressed was asked for")
     body = bytearray()
     # read1 uses http.client, which bounds the lines between chunks; urllib3's own chunk reader does not.
     while chunk := response.read1(_CHUNK, decode_content=False):
@@ -178,7 +178,7 @@ def _read_body(response: BaseHTTPResponse, limit: int, cut: bool) -> bytes:
         if len(body) > limit:
             if cut:
                 return bytes(body[:limit])
-            raise Fault("url-bytes", f"more than {limit:,} bytes")
+            raise FetchFault("url-bytes", f"more than {limit:,} bytes")
     return bytes(body)
 
 
@@ -207,7 +207,7 @@ def _pools(options: FetchOptions) -> PoolManager:
             # A private address among public ones is no accident; sorted, since resolvers shuffle them.
             for address in sorted((ipaddress.ip_address(where[0]) for *_, where in rows), key=str):
                 if not is_public(address) and not any(address in network for network in options.allow_networks):
-                    raise Fault("url-private", f"{written} is {address}, not an address of the public internet")
+                    raise FetchFault("url-private", f"{written} is {address}, not an address of the public internet")
         failure = OSError()
         for index, (family, _, protocol, _, where) in enumerate(rows):
             opened = TimedSocket(family, socket.SOCK_STREAM, protocol)
@@ -222,7 +222,7 @@ def _pools(options: FetchOptions) -> PoolManager:
                 failure = error
         if isinstance(failure, TimeoutError):
             raise failure
-        raise Fault("url-unreachable", f"{written}:{port}: {failure.strerror or failure}") from None
+        raise FetchFault("url-unreachable", f"{written}:{port}: {failure.strerror or failure}") from None
 
     def subclass(pool: type, connection: type) -> Any:
         return type("Pool", (pool,), {"ConnectionCls": type("Connection", (connection,), {"_new_conn": connect})})

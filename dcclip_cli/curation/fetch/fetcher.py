@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urljoin
 
-from dcclip_cli.curation.fetch import Fault, FetchOptions, read_url
+from dcclip_cli.curation.fetch import FetchFault, FetchOptions, read_url
 from dcclip_cli.curation.fetch.client import Client
 from dcclip_cli.curation.sources.base import Candidate
 from dcclip_cli.data.reading import Drop
@@ -64,7 +64,7 @@ class Fetcher:
         """The content of a URL, whatever it is, or why it cannot be fetched."""
         try:
             return self._with_retries(url, lambda: self._follow(read_url(url), self._options.max_bytes))
-        except Fault as fault:
+        except FetchFault as fault:
             return fault.drop
 
     def fetch_all(self, candidates: Iterable[Candidate]) -> Generator[Candidate, None, None]:
@@ -77,7 +77,7 @@ class Fetcher:
         for before in range(self._options.retries):
             try:
                 return one_try()
-            except Fault as fault:
+            except FetchFault as fault:
                 wait_s = max(fault.wait_s, _BACK_OFF_S * 2**before * jitter)
                 if not fault.again or self._closing.wait(wait_s):
                     raise
@@ -103,9 +103,9 @@ class Fetcher:
             try:
                 location = urljoin(url.url, location)
             except ValueError:
-                raise Fault("url-malformed", f"redirect to {location[:80]}") from None
+                raise FetchFault("url-malformed", f"redirect to {location[:80]}") from None
             url = read_url(location)
-        raise Fault("url-redirects", f"more than {_MAX_REDIRECTS} redirects")
+        raise FetchFault("url-redirects", f"more than {_MAX_REDIRECTS} redirects")
 
     def _check(self, response: BaseHTTPResponse, body: bytes) -> None:
         """Raises a fault for a status other than 200, an empty body, or a directive by which the site opts out.
@@ -117,16 +117,16 @@ class Fetcher:
             again = status in _TRANSIENT
             retry_after = response.headers.get("Retry-After", "").strip() if again else ""
             wait_s = min(int(retry_after), _MAX_RETRY_AFTER_S) if re.fullmatch("[0-9]{1,9}", retry_after) else 0
-            raise Fault(f"url-status-{status}", f"status {status}", again, wait_s, status)
+            raise FetchFault(f"url-status-{status}", f"status {status}", again, wait_s, status)
         agent = re.split(r"[/\s]", self._options.user_agent.lower(), maxsplit=1)[0]
         for tag in response.headers.getlist("X-Robots-Tag") if self._options.opt_outs else []:
             robot, colon, _ = tag.lower().partition(":")
             if colon and robot.strip() not in (agent, *_VALUED) and "," not in robot:
                 continue  # for another robot
             if words := [word for word in re.split(r"[\s,:]+", tag.lower()) if word in _OPT_OUTS]:
-                raise Fault("url-opt-out", f"X-Robots-Tag: {words[0]}")
+                raise FetchFault("url-opt-out", f"X-Robots-Tag: {words[0]}")
         if not body:
-            raise Fault("url-empty", "the answer has no body")
+            raise FetchFault("url-empty", "the answer has no body")
 
     def _read_robots_file(self, url: Url) -> bytes:
         return self._with_retries(url.url, lambda: self._follow(url, ROBOTS_BYTES, robots_file=True))
@@ -151,7 +151,7 @@ class _Site:
     """What is known of a site's robots.txt, and about how much memory it takes."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
-    rules: Protego | Fault | None = None
+    rules: Protego | FetchFault | None = None
     size: int = 1_000
 
 
@@ -176,22 +176,22 @@ class Robots:
                 with self._lock:  # forget the sites used least recently if all of them take too much memory
                     while len(self._sites) > 1 and sum(cached.size for cached in self._sites.values()) > _CACHED_BYTES:
                         self._sites.popitem(last=False)
-        if isinstance(site.rules, Fault):
-            raise Fault(site.rules.drop.reason, site.rules.drop.detail)
+        if isinstance(site.rules, FetchFault):
+            raise FetchFault(site.rules.drop.reason, site.rules.drop.detail)
         if not site.rules.can_fetch(url.url, self._agent):
-            raise Fault("url-robots", f"{origin}/robots.txt does not want it fetched")
+            raise FetchFault("url-robots", f"{origin}/robots.txt does not want it fetched")
 
-    def _read(self, url: Url, site: _Site) -> Protego | Fault:
+    def _read(self, url: Url, site: _Site) -> Protego | FetchFault:
         content = b""
         try:
             content = self._fetch(url)
-        except Fault as fault:
+        except FetchFault as fault:
             status = fault.status or 0
             absent = fault.drop.reason == "url-redirects" or (400 <= status < 500 and status != 429)
             if status and not absent:
-                return Fault("url-robots", f"{url.url}: status {status}, which forbids all")
+                return FetchFault("url-robots", f"{url.url}: status {status}, which forbids all")
             if not absent:
-                return Fault(fault.drop.reason, f"{url.url}: {fault.drop.detail}")
+                return FetchFault(fault.drop.reason, f"{url.url}: {fault.drop.detail}")
         if len(content) >= ROBOTS_BYTES:  # cut: half a line could forbid more or less than the whole
             content = content[: content.rfind(b"\n") + 1]
         text = content.decode("utf-8-sig", "replace")
@@ -208,7 +208,7 @@ class _Queued:
         self.url = "" if candidate.fault else candidate.url or ""
         try:
             self.host = str(read_url(self.url).host) if self.url else ""
-        except Fault as fault:
+        except FetchFault as fault:
             self.candidate, self.url = replace(candidate, fault=fault.drop), ""
         self.started = self.done = not self.url
 

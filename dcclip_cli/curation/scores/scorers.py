@@ -123,15 +123,12 @@ class Agreement(_DualEncoderScorer):
                 last = max(math.ceil(keep * count - 1e-9), 1) - 1  # 0.8 * 5 is a little more than 4 in floating point
                 ordered = f"SELECT value FROM {_SCORED} WHERE value IS NOT NULL ORDER BY value DESC"
                 best = connection.execute(f"{ordered} LIMIT 1 OFFSET {last}", values).fetchone()
-            if threshold is not None:
-                self._drop_below(connection, language, threshold, f"below {threshold:.3f}")
+            limits = [] if threshold is None else [(threshold, f"below {threshold:.3f}")]
             if keep and best:
-                label = f"the best {100 * keep:.3g} % begin at {best[0]:.3f}"
-                self._drop_below(connection, language, best[0], label)
-
-    def _drop_below(self, connection: DuckDBPyConnection, language: Language, least: float, label: str) -> None:
-        values = {"name": self.stored, "language": language, "least": least, "label": label}
-        connection.execute(_DROP_BELOW, values | {"reason": f"{self.stored}-low"})
+                limits.append((best[0], f"the best {100 * keep:.3g} % begin at {best[0]:.3f}"))
+            for least, label in limits:
+                values = {"name": self.stored, "language": language, "least": least, "label": label}
+                connection.execute(_DROP_BELOW, values | {"reason": f"{self.stored}-low"})
 
 
 # A caption that was merged into another pair keeps the score with its own image.

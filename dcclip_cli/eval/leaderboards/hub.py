@@ -21,7 +21,7 @@ from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.compare import fit_for, unfit
-from dcclip_cli.eval.leaderboards.mteb import task_names
+from dcclip_cli.eval.leaderboards.mteb import tasks_of
 from dcclip_cli.eval.registry import KnownSet
 from dcclip_cli.eval.result import METRIC_NAMES, EvalResult, elevater_mean
 from dcclip_cli.files import atomic_write
@@ -177,8 +177,8 @@ def model_files(results: Sequence[EvalResult], owner: str) -> dict[Benchmark, st
 
 def _task_id(dataset: KnownSet, language: Language) -> str:
     """mteb's name of a task of classes, where it has one; its retrieval tasks are of one way, with other values."""
-    names = task_names(registry.name_in(dataset, language), language) if dataset.classes else []
-    return names[0] if names else dataset.label
+    tasks = tasks_of(registry.name_in(dataset, language), language) if dataset.classes else {}
+    return next(iter(tasks), dataset.label)
 
 
 def _save_benchmark(benchmark: Benchmark, folder: Path) -> None:

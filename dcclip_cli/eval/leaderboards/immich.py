@@ -32,7 +32,7 @@ another machine's CPU, on one thread, the others by immich on a Ryzen 7 7800X3D:
 
 
 @dataclass(frozen=True)
-class Row:
+class PublishedModel:
     """A model on the table; `recall` is in per cent, `ms` is the time of both towers."""
 
     model: str
@@ -40,7 +40,7 @@ class Row:
     ms: float
     recall: float
 
-    def outclasses(self, other: Row) -> bool:
+    def outclasses(self, other: PublishedModel) -> bool:
         """Whether it is at least as good in memory, time and recall and better in one, as immich defines it."""
         pairs = ((other.memory_mib, self.memory_mib), (other.ms, self.ms), (self.recall, other.recall))
         return all(mine >= theirs for mine, theirs in pairs) and any(mine > theirs for mine, theirs in pairs)
@@ -55,11 +55,13 @@ class Cost:
     text_ms: float
 
 
-def table(language: Language) -> list[Row]:
+def table(language: Language) -> list[PublishedModel]:
     """immich's table for a language, best recall first."""
     lines = [line for line in TABLE.read_text("utf-8").splitlines() if not line.startswith("#")]
     rows = [row for row in csv.DictReader(lines, delimiter="\t") if row["language"] == language]
-    return [Row(row["model"], float(row["memory_mib"]), float(row["ms"]), float(row["recall"])) for row in rows]
+    return [
+        PublishedModel(row["model"], float(row["memory_mib"]), float(row["ms"]), float(row["recall"])) for row in rows
+    ]
 
 
 def check(options: EvalOptions | None, owner: str | None) -> None:
@@ -100,7 +102,7 @@ def write(
             # The table's time contains the text tower: XLM-R's 3.2 ms have the image tower of ViT-B-32's 2.3 ms.
             ms = round(cost.image_ms + cost.text_ms, 2)
             recall = sum(result.metrics[f"image_recall@{k}"] for k in (1, 5, 10)) / 3
-            row = Row(result.model, round(cost.memory_mib), ms, round(100 * recall, 2))
+            row = PublishedModel(result.model, round(cost.memory_mib), ms, round(100 * recall, 2))
             measured.append(row)
             better = [rival.model for rival in published if rival.outclasses(row)]
             worse = [rival.model for rival in published if row.outclasses(rival)]

@@ -47,13 +47,11 @@ ZERO_SHOT = {
 RETRIEVAL = {"flickr30k_cn": "Flickr30kCN", "coco_cn": "COCOCN", "muge_cn": "MUGE"}
 
 
-def task_names(dataset: str, language: Language) -> list[str]:
-    """The tasks that results on a data set are of: one, for retrieval one each way; none for most data sets."""
-    return list(_tasks(dataset, language))
+def tasks_of(dataset: str, language: Language) -> dict[str, str]:
+    """The tasks of `integrations/mteb` that results on a data set are of: one, for retrieval one each way.
 
-
-def _tasks(dataset: str, language: Language) -> dict[str, str]:
-    """Tasks of `integrations/mteb`: by name what is searched for in retrieval, `image` or `text`, else nothing."""
+    None for most data sets. By name what is searched for in retrieval, `image` or `text`, else nothing.
+    """
     named, named_language = registry.find(dataset) or (None, language)
     if named is None or language != "zh" or named_language != "zh":
         return {}
@@ -68,7 +66,7 @@ def check(options: EvalOptions | None, owner: str | None) -> None:
     """Raise DcclipError where no result of these options would have a form in mteb."""
     if options:
         options.check_whole("mteb", Message("no task of mteb measures that"))
-        if not any(_tasks(name, "zh") for name in options.names):
+        if not any(tasks_of(name, "zh") for name in options.names):
             raise _no_task(Message("none of the data sets ({}) has a task", ", ".join(options.names)))
 
 
@@ -93,7 +91,7 @@ def write(
             places[revision] = folder / "results" / meta["name"].replace("/", "__").replace(" ", "_") / revision
             places[revision].mkdir(parents=True, exist_ok=True)
             write_json(places[revision] / "model_meta.json", meta)
-        for task, target in _tasks(result.dataset, result.language).items():
+        for task, target in tasks_of(result.dataset, result.language).items():
             write_json(places[revision] / f"{task}.json", task_result(result, task, target))
     return [*lines, f"mteb reads its results with: mteb.ResultCache('{folder}').load_results()"]
 
@@ -121,7 +119,7 @@ def task_result(result: EvalResult, task: str, target: str) -> dict[str, Any]:
 
 def _unfit(result: EvalResult) -> str:
     """Why mteb would not measure the same; empty if it does."""
-    if not _tasks(result.dataset, result.language):
+    if not tasks_of(result.dataset, result.language):
         return "has no task"
     if reason := unfit(result):
         return reason

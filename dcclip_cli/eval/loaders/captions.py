@@ -31,7 +31,7 @@ class CaptionFiles(Loader):
     @classmethod
     def find(cls, location: Location) -> CaptionFiles | None:
         only = _only(location)
-        for pattern in _FILES.get(location.known.name, ()):
+        for pattern in _FILES.get(location.dataset.name, ()):
             for root in _folders(location):
                 for folder in (root, root / "annotations"):
                     if matches := [file for file in sorted(folder.glob(pattern)) if file not in only]:
@@ -67,7 +67,7 @@ def _first(location: Location, name: str, subfolder: str) -> Path | None:
 
 def _only(location: Location) -> list[Path]:
     """Files with the names of this split's images, one a line, without captions."""
-    patterns = _ONLY.get(location.known.name, ())
+    patterns = _ONLY.get(location.dataset.name, ())
     files = [file for root in _folders(location) for pattern in patterns for file in sorted(root.glob(pattern))]
     return [file for file in files if len(next(iter(lines_of(file)), "").split()) == 1]
 
@@ -100,7 +100,7 @@ class Xm3600(Loader):
 
     @classmethod
     def find(cls, location: Location) -> Xm3600 | None:
-        file = _first(location, "captions.jsonl", "captions") if location.known.name == "xm3600" else None
+        file = _first(location, "captions.jsonl", "captions") if location.dataset.name == "xm3600" else None
         return cls(location, file) if file else None
 
     def load(self) -> Loaded:
@@ -127,7 +127,7 @@ class Xtd(Loader):
     @classmethod
     def find(cls, location: Location) -> Xtd | None:
         name = f"test_1kcaptions_{location.language}.txt"
-        file = _first(location, name, "XTD10") if location.known.name == "xtd" else None
+        file = _first(location, name, "XTD10") if location.dataset.name == "xtd" else None
         return cls(location, file) if file else None
 
     def load(self) -> Loaded:
@@ -146,7 +146,7 @@ class Base64Lines(Loader):
     @classmethod
     def find(cls, location: Location) -> Base64Lines | None:
         name = f"{location.split}{caption_files.IMAGES}"
-        file = _first(location, name, "datasets") if location.known.task == "retrieval" else None
+        file = _first(location, name, "datasets") if location.dataset.task == "retrieval" else None
         return cls(location, file) if file else None
 
     def load(self) -> Loaded:

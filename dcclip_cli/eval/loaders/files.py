@@ -35,7 +35,7 @@ class ClassFolders(Loader):
 
     @classmethod
     def find(cls, location: Location) -> ClassFolders | None:
-        if location.known.task != "classification":
+        if location.dataset.task != "classification":
             return None
         for root in location.folders:
             for split in location.split_names:
@@ -47,7 +47,7 @@ class ClassFolders(Loader):
 
     def load(self) -> Loaded:
         """The images, class by class. Raises DcclipError for a folder of another class."""
-        classes, dataset = self.location.classes, self.location.known
+        classes, dataset = self.location.classes, self.location.dataset
         by_number: dict[int, list[Path]] = {}
         for name, files in images_by_class(self.path, _SUFFIXES).items():
             number = classes.of_folder(name)
@@ -89,7 +89,7 @@ class WebDatasetTars(Loader):
 
     def load(self) -> Loaded:
         """All samples, in the order of the tars. Raises DcclipError for a truncated tar and a missing label."""
-        dataset = self.location.known
+        dataset = self.location.dataset
         truth_suffix = _TRUTH_SUFFIX[dataset.task]
         shards = sorted(self.path.glob("*.tar"), key=lambda file: (len(file.name), file.name))
         keys, places, truths = list[str](), list[tuple[Path, Member]](), list[bytes]()
@@ -179,7 +179,7 @@ class HubDataset(Loader):
         """Raises DcclipError where the hub cannot be reached or a column is missing."""
         import datasets
 
-        task, split = self.location.known.task, self.location.split
+        task, split = self.location.dataset.task, self.location.split
         if is_repository(self.name) and split != "train":
             splits = splits_of(self.name)
             split = next((name for name in self.location.split_names if name in splits), split)
@@ -214,7 +214,7 @@ class HubDataset(Loader):
     def _column(self, dataset: Dataset, names: tuple[str, ...]) -> str:
         column = next((name for name in names if name in dataset.column_names), None)
         if column is None:
-            hint = Message("download clip-benchmark/wds_{}", self.location.known.hub or self.location.known.name)
+            hint = Message("download clip-benchmark/wds_{}", self.location.dataset.hub or self.location.dataset.name)
             raise DcclipError(
                 "{} has no column {} (found: {})", hint, self.path, " or ".join(names), ", ".join(dataset.column_names)
             )
@@ -225,7 +225,7 @@ class HubDataset(Loader):
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError
 
-        classes, own_order = self.location.classes, self.location.known.own_order
+        classes, own_order = self.location.classes, self.location.dataset.own_order
         count = len(classes.folders)
         if names := getattr(dataset.features[column], "names", None):
             order = classes.mapping(names, self.name)

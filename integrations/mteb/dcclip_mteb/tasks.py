@@ -12,7 +12,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import registry
-from dcclip_cli.eval.leaderboards.mteb import LANGUAGES, MAIN_SCORES, NO_REVISION, RETRIEVAL, ZERO_SHOT, task_names
+from dcclip_cli.eval.leaderboards.mteb import LANGUAGES, MAIN_SCORES, NO_REVISION, RETRIEVAL, ZERO_SHOT, tasks_of
 from dcclip_cli.eval.registry import KnownSet
 from dcclip_mteb.retrieval import RetrievalZh
 from dcclip_mteb.zero_shot import ZeroShotZh
@@ -106,7 +106,7 @@ def _same_images(known: KnownSet) -> dict[str, Any]:
 
 
 def _zero_shot(known: KnownSet) -> type[ZeroShotZh]:
-    [name] = task_names(registry.name_in(known, "zh"), "zh")
+    [name] = tasks_of(registry.name_in(known, "zh"), "zh")
     metadata = TaskMetadata(
         name=name,
         description=f"Zero-shot classification of {known.label} by Chinese class names, each in several templates.",
@@ -128,7 +128,7 @@ def _zero_shot(known: KnownSet) -> type[ZeroShotZh]:
 
 def _retrieval(known: KnownSet) -> list[type[RetrievalZh]]:
     classes = []
-    for name in task_names(registry.name_in(known, "zh"), "zh"):
+    for name in tasks_of(registry.name_in(known, "zh"), "zh"):
         by_text = "T2I" in name
         ways = "images by Chinese texts" if by_text else "Chinese texts by images"
         metadata = TaskMetadata(
