@@ -6,7 +6,7 @@
 # make test-all     all tests (those of the web page need Chromium), the plain ones again, and the battery of bad input
 PYTHON ?= python3
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .PHONY: quickstart test test-plain test-all docs docs-build lint format clean
 

@@ -15,6 +15,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALL
 
 import hypothesis
 import pytest
+from filelock import FileLock
 from PIL import Image, ImageDraw
 
 from dcclip_cli.data.dataset import write_parquet
@@ -88,6 +89,32 @@ def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pyt
     monkeypatch.setenv("DCCLIP_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
+Build = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def build_once(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """A function that returns the folder of a name, which the first process that asks fills for all workers.
+
+    Tests only read it.
+    """
+    root = tmp_path_factory.getbasetemp()
+    root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "shared"
+    root.mkdir(exist_ok=True)
+
+    def build(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, complete = root / name, root / f"{name} is complete"
+        with FileLock(root / f"{name}.lock"):
+            if not complete.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                fill(folder)
+                complete.touch()
+        return folder
+
+    return build
+
+
 @pytest.fixture(scope="session")
 def pairs() -> list[Pair]:
     """40 pictures, 48 px, eight shapes in five colours, three Chinese and three English captions each."""
@@ -110,11 +137,9 @@ def captions(pairs: list[Pair]) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def pairs_file(pairs: list[Pair], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pairs_file(pairs: list[Pair], build_once: Build) -> Path:
     """The drawn pairs as a Parquet file."""
-    file = tmp_path_factory.mktemp("pairs") / "train.parquet"
-    write_parquet(file, pairs)
-    return file
+    return build_once("pairs", lambda folder: write_parquet(folder / "train.parquet", pairs)) / "train.parquet"
 
 
 def _draw(shape: str, colour: str) -> Image.Image:
@@ -159,11 +184,14 @@ small = partial(tower, intermediate_size=64)
 
 
 @pytest.fixture(scope="session")
-def altclip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def altclip_folder(build_once: Build) -> Path:
     """A tiny random AltCLIP, 16-wide shared space, 32 px in 8 px patches, as `save_pretrained` writes it."""
+    return build_once("altclip", _save_altclip)
+
+
+def _save_altclip(folder: Path) -> None:
     from transformers import AltCLIPConfig, AltCLIPModel, CLIPImageProcessor, XLMRobertaTokenizer
 
-    folder = tmp_path_factory.mktemp("teachers") / "altclip"
     vocabulary = [(piece, 0.0) for piece in SPECIALS]
     vocabulary += [(piece, -3.0 - index / 100) for index, piece in enumerate(WORDS + UNUSED)]
     vocabulary += [(piece, -8.0) for piece in dict.fromkeys(CHARACTERS) if piece not in UNUSED]
@@ -179,16 +207,17 @@ def altclip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     XLMRobertaTokenizer(vocab=vocabulary, model_max_length=38).save_pretrained(folder)
     square = {"height": 32, "width": 32}
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=square).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
-def chinese_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def chinese_clip_folder(build_once: Build) -> Path:
     """A tiny random ChineseCLIP with a BERT tokenizer that knows Chinese characters and English letters."""
+    return build_once("chinese-clip", _save_chinese_clip)
+
+
+def _save_chinese_clip(folder: Path) -> None:
     from transformers import BertTokenizer, ChineseCLIPConfig, ChineseCLIPImageProcessor, ChineseCLIPModel
 
-    folder = tmp_path_factory.mktemp("teachers") / "chinese-clip"
-    folder.mkdir()
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = [*COLOURS, *SHAPES, "picture", "of"]
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *letters, *(f"##{letter}" for letter in letters)]
@@ -202,16 +231,18 @@ def chinese_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     seeded(ChineseCLIPModel, config).save_pretrained(folder)
     BertTokenizer(str(folder / "vocab.txt"), model_max_length=38).save_pretrained(folder)
     ChineseCLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
-def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def siglip_folder(build_once: Build) -> Path:
     """A tiny random SigLIP, whose text tower was made for padded input of one length."""
+    return build_once("siglip", _save_siglip)
+
+
+def _save_siglip(folder: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipImageProcessor, SiglipModel
 
-    folder = tmp_path_factory.mktemp("teachers") / "siglip"
     pieces = [("<unk>", 0.0), ("</s>", 0.0), *((piece, -3.0) for piece in WORDS)]
     pieces += [(piece, -8.0) for piece in dict.fromkeys(CHARACTERS + "猫")]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
@@ -227,16 +258,12 @@ def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokenizer_object=tokenizer, pad_token="</s>", eos_token="</s>", unk_token="<unk>", model_max_length=16
     ).save_pretrained(folder)
     SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
-def hub_teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tiny random teachers in the layouts of their hub repositories, a directory each; for tests to read only."""
-    folder = tmp_path_factory.mktemp("hub-teachers")
-    for kind in KINDS:
-        make(kind, folder / kind)
-    return folder
+def hub_teachers(build_once: Build) -> Path:
+    """Tiny random teachers in the layouts of their hub repositories, a directory each."""
+    return build_once("hub-teachers", lambda folder: [make(kind, folder / kind) for kind in KINDS])
 
 
 @pytest.fixture
@@ -300,7 +327,7 @@ def points(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def model_folder(pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_folder(pairs_file: Path, build_once: Build) -> Path:
     """The model directory of a tiny student, aligned from scratch for two steps."""
     from dcclip_cli.data.options import DataOptions
     from dcclip_cli.model.students import StudentOptions
@@ -308,27 +335,24 @@ def model_folder(pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     from dcclip_cli.train.align import AlignOptions, align
     from dcclip_cli.train.options import StageContext
 
-    run, data = RunDir(tmp_path_factory.mktemp("runs") / "tiny"), DataOptions(train=str(pairs_file))
-    result = align(
-        AlignOptions(start="scratch", steps=2, batch_size=8, warmup_steps=0, workers=0),
-        StageContext(run, data, student=StudentOptions.model_validate(STUDENT)),
-    )
-    return result.model
+    def train(folder: Path) -> None:
+        data, student = DataOptions(train=str(pairs_file)), StudentOptions.model_validate(STUDENT)
+        options = AlignOptions(start="scratch", steps=2, batch_size=8, warmup_steps=0, workers=0)
+        align(options, StageContext(RunDir(folder / "tiny"), data, student=student))
+
+    return build_once("runs", train) / "tiny/align/model"
 
 
 @pytest.fixture(scope="session")
-def _traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any, Path], None]:
+def _traced(build_once: Build) -> Callable[[Any, Path], None]:
     """`write_onnx` that writes the graphs of a model that it has seen as it wrote them then: tracing takes 10 s."""
     from dcclip_cli.exporters import graphs
 
-    write_onnx, kept = graphs.write_onnx, dict[tuple[str, int | None], Path]()
+    write_onnx = graphs.write_onnx
 
     def write(source: Any, folder: Path) -> None:
-        model = (source.encoder.fingerprint, source.dims)
-        if model not in kept:
-            kept[model] = tmp_path_factory.mktemp("graphs")
-            write_onnx(source, kept[model])
-        shutil.copytree(kept[model], folder, dirs_exist_ok=True)
+        name = f"graphs-{source.encoder.fingerprint}-{source.dims}"
+        shutil.copytree(build_once(name, lambda traced: write_onnx(source, traced)), folder, dirs_exist_ok=True)
 
     return write
 
@@ -340,10 +364,10 @@ def traced_once(_traced: Callable[[Any, Path], None], monkeypatch: pytest.Monkey
 
 
 @pytest.fixture(scope="session")
-def bundle_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle_folder(model_folder: Path, build_once: Build) -> Path:
     """The tiny student as an fp32 bundle."""
     from dcclip_cli.exporters.export import ExportOptions, export
     from dcclip_cli.model.reference import resolve
 
-    out = tmp_path_factory.mktemp("bundles") / "tiny"
-    return export(options=ExportOptions(), model=resolve(str(model_folder)), out=out).folder
+    model, options = resolve(str(model_folder)), ExportOptions()
+    return build_once("bundles", lambda folder: export(options=options, model=model, out=folder / "tiny")) / "tiny"

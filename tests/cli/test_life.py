@@ -1,7 +1,7 @@
 """The commands one after another, from a recipe to probabilities, with a tiny AltCLIP as teacher."""
 
 import json
-import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +14,35 @@ from dcclip_cli.data.pair import Pair
 from dcclip_cli.model import precision
 from dcclip_cli.model.precision import torch_has_bf16
 from tests.cli.conftest import dcclip
+from tests.conftest import Build
 
 pytestmark = pytest.mark.any_cpu
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def here(
-    whole_recipe: dict[str, Any], pairs_file: Path, pairs: list[Pair], tmp_path_factory: pytest.TempPathFactory
-) -> Any:
+    whole_recipe: dict[str, Any],
+    pairs_file: Path,
+    pairs: list[Pair],
+    build_once: Build,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
     """A directory with recipe.yaml, two pictures, and the run that `dcclip run recipe.yaml` left."""
-    folder = tmp_path_factory.mktemp("life")
-    recipe = whole_recipe | {"data": {"train": "./train.parquet"}, "eval": {"datasets": ["./train.parquet"]}}
-    (folder / "train.parquet").symlink_to(pairs_file)
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), "utf-8")
-    for pair in pairs[:2]:
-        (folder / f"{pair.key}.png").write_bytes(pair.image)
-    before = Path.cwd()
-    os.chdir(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(precision, "torch_has_bf16", torch_has_bf16)  # here `precision: auto` is what a user gets
-        (folder / "output.txt").write_text(dcclip("run", "recipe.yaml").output, "utf-8")
-    yield folder
-    os.chdir(before)
+
+    def live(folder: Path) -> None:
+        recipe = whole_recipe | {"data": {"train": "./train.parquet"}, "eval": {"datasets": ["./train.parquet"]}}
+        (folder / "train.parquet").symlink_to(pairs_file)
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), "utf-8")
+        for pair in pairs[:2]:
+            (folder / f"{pair.key}.png").write_bytes(pair.image)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            patch.setattr(precision, "torch_has_bf16", torch_has_bf16)  # here `precision: auto` is what a user gets
+            (folder / "output.txt").write_text(dcclip("run", "recipe.yaml").output, "utf-8")
+
+    folder = build_once("life", live)
+    monkeypatch.chdir(folder)
+    return folder
 
 
 def test_a_run_ends_with_a_table_of_teacher_student_and_bundle(here: Path) -> None:
@@ -92,10 +99,14 @@ def test_a_finished_run_does_nothing_again_and_shows_its_table(here: Path) -> No
     assert dcclip("align", "recipe.yaml", "-q").stderr == ""
 
 
-def test_a_run_measures_again_what_its_recipe_asks_anew_but_trains_nothing_twice(here: Path) -> None:
-    weights = here / "runs/一生/align/model/open_clip_model.safetensors"
+def test_a_run_measures_again_what_its_recipe_asks_anew_but_trains_nothing_twice(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(here, tmp_path / "copy", symlinks=True)
+    monkeypatch.chdir(tmp_path / "copy")
+    weights = tmp_path / "copy/runs/一生/align/model/open_clip_model.safetensors"
     written = weights.stat().st_mtime_ns
-    again = dcclip("run", "recipe.yaml", "--set", "eval.languages=[zh]")
+    again = dcclip("run", "recipe.yaml", "--set", "eval.languages=[zh]", "--set", "export=null")
     assert "top-1 train zh" in again.stdout and "top-1 train en" not in again.stdout
     assert weights.stat().st_mtime_ns == written
 

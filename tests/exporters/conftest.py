@@ -13,7 +13,7 @@ from dcclip_cli.exporters.export import ExportOptions, ExportResult, export
 from dcclip_cli.exporters.formats.web import FILES
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.progress import Silent
-from tests.conftest import small
+from tests.conftest import Build, small
 from tests.teachers import seeded
 
 Exporting = Callable[..., ExportResult]
@@ -44,24 +44,23 @@ def packages() -> Path:
 
 
 @pytest.fixture(scope="session")
-def page_folder(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page_folder(packages: Path, build_once: Build) -> Path:
     """The starter's web page."""
-    out = tmp_path_factory.mktemp("pages") / "starter"
-    return export(options=ExportOptions(format="web"), model=resolve("starter"), out=out).folder
+    options, model = ExportOptions(format="web"), resolve("starter")
+    return build_once("pages", lambda folder: export(options=options, model=model, out=folder / "starter")) / "starter"
 
 
 @pytest.fixture(scope="session")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clip_folder(build_once: Build) -> Path:
     """A tiny random CLIP of transformers, padded with its end token as the original is."""
+    return build_once("clip", _save_clip)
+
+
+def _save_clip(folder: Path) -> None:
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-    folder = tmp_path_factory.mktemp("clip")
-    tokens = [
-        *"abcdefghijklmnopqrstuvwxyz",
-        *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz"),
-        "ca",
-        "cat</w>",
-    ]
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "ca", "cat</w>"]
     vocabulary = {token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
     begin, end = vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"]
     text = {"vocab_size": len(vocabulary), "max_position_embeddings": 24, "bos_token_id": begin, "eos_token_id": end}
@@ -74,7 +73,6 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[("c", "a"), ("ca", "t</w>")], model_max_length=24)
     tokenizer.save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from dcclip_cli.inference.model import load
 from dcclip_cli.model.model_dir import model_fingerprint
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.publish.push import PushPlan, find_model, plan_push, push
+from tests.conftest import Build
 from tests.eval.test_compare import guesses, result
 from tests.hub_server import Hub, serving
 
@@ -33,9 +35,13 @@ TEXTS = ["红色的圆", "a red circle", "一张蓝色的，方块！", "a pictu
 
 
 @pytest.fixture(scope="module")
-def run(model_folder: Path, pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(model_folder: Path, pairs_file: Path, build_once: Build) -> Path:
     """A run whose pairs were collected, with a model, results on a named data set in Chinese, and a bundle."""
-    root = tmp_path_factory.mktemp("runs") / "小模型"
+    return build_once("pushed", partial(_write_run, model_folder, pairs_file)) / "小模型"
+
+
+def _write_run(model_folder: Path, pairs_file: Path, folder: Path) -> None:
+    root = folder / "小模型"
     shutil.copytree(model_folder, root / "align" / "model")
     source = {"kind": "table", "path": str(pairs_file), "name": "drawn", "license": "CC0"}
     options = CollectOptions.model_validate({"sources": [source], "filters": [{"kind": "length", "zh": [2, 99]}]})
@@ -48,7 +54,6 @@ def run(model_folder: Path, pairs_file: Path, tmp_path_factory: pytest.TempPathF
     mine = result("小模型", guesses(300), **(zh | {"model_fingerprint": f"{own}-fp32"}))
     save_results([mine, result("teacher", guesses(390), **zh)], root / "eval")
     export(options=ExportOptions(), model=resolve(str(root / "align" / "model")), out=root / "export")
-    return root
 
 
 @pytest.fixture
