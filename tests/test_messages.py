@@ -1,4 +1,4 @@
-"""What users read: the catalogue of messages in Chinese is complete, and English has no phrasing of wording.txt."""
+"""What users read: the Chinese messages are complete, and no phrasing of wording.txt or replaced term is used."""
 
 import ast
 import gettext
@@ -113,18 +113,27 @@ def _fields(template: str) -> set[str]:
 
 
 LIST = Path(__file__).with_name("wording.txt")
+GLOSSARIES = {"en": ROOT / "docs/reference/glossary.md", "zh": ROOT / "docs/reference/glossary.zh.md"}
 FILES = sorted(
     file
     for pattern in ("*.md", "docs/**/*.md", "recipes/*.yaml", "recipes/**/*.md", "dcclip_cli/**/*.py")
     for file in ROOT.glob(pattern)
-    if not file.name.endswith(".zh.md") and file.name != "CHANGELOG.md"
+    if not file.name.endswith(".zh.md") and file.name != "CHANGELOG.md" and file not in GLOSSARIES.values()
 )
+
+
+def replaced_terms(language: str) -> dict[str, str]:
+    """Terms that are not used, in the last column of the glossary, each with the term to use."""
+    rows = GLOSSARIES[language].read_text("utf-8").split("---|\n")[1]
+    replaced_by_term = re.findall(r"^\| ([^|]+) \|[^|]+\| ([^|]+) \|$", rows, re.M)
+    return {replaced: term for term, terms in replaced_by_term for replaced in re.split("[,、] ?", terms)}
 
 
 def phrasings() -> list[tuple[re.Pattern[str], str]]:
     """Each listed expression, and what is better."""
     lines = [line for line in LIST.read_text("utf-8").splitlines() if line and not line.startswith("#")]
     pairs = [line.rsplit(" -> ", 1) for line in lines]
+    pairs += [[rf"\b{replaced}\b", term] for replaced, term in replaced_terms("en").items()]
     return [(re.compile(expression.replace(" ", r"[\s#]+"), re.I), better) for expression, better in pairs]
 
 
@@ -160,3 +169,17 @@ def test_listed_phrasings_are_not_used(part: str) -> None:
     files = [file for file in FILES if (file.relative_to(ROOT).parts[0] if file.parent != ROOT else ".") == part]
     assert files
     assert [f"{file.relative_to(ROOT)}:{one}" for file in files for one in found(prose(file))] == []
+
+
+def test_terms_that_the_chinese_glossary_replaces_are_not_used() -> None:
+    pages = [page for page in (*ROOT.glob("*.zh.md"), *ROOT.glob("docs/**/*.zh.md")) if page != GLOSSARIES["zh"]]
+    texts = {page.name: page.read_text("utf-8") for page in pages}
+    texts["dcclip.po"] = "\n".join(str(message.string) for message in messages.read())
+    terms = replaced_terms("zh")
+    assert {"老师": "教师（teacher）", "门槛": "阈值（threshold）"}.items() <= terms.items()
+    assert [
+        f"{name}: {term}, better: {better}"
+        for name, text in texts.items()
+        for term, better in terms.items()
+        if term in text
+    ] == []
