@@ -135,7 +135,12 @@ class Server:
         files = await self.encoder.in_pool(lambda: [image_of_data_url(url) for url in urls]) if urls else []
         parts = [self.encoder.embed_images(files)] if files else []
         parts += [self.encoder.embed_texts(texts)] if texts else []
-        embedded = np.concatenate(await asyncio.gather(*parts))  # images first
+        tasks = [asyncio.create_task(part) for part in parts]
+        try:
+            embedded = np.concatenate(await asyncio.gather(*tasks))  # images first
+        finally:
+            for task in tasks:
+                task.cancel()  # the images of a text that is refused
         is_text = np.array([not text.startswith(IMAGE_URL) for text in inputs])
         return np.asarray(embedded[np.argsort(np.argsort(is_text, kind="stable"))])
 

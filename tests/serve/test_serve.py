@@ -311,6 +311,9 @@ def test_the_work_of_a_client_that_leaves_is_dropped_and_the_place_of_its_images
         assert answer(small).startswith(b"HTTP/1.1 200") and encoder.waiting("image") == 60  # it had its turn
         large.close()
         wait(lambda: encoder.waiting("image") == 0, within_s=2)
+        refused = send(port, post(json.dumps({"input": [data_url(image)] * 60 + [""]}).encode()))
+        assert answer(refused).startswith(b"HTTP/1.1 422")
+        wait(lambda: encoder.waiting("image") == 0, within_s=2)  # the images of a request without an answer
 
 
 def test_a_stop_answers_what_was_accepted_and_needs_no_torch(bundle_folder: Path) -> None:
