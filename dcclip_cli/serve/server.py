@@ -95,6 +95,7 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             app,
             http=Connection,
+            ws="none",
             loop="asyncio",
             log_level="info" if verbose else "error",
             access_log=verbose,
