@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from math import isnan, nan
 from pathlib import Path
@@ -89,15 +90,17 @@ class Sweep:
             raise DcclipError(problem, "start it without torchrun, srun or mpirun; --processes N starts several")
         for run in self.runs.values():
             run.preflight(run.loaded.recipe.stages)
-        for run in self.runs.values():
-            with run.dir.claimed():
+        with ExitStack() as claims:
+            for run in self.runs.values():  # all of them before `fresh` removes the first one's stages
+                claims.enter_context(run.dir.claimed())
+            for run in self.runs.values():
                 for folder in (run.dir.stage(stage.name) for stage in STAGES if run.fresh):
                     folder.unlink() if folder.is_symlink() else shutil.rmtree(folder, ignore_errors=True)
                 run.fresh = False
                 record(run.loaded, run.dir.root)
-            collected = run.dir.stage("collect")
-            if run is not self.first and self._shares(run) and not os.path.lexists(collected):
-                collected.symlink_to(os.path.relpath(self.first.dir.stage("collect"), collected.parent))
+                collected = run.dir.stage("collect")
+                if run is not self.first and self._shares(run) and not os.path.lexists(collected):
+                    collected.symlink_to(os.path.relpath(self.first.dir.stage("collect"), collected.parent))
 
     def _shares(self, run: RecipeRun) -> bool:
         """Whether a run takes the pairs that the first one collects."""

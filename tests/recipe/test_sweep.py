@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 import dcclip_cli as dcclip_api
+from dcclip_cli.run_dir import RunDir
 from tests.cli.conftest import dcclip
 from tests.train.jobs import refused
 
@@ -93,6 +94,14 @@ def test_the_error_of_a_run_in_processes_of_its_own_is_raised_and_not_an_earlier
         (tmp_path / "run/seed-0" / name).write_text(text)
     with refused("seed-0: failing_loss:Failing.ValueError: one of 2 processes", "log.txt"):
         dcclip_api.sweep(alone, [0], out=tmp_path / "run", at_a_time=2, processes=2)
+
+
+def test_a_fresh_sweep_removes_nothing_while_one_of_its_runs_is_in_use(recipe: dict[str, Any], tmp_path: Path) -> None:
+    state = tmp_path / "plain" / "seed-0" / "align" / "state"
+    state.mkdir(parents=True)
+    with RunDir(tmp_path / "plain" / "seed-1").claimed(), refused("seed-1 is in use by another command", "wait until"):
+        dcclip_api.sweep(recipe, [0, 1], out=tmp_path, fresh=True)
+    assert state.exists()
 
 
 @pytest.mark.parametrize(
