@@ -138,8 +138,9 @@ class Sweep:
                                 raise DcclipError("{}: {}", "{} (log: {})", run.dir.root, problem, hint, log)
                             if code:
                                 lines = log.read_text("utf-8", errors="replace").splitlines()
-                                last = lines[-1] if lines and code > 0 else Message("killed by signal {}", -code)
-                                raise DcclipError("{}: {}", "all of it is in {}", run.dir.root, last, log)
+                                end = (lines or [Message("exit code {}", code)])[-1]
+                                end = Message("killed by signal {}", -code) if code < 0 else end
+                                raise DcclipError("{}: {}", "all of it is in {}", run.dir.root, end, log)
                             task.advance()
         finally:
             for _, process in running.values():
