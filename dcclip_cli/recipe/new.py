@@ -219,7 +219,7 @@ def _warm_up(samples: int, size: int) -> int:
 
 
 def _place(path: str, file: Path) -> str:
-    """A path as seen from the recipe's folder, target if it is not below it; a URL as it is."""
+    """A path relative to the recipe's folder, absolute if it is not below it; a URL as it is."""
     if "://" in path:
         return _quoted(path)
     target = Path(os.path.abspath(path))
