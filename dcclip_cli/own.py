@@ -74,11 +74,11 @@ def tell_at_once(tell: Callable[[str], object]) -> None:
 def not_imported() -> Iterator[None]:
     """In the block, own parts that were not imported before are only their keys: for the recipes of strangers."""
     global _importing
-    _importing = False
+    importing, _importing = _importing, False
     try:
         yield
     finally:
-        _importing = True
+        _importing = importing
 
 
 class _AnyKeys(BaseModel):
