@@ -57,15 +57,15 @@ def files_on_hub(repository: str, kind: Literal["model", "dataset"] = "model") -
 
 
 @functools.cache  # it asks ModelScope for the files each time
-def modelscope_folder(name: str) -> Path:
-    """The folder in ModelScope's cache with the files of a model ORG/NAME[@REVISION], which are downloaded if missing.
+def modelscope_folder(reference: str) -> Path:
+    """The folder in ModelScope's cache with the files of ms:ORG/NAME[@REVISION], which are downloaded if missing.
 
     With HF_HUB_OFFLINE, the folder as it is. Raises DcclipError if there is none.
     """
     from modelscope_hub.compat import snapshot_download
     from modelscope_hub.errors import HubError
 
-    repository, _, revision = name.partition("@")
+    repository, _, revision = reference.partition(":")[2].partition("@")
     from huggingface_hub.constants import HF_HUB_OFFLINE  # after the package that says which extra is missing
 
     # No folders: they are of other libraries, and names with `..` lead out of the cache.
@@ -77,7 +77,7 @@ def modelscope_folder(name: str) -> Path:
     except (HubError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         hint = Message("check the name and the network; with HF_HUB_OFFLINE only ModelScope's cache is used")
-        raise DcclipError("ms:{} cannot be loaded: {}", hint, name, reason) from None
+        raise DcclipError("{} cannot be loaded: {}", hint, reference, reason) from None
     return Path(folder)
 
 

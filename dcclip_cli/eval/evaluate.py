@@ -22,7 +22,7 @@ from dcclip_cli.eval.metrics import Score
 from dcclip_cli.eval.result import ZERO_SHOT, EvalResult, pack, sha256_of
 from dcclip_cli.inference.encoder import TorchEncoder, load_encoder, shortened
 from dcclip_cli.machine import keep_freed_memory
-from dcclip_cli.model.reference import ModelReference
+from dcclip_cli.model.reference import ModelSource
 from dcclip_cli.options import Options
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
@@ -131,7 +131,7 @@ def _twice(names: Sequence[str]) -> DcclipError | None:
 
 
 def evaluate(
-    models: Sequence[ModelReference],
+    models: Sequence[ModelSource],
     datasets: Sequence[DataSet],
     options: EvalOptions,
     *,
@@ -145,7 +145,7 @@ def evaluate(
     """
     keep_freed_memory()
     progress, cache = progress or Silent(), cache or FeatureCache(None)
-    measured: list[tuple[ModelReference, EvalResult]] = []
+    measured: list[tuple[ModelSource, EvalResult]] = []
     for reference in models:
         model = load_encoder(reference, device, options.precision, progress=progress)
         if isinstance(model, TorchEncoder) and model.precision != "fp32":

@@ -37,7 +37,7 @@ from dcclip_cli.inference.onnx_encoder import DESCRIPTION, TOKENIZER, read_descr
 from dcclip_cli.model.model_dir import model_fingerprint
 from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.preprocess import Patches
-from dcclip_cli.model.reference import ModelReference, furthest_stage
+from dcclip_cli.model.reference import ModelSource, furthest_stage
 from dcclip_cli.options import Options
 from dcclip_cli.own import imported, own_errors, own_name
 from dcclip_cli.progress import Progress, Silent
@@ -120,7 +120,7 @@ class ExportResult:
 def export(
     *,
     options: ExportOptions,
-    model: ModelReference,
+    model: ModelSource,
     out: Path,
     data: DataOptions | None = None,
     evaluation: EvalOptions | None = None,
@@ -229,7 +229,7 @@ def _loosen_until_close(
     return None
 
 
-def _resolved(options: ExportOptions, model: ModelReference, target: Format) -> ExportOptions:
+def _resolved(options: ExportOptions, model: ModelSource, target: Format) -> ExportOptions:
     """The options with what the format and the model decide. Raises DcclipError where these exclude each other."""
     options_set = options.model_fields_set
     if "preprocess" not in options_set:
@@ -300,7 +300,7 @@ def _calibration(options: ExportOptions, data: DataOptions | None, needed: bool)
     return samples
 
 
-def _made_from(model: ModelReference, options: ExportOptions) -> str:
+def _made_from(model: ModelSource, options: ExportOptions) -> str:
     """A hash of the model's files, if it is a local directory, or its name, and of the options."""
     identity = f"{model.kind}:{model.target}"
     if model.kind == "folder":

@@ -21,7 +21,7 @@ from dcclip_cli.exporters.samples import TEXTS
 from dcclip_cli.inference.encoder import TorchEncoder, load_encoder
 from dcclip_cli.inference.onnx_encoder import OnnxEncoder, read_description
 from dcclip_cli.model.preprocess import Preprocessing, read_preprocessing
-from dcclip_cli.model.reference import ModelReference
+from dcclip_cli.model.reference import ModelSource
 from dcclip_cli.model.tokenizer import copy_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Source:
         gc.collect()
 
 
-def load_source(reference: ModelReference) -> Source:
+def load_source(reference: ModelSource) -> Source:
     """The model meant by a reference, on the CPU. Raises DcclipError for models that cannot leave torch."""
     if reference.kind == "bundle":
         description, record = read_description(reference.path)

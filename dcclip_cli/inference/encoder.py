@@ -17,8 +17,8 @@ from dcclip_cli.model import Precision
 from dcclip_cli.model.known import Known
 from dcclip_cli.model.precision import AS_ASKED, Choice, check_logits, choose_precision, finite, torch_device
 from dcclip_cli.model.preprocess import flatten
-from dcclip_cli.model.reference import ModelReference
-from dcclip_cli.progress import Progress
+from dcclip_cli.model.reference import ModelSource
+from dcclip_cli.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -167,7 +167,7 @@ def shortened(encoder: Encoder, dims: int | None, progress: Progress) -> Encoder
 
 
 def load_encoder(
-    reference: ModelReference,
+    reference: ModelSource,
     device: str = "auto",
     precision: Precision = "fp32",
     threads: int | None = None,
@@ -179,15 +179,8 @@ def load_encoder(
     by default one for a bundle; for torch they are set for the whole process, by default as torch chooses.
     """
     set_library_defaults()
-    if reference.target.startswith("hf-hub:"):  # the repository may contain a bundle
-        from dcclip_cli.model.hub_models import library_errors
-        from dcclip_cli.model.model_dir import download_model
-
-        failure = Message("model {} cannot be loaded", reference.target)
-        with library_errors(failure, Message("check the name, and the network connection")):
-            folder = download_model(reference.target.removeprefix("hf-hub:"))
-        if folder is not None and (folder / "image.onnx").is_file():
-            reference = replace(reference, kind="bundle", target=str(folder))
+    if (folder := reference.download()) and (folder / "image.onnx").is_file():
+        reference = replace(reference, kind="bundle", location=str(folder), on_hub=False)
     if reference.kind == "bundle":
         if precision == "bf16":
             raise DcclipError("{} computes in the precision of its export", "omit --precision", reference.target)
@@ -199,28 +192,14 @@ def load_encoder(
     device = torch_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
-    towers = _load_towers(reference, device, progress)
-    towers.name = reference.name or towers.name
+    if reference.teacher is not None:
+        towers: Towers = reference.teacher.model_copy(update={"precision": "fp32"}).load(device, progress)
+    else:
+        towers = reference.load(progress or Silent()).requires_grad_(False).eval().to(device)
+        if reference.kind != "folder":
+            towers.fingerprint += "-fp32"  # as that of a teacher
     towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as TorchEncoder runs them
     return TorchEncoder(towers, device, choose_precision(precision, device))
-
-
-def _load_towers(reference: ModelReference, device: str, progress: Progress | None) -> Towers:
-    if reference.teacher is not None:
-        loaded: Towers = reference.teacher.model_copy(update={"precision": "fp32"}).load(device, progress)
-        return loaded
-    if reference.kind == "folder":
-        from dcclip_cli.model.model_dir import load_model
-
-        return load_model(reference.path, device, progress)
-    from dcclip_cli.model.teachers import FgClip2Teacher, OpenClipTeacher, TransformersTeacher
-
-    options: dict[str, Any] = {"model": reference.target, "precision": "fp32"}
-    if reference.kind == "open_clip":
-        return OpenClipTeacher(**options).load(device, progress)
-    if reference.trust_remote_code:
-        return FgClip2Teacher(**options, trust_remote_code=True).load(device, progress)
-    return TransformersTeacher(**options).load(device, progress)
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,15 @@
-"""Students and teachers without weights, on torch's meta device: their shapes, errors and operations at no cost."""
+"""Students without weights, on torch's meta device: their shapes, errors and operations at no cost."""
 
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from dcclip_cli.errors import Message
-from dcclip_cli.model.hub_models import COPY_AGAIN, library_errors, open_clip_config, whole_cached_folder
+from dcclip_cli.model.hub_models import COPY_AGAIN, library_errors
 from dcclip_cli.model.inherit import check_image_source, teacher_image_config
-from dcclip_cli.model.model_dir import PROVENANCE
-from dcclip_cli.model.preprocess import Preprocessing
-from dcclip_cli.model.reference import downloaded, library_of
 from dcclip_cli.model.students import (
     ImageTower,
     StudentOptions,
@@ -21,17 +17,9 @@ from dcclip_cli.model.students import (
     model_config,
     preprocessing_of,
 )
-from dcclip_cli.model.teachers import (
-    FgClip2Teacher,
-    OpenClipTeacher,
-    Teacher,
-    TransformersTeacher,
-    checked_config,
-    processors,
-    without_weights,
-)
+from dcclip_cli.model.teachers import TeacherOptions
 from dcclip_cli.model.tokenizer import BEGIN_ID, END_ID, UNKNOWN_ID
-from dcclip_cli.model.towers import OpenClipTowers, Tokens, Towers, TransformersTowers
+from dcclip_cli.model.towers import OpenClipTowers, Tokens, Towers
 
 
 def blank_student(options: StudentOptions, embed_dim: int) -> OpenClipTowers:
@@ -48,15 +36,15 @@ def blank_student(options: StudentOptions, embed_dim: int) -> OpenClipTowers:
     return towers
 
 
-def blank_text_student(options: StudentOptions, teacher: Teacher, towers: Towers) -> OpenClipTowers | None:
+def blank_text_student(options: StudentOptions, teacher: TeacherOptions, towers: Towers) -> OpenClipTowers | None:
     """A student with the image tower of a `teacher`, whose `towers` are blank; None where its files are not here.
 
     Raises DcclipError for a teacher whose image tower cannot be a student's.
     """
-    source, folder = check_image_source(towers), local_folder(teacher)
-    if folder is None:
+    source = check_image_source(towers)
+    if teacher.source.folder() is None:
         return None
-    images = teacher_image_config(str(folder), source)
+    images = teacher_image_config(teacher.source, source)
     config = model_config(options, images["embed_dim"], options.text.vocabulary.size, images)
     model = _built(config, Message("the image tower of {} cannot be built", towers.name), COPY_AGAIN)
     return OpenClipTowers(model, _one_word, source.match_preprocessing(), towers.name, "")
@@ -97,49 +85,3 @@ def _other_size(network: str) -> str:
 def _one_word(texts: list[str]) -> Tokens:
     ids = torch.tensor([[BEGIN_ID, UNKNOWN_ID, END_ID]] * len(texts))
     return Tokens(ids, torch.ones_like(ids))
-
-
-def blank_model(folder: Path) -> OpenClipTowers:
-    """The model in a directory of open_clip, dcclip's or another's, without its weights."""
-    from dcclip_cli.model.model_dir import build, directory_tokenizer
-    from dcclip_cli.model.tokenizer import load_tokenizer, tokenize_with
-
-    config = open_clip_config(folder)
-    model: Any = build(folder, config)
-    with library_errors(Message("{} cannot be used", folder), COPY_AGAIN):
-        if not (folder / PROVENANCE).is_file():
-            preprocessing = Preprocessing.from_config(dict(model.visual.preprocess_cfg))
-            return OpenClipTowers(model, directory_tokenizer(folder, config), preprocessing, folder.name, "")
-        preprocessing = Preprocessing.from_config(config.get("preprocess_cfg", {}))
-        tokenizer, length = load_tokenizer(folder), config["model_cfg"]["text_cfg"].get("context_length", 77)
-    vocab = tokenizer.get_vocab()
-    return OpenClipTowers(model, tokenize_with(tokenizer, length), preprocessing, folder.name, "", vocab)
-
-
-def blank_teacher(teacher: Teacher) -> Towers | None:
-    """The teacher without its weights; None where its files are not at hand, or it cannot be built without them.
-
-    Raises DcclipError as loading.
-    """
-    folder = local_folder(teacher)
-    if folder is None or not isinstance(teacher, OpenClipTeacher | TransformersTeacher):
-        return None
-    if library_of(folder, "open_clip" if isinstance(teacher, OpenClipTeacher) else "transformers") == "open_clip":
-        return blank_model(folder)
-    checked = checked_config(str(folder))
-    if checked.code and not (isinstance(teacher, FgClip2Teacher) and teacher.trust_remote_code):
-        checked.code.refuse()
-    if not checked.can_be_blank:
-        return None
-    with library_errors(Message("teacher {} cannot be built from its configuration", teacher.model), COPY_AGAIN):
-        return TransformersTowers(without_weights(folder), *processors(str(folder)), folder.name)
-
-
-def local_folder(teacher: Teacher) -> Path | None:
-    """The directory with a teacher's files: its own, or in the local cache of the hub; None if there is none."""
-    name = downloaded(teacher.model).removeprefix("hf-hub:")
-    if Path(name).is_dir():
-        return Path(name)
-    if Path(name).is_absolute() or (isinstance(teacher, OpenClipTeacher) and name == teacher.model):  # ARCH/TAG
-        return None
-    return whole_cached_folder(name)

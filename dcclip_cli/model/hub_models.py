@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import traceback
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,36 +17,16 @@ from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import read_json
 from dcclip_cli.hub import cached_folder, files_on_hub
 from dcclip_cli.model.preprocess import Preprocessing
-from dcclip_cli.model.weights import CONFIG, OPEN_CLIP_WEIGHTS, TRANSFORMERS_WEIGHTS, UFORM_WEIGHTS, find_weights
+from dcclip_cli.model.weights import CONFIG, TRANSFORMERS_WEIGHTS
 
 TRANSFORMERS_CONFIG, IMAGE_PROCESSOR = "config.json", "preprocessor_config.json"
 SENTENCEPIECE = ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
 COPY_AGAIN = Message("copy the whole model directory again")
-DUAL_ENCODERS = "AltCLIP, ChineseCLIP, CLIP, EmbeddingGemma 2, FG-CLIP2, SigLIP, SigLIP2, MetaCLIP2 or UForm"
-UFORM = "uform"  # the `model_type` that UForm's configurations do not have
-_OF_TWO = "vision-text-dual-encoder"  # of any two towers, as dcclip exports students
-GEMMA = "embedding_gemma2"
-_MODEL_TYPES = {"altclip", "chinese_clip", "clip", "fgclip2", "metaclip_2", "siglip", "siglip2", GEMMA, _OF_TWO, UFORM}
 _TOKENIZER_ARGUMENTS = {"additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token"}
 _PREPROCESSING = {"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color", "crop"}
-_ELSEWHERE = Message("use the name of a network that timm itself has, and keep its weights in the directory")
+CHECK_NAME = Message("check the name and the network connection, or give the path of a directory")
+ELSEWHERE = Message("use the name of a network that timm itself has, and keep its weights in the directory")
 _MOST, _MOST_LAYERS = 4_000_000, 512  # of any number in a configuration, and of layers
-
-# What a model needs, by the library that wrote it: one file of each group.
-_NEEDED: Mapping[str, Sequence[Sequence[str]]] = {
-    "open_clip": ((CONFIG,), OPEN_CLIP_WEIGHTS),
-    UFORM: (
-        (TRANSFORMERS_CONFIG,),
-        [name.replace("image", "text") for name in UFORM_WEIGHTS],
-        ("tokenizer.json",),
-    ),
-    "transformers": (
-        (TRANSFORMERS_CONFIG,),
-        TRANSFORMERS_WEIGHTS,
-        ("tokenizer.json", "vocab.txt", "vocab.json", *SENTENCEPIECE),
-        (IMAGE_PROCESSOR, "processor_config.json"),
-    ),
-}
 
 
 @contextmanager
@@ -114,7 +94,7 @@ def open_clip_config(folder: Path, on_hub: bool = False) -> dict[str, Any]:
             raise ValueError(Message("{} is no key of it", min(unknown)))
         Preprocessing.from_config(settings)
     if network is not None and not (on_hub and str(network).startswith("hf-hub:")):
-        check_timm_name(str(network), f"{file}: model_cfg.vision_cfg.timm_model_name", _ELSEWHERE)
+        check_timm_name(str(network), f"{file}: model_cfg.vision_cfg.timm_model_name", ELSEWHERE)
     return content
 
 
@@ -140,32 +120,6 @@ def check_timm_name(network: str, where: str, hint: str | None = None) -> None:
     raise DcclipError("{}: timm has no network '{}'", advice, where, network)
 
 
-def transformers_config(file: Path, name: str) -> dict[str, Any]:
-    """The config.json of a dual encoder, UForm's with `model_type: uform`.
-
-    Raises DcclipError for other models, and what runs code or leads elsewhere.
-    """
-    content = checked_json(file)
-    if "model_type" not in content and content.keys() >= {"text_encoder", "image_encoder"}:
-        return content | {"model_type": UFORM}
-    kind, image = content.get("model_type"), content.get("vision_config")
-    if kind not in _MODEL_TYPES:
-        message = Message(
-            "{} is a model of type {}, not an image-text dual encoder ({}: model_type)", name, kind, file.name
-        )
-        raise DcclipError(message, Message("use {}", DUAL_ENCODERS))
-    parts = [content, *(value for value in content.values() if isinstance(value, dict))]
-    for key in ("quantization_config", "attn_implementation", "_attn_implementation"):
-        if any(part.get(key) not in (None, "eager", "sdpa") for part in parts):  # others import packages, or download
-            raise DcclipError("{}: {} is not supported", "remove it", file, key)
-    if kind == _OF_TWO and isinstance(image, dict):
-        if image.get("backbone") or image.get("use_pretrained_backbone"):
-            raise DcclipError("{}: vision_config.backbone names a network elsewhere", _ELSEWHERE, file)
-        if isinstance(image.get("architecture"), str):
-            check_timm_name(image["architecture"], f"{file}: vision_config.architecture", _ELSEWHERE)
-    return content
-
-
 def check_directory(folder: Path) -> None:
     """Raise DcclipError where a file of a model directory leads out of it.
 
@@ -189,54 +143,6 @@ def check_directory(folder: Path) -> None:
         raise DcclipError(message, "merge it into that model with peft, and save the result")
 
 
-def check_model(model: str, library: str) -> None:
-    """Raise DcclipError where a file of the model is missing, or the hub is needed and cannot be reached.
-
-    `library` (transformers or open_clip) loads it. Of open_clip's ARCH/TAG the weights are looked for.
-    """
-    name = model.removeprefix("hf-hub:")
-    is_here = Path(name).is_dir()
-    if not is_here and Path(name).is_absolute():
-        raise DcclipError("{} is not a directory", "check the path, or give a name on the Hugging Face hub", name)
-    if not is_here and library == "open_clip" and name == model:
-        import open_clip
-
-        architecture, _, tag = model.rpartition("/")
-        if not architecture:
-            raise DcclipError(
-                "open_clip model '{}' has no tag", "write ARCH/TAG, as in ViT-B-32/laion2b_s34b_b79k", model
-            )
-        config = open_clip.get_pretrained_cfg(architecture, tag)
-        if not config:
-            tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture))
-            tags = tags or Message("none: the architecture is unknown")
-            raise DcclipError("open_clip has no {}", "its tags of {}: {}", model, architecture, tags)
-        return _check_repository(str(config.get("hf_hub", "")).rstrip("/"), OPEN_CLIP_WEIGHTS)
-    folder = Path(name) if is_here else whole_cached_folder(name)
-    files = files_on_hub(name) if folder is None else _names(folder)
-    if lacking := _missing(files):
-        raise DcclipError(
-            "{} has no {}",
-            "copy or download the whole model again; name a directory written by save_pretrained or by dcclip",
-            *(name, lacking),
-        )
-    if folder is None:
-        return
-    if is_here:
-        check_directory(folder)
-    if CONFIG in files:
-        open_clip_config(folder, on_hub=not is_here)
-    else:
-        transformers_config(folder / TRANSFORMERS_CONFIG, name)
-    find_weights(str(folder), (*OPEN_CLIP_WEIGHTS, *TRANSFORMERS_WEIGHTS, *UFORM_WEIGHTS))  # with all their parts
-
-
-def whole_cached_folder(name: str) -> Path | None:
-    """The folder of a hub's model in the local cache; None if one of its files is missing."""
-    cached = cached_folder(name, CONFIG) or cached_folder(name)
-    return cached if cached and not _missing(_names(cached)) else None
-
-
 def check_timm(network: str) -> None:
     """Raise DcclipError unless timm's weights of a network are in the local cache or on a hub that can be reached."""
     import timm
@@ -246,20 +152,10 @@ def check_timm(network: str) -> None:
         raise DcclipError(
             "timm has no pretrained weights of {}", "name another network, or a .safetensors file", network
         )
-    _check_repository((config.hf_hub_id or "").partition("@")[0], TRANSFORMERS_WEIGHTS)
+    check_repository((config.hf_hub_id or "").partition("@")[0], TRANSFORMERS_WEIGHTS)
 
 
-def _check_repository(name: str, weights: Collection[str]) -> None:
+def check_repository(name: str, weights: Collection[str]) -> None:
+    """Raise DcclipError unless a repository's weights, one of these files, are in the local cache or can be reached."""
     if name and not any(cached_folder(name, file) for file in weights):
         files_on_hub(name)
-
-
-def _names(folder: Path) -> set[str]:
-    return {file.name for file in folder.iterdir()}
-
-
-def _missing(files: Collection[str]) -> str:
-    """What a model with these files lacks: names of which one would do; empty if it lacks nothing."""
-    present = {file.removesuffix(".index.json") for file in files}  # of weights in several files
-    library = "open_clip" if CONFIG in present else "transformers" if present.isdisjoint(UFORM_WEIGHTS) else UFORM
-    return next((" or ".join(names) for names in _NEEDED[library] if present.isdisjoint(names)), "")

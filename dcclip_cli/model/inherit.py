@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +16,7 @@ from dcclip_cli.model.weights import CONFIG, require_file
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from dcclip_cli.model.reference import ModelSource
     from dcclip_cli.model.towers import Towers
 
 _SHARED = ("embed_dim", "vision_cfg", "init_logit_bias", "nonscalar_logit_scale")  # what both models have alike
@@ -126,15 +126,15 @@ def check_image_source(teacher: Towers) -> OpenClipTowers:
     raise DcclipError(fault, "name open_clip's version of the model, as in {{kind: open_clip, model: hf-hub:ORG/NAME}}")
 
 
-def teacher_image_config(model: str, teacher: OpenClipTowers) -> dict[str, Any]:
-    """A student's `model_cfg` without its text tower, as the teacher `model` has it: a directory, hub or own name."""
-    if Path(model).is_dir() or model.startswith("hf-hub:"):
-        folder = require_file(model.removeprefix("hf-hub:"), CONFIG).parent
-        full_config = open_clip_config(folder, on_hub=not Path(model).is_dir())["model_cfg"]
+def teacher_image_config(source: ModelSource, teacher: OpenClipTowers) -> dict[str, Any]:
+    """A student's `model_cfg` without its text tower, as the `source` of a teacher has it."""
+    if source.path.is_dir() or source.on_hub:
+        folder = require_file(source.location, CONFIG).parent
+        full_config = open_clip_config(folder, on_hub=source.on_hub)["model_cfg"]
     else:
         import open_clip
 
-        full_config = open_clip.get_model_config(model.rpartition("/")[0])
+        full_config = open_clip.get_model_config(source.location.rpartition("/")[0])
     config = {key: full_config[key] for key in _SHARED if key in full_config}
     config["vision_cfg"] = {**config["vision_cfg"]}
     if "timm_model_pretrained" in config["vision_cfg"]:

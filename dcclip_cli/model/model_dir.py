@@ -15,9 +15,9 @@ from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.checksums import FILES, Record, read_record, write_record
+from dcclip_cli.checksums import Record, read_record, write_record
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import atomic_folder, read_json, write_json
+from dcclip_cli.files import atomic_folder, write_json
 from dcclip_cli.model.hub_models import (
     COPY_AGAIN,
     TRANSFORMERS_CONFIG,
@@ -40,7 +40,6 @@ from dcclip_cli.model.weights import (
     OPEN_CLIP_WEIGHTS,
     as_safetensors,
     check_fit,
-    find_file,
     find_weights,
     require_file,
     weights_digest,
@@ -55,7 +54,9 @@ if TYPE_CHECKING:
     from dcclip_cli.model.towers import OpenClipTowers, Tokens
 
 WEIGHTS, PROVENANCE = "open_clip_model.safetensors", RECORD
-_COPY = Message("copy the whole model directory again, or make it again; README.md is the file for notes of your own")
+RECORD_HINT = Message(
+    "copy the whole model directory again, or make it again; README.md is the file for notes of your own"
+)
 _OLD_BUFFERS = ("text.transformer.embeddings.position_ids",)  # that transformers saved until 2023
 
 # Sizes of the text towers that open_clip's own models name, as in their repositories on the Hugging Face Hub.
@@ -102,24 +103,11 @@ def save_model(
 
 def read_provenance(folder: Path) -> Record:
     """dcclip's record of a model directory. Raises DcclipError if it is missing or not that of a model."""
-    record = read_record(folder / PROVENANCE, _COPY)
+    record = read_record(folder / PROVENANCE, RECORD_HINT)
     dims = record.content.get("trained_dims", [])
     if "kind" in record.content and isinstance(dims, list) and all(type(dim) is int for dim in dims):
         return record
-    raise DcclipError("{} is not that of a dcclip model", _COPY, record.file)
-
-
-def download_model(repository: str) -> Path | None:
-    """The folder in the hub's cache with a repository's model directory or export, downloaded where it is not there.
-
-    None if the repository has no record of dcclip that lists files: it is another library's.
-    """
-    from huggingface_hub import snapshot_download
-
-    if (file := find_file(repository, PROVENANCE)) is None:
-        return None
-    files = read_json(file, _COPY).get(FILES)  # which are not here yet
-    return Path(snapshot_download(repository, allow_patterns=[*files, PROVENANCE])) if files else None
+    raise DcclipError("{} is not that of a dcclip model", RECORD_HINT, record.file)
 
 
 def load_model(folder: Path, device: str = "cpu", progress: Progress | None = None) -> OpenClipTowers:
@@ -168,6 +156,22 @@ def _load(folder: Path, record: Record | None, progress: Progress) -> OpenClipTo
     return towers
 
 
+def blank_model(folder: Path) -> OpenClipTowers:
+    """The model in a directory of open_clip, dcclip's or another's, without its weights."""
+    from dcclip_cli.model.towers import OpenClipTowers
+
+    config = open_clip_config(folder)
+    model: Any = build(folder, config)
+    with library_errors(Message("{} cannot be used", folder), COPY_AGAIN):
+        if not (folder / PROVENANCE).is_file():
+            preprocessing = Preprocessing.from_config(dict(model.visual.preprocess_cfg))
+            return OpenClipTowers(model, directory_tokenizer(folder, config), preprocessing, folder.name, "")
+        preprocessing = Preprocessing.from_config(config.get("preprocess_cfg", {}))
+        tokenizer, length = load_tokenizer(folder), config["model_cfg"]["text_cfg"].get("context_length", 77)
+    vocab = tokenizer.get_vocab()
+    return OpenClipTowers(model, tokenize_with(tokenizer, length), preprocessing, folder.name, "", vocab)
+
+
 def model_fingerprint(folder: Path, names: Sequence[str] = (CONFIG, WEIGHTS, "tokenizer.json")) -> str:
     """The sha256 of the files that decide the model's outputs; exports name their own files."""
     return files_fingerprint([folder / name for name in names])
@@ -185,24 +189,26 @@ def files_fingerprint(files: Sequence[Path], known: Mapping[str, str] = MappingP
 # ---- models as open_clip builds them
 
 
-def load_named(model: str) -> OpenClipTowers:
-    """The towers of `ARCH/TAG` or `hf-hub:ORG/NAME`. Raises DcclipError if they cannot be loaded."""
+def load_named(model: str, repository: str) -> OpenClipTowers:
+    """The towers of open_clip's `ARCH/TAG`, or of a hub's `repository`, which open_clip calls `model`.
+
+    Raises DcclipError if they cannot be loaded.
+    """
     import open_clip
 
-    from dcclip_cli.model.towers import OpenClipTowers
+    from dcclip_cli.model.towers import TREATMENT, OpenClipTowers, module_digest
 
-    name, tag = (model, None) if model.startswith("hf-hub:") else model.rpartition("/")[::2]
+    name, tag = (model, None) if repository else model.rpartition("/")[::2]
     if not name:
         raise DcclipError("open_clip model '{}' has no tag", "write ARCH/TAG, as in ViT-B-32/laion2b_s34b_b79k", model)
     hint = Message("check the name against open_clip.list_pretrained(), and the network connection")
     message = Message("open_clip model {} cannot be loaded", model)
     with library_errors(message, hint), tokenizer_errors(message):
-        if name.startswith("hf-hub:"):
-            open_clip_config(require_file(name.removeprefix("hf-hub:"), CONFIG).parent, on_hub=True)
+        if repository:
+            open_clip_config(require_file(repository, CONFIG).parent, on_hub=True)
         created, _, transform = open_clip.create_model_and_transforms(name, pretrained=tag)
         tokenizer = LibraryTokenizer(open_clip.get_tokenizer(name))
-    full_name = f"{name}/{tag}" if tag else name
-    return OpenClipTowers(created, tokenizer, transform, full_name, "")
+    return OpenClipTowers(created, tokenizer, transform, model, module_digest(created, TREATMENT))
 
 
 def build(folder: Path, config: dict[str, Any], files: Sequence[Path] = ()) -> nn.Module:

@@ -1,109 +1,227 @@
-"""Resolution of `--model`: the model that a user names by path, hub name, run or not at all."""
+"""References to models, as `--model` and a recipe's teacher name them, and the models that they mean."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from dcclip_cli.checksums import read_record
+from dcclip_cli.checksums import FILES, read_record
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.hub import modelscope_folder
-from dcclip_cli.model.model_dir import WEIGHTS
-from dcclip_cli.model.weights import CONFIG, UFORM_WEIGHTS
+from dcclip_cli.files import read_json
+from dcclip_cli.hub import cached_folder, files_on_hub, modelscope_folder
+from dcclip_cli.model.hub_models import (
+    CHECK_NAME,
+    COPY_AGAIN,
+    TRANSFORMERS_CONFIG,
+    check_directory,
+    check_repository,
+    library_errors,
+    open_clip_config,
+)
+from dcclip_cli.model.model_dir import (
+    PROVENANCE,
+    RECORD_HINT,
+    WEIGHTS,
+    blank_model,
+    load_model,
+    load_named,
+    read_provenance,
+)
+from dcclip_cli.model.weights import (
+    CONFIG,
+    OPEN_CLIP_WEIGHTS,
+    TRANSFORMERS_WEIGHTS,
+    UFORM_WEIGHTS,
+    find_file,
+    find_weights,
+)
+from dcclip_cli.progress import Progress
 from dcclip_cli.run_dir import RECORD, STAGES
+
+if TYPE_CHECKING:
+    from dcclip_cli.model.towers import Towers
 
 Library = Literal["transformers", "open_clip"]
 STARTER = "starter"  # the name of the model that comes with the package
 _STARTER_BUNDLE = Path(__file__).parent.parent / STARTER
+_SCHEMES: dict[str, Library | None] = {
+    "hf": "transformers",
+    "open_clip": "open_clip",
+    "hf-hub": "open_clip",
+    "ms": None,
+}
 _HUB_NAME = re.compile(r"(?!.*(\.\.|--))([\w.-]{1,96}/)?[\w.-]{1,96}(@[\w./-]+)?", re.ASCII)
 _HINT = Message("make a model with: dcclip run recipes/quickstart.yaml, or name one with --model")
 
 
-@dataclass(frozen=True)
-class ModelReference:
-    """A model on disk, or a name on a hub. `target` is the path or hub name; `description` is shown to the user.
+# ---- a model and its files
 
-    `trust_remote_code`: the user allows code in the model's repository or directory to run; `resolve` never sets it.
-    `teacher`: options of a recipe's own teacher, which loads its towers itself. `name`: the model's, if `target` is a
-    path without it.
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model and where its files are: a directory, a repository of the Hugging Face Hub, or open_clip's ARCH/TAG.
+
+    `location` is its path or name; `description` is shown to the user. `trust_remote_code`: the user allows code in the
+    model's repository or directory to run; `resolve` never sets it. `teacher`: options of a recipe's own teacher, which
+    loads its towers itself. `name`: the model's, if `location` is a path without it.
     """
 
     kind: Literal["folder", "bundle", "hf", "open_clip"]
-    target: str
+    location: str
     description: str
+    on_hub: bool = False
     trust_remote_code: bool = False
     teacher: Any = None
     name: str = ""
 
     @property
     def path(self) -> Path:
-        return Path(self.target)
+        return Path(self.location)
 
+    @property
+    def library(self) -> Library:
+        """What reads it; of a directory that both libraries read, what is preferred."""
+        return "transformers" if self.kind == "hf" else "open_clip"
 
-def resolve(reference: str | None = None, trained: bool = False) -> ModelReference:
-    """The model meant by `reference`, else by $DCCLIP_MODEL, else the starter; where runs are finished it names one.
+    @property
+    def target(self) -> str:
+        """The location as results, new recipes and open_clip have it."""
+        return f"hf-hub:{self.location}" if self.on_hub and self.library == "open_clip" else self.location
 
-    A run means its export, or with `trained` its model directory, if it has both. Raises DcclipError if `reference` or
-    $DCCLIP_MODEL names no model.
-    """
-    if reference:
-        return _named(reference, "", trained)
-    if from_environment := os.environ.get("DCCLIP_MODEL"):
-        return _named(from_environment, " ($DCCLIP_MODEL)", trained)
-    finished = {folder.stat().st_mtime: run for run in Path("runs").glob("*/") if (folder := furthest_stage(run))}
-    if not finished:
-        return _named(STARTER, "")
-    return _named(STARTER, Message("; the newest run is used with --model {}", finished[max(finished)]))
+    def folder(self) -> Path | None:
+        """The directory with all its files: its own, or in the hub's local cache; None if there is none."""
+        if self.path.is_dir():
+            return self.path
+        if self.path.is_absolute() or not self.on_hub:
+            return None
+        cached = cached_folder(self.location, CONFIG) or cached_folder(self.location)
+        return cached if cached and not _missing_files({file.name for file in cached.iterdir()}) else None
 
+    def check(self) -> None:
+        """Raise DcclipError where a file is missing, or the hub is needed and cannot be reached.
 
-def downloaded(model: str) -> str:
-    """The directory of a teacher ms:ORG/NAME[@REVISION], downloaded if missing; the name of any other as it is."""
-    return resolve(model).target if model.startswith("ms:") else model
+        Of open_clip's ARCH/TAG the weights are looked for.
+        """
+        is_directory = self.path.is_dir()
+        if not is_directory and self.path.is_absolute():
+            hint = Message("check the path, or give a name on the Hugging Face hub")
+            raise DcclipError("{} is not a directory", hint, self.location)
+        if not is_directory and not self.on_hub:
+            import open_clip
 
-
-def _named(reference: str, why: str, trained: bool = False) -> ModelReference:
-    scheme, _, rest = reference.partition(":")
-    if scheme in ("hf", "open_clip", "hf-hub", "ms") and rest:
-        if Path(rest).is_dir():
-            return _directory(Path(rest), "transformers" if scheme == "hf" else "open_clip", why, trained)
-        if scheme != "open_clip" and not _HUB_NAME.fullmatch(rest):
+            architecture, _, tag = self.location.rpartition("/")
+            if not architecture:
+                hint = Message("write ARCH/TAG, as in ViT-B-32/laion2b_s34b_b79k")
+                raise DcclipError("open_clip model '{}' has no tag", hint, self.location)
+            config = open_clip.get_pretrained_cfg(architecture, tag)
+            if not config:
+                tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture))
+                tags = tags or Message("none: the architecture is unknown")
+                raise DcclipError("open_clip has no {}", "its tags of {}: {}", self.location, architecture, tags)
+            return check_repository(str(config.get("hf_hub", "")).rstrip("/"), OPEN_CLIP_WEIGHTS)
+        folder = self.folder()
+        files = files_on_hub(self.location) if folder is None else {file.name for file in folder.iterdir()}
+        if missing := _missing_files(files):
             raise DcclipError(
-                "model {0} is neither a directory nor a name on the hub",
-                "write {1}:ORG/NAME or {1}:DIR",
-                *(reference, scheme),
+                "{} has no {}",
+                "copy or download the whole model again; name a directory written by save_pretrained or by dcclip",
+                *(self.location, missing),
             )
-        if scheme == "ms":
-            model = _directory(modelscope_folder(rest), "transformers", why)
-            return replace(model, name=rest.rpartition("/")[2])
-        if scheme == "hf":
-            return ModelReference("hf", rest, Message("model: {} with transformers{}", rest, why))
-        target = rest if scheme == "open_clip" else reference
-        return ModelReference("open_clip", target, Message("model: {} with open_clip{}", target, why))
-    if reference == STARTER:
-        if Path(STARTER).exists():
-            why = Message("{}, not the folder here, which is ./{}", why, STARTER)
-        return ModelReference("bundle", str(_STARTER_BUNDLE), Message("model: starter, which comes with dcclip{}", why))
-    if not Path(reference).is_dir():
-        message = Message("model {} is not a directory", reference)
-        raise DcclipError(
-            message,
-            "name a model directory, a bundle, a run, hf:ORG/NAME, open_clip:ARCH/TAG, hf-hub:ORG/NAME, ms:ORG/NAME "
-            "or starter",
-        )
-    return _directory(Path(reference), "open_clip", why, trained)
+        if folder is None:
+            return
+        if is_directory:
+            check_directory(folder)
+        if CONFIG in files:
+            open_clip_config(folder, on_hub=not is_directory)
+        else:
+            from dcclip_cli.model.families import read_config
 
+            read_config(folder / TRANSFORMERS_CONFIG, self.location)
+        find_weights(str(folder), (*OPEN_CLIP_WEIGHTS, *TRANSFORMERS_WEIGHTS, *UFORM_WEIGHTS))  # with all their parts
 
-def _directory(path: Path, preferred: Library, why: str, trained: bool = False) -> ModelReference:
-    folder = path if _is_model(path) else furthest_stage(path, trained) or path
-    target = str(folder.resolve())
-    if (folder / "image.onnx").is_file():
-        return ModelReference("bundle", target, Message("model: bundle {}{}", folder, why))
-    if library_of(folder, preferred) == "transformers":
-        return ModelReference("hf", target, Message("model: {} with transformers{}", folder, why))
-    return ModelReference("folder", target, Message("model: {}{}", folder, why))
+    def blank(self) -> Towers | None:
+        """The towers without weights; None where the files are not here, or the model cannot be built without weights.
+
+        Raises DcclipError as `load`.
+        """
+        folder = self.folder()
+        if folder is None:
+            return None
+        if library_of(folder, self.library) == "open_clip":
+            return blank_model(folder)
+        from dcclip_cli.model.families import checked_family
+
+        family = checked_family(str(folder), folder / TRANSFORMERS_CONFIG, self.trust_remote_code)
+        with library_errors(Message("teacher {} cannot be built from its configuration", self.location), COPY_AGAIN):
+            return family.blank(folder)
+
+    def load(self, progress: Progress, **options: Any) -> Towers:
+        """The towers in fp32; `options` are of families that have some, and ignored by others.
+
+        Raises DcclipError if they cannot be loaded.
+        """
+        is_directory = self.path.is_dir() or self.path.is_absolute()
+        library = library_of(self.path, self.library) if is_directory else self.library
+        towers: Towers
+        if library == "transformers":
+            from dcclip_cli.model.families import load_towers
+
+            is_export = (self.path / PROVENANCE).exists()  # by dcclip
+            with read_provenance(self.path).checking() if is_export else nullcontext():
+                towers = load_towers(self.location, progress, self.trust_remote_code, **options)
+        elif folder := self.path if is_directory else self.download():
+            if not is_directory and (folder / "image.onnx").is_file():
+                hint = Message("name the model that it was made of")
+                raise DcclipError("{} is a bundle, which is not trained from", hint, self.target)
+            towers = load_model(folder, progress=progress)
+        else:
+            towers = load_named(self.target, self.location if self.on_hub else "")
+        towers.name = self.name or towers.name
+        return towers
+
+    def download(self) -> Path | None:
+        """The folder in the hub's cache with a repository's model directory or export, downloaded if it is not there.
+
+        None if there is no repository, or it has no record of dcclip that lists files: it is another library's.
+        """
+        if not self.on_hub or self.library != "open_clip":
+            return None
+        with library_errors(Message("model {} cannot be loaded", self.target), CHECK_NAME):
+            record = find_file(self.location, PROVENANCE)
+            files = read_json(record, RECORD_HINT).get(FILES) if record else None  # which are not here yet
+            if not files:
+                return None
+            from huggingface_hub import snapshot_download
+
+            return Path(snapshot_download(self.location, allow_patterns=[*files, PROVENANCE]))
+
+    def fingerprint(self) -> list[Any] | None:
+        """What changes whenever a file of the model does; None if its files are not known.
+
+        Of files it has names, sizes and times; in the hub's cache, the names of the content in place of times.
+        """
+        folder = self.path if self.path.is_dir() else None
+        if folder is None and not self.on_hub:
+            return [self.location]  # ARCH/TAG, which never changes
+        for config in (TRANSFORMERS_CONFIG, CONFIG) if folder is None else ():
+            with suppress(OSError, ValueError):  # no network, or no name of a repository
+                # Asks the hub for the latest revision, as loading does; the folder is named by it.
+                if file := find_file(self.location, config):
+                    folder = file.parent
+                    break
+        if folder is None:
+            return None
+        files = []
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            stat = file.stat()
+            version = os.readlink(file) if file.is_symlink() else stat.st_mtime_ns
+            files.append([str(file.relative_to(folder)), stat.st_size, version])
+        return [str(folder), files]
 
 
 def library_of(folder: Path, preferred: Library) -> Library:
@@ -115,7 +233,7 @@ def library_of(folder: Path, preferred: Library) -> Library:
     if any((folder / name).is_file() for name in (CONFIG, WEIGHTS)):
         libraries.append("open_clip")
     weights = ("model*.safetensors", "pytorch_model*.bin", *UFORM_WEIGHTS)
-    if (folder / "config.json").is_file() and any(any(folder.glob(name)) for name in weights):
+    if (folder / TRANSFORMERS_CONFIG).is_file() and any(any(folder.glob(name)) for name in weights):
         libraries.append("transformers")
     if libraries:
         return preferred if preferred in libraries else libraries[0]
@@ -138,6 +256,93 @@ def library_of(folder: Path, preferred: Library) -> Library:
 
 def _is_model(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("image.onnx", CONFIG, WEIGHTS))
+
+
+def _missing_files(files: Collection[str]) -> str:
+    """What a model with these files lacks: names of which one would do; empty if it lacks nothing."""
+    from dcclip_cli.model.families import FAMILIES, TransformersTowers
+
+    present = {file.removesuffix(".index.json") for file in files}  # of weights in several files
+    needed: Collection[Collection[str]] = ((CONFIG,), OPEN_CLIP_WEIGHTS)
+    if CONFIG not in present:
+        families = [family for family in FAMILIES if not present.isdisjoint(family.weights)]
+        needed = (families or [TransformersTowers])[0].required_files
+    return next((" or ".join(names) for names in needed if present.isdisjoint(names)), "")
+
+
+# ---- what a reference means
+
+
+def parse(reference: str) -> tuple[str, str]:
+    """The scheme of a reference (hf, hf-hub, ms or open_clip) and what follows it; ("", reference) if it has none."""
+    scheme, _, name = reference.partition(":")
+    return (scheme, name) if scheme in _SCHEMES and name else ("", reference)
+
+
+def resolve(reference: str | None = None, trained: bool = False) -> ModelSource:
+    """The model meant by `reference`, else by $DCCLIP_MODEL, else the starter; where runs are finished it names one.
+
+    A run means its export, or with `trained` its model directory, if it has both. Raises DcclipError if `reference` or
+    $DCCLIP_MODEL names no model.
+    """
+    if reference:
+        return _named(reference, "", trained)
+    if from_environment := os.environ.get("DCCLIP_MODEL"):
+        return _named(from_environment, " ($DCCLIP_MODEL)", trained)
+    finished = {folder.stat().st_mtime: run for run in Path("runs").glob("*/") if (folder := furthest_stage(run))}
+    if not finished:
+        return _named(STARTER, "")
+    return _named(STARTER, Message("; the newest run is used with --model {}", finished[max(finished)]))
+
+
+def resolve_teacher(reference: str, library: Library) -> ModelSource:
+    """As `resolve`, but what has no scheme is a name in `library` or a directory, which is not looked into."""
+    if parse(reference)[0]:
+        return _named(reference, "", library=library)
+    kind: Literal["hf", "open_clip"] = "hf" if library == "transformers" else "open_clip"
+    on_hub = kind == "hf" and not Path(reference).is_dir()
+    return ModelSource(kind, reference, Message("model: {} with {}{}", reference, library, ""), on_hub)
+
+
+def _named(reference: str, why: str, trained: bool = False, library: Library = "transformers") -> ModelSource:
+    scheme, name = parse(reference)
+    if scheme:
+        preferred = _SCHEMES[scheme] or library
+        if Path(name).is_dir():
+            return directory_source(Path(name), preferred, why, trained)
+        if scheme != "open_clip" and not _HUB_NAME.fullmatch(name):
+            raise DcclipError(
+                "model {0} is neither a directory nor a name on the hub",
+                "write {1}:ORG/NAME or {1}:DIR",
+                *(reference, scheme),
+            )
+        if scheme == "ms":
+            return replace(directory_source(modelscope_folder(reference), preferred, why), name=name.rpartition("/")[2])
+        source = ModelSource("hf" if scheme == "hf" else "open_clip", name, "", on_hub=scheme != "open_clip")
+        return replace(source, description=Message("model: {} with {}{}", source.target, source.library, why))
+    if reference == STARTER:
+        if Path(STARTER).exists():
+            why = Message("{}, not the folder here, which is ./{}", why, STARTER)
+        return ModelSource("bundle", str(_STARTER_BUNDLE), Message("model: starter, which comes with dcclip{}", why))
+    if not Path(reference).is_dir():
+        message = Message("model {} is not a directory", reference)
+        raise DcclipError(
+            message,
+            "name a model directory, a bundle, a run, hf:ORG/NAME, open_clip:ARCH/TAG, hf-hub:ORG/NAME, ms:ORG/NAME "
+            "or starter",
+        )
+    return directory_source(Path(reference), "open_clip", why, trained)
+
+
+def directory_source(path: Path, preferred: Library, why: str = "", trained: bool = False) -> ModelSource:
+    """The model in a directory or run. Raises DcclipError if it has none."""
+    folder = path if _is_model(path) else furthest_stage(path, trained) or path
+    location = str(folder.resolve())
+    if (folder / "image.onnx").is_file():
+        return ModelSource("bundle", location, Message("model: bundle {}{}", folder, why))
+    if library_of(folder, preferred) == "transformers":
+        return ModelSource("hf", location, Message("model: {} with {}{}", folder, "transformers", why))
+    return ModelSource("folder", location, Message("model: {}{}", folder, why))
 
 
 def furthest_stage(run: Path, trained: bool = False) -> Path | None:

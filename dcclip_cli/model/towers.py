@@ -24,6 +24,7 @@ from dcclip_cli.model.known import Known
 from dcclip_cli.model.precision import AS_ASKED
 from dcclip_cli.model.preprocess import Preprocessing, matching_preprocessing
 
+TREATMENT = "2"  # part of fingerprints; another one when dcclip treats the same files in another way
 _LENGTHS, _TEXTS_OF_A_LENGTH = 4, 16  # parts that a batch of texts is split into at most; texts per part at least
 
 
@@ -323,86 +324,6 @@ class OpenClipTowers(Towers):
         elif text.text_projection is not None:
             pooled = pooled @ text.text_projection
         return TextFeatures(pooled, hidden, tokens.mask)
-
-
-class TransformersTowers(Towers):
-    """A transformers dual encoder: AltCLIP, ChineseCLIP, CLIP, SigLIP, SigLIP2, MetaCLIP2.
-
-    The image map is the image tower's patch tokens on their grid; text tokens are the text tower's last hidden states.
-    """
-
-    def __init__(self, model: Any, image_processor: Any, tokenizer: Any, name: str, fingerprint: str = "") -> None:
-        super().__init__()
-        self.model = model
-        self.image_processor, self.tokenizer = image_processor, tokenizer
-        self.name, self.fingerprint = name, fingerprint
-        limit = getattr(model.config.text_config, "max_position_embeddings", 77)
-        for path, module in getattr(model, "text_model", model).named_modules():
-            if path.endswith(("position_embeddings", "position_embedding")) and isinstance(module, nn.Embedding):
-                if module.padding_idx is not None:  # RoBERTa's positions count from the row after the padding id, 1
-                    limit -= module.padding_idx + 1
-                break
-        longest = 52 if model.config.model_type == "chinese_clip" else 77  # as they were trained
-        self.context_length = min(limit, longest, tokenizer.model_max_length)
-        self.fixed_length = model.config.model_type.startswith("siglip")  # trained on 64 tokens, padded
-        if self.fixed_length and "gemma" in type(tokenizer).__name__.lower():
-            lower_case(tokenizer)
-
-    def match_preprocessing(self) -> Preprocessing:
-        return matching_preprocessing(self.name, self.library_preprocess, self.image_processor)
-
-    def library_preprocess(self, image: Image.Image) -> np.ndarray:
-        return np.asarray(self.image_processor(images=image, return_tensors="np")["pixel_values"][0], np.float32)
-
-    def tokenize(self, texts: list[str]) -> Tokens:
-        encoded = self.tokenizer(
-            texts,
-            padding="max_length" if self.fixed_length else True,
-            truncation=True,
-            max_length=self.context_length,
-            return_tensors="pt",
-            return_attention_mask=True,
-        )
-        return Tokens(encoded["input_ids"], encoded["attention_mask"])
-
-    @property
-    def _table(self) -> Any:
-        # AltCLIP's text model is one level deeper, and its own method for this returns the wrapper's table.
-        text = getattr(self.model, "text_model", self.model)
-        return getattr(text, "roberta", text).get_input_embeddings()
-
-    def token_embedding(self) -> tuple[Tensor, dict[str, int]]:
-        return self._table.weight.detach(), self.tokenizer.get_vocab()
-
-    def image_features(self, pixels: Tensor, layers: Sequence[int] = ()) -> ImageFeatures:
-        options = {"output_hidden_states": True} if layers else {}
-        out = self.model.get_image_features(pixel_values=pixels, return_dict=True, **options)
-        blocks = out.hidden_states[1:] if layers else ()  # the first is the input of the first block
-        check_layers(self.name, layers, len(blocks))
-        maps = {layer: on_grid(blocks[layer]) for layer in layers}
-        return ImageFeatures(out.pooler_output, on_grid(out.last_hidden_state), maps)
-
-    @property
-    def takes_any_length(self) -> bool:
-        return not self.fixed_length
-
-    def text_features(self, tokens: Tokens) -> TextFeatures:
-        # On the meta device a mask has no values, into which transformers looks.
-        mask = {} if self.fixed_length or tokens.mask.is_meta else {"attention_mask": tokens.mask}
-        out = self.model.get_text_features(input_ids=tokens.ids, return_dict=True, **mask)
-        return TextFeatures(out.pooler_output, out.last_hidden_state, tokens.mask)
-
-
-def lower_case(tokenizer: Any) -> None:
-    """Make SigLIP2's or FG-CLIP2's tokenizer lower-case texts.
-
-    SigLIP2 was trained so, and transformers' Siglip2Tokenizer does it; the fixed-size checkpoints name Gemma's own
-    tokenizer, which does not (huggingface/transformers#43054).
-    """
-    from tokenizers import normalizers
-
-    backend = tokenizer.backend_tokenizer
-    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), backend.normalizer])
 
 
 def module_digest(module: nn.Module, about: str) -> str:

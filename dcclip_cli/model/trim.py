@@ -18,9 +18,9 @@ from dcclip_cli.checksums import write_record
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import atomic_folder, read_json, write_json
 from dcclip_cli.hub import files_on_hub
-from dcclip_cli.model.hub_models import COPY_AGAIN, SENTENCEPIECE, TRANSFORMERS_CONFIG, whole_cached_folder
+from dcclip_cli.model.hub_models import COPY_AGAIN, SENTENCEPIECE, TRANSFORMERS_CONFIG
 from dcclip_cli.model.model_dir import PROVENANCE, read_provenance, text_tower_sizes
-from dcclip_cli.model.reference import ModelReference, library_of
+from dcclip_cli.model.reference import ModelSource, library_of
 from dcclip_cli.model.teachers import FgClip2Teacher, OpenClipTeacher
 from dcclip_cli.model.tokenizer import (
     CONTROL,
@@ -166,21 +166,19 @@ def trim(
     return result
 
 
-def trimmable(reference: ModelReference) -> Path:
+def trimmable(reference: ModelSource) -> Path:
     """The directory of a model, downloaded if it is on the hub. Raises DcclipError for what is no model directory."""
-    name = reference.target.removeprefix("hf-hub:")
     if reference.kind == "bundle":
-        raise DcclipError("{} is an export", "trim the model directory that it was exported from", name)
-    if Path(name).is_dir():
-        return Path(name)
-    if reference.kind == "open_clip" and name == reference.target:
-        raise DcclipError("open_clip:{} is no repository", "name the one of its weights: hf-hub:ORG/NAME", name)
-    if cached := whole_cached_folder(name):
-        return cached
-    files_on_hub(name)
+        raise DcclipError("{} is an export", "trim the model directory that it was exported from", reference.location)
+    if folder := reference.folder():
+        return folder
+    if not reference.on_hub:
+        hint = Message("name the one of its weights: hf-hub:ORG/NAME")
+        raise DcclipError("{} is no repository", hint, f"{reference.kind}:{reference.location}")
+    files_on_hub(reference.location)
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(name, ignore_patterns=[f"*{suffix}" for suffix in _OF_OTHERS]))
+    return Path(snapshot_download(reference.location, ignore_patterns=[f"*{suffix}" for suffix in _OF_OTHERS]))
 
 
 def _load(folder: Path, trust_remote_code: bool, progress: Progress) -> Towers:
@@ -201,8 +199,7 @@ def _read(folder: Path, towers: Any, texts: Sequence[str]) -> _Source:
     if library and tokenizer is None:
         raise DcclipError("{} has CLIP's English vocabulary", "trim a multilingual model", folder)
     backend: Any = getattr(tokenizer, "backend_tokenizer", None) or (None if tokenizer else load_tokenizer(folder))
-    # SigLIP2's and FG-CLIP2's towers lower-case texts for Gemma's tokenizer.
-    lower_cases = bool(getattr(towers, "fixed_length", False)) and "gemma" in type(tokenizer).__name__.lower()
+    lower_cases: bool = getattr(towers, "lower_cases", False)
     clean: Any = getattr(library, "clean_fn", None) or getattr(tokenizer, "canonicalize_text", str)
     splits = backend is not None and type(backend.model).__name__ == "WordPiece"
 

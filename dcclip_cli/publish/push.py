@@ -22,7 +22,7 @@ from dcclip_cli.eval.result import METRIC_NAMES, EvalResult, load_results
 from dcclip_cli.files import json_text, read_json
 from dcclip_cli.model.hub_models import TRANSFORMERS_CONFIG
 from dcclip_cli.model.model_dir import PROVENANCE, model_fingerprint
-from dcclip_cli.model.reference import ModelReference, resolve
+from dcclip_cli.model.reference import ModelSource, parse, resolve
 from dcclip_cli.model.weights import CONFIG
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.run_dir import RESOLVED
@@ -63,13 +63,13 @@ class Pushed:
     changed: int = 0
 
 
-def find_model(name: str) -> ModelReference:
+def find_model(name: str) -> ModelSource:
     """The model to push; of a run the one that was trained last, not its export. Raises DcclipError if it has none."""
     return resolve(name, trained=True)
 
 
 def plan_push(
-    model: ModelReference,
+    model: ModelSource,
     repository: str,
     license: str | None = None,
     bundles: Sequence[Path] = (),
@@ -102,9 +102,9 @@ def plan_push(
     sources = ([paths] if isinstance(paths, str) else paths or () for paths in data_of_recipe)
     trained_on = [Path(path) for paths in sources for path in paths]
     teacher = recipe.get("teacher") or {}
-    teacher_name = str(teacher.get("model", ""))
-    on_hub = teacher_name.removeprefix("hf-hub:")  # not of a model of another name or in a directory
-    base_model = on_hub if (teacher.get("kind") != "open_clip" or on_hub != teacher_name) and _on_hub(on_hub) else None
+    scheme, teacher_name = parse(str(teacher.get("model", "")))
+    is_repository = scheme in ("hf", "hf-hub") or (not scheme and teacher.get("kind") != "open_clip")
+    base_model = teacher_name if is_repository and _on_hub(teacher_name) else None
     collections = [*trained_on, *([run / "collect"] if run else [])]
     collections = [*(path for path in dict.fromkeys(collections) if (path / MANIFEST).is_file()), *data]
     manifests = [read_json(path / MANIFEST, Message("name a folder that dcclip collect wrote")) for path in collections]

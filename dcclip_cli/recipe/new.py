@@ -17,7 +17,7 @@ from dcclip_cli.data.dataset import shards_at
 from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.data.preview import preview_images, preview_pairs
 from dcclip_cli.errors import DcclipError, Message, translated
-from dcclip_cli.model.hub_models import TRANSFORMERS_CONFIG, open_clip_config, transformers_config
+from dcclip_cli.model.hub_models import TRANSFORMERS_CONFIG, open_clip_config
 from dcclip_cli.model.reference import STARTER, resolve
 from dcclip_cli.model.students import PRESETS
 from dcclip_cli.model.tokenizer import check_trimmable
@@ -113,7 +113,10 @@ def choose_teacher(name: str) -> TeacherChoice:
     if (reference.path / CONFIG).is_file():
         text = open_clip_config(reference.path)["model_cfg"]["text_cfg"]
         return TeacherChoice(kind, named, int(text.get("width", 0)), parameters)
-    text = transformers_config(reference.path / TRANSFORMERS_CONFIG, reference.path.name).get("text_config") or {}
+    from dcclip_cli.model.families import read_config
+
+    config, _ = read_config(reference.path / TRANSFORMERS_CONFIG, reference.path.name)
+    text = config.get("text_config") or {}
     return TeacherChoice(kind, named, int(text.get("hidden_size", 0)), parameters)
 
 

@@ -16,10 +16,9 @@ from dcclip_cli.data.preview import Preview, may_have_captions, preview_images, 
 from dcclip_cli.data.samplers import check_shares, check_size
 from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import cache_folder, free_bytes
-from dcclip_cli.model.hub_models import check_model, check_timm
-from dcclip_cli.model.reference import Library, downloaded
+from dcclip_cli.model.hub_models import check_timm
 from dcclip_cli.model.students import StudentOptions
-from dcclip_cli.model.teachers import OpenClipTeacher, Teacher, TransformersTeacher
+from dcclip_cli.model.teachers import LibraryTeacher, Teacher
 from dcclip_cli.recipe.load import LoadedRecipe, check_finished
 from dcclip_cli.recipe.yaml import Location
 from dcclip_cli.run_dir import STAGES, RunDir, StageName, finished, has_product
@@ -215,11 +214,9 @@ class Preflight:
             named += [((stage.setup.name, "more_teachers", number, "model"), extra) for number, extra in numbered]
         towers_by_model: dict[str, Towers] = {}
         for at, one_teacher in named:
-            if not isinstance(one_teacher, OpenClipTeacher | TransformersTeacher):
+            if not isinstance(one_teacher, LibraryTeacher):
                 continue  # an own one, of which only its class knows what it needs
-            library: Library = "open_clip" if isinstance(one_teacher, OpenClipTeacher) else "transformers"
-            name = self._ask(at, partial(downloaded, one_teacher.model))
-            if name and self._ask(at, partial(_done, check_model, name, library)):
+            if self._ask(at, partial(_done, one_teacher.check)):
                 from dcclip_cli.train.estimate import open_blank
 
                 if towers := self._ask(at, partial(open_blank, one_teacher)):
@@ -235,11 +232,10 @@ class Preflight:
         towers = self._towers(options, teacher, is_new, any(stage.setup.needs_teacher for stage in stages))
         if towers is None or teacher is None or recipe.teacher is None or not is_new:
             return towers
-        from dcclip_cli.model.blank import local_folder
         from dcclip_cli.model.inherit import check_inherits, check_inherits_images
         from dcclip_cli.model.tokenizer import check_trimmable
 
-        text, folder = options.text, local_folder(recipe.teacher)
+        text, folder = options.text, recipe.teacher.source.folder()
         if options.inherits_images:
             self._ask(("student", "image", "inherit"), partial(check_inherits_images, towers.model.visual, teacher))
         if text.vocabulary.source == "teacher" and folder is not None:
@@ -315,7 +311,7 @@ class Preflight:
             message = Message("{}: no pair has a caption in {}", named(source), ", ".join(languages))
             self._add((setup.name, "validate_every_steps"), DcclipError(message, "name other pairs"))
         if context.start is not None and context.start != self.run_dir.model("distill") and context.start.is_dir():
-            from dcclip_cli.model.blank import blank_model
+            from dcclip_cli.model.model_dir import blank_model
 
             student = self._ask((setup.name, "start"), partial(blank_model, context.start))
         if student is None:

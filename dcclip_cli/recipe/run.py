@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dcclip_cli.data.options import DataOptions
     from dcclip_cli.eval.result import EvalResult
     from dcclip_cli.exporters.export import ExportOptions, ExportResult
-    from dcclip_cli.model.reference import ModelReference
+    from dcclip_cli.model.reference import ModelSource
     from dcclip_cli.model.teachers import Teacher
     from dcclip_cli.train.estimate import StageWork
     from dcclip_cli.train.metrics_log import MetricsListener
@@ -206,7 +206,7 @@ class RecipeRun:
         metrics = provenance.pop("metrics", {})
         return TrainResult(self.dir.model(stage), False, time.monotonic() - begun, metrics, provenance)
 
-    def export(self, options: ExportOptions, model: ModelReference, out: Path) -> ExportResult:
+    def export(self, options: ExportOptions, model: ModelSource, out: Path) -> ExportResult:
         """Export a model, checked on the recipe's data and test sets."""
         from dcclip_cli.exporters.export import export
 
@@ -236,7 +236,7 @@ class RecipeRun:
         data = self.loaded.recipe.data
         return data and data.after_collect(self.dir.stage("collect"))
 
-    def trained_model(self) -> ModelReference:
+    def trained_model(self) -> ModelSource:
         """The run's model directory of the furthest training stage. Raises DcclipError if there is none yet."""
         from dcclip_cli.model.reference import resolve
 
@@ -291,11 +291,11 @@ class RecipeRun:
             done = Message("{}: done in {:.0f} s", stage, result.seconds)
             self.progress.say(joined(", ", (done, *measured)))
 
-    def _models(self) -> dict[str, ModelReference]:
+    def _models(self) -> dict[str, ModelSource]:
         """The run's models that exist: teacher, student, bundle."""
         from dcclip_cli.model.reference import resolve
 
-        references: dict[str, ModelReference] = {}
+        references: dict[str, ModelSource] = {}
         if self.loaded.recipe.teacher is not None:
             references["teacher"] = teacher_reference(self.loaded.recipe.teacher)
         references["student"] = self.trained_model()
@@ -347,14 +347,14 @@ class RecipeRun:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def teacher_reference(teacher: Teacher) -> ModelReference:
+def teacher_reference(teacher: Teacher) -> ModelSource:
     """The teacher as `--model` would name it, with its leave to run code."""
-    from dcclip_cli.model.reference import ModelReference, resolve
+    from dcclip_cli.model.reference import ModelSource, directory_source
 
     if is_own(teacher.kind):
-        return ModelReference("hf", teacher.model, Message("model: {}", teacher.kind), teacher=teacher)
-    if teacher.kind == "open_clip":
-        is_whole = teacher.model.startswith(("/", "hf-hub:", "ms:"))
-        return resolve(teacher.model if is_whole else f"open_clip:{teacher.model}")
-    reference = resolve(teacher.model if teacher.model.startswith("ms:") else f"hf:{teacher.model}")
-    return replace(reference, trust_remote_code=teacher.kind == "fgclip2" and teacher.trust_remote_code)
+        return ModelSource("hf", teacher.model, Message("model: {}", teacher.kind), teacher=teacher)
+    source = teacher.source
+    if source.path.is_dir() or source.path.is_absolute():
+        directory = directory_source(source.path, source.library)
+        return replace(directory, trust_remote_code=source.trust_remote_code, name=source.name)
+    return source

@@ -13,7 +13,7 @@ from dcclip_cli.progress import Progress
 
 if TYPE_CHECKING:
     from dcclip_cli.data.pair import PairDataset
-    from dcclip_cli.model.reference import ModelReference
+    from dcclip_cli.model.reference import ModelSource
 
 SUMMARY = "summary.json"
 _SAMPLES = 128  # images, and texts per language: some seconds with the starter as teacher
@@ -52,7 +52,7 @@ def keep_summary(run: Path, identity: str, rows: Sequence[ModelSummary]) -> None
 
 
 def agreements(
-    models: Mapping[str, ModelReference], given: PairDataset, device: str, progress: Progress
+    models: Mapping[str, ModelSource], given: PairDataset, device: str, progress: Progress
 ) -> dict[str, dict[str, float]]:
     """How often (0..1) each model finds the same best text as the model "teacher", by data and language.
 

@@ -19,7 +19,6 @@ from torch.optim import Optimizer
 from dcclip_cli.data.collator import OTHER, Batch, Texts
 from dcclip_cli.data.preview import Preview
 from dcclip_cli.errors import Message, joined
-from dcclip_cli.model.blank import blank_teacher, local_folder
 from dcclip_cli.model.hub_models import COPY_AGAIN, library_errors
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
@@ -219,7 +218,7 @@ class _RandomTeacher(TeacherFeatures):
 
 def open_blank(teacher: Teacher) -> Towers | None:
     """The teacher without weights, after a picture and a text went through it; None where it is not here."""
-    towers = blank_teacher(teacher)
+    towers = teacher.source.blank()
     if towers is not None:
         with library_errors(Message("teacher {} cannot be used", teacher.model), COPY_AGAIN):
             widths(towers)
@@ -291,7 +290,7 @@ def _batch(work: StageWork, samples: int) -> Batch:
 
 def _pace(work: StageWork, teacher: Teacher) -> Pace | None:
     """A teacher's pace; None where its files are not here."""
-    if local_folder(teacher) is None:
+    if teacher.source.folder() is None:
         return None
     towers = teacher.load(work.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     blank = torch.from_numpy(towers.preprocess(Image.new("RGB", (256, 256)))).to(work.device)

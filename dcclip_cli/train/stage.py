@@ -183,7 +183,7 @@ def _open_student(
         assert new is not None
         learns = teacher and setup.needs_teacher
         width = teacher.facts.widths.embedding if teacher and learns else DEFAULT_EMBED_DIM
-        model = context.teacher.model if context.teacher else None
+        model = context.teacher.source if context.teacher else None
         towers = teacher.towers if teacher and new.inherits else None
         student = new_student(new, width, training.dataset, name, context.seed, model, towers)
         count = student.towers.parameters_count()

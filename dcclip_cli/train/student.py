@@ -27,7 +27,7 @@ from dcclip_cli.model.inherit import (
 )
 from dcclip_cli.model.model_dir import load_model, save_model
 from dcclip_cli.model.preprocess import Preprocessing
-from dcclip_cli.model.reference import downloaded
+from dcclip_cli.model.reference import ModelSource
 from dcclip_cli.model.students import (
     ImageTower,
     StudentOptions,
@@ -104,12 +104,12 @@ def new_student(
     dataset: PairDataset,
     name: str,
     seed: int,
-    teacher: str | None = None,
+    teacher: ModelSource | None = None,
     teacher_towers: Towers | None = None,
 ) -> Student:
     """A student with random or inherited weights; its tokenizer is made from the captions, or dcclip's class names.
 
-    `teacher` is the teacher's directory or hub name, for `vocabulary: {from: teacher}`; `teacher_towers` the teacher
+    `teacher` is where the teacher's files are, for `vocabulary: {from: teacher}`; `teacher_towers` the teacher
     itself, for `text.inherit`, `image.inherit` and `image: teacher`; the options were checked to have what they need.
     """
     vocabulary = options.text.vocabulary
@@ -117,7 +117,7 @@ def new_student(
     if vocabulary.source == "teacher":
         assert teacher is not None
         texts = captions or [text for language in LANGUAGES for text in prompts.texts(language)]
-        folder = require_file(downloaded(teacher).removeprefix("hf-hub:"), "tokenizer.json").parent
+        folder = require_file(teacher.location, "tokenizer.json").parent
         tokenizer = trim_tokenizer(folder, texts, vocabulary.size, vocabulary.characters)
     elif captions:
         tokenizer = train_tokenizer(captions, vocabulary.size)
@@ -182,7 +182,7 @@ class _Images:
     init: Callable[[Any], None]
 
 
-def _images(options: StudentOptions, teacher: str | None, towers: Towers | None) -> _Images:
+def _images(options: StudentOptions, teacher: ModelSource | None, towers: Towers | None) -> _Images:
     image = options.image
     if isinstance(image, ImageTower) and image.inherit == "teacher":
         assert towers is not None
@@ -192,7 +192,7 @@ def _images(options: StudentOptions, teacher: str | None, towers: Towers | None)
         return _Images(None, preprocessing_of(image), lambda model: init_image_tower(model, image))
     assert teacher is not None and towers is not None
     source = check_image_source(towers)
-    config = teacher_image_config(downloaded(teacher), source)
+    config = teacher_image_config(teacher, source)
     return _Images(config, source.match_preprocessing(), lambda model: copy_image_tower(model, source))
 
 

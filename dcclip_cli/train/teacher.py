@@ -5,14 +5,12 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -29,10 +27,8 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import cache_folder, read_cached, write_json
 from dcclip_cli.machine import cpu_name
 from dcclip_cli.model.precision import Choice, check_logits, choose_precision, finite
-from dcclip_cli.model.reference import downloaded
-from dcclip_cli.model.teachers import TREATMENT, OpenClipTeacher, Teacher
-from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Tokens, Towers, evaluating
-from dcclip_cli.model.weights import find_file
+from dcclip_cli.model.teachers import Teacher
+from dcclip_cli.model.towers import TREATMENT, ImageFeatures, TextFeatures, Tokens, Towers, evaluating
 from dcclip_cli.progress import Progress
 from dcclip_cli.train.losses.base import Outputs, Widths
 from dcclip_cli.train.speed import forward_flops
@@ -40,7 +36,6 @@ from dcclip_cli.versions import versions
 
 TEACHERS = "teachers"  # in the cache folder
 SPACE = "teacher_space.safetensors"  # of a model directory whose model is narrower than its teacher
-_CONFIGS = ("config.json", "open_clip_config.json")
 _SPACE_ROWS = 2048  # images or texts, at least, from whose embeddings principal components are computed
 
 
@@ -177,42 +172,17 @@ class LazyTeacher:
     @cached_property
     def _record(self) -> Path | None:
         """The file for its facts; None where nothing tells whether the teacher is still the same."""
-        if (stamp := _stamp(self.options)) is None:
+        if (state := self.options.source.fingerprint()) is None:
             return None
         kind = torch.device(self.device).type
         device = torch.cuda.get_device_name() if kind == "cuda" else cpu_name()
         precision = choose_precision(self.options.precision, self.device).precision
-        identity = [TREATMENT, self.options.model_dump(), stamp, kind, device, precision, self._layers, versions()]
+        identity = [TREATMENT, self.options.model_dump(), state, kind, device, precision, self._layers, versions()]
         name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
         return cache_folder() / TEACHERS / f"{name}.json"
 
 
 _FACTS = TypeAdapter(TeacherFacts)
-
-
-def _stamp(teacher: Teacher) -> list[Any] | None:
-    """What changes whenever a file of the teacher does; None if its files are not known."""
-    model = downloaded(teacher.model).removeprefix("hf-hub:")
-    if Path(model).is_dir():
-        return _files(Path(model))
-    if isinstance(teacher, OpenClipTeacher) and model == teacher.model:  # ARCH/TAG, which never changes
-        return [model]
-    for config in _CONFIGS:
-        with suppress(OSError, ValueError):  # no network, or no name of a repository
-            # Asks the hub for the latest revision, as loading does; the folder is named by it.
-            if file := find_file(model, config):
-                return _files(file.parent)
-    return None
-
-
-def _files(folder: Path) -> list[Any]:
-    """Names, sizes and times of a folder's files; in the hub's cache, names are those of the content."""
-    found = []
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        stat = file.stat()
-        version = os.readlink(file) if file.is_symlink() else stat.st_mtime_ns
-        found.append([str(file.relative_to(folder)), stat.st_size, version])
-    return [str(folder), found]
 
 
 # ---- features

@@ -23,7 +23,7 @@ from dcclip_cli.eval.registry import KnownSet
 from dcclip_cli.eval.report import write_report
 from dcclip_cli.eval.result import EvalResult, load_results, save_results, sha256_of, table, unpack
 from dcclip_cli.model.preprocess import decode
-from dcclip_cli.model.reference import ModelReference, resolve
+from dcclip_cli.model.reference import ModelSource, resolve
 from dcclip_cli.progress import Lines
 from dcclip_cli.store import FeatureStore, open_block
 from tests.eval import layouts
@@ -74,7 +74,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr("dcclip_cli.eval.evaluate.load_encoder", lambda *_, **__: model)
         given = {key: more.pop(key) for key in ("cache", "progress") if key in more}
         options = EvalOptions(datasets=tuple(names), data_root=str(root) if root else None, **more)
-        return evaluate([ModelReference("folder", "oracle", "")], open_datasets(options), options, **given)
+        return evaluate([ModelSource("folder", "oracle", "")], open_datasets(options), options, **given)
 
     return measured
 

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from dcclip_cli.model.blank import blank_teacher
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import OpenClipTeacher, TransformersTeacher
 from dcclip_cli.train.teacher import map_grids, widths
@@ -14,15 +13,15 @@ from dcclip_cli.train.teacher import map_grids, widths
 def test_a_teacher_has_its_widths_and_grids_without_its_weights(kind: str, request: pytest.FixtureRequest) -> None:
     library = OpenClipTeacher if kind == "model" else TransformersTeacher
     teacher = library(model=str(request.getfixturevalue(f"{kind}_folder")))
-    blank, loaded = blank_teacher(teacher), teacher.load()
+    blank, loaded = teacher.source.blank(), teacher.load()
     assert blank is not None and {str(one.device) for one in blank.parameters()} == {"meta"}
     assert widths(blank, (0,)) == widths(loaded, (0,)) and map_grids(blank, (0,)) == map_grids(loaded, (0,))
     assert blank.parameters_count() == loaded.parameters_count()
 
 
 def test_a_teacher_that_is_not_here_has_no_shapes() -> None:
-    assert blank_teacher(TransformersTeacher(model="ORG/没有")) is None
-    assert blank_teacher(OpenClipTeacher(model="ViT-B-32/laion2b_s34b_b79k")) is None
+    assert TransformersTeacher(model="ORG/没有").source.blank() is None
+    assert OpenClipTeacher(model="ViT-B-32/laion2b_s34b_b79k").source.blank() is None
 
 
 def student(timm: str, size: int, **text: Any) -> StudentOptions:

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.hub_models import check_model, check_timm_name
+from dcclip_cli.model.hub_models import check_timm_name
 from dcclip_cli.model.model_dir import load_model
-from dcclip_cli.model.teachers import TransformersTeacher
+from dcclip_cli.model.teachers import OpenClipTeacher, TransformersTeacher
 from tests.records import rewrite
 
 Keys = tuple[str | int, ...]
@@ -78,7 +78,7 @@ def test_a_wrong_value_in_open_clips_configuration_is_named(
 @pytest.mark.parametrize("content", ["[" * 100_000, "null"])
 def test_a_configuration_that_is_no_json_object_is_named(open_clip_folder: Path, content: str) -> None:
     (open_clip_folder / "open_clip_config.json").write_text(content, "utf-8")
-    for load in (load_model, lambda folder: check_model(str(folder), "open_clip")):
+    for load in (load_model, lambda folder: OpenClipTeacher(model=str(folder)).source.check()):
         refused(load, open_clip_folder, "open_clip_config.json is not ")
 
 

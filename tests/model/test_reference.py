@@ -19,7 +19,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import file_sha256
 from dcclip_cli.hub import modelscope_folder
 from dcclip_cli.inference.encoder import load_encoder
-from dcclip_cli.model.reference import ModelReference, resolve
+from dcclip_cli.model.reference import ModelSource, resolve
 from dcclip_cli.model.teachers import TransformersTeacher
 from tests.cli.conftest import dcclip
 
@@ -42,8 +42,8 @@ bundle = partial(model, file="image.onnx")
 
 def test_a_model_directory_and_a_bundle_are_taken_as_they_are(tmp_path: Path) -> None:
     folder, onnx = model(tmp_path / "模型"), bundle(tmp_path / "bundle")
-    assert resolve("模型") == ModelReference("folder", str(folder), "model: 模型")
-    assert resolve(str(onnx)) == ModelReference("bundle", str(onnx), f"model: bundle {onnx}")
+    assert resolve("模型") == ModelSource("folder", str(folder), "model: 模型")
+    assert resolve(str(onnx)) == ModelSource("bundle", str(onnx), f"model: bundle {onnx}")
     assert resolve("模型").path == folder
 
 
@@ -74,7 +74,7 @@ def test_without_a_reference_the_environment_decides_or_the_starter_whose_line_n
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     starter = Path(dcclip_cli.__file__).parent / "starter"
-    assert resolve() == ModelReference("bundle", str(starter), "model: starter, which comes with dcclip")
+    assert resolve() == ModelSource("bundle", str(starter), "model: starter, which comes with dcclip")
     model(Path("runs/older/align/model"), mtime=1_000)
     newest = bundle(Path("runs/newer/export"), mtime=2_000)
     model(Path("runs/oldest/distill/model"), mtime=500)
@@ -84,7 +84,7 @@ def test_without_a_reference_the_environment_decides_or_the_starter_whose_line_n
     assert found.description.endswith("with dcclip; the newest run is used with --model runs/newer")
     folder = model(Path("elsewhere"))
     monkeypatch.setenv("DCCLIP_MODEL", "elsewhere")
-    assert resolve() == ModelReference("folder", str(folder), "model: elsewhere ($DCCLIP_MODEL)")
+    assert resolve() == ModelSource("folder", str(folder), "model: elsewhere ($DCCLIP_MODEL)")
     assert resolve("runs/newer").path == resolve("runs/newer", trained=True).path == newest
     trained = model(Path("runs/newer/align/model"))
     assert resolve("runs/newer").path == newest and resolve("runs/newer", trained=True).path == trained

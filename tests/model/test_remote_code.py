@@ -12,7 +12,6 @@ import torch
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.inference.encoder import load_encoder
-from dcclip_cli.model.blank import blank_teacher
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.teachers import FgClip2Teacher, TransformersTeacher
 from dcclip_cli.progress import Lines
@@ -33,7 +32,7 @@ def test_nothing_runs_without_leave_and_the_error_says_what_would(folder: Path) 
     for load in (
         lambda: TransformersTeacher(model=str(folder)).load(),
         lambda: FgClip2Teacher(model=str(folder)).load(),
-        lambda: blank_teacher(FgClip2Teacher(model=str(folder))),
+        lambda: FgClip2Teacher(model=str(folder)).source.blank(),
         lambda: load_encoder(resolve(str(folder)), "cpu"),
     ):
         with pytest.raises(

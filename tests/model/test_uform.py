@@ -12,8 +12,6 @@ import torch
 from safetensors.torch import save_file
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.blank import blank_teacher
-from dcclip_cli.model.hub_models import check_model
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.teachers import TransformersTeacher
 from tests.model.test_preprocess import noise
@@ -80,10 +78,10 @@ def test_embeddings_equal_those_of_the_package(folder: Path) -> None:
 
 
 def test_a_missing_file_is_named(folder: Path) -> None:
-    check_model(str(folder), "transformers")
-    assert blank_teacher(TransformersTeacher(model=str(folder))) is None
+    TransformersTeacher(model=str(folder)).source.check()
+    assert TransformersTeacher(model=str(folder)).source.blank() is None
     (folder / "text_encoder.safetensors").unlink()
-    for look in (lambda: check_model(str(folder), "transformers"), lambda: load(folder)):
+    for look in (lambda: TransformersTeacher(model=str(folder)).source.check(), lambda: load(folder)):
         with pytest.raises(DcclipError, match=r"text_encoder\.safetensors or text_encoder\.pt"):
             look()
 

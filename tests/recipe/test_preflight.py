@@ -160,7 +160,7 @@ def test_a_teacher_in_the_local_cache_needs_no_hub(
     (repository / "snapshots/1a2b/model.safetensors").unlink()
     assert "the hub cannot be reached" in problems({"teacher.model": "BAAI/AltCLIP"})[0][0]
     every = {"config.json", "pytorch_model.bin", "vocab.txt", "preprocessor_config.json"}
-    monkeypatch.setattr("dcclip_cli.model.hub_models.files_on_hub", lambda name: every)
+    monkeypatch.setattr("dcclip_cli.model.reference.files_on_hub", lambda name: every)
     assert problems({"teacher.model": "BAAI/AltCLIP"}) == ([], "")
 
 

@@ -16,7 +16,7 @@ from dcclip_cli.eval.dataset import DataSet
 from dcclip_cli.eval.evaluate import EvalOptions
 from dcclip_cli.eval.leaderboards import hub, immich, mteb
 from dcclip_cli.eval.result import EvalResult
-from dcclip_cli.model.reference import ModelReference
+from dcclip_cli.model.reference import ModelSource
 from dcclip_cli.progress import Progress
 
 _OWN = "dcclip"
@@ -29,7 +29,7 @@ class Leaderboard(Protocol):
         """Raise the error that `write` would end in, as far as it is known without results; `options` may be too."""
 
     def write(
-        self, results: Sequence[EvalResult], folder: Path, owner: str | None, models: Mapping[str, ModelReference]
+        self, results: Sequence[EvalResult], folder: Path, owner: str | None, models: Mapping[str, ModelSource]
     ) -> list[str]:
         """Write the files, with their folder, and return lines for the user. Raises DcclipError if no result is fit.
 
@@ -56,7 +56,7 @@ def write_results(
     progress: Progress,
     owner: str | None = None,
     datasets: Sequence[DataSet] = (),
-    models: Mapping[str, ModelReference] = MappingProxyType({}),
+    models: Mapping[str, ModelSource] = MappingProxyType({}),
 ) -> None:
     """Write the results in each of the formats: dcclip's in the folder `out`, another in a folder of its name in it.
 

@@ -26,7 +26,7 @@ from dcclip_cli.eval.registry import KnownSet
 from dcclip_cli.eval.result import METRIC_NAMES, EvalResult, elevater_mean
 from dcclip_cli.files import atomic_write
 from dcclip_cli.inference.zero_shot import fill
-from dcclip_cli.model.reference import ModelReference
+from dcclip_cli.model.reference import ModelSource
 
 if TYPE_CHECKING:
     from dcclip_cli.eval.evaluate import EvalOptions
@@ -103,7 +103,7 @@ def _nothing() -> DcclipError:
 
 
 def write(
-    results: Sequence[EvalResult], folder: Path, owner: str | None, models: Mapping[str, ModelReference]
+    results: Sequence[EvalResult], folder: Path, owner: str | None, models: Mapping[str, ModelSource]
 ) -> list[str]:
     """Write models/NAME/.eval_results/ for each model and datasets/BENCHMARK/ for each benchmark of the results.
 

@@ -18,7 +18,7 @@ from dcclip_cli.eval.registry import base_name
 from dcclip_cli.eval.result import EvalResult
 from dcclip_cli.files import atomic_write, write_json
 from dcclip_cli.machine import peak_memory_bytes
-from dcclip_cli.model.reference import ModelReference
+from dcclip_cli.model.reference import ModelSource
 from dcclip_cli.processes import calls, process_pool
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _nothing() -> DcclipError:
 
 
 def write(
-    results: Sequence[EvalResult], folder: Path, owner: str | None, models: Mapping[str, ModelReference]
+    results: Sequence[EvalResult], folder: Path, owner: str | None, models: Mapping[str, ModelSource]
 ) -> list[str]:
     """Write metric.json, and table.md with the models in bold among those of immich's table, best recall first.
 
@@ -123,7 +123,7 @@ def write(
     return [Message("immich's table with these models: {}", folder / "table.md")]
 
 
-def _measure(task: tuple[ModelReference, str]) -> Cost:
+def _measure(task: tuple[ModelSource, str]) -> Cost:
     from dcclip_cli.inference.encoder import footprint, load_encoder
 
     reference, precision = task

@@ -20,7 +20,7 @@ from dcclip_cli.eval.compare import fit_for, unfit
 from dcclip_cli.eval.result import EvalResult
 from dcclip_cli.files import json_object, write_json
 from dcclip_cli.inference.encoder import Encoder, load_encoder
-from dcclip_cli.model.reference import ModelReference
+from dcclip_cli.model.reference import ModelSource
 from dcclip_cli.run_dir import RECORD
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def check(options: EvalOptions | None, owner: str | None) -> None:
 
 
 def write(
-    results: Sequence[EvalResult], folder: Path, owner: str | None, models: Mapping[str, ModelReference]
+    results: Sequence[EvalResult], folder: Path, owner: str | None, models: Mapping[str, ModelSource]
 ) -> list[str]:
     """Write results/MODEL/REVISION/TASK.json and model_meta.json, which has only name and revision of other models.
 
@@ -171,7 +171,7 @@ def model_meta(name: str, fingerprint: str, owner: str | None = None) -> dict[st
     }
 
 
-def model_meta_of(model: Encoder, reference: ModelReference, owner: str | None = None) -> dict[str, Any]:
+def model_meta_of(model: Encoder, reference: ModelSource, owner: str | None = None) -> dict[str, Any]:
     """The fields of ModelMeta for a loaded model, None for all that its files do not say."""
     from safetensors import safe_open
 
@@ -197,7 +197,6 @@ def model_meta_of(model: Encoder, reference: ModelReference, owner: str | None =
         "license": license[1].lower() if license else None,
         "framework": _FRAMEWORKS[reference.kind],
     }
-    on_hub = reference.kind == "hf" or reference.target.startswith("hf-hub:")
-    if on_hub and not reference.path.is_dir():
-        meta["name"] = reference.target.removeprefix("hf-hub:").partition("@")[0]  # OWNER/NAME
+    if reference.on_hub:
+        meta["name"] = reference.location.partition("@")[0]  # OWNER/NAME
     return meta

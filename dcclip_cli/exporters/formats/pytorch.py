@@ -81,7 +81,7 @@ class Transformers(Format):
     def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
         from transformers import CLIPImageProcessor
 
-        from dcclip_cli.model.towers import TransformersTowers
+        from dcclip_cli.model.families import TransformersTowers
 
         if isinstance(source.towers, TransformersTowers):
             model, tokenizer, processor = source.towers.model, source.towers.tokenizer, source.towers.image_processor
@@ -98,9 +98,9 @@ class Transformers(Format):
 
     def open(self, folder: Path) -> Encoder:
         from dcclip_cli.inference.encoder import load_encoder
-        from dcclip_cli.model.reference import ModelReference
+        from dcclip_cli.model.reference import ModelSource
 
-        return load_encoder(ModelReference("hf", str(folder.resolve()), ""), "cpu")
+        return load_encoder(ModelSource("hf", str(folder.resolve()), ""), "cpu")
 
 
 class SentenceTransformers(Transformers):

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,16 +18,33 @@ from torch import Tensor, nn
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import read_json
+from dcclip_cli.model.families.base import Family
 from dcclip_cli.model.hub_models import COPY_AGAIN, TRANSFORMERS_CONFIG
 from dcclip_cli.model.preprocess import Preprocessing, matching_preprocessing
 from dcclip_cli.model.tokenizer import check_tokenizer
-from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Tokens, Towers, check_layers, module_outputs, on_grid
+from dcclip_cli.model.towers import (
+    TREATMENT,
+    ImageFeatures,
+    TextFeatures,
+    Tokens,
+    check_layers,
+    module_outputs,
+    on_grid,
+)
 from dcclip_cli.model.weights import UFORM_WEIGHTS, as_safetensors, find_weights, require_file, weights_digest
 from dcclip_cli.progress import Progress
 
 
-class UFormTowers(Towers):
+class UFormTowers(Family):
     """A UForm model by the classes and processors of its package, which pad texts to the length of the tower."""
+
+    label = "UForm"
+    weights = UFORM_WEIGHTS
+    required_files = (
+        (TRANSFORMERS_CONFIG,),
+        tuple(name.replace("image", "text") for name in UFORM_WEIGHTS),
+        ("tokenizer.json",),
+    )
 
     def __init__(
         self, towers: dict[str, nn.Module], images: Any, texts: Any, config: dict[str, Any], name: str
@@ -35,6 +52,38 @@ class UFormTowers(Towers):
         super().__init__()
         self.model, self.name, self.fingerprint = nn.ModuleDict(towers), name, ""
         self._images, self._texts, self._config = images, texts, config
+
+    @classmethod
+    def recognizes(cls, config: Mapping[str, Any]) -> bool:
+        return "model_type" not in config and config.keys() >= {"text_encoder", "image_encoder"}
+
+    @classmethod
+    def load(cls, model: str, folder: Path, progress: Progress, **options: Any) -> Self:
+        from safetensors.torch import load_file
+
+        try:
+            from uform.torch_encoders import ImageEncoder, TextEncoder
+            from uform.torch_processors import ImageProcessor, TextProcessor
+        except ImportError as error:
+            raise DcclipError("{} needs the package uform: {}", "pip install uform", model, error) from None
+        config_file, tokenizer = require_file(model, TRANSFORMERS_CONFIG), require_file(model, "tokenizer.json")
+        config, name = read_json(config_file, COPY_AGAIN), Path(model).name
+        towers, parts = dict[str, nn.Module](), [TREATMENT]
+        for tower, encoder in (("image_encoder", ImageEncoder), ("text_encoder", TextEncoder)):
+            names = [file_name.replace("image_encoder", tower) for file_name in UFORM_WEIGHTS]
+            files = find_weights(model, names)
+            parts.append(weights_digest(files))
+            [file] = as_safetensors(files, name, parts[-1], progress)
+            with torch.random.fork_rng(devices=[]):
+                weights = {key: value.float() for key, value in load_file(file).items()}
+                towers[tower] = encoder.from_pretrained(config, weights)
+        texts = TextProcessor(str(config_file), str(tokenizer))
+        loaded = cls(towers, ImageProcessor(str(config_file)), texts, config, name)
+        where = f"teacher {model} cannot be loaded: its tokenizer"
+        check_tokenizer(loaded.tokenize, texts._tokenizer.get_vocab_size(), loaded.vocabulary_rows, where)
+        parts += [json.dumps(config, sort_keys=True), tokenizer.read_text("utf-8")]
+        loaded.fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        return loaded
 
     def library_preprocess(self, image: Image.Image) -> np.ndarray:
         return self._images(image)["images"][0].numpy()
@@ -67,32 +116,3 @@ class UFormTowers(Towers):
     def text_features(self, tokens: Tokens) -> TextFeatures:
         hidden, embedding = self.model["text_encoder"](tokens.ids, tokens.mask, return_features=True)
         return TextFeatures(embedding, hidden, tokens.mask)
-
-
-def load_uform(model: str, treatment: str, progress: Progress) -> UFormTowers:
-    """The towers of a UForm directory or repository. Raises DcclipError if the package is missing, or a file."""
-    from safetensors.torch import load_file
-
-    try:
-        from uform.torch_encoders import ImageEncoder, TextEncoder
-        from uform.torch_processors import ImageProcessor, TextProcessor
-    except ImportError as error:
-        raise DcclipError("{} needs the package uform: {}", "pip install uform", model, error) from None
-    config_file, tokenizer = require_file(model, TRANSFORMERS_CONFIG), require_file(model, "tokenizer.json")
-    config, name = read_json(config_file, COPY_AGAIN), Path(model).name
-    towers, parts = dict[str, nn.Module](), [treatment]
-    for tower, encoder in (("image_encoder", ImageEncoder), ("text_encoder", TextEncoder)):
-        names = [file_name.replace("image_encoder", tower) for file_name in UFORM_WEIGHTS]
-        files = find_weights(model, names)
-        parts.append(weights_digest(files))
-        [file] = as_safetensors(files, name, parts[-1], progress)
-        with torch.random.fork_rng(devices=[]):
-            weights = {key: value.float() for key, value in load_file(file).items()}
-            towers[tower] = encoder.from_pretrained(config, weights)
-    texts = TextProcessor(str(config_file), str(tokenizer))
-    loaded = UFormTowers(towers, ImageProcessor(str(config_file)), texts, config, name)
-    where = f"teacher {model} cannot be loaded: its tokenizer"
-    check_tokenizer(loaded.tokenize, texts._tokenizer.get_vocab_size(), loaded.vocabulary_rows, where)
-    parts += [json.dumps(config, sort_keys=True), tokenizer.read_text("utf-8")]
-    loaded.fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-    return loaded

@@ -6,28 +6,46 @@ Shapes: as in naflex.py; k x k patches become one token.
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from dcclip_cli.model.others.naflex import NaflexTowers
+from dcclip_cli.files import read_json
+from dcclip_cli.model.families.base import processors
+from dcclip_cli.model.families.naflex import NaflexTowers
+from dcclip_cli.model.hub_models import CHECK_NAME
 from dcclip_cli.model.towers import TextFeatures, Tokens
+from dcclip_cli.model.weights import require_file
 
 
 class EmbeddingGemma2Towers(NaflexTowers):
     """The mean over all tokens of a text behind a `prompt`, or of an image, of which feature maps have the tokens."""
 
+    label, model_types = "EmbeddingGemma 2", ("embedding_gemma2",)
+    allowed_modules = ()  # its modules.json has more, which are computed here
     _image_modules = attrgetter("language_model.layers", "language_model.embedding_projection")
     match_patches = NaflexTowers.match_preprocessing  # exports do not resize images so
 
     def __init__(self, model: Any, image_processor: Any, tokenizer: Any, name: str, prompt: str) -> None:
-        self._k, self._prompt = image_processor.pooling_kernel_size, prompt
+        self._k, self._prompt, self.identity = image_processor.pooling_kernel_size, prompt, (prompt,)
         super().__init__(model, image_processor, tokenizer, name, [image_processor.max_soft_tokens * self._k**2])
         tokenizer.padding_side = "right"
         self.context_length += len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+
+    @classmethod
+    def read_config(cls, folder: Path) -> Any:
+        config = super().read_config(folder)
+        config.audio_config = None  # no tower for sound
+        return config
+
+    @classmethod
+    def towers_of(cls, network: Any, model: str) -> Self:
+        prompts = read_json(require_file(model, "config_sentence_transformers.json"), CHECK_NAME)["prompts"]
+        return cls(network, *processors(model), Path(model).name, prompts["query"])
 
     def library_preprocess(self, image: Image.Image) -> np.ndarray:
         inputs = self.image_processor(images=image, return_tensors="np")

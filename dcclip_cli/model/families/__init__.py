@@ -1,0 +1,84 @@
+"""Families of dual encoders with a config.json, a class each, which says what is its models' own.
+
+To add one, write its class in a file here and add it to FAMILIES.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.model.families.base import Family, TransformersTowers
+from dcclip_cli.model.families.clip import AltClipTowers, ChineseClipTowers, ClipTowers, MetaClip2Towers, SiglipTowers
+from dcclip_cli.model.families.fgclip2 import FgClip2Towers
+from dcclip_cli.model.families.gemma import EmbeddingGemma2Towers
+from dcclip_cli.model.families.naflex import Siglip2Towers
+from dcclip_cli.model.families.uform import UFormTowers
+from dcclip_cli.model.hub_models import (
+    CHECK_NAME,
+    TRANSFORMERS_CONFIG,
+    check_directory,
+    checked_json,
+    library_errors,
+)
+from dcclip_cli.model.tokenizer import tokenizer_errors
+from dcclip_cli.model.weights import require_file
+from dcclip_cli.progress import Progress
+
+__all__ = ["FAMILIES", "TransformersTowers", "checked_family", "load_towers", "read_config"]
+
+FAMILIES: tuple[type[Family], ...] = (
+    AltClipTowers,
+    ChineseClipTowers,
+    ClipTowers,
+    EmbeddingGemma2Towers,
+    FgClip2Towers,
+    SiglipTowers,
+    Siglip2Towers,
+    MetaClip2Towers,
+    UFormTowers,
+)
+
+
+def load_towers(model: str, progress: Progress, trust_remote_code: bool, **options: Any) -> Family:
+    """The towers of a directory or repository. Raises DcclipError if they cannot be loaded."""
+    import transformers
+    from huggingface_hub.utils.tqdm import enable_progress_bars
+
+    transformers.utils.logging.disable_progress_bar()  # of "Loading weights"
+    enable_progress_bars()  # of downloads, which the line above disables too
+    message = Message("teacher {} cannot be loaded", model)
+    with library_errors(message, CHECK_NAME), tokenizer_errors(f"{message}: its tokenizer"):
+        file = require_file(model, TRANSFORMERS_CONFIG)
+        return checked_family(model, file, trust_remote_code).load(model, file.parent, progress, **options)
+
+
+def checked_family(model: str, file: Path, trust_remote_code: bool) -> type[Family]:
+    """The family of a directory or repository with its config.json in `file`.
+
+    Raises DcclipError for what cannot be used, and for code that the user has not allowed to run.
+    """
+    if Path(model).is_dir():
+        check_directory(Path(model))
+    config, family = read_config(file, f"teacher {model}")
+    family.check_files(model, config, file, trust_remote_code)
+    return family
+
+
+def read_config(file: Path, name: str) -> tuple[dict[str, Any], type[Family]]:
+    """The config.json of a dual encoder, and its family.
+
+    Raises DcclipError for other models, and what runs code or leads elsewhere.
+    """
+    config = checked_json(file)
+    family = next((family for family in FAMILIES if family.recognizes(config)), None)
+    if family is None:
+        message = Message(
+            "{} is a model of type {}, not an image-text dual encoder ({}: model_type)",
+            *(name, config.get("model_type"), file.name),
+        )
+        *labels, last = (family.label for family in FAMILIES)
+        raise DcclipError(message, Message("use {}", f"{', '.join(labels)} or {last}"))
+    family.check_config(config, file)
+    return config, family

@@ -1,0 +1,283 @@
+"""What families of dual encoders have in common, and the towers that transformers builds.
+
+Shapes: as in towers.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from abc import abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.model.hub_models import (
+    IMAGE_PROCESSOR,
+    SENTENCEPIECE,
+    TRANSFORMERS_CONFIG,
+    checked_json,
+)
+from dcclip_cli.model.preprocess import MAX_SIDE, Preprocessing, matching_preprocessing
+from dcclip_cli.model.tokenizer import check_tokenizer
+from dcclip_cli.model.towers import TREATMENT, ImageFeatures, TextFeatures, Tokens, Towers, check_layers, on_grid
+from dcclip_cli.model.weights import (
+    TRANSFORMERS_WEIGHTS,
+    as_safetensors,
+    check_fit,
+    find_file,
+    find_weights,
+    weights_digest,
+)
+from dcclip_cli.progress import Progress
+
+
+class Family(Towers):
+    """Towers of models that are alike: what their files are, how they are judged, and how they are built."""
+
+    label: ClassVar[str]  # in errors
+    weights: ClassVar[Sequence[str]]  # names of the file, of which the first that exists is read
+    required_files: ClassVar[Sequence[Sequence[str]]]  # one file of each group
+
+    @classmethod
+    @abstractmethod
+    def recognizes(cls, config: Mapping[str, Any]) -> bool:
+        """Whether a config.json is of this family."""
+
+    @classmethod
+    def check_config(cls, config: Mapping[str, Any], file: Path) -> None:
+        """Raise DcclipError for what runs code or leads elsewhere in a config.json, read from `file`."""
+
+    @classmethod
+    def check_files(cls, model: str, config: Mapping[str, Any], file: Path, trust_remote_code: bool) -> None:
+        """Raise DcclipError for further files of a directory or repository that cannot be used, or may not be."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, model: str, folder: Path, progress: Progress, **options: Any) -> Family:
+        """The towers of a directory or repository, whose config.json is in `folder`; `options` are the family's.
+
+        Raises DcclipError if they cannot be loaded.
+        """
+
+    @classmethod
+    def blank(cls, folder: Path) -> Family | None:
+        """The towers of a directory without weights; None if they cannot be built so, or then take no image."""
+        return None
+
+
+class TransformersTowers(Family):
+    """A dual encoder of transformers.
+
+    The image map is the image tower's patch tokens on their grid; text tokens are the text tower's last hidden states.
+    """
+
+    model_types: ClassVar[Collection[str]] = ()
+    allowed_modules: ClassVar[Collection[str]] = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers
+    text_length: ClassVar[int] = 77  # tokens of the texts that it was trained on, at most
+    fixed_length: ClassVar[bool] = False  # whether it was trained on texts that are padded to that
+    can_be_blank: ClassVar[bool] = True
+    identity: Sequence[str] = ()  # what its outputs depend on besides its files
+    weights = TRANSFORMERS_WEIGHTS
+    required_files = (
+        (TRANSFORMERS_CONFIG,),
+        TRANSFORMERS_WEIGHTS,
+        ("tokenizer.json", "vocab.txt", "vocab.json", *SENTENCEPIECE),
+        (IMAGE_PROCESSOR, "processor_config.json"),
+    )
+
+    def __init__(self, model: Any, image_processor: Any, tokenizer: Any, name: str) -> None:
+        super().__init__()
+        self.model, self.name, self.fingerprint = model, name, ""
+        self.image_processor, self.tokenizer = image_processor, tokenizer
+        limit = getattr(model.config.text_config, "max_position_embeddings", 77)
+        for path, module in getattr(model, "text_model", model).named_modules():
+            if path.endswith(("position_embeddings", "position_embedding")) and isinstance(module, nn.Embedding):
+                if module.padding_idx is not None:  # RoBERTa's positions count from the row after the padding id, 1
+                    limit -= module.padding_idx + 1
+                break
+        self.context_length = min(limit, self.text_length, tokenizer.model_max_length)
+        # SigLIP2 and FG-CLIP2 were trained on lower case. transformers' Siglip2Tokenizer does it; their checkpoints
+        # name Gemma's own tokenizer, which does not (huggingface/transformers#43054).
+        self.lower_cases = self.fixed_length and "gemma" in type(tokenizer).__name__.lower()
+        if self.lower_cases:
+            from tokenizers import normalizers
+
+            backend = tokenizer.backend_tokenizer
+            backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), backend.normalizer])
+
+    # ---- from files
+
+    @classmethod
+    def recognizes(cls, config: Mapping[str, Any]) -> bool:
+        return config.get("model_type") in cls.model_types
+
+    @classmethod
+    def check_config(cls, config: Mapping[str, Any], file: Path) -> None:
+        sections = [config, *(value for value in config.values() if isinstance(value, dict))]
+        for key in ("quantization_config", "attn_implementation", "_attn_implementation"):
+            # Other implementations import packages, or download.
+            if any(section.get(key) not in (None, "eager", "sdpa") for section in sections):
+                raise DcclipError("{}: {} is not supported", "remove it", file, key)
+
+    @classmethod
+    def check_files(cls, model: str, config: Mapping[str, Any], file: Path, trust_remote_code: bool) -> None:
+        if images := find_file(model, IMAGE_PROCESSOR):
+            checked_json(images, most=MAX_SIDE)
+        if cls.allowed_modules and (modules := find_file(model, "modules.json")):
+            types = re.findall(r'"type":\s*"[\w.]*?(\w+)"', modules.read_text("utf-8", errors="replace"))
+            if further := [name for name in types if name not in cls.allowed_modules]:
+                message = Message(
+                    "{} has a module {} after the towers, which only sentence-transformers runs", model, further[0]
+                )
+                raise DcclipError(message, "use the model directory that it was exported from, or its export to onnx")
+
+    @classmethod
+    def load(cls, model: str, folder: Path, progress: Progress, **options: Any) -> Self:
+        files = find_weights(model, cls.weights)
+        digest, name = weights_digest(files), Path(model).name
+        files = as_safetensors(files, name, digest, progress)
+        towers = cls.build(model, folder, files, progress, **options)
+        side = getattr(towers.model.config.vision_config, "image_size", None)  # timm's networks have none
+        shape = towers.library_preprocess(Image.new("RGB", (30, 20))).shape
+        expected = shape if side is None else (3, *([side] * 2 if isinstance(side, int) else side))
+        if shape != expected:
+            mismatch = Message(
+                "teacher {} cannot be loaded: its image processor gives {}, its image tower takes {}",
+                *(model, shape, expected),
+            )
+            raise DcclipError(mismatch, Message("copy the {} of the model again", IMAGE_PROCESSOR))
+        where = f"teacher {model} cannot be loaded: its tokenizer"
+        check_tokenizer(towers.tokenize, towers.tokenizer.vocab_size, towers.vocabulary_rows, where)
+        backend = getattr(towers.tokenizer, "backend_tokenizer", None)
+        vocab = backend.to_str() if backend else json.dumps(towers.tokenizer.get_vocab(), sort_keys=True)
+        parts = [TREATMENT, digest, *towers.identity]
+        parts += [towers.model.config.to_json_string(), towers.image_processor.to_json_string(), vocab]
+        towers.fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        return towers
+
+    @classmethod
+    def build(cls, model: str, folder: Path, files: Sequence[Path], progress: Progress, **options: Any) -> Self:
+        """The towers with the weights in `files`."""
+        import transformers
+
+        with _silent():  # its report of missing weights is replaced by the error below
+            empty = cls.without_weights(folder)
+            check_fit(empty, files, TRANSFORMERS_CONFIG, exact=False)
+            network, loading_info = transformers.AutoModel.from_pretrained(
+                files[0].parent, config=empty.config, use_safetensors=True, dtype="float32", output_loading_info=True
+            )
+        if missing := sorted(loading_info["missing_keys"]):
+            message = Message(
+                "teacher {} cannot be loaded: its weights lack {} ({} missing in all)",
+                *(Path(model).name, missing[0], len(missing)),
+            )
+            raise DcclipError(message, "copy the whole model again, or check that config.json belongs to these weights")
+        return cls.towers_of(network, model)
+
+    @classmethod
+    def towers_of(cls, network: Any, model: str) -> Self:
+        """The towers of transformers' model, with the processors of a directory or repository."""
+        return cls(network, *processors(model), Path(model).name)
+
+    @classmethod
+    def blank(cls, folder: Path) -> Self | None:
+        return cls.towers_of(cls.without_weights(folder), str(folder)) if cls.can_be_blank else None
+
+    @classmethod
+    def without_weights(cls, folder: Path) -> Any:
+        """transformers' model of a folder's config.json on the meta device."""
+        import transformers
+
+        with torch.device("meta"):
+            return transformers.AutoModel.from_config(cls.read_config(folder), trust_remote_code=False)
+
+    @classmethod
+    def read_config(cls, folder: Path) -> Any:
+        """transformers' configuration of the parts that are used."""
+        import transformers
+
+        return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+    # ---- towers
+
+    def match_preprocessing(self) -> Preprocessing:
+        return matching_preprocessing(self.name, self.library_preprocess, self.image_processor)
+
+    def library_preprocess(self, image: Image.Image) -> np.ndarray:
+        return np.asarray(self.image_processor(images=image, return_tensors="np")["pixel_values"][0], np.float32)
+
+    def tokenize(self, texts: list[str]) -> Tokens:
+        encoded = self.tokenizer(
+            texts,
+            padding="max_length" if self.fixed_length else True,
+            truncation=True,
+            max_length=self.context_length,
+            return_tensors="pt",
+            return_attention_mask=True,
+        )
+        return Tokens(encoded["input_ids"], encoded["attention_mask"])
+
+    @property
+    def _table(self) -> Any:
+        return getattr(self.model, "text_model", self.model).get_input_embeddings()
+
+    def token_embedding(self) -> tuple[Tensor, dict[str, int]]:
+        return self._table.weight.detach(), self.tokenizer.get_vocab()
+
+    def image_features(self, pixels: Tensor, layers: Sequence[int] = ()) -> ImageFeatures:
+        options = {"output_hidden_states": True} if layers else {}
+        out = self.model.get_image_features(pixel_values=pixels, return_dict=True, **options)
+        blocks = out.hidden_states[1:] if layers else ()  # the first is the input of the first block
+        check_layers(self.name, layers, len(blocks))
+        maps = {layer: on_grid(blocks[layer]) for layer in layers}
+        return ImageFeatures(out.pooler_output, on_grid(out.last_hidden_state), maps)
+
+    @property
+    def takes_any_length(self) -> bool:
+        return not self.fixed_length
+
+    def text_features(self, tokens: Tokens) -> TextFeatures:
+        # On the meta device a mask has no values, into which transformers looks.
+        mask = {} if self.fixed_length or tokens.mask.is_meta else {"attention_mask": tokens.mask}
+        out = self.model.get_text_features(input_ids=tokens.ids, return_dict=True, **mask)
+        return TextFeatures(out.pooler_output, out.last_hidden_state, tokens.mask)
+
+
+def processors(model: str) -> tuple[Any, Any]:
+    """The image processor and the tokenizer of a model of transformers. Raises DcclipError if a package is missing."""
+    import transformers
+
+    options: dict[str, Any] = {"trust_remote_code": False}
+    if Path(model).is_dir():
+        options["local_files_only"] = True
+    try:
+        with _silent():  # of a model type that it does not know
+            images = transformers.AutoImageProcessor.from_pretrained(model, backend="pil", **options)
+            return images, transformers.AutoTokenizer.from_pretrained(model, **options)
+    except ImportError as error:  # of sentencepiece, which SigLIP's and MetaCLIP 2's mT5 tokenizer needs
+        reason = " ".join(str(error).split()).partition(" but it was not found")[0]
+        raise DcclipError(
+            "teacher {} cannot be loaded: {}", "pip install sentencepiece protobuf", model, reason
+        ) from None
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """No warnings of transformers."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

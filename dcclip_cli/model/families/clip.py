@@ -1,0 +1,59 @@
+"""CLIP and the families that differ from it in a line or two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.families.base import TransformersTowers
+from dcclip_cli.model.hub_models import ELSEWHERE, check_timm_name
+
+
+class ClipTowers(TransformersTowers):
+    """CLIP, and any two towers as one model, as dcclip exports students."""
+
+    label, model_types = "CLIP", ("clip", "vision-text-dual-encoder")
+
+    @classmethod
+    def check_config(cls, config: Mapping[str, Any], file: Path) -> None:
+        super().check_config(config, file)
+        image = config.get("vision_config")
+        if config["model_type"] == "vision-text-dual-encoder" and isinstance(image, dict):
+            if image.get("backbone") or image.get("use_pretrained_backbone"):
+                raise DcclipError("{}: vision_config.backbone names a network elsewhere", ELSEWHERE, file)
+            if isinstance(image.get("architecture"), str):
+                check_timm_name(image["architecture"], f"{file}: vision_config.architecture", ELSEWHERE)
+
+
+class AltClipTowers(TransformersTowers):
+    """AltCLIP."""
+
+    label, model_types = "AltCLIP", ("altclip",)
+
+    @property
+    def _table(self) -> Any:
+        # The text model is one level deeper, and its own method for this returns the wrapper's table.
+        return self.model.text_model.roberta.get_input_embeddings()
+
+
+class ChineseClipTowers(TransformersTowers):
+    """ChineseCLIP and QA-CLIP."""
+
+    label, model_types = "ChineseCLIP", ("chinese_clip",)
+    text_length = 52
+    identity = ("52 tokens",)
+
+
+class MetaClip2Towers(TransformersTowers):
+    """MetaCLIP 2."""
+
+    label, model_types = "MetaCLIP2", ("metaclip_2",)
+
+
+class SiglipTowers(TransformersTowers):
+    """SigLIP, and SigLIP2's checkpoints for images of one size."""
+
+    label, model_types = "SigLIP", ("siglip",)
+    fixed_length = True
