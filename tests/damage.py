@@ -4,8 +4,6 @@ import os
 import random
 from pathlib import Path
 
-from dcclip_cli.progress import Silent
-
 KINDS = ("cut", "emptied", "folder", "pipe", "loop")  # which header and size tell
 
 
@@ -27,13 +25,3 @@ def damage(path: Path, kind: str, seed: object = 0) -> None:
         case _:
             path.write_bytes(contents[kind])
             os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
-
-
-class Said(Silent):
-    """Collects what is said, in `lines`."""
-
-    def __init__(self, lines: list[str] | None = None) -> None:
-        self.lines: list[str] = [] if lines is None else lines
-
-    def say(self, message: str) -> None:
-        self.lines.append(message)

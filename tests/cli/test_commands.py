@@ -69,17 +69,6 @@ def test_check_refuses_an_engine_that_cannot_run_here(tmp_path: Path, engine: st
         assert refused.exit_code == 1 and needs in refused.stderr and "ready" not in refused.stdout
 
 
-def test_check_names_every_file_that_is_missing(tmp_path: Path) -> None:
-    Path("r.yaml").write_text("name: x\ndata: {train: ./无.parquet}\nalign: {steps: 1, start: ./model}\n", "utf-8")
-    result = dcclip("align", "r.yaml", "--check", "--device", "cpu")
-    assert result.exit_code == 1
-    assert result.stderr.splitlines()[:2] == [
-        f"error: r.yaml:2: data.train: {tmp_path}/无.parquet does not exist",
-        f"error: r.yaml:3: align.start: {tmp_path}/model does not exist",
-    ]
-    assert "those in --set are relative to this folder, others to the recipe's own" in result.stderr
-
-
 def test_collect_with_a_limit_tries_a_recipe_in_a_folder_of_its_own_and_opens_its_report(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

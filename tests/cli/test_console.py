@@ -1,18 +1,9 @@
-import fcntl
 import io
-import os
-import pty
-import re
-import struct
-import subprocess
 import sys
-import termios
 import time
-from pathlib import Path
 
 import pytest
 import typer
-from rich.cells import chop_cells
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -108,24 +99,3 @@ def test_a_missing_extra_says_how_to_install_it() -> None:
     code, said = ending(ModuleNotFoundError("No module named 'torch'", name="torch.nn"))
     assert (code, said.splitlines()[1]) == (1, "hint:  pip install 'dcclip[train]'")
     assert ending(ModuleNotFoundError(name="onnxscript"))[1].endswith("pip install 'dcclip[export]'\n")
-
-
-@pytest.mark.parametrize("error", [ValueError("ours"), ModuleNotFoundError(name="dcclip_cli.nope"), OSError(5, "io")])
-def test_our_own_mistakes_keep_their_traceback(error: Exception) -> None:
-    with pytest.raises(type(error)):
-        ending(error)
-
-
-def test_a_terminal_breaks_no_word_of_a_message(tmp_path: Path) -> None:
-    main, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 44, 0, 0))
-    command = [sys.executable, "-m", "dcclip_cli", "predict", "a.png", "--labels", "猫", "--model", "nowhere"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "DCCLIP_LANG": "zh"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, stderr=terminal, stdout=subprocess.DEVNULL)
-    os.close(terminal)
-    hint = os.read(main, 4096).decode().rstrip().splitlines()[-1]
-    os.close(main)
-    rows = chop_cells(re.sub(r"\x1b\[[\d;]*m", "", hint), 44)
-    assert done.returncode == 1 and len(rows) > 1
-    words = {word for row in rows for word in re.split("[ ，、]", row)}
-    assert {"hf:ORG/NAME", "open_clip:ARCH/TAG", "hf-hub:ORG/NAME", "starter"} <= {word.strip(",") for word in words}

@@ -46,25 +46,6 @@ def test_without_the_train_extra_it_says_how_to_install_it(monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("no_torch")
-@pytest.mark.parametrize(
-    ("architecture", "features", "vnni", "said"),
-    [
-        ("x86_64", {"avx2"}, False, "  int8_vnni      no\n"),
-        ("x86_64", {"avx2", "avx_vnni"}, True, "  int8_vnni      yes\n"),
-        ("arm64", {"FEAT_DotProd"}, None, "  features       FEAT_DotProd\n"),
-    ],
-)
-def test_int8_without_vnni_is_named(
-    architecture: str, features: set[str], vnni: bool | None, said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("platform.machine", lambda: architecture)
-    monkeypatch.setattr("dcclip_cli.machine.cpu_features", lambda: frozenset(features))
-    found = diagnosis.diagnose()
-    assert found["int8_vnni"] is vnni and ("int8" in found["notes"]) is (vnni is False)
-    assert said in CliRunner().invoke(app, ["doctor"]).stdout
-
-
-@pytest.mark.usefixtures("no_torch")
 def test_no_user_name_and_no_secret_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "小明 jane"
     (home / "cache" / "features" / "model").mkdir(parents=True)

@@ -90,12 +90,6 @@ def test_compare_tells_differences_and_refuses_unlike_prompts(mnist: Path, model
     assert same[0]["difference"] == same[0]["low"] == same[0]["high"] == 0 and same[0]["paired"]
 
 
-def test_a_group_without_data_says_which_set_is_missing(mnist: Path, model_folder: Path) -> None:
-    refused = dcclip("eval", "--data-root", mnist, "--model", model_folder, "--dataset", "imagenet-family-cn", expect=1)
-    assert "error: data set imagenet needs its images" in refused.stderr
-    assert refused.stderr.count("\n") == 3 and "hint:  give --data-root DIR" in refused.stderr
-
-
 def test_probes_by_shots(mnist: Path, model_folder: Path) -> None:
     shared = ["eval", "--dataset", "mnist", "--data-root", mnist, "--model", model_folder]
     shown = dcclip(*shared, "--task", "probe", "--shots", "1，all")
@@ -119,18 +113,6 @@ def test_an_image_that_cannot_be_read_ends_eval_with_1_unless_a_part_is_accepted
     assert len(written["corrupt"]) == 1
     accepted = dcclip(*shared, "--partial", "all")
     assert accepted.stdout == refused.stdout and accepted.stderr == ""
-
-
-def test_a_model_of_other_makers_with_code_of_its_own_is_measured_in_both_languages(
-    hub_teachers: Path, pairs_file: Path, own_modules: Path
-) -> None:
-    model = f"hf:{hub_teachers / 'fgclip2'}"
-    shared = ["eval", "--model", model, "--dataset", str(pairs_file), "--json", "--device", "cpu"]
-    shown = dcclip(*shared, "--trust-remote-code")
-    found = {one["language"]: one for one in json.loads(shown.stdout)}
-    assert "running code of" in shown.stderr and found.keys() == {"zh", "en"}
-    budgets = {"as_in": "fgclip2", "max_num_patches": [128, 256, 576, 784, 1024]}
-    assert found["zh"]["preprocessing"] == budgets
 
 
 def test_data_sets_are_listed_and_found(mnist: Path) -> None:

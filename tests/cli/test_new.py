@@ -117,11 +117,6 @@ def test_a_choice_that_is_missing_or_wrong_is_an_error_and_nothing_is_written(
     assert not list(Path().glob("*.yaml"))
 
 
-def test_a_name_that_would_break_the_comments_of_the_recipe_is_refused(data: dict[str, Path]) -> None:
-    said = dcclip("new", "猫\nb.yaml", "--data", data["pairs"], "--yes", expect=1).output
-    assert "has control characters" in said and not Path("猫\nb.yaml").exists()
-
-
 def test_links_that_lead_out_of_class_folders_are_counted_and_collected(
     data: dict[str, Path], altclip_folder: Path
 ) -> None:

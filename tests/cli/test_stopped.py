@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from dcclip_cli.progress import _to_stderr, say_loading
-from tests.cli.conftest import dcclip
 
 pytestmark = pytest.mark.any_cpu
 STOPPED = "stopped: run the same command again\n"
@@ -53,22 +52,6 @@ def raw(tmp_path: Path, pairs_file: Path) -> Path:
     recipe = {"format": 1, "name": "收集", "collect": collect}
     (tmp_path / "collect.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), "utf-8")
     return tmp_path
-
-
-def test_a_stopped_collection_ends_with_the_bytes_of_a_whole_one(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(raw)
-    run, partial = raw / "runs/收集", raw / "runs/收集/.collect.partial"
-    dcclip("collect", "collect.yaml", "--out", "whole", "--workers", "1", "-q")
-    with start(raw, "collect", "collect.yaml", "--workers", "2") as process:
-        wait(process, lambda: len(list(partial.glob("read/0*"))) > 1)
-        process.terminate()
-        said = process.communicate(timeout=60)[1]
-    assert process.returncode == 143 and said.endswith(STOPPED) and said.count("stopped") == 1
-    read = len(list(partial.glob("read/0*")))
-    assert 2 <= read < 20
-    dcclip("collect", "collect.yaml", "--workers", "1", "-q")
-    for file in (raw / "whole/collect").iterdir():
-        assert file.read_bytes() == (run / "collect" / file.name).read_bytes()
 
 
 @pytest.mark.parametrize("shown", [True, False])

@@ -4,7 +4,6 @@ import errno
 import os
 import resource
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,8 +11,8 @@ import numpy as np
 import pytest
 
 from dcclip_cli.cli.system_errors import explained
-from dcclip_cli.errors import DcclipError, translated, writing
-from dcclip_cli.files import atomic_file, check_target
+from dcclip_cli.errors import DcclipError, writing
+from dcclip_cli.files import atomic_file
 
 OPTIONS = {"--out", "--set"}
 
@@ -89,13 +88,6 @@ def test_files_in_place_of_folders_and_the_reverse_are_told_apart(tmp_path: Path
         assert told(raised(call)).what == what
 
 
-def test_what_is_not_allowed_has_a_hint_about_permissions(tmp_path: Path) -> None:
-    for number in (errno.EACCES, errno.EPERM):
-        found = told(OSError(number, "", str(tmp_path / "密 secret")), OPTIONS)
-        assert found.what == f"{tmp_path}/密 secret may not be read or written"
-        assert "permissions" in found.hint and found.hint.endswith(", or write elsewhere with --out")
-
-
 def test_limits_of_the_process_are_explained() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, hard))
@@ -117,17 +109,3 @@ def test_limits_of_the_process_are_explained() -> None:
 )
 def test_our_own_errors_are_not_explained_away(error: Exception) -> None:
     assert explained(error, OPTIONS) is None
-
-
-def test_a_place_that_cannot_be_written_is_known_before_the_work(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.write_text("")
-    check_target(tmp_path / "新" / "a", folder=True)
-    check_target(tmp_path, folder=True)
-    check_target(file, folder=False)
-    check_target(tmp_path / "b.npy", folder=False)
-    for target, folder in ((file, True), (file / "x", True), (file / "x" / "y", False), (tmp_path, False)):
-        assert isinstance(raised(partial(check_target, target, folder)), OSError)
-    found = raised(partial(check_target, Path(os.devnull), True))
-    assert isinstance(found, DcclipError) and "is a device" in found.what
-    assert translated(found.what, "zh") == f"{os.devnull} 是设备，不是文件夹"

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -85,14 +84,6 @@ def test_embed_writes_rows_and_their_names(pictures: list[Path], tmp_path: Path)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
 
 
-def test_without_pyarrow_embed_writes_no_parquet_file_and_says_so_before_it_embeds(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    said = dcclip("embed", "--text", "猫", "--out", "a.parquet", "--model", "nowhere", expect=1).stderr
-    assert said.startswith("error: this needs the package pyarrow, which is not installed\n")
-
-
 def test_embed_takes_texts_and_writes_parquet(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
@@ -159,11 +150,3 @@ def test_trim_prints_sizes_and_path_names_texts_that_lose_a_piece_and_the_result
     assert dcclip(*asked, "--model", "altclip-zh-en").stdout == dcclip(*asked, "--model", altclip_folder).stdout
     again = dcclip("trim", altclip_folder, expect=1)
     assert "error: altclip-zh-en exists and is not empty" in again.stderr and "--out" in again.stderr
-
-
-@pytest.mark.parametrize(
-    ("languages", "what"), [("zh,ja", "dcclip knows no scripts of ja"), ("，", "no language is named")]
-)
-def test_languages_of_trim_are_chinese_and_english(languages: str, what: str, altclip_folder: Path) -> None:
-    refused = dcclip("trim", altclip_folder, "--languages", languages, expect=1)
-    assert refused.stderr.splitlines()[-2:] == [f"error: {what}", "hint:  its languages are zh and en"]

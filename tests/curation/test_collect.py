@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,9 @@ from dcclip_cli.curation import slices
 from dcclip_cli.curation.collect import collect
 from dcclip_cli.curation.executors import Engine
 from dcclip_cli.curation.options import CollectOptions, OutputOptions
-from dcclip_cli.curation.scores.scorers import Agreement
-from dcclip_cli.curation.shards import DroppedTable, join_dropped, write_shard
+from dcclip_cli.curation.shards import DroppedTable, join_dropped
 from dcclip_cli.curation.sources.tables import TableSource
-from dcclip_cli.curation.work import WorkFolder, whole_folder
+from dcclip_cli.curation.work import WorkFolder
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.reading import Drop
@@ -33,7 +31,6 @@ from dcclip_cli.files import lock
 from dcclip_cli.progress import Lines, Silent
 from dcclip_cli.recipe.yaml import anchored
 from tests.curation.conftest import MakeImage
-from tests.damage import Said, damage
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "collect-sample.yaml"
 ONE = Engine(workers=1)
@@ -148,31 +145,6 @@ def test_an_unfinished_run_reads_no_slice_again_unless_it_is_of_other_options_or
         unreadable.setattr(TableSource, "read", None)
         collect(five, out, engine=ONE)
     assert not first_slice.exists()
-
-
-DAMAGED = "plan.json read/000000/*.json read/000001/pairs* dedup/*/* write/00000[02]/* out/* score/000000/*"
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "seed"), [(name, ("cut", "emptied")[seed % 2], seed) for seed, name in enumerate(DAMAGED.split())]
-)
-def test_what_cannot_be_read_of_an_unfinished_run_is_made_again(
-    tmp_path: Path, five: CollectOptions, name: str, kind: str, seed: int
-) -> None:
-    out, said = tmp_path / "out", Said()
-    if "score" in name:
-        five = five.model_copy(update={"scores": (Agreement(model="starter", keep={"zh": 0.6}),)})
-    whole = collect(five, tmp_path / "whole", engine=ONE)
-    assert whole.captions["zh"].dropped.get("agreement-low", 0) == (2 if "score" in name else 0)
-    with pytest.MonkeyPatch.context() as broken, pytest.raises(TypeError):
-        broken.setattr("dcclip_cli.curation.collect.write_report", None)
-        collect(five, out, engine=ONE)
-    files = sorted((tmp_path / ".out.partial").glob(name))
-    damage(files[seed % len(files)], kind, f"{name} {seed}")
-    collect(five, out, said, engine=ONE)
-    assert contents(out) == contents(tmp_path / "whole")
-    [warning] = [line for line in said.lines if line.startswith("warning: ")]
-    assert ".out.partial" in warning and warning.endswith("is made again")
 
 
 def test_a_finished_output_is_kept_unless_fresh_is_given(tmp_path: Path, picture: MakeImage) -> None:
@@ -298,29 +270,7 @@ def test_a_second_collection_into_the_same_run_is_refused(tmp_path: Path, five: 
     assert collect(five, tmp_path / "out", engine=ONE).pairs.kept == 5
 
 
-def test_a_folder_that_another_process_has_finished_meanwhile_stays(tmp_path: Path) -> None:
-    with whole_folder(tmp_path / "000000") as slow:
-        (slow / "by").write_text("slow")
-        with whole_folder(tmp_path / "000000") as fast:
-            (fast / "by").write_text("fast")
-    assert (tmp_path / "000000" / "by").read_text() == "fast"
-    assert [path.name for path in tmp_path.iterdir()] == ["000000"]
-
-
 # ---- shards
-
-
-def test_members_wear_no_time_and_no_owner_and_the_json_is_readable(tmp_path: Path, picture: MakeImage) -> None:
-    write_shard(tmp_path / "000000.tar", [Pair("7", picture(kind="WEBP"), zh=("猫",), en=("cat",))])
-    with tarfile.open(tmp_path / "000000.tar") as archive:
-        image, record = archive.getmembers()
-        stream = archive.extractfile(record)
-        assert stream is not None
-        assert stream.read().decode() == '{"en": ["cat"], "zh": ["猫"]}'
-    assert (image.name, record.name) == ("7.webp", "7.json")
-    for member in (image, record):
-        owner = (member.uid, member.gid, member.uname, member.gname)
-        assert (member.mtime, owner, member.mode) == (0, (0, 0, "", ""), 0o644)
 
 
 def test_the_table_of_the_dropped_has_a_row_for_a_pair_and_one_for_a_caption_by_key(tmp_path: Path) -> None:

@@ -177,22 +177,6 @@ def test_a_command_that_was_interrupted_waits_for_the_job_it_submitted(
     assert not (folder.parent / "calls").exists()
 
 
-def test_a_controller_that_does_not_answer_ends_no_job(slurm: Engine, tmp_path: Path) -> None:
-    squeue = tmp_path / "bin" / "squeue"
-    for said, waits in (("slurm_load_jobs error: Unable to contact slurm controller", True), ("Invalid job id", False)):
-        squeue.write_text(f'#!/bin/bash\necho "{said}" >&2\nexit 1\n')
-        assert executors._in_queue("7") == waits
-
-
-def test_slurm_without_a_partition_or_without_sbatch_is_an_error_before_anything_runs(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(folder))
-    for slurm, missing in ((None, "partition"), (SlurmOptions(partition="cpu"), "sbatch")):
-        with pytest.raises(DcclipError, match=missing):
-            Engine("slurm", None, ClusterOptions(slurm=slurm)).run(Touch(folder, 1), folder.parent / "logs")
-
-
 def test_ray_runs_as_many_tasks_at_a_time_as_asked_for_and_goes_on_after_a_failed_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

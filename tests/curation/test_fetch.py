@@ -34,25 +34,12 @@ def names(monkeypatch: pytest.MonkeyPatch, *answers: str) -> list[str]:
     return asked
 
 
-def test_a_path_in_chinese_is_asked_for_in_utf_8(site: Site, fetcher: Fetcher) -> None:
-    site.pages["/图 片/猫，狗.jpg"] = sends(PICTURE)
-    assert fetcher.fetch(site.url("/图 片/猫，狗.jpg")) == PICTURE
-
-
 def test_a_chunked_body_is_put_together(site: Site, fetcher: Fetcher) -> None:
     def page(handler: BaseHTTPRequestHandler) -> None:
         handler.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")
 
     site.pages["/chunks"] = page
     assert [fetcher.fetch(site.url("/chunks")) for _ in range(2)] == [b"abcde", b"abcde"]
-
-
-def test_one_connection_serves_several_pictures(site: Site, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    looked_up = names(monkeypatch, "127.0.0.1")
-    for _ in range(3):
-        assert fetcher.fetch(site.url("/cat.jpg")) == PICTURE
-        assert reason(fetcher.fetch(site.url("/gone"))) == "url-status-404"
-    assert len(looked_up) == 1
 
 
 # ---- what is no address to fetch from

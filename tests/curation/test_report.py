@@ -11,15 +11,12 @@ import pytest
 from PIL import Image
 
 from dcclip_cli.curation.filters.image import DecodedImage, ImageFilter, decode_image
-from dcclip_cli.curation.report import cut_into_bars, explain, histogram, steps, write_report
+from dcclip_cli.curation.report import cut_into_bars, steps, write_report
 from dcclip_cli.curation.report.account import SCALES, DroppedCaption, Example, Examples, Statistics
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.reading import Drop
-from dcclip_cli.html import percent, readable, visible
 from tests.curation.conftest import make_picture
 from tests.images import encode
-
-SHORT = Drop("caption-short", "1 words, allowed 2 to 64")
 
 
 def measured(key: str = "k", zh: tuple[str, ...] = (), en: tuple[str, ...] = (), source: str = "s") -> Pair:
@@ -53,10 +50,6 @@ def test_a_score_is_counted_with_what_became_of_its_caption() -> None:
 
 
 SMALL = Drop("image-small", "20 x 10 pixels, shortest side allowed 32")
-GONE: list[DroppedCaption] = [
-    ("zh", "图片", Drop("caption-placeholder", "says nothing")),
-    ("en", "x", Drop("caption-short")),
-]
 
 
 def sampled(number: int, image: bytes = b"", zh: tuple[str, ...] = ("一只猫",)) -> Pair:
@@ -75,29 +68,6 @@ def only(pair: Pair, drop: Drop | None, image: Image.Image | None = None) -> Exa
     return example
 
 
-def test_an_example_has_a_small_image_and_its_position_in_its_source() -> None:
-    example = only(sampled(7, make_picture(size=(400, 200))), SMALL)
-    assert (example.origin, example.detail, example.size) == ("照片:7.jpg", SMALL.detail, "400×200")
-    assert (example.zh, example.en) == (["一只猫"], ["a cat"])
-    assert shown(example.thumbnail).size == (96, 48)
-    clear = shown(only(sampled(0), None, Image.new("RGBA", (50, 50), (0, 0, 0, 0))).thumbnail)
-    assert clear.getpixel((25, 25)) == (255, 255, 255)
-    assert shown(only(sampled(1), SMALL, Image.new("RGB", (2, 190))).thumbnail).size == (1, 96)
-
-
-def test_a_dropped_caption_is_shown_apart_from_those_that_are_kept_and_for_an_empty_pair_with_its_reason() -> None:
-    examples = Examples()
-    examples.add(sampled(0), None, captions=GONE)
-    placeholder, short, kept = examples.all()
-    assert (kept.reason, kept.zh_dropped, kept.en_dropped) == ("kept", [], [])
-    assert (placeholder.zh_dropped, placeholder.detail, placeholder.zh) == (["图片"], "says nothing", ["一只猫"])
-    assert (short.reason, short.zh_dropped, short.en_dropped) == ("caption-short", [], ["x"])
-    examples.add(Pair("k", b""), Drop("no-caption", "none that is fit"), captions=GONE)
-    (empty,) = [example for example in examples.all() if example.reason == "no-caption"]
-    assert empty.detail == "none that is fit (caption-placeholder, caption-short)"
-    assert (empty.zh_dropped, empty.en_dropped) == (["图片"], ["x"])
-
-
 def test_a_duplicate_is_shown_next_to_the_image_that_is_kept() -> None:
     first, second = sampled(1, make_picture("blue")), sampled(2, make_picture("red"))
     examples = Examples()
@@ -110,12 +80,6 @@ def test_a_duplicate_is_shown_next_to_the_image_that_is_kept() -> None:
     assert (kept.thumbnail, kept.size) == (only(first, None).thumbnail, "64×64")
     assert (duplicate.thumbnail, duplicate.twin_thumbnail) == (only(second, None).thumbnail, kept.thumbnail)
     assert (near.thumbnail, near.twin_thumbnail, near.size) == ("", "", "")
-
-
-def test_long_texts_and_long_lists_are_cut_and_half_a_character_is_replaced() -> None:
-    assert only(sampled(0, zh=("猫" * 5_000, *"一二三四五")), None).zh == ["猫" * 300 + "…", "一", "二", "三"]
-    half = only(Pair("k\ud800", b"", ("猫\ud800",)), Drop("caption-control", "holds \ud800"))
-    assert (half.key, half.zh, half.detail) == ("k?", ["猫?"], "holds ?")
 
 
 HOSTILE = "</bdi></style><script>alert('1')</script><img src=x onerror=alert(2)>\x00\u202egnp.exe\"'&amp;{{ 7*7 }}"
@@ -224,33 +188,6 @@ def test_what_is_left_after_each_step_adds_up() -> None:
     assert table == dropped
 
 
-def test_shares_values_and_unseen_characters_are_written_for_people() -> None:
-    shares = {(0, 9): "0 %", (1, 3): "33.3 %", (1, 100_000): "< 0.01 %", (99_999, 100_000): "99.99 %"}
-    assert {share: percent(*share) for share in shares} == shares
-    assert [readable(65536, "bytes"), readable(12000, ""), readable(1.5, "")] == ["64 K", "12,000", "1.5"]
-    assert visible("a\x00b\u202ec，猫\n👨\u200d👩") == "a⟨U+0000⟩b⟨U+202E⟩c，猫\n👨\u200d👩"
-
-
-def test_every_reason_belongs_to_a_step_and_one_made_of_a_number_or_a_label_is_explained() -> None:
-    expected = {
-        "Reading": "row-malformed row-new image-missing",
-        "Download": "url-status-404 url-new",
-        "Image": "image-small image-never-heard-of",
-        "Captions": "caption-html",
-        "Empty pairs": "no-caption",
-        "Scores": "agreement-low classifier-nsfw",
-        "Duplicates": "caption-near-duplicate image-merged",
-        "Decontamination": "evaluation-image",
-        "Other": "something",
-    }
-    for step, reasons in expected.items():
-        assert {explain(reason)[0] for reason in reasons.split()} == {step}
-    assert explain("url-status-404") == ("Download", "The server answered with status 404.", "")
-    assert "does not match" in explain("agreement-light-low")[1]
-    setting = "scores: {kind: classifier, reject, threshold}"
-    assert explain("classifier-nsfw") == ("Scores", "The classifier's label: nsfw.", setting)
-
-
 def test_bars_count_every_value_and_reach_to_a_near_threshold_but_not_to_a_far_one() -> None:
     counts = np.zeros((3, 257), np.int64)
     counts[0, 1:11] = 100  # kept
@@ -263,13 +200,3 @@ def test_bars_count_every_value_and_reach_to_a_near_threshold_but_not_to_a_far_o
     edges, bars = cut_into_bars(SCALES["en"], np.full((3, 257), 5), [])
     assert len(edges) - 1 == bars.shape[1] <= 48
     assert bars.sum() == 3 * 257 * 5
-
-
-def test_one_pair_among_a_million_is_visible_and_the_same_histogram_has_the_same_bytes() -> None:
-    fates, limits = {"kept": {"3": 1_000_000}, "caption-short": {"1": 1}}, [("≥", 2), ("≤", 200)]
-    found = histogram("zh", fates, limits)
-    assert found == histogram("zh", fates, limits)
-    assert histogram("score:agreement:zh", {"kept": {"0.25": 2}})["title"] == "Agreement, Chinese"
-    assert (found["dropped"], found["alt"]) == (1, "Histogram: Chinese captions, threshold ≥ 2, ≤ 200")
-    assert [bar["fate"] for bar in found["bars"] if bar["height"] >= 1] == ["kept", "this"]
-    assert [limit["text"] for limit in found["limits"]] == ["≥ 2"]

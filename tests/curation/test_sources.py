@@ -5,7 +5,6 @@ import sqlite3
 import tarfile
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -64,16 +63,6 @@ def test_a_broken_caption_file_is_that_images_fault(tmp_path: Path, content: byt
     (tmp_path / "cat.json").write_bytes(content)
     (tmp_path / "dog.jpg").write_bytes(PIXEL)
     assert reasons(FolderSource(path=tmp_path)) == ["captions-unreadable", None]
-
-
-@pytest.mark.parametrize(
-    ("name", "size", "reason"), [("cat.zh.txt", 50_000_000, "captions-bytes"), ("cat.jpg", 64_000_001, "image-bytes")]
-)
-def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, name: str, size: int, reason: str) -> None:
-    (tmp_path / "cat.jpg").write_bytes(PIXEL)
-    with (tmp_path / name).open("wb") as stream:
-        stream.truncate(size)
-    assert reasons(FolderSource(path=tmp_path)) == [reason]
 
 
 def test_links_out_of_the_folder_are_followed_only_if_allowed(tmp_path: Path) -> None:
@@ -222,13 +211,6 @@ PAGE = ROOT / "docs/how-to/extend.md"  # its example of a new source works as sh
 def test_a_source_that_is_not_there_is_an_error(source: SourceOptions) -> None:
     with pytest.raises(DcclipError, match="/absent"):
         source.slices(10)
-
-
-@pytest.mark.parametrize("kind", [TableSource, TarsSource, Base64Source])
-def test_a_folder_without_the_right_files_is_an_error(tmp_path: Path, kind: Any) -> None:
-    (tmp_path / "notes.md").write_text("笔记", "utf-8")
-    with pytest.raises(DcclipError, match="contains no file that ends in"):
-        kind(path=tmp_path).slices(10)
 
 
 def test_files_come_from_a_file_a_folder_or_a_pattern_and_keys_say_from_which(tmp_path: Path) -> None:

@@ -143,18 +143,6 @@ def test_a_json_file_that_breaks_off_gives_what_stands_before(
     assert faults(source) == expected | {"a.json": "captions-unreadable"}
 
 
-def test_odd_entries_in_json_are_faults_or_nothing(tmp_path: Path) -> None:
-    content = {
-        "images": [3, {"id": 1}, {"id": [], "file_name": "cat.jpg", "sentences": 3}, {"id": 2, "file_name": "dog.jpg"}],
-        "annotations": [{"image_id": {}}, {"image_id": 2, "caption": 3}, 4, {"image_id": 2, "caption": "狗"}],
-    }
-    folder = images(tmp_path, "cat.jpg", "dog.jpg")
-    source = CaptionsSource(images=folder, caption=text(tmp_path / "a.json", json.dumps(content)))
-    malformed = {"a.json:0": "row-malformed", "a.json:1": "row-malformed"}
-    assert faults(source) == malformed | {"cat.jpg": None, "dog.jpg": None}
-    assert read(source)[3].pair.zh == ("狗",)
-
-
 # ---- base64
 
 
@@ -169,13 +157,6 @@ def muge(folder: Path, split: str = "train") -> Path:
     ]
     (folder / f"{split}_texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
     return folder / f"{split}_imgs.tsv"
-
-
-def test_images_without_their_file_of_texts_are_an_error(tmp_path: Path) -> None:
-    path = muge(tmp_path)
-    (tmp_path / "train_texts.jsonl").unlink()
-    with pytest.raises(DcclipError, match=r"there is no train_texts.jsonl next to .*train_imgs.tsv"):
-        Base64Source(path=path).slices(10)
 
 
 @pytest.mark.parametrize(

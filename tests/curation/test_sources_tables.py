@@ -85,12 +85,6 @@ def test_a_column_of_json_lines_may_begin_on_any_line(tmp_path: Path, named: dic
             TableSource(path=path, **named | missing).slices(10)
 
 
-def test_a_file_of_another_kind_is_answered_with_the_kinds_there_are(tmp_path: Path) -> None:
-    with pytest.raises(DcclipError, match="is not a table") as caught:
-        TableSource(path=table(tmp_path, "", "pairs.xlsx")).slices(10)
-    assert ".tsv, .csv, .jsonl, .ndjson, .parquet" in caught.value.hint
-
-
 # ---- images
 
 
@@ -190,13 +184,6 @@ def test_images_in_parquet_are_bytes_or_as_datasets_writes_them(tmp_path: Path) 
     found = read(TableSource(path=tmp_path / "*.parquet", caption="text"))
     assert [candidate.pair.image for candidate in found] == [b"a", b"", b"a", PIXEL]
     assert [one.pair.meta for one in found] == [{}, {"image": None}, {}, {"image": {"bytes": None, "path": "cat.png"}}]
-
-
-def test_a_file_that_is_no_parquet_is_one_fault_among_the_others(tmp_path: Path) -> None:
-    laion(tmp_path, 2)
-    (tmp_path / "part-00001.parquet").write_bytes(b"PAR1" + b"\0" * 100)
-    (tmp_path / "part-00002.parquet").touch()
-    assert reasons(TableSource(path=tmp_path, url="URL", caption="TEXT")) == [None] * 2 + ["table-unreadable"] * 2
 
 
 def test_a_damaged_parquet_file_gives_the_rows_before_and_behind_the_damage(tmp_path: Path) -> None:
