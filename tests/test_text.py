@@ -12,7 +12,6 @@ from dcclip_cli.text import (
     encoding_of,
     filled,
     language_by_script,
-    not_utf8,
     read_text,
     size_in_words,
 )
@@ -74,18 +73,6 @@ CHINESE = "猫\n一只在雪地里的狗，红色的圆"
 )
 def test_an_encoding_is_known_by_its_mark_or_its_characters(content: bytes, found: str | None) -> None:
     assert encoding_of(content) == found
-
-
-def test_the_hint_is_a_command_that_converts_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import subprocess
-
-    monkeypatch.chdir(tmp_path)
-    file = Path("标签 labels.txt")
-    for encoding in ("gbk", "utf-16"):
-        file.write_bytes(CHINESE.encode(encoding))
-        command = not_utf8(file).hint.removeprefix("convert it with: ")
-        subprocess.run(command, shell=True, check=True)
-        assert Path("utf8.txt").read_text("utf-8").lstrip("\ufeff") == CHINESE
 
 
 def test_text_is_bounded_and_what_is_wrong_is_told_apart(tmp_path: Path) -> None:

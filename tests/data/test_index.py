@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dcclip_cli.curation.shards import write_shard
 from dcclip_cli.data import index as indexes
 from dcclip_cli.data.dataset import open_pairs, shards_at, write_parquet
 from dcclip_cli.data.index import SUFFIX, find_index, find_indexes, own_place, verify_files
@@ -127,14 +126,6 @@ def test_a_changed_shard_is_found_by_reading_all_data_and_by_nothing_less(tmp_pa
 
 
 # ---- writing
-
-
-def test_a_shard_of_collect_may_have_characters_that_utf8_has_not(tmp_path: Path) -> None:
-    awkward = Pair(
-        "9", JPEG, ("猫\ud800",), ("a \x00 cat", "b"), {"license": "CC0", "作者": "李\udcff", "n": [1, None]}
-    )
-    write_shard(tmp_path / "000000.tar", (*many(30), awkward))
-    assert open_pairs(tmp_path)[30].meta == {"license": "CC0", "作者": "李?", "n": [1, None]}
 
 
 def test_shards_are_indexed_by_several_processes_and_what_is_done_stays_done(

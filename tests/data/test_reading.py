@@ -87,16 +87,3 @@ def test_windows_of_any_size_give_the_same_elements(tmp_path: Path, monkeypatch:
     for window in (1, 2, 3, 7):
         monkeypatch.setattr("dcclip_cli.data.caption_files._CHUNK", window)
         assert [item for _, item in items(tmp_path, text, "images", "annotations")] == [*values, 12345, 6.5, -1e9]
-
-
-@pytest.mark.parametrize(
-    "text", ["", "1", '{"a": [1, 2', '{"a": [1 2]}', '{"a"', "[1,]", b"[\xff]", "[" * 100_000, "[" + "9" * 5000 + "]"]
-)
-def test_a_file_that_is_not_json_is_an_error(tmp_path: Path, text: str | bytes) -> None:
-    with pytest.raises((ValueError, RecursionError)):
-        items(tmp_path, text, "a", "")
-
-
-def test_an_element_without_end_is_not_read_to_the_end(tmp_path: Path) -> None:
-    with pytest.raises(ValueError):
-        items(tmp_path, b'["' + b"x" * 50_000_000, "")

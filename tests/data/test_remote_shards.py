@@ -17,7 +17,6 @@ from dcclip_cli.data.indexed import Block, BlockCache
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.remote import DataFile, list_files
 from dcclip_cli.data.shards import Columns
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import cache_folder
 from tests.data.servers import S3, forget_connections, http_server
 from tests.tars import tar_of
@@ -246,20 +245,3 @@ def test_windows_are_fetched_ahead_and_the_one_in_use_is_kept(tmp_path: Path) ->
     cache.prefetch([block(tmp_path, "e5")])
     _wait(cache, ["b2", "c3", "d4", "e5"])
     assert fetched(tmp_path) == ["a1", "b2", "c3", "d4", "e5"]
-
-
-def test_a_window_larger_than_the_cache_is_an_error(tmp_path: Path) -> None:
-    cache = BlockCache(tmp_path / "blocks", 1500)
-    with pytest.raises(DcclipError, match="a shuffle window of shard a1 needs 2e-06 GB") as caught:
-        cache.prefetch([block(tmp_path, "a1"), block(tmp_path, "b2")])
-    assert caught.value.hint == "make data.cache_gb larger, or data.shuffle_window smaller"
-
-
-def test_a_full_disk_is_an_error_that_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space left on device") as caught:  # no fault of an image
-        BlockCache(tmp_path / "blocks", 5000).fetch(Block("aa", 0, 10, "shard", full))
-    assert str(caught.value.filename).startswith(str(tmp_path / "blocks"))
-    assert not list((tmp_path / "blocks").glob("aa*"))

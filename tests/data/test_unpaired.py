@@ -139,15 +139,6 @@ def test_phrases_are_the_same_in_every_version_and_whether_one_or_all_are_asked_
         assert (texts[row].zh, texts[row].en) == (zh[row], en[row])
 
 
-@pytest.mark.parametrize(
-    "text", ["猫，狗\ncat, dog\n", "一只橘色的小猫在窗台上\nan orange kitten on the window sill\n", "猫\ncat\n"]
-)
-def test_texts_of_which_no_two_can_be_joined_are_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(DcclipError, match=r"a\.txt has no two short texts to make phrases of") as raised:
-        with_phrases(open_texts(write(tmp_path, "a.txt", text)), 10)
-    assert "data.phrases" in raised.value.hint
-
-
 # ---- images
 
 

@@ -112,16 +112,6 @@ def test_two_models_of_one_name_have_two_folders_and_retrieval_its_own_board(tmp
     assert [task["id"] for task in tasks] == ["flickr30k-cn", "coco-cn", "muge-cn", "xm3600", "xtd"]
 
 
-@pytest.mark.parametrize(("formats", "owner", "said"), [
-    (["hub"], None, "needs a name of the hub, not None"),
-    (["hub"], "有名/字", "needs a name of the hub, not 有名/字"),
-    (["csv"], None, "csv is not a format of results"),
-])  # fmt: skip
-def test_a_format_without_a_file_is_refused(formats: list[str], owner: str | None, said: str, tmp_path: Path) -> None:
-    with pytest.raises(DcclipError, match=said):
-        convert_results(tmp_path / "missing", tmp_path / "out", formats=formats, owner=owner)
-
-
 # ---- mteb
 
 

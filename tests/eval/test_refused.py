@@ -1,14 +1,12 @@
 """Incomplete data sets and wrong class orders are refused with one sentence, whose hint works when it is followed."""
 
 import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
@@ -145,19 +143,6 @@ def test_images_are_where_the_hint_says_they_are_looked_for(tmp_path: Path) -> N
     assert len(training_split(dataset).images) == 47
 
 
-@pytest.mark.parametrize(
-    ("folders", "names"), [(["n01440764", "n99999999"], None), (["7: " + "a long name, " * 15, "狗"], "狗: {en: dog}")]
-)
-def test_the_line_of_the_hint_names_the_classes(folders: list[str], names: str | None, tmp_path: Path) -> None:
-    layouts.class_folders(tmp_path / "own", folders)
-    if names:
-        layouts.write(tmp_path / "own/classes.yaml", names)
-    line = hint_of(str(tmp_path / "own"), tmp_path, r"write .*/own/classes\.yaml with a line .* for example: (.*)")
-    [about] = yaml.safe_load(line).values()
-    layouts.write(tmp_path / "own/classes.yaml", yaml.safe_dump(dict.fromkeys(folders, about), allow_unicode=True))
-    assert list(open_dataset(str(tmp_path / "own")).truth) == ["en", "zh"]
-
-
 # ---- the user's own files
 
 
@@ -195,21 +180,3 @@ def test_a_classes_yaml_that_names_no_classes(tmp_path: Path, names: str | bytes
     with pytest.raises(DcclipError, match=what) as raised:
         open_dataset(str(own_folder(tmp_path / "own", names)))
     assert raised.value.hint
-
-
-def test_what_is_no_image_file_in_a_class_folder_is_named(tmp_path: Path) -> None:
-    folder = own_folder(tmp_path / "own")
-    (folder / "cat/2.jpg").symlink_to("/nowhere/猫.jpg")
-    with pytest.raises(FileNotFoundError, match=r"cat/2\.jpg"):
-        open_dataset(str(folder))
-    layouts.write(tmp_path / "flat/1.png", layouts.image(1))
-    assert hint_of(str(tmp_path / "flat"), tmp_path, "(.*)") == "make a folder for each class, with its images in it"
-
-
-def test_names_that_are_not_utf8_are_refused_for_classes_and_escaped_for_images(tmp_path: Path) -> None:
-    folder = own_folder(tmp_path / "own")
-    layouts.write(Path(os.fsdecode(os.fsencode(folder) + b"/cat/\xff.png")), layouts.image(2))
-    assert list(open_dataset(str(folder)).images.keys) == ["cat/0.png", "cat/\\xff.png", "狗/1.png"]
-    layouts.write(Path(os.fsdecode(os.fsencode(folder) + b"/\xff\xfe/1.png")), layouts.image(2))
-    with pytest.raises(DcclipError, match=r"the name of the folder b'\\xff\\xfe' is not in UTF-8"):
-        open_dataset(str(folder))

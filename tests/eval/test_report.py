@@ -195,11 +195,3 @@ def test_new_results_replace_those_on_the_same_data_and_keep_the_users_own(folde
     file.unlink()
     update_card(folder, [result("m", guesses(200))])
     assert not file.exists()
-
-
-@pytest.mark.parametrize("header", ["---\nlanguage: [zh\n---\n", "---\n- 一\n---\n", "---\nmodel-index: 7\n---\n"])
-def test_a_header_that_is_no_yaml_is_named_and_left(folder: Path, header: str) -> None:
-    (folder / "README.md").write_text(header, "utf-8")
-    with pytest.raises(DcclipError, match=r"the header of .*README.md cannot be read"):
-        update_card(folder, [result("m", guesses(200))])
-    assert (folder / "README.md").read_text("utf-8") == header

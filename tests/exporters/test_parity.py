@@ -10,7 +10,7 @@ from PIL import Image
 
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.exporters.parity import TOWERS, Parity, ParityTest, centred_cosine
+from dcclip_cli.exporters.parity import TOWERS, Parity, ParityTest
 from dcclip_cli.exporters.samples import Samples, recipe_samples, samples_from
 
 
@@ -52,14 +52,6 @@ SAMPLES = Samples(
 )
 
 
-def test_a_model_is_equal_to_itself() -> None:
-    parity = compared(Letters(), Letters(), SAMPLES)
-    assert (parity.images, parity.texts, parity.source) == (3, 5, "drawn")
-    assert parity.image_max_difference == parity.text_max_difference == 0
-    assert (parity.image_centred_cosine, parity.text_centred_cosine) == pytest.approx((1, 1))
-    assert parity.agreement == 1
-
-
 class Longer(Letters):
     """The same but for the last digits of a float, which are higher for longer texts."""
 
@@ -83,12 +75,6 @@ def test_a_frozen_length_is_detected() -> None:
     parity = compared(Letters(), Letters(frozen=1), SAMPLES)
     assert parity.text_max_difference > 0.5 and parity.image_max_difference == 0
     assert parity.text_centred_cosine < 0.9
-
-
-def test_centred_cosine_by_hand() -> None:
-    first = np.asarray([[3.0, 1.0], [1.0, 1.0]])  # mean (2, 1), so (1, 0) and (-1, 0)
-    second = np.asarray([[2.0, 3.0], [0.0, 1.0]])  # from the same mean: (0, 2) and (-2, 0)
-    assert centred_cosine(first, second) == pytest.approx((0 + 1) / 2)
 
 
 # ---- samples

@@ -126,17 +126,6 @@ def test_broken_pictures_are_named_and_tried_again(bundle_folder: Path, pictures
         assert list(index.errors) == [pictures[0].name] and index.embedded == expected
 
 
-def test_a_folder_without_pictures_is_refused(bundle_folder: Path, tmp_path: Path) -> None:
-    model = OnnxEncoder(bundle_folder, "cpu")
-    with pytest.raises(DcclipError, match="is not a folder"):
-        open_index(model, tmp_path / "none")
-    with pytest.raises(DcclipError, match="contains no images"):
-        open_index(model, tmp_path)
-    (tmp_path / "坏.png").write_bytes(b"broken")
-    with pytest.raises(DcclipError, match="has no image that can be read"):
-        open_index(model, tmp_path)
-
-
 class Stopping:
     """A model that is stopped at its third batch."""
 

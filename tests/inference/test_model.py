@@ -1,4 +1,4 @@
-"""Predictions of a loaded model, by the function of the command and the Python API; errors of broken bundles."""
+"""Predictions of a loaded model, by the function of the command and the Python API."""
 
 import shutil
 import subprocess
@@ -123,56 +123,3 @@ def say(**values: Any) -> Change:
 
 def cut(name: str) -> Change:
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-500])
-
-
-def not_finite(folder: Path) -> None:
-    import onnx
-
-    model = onnx.load(folder / "text.onnx")
-    for one in model.graph.initializer:
-        value = onnx.numpy_helper.to_array(one)
-        if value.dtype == np.float32:
-            one.CopyFrom(onnx.numpy_helper.from_array(np.full_like(value, np.nan), one.name))
-    onnx.save(model, folder / "text.onnx")
-
-
-def without_dimensions(folder: Path) -> None:
-    import onnx
-
-    model = onnx.load(folder / "text.onnx")
-    [output] = model.graph.output
-    model.graph.node.append(onnx.helper.make_node("ReduceSum", [output.name], ["sum"], keepdims=0))
-    output.CopyFrom(onnx.helper.make_tensor_value_info("sum", onnx.TensorProto.FLOAT, []))
-    onnx.save(model, folder / "text.onnx")
-
-
-BROKEN: dict[str, tuple[Change, str]] = {
-    "no image": (lambda folder: (folder / "image.onnx").unlink(), "image.onnx cannot be loaded"),
-    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
-    "no description": (lambda folder: (folder / "dcclip.json").unlink(), "has no dcclip.json"),
-    "cut text": (cut("text.onnx"), "text.onnx cannot be loaded"),
-    "cut tokenizer": (cut("tokenizer.json"), "tokenizer.json"),
-    "cut description": (cut("dcclip.json"), "dcclip.json is not JSON"),
-    "another kind": (say(kind="openvino"), "describes a openvino, not a bundle"),
-    "no scale": (say(logit_scale=None), "dcclip.json: logit_scale: input should be a valid number"),
-    "no scale that ranks": (say(logit_scale=-3.0), "logit_scale: input should be greater than 0"),
-    "infinite bias": (say(logit_bias=float("inf")), "logit_bias: input should be"),
-    "prompts without a place": (say(prompts={"zh": ["猫"]}), "prompts.zh.0: string should match pattern"),
-    "oblong pictures": (say(preprocessing={"size": [224, 80]}), "preprocessing: size: only square inputs"),
-    "padding past the embedding": (say(padding_id=70_000), "text.onnx cannot be computed"),
-    "damaged weights": (not_finite, "returned embeddings that are not finite (NaN or infinite) for 2 of 2 texts"),
-    "a number": (without_dimensions, "text.onnx returned the shape () instead of (B, D)"),
-    "another size": (say(preprocessing={"size": 48}), "image.onnx cannot be computed"),
-}
-
-
-@pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_bundle_says_what_is_wrong(copy: Path, case: str) -> None:
-    change, complaint = BROKEN[case]
-    change(copy)
-    rewrite(copy)
-    with pytest.raises(DcclipError) as raised:
-        bundle = OnnxEncoder(copy, "cpu")
-        bundle.encode_texts(["猫", "a dog"])
-        bundle.encode_pixels(bundle.preprocess(Image.new("RGB", (8, 8)))[None])
-    assert complaint in raised.value.what and raised.value.hint and "\n" not in raised.value.what

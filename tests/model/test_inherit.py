@@ -96,13 +96,6 @@ def test_layers_that_do_not_fit_are_refused(altclip_folder: Path, model_folder: 
         init_text_tower(deep, load_tokenizer(model_folder), load_model(model_folder), layers=True)
 
 
-@pytest.mark.parametrize(("count", "most"), [(100, 32), (11, 11)])
-def test_a_width_above_the_components_of_the_tokens_is_refused(count: int, most: int) -> None:
-    with pytest.raises(DcclipError, match=rf"have {most} principal components, fewer than .* 40$") as raised:
-        principal_components(torch.randn(count, 32), 40)
-    assert f"at most {most}," in raised.value.hint
-
-
 # ---- image towers
 
 

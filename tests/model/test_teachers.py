@@ -10,7 +10,6 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.teachers import AltClipTeacher, FgClip2Teacher, OpenClipTeacher, Teacher, TransformersTeacher
 
 ANY_TEACHER: TypeAdapter[Teacher] = TypeAdapter(Teacher)
@@ -74,20 +73,3 @@ def test_the_fingerprint_changes_with_whatever_decides_the_outputs_but_not_with_
 
 def edit(file: Path, key: str, value: object) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
-
-
-@pytest.mark.parametrize(
-    ("teacher", "message"),
-    [
-        (AltClipTeacher(model="/nowhere/altclip"), "/nowhere/altclip is not a directory"),
-        (AltClipTeacher(model="nobody/nothing"), "teacher nobody/nothing cannot be loaded"),
-        (OpenClipTeacher(model="ViT-B-32"), "open_clip model 'ViT-B-32' has no tag"),
-        (OpenClipTeacher(model="ViT-Z-99/openai"), "open_clip model ViT-Z-99/openai cannot be loaded"),
-        (OpenClipTeacher(model="/nowhere/student"), "/nowhere/student is not a directory"),
-    ],
-    ids=lambda value: getattr(value, "model", ""),
-)
-def test_a_missing_teacher_is_named_with_a_hint(teacher: Teacher, message: str) -> None:
-    with pytest.raises(DcclipError) as raised:
-        teacher.load()
-    assert message in raised.value.what and "\n" not in raised.value.what and raised.value.hint

@@ -162,11 +162,3 @@ def test_a_saved_tokenizer_is_the_same_in_tokenizers_and_in_transformers(
         expected = tokenize_with(trained, 24)([text]).ids[0].tolist()
         assert tokenize_with(own, 24)([text]).ids[0].tolist() == expected
         assert other(text, truncation=True, max_length=24)["input_ids"] == expected
-
-
-@pytest.mark.parametrize("content", [None, "", "{}", "[1, 2"])
-def test_a_missing_or_broken_tokenizer_is_named(tmp_path: Path, content: str | None) -> None:
-    if content is not None:
-        (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(DcclipError, match=r"has no tokenizer\.json|tokenizer\.json is not a tokenizer"):
-        load_tokenizer(tmp_path)

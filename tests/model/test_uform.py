@@ -77,15 +77,6 @@ def test_embeddings_equal_those_of_the_package(folder: Path) -> None:
     assert towers.preprocessing == Preprocessing(32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 
 
-def test_a_missing_file_is_named(folder: Path) -> None:
-    TransformersTeacher(model=str(folder)).source.check()
-    assert TransformersTeacher(model=str(folder)).source.blank() is None
-    (folder / "text_encoder.safetensors").unlink()
-    for look in (lambda: TransformersTeacher(model=str(folder)).source.check(), lambda: load(folder)):
-        with pytest.raises(DcclipError, match=r"text_encoder\.safetensors or text_encoder\.pt"):
-            look()
-
-
 def test_without_the_package_the_error_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uform.torch_encoders", None)
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))

@@ -226,15 +226,3 @@ def test_what_the_hub_refuses_is_one_sentence_with_a_hint(
     with pytest.raises(DcclipError, match=f"ORG/small: .*{what}") as caught:
         push(plan_push(find_model(str(run)), "ORG/small", "mit"), **options)
     assert hint in caught.value.hint and "\n" not in caught.value.what and "hf_w" not in str(caught.value)
-
-
-def test_no_network_is_told_from_the_offline_mode(run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = plan_push(find_model(str(run)), "ORG/small", "mit")
-    hub.shutdown()
-    hub.server_close()
-    with pytest.raises(DcclipError, match=r"the hub cannot be reached: .*refused") as caught:
-        push(plan)
-    assert caught.value.hint.startswith("check the network")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(DcclipError, match=r"the hub cannot be reached: .*HF_HUB_OFFLINE"):
-        push(plan)

@@ -158,10 +158,3 @@ def test_numbers_are_finite_and_ranges_begin_with_the_smaller_one(recipe: Path) 
     for value, what in (("1e-3", "expected a number"), (float("nan"), "finite")):
         with pytest.raises(DcclipError, match=what):
             load(recipe, values={"align.optimizer.lr": value})
-
-
-def test_an_override_of_a_stage_that_the_recipe_lacks_names_those_it_has(recipe: Path) -> None:
-    with pytest.raises(DcclipError) as caught:
-        load(recipe, ["eval.languages=[zh]"])
-    assert caught.value.what == ("--set eval.languages=[zh]: the recipe has no stage eval; its stages: distill, align")
-    assert load(recipe, ["eval={datasets: [cifar10-cn]}", "eval.languages=[zh]"]).recipe.stages[-1] == "eval"

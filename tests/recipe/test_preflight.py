@@ -178,21 +178,6 @@ def test_what_will_not_fit_on_the_disk_is_reported(problems: Any, monkeypatch: p
     assert problems({}, ("distill",)) == ([], "")
 
 
-def test_a_student_that_cannot_be_built_is_reported_at_its_key(problems: Any) -> None:
-    for values, line, hint in (
-        ({"student.image.timm": "test_resnt"}, "student.image.timm: timm has no network 'test_resnt'", "test_resnet"),
-        (
-            {"student.image.timm": "test_vit", "student.image.size": 65},
-            "student.image.size: test_vit does not take images of 65 x 65 pixels",
-            "set student.image.size: 160",
-        ),
-        ({"student.image.weights": "timm"}, "student.image.weights: timm/test_", "download it"),
-        ({"student.text.inherit": "layers"}, "student.text.inherit: no layers of altclip fit", "inherit: embeddings"),
-    ):
-        found, said = problems(values)
-        assert len(found) == 1 and found[0].startswith(line) and hint in said + found[0], found
-
-
 def test_data_that_a_stage_cannot_use_is_reported(
     problems: Any, pairs: list[Pair], points: Path, tmp_path: Path
 ) -> None:

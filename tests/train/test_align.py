@@ -16,7 +16,7 @@ from dcclip_cli.data.pair import Pair
 from dcclip_cli.inference.encoder import TorchEncoder
 from dcclip_cli.model.model_dir import load_model
 from tests.conftest import SHAPES
-from tests.train.jobs import Job, assert_close, elsewhere, logged, refused, run, weights
+from tests.train.jobs import Job, assert_close, elsewhere, logged, run, weights
 
 
 def test_training_from_scratch_learns_which_caption_belongs_to_which_picture(
@@ -55,11 +55,6 @@ def test_the_temperature_learns_and_stays_below_its_limit(aligning: Job) -> None
     limited = run(elsewhere(aligning, "limited", {"max_logit_scale": 5.0, "steps": 1}))
     assert 4.9 < limited.metrics["logit_scale"] <= 5.0
     assert load_model(limited.model).logit_scale == pytest.approx(limited.metrics["logit_scale"], abs=1e-5)
-
-
-def test_half_stores_fp16(aligning: Job) -> None:
-    half = run(elsewhere(aligning, "half", {"half": True, "steps": 1}))
-    assert {value.dtype for value in weights(half).values()} <= {torch.float16, torch.int64}
 
 
 def test_siglip_learns_a_bias_and_any_open_clip_reads_it(aligning: Job) -> None:
@@ -123,17 +118,3 @@ def test_words_of_both_languages_are_pulled_to_their_points(aligning: Job, point
         cosines = model.encode_texts(list(words)) @ np.eye(8, 16).T
         assert cosines.argmax(axis=1).tolist() == list(range(8))
         assert cosines.diagonal().mean() > 0.9
-
-
-@pytest.mark.parametrize(
-    ("width", "lock", "what", "hint"),
-    [
-        (16, None, "contains embeddings instead of images", "lock: image"),
-        (24, "image", "have 16 dimensions, the student's have 24", "set student.embed_dim: 16"),
-    ],
-)
-def test_an_image_tower_that_learns_and_a_space_of_another_width_are_refused(
-    aligning: Job, points: Path, student_section: Job, width: int, lock: str | None, what: str, hint: str
-) -> None:
-    with refused(what, hint):
-        run(elsewhere(on_points(aligning, points, student_section | {"embed_dim": width}), "other", {"lock": lock}))

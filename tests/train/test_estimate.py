@@ -14,11 +14,7 @@ from dcclip_cli.recipe.load import load
 from dcclip_cli.recipe.preflight import check
 from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.estimate import Pace, Rows, StageWork, Times, lines, measure
-from dcclip_cli.train.losses.base import Loss, Widths
-from dcclip_cli.train.losses.embeddings import EmbeddingLoss
-from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
 from dcclip_cli.train.options import TrainOptions
-from dcclip_cli.train.teacher import Grid
 from tests.conftest import SHAPES
 from tests.train.jobs import Watch
 
@@ -69,14 +65,6 @@ def test_where_the_teachers_files_are_not_here_its_time_and_that_of_a_step_are_n
     assert all("is not known without" in line for line in said[:2])
 
 
-def test_align_is_estimated_without_the_lora_of_distill(
-    works: list[StageWork], whole_recipe: dict[str, Any], tmp_path: Path
-) -> None:
-    recipe = load(whole_recipe, values={"distill.lora": {}, "distill.gradient_checkpointing": True})
-    distill, align = check(recipe, RunDir(tmp_path / "run"), ("distill", "align"))
-    assert align.run_bytes == works[1].run_bytes < distill.run_bytes
-
-
 @pytest.mark.parametrize("teacher", ["altclip", "siglip"])
 def test_captions_longer_than_the_texts_of_student_and_teacher_are_estimated_and_trained_on(
     whole_recipe: dict[str, Any], pairs: list[Pair], tmp_path: Path, request: pytest.FixtureRequest, teacher: str
@@ -91,30 +79,6 @@ def test_captions_longer_than_the_texts_of_student_and_teacher_are_estimated_and
         times = measure(work)
         assert times.step_s and all(pace and pace.image_s > 0 < pace.text_s for pace in times.teachers)
     assert api.distill(recipe, out=tmp_path / "run").metrics
-
-
-def test_the_papers_teacher_takes_100_kb_an_image_and_120_kb_a_long_caption(
-    works: list[StageWork], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wide = Widths(embedding=768, image_map=1024, text_tokens=768, other_maps={2: 256})
-    monkeypatch.setattr("dcclip_cli.train.estimate.widths", lambda *_: wide)
-    monkeypatch.setattr("dcclip_cli.train.estimate.map_grids", lambda *_: {-1: Grid(7, 7), 1: Grid(56, 56)})
-    paper = (FeatureMapLoss(), TokenFeaturesLoss(), EmbeddingLoss())
-    options = TrainOptions(epochs=1, augmentations=4)
-    long = Preview(1_000, [{"zh": ("长" * 200,), "en": ()}])
-    image, caption = 2 * (768 + 7 * 7 * 1024), 2 * (768 + 77 * 768)  # measured: 101,890 and 119,811
-    assert bytes_of(works[0], options, long, paper) == 1_000 * (image + caption)
-    short = Preview(1_000, [{"zh": ("猫狗",), "en": ("a cat ",)}])  # 6 bytes each: two tokens and two of the frame
-    assert bytes_of(works[0], options, short, paper[1:]) == 2_000 * 768 + 4_000 * (768 + 4 * 768)
-    finer = FeatureMapLoss(student_layers=(1,), teacher_layers=(2,))
-    no_text = Preview(1_000, [{"zh": (), "en": ()}])
-    assert bytes_of(works[0], options, no_text, (finer,)) == 2_000 * (768 + 56 * 56 * 256)
-
-
-def bytes_of(work: StageWork, options: TrainOptions, data: Preview, losses: tuple[Loss, ...]) -> float:
-    """The bytes of the teacher cache of one epoch, in steps of 8 of the data's 1,000 pairs."""
-    setup = replace(work.setup, options=options, losses=losses)
-    return replace(work, setup=setup, data={"pairs": data}).cache_bytes
 
 
 @pytest.mark.parametrize(

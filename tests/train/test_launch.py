@@ -13,15 +13,10 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.errors import AgainError, DcclipError
-from dcclip_cli.machine import LAUNCHED
-from dcclip_cli.processes import NUMBERS
-from dcclip_cli.train.launch import first_error, on_gpus, process_number
-from tests.cli.test_console import ending
+from dcclip_cli.train.launch import on_gpus, process_number
 from tests.train.jobs import ENVIRONMENT, OPTIONS, Job, assert_close, logged, refused, run, weights
 
 TIMEOUT_S = 150
@@ -136,28 +131,6 @@ def test_an_error_in_one_process_ends_all_with_one_error_and_one_hint(
     imported, error, hint = said.splitlines()
     assert imported.endswith("parts/own.py")
     assert error.startswith("error: ") and bad.key in error and hint.startswith("hint:  ")
-
-
-def test_of_several_errors_the_users_is_raised_then_a_kill_then_the_first_crash(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", LAUNCHED)
-    handlers = {number: signal.getsignal(number) for number in NUMBERS}
-    errors = [ValueError("一"), ValueError("二"), None, DcclipError("坏 bad", "fix it"), AgainError("again", "later")]
-    failures = []
-    for rank, error in enumerate(errors):
-        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / f"{rank}.json"))
-        if error:
-            assert ending(error) == (1, "")
-            for number, handler in handlers.items():  # a launched process ignores signals once it ends
-                signal.signal(number, handler)
-        failures.append(ProcessFailure(rank, 1, 1 if error else -signal.SIGKILL, str(tmp_path / f"{rank}.json")))
-    kinds = [type(first_error(failures[rank::-1], 5)) for rank in range(4)]
-    assert kinds == [RuntimeError, RuntimeError, DcclipError, DcclipError]
-    assert "ValueError: 一" in str(first_error(failures[1::-1], 5))
-    assert "process 2 of 5 was killed by SIGKILL" in str(first_error(failures[:3], 5))
-    assert str(first_error(failures[:4], 5)) == "坏 bad"
-    assert type(first_error(failures[4:], 5)) is AgainError
 
 
 def test_there_are_as_many_processes_as_gpus_at_most() -> None:

@@ -15,7 +15,6 @@ from dcclip_cli.model.teachers import AltClipTeacher, OpenClipTeacher, Transform
 from dcclip_cli.progress import Silent
 from dcclip_cli.train.teacher import LazyTeacher, widths
 from dcclip_cli.versions import versions
-from tests.damage import Said, damage
 
 
 @pytest.fixture
@@ -50,19 +49,6 @@ def test_other_layers_and_changed_files_are_noticed(folder: Path, change: str) -
             (folder / "more.json").write_text("{}")
     teacher = lazy(folder, (0, 1) if change == "layers" else (0,))
     assert teacher.facts and teacher.is_loaded
-
-
-@pytest.mark.parametrize("kind", ["cut", "folder"])
-def test_facts_that_cannot_be_read_are_written_again(folder: Path, tmp_path: Path, kind: str) -> None:
-    facts, said = lazy(folder).facts, list[str]()
-    [record] = (tmp_path / "cache" / "teachers").iterdir()
-    damage(record, kind)
-    teacher = lazy(folder)
-    teacher._progress = Said(said)
-    assert teacher.facts == facts
-    assert len(said) == 1 and said[0].startswith(f"warning: {record} ") and said[0].endswith("it is made again")
-    again = lazy(folder)
-    assert again.facts == facts and not again.is_loaded
 
 
 def test_a_teacher_that_proves_to_be_another_is_an_error_and_forgotten(folder: Path, tmp_path: Path) -> None:

@@ -114,11 +114,6 @@ def test_what_stage_2_can_make_nothing_of_is_refused(
         found("align", options, data)
 
 
-def test_stage_2_from_scratch_needs_a_student() -> None:
-    with refused("the recipe has no student", "add a student section"):
-        found("align", {}, PAIRS, student=None)
-
-
 def test_epochs_count_whole_batches() -> None:
     assert TrainOptions(epochs=3).total_steps(2) == 6
     assert TrainOptions(epochs=0.1).total_steps(2) == 1

@@ -37,20 +37,6 @@ def test_killed_in_the_middle_and_run_again_gives_the_weights_of_the_unbroken_ru
     assert sha256(result) == sha256(unbroken)
 
 
-def test_killed_while_the_teacher_runs_and_run_again_gives_the_weights_of_the_unbroken_run(
-    distilling: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    unbroken = run(elsewhere(distilling, "unbroken"))
-    monkeypatch.setenv("DCCLIP_CACHE", str(tmp_path / "cache"))
-    kill(distilling, "teacher: captions", 64)
-    assert not (Path(distilling["root"]) / "distill" / "state").exists()
-    progress = Watch()
-    result = run(distilling, progress)
-    [(name, total, done)] = [task for task in progress.tasks if task[0].startswith("teacher")]
-    assert (name, done) == ("teacher: captions", 0) and total > 64
-    assert sha256(result) == sha256(unbroken)
-
-
 @pytest.mark.parametrize(
     ("frozen", "options"),
     [

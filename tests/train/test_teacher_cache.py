@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dcclip_cli import store
 from dcclip_cli.data.collator import Collator
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.options import Augment, CaptionOptions
@@ -28,7 +27,6 @@ from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, 
 from dcclip_cli.train.teacher import Grid, LazyTeacher, OnlineTeacher, TeacherFacts, map_grids
 from dcclip_cli.train.teacher_cache import TeacherCache
 from tests.tars import tar_of
-from tests.train.jobs import refused
 
 ALL = (FeatureMapLoss(), TokenFeaturesLoss(), EmbeddingLoss())
 WIDTHS = Widths(16, 32, 16)  # those of the tiny AltCLIP, which matter only to batches without images
@@ -184,19 +182,6 @@ def test_tokens_take_the_room_of_their_own_length(
 def test_the_grid_is_the_students(student: Towers, altclip: Towers) -> None:
     assert map_grids(student)[-1] == Grid(2, 2)  # 64 px at stride 32
     assert map_grids(altclip)[-1] == Grid(4, 4)  # 32 px in patches of 8
-
-
-def test_features_that_are_deleted_while_they_are_used_are_computed_by_the_next_run(
-    pairs_file: Path, student: Towers, altclip: Towers, tmp_path: Path
-) -> None:
-    reading = collator(pairs_file, student, altclip)
-    cache, batch = filled(altclip, reading, tmp_path), reading.batch([(39, 1), (3, 1), (4, 1)])
-    [file] = tmp_path.rglob("images-*/*.safetensors")
-    file.unlink()
-    store._mapped.cache_clear()  # what is mapped stays readable
-    with refused("features of a teacher are gone from ", "run the same command again"):
-        cache.features(batch)
-    assert filled(altclip, reading, tmp_path).computed == {"images": 80, "captions": 0}
 
 
 def test_one_new_caption_or_image_is_the_only_one_that_is_computed(

@@ -1,6 +1,5 @@
 """The Trainer: learning rates, steps, weight decay, logs, checkpoints, and what ends a run."""
 
-import errno
 import math
 import os
 import signal
@@ -11,7 +10,6 @@ from typing import Any, Self
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from timm.models import SwinTransformer, TinyVit, VisionTransformer
@@ -24,7 +22,6 @@ from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler
 from dcclip_cli.model.towers import Tokens
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.train import trainer
-from dcclip_cli.train.compute import make_accelerator
 from dcclip_cli.train.optimizer import learning_rate_factor, make_optimizer
 from dcclip_cli.train.options import OptimizerOptions, TrainOptions
 from dcclip_cli.train.task import TrainingTask
@@ -431,26 +428,3 @@ def test_a_contrast_that_has_learned_nothing_is_warned_about_once(
     [warning] = [line for line in progress.said if line.startswith("warning")]
     assert "after 2 steps image_zh is 2.079, and chance level is 2.079" in warning
     assert "optimizer.lr" in warning and "captions that do not belong" in warning
-
-
-def test_a_full_disk_keeps_the_checkpoint_before_and_is_reported(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    saved, counts = safetensors.torch.save_file, iter(range(9))
-
-    def full_at_the_second(*arguments: Any) -> None:
-        if next(counts):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        saved(*arguments)
-
-    monkeypatch.setattr(safetensors.torch, "save_file", full_at_the_second)
-    error = r"step-00000002 cannot be saved because the disk is full \([\d,.]+ MB free\); .*step-00000001"
-    with refused(error, "free some space, then run the same command again"):
-        train(Pulled(), steps=4, checkpoint_every_steps=1)
-    assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-00000001"]
-
-
-def test_a_stage_may_have_another_precision_than_the_one_before_it_in_the_process() -> None:
-    for precision, mixed in (("fp32", "no"), ("bf16", "bf16"), ("fp32", "no")):
-        options = TrainOptions.model_validate({"steps": 1, "precision": precision})
-        assert make_accelerator(options, "cpu").mixed_precision == mixed

@@ -130,8 +130,3 @@ def test_every_pair_of_layers_has_an_adapter_of_its_own_widths() -> None:
     adapters = loss.adapters(Widths(2, 8, 1, {1: 4}), Widths(2, 16, 1, {0: 6}))
     shapes = {name: (module.in_channels, module.out_channels) for name, module in adapters.items()}
     assert shapes == {"image_map_1_0": (4, 6), "image_map": (8, 16)}
-
-
-def test_layers_that_do_not_pair_up_are_refused() -> None:
-    with pytest.raises(ValueError, match="must have the same length"):
-        FeatureMapLoss(student_layers=(0, -1))
