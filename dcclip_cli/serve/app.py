@@ -259,12 +259,13 @@ def _add_model(app: FastAPI, server: Server) -> None:
     @app.post("/v1/embeddings")
     async def embeddings(request: EmbeddingRequest) -> Response:
         """Embeddings of length 1 of texts and of images as data URLs, in OpenAI's form."""
+        if (dims := request.dimensions or server.dims) > server.dims:
+            problem = Message("dimensions={} exceeds the model's embedding size {}", dims, server.dims)
+            raise DcclipError(problem, Message("use dimensions <= {}", server.dims))
         inputs = request.inputs()
         rows, tokens = await server.vectors(inputs), await server.count_tokens(inputs)
-        if request.dimensions is not None:
-            if request.dimensions > server.dims:
-                raise DcclipError("{} has embeddings of {} numbers", "ask for no more dimensions", name, server.dims)
-            rows = rows[:, : request.dimensions]
+        if dims < server.dims:
+            rows = rows[:, :dims]
             rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
 

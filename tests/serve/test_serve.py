@@ -152,6 +152,7 @@ def test_pictures_with_any_name_are_found_and_those_that_were_replaced_are_not(
     [
         ({"content": b"{"}, 422, "the request is not as it should be"),
         ({"json": {"input": ""}}, 422, "a text is empty"),
+        ({"json": {"input": "", "dimensions": 17}}, 422, "dimensions=17 exceeds the model's embedding size 16"),
         ({"json": {"input": [[1, 2]]}}, 422, "an item that is not a text"),
         ({"json": {"input": ["a"] * 2049}}, 422, "2,049 texts"),
         ({"json": {"input": "狗 dog" * 2000}}, 422, "a text has 10,000 characters"),
