@@ -216,7 +216,7 @@ def application(
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
-        problem = Message("the request is not as it should be: {}: {}", where, first["msg"])
+        problem = Message("invalid request: {}: {}", where, first["msg"])
         return error_response(request.scope, DcclipError(problem, "see /docs for its form"))
 
     @app.exception_handler(HTTPException)
