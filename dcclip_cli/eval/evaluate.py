@@ -162,15 +162,18 @@ def evaluate(
 def say_alike(results: Sequence[EvalResult], progress: Progress) -> None:
     """Say once which class names are replaced, and are one embedding: of one result; the report has those of each."""
     if replaced := next((result for result in results if result.replaced), None):
-        pairs = joined(", ", (Message("{} as {}", *pair) for pair in replaced.replaced.items()))
+        pairs = joined(", ", (Message("{} by {}", *pair) for pair in replaced.replaced.items()))
         where = _where(replaced)
-        progress.say(Message("{}: these names have the embedding of another class; asked instead: {}", where, pairs))
+        line = Message(
+            "{}: these class names have the same embedding as another class and are replaced: {}", where, pairs
+        )
+        progress.say(line)
     if alike := sorted((result for result in results if result.indistinct), key=lambda result: -result.lost):
         worst, further = alike[0], Message(" (and {} more results)", len(alike) - 1) if len(alike) > 1 else ""
+        lost = Message(": ties decide {:.1f} % of the answers", 100 * worst.lost) if worst.lost else ""
         line = Message(
-            "{}: warning: {} classes have the embedding of another, such as {}: ties decide {:.1f} % of the answers{}",
-            _where(worst), sum(map(len, worst.indistinct)), " = ".join(worst.indistinct[0][:3]), 100 * worst.lost,
-            further,
+            "{}: warning: {} classes share an embedding with another class, such as {}{}{}",
+            _where(worst), sum(map(len, worst.indistinct)), " = ".join(worst.indistinct[0][:3]), lost, further,
         )  # fmt: skip
         progress.say(line)
 

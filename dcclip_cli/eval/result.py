@@ -34,6 +34,7 @@ METRIC_NAMES = {
 MEAN = Message("ELEVATER, mean over 20")
 ZERO_SHOT = "zero-shot classification"
 _SUMMARY = "summary.json"
+_HINT = Message("name a file or folder that eval --out wrote")
 _COMPARED = {
     "class_names_sha256": Message("class names"),
     "templates_sha256": Message("prompts"),
@@ -166,7 +167,7 @@ def _listed(folder: Path) -> dict[Path, list[EvalResult]]:
     return {
         file: [
             result
-            for result in load_results(file)
+            for result in load_results(file, Message("remove the file, or evaluate that data set again"))
             if (result.model, result.dataset, result.language, result.partial) in listed
         ]
         for file in files
@@ -174,12 +175,11 @@ def _listed(folder: Path) -> dict[Path, list[EvalResult]]:
     }
 
 
-def load_results(path: Path) -> list[EvalResult]:
+def load_results(path: Path, hint: Message = _HINT) -> list[EvalResult]:
     """The results in a file that `save_results` or `eval --json` wrote, or in every file of a folder of them.
 
     Results are those that the folder's summary.json lists, in its order; of other files, all follow by name.
     """
-    hint = Message("name a file or folder that eval --out wrote")
     if path.is_dir():
         results = _listed(path)
         results |= {
@@ -312,7 +312,7 @@ def _remark(results: Sequence[EvalResult]) -> str:
         texts.gap_remark if texts and len({result.language for result in results}) > 1 else "",
         Message("a sample of {:,} images", results[0].n) if is_sample else "",
         Message("{:,} images cannot be read", corrupt) if corrupt else "",
-        Message("{} classes have the embedding of another", alike) if alike else "",
+        Message("{} classes share an embedding with another class", alike) if alike else "",
         *(f"with {names} {', '.join(values)} %" for names, values in by_names.items()),
     )
     return joined(", ", filter(None, remarks))

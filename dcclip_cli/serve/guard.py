@@ -125,7 +125,9 @@ class Guard:
         with suppress(ValueError):
             host = request.url.hostname
         if self._hosts and host not in self._hosts:
-            raise RefusedError("the Host header names another server", "use the address that dcclip serve prints", status=400)
+            raise RefusedError(
+                "the Host header names another server", "use the address that dcclip serve prints", status=400
+            )
         page_token = request.query_params.get("token", "") if scope["path"] == "/" else ""
         if page_token:
             scope["query_string"] = b""  # which uvicorn logs

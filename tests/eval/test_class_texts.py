@@ -102,6 +102,6 @@ def test_names_read_alike_are_said_once_for_all_data_sets_languages_and_models(
     model = str(chinese_clip_folder)
     dcclip_cli.evaluate(model=[model, f"hf:{model}"], datasets=["./a", "./b"], progress=said.append)
     (warning,) = (line for line in said if "warning" in line)
-    alike = "2 classes have the embedding of another, such as 鸟 = 鹿"
+    alike = "2 classes share an embedding with another class, such as 鸟 = 鹿"
     assert warning.startswith("a zh, ")
     assert warning.endswith(f"{alike}: ties decide 100.0 % of the answers (and 3 more results)")

@@ -122,7 +122,9 @@ def test_classes_with_one_embedding_share_their_answers_in_any_order(tmp_path: P
         details = {name: unpack(result.details[name], name) for name in result.details}
         assert metrics_of(details) == pytest.approx(result.metrics)
         say_alike([result], Lines(said.append))
-        assert "2 classes have the embedding of another" in said[-1] and "ties decide 62.5 % of the answers" in said[-1]
+        assert (
+            "2 classes share an embedding with another" in said[-1] and "ties decide 62.5 % of the answers" in said[-1]
+        )
         write_report(tmp_path / "report.html", [result])
         assert "Ties decide 62.5 % of the answers" in (tmp_path / "report.html").read_text("utf-8")
 
