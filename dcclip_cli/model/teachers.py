@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SerializeAsAny
+from pydantic import BeforeValidator, Field, SerializeAsAny
 
+from dcclip_cli.errors import Message
 from dcclip_cli.model import Precision
 from dcclip_cli.model.precision import choose_precision
-from dcclip_cli.model.reference import Library, ModelSource, resolve_teacher
+from dcclip_cli.model.reference import Library, ModelSource, parse, resolve_teacher
 from dcclip_cli.options import Options
 from dcclip_cli.own import own_errors, own_options
 from dcclip_cli.progress import Progress, Silent
@@ -109,8 +111,25 @@ class OpenClipTeacher(LibraryTeacher):
     model: str = Field(description="ARCH/TAG, hf-hub:ORG/NAME, ms:ORG/NAME, or a model directory of any library")
 
 
+def _as_section(teacher: Any) -> Any:
+    """The section of a teacher, which may also be a reference alone, or have one as `model` in place of a kind."""
+    section = {"model": teacher} if isinstance(teacher, str) else teacher
+    if not isinstance(section, dict) or "kind" in section or not isinstance(section.get("model"), str):
+        return section
+    scheme, name = parse(section["model"])
+    if not scheme and not Path(name).is_absolute():
+        if section is teacher:
+            return section  # which needs a kind
+        hint = Message("write hf:ORG/NAME, open_clip:ARCH/TAG, hf-hub:ORG/NAME, ms:ORG/NAME or ./DIR")
+        raise ValueError(Message("{} is not a model reference: {}", name, hint))
+    kind = "transformers" if scheme in ("hf", "ms") else "open_clip"
+    return {**section, "kind": kind, "model": name if scheme in ("hf", "open_clip") else section["model"]}
+
+
+_Options = AltClipTeacher | TransformersTeacher | FgClip2Teacher | OpenClipTeacher
 Teacher = Annotated[
-    SerializeAsAny[AltClipTeacher | TransformersTeacher | FgClip2Teacher | OpenClipTeacher],
+    SerializeAsAny[_Options],
     Field(discriminator="kind"),
     own_options(TeacherOptions),
+    BeforeValidator(_as_section, json_schema_input_type=str | Annotated[_Options, Field(discriminator="kind")]),
 ]

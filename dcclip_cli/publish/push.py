@@ -117,7 +117,8 @@ def plan_push(
     }
     _complete_header(card, repository, license, header, manifests)
     add_results(card, results)
-    use = ["```sh", f"dcclip predict photo.jpg --labels 猫,dog --model hf-hub:{repository}", "```", ""]
+    reference = ModelSource("open_clip", repository, "", on_hub=True).target
+    use = ["```sh", f"dcclip predict photo.jpg --labels 猫,dog --model {reference}", "```", ""]
     local = repository.rpartition("/")[2]
     for name in exports:
         download = f"hf download {repository} --include '{name}/*' --local-dir {local}"
@@ -131,7 +132,7 @@ def plan_push(
     names = f" ({', '.join(path.name for path in trained_on)})" if trained_on else ""
     origin = "\n".join(map(_data_text, manifests)) or f"Where the training data{names} is from is not recorded."
     sections = {"Use": "\n".join(use), "Results": values, _DATA: origin}
-    card.text = card.text.replace(_LOCAL, f"hf-hub:{repository}").rstrip() + "\n"
+    card.text = card.text.replace(_LOCAL, reference).rstrip() + "\n"
     titles = set(re.findall(r"^#+ (.+?)\s*$", card.text.lower(), re.M))
     added = [title for title, text in sections.items() if text and title.lower() not in titles]
     for title in added:

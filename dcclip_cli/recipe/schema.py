@@ -32,7 +32,9 @@ class Recipe(Options):
         ("tensorboard",),
         description="Experiment trackers of distill and align, all offline; metrics.jsonl is always written",
     )
-    teacher: Teacher | None = Field(None, description="The large model to learn from; required by distill")
+    teacher: Teacher | None = Field(
+        None, description="The large model to learn from: a section, or a reference as for --model; required by distill"
+    )
     student: StudentOptions | None = Field(None, description="The small model to train")
     data: DataOptions | None = Field(None, description="The image-caption pairs to train on")
     collect: CollectOptions | None = Field(None, description="Stage: filter raw pairs into shards")

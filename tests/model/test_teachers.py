@@ -10,6 +10,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 
+from dcclip_cli.curation.scores.scorers import Agreement
 from dcclip_cli.model.teachers import AltClipTeacher, FgClip2Teacher, OpenClipTeacher, Teacher, TransformersTeacher
 
 ANY_TEACHER: TypeAdapter[Teacher] = TypeAdapter(Teacher)
@@ -21,6 +22,25 @@ def test_the_kind_chooses_the_class_and_an_unknown_one_names_the_known() -> None
     assert AltClipTeacher().model == "BAAI/AltCLIP"
     with pytest.raises(ValidationError, match="'altclip', 'transformers', 'fgclip2', 'open_clip'"):
         ANY_TEACHER.validate_python({"kind": "alt_clip"})
+
+
+def test_a_reference_is_short_for_the_section_with_the_kind_of_its_library() -> None:
+    for reference, kind, model in (
+        ("hf:BAAI/AltCLIP", "transformers", "BAAI/AltCLIP"),
+        ("ms:中文/clip@v2", "transformers", "ms:中文/clip@v2"),
+        ("open_clip:ViT-B-32/openai", "open_clip", "ViT-B-32/openai"),
+        ("hf-hub:org/x", "open_clip", "hf-hub:org/x"),
+        ("/模型", "open_clip", "/模型"),
+    ):
+        section = {"kind": kind, "model": model, "precision": "auto"}
+        assert ANY_TEACHER.validate_python(reference).model_dump() == section
+        assert ANY_TEACHER.validate_python({"model": reference}).model_dump() == section
+    for name in ("BAAI/AltCLIP", "模型"):
+        with pytest.raises(ValidationError, match=f"{name} is not a model reference: write hf:ORG/NAME, "):
+            ANY_TEACHER.validate_python(name)
+        with pytest.raises(ValidationError, match="Unable to extract tag using discriminator 'kind'"):
+            ANY_TEACHER.validate_python({"model": name})
+    assert Agreement(model="hf:BAAI/AltCLIP").model == "hf:BAAI/AltCLIP"
 
 
 @pytest.mark.parametrize(
