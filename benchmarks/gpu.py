@@ -51,13 +51,11 @@ from dcclip_cli.model.teachers import AltClipTeacher
 from dcclip_cli.model.towers import Tokens, Towers
 from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.align import AlignOptions
-from dcclip_cli.train.align import set_up as set_up_align
 from dcclip_cli.train.distill import DistillOptions
-from dcclip_cli.train.distill import set_up as set_up_distill
 from dcclip_cli.train.loading import load_batches
-from dcclip_cli.train.options import StageContext
 from dcclip_cli.train.speed import forward_flops, peak_flops, training_flops
-from dcclip_cli.train.stage import prepare
+from dcclip_cli.train.stage import Stage
+from dcclip_cli.train.trainer import Trainer
 
 CAPTIONS = {"zh": "公园里有一只棕色的小狗在草地上奔跑", "en": "a small brown dog runs over the grass of a park"}
 STUDENTS = {
@@ -277,25 +275,25 @@ def stage(bench: Bench, what: str, teacher: Path | None, options: dict[str, Any]
     few = {"steps": sizes.steps, "warmup_steps": 1, "log_every_steps": max(1, sizes.steps // 4), "deterministic": False}
     run = RunDir(bench.work / "".join(one if one.isalnum() else "-" for one in what))
     common: dict[str, Any] = {
-        "student": student_options("RN50", sizes.tiny),
+        "student_options": student_options("RN50", sizes.tiny),
         "device": str(device),
         "teacher": AltClipTeacher(kind="altclip", model=str(teacher), precision="bf16") if teacher else None,
     }
-    context = StageContext(run, DataOptions.model_validate({"train": str(data)}), **common)
     precision = {} if device.type == "cuda" else {"precision": "fp32"}
     given = few | precision | options
-    if teacher:
-        setup = set_up_distill(DistillOptions.model_validate(given), context)
-    else:
-        setup = set_up_align(AlignOptions.model_validate({"start": "scratch", **given}), context)
-    trainer = prepare(setup, context).trainer
+    chosen = (
+        DistillOptions.model_validate(given) if teacher else AlignOptions.model_validate({"start": "scratch", **given})
+    )
+    stage = Stage(chosen, run, DataOptions.model_validate({"train": str(data)}), **common)
+    stage.prepare()
+    trainer = Trainer(stage)
     with counted_syncs(trainer) as syncs:
         trainer.run()
     trainer.close()
-    lines = [json.loads(one) for one in (run.stage(setup.name) / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(one) for one in (stage.folder / "metrics.jsonl").read_text().splitlines()]
     later = [one for one in lines if "images_per_second" in one][1:]
     speed = sorted(later, key=lambda one: one["images_per_second"])[len(later) // 2]
-    step_s = setup.options.batch_size / speed["images_per_second"]
+    step_s = chosen.batch_size / speed["images_per_second"]
     rate, memory = speed["images_per_second"], speed["peak_memory_gb"]
     return Row(what, rate, speed.get("mfu"), memory, speed["data_wait_s"] / step_s, median(syncs) if syncs else None)
 

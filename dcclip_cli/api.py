@@ -418,15 +418,15 @@ def new(
     atomic_write(file, recipes.recipe_text(recipe))
     job = open_run(load_recipe(file), None, "cpu")
     try:
-        works = job.preflight(job.loaded.recipe.stages)
+        stages = job.preflight(job.loaded.recipe.stages)
         from dcclip_cli.train.estimate import lines, measure, time_lines
 
-        measured = [(work, measure(work)) for work in works]
+        measured = [(stage, measure(stage)) for stage in stages]
     except DcclipError as error:
         return NewResult(file, [], error)
-    takes = [line for work, times in measured for line in time_lines(work, times, with_nothing=False)]
+    takes = [line for stage, times in measured for line in time_lines(stage, times, with_nothing=False)]
     atomic_write(file, recipes.recipe_text(recipe, takes))
-    return NewResult(file, [line for work, times in measured for line in lines(work, times)], None)
+    return NewResult(file, [line for stage, times in measured for line in lines(stage, times)], None)
 
 
 def index(

@@ -332,13 +332,14 @@ def model_folder(pairs_file: Path, build_once: Build) -> Path:
     from dcclip_cli.data.options import DataOptions
     from dcclip_cli.model.students import StudentOptions
     from dcclip_cli.run_dir import RunDir
-    from dcclip_cli.train.align import AlignOptions, align
-    from dcclip_cli.train.options import StageContext
+    from dcclip_cli.train.align import AlignOptions
+    from dcclip_cli.train.stage import Stage
+    from dcclip_cli.train.trainer import train_stage
 
     def train(folder: Path) -> None:
         data, student = DataOptions(train=str(pairs_file)), StudentOptions.model_validate(STUDENT)
         options = AlignOptions(start="scratch", steps=2, batch_size=8, warmup_steps=0, workers=0)
-        align(options, StageContext(RunDir(folder / "tiny"), data, student=student))
+        train_stage(Stage(options, RunDir(folder / "tiny"), data, student_options=student))
 
     return build_once("runs", train) / "tiny/align/model"
 

@@ -22,22 +22,14 @@ from dcclip_cli.model.teachers import LibraryTeacher, Teacher
 from dcclip_cli.recipe.load import LoadedRecipe, check_finished
 from dcclip_cli.recipe.yaml import Location
 from dcclip_cli.run_dir import STAGES, RunDir, StageName, finished, has_product
-from dcclip_cli.train import align, distill
 from dcclip_cli.train.metrics_log import check_installed
-from dcclip_cli.train.options import (
-    DEFAULT_EMBED_DIM,
-    StageContext,
-    StageSetup,
-    caption_problems,
-    check_embeddings,
-    problems,
-)
+from dcclip_cli.train.problems import caption_problems, check_embeddings, problems
 
 if TYPE_CHECKING:
     from dcclip_cli.curation.options import CollectOptions
     from dcclip_cli.exporters.export import ExportOptions
     from dcclip_cli.model.towers import OpenClipTowers, Towers
-    from dcclip_cli.train.estimate import StageWork
+    from dcclip_cli.train.estimate import BlankStage
 
 T = TypeVar("T")
 _LOOKS: Mapping[str, Callable[..., Preview]] = {
@@ -61,12 +53,12 @@ def check(
     fresh: bool = False,
     device: str = "cpu",
     processes: int = 1,
-) -> list[StageWork]:
+) -> list[BlankStage]:
     """Raise DcclipError with all that would keep the `stages` from running, those that are finished left out.
 
     Of these, only the recipe is compared that they were made from. Students, teachers and losses are built by shape,
     without weights. Nothing is downloaded, and nothing is read but the beginning of training data and the labels of
-    test sets. Returns the work of the training stages on `device`, where `processes` train together.
+    test sets. Returns the training stages on `device`, where `processes` train together.
     """
     recipe, needed = loaded.recipe, unfinished(run, stages, fresh)
     if not {"eval", "export"}.issuperset(stages):  # alone, these go with any model
@@ -84,7 +76,7 @@ def check(
         raise DcclipError(
             joined("\n", lines), Message("fix all of these; look again with: dcclip run {} --check", loaded.path)
         )
-    return preflight.works
+    return preflight.stages
 
 
 def unfinished(run: RunDir, stages: Iterable[StageName], fresh: bool) -> list[StageName]:
@@ -104,7 +96,7 @@ class Preflight:
     run_dir: RunDir
     needed: list[StageName]
     problems: list[DcclipError] = field(default_factory=list)
-    works: list[StageWork] = field(default_factory=list)
+    stages: list[BlankStage] = field(default_factory=list)
     device: str = "cpu"
     processes: int = 1
 
@@ -116,14 +108,14 @@ class Preflight:
         hint = Message("fix the paths; those in --set are relative to this folder, others to the recipe's own")
         self.problems += [DcclipError(line, hint) for line in self._missing.values()]
         self._previews = self._data()
-        stages: list[Stage] = []
-        if recipe.data:
-            context = StageContext(self.run_dir, recipe.data, recipe.teacher, recipe.student, recipe.seed, self.device)
-            if recipe.distill and "distill" in self.needed:
-                stages.append(Stage(distill.set_up(recipe.distill, context), context))
-            used = partial(align.used, context, recipe.align) if recipe.align and "align" in self.needed else None
-            if recipe.align and used and (aligned := self._ask(("align",), used)):
-                stages.append(Stage(align.set_up(recipe.align, aligned), aligned))
+        stages: list[BlankStage] = []
+        sections = [section for section in (recipe.distill, recipe.align) if section and section.stage in self.needed]
+        if recipe.data and sections:
+            from dcclip_cli.train.estimate import BlankStage
+
+            shared = self.run_dir, recipe.data, recipe.teacher, recipe.student, recipe.seed, self.device
+            asked = (self._ask((section.stage,), partial(BlankStage, section, *shared)) for section in sections)
+            stages += [stage for stage in asked if stage]
         self._teachers = self._open_teachers(stages)
         student = self._student(stages) if recipe.student and stages else None
         if recipe.eval and {"eval", "export"} & {*self.needed} and all(at[0] != "eval" for at in self._missing):
@@ -201,17 +193,17 @@ class Preflight:
             return None
         return self._ask(("collect", "sources"), partial(preview, collect))
 
-    def _open_teachers(self, stages: Sequence[Stage]) -> dict[str, Towers]:
+    def _open_teachers(self, stages: Sequence[BlankStage]) -> dict[str, Towers]:
         """The teachers that are used, without weights, by their `model`, as far as they are here."""
         teacher, named = self.loaded.recipe.teacher, list[tuple[Location, Teacher]]()
-        gives = any(stage.context.new_student and stage.context.new_student.from_teacher for stage in stages)
-        keeps = any(stage.context.student and stage.context.student.keeps_images for stage in stages)
-        learning = [stage for stage in stages if stage.setup.needs_teacher]
+        gives = any(stage.new_student and stage.new_student.from_teacher for stage in stages)
+        keeps = any(stage.student_options and stage.student_options.keeps_images for stage in stages)
+        learning = [stage for stage in stages if stage.needs_teacher]
         if teacher and stages and (learning or gives or keeps or "eval" in self.needed):
             named.append((("teacher", "model"), teacher))
         for stage in learning:
-            numbered = enumerate(stage.setup.options.more_teachers)
-            named += [((stage.setup.name, "more_teachers", number, "model"), extra) for number, extra in numbered]
+            numbered = enumerate(stage.options.more_teachers)
+            named += [((stage.name, "more_teachers", number, "model"), extra) for number, extra in numbered]
         towers_by_model: dict[str, Towers] = {}
         for at, one_teacher in named:
             if not isinstance(one_teacher, LibraryTeacher):
@@ -223,13 +215,13 @@ class Preflight:
                     towers_by_model[one_teacher.model] = towers
         return towers_by_model
 
-    def _student(self, stages: Sequence[Stage]) -> OpenClipTowers | None:
+    def _student(self, stages: Sequence[BlankStage]) -> OpenClipTowers | None:
         """The recipe's student without weights; None where it cannot be built."""
-        recipe, is_new = self.loaded.recipe, any(stage.context.start is None for stage in stages)
+        recipe, is_new = self.loaded.recipe, any(stage.start is None for stage in stages)
         options = recipe.student
         assert options is not None
         teacher = self._teachers.get(recipe.teacher.model) if recipe.teacher else None
-        towers = self._towers(options, teacher, is_new, any(stage.setup.needs_teacher for stage in stages))
+        towers = self._towers(options, teacher, is_new, any(stage.needs_teacher for stage in stages))
         if towers is None or teacher is None or recipe.teacher is None or not is_new:
             return towers
         from dcclip_cli.model.inherit import check_inherits, check_inherits_images
@@ -250,6 +242,7 @@ class Preflight:
     ) -> OpenClipTowers | None:
         from dcclip_cli.model.blank import blank_student, blank_text_student, check_image_weights
         from dcclip_cli.model.students import blank_network
+        from dcclip_cli.train.stage import DEFAULT_EMBED_DIM
         from dcclip_cli.train.teacher import widths
 
         image, of = student.image, self.loaded.recipe.teacher
@@ -282,61 +275,57 @@ class Preflight:
 
     # ---- a training stage
 
-    def _stage(self, stage: Stage, student: OpenClipTowers | None) -> None:
+    def _stage(self, stage: BlankStage, student: OpenClipTowers | None) -> None:
         """Check one training stage: its options, its data, and by shape; and the disk space that it needs."""
-        setup, context = stage.setup, stage.context
-        comes = context.start == self.run_dir.model("distill") and "distill" in self.needed
-        for key, problem in problems(setup, context):
-            if not (comes and key[-1] == "start") and not self._is_missing(key):
+        name, options, data = stage.name, stage.options, stage.data
+        starts_from_distill = stage.start == self.run_dir.model("distill")
+        for key, problem in problems(stage):
+            is_made_before = starts_from_distill and "distill" in self.needed and key[-1] == "start"
+            if not is_made_before and not self._is_missing(key):
                 self._add(key, problem)
-        previews = {kind: self._previews.get(_KINDS[kind]) for kind in setup.sizes}
-        if setup.name == "align" and "align" in self._previews:
+        previews = {kind: self._previews.get(_KINDS[kind]) for kind in stage.sizes}
+        if name == "align" and "align" in self._previews:
             previews["pairs"] = self._previews["align"]
-        data = {kind: preview for kind, preview in previews.items() if preview}
-        if "pairs" in data and data["pairs"].embeddings and context.data.train:
-            self._ask((setup.name,), partial(check_embeddings, setup, named(context.data.train)))
-        for kind, size in setup.sizes.items():
-            at = (setup.name, _SIZES[kind] if getattr(setup.options, _SIZES[kind], None) else "batch_size")
-            if kind in data and data[kind].exact and not (kind == "texts" and context.data.phrases):
-                self._ask(at, partial(check_size, size, data[kind].samples))
-            self._ask(at, partial(check_shares, size, setup.options.fewest_parts * self.processes))
-        captioned = {kind: preview for kind, preview in data.items() if kind != "images"}
-        if captioned and captioned.keys() == {"pairs", "texts"} & setup.sizes.keys():
-            for key, problem in caption_problems(setup, partial(_may_have, context.data, captioned)):
+        # Of data that is still to be collected nothing is known.
+        stage.previews = {kind: preview for kind, preview in previews.items() if preview}
+        if "pairs" in stage.previews and stage.previews["pairs"].embeddings and data.train:
+            self._ask((name,), partial(check_embeddings, stage, named(data.train)))
+        for kind, size in stage.sizes.items():
+            key = (name, _SIZES[kind] if getattr(options, _SIZES[kind], None) else "batch_size")
+            preview = stage.previews.get(kind)
+            if preview and preview.exact and not (kind == "texts" and data.phrases):
+                self._ask(key, partial(check_size, size, preview.samples))
+            self._ask(key, partial(check_shares, size, options.fewest_parts * self.processes))
+        captioned = {kind: preview for kind, preview in stage.previews.items() if kind != "images"}
+        if captioned and captioned.keys() == {"pairs", "texts"} & stage.sizes.keys():
+            for key, problem in caption_problems(stage, partial(_may_have, data, captioned)):
                 self._add(key, problem)
-        kind, languages = "train" if context.data.hold_out else "validation", setup.options.captions.languages
-        source, columns = getattr(context.data, kind), context.data.columns
-        is_checked = setup.options.validate_every_steps and kind in self._previews and source != COLLECTED
+        kind, languages = "train" if data.hold_out else "validation", options.captions.languages
+        source, columns = getattr(data, kind), data.columns
+        is_checked = options.validate_every_steps and kind in self._previews and source != COLLECTED
         if is_checked and not any(may_have_captions(source, columns, [language]) for language in languages):
             message = Message("{}: no pair has a caption in {}", named(source), ", ".join(languages))
-            self._add((setup.name, "validate_every_steps"), DcclipError(message, "name other pairs"))
-        if context.start is not None and context.start != self.run_dir.model("distill") and context.start.is_dir():
+            self._add((name, "validate_every_steps"), DcclipError(message, "name other pairs"))
+        if stage.start is not None and not starts_from_distill and stage.start.is_dir():
             from dcclip_cli.model.model_dir import blank_model
 
-            student = self._ask((setup.name, "start"), partial(blank_model, context.start))
+            student = self._ask((name, "start"), partial(blank_model, stage.start))
         if student is None:
             return
-        from dcclip_cli.train.estimate import StageWork
-
-        teachers = context.teachers(setup.options) if setup.needs_teacher else ()
-        blank = [self._teachers.get(teacher.model) for teacher in teachers]
-        # Of data that is still to be collected nothing is known.
-        sized = replace(setup, sizes={kind: setup.sizes[kind] for kind in data})
-        work = StageWork(
-            sized, data, deepcopy(student), blank, teachers, context.seed, self.device, context.new_student
-        )
+        stage.blank_student = deepcopy(student)  # LoRA and gradient checkpointing change it
+        stage.blank_teachers = [self._teachers.get(teacher.model) for teacher in stage.used_teachers]
         before = len(self.problems)
-        for key, question in work.questions():
+        for key, question in stage.questions():
             if key != ("optimizer",) or len(self.problems) == before:  # built last, if nothing else is wrong
-                self._ask((setup.name, *key), question)
+                self._ask((name, *key), question)
         if len(self.problems) > before:
             return
-        if data:
-            self.works.append(work)
+        if stage.previews:
+            self.stages.append(stage)
         product = Message("the teacher cache")
-        self._check_space((setup.name, "teacher_cache"), product, work.cache_bytes, cache_folder(), _CACHE_HINT)
+        self._check_space((name, "teacher_cache"), product, stage.cache_bytes, cache_folder(), _CACHE_HINT)
         product = Message("the stage's checkpoints and model")
-        self._check_space((setup.name,), product, work.run_bytes, self.run_dir.root, _RUN_HINT)
+        self._check_space((name,), product, stage.run_bytes, self.run_dir.root, _RUN_HINT)
 
     def _check_space(self, at: Location, what: str, needed: float, folder: Path, hint: str) -> None:
         from dcclip_cli.text import size_in_words
@@ -344,14 +333,6 @@ class Preflight:
         if needed > free_bytes(folder):
             free = Message("{} are free at {}", size_in_words(free_bytes(folder)), folder)
             self._add(at, DcclipError("{} will take about {}, and {}", hint, what, size_in_words(needed), free))
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A training stage as it will be set up."""
-
-    setup: StageSetup
-    context: StageContext
 
 
 def _may_have(

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dcclip_cli.exporters.export import ExportOptions, ExportResult
     from dcclip_cli.model.reference import ModelSource
     from dcclip_cli.model.teachers import Teacher
-    from dcclip_cli.train.estimate import StageWork
+    from dcclip_cli.train.estimate import BlankStage
     from dcclip_cli.train.metrics_log import MetricsListener
 
 _MOST_VALIDATED = 5_000  # validation images that models are compared on at the end
@@ -58,10 +58,10 @@ class RecipeRun:
     listener: MetricsListener | None = None
     _results: dict[str, list[EvalResult]] = field(default_factory=dict)  # by model: teacher, student, bundle
 
-    def preflight(self, stages: Iterable[StageName]) -> list[StageWork]:
+    def preflight(self, stages: Iterable[StageName]) -> list[BlankStage]:
         """Raise DcclipError with everything that would keep the unfinished of these stages from running.
 
-        Returns the work of those that train.
+        Returns those that train.
         """
         from dcclip_cli.recipe.preflight import check
 
@@ -74,12 +74,12 @@ class RecipeRun:
             device = torch_device(self.device)
         return check(self.loaded, self.dir, stages, self.fresh, device, self.processes)
 
-    def estimates(self, works: Sequence[StageWork]) -> Iterator[str]:
-        """What the work of stages takes, rough times and disk space, in lines for the user."""
+    def estimates(self, stages: Sequence[BlankStage]) -> Iterator[str]:
+        """What stages take, rough times and disk space, in lines for the user."""
         from dcclip_cli.train.estimate import lines, measure
 
-        for work in works:
-            yield from lines(work, measure(work))
+        for stage in stages:
+            yield from lines(stage, measure(stage))
 
     def begin(self, *stages: StageName) -> None:
         """Write the recipe into the run directory.
@@ -155,28 +155,28 @@ class RecipeRun:
         """Train the stage `distill` or `align`."""
         from dcclip_cli.model.model_dir import model_fingerprint, read_provenance
         from dcclip_cli.model.precision import torch_device
-        from dcclip_cli.train.align import align
-        from dcclip_cli.train.distill import distill
-        from dcclip_cli.train.options import StageContext
+        from dcclip_cli.train.stage import Stage
+        from dcclip_cli.train.trainer import train_stage
 
         if self.processes > 1 and (self.fresh or not finished(self.dir.root, stage)):
             return self._train_in_processes(stage)
         recipe = self.loaded.recipe
         assert recipe.data is not None
-        context = StageContext(
-            run=self.dir,
-            data=recipe.data,
-            teacher=recipe.teacher,
-            student=recipe.student,
-            seed=recipe.seed,
-            device=torch_device(self.device),
-            fresh=self.fresh,
-            progress=self.progress,
-            track=recipe.track,
-            listener=self.listener,
+        result = train_stage(
+            Stage(
+                getattr(recipe, stage),
+                self.dir,
+                recipe.data,
+                recipe.teacher,
+                recipe.student,
+                recipe.seed,
+                torch_device(self.device),
+                self.fresh,
+                self.progress,
+                recipe.track,
+                self.listener,
+            )
         )
-        train: Any = distill if stage == "distill" else align
-        result: TrainResult = train(getattr(recipe, stage), context)
         distilled, aligned, options = self.dir.model("distill"), self.dir.model("align"), recipe.align
         if stage == "align" and options and result.already_finished and options.start == "distill":
             parent = read_provenance(aligned).content.get("parent")

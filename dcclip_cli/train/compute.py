@@ -44,7 +44,8 @@ from dcclip_cli.train.task import TrainingTask
 from dcclip_cli.train.teacher import TeacherFacts
 
 if TYPE_CHECKING:
-    from dcclip_cli.train.options import StageSetup, TrainOptions
+    from dcclip_cli.train.options import TrainOptions
+    from dcclip_cli.train.stage import Stage
 
 COMPUTED_IN = "computed_in.json"
 _LAUNCHED_WITH = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -53,6 +54,7 @@ _PROBED_IMAGES = 256  # at most
 _AGAIN = Message("start over with --fresh")
 _groups = itertools.count()  # of processes, one after the other
 T = TypeVar("T")
+StageOptions = TypeVar("StageOptions", bound="TrainOptions")
 
 
 def join_processes(device: str) -> None:
@@ -146,8 +148,8 @@ def decided(folder: Path, name: str, decide: Callable[[], T]) -> T:
 
 
 def settle_precision(
-    options: TrainOptions, trained: nn.Module, device: str, folder: Path, progress: Progress
-) -> tuple[TrainOptions, Choice]:
+    options: StageOptions, trained: nn.Module, device: str, folder: Path, progress: Progress
+) -> tuple[StageOptions, Choice]:
     """The options with nothing left at `auto`, and the choice for the modules that are `trained`."""
     choice, rule = choose_precision(options.precision, device, trained), options.optimizer.newton_schulz
     if options.precision == "auto":
@@ -160,15 +162,14 @@ def settle_precision(
     return options.model_copy(update={"precision": choice.precision, "optimizer": optimizer}), choice
 
 
-def settle_compile(task: TrainingTask, setup: StageSetup, device: str, folder: Path, progress: Progress) -> bool:
+def settle_compile(stage: Stage) -> bool:
     """Compile the student's image tower where a probe said so when the stage began; return whether it is compiled."""
-    options = setup.options
+    options, folder, progress = stage.options, stage.folder, stage.progress
     if options.compile == "off":
         return False
     torch._inductor.config.deterministic = options.deterministic  # no kernel is chosen by its speed
-    images = sum(size for kind, size in setup.sizes.items() if kind != "texts")
-    part = min(_PROBED_IMAGES, images // (process_count() * options.fewest_parts))
-    probe = decided(folder, "compile", lambda: _compile_probe(task, options, device, part))
+    part = min(_PROBED_IMAGES, stage.sampler.images_per_step // (process_count() * options.fewest_parts))
+    probe = decided(folder, "compile", lambda: _compile_probe(stage.task, options, stage.device, part))
     if probe is None:
         progress.say(Message("{}: not compiled, because this machine has no compiler that torch can use", folder.name))
         return False
@@ -180,7 +181,7 @@ def settle_compile(task: TrainingTask, setup: StageSetup, device: str, folder: P
     )
     progress.say(line)
     if pays:
-        task.compile_images()
+        stage.task.compile_images()
     return bool(pays)
 
 

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 from pydantic import Field
 
-from dcclip_cli.run_dir import TrainResult
+from dcclip_cli.data.options import DataOptions
+from dcclip_cli.model.students import StudentOptions
+from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.losses import DistillLoss
+from dcclip_cli.train.losses.base import Tower
+from dcclip_cli.train.losses.contrastive import TaskLoss
 from dcclip_cli.train.losses.embeddings import EmbeddingLoss
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
-from dcclip_cli.train.options import MOST_PER_STEP, StageContext, StageSetup, TrainOptions, sizes_per_step
+from dcclip_cli.train.options import MOST_PER_STEP, TrainOptions
 
 
 class DistillOptions(TrainOptions):
     """Stage 1 of a recipe."""
+
+    stage: ClassVar[Literal["distill"]] = "distill"
+    contrast: ClassVar[TaskLoss | None] = None  # between images and captions, in addition to `losses`
+    unpaired_default: ClassVar[Literal["batch_size"]] = "batch_size"  # of images_per_step and texts_per_step
+    distinct_captions: ClassVar[bool] = False
+    max_logit_scale: ClassVar[float] = 100.0
+    half: ClassVar[bool] = False
 
     losses: tuple[DistillLoss, ...] = Field(
         (FeatureMapLoss(), TokenFeaturesLoss(), EmbeddingLoss()),
@@ -34,22 +47,13 @@ class DistillOptions(TrainOptions):
         "batch_size; 0: none",
     )
 
+    def start_folder(self, run: RunDir) -> None:
+        """The model directory that the student is loaded from: it is a new one."""
 
-def distill(options: DistillOptions, context: StageContext) -> TrainResult:
-    """The model directory `distill/model` of a student trained on the teacher's features; resumes from a checkpoint.
+    def locked(self, student: StudentOptions | None) -> Tower | None:
+        """The tower that is not trained."""
+        return "image" if student and student.keeps_images else None
 
-    Needs a teacher and a student in `context`. Raises DcclipError for data, a teacher or a student that cannot be
-    loaded, and for a checkpoint of another recipe.
-    """
-    if finished := context.finished("distill"):
-        return finished
-    from dcclip_cli.train.stage import train_stage
-
-    return train_stage(set_up(options, context), context)
-
-
-def set_up(options: DistillOptions, context: StageContext) -> StageSetup:
-    """What stage 1 trains."""
-    sizes = sizes_per_step(options, context.data, options.images_per_step, options.texts_per_step)
-    keeps_images = context.student is not None and context.student.keeps_images
-    return StageSetup("distill", options, options.losses, sizes, lock="image" if keeps_images else None)
+    def stage_data(self, data: DataOptions, student: StudentOptions | None) -> DataOptions:
+        """The data of the stage: the recipe's."""
+        return data

@@ -1,34 +1,21 @@
-"""Training options that distill and align share: optimizer, loop, teachers; and what a stage gets from its caller."""
+"""Training options that distill and align share: optimizer, loop, teachers."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dcclip_cli.data.options import Augment, CaptionOptions, DataOptions
-from dcclip_cli.data.pair import LANGUAGES
-from dcclip_cli.errors import DcclipError, Message, all_of
-from dcclip_cli.machine import is_one_of_several
+from dcclip_cli.data.options import Augment, CaptionOptions
+from dcclip_cli.errors import Message
 from dcclip_cli.model import Precision
-from dcclip_cli.model.students import StudentOptions, no_vocabulary
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.options import Neutral, Options
-from dcclip_cli.progress import Progress, Silent
-from dcclip_cli.run_dir import RunDir, TrainResult, finished
 from dcclip_cli.train.lora import LoraOptions
-from dcclip_cli.train.losses.base import Loss, Tower
-from dcclip_cli.train.metrics_log import MetricsListener, TrackerName
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 _MOST_STEPS = 100_000_000
 MOST_PER_STEP = 2**20  # samples
-DEFAULT_EMBED_DIM = 256  # of a student without a teacher
-StageKind = Literal["distill", "align"]
 
 
 class OptimizerOptions(Options):
@@ -209,185 +196,3 @@ class TrainOptions(Options):
     def total_steps(self, steps_per_epoch: int) -> int:
         """Training steps of the run."""
         return self.steps or max(1, round((self.epochs or 0) * steps_per_epoch))
-
-
-@dataclass(frozen=True)
-class StageContext:
-    """What a training stage gets besides its options: the recipe's shared sections, the run and the device.
-
-    `start` is the model directory that the student is loaded from; None: it is a new one. `fresh` trains again from the
-    start where the stage is finished or has a checkpoint.
-    """
-
-    run: RunDir
-    data: DataOptions
-    teacher: Teacher | None = None
-    student: StudentOptions | None = None
-    seed: int = 0
-    device: str = "cpu"
-    fresh: bool = False
-    progress: Progress = field(default_factory=Silent)
-    track: tuple[TrackerName, ...] = ()
-    start: Path | None = None
-    listener: MetricsListener | None = None
-
-    def finished(self, stage: StageKind) -> TrainResult | None:
-        """The result of a stage that an earlier run finished; with `fresh`, all that it left is removed."""
-
-        def look() -> TrainResult | None:
-            if self.fresh:
-                shutil.rmtree(self.run.stage(stage), ignore_errors=True)
-            return TrainResult(self.run.model(stage), already_finished=True) if finished(self.run.root, stage) else None
-
-        if not is_one_of_several():
-            return look()
-        from dcclip_cli.train.compute import join_processes
-        from dcclip_cli.train.distributed import from_first
-
-        join_processes(self.device)
-        return from_first(look)
-
-    @property
-    def new_student(self) -> StudentOptions | None:
-        """The options of the student that the stage begins with; None if it is loaded."""
-        return self.student if self.start is None else None
-
-    def teachers(self, options: TrainOptions) -> tuple[Teacher, ...]:
-        """The options of the teachers by number."""
-        return (*([self.teacher] if self.teacher else []), *options.more_teachers)
-
-
-@dataclass(frozen=True)
-class StageSetup:
-    """What differs between distill and align: name, options, losses, samples per step by kind of data.
-
-    `task`: it contrasts images and captions, with batches of `distinct_captions` that identify them, so that a loss
-    recognizes false negatives. `lock`: a tower that is not trained.
-    """
-
-    name: StageKind
-    options: TrainOptions
-    losses: tuple[Loss, ...]
-    sizes: Mapping[str, int]
-    task: bool = False
-    distinct_captions: bool = False
-    lock: Tower | None = None
-    max_logit_scale: float = 100.0
-    half: bool = False
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether a loss learns from teachers."""
-        return any(loss.needs_teacher for loss in self.losses)
-
-    @property
-    def listed_losses(self) -> tuple[Loss, ...]:
-        """The losses that the recipe lists, without align's own contrastive loss, which is the first."""
-        return self.losses[1:] if self.task else self.losses
-
-
-def sizes_per_step(options: TrainOptions, data: DataOptions, images: int | None, texts: int | None) -> dict[str, int]:
-    """Samples per step of each kind of data that there is. None for images or texts: as many as pairs; 0: none."""
-    found: dict[str, int] = {} if data.train is None else {"pairs": options.batch_size}
-    if data.images is not None and images != 0:
-        found["images"] = images or options.batch_size
-    if data.texts is not None and texts != 0:
-        found["texts"] = texts or options.batch_size
-    return found
-
-
-def check_embeddings(setup: StageSetup, source: str | Path) -> None:
-    """Raise DcclipError for pairs with embeddings in place of images where a stage needs images."""
-    if setup.lock != "image" or setup.needs_teacher:
-        problem = Message("{} contains embeddings instead of images for an image tower or a teacher", source)
-        raise DcclipError(problem, "use align with lock: image and without losses, or train on pairs with images")
-
-
-def warnings(setup: StageSetup, student: StudentOptions | None, steps: int) -> Iterator[Message]:
-    """What is probably a mistake in a stage of so many steps, with a new `student` if there is one."""
-    stage, options, lora = setup.name, setup.options, setup.options.lora
-    if options.warmup_steps > steps:
-        counts = stage, options.warmup_steps, steps
-        yield Message("warning: {}: with warmup_steps {:,} of {:,} steps, the rate never reaches optimizer.lr", *counts)
-    for tower in student.random_towers if student and lora else ():
-        if lora and tower != setup.lock and lora.towers in (tower, "both"):
-            yield Message("warning: {}: LoRA keeps the {} tower's weights, which are random", stage, tower)
-
-
-Problem = tuple[tuple[str | int, ...], DcclipError]  # a key of the recipe, and what is wrong with its value
-
-
-def problems(setup: StageSetup, context: StageContext) -> Iterator[Problem]:
-    """What keeps a stage from running, as far as its options tell."""
-    stage, options = setup.name, setup.options
-    if not setup.sizes:
-        hint = Message("set data.train, or leave images_per_step: 0 and texts_per_step: 0 out")
-        yield (stage,), DcclipError("a step has no pairs, no images and no texts", hint)
-    if options.precision == "fp16" and context.device == "cpu":
-        hint = Message("set precision: auto, which is bf16 where the processor has it")
-        yield (stage, "precision"), DcclipError("fp16 needs a GPU, and this runs on the CPU", hint)
-    if options.lora:
-        scales = {"image": options.optimizer.image_lr_scale, "text": options.optimizer.text_lr_scale}
-        adapted = [tower for tower in scales if options.lora.towers in (tower, "both")]
-        if all(tower == setup.lock or not scales[tower] for tower in adapted):
-            problem = Message("adapts layers that do not learn ({}): locked, or with a lr_scale of 0", all_of(adapted))
-            yield (stage, "lora", "towers"), DcclipError(problem, "adapt a tower that learns, or remove lora")
-    if not any(loss.weight_at(done) for loss in setup.losses for done in (0, 1)):
-        yield (stage, "losses"), DcclipError("all losses have weight 0", "set the weight of a loss above 0")
-    if options.validate_every_steps and not (context.data.validation or context.data.hold_out):
-        problem = Message("needs pairs to validate on, and there is no data.validation")
-        yield (stage, "validate_every_steps"), DcclipError(problem, "set data.validation, or data.hold_out")
-    inside = ", ".join(loss.kind for loss in setup.losses if not loss.embeddings_only)
-    if options.gradient_cache and inside:
-        problem = Message("needs losses on embeddings, and {} uses features inside the towers", inside)
-        hint = Message("remove one of them; accumulate alone saves memory as well")
-        yield (stage, "gradient_cache"), DcclipError(problem, hint)
-    comparing = ", ".join(loss.kind for loss in setup.losses if loss.compares)
-    if options.accumulate == "auto" and not options.gradient_cache and comparing:
-        problem = Message("is auto, and {} compares the pairs of a batch, which must stay whole", comparing)
-        yield (stage, "accumulate"), DcclipError(problem, "set gradient_cache: true, or accumulate to a number")
-    errors = [loss.problem(setup.sizes, len(context.teachers(options))) for loss in setup.listed_losses]
-    yield from (((stage, "losses", number), error) for number, error in enumerate(errors) if error)
-    data_of = {"image": {"pairs", "images"}, "text": {"pairs", "texts"}}
-    reached = {tower for loss in setup.losses for tower in loss.reached_towers(options.captions.languages)}
-    learning = [tower for tower in reached - {setup.lock} if data_of[tower] & setup.sizes.keys()]
-    if setup.sizes and not learning and not any(errors):
-        problem = Message("no loss reaches a tower that has data and is not locked")
-        yield (stage, "losses"), DcclipError(problem, "add a loss for such a tower, for example embedding")
-    if context.start is not None and not context.start.is_dir():
-        problem = Message("align starts from {}, which does not exist", context.start)
-        hint = Message("run stage 1 first: dcclip distill RECIPE; or name a model directory, or scratch")
-        yield (stage, "start"), DcclipError(problem, hint)
-    student = context.new_student
-    if student and student.text.vocabulary.source == "data" and not {"pairs", "texts"} & setup.sizes.keys():
-        yield ("student", "text", "vocabulary"), no_vocabulary()
-    if student and context.teacher is None:
-        for key in student.from_teacher:
-            problem = Message("is taken from the teacher, but the recipe has none")
-            yield ("student", *key), DcclipError(problem, "add a section teacher, or omit it")
-
-
-def caption_problems(setup: StageSetup, has: Callable[..., bool]) -> Iterator[Problem]:
-    """What the data lacks; `has(languages, kinds)` says whether a sample of these kinds has captions in all of them."""
-    languages, kinds = setup.options.captions.languages, setup.sizes.keys()
-    sources = {kind: name for kind, name in (("pairs", "data.train"), ("texts", "data.texts")) if kind in kinds}
-    absent = [language for language in languages if sources and not has([language], sources)]
-    if "images" in kinds and len(absent) == len(languages):
-        absent = []  # images are enough
-    for language in absent:
-        present = ", ".join(code for code in languages if code not in absent)
-        hint = Message("set captions.languages: [{}], or add {} captions", present, language)
-        if not present:
-            hint = Message("add {} captions, or set captions.languages to languages that the data has", language)
-        problem = Message("there are no '{}' captions in {}", language, all_of(sources.values()))
-        yield (setup.name, "captions", "languages"), DcclipError(problem, hint)
-    paired = absent or "pairs" not in kinds or any(has([language], ["pairs"]) for language in languages)
-    for loss in () if paired else setup.losses:
-        if loss.needs == {"pairs"} and not (loss.joint and "texts" in kinds):
-            problem = Message("loss {} needs captions, and data.train has none in {}", loss.kind, all_of(languages))
-            yield (setup.name, "captions", "languages"), DcclipError(problem, "add a language, or remove the loss")
-    cross_lingual = [number for number, loss in enumerate(setup.listed_losses) if loss.kind == "cross_lingual"]
-    if cross_lingual and not absent and not ({*LANGUAGES} <= {*languages} and has(LANGUAGES, sources)):
-        problem = Message("loss {} needs images or lines with captions in both languages", "cross_lingual")
-        for number in cross_lingual:
-            yield (setup.name, "losses", number), DcclipError(problem, "remove the loss, or add translations")

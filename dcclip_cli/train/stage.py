@@ -1,23 +1,29 @@
-"""Preparation and run of a training stage: student, teachers, data, identity and provenance, then the Trainer."""
+"""A training stage: what it trains, and its data, teachers, student and task, each of which is made when it is used."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+import shutil
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 from dcclip_cli.data.collator import Collator
-from dcclip_cli.data.pair import Language, PairDataset
+from dcclip_cli.data.options import DataOptions
+from dcclip_cli.data.pair import Language
 from dcclip_cli.data.pixels import training_preprocess
-from dcclip_cli.data.samplers import Sample, TrainingData, open_training_data
+from dcclip_cli.data.samplers import MixedBatchSampler, TrainingData, open_training_data
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.machine import loading_processes
+from dcclip_cli.machine import is_one_of_several, loading_processes
+from dcclip_cli.model.students import StudentOptions
+from dcclip_cli.model.teachers import Teacher
+from dcclip_cli.model.towers import OpenClipTowers
 from dcclip_cli.options import decisive
-from dcclip_cli.run_dir import TrainResult
-from dcclip_cli.train.checkpoint import telling_saved_step
+from dcclip_cli.progress import Progress, Silent
+from dcclip_cli.run_dir import RunDir, TrainResult, finished
+from dcclip_cli.train.align import AlignOptions
 from dcclip_cli.train.compute import (
     computed_in,
     join_processes,
@@ -26,22 +32,15 @@ from dcclip_cli.train.compute import (
     use_kernels,
     use_threads,
 )
-from dcclip_cli.train.distributed import check_shared, processes_here
-from dcclip_cli.train.lora import add_lora, merge_lora
-from dcclip_cli.train.losses.base import layers_of, learns_from, student_layers
+from dcclip_cli.train.distill import DistillOptions
+from dcclip_cli.train.distributed import check_shared, from_first, processes_here
+from dcclip_cli.train.lora import add_lora
+from dcclip_cli.train.losses.base import Loss, layers_of, learns_from, student_layers
+from dcclip_cli.train.metrics_log import MetricsListener, TrackerName
 from dcclip_cli.train.optimizer import rate_scale
-from dcclip_cli.train.options import (
-    DEFAULT_EMBED_DIM,
-    Problem,
-    StageContext,
-    StageSetup,
-    caption_problems,
-    check_embeddings,
-    problems,
-    warnings,
-)
-from dcclip_cli.train.student import Student, new_student, student_from
-from dcclip_cli.train.task import TrainingTask, learns_everything, shorter_dims
+from dcclip_cli.train.problems import Problem, caption_problems, check_embeddings, problems, warnings
+from dcclip_cli.train.student import Student, checkpoint_gradients, new_student, student_from
+from dcclip_cli.train.task import TrainingTask, learns_everything
 from dcclip_cli.train.teacher import (
     LazyTeacher,
     NarrowTeacher,
@@ -51,249 +50,323 @@ from dcclip_cli.train.teacher import (
     narrow_space,
 )
 from dcclip_cli.train.teacher_cache import CacheFillingSampler, TeacherCache
-from dcclip_cli.train.trainer import RunInfo, Trainer
 from dcclip_cli.train.validation import open_validation
 
-
-@dataclass(frozen=True)
-class PreparedStage:
-    """A stage that is ready to train, and what its model directory will say of it."""
-
-    student: Student
-    trainer: Trainer
-    provenance: dict[str, Any]
+DEFAULT_EMBED_DIM = 256  # of a student without a teacher
 
 
-def train_stage(setup: StageSetup, context: StageContext) -> TrainResult:
-    """Train as set up, and write the stage's model directory."""
-    model = context.run.model(setup.name)
-    with telling_saved_step(context.run.stage(setup.name), context.fresh):
-        stage = prepare(setup, context)
-        trainer = stage.trainer
+@dataclass(eq=False)
+class Stage:
+    """A training stage of a recipe. What it trains with is made, and read, when it is first used.
 
-        def save(metrics: dict[str, float]) -> None:
-            if trainer.is_main_process:
-                if setup.options.lora:
-                    merge_lora(stage.student.towers.model)
-                stage.student.save(model, {**stage.provenance, "metrics": metrics}, setup.half)
-
-        metrics = trainer.run(save)
-    trainer.close()
-    return TrainResult(model, False, trainer.seconds, metrics, stage.provenance)
-
-
-def prepare(setup: StageSetup, context: StageContext) -> PreparedStage:
-    """Everything that a stage needs before its first step. Teachers are loaded only where something is not cached.
-
-    Raises DcclipError for data, a teacher or a student that cannot be loaded, and for options that exclude each other.
+    `prepare` makes all of it; teachers are loaded only where something is not cached. `fresh` trains again from the
+    start where the stage is finished or has a checkpoint. Raises DcclipError for data, a teacher or a student that
+    cannot be loaded, and for options that exclude each other.
     """
-    _raise_first(problems(setup, context))
-    folder, seed, device, progress = context.run.stage(setup.name), context.seed, context.device, context.progress
-    join_processes(device)
-    check_shared(folder)
-    workers = loading_processes(setup.options.workers, device, processes_here())
-    setup = replace(setup, options=setup.options.model_copy(update={"workers": workers}))
-    use_kernels(setup.options, device)
-    use_threads(setup.options, folder, progress)
-    training = open_training_data(context.data, setup.sizes, context.run, seed, progress, setup.distinct_captions)
-    _raise_first(caption_problems(setup, partial(_has_captions, training.datasets)))
-    pairs = training.datasets.get("pairs")
-    if pairs is not None and pairs.embeddings is not None:
-        check_embeddings(setup, pairs.path)
-    teachers = _open_teachers(setup, context)
-    teacher = teachers[0] if teachers else None
-    if teacher is None and context.teacher and context.new_student and context.new_student.inherits:
-        teacher = LazyTeacher(context.teacher, context.device, context.progress)
-    student = _open_student(setup, context, training, teacher)
-    collator = _collator(setup, context, student, training, teachers)
-    sources = _features(setup, context, teachers, collator, student)
-    sampler, steps = training.sampler, setup.options.total_steps(training.sampler.steps_per_epoch)
-    for line in warnings(setup, context.new_student, steps):
-        progress.say(line)
-    caches = tuple(one for one in sources if isinstance(one, TeacherCache))
-    if sources and student.config["embed_dim"] < sources[0].widths.embedding:
-        student = _narrowed(student, context, teachers[0], sources[0], collator, sampler(0, steps))
-        if student.space and student.space.teacher == teachers[0].facts.fingerprint:
-            sources[0] = NarrowTeacher(sources[0], student.space)
-    if caches:
-        collator = replace(collator, read_features=tuple(cache.reader for cache in caches))
-        sampler = CacheFillingSampler(sampler.samplers, caches)
-    trains_images = setup.lock != "image" and bool({"pairs", "images"} & training.datasets.keys())
-    learns_images = trains_images and setup.options.optimizer.image_lr_scale > 0
-    trained = student.towers if learns_images else student.towers.model.text
-    options, choice = settle_precision(setup.options, trained, device, folder, progress)
-    task = _task(setup, student, sources, seed)
-    settled = replace(setup, options=options)
-    compiled = trains_images and settle_compile(task, settled, device, folder, progress)
-    identity = _identity(settled, context, student, training, teachers)
-    provenance = {
-        "stage": setup.name,
-        "identity": hashlib.sha256(json.dumps(identity, sort_keys=True, ensure_ascii=False).encode()).hexdigest(),
-        "teacher": {key: getattr(teacher.facts, key) if teacher else None for key in ("name", "fingerprint")},
-        "data": {"train": training.dataset.fingerprint},
-        "steps": steps,
-        "computed_in": computed_in(options, choice, compiled, [one.facts for one in teachers]),
-    }
-    if options.dims:
-        provenance["trained_dims"] = sorted({*options.dims, student.config["embed_dim"]})
-    validate = None
-    if options.validate_every_steps is not None:
-        validate = partial(open_validation(context.data, options.captions.languages), student.towers)
-    unused = not learns_everything(setup.losses, setup.lock, training.datasets.keys(), options.captions)
-    info = RunInfo(setup.name, folder, identity, seed, device, unused, progress, context.track, context.listener)
-    return PreparedStage(student, Trainer(task, collator, sampler, options, info, validate), provenance)
+
+    options: DistillOptions | AlignOptions
+    run: RunDir
+    data: DataOptions
+    teacher: Teacher | None = None
+    student_options: StudentOptions | None = None
+    seed: int = 0
+    device: str = "cpu"
+    fresh: bool = False
+    progress: Progress = field(default_factory=Silent)
+    track: tuple[TrackerName, ...] = ()
+    listener: MetricsListener | None = None
+    provenance: dict[str, Any] = field(default_factory=dict, init=False)  # of the model, when all is prepared
+
+    def __post_init__(self) -> None:
+        self.data = self.options.stage_data(self.data, self.student_options)
+        self.name = self.options.stage
+        self.folder = self.run.stage(self.name)
+        self.start = self.options.start_folder(self.run)  # the model directory of the student; None: it is a new one
+        self.new_student = self.student_options if self.start is None else None
+        self.lock = self.options.locked(self.student_options)  # the tower that is not trained
+
+    @cached_property
+    def losses(self) -> tuple[Loss, ...]:
+        """The losses of the options, after align's contrastive loss."""
+        return (*([self.options.contrast] if self.options.contrast else []), *self.options.losses)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a loss learns from teachers."""
+        return any(loss.needs_teacher for loss in self.losses)
+
+    @property
+    def teacher_options(self) -> tuple[Teacher, ...]:
+        """The options of the teachers by number, whether or not a loss needs them."""
+        return (*([self.teacher] if self.teacher else []), *self.options.more_teachers)
+
+    @property
+    def used_teachers(self) -> tuple[Teacher, ...]:
+        """The options of the teachers by number; none if no loss needs any."""
+        return self.teacher_options if self.needs_teacher else ()
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Samples per step of each kind of data that there is."""
+        options, data = self.options, self.data
+        default = options.batch_size if self.name == "distill" else 0
+        images, texts = (
+            default if size is None else size for size in (options.images_per_step, options.texts_per_step)
+        )
+        kinds = {
+            "pairs": (data.train, options.batch_size),
+            "images": (data.images, images),
+            "texts": (data.texts, texts),
+        }
+        return {kind: size for kind, (source, size) in kinds.items() if source is not None and size}
+
+    def finished(self) -> TrainResult | None:
+        """The result of the stage if an earlier run finished it; with `fresh`, all that it left is removed."""
+
+        def look() -> TrainResult | None:
+            if self.fresh:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            model = self.run.model(self.name)
+            return TrainResult(model, already_finished=True) if finished(self.run.root, self.name) else None
+
+        if not is_one_of_several():
+            return look()
+        join_processes(self.device)
+        return from_first(look)
+
+    def prepare(self) -> None:
+        """Make all that the first step needs, and settle what the options leave at `auto`."""
+        raise_first(problems(self))
+        join_processes(self.device)
+        check_shared(self.folder)
+        workers = loading_processes(self.options.workers, self.device, processes_here())
+        self.options = self.options.model_copy(update={"workers": workers})
+        use_kernels(self.options, self.device)
+        use_threads(self.options, self.folder, self.progress)
+        raise_first(caption_problems(self, self._has_captions))
+        pairs = self.training.datasets.get("pairs")
+        if pairs is not None and pairs.embeddings is not None:
+            check_embeddings(self, pairs.path)
+        for facts in (teacher.facts for teacher in self.teachers):
+            self.progress.say(facts.precision.line(Message("teacher {}", facts.name)))
+        student = self.student
+        for line in warnings(self):
+            self.progress.say(line)
+        _ = self.features  # which are made, and reported, before the precision
+        learns_images = self.trains_images and self.options.optimizer.image_lr_scale > 0
+        trained = student.towers if learns_images else student.towers.model.text
+        self.options, choice = settle_precision(self.options, trained, self.device, self.folder, self.progress)
+        compiled = self.trains_images and settle_compile(self)
+        width = student.config["embed_dim"]
+        teacher = self.first_teacher.facts if self.first_teacher else None
+        self.provenance = {
+            "stage": self.name,
+            "identity": hashlib.sha256(
+                json.dumps(self.identity, sort_keys=True, ensure_ascii=False).encode()
+            ).hexdigest(),
+            "teacher": {key: getattr(teacher, key, None) for key in ("name", "fingerprint")},
+            "data": {"train": self.training.dataset.fingerprint},
+            "steps": self.steps,
+            "computed_in": computed_in(self.options, choice, compiled, [teacher.facts for teacher in self.teachers]),
+        }
+        if self.options.dims:
+            self.provenance["trained_dims"] = sorted({*self.options.dims, width})
+
+    # ---- data
+
+    @cached_property
+    def training(self) -> TrainingData:
+        """The data, opened."""
+        distinct = self.options.distinct_captions
+        return open_training_data(self.data, self.sizes, self.run, self.seed, self.progress, distinct)
+
+    def _has_captions(self, languages: Sequence[Language], kinds: Collection[str]) -> bool:
+        """Whether a sample has captions in all of the languages; the first ones of blocks are looked at before all."""
+        for dataset in (self.training.datasets[kind] for kind in kinds if kind in self.training.datasets):
+            captions = [dataset.captions(language) for language in languages]
+            firsts = (all(column[first] for column in captions) for first in dataset.blocks.tolist())
+            if any(firsts) or any(map(all, zip(*captions, strict=True))):
+                return True
+        return False
+
+    @cached_property
+    def steps(self) -> int:
+        """Training steps of the run."""
+        return self.options.total_steps(self.training.sampler.steps_per_epoch)
+
+    @cached_property
+    def sampler(self) -> MixedBatchSampler:
+        """The samples of each step; it completes the teacher caches for them."""
+        sampler = self.training.sampler
+        return CacheFillingSampler(sampler.samplers, self.caches) if self.caches else sampler
+
+    @cached_property
+    def collator(self) -> Collator:
+        """Makes batches, with what the teacher caches have of each."""
+        return replace(self.plain_collator, read_features=tuple(cache.reader for cache in self.caches))
+
+    @cached_property
+    def plain_collator(self) -> Collator:
+        """Makes batches, with the pixels of teachers that run in each step."""
+        options, towers = self.options, self.student.towers
+        online = () if options.teacher_cache else self.teachers
+        return Collator(
+            self.training.dataset,
+            self.seed,
+            options.augment,
+            options.captions,
+            training_preprocess(towers),
+            towers.tokenize,
+            tuple(training_preprocess(teacher.towers) for teacher in online),
+            num_augmentations=options.augmentations if self.teachers and options.teacher_cache else 0,
+            with_caption_ids=options.contrast is not None,
+        )
+
+    # ---- teachers and their features
+
+    @cached_property
+    def teachers(self) -> list[LazyTeacher]:
+        """The teachers that losses need, by number."""
+        return [
+            LazyTeacher(options, self.device, self.progress, layers_of(self.losses, number))
+            for number, options in enumerate(self.used_teachers)
+        ]
+
+    @cached_property
+    def first_teacher(self) -> LazyTeacher | None:
+        """The first teacher of the losses, or the recipe's, whose weights a new student inherits."""
+        if self.teachers:
+            return self.teachers[0]
+        inherits = self.teacher and self.new_student and self.new_student.inherits
+        return LazyTeacher(self.teacher, self.device, self.progress) if self.teacher and inherits else None
+
+    @cached_property
+    def caches(self) -> tuple[TeacherCache, ...]:
+        """The teachers' caches; none if they run in each step."""
+        if not self.options.teacher_cache or not self.teachers:
+            return ()
+        grids, workers = (
+            map_grids(self.student.towers, student_layers(self.losses)),
+            loading_processes(self.options.workers),
+        )
+        return tuple(
+            TeacherCache(
+                teacher, self.plain_collator, learns_from(self.losses, number), grids, workers, self.progress, number
+            )
+            for number, teacher in enumerate(self.teachers)
+        )
+
+    @cached_property
+    def features(self) -> list[TeacherFeatures]:
+        """The source of each teacher's features: its cache, or the teacher itself; the first in the student's space."""
+        features: list[TeacherFeatures] = list(self.caches) or [
+            OnlineTeacher(teacher.towers, number, layers_of(self.losses, number), teacher.facts.widths)
+            for number, teacher in enumerate(self.teachers)
+        ]
+        width = self.student.config["embed_dim"]
+        if not features or width >= features[0].widths.embedding:
+            return features
+        fingerprint = self.teachers[0].facts.fingerprint
+        if self.start is None:  # a student that is loaded keeps its own space
+            batches = self.training.sampler(0, self.steps)
+            if self.caches:
+                batches = self.caches[0].completing(batches)
+            self.progress.say(Message("teacher: looking for its {} principal components", width))
+            space = narrow_space(fingerprint, features[0], self.plain_collator, batches, width)
+            self.student = replace(self.student, space=space)
+        if self.student.space and self.student.space.teacher == fingerprint:
+            features[0] = NarrowTeacher(features[0], self.student.space)
+        return features
+
+    # ---- student and task
+
+    @cached_property
+    def student(self) -> Student:
+        """The student that the stage begins with, with the space that it learns if it is narrower than its teacher."""
+        name, width, options = self.run.root.name, DEFAULT_EMBED_DIM, self.new_student
+        if self.start is not None:
+            student = student_from(self.start, name)
+        else:
+            assert options is not None
+            teacher = self.first_teacher
+            if teacher and self.needs_teacher:
+                width = teacher.facts.widths.embedding
+            model = self.teacher.source if self.teacher else None
+            towers = teacher.towers if teacher and options.inherits else None
+            student = new_student(options, width, self.training.dataset, name, self.seed, model, towers)
+            count = student.towers.parameters_count()
+            if teacher and count >= (size := teacher.facts.parameters):
+                self.progress.say(Message("warning: the student has {:,} parameters, the teacher {:,}", count, size))
+        pairs, width = self.training.datasets.get("pairs"), student.config["embed_dim"]
+        if pairs is not None and pairs.embeddings is not None and pairs.embeddings.shape[1] != width:
+            raise DcclipError(
+                "the embeddings in {0} have {1} dimensions, the student's have {2}",
+                "set student.embed_dim: {1}",
+                pairs.path,
+                pairs.embeddings.shape[1],
+                width,
+            )
+        return student.with_bias() if any(loss.uses_bias for loss in self.losses) else student
+
+    @property
+    def trains_images(self) -> bool:
+        """Whether a step has a backward pass through the image tower, or its projection."""
+        return self.lock != "image" and bool({"pairs", "images"} & self.training.datasets.keys())
+
+    @cached_property
+    def task(self) -> TrainingTask:
+        """The student with its losses; it learns what the options' learning rates and LoRA say."""
+        network = self.student.config["vision_cfg"].get("timm_model_name", self.student.name)
+        return self.make_task(self.student.towers, self.features, network)
+
+    def make_task(self, towers: OpenClipTowers, features: Sequence[TeacherFeatures], network: str) -> TrainingTask:
+        """The task for a student with the image tower `network`."""
+        options = self.options
+        if options.lora:
+            add_lora(towers.model, options.lora, self.lock, self.seed)
+        task = TrainingTask(
+            towers, self.losses, features, self.seed, self.lock, options.freeze_batch_norms, options.dims
+        )
+        task.max_logit_scale = options.max_logit_scale
+        for name, parameter in task.named_parameters():
+            if rate_scale(name, options.optimizer) == 0:
+                parameter.requires_grad_(False)  # no backward pass through what does not learn
+        if options.gradient_checkpointing:  # of the towers that the task trains
+            checkpoint_gradients(towers.model, network)
+        return task
+
+    @property
+    def may_leave_parameters(self) -> bool:
+        """Whether a step may leave parameters without a gradient."""
+        return not learns_everything(self.losses, self.lock, self.training.datasets.keys(), self.options.captions)
+
+    @cached_property
+    def validate(self) -> Callable[[], dict[str, float]] | None:
+        """The validation of the student, if it is validated."""
+        if self.options.validate_every_steps is None:
+            return None
+        return partial(open_validation(self.data, self.options.captions.languages), self.student.towers)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the result, once nothing in the options is left at `auto`."""
+        new = self.new_student
+        return {
+            "options": decisive(self.options),
+            "teacher": [teacher.facts.fingerprint for teacher in self.teachers],
+            "parent": self.student.parent,
+            "student": self.student.config,
+            "vocabulary": self.student.vocab_digest,
+            "image_weights": (new.image if isinstance(new.image, str) else new.image.weights) if new else None,
+            "inherit": new.text.inherit if new else None,
+            **({"inherit_images": True} if new and new.inherits_images else {}),
+            "data": self.training.dataset.fingerprint,
+            "shuffle_window": self.data.shuffle_window,
+            "seed": self.seed,
+        }
 
 
-def _raise_first(problems: Iterable[Problem]) -> None:
+def raise_first(problems: Iterable[Problem]) -> None:
+    """Raise the first of the problems, if there is one."""
     for key, problem in problems:
         raise DcclipError(Message("{}: {}", ".".join(map(str, key)), problem.what), problem.hint)
-
-
-def _has_captions(datasets: Mapping[str, PairDataset], languages: Sequence[Language], kinds: Collection[str]) -> bool:
-    """Whether a sample has captions in all of the languages; the first ones of blocks are looked at before all."""
-    for dataset in (datasets[kind] for kind in kinds if kind in datasets):
-        captions = [dataset.captions(language) for language in languages]
-        firsts = (all(column[first] for column in captions) for first in dataset.blocks.tolist())
-        if any(firsts) or any(map(all, zip(*captions, strict=True))):
-            return True
-    return False
-
-
-def _open_teachers(setup: StageSetup, context: StageContext) -> list[LazyTeacher]:
-    """The teachers by number; none if no loss needs any."""
-    if not setup.needs_teacher:
-        return []
-    teachers = [
-        LazyTeacher(one, context.device, context.progress, layers_of(setup.losses, number))
-        for number, one in enumerate(context.teachers(setup.options))
-    ]
-    for facts in (teacher.facts for teacher in teachers):
-        context.progress.say(facts.precision.line(Message("teacher {}", facts.name)))
-    return teachers
-
-
-def _open_student(
-    setup: StageSetup, context: StageContext, training: TrainingData, teacher: LazyTeacher | None
-) -> Student:
-    """The student that the stage begins with; `teacher` is the recipe's, if losses or the student need it."""
-    name, new = context.run.root.name, context.new_student
-    if context.start is not None:
-        student = student_from(context.start, name)
-    else:
-        assert new is not None
-        learns = teacher and setup.needs_teacher
-        width = teacher.facts.widths.embedding if teacher and learns else DEFAULT_EMBED_DIM
-        model = context.teacher.source if context.teacher else None
-        towers = teacher.towers if teacher and new.inherits else None
-        student = new_student(new, width, training.dataset, name, context.seed, model, towers)
-        count = student.towers.parameters_count()
-        if teacher and count >= teacher.facts.parameters:
-            context.progress.say(
-                Message("warning: the student has {:,} parameters, the teacher {:,}", count, teacher.facts.parameters)
-            )
-    pairs, width = training.datasets.get("pairs"), student.config["embed_dim"]
-    if pairs is not None and pairs.embeddings is not None and pairs.embeddings.shape[1] != width:
-        raise DcclipError(
-            "the embeddings in {0} have {1} dimensions, the student's have {2}",
-            "set student.embed_dim: {1}",
-            pairs.path,
-            pairs.embeddings.shape[1],
-            width,
-        )
-    return student.with_bias() if any(loss.uses_bias for loss in setup.losses) else student
-
-
-def _collator(
-    setup: StageSetup, context: StageContext, student: Student, training: TrainingData, teachers: Sequence[LazyTeacher]
-) -> Collator:
-    """Makes the stage's batches, with the pixels of teachers that run in each step."""
-    options = setup.options
-    online = () if options.teacher_cache else teachers
-    return Collator(
-        training.dataset,
-        context.seed,
-        options.augment,
-        options.captions,
-        training_preprocess(student.towers),
-        student.towers.tokenize,
-        tuple(training_preprocess(teacher.towers) for teacher in online),
-        num_augmentations=options.augmentations if teachers and options.teacher_cache else 0,
-        with_caption_ids=setup.task,
-    )
-
-
-def _features(
-    setup: StageSetup, context: StageContext, teachers: Sequence[LazyTeacher], collator: Collator, student: Student
-) -> list[TeacherFeatures]:
-    """The source of each teacher's features: its cache, or the teacher itself."""
-    if not setup.options.teacher_cache:
-        return [
-            OnlineTeacher(teacher.towers, number, layers_of(setup.losses, number), teacher.facts.widths)
-            for number, teacher in enumerate(teachers)
-        ]
-    grids = map_grids(student.towers, student_layers(setup.losses)) if teachers else {}
-    workers, progress = loading_processes(setup.options.workers), context.progress
-    return [
-        TeacherCache(teacher, collator, learns_from(setup.losses, number), grids, workers, progress, number)
-        for number, teacher in enumerate(teachers)
-    ]
-
-
-def _narrowed(
-    student: Student,
-    context: StageContext,
-    teacher: LazyTeacher,
-    source: TeacherFeatures,
-    collator: Collator,
-    batches: Iterable[list[Sample]],
-) -> Student:
-    """A student that is narrower than its teacher, with the space that it learns. One that is loaded keeps its own."""
-    if context.start is not None:
-        return student
-    width = student.config["embed_dim"]
-    if isinstance(source, TeacherCache):
-        batches = source.completing(batches)
-    context.progress.say(Message("teacher: looking for its {} principal components", width))
-    space = narrow_space(teacher.facts.fingerprint, source, collator, batches, width)
-    return replace(student, space=space)
-
-
-def _task(setup: StageSetup, student: Student, sources: Sequence[TeacherFeatures], seed: int) -> TrainingTask:
-    if lora := setup.options.lora:
-        add_lora(student.towers.model, lora, setup.lock, seed)
-    task = TrainingTask(
-        student.towers,
-        setup.losses,
-        sources,
-        seed,
-        setup.lock,
-        setup.options.freeze_batch_norms,
-        shorter_dims(setup.options.dims, student.config["embed_dim"]),
-    )
-    task.max_logit_scale = setup.max_logit_scale
-    for name, parameter in task.named_parameters():
-        if rate_scale(name, setup.options.optimizer) == 0:
-            parameter.requires_grad_(False)  # no backward pass through what does not learn
-    if setup.options.gradient_checkpointing:  # of the towers that the task trains
-        student.checkpoint_gradients()
-    return task
-
-
-def _identity(
-    setup: StageSetup, context: StageContext, student: Student, training: TrainingData, teachers: Sequence[LazyTeacher]
-) -> dict[str, Any]:
-    """Everything that decides the result of a stage, whose options have nothing left at `auto`."""
-    new = context.new_student
-    return {
-        "options": decisive(setup.options),
-        "teacher": [teacher.facts.fingerprint for teacher in teachers],
-        "parent": student.parent,
-        "student": student.config,
-        "vocabulary": student.vocab_digest,
-        "image_weights": (new.image if isinstance(new.image, str) else new.image.weights) if new else None,
-        "inherit": new.text.inherit if new else None,
-        **({"inherit_images": True} if new and new.inherits_images else {}),
-        "data": training.dataset.fingerprint,
-        "shuffle_window": context.data.shuffle_window,
-        "seed": context.seed,
-    }

@@ -74,10 +74,6 @@ class Student:
             model.logit_scale.fill_(math.log(10))
         return replace(self, config={**self.config, "init_logit_bias": -10.0})
 
-    def checkpoint_gradients(self) -> None:
-        """Recompute activations in the backward pass. Raises DcclipError if the image tower cannot."""
-        checkpoint_gradients(self.towers.model, self.config["vision_cfg"].get("timm_model_name", self.name))
-
     def save(self, folder: Path, provenance: dict[str, Any], half: bool = False) -> None:
         """Write the model directory."""
         provenance = {"name": self.name, "parent": self.parent, "versions": versions(), **provenance}

@@ -54,7 +54,7 @@ class TrainingTask(nn.Module):
         self.layers = student_layers(losses)
         self._image_features = student.image_features
         self._widths = widths(student, self.layers)
-        self._dims = dims
+        self._dims = shorter_dims(dims, self._widths.embedding)
         self.adapters = nn.ModuleList(nn.ModuleDict() for _ in teachers)
         with torch.random.fork_rng(devices=[]):
             for loss in losses:

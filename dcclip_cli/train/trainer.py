@@ -6,7 +6,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,78 +14,74 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 
-from dcclip_cli.data.collator import Batch, Collator
-from dcclip_cli.data.samplers import MixedBatchSampler
+from dcclip_cli.data.collator import Batch
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import loading_processes
 from dcclip_cli.processes import Stopped, asked, handled, noted
-from dcclip_cli.progress import Progress, Silent, Task
+from dcclip_cli.progress import Task
+from dcclip_cli.run_dir import TrainResult
 from dcclip_cli.train.checkpoint import (
-    Identity,
     TrainState,
     latest_checkpoint,
     load_best,
     load_checkpoint,
     save_best,
     save_checkpoint,
+    telling_saved_step,
 )
 from dcclip_cli.train.compute import Parts, make_accelerator
 from dcclip_cli.train.distributed import any_process, average_statistics, from_first, processes_here, stop_together
 from dcclip_cli.train.loading import load_batches
-from dcclip_cli.train.metrics_log import MetricsListener, MetricsLog, TrackerName
+from dcclip_cli.train.lora import merge_lora
+from dcclip_cli.train.metrics_log import MetricsLog
 from dcclip_cli.train.optimizer import ema_weights, learning_rate_factor, make_ema, make_optimizer
-from dcclip_cli.train.options import TrainOptions
 from dcclip_cli.train.speed import StepTimer
-from dcclip_cli.train.task import TrainingTask, backward, cached_backward
+from dcclip_cli.train.stage import Stage
+from dcclip_cli.train.task import backward, cached_backward
 
 CHANCE_STEP = 500  # after which a contrastive loss at chance level is reported
 MAX_SKIPPED_STEPS = 10  # in a row, before the run ends
 _AT_CHANCE = 0.98  # fraction of the loss at chance level above which nothing has been learned
 PREFETCHED_SAMPLES = 1024  # by each loading process, in whole batches: about 250 KB each
 
-Validate = Callable[[], dict[str, float]]
 Finish = Callable[[dict[str, float]], None]
 
 
-@dataclass(frozen=True)
-class RunInfo:
-    """Where a stage trains: its name, folder and device, and the identity that its checkpoints belong to.
+def train_stage(stage: Stage) -> TrainResult:
+    """The model directory that a stage writes; resumes from its checkpoint. One that is finished is left as it is.
 
-    `track`: trackers that the metrics are written to.
-    `unused_parameters`: a step may leave parameters without a gradient.
+    Raises DcclipError for data, a teacher or a student that cannot be loaded, and for a checkpoint of another recipe.
     """
+    if result := stage.finished():
+        return result
+    model = stage.run.model(stage.name)
+    with telling_saved_step(stage.folder, stage.fresh):
+        stage.prepare()
+        trainer = Trainer(stage)
 
-    name: str
-    folder: Path
-    identity: Identity
-    seed: int = 0
-    device: str = "cpu"
-    unused_parameters: bool = True
-    progress: Progress = field(default_factory=Silent)
-    track: tuple[TrackerName, ...] = ()
-    listener: MetricsListener | None = None
+        def save(metrics: dict[str, float]) -> None:
+            if trainer.is_main_process:
+                if stage.options.lora:
+                    merge_lora(stage.student.towers.model)
+                stage.student.save(model, {**stage.provenance, "metrics": metrics}, stage.options.half)
+
+        metrics = trainer.run(save)
+    trainer.close()
+    return TrainResult(model, False, trainer.seconds, metrics, stage.provenance)
 
 
 class Trainer:
-    """Trains a task in place, with checkpoints under `info.folder/state` from which it resumes.
+    """Trains the task of a stage that is prepared, in place, with checkpoints under `state` from which it resumes.
 
     Of a step, the host reads one number from the device: whether the step is finite; more where a batch has captions
     without images or images without a language. Loss terms and the gradient norm are read when they are logged.
     """
 
-    def __init__(
-        self,
-        task: TrainingTask,
-        collator: Collator,
-        sampler: MixedBatchSampler,
-        options: TrainOptions,
-        info: RunInfo,
-        validate: Validate | None = None,
-    ) -> None:
-        self.task, self.collator, self.sampler, self.options, self.info = task, collator, sampler, options, info
-        self._validate = validate
-        self.total_steps = options.total_steps(sampler.steps_per_epoch)
-        self.accelerator = make_accelerator(options, info.device, info.unused_parameters)
+    def __init__(self, stage: Stage) -> None:
+        self.stage, self.options, self.task, self.sampler = stage, stage.options, stage.task, stage.sampler
+        self._validate, self.total_steps = stage.validate, stage.steps
+        task, options = self.task, self.options
+        self.accelerator = make_accelerator(options, stage.device, stage.may_leave_parameters)
         self.device = self.accelerator.device
         task.to(self.device)
         self.optimizer = make_optimizer(task, options.optimizer)
@@ -110,7 +106,7 @@ class Trainer:
         is saved first.
         """
         self.restore()
-        name, progress, began = self.info.name, self.info.progress, time.monotonic()
+        name, progress, began = self.stage.name, self.stage.progress, time.monotonic()
         self.task.train()
         self.state.frozen = self.state.frozen or self.task.frozen_digest()
         self.task.clamp_temperature()
@@ -196,7 +192,7 @@ class Trainer:
         """Add the gradients of a batch, in more parts where memory runs out, and return its loss terms."""
         step, accelerator = self.state.step, self.accelerator
         while True:
-            torch.manual_seed(((self.info.seed << 40) + (step << 12) + accelerator.process_index) % 2**64)
+            torch.manual_seed(((self.stage.seed << 40) + (step << 12) + accelerator.process_index) % 2**64)
             parts = self._parts.at(step)
             try:
                 if self.options.gradient_cache and parts > 1:
@@ -216,14 +212,14 @@ class Trainer:
             metrics = from_first(noted(False)(self._validate))
             if better := not state.best_metrics or _mean(metrics) > _mean(state.best_metrics):
                 if self.is_main_process:
-                    save_best(self.info.folder / "best", state.step, metrics, self.task.model)
+                    save_best(self.stage.folder / "best", state.step, metrics, self.task.model)
                 state.best_step, state.best_metrics = state.step, metrics
         state.validations_since_best = 0 if better else state.validations_since_best + 1
         state.validation_due = False
         self._log.write(state.step, metrics)
         if stop := options.patience is not None and state.validations_since_best >= options.patience:
-            name, best = self.info.name, state.best_step
-            self.info.progress.say(
+            name, best = self.stage.name, state.best_step
+            self.stage.progress.say(
                 Message("{}: early stopping at step {}/{} (best: step {})", name, state.step, self.total_steps, best)
             )
         return stop
@@ -235,7 +231,7 @@ class Trainer:
             return
         if self.accelerator.scaler is not None:
             self.state.scaler = self.accelerator.scaler.state_dict()
-        folder, identity = self.info.folder / "state", self.info.identity
+        folder, identity = self.stage.folder / "state", self.stage.identity
         save_checkpoint(folder, self.state, identity, self.task, self.optimizer, self.ema)
 
     def _save_before_the_end(self) -> None:
@@ -247,21 +243,21 @@ class Trainer:
 
     def restore(self) -> None:
         """Load the latest checkpoint, if there is one, and open the logs at its step."""
-        folder = self.info.folder
+        folder = self.stage.folder
         if checkpoint := from_first(lambda: latest_checkpoint(folder / "state")):
-            identity = self.info.identity
+            identity = self.stage.identity
             self.state = load_checkpoint(checkpoint, identity, self.task, self.optimizer, self.ema)
             self._saved_step = self.state.step
-            self.info.progress.say(
-                Message("{}: resuming from step {} of {}", self.info.name, self.state.step, self.total_steps)
+            self.stage.progress.say(
+                Message("{}: resuming from step {} of {}", self.stage.name, self.state.step, self.total_steps)
             )
         if self.accelerator.scaler is not None and self.state.scaler is not None:
             self.accelerator.scaler.load_state_dict(self.state.scaler)
-        info = self.info
-        self._log = MetricsLog(folder, self.state.step, self.accelerator, info.track, info.identity, info.listener)
+        stage, step = self.stage, self.state.step
+        self._log = MetricsLog(folder, step, self.accelerator, stage.track, stage.identity, stage.listener)
         self._timer = StepTimer(self.state.step, self.device)
         self._guard = NonFiniteGuard(self.task, folder)
-        self._parts = Parts(self.options.accumulate, self.sampler, folder, self.info.progress)
+        self._parts = Parts(self.options.accumulate, self.sampler, folder, self.stage.progress)
 
     def close(self) -> None:
         """Free everything before the process group ends: gloo may hang at exit otherwise (pytorch issue 56297)."""
@@ -309,13 +305,13 @@ class Trainer:
                     float(terms[name]),
                     level,
                 )
-                self.info.progress.say(line)
+                self.stage.progress.say(line)
 
     def _take_final_weights(self) -> None:
         """Give the task the weights to be saved: the best ones, those of the EMA or the last."""
         if self.options.keep == "best":
             if self.is_main_process:
-                load_best(self.info.folder / "best", self.task.model)
+                load_best(self.stage.folder / "best", self.task.model)
             self.metrics |= {**self.state.best_metrics, "best_step": self.state.best_step}
         elif self.ema is not None:
             self.task.model.load_state_dict(self.ema.module.state_dict())
@@ -360,7 +356,7 @@ class Trainer:
         workers = loading_processes(self.options.workers, self.device.type, processes_here())
         share = self.sampler.batch_size // accelerator.num_processes
         samples = self.sampler(self.state.step, self.total_steps)
-        collator = replace(self.collator, process=accelerator.process_index, processes=accelerator.num_processes)
+        collator = replace(self.stage.collator, process=accelerator.process_index, processes=accelerator.num_processes)
         prefetch = max(1, min(4, PREFETCHED_SAMPLES // share))
         was_frozen = gc.get_freeze_count()  # by the program that this is a part of
         if not was_frozen:  # a collection in a process that is forked here would copy the memory that they share

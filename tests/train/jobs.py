@@ -27,9 +27,10 @@ from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.progress import Progress, Silent, Task
 from dcclip_cli.run_dir import RunDir, TrainResult
-from dcclip_cli.train.align import AlignOptions, align
-from dcclip_cli.train.distill import DistillOptions, distill
-from dcclip_cli.train.options import StageContext
+from dcclip_cli.train.align import AlignOptions
+from dcclip_cli.train.distill import DistillOptions
+from dcclip_cli.train.stage import Stage
+from dcclip_cli.train.trainer import train_stage
 
 Job = dict[str, Any]
 OPTIONS = {
@@ -83,7 +84,9 @@ def send(task: str, count: int, number: signal.Signals = signal.SIGINT) -> Watch
 def run(job: Job, progress: Progress | None = None) -> TrainResult:
     """Run the stage that a job describes."""
     data = job["data"] if isinstance(job["data"], dict) else {"train": job["data"]}
-    context = StageContext(
+    options: type[DistillOptions | AlignOptions] = DistillOptions if job["stage"] == "distill" else AlignOptions
+    stage = Stage(
+        options.model_validate(OPTIONS | job["options"]),
         RunDir(Path(job["root"])),
         DataOptions.model_validate(data),
         TypeAdapter(Teacher).validate_python(job["teacher"]) if job.get("teacher") else None,
@@ -93,10 +96,7 @@ def run(job: Job, progress: Progress | None = None) -> TrainResult:
         progress=progress or Silent(),
         track=tuple(job.get("track", ())),
     )
-    options = OPTIONS | job["options"]
-    if job["stage"] == "distill":
-        return distill(DistillOptions.model_validate(options), context)
-    return align(AlignOptions.model_validate(options), context)
+    return train_stage(stage)
 
 
 def elsewhere(job: Job, name: str, options: Job | None = None, **changes: Any) -> Job:

@@ -7,10 +7,9 @@ from dcclip_cli.model.model_dir import load_model, model_fingerprint
 from dcclip_cli.model.teachers import AltClipTeacher
 from dcclip_cli.recipe.load import load
 from dcclip_cli.run_dir import RunDir
-from dcclip_cli.train.align import align
-from dcclip_cli.train.distill import distill
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
-from dcclip_cli.train.options import StageContext
+from dcclip_cli.train.stage import Stage
+from dcclip_cli.train.trainer import train_stage
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "dc-clip.yaml"
 
@@ -32,10 +31,10 @@ def test_the_papers_recipe_trains_both_stages(altclip_folder: Path, pairs_file: 
     assert isinstance(recipe.teacher, AltClipTeacher) and recipe.student and recipe.student.preset == "RN50"
     assert recipe.distill and recipe.align and recipe.data
     assert {type(loss) for loss in recipe.distill.losses} >= {FeatureMapLoss, TokenFeaturesLoss}
-    context = StageContext(RunDir(tmp_path / "dc-clip"), recipe.data, recipe.teacher, recipe.student)
-    first = distill(recipe.distill, context)
+    shared = RunDir(tmp_path / "dc-clip"), recipe.data, recipe.teacher, recipe.student
+    first = train_stage(Stage(recipe.distill, *shared))
     assert set(first.metrics) >= {"feature_map", "token_features", "embedding"}
-    second = align(recipe.align, context)
+    second = train_stage(Stage(recipe.align, *shared))
     assert json.loads((second.model / "dcclip.json").read_text())["parent"] == model_fingerprint(first.model)
     assert (second.model / "tokenizer.json").read_bytes() == (first.model / "tokenizer.json").read_bytes()
     assert set(second.metrics) >= {"image_zh", "image_en", "logit_scale", "top1_zh", "top1_en", "best_step"}

@@ -8,27 +8,28 @@ import pytest
 
 from dcclip_cli import api
 from dcclip_cli.data.dataset import write_parquet
+from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.preview import Preview
 from dcclip_cli.recipe.load import load
 from dcclip_cli.recipe.preflight import check
 from dcclip_cli.run_dir import RunDir
-from dcclip_cli.train.estimate import Pace, Rows, StageWork, Times, lines, measure
-from dcclip_cli.train.options import TrainOptions
+from dcclip_cli.train.distill import DistillOptions
+from dcclip_cli.train.estimate import BlankStage, Pace, Rows, Times, lines, measure
 from tests.conftest import SHAPES
 from tests.train.jobs import Watch
 
 
 @pytest.fixture
-def works(whole_recipe: dict[str, Any], tmp_path: Path) -> list[StageWork]:
-    """The work of distill and of an align that uses the teacher as well, with the same augmentations."""
+def stages(whole_recipe: dict[str, Any], tmp_path: Path) -> list[BlankStage]:
+    """Distill and an align that uses the teacher as well, with the same augmentations."""
     values = {"align.losses": [{"kind": "embedding"}], "align.augmentations": 1, "align.steps": 3}
     return check(load(whole_recipe, values=values), RunDir(tmp_path / "run"), ("distill", "align"))
 
 
-def test_a_stage_knows_its_steps_and_what_its_teacher_is_asked(works: list[StageWork]) -> None:
-    distill, _ = works
-    assert (distill.setup.name, distill.steps, distill.setup.sizes) == ("distill", 3, {"pairs": 8})
+def test_a_stage_knows_its_steps_and_what_its_teacher_is_asked(stages: list[BlankStage]) -> None:
+    distill, _ = stages
+    assert (distill.name, distill.steps, distill.sizes) == ("distill", 3, {"pairs": 8})
     first, second, third = lines(distill, Times(0.5, [Pace(1.0, 0.5)]))
     assert first == "distill: 3 steps of 8 samples take roughly 2 s (0.5 s a step)"
     assert second.startswith("distill: the teacher encodes about 24 images and up to 48 texts: roughly 48 s")
@@ -43,22 +44,23 @@ def test_images_and_texts_are_estimated_and_counted_by_their_own_numbers_per_ste
     recipe["data"] = {"images": str(pictures[0].parent), "texts": str(tmp_path / "lines.tsv")}
     own = {"losses": [{"kind": "embedding"}], "images_per_step": 3, "texts_per_step": 2, "augmentations": 20}
     recipe["distill"] = recipe["distill"] | own  # batch_size: 8 is for pairs
-    (work,) = check(load(recipe), RunDir(tmp_path / "run"), ("distill",))
-    first, second, _ = lines(work, Times(0.5, [Pace(1.0, 0.5)]))
+    (stage,) = check(load(recipe), RunDir(tmp_path / "run"), ("distill",))
+    first, second, _ = lines(stage, Times(0.5, [Pace(1.0, 0.5)]))
     assert first.startswith("distill: 3 steps of 5 samples ")
     assert second.startswith("distill: the teacher encodes about 9 images and up to 12 texts: ")
     watch = Watch()
     api.distill(recipe, out=tmp_path / "run", progress=watch)
     (computed,) = (line for line in watch.said if line.startswith("teacher: features"))
     assert computed.endswith("computed 9 images, 12 captions")
-    assert work.left(0) == Rows(0, 0)  # the cache has them
+    assert stage.remaining_rows(0) == Rows(0, 0)  # the cache has them
 
 
 def test_where_the_teachers_files_are_not_here_its_time_and_that_of_a_step_are_not_known(
-    works: list[StageWork],
+    stages: list[BlankStage],
 ) -> None:
-    teacher = works[0].teachers[0].model_copy(update={"model": "BAAI/AltCLIP-没有"})
-    distill = replace(works[0], blank=[None], teachers=[teacher])
+    assert stages[0].teacher is not None
+    teacher = stages[0].teacher.model_copy(update={"model": "BAAI/AltCLIP-没有"})
+    distill = replace(stages[0], teacher=teacher, blank_teachers=[None])
     times = measure(distill)
     assert times == Times(None, [None])
     said = list(lines(distill, times))
@@ -74,37 +76,39 @@ def test_captions_longer_than_the_texts_of_student_and_teacher_are_estimated_and
     folder = str(request.getfixturevalue(f"{teacher}_folder"))
     values = {"teacher": {"kind": "transformers", "model": folder}, "data.train": str(tmp_path / "long.parquet")}
     recipe = load(whole_recipe, values=values)
-    for work in check(recipe, RunDir(tmp_path / "run"), ("distill", "align")):
-        assert work.tokens > 77 > work.student.context_length
-        times = measure(work)
+    for stage in check(recipe, RunDir(tmp_path / "run"), ("distill", "align")):
+        assert stage.tokens > 77 > stage.towers.context_length
+        times = measure(stage)
         assert times.step_s and all(pace and pace.image_s > 0 < pace.text_s for pace in times.teachers)
     assert api.distill(recipe, out=tmp_path / "run").metrics
 
 
 @pytest.mark.parametrize(
-    ("options", "sizes", "rows"),
+    ("options", "rows"),
     [
-        ({"steps": 10, "augmentations": 4}, {"pairs": 8, "images": 8}, Rows(80 + 80, 160)),  # of 10 steps
-        ({"steps": 10_000_000, "augmentations": 4}, {"pairs": 8, "images": 8}, Rows(4_000_000 + 80, 4_000_000)),
-        ({"epochs": 9, "augmentations": 4, "captions": {"first": 1.0}}, {"pairs": 10}, Rows(4_000_000, 2_000_000)),
+        ({"steps": 10, "batch_size": 8}, Rows(80 + 80, 160)),  # of 10 steps
+        ({"steps": 10_000_000, "batch_size": 8}, Rows(4_000_000 + 80, 4_000_000)),
+        ({"epochs": 9, "batch_size": 10, "images_per_step": 0, "captions": {"first": 1.0}}, Rows(4_000_000, 2_000_000)),
     ],
 )
 def test_rows_are_those_that_steps_reach_and_captions_that_are_chosen(
-    works: list[StageWork], options: dict[str, Any], sizes: dict[str, int], rows: Rows
+    stages: list[BlankStage], options: dict[str, Any], rows: Rows
 ) -> None:
     pairs = Preview(1_000_000, [{"zh": ("猫", "一只猫", "猫咪"), "en": ("cat",)}])
-    data = {"pairs": pairs, "images": Preview(20, [{"zh": (), "en": ()}])}
-    setup = replace(works[0].setup, options=TrainOptions.model_validate(options), sizes=sizes)
-    assert replace(works[0], setup=setup, data={kind: data[kind] for kind in sizes}).rows == rows
+    previews = {"pairs": pairs, "images": Preview(20, [{"zh": (), "en": ()}])}
+    chosen, data = DistillOptions.model_validate({"augmentations": 4} | options), DataOptions(train="对", images="图")
+    stage = replace(stages[0], options=chosen, data=data)
+    stage.previews = {kind: previews[kind] for kind in stage.sizes}
+    assert stage.rows == rows
 
 
 def test_an_epoch_is_one_of_the_first_kind_of_data_and_two_checkpoints_and_the_model_are_on_disk_at_once(
-    works: list[StageWork],
+    stages: list[BlankStage],
 ) -> None:
-    best = TrainOptions(epochs=1.5, ema=0.9, keep="best", validate_every_steps=1)
-    setup, data = works[0].setup, {"pairs": Preview(1_000, []), "texts": Preview(7, [])}
-    sizes: dict[str, int] = {"pairs": 64, "texts": 7}
-    work = replace(works[0], setup=replace(setup, options=best, sizes=sizes), data=data)
-    assert work.steps == 23  # 1.5 times 15
-    parameters = work.student.parameters_count()
-    assert (works[0].run_bytes, work.run_bytes) == (parameters * 4 * 7, parameters * 4 * 10)
+    sizes: dict[str, Any] = {"batch_size": 64, "texts_per_step": 7}
+    best = DistillOptions(epochs=1.5, ema=0.9, keep="best", validate_every_steps=1, **sizes)
+    previews = {"pairs": Preview(1_000, []), "texts": Preview(7, [])}
+    stage = replace(stages[0], options=best, data=DataOptions(train="对", texts="词"), previews=previews)
+    assert stage.steps == 23  # 1.5 times 15
+    parameters = stage.towers.parameters_count()
+    assert (stages[0].run_bytes, stage.run_bytes) == (parameters * 4 * 7, parameters * 4 * 10)

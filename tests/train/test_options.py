@@ -10,8 +10,11 @@ from dcclip_cli.data.options import DataOptions
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import AltClipTeacher
 from dcclip_cli.run_dir import RunDir
-from dcclip_cli.train import align, distill
-from dcclip_cli.train.options import StageContext, TrainOptions, problems, warnings
+from dcclip_cli.train.align import AlignOptions
+from dcclip_cli.train.distill import DistillOptions
+from dcclip_cli.train.options import TrainOptions
+from dcclip_cli.train.problems import problems, warnings
+from dcclip_cli.train.stage import Stage
 from tests.train.jobs import refused
 
 TEACHER = AltClipTeacher(model="老师")
@@ -19,17 +22,18 @@ STUDENT: dict[str, Any] = {"image": {"timm": "test_resnet", "size": 32}}
 EMBEDDING, MAPS = {"kind": "embedding"}, {"kind": "feature_map"}
 
 
-def found(stage: str, options: dict[str, Any], data: dict[str, Any], **context: Any) -> list[tuple[str, str, str]]:
+def stage_of(name: str, options: dict[str, Any], data: dict[str, Any], **context: Any) -> Stage:
+    """A stage of three steps under a teacher."""
+    kind: type[DistillOptions | AlignOptions] = DistillOptions if name == "distill" else AlignOptions
+    options = {"steps": 3} | ({"start": "scratch"} if name == "align" else {}) | options
+    context = {"teacher": TEACHER, "student_options": StudentOptions.model_validate(STUDENT)} | context
+    return Stage(kind.model_validate(options), RunDir(Path("跑")), DataOptions(**data), **context)
+
+
+def found(name: str, options: dict[str, Any], data: dict[str, Any], **context: Any) -> list[tuple[str, str, str]]:
     """Key, error and hint of each problem."""
-    given: dict[str, Any] = {"teacher": TEACHER, "student": StudentOptions.model_validate(STUDENT)} | context
-    where, options = StageContext(RunDir(Path("跑")), DataOptions(**data), **given), {"steps": 3} | options
-    if stage == "distill":
-        setup = distill.set_up(distill.DistillOptions.model_validate(options), where)
-    else:
-        chosen = align.AlignOptions.model_validate({"start": "scratch"} | options)
-        where = align.used(where, chosen)
-        setup = align.set_up(chosen, where)
-    return [(".".join(map(str, key)), error.what, error.hint) for key, error in problems(setup, where)]
+    stage = stage_of(name, options, data, **context)
+    return [(".".join(map(str, key)), error.what, error.hint) for key, error in problems(stage)]
 
 
 PAIRS, TEXTS = {"train": "对.tar"}, {"texts": "词.tsv"}
@@ -71,31 +75,33 @@ def test_a_step_of_nothing_and_a_vocabulary_of_no_text_are_refused() -> None:
     [(key, said, _)] = found("distill", {"losses": [MAPS]}, {"images": "图"})
     assert (key, said) == ("student.text.vocabulary", "the data has no text to make the student's vocabulary from")
     student = StudentOptions.model_validate(STUDENT | INHERITING)
-    assert not found("distill", {"losses": [MAPS]}, {"images": "图"}, student=student)
+    assert not found("distill", {"losses": [MAPS]}, {"images": "图"}, student_options=student)
     student = StudentOptions.model_validate(INHERITING | {"image": "teacher"})
-    [(key, said, _)] = found("distill", {"losses": [MAPS]}, PAIRS, student=student)
+    [(key, said, _)] = found("distill", {"losses": [MAPS]}, PAIRS, student_options=student)
     assert (key, said) == ("distill.losses", "no loss reaches a tower that has data and is not locked")
 
 
 def test_a_long_warm_up_and_lora_on_random_weights_are_warned_of() -> None:
     options = {"steps": 4, "warmup_steps": 1_000, "lora": {}}
-    context = StageContext(RunDir(Path("跑")), DataOptions(train="对.tar"))
-    setup = distill.set_up(distill.DistillOptions.model_validate(options), context)
     student = StudentOptions.model_validate(STUDENT | {"text": {"inherit": "layers"}})
-    assert list(warnings(setup, student, 4)) == [
+    stage = stage_of("distill", options, PAIRS, student_options=student)
+    stage.steps = 4
+    assert list(warnings(stage)) == [
         "warning: distill: with warmup_steps 1,000 of 4 steps, the rate never reaches optimizer.lr",
         "warning: distill: LoRA keeps the image tower's weights, which are random",
     ]
-    assert not list(warnings(setup, None, 1_001))
+    stage = stage_of("distill", options, PAIRS, student_options=None)
+    stage.steps = 1_001
+    assert not list(warnings(stage))
 
 
 def test_what_a_student_takes_from_a_teacher_needs_one_unless_it_is_made_already(model_folder: Path) -> None:
     student = StudentOptions.model_validate(STUDENT | INHERITING)
-    without: dict[str, Any] = {"student": student, "teacher": None}
+    without: dict[str, Any] = {"student_options": student, "teacher": None}
     keys = [key for key, said, _ in found("align", {}, PAIRS, **without) if "is taken from the teacher" in said]
     assert keys == ["student.text.inherit", "student.text.vocabulary.from"]
     assert not found("align", {"start": str(model_folder)}, PAIRS, **without)
-    assert not found("align", {}, PAIRS, student=student)
+    assert not found("align", {}, PAIRS, student_options=student)
 
 
 @pytest.mark.parametrize(

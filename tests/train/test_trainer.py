@@ -16,16 +16,17 @@ from timm.models import SwinTransformer, TinyVit, VisionTransformer
 from torch import Tensor, nn
 
 from dcclip_cli.data.collator import Batch, Collator
-from dcclip_cli.data.dataset import open_pairs
-from dcclip_cli.data.options import Augment, CaptionOptions
-from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler
+from dcclip_cli.data.options import Augment, CaptionOptions, DataOptions
 from dcclip_cli.model.towers import Tokens
 from dcclip_cli.progress import Progress, Silent
+from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train import trainer
+from dcclip_cli.train.distill import DistillOptions
 from dcclip_cli.train.optimizer import learning_rate_factor, make_optimizer
-from dcclip_cli.train.options import OptimizerOptions, TrainOptions
+from dcclip_cli.train.options import OptimizerOptions
+from dcclip_cli.train.stage import Stage
 from dcclip_cli.train.task import TrainingTask
-from dcclip_cli.train.trainer import Finish, RunInfo, Trainer, Validate
+from dcclip_cli.train.trainer import Finish, Trainer
 from tests.train.jobs import Watch, logged, refused, send
 
 pytestmark = pytest.mark.any_cpu
@@ -93,18 +94,17 @@ def train(pairs_file: Path, tmp_path: Path) -> Train:
         task: TrainingTask,
         progress: Progress | None = None,
         pixels: Callable[[object], np.ndarray] = _pixels,
-        validate: Validate | None = None,
+        validate: Callable[[], dict[str, float]] | None = None,
         finish: Finish = lambda _metrics: None,
         scaler: torch.amp.GradScaler | None = None,
         **options: Any,
     ) -> dict[str, float]:
         given = {"steps": 4, "batch_size": 8, "warmup_steps": 0, "workers": 0, "precision": "fp32"} | options
-        dataset = open_pairs(pairs_file)
-        collator = Collator(dataset, 0, Augment(), CaptionOptions(), pixels, _tokens)
-        chosen = TrainOptions.model_validate(given)
-        sampler = MixedBatchSampler((EpochBatchSampler(dataset, chosen.batch_size, seed=0),))
-        info = RunInfo("toy", tmp_path, {"of": "toy"}, progress=progress or Silent())
-        trained = Trainer(task, collator, sampler, chosen, info, validate)
+        chosen = DistillOptions.model_validate(given)
+        stage = Stage(chosen, RunDir(tmp_path), DataOptions(train=str(pairs_file)), progress=progress or Silent())
+        stage.folder, stage.task, stage.validate, stage.identity = tmp_path, task, validate, {"of": "toy"}
+        stage.collator = Collator(stage.training.dataset, 0, Augment(), CaptionOptions(), pixels, _tokens)
+        trained = Trainer(stage)
         if scaler is not None:  # as Accelerate makes it for fp16 on a GPU
             trained.accelerator.state._mixed_precision, trained.accelerator.native_amp = "fp16", True
             trained.accelerator.scaler = scaler
@@ -213,7 +213,7 @@ def test_every_step_sees_its_own_samples_and_random_numbers_whatever_went_before
     train(whole, steps=5)
     tail = Pulled()
     with pytest.raises(KeyboardInterrupt):
-        train(tail, send("toy", 3), steps=5, checkpoint_every_steps=99)
+        train(tail, send("distill", 3), steps=5, checkpoint_every_steps=99)
     torch.manual_seed(99)
     train(tail, steps=5)
     assert tail.seen == whole.seen
@@ -240,7 +240,7 @@ def test_steps_are_logged_at_intervals_and_at_the_end_and_checkpoints_are_saved_
 
 def test_a_log_is_cut_back_to_the_step_that_training_resumes_from(train: Train, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(Pulled(), send("toy", 2), log_every_steps=1)
+        train(Pulled(), send("distill", 2), log_every_steps=1)
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 3, "loss": 1.0}\n{"step": 4, "lo')  # logged after the state, and cut by a power failure
     train(Pulled(), log_every_steps=1)
@@ -253,7 +253,7 @@ def test_a_log_is_cut_back_to_the_step_that_training_resumes_from(train: Train, 
 def test_a_signal_in_the_last_step_lets_the_model_be_saved(train: Train, tmp_path: Path) -> None:
     saved: list[float] = []
     with pytest.raises(KeyboardInterrupt):
-        train(Pulled(), send("toy", 4), finish=lambda metrics: saved.append(metrics["loss"]))
+        train(Pulled(), send("distill", 4), finish=lambda metrics: saved.append(metrics["loss"]))
     assert len(saved) == 1
     assert not (tmp_path / "state").exists()
 
@@ -313,7 +313,7 @@ def test_a_frozen_weight_that_changes_is_a_bug_and_no_model_is_saved(train: Trai
         task.bias.data += 1
         return {"top1": 0.5}
 
-    with pytest.raises(RuntimeError, match="toy changed weights or statistics that are frozen"):
+    with pytest.raises(RuntimeError, match="distill changed weights or statistics that are frozen"):
         train(task, validate=validate, validate_every_steps=4, finish=lambda metrics: saved.append(metrics["loss"]))
     assert not saved
 
@@ -356,7 +356,7 @@ def test_fp16_halves_its_scale_at_a_step_that_is_not_finite_and_resumes_with_it(
     assert train(unbroken, scaler=whole, **options)["skipped_steps"] == 2
     assert whole.get_scale() == 256
     with pytest.raises(KeyboardInterrupt):
-        train(task, send("toy", 3), scaler=torch.amp.GradScaler("cpu", init_scale=1024.0), **options)
+        train(task, send("distill", 3), scaler=torch.amp.GradScaler("cpu", init_scale=1024.0), **options)
     train(task, scaler=resumed, **options)
     assert resumed.get_scale() == 256
     assert task.bias.tolist() == unbroken.bias.tolist()
@@ -401,7 +401,7 @@ def test_a_temperature_at_its_bound_falls_again_and_resumes_alike(train: Train, 
     falling = [100 * math.exp(-sum(rates[:count])) for count in (1, 2, 3)]
     assert unbroken.scales[5:] == pytest.approx(falling)
     with pytest.raises(KeyboardInterrupt):
-        train(resumed, send("toy", 3), **options)
+        train(resumed, send("distill", 3), **options)
     train(resumed, **options)
     assert resumed.scales == unbroken.scales and torch.equal(resumed.logit_scale, unbroken.logit_scale)
 
