@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from itertools import chain, pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dcclip_cli.data.batch import OTHER, Batch, StoredFeatures, Texts, part_rows
 from dcclip_cli.data.options import Augment, CaptionOptions
-from dcclip_cli.data.pair import LANGUAGES, Language, PairDataset
+from dcclip_cli.data.pair import Language, PairDataset
 from dcclip_cli.data.pixels import ImageCache, Preprocess, draft_side, stacked
 from dcclip_cli.data.samplers import Sample
 from dcclip_cli.errors import DcclipError
@@ -24,221 +26,10 @@ if TYPE_CHECKING:
 
     from dcclip_cli.model.towers import Tokens
 
-OTHER = "-other"  # `zh-other`: the second captions of the images whose first captions are `zh`
-ENTRIES = (*LANGUAGES, *(language + OTHER for language in LANGUAGES))  # that a batch's texts may have
-IMAGES = "images"
-
 
 def generator(seed: int, index: int, augmentation: int) -> np.random.Generator:
     """The random numbers of one augmentation of one sample: the same in every process and every run."""
     return np.random.Generator(np.random.Philox(key=np.array([seed, (augmentation << 40) | index], np.uint64)))
-
-
-# ---- what a teacher's cache has of a batch: fp16, token features without padding
-
-
-@dataclass(frozen=True)
-class StoredTexts:
-    """Features of n texts: `embedding` (n, D), and the `tokens` (T, W) of all, one text after the other.
-
-    `rows` (n, L) are the tokens of each text, 0 in padding, and `lengths` (n,) their number. All three are None where
-    no loss needs tokens.
-    """
-
-    embedding: torch.Tensor
-    tokens: torch.Tensor | None = None
-    rows: torch.Tensor | None = None
-    lengths: torch.Tensor | None = None
-
-    def take(self, texts: torch.Tensor) -> StoredTexts:
-        """The features of some of the texts."""
-        if self.rows is None or self.lengths is None:
-            return StoredTexts(self.embedding[texts])
-        return StoredTexts(self.embedding[texts], self.tokens, self.rows[texts], self.lengths[texts])
-
-    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> StoredTexts:
-        tensors = (self.embedding, self.tokens, self.rows, self.lengths)
-        return StoredTexts(*(None if tensor is None else change(tensor) for tensor in tensors))  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class StoredFeatures:
-    """Features of a batch: those of its images, (B, ...) by name of the array, and those of its texts by language."""
-
-    images: dict[str, torch.Tensor]
-    texts: dict[str, StoredTexts]
-
-    def take(
-        self, select: Callable[[torch.Tensor], torch.Tensor], text_rows: Mapping[str, torch.Tensor]
-    ) -> StoredFeatures:
-        """The features of a part of the batch, whose images `select` selects."""
-        texts = {name: self.texts[name].take(rows) for name, rows in text_rows.items()}
-        return StoredFeatures({name: select(values) for name, values in self.images.items()}, texts)
-
-    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> StoredFeatures:
-        """The same with every tensor changed: moved to a device, pinned."""
-        texts = {name: stored.map(change) for name, stored in self.texts.items()}
-        return StoredFeatures({name: change(values) for name, values in self.images.items()}, texts)
-
-
-# ---- batches
-
-
-class TextCounts(NamedTuple):
-    """How many texts of a language there are, with an image, with a translation of the same image or line; tokens."""
-
-    texts: float
-    paired: float
-    parallel: float
-    tokens: float
-
-
-def count_texts(
-    image_index: Mapping[str, torch.Tensor], images: int, tokens: Mapping[str, int]
-) -> dict[str, TextCounts]:
-    """The counts of a batch's texts by language. Reads from the device of `image_index`."""
-    import torch
-
-    counts = {}
-    for name, index in image_index.items():
-        translated = image_index.get(("en" if name.startswith("zh") else "zh") + name[2:], index[:0])
-        paired, parallel = int((index < images).sum()), int(torch.isin(index, translated).sum())
-        counts[name] = TextCounts(len(index), paired, parallel, tokens.get(name, 0) or len(index))
-    return counts
-
-
-def image_share(captioned: int, images: int, part: int, parts: int) -> tuple[slice, slice]:
-    """The images of one of a batch's equal parts: its share of the first `captioned`, and of all others.
-
-    So is a batch split among processes, and into parts for accumulation.
-    """
-    first, last = (captioned * number // parts for number in (part, part + 1))
-    begin, end = (captioned + images * number // parts for number in (part, part + 1))
-    return slice(first, last), slice(begin - first, end - last)
-
-
-@dataclass(frozen=True)
-class Texts:
-    """n captions of one language, tokenised.
-
-    `image_index` (n,) is the image of the batch that a caption belongs to; captions without an image have numbers from
-    B on. `caption_ids` (n,) and `image_caption_ids` (n, k) are hashes of the caption and of all captions of its image:
-    by these the processes of a step find out which captions an image shares with another pair.
-    """
-
-    image_index: torch.Tensor
-    captions: list[str]
-    tokens: Tokens
-    caption_ids: torch.Tensor | None = None
-    image_caption_ids: torch.Tensor | None = None
-
-    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Texts:
-        """The same with every tensor changed: moved to a device, pinned."""
-        ids = (None if values is None else change(values) for values in (self.caption_ids, self.image_caption_ids))
-        return Texts(change(self.image_index), self.captions, self.tokens.map(change), *ids)
-
-    def take(self, rows: torch.Tensor, image_index: torch.Tensor) -> Texts:
-        """The texts at `rows`, which belong to the images `image_index` of another batch."""
-        from dcclip_cli.model.towers import Tokens
-
-        selected, captions = self.map(lambda tensor: tensor[rows]), [self.captions[row] for row in rows.tolist()]
-        tokens = Tokens(selected.tokens.ids, selected.tokens.mask).sorted()
-        return replace(selected, image_index=image_index, captions=captions, tokens=tokens)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One step's input, or a part of it: B images, the first `num_captioned` with captions, and texts by language.
-
-    `sample_index` (B,) and `augmentation_index` (B,) identify the sample and which of its augmentations this is.
-    `pixels` are (B, 3, H, W), or embeddings (B, D) where the pairs have these in place of images; `teacher_pixels` has
-    the pixels for each teacher that processes images in this step, `teacher_features` what each teacher's cache has of
-    the batch, None where a row is missing. `texts` has those of ENTRIES that have a text in the batch;
-    `num_unpaired_texts` of them have no image. `texts_on_cpu` are the texts of a batch that was moved to a device: by
-    these it is split without waiting for the device. A part has its `rows` of the whole batch, by language and IMAGES,
-    and the `mean_counts` of the parts' texts.
-    """
-
-    sample_index: torch.Tensor
-    augmentation_index: torch.Tensor
-    pixels: torch.Tensor
-    teacher_pixels: tuple[torch.Tensor, ...]
-    texts: dict[str, Texts]
-    num_unpaired_texts: int = 0
-    teacher_features: tuple[StoredFeatures, ...] = ()
-    texts_on_cpu: dict[str, Texts] = field(default_factory=dict)
-    num_captioned: int = 0
-    rows: dict[str, torch.Tensor] = field(default_factory=dict)
-    mean_counts: dict[str, TextCounts] = field(default_factory=dict)
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The batch on a device, without waiting for the copy; sample and augmentation indices stay on the CPU."""
-        moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
-        return replace(moved, texts_on_cpu=self.texts)
-
-    def pin_memory(self) -> Batch:
-        """The batch in page-locked memory, from which it is copied to a GPU while that computes."""
-        return self._map(lambda tensor: tensor.pin_memory())
-
-    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        return replace(
-            self,
-            pixels=change(self.pixels),
-            teacher_pixels=tuple(map(change, self.teacher_pixels)),
-            texts={language: texts.map(change) for language, texts in self.texts.items()},
-            teacher_features=tuple(features.map(change) for features in self.teacher_features),
-        )
-
-    @cached_property
-    def counts(self) -> dict[str, TextCounts]:
-        """The counts of its texts by language."""
-        texts = self.texts_on_cpu or self.texts
-        tokens = {name: sum(entry.tokens.lengths) for name, entry in texts.items()}
-        return count_texts({name: entry.image_index for name, entry in texts.items()}, len(self.pixels), tokens)
-
-    def parts(self, parts: int) -> list[Batch]:
-        """The batch in parts of equally many images and texts without images, with their shares of captions."""
-        import torch
-
-        images, on_cpu = len(self.pixels), self.texts_on_cpu or self.texts
-        size, unpaired = max(1, images // parts), max(1, self.num_unpaired_texts // parts)
-        shares = [image_share(self.num_captioned, images, number, parts) for number in range(parts)]
-        image_rows = [_select(share, torch.arange(images)) for share in shares]
-        places, lines = torch.cat(image_rows).argsort(), torch.arange(self.num_unpaired_texts)
-        part_of_index = torch.cat([places // size, lines // unpaired])
-        index_in_part = torch.cat([places % size, images // parts + lines % unpaired])
-        mean_counts = {name: TextCounts(*(count / parts for count in counts)) for name, counts in self.counts.items()}
-        batches, move = [], partial(torch.Tensor.to, device=self.pixels.device, non_blocking=True)
-        for number, share in enumerate(shares):
-            select = partial(_select, share)
-            is_in_part = {name: part_of_index[entry.image_index] == number for name, entry in on_cpu.items()}
-            rows = {name: mask.nonzero()[:, 0] for name, mask in is_in_part.items() if mask.any()}
-            indices = {name: index_in_part[on_cpu[name].image_index[text_rows]] for name, text_rows in rows.items()}
-            texts = {name: on_cpu[name].take(rows[name], index) for name, index in indices.items()}
-            on_device = {name: move(text_rows) for name, text_rows in rows.items()}
-            part = Batch(
-                select(self.sample_index),
-                select(self.augmentation_index),
-                select(self.pixels),
-                tuple(map(select, self.teacher_pixels)),
-                {name: entry.map(move) for name, entry in texts.items()},
-                self.num_unpaired_texts // parts,
-                tuple(features.take(select, on_device) for features in self.teacher_features),
-                texts,
-                share[0].stop - share[0].start,
-                {IMAGES: image_rows[number], **rows},
-                mean_counts,
-            )
-            batches.append(part)
-        return batches
-
-
-def _select(slices: tuple[slice, slice], values: torch.Tensor) -> torch.Tensor:
-    """The rows in two slices, without a copy where one is empty."""
-    import torch
-
-    first, second = (values[rows] for rows in slices)
-    return torch.cat([first, second]) if len(first) and len(second) else first if len(first) else second
 
 
 @dataclass(frozen=True)
@@ -321,17 +112,14 @@ class Collator:
 
     def _rows(self, samples: Sequence[Sample], process: int = 0, processes: int = 1) -> _Rows:
         """The samples of a process: pairs with captions, other images, texts without images."""
-        data = self.dataset
-        pairs, images, texts = (
-            [sample for sample in samples if first <= sample[0] < end]
-            for first, end in pairwise((0, data.num_pairs, data.num_images, len(data)))
-        )
+        ends = self.dataset.num_pairs, self.dataset.num_images
+        ordered = sorted(samples, key=lambda sample: bisect_right(ends, sample[0]))
+        pairs, images = (sum(index < end for index, _ in samples) for end in ends)
         # The order is shuffled already, so the first are as good as any.
-        captioned = max(1, round(self.captions.caption_fraction * len(pairs))) if pairs else 0
-        images, size = pairs + images, len(texts) // processes
-        with_captions, without = image_share(captioned, len(images), process, processes)
-        of_process = texts[process * size : (process + 1) * size]
-        return _Rows(images[with_captions] + images[without], of_process, with_captions.stop - with_captions.start)
+        captioned = max(1, round(self.captions.caption_fraction * pairs)) if pairs else 0
+        rows = part_rows(captioned, images, len(samples) - images, process, processes)
+        with_captions, without, texts = (ordered[kind] for kind in rows)
+        return _Rows(with_captions + without, texts, len(with_captions))
 
     def _chosen(self, rows: _Rows) -> dict[str, tuple[list[_Captioned], list[str]]]:
         """For each entry of a batch's texts the rows that have captions in its language, and one caption of each."""

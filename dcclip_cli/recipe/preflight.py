@@ -109,12 +109,12 @@ class Preflight:
         self.problems += [DcclipError(line, hint) for line in self._missing.values()]
         self._previews = self._data()
         stages: list[BlankStage] = []
-        sections = [section for section in (recipe.distill, recipe.align) if section and section.stage in self.needed]
-        if recipe.data and sections:
+        trained = [options for options in (recipe.distill, recipe.align) if options and options.stage in self.needed]
+        if recipe.data and trained:
             from dcclip_cli.train.estimate import BlankStage
 
             shared = self.run_dir, recipe.data, recipe.teacher, recipe.student, recipe.seed, self.device
-            asked = (self._ask((section.stage,), partial(BlankStage, section, *shared)) for section in sections)
+            asked = (self._ask((options.stage,), partial(BlankStage, options, *shared)) for options in trained)
             stages += [stage for stage in asked if stage]
         self._teachers = self._open_teachers(stages)
         student = self._student(stages) if recipe.student and stages else None

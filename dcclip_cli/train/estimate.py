@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch.optim import Optimizer
 
-from dcclip_cli.data.collator import OTHER, Batch, Texts
+from dcclip_cli.data.batch import OTHER, Batch, Texts
 from dcclip_cli.data.preview import Preview
 from dcclip_cli.errors import Message, joined
 from dcclip_cli.model.hub_models import COPY_AGAIN, library_errors

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dcclip_cli.data.collator import Batch
+from dcclip_cli.data.batch import Batch
 from dcclip_cli.data.samplers import MixedBatchSampler
 from dcclip_cli.machine import peak_memory_bytes
 from dcclip_cli.model.towers import Tokens, Towers

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dcclip_cli.data.collator import ENTRIES, IMAGES, Batch, TextCounts
+from dcclip_cli.data.batch import ENTRIES, IMAGES, Batch, TextCounts
 from dcclip_cli.data.options import CaptionOptions
 from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.data.pixels import normalized

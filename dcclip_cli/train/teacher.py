@@ -20,7 +20,8 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
-from dcclip_cli.data.collator import Batch, Collator
+from dcclip_cli.data.batch import Batch
+from dcclip_cli.data.collator import Collator
 from dcclip_cli.data.pixels import normalized
 from dcclip_cli.data.samplers import Sample
 from dcclip_cli.errors import DcclipError

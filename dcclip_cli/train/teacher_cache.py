@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dcclip_cli.data.collator import Batch, Collator, StoredFeatures, StoredTexts
+from dcclip_cli.data.batch import Batch, StoredFeatures, StoredTexts
+from dcclip_cli.data.collator import Collator
 from dcclip_cli.data.options import Augment
 from dcclip_cli.data.pair import PairDataset
 from dcclip_cli.data.pixels import VERSION, normalized, stacked, training_preprocess

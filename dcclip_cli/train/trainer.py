@@ -14,7 +14,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 
-from dcclip_cli.data.collator import Batch
+from dcclip_cli.data.batch import Batch
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import loading_processes
 from dcclip_cli.processes import Stopped, asked, handled, noted

@@ -261,10 +261,10 @@ def test_pairs_that_are_to_be_collected_are_estimated_and_images_outside_of_thei
     (before,) = check(load(recipe, values=values), run, stages)
     api.collect(recipe, sets=values, out=run.root, workers=1)
     (after,) = check(load(recipe, values=values), run, stages)
-    assert before.data["pairs"].samples == 40 and before.data["pairs"].image
+    assert before.previews["pairs"].samples == 40 and before.previews["pairs"].image
     write_parquet(tmp_path / "zh.parquet", [replace(pair, en=()) for pair in pairs])
     values |= {"data": {"train": "collect", "validation": str(tmp_path / "zh.parquet")}}
     with refused("validate_every_steps: .*zh.parquet: no pair has a caption in en", "name other pairs"):
         check(load(recipe, values=values | {"distill.validate_every_steps": 1}), RunDir(tmp_path / "new"), stages)
     kept = json.loads((run.root / "collect/manifest.json").read_bytes())["pairs"]["kept"]
-    assert len(after.data["pairs"].captions) == kept > 0
+    assert len(after.previews["pairs"].captions) == kept > 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dcclip_cli.data.collator import Batch, Texts
+from dcclip_cli.data.batch import Batch, Texts
 from dcclip_cli.model.model_dir import load_model, read_provenance
 from dcclip_cli.train.losses.base import Widths
 from dcclip_cli.train.losses.contrastive import TaskLoss

@@ -8,7 +8,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from dcclip_cli.data.collator import Batch, Collator
+from dcclip_cli.data.batch import Batch
+from dcclip_cli.data.collator import Collator
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.data.pair import ConcatDataset, Pair

@@ -15,7 +15,8 @@ from accelerate.optimizer import AcceleratedOptimizer
 from timm.models import SwinTransformer, TinyVit, VisionTransformer
 from torch import Tensor, nn
 
-from dcclip_cli.data.collator import Batch, Collator
+from dcclip_cli.data.batch import Batch
+from dcclip_cli.data.collator import Collator
 from dcclip_cli.data.options import Augment, CaptionOptions, DataOptions
 from dcclip_cli.model.towers import Tokens
 from dcclip_cli.progress import Progress, Silent

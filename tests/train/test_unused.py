@@ -6,7 +6,7 @@ import pytest
 from accelerate import Accelerator
 from torch import nn
 
-from dcclip_cli.data.collator import Batch
+from dcclip_cli.data.batch import Batch
 from dcclip_cli.train import trainer
 from dcclip_cli.train.compute import make_accelerator
 from dcclip_cli.train.task import backward

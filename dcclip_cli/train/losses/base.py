@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from dcclip_cli.data.collator import IMAGES, TextCounts, count_texts
+from dcclip_cli.data.batch import IMAGES, TextCounts, count_texts
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.options import Options

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from dcclip_cli.data.collator import OTHER
+from dcclip_cli.data.batch import OTHER
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.train.losses.base import (
     BOTH,

@@ -1,0 +1,221 @@
+"""Batch: the input of a training step as tensors, moved to a device, and split into parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from dcclip_cli.data.pair import LANGUAGES
+
+if TYPE_CHECKING:
+    import torch
+
+    from dcclip_cli.model.towers import Tokens
+
+OTHER = "-other"  # `zh-other`: the second captions of the images whose first captions are `zh`
+ENTRIES = (*LANGUAGES, *(language + OTHER for language in LANGUAGES))  # that a batch's texts may have
+IMAGES = "images"
+
+
+# ---- what a teacher's cache has of a batch: fp16, token features without padding
+
+
+@dataclass(frozen=True)
+class StoredTexts:
+    """Features of n texts: `embedding` (n, D), and the `tokens` (T, W) of all, one text after the other.
+
+    `rows` (n, L) are the tokens of each text, 0 in padding, and `lengths` (n,) their number. All three are None where
+    no loss needs tokens.
+    """
+
+    embedding: torch.Tensor
+    tokens: torch.Tensor | None = None
+    rows: torch.Tensor | None = None
+    lengths: torch.Tensor | None = None
+
+    def take(self, texts: torch.Tensor) -> StoredTexts:
+        """The features of some of the texts."""
+        if self.rows is None or self.lengths is None:
+            return StoredTexts(self.embedding[texts])
+        return StoredTexts(self.embedding[texts], self.tokens, self.rows[texts], self.lengths[texts])
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> StoredTexts:
+        tensors = (self.embedding, self.tokens, self.rows, self.lengths)
+        return StoredTexts(*(None if tensor is None else change(tensor) for tensor in tensors))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class StoredFeatures:
+    """Features of a batch: those of its images, (B, ...) by name of the array, and those of its texts by language."""
+
+    images: dict[str, torch.Tensor]
+    texts: dict[str, StoredTexts]
+
+    def take(
+        self, select: Callable[[torch.Tensor], torch.Tensor], text_rows: Mapping[str, torch.Tensor]
+    ) -> StoredFeatures:
+        """The features of a part of the batch, whose images `select` selects."""
+        texts = {name: self.texts[name].take(rows) for name, rows in text_rows.items()}
+        return StoredFeatures({name: select(values) for name, values in self.images.items()}, texts)
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> StoredFeatures:
+        """The same with every tensor changed: moved to a device, pinned."""
+        texts = {name: stored.map(change) for name, stored in self.texts.items()}
+        return StoredFeatures({name: change(values) for name, values in self.images.items()}, texts)
+
+
+# ---- batches
+
+
+class TextCounts(NamedTuple):
+    """How many texts of a language there are, with an image, with a translation of the same image or line; tokens."""
+
+    texts: float
+    paired: float
+    parallel: float
+    tokens: float
+
+
+def count_texts(
+    image_index: Mapping[str, torch.Tensor], images: int, tokens: Mapping[str, int]
+) -> dict[str, TextCounts]:
+    """The counts of a batch's texts by language. Reads from the device of `image_index`."""
+    import torch
+
+    counts = {}
+    for name, index in image_index.items():
+        translated = image_index.get(("en" if name.startswith("zh") else "zh") + name[2:], index[:0])
+        paired, parallel = int((index < images).sum()), int(torch.isin(index, translated).sum())
+        counts[name] = TextCounts(len(index), paired, parallel, tokens.get(name, 0) or len(index))
+    return counts
+
+
+def part_rows(captioned: int, images: int, texts: int, part: int, parts: int) -> tuple[slice, slice, slice]:
+    """The rows of one of a batch's equal parts: of the first `captioned` images, of all others, of texts after these.
+
+    So is a batch split among processes, and into parts for accumulation.
+    """
+    first, last = (captioned * number // parts for number in (part, part + 1))
+    begin, end = (captioned + images * number // parts for number in (part, part + 1))
+    lines, size = images + part * (texts // parts), texts // parts
+    return slice(first, last), slice(begin - first, end - last), slice(lines, lines + size)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """n captions of one language, tokenised.
+
+    `image_index` (n,) is the image of the batch that a caption belongs to; captions without an image have numbers from
+    B on. `caption_ids` (n,) and `image_caption_ids` (n, k) are hashes of the caption and of all captions of its image:
+    by these the processes of a step find out which captions an image shares with another pair.
+    """
+
+    image_index: torch.Tensor
+    captions: list[str]
+    tokens: Tokens
+    caption_ids: torch.Tensor | None = None
+    image_caption_ids: torch.Tensor | None = None
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Texts:
+        """The same with every tensor changed: moved to a device, pinned."""
+        ids = (None if values is None else change(values) for values in (self.caption_ids, self.image_caption_ids))
+        return Texts(change(self.image_index), self.captions, self.tokens.map(change), *ids)
+
+    def take(self, rows: torch.Tensor, image_index: torch.Tensor) -> Texts:
+        """The texts at `rows`, which belong to the images `image_index` of another batch."""
+        from dcclip_cli.model.towers import Tokens
+
+        selected, captions = self.map(lambda tensor: tensor[rows]), [self.captions[row] for row in rows.tolist()]
+        tokens = Tokens(selected.tokens.ids, selected.tokens.mask).sorted()
+        return replace(selected, image_index=image_index, captions=captions, tokens=tokens)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's input, or a part of it: B images, the first `num_captioned` with captions, and texts by language.
+
+    `sample_index` (B,) and `augmentation_index` (B,) identify the sample and which of its augmentations this is.
+    `pixels` are (B, 3, H, W), or embeddings (B, D) where the pairs have these in place of images; `teacher_pixels` has
+    the pixels for each teacher that processes images in this step, `teacher_features` what each teacher's cache has of
+    the batch, None where a row is missing. `texts` has those of ENTRIES that have a text in the batch;
+    `num_unpaired_texts` of them have no image. `texts_on_cpu` are the texts of a batch that was moved to a device: by
+    these it is split without waiting for the device. A part has its `rows` of the whole batch, by language and IMAGES,
+    and the `mean_counts` of the parts' texts.
+    """
+
+    sample_index: torch.Tensor
+    augmentation_index: torch.Tensor
+    pixels: torch.Tensor
+    teacher_pixels: tuple[torch.Tensor, ...]
+    texts: dict[str, Texts]
+    num_unpaired_texts: int = 0
+    teacher_features: tuple[StoredFeatures, ...] = ()
+    texts_on_cpu: dict[str, Texts] = field(default_factory=dict)
+    num_captioned: int = 0
+    rows: dict[str, torch.Tensor] = field(default_factory=dict)
+    mean_counts: dict[str, TextCounts] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on a device, without waiting for the copy; sample and augmentation indices stay on the CPU."""
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(moved, texts_on_cpu=self.texts)
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory, from which it is copied to a GPU while that computes."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        return replace(
+            self,
+            pixels=change(self.pixels),
+            teacher_pixels=tuple(map(change, self.teacher_pixels)),
+            texts={language: texts.map(change) for language, texts in self.texts.items()},
+            teacher_features=tuple(features.map(change) for features in self.teacher_features),
+        )
+
+    @cached_property
+    def counts(self) -> dict[str, TextCounts]:
+        """The counts of its texts by language."""
+        texts = self.texts_on_cpu or self.texts
+        tokens = {name: sum(entry.tokens.lengths) for name, entry in texts.items()}
+        return count_texts({name: entry.image_index for name, entry in texts.items()}, len(self.pixels), tokens)
+
+    def parts(self, parts: int) -> list[Batch]:
+        """The batch in parts of equally many images and texts without images, with their shares of captions."""
+        mean_counts = {name: TextCounts(*(count / parts for count in counts)) for name, counts in self.counts.items()}
+        sizes = self.num_captioned, len(self.pixels), self.num_unpaired_texts
+        rows = (part_rows(*sizes, part, parts) for part in range(parts))
+        return [replace(self.take(*rows_of_part), mean_counts=mean_counts) for rows_of_part in rows]
+
+    def take(self, captioned: slice, images: slice, texts: slice) -> Batch:
+        """The batch's rows: of its captioned images, of other images, and of texts that are numbered after these."""
+        import torch
+
+        def select(values: torch.Tensor) -> torch.Tensor:
+            """The images, without a copy where one slice is empty."""
+            first, second = values[captioned], values[images]
+            return torch.cat([first, second]) if len(first) and len(second) else first if len(first) else second
+
+        all_rows, on_cpu = torch.arange(len(self.pixels) + self.num_unpaired_texts), self.texts_on_cpu or self.texts
+        image_rows = select(all_rows)
+        taken_rows, new_index = torch.cat([image_rows, all_rows[texts]]), torch.full_like(all_rows, -1)
+        new_index[taken_rows] = all_rows[: len(taken_rows)]
+        indices = {name: new_index[entry.image_index] for name, entry in on_cpu.items()}
+        rows = {name: (index >= 0).nonzero()[:, 0] for name, index in indices.items() if (index >= 0).any()}
+        taken = {name: on_cpu[name].take(text_rows, indices[name][text_rows]) for name, text_rows in rows.items()}
+        move = partial(torch.Tensor.to, device=self.pixels.device, non_blocking=True)
+        on_device = {name: move(text_rows) for name, text_rows in rows.items()}
+        return Batch(
+            select(self.sample_index),
+            select(self.augmentation_index),
+            select(self.pixels),
+            tuple(map(select, self.teacher_pixels)),
+            {name: entry.map(move) for name, entry in taken.items()},
+            texts.stop - texts.start,
+            tuple(features.take(select, on_device) for features in self.teacher_features),
+            taken,
+            captioned.stop - captioned.start,
+            {IMAGES: image_rows, **rows},
+        )
