@@ -63,41 +63,33 @@ def save_checkpoint(
 
     Raises DcclipError if the disk is full; the checkpoint before is kept.
     """
+    import torch
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    target = folder / f"step-{state.step:08d}"
-    tensors = _tensors(model, optimizer, ema)
-    content = {**state.model_dump(), "identity": identity}
+    target, names = folder / f"step-{state.step:08d}", _parameter_names(model, optimizer)
+    tensors: dict[str, Tensor] = {f"model/{name}": value for name, value in model.state_dict().items()}
+    if ema is not None:
+        tensors |= {f"ema/{name}": value for name, value in ema.state_dict().items()}
+    for number, moments in optimizer.state_dict()["state"].items():
+        # Muon stores a boolean with its moments.
+        tensors |= {f"optimizer/{names[number]}/{key}": torch.as_tensor(value) for key, value in moments.items()}
+    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     try:
         with atomic_folder(target) as temporary:
-            save_file(tensors, temporary / TENSORS)
-            write_record(temporary / STATE, content)
+            save_file(copies, temporary / TENSORS)
+            write_record(temporary / STATE, {**state.model_dump(), "identity": identity})
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) != errno.ENOSPC and "No space left on device" not in str(error):
             raise
         before = latest_checkpoint(folder)
         last = Message("the last checkpoint is {}", before) if before else Message("there is no checkpoint yet")
         free = shutil.disk_usage(folder).free / 1e6
-        what = Message("{} cannot be saved because the disk is full ({:,.1f} MB free); {}", target, free, last)
-        raise DcclipError(what, "free some space, then run the same command again") from None
-    for other in folder.glob("*"):
-        if other != target:
-            shutil.rmtree(other) if other.is_dir() else other.unlink()
-
-
-def _tensors(model: nn.Module, optimizer: Optimizer, ema: nn.Module | None) -> dict[str, Tensor]:
-    """Copies on the CPU, named model/NAME, optimizer/PARAMETER/MOMENT and ema/NAME."""
-    import torch
-
-    found: dict[str, Tensor] = {f"model/{name}": value for name, value in model.state_dict().items()}
-    if ema is not None:
-        found |= {f"ema/{name}": value for name, value in ema.state_dict().items()}
-    names = _parameter_names(model, optimizer)
-    for number, moments in optimizer.state_dict()["state"].items():
-        # Muon stores a boolean with its moments.
-        found |= {f"optimizer/{names[number]}/{key}": torch.as_tensor(value) for key, value in moments.items()}
-    return {name: value.detach().cpu().contiguous().clone() for name, value in found.items()}
+        problem = Message("{} cannot be saved because the disk is full ({:,.1f} MB free); {}", target, free, last)
+        raise DcclipError(problem, "free some space, then run the same command again") from None
+    for path in folder.glob("*"):
+        if path != target:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str]:
@@ -137,7 +129,15 @@ def load_checkpoint(
     from dcclip_cli.train.distributed import from_first
 
     record = from_first(lambda: read_record(checkpoint / STATE, _AGAIN))
-    _check_identity(checkpoint, record.content.get("identity"), identity)
+    saved = record.content.get("identity")
+    if saved != json.loads(json.dumps(identity)):
+        changed = ", ".join(_differences(saved, identity)) if isinstance(saved, dict) else Message("everything")
+        raise DcclipError(
+            "{} was saved by another recipe, on other data or with another teacher: {} changed",
+            "undo the change to resume, or start over with --fresh",
+            checkpoint.parent,
+            changed,
+        )
     state = validated(TrainState, record.content, checkpoint / STATE, _AGAIN)
     with record.checking():
         tensors = load_file(checkpoint / TENSORS)
@@ -175,22 +175,11 @@ def load_best(folder: Path, model: nn.Module) -> None:
         model.load_state_dict(load_file(folder / WEIGHTS))
 
 
-def _check_identity(checkpoint: Path, saved: Any, identity: Identity) -> None:
-    if saved != json.loads(json.dumps(identity)):
-        changed = ", ".join(_differences(saved, identity)) if isinstance(saved, dict) else Message("everything")
-        raise DcclipError(
-            "{} was saved by another recipe, on other data or with another teacher: {} changed",
-            "undo the change to resume, or start over with --fresh",
-            checkpoint.parent,
-            changed,
-        )
-
-
-def _differences(one: Mapping[str, Any], other: Mapping[str, Any], above: str = "") -> Iterator[str]:
+def _differences(saved: Mapping[str, Any], current: Mapping[str, Any], above: str = "") -> Iterator[str]:
     """The names of values that differ, as deep as both sides are mappings."""
-    for key in sorted({*one, *other}):
-        here, there = one.get(key), other.get(key)
-        if isinstance(here, dict) and isinstance(there, dict):
-            yield from _differences(here, there, f"{above}{key}.")
-        elif here != json.loads(json.dumps(there)):
+    for key in sorted({*saved, *current}):
+        before, now = saved.get(key), current.get(key)
+        if isinstance(before, dict) and isinstance(now, dict):
+            yield from _differences(before, now, f"{above}{key}.")
+        elif before != json.loads(json.dumps(now)):
             yield f"{above}{key}"

@@ -66,10 +66,10 @@ def join_processes(device: str) -> None:
     count = os.environ.get("WORLD_SIZE", "1")
     missing = [name for name in _LAUNCHED_WITH if name not in os.environ] if count != "1" else []
     if missing or not count.isdecimal():
-        what = Message("WORLD_SIZE is {}, but there is no {}", count, ", ".join(missing) or Message("such number"))
+        problem = Message("WORLD_SIZE is {}, but there is no {}", count, ", ".join(missing) or Message("such number"))
         if missing == ["MASTER_ADDR"]:
-            raise DcclipError(what, "set MASTER_ADDR to the name of the host that process 0 runs on")
-        raise DcclipError(what, "start several processes with torchrun, or for one: unset WORLD_SIZE")
+            raise DcclipError(problem, "set MASTER_ADDR to the name of the host that process 0 runs on")
+        raise DcclipError(problem, "start several processes with torchrun, or for one: unset WORLD_SIZE")
     set_library_defaults()
     allow_open_files()  # of the blocks of feature stores, shards and batches
     if count == "1" or distributed.is_initialized():
@@ -105,31 +105,28 @@ def use_threads(options: TrainOptions, folder: Path, progress: Progress) -> None
     The default is one thread for each core that neither other work nor a loading process needs; loading is lighter, so
     it leaves more than half of the cores. OMP_NUM_THREADS, which torchrun sets, has priority over that.
     """
+
+    def free_threads() -> int:
+        count, busy = cores(), busy_cores()
+        limit = max(count - loading_processes(options.workers), count // 2 + 1)
+        threads = min(limit, max(1, round(count - busy)))
+        if threads < limit:
+            numbers = threads, limit, busy, count
+            progress.say(
+                Message("{}: {} of {} threads, because other work uses {:.1f} of {} cores", folder.name, *numbers)
+            )
+        return threads
+
     if options.threads:
         torch.set_num_threads(options.threads)
     elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(
-            decided(folder, "threads", lambda: _free_threads(loading_processes(options.workers), folder.name, progress))
-        )
+        torch.set_num_threads(decided(folder, "threads", free_threads))
     if options.accumulate == "auto":
         # What a failed step frees must be there for all: oneDNN compiles no kernel any more in a thread in which it
         # once had no memory for one (Xbyak keeps the error).
         return_freed_memory()
     else:
         keep_freed_memory()
-
-
-def _free_threads(workers: int, name: str, progress: Progress) -> int:
-    there, busy = cores(), busy_cores()
-    most = max(there - workers, there // 2 + 1)
-    threads = min(most, max(1, round(there - busy)))
-    if threads < most:
-        progress.say(
-            Message(
-                "{}: {} of {} threads, because other work uses {:.1f} of {} cores", name, threads, most, busy, there
-            )
-        )
-    return threads
 
 
 def decided(folder: Path, name: str, decide: Callable[[], T]) -> T:
@@ -190,19 +187,20 @@ def _compile_probe(task: TrainingTask, options: TrainOptions, device: str, image
 
     None without a compiler that works. Weights, running means and random state of the task do not change.
     """
-    if not _has_compiler(device):
+    kind, half = torch.device(device).type, torch.float16 if options.precision == "fp16" else torch.bfloat16
+    compiler = find_spec("triton") if kind == "cuda" else device == "cpu" and shutil.which(os.environ.get("CXX", "g++"))
+    if not compiler:
         return None
     probed = copy.deepcopy(task.student).to(device).train()
     side = probed.preprocessing.size if probed.preprocessing else 224
     pixels = torch.ones(images, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
-    kind, half = torch.device(device).type, torch.float16 if options.precision == "fp16" else torch.bfloat16
 
     def seconds(run: Callable[..., ImageFeatures]) -> float:
         began = time.perf_counter()
         with torch.autocast(kind, half, options.precision != "fp32"):
             features = run(pixels, task.layers)
-            found = features.embedding, features.map, *features.others.values()
-            torch.stack([one.float().square().mean() for one in found]).sum().backward()
+            outputs = features.embedding, features.map, *features.others.values()
+            torch.stack([output.float().square().mean() for output in outputs]).sum().backward()
         probed.zero_grad()
         if kind == "cuda":
             torch.cuda.synchronize()
@@ -217,12 +215,6 @@ def _compile_probe(task: TrainingTask, options: TrainOptions, device: str, image
         return None
     eager, compiled = map(min, zip(*turns, strict=True))
     return {"gain": eager / compiled, "seconds": first[1] - compiled}
-
-
-def _has_compiler(device: str) -> bool:
-    if torch.device(device).type == "cuda":
-        return find_spec("triton") is not None
-    return device == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 def make_accelerator(options: TrainOptions, device: str, unused: bool = True) -> Accelerator:
@@ -282,8 +274,16 @@ class Parts:
         processes one cannot tell the others, which wait for it: it raises AgainError, and all read the new number when
         they are started again.
         """
-        parts = self._more(step)
-        if not self._auto or parts is None or not _out_of_memory(error):
+        out_of_memory = (
+            isinstance(error, MemoryError)
+            or should_reduce_batch_size(error)
+            or "could not create a primitive" in str(error)  # oneDNN has one sentence for all that it cannot do
+        )
+        processes, sizes = process_count(), [sampler.batch_size for sampler in self._sampler.samplers]
+        larger = range(2 * self.at(step), min(sizes) // processes + 1)
+        equal = (parts for parts in larger if all(size % (parts * processes) == 0 for size in sizes))
+        parts = next(equal, None)  # the fewest equal ones that are at least twice as many; the batch may be too small
+        if not self._auto or parts is None or not out_of_memory:
             raise error
         self._numbers.append([step, parts])
         file = self._folder / COMPUTED_IN
@@ -291,21 +291,6 @@ class Parts:
         line = Message(
             "{}: not enough memory for step {}: batches are split into {} parts now", self._folder.name, step + 1, parts
         )
-        if process_count() > 1:
+        if processes > 1:
             raise AgainError(line, "run the same command again to resume from the last saved state")
         self._progress.say(line)
-
-    def _more(self, step: int) -> int | None:
-        """The fewest equal parts that are at least twice as many as now; None where the batch is too small."""
-        processes, sizes = process_count(), [sampler.batch_size for sampler in self._sampler.samplers]
-        several = range(2 * self.at(step), min(sizes) // processes + 1)
-        return next((parts for parts in several if all(size % (parts * processes) == 0 for size in sizes)), None)
-
-
-def _out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    # oneDNN has one sentence for all that it cannot do.
-    return (
-        isinstance(error, MemoryError)
-        or should_reduce_batch_size(error)
-        or "could not create a primitive" in str(error)
-    )

@@ -134,12 +134,12 @@ class BlankStage(Stage):
     def rows(self) -> Rows:
         """The different images of the run, and at most how many different captions."""
         images, texts, options = 0, 0.0, self.options.captions
-        most = 1 if options.first == 1 and not options.second_caption else None  # of an image in a language
+        limit = 1 if options.first == 1 and not options.second_caption else None  # captions of an image in a language
         for kind, preview in self.previews.items():
             drawn = self.steps * self.sizes[kind]
             if kind != "texts":
                 images += min(preview.samples * self.options.augmentations, drawn)
-            used = [captions[language][:most] for captions in preview.captions for language in options.languages]
+            used = [captions[language][:limit] for captions in preview.captions for language in options.languages]
             in_steps = drawn * (1 + options.second_caption) * sum(map(bool, used))
             texts += min(preview.samples * sum(map(len, used)), in_steps) / max(1, len(preview.captions))
         return Rows(images, round(texts))

@@ -21,34 +21,34 @@ _ENDS_S = 30  # processes after SIGTERM, before they are killed
 Processes = int | Literal["auto"]
 
 
-def process_number(asked: Processes, device: str) -> int:
+def process_number(processes: Processes, device: str) -> int:
     """How many processes `--processes` asks for on a device: auto is one for each GPU.
 
     Raises DcclipError for more than there are GPUs, and in a process that torchrun started.
     """
-    if asked == 1:
+    if processes == 1:
         return 1
     if {"RANK", "WORLD_SIZE"} & os.environ.keys():
-        what = Message("--processes {} was given to one of several processes (WORLD_SIZE or RANK is set)", asked)
-        raise DcclipError(what, "start it without torchrun or accelerate launch, or leave --processes out")
+        problem = Message("--processes {} was given to one of several processes (WORLD_SIZE or RANK is set)", processes)
+        raise DcclipError(problem, "start it without torchrun or accelerate launch, or leave --processes out")
     import torch
 
     from dcclip_cli.model.precision import torch_device
 
     device = torch_device(device)
     if device == "cpu":
-        return 1 if asked == "auto" else asked
-    return on_gpus(asked, torch.cuda.device_count() if device == "cuda" else 1)
+        return 1 if processes == "auto" else processes
+    return on_gpus(processes, torch.cuda.device_count() if device == "cuda" else 1)
 
 
-def on_gpus(asked: Processes, there: int) -> int:
+def on_gpus(processes: Processes, gpus: int) -> int:
     """How many processes `--processes` asks for where there are so many GPUs. Raises DcclipError for more."""
-    if asked == "auto":
-        return there
-    if asked > there:
-        what = Message("--processes {}: a process needs a GPU of its own, and this machine has {}", asked, there)
-        raise DcclipError(what, Message("set --processes {} or auto, or train on the CPU: --device cpu", there))
-    return asked
+    if processes == "auto":
+        return gpus
+    if processes > gpus:
+        problem = Message("--processes {}: a process needs a GPU of its own, and this machine has {}", processes, gpus)
+        raise DcclipError(problem, Message("set --processes {} or auto, or train on the CPU: --device cpu", gpus))
+    return processes
 
 
 def launch(arguments: Sequence[str], number: int, progress: Progress) -> None:
@@ -90,13 +90,13 @@ def launch(arguments: Sequence[str], number: int, progress: Progress) -> None:
 
 def first_error(failures: Collection[ProcessFailure], number: int) -> Exception:
     """The error that ended the processes, of which those of others are consequences."""
-    found = [one.error_file_data for one in failures]
-    reports = sorted((one for one in found if "time" in one), key=lambda one: one["time"])
-    if said := next((one for one in reports if one["hint"]), None):
-        return (AgainError if said["again"] else DcclipError)(said["message"], said["hint"])
-    if killed := next((one for one in failures if one.exitcode < 0), None):
-        what = Message("training process {} of {} was killed by {}", killed.local_rank, number, killed.signal_name())
+    data = [failure.error_file_data for failure in failures]
+    reports = sorted((report for report in data if "time" in report), key=lambda report: report["time"])
+    if error := next((report for report in reports if report["hint"]), None):
+        return (AgainError if error["again"] else DcclipError)(error["message"], error["hint"])
+    if killed := next((failure for failure in failures if failure.exitcode < 0), None):
+        problem = Message("training process {} of {} was killed by {}", killed.local_rank, number, killed.signal_name())
         memory = Message("; the system does that when memory runs out") if -killed.exitcode == signal.SIGKILL else ""
-        return DcclipError(what, Message("run the same command again to resume from the last saved state{}", memory))
-    ended = reports[0]["message"] if reports else "; ".join(one.message for one in failures)
-    return RuntimeError(f"one of {number} training processes ended with an error:\n{ended}")
+        return DcclipError(problem, Message("run the same command again to resume from the last saved state{}", memory))
+    message = reports[0]["message"] if reports else "; ".join(failure.message for failure in failures)
+    return RuntimeError(f"one of {number} training processes ended with an error:\n{message}")

@@ -31,12 +31,13 @@ def add_lora(model: Any, options: LoraOptions, locked: str | None, seed: int) ->
         return pointwise or type(module) is nn.Linear  # attention only reads its output layer, of a subclass
 
     for name, tower in (("image", model.visual), ("text", model.text)):
-        own = dict(tower.named_parameters())
-        if name == locked or options.towers not in (name, "both") or any("lora_A" in key for key in own):
+        parameters = dict(tower.named_parameters())
+        if name == locked or options.towers not in (name, "both") or any("lora_A" in key for key in parameters):
             continue
-        projections = [one for key, one in own.items() if is_projection(f".{key}") and one.requires_grad]
-        layers = [key for key, one in tower.named_modules() if adapts(one) and not is_projection(f".{key}.")]
-        fused = [key for key in own if key.endswith("in_proj_weight")]  # of attention, which has no layer for them
+        projections = [value for key, value in parameters.items() if is_projection(f".{key}") and value.requires_grad]
+        layers = [key for key, module in tower.named_modules() if adapts(module) and not is_projection(f".{key}.")]
+        # Attention has no layer for these.
+        fused = [key for key in parameters if key.endswith("in_proj_weight")]
         config = LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=layers, target_parameters=fused)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -118,14 +118,14 @@ def _tracker(name: TrackerName, folder: Path) -> GeneralTracker:
 
 def flat(values: Mapping[str, Any], above: str = "") -> dict[str, str | int | float | bool]:
     """Nested options by dotted name; lists, and what is unset, as JSON."""
-    found: dict[str, str | int | float | bool] = {}
+    scalars: dict[str, str | int | float | bool] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{above}{name}.")
+            scalars |= flat(value, f"{above}{name}.")
         else:
             plain = isinstance(value, str | int | float | bool)
-            found[f"{above}{name}"] = value if plain else json.dumps(value, ensure_ascii=False)
-    return found
+            scalars[f"{above}{name}"] = value if plain else json.dumps(value, ensure_ascii=False)
+    return scalars
 
 
 def _unless_raised_again(error: threading.ExceptHookArgs) -> None:

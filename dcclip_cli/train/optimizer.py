@@ -130,12 +130,12 @@ def ema_weights(model: nn.Module, ema: AveragedModel | None) -> Iterator[None]:
     if ema is None:
         yield
         return
-    own = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
     model.load_state_dict(ema.module.state_dict())
     try:
         yield
     finally:
-        model.load_state_dict(own)
+        model.load_state_dict(weights)
 
 
 def rate_scale(name: str, chosen: OptimizerOptions) -> float:

@@ -74,13 +74,18 @@ def peak_flops(device: torch.device) -> float | None:
 
 def forward_flops(towers: Towers, pixels: Tensor, texts: Sequence[Tokens]) -> Flops:
     """Operations of the towers' matrix products, convolutions and attention for these inputs, which may be empty."""
-    blank = _blank(towers)
+    copies: dict[int, Tensor] = {}  # of weights, on the meta device, in place of which none are copied
+    for parameter in towers.parameters():
+        copies[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+    for buffer in towers.buffers():
+        copies[id(buffer)] = buffer.to("meta")
+    blank = copy.deepcopy(towers, copies)
     with torch.no_grad(), FlopCounterMode(display=False) as images:
         if pixels.ndim == 4 and len(pixels):
             blank.image_features(pixels.to("meta"))
     with torch.no_grad(), FlopCounterMode(display=False) as captions:
         for tokens in texts:
-            blank.text_features_by_length(tokens.sorted().map(lambda one: one.to("meta")))
+            blank.text_features_by_length(tokens.sorted().map(lambda tensor: tensor.to("meta")))
     return Flops(images.get_total_flops(), captions.get_total_flops())
 
 
@@ -96,16 +101,6 @@ def training_flops(towers: Towers, pixels: Tensor, texts: Sequence[Tokens]) -> f
 def _passes(tower: nn.Module) -> float:
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in tower.parameters()]
     return 1 + 2 * sum(size for size, trained in sizes if trained) / max(1, sum(size for size, _ in sizes))
-
-
-def _blank(towers: Towers) -> Towers:
-    """The towers without weights, which are not copied."""
-    known: dict[int, Tensor] = {}
-    for parameter in towers.parameters():
-        known[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
-    for buffer in towers.buffers():
-        known[id(buffer)] = buffer.to("meta")
-    return copy.deepcopy(towers, known)
 
 
 class StepTimer:
@@ -143,11 +138,6 @@ class StepTimer:
         event.record()
         return event
 
-    def _waited_s(self) -> float:
-        if self._device.type != "cuda":
-            return sum(end - begin for begin, end in self._waits)
-        return sum(begin.elapsed_time(end) for begin, end in self._waits) / 1000
-
     def speed(self, step: int, total_steps: int, sampler: MixedBatchSampler) -> dict[str, float]:
         """Images per second (of steps without images texts), seconds of a step spent waiting for data, and so on.
 
@@ -155,17 +145,16 @@ class StepTimer:
         """
         now, count = time.monotonic(), step - self._step
         step_s = (now - self._began) / count
+        on_gpu = self._device.type == "cuda"
+        waits = (begin.elapsed_time(end) / 1000 if on_gpu else end - begin for begin, end in self._waits)
         rate = "images_per_second" if sampler.images_per_step else "texts_per_second"
         speed = {
             rate: (sampler.images_per_step or sampler.batch_size) / step_s,
-            "data_wait_s": self._waited_s() / count,
-            "peak_memory_gb": self._peak_memory() / 1e9,
+            "data_wait_s": sum(waits) / count,
+            "peak_memory_gb": (torch.cuda.max_memory_allocated(self._device) if on_gpu else peak_memory_bytes()) / 1e9,
             "seconds_left": step_s * (total_steps - step),
         }
         if self._flops and self._peak:
             speed["mfu"] = self._flops / step_s / self._peak
         self._restart(step)
         return speed
-
-    def _peak_memory(self) -> int:
-        return torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else peak_memory_bytes()

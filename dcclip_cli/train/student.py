@@ -77,9 +77,9 @@ class Student:
     def save(self, folder: Path, provenance: dict[str, Any], half: bool = False) -> None:
         """Write the model directory."""
         provenance = {"name": self.name, "parent": self.parent, "versions": versions(), **provenance}
-        others = {SPACE: self.space.to_bytes()} if self.space else {}
+        files = {SPACE: self.space.to_bytes()} if self.space else {}
         model = self.towers.model
-        save_model(folder, model, self.config, self.preprocessing, self.tokenizer, provenance, half, others)
+        save_model(folder, model, self.config, self.preprocessing, self.tokenizer, provenance, half, files)
 
 
 def checkpoint_gradients(model: Any, network: str) -> None:
@@ -90,8 +90,8 @@ def checkpoint_gradients(model: Any, network: str) -> None:
     try:
         model.visual.trunk.set_grad_checkpointing(True)
     except AssertionError:
-        what = Message("{} does not support gradient checkpointing", network)
-        raise DcclipError(what, "remove gradient_checkpointing, or use another network") from None
+        problem = Message("{} does not support gradient checkpointing", network)
+        raise DcclipError(problem, "remove gradient_checkpointing, or use another network") from None
 
 
 def new_student(
@@ -122,7 +122,11 @@ def new_student(
     images = _images(options, teacher, teacher_towers)
     config = model_config(options, options.embed_dim or embed_dim, tokenizer.get_vocab_size(), images.config)
     for key, token in (("pad_id", "<pad>"), ("eos_id", "</s>")):  # a teacher's tokenizer may number them differently
-        config["text_cfg"][key] = _token_id(tokenizer, token)
+        number = tokenizer.token_to_id(token)
+        if number is None:
+            problem = Message("the teacher's tokenizer has no {} token", token)
+            raise DcclipError(problem, "set vocabulary: {{from: data, size: ...}}")
+        config["text_cfg"][key] = number
     model = build_model(config, seed)
     images.init(model)
     if options.text.inherit != "nothing":
@@ -138,15 +142,15 @@ def sample_captions(dataset: PairDataset, count: int, seed: int) -> list[str]:
     """
     pairs, random = len(dataset), np.random.Generator(np.random.Philox(key=np.array([seed, 0x70CAB], np.uint64)))
     looked_at = random.choice(pairs, min(pairs, _LOOKED_AT), replace=False)
-    each = sum(len(dataset.captions(language)[index]) for language in LANGUAGES for index in looked_at.tolist())
-    wanted = count * len(looked_at) // max(1, each)  # pairs
-    if wanted >= pairs:
-        captions = [caption for language in LANGUAGES for several in dataset.captions(language) for caption in several]
+    columns = [dataset.captions(language) for language in LANGUAGES]
+    captions_seen = sum(len(column[index]) for column in columns for index in looked_at.tolist())
+    sampled_pairs = count * len(looked_at) // max(1, captions_seen)
+    if sampled_pairs >= pairs:
+        captions = [caption for column in columns for captions_of_pair in column for caption in captions_of_pair]
         if len(captions) <= count:
             return captions
-    chosen = np.sort(random.choice(pairs, min(wanted, pairs - 1), replace=False)).tolist()
-    every = (dataset.captions(language) for language in LANGUAGES)
-    return [caption for captions in every for index in chosen for caption in captions[index]]
+    chosen = np.sort(random.choice(pairs, min(sampled_pairs, pairs - 1), replace=False)).tolist()
+    return [caption for column in columns for index in chosen for caption in column[index]]
 
 
 def student_from(folder: Path, name: str) -> Student:
@@ -190,10 +194,3 @@ def _images(options: StudentOptions, teacher: ModelSource | None, towers: Towers
     source = check_image_source(towers)
     config = teacher_image_config(teacher, source)
     return _Images(config, source.match_preprocessing(), lambda model: copy_image_tower(model, source))
-
-
-def _token_id(tokenizer: Tokenizer, token: str) -> int:
-    number: int | None = tokenizer.token_to_id(token)
-    if number is None:
-        raise DcclipError("the teacher's tokenizer has no {} token", "set vocabulary: {{from: data, size: ...}}", token)
-    return number

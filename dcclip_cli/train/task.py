@@ -23,7 +23,7 @@ from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.towers import ImageFeatures, OpenClipTowers, TextFeatures
 from dcclip_cli.own import own_errors
 from dcclip_cli.train.distributed import average_gradients, gather, gather_numbers, process_count, process_index
-from dcclip_cli.train.losses.base import Loss, Outputs, TeacherLoss, Tower, Widths, student_layers
+from dcclip_cli.train.losses.base import Loss, Outputs, TeacherLoss, Tower, student_layers
 from dcclip_cli.train.losses.contrastive import TaskLoss
 from dcclip_cli.train.speed import training_flops
 from dcclip_cli.train.teacher import TeacherFeatures, no_images, no_texts, widths
@@ -59,8 +59,14 @@ class TrainingTask(nn.Module):
         with torch.random.fork_rng(devices=[]):
             for loss in losses:
                 torch.manual_seed(seed)  # for each: their order changes no adapter
-                if isinstance(loss, TeacherLoss) and loss.teacher < len(teachers):
-                    self._add_adapters(loss, teachers[loss.teacher].widths)
+                if not isinstance(loss, TeacherLoss) or loss.teacher >= len(teachers):
+                    continue
+                for width in self._dims_of(loss):
+                    shared = self._widths if width is None else replace(self._widths, embedding=width)
+                    adapters = self._adapters_for(loss, width)
+                    for name, adapter in loss.adapters(shared, teachers[loss.teacher].widths).items():
+                        if name not in adapters:
+                            adapters[name] = adapter
         self.max_logit_scale = 100.0  # CLIP's
         self._locked = {"image": student.model.visual, "text": student.model.text, None: None}[lock]
         self._freeze_batch_norms = freeze_batch_norms
@@ -144,8 +150,9 @@ class TrainingTask(nn.Module):
 
     def flops(self, batch: Batch) -> float:
         """Floating-point operations of a step on the batch: those of the student, and of teachers that run in it."""
-        texts = [one.tokens for one in batch.texts.values()]
-        return training_flops(self.student, batch.pixels, texts) + sum(one.flops(batch) for one in self._teachers)
+        tokens = [texts.tokens for texts in batch.texts.values()]
+        student = training_flops(self.student, batch.pixels, tokens)
+        return student + sum(teacher.flops(batch) for teacher in self._teachers)
 
     def check_teachers(self) -> None:
         """Raise NotFiniteError if a teacher's last embeddings are not finite."""
@@ -159,19 +166,28 @@ class TrainingTask(nn.Module):
             _of_all_processes(teacher.features(batch), batch, shares, partial(no_texts, teacher.widths, device))
             for teacher in self._teachers
         ]
-        student = self._with_contrast(_of_all_processes(student, batch, shares, self._no_texts), batch, shares)
+        student, model = _of_all_processes(student, batch, shares, self._no_texts), self.student.model
+        masks = {name: _false_negatives(name, shares[name], batch) for name in student.counts}
+        student = replace(
+            student,
+            logit_scale=model.logit_scale.exp(),
+            logit_bias=model.logit_bias,
+            false_negatives={name: mask for name, mask in masks.items() if mask is not None},
+        )
         terms: dict[str, Tensor] = {}
         self.chance = {}
         for loss in self._losses:
             weight = loss.weight_at(self._progress)
             for dims in self._dims_of(loss):
-                own = student if dims is None else student.cut(dims)
-                chance = loss.chance(own)
+                outputs = student if dims is None else student.cut(dims)
+                chance = loss.chance(outputs)
                 adapters = dict(self._adapters_for(loss, dims).items()) if isinstance(loss, TeacherLoss) else {}
                 with own_errors(loss.kind):
-                    found = loss.terms(own, teachers, adapters)
-                for name, term in found.items():
-                    unused = _unused(name if dims is None else f"{name}_{dims}d", terms)
+                    loss_terms = loss.terms(outputs, teachers, adapters)
+                for name, term in loss_terms.items():
+                    first_name = name if dims is None else f"{name}_{dims}d"
+                    names = [first_name, *(f"{first_name}-{number}" for number in range(2, len(terms) + 2))]
+                    unused = next(unused for unused in names if unused not in terms)
                     terms[unused] = weight * term
                     if name in chance:
                         self.chance[unused] = weight * chance[name]
@@ -184,14 +200,6 @@ class TrainingTask(nn.Module):
         metrics = {"logit_scale": self.student.logit_scale}
         bias = self.student.logit_bias
         return metrics if bias is None else metrics | {"logit_bias": bias}
-
-    def _add_adapters(self, loss: TeacherLoss, teacher: Widths) -> None:
-        for dims in self._dims_of(loss):
-            student = self._widths if dims is None else replace(self._widths, embedding=dims)
-            adapters = self._adapters_for(loss, dims)
-            for name, adapter in loss.adapters(student, teacher).items():
-                if name not in adapters:
-                    adapters[name] = adapter
 
     def _dims_of(self, loss: Loss) -> tuple[int | None, ...]:
         """The numbers of the embeddings that a loss is computed on, None for all."""
@@ -213,21 +221,10 @@ class TrainingTask(nn.Module):
         features = self.student.text_features(self.student.tokenize(["猫"]).to(self.student.model.logit_scale.device))
         return TextFeatures(features.embedding[:0], features.tokens[:0], features.mask[:0])
 
-    def _with_contrast(self, student: Outputs, batch: Batch, shares: Mapping[str, _Share]) -> Outputs:
-        """The student's outputs with what a contrastive loss needs."""
-        model = self.student.model
-        masks = {name: _false_negatives(name, shares[name], batch) for name in student.counts}
-        return replace(
-            student,
-            logit_scale=model.logit_scale.exp(),
-            logit_bias=model.logit_bias,
-            false_negatives={name: mask for name, mask in masks.items() if mask is not None},
-        )
-
 
 def shorter_dims(dims: Sequence[int], width: int) -> list[int]:
     """The numbers in `dims` that are less than an embedding's `width`. Raises DcclipError for any that is more."""
-    if any(one > width for one in dims):
+    if any(dim > width for dim in dims):
         raise DcclipError("dims has {}, and embeddings have {} numbers", "remove it", max(dims), width)
     return sorted({*dims} - {width})
 
@@ -244,12 +241,6 @@ def learns_everything(
     # A loss on one tower's embedding has an adapter for the other one's.
     uses_adapters = all(loss.trained_towers != {tower} for loss in losses for tower in ("image", "text"))
     return towers <= reached and uses_adapters and not any(loss.kind == "cross_lingual" for loss in losses)
-
-
-def _unused(name: str, taken: Mapping[str, Tensor]) -> str:
-    """The name, with a number if a loss of the same kind uses it already."""
-    names = [name, *(f"{name}-{number}" for number in range(2, len(taken) + 2))]
-    return next(one for one in names if one not in taken)
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,8 @@ class Grid:
 def widths(towers: Towers, layers: Sequence[int] = ()) -> Widths:
     """The towers' widths, with those of further image layers."""
     image, text = _probe(towers, layers)
-    others = {layer: image.layer(layer).shape[1] for layer in layers}
-    return Widths(image.embedding.shape[-1], image.map.shape[1], text.tokens.shape[-1], others)
+    other_maps = {layer: image.layer(layer).shape[1] for layer in layers}
+    return Widths(image.embedding.shape[-1], image.map.shape[1], text.tokens.shape[-1], other_maps)
 
 
 def map_grids(towers: Towers, layers: Sequence[int] = ()) -> dict[int, Grid]:
@@ -125,8 +125,8 @@ class LazyTeacher:
         """The teacher, loaded if it is not. Raises DcclipError if it cannot be loaded, or is another by now."""
         if self._towers is None:
             self._towers = self.options.load(self.device, self._progress)
-            known = vars(self).get("facts")
-            if known and known.fingerprint != self._towers.fingerprint:
+            facts = vars(self).get("facts")
+            if facts and facts.fingerprint != self._towers.fingerprint:
                 if self._record:
                     self._record.unlink(missing_ok=True)
                 raise DcclipError("teacher {} changed while it was in use", "run the command again", self.options.model)
@@ -139,8 +139,8 @@ class LazyTeacher:
 
     @cached_property
     def facts(self) -> TeacherFacts:
-        if (known := self.known_facts) is not None:
-            return known
+        if (facts := self.known_facts) is not None:
+            return facts
         towers = self.towers
         check_logits(towers.logit_scale, towers.logit_bias, towers.name)
         facts = TeacherFacts(
@@ -238,8 +238,8 @@ class OnlineTeacher(TeacherFeatures):
         return Outputs(image, texts, image_index, self._scale)
 
     def check(self) -> None:
-        for inputs, several in self._last.items():
-            for embedding in several:
+        for inputs, embeddings in self._last.items():
+            for embedding in embeddings:
                 finite(embedding.float().cpu().numpy(), self._teacher.name, inputs)
 
     def flops(self, batch: Batch) -> float:
@@ -251,7 +251,7 @@ class OnlineTeacher(TeacherFeatures):
         tokens = self._teacher.tokenize(captions)
         if device.type == "cpu":
             return tokens.to(device)
-        return tokens.sorted().map(lambda one: one.pin_memory().to(device, non_blocking=True))
+        return tokens.sorted().map(lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
 
 
 # ---- the teacher's space
@@ -293,14 +293,14 @@ class NarrowTeacher(TeacherFeatures):
 
     def features(self, batch: Batch) -> Outputs:
         """The teacher's outputs for a batch, with (B, d) embeddings."""
-        found = self.teacher.features(batch)
-        self._components = components = self._components.to(found.image.embedding.device)
+        outputs = self.teacher.features(batch)
+        self._components = components = self._components.to(outputs.image.embedding.device)
         texts = {
             name: replace(features, embedding=features.embedding.float() @ components)
-            for name, features in found.texts.items()
+            for name, features in outputs.texts.items()
         }
-        image = replace(found.image, embedding=found.image.embedding.float() @ components)
-        return replace(found, image=image, texts=texts)
+        image = replace(outputs.image, embedding=outputs.image.embedding.float() @ components)
+        return replace(outputs, image=image, texts=texts)
 
     def check(self) -> None:
         self.teacher.check()
@@ -335,5 +335,5 @@ def narrow_space(
         texts.extend(features.embedding.float().cpu() for features in outputs.texts.values())
         if max(sum(map(len, images)), sum(map(len, texts))) >= _SPACE_ROWS:
             break
-    found = [torch.cat(kind) for kind in (images, texts) if kind]
-    return NarrowSpace(fingerprint, principal_components(found, width))
+    embeddings = [torch.cat(kind) for kind in (images, texts) if kind]
+    return NarrowSpace(fingerprint, principal_components(embeddings, width))

@@ -91,11 +91,11 @@ class NeededRows:
 
 def needed_rows(collator: Collator, batches: Iterable[Sequence[Sample]]) -> NeededRows:
     """The rows for these batches, each once: the same ones in the same order however many processes share them."""
-    found, captions = set[Sample](), set[str]()
+    images, captions = set[Sample](), set[str]()
     for batch in batches:
-        found |= {(i, epoch % collator.num_augmentations) for i, epoch in batch if i < collator.dataset.num_images}
+        images |= {(i, epoch % collator.num_augmentations) for i, epoch in batch if i < collator.dataset.num_images}
         captions |= collator.chosen_captions(batch)
-    samples, texts = sorted(found), sorted(captions, key=lambda text: (len(text), text))
+    samples, texts = sorted(images), sorted(captions, key=lambda text: (len(text), text))
     return NeededRows(samples, image_keys(collator.dataset, samples), texts, text_keys(texts))
 
 
@@ -124,31 +124,31 @@ class FeatureReader:
         try:
             return self._read(batch)
         except MissingRows:
-            what = Message("features of a teacher are gone from {} or {}", self.images.folder, self.texts.folder)
-            raise DcclipError(what, "run the same command again: those that are missing are computed") from None
+            problem = Message("features of a teacher are gone from {} or {}", self.images.folder, self.texts.folder)
+            raise DcclipError(problem, "run the same command again: those that are missing are computed") from None
 
     def _read(self, batch: Batch) -> StoredFeatures:
         samples = zip(batch.sample_index.tolist(), batch.augmentation_index.tolist(), strict=True)
         images = _read(self.images, self.image_arrays, image_keys(self.dataset, samples))
         texts = {}
-        for name, given in batch.texts.items():
-            found = _read(self.texts, self.text_arrays, text_keys(given.captions))
-            texts[name] = StoredTexts(found[TEXT][0], *found.get(TOKENS, ()))
+        for name, entry in batch.texts.items():
+            arrays = _read(self.texts, self.text_arrays, text_keys(entry.captions))
+            texts[name] = StoredTexts(arrays[TEXT][0], *arrays.get(TOKENS, ()))
         return StoredFeatures({name: parts[0] for name, parts in images.items()}, texts)
 
 
 def _read(store: FeatureStore, names: Sequence[str], keys: np.ndarray) -> dict[str, tuple[Tensor, ...]]:
     """Arrays of some rows as tensors; of ragged ones also which entries each row has (0: padding), and how many."""
-    found: dict[str, tuple[Tensor, ...]] = {}
+    tensors: dict[str, tuple[Tensor, ...]] = {}
     for name, values in store.read_arrays(names, keys).items() if len(keys) else ():
         if not isinstance(values, Ragged):
-            found[name] = (torch.from_numpy(values),)
+            tensors[name] = (torch.from_numpy(values),)
             continue
         lengths = torch.from_numpy(values.lengths)
         firsts, columns = lengths.cumsum(0) - lengths, torch.arange(int(values.lengths.max(initial=0)))
         rows = (firsts[:, None] + columns) * (columns < lengths[:, None])
-        found[name] = torch.from_numpy(values.values), rows, lengths
-    return found
+        tensors[name] = torch.from_numpy(values.values), rows, lengths
+    return tensors
 
 
 # ---- computing them
@@ -218,7 +218,7 @@ class TeacherCache(TeacherFeatures):
     def finish(self) -> None:
         """Free the teacher, for nothing is left to compute, and report what it computed."""
         self._teacher.free()
-        done = ", ".join(f"{count:,} {what}" for what, count in self.computed.items())
+        done = ", ".join(f"{count:,} {kind}" for kind, count in self.computed.items())
         line = Message("teacher: features in {}, {:,.0f} MB; computed {}", self.folder, self.size / 1e6, done)
         self._progress.say(line)
 
@@ -229,41 +229,40 @@ class TeacherCache(TeacherFeatures):
             stored = batch.teacher_features[self._number]
         else:  # the batch of a collator without `read_features`
             stored = self.reader(batch).map(lambda tensor: tensor.to(device))
-        texts = {name: _text_features(one) for name, one in stored.texts.items()}
-        image_index = {name: given.image_index for name, given in batch.texts.items()}
+        if stored.images:
+            embedding = stored.images[IMAGE].float()
+            maps = {layer: stored.images[name].float() for layer, name in self._maps.items()}
+            image = ImageFeatures(embedding, maps.pop(-1, embedding[:, :, None, None]), maps)
+        else:
+            image = no_images(self.widths, [layer for layer in self._maps if layer != -1], device)
+        texts = {name: _text_features(features) for name, features in stored.texts.items()}
+        image_index = {name: entry.image_index for name, entry in batch.texts.items()}
         self._scale = self._scale.to(device)
-        return Outputs(self._image_features(stored, device), texts, image_index, self._scale)
+        return Outputs(image, texts, image_index, self._scale)
 
     @property
     def size(self) -> int:
         """Bytes of all rows that are stored, also of other data."""
         return self._images.size + self._texts.size
 
-    def _image_features(self, stored: StoredFeatures, device: torch.device) -> ImageFeatures:
-        if not stored.images:
-            return no_images(self.widths, [layer for layer in self._maps if layer != -1], device)
-        embedding = stored.images[IMAGE].float()
-        maps = {layer: stored.images[name].float() for layer, name in self._maps.items()}
-        return ImageFeatures(embedding, maps.pop(-1, embedding[:, :, None, None]), maps)
-
     def _fill(self, rows: NeededRows, progress: Progress) -> int:
         """Compute what is missing; return how many rows that were."""
-        reader, found = self.reader, 0
-        for what, store, keys, arrays, compute in (
+        reader, total = self.reader, 0
+        for kind, store, keys, arrays, compute in (
             ("images", self._images, rows.image_keys, reader.image_arrays, self._compute_images),
             ("captions", self._texts, rows.text_keys, reader.text_arrays, self._compute_texts),
         ):
             store.refresh()
             missing = int(store.missing(keys, arrays).sum())
-            found += missing
+            total += missing
             if missing:
-                task = progress.task(Message("teacher: {}", what), len(keys), len(keys) - missing)
+                task = progress.task(Message("teacher: {}", kind), len(keys), len(keys) - missing)
                 with task as shown:
                     first = process_index() / process_count()
-                    store.fill(keys, arrays, partial(compute, rows, what), BATCH_SIZE, shown.advance, first)
-        return found
+                    store.fill(keys, arrays, partial(compute, rows), BATCH_SIZE, shown.advance, first)
+        return total
 
-    def _compute_images(self, rows: NeededRows, what: str, batches: list[np.ndarray]) -> Iterator[Values]:
+    def _compute_images(self, rows: NeededRows, batches: list[np.ndarray]) -> Iterator[Values]:
         teacher = self._teacher.towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         layers = tuple(layer for layer in self._maps if layer != -1)
         images = _Images(self._collator, teacher, rows.samples)
@@ -276,10 +275,10 @@ class TeacherCache(TeacherFeatures):
                 values = {IMAGE: F.normalize(features.embedding.float(), dim=-1)}
                 for layer, grid in self._grids.items():
                     values[self._maps[layer]] = to_grid(features.layer(layer).float(), grid.height, grid.width)
-            self.computed[what] += len(pixels)
+            self.computed["images"] += len(pixels)
             yield {name: _half(value, teacher, "images") for name, value in values.items()}
 
-    def _compute_texts(self, rows: NeededRows, what: str, batches: list[np.ndarray]) -> Iterator[Values]:
+    def _compute_texts(self, rows: NeededRows, batches: list[np.ndarray]) -> Iterator[Values]:
         teacher = self._teacher.towers
         for batch in batches:
             tokens = teacher.tokenize([rows.captions[row] for row in batch]).to(self._teacher.device)
@@ -290,7 +289,7 @@ class TeacherCache(TeacherFeatures):
             values: dict[str, np.ndarray | Ragged] = {TEXT: _half(embedding, teacher, "texts")}
             if real is not None:
                 values[TOKENS] = Ragged(_half(real, teacher, "tokens"), features.mask.sum(1).cpu().numpy())
-            self.computed[what] += len(batch)
+            self.computed["captions"] += len(batch)
             yield values
 
 

@@ -114,14 +114,22 @@ class Trainer:
             try:
                 self._train(shown)
             except BaseException as error:
-                self._save_before_the_end()
+                # The state after the last whole step, unless it is saved already or the error came in between.
+                if not self._changing_weights and self.state.step != self._saved_step:
+                    self._guard.restore()  # a forward pass that was not followed by a step has changed statistics
+                    self.save()
                 if isinstance(error, Stopped):
                     self.accelerator.wait_for_everyone()  # a launcher ends all processes when the first one has ended
                 raise
             finally:
                 self._log.close()
             self.seconds = time.monotonic() - began
-            self._take_final_weights()
+            if self.options.keep == "best":
+                if self.is_main_process:
+                    load_best(self.stage.folder / "best", self.task.model)
+                self.metrics |= {**self.state.best_metrics, "best_step": self.state.best_step}
+            elif self.ema is not None:
+                self.task.model.load_state_dict(self.ema.module.state_dict())
             if self.task.frozen_digest() != self.state.frozen:
                 raise RuntimeError(f"a bug: {name} changed weights or statistics that are frozen; no model is saved")
             self.task.eval().to("cpu")
@@ -139,9 +147,8 @@ class Trainer:
             terms, norm = self.train_step(batch)
             if state.step % options.log_every_steps == 0 or state.step == self.total_steps:
                 speed = self._log_step(terms, norm)
-                shown_speed = {
-                    name.replace("_per_second", "_per_s"): one for name, one in speed.items() if name != "seconds_left"
-                }
+                speed.pop("seconds_left")
+                shown_speed = {name.replace("_per_second", "_per_s"): value for name, value in speed.items()}
                 shown.advance(0, loss=self.metrics["loss"], **shown_speed)
             if state.step == CHANCE_STEP and self.is_main_process:
                 self._warn_at_chance(terms)
@@ -168,7 +175,11 @@ class Trainer:
         norm = torch.zeros((), device=self.device)
         if learned:
             norm = self.accelerator.clip_grad_norm_(self.task.parameters(), options.clip_norm or math.inf)
-        bad = any_process(self._is_bad(terms, norm))
+        total = sum(terms.values())
+        assert isinstance(total, Tensor)
+        # fp16's scaler skips steps whose gradients overflow itself.
+        finite = total.isfinite() if self.accelerator.scaler is not None else total.isfinite() & norm.isfinite()
+        bad = any_process(~finite)
         self._changing_weights = True
         state.step += 1
         if bad:
@@ -234,13 +245,6 @@ class Trainer:
         folder, identity = self.stage.folder / "state", self.stage.identity
         save_checkpoint(folder, self.state, identity, self.task, self.optimizer, self.ema)
 
-    def _save_before_the_end(self) -> None:
-        """Save the state after the last whole step, unless it is saved already or an error came in between."""
-        if self._changing_weights or self.state.step == self._saved_step:
-            return
-        self._guard.restore()  # a forward pass that was not followed by a step has changed statistics
-        self.save()
-
     def restore(self) -> None:
         """Load the latest checkpoint, if there is one, and open the logs at its step."""
         folder = self.stage.folder
@@ -266,13 +270,6 @@ class Trainer:
         gc.collect()
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
-
-    def _is_bad(self, terms: dict[str, Tensor], norm: Tensor) -> Tensor:
-        """Whether a step is not finite, on the device. fp16's scaler skips steps whose gradients overflow itself."""
-        total = sum(terms.values())
-        assert isinstance(total, Tensor)
-        finite = total.isfinite() if self.accelerator.scaler is not None else total.isfinite() & norm.isfinite()
-        return ~finite
 
     def _log_step(self, terms: dict[str, Tensor], norm: Tensor) -> dict[str, float]:
         """Log the metrics of a step, and return the speed of the steps since the last entry."""
@@ -306,15 +303,6 @@ class Trainer:
                     level,
                 )
                 self.stage.progress.say(line)
-
-    def _take_final_weights(self) -> None:
-        """Give the task the weights to be saved: the best ones, those of the EMA or the last."""
-        if self.options.keep == "best":
-            if self.is_main_process:
-                load_best(self.stage.folder / "best", self.task.model)
-            self.metrics |= {**self.state.best_metrics, "best_step": self.state.best_step}
-        elif self.ema is not None:
-            self.task.model.load_state_dict(self.ema.module.state_dict())
 
     def _batches(self) -> Iterator[Batch]:
         """The batches of the steps that are left, on the device. On a GPU the next one is copied during the step."""
@@ -409,9 +397,9 @@ class NonFiniteGuard:
         wrong = [name for name, term in terms.items() if not math.isfinite(float(term))]
         if not wrong and not math.isfinite(float(norm)):
             wrong = ["the gradient"]
-        what = ", ".join(wrong) or Message("the loss of another process")
-        what = Message("step {}: {} is not finite, for {} steps in a row", state.step, what, state.skipped_in_a_row)
+        loss = ", ".join(wrong) or Message("the loss of another process")
+        problem = Message("step {}: {} is not finite, for {} steps in a row", state.step, loss, state.skipped_in_a_row)
         hint = Message("lower optimizer.lr, or raise warmup_steps; the metrics are in {}/metrics.jsonl", self._folder)
         if state.skipped_in_a_row == state.step:  # so that no rate has changed a weight yet
             hint = Message("set precision: fp32, and check the data and the model that training starts from")
-        raise DcclipError(what, hint)
+        raise DcclipError(problem, hint)

@@ -37,24 +37,23 @@ class Validation:
         with evaluating(towers):
             texts = {language: self._texts(towers, language) for language in self.languages}
             for rows in _chunks(len(self.dataset)):
-                images = self._images(towers, rows)
-                for language, (embeddings, labels) in texts.items():
+                pixels = np.stack([towers.preprocess(unaugmented(self.dataset, index)) for index in rows])
+                embeddings = towers.image_features(torch.from_numpy(pixels).to(_device(towers))).embedding
+                images = finite(_unit(embeddings), towers.name, "images")
+                for language, (classes, labels) in texts.items():
                     named = labels[rows] >= 0
-                    ranks, ties = metrics.ranks(images[named] @ embeddings.T, labels[rows][named])
+                    ranks, ties = metrics.ranks(images[named] @ classes.T, labels[rows][named])
                     right[language] += float(metrics.among_first(ranks, ties, 1).sum())
-        return {f"top1_{one}": right[one] / int((labels >= 0).sum()) for one, (_, labels) in texts.items()}
-
-    def _images(self, towers: OpenClipTowers, rows: range) -> np.ndarray:
-        pixels = np.stack([towers.preprocess(unaugmented(self.dataset, index)) for index in rows])
-        embeddings = towers.image_features(torch.from_numpy(pixels).to(_device(towers))).embedding
-        return finite(_unit(embeddings), towers.name, "images")
+        return {f"top1_{code}": right[code] / int((labels >= 0).sum()) for code, (_, labels) in texts.items()}
 
     def _texts(self, towers: OpenClipTowers, language: Language) -> tuple[np.ndarray, np.ndarray]:
         """The embeddings (C, D) of the class names, and the class (N,) of each pair, -1 without a caption."""
         numbers: dict[str, int] = {}
-        every = self.dataset.captions(language)
-        found = (numbers.setdefault(captions[0], len(numbers)) if captions else -1 for captions in every)
-        labels = np.fromiter(found, np.int32, len(self.dataset))
+        captions_of_pairs = self.dataset.captions(language)
+        classes_of_pairs = (
+            numbers.setdefault(captions[0], len(numbers)) if captions else -1 for captions in captions_of_pairs
+        )
+        labels = np.fromiter(classes_of_pairs, np.int32, len(self.dataset))
         classes = list(numbers)
         embeddings = [
             _unit(towers.text_features(towers.tokenize([classes[row] for row in rows]).to(_device(towers))).embedding)
@@ -70,10 +69,10 @@ def open_validation(data: DataOptions, languages: tuple[Language, ...]) -> Valid
     """
     dataset = recipe_pairs(data, "validation")
     assert dataset is not None  # the options were checked
-    there = tuple(one for one in LANGUAGES if one in languages and any(dataset.captions(one)))
-    if not there:
+    present = tuple(code for code in LANGUAGES if code in languages and any(dataset.captions(code)))
+    if not present:
         raise DcclipError("{}: no pair has a caption in {}", "name other pairs", dataset.path, ", ".join(languages))
-    return Validation(dataset, there)
+    return Validation(dataset, present)
 
 
 def _chunks(count: int) -> Iterator[range]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
@@ -112,14 +112,10 @@ class Schedule(Options):
     end: float = Field(ge=0, le=MOST_WEIGHT, description="Weight at the end of the run")
 
 
-def _weight_kind(weight: Any) -> str:
-    return "schedule" if isinstance(weight, dict | Schedule) else "number"
-
-
 # The discriminator keeps a wrong schedule from being reported as a wrong number as well.
 Weight = Annotated[
     Annotated[float, Field(ge=0, le=MOST_WEIGHT), Tag("number")] | Annotated[Schedule, Tag("schedule")],
-    Discriminator(_weight_kind),
+    Discriminator(lambda weight: "schedule" if isinstance(weight, dict | Schedule) else "number"),
 ]
 
 
@@ -205,9 +201,9 @@ class TeacherLoss(Loss):
     def problem(self, kinds: Collection[str], teachers: int) -> DcclipError | None:
         if self.teacher < teachers:
             return super().problem(kinds, teachers)
-        there = Message("there are {}, counted from 0", teachers) if teachers else Message("the recipe has none")
-        what = Message("loss {} learns from teacher {}, and {}", self.kind, self.teacher, there)
-        return DcclipError(what, "add teachers to more_teachers, or use a smaller number")
+        count = Message("there are {}, counted from 0", teachers) if teachers else Message("the recipe has none")
+        problem = Message("loss {} learns from teacher {}, and {}", self.kind, self.teacher, count)
+        return DcclipError(problem, "add teachers to more_teachers, or use a smaller number")
 
     def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:
         """Layers that are trained with the student and discarded afterwards; losses share those of the same name."""

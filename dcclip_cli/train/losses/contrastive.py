@@ -130,12 +130,12 @@ def info_nce(
     if local is not None:
         labels, rows_one, rows_other = labels[local], one[local], other[local]
         blocked, blocked_back = (None, None) if shared is None else (shared[local], shared.T[local])
-    there, back = scale * rows_one @ other.T, scale * rows_other @ one.T
+    forth, back = scale * rows_one @ other.T, scale * rows_other @ one.T
     if blocked is not None and blocked_back is not None:
-        there, back = there.masked_fill(blocked, -math.inf), back.masked_fill(blocked_back, -math.inf)
+        forth, back = forth.masked_fill(blocked, -math.inf), back.masked_fill(blocked_back, -math.inf)
     if local is None:
-        return (F.cross_entropy(there, labels) + F.cross_entropy(back, labels)) / 2
-    both = F.cross_entropy(there, labels, reduction="sum") + F.cross_entropy(back, labels, reduction="sum")
+        return (F.cross_entropy(forth, labels) + F.cross_entropy(back, labels)) / 2
+    both = F.cross_entropy(forth, labels, reduction="sum") + F.cross_entropy(back, labels, reduction="sum")
     return both / 2 * process_count() / len(one)
 
 

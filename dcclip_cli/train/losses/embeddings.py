@@ -185,10 +185,10 @@ class SimilarityLoss(TeacherLoss):
         scale = self.scale or (20.0 if self.kind == "similarity" else 50.0)
 
         def of_pairs(language: str) -> Tensor:
-            own, target = (similarities(outputs, language, scale) for outputs in (student, teacher))
+            logits, target = (similarities(outputs, language, scale) for outputs in (student, teacher))
             image_to_text, text_to_image = (
-                F.kl_div(logits.log_softmax(-1), targets.log_softmax(-1), reduction="batchmean", log_target=True)
-                for logits, targets in ((own, target), (own.T, target.T))
+                F.kl_div(rows.log_softmax(-1), targets.log_softmax(-1), reduction="batchmean", log_target=True)
+                for rows, targets in ((logits, target), (logits.T, target.T))
             )
             return (image_to_text + text_to_image) / 2
 
@@ -223,11 +223,11 @@ class EnsembleLoss(Loss):
         scale = self.scale if self.scale is not None else student.logit_scale
 
         def of_pairs(language: str) -> Tensor:
-            own = similarities(student, language, scale)
+            logits = similarities(student, language, scale)
             targets = [similarities(teacher, language, teacher.logit_scale) for teacher in teachers]
-            image_to_text = torch.stack([logits.softmax(-1) for logits in targets]).mean(0)
-            text_to_image = torch.stack([logits.T.softmax(-1) for logits in targets]).mean(0)
-            return (_soft_cross_entropy(own, image_to_text) + _soft_cross_entropy(own.T, text_to_image)) / 2
+            image_to_text = torch.stack([target.softmax(-1) for target in targets]).mean(0)
+            text_to_image = torch.stack([target.T.softmax(-1) for target in targets]).mean(0)
+            return (_soft_cross_entropy(logits, image_to_text) + _soft_cross_entropy(logits.T, text_to_image)) / 2
 
         return {self.kind: mean_over_languages(student.weights("paired"), of_pairs, student.image.embedding)}
 
@@ -278,8 +278,8 @@ def _divergence(student: Tensor, teacher: Tensor, anchors: Tensor, scale: float)
     from torch.nn import functional as F
 
     anchors = F.normalize(anchors, dim=-1).T
-    own, target = ((scale * F.normalize(rows, dim=-1) @ anchors).log_softmax(-1) for rows in (student, teacher))
-    return F.kl_div(own, target, reduction="batchmean", log_target=True)
+    logits, target = ((scale * F.normalize(rows, dim=-1) @ anchors).log_softmax(-1) for rows in (student, teacher))
+    return F.kl_div(logits, target, reduction="batchmean", log_target=True)
 
 
 def _soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
