@@ -53,13 +53,6 @@ class StoredFeatures:
     images: dict[str, torch.Tensor]
     texts: dict[str, StoredTexts]
 
-    def take(
-        self, select: Callable[[torch.Tensor], torch.Tensor], text_rows: Mapping[str, torch.Tensor]
-    ) -> StoredFeatures:
-        """The features of a part of the batch, whose images `select` selects."""
-        texts = {name: self.texts[name].take(rows) for name, rows in text_rows.items()}
-        return StoredFeatures({name: select(values) for name, values in self.images.items()}, texts)
-
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> StoredFeatures:
         """The same with every tensor changed: moved to a device, pinned."""
         texts = {name: stored.map(change) for name, stored in self.texts.items()}
@@ -204,18 +197,25 @@ class Batch:
         new_index[taken_rows] = all_rows[: len(taken_rows)]
         indices = {name: new_index[entry.image_index] for name, entry in on_cpu.items()}
         rows = {name: (index >= 0).nonzero()[:, 0] for name, index in indices.items() if (index >= 0).any()}
-        taken = {name: on_cpu[name].take(text_rows, indices[name][text_rows]) for name, text_rows in rows.items()}
+        part_texts = {name: on_cpu[name].take(text_rows, indices[name][text_rows]) for name, text_rows in rows.items()}
         move = partial(torch.Tensor.to, device=self.pixels.device, non_blocking=True)
         on_device = {name: move(text_rows) for name, text_rows in rows.items()}
+        features = (
+            StoredFeatures(
+                {name: select(values) for name, values in stored.images.items()},
+                {name: stored.texts[name].take(text_rows) for name, text_rows in on_device.items()},
+            )
+            for stored in self.teacher_features
+        )
         return Batch(
             select(self.sample_index),
             select(self.augmentation_index),
             select(self.pixels),
             tuple(map(select, self.teacher_pixels)),
-            {name: entry.map(move) for name, entry in taken.items()},
+            {name: entry.map(move) for name, entry in part_texts.items()},
             texts.stop - texts.start,
-            tuple(features.take(select, on_device) for features in self.teacher_features),
-            taken,
+            tuple(features),
+            part_texts,
             captioned.stop - captioned.start,
             {IMAGES: image_rows, **rows},
         )

@@ -87,7 +87,20 @@ class Collator:
                     pixels[row] = self._augmented(image, index, augmentation, preprocess)
             inputs = [stacked([arrays[number] for arrays in pixels]) for number in range(len(preprocess))]
         sample_index, augmentation_index = (torch.tensor(ids, dtype=torch.int64) for ids in (indices, augmentations))
-        texts = {name: self._texts(*chosen) for name, chosen in self._chosen(rows).items()}
+        texts = {}
+        for name, (captioned, chosen) in self._chosen(rows).items():
+            numbers, ids, image_ids = torch.tensor([row.number for row in captioned]), None, None
+            if self.with_caption_ids and self.dataset.embeddings is not None:
+                # Two pairs with equal embeddings are no negatives of each other.
+                ids = _hashes(self.dataset.embeddings[row.sample[0]].tobytes() for row in captioned)
+                image_ids = ids[:, None]
+            elif self.with_caption_ids:
+                width = max(len(row.captions) for row in captioned)
+                # Padded with the first caption of each image, which changes nothing.
+                padded = (row.captions + row.captions[:1] * (width - len(row.captions)) for row in captioned)
+                ids = _hashes(map(str.encode, chosen))
+                image_ids = _hashes(map(str.encode, chain.from_iterable(padded))).reshape(-1, width)
+            texts[name] = Texts(numbers, chosen, self.tokenize(chosen).sorted(), ids, image_ids)
         batch = Batch(sample_index, augmentation_index, inputs[0], tuple(inputs[1:]), texts, len(rows.texts))
         features = tuple(read_stored(batch) for read_stored in self.read_features)
         return replace(batch, teacher_features=features, num_captioned=rows.num_captioned)
@@ -134,28 +147,18 @@ class Collator:
             captions = self.dataset.captions(language)
             rows_with_captions = ((number, sample, captions[sample[0]]) for number, sample in numbered)
             captioned[language] = [_Captioned(*row) for row in rows_with_captions if row[2]]
-        seed = self.seed ^ 0x7E97
+
+        def choose(row: _Captioned, first: float) -> str:
+            if len(row.captions) == 1 or first == 1:
+                return row.captions[0]
+            random = generator(self.seed ^ 0x7E97, *row.sample)
+            return row.captions[0 if random.random() < first else 1 + int(random.integers(len(row.captions) - 1))]
+
         return {
-            name: (captioned[language], [_choose(row, first, seed) for row in captioned[language]])
+            name: (captioned[language], [choose(row, first) for row in captioned[language]])
             for name, (language, first) in choices.items()
             if captioned[language]
         }
-
-    def _texts(self, rows: list[_Captioned], chosen: list[str]) -> Texts:
-        """The chosen caption of each row."""
-        import torch
-
-        texts = Texts(torch.tensor([row.number for row in rows]), chosen, self.tokenize(chosen).sorted())
-        if not self.with_caption_ids:
-            return texts
-        if self.dataset.embeddings is not None:  # two pairs with equal embeddings are no negatives of each other
-            ids = _hashes(self.dataset.embeddings[row.sample[0]].tobytes() for row in rows)
-            return replace(texts, caption_ids=ids, image_caption_ids=ids[:, None])
-        width = max(len(row.captions) for row in rows)
-        # Padded with the first caption of each image, which changes nothing.
-        padded = (row.captions + row.captions[:1] * (width - len(row.captions)) for row in rows)
-        ids, of_images = (_hashes(map(str.encode, captions)) for captions in (chosen, chain.from_iterable(padded)))
-        return replace(texts, caption_ids=ids, image_caption_ids=of_images.reshape(-1, width))
 
 
 @dataclass(frozen=True)
@@ -182,14 +185,6 @@ def _hashes(contents: Iterable[bytes]) -> torch.Tensor:
 
     digests = b"".join(hashlib.blake2b(content, digest_size=8).digest() for content in contents)
     return torch.from_numpy(np.frombuffer(digests, "<i8").astype(np.int64))
-
-
-def _choose(row: _Captioned, first: float, seed: int) -> str:
-    captions = row.captions
-    if len(captions) == 1 or first == 1:
-        return captions[0]
-    random = generator(seed, *row.sample)
-    return captions[0] if random.random() < first else captions[1 + int(random.integers(len(captions) - 1))]
 
 
 def unaugmented(dataset: PairDataset, index: int) -> Image.Image:

@@ -94,10 +94,7 @@ Source = str | Path | Sequence[str | Path]
 
 
 def open_pairs(
-    source: Source,
-    columns: Columns | None = None,
-    progress: Progress | None = None,
-    cache_bytes: int = CACHE_BYTES,
+    source: Source, columns: Columns | None = None, progress: Progress | None = None, cache_bytes: int = CACHE_BYTES
 ) -> PairDataset:
     """The pairs in files, folders or globs, of tars, Parquet files or one of the LAYOUTS.
 

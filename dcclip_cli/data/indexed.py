@@ -151,11 +151,7 @@ class IndexedDataset(ConcatDataset):
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        indexes: Sequence[Index],
-        uncaptioned: bool = False,
-        cache_bytes: int = CACHE_BYTES,
+        self, path: str | Path, indexes: Sequence[Index], uncaptioned: bool = False, cache_bytes: int = CACHE_BYTES
     ) -> None:
         """With `uncaptioned`, images without a record belong to it as well; `cache_bytes`: limit of the block cache."""
         self.path, self._indexes, self._uncaptioned = path, list(indexes), uncaptioned

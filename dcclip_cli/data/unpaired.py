@@ -86,10 +86,7 @@ class ImageFolder(PairDataset):
 
 
 def open_images(
-    path: str | Path,
-    columns: Columns | None = None,
-    progress: Progress | None = None,
-    cache_bytes: int = CACHE_BYTES,
+    path: str | Path, columns: Columns | None = None, progress: Progress | None = None, cache_bytes: int = CACHE_BYTES
 ) -> PairDataset:
     """The images in a folder, or in tars and Parquet files. Raises DcclipError where there are none."""
     pairs = find_dataset(path, True, columns, progress, cache_bytes)

@@ -313,7 +313,8 @@ class Preflight:
         if student is None:
             return
         stage.blank_student = deepcopy(student)  # LoRA and gradient checkpointing change it
-        stage.blank_teachers = [self._teachers.get(teacher.model) for teacher in stage.used_teachers]
+        teachers = stage.teacher_options if stage.needs_teacher else ()
+        stage.blank_teachers = [self._teachers.get(teacher.model) for teacher in teachers]
         before = len(self.problems)
         for key, question in stage.questions():
             if key != ("optimizer",) or len(self.problems) == before:  # built last, if nothing else is wrong
@@ -322,17 +323,17 @@ class Preflight:
             return
         if stage.previews:
             self.stages.append(stage)
-        product = Message("the teacher cache")
-        self._check_space((name, "teacher_cache"), product, stage.cache_bytes, cache_folder(), _CACHE_HINT)
-        product = Message("the stage's checkpoints and model")
-        self._check_space((name,), product, stage.run_bytes, self.run_dir.root, _RUN_HINT)
-
-    def _check_space(self, at: Location, what: str, needed: float, folder: Path, hint: str) -> None:
         from dcclip_cli.text import size_in_words
 
-        if needed > free_bytes(folder):
-            free = Message("{} are free at {}", size_in_words(free_bytes(folder)), folder)
-            self._add(at, DcclipError("{} will take about {}, and {}", hint, what, size_in_words(needed), free))
+        cache, run = Message("the teacher cache"), Message("the stage's checkpoints and model")
+        for at, product, needed_bytes, folder, hint in (
+            ((name, "teacher_cache"), cache, stage.cache_bytes, cache_folder(), _CACHE_HINT),
+            ((name,), run, stage.run_bytes, self.run_dir.root, _RUN_HINT),
+        ):
+            if needed_bytes > free_bytes(folder):
+                free = Message("{} are free at {}", size_in_words(free_bytes(folder)), folder)
+                taken_space = size_in_words(needed_bytes)
+                self._add(at, DcclipError("{} will take about {}, and {}", hint, product, taken_space, free))
 
 
 def _may_have(

@@ -162,21 +162,10 @@ class RecipeRun:
             return self._train_in_processes(stage)
         recipe = self.loaded.recipe
         assert recipe.data is not None
-        result = train_stage(
-            Stage(
-                getattr(recipe, stage),
-                self.dir,
-                recipe.data,
-                recipe.teacher,
-                recipe.student,
-                recipe.seed,
-                torch_device(self.device),
-                self.fresh,
-                self.progress,
-                recipe.track,
-                self.listener,
-            )
-        )
+        shared = self.dir, recipe.data, recipe.teacher, recipe.student, recipe.seed, torch_device(self.device)
+        job = Stage(getattr(recipe, stage), *shared, fresh=self.fresh, progress=self.progress, track=recipe.track)
+        job.listener = self.listener
+        result = train_stage(job)
         distilled, aligned, options = self.dir.model("distill"), self.dir.model("align"), recipe.align
         if stage == "align" and options and result.already_finished and options.start == "distill":
             parent = read_provenance(aligned).content.get("parent")

@@ -21,7 +21,6 @@ class AlignOptions(ContrastOptions, TrainOptions):
     """Stage 2 of a recipe, or the training of a model from scratch."""
 
     stage: ClassVar[Literal["align"]] = "align"
-    unpaired_default: ClassVar[None] = None  # of images_per_step and texts_per_step
 
     losses: tuple[DistillLoss, ...] = Field(
         (), description="Distillation losses in addition to the contrastive loss, to retain what stage 1 learned"

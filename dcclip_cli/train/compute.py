@@ -7,7 +7,7 @@ import itertools
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
 from importlib.util import find_spec
@@ -41,7 +41,6 @@ from dcclip_cli.model.towers import ImageFeatures
 from dcclip_cli.progress import Progress
 from dcclip_cli.train.distributed import from_first, process_count
 from dcclip_cli.train.task import TrainingTask
-from dcclip_cli.train.teacher import TeacherFacts
 
 if TYPE_CHECKING:
     from dcclip_cli.train.options import TrainOptions
@@ -232,19 +231,6 @@ def make_accelerator(options: TrainOptions, device: str, unused: bool = True) ->
             DistributedDataParallelKwargs(find_unused_parameters=unused, broadcast_buffers=False)
         ],
     )
-
-
-def computed_in(
-    options: TrainOptions, choice: Choice, compiled: bool, teachers: Sequence[TeacherFacts]
-) -> dict[str, Any]:
-    """Precision, threads and compilation of a stage, for the model's provenance."""
-    return {
-        **asdict(choice),
-        "newton_schulz": options.optimizer.newton_schulz if options.optimizer.kind == "muon" else None,
-        "threads": torch.get_num_threads(),
-        **({"compiled": True} if compiled else {}),
-        "teachers": [asdict(teacher.precision) for teacher in teachers],
-    }
 
 
 class Parts:

@@ -22,7 +22,6 @@ class DistillOptions(TrainOptions):
 
     stage: ClassVar[Literal["distill"]] = "distill"
     contrast: ClassVar[TaskLoss | None] = None  # between images and captions, in addition to `losses`
-    unpaired_default: ClassVar[Literal["batch_size"]] = "batch_size"  # of images_per_step and texts_per_step
     distinct_captions: ClassVar[bool] = False
     max_logit_scale: ClassVar[float] = 100.0
     half: ClassVar[bool] = False

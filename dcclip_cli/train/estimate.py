@@ -236,6 +236,7 @@ def open_blank(teacher: Teacher) -> Towers | None:
 
 def measure(stage: BlankStage) -> Times:
     """Rough times of a step and of the teachers that are here. The student of `stage` gets random weights."""
+    options = stage.options.captions
     device, batch_size, step_s = stage.device, sum(stage.known_sizes.values()), None
     student = stage.towers.to_empty(device=device)
     with torch.no_grad():
@@ -248,9 +249,22 @@ def measure(stage: BlankStage) -> Times:
         student.model.logit_bias = torch.nn.Parameter(torch.zeros((), device=device))
     if built := stage.build(device):
         task, optimizer = built
+        side, languages = student.preprocessing.size if student.preprocessing else 224, list[str](options.languages)
+        if options.second_caption:
+            languages += [language + OTHER for language in options.languages]
 
         def step(samples: int) -> None:
-            total = sum(task(_random_batch(stage, samples / batch_size)).values(), torch.zeros((), device=device))
+            share = samples / batch_size
+            images = min(stage.images_per_step, max(2, round(stage.images_per_step * share)))
+            count = max(2, round(stage.texts_per_step * share / len(languages)))  # of a language's texts
+            ids = torch.randint(4, 250, (count, min(stage.tokens, student.context_length)), device=device)
+            ids[:, -1] = 2
+            tokens, index = Tokens(ids, torch.ones_like(ids)).to(device), torch.arange(count, device=device)
+            numbers, pixels = torch.zeros(images, dtype=torch.long), torch.rand(images, 3, side, side, device=device)
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+            texts = {name: Texts(index, [""] * count, tokens) for name in languages}
+            batch = Batch(numbers, numbers, pixels, (), texts, max(0, count - images))
+            total = sum(task(batch).values(), torch.zeros((), device=device))
             if total.requires_grad:  # not where a batch is too small for any of the losses
                 total.backward()
             optimizer.step()
@@ -261,7 +275,9 @@ def measure(stage: BlankStage) -> Times:
         texts for preview in stage.previews.values() for captions in preview.captions for texts in captions.values()
     )
     texts = list(islice(captions, 64)) or ["a cat", "猫"]
-    return Times(step_s, [_pace(teacher, texts, device) for teacher in stage.used_teachers])
+    return Times(
+        step_s, [_pace(teacher, texts, device) for teacher in (stage.teacher_options if stage.needs_teacher else ())]
+    )
 
 
 def _seconds_per_sample(action: Callable[[int], object], most: int, device: str) -> float:
@@ -278,24 +294,6 @@ def _seconds_per_sample(action: Callable[[int], object], most: int, device: str)
     while (seconds := min(timed(count), timed(count))) < _ENOUGH_S and count < most:  # a first time takes longer
         count = min(most, 4 * count)
     return seconds / count
-
-
-def _random_batch(stage: BlankStage, share: float) -> Batch:
-    """A share of a step's batch, of random pixels and tokens."""
-    student, options = stage.towers, stage.options.captions
-    side = student.preprocessing.size if student.preprocessing else 224
-    images = min(stage.images_per_step, max(2, round(stage.images_per_step * share)))
-    languages: tuple[str, ...] = options.languages
-    if options.second_caption:
-        languages += tuple(language + OTHER for language in languages)
-    count = max(2, round(stage.texts_per_step * share / len(languages)))  # of a language's texts
-    ids = torch.randint(4, 250, (count, min(stage.tokens, student.context_length)), device=stage.device)
-    ids[:, -1] = 2
-    tokens, index = Tokens(ids, torch.ones_like(ids)).to(stage.device), torch.arange(count, device=stage.device)
-    numbers = torch.zeros(images, dtype=torch.long)
-    pixels = torch.rand(images, 3, side, side, device=stage.device).contiguous(memory_format=torch.channels_last)
-    texts = {name: Texts(index, [""] * count, tokens) for name in languages}
-    return Batch(numbers, numbers, pixels, (), texts, max(0, count - images))
 
 
 def _pace(teacher: Teacher, captions: list[str], device: str) -> Pace | None:

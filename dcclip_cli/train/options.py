@@ -95,10 +95,7 @@ class TrainOptions(Options):
         None, description="LoRA: train few parameters, for models that are loaded or inherited; null: all of them"
     )
     warmup_steps: int = Field(
-        100,
-        ge=0,
-        le=_MOST_STEPS,
-        description="Steps of linear learning-rate warm-up, followed by cosine decay to 0",
+        100, ge=0, le=_MOST_STEPS, description="Steps of linear learning-rate warm-up, followed by cosine decay to 0"
     )
     clip_norm: float | None = Field(1.0, gt=0, le=1e6, description="Gradient-norm clipping; null disables it")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(

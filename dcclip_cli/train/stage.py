@@ -6,13 +6,15 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
+import torch
+
 from dcclip_cli.data.collator import Collator
 from dcclip_cli.data.options import DataOptions
-from dcclip_cli.data.pair import Language
+from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.data.pixels import training_preprocess
 from dcclip_cli.data.samplers import MixedBatchSampler, TrainingData, open_training_data
 from dcclip_cli.errors import DcclipError, Message
@@ -24,14 +26,7 @@ from dcclip_cli.options import decisive
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.run_dir import RunDir, TrainResult, finished
 from dcclip_cli.train.align import AlignOptions
-from dcclip_cli.train.compute import (
-    computed_in,
-    join_processes,
-    settle_compile,
-    settle_precision,
-    use_kernels,
-    use_threads,
-)
+from dcclip_cli.train.compute import join_processes, settle_compile, settle_precision, use_kernels, use_threads
 from dcclip_cli.train.distill import DistillOptions
 from dcclip_cli.train.distributed import check_shared, from_first, processes_here
 from dcclip_cli.train.lora import add_lora
@@ -40,15 +35,8 @@ from dcclip_cli.train.metrics_log import MetricsListener, TrackerName
 from dcclip_cli.train.optimizer import rate_scale
 from dcclip_cli.train.problems import Problem, caption_problems, check_embeddings, problems, warnings
 from dcclip_cli.train.student import Student, checkpoint_gradients, new_student, student_from
-from dcclip_cli.train.task import TrainingTask, learns_everything
-from dcclip_cli.train.teacher import (
-    LazyTeacher,
-    NarrowTeacher,
-    OnlineTeacher,
-    TeacherFeatures,
-    map_grids,
-    narrow_space,
-)
+from dcclip_cli.train.task import TrainingTask
+from dcclip_cli.train.teacher import LazyTeacher, NarrowTeacher, OnlineTeacher, TeacherFeatures, map_grids, narrow_space
 from dcclip_cli.train.teacher_cache import CacheFillingSampler, TeacherCache
 from dcclip_cli.train.validation import open_validation
 
@@ -100,25 +88,14 @@ class Stage:
         """The options of the teachers by number, whether or not a loss needs them."""
         return (*([self.teacher] if self.teacher else []), *self.options.more_teachers)
 
-    @property
-    def used_teachers(self) -> tuple[Teacher, ...]:
-        """The options of the teachers by number; none if no loss needs any."""
-        return self.teacher_options if self.needs_teacher else ()
-
     @cached_property
     def sizes(self) -> dict[str, int]:
         """Samples per step of each kind of data that there is."""
-        options, data = self.options, self.data
-        default = options.batch_size if self.name == "distill" else 0
-        images, texts = (
-            default if size is None else size for size in (options.images_per_step, options.texts_per_step)
-        )
-        kinds = {
-            "pairs": (data.train, options.batch_size),
-            "images": (data.images, images),
-            "texts": (data.texts, texts),
-        }
-        return {kind: size for kind, (source, size) in kinds.items() if source is not None and size}
+        options, default = self.options, self.options.batch_size if self.name == "distill" else 0
+        sizes = {"pairs": options.batch_size, "images": options.images_per_step, "texts": options.texts_per_step}
+        sources = {"pairs": self.data.train, "images": self.data.images, "texts": self.data.texts}
+        counts = {kind: default if size is None else size for kind, size in sizes.items() if sources[kind] is not None}
+        return {kind: count for kind, count in counts.items() if count}
 
     def finished(self) -> TrainResult | None:
         """The result of the stage if an earlier run finished it; with `fresh`, all that it left is removed."""
@@ -153,24 +130,31 @@ class Stage:
         for line in warnings(self):
             self.progress.say(line)
         _ = self.features  # which are made, and reported, before the precision
-        learns_images = self.trains_images and self.options.optimizer.image_lr_scale > 0
+        passes_images = self.lock != "image" and bool({"pairs", "images"} & self.training.datasets.keys())
+        learns_images = passes_images and self.options.optimizer.image_lr_scale > 0
         trained = student.towers if learns_images else student.towers.model.text
         self.options, choice = settle_precision(self.options, trained, self.device, self.folder, self.progress)
-        compiled = self.trains_images and settle_compile(self)
-        width = student.config["embed_dim"]
-        teacher = self.first_teacher.facts if self.first_teacher else None
+        compiled = passes_images and settle_compile(self)
+        identity = json.dumps(self.identity, sort_keys=True, ensure_ascii=False).encode()
+        teacher, optimizer = self.first_teacher.facts if self.first_teacher else None, self.options.optimizer
         self.provenance = {
             "stage": self.name,
-            "identity": hashlib.sha256(
-                json.dumps(self.identity, sort_keys=True, ensure_ascii=False).encode()
-            ).hexdigest(),
+            "identity": hashlib.sha256(identity).hexdigest(),
             "teacher": {key: getattr(teacher, key, None) for key in ("name", "fingerprint")},
             "data": {"train": self.training.dataset.fingerprint},
             "steps": self.steps,
-            "computed_in": computed_in(self.options, choice, compiled, [teacher.facts for teacher in self.teachers]),
+            "computed_in": {
+                **asdict(choice),
+                "newton_schulz": optimizer.newton_schulz if optimizer.kind == "muon" else None,
+                "threads": torch.get_num_threads(),
+                **({"compiled": True} if compiled else {}),
+                "teachers": [asdict(teacher.facts.precision) for teacher in self.teachers],
+            },
         }
         if self.options.dims:
-            self.provenance["trained_dims"] = sorted({*self.options.dims, width})
+            self.provenance["trained_dims"] = sorted({*self.options.dims, student.config["embed_dim"]})
+        if self.first_teacher and not self.teachers:  # a new student has inherited its weights
+            self.first_teacher.free()
 
     # ---- data
 
@@ -229,7 +213,7 @@ class Stage:
         """The teachers that losses need, by number."""
         return [
             LazyTeacher(options, self.device, self.progress, layers_of(self.losses, number))
-            for number, options in enumerate(self.used_teachers)
+            for number, options in enumerate(self.teacher_options if self.needs_teacher else ())
         ]
 
     @cached_property
@@ -308,11 +292,6 @@ class Stage:
             )
         return student.with_bias() if any(loss.uses_bias for loss in self.losses) else student
 
-    @property
-    def trains_images(self) -> bool:
-        """Whether a step has a backward pass through the image tower, or its projection."""
-        return self.lock != "image" and bool({"pairs", "images"} & self.training.datasets.keys())
-
     @cached_property
     def task(self) -> TrainingTask:
         """The student with its losses; it learns what the options' learning rates and LoRA say."""
@@ -336,9 +315,16 @@ class Stage:
         return task
 
     @property
-    def may_leave_parameters(self) -> bool:
-        """Whether a step may leave parameters without a gradient."""
-        return not learns_everything(self.losses, self.lock, self.training.datasets.keys(), self.options.captions)
+    def leaves_parameters(self) -> bool:
+        """Whether a step may leave trained parameters, adapters included, without a gradient."""
+        captions, kinds, losses = self.options.captions, self.training.datasets.keys(), self.losses
+        if {*captions.languages} != {*LANGUAGES} or captions.caption_fraction < 1:
+            return True  # a batch, or a part of it, may have no text
+        kinds_of = {"image": {"pairs", "images"} & kinds, "text": {"pairs", "texts"} & kinds}
+        reached = {tower for loss in losses for tower in loss.trained_towers if kinds_of[tower]}
+        # A loss on one tower's embedding has an adapter for the other one's, which gets no gradient.
+        one_sided = any(len(loss.trained_towers) == 1 or loss.kind == "cross_lingual" for loss in losses)
+        return one_sided or not {"image", "text"} - {self.lock} <= reached
 
     @cached_property
     def validate(self) -> Callable[[], dict[str, float]] | None:

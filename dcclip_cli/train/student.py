@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -119,8 +118,15 @@ def new_student(
         tokenizer = train_tokenizer(captions, vocabulary.size)
     else:
         raise no_vocabulary()
-    images = _images(options, teacher, teacher_towers)
-    config = model_config(options, options.embed_dim or embed_dim, tokenizer.get_vocab_size(), images.config)
+    image, image_config = options.image, None
+    if isinstance(image, ImageTower):
+        inherited = teacher_towers if image.inherit == "teacher" else None
+        preprocessing = preprocessing_of(image, inherited.preprocessing if inherited else None)
+    else:
+        assert teacher is not None and teacher_towers is not None
+        source = check_image_source(teacher_towers)
+        image_config, preprocessing = teacher_image_config(teacher, source), source.match_preprocessing()
+    config = model_config(options, options.embed_dim or embed_dim, tokenizer.get_vocab_size(), image_config)
     for key, token in (("pad_id", "<pad>"), ("eos_id", "</s>")):  # a teacher's tokenizer may number them differently
         number = tokenizer.token_to_id(token)
         if number is None:
@@ -128,11 +134,16 @@ def new_student(
             raise DcclipError(problem, "set vocabulary: {{from: data, size: ...}}")
         config["text_cfg"][key] = number
     model = build_model(config, seed)
-    images.init(model)
+    if not isinstance(image, ImageTower):
+        copy_image_tower(model, source)
+    elif inherited:
+        inherit_image_tower(model.visual, inherited)
+    else:
+        init_image_tower(model, image)
     if options.text.inherit != "nothing":
         assert teacher_towers is not None
         init_text_tower(model.text, tokenizer, teacher_towers, layers=options.text.inherit == "layers")
-    return _student(model, config, images.preprocessing, tokenizer, name)
+    return _student(model, config, preprocessing, tokenizer, name)
 
 
 def sample_captions(dataset: PairDataset, count: int, seed: int) -> list[str]:
@@ -171,26 +182,3 @@ def _student(
         bias.requires_grad_(False)
     towers = OpenClipTowers(model, tokenize, preprocessing, name, "in training")
     return Student(towers, config, preprocessing, tokenizer, name)
-
-
-@dataclass(frozen=True)
-class _Images:
-    """An image tower: a teacher's part of `model_cfg`, preprocessing, and the function that sets the weights."""
-
-    config: dict[str, Any] | None
-    preprocessing: Preprocessing
-    init: Callable[[Any], None]
-
-
-def _images(options: StudentOptions, teacher: ModelSource | None, towers: Towers | None) -> _Images:
-    image = options.image
-    if isinstance(image, ImageTower) and image.inherit == "teacher":
-        assert towers is not None
-        preprocessing = preprocessing_of(image, towers.preprocessing)
-        return _Images(None, preprocessing, lambda model: inherit_image_tower(model.visual, towers))
-    if isinstance(image, ImageTower):
-        return _Images(None, preprocessing_of(image), lambda model: init_image_tower(model, image))
-    assert teacher is not None and towers is not None
-    source = check_image_source(towers)
-    config = teacher_image_config(teacher, source)
-    return _Images(config, source.match_preprocessing(), lambda model: copy_image_tower(model, source))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,8 +16,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dcclip_cli.data.batch import ENTRIES, IMAGES, Batch, TextCounts
-from dcclip_cli.data.options import CaptionOptions
-from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.data.pixels import normalized
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.towers import ImageFeatures, OpenClipTowers, TextFeatures
@@ -70,7 +68,7 @@ class TrainingTask(nn.Module):
         self.max_logit_scale = 100.0  # CLIP's
         self._locked = {"image": student.model.visual, "text": student.model.text, None: None}[lock]
         self._freeze_batch_norms = freeze_batch_norms
-        self._progress = 0.0
+        self.progress = 0.0  # the fraction of the run that is over: scheduled weights depend on it
         if isinstance(self._locked, nn.Module):
             self._locked.requires_grad_(False)
         student.model.logit_scale.requires_grad_(any(loss.uses_temperature for loss in losses))
@@ -110,10 +108,6 @@ class TrainingTask(nn.Module):
         """
         if self.student.model.logit_scale.requires_grad:
             self.student.model.logit_scale.clamp_(0, math.log(self.max_logit_scale))
-
-    def begin_step(self, progress: float) -> None:
-        """Set the fraction of the run, in 0..1, that is over: scheduled weights depend on it."""
-        self._progress = progress
 
     def prepare(self, batch: Batch, device: torch.device) -> Batch:
         """The batch on the device, with pixels as the image tower takes them: the only place that converts pixels."""
@@ -177,7 +171,7 @@ class TrainingTask(nn.Module):
         terms: dict[str, Tensor] = {}
         self.chance = {}
         for loss in self._losses:
-            weight = loss.weight_at(self._progress)
+            weight = loss.weight_at(self.progress)
             for dims in self._dims_of(loss):
                 outputs = student if dims is None else student.cut(dims)
                 chance = loss.chance(outputs)
@@ -227,20 +221,6 @@ def shorter_dims(dims: Sequence[int], width: int) -> list[int]:
     if any(dim > width for dim in dims):
         raise DcclipError("dims has {}, and embeddings have {} numbers", "remove it", max(dims), width)
     return sorted({*dims} - {width})
-
-
-def learns_everything(
-    losses: Sequence[Loss], lock: Tower | None, kinds: Collection[str], captions: CaptionOptions
-) -> bool:
-    """Whether each step on these kinds of data gives every trained parameter, adapters included, a gradient."""
-    if {*captions.languages} != {*LANGUAGES} or captions.caption_fraction < 1:
-        return False  # a batch, or a part of it, may have no text
-    towers = {"image", "text"} - {lock}
-    kinds_of = {"image": {"pairs", "images"} & set(kinds), "text": {"pairs", "texts"} & set(kinds)}
-    reached = {tower for loss in losses for tower in loss.trained_towers if kinds_of[tower]}
-    # A loss on one tower's embedding has an adapter for the other one's.
-    uses_adapters = all(loss.trained_towers != {tower} for loss in losses for tower in ("image", "text"))
-    return towers <= reached and uses_adapters and not any(loss.kind == "cross_lingual" for loss in losses)
 
 
 @dataclass(frozen=True)

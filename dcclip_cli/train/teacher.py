@@ -221,13 +221,19 @@ class OnlineTeacher(TeacherFeatures):
 
     def features(self, batch: Batch) -> Outputs:
         pixels = normalized(batch.teacher_pixels[self._number], self._teacher.preprocessing)
+
+        def move(tokens: Tokens) -> Tokens:
+            if pixels.device.type == "cpu":
+                return tokens.to(pixels.device)
+            return tokens.sorted().map(lambda tensor: tensor.pin_memory().to(pixels.device, non_blocking=True))
+
         with self._teacher.as_teacher():
             if len(pixels):
                 image = self._teacher.image_features(pixels, self._layers)
             else:
                 image = no_images(self.widths, self._layers, pixels.device)
             texts = {
-                name: self._teacher.text_features_by_length(self._tokens(texts.captions, pixels.device))
+                name: self._teacher.text_features_by_length(move(self._teacher.tokenize(texts.captions)))
                 for name, texts in batch.texts.items()
             }
         self._last = {"images": [image.embedding], "texts": [text.embedding for text in texts.values()]}
@@ -246,12 +252,6 @@ class OnlineTeacher(TeacherFeatures):
         tokens = [self._teacher.tokenize(texts.captions) for texts in batch.texts.values()]
         pixels = normalized(batch.teacher_pixels[self._number], self._teacher.preprocessing)
         return forward_flops(self._teacher, pixels, tokens).total
-
-    def _tokens(self, captions: list[str], device: torch.device) -> Tokens:
-        tokens = self._teacher.tokenize(captions)
-        if device.type == "cpu":
-            return tokens.to(device)
-        return tokens.sorted().map(lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
 
 
 # ---- the teacher's space

@@ -60,7 +60,7 @@ def train_stage(stage: Stage) -> TrainResult:
         trainer = Trainer(stage)
 
         def save(metrics: dict[str, float]) -> None:
-            if trainer.is_main_process:
+            if trainer.accelerator.is_main_process:
                 if stage.options.lora:
                     merge_lora(stage.student.towers.model)
                 stage.student.save(model, {**stage.provenance, "metrics": metrics}, stage.options.half)
@@ -81,7 +81,7 @@ class Trainer:
         self.stage, self.options, self.task, self.sampler = stage, stage.options, stage.task, stage.sampler
         self._validate, self.total_steps = stage.validate, stage.steps
         task, options = self.task, self.options
-        self.accelerator = make_accelerator(options, stage.device, stage.may_leave_parameters)
+        self.accelerator = make_accelerator(options, stage.device, stage.leaves_parameters)
         self.device = self.accelerator.device
         task.to(self.device)
         self.optimizer = make_optimizer(task, options.optimizer)
@@ -92,10 +92,6 @@ class Trainer:
         self.seconds, self.metrics = 0.0, dict[str, float]()
         self._changing_weights = False
         self._saved_step = 0
-
-    @property
-    def is_main_process(self) -> bool:
-        return bool(self.accelerator.is_main_process)
 
     def run(self, finish: Finish = lambda _metrics: None) -> dict[str, float]:
         """Train to the end and return the last metrics; the task then has the weights to be saved, on the CPU.
@@ -125,7 +121,7 @@ class Trainer:
                 self._log.close()
             self.seconds = time.monotonic() - began
             if self.options.keep == "best":
-                if self.is_main_process:
+                if self.accelerator.is_main_process:
                     load_best(self.stage.folder / "best", self.task.model)
                 self.metrics |= {**self.state.best_metrics, "best_step": self.state.best_step}
             elif self.ema is not None:
@@ -146,11 +142,24 @@ class Trainer:
             self._timer.count_once(self.task.flops, batch)
             terms, norm = self.train_step(batch)
             if state.step % options.log_every_steps == 0 or state.step == self.total_steps:
-                speed = self._log_step(terms, norm)
+                # Each process may have computed its own share of a term.
+                shares = torch.stack([term.float() for term in terms.values()])
+                means = dict(zip(terms, self.accelerator.reduce(shares, "mean").tolist(), strict=True))
+                factor = learning_rate_factor(state.step - 1, options.warmup_steps, self.total_steps)
+                self.metrics = {
+                    **means,
+                    "loss": sum(means.values()),
+                    "gradient_norm": float(norm),
+                    "lr": options.optimizer.lr * factor,
+                    "skipped_steps": state.skipped_steps,
+                    **self.task.metrics(),
+                }
+                speed = self._timer.speed(state.step, self.total_steps, self.sampler)
+                self._log.write(state.step, {**self.metrics, **speed})
                 speed.pop("seconds_left")
                 shown_speed = {name.replace("_per_second", "_per_s"): value for name, value in speed.items()}
                 shown.advance(0, loss=self.metrics["loss"], **shown_speed)
-            if state.step == CHANCE_STEP and self.is_main_process:
+            if state.step == CHANCE_STEP and self.accelerator.is_main_process:
                 self._warn_at_chance(terms)
             shown.advance()
             interval, is_last = options.validate_every_steps, state.step == self.total_steps
@@ -168,7 +177,7 @@ class Trainer:
         factor = learning_rate_factor(state.step, options.warmup_steps, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-        self.task.begin_step(state.step / self.total_steps)
+        self.task.progress = state.step / self.total_steps
         terms = self._backward(batch)
         # A batch without a text for any loss has no gradient, which fp16's scaler refuses.
         learned = any(parameter.grad is not None for parameter in self.task.parameters())
@@ -222,7 +231,7 @@ class Trainer:
         with ema_weights(self.task.model, self.ema):
             metrics = from_first(noted(False)(self._validate))
             if better := not state.best_metrics or _mean(metrics) > _mean(state.best_metrics):
-                if self.is_main_process:
+                if self.accelerator.is_main_process:
                     save_best(self.stage.folder / "best", state.step, metrics, self.task.model)
                 state.best_step, state.best_metrics = state.step, metrics
         state.validations_since_best = 0 if better else state.validations_since_best + 1
@@ -238,7 +247,7 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint, from the main process."""
         self._saved_step = self.state.step
-        if not self.is_main_process:
+        if not self.accelerator.is_main_process:
             return
         if self.accelerator.scaler is not None:
             self.state.scaler = self.accelerator.scaler.state_dict()
@@ -270,24 +279,6 @@ class Trainer:
         gc.collect()
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
-
-    def _log_step(self, terms: dict[str, Tensor], norm: Tensor) -> dict[str, float]:
-        """Log the metrics of a step, and return the speed of the steps since the last entry."""
-        # Each process may have computed its own share of a term.
-        means = self.accelerator.reduce(torch.stack([term.float() for term in terms.values()]), "mean")
-        metrics = dict(zip(terms, means.tolist(), strict=True))
-        peak, step = self.options.optimizer.lr, self.state.step
-        self.metrics = {
-            **metrics,
-            "loss": sum(metrics.values()),
-            "gradient_norm": float(norm),
-            "lr": peak * learning_rate_factor(step - 1, self.options.warmup_steps, self.total_steps),
-            "skipped_steps": self.state.skipped_steps,
-            **self.task.metrics(),
-        }
-        speed = self._timer.speed(step, self.total_steps, self.sampler)
-        self._log.write(step, {**self.metrics, **speed})
-        return speed
 
     def _warn_at_chance(self, terms: dict[str, Tensor]) -> None:
         """Report contrastive losses that are still at chance level, and the usual causes."""

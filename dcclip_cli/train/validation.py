@@ -33,33 +33,28 @@ class Validation:
 
     def __call__(self, towers: OpenClipTowers) -> dict[str, float]:
         """`top1_zh` and `top1_en`, in 0..1. The towers stay unchanged."""
-        right = dict.fromkeys(self.languages, 0.0)
+        right, device = dict.fromkeys(self.languages, 0.0), next(towers.parameters()).device
         with evaluating(towers):
-            texts = {language: self._texts(towers, language) for language in self.languages}
+            texts = {}
+            for language in self.languages:
+                numbers: dict[str, int] = {}  # of classes; a pair without a caption has none
+                captions_of_pairs = self.dataset.captions(language)
+                classes_of_pairs = (
+                    numbers.setdefault(captions[0], len(numbers)) if captions else -1 for captions in captions_of_pairs
+                )
+                labels, names = np.fromiter(classes_of_pairs, np.int32, len(self.dataset)), list(numbers)
+                tokens = (towers.tokenize(names[rows.start : rows.stop]).to(device) for rows in _chunks(len(names)))
+                classes = np.concatenate([_unit(towers.text_features(part).embedding) for part in tokens])
+                texts[language] = finite(classes, towers.name, "texts"), labels
             for rows in _chunks(len(self.dataset)):
                 pixels = np.stack([towers.preprocess(unaugmented(self.dataset, index)) for index in rows])
-                embeddings = towers.image_features(torch.from_numpy(pixels).to(_device(towers))).embedding
+                embeddings = towers.image_features(torch.from_numpy(pixels).to(device)).embedding
                 images = finite(_unit(embeddings), towers.name, "images")
                 for language, (classes, labels) in texts.items():
                     named = labels[rows] >= 0
                     ranks, ties = metrics.ranks(images[named] @ classes.T, labels[rows][named])
                     right[language] += float(metrics.among_first(ranks, ties, 1).sum())
         return {f"top1_{code}": right[code] / int((labels >= 0).sum()) for code, (_, labels) in texts.items()}
-
-    def _texts(self, towers: OpenClipTowers, language: Language) -> tuple[np.ndarray, np.ndarray]:
-        """The embeddings (C, D) of the class names, and the class (N,) of each pair, -1 without a caption."""
-        numbers: dict[str, int] = {}
-        captions_of_pairs = self.dataset.captions(language)
-        classes_of_pairs = (
-            numbers.setdefault(captions[0], len(numbers)) if captions else -1 for captions in captions_of_pairs
-        )
-        labels = np.fromiter(classes_of_pairs, np.int32, len(self.dataset))
-        classes = list(numbers)
-        embeddings = [
-            _unit(towers.text_features(towers.tokenize([classes[row] for row in rows]).to(_device(towers))).embedding)
-            for rows in _chunks(len(classes))
-        ]
-        return finite(np.concatenate(embeddings), towers.name, "texts"), labels
 
 
 def open_validation(data: DataOptions, languages: tuple[Language, ...]) -> Validation:
@@ -77,10 +72,6 @@ def open_validation(data: DataOptions, languages: tuple[Language, ...]) -> Valid
 
 def _chunks(count: int) -> Iterator[range]:
     return (range(first, min(first + _ROWS, count)) for first in range(0, count, _ROWS))
-
-
-def _device(towers: OpenClipTowers) -> torch.device:
-    return next(towers.parameters()).device
 
 
 def _unit(embeddings: torch.Tensor) -> np.ndarray:

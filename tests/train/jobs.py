@@ -81,11 +81,11 @@ def send(task: str, count: int, number: signal.Signals = signal.SIGINT) -> Watch
     return Watch(task, count, lambda: os.kill(os.getpid(), number))
 
 
-def run(job: Job, progress: Progress | None = None) -> TrainResult:
-    """Run the stage that a job describes."""
+def stage_of(job: Job, progress: Progress | None = None) -> Stage:
+    """The stage that a job describes."""
     data = job["data"] if isinstance(job["data"], dict) else {"train": job["data"]}
     options: type[DistillOptions | AlignOptions] = DistillOptions if job["stage"] == "distill" else AlignOptions
-    stage = Stage(
+    return Stage(
         options.model_validate(OPTIONS | job["options"]),
         RunDir(Path(job["root"])),
         DataOptions.model_validate(data),
@@ -96,7 +96,10 @@ def run(job: Job, progress: Progress | None = None) -> TrainResult:
         progress=progress or Silent(),
         track=tuple(job.get("track", ())),
     )
-    return train_stage(stage)
+
+
+def run(job: Job, progress: Progress | None = None) -> TrainResult:
+    return train_stage(stage_of(job, progress))
 
 
 def elsewhere(job: Job, name: str, options: Job | None = None, **changes: Any) -> Job:

@@ -12,7 +12,8 @@ from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.train.teacher import NarrowSpace, principal_components
-from tests.train.jobs import WEIGHTS, Job, Watch, elsewhere, logged, refused, run, weights
+from dcclip_cli.train.trainer import train_stage
+from tests.train.jobs import WEIGHTS, Job, Watch, elsewhere, logged, refused, run, stage_of, weights
 
 
 def test_a_siglip_teaches_a_student_that_reads_both_languages(distilling: Job, siglip_folder: Path) -> None:
@@ -182,8 +183,9 @@ def test_a_text_tower_inherits_the_teachers_rows_whether_losses_need_a_teacher_o
     tables = []
     for inherit in ("embeddings", "nothing"):
         distilling["student"]["text"]["inherit"] = inherit
-        job = elsewhere(distilling, inherit, {"steps": 1, "losses": [{"kind": loss}]})
-        tables.append(weights(run(job))["text.token_embedding.weight"])
+        stage = stage_of(elsewhere(distilling, inherit, {"steps": 1, "losses": [{"kind": loss}]}))
+        tables.append(weights(train_stage(stage))["text.token_embedding.weight"])
+        assert not (stage.first_teacher and stage.first_teacher.is_loaded)  # while the student trains
     assert not torch.equal(*tables)
 
 

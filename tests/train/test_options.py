@@ -90,8 +90,7 @@ def test_a_long_warm_up_and_lora_on_random_weights_are_warned_of() -> None:
         "warning: distill: with warmup_steps 1,000 of 4 steps, the rate never reaches optimizer.lr",
         "warning: distill: LoRA keeps the image tower's weights, which are random",
     ]
-    stage = stage_of("distill", options, PAIRS, student_options=None)
-    stage.steps = 1_001
+    stage.steps, stage.new_student = 1_001, None
     assert not list(warnings(stage))
 
 

@@ -104,6 +104,8 @@ def test_a_changed_recipe_on_an_old_state_is_refused_and_fresh_is_the_way_out(
         for name in path:
             inner = inner[name]
         inner[last] = value
-        with refused("was saved by another recipe", "--fresh"):
+        with refused(
+            rf"was saved by another recipe, .*: .*{last}.* changed", "undo the change to resume, or start over"
+        ):
             run(other)
     assert not run(other | {"fresh": True}).already_finished

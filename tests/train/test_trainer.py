@@ -48,8 +48,6 @@ class Toy(TrainingTask):
         nn.Module.train(self, mode)
         return self
 
-    def begin_step(self, progress: float) -> None: ...
-
     def prepare(self, batch: Batch, device: torch.device) -> Batch:
         return batch
 
