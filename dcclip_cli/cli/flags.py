@@ -84,17 +84,27 @@ EXPORTED_HELP = (
 )
 
 
+_MOST_CHARACTERS = 100_000
+
+
 def lines_of(file: Path | None, kind: Message, most_lines: int, most_bytes: int) -> list[str]:
     """The lines of a file, stripped, without empty ones; none if `file` is None.
 
-    Raises DcclipError if it is not a text file in UTF-8, or larger; `kind` names what each line contains.
+    Raises DcclipError if it is not a text file in UTF-8, or it or a line is larger; `kind` names what lines contain.
     """
     if file is None:
         return []
     hint = Message("give a file with one {} per line", kind)
     if file.parent != Path("/dev/fd"):  # where the shell puts <(COMMAND)
         refuse_special(file)
-    lines = [line.strip() for line in read_text(file, most_bytes, hint).splitlines() if line.strip()]
+    text = read_text(file, most_bytes, hint)
+    for number, line in enumerate(text.splitlines(), 1):
+        if len(line) > _MOST_CHARACTERS:  # a tokenizer takes 300 bytes for each, also of those that it cuts off
+            message = Message(
+                "{}: line {} has {:,} characters, more than {:,}", file, number, len(line), _MOST_CHARACTERS
+            )
+            raise DcclipError(message, hint)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) > most_lines:
         raise DcclipError("{} has {:,} lines, more than {:,}", hint, file, len(lines), most_lines)
     return lines

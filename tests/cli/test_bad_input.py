@@ -101,9 +101,11 @@ def test_each_broken_image_is_one_line_and_the_next_is_shown() -> None:
         (["good.png", "--labels", ""], "--labels is empty"),
         (["good.png", "--labels-file", "none.txt"], "none.txt does not exist"),
         (["good.png", "--labels-file", "gbk.txt"], "gbk.txt is in GB18030, not in UTF-8"),
+        (["good.png", "--labels-file", "长.txt"], "长.txt: line 2 has 100,001 characters, more than 100,000"),
     ],
 )
 def test_what_is_missing_or_of_no_use_is_two_lines(arguments: list[str], complaint: str) -> None:
     Path("gbk.txt").write_bytes("猫\n狗".encode("gbk"))
+    Path("长.txt").write_text("cat\n" + "猫" * 100_001, "utf-8")
     said = [line for line in dcclip("predict", *arguments, expect=1).stderr.splitlines() if line[:6] != "model:"]
     assert len(said) == 2 and said[0].startswith("error: ") and complaint in said[0] and said[1].startswith("hint:  ")
