@@ -114,13 +114,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield server
 
 
-def test_the_hub_is_asked_which_files_a_repository_has(hub: Hub) -> None:
-    assert files_on_hub("ORG/clip") == {"config.json", "vocab.txt"}
-    with pytest.raises(DcclipError, match="the hub does not have it, or not for you") as caught:
-        files_on_hub("ORG/klip")
-    assert caught.value.hint.startswith("check the name")
-
-
 def test_a_hub_that_cannot_be_reached_is_told_from_a_wrong_name(hub: Hub) -> None:
     hub.shutdown()
     hub.server_close()

@@ -84,16 +84,6 @@ def test_collect_with_a_limit_tries_a_recipe_in_a_folder_of_its_own_and_opens_it
         assert opened == ["runs/collect-sample/collect-limit/report.html"] * has_screen
 
 
-def test_resume_without_a_saved_state_is_refused_and_nothing_is_written() -> None:
-    result = dcclip("distill", RECIPES / "quickstart.yaml", "--out", "run", "--resume")
-    assert result.exit_code == 1
-    assert result.stderr.splitlines() == [
-        "error: run/distill/state contains no saved state to resume",
-        "hint:  leave --resume out to start at step 0",
-    ]
-    assert not Path("run").exists()
-
-
 WRONG = ["nope", "predict", "predict a.png --labels 猫 --json --csv", "eval --limit 0 --dataset x", "eval --check"]
 WRONG += ["export", "embed", "embed a.png --text x", "embed a.png --out x.csv", "search 猫"]
 

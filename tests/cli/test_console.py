@@ -1,10 +1,8 @@
-import io
 import sys
 import time
 
 import pytest
 import typer
-from rich.console import Console
 from typer.testing import CliRunner
 
 from dcclip_cli import progress
@@ -41,17 +39,6 @@ def test_plain_lines_are_few_and_tell_rate_and_time_left(clock: Clock, capsys: p
         "蒸馏 distill 194/200  2.0/s  0:03 left  loss 0.25",
         "蒸馏 distill 200/200  2.0/s  took 0:50  loss 0.25",
     ]
-
-
-def test_bars_stay_when_a_task_took_long_and_show_its_metrics(clock: Clock) -> None:
-    screen = io.StringIO()
-    bars = progress.TerminalBars(Console(file=screen, force_terminal=True, width=120, _environ={}))
-    with bars.task("outer", total=2) as outer, bars.task("inner", total=4) as inner:
-        clock.now += 100
-        inner.advance(4, loss=0.125)
-        outer.advance(2)
-    last = screen.getvalue().rsplit("\r", 1)[-1]
-    assert "outer" in last and "4/4" in last and "loss 0.125" in last
 
 
 def test_quiet_and_all_but_the_first_process_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,13 +90,6 @@ def test_compare_tells_differences_and_refuses_unlike_prompts(mnist: Path, model
     assert same[0]["difference"] == same[0]["low"] == same[0]["high"] == 0 and same[0]["paired"]
 
 
-def test_probes_by_shots(mnist: Path, model_folder: Path) -> None:
-    shared = ["eval", "--dataset", "mnist", "--data-root", mnist, "--model", model_folder]
-    shown = dcclip(*shared, "--task", "probe", "--shots", "1，all")
-    assert "mnist en (linear probe, 1 shots)" in shown.stdout and "mnist en (linear probe)" in shown.stdout
-    assert "eval.shots.0: expected a whole number" in dcclip(*shared, "--shots", "few", expect=1).stderr
-
-
 @pytest.mark.parametrize("folder", ["test", "train"])
 def test_an_image_that_cannot_be_read_ends_eval_with_1_unless_a_part_is_accepted(
     folder: str, mnist: Path, tmp_path: Path, model_folder: Path

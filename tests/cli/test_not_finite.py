@@ -6,15 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
 from dcclip_cli.files import cache_folder
-from dcclip_cli.inference.encoder import load_encoder
-from dcclip_cli.model.precision import NotFiniteError
-from dcclip_cli.model.reference import resolve
-from dcclip_cli.model.towers import TextFeatures
 from dcclip_cli.store import FeatureStore
 from tests.cli.conftest import dcclip
 from tests.records import rewrite
@@ -88,13 +83,3 @@ def test_a_teacher_of_nan_weights_is_refused_and_not_kept(
     assert "老师 teacher returned embeddings that are not finite" in said and said.endswith(" texts")
     stored = [FeatureStore(folder) for folder in (cache_folder() / "teacher-cache").glob("*/*") if folder.is_dir()]
     assert sum(store.rows for store in stored) > 0  # of images, which come first
-
-
-def test_the_error_counts_rows_and_an_embedding_without_length_is_one(
-    model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model: Any = load_encoder(resolve(str(model_folder)), "cpu")
-    rows = torch.tensor([[3.0, 4.0], [float("inf"), 1.0], [0.0, 0.0]])
-    monkeypatch.setattr(model.towers, "text_features", lambda tokens: TextFeatures(rows, rows, rows))
-    with pytest.raises(NotFiniteError, match="for 2 of 3 texts"):
-        model.encode_texts(["猫", "cat", ""])

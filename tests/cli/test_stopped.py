@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 import yaml
 
-from dcclip_cli.progress import _to_stderr, say_loading
-
 pytestmark = pytest.mark.any_cpu
 STOPPED = "stopped: run the same command again\n"
 
@@ -52,17 +50,3 @@ def raw(tmp_path: Path, pairs_file: Path) -> Path:
     recipe = {"format": 1, "name": "收集", "collect": collect}
     (tmp_path / "collect.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), "utf-8")
     return tmp_path
-
-
-@pytest.mark.parametrize("shown", [True, False])
-def test_a_command_that_takes_long_says_that_it_loads_unless_it_says_something_else(
-    shown: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("dcclip_cli.progress._shown", False)
-    timer = say_loading("dcclip distill", after_s=60 if shown else 0.1)
-    if shown:
-        _to_stderr("蒸馏 distill")
-        timer.cancel()
-        timer.function()
-    timer.join()
-    assert capsys.readouterr().err == ("蒸馏 distill\n" if shown else "dcclip distill: loading\n")

@@ -24,7 +24,7 @@ from dcclip_cli.curation.dedup.dedup import (
     signature_table,
     signatures_of,
 )
-from dcclip_cli.curation.dedup.minhash import SameCaption, letters_of, text_hash
+from dcclip_cli.curation.dedup.minhash import SameCaption
 from dcclip_cli.curation.dedup.near_duplicates import SameImage, similar, thumbnail
 from dcclip_cli.curation.filters.image import DecodedImage
 from dcclip_cli.data.dataset import write_parquet
@@ -69,15 +69,6 @@ def deduplicated(
 
 def reasons(decisions: dict[str, Facts]) -> dict[str, str | None]:
     return {key: row["reason"] for key, row in decisions.items()}
-
-
-def test_pairs_that_have_nothing_in_common_stay_as_they_are(tmp_path: Path) -> None:
-    facts = [fact("0", 1, ["一只猫"], ["a cat"]), fact("1", 2, [], ["a dog", "a pup"])]
-    kept = {"reason": None, "detail": None, "scores": None}
-    first = {"key": "0", "zh": ["一只猫"], "en": ["a cat"], **kept}
-    second = {"key": "1", "zh": [], "en": ["a dog", "a pup"], **kept}
-    assert deduplicated(tmp_path, facts) == ({"0": first, "1": second}, [])
-    assert deduplicated(tmp_path, []) == ({}, [])
 
 
 def test_captions_of_the_same_image_are_merged_into_the_first_pair(tmp_path: Path) -> None:
@@ -284,12 +275,6 @@ def test_the_result_does_not_depend_on_files_their_order_memory_or_the_parts_in_
     assert deduplicated(tmp_path, facts, options) == expected
     file = pq.ParquetFile(tmp_path / "dedup" / DECISIONS)
     assert max(file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)) == 2
-
-
-def test_letters_and_hashes_ignore_case_width_and_punctuation() -> None:
-    assert letters_of("一只猫，ＡＢＣ。") == "一只猫abc"
-    assert text_hash("A cat.", "acat") == text_hash("a cat", "acat") != text_hash("a cap", "acap")
-    assert text_hash("🐱", "") != text_hash("🐶", "")
 
 
 def scene(seed: int) -> Image.Image:

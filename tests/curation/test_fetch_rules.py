@@ -168,22 +168,6 @@ def test_no_host_is_asked_by_more_than_its_share() -> None:
     assert network.most == {"few.example": 2, "many.example": 2, "all": 4}
 
 
-def test_a_host_that_is_full_does_not_keep_others_waiting() -> None:
-    last = threading.Event()
-
-    def wait_s(url: str) -> float:
-        if url.endswith("quick.example/3"):
-            last.set()
-        if "slow" in url:
-            last.wait(20)
-        return 0
-
-    network = Network(wait_s)
-    urls = [f"http://slow.example/{n}" for n in range(4)] + [f"http://quick.example/{n}" for n in range(4)]
-    assert len(list(fetch_in_order(candidates(*urls), network.fetch, 2, 1))) == 8
-    assert network.begun.index("http://quick.example/3") < network.begun.index("http://slow.example/1")
-
-
 def test_what_needs_no_download_passes_by_itself() -> None:
     def fetch(url: str) -> bytes | Drop:
         raise AssertionError(url)

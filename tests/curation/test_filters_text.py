@@ -266,10 +266,3 @@ def test_without_filters_any_readable_pair_is_kept(picture: MakeImage) -> None:
     result = filter_pair(Candidate(Pair("a", picture(size=(1, 90)), zh=("a cat",), en=("猫",))), made)
     assert (result.drop, result.pair.zh, result.pair.en) == (None, ("a cat",), ("猫",))
     assert filter_pair(Candidate(Pair("a", b"GIF89a", zh=("猫",))), made).drop is not None
-
-
-def test_what_the_source_could_not_read_and_too_large_metadata_keep_their_reason(picture: MakeImage) -> None:
-    drop = Drop("row-malformed", "第 3 行")
-    assert filter_pair(Candidate(Pair("a", b"", zh=("猫",)), drop), options()).drop == drop
-    large = filter_pair(Candidate(Pair("a", picture(), zh=("猫",), meta={"page": "x" * 1_000_000})), options()).drop
-    assert large is not None and large.reason == "record-bytes"

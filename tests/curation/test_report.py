@@ -6,13 +6,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from dcclip_cli.curation.filters.image import DecodedImage, ImageFilter, decode_image
-from dcclip_cli.curation.report import cut_into_bars, steps, write_report
-from dcclip_cli.curation.report.account import SCALES, DroppedCaption, Example, Examples, Statistics
+from dcclip_cli.curation.report import steps, write_report
+from dcclip_cli.curation.report.account import DroppedCaption, Example, Examples, Statistics
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.reading import Drop
 from tests.curation.conftest import make_picture
@@ -35,17 +34,6 @@ def test_sizes_and_lengths_are_counted_in_the_bins_of_their_scales() -> None:
         "long_side": {"kept": {"53.817": 1}},  # 4 x 2^3.75, the next begins at 64
         "short_side": {"kept": {"32": 1}},  # bins begin at 4 x 2^(n/4)
         "zh": {"kept": {"9": 1}},  # characters
-    }
-
-
-def test_a_score_is_counted_with_what_became_of_its_caption() -> None:
-    statistics = Statistics()
-    statistics.add_score("agreement", 0.3, None, "zh")
-    statistics.add_score("agreement", 0.101, Drop("agreement-low"), "zh")
-    statistics.add_score("watermark", 0.9, None)
-    assert statistics.as_dict()["histograms"] == {
-        "score:agreement:zh": {"kept": {"0.3": 1}, "agreement-low": {"0.1": 1}},
-        "score:watermark": {"kept": {"0.9": 1}},
     }
 
 
@@ -186,17 +174,3 @@ def test_what_is_left_after_each_step_adds_up() -> None:
     table = [(step["name"], step["pairs"], step["left"]) for step in steps(statistics.as_dict())]
     dropped = [("Download", 1, 6), ("Image", 2, 4), ("Empty pairs", 1, 3), ("Duplicates", 1, 2), ("Other", 1, 1)]
     assert table == dropped
-
-
-def test_bars_count_every_value_and_reach_to_a_near_threshold_but_not_to_a_far_one() -> None:
-    counts = np.zeros((3, 257), np.int64)
-    counts[0, 1:11] = 100  # kept
-    for limit, last in ((12, 13.5), (200, 10.5)):
-        assert cut_into_bars(SCALES["zh"], counts, [limit])[0][-1] == last
-    counts[1, [3, 256]] = 30, 3  # dropped
-    edges, bars = cut_into_bars(SCALES["zh"], counts, [])
-    assert edges.tolist() == [at + 0.5 for at in range(11)]
-    assert bars.tolist() == [[100] * 10, [0, 0, 30, 0, 0, 0, 0, 0, 0, 3], [0] * 10]  # a far value is in the last bar
-    edges, bars = cut_into_bars(SCALES["en"], np.full((3, 257), 5), [])
-    assert len(edges) - 1 == bars.shape[1] <= 48
-    assert bars.sum() == 3 * 257 * 5

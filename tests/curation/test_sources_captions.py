@@ -159,24 +159,6 @@ def muge(folder: Path, split: str = "train") -> Path:
     return folder / f"{split}_imgs.tsv"
 
 
-@pytest.mark.parametrize(
-    ("row", "expected"),
-    [
-        (b"7\t*bad*", {"7": "image-base64"}),
-        (b"7 without a tab", {"line 1": "row-malformed"}),
-        (b"x" * 5000 + b"\tabcd", {"line 1": "row-malformed"}),
-        (b"7\t" + b"A" * 86_000_000, {"line 1": "image-bytes"}),
-        (b"\n\n", {}),
-    ],
-    ids=lambda value: str(value)[:20],
-)
-def test_a_broken_row_is_a_fault_and_the_next_is_read(tmp_path: Path, row: bytes, expected: dict[str, str]) -> None:
-    path = muge(tmp_path)
-    path.write_bytes(row + b"\n" + path.read_bytes())
-    good = dict.fromkeys(("1000002", "517602", "3"))
-    assert faults(Base64Source(path=path)) == expected | good
-
-
 def test_a_broken_line_of_texts_is_one_fault_however_many_slices_there_are(tmp_path: Path) -> None:
     path = muge(tmp_path)
     broken = [b"{", b"[1]", b'{"text": 3}', b'{"text": "a", "image_ids": 3}', b"\xff", b"[" * 100_000, b"x" * 2_000_000]
@@ -222,16 +204,6 @@ def test_captions_are_the_name_and_the_name_in_templates_in_both_languages(tmp_p
     assert [one.pair.zh for one in read(own)] == [("猫", "一只猫")] * 2 + [("伊尔-76", "一只伊尔-76")]
     with pytest.raises(ValueError, match=r"has no \{\} for the name"):
         ClassFoldersSource(path=tmp_path, templates={"zh": ("一只猫",)})
-
-
-def test_slices_end_in_the_middle_of_a_class(tmp_path: Path) -> None:
-    source = ClassFoldersSource(path=folders(tmp_path, cat=5, dog=1, emu=3))
-    keys = [one.pair.key for one in read(source)]
-    assert len(set(keys)) == 9
-    for size in (1, 2, 4, 9, 20):
-        slices = source.slices(size)
-        assert [part.about for part in slices] == [size] * (9 // size) + [9 % size] * (9 % size > 0)
-        assert [one.pair.key for one in read(source, size)] == keys
 
 
 def test_what_cannot_be_read_in_a_class_folder_is_a_candidate_with_a_fault(tmp_path: Path) -> None:

@@ -297,11 +297,3 @@ def test_a_folder_of_parquet_files_as_it_lies_on_the_hub_is_loaded(
     pictures(["red", "green"]).to_parquet(tmp_path / "repository" / "data" / "train-00000-of-00001.parquet")
     found = read(HubSource(path=str(tmp_path / "repository"), caption="text"))
     assert [candidate.pair.image for candidate in found] == [PNGS["red"], PNGS["green"]]
-
-
-@pytest.mark.parametrize(
-    "fields", [{"path": "nobody/nothing"}, {"path": "./absent"}, {"path": "nobody/x", "config": "zh"}]
-)
-def test_a_data_set_that_cannot_be_had_is_an_error_with_a_way_out(fields: dict[str, str]) -> None:
-    with pytest.raises(DcclipError, match=fields["path"]):
-        HubSource.model_validate(fields).slices(10)

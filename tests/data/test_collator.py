@@ -112,16 +112,6 @@ def test_an_unreadable_image_is_named_with_its_file_and_key(tmp_path: Path) -> N
     assert isinstance(collator.__getitems__([(0, 0)]), DcclipError)  # a worker returns the error with its hint
 
 
-@pytest.mark.parametrize("augmentations", [0, 2])
-def test_an_image_from_the_cache_is_the_image_that_would_be_made(pairs_file: Path, augmentations: int) -> None:
-    caching, *fresh = (
-        collate(open_pairs(pairs_file), augment=AUGMENT, num_augmentations=augmentations) for _ in range(6)
-    )
-    for epoch, collator in zip((0, 1, 0, 1, 2), fresh, strict=True):
-        samples = [(0, epoch), (1, epoch)]
-        assert torch.equal(caching.batch(samples).pixels, collator.batch(samples).pixels)
-
-
 @pytest.mark.parametrize(("mode", "fit"), [("RGB", 3), ("RGBA", 2)])
 def test_the_cache_makes_each_image_once_up_to_its_limit(mode: str, fit: int) -> None:
     cache, made = ImageCache(limit=999), []  # type: ignore[var-annotated]

@@ -20,7 +20,7 @@ from dcclip_cli.data import dataset
 from dcclip_cli.data.dataset import open_pairs, recipe_pairs, write_parquet
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import ConcatDataset, Pair
-from dcclip_cli.data.preview import preview_images, preview_pairs, preview_texts
+from dcclip_cli.data.preview import preview_pairs
 from dcclip_cli.data.unpaired import open_images, open_texts
 from dcclip_cli.errors import DcclipError
 from tests.data.test_collator import collate
@@ -287,18 +287,3 @@ def test_a_first_look_counts_pairs_and_captions(pairs: list[Pair], pairs_file: P
         assert {tuple(map(len, one.values())) for one in found.captions} == {(3, 3)}
     lengths = [len(text.encode()) for pair in pairs for text in pair.zh]
     assert table.bytes_per_caption(("zh",)) == pytest.approx(sum(lengths) / 120)
-
-
-def test_pairs_of_a_tar_most_of_whose_images_have_no_record_are_not_overestimated(tmp_path: Path) -> None:
-    images = [(f"{number:04}.png", IMAGE) for number in range(300)]
-    (tmp_path / "a.tar").write_bytes(tar_bytes([("0000.json", b'{"en": "cat"}'), *images]))
-    assert preview_pairs(tmp_path / "a.tar").samples == 1
-    assert preview_images(tmp_path / "a.tar").samples == pytest.approx(300, abs=10)
-
-
-def test_images_and_texts_are_counted_too(pictures: list[Path], pairs_file: Path, tmp_path: Path) -> None:
-    assert preview_images(pictures[0].parent).samples == 5
-    assert preview_images(pairs_file).samples == 40
-    (tmp_path / "texts.txt").write_text("猫\n\na cat\n", "utf-8")
-    found = preview_texts(tmp_path / "texts.txt")
-    assert found.samples == 2 and found.captions == [{"zh": ("猫",), "en": ()}, {"zh": (), "en": ("a cat",)}]

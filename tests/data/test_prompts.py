@@ -194,13 +194,6 @@ def test_a_subset_has_two_hundred_of_the_thousand_in_their_order(
     assert only_here in wnids and only_here not in other["folders"]
 
 
-def test_a_subset_takes_its_names_and_templates_from_the_whole() -> None:
-    adversarial, renditions, whole = (prompts.read(name) for name in ("imagenet_a", "imagenet_r", "imagenet"))
-    assert (adversarial.names["en"][0], adversarial.names["zh"][0]) == ("stingray", "黄貂鱼")
-    assert (renditions.names["en"][-1], renditions.names["zh"][-1]) == ("acorn", "橡子")
-    assert adversarial.templates == renditions.templates == whole.templates
-
-
 def test_the_documented_decisions_are_those_in_the_file(imagenet: dict[str, Any]) -> None:
     with (Path(__file__).parents[2] / "docs/reference/class-names-imagenet.csv").open(encoding="utf-8") as file:
         decided = list(csv.DictReader(file))

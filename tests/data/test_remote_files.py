@@ -108,12 +108,3 @@ def test_a_remote_file_object_reads_in_large_requests(web: tuple[str, type]) -> 
         raw.seek(512)
         assert raw.read(2) == b"\x00\x01"
     assert handler.requests[1:] == ["/00000.tar bytes=512-513"]  # type: ignore[attr-defined]
-
-
-def test_a_file_is_copied_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "PART_BYTES", 1000)
-    (tmp_path / "a.tar").write_bytes(CONTENT)
-    (file,) = list_files(tmp_path / "a.tar")
-    with (tmp_path / "copy").open("wb") as copy:
-        file.read_into(copy.fileno(), 100, 3500)
-    assert (tmp_path / "copy").read_bytes() == CONTENT[100:3600]

@@ -1,7 +1,6 @@
 """Evaluation: perfect for an oracle, and equal to open_clip's and CLIP_benchmark's results."""
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,7 +18,6 @@ from dcclip_cli.eval.compare import compare_results
 from dcclip_cli.eval.embedding import FeatureCache
 from dcclip_cli.eval.evaluate import EvalOptions, evaluate, open_datasets, say_alike
 from dcclip_cli.eval.metrics import metrics_of
-from dcclip_cli.eval.registry import KnownSet
 from dcclip_cli.eval.report import write_report
 from dcclip_cli.eval.result import EvalResult, load_results, save_results, sha256_of, table, unpack
 from dcclip_cli.model.preprocess import decode
@@ -88,21 +86,6 @@ def measure(models: Sequence[Path], data: Path | str, cache: FeatureCache | None
 
 def whole(root: Path, name: str, count: int) -> None:
     layouts.class_folders(root / name / "test", [f"alpha_{number}" for number in range(count)])
-
-
-@pytest.mark.parametrize("name", ["dtd", "fgvc-aircraft-cn"])
-def test_an_oracle_is_always_right(name: str, tmp_path: Path, small: dict[str, KnownSet], run: Any) -> None:
-    whole(tmp_path, name.removesuffix("-cn"), small[name.removesuffix("-cn").replace("-", "_")].classes)
-    [found] = run(Oracle(), [name], tmp_path)
-    assert found.metrics == {"top1": 1.0, "top5": 1.0, "mean_per_class": 1.0}
-    assert found.metric == ("top1" if "dtd" in name else "mean_per_class")
-
-
-def test_no_sklearn_ends_a_probe_early(tmp_path: Path, small: Any, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole(tmp_path, "dtd", 47)
-    monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(ModuleNotFoundError, match="sklearn"):
-        run(Oracle(), ["dtd"], tmp_path, task="probe")
 
 
 @pytest.mark.parametrize("order", [1, -1])

@@ -173,20 +173,6 @@ def test_a_result_that_no_task_repeats_is_left_out(changed: dict[str, Any], reas
     assert [file.name for file in tmp_path.rglob("*ZeroShot*")] == ["OxfordPetsZeroShot-zh.json"]
 
 
-@pytest.mark.parametrize(
-    ("options", "what"),
-    [
-        ({"limit": 3}, "--limit 3"),
-        ({"partial": "present"}, "--partial present"),
-        ({"templates": "compact"}, "--templates compact"),
-        ({"datasets": ["imagenet"]}, r"none of the data sets \(imagenet\)"),
-    ],
-)
-def test_options_that_no_task_has_are_refused_early(options: dict[str, Any], what: str, tmp_path: Path) -> None:
-    with pytest.raises(DcclipError, match=f"--format mteb.*{what}"):
-        evaluate(out=tmp_path, formats=["mteb"], **{"datasets": ["pets-cn"], **options})
-
-
 # ---- immich
 
 

@@ -103,13 +103,6 @@ def test_a_bias_corrects_the_mean_effect_of_rounding_also_where_two_nodes_share_
     np.testing.assert_array_equal(corrected.weights["b"], [1, 2])
 
 
-def test_a_table_is_rounded_row_by_row() -> None:
-    model = graph([helper.make_node("Gather", ["w", "x"], ["y"], "rows")], {"w": WEIGHTS}, TensorProto.INT64)
-    rounded = with_rounded_tables(in_memory(model)).proto
-    expected = np.asarray([[1.0, 13 / 127], [0.33, -19 / 127 * 0.33]], np.float32)  # 12.7 -> 13; -19.2 -> -19
-    np.testing.assert_allclose(run(rounded, np.asarray([0, 1])), expected, rtol=1e-6)
-
-
 def test_equal_rows_of_a_table_are_stored_once() -> None:
     several = np.repeat(WEIGHTS, 3, axis=0)[[0, 3, 1, 4, 2, 5]]
     model = graph([helper.make_node("Gather", ["w", "x"], ["y"], "rows")], {"w": several}, TensorProto.INT64)

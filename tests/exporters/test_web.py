@@ -4,7 +4,6 @@ import base64
 import hashlib
 import io
 import json
-import os
 import random
 import re
 import shutil
@@ -166,14 +165,3 @@ def test_what_is_not_the_archive_is_refused_and_not_kept_and_the_hint_says_what_
         "where there is a network, run npm pack @org/small@1.2.3, and copy org-small-1.2.3.tgz to "
         f"{tmp_path / 'cache/npm'}"
     )
-
-
-def test_the_registry_of_npmrc_is_used(served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / ".npmrc").write_text(f"fund=false\nregistry = {os.environ[REGISTRY]}\n")
-    monkeypatch.delenv(REGISTRY)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert PACKAGE.fetch(Silent()).is_file()
-    (tmp_path / ".npmrc").write_text("registry=file:///etc")
-    monkeypatch.setenv("DCCLIP_CACHE", str(tmp_path / "another"))
-    with pytest.raises(DcclipError, match="address does not begin with https://"):
-        PACKAGE.fetch(Silent())

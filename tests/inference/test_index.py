@@ -168,19 +168,6 @@ def unit(rows: int, width: int, seed: int = 0) -> np.ndarray:
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
-def test_int8_keeps_a_rows_direction_with_its_largest_number_at_127() -> None:
-    row = np.asarray([[0.6, -0.8, 0.0]], np.float32)
-    assert compressed(row, "int8").tolist() == [[95, -127, 0]]  # 0.6 / 0.8 * 127 = 95.25
-    np.testing.assert_allclose(restored(compressed(row, "int8"), "int8", 3), row, atol=0.002)
-
-
-def test_binary_has_a_bit_for_each_number_with_the_first_one_highest() -> None:
-    row = np.asarray([[0.5, -0.5, 0.1, -0.1, -1, 1, -1, 1, 1]], np.float32)
-    assert compressed(row, "binary").tolist() == [[0b10100101, 0b10000000]]
-    signs = restored(compressed(row, "binary"), "binary", 9)[0] * 3
-    assert signs.round(5).tolist() == [1, -1, 1, -1, -1, 1, -1, 1, 1]
-
-
 def test_the_cosines_of_compressed_rows_are_those_with_the_restored_ones() -> None:
     rows, query = unit(50, 24), unit(1, 24, seed=2)[0]
     for kind in ("fp16", "int8", "binary"):

@@ -15,7 +15,6 @@ from dcclip_cli import load
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.inference.encoder import footprint, load_encoder
 from dcclip_cli.inference.model import Prediction, predict
-from dcclip_cli.inference.onnx_encoder import OnnxEncoder
 from dcclip_cli.inference.zero_shot import Labels
 from dcclip_cli.model.reference import resolve
 from tests.records import rewrite
@@ -97,21 +96,6 @@ def test_an_image_may_be_a_path_its_bytes_or_a_pillow_image(bundle_folder: Path,
 @pytest.fixture
 def copy(bundle_folder: Path, tmp_path: Path) -> Path:
     return shutil.copytree(bundle_folder, tmp_path / "copy")
-
-
-def test_batch_and_padding_do_not_change_a_text(bundle_folder: Path) -> None:
-    bundle = OnnxEncoder(bundle_folder, "cpu")
-    texts = ["红色的圆", "a red circle", "一张很长很长很长很长的图片 of a moon " * 9]
-    together = bundle.encode_texts(texts)
-    for text, row in zip(texts, together, strict=True):
-        np.testing.assert_allclose(bundle.encode_texts([text])[0], row, atol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
-
-
-def test_white_space_in_a_text_does_not_matter(bundle_folder: Path) -> None:
-    rows = OnnxEncoder(bundle_folder, "cpu").encode_texts(["red circle", " red \n circle ", "红 圆", "红\u3000圆"])
-    np.testing.assert_array_equal(rows[0], rows[1])
-    np.testing.assert_array_equal(rows[2], rows[3])
 
 
 Change = Callable[[Path], object]

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.inference.zero_shot import Labels, class_means, fill
 from dcclip_cli.model.precision import NotFiniteError
 
@@ -68,19 +67,6 @@ def test_without_a_bias_a_label_is_compared_with_something_in_its_language() -> 
     assert {"一只东西", "a something"} < set(model.asked)
     [found] = labels.probabilities(np.asarray([NORTH], np.float32))
     np.testing.assert_allclose(found, [1 / (1 + np.exp(-2)), 1 / (1 + np.exp(2))], rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("labels", "templates", "complaint"),
-    [
-        ([], None, "no labels given"),
-        (["猫", " "], None, "or an empty one"),
-        (["猫"], ["一只猫"], "the template '一只猫' has no {} for the label"),
-    ],
-)
-def test_missing_labels_and_places_are_reported(labels: list[str], templates: list[str] | None, complaint: str) -> None:
-    with pytest.raises(DcclipError, match=complaint):
-        Labels(Compass(), labels, templates)  # type: ignore[arg-type]
 
 
 def test_a_name_is_put_in_as_it_is_braces_and_all() -> None:

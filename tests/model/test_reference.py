@@ -91,14 +91,6 @@ def test_without_a_reference_the_environment_decides_or_the_starter_whose_line_n
     assert resolve("runs/newer/export", trained=True).path == newest
 
 
-def test_the_starter_model_is_found_by_name() -> None:
-    bundle(Path("starter"))
-    model(Path("runs/a/align/model"))
-    said = "model: starter, which comes with dcclip, not the folder here, which is ./starter"
-    assert resolve("starter").description == said
-    assert resolve("./starter").path == Path("starter").resolve()
-
-
 @pytest.mark.parametrize(
     ("reference", "what", "hint"),
     [

@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dcclip_cli.data import prompts
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.teachers import OpenClipTeacher, TransformersTeacher
@@ -191,13 +190,6 @@ def test_a_merged_piece_is_kept_with_the_parts_that_it_is_merged_from() -> None:
     model = {"merges": [["b", "c"], "a b", ["a", "bc"], ["ab", "c"]]}  # both forms; b and c are merged first
     assert with_parts({"abc"}, model) == {"abc", "bc"}
     assert with_parts({"ab", "x"}, model) == {"ab", "x"}
-
-
-def test_the_packages_own_texts_are_class_names_and_prompts_in_each_language() -> None:
-    zh, en = prompts.texts("zh"), prompts.texts("en")
-    assert "手风琴" in zh and "goldfish" in en and len(zh) > 2_000 and len(en) > 2_000
-    assert any("照片" in text and len(text) > 6 for text in zh) and any(text.startswith("a photo of") for text in en)
-    assert "{}" not in "".join(zh + en)
 
 
 # ---- errors

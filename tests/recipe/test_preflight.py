@@ -114,20 +114,6 @@ def test_a_finished_stage_needs_nothing_any_more(problems: Any, tmp_path: Path) 
     assert problems(gone) == ([], "")
 
 
-@pytest.mark.parametrize("stage", ["distill", "align"])
-def test_a_stage_with_half_a_model_is_refused(whole_recipe: dict[str, Any], tmp_path: Path, stage: StageName) -> None:
-    run = RunDir(tmp_path / "run")
-    model = run.root / stage / "model"
-    model.mkdir(parents=True)
-    (model / "weights").write_bytes(bytes(9))
-    with refused("model has no dcclip.json", "make it again with --fresh"):
-        check(load(whole_recipe), run, (stage,))
-    write_record(model / "dcclip.json", {})
-    (model / "weights").unlink()
-    with refused(f"{stage}/model/weights is missing", "make it again with --fresh"):
-        check(load(whole_recipe), run, (stage,))
-
-
 def test_a_teacher_directory_lacks_no_file(problems: Any, altclip_folder: Path, tmp_path: Path) -> None:
     teacher = tmp_path / "教师"
     for name in ("model.safetensors", "preprocessor_config.json"):

@@ -8,10 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dcclip_cli.data.dataset import write_parquet
-from dcclip_cli.data.pair import Pair
 from dcclip_cli.model.model_dir import load_model
-from dcclip_cli.train.teacher import NarrowSpace, principal_components
+from dcclip_cli.train.teacher import NarrowSpace
 from dcclip_cli.train.trainer import train_stage
 from tests.train.jobs import WEIGHTS, Job, Watch, elsewhere, logged, refused, run, stage_of, weights
 
@@ -87,27 +85,6 @@ def test_a_student_larger_than_its_teacher_is_warned_about_and_the_largest_seed_
     assert torch.isfinite(torch.tensor(result.metrics["loss"]))
 
 
-@pytest.mark.parametrize(("cache", "workers"), [(True, 0), (False, 1)])
-def test_a_broken_picture_is_named_with_its_file_and_key(
-    distilling: Job, pairs: list[Pair], tmp_path: Path, cache: bool, workers: int
-) -> None:
-    broken = Pair("the-broken-one", b"no image", zh=("坏",), en=("broken",))
-    write_parquet(tmp_path / "broken.parquet", [*pairs[:7], broken])
-    job = elsewhere(distilling, "broken", {"teacher_cache": cache, "workers": workers})
-    error = r"broken\.parquet: pair the-broken-one: .* is not a readable image"
-    with refused(error, "convert it to JPEG, PNG or WebP"):
-        run(job | {"data": str(tmp_path / "broken.parquet")})
-
-
-def test_a_vocabulary_too_small_for_its_characters_is_refused(
-    distilling: Job, pairs: list[Pair], tmp_path: Path
-) -> None:
-    many = [Pair(str(number), pairs[0].image, zh=(chr(0x4E00 + number),), en=("x",)) for number in range(400)]
-    write_parquet(tmp_path / "many.parquet", many)
-    with refused("no vocabulary of 300 tokens can be trained", "vocabulary.size larger"):
-        run(distilling | {"data": str(tmp_path / "many.parquet")})
-
-
 @pytest.mark.parametrize("cache", [True, False])
 def test_several_teachers_teach_one_student(distilling: Job, chinese_clip_folder: Path, cache: bool) -> None:
     losses: list[Any] = [{"kind": "ensemble"}, {"kind": "embedding", "weight": {"start": 1, "end": 0}}]
@@ -149,27 +126,6 @@ def test_a_narrower_student_learns_the_teachers_principal_components_in_both_sta
     aligned = run(aligning)
     kept = NarrowSpace.read(aligned.model)
     assert kept is not None and torch.equal(kept.components, space.components)
-
-
-def test_principal_components_are_the_directions_in_which_embeddings_are_longest() -> None:
-    random = torch.Generator().manual_seed(0)
-    plane = torch.linalg.qr(torch.randn(6, 2, generator=random)).Q
-    images, texts = (torch.randn(count, 2, generator=random) @ plane.T for count in (5, 50))
-    found = principal_components([images, texts], 2)
-    torch.testing.assert_close(found @ found.T, plane @ plane.T, atol=1e-5, rtol=0)
-    # Few images count as much as many texts.
-    one, other = torch.eye(3)[:1], torch.eye(3)[1:2].expand(100, 3)
-    torch.testing.assert_close(principal_components([one, other * 0.1], 2).abs().sum(1), torch.tensor([1.0, 1.0, 0.0]))
-
-
-def test_what_the_teacher_computed_is_reported(distilling: Job) -> None:
-    first, second = Watch(), Watch()
-    run(distilling, first)
-    run(elsewhere(distilling, "second", {"optimizer": {"lr": 1e-4}}), second)
-    asked, reused = ("\n".join(line for line in one.said if line.startswith("teacher:")) for one in (first, second))
-    assert "computed " in asked and "computed 0 images" not in asked
-    assert "computed 0 images, 0 captions" in reused
-    assert not [name for name, _, _ in second.tasks if name.startswith("teacher")]
 
 
 @pytest.mark.parametrize("loss", ["embedding", "task"])

@@ -1,17 +1,12 @@
 """LoRA: few parameters are trained, by all that a stage offers, and the saved model is as any other."""
 
-import json
-import sys
 from pathlib import Path
 
-import pytest
 import torch
-import yaml
 from safetensors import safe_open
 
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.train.lora import LoraOptions, add_lora, merge_lora
-from tests.cli.conftest import dcclip
 from tests.train.jobs import Job, elsewhere, run, weights
 
 
@@ -69,18 +64,3 @@ def test_the_merged_model_gives_what_the_trained_one_gave(model_folder: Path) ->
     for one, other, old in zip(trained, outputs(), before, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
         assert (one - old).abs().max() > 1e-3
-
-
-def test_without_peft_the_check_of_a_recipe_says_how_to_install_it(
-    aligning: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    recipe = {"name": "lora", "data": {"train": aligning["data"]}}
-    recipe["align"] = {"start": aligning["options"]["start"], "steps": 1, "lora": {"rank": 2}}
-    file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump(json.loads(json.dumps(recipe))), "utf-8")
-    monkeypatch.setitem(sys.modules, "peft", None)
-    said = dcclip("align", file, "--check", "--out", tmp_path / "run", expect=1).stderr.splitlines()
-    assert said[-2:] == [
-        "error: this needs the package peft, which is not installed",
-        "hint:  pip install 'dcclip[lora]'",
-    ]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dcclip_cli.train.metrics_log import SETTINGS, check_installed, flat
+from dcclip_cli.train.metrics_log import SETTINGS, check_installed
 from tests.train.jobs import Job, interrupt, logged, refused, run
 
 
@@ -81,14 +81,3 @@ def test_a_tracker_that_is_not_installed_names_its_package(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with refused("the package of mlflow is not installed", "pip install mlflow-skinny, or remove it from track"):
         check_installed("mlflow")
-
-
-def test_options_have_dotted_names() -> None:
-    options = {"seed": 3, "optimizer": {"lr": 0.1, "betas": [0.9, 0.98]}, "ema": None, "名": "猫"}
-    assert flat(options) == {
-        "seed": 3,
-        "optimizer.lr": 0.1,
-        "optimizer.betas": "[0.9, 0.98]",
-        "ema": "null",
-        "名": "猫",
-    }

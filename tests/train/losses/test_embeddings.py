@@ -11,7 +11,7 @@ from open_clip.loss import DistillClipLoss
 from torch.nn import functional as F
 
 from dcclip_cli.model.towers import ImageFeatures
-from dcclip_cli.train.losses.base import Outputs, TeacherLoss, Widths
+from dcclip_cli.train.losses.base import Outputs
 from dcclip_cli.train.losses.embeddings import (
     AnchorsLoss,
     CrossLingualLoss,
@@ -41,14 +41,6 @@ def test_embedding_is_one_minus_the_cosine_averaged_over_towers_and_languages() 
     # image 1 - 1/sqrt(2); zh 0; en 2
     expected = ((1 - 1 / math.sqrt(2)) + (0 + 2) / 2) / 2
     assert value(EmbeddingLoss(), student, teacher) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    "loss", [EmbeddingLoss(), InteractiveLoss(), SimilarityLoss(), AnchorsLoss()], ids=lambda loss: loss.kind
-)
-def test_no_adapter_is_made_where_the_widths_agree(loss: TeacherLoss) -> None:
-    same = Widths(embedding=2, image_map=1, text_tokens=1)
-    assert loss.adapters(same, same) == {}
 
 
 def test_a_batch_without_images_or_without_texts_trains_the_other_tower_only() -> None:
