@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from docs.generate import cli, file_formats, recipe_keys
+from docs.generate import cli, file_formats, layers, python_api, recipe_keys
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 PAGES: dict[str, Callable[[], str]] = {
@@ -13,4 +13,6 @@ PAGES: dict[str, Callable[[], str]] = {
     "recipes.md": recipe_keys.page,
     "recipes.zh.md": partial(recipe_keys.page, "zh"),
     "file-formats.md": file_formats.page,
+    "layers.md": layers.page,
+    "python-api.md": python_api.page,
 }

@@ -1,0 +1,70 @@
+"""The page of the Python API: a table of its functions, from signatures and docstrings, and what the site adds."""
+
+import inspect
+from types import FunctionType
+
+import dcclip_cli
+from dcclip_cli.inference.model import Model
+from docs.generate.markdown import MADE, code, escaped, table
+
+HEAD = """\
+# Python API
+
+After `import dcclip_cli as dcclip`, each command is a function: the same keys, checks, files and results
+([examples](../how-to/python.md)). Options are keyword arguments named as the [recipe's keys](recipes.md) are. A mistake
+that you can correct raises `dcclip.DcclipError`; all else is a bug. Importing the package imports no torch.
+`help(dcclip.load)` prints the docstring of a function.
+
+"""
+TYPES = {
+    "AnyRecipe": "a YAML file, a mapping, or a recipe that is loaded already",
+    "Sets": 'values by dotted key, `{"student.image.size": 64}`, or texts, `["student.image.size=64"]`',
+    "PathLike": "`str` or `os.PathLike`",
+    "Processes": 'a number, or `"auto"`: one for each GPU',
+    "ProgressChoice": "`True` for bars on stderr, or a function that receives lines",
+    "MetricsListener": "a function of stage, step and a mapping of metrics",
+    "ImageInput": "a path, the bytes of a file, or a Pillow image",
+}
+RESULTS = """\
+inference.model.Prediction inference.files.SearchResult inference.index.Hit inference.bench.Bench
+inference.files.Embeddings api.NewResult api.IndexResult eval.registry.KnownSet api.SweepResult recipe.sweep.SweepRow
+api.RunResult recipe.summary.ModelSummary curation.collect.CollectResult run_dir.TrainResult eval.result.EvalResult
+eval.compare.Comparison eval.compare.Difference exporters.export.ExportResult model.trim.TrimResult
+publish.push.Pushed
+"""
+
+
+def page() -> str:
+    functions = {name: getattr(dcclip_cli, name) for name in sorted(dcclip_cli.__all__)}
+    functions = {name: function for name, function in functions.items() if isinstance(function, FunctionType)}
+    methods = {name: method for name, method in vars(Model).items() if isinstance(method, FunctionType)}
+    types = table(("in signatures", "is"), ((code(name), text) for name, text in TYPES.items()))
+    details = "\n".join(f"\n::: dcclip_cli.{name}" for name in ("inference.model.Model", *RESULTS.split()))
+    return (
+        f"{MADE}{HEAD}{summary(functions)}\n## A loaded model\n\n`dcclip.load(...)` returns a `Model`:\n\n"
+        f"{summary(methods)}\n{types}\n## Signatures, docstrings and results\n\nThe site has them here.\n\n"
+        "::: dcclip_cli\n    options:\n      show_root_heading: false\n      show_root_toc_entry: false\n"
+        f"      members_order: __all__\n{details}\n"
+    )
+
+
+def summary(functions: dict[str, FunctionType]) -> str:
+    """A table of public functions: how to call each, and the first line of its docstring."""
+    rows = (
+        (code(f"{name}({arguments(function)})"), escaped((inspect.getdoc(function) or "").split("\n")[0]))
+        for name, function in functions.items()
+        if not name.startswith("_")
+    )
+    return table(("call", "what it does"), rows)
+
+
+def arguments(function: FunctionType) -> str:
+    """The parameters of a function with their defaults, `*` before those that are named only."""
+    parts = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in parts:
+            parts.append("*")
+        prefix = "**" if parameter.kind is parameter.VAR_KEYWORD else ""
+        default = "" if parameter.default is parameter.empty else f"={parameter.default!r}"
+        parts += [] if parameter.name == "self" else [f"{prefix}{parameter.name}{default}"]
+    return ", ".join(parts)
