@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters.source import Source
 from dcclip_cli.inference.onnx_encoder import IMAGE, IMAGE_EMBEDS, PIXELS, TEXT, TEXT_EMBEDS, TOKENS
-from dcclip_cli.model.families import TransformersTowers
+from dcclip_cli.model.families.base import TransformersTowers
 from dcclip_cli.model.preprocess import Patches
 from dcclip_cli.model.towers import Tokens
 

@@ -115,45 +115,44 @@ def load_model(folder: Path, device: str = "cpu", progress: Progress | None = No
 
     Of pickled weights only tensors are read. Raises DcclipError if a file is missing or damaged.
     """
-    record = read_provenance(folder) if (folder / PROVENANCE).exists() else None
-    with record.checking() if record else nullcontext():
-        towers = _load(folder, record, progress or Silent())
-    return towers.eval().to(device)
-
-
-def _load(folder: Path, record: Record | None, progress: Progress) -> OpenClipTowers:
     from safetensors.torch import load_file
 
     from dcclip_cli.model.towers import OpenClipTowers
 
-    check_directory(folder)
-    config = open_clip_config(folder)
-    files = find_weights(str(folder), OPEN_CLIP_WEIGHTS)
-    decisive = [folder / CONFIG, *files, folder / "tokenizer.json"]
-    fingerprint = files_fingerprint(decisive, record.digests if record else {})
-    files = as_safetensors(files, folder.name, progress=progress)
-    with library_errors(Message("{} cannot be loaded", folder), COPY_AGAIN):
-        model: Any = build(folder, config, files)
-        stored = {name: value for file in files for name, value in load_file(file).items() if name not in _OLD_BUFFERS}
-        weights = {name: value.float() if value.is_floating_point() else value for name, value in stored.items()}
-        # A student is copied out of its file, since it may be trained; of a teacher the file's pages are used.
-        model.load_state_dict(weights, assign=record is None)
-        settings = config.get("preprocess_cfg", {}) if record else dict(model.visual.preprocess_cfg)
-        preprocessing = Preprocessing.from_config(settings)
-    if record is None:
-        library = directory_tokenizer(folder, config)
-        towers = OpenClipTowers(model, library, preprocessing, folder.name, fingerprint)
-        tokens = library.vocabulary_size
-    else:
-        tokenizer = load_tokenizer(folder)
-        length = config["model_cfg"]["text_cfg"].get("context_length", 77)
-        tokenize = tokenize_with(tokenizer, length, str(folder / "tokenizer.json"))
-        name = str(record.content.get("name", folder.name))
-        towers = OpenClipTowers(model, tokenize, preprocessing, name, fingerprint, tokenizer.get_vocab())
-        tokens, towers.trained_dims = tokenizer.get_vocab_size(), tuple(record.content.get("trained_dims", ()))
-        towers.known = Known(**record.content["known"]) if record.content.get("known") else None
-    check_tokenizer(towers.tokenize, tokens, towers.vocabulary_rows, f"the tokenizer of {folder}")
-    return towers
+    record = read_provenance(folder) if (folder / PROVENANCE).exists() else None
+    with record.checking() if record else nullcontext():
+        check_directory(folder)
+        config = open_clip_config(folder)
+        files = find_weights(str(folder), OPEN_CLIP_WEIGHTS)
+        decisive = [folder / CONFIG, *files, folder / "tokenizer.json"]
+        fingerprint = files_fingerprint(decisive, record.digests if record else {})
+        files = as_safetensors(files, folder.name, progress=progress or Silent())
+        with library_errors(Message("{} cannot be loaded", folder), COPY_AGAIN):
+            model: Any = build(folder, config, files)
+            weights = {
+                name: value.float() if value.is_floating_point() else value
+                for file in files
+                for name, value in load_file(file).items()
+                if name not in _OLD_BUFFERS
+            }
+            # A student is copied out of its file, since it may be trained; of a teacher the file's pages are used.
+            model.load_state_dict(weights, assign=record is None)
+            settings = config.get("preprocess_cfg", {}) if record else dict(model.visual.preprocess_cfg)
+            preprocessing = Preprocessing.from_config(settings)
+        if record is None:
+            library = directory_tokenizer(folder, config)
+            towers = OpenClipTowers(model, library, preprocessing, folder.name, fingerprint)
+            tokens = library.vocabulary_size
+        else:
+            tokenizer = load_tokenizer(folder)
+            length = config["model_cfg"]["text_cfg"].get("context_length", 77)
+            tokenize = tokenize_with(tokenizer, length, str(folder / "tokenizer.json"))
+            name = str(record.content.get("name", folder.name))
+            towers = OpenClipTowers(model, tokenize, preprocessing, name, fingerprint, tokenizer.get_vocab())
+            tokens, towers.trained_dims = tokenizer.get_vocab_size(), tuple(record.content.get("trained_dims", ()))
+            towers.known = Known(**record.content["known"]) if record.content.get("known") else None
+        check_tokenizer(towers.tokenize, tokens, towers.vocabulary_rows, f"the tokenizer of {folder}")
+    return towers.eval().to(device)
 
 
 def blank_model(folder: Path) -> OpenClipTowers:
@@ -272,26 +271,26 @@ def directory_tokenizer(folder: Path, config: dict[str, Any]) -> LibraryTokenize
 class LibraryTokenizer:
     """open_clip's tokenizer of a model, with its cleaning of texts."""
 
-    own: Any
+    library: Any
 
     @property
     def vocab(self) -> dict[str, int] | None:
         """The row of each token, if it is a tokenizer of transformers."""
-        inner = getattr(self.own, "tokenizer", None)
+        inner = getattr(self.library, "tokenizer", None)
         return None if inner is None else dict(inner.get_vocab())
 
     @property
     def vocabulary_size(self) -> int:
         """How many tokens it has, without those that were added to its vocabulary later."""
-        return int(getattr(self.own, "tokenizer", self.own).vocab_size)
+        return int(getattr(self.library, "tokenizer", self.library).vocab_size)
 
     def __call__(self, texts: list[str]) -> Tokens:
         import torch
 
         from dcclip_cli.model.towers import Tokens
 
-        ids = self.own(texts)
-        padding = getattr(getattr(self.own, "tokenizer", None), "pad_token_id", None) or 0
+        ids = self.library(texts)
+        padding = getattr(getattr(self.library, "tokenizer", None), "pad_token_id", None) or 0
         # Padding comes last, so all tokens up to the last one that is not padding are real.
         real = (ids != padding).to(torch.int64).flip(1).cummax(1).values.flip(1)
         return Tokens(ids, real)

@@ -57,10 +57,6 @@ class LibraryTeacher(TeacherOptions):
     if TYPE_CHECKING:
         model: str
 
-    def check(self) -> None:
-        """As `ModelSource.check`, with the source's own errors."""
-        self.source.check()
-
     def load_towers(self, progress: Progress) -> Towers:
         return self.source.load(progress)
 

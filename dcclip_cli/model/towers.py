@@ -240,7 +240,7 @@ class OpenClipTowers(Towers):
         """`vocab`: the row of each token, if the tokenizer has a vocabulary and does not know it itself."""
         super().__init__()
         self.model, self.vocab = model, vocab or getattr(tokenizer, "vocab", None)
-        self.library_tokenizer = getattr(tokenizer, "own", None)  # open_clip's, if that is the tokenizer
+        self.library_tokenizer = getattr(tokenizer, "library", None)  # open_clip's, if that is the tokenizer
         self.context_length = int(self._text.context_length)
         self._tokenizer, self._preprocess = tokenizer, preprocess
         self.name, self.fingerprint = name, fingerprint

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,8 +20,7 @@ from dcclip_cli.files import atomic_folder, read_json, write_json
 from dcclip_cli.hub import files_on_hub
 from dcclip_cli.model.hub_models import COPY_AGAIN, SENTENCEPIECE, TRANSFORMERS_CONFIG
 from dcclip_cli.model.model_dir import PROVENANCE, read_provenance, text_tower_sizes
-from dcclip_cli.model.reference import ModelSource, library_of
-from dcclip_cli.model.teachers import FgClip2Teacher, OpenClipTeacher
+from dcclip_cli.model.reference import ModelSource, directory_source, library_of
 from dcclip_cli.model.tokenizer import (
     CONTROL,
     TOKENIZER_FILES,
@@ -182,15 +181,8 @@ def trimmable(reference: ModelSource) -> Path:
 
 
 def _load(folder: Path, trust_remote_code: bool, progress: Progress) -> Towers:
-    if _is_open_clip(folder):
-        return OpenClipTeacher(model=str(folder), precision="fp32").load("cpu", progress)
-    # What is FG-CLIP2's alone is ignored for other models.
-    teacher = FgClip2Teacher(model=str(folder), precision="fp32", trust_remote_code=trust_remote_code)
-    return teacher.load("cpu", progress)
-
-
-def _is_open_clip(folder: Path) -> bool:
-    return library_of(folder, "open_clip") == "open_clip"
+    source = replace(directory_source(folder, "open_clip"), trust_remote_code=trust_remote_code)
+    return source.load(progress).requires_grad_(False).eval()
 
 
 def _read(folder: Path, towers: Any, texts: Sequence[str]) -> _Source:
@@ -386,7 +378,7 @@ def _write_weights(folder: Path, target: Path, rows: int, kept: Sequence[int]) -
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
-    names = OPEN_CLIP_WEIGHTS if _is_open_clip(folder) else TRANSFORMERS_WEIGHTS
+    names = OPEN_CLIP_WEIGHTS if library_of(folder, "open_clip") == "open_clip" else TRANSFORMERS_WEIGHTS
     files = as_safetensors(find_weights(str(folder), names), folder.name)
     shapes = {name: tensor.shape for name, tensor in stored_tensors(files).items()}
     tables = [name for name, shape in shapes.items() if name.endswith(_TABLES) and shape[:1] == (rows,)]

@@ -208,7 +208,8 @@ class Preflight:
         for at, one_teacher in named:
             if not isinstance(one_teacher, LibraryTeacher):
                 continue  # an own one, of which only its class knows what it needs
-            if self._ask(at, partial(_done, one_teacher.check)):
+            source = self._ask(at, partial(getattr, one_teacher, "source"))
+            if source and self._ask(at, partial(_done, source.check)):
                 from dcclip_cli.train.estimate import open_blank
 
                 if towers := self._ask(at, partial(open_blank, one_teacher)):

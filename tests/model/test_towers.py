@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dcclip_cli.model.families import TransformersTowers
+from dcclip_cli.model.families.base import TransformersTowers
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.students import StudentOptions, build_model, model_config
 from dcclip_cli.model.teachers import AltClipTeacher, TransformersTeacher

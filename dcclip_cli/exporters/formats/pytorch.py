@@ -81,7 +81,7 @@ class Transformers(Format):
     def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
         from transformers import CLIPImageProcessor
 
-        from dcclip_cli.model.families import TransformersTowers
+        from dcclip_cli.model.families.base import TransformersTowers
 
         if isinstance(source.towers, TransformersTowers):
             model, tokenizer, processor = source.towers.model, source.towers.tokenizer, source.towers.image_processor

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.model.families.base import Family, TransformersTowers
+from dcclip_cli.model.families.base import Family
 from dcclip_cli.model.families.clip import AltClipTowers, ChineseClipTowers, ClipTowers, MetaClip2Towers, SiglipTowers
 from dcclip_cli.model.families.fgclip2 import FgClip2Towers
 from dcclip_cli.model.families.gemma import EmbeddingGemma2Towers
@@ -25,8 +25,6 @@ from dcclip_cli.model.hub_models import (
 from dcclip_cli.model.tokenizer import tokenizer_errors
 from dcclip_cli.model.weights import require_file
 from dcclip_cli.progress import Progress
-
-__all__ = ["FAMILIES", "TransformersTowers", "checked_family", "load_towers", "read_config"]
 
 FAMILIES: tuple[type[Family], ...] = (
     AltClipTowers,

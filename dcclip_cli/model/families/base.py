@@ -181,16 +181,33 @@ class TransformersTowers(Family):
                 *(Path(model).name, missing[0], len(missing)),
             )
             raise DcclipError(message, "copy the whole model again, or check that config.json belongs to these weights")
-        return cls.towers_of(network, model)
+        return cls.from_network(network, model)
 
     @classmethod
-    def towers_of(cls, network: Any, model: str) -> Self:
-        """The towers of transformers' model, with the processors of a directory or repository."""
-        return cls(network, *processors(model), Path(model).name)
+    def from_network(cls, network: Any, model: str, *options: Any) -> Self:
+        """The towers of transformers' model with the processors of a directory or repository.
+
+        `options` are those of the class. Raises DcclipError if a package is missing.
+        """
+        import transformers
+
+        local: dict[str, Any] = {"local_files_only": True} if Path(model).is_dir() else {}
+        try:
+            with _silent():  # of a model type that it does not know
+                images = transformers.AutoImageProcessor.from_pretrained(
+                    model, backend="pil", trust_remote_code=False, **local
+                )
+                tokenizer = transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False, **local)
+        except ImportError as error:  # of sentencepiece, which SigLIP's and MetaCLIP 2's mT5 tokenizer needs
+            reason = " ".join(str(error).split()).partition(" but it was not found")[0]
+            raise DcclipError(
+                "teacher {} cannot be loaded: {}", "pip install sentencepiece protobuf", model, reason
+            ) from None
+        return cls(network, images, tokenizer, Path(model).name, *options)
 
     @classmethod
     def blank(cls, folder: Path) -> Self | None:
-        return cls.towers_of(cls.without_weights(folder), str(folder)) if cls.can_be_blank else None
+        return cls.from_network(cls.without_weights(folder), str(folder)) if cls.can_be_blank else None
 
     @classmethod
     def without_weights(cls, folder: Path) -> Any:
@@ -250,24 +267,6 @@ class TransformersTowers(Family):
         mask = {} if self.fixed_length or tokens.mask.is_meta else {"attention_mask": tokens.mask}
         out = self.model.get_text_features(input_ids=tokens.ids, return_dict=True, **mask)
         return TextFeatures(out.pooler_output, out.last_hidden_state, tokens.mask)
-
-
-def processors(model: str) -> tuple[Any, Any]:
-    """The image processor and the tokenizer of a model of transformers. Raises DcclipError if a package is missing."""
-    import transformers
-
-    options: dict[str, Any] = {"trust_remote_code": False}
-    if Path(model).is_dir():
-        options["local_files_only"] = True
-    try:
-        with _silent():  # of a model type that it does not know
-            images = transformers.AutoImageProcessor.from_pretrained(model, backend="pil", **options)
-            return images, transformers.AutoTokenizer.from_pretrained(model, **options)
-    except ImportError as error:  # of sentencepiece, which SigLIP's and MetaCLIP 2's mT5 tokenizer needs
-        reason = " ".join(str(error).split()).partition(" but it was not found")[0]
-        raise DcclipError(
-            "teacher {} cannot be loaded: {}", "pip install sentencepiece protobuf", model, reason
-        ) from None
 
 
 @contextmanager

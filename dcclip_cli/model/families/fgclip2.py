@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import read_json
-from dcclip_cli.model.families.base import processors
 from dcclip_cli.model.families.naflex import NaflexTowers, pooled
 from dcclip_cli.model.hub_models import COPY_AGAIN, TRANSFORMERS_CONFIG
 from dcclip_cli.model.towers import TextFeatures, Tokens, module_outputs
@@ -60,7 +59,13 @@ class FgClip2Towers(NaflexTowers):
         super().check_files(model, config, file, trust_remote_code)
         code = remote_code(model, config, file)
         if not trust_remote_code:
-            code.refuse()
+            files = ", ".join(f"{module}.py" for module in code.modules)
+            message = Message("{} is built by its own code ({}), which is not run unless you allow it", model, files)
+            raise DcclipError(
+                message,
+                "read these files; then add --trust-remote-code, which dcclip eval, export and trim have, "
+                "or teacher: {{kind: fgclip2, trust_remote_code: true}} in a recipe",
+            )
 
     @classmethod
     def build(
@@ -75,9 +80,14 @@ class FgClip2Towers(NaflexTowers):
     ) -> Self:
         file = folder / TRANSFORMERS_CONFIG
         code = remote_code(model, read_json(file, COPY_AGAIN), file)
-        description, sha256 = code.describe()
-        progress.say(Message("running code of {}", description))
-        towers = cls(code.build(files), *processors(model), Path(model).name, max_num_patches, walk_type)
+        modules = list(code.files())
+        parts = [f"{module.name} {hashlib.sha256(module.read_bytes()).hexdigest()}" for module in sorted(modules)]
+        sha256 = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        is_revision = folder.parent.name == "snapshots"  # in the hub's cache
+        version = f"revision {folder.name}" if is_revision else f"sha256 {sha256[:16]}"
+        names = ", ".join(module.name for module in modules)
+        progress.say(Message("running code of {}", f"{model} ({version}): {names}"))
+        towers = cls.from_network(code.build(files), model, max_num_patches, walk_type)
         towers.identity = (sha256, walk_type, str(max_num_patches))
         return towers
 
@@ -128,16 +138,6 @@ class RemoteCode:
     def modules(self) -> list[str]:
         return list(dict.fromkeys(path.partition(".")[0] for path in (self.config, self.model)))
 
-    def refuse(self) -> None:
-        """Raise DcclipError, which says what would run and how to allow it."""
-        files = ", ".join(f"{module}.py" for module in self.modules)
-        message = Message("{} is built by its own code ({}), which is not run unless you allow it", self.name, files)
-        raise DcclipError(
-            message,
-            "read these files; then add --trust-remote-code, which dcclip eval, export and trim have, "
-            "or teacher: {{kind: fgclip2, trust_remote_code: true}} in a recipe",
-        )
-
     def files(self) -> Iterator[Path]:
         """The files of the code and of what they import from files next to them; they are downloaded, not run."""
         from transformers.dynamic_module_utils import get_relative_imports
@@ -153,15 +153,6 @@ class RemoteCode:
                 raise DcclipError("{} was changed while it was loaded", "run the command again", self.name)
             yield file
             modules += get_relative_imports(file)
-
-    def describe(self) -> tuple[str, str]:
-        """What runs, with its version, for the user; and a hash over the names and the contents of all files."""
-        files = list(self.files())
-        parts = [f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in sorted(files)]
-        sha256 = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-        is_revision = self.folder.parent.name == "snapshots"  # in the hub's cache
-        version = f"revision {self.folder.name}" if is_revision else f"sha256 {sha256[:16]}"
-        return f"{self.name} ({version}): {', '.join(file.name for file in files)}", sha256
 
     def build(self, weights: Sequence[Path]) -> Any:
         """The model with the `weights` in files, by the code, which runs here.

@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 
 from dcclip_cli.files import read_json
-from dcclip_cli.model.families.base import processors
 from dcclip_cli.model.families.naflex import NaflexTowers
 from dcclip_cli.model.hub_models import CHECK_NAME
 from dcclip_cli.model.towers import TextFeatures, Tokens
@@ -43,9 +42,9 @@ class EmbeddingGemma2Towers(NaflexTowers):
         return config
 
     @classmethod
-    def towers_of(cls, network: Any, model: str) -> Self:
+    def from_network(cls, network: Any, model: str, *options: Any) -> Self:
         prompts = read_json(require_file(model, "config_sentence_transformers.json"), CHECK_NAME)["prompts"]
-        return cls(network, *processors(model), Path(model).name, prompts["query"])
+        return super().from_network(network, model, prompts["query"])
 
     def library_preprocess(self, image: Image.Image) -> np.ndarray:
         inputs = self.image_processor(images=image, return_tensors="np")
