@@ -4,25 +4,12 @@ import os
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
 
 from dcclip_cli.errors import AgainError, DcclipError, Message, joined, language, translated
 from tests.cli.conftest import dcclip
-
-
-def test_an_error_fills_both_of_its_templates_with_the_fields() -> None:
-    error = DcclipError("{path} has {count:,} lines", "cut {path}", path=Path("标签.txt"), count=12345)
-    assert (error.what, error.hint, str(error)) == ("标签.txt has 12,345 lines", "cut 标签.txt", error.what)
-
-
-def test_a_message_keeps_its_template_and_the_texts_of_its_fields() -> None:
-    message = Message("{name!r}: {share:.1f} %", name="猫", share=12.34)
-    assert message == "'猫': 12.3 %"
-    assert message.template == "{name!r}: {share:.1f} %"
-    assert message.values == {"name!r": "'猫'", "share:.1f": "12.3"}
 
 
 def test_braces_in_a_value_are_text_and_a_doubled_one_is_a_brace_with_or_without_fields() -> None:

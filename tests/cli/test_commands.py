@@ -15,7 +15,6 @@ from typer.testing import CliRunner, Result
 from dcclip_cli.cli.app import app
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.shards import Columns
-from dcclip_cli.text import split
 from tests.data.test_dataset import CAT, DOG, write_tar
 
 RECIPES = Path(__file__).parent.parent.parent / "recipes"
@@ -91,12 +90,6 @@ WRONG += ["export", "embed", "embed a.png --text x", "embed a.png --out x.csv", 
 @pytest.mark.parametrize("line", WRONG)
 def test_wrong_usage_exits_with_2(line: str) -> None:
     assert dcclip(*line.split()).exit_code == 2
-
-
-def test_english_and_chinese_commas_split_a_list() -> None:
-    assert split("猫，狗, a red car ，") == ["猫", "狗", "a red car"]
-    assert split("苹果、梨,dog,dog") == ["苹果", "梨", "dog"]
-    assert split(" ,，") == []
 
 
 def test_help_takes_little_more_than_the_imports_of_its_libraries() -> None:

@@ -8,7 +8,6 @@ from typer.testing import CliRunner
 from dcclip_cli import progress
 from dcclip_cli.cli import console
 from dcclip_cli.cli.console import CommandGroup
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.progress import Silent
 
 
@@ -74,12 +73,6 @@ def ending(error: BaseException) -> tuple[int, str]:
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.stderr
-
-
-def test_a_mistake_is_one_error_line_each_and_one_hint() -> None:
-    code, said = ending(DcclipError("r.yaml:1: name: 缺少\nr.yaml:2: sed: unknown key", "mend them"))
-    assert code == 1
-    assert said == "error: r.yaml:1: name: 缺少\nerror: r.yaml:2: sed: unknown key\nhint:  mend them\n"
 
 
 def test_a_missing_extra_says_how_to_install_it() -> None:

@@ -106,11 +106,3 @@ def test_an_image_that_cannot_be_read_ends_eval_with_1_unless_a_part_is_accepted
     assert len(written["corrupt"]) == 1
     accepted = dcclip(*shared, "--partial", "all")
     assert accepted.stdout == refused.stdout and accepted.stderr == ""
-
-
-def test_data_sets_are_listed_and_found(mnist: Path) -> None:
-    listed = dcclip("datasets").stdout
-    assert "kitti-distance, kitti-distance-cn" in listed and "no centre crop" in listed
-    assert "groups: elevater, elevater-cn" in listed
-    found = {line.split(",")[0]: line for line in dcclip("datasets", "--data-root", mnist).stdout.splitlines()}
-    assert "SPLIT/CLASS/*.jpg" in found["mnist"] and "SPLIT" not in found["dtd"]

@@ -140,13 +140,6 @@ def test_predict_splits_labels_in_both_languages_and_prints_what_is_asked(
     assert table[0] == "image,label,probability" and len(table) == 5
 
 
-def test_export_will_not_replace_a_folder_that_is_no_bundle(here: Path, tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("years of work")
-    result = dcclip("export", "recipe.yaml", "--out", tmp_path, expect=1)
-    assert result.stderr.splitlines()[-2] == f"error: {tmp_path} is not empty and is not an export"
-    assert (tmp_path / "thesis.txt").exists()
-
-
 def test_models_lists_the_run_and_the_model_that_comes_with_dcclip(here: Path) -> None:
     shown = dcclip("models").stdout
     assert "runs/一生   bundle   runs/一生/export" in shown

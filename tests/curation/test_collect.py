@@ -20,12 +20,10 @@ from dcclip_cli.curation import slices
 from dcclip_cli.curation.collect import collect
 from dcclip_cli.curation.executors import Engine
 from dcclip_cli.curation.options import CollectOptions, OutputOptions
-from dcclip_cli.curation.shards import DroppedTable, join_dropped
 from dcclip_cli.curation.sources.tables import TableSource
 from dcclip_cli.curation.work import WorkFolder
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.reading import Drop
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import lock
 from dcclip_cli.progress import Lines, Silent
@@ -271,20 +269,3 @@ def test_a_second_collection_into_the_same_run_is_refused(tmp_path: Path, five: 
 
 
 # ---- shards
-
-
-def test_the_table_of_the_dropped_has_a_row_for_a_pair_and_one_for_a_caption_by_key(tmp_path: Path) -> None:
-    read, written = DroppedTable(), DroppedTable()
-    second = Pair("1", b"", zh=("狗" * 2000,), en=("dog", "\ud83d"), meta={"source": "a.tsv", "origin": "3"})
-    read.add(second, Drop("image-missing"))
-    first = Pair("0", b"", meta={"source": "a.tsv", "origin": "2"})
-    read.add(first, Drop("caption-language", "looks like zh"), "en", "猫")
-    written.add(first, Drop("no-caption"))
-    read.write(tmp_path / "read.parquet")
-    written.write(tmp_path / "written.parquet")
-    join_dropped([[tmp_path / "read.parquet", tmp_path / "written.parquet"]], tmp_path / "dropped.parquet")
-    assert [list(row.values()) for row in pq.read_table(tmp_path / "dropped.parquet").to_pylist()] == [
-        ["0", "a.tsv:2", "caption-language", "looks like zh", "en", [], ["猫"]],
-        ["0", "a.tsv:2", "no-caption", "", None, [], []],
-        ["1", "a.tsv:3", "image-missing", "", None, ["狗" * 1000], ["dog", "?"]],
-    ]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dcclip_cli.data.collator import generator
 from dcclip_cli.data.options import Augment
-from dcclip_cli.data.pixels import Uint8Pixels, draft_side, normalized, stacked
+from dcclip_cli.data.pixels import Uint8Pixels, normalized, stacked
 from dcclip_cli.model.preprocess import Preprocessing, decode
 
 LARGE = ((640, 480), (256, 256), (512, 512), (1000, 750))
@@ -104,16 +104,6 @@ def test_a_jpeg_is_decoded_at_a_part_of_its_size_while_enough_pixels_are_left(
     written = io.BytesIO()
     image.save(written, "PNG")
     assert decode(written.getvalue(), draft=draft).size == size
-
-
-def test_what_is_left_of_an_image_has_twice_the_pixels_of_the_largest_target() -> None:
-    small, large = Uint8Pixels(Preprocessing(64)), Uint8Pixels(Preprocessing(224))
-    assert draft_side(Augment(), [small]) == 128
-    assert draft_side(Augment(), [small, large]) == 448
-    assert draft_side(Augment(crop=0.25), [large]) == 896  # the smallest crop has half of the side
-    assert draft_side(Augment(scale=(0.5, 2)), [large]) == 896
-    assert draft_side(Augment(blur=1), [large]) == 0
-    assert draft_side(Augment(), [small, Preprocessing(64)]) == 0  # whatever it does is not known
 
 
 # ---- random changes

@@ -93,12 +93,6 @@ def test_starting_in_the_middle_gives_the_tail_of_the_whole(start: int, window: 
 # ---- windows
 
 
-def test_data_within_the_window_is_permuted_as_numpy_permutes_it() -> None:
-    key = np.array([3, 1 << 63 | 1], np.uint64)
-    expected = np.random.Generator(np.random.Philox(key=key)).permutation(23)[:20].reshape(4, 5).tolist()
-    assert numbers(EpochBatchSampler(Samples(23), 5, seed=3, window=23), epoch=1) == expected
-
-
 def test_a_window_has_the_samples_of_consecutive_shuffled_blocks_in_any_order() -> None:
     sampler = EpochBatchSampler(Samples(103, block=10), 5, seed=0, window=40)
     assert (sampler.steps_per_epoch, sampler.steps_per_window) == (20, 7)  # 20 steps in three windows: 7, 7, 6

@@ -213,32 +213,6 @@ def test_a_second_language_costs_no_second_pass_and_neither_does_another_prompt(
     assert sum(changed.seen) == 47
 
 
-def test_a_limit_leaves_the_rest_for_the_next_run(tmp_path: Path, run: Any) -> None:
-    whole(tmp_path, "dtd", 47)
-    model, cache = Oracle(), FeatureCache(tmp_path / "cache")
-    [few] = run(model, ["dtd"], tmp_path, cache=cache, limit=12)
-    [same] = run(model, ["dtd"], tmp_path, cache=cache, limit=12)
-    assert few.n == 12 and few.limit == 12 and few.classes == 47 and few.details == same.details
-    [every] = run(model, ["dtd"], tmp_path, cache=cache)
-    assert sum(model.seen) == 47 and every.n == 47 and every.limit is None
-
-
-def test_an_interrupted_run_resumes(tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole(tmp_path, "dtd", 47)
-
-    class Stopped(Oracle):
-        def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
-            if len(self.seen) == 3:
-                raise KeyboardInterrupt
-            return super().encode_pixels(pixels)
-
-    with pytest.raises(KeyboardInterrupt):
-        run(Stopped(), ["dtd"], tmp_path, cache=FeatureCache(tmp_path / "cache"), batch_size=10)
-    rest = Oracle()
-    [found] = run(rest, ["dtd"], tmp_path, cache=FeatureCache(tmp_path / "cache"), batch_size=10)
-    assert sum(rest.seen) == 17 and found.metrics["top1"] == 1.0
-
-
 def test_unreadable_images_are_counted_and_named(tmp_path: Path, run: Any) -> None:
     whole(tmp_path, "dtd", 47)
     (tmp_path / "dtd/test/alpha_5/5.png").write_bytes(b"no image")

@@ -201,12 +201,6 @@ def test_one_number_that_is_not_finite_anywhere_leaves_no_metric(
                 compute()
 
 
-def test_a_recall_of_three_tenths_reaches_the_point_at_three_tenths() -> None:
-    # Ten true, found at places 1 to 3 and then after ten false ones: 1 up to 0.3, then rising to 10/20.
-    truth = np.asarray([True] * 3 + [False] * 10 + [True] * 7)
-    assert metrics.average_precision_11(-np.arange(20.0), truth) == pytest.approx((4 * 1 + 7 * 10 / 20) / 11)
-
-
 # ---- linear probes
 
 
@@ -257,17 +251,3 @@ def test_a_probe_for_several_classes_per_image_and_for_two_classes() -> None:
 def test_seeds_are_averaged_and_their_spread_reported() -> None:
     scores = [metrics.Score({"top1": value}, {}) for value in (0.5, 0.6, 0.7)]
     assert summary(scores) == pytest.approx({"top1": 0.6, "top1_std": 0.1})
-
-
-def test_a_metric_that_the_held_out_images_leave_undefined_chooses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    strengths = []
-
-    def fit(train: np.ndarray, labels: np.ndarray, test: np.ndarray, strength: float, classes: int) -> np.ndarray:
-        strengths.append(strength)
-        return np.stack([-test[:, 0], test[:, 0]], axis=1)
-
-    monkeypatch.setattr(metrics, "_fit", fit)
-    rows = np.arange(12.0)[:, None] / 1000
-    labels = np.asarray([0] * 11 + [1])  # the one image of class 1 is trained on: no AUC without it
-    assert probe(rows, labels, rows, labels, "roc_auc", 0).metrics["roc_auc"] == 1.0
-    assert strengths[-1] == 1.0

@@ -13,7 +13,6 @@ from dcclip_cli.exporters import onnx_graph
 from dcclip_cli.exporters.onnx_graph import OnnxGraph
 from dcclip_cli.exporters.quantize import Int8Tower
 from dcclip_cli.exporters.rounding import (
-    largest_pair_sum,
     multiply_adds,
     rounded,
     rounded_activations,
@@ -61,35 +60,7 @@ def test_two_codes_of_a_channel_add_up_to_128_at_most() -> None:
     np.testing.assert_allclose(rounded(values, 1, scales)[:, 2], np.asarray([127, -25, 0]) * 0.5 / 127, rtol=1e-6)
 
 
-def quantised(weights: np.ndarray, activation: Any = np.uint8, op: str = "MatMul", **attributes: int) -> Any:
-    """A graph of one product in the QDQ format."""
-    nodes = [
-        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["x_codes"]),
-        helper.make_node("DequantizeLinear", ["x_codes", "scale", "zero"], ["x_rounded"]),
-        helper.make_node("DequantizeLinear", ["w_codes", "scale"], ["w"]),
-        helper.make_node(op, ["x_rounded", "w"], ["y"], **attributes),
-    ]
-    return graph(nodes, {"scale": np.asarray(0.5, np.float32), "zero": np.asarray(0, activation), "w_codes": weights})
-
-
 # 255 * (100 + 29) = 32895 along the columns of the first; along its rows 255 * (100 + 27).
-CODES = np.asarray([[100, 27], [29, -128]], np.int8)
-
-
-@pytest.mark.parametrize(
-    ("model", "expected"),
-    [
-        (quantised(CODES), 32895),
-        (quantised(CODES, op="Gemm"), 32895),
-        (quantised(CODES, op="Gemm", transB=1), 255 * 128),  # by rows: 127, and 128 of the negative one alone
-        (quantised(CODES, activation=np.int8), 0),
-        (graph([helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": WEIGHTS}), 0),
-    ],
-)
-def test_the_largest_sum_of_two_products_by_hand(model: Any, expected: int) -> None:
-    assert largest_pair_sum(in_memory(model)) == expected
-
-
 def test_a_bias_corrects_the_mean_effect_of_rounding_also_where_two_nodes_share_it() -> None:
     exact = helper.make_node("Gemm", ["x", "v", "b"], ["z"], "exact")
     nodes = [exact, helper.make_node("Gemm", ["z", "w", "b"], ["y"], "product")]

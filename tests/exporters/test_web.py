@@ -142,17 +142,6 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield file
 
 
-def test_a_package_is_downloaded_once_and_read_by_name(served: Path, tmp_path: Path) -> None:
-    assert PACKAGE.read({"readme": "new.txt"}) == {"new.txt": b"hello"}
-    served.unlink()
-    assert PACKAGE.read({"readme": "new.txt"}) == {"new.txt": b"hello"}
-    kept = tmp_path / "cache/npm/org-small-1.2.3.tgz"  # the name that npm pack gives it
-    assert kept.read_bytes() == BODY
-    kept.write_bytes(b"damaged")
-    served.write_bytes(BODY)
-    assert PACKAGE.read({"readme": "new.txt"}) == {"new.txt": b"hello"} and kept.read_bytes() == BODY
-
-
 @pytest.mark.parametrize("body", [tarball(readme=b"other"), BODY[:-1], BODY + b"more" * 10_000_000, None])
 def test_what_is_not_the_archive_is_refused_and_not_kept_and_the_hint_says_what_to_copy(
     served: Path, tmp_path: Path, body: bytes | None

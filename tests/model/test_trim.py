@@ -15,7 +15,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.teachers import OpenClipTeacher, TransformersTeacher
 from dcclip_cli.model.tokenizer import cut_tokenizer
-from dcclip_cli.model.trim import Language, TrimResult, fallback_pieces, pieces_by_script, trim, trimmable, with_parts
+from dcclip_cli.model.trim import Language, TrimResult, pieces_by_script, trim, trimmable
 from tests.model.test_preprocess import noise
 
 BOTH: tuple[Language, ...] = ("zh", "en")
@@ -178,18 +178,6 @@ def test_a_language_is_spelled_in_its_script_with_digits_punctuation_and_emoji(
     for chosen, spelled in ((ZH, of_zh), (EN, of_en), (BOTH, of_zh or of_en)):
         assert pieces_by_script(pieces.split(), chosen, str) == (set(pieces.split()) if spelled else set())
     assert pieces_by_script(["T恤"], BOTH, str) and not pieces_by_script(["T恤"], ZH, str)
-
-
-def test_pieces_that_no_text_becomes_are_left_out_and_single_characters_stay() -> None:
-    pieces = ["▁Dog", "▁dog", "##s", "狗", "é", "ж", "<0x41>", "▁", "▁▁"]
-    assert pieces_by_script(pieces, ["zh", "en"], str.lower) == {"▁dog", "##s", "狗", "é", "<0x41>", "▁", "▁▁"}
-    assert fallback_pieces(pieces, ["zh"]) == {"##s", "狗", "é", "<0x41>", "▁", "▁▁"}
-
-
-def test_a_merged_piece_is_kept_with_the_parts_that_it_is_merged_from() -> None:
-    model = {"merges": [["b", "c"], "a b", ["a", "bc"], ["ab", "c"]]}  # both forms; b and c are merged first
-    assert with_parts({"abc"}, model) == {"abc", "bc"}
-    assert with_parts({"ab", "x"}, model) == {"ab", "x"}
 
 
 # ---- errors

@@ -24,14 +24,6 @@ def test_scalars_have_their_yaml_1_2_meaning(tmp_path: Path) -> None:
     assert values == ["no", "12:30", 0.001, "2026-11-25", "5", 5, True, None, "猫，狗", 0.5, "0x10"]
 
 
-def test_every_place_is_known_by_its_line(tmp_path: Path) -> None:
-    document = written(tmp_path, "a:\n  b: 1\n  c:\n    - x\n    - {d: 2}\n")
-    assert document.place(("a", "b")) == f"{tmp_path}/recipe.yaml:2"
-    assert document.place(("a", "c", 1, "d")) == f"{tmp_path}/recipe.yaml:5"
-    assert document.place(("a", "c", 1, "absent", "deeper")) == f"{tmp_path}/recipe.yaml:5"
-    assert document.place(("absent",)) == f"{tmp_path}/recipe.yaml:1"
-
-
 def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
     document = written(tmp_path, "a: ./x/猫.tar\nb: [../y, /z, BAAI/AltCLIP, .hidden]\n")
     assert document.values == {
@@ -90,10 +82,3 @@ def test_a_wrong_override_is_named(tmp_path: Path, expression: str, what: str) -
 )
 def test_what_is_no_plain_yaml_is_refused_with_its_line(tmp_path: Path, text: str, what: str) -> None:
     assert refusal(tmp_path, text).startswith(what)
-
-
-def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
-    (tmp_path / "gbk.yaml").write_bytes("名: 猫".encode("gbk"))
-    for name, what in (("absent", "does not exist"), (".", "is a folder"), ("gbk.yaml", "UTF-8")):
-        with pytest.raises(DcclipError, match=what):
-            read(tmp_path / name)

@@ -69,18 +69,6 @@ def accelerator() -> Accelerator:
     return Accelerator(cpu=True)
 
 
-def test_parts_by_themselves_have_the_mean_of_their_gradients(
-    stage: TrainingTask, batch: Batch, accelerator: Accelerator
-) -> None:
-    each = []
-    for part in batch.parts(2):
-        backward(stage, part, 1, accelerator)
-        each.append(gradients(stage))
-    backward(stage, batch, 2, accelerator)
-    for name, value in gradients(stage).items():
-        torch.testing.assert_close(value, (each[0][name] + each[1][name]) / 2, rtol=1e-4, atol=1e-7, msg=name)
-
-
 def test_the_first_pass_leaves_batch_norms_as_they_are_and_the_second_moves_them_once(
     model_folder: Path, batch: Batch, accelerator: Accelerator
 ) -> None:

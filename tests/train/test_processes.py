@@ -5,16 +5,21 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from accelerate import Accelerator
 from torch import nn
 
+from dcclip_cli.data.batch import Batch
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.processes import Stopped
+from dcclip_cli.train import trainer
 from dcclip_cli.train.checkpoint import latest_checkpoint
-from dcclip_cli.train.compute import decided, join_processes
+from dcclip_cli.train.compute import decided, join_processes, make_accelerator
 from dcclip_cli.train.distributed import average_statistics, check_shared, from_first, process_index, stop_together
+from dcclip_cli.train.task import backward
 from tests.train import jobs
 from tests.train.jobs import TIMEOUT_S, Job, assert_close, elsewhere, in_processes, logged, refused, run, weights
 
@@ -107,3 +112,49 @@ def test_two_processes_train_on_parts_of_which_the_last_may_have_no_text(
 if __name__ == "__main__":
     agree(Path(sys.argv[1]))
     os._exit(0)  # without the end of the process group, in which gloo may hang
+
+
+# ---- which parameters a step leaves without a gradient: DDP looks for those only where there may be any
+
+
+EMBEDDING, MAPS = {"kind": "embedding"}, [{"kind": "feature_map"}, {"kind": "token_features"}]
+
+
+@pytest.mark.parametrize(
+    ("stage", "losses", "data", "options", "unused"),
+    [
+        ("distill", [*MAPS, EMBEDDING], ["train"], {}, False),
+        ("distill", [EMBEDDING], ["images", "texts"], {}, False),
+        ("distill", MAPS, ["train"], {}, True),  # no projection
+        ("distill", [{"kind": "interactive", "learns": "text"}], ["train"], {}, True),
+        ("distill", [{"kind": "ensemble"}], ["train"], {}, False),
+        ("distill", [{"kind": "task", "loss": "siglip"}], ["train"], {}, False),
+        ("align", [], ["train"], {"start": "scratch", "lock": "image"}, False),
+        ("align", [EMBEDDING], ["train", "images"], {"start": "scratch", "images_per_step": 4}, False),
+        ("align", [], ["train"], {"start": "scratch", "captions": {"languages": ["zh"]}}, True),  # maybe no text
+    ],
+)
+def test_parameters_without_a_gradient_are_looked_for_only_where_there_may_be_any(
+    distilling: Job, monkeypatch: pytest.MonkeyPatch, stage: str, losses: list[Job], data: list[str],
+    options: Job, unused: bool,
+) -> None:  # fmt: skip
+    looked: list[bool] = []
+    without: set[str] = set()
+
+    def making(chosen: Any, device: str, unused: bool) -> Accelerator:
+        looked.append(unused)
+        return make_accelerator(chosen, device, unused)
+
+    def recording(wrapped: nn.Module, batch: Batch, parts: int, accelerator: Accelerator) -> Any:
+        terms = backward(wrapped, batch, parts, accelerator)
+        trained = ((name, one) for name, one in wrapped.named_parameters() if one.requires_grad)
+        without.update(name for name, one in trained if one.grad is None)
+        return terms
+
+    monkeypatch.setattr(trainer, "make_accelerator", making)
+    monkeypatch.setattr(trainer, "backward", recording)
+    job = distilling | {"stage": stage, "data": dict.fromkeys(data, distilling["data"])}
+    job["options"] = {"steps": 1, "warmup_steps": 0, "losses": losses, **options}
+    run(job)
+    assert looked == [unused]
+    assert unused or not without
