@@ -15,6 +15,7 @@ TYPE_CHECKING = False  # typing takes a while to import
 if TYPE_CHECKING:
     from dcclip_cli.api import (
         align,
+        calibrate,
         collect,
         compare,
         datasets,
@@ -35,19 +36,15 @@ if TYPE_CHECKING:
 _LIGHT = {  # without recipes and pydantic
     "bench": "bench", "load": "model", "embed": "files", "predict": "files", "search": "files",
 }  # fmt: skip
-_FUNCTIONS = (
-    *_LIGHT, "align", "collect", "compare", "datasets", "distill", "evaluate", "export", "index", "new", "push", "run",
-    "sweep", "trim",
-)  # fmt: skip
 __all__ = [
-    "DcclipError", "__version__", "align", "bench", "collect", "compare", "datasets", "distill", "embed", "evaluate",
-    "export", "index", "load", "new", "predict", "push", "run", "search", "sweep", "trim",
+    "DcclipError", "__version__", "align", "bench", "calibrate", "collect", "compare", "datasets", "distill", "embed",
+    "evaluate", "export", "index", "load", "new", "predict", "push", "run", "search", "sweep", "trim",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:
     """The functions of the API, imported when they are first used."""
-    if name not in _FUNCTIONS:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
@@ -56,4 +53,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_FUNCTIONS})
+    return sorted({*globals(), *__all__})

@@ -8,9 +8,8 @@ from typing import Annotated
 from typer import Argument, Option
 
 from dcclip_cli.cli import console, flags
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import Message
 
-_NONE = ("none", "其他")  # folders of pictures that no label is right for
 _FOLDER = "Folder with a folder of pictures for each label; pictures in one named none or 其他 are of no label."
 _OUT = Option("--out", metavar="FILE", help="File for the thresholds. Default: thresholds.json in the model's folder.")
 
@@ -30,32 +29,13 @@ def calibrate(
     A label is the name of its folder, or those in classes.yaml, in Chinese and English. The thresholds are those
     with the highest F1 on all pictures and labels together; a picture that reaches none is shown without labels.
     """
-    from dcclip_cli.data.class_folders import class_names, folders_in
-    from dcclip_cli.inference.calibrate import THRESHOLDS, calibrate, write_thresholds
-    from dcclip_cli.inference.files import open_encoder
-    from dcclip_cli.inference.index import open_index
-    from dcclip_cli.machine import keep_freed_memory
-    from dcclip_cli.model.reference import STARTER, resolve
+    from dcclip_cli import api
 
-    reference = resolve(model)
-    if out is None and (reference.path.name == STARTER or not reference.path.is_dir()):
-        hint = Message("name a file: --out thresholds.json, and give it to dcclip predict --thresholds")
-        raise DcclipError("thresholds cannot be written next to {}", hint, reference.target)
-    file = out or reference.path / THRESHOLDS
-    flags.out(file, folder=False)
     talk = console.talk(quiet, verbose)
-    classes = [path.name for path in folders_in(folder) if path.name not in _NONE and not path.name.startswith(".")]
-    if not classes:
-        raise DcclipError("{} has no folders with images", "make a folder for each label, with its pictures", folder)
-    names = class_names(folder, classes)
-    labels = {name: [translated[place] for translated in names.values()] for place, name in enumerate(classes)}
-    encoder = open_encoder(model, device, threads, talk)
-    keep_freed_memory()
-    calibrated = calibrate(encoder, open_index(encoder, folder, progress=talk), labels, talk)
-    write_thresholds(file, encoder, calibrated)
+    result = api.calibrate(folder, model=model, out=out, device=device, threads=threads, progress=talk)
     if as_json:
-        console.show_json([vars(label) for label in calibrated])
+        console.show_json([vars(label) for label in result.thresholds])
     else:
-        rows = [(label.label, f"{label.threshold:.3f}", f"{label.f1:.3f}", str(label.pictures)) for label in calibrated]
+        rows = [(row.label, f"{row.threshold:.3f}", f"{row.f1:.3f}", str(row.pictures)) for row in result.thresholds]
         headings = (Message("label"), Message("threshold"), "F1", Message("pictures"))
-        console.show_table(Message("thresholds in {}", file), headings, rows)
+        console.show_table(Message("thresholds in {}", result.file), headings, rows)

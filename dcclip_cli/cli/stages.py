@@ -202,10 +202,12 @@ def _training(stage: Literal["distill", "align"], what: str) -> Callable[..., No
         if check:
             return flags.show_checked(loaded, loaded.recipe.stages, device, out, bool(fresh), processes)
 
-        from dcclip_cli.api import open_run
+        from dcclip_cli import api
 
-        job = open_run(loaded, out, device, bool(fresh), console.talk(quiet, verbose), processes)
-        console.show_path(job.train_alone(stage, resume=fresh is False).model)
+        train_stage = {"distill": api.distill, "align": api.align}[stage]
+        options: dict[str, Any] = {"processes": processes, "fresh": bool(fresh), "resume": fresh is False}
+        talk = console.talk(quiet, verbose)
+        console.show_path(train_stage(loaded, out=out, device=device, progress=talk, **options).model)
 
     train.__name__ = stage
     train.__doc__ = f"{what}\n\nWrites a model directory to runs/NAME/{stage}/model and prints its path."

@@ -30,7 +30,7 @@ class Threshold:
     pictures: int
 
 
-def calibrate(
+def label_thresholds(
     model: Encoder, index: ImageIndex, labels: Mapping[str, Sequence[str]], progress: Progress
 ) -> list[Threshold]:
     """The thresholds of labels with the highest F1, of all together, on an index's pictures.

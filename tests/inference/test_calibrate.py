@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import dcclip_cli
 from dcclip_cli.inference.calibrate import best_thresholds
 from tests.cli.conftest import dcclip
 
@@ -40,6 +41,8 @@ def test_predict_leaves_out_labels_below_their_own_thresholds(
         shutil.copy(picture, folder / name / picture.name)
     found = json.loads(dcclip("calibrate", folder, "--model", model, "--json", "-q").stdout)
     assert [one["label"] for one in found] == ["green moon", "红色的圆"] and all(one["pictures"] == 1 for one in found)
+    same = dcclip_cli.calibrate(folder, model=model, out=tmp_path / "same.json")
+    assert [vars(threshold) for threshold in same.thresholds] == found and same.file == tmp_path / "same.json"
     ask = ("predict", pictures[0], "--model", model, "--labels", "红色的圆,green moon", "--multi-label", "--json", "-q")
     shown = json.loads(dcclip(*ask).stdout)[0]["labels"]
     every = json.loads(dcclip(*ask, "--threshold", 1e-9).stdout)[0]["labels"]
