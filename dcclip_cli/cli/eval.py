@@ -97,8 +97,7 @@ def eval(
     flags.out(out)
     if recipe is None and (sets or check):
         raise BadParameter(Message("--set and --check need a recipe"))
-    # 0 for all; the recipe's rules refuse anything else.
-    numbers = [0 if shot == "all" else int(shot) if shot.isdecimal() else shot for shot in split(shots)]
+    numbers = [0 if shot == "all" else int(shot) if shot.isdecimal() else shot for shot in split(shots)]  # 0: all
     options: dict[str, Any] = {
         "datasets": dataset, "languages": split(languages), "data_root": data_root, "limit": limit,
         "partial": partial, "templates": templates, "task": task, "shots": numbers, "precision": precision,
@@ -120,11 +119,10 @@ def eval(
         return show(api.convert_results(results, out, progress=talk, **writing), as_json)
     options |= {"out": out, "device": device, "cache": not no_cache, "trust_remote_code": trust_remote_code}
     try:
-        evaluated = api.evaluate(loaded, model=model, progress=talk, **writing, **options)
+        show(api.evaluate(loaded, model=model, progress=talk, **writing, **options), as_json)
     except IncompleteError as error:
         show(error.results, as_json)
         raise
-    show(evaluated, as_json)
 
 
 def show(results: Sequence[EvalResult], as_json: bool = False) -> None:

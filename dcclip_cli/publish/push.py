@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from dcclip_cli.eval.card import CARD, add_results, read_card
 from dcclip_cli.eval.compare import unfit
 from dcclip_cli.eval.leaderboards.hub import model_files
 from dcclip_cli.eval.result import METRIC_NAMES, EvalResult, load_results
-from dcclip_cli.files import json_text, read_json
+from dcclip_cli.files import json_text, read_json, several
 from dcclip_cli.model.hub_models import TRANSFORMERS_CONFIG
 from dcclip_cli.model.model_dir import PROVENANCE, model_fingerprint
 from dcclip_cli.model.reference import ModelSource, parse, resolve
@@ -77,9 +77,8 @@ def plan_push(
 ) -> PushPlan:
     """What a push of a model directory or an export uploads; asks nobody and writes nothing.
 
-    From the run that a model is in come its results, its export and what its data was collected from; `bundles` are
-    further exports of it, `data` further folders of `collect`. Raises DcclipError for a damaged model, for one that is
-    not here, and if neither `license` nor the card names a license.
+    The model's run gives results, its export and what its data was collected from; `bundles` are further exports,
+    `data` further folders of `collect`. Raises DcclipError for a damaged or missing model, and without a license.
     """
     from huggingface_hub import ModelCard
 
@@ -98,13 +97,8 @@ def plan_push(
     results = _results(folder, record, run)
     boards = model_files([result for result in results if not unfit(result)], repository.partition("/")[0])
     files |= {benchmark.file: text.encode() for benchmark, text in boards.items()}
-    data_of_recipe = [(recipe.get("data") or {}).get(key) for key in ("train", "images", "texts")]
-    sources = ([paths] if isinstance(paths, str) else paths or () for paths in data_of_recipe)
-    trained_on = [Path(path) for paths in sources for path in paths]
-    teacher = recipe.get("teacher") or {}
-    scheme, teacher_name = parse(str(teacher.get("model", "")))
-    is_repository = scheme in ("hf", "hf-hub") or (not scheme and teacher.get("kind") != "open_clip")
-    base_model = teacher_name if is_repository and _on_hub(teacher_name) else None
+    data_of_recipe = [(recipe.get("data") or {}).get(key) or () for key in ("train", "images", "texts")]
+    trained_on = [Path(path) for paths in data_of_recipe for path in several(paths)]
     collections = [*trained_on, *([run / "collect"] if run else [])]
     collections = [*(path for path in dict.fromkeys(collections) if (path / MANIFEST).is_file()), *data]
     manifests = [read_json(path / MANIFEST, Message("name a folder that dcclip collect wrote")) for path in collections]
@@ -113,25 +107,14 @@ def plan_push(
     header = {
         "tags": ["clip", "dcclip", *(["onnx"] if any(name.startswith("onnx") for name in exports) else [])],
         "library_name": "open_clip" if CONFIG in files else None,
-        "base_model": base_model,
+        "base_model": _base_model(recipe.get("teacher") or {}),
     }
     _complete_header(card, repository, license, header, manifests)
     add_results(card, results)
-    reference = ModelSource("open_clip", repository, "", on_hub=True).target
-    use = ["```sh", f"dcclip predict photo.jpg --labels 猫,dog --model {reference}", "```", ""]
-    local = repository.rpartition("/")[2]
-    for name in exports:
-        download = f"hf download {repository} --include '{name}/*' --local-dir {local}"
-        use += [f"`{name}/` needs no torch: `{download}`, then `--model {local}/{name}`.", ""]
-    rows = []
-    for result in results:
-        if not (result.limit or result.partial):
-            metric = METRIC_NAMES.get(result.metric, result.metric)
-            rows.append((result.dataset, result.language, f"{metric}, %", f"{100 * result.value:.2f}"))
-    values = _table(("data set", "language", "metric", "value"), rows) if results else ""
     names = f" ({', '.join(path.name for path in trained_on)})" if trained_on else ""
     origin = "\n".join(map(_data_text, manifests)) or f"Where the training data{names} is from is not recorded."
-    sections = {"Use": "\n".join(use), "Results": values, _DATA: origin}
+    reference = ModelSource("open_clip", repository, "", on_hub=True).target
+    sections = {"Use": _use_text(reference, repository, exports), "Results": _results_text(results), _DATA: origin}
     card.text = card.text.replace(_LOCAL, reference).rstrip() + "\n"
     titles = set(re.findall(r"^#+ (.+?)\s*$", card.text.lower(), re.M))
     added = [title for title, text in sections.items() if text and title.lower() not in titles]
@@ -296,6 +279,13 @@ def _on_hub(name: str) -> bool:
     return bool(_NAME.fullmatch(name)) and not Path(name).exists()
 
 
+def _base_model(teacher: Mapping[str, Any]) -> str | None:
+    """The hub's repository of a recipe's teacher; None for one of open_clip or in a directory."""
+    scheme, name = parse(str(teacher.get("model", "")))
+    is_repository = scheme in ("hf", "hf-hub") or (not scheme and teacher.get("kind") != "open_clip")
+    return name if is_repository and _on_hub(name) else None
+
+
 # ---- the card
 
 
@@ -327,6 +317,26 @@ def _complete_header(
     for key, value in added.items():
         if value and not card.data.get(key):
             card.data[key] = value
+
+
+def _use_text(reference: str, repository: str, exports: Iterable[str]) -> str:
+    """The card's section on how to use the model and its exports."""
+    lines = ["```sh", f"dcclip predict photo.jpg --labels 猫,dog --model {reference}", "```", ""]
+    local = repository.rpartition("/")[2]
+    for name in exports:
+        download = f"hf download {repository} --include '{name}/*' --local-dir {local}"
+        lines += [f"`{name}/` needs no torch: `{download}`, then `--model {local}/{name}`.", ""]
+    return "\n".join(lines)
+
+
+def _results_text(results: Sequence[EvalResult]) -> str:
+    """The card's table of results on full data sets; empty without results."""
+    rows = []
+    for result in results:
+        if not (result.limit or result.partial):
+            metric = METRIC_NAMES.get(result.metric, result.metric)
+            rows.append((result.dataset, result.language, f"{metric}, %", f"{100 * result.value:.2f}"))
+    return _table(("data set", "language", "metric", "value"), rows) if results else ""
 
 
 def _data_text(manifest: Mapping[str, Any]) -> str:

@@ -238,6 +238,7 @@ def application(
     _add_model(app, server)
     _add_immich(app, server)
     _add_search(app, server)
+    _add_page(app, server)
     return app
 
 
@@ -332,9 +333,6 @@ def _json(content: dict[str, Any]) -> Response:
 
 
 def _add_search(app: FastAPI, server: Server) -> None:
-    shown = [frozenset(index.paths) for index in server.indexes]
-    thumbnail = partial(jpeg_thumbnail, max_px=_THUMBNAIL_PX)
-
     @app.post("/search")
     async def search(
         text: Annotated[list[str], Form(description="Texts that are added up.")] = [],  # noqa: B006
@@ -365,6 +363,11 @@ def _add_search(app: FastAPI, server: Server) -> None:
             results.append({"image": shown_image, "folder": folder, "path": path, "url": url, "score": score})
         fits = bool(files) or vocabulary is None or results[0]["score"] >= vocabulary.fits
         return {"results": results, "unknown": unknown, "fits": fits}
+
+
+def _add_page(app: FastAPI, server: Server) -> None:
+    shown = [frozenset(index.paths) for index in server.indexes]
+    thumbnail = partial(jpeg_thumbnail, max_px=_THUMBNAIL_PX)
 
     def read_file(file: Path) -> bytes:
         refuse_special(file)
