@@ -85,15 +85,16 @@ def count_texts(
     return counts
 
 
-def part_rows(captioned: int, images: int, texts: int, part: int, parts: int) -> tuple[slice, slice, slice]:
-    """The rows of one of a batch's equal parts: of the first `captioned` images, of all others, of texts after these.
+def part_rows(captioned: int, images: int, texts: int, part: int, parts: int) -> dict[str, slice]:
+    """The rows of one of a batch's equal parts: of the first, captioned images, of all others, of texts after these.
 
     So is a batch split among processes, and into parts for accumulation.
     """
     first, last = (captioned * number // parts for number in (part, part + 1))
     begin, end = (captioned + images * number // parts for number in (part, part + 1))
     lines, size = images + part * (texts // parts), texts // parts
-    return slice(first, last), slice(begin - first, end - last), slice(lines, lines + size)
+    uncaptioned = slice(begin - first, end - last)
+    return {"captioned": slice(first, last), "images": uncaptioned, "texts": slice(lines, lines + size)}
 
 
 @dataclass(frozen=True)
@@ -180,20 +181,20 @@ class Batch:
         mean_counts = {name: TextCounts(*(count / parts for count in counts)) for name, counts in self.counts.items()}
         sizes = self.num_captioned, len(self.pixels), self.num_unpaired_texts
         rows = (part_rows(*sizes, part, parts) for part in range(parts))
-        return [replace(self.take(*rows_of_part), mean_counts=mean_counts) for rows_of_part in rows]
+        return [replace(self.take(rows_of_part), mean_counts=mean_counts) for rows_of_part in rows]
 
-    def take(self, captioned: slice, images: slice, texts: slice) -> Batch:
-        """The batch's rows: of its captioned images, of other images, and of texts that are numbered after these."""
+    def take(self, rows_of_kind: Mapping[str, slice]) -> Batch:
+        """These rows of the batch, by kind as in `part_rows`."""
         import torch
 
         def select(values: torch.Tensor) -> torch.Tensor:
             """The images, without a copy where one slice is empty."""
-            first, second = values[captioned], values[images]
+            first, second = values[rows_of_kind["captioned"]], values[rows_of_kind["images"]]
             return torch.cat([first, second]) if len(first) and len(second) else first if len(first) else second
 
         all_rows, on_cpu = torch.arange(len(self.pixels) + self.num_unpaired_texts), self.texts_on_cpu or self.texts
         image_rows = select(all_rows)
-        taken_rows, new_index = torch.cat([image_rows, all_rows[texts]]), torch.full_like(all_rows, -1)
+        taken_rows, new_index = torch.cat([image_rows, all_rows[rows_of_kind["texts"]]]), torch.full_like(all_rows, -1)
         new_index[taken_rows] = all_rows[: len(taken_rows)]
         indices = {name: new_index[entry.image_index] for name, entry in on_cpu.items()}
         rows = {name: (index >= 0).nonzero()[:, 0] for name, index in indices.items() if (index >= 0).any()}
@@ -213,9 +214,9 @@ class Batch:
             select(self.pixels),
             tuple(map(select, self.teacher_pixels)),
             {name: entry.map(move) for name, entry in part_texts.items()},
-            texts.stop - texts.start,
+            len(taken_rows) - len(image_rows),
             tuple(features),
             part_texts,
-            captioned.stop - captioned.start,
+            len(all_rows[rows_of_kind["captioned"]]),
             {IMAGES: image_rows, **rows},
         )

@@ -69,8 +69,9 @@ class Collator:
         import torch
 
         rows = self._rows(samples, process, processes)
-        indices, count = [index for index, _ in rows.images], self.num_augmentations
-        augmentations = [epoch % count if count else epoch for _, epoch in rows.images]
+        samples_with_image, count = rows["captioned"] + rows["images"], self.num_augmentations
+        indices = [index for index, _ in samples_with_image]
+        augmentations = [epoch % count if count else epoch for _, epoch in samples_with_image]
         if self.dataset.embeddings is not None:
             inputs = [torch.from_numpy(self.dataset.embeddings[indices])]
         else:  # pixels of every preprocessing, from the cache as far as these, or the images, are used again
@@ -101,9 +102,9 @@ class Collator:
                 ids = _hashes(map(str.encode, chosen))
                 image_ids = _hashes(map(str.encode, chain.from_iterable(padded))).reshape(-1, width)
             texts[name] = Texts(numbers, chosen, self.tokenize(chosen).sorted(), ids, image_ids)
-        batch = Batch(sample_index, augmentation_index, inputs[0], tuple(inputs[1:]), texts, len(rows.texts))
+        batch = Batch(sample_index, augmentation_index, inputs[0], tuple(inputs[1:]), texts, len(rows["texts"]))
         features = tuple(read_stored(batch) for read_stored in self.read_features)
-        return replace(batch, teacher_features=features, num_captioned=rows.num_captioned)
+        return replace(batch, teacher_features=features, num_captioned=len(rows["captioned"]))
 
     def pixels(self, index: int, augmentation: int, *preprocess: Preprocess) -> tuple[np.ndarray, ...]:
         """The pixels (3, H, W) of one sample's augmented image, by each of `preprocess`.
@@ -123,25 +124,25 @@ class Collator:
         """The captions that the batch of a step's samples has, over all processes."""
         return {caption for _, captions in self._chosen(self._rows(samples)).values() for caption in captions}
 
-    def _rows(self, samples: Sequence[Sample], process: int = 0, processes: int = 1) -> _Rows:
-        """The samples of a process: pairs with captions, other images, texts without images."""
+    def _rows(self, samples: Sequence[Sample], process: int = 0, processes: int = 1) -> dict[str, list[Sample]]:
+        """The samples of a process by kind: images with captions, other images, texts without images."""
         ends = self.dataset.num_pairs, self.dataset.num_images
         ordered = sorted(samples, key=lambda sample: bisect_right(ends, sample[0]))
         pairs, images = (sum(index < end for index, _ in samples) for end in ends)
         # The order is shuffled already, so the first are as good as any.
         captioned = max(1, round(self.captions.caption_fraction * pairs)) if pairs else 0
         rows = part_rows(captioned, images, len(samples) - images, process, processes)
-        with_captions, without, texts = (ordered[kind] for kind in rows)
-        return _Rows(with_captions + without, texts, len(with_captions))
+        return {kind: ordered[rows_of_kind] for kind, rows_of_kind in rows.items()}
 
-    def _chosen(self, rows: _Rows) -> dict[str, tuple[list[_Captioned], list[str]]]:
+    def _chosen(self, rows: dict[str, list[Sample]]) -> dict[str, tuple[list[_Captioned], list[str]]]:
         """For each entry of a batch's texts the rows that have captions in its language, and one caption of each."""
         options = self.captions
         first = 1.0 if options.second_caption else options.first  # probability of the first caption
         choices: dict[str, tuple[Language, float]] = {language: (language, first) for language in options.languages}
         if options.second_caption:
             choices |= {language + OTHER: (language, 0.0) for language in options.languages}
-        numbered = [*enumerate(rows.images[: rows.num_captioned]), *enumerate(rows.texts, len(rows.images))]
+        images = len(rows["captioned"]) + len(rows["images"])
+        numbered = [*enumerate(rows["captioned"]), *enumerate(rows["texts"], images)]
         captioned = dict[Language, list[_Captioned]]()
         for language in options.languages:
             captions = self.dataset.captions(language)
@@ -159,15 +160,6 @@ class Collator:
             for name, (language, first) in choices.items()
             if captioned[language]
         }
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The samples of a batch with images, the first `num_captioned` of them with captions, and those without."""
-
-    images: list[Sample]
-    texts: list[Sample]
-    num_captioned: int
 
 
 @dataclass(frozen=True)

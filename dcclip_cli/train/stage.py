@@ -295,7 +295,7 @@ class Stage:
     @cached_property
     def task(self) -> TrainingTask:
         """The student with its losses; it learns what the options' learning rates and LoRA say."""
-        network = self.student.config["vision_cfg"].get("timm_model_name", self.student.name)
+        network = self.student.config["vision_cfg"].get("timm_model_name", self.student.towers.name)
         return self.make_task(self.student.towers, self.features, network)
 
     def make_task(self, towers: OpenClipTowers, features: Sequence[TeacherFeatures], network: str) -> TrainingTask:

@@ -52,9 +52,7 @@ class Student:
 
     towers: OpenClipTowers
     config: dict[str, Any]
-    preprocessing: Preprocessing
     tokenizer: Tokenizer
-    name: str
     parent: str | None = None  # fingerprint of the model that it was trained from
     space: NarrowSpace | None = None  # of the teacher's, if it is narrower
 
@@ -75,10 +73,10 @@ class Student:
 
     def save(self, folder: Path, provenance: dict[str, Any], half: bool = False) -> None:
         """Write the model directory."""
-        provenance = {"name": self.name, "parent": self.parent, "versions": versions(), **provenance}
-        files = {SPACE: self.space.to_bytes()} if self.space else {}
-        model = self.towers.model
-        save_model(folder, model, self.config, self.preprocessing, self.tokenizer, provenance, half, files)
+        towers, files = self.towers, {SPACE: self.space.to_bytes()} if self.space else {}
+        assert towers.preprocessing is not None
+        provenance = {"name": towers.name, "parent": self.parent, "versions": versions(), **provenance}
+        save_model(folder, towers.model, self.config, towers.preprocessing, self.tokenizer, provenance, half, files)
 
 
 def checkpoint_gradients(model: Any, network: str) -> None:
@@ -181,4 +179,4 @@ def _student(
     if (bias := projection_bias(model)) is not None:
         bias.requires_grad_(False)
     towers = OpenClipTowers(model, tokenize, preprocessing, name, "in training")
-    return Student(towers, config, preprocessing, tokenizer, name)
+    return Student(towers, config, tokenizer)

@@ -77,22 +77,19 @@ def no_texts(widths: Widths, device: torch.device) -> TextFeatures:
 
 
 def _probe(towers: Towers, layers: Sequence[int]) -> tuple[ImageFeatures, TextFeatures]:
-    if next(towers.parameters()).is_meta:
-        return _blank_probe(towers, tuple(layers))
-    return _features(towers, layers)
+    device = next(towers.parameters()).device
+    return (_blank_features if device.type == "meta" else _features)(towers, tuple(layers))
 
 
-@lru_cache(maxsize=32)
-def _blank_probe(towers: Towers, layers: tuple[int, ...]) -> tuple[ImageFeatures, TextFeatures]:
-    """The features of towers without weights, which take no memory: a pass takes a second of bookkeeping."""
-    return _features(towers, layers)
-
-
-def _features(towers: Towers, layers: Sequence[int]) -> tuple[ImageFeatures, TextFeatures]:
+def _features(towers: Towers, layers: tuple[int, ...]) -> tuple[ImageFeatures, TextFeatures]:
     device = next(towers.parameters()).device
     pixels = torch.from_numpy(towers.preprocess(Image.new("RGB", (64, 64), "white"))[None]).to(device)
     with evaluating(towers):
         return towers.image_features(pixels, layers), towers.text_features(towers.tokenize(["猫 cat"]).to(device))
+
+
+# Those of towers without weights take no memory, and a pass takes a second of bookkeeping.
+_blank_features = lru_cache(maxsize=32)(_features)
 
 
 # ---- loading

@@ -62,7 +62,7 @@ def stores_of(
     return FeatureStore(folder / f"images-{_short(augmentation)}", warn), FeatureStore(folder / "texts", warn)
 
 
-# ---- the rows that steps need
+# ---- the keys of rows
 
 
 def image_keys(dataset: PairDataset, samples: Iterable[Sample]) -> np.ndarray:
@@ -77,26 +77,6 @@ def image_keys(dataset: PairDataset, samples: Iterable[Sample]) -> np.ndarray:
 
 def text_keys(texts: Iterable[str]) -> np.ndarray:
     return digests("text", (text.encode() for text in texts))
-
-
-@dataclass(frozen=True)
-class NeededRows:
-    """The rows of the cache that some steps need: augmented images in the order of the data, captions by length."""
-
-    samples: list[Sample]
-    image_keys: np.ndarray
-    captions: list[str]
-    text_keys: np.ndarray
-
-
-def needed_rows(collator: Collator, batches: Iterable[Sequence[Sample]]) -> NeededRows:
-    """The rows for these batches, each once: the same ones in the same order however many processes share them."""
-    images, captions = set[Sample](), set[str]()
-    for batch in batches:
-        images |= {(i, epoch % collator.num_augmentations) for i, epoch in batch if i < collator.dataset.num_images}
-        captions |= collator.chosen_captions(batch)
-    samples, texts = sorted(images), sorted(captions, key=lambda text: (len(text), text))
-    return NeededRows(samples, image_keys(collator.dataset, samples), texts, text_keys(texts))
 
 
 # ---- reading them in the loader's workers
@@ -160,12 +140,11 @@ class _Images:
 
     collator: Collator
     teacher: Towers
-    samples: Sequence[Sample]
 
-    def __getitems__(self, rows: list[int]) -> torch.Tensor | DcclipError:
+    def __getitems__(self, samples: list[Sample]) -> torch.Tensor | DcclipError:
         try:
             preprocess = training_preprocess(self.teacher)
-            return stacked([self.collator.pixels(*self.samples[row], preprocess)[0] for row in rows])
+            return stacked([self.collator.pixels(*sample, preprocess)[0] for sample in samples])
         except DcclipError as error:
             return error  # torch would lose the hint of an error raised in a worker
 
@@ -206,20 +185,21 @@ class TeacherCache(TeacherFeatures):
 
         The teacher is freed where nothing was missing.
         """
-        if not self._fill(needed_rows(self._collator, batches), self._progress):
+        if not self._fill(batches, self._progress):
             self._teacher.free()
 
     def completing(self, batches: Iterable[list[Sample]]) -> Iterator[list[Sample]]:
         """The batches, each once what is missing for it is computed."""
         for batch in batches:
-            self._fill(needed_rows(self._collator, [batch]), Silent())
+            self._fill([batch], Silent())
             yield batch
 
     def finish(self) -> None:
         """Free the teacher, for nothing is left to compute, and report what it computed."""
         self._teacher.free()
         done = ", ".join(f"{count:,} {kind}" for kind, count in self.computed.items())
-        line = Message("teacher: features in {}, {:,.0f} MB; computed {}", self.folder, self.size / 1e6, done)
+        size = self._images.size + self._texts.size  # of all rows that are stored, also of other data
+        line = Message("teacher: features in {}, {:,.0f} MB; computed {}", self.folder, size / 1e6, done)
         self._progress.say(line)
 
     def features(self, batch: Batch) -> Outputs:
@@ -240,17 +220,23 @@ class TeacherCache(TeacherFeatures):
         self._scale = self._scale.to(device)
         return Outputs(image, texts, image_index, self._scale)
 
-    @property
-    def size(self) -> int:
-        """Bytes of all rows that are stored, also of other data."""
-        return self._images.size + self._texts.size
+    def _fill(self, batches: Iterable[Sequence[Sample]], progress: Progress) -> int:
+        """Compute what is missing for these batches; return how many rows that were.
 
-    def _fill(self, rows: NeededRows, progress: Progress) -> int:
-        """Compute what is missing; return how many rows that were."""
-        reader, total = self.reader, 0
+        The rows are the same ones in the same order however many processes share them.
+        """
+        collator, reader, total = self._collator, self.reader, 0
+        augmented, chosen = set[Sample](), set[str]()
+        for batch in batches:
+            with_image = ((index, epoch) for index, epoch in batch if index < collator.dataset.num_images)
+            augmented |= {(index, epoch % collator.num_augmentations) for index, epoch in with_image}
+            chosen |= collator.chosen_captions(batch)
+        samples, captions = sorted(augmented), sorted(chosen, key=lambda text: (len(text), text))
+        keys_of_images, compute_images = image_keys(collator.dataset, samples), partial(self._compute_images, samples)
+        keys_of_texts, compute_texts = text_keys(captions), partial(self._compute_texts, captions)
         for kind, store, keys, arrays, compute in (
-            ("images", self._images, rows.image_keys, reader.image_arrays, self._compute_images),
-            ("captions", self._texts, rows.text_keys, reader.text_arrays, self._compute_texts),
+            ("images", self._images, keys_of_images, reader.image_arrays, compute_images),
+            ("captions", self._texts, keys_of_texts, reader.text_arrays, compute_texts),
         ):
             store.refresh()
             missing = int(store.missing(keys, arrays).sum())
@@ -259,15 +245,14 @@ class TeacherCache(TeacherFeatures):
                 task = progress.task(Message("teacher: {}", kind), len(keys), len(keys) - missing)
                 with task as shown:
                     first = process_index() / process_count()
-                    store.fill(keys, arrays, partial(compute, rows), BATCH_SIZE, shown.advance, first)
+                    store.fill(keys, arrays, compute, BATCH_SIZE, shown.advance, first)
         return total
 
-    def _compute_images(self, rows: NeededRows, batches: list[np.ndarray]) -> Iterator[Values]:
+    def _compute_images(self, samples: list[Sample], batches: list[np.ndarray]) -> Iterator[Values]:
         teacher = self._teacher.towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         layers = tuple(layer for layer in self._maps if layer != -1)
-        images = _Images(self._collator, teacher, rows.samples)
-        samples = [batch.tolist() for batch in batches]
-        for pixels in load_batches(images, samples, self._workers):
+        samples_of_batches = [[samples[row] for row in batch] for batch in batches]
+        for pixels in load_batches(_Images(self._collator, teacher), samples_of_batches, self._workers):
             moved = normalized(pixels.to(self._teacher.device), teacher.preprocessing)
             moved = moved.contiguous(memory_format=torch.channels_last)
             with teacher.as_teacher():
@@ -278,10 +263,10 @@ class TeacherCache(TeacherFeatures):
             self.computed["images"] += len(pixels)
             yield {name: _half(value, teacher, "images") for name, value in values.items()}
 
-    def _compute_texts(self, rows: NeededRows, batches: list[np.ndarray]) -> Iterator[Values]:
+    def _compute_texts(self, captions: list[str], batches: list[np.ndarray]) -> Iterator[Values]:
         teacher = self._teacher.towers
         for batch in batches:
-            tokens = teacher.tokenize([rows.captions[row] for row in batch]).to(self._teacher.device)
+            tokens = teacher.tokenize([captions[row] for row in batch]).to(self._teacher.device)
             with teacher.as_teacher():
                 features = teacher.text_features_by_length(tokens)
                 embedding = F.normalize(features.embedding.float(), dim=-1)

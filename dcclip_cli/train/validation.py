@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,44 +21,38 @@ from dcclip_cli.model.towers import OpenClipTowers, evaluating
 _ROWS = 64  # images or texts at once
 
 
-@dataclass(frozen=True)
-class Validation:
-    """Zero-shot classification of pairs' images, whose different first captions are the class names.
+def validate(towers: OpenClipTowers, dataset: PairDataset, languages: Sequence[Language]) -> dict[str, float]:
+    """`top1_zh` and `top1_en`, in 0..1, of images whose different first captions are the class names.
 
-    A few images and their scores are in memory at a time, and the embeddings of all class names.
+    A few images and their scores are in memory at a time, and the embeddings of all class names. The towers stay
+    unchanged.
     """
-
-    dataset: PairDataset
-    languages: tuple[Language, ...]
-
-    def __call__(self, towers: OpenClipTowers) -> dict[str, float]:
-        """`top1_zh` and `top1_en`, in 0..1. The towers stay unchanged."""
-        right, device = dict.fromkeys(self.languages, 0.0), next(towers.parameters()).device
-        with evaluating(towers):
-            texts = {}
-            for language in self.languages:
-                numbers: dict[str, int] = {}  # of classes; a pair without a caption has none
-                captions_of_pairs = self.dataset.captions(language)
-                classes_of_pairs = (
-                    numbers.setdefault(captions[0], len(numbers)) if captions else -1 for captions in captions_of_pairs
-                )
-                labels, names = np.fromiter(classes_of_pairs, np.int32, len(self.dataset)), list(numbers)
-                tokens = (towers.tokenize(names[rows.start : rows.stop]).to(device) for rows in _chunks(len(names)))
-                classes = np.concatenate([_unit(towers.text_features(part).embedding) for part in tokens])
-                texts[language] = finite(classes, towers.name, "texts"), labels
-            for rows in _chunks(len(self.dataset)):
-                pixels = np.stack([towers.preprocess(unaugmented(self.dataset, index)) for index in rows])
-                embeddings = towers.image_features(torch.from_numpy(pixels).to(device)).embedding
-                images = finite(_unit(embeddings), towers.name, "images")
-                for language, (classes, labels) in texts.items():
-                    named = labels[rows] >= 0
-                    ranks, ties = metrics.ranks(images[named] @ classes.T, labels[rows][named])
-                    right[language] += float(metrics.among_first(ranks, ties, 1).sum())
-        return {f"top1_{code}": right[code] / int((labels >= 0).sum()) for code, (_, labels) in texts.items()}
+    right, device = dict.fromkeys(languages, 0.0), next(towers.parameters()).device
+    with evaluating(towers):
+        texts = {}
+        for language in languages:
+            numbers: dict[str, int] = {}  # of classes; a pair without a caption has none
+            captions_of_pairs = dataset.captions(language)
+            classes_of_pairs = (
+                numbers.setdefault(captions[0], len(numbers)) if captions else -1 for captions in captions_of_pairs
+            )
+            labels, names = np.fromiter(classes_of_pairs, np.int32, len(dataset)), list(numbers)
+            tokens = (towers.tokenize(names[rows.start : rows.stop]).to(device) for rows in _chunks(len(names)))
+            classes = np.concatenate([_unit(towers.text_features(part).embedding) for part in tokens])
+            texts[language] = finite(classes, towers.name, "texts"), labels
+        for rows in _chunks(len(dataset)):
+            pixels = np.stack([towers.preprocess(unaugmented(dataset, index)) for index in rows])
+            embeddings = towers.image_features(torch.from_numpy(pixels).to(device)).embedding
+            images = finite(_unit(embeddings), towers.name, "images")
+            for language, (classes, labels) in texts.items():
+                named = labels[rows] >= 0
+                ranks, ties = metrics.ranks(images[named] @ classes.T, labels[rows][named])
+                right[language] += float(metrics.among_first(ranks, ties, 1).sum())
+    return {f"top1_{code}": right[code] / int((labels >= 0).sum()) for code, (_, labels) in texts.items()}
 
 
-def open_validation(data: DataOptions, languages: tuple[Language, ...]) -> Validation:
-    """Validation on the pairs in `data.validation`, in each language on those that have a caption in it.
+def open_validation(data: DataOptions, languages: Sequence[Language]) -> Callable[[OpenClipTowers], dict[str, float]]:
+    """`validate` on the pairs in `data.validation`, in each language on those that have a caption in it.
 
     Raises DcclipError if none has.
     """
@@ -67,7 +61,7 @@ def open_validation(data: DataOptions, languages: tuple[Language, ...]) -> Valid
     present = tuple(code for code in LANGUAGES if code in languages and any(dataset.captions(code)))
     if not present:
         raise DcclipError("{}: no pair has a caption in {}", "name other pairs", dataset.path, ", ".join(languages))
-    return Validation(dataset, present)
+    return partial(validate, dataset=dataset, languages=present)
 
 
 def _chunks(count: int) -> Iterator[range]:
