@@ -65,7 +65,7 @@ def trained_by_open_clip(variant: Variant, seed: int, steps: int, out: Path) -> 
         assert recipe.student is not None and recipe.teacher is not None and recipe.data is not None
         table, teacher = open_pairs(str(recipe.data.train)), recipe.teacher.load("cpu")
         student = new_student(
-            recipe.student, widths(teacher, ()).embedding, table, folder.name, seed, recipe.teacher.model, teacher
+            recipe.student, widths(teacher, ()).embedding, table, folder.name, seed, recipe.teacher.source, teacher
         )
         student.save(folder / "start", {})
         rows = open_clip_trainer.write_rows(folder, out / "pictures", table, steps, BATCH_SIZE, seed, LANGUAGES)

@@ -61,7 +61,7 @@ def main() -> None:
     assert recipe.student is not None and recipe.teacher is not None and recipe.data is not None
     table, teacher = open_pairs(str(recipe.data.train)), recipe.teacher.load("cpu")
     start = root / "start"
-    new_student(recipe.student, widths(teacher, ()).embedding, table, "start", 0, recipe.teacher.model, teacher).save(
+    new_student(recipe.student, widths(teacher, ()).embedding, table, "start", 0, recipe.teacher.source, teacher).save(
         start, {}
     )
     rows = open_clip_trainer.write_rows(root, root / "pictures", table, given.steps, BATCH_SIZE, 0, ["en"])

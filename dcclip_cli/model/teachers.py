@@ -31,11 +31,13 @@ class TeacherOptions(Options):
     )
 
     library: ClassVar[Library] = "transformers"
+    if TYPE_CHECKING:
+        model: str
 
     @property
     def source(self) -> ModelSource:
         """Its model. Raises DcclipError if `model` names none."""
-        return resolve_teacher(str(getattr(self, "model", "")), self.library)
+        return resolve_teacher(self.model, self.library)
 
     def load(self, device: str = "cpu", progress: Progress | None = None) -> Towers:
         """The teacher's towers, frozen, in evaluation mode. Raises DcclipError if it cannot be loaded."""
@@ -54,9 +56,6 @@ class TeacherOptions(Options):
 class LibraryTeacher(TeacherOptions):
     """A teacher whose `model` is a reference, or else a name in its library or a directory of any library."""
 
-    if TYPE_CHECKING:
-        model: str
-
     def load_towers(self, progress: Progress) -> Towers:
         return self.source.load(progress)
 
@@ -65,7 +64,6 @@ class TransformersTeacher(LibraryTeacher):
     """Of transformers: AltCLIP, ChineseCLIP (QA-CLIP), CLIP, EmbeddingGemma 2, MetaCLIP2, SigLIP, SigLIP2; UForm."""
 
     kind: Literal["transformers"] = "transformers"
-    library = "transformers"
     model: str = Field(description=_NAME)
 
 

@@ -55,21 +55,6 @@ def test_a_run_directory_means_its_furthest_finished_stage(stages: list[str]) ->
     assert (found.kind, found.path) == ("bundle" if stages[-1] == "export" else "folder", made)
 
 
-@pytest.mark.parametrize(
-    ("reference", "kind", "target"),
-    [
-        ("hf:BAAI/AltCLIP", "hf", "BAAI/AltCLIP"),
-        ("hf:OFA-Sys/chinese-clip-vit-base-patch16", "hf", "OFA-Sys/chinese-clip-vit-base-patch16"),
-        ("open_clip:ViT-B-32/openai", "open_clip", "ViT-B-32/openai"),
-        ("hf-hub:timm/ViT-B-16-SigLIP", "open_clip", "hf-hub:timm/ViT-B-16-SigLIP"),
-    ],
-)
-def test_a_hub_name_says_which_library_reads_it(reference: str, kind: str, target: str) -> None:
-    found = resolve(reference)
-    assert (found.kind, found.target) == (kind, target)
-    assert target in found.description
-
-
 def test_without_a_reference_the_environment_decides_or_the_starter_whose_line_names_the_newest_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -11,7 +11,14 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 
 from dcclip_cli.curation.scores.scorers import Agreement
-from dcclip_cli.model.teachers import AltClipTeacher, FgClip2Teacher, OpenClipTeacher, Teacher, TransformersTeacher
+from dcclip_cli.model.reference import resolve
+from dcclip_cli.model.teachers import (
+    AltClipTeacher,
+    FgClip2Teacher,
+    OpenClipTeacher,
+    Teacher,
+    TransformersTeacher,
+)
 
 ANY_TEACHER: TypeAdapter[Teacher] = TypeAdapter(Teacher)
 
@@ -24,17 +31,21 @@ def test_the_kind_chooses_the_class_and_an_unknown_one_names_the_known() -> None
         ANY_TEACHER.validate_python({"kind": "alt_clip"})
 
 
-def test_a_reference_is_short_for_the_section_with_the_kind_of_its_library() -> None:
+def test_a_reference_is_short_for_a_section_with_its_librarys_kind_and_means_the_same_as_for_a_command() -> None:
     for reference, kind, model in (
         ("hf:BAAI/AltCLIP", "transformers", "BAAI/AltCLIP"),
-        ("ms:中文/clip@v2", "transformers", "ms:中文/clip@v2"),
         ("open_clip:ViT-B-32/openai", "open_clip", "ViT-B-32/openai"),
-        ("hf-hub:org/x", "open_clip", "hf-hub:org/x"),
+        ("hf-hub:timm/ViT-B-16-SigLIP", "open_clip", "hf-hub:timm/ViT-B-16-SigLIP"),
+        ("ms:org/clip@v2", "transformers", "ms:org/clip@v2"),
         ("/模型", "open_clip", "/模型"),
     ):
-        section = {"kind": kind, "model": model, "precision": "auto"}
-        assert ANY_TEACHER.validate_python(reference).model_dump() == section
-        assert ANY_TEACHER.validate_python({"model": reference}).model_dump() == section
+        teacher = ANY_TEACHER.validate_python(reference)
+        assert teacher.model_dump() == {"kind": kind, "model": model, "precision": "auto"}
+        assert ANY_TEACHER.validate_python({"model": reference}) == teacher
+        if not reference.startswith(("ms:", "/")):  # which are looked for
+            assert teacher.source == resolve(reference)
+            assert (teacher.source.library, teacher.source.target) == (kind, model)
+            assert model in teacher.source.description
     for name in ("BAAI/AltCLIP", "模型"):
         with pytest.raises(ValidationError, match=f"{name} is not a model reference: write hf:ORG/NAME, "):
             ANY_TEACHER.validate_python(name)
