@@ -147,14 +147,14 @@ _SPECIAL = {  # by the first letter of `ls -l`
 _ORDINARY = {"file": Message("file"), "folder": Message("folder")}
 
 
-def refuse_special(path: Path, wanted: Literal["file", "folder"] = "file") -> None:
+def refuse_special(path: Path, expected: Literal["file", "folder"] = "file") -> None:
     """Raise DcclipError if `path` is a pipe, a device or a socket: reading one may never end."""
     try:
         kind = _SPECIAL.get(stat.filemode(path.stat().st_mode)[0])
     except (OSError, ValueError):  # a missing file or an impossible name: opening it reports that
         return
     if kind:
-        raise DcclipError("{0} is {1}, not a {2}", "name an ordinary {2}", path, kind, _ORDINARY[wanted])
+        raise DcclipError("{0} is {1}, not a {2}", "name an ordinary {2}", path, kind, _ORDINARY[expected])
 
 
 def check_target(path: Path, folder: bool) -> None:

@@ -75,12 +75,12 @@ def visible(text: str) -> str:
     return _UNSEEN.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text)
 
 
-def percent(part: float, whole: float) -> str:
-    """`part / whole` as a percentage of two or three digits; 0 % and 100 % only if exact."""
-    if not whole or not part:
+def percent(part: float, total: float) -> str:
+    """`part / total` as a percentage of two or three digits; 0 % and 100 % only if exact."""
+    if not total or not part:
         return "0 %"
-    share = 100 * part / whole
-    if part == whole:
+    share = 100 * part / total
+    if part == total:
         return "100 %"
     if share < 0.01:
         return "< 0.01 %"
@@ -89,13 +89,13 @@ def percent(part: float, whole: float) -> str:
     return f"{share:.2f} %" if share < 1 else f"{share:.1f} %"
 
 
-def ticks(first: float, last: float, most: int, whole: bool) -> np.ndarray:
-    """At most `most` round numbers, evenly spaced, for an axis."""
+def ticks(first: float, last: float, count: int, is_integer: bool) -> np.ndarray:
+    """At most `count` round numbers, evenly spaced, for an axis."""
     import numpy as np
 
-    step = 10.0 ** math.floor(math.log10((last - first) / most))
-    steps = [max(step * factor, 1 if whole else 0) for factor in (1, 2, 5, 10)]
-    step = next((candidate for candidate in steps if (last - first) / candidate < most), steps[-1])
+    step = 10.0 ** math.floor(math.log10((last - first) / count))
+    steps = [max(step * factor, 1 if is_integer else 0) for factor in (1, 2, 5, 10)]
+    step = next((candidate for candidate in steps if (last - first) / candidate < count), steps[-1])
     return np.arange(math.ceil(first / step - 1e-9), math.floor(last / step + 1e-9) + 1) * step
 
 

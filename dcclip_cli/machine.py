@@ -107,10 +107,10 @@ def memory(root: Path = Path("/")) -> Memory | None:
     return Memory(1024 * int(kibibytes["MemTotal"]), 1024 * int(kibibytes["MemAvailable"]))
 
 
-def _sysctl(*asked: str) -> str:
+def _sysctl(*names: str) -> str:
     """The output of macOS's sysctl; empty if it is not available."""
     try:
-        return subprocess.run(["sysctl", *asked], capture_output=True, text=True).stdout
+        return subprocess.run(["sysctl", *names], capture_output=True, text=True).stdout
     except OSError:
         return ""
 
@@ -260,8 +260,8 @@ def allow_open_files() -> int:
     return limit
 
 
-def loading_processes(wanted: int | Literal["auto"], device: str = "cpu", processes: int = 1) -> int:
-    """Number of processes that load batches: `wanted`, or 0 if processes cannot be forked (Windows).
+def loading_processes(number: int | Literal["auto"], device: str = "cpu", processes: int = 1) -> int:
+    """Number of processes that load batches: `number`, or 0 if processes cannot be forked (Windows).
 
     auto: 1 on the CPU, whose cores compute; on a GPU the cores of each of `processes` that train here, less one.
     Data sets and tokenizers are handed over by forking, not by pickling.
@@ -270,8 +270,8 @@ def loading_processes(wanted: int | Literal["auto"], device: str = "cpu", proces
 
     if "fork" not in multiprocessing.get_all_start_methods():
         return 0
-    if wanted != "auto":
-        return wanted
+    if number != "auto":
+        return number
     return 1 if device == "cpu" else min(_MOST_LOADING, max(1, cores() // processes - 1))
 
 

@@ -24,12 +24,12 @@ _BRIEF_S = 2.0  # a task that ends sooner leaves no bar and no line
 _shown = False  # whether this module has shown anything on stderr
 
 
-def say_loading(what: str, after_s: float) -> threading.Timer:
-    """Show on stderr that `what` loads, unless something else is shown within `after_s`; returns what cancels that."""
+def say_loading(name: str, after_s: float) -> threading.Timer:
+    """Show on stderr that `name` loads, unless something else is shown within `after_s`; returns what cancels that."""
 
     def say() -> None:
         if not _shown:
-            _to_stderr(Message("{}: loading", what))
+            _to_stderr(Message("{}: loading", name))
 
     timer = threading.Timer(after_s, say)
     timer.daemon = True

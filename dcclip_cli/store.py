@@ -61,9 +61,9 @@ def _flat(rows: np.ndarray | Ragged) -> np.ndarray:
     return rows.values if isinstance(rows, Ragged) else rows
 
 
-def digests(about: str, items: Iterable[bytes]) -> np.ndarray:
-    """Keys (N,) of rows that depend on `about` and on one of the items each: 128 bits of BLAKE2b."""
-    start = about.encode() + b"\0"
+def digests(context: str, items: Iterable[bytes]) -> np.ndarray:
+    """Keys (N,) of rows that depend on `context` and on one of the items each: 128 bits of BLAKE2b."""
+    start = context.encode() + b"\0"
     return np.frombuffer(b"".join(blake2b(start + item, digest_size=16).digest() for item in items), "S16")
 
 

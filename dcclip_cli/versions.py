@@ -31,12 +31,12 @@ def extras() -> dict[str, list[str]]:
     return dict(sorted(packages_by_extra.items(), key=lambda extra: len(extra[1])))
 
 
-def versions(more: Iterable[str] = ()) -> dict[str, str]:
-    """Versions of the installed libraries by name; `more` are libraries that only some results depend on."""
+def versions(libraries: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of the installed libraries by name; `libraries` are those that only some results depend on."""
     from importlib.metadata import PackageNotFoundError, version
 
     installed = {}
-    for name in (*LIBRARIES, *more):
+    for name in (*LIBRARIES, *libraries):
         try:
             installed[name] = version(name)
         except PackageNotFoundError:

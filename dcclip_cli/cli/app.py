@@ -24,8 +24,8 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(show: bool) -> None:
+    if show:
         sys.stdout.write(f"dcclip {VERSION}\n")
         raise typer.Exit
 

@@ -154,7 +154,7 @@ def show(results: Sequence[EvalResult], as_json: bool = False) -> None:
     console.show_table(_noted(results[0].label, without), [columns[number] for number in used], cells)
 
 
-def _show_several(results: Sequence[EvalResult], found: Table, without: str) -> None:
+def _show_several(results: Sequence[EvalResult], summary: Table, without: str) -> None:
     """Print a table for each data set, with models as rows; next to top-1 of more than two classes their mean."""
     from dcclip_cli.eval.result import METRIC_NAMES, Column, table
 
@@ -166,15 +166,15 @@ def _show_several(results: Sequence[EvalResult], found: Table, without: str) -> 
         ]
     )
     means = {row.name: dict(zip(for_classes.columns, row.values, strict=True)) for row in for_classes.rows}
-    for row in found.rows:
-        values, mean = dict(zip(found.columns, row.values, strict=True)), means.get(row.name, {})
+    for row in summary.rows:
+        values, mean = dict(zip(summary.columns, row.values, strict=True)), means.get(row.name, {})
         lines = [
             (
                 model,
                 *(percent(values.get(Column(model, language)), language is None) for language in ("en", "zh", None)),
                 *(percent(mean.get(Column(model, language))) for language in ("en", "zh")),
             )
-            for model in dict.fromkeys(column.model for column in found.columns)
+            for model in dict.fromkeys(column.model for column in summary.columns)
         ]
         mean_columns = [joined(" ", (METRIC_NAMES["mean_per_class"], language)) for language in ("en", "zh")]
         heads = [Message("model"), "en", "zh", "zh - en", *mean_columns]

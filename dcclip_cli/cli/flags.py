@@ -49,13 +49,13 @@ def at_a_time(number: int | None) -> int | None:
     return number
 
 
-def processes(asked: str) -> int | Literal["auto"]:
+def processes(value: str) -> int | Literal["auto"]:
     """The value of --processes. Raises BadParameter for anything but auto and a number of at least 1."""
-    if asked == "auto":
+    if value == "auto":
         return "auto"
-    if not asked.isdecimal() or int(asked) < 1:
-        raise BadParameter(Message("{} is neither auto nor a number from 1 on", asked))
-    return at_a_time(int(asked)) or 1
+    if not value.isdecimal() or int(value) < 1:
+        raise BadParameter(Message("{} is neither auto nor a number from 1 on", value))
+    return at_a_time(int(value)) or 1
 
 
 _TOGETHER = "Processes that train together, one per GPU; auto: one for each GPU."
@@ -110,7 +110,7 @@ def lines_of(file: Path | None, kind: Message, most_lines: int, most_bytes: int)
     return lines
 
 
-def text(value: str, what: str) -> str:
+def text(value: str, option: str) -> str:
     """A text from the command line. Raises DcclipError if it is not UTF-8.
 
     Python decodes arguments in the locale's encoding, and what does not fit as halves of characters.
@@ -119,7 +119,7 @@ def text(value: str, what: str) -> str:
         return os.fsencode(value).decode("utf-8")
     except UnicodeError:
         raise DcclipError(
-            "{} {!r} is not text in UTF-8", "set the terminal to UTF-8: LANG=C.UTF-8", what, value
+            "{} {!r} is not text in UTF-8", "set the terminal to UTF-8: LANG=C.UTF-8", option, value
         ) from None
 
 

@@ -246,14 +246,14 @@ def search(
         raise Exit(1)
 
 
-def _write_page(page: Path, text: str, found: SearchResult) -> None:
+def _write_page(page: Path, text: str, result: SearchResult) -> None:
     """Write the hits as one HTML file without scripts or external resources."""
     from dcclip_cli.html import jpeg_thumbnail, write_page
     from dcclip_cli.model.preprocess import decode
 
-    shown = [(hit, jpeg_thumbnail(decode(hit.image), 2 * _THUMBNAIL_PX)) for hit in found.hits]
-    notes = [Message("the model never learnt {}", ", ".join(found.unknown))] if found.unknown else []
-    notes += [] if found.fits else [Message("nothing fits {} well", text)]
+    shown = [(hit, jpeg_thumbnail(decode(hit.image), 2 * _THUMBNAIL_PX)) for hit in result.hits]
+    notes = [Message("the model never learnt {}", ", ".join(result.unknown))] if result.unknown else []
+    notes += [] if result.fits else [Message("nothing fits {} well", text)]
     values = {"text": text, "notes": notes, "lang": language_by_script(text), "hits": shown, "size": _THUMBNAIL_PX}
     write_page(page, "dcclip_cli.cli", "search.html.j2", **values)
 

@@ -185,7 +185,7 @@ def index(
     console.show(Message("{:,} pairs in {}{}", indexed.pairs, counted, alone))
 
 
-def _training(stage: Literal["distill", "align"], what: str) -> Callable[..., None]:
+def _training(stage: Literal["distill", "align"], summary: str) -> Callable[..., None]:
     def train(
         recipe: flags.RecipeFile,
         sets: flags.Sets = None,
@@ -210,7 +210,7 @@ def _training(stage: Literal["distill", "align"], what: str) -> Callable[..., No
         console.show_path(train_stage(loaded, out=out, device=device, progress=talk, **options).model)
 
     train.__name__ = stage
-    train.__doc__ = f"{what}\n\nWrites a model directory to runs/NAME/{stage}/model and prints its path."
+    train.__doc__ = f"{summary}\n\nWrites a model directory to runs/NAME/{stage}/model and prints its path."
     return train
 
 

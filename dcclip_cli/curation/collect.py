@@ -114,12 +114,12 @@ def collect(
             remove(lock_file)
 
 
-def _nothing_kept(read: int, dropped: Counter[str], file: Path | None = None) -> DcclipError:
+def _nothing_kept(pairs: int, dropped: Counter[str], file: Path | None = None) -> DcclipError:
     """The error for a recipe without a result: the reasons, what the most frequent one means, and what to change."""
-    if not read:
+    if not pairs:
         return DcclipError("the sources contain no pairs", "name files or folders of pairs under collect.sources")
     reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
-    message = Message("none of the {} pairs was kept: {}", read, reasons)
+    message = Message("none of the {} pairs was kept: {}", pairs, reasons)
     if not dropped:
         return DcclipError(message, Message("see {}", file))
     _, meaning, setting = explain(dropped.most_common(1)[0][0])

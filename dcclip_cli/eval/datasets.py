@@ -94,9 +94,9 @@ def check_dataset(
     return registry.name_in(known_set, language)
 
 
-def layout_of(known: KnownSet, data_root: Path) -> str | None:
+def layout_of(known_set: KnownSet, data_root: Path) -> str | None:
     """The layout of a data set under `data_root`, unread; None where it is missing. Raises DcclipError."""
-    location = _location(known, data_root, registry.languages_of(known)[0])
+    location = _location(known_set, data_root, registry.languages_of(known_set)[0])
     return next((layout.layout for layout in LOADERS if layout.find(location)), None)
 
 
@@ -110,26 +110,26 @@ def training_split(dataset: DataSet) -> Loaded:
     return loaded
 
 
-def _named(known: KnownSet, language: Language, data_root: Path | None, templates: Templates, partial: Part) -> DataSet:
-    location = _location(known, data_root, language)
-    name, loaded, classes, part = registry.name_in(known, language), _load(location), location.prompts, ""
+def _named(entry: KnownSet, language: Language, data_root: Path | None, templates: Templates, partial: Part) -> DataSet:
+    location = _location(entry, data_root, language)
+    name, loaded, classes, part = registry.name_in(entry, language), _load(location), location.prompts, ""
     truth, count = loaded.truth, len(loaded.images)
     if partial != "no" and isinstance(truth, np.ndarray):
-        present = len(np.unique(truth)) if truth.ndim == 1 else known.classes
-        if (count, present) != (known.size, known.classes):
-            size = f" of {known.size:,}" if known.size else ""
+        present = len(np.unique(truth)) if truth.ndim == 1 else entry.classes
+        if (count, present) != (entry.size, entry.classes):
+            size = f" of {entry.size:,}" if entry.size else ""
             request = "only these are asked for" if partial == "present" else "all are asked for"
-            part = f"{count:,}{size} images of {present:,} of {known.classes:,} classes, {request}"
-    counts = [] if part and count <= (known.size or count) else [(Message("images"), known.size, count)]
+            part = f"{count:,}{size} images of {present:,} of {entry.classes:,} classes, {request}"
+    counts = [] if part and count <= (entry.size or count) else [(Message("images"), entry.size, count)]
     if isinstance(truth, Captions):
-        counts.append((Message("captions"), known.texts, len(truth.texts)))
+        counts.append((Message("captions"), entry.texts, len(truth.texts)))
     for items, expected, actual in counts:
         if expected not in (None, actual):
-            remark = Message(" ({})", known.remark) if known.remark else ""
+            remark = Message(" ({})", entry.remark) if entry.remark else ""
             raise DcclipError(
                 "data set {}: the split {} has {:,} {}{}, {:,} were found",
                 "finish the download, or download the right split; to evaluate a part, add --partial all or present",
-                name, known.split, expected, items, remark, actual,
+                name, entry.split, expected, items, remark, actual,
             )  # fmt: skip
     if isinstance(truth, Captions):
         # Captions in the other language would be measured under this one's name.
@@ -150,17 +150,17 @@ def _named(known: KnownSet, language: Language, data_root: Path | None, template
             names = tuple(names[number] for number in numbers)
         texts = Classes(names, truth, chosen[templates], classes.alternates[language], plain)
     return DataSet(
-        name, loaded.images, {language: texts}, known.metric, known.split, ImageTransform(known.squash, known.border),
-        known.both_ways, location, part,
+        name, loaded.images, {language: texts}, entry.metric, entry.split, ImageTransform(entry.squash, entry.border),
+        entry.both_ways, location, part,
     )  # fmt: skip
 
 
-def _location(known: KnownSet, data_root: Path | None, language: Language) -> Location:
-    classes = prompts.read(registry.prompts_of(known)) if known.task != "retrieval" else None
-    name, base = known.name, known.name.removesuffix("_cn")
-    names = [name, known.label, *([f"wds_{known.hub}", known.hub] if known.hub else [])]
-    if known.task == "retrieval":
-        names.insert(0, registry.name_in(known, language))  # captions of one language alone
+def _location(known_set: KnownSet, data_root: Path | None, language: Language) -> Location:
+    classes = prompts.read(registry.prompts_of(known_set)) if known_set.task != "retrieval" else None
+    name, base = known_set.name, known_set.name.removesuffix("_cn")
+    names = [name, known_set.label, *([f"wds_{known_set.hub}", known_set.hub] if known_set.hub else [])]
+    if known_set.task == "retrieval":
+        names.insert(0, registry.name_in(known_set, language))  # captions of one language alone
     if base != name:
         names += [f"{base.capitalize()}-CN", f"{base.upper()}-CN"]
     if name == "muge_cn":
@@ -168,7 +168,7 @@ def _location(known: KnownSet, data_root: Path | None, language: Language) -> Lo
     folders = _folders(names, data_root)
     siblings = tuple(folder for folder in _folders([base], data_root) if folder not in folders)
     # Only captions depend on the language: classes have the same images in both.
-    return Location(known, folders, known.split, "en" if classes else language, classes, siblings)
+    return Location(known_set, folders, known_set.split, "en" if classes else language, classes, siblings)
 
 
 def _folders(names: Sequence[str], data_root: Path | None) -> tuple[Path, ...]:

@@ -46,16 +46,16 @@ class FeatureCache:
 
     def complete(
         self,
-        about: Mapping[str, Any],
+        identity: Mapping[str, Any],
         items: Iterable[bytes],
         compute: Callable[[np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]],
     ) -> tuple[np.ndarray, np.ndarray]:
         """(N,) which of the items have embeddings, and their embeddings, of which only the missing are computed.
 
-        Embeddings depend on their item and on what `about` contains. See `FeatureStore.complete` for `compute`. Another
-        process that asks for items of the same `about` waits meanwhile.
+        Embeddings depend on their item and on what `identity` contains. See `FeatureStore.complete` for `compute`.
+        Another process that asks for items of the same `identity` waits meanwhile.
         """
-        described = json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False, default=str)
+        described = json.dumps(identity, indent=1, sort_keys=True, ensure_ascii=False, default=str)
         name = hashlib.sha256(described.encode()).hexdigest()[:24]
         if name not in self._stores:
             folder = self._root and self._root / name

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -194,39 +195,35 @@ class _Evaluation:
         for note in dataset.notes:
             self.embedder.progress.say(note)
         for language, truth in dataset.truth.items():
+            begin = time.perf_counter()
             if isinstance(truth, Classes):
-                yield self._classify(dataset, language, truth, images)
+                metric, labels = dataset.metric, truth.labels[images.indices]
+                classes = class_vectors(self.embedder, truth)
+                scores = metrics.level(images.vectors @ classes.vectors.T, classes.alike)
+                score = metrics.score_classes(scores, labels, metric)
+                result = self._result(dataset, language, truth, ZERO_SHOT, score, images, begin)
+                alike = [[truth.names[number] for number in group] for group in classes.alike]
+                by_tie = metrics.tied_answers(scores) if labels.ndim == 1 else 0.0
+                result = replace(result, replaced=classes.replaced, indistinct=alike, lost=by_tie)
+                if plain := {name: text for name, text in truth.plain_names.items() if name in truth.names}:
+                    vectors, numbers = classes.vectors.copy(), [truth.names.index(name) for name in plain]
+                    vectors[numbers] = self.embedder.classes([*plain.values()], truth.templates)
+                    scores = metrics.level(images.vectors @ vectors.T, metrics.tied_groups(vectors))
+                    value = metrics.score_classes(scores, labels, metric).metrics[metric]
+                    names = joined(", ", (Message("{} for {}", text, name) for name, text in plain.items()))
+                    line = _where(result), 100 * value, names, 100 * result.value
+                    self.embedder.progress.say(Message("{}: {:.1f} % with {}, {:.1f} % without", *line))
+                    result = replace(result, plain_names=plain, plain_value=value)
+                yield result
                 continue
             # Retrieval among the readable images with captions; a text all of whose images are unreadable is left out.
-            begin, described = time.perf_counter(), [image for numbers in truth.about for image in numbers]
-            rows = np.flatnonzero(np.isin(images.indices, described))
+            rows = np.flatnonzero(np.isin(images.indices, list(chain(*truth.about))))
             shown = replace(images, indices=images.indices[rows], vectors=images.vectors[rows])
             row_of = {int(index): row for row, index in enumerate(shown.indices)}
             targets = [tuple(row_of[image] for image in numbers if image in row_of) for numbers in truth.about]
             texts = self.embedder.texts([text for text, rows in zip(truth.texts, targets, strict=True) if rows])
             score = metrics.score_retrieval(shown.vectors, texts, list(filter(None, targets)), dataset.both_ways)
             yield self._result(dataset, language, truth, "retrieval", score, shown, begin)
-
-    def _classify(self, dataset: DataSet, language: Language, truth: Classes, images: Embedded) -> EvalResult:
-        begin, metric, labels = time.perf_counter(), dataset.metric, truth.labels[images.indices]
-        classes = class_vectors(self.embedder, truth)
-        scores = metrics.level(images.vectors @ classes.vectors.T, classes.alike)
-        score = metrics.score_classes(scores, labels, metric)
-        result = self._result(dataset, language, truth, ZERO_SHOT, score, images, begin)
-        alike = [[truth.names[number] for number in group] for group in classes.alike]
-        by_tie = metrics.tied_answers(scores) if labels.ndim == 1 else 0.0
-        result = replace(result, replaced=classes.replaced, indistinct=alike, lost=by_tie)
-        plain = {name: plain_name for name, plain_name in truth.plain_names.items() if name in truth.names}
-        if not plain:
-            return result
-        vectors = classes.vectors.copy()
-        vectors[[truth.names.index(name) for name in plain]] = self.embedder.classes([*plain.values()], truth.templates)
-        scores = metrics.level(images.vectors @ vectors.T, metrics.tied_groups(vectors))
-        value = metrics.score_classes(scores, labels, metric).metrics[metric]
-        names = joined(", ", (Message("{} for {}", plain_name, name) for name, plain_name in plain.items()))
-        line = _where(result), 100 * value, names, 100 * result.value
-        self.embedder.progress.say(Message("{}: {:.1f} % with {}, {:.1f} % without", *line))
-        return replace(result, plain_names=plain, plain_value=value)
 
     def probes(self, dataset: DataSet) -> Iterator[EvalResult]:
         """A result for each number of training images per class."""

@@ -130,17 +130,17 @@ def _curve(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None) ->
     return precision, np.divide(true, true[-1], out=np.full(len(values), np.nan), where=true[-1] > 0)
 
 
-def best_ranks(queries: np.ndarray, items: np.ndarray, wanted: Sequence[Sequence[int]]) -> np.ndarray:
-    """(Q,) the rank, from 0, of the first `wanted` item among the items (I, D), for each query (Q, D).
+def best_ranks(queries: np.ndarray, items: np.ndarray, targets_by_query: Sequence[Sequence[int]]) -> np.ndarray:
+    """(Q,) the rank, from 0, of the first of each query's targets among the items (I, D), for each query (Q, D).
 
-    Ties go to the lower item. Every query must want at least one.
+    Ties go to the lower item. Every query must have at least one.
     """
     ranks_of_best = np.empty(len(queries), np.int64)
     for start in range(0, len(queries), _BLOCK):
         scores = queries[start : start + _BLOCK] @ items.T
         _check(scores)
         for row, line in enumerate(scores):
-            targets = np.asarray(wanted[start + row])
+            targets = np.asarray(targets_by_query[start + row])
             best = targets[np.lexsort((targets, -line[targets]))[0]]
             ranks_of_best[start + row] = (line > line[best]).sum() + (line[:best] == line[best]).sum()
     return ranks_of_best
@@ -174,16 +174,16 @@ def score_classes(scores: np.ndarray, labels: np.ndarray, metric: Metric) -> Sco
 
 
 def score_retrieval(
-    images: np.ndarray, texts: np.ndarray, about: Sequence[Sequence[int]], both_ways: bool = True
+    images: np.ndarray, texts: np.ndarray, targets_by_text: Sequence[Sequence[int]], both_ways: bool = True
 ) -> Score:
-    """Recall at 1, 5, 10 of images (N, D) by texts (M, D), where text j describes images `about[j]`, and the reverse.
+    """Recall at 1, 5, 10 of images (N, D) by texts (M, D), and the reverse; text j describes `targets_by_text[j]`.
 
     A query counts if any of its targets is among the first k. `mean_recall` is the mean of all recalls.
     """
-    details = {"image_ranks": best_ranks(texts, images, about)}
+    details = {"image_ranks": best_ranks(texts, images, targets_by_text)}
     if both_ways:
         texts_of: list[list[int]] = [[] for _ in range(len(images))]
-        for number, described in enumerate(about):
+        for number, described in enumerate(targets_by_text):
             for image in described:
                 texts_of[image].append(number)
         queries = [number for number, described in enumerate(texts_of) if described]

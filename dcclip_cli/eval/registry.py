@@ -93,8 +93,8 @@ IMAGENETS = (
 _BOTH: tuple[Language, ...] = ("en", "zh")
 
 
-def _captioned(name: str, size: int | None, languages: tuple[Language, ...], **more: Any) -> KnownSet:
-    return KnownSet(name, size, task="retrieval", metric="mean_recall", languages=languages, **more)
+def _captioned(name: str, size: int | None, languages: tuple[Language, ...], **options: Any) -> KnownSet:
+    return KnownSet(name, size, task="retrieval", metric="mean_recall", languages=languages, **options)
 
 
 RETRIEVAL = (
@@ -120,26 +120,21 @@ GROUPS = {"elevater": ELEVATER, "imagenet-family": IMAGENETS, "retrieval": RETRI
 ALL = ("all",)  # the group that has both languages
 
 
-def languages_of(known: KnownSet) -> list[Language]:
+def languages_of(known_set: KnownSet) -> list[Language]:
     """The languages of a data set's captions or class names."""
-    if known.task == "retrieval":
-        return list(known.languages)
-    return prompts.languages(prompts_of(known))
+    if known_set.task == "retrieval":
+        return list(known_set.languages)
+    return prompts.languages(prompts_of(known_set))
 
 
-def prompts_of(known: KnownSet) -> str:
+def prompts_of(known_set: KnownSet) -> str:
     """The file in prompts/ with the data set's class names, without its suffix."""
-    return known.prompts or known.name
+    return known_set.prompts or known_set.name
 
 
-def name_in(known: KnownSet, language: Language) -> str:
+def name_in(known_set: KnownSet, language: Language) -> str:
     """The data set's name in a language, as `--dataset` takes it."""
-    return known.label if known.label.endswith("-cn") else known.label + SUFFIX[language]
-
-
-def known_names() -> list[str]:
-    """Every data set name that `--dataset` takes, in both languages, without groups."""
-    return list(_by_name())
+    return known_set.label if known_set.label.endswith("-cn") else known_set.label + SUFFIX[language]
 
 
 def group_names() -> list[str]:
@@ -151,7 +146,7 @@ def expand(name: str) -> list[str]:
     """The names of a group's data sets; any other name alone."""
     group = name.lower().replace("_", "-")
     if group in ALL:
-        return known_names()
+        return list(by_name())
     base = group.removesuffix("-cn")
     language: Language = "en" if base == group else "zh"
     if base not in GROUPS or base in ALL:
@@ -161,10 +156,11 @@ def expand(name: str) -> list[str]:
 
 def find(name: str) -> tuple[KnownSet, Language] | None:
     """The data set and language of a name, typed with hyphens or underscores; None for an unknown name."""
-    return _by_name().get(name.lower().replace("_", "-"))
+    return by_name().get(name.lower().replace("_", "-"))
 
 
-def _by_name() -> dict[str, tuple[KnownSet, Language]]:
+def by_name() -> dict[str, tuple[KnownSet, Language]]:
+    """The data sets with their language, by each name that `--dataset` takes; no groups."""
     return {name_in(entry, language): (entry, language) for entry in SETS.values() for language in languages_of(entry)}
 
 
@@ -183,7 +179,7 @@ def classes_of(dataset: str) -> prompts.Prompts | None:
 
 def unknown(name: str) -> DcclipError:
     """The error for a name that is neither a data set nor a path, with the nearest name."""
-    valid_names = [*known_names(), *group_names()]
+    valid_names = [*by_name(), *group_names()]
     near = difflib.get_close_matches(name.lower().replace("_", "-"), valid_names, n=1)
     hint = Message("did you mean {}?", near[0]) if near else Message("see: dcclip datasets")
     return DcclipError("data set {} is neither a known name nor a path", hint, name)

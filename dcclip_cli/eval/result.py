@@ -225,9 +225,9 @@ def load_several(paths: Sequence[Path]) -> list[EvalResult]:
     ]
 
 
-def unlike(one: EvalResult, other: EvalResult) -> tuple[str, ...]:
+def unlike(first: EvalResult, second: EvalResult) -> tuple[str, ...]:
     """What was measured differently, so that two results do not compare."""
-    return tuple(label for name, label in _COMPARED.items() if getattr(one, name) != getattr(other, name))
+    return tuple(label for name, label in _COMPARED.items() if getattr(first, name) != getattr(second, name))
 
 
 @dataclass(frozen=True)

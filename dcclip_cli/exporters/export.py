@@ -140,8 +140,7 @@ def export(
     if _is_made(out, made_from, fresh):
         return ExportResult(out, options.format, None, _size_bytes(out), 0.0, already_finished=True)
     target.check(options.precision, options.preprocess, options.dims)
-    is_bundle = model.kind == "bundle"
-    calibration = _calibration(options, data, needed=options.precision == "int8" and not is_bundle)
+    calibration = _calibration(options, data, needed=options.precision == "int8" and model.kind != "bundle")
     begin = time.perf_counter()
     target.prepare(progress)
     samples = samples_from(recipe_samples(data, "validation", "train") or calibration)
@@ -154,10 +153,9 @@ def export(
     source = load_source(model)
     _check_takes(target, source, options)
     source.dims = options.dims
-    graphs_at = out.with_name(f"{out.name}.graphs")
-    with atomic_folder(out) as folder, partial(graphs_at, folder=True) as temporary:
+    with atomic_folder(out) as folder, partial(out.with_name(f"{out.name}.graphs"), folder=True) as temporary:
         graphs: BundleGraphs | OnnxGraphs
-        if is_bundle:
+        if model.kind == "bundle":
             graphs = BundleGraphs(source, temporary, options.preprocess)
         else:
             images, precision = options.calibration_images, "fp32" if target.rounds else options.precision

@@ -29,7 +29,7 @@ class OnnxGraph:
 
         graph = cls(onnx.load(file, load_external_data=False), file.parent)
         for weight in graph.proto.graph.initializer:
-            if (_bytes_of(weight) >= _LARGE) != _is_outside(weight):
+            if (_bytes_of(weight) >= _LARGE) != (weight.data_location == weight.EXTERNAL):
                 weight.CopyFrom(graph.stored(weight.name, graph._values(weight)))
         return graph
 
@@ -45,7 +45,7 @@ class OnnxGraph:
     def _values(self, weight: Any) -> np.ndarray:
         from onnx import helper, numpy_helper
 
-        if not _is_outside(weight):
+        if weight.data_location != weight.EXTERNAL:
             return np.asarray(numpy_helper.to_array(weight))
         place = {entry.key: entry.value for entry in weight.external_data}
         dtype = helper.tensor_dtype_to_np_dtype(weight.data_type)
@@ -87,7 +87,7 @@ class OnnxGraph:
         proto, data = deepcopy(self.proto), out.with_name(f"{out.name}.data")
         for file in (out, data):
             file.unlink(missing_ok=True)  # the earlier ones may have other links
-        outside = [weight for weight in proto.graph.initializer if _is_outside(weight)]
+        outside = [weight for weight in proto.graph.initializer if weight.data_location == weight.EXTERNAL]
         if self.size_bytes <= LARGEST_FILE:
             for weight in outside:
                 weight.raw_data = self._values(weight).tobytes()
@@ -107,10 +107,6 @@ def _bytes_of(weight: Any) -> int:
     from onnx import helper
 
     return math.prod(weight.dims) * int(helper.tensor_dtype_to_np_dtype(weight.data_type).itemsize)
-
-
-def _is_outside(weight: Any) -> bool:
-    return bool(weight.data_location == weight.EXTERNAL)
 
 
 def _place(weight: Any, location: str, offset: int) -> None:

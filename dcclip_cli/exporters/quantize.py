@@ -114,7 +114,7 @@ class Int8Tower:
     @cached_property
     def _weight_effects(self) -> dict[str, float]:
         activations, names = rounding.rounded_activations(self._rounded), [node.name for node in self._nodes]
-        return self._effects(names, lambda kept: self._keeping(activations, kept), lambda: self._graph)
+        return self._effects(names, lambda nodes: self._keeping(activations, nodes), lambda: self._graph)
 
     def _effects(
         self, names: Sequence[str], keeping: Callable[[set[str]], OnnxGraph], exact: Callable[[], OnnxGraph]

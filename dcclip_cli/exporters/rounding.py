@@ -108,7 +108,14 @@ def with_rounded_tables(graph: OnnxGraph) -> OnnxGraph:
             nodes.append(node)
             continue
         (table, ids), [output] = node.input, node.output
-        codes, scale = _by_row(graph.weights[table])
+        weight = graph.weights[table]
+        codes, scale = np.empty(weight.shape, np.int8), np.empty((len(weight), 1), np.float32)
+        for start in range(0, len(weight), _ROWS):
+            part = np.asarray(weight[start : start + _ROWS])
+            largest = np.abs(part).max(axis=1, keepdims=True)
+            part_scale = np.where(largest > 0, largest / _INT8, 1).astype(np.float32)
+            scale[start : start + _ROWS] = part_scale
+            codes[start : start + _ROWS] = np.clip(np.round(part / part_scale), -_INT8, _INT8)
         rows = np.ascontiguousarray(np.concatenate([codes, scale.view(np.int8)], axis=1))
         _, first_rows, row = np.unique(rows.view(f"V{rows.shape[1]}").ravel(), return_index=True, return_inverse=True)
         if 2 * len(first_rows) <= len(row):  # words of one meaning have one row
@@ -130,25 +137,13 @@ def with_rounded_tables(graph: OnnxGraph) -> OnnxGraph:
     return _without_unused(copy)
 
 
-def _by_row(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Int8 codes (V, W) of a table and the scale (V, 1) of each row, computed a few rows at a time."""
-    codes, scales = np.empty(table.shape, np.int8), np.empty((len(table), 1), np.float32)
-    for start in range(0, len(table), _ROWS):
-        rows = np.asarray(table[start : start + _ROWS])
-        largest = np.abs(rows).max(axis=1, keepdims=True)
-        scale = np.where(largest > 0, largest / _INT8, 1).astype(np.float32)
-        scales[start : start + _ROWS] = scale
-        codes[start : start + _ROWS] = np.clip(np.round(rows / scale), -_INT8, _INT8)
-    return codes, scales
-
-
 def safe_scales(values: np.ndarray, axis: int) -> np.ndarray:
     """(C,) The scale of each channel with which no two of its int8 codes add up to more than 128 or less than -128.
 
     The AVX2 instruction for uint8 times int8 (vpmaddubsw) adds two products in 16 bits: 255 * 128 fits, 255 * 129 does
     not. This is finer than 7 bits, which limit each code to 64.
     """
-    rows = _by_channel(values, axis)
+    rows = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)  # (C, K)
     scale = np.maximum(np.abs(rows).max(axis=1) / _INT8, _pairs(rows) / _PAIR)
     scale = np.where(scale > 0, scale, 1).astype(np.float32)
     while (over := _pairs(np.round(rows / scale[:, np.newaxis])) > _PAIR).any():
@@ -184,23 +179,15 @@ def with_weights(
     for the graph, whose nodes share no bias. From Nagel et al. 2019, "Data-Free Quantization Through Weight
     Equalization and Bias Correction", section 4.2.
     """
+    from onnx import helper
+
     copy, before, changed = graph.copy(), graph.weights, set()
     protos = {weight.name: weight for weight in copy.proto.graph.initializer}
     for name, values in weights:
         protos[name].CopyFrom(copy.stored(name, values, folder))
         changed.add(name)
-    for bias, shift in _mean_shifts(graph, copy, changed, batches, folder).items():
-        protos[bias].CopyFrom(copy.stored(bias, (before[bias] - shift).astype(np.float32), folder))
-    return copy
-
-
-def _mean_shifts(
-    graph: OnnxGraph, other: OnnxGraph, changed: Collection[str], batches: Sequence[np.ndarray], folder: Path
-) -> dict[str, np.ndarray]:
-    """Name of each bias (C,) -> mean change of its node's outputs (B, C, ...) with the changed weights of `other`."""
-    from onnx import helper
-
-    probe, before, after, biases = graph.copy(), graph.weights, other.weights, []
+    # The means over (B, C, ...) of what the change of a weight adds to the outputs of its node, for each bias (C,).
+    probe, after, biases = graph.copy(), copy.weights, []
     for node in graph.proto.graph.node:
         if len(node.input) < 3 or node.op_type not in ("Conv", "Gemm") or node.input[1] not in changed:
             continue
@@ -215,13 +202,12 @@ def _mean_shifts(
         probe.add(moved.input[1], after[name] - before[name], folder)
         probe.add(f"{bias}_axes", np.asarray(mean_axes, np.int64))
         biases.append(bias)
-    if not biases:
-        return {}
-    means = zip(*_outputs(probe, [f"{bias}_mean" for bias in biases], batches), strict=True)
-    sizes = [len(batch) for batch in batches]
-    return {
-        bias: np.average(batch_means, axis=0, weights=sizes) for bias, batch_means in zip(biases, means, strict=True)
-    }
+    if biases:
+        outputs = _outputs(probe, [f"{bias}_mean" for bias in biases], batches)
+        for bias, means in zip(biases, zip(*outputs, strict=True), strict=True):
+            shift = np.average(means, axis=0, weights=[len(batch) for batch in batches])
+            protos[bias].CopyFrom(copy.stored(bias, (before[bias] - shift).astype(np.float32), folder))
+    return copy
 
 
 def largest_pair_sum(graph: OnnxGraph) -> int:
@@ -237,14 +223,10 @@ def largest_pair_sum(graph: OnnxGraph) -> int:
         activation, weight = (dequantizers[name] for name in node.input[:2])
         codes, zero = weights.get(weight.input[0]), weights.get((*activation.input, "", "")[2])
         if codes is not None and codes.dtype == np.int8 and not (zero is not None and zero.dtype == np.int8):
-            pairs = _pairs(_by_channel(codes.astype(np.int16), output_axis(node, codes.ndim)))
-            largest = max(largest, 255 * int(pairs.max(initial=0)))
+            axis = output_axis(node, codes.ndim)
+            rows = np.moveaxis(codes.astype(np.int16), axis, 0).reshape(codes.shape[axis], -1)
+            largest = max(largest, 255 * int(_pairs(rows).max(initial=0)))
     return largest
-
-
-def _by_channel(values: np.ndarray, axis: int) -> np.ndarray:
-    """(C, K) all weights at each index of an axis."""
-    return np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
 
 
 def _pairs(rows: np.ndarray) -> np.ndarray:

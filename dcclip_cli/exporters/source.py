@@ -99,7 +99,19 @@ def load_source(reference: ModelSource) -> Source:
             padding = int(inner.pad_token_id or 0)
         length = int(from_open_clip.context_length)
         source = Source(encoder, tokenizer, length, padding, _is_fixed(towers), preprocessing)
-    _check_tokens(source)
+    expected = source.towers.tokenize(list(TEXTS)).ids.numpy()
+    token_ids = np.asarray([encoding.ids for encoding in prepare(source).encode_batch(list(TEXTS))])
+    width = min(token_ids.shape[1], expected.shape[1])  # open_clip pads to the full length, which changes nothing
+    for text, ids, expected_ids in zip(TEXTS, token_ids, expected, strict=True):
+        if list(ids[:width]) != list(expected_ids[:width]) or set(expected_ids[width:]) - {source.padding_id}:
+            library = type(source.towers.model).__module__.split(".")[0]
+            raise DcclipError(
+                "{}: its tokenizer is not available without {}: '{}' would be tokenized differently",
+                "export another model, or report this one",
+                source.towers.name,
+                library,
+                text[:30],
+            )
     return source
 
 
@@ -152,23 +164,6 @@ def _with_cleaning(tokenizer: Tokenizer, clean: Callable[[str], str]) -> Tokeniz
         steps.append(tokenizer.normalizer)
     tokenizer.normalizer = normalizers.Sequence(steps)
     return tokenizer
-
-
-def _check_tokens(source: Source) -> None:
-    """Raises DcclipError if the tokenizer gives other ids than the model's own."""
-    expected = source.towers.tokenize(list(TEXTS)).ids.numpy()
-    token_ids = np.asarray([encoding.ids for encoding in prepare(source).encode_batch(list(TEXTS))])
-    width = min(token_ids.shape[1], expected.shape[1])  # open_clip pads to the full length, which changes nothing
-    for text, ids, expected_ids in zip(TEXTS, token_ids, expected, strict=True):
-        if list(ids[:width]) != list(expected_ids[:width]) or set(expected_ids[width:]) - {source.padding_id}:
-            library = type(source.towers.model).__module__.split(".")[0]
-            raise DcclipError(
-                "{}: its tokenizer is not available without {}: '{}' would be tokenized differently",
-                "export another model, or report this one",
-                source.towers.name,
-                library,
-                text[:30],
-            )
 
 
 def prepare(source: Source) -> Tokenizer:

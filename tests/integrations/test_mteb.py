@@ -139,7 +139,7 @@ def test_the_facts_in_model_meta_are_those_of_the_directory_and_make_a_valid_mod
 def test_all_26_tasks_have_complete_metadata_and_a_name_that_is_a_data_set_of_dcclip() -> None:
     assert len(dcclip_mteb.TASKS) == 26
     assert all(task.metadata.is_filled() for task in dcclip_mteb.TASKS.values())
-    assert {task.dataset_name for task in dcclip_mteb.TASKS.values()} <= set(registry.known_names())
+    assert {task.dataset_name for task in dcclip_mteb.TASKS.values()} <= set(registry.by_name())
     elevater = {next(iter(tasks_of(name, "zh"))) for name in registry.expand("elevater-cn")}
     assert len(elevater) == 20 and elevater <= dcclip_mteb.TASKS.keys()
     with pytest.raises(DcclipError, match="there is no task CIFAR10ZeroShot-xx"):

@@ -133,9 +133,9 @@ def histogram(
     places = np.linspace(0, _WIDTH, len(edges))
     if scale.unit in ("pixels", "bytes"):  # labels at powers of two, else at round numbers
         first, last = np.log2([edges[0], edges[-1]])
-        labelled = np.asarray(2 ** ticks(first, last, _TICKS, whole=True))
+        labelled = np.asarray(2 ** ticks(first, last, _TICKS, is_integer=True))
     else:
-        labelled = ticks(edges[0], edges[-1], _TICKS, whole=scale.is_integer)
+        labelled = ticks(edges[0], edges[-1], _TICKS, is_integer=scale.is_integer)
     # A bar of whole numbers is centred on its value, so the line is between the last kept value and the next.
     lines = [(sign, value, value + scale.is_integer * (0.5 if sign == "≤" else -0.5)) for sign, value in limits]
     labels = ", ".join(f"{sign} {readable(value, scale.unit)}" for sign, value in limits)
@@ -152,7 +152,7 @@ def histogram(
             if high
         ],
         "width": places[1],
-        "counts": {int(count): _HEIGHT * (1 - count / highest) for count in ticks(0, highest, 3, whole=True)},
+        "counts": {int(count): _HEIGHT * (1 - count / highest) for count in ticks(0, highest, 3, is_integer=True)},
         "values": {readable(value, scale.unit): np.interp(value, edges, places) for value in labelled},
         "limits": [
             {"sign": sign, "text": f"{sign} {readable(value, scale.unit)}", "left": np.interp(line, edges, places)}

@@ -127,8 +127,8 @@ class Agreement(_DualEncoderScorer):
             if keep and best:
                 limits.append((best[0], f"the best {100 * keep:.3g} % begin at {best[0]:.3f}"))
             for least, label in limits:
-                values = {"name": self.stored, "language": language, "least": least, "label": label}
-                connection.execute(_DROP_BELOW, values | {"reason": f"{self.stored}-low"})
+                parameters = {"name": self.stored, "reason": f"{self.stored}-low", "language": language}
+                connection.execute(_DROP_BELOW, parameters | {"least": least, "label": label})
 
 
 # A caption that was merged into another pair keeps the score with its own image.

@@ -203,8 +203,8 @@ def _key_and_role(name: str) -> tuple[str, str | None]:
     return (stem, _IMAGE) if f"{dot}{suffix}".lower() in reading.ALL_IMAGE_SUFFIXES else (name, None)
 
 
-def _bytes(stream: Any, member: Member, what: str) -> bytes:
-    limit = reading.MAX_IMAGE_BYTES if what == _IMAGE else reading.MAX_TEXT_BYTES
+def _bytes(stream: Any, member: Member, role: str) -> bytes:
+    limit = reading.MAX_IMAGE_BYTES if role == _IMAGE else reading.MAX_TEXT_BYTES
     if member.size > limit:
-        raise Fault(f"{what}-bytes", f"{member.name[-200:]} has more than {limit:,} bytes")
+        raise Fault(f"{role}-bytes", f"{member.name[-200:]} has more than {limit:,} bytes")
     return os.pread(stream.fileno(), member.size, member.offset)

@@ -1,4 +1,4 @@
-"""Sources whose pairs are rows: TSV, CSV, JSON reading.lines and Parquet files, and Hugging Face `datasets`."""
+"""Sources whose pairs are rows: TSV, CSV, JSON lines and Parquet files, and Hugging Face `datasets`."""
 
 from __future__ import annotations
 

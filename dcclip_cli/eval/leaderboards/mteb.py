@@ -131,9 +131,9 @@ def _unfit(result: EvalResult) -> str:
     return "has classes with the same embedding, whose order decides in its task" if result.lost else ""
 
 
-def _no_task(what: str) -> DcclipError:
+def _no_task(reason: str) -> DcclipError:
     names = ", ".join(registry.name_in(registry.SETS[name], "zh") for name in (*ZERO_SHOT, *RETRIEVAL))
-    return DcclipError("--format mteb: {}", "those that have one, in Chinese: {}", what, names)
+    return DcclipError("--format mteb: {}", "those that have one, in Chinese: {}", reason, names)
 
 
 # ---- the facts about a model that mteb's ModelMeta asks for, from the model's own files

@@ -114,7 +114,15 @@ class WebDatasetTars(Loader):
             return Loaded(images, Captions.of_images(map(lines_of, truths)))
         classes = len(self.location.classes.folders)
         if dataset.task == "multi-label":
-            rows = [_truth_values(key, truth, classes) for key, truth in zip(keys, truths, strict=True)]
+            rows = []
+            for key, content in zip(keys, truths, strict=True):
+                try:
+                    vector = np.load(io.BytesIO(content), allow_pickle=False)
+                except (ValueError, EOFError, OSError) as error:
+                    raise DcclipError("{}.npy cannot be read: {}", DOWNLOAD_AGAIN, key, error) from None
+                if vector.shape != (classes,):
+                    raise DcclipError("{}.npy has the shape {}, not ({},)", DOWNLOAD_AGAIN, key, vector.shape, classes)
+                rows.append(vector > 0)
             return Loaded(images, np.stack(rows))
         texts = [truth.decode("ascii", "replace").strip() for truth in truths]
         for key, text in zip(keys, texts, strict=True):
@@ -138,16 +146,6 @@ def _bytes(shard: Path, member: Member) -> bytes:
     with shard.open("rb") as stream:
         stream.seek(member.offset)
         return stream.read(member.size)
-
-
-def _truth_values(key: str, content: bytes, count: int) -> np.ndarray:
-    try:
-        vector = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise DcclipError("{}.npy cannot be read: {}", DOWNLOAD_AGAIN, key, error) from None
-    if vector.shape != (count,):
-        raise DcclipError("{}.npy has the shape {}, not ({},)", DOWNLOAD_AGAIN, key, vector.shape, count)
-    return vector > 0
 
 
 class HubDataset(Loader):

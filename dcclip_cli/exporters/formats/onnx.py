@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -67,8 +67,26 @@ class TransformersJs(Format):
             _prepend(image, onnx.parser.parse_graph(_DECODED))
             steps = [name for name in processor if name.startswith("do_") and name != "do_convert_rgb"]
             processor |= dict.fromkeys(steps, False)
+        scale, bias = source.encoder.logit_scale, source.encoder.logit_bias
+        if source.fixed and bias is None:
+            bias = -scale  # transformers.js takes a sigmoid: 0.5 for equal embeddings
+        # Both towers in one graph, which gives their embeddings and the logits.
+        kept_names = {"rename_inputs": False, "rename_outputs": False}
+        towers = [
+            onnx.compose.add_prefix(tower, f"{name}/", **kept_names)
+            for name, tower in (("image", image), ("text", text))
+        ]
+        named = towers[1].graph  # its sizes have the names of the images' ones
+        for value in (*named.input, *named.output, *named.value_info):
+            for size in value.type.tensor_type.shape.dim:
+                if size.dim_param:
+                    size.dim_param = f"text/{size.dim_param}"
+        both = onnx.compose.merge_models(*towers, io_map=[])
+        last = onnx.parser.parse_graph(_COMPARISON % (scale, bias or 0))
+        both.graph.node.extend(last.node)
+        both.graph.output.extend(last.output)
         (folder / self.files[0]).parent.mkdir()
-        for file, graph in zip(self.files, (image, text, _compared(image, text, source)), strict=True):
+        for file, graph in zip(self.files, (image, text, both), strict=True):
             onnx.save(graph, folder / file)
         # A SigLIP's texts are padded to the full length. All files have names without a precision, which is "fp32".
         kind = {"model_type": "siglip" if source.fixed else "clip", "transformers.js_config": {"dtype": "fp32"}}
@@ -191,28 +209,6 @@ comparison (float[images, width] image_embeds, float[texts, width] text_embeds)
 """
 
 
-def _compared(image: Any, text: Any, source: Source) -> Any:
-    """A graph of both towers that gives their embeddings and the logits, without or with the bias of a sigmoid."""
-    from onnx import compose, parser
-
-    scale, bias = source.encoder.logit_scale, source.encoder.logit_bias
-    if source.fixed and bias is None:
-        bias = -scale  # transformers.js takes a sigmoid: 0.5 for equal embeddings
-    kept_names = {"rename_inputs": False, "rename_outputs": False}
-    towers = [
-        compose.add_prefix(graph, f"{tower}/", **kept_names) for tower, graph in (("image", image), ("text", text))
-    ]
-    named = towers[1].graph  # its sizes have the names of the images' ones
-    for value in (*named.input, *named.output, *named.value_info):
-        for size in value.type.tensor_type.shape.dim:
-            if size.dim_param:
-                size.dim_param = f"text/{size.dim_param}"
-    both, last = compose.merge_models(*towers, io_map=[]), parser.parse_graph(_COMPARISON % (scale, bias or 0))
-    both.graph.node.extend(last.node)
-    both.graph.output.extend(last.output)
-    return both
-
-
 # ---- preprocessing as the first nodes of an image graph, which then takes a decoded image of any size
 
 # Pillow's filters: as wide as what becomes one pixel, with weights that add up to 1 at the edges, too.
@@ -305,22 +301,17 @@ def preprocessing_graph(preprocessing: Preprocessing) -> Any:
         raise DcclipError(reason, "export with preprocess: outside")
 
     begin = "Add(half, more)" if preprocessing.crop == "round" else "Identity(half)"
-    graph = parser.parse_graph(
-        _GRAPH
-        % {
-            "side": preprocessing.size,
-            "place": _SQUASHED if preprocessing.resize_mode == "squash" else _CROPPED % begin,
-            "resize": _RESIZE[preprocessing.interpolation],
-            "mean": _numbers(preprocessing.mean),
-            "std": _numbers(preprocessing.std),
-        }
-    )
+    mean, std = (", ".join(f"{value:.9g}" for value in values) for values in (preprocessing.mean, preprocessing.std))
+    fields = {
+        "side": preprocessing.size,
+        "place": _SQUASHED if preprocessing.resize_mode == "squash" else _CROPPED % begin,
+        "resize": _RESIZE[preprocessing.interpolation],
+        "mean": mean,
+        "std": std,
+    }
+    graph = parser.parse_graph(_GRAPH % fields)
     for node in graph.node:
         for names in (node.input, node.output):
             names[:] = [name if name in ("", RGB, PIXELS) else f"preprocess/{name}" for name in names]
         node.name = node.output[0]
     return graph
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:.9g}" for value in values)

@@ -79,15 +79,30 @@ class Transformers(Format):
     mlps: ClassVar[bool] = False  # supports a projection of images with a hidden layer
 
     def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
-        from transformers import CLIPImageProcessor
+        from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
 
         from dcclip_cli.model.families.base import TransformersTowers
 
         if isinstance(source.towers, TransformersTowers):
             model, tokenizer, processor = source.towers.model, source.towers.tokenizer, source.towers.image_processor
         else:
+            # The student's tokenizer, with its end token the last of the pieces. A CLIPTextModel whose end token has
+            # the id 2, as students' do, pools at the largest id instead: transformers' rule for old checkpoints.
+            state = json.loads(copy_tokenizer(source.tokenizer).to_str())
+            if (kind := state["model"]["type"]) != "Unigram":
+                raise DcclipError("a {} tokenizer cannot be exported to transformers yet", _OTHER, kind)
+            vocab = state["model"]["vocab"]
+            end, last = next(index for index, (token, _) in enumerate(vocab) if token == "</s>"), len(vocab) - 1
+            vocab[end], vocab[last] = vocab[last], vocab[end]
+            tokenizer = PreTrainedTokenizerFast(
+                tokenizer_object=renumbered(state, {end: last, last: end}),
+                model_max_length=source.context_length,
+                bos_token="<s>",
+                pad_token="<pad>",
+                eos_token="</s>",
+                unk_token="<unk>",
+            )
             processor = CLIPImageProcessor(**clip_image_processor(source.preprocessing))
-            tokenizer = _tokenizer(source)
             model = _model(source, self.mlps, tokenizer.eos_token_id)
         if precision == "fp16":
             model = model.half()
@@ -117,6 +132,7 @@ class SentenceTransformers(Transformers):
     mlps = True
 
     def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
+        import torch
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.modules import Normalize, Transformer
 
@@ -125,7 +141,20 @@ class SentenceTransformers(Transformers):
             file = folder / "tokenizer_config.json"
             write_json(file, {**read_json(file, ""), "model_input_names": ["input_ids"]})
         padding: Any = {"text": {"padding": "max_length"}} if source.fixed else None
-        modules = [Transformer(str(folder), processing_kwargs=padding), *_after_hidden(source), Normalize()]
+        modules: list[Any] = [Transformer(str(folder), processing_kwargs=padding)]
+        if _HIDDEN in (weights := source.towers.model.state_dict()):
+            from sentence_transformers.base.modules import Dense, Router
+
+            names = (f"visual.head.mlp.{name}" for name in ("fc1.bias", "fc2.weight", "fc2.bias"))
+            bias, second, last_bias = (weights[name] for name in names)
+            width, hidden = second.shape
+            images = [  # the second layer; of texts, their own numbers of the hidden layer
+                Dense(hidden, hidden, True, torch.nn.GELU(), torch.eye(hidden), bias),
+                Dense(hidden, width, True, None, second, last_bias),
+            ]
+            texts = [Dense(hidden, width, False, None, torch.eye(width, hidden))]
+            modules.append(Router({"image": images, "text": texts}))
+        modules.append(Normalize())
         model = SentenceTransformer(modules=modules, similarity_fn_name="cosine", device="cpu")
         model.save(str(folder), create_model_card=False)
 
@@ -165,25 +194,6 @@ class _SentenceEncoder(ExportedEncoder):
         return output["sentence_embedding"].numpy()
 
 
-def _after_hidden(source: Source) -> list[Any]:
-    """Of a student with an MLP: its second layer for images, and for texts their own numbers of the hidden layer."""
-    import torch
-
-    weights = source.towers.model.state_dict()
-    if _HIDDEN not in weights:
-        return []
-    from sentence_transformers.base.modules import Dense, Router
-
-    bias, second, last_bias = (weights[f"visual.head.mlp.{name}"] for name in ("fc1.bias", "fc2.weight", "fc2.bias"))
-    width, hidden = second.shape
-    images = [
-        Dense(hidden, hidden, True, torch.nn.GELU(), torch.eye(hidden), bias),
-        Dense(hidden, width, True, None, second, last_bias),
-    ]
-    texts = [Dense(hidden, width, False, None, torch.eye(width, hidden))]
-    return [Router({"image": images, "text": texts})]
-
-
 def _model(source: Source, mlps: bool, end: int) -> Any:
     from transformers import CLIPTextConfig, TimmWrapperConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
@@ -207,10 +217,15 @@ def _model(source: Source, mlps: bool, end: int) -> Any:
         eos_token_id=end,
         projection_dim=width,
     )
-    side = source.preprocessing.size
+    side, trunk, pooling = source.preprocessing.size, source.towers.model.visual.trunk, dict[str, Any]()
+    pool = getattr(trunk, "global_pool", None)
+    if isinstance(pool, str) and pool != blank_network(image["timm_model_name"]).global_pool:
+        # open_clip changed it afterwards. The norm is then before the pooling, as without these arguments.
+        norms = {"fc_norm", "use_fc_norm"} & inspect.signature(type(trunk)).parameters.keys()
+        pooling = {"global_pool": pool, **dict.fromkeys(norms, False)}
     image_config = TimmWrapperConfig(
         architecture=image["timm_model_name"],
-        model_args=_pooling(source.towers.model.visual.trunk, image["timm_model_name"]),
+        model_args=pooling,
         pretrained_cfg={"input_size": [3, side, side]},
         num_labels=0,
         hidden_size=features,  # pooled
@@ -219,18 +234,6 @@ def _model(source: Source, mlps: bool, end: int) -> Any:
     model = VisionTextDualEncoderModel(both).eval()
     model.load_state_dict(_renamed(weights, projection, [int(text["eos_id"]), end]))
     return model
-
-
-def _pooling(trunk: Any, name: str) -> dict[str, Any]:
-    """The arguments with which timm builds a network that pools as this one does: open_clip changes it afterwards.
-
-    Its norm is then before the pooling, as without these arguments.
-    """
-    pool = getattr(trunk, "global_pool", None)
-    if not isinstance(pool, str) or pool == blank_network(name).global_pool:
-        return {}
-    norms = {"fc_norm", "use_fc_norm"} & inspect.signature(type(trunk)).parameters.keys()
-    return {"global_pool": pool, **dict.fromkeys(norms, False)}
 
 
 def _projection(source: Source, weights: dict[str, Tensor]) -> str:
@@ -286,27 +289,3 @@ def _renamed(weights: dict[str, Tensor], projection: str, ends: list[int]) -> di
             else:
                 renamed_weights[f"{layer}.{layer_parts[part]}.{kind}"] = value
     return renamed_weights
-
-
-def _tokenizer(source: Source) -> Any:
-    """The student's tokenizer with its end token the last of the pieces.
-
-    A CLIPTextModel whose end token has the id 2, as students' do, pools at the largest id instead: transformers' rule
-    for old checkpoints.
-    """
-    from transformers import PreTrainedTokenizerFast
-
-    state = json.loads(copy_tokenizer(source.tokenizer).to_str())
-    if state["model"]["type"] != "Unigram":
-        raise DcclipError("a {} tokenizer cannot be exported to transformers yet", _OTHER, state["model"]["type"])
-    vocab = state["model"]["vocab"]
-    end, last = next(index for index, (token, _) in enumerate(vocab) if token == "</s>"), len(vocab) - 1
-    vocab[end], vocab[last] = vocab[last], vocab[end]
-    return PreTrainedTokenizerFast(
-        tokenizer_object=renumbered(state, {end: last, last: end}),
-        model_max_length=source.context_length,
-        bos_token="<s>",
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-    )
