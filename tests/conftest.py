@@ -344,12 +344,9 @@ def model_folder(pairs_file: Path, build_once: Build) -> Path:
     return build_once("runs", train) / "tiny/align/model"
 
 
-WRITE_ONNX = "dcclip_cli.exporters.graphs.write_onnx"
-
-
-@pytest.fixture(scope="session")
-def write_onnx_once(build_once: Build) -> Callable[[Any, Path], None]:
-    """`write_onnx` that writes the graphs of a model that it has seen as it wrote them then: tracing takes 10 s."""
+@pytest.fixture(autouse=True, scope="session")
+def _traced_once(build_once: Build) -> Iterator[None]:
+    """Exports of a model copy the graphs that the first of them traced, which takes 10 s."""
     from dcclip_cli.exporters import graphs
 
     write_onnx = graphs.write_onnx
@@ -358,22 +355,16 @@ def write_onnx_once(build_once: Build) -> Callable[[Any, Path], None]:
         name = f"graphs-{source.encoder.fingerprint}-{source.dims}"
         shutil.copytree(build_once(name, lambda traced: write_onnx(source, traced)), folder, dirs_exist_ok=True)
 
-    return write
-
-
-@pytest.fixture
-def traced_once(write_onnx_once: Callable[[Any, Path], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports of a model trace it once, for tests of what is made of its graphs."""
-    monkeypatch.setattr(WRITE_ONNX, write_onnx_once)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graphs, "write_onnx", write)
+        yield
 
 
 @pytest.fixture(scope="session")
-def bundle_folder(model_folder: Path, write_onnx_once: Callable[[Any, Path], None], build_once: Build) -> Path:
+def bundle_folder(model_folder: Path, build_once: Build) -> Path:
     """The tiny student as an fp32 bundle."""
     from dcclip_cli.exporters.export import ExportOptions, export
     from dcclip_cli.model.reference import resolve
 
     model, options = resolve(str(model_folder)), ExportOptions()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(WRITE_ONNX, write_onnx_once)
-        return build_once("bundles", lambda folder: export(options=options, model=model, out=folder / "tiny")) / "tiny"
+    return build_once("bundles", lambda folder: export(options=options, model=model, out=folder / "tiny")) / "tiny"

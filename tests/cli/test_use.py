@@ -121,7 +121,7 @@ def test_bench_refuses_what_it_cannot_read_and_leaves_broken_images_out(pictures
     assert "管.jpg is a pipe, not a file" in dcclip("bench", bundle, "--images", pipe, expect=1).stderr
 
 
-def test_export_takes_a_model_and_a_format(model_folder: Path, traced_once: None, tmp_path: Path) -> None:
+def test_export_takes_a_model_and_a_format(model_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     made = dcclip("export", "--model", model_folder, "--format", "immich", "--out", out)
     assert made.stdout.splitlines()[0] == str(out)

@@ -20,7 +20,7 @@ Exporting = Callable[..., ExportResult]
 
 
 @pytest.fixture
-def export_model(model_folder: Path, pairs_file: Path, traced_once: None, tmp_path: Path) -> Exporting:
+def export_model(model_folder: Path, pairs_file: Path, tmp_path: Path) -> Exporting:
     """Exports a model, by default the tiny student, with options to tmp_path/out, checked and calibrated on pairs."""
 
     def run(model: str | Path = model_folder, out: str = "out", data: Path | None = pairs_file, **more: Any) -> Any:

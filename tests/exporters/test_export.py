@@ -24,7 +24,6 @@ from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.tokenizer import load_tokenizer
 from dcclip_cli.model.towers import Tokens
-from tests.conftest import WRITE_ONNX
 from tests.exporters.conftest import Exporting
 
 TEXTS = ["猫", "cat", "一只狗", "a dog", "雪地里奔跑的两匹马", "two horses running through the snow", "汽车", "car"]
@@ -33,13 +32,9 @@ ANY_AGREEMENT = {"min_agreement": 0}  # random weights, for which all images loo
 
 
 @pytest.fixture(scope="module")
-def exported(
-    model_folder: Path, pairs_file: Path, write_onnx_once: Any, tmp_path_factory: pytest.TempPathFactory
-) -> ExportResult:
+def exported(model_folder: Path, pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
     data, out = DataOptions(train=str(pairs_file)), tmp_path_factory.mktemp("exports") / "fp32"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(WRITE_ONNX, write_onnx_once)
-        return export(options=ExportOptions(), model=resolve(str(model_folder)), data=data, out=out)
+    return export(options=ExportOptions(), model=resolve(str(model_folder)), data=data, out=out)
 
 
 def parity(result: ExportResult) -> Parity:

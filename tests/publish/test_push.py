@@ -27,7 +27,7 @@ from dcclip_cli.inference.model import load
 from dcclip_cli.model.model_dir import model_fingerprint
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.publish.push import PushPlan, find_model, plan_push, push
-from tests.conftest import WRITE_ONNX, Build
+from tests.conftest import Build
 from tests.eval.test_compare import guesses, result
 from tests.hub_server import Hub, serving
 
@@ -35,11 +35,9 @@ TEXTS = ["红色的圆", "a red circle", "一张蓝色的，方块！", "a pictu
 
 
 @pytest.fixture(scope="module")
-def run(model_folder: Path, pairs_file: Path, write_onnx_once: Any, build_once: Build) -> Path:
+def run(model_folder: Path, pairs_file: Path, build_once: Build) -> Path:
     """A run whose pairs were collected, with a model, results on a named data set in Chinese, and a bundle."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(WRITE_ONNX, write_onnx_once)
-        return build_once("pushed", partial(_write_run, model_folder, pairs_file)) / "小模型"
+    return build_once("pushed", partial(_write_run, model_folder, pairs_file)) / "小模型"
 
 
 def _write_run(model_folder: Path, pairs_file: Path, folder: Path) -> None:
