@@ -193,8 +193,8 @@ def test_the_cells_of_the_page_run_in_order(tmp_path: Path, capsys: pytest.Captu
     for folder in ("recipes", "docs"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     scope: dict[str, Any] = {}
-    for cell in blocks(ROOT / "docs/how-to/python.md", "python"):
-        exec(compile(cell, "python.md", "exec"), scope)
+    for cell in blocks(ROOT / "docs/reference/python-api.md", "python"):
+        exec(compile(cell, "python-api.md", "exec"), scope)
     printed = capsys.readouterr().out
     assert printed.startswith("('猫', 0.")
     assert "evaluate: unknown argument models, did you mean 'model'?" in printed

@@ -39,7 +39,7 @@ SHARED: dict[Language, tuple[str, str]] = {  # the heading of what several comma
     "en": ("Shared options", "Also [shared options](#shared-options): {}."),
     "zh": ("共用选项", "另有[共用选项](#共用选项)：{}。"),
 }
-COMMANDS = 3  # from so many commands on, an option is listed once for all
+COMMANDS = 2  # from so many commands on, an option is listed once for all
 EVERYWHERE = {"--quiet", "--verbose", "--help"}
 TYPES = {bool: "", str: "TEXT", int: "N", float: "X", Path: "PATH"}
 
@@ -66,7 +66,8 @@ def commands(group: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 def paragraphs(command: Any, language: Language) -> list[str]:
     """The paragraphs of its help, each on one line; the first is a summary."""
-    return [" ".join(part.split("\n")) for part in text(str(command.help), language).split("\n\n")]
+    join = "" if language == "zh" else " "
+    return [join.join(part.split("\n")) for part in text(str(command.help), language).split("\n\n")]
 
 
 def rows(command: Any, language: Language) -> list[tuple[str, ...]]:
@@ -103,11 +104,13 @@ def section(
 
 def wrapped(text: str) -> str:
     """A paragraph of help, in which options and names in angle brackets are no markup."""
-    return re.sub(r"(?<![`\w-])(--[a-z][a-z-]*)", r"`\1`", escaped(text).replace(r"\|", "|"))
+    parts = re.split(r"(`[^`]*`)", escaped(text).replace(r"\|", "|"))
+    parts[::2] = [re.sub(r"(?<![\w-])(--[a-z][a-z-]*)", r"`\1`", part) for part in parts[::2]]
+    return "".join(parts)
 
 
 def argument(parameter: Any) -> str:
-    name = (parameter.metavar or parameter.name).upper() + ("..." if parameter.nargs == -1 else "")
+    name = (parameter.metavar or parameter.name).upper().removesuffix("...") + ("..." if parameter.nargs == -1 else "")
     return name if parameter.required else f"[{name}]"
 
 

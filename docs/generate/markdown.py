@@ -41,14 +41,13 @@ def text(english: str, language: Language) -> str:
 
 
 def members(kind: Any) -> str:
-    """A block with the fields of a dataclass, their types and defaults."""
-    shown = [field(one) for one in fields(kind) if not one.name.startswith("_")]
-    return f"```python\n{filled(f'{kind.__name__}(', shown, ')')}\n```\n"
+    """The fields of a dataclass in a sentence, with their types and defaults."""
+    return ", ".join(field(one) for one in fields(kind) if not one.name.startswith("_")) + ".\n"
 
 
 def field(one: Field[Any]) -> str:
     default = one.default if one.default_factory is MISSING else one.default_factory()
-    return f"{one.name}: {one.type}" + ("" if default is MISSING else f" = {default!r}".replace("'", '"'))
+    return code(f"{one.name}: {one.type}" + ("" if default is MISSING else f" = {default!r}".replace("'", '"')))
 
 
 def filled(head: str, items: list[str], tail: str) -> str:

@@ -11,10 +11,60 @@ HEAD = """\
 # Python API
 
 After `import dcclip_cli as dcclip`, each command is a function: the same keys, checks, files and results
-([examples](../how-to/python.md)). Options are keyword arguments named as the [recipe's keys](recipes.md) are. A mistake
+([step by step](#step-by-step)). Options are keyword arguments named as the [recipe's keys](recipes.md) are. A mistake
 that you can correct raises `dcclip.DcclipError`; all else is a bug. Importing the package imports no torch.
 `help(dcclip.load)` prints the docstring of a function.
 
+"""
+STEPS = """\
+
+## Step by step
+
+These cells are for a notebook in a clone of the repository; a test runs them in order. The model is the starter;
+`model=` names another.
+
+```python
+import dcclip_cli as dcclip
+
+predictions = dcclip.predict("docs/images/cat.png", ["猫", "狗", "dog"])
+print(predictions[0].labels[0])
+result = dcclip.search("一只猫", "recipes/starter/photos", top_k=3)
+print([(hit.image.name, round(hit.score, 2)) for hit in result.hits])
+file = dcclip.embed("docs/images", out="embeddings.npy").file
+```
+
+A recipe is a file or a mapping. This student learns from the quick start's teacher for four steps. `progress=print`
+shows lines, `progress=True` bars on stderr. `on_metrics` receives what is logged:
+
+```python
+tower = {"layers": 1, "width": 192, "heads": 3, "context_length": 32, "vocabulary": {"from": "teacher", "size": 2368}}
+recipe = {
+    "name": "notebook",
+    "teacher": {"kind": "open_clip", "model": "./recipes/quickstart/teacher"},
+    "student": {"image": {"timm": "test_resnet", "size": 64}, "text": tower},
+    "data": {"train": "./recipes/quickstart/train.parquet"},
+    "distill": {"losses": [{"kind": "embedding"}], "steps": 4, "batch_size": 32, "warmup_steps": 1},
+    "eval": {"datasets": ["./recipes/quickstart/unseen.parquet"], "limit": 200},
+}
+curve = []
+note = lambda stage, step, metrics: curve.append((step, metrics["loss"]))
+student = dcclip.distill(recipe, log_every_steps=1, progress=print, on_metrics=note)
+print(student.model, curve)
+```
+
+A misspelt argument or key is an error that names the nearest one. Several seeds, and variants of the recipe, are one
+call:
+
+```python
+try:
+    dcclip.evaluate(models=student.model, datasets=["./recipes/quickstart/unseen.parquet"])
+except dcclip.DcclipError as error:
+    print(error.what)
+variants = {"small": {}, "faster": {"distill.optimizer.lr": 2e-3}}
+swept = dcclip.sweep({**recipe, "variants": variants}, seeds=[0, 1])
+for row in swept.rows:
+    print(row.variant, row.model, row.scores())
+```
 """
 TYPES = {
     "AnyRecipe": "a YAML file, a mapping, or a recipe that is loaded already",
@@ -42,7 +92,7 @@ def page() -> str:
     details = "\n".join(f"\n::: dcclip_cli.{name}" for name in ("inference.model.Model", *RESULTS.split()))
     return (
         f"{MADE}{HEAD}{summary(functions)}\n## A loaded model\n\n`dcclip.load(...)` returns a `Model`:\n\n"
-        f"{summary(methods)}\n{types}\n## Signatures, docstrings and results\n\nThe site has them here.\n\n"
+        f"{summary(methods)}\n{types}{STEPS}\n## Signatures, docstrings and results\n\nThe site has them here.\n\n"
         "::: dcclip_cli\n    options:\n      show_root_heading: false\n      show_root_toc_entry: false\n"
         f"      members_order: __all__\n{details}\n"
     )

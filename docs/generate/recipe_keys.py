@@ -205,13 +205,23 @@ def keys(prefix: str, part: Facts, language: Language) -> Iterator[tuple[str, ..
 def row(key: str, facts: Facts, part: Facts, language: Language, top: bool = False) -> tuple[str, ...]:
     """The row of a key by its full name; at the top, that of a section leads to it."""
     inner = classes(facts)
-    about = [facts.get("description", "")]
+    about = [cell(facts.get("description", ""), language)]
     if len(inner) == 1 and not top:
-        about.append(SCHEMA["$defs"][inner[0]].get("description", ""))
-    shown = (". " if language == "en" else "。").join(cell(one, language).rstrip(".。") for one in about)
+        docstring = SCHEMA["$defs"][inner[0]].get("description", "")
+        shown_docstring = cell(docstring, language)
+        if repeats(facts.get("description", ""), docstring):
+            shown_docstring = re.split(r"\. |。", shown_docstring, maxsplit=1)[1:][0] if ". " in docstring else ""
+        about += [shown_docstring] if shown_docstring else []
+    shown = (". " if language == "en" else "。").join(part.rstrip(".。") for part in about)
     allowed = f"see [{key}](#{key})" if top and inner else values(facts)
     default = "*required*" if key.rpartition(".")[2] in part.get("required", ()) else shown_default(facts)
     return code(key), worded(allowed, language), worded(default, language), shown
+
+
+def repeats(description: str, docstring: str) -> bool:
+    """Whether most words of a docstring's first sentence are in the description already."""
+    words, described = (set(re.findall(r"\w+", text.lower())) for text in (docstring.split(". ")[0], description))
+    return len(words & described) > len(words) / 2
 
 
 def cell(english: str, language: Language) -> str:
@@ -225,7 +235,8 @@ def worded(english: str, language: Language) -> str:
         return english
     parts = re.split(r"(`[^`]*`|\[[^\]]*\]\([^)]*\))", english)
     parts[::2] = [_WORD.sub(lambda found: WORDS[found[0]], part) for part in parts[::2]]
-    return "".join(parts)
+    chinese = "".join(parts).replace(", ", "，").replace(": ", "：")
+    return re.sub(r"倍数 (\d+)", r"\1 的倍数", chinese)
 
 
 def shown_default(facts: Facts) -> str:

@@ -265,17 +265,6 @@ def tables() -> dict[str, str]:
                 ("mean over the classes, int8", "mean per class, int8", CALTECH),
             ),
         ),
-        "photographs": pivot(
-            over_seeds(select(records("photographs"), setup="fp32")),
-            {"model": "model"},
-            (
-                ("parameters", "parameters", CALTECH),
-                ("top-1", "top-1", CALTECH),
-                ("share of the teacher, %", "share of the teacher", CALTECH),
-                ("top-1 of the int8 bundle", "top-1, int8", CALTECH),
-                ("time", "time, teacher and all steps", CALTECH),
-            ),
-        ),
         "evaluate-speed": evaluate("plain"),
         "evaluate-speed-fast": evaluate("fast"),
     }

@@ -133,10 +133,8 @@ def test_sentence_transformers_embeds_images_and_texts_by_itself(
 
 
 def test_sentence_transformers_runs_a_bundle_in_int8_by_the_documented_module() -> None:
-    page = (ROOT / "docs/how-to/deploy.md").read_text("utf-8")
-    [code] = re.findall(r'^```python title="sentence_transformers"\n(.*?)^```$', page, re.M | re.S)
     found = dict[str, Any]()
-    exec(code, found)
+    exec(snippets()["sentence_transformers"], found)
     photo, expected = str(ROOT / "recipes/starter/photos/cat.jpg"), load("starter")
     np.testing.assert_array_equal(found["model"].encode(TEXTS), expected.embed_texts(TEXTS))
     np.testing.assert_array_equal(found["model"].encode([photo]), expected.embed_images([photo]))
