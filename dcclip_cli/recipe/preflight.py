@@ -198,7 +198,7 @@ class Preflight:
         teacher, named = self.loaded.recipe.teacher, list[tuple[Location, Teacher]]()
         gives = any(stage.new_student and stage.new_student.from_teacher for stage in stages)
         keeps = any(stage.student_options and stage.student_options.keeps_images for stage in stages)
-        learning = [stage for stage in stages if stage.needs_teacher]
+        learning = [stage for stage in stages if stage.used_teachers]
         if teacher and stages and (learning or gives or keeps or "eval" in self.needed):
             named.append((("teacher", "model"), teacher))
         for stage in learning:
@@ -222,7 +222,7 @@ class Preflight:
         options = recipe.student
         assert options is not None
         teacher = self._teachers.get(recipe.teacher.model) if recipe.teacher else None
-        towers = self._towers(options, teacher, is_new, any(stage.needs_teacher for stage in stages))
+        towers = self._towers(options, teacher, is_new, any(stage.used_teachers for stage in stages))
         if towers is None or teacher is None or recipe.teacher is None or not is_new:
             return towers
         from dcclip_cli.model.inherit import check_inherits, check_inherits_images
@@ -314,8 +314,7 @@ class Preflight:
         if student is None:
             return
         stage.blank_student = deepcopy(student)  # LoRA and gradient checkpointing change it
-        teachers = stage.teacher_options if stage.needs_teacher else ()
-        stage.blank_teachers = [self._teachers.get(teacher.model) for teacher in teachers]
+        stage.blank_teachers = [self._teachers.get(teacher.model) for teacher in stage.used_teachers]
         before = len(self.problems)
         for key, question in stage.questions():
             if key != ("optimizer",) or len(self.problems) == before:  # built last, if nothing else is wrong

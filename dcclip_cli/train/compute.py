@@ -53,7 +53,6 @@ _PROBED_IMAGES = 256  # at most
 _AGAIN = Message("start over with --fresh")
 _groups = itertools.count()  # of processes, one after the other
 T = TypeVar("T")
-StageOptions = TypeVar("StageOptions", bound="TrainOptions")
 
 
 def join_processes(device: str) -> None:
@@ -143,19 +142,19 @@ def decided(folder: Path, name: str, decide: Callable[[], T]) -> T:
     return from_first(look)
 
 
-def settle_precision(
-    options: StageOptions, trained: nn.Module, device: str, folder: Path, progress: Progress
-) -> tuple[StageOptions, Choice]:
-    """The options with nothing left at `auto`, and the choice for the modules that are `trained`."""
+def settle_precision(stage: Stage, trained: nn.Module) -> Choice:
+    """Leave nothing in the stage's options at `auto`; return the precision's choice for the modules `trained`."""
+    options, device, folder = stage.options, stage.device, stage.folder
     choice, rule = choose_precision(options.precision, device, trained), options.optimizer.newton_schulz
     if options.precision == "auto":
         decision = decided(folder, "precision", lambda: asdict(choice))
         choice = Choice(decision["precision"], decision["reason"])
     if rule == "auto":
         rule = decided(folder, "newton_schulz", lambda: newton_schulz_precision(device))
-    progress.say(choice.line(folder.name))
+    stage.progress.say(choice.line(folder.name))
     optimizer = options.optimizer.model_copy(update={"newton_schulz": rule})
-    return options.model_copy(update={"precision": choice.precision, "optimizer": optimizer}), choice
+    stage.options = options.model_copy(update={"precision": choice.precision, "optimizer": optimizer})
+    return choice
 
 
 def settle_compile(stage: Stage) -> bool:

@@ -275,9 +275,7 @@ def measure(stage: BlankStage) -> Times:
         texts for preview in stage.previews.values() for captions in preview.captions for texts in captions.values()
     )
     texts = list(islice(captions, 64)) or ["a cat", "猫"]
-    return Times(
-        step_s, [_pace(teacher, texts, device) for teacher in (stage.teacher_options if stage.needs_teacher else ())]
-    )
+    return Times(step_s, [_pace(teacher, texts, device) for teacher in stage.used_teachers])
 
 
 def _seconds_per_sample(action: Callable[[int], object], most: int, device: str) -> float:

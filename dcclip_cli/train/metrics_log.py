@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from io import StringIO
@@ -24,6 +24,8 @@ from dcclip_cli.files import atomic_write
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from accelerate.tracking import GeneralTracker
+
+    from dcclip_cli.train.stage import Stage
 
 MetricsListener = Callable[[str, int, dict[str, float]], object]  # called with stage, step and its metrics
 TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
@@ -47,34 +49,24 @@ def check_installed(name: TrackerName) -> None:
 class MetricsLog:
     """Writes metrics.jsonl, whose entries after the step that training resumes from are removed, and to trackers.
 
-    Only the main process writes. A tracker's project is RUN, its run STAGE, with the `config` that decides the result.
+    Only the main process writes. A tracker's project is RUN, its run STAGE, with the identity that decides the result.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        resumed_step: int,
-        accelerator: Accelerator,
-        track: Sequence[TrackerName] = (),
-        config: Mapping[str, Any] | None = None,
-        listener: MetricsListener | None = None,
-    ) -> None:
-        """`folder` is that of the stage, in the run directory."""
-        self._listener = listener
-        self._accelerator = accelerator
-        self._folder, self._file = folder, folder / "metrics.jsonl"
+    def __init__(self, stage: Stage, resumed_step: int, accelerator: Accelerator) -> None:
+        self._listener, self._accelerator = stage.listener, accelerator
+        self._folder, self._file = stage.folder, stage.folder / "metrics.jsonl"
         if not accelerator.is_main_process:
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        stage.folder.mkdir(parents=True, exist_ok=True)
         lines = self._file.read_bytes().splitlines() if self._file.exists() else []
         atomic_write(self._file, b"".join(line + b"\n" for line in lines if _step(line) <= resumed_step))
         if not resumed_step:
-            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+            shutil.rmtree(stage.folder / "tensorboard", ignore_errors=True)
         threading.excepthook = _unless_raised_again
-        if track:
-            accelerator.log_with = [_tracker(name, folder) for name in track]
-            with writing(folder), redirect_stdout(StringIO()):  # trackio prints
-                accelerator.init_trackers("", flat(config or {}))
+        if stage.track:
+            accelerator.log_with = [_tracker(name, stage.folder) for name in stage.track]
+            with writing(stage.folder), redirect_stdout(StringIO()):  # trackio prints
+                accelerator.init_trackers("", flat(stage.identity))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Add one entry."""

@@ -18,7 +18,7 @@ Problem = tuple[tuple[str | int, ...], DcclipError]  # a key of the recipe, and 
 
 def check_embeddings(stage: Stage, source: str | Path) -> None:
     """Raise DcclipError for pairs with embeddings in place of images where a stage needs images."""
-    if stage.lock != "image" or stage.needs_teacher:
+    if stage.lock != "image" or stage.used_teachers:
         problem = Message("{} contains embeddings instead of images for an image tower or a teacher", source)
         raise DcclipError(problem, "use align with lock: image and without losses, or train on pairs with images")
 

@@ -79,14 +79,14 @@ class Stage:
         return (*([self.options.contrast] if self.options.contrast else []), *self.options.losses)
 
     @property
-    def needs_teacher(self) -> bool:
-        """Whether a loss learns from teachers."""
-        return any(loss.needs_teacher for loss in self.losses)
-
-    @property
     def teacher_options(self) -> tuple[Teacher, ...]:
         """The options of the teachers by number, whether or not a loss needs them."""
         return (*([self.teacher] if self.teacher else []), *self.options.more_teachers)
+
+    @property
+    def used_teachers(self) -> tuple[Teacher, ...]:
+        """The options of the teachers that losses learn from, by number."""
+        return self.teacher_options if any(loss.needs_teacher for loss in self.losses) else ()
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -133,7 +133,7 @@ class Stage:
         passes_images = self.lock != "image" and bool({"pairs", "images"} & self.training.datasets.keys())
         learns_images = passes_images and self.options.optimizer.image_lr_scale > 0
         trained = student.towers if learns_images else student.towers.model.text
-        self.options, choice = settle_precision(self.options, trained, self.device, self.folder, self.progress)
+        choice = settle_precision(self, trained)
         compiled = passes_images and settle_compile(self)
         identity = json.dumps(self.identity, sort_keys=True, ensure_ascii=False).encode()
         teacher, optimizer = self.first_teacher.facts if self.first_teacher else None, self.options.optimizer
@@ -213,7 +213,7 @@ class Stage:
         """The teachers that losses need, by number."""
         return [
             LazyTeacher(options, self.device, self.progress, layers_of(self.losses, number))
-            for number, options in enumerate(self.teacher_options if self.needs_teacher else ())
+            for number, options in enumerate(self.used_teachers)
         ]
 
     @cached_property
@@ -229,14 +229,10 @@ class Stage:
         """The teachers' caches; none if they run in each step."""
         if not self.options.teacher_cache or not self.teachers:
             return ()
-        grids, workers = (
-            map_grids(self.student.towers, student_layers(self.losses)),
-            loading_processes(self.options.workers),
-        )
+        grids = map_grids(self.student.towers, student_layers(self.losses))
+        shared = grids, loading_processes(self.options.workers), self.progress
         return tuple(
-            TeacherCache(
-                teacher, self.plain_collator, learns_from(self.losses, number), grids, workers, self.progress, number
-            )
+            TeacherCache(teacher, self.plain_collator, learns_from(self.losses, number), *shared, number)
             for number, teacher in enumerate(self.teachers)
         )
 
@@ -273,7 +269,7 @@ class Stage:
         else:
             assert options is not None
             teacher = self.first_teacher
-            if teacher and self.needs_teacher:
+            if teacher and self.used_teachers:
                 width = teacher.facts.widths.embedding
             model = self.teacher.source if self.teacher else None
             towers = teacher.towers if teacher and options.inherits else None

@@ -266,8 +266,7 @@ class Trainer:
             )
         if self.accelerator.scaler is not None and self.state.scaler is not None:
             self.accelerator.scaler.load_state_dict(self.state.scaler)
-        stage, step = self.stage, self.state.step
-        self._log = MetricsLog(folder, step, self.accelerator, stage.track, stage.identity, stage.listener)
+        self._log = MetricsLog(self.stage, self.state.step, self.accelerator)
         self._timer = StepTimer(self.state.step, self.device)
         self._guard = NonFiniteGuard(self.task, folder)
         self._parts = Parts(self.options.accumulate, self.sampler, folder, self.stage.progress)

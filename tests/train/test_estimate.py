@@ -58,10 +58,8 @@ def test_images_and_texts_are_estimated_and_counted_by_their_own_numbers_per_ste
 
 def test_without_the_teachers_files_its_time_and_that_of_a_step_are_not_known(stages: list[BlankStage]) -> None:
     distill = replace(stages[0], teacher=AltClipTeacher(model="BAAI/AltCLIP-没有"), blank_teachers=[None])
-    times = measure(distill)
-    assert times == Times(None, [None])
-    said = list(lines(distill, times))
-    assert all("is not known without" in line for line in said[:2])
+    assert (times := measure(distill)) == Times(None, [None])
+    assert all("is not known without" in line for line in [*lines(distill, times)][:2])
 
 
 @pytest.mark.parametrize("teacher", ["altclip", "siglip"])
@@ -99,9 +97,7 @@ def test_rows_are_those_that_steps_reach_and_captions_that_are_chosen(
     assert stage.rows == rows
 
 
-def test_an_epoch_is_one_of_the_first_kind_of_data_and_two_checkpoints_and_the_model_are_on_disk_at_once(
-    stages: list[BlankStage],
-) -> None:
+def test_an_epoch_is_one_of_the_first_kind_of_data_and_two_checkpoints_fit_on_disk(stages: list[BlankStage]) -> None:
     sizes: dict[str, Any] = {"batch_size": 64, "texts_per_step": 7}
     best = DistillOptions(epochs=1.5, ema=0.9, keep="best", validate_every_steps=1, **sizes)
     previews = {"pairs": Preview(1_000, []), "texts": Preview(7, [])}
