@@ -36,15 +36,7 @@ from dcclip_cli.inference.index import ImageIndex, direction, search_all
 from dcclip_cli.inference.model import best
 from dcclip_cli.inference.zero_shot import Labels, label_prompts
 from dcclip_cli.model.known import unknown_of
-from dcclip_cli.serve.batches import (
-    IMAGE_URL,
-    MAX_IMAGES,
-    MAX_TEXTS,
-    BatchedEncoder,
-    RefusedError,
-    image_of_data_url,
-    no_data_url,
-)
+from dcclip_cli.serve.batches import IMAGE_URL, MAX_IMAGES, MAX_TEXTS, BatchedEncoder, RefusedError, bad_url, decode_url
 from dcclip_cli.serve.guard import MAX_BODY, Guard, Metrics, error_response
 from dcclip_cli.text import split
 from dcclip_cli.versions import VERSION
@@ -52,15 +44,11 @@ from dcclip_cli.versions import VERSION
 MAX_LABELS = 1000
 _STORED_LABELS = 10_000  # whose embeddings are stored
 _MAX_PARTS = MAX_TEXTS + MAX_IMAGES  # of a chat, and of errors that pydantic collects
-_LARGE_JSON = 64 << 10  # bytes of texts or numbers that are converted in a thread, since nobody is answered meanwhile
+_LARGE_TEXTS = 64 << 10  # characters that are tokenized in a thread, so that others are answered meanwhile
 _MAX_PICTURE = 128 << 20  # bytes of a file that is shown
 _THUMBNAIL_PX = 480
 _PAGE_POLICY = "default-src 'self'; img-src 'self' blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 _OF_LABELS = "Labels in Chinese, English or both, separated by , ， or 、."
-
-
-class ImageUrl(BaseModel):
-    url: str = ""
 
 
 class Part(BaseModel):
@@ -68,14 +56,15 @@ class Part(BaseModel):
 
     type: Literal["text", "image_url"]
     text: str = ""
-    image_url: ImageUrl = ImageUrl()
+    image_url: dict[str, Any] = {}
 
     def input(self) -> str:
         if self.type == "text":
             return self.text
-        if not self.image_url.url.startswith(IMAGE_URL):
-            raise no_data_url(self.image_url.url)
-        return self.image_url.url
+        url = str(self.image_url.get("url", ""))
+        if not url.startswith(IMAGE_URL):
+            raise bad_url(url)
+        return url
 
 
 class ChatMessage(BaseModel):
@@ -108,7 +97,7 @@ class EmbeddingRequest(BaseModel):
             hint = Message("send texts; with LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False")
             raise DcclipError("the input has an item that is not a text", hint)
         if address := next((text for text in texts if re.fullmatch(r"https?://\S+", text)), None):
-            raise no_data_url(address)
+            raise bad_url(address)
         return texts
 
 
@@ -132,7 +121,7 @@ class Server:
             raise DcclipError("there is no input", "send a text, or an image as a data URL")
         urls = [url for url in inputs if url.startswith(IMAGE_URL)]
         texts = [text for text in inputs if not text.startswith(IMAGE_URL)]
-        files = await self.encoder.in_pool(lambda: [image_of_data_url(url) for url in urls]) if urls else []
+        files = await self.encoder.in_pool(lambda: [decode_url(url) for url in urls]) if urls else []
         parts = [self.encoder.embed_images(files)] if files else []
         parts += [self.encoder.embed_texts(texts)] if texts else []
         tasks = [asyncio.create_task(part) for part in parts]
@@ -147,13 +136,13 @@ class Server:
     async def count_tokens(self, inputs: Sequence[str]) -> int:
         """How many tokens the model reads of those inputs that are texts."""
         texts = [text for text in inputs if not text.startswith(IMAGE_URL)]
-        tokenize = self.encoder.encoder.tokenize  # a text takes as long as 1 kB of JSON, or longer
-        size = sum(max(len(text), 1000) for text in texts)
-        return int(await self.run(lambda: sum(tokenize([text]).size for text in texts), size))
+        tokenize = self.encoder.encoder.tokenize
+        size = sum(max(len(text), 1000) for text in texts)  # a text takes as long as 1,000 characters, or longer
 
-    async def run(self, function: Callable[..., Any], size: int, *arguments: object) -> Any:
-        """The result of a call that converts so many bytes, many of them in a thread: others get answers meanwhile."""
-        return await self.encoder.in_pool(function, *arguments) if size > _LARGE_JSON else function(*arguments)
+        def count() -> int:
+            return sum(tokenize([text]).size for text in texts)
+
+        return await self.encoder.in_pool(count) if size > _LARGE_TEXTS else count()
 
     async def labels(self, names: Sequence[str], multi_label: bool) -> Labels:
         """The labels' embeddings; those of the last 10,000 labels are stored."""
@@ -244,7 +233,6 @@ def application(
 
 def _add_model(app: FastAPI, server: Server) -> None:
     name = server.encoder.encoder.name
-
     described = {"id": name, "object": "model", "created": 0, "owned_by": "dcclip"}
 
     @app.get("/v1/models")
@@ -269,15 +257,11 @@ def _add_model(app: FastAPI, server: Server) -> None:
             rows = rows[:, :dims]
             rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-
-        def response() -> Response:
-            coded: list[Any] = rows.tolist()
-            if request.encoding_format == "base64":
-                coded = [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in rows]
-            data = [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(coded)]
-            return _json({"object": "list", "data": data, "model": name, "usage": usage})
-
-        return await server.run(response, rows.nbytes)
+        coded: list[Any] = rows.tolist()
+        if request.encoding_format == "base64":
+            coded = [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in rows]
+        data = [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(coded)]
+        return _json({"object": "list", "data": data, "model": name, "usage": usage})
 
     @app.post("/classify")
     async def classify(

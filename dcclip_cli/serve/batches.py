@@ -233,17 +233,17 @@ class BatchedEncoder:
                     future.set_exception(error)
 
 
-def no_data_url(url: str) -> DcclipError:
+def bad_url(url: str) -> DcclipError:
     """The error of an image that is not sent as a data URL: the server fetches nothing."""
     problem = Message("an image is not a data URL: {!r}", url[:40])
     return DcclipError(problem, "send data:image/jpeg;base64, followed by the file in base64")
 
 
-def image_of_data_url(url: str) -> bytes:
+def decode_url(url: str) -> bytes:
     """The file in a data URL of an image. Raises DcclipError for any other URL."""
     head, _, content = url.partition(",")
     if not (head.startswith(IMAGE_URL) and head.endswith(";base64")):
-        raise no_data_url(url)
+        raise bad_url(url)
     try:
         return base64.b64decode(content, validate=True)
     except ValueError:
