@@ -15,7 +15,6 @@ TYPE_CHECKING = False  # typing takes a while to import
 if TYPE_CHECKING:
     from dcclip_cli.api import (
         align,
-        calibrate,
         collect,
         compare,
         datasets,
@@ -30,11 +29,13 @@ if TYPE_CHECKING:
         trim,
     )
     from dcclip_cli.inference.bench import bench
+    from dcclip_cli.inference.calibrate import calibrate
     from dcclip_cli.inference.files import embed, predict, search
     from dcclip_cli.inference.model import load
 
 _LIGHT = {  # without recipes and pydantic
-    "bench": "bench", "load": "model", "embed": "files", "predict": "files", "search": "files",
+    "bench": "bench", "calibrate": "calibrate", "load": "model",
+    "embed": "files", "predict": "files", "search": "files",
 }  # fmt: skip
 __all__ = [
     "DcclipError", "__version__", "align", "bench", "calibrate", "collect", "compare", "datasets", "distill", "embed",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dcclip_cli import own
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import atomic_write, check_target, several
+from dcclip_cli.files import atomic_write, several
 from dcclip_cli.machine import set_library_defaults, use_launcher
 from dcclip_cli.progress import Progress, progress_for
 from dcclip_cli.recipe.load import LoadedRecipe, RecipeSource
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from dcclip_cli.eval.registry import KnownSet
     from dcclip_cli.eval.result import EvalResult
     from dcclip_cli.exporters.export import ExportResult
-    from dcclip_cli.inference.calibrate import Threshold
     from dcclip_cli.model.trim import TrimResult
     from dcclip_cli.publish.push import Pushed
     from dcclip_cli.recipe.new import DataKind, Size
@@ -41,7 +40,6 @@ PathLike = str | os.PathLike[str]
 AnyRecipe = RecipeSource | LoadedRecipe
 Sets = Mapping[str, Any] | Sequence[str]
 ProgressChoice = bool | Callable[[str], object] | Progress
-_NO_LABEL = ("none", "其他")  # folders of pictures that no label is right for
 
 
 @dataclass(frozen=True)
@@ -68,14 +66,6 @@ class NewResult:
     file: Path
     estimates: list[str]
     problem: DcclipError | None
-
-
-@dataclass(frozen=True)
-class CalibrateResult:
-    """The file of thresholds that `predict` with `multi_label` uses, and the threshold of each label."""
-
-    file: Path
-    thresholds: list[Threshold]
 
 
 @dataclass(frozen=True)
@@ -276,46 +266,6 @@ def export(
         named = job.trained_model()
     job.progress.say(named.description)
     return job.export(loaded.recipe.export or ExportOptions(), named, Path(out or job.dir.stage("export")))
-
-
-def calibrate(
-    folder: PathLike,
-    *,
-    model: PathLike | None = None,
-    out: PathLike | None = None,
-    device: str = "auto",
-    threads: int | None = None,
-    progress: ProgressChoice = False,
-) -> CalibrateResult:
-    """Write a threshold for each label from labelled pictures, which `dcclip predict --multi-label` uses; returns them.
-
-    `folder` has a folder of pictures for each label; pictures in one named none or 其他 are of no label. A label is the
-    name of its folder, or those in classes.yaml. `model` is what `load` takes; `out` is by default thresholds.json in
-    its folder.
-    """
-    from dcclip_cli.data.class_folders import class_names, folders_in
-    from dcclip_cli.inference.calibrate import THRESHOLDS, label_thresholds, write_thresholds
-    from dcclip_cli.inference.files import open_encoder
-    from dcclip_cli.inference.index import open_index
-    from dcclip_cli.machine import keep_freed_memory
-    from dcclip_cli.model.reference import STARTER, resolve
-
-    folder, reference = Path(folder), resolve(None if model is None else os.fspath(model))
-    if out is None and (reference.path.name == STARTER or not reference.path.is_dir()):
-        hint = Message("name a file: --out thresholds.json, and give it to dcclip predict --thresholds")
-        raise DcclipError("thresholds cannot be written next to {}", hint, reference.target)
-    file, talk = Path(out or reference.path / THRESHOLDS), progress_for(progress)
-    check_target(file, folder=False)
-    classes = [path.name for path in folders_in(folder) if path.name not in _NO_LABEL and not path.name.startswith(".")]
-    if not classes:
-        raise DcclipError("{} has no folders with images", "make a folder for each label, with its pictures", folder)
-    names = class_names(folder, classes)
-    labels = {name: [translated[place] for translated in names.values()] for place, name in enumerate(classes)}
-    encoder = open_encoder(model, device, threads, talk)
-    keep_freed_memory()
-    thresholds = label_thresholds(encoder, open_index(encoder, folder, progress=talk), labels, talk)
-    write_thresholds(file, encoder, thresholds)
-    return CalibrateResult(file, thresholds)
 
 
 def push(

@@ -25,10 +25,10 @@ MAY = {
     "eval": {"data", "model", "inference"},
     "curation": {"inference", "data", "model"},
     "data": {"model"},
-    "inference": {"model"},
+    "inference": {"data", "model"},
     "model": set(),
 }
-LATE = {("curation", "inference"), ("data", "model"), ("inference", "model")}
+LATE = {("curation", "inference"), ("data", "model"), ("inference", "data"), ("inference", "model")}
 LIGHT = {
     "dcclip_cli.model",
     *(f"dcclip_cli.model.{name}" for name in ("known", "precision", "preprocess", "reference")),

@@ -29,10 +29,10 @@ def calibrate(
     A label is the name of its folder, or those in classes.yaml, in Chinese and English. The thresholds are those
     with the highest F1 on all pictures and labels together; a picture that reaches none is shown without labels.
     """
-    from dcclip_cli import api
+    from dcclip_cli.inference import calibrate as inference
 
     talk = console.talk(quiet, verbose)
-    result = api.calibrate(folder, model=model, out=out, device=device, threads=threads, progress=talk)
+    result = inference.calibrate(folder, model=model, out=out, device=device, threads=threads, progress=talk)
     if as_json:
         console.show_json([vars(label) for label in result.thresholds])
     else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -10,13 +11,16 @@ from typing import Any
 import numpy as np
 
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import read_json, write_json
+from dcclip_cli.files import check_target, read_json, write_json
 from dcclip_cli.inference.encoder import Encoder
-from dcclip_cli.inference.index import ImageIndex
+from dcclip_cli.inference.files import PathLike, ProgressChoice, open_encoder
+from dcclip_cli.inference.index import open_index
 from dcclip_cli.inference.zero_shot import Labels
-from dcclip_cli.progress import Progress
+from dcclip_cli.machine import keep_freed_memory
+from dcclip_cli.progress import progress_for
 
 THRESHOLDS = "thresholds.json"  # in the folder of a model
+_NO_LABEL = ("none", "其他")  # folders of pictures that no label is right for
 _AGAIN = Message("run dcclip calibrate again")
 
 
@@ -30,28 +34,60 @@ class Threshold:
     pictures: int
 
 
-def label_thresholds(
-    model: Encoder, index: ImageIndex, labels: Mapping[str, Sequence[str]], progress: Progress
-) -> list[Threshold]:
-    """The thresholds of labels with the highest F1, of all together, on an index's pictures.
+@dataclass(frozen=True)
+class Calibration:
+    """The file of thresholds that `predict` with several labels uses, and the threshold of each label."""
 
-    `labels` are those of the pictures by the first folder of their paths; pictures of other folders are of none. The F1
-    is that of these pictures, and so too high for others. Raises DcclipError without a picture of a label.
+    file: Path
+    thresholds: list[Threshold]
+
+
+def calibrate(
+    folder: PathLike,
+    *,
+    model: PathLike | None = None,
+    out: PathLike | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    progress: ProgressChoice = False,
+) -> Calibration:
+    """Write the threshold of each label with the highest F1, of all together, on labelled pictures; returns them.
+
+    `folder` has a folder of pictures for each label, which is its name, or those in classes.yaml; pictures in one named
+    none or 其他 are of no label. `model` is what `load` takes; `out` is by default thresholds.json in its folder. The
+    F1 is that of these pictures, and so too high for others. Raises DcclipError without a picture of a label.
     """
-    folders = np.array([PurePath(path).parts[0] for path in index.paths])
-    owners: dict[str, list[str]] = {}
-    for folder, names in labels.items():
-        for name in dict.fromkeys(names):
-            owners.setdefault(name, []).append(folder)
-    scores = Labels(model, list(owners), multi_label=True, progress=progress).probabilities(index.embeddings)
-    right = np.stack([np.isin(folders, label_folders) for label_folders in owners.values()], axis=1)
-    if missing := [name for place, name in enumerate(owners) if not right[:, place].any()]:
+    from dcclip_cli.data.class_folders import class_names, folders_in
+    from dcclip_cli.model.reference import STARTER, resolve
+
+    folder, reference = Path(folder), resolve(None if model is None else os.fspath(model))
+    if out is None and (reference.path.name == STARTER or not reference.path.is_dir()):
+        hint = Message("name a file: --out thresholds.json, and give it to dcclip predict --thresholds")
+        raise DcclipError("thresholds cannot be written next to {}", hint, reference.target)
+    file, talk = Path(out or reference.path / THRESHOLDS), progress_for(progress)
+    check_target(file, folder=False)
+    classes = [path.name for path in folders_in(folder) if path.name not in _NO_LABEL and not path.name.startswith(".")]
+    if not classes:
+        raise DcclipError("{} has no folders with images", "make a folder for each label, with its pictures", folder)
+    folders_by_label: dict[str, list[str]] = {}
+    for names in zip(classes, *class_names(folder, classes).values(), strict=True):
+        for label in dict.fromkeys(names[1:]):
+            folders_by_label.setdefault(label, []).append(names[0])
+    encoder = open_encoder(model, device, threads, talk)
+    keep_freed_memory()
+    index = open_index(encoder, folder, progress=talk)
+    pictures_in = np.array([PurePath(path).parts[0] for path in index.paths])
+    scores = Labels(encoder, list(folders_by_label), multi_label=True, progress=talk).probabilities(index.embeddings)
+    right = np.stack([np.isin(pictures_in, folders) for folders in folders_by_label.values()], axis=1)
+    if missing := [label for place, label in enumerate(folders_by_label) if not right[:, place].any()]:
         raise DcclipError("no picture of {} can be read", "add pictures to its folder", missing[0])
     thresholds = best_thresholds(scores, right)
     shown = scores >= thresholds
     f1 = 2 * (shown & right).sum(axis=0) / (shown.sum(axis=0) + right.sum(axis=0))
-    columns = zip(owners, thresholds.tolist(), f1.tolist(), right.sum(axis=0).tolist(), strict=True)
-    return [Threshold(*column) for column in columns]
+    columns = zip(folders_by_label, thresholds.tolist(), f1.tolist(), right.sum(axis=0).tolist(), strict=True)
+    calibration = Calibration(file, [Threshold(*column) for column in columns])
+    write_thresholds(file, encoder, calibration.thresholds)
+    return calibration
 
 
 def best_thresholds(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
