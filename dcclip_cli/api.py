@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from dcclip_cli import own
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import atomic_write, several
 from dcclip_cli.machine import set_library_defaults, use_launcher
-from dcclip_cli.progress import Progress, progress_for
+from dcclip_cli.progress import ProgressChoice, progress_for
 from dcclip_cli.recipe.load import LoadedRecipe, RecipeSource
 from dcclip_cli.recipe.load import load as load_recipe
 from dcclip_cli.recipe.run import RecipeRun, StageResult
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 PathLike = str | os.PathLike[str]
 AnyRecipe = RecipeSource | LoadedRecipe
 Sets = Mapping[str, Any] | Sequence[str]
-ProgressChoice = bool | Callable[[str], object] | Progress
 
 
 @dataclass(frozen=True)

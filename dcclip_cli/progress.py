@@ -79,7 +79,10 @@ def stderr_progress() -> Progress:
     return TerminalBars(Console(stderr=True, highlight=False))
 
 
-def progress_for(choice: bool | Callable[[str], object] | Progress) -> Progress:
+ProgressChoice = bool | Callable[[str], object] | Progress
+
+
+def progress_for(choice: ProgressChoice) -> Progress:
     """True: bars or lines on stderr; False: silence; a function: it receives each line; a Progress: itself.
 
     Of several processes of one run, only the first one shows anything.

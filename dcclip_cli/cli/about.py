@@ -22,17 +22,12 @@ from dcclip_cli.versions import LIBRARIES, VERSION, extras, versions
 
 _NAME, _KIND = Message("name"), Message("kind")
 _HUB = Message("hf:ORG/NAME, a path")
+_OPEN_CLIP_HUB = Message("open_clip:ARCH/TAG, hf-hub:ORG/NAME, a path")
 _TEACHERS = (
     ("altclip", Message("BAAI/AltCLIP, the paper's"), _HUB),
     ("transformers", "ChineseCLIP, QA-CLIP, CLIP, SigLIP, SigLIP2, MetaCLIP2, UForm", _HUB),
-    (
-        *("fgclip2", Message("FG-CLIP2, with its repository's code")),
-        Message("hf:ORG/NAME, a path, --trust-remote-code"),
-    ),
-    (
-        *("open_clip", Message("any open_clip model, any model directory")),
-        Message("open_clip:ARCH/TAG, hf-hub:ORG/NAME, a path"),
-    ),
+    ("fgclip2", Message("FG-CLIP2, with its repository's code"), Message("hf:ORG/NAME, a path, --trust-remote-code")),
+    ("open_clip", Message("any open_clip model, any model directory"), _OPEN_CLIP_HUB),
 )
 recipe_app = typer.Typer(no_args_is_help=True, help="Show recipes: allowed keys; a recipe with all defaults.")
 

@@ -294,10 +294,8 @@ def _show_sweep(result: SweepResult) -> None:
         console.show_table(joined(", ", (test, Message("{} in %", metric_name))), ("", *used.values(), *against), lines)
     sizes = []
     for row, label in zip(result.rows, labels, strict=True):
-        means = (sum(getattr(model, field) for model in row.runs) / len(row.runs) for _, field, _, _ in _SIZES)
-        sizes.append(
-            (label, *(text.format(mean / unit) for mean, (_, _, unit, text) in zip(means, _SIZES, strict=True)))
-        )
+        fields = ((text, unit, [getattr(model, field) for model in row.runs]) for _, field, unit, text in _SIZES)
+        sizes.append((label, *(text.format(sum(values) / len(values) / unit) for text, unit, values in fields)))
     runs = max((len(row.runs) for row in result.rows), default=0)
     title = Message("{}: {} runs of each, times on one thread of this machine's CPU", result.folder, runs)
     console.show_table(title, ("", *(name for name, *_ in _SIZES)), sizes)

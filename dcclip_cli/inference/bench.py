@@ -12,11 +12,11 @@ import numpy as np
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import refuse_special, several
-from dcclip_cli.inference.files import PathLike, ProgressChoice, image_files
+from dcclip_cli.inference.files import PathLike, image_files
 from dcclip_cli.machine import busy_machine, cores, peak_memory_bytes
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.processes import calls, process_pool
-from dcclip_cli.progress import progress_for
+from dcclip_cli.progress import ProgressChoice, progress_for
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -13,11 +12,11 @@ import numpy as np
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import check_target, read_json, write_json
 from dcclip_cli.inference.encoder import Encoder
-from dcclip_cli.inference.files import PathLike, ProgressChoice, open_encoder
+from dcclip_cli.inference.files import PathLike, open_encoder
 from dcclip_cli.inference.index import open_index
 from dcclip_cli.inference.zero_shot import Labels
 from dcclip_cli.machine import keep_freed_memory
-from dcclip_cli.progress import progress_for
+from dcclip_cli.progress import ProgressChoice, progress_for
 
 THRESHOLDS = "thresholds.json"  # in the folder of a model
 _NO_LABEL = ("none", "其他")  # folders of pictures that no label is right for
@@ -86,7 +85,8 @@ def calibrate(
     f1 = 2 * (shown & right).sum(axis=0) / (shown.sum(axis=0) + right.sum(axis=0))
     columns = zip(folders_by_label, thresholds.tolist(), f1.tolist(), right.sum(axis=0).tolist(), strict=True)
     calibration = Calibration(file, [Threshold(*column) for column in columns])
-    write_thresholds(file, encoder, calibration.thresholds)
+    entries = {entry.pop("label"): entry for entry in map(asdict, calibration.thresholds)}
+    write_json(file, {"format": 1, "model": encoder.name, "fingerprint": encoder.fingerprint, "labels": entries})
     return calibration
 
 
@@ -107,12 +107,6 @@ def best_thresholds(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
         shown = np.where(parted, 2 * hits - f1 * numbers, -np.inf).argmax(axis=0)
         last, f1 = f1, float(2 * hits[shown, labels].sum() / (shown.sum() + right.sum()))
     return np.asarray((ranked[shown, labels] + ranked[shown + 1, labels]) / 2)
-
-
-def write_thresholds(file: Path, model: Encoder, thresholds: Sequence[Threshold]) -> None:
-    """Write thresholds for `read_thresholds`."""
-    labels = {entry.pop("label"): entry for entry in map(asdict, thresholds)}
-    write_json(file, {"format": 1, "model": model.name, "fingerprint": model.fingerprint, "labels": labels})
 
 
 def read_thresholds(file: Path, model: Encoder) -> dict[str, float]:

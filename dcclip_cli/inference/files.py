@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -32,11 +32,10 @@ from dcclip_cli.inference.zero_shot import Labels
 from dcclip_cli.machine import keep_freed_memory
 from dcclip_cli.model.known import unknown_of
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.progress import Progress, progress_for
+from dcclip_cli.progress import Progress, ProgressChoice, progress_for
 from dcclip_cli.text import printable
 
 PathLike = str | os.PathLike[str]
-ProgressChoice = bool | Callable[[str], object] | Progress
 
 
 @dataclass(frozen=True)

@@ -85,18 +85,15 @@ class EmbeddingRequest(BaseModel):
 
     def inputs(self) -> list[str]:
         """The texts and data URLs, in their order. Raises DcclipError for web addresses and what is no text."""
-        if self.input is None:
-            parts = [
-                [text] if isinstance(text := message.content, str) else map(Part.input, text)
-                for message in self.messages
-            ]
-            return list(chain(*parts))
-        inputs = [self.input] if isinstance(self.input, str) else self.input
-        texts = [text for text in inputs if isinstance(text, str)]
-        if len(texts) < len(inputs):
+        contents = [message.content for message in self.messages] if self.input is None else [self.input]
+        inputs: list[Any] = [
+            item for content in contents for item in ([content] if isinstance(content, str) else content)
+        ]
+        texts = [item.input() if isinstance(item, Part) else item for item in inputs]
+        if not all(isinstance(text, str) for text in texts):
             hint = Message("send texts; with LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False")
             raise DcclipError("the input has an item that is not a text", hint)
-        if address := next((text for text in texts if re.fullmatch(r"https?://\S+", text)), None):
+        if self.input and (address := next((text for text in texts if re.fullmatch(r"https?://\S+", text)), None)):
             raise bad_url(address)
         return texts
 
