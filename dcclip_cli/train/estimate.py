@@ -70,7 +70,8 @@ class Times:
 class BlankStage(Stage):
     """A stage without weights: a student and teachers on the meta device, and previews of the data by kind.
 
-    Data, and `blank_teachers` by number, are left out, or None, as far as they are not here.
+    Of `blank_teachers`, by number, those are None whose files are not on this machine. Data that is still to be
+    collected has no preview.
     """
 
     previews: dict[str, Preview] = field(default_factory=dict)
@@ -85,17 +86,12 @@ class BlankStage(Stage):
 
     def build(self, device: str = "meta") -> tuple[TrainingTask, Optimizer] | None:
         """The training task and its optimizer, with random features in place of teachers; None if one is not here."""
-        grid, layers = (
-            map_grids(self.towers)[-1],
-            {layer for loss in self.losses for layer in loss.teacher_layers_needed},
-        )
-        if None in self.blank_teachers:
+        layers = sorted({layer for loss in self.losses for layer in loss.teacher_layers_needed})
+        teachers = [teacher for teacher in self.blank_teachers if teacher is not None]
+        if len(teachers) < len(self.blank_teachers):
             return None
-        features = [
-            _RandomTeacher(widths(teacher, sorted(layers)), grid)
-            for teacher in self.blank_teachers
-            if teacher is not None
-        ]
+        grid = map_grids(self.towers)[-1]
+        features = [_RandomTeacher(widths(teacher, layers), grid) for teacher in teachers]
         task = self.make_task(self.towers, features, self.towers.name).to(device)
         message = Message("{} has no layers in the order that layer_decay needs", self.towers.name)
         with library_errors(message, Message("omit layer_decay")):
