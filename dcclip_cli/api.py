@@ -194,7 +194,8 @@ def evaluate(
     if recipe is None or model is not None:
         names = [model] if model is None or isinstance(model, str | os.PathLike) else model
         resolved = [resolve(None if name is None else os.fspath(name)) for name in names]
-        references = [replace(named, trust_remote_code=trust_remote_code) for named in resolved]
+        distinct = {named.target: named for named in resolved}.values()
+        references = [replace(named, trust_remote_code=trust_remote_code) for named in distinct]
     else:
         job = open_run(loaded, None, device, progress=talk)
         references, card, out = [job.trained_model()], not out, out or job.dir.stage("eval")

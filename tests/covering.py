@@ -8,7 +8,7 @@ from typing import Any
 
 from allpairspy import AllPairs
 
-Row = Mapping[str, str]  # the label of a value by option
+Row = dict[str, str]  # the label of a value by option
 Pair = tuple[tuple[str, str], tuple[str, str]]
 Table = Mapping[str, Mapping[str, Any]]  # what a value sets, by option and label; the first label is plain
 

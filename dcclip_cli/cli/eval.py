@@ -106,13 +106,23 @@ def eval(
     options = {key: value for key, value in options.items() if value}
     if results and (recipe or model or sets or options or not out):
         raise BadParameter(Message("--results needs --out DIR, and goes with --format and --owner only"))
-    if formats and not (out or recipe):
+    if formats and not (out or (recipe and not model)):
         raise BadParameter(Message("--format needs --out DIR"))
     talk, writing = console.talk(quiet, verbose), dict[str, Any](formats=formats or ["dcclip"], owner=owner)
     loaded = flags.open_recipe(recipe, sets, None if dataset else "eval") if recipe else None
-    if loaded and check:
-        return flags.show_checked(loaded, ["eval"], device, fresh=True)
     from dcclip_cli import api
+
+    if loaded and check:
+        from dcclip_cli.eval.leaderboards import check_formats
+        from dcclip_cli.model.reference import resolve
+
+        loaded = api.open_recipe(loaded, "eval", options)
+        check_formats(writing["formats"], owner, loaded.recipe.eval)
+        if not model:
+            api.open_run(loaded, None).trained_model()
+        for name in model or ():
+            resolve(name)
+        return flags.show_checked(loaded, ["eval"], device, fresh=True)
     from dcclip_cli.eval.evaluate import IncompleteError
 
     if results and out:

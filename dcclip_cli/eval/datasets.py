@@ -81,7 +81,10 @@ def check_dataset(
     """The name of the data set. Raises DcclipError as opening it would, but nothing is downloaded: the hub is asked."""
     named = registry.find(name)
     if named is None:
-        return open_dataset(name, languages, data_root, retrieval=task == "retrieval").name
+        dataset = open_dataset(name, languages, data_root, retrieval=task == "retrieval")
+        if task == "probe":
+            training_split(dataset)
+        return dataset.name
     known_set, language = named
     location = _location(known_set, data_root, language)
     for split in (known_set.split, "train") if task == "probe" else (known_set.split,):

@@ -28,6 +28,8 @@ from dcclip_cli.options import Options
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
 
+_MORE_IMAGES = Message("measure more images: a larger --limit, or none")
+
 
 class EvalOptions(Options):
     """The test sets that models are measured on, and how."""
@@ -101,8 +103,30 @@ def check_complete(results: Sequence[EvalResult], options: EvalOptions) -> None:
         raise error
 
 
+def _unused(options: EvalOptions) -> Iterator[DcclipError]:
+    """An error for each option that would change no result."""
+    known_sets = [known[0] if known else None for known in map(registry.find, options.names)]  # None: the user's own
+    templates = {"zero-shot": (None, "classification", "multi-label"), "retrieval": ("classification", "multi-label")}
+    with_templates = templates.get(options.task, ())
+    has_effect = {
+        "languages": None in known_sets,
+        "task": options.task != "retrieval" or None in known_sets,
+        "templates": any((known and known.task) in with_templates for known in known_sets),
+        "shots": options.task == "probe",
+    }
+    for name in has_effect:
+        if getattr(options, name) != EvalOptions.model_fields[name].default and not has_effect[name]:
+            hint = Message("omit --{0} (in a recipe: eval.{0})", name)
+            yield DcclipError("--{} has no effect on these data sets with this task", hint, name)
+
+
 def open_datasets(options: EvalOptions) -> list[DataSet]:
-    """The data sets of `options.datasets`, groups expanded. Raises DcclipError for a missing or incomplete one."""
+    """The data sets of `options.datasets`, groups expanded. Raises DcclipError for a missing or incomplete one.
+
+    Raises it too for an option that has no effect on any of them.
+    """
+    for unused in _unused(options):
+        raise unused
     root = Path(options.data_root) if options.data_root else None
     opened = [
         open_dataset(name, options.languages, root, options.templates, options.task == "retrieval", options.partial)
@@ -115,6 +139,7 @@ def open_datasets(options: EvalOptions) -> list[DataSet]:
 
 def check_datasets(options: EvalOptions) -> Iterator[DcclipError]:
     """What would keep `open_datasets` from opening the data sets, one error each; nothing is downloaded."""
+    yield from _unused(options)
     root = Path(options.data_root) if options.data_root else None
     names = []
     for name in options.names:
@@ -218,6 +243,9 @@ class _Evaluation:
                 continue
             # Retrieval among the readable images with captions; a text all of whose images are unreadable is left out.
             rows = np.flatnonzero(np.isin(images.indices, list(chain(*truth.about))))
+            if not len(rows):
+                where = dataset.name, len(images.indices), language
+                raise DcclipError("data set {}: none of {:,} images has a caption in {}", _MORE_IMAGES, *where)
             shown = replace(images, indices=images.indices[rows], vectors=images.vectors[rows])
             row_of = {int(index): row for row, index in enumerate(shown.indices)}
             targets = [tuple(row_of[image] for image in numbers if image in row_of) for numbers in truth.about]
@@ -266,7 +294,7 @@ class _Evaluation:
         if not np.isfinite(value := score.metrics[dataset.metric]):
             raise DcclipError(
                 "data set {}: {} is not defined for {} images whose labels are all alike",
-                "measure more images: a larger --limit, or none",
+                _MORE_IMAGES,
                 dataset.name, dataset.metric, len(images.indices),
             )  # fmt: skip
         return EvalResult(

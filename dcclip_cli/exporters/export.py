@@ -147,7 +147,7 @@ def export(
     samples = samples.squares() if target.crops_down else samples
     tests: list[DataSet] = []
     if evaluation is not None:  # the classification sets with one class per image
-        opened = open_datasets(evaluation.model_copy(update={"task": "zero-shot", "templates": "own"}))
+        opened = open_datasets(evaluation.model_copy(update={"task": "zero-shot", "templates": "own", "shots": ()}))
         tests = [test for test in opened if test.metric in ("top1", "mean_per_class") and not test.is_retrieval]
     comparison = ParityTest(samples, tests, options.parity.images, progress)
     source = load_source(model)

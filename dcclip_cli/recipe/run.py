@@ -314,8 +314,10 @@ class RecipeRun:
         cache = FeatureCache(cache_folder(), self.progress.say)
         new = {name: model for name, model in self._models().items() if name in names and name not in self._results}
         for name, model in new.items():
+            # Bundles compute in the precision of their export.
+            chosen = options.model_copy(update={"precision": "fp32"}) if model.kind == "bundle" else options
             self._results[name] = evaluate(
-                [model], datasets, options, device=self.device, cache=cache, progress=self.progress
+                [model], datasets, chosen, device=self.device, cache=cache, progress=self.progress
             )
         evaluated = [result for results in self._results.values() for result in results]
         if len(evaluated) == sum(len(self._results[name]) for name in new):  # not again for the bundle

@@ -30,7 +30,8 @@ def here(
     """A directory with recipe.yaml, two pictures, and the run that `dcclip run recipe.yaml` left."""
 
     def live(folder: Path) -> None:
-        recipe = whole_recipe | {"data": {"train": "./train.parquet"}, "eval": {"datasets": ["./train.parquet"]}}
+        evaluation = {"datasets": ["./train.parquet"], "precision": "bf16"}
+        recipe = whole_recipe | {"data": {"train": "./train.parquet"}, "eval": evaluation}
         (folder / "train.parquet").symlink_to(pairs_file)
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), "utf-8")
         for pair in pairs[:2]:
@@ -53,6 +54,7 @@ def test_a_run_ends_with_a_table_of_teacher_student_and_bundle(here: Path) -> No
     assert {"top-1 train en", "top-1 train zh", "parameters", "one image", "one text"} <= rows
     results = json.loads((here / "runs/一生/eval/train.json").read_text("utf-8"))
     measured = [(one["model"], one["language"], one["classes"], one["n"]) for one in results]
+    assert [result["precision"] for result in results] == ["bf16"] * 4 + ["fp32"] * 2  # of the bundle
     assert len(set(measured)) == len(measured) == 6
     assert {one[1:] for one in measured} == {("zh", 40, 40), ("en", 40, 40)}
 
