@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -46,16 +46,16 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("failures.jsonl"))
-    parser.add_argument("--keep", type=Path, help="new folder to work in, which keeps the last case's folder")
+    parser.add_argument("--work", type=lambda name: Path(name).absolute(), default="build/hostile", help="kept folder")
     options = parser.parse_args()
     options.out.write_bytes(b"")
     os.environ |= QUIET
     import_everything()
     start, workers = time.monotonic(), range(options.workers)
+    shutil.rmtree(options.work, ignore_errors=True)
     # Forks, as the commands are: whoever forks computes nothing, since OpenMP's threads do not survive it.
-    with tempfile.TemporaryDirectory() as temporary, ProcessPoolExecutor(len(workers), get_context("fork")) as pool:
-        folder = options.keep or Path(temporary)
-        futures = [pool.submit(run_cases, options, worker, folder / str(worker)) for worker in workers]
+    with ProcessPoolExecutor(len(workers), get_context("fork")) as pool:
+        futures = [pool.submit(run_cases, options, worker, options.work / str(worker)) for worker in workers]
         counts = sum((future.result() for future in futures), Counter[tuple[str, str]]())
     columns = list(dict.fromkeys((REFUSED, FINE, *(verdict for _, verdict in counts))))
     print("| input | cases | " + " | ".join(columns) + " |\n|---|" + "--:|" * (len(columns) + 1))
