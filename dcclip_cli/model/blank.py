@@ -50,10 +50,10 @@ def blank_text_student(options: StudentOptions, teacher: TeacherOptions, towers:
     return OpenClipTowers(model, _one_word, source.match_preprocessing(), towers.name, "")
 
 
-def _built(config: dict[str, Any], what: str, hint: str) -> Any:
+def _built(config: dict[str, Any], problem: str, hint: str) -> Any:
     from open_clip.model import CustomTextCLIP
 
-    with library_errors(what, hint), torch.device("meta"):
+    with library_errors(problem, hint), torch.device("meta"):
         return CustomTextCLIP(**{key: value for key, value in config.items() if key != "custom_text"})
 
 

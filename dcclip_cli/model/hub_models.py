@@ -26,12 +26,12 @@ _TOKENIZER_ARGUMENTS = {"additional_special_tokens", "clean", "language", "reduc
 _PREPROCESSING = {"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color", "crop"}
 CHECK_NAME = Message("check the name and the network connection, or give the path of a directory")
 ELSEWHERE = Message("use the name of a network that timm itself has, and keep its weights in the directory")
-_MOST, _MOST_LAYERS = 4_000_000, 512  # of any number in a configuration, and of layers
+_MAX_NUMBER, _MAX_LAYERS = 4_000_000, 512  # of any number in a configuration, and of layers
 
 
 @contextmanager
-def library_errors(what: str, hint: str) -> Iterator[None]:
-    """Whatever another library raises for a configuration that it cannot use becomes a DcclipError, begun by `what`."""
+def library_errors(problem: str, hint: str) -> Iterator[None]:
+    """What another library raises for a configuration that it cannot use becomes a DcclipError after `problem`."""
     from huggingface_hub.errors import EntryNotFoundError, StrictDataclassError
 
     unusable = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError)
@@ -45,17 +45,17 @@ def library_errors(what: str, hint: str) -> Iterator[None]:
             reason = frames[-1].line or ""  # of an assertion without words, what it asserts
         if type(error) not in (OSError, RuntimeError, ValueError):
             reason = f"{type(error).__name__}: {reason}"
-        raise DcclipError("{}: {}", hint, what, reason[:300]) from None
+        raise DcclipError("{}: {}", hint, problem, reason[:300]) from None
 
 
-def checked_json(file: Path, hint: str = COPY_AGAIN, most: int = _MOST) -> dict[str, Any]:
-    """The JSON object in a configuration. Raises DcclipError for a number beyond `most`, or more than 512 layers.
+def checked_json(file: Path, hint: str = COPY_AGAIN, limit: int = _MAX_NUMBER) -> dict[str, Any]:
+    """The JSON object in a configuration. Raises DcclipError for a number beyond `limit`, or more than 512 layers.
 
     Building a model of such sizes would take minutes, or all memory, before anything is compared.
     """
     content = read_json(file, hint)
     for key, value in _numbers(content):
-        if abs(value) > (_MOST_LAYERS if key.endswith("layers") else most):
+        if abs(value) > (_MAX_LAYERS if key.endswith("layers") else limit):
             raise DcclipError("{}: {} is {}: no model has that", hint, file, key, str(value)[:60])
     return content
 
@@ -85,7 +85,7 @@ def open_clip_config(folder: Path, on_hub: bool = False) -> dict[str, Any]:
     if unknown := {*(text.get("tokenizer_kwargs") or ())} - _TOKENIZER_ARGUMENTS:
         where = f"{file}: model_cfg.text_cfg.tokenizer_kwargs: {min(unknown)}"
         raise DcclipError("{} is not allowed: it could run code or read other files", "remove it", where)
-    if text.get("pool_type") == "eos" and text.get("eos_id", 2) not in range(_MOST):
+    if text.get("pool_type") == "eos" and text.get("eos_id", 2) not in range(_MAX_NUMBER):
         where = f"{file}: model_cfg.text_cfg.eos_id"
         raise DcclipError("{} is no token's number: {}", COPY_AGAIN, where, str(text["eos_id"])[:60])
     with library_errors(f"{file}: preprocess_cfg", COPY_AGAIN):

@@ -89,8 +89,8 @@ def check_inherits(student: Any, teacher: Towers, layers: bool) -> None:
         _fitting_blocks(student, teacher)
 
 
-def _check_width(rows: Tensor, width: int, most: int) -> None:
-    if width > most:
+def _check_width(rows: Tensor, width: int, limit: int) -> None:
+    if width > limit:
         raise DcclipError(
             "{0} embeddings of width {1} have {2} principal components, fewer than student.text.width {3}",
             "set student.text.width to at most {2}, or omit student.text.inherit",
@@ -190,11 +190,13 @@ def inherit_image_tower(visual: Any, teacher: Towers) -> None:
     first = teacher_trunk.blocks[0][0]
     inputs = _most_important([first.bn1], [first.conv_pw.weight], student.conv_stem.out_channels)
     _copy((student.conv_stem, student.bn1), (teacher_trunk.conv_stem, teacher_trunk.bn1), inputs)
-    nexts = [*(stage[0].conv_pw for stage in teacher_trunk.blocks[1:]), teacher_trunk.conv_head]
-    for mine, theirs, after in zip(student.blocks, teacher_trunk.blocks, nexts, strict=True):
-        readers = [*(block.conv_pw.weight for block in theirs[1:]), after.weight]
-        outputs = _most_important([_last(block)[1] for block in theirs], readers, _last(mine[0])[0].out_channels)
-        for number, (block, origin) in enumerate(zip(mine, _origins(theirs, len(mine)), strict=True)):
+    readers = [*(stage[0].conv_pw for stage in teacher_trunk.blocks[1:]), teacher_trunk.conv_head]
+    for blocks, teacher_blocks, reader in zip(student.blocks, teacher_trunk.blocks, readers, strict=True):
+        weights = [*(block.conv_pw.weight for block in teacher_blocks[1:]), reader.weight]
+        outputs = _most_important(
+            [_last(block)[1] for block in teacher_blocks], weights, _last(blocks[0])[0].out_channels
+        )
+        for number, (block, origin) in enumerate(zip(blocks, _origins(teacher_blocks, len(blocks)), strict=True)):
             if origin is None:
                 torch.nn.init.zeros_(_last(block)[1].weight)
             else:
@@ -217,15 +219,15 @@ def check_inherits_images(visual: Any, teacher: Towers) -> None:
         )
 
 
-def _misfit(own: Any, teacher: Any) -> Message | None:
-    if not _is_of_family(own):
+def _misfit(student: Any, teacher: Any) -> Message | None:
+    if not _is_of_family(student):
         return Message("it is not of timm's EfficientNet family")
     if not _is_of_family(teacher):
         return Message("the teacher's is not of timm's EfficientNet family")
-    if len(own.blocks) != len(teacher.blocks):
-        return Message("it has {} stages instead of {}", len(own.blocks), len(teacher.blocks))
-    for number, (mine, theirs) in enumerate(zip(own.blocks, teacher.blocks, strict=True)):
-        for block, origin in zip(mine, _origins(theirs, len(mine)), strict=True):
+    if len(student.blocks) != len(teacher.blocks):
+        return Message("it has {} stages instead of {}", len(student.blocks), len(teacher.blocks))
+    for number, (blocks, teacher_blocks) in enumerate(zip(student.blocks, teacher.blocks, strict=True)):
+        for block, origin in zip(blocks, _origins(teacher_blocks, len(blocks)), strict=True):
             if origin is None and not block.has_skip:
                 return Message("its stage {} has too many blocks", number)
             if origin is not None and _kind(block) != _kind(origin):
@@ -233,7 +235,7 @@ def _misfit(own: Any, teacher: Any) -> Message | None:
             shapes, limits = _shapes(block), _shapes(origin) if origin is not None else {}
             if any(new > old for name in limits for new, old in zip(shapes[name][:2], limits[name][:2], strict=True)):
                 return Message("its stage {} is wider", number)
-    return Message("its head is wider") if own.conv_head.out_channels > teacher.conv_head.out_channels else None
+    return Message("its head is wider") if student.conv_head.out_channels > teacher.conv_head.out_channels else None
 
 
 def _is_of_family(trunk: Any) -> bool:
@@ -259,21 +261,21 @@ def _last(block: Any) -> tuple[Any, Any]:
     return (block.conv_pwl, block.bn3) if hasattr(block, "conv_pwl") else (block.conv_pw, block.bn2)
 
 
-def _copy_block(own: Any, teacher: Any, inputs: Tensor, outputs: Tensor) -> None:
+def _copy_block(student: Any, teacher: Any, inputs: Tensor, outputs: Tensor) -> None:
     """Copy one block; of the hidden channels, those that matter most to its output."""
     hidden = inputs
-    if hasattr(own, "conv_pwl"):
-        hidden = _most_important([teacher.bn2], [teacher.conv_pwl.weight], own.conv_pwl.in_channels)
-        _copy((own.conv_pw, own.bn1), (teacher.conv_pw, teacher.bn1), hidden, inputs)
-        _copy((own.conv_dw, own.bn2), (teacher.conv_dw, teacher.bn2), hidden)
+    if hasattr(student, "conv_pwl"):
+        hidden = _most_important([teacher.bn2], [teacher.conv_pwl.weight], student.conv_pwl.in_channels)
+        _copy((student.conv_pw, student.bn1), (teacher.conv_pw, teacher.bn1), hidden, inputs)
+        _copy((student.conv_dw, student.bn2), (teacher.conv_dw, teacher.bn2), hidden)
     else:
-        _copy((own.conv_dw, own.bn1), (teacher.conv_dw, teacher.bn1), hidden)
-    if hasattr(own.se, "conv_reduce"):
+        _copy((student.conv_dw, student.bn1), (teacher.conv_dw, teacher.bn1), hidden)
+    if hasattr(student.se, "conv_reduce"):
         expand = teacher.se.conv_expand.weight
-        squeezed = expand.flatten(1).norm(dim=0).topk(own.se.conv_reduce.out_channels).indices.sort().values
-        _copy((own.se.conv_reduce, None), (teacher.se.conv_reduce, None), squeezed, hidden)
-        _copy((own.se.conv_expand, None), (teacher.se.conv_expand, None), hidden, squeezed)
-    _copy(_last(own), _last(teacher), outputs, hidden)
+        squeezed = expand.flatten(1).norm(dim=0).topk(student.se.conv_reduce.out_channels).indices.sort().values
+        _copy((student.se.conv_reduce, None), (teacher.se.conv_reduce, None), squeezed, hidden)
+        _copy((student.se.conv_expand, None), (teacher.se.conv_expand, None), hidden, squeezed)
+    _copy(_last(student), _last(teacher), outputs, hidden)
 
 
 def _most_important(norms: Sequence[Any], readers: Sequence[Tensor], count: int) -> Tensor:
@@ -287,7 +289,7 @@ def _most_important(norms: Sequence[Any], readers: Sequence[Tensor], count: int)
     return importance.topk(count).indices.sort().values
 
 
-def _copy(own: tuple[Any, Any], teacher: tuple[Any, Any], outputs: Tensor, inputs: Tensor | None = None) -> None:
+def _copy(student: tuple[Any, Any], teacher: tuple[Any, Any], outputs: Tensor, inputs: Tensor | None = None) -> None:
     """Copy chosen channels of a convolution, and of its batch norm. A depthwise one has no `inputs` to choose.
 
     Of a larger kernel the centre is copied, a smaller one gets zeros around it.
@@ -295,10 +297,10 @@ def _copy(own: tuple[Any, Any], teacher: tuple[Any, Any], outputs: Tensor, input
     weight = teacher[0].weight[outputs]
     if inputs is not None:
         weight = weight[:, inputs]
-    margin = (weight.shape[-1] - own[0].weight.shape[-1]) // 2
-    own[0].weight.copy_(torch.nn.functional.pad(weight, [-margin] * 4))
-    if own[0].bias is not None:
-        own[0].bias.copy_(teacher[0].bias[outputs])
-    if own[1] is not None:
+    margin = (weight.shape[-1] - student[0].weight.shape[-1]) // 2
+    student[0].weight.copy_(torch.nn.functional.pad(weight, [-margin] * 4))
+    if student[0].bias is not None:
+        student[0].bias.copy_(teacher[0].bias[outputs])
+    if student[1] is not None:
         for name in ("weight", "bias", "running_mean", "running_var"):
-            getattr(own[1], name).copy_(getattr(teacher[1], name)[outputs])
+            getattr(student[1], name).copy_(getattr(teacher[1], name)[outputs])

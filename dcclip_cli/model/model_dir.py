@@ -176,12 +176,12 @@ def model_fingerprint(folder: Path, names: Sequence[str] = (CONFIG, WEIGHTS, "to
     return files_fingerprint([folder / name for name in names])
 
 
-def files_fingerprint(files: Sequence[Path], known: Mapping[str, str] = MappingProxyType({})) -> str:
-    """The sha256 of the digests of those files that exist; `known` are digests by the file's name."""
+def files_fingerprint(files: Sequence[Path], digests: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The sha256 of the digests of those files that exist; `digests` has some, by name, that are known."""
     digest = hashlib.sha256()
     for file in files:
         if file.is_file():
-            digest.update(bytes.fromhex(known.get(file.name) or weights_digest([file])))
+            digest.update(bytes.fromhex(digests.get(file.name) or weights_digest([file])))
     return digest.hexdigest()
 
 

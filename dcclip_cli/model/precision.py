@@ -13,12 +13,12 @@ from dcclip_cli.machine import has_native_bf16
 if TYPE_CHECKING:
     from torch import nn
 
-_MOST_LOGIT = 1e6  # CLIP learns a scale of up to 100, SigLIP one of about 115 and a bias of about -16
+_MAX_LOGIT = 1e6  # CLIP learns a scale of up to 100, SigLIP one of about 115 and a bias of about -16
 INPUTS = {"images": Message("images"), "texts": Message("texts")}  # whose embeddings an error is about
 _HINT = Message("the weights are damaged or the computation overflowed: download the model again, or use fp32")
 
 
-def torch_device(asked: str, hint: str = "omit --device, or use --device cpu") -> str:
+def torch_device(name: str, hint: str = "omit --device, or use --device cpu") -> str:
     """`cpu`, `cuda` or `mps` for `auto`; any other name, such as `cuda:1`, unchanged.
 
     Raises DcclipError, with `hint`, if torch does not have the device.
@@ -26,11 +26,11 @@ def torch_device(asked: str, hint: str = "omit --device, or use --device cpu") -
     import torch
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if asked == "auto":
-        return next(name for name, is_available in available.items() if is_available)
-    if not available.get(asked.partition(":")[0]):
-        raise DcclipError("torch finds no device {}", hint, asked)
-    return asked
+    if name == "auto":
+        return next(device for device, is_available in available.items() if is_available)
+    if not available.get(name.partition(":")[0]):
+        raise DcclipError("torch finds no device {}", hint, name)
+    return name
 
 
 class NotFiniteError(DcclipError):
@@ -55,7 +55,7 @@ def finite(values: np.ndarray, model: str, inputs: str, hint: str = _HINT) -> np
 
 def check_logits(scale: float, bias: float | None, model: str) -> None:
     """Raise NotFiniteError unless a model's logit scale and bias turn cosines into finite logits, the best first."""
-    if not (0 < scale <= _MOST_LOGIT and (bias is None or abs(bias) <= _MOST_LOGIT)):
+    if not (0 < scale <= _MAX_LOGIT and (bias is None or abs(bias) <= _MAX_LOGIT)):
         raise NotFiniteError(
             "{} has a logit scale of {:.3g} and a logit bias of {:.3g}", _HINT, model, scale, bias or 0
         )
@@ -68,9 +68,9 @@ class Choice:
     precision: str
     reason: str
 
-    def line(self, who: str) -> Message:
-        """The message for the user: the precision of `who`."""
-        return Message("{}: computes in {} ({})", who, self.precision, self.reason)
+    def line(self, subject: str) -> Message:
+        """The message for the user: the precision of `subject`."""
+        return Message("{}: computes in {} ({})", subject, self.precision, self.reason)
 
 
 AS_ASKED = Choice("fp32", Message("as requested"))

@@ -265,21 +265,21 @@ _TOLERANCE = 1e-4  # of the values; the smallest step, one of 255 levels, is ove
 _OTHER = Message("use a model whose images are resized to a square, or by the shorter side with a centre crop")
 
 
-def matching_preprocessing(name: str, own: Callable[[Image.Image], np.ndarray], config: Any) -> Preprocessing:
-    """The Preprocessing whose values are those of `own`, a library's preprocessing, on images of several sizes.
+def matching_preprocessing(name: str, library: Callable[[Image.Image], np.ndarray], config: Any) -> Preprocessing:
+    """The Preprocessing whose values are those of a `library`'s preprocessing on images of several sizes.
 
     `config` is what describes it: transformers' image processor, or open_clip's `preprocess_cfg`. Raises DcclipError if
     no Preprocessing does the same.
     """
     try:
-        settings = config if isinstance(config, Mapping) else _of_processor(config)
+        settings = config if isinstance(config, Mapping) else _settings_of_processor(config)
         described = read_preprocessing(dict(settings))
     except (ValueError, TypeError, AttributeError) as error:
         raise DcclipError("{}: its preprocessing is not supported: {}", _OTHER, name, error) from None
     random, side = np.random.default_rng(0), described.size
     sizes = (*_SIZES, (side + 3, side), (side, side + 3))  # half of 3: 2 for torchvision, 1 for transformers
     images = [Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8)) for width, height in sizes]
-    expected = [own(image) for image in images]
+    expected = [library(image) for image in images]
     for candidate in (described, replace(described, crop="floor" if described.crop == "round" else "round")):
         pairs = [(candidate(image), values) for image, values in zip(images, expected, strict=True)]
         if all(actual.shape == target.shape and np.abs(actual - target).max() < _TOLERANCE for actual, target in pairs):
@@ -288,7 +288,7 @@ def matching_preprocessing(name: str, own: Callable[[Image.Image], np.ndarray], 
     raise DcclipError(message, _OTHER)
 
 
-def _of_processor(processor: Any) -> dict[str, Any]:
+def _settings_of_processor(processor: Any) -> dict[str, Any]:
     """The settings of a transformers image processor in the terms of open_clip's `preprocess_cfg`."""
     side = _only_side(processor.size)
     crops = bool(getattr(processor, "do_center_crop", False))

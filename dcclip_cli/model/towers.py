@@ -58,15 +58,15 @@ class Tokens:
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """`embedding` (B, D), not normalised, the last feature `map` (B, C, h, w), and the `others` requested, by layer."""
+    """`embedding` (B, D), not normalised, the last feature `map` (B, C, h, w), and `maps` of further layers."""
 
     embedding: Tensor
     map: Tensor
-    others: dict[int, Tensor] = field(default_factory=dict)
+    maps: dict[int, Tensor] = field(default_factory=dict)
 
     def layer(self, number: int) -> Tensor:
         """The map of a layer; -1 is the last."""
-        return self.map if number == -1 else self.others[number]
+        return self.map if number == -1 else self.maps[number]
 
 
 @dataclass(frozen=True)

@@ -234,17 +234,17 @@ def _kept(source: _Source, languages: Collection[Language], texts: Sequence[str]
 
 
 def pieces_by_script(
-    pieces: Iterable[str], languages: Collection[Language], read: Callable[[str], str | None]
+    pieces: Iterable[str], languages: Collection[Language], normalize: Callable[[str], str | None]
 ) -> set[str]:
     """The pieces whose characters are all of `languages`, and which a text can become.
 
-    `read` is what the tokenizer makes of a text before it looks for pieces, None where it splits the text: a piece that
-    it changes, as capitals where texts are lower-cased, is in no text.
+    `normalize` returns what the tokenizer makes of a text before it looks for pieces, None where it splits the text: a
+    piece that it changes, as capitals where texts are lower-cased, is in no text.
     """
     allowed, single = re.compile(f"[{_inside(languages)}]*"), _single(languages)
     written = ((piece, _bare(piece)) for piece in pieces)
     spelled = ((piece, text) for piece, text in written if allowed.fullmatch(text) or single.fullmatch(text))
-    return {piece for piece, text in spelled if not text or read(text) == text}
+    return {piece for piece, text in spelled if not text or normalize(text) == text}
 
 
 def fallback_pieces(pieces: Iterable[str], languages: Collection[Language]) -> set[str]:
@@ -369,8 +369,8 @@ def _renumbered(config: Any, rows: int, new: Mapping[int, int]) -> Any:
     return changed
 
 
-def _write_weights(folder: Path, target: Path, rows: int, kept: Sequence[int]) -> int:
-    """Write the weights with only the `kept` rows of the text tower's table; returns the width of the table.
+def _write_weights(folder: Path, target: Path, rows: int, row_numbers: Sequence[int]) -> int:
+    """Write the weights with only the rows `row_numbers` of the text tower's table; returns the width of the table.
 
     The others go from the file's pages to the new file. Raises DcclipError if the table is not known.
     """
@@ -389,7 +389,7 @@ def _write_weights(folder: Path, target: Path, rows: int, kept: Sequence[int]) -
     for file in files:
         weights = load_file(file)
         if table in weights:
-            weights[table] = weights[table][torch.tensor(kept)]
+            weights[table] = weights[table][torch.tensor(row_numbers)]
         with safe_open(file, "pt") as content:
             save_file(weights, target / (file.name if len(files) > 1 else names[0]), content.metadata())
     if len(files) > 1:

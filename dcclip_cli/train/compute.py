@@ -197,7 +197,7 @@ def _compile_probe(task: TrainingTask, options: TrainOptions, device: str, image
         began = time.perf_counter()
         with torch.autocast(kind, half, options.precision != "fp32"):
             features = run(pixels, task.layers)
-            outputs = features.embedding, features.map, *features.others.values()
+            outputs = features.embedding, features.map, *features.maps.values()
             torch.stack([output.float().square().mean() for output in outputs]).sum().backward()
         probed.zero_grad()
         if kind == "cuda":

@@ -15,6 +15,7 @@ from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.teachers import FgClip2Teacher, TransformersTeacher
 from dcclip_cli.progress import Lines
+from dcclip_cli.recipe.run import teacher_reference
 
 
 @pytest.fixture
@@ -42,6 +43,8 @@ def test_nothing_runs_without_leave_and_the_error_says_what_would(folder: Path) 
         assert "then add --trust-remote-code" in raised.value.hint
         assert "trust_remote_code: true" in raised.value.hint
     assert not (folder.parent / "ran").exists()
+    teachers = [FgClip2Teacher(model=str(folder), trust_remote_code=leave) for leave in (False, True)]
+    assert [teacher_reference(teacher).trust_remote_code for teacher in teachers] == [False, True]
     lines: list[str] = []
     allowed(folder, progress=Lines(lines.append))
     assert (folder.parent / "ran").read_text() == "ran\n"
@@ -67,15 +70,6 @@ def test_code_of_a_repository_runs_from_the_hubs_cache_at_the_revision_that_is_n
         f"running code of qihoo360/fg-clip2-base (revision {revision}): configuration_fgclip2.py, modeling_fgclip2.py"
     ]
     assert towers.fingerprint == allowed(folder).fingerprint
-
-
-def test_a_run_evaluates_its_teacher_by_code_only_if_the_recipe_allows_it(folder: Path) -> None:
-    from dcclip_cli.recipe.run import teacher_reference
-
-    for leave in (False, True):
-        teacher = FgClip2Teacher(model=str(folder), trust_remote_code=leave)
-        assert teacher_reference(teacher).trust_remote_code == leave
-    assert not teacher_reference(TransformersTeacher(model=str(folder))).trust_remote_code
 
 
 def test_other_code_is_another_fingerprint(folder: Path) -> None:

@@ -131,7 +131,7 @@ class TransformersTowers(Family):
     @classmethod
     def check_files(cls, model: str, config: Mapping[str, Any], file: Path, trust_remote_code: bool) -> None:
         if images := find_file(model, IMAGE_PROCESSOR):
-            checked_json(images, most=MAX_SIDE)
+            checked_json(images, limit=MAX_SIDE)
         if cls.allowed_modules and (modules := find_file(model, "modules.json")):
             types = re.findall(r'"type":\s*"[\w.]*?(\w+)"', modules.read_text("utf-8", errors="replace"))
             if further := [name for name in types if name not in cls.allowed_modules]:
@@ -215,10 +215,10 @@ class TransformersTowers(Family):
         import transformers
 
         with torch.device("meta"):
-            return transformers.AutoModel.from_config(cls.read_config(folder), trust_remote_code=False)
+            return transformers.AutoModel.from_config(cls.library_config(folder), trust_remote_code=False)
 
     @classmethod
-    def read_config(cls, folder: Path) -> Any:
+    def library_config(cls, folder: Path) -> Any:
         """transformers' configuration of the parts that are used."""
         import transformers
 

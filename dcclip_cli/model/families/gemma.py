@@ -36,8 +36,8 @@ class EmbeddingGemma2Towers(NaflexTowers):
         self.context_length += len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
 
     @classmethod
-    def read_config(cls, folder: Path) -> Any:
-        config = super().read_config(folder)
+    def library_config(cls, folder: Path) -> Any:
+        config = super().library_config(folder)
         config.audio_config = None  # no tower for sound
         return config
 
