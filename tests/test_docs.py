@@ -75,6 +75,16 @@ def test_a_page_s_links_lead_to_files_its_recipes_load_and_its_options_exist(pag
     assert [one for command in (*inline, *commands(page)) if (one := unknown(command))] == []
 
 
+def test_every_page_is_reached_from_the_readmes() -> None:
+    reached, to_visit = set[Path](), [ROOT / page for page in READMES]
+    while to_visit:
+        page = to_visit.pop().resolve()
+        if page not in reached and page.suffix == ".md":
+            reached.add(page)
+            to_visit += [page.parent / link for link in _LINK.findall(page.read_text("utf-8"))]
+    assert {page for page in PAGES if page.parent != ROOT} - reached == set()
+
+
 # Commands of pages but tutorials, each on the first page that has it.
 RUN = {command: page for page in PAGES[::-1] if page not in TUTORIALS for command in commands(page, marked=False)}
 
