@@ -32,9 +32,7 @@ _TEMPLATE = Option(
 _MULTI_LABEL = Option("--multi-label", help="Score each label independently: none, one or several may be right.")
 _THRESHOLD = Option("--threshold", min=0, max=1, help="Show only labels with at least this probability.")
 _THRESHOLDS = Option(
-    "--thresholds",
-    metavar="FILE",
-    help="Thresholds of dcclip calibrate, for --multi-label. Default: the model's.",
+    "--thresholds", metavar="FILE", help="Thresholds of dcclip calibrate, for --multi-label. Default: the model's."
 )
 _JSON_LINES = Option("--jsonl", help="Print one JSON object per line, each as soon as it is known.")
 _AS_CSV = Option(

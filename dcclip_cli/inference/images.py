@@ -106,10 +106,7 @@ def embed(
 
 
 def embed_batches(
-    model: Encoder,
-    batches: Iterable[Sequence[Item]],
-    read: Callable[[Item], Image.Image],
-    workers: int | None = None,
+    model: Encoder, batches: Iterable[Sequence[Item]], read: Callable[[Item], Image.Image], workers: int | None = None
 ) -> Iterator[list[tuple[Item, Result]]]:
     """The results of `embed`, as one list per batch.
 

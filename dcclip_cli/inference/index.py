@@ -97,11 +97,7 @@ def distinct(folders: Iterable[Path]) -> list[Path]:
 
 
 def open_index(
-    model: Encoder,
-    folder: Path,
-    fresh: bool = False,
-    progress: Progress | None = None,
-    kind: VectorType = "fp16",
+    model: Encoder, folder: Path, fresh: bool = False, progress: Progress | None = None, kind: VectorType = "fp16"
 ) -> ImageIndex:
     """The up-to-date index of the images in a folder and below it; new and changed ones are embedded now.
 

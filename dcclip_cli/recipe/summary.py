@@ -73,14 +73,9 @@ def agreements(
     source, cache = Path(given.path).name, FeatureCache(cache_folder(), progress.say)
     images = Images([str(number) for number in range(len(lazy))], lazy.__getitem__, given.fingerprint)
     among = ", ".join(f"{len(texts_in)} ({language})" for language, texts_in in texts.items())
-    progress.say(
-        Message(
-            "agreement: how often a model's best text is the teacher's, on {} images of {}, among {}",
-            len(images),
-            source,
-            among,
-        )
-    )
+    counts = len(images), source, among
+    line = Message("agreement: how often a model's best text is the teacher's, on {} images of {}, among {}", *counts)
+    progress.say(line)
     cosines = {}
     for name, reference in models.items():
         embedder = Embedder(load_encoder(reference, device), cache, progress)
