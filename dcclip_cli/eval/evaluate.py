@@ -105,13 +105,12 @@ def check_complete(results: Sequence[EvalResult], options: EvalOptions) -> None:
 
 def _unused(options: EvalOptions) -> Iterator[DcclipError]:
     """An error for each option that would change no result."""
-    known_sets = [known[0] if known else None for known in map(registry.find, options.names)]  # None: the user's own
-    templates = {"zero-shot": (None, "classification", "multi-label"), "retrieval": ("classification", "multi-label")}
-    with_templates = templates.get(options.task, ())
+    kinds = {known[0].task if known else "own" for known in map(registry.find, options.names)}
+    prompted = {"zero-shot": {"own", "classification", "multi-label"}, "retrieval": {"classification", "multi-label"}}
     has_effect = {
-        "languages": None in known_sets,
-        "task": options.task != "retrieval" or None in known_sets,
-        "templates": any((known and known.task) in with_templates for known in known_sets),
+        "languages": "own" in kinds,
+        "task": options.task != "retrieval" or "own" in kinds,
+        "templates": bool(kinds & prompted.get(options.task, set())),
         "shots": options.task == "probe",
     }
     for name in has_effect:

@@ -4,7 +4,7 @@ import base64
 import json
 from collections import Counter
 from collections.abc import Iterator
-from itertools import chain, combinations, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,11 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.recipe.load import load
 from dcclip_cli.recipe.preflight import check
 from dcclip_cli.run_dir import RunDir
+from tests.covering import Row, all_pairs, pairs_of
 from tests.curation.conftest import make_picture
 from tests.curation.test_collect import contents
 from tests.tars import tar_of
 
-Row = dict[str, str]  # the label of a value by option
 TABLES: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("pairs.yaml").read_text("utf-8"))
 OPTIONS, DIRTY = TABLES["options"], TABLES["dirty"]
 DIRTY["long"][:2] = DIRTY["long"][0] * 50, DIRTY["long"][1] * 50
@@ -171,6 +171,4 @@ def test_what_a_run_refuses_the_check_refuses(name: str, tmp_path: Path) -> None
 
 
 def test_rows_cover_all_pairs_of_values() -> None:
-    values = [(option, label) for option, labels in OPTIONS.items() for label in labels]
-    pairs = {(first, second) for first, second in combinations(values, 2) if first[0] != second[0]}
-    assert pairs == set(chain.from_iterable(combinations(row.items(), 2) for row in ROWS))
+    assert all_pairs(OPTIONS) == set().union(*map(pairs_of, ROWS))

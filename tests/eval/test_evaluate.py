@@ -12,7 +12,7 @@ from PIL import Image
 
 from dcclip_cli.data import prompts
 from dcclip_cli.data.dataset import write_parquet
-from dcclip_cli.data.pair import LANGUAGES, Language, Pair
+from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.compare import compare_results
 from dcclip_cli.eval.embedding import FeatureCache
@@ -20,10 +20,8 @@ from dcclip_cli.eval.evaluate import EvalOptions, evaluate, open_datasets, say_a
 from dcclip_cli.eval.metrics import metrics_of
 from dcclip_cli.eval.report import write_report
 from dcclip_cli.eval.result import EvalResult, load_results, save_results, sha256_of, table, unpack
-from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import ModelSource, resolve
 from dcclip_cli.progress import Lines
-from dcclip_cli.store import FeatureStore, open_block
 from tests.eval import layouts
 from tests.eval.conftest import clear
 
@@ -172,12 +170,9 @@ def test_images_without_a_caption_are_in_no_retrieval(tmp_path: Path, run: Any) 
     assert "data set things: 3 of 6 pairs have a caption in zh" in lines
 
 
-def test_voc_and_memes_have_metrics_of_their_own(tmp_path: Path, run: Any) -> None:
-    rows = np.eye(20, dtype=np.float32)
-    layouts.wds(tmp_path / "voc2007", "test", [layouts.npy(row) for row in rows], ".npy")
+def test_memes_have_a_metric_and_a_split_of_their_own(tmp_path: Path, run: Any) -> None:
     layouts.class_folders(tmp_path / "hateful-memes/dev", ["alpha_0", "alpha_1"])
-    voc, memes = run(Oracle(), ["voc2007-cn", "hateful-memes"], tmp_path)
-    assert voc.metric == "map11" and voc.value == 1.0 and voc.metrics["map"] == 1.0
+    [memes] = run(Oracle(), ["hateful-memes"], tmp_path)
     assert memes.metric == "roc_auc" and memes.value == 1.0 and memes.split == "dev"
 
 
@@ -229,45 +224,6 @@ def test_unreadable_images_are_counted_and_named(tmp_path: Path, run: Any) -> No
     clear()
     with pytest.raises(DcclipError, match="none of 47 images can be read"):
         run(Oracle(), ["dtd"], tmp_path)
-
-
-@pytest.mark.parametrize("language", LANGUAGES)
-def test_top1_and_features_equal_what_open_clip_alone_computes(
-    model_folder: Path, pairs_file: Path, pairs: list[Pair], language: Language, tmp_path: Path
-) -> None:
-    import open_clip
-    import torch
-
-    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{model_folder}")
-    tokens = open_clip.get_tokenizer(f"local-dir:{model_folder}")([pair.captions(language)[0] for pair in pairs])
-    with torch.no_grad():
-        images = model.eval().encode_image(
-            torch.stack([transform(decode(pair.image)) for pair in pairs]), normalize=True
-        )
-        texts = model.encode_text(tokens, normalize=True)
-    guesses = (images @ texts.T).argmax(dim=1)
-    [found] = measure([model_folder], pairs_file, FeatureCache(tmp_path), languages=(language,))
-    assert found.value == pytest.approx(float((guesses == torch.arange(len(pairs))).float().mean()))
-    assert (found.n, found.classes, found.metric, found.language) == (40, 40, "top1", language)
-    predictions = found.detail("predictions")
-    assert predictions is not None and predictions.tolist() == guesses.tolist()
-    [folder] = (file.parent for file in tmp_path.rglob("about.json") if "preprocessing" in file.read_text("utf-8"))
-    [file] = folder.glob("*.safetensors")
-    keys = open_block(file)["keys"].copy().view("S16")[:, 0]
-    assert np.abs(FeatureStore(folder).read("embedding", keys) - images.numpy()).max() < 1e-6
-
-
-def test_texts_about_several_images_are_looked_for_one_way_only(tmp_path: Path, run: Any) -> None:
-    import base64
-
-    rows = [f"{label}\t{base64.b64encode(layouts.image(label)).decode()}\n" for label in range(5)]
-    layouts.write(tmp_path / "muge/valid_imgs.tsv", "".join(rows))
-    texts = ['{"text": "东西3", "image_ids": [1, 3]}', '{"text": "东西2", "image_ids": [4]}']
-    layouts.write(tmp_path / "muge/valid_texts.jsonl", "\n".join(texts) + "\n")
-    [found] = run(Oracle(), ["muge-cn"], tmp_path)
-    # The first finds image 3; the second finds 2, then 0, 1, 3, 4 at equal scores: image 4 is the fifth.
-    recalls = {"image_recall@1": 0.5, "image_recall@5": 1.0, "image_recall@10": 1.0}
-    assert found.metrics == {"mean_recall": (0.5 + 1 + 1) / 3, **recalls}
 
 
 def test_a_result_is_written_whole_and_a_bundle_is_evaluated_like_its_model(
