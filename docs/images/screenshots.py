@@ -60,14 +60,15 @@ def search_server(folder: Path) -> Iterator[str]:
 def search(browser: Browser) -> None:
     with tempfile.TemporaryDirectory() as temporary, search_server(Path(temporary)) as url:
         for locale, suffix in SUFFIXES.items():
-            page = browser.new_page(locale=locale, viewport={"width": 900, "height": 700})
+            page = browser.new_page(locale=locale, viewport={"width": 1000, "height": 700})
             page.goto(url)
             page.fill("#text", QUERY)
             page.press("#text", "Enter")
             page.wait_for_selector("main > :nth-child(8) img", timeout=60_000)
             page.wait_for_load_state("networkidle")
             bottom = page.evaluate("document.querySelector('main > :nth-child(8)').getBoundingClientRect().bottom + 12")
-            save(page, f"search-page{suffix}.png", 900, bottom)
+            page.evaluate("document.activeElement.blur()")
+            save(page, f"search-page{suffix}.png", 1000, bottom)
 
 
 @contextlib.contextmanager
