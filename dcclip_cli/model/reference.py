@@ -32,6 +32,7 @@ from dcclip_cli.model.model_dir import (
     load_named,
     read_provenance,
 )
+from dcclip_cli.model.tokenizer import tokenizer_errors
 from dcclip_cli.model.weights import (
     CONFIG,
     OPEN_CLIP_WEIGHTS,
@@ -39,6 +40,7 @@ from dcclip_cli.model.weights import (
     UFORM_WEIGHTS,
     find_file,
     find_weights,
+    require_file,
 )
 from dcclip_cli.progress import Progress
 from dcclip_cli.run_dir import RECORD, STAGES
@@ -169,11 +171,23 @@ class ModelSource:
         library = library_of(self.path, self.library) if is_directory else self.library
         towers: Towers
         if library == "transformers":
-            from dcclip_cli.model.families import load_towers
+            import transformers
+            from huggingface_hub.utils.tqdm import enable_progress_bars
 
+            from dcclip_cli.model.families import checked_family
+
+            transformers.utils.logging.disable_progress_bar()  # of "Loading weights"
+            enable_progress_bars()  # of downloads, which the line above disables too
             is_export = (self.path / PROVENANCE).exists()  # by dcclip
-            with read_provenance(self.path).checking() if is_export else nullcontext():
-                towers = load_towers(self.location, progress, self.trust_remote_code, **options)
+            message = Message("teacher {} cannot be loaded", self.location)
+            with (
+                read_provenance(self.path).checking() if is_export else nullcontext(),
+                library_errors(message, CHECK_NAME),
+                tokenizer_errors(f"{message}: its tokenizer"),
+            ):
+                file = require_file(self.location, TRANSFORMERS_CONFIG)
+                family = checked_family(self.location, file, self.trust_remote_code)
+                towers = family.load(self.location, file.parent, progress, **options)
         elif folder := self.path if is_directory else self.download():
             if not is_directory and (folder / "image.onnx").is_file():
                 hint = Message("name the model that it was made of")

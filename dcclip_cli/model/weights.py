@@ -63,24 +63,20 @@ def find_file(model: str, name: str) -> Path | None:
         file = Path(model) / name
         return file if file.is_file() else None
     try:
-        return _download(model, name)
+        return require_file(model, name)
     except EntryNotFoundError:
         return None
 
 
 def require_file(model: str, name: str) -> Path:
     """As `find_file`, but raises DcclipError, or EntryNotFoundError with the hub's reason, if there is none."""
-    if not Path(model).is_dir():
-        return _download(model, name)
-    if file := find_file(model, name):
-        return file
-    raise DcclipError("{} has no {}", _AGAIN, model, name)
-
-
-def _download(model: str, name: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RepositoryNotFoundError
 
+    if Path(model).is_dir():
+        if file := find_file(model, name):
+            return file
+        raise DcclipError("{} has no {}", _AGAIN, model, name)
     try:
         return Path(hf_hub_download(model, name))
     except RepositoryNotFoundError:

@@ -15,16 +15,7 @@ from dcclip_cli.model.families.fgclip2 import FgClip2Towers
 from dcclip_cli.model.families.gemma import EmbeddingGemma2Towers
 from dcclip_cli.model.families.naflex import Siglip2Towers
 from dcclip_cli.model.families.uform import UFormTowers
-from dcclip_cli.model.hub_models import (
-    CHECK_NAME,
-    TRANSFORMERS_CONFIG,
-    check_directory,
-    checked_json,
-    library_errors,
-)
-from dcclip_cli.model.tokenizer import tokenizer_errors
-from dcclip_cli.model.weights import require_file
-from dcclip_cli.progress import Progress
+from dcclip_cli.model.hub_models import check_directory, checked_json
 
 FAMILIES: tuple[type[Family], ...] = (
     AltClipTowers,
@@ -37,19 +28,6 @@ FAMILIES: tuple[type[Family], ...] = (
     MetaClip2Towers,
     UFormTowers,
 )
-
-
-def load_towers(model: str, progress: Progress, trust_remote_code: bool, **options: Any) -> Family:
-    """The towers of a directory or repository. Raises DcclipError if they cannot be loaded."""
-    import transformers
-    from huggingface_hub.utils.tqdm import enable_progress_bars
-
-    transformers.utils.logging.disable_progress_bar()  # of "Loading weights"
-    enable_progress_bars()  # of downloads, which the line above disables too
-    message = Message("teacher {} cannot be loaded", model)
-    with library_errors(message, CHECK_NAME), tokenizer_errors(f"{message}: its tokenizer"):
-        file = require_file(model, TRANSFORMERS_CONFIG)
-        return checked_family(model, file, trust_remote_code).load(model, file.parent, progress, **options)
 
 
 def checked_family(model: str, file: Path, trust_remote_code: bool) -> type[Family]:
