@@ -9,11 +9,11 @@ KINDS = ("cut", "emptied", "folder", "pipe", "loop")  # which header and size te
 
 def damage(path: Path, kind: str, seed: object = 0) -> None:
     """Flip a bit anywhere in a file, cut it anywhere, or put something else in its place."""
-    whole, chance = path.read_bytes(), random.Random(f"{kind} {seed}")
-    flipped = bytearray(whole)
-    flipped[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
-    contents = {"flipped": bytes(flipped), "cut": whole[: chance.randrange(len(whole))], "emptied": b""}
-    about = path.stat()
+    content, chance = path.read_bytes(), random.Random(f"{kind} {seed}")
+    flipped = bytearray(content)
+    flipped[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    contents = {"flipped": bytes(flipped), "cut": content[: chance.randrange(len(content))], "emptied": b""}
+    status = path.stat()
     path.unlink()
     match kind:
         case "folder":
@@ -24,4 +24,4 @@ def damage(path: Path, kind: str, seed: object = 0) -> None:
             path.symlink_to(path)
         case _:
             path.write_bytes(contents[kind])
-            os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))

@@ -40,8 +40,8 @@ class Hub(ThreadingHTTPServer):
     def branch(self, repository: str, name: str = "main") -> Path:
         """The folder of a branch, which a commit's id leads to as well."""
         repositories = self.root / "repositories" / repository
-        found = [one for one in repositories.glob("*/") if self.head(one) == name]
-        return found[0] if found else repositories / name.replace("/", "_")
+        folders = [folder_of_head for folder_of_head in repositories.glob("*/") if self.head(folder_of_head) == name]
+        return folders[0] if folders else repositories / name.replace("/", "_")
 
     @staticmethod
     def head(branch: Path) -> str:
@@ -93,23 +93,23 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         target = urlsplit(self.path)
         path, self.query = unquote(target.path), parse_qs(target.query)
-        asked = f"{self.command} {path}"
-        self.server.asked.append(asked)
+        request = f"{self.command} {path}"
+        self.server.asked.append(request)
         try:
             with self.server.lock:
                 for fault in self.server.faults:
-                    if re.search(fault[0], asked):
+                    if re.search(fault[0], request):
                         self.server.faults.remove(fault)
                         raise _Refused(fault[1], fault[2])
-                self._route(asked, body)
+                self._route(request, body)
         except _Refused as error:
             head = {"X-Error-Code": error.code, "X-Error-Message": error.message}
             self._send(json.dumps({"error": error.message, **error.more}).encode(), error.status, head)
 
     def _route(self, asked: str, body: bytes) -> None:
         for pattern, answer in _ROUTES.items():
-            if found := re.fullmatch(pattern, asked):
-                return answer(self, body, *found.groups())
+            if match := re.fullmatch(pattern, asked):
+                return answer(self, body, *match.groups())
         raise _Refused(404, f"no such page: {asked}")
 
     def _send(self, content: bytes, status: int = 200, head: dict[str, str] | None = None) -> None:
@@ -141,15 +141,15 @@ class _Handler(BaseHTTPRequestHandler):
     # ---- what is asked
 
     def create(self, body: bytes) -> None:
-        asked = json.loads(body)
-        self._may_write(asked["organization"])
-        repository = f"{asked['organization']}/{asked['name']}"
+        content = json.loads(body)
+        self._may_write(content["organization"])
+        repository = f"{content['organization']}/{content['name']}"
         folder = self.server.branch(repository)
         if folder.exists():
             raise _Refused(409, "You already created this model repo", url=f"{self.server.url}/{repository}")
         folder.mkdir(parents=True)
         (folder / ".gitattributes").write_text("*.safetensors filter=lfs\n")
-        (folder.parent / "visibility").write_text(asked.get("visibility", "public"))
+        (folder.parent / "visibility").write_text(content.get("visibility", "public"))
         self._json({"url": f"{self.server.url}/{repository}", "id": repository})
 
     def validate(self, body: bytes) -> None:
@@ -162,8 +162,8 @@ class _Handler(BaseHTTPRequestHandler):
     def info(self, body: bytes, repository: str, revision: str | None) -> None:
         folder = self._files(repository, revision or "main")
         siblings = [
-            {"rfilename": one["path"], "size": one["size"], "blobId": one["oid"], **_lfs(one)}
-            for one in self._listing(folder)
+            {"rfilename": entry["path"], "size": entry["size"], "blobId": entry["oid"], **_lfs(entry)}
+            for entry in self._listing(folder)
         ]
         private = (folder.parent / "visibility").read_text() == "private"
         self._json({"id": repository, "sha": self.server.head(folder), "private": private, "siblings": siblings})
@@ -173,10 +173,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _listing(self, folder: Path) -> list[dict[str, Any]]:
         listing = []
-        for file in sorted(one for one in folder.rglob("*") if one.is_file()):
+        for file in sorted(folder_of_head for folder_of_head in folder.rglob("*") if folder_of_head.is_file()):
             content, tag = self.server.content(file)
-            one = {"type": "file", "path": file.relative_to(folder).as_posix(), "size": len(content)}
-            listing.append(one | {"oid": git_sha(file.read_bytes())})
+            entry = {"type": "file", "path": file.relative_to(folder).as_posix(), "size": len(content)}
+            listing.append(entry | {"oid": git_sha(file.read_bytes())})
             if len(tag) == 64:
                 listing[-1]["lfs"] = {"oid": tag, "size": len(content), "pointerSize": 1}
         return listing
@@ -184,21 +184,21 @@ class _Handler(BaseHTTPRequestHandler):
     def preupload(self, body: bytes, repository: str, revision: str) -> None:
         self._may_write(repository.partition("/")[0])
         folder, files = self._files(repository, revision), []
-        for one in json.loads(body)["files"]:
-            large = one["size"] > 100_000 or one["path"].endswith((".safetensors", ".onnx"))
-            there = folder / one["path"]
-            oid = self.server.content(there)[1] if there.is_file() else None
+        for entry in json.loads(body)["files"]:
+            large = entry["size"] > 100_000 or entry["path"].endswith((".safetensors", ".onnx"))
+            target = folder / entry["path"]
+            oid = self.server.content(target)[1] if target.is_file() else None
             mode = "lfs" if large else "regular"
-            files.append({"path": one["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+            files.append({"path": entry["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         self._json({"files": files})
 
     def batch(self, body: bytes, repository: str) -> None:
         self._may_write(repository.partition("/")[0])
         objects = []
-        for one in json.loads(body)["objects"]:
-            upload = {"upload": {"href": f"{self.server.url}/lfs/{one['oid']}"}}
-            there = (self.server.root / "lfs" / one["oid"]).is_file()
-            objects.append(one if there else {**one, "actions": upload})
+        for entry in json.loads(body)["objects"]:
+            upload = {"upload": {"href": f"{self.server.url}/lfs/{entry['oid']}"}}
+            is_stored = (self.server.root / "lfs" / entry["oid"]).is_file()
+            objects.append(entry if is_stored else {**entry, "actions": upload})
         self._json({"transfer": "basic", "objects": objects})
 
     def put(self, body: bytes, digest: str) -> None:

@@ -31,9 +31,9 @@ def pieces(count: int) -> list[str]:
             yield from ("▁" + "".join(word) for word in islice(product(SYLLABLES, repeat=syllables), 6000))
             yield from ("".join(word) for word in islice(product(SYLLABLES, repeat=syllables), 1500))
 
-    found = list(islice(dict.fromkeys(all_pieces()), count))
-    assert len(found) == count, len(found)
-    return found
+    chosen_pieces = list(islice(dict.fromkeys(all_pieces()), count))
+    assert len(chosen_pieces) == count, len(chosen_pieces)
+    return chosen_pieces
 
 
 FOREIGN = ("ж", "ひ", "한", "ع", "▁кот", "▁собака", "ねこ", "고양이", "▁قطة", "▁café")  # of neither language
@@ -86,17 +86,17 @@ def gemma_tokenizer(folder: Path, size: int, **more: Any) -> None:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
-    known = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
+    vocab = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
     singles = list(dict.fromkeys(piece for piece in pieces(size) if len(piece) == 1))
-    singles = [piece for piece in singles if piece != "▁"][: max(0, (size - len(known)) * 3 // 4)]
-    known += singles
+    singles = [piece for piece in singles if piece != "▁"][: max(0, (size - len(vocab)) * 3 // 4)]
+    vocab += singles
     merges: list[tuple[str, str]] = []
     pairs = ((first, second) for second in singles for first in ["▁", *singles[:4]])
-    for first, second in islice(pairs, size - len(known)):
+    for first, second in islice(pairs, size - len(vocab)):
         merges.append((first, second))
-        known.append(first + second)
-    known = list(dict.fromkeys(known))
-    vocabulary = {piece: index for index, piece in enumerate(known)}
+        vocab.append(first + second)
+    vocab = list(dict.fromkeys(vocab))
+    vocabulary = {piece: index for index, piece in enumerate(vocab)}
     model = models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
@@ -136,13 +136,13 @@ def chineseclip(folder: Path) -> None:
     import torch
     from transformers import ChineseCLIPConfig, ChineseCLIPModel
 
-    known = ["[PAD]", *(f"[unused{number}]" for number in range(1, 100)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    known += [chr(code) for code in range(0x21, 0x7F) if not chr(code).isupper()]
-    known += [f"##{chr(code)}" for code in range(0x61, 0x7B)] + ["photo", "cat", "dog", "the", "of", "，", "。"]
-    known = list(dict.fromkeys([*known, "ж", "##ж", "ひ", "한", *COMMON]))
-    (folder / "vocab.txt").write_text("\n".join(known) + "\n", "utf-8")
+    vocab = ["[PAD]", *(f"[unused{number}]" for number in range(1, 100)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocab += [chr(code) for code in range(0x21, 0x7F) if not chr(code).isupper()]
+    vocab += [f"##{chr(code)}" for code in range(0x61, 0x7B)] + ["photo", "cat", "dog", "the", "of", "，", "。"]
+    vocab = list(dict.fromkeys([*vocab, "ж", "##ж", "ひ", "한", *COMMON]))
+    (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", "utf-8")
     text = tower()
-    text |= {"vocab_size": len(known), "max_position_embeddings": 512, "type_vocab_size": 2}
+    text |= {"vocab_size": len(vocab), "max_position_embeddings": 512, "type_vocab_size": 2}
     vision = tower(image_size=32, patch_size=8)
     shared = 16
     config = ChineseCLIPConfig(text_config=text, vision_config=vision, projection_dim=shared)
@@ -295,8 +295,8 @@ def openclip_xlmr(folder: Path) -> None:
         vision = open_clip.CustomTextCLIP(
             config["embed_dim"], config["vision_cfg"], {"layers": 1, "width": 64, "heads": 1, "vocab_size": 8}
         )
-        more = {"pooler_type": config["text_cfg"]["hf_pooler_type"], "proj_type": "mlp"}
-        vision.text = HFTextEncoder("", config["embed_dim"], xlmr, **more)
+        options = {"pooler_type": config["text_cfg"]["hf_pooler_type"], "proj_type": "mlp"}
+        vision.text = HFTextEncoder("", config["embed_dim"], xlmr, **options)
         # open_clip itself builds the tower without BERT's pooling layer, but not from a configuration.
         vision.text.transformer.pooler = None
         return vision

@@ -58,12 +58,12 @@ def test_both_write_the_same_files_and_bit_identical_weights(recipe: Path, tmp_p
     sets = "--set distill.steps=2 --set distill.optimizer.lr=2e-3 --set student.image.size=32 --set align.steps=1"
     for stage in ("distill", "align"):
         command(stage, recipe, *sets.split(), "--out", "by-command", "-q")
-    more = {"student.image.size": 32}
+    more_values = {"student.image.size": 32}
     first = dcclip.distill(
-        recipe, steps=2, optimizer={"lr": 2e-3}, sets={**more, "align": {"steps": 1}}, out="by-python"
+        recipe, steps=2, optimizer={"lr": 2e-3}, sets={**more_values, "align": {"steps": 1}}, out="by-python"
     )
     second = dcclip.align(
-        recipe, steps=1, sets={**more, "distill.steps": 2, "distill.optimizer.lr": 2e-3}, out=Path("by-python")
+        recipe, steps=1, sets={**more_values, "distill.steps": 2, "distill.optimizer.lr": 2e-3}, out=Path("by-python")
     )
     names = [
         sorted(
@@ -139,15 +139,15 @@ def test_mistakes_are_the_exceptions_that_commands_print(tmp_path: Path) -> None
         with pytest.raises(dcclip.DcclipError) as caught:
             call()
         printed = command(*line.split(), expect=1).stderr.splitlines()
-        assert [f"error: {one}" for one in caught.value.what.splitlines()] == printed[:-1]
+        assert [f"error: {problem}" for problem in caught.value.what.splitlines()] == printed[:-1]
         assert printed[-1] == f"hint:  {caught.value.hint}"
 
 
 def test_a_run_returns_each_stage_and_a_summary_of_its_models(done: api.RunResult) -> None:
     assert list(done.stages) == ["distill", "align", "eval", "export"]
-    assert [one.name for one in done.models] == ["teacher", "student", "bundle"]
+    assert [model.name for model in done.models] == ["teacher", "student", "bundle"]
     assert set(done.models[0].scores["top1"]) == {"train en", "train zh"}
-    assert all(min(one.parameters, one.size_bytes, one.image_ms) > 0 for one in done.models)
+    assert all(min(model.parameters, model.size_bytes, model.image_ms) > 0 for model in done.models)
 
 
 def test_evaluate_export_compare_and_load_work_on_a_run(recipe: Path, done: api.RunResult, pairs_file: Path) -> None:
@@ -155,12 +155,12 @@ def test_evaluate_export_compare_and_load_work_on_a_run(recipe: Path, done: api.
     results = dcclip.evaluate(
         datasets=[pairs_file], languages=["zh"], model=[model, done.folder / "distill/model"], out="r"
     )
-    assert [(one.language, one.n) for one in results] == [("zh", 40), ("zh", 40)]
+    assert [(result.language, result.n) for result in results] == [("zh", 40), ("zh", 40)]
     exported = dcclip.export(model=model, out="bundle", precision="fp16")
     assert exported.folder == Path("bundle") and exported.parity is not None and exported.size_bytes > 0
     assert dcclip.export(model=model, out="bundle", precision="fp16").already_finished
     assert dcclip.load("bundle").name
-    first, second = (f"r@{one.model}" for one in results)
+    first, second = (f"r@{result.model}" for result in results)
     (difference,) = dcclip.compare(first, second).differences
     assert difference.value == pytest.approx(results[1].value - results[0].value)
 
@@ -183,8 +183,8 @@ def test_progress_is_silent_lines_or_what_is_given(
     lines: list[str] = []
     dcclip.align(recipe, out=done.folder, progress=lines.append)
     assert lines == [f"align: already done: {done.folder}/align/model (use --fresh to redo)"]
-    given = Silent()
-    assert progress_for(given) is given and isinstance(progress_for(True), Lines)
+    silent = Silent()
+    assert progress_for(silent) is silent and isinstance(progress_for(True), Lines)
     monkeypatch.setenv("RANK", "1")
     assert isinstance(progress_for(True), Silent)
 
@@ -206,10 +206,10 @@ def test_the_cells_of_the_page_run_in_order(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_new_index_and_datasets_return_what_the_commands_print(tmp_path: Path, pairs_file: Path) -> None:
-    made = dcclip.new("我的.yaml", pairs_file, teacher=str(ROOT / "recipes/quickstart/teacher"))
-    assert made.file == Path("我的.yaml") and (made.problem is None) == bool(made.estimates)
+    new_result = dcclip.new("我的.yaml", pairs_file, teacher=str(ROOT / "recipes/quickstart/teacher"))
+    assert new_result.file == Path("我的.yaml") and (new_result.problem is None) == bool(new_result.estimates)
     with pytest.raises(dcclip.DcclipError, match=r"我的.yaml exists"):
         dcclip.new("我的.yaml", pairs_file)
     copied = shutil.copy(pairs_file, tmp_path)
     assert dcclip.index(copied) == api.IndexResult(files=1, images=40, pairs=40)
-    assert "mnist" in [one.name for one in dcclip.datasets()] and dcclip.datasets(tmp_path) == []
+    assert "mnist" in [entry.name for entry in dcclip.datasets()] and dcclip.datasets(tmp_path) == []

@@ -26,21 +26,21 @@ KINDS = ("state", "best weights", "model directory", "bundle", "transformers exp
 @pytest.fixture(scope="module")
 def loaders(model_folder: Path, bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Written]:
     """What dcclip reads back, by kind."""
-    here, (model, optimizer) = tmp_path_factory.mktemp("written"), trained(seed=0)
-    save_checkpoint(here / "state", TrainState(step=3), {"名": "red"}, model, optimizer)
-    save_best(here / "best", 3, {"top1_zh": 0.5}, model)
-    shutil.copytree(model_folder, here / "model")
-    shutil.copytree(bundle_folder, here / "onnx")
+    root, (model, optimizer) = tmp_path_factory.mktemp("written"), trained(seed=0)
+    save_checkpoint(root / "state", TrainState(step=3), {"名": "red"}, model, optimizer)
+    save_best(root / "best", 3, {"top1_zh": 0.5}, model)
+    shutil.copytree(model_folder, root / "model")
+    shutil.copytree(bundle_folder, root / "onnx")
     options = ExportOptions.model_validate({"format": "transformers", "parity": {"min_agreement": 0.5}})
-    export(options=options, model=resolve(str(model_folder)), out=here / "transformers")
-    state = here / "state/step-00000003"
-    other = resolve(f"hf:{here / 'transformers'}")
+    export(options=options, model=resolve(str(model_folder)), out=root / "transformers")
+    state = root / "state/step-00000003"
+    other_model = resolve(f"hf:{root / 'transformers'}")
     return {
         "state": (state, lambda: load_checkpoint(state, {"名": "red"}, *trained(seed=1, steps=0))),
-        "best weights": (here / "best", lambda: load_best(here / "best", model)),
-        "model directory": (here / "model", lambda: load_model(here / "model")),
-        "bundle": (here / "onnx", lambda: OnnxEncoder(here / "onnx", "cpu")),
-        "transformers export": (here / "transformers", lambda: load_transformers(other.path)),
+        "best weights": (root / "best", lambda: load_best(root / "best", model)),
+        "model directory": (root / "model", lambda: load_model(root / "model")),
+        "bundle": (root / "onnx", lambda: OnnxEncoder(root / "onnx", "cpu")),
+        "transformers export": (root / "transformers", lambda: load_transformers(other_model.path)),
     }
 
 
@@ -52,21 +52,21 @@ def load_transformers(folder: Path) -> object:
 
 @pytest.fixture(params=KINDS)
 def written(request: pytest.FixtureRequest, loaders: dict[str, Written]) -> Iterator[Written]:
-    folder, read = loaders[request.param]
-    read()
-    yield folder, read
-    read()  # every change was taken back
+    folder, reader = loaders[request.param]
+    reader()
+    yield folder, reader
+    reader()  # every change was taken back
 
 
 @pytest.mark.parametrize("kind", ["flipped", "cut", "missing"])
 def test_a_damaged_file_is_refused_by_name(written: Written, kind: str) -> None:
-    folder, read = written
+    folder, reader = written
     [file] = [path for path in folder.glob("*.json") if FILES in json.loads(path.read_text("utf-8"))]
     for name in read_record(file, "").digests:
         damaged, content = folder / name, (folder / name).read_bytes()
         damaged.unlink() if kind == "missing" else damage(damaged, kind, name)
         with pytest.raises(DcclipError) as raised:
-            read()
+            reader()
         damaged.write_bytes(content)
         assert damaged.name in raised.value.what and raised.value.hint
 

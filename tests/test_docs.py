@@ -49,10 +49,10 @@ _LINK = re.compile(r"\]\((?!https?://)([^)#]+)")
 
 def blocks(page: Path, language: str, marked: bool | None = None) -> list[str]:
     """The code blocks of a page in one language; if `marked` is given, those with or those without the mark."""
-    found = _BLOCK.finditer(page.read_text("utf-8"))
+    matches = _BLOCK.finditer(page.read_text("utf-8"))
     return [
         block["body"]
-        for block in found
+        for block in matches
         if block["language"] == language and marked in (None, block["marked"] is not None)
     ]
 
@@ -72,7 +72,7 @@ def test_a_page_s_links_lead_to_files_its_recipes_load_and_its_options_exist(pag
         (tmp_path / "recipe.yaml").write_text(recipe, "utf-8")
         load(tmp_path / "recipe.yaml")
     inline = re.findall(r"`(dcclip [a-z][^`]*)`", text)
-    assert [one for command in (*inline, *commands(page)) if (one := unknown(command))] == []
+    assert [problem for command in (*inline, *commands(page)) if (problem := unknown(command))] == []
 
 
 def test_every_page_is_reached_from_the_readmes() -> None:
@@ -104,16 +104,16 @@ def unknown(command: str) -> str:
     """The command or option of `dcclip ...` that does not exist, "" if all do or if it is another program's."""
     if not command.startswith("dcclip "):
         return ""
-    known: Any = DCCLIP
+    node: Any = DCCLIP
     for word in shlex.split(command)[1:]:
         if word.startswith("--"):
-            options = {name for parameter in known.params for name in (*parameter.opts, *parameter.secondary_opts)}
+            options = {name for parameter in node.params for name in (*parameter.opts, *parameter.secondary_opts)}
             if word not in options | {"--help"}:
-                return f"{known.name} has no {word}: {command}"
-        elif children := getattr(known, "commands", None):
+                return f"{node.name} has no {word}: {command}"
+        elif children := getattr(node, "commands", None):
             if word not in children:
                 return f"there is no command {word}: {command}"
-            known = children[word]
+            node = children[word]
     return ""
 
 
@@ -132,9 +132,9 @@ def script_of(page: Path) -> str:
 def extras_of(page: Path) -> list[str]:
     """The extras of dcclip that a tutorial tells to install."""
     told = ROOT / "Makefile" if page.stem == "getting-started" else page  # `make quickstart`
-    found = re.search(r"pip install (?:-e |--editable )?'?\.(?:\[([\w,]+)\])?", told.read_text("utf-8"))
-    assert found
-    return found[1].split(",") if found[1] else []
+    match = re.search(r"pip install (?:-e |--editable )?'?\.(?:\[([\w,]+)\])?", told.read_text("utf-8"))
+    assert match
+    return match[1].split(",") if match[1] else []
 
 
 @pytest.mark.slow
@@ -163,11 +163,11 @@ def test_a_chinese_page_links_to_chinese_pages_and_shows_no_english_message(page
     text, english = page.read_text("utf-8"), page.name.replace(".zh.md", ".md")
     links = [link for link in _LINK.findall(text) if link.endswith(".md") and Path(link).name != english]
     assert [link for link in links if (page.parent / link).with_suffix(".zh.md").exists()] == []
-    known = {str(one.id) for one in messages.read() if one.id and one.string != one.id}
-    parts = [re.split(r"\{[^{}]*\}", one) for one in known]
-    templates = re.compile("|".join(".+".join(map(re.escape, one)) for one in parts if len("".join(one)) > 15))
+    ids = {str(entry.id) for entry in messages.read() if entry.id and entry.string != entry.id}
+    parts = [re.split(r"\{[^{}]*\}", text_id) for text_id in ids]
+    templates = re.compile("|".join(".+".join(map(re.escape, pieces)) for pieces in parts if len("".join(pieces)) > 15))
     printed = [line for block in blocks(page, "text") for line in block.splitlines() if not line.startswith("const")]
-    assert [line for line in printed if known & set(re.split(" {2,}", line)) or templates.search(line)] == []
+    assert [line for line in printed if ids & set(re.split(" {2,}", line)) or templates.search(line)] == []
 
 
 # Pages whose commands take seconds; those of others are in the tests of tutorials, which are slow.
@@ -212,7 +212,7 @@ def test_the_python_in_the_readme_runs(page: str, capsys: pytest.CaptureFixture[
 def test_open_clip_loads_a_model_directory_as_deploy_shows(
     model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (code,) = (one for one in blocks(ROOT / "docs/how-to/deploy.md", "python") if "import open_clip" in one)
+    (code,) = (block for block in blocks(ROOT / "docs/how-to/deploy.md", "python") if "import open_clip" in block)
     code = code.replace("runs/quickstart/align/model", str(model_folder)).replace('"docs/', f'"{ROOT}/docs/')
     exec(compile(code, "deploy.md", "exec"), {})
     assert re.fullmatch(r"tensor\(\[\[[01]\.\d+, [01]\.\d+\]\]\)", capsys.readouterr().out.strip())
@@ -286,12 +286,12 @@ def test_a_plot_is_drawn_from_the_numbers_of_today_and_is_dark_in_the_dark(name:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_number_names_its_machine_its_day_and_its_command(name: str) -> None:
-    for one in records(name):
-        assert one["machine"].split()[0].rstrip(",") in {"fast", "plain", "any"} and date.fromisoformat(one["date"])
-        assert one["language"] in {"", "en", "zh"} and one["value"] and None not in one.values()
-        scripts = re.findall(r"\S+\.(?:py|yaml|parquet)", one["command"])
-        known = (script.startswith("benchmarks/") or (FOLDER.parents[1] / script).exists() for script in scripts)
-        assert scripts and all(known), one["command"]  # a benchmark may be in an older commit: docs/results/index.md
+    for row in records(name):
+        assert row["machine"].split()[0].rstrip(",") in {"fast", "plain", "any"} and date.fromisoformat(row["date"])
+        assert row["language"] in {"", "en", "zh"} and row["value"] and None not in row.values()
+        scripts = re.findall(r"\S+\.(?:py|yaml|parquet)", row["command"])
+        exists = (script.startswith("benchmarks/") or (FOLDER.parents[1] / script).exists() for script in scripts)
+        assert scripts and all(exists), row["command"]  # a benchmark may be in an older commit: docs/results/index.md
 
 
 def test_rounding_is_undone_where_the_number_of_images_is_known() -> None:

@@ -24,12 +24,12 @@ def test_braces_in_a_value_are_text_and_a_doubled_one_is_a_brace_with_or_without
 def test_messages_in_a_message_or_below_each_other_stay_messages() -> None:
     inner = DcclipError("{path} is damaged", "", path="a.tar")
     for value in (inner, inner.what):
-        found = Message("pair {key}: {what}", key="猫", what=value).values["what"]
-        assert isinstance(found, Message)
-        assert (found, found.template) == ("a.tar is damaged", "{path} is damaged")
+        value_of_field = Message("pair {key}: {what}", key="猫", what=value).values["what"]
+        assert isinstance(value_of_field, Message)
+        assert (value_of_field, value_of_field.template) == ("a.tar is damaged", "{path} is damaged")
     both = joined("\n", [Message("{n} of 2", n=1), "{n} of 2"])
     assert both == "1 of 2\n{n} of 2"
-    assert [getattr(one, "template", None) for one in both.values.values()] == ["{n} of 2", None]
+    assert [getattr(part, "template", None) for part in both.values.values()] == ["{n} of 2", None]
 
 
 def test_an_error_keeps_its_kind_and_its_templates_when_it_leaves_a_process() -> None:

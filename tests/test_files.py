@@ -74,14 +74,14 @@ def test_what_a_killed_process_left_is_removed_when_nothing_in_it_has_changed_fo
         assert process.stdout and process.stdout.readline()
         process.kill()
     file, folder = sorted(tmp_path.iterdir())
-    other = tmp_path / ".of-others.partial"
-    other.touch()
+    others_file = tmp_path / ".of-others.partial"
+    others_file.touch()
     yesterday = time.time() - 25 * 3600
-    for path in (file, folder, other):
+    for path in (file, folder, others_file):
         os.utime(path, (yesterday, yesterday))
-    assert after_another_write(tmp_path) == {folder, other}, "the file in the folder is new"
+    assert after_another_write(tmp_path) == {folder, others_file}, "the file in the folder is new"
     os.utime(folder / "weights", (yesterday, yesterday))
-    assert after_another_write(tmp_path) == {other}
+    assert after_another_write(tmp_path) == {others_file}
 
 
 def after_another_write(folder: Path) -> set[Path]:

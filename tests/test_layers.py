@@ -52,17 +52,17 @@ def test_a_part_imports_only_the_parts_below_it_and_what_all_share() -> None:
     for file in [*PACKAGE.glob("*/**/*.py"), *(PACKAGE / f"{name}.py" for name in SHARED)]:
         part = file.relative_to(PACKAGE).parts[0]
         for module, inside in imports(ast.parse(file.read_text("utf-8"))):
-            other = module.split(".")[1]
-            if other != part and other not in SHARED:
-                assert other in MAY.get(part, ()), f"{file} must not import {module}"
-                assert inside or (part, other) not in LATE or module in LIGHT, f"{file}: import {module} in a function"
+            rank = module.split(".")[1]
+            if rank != part and rank not in SHARED:
+                assert rank in MAY.get(part, ()), f"{file} must not import {module}"
+                assert inside or (part, rank) not in LATE or module in LIGHT, f"{file}: import {module} in a function"
 
 
 def test_only_tools_of_developers_import_tests_and_nothing_imports_benchmarks() -> None:
     tools = set((PACKAGE.parent / "benchmarks/dev").rglob("*.py"))
-    for folder, other in (("tests", "benchmarks"), ("benchmarks", "tests"), ("dcclip_cli", "benchmarks|tests")):
+    for folder, banned in (("tests", "benchmarks"), ("benchmarks", "tests"), ("dcclip_cli", "benchmarks|tests")):
         for file in set((PACKAGE.parent / folder).rglob("*.py")) - tools:
-            assert not re.search(rf"^\s*(?:from|import) (?:{other})\b", file.read_text("utf-8"), re.M), file
+            assert not re.search(rf"^\s*(?:from|import) (?:{banned})\b", file.read_text("utf-8"), re.M), file
 
 
 def test_no_imports_form_a_circle() -> None:
@@ -71,8 +71,8 @@ def test_no_imports_form_a_circle() -> None:
     graph = {}
     for name, file in modules.items():
         body = ast.parse(file.read_text("utf-8")).body
-        kept = [node for node in body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))]
-        graph[name] = {other for other, _ in imports(ast.Module(kept, [])) if other in modules} - {name}
+        rest = [node for node in body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))]
+        graph[name] = {target for target, _ in imports(ast.Module(rest, [])) if target in modules} - {name}
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 

@@ -20,9 +20,9 @@ RAISED = {"DcclipError", "AgainError", "NotFiniteError"}
 
 
 def test_every_message_has_a_translation_with_the_same_fields() -> None:
-    there = messages.read()
-    needed = messages.extracted(there)
-    assert {message.id for message in there} == {message.id for message in needed}, (
+    entries = messages.read()
+    needed = messages.extracted(entries)
+    assert {message.id for message in entries} == {message.id for message in needed}, (
         "run: python -m docs.generate.messages"
     )
     for message in needed:
@@ -68,25 +68,25 @@ def test_every_template_is_filled_without_a_brace_too_many() -> None:
 
 def test_a_call_gives_its_template_all_fields_and_no_field_is_a_brace_written_once() -> None:
     """Templates without any values are those in tables, of other programs' texts and of the system's errors."""
-    kept = {ROOT / f"dcclip_cli/{name}.py" for name in ("cli/chinese", "cli/system_errors", "recipe/load")}
+    sources = {ROOT / f"dcclip_cli/{name}.py" for name in ("cli/chinese", "cli/system_errors", "recipe/load")}
     for file in sorted((ROOT / "dcclip_cli").rglob("*.py")):
         for call, name in _calls(ast.parse(file.read_text("utf-8"))):
             texts = call.args[: messages.CALLS.get(name, 0)]
             values, named = call.args[len(texts) :], {keyword.arg for keyword in call.keywords}
             named.discard("status")  # of RefusedError
             literals = [str(text.value) if isinstance(text, ast.Constant) else "" for text in texts]
-            if None in named or any(isinstance(one, ast.Starred | ast.Subscript) for one in call.args[:1] + values):
+            if None in named or any(isinstance(part, ast.Starred | ast.Subscript) for part in call.args[:1] + values):
                 continue  # the values are in a mapping or list, or the template in a table
-            if texts and (values or named or file not in kept):
+            if texts and (values or named or file not in sources):
                 used, first = set[str](), 0
                 for text in literals:
                     fields = {re.split("[.!:]", field)[0] for field in _fields(text)}
                     used |= {str(first + int(field)) if field.isdecimal() else field for field in fields}
                     first += sum(
-                        found[1] is not None and found[1][:1] in ("", "!", ":") for found in FIELD.finditer(text)
+                        field[1] is not None and field[1][:1] in ("", "!", ":") for field in FIELD.finditer(text)
                     )
-                given = named | set(map(str, range(len(values))))
-                assert used == given, f"{file}:{call.lineno}: {used ^ given}: write a brace twice, or give its value"
+                names = named | set(map(str, range(len(values))))
+                assert used == names, f"{file}:{call.lineno}: {used ^ names}: write a brace twice, or give its value"
 
 
 class _Seen(dict[str, str]):
@@ -104,9 +104,9 @@ def _calls(tree: ast.AST) -> Iterator[tuple[ast.Call, str]]:
 
 
 def _fields(template: str) -> set[str]:
-    seen = _Seen()
-    filled(template, seen)
-    return {"".join(field.split()) for field in seen}
+    visitor = _Seen()
+    filled(template, visitor)
+    return {"".join(field.split()) for field in visitor}
 
 
 # ---- wording
@@ -168,7 +168,7 @@ def found(text: str) -> list[str]:
 def test_listed_phrasings_are_not_used(part: str) -> None:
     files = [file for file in FILES if (file.relative_to(ROOT).parts[0] if file.parent != ROOT else ".") == part]
     assert files
-    assert [f"{file.relative_to(ROOT)}:{one}" for file in files for one in found(prose(file))] == []
+    assert [f"{file.relative_to(ROOT)}:{problem}" for file in files for problem in found(prose(file))] == []
 
 
 def test_terms_that_the_chinese_glossary_replaces_are_not_used() -> None:

@@ -39,20 +39,20 @@ def test_every_number_in_a_recipe_has_a_lower_and_an_upper_bound_and_is_finite()
             yield from numbers(value, f"{at}.{key}")
 
     schema = Recipe.model_json_schema()
-    found = dict(numbers({key: schema[key] for key in ("$defs", "properties")}, "recipe"))
+    nodes = dict(numbers({key: schema[key] for key in ("$defs", "properties")}, "recipe"))
     bounds = [{"minimum", "exclusiveMinimum"}, {"maximum", "exclusiveMaximum"}]
     unbounded = [
-        at for at, node in found.items() if "const" not in node and not all(one & node.keys() for one in bounds)
+        at for at, node in nodes.items() if "const" not in node and not all(bound & node.keys() for bound in bounds)
     ]
-    assert len(found) > 100 and not unbounded
+    assert len(nodes) > 100 and not unbounded
     for kind in _models(Recipe) | _options_in(Recipe):
         assert kind.model_config["strict"] and kind.model_config["allow_inf_nan"] is False, kind
 
 
 def _options_in(kind: type[BaseModel]) -> set[type[BaseModel]]:
     """Every model in a model's fields, at any depth."""
-    inner = {one for field in kind.model_fields.values() for one in _models(field.annotation)}
-    return inner | {deeper for one in inner for deeper in _options_in(one)}
+    inner = {model for field in kind.model_fields.values() for model in _models(field.annotation)}
+    return inner | {deeper for model in inner for deeper in _options_in(model)}
 
 
 def test_lists_are_taken_for_tuples_also_as_values_of_a_mapping() -> None:

@@ -135,10 +135,10 @@ def run(numbers: list[int]) -> list[tuple[int, int]]:
 
 
 def test_results_come_back_from_several_processes_which_then_end() -> None:
-    found = dict(run([0, 1, 2, 7, 8, 9]))
-    assert sorted(found) == [0, 1, 2, 7, 8, 9]
-    assert len({os.getpid(), *found.values()}) == 3
-    assert not any(map(psutil.pid_exists, set(found.values())))
+    results = dict(run([0, 1, 2, 7, 8, 9]))
+    assert sorted(results) == [0, 1, 2, 7, 8, 9]
+    assert len({os.getpid(), *results.values()}) == 3
+    assert not any(map(psutil.pid_exists, set(results.values())))
 
 
 @pytest.mark.parametrize(
@@ -191,6 +191,6 @@ def test_workers_have_what_was_preloaded_and_other_allocators_but_not_the_script
     script.write_text(SCRIPT)  # without a guard: a worker that imported it would start others
     environment = os.environ | ({"ARROW_DEFAULT_MEMORY_POOL": arrow} if arrow else {})
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])
-    made = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
     allocator = arrow or "system"
-    assert made.stdout == f"('{allocator}', '1', True) ('{allocator}', '1', False)\n", made.stderr
+    assert done.stdout == f"('{allocator}', '1', True) ('{allocator}', '1', False)\n", done.stderr

@@ -32,10 +32,10 @@ def values(places: np.ndarray) -> dict[str, np.ndarray | Ragged]:
 
 def filled(folder: Path | None, *cuts: int) -> FeatureStore:
     """A store with all rows, in blocks that end at `cuts`."""
-    kept = FeatureStore(folder)
+    stored = FeatureStore(folder)
     for places in np.split(np.arange(N), cuts):
-        kept.write([(KEYS[places], values(places))])
-    return kept
+        stored.write([(KEYS[places], values(places))])
+    return stored
 
 
 def assert_right(kept: FeatureStore, places: np.ndarray) -> None:
@@ -49,10 +49,10 @@ def assert_right(kept: FeatureStore, places: np.ndarray) -> None:
 
 @pytest.mark.parametrize("in_memory", [False, True])
 def test_rows_come_back_by_key_in_the_order_asked_for(in_memory: bool, tmp_path: Path) -> None:
-    kept = filled(None if in_memory else tmp_path, 5, 6, 20)
-    again = kept if in_memory else FeatureStore(tmp_path)
-    for one in (kept, again):
-        assert_right(one, np.asarray([23, 0, 7, 7, 5, 19, 20]))
+    stored = filled(None if in_memory else tmp_path, 5, 6, 20)
+    again = stored if in_memory else FeatureStore(tmp_path)
+    for reader in (stored, again):
+        assert_right(reader, np.asarray([23, 0, 7, 7, 5, 19, 20]))
     stranger = digests("row 狗", [b"0"])
     assert again.missing(np.concatenate([KEYS[:2], stranger]), ["embedding", "tokens"]).tolist() == [False, False, True]
     assert again.missing(KEYS[:1], ["embedding", "other"]).tolist() == [True]
@@ -62,14 +62,14 @@ def test_rows_come_back_by_key_in_the_order_asked_for(in_memory: bool, tmp_path:
 
 def test_rows_of_other_arrays_are_told_apart_and_keys_may_end_in_zeros(tmp_path: Path) -> None:
     keys = np.asarray([b"7", b"7\0\0b", b"7\0\0c", b"8"], "S16")
-    kept = FeatureStore(tmp_path)
-    kept.write([(keys[[2, 0]], {"x": np.asarray([[3.0], [1.0]])})])
-    kept.write([(keys[:2], {"y": np.asarray([[10.0], [20.0]])})])
-    kept.write([(keys[:1], {"x": np.asarray([[99.0]])})])  # what was first written counts
-    assert kept.missing(keys, ["x"]).tolist() == [False, True, False, True]
-    assert kept.missing(keys, ["x", "y"]).tolist() == [False, True, True, True]
-    assert kept.read("x", keys[[0, 2]]).tolist() == [[1], [3]]
-    assert kept.read("y", keys[[1, 0]]).tolist() == [[20], [10]]
+    stored = FeatureStore(tmp_path)
+    stored.write([(keys[[2, 0]], {"x": np.asarray([[3.0], [1.0]])})])
+    stored.write([(keys[:2], {"y": np.asarray([[10.0], [20.0]])})])
+    stored.write([(keys[:1], {"x": np.asarray([[99.0]])})])  # what was first written counts
+    assert stored.missing(keys, ["x"]).tolist() == [False, True, False, True]
+    assert stored.missing(keys, ["x", "y"]).tolist() == [False, True, True, True]
+    assert stored.read("x", keys[[0, 2]]).tolist() == [[1], [3]]
+    assert stored.read("y", keys[[1, 0]]).tolist() == [[20], [10]]
 
 
 # ---- damage
@@ -77,14 +77,14 @@ def test_rows_of_other_arrays_are_told_apart_and_keys_may_end_in_zeros(tmp_path:
 
 def every_row(kept: FeatureStore) -> list[int]:
     """Read all rows of all arrays, one by one; the places of those that are there."""
-    there = []
+    present = []
     for place in range(N):
         try:
             assert_right(kept, np.asarray([place]))
-            there.append(place)
+            present.append(place)
         except MissingRows:
             continue
-    return there
+    return present
 
 
 @pytest.mark.parametrize("damage", ["cut", "another format"])
@@ -96,15 +96,15 @@ def test_a_file_that_is_no_block_is_removed_with_a_warning_and_its_rows_are_miss
     content = file.read_bytes()
     file.unlink()
     file.write_bytes(content[:-1] if damage == "cut" else content.replace(b'"format": "1"', b'"format": "9"'))
-    said: list[str] = []
+    lines: list[str] = []
     places = [*range(8), *range(16, N)]
     assert every_row(FeatureStore(tmp_path)) == places and file.exists()  # as in `dcclip run --check`
-    kept = FeatureStore(tmp_path, said.append)
-    assert every_row(kept) == places and not file.exists()
-    assert len(said) == 1 and said[0].startswith(f"warning: {file} ") and said[0].endswith("rows are computed again")
-    missing = np.flatnonzero(kept.missing(KEYS, list(ROWS)))
-    kept.write([(KEYS[missing], values(missing))])
-    assert every_row(FeatureStore(tmp_path, said.append)) == [*range(N)] and len(said) == 1
+    stored = FeatureStore(tmp_path, lines.append)
+    assert every_row(stored) == places and not file.exists()
+    assert len(lines) == 1 and lines[0].startswith(f"warning: {file} ") and lines[0].endswith("rows are computed again")
+    missing = np.flatnonzero(stored.missing(KEYS, list(ROWS)))
+    stored.write([(KEYS[missing], values(missing))])
+    assert every_row(FeatureStore(tmp_path, lines.append)) == [*range(N)] and len(lines) == 1
 
 
 # ---- disks
@@ -113,20 +113,20 @@ def test_a_file_that_is_no_block_is_removed_with_a_warning_and_its_rows_are_miss
 def test_more_blocks_than_files_may_be_open_are_listed_and_read_and_none_is_deleted(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     keys, rows = digests("", (str(number).encode() for number in range(1500))), np.arange(1500.0)[:, None]
-    kept = FeatureStore(tmp_path)
+    stored = FeatureStore(tmp_path)
     for block in np.arange(1500).reshape(300, 5):
-        kept.write([(keys[block], {"x": rows[block], "tokens": Ragged(rows[block], np.ones(5, np.int64))})])
+        stored.write([(keys[block], {"x": rows[block], "tokens": Ragged(rows[block], np.ones(5, np.int64))})])
     (soft, hard), opened = resource.getrlimit(resource.RLIMIT_NOFILE), len(os.listdir("/dev/fd"))
     resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 200, hard))
     try:
         again = FeatureStore(tmp_path, pytest.fail)
         listed = len(os.listdir("/dev/fd"))
-        found = again.read_arrays(["tokens", "x"], keys[::-1])
+        arrays = again.read_arrays(["tokens", "x"], keys[::-1])
         allow_open_files()
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert isinstance(found["tokens"], Ragged) and np.array_equal(found["tokens"].values, rows[::-1])
+    assert isinstance(arrays["tokens"], Ragged) and np.array_equal(arrays["tokens"].values, rows[::-1])
     assert np.array_equal(again.read("x", keys[::-1]), rows[::-1])
     assert len(list(tmp_path.iterdir())) == 300 and listed < opened + 10
 
@@ -134,17 +134,17 @@ def test_more_blocks_than_files_may_be_open_are_listed_and_read_and_none_is_dele
 def test_a_block_that_the_system_cannot_open_is_an_error_and_one_that_is_gone_is_not(tmp_path: Path) -> None:
     filled(tmp_path, 8)
     (tmp_path / "0-gone.safetensors").symlink_to(tmp_path / "deleted by another process")
-    kept = FeatureStore(tmp_path)
+    stored = FeatureStore(tmp_path)
     first, last = sorted(file for file in tmp_path.iterdir() if file.is_file())
     first.rename(tmp_path / "moved")
     first.mkdir()  # EISDIR in place of EIO, which no test can cause
-    for action in (lambda: kept.read("map", KEYS), lambda: FeatureStore(tmp_path, pytest.fail)):
+    for action in (lambda: stored.read("map", KEYS), lambda: FeatureStore(tmp_path, pytest.fail)):
         with pytest.raises(DcclipError, match=f"{first.name}: the system cannot open .* Is a directory"):
             action()
     last.unlink()
-    assert kept.read("map", KEYS[:0]).size == 0 and first.is_dir()
+    assert stored.read("map", KEYS[:0]).size == 0 and first.is_dir()
     with pytest.raises(MissingRows):
-        kept.read("map", KEYS[8:])
+        stored.read("map", KEYS[8:])
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
@@ -156,14 +156,14 @@ def test_a_disk_that_takes_nothing_is_an_error_that_names_the_file_and_leaves_no
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "fsync", full)
-    kept = FeatureStore(tmp_path, optional=optional)
+    stored = FeatureStore(tmp_path, optional=optional)
     if optional:
-        kept.write([(KEYS, values(np.arange(N)))])
-        assert_right(kept, np.arange(N))  # in memory
+        stored.write([(KEYS, values(np.arange(N)))])
+        assert_right(stored, np.arange(N))  # in memory
     else:
         with pytest.raises(OSError, match=r"\.safetensors") as raised:
-            kept.write([(KEYS, values(np.arange(N)))])
-        assert raised.value.errno == code and kept.missing(KEYS, ["map"]).all()
+            stored.write([(KEYS, values(np.arange(N)))])
+        assert raised.value.errno == code and stored.missing(KEYS, ["map"]).all()
     assert not list(tmp_path.iterdir())
 
 
@@ -177,13 +177,13 @@ def computing(batches: list[np.ndarray], seen: list[list[int]]) -> Iterator[Valu
 
 
 def test_batches_are_cut_from_the_missing_rows_in_order_and_one_new_row_is_a_batch(tmp_path: Path) -> None:
-    seen: list[list[int]] = []
-    kept = FeatureStore(tmp_path)
+    sizes: list[list[int]] = []
+    stored = FeatureStore(tmp_path)
     keys = KEYS[[*range(9), *range(10, 24)]]
-    kept.fill(keys, ["map"], lambda batches: computing(batches, seen), 10)
-    assert seen == [[*range(10)], [*range(10, 20)], [20, 21, 22]]
-    kept.fill(KEYS, ["map"], lambda batches: computing(batches, seen), 10)
-    assert seen[3:] == [[9]]
+    stored.fill(keys, ["map"], lambda batches: computing(batches, sizes), 10)
+    assert sizes == [[*range(10)], [*range(10, 20)], [20, 21, 22]]
+    stored.fill(KEYS, ["map"], lambda batches: computing(batches, sizes), 10)
+    assert sizes[3:] == [[9]]
 
 
 @pytest.mark.parametrize("stopped_at", range(1, 6))
@@ -191,22 +191,22 @@ def test_an_interrupted_fill_computes_the_same_batches_in_the_end(
     stopped_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "_CLAIMED", 2)
-    seen: list[list[int]] = []
+    sizes: list[list[int]] = []
 
     def stops(batches: list[np.ndarray]) -> Iterator[Values]:
-        for found in computing(batches, seen):
-            if len(seen) == stopped_at:
+        for batch_values in computing(batches, sizes):
+            if len(sizes) == stopped_at:
                 raise KeyboardInterrupt
-            yield found
+            yield batch_values
 
     names = ["embedding", "map", "tokens"]
     with pytest.raises(KeyboardInterrupt):
         FeatureStore(tmp_path).fill(KEYS, names, stops, 5)
-    assert seen.pop() == [*range(5 * stopped_at - 5, min(24, 5 * stopped_at))]
-    kept = FeatureStore(tmp_path)
-    kept.fill(KEYS, names, lambda batches: computing(batches, seen), 5)
-    assert seen == [[*range(first, min(24, first + 5))] for first in range(0, 24, 5)]
-    assert every_row(kept) == [*range(N)]
+    assert sizes.pop() == [*range(5 * stopped_at - 5, min(24, 5 * stopped_at))]
+    stored = FeatureStore(tmp_path)
+    stored.fill(KEYS, names, lambda batches: computing(batches, sizes), 5)
+    assert sizes == [[*range(first, min(24, first + 5))] for first in range(0, 24, 5)]
+    assert every_row(stored) == [*range(N)]
 
 
 SLOW_FILL = """

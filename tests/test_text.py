@@ -43,16 +43,16 @@ def test_half_a_character_is_no_text_for_a_tokenizer() -> None:
     ],
 )
 def test_a_terminal_breaks_no_word_of_a_filled_line_which_stays_one_line(line: str, rows: list[str]) -> None:
-    found = filled(line, 12)
-    assert [row.rstrip() for row in chop_cells(found, 12) or [""]] == rows
-    assert "\n" not in found
+    filled_line = filled(line, 12)
+    assert [row.rstrip() for row in chop_cells(filled_line, 12) or [""]] == rows
+    assert "\n" not in filled_line
     assert filled(line, 80) == line
 
 
 def test_durations_and_sizes_in_words() -> None:
-    durations = [duration_in_words(one) for one in (0.2, 99, 600, 9_000, 300_000)]
+    durations = [duration_in_words(seconds) for seconds in (0.2, 99, 600, 9_000, 300_000)]
     assert durations == ["1 s", "99 s", "10 min", "2.5 h", "3 days"]
-    assert [size_in_words(one) for one in (800, 2_345_678, 7.6e9, 2e12)] == ["1 kB", "2.3 MB", "7.6 GB", "2.0 TB"]
+    assert [size_in_words(size) for size in (800, 2_345_678, 7.6e9, 2e12)] == ["1 kB", "2.3 MB", "7.6 GB", "2.0 TB"]
 
 
 # ---- files
@@ -79,10 +79,10 @@ def test_text_is_bounded_and_what_is_wrong_is_told_apart(tmp_path: Path) -> None
     file = tmp_path / "a.txt"
     file.write_text("\ufeff猫\n", "utf-8")
     assert read_text(file, 100, "") == "猫\n"
-    for path, most, complaint in (
+    for path, most_bytes, complaint in (
         (tmp_path / "none", 9, "does not exist"),
         (tmp_path, 9, "is a folder"),
         (file, 3, "is larger than"),
     ):
         with pytest.raises(DcclipError, match=complaint):
-            read_text(path, most, "give another")
+            read_text(path, most_bytes, "give another")

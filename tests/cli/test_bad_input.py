@@ -43,14 +43,14 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "place"), [(one, "below a file") for one in COMMANDS] + [("embed", one) for one in PLACES]
+    ("command", "place"), [(name, "below a file") for name in COMMANDS] + [("embed", name) for name in PLACES]
 )
 def test_a_place_that_cannot_be_written_is_refused_at_once(command: str, place: str) -> None:
     out, complaint = PLACES[place]
     before = sorted(Path().iterdir())
-    said = dcclip(*COMMANDS[command], out, expect=1).stderr.splitlines()
-    assert said[0].startswith("error: ") and complaint in said[0]
-    assert len(said) == 2 and said[1].startswith("hint:  ")
+    rows = dcclip(*COMMANDS[command], out, expect=1).stderr.splitlines()
+    assert rows[0].startswith("error: ") and complaint in rows[0]
+    assert len(rows) == 2 and rows[1].startswith("hint:  ")
     assert sorted(Path().iterdir()) == before
 
 
@@ -61,15 +61,15 @@ def test_a_working_directory_that_is_gone_is_one_error(tmp_path: Path, monkeypat
     (tmp_path / "gone").rmdir()
     commands: list[list[object]] = [*COMMANDS.values(), ["new", "图.yaml", "--data"]]
     for command in commands:
-        said = dcclip(*command, "图.npy", expect=1).output.splitlines()
-        assert said[-2:] == ["error: the working directory no longer exists", "hint:  change to one that does: cd DIR"]
+        rows = dcclip(*command, "图.npy", expect=1).output.splitlines()
+        assert rows[-2:] == ["error: the working directory no longer exists", "hint:  change to one that does: cd DIR"]
 
 
 def test_half_a_launch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    said = dcclip("distill", RECIPE, "-q", expect=1).stderr
-    assert said.startswith("error: WORLD_SIZE is ") and "\nhint:  start several" in said
-    assert "there is no RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT" in said
+    text = dcclip("distill", RECIPE, "-q", expect=1).stderr
+    assert text.startswith("error: WORLD_SIZE is ") and "\nhint:  start several" in text
+    assert "there is no RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT" in text
 
 
 # ---- pictures and labels
@@ -87,8 +87,8 @@ def test_each_broken_image_is_one_line_and_the_next_is_shown() -> None:
     for name, (content, _) in PICTURES.items():
         Path(name).write_bytes(content)
     done = dcclip("predict", *PICTURES, "good.png", "--labels", "猫,dog", expect=1)
-    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    for line, (_, complaint) in zip(said, PICTURES.values(), strict=True):
+    rows = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    for line, (_, complaint) in zip(rows, PICTURES.values(), strict=True):
         assert complaint in line and line.isprintable()
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["good.png"]
 
@@ -107,5 +107,5 @@ def test_each_broken_image_is_one_line_and_the_next_is_shown() -> None:
 def test_what_is_missing_or_of_no_use_is_two_lines(arguments: list[str], complaint: str) -> None:
     Path("gbk.txt").write_bytes("猫\n狗".encode("gbk"))
     Path("长.txt").write_text("cat\n" + "猫" * 100_001, "utf-8")
-    said = [line for line in dcclip("predict", *arguments, expect=1).stderr.splitlines() if line[:6] != "model:"]
-    assert len(said) == 2 and said[0].startswith("error: ") and complaint in said[0] and said[1].startswith("hint:  ")
+    rows = [line for line in dcclip("predict", *arguments, expect=1).stderr.splitlines() if line[:6] != "model:"]
+    assert len(rows) == 2 and rows[0].startswith("error: ") and complaint in rows[0] and rows[1].startswith("hint:  ")

@@ -102,7 +102,7 @@ def test_help_takes_little_more_than_the_imports_of_its_libraries() -> None:
 
     imports = "import typer, rich.console, rich.table"
     runs = [(seconds("-m", "dcclip_cli", "--help"), seconds("-c", imports)) for _ in range(2)]
-    assert min(own for own, _ in runs) < 6 * min(least for _, least in runs)  # 2.9 times
+    assert min(own_time for own_time, _ in runs) < 6 * min(least for _, least in runs)  # 2.9 times
 
 
 def test_onnxruntime_tells_its_maker_nothing(tmp_path: Path) -> None:

@@ -76,6 +76,6 @@ def ending(error: BaseException) -> tuple[int, str]:
 
 
 def test_a_missing_extra_says_how_to_install_it() -> None:
-    code, said = ending(ModuleNotFoundError("No module named 'torch'", name="torch.nn"))
-    assert (code, said.splitlines()[1]) == (1, "hint:  pip install 'dcclip[train]'")
+    code, printed = ending(ModuleNotFoundError("No module named 'torch'", name="torch.nn"))
+    assert (code, printed.splitlines()[1]) == (1, "hint:  pip install 'dcclip[train]'")
     assert ending(ModuleNotFoundError(name="onnxscript"))[1].endswith("pip install 'dcclip[export]'\n")

@@ -37,15 +37,15 @@ def test_paths_that_cannot_be_names_of_files_are_bad_requests(port: int, capfd: 
 def test_only_names_of_this_machine_are_served(port: int) -> None:
     served = ("localhost", "localhost:9000", "LOCALHOST", "127.0.0.1", "[::1]:80")
     assert [status(port, host=host) for host in served] == [200] * len(served)
-    others = ("evil.example", "127.0.0.1.evil.example:80", "[::1")
-    assert [status(port, host=host) for host in others] == [421, 421, 400]
+    other_hosts = ("evil.example", "127.0.0.1.evil.example:80", "[::1")
+    assert [status(port, host=host) for host in other_hosts] == [421, 421, 400]
 
 
 def test_an_idle_connection_gives_its_thread_back(port: int) -> None:
     before = threading.active_count()
     idle = [HTTPConnection("127.0.0.1", port, timeout=20) for _ in range(20)]
-    for one in idle:
-        one.connect()
-    assert all(one.sock.recv(1) == b"" for one in idle)
+    for connection in idle:
+        connection.connect()
+    assert all(connection.sock.recv(1) == b"" for connection in idle)
     assert status(port) == 200
     assert threading.active_count() <= before + 1

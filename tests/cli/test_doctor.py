@@ -21,19 +21,19 @@ def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_json_is_one_object_whose_keys_are_the_same_on_every_machine() -> None:
-    found = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
-    assert list(found) == [
+    facts = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
+    assert list(facts) == [
         *("versions", "system", "onnxruntime", "int8_vnni", "variables", "model"),
         *("processor", "storage", "torch", "extras", "notes"),
     ]
-    assert found["versions"]["dcclip"] == __version__ and found["versions"]["python"].startswith("3.")
-    assert found["versions"]["torch"] and found["torch"]["device"] in ("cpu", "cuda", "mps")
-    assert found["processor"]["cores"] >= 1 and found["processor"]["class"] in ("fast", "plain", "other")
-    assert found["storage"]["free_here_bytes"] > 0
-    assert "CPU" in found["onnxruntime"]
-    assert {found["extras"][name] for name in ("train", "collect", "eval", "export", "heic", "serve")} == {"installed"}
-    assert found["model"].startswith("starter")
-    assert {found["torch"][use].split()[0] for use in ("inference", "training")} <= {"fp32", "bf16"}
+    assert facts["versions"]["dcclip"] == __version__ and facts["versions"]["python"].startswith("3.")
+    assert facts["versions"]["torch"] and facts["torch"]["device"] in ("cpu", "cuda", "mps")
+    assert facts["processor"]["cores"] >= 1 and facts["processor"]["class"] in ("fast", "plain", "other")
+    assert facts["storage"]["free_here_bytes"] > 0
+    assert "CPU" in facts["onnxruntime"]
+    assert {facts["extras"][name] for name in ("train", "collect", "eval", "export", "heic", "serve")} == {"installed"}
+    assert facts["model"].startswith("starter")
+    assert {facts["torch"][use].split()[0] for use in ("inference", "training")} <= {"fp32", "bf16"}
 
 
 def test_without_the_train_extra_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,9 +61,9 @@ def test_no_user_name_and_no_secret_is_shown(tmp_path: Path, monkeypatch: pytest
         assert result.exit_code == 0
         assert not any(word in result.stdout for word in ("jane", "小明", "p4ss", "hf_secret"))
         assert "https://hub.example.cn" in result.stdout
-    found = diagnosis.diagnose()
-    assert found["storage"]["cache_folder"] == "~/cache" and found["storage"]["cached_bytes"]["features"] == 1500
-    assert found["notes"]["model"].startswith("model ~/nowhere is not a directory: ")
+    facts = diagnosis.diagnose()
+    assert facts["storage"]["cache_folder"] == "~/cache" and facts["storage"]["cached_bytes"]["features"] == 1500
+    assert facts["notes"]["model"].startswith("model ~/nowhere is not a directory: ")
     monkeypatch.setenv("DCCLIP_MODEL", f"{home}s/elsewhere")
     assert diagnosis.diagnose()["variables"]["DCCLIP_MODEL"] == f"{home}s/elsewhere"
 
@@ -71,12 +71,12 @@ def test_no_user_name_and_no_secret_is_shown(tmp_path: Path, monkeypatch: pytest
 def test_gpus_are_listed_and_decide_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    about = SimpleNamespace(name="NVIDIA T4", total_memory=16_000_000_000, major=7, minor=5)
+    properties = SimpleNamespace(name="NVIDIA T4", total_memory=16_000_000_000, major=7, minor=5)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "device", lambda number: __import__("contextlib").nullcontext())
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: about)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: properties)
     page = CliRunner().invoke(app, ["doctor"]).stdout
     assert "  GPU            NVIDIA T4, 16.0 GB, capability 7.5, no bf16\n" in page
     assert "  newton_schulz  fp32\n" in page
@@ -87,5 +87,5 @@ def test_gpus_are_listed_and_decide_the_precision(monkeypatch: pytest.MonkeyPatc
         raise RuntimeError("CUDA error: device is busy\nCompile with TORCH_USE_CUDA_DSA")
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", broken)
-    found = diagnosis.diagnose()
-    assert found["notes"]["GPU"] == "CUDA error: device is busy" and found["torch"]["GPU"] == []
+    facts = diagnosis.diagnose()
+    assert facts["notes"]["GPU"] == "CUDA error: device is busy" and facts["torch"]["GPU"] == []

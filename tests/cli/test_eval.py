@@ -41,7 +41,7 @@ def test_models_are_the_rows_of_a_table_for_each_data_set_that_fits_80_columns(
     for number, row in enumerate(rows):
         en, zh = (by_language[name][number] for name in ("en", "zh"))
         assert row[:3] == [f"{en['value']:.1%}", f"{zh['value']:.1%}", f"{zh['value'] - en['value']:+.1%}"]
-        assert row[3:] == [f"{one['metrics']['mean_per_class']:.1%}" for one in (en, zh)]
+        assert row[3:] == [f"{result['metrics']['mean_per_class']:.1%}" for result in (en, zh)]
     assert max(map(len, shown)) <= 80
     written = {file.name for file in (tmp_path / "out").iterdir() if file.suffix != ".json"}
     assert written == {"bars.svg", "zh-en.svg", "report.html", "table.csv", "table.md", "table.tex"}

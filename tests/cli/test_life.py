@@ -53,10 +53,10 @@ def test_a_run_ends_with_a_table_of_teacher_student_and_bundle(here: Path) -> No
     rows = {line.split("  ")[0].strip() for line in lines if "%" in line}
     assert {"top-1 train en", "top-1 train zh", "parameters", "one image", "one text"} <= rows
     results = json.loads((here / "runs/一生/eval/train.json").read_text("utf-8"))
-    measured = [(one["model"], one["language"], one["classes"], one["n"]) for one in results]
+    measured = [(result["model"], result["language"], result["classes"], result["n"]) for result in results]
     assert [result["precision"] for result in results] == ["bf16"] * 4 + ["fp32"] * 2  # of the bundle
     assert len(set(measured)) == len(measured) == 6
-    assert {one[1:] for one in measured} == {("zh", 40, 40), ("en", 40, 40)}
+    assert {row[1:] for row in measured} == {("zh", 40, 40), ("en", 40, 40)}
 
 
 def test_a_run_puts_its_results_into_the_cards_of_student_and_bundle(here: Path) -> None:
@@ -64,10 +64,10 @@ def test_a_run_puts_its_results_into_the_cards_of_student_and_bundle(here: Path)
     for folder, name in (("align/model", "一生"), ("export", "一生-fp32")):
         card = ModelCard.load(here / f"runs/一生/{folder}/README.md")
         assert isinstance(card.data, ModelCardData) and card.data.model_name == name and card.data.eval_results
-        found = {one.dataset_config: one.metric_value for one in card.data.eval_results}
-        assert found == {
-            one["language"]: round(100 * one["value"], 2) for one in results if one["model"] == name
-        } and set(found) == {"en", "zh"}
+        metrics_by_language = {entry.dataset_config: entry.metric_value for entry in card.data.eval_results}
+        assert metrics_by_language == {
+            result["language"]: round(100 * result["value"], 2) for result in results if result["model"] == name
+        } and set(metrics_by_language) == {"en", "zh"}
         read_record(here / f"runs/一生/{folder}/dcclip.json", "").check()
     distilled = ModelCard.load(here / "runs/一生/distill/model/README.md").data
     assert isinstance(distilled, ModelCardData) and distilled.eval_results is None
@@ -78,16 +78,16 @@ def test_a_run_contains_its_recipe_verbatim_and_resolved(here: Path) -> None:
     assert (run / "recipe.yaml").read_bytes() == (here / "recipe.yaml").read_bytes()
     resolved = yaml.safe_load((run / "resolved.yaml").read_text("utf-8"))
     assert resolved["distill"]["optimizer"]["lr"] == 0.001
-    own = {"from": "data", "size": 300}
-    assert resolved["student"]["text"]["vocabulary"] == own | {"characters": False, "captions": 1_000_000}
+    student_options = {"from": "data", "size": 300}
+    assert resolved["student"]["text"]["vocabulary"] == student_options | {"characters": False, "captions": 1_000_000}
     assert sorted(path.name for path in run.iterdir() if path.is_dir()) == ["align", "distill", "eval", "export"]
 
 
 def test_a_run_says_and_records_what_its_stages_computed_in(here: Path) -> None:
     output = (here / "output.txt").read_text("utf-8")
     for stage in ("distill", "align"):
-        about = json.loads((here / f"runs/一生/{stage}/model/dcclip.json").read_text("utf-8"))["computed_in"]
-        assert f"{stage}: computes in {about['precision']} ({about['reason']})" in output
+        record = json.loads((here / f"runs/一生/{stage}/model/dcclip.json").read_text("utf-8"))["computed_in"]
+        assert f"{stage}: computes in {record['precision']} ({record['reason']})" in output
 
 
 def test_a_finished_run_does_nothing_again_and_shows_its_table(here: Path) -> None:
@@ -119,11 +119,11 @@ def test_eval_takes_models_side_by_side(here: Path) -> None:
     shown = dcclip("eval", "--model", student, "--model", teacher, "--dataset", "./train.parquet", "--languages", "zh")
     table = [line.split() for line in shown.stdout.splitlines()]
     assert [line[0] for line in table if line and line[-1].endswith("%")] == ["一生", "altclip"]
-    asked = ["--dataset", "./train.parquet", "--languages", "zh，en", "--json", "--limit", "10"]
-    one = dcclip("eval", "--model", "runs/一生", *asked)
-    results = json.loads(one.stdout)
+    options = ["--dataset", "./train.parquet", "--languages", "zh，en", "--json", "--limit", "10"]
+    by_name = dcclip("eval", "--model", "runs/一生", *options)
+    results = json.loads(by_name.stdout)
     assert [(result["language"], result["n"]) for result in results] == [("zh", 10), ("en", 10)]
-    assert one.stderr.startswith("model: bundle runs/一生/export\n")
+    assert by_name.stderr.startswith("model: bundle runs/一生/export\n")
 
 
 def test_predict_splits_labels_in_both_languages_and_prints_what_is_asked(

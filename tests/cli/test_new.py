@@ -48,8 +48,8 @@ def test_a_recipe_of_each_kind_of_data_passes_check_and_says_what_it_takes(
     data: dict[str, Path], altclip_folder: Path, kind: str
 ) -> None:
     file = Path("我的-clip.yaml")
-    made = dcclip("new", file, "--yes", "--data", data[kind].relative_to(Path.cwd()), "--teacher", altclip_folder)
-    assert made.stdout == f"{file}\n" and "warning" not in made.stderr
+    done = dcclip("new", file, "--yes", "--data", data[kind].relative_to(Path.cwd()), "--teacher", altclip_folder)
+    assert done.stdout == f"{file}\n" and "warning" not in done.stderr
     text, loaded = file.read_text("utf-8"), load(file)
     assert loaded.recipe.name == "我的-clip" and recipes.choose_data(str(data[kind])).kind == kind
     stages = {"photos": ("distill",), "pairs": ("distill", "align")}.get(kind, ("collect", "distill", "align"))
@@ -75,9 +75,9 @@ def test_what_it_wrote_for_photographs_trains_from_another_folder(
 
 
 def test_a_recipe_that_cannot_run_yet_is_written_with_a_warning(data: dict[str, Path]) -> None:
-    made = dcclip("new", "--yes", "--data", data["pairs"])
-    assert made.stdout == "my-clip.yaml\n"
-    assert "warning: it does not run yet: my-clip.yaml:" in made.stderr and "hf download BAAI/AltCLIP" in made.stderr
+    done = dcclip("new", "--yes", "--data", data["pairs"])
+    assert done.stdout == "my-clip.yaml\n"
+    assert "warning: it does not run yet: my-clip.yaml:" in done.stderr and "hf download BAAI/AltCLIP" in done.stderr
     teacher = load("my-clip.yaml").recipe.teacher
     assert teacher is not None and (teacher.kind, teacher.model) == ("altclip", "BAAI/AltCLIP")
     assert "inherit: embeddings" in Path("my-clip.yaml").read_text("utf-8")
@@ -124,8 +124,8 @@ def test_links_that_lead_out_of_class_folders_are_counted_and_collected(
         linked = Path("split") / file.relative_to(data["classes"])
         linked.parent.mkdir(parents=True, exist_ok=True)
         linked.symlink_to(file)
-    made = dcclip("new", "a.yaml", "--yes", "--data", "split", "--teacher", altclip_folder)
-    assert "On:      16 photographs" in Path("a.yaml").read_text("utf-8") and "warning" not in made.stderr
+    done = dcclip("new", "a.yaml", "--yes", "--data", "split", "--teacher", altclip_folder)
+    assert "On:      16 photographs" in Path("a.yaml").read_text("utf-8") and "warning" not in done.stderr
     dcclip("collect", "a.yaml", "--set", "collect.filters=[]", "--workers", "1", "-q")
     counts = json.loads(Path("runs/a/collect/manifest.json").read_bytes())["pairs"]
     assert counts["read"] == 16 and "image-outside" not in counts["dropped"]
@@ -134,19 +134,19 @@ def test_links_that_lead_out_of_class_folders_are_counted_and_collected(
 def test_the_starter_is_a_teacher_in_a_clone_with_a_smaller_student(
     data: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = dcclip("new", "a.yaml", "--yes", "--data", data["pairs"], "--teacher", "starter")
-    assert "warning" not in made.stderr
+    done = dcclip("new", "a.yaml", "--yes", "--data", data["pairs"], "--teacher", "starter")
+    assert "warning" not in done.stderr
     recipe = load("a.yaml").recipe
     assert recipe.student is not None and recipe.student.preset == "XS" and recipe.teacher is not None
     assert Path(recipe.teacher.model) == PACKAGE / "recipes/starter/model"
     assert "S" in recipes.sizes_for(recipes.TEACHERS["altclip"])
-    installed, here = Path("installed"), recipes.STARTER_MODELS[1]
-    monkeypatch.setattr(recipes, "STARTER_MODELS", (installed, here))
+    installed, in_clone = Path("installed"), recipes.STARTER_MODELS[1]
+    monkeypatch.setattr(recipes, "STARTER_MODELS", (installed, in_clone))
     refused = dcclip("new", "b.yaml", "--yes", "--data", data["pairs"], "--teacher", "starter", expect=1)
     assert "error: starter is an export, which has no features to learn from" in refused.stderr
     assert "recipes/starter/model in a clone of the repository" in refused.stderr
-    here.parent.mkdir(parents=True)
-    here.symlink_to(PACKAGE / "recipes/starter/model")
+    in_clone.parent.mkdir(parents=True)
+    in_clone.symlink_to(PACKAGE / "recipes/starter/model")
     dcclip("new", "b.yaml", "--yes", "--force", "--data", data["pairs"], "--teacher", "starter")
 
 
@@ -169,9 +169,9 @@ def test_in_a_terminal_it_asks_for_teacher_data_and_size(
     data: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dcclip_cli.cli.new._can_ask", lambda: True)
-    asked = dcclip("new", "asked.yaml", stdin=f"1\n{data['pairs']}\n2\n")
-    assert asked.stdout == "asked.yaml\n"
-    assert "1  altclip       BAAI/AltCLIP: 864 M parameters, zh and en" in asked.stderr and "RN50" in asked.stderr
+    done = dcclip("new", "asked.yaml", stdin=f"1\n{data['pairs']}\n2\n")
+    assert done.stdout == "asked.yaml\n"
+    assert "1  altclip       BAAI/AltCLIP: 864 M parameters, zh and en" in done.stderr and "RN50" in done.stderr
     student = load("asked.yaml").recipe.student
     assert student is not None and student.preset == "M"
 
@@ -206,7 +206,7 @@ def test_class_folders_are_collected_trained_on_and_measured(
     manifest = json.loads(Path("runs/一生/collect/manifest.json").read_text("utf-8"))
     assert manifest["pairs"] == {"read": 32, "kept": 32, "dropped": {}}
     results = json.loads(Path("runs/一生/eval/held out.json").read_text("utf-8"))
-    assert {one["language"]: (one["n"], one["class_names"][0]) for one in results} == {
+    assert {result["language"]: (result["n"], result["class_names"][0]) for result in results} == {
         "en": (8, "bar"),
         "zh": (8, "横条"),
     }

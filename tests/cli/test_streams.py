@@ -78,8 +78,8 @@ def test_other_encodings_print_what_they_can(folder: Path) -> None:
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     text = shell("dcclip predict a.png --labels 猫,dog -q", folder, **locale)
     assert text.returncode == 0 and "\\u732b" in text.stdout and not text.stderr
-    found = json.loads(shell("dcclip predict a.png --labels 猫,dog -q --json", folder, **locale).stdout)
-    assert {one["label"] for one in found[0]["labels"]} == {"猫", "dog"}
+    predictions = json.loads(shell("dcclip predict a.png --labels 猫,dog -q --json", folder, **locale).stdout)
+    assert {label["label"] for label in predictions[0]["labels"]} == {"猫", "dog"}
     assert shell("dcclip -h", folder, **locale).returncode == 0
 
 
@@ -113,8 +113,8 @@ def test_pipes_and_devices_are_refused_by_name(folder: Path, tmp_path: Path) -> 
         ["embed", "a.png", "--out", "a.npy", "--texts-file", pipe],
         ["predict", "a.png", "--labels-file", "/dev/zero"],
     ):
-        said = dcclip(*command, "-q", expect=1).stderr
-        assert "is a pipe, not a file" in said or "is a device" in said, command
+        stderr = dcclip(*command, "-q", expect=1).stderr
+        assert "is a pipe, not a file" in stderr or "is a device" in stderr, command
     assert shell("dcclip predict a.png --labels-file <(echo 猫; echo dog) -q", folder).returncode == 0
 
 

@@ -30,9 +30,9 @@ def raised(call: Callable[[], object]) -> BaseException:
 
 
 def told(error: BaseException, options: set[str] | frozenset[str] = frozenset()) -> DcclipError:
-    found = explained(error, options)
-    assert found is not None
-    return found
+    result = explained(error, options)
+    assert result is not None
+    return result
 
 
 def full_device() -> BinaryIO:
@@ -67,9 +67,9 @@ def test_a_full_disk_names_the_file_and_the_free_space_whatever_wrote_it(
         with writing(tmp_path / "猫 cat"):
             write()
 
-    found = told(raised(save), OPTIONS)
-    assert found.what.startswith(f"{tmp_path}/猫 cat: no space left on the disk (") and found.what.endswith("B free)")
-    assert "write elsewhere with --out" in found.hint
+    result = told(raised(save), OPTIONS)
+    assert result.what.startswith(f"{tmp_path}/猫 cat: no space left on the disk (") and result.what.endswith("B free)")
+    assert "write elsewhere with --out" in result.hint
     assert "--out" not in told(raised(save)).hint  # which this command does not have
 
 
@@ -90,8 +90,8 @@ def test_files_in_place_of_folders_and_the_reverse_are_told_apart(tmp_path: Path
         f"{tmp_path}/none does not exist": (tmp_path / "none").open,
         f"{tmp_path}/无 none/a.json does not exist": partial_file,  # by its final name
     }
-    for what, call in cases.items():
-        assert told(raised(call)).what == what
+    for name, call in cases.items():
+        assert told(raised(call)).what == name
 
 
 def test_limits_of_the_process_are_explained() -> None:
@@ -154,8 +154,8 @@ def test_a_model_of_nan_weights_is_refused_and_nothing_is_written(
         ("image", ["export", "--out", "bundle"]),
     ]
     for tower, command in commands:
-        said = refused(*command, "--model", broken[tower])
-        assert "returned embeddings that are not finite (NaN or infinite) for " in said and said.endswith(f" {tower}s")
+        text = refused(*command, "--model", broken[tower])
+        assert "returned embeddings that are not finite (NaN or infinite) for " in text and text.endswith(f" {tower}s")
     assert not list(tmp_path.glob("embeddings*")) and not (tmp_path / "bundle").exists()
 
 
@@ -184,7 +184,7 @@ def test_a_teacher_of_nan_weights_is_refused_and_not_kept(
     teacher = {"kind": "altclip", "model": str(tmp_path / "老师 teacher")}
     recipe = whole_recipe | {"teacher": teacher, "distill": whole_recipe["distill"] | {"teacher_cache": True}}
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), "utf-8")
-    said = refused("distill", "recipe.yaml")
-    assert "老师 teacher returned embeddings that are not finite" in said and said.endswith(" texts")
+    text = refused("distill", "recipe.yaml")
+    assert "老师 teacher returned embeddings that are not finite" in text and text.endswith(" texts")
     stored = [FeatureStore(folder) for folder in (cache_folder() / "teacher-cache").glob("*/*") if folder.is_dir()]
     assert sum(store.rows for store in stored) > 0  # of images, which come first

@@ -18,19 +18,19 @@ def _model(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_broken_picture_is_a_line_of_json_too(pictures: list[Path]) -> None:
     pictures[1].write_bytes(b"broken")
     lines = dcclip("predict", *pictures[:3], "--labels", "红,green", "--jsonl", "-q", expect=1).stdout.splitlines()
-    found = [json.loads(line) for line in lines]
-    assert [one["image"] for one in found] == [str(path) for path in pictures[:3]]
-    assert "is not a readable image" in found[1]["error"] and "labels" not in found[1]
-    assert len(found[0]["labels"]) == 2
-    whole = json.loads(dcclip("predict", *pictures[:3], "--labels", "红,green", "--json", "-q", expect=1).stdout)
-    assert whole == found
+    predictions = [json.loads(line) for line in lines]
+    assert [prediction["image"] for prediction in predictions] == [str(path) for path in pictures[:3]]
+    assert "is not a readable image" in predictions[1]["error"] and "labels" not in predictions[1]
+    assert len(predictions[0]["labels"]) == 2
+    json_list = json.loads(dcclip("predict", *pictures[:3], "--labels", "红,green", "--json", "-q", expect=1).stdout)
+    assert json_list == predictions
 
 
 def test_a_threshold_leaves_out_what_is_less_probable(pictures: list[Path]) -> None:
-    every = json.loads(dcclip("predict", pictures[0], "--labels", "红,green,moon", "--json", "-q").stdout)[0]["labels"]
-    least = every[1]["probability"] - 1e-5
-    some = dcclip("predict", pictures[0], "--labels", "红,green,moon", "--threshold", least, "--json", "-q").stdout
-    assert json.loads(some)[0]["labels"] == every[:2]
+    top = json.loads(dcclip("predict", pictures[0], "--labels", "红,green,moon", "--json", "-q").stdout)[0]["labels"]
+    least = top[1]["probability"] - 1e-5
+    above = dcclip("predict", pictures[0], "--labels", "红,green,moon", "--threshold", least, "--json", "-q").stdout
+    assert json.loads(above)[0]["labels"] == top[:2]
     assert dcclip("predict", pictures[0], "--labels", "红,green", "--threshold", 1, "-q").stdout.endswith("   -\n")
 
 
@@ -85,10 +85,10 @@ def test_bench_measures_models_next_to_each_other(pictures: list[Path], bundle: 
     assert starter["parameters"] > 10e6 > small["parameters"] > 0
     assert starter["size_bytes"] > 5e6 > small["size_bytes"]
     assert starter["agreement"] == 1
-    known = [dcclip("predict", folder, "--labels", labels, "--model", one, "--json") for one in ("starter", bundle)]
-    best = [[one["labels"][0]["label"] for one in json.loads(each.stdout)] for each in known]
+    runs = [dcclip("predict", folder, "--labels", labels, "--model", name, "--json") for name in ("starter", bundle)]
+    best = [[prediction["labels"][0]["label"] for prediction in json.loads(run.stdout)] for run in runs]
     assert small["agreement"] == sum(map(str.__eq__, *best)) / len(best[0])
-    assert all(one[key] > 0 for one in (starter, small) for key in ("load_s", "image_ms", "text_ms", "images_per_s"))
+    assert all(row[key] > 0 for row in (starter, small) for key in ("load_s", "image_ms", "text_ms", "images_per_s"))
     failed = dcclip("bench", "starter", "--labels", labels, expect=1)
     assert "--images" in failed.stderr
 
@@ -106,14 +106,14 @@ def test_bench_refuses_what_it_cannot_read_and_leaves_broken_images_out(pictures
 
 def test_export_takes_a_model_and_a_format(model_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    made = dcclip("export", "--model", model_folder, "--format", "immich", "--out", out)
-    assert made.stdout.splitlines()[0] == str(out)
+    exported = dcclip("export", "--model", model_folder, "--format", "immich", "--out", out)
+    assert exported.stdout.splitlines()[0] == str(out)
     again = dcclip("export", "--model", model_folder, "--format", "immich", "--out", out)
     assert "export: already done" in again.stderr
     refused = dcclip("export", "--model", model_folder, "--out", model_folder, expect=1)
     assert f"error: {model_folder} contains a model, not an export" in refused.stderr
-    other = dcclip("export", "--model", model_folder, "--out", out)
-    assert "export: done in" in other.stderr and (out / "image.onnx").exists() and not (out / "visual").exists()
+    moved = dcclip("export", "--model", model_folder, "--out", out)
+    assert "export: done in" in moved.stderr and (out / "image.onnx").exists() and not (out / "visual").exists()
 
 
 # ---- trim
@@ -129,7 +129,7 @@ def test_trim_prints_sizes_and_path_names_texts_that_lose_a_piece_and_the_result
     assert "before" in done.stdout and "parameters" in done.stdout
     assert "0.0 % are split into other pieces than before; largest difference of 64 embeddings: " in done.stderr
     assert "of other texts like those in 文本.txt about" in done.stderr
-    asked = ["predict", *pictures, "--labels", "红色的圆,red circle", "--csv"]
-    assert dcclip(*asked, "--model", "altclip-zh-en").stdout == dcclip(*asked, "--model", altclip_folder).stdout
+    parsed = ["predict", *pictures, "--labels", "红色的圆,red circle", "--csv"]
+    assert dcclip(*parsed, "--model", "altclip-zh-en").stdout == dcclip(*parsed, "--model", altclip_folder).stdout
     again = dcclip("trim", altclip_folder, expect=1)
     assert "error: altclip-zh-en exists and is not empty" in again.stderr and "--out" in again.stderr

@@ -84,8 +84,8 @@ def test_the_manifest_gives_the_counts_and_each_shards_sha256(tmp_path: Path, pi
     evaluation.mkdir()
     (evaluation / "whole.png").write_bytes(picture("test"))
     (evaluation / "half.png").write_bytes(picture("test")[:50])
-    made = options(tmp_path, pairs, shard_size=1, decontaminate={"paths": [evaluation]})
-    collect(made, out, engine=ONE, progress=Lines(lines.append))
+    work = options(tmp_path, pairs, shard_size=1, decontaminate={"paths": [evaluation]})
+    collect(work, out, engine=ONE, progress=Lines(lines.append))
     assert f"{evaluation}: 1 images are compared, 1 cannot be read" in lines
     manifest = json.loads((out / "manifest.json").read_text("utf-8"))
     [compared] = manifest["compared"]
@@ -147,18 +147,18 @@ def test_an_unfinished_run_reads_no_slice_again_unless_it_is_of_other_options_or
 
 def test_a_finished_output_is_kept_unless_fresh_is_given(tmp_path: Path, picture: MakeImage) -> None:
     out = tmp_path / "out"
-    made = options(tmp_path, [Pair("a", picture(), zh=("一只猫",)), Pair("b", picture("blue"), en=("a dog",))])
-    first = collect(made, out, engine=ONE)
+    work = options(tmp_path, [Pair("a", picture(), zh=("一只猫",)), Pair("b", picture("blue"), en=("a dog",))])
+    first = collect(work, out, engine=ONE)
     before = contents(out)
     write_parquet(tmp_path / "raw.parquet", [Pair("a", picture(), zh=("一只猫",))])
     progress = Mock(wraps=Silent())
-    again = collect(made, out, progress, engine=ONE)
+    again = collect(work, out, progress, engine=ONE)
     assert (first.already_finished, again.already_finished) == (False, True)
     assert (again.pairs, again.captions, contents(out)) == (first.pairs, first.captions, before)
     progress.say.assert_not_called()
-    collect(made.model_copy(update={"needs": ("zh",)}), out, progress, engine=ONE)
+    collect(work.model_copy(update={"needs": ("zh",)}), out, progress, engine=ONE)
     progress.say.assert_called_once_with(f"{out} was made with other options than the recipe's; use --fresh to redo it")
-    assert collect(made, out, fresh=True, engine=ONE).pairs.kept == 1
+    assert collect(work, out, fresh=True, engine=ONE).pairs.kept == 1
     assert len(open_pairs(out)) == 1
 
 
@@ -207,8 +207,8 @@ def test_a_limit_reads_so_many_spread_over_the_sources(tmp_path: Path, picture: 
     sources = tuple(TableSource(path=tmp_path / f"{name}.parquet", name=name) for name in counts)
     result = collect(CollectOptions(sources=sources, shard_size=3), tmp_path / "out", engine=ONE, limit=12)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text("utf-8"))
-    read = {name: count["read"] for name, count in manifest["sources"].items()}
-    assert (result.pairs.read, read) == (12, {"a": 2, "b": 5, "c": 5})
+    read_counts = {name: count["read"] for name, count in manifest["sources"].items()}
+    assert (result.pairs.read, read_counts) == (12, {"a": 2, "b": 5, "c": 5})
 
 
 _KILLED = """
@@ -227,9 +227,9 @@ def test_a_killed_run_of_two_workers_done_again_leaves_what_an_unbroken_one_of_o
     tmp_path: Path, picture: MakeImage
 ) -> None:
     pairs = [Pair(str(n), picture(n % 50, (96, 96)), zh=(f"第{n}张图片",), en=(f"picture {n}",)) for n in range(60)]
-    made = options(tmp_path, pairs, shard_size=5)
-    collect(made, tmp_path / "whole", engine=ONE)
-    (tmp_path / "options.json").write_text(made.model_dump_json(), encoding="utf-8")
+    work = options(tmp_path, pairs, shard_size=5)
+    collect(work, tmp_path / "whole", engine=ONE)
+    (tmp_path / "options.json").write_text(work.model_dump_json(), encoding="utf-8")
     (tmp_path / "run.py").write_text(_KILLED, encoding="utf-8")
     partial = WorkFolder(tmp_path / ".out.partial")
     run = subprocess.Popen([sys.executable, "run.py"], cwd=tmp_path)
@@ -252,13 +252,13 @@ def test_shards_of_one_format_are_read_by_datasets_and_parquet_has_the_same_pair
     jpeg = options(tmp_path / "in", pairs, duplicates=(), output={"format": "jpeg"})
     collect(jpeg, tmp_path / "tars", engine=ONE)
     tars = {"train": str(tmp_path / "tars/*.tar")}
-    found = datasets.load_dataset("webdataset", data_files=tars, split="train", cache_dir=str(tmp_path / "cache"))
-    assert [row["json"]["zh"] for row in found] == [["猫"], ["猫"]] and found[0]["jpg"].mode == "RGB"
-    kept = list(open_pairs(tmp_path / "tars"))
-    assert kept[1].image == pairs[1].image and kept[0].image != pairs[0].image
+    dataset = datasets.load_dataset("webdataset", data_files=tars, split="train", cache_dir=str(tmp_path / "cache"))
+    assert [row["json"]["zh"] for row in dataset] == [["猫"], ["猫"]] and dataset[0]["jpg"].mode == "RGB"
+    kept_pairs = list(open_pairs(tmp_path / "tars"))
+    assert kept_pairs[1].image == pairs[1].image and kept_pairs[0].image != pairs[0].image
     parquet = jpeg.model_copy(update={"output": OutputOptions(format="jpeg", shards="parquet")})
     collect(parquet, tmp_path / "tables", engine=ONE)
-    assert list(open_pairs(tmp_path / "tables")) == kept
+    assert list(open_pairs(tmp_path / "tables")) == kept_pairs
 
 
 def test_a_second_collection_into_the_same_run_is_refused(tmp_path: Path, five: CollectOptions) -> None:

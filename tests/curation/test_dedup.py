@@ -58,10 +58,10 @@ def deduplicated(
     paths = [folder / f"facts{number}.parquet" for number in range(files)]
     for number, path in enumerate(paths):
         pq.write_table(signature_table(facts[number::files]), path)
-    given = [folder / "scores.parquet"] if scores else []
-    for path in given:
+    score_files = [folder / "scores.parquet"] if scores else []
+    for path in score_files:
         pq.write_table(pa.Table.from_pylist(scores), path)
-    dedup(paths, given, options or DedupOptions(), folder / "dedup", **more)
+    dedup(paths, score_files, options or DedupOptions(), folder / "dedup", **more)
     rows = pq.read_table(folder / "dedup" / DECISIONS).to_pylist()
     assert [row["key"] for row in rows] == sorted(row["key"] for row in rows)
     return {row["key"]: row for row in rows}, pq.read_table(folder / "dedup" / CAPTIONS).to_pylist()
@@ -131,7 +131,7 @@ def test_a_pair_needs_its_languages_after_exact_and_before_near_duplicates(tmp_p
 
 def test_a_caption_is_dropped_from_pairs_beyond_at_most(tmp_path: Path) -> None:
     facts = [fact("0", 1, ["猫"], [CAT]), fact("1", 2, ["狗"], [CAT]), fact("2", 3, [], [CAT])]
-    once, thrice = (DedupOptions(duplicates=(SameCaption(at_most=most),)) for most in (1, 3))
+    once, thrice = (DedupOptions(duplicates=(SameCaption(at_most=limit),)) for limit in (1, 3))
     decisions, captions = deduplicated(tmp_path, facts, once)
     assert reasons(decisions) == {"0": None, "1": None, "2": "no-caption"}
     assert (decisions["1"]["zh"], decisions["1"]["en"]) == (["狗"], [])

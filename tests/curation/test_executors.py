@@ -181,7 +181,7 @@ def test_ray_runs_as_many_tasks_at_a_time_as_asked_for_and_goes_on_after_a_faile
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray itself is replaced: a task runs when its result is waited for."""
-    most, started, folders = 0, [], list[tuple[str, str]]()
+    most_running, started, folders = 0, [], list[tuple[str, str]]()
     monkeypatch.setenv("PYTHONPATH", "own")
 
     class RayError(Exception): ...
@@ -191,8 +191,8 @@ def test_ray_runs_as_many_tasks_at_a_time_as_asked_for_and_goes_on_after_a_faile
         return lambda: step.run(task)
 
     def wait(running: list[Any]) -> tuple[list[Any], list[Any]]:
-        nonlocal most
-        most = max(most, len(running))
+        nonlocal most_running
+        most_running = max(most_running, len(running))
         return running[:1], running[1:]
 
     def get(task: Callable[[], None]) -> None:
@@ -214,7 +214,7 @@ def test_ray_runs_as_many_tasks_at_a_time_as_asked_for_and_goes_on_after_a_faile
     logs = folder.parent / "logs"
     with pytest.raises(DcclipError, match="1 of 4 tasks failed, the first is 1"):
         Engine("ray", 2).run(Touch(folder, 4, bad=1), logs)
-    assert (started, most, folders) == ([0, 1, 2, 3], 2, [(sys.prefix, os.path.abspath("own"))])
+    assert (started, most_running, folders) == ([0, 1, 2, 3], 2, [(sys.prefix, os.path.abspath("own"))])
     assert "the model 猫 is missing" in (logs / "000001.log").read_text("utf-8")
     Engine("ray").run(Touch(folder, 4), logs)
     check_all_done_once(folder, 4)

@@ -22,16 +22,16 @@ from tests.curation.fetch_site import PICTURE, Page, Site, drips, floods, in_tur
 
 def names(monkeypatch: pytest.MonkeyPatch, *answers: str) -> list[str]:
     """Every name has these addresses, one at each look-up; gives the list of names looked up."""
-    asked: list[str] = []
+    requests: list[str] = []
 
     def getaddrinfo(host: str, *_: Any, **__: Any) -> list[Any]:
-        asked.append(host)
-        address = answers[min(len(asked), len(answers)) - 1]
+        requests.append(host)
+        address = answers[min(len(requests), len(answers)) - 1]
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         return [(family, socket.SOCK_STREAM, 6, "", (address, 0))]
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    return asked
+    return requests
 
 
 def test_a_chunked_body_is_put_together(site: Site, fetcher: Fetcher) -> None:

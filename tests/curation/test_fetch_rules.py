@@ -105,16 +105,16 @@ def test_many_stars_many_agents_and_many_rules_cost_little_time() -> None:
 
 
 def test_a_site_is_asked_once_and_a_site_is_scheme_host_and_port() -> None:
-    asked: list[str] = []
+    requests: list[str] = []
 
     def ask(url: Url) -> bytes:
-        asked.append(url.url)
+        requests.append(url.url)
         return b"User-agent: dcclip\nDisallow: /no"
 
     robots = Robots("dcclip/9 (+http://x.example)", ask)
     for url in ("http://a.example/1", "http://a.example:80/2", "https://a.example/1", "http://a.example:81/1"):
         robots.check(read_url(url))
-    assert asked == [
+    assert requests == [
         f"{site}/robots.txt" for site in ("http://a.example:80", "https://a.example:443", "http://a.example:81")
     ]
     with pytest.raises(FetchFault, match="url-robots"):
@@ -156,9 +156,9 @@ def test_what_comes_out_does_not_depend_on_how_many_work_and_how_long_it_takes()
     urls = [f"http://{n % 3}.example/{n}" for n in range(100)]
     runs = [list(fetch_in_order(candidates(*urls), Network().fetch, workers, 2)) for workers in (1, 3, 16)]
     assert runs[0] == runs[1] == runs[2]
-    assert [one.pair.key for one in runs[0]] == [f"{n:03d}" for n in range(100)]
-    assert [one.pair.image.decode() or one.url for one in runs[0]] == urls
-    assert [one.fault for one in runs[0] if one.fault] == [Drop("url-empty", url) for url in urls if url.endswith("7")]
+    assert [row.pair.key for row in runs[0]] == [f"{n:03d}" for n in range(100)]
+    assert [row.pair.image.decode() or row.url for row in runs[0]] == urls
+    assert [row.fault for row in runs[0] if row.fault] == [Drop("url-empty", url) for url in urls if url.endswith("7")]
 
 
 def test_no_host_is_asked_by_more_than_its_share() -> None:
@@ -172,9 +172,9 @@ def test_what_needs_no_download_passes_by_itself() -> None:
     def fetch(url: str) -> bytes | Drop:
         raise AssertionError(url)
 
-    there = Candidate(Pair("a", b"x", en=("cat",)))
+    fetched_before = Candidate(Pair("a", b"x", en=("cat",)))
     faulty = Candidate(Pair("b", b""), Drop("row-malformed"), "http://x.example/")
-    got = list(fetch_in_order(iter([there, faulty, Candidate(Pair("c", b""), url="猫")]), fetch, 4, 1))
-    assert got[:2] == [there, faulty]
+    got = list(fetch_in_order(iter([fetched_before, faulty, Candidate(Pair("c", b""), url="猫")]), fetch, 4, 1))
+    assert got[:2] == [fetched_before, faulty]
     assert got[2].fault == Drop("url-scheme", "neither http:// nor https://: 猫")
     assert list(fetch_in_order(iter(()), fetch, 4, 1)) == []

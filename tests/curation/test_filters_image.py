@@ -30,17 +30,17 @@ def opened(data: bytes) -> DecodedImage:
 
 def test_an_intact_image_is_opened_with_what_its_file_says() -> None:
     data = encode(Image.new("RGB", (40, 50), "blue"))
-    found = opened(data)
-    assert (found.image.size, found.image.getpixel((0, 0))) == ((40, 50), (0, 0, 255))
-    assert (found.format, found.frames, found.file_bytes) == ("png", 1, len(data))
+    decoded = opened(data)
+    assert (decoded.image.size, decoded.image.getpixel((0, 0))) == ((40, 50), (0, 0, 255))
+    assert (decoded.format, decoded.frames, decoded.file_bytes) == ("png", 1, len(data))
 
 
 @pytest.mark.parametrize(("kind", "known_as", "frames"), [("WEBP", "webp", 3), ("PNG", "png", 3), ("MPO", "jpg", 1)])
 def test_an_animation_has_frames_and_a_second_image_in_a_phones_jpeg_is_none(
     kind: str, known_as: str, frames: int
 ) -> None:
-    found = opened(encode(noise(), kind, save_all=True, append_images=[noise(), noise()]))
-    assert (found.format, found.frames) == (known_as, frames)
+    decoded = opened(encode(noise(), kind, save_all=True, append_images=[noise(), noise()]))
+    assert (decoded.format, decoded.frames) == (known_as, frames)
 
 
 CUT = encode(noise((256, 256)), "JPEG")

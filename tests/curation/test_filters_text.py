@@ -140,7 +140,7 @@ def split(captions: str) -> list[str]:
 
 def first_reason(caption: str, language: Language) -> str | None:
     text = normalize(caption, language, NormalizeOptions())
-    drops = (each.check_caption(text, language) for each in DEFAULT_FILTERS)
+    drops = (rule.check_caption(text, language) for rule in DEFAULT_FILTERS)
     return next((drop.reason for drop in drops if drop), None)
 
 
@@ -170,9 +170,9 @@ class NoExclamation(Filter):
 
 
 def test_a_filter_is_added_by_a_class_and_its_name_in_the_union(picture: Callable[..., bytes]) -> None:
-    read = TypeAdapter(AnyFilter | NoExclamation).validate_python({"kind": "no-exclamation", "most": 1})
+    rule = TypeAdapter(AnyFilter | NoExclamation).validate_python({"kind": "no-exclamation", "most": 1})
     options = CollectOptions.model_validate({"sources": [{"kind": "table", "path": "x"}]}).model_copy(
-        update={"filters": (read,)}
+        update={"filters": (rule,)}
     )
     result = next(filter_pairs([Candidate(Pair("a", picture(), zh=("买！买！",), en=("a cat!",)))], options))
     assert (result.pair.zh, result.pair.en) == ((), ("a cat!",))
@@ -235,10 +235,10 @@ def test_repetition_is_suspected_in_few_of_many_captions_and_wherever_it_is() ->
 )
 def test_no_caption_costs_a_filter_more_than_a_quarter_of_a_second(piece: str) -> None:
     caption = (piece * 10_000)[:9_999] + "="
-    for each in DEFAULT_FILTERS:
+    for rule in DEFAULT_FILTERS:
         start = time.process_time()
-        each.check_caption(caption, "en")
-        assert time.process_time() - start < 0.25, each.kind
+        rule.check_caption(caption, "en")
+        assert time.process_time() - start < 0.25, rule.kind
 
 
 def options(**more: Any) -> CollectOptions:
@@ -262,7 +262,7 @@ def test_a_pair_is_kept_with_the_captions_that_pass(picture: MakeImage) -> None:
 
 
 def test_without_filters_any_readable_pair_is_kept(picture: MakeImage) -> None:
-    made = options(filters=())
-    result = filter_pair(Candidate(Pair("a", picture(size=(1, 90)), zh=("a cat",), en=("猫",))), made)
+    collect_options = options(filters=())
+    result = filter_pair(Candidate(Pair("a", picture(size=(1, 90)), zh=("a cat",), en=("猫",))), collect_options)
     assert (result.drop, result.pair.zh, result.pair.en) == (None, ("a cat",), ("猫",))
-    assert filter_pair(Candidate(Pair("a", b"GIF89a", zh=("猫",))), made).drop is not None
+    assert filter_pair(Candidate(Pair("a", b"GIF89a", zh=("猫",))), collect_options).drop is not None

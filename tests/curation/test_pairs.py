@@ -132,10 +132,10 @@ def test_each_pair_is_kept_or_dropped_for_its_reason_and_kept_when_collected_aga
     out = run(section(row), tmp_path / "out", limit)
     manifest, table = json.loads((out / "manifest.json").read_text()), pq.read_table(out / "dropped.parquet")
     names = {f"{at // size:06}{at % size:06}": name for at, name in enumerate(NAMES[: limit or None])}
-    kept = [names[pair.key] for pair in open_pairs(out)]
+    kept_names = [names[pair.key] for pair in open_pairs(out)]
     dropped = {names[line["key"]]: line["reason"] for line in table.to_pylist() if line["language"] is None}
-    assert Counter([*kept, *dropped]) == Counter(names.values())
-    assert manifest["pairs"] == {"read": len(names), "kept": len(kept), "dropped": Counter(dropped.values())}
+    assert Counter([*kept_names, *dropped]) == Counter(names.values())
+    assert manifest["pairs"] == {"read": len(names), "kept": len(kept_names), "dropped": Counter(dropped.values())}
     for language, count in manifest["captions"].items():
         captions = sum(len(pair.captions(language)) for pair in open_pairs(out))
         assert count["read"] - sum(count["dropped"].values()) == count["kept"] == captions
@@ -154,10 +154,10 @@ def test_neither_workers_nor_kinds_of_source_and_shards_change_pairs(row: Row, t
     row, limit, kinds = row | {"shard_size": "7"}, int(row["limit"]), [*OPTIONS["source"]]
     alone, together = (run(section(row), tmp_path / str(workers), limit, workers) for workers in (1, 2))
     assert contents(alone) == contents(together)
-    other = {"shard_size": "1000", "shards": {"tar": "parquet", "parquet": "tar"}[row["shards"]]}
+    other_format = {"shard_size": "1000", "shards": {"tar": "parquet", "parquet": "tar"}[row["shards"]]}
     if row["source"] != "class_folders":
-        other["source"] = kinds[(kinds.index(row["source"]) + 1) % (len(kinds) - 1)]
-    assert samples(run(section(row | other), tmp_path / "other", limit)) == samples(alone)
+        other_format["source"] = kinds[(kinds.index(row["source"]) + 1) % (len(kinds) - 1)]
+    assert samples(run(section(row | other_format), tmp_path / "other", limit)) == samples(alone)
 
 
 @pytest.mark.parametrize("name", TABLES["broken"])

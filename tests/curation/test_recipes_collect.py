@@ -100,9 +100,9 @@ def test_coco_cn_joins_chinese_lines_with_coco_s_english_json_and_keeps_to_the_t
     )
     (cn / "coco-cn_train.txt").write_text("\n".join(names[:2]) + "\n")  # the third is left for the test
     for split in ("train2014", "val2014"):
-        own = [(int(name[-12:]), name, text) for name, text in zip(names, EN, strict=True) if split in name]
-        images = [{"id": number, "file_name": f"{name}.jpg"} for number, name, _ in own]
-        annotations = [{"id": 1, "image_id": number, "caption": text} for number, _, text in own]
+        split_rows = [(int(name[-12:]), name, text) for name, text in zip(names, EN, strict=True) if split in name]
+        images = [{"id": number, "file_name": f"{name}.jpg"} for number, name, _ in split_rows]
+        annotations = [{"id": 1, "image_id": number, "caption": text} for number, _, text in split_rows]
         text = json.dumps({"info": {}, "images": images, "annotations": annotations})
         (coco / f"annotations/captions_{split}.json").write_text(text)
     en = json.dumps([f"{coco}/annotations/captions_{split}2014.json" for split in ("train", "val")])

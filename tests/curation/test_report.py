@@ -50,8 +50,8 @@ def shown(thumbnail: str | None) -> Image.Image:
 
 
 def only(pair: Pair, drop: Drop | None, image: Image.Image | None = None) -> Example:
-    examples, found = Examples(), decode_image(encode(image) if image else pair.image)
-    examples.add(pair, drop, found if isinstance(found, DecodedImage) else None)
+    examples, decoded = Examples(), decode_image(encode(image) if image else pair.image)
+    examples.add(pair, drop, decoded if isinstance(decoded, DecodedImage) else None)
     (example,) = examples.all()
     return example
 
@@ -64,9 +64,9 @@ def test_a_duplicate_is_shown_next_to_the_image_that_is_kept() -> None:
     examples.add(sampled(3), Drop("image-near-duplicate"), twin="4")  # neither of them is found
     assert {example.thumbnail for example in examples.all()} == {""}
     examples.fill({first.key: first, second.key: second}.get)
-    duplicate, near, kept = examples.all()
-    assert (kept.thumbnail, kept.size) == (only(first, None).thumbnail, "64×64")
-    assert (duplicate.thumbnail, duplicate.twin_thumbnail) == (only(second, None).thumbnail, kept.thumbnail)
+    duplicate, near, kept_example = examples.all()
+    assert (kept_example.thumbnail, kept_example.size) == (only(first, None).thumbnail, "64×64")
+    assert (duplicate.thumbnail, duplicate.twin_thumbnail) == (only(second, None).thumbnail, kept_example.thumbnail)
     assert (near.thumbnail, near.twin_thumbnail, near.size) == ("", "", "")
 
 

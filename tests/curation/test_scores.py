@@ -88,11 +88,11 @@ def test_prompts_add_up_the_probabilities_of_what_is_rejected(colours: Colours) 
 
 def test_scorers_of_one_model_have_each_picture_encoded_once(colours: Colours) -> None:
     opened = [Agreement(model="any").open(), Prompts(model="any", reject=("红",), against=("绿",)).open()]
-    other = batch(("red", TWO[0][0]), ("red", TWO[1][0]))
+    second = batch(("red", TWO[0][0]), ("red", TWO[1][0]))
     for score in (*opened, *opened):
         score(TWO)
     assert colours.encoded == 2
-    assert opened[0](other)[1]["agreement"] == {"zh": [], "en": pytest.approx([0, 0.8])}  # equal size, other pictures
+    assert opened[0](second)[1]["agreement"] == {"zh": [], "en": pytest.approx([0, 0.8])}  # equal size, other pictures
     assert colours.encoded == 4
 
 
@@ -110,9 +110,9 @@ def test_a_teacher_scores_as_its_reference_does(
 ) -> None:
     folder = str(request.getfixturevalue(teacher))
     options = TransformersTeacher.model_validate({"model": folder, "precision": precision})
-    some = [(pair, decode(pair.image)) for pair in pairs[:6]]
-    by_options = flat(Agreement(model=options, device="cpu").open(), some)
-    by_reference = flat(Agreement(model=f"hf:{folder}", device="cpu").open(), some)
+    sample = [(pair, decode(pair.image)) for pair in pairs[:6]]
+    by_options = flat(Agreement(model=options, device="cpu").open(), sample)
+    by_reference = flat(Agreement(model=f"hf:{folder}", device="cpu").open(), sample)
     assert len(by_options) == 6 * (3 + 3)
     tolerance = {"fp32": 1e-6, "bf16": 3e-2}[precision]
     np.testing.assert_allclose(by_options, by_reference, atol=tolerance)
@@ -120,7 +120,7 @@ def test_a_teacher_scores_as_its_reference_does(
 
 
 def flat(score: Score, some: list[tuple[Pair, Image.Image]]) -> list[float]:
-    return [value for scores in score(some) for several in numbers(scores["agreement"]).values() for value in several]
+    return [value for scores in score(some) for values in numbers(scores["agreement"]).values() for value in values]
 
 
 # ---- classifiers
@@ -283,19 +283,19 @@ score_slice(open_pairs(Path(sys.argv[2])), TypeAdapter(Scorers).validate_json(sy
 def test_a_bundle_scores_as_the_model_it_was_made_of_also_where_torch_is_not_installed(
     model_folder: Path, bundle_folder: Path, pairs_file: Path, tmp_path: Path
 ) -> None:
-    found = []
+    stored_rows = []
     for model in (model_folder, bundle_folder):
         shared = {"model": str(model), "device": "cpu"}
-        given = [{"kind": "agreement", **shared}, {"kind": "prompts", "reject": ["红色的圆", "a moon"], **shared}]
+        scorers = [{"kind": "agreement", **shared}, {"kind": "prompts", "reject": ["红色的圆", "a moon"], **shared}]
         if model == model_folder:
-            score_slice(open_pairs(pairs_file), ANY.validate_python(given), tmp_path / "scores.parquet")
+            score_slice(open_pairs(pairs_file), ANY.validate_python(scorers), tmp_path / "scores.parquet")
         else:
             files = (str(pairs_file), str(tmp_path / "scores.parquet"))
-            subprocess.run([sys.executable, "-c", WITHOUT_TORCH, json.dumps(given), *files], check=True)
-        found.append({row[:4]: row[4] for row in rows(tmp_path / "scores.parquet")})
-    assert len(found[0]) == 40 * (3 + 3 + 1)
-    assert {row[1] for row in found[0]} == {"agreement", "prompts"}
-    assert found[0] == pytest.approx(found[1], abs=2e-4)
+            subprocess.run([sys.executable, "-c", WITHOUT_TORCH, json.dumps(scorers), *files], check=True)
+        stored_rows.append({row[:4]: row[4] for row in rows(tmp_path / "scores.parquet")})
+    assert len(stored_rows[0]) == 40 * (3 + 3 + 1)
+    assert {row[1] for row in stored_rows[0]} == {"agreement", "prompts"}
+    assert stored_rows[0] == pytest.approx(stored_rows[1], abs=2e-4)
 
 
 Of = Mapping[str, Any]
@@ -317,8 +317,8 @@ def tables(tmp_path: Path, picture: Any) -> Tables:
             facts.append(signatures_of(Pair(key, picture(key), zh, en or ("no score",)), opened, "source"))
             for name, value in of_pair.items():
                 if isinstance(value, Mapping):
-                    for language, several in value.items():
-                        scores.extend((key, name, language, place, one) for place, one in enumerate(several))
+                    for language, values in value.items():
+                        scores.extend((key, name, language, place, number) for place, number in enumerate(values))
                 else:
                     scores.append((key, name, None, None, value))
         pq.write_table(signature_table(facts), tmp_path / "signatures.parquet")

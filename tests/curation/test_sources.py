@@ -75,8 +75,8 @@ def test_links_out_of_the_folder_are_followed_only_if_allowed(tmp_path: Path) ->
     (inside / "dog.png").write_bytes(PIXEL)
     (inside / "dog.txt").symlink_to(tmp_path / "outside" / "secret.png")
     assert reasons(FolderSource(path=inside)) == ["image-outside", "captions-outside"]
-    found = read(FolderSource(path=inside, allow_outside=True))
-    assert [one.pair.key for one in found if one.pair.image == PIXEL] == ["cat.png", "deep/secret.png", "dog.png"]
+    rows = read(FolderSource(path=inside, allow_outside=True))
+    assert [row.pair.key for row in rows if row.pair.image == PIXEL] == ["cat.png", "deep/secret.png", "dog.png"]
 
 
 # ---- tars
@@ -159,7 +159,7 @@ def test_a_link_to_an_image_is_a_fault_and_devices_pipes_and_folders_are_skipped
 
 def test_a_cut_tar_gives_the_pairs_before_the_cut_and_one_fault(tmp_path: Path) -> None:
     file = tar(tmp_path / "0.tar", [*pair("a", "猫"), *pair("b", "dog"), *pair("c", "鱼")])
-    whole = file.read_bytes()
+    content = file.read_bytes()
     ends = 512 + 512 + 512 + 512  # header and 300 bytes padded, header and text padded
     for cut, expected in (
         (2 * ends + 512 + 100, {"a": None, "b": None, "c": "tar-cut"}),  # in c.jpg
@@ -169,7 +169,7 @@ def test_a_cut_tar_gives_the_pairs_before_the_cut_and_one_fault(tmp_path: Path) 
         (100, {"@0": "tar-unreadable"}),
         (0, {"@0": "tar-unreadable"}),
     ):
-        file.write_bytes(whole[:cut])
+        file.write_bytes(content[:cut])
         assert in_tar(file) == expected, cut
 
 
@@ -245,4 +245,4 @@ def test_a_class_and_a_name_in_the_union_add_a_source(tmp_path: Path) -> None:
         connection.executemany("INSERT INTO pairs VALUES (?, ?)", rows)
     cat, dog, fox = read(source, size=2)
     assert (cat.pair.key, cat.pair.image, cat.pair.zh, dog.pair.en) == ("1", b"1", ("一只猫",), ("a dog",))
-    assert [one.fault and one.fault.reason for one in (cat, dog, fox)] == [None, None, "image-missing"]
+    assert [row.fault and row.fault.reason for row in (cat, dog, fox)] == [None, None, "image-missing"]

@@ -90,9 +90,9 @@ def test_cocos_names_of_2014_and_2017_mean_the_same_image(tmp_path: Path) -> Non
 )
 def test_flickr30k_in_all_its_forms(tmp_path: Path, lines: str) -> None:
     source = CaptionsSource(images=images(tmp_path, "1000092795.jpg"), zh=text(tmp_path / "zh.txt", lines))
-    (found,) = read(source)
-    assert found.fault is None
-    assert found.pair.zh == ("两个 年轻人，在 看", "小伙子")
+    (sample,) = read(source)
+    assert sample.fault is None
+    assert sample.pair.zh == ("两个 年轻人，在 看", "小伙子")
 
 
 def test_karpathys_and_blips_files_are_read(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_karpathys_and_blips_files_are_read(tmp_path: Path) -> None:
 def test_without_a_folder_images_are_fetched_from_cocos_urls(tmp_path: Path) -> None:
     source = CaptionsSource(en=text(tmp_path / "a.json", COCO), zh=text(tmp_path / "zh.txt", "x#0 猫"))
     expected = [(None, "image-missing"), ("http://c/9.jpg", None), ("http://c/25.jpg", None)]
-    assert [(one.url, one.fault and one.fault.reason) for one in read(source)] == expected
+    assert [(sample.url, sample.fault and sample.fault.reason) for sample in read(source)] == expected
 
 
 def test_images_that_are_missing_or_outside_are_faults(tmp_path: Path) -> None:
@@ -193,15 +193,15 @@ def folders(path: Path, **images: int) -> Path:
 def test_captions_are_the_name_and_the_name_in_templates_in_both_languages(tmp_path: Path) -> None:
     folders(tmp_path, cat=2, il=1)
     (tmp_path / "classes.yaml").write_text(NAMES, "utf-8")
-    first, second, third = (one.pair for one in read(ClassFoldersSource(path=tmp_path)))
+    first, second, third = (sample.pair for sample in read(ClassFoldersSource(path=tmp_path)))
     assert [first.key, second.key, third.key] == ["cat/0.png", "cat/1.png", "il/0.png"]
     assert first.meta == {"class": "cat"} and first.image == (tmp_path / "cat/0.png").read_bytes()
     assert (first.zh[0], first.en[0], third.zh[0], third.en[0]) == ("猫", "cat", "伊尔-76", "Il-76")
     assert len(first.zh) == len(first.en) == 3 and all("cat" in text for text in first.en)
     assert first.en != second.en  # the path chooses the templates, each time the same
-    assert [one.pair for one in read(ClassFoldersSource(path=tmp_path))] == [first, second, third]
-    own = ClassFoldersSource(path=tmp_path, captions=2, templates={"zh": ("一只{}",)})
-    assert [one.pair.zh for one in read(own)] == [("猫", "一只猫")] * 2 + [("伊尔-76", "一只伊尔-76")]
+    assert [sample.pair for sample in read(ClassFoldersSource(path=tmp_path))] == [first, second, third]
+    with_templates = ClassFoldersSource(path=tmp_path, captions=2, templates={"zh": ("一只{}",)})
+    assert [sample.pair.zh for sample in read(with_templates)] == [("猫", "一只猫")] * 2 + [("伊尔-76", "一只伊尔-76")]
     with pytest.raises(ValueError, match=r"has no \{\} for the name"):
         ClassFoldersSource(path=tmp_path, templates={"zh": ("一只猫",)})
 
@@ -212,8 +212,8 @@ def test_what_cannot_be_read_in_a_class_folder_is_a_candidate_with_a_fault(tmp_p
     (root / "cat/2.gif").write_bytes(PIXEL)
     (root / "cat/3.png").symlink_to(tmp_path / "outside.png")
     (root / "cat/notes.txt").write_text("no image")
-    found = faults(ClassFoldersSource(path=root))
-    assert found == {"cat/0.png": None, "cat/2.gif": None, "cat/3.png": "image-outside"}
+    fault_names = faults(ClassFoldersSource(path=root))
+    assert fault_names == {"cat/0.png": None, "cat/2.gif": None, "cat/3.png": "image-outside"}
     with pytest.raises(DcclipError, match="has no folders with images"):
         ClassFoldersSource(path=tmp_path / "photos/cat").slices(10)
 
@@ -222,18 +222,18 @@ def test_collected_class_folders_keep_their_captions_and_are_an_evaluation_set(t
     root = folders(tmp_path / "photos", cat=4, il=2)
     (root / "classes.yaml").write_text(NAMES, "utf-8")
     (root / "cat/9.png").write_bytes(b"broken")
-    given = {
+    settings = {
         "sources": [{"kind": "class_folders", "path": str(root)}],
         "duplicates": [{"kind": "same-caption", "at_most": 1}],
     }
-    done = collect(CollectOptions.model_validate(given), tmp_path / "out", engine=Engine(workers=1))
+    done = collect(CollectOptions.model_validate(settings), tmp_path / "out", engine=Engine(workers=1))
     manifest = json.loads((tmp_path / "out/manifest.json").read_text("utf-8"))
     assert manifest["pairs"]["dropped"] == {"image-format": 1}
     # The language filter takes "Il-76" for no English, and 猫 is the caption of four images.
     assert done.captions["en"].kept == done.captions["zh"].kept == 18
     assert {len(texts) for pair in open_pairs(tmp_path / "out") for texts in (pair.zh, pair.en)} == {3}
-    found = open_dataset(str(tmp_path / "out"))
-    assert {language: truth.names for language, truth in found.truth.items()} == {  # type: ignore[union-attr]
+    dataset = open_dataset(str(tmp_path / "out"))
+    assert {language: truth.names for language, truth in dataset.truth.items()} == {  # type: ignore[union-attr]
         "en": ("cat", "Il-76"),
         "zh": ("猫", "伊尔-76"),
     }

@@ -42,11 +42,11 @@ def test_a_table_gives_captions_by_column_and_keeps_the_other_columns(tmp_path: 
 
 def test_the_first_of_bytes_and_url_that_a_row_has_is_taken(tmp_path: Path) -> None:
     rows = f"image,base64,url,en\ncat.png,,,a\n,{BASE64},,b\n,, http://x/ ,c\ncat.png,,http://x/,d\n,,,e"
-    found = read(TableSource(path=table(tmp_path, rows, "a.csv")))
-    assert [candidate.pair.image for candidate in found] == [PIXEL, PIXEL, b"", PIXEL, b""]
-    assert [candidate.url for candidate in found] == [None, None, "http://x/", None, None]
-    assert found[3].pair.meta == {"image": "cat.png", "url": "http://x/"}
-    assert found[4].fault and found[4].fault.reason == "image-missing"
+    samples = read(TableSource(path=table(tmp_path, rows, "a.csv")))
+    assert [candidate.pair.image for candidate in samples] == [PIXEL, PIXEL, b"", PIXEL, b""]
+    assert [candidate.url for candidate in samples] == [None, None, "http://x/", None, None]
+    assert samples[3].pair.meta == {"image": "cat.png", "url": "http://x/"}
+    assert samples[4].fault and samples[4].fault.reason == "image-missing"
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,8 @@ def test_paths_may_start_from_another_folder_and_leave_it_only_if_allowed(tmp_pa
 def test_a_line_number_counts_blank_and_overlong_lines(tmp_path: Path) -> None:
     path = table(tmp_path, b"image\ten\n\n" + b"x" * 3_000_000 + b"\ncat.png\ta cat\n")
     for size in (1, 2, 10):
-        found = [(candidate.pair.key, candidate.fault is None) for candidate in read(TableSource(path=path), size)]
-        assert found == [("3", False), ("4", True)]
+        samples = [(candidate.pair.key, candidate.fault is None) for candidate in read(TableSource(path=path), size)]
+        assert samples == [("3", False), ("4", True)]
 
 
 # ---- Parquet
@@ -181,9 +181,14 @@ def test_images_in_parquet_are_bytes_or_as_datasets_writes_them(tmp_path: Path) 
     stored = [{"bytes": b"a", "path": "x.png"}, {"bytes": None, "path": "cat.png"}]
     for number, images in enumerate([[b"a", None], stored]):
         pq.write_table(pa.table({"image": images, "text": ["一只猫", "a cat"]}), tmp_path / f"{number}.parquet")
-    found = read(TableSource(path=tmp_path / "*.parquet", caption="text"))
-    assert [candidate.pair.image for candidate in found] == [b"a", b"", b"a", PIXEL]
-    assert [one.pair.meta for one in found] == [{}, {"image": None}, {}, {"image": {"bytes": None, "path": "cat.png"}}]
+    samples = read(TableSource(path=tmp_path / "*.parquet", caption="text"))
+    assert [candidate.pair.image for candidate in samples] == [b"a", b"", b"a", PIXEL]
+    assert [row.pair.meta for row in samples] == [
+        {},
+        {"image": None},
+        {},
+        {"image": {"bytes": None, "path": "cat.png"}},
+    ]
 
 
 def test_a_damaged_parquet_file_gives_the_rows_before_and_behind_the_damage(tmp_path: Path) -> None:
@@ -192,9 +197,9 @@ def test_a_damaged_parquet_file_gives_the_rows_before_and_behind_the_damage(tmp_
     content = bytearray(path.read_bytes())
     content[offset : offset + 40] = b"\xff" * 40
     path.write_bytes(content)
-    found = reasons(TableSource(path=path, url="URL", caption="TEXT"))
-    assert found[:50] == [None] * 50
-    assert found[50:] == ["table-unreadable", *[None] * 25]
+    fault_names = reasons(TableSource(path=path, url="URL", caption="TEXT"))
+    assert fault_names[:50] == [None] * 50
+    assert fault_names[50:] == ["table-unreadable", *[None] * 25]
 
 
 BAD_TEXTS = pa.array(["猫".encode(), b"\xff\xfe", "狗".encode()], pa.binary()).view(pa.string())
@@ -222,7 +227,7 @@ def test_pairs_come_as_they_were_written_with_their_keys(tmp_path: Path) -> None
     write_parquet(tmp_path / "pairs.parquet", pairs)
     for size in (1, 2, 10):
         assert read(TableSource(path=tmp_path / "pairs.parquet"), size) == [Candidate(pair) for pair in pairs]
-    assert [one.pair.key for one in read(TableSource(path=tmp_path))] == ["pairs.parquet:a", "pairs.parquet:b"]
+    assert [row.pair.key for row in read(TableSource(path=tmp_path))] == ["pairs.parquet:a", "pairs.parquet:b"]
 
 
 def test_pairs_without_images_or_with_other_than_json_are_faults(tmp_path: Path) -> None:
@@ -236,8 +241,8 @@ def test_pairs_without_images_or_with_other_than_json_are_faults(tmp_path: Path)
     pq.write_table(pa.table(rows), tmp_path / "pairs.parquet")
     source = TableSource(path=tmp_path / "pairs.parquet")
     assert reasons(source) == ["image-missing", "captions-bytes", "row-not-json", None]
-    found = read(source)
-    assert (found[0].pair.zh, found[3].pair.en) == (("猫",), ("bird",))
+    samples = read(source)
+    assert (samples[0].pair.zh, samples[3].pair.en) == (("猫",), ("bird",))
 
 
 # ---- datasets
@@ -262,11 +267,11 @@ def pictures(colours: list[str]) -> datasets.Dataset:
 @pytest.mark.parametrize("size", [1, 2, 10])
 def test_a_saved_data_set_gives_its_images_as_they_are(tmp_path: Path, size: int) -> None:
     pictures(["red", "green", "blue"]).save_to_disk(tmp_path / "saved")
-    found = read(HubSource(path=str(tmp_path / "saved"), zh="captions_zh", en="text"), size)
-    assert [one.pair.key for one in found] == ["0", "1", "2"]
-    assert [candidate.pair.image for candidate in found] == [PNGS["red"], PNGS["green"], PNGS["blue"]]
-    assert (found[1].pair.zh, found[1].pair.en) == (("一张图", "green色"), ("a green picture",))
-    assert found[1].pair.meta == {"label": 0}
+    samples = read(HubSource(path=str(tmp_path / "saved"), zh="captions_zh", en="text"), size)
+    assert [row.pair.key for row in samples] == ["0", "1", "2"]
+    assert [candidate.pair.image for candidate in samples] == [PNGS["red"], PNGS["green"], PNGS["blue"]]
+    assert (samples[1].pair.zh, samples[1].pair.en) == (("一张图", "green色"), ("a green picture",))
+    assert samples[1].pair.meta == {"label": 0}
 
 
 def test_a_saved_dictionary_has_splits(tmp_path: Path) -> None:
@@ -284,9 +289,9 @@ def test_images_that_a_row_only_names_are_read_inside_the_data_sets_folder(tmp_p
     images = [{"bytes": None, "path": path} for path in paths]
     datasets.Dataset.from_dict({"image": images, "zh": ["猫"] * 3}).save_to_disk(folder)
     (folder / "inside.png").write_bytes(b"inside")
-    found = read(HubSource(path=str(folder)))
+    samples = read(HubSource(path=str(folder)))
     expected = [(b"inside", None), (b"", "image-outside"), (b"", "image-outside")]
-    assert [(one.pair.image, one.fault and one.fault.reason) for one in found] == expected
+    assert [(row.pair.image, row.fault and row.fault.reason) for row in samples] == expected
 
 
 def test_a_folder_of_parquet_files_as_it_lies_on_the_hub_is_loaded(
@@ -295,5 +300,5 @@ def test_a_folder_of_parquet_files_as_it_lies_on_the_hub_is_loaded(
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "repository" / "data").mkdir(parents=True)
     pictures(["red", "green"]).to_parquet(tmp_path / "repository" / "data" / "train-00000-of-00001.parquet")
-    found = read(HubSource(path=str(tmp_path / "repository"), caption="text"))
-    assert [candidate.pair.image for candidate in found] == [PNGS["red"], PNGS["green"]]
+    samples = read(HubSource(path=str(tmp_path / "repository"), caption="text"))
+    assert [candidate.pair.image for candidate in samples] == [PNGS["red"], PNGS["green"]]

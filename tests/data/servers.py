@@ -90,13 +90,13 @@ class _Ranges(SimpleHTTPRequestHandler):
             kind.failures -= 1
             self.send_error(503)
             return
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        byte_range = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         file = Path(self.translate_path(self.path))
-        if not asked or not kind.ranges or not file.is_file():
+        if not byte_range or not kind.ranges or not file.is_file():
             super().do_GET()
             return
         content = file.read_bytes()
-        first, last = int(asked[1]), min(int(asked[2]), len(content) - 1)
+        first, last = int(byte_range[1]), min(int(byte_range[2]), len(content) - 1)
         self.send_response(206)
         self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
         self.send_header("Content-Length", str(last - first + 1))

@@ -82,16 +82,16 @@ def test_a_teacher_sees_the_same_augmented_image_through_its_own_preprocessing(p
 def test_images_are_read_in_the_order_of_the_files_and_stay_in_that_of_the_samples(pairs_file: Path) -> None:
     dataset, samples = open_pairs(pairs_file), [(7, 0), (2, 0), (30, 0), (5, 0)]
     expected = torch.cat([collate(dataset).batch([sample]).pixels for sample in samples])
-    asked: list[int] = []
-    read = dataset.image
+    requests: list[int] = []
+    image_of = dataset.image
 
     def image(index: int) -> bytes:
-        asked.append(index)
-        return read(index)
+        requests.append(index)
+        return image_of(index)
 
     dataset.image = image  # type: ignore[method-assign]
     assert torch.equal(collate(dataset).batch(samples).pixels, expected)
-    assert asked == [2, 5, 7, 30]
+    assert requests == [2, 5, 7, 30]
 
 
 def test_a_batch_moves_to_a_device_with_every_tensor_that_is_computed_with(pairs_file: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_batch_moves_to_a_device_with_every_tensor_that_is_computed_with(pairs
     moved = collator.batch([(0, 0), (1, 0)]).to("meta")
     texts = moved.texts["zh"]
     tensors = [moved.pixels, *moved.teacher_pixels, texts.image_index, texts.tokens.ids, texts.tokens.mask]
-    assert {str(one.device) for one in tensors} == {"meta"}
+    assert {str(tensor.device) for tensor in tensors} == {"meta"}
     assert texts.caption_ids is not None and texts.image_caption_ids is not None
     assert texts.caption_ids.is_meta and texts.image_caption_ids.is_meta
     assert moved.sample_index.tolist() == [0, 1]  # stays on the CPU
@@ -114,16 +114,16 @@ def test_an_unreadable_image_is_named_with_its_file_and_key(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("mode", "fit"), [("RGB", 3), ("RGBA", 2)])
 def test_the_cache_makes_each_image_once_up_to_its_limit(mode: str, fit: int) -> None:
-    cache, made = ImageCache(limit=999), []  # type: ignore[var-annotated]
+    cache, decoded = ImageCache(limit=999), []  # type: ignore[var-annotated]
 
     def make() -> Image.Image:
-        made.append(Image.new(mode, (10, 10), len(made)))
-        return made[-1]
+        decoded.append(Image.new(mode, (10, 10), len(decoded)))
+        return decoded[-1]
 
     for _ in range(2):
         images = [cache.get((3, augmentation), make) for augmentation in range(4)]
-    assert images[:fit] == made[:fit]
-    assert len(made) == 4 + (4 - fit)
+    assert images[:fit] == decoded[:fit]
+    assert len(decoded) == 4 + (4 - fit)
 
 
 # ---- captions
@@ -209,8 +209,8 @@ def test_processes_and_parts_have_equal_shares_of_captions_images_and_texts(join
             )
             assert part.texts["zh"].image_index.tolist() == part.texts["en"].image_index.tolist() == [0, 3]
             assert part.texts["en"].captions == english
-            ids, own = batch.texts["zh"].caption_ids, part.texts["zh"].caption_ids
-            assert ids is not None and own is not None and torch.equal(own, ids[[number, 2 + number]])
+            ids, own_ids = batch.texts["zh"].caption_ids, part.texts["zh"].caption_ids
+            assert ids is not None and own_ids is not None and torch.equal(own_ids, ids[[number, 2 + number]])
             assert part.num_unpaired_texts == 1
 
 

@@ -61,8 +61,8 @@ def test_tars_give_back_the_pairs_that_were_written_in_the_order_of_their_names(
 
 def test_a_plain_string_is_one_caption_and_members_of_a_tar_that_are_no_whole_pair_are_skipped(tmp_path: Path) -> None:
     half = [("no-caption.jpg", b"image"), ("no-image.json", b'{"en": "nothing"}'), ("readme.txt", b"text")]
-    whole = [("whole.jpg", b"image"), ("whole.json", '{"zh": "一只猫", "en": "a cat"}'.encode())]
-    (tmp_path / "a.tar").write_bytes(tar_bytes([*half, ("link.json", b"{}"), *whole]))
+    members = [("whole.jpg", b"image"), ("whole.json", '{"zh": "一只猫", "en": "a cat"}'.encode())]
+    (tmp_path / "a.tar").write_bytes(tar_bytes([*half, ("link.json", b"{}"), *members]))
     with tarfile.open(tmp_path / "a.tar", "a") as archive:
         link = tarfile.TarInfo("link.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
@@ -114,14 +114,14 @@ def test_a_broken_record_in_a_tar_is_named(tmp_path: Path, record: bytes) -> Non
 def test_a_tar_that_is_cut_anywhere_before_its_end_mark_is_refused(tmp_path: Path) -> None:
     tar = tmp_path / "cut.tar"
     write_tar(tar, Pair("1", bytes(5000), en=("x",)), Pair("2", bytes(5000), en=("y",)))
-    whole = tar.read_bytes()
+    tar_content = tar.read_bytes()
     # The second pair begins at byte 6,656, its record's header is at 12,288, the end mark at 13,312.
     ends = (6656, 6657, 7167, 7168, 9000, 12_288, 12_300, 13_312)
-    for content in (*(whole[:end] for end in ends), whole[:6656] + b"no header" * 200):
+    for content in (*(tar_content[:end] for end in ends), tar_content[:6656] + b"no header" * 200):
         tar.write_bytes(content)
         with pytest.raises(DcclipError, match="is not a readable tar file"):
             open_pairs(tar)
-    tar.write_bytes(whole[: 13_312 + 512])  # the rest is padding
+    tar.write_bytes(tar_content[: 13_312 + 512])  # the rest is padding
     assert [pair.key for pair in open_pairs(tar)] == ["1", "2"]
 
 
@@ -183,9 +183,9 @@ def test_held_out_pairs_are_the_validation_pairs_and_not_trained_on(tmp_path: Pa
     assert list(rest) == [*pairs[1:4], *pairs[5:8]]
     assert rest.captions("zh") == [pair.zh for pair in rest]
     assert rest.image_digest(3) == hashlib.blake2b(b"image 5", digest_size=16).digest()
-    whole = open_pairs(tmp_path / "pairs.parquet")
-    assert (rest.first_caption_ids(np.arange(6)) == whole.first_caption_ids(np.array([1, 2, 3, 5, 6, 7]))).all()
-    assert len({one.fingerprint for one in (held, rest, whole)}) == 3
+    both = open_pairs(tmp_path / "pairs.parquet")
+    assert (rest.first_caption_ids(np.arange(6)) == both.first_caption_ids(np.array([1, 2, 3, 5, 6, 7]))).all()
+    assert len({opened_set.fingerprint for opened_set in (held, rest, both)}) == 3
     with pytest.raises(DcclipError, match="hold_out is 9"):
         recipe_pairs(data.model_copy(update={"hold_out": 9}), "train")
 
@@ -214,8 +214,8 @@ def test_half_a_character_in_a_caption_is_written_out(tmp_path: Path) -> None:
     content = b'{"en": ["red \\ud800 cat"], "zh": ["\\u732b \\udfff"]}'
     file = tar_with(tmp_path / "a.tar", {}, content)
     (tmp_path / "a.jsonl").write_bytes(content)
-    for found in (open_pairs(file)[1], open_texts(tmp_path / "a.jsonl")[0]):
-        assert found.en == ("red \\ud800 cat",) and found.zh == ("猫 \\udfff",)
+    for opened in (open_pairs(file)[1], open_texts(tmp_path / "a.jsonl")[0]):
+        assert opened.en == ("red \\ud800 cat",) and opened.zh == ("猫 \\udfff",)
     assert preview_pairs(file).bytes_per_caption(("zh", "en")) == (3 + 3 + 10 + 14) / 4  # for an estimate
 
 
@@ -227,9 +227,9 @@ def parquet(file: Path, **columns: Any) -> Path:
 @pytest.mark.parametrize("column", ["key", "en", "zh", "meta"])
 def test_text_in_parquet_that_is_not_utf8_is_shown(tmp_path: Path, column: str) -> None:
     file = parquet(tmp_path / "坏.parquet", **{column: NOT_UTF8})
-    for read in (open_pairs, preview_pairs) if column in ("zh", "en") else (open_pairs,):
+    for opener in (open_pairs, preview_pairs) if column in ("zh", "en") else (open_pairs,):
         with pytest.raises(DcclipError, match=r"坏\.parquet has text that is not UTF-8: b'\\xff\\xfe'"):
-            read(file)
+            opener(file)
 
 
 # ---- a new layout
@@ -253,13 +253,13 @@ def test_a_class_and_its_name_in_layouts_make_a_dataset(
     exec(compile(code + line, PAGE, "exec"), scope)
     monkeypatch.setattr(dataset, "LAYOUTS", scope["LAYOUTS"])
 
-    given = [Pair(f"{number}.png", pair.image, pair.zh[:1], pair.en[:1]) for number, pair in enumerate(pairs[:3])]
-    for pair in given:
+    named_pairs = [Pair(f"{number}.png", pair.image, pair.zh[:1], pair.en[:1]) for number, pair in enumerate(pairs[:3])]
+    for pair in named_pairs:
         (tmp_path / pair.key).write_bytes(pair.image)
-    lines = [f"{pair.key}\t{pair.zh[0]}\t{pair.en[0]}\n" for pair in given]
+    lines = [f"{pair.key}\t{pair.zh[0]}\t{pair.en[0]}\n" for pair in named_pairs]
     (tmp_path / "captions.tsv").write_text("".join(lines), "utf-8")
     photos = open_pairs(tmp_path)
-    assert list(photos) == given
+    assert list(photos) == named_pairs
     batch = collate(photos).batch([(2, 0), (0, 0)])
     assert batch.pixels.shape == (2, 3, 8, 8)
     assert batch.texts["zh"].captions == [pairs[2].zh[0], pairs[0].zh[0]]
@@ -283,7 +283,7 @@ def shards(pairs: list[Pair], tmp_path: Path) -> Path:
 def test_a_first_look_counts_pairs_and_captions(pairs: list[Pair], pairs_file: Path, shards: Path) -> None:
     table, tars = preview_pairs(pairs_file), preview_pairs(shards)
     assert table.samples == 40 and abs(tars.samples - 40) <= 4  # by the size of the files
-    for found in (table, tars):
-        assert {tuple(map(len, one.values())) for one in found.captions} == {(3, 3)}
+    for opened in (table, tars):
+        assert {tuple(map(len, captions.values())) for captions in opened.captions} == {(3, 3)}
     lengths = [len(text.encode()) for pair in pairs for text in pair.zh]
     assert table.bytes_per_caption(("zh",)) == pytest.approx(sum(lengths) / 120)

@@ -42,9 +42,9 @@ def index(*paths: Path, fresh: bool = False) -> None:
 def test_an_index_is_written_next_to_the_data_and_then_no_data_is_read(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", CAT, DOG)
     index(tmp_path)
-    about = (tmp_path / "a.tar").stat()
-    (tmp_path / "a.tar").write_bytes(bytes(about.st_size))
-    os.utime(tmp_path / "a.tar", ns=(about.st_atime_ns, about.st_mtime_ns))
+    status = (tmp_path / "a.tar").stat()
+    (tmp_path / "a.tar").write_bytes(bytes(status.st_size))
+    os.utime(tmp_path / "a.tar", ns=(status.st_atime_ns, status.st_mtime_ns))
     pairs = open_pairs(tmp_path)
     assert pairs.keys() == ["cat", "dog"]
     assert pairs.captions("zh") == [("猫", "小猫"), ()] and pairs.captions("en") == [("cat",), ("dog", "hound")]
@@ -105,7 +105,7 @@ def test_an_index_that_cannot_be_read_is_an_error_that_says_how_to_make_it_again
     pairs = open_pairs(tar)
     assert list(pairs) == many(50)
     ids = pairs.first_caption_ids(np.arange(50))
-    assert ids.tolist() == [[caption_id(own[0]) for own in (pair.zh, pair.en)] for pair in pairs]
+    assert ids.tolist() == [[caption_id(captions[0]) for captions in (pair.zh, pair.en)] for pair in pairs]
 
 
 def test_a_changed_shard_is_found_by_reading_all_data_and_by_nothing_less(tmp_path: Path) -> None:
@@ -114,9 +114,9 @@ def test_a_changed_shard_is_found_by_reading_all_data_and_by_nothing_less(tmp_pa
     index(tmp_path)
     assert len(verify_files(shards_at(tmp_path), NONE)) == 2
     tar = tmp_path / "b.tar"
-    content, about = tar.read_bytes(), tar.stat()
+    content, status = tar.read_bytes(), tar.stat()
     tar.write_bytes(content.replace("小猫".encode(), "大猫".encode()))
-    os.utime(tar, ns=(about.st_atime_ns, about.st_mtime_ns))
+    os.utime(tar, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert open_pairs(tmp_path).captions("zh")[2] == ("猫", "小猫")
     with pytest.raises(DcclipError, match=r"b\.tar differs from its index") as raised:
         verify_files(shards_at(tmp_path), NONE)
@@ -135,15 +135,15 @@ def test_shards_are_indexed_by_several_processes_and_what_is_done_stays_done(
     monkeypatch.setattr(indexes, "cores", lambda: 2)
     for number in range(4):
         write_tar(tmp_path / f"{number}.tar", *many(20, number * 20))
-    whole = (tmp_path / "3.tar").read_bytes()
-    (tmp_path / "3.tar").write_bytes(whole[:5000])
+    content = (tmp_path / "3.tar").read_bytes()
+    (tmp_path / "3.tar").write_bytes(content[:5000])
     with pytest.raises(DcclipError, match=r"3\.tar is not a readable tar file") as raised:
         index(tmp_path)
     assert raised.value.hint == "fetch or collect it again"
     done = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob(f"*{SUFFIX}")}
     assert done.keys() <= {f"{number}.tar{SUFFIX}" for number in range(3)}
     assert done  # the broken one is the last in the queue of two processes
-    (tmp_path / "3.tar").write_bytes(whole)
+    (tmp_path / "3.tar").write_bytes(content)
     index(tmp_path)
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.glob(f"*{SUFFIX}")}.items() > done.items()
     assert list(open_pairs(tmp_path)) == many(80)
@@ -179,9 +179,9 @@ def test_tars_of_every_kind_are_read_as_tarfile_reads_them(tmp_path: Path, form:
         path.write_bytes(path.read_bytes() + b"what follows the end is not read" * 40)
     expected = {}
     with tarfile.open(path) as archive:
-        for found in archive:
-            if found.name.endswith(".jpg") and (stream := archive.extractfile(found)):
-                expected[found.name[:-4]] = stream.read()
+        for file_index in archive:
+            if file_index.name.endswith(".jpg") and (stream := archive.extractfile(file_index)):
+                expected[file_index.name[:-4]] = stream.read()
     assert {pair.key: pair.image for pair in open_pairs(path)} == expected and len(expected) == 3
 
 
@@ -219,11 +219,11 @@ def test_columns_of_others_are_named(tmp_path: Path) -> None:
     ]
     with pytest.raises(DcclipError, match="pair 9 has no image bytes"):
         pairs[2]
-    own = Pair("10", IMAGE, ("狗",), ("a dog",))
-    write_parquet(tmp_path / "own.parquet", [own])
+    added = Pair("10", IMAGE, ("狗",), ("a dog",))
+    write_parquet(tmp_path / "own.parquet", [added])
     columns = Columns(image="jpg", caption="alt", zh="text_zh", key="id")
     both = open_pairs([tmp_path / "own.parquet", tmp_path / "data"], columns)
-    assert [both[0], both[1]] == [own, pairs[0]]
+    assert [both[0], both[1]] == [added, pairs[0]]
     assert preview_pairs(tmp_path / "own.parquet", columns).captions == [{"zh": ("狗",), "en": ("a dog",)}]
     assert may_have_captions(tmp_path / "own.parquet", columns, ("zh", "en"))
     assert open_pairs(tmp_path / "data", Columns(image="jpg")).keys() == ["00:0", "00:1", "00:2"]
@@ -259,12 +259,12 @@ def test_data_is_a_file_a_folder_a_glob_or_a_list_of_them(tmp_path: Path) -> Non
     }
     for name, numbers in keys.items():
         assert open_pairs(tmp_path / name).keys() == [f"{number:04}" for number in numbers], name
-    several = open_pairs([tmp_path / "b/1.parquet", tmp_path / "a", tmp_path / "c"])
-    assert several.keys() == [f"{number:04}" for number in (*range(15, 20), *range(10))] + ["dog"]
-    assert several.blocks.tolist() == [0, 5, 10, 15]
+    datasets = open_pairs([tmp_path / "b/1.parquet", tmp_path / "a", tmp_path / "c"])
+    assert datasets.keys() == [f"{number:04}" for number in (*range(15, 20), *range(10))] + ["dog"]
+    assert datasets.blocks.tolist() == [0, 5, 10, 15]
     for language in LANGUAGES:
-        ids = [caption_id(own[0]) if own else 0 for own in several.captions(language)]
+        ids = [caption_id(captions[0]) if captions else 0 for captions in datasets.captions(language)]
         column = LANGUAGES.index(language)
-        assert several.first_caption_ids(np.arange(16))[:, column].tolist() == ids
+        assert datasets.first_caption_ids(np.arange(16))[:, column].tolist() == ids
     with pytest.raises(DcclipError, match="does not exist"):
         open_pairs([tmp_path / "a", tmp_path / "无"])

@@ -72,9 +72,9 @@ def test_pixels_are_normalized_on_the_device_bit_for_bit_as_by_preprocessing() -
     preprocessing = Preprocessing(256)
     batch = stacked([Uint8Pixels(preprocessing)(image)] * 2)
     assert batch.dtype == torch.uint8 and batch.is_contiguous(memory_format=torch.channels_last)
-    found = normalized(batch, preprocessing)
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    assert np.array_equal(found[1].numpy(), preprocessing(image))
+    pixels = normalized(batch, preprocessing)
+    assert pixels.is_contiguous(memory_format=torch.channels_last)
+    assert np.array_equal(pixels[1].numpy(), preprocessing(image))
     floats = torch.rand(1, 3, 2, 2)
     assert normalized(floats, None) is floats  # of a library's own preprocessing
 

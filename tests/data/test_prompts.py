@@ -17,7 +17,7 @@ from dcclip_cli.eval import registry
 from dcclip_cli.eval.registry import ELEVATER, SETS, KnownSet
 
 FOLDER = Path(prompts.__file__).parent
-SIZES = {known.name: known.classes for known in ELEVATER} | {"objectnet": 313, "imagenet": 1000}
+SIZES = {entry.name: entry.classes for entry in ELEVATER} | {"objectnet": 313, "imagenet": 1000}
 OTHERS = [name for name in SIZES if name != "imagenet"]
 BOTH = [(name, language) for name in SIZES for language in ("en", "zh")]
 TWICE = {("imagenet", "en"): ["missile", "sunglasses"]}  # two classes each, of one English name
@@ -45,8 +45,8 @@ def alternates(name: str, language: str) -> dict[str, list[str]]:
 
 def chinese(name: str) -> list[str]:
     """Everything that is written in Chinese in a file."""
-    several = [one for every in alternates(name, "zh").values() for one in every]
-    return [*content(name)["zh"]["names"], *several, *content(name)["zh"]["templates"]]
+    synonyms = [label for group in alternates(name, "zh").values() for label in group]
+    return [*content(name)["zh"]["names"], *synonyms, *content(name)["zh"]["templates"]]
 
 
 @pytest.mark.parametrize(("name", "language"), BOTH)
@@ -54,11 +54,11 @@ def test_no_two_classes_share_a_name_or_a_synonym(name: str, language: str) -> N
     names = content(name)[language]["names"]
     synonyms = alternates(name, language)
     assert set(synonyms) <= set(names)
-    counted = Counter([*names, *(one for every in synonyms.values() for one in every)])
+    counted = Counter([*names, *(label for group in synonyms.values() for label in group)])
     twice = TWICE.get((name, language), [])
-    assert sorted(one for one, times in counted.items() if times > 1) == twice
+    assert sorted(label for label, times in counted.items() if times > 1) == twice
     assert not set(synonyms) & set(twice)
-    assert [one for one in counted if one != " ".join(one.split())] == []
+    assert [label for label in counted if label != " ".join(label.split())] == []
 
 
 @pytest.mark.parametrize(("name", "language"), BOTH)
@@ -71,18 +71,18 @@ def test_each_template_has_one_place_for_the_name(name: str, language: str) -> N
 @pytest.mark.parametrize("name", OTHERS)
 def test_no_english_name_is_left_in_a_chinese_list(name: str) -> None:
     names = content(name)["zh"]["names"]
-    assert [one for one in names if not HAN.search(one) and one not in DIGITS] == []
+    assert [label for label in names if not HAN.search(label) and label not in DIGITS] == []
     assert set(names) & set(content(name)["en"]["names"]) <= DIGITS
     if name not in MODELS:
-        assert [one for one in chinese(name) if LATIN.search(one) and one not in WITH_LATIN] == []
+        assert [label for label in chinese(name) if LATIN.search(label) and label not in WITH_LATIN] == []
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_chinese_is_simplified_with_full_width_punctuation(name: str, to_simplified: OpenCC) -> None:
-    assert {one for one in chinese(name) if to_simplified.convert(one) != one} <= AS_PRINTED
-    assert [one for one in chinese(name) if re.search(r"[,;:!?()\"']|\.(?!\d)", one)] == []
+    assert {label for label in chinese(name) if to_simplified.convert(label) != label} <= AS_PRINTED
+    assert [label for label in chinese(name) if re.search(r"[,;:!?()\"']|\.(?!\d)", label)] == []
     assert [
-        one for one in chinese(name) if re.search(r"[\u3400-\u9fff] [A-Za-z0-9]|[A-Za-z0-9] [\u3400-\u9fff]", one)
+        label for label in chinese(name) if re.search(r"[\u3400-\u9fff] [A-Za-z0-9]|[A-Za-z0-9] [\u3400-\u9fff]", label)
     ] == []
     templates = content(name)["zh"]["templates"]
     assert [template for template in templates if template[-1] not in "。！"] == []
@@ -91,13 +91,13 @@ def test_chinese_is_simplified_with_full_width_punctuation(name: str, to_simplif
 def test_one_thing_has_one_chinese_name_or_synonyms_in_all_sets() -> None:
     words: dict[str, dict[str, set[str]]] = {}
     for name in SIZES:
-        found = content(name)
-        for english, own in zip(found["en"]["names"], found["zh"]["names"], strict=True):
-            known = words.setdefault(english.casefold(), {}).setdefault(name, set())
-            known |= {own, *alternates(name, "zh").get(own, [])}
-    shared = {english: several for english, several in words.items() if len(several) > 1}
+        texts = content(name)
+        for english, label in zip(texts["en"]["names"], texts["zh"]["names"], strict=True):
+            earlier = words.setdefault(english.casefold(), {}).setdefault(name, set())
+            earlier |= {label, *alternates(name, "zh").get(label, [])}
+    shared = {english: by_set for english, by_set in words.items() if len(by_set) > 1}
     assert len(shared) > 100
-    assert [english for english, several in shared.items() if not set.intersection(*several.values())] == []
+    assert [english for english, by_set in shared.items() if not set.intersection(*by_set.values())] == []
 
 
 FACTS = [
@@ -120,24 +120,24 @@ FACTS = [
 def test_a_label_means_the_same_class_as_in_its_source(
     name: str, label: int, folder: str, english: str, said: str
 ) -> None:
-    found = content(name)
-    assert found["folders"][label] == folder
-    assert found["en"]["names"][label] == english
-    assert found["zh"]["names"][label] == said
+    texts = content(name)
+    assert texts["folders"][label] == folder
+    assert texts["en"]["names"][label] == english
+    assert texts["zh"]["names"][label] == said
 
 
 CRANES = Prompts(["n1", "n2", "n3"], {"en": ["crane", "crane", "dog"]}, {"en": {"dog": ["hound"]}}, {"en": ["{}"]})
 
 
-@pytest.mark.parametrize("known", [known for known in SETS.values() if known.classes], ids=lambda known: known.name)
+@pytest.mark.parametrize("known", [entry for entry in SETS.values() if entry.classes], ids=lambda entry: entry.name)
 def test_every_class_is_found_by_its_key_and_named_in_both_languages(known: KnownSet) -> None:
-    found = prompts.read(registry.prompts_of(known))
-    keys = ClassIndex(found)
-    assert [keys.of_folder(folder) for folder in found.folders] == list(range(known.classes))
+    texts = prompts.read(registry.prompts_of(known))
+    keys = ClassIndex(texts)
+    assert [keys.of_folder(folder) for folder in texts.folders] == list(range(known.classes))
     assert registry.languages_of(known) == ["en", "zh"]
     for language in registry.languages_of(known):
-        assert len(found.names[language]) == known.classes and found.templates[language]
-    keys.check_order(found.names["en"], known.name)
+        assert len(texts.names[language]) == known.classes and texts.templates[language]
+    keys.check_order(texts.names["en"], known.name)
 
 
 def test_a_name_that_two_classes_share_leads_to_neither() -> None:
@@ -162,9 +162,9 @@ def test_plain_names_are_alternates_of_names_in_the_list() -> None:
     plain = prompts.read("country211").plain_names
     assert plain == {"zh": {"中国香港": "香港", "中国澳门": "澳门", "中国台湾": "台湾"}}
     for name in prompts.all_names():
-        about = prompts.read(name)
-        for language, names in about.plain_names.items():
-            assert all(other in about.alternates[language][own] for own, other in names.items()), name
+        class_texts = prompts.read(name)
+        for language, names in class_texts.plain_names.items():
+            assert all(alias in class_texts.alternates[language][label] for label, alias in names.items()), name
 
 
 # ---- ImageNet
@@ -186,12 +186,12 @@ def imagenet() -> dict[str, Any]:
 def test_a_subset_has_two_hundred_of_the_thousand_in_their_order(
     imagenet: dict[str, Any], name: str, first: str, last: str, only_here: str
 ) -> None:
-    subset, other = content(name), content({"imagenet_a": "imagenet_r", "imagenet_r": "imagenet_a"}[name])
+    subset, alias = content(name), content({"imagenet_a": "imagenet_r", "imagenet_r": "imagenet_a"}[name])
     assert subset["subset_of"] == "imagenet"
     wnids = subset["folders"]
     assert len(wnids) == 200 and wnids == sorted(set(wnids)) and set(wnids) <= set(imagenet["folders"])
     assert (wnids[0], wnids[-1]) == (first, last)
-    assert only_here in wnids and only_here not in other["folders"]
+    assert only_here in wnids and only_here not in alias["folders"]
 
 
 def test_the_documented_decisions_are_those_in_the_file(imagenet: dict[str, Any]) -> None:

@@ -38,8 +38,8 @@ def test_records_are_the_rows_that_a_csv_writer_wrote(rows: list[list[str]], siz
     csv.writer(written).writerows(rows)
     text = written.getvalue().encode()
     assert b"".join(row.content or b"" for row in records(io.BytesIO(text), 1000)) == text
-    found = [next(csv.reader([(row.content or b"").decode()])) for row in records(io.BytesIO(text), 1000)]
-    assert found == rows
+    cells = [next(csv.reader([(row.content or b"").decode()])) for row in records(io.BytesIO(text), 1000)]
+    assert cells == rows
     ranges = cuts_of(records, text, size, 1000)
     assert [cut.lines for cut in ranges] == [min(size, len(rows) - at) for at in range(0, len(rows), size)]
     assert b"".join(text[cut.start : cut.end] for cut in ranges) == text
@@ -47,13 +47,13 @@ def test_records_are_the_rows_that_a_csv_writer_wrote(rows: list[list[str]], siz
 
 @given(_TEXT, st.integers(1, 3), st.integers(1, 20))
 def test_reading_from_the_cuts_gives_the_records_of_reading_the_whole(text: bytes, size: int, limit: int) -> None:
-    whole = list(records(io.BytesIO(text), limit))
+    all_rows = list(records(io.BytesIO(text), limit))
     parts = []
     for cut in cuts_of(records, text, size, limit):
         stream = io.BytesIO(text)
         stream.seek(cut.start)
         parts += [row for row in records(stream, limit, cut.number) if row.start < cut.end]
-    assert parts == whole
+    assert parts == all_rows
 
 
 def test_a_quote_that_is_never_closed_loses_its_own_line_only() -> None:

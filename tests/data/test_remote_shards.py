@@ -56,20 +56,20 @@ def test_indexing_a_bucket_uses_what_is_published_and_reads_the_rest(
 ) -> None:
     upload(s3, pairs)
     (tmp_path / "first.tar").write_bytes(tar_of(pairs[:10]))
-    (own,) = find_indexes(list_files(tmp_path / "first.tar"), Columns())
-    s3.put("bucket", "shards/00000.tar.index.arrow", own.path.read_bytes())
-    read: list[str] = []
+    (first_index,) = find_indexes(list_files(tmp_path / "first.tar"), Columns())
+    s3.put("bucket", "shards/00000.tar.index.arrow", first_index.path.read_bytes())
+    requests: list[str] = []
     write = write_index
 
     def note(file: DataFile, path: Path, columns: Columns) -> None:
-        read.append(file.name)
+        requests.append(file.name)
         write(file, path, columns)
 
     monkeypatch.setattr(index, "write_index", note)
-    found = find_indexes(shards_at("s3://bucket/shards"), Columns(), place=own_place)
-    assert [sum(one.about.rows) for one in found] == [10, 10, 10, 10]
-    assert read == ["00001.tar", "00002.tar", "00003.tar"]
-    assert verify_files(shards_at("s3://bucket/shards"), Columns()) == found
+    indexes = find_indexes(shards_at("s3://bucket/shards"), Columns(), place=own_place)
+    assert [sum(file_index.about.rows) for file_index in indexes] == [10, 10, 10, 10]
+    assert requests == ["00001.tar", "00002.tar", "00003.tar"]
+    assert verify_files(shards_at("s3://bucket/shards"), Columns()) == indexes
     remote = open_pairs("s3://bucket/shards")
     assert not blocks() and remote.captions("zh")[7] == pairs[7].zh
     assert list(remote) == pairs and str(remote.path) == "s3://bucket/shards"
@@ -78,9 +78,9 @@ def test_indexing_a_bucket_uses_what_is_published_and_reads_the_rest(
 
 def test_a_published_index_of_other_data_is_not_used(s3: S3, pairs: list[Pair], tmp_path: Path) -> None:
     (tmp_path / "few.tar").write_bytes(tar_of(pairs[:5]))
-    (own,) = find_indexes(list_files(tmp_path / "few.tar"), Columns())
+    (first_index,) = find_indexes(list_files(tmp_path / "few.tar"), Columns())
     s3.put("bucket", "all.tar", tar_of(pairs))
-    s3.put("bucket", "all.tar.index.arrow", own.path.read_bytes())
+    s3.put("bucket", "all.tar.index.arrow", first_index.path.read_bytes())
     assert list(open_pairs("s3://bucket/all.tar")) == pairs
 
 
@@ -113,9 +113,9 @@ def test_another_version_of_a_shard_is_indexed_again(s3: S3, pairs: list[Pair]) 
     forget_connections()
     (after,) = list_files("s3://bucket/all.tar")
     assert cached(before, Columns()) != cached(after, Columns())
-    found = find_dataset("s3://bucket/all.tar")
-    assert found is not None
-    assert found[0] == pairs[39]
+    dataset = find_dataset("s3://bucket/all.tar")
+    assert dataset is not None
+    assert dataset[0] == pairs[39]
 
 
 # ---- training
@@ -212,13 +212,13 @@ def _read(cache: BlockCache, one: Block) -> None:
 
 
 def test_processes_that_need_the_same_block_fetch_it_once(tmp_path: Path) -> None:
-    cache, one = BlockCache(tmp_path / "blocks", 5000), block(tmp_path, "aa")
+    cache, content = BlockCache(tmp_path / "blocks", 5000), block(tmp_path, "aa")
 
     def write(descriptor: int) -> None:
         time.sleep(0.3)
-        one.write(descriptor)
+        content.write(descriptor)
 
-    slow = Block(one.key, 0, one.size, one.source, write)
+    slow = Block(content.key, 0, content.size, content.source, write)
     fork = get_context("fork")
     workers = [fork.Process(target=_read, args=(cache, slow)) for _ in range(3)]
     for worker in workers:

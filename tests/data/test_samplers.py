@@ -84,10 +84,10 @@ def test_epochs_and_seeds_each_have_another_order_and_samples_left_over_are_in_a
 @ORDERS
 def test_starting_in_the_middle_gives_the_tail_of_the_whole(start: int, window: int, distinct: bool) -> None:
     sampler = EpochBatchSampler(Samples(23, SEVEN), 5, 4, window, distinct)
-    whole = list(sampler(0, 18))
-    assert len(whole) == 18
-    assert list(sampler(start, 18)) == whole[start:]
-    assert [{epoch for _, epoch in step} for step in whole] == [{step // 4} for step in range(18)]
+    batches = list(sampler(0, 18))
+    assert len(batches) == 18
+    assert list(sampler(start, 18)) == batches[start:]
+    assert [{epoch for _, epoch in step} for step in batches] == [{step // 4} for step in range(18)]
 
 
 # ---- windows
@@ -104,8 +104,8 @@ def test_a_window_has_the_samples_of_consecutive_shuffled_blocks_in_any_order() 
         assert len(set(of_blocks)) <= 5  # 35 samples: at most three whole blocks and parts of two
         assert samples != sorted(samples) and of_blocks != sorted(of_blocks)  # shuffled among the blocks
         blocks.append(set(of_blocks))
-    assert all(len(one & other) <= 1 for one, other in pairwise(blocks))
-    assert [max(one) - min(one) for one in blocks] != [3, 3, 3]  # the blocks themselves are shuffled
+    assert all(len(block & next_block) <= 1 for block, next_block in pairwise(blocks))
+    assert [max(block) - min(block) for block in blocks] != [3, 3, 3]  # the blocks themselves are shuffled
 
 
 @pytest.mark.parametrize("distinct", [False, True])
@@ -159,13 +159,13 @@ def test_the_first_batch_of_ten_million_samples_takes_little_time_and_memory() -
 @pytest.mark.parametrize("seed", range(6))
 def test_a_batch_has_no_two_samples_with_one_caption_while_enough_captions_are_left(seed: int) -> None:
     groups = np.arange(60) // 3  # 20 captions, three images each
-    left = set(range(60))
+    remaining = set(range(60))
     batches = numbers(EpochBatchSampler(Samples(60, captions(groups)), 10, seed, distinct_captions=True))
     for number, batch in enumerate(batches):
         distinct = len({int(groups[sample]) for sample in batch})
-        assert distinct == min(10, len({int(groups[sample]) for sample in left}))
+        assert distinct == min(10, len({int(groups[sample]) for sample in remaining}))
         assert distinct == 10 or number >= 4
-        left -= set(batch)
+        remaining -= set(batch)
 
 
 def test_samples_put_off_for_their_caption_are_first_in_the_next_batch_and_repeated_where_no_others_are_left() -> None:
@@ -175,9 +175,9 @@ def test_samples_put_off_for_their_caption_are_first_in_the_next_batch_and_repea
     [waiting] = numbers(EpochBatchSampler(data, 6, seed=3))
     for batch in numbers(EpochBatchSampler(data, 2, seed=3, distinct_captions=True)):
         first = waiting[0]
-        other = next(sample for sample in waiting if sample // 3 != first // 3)
-        assert batch == [first, other]
-        waiting = [sample for sample in waiting if sample not in (first, other)]
+        other_sample = next(sample for sample in waiting if sample // 3 != first // 3)
+        assert batch == [first, other_sample]
+        waiting = [sample for sample in waiting if sample not in (first, other_sample)]
 
 
 def test_pairs_that_share_a_first_caption_in_either_language_are_in_different_batches(tmp_path: Path) -> None:

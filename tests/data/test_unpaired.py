@@ -91,13 +91,13 @@ EN = ("cat", "puppy", "hot air balloon", "red")
 @pytest.fixture
 def plain(tmp_path: Path) -> TextDataset:
     """Four names in each language, a list and a sentence in each, every one in a line of its own."""
-    others = ("猫，动物", "一只橘色的小猫在窗台上晒太阳", "cat, animal", "an orange kitten basks on the window sill")
-    return open_texts(write(tmp_path, "words.txt", "\n".join([*ZH, *EN, *others])))
+    extra = ("猫，动物", "一只橘色的小猫在窗台上晒太阳", "cat, animal", "an orange kitten basks on the window sill")
+    return open_texts(write(tmp_path, "words.txt", "\n".join([*ZH, *EN, *extra])))
 
 
 def phrases_of(texts: PairDataset, language: Language) -> list[str]:
     """The phrases in one language, which follow the 12 texts of `plain`."""
-    return [own[0] for own in texts.captions(language)[12:] if own]
+    return [lines[0] for lines in texts.captions(language)[12:] if lines]
 
 
 @pytest.mark.parametrize(("language", "words", "joins"), [("zh", ZH, ("", "，")), ("en", EN, (" ", ", "))])

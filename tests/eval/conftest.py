@@ -23,21 +23,21 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
     """Every data set of classes, of 120 at most with an image each, and names in both languages: `alpha_7`, `七7`."""
     folder = tmp_path / "prompts"
     folder.mkdir()
-    smaller = {known.name: replace(known, classes=min(known.classes, 120), texts=None) for known in SETS.values()}
-    smaller = {name: replace(known, size=known.classes or None) for name, known in smaller.items()}
-    for known in smaller.values():
-        if known.classes:
-            keys = [f"alpha_{number}" for number in range(known.classes)]
+    smaller = {entry.name: replace(entry, classes=min(entry.classes, 120), texts=None) for entry in SETS.values()}
+    smaller = {name: replace(entry, size=entry.classes or None) for name, entry in smaller.items()}
+    for entry in smaller.values():
+        if entry.classes:
+            keys = [f"alpha_{number}" for number in range(entry.classes)]
             content = {
-                "folders": ["negative", "positive"] if known.name == "rendered_sst2" else keys,
+                "folders": ["negative", "positive"] if entry.name == "rendered_sst2" else keys,
                 "en": {
-                    "names": [f"Thing {number}" for number in range(known.classes)],
+                    "names": [f"Thing {number}" for number in range(entry.classes)],
                     "alternates": {"Thing 0": ["Zeroth thing"]},
                     "templates": ["a photo of a {}.", "{}"],
                 },
-                "zh": {"names": [f"东西{number}" for number in range(known.classes)], "templates": ["一张{}的照片。"]},
+                "zh": {"names": [f"东西{number}" for number in range(entry.classes)], "templates": ["一张{}的照片。"]},
             }
-            (folder / f"{registry.prompts_of(known)}.json").write_text(json.dumps(content), "utf-8")
+            (folder / f"{registry.prompts_of(entry)}.json").write_text(json.dumps(content), "utf-8")
     (folder / "compact.json").write_text(json.dumps({"en": ["a {}"], "zh": ["一个{}"]}), "utf-8")
     monkeypatch.setattr(prompts, "FOLDER", folder)
     monkeypatch.setattr(registry, "SETS", smaller)

@@ -43,9 +43,9 @@ def wds(
         write(root / "classnames.txt", "\n".join(names) + "\n")
     write(root / split / "nshards.txt", f"{shards}\n")
     numbers = np.array_split(np.arange(len(truths)), shards)
-    for shard, several in enumerate(numbers):
+    for shard, shard_numbers in enumerate(numbers):
         members = {}
-        for number in several:
+        for number in shard_numbers:
             members[f"s{number:07}.webp"] = image(int(number))
             members[f"s{number:07}{suffix}"] = truths[number]
         write(root / split / f"{shard}.tar", tar_bytes(members.items()))
@@ -61,5 +61,5 @@ def rows(image_column: str, **column: Sequence[object]) -> Dataset:
     """A data set of Hugging Face: an image for each value of the column, as {bytes, path}."""
     [values] = column.values()
     images = [{"bytes": image(number), "path": f"{number}.png"} for number in range(len(values))]
-    table = {image_column: images, **{name: list(several) for name, several in column.items()}}
+    table = {image_column: images, **{name: list(cells) for name, cells in column.items()}}
     return Dataset.from_dict(table).cast_column(image_column, ImageFeature())

@@ -94,14 +94,14 @@ def test_names_read_alike_are_said_once_for_all_data_sets_languages_and_models(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     names = {"a": ["鸟", "鹿"], "b": ["狗", "马"]}
-    for folder, several in names.items():
-        for number, name in enumerate(several):
+    for folder, class_names in names.items():
+        for number, name in enumerate(class_names):
             Path(folder, name).mkdir(parents=True)
             Image.new("RGB", (32, 32), (number * 200, 0, 0)).save(Path(folder, name, "1.png"))
-    said: list[str] = []
+    messages: list[str] = []
     model = str(chinese_clip_folder)
-    dcclip_cli.evaluate(model=[model, f"hf:{model}"], datasets=["./a", "./b"], progress=said.append)
-    (warning,) = (line for line in said if "warning" in line)
+    dcclip_cli.evaluate(model=[model, f"hf:{model}"], datasets=["./a", "./b"], progress=messages.append)
+    (warning,) = (line for line in messages if "warning" in line)
     alike = "2 classes share an embedding with another class, such as 鸟 = 鹿"
     assert warning.startswith("a zh, ")
     assert warning.endswith(f"{alike}: ties decide 100.0 % of the answers (and 3 more results)")

@@ -33,7 +33,7 @@ def result(
         "n": 400, "classes": 4, "class_names_sha256": sha256_of(["猫", "dog"]), "templates_sha256": sha256_of(["{}"]),
         "preprocessing": {"size": 224}, "seconds": 1.0, "images_per_second": 400.0, "versions": {"dcclip": "0"},
         "truth_sha256": "t", "class_names": ["猫", "狗", "鸟", "鱼"], "templates": ["一张{}的照片。"],
-        "details": {name: pack(one) for name, one in score.details.items()},
+        "details": {name: pack(array) for name, array in score.details.items()},
     }  # fmt: skip
     return EvalResult(**{**values, **more})
 
@@ -70,8 +70,8 @@ def test_unlike_results_are_compared_only_by_force(change: dict[str, Any], diffe
     with pytest.raises(DcclipError, match=f"dtd en: the {differing} differ") as caught:
         compare_results([first], [second])
     assert "--force" in caught.value.hint
-    [found] = compare_results([first], [second], force=True)
-    assert " and ".join(found.unlike) == differing
+    [difference] = compare_results([first], [second], force=True)
+    assert " and ".join(difference.unlike) == differing
     with pytest.raises(DcclipError, match=r"no data set in common.*dtd and pets"):
         compare_results([first], [replace(second, dataset="pets")])
 
@@ -87,8 +87,8 @@ def test_every_metric_has_an_interval() -> None:
         flickr = score_retrieval(vectors[0], vectors[0] + vectors[1], [(number,) for number in range(60)])
         classes = result(str(seed), voc, "map11", "voc2007"), result(str(seed), memes, "roc_auc", "hateful-memes")
         rows.append([*classes, result(str(seed), flickr, "mean_recall", "flickr30k", task="retrieval")])
-    for found in compare_results(rows[0], rows[1], resamples=200):
-        assert found.low < found.value < found.high
+    for difference in compare_results(rows[0], rows[1], resamples=200):
+        assert difference.low < difference.value < difference.high
 
 
 def test_a_side_is_a_file_a_folder_or_one_model_of_them(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_side_is_a_file_a_folder_or_one_model_of_them(tmp_path: Path) -> None:
     with pytest.raises(DcclipError, match="has results of 2 models") as caught:
         read_results(str(tmp_path / "dtd.json"))
     assert caught.value.hint.endswith("dtd.json@a")
-    assert [one.value for one in read_results(f"{tmp_path}@a")] == [0.5, 0.02]
+    assert [of_model.value for of_model in read_results(f"{tmp_path}@a")] == [0.5, 0.02]
     with pytest.raises(DcclipError, match="has no results of b"):
         read_results(f"{tmp_path}@b")
     (tmp_path / "bad.json").write_text("[{]", "utf-8")
@@ -113,21 +113,21 @@ def test_the_table_has_a_row_for_each_model_and_languages_side_by_side_with_thei
         result("a", guesses(180), dataset="dtd-cn", language="zh"),
         result("b_1", guesses(300), limit=400),
     ]
-    found = table(results)
-    [row] = found.rows
+    table_of_all = table(results)
+    [row] = table_of_all.rows
     assert row.name == "dtd" and row.remark == "samples differ: do not compare, a sample of 400 images"
     assert [value and round(value, 3) for value in row.values] == [0.5, 0.45, -0.05, 0.75]
-    assert markdown(found).splitlines() == [
+    assert markdown(table_of_all).splitlines() == [
         "| data set | metric | model | en | zh | zh - en |",
         "| --- | --- | --- | ---: | ---: | ---: |",
         "| dtd | top-1 | a | 50.0 | **45.0** | -5.0 |",
         "| dtd | top-1 | b_1 | **75.0** |  |  |",
     ]
-    assert r"dtd & top-1 & b\_1 & \textbf{75.0} &  &  \\" in latex(found)
+    assert r"dtd & top-1 & b\_1 & \textbf{75.0} &  &  \\" in latex(table_of_all)
 
 
 def test_elevaters_mean_is_over_all_twenty_or_none() -> None:
-    results = [result("a", guesses(10 * number), dataset=known.label) for number, known in enumerate(ELEVATER)]
+    results = [result("a", guesses(10 * number), dataset=entry.label) for number, entry in enumerate(ELEVATER)]
     assert elevater_mean(results, "a", "en") == pytest.approx(np.mean(np.arange(20)) * 10 / 400)
     assert elevater_mean(results, "a", "zh") is None and elevater_mean(results[1:], "a", "en") is None
     assert elevater_mean([replace(results[0], limit=5), *results[1:]], "a", "en") is None

@@ -19,9 +19,9 @@ from tests.eval import layouts
 
 
 def classes(dataset: DataSet, language: Language) -> Classes:
-    found = dataset.truth[language]
-    assert isinstance(found, Classes)
-    return found
+    truth = dataset.truth[language]
+    assert isinstance(truth, Classes)
+    return truth
 
 
 def test_equal_first_captions_are_one_class_in_each_language_by_itself(tmp_path: Path, pairs: list[Pair]) -> None:
@@ -80,12 +80,12 @@ def test_a_language_that_is_not_complete_is_left_out_and_refused(tmp_path: Path,
 
 
 def test_elevater_has_twenty_data_sets_with_1151_classes_and_its_four_metrics() -> None:
-    assert len(ELEVATER) == 20 and sum(known.classes for known in ELEVATER) == 1_151
-    assert sum(known.size or 0 for known in ELEVATER) == 192_677
+    assert len(ELEVATER) == 20 and sum(entry.classes for entry in ELEVATER) == 1_151
+    assert sum(entry.size or 0 for entry in ELEVATER) == 192_677
     per_class = dict.fromkeys(("caltech101", "fgvc_aircraft", "flowers102", "pets"), "mean_per_class")
-    metrics = {known.name: known.metric for known in ELEVATER if known.metric != "top1"}
+    metrics = {entry.name: entry.metric for entry in ELEVATER if entry.metric != "top1"}
     assert metrics == {**per_class, "voc2007": "map11", "hateful_memes": "roc_auc"}
-    assert [known.name for known in ELEVATER if known.squash] == ["kitti_distance"]
+    assert [entry.name for entry in ELEVATER if entry.squash] == ["kitti_distance"]
     assert len(IMAGENETS) == 6 and len(RETRIEVAL) == 7
 
 
@@ -105,9 +105,9 @@ def test_a_part_of_a_named_data_set_is_taken_where_that_is_asked_for(tmp_path: P
     with pytest.raises(DcclipError, match="has 47 images, 3 were found") as refused:
         open_dataset("dtd", data_root=tmp_path)
     assert "add --partial all or present" in refused.value.hint
-    every = open_dataset("dtd-cn", data_root=tmp_path, partial="all")
-    assert every.partial == "3 of 47 images of 3 of 47 classes, all are asked for"
-    assert classes(every, "zh").labels.tolist() == [1, 3, 40] and len(classes(every, "zh").names) == 47
+    all_classes = open_dataset("dtd-cn", data_root=tmp_path, partial="all")
+    assert all_classes.partial == "3 of 47 images of 3 of 47 classes, all are asked for"
+    assert classes(all_classes, "zh").labels.tolist() == [1, 3, 40] and len(classes(all_classes, "zh").names) == 47
     present = open_dataset("dtd-cn", data_root=tmp_path, partial="present")
     assert present.partial == "3 of 47 images of 3 of 47 classes, only these are asked for"
     assert classes(present, "zh").labels.tolist() == [0, 1, 2]
@@ -125,8 +125,8 @@ def names_of(folder: Path, *folders: str) -> dict[str, tuple[str, ...]]:
 
 
 def test_wordnet_ids_are_the_classes_of_imagenet_and_other_names_stay(tmp_path: Path) -> None:
-    found = names_of(tmp_path / "part", "n01440764", "n02123159", "n13054560")
-    assert found == {"en": ("tench", "tiger cat", "bolete"), "zh": ("丁鱥", "虎纹猫", "牛肝菌")}
+    folder_names = names_of(tmp_path / "part", "n01440764", "n02123159", "n13054560")
+    assert folder_names == {"en": ("tench", "tiger cat", "bolete"), "zh": ("丁鱥", "虎纹猫", "牛肝菌")}
     assert names_of(tmp_path / "pets", "cat", "mouse") == {"en": ("cat", "mouse")}
     assert names_of(tmp_path / "numbers", "0", "1") == {"en": ("0", "1")}
     assert names_of(tmp_path / "动物", "猫", "狗") == {"zh": ("狗", "猫")}

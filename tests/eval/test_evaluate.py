@@ -68,9 +68,9 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def measured(model: Oracle, names: Sequence[str], root: Path | None = None, **more: Any) -> list[EvalResult]:
         monkeypatch.setattr("dcclip_cli.eval.evaluate.load_encoder", lambda *_, **__: model)
-        given = {key: more.pop(key) for key in ("cache", "progress") if key in more}
+        context = {key: more.pop(key) for key in ("cache", "progress") if key in more}
         options = EvalOptions(datasets=tuple(names), data_root=str(root) if root else None, **more)
-        return evaluate([ModelSource("folder", "oracle", "")], open_datasets(options), options, **given)
+        return evaluate([ModelSource("folder", "oracle", "")], open_datasets(options), options, **context)
 
     return measured
 
@@ -89,22 +89,23 @@ def whole(root: Path, name: str, count: int) -> None:
 @pytest.mark.parametrize("order", [1, -1])
 def test_classes_with_one_embedding_share_their_answers_in_any_order(tmp_path: Path, run: Any, order: int) -> None:
     names = {"en": ["cat 1", "kitten 1", "dog 2"], "zh": ["猫1", "小猫1", "狗2"]}
-    seen = [(0, 1), (0, 1), (0, 1), (1, 1), (2, 2), (2, 2), (2, 2), (2, 1)]  # a class, and what the image shows
+    drawn = [(0, 1), (0, 1), (0, 1), (1, 1), (2, 2), (2, 2), (2, 2), (2, 1)]  # a class, and what the image shows
     pairs = [
         Pair(str(number), layouts.image(shown), (names["zh"][label],), (names["en"][label],))
-        for number, (label, shown) in enumerate(seen)
+        for number, (label, shown) in enumerate(drawn)
     ]
     write_parquet(tmp_path / "pets.parquet", pairs[::order])
-    said: list[str] = []
-    for result in run(Oracle(), [str(tmp_path / "pets.parquet")], progress=Lines(said.append)):
+    lines: list[str] = []
+    for result in run(Oracle(), [str(tmp_path / "pets.parquet")], progress=Lines(lines.append)):
         # Of 8 images 4 are of a class that ties with another, 1 shows the other classes, and 3 are right.
         assert result.metrics == pytest.approx({"top1": 5 / 8, "top5": 1, "mean_per_class": (0.5 + 0.5 + 0.75) / 3})
         assert [set(group) for group in result.indistinct] == [set(names[result.language][:2])] and result.lost == 5 / 8
         details = {name: unpack(result.details[name], name) for name in result.details}
         assert metrics_of(details) == pytest.approx(result.metrics)
-        say_alike([result], Lines(said.append))
+        say_alike([result], Lines(lines.append))
         assert (
-            "2 classes share an embedding with another" in said[-1] and "ties decide 62.5 % of the answers" in said[-1]
+            "2 classes share an embedding with another" in lines[-1]
+            and "ties decide 62.5 % of the answers" in lines[-1]
         )
         write_report(tmp_path / "report.html", [result])
         assert "Ties decide 62.5 % of the answers" in (tmp_path / "report.html").read_text("utf-8")
@@ -130,10 +131,10 @@ def test_a_data_set_with_plain_names_is_measured_with_both(tmp_path: Path, small
     content["zh"]["plain_names"] = {"东西1": "别名3"}  # which the oracle takes for class 3
     file.write_text(json.dumps(content), "utf-8")
     clear()
-    said: list[str] = []
-    en, zh = run(Oracle(), ["dtd", "dtd-cn"], tmp_path, progress=Lines(said.append))
+    lines: list[str] = []
+    en, zh = run(Oracle(), ["dtd", "dtd-cn"], tmp_path, progress=Lines(lines.append))
     # An image of class 3 ties with class 1, and one of class 1 with all classes.
-    assert "dtd-cn zh, oracle: 96.9 % with 别名3 for 东西1, 100.0 % without" in said
+    assert "dtd-cn zh, oracle: 96.9 % with 别名3 for 东西1, 100.0 % without" in lines
     assert (en.plain_names, en.plain_value) == ({}, None)
     assert (zh.value, zh.plain_names) == (1.0, {"东西1": "别名3"})
     assert zh.plain_value == pytest.approx((45 + 1 / 2 + 1 / 47) / 47)
@@ -146,17 +147,17 @@ def test_a_data_set_with_plain_names_is_measured_with_both(tmp_path: Path, small
 def test_a_part_is_measured_marked_and_kept_from_full_results(tmp_path: Path, small: Any, run: Any) -> None:
     for number in (1, 3, 40):
         layouts.write(tmp_path / f"dtd/test/alpha_{number}/1.png", layouts.image(number))
-    every = run(Oracle(), ["dtd", "dtd-cn"], tmp_path, partial="all")
+    both = run(Oracle(), ["dtd", "dtd-cn"], tmp_path, partial="all")
     present = run(Oracle(), ["dtd"], tmp_path, partial="present")
-    assert [one.value for one in (*every, *present)] == [1.0] * 3
-    assert [one.classes for one in (*every, *present)] == [47, 47, 3]
+    assert [result.value for result in (*both, *present)] == [1.0] * 3
+    assert [result.classes for result in (*both, *present)] == [47, 47, 3]
     assert present[0].class_names == ["Thing 1", "Thing 3", "Thing 40"]
-    [row] = table(every).rows
+    [row] = table(both).rows
     assert row.name == "dtd, in part" and row.remark.startswith("3 of 47 images of 3 of 47 classes")
-    save_results(every, tmp_path / "results")
-    assert load_results(tmp_path / "results/dtd-partial.json")[0].partial == every[0].partial
+    save_results(both, tmp_path / "results")
+    assert load_results(tmp_path / "results/dtd-partial.json")[0].partial == both[0].partial
     with pytest.raises(DcclipError, match="parts of the data set differ"):
-        compare_results(every[:1], [replace(every[0], partial="")])
+        compare_results(both[:1], [replace(both[0], partial="")])
 
 
 def test_images_without_a_caption_are_in_no_retrieval(tmp_path: Path, run: Any) -> None:
@@ -165,8 +166,8 @@ def test_images_without_a_caption_are_in_no_retrieval(tmp_path: Path, run: Any) 
     ]
     write_parquet(tmp_path / "things.parquet", rows)
     lines = list[str]()
-    found = run(Oracle(), [str(tmp_path / "things.parquet")], task="retrieval", progress=Lines(lines.append))
-    assert [(one.language, one.n, one.value) for one in found] == [("en", 6, 1.0), ("zh", 3, 1.0)]
+    results = run(Oracle(), [str(tmp_path / "things.parquet")], task="retrieval", progress=Lines(lines.append))
+    assert [(result.language, result.n, result.value) for result in results] == [("en", 6, 1.0), ("zh", 3, 1.0)]
     assert "data set things: 3 of 6 pairs have a caption in zh" in lines
 
 
@@ -179,12 +180,12 @@ def test_memes_have_a_metric_and_a_split_of_their_own(tmp_path: Path, run: Any) 
 def test_kitti_is_resized_to_a_square_and_objectnets_border_is_cropped(tmp_path: Path, run: Any) -> None:
     whole(tmp_path, "kitti_distance", 4)
     model = Oracle()
-    [found] = run(model, ["kitti-distance"], tmp_path)
-    assert model.sizes == {(9, 9)} and found.preprocessing == {"size": 9, "squash": True}
+    [result] = run(model, ["kitti-distance"], tmp_path)
+    assert model.sizes == {(9, 9)} and result.preprocessing == {"size": 9, "squash": True}
     layouts.class_folders(tmp_path / "objectnet", [f"alpha_{number}" for number in range(113)])
     model = Oracle()
-    [found] = run(model, ["objectnet"], tmp_path)
-    assert model.sizes == {(2, 1)} and found.preprocessing == {"size": 9, "border": 2}  # of 6 x 4
+    [result] = run(model, ["objectnet"], tmp_path)
+    assert model.sizes == {(2, 1)} and result.preprocessing == {"size": 9, "border": 2}  # of 6 x 4
 
 
 def test_a_second_language_costs_no_second_pass_and_neither_does_another_prompt(tmp_path: Path, run: Any) -> None:
@@ -193,11 +194,11 @@ def test_a_second_language_costs_no_second_pass_and_neither_does_another_prompt(
     first, second = run(model, ["dtd", "dtd-cn"], tmp_path, cache=cache, batch_size=10)
     assert model.seen == [10, 10, 10, 10, 7]
     assert first.images_per_second > 0 and second.images_per_second == 0
-    asked = len(model.texts)
+    count = len(model.texts)
     run(model, ["dtd-cn"], tmp_path, cache=FeatureCache(tmp_path / "cache"))
-    assert len(model.texts) == asked  # the texts are cached too
+    assert len(model.texts) == count  # the texts are cached too
     run(model, ["dtd-cn"], tmp_path, cache=FeatureCache(tmp_path / "cache"), templates="name")
-    assert len(model.texts) == asked + 47 and len(model.seen) == 5
+    assert len(model.texts) == count + 47 and len(model.seen) == 5
     again = Oracle(fingerprint="oracle-2")
     run(again, ["dtd"], tmp_path, cache=FeatureCache(tmp_path / "cache"))
     assert sum(again.seen) == 47
@@ -212,13 +213,13 @@ def test_unreadable_images_are_counted_and_named(tmp_path: Path, run: Any) -> No
     whole(tmp_path, "dtd", 47)
     (tmp_path / "dtd/test/alpha_5/5.png").write_bytes(b"no image")
     (tmp_path / "dtd/test/alpha_9/9.png").write_bytes(layouts.image(9)[:40])
-    said: list[str] = []
+    lines: list[str] = []
     for _ in range(2):  # also with cached embeddings of the others
         cache = FeatureCache(tmp_path / "cache")
-        [found] = run(Oracle(), ["dtd-cn"], tmp_path, cache=cache, progress=Lines(said.append))
-        assert found.n == 45 and found.value == 1.0
-        assert sorted(found.corrupt) == ["alpha_5/5.png", "alpha_9/9.png"]
-        assert "2 of 47 images cannot be read and are left out: alpha_5/5.png (" in said[-1]
+        [result] = run(Oracle(), ["dtd-cn"], tmp_path, cache=cache, progress=Lines(lines.append))
+        assert result.n == 45 and result.value == 1.0
+        assert sorted(result.corrupt) == ["alpha_5/5.png", "alpha_9/9.png"]
+        assert "2 of 47 images cannot be read and are left out: alpha_5/5.png (" in lines[-1]
     for file in (tmp_path / "dtd").rglob("*.png"):
         file.write_bytes(b"no image")
     clear()

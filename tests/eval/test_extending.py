@@ -28,7 +28,7 @@ def beans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     scope = dict(vars(registry))
     exec(compile(entry, PAGE, "exec"), scope)
     monkeypatch.setattr(prompts, "FOLDER", tmp_path / "prompts")
-    monkeypatch.setattr(registry, "SETS", {known.name: known for known in scope["OTHERS"]})
+    monkeypatch.setattr(registry, "SETS", {known_set.name: known_set for known_set in scope["OTHERS"]})
     clear()
     folders: list[str] = json.loads(names)["folders"]
     return folders

@@ -33,25 +33,25 @@ def boards(results: list[EvalResult], folder: Path) -> list[str]:
 
 def zero_shot(name: str, language: Language, right: int = 300, model: str = "学生 a/b") -> EvalResult:
     """A result on a named data set with its own class names and prompts; `right` of 400 images are right."""
-    known = registry.SETS[name]
-    own = prompts.read(registry.prompts_of(known))
-    one = replace(result(model, guesses(right), date="2026-11-27"), dataset=registry.name_in(known, language))
-    names = sha256_of(own.names[language])
+    entry = registry.SETS[name]
+    class_texts = prompts.read(registry.prompts_of(entry))
+    row = replace(result(model, guesses(right), date="2026-11-27"), dataset=registry.name_in(entry, language))
+    names = sha256_of(class_texts.names[language])
     return replace(
-        one, language=language, class_names_sha256=names, templates_sha256=sha256_of(own.templates[language])
+        row, language=language, class_names_sha256=names, templates_sha256=sha256_of(class_texts.templates[language])
     )
 
 
 def test_the_elevater_board_in_chinese_has_twenty_values_and_their_mean(tmp_path: Path) -> None:
     results = [
-        zero_shot(known.name, language, 200 + 5 * n) for n, known in enumerate(ELEVATER) for language in LANGUAGES
+        zero_shot(entry.name, language, 200 + 5 * n) for n, entry in enumerate(ELEVATER) for language in LANGUAGES
     ]
     save_results(results, tmp_path / "results")
     convert_results(tmp_path / "results", tmp_path / "out", formats=["hub"], owner="some-org")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["hub"]
     file = tmp_path / "out/hub/models/b/.eval_results/elevater-zh.yaml"
-    entries = {one.task_id: one for one in parse_eval_result_entries(yaml.safe_load(file.read_text("utf-8")))}
-    assert len(entries) == 21 and {one.dataset_id for one in entries.values()} == {"some-org/elevater-zh"}
+    entries = {entry.task_id: entry for entry in parse_eval_result_entries(yaml.safe_load(file.read_text("utf-8")))}
+    assert len(entries) == 21 and {entry.dataset_id for entry in entries.values()} == {"some-org/elevater-zh"}
     assert (
         entries["Caltech101ZeroShot-zh"].value == 50.0 and entries["CIFAR10ZeroShot-zh"].value == 51.25
     )  # 200 and 205 of 400
@@ -61,14 +61,14 @@ def test_the_elevater_board_in_chinese_has_twenty_values_and_their_mean(tmp_path
     assert mnist.notes == "top-1 in per cent, 400 images, fp32"
 
     board = tmp_path / "out/hub/datasets/elevater-zh"
-    about = yaml.safe_load((board / "eval.yaml").read_text("utf-8"))
-    assert {task["id"] for task in about["tasks"]} == entries.keys()
+    content = yaml.safe_load((board / "eval.yaml").read_text("utf-8"))
+    assert {task["id"] for task in content["tasks"]} == entries.keys()
     card = (board / "README.md").read_text("utf-8")
     assert "with mteb" in card and "| mnist | MNISTZeroShot-zh | 10000 | 10 | top-1 |" in card
     assert "with mteb" not in (board.parent / "elevater-en/README.md").read_text("utf-8")
     english = yaml.safe_load((board.parent / "elevater-en/eval.yaml").read_text("utf-8"))["tasks"]
     assert english[1] == {"id": "caltech101", "config": "caltech101", "split": "test"}
-    assert about["name"] == "elevater-zh" and about["evaluation_framework"] == "mteb"
+    assert content["name"] == "elevater-zh" and content["evaluation_framework"] == "mteb"
 
 
 def test_the_boards_repository_loads_as_a_data_set_of_class_names_and_prompts(tmp_path: Path) -> None:
@@ -79,24 +79,24 @@ def test_the_boards_repository_loads_as_a_data_set_of_class_names_and_prompts(tm
         folder = tmp_path / f"datasets/elevater-{language}"
         rows = load_dataset(str(folder), "cifar10", split="test", cache_dir=str(tmp_path / "cache"))
         assert len(rows) == 10 and (rows[0]["label"], rows[0]["name"]) == (0, name)
-        assert any(prompt in one for one in rows[0]["prompts"])
+        assert any(prompt in texts for texts in rows[0]["prompts"])
 
 
 def test_what_does_not_compare_is_on_no_board(tmp_path: Path) -> None:
-    whole = zero_shot("pets", "zh")
-    others = {
-        "was not measured in full": replace(whole, limit=7),
-        "is a linear probe": replace(whole, task="linear probe"),
-        "was measured with other class names": replace(whole, class_names_sha256="x"),
-        "is no named data set": replace(whole, dataset="我的"),
+    full = zero_shot("pets", "zh")
+    unfit = {
+        "was not measured in full": replace(full, limit=7),
+        "is a linear probe": replace(full, task="linear probe"),
+        "was measured with other class names": replace(full, class_names_sha256="x"),
+        "is no named data set": replace(full, dataset="我的"),
     }
-    for reason, one in others.items():
+    for reason, row in unfit.items():
         with pytest.raises(DcclipError, match="none of the results is of a whole named data set"):
-            boards([one], tmp_path / "none")
-        assert reason in boards([one, whole], tmp_path / "some")[0]
+            boards([row], tmp_path / "none")
+        assert reason in boards([row, full], tmp_path / "some")[0]
     assert not (tmp_path / "none").exists()
-    part = replace(whole, partial="20 of 37 classes")
-    assert "was not measured in full" in boards([part, whole], tmp_path / "some")[0]
+    part = replace(full, partial="20 of 37 classes")
+    assert "was not measured in full" in boards([part, full], tmp_path / "some")[0]
 
 
 def test_two_models_of_one_name_have_two_folders_and_retrieval_its_own_board(tmp_path: Path) -> None:
@@ -121,8 +121,8 @@ def mteb_form(results: list[EvalResult], folder: Path) -> list[str]:
 
 def retrieval(text_ranks: list[int], image_ranks: list[int]) -> EvalResult:
     details = {"text_ranks": pack(np.asarray(text_ranks)), "image_ranks": pack(np.asarray(image_ranks))}
-    own = {"task": "retrieval", "metric": "mean_recall", "split": "test", "details": details}
-    return replace(result("m", guesses(1)), dataset="flickr30k-cn", language="zh", **own)  # type: ignore[arg-type]
+    changes = {"task": "retrieval", "metric": "mean_recall", "split": "test", "details": details}
+    return replace(result("m", guesses(1)), dataset="flickr30k-cn", language="zh", **changes)  # type: ignore[arg-type]
 
 
 def test_a_result_becomes_mtebs_task_result_with_null_for_what_is_not_known(tmp_path: Path) -> None:
@@ -164,12 +164,12 @@ def test_hit_rates_and_mrr_are_those_of_the_first_right_answer_each_way(tmp_path
 )
 def test_a_result_that_no_task_repeats_is_left_out(changed: dict[str, Any], reason: str, tmp_path: Path) -> None:
     good = zero_shot("pets", "zh")
-    other = replace(good, **changed)
+    variant = replace(good, **changed)
     with pytest.raises(DcclipError, match=reason):
-        mteb_form([other], tmp_path)
+        mteb_form([variant], tmp_path)
     assert not any(tmp_path.iterdir())
-    left_out, _ = mteb_form([other, good], tmp_path)
-    assert left_out.startswith(f"left out: {other.dataset} {other.language}")
+    left_out, _ = mteb_form([variant, good], tmp_path)
+    assert left_out.startswith(f"left out: {variant.dataset} {variant.language}")
     assert [file.name for file in tmp_path.rglob("*ZeroShot*")] == ["OxfordPetsZeroShot-zh.json"]
 
 
@@ -179,11 +179,11 @@ def test_a_result_that_no_task_repeats_is_left_out(changed: dict[str, Any], reas
 @pytest.mark.parametrize("language", ["zh", "en"])
 def test_the_rule_gives_what_immich_itself_calls_optimal(language: Language) -> None:
     lines = [line for line in TABLE.read_text("utf-8").splitlines() if not line.startswith("#")]
-    said = {row["model"]: row["optimal"] == "yes" for row in csv.DictReader(lines, delimiter="\t")
+    optimal = {row["model"]: row["optimal"] == "yes" for row in csv.DictReader(lines, delimiter="\t")
             if row["language"] == language}  # fmt: skip
     rows = table(language)
-    assert {row.model: not any(other.outclasses(row) for other in rows) for row in rows} == said
-    assert len(said) == {"zh": 19, "en": 53}[language]
+    assert {row.model: not any(rival.outclasses(row) for rival in rows) for row in rows} == optimal
+    assert len(optimal) == {"zh": 19, "en": 53}[language]
 
 
 def test_a_bundle_measured_on_xm3600_gets_its_place_in_both_languages(
@@ -197,13 +197,13 @@ def test_a_bundle_measured_on_xm3600_gets_its_place_in_both_languages(
     layouts.write(tmp_path / "xm3600/captions.jsonl", "".join(lines))
     both, out = ["xm3600", "xm3600-cn"], tmp_path / "out"
     results = evaluate(model=bundle_folder, datasets=both, data_root=tmp_path, out=out, formats=["dcclip", "immich"])
-    for one, found in zip(results, json.loads((out / "immich/metric.json").read_text("utf-8")), strict=True):
-        assert (found["model"], found["language"]) == (one.model, one.language)
-        assert found["recall"] == pytest.approx(sum(one.metrics[f"image_recall@{k}"] for k in (1, 5, 10)) / 3)
-        assert 20 < found["memory_mib"] < 1000 and 0 < found["text_ms"] < 1000 and 0 < found["image_ms"] < 1000
-        assert found["optimal"] == (not found["outclassed_by"])
+    for row, metrics in zip(results, json.loads((out / "immich/metric.json").read_text("utf-8")), strict=True):
+        assert (metrics["model"], metrics["language"]) == (row.model, row.language)
+        assert metrics["recall"] == pytest.approx(sum(row.metrics[f"image_recall@{k}"] for k in (1, 5, 10)) / 3)
+        assert 20 < metrics["memory_mib"] < 1000 and 0 < metrics["text_ms"] < 1000 and 0 < metrics["image_ms"] < 1000
+        assert metrics["optimal"] == (not metrics["outclassed_by"])
     page = (out / "immich/table.md").read_text("utf-8")
-    assert f"| **{results[0].model}** | {100 * found['recall']:.2f} |" in page
+    assert f"| **{results[0].model}** | {100 * metrics['recall']:.2f} |" in page
     assert "## immich's table, XM3600, en" in page and "XLM-Roberta-Base-ViT-B-32__laion5b_s13b_b90k" in page
     with pytest.raises(DcclipError, match="no model is measured on all of XM3600"):
         convert_results(out, tmp_path / "again", formats=["immich"])

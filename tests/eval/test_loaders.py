@@ -19,13 +19,13 @@ from tests.eval import layouts
 
 pytestmark = pytest.mark.usefixtures("small")
 
-SINGLE = [name for name, known in SETS.items() if known.task == "classification"]
+SINGLE = [name for name, entry in SETS.items() if entry.task == "classification"]
 
 
 def truth(dataset: DataSet) -> Classes:
-    (found,) = dataset.truth.values()
-    assert isinstance(found, Classes)
-    return found
+    (only,) = dataset.truth.values()
+    assert isinstance(only, Classes)
+    return only
 
 
 def labels_match(dataset: DataSet, classes: int) -> None:
@@ -41,13 +41,13 @@ def folders_of(known: KnownSet) -> list[str]:
 
 @pytest.mark.parametrize("name", SINGLE)
 def test_class_folders_are_read_in_both_languages(name: str, small: dict[str, KnownSet], tmp_path: Path) -> None:
-    known = small[name]
-    layouts.class_folders(tmp_path / known.label / known.split, folders_of(known), ".JPEG")
+    entry = small[name]
+    layouts.class_folders(tmp_path / entry.label / entry.split, folders_of(entry), ".JPEG")
     for suffix, second in (("", "Thing 1"), ("-cn", "东西1")):
-        dataset = open_dataset(known.label + suffix, data_root=tmp_path)
-        labels_match(dataset, known.classes)
+        dataset = open_dataset(entry.label + suffix, data_root=tmp_path)
+        labels_match(dataset, entry.classes)
         assert truth(dataset).names[1] == second
-        assert dataset.metric == known.metric and dataset.transform.squash == known.squash
+        assert dataset.metric == entry.metric and dataset.transform.squash == entry.squash
 
 
 @pytest.mark.parametrize("known", [SETS["dtd"], SETS["rendered_sst2"]], ids=lambda known: known.name)
@@ -120,10 +120,10 @@ def parquet(file: Path, column: str, values: Sequence[object], feature: object) 
 def test_only_the_test_split_is_downloaded(hub: Path) -> None:
     layouts.wds(hub, "test", TRUTHS, ".cls", NAMES)
     layouts.write(hub / "train/0.tar", "no tar at all")
-    found = open_dataset("dtd-cn")
-    truth = found.truth["zh"]
+    dataset = open_dataset("dtd-cn")
+    truth = dataset.truth["zh"]
     assert isinstance(truth, Classes) and truth.labels.tolist() == list(range(47))
-    assert [layouts.label_of(found.images.load(index)) for index in (0, 30, 46)] == [0, 30, 46]
+    assert [layouts.label_of(dataset.images.load(index)) for index in (0, 30, 46)] == [0, 30, 46]
 
 
 def test_parquet_files_with_class_names_of_another_order_are_mapped(tmp_path: Path) -> None:
@@ -153,11 +153,11 @@ def matches(dataset: DataSet, captions: list[list[str]]) -> None:
     """Check by its colour that every caption's image is the one that it was written for."""
     (truth,) = dataset.truth.values()
     assert isinstance(truth, Captions) and dataset.is_retrieval and dataset.metric == "mean_recall"
-    found: dict[int, list[str]] = {}
-    for text, about in zip(truth.texts, truth.about, strict=True):
-        for image in about:
-            found.setdefault(layouts.label_of(dataset.images.load(image)), []).append(text)
-    assert found == dict(enumerate(captions))
+    by_image: dict[int, list[str]] = {}
+    for text, numbers_of in zip(truth.texts, truth.about, strict=True):
+        for image in numbers_of:
+            by_image.setdefault(layouts.label_of(dataset.images.load(image)), []).append(text)
+    assert by_image == dict(enumerate(captions))
 
 
 def write_images(folder: Path, names: list[str]) -> None:
@@ -167,17 +167,17 @@ def write_images(folder: Path, names: list[str]) -> None:
 
 def karpathy(names: list[str], captions: list[list[str]], **more: str) -> str:
     images = [
-        {"filename": name, "split": "test", "sentences": [{"raw": text} for text in several], **more}
-        for name, several in zip(names, captions, strict=True)
+        {"filename": name, "split": "test", "sentences": [{"raw": text} for text in lines_of], **more}
+        for name, lines_of in zip(names, captions, strict=True)
     ]
-    other = {"filename": "t.jpg", "split": "train", "sentences": [{"raw": "x"}], **more}
-    return json.dumps({"images": [other, *images]})
+    unused = {"filename": "t.jpg", "split": "train", "sentences": [{"raw": "x"}], **more}
+    return json.dumps({"images": [unused, *images]})
 
 
 def caption_lines(names: list[str], between: str) -> str:
     """ZH as lines IMAGE#KIND#NUMBER CAPTION."""
-    several = zip(names, ZH, strict=True)
-    return "".join(f"{name}{between.format(n)}{text}\n" for name, texts in several for n, text in enumerate(texts))
+    lines_of = zip(names, ZH, strict=True)
+    return "".join(f"{name}{between.format(n)}{text}\n" for name, texts in lines_of for n, text in enumerate(texts))
 
 
 def json_lines(rows: Sequence[object]) -> str:
@@ -198,8 +198,8 @@ def test_coco_in_karpathys_json_and_coco_cn_by_its_list_of_names(tmp_path: Path)
     files = [f"{name}.jpg" for name in names]
     write_images(tmp_path / "coco/val2014", files)
     layouts.write(tmp_path / "coco/dataset_coco.json", karpathy(files, EN, filepath="val2014"))
-    other = "COCO_train2014_000000000999#zhm#0\t训练集里的图\n"
-    lines = other + caption_lines(names, "#zhm#{}\t")
+    unused = "COCO_train2014_000000000999#zhm#0\t训练集里的图\n"
+    lines = unused + caption_lines(names, "#zhm#{}\t")
     layouts.write(tmp_path / "coco-cn/imageid.human-written-caption.txt", lines)
     layouts.write(tmp_path / "coco-cn/coco-cn_test.txt", "\n".join(names) + "\n")
     matches(open_dataset("coco", data_root=tmp_path), EN)
@@ -210,8 +210,8 @@ def test_coco_in_karpathys_json_and_coco_cn_by_its_list_of_names(tmp_path: Path)
 def test_chinese_clips_base64_lines(name: str, split: str, tmp_path: Path) -> None:
     rows = [f"{100 + label}\t{base64.urlsafe_b64encode(layouts.image(label)).decode()}\n" for label in range(4)]
     layouts.write(tmp_path / name / f"{split}_imgs.tsv", "".join(rows))
-    about = {"垫子上有一只猫": [100], "动物": [101, 100], "没有图": []}
-    texts = [{"text_id": n, "text": text, "image_ids": about[text]} for n, text in enumerate(about)]
+    numbers_of = {"垫子上有一只猫": [100], "动物": [101, 100], "没有图": []}
+    texts = [{"text_id": n, "text": text, "image_ids": numbers_of[text]} for n, text in enumerate(numbers_of)]
     layouts.write(tmp_path / name / f"{split}_texts.jsonl", json_lines(texts))
     dataset = open_dataset(name, data_root=tmp_path)
     truth = dataset.truth["zh"]
@@ -235,7 +235,7 @@ def test_xtd_has_captions_line_by_line_and_both_languages_share_their_images(tmp
     write_images(tmp_path / "xtd/images", names)
     layouts.write(tmp_path / "xtd/test_image_names.txt", "\n".join([*names, names[0]]) + "\n")
     for language, captions in (("en", EN), ("zh", ZH)):
-        texts = [*(several[0] for several in captions), captions[0][1]]
+        texts = [*(lines_of[0] for lines_of in captions), captions[0][1]]
         layouts.write(tmp_path / f"xtd/test_1kcaptions_{language}.txt", "\n".join(texts) + "\n")
     english, chinese = open_dataset("xtd", data_root=tmp_path), open_dataset("xtd-cn", data_root=tmp_path)
     matches(english, [EN[0], EN[1][:1], EN[2][:1]])
@@ -244,7 +244,7 @@ def test_xtd_has_captions_line_by_line_and_both_languages_share_their_images(tmp
 
 
 def test_tars_and_the_hubs_own_format_have_a_caption_a_line(tmp_path: Path) -> None:
-    layouts.wds(tmp_path / "wds_mscoco_captions", "test", ["\n".join(several).encode() for several in EN], ".txt")
+    layouts.wds(tmp_path / "wds_mscoco_captions", "test", ["\n".join(lines_of).encode() for lines_of in EN], ".txt")
     matches(open_dataset("coco", data_root=tmp_path), EN)
-    layouts.rows("jpg", txt=["\n".join(several) for several in EN]).save_to_disk(tmp_path / "flickr30k")
+    layouts.rows("jpg", txt=["\n".join(lines_of) for lines_of in EN]).save_to_disk(tmp_path / "flickr30k")
     matches(open_dataset("flickr30k", data_root=tmp_path), EN)

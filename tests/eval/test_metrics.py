@@ -48,18 +48,18 @@ def mean(values: Sequence[float]) -> float:
 
 def auc(scores: Sequence[float], truth: Sequence[bool]) -> float:
     true, false = (
-        [one for one, is_true in zip(scores, truth, strict=True) if is_true == kind] for kind in (True, False)
+        [cell for cell, is_true in zip(scores, truth, strict=True) if is_true == kind] for kind in (True, False)
     )
-    return mean([(one > other) + (one == other) / 2 for one in true for other in false])
+    return mean([(cell > low) + (cell == low) / 2 for cell in true for low in false])
 
 
 def steps(scores: Sequence[float], truth: Sequence[bool]) -> list[tuple[float, float]]:
     """(precision, recall) of taking all rows from a score on, for each score that occurs, the highest first."""
-    found = []
+    points = []
     for least in sorted(set(scores), reverse=True):
-        taken = [is_true for one, is_true in zip(scores, truth, strict=True) if one >= least]
-        found.append((sum(taken) / len(taken), sum(taken) / sum(truth)))
-    return found
+        above = [is_true for cell, is_true in zip(scores, truth, strict=True) if cell >= least]
+        points.append((sum(above) / len(above), sum(above) / sum(truth)))
+    return points
 
 
 def precision_by_steps(scores: Sequence[float], truth: Sequence[bool]) -> float:
@@ -75,7 +75,7 @@ def precision_at_eleven(scores: Sequence[float], truth: Sequence[bool]) -> float
     if not any(truth):
         return math.nan
     curve = [(1.0, 0.0), *steps(scores, truth)]  # sklearn's last point
-    return mean([max(own for own, recall in curve if recall >= least / 10 - 1e-9) for least in range(11)])
+    return mean([max(precision for precision, recall in curve if recall >= least / 10 - 1e-9) for least in range(11)])
 
 
 def over_classes(values: Sequence[float]) -> float:
@@ -88,14 +88,14 @@ def over_classes(values: Sequence[float]) -> float:
 @given(SCORES, LABELS, WEIGHTS)
 @settings(max_examples=60)
 def test_top_k_and_mean_per_class_are_as_defined(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> None:
-    found, lines = score_classes(scores, labels, "top1"), scores.tolist()
+    result, lines = score_classes(scores, labels, "top1"), scores.tolist()
     chances = {k: [chance(line, label, k) for line, label in zip(lines, labels.tolist(), strict=True)] for k in (1, 5)}
-    assert found.details["predictions"].tolist() == [line.index(max(line)) for line in lines]
+    assert result.details["predictions"].tolist() == [line.index(max(line)) for line in lines]
     for given_weights, rows in ((None, [*range(ROWS)]), ({"labels": weights}, repeated(weights))):
         expected = {f"top{k}": mean([chances[k][row] for row in rows]) for k in (1, 5)}
-        by_class = [[chances[1][row] for row in rows if labels[row] == one] for one in range(CLASSES)]
-        expected["mean_per_class"] = mean([mean(own) for own in by_class if own])
-        assert metrics_of(found.details, given_weights) == pytest.approx(expected)
+        by_class = [[chances[1][row] for row in rows if labels[row] == label] for label in range(CLASSES)]
+        expected["mean_per_class"] = mean([mean(chances_of) for chances_of in by_class if chances_of])
+        assert metrics_of(result.details, given_weights) == pytest.approx(expected)
     assert metrics.tied_answers(scores) == mean([line.count(max(line)) > 1 for line in lines])
 
 
@@ -104,26 +104,28 @@ def test_top_k_and_mean_per_class_are_as_defined(scores: np.ndarray, labels: np.
 def test_mean_precisions_are_over_classes_that_occur(
     scores: np.ndarray, truth: np.ndarray, weights: np.ndarray
 ) -> None:
-    found, cosines = score_classes(scores, truth, "map11"), scores.T.tolist()
-    probabilities = found.details["scores"].T.tolist()
-    logits = [[100 * one for one in line] for line in scores.tolist()]
+    result, cosines = score_classes(scores, truth, "map11"), scores.T.tolist()
+    probabilities = result.details["scores"].T.tolist()
+    logits = [[100 * cell for cell in line] for line in scores.tolist()]
     for row, line in enumerate(logits):
-        sums = sum(math.exp(one - max(line)) for one in line)
-        assert [math.exp(one - max(line)) / sums for one in line] == pytest.approx([one[row] for one in probabilities])
+        sums = sum(math.exp(cell - max(line)) for cell in line)
+        assert [math.exp(cell - max(line)) / sums for cell in line] == pytest.approx(
+            [cell[row] for cell in probabilities]
+        )
     labels = truth.T.tolist()
     plain = {
-        "map": over_classes([precision_by_steps(*one) for one in zip(cosines, labels, strict=True)]),
-        "map11": over_classes([precision_at_eleven(*one) for one in zip(probabilities, labels, strict=True)]),
+        "map": over_classes([precision_by_steps(*parsed) for parsed in zip(cosines, labels, strict=True)]),
+        "map11": over_classes([precision_at_eleven(*parsed) for parsed in zip(probabilities, labels, strict=True)]),
     }
-    assert found.metrics == pytest.approx(plain, nan_ok=True)
+    assert result.metrics == pytest.approx(plain, nan_ok=True)
     rows = repeated(weights)
     sampled = [
-        ([own[row] for row in rows], [is_true[row] for row in rows])
-        for own, is_true in zip(probabilities, labels, strict=True)
+        ([precision[row] for row in rows], [is_true[row] for row in rows])
+        for precision, is_true in zip(probabilities, labels, strict=True)
     ]
-    resampled = metrics_of(found.details, {"labels": weights})
+    resampled = metrics_of(result.details, {"labels": weights})
     assert resampled == pytest.approx(
-        {"map11": over_classes([precision_at_eleven(*one) for one in sampled])}, nan_ok=True
+        {"map11": over_classes([precision_at_eleven(*parsed) for parsed in sampled])}, nan_ok=True
     )
 
 
@@ -133,12 +135,12 @@ def test_the_auc_of_two_classes_is_that_of_the_second_ones_probability(data: som
     # A gap of 0.4 or more is a probability of 1 in double precision.
     scores = data.draw(arrays(np.float32, (ROWS, 2), elements=TIED)) / 4
     labels = data.draw(arrays(np.int64, ROWS, elements=some.integers(0, 1)))
-    found = score_classes(scores, labels, "roc_auc")
+    result = score_classes(scores, labels, "roc_auc")
     gaps = [100 * (second - first) for first, second in scores.tolist()]  # the probability grows with the gap
-    assert found.metrics["roc_auc"] == pytest.approx(auc(gaps, [label == 1 for label in labels]), nan_ok=True)
+    assert result.metrics["roc_auc"] == pytest.approx(auc(gaps, [label == 1 for label in labels]), nan_ok=True)
     weights = data.draw(WEIGHTS)
     expected = auc(*zip(*((gaps[row], labels[row] == 1) for row in repeated(weights)), strict=True))
-    assert metrics_of(found.details, {"labels": weights})["roc_auc"] == pytest.approx(expected, nan_ok=True)
+    assert metrics_of(result.details, {"labels": weights})["roc_auc"] == pytest.approx(expected, nan_ok=True)
 
 
 ABOUT = some.lists(
@@ -157,29 +159,29 @@ ABOUT = some.lists(
 def test_recalls_count_queries_one_of_whose_targets_is_among_the_first_k(
     images: np.ndarray, texts: np.ndarray, about: list[tuple[int, ...]], both_ways: bool, data: some.DataObject
 ) -> None:
-    found = score_retrieval(images, texts, about, both_ways)
+    result = score_retrieval(images, texts, about, both_ways)
     cosines = [
         [sum(a * b for a, b in zip(text, image, strict=True)) for image in images.tolist()] for text in texts.tolist()
     ]
-    places = {"image": [rank(line, wanted) for line, wanted in zip(cosines, about, strict=True)]}
+    places = {"image": [rank(line, targets) for line, targets in zip(cosines, about, strict=True)]}
     if both_ways:
-        of_image = [[number for number, several in enumerate(about) if image in several] for image in range(4)]
+        of_image = [[number for number, listed in enumerate(about) if image in listed] for image in range(4)]
         columns = list(zip(*cosines, strict=True))
-        places["text"] = [rank(columns[image], wanted) for image, wanted in enumerate(of_image) if wanted]
+        places["text"] = [rank(columns[image], targets) for image, targets in enumerate(of_image) if targets]
     weights = {
-        f"{what}_ranks": np.asarray(
-            data.draw(some.lists(some.integers(1, 3), min_size=len(one), max_size=len(one))), float
+        f"{target}_ranks": np.asarray(
+            data.draw(some.lists(some.integers(1, 3), min_size=len(ranks), max_size=len(ranks))), float
         )
-        for what, one in places.items()
+        for target, ranks in places.items()
     }
-    for own in ({}, weights):
+    for weighting in ({}, weights):
         recalls: dict[str, float] = {}
-        for what, one in places.items():
-            assert found.details[f"{what}_ranks"].tolist() == one
-            drawn = [one[row] for row in (repeated(own[f"{what}_ranks"]) if own else range(len(one)))]
-            recalls |= {f"{what}_recall@{k}": mean([place < k for place in drawn]) for k in (1, 5, 10)}
+        for target, ranks in places.items():
+            assert result.details[f"{target}_ranks"].tolist() == ranks
+            drawn = [ranks[row] for row in (repeated(weighting[f"{target}_ranks"]) if weighting else range(len(ranks)))]
+            recalls |= {f"{target}_recall@{k}": mean([place < k for place in drawn]) for k in (1, 5, 10)}
         expected = {**recalls, "mean_recall": mean(list(recalls.values()))}
-        assert metrics_of(found.details, own) == pytest.approx(expected)
+        assert metrics_of(result.details, weighting) == pytest.approx(expected)
 
 
 @given(SCORES, LABELS, TRUTH, some.integers(0, ROWS - 1), some.integers(0, CLASSES - 1), some.sampled_from(BAD))
@@ -227,12 +229,12 @@ def test_a_probe_learns_separable_classes_and_equals_scikit_learns_own_search() 
 
     train, train_labels = _blobs(0, 90)
     test, test_labels = _blobs(1, 300)
-    found = probe(train, train_labels, test, test_labels, "top1", 0)
+    result = probe(train, train_labels, test, test_labels, "top1", 0)
     best = max(
         LogisticRegression(C=strength, max_iter=1000).fit(train, train_labels).score(test, test_labels)
         for strength in (0.1, 1, 10, 100)
     )
-    assert found.metrics["top1"] == pytest.approx(best, abs=0.02) and best > 0.9
+    assert result.metrics["top1"] == pytest.approx(best, abs=0.02) and best > 0.9
     shuffled = np.random.default_rng(0).permutation(train_labels)
     assert probe(train, shuffled, test, test_labels, "top1", 0).metrics["top1"] < 0.6
 
@@ -240,8 +242,8 @@ def test_a_probe_learns_separable_classes_and_equals_scikit_learns_own_search() 
 def test_a_probe_for_several_classes_per_image_and_for_two_classes() -> None:
     train, labels = _blobs(0, 90)
     test, test_labels = _blobs(1, 90)
-    several = probe(train, np.eye(3, dtype=bool)[labels], test, np.eye(3, dtype=bool)[test_labels], "map11", 0)
-    assert several.metrics["map11"] > 0.9
+    listed = probe(train, np.eye(3, dtype=bool)[labels], test, np.eye(3, dtype=bool)[test_labels], "map11", 0)
+    assert listed.metrics["map11"] > 0.9
     lacking = labels != 1  # no training image of class 1, so it is never predicted
     assert probe(train[lacking], labels[lacking], test, test_labels, "top1", 0).metrics["top1"] <= 2 / 3
     two = probe(train, labels.clip(max=1), test, test_labels.clip(max=1), "roc_auc", 0)

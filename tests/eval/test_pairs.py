@@ -148,14 +148,16 @@ def expected_metrics(row: Row, data_set: DataSet, language: Language, embed: Emb
         rows = [number for number in rows if captions[number]]
         images, of_image = embed([data_set.images[number] for number in rows]), [captions[number] for number in rows]
         texts = list(dict.fromkeys(chain(*of_image)))
-        about = [{place for place, several in enumerate(of_image) if text in several} for text in texts]
-        metrics = recalls(embed(texts), images, about, "image")
+        images_of = [{place for place, image_texts in enumerate(of_image) if text in image_texts} for text in texts]
+        metrics = recalls(embed(texts), images, images_of, "image")
         if not data_set.is_retrieval:  # MUGE: from text to image alone
-            metrics |= recalls(images, embed(texts), [{*map(texts.index, several)} for several in of_image], "text")
+            metrics |= recalls(
+                images, embed(texts), [{*map(texts.index, image_texts)} for image_texts in of_image], "text"
+            )
         return len(rows), metrics | {"mean_recall": np.mean([*metrics.values()])}
-    names = list(dict.fromkeys(several[0] for several in captions))
-    own = PROMPTS[language]["own"] if data_set.classes else ["{}"]
-    templates = {"own": own, "compact": PROMPTS[language]["compact"], "name": ["{}"]}[row["templates"]]
+    names = list(dict.fromkeys(image_texts[0] for image_texts in captions))
+    templates = PROMPTS[language]["own"] if data_set.classes else ["{}"]
+    templates = {"own": templates, "compact": PROMPTS[language]["compact"], "name": ["{}"]}[row["templates"]]
     classes = np.stack([embed([template.format(name) for template in templates]).mean(axis=0) for name in names])
     classes /= np.linalg.norm(classes, axis=1, keepdims=True)
     same = np.linalg.matrix_power(classes @ classes.T > 1 - 1e-5, len(classes))  # alike, or by way of others
@@ -259,13 +261,13 @@ def test_an_option_changes_results_and_what_saves_time_does_not(row: Row, names:
     row = row | {"data": "together"} if row["data"] == "captions" else row
     plain = {option: next(iter(labels)) for option, labels in ARRAY.table.items()}
     first = results(row, tmp_path)
-    other = {"workers": "one" if row["workers"] == "three" else "three", "cache": "no"}
-    assert results(row | other, tmp_path, "--set", "eval.batch_size=5") == first
-    kept = {"workers", "cache", "output", "format", "model", "data", "partial"}
-    kept |= {option for option in ("languages", "precision") if row[option] in ("both", "fp32")}
-    kept |= {"languages"} if row["data"] in ("tar", "mixed") else set()
-    kept |= {"templates"} if row["templates"] == "name" else set()
-    for option in ARRAY.table.keys() - kept:
+    changed = {"workers": "one" if row["workers"] == "three" else "three", "cache": "no"}
+    assert results(row | changed, tmp_path, "--set", "eval.batch_size=5") == first
+    same = {"workers", "cache", "output", "format", "model", "data", "partial"}
+    same |= {option for option in ("languages", "precision") if row[option] in ("both", "fp32")}
+    same |= {"languages"} if row["data"] in ("tar", "mixed") else set()
+    same |= {"templates"} if row["templates"] == "name" else set()
+    for option in ARRAY.table.keys() - same:
         omitted = row | {option: plain[option]}
         if row[option] != plain[option] and ARRAY.follows_rules(omitted):
             assert results(omitted, tmp_path) != first, option

@@ -87,9 +87,9 @@ CASES: list[tuple[str, Write, str, str]] = [  # data set, what is there, error, 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[2][:40])
 def test_what_is_not_whole_is_refused(case: tuple[str, Write, str, str], tmp_path: Path) -> None:
-    name, write, what, hint = case
+    name, write, problem, hint = case
     write(tmp_path)
-    with pytest.raises(DcclipError, match=what) as caught:
+    with pytest.raises(DcclipError, match=problem) as caught:
         open_dataset(name, data_root=tmp_path)
     assert "\n" not in caught.value.what and hint in caught.value.hint
 
@@ -108,12 +108,12 @@ def test_another_wording_of_the_class_names_is_accepted(tmp_path: Path) -> None:
 
 
 def test_a_data_set_without_a_root_is_looked_for_on_the_hub(tmp_path: Path) -> None:
-    for name, root, what in (
+    for name, root, problem in (
         ("cifar10", None, "data set cifar10 needs its images: clip-benchmark/wds_vtab-cifar10 cannot be"),
         ("muge-cn", None, "data set muge-cn needs its images: neither --data-root nor the hub has"),
         ("dtd", tmp_path / "nowhere", "nowhere is not a folder"),
     ):
-        with pytest.raises(DcclipError, match=what):
+        with pytest.raises(DcclipError, match=problem):
             open_dataset(name, data_root=root)
 
 
@@ -125,9 +125,9 @@ def hint_of(name: str, root: Path, wanted: str) -> str:
     with pytest.raises(DcclipError) as caught:
         open_dataset(name, data_root=root)
     clear()  # files are changed between two commands, not within one
-    found = re.search(wanted, caught.value.hint)
-    assert found, caught.value.hint
-    return found[1]
+    match = re.search(wanted, caught.value.hint)
+    assert match, caught.value.hint
+    return match[1]
 
 
 def test_images_are_where_the_hint_says_they_are_looked_for(tmp_path: Path) -> None:

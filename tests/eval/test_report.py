@@ -30,13 +30,13 @@ NAMES = ["猫", "狗", "<b>鸟</b>", "鱼"]
 def test_weak_classes_and_confusions_are_counted() -> None:
     labels = np.asarray([0, 0, 0, 0, 1, 1, 2, 3])
     best = np.asarray([0, 1, 1, 2, 1, 0, 0, 3])
-    one = result("a", score_classes(np.eye(4)[best], labels, "top1"), class_names=NAMES)
-    found = errors_of(one, None)
-    assert found is not None
+    first = result("a", score_classes(np.eye(4)[best], labels, "top1"), class_names=NAMES)
+    errors = errors_of(first, None)
+    assert errors is not None
     worst = [("<b>鸟</b>", 0.0, 1, "猫"), ("猫", 0.25, 4, "狗"), ("狗", 0.5, 2, "猫")]
-    assert [tuple(weak.values()) for weak in found.worst] == worst
+    assert [tuple(weak.values()) for weak in errors.worst] == worst
     confusions = [("猫", "狗", 2, 0.5), ("猫", "<b>鸟</b>", 1, 0.25)]
-    assert [tuple(pair.values()) for pair in found.confusions[:2]] == confusions
+    assert [tuple(pair.values()) for pair in errors.confusions[:2]] == confusions
 
 
 def test_the_page_has_both_languages_and_shows_wrong_images(tmp_path: Path) -> None:
@@ -76,17 +76,17 @@ def test_the_report_says_where_languages_do_not_compare_and_which_classes_are_on
 
 def test_results_of_several_folders_are_one_table_with_charts(tmp_path: Path) -> None:
     for folder, right, model in (("甲", 300, "学生"), ("乙", 100, "学生"), ("丙", 400, "teacher")):
-        each = [
+        expected = [
             result(model, guesses(right), dataset=name, language=language, model_fingerprint=folder)
             for name, language in (("dtd", "en"), ("dtd-cn", "zh"))
         ]
-        save_results([*each, result("other", guesses(8))], tmp_path / folder)
+        save_results([*expected, result("other", guesses(8))], tmp_path / folder)
     folders = [tmp_path / name for name in ("甲", "乙", "丙")]
     convert_results(folders, tmp_path / "out")
     head, *rows = (tmp_path / "out/table.csv").read_text("utf-8").splitlines()
     first, second = (f"学生 in {folder}" for folder in folders[:2])
-    own = [f"{model} {which}" for model in (first, "other", second, "teacher") for which in ("en", "zh", "zh - en")]
-    assert head.split(",") == ["data set", "metric", *(name for name in own if name[:7] != "other z")]
+    columns = [f"{model} {which}" for model in (first, "other", second, "teacher") for which in ("en", "zh", "zh - en")]
+    assert head.split(",") == ["data set", "metric", *(name for name in columns if name[:7] != "other z")]
     assert rows == ["dtd,top-1,75.0,75.0,+0.0,2.0,25.0,25.0,+0.0,100.0,100.0,+0.0"]
     latex = (tmp_path / "out/table.tex").read_text("utf-8").splitlines()
     assert latex[2] == r"data set & metric & model & en & zh & zh - en \\"
@@ -111,8 +111,8 @@ def test_the_table_of_a_folder_has_all_its_data_sets_in_one_order(tmp_path: Path
     convert_results(tmp_path / "out", tmp_path / "again")
     for name in ("summary.json", "table.csv", "table.md"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
-    other = [result("学生", guesses(8), dataset="mnist", model_fingerprint="other weights")]
-    save_report(other, [], tmp_path / "out", Silent())
+    second = [result("学生", guesses(8), dataset="mnist", model_fingerprint="other weights")]
+    save_report(second, [], tmp_path / "out", Silent())
     assert len((tmp_path / "out/table.csv").read_text("utf-8").splitlines()) == 2
 
 
@@ -131,20 +131,20 @@ def test_another_precision_than_fp32_is_named_next_to_the_model(tmp_path: Path) 
     for name in ("table.md", "table.tex", "table.csv", "report.html", "bars.svg"):
         text = (tmp_path / name).read_text("utf-8")
         assert "学生 (bf16)" in text and "学生 (fp32)" not in text
-    for one in results:
-        save_results([one], tmp_path / one.precision)
-    found = compare(str(tmp_path / "fp32"), str(tmp_path / "bf16"))
-    assert (found.first, found.second) == ("学生", "学生 (bf16)")
+    for row in results:
+        save_results([row], tmp_path / row.precision)
+    comparison = compare(str(tmp_path / "fp32"), str(tmp_path / "bf16"))
+    assert (comparison.first, comparison.second) == ("学生", "学生 (bf16)")
 
 
 def test_results_that_do_not_compare_are_not_side_by_side_without_a_remark(tmp_path: Path) -> None:
-    one, other = result("甲", guesses(300)), result("乙", guesses(300), class_names_sha256="others", n=399)
-    remark = table([one, other]).rows[0].remark
+    first, second = result("甲", guesses(300)), result("乙", guesses(300), class_names_sha256="others", n=399)
+    remark = table([first, second]).rows[0].remark
     assert remark == "class names and numbers of images differ: do not compare"
     assert translated(remark, "zh") == "类别名和图片数量不同：不可比较"
-    assert table([one, replace(one, model="乙")]).rows[0].remark == ""
-    save_results([one], tmp_path / "a")
-    save_results([replace(one, value=0.5)], tmp_path / "b")
+    assert table([first, replace(first, model="乙")]).rows[0].remark == ""
+    save_results([first], tmp_path / "a")
+    save_results([replace(first, value=0.5)], tmp_path / "b")
     with pytest.raises(DcclipError, match=r"甲 on dtd en has 0\.7500 and 0\.5000"):
         convert_results([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
 
@@ -159,22 +159,22 @@ def folder(model_folder: Path, tmp_path: Path) -> Path:
 
 def entries(folder: Path) -> dict[tuple[str, str], float]:
     data = ModelCard.load(folder / "README.md").data
-    return {(one.dataset_name, one.dataset_config): one.metric_value for one in data.eval_results or []}
+    return {(entry.dataset_name, entry.dataset_config): entry.metric_value for entry in data.eval_results or []}
 
 
 def test_both_languages_are_in_the_card_and_the_model_still_loads(folder: Path) -> None:
     en, zh = result("学生", guesses(300)), result("学生", guesses(250), dataset="dtd-cn", language="zh")
     score = score_retrieval(np.eye(3), np.eye(3), [(0,), (1,), (2,)], True)
-    own = result("学生", score, "mean_recall", "我的图", "zh", task="retrieval")
+    ours = result("学生", score, "mean_recall", "我的图", "zh", task="retrieval")
     before = ModelCard.load(folder / "README.md")
     assert before.data.eval_results is None
     without = replace(en, dataset="mnist", corrupt={"3.png": "cut"})
-    update_card(folder, [en, zh, own, replace(en, dataset="pets", limit=7), replace(zh, task="linear probe"), without])
+    update_card(folder, [en, zh, ours, replace(en, dataset="pets", limit=7), replace(zh, task="linear probe"), without])
     card = ModelCard.load(folder / "README.md")
     assert entries(folder) == {("dtd", "en"): 75.0, ("dtd-cn", "zh"): 62.5, ("我的图", "zh"): 100.0}
     assert card.data.model_name == "学生" and card.text == before.text
-    kept = {name: value for name, value in card.data.to_dict().items() if name != "model-index"}
-    assert kept == before.data.to_dict() and kept["language"] == ["zh", "en"]
+    fields = {name: value for name, value in card.data.to_dict().items() if name != "model-index"}
+    assert fields == before.data.to_dict() and fields["language"] == ["zh", "en"]
     [first, *_] = card.data.to_dict()["model-index"][0]["results"]
     assert first["task"] == {"type": "zero-shot-image-classification", "name": "zero-shot classification"}
     assert first["dataset"]["type"] == "clip-benchmark/wds_vtab-dtd"

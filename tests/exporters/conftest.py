@@ -25,10 +25,10 @@ def export_model(model_folder: Path, pairs_file: Path, tmp_path: Path) -> Export
 
     def run(model: str | Path = model_folder, out: str = "out", data: Path | None = pairs_file, **more: Any) -> Any:
         evaluation = more.pop("evaluation", None)
-        given = DataOptions(train=str(data)) if data else None
+        data_options = DataOptions(train=str(data)) if data else None
         options = ExportOptions.model_validate(more)
         where = tmp_path / out
-        return export(options=options, model=resolve(str(model)), out=where, data=given, evaluation=evaluation)
+        return export(options=options, model=resolve(str(model)), out=where, data=data_options, evaluation=evaluation)
 
     return run
 
@@ -121,8 +121,8 @@ def student(folder: Path, timm: str, teacher: Path | None = None, bias: float = 
     tokenizer = trim_tokenizer(teacher, captions, 300) if teacher else train_tokenizer(captions, 300)
     config = students.model_config(options, 16, tokenizer.get_vocab_size())
     model = students.build_model(config, 0)
-    if bias and (found := students.projection_bias(model)) is not None:
-        found.data.fill_(bias)
+    if bias and (projection_bias := students.projection_bias(model)) is not None:
+        projection_bias.data.fill_(bias)
     assert isinstance(options.image, students.ImageTower)
     save_model(folder, model, config, students.preprocessing_of(options.image), tokenizer, {})
     return folder

@@ -53,9 +53,9 @@ def test_images_in_any_number_come_out_as_from_torch(exported: ExportResult, mod
     with torch.no_grad():
         expected = torch.nn.functional.normalize(load_model(model_folder).image_features(pixels).embedding, dim=-1)
     session = onnxruntime.InferenceSession(str(exported.folder / "image.onnx"))
-    [found] = session.run(["image_embeds"], {"pixel_values": pixels.numpy()})
-    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    [rows] = session.run(["image_embeds"], {"pixel_values": pixels.numpy()})
+    np.testing.assert_allclose(rows, expected.numpy(), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
 
 
 @pytest.mark.any_cpu
@@ -71,13 +71,13 @@ def test_texts_of_any_length_come_out_as_from_torch(
         features = towers.text_features(Tokens(ids, torch.ones_like(ids)))
     expected = torch.nn.functional.normalize(features.embedding, dim=-1)
     session = onnxruntime.InferenceSession(str(exported.folder / "text.onnx"))
-    [found] = session.run(["text_embeds"], {"input_ids": ids.numpy()})
-    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+    [rows] = session.run(["text_embeds"], {"input_ids": ids.numpy()})
+    np.testing.assert_allclose(rows, expected.numpy(), atol=1e-5)
 
 
 def test_the_bundle_contains_what_is_needed_to_use_it(exported: ExportResult, model_folder: Path) -> None:
     towers = load_model(model_folder)
-    found = about(exported)
+    record = about(exported)
     assert sorted(file.name for file in exported.folder.iterdir()) == [
         "README.md",
         "dcclip.json",
@@ -86,13 +86,13 @@ def test_the_bundle_contains_what_is_needed_to_use_it(exported: ExportResult, mo
         "tokenizer.json",
     ]
     assert towers.preprocessing is not None
-    assert found["preprocessing"] == json.loads(json.dumps(towers.preprocessing.to_config()))
-    assert found["logit_scale"] == pytest.approx(towers.logit_scale)
-    assert found["prompts"] == {"en": ["{}"], "zh": ["{}"]} and found["languages"] == ["en", "zh"]
-    assert found["parity"]["agreement"] == parity(exported).agreement == 1
-    assert found["parity"]["images"] == 40 and found["parity"]["text_max_difference"] < 1e-5
-    theirs, own = (load_tokenizer(folder).encode_batch(TEXTS) for folder in (exported.folder, model_folder))
-    assert [one.ids for one in theirs] == [one.ids for one in own]
+    assert record["preprocessing"] == json.loads(json.dumps(towers.preprocessing.to_config()))
+    assert record["logit_scale"] == pytest.approx(towers.logit_scale)
+    assert record["prompts"] == {"en": ["{}"], "zh": ["{}"]} and record["languages"] == ["en", "zh"]
+    assert record["parity"]["agreement"] == parity(exported).agreement == 1
+    assert record["parity"]["images"] == 40 and record["parity"]["text_max_difference"] < 1e-5
+    theirs, ours = (load_tokenizer(folder).encode_batch(TEXTS) for folder in (exported.folder, model_folder))
+    assert [item.ids for item in theirs] == [item.ids for item in ours]
     for name in ("image.onnx", "text.onnx"):  # without source paths
         content = (exported.folder / name).read_bytes()
         assert b"site-packages" not in content and b"dcclip_cli" not in content
@@ -117,18 +117,18 @@ def test_int8_is_smaller_close_to_the_model_the_same_each_time_and_independent_o
 
 def test_an_export_that_differs_too_much_leaves_the_earlier_one(export_model: Exporting, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    about = {"kind": "bundle"}
-    (tmp_path / "out/dcclip.json").write_text(json.dumps(about))
+    content = {"kind": "bundle"}
+    (tmp_path / "out/dcclip.json").write_text(json.dumps(content))
     with pytest.raises(DcclipError, match="onnx export in fp32 differs too much from the model: image embeddings"):
         export_model(parity={"max_difference": 0})  # no two libraries agree in the very last bit
-    assert json.loads((tmp_path / "out/dcclip.json").read_text()) == about
+    assert json.loads((tmp_path / "out/dcclip.json").read_text()) == content
     assert [file.name for file in tmp_path.rglob("*")] == ["out", "dcclip.json"]
 
 
 def test_a_bundle_is_exported_to_other_formats_of_its_graphs(exported: ExportResult, export_model: Exporting) -> None:
-    found = export_model(exported.folder, format="immich")
-    assert parity(found).image_max_difference == parity(found).text_max_difference == 0
-    assert about(found)["name"] == about(exported)["name"]
+    result = export_model(exported.folder, format="immich")
+    assert parity(result).image_max_difference == parity(result).text_max_difference == 0
+    assert about(result)["name"] == about(exported)["name"]
 
 
 def test_an_fp16_export_that_overflows_keeps_more_in_fp32(
@@ -150,17 +150,17 @@ def test_models_of_transformers_can_be_exported(
     teacher: str, hub_teachers: Path, siglip_folder: Path, clip_folder: Path, export_model: Exporting
 ) -> None:
     model = {"siglip": siglip_folder, "clip": clip_folder}.get(teacher, hub_teachers / teacher)
-    made = export_model(f"hf:{model}", parity={"min_agreement": 0.9})  # random: its best texts are nearly tied
-    assert parity(made).text_max_difference < 1e-5 and parity(made).image_max_difference < 1e-5
-    assert about(made)["fixed_length"] == (teacher == "siglip")
+    result = export_model(f"hf:{model}", parity={"min_agreement": 0.9})  # random: its best texts are nearly tied
+    assert parity(result).text_max_difference < 1e-5 and parity(result).image_max_difference < 1e-5
+    assert about(result)["fixed_length"] == (teacher == "siglip")
 
 
 def test_models_of_open_clip_can_be_exported_with_texts_of_any_length(
     open_clip_name: str, export_model: Exporting
 ) -> None:
-    made = export_model(open_clip_name, parity={"min_agreement": 0.9})
-    assert parity(made).text_max_difference < 1e-5  # with the texts and the tokens of open_clip's own tokenizer
-    session = onnxruntime.InferenceSession(str(made.folder / "text.onnx"))
+    result = export_model(open_clip_name, parity={"min_agreement": 0.9})
+    assert parity(result).text_max_difference < 1e-5  # with the texts and the tokens of open_clip's own tokenizer
+    session = onnxruntime.InferenceSession(str(result.folder / "text.onnx"))
     ids = np.asarray([[49406, 320, 2368, 49407]])  # "a cat"
     [short] = session.run(["text_embeds"], {"input_ids": ids})
     [padded] = session.run(["text_embeds"], {"input_ids": np.pad(ids, ((0, 0), (0, 73)))})
@@ -168,20 +168,20 @@ def test_models_of_open_clip_can_be_exported_with_texts_of_any_length(
 
 
 def test_the_recipes_test_sets_are_evaluated_before_and_after(export_model: Exporting, pairs_file: Path) -> None:
-    made = export_model(data=None, parity={"images": 15}, evaluation=EvalOptions(datasets=(str(pairs_file),)))
-    found = parity(made).accuracy
-    assert {(one.dataset, one.language, one.images) for one in found} == {("train", "en", 15), ("train", "zh", 15)}
-    assert all(one.before == one.after and one.agreement == 1 for one in found)
+    result = export_model(data=None, parity={"images": 15}, evaluation=EvalOptions(datasets=(str(pairs_file),)))
+    rows = parity(result).accuracy
+    assert {(row.dataset, row.language, row.images) for row in rows} == {("train", "en", 15), ("train", "zh", 15)}
+    assert all(row.before == row.after and row.agreement == 1 for row in rows)
 
 
 def test_prompts_of_a_recipe_are_written_to_the_bundle_whose_graphs_have_the_same_bytes(
     exported: ExportResult, export_model: Exporting
 ) -> None:
     prompts = {"en": ["a photo of a {}"], "zh": ["一张{}的照片", "{}"]}
-    made = export_model(data=None, prompts=prompts)
-    assert about(made)["prompts"] == prompts
+    result = export_model(data=None, prompts=prompts)
+    assert about(result)["prompts"] == prompts
     for name in ("image.onnx", "text.onnx"):  # that of `exported` was traced by itself
-        assert (made.folder / name).read_bytes() == (exported.folder / name).read_bytes()
+        assert (result.folder / name).read_bytes() == (exported.folder / name).read_bytes()
     with pytest.raises(ValueError, match=r"each template for zh needs {}"):
         ExportOptions(prompts={"zh": ("一张照片",)})
 
@@ -189,11 +189,11 @@ def test_prompts_of_a_recipe_are_written_to_the_bundle_whose_graphs_have_the_sam
 def test_models_with_the_same_image_tower_have_bundles_with_the_same_image_fingerprint(
     exported: ExportResult, model_folder: Path, export_model: Exporting, tmp_path: Path
 ) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(model_folder, other)
-    weights = load_file(other / WEIGHTS)
-    save_file(weights | {"text.text_projection": weights["text.text_projection"] + 1}, other / WEIGHTS)
-    write_record(other / "dcclip.json", read_provenance(model_folder).content)
-    second = OnnxEncoder(export_model(other, parity=ANY_AGREEMENT).folder, "cpu")
+    elsewhere = tmp_path / "other"
+    shutil.copytree(model_folder, elsewhere)
+    weights = load_file(elsewhere / WEIGHTS)
+    save_file(weights | {"text.text_projection": weights["text.text_projection"] + 1}, elsewhere / WEIGHTS)
+    write_record(elsewhere / "dcclip.json", read_provenance(model_folder).content)
+    second = OnnxEncoder(export_model(elsewhere, parity=ANY_AGREEMENT).folder, "cpu")
     first = OnnxEncoder(exported.folder, "cpu")
     assert first.fingerprint != second.fingerprint and first.image_fingerprint == second.image_fingerprint

@@ -41,12 +41,12 @@ def test_immich_finds_its_files_and_names(model_folder: Path, export_model: Expo
     rows = [session.run(None, {"text": np.array([tokenizer.encode(text).ids], np.int32)})[0][0] for text in TEXTS]
     expected = load_encoder(resolve(str(model_folder)), "cpu")
     np.testing.assert_allclose(rows, expected.encode_texts(TEXTS), atol=1e-5)
-    about = json.loads((result.folder / "visual/preprocess_cfg.json").read_text("utf-8"))
-    assert about == json.loads(json.dumps(dict(expected.preprocessing)))
+    settings = json.loads((result.folder / "visual/preprocess_cfg.json").read_text("utf-8"))
+    assert settings == json.loads(json.dumps(dict(expected.preprocessing)))
     image = Image.new("RGB", (80, 50), "green")
     visual = onnxruntime.InferenceSession(str(result.folder / "visual/model.onnx"))
-    found = visual.run(None, {"image": expected.preprocess(image)[np.newaxis]})[0]
-    np.testing.assert_allclose(found, expected.encode_pixels(expected.preprocess(image)[np.newaxis]), atol=1e-5)
+    output = visual.run(None, {"image": expected.preprocess(image)[np.newaxis]})[0]
+    np.testing.assert_allclose(output, expected.encode_pixels(expected.preprocess(image)[np.newaxis]), atol=1e-5)
     assert visual.get_outputs()[0].name == "embedding"
 
 
@@ -58,8 +58,8 @@ def test_one_graph_gives_pipelines_of_transformers_js_the_logits(
     import onnxruntime
 
     model = model_folder if kind == "student" else f"hf:{siglip_folder}"
-    given = {"preprocess": preprocess} if preprocess else {}
-    folder = export_model(model, format="transformers.js", parity={"min_agreement": 0.9}, **given).folder
+    options = {"preprocess": preprocess} if preprocess else {}
+    folder = export_model(model, format="transformers.js", parity={"min_agreement": 0.9}, **options).folder
     noise = np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8)
     expected = load_encoder(resolve(str(model)), "cpu")
     pixels = expected.preprocess(Image.fromarray(noise))[np.newaxis]
@@ -74,15 +74,15 @@ def test_one_graph_gives_pipelines_of_transformers_js_the_logits(
     length = read_json(folder / "tokenizer_config.json", "")["model_max_length"]
     padding = {"length": length} if config["model_type"] == "siglip" else {}
     tokenizer.enable_padding(pad_id=read_json(folder / "dcclip.json", "")["padding_id"], **padding)
-    ids = np.asarray([one.ids for one in tokenizer.encode_batch(TEXTS)], np.int64)
+    ids = np.asarray([item.ids for item in tokenizer.encode_batch(TEXTS)], np.int64)
     names = ["logits_per_image", "logits_per_text", "image_embeds", "text_embeds"]
     session = onnxruntime.InferenceSession(str(folder / "onnx/model.onnx"))
-    found = dict(zip(names, session.run(names, {"pixel_values": pixels, "input_ids": ids}), strict=True))
-    np.testing.assert_allclose(found["text_embeds"], texts, atol=1e-5)
-    np.testing.assert_allclose(found["image_embeds"], images, atol=5e-3)
-    logits = expected.logit_scale * found["image_embeds"] @ texts.T + (expected.logit_bias or 0)
-    np.testing.assert_allclose(found["logits_per_image"], logits, atol=1e-3)
-    np.testing.assert_array_equal(found["logits_per_text"], found["logits_per_image"].T)
+    outputs = dict(zip(names, session.run(names, {"pixel_values": pixels, "input_ids": ids}), strict=True))
+    np.testing.assert_allclose(outputs["text_embeds"], texts, atol=1e-5)
+    np.testing.assert_allclose(outputs["image_embeds"], images, atol=5e-3)
+    logits = expected.logit_scale * outputs["image_embeds"] @ texts.T + (expected.logit_bias or 0)
+    np.testing.assert_allclose(outputs["logits_per_image"], logits, atol=1e-3)
+    np.testing.assert_array_equal(outputs["logits_per_text"], outputs["logits_per_image"].T)
 
 
 @pytest.mark.parametrize("projection", ["behind the network", "in place of its classifier"])
@@ -98,7 +98,7 @@ def test_transformers_loads_a_student_with_its_own_classes(
     assert result.parity is not None and result.parity.agreement > 0.9
     model = AutoModel.from_pretrained(result.folder)
     assert type(model).__name__ == "VisionTextDualEncoderModel" and type(model.text_model).__name__ == "CLIPTextModel"
-    tokenizer, processor = (one.from_pretrained(result.folder) for one in (AutoTokenizer, AutoImageProcessor))
+    tokenizer, processor = (loader.from_pretrained(result.folder) for loader in (AutoTokenizer, AutoImageProcessor))
     expected = load_encoder(resolve(str(model_folder)), "cpu")
     tokens = tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt")
     texts = model.get_text_features(tokens.input_ids, tokens.attention_mask).pooler_output.detach().numpy()
@@ -133,11 +133,11 @@ def test_sentence_transformers_embeds_images_and_texts_by_itself(
 
 
 def test_sentence_transformers_runs_a_bundle_in_int8_by_the_documented_module() -> None:
-    found = dict[str, Any]()
-    exec(snippets()["sentence_transformers"], found)
+    scope = dict[str, Any]()
+    exec(snippets()["sentence_transformers"], scope)
     photo, expected = str(ROOT / "recipes/starter/photos/cat.jpg"), load("starter")
-    np.testing.assert_array_equal(found["model"].encode(TEXTS), expected.embed_texts(TEXTS))
-    np.testing.assert_array_equal(found["model"].encode([photo]), expected.embed_images([photo]))
+    np.testing.assert_array_equal(scope["model"].encode(TEXTS), expected.embed_texts(TEXTS))
+    np.testing.assert_array_equal(scope["model"].encode([photo]), expected.embed_images([photo]))
 
 
 def test_photographs_that_transformers_crops_otherwise_are_compared_by_their_middle_squares(
@@ -174,11 +174,11 @@ def test_the_documented_code_for_a_runtime_gives_the_models_embeddings(
     assert max(result.parity.image_max_difference, result.parity.text_max_difference) < 1e-5
     monkeypatch.chdir(result.folder.parent)
     Image.open(ROOT / "recipes/starter/photos/cat.jpg").save("cat.jpg")
-    code, found = snippets(), dict[str, Any]()
-    exec(code["input"] + code[package], found)
+    code, scope = snippets(), dict[str, Any]()
+    exec(code["input"] + code[package], scope)
     expected = load(model_folder)
-    np.testing.assert_allclose(found["image"], expected.embed_images(["cat.jpg"]), atol=1e-5)
-    np.testing.assert_allclose(found["texts"], expected.embed_texts(["猫", "dog"]), atol=1e-5)
+    np.testing.assert_allclose(scope["image"], expected.embed_images(["cat.jpg"]), atol=1e-5)
+    np.testing.assert_allclose(scope["texts"], expected.embed_texts(["猫", "dog"]), atol=1e-5)
 
 
 @pytest.mark.parametrize("package", ["faiss", "qdrant_client", "lancedb", "duckdb", "sqlite_vec"])
@@ -191,10 +191,10 @@ def test_the_documented_code_for_a_vector_store_finds_the_nearest_images(
     for out in ("photos.npy", "photos.parquet"):
         embed(photos, out=out, model="starter")
     embed(texts=["猫"], out="query.npy", model="starter")
-    code, found = snippets(), dict[str, Any]()
-    exec(code["rows"] + code[package], found)
-    assert found["best"] == [found["names"][place] for place in np.argsort(-found["rows"] @ found["query"])[:3]]
-    assert Path(found["best"][0]).name == "cat.jpg"
+    code, scope = snippets(), dict[str, Any]()
+    exec(code["rows"] + code[package], scope)
+    assert scope["best"] == [scope["names"][place] for place in np.argsort(-scope["rows"] @ scope["query"])[:3]]
+    assert Path(scope["best"][0]).name == "cat.jpg"
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -220,11 +220,11 @@ def test_mnn_rounds_the_image_towers_weights_and_the_embedding_table(
 ) -> None:
     pytest.importorskip("MNN")
     limits = {"min_agreement": 0.5}  # of random networks, which embed all images in nearly one point
-    exact, rounded = (export_model(format="mnn", out=one, precision=one, parity=limits) for one in ("fp32", "int8"))
+    exact, rounded = (export_model(format="mnn", out=kind, precision=kind, parity=limits) for kind in ("fp32", "int8"))
     assert rounded.parity is not None and rounded.parity.int8_largest_pair_sum is None
     assert min(rounded.parity.image_centred_cosine, rounded.parity.text_centred_cosine) > 0.99
     image, text = (
-        [(one.folder / name).stat().st_size for one in (exact, rounded)] for name in ("image.mnn", "text.mnn")
+        [(result.folder / name).stat().st_size for result in (exact, rounded)] for name in ("image.mnn", "text.mnn")
     )
     table = load_file(model_folder / "open_clip_model.safetensors")["text.token_embedding.weight"]
     assert image[1] < 0.6 * image[0]

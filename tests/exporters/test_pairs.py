@@ -137,6 +137,6 @@ def test_an_export_gives_what_its_model_gives_or_is_refused(
     elif target.name in ("onnx", "web", "open_clip", "transformers", "sentence-transformers"):
         exports.append(load_encoder(resolve(str(folder)), "cpu"))
     for encoder in exports:
-        found = embeddings(encoder)
-        assert np.abs(found - expected).max() < LARGEST[row["precision"]] + 0.01 * is_graph
-        assert (found * expected).sum(axis=1).min() > 0.9
+        vectors = embeddings(encoder)
+        assert np.abs(vectors - expected).max() < LARGEST[row["precision"]] + 0.01 * is_graph
+        assert (vectors * expected).sum(axis=1).min() > 0.9

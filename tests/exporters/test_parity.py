@@ -93,14 +93,14 @@ def samples(data: DataOptions, count: int) -> Samples:
 
 
 def test_images_without_texts_are_matched_with_the_names_of_imagenets_classes(data: DataOptions) -> None:
-    found = samples(data.model_copy(update={"texts": None}), 3)
-    assert [(len(names), names[1]) for names in found.labels] == [(1000, "金鱼"), (1000, "goldfish")]
-    assert len(found.images) == 3
+    drawn = samples(data.model_copy(update={"texts": None}), 3)
+    assert [(len(names), names[1]) for names in drawn.labels] == [(1000, "金鱼"), (1000, "goldfish")]
+    assert len(drawn.images) == 3
 
 
 def test_pairs_come_before_images_unless_they_are_embeddings(data: DataOptions, pairs_file: Path, points: Path) -> None:
-    found = samples(data.model_copy(update={"train": str(pairs_file)}), 128)
-    assert (found.source, len(found.images), len(found.labels[0])) == ("train.parquet", 40, 40)
+    drawn = samples(data.model_copy(update={"train": str(pairs_file)}), 128)
+    assert (drawn.source, len(drawn.images), len(drawn.labels[0])) == ("train.parquet", 40, 40)
     assert len(samples(data.model_copy(update={"train": str(points)}), 128).images) == 5
     assert samples(DataOptions(train=str(points)), 128).source == "made-up images"
 
@@ -109,7 +109,7 @@ def test_images_are_read_when_they_are_asked_for_and_a_broken_one_is_named(
     data: DataOptions, pictures: list[Path]
 ) -> None:
     pictures[1].write_bytes(b"no image")
-    found = samples(data, 5).squares()
-    assert found.images[0].size == (48, 48)
+    drawn = samples(data, 5).squares()
+    assert drawn.images[0].size == (48, 48)
     with pytest.raises(DcclipError, match=rf"{pictures[1].name}: .* is not a readable image"):
-        list(found.images)
+        list(drawn.images)

@@ -46,12 +46,12 @@ def test_pixels_of_noise_of_any_size_are_those_of_pillow(preprocessing: Preproce
     differences = []
     for width, height in SIZES:
         image = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        [found] = session.run(None, {"rgb_image": image[np.newaxis]})
+        [result] = session.run(None, {"rgb_image": image[np.newaxis]})
         expected = preprocessing(Image.fromarray(image))
-        assert found.shape == (1, *expected.shape)
-        differences.append(np.abs(levels(preprocessing, found[0]) - levels(preprocessing, expected)).round(2).ravel())
-    found = np.concatenate(differences)
-    assert found.max() <= largest and (found > 0).mean() < 0.004
+        assert result.shape == (1, *expected.shape)
+        differences.append(np.abs(levels(preprocessing, result[0]) - levels(preprocessing, expected)).round(2).ravel())
+    result = np.concatenate(differences)
+    assert result.max() <= largest and (result > 0).mean() < 0.004
 
 
 def test_an_export_with_preprocessing_predicts_from_images_of_any_size(
@@ -65,8 +65,8 @@ def test_an_export_with_preprocessing_predicts_from_images_of_any_size(
     assert json.loads((result.folder / "dcclip.json").read_text())["preprocess"] == "graph"
     graph = load(result.folder)
     labels = ["红色的圆", "a blue square", "绿色", "star"]
-    for found, expected in zip(graph.predict(photos, labels), outside.predict(photos, labels), strict=True):
-        assert found == pytest.approx(expected, abs=1e-3)
+    for prediction, expected in zip(graph.predict(photos, labels), outside.predict(photos, labels), strict=True):
+        assert prediction == pytest.approx(expected, abs=1e-3)
     again = export_model(model=result.folder, out="again")  # a bundle stays as it is
     assert (again.folder / "image.onnx").read_bytes() == (result.folder / "image.onnx").read_bytes()
     with pytest.raises(DcclipError, match="a bundle with its preprocessing in the graph"):
@@ -86,11 +86,11 @@ def photos(tmp_path: Path) -> list[ImageInput]:
 
 def test_the_starter_is_exported_with_preprocessing_and_keeps_the_rest(export_model: Exporting) -> None:
     result = export_model(model="starter", data=None, preprocess="graph")
-    about = json.loads((result.folder / "dcclip.json").read_text())
+    record = json.loads((result.folder / "dcclip.json").read_text())
     before = json.loads(Path("dcclip_cli/starter/dcclip.json").read_text())
-    kept = ("name", "precision", "parameters", "prompts", "logit_scale", "preprocessing", "kept_fp32")
-    assert {key: about[key] for key in kept} == {key: before[key] for key in kept}
-    assert about["parity"]["int8_largest_pair_sum"] == before["parity"]["int8_largest_pair_sum"]
+    same_keys = ("name", "precision", "parameters", "prompts", "logit_scale", "preprocessing", "kept_fp32")
+    assert {key: record[key] for key in same_keys} == {key: before[key] for key in same_keys}
+    assert record["parity"]["int8_largest_pair_sum"] == before["parity"]["int8_largest_pair_sum"]
 
 
 def test_a_bundle_stays_in_its_precision(export_model: Exporting) -> None:

@@ -27,14 +27,14 @@ WEIGHTS = np.asarray([[1.0, 0.1], [0.33, -0.05]], np.float32)  # columns are out
 
 
 def graph(nodes: list[Any], weights: dict[str, np.ndarray], takes: int = TensorProto.FLOAT) -> Any:
-    made = helper.make_graph(
+    graph_proto = helper.make_graph(
         nodes,
         "graph",
         [helper.make_tensor_value_info("x", takes, [None, 2] if takes == TensorProto.FLOAT else [None])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, 2])],
         [numpy_helper.from_array(values, name) for name, values in weights.items()],
     )
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)])
+    model = helper.make_model(graph_proto, opset_imports=[helper.make_opsetid("", 18)])
     model.ir_version = 10
     checker.check_model(model)
     return model
@@ -75,15 +75,15 @@ def test_a_bias_corrects_the_mean_effect_of_rounding_also_where_two_nodes_share_
 
 
 def test_equal_rows_of_a_table_are_stored_once() -> None:
-    several = np.repeat(WEIGHTS, 3, axis=0)[[0, 3, 1, 4, 2, 5]]
-    model = graph([helper.make_node("Gather", ["w", "x"], ["y"], "rows")], {"w": several}, TensorProto.INT64)
+    repeated = np.repeat(WEIGHTS, 3, axis=0)[[0, 3, 1, 4, 2, 5]]
+    model = graph([helper.make_node("Gather", ["w", "x"], ["y"], "rows")], {"w": repeated}, TensorProto.INT64)
     rounded = with_rounded_tables(in_memory(model))
     assert rounded.weights["w_int8"].shape == WEIGHTS.shape
     alone = with_rounded_tables(
         in_memory(graph([helper.make_node("Gather", ["w", "x"], ["y"], "rows")], {"w": WEIGHTS}, TensorProto.INT64))
     )
-    found = run(rounded.proto, np.arange(6))
-    np.testing.assert_array_equal(found, run(alone.proto, np.asarray([0, 1, 0, 1, 0, 1])))
+    rows = run(rounded.proto, np.arange(6))
+    np.testing.assert_array_equal(rows, run(alone.proto, np.asarray([0, 1, 0, 1, 0, 1])))
 
 
 @pytest.mark.parametrize(
@@ -101,8 +101,8 @@ def test_an_activation_that_is_kept_passes_as_it_is(kept: list[str], expected: l
     ]
     model = graph(nodes, {name: np.asarray(value) for name, value in scales.items()})
     assert rounded_activations(in_memory(model)) == ["x", "y_whole"]
-    found = run(without_rounding(in_memory(model), kept).proto, np.asarray([[0.34, 0.26]], np.float32))
-    np.testing.assert_allclose(found, [expected], atol=1e-6)
+    products = run(without_rounding(in_memory(model), kept).proto, np.asarray([[0.34, 0.26]], np.float32))
+    np.testing.assert_allclose(products, [expected], atol=1e-6)
 
 
 def test_the_most_sensitive_parts_are_kept_first(tmp_path: Path) -> None:
@@ -146,14 +146,14 @@ def test_a_tower_too_large_to_try_its_parts_keeps_the_smallest_weights(
     tower = Int8Tower(tmp_path / "text.onnx", [np.eye(2, dtype=np.float32)])
     # 36 weights are 36 bytes; `last` takes 12 more in fp32, `wide` and `narrow` 48 each: a half, 18, is room for one.
     tower.write(tmp_path / "int8.onnx", weights=0.5)
-    kept = {weight.name for weight in onnx.load(tmp_path / "int8.onnx").graph.initializer}
-    assert "last" in kept and not {"wide", "narrow"} & kept
+    weight_names = {weight.name for weight in onnx.load(tmp_path / "int8.onnx").graph.initializer}
+    assert "last" in weight_names and not {"wide", "narrow"} & weight_names
 
 
 def convolutions() -> Any:
     """Three convolutions of 4x4 pixels and a head: 16, 16 and 512 multiply-adds, 32 and 2."""
-    ones = {"a": (1, 1, 1, 1), "b": (1, 1, 1, 1), "c": (32, 1, 1, 1)}
-    weights = {name: np.full(shape, 0.5, np.float32) for name, shape in (ones | {"bias": (1,)}).items()}
+    shapes = {"a": (1, 1, 1, 1), "b": (1, 1, 1, 1), "c": (32, 1, 1, 1)}
+    weights = {name: np.full(shape, 0.5, np.float32) for name, shape in (shapes | {"bias": (1,)}).items()}
     weights |= {"d": np.full((32, 1), 0.5, np.float32), "e": np.full((1, 2), 0.3, np.float32)}
     nodes = [
         helper.make_node("Conv", ["x", "a", "bias"], ["h1"], "first"),
@@ -201,11 +201,11 @@ def two_products(weights: dict[str, np.ndarray] = SQUARE) -> Any:
     ]
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 2]) for name in "xy")
     tensors = [numpy_helper.from_array(values, name) for name, values in weights.items()]
-    made = helper.make_model(
+    graph_proto = helper.make_model(
         helper.make_graph(nodes, "g", [x], [y], tensors), opset_imports=[helper.make_opsetid("", 18)]
     )
-    made.ir_version = 10
-    return made
+    graph_proto.ir_version = 10
+    return graph_proto
 
 
 @pytest.fixture

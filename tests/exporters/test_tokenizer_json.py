@@ -30,10 +30,10 @@ console.log(JSON.stringify(texts.map((text) => tokenizer.encode(text).ids)));
 
 def names_and_words() -> list[str]:
     """Each of them once: names, alternates and folders of classes, templates, and words as the starter learnt them."""
-    found = [text for file in sorted(prompts.FOLDER.glob("*.json")) for text in _texts(json.loads(file.read_text()))]
+    words = [text for file in sorted(prompts.FOLDER.glob("*.json")) for text in _texts(json.loads(file.read_text()))]
     for file in sorted([*STARTER.glob("*.tsv"), *STARTER.glob("*.txt")]):
-        found += file.read_text("utf-8").replace("\t", ";").replace("\n", ";").split(";")
-    return list(dict.fromkeys(filter(str.strip, found)))
+        words += file.read_text("utf-8").replace("\t", ";").replace("\n", ";").split(";")
+    return list(dict.fromkeys(filter(str.strip, words)))
 
 
 def _texts(content: Any) -> Iterator[str]:
@@ -48,7 +48,7 @@ def _texts(content: Any) -> Iterator[str]:
 def ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return [one.ids for one in tokenizer.encode_batch(list(texts))]
+    return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
 
 
 def ids_in_javascript(tokenizer: Tokenizer, texts: Sequence[str], folder: Path) -> list[list[int]]:
@@ -58,8 +58,8 @@ def ids_in_javascript(tokenizer: Tokenizer, texts: Sequence[str], folder: Path) 
         ["node", "--input-type=module", "--eval", JAVASCRIPT], cwd=folder,
         input=json.dumps([json.loads(tokenizer.to_str()), texts]), capture_output=True, text=True, check=True,
     )  # fmt: skip
-    found: list[list[int]] = json.loads(done.stdout)
-    return found
+    ids_by_text: list[list[int]] = json.loads(done.stdout)
+    return ids_by_text
 
 
 def unigram(pre_tokenizer: pre_tokenizers.PreTokenizer, **words: bool) -> Tokenizer:
@@ -81,7 +81,7 @@ def test_all_names_and_words_have_the_models_tokens_in_python_and_javascript(
 ) -> None:
     words = (STARTER / "words.txt").read_text("utf-8").splitlines()
     gemma_tokenizer(tmp_path, 700)
-    own = {
+    own_tokens = {
         "gemma": lambda: load_tokenizer(tmp_path),
         "starter": lambda: load_tokenizer(STARTER / "model"),
         "student of the starter": lambda: trim_tokenizer(STARTER / "model", [*words[::3], "emu", "an emu"], 2500, True),
@@ -89,13 +89,13 @@ def test_all_names_and_words_have_the_models_tokens_in_python_and_javascript(
         "words in capitals": lambda: unigram(pre_tokenizers.WhitespaceSplit(), Ale=True, House=True, OA=False),
         "phrases": lambda: unigram(pre_tokenizers.BertPreTokenizer(), **{"pale ale": True, "pale": True}),
     }[kind]()
-    alike = for_all_clients(own)
+    alike = for_all_clients(own_tokens)
     check_alike(alike, "it")
-    asked = [*names_and_words(), *texts(), "pale ale", "a pale whale", "Ale-house", "pale ales", "ale pale"]
-    asked += [text.replace(" ", "  ") + "©" for text in asked[::50]]
-    expected = ids(own, asked)
-    for found in (ids(alike, asked), ids_in_javascript(alike, asked, tmp_path)):
-        assert [text for text, now, then in zip(asked, found, expected, strict=True) if now != then] == []
+    queries = [*names_and_words(), *texts(), "pale ale", "a pale whale", "Ale-house", "pale ales", "ale pale"]
+    queries += [text.replace(" ", "  ") + "©" for text in queries[::50]]
+    expected = ids(own_tokens, queries)
+    for token_ids in (ids(alike, queries), ids_in_javascript(alike, queries, tmp_path)):
+        assert [text for text, now, then in zip(queries, token_ids, expected, strict=True) if now != then] == []
     assert for_all_clients(alike).to_str() == alike.to_str()
 
 

@@ -33,9 +33,9 @@ PHOTOS = sorted((ROOT / "recipes/starter/photos").glob("*.jpg"))
 
 def test_the_page_is_whole_small_and_refers_to_nothing_else(page_folder: Path) -> None:
     names = {file.relative_to(page_folder).as_posix() for file in page_folder.rglob("*") if file.is_file()}
-    own = [name for name in names if re.search(r"^[^/]*\.(html|js|css)$", name)]
+    page_files = [name for name in names if re.search(r"^[^/]*\.(html|js|css)$", name)]
     used = set()
-    for name in own:
+    for name in page_files:
         text = (page_folder / name).read_text("utf-8")
         assert not re.search(r"https?://(?!localhost)", text), name
         used |= set(re.findall(r'"(?:\./)?((?:libraries/)?[\w-]+\.(?:js|json|onnx|wasm|css|svg))"', text))
@@ -51,8 +51,8 @@ def test_the_page_is_whole_small_and_refers_to_nothing_else(page_folder: Path) -
 
 def test_predict_reads_the_page_as_a_bundle(page_folder: Path) -> None:
     labels = ["宇航员", "猫", "coffee", "花", "rocket", "寺庙"]  # the first is a word that the starter never learnt
-    found = load(page_folder).predict(list(PHOTOS), labels)
-    assert [next(iter(one)) for one in found][1:] == labels[1:]
+    predictions = load(page_folder).predict(list(PHOTOS), labels)
+    assert [next(iter(prediction)) for prediction in predictions][1:] == labels[1:]
 
 
 POOLS = [(0x20, 0x7E), (0xA1, 0x24F), (0x370, 0x52F), (0x2010, 0x205E), (0x2190, 0x27BF), (0x3000, 0x30FF)]
@@ -72,11 +72,11 @@ WRITTEN += ["“quotes” ‘a’—b…", "___ -- ++ ~~ 〜～", "", " ", "</s>
 def texts() -> list[str]:
     """Chinese, English, full-width, emoji, combining and odd ones; and some at random."""
     choose = random.Random(0)
-    made = []
+    requests = []
     for _ in range(400):
         pools = [choose.choice(POOLS) for _ in range(choose.randint(1, 12))]
-        made.append("".join(chr(choose.randint(*pool)) + choose.choice(["", "", " "]) for pool in pools))
-    return WRITTEN + made
+        requests.append("".join(chr(choose.randint(*pool)) + choose.choice(["", "", " "]) for pool in pools))
+    return WRITTEN + requests
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="there is no node to run the page's modules")
@@ -87,29 +87,29 @@ def test_tokens_and_probabilities_are_those_of_python(page_folder: Path, tmp_pat
     image, *classes = (row / np.linalg.norm(row) for row in rng.normal(size=(4, 8)))
     templates = {"zh": ["一张{}的照片", "{}"], "en": ["a photo of a {}"]}
     labels = "猫, dog，汽车、 \n猫,, 𠮷"
-    given = {"texts": texts(), "labels": labels, "image": image.tolist(), "templates": templates}
-    given["classes"] = [row.tolist() for row in classes]
+    inputs = {"texts": texts(), "labels": labels, "image": image.tolist(), "templates": templates}
+    inputs["classes"] = [row.tolist() for row in classes]
     done = subprocess.run(
         ["node", str(Path(__file__).with_name("tokens_of.mjs")), str(copy)],
-        input=json.dumps(given), capture_output=True, text=True, check=True,
+        input=json.dumps(inputs), capture_output=True, text=True, check=True,
     )  # fmt: skip
-    found = json.loads(done.stdout)
+    outputs = json.loads(done.stdout)
     encoder, tokenizer = OnnxEncoder(page_folder, "cpu"), load_tokenizer(page_folder)
     tokenizer.no_padding()
     tokenizer.enable_truncation(read_json(page_folder / "dcclip.json", "")["context_length"])
-    for text, ids in zip(texts(), found["ids"], strict=True):
+    for text, ids in zip(texts(), outputs["ids"], strict=True):
         assert ids == tokenizer.encode(" ".join(text.split())).ids, repr(text)
-    assert found["together"] == encoder.tokenize(texts()[:20]).tolist()
+    assert outputs["together"] == encoder.tokenize(texts()[:20]).tolist()
     names = split(labels.replace("\n", ","))
-    assert found["labels"] == names == ["猫", "dog", "汽车", "𠮷"]
-    assert found["texts"] == [fill(templates[language_by_script(name)], name) for name in names]
-    assert found["anything"][1] == ["a photo of a something"] and found["anything"][0][1] == "东西"
+    assert outputs["labels"] == names == ["猫", "dog", "汽车", "𠮷"]
+    assert outputs["texts"] == [fill(templates[language_by_script(name)], name) for name in names]
+    assert outputs["anything"][1] == ["a photo of a something"] and outputs["anything"][0][1] == "东西"
     rows = np.array(classes, np.float32)
-    np.testing.assert_allclose(found["mean"], class_means(rows, [3])[0], atol=1e-6)
+    np.testing.assert_allclose(outputs["mean"], class_means(rows, [3])[0], atol=1e-6)
     cosines, scale = np.array(classes) @ image, encoder.logit_scale
-    np.testing.assert_allclose(found["softmax"], softmax(image[None], np.array(classes), scale)[0], atol=1e-6)
-    np.testing.assert_allclose(found["sigmoid"], 1 / (1 + np.exp(3 - scale * cosines)), atol=1e-6)
-    np.testing.assert_allclose(found["against"], 1 / (1 + np.exp(scale * (cosines[::-1] - cosines))), atol=1e-6)
+    np.testing.assert_allclose(outputs["softmax"], softmax(image[None], np.array(classes), scale)[0], atol=1e-6)
+    np.testing.assert_allclose(outputs["sigmoid"], 1 / (1 + np.exp(3 - scale * cosines)), atol=1e-6)
+    np.testing.assert_allclose(outputs["against"], 1 / (1 + np.exp(scale * (cosines[::-1] - cosines))), atol=1e-6)
 
 
 # ---- packages of an npm registry: pinned, bounded, kept in the cache folder

@@ -61,11 +61,11 @@ def opened(browser: Any, address: str, locale: str = "zh-CN", width: int = 1280)
 
 def answers(page: Any) -> dict[str, list[tuple[str, float]]]:
     """File name -> labels and percentages, as they are shown."""
-    read = """[...document.querySelectorAll("#pictures > li")].map((card) => [
+    cards = """[...document.querySelectorAll("#pictures > li")].map((card) => [
         card.querySelector("img").alt,
         [...card.querySelectorAll("ol li")].map((row) => [row.children[0].textContent, row.children[1].textContent]),
     ])"""
-    return {name: [(label, float(value.rstrip("%"))) for label, value in rows] for name, rows in page.evaluate(read)}
+    return {name: [(label, float(value.rstrip("%"))) for label, value in rows] for name, rows in page.evaluate(cards)}
 
 
 def embeddings(page: Any) -> dict[str, list[float]]:
@@ -104,8 +104,8 @@ def test_the_page_answers_as_python_does(browser: Any, site: Site, tmp_path: Pat
     assert page.locator("#errors li").all_inner_texts() == []
     starter = load("starter")
     expected = dict(zip((file.name for file in files), starter.embed_images(list(files)), strict=True))
-    found = embeddings(page)
-    cosines = {name: float(np.dot(found[name], expected[name])) for name in expected}
+    vectors = embeddings(page)
+    cosines = {name: float(np.dot(vectors[name], expected[name])) for name in expected}
     assert min(cosines[file.name] for file in PHOTOS) >= 0.99, cosines
     assert min(cosines.values()) >= 0.98, cosines
     shown, predicted = answers(page), starter.predict(list(files), LABELS)
@@ -117,8 +117,8 @@ def test_the_page_answers_as_python_does(browser: Any, site: Site, tmp_path: Pat
     page.check("#multi")
     while answers(page) == alone:
         page.wait_for_timeout(100)
-    several = starter.predict(list(files), LABELS, multi_label=True)
-    for file, labels in zip(files, several, strict=True):
+    multi_label = starter.predict(list(files), LABELS, multi_label=True)
+    for file, labels in zip(files, multi_label, strict=True):
         assert dict(answers(page)[file.name])[next(iter(labels))] / 100 == pytest.approx(max(labels.values()), abs=0.06)
     page.check("input[value=search]")
     page.fill("#query", "a cup of coffee")
@@ -153,7 +153,7 @@ def test_both_languages_the_keyboard_and_a_phone(browser: Any, site: Site) -> No
             page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.id") == (focused or "")
     names = page.locator("button:visible, input:visible, textarea:visible")
-    assert all(one.evaluate("one => one.labels?.length || one.innerText.trim()") for one in names.all())
+    assert all(control.evaluate("one => one.labels?.length || one.innerText.trim()") for control in names.all())
     page.set_input_files("#files", PHOTOS[:2])
     page.wait_for_selector("#pictures > li:nth-child(2) ol li")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360

@@ -23,13 +23,13 @@ if marker := os.environ.get("FGCLIP2_MARKER"):  # for tests: whether this file r
 
 def resize_positional_embeddings(positional_embeddings, spatial_shapes, max_length):
     table = positional_embeddings.permute(2, 0, 1)[None]
-    found = torch.empty(len(spatial_shapes), max_length, table.shape[1])
+    embeddings = torch.empty(len(spatial_shapes), max_length, table.shape[1])
     for i in range(len(spatial_shapes)):
         height, width = spatial_shapes[i]
         resized = F.interpolate(table, (height, width), mode="bilinear", align_corners=False, antialias=True)
         resized = resized.reshape(table.shape[1], height * width).T
-        found[i, : height * width], found[i, height * width :] = resized, resized[0]
-    return found
+        embeddings[i, : height * width], embeddings[i, height * width :] = resized, resized[0]
+    return embeddings
 
 
 class Fgclip2Head(Siglip2MultiheadAttentionPoolingHead):

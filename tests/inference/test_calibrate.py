@@ -39,15 +39,17 @@ def test_predict_leaves_out_labels_below_their_own_thresholds(
     for name, picture in zip(("红色的圆", "green moon", "none"), pictures, strict=False):
         (folder / name).mkdir(parents=True)
         shutil.copy(picture, folder / name / picture.name)
-    found = json.loads(dcclip("calibrate", folder, "--model", model, "--json", "-q").stdout)
-    assert [one["label"] for one in found] == ["green moon", "红色的圆"] and all(one["pictures"] == 1 for one in found)
+    thresholds = json.loads(dcclip("calibrate", folder, "--model", model, "--json", "-q").stdout)
+    assert [row["label"] for row in thresholds] == ["green moon", "红色的圆"] and all(
+        row["pictures"] == 1 for row in thresholds
+    )
     same = dcclip_cli.calibrate(folder, model=model, out=tmp_path / "same.json")
-    assert [vars(threshold) for threshold in same.thresholds] == found and same.file == tmp_path / "same.json"
+    assert [vars(threshold) for threshold in same.thresholds] == thresholds and same.file == tmp_path / "same.json"
     ask = ("predict", pictures[0], "--model", model, "--labels", "红色的圆,green moon", "--multi-label", "--json", "-q")
     shown = json.loads(dcclip(*ask).stdout)[0]["labels"]
-    every = json.loads(dcclip(*ask, "--threshold", 1e-9).stdout)[0]["labels"]
-    least = {one["label"]: one["threshold"] for one in found}
-    assert shown == [one for one in every if one["probability"] >= least[one["label"]]]
+    all_labels = json.loads(dcclip(*ask, "--threshold", 1e-9).stdout)[0]["labels"]
+    least = {row["label"]: row["threshold"] for row in thresholds}
+    assert shown == [prediction for prediction in all_labels if prediction["probability"] >= least[prediction["label"]]]
     file = model / "thresholds.json"
     content = json.loads(file.read_text("utf-8"))
     content["labels"]["红色的圆"]["threshold"] = content["labels"]["green moon"]["threshold"] = 1.0
@@ -58,5 +60,5 @@ def test_predict_leaves_out_labels_below_their_own_thresholds(
 
 
 def test_the_starters_thresholds_need_a_file(tmp_path: Path) -> None:
-    said = dcclip("calibrate", tmp_path, "--model", "starter", expect=1).stderr
-    assert "error: thresholds cannot be written next to" in said and "--out thresholds.json" in said
+    stderr = dcclip("calibrate", tmp_path, "--model", "starter", expect=1).stderr
+    assert "error: thresholds cannot be written next to" in stderr and "--out thresholds.json" in stderr

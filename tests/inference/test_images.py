@@ -21,8 +21,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_folders_globs_and_listed_lines_mean_their_files(folder: Path) -> None:
-    found = [path.relative_to(folder).as_posix() for path in find_images([str(folder)])]
-    assert found == ["a.png", "下/更下/c.webp", "下/猫.JPG"]
+    paths = [path.relative_to(folder).as_posix() for path in find_images([str(folder)])]
+    assert paths == ["a.png", "下/更下/c.webp", "下/猫.JPG"]
     assert [path.name for path in find_images([f"{folder}/**/猫*"])] == ["猫.JPG"]
     listed = [f"{folder}/a.png\n", "\n", f"{folder}/下\r\n", "-\n"]
     assert [path.name for path in find_images(["-"], listed)] == ["a.png", "c.webp", "猫.JPG"]
@@ -64,9 +64,9 @@ def read(number: int) -> Image.Image:
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_results_keep_their_order_with_errors_among_them(batch_size: int) -> None:
     model: Any = Brightness()
-    found = dict(embed(model, range(12), read, batch_size))
-    assert list(found) == list(range(12))
-    for number, result in found.items():
+    embeddings = dict(embed(model, range(12), read, batch_size))
+    assert list(embeddings) == list(range(12))
+    for number, result in embeddings.items():
         if number % 5 == 3:
             assert isinstance(result, DcclipError) and result.what == f"{number} is broken"
         else:
@@ -75,11 +75,11 @@ def test_results_keep_their_order_with_errors_among_them(batch_size: int) -> Non
 
 
 def test_no_more_than_three_batches_are_read_ahead() -> None:
-    begun, seen = 0, threading.Lock()
+    begun, lock = 0, threading.Lock()
 
     def count(number: int) -> Image.Image:
         nonlocal begun
-        with seen:
+        with lock:
             begun += 1
         return read(0)
 

@@ -74,19 +74,19 @@ def test_a_picture_of_several_folders_is_one_hit(
     assert len(distinct(spellings)) == 1 and distinct([Path(folder, "下"), *spellings])[0] == Path(folder, "下")
     query = np.asarray(alone.embeddings[0])
     for top_k in (2, 5, 99):
-        indexes = [open_index(model, each) for each in (Path("链接/下"), folder, folder / "下")]
+        indexes = [open_index(model, path) for path in (Path("链接/下"), folder, folder / "下")]
         hits = search_all(indexes, query, top_k)
         assert [hit.image.resolve() for hit in hits] == [hit.image for hit in alone.search(query, top_k)]
 
 
 def test_an_index_that_is_broken_is_created_again(bundle_folder: Path, pictures: list[Path]) -> None:
     model, folder = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent
-    whole = open_index(model, folder)
+    full = open_index(model, folder)
     for file in blocks():
         damage(file, "cut")
     again = open_index(model, folder)
     assert again.embedded == 5
-    np.testing.assert_array_equal(again.embeddings, whole.embeddings)
+    np.testing.assert_array_equal(again.embeddings, full.embeddings)
 
 
 def test_where_the_cache_cannot_be_written_a_search_is_answered_and_says_that_nothing_is_kept(
@@ -99,15 +99,15 @@ def test_where_the_cache_cannot_be_written_a_search_is_answered_and_says_that_no
     def refuse(*_: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    said: list[str] = []
+    lines: list[str] = []
     (folder.parent / "later.png").rename(pictures[0])
     monkeypatch.setattr("os.fsync", refuse)
     for _ in range(2):
-        index = open_index(model, folder, progress=Lines(said.append))
+        index = open_index(model, folder, progress=Lines(lines.append))
         assert (index.embedded, len(index.paths)) == (1, 5)
         np.testing.assert_array_equal(index.embeddings[1:], before.embeddings)
     refusal = f"{blocks()[0].parent} cannot be written ({os.strerror(errno.EROFS)}): what is computed now is not kept"
-    assert said == [refusal] * 2
+    assert lines == [refusal] * 2
 
 
 def test_an_index_of_many_changes_stays_small(bundle_folder: Path, pictures: list[Path]) -> None:
@@ -150,13 +150,13 @@ def test_embeddings_of_a_stopped_call_are_used_and_bit_for_bit_the_same(
     for path, pair in zip(paths, pairs, strict=True):
         path.write_bytes(pair.image)
     paths[3].write_bytes(b"broken")  # which is tried again, and changes no batch
-    with embedded_images(model, paths, tmp_path / "other.npy", Silent()) as whole:
+    with embedded_images(model, paths, tmp_path / "other.npy", Silent()) as full:
         pass
     with pytest.raises(KeyboardInterrupt), embedded_images(Stopping(model), paths, out, Silent()):
         pass
     with embedded_images(model, paths, out, Silent()) as rest:
         assert (len(rest.vectors), rest.computed, list(rest.errors)) == (39, 8, [3])
-        np.testing.assert_array_equal(rest.vectors, whole.vectors)
+        np.testing.assert_array_equal(rest.vectors, full.vectors)
     assert blocks() == []
 
 
@@ -164,8 +164,8 @@ def test_embeddings_of_a_stopped_call_are_used_and_bit_for_bit_the_same(
 
 
 def unit(rows: int, width: int, seed: int = 0) -> np.ndarray:
-    found = np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
-    return found / np.linalg.norm(found, axis=1, keepdims=True)
+    vectors = np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def test_the_cosines_of_compressed_rows_are_those_with_the_restored_ones() -> None:
@@ -178,28 +178,28 @@ def test_the_cosines_of_compressed_rows_are_those_with_the_restored_ones() -> No
 
 def test_each_kind_and_number_of_dimensions_has_an_index_of_its_own(bundle_folder: Path, pictures: list[Path]) -> None:
     model, folder = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent
-    whole = open_index(model, folder)
+    full = open_index(model, folder)
     short = shortened(model, 8, Silent())
-    made = {
+    calls = {
         (encoder.name, kind): open_index(encoder, folder, kind=kind)
         for encoder in (model, short)
         for kind in ("int8", "binary")
     }
-    assert {index.embedded for index in made.values()} == {0}  # made from the whole index
+    assert {index.embedded for index in calls.values()} == {0}  # made from the whole index
     assert open_index(short, folder, fresh=True, kind="int8").embedded == 5
-    assert [index.embeddings.shape for index in made.values()] == [(5, 16), (5, 2), (5, 8), (5, 1)]
+    assert [index.embeddings.shape for index in calls.values()] == [(5, 16), (5, 2), (5, 8), (5, 1)]
     assert open_index(short, folder, kind="binary").embedded == 0
-    cut = whole.embeddings[:, :8] / np.linalg.norm(whole.embeddings[:, :8], axis=1, keepdims=True)
-    np.testing.assert_allclose(restored(made[short.name, "int8"].embeddings, "int8", 8), cut, atol=0.01)
+    cut = full.embeddings[:, :8] / np.linalg.norm(full.embeddings[:, :8], axis=1, keepdims=True)
+    np.testing.assert_allclose(restored(calls[short.name, "int8"].embeddings, "int8", 8), cut, atol=0.01)
     query = short.encode_texts(["红色的圆"])[0]
-    assert len(made[short.name, "binary"].search(query, 3)) == 3
+    assert len(calls[short.name, "binary"].search(query, 3)) == 3
 
 
 def test_dimensions_that_a_model_was_not_trained_for_are_warned_of_and_too_many_refused(bundle_folder: Path) -> None:
-    said: list[str] = []
+    lines: list[str] = []
     model = OnnxEncoder(bundle_folder, "cpu")
-    short = shortened(model, 8, Lines(said.append))
-    assert said == [f"warning: {model.name} was not trained for 8 dimensions (trained: none; see train option dims)"]
+    short = shortened(model, 8, Lines(lines.append))
+    assert lines == [f"warning: {model.name} was not trained for 8 dimensions (trained: none; see train option dims)"]
     vectors = short.encode_texts(["a red circle", "红色的圆"])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     with pytest.raises(DcclipError, match="embeddings of 16 numbers, fewer than 24"):

@@ -34,13 +34,13 @@ def test_the_python_api_predicts_what_the_command_does(
     folder = request.getfixturevalue(model)
     reference = f"hf:{folder}" if model == "altclip_folder" else str(folder)
     loaded = load(reference, device="cpu")
-    expected = [dict(one.labels) for one in predictions(reference, pictures)]
-    for found, wanted in zip(loaded.predict(list(pictures), LABELS), expected, strict=True):
-        assert list(found) == list(wanted) and found == pytest.approx(wanted, abs=1e-5)
-    one = loaded.predict(str(pictures[0]), LABELS, top_k=2)
-    assert list(one) == list(expected[0])[:2]
+    expected = [dict(prediction.labels) for prediction in predictions(reference, pictures)]
+    for result, expected_result in zip(loaded.predict(list(pictures), LABELS), expected, strict=True):
+        assert list(result) == list(expected_result) and result == pytest.approx(expected_result, abs=1e-5)
+    single = loaded.predict(str(pictures[0]), LABELS, top_k=2)
+    assert list(single) == list(expected[0])[:2]
     for options in ({}, {"multi_label": True}, {"top_k": 2}):
-        repeated, once = (loaded.predict(pictures[0], ["猫", "dog", *more], **options) for more in (["猫"], []))
+        repeated, once = (loaded.predict(pictures[0], ["猫", "dog", *extra], **options) for extra in (["猫"], []))
         assert list(repeated) == list(once) and repeated == pytest.approx(once)
 
 

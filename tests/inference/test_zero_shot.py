@@ -51,14 +51,14 @@ def test_the_embeddings_of_several_templates_are_averaged() -> None:
     labels = Labels(model, ["cat", "dog"], templates=["{} one", "{} two"])  # type: ignore[arg-type]
     # cat is half way between, at 45 degrees; an image in the north is sqrt(0.5) from it and 0 from dog
     logits = np.exp([2 * 0.5**0.5, 0.0])
-    [found] = labels.probabilities(np.asarray([NORTH], np.float32))
-    np.testing.assert_allclose(found, logits / logits.sum(), rtol=1e-6)
+    [probabilities] = labels.probabilities(np.asarray([NORTH], np.float32))
+    np.testing.assert_allclose(probabilities, logits / logits.sum(), rtol=1e-6)
 
 
 def test_multi_label_uses_the_models_own_bias() -> None:
     labels = Labels(Compass(["a dog"], bias=-1.0), ["猫", "dog"], multi_label=True)  # type: ignore[arg-type]
-    [found] = labels.probabilities(np.asarray([EAST], np.float32))
-    np.testing.assert_allclose(found, [1 / (1 + np.exp(-(2 - 1))), 1 / (1 + np.exp(1))], rtol=1e-6)
+    [probabilities] = labels.probabilities(np.asarray([EAST], np.float32))
+    np.testing.assert_allclose(probabilities, [1 / (1 + np.exp(-(2 - 1))), 1 / (1 + np.exp(1))], rtol=1e-6)
 
 
 def test_a_name_is_put_in_as_it_is_braces_and_all() -> None:

@@ -15,11 +15,11 @@ ROOT = Path(__file__).parents[2]
 
 def environment(extras: Iterable[str]) -> dict[str, str]:
     """Variables of a process that sees what `pip install 'dcclip[EXTRAS]'` would install, and no other package."""
-    there = _installed(f"dcclip[{','.join(extras)}]")
+    packages = _installed(f"dcclip[{','.join(extras)}]")
     hidden = [
         package
         for package, names in packages_distributions().items()
-        if not there & {canonicalize_name(name) for name in names}
+        if not packages & {canonicalize_name(name) for name in names}
     ]
     return os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -30,19 +30,19 @@ def environment(extras: Iterable[str]) -> dict[str, str]:
 
 def _installed(requirement: str) -> set[str]:
     """The distributions that a requirement brings, itself included."""
-    found, left = set[str](), {(requirement, "")}
-    seen = set(left)
-    while left:
-        text, extra = left.pop()
-        wanted = Requirement(text)
-        if wanted.marker and not wanted.marker.evaluate({"extra": extra}):
+    resolved, pending = set[str](), {(requirement, "")}
+    visited = set(pending)
+    while pending:
+        text, extra = pending.pop()
+        parsed = Requirement(text)
+        if parsed.marker and not parsed.marker.evaluate({"extra": extra}):
             continue
-        name = canonicalize_name(wanted.name)
-        found.add(name)
-        new = {(one, of) for of in ("", *wanted.extras) for one in _requirements(name, of)} - seen
-        seen |= new
-        left |= new
-    return found
+        name = canonicalize_name(parsed.name)
+        resolved.add(name)
+        new = {(dependency, of) for of in ("", *parsed.extras) for dependency in _requirements(name, of)} - visited
+        visited |= new
+        pending |= new
+    return resolved
 
 
 def _requirements(name: str, extra: str) -> list[str]:

@@ -61,13 +61,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def image(table: Any, row: int) -> bytes:
-    found = table.image(row)
-    return found if isinstance(found, bytes) else Path(found).read_bytes()
+    first_image = table.image(row)
+    return first_image if isinstance(first_image, bytes) else Path(first_image).read_bytes()
 
 
 def voc(folder: Path, table: Any, random: np.random.Generator) -> None:
     truth = np.concatenate([np.eye(20), random.random((60, 20)) < 0.1]).astype(np.uint8)
-    members = {f"s{row:03}.npy": layouts.npy(several) for row, several in enumerate(truth)}
+    members = {f"s{row:03}.npy": layouts.npy(values) for row, values in enumerate(truth)}
     members |= {f"s{row:03}.png": image(table, row) for row in range(len(truth))}
     layouts.write(folder / "classnames.txt", "\n".join(prompts.read("voc2007").names["en"]) + "\n")
     layouts.write(folder / "test/nshards.txt", "1\n")
@@ -78,8 +78,8 @@ def captions(folder: Path, split: str, table: Any) -> None:
     """As Chinese-CLIP publishes them; every fifth image has a second text, one text describes two images."""
     lines = [f"{row}\t{base64.urlsafe_b64encode(image(table, row)).decode()}\n" for row in range(60)]
     texts = [(table.captions("zh")[row][0], [row]) for row in range(60)]
-    texts += [(f"一张{text}的图片", about) for text, about in texts[::5]] + [("动物", [3, 4])]
-    rows = [{"text_id": n, "text": text, "image_ids": about} for n, (text, about) in enumerate(texts)]
+    texts += [(f"一张{text}的图片", image_ids) for text, image_ids in texts[::5]] + [("动物", [3, 4])]
+    rows = [{"text_id": n, "text": text, "image_ids": image_ids} for n, (text, image_ids) in enumerate(texts)]
     layouts.write(folder / f"{split}_imgs.tsv", "".join(lines))
     layouts.write(folder / f"{split}_texts.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
@@ -112,16 +112,16 @@ def test_mteb_measures_what_dcclip_does_to_a_millionth(root: Path, written: Path
     theirs = mteb.evaluate(meta, tasks, cache=None, co2_tracker=False, show_progress_bar=False).task_results
     [ours] = mteb.ResultCache(written).load_results(tasks=tasks)
     assert (ours.model_name, ours.model_revision) == (meta.name, meta.revision)
-    own = {result.task_name: result for result in ours.task_results}
-    assert own.keys() == set(names) and len(names) == 8
+    own_results = {result.task_name: result for result in ours.task_results}
+    assert own_results.keys() == set(names) and len(names) == 8
     for result in theirs:
-        expected, found = scores_of(result), scores_of(own[result.task_name])
-        assert 0.0 < found["main_score"] < 1.0
-        assert found == {name: pytest.approx(expected[name], abs=1e-6) for name in found}
-        assert result.dataset_revision == own[result.task_name].dataset_revision == "no_revision_available"
-        assert result.scores.keys() == own[result.task_name].scores.keys()
-    accuracy, recall = (scores_of(own["OxfordPetsZeroShot-zh"])[name] for name in ("accuracy", "recall"))
-    assert accuracy != recall == scores_of(own["OxfordPetsZeroShot-zh"])["main_score"]
+        expected, first_image = scores_of(result), scores_of(own_results[result.task_name])
+        assert 0.0 < first_image["main_score"] < 1.0
+        assert first_image == {name: pytest.approx(expected[name], abs=1e-6) for name in first_image}
+        assert result.dataset_revision == own_results[result.task_name].dataset_revision == "no_revision_available"
+        assert result.scores.keys() == own_results[result.task_name].scores.keys()
+    accuracy, recall = (scores_of(own_results["OxfordPetsZeroShot-zh"])[name] for name in ("accuracy", "recall"))
+    assert accuracy != recall == scores_of(own_results["OxfordPetsZeroShot-zh"])["main_score"]
 
 
 def test_the_facts_in_model_meta_are_those_of_the_directory_and_make_a_valid_model_meta(written: Path) -> None:
@@ -169,7 +169,7 @@ class Other(AbsEncoder):
 def test_a_model_that_dcclip_does_not_load_gets_whole_images_as_squares_and_one_embedding_a_class() -> None:
     rows = Dataset.from_dict({"image": [Image.new("RGB", (6, 4))]})
     images = DataLoader(
-        rows.cast_column("image", ImageFeature()), collate_fn=lambda rows: {"image": [one["image"] for one in rows]}
+        rows.cast_column("image", ImageFeature()), collate_fn=lambda rows: {"image": [row["image"] for row in rows]}
     )
     model = Other()
     ensemble = TemplateEnsemble(model, 2, ImageTransform(squash=True))
@@ -182,8 +182,8 @@ def test_probabilities_that_single_precision_would_call_equal_stay_apart() -> No
     model = Other()
     angles = np.asarray([0.6, 0.61])  # 1 - 5e-12 and 1 - 2e-11 for the first class
     images = np.stack([np.cos(angles), np.sin(angles)], 1)
-    found = TemplateEnsemble(model, 1, ImageTransform()).similarity(images, np.eye(2))
-    assert len(set(found[:, 0].tolist())) == 2 and set(found[:, 0].astype(np.float32).tolist()) == {1.0}
+    cosines = TemplateEnsemble(model, 1, ImageTransform()).similarity(images, np.eye(2))
+    assert len(set(cosines[:, 0].tolist())) == 2 and set(cosines[:, 0].astype(np.float32).tolist()) == {1.0}
 
 
 @pytest.mark.parametrize("page", ["README.md", "README.zh.md"])

@@ -14,7 +14,7 @@ def test_a_teacher_has_its_widths_and_grids_without_its_weights(kind: str, reque
     library = OpenClipTeacher if kind == "model" else TransformersTeacher
     teacher = library(model=str(request.getfixturevalue(f"{kind}_folder")))
     blank, loaded = teacher.source.blank(), teacher.load()
-    assert blank is not None and {str(one.device) for one in blank.parameters()} == {"meta"}
+    assert blank is not None and {str(parameter.device) for parameter in blank.parameters()} == {"meta"}
     assert widths(blank, (0,)) == widths(loaded, (0,)) and map_grids(blank, (0,)) == map_grids(loaded, (0,))
     assert blank.parameters_count() == loaded.parameters_count()
 

@@ -43,7 +43,7 @@ def test_embeddings_and_layers_equal_those_of_transformers(hub_teachers: Path, k
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, Siglip2Tokenizer
 
     folder = hub_teachers / kind
-    own: Any = AutoModel.from_pretrained(folder).eval()
+    peer: Any = AutoModel.from_pretrained(folder).eval()
     processor: Any = AutoImageProcessor.from_pretrained(folder, backend="pil")
     tokenizer: Any = (Siglip2Tokenizer if kind == "siglip2" else AutoTokenizer).from_pretrained(folder)
     length = {"chineseclip": 52, "siglip2": 64}.get(kind, 77)  # of texts in training
@@ -54,14 +54,14 @@ def test_embeddings_and_layers_equal_those_of_transformers(hub_teachers: Path, k
     images = [noise(*size) for size in ODD]
     towers = load(folder)
     with torch.no_grad():
-        expected = own.get_image_features(**processor(images=images, return_tensors="pt"), output_hidden_states=True)
+        expected = peer.get_image_features(**processor(images=images, return_tensors="pt"), output_hidden_states=True)
         pixels = torch.from_numpy(np.stack([towers.preprocess(image) for image in images]))
-        found = towers.image_features(pixels, layers=(0,))
-        torch.testing.assert_close(found.embedding, expected.pooler_output, rtol=0, atol=1e-5)
-        for own_map, hidden in ((found.layer(0), expected.hidden_states[1]), (found.map, expected.last_hidden_state)):
+        output = towers.image_features(pixels, layers=(0,))
+        torch.testing.assert_close(output.embedding, expected.pooler_output, rtol=0, atol=1e-5)
+        for own_map, hidden in ((output.layer(0), expected.hidden_states[1]), (output.map, expected.last_hidden_state)):
             patches = hidden[:, -16:].transpose(1, 2).unflatten(2, (4, 4))  # in reading order, after a class token
             torch.testing.assert_close(own_map, patches, rtol=0, atol=1e-5)
-        text = own.get_text_features(**tokens)
+        text = peer.get_text_features(**tokens)
         ours = towers.text_features(towers.tokenize(TEXTS))
         torch.testing.assert_close(ours.embedding, text.pooler_output, rtol=0, atol=1e-5)
         torch.testing.assert_close(ours.tokens, text.last_hidden_state, rtol=0, atol=1e-5)
@@ -82,17 +82,17 @@ def test_an_open_clip_directory_with_a_text_tower_of_transformers_loads_offline_
         from_pretrained = staticmethod(lambda name: AutoConfig.from_pretrained(folder))
 
     monkeypatch.setattr(hf_model, "AutoConfig", Offline)
-    own, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    peer, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    own.eval()
+    peer.eval()
     images = [noise(*size) for size in ODD]
     with torch.no_grad():
-        expected = own.encode_image(torch.stack([transform(image) for image in images]))
+        expected = peer.encode_image(torch.stack([transform(image) for image in images]))
         pixels = torch.from_numpy(np.stack([towers.preprocess(image) for image in images]))
         torch.testing.assert_close(towers.image_features(pixels).embedding, expected, rtol=0, atol=1e-5)
-        found = towers.text_features(towers.tokenize(TEXTS))
-        torch.testing.assert_close(found.embedding, own.encode_text(tokenizer(TEXTS)), rtol=0, atol=1e-5)
-    assert found.tokens.shape == (6, 77, 32)
+        output = towers.text_features(towers.tokenize(TEXTS))
+        torch.testing.assert_close(output.embedding, peer.encode_text(tokenizer(TEXTS)), rtol=0, atol=1e-5)
+    assert output.tokens.shape == (6, 77, 32)
 
 
 # ---- texts
@@ -124,10 +124,10 @@ def test_pickled_weights_are_read_once_and_kept_as_safetensors(
     monkeypatch.setenv("DCCLIP_CACHE", str(tmp_path / "cache"))
     lines: list[str] = []
     first = load(hub_teachers / "chineseclip", progress=Lines(lines.append))
-    [kept] = (tmp_path / "cache" / "weights").glob("*/model.safetensors")
+    [weights_file] = (tmp_path / "cache" / "weights").glob("*/model.safetensors")
     assert lines == [
         "chineseclip has only pickled weights (pytorch_model.bin): reading tensors alone, and keeping a copy as "
-        f"safetensors in {kept.parent}"
+        f"safetensors in {weights_file.parent}"
     ]
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpickled again"))
     again = load(copy(hub_teachers / "chineseclip", tmp_path / "moved"), progress=Lines(lines.append))
@@ -137,7 +137,7 @@ def test_pickled_weights_are_read_once_and_kept_as_safetensors(
 
 
 def test_pickled_shards_and_old_checkpoints_are_read_too(hub_teachers: Path, tmp_path: Path) -> None:
-    whole = load(hub_teachers / "chineseclip")
+    full = load(hub_teachers / "chineseclip")
     folder = copy(hub_teachers / "chineseclip", tmp_path / "shards")
     weights = torch.load(folder / "pytorch_model.bin")
     (folder / "pytorch_model.bin").unlink()
@@ -147,8 +147,8 @@ def test_pickled_shards_and_old_checkpoints_are_read_too(hub_teachers: Path, tmp
         torch.save({name: weights[name] for name in part}, folder / shard, _use_new_zipfile_serialization=False)
     index = {name: shard for shard, part in shards.items() for name in part}
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
-    pixels = torch.from_numpy(whole.preprocess(noise(40, 50)))[None]
-    assert torch.equal(load(folder).image_features(pixels).embedding, whole.image_features(pixels).embedding)
+    pixels = torch.from_numpy(full.preprocess(noise(40, 50)))[None]
+    assert torch.equal(load(folder).image_features(pixels).embedding, full.image_features(pixels).embedding)
     (folder / next(iter(shards))).unlink()
     with pytest.raises(DcclipError, match=r"has no pytorch_model-00001-of-00002\.bin, which"):
         load(folder)
@@ -178,9 +178,9 @@ def test_an_open_clip_directory_with_pickled_weights_is_read(hub_teachers: Path,
     weights["module.text.transformer.embeddings.position_ids"] = torch.arange(514)[None]
     torch.save({"epoch": 3, "state_dict": weights}, folder / "open_clip_pytorch_model.bin")
     (folder / "open_clip_model.safetensors").unlink()
-    expected, found = load(hub_teachers / "openclip-xlmr", OpenClipTeacher), load(folder, OpenClipTeacher)
-    pixels = torch.from_numpy(found.preprocess(noise(40, 50)))[None]
-    assert torch.equal(found.image_features(pixels).embedding, expected.image_features(pixels).embedding)
+    expected, output = load(hub_teachers / "openclip-xlmr", OpenClipTeacher), load(folder, OpenClipTeacher)
+    pixels = torch.from_numpy(output.preprocess(noise(40, 50)))[None]
+    assert torch.equal(output.image_features(pixels).embedding, expected.image_features(pixels).embedding)
 
 
 # ---- directories
@@ -287,14 +287,14 @@ def test_weights_of_another_model_are_named_by_the_first_that_differs(open_clip_
     name = "text.token_embedding.weight"
     rows, width = weights[name].shape
     cut, integers = weights[name][:-1].clone(), weights[name].to(torch.int8)
-    for changed, what in (
+    for changed, problem in (
         (weights | {name: cut}, f"{name} has the shape ({rows - 1}, {width}), by open_clip_con"),
         (weights | {name: integers}, f"{name} has numbers of type I8, not F64, F32, F16, BF16"),
         ({key: value for key, value in weights.items() if key != name}, f"lacks {name} (1 missing in all)"),
         (weights | {"text.更多": torch.zeros(1)}, "has text.更多, which is no part of the model (1 such weights)"),
     ):
         save_file(changed, open_clip_folder / WEIGHTS)
-        refused(load_model, open_clip_folder, what)
+        refused(load_model, open_clip_folder, problem)
 
 
 # ---- names of timm's networks
@@ -304,7 +304,7 @@ def test_a_wrong_name_of_a_timm_network_gets_the_nearest() -> None:
     check_timm_name("test_resnet", "network")
     check_timm_name("test_efficientnet.r160_in1k", "network")
     listed, elsewhere = "list timm's networks in Python: timm.list_models()", "leads to a hub or another directory"
-    for name, what, hint in (
+    for name, problem, hint in (
         ("test_resnt", "network: timm has no network 'test_resnt'", "did you mean test_resnet, "),
         ("网络", "network: timm has no network '网络'", listed),
         ("test_resnet.r160", "timm has no network 'test_resnet.r160'", "did you mean test_resnet.r160_in1k?"),
@@ -312,4 +312,4 @@ def test_a_wrong_name_of_a_timm_network_gets_the_nearest() -> None:
     ):
         with pytest.raises(DcclipError) as raised:
             check_timm_name(name, "network")
-        assert what in raised.value.what and raised.value.hint.startswith(hint)
+        assert problem in raised.value.what and raised.value.hint.startswith(hint)

@@ -46,8 +46,8 @@ def test_projected_rows_keep_the_teachers_distances(chinese_clip_folder: Path) -
     table, _ = teacher.token_embedding()
     small = principal_components(table, 8).double().numpy()
     centred = (table - table.mean(0)).double().numpy()
-    left, values, _ = np.linalg.svd(centred, full_matrices=False)
-    best = left[:, :8] * values[:8]  # the best eight numbers a row, up to a rotation
+    left_vectors, values, _ = np.linalg.svd(centred, full_matrices=False)
+    best = left_vectors[:, :8] * values[:8]  # the best eight numbers a row, up to a rotation
     np.testing.assert_allclose(small @ small.T, best @ best.T, atol=1e-5)
 
 
@@ -69,8 +69,8 @@ def test_layers_are_copied_at_even_distances_with_norm_and_positions(model_folde
     init_text_tower(small, tokenizer, teacher, layers=True)
     for new, old in ((0, 0), (1, 2)):
         expected = big.text.transformer.resblocks[old].state_dict()
-        taken = small.transformer.resblocks[new].state_dict()
-        assert all(torch.equal(value, expected[name]) for name, value in taken.items())
+        weights = small.transformer.resblocks[new].state_dict()
+        assert all(torch.equal(value, expected[name]) for name, value in weights.items())
     for name in ("positional_embedding", "text_projection"):
         assert torch.equal(getattr(small, name), getattr(big.text, name)), name
     assert torch.equal(small.token_embedding.weight, big.text.token_embedding.weight)
@@ -78,12 +78,12 @@ def test_layers_are_copied_at_even_distances_with_norm_and_positions(model_folde
 
 def test_a_student_with_all_layers_of_its_teacher_gives_the_same_embeddings(model_folder: Path) -> None:
     teacher, tokenizer = load_model(model_folder), load_tokenizer(model_folder)
-    other = load_model(model_folder)
-    other.model.text = student(32, tokenizer.get_vocab_size()).text.eval()
-    init_text_tower(other.model.text, tokenizer, teacher, layers=True)
+    donor = load_model(model_folder)
+    donor.model.text = student(32, tokenizer.get_vocab_size()).text.eval()
+    init_text_tower(donor.model.text, tokenizer, teacher, layers=True)
     with torch.no_grad():
         tokens = teacher.tokenize(["红色的圆", "a red circle"])
-        assert torch.equal(other.text_features(tokens).embedding, teacher.text_features(tokens).embedding)
+        assert torch.equal(donor.text_features(tokens).embedding, teacher.text_features(tokens).embedding)
 
 
 def test_layers_that_do_not_fit_are_refused(altclip_folder: Path, model_folder: Path, trimmed: Tokenizer) -> None:
@@ -141,25 +141,25 @@ def hide(small: Any, large: Any) -> None:
             getattr(wide_norm, name)[outputs] = getattr(norm, name)
 
     with torch.no_grad():
-        for own, wide, names, outputs, inputs in _layers(small, large, places):
-            put(own, wide, names, outputs, inputs)
+        for narrow, wide, names, outputs, inputs in _layers(small, large, places):
+            put(narrow, wide, names, outputs, inputs)
 
 
 def _layers(small: Any, large: Any, places: Any) -> Any:
     before = places("stem", small.conv_stem.out_channels, large.conv_stem.out_channels)
     yield small, large, ("conv_stem", "bn1"), before, torch.arange(3)
     for stage, (own_blocks, wide_blocks) in enumerate(zip(small.blocks, large.blocks, strict=True)):
-        for own, wide in zip(own_blocks, wide_blocks, strict=True):
-            last, norm = ("conv_pwl", "bn3") if hasattr(own, "conv_pwl") else ("conv_pw", "bn2")
-            after = places(f"stage {stage}", getattr(own, last).out_channels, getattr(wide, last).out_channels)
+        for narrow, wide in zip(own_blocks, wide_blocks, strict=True):
+            last, norm = ("conv_pwl", "bn3") if hasattr(narrow, "conv_pwl") else ("conv_pw", "bn2")
+            after = places(f"stage {stage}", getattr(narrow, last).out_channels, getattr(wide, last).out_channels)
             hidden = before
             if last == "conv_pwl":
-                hidden = places(f"{id(own)}", own.conv_pw.out_channels, wide.conv_pw.out_channels)
-                yield own, wide, ("conv_pw", "bn1"), hidden, before
-                yield own, wide, ("conv_dw", "bn2"), hidden, None
+                hidden = places(f"{id(narrow)}", narrow.conv_pw.out_channels, wide.conv_pw.out_channels)
+                yield narrow, wide, ("conv_pw", "bn1"), hidden, before
+                yield narrow, wide, ("conv_dw", "bn2"), hidden, None
             else:
-                yield own, wide, ("conv_dw", "bn1"), hidden, None
-            yield own, wide, (last, norm), after, hidden
+                yield narrow, wide, ("conv_dw", "bn1"), hidden, None
+            yield narrow, wide, (last, norm), after, hidden
             before = after
     features = torch.arange(small.conv_head.out_channels)
     yield small, large, ("conv_head", "bn2"), features, before
@@ -177,21 +177,21 @@ def test_a_small_network_that_is_hidden_in_a_large_one_is_found_channel_by_chann
     inherit_image_tower(student.visual, towers(large, "mobilenetv2_100"))
     pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected, wide, found = (one.eval()(pixels) for one in (hidden, large.visual, student.visual))
+        expected, wide, features = (tower.eval()(pixels) for tower in (hidden, large.visual, student.visual))
     torch.testing.assert_close(wide, expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    torch.testing.assert_close(features, expected, rtol=0, atol=0)
 
 
 def test_blocks_are_taken_at_even_distances_kernels_are_cropped_and_surplus_blocks_add_nothing_at_first() -> None:
     teacher, student = model("efficientnet_lite0"), model("mobilenetv2_050", 1)  # 1 2 2 3 3 4 1 and 1 2 3 4 3 3 1
     randomise(teacher.visual)
     inherit_image_tower(student.visual, towers(teacher, "efficientnet_lite0"))
-    own, source = student.visual.trunk.blocks, teacher.visual.trunk.blocks
-    for block, origin in ((own[5][0], source[5][0]), (own[5][1], source[5][1]), (own[5][2], source[5][2])):
+    blocks, source = student.visual.trunk.blocks, teacher.visual.trunk.blocks
+    for block, origin in ((blocks[5][0], source[5][0]), (blocks[5][1], source[5][1]), (blocks[5][2], source[5][2])):
         assert set(block.bn2.bias.tolist()) <= set(origin.bn2.bias.tolist())
     centres = {tuple(kernel.flatten().tolist()) for kernel in source[2][0].conv_dw.weight[:, :, 1:4, 1:4]}
-    assert {tuple(kernel.flatten().tolist()) for kernel in own[2][0].conv_dw.weight} <= centres
-    stage, pixels = own[2].eval(), torch.randn(1, 16, 8, 8)
+    assert {tuple(kernel.flatten().tolist()) for kernel in blocks[2][0].conv_dw.weight} <= centres
+    stage, pixels = blocks[2].eval(), torch.randn(1, 16, 8, 8)
     with torch.no_grad():
         assert torch.equal(stage(pixels), stage[1](stage[0](pixels)))
 

@@ -50,19 +50,19 @@ SYSTEM = ("/proc", "/sys", "/dev", "/usr", "/etc", "/lib")
 
 def watched(folders: list[Path], tmp_path: Path) -> list[str]:
     """What loading each directory says. Fails for connections, and for files opened outside, with an open network."""
-    own = [tmp_path / "dcclip", tmp_path / "temporary"]
-    own[1].mkdir()
-    environment = os.environ | {"DCCLIP_CACHE": str(own[0]), "TMPDIR": str(own[1]), "HF_HOME": str(tmp_path / "hub")}
+    dirs = [tmp_path / "dcclip", tmp_path / "temporary"]
+    dirs[1].mkdir()
+    environment = os.environ | {"DCCLIP_CACHE": str(dirs[0]), "TMPDIR": str(dirs[1]), "HF_HOME": str(tmp_path / "hub")}
     del environment["HF_HUB_OFFLINE"]
     system = [sys.prefix, sys.base_prefix, Path(__file__).parents[2], *SYSTEM, *sys.path]
-    arguments = json.dumps([list(map(str, folders)), list(map(str, (*own, *system)))])
+    arguments = json.dumps([list(map(str, folders)), list(map(str, (*dirs, *system)))])
     answer = subprocess.run(
         [sys.executable, "-c", WATCHED, arguments], capture_output=True, text=True, env=environment, timeout=500
     )
     assert answer.returncode == 0, answer.stderr
     results = [json.loads(line) for line in answer.stdout.splitlines()]
-    assert [found for _, found in results] == [[]] * len(folders)
-    return [said for said, _ in results]
+    assert [changes for _, changes in results] == [[]] * len(folders)
+    return [ending for ending, _ in results]
 
 
 Change = tuple[str, str, str, dict[str, Any]]  # kind of the directory, file, keys in it, values
@@ -118,8 +118,8 @@ OF_TRANSFORMERS: list[tuple[str, dict[str, Any], str]] = [
     ("vision_config", {"_attn_implementation": "nobody/kernels"}, "config.json: _attn_implementation is not supported"),
 ]
 REFUSED: list[tuple[Change, str]] = [
-    *((("openclip-xlmr", OPEN_CLIP, where, values), what) for where, values, what in OF_OPEN_CLIP),
-    *((("altclip", "config.json", where, values), what) for where, values, what in OF_TRANSFORMERS),
+    *((("openclip-xlmr", OPEN_CLIP, where, values), ending) for where, values, ending in OF_OPEN_CLIP),
+    *((("altclip", "config.json", where, values), ending) for where, values, ending in OF_TRANSFORMERS),
     (
         ("altclip", "adapter_config.json", "", {"base_model_name_or_path": "nobody/model"}),
         "is an adapter of another model (adapter_config.json)",
@@ -134,7 +134,7 @@ def test_directories_are_loaded_from_themselves_alone_and_what_leads_out_is_refu
     folders = [Path(shutil.copytree(kind, tmp_path / "模型" / kind.name)) for kind in (*kinds, model_folder)]
     for number, change in enumerate((*IGNORED, *(change for change, _ in REFUSED))):
         folders.append(edited(hub_teachers, tmp_path / "changed" / str(number), change))
-    sentences = ["loaded"] * (len(kinds) + 1 + len(IGNORED)) + [what for _, what in REFUSED]
+    sentences = ["loaded"] * (len(kinds) + 1 + len(IGNORED)) + [ending for _, ending in REFUSED]
     for kind, name in (("altclip", "config.json"), ("chineseclip", "vocab.txt"), ("openclip-xlmr", "tokenizer.json")):
         folders.append(Path(shutil.copytree(hub_teachers / kind, tmp_path / "linked" / kind)))
         (folders[-1] / name).rename(tmp_path / name)
@@ -148,5 +148,5 @@ def test_directories_are_loaded_from_themselves_alone_and_what_leads_out_is_refu
     folders.append(Path(shutil.copytree(hub_teachers / "openclip-xlmr", tmp_path / "without")))
     (folders[-1] / "config.json").unlink()
     sentences.append("does not say the sizes of its text tower made-up/tiny-xlm-roberta")
-    for said, folder, sentence in zip(watched(folders, tmp_path), folders, sentences, strict=True):
-        assert sentence in said and (said == "loaded" or str(folder) in said)
+    for actual, folder, sentence in zip(watched(folders, tmp_path), folders, sentences, strict=True):
+        assert sentence in actual and (actual == "loaded" or str(folder) in actual)

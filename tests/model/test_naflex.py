@@ -48,18 +48,18 @@ def test_fg_clip2_equals_siglip2s_towers_used_as_its_readme_says(hub_teachers: P
     from transformers import AutoTokenizer, Siglip2ImageProcessorPil
 
     folder = hub_teachers / "fgclip2"
-    own, towers = of_siglip2(folder, folder / "model.safetensors"), fg_clip2(folder)
+    reference, towers = of_siglip2(folder, folder / "model.safetensors"), fg_clip2(folder)
     processor, tokenizer = Siglip2ImageProcessorPil.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     images = [noise(*size) for size, _ in SIZES]
-    found = towers.image_features(torch.from_numpy(np.stack([towers.preprocess(image) for image in images])))
-    for image, (_, budget), embedding in zip(images, SIZES, found.embedding, strict=True):
+    output = towers.image_features(torch.from_numpy(np.stack([towers.preprocess(image) for image in images])))
+    for image, (_, budget), embedding in zip(images, SIZES, output.embedding, strict=True):
         inputs = processor(images=image, max_num_patches=budget, return_tensors="pt")
-        expected = own.get_image_features(**inputs).pooler_output[0]
+        expected = reference.get_image_features(**inputs).pooler_output[0]
         torch.testing.assert_close(embedding, expected, rtol=0, atol=1e-5)
     lower = [text.lower() for text in TEXTS]
     tokens = tokenizer(lower, padding="max_length", max_length=64, truncation=True, return_tensors="pt")
     text = towers.text_features(towers.tokenize(TEXTS))
-    expected = own.get_text_features(**tokens)
+    expected = reference.get_text_features(**tokens)
     assert "attention_mask" not in tokens
     torch.testing.assert_close(text.embedding, expected.pooler_output, rtol=0, atol=1e-5)
     torch.testing.assert_close(text.tokens, expected.last_hidden_state, rtol=0, atol=1e-5)
@@ -118,13 +118,13 @@ def test_fg_clip2_is_exported_with_its_code_and_the_bundle_keeps_the_proportions
     result = api.export(model=model, out=tmp_path / "out", trust_remote_code=True)
     assert result.parity is not None
     assert max(result.parity.image_max_difference, result.parity.text_max_difference) < 1e-5
-    own, bundle = TorchEncoder(fg_clip2(hub_teachers / "fgclip2")), OnnxEncoder(result.folder, "cpu")
+    reference, bundle = TorchEncoder(fg_clip2(hub_teachers / "fgclip2")), OnnxEncoder(result.folder, "cpu")
     images = [noise(*size) for size, _ in SIZES]
-    expected, pixels = (np.stack([one.preprocess(image) for image in images]) for one in (own, bundle))
+    expected, pixels = (np.stack([encoder.preprocess(image) for image in images]) for encoder in (reference, bundle))
     np.testing.assert_allclose(pixels, expected, atol=1e-5)
     for rows in (slice(0, 1), slice(0, 3), slice(0, 5)):  # of at most 128, 256 and 1024 patches
-        np.testing.assert_allclose(bundle.encode_pixels(pixels[rows]), own.encode_pixels(pixels[rows]), atol=1e-5)
-    np.testing.assert_allclose(bundle.encode_texts(TEXTS), own.encode_texts(TEXTS), atol=1e-5)
+        np.testing.assert_allclose(bundle.encode_pixels(pixels[rows]), reference.encode_pixels(pixels[rows]), atol=1e-5)
+    np.testing.assert_allclose(bundle.encode_texts(TEXTS), reference.encode_texts(TEXTS), atol=1e-5)
 
 
 @torch.no_grad()
@@ -140,15 +140,15 @@ def test_siglip2s_naflex_model_equals_transformers(hub_teachers: Path, tmp_path:
     processor = Siglip2ImageProcessorPil(patch_size=8, max_num_patches=64)
     processor.save_pretrained(folder)
     towers: Any = TransformersTeacher(model=str(folder), precision="fp32").load()
-    own, tokenizer = AutoModel.from_pretrained(folder).eval(), Siglip2Tokenizer.from_pretrained(folder)
+    reference, tokenizer = AutoModel.from_pretrained(folder).eval(), Siglip2Tokenizer.from_pretrained(folder)
     images = [noise(*size) for size, _ in SIZES]
-    found = towers.image_features(torch.from_numpy(np.stack([towers.preprocess(image) for image in images])))
-    expected = own.get_image_features(**processor(images=images, return_tensors="pt")).pooler_output
-    torch.testing.assert_close(found.embedding, expected, rtol=0, atol=1e-5)
-    assert found.map.shape == (5, 32, 8, 8)
+    output = towers.image_features(torch.from_numpy(np.stack([towers.preprocess(image) for image in images])))
+    expected = reference.get_image_features(**processor(images=images, return_tensors="pt")).pooler_output
+    torch.testing.assert_close(output.embedding, expected, rtol=0, atol=1e-5)
+    assert output.map.shape == (5, 32, 8, 8)
     tokens = tokenizer(TEXTS, padding="max_length", max_length=64, truncation=True, return_tensors="pt")["input_ids"]
     text = towers.text_features(towers.tokenize(TEXTS))
-    torch.testing.assert_close(text.embedding, own.get_text_features(tokens).pooler_output, rtol=0, atol=1e-5)
+    torch.testing.assert_close(text.embedding, reference.get_text_features(tokens).pooler_output, rtol=0, atol=1e-5)
     parity = api.export(model=f"hf:{folder}", out=tmp_path / "out").parity
     assert parity is not None and max(parity.image_max_difference, parity.text_max_difference) < 1e-5
 
@@ -158,29 +158,29 @@ def test_embeddinggemma_2_equals_its_own_processor_and_model_with_its_prompt(hub
     from transformers import AutoModel, AutoProcessor, Gemma4ImageProcessorPil
 
     folder = hub_teachers / "embeddinggemma2"
-    processor, own = AutoProcessor.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    processor, reference = AutoProcessor.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     processor.image_processor = Gemma4ImageProcessorPil.from_pretrained(folder)
     towers: Any = TransformersTeacher(model=str(folder), precision="fp32").load()
-    assert own.audio_tower is not None and towers.model.audio_tower is None
+    assert reference.audio_tower is not None and towers.model.audio_tower is None
 
     def mean(**inputs: Any) -> Any:
-        hidden, mask = own(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
+        hidden, mask = reference(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
         return hidden, (hidden * mask).sum(1) / mask.sum(1)
 
     images = [noise(*size) for size, _ in SIZES]
     pixels = torch.from_numpy(np.stack([towers.preprocess(image) for image in images]))
-    found = towers.image_features(pixels, layers=(0,))
-    assert found.map.shape == (5, 24, 8, 8) and found.layer(0).shape == (5, 32, 8, 8)
+    output = towers.image_features(pixels, layers=(0,))
+    assert output.map.shape == (5, 24, 8, 8) and output.layer(0).shape == (5, 32, 8, 8)
     for row, image in enumerate(images):
         inputs = processor(images=image, return_tensors="pt")
         hidden, expected = mean(**inputs)
-        torch.testing.assert_close(found.embedding[row], expected[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(output.embedding[row], expected[0], rtol=0, atol=1e-5)
         height, width = (int(length) // 3 for length in pixels[row, 0, 0, :2])
-        grid = hidden[inputs["input_ids"] == own.config.image_token_id].T.unflatten(1, (height, width))
+        grid = hidden[inputs["input_ids"] == reference.config.image_token_id].T.unflatten(1, (height, width))
         square = torch.nn.functional.interpolate(grid[None], (8, 8), mode="bilinear", antialias=True)[0]
-        torch.testing.assert_close(found.map[row], square, rtol=0, atol=1e-5)
+        torch.testing.assert_close(output.map[row], square, rtol=0, atol=1e-5)
         alone = towers.image_features(pixels[row : row + 1], layers=(0,))
-        torch.testing.assert_close(alone.layer(0)[0], found.layer(0)[row], rtol=0, atol=1e-5)
+        torch.testing.assert_close(alone.layer(0)[0], output.layer(0)[row], rtol=0, atol=1e-5)
     texts = [*TEXTS[:3], "a cat on a sofa", "沙发上的猫", "红色的圆"] * 6
     prompted = [f"task: search result | query: {text}" for text in texts]
     _, expected = mean(**processor(text=prompted, return_tensors="pt"))
@@ -201,8 +201,8 @@ def test_embeddinggemma_2_is_a_teacher_and_what_cannot_be_done_with_it_is_refuse
     recipe |= {"data": {"train": str(pairs_file)}, "distill": {**stage, "losses": losses}}
     (tmp_path / "a.yaml").write_text(json.dumps(recipe), "utf-8")
     dcclip("distill", tmp_path / "a.yaml", "--check")
-    made = api.distill(tmp_path / "a.yaml", out=tmp_path / "run")
-    assert load_encoder(resolve(str(made.model)), "cpu").encode_texts(["猫"]).shape == (1, 16)
+    trained = api.distill(tmp_path / "a.yaml", out=tmp_path / "run")
+    assert load_encoder(resolve(str(trained.model)), "cpu").encode_texts(["猫"]).shape == (1, 16)
     with pytest.raises(DcclipError, match="gemma: its images keep their proportions"):
         api.export(model=f"hf:{folder}", out=tmp_path / "out")
     with pytest.raises(DcclipError, match="gemma has 0 embedding tables"):

@@ -26,16 +26,16 @@ def test_png_webp_and_jpeg_are_read_from_bytes_and_files(kind: str, exact: bool,
     image = noise(30, 20)
     content = encode(image, kind, **({"lossless": True} if kind == "WEBP" else {}))
     (tmp_path / "a").write_bytes(content)
-    read = decode(content)
-    assert (read.mode, read.size) == ("RGB", (30, 20))
-    assert decode(tmp_path / "a").tobytes() == read.tobytes()
-    assert not exact or read.tobytes() == image.tobytes()
+    image_read = decode(content)
+    assert (image_read.mode, image_read.size) == ("RGB", (30, 20))
+    assert decode(tmp_path / "a").tobytes() == image_read.tobytes()
+    assert not exact or image_read.tobytes() == image.tobytes()
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA"])
 def test_every_kind_of_png_becomes_rgb_or_rgba(mode: str) -> None:
-    read = decode(encode(noise(8, 8).convert(mode)))
-    assert read.mode == ("RGBA" if mode.endswith("A") else "RGB")
+    image_read = decode(encode(noise(8, 8).convert(mode)))
+    assert image_read.mode == ("RGBA" if mode.endswith("A") else "RGB")
 
 
 def test_a_cmyk_jpeg_becomes_rgb_and_a_sixteen_bit_grey_png_keeps_its_shades() -> None:
@@ -49,8 +49,8 @@ def test_a_palette_image_keeps_its_transparent_colour() -> None:
     palette = Image.new("P", (2, 1))
     palette.putpalette([255, 0, 0, 0, 255, 0])
     palette.putdata([0, 1])
-    read = decode(encode(palette, transparency=1))
-    assert [read.getpixel((x, 0)) for x in (0, 1)] == [(255, 0, 0, 255), (0, 255, 0, 0)]
+    image_read = decode(encode(palette, transparency=1))
+    assert [image_read.getpixel((x, 0)) for x in (0, 1)] == [(255, 0, 0, 255), (0, 255, 0, 0)]
 
 
 def test_an_image_is_turned_upright_by_its_exif_orientation() -> None:
@@ -58,9 +58,9 @@ def test_an_image_is_turned_upright_by_its_exif_orientation() -> None:
     exif[0x0112] = 6  # the camera was held upright: turn clockwise
     image = Image.new("RGB", (4, 2), "black")
     image.putpixel((0, 0), (255, 255, 255))
-    read = decode(encode(image, exif=exif))
-    assert read.size == (2, 4)
-    assert read.getpixel((1, 0)) == (255, 255, 255)
+    image_read = decode(encode(image, exif=exif))
+    assert image_read.size == (2, 4)
+    assert image_read.getpixel((1, 0)) == (255, 255, 255)
 
 
 def test_the_first_frame_of_an_animation_is_taken() -> None:
@@ -90,8 +90,8 @@ def test_an_image_too_large_or_too_thin_is_refused_before_it_is_decompressed(siz
 WHOLE = {kind: encode(noise(40, 40), kind) for kind in ("PNG", "JPEG", "WEBP")}
 UNREADABLE: dict[str, bytes] = {
     **{
-        f"{share:.0%} of a {kind}": whole[: int(len(whole) * share)]
-        for kind, whole in WHOLE.items()
+        f"{share:.0%} of a {kind}": full_image[: int(len(full_image) * share)]
+        for kind, full_image in WHOLE.items()
         for share in (0.02, 0.9)
     },
     **{kind: encode(noise(16, 16), kind) for kind in ("GIF", "TIFF", "ICO")},
@@ -125,20 +125,20 @@ SIZES = [(32, 32), (33, 47), (100, 31), (31, 100), (7, 5), (224, 225), (640, 480
 def test_the_numbers_equal_those_of_open_clip_to_the_bit(interpolation: str, resize_mode: str, side: int) -> None:
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
-    own = Preprocessing(
+    own_processor = Preprocessing(
         size=side, mean=(0.5, 0.5, 0.5), std=(0.5, 0.25, 0.2), interpolation=interpolation, resize_mode=resize_mode
     )
-    expected = image_transform_v2(PreprocessCfg(**own.to_config()), is_train=False)
+    expected = image_transform_v2(PreprocessCfg(**own_processor.to_config()), is_train=False)
     for width, height in SIZES:
         image = noise(width, height, seed=width)
-        assert own(image).dtype == np.float32
-        assert np.array_equal(own(image), expected(image).numpy()), (width, height)
+        assert own_processor(image).dtype == np.float32
+        assert np.array_equal(own_processor(image), expected(image).numpy()), (width, height)
 
 
 def test_the_configuration_survives_open_clips_form() -> None:
-    given = Preprocessing(size=96, mean=(0.1, 0.2, 0.3), std=(1, 1, 1), interpolation="bilinear", resize_mode="squash")
-    assert Preprocessing.from_config(given.to_config()) == given
-    assert "crop" not in given.to_config()  # which open_clip does not know
+    steps = Preprocessing(size=96, mean=(0.1, 0.2, 0.3), std=(1, 1, 1), interpolation="bilinear", resize_mode="squash")
+    assert Preprocessing.from_config(steps.to_config()) == steps
+    assert "crop" not in steps.to_config()  # which open_clip does not know
     floors = Preprocessing(size=96, crop="floor")
     assert Preprocessing.from_config(floors.to_config()) == floors
     assert Preprocessing.from_config({"size": [64, 64], "mean": [0.5, 0.5, 0.5]}).mean == (0.5, 0.5, 0.5)
@@ -186,12 +186,12 @@ def values(own: Any) -> Any:
     ],
 )
 def test_a_transformers_processor_at_224_is_matched_on_odd_sizes(kind: str, settings: Any, crop: str) -> None:
-    own = processor(kind, **settings)
-    found = matching_preprocessing("teacher", values(own), own)
-    assert (found.size, found.crop) == (224, crop)
+    own_processor = processor(kind, **settings)
+    matched = matching_preprocessing("teacher", values(own_processor), own_processor)
+    assert (matched.size, matched.crop) == (224, crop)
     for size in ODD:
         image = noise(*size)
-        np.testing.assert_allclose(found(image), values(own)(image), rtol=0, atol=1e-5, err_msg=str(size))
+        np.testing.assert_allclose(matched(image), values(own_processor)(image), rtol=0, atol=1e-5, err_msg=str(size))
 
 
 @pytest.mark.parametrize(
@@ -203,6 +203,6 @@ def test_a_transformers_processor_at_224_is_matched_on_odd_sizes(kind: str, sett
     ],
 )
 def test_another_kind_of_preprocessing_is_refused_with_the_reason(settings: dict[str, Any], reason: str) -> None:
-    own = processor("CLIPImageProcessorPil", **settings)
+    own_processor = processor("CLIPImageProcessorPil", **settings)
     with pytest.raises(DcclipError, match=reason):
-        matching_preprocessing("teacher", values(own), own)
+        matching_preprocessing("teacher", values(own_processor), own_processor)

@@ -50,9 +50,9 @@ def test_a_model_directory_and_a_bundle_are_taken_as_they_are(tmp_path: Path) ->
 @pytest.mark.parametrize("stages", [["distill"], ["distill", "align"], ["distill", "align", "export"]])
 def test_a_run_directory_means_its_furthest_finished_stage(stages: list[str]) -> None:
     for stage in stages:
-        made = bundle(Path("runs/a/export")) if stage == "export" else model(Path("runs/a") / stage / "model")
-    found = resolve("runs/a")
-    assert (found.kind, found.path) == ("bundle" if stages[-1] == "export" else "folder", made)
+        folder = bundle(Path("runs/a/export")) if stage == "export" else model(Path("runs/a") / stage / "model")
+    source = resolve("runs/a")
+    assert (source.kind, source.path) == ("bundle" if stages[-1] == "export" else "folder", folder)
 
 
 def test_without_a_reference_the_environment_decides_or_the_starter_whose_line_names_the_newest_run(
@@ -64,9 +64,9 @@ def test_without_a_reference_the_environment_decides_or_the_starter_whose_line_n
     newest = bundle(Path("runs/newer/export"), mtime=2_000)
     model(Path("runs/oldest/distill/model"), mtime=500)
     Path("runs/unfinished/distill/state").mkdir(parents=True)
-    found = resolve()
-    assert (found.kind, found.path) == ("bundle", starter)
-    assert found.description.endswith("with dcclip; the newest run is used with --model runs/newer")
+    source = resolve()
+    assert (source.kind, source.path) == ("bundle", starter)
+    assert source.description.endswith("with dcclip; the newest run is used with --model runs/newer")
     folder = model(Path("elsewhere"))
     monkeypatch.setenv("DCCLIP_MODEL", "elsewhere")
     assert resolve() == ModelSource("folder", str(folder), "model: elsewhere ($DCCLIP_MODEL)")
@@ -153,17 +153,17 @@ def test_a_model_of_modelscope_is_downloaded_into_its_own_cache_and_found_there_
 ) -> None:
     from huggingface_hub import constants
 
-    found = resolve("ms:org/tiny")
-    assert found.kind == "hf" and found.path == modelscope / "models/org--tiny/snapshots/master"
-    encoder, own = (load_encoder(one, "cpu") for one in (found, resolve(f"hf:{hub_teachers / 'siglip2'}")))
-    assert encoder.name == "tiny" and encoder.fingerprint == own.fingerprint
+    source = resolve("ms:org/tiny")
+    assert source.kind == "hf" and source.path == modelscope / "models/org--tiny/snapshots/master"
+    encoder, peer = (load_encoder(ref, "cpu") for ref in (source, resolve(f"hf:{hub_teachers / 'siglip2'}")))
+    assert encoder.name == "tiny" and encoder.fingerprint == peer.fingerprint
     assert (resolve("ms:org/tiny@v2").path / "README.md").read_text() == "of v2"
     assert not list(tmp_path.rglob("led-out.json"))
     with pytest.raises(DcclipError, match=r"ms:org/other cannot be loaded: .*(not found|404)"):
         resolve("ms:org/other")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("MODELSCOPE_ENDPOINT", "http://127.0.0.1:9")
-    assert resolve("ms:org/tiny").path == found.path
+    assert resolve("ms:org/tiny").path == source.path
     with pytest.raises(DcclipError, match=r"ms:org/tiny@v3 cannot be loaded: .*v3") as raised:
         resolve("ms:org/tiny@v3")
     assert "HF_HUB_OFFLINE" in raised.value.hint
@@ -195,17 +195,17 @@ def test_a_recipes_teacher_may_be_a_model_of_modelscope(
     assert "ms:org/../tiny is neither a directory nor a name on the hub" in shown and "write ms:ORG/NAME" in shown
     dcclip(*checked)
     dcclip("run", "a.yaml", "-q")
-    about = json.loads(Path("runs/老师/distill/model/dcclip.json").read_text("utf-8"))
-    assert about["teacher"]["name"] == "tiny@xlm-r"
+    record = json.loads(Path("runs/老师/distill/model/dcclip.json").read_text("utf-8"))
+    assert record["teacher"]["name"] == "tiny@xlm-r"
     assert not any(str(modelscope) in file.read_text("utf-8") for file in Path("runs").rglob("*.yaml"))
-    made = dcclip("new", "b.yaml", "--yes", "--data", pairs_file, "--teacher", "ms:org/tiny")
-    assert 'model: "ms:org/tiny"' in Path("b.yaml").read_text("utf-8"), made.output
+    folder = dcclip("new", "b.yaml", "--yes", "--data", pairs_file, "--teacher", "ms:org/tiny")
+    assert 'model: "ms:org/tiny"' in Path("b.yaml").read_text("utf-8"), folder.output
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     modelscope_folder.cache_clear()
     dcclip(*checked)
-    own = TransformersTeacher(model=str(hub_teachers / "altclip"), precision="fp32").load()
+    peer = TransformersTeacher(model=str(hub_teachers / "altclip"), precision="fp32").load()
     teacher = TransformersTeacher(model="ms:org/tiny@xlm-r", precision="fp32")
-    assert teacher.load().fingerprint == own.fingerprint
+    assert teacher.load().fingerprint == peer.fingerprint
     assert teacher_reference(teacher).path == modelscope / "models/org--tiny/snapshots/xlm-r"
 
 

@@ -118,5 +118,5 @@ def test_code_finds_the_function_that_transformers_has_removed(folder: Path, mon
     file.write_text(line + file.read_text("utf-8"), "utf-8")
     code = sys.modules[type(allowed(folder).model).__module__]
     least = torch.finfo(torch.float32).min
-    found = code._prepare_4d_attention_mask(torch.tensor([[1, 1, 0], [1, 0, 0]]), torch.float32, 2)
-    assert found.tolist() == [[[[0, 0, least]] * 2], [[[0, least, least]] * 2]]
+    mask = code._prepare_4d_attention_mask(torch.tensor([[1, 1, 0], [1, 0, 0]]), torch.float32, 2)
+    assert mask.tolist() == [[[[0, 0, least]] * 2], [[[0, least, least]] * 2]]

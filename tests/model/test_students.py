@@ -22,8 +22,8 @@ from dcclip_cli.model.students import (
 
 
 def options(**image: Any) -> StudentOptions:
-    given = {"timm": "test_efficientnet", "size": 64, **image}
-    return StudentOptions.model_validate({"image": given, "text": {"layers": 1, "width": 32, "context_length": 24}})
+    tower = {"timm": "test_efficientnet", "size": 64, **image}
+    return StudentOptions.model_validate({"image": tower, "text": {"layers": 1, "width": 32, "context_length": 24}})
 
 
 def model(seed: int = 0, embed_dim: int = 16, **image: Any) -> Any:
@@ -31,10 +31,10 @@ def model(seed: int = 0, embed_dim: int = 16, **image: Any) -> Any:
 
 
 def test_every_preset_is_a_student_and_can_be_replaced_in_part() -> None:
-    for preset, given in PRESETS.items():
+    for preset, tower in PRESETS.items():
         student = StudentOptions.model_validate({"preset": preset})
         assert isinstance(student.image, ImageTower)
-        assert (student.image.timm, student.text.vocabulary.source) == (given["image"]["timm"], "teacher")
+        assert (student.image.timm, student.text.vocabulary.source) == (tower["image"]["timm"], "teacher")
     student = StudentOptions.model_validate({"preset": "S", "image": {"size": 96}, "text": {"layers": 2}})
     assert isinstance(student.image, ImageTower)
     assert (student.image.timm, student.image.size) == ("mobilenetv4_conv_small", 96)
@@ -64,15 +64,15 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_random_state_alone(
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    first, again, other = (model(seed).state_dict() for seed in (3, 3, 4))
+    first, again, third = (model(seed).state_dict() for seed in (3, 3, 4))
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(value, again[name]) for name, value in first.items())
-    assert not torch.equal(first["text.token_embedding.weight"], other["text.token_embedding.weight"])
+    assert not torch.equal(first["text.token_embedding.weight"], third["text.token_embedding.weight"])
 
 
 def test_preprocessing_takes_timms_mean_and_deviation_unless_told_otherwise() -> None:
-    known = preprocessing_of(ImageTower(timm="resnet50.a1_in1k", size=96))
-    assert (known.size, known.mean, known.std) == (96, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # ImageNet's
+    preset = preprocessing_of(ImageTower(timm="resnet50.a1_in1k", size=96))
+    assert (preset.size, preset.mean, preset.std) == (96, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # ImageNet's
     told = preprocessing_of(ImageTower(timm="resnet50", size=64, mean=(0.1, 0.2, 0.3), std=(1, 1, 1)))
     assert (told.mean, told.std) == ((0.1, 0.2, 0.3), (1, 1, 1))
 
@@ -95,8 +95,8 @@ def test_weights_of_a_network_are_loaded_and_the_projection_stays(tmp_path: Path
     after = target.state_dict()
     assert torch.equal(after["visual.trunk.conv_stem.weight"], source.conv_stem.weight)
     assert not torch.equal(after["visual.trunk.conv_stem.weight"], before["visual.trunk.conv_stem.weight"])
-    others = [name for name in after if not name.startswith("visual.trunk.")]
-    assert others and all(torch.equal(after[name], before[name]) for name in others)
+    rest = [name for name in after if not name.startswith("visual.trunk.")]
+    assert rest and all(torch.equal(after[name], before[name]) for name in rest)
 
 
 def test_weights_of_a_whole_tower_include_its_mlp_projection(tmp_path: Path) -> None:

@@ -58,14 +58,14 @@ def repeated(captions: list[str], size: int) -> dict[str, float]:
 def test_characters_that_training_prunes_and_puts_back_have_the_same_scores_each_time() -> None:
     pairs = open_pairs(str(EMOJI))
     scores = repeated(
-        [text for number in range(0, 224, 7) for each in LANGUAGES for text in pairs[number].captions(each)], 1000
+        [text for number in range(0, 224, 7) for name in LANGUAGES for text in pairs[number].captions(name)], 1000
     )
     assert scores["v"] == min(scores.values()) and scores["z"] == pytest.approx(scores["v"] + 1e-4)
     # Here l and u are put back next to others as rare, which occur once each.
     scores = repeated(
         ["橙色的", "红色的", "绿色的", "蓝色的", "黑色的", "black", "blue", "green", "orange", "red"], 300
     )
-    rare = sorted(scores[one] for one in "bcdko橙红绿蓝黑lu")
+    rare = sorted(scores[piece] for piece in "bcdko橙红绿蓝黑lu")
     assert rare[-1] == pytest.approx(min(scores.values()) + 1e-4)
 
 
@@ -156,9 +156,9 @@ def test_a_saved_tokenizer_is_the_same_in_tokenizers_and_in_transformers(
     from transformers import AutoTokenizer
 
     save_tokenizer(trained, tmp_path, 24)
-    own, other = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
-    assert other.model_max_length == 24
+    own_tokenizer, library_tokenizer = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert library_tokenizer.model_max_length == 24
     for text in [*captions, "一只猫！", "A cat?"]:
         expected = tokenize_with(trained, 24)([text]).ids[0].tolist()
-        assert tokenize_with(own, 24)([text]).ids[0].tolist() == expected
-        assert other(text, truncation=True, max_length=24)["input_ids"] == expected
+        assert tokenize_with(own_tokenizer, 24)([text]).ids[0].tolist() == expected
+        assert library_tokenizer(text, truncation=True, max_length=24)["input_ids"] == expected

@@ -96,11 +96,11 @@ def test_features_by_length_are_those_of_one_batch(
 
     monkeypatch.setattr(towers, "text_features", part)
     with torch.no_grad():
-        expected, found = once(tokens), towers.text_features_by_length(tokens)
-    torch.testing.assert_close(found.embedding, expected.embedding, rtol=0, atol=1e-5)
+        expected, features = once(tokens), towers.text_features_by_length(tokens)
+    torch.testing.assert_close(features.embedding, expected.embedding, rtol=0, atol=1e-5)
     real = tokens.mask.bool()
-    torch.testing.assert_close(found.tokens[real], expected.tokens[real], rtol=0, atol=1e-5)
-    assert found.tokens.shape == expected.tokens.shape and torch.equal(found.mask, tokens.mask)
+    torch.testing.assert_close(features.tokens[real], expected.tokens[real], rtol=0, atol=1e-5)
+    assert features.tokens.shape == expected.tokens.shape and torch.equal(features.mask, tokens.mask)
     # SigLIP was trained on 64 tokens, padding included.
     assert len(shapes) == (1 if name == "siglip" else 4)
     assert sum(texts * width for texts, width in shapes) <= tokens.ids.numel()

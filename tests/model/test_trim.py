@@ -84,7 +84,7 @@ def test_transformers_itself_loads_it_and_gives_the_same_embeddings(
 ) -> None:
     from transformers import AutoModel, AutoTokenizer, Siglip2Tokenizer
 
-    found = []
+    problems = []
     for folder in (hub_teachers / kind, trimmed[kind].folder):
         model: Any = AutoModel.from_pretrained(folder).eval()
         siglip_source = kind == "siglip2" and folder.is_relative_to(hub_teachers)
@@ -92,10 +92,10 @@ def test_transformers_itself_loads_it_and_gives_the_same_embeddings(
         length = {"padding": "max_length", "max_length": 64} if kind == "siglip2" else {"padding": True}
         tokens = tokenizer(TEXTS, truncation=True, return_tensors="pt", **length)
         with torch.no_grad():
-            found.append(model.get_text_features(input_ids=tokens["input_ids"]).pooler_output)
+            problems.append(model.get_text_features(input_ids=tokens["input_ids"]).pooler_output)
         config = model.config.text_config
         assert config.vocab_size == len(tokenizer)
-    same(*found)
+    same(*problems)
 
 
 def test_open_clip_itself_loads_it_with_a_text_tower_of_transformers(
@@ -123,8 +123,8 @@ def test_with_texts_only_their_pieces_are_kept_and_no_text_in_the_two_scripts_be
     assert result.unseen_split is not None
     before, after = load(hub_teachers / kind), load(result.folder)
     same(embed(after, mine), embed(before, mine))
-    other, unknown = ["red dog 中国照片 猫不在"], before.tokenizer.unk_token
-    tokens = [towers.tokenizer.convert_ids_to_tokens(towers.tokenize(other).ids[0]) for towers in (before, after)]
+    other_texts, unknown = ["red dog 中国照片 猫不在"], before.tokenizer.unk_token
+    tokens = [towers.tokenizer.convert_ids_to_tokens(towers.tokenize(other_texts).ids[0]) for towers in (before, after)]
     assert (unknown in tokens[1]) is (unknown in tokens[0])  # BERT's tiny vocabulary lacks 猫
 
 

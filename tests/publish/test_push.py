@@ -48,10 +48,10 @@ def _write_run(model_folder: Path, pairs_file: Path, folder: Path) -> None:
     collect(options, root / "collect")
     recipe = {"teacher": {"kind": "altclip", "model": "BAAI/AltCLIP"}, "data": {"train": str(root / "collect")}}
     (root / "resolved.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), "utf-8")
-    prompts, own = read(prompts_of(SETS["dtd"])), model_fingerprint(model_folder)
-    asked = {"class_names_sha256": prompts.names["zh"], "templates_sha256": prompts.templates["zh"]}
-    zh = {"dataset": "dtd-cn", "language": "zh", **{key: sha256_of(value) for key, value in asked.items()}}
-    mine = result("小模型", guesses(300), **(zh | {"model_fingerprint": f"{own}-fp32"}))
+    prompts, fingerprint = read(prompts_of(SETS["dtd"])), model_fingerprint(model_folder)
+    hashes = {"class_names_sha256": prompts.names["zh"], "templates_sha256": prompts.templates["zh"]}
+    zh = {"dataset": "dtd-cn", "language": "zh", **{key: sha256_of(value) for key, value in hashes.items()}}
+    mine = result("小模型", guesses(300), **(zh | {"model_fingerprint": f"{fingerprint}-fp32"}))
     save_results([mine, result("teacher", guesses(390), **zh)], root / "eval")
     export(options=ExportOptions(), model=resolve(str(root / "align" / "model")), out=root / "export")
 
@@ -68,8 +68,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 def python(hub: Hub, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Python as a user has it: with the network, whose hub is `hub`, and an empty cache."""
-    own = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(folder / "home")}
-    environment = os.environ | own | {"HF_TOKEN": "hf_writes", "COLUMNS": "100"}
+    env = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(folder / "home")}
+    environment = os.environ | env | {"HF_TOKEN": "hf_writes", "COLUMNS": "100"}
     done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done
@@ -108,16 +108,16 @@ def test_a_pushed_model_is_loaded_by_its_name_with_the_same_embeddings(run: Path
     python(hub, tmp_path, *command, *bundle, "--yes")
     assert (hub.branch("ORG/bundle").parent / "visibility").read_text() == "private"
     again = python(hub, tmp_path, *command, str(run), "ORG/small", "--license", "mit", "--yes")
-    assert "0 files uploaded" in again.stderr and sum("/commit/" in one for one in hub.asked) == 2
+    assert "0 files uploaded" in again.stderr and sum("/commit/" in request for request in hub.asked) == 2
 
     picture = "docs/images/cat.png"
     python(hub, tmp_path, "-c", _LOAD, json.dumps(TEXTS), picture, str(tmp_path / "found.npz"))
     local = load(str(run / "align" / "model"))
     expected = {"texts": local.embed_texts(TEXTS), "images": local.embed_images([picture])}
-    found = np.load(tmp_path / "found.npz")
-    assert len(found) == 8
-    for name in found:
-        np.testing.assert_allclose(found[name], expected[name.split()[-1]], atol=2e-6, err_msg=name)
+    arrays = np.load(tmp_path / "found.npz")
+    assert len(arrays) == 8
+    for name in arrays:
+        np.testing.assert_allclose(arrays[name], expected[name.split()[-1]], atol=2e-6, err_msg=name)
     # The model of this repository is dcclip's directory, checksums and all.
     repository = hub.branch("ORG/small")
     config = json.loads((repository / "open_clip_config.json").read_text())
@@ -185,8 +185,8 @@ def test_files_of_a_repository_change_only_where_the_user_says_so(run: Path, hub
     with pytest.raises(DcclipError, match=r"ORG/small exists, and 1 of its files would change: README\.md") as caught:
         push(second)
     assert "--overwrite" in caught.value.hint and "改了" not in (main / "README.md").read_text("utf-8")
-    asked = push(second, pull_request=True)
-    assert asked.url == f"{hub.url}/ORG/small/discussions/1" and asked.changed == 2
+    pushed = push(second, pull_request=True)
+    assert pushed.url == f"{hub.url}/ORG/small/discussions/1" and pushed.changed == 2
     assert "改了" not in (main / "README.md").read_text("utf-8")
     assert "改了" in (main.parent / "refs_pr_1" / "README.md").read_text("utf-8")
     assert push(second, overwrite=True).changed == 2
@@ -199,10 +199,10 @@ def test_an_upload_that_broke_goes_on_with_what_is_not_there(run: Path, hub: Hub
     hub.faults = [("PUT /lfs/", 413, "Payload too large")]
     with pytest.raises(DcclipError, match=r"refuses it: HTTP 413: Error while uploading '[\w./-]+'.*Payload too large"):
         push(plan)
-    large = sum(one.startswith("PUT") for one in hub.asked)
+    large = sum(request.startswith("PUT") for request in hub.asked)
     hub.asked.clear()
     assert push(plan).changed == len(plan.files)
-    assert sum(one.startswith("PUT") for one in hub.asked) == 1 < large
+    assert sum(request.startswith("PUT") for request in hub.asked) == 1 < large
 
 
 _COMMIT = "POST /api/models/ORG/small/commit"

@@ -146,7 +146,7 @@ def test_a_number_is_nothing_else_in_the_file_and_on_the_command_line(recipe: Pa
 
 
 def test_numbers_are_finite_and_ranges_begin_with_the_smaller_one(recipe: Path) -> None:
-    for override, what in {
+    for override, problem in {
         "align.optimizer.lr=1e400": "input should be a finite number (got inf)",
         "align.optimizer.lr=.nan": "expected a number (got '.nan')",
         "align.augment.scale=[2, 1]": "the range begins at 2 and ends at 1: give the smaller one first",
@@ -154,7 +154,7 @@ def test_numbers_are_finite_and_ranges_begin_with_the_smaller_one(recipe: Path) 
     }.items():
         with pytest.raises(DcclipError) as caught:
             load(recipe, [override])
-        assert caught.value.what.splitlines()[0].endswith(f": {what}"), override
-    for value, what in (("1e-3", "expected a number"), (float("nan"), "finite")):
-        with pytest.raises(DcclipError, match=what):
+        assert caught.value.what.splitlines()[0].endswith(f": {problem}"), override
+    for value, problem in (("1e-3", "expected a number"), (float("nan"), "finite")):
+        with pytest.raises(DcclipError, match=problem):
             load(recipe, values={"align.optimizer.lr": value})

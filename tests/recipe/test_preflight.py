@@ -58,13 +58,13 @@ def test_int8_is_calibrated_on_pairs_or_on_images(
     int8["data.train"] = str(points)
     assert problems(int8, ("export",)) == (["export.precision: int8 needs images to calibrate on"], hint)
     pictures[0].write_bytes(b"no image")
-    found, _ = problems(int8 | {"data.images": str(pictures[0].parent)}, ("export",))
-    assert len(found) == 1 and found[0].startswith("data.images: ")
+    lines, _ = problems(int8 | {"data.images": str(pictures[0].parent)}, ("export",))
+    assert len(lines) == 1 and lines[0].startswith("data.images: ")
 
 
 def test_all_problems_are_reported_at_once_with_their_hints(problems: Any, tmp_path: Path) -> None:
     (tmp_path / "leer.parquet").write_bytes(b"PAR1")
-    found, hint = problems(
+    lines, hint = problems(
         {
             "teacher.model": "BAAI/AltCLIP",
             "data.validation": str(tmp_path / "leer.parquet"),
@@ -74,16 +74,16 @@ def test_all_problems_are_reported_at_once_with_their_hints(problems: Any, tmp_p
             "export.calibration": str(tmp_path / "无"),
         }
     )
-    assert [line.partition(": ")[0] for line in found] == [
+    assert [line.partition(": ")[0] for line in lines] == [
         "export.calibration", "data.validation", "teacher.model", "eval.datasets", "eval.datasets", "export.format",
     ]  # fmt: skip
-    assert found[0].startswith(f"export.calibration: {tmp_path}/无 does not exist (fix the paths")
-    assert found[2].endswith(
+    assert lines[0].startswith(f"export.calibration: {tmp_path}/无 does not exist (fix the paths")
+    assert lines[2].endswith(
         "the hub cannot be reached: HF_HUB_OFFLINE is set "
         "(download it where there is a network: hf download BAAI/AltCLIP; or name a local directory)"
     )
-    assert "imagenet needs its images: clip-benchmark/wds_imagenet1k is not complete in the local cache" in found[3]
-    assert "food101 needs its images: neither --data-root nor the hub has them" in found[4]
+    assert "imagenet needs its images: clip-benchmark/wds_imagenet1k is not complete in the local cache" in lines[3]
+    assert "food101 needs its images: neither --data-root nor the hub has them" in lines[4]
     assert hint == "fix all of these; look again with: dcclip run RECIPE --check"
 
 
@@ -93,11 +93,11 @@ def test_test_sets_are_opened_in_the_languages_that_are_wanted(
     for shape in ("circle", "方块"):
         (tmp_path / "own" / shape).mkdir(parents=True)
         (tmp_path / "own" / shape / "1.png").write_bytes(pairs[0].image)
-    own = {"eval.datasets": [str(tmp_path / "own")]}
-    assert problems(own) == ([], "")
-    found, hint = problems(own | {"eval.languages": ["en"]})
-    assert found == ["eval.datasets: data set own has no class names in en"] and "--languages zh" in hint
-    assert problems(own | {"eval.languages": ["en"]}, ("distill", "align")) == ([], "")
+    own_data = {"eval.datasets": [str(tmp_path / "own")]}
+    assert problems(own_data) == ([], "")
+    lines, hint = problems(own_data | {"eval.languages": ["en"]})
+    assert lines == ["eval.datasets: data set own has no class names in en"] and "--languages zh" in hint
+    assert problems(own_data | {"eval.languages": ["en"]}, ("distill", "align")) == ([], "")
 
 
 def test_a_finished_stage_needs_nothing_any_more(problems: Any, tmp_path: Path) -> None:
@@ -120,14 +120,14 @@ def test_a_teacher_directory_lacks_no_file(problems: Any, altclip_folder: Path, 
         shutil.rmtree(teacher, ignore_errors=True)
         shutil.copytree(altclip_folder, teacher)
         (teacher / name).unlink()
-        found, _ = problems({"teacher.model": str(teacher)})
-        assert len(found) == 1 and found[0].startswith(f"teacher.model: {teacher} has no {name}")
+        lines, _ = problems({"teacher.model": str(teacher)})
+        assert len(lines) == 1 and lines[0].startswith(f"teacher.model: {teacher} has no {name}")
     shutil.copytree(altclip_folder, teacher, dirs_exist_ok=True)
     parts = {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}
     (teacher / "model.safetensors").rename(teacher / "model-1-of-2.safetensors")
     (teacher / "model.safetensors.index.json").write_text(json.dumps(parts))
-    found, _ = problems({"teacher.model": str(teacher)})
-    assert found == [
+    lines, _ = problems({"teacher.model": str(teacher)})
+    assert lines == [
         f"teacher.model: {teacher} has no model-2-of-2.safetensors, which model.safetensors.index.json names",
     ]
     (teacher / "model-2-of-2.safetensors").touch()
@@ -145,21 +145,21 @@ def test_a_teacher_in_the_local_cache_needs_no_hub(
     assert problems({"teacher.model": "BAAI/AltCLIP"}) == ([], "")
     (repository / "snapshots/1a2b/model.safetensors").unlink()
     assert "the hub cannot be reached" in problems({"teacher.model": "BAAI/AltCLIP"})[0][0]
-    every = {"config.json", "pytorch_model.bin", "vocab.txt", "preprocessor_config.json"}
-    monkeypatch.setattr("dcclip_cli.model.reference.files_on_hub", lambda name: every)
+    names = {"config.json", "pytorch_model.bin", "vocab.txt", "preprocessor_config.json"}
+    monkeypatch.setattr("dcclip_cli.model.reference.files_on_hub", lambda name: names)
     assert problems({"teacher.model": "BAAI/AltCLIP"}) == ([], "")
 
 
 def test_what_will_not_fit_on_the_disk_is_reported(problems: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "free_bytes", lambda folder: 10_000)
-    found, _ = problems({}, ("distill",))
+    lines, _ = problems({}, ("distill",))
     # 40 images x (16 + 4 cells x 32) x 2 bytes = 11.5 kB without captions; checkpoints of 0.1 M parameters: 2.8 MB.
-    assert [line.split(":")[0] for line in found] == ["distill.teacher_cache", "distill"]
-    assert re.search(r"the teacher cache will take about \d+ kB, and 10 kB are free", found[0])
-    others = cache_folder() / "teacher-cache" / "AltCLIP-0123" / "texts" / "0.block"
-    others.parent.mkdir(parents=True)
-    others.write_bytes(bytes(1_000_000))  # of which this run finds nothing
-    assert problems({}, ("distill",))[0] == found
+    assert [line.split(":")[0] for line in lines] == ["distill.teacher_cache", "distill"]
+    assert re.search(r"the teacher cache will take about \d+ kB, and 10 kB are free", lines[0])
+    other_block = cache_folder() / "teacher-cache" / "AltCLIP-0123" / "texts" / "0.block"
+    other_block.parent.mkdir(parents=True)
+    other_block.write_bytes(bytes(1_000_000))  # of which this run finds nothing
+    assert problems({}, ("distill",))[0] == lines
     monkeypatch.setattr(preflight, "free_bytes", lambda folder: 10_000_000)
     assert problems({}, ("distill",)) == ([], "")
 
@@ -168,11 +168,11 @@ def test_data_that_a_stage_cannot_use_is_reported(
     problems: Any, pairs: list[Pair], points: Path, tmp_path: Path
 ) -> None:
     write_parquet(tmp_path / "zh.parquet", [replace(pair, en=()) for pair in pairs])
-    found, hint = problems({"data.train": str(tmp_path / "zh.parquet")}, ("distill",))
-    assert found == ["distill.captions.languages: there are no 'en' captions in data.train"] and "[zh]" in hint
+    lines, hint = problems({"data.train": str(tmp_path / "zh.parquet")}, ("distill",))
+    assert lines == ["distill.captions.languages: there are no 'en' captions in data.train"] and "[zh]" in hint
     write_parquet(tmp_path / "broken.parquet", [replace(pairs[0], image=pairs[0].image[:200]), *pairs[1:]])
-    found, _ = problems({"data.train": str(tmp_path / "broken.parquet")}, ("distill",))
-    assert len(found) == 1 and found[0].startswith(f"data.train: {tmp_path}/broken.parquet: the first image: ")
+    lines, _ = problems({"data.train": str(tmp_path / "broken.parquet")}, ("distill",))
+    assert len(lines) == 1 and lines[0].startswith(f"data.train: {tmp_path}/broken.parquet: the first image: ")
     (tmp_path / "pairs.tar").write_bytes(tar_of(pairs))
     for data in ({}, {"data.train": str(tmp_path / "pairs.tar")}):
         assert problems({**data, "distill.batch_size": 64}, ("distill",))[0] == [
@@ -180,16 +180,16 @@ def test_data_that_a_stage_cannot_use_is_reported(
         ]
     held = {"data.hold_out": 35, "data.train": str(tmp_path / "pairs.tar")}
     assert problems(held, ("distill",))[0] == ["distill.batch_size: 8 samples per step are more than the data has (5)"]
-    found, _ = problems(held | {"data.hold_out": 40}, ("distill",))
-    assert found == [f"data.hold_out: data.hold_out is 40, and {tmp_path}/pairs.tar has 40 pairs"]
-    found, hint = problems({"data.train": str(points)}, ("distill",))
-    assert found == [f"distill: {points} contains embeddings instead of images for an image tower or a teacher"]
+    lines, _ = problems(held | {"data.hold_out": 40}, ("distill",))
+    assert lines == [f"data.hold_out: data.hold_out is 40, and {tmp_path}/pairs.tar has 40 pairs"]
+    lines, hint = problems({"data.train": str(points)}, ("distill",))
+    assert lines == [f"distill: {points} contains embeddings instead of images for an image tower or a teacher"]
     for name in ("cat", "狗"):
         (tmp_path / "classes" / name).mkdir(parents=True)
         (tmp_path / "classes" / name / "1.png").write_bytes(pairs[0].image)
-    found, hint = problems({"data.train": str(tmp_path / "classes"), "data.validation": str(tmp_path / "classes")})
-    assert [line.split(":")[0] for line in found] == ["data.train", "data.validation"]
-    assert "is a folder of class folders (cat, 狗), not of pairs" in found[0] and "data.images" in hint
+    lines, hint = problems({"data.train": str(tmp_path / "classes"), "data.validation": str(tmp_path / "classes")})
+    assert [line.split(":")[0] for line in lines] == ["data.train", "data.validation"]
+    assert "is a folder of class folders (cat, 狗), not of pairs" in lines[0] and "data.images" in hint
 
 
 def test_texts_in_one_language_are_reported_also_where_there_are_images(
@@ -198,14 +198,14 @@ def test_texts_in_one_language_are_reported_also_where_there_are_images(
     (tmp_path / "words.txt").write_text("".join(f"cat {number}\n" for number in range(40)), "utf-8")
     data = {"data.train": None, "data.images": str(pictures[0].parent), "data.texts": str(tmp_path / "words.txt")}
     sizes = {"distill.images_per_step": 1, "distill.texts_per_step": 8, "distill.losses": [{"kind": "embedding"}]}
-    found, hint = problems(data | sizes, ("distill",))
-    assert found == ["distill.captions.languages: there are no 'zh' captions in data.texts"] and "[en]" in hint
+    lines, hint = problems(data | sizes, ("distill",))
+    assert lines == ["distill.captions.languages: there are no 'zh' captions in data.texts"] and "[en]" in hint
     languages = {"distill.captions.languages": ["en"]}
     assert problems(data | sizes | languages, ("distill",))[0] == []
     write_parquet(tmp_path / "zh.parquet", [replace(pair, en=()) for pair in pairs])
     data = {"data.train": str(tmp_path / "zh.parquet"), "data.texts": str(tmp_path / "words.txt")}
-    found, _ = problems(data | {"distill.losses": [{"kind": "cross_lingual"}]}, ("distill",))
-    assert found == ["distill.losses.0: loss cross_lingual needs images or lines with captions in both languages"]
+    lines, _ = problems(data | {"distill.losses": [{"kind": "cross_lingual"}]}, ("distill",))
+    assert lines == ["distill.losses.0: loss cross_lingual needs images or lines with captions in both languages"]
 
 
 def test_a_run_directory_of_another_recipe_is_found_unless_it_is_made_again(
@@ -215,11 +215,11 @@ def test_a_run_directory_of_another_recipe_is_found_unless_it_is_made_again(
     record(load(whole_recipe), run.root)
     run.model("distill").mkdir(parents=True)
     write_record(run.model("distill") / "dcclip.json", {"format": 2})
-    other = load(whole_recipe, values={"distill.steps": 4})
+    changed_recipe = load(whole_recipe, values={"distill.steps": 4})
     with refused("run/distill was made from a recipe that differs: distill.steps was 3, is 4", "with --fresh"):
-        check(other, run, ALL)
-    check(other, run, ALL, fresh=True)
-    check(other, run, ("export",))  # which takes any model
+        check(changed_recipe, run, ALL)
+    check(changed_recipe, run, ALL, fresh=True)
+    check(changed_recipe, run, ("export",))  # which takes any model
     check(load(whole_recipe), run, ALL)
 
 
@@ -228,8 +228,8 @@ def test_pairs_that_are_to_be_collected_are_estimated_and_images_outside_of_thei
 ) -> None:
     for pair in pairs:
         folder, outside = (tmp_path / name / pair.key.split("-")[1] for name in ("形状 shapes", "outside"))
-        for one in (folder, outside):
-            one.mkdir(parents=True, exist_ok=True)
+        for place in (folder, outside):
+            place.mkdir(parents=True, exist_ok=True)
         (outside / f"{pair.key}.png").write_bytes(pair.image)
         (folder / f"{pair.key}.png").symlink_to(outside / f"{pair.key}.png")
     run, source = RunDir(tmp_path / "run"), {"kind": "class_folders", "path": str(tmp_path / "形状 shapes")}
@@ -252,5 +252,5 @@ def test_pairs_that_are_to_be_collected_are_estimated_and_images_outside_of_thei
     values |= {"data": {"train": "collect", "validation": str(tmp_path / "zh.parquet")}}
     with refused("validate_every_steps: .*zh.parquet: no pair has a caption in en", "name other pairs"):
         check(load(recipe, values=values | {"distill.validate_every_steps": 1}), RunDir(tmp_path / "new"), stages)
-    kept = json.loads((run.root / "collect/manifest.json").read_bytes())["pairs"]["kept"]
-    assert len(after.previews["pairs"].captions) == kept > 0
+    kept_count = json.loads((run.root / "collect/manifest.json").read_bytes())["pairs"]["kept"]
+    assert len(after.previews["pairs"].captions) == kept_count > 0

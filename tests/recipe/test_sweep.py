@@ -38,17 +38,17 @@ def test_each_run_has_the_weights_of_its_seed_alone_and_a_second_call_runs_nothi
     dcclip_api.run(alone, sets={"seed": 1, "align.optimizer.lr": 1e-3}, out="alone")
     assert weights("runs/一生/plain/seed-1") == weights("alone") != weights("runs/一生/plain/seed-0")
 
-    rows, each = (
+    rows, runs = (
         [
-            one
-            for one in csv.DictReader(text.splitlines())
-            if one["variant"] == "只有第二阶段" and one["test set"] == "train zh"
+            record
+            for record in csv.DictReader(text.splitlines())
+            if record["variant"] == "只有第二阶段" and record["test set"] == "train zh"
         ]
         for text in (Path(f"runs/一生/{name}.csv").read_text("utf-8") for name in ("table", "runs"))
     )
-    [row], (one, other) = rows, [float(run["value"]) for run in each]
-    assert float(row["mean"]) == (one + other) / 2
-    assert float(row["standard deviation"]) == pytest.approx(abs(one - other) / 2**0.5)
+    [row], (first, second) = rows, [float(run["value"]) for run in runs]
+    assert float(row["mean"]) == (first + second) / 2
+    assert float(row["standard deviation"]) == pytest.approx(abs(first - second) / 2**0.5)
     assert float(row["low"]) <= float(row["difference"]) <= float(row["high"])
     latex = Path("runs/一生/table.tex").read_text("utf-8")
     assert f"{float(row['mean']):.1%}"[:-1] + r" $\pm$ " in latex and latex.count(r"\midrule") == 2

@@ -58,22 +58,22 @@ def test_embeddings_have_the_form_of_openai_for_texts_and_images_in_their_order(
 ) -> None:
     inputs = ["红色的圆", data_url(pictures[0].read_bytes()), "a green moon"]
     answer = client.post("/v1/embeddings", json={"model": "any", "input": inputs}).json()
-    rows = np.array([one["embedding"] for one in answer["data"]])
+    rows = np.array([row["embedding"] for row in answer["data"]])
     texts, [image] = model.embed_texts(["红色的圆", "a green moon"]), model.embed_images([pictures[0]])
     assert (rows * np.stack([texts[0], image, texts[1]])).sum(axis=1).min() > 0.9999
-    assert [one["index"] for one in answer["data"]] == [0, 1, 2] and answer["object"] == "list"
+    assert [row["index"] for row in answer["data"]] == [0, 1, 2] and answer["object"] == "list"
     tokens = sum(model._encoder.tokenize([text]).size for text in inputs[::2])
     assert answer["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
     assert [client.get("/v1/models/any/name").json()] == client.get("/v1/models").json()["data"]
     refused = client.post("/v1/embeddings", json={"input": ["红", "https://a.b/c.jpg"]})
     assert refused.status_code == 422 and "https://a.b/c.jpg" in refused.text
     short = client.post("/v1/embeddings", json={"input": "红", "dimensions": 8, "encoding_format": "base64"}).json()
-    found = np.frombuffer(base64.b64decode(short["data"][0]["embedding"]), "<f4")
-    wanted = model.embed_texts(["红"])[0, :8]
-    np.testing.assert_allclose(found, wanted / np.linalg.norm(wanted), atol=1e-5)
+    embedding = np.frombuffer(base64.b64decode(short["data"][0]["embedding"]), "<f4")
+    expected = model.embed_texts(["红"])[0, :8]
+    np.testing.assert_allclose(embedding, expected / np.linalg.norm(expected), atol=1e-5)
     chat = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": inputs[1]}}]}]  # vLLM's
     chat += [{"role": "user", "content": "data: 季度报告"}]
-    rows = np.array([one["embedding"] for one in client.post("/v1/embeddings", json={"messages": chat}).json()["data"]])
+    rows = np.array([row["embedding"] for row in client.post("/v1/embeddings", json={"messages": chat}).json()["data"]])
     assert (rows * np.stack([image, *model.embed_texts(["data: 季度报告"])])).sum(axis=1).min() > 0.9999
 
 
@@ -101,18 +101,18 @@ def test_labels_and_search_are_those_of_predict_and_search(
     client: TestClient, model: Model, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = pictures[0].read_bytes()
-    found = client.post("/classify", data={"labels": "红，green、圆"}, files={"image": content}).json()["labels"]
+    labels = client.post("/classify", data={"labels": "红，green、圆"}, files={"image": content}).json()["labels"]
     assert 'dcclip_batch_size_sum{kind="text"} 3.0' in client.get("/metrics").text  # in the queue of all texts
-    wanted = model.predict(pictures[0], ["红", "green", "圆"])
-    assert [one["label"] for one in found] == list(wanted)
-    assert found[0]["probability"] == pytest.approx(next(iter(wanted.values())), abs=1e-4)
+    expected = model.predict(pictures[0], ["红", "green", "圆"])
+    assert [row["label"] for row in labels] == list(expected)
+    assert labels[0]["probability"] == pytest.approx(next(iter(expected.values())), abs=1e-4)
     hits = client.post("/search", files={"image": content}, data={"top_k": 2}).json()["results"]
     assert hits[0]["path"] == pictures[0].name and hits[0]["score"] > 0.99 and len(hits) == 2
     less = client.post("/search", data={"text": ["红", "圆"], "not": "green"}).json()["results"]
     plus, minus = model.embed_texts(["红", "圆"]).sum(axis=0), model.embed_texts(["green"])[0]
     query = (plus - minus) / np.linalg.norm(plus - minus)
     scores = {path.name: float(model.embed_images([path])[0] @ query) for path in pictures}
-    assert [one["path"] for one in less] == sorted(scores, key=lambda name: -scores[name])
+    assert [hit["path"] for hit in less] == sorted(scores, key=lambda name: -scores[name])
     assert client.get(f"/images/0/{pictures[0].name}").content == content
     assert client.get(f"/{hits[0]['url']}?small=true").headers["content-type"] == "image/jpeg"
     assert client.get("/images/0/..%2Fsecret.png").status_code == 404
@@ -124,7 +124,7 @@ def test_labels_and_search_are_those_of_predict_and_search(
         client.post("/classify", data={"labels": "雨,rain"}, files={"image": content}),
         client.post("/search", data={"text": ["雨", "rain"]}),
     )
-    assert [one.json()["unknown"] for one in sent] == [["雨", "rain"]] * 2 and not sent[1].json()["fits"]
+    assert [response.json()["unknown"] for response in sent] == [["雨", "rain"]] * 2 and not sent[1].json()["fits"]
 
 
 def test_pictures_with_any_name_are_found_and_those_that_were_replaced_are_not(
@@ -191,8 +191,8 @@ def test_a_request_with_many_wrong_items_is_refused_at_the_first(client: TestCli
 
 def test_errors_are_in_the_clients_language(client: TestClient) -> None:
     body = {"input": data_url(b"no image")}
-    said = client.post("/v1/embeddings", json=body, headers={"Accept-Language": "zh-CN,zh;q=0.9"}).json()["error"]
-    assert re.search("[\u4e00-\u9fff]", said["message"]) and re.search("[\u4e00-\u9fff]", said["hint"])
+    error = client.post("/v1/embeddings", json=body, headers={"Accept-Language": "zh-CN,zh;q=0.9"}).json()["error"]
+    assert re.search("[\u4e00-\u9fff]", error["message"]) and re.search("[\u4e00-\u9fff]", error["hint"])
 
 
 def test_large_bodies_and_a_missing_token_are_refused(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,9 +325,9 @@ def test_a_stop_answers_what_was_accepted_and_needs_no_torch(bundle_folder: Path
     body = json.dumps({"input": [f"红 {number}" for number in range(2000)]}).encode()
 
     def ask() -> None:
-        asked = urllib.request.Request(f"{url}v1/embeddings", body, {"Content-Type": "application/json"})
+        request = urllib.request.Request(f"{url}v1/embeddings", body, {"Content-Type": "application/json"})
         try:
-            statuses.append(len(json.load(urllib.request.urlopen(asked))["data"]))
+            statuses.append(len(json.load(urllib.request.urlopen(request))["data"]))
         except urllib.error.HTTPError as error:
             statuses.append(error.code)
 
@@ -338,8 +338,8 @@ def test_a_stop_answers_what_was_accepted_and_needs_no_torch(bundle_folder: Path
     server.send_signal(signal.SIGTERM)
     for thread in threads:
         thread.join()
-    said = server.communicate()[1]
-    assert server.returncode == 0 and "Traceback" not in said and said.startswith("warning: anyone who reaches port ")
+    text = server.communicate()[1]
+    assert server.returncode == 0 and "Traceback" not in text and text.startswith("warning: anyone who reaches port ")
     assert statuses[0] == 2000 and set(statuses) <= {2000, 503}
 
 
@@ -348,9 +348,9 @@ def test_a_picture_in_avif_and_in_heic_is_read(model: Model, pictures: list[Path
 
     register_heif_opener()
     image = Image.open(pictures[0]).convert("RGB")
-    [wanted] = model.embed_images([image])
+    [expected] = model.embed_images([image])
     with TestClient(application(model._encoder)) as client:
         for kind in ("AVIF", "HEIF"):
             content = encode(image, kind, quality=95)
             answer = client.post("/v1/embeddings", json={"input": data_url(content)}).json()
-            assert np.array(answer["data"][0]["embedding"]) @ wanted > 0.98, kind
+            assert np.array(answer["data"][0]["embedding"]) @ expected > 0.98, kind

@@ -37,9 +37,9 @@ def best(photo: str, labels: list[str]) -> str:
 
 def test_the_bundle_is_small_and_passed_the_parity_check() -> None:
     assert sum(file.stat().st_size for file in BUNDLE.iterdir()) <= 12_000_000
-    about = json.loads((BUNDLE / "dcclip.json").read_text("utf-8"))
-    assert about["precision"] == "int8"
-    assert about["parity"]["agreement"] >= 0.9
+    record = json.loads((BUNDLE / "dcclip.json").read_text("utf-8"))
+    assert record["precision"] == "int8"
+    assert record["parity"]["agreement"] >= 0.9
 
 
 @pytest.mark.parametrize("photo", LABELS)
@@ -71,10 +71,10 @@ def test_labels_may_mix_languages_templates_and_commas(typed: str) -> None:
     ],
 )
 def test_with_multi_label_the_labels_that_fit_are_likely(photo: str, there: list[str], absent: list[str]) -> None:
-    found = dcclip_cli.load("starter", device="cpu").predict(
+    prediction = dcclip_cli.load("starter", device="cpu").predict(
         PHOTOS / f"{photo}.jpg", [*there, *absent], multi_label=True
     )
-    assert {label for label, value in found.items() if value > 0.5} == set(there)
+    assert {label for label, value in prediction.items() if value > 0.5} == set(there)
 
 
 @pytest.mark.parametrize("label", ["something", "东西", "other", "其他"])
@@ -93,8 +93,8 @@ def test_a_concrete_word_that_it_never_learnt_fits_no_photograph(starter: Encode
 def test_predict_and_search_say_what_it_never_learnt_and_that_nothing_fits() -> None:
     model = dcclip_cli.load("starter", device="cpu")
     assert model.unknown(["猫", "bureaucracy", "莎士比亚", "a photo of a rocket"]) == ["bureaucracy", "莎士比亚"]
-    asked = {text: dcclip_cli.search(text, PHOTOS) for text in ("rocket", "香蕉", "justice")}
-    assert {text: (found.unknown, found.fits) for text, found in asked.items()} == {
+    searches = {text: dcclip_cli.search(text, PHOTOS) for text in ("rocket", "香蕉", "justice")}
+    assert {text: (search_result.unknown, search_result.fits) for text, search_result in searches.items()} == {
         "rocket": ([], True),
         "香蕉": ([], False),
         "justice": (["justice"], False),
@@ -153,8 +153,8 @@ def test_bundle_and_model_directory_agree(starter: Encoder) -> None:
     model = TorchEncoder(load_model(MODEL))
     labels = ["cat", "coffee", "rocket", "flower", "temple", "dog", "猫", "咖啡", "火箭", "花", "寺庙", "狗"]
     pixels = np.stack([model.preprocess(decode(file)) for file in sorted(PHOTOS.glob("*.jpg"))])
-    found = [(one.encode_pixels(pixels) @ one.encode_texts(labels).T).argmax(axis=1) for one in (model, starter)]
-    assert (found[0] == found[1]).mean() >= 5 / 6
+    top = [(net.encode_pixels(pixels) @ net.encode_texts(labels).T).argmax(axis=1) for net in (model, starter)]
+    assert (top[0] == top[1]).mean() >= 5 / 6
 
 
 def test_the_words_next_to_labels_are_of_their_kind_in_both_languages() -> None:

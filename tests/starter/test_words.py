@@ -37,7 +37,7 @@ def test_no_training_word_is_among_them() -> None:
     taught = {word.casefold() for word in (STARTER / "words.txt").read_text("utf-8").splitlines()}
     names = json.loads((STARTER.parent.parent / "dcclip_cli/data/prompts/imagenet.json").read_text("utf-8"))
     taught |= {name.casefold() for language in ("en", "zh") for name in names[language]["names"]}
-    taught |= {name for several in names["zh"]["alternates"].values() for name in several}
+    taught |= {name for group in names["zh"]["alternates"].values() for name in group}
     taught |= set((STARTER / "unknown.zh.txt").read_text("utf-8").split())
     for line in (STARTER / "words.tsv").read_text("utf-8").splitlines()[1:]:
         taught |= {word.casefold() for words in line.split("\t")[:2] for word in words.split(";")}
@@ -51,7 +51,7 @@ def test_no_training_word_is_among_them() -> None:
 # ---- words that it knows by their kinds: near known words of their kind, and in no other text
 
 
-NAMES = {word for more in WORDS for word in (*more.en, *more.zh)}
+NAMES = {word for words in WORDS for word in (*words.en, *words.zh)}
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +61,10 @@ def starter() -> Encoder:
 
 def test_every_word_is_one_token() -> None:
     tokenizer = Tokenizer.from_file(str(STARTER / "model/tokenizer.json"))
-    ids = [one.ids for one in tokenizer.encode_batch(sorted(NAMES), add_special_tokens=False)]
+    ids = [encoding.ids for encoding in tokenizer.encode_batch(sorted(NAMES), add_special_tokens=False)]
     assert len(NAMES) > 2000
-    assert all(len([number for number in one if number != tokenizer.token_to_id("<pad>")]) == 1 for one in ids)
-    assert not any("[UNK]" in one or tokenizer.token_to_id("<unk>") in one for one in ids)
+    assert all(len([number for number in row if number != tokenizer.token_to_id("<pad>")]) == 1 for row in ids)
+    assert not any("[UNK]" in row or tokenizer.token_to_id("<unk>") in row for row in ids)
 
 
 @pytest.mark.parametrize(
@@ -127,9 +127,9 @@ def test_it_says_of_most_held_out_words_and_of_no_other_that_it_never_learnt_the
 ) -> None:
     assert starter.known
     held = [getattr(word, language) for word in HELD_OUT]
-    known = [word for word in (STARTER / "words.txt").read_text("utf-8").splitlines() if word not in held]
-    known += ["一只狗坐在草地上", "a man with a beard", "三只可爱的小猫", "several big trucks"]
-    assert unknown_of(starter.known, known, text_embeddings(starter, known)) == []
+    learned = [word for word in (STARTER / "words.txt").read_text("utf-8").splitlines() if word not in held]
+    learned += ["一只狗坐在草地上", "a man with a beard", "三只可爱的小猫", "several big trucks"]
+    assert unknown_of(starter.known, learned, text_embeddings(starter, learned)) == []
     marked = unknown_of(starter.known, held, text_embeddings(starter, held))
     assert len(marked) / len(held) > {"en": 0.95, "zh": 0.6}[language]
 
@@ -155,8 +155,8 @@ def test_a_word_is_nearer_to_each_of_its_classes_than_to_any_other(places: Tenso
     images = space.in_space(places)
     for classes in UNDER.values():
         cosines = images @ space.place_of(classes, places)
-        others = [cosines[number] for number in range(6) if number not in classes]
-        assert all(cosines[number] > max(others, default=-1) for number in classes)
+        rest = [cosines[number] for number in range(6) if number not in classes]
+        assert all(cosines[number] > max(rest, default=-1) for number in classes)
 
 
 def test_the_head_maps_a_clear_image_to_its_class_and_an_unclear_one_to_unknown(places: Tensor) -> None:

@@ -33,8 +33,8 @@ def test_training_from_scratch_learns_which_caption_belongs_to_which_picture(
         "checkpoint_every_steps": 1000,
     }
     towers = load_model(run(aligning).model)
-    read = Collator(open_pairs(pairs_file), 0, Augment(), CaptionOptions(first=1), towers.preprocess, towers.tokenize)
-    batch = read.batch([(index, 0) for index in range(len(pairs))])
+    loader = Collator(open_pairs(pairs_file), 0, Augment(), CaptionOptions(first=1), towers.preprocess, towers.tokenize)
+    batch = loader.batch([(index, 0) for index in range(len(pairs))])
     with torch.no_grad():
         image = F.normalize(towers.image_features(batch.pixels).embedding, dim=-1)
         for language in ("zh", "en"):
@@ -66,7 +66,7 @@ def test_a_distillation_term_keeps_stage_2_near_its_teacher(aligning: Job, model
     towers = [load_model(folder) for folder in (model_folder, held.model, free.model)]
     with torch.no_grad():
         before, near, far = (
-            F.normalize(one.text_features(one.tokenize(["红色的圆", "red circle"])).embedding, dim=-1) for one in towers
+            F.normalize(net.text_features(net.tokenize(["红色的圆", "red circle"])).embedding, dim=-1) for net in towers
         )
     assert (before * near).sum() > (before * far).sum()
     assert "embedding" in held.metrics and "embedding" not in free.metrics

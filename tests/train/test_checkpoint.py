@@ -44,15 +44,15 @@ def test_training_resumes_bit_for_bit_from_a_checkpoint_of_weights_and_moments_w
     assert sorted(path.name for path in tmp_path.glob("step-*/*")) == ["state.json", "tensors.safetensors"]
     tensors = load_file(tmp_path / "step-00000003" / "tensors.safetensors")
     assert {name.partition("/")[0] for name in tensors} == {"model", "optimizer"}
-    other, its_optimizer = trained(seed=1, steps=0, kind=kind)
+    second, its_optimizer = trained(seed=1, steps=0, kind=kind)
     saved = latest_checkpoint(tmp_path)
     assert saved is not None
-    assert load_checkpoint(saved, THIS, other, its_optimizer).step == 3
+    assert load_checkpoint(saved, THIS, second, its_optimizer).step == 3
     for _ in range(3):
         step(model, optimizer)
-        step(other, its_optimizer)
+        step(second, its_optimizer)
     for name, value in model.state_dict().items():
-        assert torch.equal(value, other.state_dict()[name]), name
+        assert torch.equal(value, second.state_dict()[name]), name
 
 
 def test_only_the_newest_complete_checkpoint_is_found_and_kept(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from dcclip_cli.train.options import TrainOptions
 def chosen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of threads that torch is given."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    given: list[int] = []
-    monkeypatch.setattr(torch, "set_num_threads", given.append)
-    return given
+    requests: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", requests.append)
+    return requests
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, cores: int, busy: float) -> None:

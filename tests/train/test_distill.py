@@ -130,8 +130,8 @@ def test_a_narrower_student_learns_the_teachers_principal_components_in_both_sta
     distilling["options"] |= {"losses": [{"kind": "embedding"}], "teacher_cache": cache, "steps": 3}
     watch = Watch()
     result = run(distilling, watch)
-    asked = [name for name, _, _ in watch.tasks if name.startswith("teacher")]  # no bar for each of the first steps
-    assert "teacher: looking for its 8 principal components" in watch.said and len(asked) == len(set(asked))
+    tasks = [name for name, _, _ in watch.tasks if name.startswith("teacher")]  # no bar for each of the first steps
+    assert "teacher: looking for its 8 principal components" in watch.said and len(tasks) == len(set(tasks))
     space = NarrowSpace.read(result.model)
     assert space is not None and space.components.shape == (16, 8)
     torch.testing.assert_close(space.components.T @ space.components, torch.eye(8), atol=1e-5, rtol=0)
@@ -140,8 +140,8 @@ def test_a_narrower_student_learns_the_teachers_principal_components_in_both_sta
     aligning |= {"teacher": teacher}
     aligning["options"] |= {"losses": losses, "start": str(result.model), "steps": 2}
     aligned = run(aligning)
-    kept = NarrowSpace.read(aligned.model)
-    assert kept is not None and torch.equal(kept.components, space.components)
+    loaded = NarrowSpace.read(aligned.model)
+    assert loaded is not None and torch.equal(loaded.components, space.components)
 
 
 @pytest.mark.parametrize("loss", ["embedding", "task"])
@@ -171,10 +171,10 @@ def test_an_image_tower_is_cut_out_of_the_teachers_with_its_normalisation(distil
     teacher = load_model(folder)
     assert student.preprocessing and teacher.preprocessing
     assert student.preprocessing.mean == teacher.preprocessing.mean
-    own, theirs = (towers.model.visual.state_dict() for towers in (student, teacher))
+    own_weights, theirs = (towers.model.visual.state_dict() for towers in (student, teacher))
     for name, value in theirs.items():
         if name.startswith("trunk.") and name.endswith("weight"):
-            torch.testing.assert_close(own[name], value, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(own_weights[name], value, rtol=1e-3, atol=1e-4)
 
 
 # ---- matryoshka training: losses on the first numbers of the embeddings as well
@@ -199,9 +199,9 @@ def test_each_cut_embedding_is_contrasted_by_itself(model_folder: Path) -> None:
     assert list(terms) == [f"image_{language}{suffix}" for suffix in ("", "_4d", "_8d") for language in ("zh", "en")]
     for dims in (4, 8, 16):
         logits = student.logit_scale * F.normalize(image[:, :dims], dim=-1) @ F.normalize(text[:, :dims], dim=-1).T
-        each = [F.cross_entropy(one, torch.arange(2)) for one in (logits, logits.T)]
+        losses = [F.cross_entropy(logits_of, torch.arange(2)) for logits_of in (logits, logits.T)]
         name = "image_zh" if dims == 16 else f"image_zh_{dims}d"
-        assert terms[name] == pytest.approx(float(sum(each)) / 4, rel=1e-4)  # of two directions, two languages
+        assert terms[name] == pytest.approx(float(sum(losses)) / 4, rel=1e-4)  # of two directions, two languages
 
 
 def test_the_order_of_losses_changes_no_adapter(model_folder: Path) -> None:
@@ -238,9 +238,9 @@ LOSSES = [{"kind": "embedding", "languages": ["en"]}, {"kind": "cross_lingual"}]
 def learning(model_folder: Path, tmp_path: Path) -> Job:
     """A job that trains a new text tower for the tiny student on parallel text, as if that knew English only."""
     lines = [
-        f'{{"zh": "{zh}色的{thing}", "en": "{en} {name}"}}\n'
+        f'{{"zh": "{zh}色的{chinese}", "en": "{en} {name}"}}\n'
         for zh, en in (("白", "white"), ("黄", "yellow"), ("紫", "purple"), ("粉", "pink"))
-        for thing, name in (("星星", "star"), ("小船", "boat"), ("大树", "tree"), ("小鱼", "fish"))
+        for chinese, name in (("星星", "star"), ("小船", "boat"), ("大树", "tree"), ("小鱼", "fish"))
     ]
     (tmp_path / "平行.jsonl").write_text("".join(lines), "utf-8")
     return {
@@ -256,15 +256,15 @@ def learning(model_folder: Path, tmp_path: Path) -> Job:
 def test_a_new_text_tower_searches_the_index_that_the_teacher_made(
     learning: Job, model_folder: Path, pictures: list[Path]
 ) -> None:
-    made = run(learning).model
-    donor, ours = (load_encoder(resolve(str(folder)), "cpu") for folder in (model_folder, made))
+    learned = run(learning).model
+    donor, ours = (load_encoder(resolve(str(folder)), "cpu") for folder in (model_folder, learned))
     assert ours.fingerprint != donor.fingerprint and ours.logit_scale == donor.logit_scale
     first, second = (open_index(model, pictures[0].parent) for model in (donor, ours))
     assert (first.embedded, second.embedded) == (5, 0)
     assert open_index(ours, pictures[0].parent, fresh=True).embedded == 5
     rows = [model.encode_pixels(np.zeros((2, 3, 64, 64), np.float32)) for model in (donor, ours)]
     np.testing.assert_array_equal(rows[0], rows[1])
-    before, after = weights(model_folder), weights(made)
+    before, after = weights(model_folder), weights(learned)
     assert all(torch.equal(after[name], value) for name, value in before.items() if name.startswith("visual."))
     assert not np.allclose(donor.encode_texts(["白色的大树"]), ours.encode_texts(["白色的大树"]), atol=0.01)
 
@@ -276,8 +276,8 @@ def test_chinese_learns_the_teachers_english_and_nothing_of_its_chinese(learning
 
     def embed(towers: Any, text: str) -> torch.Tensor:
         with torch.inference_mode():
-            found = towers.text_features(towers.tokenize([text])).embedding[0]
-        return torch.nn.functional.normalize(found, dim=0)
+            components = towers.text_features(towers.tokenize([text])).embedding[0]
+        return torch.nn.functional.normalize(components, dim=0)
 
     english, chinese = embed(donor, "purple fish"), embed(donor, "紫色的小鱼")
     learnt = embed(ours, "紫色的小鱼")
@@ -293,7 +293,7 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "dc-clip.yaml"
 
 def test_the_papers_recipe_trains_both_stages(altclip_folder: Path, pairs_file: Path, tmp_path: Path) -> None:
     short = ["steps=2", "epochs=null", "batch_size=4", "warmup_steps=1", "workers=0", "threads=1"]
-    sets = [f"{stage}.{one}" for stage in ("distill", "align") for one in short]
+    sets = [f"{stage}.{key}" for stage in ("distill", "align") for key in short]
     # The recipe's bf16 is for a GPU: most CPUs emulate it, many times slower.
     sets += [f"{section}.precision=fp32" for section in ("teacher", "distill", "align")]
     sets += [f"{key}={pairs_file}" for key in ("data.train", "data.validation", "align.train")]

@@ -43,8 +43,8 @@ def test_images_and_texts_are_estimated_and_counted_by_their_own_numbers_per_ste
     (tmp_path / "lines.tsv").write_text("".join(f"{zh}\t{en}\n" for en, zh in SHAPES.items()), "utf-8")
     recipe = {name: value for name, value in whole_recipe.items() if name not in ("align", "eval", "export")}
     recipe["data"] = {"images": str(pictures[0].parent), "texts": str(tmp_path / "lines.tsv")}
-    own = {"losses": [{"kind": "embedding"}], "images_per_step": 3, "texts_per_step": 2, "augmentations": 20}
-    recipe["distill"] = recipe["distill"] | own  # batch_size: 8 is for pairs
+    own_options = {"losses": [{"kind": "embedding"}], "images_per_step": 3, "texts_per_step": 2, "augmentations": 20}
+    recipe["distill"] = recipe["distill"] | own_options  # batch_size: 8 is for pairs
     (stage,) = check(load(recipe), RunDir(tmp_path / "run"), ("distill",))
     first, second, _ = lines(stage, Times(0.5, [Pace(1.0, 0.5)]))
     assert first.startswith("distill: 3 steps of 5 samples ")

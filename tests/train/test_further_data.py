@@ -33,8 +33,8 @@ def folder(pairs: list[Pair], tmp_path: Path) -> Path:
 def lines_file(tmp_path: Path) -> Path:
     """Sixteen lines of parallel text, none of them a caption of the drawn pairs."""
     colours = {"白": "white", "黄": "yellow", "紫": "purple", "粉": "pink"}
-    things = {"星星": "star", "小船": "boat", "大树": "tree", "小鱼": "fish"}
-    lines = [f"{zh}色的{thing}\t{en} {things[thing]}\n" for zh, en in colours.items() for thing in things]
+    names = {"星星": "star", "小船": "boat", "大树": "tree", "小鱼": "fish"}
+    lines = [f"{zh}色的{name}\t{en} {names[name]}\n" for zh, en in colours.items() for name in names]
     (tmp_path / "lines.tsv").write_text("".join(lines), "utf-8")
     return tmp_path / "lines.tsv"
 
@@ -60,13 +60,13 @@ def test_what_a_loss_or_a_batch_norm_cannot_learn_from_is_refused(
     (tmp_path / "zh.txt").write_text("红猫\n绿狗\n" * 4, "utf-8")
     distilling["student"]["image"] = {"timm": "test_resnet", "size": 32}  # its last map is 1 x 1
     english, losses = {"train": str(tmp_path / "en.parquet")}, [{"kind": "embedding"}, {"kind": "cross_lingual"}]
-    for name, data, options, what, hint in (
+    for name, data, options, problem, hint in (
         ("a", english, {}, "distill.captions.languages: there are no 'zh' captions in data.train", "[en]"),
         ("b", english | {"texts": str(tmp_path / "zh.txt")}, {"losses": losses}, "losses.1: loss cross_lingual needs",
          "translations"),
         ("c", distilling["data"], {"losses": losses, "accumulate": 8}, "a step or part has one image", "fewer parts"),
     ):  # fmt: skip
-        with refused(what, hint):
+        with refused(problem, hint):
             run(elsewhere(distilling, name, options, data=data))
 
 
@@ -86,13 +86,13 @@ def test_the_rate_counts_images_and_texts_only_in_steps_without_images(
 ) -> None:
     distilling["options"] |= {"losses": [{"kind": "embedding"}], "images_per_step": 2, "texts_per_step": 16}
     distilling["options"] |= {"steps": 2, "log_every_steps": 1}
-    found = []
+    results = []
     for name, data in (("both", {"images": str(folder)}), ("texts", {})):
         result = run(elsewhere(distilling, name, data={**data, "texts": str(lines_file)}))
         first = logged(result.model.parent)[0]
         # one more step is left
-        found.append({key: value * first["seconds_left"] for key, value in first.items() if key.endswith("_second")})
-    assert found == [
+        results.append({key: value * first["seconds_left"] for key, value in first.items() if key.endswith("_second")})
+    assert results == [
         {"images_per_second": pytest.approx(2, rel=0.01)},
         {"texts_per_second": pytest.approx(16, rel=0.01)},
     ]
@@ -104,10 +104,10 @@ def test_the_rate_counts_images_and_texts_only_in_steps_without_images(
 @pytest.fixture
 def further(aligning: Job, model_folder: Path, pairs: list[Pair], folder: Path, tmp_path: Path) -> Job:
     """Stage 2 on eight of the pairs, held to the model that it starts from, with the other pictures and eight lines."""
-    some, lines = tmp_path / "some.parquet", tmp_path / "lines.tsv"
-    write_parquet(some, pairs[:8])
+    some_pairs, lines = tmp_path / "some.parquet", tmp_path / "lines.tsv"
+    write_parquet(some_pairs, pairs[:8])
     lines.write_text("".join(f"{zh}\t{en}\n" for zh, en in zip(ZH, EN, strict=True)), "utf-8")
-    aligning["data"] = {"train": str(some), "images": str(folder), "texts": str(lines)}
+    aligning["data"] = {"train": str(some_pairs), "images": str(folder), "texts": str(lines)}
     aligning["teacher"] = {"kind": "open_clip", "model": str(model_folder)}
     aligning["options"] |= {
         "losses": [{"kind": "embedding", "weight": 20}],

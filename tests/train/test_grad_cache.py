@@ -45,7 +45,7 @@ def stage(model_folder: Path, altclip_folder: Path) -> TrainingTask:
 def batch(stage: TrainingTask, pairs_file: Path, altclip_folder: Path) -> Batch:
     teacher = AltClipTeacher(model=str(altclip_folder)).load()
     towers = stage.student
-    read = Collator(
+    collate = Collator(
         open_pairs(pairs_file),
         0,
         Augment(rotate=15),
@@ -55,13 +55,13 @@ def batch(stage: TrainingTask, pairs_file: Path, altclip_folder: Path) -> Batch:
         (teacher.preprocess,),
         with_caption_ids=True,
     )
-    return read.batch([(index, 0) for index in range(0, 40, 5)])
+    return collate.batch([(index, 0) for index in range(0, 40, 5)])
 
 
 def gradients(stage: TrainingTask) -> dict[str, torch.Tensor]:
-    found = {name: one.grad.clone() for name, one in stage.named_parameters() if one.grad is not None}
+    grads = {name: param.grad.clone() for name, param in stage.named_parameters() if param.grad is not None}
     stage.zero_grad()
-    return found
+    return grads
 
 
 @pytest.fixture
@@ -77,9 +77,9 @@ def test_the_first_pass_leaves_batch_norms_as_they_are_and_the_second_moves_them
     with torch.no_grad():
         for part in batch.parts(2):
             tasks[1].outputs(part)
-    for (name, one), (_, other) in zip(tasks[0].named_buffers(), tasks[1].named_buffers(), strict=True):
+    for (name, buffer), (_, twin) in zip(tasks[0].named_buffers(), tasks[1].named_buffers(), strict=True):
         if "running" in name:
-            assert torch.equal(one, other), name
+            assert torch.equal(buffer, twin), name
 
 
 def test_random_numbers_of_the_first_pass_come_again_in_the_second(
@@ -88,11 +88,11 @@ def test_random_numbers_of_the_first_pass_come_again_in_the_second(
     stage = TrainingTask(load_model(model_folder), [TaskLoss()], freeze_batch_norms=True).train()
     head = stage.student.model.visual.head
     head.add_module("dropped", torch.nn.Dropout(0.5))
-    seen: list[torch.Tensor] = []
-    head.register_forward_hook(lambda _module, _inputs, output: seen.append(output.detach()))
+    tensors: list[torch.Tensor] = []
+    head.register_forward_hook(lambda _module, _inputs, output: tensors.append(output.detach()))
     cached_backward(stage, batch, 2, accelerator)
-    assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3])
-    assert not torch.equal(seen[0], seen[1])
+    assert torch.equal(tensors[0], tensors[2]) and torch.equal(tensors[1], tensors[3])
+    assert not torch.equal(tensors[0], tensors[1])
 
 
 MEANS = (EmbeddingLoss(), CrossLingualLoss(), FeatureMapLoss(), TokenFeaturesLoss())
@@ -112,27 +112,27 @@ def test_parts_that_lack_captions_sum_up_to_the_whole_batch(
     (tmp_path / "texts.tsv").write_text("zh\ten\n红\tred\n蓝色的圆\t\n\tgreen bar\n绿色的方块\tgreen square\n", "utf-8")
     images, texts = open_images(tmp_path / "images.parquet"), open_texts(tmp_path / "texts.tsv")
     data = ConcatDataset([open_pairs(tmp_path / "pairs.parquet"), images, texts])
-    read = Collator(
+    collate = Collator(
         data, 0, Augment(), CaptionOptions(first=1), student.preprocess, student.tokenize,
         (teacher.preprocess,), with_caption_ids=True,
     )  # fmt: skip
-    batch = read.batch([(index, 0) for index in range(16)])
+    batch = collate.batch([(index, 0) for index in range(16)])
     assert {len(part.texts) for part in batch.parts(4)} == {1, 2}
     for losses, of in ((MEANS, backward), (COMPARING, backward), (COMPARING + MEANS[:2], cached_backward)):
         task = TrainingTask(
             student, losses, [OnlineTeacher(teacher, 0, (), widths(teacher))], freeze_batch_norms=True
         ).train()
-        whole, expected = backward(task, batch, 1, accelerator), gradients(task)
-        terms, found = of(task, batch, 4, accelerator), gradients(task)
-        assert all(torch.isfinite(value).all() for value in (*whole.values(), *terms.values(), *found.values()))
-        assert losses == MEANS or "student.model.logit_scale" in found
+        full, expected = backward(task, batch, 1, accelerator), gradients(task)
+        terms, grads = of(task, batch, 4, accelerator), gradients(task)
+        assert all(torch.isfinite(value).all() for value in (*full.values(), *terms.values(), *grads.values()))
+        assert losses == MEANS or "student.model.logit_scale" in grads
         if losses == MEANS or of == cached_backward:
-            assert found.keys() == expected.keys()
+            assert grads.keys() == expected.keys()
             assert {name: float(value) for name, value in terms.items()} == pytest.approx(
-                {name: float(value) for name, value in whole.items()}, rel=1e-5
+                {name: float(value) for name, value in full.items()}, rel=1e-5
             )
             for name, value in expected.items():
-                torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5, msg=name)
+                torch.testing.assert_close(grads[name], value, rtol=1e-3, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("of", [backward, cached_backward])
@@ -140,5 +140,5 @@ def test_a_step_in_parts_reads_nothing_from_the_device(
     model_folder: Path, batch: Batch, accelerator: Accelerator, of: Callable[..., dict[str, torch.Tensor]]
 ) -> None:
     task = TrainingTask(load_model(model_folder), [TaskLoss(cross_lingual=0.5)], freeze_batch_norms=True).train()
-    there = task.to("meta").prepare(batch, torch.device("meta"))  # whose tensors have no values to read
-    assert all(term.is_meta for term in of(task, there, 2, accelerator).values())
+    on_meta = task.to("meta").prepare(batch, torch.device("meta"))  # whose tensors have no values to read
+    assert all(term.is_meta for term in of(task, on_meta, 2, accelerator).values())

@@ -67,16 +67,16 @@ def test_two_processes_that_are_stopped_go_on_to_the_weights_of_one_that_is_not(
         wait_for_steps(out, process)
         ranks = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGTERM)
-        printed, said = process.communicate(timeout=TIMEOUT_S)
+        printed, stderr = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 143 and not printed
     saved = len(logged(out / "align"))
-    [last] = [line for line in said.splitlines() if "saved" in line or "stopped" in line]
+    [last] = [line for line in stderr.splitlines() if "saved" in line or "stopped" in line]
     assert last == f"stopped: align is saved after step {saved}: run the same command again"
-    assert "Traceback" not in said and not psutil.wait_procs(ranks, 5)[1]
+    assert "Traceback" not in stderr and not psutil.wait_procs(ranks, 5)[1]
     with start(file, out, "--processes", "2") as process:
-        printed, said = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 0 and printed == f"{out}/align/model\n", said
-    assert said.count(f"resuming from step {saved} of 30") == 1
+        printed, stderr = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0 and printed == f"{out}/align/model\n", stderr
+    assert stderr.count(f"resuming from step {saved} of 30") == 1
     assert_close(weights(out / "align/model"), weights(run(aligning)))
 
 
@@ -100,8 +100,8 @@ def test_tasks_of_srun_hold_their_folder_stop_together_while_one_waits_for_data_
     wait_for_steps(out, tasks[0])
     for loader in psutil.Process(tasks[1].pid).children():
         loader.suspend()
-    _, said = start(file, out).communicate(timeout=TIMEOUT_S)
-    assert f"error: {out} is in use by another command (process {tasks[0].pid}, " in said
+    _, stderr = start(file, out).communicate(timeout=TIMEOUT_S)
+    assert f"error: {out} is in use by another command (process {tasks[0].pid}, " in stderr
     tasks[1].send_signal(signal.SIGTERM)
     ends = [task.communicate(timeout=TIMEOUT_S) for task in tasks]
     assert [task.returncode for task in tasks] == [128 + signal.SIGINT, 128 + signal.SIGTERM]
@@ -126,9 +126,9 @@ def test_an_error_in_one_process_ends_all_with_one_error_and_one_hint(
     write_parquet(tmp_path / "坏.parquet", [*pairs[:-1], replace(bad, image=bad.image[:40])])
     file = recipe(aligning | {"data": str(tmp_path / "坏.parquet")}, tmp_path, steps=20, losses=[{"kind": "own:Own"}])
     with start(file, tmp_path / "out", "-q", "--processes", "2") as process:
-        printed, said = process.communicate(timeout=TIMEOUT_S)
+        printed, stderr = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 1 and not printed
-    imported, error, hint = said.splitlines()
+    imported, error, hint = stderr.splitlines()
     assert imported.endswith("parts/own.py")
     assert error.startswith("error: ") and bad.key in error and hint.startswith("hint:  ")
 

@@ -41,8 +41,8 @@ def test_facts_are_those_of_the_loaded_teacher_and_are_known_without_it_afterwar
 def test_a_teacher_that_proves_to_be_another_is_an_error_and_forgotten(folder: Path, tmp_path: Path) -> None:
     assert lazy(folder).facts
     [record] = (tmp_path / "cache" / "teachers").iterdir()
-    known = json.loads(record.read_text())
-    record.write_text(json.dumps(known | {"fingerprint": f"0{known['fingerprint']}"}))
+    content = json.loads(record.read_text())
+    record.write_text(json.dumps(content | {"fingerprint": f"0{content['fingerprint']}"}))
     teacher = lazy(folder)
     assert teacher.facts.fingerprint.startswith("0")
     with pytest.raises(DcclipError, match="changed while it was in use"):

@@ -47,8 +47,8 @@ def limit() -> Iterator[Any]:
 
 def tensors(one: Batch) -> list[torch.Tensor]:
     zh = one.texts["zh"]
-    own = [one.sample_index, one.augmentation_index, one.pixels, *one.teacher_pixels]
-    return [*own, zh.image_index, zh.tokens.ids, zh.tokens.mask]
+    tensors_of = [one.sample_index, one.augmentation_index, one.pixels, *one.teacher_pixels]
+    return [*tensors_of, zh.image_index, zh.tokens.ids, zh.tokens.mask]
 
 
 @pytest.mark.parametrize("little", ["", "files of 1 KB", "16 descriptors"])
@@ -58,15 +58,15 @@ def test_a_batch_arrives_as_it_was_made(workers: int, little: str, limit: Any) -
         limit(resource.RLIMIT_FSIZE, 1000)
     elif little:
         limit(resource.RLIMIT_NOFILE, max(map(int, os.listdir("/proc/self/fd"))) + 17)
-    found = load_batches(Source(), [[number] for number in range(21)], workers, prefetch=4)
+    batches = load_batches(Source(), [[number] for number in range(21)], workers, prefetch=4)
     for number in range(20):
-        made, got = batch(number), next(found)
-        assert got.texts["zh"].captions == made.texts["zh"].captions
-        for one, other in zip(tensors(made), tensors(got), strict=True):
-            assert torch.equal(one, other) and one.dtype == other.dtype and one.stride() == other.stride()
+        target, got = batch(number), next(batches)
+        assert got.texts["zh"].captions == target.texts["zh"].captions
+        for tensor, loaded in zip(tensors(target), tensors(got), strict=True):
+            assert torch.equal(tensor, loaded) and tensor.dtype == loaded.dtype and tensor.stride() == loaded.stride()
         got.pixels.add_(1)  # it may be written to
     with refused("20 is too many", "ask for 20 less"):
-        next(found)
+        next(batches)
     assert not multiprocessing.active_children()
 
 

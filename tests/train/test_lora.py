@@ -14,32 +14,32 @@ def moments(job: Job) -> int:
     """Bytes of the optimizer's state in the checkpoint of a job's run."""
     [file] = Path(job["root"], job["stage"], "state").glob("*/tensors.safetensors")
     with safe_open(file, "pt") as tensors:
-        found = [tensors.get_tensor(name) for name in tensors.keys() if name.startswith("optimizer/")]  # noqa: SIM118
-    return sum(one.nbytes for one in found)
+        states = [tensors.get_tensor(name) for name in tensors.keys() if name.startswith("optimizer/")]  # noqa: SIM118
+    return sum(tensor.nbytes for tensor in states)
 
 
 def test_linear_layers_attention_and_1_x_1_convolutions_change_and_the_optimizer_takes_a_quarter(aligning: Job) -> None:
     start = weights(Path(aligning["options"]["start"]))
-    whole, small = elsewhere(aligning, "whole"), elsewhere(aligning, "small", {"lora": {"rank": 1}})
-    run(whole)
+    full, small = elsewhere(aligning, "whole"), elsewhere(aligning, "small", {"lora": {"rank": 1}})
+    run(full)
     result = run(small)
-    assert moments(small) <= moments(whole) / 4
-    made = weights(result)
-    assert {name: one.shape for name, one in made.items()} == {name: one.shape for name, one in start.items()}
-    learned = {name for name, one in made.items() if not one.equal(start[name])}
+    assert moments(small) <= moments(full) / 4
+    tuned = weights(result)
+    assert {name: value.shape for name, value in tuned.items()} == {name: value.shape for name, value in start.items()}
+    learned = {name for name, value in tuned.items() if not value.equal(start[name])}
     statistics = {name for name in start if "running_" in name or name.endswith("num_batches_tracked")}
     assert learned - statistics == {
         name
-        for name, one in start.items()
+        for name, value in start.items()
         if name == "logit_scale"
         or "projection" in name
         or ".head." in name
         or any(part in name for part in ("in_proj_weight", "c_fc.weight", "c_proj.weight"))
-        or (one.ndim == 4 and one.shape[2:] == (1, 1))
+        or (value.ndim == 4 and value.shape[2:] == (1, 1))
     }
     assert any("conv_pw.weight" in name for name in learned) and statistics <= learned
-    left = "".join(one.read_text("utf-8") for one in result.model.glob("*.json") if "tokenizer" not in one.name)
-    assert "lora" not in left.lower() and "peft" not in left and "adapter" not in left
+    texts = "".join(file.read_text("utf-8") for file in result.model.glob("*.json") if "tokenizer" not in file.name)
+    assert "lora" not in texts.lower() and "peft" not in texts and "adapter" not in texts
 
 
 def test_the_merged_model_gives_what_the_trained_one_gave(model_folder: Path) -> None:
@@ -53,14 +53,14 @@ def test_the_merged_model_gives_what_the_trained_one_gave(model_folder: Path) ->
 
     before, names = outputs(), set(model.state_dict())
     add_lora(model, LoraOptions(rank=2), None, 0)
-    for one, other in zip(before, outputs(), strict=True):
-        torch.testing.assert_close(one, other)  # the second matrices begin with zeros
+    for tensor, loaded in zip(before, outputs(), strict=True):
+        torch.testing.assert_close(tensor, loaded)  # the second matrices begin with zeros
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
     trained = outputs()
     merge_lora(model)
     assert set(model.state_dict()) == names and "lora" not in repr(model)
-    for one, other, old in zip(trained, outputs(), before, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-        assert (one - old).abs().max() > 1e-3
+    for tensor, loaded, old in zip(trained, outputs(), before, strict=True):
+        torch.testing.assert_close(tensor, loaded, rtol=1e-4, atol=1e-5)
+        assert (tensor - old).abs().max() > 1e-3

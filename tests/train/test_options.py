@@ -65,20 +65,20 @@ INHERITING: dict[str, Any] = {"text": {"inherit": "layers", "vocabulary": {"from
 def test_what_keeps_a_stage_from_running_is_named_with_its_key(
     stage: str, options: dict[str, Any], data: dict[str, Any], at: str, what: str, hint: str
 ) -> None:
-    [(key, said, so)] = found(stage, options, data)
-    assert key == f"{stage}.{at}" and what in said and hint in so
+    [(key, problem, so)] = found(stage, options, data)
+    assert key == f"{stage}.{at}" and what in problem and hint in so
 
 
 def test_a_step_of_nothing_and_a_vocabulary_of_no_text_are_refused() -> None:
-    [(key, said, _), *_] = found("distill", {"texts_per_step": 0}, TEXTS)
-    assert (key, said) == ("distill", "a step has no pairs, no images and no texts")
-    [(key, said, _)] = found("distill", {"losses": [MAPS]}, {"images": "图"})
-    assert (key, said) == ("student.text.vocabulary", "the data has no text to make the student's vocabulary from")
+    [(key, problem, _), *_] = found("distill", {"texts_per_step": 0}, TEXTS)
+    assert (key, problem) == ("distill", "a step has no pairs, no images and no texts")
+    [(key, problem, _)] = found("distill", {"losses": [MAPS]}, {"images": "图"})
+    assert (key, problem) == ("student.text.vocabulary", "the data has no text to make the student's vocabulary from")
     student = StudentOptions.model_validate(STUDENT | INHERITING)
     assert not found("distill", {"losses": [MAPS]}, {"images": "图"}, student_options=student)
     student = StudentOptions.model_validate(INHERITING | {"image": "teacher"})
-    [(key, said, _)] = found("distill", {"losses": [MAPS]}, PAIRS, student_options=student)
-    assert (key, said) == ("distill.losses", "no loss reaches a tower that has data and is not locked")
+    [(key, problem, _)] = found("distill", {"losses": [MAPS]}, PAIRS, student_options=student)
+    assert (key, problem) == ("distill.losses", "no loss reaches a tower that has data and is not locked")
 
 
 def test_a_long_warm_up_and_lora_on_random_weights_are_warned_of() -> None:
@@ -97,7 +97,7 @@ def test_a_long_warm_up_and_lora_on_random_weights_are_warned_of() -> None:
 def test_what_a_student_takes_from_a_teacher_needs_one_unless_it_is_made_already(model_folder: Path) -> None:
     student = StudentOptions.model_validate(STUDENT | INHERITING)
     without: dict[str, Any] = {"student_options": student, "teacher": None}
-    keys = [key for key, said, _ in found("align", {}, PAIRS, **without) if "is taken from the teacher" in said]
+    keys = [key for key, problem, _ in found("align", {}, PAIRS, **without) if "is taken from the teacher" in problem]
     assert keys == ["student.text.inherit", "student.text.vocabulary.from"]
     assert not found("align", {"start": str(model_folder)}, PAIRS, **without)
     assert not found("align", {}, PAIRS, student_options=student)
@@ -128,8 +128,8 @@ def test_epochs_count_whole_batches() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        *((given, "set either epochs or steps") for given in ({}, {"steps": 5, "epochs": 1})),
-        *((given, "greater than 0|greater than or equal to 1") for given in ({"steps": 0}, {"epochs": 0})),
+        *((counts, "set either epochs or steps") for counts in ({}, {"steps": 5, "epochs": 1})),
+        *((counts, "greater than 0|greater than or equal to 1") for counts in ({"steps": 0}, {"epochs": 0})),
         ({"steps": 1, "optimizer": {"other_lr": 1e-3}}, "other_lr needs kind: muon"),
         ({"steps": 1, "batch_size": 10, "accumulate": 4}, "must be a multiple of accumulate"),
         ({"steps": 1, "gradient_cache": True}, "set accumulate"),

@@ -47,8 +47,8 @@ def test_a_run_whose_memory_is_limited_has_the_weights_of_one_in_those_parts(
     )
     assert ran.stdout == "stopped\n", ran.stderr
     decisions = json.loads(Path(aligning["root"], "align/computed_in.json").read_bytes())
-    (_, one), *_, (step, parts) = decisions["accumulate"]
-    assert one == 1 < parts and step == 0
+    (_, parts_before), *_, (step, parts) = decisions["accumulate"]
+    assert parts_before == 1 < parts and step == 0
     watch = Watch()
     resumed = run(aligning, watch)
     assert any("resuming from step 1 of 2" in line for line in watch.said)
@@ -68,10 +68,10 @@ def test_parts_are_equal_at_least_twice_as_many_and_stay_for_a_resumed_run(pairs
     assert watch.said[-1] == "对齐 align: not enough memory for step 8: batches are split into 12 parts now"
     resumed = Parts("auto", sampler, tmp_path / "对齐 align", watch)
     assert [resumed.at(step) for step in (0, 6, 7, 100)] == [4, 4, 12, 12]
-    for one, step, error in ((resumed, 7, MemoryError()), (resumed, 0, RuntimeError("another")),
+    for failing, step, error in ((resumed, 7, MemoryError()), (resumed, 0, RuntimeError("another")),
                              (Parts(2, sampler, tmp_path, watch), 0, MemoryError())):  # fmt: skip
         with pytest.raises(type(error)) as raised:
-            one.split(step, error)
+            failing.split(step, error)
         assert raised.value is error
 
 

@@ -60,8 +60,8 @@ def test_two_processes_train_as_one_does_on_the_same_batches(
     distilling: Job, tmp_path: Path, pairs: list[Pair], case: str
 ) -> None:
     # A share, a part and a whole batch may lack Chinese, and captions are shared: the two have unequal texts.
-    some = [replace(pair, zh=pair.zh[: number % 9 // 7]) for number, pair in enumerate(pairs)]
-    write_parquet(tmp_path / "some.parquet", some)
+    some_pairs = [replace(pair, zh=pair.zh[: number % 9 // 7]) for number, pair in enumerate(pairs)]
+    write_parquet(tmp_path / "some.parquet", some_pairs)
     stage = case.split()[0]
     job = distilling | {"stage": stage, "data": str(tmp_path / "some.parquet")}
     job["options"] = {
@@ -81,15 +81,15 @@ def test_two_processes_train_as_one_does_on_the_same_batches(
         job["data"] = dict.fromkeys(("train", "images"), job["data"])
         job["options"] |= {"losses": [*COMPARING[2:], {"kind": "cross_lingual"}], "accumulate": 2}
         job["options"] |= {"captions": {"caption_fraction": 0.13}}  # of one pair: one process has no text
-    one, two, shorter = elsewhere(job, "one"), elsewhere(job, "two"), elsewhere(job, "shorter", {"steps": 1})
-    whole, first = weights(run(one)), weights(run(shorter))
+    alone, two, shorter = elsewhere(job, "one"), elsewhere(job, "two"), elsewhere(job, "shorter", {"steps": 1})
+    full, first = weights(run(alone)), weights(run(shorter))
     (tmp_path / "job.json").write_text(json.dumps(two))
     in_processes(2, jobs.__file__, tmp_path / "job.json")
     folder = Path(two["root"], stage)
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
-    assert max(float((value - first[name]).abs().max()) for name, value in whole.items()) > 1e-3
-    assert_close(weights(folder / "model"), whole)
-    expected, last = logged(Path(one["root"], stage))[-1], logged(folder)[-1]
+    assert max(float((value - first[name]).abs().max()) for name, value in full.items()) > 1e-3
+    assert_close(weights(folder / "model"), full)
+    expected, last = logged(Path(alone["root"], stage))[-1], logged(folder)[-1]
     assert last["step"] == 20
     assert last["loss"] == pytest.approx(expected["loss"], rel=1e-4), "the log tells of the whole batch"
 
@@ -147,8 +147,8 @@ def test_parameters_without_a_gradient_are_looked_for_only_where_there_may_be_an
 
     def recording(wrapped: nn.Module, batch: Batch, parts: int, accelerator: Accelerator) -> Any:
         terms = backward(wrapped, batch, parts, accelerator)
-        trained = ((name, one) for name, one in wrapped.named_parameters() if one.requires_grad)
-        without.update(name for name, one in trained if one.grad is None)
+        trained = ((name, alone) for name, alone in wrapped.named_parameters() if alone.requires_grad)
+        without.update(name for name, alone in trained if alone.grad is None)
         return terms
 
     monkeypatch.setattr(trainer, "make_accelerator", making)

@@ -98,14 +98,14 @@ def test_a_changed_recipe_on_an_old_state_is_refused_and_fresh_is_the_way_out(
     if stage == "align":
         run(elsewhere(job, "longer"))
     for key, value in CHANGES[stage]:
-        other = json.loads(json.dumps(job))
+        changed = json.loads(json.dumps(job))
         *path, last = key.split(".")
-        inner = other
+        inner = changed
         for name in path:
             inner = inner[name]
         inner[last] = value
         with refused(
             rf"was saved by another recipe, .*: .*{last}.* changed", "undo the change to resume, or start over"
         ):
-            run(other)
-    assert not run(other | {"fresh": True}).already_finished
+            run(changed)
+    assert not run(changed | {"fresh": True}).already_finished

@@ -82,18 +82,18 @@ def test_the_average_is_torchs_bit_for_bit_and_counts_are_the_models() -> None:
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
-    own = make_ema(model, 0.9)
+    own_ema = make_ema(model, 0.9)
     theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
-    assert own is not None
+    assert own_ema is not None
     for _ in range(4):
         model(torch.rand(8, 4))
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.rand_like(parameter))
-        own.update_parameters(model)
+        own_ema.update_parameters(model)
         theirs.update_parameters(model)
     for name, value in theirs.state_dict().items():
-        averaged = own.state_dict()[name]
+        averaged = own_ema.state_dict()[name]
         assert torch.equal(averaged, value) or (name, int(averaged)) == ("module.1.num_batches_tracked", 4), name
 
 
@@ -147,9 +147,9 @@ def test_a_compiled_run_that_is_interrupted_ends_with_the_same_weights(distillin
         folder = Path(job["root"]) / "distill"
         folder.mkdir(parents=True)
         (folder / "computed_in.json").write_text(json.dumps({"compile": {"gain": 2.0, "seconds": 1.0}}))
-    eager, whole = run(jobs[0]), run(jobs[1])
+    eager, compiled = run(jobs[0]), run(jobs[1])
     interrupt(jobs[2], "distill", 3)
-    assert sha256(run(jobs[2])) == sha256(whole)
-    assert sha256(whole) != sha256(eager)
-    assert whole.metrics["loss"] == pytest.approx(eager.metrics["loss"], rel=1e-3)
-    assert json.loads((whole.model / "dcclip.json").read_text())["computed_in"]["compiled"] is True
+    assert sha256(run(jobs[2])) == sha256(compiled)
+    assert sha256(compiled) != sha256(eager)
+    assert compiled.metrics["loss"] == pytest.approx(eager.metrics["loss"], rel=1e-3)
+    assert json.loads((compiled.model / "dcclip.json").read_text())["computed_in"]["compiled"] is True

@@ -36,9 +36,9 @@ def test_few_captions_are_all_used_in_order_chinese_first() -> None:
 @pytest.mark.parametrize("pairs", [1_500, 20_000])
 def test_of_many_captions_a_sample_is_used_that_depends_on_the_seed_alone(pairs: int) -> None:
     dataset = Numbered(pairs)  # 2 captions a pair
-    some = sample_captions(dataset, 1_000, seed=0)
-    assert 900 < len(some) < 1_100 and len(set(some)) == len(some)
-    assert some == sample_captions(dataset, 1_000, seed=0) != sample_captions(dataset, 1_000, seed=1)
-    numbers = [int(caption[1:-1]) for caption in some if caption.startswith("第")]
+    sampled = sample_captions(dataset, 1_000, seed=0)
+    assert 900 < len(sampled) < 1_100 and len(set(sampled)) == len(sampled)
+    assert sampled == sample_captions(dataset, 1_000, seed=0) != sample_captions(dataset, 1_000, seed=1)
+    numbers = [int(caption[1:-1]) for caption in sampled if caption.startswith("第")]
     assert numbers == sorted(numbers) and len(numbers) == pytest.approx(500, abs=50)
     assert sum(numbers) / len(numbers) == pytest.approx(pairs / 2, rel=0.1)

@@ -78,20 +78,20 @@ def filled(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DCCLIP_CACHE", str(root))
         cache = TeacherCache(Loaded(teacher), reading, losses, grids or {-1: Grid(2, 2)}, 1, Silent())
-    every: list[list[Sample]] = [[(index, epoch) for index in range(len(reading.dataset))] for epoch in range(32)]
-    cache.complete(every)  # each augmented image and each caption
+    samples: list[list[Sample]] = [[(index, epoch) for index in range(len(reading.dataset))] for epoch in range(32)]
+    cache.complete(samples)  # each augmented image and each caption
     return cache
 
 
 def contents(cache: TeacherCache) -> dict[tuple[str, bytes], bytes]:
     """Every stored row, by array and key."""
-    found: dict[tuple[str, bytes], bytes] = {}
+    features: dict[tuple[str, bytes], bytes] = {}
     for file in sorted(cache.folder.rglob("*.safetensors")):
-        arrays, kept = open_block(file), FeatureStore(file.parent)
+        arrays, stored = open_block(file), FeatureStore(file.parent)
         for name in arrays.keys() - {"keys", "text_tokens.offsets"}:
             for key in arrays["keys"]:
-                found.setdefault((name, key.tobytes()), kept.read(name, key.copy().view("S16")).tobytes())
-    return found
+                features.setdefault((name, key.tobytes()), stored.read(name, key.copy().view("S16")).tobytes())
+    return features
 
 
 def assert_same_targets(cached: Outputs, online: Outputs) -> None:

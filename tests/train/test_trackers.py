@@ -16,7 +16,7 @@ from tests.train.jobs import Job, interrupt, logged, refused, run
 @pytest.fixture
 def settings(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The names of all trackers' settings, none of which is set."""
-    names = {name for several in SETTINGS.values() for name in several}
+    names = {name for tracker_settings in SETTINGS.values() for name in tracker_settings}
     for name in names:
         monkeypatch.delenv(name, raising=False)
     return names
@@ -31,10 +31,10 @@ def test_tensorboard_has_the_metrics_and_options_of_a_stage_that_was_resumed(ali
     run(aligning)
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     # tensorboard has a file for each start, named by second and by a count in its process: 10 is read before 9.
-    found = sorted((one.step, one.value) for one in events.Scalars("loss"))
+    points = sorted((point.step, point.value) for point in events.Scalars("loss"))
     expected = [(line["step"], line["loss"]) for line in logged(folder)]
-    assert [step for step, _ in found] == [1, 2, 3, 4, 5, 6] == [step for step, _ in expected]
-    assert [value for _, value in found] == pytest.approx([value for _, value in expected], rel=1e-4)
+    assert [step for step, _ in points] == [1, 2, 3, 4, 5, 6] == [step for step, _ in expected]
+    assert [value for _, value in points] == pytest.approx([value for _, value in expected], rel=1e-4)
     options = [file.read_text("utf-8") for file in folder.glob("tensorboard/*/hparams.yml")]
     assert len(options) == 2 and "options.optimizer.lr: 0.001" in options[0]
     assert not os.environ.keys() & settings  # those of trackers that nobody named
@@ -69,12 +69,12 @@ def test_metrics_and_options_are_in_mlflow_s_files(aligning: Job, monkeypatch: p
     aligning["root"] = aligning["root"].replace("job", "任务 job")
     run(aligning | {"track": ["mlflow"]})
     client = mlflow.MlflowClient((Path(aligning["root"]) / "mlruns").as_uri())
-    [experiment] = [one for one in client.search_experiments() if one.name == "任务 job"]
-    [found] = client.search_runs([experiment.experiment_id])
+    [experiment] = [sample for sample in client.search_experiments() if sample.name == "任务 job"]
+    [tracked_run] = client.search_runs([experiment.experiment_id])
     [line] = logged(Path(aligning["root"], "align"))
-    assert found.info.run_name == "align" and found.info.status == "FINISHED"
-    assert found.data.metrics["loss"] == pytest.approx(line["loss"], rel=1e-4)
-    assert found.data.params["options.optimizer.lr"] == "0.001"
+    assert tracked_run.info.run_name == "align" and tracked_run.info.status == "FINISHED"
+    assert tracked_run.data.metrics["loss"] == pytest.approx(line["loss"], rel=1e-4)
+    assert tracked_run.data.params["options.optimizer.lr"] == "0.001"
 
 
 def test_a_tracker_that_is_not_installed_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:

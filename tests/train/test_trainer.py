@@ -98,8 +98,8 @@ def train(pairs_file: Path, tmp_path: Path) -> Train:
         scaler: torch.amp.GradScaler | None = None,
         **options: Any,
     ) -> dict[str, float]:
-        given = {"steps": 4, "batch_size": 8, "warmup_steps": 0, "workers": 0, "precision": "fp32"} | options
-        chosen = DistillOptions.model_validate(given)
+        settings = {"steps": 4, "batch_size": 8, "warmup_steps": 0, "workers": 0, "precision": "fp32"} | options
+        chosen = DistillOptions.model_validate(settings)
         stage = Stage(chosen, RunDir(tmp_path), DataOptions(train=str(pairs_file)), progress=progress or Silent())
         stage.folder, stage.task, stage.validate, stage.identity = tmp_path, task, validate, {"of": "toy"}
         stage.collator = Collator(stage.training.dataset, 0, Augment(), CaptionOptions(), pixels, _tokens)
@@ -190,8 +190,8 @@ def test_position_parameters_are_not_decayed(trunk: nn.Module, positions: list[s
     for kind in ("adamw", "muon"):
         options = OptimizerOptions.model_validate({"kind": kind, "newton_schulz": "fp32"})
         groups = make_optimizer(nn.ModuleDict({"visual": trunk}), options).param_groups
-        kept = [parameter for group in groups if not group["weight_decay"] for parameter in group["params"]]
-        matrices = (names[id(parameter)] for parameter in kept if parameter.ndim > 1)
+        undecayed = [parameter for group in groups if not group["weight_decay"] for parameter in group["params"]]
+        matrices = (names[id(parameter)] for parameter in undecayed if parameter.ndim > 1)
         assert sorted(name.rpartition(".")[2] for name in matrices) == positions
 
 
@@ -208,16 +208,16 @@ def test_the_gradient_is_clipped_to_its_largest_norm(train: Train) -> None:
 
 
 def test_every_step_sees_its_own_samples_and_random_numbers_whatever_went_before(train: Train) -> None:
-    whole = Pulled()
-    train(whole, steps=5)
+    uninterrupted = Pulled()
+    train(uninterrupted, steps=5)
     tail = Pulled()
     with pytest.raises(KeyboardInterrupt):
         train(tail, send("distill", 3), steps=5, checkpoint_every_steps=99)
     torch.manual_seed(99)
     train(tail, steps=5)
-    assert tail.seen == whole.seen
-    assert tail.random == whole.random
-    assert len(set(whole.random)) == 5
+    assert tail.seen == uninterrupted.seen
+    assert tail.random == uninterrupted.random
+    assert len(set(uninterrupted.random)) == 5
 
 
 # ---- logs
@@ -272,14 +272,14 @@ class Failing(Pulled):
 
 
 def test_a_step_that_fails_leaves_the_state_after_the_step_before(train: Train, tmp_path: Path) -> None:
-    whole, resumed = Failing(), Failing()
-    train(whole)
+    uninterrupted, resumed = Failing(), Failing()
+    train(uninterrupted)
     with pytest.raises(RuntimeError, match="closed by peer"):
         train(Failing(3), checkpoint_every_steps=99)
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-00000002"]
     train(resumed)
     assert [value.tolist() for value in resumed.state_dict().values()] == [
-        value.tolist() for value in whole.state_dict().values()
+        value.tolist() for value in uninterrupted.state_dict().values()
     ]
 
 
@@ -350,10 +350,10 @@ def test_steps_that_are_not_finite_change_nothing_and_are_counted(train: Train, 
 
 def test_fp16_halves_its_scale_at_a_step_that_is_not_finite_and_resumes_with_it(train: Train, tmp_path: Path) -> None:
     options = {"steps": 5, "optimizer": {"kind": "sgd", "lr": 0.1, "momentum": 0.0}, "clip_norm": None}
-    whole, resumed = torch.amp.GradScaler("cpu", init_scale=1024.0), torch.amp.GradScaler("cpu", init_scale=4.0)
+    uninterrupted, resumed = torch.amp.GradScaler("cpu", init_scale=1024.0), torch.amp.GradScaler("cpu", init_scale=4.0)
     unbroken, task = NowAndThen(2, 3), NowAndThen(2, 3)
-    assert train(unbroken, scaler=whole, **options)["skipped_steps"] == 2
-    assert whole.get_scale() == 256
+    assert train(unbroken, scaler=uninterrupted, **options)["skipped_steps"] == 2
+    assert uninterrupted.get_scale() == 256
     with pytest.raises(KeyboardInterrupt):
         train(task, send("distill", 3), scaler=torch.amp.GradScaler("cpu", init_scale=1024.0), **options)
     train(task, scaler=resumed, **options)

@@ -24,13 +24,13 @@ def outputs(
     """Outputs with these embeddings; by default text n belongs to image n."""
     image = torch.as_tensor(image, dtype=torch.float32)
     texts = {
-        name: torch.as_tensor(one, dtype=torch.float32) for name, one in (("zh", zh), ("en", en)) if one is not None
+        name: torch.as_tensor(rows, dtype=torch.float32) for name, rows in (("zh", zh), ("en", en)) if rows is not None
     }
-    image_index = image_index or {name: list(range(len(one))) for name, one in texts.items()}
+    image_index = image_index or {name: list(range(len(rows))) for name, rows in texts.items()}
     image_map = torch.zeros(len(image), 1, 1, 1) if image_map is None else image_map
     return Outputs(
         ImageFeatures(image, image_map),
-        {name: text(one[:, None], [1] * len(one), one) for name, one in texts.items()},
+        {name: text(rows[:, None], [1] * len(rows), rows) for name, rows in texts.items()},
         {name: torch.tensor(image_index[name]) for name in texts},
         torch.tensor(scale),
     )

@@ -24,15 +24,15 @@ def unit_vectors(one: Outputs) -> tuple[torch.Tensor, torch.Tensor]:
     ("loss", "open_clips", "parameters"), [(info_nce, ClipLoss(), [7.0]), (sigmoid_loss, SigLipLoss(), [10.0, -10.0])]
 )
 def test_a_loss_is_open_clips_where_nothing_is_shared(loss: Any, open_clips: Any, parameters: list[float]) -> None:
-    given = (*unit_vectors(random_outputs(13)), *map(torch.tensor, parameters))
-    expected = pytest.approx(float(open_clips(*given)), rel=1e-5)
-    assert float(loss(*given)) == float(loss(*given, torch.zeros(6, 6, dtype=torch.bool))) == expected
+    values = (*unit_vectors(random_outputs(13)), *map(torch.tensor, parameters))
+    expected = pytest.approx(float(open_clips(*values)), rel=1e-5)
+    assert float(loss(*values)) == float(loss(*values, torch.zeros(6, 6, dtype=torch.bool))) == expected
 
 
 @pytest.mark.parametrize("cross_lingual", [0.0, 0.5])
 def test_the_task_is_info_nce_of_images_with_each_language(cross_lingual: float) -> None:
-    one = random_outputs(17, scale=7.0)
-    vectors = {"image": unit(one.image.embedding), **{name: unit(text.embedding) for name, text in one.texts.items()}}
+    pair = random_outputs(17, scale=7.0)
+    vectors = {"image": unit(pair.image.embedding), **{name: unit(text.embedding) for name, text in pair.texts.items()}}
 
     def symmetric(name: str, other: str) -> float:
         logits = 7 * vectors[name] @ vectors[other].T
@@ -41,7 +41,7 @@ def test_the_task_is_info_nce_of_images_with_each_language(cross_lingual: float)
     expected = {f"image_{language}": symmetric("image", language) / 2 for language in ("zh", "en")}
     if cross_lingual:
         expected["zh_en"] = cross_lingual * symmetric("zh", "en")
-    terms = TaskLoss(cross_lingual=cross_lingual).terms(one, [], NONE)
+    terms = TaskLoss(cross_lingual=cross_lingual).terms(pair, [], NONE)
     assert {name: float(term) for name, term in terms.items()} == pytest.approx(expected, rel=1e-4)
 
 
@@ -64,9 +64,9 @@ def test_the_mean_over_processes_is_the_whole_loss(monkeypatch: pytest.MonkeyPat
     halves = [torch.arange(6) < 2, torch.arange(6) >= 2]  # unequal shares
     losses: list[Any] = [info_nce, lambda one, other, scale, *more: sigmoid_loss(one, other, scale, bias, *more)]
     for loss in losses:
-        whole = loss(image, zh, scale, shared)
+        full = loss(image, zh, scale, shared)
         parts = [loss(image, zh, scale, shared, half) for half in halves]
-        assert float(sum(parts) / 2) == pytest.approx(float(whole), rel=1e-5)
+        assert float(sum(parts) / 2) == pytest.approx(float(full), rel=1e-5)
 
 
 def test_the_sigmoid_loss_counts_shared_captions_as_positives() -> None:
@@ -88,6 +88,6 @@ def test_guessing_costs_the_logarithm_of_the_batch() -> None:
 
 
 def test_the_sigmoid_task_uses_the_students_bias() -> None:
-    one = replace(random_outputs(16, scale=4.0), logit_bias=torch.tensor(-2.0))
-    expected = float(sigmoid_loss(*unit_vectors(one), torch.tensor(4.0), torch.tensor(-2.0))) / 2
-    assert float(TaskLoss(loss="siglip").terms(one, [], NONE)["image_zh"]) == pytest.approx(expected)
+    pair = replace(random_outputs(16, scale=4.0), logit_bias=torch.tensor(-2.0))
+    expected = float(sigmoid_loss(*unit_vectors(pair), torch.tensor(4.0), torch.tensor(-2.0))) / 2
+    assert float(TaskLoss(loss="siglip").terms(pair, [], NONE)["image_zh"]) == pytest.approx(expected)

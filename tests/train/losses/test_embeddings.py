@@ -44,8 +44,8 @@ def test_embedding_is_one_minus_the_cosine_averaged_over_towers_and_languages() 
 
 
 def test_a_batch_without_images_or_without_texts_trains_the_other_tower_only() -> None:
-    one, other = (outputs(torch.zeros(0, 2), zh=(zh,), en=((1.0, 0.0),)) for zh in ((1.0, 0.0), (0.0, 1.0)))
-    assert value(EmbeddingLoss(), one, other) == pytest.approx(0.5)
+    first, second = (outputs(torch.zeros(0, 2), zh=(zh,), en=((1.0, 0.0),)) for zh in ((1.0, 0.0), (0.0, 1.0)))
+    assert value(EmbeddingLoss(), first, second) == pytest.approx(0.5)
     assert value(EmbeddingLoss(), outputs(((1.0, 0.0),)), outputs(((0.0, 1.0),))) == pytest.approx(1)
 
 
@@ -61,8 +61,8 @@ def test_interactive_sets_each_student_tower_against_the_teachers_other_one() ->
 
 def test_interactive_with_one_tower_trains_it_as_much_as_with_both() -> None:
     student, teacher = random_outputs(2), random_outputs(3)
-    for made in (student.image.embedding, *(texts.embedding for texts in student.texts.values())):
-        made.requires_grad_()
+    for embedding in (student.image.embedding, *(texts.embedding for texts in student.texts.values())):
+        embedding.requires_grad_()
     learnt: dict[str, list[torch.Tensor | None]] = {}
     for learns in ("both", "image", "text"):
         loss = InteractiveLoss(learns=learns)
@@ -86,17 +86,17 @@ def test_anchors_compare_distributions_over_the_teachers_other_tower_and_need_no
     student, teacher = random_outputs(2, count=4), random_outputs(3, count=4)
     # Two images, four texts: none of the last two belongs to an image.
     student, teacher = (
-        replace(one, image=ImageFeatures(one.image.embedding[:2], one.image.map[:2])) for one in (student, teacher)
+        replace(side, image=ImageFeatures(side.image.embedding[:2], side.image.map[:2])) for side in (student, teacher)
     )
     expected = []
     for language in ("zh", "en"):
-        images, texts = (unit(one) for one in (teacher.image.embedding, teacher.texts[language].embedding))
-        for own, targets, anchors in (
+        images, texts = (unit(features) for features in (teacher.image.embedding, teacher.texts[language].embedding))
+        for rows_of_student, targets, anchors in (
             (student.image.embedding, images, texts),
             (student.texts[language].embedding, texts, images),
         ):
-            learnt, wanted = (softmax(10 * rows @ anchors.T) for rows in (unit(own), targets))
-            expected.append((wanted * np.log(wanted / learnt)).sum(1).mean() / 2)
+            learnt, target_rows = (softmax(10 * rows @ anchors.T) for rows in (unit(rows_of_student), targets))
+            expected.append((target_rows * np.log(target_rows / learnt)).sum(1).mean() / 2)
     assert value(AnchorsLoss(scale=10), student, teacher) == pytest.approx(sum(expected) / 2, rel=1e-4)
     assert (
         value(AnchorsLoss(), outputs(torch.zeros(0, 2), zh=((1.0, 0.0),)), outputs(torch.zeros(0, 2), zh=((1.0, 0.0),)))
@@ -114,8 +114,8 @@ def test_similarity_is_open_clips_distillation_loss_and_its_gradient_less_the_te
     def open_clips(own: Outputs, language: str) -> torch.Tensor:
         features = [
             F.normalize(vectors, dim=-1)
-            for one in (own, teacher)
-            for vectors in (one.image.embedding, one.texts[language].embedding)
+            for pair in (own, teacher)
+            for vectors in (pair.image.embedding, pair.texts[language].embedding)
         ]
         loss: torch.Tensor = DistillClipLoss()(*features[:2], scale, *features[2:], scale)[1]
         return loss
@@ -140,11 +140,11 @@ def test_ensemble_averages_the_teachers_after_the_softmax_each_at_its_own_temper
     teachers = [random_outputs(5, width=5, scale=30.0), random_outputs(6, width=9, scale=60.0)]
     expected = []
     for language in ("zh", "en"):
-        own = 7 * cosines(student, language)
+        own_logits = 7 * cosines(student, language)
         logits = [scale * cosines(teacher, language) for scale, teacher in zip((30, 60), teachers, strict=True)]
-        there = np.mean([softmax(one) for one in logits], axis=0)
-        back = np.mean([softmax(one.T) for one in logits], axis=0)
-        expected.append((soft_cross_entropy(there, own) + soft_cross_entropy(back, own.T)) / 2)
+        forward = np.mean([softmax(logit_rows) for logit_rows in logits], axis=0)
+        back = np.mean([softmax(logit_rows.T) for logit_rows in logits], axis=0)
+        expected.append((soft_cross_entropy(forward, own_logits) + soft_cross_entropy(back, own_logits.T)) / 2)
     result = EnsembleLoss().terms(student, teachers, NONE)
     assert {name: float(value) for name, value in result.items()} == pytest.approx(
         {"ensemble": np.mean(expected)}, rel=1e-4

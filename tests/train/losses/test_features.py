@@ -78,13 +78,13 @@ def test_a_coarser_map_is_interpolated_and_a_finer_one_averaged() -> None:
     ],
 )
 def test_token_features_is_smooth_l1_of_real_tokens(student: Any, teacher: Any, expected: float) -> None:
-    made = [
+    built = [
         Outputs(
-            outputs().image, {name: text(*one) for name, one in texts.items()}, dict.fromkeys(texts, torch.zeros(1))
+            outputs().image, {name: text(*row) for name, row in texts.items()}, dict.fromkeys(texts, torch.zeros(1))
         )
         for texts in (student, teacher)
     ]
-    assert value(TokenFeaturesLoss(standardize=False), made[0], made[1], {"text_tokens": nn.Identity()}) == expected
+    assert value(TokenFeaturesLoss(standardize=False), built[0], built[1], {"text_tokens": nn.Identity()}) == expected
 
 
 def test_tokens_are_interpolated_to_the_students_count_and_stay_as_they_are_where_it_is_equal() -> None:
