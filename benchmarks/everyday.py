@@ -42,22 +42,22 @@ def main() -> None:
     parser.add_argument("--model", default="starter")
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"))
-    given = parser.parse_args()
-    model = load_encoder(resolve(given.model), "cpu")
+    options = parser.parse_args()
+    model = load_encoder(resolve(options.model), "cpu")
     names = prompts.read("caltech101")
-    pairs = list(open_pairs(given.caltech))
+    pairs = list(open_pairs(options.caltech))
     labels = np.asarray([names.names["en"].index(pair.en[0]) for pair in pairs])
-    if given.keep and given.keep.exists():
-        images = np.load(given.keep)
+    if options.keep and options.keep.exists():
+        images = np.load(options.keep)
     else:
         batches = (pairs[at : at + 32] for at in range(0, len(pairs), 32))
         pixels = (np.stack([model.preprocess(decode(pair.image)) for pair in batch]) for batch in batches)
         images = np.concatenate([model.encode_pixels(batch) for batch in pixels])
-        if given.keep:
-            np.save(given.keep, images)
+        if options.keep:
+            np.save(options.keep, images)
     queries(model, images, labels, list(names.folders))
     classes(model, images, labels, names)
-    net = WordNet(given.wordnet)
+    net = WordNet(options.wordnet)
     under = net.classes_under(vocabulary.read_names()["folders"])
     meanings = vocabulary.read_meanings(net, vocabulary.read_words(under))
     known_words(model, meanings)
@@ -66,37 +66,37 @@ def main() -> None:
 
 def queries(model: Encoder, images: np.ndarray, labels: np.ndarray, folders: list[str]) -> None:
     useful, marked = [], []
-    for query, there in vocabulary.lines("queries.tsv"):
+    for query, fits in vocabulary.lines("queries.tsv"):
         [text] = model.encode_texts([query])
         scores = images @ text
         first = [folders[label] for label in labels[np.argsort(-scores)[:FIRST]]]
         unknown = bool(unknown_of(model.known, [query], text[None]))
-        said = "unknown" if unknown else "nothing fits" if model.known and scores.max() < model.known.fits else ""
-        fit = sum(folder in there.split() for folder in first)
-        (useful if there else marked).append(fit >= USEFUL if there else bool(said))
-        print(f"{query}: {fit if there else '-'} of {FIRST}, {scores.max():.2f} {said} {'' if there else first[:3]}")
+        note = "unknown" if unknown else "nothing fits" if model.known and scores.max() < model.known.fits else ""
+        fit = sum(folder in fits.split() for folder in first)
+        (useful if fits else marked).append(fit >= USEFUL if fits else bool(note))
+        print(f"{query}: {fit if fits else '-'} of {FIRST}, {scores.max():.2f} {note} {'' if fits else first[:3]}")
     print(f"useful: {sum(useful)} of {len(useful)}; said to be unknown: {sum(marked)} of {len(marked)}")
 
 
 def classes(model: Encoder, images: np.ndarray, labels: np.ndarray, names: prompts.Prompts) -> None:
     for language in LANGUAGES:
-        for what, templates in (("plain", ("{}",)), ("templates", names.templates[language])):
+        for kind, templates in (("plain", ("{}",)), ("templates", names.templates[language])):
             texts = class_embeddings(model, [fill(templates, name) for name in names.names[language]])
             right = (images @ texts.T).argmax(axis=1) == labels
-            mean = np.mean([right[labels == one].mean() for one in np.unique(labels)])
-            print(f"Caltech-101, {language}, {what}: top-1 {right.mean():.3f}, mean over classes {mean:.3f}")
+            mean = np.mean([right[labels == label].mean() for label in np.unique(labels)])
+            print(f"Caltech-101, {language}, {kind}: top-1 {right.mean():.3f}, mean over classes {mean:.3f}")
 
 
 def known_words(model: Encoder, meanings: list[vocabulary.Meaning]) -> None:
     if not model.known:
         return
     for language in LANGUAGES:
-        known = [word for meaning in meanings for word in meaning.words[language]]
-        others = [getattr(word, language) for word in held_out.read()]
-        low, high = (text_embeddings(model, words)[:, model.known.dimension] for words in (known, others))
+        learned = [word for meaning in meanings for word in meaning.words[language]]
+        twins = [getattr(word, language) for word in held_out.read()]
+        low, high = (text_embeddings(model, words)[:, model.known.dimension] for words in (learned, twins))
         pairs = (low[:, None] < high).mean() + (low[:, None] == high).mean() / 2
-        said = f"marked: {(high > model.known.most).mean():.3f} of held-out, {(low > model.known.most).mean():.3f} of"
-        print(f"known or unknown, {language}: AUC {pairs:.3f}; {said} known words")
+        note = f"marked: {(high > model.known.most).mean():.3f} of held-out, {(low > model.known.most).mean():.3f} of"
+        print(f"known or unknown, {language}: AUC {pairs:.3f}; {note} known words")
 
 
 def agreement(model: Encoder, meanings: list[vocabulary.Meaning]) -> None:
@@ -105,11 +105,11 @@ def agreement(model: Encoder, meanings: list[vocabulary.Meaning]) -> None:
     traditional, same, written = opencc.OpenCC("s2t").convert, [], []
     for meaning in meanings:
         words = meaning.words["en"] + meaning.words["zh"]
-        others = [traditional(word) for word in meaning.words["zh"]]
-        near = (text_embeddings(model, words + others) @ classes.T).argmax(axis=1)
+        twins = [traditional(word) for word in meaning.words["zh"]]
+        near = (text_embeddings(model, words + twins) @ classes.T).argmax(axis=1)
         same += [first == second for first, second in combinations(near[: len(words)], 2)]
-        pairs = zip(meaning.words["zh"], others, near[len(words) - len(others) :], near[len(words) :], strict=False)
-        written += [one == two for word, other, one, two in pairs if word != other]
+        pairs = zip(meaning.words["zh"], twins, near[len(words) - len(twins) :], near[len(words) :], strict=False)
+        written += [first == two for word, twin, first, two in pairs if word != twin]
     print(f"one nearest class: {np.mean(same):.3f} of {len(same)} pairs of words for one meaning")
     print(f"one nearest class: {np.mean(written):.3f} of {len(written)} words and their Traditional forms")
 

@@ -178,8 +178,8 @@ def student_options(name: str, tiny: bool) -> StudentOptions:
     if tiny:
         text |= {"layers": 1, "width": 32}
         return StudentOptions.model_validate({"image": {"timm": "test_resnet", "size": 64}, "text": text})
-    given = STUDENTS[name]
-    return StudentOptions.model_validate({**given, "text": text})
+    settings = STUDENTS[name]
+    return StudentOptions.model_validate({**settings, "text": text})
 
 
 def with_weights(towers: Any, device: torch.device) -> Any:
@@ -209,12 +209,12 @@ def teachers(bench: Bench, folder: Path, way: str) -> None:
     flops = forward_flops(teacher, images, [tokens])
     wrap: Any = torch.compile if way == "compiled" else lambda function, **_options: function
     image, text = wrap(teacher.image_features, dynamic=False), wrap(teacher.text_features, dynamic=False)
-    for part, run, count, each in (
+    for part, run, count, seconds in (
         ("image tower", lambda image=image: image(images), sizes.teacher_batch, flops.image),
         ("text tower", lambda text=text: text(tokens), len(captions), flops.text),
     ):
 
-        def passes(what: str, run: Any = run, count: int = count, each: float = each) -> Row:
+        def passes(what: str, run: Any = run, count: int = count, each: float = seconds) -> Row:
             with teacher.as_teacher():
                 return bench.passes(what, run, count, each)
 
@@ -232,8 +232,8 @@ def students(bench: Bench, way: str) -> None:
 
         def run(features: Any = features, towers: Any = towers, images: torch.Tensor = images) -> None:
             with torch.autocast(device.type, torch.bfloat16):
-                found = features(images)
-                total = found.embedding.float().square().mean() + found.map.float().square().mean()
+                output = features(images)
+                total = output.embedding.float().square().mean() + output.map.float().square().mean()
             total.backward()
             towers.zero_grad()
 
@@ -261,8 +261,8 @@ def shard(folder: Path, count: int, width: int, height: int) -> Path:
             # Captions differ, or all pairs but one would be false negatives.
             words = {language: f"{text} {number}" for language, text in CAPTIONS.items()}
             content = contents[number % len(contents)] + b"\0" * (number // len(contents))  # nor are images the same
-            about = json.dumps({name: [text] for name, text in words.items()}, ensure_ascii=False).encode()
-            for ending, data in (("jpg", content), ("json", about)):
+            record = json.dumps({name: [text] for name, text in words.items()}, ensure_ascii=False).encode()
+            for ending, data in (("jpg", content), ("json", record)):
                 entry = tarfile.TarInfo(f"{number:06}.{ending}")
                 entry.size = len(data)
                 tar.addfile(entry, BytesIO(data))
@@ -273,16 +273,16 @@ def stage(bench: Bench, what: str, teacher: Path | None, options: dict[str, Any]
     """A stage's steps after its first five, by its own log."""
     sizes, device = bench.sizes, bench.device
     few = {"steps": sizes.steps, "warmup_steps": 1, "log_every_steps": max(1, sizes.steps // 4), "deterministic": False}
-    run = RunDir(bench.work / "".join(one if one.isalnum() else "-" for one in what))
+    run = RunDir(bench.work / "".join(char if char.isalnum() else "-" for char in what))
     common: dict[str, Any] = {
         "student_options": student_options("RN50", sizes.tiny),
         "device": str(device),
         "teacher": AltClipTeacher(kind="altclip", model=str(teacher), precision="bf16") if teacher else None,
     }
     precision = {} if device.type == "cuda" else {"precision": "fp32"}
-    given = few | precision | options
+    final = few | precision | options
     chosen = (
-        DistillOptions.model_validate(given) if teacher else AlignOptions.model_validate({"start": "scratch", **given})
+        DistillOptions.model_validate(final) if teacher else AlignOptions.model_validate({"start": "scratch", **final})
     )
     stage = Stage(chosen, run, DataOptions.model_validate({"train": str(data)}), **common)
     stage.prepare()
@@ -290,8 +290,8 @@ def stage(bench: Bench, what: str, teacher: Path | None, options: dict[str, Any]
     with counted_syncs(trainer) as syncs:
         trainer.run()
     trainer.close()
-    lines = [json.loads(one) for one in (stage.folder / "metrics.jsonl").read_text().splitlines()]
-    later = [one for one in lines if "images_per_second" in one][1:]
+    lines = [json.loads(text) for text in (stage.folder / "metrics.jsonl").read_text().splitlines()]
+    later = [entry for entry in lines if "images_per_second" in entry][1:]
     speed = sorted(later, key=lambda one: one["images_per_second"])[len(later) // 2]
     step_s = chosen.batch_size / speed["images_per_second"]
     rate, memory = speed["images_per_second"], speed["peak_memory_gb"]
@@ -308,14 +308,14 @@ def counted_syncs(trainer: Any) -> Iterator[list[int]]:
     step = trainer.train_step
 
     def counting(batch: Any) -> Any:
-        with warnings.catch_warnings(record=True) as seen:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             try:
                 return step(batch)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-                counts.append(sum("synchroniz" in str(one.message) for one in seen))
+                counts.append(sum("synchroniz" in str(warning.message) for warning in caught))
 
     trainer.train_step = counting
     yield counts
@@ -324,11 +324,11 @@ def counted_syncs(trainer: Any) -> Iterator[list[int]]:
 def stages(bench: Bench, teacher: Path, data: Path) -> None:
     sizes = bench.sizes
     live = {"batch_size": sizes.live_batch}
-    for what, options in (
+    for label, options in (
         ("step, stage 1, teacher live", live | {"teacher_cache": False}),
         ("step, stage 1, from the cache", live | {"augmentations": 1}),
     ):
-        bench.measure(what, lambda what, options=options: stage(bench, what, teacher, options, data))
+        bench.measure(label, lambda what, options=options: stage(bench, what, teacher, options, data))
     cached = {"batch_size": sizes.align_batch, "accumulate": sizes.parts, "gradient_cache": True}
     bench.measure("step, stage 2, gradient caching", lambda what: stage(bench, what, None, cached, data))
 
@@ -361,8 +361,8 @@ def readers(bench: Bench, files: dict[str, Path]) -> None:
             batches = load_batches(collator, sampler(0, steps), workers, 2)
             next(batches)
             began = time.perf_counter()
-            read = sum(len(one.pixels) for one in batches)
-            return Row(what, read / (time.perf_counter() - began), note=f"{workers} processes, to {side} px")
+            images_read = sum(len(loaded.pixels) for loaded in batches)
+            return Row(what, images_read / (time.perf_counter() - began), note=f"{workers} processes, to {side} px")
 
         bench.measure(f"reader, {name}", read)
 
@@ -403,16 +403,16 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--only-live", action="store_true", help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    parsed = parser.parse_args()
     keep_freed_memory()
-    sizes = TINY if given.tiny else Sizes()
+    sizes = TINY if parsed.tiny else Sizes()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         os.environ["DCCLIP_CACHE"] = str(work / "cache")
-        bench = Bench(given.device, sizes, work, given.minutes)
+        bench = Bench(parsed.device, sizes, work, parsed.minutes)
         teacher = altclip(work / "altclip", sizes.tiny)
         small = shard(work, sizes.pairs, 256, 256)
-        if given.only_live:
+        if parsed.only_live:
             options = {"batch_size": 2 * sizes.live_batch, "teacher_cache": False}
             bench.measure("live", lambda what: stage(bench, what, teacher, options, small))
         else:
@@ -421,16 +421,16 @@ def main() -> None:
             stages(bench, teacher, small)
             readers(bench, {"256 x 256": small, "1024 x 768": shard(work, min(1024, sizes.pairs), 1024, 768)})
             if bench.device.type == "cuda" and torch.cuda.device_count() > 1:
-                two_processes(bench, ["--tiny"] if given.tiny else [])
+                two_processes(bench, ["--tiny"] if parsed.tiny else [])
             compiled(bench, teacher, small)
     if int(os.environ.get("RANK", "0")):
         return
     name = torch.cuda.get_device_name() if bench.device.type == "cuda" else cpu_name()
-    about = {"device": name, "torch": torch.__version__, "sizes": asdict(sizes), "peak_flops": bench.peak}
+    facts = {"device": name, "torch": torch.__version__, "sizes": asdict(sizes), "peak_flops": bench.peak}
     table = "\n".join([f"{name}, torch {torch.__version__}\n", HEADER, *map(line, bench.rows)])
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "gpu.json").write_text(json.dumps({**about, "rows": [asdict(row) for row in bench.rows]}, indent=2))
-    (given.out / "gpu.md").write_text(table + "\n")
+    parsed.out.mkdir(parents=True, exist_ok=True)
+    (parsed.out / "gpu.json").write_text(json.dumps({**facts, "rows": [asdict(row) for row in bench.rows]}, indent=2))
+    (parsed.out / "gpu.md").write_text(table + "\n")
     print(table)
 
 

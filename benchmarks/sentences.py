@@ -23,27 +23,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", type=Path)
     parser.add_argument("models", nargs="+")
-    given = parser.parse_args()
-    pairs = list(open_pairs(given.pairs))
+    parsed = parser.parse_args()
+    pairs = list(open_pairs(parsed.pairs))
     print("| model | en | zh | zh and en |\n| --- | --: | --: | --: |")
-    for name in given.models:
+    for name in parsed.models:
         model = dcclip.load(name)
         images = model.embed_images([decode(pair.image) for pair in pairs])
-        about, texts = {}, {}
+        descriptions, texts = {}, {}
         for language in LANGUAGES:
             pictures: dict[str, list[int]] = {}
             for number, pair in enumerate(pairs):
                 for sentence in getattr(pair, language):
                     pictures.setdefault(sentence, []).append(number)
-            about[language], texts[language] = list(pictures.values()), model.embed_texts(list(pictures))
+            descriptions[language], texts[language] = list(pictures.values()), model.embed_texts(list(pictures))
         english = [set[int]() for _ in pairs]
-        for row, numbers in enumerate(about["en"]):
+        for row, numbers in enumerate(descriptions["en"]):
             for number in numbers:
                 english[number].add(row)
-        same = [sorted(set().union(*(english[number] for number in numbers))) for numbers in about["zh"]]
+        same = [sorted(set().union(*(english[number] for number in numbers))) for numbers in descriptions["zh"]]
         scores = [
-            score_retrieval(images, texts["en"], about["en"]),
-            score_retrieval(images, texts["zh"], about["zh"]),
+            score_retrieval(images, texts["en"], descriptions["en"]),
+            score_retrieval(images, texts["zh"], descriptions["zh"]),
             score_retrieval(texts["en"], texts["zh"], same),
         ]
         print(

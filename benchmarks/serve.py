@@ -77,7 +77,8 @@ def part(body: bytes, length: int, wait_s: float) -> tuple[int, bytes]:
 def inputs(*given: str | bytes) -> bytes:
     """The request for embeddings of texts, and of files of images."""
     urls = [
-        "data:image/jpeg;base64," + base64.b64encode(one).decode() if isinstance(one, bytes) else one for one in given
+        "data:image/jpeg;base64," + base64.b64encode(part).decode() if isinstance(part, bytes) else part
+        for part in given
     ]
     return json.dumps({"input": urls}).encode()
 
@@ -86,7 +87,7 @@ def send_broken(image: bytes) -> str:
     """Send one of many kinds of broken requests; returns what is wrong with the answer, if anything."""
     header = b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)  # as many pixels, in a few bytes
     bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    bodies = [inputs(one) for one in (bomb, image[:900], "data:image/png;base64,%")]
+    bodies = [inputs(part) for part in (bomb, image[:900], "data:image/png;base64,%")]
     bodies += [b"[" * 100_000, b'{"input": [1, {}]}', b'{"input": "\\ud800"}', b"\xff", inputs(*["x"] * 2049), inputs()]
     sent: list[tuple[Callable[[], tuple[int, bytes]], set[int]]] = [
         *((partial(ask, "POST", "/v1/embeddings", body), {400, 422}) for body in bodies),
@@ -108,13 +109,13 @@ def stress(requests: int) -> None:
     def send(number: int) -> list[str]:
         if number % 3 == 0:
             return [send_broken(image)]
-        body, wanted = random.choice(list(data.items())[-1 - number % 2 * len(TEXTS) :])
-        said = []
+        body, expected = random.choice(list(data.items())[-1 - number % 2 * len(TEXTS) :])
+        problems = []
         while (answer := ask("POST", "/v1/embeddings", body))[0] in (-1, 429, 503):  # refused: not accepted
-            said.append(f"good, refused: {answer[0]}")
+            problems.append(f"good, refused: {answer[0]}")
             time.sleep(0.3)
-        right = answer[0] == 200 and np.array(json.loads(answer[1])["data"][0]["embedding"]) @ wanted > 0.9999
-        return [*said, "good, right" if right else f"good, other: {answer[0]} {answer[1][:80]!r}"]
+        right = answer[0] == 200 and np.array(json.loads(answer[1])["data"][0]["embedding"]) @ expected > 0.9999
+        return [*problems, "good, right" if right else f"good, other: {answer[0]} {answer[1][:80]!r}"]
 
     server, peak = start(), 0.0
     with ThreadPoolExecutor(CLIENTS) as pool:
@@ -124,8 +125,8 @@ def stress(requests: int) -> None:
             text = ask("GET", "/metrics")[1].decode()
             peak = max(peak, float(text.split("\nprocess_resident_memory_bytes ")[1].split()[0]))
             server.terminate()
-            said = server.communicate()[1]
-            counted[f"server ended with {server.returncode}{', a traceback in its log' * ('Traceback' in said)}"] += 1
+            stderr = server.communicate()[1]
+            counted[f"server ended with {server.returncode}{', a traceback in its log' * ('Traceback' in stderr)}"] += 1
             server = start()
     counted.update(chain.from_iterable(future.result() for future in futures))
     server.terminate()

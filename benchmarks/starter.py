@@ -56,8 +56,8 @@ def main() -> None:
     under = WordNet(arguments.wordnet).classes_under(list(imagenet.folders))
     words = vocabulary.read_words(under)
     files = images_by_class(arguments.photos)
-    labels = np.asarray([imagenet.folders.index(folder) for folder, several in files.items() for _ in several])
-    pixels = [model.preprocess(decode(file)) for several in files.values() for file in several]
+    labels = np.asarray([imagenet.folders.index(folder) for folder, group in files.items() for _ in group])
+    pixels = [model.preprocess(decode(file)) for group in files.values() for file in group]
     images = np.concatenate([model.encode_pixels(np.stack(pixels[at : at + 32])) for at in range(0, len(pixels), 32)])
     print(f"{model.name}: {len(labels)} photographs, {len(set(labels))} classes, {len(words)} everyday words")
     class_names(model, images, labels, imagenet)
@@ -75,14 +75,14 @@ def row(question: str, **values: float) -> None:
 
 
 def class_names(model: Encoder, images: np.ndarray, labels: np.ndarray, imagenet: prompts.Prompts) -> None:
-    for what in ("plain", "templates"):
+    for kind in ("plain", "templates"):
         best = {}
         for language in LANGUAGES:
-            templates = ("{}",) if what == "plain" else imagenet.templates[language]
+            templates = ("{}",) if kind == "plain" else imagenet.templates[language]
             classes = class_embeddings(model, [fill(templates, name) for name in imagenet.names[language]])
             best[language] = (images @ classes.T).argmax(axis=1)
-        row(f"top-1 among 1,000 class names, {what}", **{key: float((best[key] == labels).mean()) for key in LANGUAGES})
-        row(f"same answer in both languages, {what}", both=float((best["en"] == best["zh"]).mean()))
+        row(f"top-1 among 1,000 class names, {kind}", **{key: float((best[key] == labels).mean()) for key in LANGUAGES})
+        row(f"same answer in both languages, {kind}", both=float((best["en"] == best["zh"]).mean()))
 
 
 def everyday(model: Encoder, images: np.ndarray, truth: np.ndarray, words: list[vocabulary.Meaning]) -> None:
@@ -92,8 +92,8 @@ def everyday(model: Encoder, images: np.ndarray, truth: np.ndarray, words: list[
         texts = model.encode_texts([meaning.words[language][0] for meaning in words])
         random, hits, confidence, by_photo = np.random.default_rng(0), [], [], []
         for image, true in zip(images, truth, strict=True):
-            own, of_photo = np.flatnonzero(true), []
-            for word in own:
+            cosines, of_photo = np.flatnonzero(true), []
+            for word in cosines:
                 chosen = np.append(word, random.choice(np.flatnonzero(~true), OTHERS, replace=False))
                 answer = softmax(image[None], texts[chosen], model.logit_scale)[0]
                 hits.append(answer.argmax() == 0)
@@ -111,7 +111,7 @@ def calibration_error(confidence: np.ndarray, hits: np.ndarray) -> float:
     """Mean distance of confidence and share of right answers over bins of equal width (Guo et al. 2017)."""
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     inside = [bins == number for number in range(BINS)]
-    return float(sum(abs(confidence[one].sum() - hits[one].sum()) for one in inside) / len(hits))
+    return float(sum(abs(confidence[bucket].sum() - hits[bucket].sum()) for bucket in inside) / len(hits))
 
 
 def mixed(model: Encoder, images: np.ndarray, truth: np.ndarray, words: list[vocabulary.Meaning]) -> None:
@@ -136,8 +136,8 @@ def by_themselves(model: Encoder, images: np.ndarray, truth: np.ndarray, words: 
     for language in LANGUAGES:
         names = [meaning.words[language][0] for meaning in words]
         likely[language] = Labels(model, names, multi_label=True).probabilities(images) > 0.5
-    for what, which in (("a photograph's own words", truth), ("other words", ~truth)):
-        row(f"--multi-label finds, of {what}", **{key: float(found[which].mean()) for key, found in likely.items()})
+    for kind, which in (("a photograph's own words", truth), ("other words", ~truth)):
+        row(f"--multi-label finds, of {kind}", **{key: float(hit[which].mean()) for key, hit in likely.items()})
 
 
 def foreign(model: Encoder, images: np.ndarray) -> None:

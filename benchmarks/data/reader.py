@@ -93,7 +93,7 @@ class Bare(Dataset[np.ndarray]):
 
     def __init__(self, tar: Path) -> None:
         with tarfile.open(tar) as opened:
-            self._images = [opened.extractfile(one).read() for one in opened if one.name.endswith(".jpg")]  # type: ignore[union-attr]
+            self._images = [opened.extractfile(member).read() for member in opened if member.name.endswith(".jpg")]  # type: ignore[union-attr]
         self._random = np.random.default_rng(0)
 
     def __len__(self) -> int:
@@ -104,9 +104,9 @@ class Bare(Dataset[np.ndarray]):
             image = opened.convert("RGB")
         side = (CROP + (1 - CROP) * self._random.random()) ** 0.5
         width, height = round(image.width * side), round(image.height * side)
-        left = int(self._random.integers(image.width - width + 1))
+        x = int(self._random.integers(image.width - width + 1))
         top = int(self._random.integers(image.height - height + 1))
-        image = image.crop((left, top, left + width, top + height))
+        image = image.crop((x, top, x + width, top + height))
         return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 
@@ -165,7 +165,7 @@ LOOPS: dict[str, Callable[[Path], Iterator[Any]]] = {
 def used() -> float:
     """CPU seconds of this process and of the children that have ended."""
     who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return sum(sum(resource.getrusage(one)[:2]) for one in who)
+    return sum(sum(resource.getrusage(usage)[:2]) for usage in who)
 
 
 def per_cpu_second(loop: Callable[[Path], Iterator[Any]], tar: Path) -> float:
@@ -179,23 +179,23 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000, help="of 256 x 256; a fifth as many of 1024 x 768")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--photos", type=Path)
-    given = parser.parse_args()
+    parsed = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()  # as the commands do; all loops gain by it
-    given.work.mkdir(parents=True, exist_ok=True)
-    os.environ["DCCLIP_CACHE"] = str(given.work / "cache")
-    photos = sorted(given.photos.rglob("*.jpg")) if given.photos else []
+    parsed.work.mkdir(parents=True, exist_ok=True)
+    os.environ["DCCLIP_CACHE"] = str(parsed.work / "cache")
+    photos = sorted(parsed.photos.rglob("*.jpg")) if parsed.photos else []
     print(f"Pillow {Image.__version__}, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}")
-    for width, height, count in ((256, 256, given.images), (1024, 768, given.images // 5)):
-        tar = given.work / f"{width}x{height}.tar"
+    for width, height, count in ((256, 256, parsed.images), (1024, 768, parsed.images // 5)):
+        tar = parsed.work / f"{width}x{height}.tar"
         size = write_tar(tar, width, height, count, photos)
         for loop in LOOPS.values():  # imports, the index, the page cache
             next(loop(tar))
-        rounds = [{name: per_cpu_second(loop, tar) for name, loop in LOOPS.items()} for _ in range(given.rounds)]
-        speeds = {name: statistics.median(one[name] for one in rounds) for name in LOOPS}
-        print(f"\n{width} x {height}, {size / 1000:.0f} KB, {count} images, {given.rounds} rounds")
+        rounds = [{name: per_cpu_second(loop, tar) for name, loop in LOOPS.items()} for _ in range(parsed.rounds)]
+        speeds = {name: statistics.median(turn[name] for turn in rounds) for name in LOOPS}
+        print(f"\n{width} x {height}, {size / 1000:.0f} KB, {count} images, {parsed.rounds} rounds")
         for name, speed in speeds.items():
-            ratios = [statistics.median(one[name] / one[other] for one in rounds) for other in ("webdataset", "bare")]
+            ratios = [statistics.median(turn[name] / turn[peer] for turn in rounds) for peer in ("webdataset", "bare")]
             print(f"{name:>11}  {speed:6.0f} images/CPU s  {ratios[0]:.2f} x webdataset  {ratios[1]:.2f} x bare")
 
 

@@ -26,11 +26,11 @@ def few_pairs(folder: Path) -> Path:
 
 def arguments(stage: str, pairs: Path, out: Path, *sets: str) -> list[str]:
     """What `dcclip` is called with for this stage, or for `run`; `sets` hold for both stages where they name none."""
-    each = [one if "." in one.partition("=")[0] else f"{stage}.{one}" for one in sets for stage in STAGES]
-    every = dict.fromkeys(
-        [f"data.train={pairs}", f"data.validation={pairs}", *(f"{one}.augmentations=1" for one in STAGES), *each]
+    further = [pair if "." in pair.partition("=")[0] else f"{stage}.{pair}" for pair in sets for stage in STAGES]
+    values = dict.fromkeys(
+        [f"data.train={pairs}", f"data.validation={pairs}", *(f"{name}.augmentations=1" for name in STAGES), *further]
     )
-    return [stage, str(RECIPE), "--out", str(out), "-q", *(part for one in every for part in ("--set", one))]
+    return [stage, str(RECIPE), "--out", str(out), "-q", *(part for pair in values for part in ("--set", pair))]
 
 
 def dcclip(*given: str) -> list[str]:

@@ -42,26 +42,26 @@ def run(pairs: Path, out: Path, cache: Path, sets: tuple[str, ...], after_s: flo
         try:
             code = process.wait(None if until is None else max(0.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
-            for one in started(cache):
-                one.kill()
+            for program in started(cache):
+                program.kill()
             process.wait()
             return False
         if code:
-            said = "\n".join(file.read_text("utf-8", "replace") for file in log.rglob("[0-9]/stderr.log"))
-            raise SystemExit(f"{command} ended with {code}:\n{said}")
+            stderr = "\n".join(file.read_text("utf-8", "replace") for file in log.rglob("[0-9]/stderr.log"))
+            raise SystemExit(f"{command} ended with {code}:\n{stderr}")
     return True
 
 
 def started(cache: Path) -> list[psutil.Process]:
     """All processes with this cache, whatever group they are in: torchrun, trainers, loader workers."""
-    found = []
+    problems = []
     for process in psutil.process_iter():
         try:
             if process.environ().get("DCCLIP_CACHE") == str(cache) and process.pid != os.getpid():
-                found.append(process)
+                problems.append(process)
         except psutil.Error:  # of another user, or ended
             continue
-    return found
+    return problems
 
 
 def main() -> None:
@@ -69,22 +69,22 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--first-seed", type=int, default=0, help="of the random moments; each one takes the next")
-    given = parser.parse_args()
-    root = given.work.resolve() / "kill"
+    options = parser.parse_args()
+    root = options.work.resolve() / "kill"
     shutil.rmtree(root, ignore_errors=True)
-    whole, broken, cache = root / "whole", root / "broken", root / "cache"
+    uninterrupted, broken, cache = root / "whole", root / "broken", root / "cache"
     os.environ |= {"DCCLIP_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     pairs, expected = few_pairs(root), {}
     for sets in (SETS, (*SETS, *FROZEN)):
-        shutil.rmtree(whole, ignore_errors=True)
+        shutil.rmtree(uninterrupted, ignore_errors=True)
         begin, wall = time.monotonic(), time.time()
-        run(pairs, whole, cache, sets)
-        whole_s, begins_s = time.monotonic() - begin, (whole / "resolved.yaml").stat().st_mtime - wall
-        expected[sets] = sha256(whole)
+        run(pairs, uninterrupted, cache, sets)
+        whole_s, begins_s = time.monotonic() - begin, (uninterrupted / "resolved.yaml").stat().st_mtime - wall
+        expected[sets] = sha256(uninterrupted)
         digests = ", ".join(f"{stage} {digest[:12]}" for stage, digest in expected[sets].items())
         print(f"unbroken: {whole_s:.1f} s; {digests}", flush=True)
-    kills, seed, wrong = 0, given.first_seed, 0
-    while kills < given.times:
+    kills, seed, wrong = 0, options.first_seed, 0
+    while kills < options.times:
         sets, after_s = list(expected)[kills % 2], Random(seed).uniform(begins_s, whole_s)
         seed += 1
         for folder in (broken, cache / "teacher-cache"):
@@ -92,11 +92,11 @@ def main() -> None:
         if run(pairs, broken, cache, sets, after_s):
             continue
         kills += 1
-        left = sum(path.is_file() for folder in (broken, cache / "teacher-cache") for path in folder.rglob("*"))
+        remaining = sum(path.is_file() for folder in (broken, cache / "teacher-cache") for path in folder.rglob("*"))
         run(pairs, broken, cache, sets)
         same = sha256(broken) == expected[sets]
         wrong += not same
-        print(f"{kills:>2} after {after_s:.1f} s, {left} files: {'same' if same else 'OTHER WEIGHTS'}", flush=True)
+        print(f"{kills:>2} after {after_s:.1f} s, {remaining} files: {'same' if same else 'OTHER WEIGHTS'}", flush=True)
     print(f"{kills} kills over both stages, {wrong} with other weights")
     sys.exit(bool(wrong))
 

@@ -47,20 +47,20 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
-    given = parser.parse_args()
-    root = given.work.resolve() / "processes"
+    options = parser.parse_args()
+    root = options.work.resolve() / "processes"
     shutil.rmtree(root, ignore_errors=True)
     pairs = few_pairs(root)
     wrong = 0
-    for stage in given.stages:
-        one, two = root / "one/run", root / "two/run"
+    for stage in options.stages:
+        alone, two = root / "one/run", root / "two/run"
         first = root / f"first-{stage}/run"
-        for folder, sets in ((one, SETS), (first, (*SETS, f"{stage}.steps=1", f"{stage}.warmup_steps=0"))):
+        for folder, sets in ((alone, SETS), (first, (*SETS, f"{stage}.steps=1", f"{stage}.warmup_steps=0"))):
             subprocess.run(dcclip(*arguments(stage, pairs, folder, *sets)), check=True, stdout=subprocess.DEVNULL)
-        moved = difference(one / stage / WEIGHTS, first / stage / WEIGHTS)
+        moved = difference(alone / stage / WEIGHTS, first / stage / WEIGHTS)
         print(f"{stage}: weights move by up to {moved:.1e} after the first step")
         digests = set[str]()
-        for number in range(1, given.runs + 1):
+        for number in range(1, options.runs + 1):
             shutil.rmtree(two.parent, ignore_errors=True)
             begin = time.monotonic()
             command = arguments(stage, pairs, two, *SETS)
@@ -69,7 +69,7 @@ def main() -> None:
                 torchrun("-m", "dcclip_cli", *command) if by_torchrun else dcclip(*command, "--processes", "2")
             )
             seconds = time.monotonic() - begin
-            furthest = difference(one / stage / WEIGHTS, two / stage / WEIGHTS) if ended else float("inf")
+            furthest = difference(alone / stage / WEIGHTS, two / stage / WEIGHTS) if ended else float("inf")
             digests.add(hashlib.sha256((two / stage / WEIGHTS).read_bytes()).hexdigest() if ended else "none")
             wrong += not ended or len(digests) > 1
             print(
@@ -81,8 +81,8 @@ def main() -> None:
         exact = in_double(stage, pairs, root)
         wrong += exact > BOUND
         print(f"{stage}: in fp64, largest difference of a weight {exact:.1e}", flush=True)
-    stages = " and ".join(given.stages)
-    print(f"{given.runs} runs of {stages} in a row, {wrong} that hung, differ in bits, or in fp64 by over {BOUND:g}")
+    stages = " and ".join(options.stages)
+    print(f"{options.runs} runs of {stages} in a row, {wrong} that hung, differ in bits, or in fp64 by over {BOUND:g}")
     sys.exit(bool(wrong))
 
 
@@ -93,8 +93,8 @@ def torchrun(*given: str) -> list[str]:
 def in_double(stage: str, pairs: Path, root: Path) -> float:
     """The largest difference of a weight between two processes and one, both in fp64."""
     folders = [root / "one-fp64/run", root / "two-fp64/run"]
-    one, two = ([__file__, "--fp64", *arguments(stage, pairs, folder, *SETS)] for folder in folders)
-    if not ends([sys.executable, *one]) or not ends(torchrun(*two)):
+    command_alone, two = ([__file__, "--fp64", *arguments(stage, pairs, folder, *SETS)] for folder in folders)
+    if not ends([sys.executable, *command_alone]) or not ends(torchrun(*two)):
         return float("inf")
     return difference(*(folder / stage / WEIGHTS for folder in folders))
 
@@ -116,9 +116,9 @@ def ends(command: list[str]) -> bool:
 
 def difference(one: Path, other: Path) -> float:
     """The largest absolute difference between two files of weights of the same names."""
-    left, right = load_file(one), load_file(other)
-    assert left.keys() == right.keys()
-    return max(float((left[name] - right[name]).abs().max()) for name in left)
+    first_weights, right = load_file(one), load_file(other)
+    assert first_weights.keys() == right.keys()
+    return max(float((first_weights[name] - right[name]).abs().max()) for name in first_weights)
 
 
 def double() -> None:

@@ -93,24 +93,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="+", choices=list(MEASURES), default=list(MEASURES))
-    given = parser.parse_args()
-    roots = {"other": given.other.resolve(), "this": ROOT}
-    trees = {name: Tree(root, given.work.resolve() / name, given.threads) for name, root in roots.items()}
+    parsed = parser.parse_args()
+    roots = {"other": parsed.other.resolve(), "this": ROOT}
+    trees = {name: Tree(root, parsed.work.resolve() / name, parsed.threads) for name, root in roots.items()}
     print("| | other | this | this / other |\n|---|--:|--:|--:|")
-    for measure in given.only:
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in trees}
-        for number in range(given.rounds + 1):
+    for measure in parsed.only:
+        measured: dict[str, list[dict[str, float]]] = {name: [] for name in trees}
+        for number in range(parsed.rounds + 1):
             for name, tree in trees.items():
                 tree.clear()
                 rates = MEASURES[measure](tree)
                 if number:  # the first round reads files into memory
-                    found[name].append(rates)
-        for what in found["this"][0]:
-            this, other = ([rates[what] for rates in found[name]] for name in ("this", "other"))
-            ratios = sorted(one / two for one, two in zip(this, other, strict=True))
-            medians = [f"{statistics.median(rates):.2f}" for rates in (other, this)]
+                    measured[name].append(rates)
+        for name_of_rate in measured["this"][0]:
+            this, theirs = ([rates[name_of_rate] for rates in measured[name]] for name in ("this", "other"))
+            ratios = sorted(rate / two for rate, two in zip(this, theirs, strict=True))
+            medians = [f"{statistics.median(rates):.2f}" for rates in (theirs, this)]
             spread = f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
-            print(f"| {what} | {medians[0]} | {medians[1]} | {spread} |", flush=True)
+            print(f"| {name_of_rate} | {medians[0]} | {medians[1]} | {spread} |", flush=True)
 
 
 if __name__ == "__main__":

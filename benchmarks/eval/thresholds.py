@@ -18,26 +18,26 @@ from dcclip_cli.model.reference import resolve
 NONE = "BACKGROUND_Google"
 encoder, random = load_encoder(resolve()), np.random.default_rng(0)
 index = open_index(encoder, Path(sys.argv[1]))
-most = int(sys.argv[2]) if len(sys.argv) > 2 else len(index.paths)
+most_images = int(sys.argv[2]) if len(sys.argv) > 2 else len(index.paths)
 folders = np.array([PurePath(path).parts[0] for path in index.paths])
-known, held_out = np.zeros(len(folders), bool), np.zeros(len(folders), bool)
+chosen, held_out = np.zeros(len(folders), bool), np.zeros(len(folders), bool)
 for folder in np.unique(folders):
     places = random.permutation(np.flatnonzero(folders == folder))
-    known[places[: len(places) // 2][:most]], held_out[places[len(places) // 2 :]] = True, True
+    chosen[places[: len(places) // 2][:most_images]], held_out[places[len(places) // 2 :]] = True, True
 content = prompts.read("caltech101")
 for language in ("zh", "en"):
     names = dict(zip(content.folders, content.names[language], strict=True))
-    wanted = [one for one in names if one != NONE and one in folders]
-    scores = Labels(encoder, [names[one] for one in wanted], multi_label=True).probabilities(index.embeddings)
-    right = folders[:, np.newaxis] == np.array(wanted)
+    labelled = [name for name in names if name != NONE and name in folders]
+    scores = Labels(encoder, [names[name] for name in labelled], multi_label=True).probabilities(index.embeddings)
+    right = folders[:, np.newaxis] == np.array(labelled)
     grid = np.linspace(0.5, 0.9999, 500)
     f1 = [
-        2 * ((scores[known] >= t) & right[known]).sum() / ((scores[known] >= t).sum() + right[known].sum())
+        2 * ((scores[chosen] >= t) & right[chosen]).sum() / ((scores[chosen] >= t).sum() + right[chosen].sum())
         for t in grid
     ]
     for kind, thresholds in (
         ("0.5 for all", 0.5), ("best one for all", grid[np.argmax(f1)]),
-        ("calibrated", best_thresholds(scores[known], right[known])),
+        ("calibrated", best_thresholds(scores[chosen], right[chosen])),
     ):  # fmt: skip
         shown, true = scores[held_out] >= thresholds, right[held_out]
         hits, both = (shown & true).sum(axis=0), shown.sum(axis=0) + true.sum(axis=0)

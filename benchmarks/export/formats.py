@@ -69,8 +69,8 @@ def environment(folder: Path, package: str) -> Path:
     python = folder / package / "bin" / "python"
     if not python.exists():
         venv.create(folder / package, with_pip=True)
-        wanted = [*package.split(), "--editable", f"{ROOT}[export]"]
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True)
+        requirements = [*package.split(), "--editable", f"{ROOT}[export]"]
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements], check=True)
     return python
 
 
@@ -81,28 +81,28 @@ def main() -> None:
     parser.add_argument("--calibration")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--only", default="", help="formats, separated by commas")
-    given = parser.parse_args()
+    parsed = parser.parse_args()
     print("| format | precision | MB | image difference | text difference | same best text | top-1 en, zh ", end="")
     print("| cosine of the code | its same best label en, zh |\n|---|---|---|---|---|---|---|---|---|")
     for format, precision, package in EXPORTS:
-        if given.only and format not in given.only.split(","):
+        if parsed.only and format not in parsed.only.split(","):
             continue
-        out = given.work / f"{format}-{precision}"
-        python = environment(given.work / "venvs", package)
-        command = [python, "-m", "dcclip_cli", "export", *([given.recipe] if given.recipe else [])]
-        command += ["--calibration", given.calibration] if given.calibration else []
-        command += ["--model", given.model, "--format", format, "--precision", precision, "--out", out, "--fresh"]
+        out = parsed.work / f"{format}-{precision}"
+        python = environment(parsed.work / "venvs", package)
+        command = [python, "-m", "dcclip_cli", "export", *([parsed.recipe] if parsed.recipe else [])]
+        command += ["--calibration", parsed.calibration] if parsed.calibration else []
+        command += ["--model", parsed.model, "--format", format, "--precision", precision, "--out", out, "--fresh"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             print(f"| {format} | {precision} | {done.stderr.strip().splitlines()[-2:]} |", flush=True)
             continue
         size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 1e6
         parity = json.loads((out / "dcclip.json").read_text("utf-8"))["parity"]
-        code = documented(format, python, out, given.model) if format in RUNTIMES else " | "
+        code = documented(format, python, out, parsed.model) if format in RUNTIMES else " | "
         print(f"| {format} | {precision} | {size:.1f} | {row(parity)} | {code} |", flush=True)
     for title, package in STORES.items():
-        if not given.only or title in given.only.split(","):
-            print(f"{title}: {nearest(title, environment(given.work / 'venvs', package), given.work)}", flush=True)
+        if not parsed.only or title in parsed.only.split(","):
+            print(f"{title}: {nearest(title, environment(parsed.work / 'venvs', package), parsed.work)}", flush=True)
 
 
 def documented(format: str, python: Path, out: Path, model: str) -> str:
@@ -125,11 +125,11 @@ def documented(format: str, python: Path, out: Path, model: str) -> str:
     code = f"photos = {[photo.name for photo in photos]}\n" + code.replace('"cat.jpg"', "photo")
     code = SNIPPETS["input"] + code + "np.savez('found.npz', image=image, texts=texts)"
     subprocess.run([python.absolute(), "-c", code], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    found, expected = np.load(folder / "found.npz"), load(model)
+    outputs, expected = np.load(folder / "found.npz"), load(model)
     images, texts = expected.embed_images([str(photo) for photo in photos]), expected.embed_texts(labels)
-    lowest = min((found["image"] * images).sum(1).min(), (found["texts"] * texts).sum(1).min())
+    lowest = min((outputs["image"] * images).sum(1).min(), (outputs["texts"] * texts).sum(1).min())
     shares = (
-        (best_texts(found["image"], found["texts"][place]) == best_texts(images, texts[place])).mean()
+        (best_texts(outputs["image"], outputs["texts"][place]) == best_texts(images, texts[place])).mean()
         for place in (slice(len(english)), slice(len(english), None))
     )
     return f"{lowest:.6f} | {', '.join(f'{share:.1%}' for share in shares)}"
@@ -154,9 +154,9 @@ def row(parity: dict | None) -> str:
         return "converted, not run | | |"
     tops = []
     for language in ("en", "zh"):
-        several = [one for one in parity["accuracy"] if one["language"] == language]
-        count = sum(one["images"] for one in several) or 1
-        tops.append("{:.1%}".format(sum(one["after"] * one["images"] for one in several) / count))
+        accuracies = [accuracy for accuracy in parity["accuracy"] if accuracy["language"] == language]
+        count = sum(accuracy["images"] for accuracy in accuracies) or 1
+        tops.append("{:.1%}".format(sum(accuracy["after"] * accuracy["images"] for accuracy in accuracies) / count))
     differences = f"{parity['image_max_difference']:.1g} | {parity['text_max_difference']:.1g}"
     return f"{differences} | {parity['agreement']:.1%} | {', '.join(tops)}"
 

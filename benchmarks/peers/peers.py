@@ -84,14 +84,14 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=150)
-    every = (*VARIANTS, *TRAINER)
-    parser.add_argument("--only", nargs="+", choices=[variant.name for variant in every])
-    given = parser.parse_args()
-    rows: dict[Variant, list[Figures]] = {one: [] for one in every if not given.only or one.name in given.only}
-    for seed in given.seeds:
-        for variant, several in rows.items():
+    variants = (*VARIANTS, *TRAINER)
+    parser.add_argument("--only", nargs="+", choices=[variant.name for variant in variants])
+    parsed = parser.parse_args()
+    rows: dict[Variant, list[Figures]] = {item: [] for item in variants if not parsed.only or item.name in parsed.only}
+    for seed in parsed.seeds:
+        for variant, figures in rows.items():
             train = trained_by_open_clip if variant in TRAINER else figures_of
-            several.append(train(variant, seed, given.steps, given.out))
+            figures.append(train(variant, seed, parsed.steps, parsed.out))
     show(rows)
 
 

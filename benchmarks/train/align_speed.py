@@ -39,7 +39,7 @@ SETS = (
 def ours(start: Path, folder: Path, steps: int, precision: str, threads: int) -> float:
     """Seconds of a step of `dcclip align`, from its log."""
     sets = [*SETS, f"align.start={start}", f"align.steps={steps}", f"align.precision={precision}"]
-    flags = [part for one in (*sets, f"align.threads={threads}") for part in ("--set", one)]
+    flags = [part for setting in (*sets, f"align.threads={threads}") for part in ("--set", setting)]
     command = [sys.executable, "-m", "dcclip_cli", "align", str(RECIPE), "--out", str(folder), "-q", *flags]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     lines = [json.loads(line) for line in (folder / "align/metrics.jsonl").read_text("utf-8").splitlines()]
@@ -54,8 +54,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
-    given = parser.parse_args()
-    root = given.work.resolve() / "align-speed"
+    parsed = parser.parse_args()
+    root = parsed.work.resolve() / "align-speed"
     shutil.rmtree(root, ignore_errors=True)
     recipe = load(RECIPE, []).recipe
     assert recipe.student is not None and recipe.teacher is not None and recipe.data is not None
@@ -64,19 +64,19 @@ def main() -> None:
     new_student(recipe.student, widths(teacher, ()).embedding, table, "start", 0, recipe.teacher.source, teacher).save(
         start, {}
     )
-    rows = open_clip_trainer.write_rows(root, root / "pictures", table, given.steps, BATCH_SIZE, 0, ["en"])
+    rows = open_clip_trainer.write_rows(root, root / "pictures", table, parsed.steps, BATCH_SIZE, 0, ["en"])
     for precision, theirs in (("fp32", "fp32"), ("bf16", "amp_bf16")):
-        if precision not in given.precisions:
+        if precision not in parsed.precisions:
             continue
-        found: dict[str, list[float]] = {"dcclip": [], "open_clip": []}
-        for number in range(given.rounds):
+        measured: dict[str, list[float]] = {"dcclip": [], "open_clip": []}
+        for number in range(parsed.rounds):
             folder = root / f"{precision}-{number}"
-            found["dcclip"].append(ours(start, folder, given.steps, precision, given.threads))
-            open_clip_trainer.train(start, rows, folder, BATCH_SIZE, theirs, 0, threads=given.threads)
-            found["open_clip"].append(open_clip_trainer.seconds_of_a_step(folder))
-            said = ", ".join(f"{name} {BATCH_SIZE / times[-1]:.0f}" for name, times in found.items())
-            print(f"{precision}, round {number + 1}: {said} images/s", flush=True)
-        fastest = {name: BATCH_SIZE / statistics.median(times) for name, times in found.items()}
+            measured["dcclip"].append(ours(start, folder, parsed.steps, precision, parsed.threads))
+            open_clip_trainer.train(start, rows, folder, BATCH_SIZE, theirs, 0, threads=parsed.threads)
+            measured["open_clip"].append(open_clip_trainer.seconds_of_a_step(folder))
+            summary = ", ".join(f"{name} {BATCH_SIZE / times[-1]:.0f}" for name, times in measured.items())
+            print(f"{precision}, round {number + 1}: {summary} images/s", flush=True)
+        fastest = {name: BATCH_SIZE / statistics.median(times) for name, times in measured.items()}
         print(
             f"{precision}: dcclip {fastest['dcclip']:.0f} images/s, open_clip {fastest['open_clip']:.0f}: "
             f"{fastest['dcclip'] / fastest['open_clip']:.2f} x",

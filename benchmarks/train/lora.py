@@ -50,7 +50,7 @@ def measured(start: Path, root: Path, given: argparse.Namespace, rank: int) -> d
     [file] = (root / "run/align/state").glob("*/tensors.safetensors")
     with safe_open(file, "pt") as tensors:
         moments = (tensors.get_tensor(name) for name in tensors.keys() if name.startswith("optimizer/"))  # noqa: SIM118
-        optimizer = sum(one.nbytes for one in moments)
+        optimizer = sum(moment.nbytes for moment in moments)
     last = [json.loads(line) for line in (root / "run/align/metrics.jsonl").read_text("utf-8").splitlines()][-1]
     seconds = given.batch / last["images_per_second"]
     return {"optimizer_mb": optimizer / 1e6, "peak_gb": last["peak_memory_gb"], "step_s": seconds}
@@ -62,13 +62,13 @@ def main() -> None:
     for name, default in (("steps", 3), ("batch", 8), ("rank", 8), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--small", action="store_true")
-    given = parser.parse_args()
-    root = given.work.resolve() / "lora"
+    parsed = parser.parse_args()
+    root = parsed.work.resolve() / "lora"
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
-    print(f"{start_model(root / 'start', given.small):,} parameters", flush=True)
-    for name, rank in (("whole", 0), ("lora", given.rank)):
-        print(name, json.dumps(measured(root / "start", root / name, given, rank)), flush=True)
+    print(f"{start_model(root / 'start', parsed.small):,} parameters", flush=True)
+    for name, rank in (("whole", 0), ("lora", parsed.rank)):
+        print(name, json.dumps(measured(root / "start", root / name, parsed, rank)), flush=True)
         shutil.rmtree(root / name)
 
 

@@ -46,8 +46,8 @@ def write_rows(
         for samples in EpochBatchSampler(table, batch_size, seed)(0, steps):
             for number, _ in samples:
                 captions = table.captions(languages[random.integers(len(languages))])[number]
-                other = len(captions) > 1 and random.random() > 0.7
-                writer.writerow((files[number], captions[1 + random.integers(len(captions) - 1) if other else 0]))
+                has_other = len(captions) > 1 and random.random() > 0.7
+                writer.writerow((files[number], captions[1 + random.integers(len(captions) - 1) if has_other else 0]))
     return path
 
 
@@ -55,7 +55,7 @@ def train(
     start: Path, rows: Path, folder: Path, batch_size: int, precision: str, seed: int, *more: str, threads: int = 1
 ) -> dict[str, Any]:
     """Train the model directory `start` on all rows once, in `folder`; the weights that it comes to."""
-    own = {
+    own_parsed = {
         "model": f"local-dir:{start}",
         "train-data": rows,
         "dataset-type": "csv",
@@ -75,7 +75,7 @@ def train(
         "logs": folder,
         "name": "run",
     }
-    flags = [part for name, value in own.items() for part in (f"--{name}", str(value))]
+    flags = [part for name, value in own_parsed.items() for part in (f"--{name}", str(value))]
     begin = f"import torch; torch.set_num_threads({threads}); from open_clip_train.main import main; "
     with (folder / "log").open("w", encoding="utf-8") as stream:
         command = [sys.executable, "-c", f"{begin}import sys; main(sys.argv[1:])", *flags, *more]
@@ -87,5 +87,5 @@ def train(
 
 def seconds_of_a_step(folder: Path) -> float:
     """What a step took, reading pictures included, without the first one and the ten after it."""
-    found = re.findall(r"Batch \(t\): ([\d.]+)", (folder / "log").read_text("utf-8"))
-    return statistics.mean(map(float, found[2:]))
+    times_of_batches = re.findall(r"Batch \(t\): ([\d.]+)", (folder / "log").read_text("utf-8"))
+    return statistics.mean(map(float, times_of_batches[2:]))

@@ -46,12 +46,12 @@ def figures_of(variant: Variant, seed: int, steps: int, out: Path) -> Figures:
         if len(variant.stages) == 1:
             share = {variant.stages[0]: steps}
         sets = [f"seed={seed}", *(ALONE if variant.stages == ("align",) else ()), *variant.sets]
-        loaded = load(RECIPE, [*sets, *(f"{stage}.steps={own}" for stage, own in share.items())])
+        loaded = load(RECIPE, [*sets, *(f"{stage}.steps={steps}" for stage, steps in share.items())])
         job = open_run(loaded, folder, "cpu")
         job.begin(*variant.stages)
         for stage in variant.stages:
             job.train(stage)
-        seconds = sum(seconds_of(folder / stage / "metrics.jsonl", own) for stage, own in share.items())
+        seconds = sum(seconds_of(folder / stage / "metrics.jsonl", steps) for stage, steps in share.items())
         return folder / variant.stages[-1] / "model", seconds
 
     return remembered(out / f"{variant.name}-{seed}", steps, train)
@@ -61,9 +61,9 @@ def remembered(folder: Path, steps: int, train: Callable[[Path], tuple[Path, flo
     """The figures in `folder`, or those of the model that `train` leaves there in the seconds that it returns."""
     file = folder / "figures.json"
     if file.is_file():
-        found: Figures = json.loads(file.read_text("utf-8"))
-        assert found["steps"] == steps, f"{folder} has {found['steps']:.0f} steps; name another folder for {steps}"
-        return found
+        stored: Figures = json.loads(file.read_text("utf-8"))
+        assert stored["steps"] == steps, f"{folder} has {stored['steps']:.0f} steps; name another folder for {steps}"
+        return stored
     begin = time.monotonic()
     model, seconds = train(folder)
     figures = {**top_1(model), "images_per_second": steps * BATCH_SIZE / seconds, "steps": steps}
@@ -85,13 +85,13 @@ def top_1(model: Path) -> Figures:
     files = tuple(str(ROOT / "recipes/quickstart" / f"{name}.parquet") for name in SETS)
     options = EvalOptions(datasets=files, languages=LANGUAGES, workers=1)
     results = evaluate([resolve(str(model))], open_datasets(options), options, device="cpu")
-    return {f"{one.dataset} {one.language}": one.value for one in results}
+    return {f"{result.dataset} {result.language}": result.value for result in results}
 
 
 def row(sets: Sequence[str], several: Sequence[Figures]) -> str:
     """Cells of a table: mean and standard deviation over the seeds in %, English / Chinese."""
     return " | ".join(
-        " / ".join(say([one[f"{name} {language}"] for one in several]) for language in LANGUAGES) for name in sets
+        " / ".join(say([seed[f"{name} {language}"] for seed in several]) for language in LANGUAGES) for name in sets
     )
 
 
@@ -105,7 +105,7 @@ def show(rows: dict[Variant, list[Figures]]) -> None:
     """Print the variants as a table in Markdown."""
     print(f"| variant | what | parameters | images/s | {' | '.join(SETS)} |")
     print("|---|---|---|---|" + "---|" * len(SETS))
-    for variant, several in rows.items():
-        speed = statistics.mean(one["images_per_second"] for one in several)
-        size = several[0]["parameters"] / 1e6
-        print(f"| {variant.name} | {variant.what} | {size:.2f} M | {speed:.0f} | {row(SETS, several)} |")
+    for variant, seeds in rows.items():
+        speed = statistics.mean(seed["images_per_second"] for seed in seeds)
+        size = seeds[0]["parameters"] / 1e6
+        print(f"| {variant.name} | {variant.what} | {size:.2f} M | {speed:.0f} | {row(SETS, seeds)} |")

@@ -148,7 +148,7 @@ def _become_command(case: Case, folder: Path) -> NoReturn:
 
 
 def _judge(case: Case, folder: Path, code: int, stdout: str, stderr: str) -> tuple[str, str]:
-    here, lines = folder / "here", stderr.strip().splitlines() or [""]
+    work_folder, lines = folder / "here", stderr.strip().splitlines() or [""]
     errors = [line for line in lines if line.startswith("error: ")]
     why = " | ".join(errors[:2])[:300] or " | ".join(lines[-2:])[:200]
     if code < 0:
@@ -168,10 +168,10 @@ def _judge(case: Case, folder: Path, code: int, stdout: str, stderr: str) -> tup
     raw = {char for char in stdout + stderr if char < " "} - set("\n\r\t")
     if raw and "--csv" not in case.arguments:  # data is printed as it is
         return "raw control characters", repr(raw)
-    if (here / "pwned").exists():
+    if (work_folder / "pwned").exists():
         return "silently wrong", "code in the input ran"
-    if (here / "file").is_file() and (here / "file").read_text() != "years of work":
+    if (work_folder / "file").is_file() and (work_folder / "file").read_text() != "years of work":
         return "silently wrong", "a file was overwritten"
-    if problem := case.check(here, stdout):
+    if problem := case.check(work_folder, stdout):
         return "silently wrong", problem
     return (REFUSED, why) if code else (FINE, "")
