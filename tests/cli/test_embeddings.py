@@ -72,9 +72,9 @@ def test_search_ranks_by_the_cosine_with_what_is_added_and_subtracted(
         vectors.append(images[image])
     scores = dict(zip(embeddings.paths, (images @ unit(np.sum(vectors, axis=0))).tolist(), strict=True))
     hits = embeddings.run("search", embeddings.folder, *options, *(["--dims", dims] if dims else []), "--top-k", 9)
-    scores = [hit["score"] for hit in hits]
-    assert scores == pytest.approx(sorted(scores.values(), reverse=True)[:9], abs=2e-3)  # the index is in fp16
-    assert scores == pytest.approx([scores[hit["image"]] for hit in hits], abs=2e-3)
+    cosines = [hit["score"] for hit in hits]
+    assert cosines == pytest.approx(sorted(scores.values(), reverse=True)[:9], abs=2e-3)  # the index is in fp16
+    assert cosines == pytest.approx([scores[hit["image"]] for hit in hits], abs=2e-3)
 
 
 @pytest.mark.parametrize("multi_label", [False, True])

@@ -151,13 +151,11 @@ def expected_metrics(row: Row, data_set: DataSet, language: Language, embed: Emb
         images_of = [{place for place, image_texts in enumerate(of_image) if text in image_texts} for text in texts]
         metrics = recalls(embed(texts), images, images_of, "image")
         if not data_set.is_retrieval:  # MUGE: from text to image alone
-            metrics |= recalls(
-                images, embed(texts), [{*map(texts.index, image_texts)} for image_texts in of_image], "text"
-            )
+            metrics |= recalls(images, embed(texts), [{*map(texts.index, group)} for group in of_image], "text")
         return len(rows), metrics | {"mean_recall": np.mean([*metrics.values()])}
     names = list(dict.fromkeys(image_texts[0] for image_texts in captions))
-    templates = PROMPTS[language]["own"] if data_set.classes else ["{}"]
-    templates = {"own": templates, "compact": PROMPTS[language]["compact"], "name": ["{}"]}[row["templates"]]
+    from_set = PROMPTS[language]["own"] if data_set.classes else ["{}"]
+    templates = {"own": from_set, "compact": PROMPTS[language]["compact"], "name": ["{}"]}[row["templates"]]
     classes = np.stack([embed([template.format(name) for template in templates]).mean(axis=0) for name in names])
     classes /= np.linalg.norm(classes, axis=1, keepdims=True)
     same = np.linalg.matrix_power(classes @ classes.T > 1 - 1e-5, len(classes))  # alike, or by way of others
