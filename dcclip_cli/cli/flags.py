@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dcclip_cli.recipe.load import LoadedRecipe
     from dcclip_cli.run_dir import StageName
 
+_MOST_CHARACTERS = 100_000  # of a line in a file
 _MOST_AT_A_TIME = 64  # that every machine accepts
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -82,9 +83,6 @@ EXPORTED_HELP = (
     "Model directory of any library, run, hf:ORG/NAME, open_clip:ARCH/TAG or hf-hub:ORG/NAME. "
     "Default: the recipe's run."
 )
-
-
-_MOST_CHARACTERS = 100_000
 
 
 def lines_of(file: Path | None, kind: Message, most_lines: int, most_bytes: int) -> list[str]:

@@ -24,8 +24,6 @@ _WORKERS = Option("--workers", min=1, callback=flags.at_a_time, help="Tasks that
 _LIMIT = Option(
     "--limit", min=1, max=10**9, metavar="N", help="Try the recipe on about N pairs, in a folder of their own."
 )
-
-
 _MOST_DIGITS = 10  # of a seed, which is below 2**32
 _SEEDS = Option("--seeds", metavar="0 1 2", help="Run the recipe, and its variants, with each of these seeds.")
 _AT_A_TIME = Option(

@@ -70,8 +70,7 @@ class ExportOptions(Options):
         "onnx", description="Export format, named after its runtime (docs/how-to/deploy.md)"
     )
     precision: Precision = Field(
-        "fp32",
-        description="Precision; int8 has a quarter of the size and is less accurate. A bundle stays in its own",
+        "fp32", description="Precision; int8 has a quarter of the size and is less accurate. A bundle stays in its own"
     )
     preprocess: Preprocess = Field(
         "outside",

@@ -202,14 +202,11 @@ class BatchedEncoder:
                 future.set_result(result)
 
     async def _encode_images(self, thread: ThreadPoolExecutor) -> None:
-        def encode(pixels: Sequence[np.ndarray]) -> np.ndarray:
-            return self.encoder.encode_pixels(np.stack(pixels))
-
         while True:
             jobs = [await self._pixels.get()]
             while len(jobs) < BATCH_SIZE and not self._pixels.empty():
                 jobs.append(self._pixels.get_nowait())
-            await self._compute("image", thread, encode, jobs)
+            await self._compute("image", thread, lambda pixels: self.encoder.encode_pixels(np.stack(pixels)), jobs)
 
     async def _encode_texts(self, thread: ThreadPoolExecutor) -> None:
         while True:
