@@ -452,8 +452,8 @@ def index(
         raise DcclipError("{} has no tar and no Parquet file", "name files, folders or globs of them", " ".join(named))
     find = verify_files if verify else partial(find_indexes, fresh=fresh, place=own_place)
     indexes = find(files, Columns(**(columns or {})), progress_for(progress))
-    pairs = sum(sum(index.about.captioned) for index in indexes)
-    return IndexResult(len(indexes), sum(sum(index.about.rows) for index in indexes), pairs)
+    pairs = sum(sum(index.metadata.captioned) for index in indexes)
+    return IndexResult(len(indexes), sum(sum(index.metadata.rows) for index in indexes), pairs)
 
 
 def datasets(data_root: PathLike | None = None) -> list[KnownSet]:

@@ -152,7 +152,7 @@ class WorkFolder:
                 if file.name == SHARD and content["pairs"]:
                     shard = self.out / content["name"]
                     index = read_index(local_file(shard), shard.with_name(shard.name + SUFFIX))
-                    if index.about.size != shard.stat().st_size:
+                    if index.metadata.size != shard.stat().st_size:
                         return shard
             except (DcclipError, OSError, LookupError, TypeError, ValueError, pa.ArrowException):
                 return file

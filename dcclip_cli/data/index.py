@@ -40,7 +40,7 @@ _CONNECTIONS = 16
 
 
 @dataclass(frozen=True)
-class About:
+class Metadata:
     """What an index says about its data file: its size in bytes, a hash of all rows, the column names used.
 
     `rows` and `captioned` count the rows of each record batch, and those of them that have captions; `groups` has the
@@ -62,7 +62,7 @@ class Index:
 
     file: DataFile  # the data
     path: Path
-    about: About
+    metadata: Metadata
 
 
 # ---- writing
@@ -100,7 +100,7 @@ def write_index(file: DataFile, path: Path, columns: Columns) -> None:
             arrow.write_batch(pa.record_batch(arrays, schema))
             rows.append(len(batch))
             captioned.append(sum(row.captioned for row in batch))
-        metadata = About(file.size, digest.hexdigest(), rows, captioned, groups, columns.named)
+        metadata = Metadata(file.size, digest.hexdigest(), rows, captioned, groups, columns.named)
         # In an empty last batch: the head of the file was written before any of this was known.
         last = pa.RecordBatch.from_pylist([], schema)
         arrow.write_batch(last, custom_metadata={_ABOUT: json.dumps(asdict(metadata), sort_keys=True)})
@@ -150,7 +150,7 @@ def read_index(file: DataFile, path: Path) -> Index:
         with pa.memory_map(str(path)) as source:
             reader = pa.ipc.open_file(source)
             last = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
-            metadata = About(**json.loads(last.custom_metadata[_ABOUT]))
+            metadata = Metadata(**json.loads(last.custom_metadata[_ABOUT]))
             if metadata.format != FORMAT or not reader.schema.equals(_schema()):
                 raise ValueError
     except (OSError, pa.ArrowException, LookupError, TypeError, ValueError):
@@ -199,7 +199,7 @@ def find_index(file: DataFile, columns: Columns) -> Index | None:
     for path in ([] if file.is_remote else [beside(file)]) + [cached(file, columns)]:
         if os.path.lexists(path) and (file.is_remote or path.stat().st_mtime_ns >= int(file.version)):
             index = read_index(file, path)
-            if (index.about.size, index.about.columns) == (file.size, columns.named):
+            if (index.metadata.size, index.metadata.columns) == (file.size, columns.named):
                 return index
     return None
 
@@ -251,7 +251,7 @@ def verify_files(files: Sequence[DataFile], columns: Columns, progress: Progress
         jobs = [(index.file, Path(folder, f"{number}{SUFFIX}")) for number, index in enumerate(indexed)]
         write_indexes(jobs, columns, progress)
         for index, job in zip(indexed, jobs, strict=True):
-            if read_index(*job).about != index.about:
+            if read_index(*job).metadata != index.metadata:
                 wrong.append(Message("{} differs from its index {}", index.file, index.path))
     if wrong:
         raise DcclipError(joined("\n", wrong), "if the data is right, index it again: dcclip index --fresh PATH")

@@ -155,7 +155,7 @@ class IndexedDataset(ConcatDataset):
     ) -> None:
         """With `uncaptioned`, images without a record belong to it as well; `cache_bytes`: limit of the block cache."""
         self.path, self._indexes, self._uncaptioned = path, list(indexes), uncaptioned
-        counts = [index.about.rows if uncaptioned else index.about.captioned for index in indexes]
+        counts = [index.metadata.rows if uncaptioned else index.metadata.captioned for index in indexes]
         self._places = [(shard, batch) for shard, rows in enumerate(counts) for batch in range(len(rows))]
         self.firsts = [0, *accumulate(chain.from_iterable(counts))]
         self._cache = BlockCache(cache_folder() / "blocks", cache_bytes)
@@ -167,17 +167,17 @@ class IndexedDataset(ConcatDataset):
 
     @cached_property
     def fingerprint(self) -> str:
-        return hashlib.sha256("".join(index.about.sha256 for index in self._indexes).encode()).hexdigest()
+        return hashlib.sha256("".join(index.metadata.sha256 for index in self._indexes).encode()).hexdigest()
 
     @cached_property
     def blocks(self) -> np.ndarray:
         """(M,) the first sample of each block: up to 8,192 samples of a tar, or a row group of a Parquet file."""
         firsts = [np.zeros(1, np.int64)]
         for (shard, batch), (first, end) in zip(self._places, pairwise(self.firsts), strict=True):
-            if not self._indexes[shard].about.groups:
+            if not self._indexes[shard].metadata.groups:
                 firsts.append(np.arange(first, end, BLOCK))
             elif not batch:
-                firsts.append(first + np.cumsum([0] + [rows for rows, _ in self._indexes[shard].about.groups])[:-1])
+                firsts.append(first + np.cumsum([0] + [rows for rows, _ in self._indexes[shard].metadata.groups])[:-1])
         return np.unique(np.concatenate(firsts))
 
     def first_of(self, shard: int) -> int:
@@ -191,14 +191,14 @@ class IndexedDataset(ConcatDataset):
     def _chunk(self, number: int) -> _Chunk:
         shard, batch = self._places[number]
         index = self._indexes[shard]
-        before = sum(index.about.rows[:batch])
-        selected = not self._uncaptioned and index.about.captioned[batch] < index.about.rows[batch]
+        before = sum(index.metadata.rows[:batch])
+        selected = not self._uncaptioned and index.metadata.captioned[batch] < index.metadata.rows[batch]
         return _Chunk(index, read_batch(index, batch), before, selected, self._cache)
 
 
 def _is_direct(index: Index) -> bool:
     """Whether images are read from the file itself, a tar on disk, and not through the block cache."""
-    return not (index.about.groups or index.file.is_remote)
+    return not (index.metadata.groups or index.file.is_remote)
 
 
 class _Chunk(PairDataset):
@@ -209,7 +209,7 @@ class _Chunk(PairDataset):
         self._offset, self._size = batch["offset"].to_numpy(), batch["size"].to_numpy()
         self._columns = {name: batch[name] for name in ("key", *LANGUAGES, "meta", "digest")}
         self._selected = np.flatnonzero(batch["captioned"].to_numpy(zero_copy_only=False)) if selected else None
-        self._group_ends = np.cumsum([rows for rows, _ in index.about.groups])
+        self._group_ends = np.cumsum([rows for rows, _ in index.metadata.groups])
         self._block = cache(self._make_block)
 
     def __len__(self) -> int:
@@ -258,7 +258,7 @@ class _Chunk(PairDataset):
         """The blocks that the images of one or several samples are read from; none for a tar on disk."""
         if _is_direct(self._index):
             return []
-        rows, groups = self._rows(places), self._index.about.groups
+        rows, groups = self._rows(places), self._index.metadata.groups
         numbers = self._group_ends.searchsorted(self._before + rows, "right") if groups else rows // BLOCK
         return [self._block(number) for number in np.unique(numbers).tolist()]
 
@@ -274,7 +274,7 @@ class _Chunk(PairDataset):
 
     def _make_block(self, number: int) -> Block:
         """The images of a row group, one after the other; or the bytes of a tar that have the images of BLOCK rows."""
-        file, metadata = self._index.file, self._index.about
+        file, metadata = self._index.file, self._index.metadata
         if metadata.groups:
             part: tuple[int, ...] = (number,)
             source: str = Message("{}, row group {}", file, number)

@@ -119,7 +119,7 @@ def shard_index() -> str:
     return (
         f"## Index of a shard\n\n`SHARD{index.SUFFIX}`. {described(index)}\n"
         f"Its columns:\n\n```text\n{filled('', columns, '')}\n```\n\n"
-        f"### Metadata of an index\n\n{described(index.About)}\n{members(index.About)}"
+        f"### Metadata of an index\n\n{described(index.Metadata)}\n{members(index.Metadata)}"
     )
 
 

@@ -67,7 +67,7 @@ def test_indexing_a_bucket_uses_what_is_published_and_reads_the_rest(
 
     monkeypatch.setattr(index, "write_index", note)
     indexes = find_indexes(shards_at("s3://bucket/shards"), Columns(), place=own_place)
-    assert [sum(file_index.about.rows) for file_index in indexes] == [10, 10, 10, 10]
+    assert [sum(file_index.metadata.rows) for file_index in indexes] == [10, 10, 10, 10]
     assert requests == ["00001.tar", "00002.tar", "00003.tar"]
     assert verify_files(shards_at("s3://bucket/shards"), Columns()) == indexes
     remote = open_pairs("s3://bucket/shards")
