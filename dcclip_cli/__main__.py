@@ -26,7 +26,21 @@ def main() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun sets it
         end_with_launcher()
     try:
-        _run_command()
+        _prepare_streams()
+        from dcclip_cli.progress import say_loading
+
+        arguments = sys.argv[1:]
+        command = next((argument for argument in arguments if not argument.startswith("-")), None)
+        is_quiet = {"-q", "--quiet", "-h", "--help"} & set(arguments) or is_launched() or not is_first_process()
+        after_s = _PREDICT_S if command == "predict" else _LOADING_S
+        loading = say_loading(f"dcclip {command}", after_s) if command and not is_quiet else None
+        try:
+            from dcclip_cli.cli.app import app
+
+            app(prog_name="dcclip")
+        finally:
+            if loading:
+                loading.cancel()
         ignore_signals()
         if is_one_of_several():
             _exit(0)
@@ -39,24 +53,6 @@ def main() -> None:
         if is_first_process() and not is_launched():
             sys.stderr.write(f"{translated(Message('stopped: '))}{translated(AGAIN)}\n")
         _exit(128 + asked())
-
-
-def _run_command() -> None:
-    _prepare_streams()
-    from dcclip_cli.progress import say_loading
-
-    arguments = sys.argv[1:]
-    command = next((argument for argument in arguments if not argument.startswith("-")), None)
-    is_quiet = {"-q", "--quiet", "-h", "--help"} & set(arguments) or is_launched() or not is_first_process()
-    after_s = _PREDICT_S if command == "predict" else _LOADING_S
-    loading = say_loading(f"dcclip {command}", after_s) if command and not is_quiet else None
-    try:
-        from dcclip_cli.cli.app import app
-
-        app(prog_name="dcclip")
-    finally:
-        if loading:
-            loading.cancel()
 
 
 def _prepare_streams() -> None:

@@ -15,6 +15,7 @@ from dcclip_cli.text import split
 
 if TYPE_CHECKING:
     from dcclip_cli.eval.result import EvalResult, Table
+    from dcclip_cli.recipe.load import LoadedRecipe
 
 _SET, _METRIC, _IMAGES, _CLASSES = Message("data set"), Message("metric"), Message("images"), Message("classes")
 _RESULTS = "A results file or folder that eval --out wrote; FILE@MODEL chooses one of several models."
@@ -110,19 +111,9 @@ def eval(
         raise BadParameter(Message("--format needs --out DIR"))
     talk, writing = console.talk(quiet, verbose), dict[str, Any](formats=formats or ["dcclip"], owner=owner)
     loaded = flags.open_recipe(recipe, sets, None if dataset else "eval") if recipe else None
-    from dcclip_cli import api
-
     if loaded and check:
-        from dcclip_cli.eval.leaderboards import check_formats
-        from dcclip_cli.model.reference import resolve
-
-        loaded = api.open_recipe(loaded, "eval", options)
-        check_formats(writing["formats"], owner, loaded.recipe.eval)
-        if not model:
-            api.open_run(loaded, None).trained_model()
-        for name in model or ():
-            resolve(name)
-        return flags.show_checked(loaded, ["eval"], device, fresh=True)
+        return flags.show_checked(_check_options(loaded, options, model or (), **writing), ["eval"], device, fresh=True)
+    from dcclip_cli import api
     from dcclip_cli.eval.evaluate import IncompleteError
 
     if results and out:
@@ -133,6 +124,23 @@ def eval(
     except IncompleteError as error:
         show(error.results, as_json)
         raise
+
+
+def _check_options(
+    loaded: LoadedRecipe, options: dict[str, Any], models: Sequence[str], formats: Sequence[str], owner: str | None
+) -> LoadedRecipe:
+    """The recipe with these options. Raises DcclipError for a model that is missing, or formats that do not fit."""
+    from dcclip_cli import api
+    from dcclip_cli.eval.leaderboards import check_formats
+    from dcclip_cli.model.reference import resolve
+
+    checked = api.open_recipe(loaded, "eval", options)
+    check_formats(formats, owner, checked.recipe.eval)
+    if not models:
+        api.open_run(checked, None).trained_model()
+    for name in models:
+        resolve(name)
+    return checked
 
 
 def show(results: Sequence[EvalResult], as_json: bool = False) -> None:

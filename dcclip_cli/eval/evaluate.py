@@ -105,7 +105,7 @@ def check_complete(results: Sequence[EvalResult], options: EvalOptions) -> None:
 
 def _unused(options: EvalOptions) -> Iterator[DcclipError]:
     """An error for each option that would change no result."""
-    kinds = {known[0].task if known else "own" for known in map(registry.find, options.names)}
+    kinds = {named[0].task if named else "own" for named in map(registry.find, options.names)}
     prompted = {"zero-shot": {"own", "classification", "multi-label"}, "retrieval": {"classification", "multi-label"}}
     has_effect = {
         "languages": "own" in kinds,
