@@ -75,12 +75,13 @@ def test_the_facts_are_stored_under_the_options_and_the_state_of_the_files_they_
         (OpenClipTeacher, "ViT-B-32/openai", ["ViT-B-32/openai"]),
         (TransformersTeacher, "org/nothing", None),
         (OpenClipTeacher, "hf-hub:org/nothing", None),
-        (TransformersTeacher, "/nowhere", None),
     ]
     for teacher, model, state in by_teacher:
         kind = "open_clip" if teacher is OpenClipTeacher else "transformers"
         options = {"precision": "fp32", "kind": kind, "model": model}
         identity = ["2", options, state, "cpu", cpu_name(), "fp32", [0], versions()]
         name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-        record = LazyTeacher(teacher(model=model, precision="fp32"), "cpu", Silent(), [0])._record
+        loaded_later = teacher(model=model, precision="fp32")
+        record = LazyTeacher(loaded_later, "cpu", Silent(), [0])._record
         assert record == (state and tmp_path / "cache/teachers" / f"{name}.json")
+        assert (loaded_later.source.blank() is None) == (state in (None, ["ViT-B-32/openai"]))  # without its shapes
