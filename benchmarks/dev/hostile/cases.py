@@ -60,13 +60,13 @@ class Table:
         return islice(iter(cases.values()), max(1, round(self.cases * total / 1000)))
 
     def _case(self, name: str, number: int) -> Case:
-        turn, commands = 0, " ".join(self.commands.split()).split(" ; ")
+        turn, place, commands = 0, number, " ".join(self.commands.split()).split(" ; ")
         if callable(self.rows):
             label, row = self.rows(Random(f"{name} {number}"))
         else:
             turn, place = divmod(number, len(self.rows))
             label, row = list(self.rows.items())[place]
-        command = commands[(turn + number) % len(commands)]
+        command = commands[(turn + place) % len(commands)]
         arguments: list[str] = []
         for word in shlex.split(command):
             arguments += shlex.split(row.argument) if word == "{*}" else [word.replace("{}", row.argument)]
