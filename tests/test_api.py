@@ -189,6 +189,7 @@ def test_progress_is_silent_lines_or_what_is_given(
     assert isinstance(progress_for(True), Silent)
 
 
+@pytest.mark.slow  # it trains in several cells
 def test_the_cells_of_the_page_run_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder in ("recipes", "docs"):
         (tmp_path / folder).symlink_to(ROOT / folder)
