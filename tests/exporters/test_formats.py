@@ -175,8 +175,13 @@ def test_the_documented_code_for_a_runtime_gives_the_models_embeddings(
     monkeypatch.chdir(result.folder.parent)
     Image.open(ROOT / "recipes/starter/photos/cat.jpg").save("cat.jpg")
     code, scope = snippets(), dict[str, Any]()
-    exec(code["input"] + code[package], scope)
-    expected = load(model_folder)
+    exec(code["input"] + code["golden"] + code[package], scope)
+    expected, encoder = load(model_folder), load_encoder(resolve(str(model_folder)), "cpu")
+    golden = json.loads(Path("golden.json").read_text("utf-8"))
+    np.testing.assert_allclose(golden.pop("cat.jpg"), encoder.preprocess(Image.open("cat.jpg")).ravel(), atol=1e-5)
+    for text, ids in golden.items():
+        tokens = encoder.tokenize([text])[0].tolist()
+        assert ids[: len(tokens)] == tokens and set(ids[len(tokens) :]) == {scope["about"]["padding_id"]}
     np.testing.assert_allclose(scope["image"], expected.embed_images(["cat.jpg"]), atol=1e-5)
     np.testing.assert_allclose(scope["texts"], expected.embed_texts(["猫", "dog"]), atol=1e-5)
 
