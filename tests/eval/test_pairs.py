@@ -243,7 +243,7 @@ def test_metrics_are_what_numpy_computes_from_the_embeddings(
         )
         return
     files = [file for file in (tmp_path / "out").glob("*.json") if file.name != "summary.json"]  # none without --out
-    written = [json.loads(text) for text in [*filter(None, [printed]), *(file.read_text("utf-8") for file in files)]]
+    written = [json.loads(text) for text in [file.read_text("utf-8") for file in files] or [printed]]
     by_result = {(result["model"], result["dataset"], result["language"]): result for result in chain(*written)}
     assert row["task"] == "probe" or by_result.keys() == computed.keys()
     for key, result in by_result.items():
