@@ -55,6 +55,6 @@ def read_config(file: Path, name: str) -> tuple[dict[str, Any], type[Family]]:
             *(name, config.get("model_type"), file.name),
         )
         *labels, last = (family.label for family in FAMILIES)
-        raise DcclipError(message, Message("use {}", f"{', '.join(labels)} or {last}"))
+        raise DcclipError(message, Message("use {} or {}", ", ".join(labels), last))
     family.check_config(config, file)
     return config, family

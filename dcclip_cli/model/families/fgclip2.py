@@ -85,8 +85,8 @@ class FgClip2Towers(NaflexTowers):
         sha256 = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         is_revision = folder.parent.name == "snapshots"  # in the hub's cache
         version = f"revision {folder.name}" if is_revision else f"sha256 {sha256[:16]}"
-        names = ", ".join(module.name for module in modules)
-        progress.say(Message("running code of {}", f"{model} ({version}): {names}"))
+        code_files = f"{model} ({version}): {', '.join(module.name for module in modules)}"
+        progress.say(Message("running code of {}", code_files))
         towers = cls.from_network(code.build(files), model, max_num_patches, walk_type)
         towers.identity = (sha256, walk_type, str(max_num_patches))
         return towers
