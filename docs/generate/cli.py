@@ -90,15 +90,17 @@ def parameters(command: Any) -> tuple[list[Any], list[Any]]:
 def section(
     name: str, command: Any, shared: Container[tuple[str, ...]], columns: Sequence[str], language: Language
 ) -> str:
-    """A command: usage and help in one paragraph, its own arguments and options, and the names of shared ones."""
+    """A command: usage, help and names of shared options in one paragraph, then its own arguments and options."""
     arguments, options = parameters(command)
     usage = " ".join([name, *map(argument, arguments), *(["[OPTIONS]"] if options else [])])
     colon, comma = ("：", "、") if language == "zh" else (": ", ", ")
     about = ("" if language == "zh" else " ").join(wrapped(part) for part in paragraphs(command, language))
     listed = rows(command, language)
-    parts = [f"## {name}\n", f"`{usage}`{colon}{about}\n", table(columns, [row for row in listed if row not in shared])]
     often = [re.match("`[^`]*`", row[0]) for row in listed if row in shared and row[0].startswith("`--")]
-    parts.append(SHARED[language][1].format(comma.join(name[0] for name in often if name)) + "\n" if often else "")
+    if often:
+        blank = "" if language == "zh" else " "
+        about += blank + SHARED[language][1].format(comma.join(name[0] for name in often if name))
+    parts = [f"## {name}\n", f"`{usage}`{colon}{about}\n", table(columns, [row for row in listed if row not in shared])]
     return "".join(f"\n{part}" for part in parts if part)
 
 
