@@ -39,17 +39,17 @@ SEARCH = "search '红圆 red circle' pictures --model bundle --json -q"
 
 def make_corpus(work: Path) -> None:
     """Make `work`/corpus, where cases with the same `work` run: what cases name as parts, `cache/NAME` for caches."""
-    folder, here = work / "case", work / "case/here"
+    folder, inputs = work / "case", work / "case/here"
     for name in ("here", "home", "tmp", "cache"):
         (folder / name).mkdir(parents=True)
     (folder / "stdin").touch()
-    _write_inputs(here)
+    _write_inputs(inputs)
     _run(folder, "run recipe.yaml")
-    shutil.copytree(here / "runs/tiny/align/model", here / "model")
-    shutil.copytree(here / "runs/tiny/export", here / "bundle")
+    shutil.copytree(inputs / "runs/tiny/align/model", inputs / "model")
+    shutil.copytree(inputs / "runs/tiny/export", inputs / "bundle")
     for command in (EVAL, SEARCH, "index indexed -q", "collect collect.yaml --workers 1 -q"):
         _run(folder, command)
-    here.rename(work / "corpus")
+    inputs.rename(work / "corpus")
     (folder / "cache").rename(work / "corpus/cache")
 
 
@@ -58,7 +58,7 @@ def _run(folder: Path, command: str) -> None:
         raise RuntimeError(f"{command} ended with {end}: {(folder / 'stderr').read_text('utf-8')}")
 
 
-def _write_inputs(here: Path) -> None:
+def _write_inputs(inputs: Path) -> None:
     """Write pairs, tables of them, pictures, recipes and a teacher."""
     import pyarrow.parquet as pq
 
@@ -67,26 +67,26 @@ def _write_inputs(here: Path) -> None:
 
     table = pq.read_table(ROOT / "recipes/quickstart/validation.parquet").slice(0, 24)
     for name in ("indexed", "pictures", "folder", "classes/circle", "classes/square"):
-        (here / name).mkdir(parents=True)
-    pq.write_table(table, here / "train.parquet")
-    pq.write_table(table.slice(0, 12), here / "indexed/pairs.parquet")
+        (inputs / name).mkdir(parents=True)
+    pq.write_table(table, inputs / "train.parquet")
+    pq.write_table(table.slice(0, 12), inputs / "indexed/pairs.parquet")
     members, rows = [], [("image", "zh", "en")]
     for number, pair in enumerate(table.to_pylist()):
         record = json.dumps({"zh": pair["zh"], "en": pair["en"]}).encode()
         members += [(f"{number}.png", pair["image"]), (f"{number}.json", record)]
         if number < 4:
-            (here / f"pictures/{number}.png").write_bytes(pair["image"])
-            (here / f"folder/{number}.png").write_bytes(pair["image"])
-            (here / f"folder/{number}.txt").write_text(f"{pair['zh'][0]}\n{pair['en'][0]}\n", "utf-8")
+            (inputs / f"pictures/{number}.png").write_bytes(pair["image"])
+            (inputs / f"folder/{number}.png").write_bytes(pair["image"])
+            (inputs / f"folder/{number}.txt").write_text(f"{pair['zh'][0]}\n{pair['en'][0]}\n", "utf-8")
             rows.append((f"folder/{number}.png", pair["zh"][0], pair["en"][0]))
         else:
-            (here / f"classes/{('circle', 'square')[number % 2]}/{number}.png").write_bytes(pair["image"])
-    (here / "pairs.tar").write_bytes(tar_bytes(members))
+            (inputs / f"classes/{('circle', 'square')[number % 2]}/{number}.png").write_bytes(pair["image"])
+    (inputs / "pairs.tar").write_bytes(tar_bytes(members))
     for separator, suffix in (("\t", "tsv"), (",", "csv")):
-        (here / f"table.{suffix}").write_text("".join(f"{separator.join(row)}\n" for row in rows), "utf-8")
+        (inputs / f"table.{suffix}").write_text("".join(f"{separator.join(row)}\n" for row in rows), "utf-8")
     lines = [json.dumps(dict(zip(rows[0], row, strict=True)), ensure_ascii=False) for row in rows[1:]]
-    (here / "table.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    (inputs / "table.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
     for name, recipe in (("recipe", RECIPE), ("collect", COLLECT)):
-        (here / f"{name}.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False), "utf-8")
-    (here / "labels.txt").write_text("猫\n狗\ncat\ndog\n", "utf-8")
-    make("altclip", here / "teacher")
+        (inputs / f"{name}.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False), "utf-8")
+    (inputs / "labels.txt").write_text("猫\n狗\ncat\ndog\n", "utf-8")
+    make("altclip", inputs / "teacher")
