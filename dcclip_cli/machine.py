@@ -238,12 +238,15 @@ def set_library_defaults() -> None:
     """Settings in the environment that libraries read once, before they are imported; the user's own are kept.
 
     Waiting OpenMP threads of libgomp sleep soon: training next to other work is several times as fast, alone no slower.
-    cuBLAS gives the same results each time, which deterministic algorithms need. onnxruntime (from 1.32 on) and
+    cuBLAS gives the same results each time, which deterministic algorithms need. CUDA's allocator grows its segments:
+    with texts of many lengths it would reserve far more than it allocates. onnxruntime (from 1.32 on) and
     huggingface_hub do not tell their makers what they are used for.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(_SPIN_LOOPS))
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if sys.platform == "linux" and "PYTORCH_ALLOC_CONF" not in os.environ:  # the variable's later, weaker name
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 

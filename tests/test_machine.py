@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,8 @@ def test_memory_is_what_the_kernel_says_in_bytes(tmp_path: Path) -> None:
 
 
 def test_the_bound_on_spinning_leaves_what_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CUBLAS_WORKSPACE_CONFIG", "ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
+    libraries = ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY")
+    for name in ("CUBLAS_WORKSPACE_CONFIG", "PYTORCH_CUDA_ALLOC_CONF", *libraries):
         monkeypatch.setenv(name, "")  # put back afterwards
     for set_before, expected in (({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)):
         for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
@@ -54,6 +56,27 @@ def test_the_bound_on_spinning_leaves_what_the_user_has_set(monkeypatch: pytest.
             monkeypatch.setenv(name, value)
         set_library_defaults()
         assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the allocator supports expandable segments on Linux alone")
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64"),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, None),
+    ],
+)
+def test_segments_of_the_gpus_allocator_grow_unless_the_user_configures_it(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str | None
+) -> None:
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        monkeypatch.setenv(name, "")  # to be restored afterwards
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    set_library_defaults()
+    assert os.environ.get("PYTORCH_CUDA_ALLOC_CONF") == expected
 
 
 @pytest.mark.parametrize(
