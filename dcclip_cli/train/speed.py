@@ -154,6 +154,8 @@ class StepTimer:
             "peak_memory_gb": (torch.cuda.max_memory_allocated(self._device) if on_gpu else peak_memory_bytes()) / 1e9,
             "seconds_left": step_s * (total_steps - step),
         }
+        if on_gpu:
+            speed["reserved_memory_gb"] = torch.cuda.max_memory_reserved(self._device) / 1e9
         if self._flops and self._peak:
             speed["mfu"] = self._flops / step_s / self._peak
         self._restart(step)

@@ -156,7 +156,8 @@ class Trainer:
                 }
                 speed = self._timer.speed(state.step, self.total_steps, self.sampler)
                 self._log.write(state.step, {**self.metrics, **speed})
-                speed.pop("seconds_left")
+                for name in ("seconds_left", "reserved_memory_gb"):
+                    speed.pop(name, None)
                 shown_speed = {name.replace("_per_second", "_per_s"): value for name, value in speed.items()}
                 shown.advance(0, loss=self.metrics["loss"], **shown_speed)
             if state.step == CHANCE_STEP and self.accelerator.is_main_process:

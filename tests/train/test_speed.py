@@ -135,6 +135,18 @@ def test_mfu_is_the_share_of_the_devices_peak(monkeypatch: pytest.MonkeyPatch, p
     assert speed["mfu"] == pytest.approx(1e9 / 1e12 / step_s)
     assert 0 <= speed["data_wait_s"] < step_s
     assert speed["peak_memory_gb"] > 0.01
+    assert "reserved_memory_gb" not in speed  # of a GPU alone, where segments may reserve more than is allocated
+
+
+def test_a_gpus_log_has_the_reserved_memory_next_to_the_allocated(
+    monkeypatch: pytest.MonkeyPatch, pairs_file: Path
+) -> None:
+    monkeypatch.setattr("dcclip_cli.train.speed.peak_flops", lambda _device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _device: 3e9)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _device: 5e9)
+    sampler = MixedBatchSampler((EpochBatchSampler(open_pairs(pairs_file), 8, seed=0),))
+    speed = StepTimer(0, torch.device("cuda")).speed(4, 8, sampler)
+    assert (speed["peak_memory_gb"], speed["reserved_memory_gb"]) == (3, 5)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiles")
