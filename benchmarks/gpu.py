@@ -1,41 +1,46 @@
 """Training on one GPU, in numbers: images per second, MFU, memory, waiting for data and host syncs.
 
-    python benchmarks/gpu.py [--out FOLDER] [--device cuda|cpu] [--tiny] [--minutes 8]
+    python benchmarks/gpu.py [--out FOLDER] [--device cuda|cpu] [--tiny] [--minutes 20] [--rows REGEX]
 
-Prints a table and writes gpu.json and gpu.md to FOLDER. Weights are random, in AltCLIP's shape (ViT-L/14 at 224 px,
-XLM-RoBERTa large) and in those of the students; nothing is downloaded. `--tiny` takes small networks and batches, to
-see that the script runs: `--device cpu --tiny` takes minutes, most of them for compiling. What the time does not
-suffice for is listed as left out, and what the memory does not as such.
+Prints a table and writes gpu.json and gpu.md to FOLDER, after each row. Weights are random, in the shape of AltCLIP
+(ViT-L/14 at 224 px, XLM-RoBERTa large) and of the students; nothing is downloaded. `--tiny` takes small networks and
+batches, to see that the script runs: `--device cpu --tiny` takes minutes. Rows run in processes of their own; the table
+says why one failed, or that it took longer than `--row-seconds`, and has the others.
 
-  forward     AltCLIP's image and text tower, in bf16, channels last, eager and compiled
-  student     forward and backward of image towers, eager and compiled
-  step        a stage's whole step as the Trainer runs it (loss, clipping, AdamW): stage 1 with the teacher live and
-              from its cache, stage 2 of 2,048 pairs in eight parts with gradient caching; read by dcclip's reader
-              from a tar of JPEGs, so that waiting for data is part of it
-  reader      images per second of the loading processes alone, from 256 x 256 and 1024 x 768
-  processes   the live step on two devices, by DDP, if there are two
+  step        a stage's steps as the Trainer runs them, read by dcclip's reader from a tar of JPEGs, so that waiting for
+              data is part of them. Stage 1 is as in recipes/dc-clip.yaml, but with the teacher live: batch 1,024,
+              gradient checkpointing, deterministic. Other rows change what their names say; `validation` and
+              `checkpoints` have the seconds of one. Stage 2: 2,048 pairs in eight parts with gradient caching
+  reader      images per second of the loading processes alone, from 256 x 256 and 1024 x 768 to 224 px
+  forward     AltCLIP's towers in bf16, channels last; `student`: forward and backward of image towers; also compiled
 
-MFU is of the GPU's dense bf16 peak. Syncs are the warnings of torch.cuda.set_sync_debug_mode in a step.
+MFU is of the GPU's dense bf16 peak. Memory is the peak that PyTorch allocated, and in parentheses reserved. Syncs are
+the warnings of torch.cuda.set_sync_debug_mode in a step.
 """
 
 import argparse
 import json
 import os
-import subprocess
+import re
+import signal
+import socket
 import sys
 import tarfile
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from io import BytesIO
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median_low as median
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
@@ -44,7 +49,7 @@ from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.options import Augment, CaptionOptions, DataOptions
 from dcclip_cli.data.pixels import training_preprocess
 from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler
-from dcclip_cli.machine import cpu_name, keep_freed_memory
+from dcclip_cli.machine import cpu_name, keep_freed_memory, set_library_defaults
 from dcclip_cli.model.blank import blank_student
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import AltClipTeacher
@@ -64,29 +69,32 @@ STUDENTS = {
     "S": {"preset": "S"},
     "M": {"preset": "M"},
 }
+PROCESSES = get_context("forkserver")  # a process that is forked after the parent asked for its GPUs could not use any
+QUICK_START = Path(__file__).parents[1] / "recipes/quickstart/train.parquet"
 
 
 @dataclass
 class Row:
     """One measurement; None where it does not apply or is not known on this device."""
 
-    what: str
+    label: str
     per_second: float | None = None
     mfu: float | None = None
     peak_memory_gb: float | None = None
+    reserved_memory_gb: float | None = None
     data_wait: float | None = None  # share of the time
     syncs: int | None = None
     note: str = ""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Sizes:
     """How large the networks, batches and data are."""
 
     teacher_batch: int = 256
     text_batch: int = 1024
     student_batch: int = 512
-    live_batch: int = 512
+    distill_batch: int = 1024
     align_batch: int = 2048
     parts: int = 8
     pairs: int = 4096
@@ -94,60 +102,113 @@ class Sizes:
     tiny: bool = False
 
 
-TINY = Sizes(2, 4, 2, 4, 8, 2, 32, 3, True)
+TINY = Sizes(2, 4, 2, 4, 8, 2, 32, 4, True)
 
 
-class Bench:
-    """Measures on a device, until the time is over."""
+@dataclass(frozen=True)
+class Setup:
+    """What the processes of rows measure on, and with: the folder has the teacher, the data and the cache."""
 
-    def __init__(self, device: str, sizes: Sizes, work: Path, minutes: float) -> None:
-        self.device, self.sizes, self.work = torch.device(device), sizes, work
-        self.rows: list[Row] = []
-        self._end = time.monotonic() + 60 * minutes
-        self.peak = peak_flops(self.device)
+    device: torch.device
+    sizes: Sizes
+    work: Path
 
-    def measure(self, what: str, action: Callable[[str], Row]) -> None:
-        """Add a row, or one that says why there is none."""
-        if time.monotonic() > self._end:
-            row = Row(what, note="left out: no time")
-        else:
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
-            try:
-                row = action(what)
-            except torch.OutOfMemoryError:
-                row = Row(what, note="out of memory")
-        self.rows.append(row)
-        print(line(row), file=sys.stderr, flush=True)
-
-    def passes(self, what: str, run: Callable[[], object], count: int, flops: float) -> Row:
+    def passes(self, label: str, run: Callable[[], object], count: int, flops: float) -> Row:
         """The speed of passes of `count` samples with so many operations: the median of ten, of two on a CPU."""
+        wait = torch.cuda.synchronize if self.device.type == "cuda" else lambda: None
         run()
         times, rounds = [], 10 if self.device.type == "cuda" else 2
         for _ in range(rounds):
-            self.wait()
+            wait()
             began = time.perf_counter()
             run()
-            self.wait()
+            wait()
             times.append(time.perf_counter() - began)
-        seconds = sorted(times)[rounds // 2]
-        mfu = flops / seconds / self.peak if self.peak else None
-        return Row(what, count / seconds, mfu, self.memory())
+        seconds, peak = sorted(times)[rounds // 2], peak_flops(self.device)
+        return Row(label, count / seconds, flops / seconds / peak if peak else None)
 
-    def memory(self) -> float | None:
-        return torch.cuda.max_memory_allocated() / 1e9 if self.device.type == "cuda" else None
 
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+@dataclass
+class Table:
+    """Measures rows until the time of the arguments is over, and writes them."""
+
+    setup: Setup
+    arguments: argparse.Namespace
+    end: float  # of time.monotonic
+    facts: dict[str, Any] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+
+    def measure(self, label: str, action: Callable[[str], Row], processes: int = 1, cores: int | None = None) -> None:
+        """Add the row that `action` returns in processes of its own, or one that says why there is none."""
+        if not re.search(self.arguments.rows, label):
+            return
+        seconds = min(self.arguments.row_seconds, self.end - time.monotonic())
+        row = Row(label, note="left out: no time")
+        self.rows.append(self.run(label, action, seconds, processes, cores) if seconds > 0 else row)
+        print(line(self.rows[-1]), file=sys.stderr, flush=True)
+        results = {**self.facts, "rows": list(map(asdict, self.rows))}
+        (self.arguments.out / "gpu.json").write_text(json.dumps(results, indent=2))
+        title = f"{self.facts['device']}, torch {self.facts['torch']}\n"
+        (self.arguments.out / "gpu.md").write_text("\n".join([title, HEADER, *map(line, self.rows)]) + "\n")
+
+    def run(self, label: str, action: Callable[[str], Row], seconds: float, processes: int, cores: int | None) -> Row:
+        """The row that the first of the processes writes; one with a note if a process fails or the time is over."""
+        end, work = time.monotonic() + seconds, self.setup.work
+        (work / "log").write_bytes(b"")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        targets = [partial(write_row, work, rank, processes, port, cores) for rank in range(processes)]
+        ranks = [PROCESSES.Process(target=target, args=(action, label)) for target in targets]
+        for process in ranks:
+            process.start()
+        codes: list[int | None] = [None]
+        try:
+            while None in codes and not any(codes) and time.monotonic() < end:
+                time.sleep(0.1)
+                codes = [process.exitcode for process in ranks]
+        finally:
+            for process in ranks:
+                process.kill()
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # the loading and compiling processes that it started
+                process.join()
+        if codes == [0] * processes:
+            return Row(**json.loads((work / "row.json").read_text()))
+        log = (work / "log").read_text(errors="replace")
+        print(log, file=sys.stderr)
+        errors = re.findall(r"^(?:\w+\.)*(\w+(?:Error|Exception): .+)$", log, re.M)
+        exits = f"exit codes {codes}" if any(codes) else f"not finished in {seconds:.0f} s"
+        return Row(label, note=f"failed: {errors[-1].replace('|', '/')[:200] if any(codes) and errors else exits}")
+
+
+def write_row(
+    work: Path, rank: int, processes: int, port: int, cores: int | None, action: Callable[[str], Row], label: str
+) -> None:
+    """Write the row of an action; in a process of its own, or in one of several that train together."""
+    os.setsid()
+    with (work / "log").open("ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    if processes > 1:
+        counts = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "RANK": rank, "LOCAL_RANK": rank}
+        os.environ |= {name: str(count) for name, count in counts.items()}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    keep_freed_memory()
+    row = action(label)
+    if torch.cuda.is_initialized():
+        row.peak_memory_gb = torch.cuda.max_memory_allocated() / 1e9
+        row.reserved_memory_gb = torch.cuda.max_memory_reserved() / 1e9
+    if rank == 0:
+        (work / "row.json").write_text(json.dumps(asdict(row)))
 
 
 # ---- towers
 
 
-def altclip(folder: Path, tiny: bool) -> Path:
-    """A directory with an AltCLIP of random weights and a tokenizer of single characters."""
+def altclip(folder: Path, tiny: bool) -> None:
+    """Write a directory with an AltCLIP of random weights and a tokenizer of single characters."""
     from transformers import AltCLIPConfig, AltCLIPModel, CLIPImageProcessor, XLMRobertaTokenizer
 
     characters = dict.fromkeys("▁abcdefghijklmnopqrstuvwxyz" + CAPTIONS["zh"])
@@ -169,7 +230,6 @@ def altclip(folder: Path, tiny: bool) -> Path:
     AltCLIPModel(config).save_pretrained(folder)
     XLMRobertaTokenizer(vocab=[(piece, -1.0) for piece in pieces], model_max_length=77).save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side}).save_pretrained(folder)
-    return folder
 
 
 def student_options(name: str, tiny: bool) -> StudentOptions:
@@ -178,8 +238,7 @@ def student_options(name: str, tiny: bool) -> StudentOptions:
     if tiny:
         text |= {"layers": 1, "width": 32}
         return StudentOptions.model_validate({"image": {"timm": "test_resnet", "size": 64}, "text": text})
-    settings = STUDENTS[name]
-    return StudentOptions.model_validate({**settings, "text": text})
+    return StudentOptions.model_validate({**STUDENTS[name], "text": text})
 
 
 def with_weights(towers: Any, device: torch.device) -> Any:
@@ -198,56 +257,46 @@ def pixels_for(count: int, side: int, device: torch.device) -> torch.Tensor:
     return torch.rand(count, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
 
 
-def teachers(bench: Bench, folder: Path, way: str) -> None:
-    """Forward passes of AltCLIP, eager or compiled."""
-    sizes, device = bench.sizes, bench.device
-    teacher: Towers = AltClipTeacher(kind="altclip", model=str(folder), precision="bf16").load(str(device))
+def teacher_row(setup: Setup, tower: str, way: str, label: str) -> Row:
+    """Forward passes of a tower of AltCLIP, eager or compiled."""
+    sizes, device = setup.sizes, setup.device
+    teacher: Towers = AltClipTeacher(kind="altclip", model=str(setup.work / "altclip"), precision="bf16").load(
+        str(device)
+    )
     teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = pixels_for(sizes.teacher_batch, teacher.preprocessing.size, device)  # type: ignore[union-attr]
     captions: list[str] = [CAPTIONS["zh"], CAPTIONS["en"]] * (sizes.text_batch // 2)
     tokens = teacher.tokenize(captions).to(device)
     flops = forward_flops(teacher, images, [tokens])
-    wrap: Any = torch.compile if way == "compiled" else lambda function, **_options: function
-    image, text = wrap(teacher.image_features, dynamic=False), wrap(teacher.text_features, dynamic=False)
-    for part, run, count, seconds in (
-        ("image tower", lambda image=image: image(images), sizes.teacher_batch, flops.image),
-        ("text tower", lambda text=text: text(tokens), len(captions), flops.text),
-    ):
-
-        def passes(what: str, run: Any = run, count: int = count, each: float = seconds) -> Row:
-            with teacher.as_teacher():
-                return bench.passes(what, run, count, each)
-
-        bench.measure(f"forward AltCLIP {part}, {way}", passes)
+    inputs, function = (images, teacher.image_features) if tower == "image" else (tokens, teacher.text_features)
+    features: Any = torch.compile(function, dynamic=False) if way == "compiled" else function
+    count = len(images) if tower == "image" else len(captions)
+    with teacher.as_teacher():
+        return setup.passes(label, lambda: features(inputs), count, getattr(flops, tower))
 
 
-def students(bench: Bench, way: str) -> None:
-    """Forward and backward passes of the students' image towers, in bf16, eager or compiled."""
-    sizes, device = bench.sizes, bench.device
-    for name in list(STUDENTS)[:1] if sizes.tiny else STUDENTS:
-        towers = with_weights(blank_student(student_options(name, sizes.tiny), 768), device).train()
-        images = pixels_for(sizes.student_batch, towers.preprocessing.size, device)
-        flops = training_flops(towers, images, [])
-        features = torch.compile(towers.image_features, dynamic=False) if way == "compiled" else towers.image_features
+def student_row(setup: Setup, name: str, way: str, label: str) -> Row:
+    """Forward and backward passes of a student's image tower, in bf16, eager or compiled."""
+    sizes, device = setup.sizes, setup.device
+    towers = with_weights(blank_student(student_options(name, sizes.tiny), 768), device).train()
+    images = pixels_for(sizes.student_batch, towers.preprocessing.size, device)
+    features = torch.compile(towers.image_features, dynamic=False) if way == "compiled" else towers.image_features
 
-        def run(features: Any = features, towers: Any = towers, images: torch.Tensor = images) -> None:
-            with torch.autocast(device.type, torch.bfloat16):
-                output = features(images)
-                total = output.embedding.float().square().mean() + output.map.float().square().mean()
-            total.backward()
-            towers.zero_grad()
+    def run() -> None:
+        with torch.autocast(device.type, torch.bfloat16):
+            output = features(images)
+            total = output.embedding.float().square().mean() + output.map.float().square().mean()
+        total.backward()
+        towers.zero_grad()
 
-        bench.measure(
-            f"student {name}, forward and backward, {way}",
-            lambda what, run=run, flops=flops: bench.passes(what, run, sizes.student_batch, flops),
-        )
+    return setup.passes(label, run, sizes.student_batch, training_flops(towers, images, []))
 
 
 # ---- steps and reading
 
 
-def shard(folder: Path, count: int, width: int, height: int) -> Path:
-    """A tar of JPEGs with captions in both languages."""
+def shard(path: Path, count: int, width: int, height: int, captions: list[dict[str, str]]) -> None:
+    """Write a tar of JPEGs with captions in both languages."""
     random = np.random.default_rng(0)
     contents = []
     for _ in range(min(count, 64)):
@@ -255,134 +304,150 @@ def shard(folder: Path, count: int, width: int, height: int) -> Path:
         buffer = BytesIO()
         coarse.resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
         contents.append(buffer.getvalue())
-    path = folder / f"{width}.tar"
     with tarfile.open(path, "w") as tar:
         for number in range(count):
             # Captions differ, or all pairs but one would be false negatives.
-            words = {language: f"{text} {number}" for language, text in CAPTIONS.items()}
+            texts = {code: [f"{text} {number}"] for code, text in captions[number % len(captions)].items()}
+            record = json.dumps(texts, ensure_ascii=False)
             content = contents[number % len(contents)] + b"\0" * (number // len(contents))  # nor are images the same
-            record = json.dumps({name: [text] for name, text in words.items()}, ensure_ascii=False).encode()
-            for ending, data in (("jpg", content), ("json", record)):
+            for ending, data in (("jpg", content), ("json", record.encode())):
                 entry = tarfile.TarInfo(f"{number:06}.{ending}")
                 entry.size = len(data)
                 tar.addfile(entry, BytesIO(data))
-    return path
 
 
-def stage(bench: Bench, what: str, teacher: Path | None, options: dict[str, Any], data: Path) -> Row:
-    """A stage's steps after its first five, by its own log."""
-    sizes, device = bench.sizes, bench.device
-    few = {"steps": sizes.steps, "warmup_steps": 1, "log_every_steps": max(1, sizes.steps // 4), "deterministic": False}
-    run = RunDir(bench.work / "".join(char if char.isalnum() else "-" for char in what))
-    common: dict[str, Any] = {
-        "student_options": student_options("RN50", sizes.tiny),
-        "device": str(device),
-        "teacher": AltClipTeacher(kind="altclip", model=str(teacher), precision="bf16") if teacher else None,
-    }
-    precision = {} if device.type == "cuda" else {"precision": "fp32"}
-    final = few | precision | options
-    chosen = (
-        DistillOptions.model_validate(final) if teacher else AlignOptions.model_validate({"start": "scratch", **final})
+def prepare(setup: Setup, label: str) -> Row:
+    """Write the teacher and the data that rows use, and the facts about the device."""
+    sizes, work = setup.sizes, setup.work
+    altclip(work / "altclip", sizes.tiny)
+    quick_start = pq.read_table(QUICK_START, columns=list(CAPTIONS)).to_pylist()
+    captions = [{code: (text * 9)[: len(pair[code][0])] for code, text in CAPTIONS.items()} for pair in quick_start]
+    np.random.default_rng(0).shuffle(captions)
+    shard(work / "256.tar", sizes.pairs, 256, 256, [CAPTIONS])
+    shard(work / "lengths.tar", sizes.pairs, 256, 256, captions)
+    shard(work / "1024.tar", min(1024, sizes.pairs), 1024, 768, [CAPTIONS])
+    name = torch.cuda.get_device_name() if setup.device.type == "cuda" else cpu_name()
+    facts = {"device": name, "torch": torch.__version__, "sizes": asdict(sizes), "peak_flops": peak_flops(setup.device)}
+    (work / "facts.json").write_text(json.dumps(facts))
+    return Row(label)
+
+
+def step_row(
+    setup: Setup, kind: Any, options: dict[str, Any], label: str, data: str = "256.tar", student: str = "RN50"
+) -> Row:
+    """The steps of a stage after its first log entry, by the median entry; of a single epoch, all of its time."""
+    sizes, device = setup.sizes, setup.device
+    defaults: dict[str, Any] = {"warmup_steps": 1, "log_every_steps": max(1, sizes.steps // 4)}
+    defaults |= {} if "epochs" in options else {"steps": sizes.steps}
+    pairs = str(setup.work / data)
+    teacher = AltClipTeacher(kind="altclip", model=str(setup.work / "altclip"), precision="bf16")
+    stage = Stage(
+        kind.model_validate(defaults | options),
+        RunDir(setup.work / re.sub(r"\W", "-", label)),
+        DataOptions.model_validate({"train": pairs, "validation": pairs}),
+        teacher=teacher if kind is DistillOptions else None,
+        student_options=student_options(student, sizes.tiny),
+        device=str(device),
     )
-    stage = Stage(chosen, run, DataOptions.model_validate({"train": str(data)}), **common)
     stage.prepare()
-    trainer = Trainer(stage)
-    with counted_syncs(trainer) as syncs:
-        trainer.run()
+    trainer: Any = Trainer(stage)
+    pauses, syncs = list[float](), list[int]()
+    trainer.evaluate, trainer.save = timed(trainer.evaluate, pauses), timed(trainer.save, pauses)
+    if device.type == "cuda":
+        trainer.train_step = with_syncs_counted(trainer.train_step, syncs)
+    trainer.run()
     trainer.close()
-    lines = [json.loads(text) for text in (stage.folder / "metrics.jsonl").read_text().splitlines()]
-    later = [entry for entry in lines if "images_per_second" in entry][1:]
-    speed = sorted(later, key=lambda one: one["images_per_second"])[len(later) // 2]
-    step_s = chosen.batch_size / speed["images_per_second"]
-    rate, memory = speed["images_per_second"], speed["peak_memory_gb"]
-    return Row(what, rate, speed.get("mfu"), memory, speed["data_wait_s"] / step_s, median(syncs) if syncs else None)
+    batch_size, waits = stage.options.batch_size, median(syncs) if syncs else None
+    if "epochs" in options:
+        return Row(label, stage.steps * batch_size / trainer.seconds, syncs=waits)
+    entries = [json.loads(text) for text in (stage.folder / "metrics.jsonl").read_text().splitlines()]
+    later = [entry for entry in entries if "images_per_second" in entry][1:]
+    speed = sorted(later, key=lambda entry: entry["images_per_second"])[len(later) // 2]
+    rate, note = speed["images_per_second"], f"{median(pauses):.2f} s each" if pauses else ""
+    return Row(label, rate, speed.get("mfu"), None, None, speed["data_wait_s"] * rate / batch_size, waits, note)
 
 
-@contextmanager
-def counted_syncs(trainer: Any) -> Iterator[list[int]]:
-    """The number of times that each step waits for the GPU; none on a CPU."""
-    counts: list[int] = []
-    if trainer.device.type != "cuda":
-        yield counts
-        return
-    step = trainer.train_step
+def timed(function: Callable[[], Any], durations: list[float]) -> Callable[[], Any]:
+    """The function, which notes how long its calls take."""
 
-    def counting(batch: Any) -> Any:
+    def call() -> Any:
+        began = time.perf_counter()
+        result = function()
+        durations.append(time.perf_counter() - began)
+        return result
+
+    return call
+
+
+def with_syncs_counted(step: Callable[[Any], Any], counts: list[int]) -> Callable[[Any], Any]:
+    """The step, which notes how many times the host waits for the GPU in it."""
+
+    def call(batch: Any) -> Any:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
-            try:
-                return step(batch)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-                counts.append(sum("synchroniz" in str(warning.message) for warning in caught))
+            result = step(batch)
+            torch.cuda.set_sync_debug_mode("default")
+        counts.append(sum("synchroniz" in str(warning.message) for warning in caught))
+        return result
 
-    trainer.train_step = counting
-    yield counts
+    return call
 
 
-def stages(bench: Bench, teacher: Path, data: Path) -> None:
-    sizes = bench.sizes
-    live = {"batch_size": sizes.live_batch}
-    for label, options in (
-        ("step, stage 1, teacher live", live | {"teacher_cache": False}),
-        ("step, stage 1, from the cache", live | {"augmentations": 1}),
-    ):
-        bench.measure(label, lambda what, options=options: stage(bench, what, teacher, options, data))
-    cached = {"batch_size": sizes.align_batch, "accumulate": sizes.parts, "gradient_cache": True}
-    bench.measure("step, stage 2, gradient caching", lambda what: stage(bench, what, None, cached, data))
+def steps(table: Table) -> None:
+    """Steps of both stages: as recipes/dc-clip.yaml has them, and with other options."""
+    sizes, row = table.setup.sizes, partial(partial, step_row, table.setup)
+    recipe: dict[str, Any] = {"batch_size": sizes.distill_batch, "teacher_cache": False, "augment": {"crop": 0.6}}
+    recipe["gradient_checkpointing"] = True
+    changes: dict[str, dict[str, Any]] = {
+        "": {},
+        ", deterministic: false": {"deterministic": False},
+        ", no gradient checkpointing": {"gradient_checkpointing": False},
+        ", no gradient checkpointing, accumulate: 4": {"gradient_checkpointing": False, "accumulate": 4},
+        ", filling the cache": {"teacher_cache": True, "augmentations": 1, "epochs": 1},
+        ", second epoch, from the cache": {"teacher_cache": True, "augmentations": 1},
+        ", Muon": {"optimizer": {"kind": "muon", "lr": 0.01}},
+        ", EMA": {"ema": 0.999},
+        ", fp16": {"precision": "fp16"},
+        ", validation": {"validate_every_steps": sizes.steps // 2},
+        ", checkpoints": {"checkpoint_every_steps": sizes.steps // 2},
+        ", compile: auto": {"compile": "auto"},
+    }
+    for change, options in changes.items():
+        table.measure(f"step, stage 1{change}", row(DistillOptions, recipe | options))
+    table.measure("step, stage 1, captions of real lengths", row(DistillOptions, recipe, data="lengths.tar"))
+    table.measure("step, stage 1, at most 12 cores", row(DistillOptions, recipe), cores=12)
+    for student in ("S", "M"):
+        table.measure(f"step, stage 1, student {student}", row(DistillOptions, recipe, student=student))
+    align = {"batch_size": sizes.align_batch, "accumulate": sizes.parts, "gradient_cache": True, "start": "scratch"}
+    table.measure("step, stage 2, gradient caching", row(AlignOptions, align))
+    devices = torch.cuda.device_count() if table.setup.device.type == "cuda" else 2
+    for count in sorted({2, devices}) if devices > 1 else ():
+        options = recipe | {"batch_size": count * sizes.distill_batch}
+        table.measure(f"step, stage 1, {count} processes", row(DistillOptions, options), processes=count)
 
 
-def compiled(bench: Bench, teacher: Path, data: Path) -> None:
-    """What compiling changes; last, for it takes minutes."""
-    teachers(bench, teacher, "compiled")
-    students(bench, "compiled")
-    options = {"batch_size": bench.sizes.live_batch, "teacher_cache": False, "compile": "auto"}
-    bench.measure("step, stage 1, teacher live, compiled", lambda what: stage(bench, what, teacher, options, data))
-
-
-def readers(bench: Bench, files: dict[str, Path]) -> None:
+def reader_row(setup: Setup, data: str, label: str) -> Row:
     """The reader alone, in as many processes as there are cores, up to 16."""
-    workers = min(16, len(os.sched_getaffinity(0)))
-    side = 64 if bench.sizes.tiny else 224
-    towers = blank_student(student_options("RN50", bench.sizes.tiny), 768)
+    workers, is_tiny = min(16, len(os.sched_getaffinity(0))), setup.sizes.tiny
+    towers = blank_student(student_options("RN50", is_tiny), 768)
 
     def tokenize(texts: list[str]) -> Tokens:
         return Tokens(torch.ones(len(texts), 8, dtype=torch.int64), torch.ones(len(texts), 8, dtype=torch.int64))
 
-    for name, path in files.items():
-
-        def read(what: str, path: Path = path) -> Row:
-            dataset = open_pairs(path)
-            collator = Collator(dataset, 0, Augment(crop=0.6), CaptionOptions(), training_preprocess(towers), tokenize)
-            batch = min(64, len(dataset) // 4)
-            sampler = MixedBatchSampler((EpochBatchSampler(dataset, batch, seed=0),))
-            steps = (4 if bench.sizes.tiny else 40) + workers
-            batches = load_batches(collator, sampler(0, steps), workers, 2)
-            next(batches)
-            began = time.perf_counter()
-            images_read = sum(len(loaded.pixels) for loaded in batches)
-            return Row(what, images_read / (time.perf_counter() - began), note=f"{workers} processes, to {side} px")
-
-        bench.measure(f"reader, {name}", read)
-
-
-def two_processes(bench: Bench, arguments: list[str]) -> None:
-    """The live step by DDP, in processes of their own."""
-    script = [str(Path(__file__).resolve()), *arguments, "--only-live"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *script]
-
-    def ddp(what: str) -> Row:
-        with tempfile.TemporaryDirectory() as out:
-            subprocess.run([*launch, "--out", out], check=True, timeout=300)
-            return Row(**{**json.loads((Path(out) / "gpu.json").read_text())["rows"][0], "what": what})
-
-    bench.measure("step, stage 1, teacher live, two devices", ddp)
+    dataset = open_pairs(setup.work / data)
+    collator = Collator(dataset, 0, Augment(crop=0.6), CaptionOptions(), training_preprocess(towers), tokenize)
+    sampler = MixedBatchSampler((EpochBatchSampler(dataset, min(64, len(dataset) // 4), seed=0),))
+    batches = load_batches(collator, sampler(0, (4 if is_tiny else 40) + workers), workers, 2)
+    next(batches)
+    began = time.perf_counter()
+    count = sum(len(batch.pixels) for batch in batches)
+    return Row(label, count / (time.perf_counter() - began), note=f"{workers} processes")
 
 
 # ---- the table
 
-HEADER = "| what | images or texts/s | MFU | memory, GB | waiting for data | syncs a step |\n|---|---|---|---|---|---|"
+HEADER = "| row | images or texts/s | MFU | memory, GB | waiting for data | syncs a step |\n|---|---|---|---|---|---|"
 
 
 def line(row: Row) -> str:
@@ -391,9 +456,10 @@ def line(row: Row) -> str:
     def shown(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
 
-    cells = [shown(row.per_second, ",.0f"), shown(row.mfu, ".1%"), shown(row.peak_memory_gb, ".1f")]
+    reserved = f" ({row.reserved_memory_gb:.1f})" if row.reserved_memory_gb is not None else ""
+    cells = [shown(row.per_second, ",.0f"), shown(row.mfu, ".1%"), shown(row.peak_memory_gb, ".1f") + reserved]
     cells += [shown(row.data_wait, ".1%"), shown(row.syncs, "d")]
-    return f"| {row.what}{': ' if row.note else ''}{row.note} | {' | '.join(cells)} |"
+    return f"| {row.label}{': ' if row.note else ''}{row.note} | {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -401,37 +467,31 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("gpu-results"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--minutes", type=float, default=8)
-    parser.add_argument("--only-live", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--minutes", type=float, default=20, help="end after this time")
+    parser.add_argument("--row-seconds", type=float, default=300, help="end a row that takes longer")
+    parser.add_argument("--rows", default="", metavar="REGEX", help="measure the rows whose names contain it")
     parsed = parser.parse_args()
-    keep_freed_memory()
-    sizes = TINY if parsed.tiny else Sizes()
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        os.environ["DCCLIP_CACHE"] = str(work / "cache")
-        bench = Bench(parsed.device, sizes, work, parsed.minutes)
-        teacher = altclip(work / "altclip", sizes.tiny)
-        small = shard(work, sizes.pairs, 256, 256)
-        if parsed.only_live:
-            options = {"batch_size": 2 * sizes.live_batch, "teacher_cache": False}
-            bench.measure("live", lambda what: stage(bench, what, teacher, options, small))
-        else:
-            teachers(bench, teacher, "eager")
-            students(bench, "eager")
-            stages(bench, teacher, small)
-            readers(bench, {"256 x 256": small, "1024 x 768": shard(work, min(1024, sizes.pairs), 1024, 768)})
-            if bench.device.type == "cuda" and torch.cuda.device_count() > 1:
-                two_processes(bench, ["--tiny"] if parsed.tiny else [])
-            compiled(bench, teacher, small)
-    if int(os.environ.get("RANK", "0")):
-        return
-    name = torch.cuda.get_device_name() if bench.device.type == "cuda" else cpu_name()
-    facts = {"device": name, "torch": torch.__version__, "sizes": asdict(sizes), "peak_flops": bench.peak}
-    table = "\n".join([f"{name}, torch {torch.__version__}\n", HEADER, *map(line, bench.rows)])
+    set_library_defaults()
     parsed.out.mkdir(parents=True, exist_ok=True)
-    (parsed.out / "gpu.json").write_text(json.dumps({**facts, "rows": [asdict(row) for row in bench.rows]}, indent=2))
-    (parsed.out / "gpu.md").write_text(table + "\n")
-    print(table)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["DCCLIP_CACHE"] = str(Path(folder, "cache"))
+        PROCESSES.set_forkserver_preload(["dcclip_cli.train.trainer", "dcclip_cli.model.teachers"])
+        setup = Setup(torch.device(parsed.device), TINY if parsed.tiny else Sizes(), Path(folder))
+        table = Table(setup, parsed, end=time.monotonic() + 60 * parsed.minutes)
+        if problem := table.run("preparing", partial(prepare, setup), 600, 1, None).note:
+            raise SystemExit(problem)
+        table.facts = json.loads((setup.work / "facts.json").read_text())
+        steps(table)
+        for size in ("256 x 256", "1024 x 768"):
+            action = partial(reader_row, setup, f"{size.split()[0]}.tar")
+            table.measure(f"reader, {size}", action)
+            table.measure(f"reader, {size}, at most 12 cores", action, cores=12)
+        for way in ("eager", "compiled"):  # which takes minutes
+            for tower in ("image", "text"):
+                table.measure(f"forward AltCLIP {tower} tower, {way}", partial(teacher_row, setup, tower, way))
+            for name in ["RN50"] if parsed.tiny else STUDENTS:
+                table.measure(f"student {name}, forward and backward, {way}", partial(student_row, setup, name, way))
+    print("\n".join([HEADER, *map(line, table.rows)]))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +149,18 @@ def test_a_gpus_log_has_the_reserved_memory_next_to_the_allocated(
     sampler = MixedBatchSampler((EpochBatchSampler(open_pairs(pairs_file), 8, seed=0),))
     speed = StepTimer(0, torch.device("cuda")).speed(4, 8, sampler)
     assert (speed["peak_memory_gb"], speed["reserved_memory_gb"]) == (3, 5)
+
+
+@pytest.mark.timeout(300)
+def test_the_gpu_benchmark_reports_a_row_that_fails_and_writes_the_rest(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "benchmarks/gpu.py"
+    chosen = ["--device", "cpu", "--tiny", "--rows", "fp16|reader, 256 x 256$", "--out", str(tmp_path)]
+    subprocess.run([sys.executable, script, *chosen], check=True, capture_output=True)
+    failed, measured = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert failed["note"].startswith("failed: DcclipError: distill.precision: fp16 needs a GPU")
+    assert failed["per_second"] is None and measured["per_second"] > 0
+    table = (tmp_path / "gpu.md").read_text()
+    assert failed["note"] in table and "reader, 256 x 256" in table
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiles")
