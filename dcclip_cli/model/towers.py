@@ -33,6 +33,7 @@ class Tokens:
     """`ids` (N, L) and `mask` (N, L), 1 for a real token and 0 for padding; both int64.
 
     `by_length` (N,), where it was computed, are the rows from the shortest text to the longest, with these `lengths`.
+    `lengths` alone are those of the rows as they are.
     """
 
     ids: Tensor
@@ -172,9 +173,10 @@ class Towers(nn.Module, ABC):
         order, outputs, end = tokens.by_length, [], 0
         assert order is not None
         for rows in order.tensor_split(parts):
-            end += len(rows)
-            columns = slice(tokens.lengths[end - 1])
-            outputs.append(self.text_features(Tokens(tokens.ids[rows, columns], tokens.mask[rows, columns])))
+            lengths = tokens.lengths[end : end + len(rows)]
+            end, columns = end + len(rows), slice(lengths[-1])
+            part = Tokens(tokens.ids[rows, columns], tokens.mask[rows, columns], lengths=lengths)
+            outputs.append(self.text_features(part))
         back = torch.argsort(order)
         padded = [nn.functional.pad(part.tokens, (0, 0, 0, longest - part.tokens.shape[1])) for part in outputs]
         return TextFeatures(torch.cat([part.embedding for part in outputs])[back], torch.cat(padded)[back], tokens.mask)

@@ -225,9 +225,9 @@ def shorter_dims(dims: Sequence[int], width: int) -> list[int]:
 
 @dataclass(frozen=True)
 class _Share:
-    """The texts in a language: numbers by process, counts of all and of the mean part, most captions of an image."""
+    """The texts in a language: counts by process, of all and of the mean part, most captions of an image."""
 
-    by_process: list[int]
+    by_process: list[TextCounts]
     counts: TextCounts
     mean_counts: TextCounts
     most_captions: int
@@ -245,7 +245,8 @@ def _shares(batch: Batch) -> dict[str, _Share]:
     for name in names:
         counts, mean_counts = list(islice(columns, fields)), list(islice(columns, fields))
         sums, mean_sums = TextCounts(*map(sum, counts)), TextCounts(*map(sum, mean_counts))
-        shares[name] = _Share([int(count) for count in counts[0]], sums, mean_sums, int(max(next(columns))))
+        by_process = [TextCounts(*of_process) for of_process in zip(*counts, strict=True)]
+        shares[name] = _Share(by_process, sums, mean_sums, int(max(next(columns))))
     return shares
 
 
@@ -255,40 +256,46 @@ def _of_all_processes(
     """Outputs with the embeddings of all processes: first the images of all are counted, then their other texts."""
     counts = {name: share.counts for name, share in shares.items() if share.counts.texts}
     means = {name: share.mean_counts for name, share in shares.items() if share.mean_counts.texts}
-    outputs = replace(outputs, counts=counts, mean_counts=means)
+    by_process = {name: shares[name].by_process for name in counts}
+    outputs = replace(outputs, counts=counts, mean_counts=means, process_counts=by_process)
     images, processes, process = len(batch.pixels), process_count(), process_index()
     if processes == 1:
         return outputs
-    texts, index, local = {}, {}, {}
-    for name, by_process in ((name, shares[name].by_process) for name in counts):
+    texts, index = {}, {}
+    for name, of_processes in by_process.items():
+        sizes = [int(of_process.texts) for of_process in of_processes]
         features = outputs.texts[name] if name in outputs.texts else no_texts()
         image_index = outputs.image_index.get(name, torch.zeros(0, dtype=torch.int64, device=features.mask.device))
         lines_before = (processes - 1) * images + process * batch.num_unpaired_texts
         offset = torch.where(image_index < images, process * images, lines_before)
-        index[name] = gather(image_index + offset, by_process)
-        places, first = torch.arange(sum(by_process), device=image_index.device), sum(by_process[:process])
-        local[name] = (places >= first) & (places < first + len(image_index))
-        texts[name] = TextFeatures(gather(features.embedding.float(), by_process), features.tokens, features.mask)
+        index[name] = gather(image_index + offset, sizes)
+        texts[name] = TextFeatures(gather(features.embedding.float(), sizes), features.tokens, features.mask)
     image = replace(outputs.image, embedding=gather(outputs.image.embedding.float(), [images] * processes))
-    return replace(outputs, image=image, texts=texts, image_index=index, local_mask=local)
+    return replace(outputs, image=image, texts=texts, image_index=index)
 
 
-def _false_negatives(name: str, share: _Share, batch: Batch) -> Tensor | None:
-    """(N, N) true at [i, j] if caption j belongs to another pair and image i has it as well, over all processes."""
+def _false_negatives(name: str, share: _Share, batch: Batch) -> tuple[Tensor, Tensor] | None:
+    """Captions that images of other pairs have as well, as in Outputs."""
     if not share.most_captions:
         return None
     of_images = torch.zeros(0, share.most_captions, dtype=torch.int64, device=batch.pixels.device)
     caption_ids, texts = of_images[:, 0], batch.texts.get(name)
     if texts and texts.caption_ids is not None and texts.image_caption_ids is not None:
         caption_ids, of_images = texts.caption_ids, texts.image_caption_ids
-    caption_ids = gather(caption_ids, share.by_process)
+    sizes = [int(of_process.texts) for of_process in share.by_process]
+    first = sum(sizes[: process_index()])
+    local = slice(first, first + len(caption_ids))
+    caption_ids = gather(caption_ids, sizes)
     # Padded with each row's first entry, which changes nothing.
     padding = of_images[:, :1].expand(-1, share.most_captions - of_images.shape[1])
-    image_caption_ids = gather(torch.cat([of_images, padding], dim=1), share.by_process)
-    shared = torch.zeros(len(caption_ids), len(caption_ids), dtype=torch.bool, device=caption_ids.device)
-    for column in image_caption_ids.unbind(1):
-        shared |= column[:, None] == caption_ids[None]
-    return shared.fill_diagonal_(False)
+    columns = gather(torch.cat([of_images, padding], dim=1), sizes).unbind(1)
+    forth, back = (torch.zeros_like(caption_ids[local, None] == caption_ids) for _ in range(2))
+    for column in columns:
+        forth |= column[local, None] == caption_ids
+        back |= caption_ids[local, None] == column
+    for mask in (forth, back):
+        mask.diagonal(first).fill_(False)  # [i, first + i]: a caption and its own image
+    return forth, back
 
 
 # ---- the backward pass

@@ -73,8 +73,8 @@ def train_stage(stage: Stage) -> TrainResult:
 class Trainer:
     """Trains the task of a stage that is prepared, in place, with checkpoints under `state` from which it resumes.
 
-    Of a step, the host reads one number from the device: whether the step is finite; more where a batch has captions
-    without images or images without a language. Loss terms and the gradient norm are read when they are logged.
+    Of a step, the host reads one number from the device: whether the step is finite; more where a loss between
+    languages meets texts without a translation. Loss terms and the gradient norm are read when they are logged.
     """
 
     def __init__(self, stage: Stage) -> None:

@@ -1,9 +1,11 @@
 """What makes steps fast: no waiting for the device, a compiled image tower, and the numbers that tell."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +13,27 @@ import pytest
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from dcclip_cli.data.collator import Collator
 from dcclip_cli.data.dataset import open_pairs
-from dcclip_cli.data.options import Augment, CaptionOptions
-from dcclip_cli.data.pixels import training_preprocess
 from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler
 from dcclip_cli.model.blank import blank_student
-from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.towers import Tokens
-from dcclip_cli.train.losses.contrastive import TaskLoss
-from dcclip_cli.train.losses.embeddings import EmbeddingLoss, InteractiveLoss
+from dcclip_cli.train.distributed import process_count
 from dcclip_cli.train.optimizer import make_ema
 from dcclip_cli.train.speed import StepTimer, forward_flops, peak_flops, training_flops
-from dcclip_cli.train.task import TrainingTask
-from dcclip_cli.train.teacher import OnlineTeacher, widths
-from tests.train.jobs import Job, interrupt, run, sha256
+from dcclip_cli.train.teacher import OnlineTeacher
+from dcclip_cli.train.trainer import Trainer
+from tests.train.jobs import TIMEOUT_S, Job, in_processes, interrupt, run, sha256, stage_of
 
 
 class HostReads(TorchFunctionMode):
     """Notes each call that would make the host wait for a GPU: what looks into a tensor, whatever device it is on."""
 
     NAMES = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "numpy", "nonzero", "unique")
+    # Their tensors are on the host in a step on a GPU as well, where Adam is fused and has nothing to read.
+    ON_HOST = {"sorted", "parts", "counts", "gather_numbers", "adam"}
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,29 +43,69 @@ class HostReads(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         masked = name == "__getitem__" and isinstance(args[1], torch.Tensor) and args[1].dtype == torch.bool
         if name in self.NAMES or masked:
-            self.seen.append(name)
+            functions = [frame.f_code.co_name for frame, _ in traceback.walk_stack(sys._getframe(1))]
+            if not self.ON_HOST & {*functions}:
+                self.seen.append(f"{name} in {functions[0]}")
         return func(*args, **(kwargs or {}))
 
 
-def test_a_step_with_a_teacher_reads_nothing_from_the_device(
-    pairs_file: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+class Shapes(TorchDispatchMode):
+    """Notes the shapes of all tensors that are made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.seen.add(tuple(result.shape))
+        return result
+
+
+WAYS: dict[str, Job] = {
+    "live": {"teacher_cache": False},
+    "cached": {},
+    "gradient caching": {"accumulate": 2, "gradient_cache": True},
+}
+
+
+@pytest.mark.timeout(2 * TIMEOUT_S)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_step_reads_one_number_from_the_device_and_compares_its_own_rows(
+    processes: int, distilling: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    student, teacher = load_model(model_folder), load_model(model_folder)
-    dataset = open_pairs(pairs_file)
-    preprocess = training_preprocess(student)
-    collator = Collator(dataset, 0, Augment(), CaptionOptions(), preprocess, student.tokenize, (preprocess,))
-    batch = collator.batch([(number % len(dataset), 0) for number in range(40)])
-    online = OnlineTeacher(teacher, 0, (), widths(teacher))
-    task = TrainingTask(student, [TaskLoss(), EmbeddingLoss(), InteractiveLoss()], [online]).train()
-    batch = task.prepare(batch, torch.device("cpu")).to("cpu")  # which sorts texts by length before they move
-    monkeypatch.setattr(OnlineTeacher, "check", lambda _self: None)  # as on a GPU, where a bad step calls it
-    assert batch.texts_on_cpu and batch.counts["zh"].paired == 40  # counted there, where no device waits
-    with HostReads() as reads:
-        terms = task(batch)
-        sum(terms.values(), torch.zeros(())).backward()
-        nn.utils.clip_grad_norm_(task.parameters(), 1.0)
-    assert reads.seen == ["tolist"] * 2  # the lengths of the teacher's tokens, in each language, before they move
-    assert len(terms) > 3
+    kinds = ("embedding", "interactive", "similarity", "anchors", "ensemble")
+    options = {"start": "scratch", "batch_size": 36, "cross_lingual": 0.5, "losses": [{"kind": kind} for kind in kinds]}
+    options |= {"captions": {"first": 1.0}, "distinct_captions": False}
+    (tmp_path / "job.json").write_text(json.dumps(distilling | {"stage": "align", "options": options}))
+    if processes > 1:
+        in_processes(processes, __file__, tmp_path / "job.json")
+    else:
+        monkeypatch.setattr(OnlineTeacher, "check", lambda _self: None)
+        count_reads(json.loads((tmp_path / "job.json").read_text()))
+
+
+def count_reads(job: Job) -> None:
+    """What each process checks. On a GPU only a bad step looks into a teacher's embeddings: `check` does nothing."""
+    for way, options in WAYS.items():
+        stage = stage_of(job | {"root": f"{job['root']} {way}", "options": job["options"] | options})
+        stage.prepare()
+        trainer = Trainer(stage)
+        trainer.restore()
+        trainer.task.train()
+        batch = next(trainer._batches()).to("cpu")  # as it is moved to a GPU
+        with HostReads() as reads, Shapes() as shapes:
+            trainer.train_step(batch)
+        assert reads.seen == ["__bool__ in any_process"], way
+        assert ((36, 36) in shapes.seen) == (process_count() == 1) and (36 // process_count(), 36) in shapes.seen, way
+        trainer.close()
+
+
+if __name__ == "__main__":
+    setattr(OnlineTeacher, "check", lambda _self: None)  # noqa: B010
+    count_reads(json.loads(Path(sys.argv[1]).read_text()))
+    os._exit(0)  # without the end of the process group, in which gloo may hang
 
 
 def test_an_average_keeps_every_byte_of_what_is_frozen() -> None:

@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -84,6 +84,7 @@ class TransformersTowers(Family):
     allowed_modules: ClassVar[Collection[str]] = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers
     text_length: ClassVar[int] = 77  # tokens of the texts that it was trained on, at most
     fixed_length: ClassVar[bool] = False  # whether it was trained on texts that are padded to that
+    attention: ClassVar[Literal["bidirectional", "causal"] | None] = None  # of the text tower, where all have the same
     can_be_blank: ClassVar[bool] = True
     identity: Sequence[str] = ()  # what its outputs depend on besides its files
     weights = TRANSFORMERS_WEIGHTS
@@ -263,9 +264,14 @@ class TransformersTowers(Family):
         return not self.fixed_length
 
     def text_features(self, tokens: Tokens) -> TextFeatures:
-        # On the meta device a mask has no values, into which transformers looks.
-        mask = {} if self.fixed_length or tokens.mask.is_meta else {"attention_mask": tokens.mask}
-        out = self.model.get_text_features(input_ids=tokens.ids, return_dict=True, **mask)
+        # transformers looks into a mask (N, L) for padding: a GPU would be waited for, and meta tensors have no values.
+        mask, length = tokens.mask, tokens.ids.shape[1]
+        padded = not self.fixed_length and not mask.is_meta and (not tokens.lengths or min(tokens.lengths) < length)
+        if padded and self.attention and self.model.config.text_config._attn_implementation == "sdpa":
+            mask = mask.bool()[:, None, None].expand(-1, 1, length, -1)  # (N, 1, L, L), as transformers makes it
+            mask = mask.tril() if self.attention == "causal" else mask
+        masks = {"attention_mask": mask} if padded else {}
+        out = self.model.get_text_features(input_ids=tokens.ids, return_dict=True, **masks)
         return TextFeatures(out.pooler_output, out.last_hidden_state, tokens.mask)
 
 

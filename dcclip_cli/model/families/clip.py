@@ -31,6 +31,7 @@ class AltClipTowers(TransformersTowers):
     """AltCLIP."""
 
     label, model_types = "AltCLIP", ("altclip",)
+    attention = "bidirectional"
 
     @property
     def _table(self) -> Any:
@@ -42,6 +43,7 @@ class ChineseClipTowers(TransformersTowers):
     """ChineseCLIP and QA-CLIP."""
 
     label, model_types = "ChineseCLIP", ("chinese_clip",)
+    attention = "bidirectional"
     text_length = 52
     identity = ("52 tokens",)
 
@@ -50,6 +52,7 @@ class MetaClip2Towers(TransformersTowers):
     """MetaCLIP 2."""
 
     label, model_types = "MetaCLIP2", ("metaclip_2",)
+    attention = "causal"
 
 
 class SiglipTowers(TransformersTowers):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
@@ -35,9 +36,11 @@ class Outputs:
 
     Embeddings are those of all processes, maps and tokens this process's own. `image_index` (N,) is the image that each
     text belongs to; numbers from B on are texts without one. `logit_scale` is 1 / temperature, `logit_bias` the sigmoid
-    loss's bias. `false_negatives` (N, N), where caption ids are known, is true at [i, j] if text j belongs to another
-    pair and is a caption of image i as well. `local_mask` (N,) says which texts are this process's; absent for a single
-    process. `counts` are those of all processes' texts, and `mean_counts` those of the mean part of a batch in parts.
+    loss's bias. `false_negatives`, where caption ids are known, are two masks (n, N) with rows for the n texts of this
+    process: the first is true at [i, j] if text j belongs to another pair and is a caption of image i as well, the
+    second if text i is one of image j. `counts` are those of all processes' texts, `process_counts` those of the texts
+    of each process, of which the ones with an image come first, and `mean_counts` those of the mean part of a batch in
+    parts.
     """
 
     image: ImageFeatures
@@ -45,9 +48,9 @@ class Outputs:
     image_index: dict[str, Tensor]
     logit_scale: Tensor | None = None
     logit_bias: Tensor | None = None
-    false_negatives: dict[str, Tensor] = field(default_factory=dict)
-    local_mask: dict[str, Tensor] = field(default_factory=dict)
+    false_negatives: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     counts: Mapping[str, TextCounts] = field(default_factory=dict)
+    process_counts: Mapping[str, Sequence[TextCounts]] = field(default_factory=dict)
     mean_counts: Mapping[str, TextCounts] = field(default_factory=dict)
 
     def cut(self, dims: int) -> Outputs:
@@ -77,9 +80,32 @@ class Outputs:
         return {IMAGES: self.image.embedding, **{name: features.embedding for name, features in self.texts.items()}}
 
     def paired(self, language: str) -> Tensor | None:
-        """(N,) which texts belong to an image; None where all do."""
-        counts = self.text_counts[language]
-        return None if counts.paired == counts.texts else self.image_index[language] < len(self.image.embedding)
+        """Positions of the texts that belong to an image; None where all do."""
+        import torch
+
+        counts, index = self.text_counts[language], self.image_index[language]
+        if counts.paired == counts.texts:
+            return None
+        if language not in self.process_counts:
+            return (index < len(self.image.embedding)).nonzero()[:, 0]
+        # Of counts that the host has: no device is waited for.
+        firsts = accumulate((int(of_process.texts) for of_process in self.process_counts[language]), initial=0)
+        ranges = (
+            torch.arange(first, first + int(of_process.paired), device=index.device)
+            for first, of_process in zip(firsts, self.process_counts[language], strict=False)
+        )
+        return torch.cat([*ranges])
+
+    def local_rows(self, language: str, of: Literal["texts", "paired", "parallel"]) -> slice | None:
+        """This process's rows of such texts, or of the images where `language` is IMAGES; None for a single process."""
+        from dcclip_cli.train.distributed import process_count, process_index
+
+        if (processes := process_count()) == 1:
+            return None
+        images = [len(self.image.embedding) // processes] * processes
+        counts = [int(getattr(of_process, of)) for of_process in self.process_counts.get(language, ())]
+        first, size = sum((counts or images)[: process_index()]), (counts or images)[process_index()]
+        return slice(first, first + size)
 
     def in_both(self, zh: str, en: str) -> tuple[Tensor | None, Tensor | None]:
         """Positions of the texts in one language and in the other whose image has both; None where all images do."""
@@ -240,6 +266,13 @@ def mean_over_languages(weights: Mapping[str, float], loss: Callable[[str], Tens
     return sum(losses[1:], losses[0]) / len(weights) if losses else like.new_zeros(())
 
 
-def take(values: Tensor, chosen: Tensor | None) -> Tensor:
+def per_process(count: int, local: slice | None) -> float:
+    """The divisor of a loss's sum over `local` rows with which the mean over processes is that over all `count`."""
+    from dcclip_cli.train.distributed import process_count
+
+    return count if local is None else count / process_count()
+
+
+def take(values: Tensor, chosen: Tensor | slice | None) -> Tensor:
     """The chosen rows; the very same tensor where `chosen` is None, so that gradients are summed in the same order."""
     return values if chosen is None else values[chosen]

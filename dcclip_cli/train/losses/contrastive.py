@@ -10,7 +10,7 @@ from pydantic import Field
 
 from dcclip_cli.data.batch import OTHER
 from dcclip_cli.options import Options
-from dcclip_cli.train.losses.base import BOTH, MOST_WEIGHT, Loss, Outputs, Tower, take
+from dcclip_cli.train.losses.base import BOTH, MOST_WEIGHT, Loss, Outputs, Tower, per_process, take
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -73,14 +73,12 @@ class TaskLoss(ContrastOptions, Loss):
             text, paired = texts[name], student.paired(name)
             weight = weights[name] * (self.other_weight if name.endswith(OTHER) else 1.0)
             images, captions = image[take(student.image_index[name], paired)], take(text, paired)
-            shared, local = student.false_negatives.get(name), student.local_mask.get(name)
-            loss = self._contrast(
-                images,
-                captions,
-                student,
-                shared if shared is None or paired is None else shared[paired][:, paired],
-                local if local is None else take(local, paired),
-            )
+            shared, local = student.false_negatives.get(name), student.local_rows(name, "paired")
+            if shared and paired is not None:
+                local_texts = student.local_rows(name, "texts")
+                rows = take(paired, local) - (local_texts.start if local_texts else 0)
+                shared = shared[0][rows][:, paired], shared[1][rows][:, paired]
+            loss = self._contrast(images, captions, student, shared, local)
             terms[f"image_{name}"] = weight * loss / languages
             if self.cosine:
                 cosines = (images * captions).sum(dim=-1)
@@ -89,8 +87,7 @@ class TaskLoss(ContrastOptions, Loss):
             zh_rows, en_rows = student.in_both("zh", "en")
             zh, en = take(texts["zh"], zh_rows), take(texts["en"], en_rows)
             if len(zh) > 1:
-                local = student.local_mask.get("zh")
-                loss = self._contrast(zh, en, student, None, local if local is None else take(local, zh_rows))
+                loss = self._contrast(zh, en, student, None, student.local_rows("zh", "parallel"))
                 terms["zh_en"] = self.cross_lingual * parallel_weight * loss
         return terms or {self.kind: image.new_zeros(())}
 
@@ -102,7 +99,12 @@ class TaskLoss(ContrastOptions, Loss):
         return {f"image_{name}": math.log(count) / len(languages) for name, count in paired.items() if count}
 
     def _contrast(
-        self, one: Tensor, other: Tensor, student: Outputs, shared: Tensor | None, local: Tensor | None
+        self,
+        one: Tensor,
+        other: Tensor,
+        student: Outputs,
+        shared: tuple[Tensor, Tensor] | None,
+        local: slice | None,
     ) -> Tensor:
         assert student.logit_scale is not None
         if self.loss == "clip":
@@ -112,50 +114,47 @@ class TaskLoss(ContrastOptions, Loss):
 
 
 def info_nce(
-    one: Tensor, other: Tensor, scale: Tensor, shared: Tensor | None = None, local: Tensor | None = None
+    one: Tensor,
+    other: Tensor,
+    scale: Tensor,
+    shared: tuple[Tensor, Tensor] | None = None,
+    local: slice | None = None,
 ) -> Tensor:
-    """Symmetric InfoNCE of unit-length `one` (n, D) and `other` (n, D), as open_clip's ClipLoss.
+    """Symmetric InfoNCE of unit-length `one` (N, D) and `other` (N, D), as open_clip's ClipLoss.
 
-    `shared` (n, n): false negatives, as in Outputs. With `local` (n,) only these rows are computed, and the result is
-    their share of the loss times the number of processes: the mean over processes is the whole, and so is that of the
-    gradients.
+    Only the n rows `local` are computed, and the result is their share of the loss times the number of processes: the
+    mean over processes is the whole, and so is that of the gradients. `shared` (n, N) twice: false negatives, as in
+    Outputs.
     """
     import torch
     from torch.nn import functional as F
 
-    from dcclip_cli.train.distributed import process_count
-
-    labels = torch.arange(len(one), device=one.device)
-    rows_one, rows_other, blocked, blocked_back = one, other, shared, None if shared is None else shared.T
-    if local is not None:
-        labels, rows_one, rows_other = labels[local], one[local], other[local]
-        blocked, blocked_back = (None, None) if shared is None else (shared[local], shared.T[local])
-    forth, back = scale * rows_one @ other.T, scale * rows_other @ one.T
-    if blocked is not None and blocked_back is not None:
-        forth, back = forth.masked_fill(blocked, -math.inf), back.masked_fill(blocked_back, -math.inf)
-    if local is None:
-        return (F.cross_entropy(forth, labels) + F.cross_entropy(back, labels)) / 2
-    both = F.cross_entropy(forth, labels, reduction="sum") + F.cross_entropy(back, labels, reduction="sum")
-    return both / 2 * process_count() / len(one)
+    labels, rows = take(torch.arange(len(one), device=one.device), local), per_process(len(one), local)
+    forth, back = scale * take(one, local) @ other.T, scale * take(other, local) @ one.T
+    if shared is not None:
+        forth, back = (logits.masked_fill(mask, -math.inf) for logits, mask in zip((forth, back), shared, strict=True))
+    forth_loss, back_loss = (F.cross_entropy(logits, labels, reduction="sum") / rows for logits in (forth, back))
+    return (forth_loss + back_loss) / 2
 
 
 def sigmoid_loss(
-    one: Tensor, other: Tensor, scale: Tensor, bias: Tensor, shared: Tensor | None = None, local: Tensor | None = None
+    one: Tensor,
+    other: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    shared: tuple[Tensor, Tensor] | None = None,
+    local: slice | None = None,
 ) -> Tensor:
-    """SigLIP's loss of unit-length `one` (n, D) and `other` (n, D), as open_clip's SigLipLoss; `shared` are positives.
+    """SigLIP's loss of unit-length `one` (N, D) and `other` (N, D), as open_clip's SigLipLoss; `shared` are positives.
 
-    `local` as in `info_nce`.
+    `shared` and `local` as in `info_nce`.
     """
     import torch
     from torch.nn import functional as F
 
-    from dcclip_cli.train.distributed import process_count
-
-    positive = torch.eye(len(one), dtype=torch.bool, device=one.device)
+    numbers = torch.arange(len(one), device=one.device)
+    positive = take(numbers, local)[:, None] == numbers
     if shared is not None:
-        positive = positive | shared
-    if local is not None:
-        positive = positive[local]
-    logits = scale * (one if local is None else one[local]) @ other.T + bias
-    loss = -F.logsigmoid(torch.where(positive, logits, -logits)).sum() / len(one)
-    return loss if local is None else loss * process_count()
+        positive = positive | shared[0]
+    logits = scale * take(one, local) @ other.T + bias
+    return -F.logsigmoid(torch.where(positive, logits, -logits)).sum() / per_process(len(one), local)

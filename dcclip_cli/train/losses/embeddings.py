@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from dcclip_cli.data.batch import OTHER
+from dcclip_cli.data.batch import IMAGES, OTHER
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.train.losses.base import (
     BOTH,
@@ -19,6 +19,7 @@ from dcclip_cli.train.losses.base import (
     Tower,
     Widths,
     mean_over_languages,
+    per_process,
     take,
 )
 
@@ -123,16 +124,17 @@ class InteractiveLoss(AdaptedLoss):
         image = F.normalize(teacher.image.embedding, dim=-1)
 
         def of_pairs(language: str) -> Tensor:
-            paired = student.paired(language)
+            paired, local = student.paired(language), student.local_rows(language, "paired")
             index = take(student.image_index[language], paired)
-            labels = torch.arange(len(index), device=index.device)
-            halves = []
+            labels, logits = take(torch.arange(len(index), device=index.device), local), []
             if self.learns != "text":
                 text = F.normalize(take(teacher.texts[language].embedding, paired), dim=-1)
-                halves.append(F.cross_entropy(self.scale * F.normalize(adapted.image[index], dim=-1) @ text.T, labels))
+                logits.append(self.scale * F.normalize(adapted.image[take(index, local)], dim=-1) @ text.T)
             if self.learns != "image":
-                text = F.normalize(take(adapted.texts[language], paired), dim=-1)
-                halves.append(F.cross_entropy(self.scale * text @ image[index].T, labels))
+                text = F.normalize(take(take(adapted.texts[language], paired), local), dim=-1)
+                logits.append(self.scale * text @ image[index].T)
+            rows = per_process(len(index), local)
+            halves = [F.cross_entropy(of_tower, labels, reduction="sum") / rows for of_tower in logits]
             return sum(halves[1:], halves[0]) / 2
 
         return mean_over_languages(student.weights("paired"), of_pairs, image)
@@ -152,13 +154,24 @@ class AnchorsLoss(AdaptedLoss):
     joint: ClassVar[bool] = True
 
     def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
+        from torch.nn import functional as F
+
         adapted = adapt_embeddings(student, adapters)
         image = teacher.image.embedding
 
+        def divergence(entry: str, rows: Tensor, targets: Tensor, anchors: Tensor) -> Tensor:
+            """KL of the student's from the teacher's distribution over the anchors, the mean over the rows."""
+            local, anchors = student.local_rows(entry, "texts"), F.normalize(anchors, dim=-1).T
+            logits, target = (
+                (self.scale * F.normalize(take(vectors, local), dim=-1) @ anchors).log_softmax(-1)
+                for vectors in (rows, targets)
+            )
+            return F.kl_div(logits, target, reduction="sum", log_target=True) / per_process(len(rows), local)
+
         def of_language(language: str) -> Tensor:
             text = teacher.texts[language].embedding
-            of_images = _divergence(adapted.image, image, text, self.scale)
-            return (of_images + _divergence(adapted.texts[language], text, image, self.scale)) / 2
+            of_images = divergence(IMAGES, adapted.image, image, text)
+            return (of_images + divergence(language, adapted.texts[language], text, image)) / 2
 
         return mean_over_languages(student.weights("texts") if len(image) else {}, of_language, adapted.image)
 
@@ -185,10 +198,11 @@ class SimilarityLoss(TeacherLoss):
         scale = self.scale or (20.0 if self.kind == "similarity" else 50.0)
 
         def of_pairs(language: str) -> Tensor:
-            logits, target = (similarities(outputs, language, scale) for outputs in (student, teacher))
+            rows = per_process(int(student.text_counts[language].paired), student.local_rows(language, "paired"))
+            logits, targets = (similarities(outputs, language, scale) for outputs in (student, teacher))
             image_to_text, text_to_image = (
-                F.kl_div(rows.log_softmax(-1), targets.log_softmax(-1), reduction="batchmean", log_target=True)
-                for rows, targets in ((logits, target), (logits.T, target.T))
+                F.kl_div(of_student.log_softmax(-1), target.log_softmax(-1), reduction="sum", log_target=True) / rows
+                for of_student, target in zip(logits, targets, strict=True)
             )
             return (image_to_text + text_to_image) / 2
 
@@ -223,11 +237,17 @@ class EnsembleLoss(Loss):
         scale = self.scale if self.scale is not None else student.logit_scale
 
         def of_pairs(language: str) -> Tensor:
+            rows = per_process(int(student.text_counts[language].paired), student.local_rows(language, "paired"))
             logits = similarities(student, language, scale)
-            targets = [similarities(teacher, language, teacher.logit_scale) for teacher in teachers]
-            image_to_text = torch.stack([target.softmax(-1) for target in targets]).mean(0)
-            text_to_image = torch.stack([target.T.softmax(-1) for target in targets]).mean(0)
-            return (_soft_cross_entropy(logits, image_to_text) + _soft_cross_entropy(logits.T, text_to_image)) / 2
+            targets = zip(*(similarities(teacher, language, teacher.logit_scale) for teacher in teachers), strict=True)
+            image_to_text, text_to_image = (
+                -(torch.stack([target.softmax(-1) for target in of_teachers]).mean(0) * of_student.log_softmax(-1))
+                .sum(-1)
+                .sum()
+                / rows
+                for of_student, of_teachers in zip(logits, targets, strict=True)
+            )
+            return (image_to_text + text_to_image) / 2
 
         return {self.kind: mean_over_languages(student.weights("paired"), of_pairs, student.image.embedding)}
 
@@ -262,25 +282,13 @@ def adapt_embeddings(student: Outputs, adapters: Mapping[str, nn.Module]) -> Emb
     )
 
 
-def similarities(outputs: Outputs, language: str, scale: Tensor | float | None) -> Tensor:
-    """(n, n) scaled cosines of the images that have a text in this language with these texts."""
+def similarities(outputs: Outputs, language: str, scale: Tensor | float | None) -> tuple[Tensor, Tensor]:
+    """Scaled cosines (n, N): of this process's images with a text in this language and all such texts, and back."""
     from torch.nn import functional as F
 
     assert scale is not None
-    paired = outputs.paired(language)
-    image = outputs.image.embedding[take(outputs.image_index[language], paired)]
-    text = take(outputs.texts[language].embedding, paired)
-    return scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
-
-
-def _divergence(student: Tensor, teacher: Tensor, anchors: Tensor, scale: float) -> Tensor:
-    """KL of the student's from the teacher's distribution over the anchors, the mean over the rows."""
-    from torch.nn import functional as F
-
-    anchors = F.normalize(anchors, dim=-1).T
-    logits, target = ((scale * F.normalize(rows, dim=-1) @ anchors).log_softmax(-1) for rows in (student, teacher))
-    return F.kl_div(logits, target, reduction="batchmean", log_target=True)
-
-
-def _soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    return -(target * logits.log_softmax(-1)).sum(-1).mean()
+    paired, local = outputs.paired(language), outputs.local_rows(language, "paired")
+    image = F.normalize(outputs.image.embedding[take(outputs.image_index[language], paired)], dim=-1)
+    text = F.normalize(take(outputs.texts[language].embedding, paired), dim=-1)
+    image_to_text = scale * take(image, local) @ text.T
+    return image_to_text, image_to_text.T if local is None else scale * text[local] @ image.T

@@ -26,7 +26,7 @@ def unit_vectors(one: Outputs) -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_loss_is_open_clips_where_nothing_is_shared(loss: Any, open_clips: Any, parameters: list[float]) -> None:
     values = (*unit_vectors(random_outputs(13)), *map(torch.tensor, parameters))
     expected = pytest.approx(float(open_clips(*values)), rel=1e-5)
-    assert float(loss(*values)) == float(loss(*values, torch.zeros(6, 6, dtype=torch.bool))) == expected
+    assert float(loss(*values)) == float(loss(*values, (torch.zeros(6, 6, dtype=torch.bool),) * 2)) == expected
 
 
 @pytest.mark.parametrize("cross_lingual", [0.0, 0.5])
@@ -50,7 +50,7 @@ def test_info_nce_leaves_out_captions_that_an_image_has_as_well() -> None:
     shared = torch.tensor([[0, 0, 1], [0, 0, 0], [1, 0, 0]], dtype=torch.bool)
     # rows 0 and 2 are told from row 1 only; row 1 from two others
     row, middle = math.log(1 + math.exp(-3)), math.log(1 + 2 * math.exp(-3))
-    result = float(info_nce(vectors, vectors, torch.tensor(3.0), shared))
+    result = float(info_nce(vectors, vectors, torch.tensor(3.0), (shared, shared.T)))
     # in fp32 differences of two numbers just above 3, which have 22 bits behind the point
     assert result == pytest.approx((2 * row + middle) / 3, abs=2**-21)
 
@@ -61,11 +61,11 @@ def test_the_mean_over_processes_is_the_whole_loss(monkeypatch: pytest.MonkeyPat
     shared[0, 3] = shared[5, 1] = True
     scale, bias = torch.tensor(9.0), torch.tensor(-3.0)
     monkeypatch.setattr("dcclip_cli.train.distributed.process_count", lambda: 2)
-    halves = [torch.arange(6) < 2, torch.arange(6) >= 2]  # unequal shares
+    halves = [slice(2), slice(2, 6)]  # unequal shares
     losses: list[Any] = [info_nce, lambda one, other, scale, *more: sigmoid_loss(one, other, scale, bias, *more)]
     for loss in losses:
-        full = loss(image, zh, scale, shared)
-        parts = [loss(image, zh, scale, shared, half) for half in halves]
+        full = loss(image, zh, scale, (shared, shared.T))
+        parts = [loss(image, zh, scale, (shared[half], shared.T[half]), half) for half in halves]
         assert float(sum(parts) / 2) == pytest.approx(float(full), rel=1e-5)
 
 
@@ -74,7 +74,7 @@ def test_the_sigmoid_loss_counts_shared_captions_as_positives() -> None:
     scale, bias, shared = torch.tensor(2.0), torch.tensor(1.0), torch.tensor([[0, 1], [0, 0]], dtype=torch.bool)
     # four logits of 3, three of them positives, one negative; a mean over two images
     expected = (3 * math.log(1 + math.exp(-3)) + math.log(1 + math.exp(3))) / 2
-    assert float(sigmoid_loss(vectors, vectors, scale, bias, shared)) == pytest.approx(expected, rel=1e-5)
+    assert float(sigmoid_loss(vectors, vectors, scale, bias, (shared, shared.T))) == pytest.approx(expected, rel=1e-5)
 
 
 def test_guessing_costs_the_logarithm_of_the_batch() -> None:
