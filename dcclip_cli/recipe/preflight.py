@@ -297,7 +297,8 @@ class Preflight:
             preview = stage.previews.get(kind)
             if preview and preview.exact and not (kind == "texts" and data.phrases):
                 self._ask(key, partial(check_size, size, preview.samples))
-            self._ask(key, partial(check_shares, size, options.fewest_parts * self.processes))
+            parts = options.fewest_parts(stage.sizes, self.processes)
+            self._ask(key, partial(check_shares, size, parts * self.processes))
         captioned = {kind: preview for kind, preview in stage.previews.items() if kind != "images"}
         if captioned and captioned.keys() == {"pairs", "texts"} & stage.sizes.keys():
             for key, problem in caption_problems(stage, partial(_may_have, data, captioned)):

@@ -163,7 +163,8 @@ def settle_compile(stage: Stage) -> bool:
     if options.compile == "off":
         return False
     torch._inductor.config.deterministic = options.deterministic  # no kernel is chosen by its speed
-    part = min(_PROBED_IMAGES, stage.sampler.images_per_step // (process_count() * options.fewest_parts))
+    parts = process_count() * options.fewest_parts(stage.sizes, process_count())
+    part = min(_PROBED_IMAGES, stage.sampler.images_per_step // parts)
     probe = decided(folder, "compile", lambda: _compile_probe(stage.task, options, stage.device, part))
     if probe is None:
         progress.say(Message("{}: not compiled, because this machine has no compiler that torch can use", folder.name))

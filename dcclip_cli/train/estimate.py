@@ -266,7 +266,8 @@ def measure(stage: BlankStage) -> Times:
             optimizer.step()
             optimizer.zero_grad()
 
-        step_s = batch_size * _seconds_per_sample(step, batch_size // stage.options.fewest_parts, device)
+        parts = stage.options.fewest_parts(stage.known_sizes, 1)
+        step_s = batch_size * _seconds_per_sample(step, batch_size // parts, device)
     captions = chain.from_iterable(
         texts for preview in stage.previews.values() for captions in preview.captions for texts in captions.values()
     )

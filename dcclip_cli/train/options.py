@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import ceil, gcd
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -80,6 +82,13 @@ class TrainOptions(Options):
         1,
         description="Gradient-accumulation steps per batch: less memory, each part is a batch of its own; auto: 1, and "
         "twice as many whenever memory runs out",
+    )
+    images_per_part: int | None = Field(
+        None,
+        ge=1,
+        le=MOST_PER_STEP,
+        description="Images that a process computes at once, at most: batches are split into as few accumulated parts "
+        "as that takes, in place of a number in accumulate; null: as accumulate says",
     )
     gradient_cache: bool = Field(
         False,
@@ -179,16 +188,22 @@ class TrainOptions(Options):
             raise ValueError(
                 Message("batch_size ({}) must be a multiple of accumulate ({})", self.batch_size, self.accumulate)
             )
-        if self.gradient_cache and self.accumulate == 1:
-            raise ValueError(Message("gradient_cache joins the parts of a batch: set accumulate to their number"))
+        if self.images_per_part and self.accumulate != 1:
+            raise ValueError(Message("images_per_part and accumulate both split batches: remove one of them"))
+        if self.gradient_cache and self.accumulate == 1 and not self.images_per_part:
+            raise ValueError(Message("gradient_cache joins the parts of a batch: set images_per_part or accumulate"))
         if self.validate_every_steps is None and (self.patience is not None or self.keep == "best"):
             raise ValueError(Message("patience and keep: best need validation: set validate_every_steps"))
         return self
 
-    @property
-    def fewest_parts(self) -> int:
-        """The number of parts of a batch that a run begins with."""
-        return 1 if self.accumulate == "auto" else self.accumulate
+    def fewest_parts(self, sizes: Mapping[str, int], processes: int) -> int:
+        """The number of parts that a run begins to split batches of `sizes` into: samples by kind, as in Stage."""
+        if not self.images_per_part:
+            return 1 if self.accumulate == "auto" else self.accumulate
+        images, share = sum(size for kind, size in sizes.items() if kind != "texts"), gcd(*sizes.values()) // processes
+        fewest = max(1, ceil(images / (processes * self.images_per_part)))
+        # Equal parts; where there are none, it is the check of shares that says so.
+        return next((parts for parts in range(fewest, share + 1) if share % parts == 0), fewest)
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Training steps of the run."""

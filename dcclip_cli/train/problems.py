@@ -60,9 +60,10 @@ def problems(stage: Stage) -> Iterator[Problem]:
         hint = Message("remove one of them; accumulate alone saves memory as well")
         yield (name, "gradient_cache"), DcclipError(problem, hint)
     comparing = ", ".join(loss.kind for loss in stage.losses if loss.compares)
-    if options.accumulate == "auto" and not options.gradient_cache and comparing:
-        problem = Message("is auto, and {} compares the pairs of a batch, which must stay whole", comparing)
-        yield (name, "accumulate"), DcclipError(problem, "set gradient_cache: true, or accumulate to a number")
+    if (options.accumulate == "auto" or options.images_per_part) and not options.gradient_cache and comparing:
+        problem = Message("parts depend on the machine, and {} compares the pairs of a batch", comparing)
+        where = (name, "images_per_part" if options.images_per_part else "accumulate")
+        yield where, DcclipError(problem, "set gradient_cache: true, or accumulate to a number")
     errors = [loss.problem(stage.sizes, len(stage.teacher_options)) for loss in stage.options.losses]
     yield from (((name, "losses", number), error) for number, error in enumerate(errors) if error)
     data_of = {"image": {"pairs", "images"}, "text": {"pairs", "texts"}}

@@ -270,7 +270,9 @@ class Trainer:
         self._log = MetricsLog(self.stage, self.state.step, self.accelerator)
         self._timer = StepTimer(self.state.step, self.device)
         self._guard = NonFiniteGuard(self.task, folder)
-        self._parts = Parts(self.options.accumulate, self.sampler, folder, self.stage.progress)
+        parts = self.options.fewest_parts(self.stage.sizes, self.accelerator.num_processes)
+        is_auto = self.options.accumulate == "auto"
+        self._parts = Parts("auto" if is_auto else parts, self.sampler, folder, self.stage.progress)
 
     def close(self) -> None:
         """Free everything before the process group ends: gloo may hang at exit otherwise (pytorch issue 56297)."""

@@ -99,7 +99,7 @@ def related_rows(name: str, stage: str, count: int = 6) -> list[Row]:
 
 def rows_for_processes(processes: int, count: int, stage: str) -> list[Row]:
     """A random sample of the rows whose batches can be split among processes, every second one with `EXACT` values."""
-    labels = {2: "one two auto cached2 cachedauto", 4: "one auto cachedauto"}[processes].split()
+    labels = {2: "one two auto size cached2 cachedauto cachedsize", 4: "one auto cachedauto"}[processes].split()
     sample = random.Random(processes).sample([row for row in ARRAYS[stage].rows if row["parts"] in labels], count)
     exact = [{option: EXACT.get(option, label) for option, label in row.items()} for row in sample[::2]]
     allowed = ARRAYS[stage].follows_rules

@@ -299,7 +299,7 @@ def test_the_papers_recipe_trains_both_stages(altclip_folder: Path, pairs_file: 
     sets += [f"{key}={pairs_file}" for key in ("data.train", "data.validation", "align.train")]
     sets += [
         f"teacher.model={altclip_folder}",
-        "align.accumulate=2",
+        "align.images_per_part=2",
         "distill.augmentations=1",
         "student.text.width=32",
         "student.image.size=64",

@@ -45,8 +45,9 @@ INHERITING: dict[str, Any] = {"text": {"inherit": "layers", "vocabulary": {"from
     [
         ("distill", {"precision": "fp16"}, PAIRS, "precision", "fp16 needs a GPU", "precision: auto"),
         ("align", {"validate_every_steps": 1}, PAIRS, "validate_every_steps", "needs pairs", "set data.validation"),
-        ("distill", {"accumulate": "auto", "losses": [{"kind": "similarity"}]}, PAIRS, "accumulate",
-         "is auto, and similarity compares the pairs", "gradient_cache: true"),
+        *(("distill", {key: value, "losses": [{"kind": "similarity"}]}, PAIRS, key,
+           "parts depend on the machine, and similarity compares the pairs", "gradient_cache: true")
+          for key, value in (("accumulate", "auto"), ("images_per_part", 8))),
         ("distill", {"losses": [EMBEDDING, EMBEDDING | {"teacher": 2}]}, PAIRS, "losses.1",
          "loss embedding learns from teacher 2, and there are 1, counted from 0", "more_teachers"),
         ("align", {"losses": [EMBEDDING | {"teacher": 1}]}, PAIRS, "losses.0", "there are 1", "more_teachers"),
@@ -126,13 +127,29 @@ def test_epochs_count_whole_batches() -> None:
 
 
 @pytest.mark.parametrize(
+    ("size", "sizes", "processes", "parts"),
+    [
+        *((256, {"pairs": 2048}, processes, parts) for processes, parts in ((1, 8), (2, 4), (8, 1), (32, 1))),
+        *((size, {"pairs": 24, "images": 12}, 1, parts) for size, parts in ((36, 1), (18, 2), (10, 4), (3, 12))),
+        *((size, {"pairs": 24, "texts": 10}, 2, parts) for size, parts in ((12, 1), (1, 12))),  # no equal parts
+        (1, {"texts": 8}, 1, 1),
+    ],
+)
+def test_parts_are_the_fewest_equal_ones_of_so_many_images(
+    size: int, sizes: dict[str, int], processes: int, parts: int
+) -> None:
+    assert TrainOptions(steps=1, images_per_part=size).fewest_parts(sizes, processes) == parts
+
+
+@pytest.mark.parametrize(
     ("given", "said"),
     [
         *((counts, "set either epochs or steps") for counts in ({}, {"steps": 5, "epochs": 1})),
         *((counts, "greater than 0|greater than or equal to 1") for counts in ({"steps": 0}, {"epochs": 0})),
         ({"steps": 1, "optimizer": {"other_lr": 1e-3}}, "other_lr needs kind: muon"),
         ({"steps": 1, "batch_size": 10, "accumulate": 4}, "must be a multiple of accumulate"),
-        ({"steps": 1, "gradient_cache": True}, "set accumulate"),
+        ({"steps": 1, "gradient_cache": True}, "set images_per_part or accumulate"),
+        *(({"steps": 1, "images_per_part": 2, "accumulate": count}, "remove one of them") for count in (2, "auto")),
         ({"steps": 1, "keep": "best"}, "set validate_every_steps"),
         ({"steps": 1, "patience": 3}, "set validate_every_steps"),
     ],
