@@ -217,20 +217,34 @@ def _compile_probe(task: TrainingTask, options: TrainOptions, device: str, image
 
 
 def make_accelerator(options: TrainOptions, device: str, unused: bool = True) -> Accelerator:
-    """Accelerate for this stage's precision and device. `unused`: a step may leave parameters without a gradient.
-
-    Where DDP need not look for those, it rearranges its buckets after the first step, so that with more than two
-    processes sums are rounded in another order from then on, and a resumed run would not be bit-identical.
-    """
-    unused |= options.deterministic and PartialState().num_processes > 2
+    """Accelerate for this stage's precision and device. `unused`: a step may leave parameters without a gradient."""
     AcceleratorState._reset_state()  # a process keeps one precision, and the stage before may have had another
     return Accelerator(
         cpu=device == "cpu",
         mixed_precision="no" if options.precision == "fp32" else options.precision,
         kwargs_handlers=[  # the trainer averages buffers
-            DistributedDataParallelKwargs(find_unused_parameters=unused, broadcast_buffers=False)
+            DistributedDataParallelKwargs(
+                find_unused_parameters=unused, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
         ],
     )
+
+
+class FixedBuckets:
+    """A DDP reducer that keeps its first buckets.
+
+    DDP arranges them anew after the first step, in the order in which gradients came. With more than two processes sums
+    are rounded in another order from then on, and a resumed run would not be bit-identical.
+    """
+
+    def __init__(self, reducer: Any) -> None:
+        self._reducer = reducer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reducer, name)
+
+    def _rebuild_buckets(self) -> bool:
+        return False
 
 
 class Parts:

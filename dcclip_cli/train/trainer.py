@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from dcclip_cli.data.batch import Batch
 from dcclip_cli.errors import DcclipError, Message
@@ -29,7 +30,7 @@ from dcclip_cli.train.checkpoint import (
     save_checkpoint,
     telling_saved_step,
 )
-from dcclip_cli.train.compute import Parts, make_accelerator
+from dcclip_cli.train.compute import FixedBuckets, Parts, make_accelerator
 from dcclip_cli.train.distributed import any_process, average_statistics, from_first, processes_here, stop_together
 from dcclip_cli.train.loading import load_batches
 from dcclip_cli.train.lora import merge_lora
@@ -88,6 +89,9 @@ class Trainer:
         self.ema = make_ema(task.model, options.ema)
         self._accelerated_optimizer = self.accelerator.prepare(self.optimizer)
         self._wrapped = self.accelerator.prepare(task)
+        is_order_open = self.accelerator.num_processes > 2  # of two numbers the sum is the same in any order
+        if options.deterministic and is_order_open and isinstance(self._wrapped, DistributedDataParallel):
+            self._wrapped.reducer = FixedBuckets(self._wrapped.reducer)
         self.state = TrainState(step=0)
         self.seconds, self.metrics = 0.0, dict[str, float]()
         self._changing_weights = False

@@ -23,6 +23,7 @@ from dcclip_cli.model.towers import Tokens
 from dcclip_cli.train.distributed import process_count
 from dcclip_cli.train.optimizer import make_ema
 from dcclip_cli.train.speed import StepTimer, forward_flops, peak_flops, training_flops
+from dcclip_cli.train.task import backward
 from dcclip_cli.train.teacher import OnlineTeacher
 from dcclip_cli.train.trainer import Trainer
 from tests.train.jobs import TIMEOUT_S, Job, in_processes, interrupt, run, sha256, stage_of
@@ -71,7 +72,7 @@ WAYS: dict[str, Job] = {
 
 
 @pytest.mark.timeout(2 * TIMEOUT_S)
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, 2, 3])
 def test_a_step_reads_one_number_from_the_device_and_compares_its_own_rows(
     processes: int, distilling: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,11 +95,23 @@ def count_reads(job: Job) -> None:
         trainer = Trainer(stage)
         trainer.restore()
         trainer.task.train()
+        trained = [*trainer.task.parameters()]
         batch = next(trainer._batches()).to("cpu")  # as it is moved to a GPU
         with HostReads() as reads, Shapes() as shapes:
             trainer.train_step(batch)
         assert reads.seen == ["__bool__ in any_process"], way
         assert ((36, 36) in shapes.seen) == (process_count() == 1) and (36 // process_count(), 36) in shapes.seen, way
+        if process_count() == 3:  # sums are rounded in the order of DDP's buckets: a resumed run has the same
+            gradients = []
+            for _ in range(2):
+                torch.manual_seed(0)
+                backward(trainer._wrapped, batch, 1, trainer.accelerator)
+                gradients.append([parameter.grad.clone() for parameter in trained if parameter.grad is not None])
+                trainer.optimizer.zero_grad()
+            assert all(map(torch.equal, *gradients)), way
+            ddp = trainer._wrapped._get_ddp_logging_data()
+            flags = [ddp[name] for name in ("has_rebuilt_buckets", "find_unused_parameters", "gradient_as_bucket_view")]
+            assert flags == [0, 0, 1], way
         trainer.close()
 
 
