@@ -119,7 +119,12 @@ class TrainingTask(nn.Module):
         return replace(batch, pixels=pixels.contiguous(memory_format=torch.channels_last))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        return self.terms(batch, self.outputs(batch))
+        teachers = self.teacher_outputs(batch)  # first: the student's activations then have the memory
+        return self.terms(batch, self.outputs(batch), teachers)
+
+    def teacher_outputs(self, batch: Batch) -> list[Outputs]:
+        """The teachers' outputs for this process's batch."""
+        return [teacher.features(batch) for teacher in self._teachers]
 
     def outputs(self, batch: Batch) -> Outputs:
         """The student's outputs for this process's batch."""
@@ -153,12 +158,12 @@ class TrainingTask(nn.Module):
         for teacher in self._teachers:
             teacher.check()
 
-    def terms(self, batch: Batch, student: Outputs) -> dict[str, Tensor]:
-        """The weighted loss terms of a batch, given the student's outputs."""
+    def terms(self, batch: Batch, student: Outputs, teacher_outputs: Sequence[Outputs]) -> dict[str, Tensor]:
+        """The weighted loss terms of a batch, given the outputs of the student and of the teachers."""
         shares, device = _shares(batch), batch.pixels.device
         teachers = [
-            _of_all_processes(teacher.features(batch), batch, shares, partial(no_texts, teacher.widths, device))
-            for teacher in self._teachers
+            _of_all_processes(outputs, batch, shares, partial(no_texts, teacher.widths, device))
+            for teacher, outputs in zip(self._teachers, teacher_outputs, strict=True)
         ]
         student, model = _of_all_processes(student, batch, shares, self._no_texts), self.student.model
         masks = {name: _false_negatives(name, shares[name], batch) for name in student.counts}
@@ -335,7 +340,7 @@ def cached_backward(task: TrainingTask, batch: Batch, parts: int, accelerator: A
             outputs.append(task.outputs(piece))
     joined = _joined(batch, pieces, outputs, task.student.model)
     with accelerator.autocast():
-        terms = task.terms(batch, joined)
+        terms = task.terms(batch, joined, task.teacher_outputs(batch))
     if any(term.requires_grad for term in terms.values()):
         accelerator.backward(sum(terms.values()))
     for piece, (on_cpu, on_gpu) in zip(pieces, states, strict=True):
