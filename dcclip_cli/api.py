@@ -185,7 +185,7 @@ def evaluate(
     from dcclip_cli.model.reference import resolve
 
     if recipe is None and not options.get("datasets"):
-        raise DcclipError("no data set is named", "name one with --dataset NAME or PATH (see: dcclip datasets)")
+        raise DcclipError("no data set given", "choose one with --dataset NAME or PATH (see: dcclip datasets)")
     loaded = open_recipe({"name": "eval"} if recipe is None else recipe, "eval", options, sets)
     chosen, talk = loaded.recipe.eval, progress_for(progress)
     assert chosen is not None
@@ -254,7 +254,7 @@ def export(
     from dcclip_cli.model.reference import resolve
 
     if recipe is None and out is None:
-        raise DcclipError("no folder is named for the export", "name one with --out DIR, or give a recipe")
+        raise DcclipError("no folder given for the export", "give one with --out DIR, or give a recipe")
     loaded = open_recipe({"name": "export", "export": {}} if recipe is None else recipe, None, {}, sets)
     if options:
         loaded = open_recipe(loaded, "export", options)
@@ -321,9 +321,9 @@ def trim(
 
     chosen = tuple(language for language in LANGUAGES if language in languages)
     if unknown := [language for language in languages if language not in LANGUAGES]:
-        raise DcclipError("dcclip knows no scripts of {}", "its languages are zh and en", ", ".join(unknown))
+        raise DcclipError("unknown language {}", "use zh, en or both", ", ".join(unknown))
     if not chosen:
-        raise DcclipError("no language is named", "its languages are zh and en")
+        raise DcclipError("no language given (zh, en or both)", "use zh, en or both")
     set_library_defaults()
     named = resolve(os.fspath(model))
     folder = trimmable(named)
@@ -403,11 +403,11 @@ def new(
 
     file = Path(file)
     if file.exists() and not force:
-        raise DcclipError("{} exists", "name another file, or overwrite it with --force", file)
+        raise DcclipError("{} exists", "choose another file, or overwrite it with --force", file)
     chosen, chosen_data = recipes.choose_teacher(teacher), recipes.choose_data(os.fspath(data), kind)
     chosen_size: Any = size or next(iter(recipes.sizes_for(chosen)))
     if chosen_size not in recipes.SIZES:
-        raise DcclipError("there is no size {}", "the sizes are {}", chosen_size, ", ".join(recipes.SIZES))
+        raise DcclipError("unknown size {}", "choose one of {}", chosen_size, ", ".join(recipes.SIZES))
     words = None if texts is None else Path(texts)
     if chosen_data.kind == "photos" and words is None:
         words = file.with_suffix(".texts.txt")
@@ -449,7 +449,9 @@ def index(
     named = [os.fspath(path) for path in several(data)]
     files = [file for source in named for file in shards_at(source)]
     if not files:
-        raise DcclipError("{} has no tar and no Parquet file", "name files, folders or globs of them", " ".join(named))
+        raise DcclipError(
+            "{} contains no tar and no Parquet file", "give files, folders or globs of them", " ".join(named)
+        )
     find = verify_files if verify else partial(find_indexes, fresh=fresh, place=own_place)
     indexes = find(files, Columns(**(columns or {})), progress_for(progress))
     pairs = sum(sum(index.metadata.captioned) for index in indexes)
@@ -507,7 +509,7 @@ def open_recipe(
         loaded = load_recipe(recipe, sets or (), values)
     if stage and stage not in loaded.recipe.stages:
         stages = ", ".join(loaded.recipe.stages) or Message("none")
-        raise DcclipError("{} has no section {}", "add one; its stages are: {}", loaded.path, stage, stages)
+        raise DcclipError("{} has no section {}", "add it; the recipe's stages are: {}", loaded.path, stage, stages)
     return loaded
 
 

@@ -52,7 +52,10 @@ class Record:
             file = self.file.parent / name
             if file_sha256(file) != self.digests[name]:
                 raise DcclipError(
-                    "{} is damaged or was changed: its SHA-256 is not the one in {}", self.hint, file, self.file.name
+                    "{} is damaged or was changed: its SHA-256 differs from the one in {}",
+                    self.hint,
+                    file,
+                    self.file.name,
                 )
 
 
@@ -73,11 +76,11 @@ def read_record(file: Path, hint: str) -> Record:
         raise DcclipError("{} lists no files of its folder", hint, file)
     for path in (file.parent / name for name in files):
         if not path.is_file():
-            raise DcclipError("{} is missing, which {} lists", hint, path, file.name)
+            raise DcclipError("{} is missing; {} lists it", hint, path, file.name)
     return Record(file, content, hint)
 
 
 def check_format(file: Path, content: Mapping[str, Any], hint: str) -> None:
     """Raise DcclipError unless a JSON object is of the format of this version."""
     if (version := content.get("format")) != FORMAT:
-        raise DcclipError("{} has format {}, and this version reads {}", hint, file, version, FORMAT)
+        raise DcclipError("{} has format {}; this version of dcclip reads format {}", hint, file, version, FORMAT)

@@ -38,7 +38,7 @@ def cache_folder() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dcclip"
     except RuntimeError:  # of Path.home()
-        raise DcclipError("this user has no home folder to cache data in", "set DCCLIP_CACHE to a folder") from None
+        raise DcclipError("this user has no home folder for the cache", "set DCCLIP_CACHE to a folder") from None
 
 
 def several(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Iterable[str | os.PathLike[str]]:
@@ -154,7 +154,7 @@ def refuse_special(path: Path, expected: Literal["file", "folder"] = "file") -> 
     except (OSError, ValueError):  # a missing file or an impossible name: opening it reports that
         return
     if kind:
-        raise DcclipError("{0} is {1}, not a {2}", "name an ordinary {2}", path, kind, _ORDINARY[expected])
+        raise DcclipError("{0} is {1}, not a {2}", "give a regular {2}", path, kind, _ORDINARY[expected])
 
 
 def check_target(path: Path, folder: bool) -> None:
@@ -235,7 +235,7 @@ def read_cached(file: Path, read: Callable[[dict[str, Any]], T], say: Callable[[
     try:
         return read(read_json(file, ""))
     except (DcclipError, OSError, AttributeError, LookupError, TypeError, ValueError):
-        say(Message("warning: {} cannot be read: it is made again", file))
+        say(Message("warning: {} cannot be read; creating it again", file))
         remove(file)
         return None
 

@@ -38,20 +38,22 @@ def files_on_hub(repository: str, kind: Literal["model", "dataset"] = "model") -
 
     option = "" if kind == "model" else " --repo-type dataset"
     hint: str = Message(
-        "download it where there is a network: hf download {}{}; or name a local directory", repository, option
+        "download it on a machine with a network: hf download {}{}; or give a local directory", repository, option
     )
     try:
         api = HfApi()
         look = api.model_info if kind == "model" else api.dataset_info
         return {file.rfilename for file in look(repository, timeout=TIMEOUT_S).siblings or ()}
     except HFValidationError:
-        raise DcclipError("{} is neither a directory nor a name on the hub", "write ORG/NAME", repository) from None
+        raise DcclipError(
+            "{} is neither a directory nor the name of a hub repository", "write ORG/NAME", repository
+        ) from None
     # The HTTP library's own errors are no OSError.
     except (OSError, *HfHubHTTPError.__bases__) as error:  # type: ignore[misc]
         reason = Message("HF_HUB_OFFLINE is set") if HF_HUB_OFFLINE else str(error).strip().splitlines()[0][:200]
         why = Message("the hub cannot be reached")
         if getattr(error, "response", None) is not None:
-            why = Message("the hub does not have it, or not for you")
+            why = Message("the hub does not have it, or you have no access")
             hint = Message("check the name; if its license must be accepted on the hub, log in with: hf auth login")
         raise DcclipError("{} is not complete in the local cache, and {}: {}", hint, repository, why, reason) from None
 
@@ -99,7 +101,7 @@ def load_hub(
             dataset = datasets.load_from_disk(path)
             if isinstance(dataset, datasets.DatasetDict) and split not in dataset:
                 raise DcclipError(
-                    "{} has no split {} (found: {})", "name one as `split`", path, split, ", ".join(dataset)
+                    "{} has no split {} (found: {})", "choose one with `split`", path, split, ", ".join(dataset)
                 )
             return dataset[split] if isinstance(dataset, datasets.DatasetDict) else dataset
         if path.startswith(("/", ".")) and not os.path.isdir(path):
@@ -143,7 +145,5 @@ def _errors(path: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError, EOFError, tarfile.TarError, DatasetsError) as error:
         reason = " ".join(str(error).split())[:300]
-        hint = Message(
-            "check the name, `config` and `split`, and that the hub is reachable; or name a folder of save_to_disk"
-        )
+        hint = Message("check the name, `config`, `split` and the connection; or give a folder written by save_to_disk")
         raise DcclipError("{} cannot be loaded: {}", hint, path, reason) from None

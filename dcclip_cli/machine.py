@@ -125,7 +125,7 @@ def busy_machine() -> Message | None:
     load, count = load_averages(), os.cpu_count()
     if not load or not count or load[0] <= count:
         return None
-    return Message("load {:.1f} on {} cores: other work slows down training and measurements", load[0], count)
+    return Message("load {:.1f} on {} cores: other programs slow down training and measurements", load[0], count)
 
 
 def busy_cores(seconds: float = 0.2) -> float:

@@ -40,7 +40,7 @@ def imported(name: str, base: type[Any]) -> type[Any]:
         raise ValueError(Message("{!a} is not MODULE:CLASS", name))
     try:
         if module not in sys.modules:
-            _tell(Message("the recipe's own parts: code from {}", _file_of(module) or module))
+            _tell(Message("the recipe uses your own code from {}", _file_of(module) or module))
         part = getattr(importlib.import_module(module), attribute)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
@@ -49,11 +49,13 @@ def imported(name: str, base: type[Any]) -> type[Any]:
             Message("{} cannot be imported: {} (install its package, or set PYTHONPATH)", name, _said(error, module))
         ) from None
     if not (isinstance(part, type) and issubclass(part, base)):
-        raise ValueError(Message("{} is no subclass of {}.{}", name, base.__module__, base.__name__))
+        raise ValueError(Message("{} is not a subclass of {}.{}", name, base.__module__, base.__name__))
     if issubclass(part, BaseModel) and part.model_fields["kind"].annotation is not str:
-        raise ValueError(Message("{} must have the field `kind: str`, which receives its name here", name))
+        raise ValueError(
+            Message("{} must have the field `kind: str`, which receives the name used in the recipe", name)
+        )
     if abstract := ", ".join(sorted(getattr(part, "__abstractmethods__", ()))):
-        raise ValueError(Message("{} lacks a method: {}", name, abstract))
+        raise ValueError(Message("{} lacks the method {}", name, abstract))
     _classes[name] = part
     return part
 
@@ -128,7 +130,7 @@ def own_errors(name: str) -> Iterator[None]:
     except _MISTAKES as error:
         if not is_own(name) or isinstance(error, DcclipError) or type(error).__name__ == "OutOfMemoryError":
             raise
-        raise DcclipError("{}: {}", "correct it there", name, _said(error, name.partition(":")[0])) from error
+        raise DcclipError("{}: {}", "fix it in that file", name, _said(error, name.partition(":")[0])) from error
 
 
 def _file_of(module: str) -> str | None:

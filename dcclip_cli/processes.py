@@ -209,7 +209,7 @@ def calls(
     except BrokenProcessPool as error:
         if error.__cause__:  # what it sent cannot be read
             raise
-        raise DcclipError("a worker process was killed, probably because memory ran out", hint) from None
+        raise DcclipError("a worker process was killed, probably because the system ran out of memory", hint) from None
 
 
 def _begin_pool_worker() -> None:

@@ -62,7 +62,7 @@ def finished(run: Path, stage: StageName) -> bool:
     product = _product(run, stage)
     record = product if product.suffix else product / RECORD
     if record.name == RECORD:
-        read_record(record, Message("make it again with --fresh"))
+        read_record(record, Message("create it again with --fresh"))
     return True
 
 
@@ -86,7 +86,7 @@ class RunDir:
             if not is_free:
                 process = owner.read_text("utf-8") if owner.exists() else "?"
                 problem = Message("{} is in use by another command (process {})", self.root, process)
-                raise DcclipError(problem, "wait until it ends, or use another folder: --out FOLDER")
+                raise DcclipError(problem, "wait until it ends, or choose another folder: --out FOLDER")
             atomic_write(owner, f"{os.getpid()}, {platform.node()}")
             try:
                 yield

@@ -91,13 +91,13 @@ def open_block(file: Path) -> Arrays:
             raise ValueError
         return arrays
     except (ValueError, LookupError, TypeError):
-        raise ValueError(Message("is no block of features, or is cut")) from None
+        raise ValueError(Message("not a block of features, or truncated")) from None
     except FileNotFoundError:
         raise
     except OSError as error:  # among them EMFILE, EIO, ESTALE: the rows may be good
         raise DcclipError(
             "{}: the system cannot open this block of features: {}",
-            "check the disk and the file's permissions, or allow more open files with: ulimit -n 4096",
+            "check the disk and the file's permissions, or raise the limit of open files with: ulimit -n 4096",
             *(file, error.strerror),
         ) from None
 
@@ -323,9 +323,7 @@ class FeatureStore:
                     raise OSError(error.errno, error.strerror, str(file)) from None
                 if self._warn:
                     reason = error.strerror
-                    self._warn(
-                        Message("{} cannot be written ({}): what is computed now is not kept", self.folder, reason)
-                    )
+                    self._warn(Message("{} cannot be written ({}): new features are not cached", self.folder, reason))
                 self.in_memory, file = True, None
         self._merge([self._table(file or arrays, arrays)])
 

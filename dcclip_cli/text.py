@@ -40,7 +40,7 @@ def check_unicode(texts: Iterable[str]) -> None:
     """
     for text in texts:
         if not text.isascii() and _HALF.search(text):
-            raise DcclipError("the text {!r} contains bytes that are not UTF-8", "write it, or name it, in UTF-8", text)
+            raise DcclipError("the text {!r} contains bytes that are not UTF-8", "use UTF-8", text)
 
 
 def split(text: str) -> list[str]:
@@ -128,9 +128,9 @@ def not_utf8(file: Path, hint: str = "save it as UTF-8") -> DcclipError:
     with file.open("rb") as stream:
         encoding = encoding_of(stream.read(_LOOK_AT))
     if encoding is None:
-        return DcclipError("{} is not text in UTF-8", hint, file)
+        return DcclipError("{} is not UTF-8 text", hint, file)
     return DcclipError(
-        "{0} is in {1}, not in UTF-8",
+        "{0} is encoded in {1} instead of UTF-8",
         "convert it with: iconv -f {1} -t UTF-8 {2} > {3}",
         file,
         encoding,

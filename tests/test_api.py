@@ -110,7 +110,7 @@ def test_a_finished_stage_is_returned_as_it_is_unless_fresh(recipe: Path, done: 
         ({"proces": 2}, "distill: unknown argument proces, did you mean 'processes'?"),
         (
             {"optimizer": {"kind": "adam"}},
-            "arguments: distill.optimizer.kind: input should be 'adamw', 'muon' or 'sgd' (got 'adam')",
+            "arguments: distill.optimizer.kind: input must be 'adamw', 'muon' or 'sgd' (got 'adam')",
         ),
         ({"sets": {"studnt.preset": "S"}}, "arguments: studnt: unknown key, did you mean 'student'?"),
     ],

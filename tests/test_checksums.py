@@ -81,13 +81,13 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
     assert read_record(record, "copy it").digests == {"inner/权重": hashlib.sha256(b"12345").hexdigest()}
     read_record(record, "copy it").check()
     file.write_bytes(b"12354")
-    with refused(f"{file} is damaged or was changed: its SHA-256 is not the one in dcclip.json", "copy it"):
+    with refused(f"{file} is damaged or was changed: its SHA-256 differs from the one in dcclip.json", "copy it"):
         read_record(record, "copy it").check()
     file.unlink()
-    with refused(f"{file} is missing, which dcclip.json lists", "copy it"):
+    with refused(f"{file} is missing; dcclip.json lists it", "copy it"):
         read_record(record, "copy it")
     record.write_text(json.dumps({"format": 9}))
-    with refused(f"{record} has format 9, and this version reads 1", "copy it"):
+    with refused(f"{record} has format 9; this version of dcclip reads format 1", "copy it"):
         read_record(record, "copy it")
 
 

@@ -45,7 +45,7 @@ def schema() -> None:
 
 @recipe_app.command()
 def show(recipe: flags.RecipeFile, sets: flags.Sets = None) -> None:
-    """Print a recipe with every default written out, but those of own parts, whose code is not imported."""
+    """Print a recipe with all default values, except those of your own components, whose code is not imported."""
     from dcclip_cli.own import not_imported
     from dcclip_cli.recipe.load import resolved_yaml
 
@@ -54,7 +54,7 @@ def show(recipe: flags.RecipeFile, sets: flags.Sets = None) -> None:
 
 
 def models() -> None:
-    """List the models found here, and the students and teachers that a recipe can name."""
+    """List the models on this machine, and the students and teachers for recipes."""
     from dcclip_cli.model.reference import STARTER, resolve
     from dcclip_cli.model.students import PRESETS
 
@@ -140,7 +140,7 @@ def diagnose() -> Facts:
     if busy := machine.busy_machine():
         notes["busy machine"] = busy
     if vnni is False:
-        notes["int8"] = Message("this processor has no VNNI: int8 is slower")
+        notes["int8"] = Message("this CPU has no VNNI: int8 is slower")
     onnxruntime = _imported("onnxruntime", notes)
     providers = onnxruntime.get_available_providers() if onnxruntime else None
     features, quota = machine.cpu_features(), machine.cgroup_quota(Path("/"))

@@ -10,8 +10,8 @@ from typer import Argument, Option
 from dcclip_cli.cli import console, flags
 from dcclip_cli.errors import Message
 
-_FOLDER = "Folder with a folder of pictures for each label; pictures in one named none or 其他 are of no label."
-_OUT = Option("--out", metavar="FILE", help="File for the thresholds. Default: thresholds.json in the model's folder.")
+_FOLDER = "Folder with one folder of images per label; images in a folder named none or 其他 belong to no label."
+_OUT = Option("--out", metavar="FILE", help="File for the thresholds. Default: thresholds.json in the model directory.")
 
 
 def calibrate(
@@ -24,10 +24,10 @@ def calibrate(
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:
-    """Find a threshold for each label on labelled pictures, which `predict --multi-label` then uses.
+    """Find a threshold for each label from labelled images, for `predict --multi-label`.
 
-    A label is the name of its folder, or those in classes.yaml, in Chinese and English. The thresholds are those
-    with the highest F1 on all pictures and labels together; a picture that reaches none is shown without labels.
+    The name of a folder is the label of its images; classes.yaml can define labels in Chinese and English. The
+    thresholds maximize F1 over all images and labels. An image below every threshold gets no label.
     """
     from dcclip_cli.inference import calibrate as inference
 

@@ -22,16 +22,16 @@ _OUT = Option("--out", metavar="DIR", help="Folder of the page. Default: in the 
 def demo(
     model: flags.Model = None,
     out: Annotated[Path | None, _OUT] = None,
-    port: Annotated[int, Option("--port", min=0, max=65535, help="Port of the page; 0 takes any free one.")] = 0,
+    port: Annotated[int, Option("--port", min=0, max=65535, help="Port of the page; 0 chooses a free one.")] = 0,
     open_page: Annotated[bool, Option("--open/--no-open", help="Open the page in a browser.")] = True,
-    fresh: Annotated[bool, Option("--fresh", help="Make the page again.")] = False,
+    fresh: Annotated[bool, Option("--fresh", help="Export the page again.")] = False,
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:
-    """Try a model on your own pictures, in a browser.
+    """Try a model on your own images, in a browser.
 
-    Exports the model as a web page (dcclip export --format web) and serves it to this machine only, until Ctrl-C.
-    Prints its address. Pictures do not leave the browser.
+    Exports the model as a web page (dcclip export --format web), serves it to this machine only until Ctrl-C, and
+    prints its address. Images do not leave the browser.
     """
     flags.out(out)
     talk = console.talk(quiet, verbose)
@@ -87,4 +87,4 @@ def _server(folder: Path, port: int) -> ThreadingHTTPServer:
     try:
         return Server(("127.0.0.1", port), partial(Handler, directory=str(folder)))
     except OSError as error:
-        raise DcclipError("port {} cannot be used: {}", "name another with --port", port, error.strerror) from None
+        raise DcclipError("cannot use port {}: {}", "choose another port with --port", port, error.strerror) from None

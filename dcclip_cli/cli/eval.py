@@ -20,47 +20,47 @@ if TYPE_CHECKING:
 _SET, _METRIC, _IMAGES, _CLASSES = Message("data set"), Message("metric"), Message("images"), Message("classes")
 _RESULTS = "A results file or folder that eval --out wrote; FILE@MODEL chooses one of several models."
 _DATASET_HELP = (
-    "A name or group (see: dcclip datasets), a Parquet or tar file of pairs whose captions are the classes, "
-    "or a folder of class folders. Repeatable."
+    "Name or group (see: dcclip datasets), Parquet or tar file of pairs with class names as captions, or folder of "
+    "class folders. Repeatable."
 )
 _MODELS = Option("--model", metavar="MODEL", help=f"{flags.MODEL_HELP} Repeatable.")
 _DATASETS = Option("--dataset", metavar="NAME|PATH", help=_DATASET_HELP)
-_LANGUAGES = Option("--languages", metavar="en,zh", help="Languages for your own data sets. Default: all they have.")
+_LANGUAGES = Option("--languages", metavar="en,zh", help="Languages for your own data sets. Default: all of theirs.")
 _DATA_ROOT = Option(
     "--data-root", metavar="DIR", help="Folder with the named data sets in DIR/NAME/. Default: the hub."
 )
-_LIMIT = Option("--limit", min=1, help="Maximum images per data set, a fixed random sample.")
+_LIMIT = Option("--limit", min=1, help="Maximum number of images per data set: a fixed random sample.")
 _PARTIAL = Option(
-    "--partial", help="Accept unreadable images, and a part, asking for all its classes or those present."
+    "--partial", help="Accept unreadable images and incomplete sets; classify among all classes, or those present."
 )
 _TEMPLATES = Option(
-    "--templates", help="Prompts: the data set's own (default), a few generic ones, or the bare class name."
+    "--templates", help="Prompts: the data set's own (default), a few generic ones, or only the class name."
 )
 _TASK = Option(
-    "--task", help="retrieval: retrieve all captions of your own pairs; probe: a linear layer on embeddings."
+    "--task", help="retrieval: retrieve captions of your own pairs; probe: a linear classifier on embeddings."
 )
 _SHOTS = Option("--shots", metavar="5,20,50,all", help="Training images per class of probes. Default: 5,20,50,all.")
 _PRECISION = Option("--precision", help="Precision of torch models. Default: fp32.")
 _WORKERS = Option("--workers", min=1, callback=flags.at_a_time, help="Threads that read images. Default: 2.")
-_NO_CACHE = Option("--no-cache", help="Neither read nor write the cache of embeddings.")
+_NO_CACHE = Option("--no-cache", help="Do not use the cache of embeddings.")
 _JSON = Option("--json", help="Print the full results as JSON instead of a table.")
 _OUT = Option("--out", metavar="DIR", help="Folder for results (JSON), tables, report.html.")
 _FORMAT = Option(
     "--format",
     metavar="dcclip|hub|mteb|immich",
-    help="What --out receives: dcclip: JSON, tables and report.html; hub: files for leaderboards of the Hugging "
-    "Face hub, in DIR/hub/; mteb: results that mteb reads, in DIR/mteb/; immich: the place of models measured on "
-    "XM3600 on immich's table, in DIR/immich/. Repeatable. Default: dcclip.",
+    help="Formats of --out: dcclip: JSON, tables and report.html; hub: files for leaderboards of the Hugging Face "
+    "hub, in DIR/hub/; mteb: results for mteb, in DIR/mteb/; immich: how models rank in immich's XM3600 table, in "
+    "DIR/immich/. Repeatable. Default: dcclip.",
 )
 _OWNER = Option(
     "--owner",
     metavar="NAME",
-    help="User or organisation of the hub that has the leaderboards of --format hub, the models of --format mteb.",
+    help="Hub user or organisation that owns the leaderboards (hub) or the models (mteb).",
 )
 _RESULT_FILES = Option(
     "--results",
     metavar="PATH",
-    help="Merge existing results into one table without evaluating, in any format. Repeatable.",
+    help="Merge existing results into one table, in any --format, without evaluating. Repeatable.",
 )
 
 
@@ -93,7 +93,7 @@ def eval(
 ) -> None:
     """Measure models on test sets, side by side.
 
-    With a recipe: its data sets and its run's model, and the results are kept in runs/NAME/eval.
+    With a recipe, evaluates its model on its data sets and saves the results in runs/NAME/eval.
     """
     flags.out(out)
     if recipe is None and (sets or check):
@@ -106,7 +106,7 @@ def eval(
     }  # fmt: skip
     options = {key: value for key, value in options.items() if value}
     if results and (recipe or model or sets or options or not out):
-        raise BadParameter(Message("--results needs --out DIR, and goes with --format and --owner only"))
+        raise BadParameter(Message("--results needs --out DIR, and accepts only --format and --owner"))
     if formats and not (out or (recipe and not model)):
         raise BadParameter(Message("--format needs --out DIR"))
     talk, writing = console.talk(quiet, verbose), dict[str, Any](formats=formats or ["dcclip"], owner=owner)
@@ -214,15 +214,15 @@ def _noted(name: str, remark: str) -> str:
 
 def compare(
     a: Annotated[str, Argument(metavar="A", help=_RESULTS)],
-    b: Annotated[str, Argument(metavar="B", help="The same of the other model.")],
-    force: Annotated[bool, Option("--force", help="Compare results with different class names or prompts.")] = False,
+    b: Annotated[str, Argument(metavar="B", help="Results of the second model.")],
+    force: Annotated[bool, Option("--force", help="Compare results even if class names or prompts differ.")] = False,
     as_json: Annotated[bool, Option("--json", help="Print the differences as JSON instead of a table.")] = False,
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:
     """Compare two models' results: B minus A.
 
-    The 95 % interval is from 1,000 bootstrap samples of the images, the same for both where both saw the same images.
+    The 95 % interval is from 1,000 bootstrap samples of the images, paired if both models saw the same images.
     """
     from dcclip_cli import api
     from dcclip_cli.eval.result import METRIC_NAMES
@@ -237,9 +237,9 @@ def compare(
         if row.unlike:
             talk.say(Message("{}: the {} differ", name, all_of(row.unlike)))
         if not row.paired:
-            talk.say(Message("{}: not the same images in the same order, so the interval is wider", name))
+            talk.say(Message("{}: the images or their order differ, so the interval is wider", name))
         low, high = percent(row.low, signed=True), percent(row.high, signed=True)
-        verdict = (Message("better") if row.value > 0 else Message("worse")) if row.is_clear else Message("not clear")
+        verdict = (Message("better") if row.value > 0 else Message("worse")) if row.is_clear else Message("unclear")
         values = percent(row.first), percent(row.second), percent(row.value, signed=True)
         rows.append((name, METRIC_NAMES[row.metric], *values, Message("{} to {}", low, high), verdict))
     columns = (_SET, _METRIC, comparison.first, comparison.second, Message("difference"), Message("95 % interval"), "")
@@ -248,7 +248,7 @@ def compare(
 
 
 _NAME = Argument(metavar="NAME", help="A data set of classes, with --classes-yaml.")
-_LOOK_IN = Option("--data-root", metavar="DIR", help="Show which of them are in DIR.")
+_LOOK_IN = Option("--data-root", metavar="DIR", help="Show which data sets are in DIR.")
 _CLASSES_YAML = Option("--classes-yaml", help="Print the classes of NAME as the classes.yaml of a folder.")
 
 
@@ -259,7 +259,7 @@ def datasets(
 ) -> None:
     """List the data sets that eval knows by name, or print the class names of one."""
     if (name is None) == classes_yaml:
-        raise BadParameter(Message("NAME and --classes-yaml go together"))
+        raise BadParameter(Message("use NAME and --classes-yaml together"))
     if name:
         from dcclip_cli.eval.datasets import classes_yaml as as_yaml
 
@@ -275,7 +275,7 @@ def datasets(
         where = (layout_of(dataset, data_root) or "-") if data_root else f"wds_{dataset.hub}" if dataset.hub else ""
         size, classes = (f"{number:,}" if number else "" for number in (dataset.size, dataset.classes))
         rows.append((names, METRIC_NAMES[dataset.metric], dataset.split, size, classes, where, dataset.remark))
-    place = Message("found") if data_root else Message("on the hub")
+    place = Message("in DIR") if data_root else Message("on the hub")
     columns = (Message("name"), _METRIC, Message("split"), _IMAGES, _CLASSES, place, "")
     console.show_table(Message("dcclip eval --dataset NAME --data-root DIR, with DIR/NAME/"), columns, rows)
     console.show(Message("groups: {}", ", ".join(registry.group_names())))

@@ -25,19 +25,19 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 IMAGES = Argument(metavar="IMAGE", help="Images, folders or globs; - reads paths from stdin.")
 RecipeFile = Annotated[Path, Argument(metavar="RECIPE", help="Recipe, a YAML file.")]
 OptionalRecipe = Annotated[
-    Path | None, Argument(metavar="RECIPE", help="Recipe whose section and trained model are used.")
+    Path | None, Argument(metavar="RECIPE", help="Recipe; the command uses its own section and the trained model.")
 ]
 _SETS = Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe: distill.epochs=3. Repeatable.")
 Sets = Annotated[list[str] | None, _SETS]
 Out = Annotated[Path | None, Option("--out", metavar="DIR", help="Run directory. Default: runs/NAME.")]
-Fresh = Annotated[bool, Option("--fresh/--resume", help="Start over, or resume where the last run stopped.")]
+Fresh = Annotated[bool, Option("--fresh/--resume", help="--fresh starts over; --resume continues the last run.")]
 _FRESH = Option(
     "--fresh/--resume",
-    help="Start over, or resume from a saved state and fail if there is none. Default: resume if there is one.",
+    help="--fresh starts over; --resume requires a checkpoint. Default: resume if there is a checkpoint.",
 )
 FreshOrResume = Annotated[bool | None, _FRESH]
 _CHECK = Option(
-    "--check", help="Check recipe, data, models, device and disk, print estimates of time and disk, and stop."
+    "--check", help="Check recipe, data, models, device and disk; print time and disk estimates; run nothing."
 )
 Check = Annotated[bool, _CHECK]
 
@@ -55,33 +55,36 @@ def processes(value: str) -> int | Literal["auto"]:
     if value == "auto":
         return "auto"
     if not value.isdecimal() or int(value) < 1:
-        raise BadParameter(Message("{} is neither auto nor a number from 1 on", value))
+        raise BadParameter(Message("{}: expected auto or a number from 1", value))
     return at_a_time(int(value)) or 1
 
 
-_TOGETHER = "Processes that train together, one per GPU; auto: one for each GPU."
+_TOGETHER = "Number of training processes, one per GPU; auto: one for each GPU."
 Processes = Annotated[Any, Option("--processes", parser=processes, metavar="N", help=_TOGETHER)]
 Where = Annotated[Device, Option("--device", help="Device of the model; auto uses a GPU if there is one.")]
 Threads = Annotated[
-    int | None, Option("--threads", min=1, callback=at_a_time, help="CPU threads per tower. Default: 1 for a bundle.")
+    int | None,
+    Option(
+        "--threads", min=1, callback=at_a_time, help="CPU threads per tower. Default: 1 for a bundle, else torch's."
+    ),
 ]
 TrustRemoteCode = Annotated[
     bool, Option("--trust-remote-code", help="Run code in the repositories of models (FG-CLIP2). Read it first.")
 ]
-_DIMS = "Use the first N numbers of each embedding, for models trained with `dims`. Default: all."
+_DIMS = "Use the first N dimensions of embeddings, for models trained with `dims`. Default: all."
 Dims = Annotated[int | None, Option("--dims", min=8, max=8192, metavar="N", help=_DIMS)]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print errors only.")]
 Verbose = Annotated[bool, Option("--verbose", "-v", help="Show library logs too.")]
 MODEL_HELP = (
-    "Model directory of any library, export bundle, run directory, starter, hf:ORG/NAME, open_clip:"
-    "ARCH/TAG, hf-hub:ORG/NAME or ms:ORG/NAME (ModelScope). "
-    "Default: $DCCLIP_MODEL, else starter, the model included in dcclip."
+    "Model directory (dcclip, open_clip or transformers), export bundle, run directory, starter, hf:ORG/NAME, "
+    "open_clip:ARCH/TAG, hf-hub:ORG/NAME or ms:ORG/NAME (ModelScope). Default: $DCCLIP_MODEL, else starter, the "
+    "model included in dcclip."
 )
 
 Model = Annotated[str | None, Option("--model", metavar="MODEL", help=MODEL_HELP)]
 EXPORTED_HELP = (
-    "Model directory of any library, run, hf:ORG/NAME, open_clip:ARCH/TAG or hf-hub:ORG/NAME. "
-    "Default: the recipe's run."
+    "Model directory (dcclip, open_clip or transformers), run, bundle, starter, hf:ORG/NAME, open_clip:ARCH/TAG or "
+    "hf-hub:ORG/NAME. Default: the recipe's run."
 )
 
 
@@ -99,7 +102,7 @@ def lines_of(file: Path | None, kind: Message, most_lines: int, most_bytes: int)
     for number, line in enumerate(text.splitlines(), 1):
         if len(line) > _MOST_CHARACTERS:  # a tokenizer takes 300 bytes for each, also of those that it cuts off
             message = Message(
-                "{}: line {} has {:,} characters, more than {:,}", file, number, len(line), _MOST_CHARACTERS
+                "{}: line {} has {:,} characters; the limit is {:,}", file, number, len(line), _MOST_CHARACTERS
             )
             raise DcclipError(message, hint)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -117,7 +120,7 @@ def text(value: str, option: str) -> str:
         return os.fsencode(value).decode("utf-8")
     except UnicodeError:
         raise DcclipError(
-            "{} {!r} is not text in UTF-8", "set the terminal to UTF-8: LANG=C.UTF-8", option, value
+            "{} {!r} is not UTF-8 text", "set the terminal to UTF-8: LANG=C.UTF-8", option, value
         ) from None
 
 
@@ -155,6 +158,6 @@ def show_checked(
     for line in job.estimates(works):
         console.show_now(line)
     if works and "collect" in stages_to_run:
-        console.show(Message("these are for all pairs that collect would read, before it drops any"))
-    listed = ", ".join(stages_to_run) or Message("nothing, all is done")
+        console.show(Message("these are all pairs that collect would read, before filtering"))
+    listed = ", ".join(stages_to_run) or Message("nothing: all stages are finished")
     console.show(Message("ready to run in {}: {}", job.dir.root, listed))

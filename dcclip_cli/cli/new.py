@@ -23,7 +23,7 @@ _ABOUT = {  # of teachers
     "chinese-clip": Message("188 M, Chinese only; see its card for the license"),
     "metaclip2": Message("139 M, over 300 languages, CC-BY-NC-4.0"),
 }
-_FILE = Argument(metavar="FILE", help="The recipe to write; its name is the model's.")
+_FILE = Argument(metavar="FILE", help="Recipe to write; the model gets its name.")
 _TEACHER = Option(
     "--teacher",
     metavar="MODEL",
@@ -33,8 +33,8 @@ _TEACHER = Option(
 _DATA = Option(
     "--data",
     metavar="PATH",
-    help="A folder of photographs, pairs (tars, Parquet files, a folder that collect wrote), a table (.tsv, .csv, "
-    ".jsonl) or a folder of class folders.",
+    help="Folder of photographs, image-caption pairs (tars, Parquet files, output of collect), a table (.tsv, .csv, "
+    ".jsonl), or a folder of class folders.",
 )
 _KIND = Option("--kind", help="Override the detected kind of --data, for example if its subfolders are not classes.")
 _TEXTS = Option(
@@ -46,7 +46,7 @@ _TEXTS = Option(
 _SIZE = Option(
     "--size", help="Student of 12, 29, 45 or 3 M parameters. Default: S, or XS where the teacher is smaller."
 )
-_YES = Option("--yes", "-y", help="Ask nothing: take the defaults for what is not given.")
+_YES = Option("--yes", "-y", help="Ask no questions: use the default for each missing choice.")
 _FORCE = Option("--force", help="Overwrite FILE.")
 
 
@@ -63,17 +63,17 @@ def new(
 ) -> None:
     """Write a commented recipe from a few choices: teacher, data and size.
 
-    Asks for what is not given, checks the recipe as --check does, writes its estimates into it, and prints the path.
+    Asks for missing choices, checks the recipe as --check does, adds time and disk estimates, and prints its path.
     """
     if not str(file).isprintable():
-        raise DcclipError("{!r} has control characters", "name another file", str(file))
+        raise DcclipError("{!r} contains control characters", "choose another file name", str(file))
     if file.exists() and not force:
-        raise DcclipError("{} exists", "name another file, or overwrite it with --force", file)
+        raise DcclipError("{} exists", "choose another file, or overwrite it with --force", file)
     flags.out(file, folder=False)
     if not yes and None in (teacher, data, size) and not _can_ask():
-        raise DcclipError("there is no terminal to ask in", "give --teacher, --data and --size, or --data and --yes")
+        raise DcclipError("cannot ask: there is no terminal", "give --teacher, --data and --size, or --data and --yes")
     if data is None and yes:
-        raise DcclipError("no data is named", "name it with --data PATH")
+        raise DcclipError("no data given", "give it with --data PATH")
 
     from dcclip_cli.recipe import new as recipes
 
@@ -95,7 +95,7 @@ def new(
     options: dict[str, Any] = {"teacher": teacher, "size": chosen_size, "kind": kind, "texts": texts, "force": force}
     result = api.new(file, data, trust_remote_code=trust_remote_code, **options)
     for line in result.problem.what.split("\n") if result.problem else ():
-        console.warning_line(Message("it does not run yet: {}", line))
+        console.warning_line(Message("the recipe cannot run yet: {}", line))
     if result.problem:
         console.hint_line(result.problem.hint)
     for line in result.estimates:

@@ -27,16 +27,16 @@ _MOST_TEXTS, _MOST_TEXTS_BYTES = 1_000_000, 100_000_000
 _LABELS = Option("--labels", metavar="猫,dog", help="Labels in Chinese, English or both, separated by , ， or 、.")
 _LABELS_FILE = Option("--labels-file", metavar="FILE", help="File with more labels, one per line.")
 _TEMPLATE = Option(
-    "--template", metavar="TEXT", help="Prompt template; {} is the label. Used for labels of its script. Repeatable."
+    "--template", metavar="TEXT", help="Prompt template; {} is the label. For labels in its script. Repeatable."
 )
-_MULTI_LABEL = Option("--multi-label", help="Score each label independently: none, one or several may be right.")
+_MULTI_LABEL = Option("--multi-label", help="Score each label independently: none, one or several may fit.")
 _THRESHOLD = Option("--threshold", min=0, max=1, help="Show only labels with at least this probability.")
 _THRESHOLDS = Option(
-    "--thresholds", metavar="FILE", help="Thresholds of dcclip calibrate, for --multi-label. Default: the model's."
+    "--thresholds", metavar="FILE", help="Thresholds from dcclip calibrate, for --multi-label. Default: the model's."
 )
-_JSON_LINES = Option("--jsonl", help="Print one JSON object per line, each as soon as it is known.")
+_JSON_LINES = Option("--jsonl", help="Print one JSON object per line, as soon as an image is classified.")
 _AS_CSV = Option(
-    "--csv", help="Print CSV: image, label, probability; an apostrophe is put before cells that begin like a formula."
+    "--csv", help="Print CSV: image, label, probability. Cells that look like a formula start with an apostrophe."
 )
 
 _BENCH_IMAGES = Option("--images", metavar="PATH", help="File, folder or glob of images for throughput. Repeatable.")
@@ -51,12 +51,12 @@ def predict(
     labels_file: Annotated[Path | None, _LABELS_FILE] = None,
     model: flags.Model = None,
     template: Annotated[list[str] | None, _TEMPLATE] = None,
-    no_template: Annotated[bool, Option("--no-template", help="Use the labels as they are.")] = False,
+    no_template: Annotated[bool, Option("--no-template", help="Use the labels without a prompt template.")] = False,
     multi_label: Annotated[bool, _MULTI_LABEL] = False,
     top_k: Annotated[int, Option("--top-k", min=1, help="Number of labels to show per image.")] = 5,
     threshold: Annotated[float, _THRESHOLD] = 0.0,
     thresholds: Annotated[Path | None, _THRESHOLDS] = None,
-    as_json: Annotated[bool, Option("--json", help="Print one JSON list.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print a JSON list.")] = False,
     as_jsonl: Annotated[bool, _JSON_LINES] = False,
     as_csv: Annotated[bool, _AS_CSV] = False,
     device: flags.Where = "auto",
@@ -66,7 +66,7 @@ def predict(
 ) -> None:
     """Classify images zero-shot: probabilities of the given labels.
 
-    The probabilities of an image sum to 1, except with --multi-label. With an export bundle, torch is not needed.
+    The probabilities of an image sum to 1, except with --multi-label. An export bundle needs no torch.
     Exit code 1 if an image cannot be read; the others are still shown.
     """
     if as_json + as_jsonl + as_csv > 1:
@@ -77,12 +77,12 @@ def predict(
     templates = [flags.text(text, "--template") for text in template or ()]
     names = list(dict.fromkeys(repeated))
     if not names:
-        raise DcclipError("no labels given", "give some, for example: --labels 猫,dog")
+        raise DcclipError("no labels given", "give some labels, for example: --labels 猫,dog")
     if thresholds and (not multi_label or template or no_template or threshold):
-        raise BadParameter(Message("--thresholds is for --multi-label without templates and --threshold"))
+        raise BadParameter(Message("--thresholds needs --multi-label, without templates and --threshold"))
     talk = console.talk(quiet, verbose)
     if len(names) < len(repeated):
-        talk.say(Message("predict: {:,} labels; {:,} more are repetitions", len(names), len(repeated) - len(names)))
+        talk.say(Message("predict: {:,} labels; {:,} duplicates are ignored", len(names), len(repeated) - len(names)))
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's idle threads take a fifth of a cold start's CPU time
 
     from dcclip_cli.inference.files import open_encoder
@@ -132,7 +132,7 @@ def _labels(labels: str, file: Path | None) -> list[str]:
 
 def _say_unknown(talk: Progress, command: str, texts: Sequence[str]) -> None:
     if texts:
-        talk.say(Message("warning: {}: the model never learnt {}", command, ", ".join(texts)))
+        talk.say(Message("warning: {}: unknown words: {}", command, ", ".join(texts)))
 
 
 def _show(
@@ -178,8 +178,8 @@ def _plain(prediction: Prediction, unknown: Sequence[str]) -> dict[str, object]:
 
 _THUMBNAIL_PX = 240
 _SEARCHED = (
-    "Text to search for, in Chinese or English, and folders of images, searched recursively. "
-    "With --text or --image, folders alone."
+    "Text to search for, in Chinese or English, and folders of images, searched recursively. With --text or --image: "
+    "folders only."
 )
 _LIKE_IMAGE = Option("--image", metavar="FILE", help="Image to search for. Repeatable: embeddings are added.")
 _LIKE_TEXT = Option("--text", metavar="TEXT", help="Text to search for. Repeatable: embeddings are added.")
@@ -205,11 +205,11 @@ def search(
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:
-    """Find the images in folders that match a text or an image best.
+    """Find the images in folders that best match a text or an image.
 
-    Each image is embedded once: the index is stored in the cache folder and updated when files change. There is one for
-    each folder, image tower, --dims and --dtype; models with the same image tower share it.
-    Scores are cosines: they rank images and are not probabilities.
+    Each image is embedded once. The index is in the cache folder and is updated when files change. There is one index
+    per folder, image tower, --dims and --dtype; models with the same image tower share it.
+    Scores are cosines: use them to rank images, not as probabilities.
     Exit code 1 if an image cannot be read; the others are still searched.
     """
     plus = [flags.text(text, "--text") for text in texts or ()]
@@ -217,7 +217,7 @@ def search(
         plus, arguments = [flags.text(arguments[0], "the text")], arguments[1:]
     minus = [flags.text(text, "--not") for text in without or ()]
     if not arguments:
-        raise BadParameter(Message("name a folder of images"))
+        raise BadParameter(Message("choose a folder of images"))
     flags.out(page, folder=False)
     talk = console.talk(quiet, verbose)
 
@@ -230,7 +230,7 @@ def search(
     query_text = " + ".join((*plus, *map(str, image or ()))) + "".join(f" - {text}" for text in minus)
     _say_unknown(talk, "search", result.unknown)
     if not result.fits:
-        talk.say(Message("warning: search: nothing fits {} well", query_text))
+        talk.say(Message("warning: search: no good match for {}", query_text))
     if as_json:
         console.show_json([{"image": str(hit.image), "score": round(hit.score, 6)} for hit in hits])
     else:
@@ -250,8 +250,8 @@ def _write_page(page: Path, text: str, result: SearchResult) -> None:
     from dcclip_cli.model.preprocess import decode
 
     shown = [(hit, jpeg_thumbnail(decode(hit.image), 2 * _THUMBNAIL_PX)) for hit in result.hits]
-    notes = [Message("the model never learnt {}", ", ".join(result.unknown))] if result.unknown else []
-    notes += [] if result.fits else [Message("nothing fits {} well", text)]
+    notes = [Message("unknown words: {}", ", ".join(result.unknown))] if result.unknown else []
+    notes += [] if result.fits else [Message("no good match for {}", text)]
     values = {"text": text, "notes": notes, "lang": language_by_script(text), "hits": shown, "size": _THUMBNAIL_PX}
     write_page(page, "dcclip_cli.cli", "search.html.j2", **values)
 
@@ -270,7 +270,7 @@ def embed(
     model: flags.Model = None,
     dims: flags.Dims = None,
     dtype: Annotated[Literal["fp32", "fp16", "int8", "binary"], _EMBED_DTYPE] = "fp32",
-    as_json: Annotated[bool, Option("--json", help="Print a JSON object: the file, and texts never learnt.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print a JSON object: the file, and unknown words.")] = False,
     device: flags.Where = "auto",
     threads: flags.Threads = None,
     quiet: flags.Quiet = False,
@@ -278,11 +278,11 @@ def embed(
 ) -> None:
     """Write the embeddings of images or texts to a file.
 
-    Embeddings have length 1, so dot products are cosines. FILE.npy has one row per input, and FILE.txt one name per
-    row; FILE.parquet has the columns name and embedding. Texts are embedded without templates. In int8, each row is
-    divided by its largest absolute number and multiplied by 127: normalize rows before you compare them. In binary,
-    each number is a bit, 1 if positive, eight to a byte, the first one highest.
-    Exit code 1 if an image cannot be read; it has no row. Prints the path of the file.
+    Embeddings have length 1, so dot products are cosines. FILE.npy has one row per input, and FILE.txt the name of each
+    row; FILE.parquet has the columns name and embedding. Texts are embedded without templates. int8: each row is
+    divided by its largest absolute value and multiplied by 127; normalize rows before you compare them. binary: one bit
+    per dimension, 1 if positive, eight per byte, most significant bit first.
+    Exit code 1 if an image cannot be read; it gets no row. Prints the path of the file.
     """
     if out.suffix not in (".npy", ".parquet"):
         raise BadParameter(Message("--out must end in .npy or .parquet"))
@@ -315,7 +315,7 @@ def _show_errors(errors: Mapping[str, DcclipError]) -> int:
 
 
 def bench(
-    models: Annotated[list[str], Argument(metavar="MODEL", help="What --model of dcclip predict takes.")],
+    models: Annotated[list[str], Argument(metavar="MODEL", help="Model, as --model of dcclip predict.")],
     images: Annotated[list[str] | None, _BENCH_IMAGES] = None,
     labels: Annotated[str, _LABELS] = "",
     labels_file: Annotated[Path | None, _LABELS_FILE] = None,
@@ -326,9 +326,9 @@ def bench(
 ) -> None:
     """Measure models on this machine: size, loading, memory, latency, throughput, agreement.
 
-    Each is measured on the CPU in a process of its own. Loading includes the imports. Latencies are medians of one
-    image, decoded before, and of one short text, on one thread; memory is the peak until then. Images per second are
-    with reading, on all cores. Agreement is the share of the images with the same best label as with the first model.
+    Each model is measured on the CPU in its own process. Loading includes imports. Latency is the median for one
+    decoded image or one short text, on one thread. Memory is the peak up to then. Images per second include
+    reading files, on all cores. Agreement is the share of images with the same best label as the first model.
     """
     talk = console.talk(quiet, verbose)
     names = _labels(labels, labels_file)

@@ -10,19 +10,19 @@ from typer import Argument, Option
 from dcclip_cli.cli import console, flags
 from dcclip_cli.errors import Message
 
-_MODEL = Argument(metavar="MODEL", help="Recipe, run, model directory or export. A run brings results and its export.")
-_REPOSITORY = Argument(metavar="ORG/NAME", help="Repository on the hub; it is created if needed.")
-_LICENSE = Option(
-    "--license", metavar="ID", help="License, as the hub names it: apache-2.0. Default: that of the card."
+_MODEL = Argument(
+    metavar="MODEL", help="Recipe, run, model directory or export. A run includes its results and export."
 )
-_BUNDLE = Option(metavar="DIR", help="Export of the model to upload next to it. Repeatable. Default: its run's.")
+_REPOSITORY = Argument(metavar="ORG/NAME", help="Repository on the hub; created if it does not exist.")
+_LICENSE = Option("--license", metavar="ID", help="License identifier of the hub: apache-2.0. Default: the card's.")
+_BUNDLE = Option(metavar="DIR", help="Export to upload with the model. Repeatable. Default: the run's.")
 _DATA = Option(
-    metavar="DIR", help="Output of collect that the model was trained on, for the card. Repeatable. Default: its run's."
+    metavar="DIR", help="Output of collect that the model was trained on, for the card. Repeatable. Default: the run's."
 )
-_PRIVATE = Option("--private", help="Create the repository as a private one.")
-_PULL_REQUEST = Option("--pull-request", help="Open a pull request in a repository that exists.")
-_OVERWRITE = Option("--overwrite", help="Let files of a repository that exists change.")
-_YES = Option("--yes", "-y", help="Upload. Without it, nothing is sent: a dry run.")
+_PRIVATE = Option("--private", help="Create a private repository.")
+_PULL_REQUEST = Option("--pull-request", help="Open a pull request in an existing repository.")
+_OVERWRITE = Option("--overwrite", help="Allow existing files to be replaced.")
+_YES = Option("--yes", "-y", help="Upload. Without it, the command sends nothing (dry run).")
 
 
 def push(
@@ -41,7 +41,7 @@ def push(
     """Upload a model to the Hugging Face Hub, for --model hf-hub:ORG/NAME, open_clip and leaderboards.
 
     Uploads the model, its exports, results for leaderboards, and a card with license, results and data. Without --yes,
-    prints the files and the card, and connects nowhere. Log in with: hf auth login. Prints the address.
+    prints the files and the card, and sends nothing. Log in with: hf auth login. Prints the address.
     """
     talk = console.talk(quiet, verbose)
 
@@ -68,6 +68,11 @@ def push(
         return talk.say(Message("dry run: nothing was sent; add --yes to upload"))
     unchanged = len(done.plan.files) - done.changed
     talk.say(
-        Message("{} files uploaded, {} were there; load it with --model hf-hub:{}", done.changed, unchanged, repository)
+        Message(
+            "{} files uploaded, {} unchanged; load the model with --model hf-hub:{}",
+            done.changed,
+            unchanged,
+            repository,
+        )
     )
     console.show(done.url)

@@ -14,11 +14,13 @@ from typer import Option
 from dcclip_cli.cli import console, flags
 from dcclip_cli.errors import DcclipError, Message
 
-_HOST = Option("--host", help="Address to listen at; 0.0.0.0 for other machines.")
-_PORT = Option("--port", min=0, max=65535, help="Port to listen at; 0 takes any free one.")
+_HOST = Option("--host", help="Address to listen on; 0.0.0.0: all addresses.")
+_PORT = Option("--port", min=0, max=65535, help="Port to listen on; 0 chooses a free one.")
 _FOLDER = Option("--folder", metavar="DIR", help="Folder of images to search, on the page and by /search. Repeatable.")
-_TOKEN = Option("--token", envvar="DCCLIP_TOKEN", metavar="TOKEN", help="Token that clients have to send.")
-_IMMICH = Option("--immich-dims", min=0, max=8192, metavar="N", help="Pad immich's embeddings with zeros to N numbers.")
+_TOKEN = Option("--token", envvar="DCCLIP_TOKEN", metavar="TOKEN", help="Token that clients must send.")
+_IMMICH = Option(
+    "--immich-dims", min=0, max=8192, metavar="N", help="Pad embeddings for immich with zeros to N dimensions."
+)
 
 
 def serve(
@@ -36,13 +38,13 @@ def serve(
 ) -> None:
     """Serve a model over HTTP: embeddings, classification, image search.
 
-    Speaks the protocols of OpenAI's embeddings and of immich's machine learning; a page to search with is at /, all
-    requests are described at /docs. With an export bundle, torch is not needed. Runs until Ctrl-C or SIGTERM, and then
-    answers what it has accepted. Prints its address.
+    Supports the embeddings API of OpenAI and immich's machine-learning API. / is a search page, /docs describes all
+    requests. An export bundle needs no torch. Prints its address, runs until Ctrl-C or SIGTERM, and then finishes
+    accepted requests.
     """
     if token and not (token.isascii() and token.isprintable() and " " not in token):
         raise DcclipError(
-            "the token has a space or a character outside of ASCII", "make one with: openssl rand -hex 16"
+            "the token contains a space or a non-ASCII character", "create one with: openssl rand -hex 16"
         )
     talk = console.talk(quiet, verbose)
 
@@ -59,7 +61,7 @@ def serve(
     talk.say(Message("serve: {:,} images can be searched", sum(len(index.paths) for index in indexes)))
     names, bound_port = _names(host, listening), listening.getsockname()[1]
     if not names and token is None:
-        console.warning_line(Message("anyone who reaches port {} can use this server; give it a --token", bound_port))
+        console.warning_line(Message("anyone who can reach port {} can use this server; add a --token", bound_port))
     app = application(encoder, indexes, token or None, immich_dims, names, talk.say)
     name = f"[{host}]" if ":" in host else host
     console.show_now(f"http://{name}:{bound_port}/")
@@ -84,5 +86,5 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         if getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES):
-            raise DcclipError("port {} cannot be used: {}", "name another with --port", port, reason) from None
-        raise DcclipError("host {} cannot be used: {}", "name an address of this machine", host, reason) from None
+            raise DcclipError("cannot use port {}: {}", "choose another port with --port", port, reason) from None
+        raise DcclipError("cannot listen on host {}: {}", "choose an address of this machine", host, reason) from None

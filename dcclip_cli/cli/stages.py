@@ -19,19 +19,17 @@ if TYPE_CHECKING:
     from dcclip_cli.curation.collect import CollectResult
     from dcclip_cli.recipe.summary import ModelSummary
 
-_ENGINE = Option("--engine", help="What runs the tasks; slurm is set up by the key collect.cluster.")
-_WORKERS = Option("--workers", min=1, callback=flags.at_a_time, help="Tasks that run at a time. Default: one per core.")
-_LIMIT = Option(
-    "--limit", min=1, max=10**9, metavar="N", help="Try the recipe on about N pairs, in a folder of their own."
-)
+_ENGINE = Option("--engine", help="Where tasks run. The key collect.cluster configures slurm.")
+_WORKERS = Option("--workers", min=1, callback=flags.at_a_time, help="Number of parallel tasks. Default: one per core.")
+_LIMIT = Option("--limit", min=1, max=10**9, metavar="N", help="Try the recipe on about N pairs, in a separate folder.")
 _MOST_DIGITS = 10  # of a seed, which is below 2**32
-_SEEDS = Option("--seeds", metavar="0 1 2", help="Run the recipe, and its variants, with each of these seeds.")
+_SEEDS = Option("--seeds", metavar="0 1 2", help="Run the recipe and its variants once with each of these seeds.")
 _AT_A_TIME = Option(
     "--at-a-time",
     min=1,
     metavar="N",
     callback=flags.at_a_time,
-    help="Runs with --seeds or variants at a time. Default: one for each GPU.",
+    help="Number of parallel runs with --seeds or variants. Default: one for each GPU.",
 )
 
 
@@ -50,16 +48,16 @@ def run(
 ) -> None:
     """Run all stages of a recipe in order.
 
-    Finished stages are skipped. Ends with a table of teacher, student and bundle: size, speed, and accuracy on the test
-    sets of the recipe, else on its validation pairs, else how often they pick the same text as the teacher.
-    With --seeds or a recipe's variants: each in OUT/[VARIANT/]seed-N, then a table of means and standard deviations,
-    and table.csv, table.tex, runs.csv and sweep.svg in OUT.
+    Finished stages are skipped. Ends with a table of teacher, student and bundle: size, speed, and accuracy on the
+    recipe's test sets or validation pairs; without these, the agreement with the teacher.
+    With --seeds or variants, writes each run to OUT/[VARIANT/]seed-N, prints means and standard deviations, and writes
+    table.csv, table.tex, runs.csv and sweep.svg to OUT.
     """
     flags.out(out)
     loaded = flags.open_recipe(recipe, sets)
     numbers = split(",".join(seeds.split()))
     if not all(number.isdecimal() and len(number) <= _MOST_DIGITS for number in numbers):
-        raise BadParameter(Message("{} is not a list of whole numbers such as 0 1 2", seeds[:80]))
+        raise BadParameter(Message("{} is not a list of integers such as 0 1 2", seeds[:80]))
     if seeds or loaded.recipe.variants:
         chosen = [int(number) for number in numbers]
         if check:
@@ -90,7 +88,7 @@ def run(
         if isinstance(result, CollectResult):
             _show_collected(result)
     if models := job.summary():
-        title = Message("{} after {} steps, measured on one thread of this machine's CPU", job.dir.root, job.steps())
+        title = Message("{} after {} steps, measured on one CPU thread of this machine", job.dir.root, job.steps())
         _show_models(title, models)
 
 
@@ -108,9 +106,9 @@ def collect(
 ) -> None:
     """Collect image-caption pairs, filter them, and write them as shards.
 
-    Writes shards, report.html, and the list of dropped pairs with reasons to runs/NAME/collect; with --limit to
-    runs/NAME/collect-limit, and opens the report if there is a browser. Prints the counts. --check also prints how
-    much there is to read.
+    Writes shards, report.html, and the dropped pairs with reasons to runs/NAME/collect, and prints the counts. With
+    --limit, writes to runs/NAME/collect-limit and opens the report in a browser. With --check, prints the amount of
+    input data.
     """
     flags.out(out)
     if engine == "local" and not check and (workers or cores()) > 1:
@@ -145,14 +143,14 @@ def collect(
         launch(str(result.folder / "report.html"))
 
 
-_DATA = Argument(metavar="PATH", help="Tar and Parquet files, folders or globs of them, or their URLs.")
-_VERIFY = Option("--verify", help="Read all data, and compare it with the indexes that there are.")
-_FRESH = Option("--fresh", help="Index files again that have an index.")
-_KEY = Option("--key", metavar="NAME", help="Column of the keys, as data.columns.key in a recipe; so are the others.")
-_IMAGE = Option("--image", metavar="NAME", help="Column of the images: bytes, or a struct with a field bytes.")
-_ZH = Option("--zh", metavar="NAME", help="Column of Chinese captions.")
-_EN = Option("--en", metavar="NAME", help="Column of English captions.")
-_CAPTION = Option("--caption", metavar="NAME", help="Column of captions in either language.")
+_DATA = Argument(metavar="PATH", help="Tar and Parquet files, or folders, globs or URLs of them.")
+_VERIFY = Option("--verify", help="Read all data and compare it with the existing indexes.")
+_FRESH = Option("--fresh", help="Rebuild existing indexes.")
+_KEY = Option("--key", metavar="NAME", help="Column with the keys (recipe: data.columns.key).")
+_IMAGE = Option("--image", metavar="NAME", help="Column with the images: bytes, or a struct with a field bytes.")
+_ZH = Option("--zh", metavar="NAME", help="Column with Chinese captions.")
+_EN = Option("--en", metavar="NAME", help="Column with English captions.")
+_CAPTION = Option("--caption", metavar="NAME", help="Column with captions in either language.")
 
 
 def index(
@@ -167,10 +165,11 @@ def index(
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:
-    """Index training data written by others, so that training on it starts at once.
+    """Index training data from other programs, so that training on it starts at once.
 
-    Writes FILE.index.arrow next to each tar or Parquet file. Files with an index that is newer are skipped. Training
-    does the same at its first start, in the cache folder; collect has done it for its shards. Prints the counts.
+    Writes FILE.index.arrow next to each tar or Parquet file, skips files whose index is up to date, and prints the
+    counts. Without it, training creates the same index in the cache folder at its first start. Output of collect is
+    indexed already.
     """
     from dcclip_cli import api
 
@@ -287,7 +286,7 @@ def _show_sweep(result: SweepResult) -> None:
                     f"{100 * pair.value:+.1f} ({100 * pair.low:+.1f} to {100 * pair.high:+.1f})" if pair else ""
                 )
             lines.append((label, *cells))
-        against = (Message("{}, minus {} (95 %)", used[on], first) for on in compared)
+        against = (Message("{} minus {} (95 %)", used[on], first) for on in compared)
         metric_name = METRIC_NAMES.get(metric) or Message("agreement with the teacher")
         console.show_table(joined(", ", (test, Message("{} in %", metric_name))), ("", *used.values(), *against), lines)
     sizes = []
@@ -295,24 +294,25 @@ def _show_sweep(result: SweepResult) -> None:
         fields = ((text, unit, [getattr(model, field) for model in row.runs]) for _, field, unit, text in _SIZES)
         sizes.append((label, *(text.format(sum(values) / len(values) / unit) for text, unit, values in fields)))
     runs = max((len(row.runs) for row in result.rows), default=0)
-    title = Message("{}: {} runs of each, times on one thread of this machine's CPU", result.folder, runs)
+    title = Message("{}: {} runs each; times on one CPU thread of this machine", result.folder, runs)
     console.show_table(title, ("", *(name for name, *_ in _SIZES)), sizes)
 
 
 _MODEL = Option("--model", metavar="MODEL", help=flags.EXPORTED_HELP)
 _FORMAT = Option("--format", help="Format of the export. Default: the recipe's, else onnx.")
 _PRECISION = Option(
-    "--precision", help="Precision of the weights; int8 needs images. Default: the recipe's, else fp32."
+    "--precision", help="Precision of the weights; int8 needs calibration images. Default: the recipe's, else fp32."
 )
 _PREPROCESS = Option(
-    "--preprocess", help="Where images are resized: graph, in image.onnx. Default: the recipe's, else outside."
+    "--preprocess",
+    help="Where images are resized: outside, by the caller, or in image.onnx. Default: the recipe's, else outside.",
 )
-_CALIBRATION = Option("--calibration", metavar="DIR", help="Images to calibrate int8 on. Default: the recipe's.")
+_CALIBRATION = Option("--calibration", metavar="DIR", help="Calibration images for int8. Default: the recipe's.")
 _DIMS = Option(
     "--dims",
     min=8,
     metavar="N",
-    help="Keep the first N numbers of embeddings, for models trained with `dims`. Default: the recipe's, else all.",
+    help="Keep the first N dimensions of embeddings, for models trained with `dims`. Default: the recipe's, else all.",
 )
 _OUT = Option("--out", metavar="DIR", help="Folder of the export. Default: runs/NAME/export.")
 
@@ -335,8 +335,8 @@ def export(
 ) -> None:
     """Export a model to run without torch: on a server, a phone or in a browser.
 
-    The export is compared with the original model; if they differ too much, the command fails and writes nothing.
-    Prints the folder of the export.
+    Compares the export with the model. If they differ too much, the command fails and writes nothing. Prints the folder
+    of the export.
     """
     if recipe is None and (sets or check or out is None):
         raise BadParameter(Message("without a recipe, --out is required, and --set and --check have no effect"))

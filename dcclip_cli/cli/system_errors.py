@@ -13,45 +13,46 @@ from dcclip_cli.files import cache_folder, free_bytes
 from dcclip_cli.machine import memory
 from dcclip_cli.text import size_in_words
 
-_OTHER_CACHE = Message("set DCCLIP_CACHE to another folder, for the cache")
+_OTHER_CACHE = Message("set DCCLIP_CACHE to another folder")
 
 # What is wrong, and what to do; {elsewhere} is how this command writes somewhere else.
 _PERMISSION = DcclipError(
-    "{file} may not be read or written",
-    "change the permissions of the file or of its folders (ls -ld shows them){elsewhere}",
+    "no permission to read or write {file}",
+    "change the permissions of the file or its folders (see: ls -ld){elsewhere}",
 )
 _WITH_FILE: Mapping[int, DcclipError] = {
     errno.EACCES: _PERMISSION,
     errno.EPERM: _PERMISSION,
     errno.ENOSPC: DcclipError(
-        "{file}: no space left on the disk ({free} free)",
-        "free some space, or files if df -i shows too many of them{elsewhere}, then run the same command again",
+        "{file}: the disk is full ({free} free)",
+        "free some space, or delete files if df -i shows that no inodes are free{elsewhere}; then run the same "
+        "command again",
     ),
     errno.EDQUOT: DcclipError(
-        "{file}: your disk quota is used up", "delete files of yours{elsewhere}, then run the same command again"
+        "{file}: your disk quota is used up", "free some of your quota{elsewhere}, then run the same command again"
     ),
-    errno.EROFS: DcclipError("{file} is on a read-only file system", "write to another one{elsewhere}"),
-    errno.EEXIST: DcclipError("{file} exists already", "move it away{elsewhere}"),
+    errno.EROFS: DcclipError("{file} is on a read-only file system", "write to another file system{elsewhere}"),
+    errno.EEXIST: DcclipError("{file} already exists", "move it away{elsewhere}"),
     errno.ENOTDIR: DcclipError(
-        "{barrier} is a file, not a folder", "check the path: all of it but the last name must be folders"
+        "{barrier} is a file, not a folder", "check the path: every part before the last must be a folder"
     ),
-    errno.EISDIR: DcclipError("{file} is a folder, not a file", "name a file"),
+    errno.EISDIR: DcclipError("{file} is a folder, not a file", "choose a file"),
     errno.ENOENT: DcclipError(
         "{file} does not exist", "check the path; if another process deleted it, run the command again"
     ),
-    errno.ENAMETOOLONG: DcclipError("{file}: the name is too long", "give a shorter one: most systems allow 255 bytes"),
-    errno.ELOOP: DcclipError("{file}: symbolic links lead in a circle", "look at them with: ls -l"),
+    errno.ENAMETOOLONG: DcclipError(
+        "{file}: the name is too long", "choose a shorter one: most systems allow 255 bytes"
+    ),
+    errno.ELOOP: DcclipError("{file}: loop of symbolic links", "look at them with: ls -l"),
 }
-_OTHER = DcclipError(
-    "{file}: {reason}", "use an ordinary file on a local disk{elsewhere}; if it is one, check the disk"
-)
+_OTHER = DcclipError("{file}: {reason}", "use a regular file on a local disk{elsewhere}; if it is one, check the disk")
 _DISK_FULL = DcclipError(
-    "no space is left on a disk", "look for the full one with df -h, free some space, then run the same command again"
+    "a disk is full", "find the full disk with df -h, free some space, then run the same command again"
 )
-_FILES = DcclipError("too many files are open", "allow more with: ulimit -n 4096")
+_FILES = DcclipError("too many files are open", "raise the limit with: ulimit -n 4096")
 _PROCESSES = DcclipError(
-    "the system starts no more processes or threads",
-    "close other programs, use fewer threads and workers, or allow more with: ulimit -u",
+    "the limit of processes or threads is reached",
+    "close other programs, use fewer threads and workers, or raise the limit with ulimit -u",
 )
 # Errors of the process as a whole, with or without a file.
 _OF_PROCESS: Mapping[int, DcclipError] = {errno.EMFILE: _FILES, errno.ENFILE: _FILES, errno.EAGAIN: _PROCESSES}
@@ -77,7 +78,7 @@ def explained(error: BaseException, options: Collection[str] = ()) -> DcclipErro
     """
     text = " ".join(map(str, error.args))  # str() leaves out the rest once an OSError has a file's name
     if type(error).__name__ == "PanicException":  # a BaseException, of libraries written in Rust
-        problem = Message("a library cannot handle the content of a file: {}", (text.splitlines() or [""])[0][:200])
+        problem = Message("a native library could not parse a file: {}", (text.splitlines() or [""])[0][:200])
         return DcclipError(problem, "copy or download the model again: one of its files is damaged")
     number = _number(error, text)
     if number is None:
@@ -86,10 +87,10 @@ def explained(error: BaseException, options: Collection[str] = ()) -> DcclipErro
         return _OF_PROCESS[number]
     if number == errno.ENOMEM:
         ram = memory()
-        free = Message(" ({:.1f} GiB are available)", ram.available / 2**30) if ram else ""
-        batch = Message(", or make the recipe's batch_size smaller, or split batches with accumulate: auto")
+        free = Message(" ({:.1f} GiB available)", ram.available / 2**30) if ram else ""
+        batch = Message(", or reduce the recipe's batch_size, or split batches with accumulate: auto")
         smaller = batch if "--set" in options else ""
-        return DcclipError("there is not enough memory{}", "close other programs{}", free, smaller)
+        return DcclipError("not enough memory{}", "close other programs{}", free, smaller)
     if loop := _LINK_LOOP.search(text):
         path = loop[1]
     else:
@@ -108,7 +109,7 @@ def explained(error: BaseException, options: Collection[str] = ()) -> DcclipErro
         elsewhere = _OTHER_CACHE
         hint = hint if number == errno.ENOSPC else elsewhere
     elif option := next((name for name in ("--out", "--html") if name in options), None):
-        elsewhere = Message("write elsewhere with {}", option)
+        elsewhere = Message("use another disk with {}", option)
     fields = {
         "file": str(file).replace("\n", "\\n"),  # each line of a text is an error of its own
         "barrier": str(barrier).replace("\n", "\\n"),

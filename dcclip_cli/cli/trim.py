@@ -13,14 +13,14 @@ from dcclip_cli.text import split
 
 _MOST_TEXTS, _MOST_BYTES = 1_000_000, 200_000_000
 _NAMED = 8  # texts
-_MODEL = Argument(metavar="MODEL", help="Model directory of any library, run, hf:ORG/NAME or hf-hub:ORG/NAME.")
+_MODEL = Argument(metavar="MODEL", help="Model directory (any format), run, hf:ORG/NAME or hf-hub:ORG/NAME.")
 _LANGUAGES = Option("--languages", metavar="zh,en", help="Languages to keep.")
 _OUT = Option("--out", metavar="DIR", help="Directory of the trimmed model. Default: NAME-zh-en.")
 _TEXTS = Option(
     "--texts",
     metavar="FILE",
-    help="Texts, one per line: keep only pieces that these use, with the class names in dcclip and all single "
-    "characters. Default: all pieces in the languages' scripts.",
+    help="Texts, one per line: keep only the tokens of these texts, of dcclip's class names, and all single "
+    "characters. Default: all tokens in the languages' scripts.",
 )
 
 
@@ -33,11 +33,11 @@ def trim(
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:
-    """Cut a multilingual model's vocabulary to the pieces that languages use.
+    """Trim a multilingual model's vocabulary to the languages that you need.
 
-    Writes a model directory of the same library and prints sizes and path. All other weights are unchanged. The two
-    models are compared on texts in both languages: a text whose pieces are all kept has the same embedding as before,
-    or the command fails and writes nothing; texts that lose a piece are counted and named.
+    Writes a model directory in the format of the original, and prints sizes and path. All other weights are unchanged.
+    The command compares both models on texts in both languages, and fails if a text whose tokens are all kept gets
+    another embedding. It counts and names the texts that lose tokens.
     """
     from dcclip_cli import api
 
@@ -46,21 +46,21 @@ def trim(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "progress": talk}
     result = api.trim(model, languages=split(languages), out=out, texts=lines, **options)
     rows = [
-        (Message("pieces"), f"{result.pieces_before:,}", f"{result.pieces:,}"),
+        (Message("tokens"), f"{result.pieces_before:,}", f"{result.pieces:,}"),
         (Message("parameters"), f"{result.parameters_before / 1e6:.2f} M", f"{result.parameters / 1e6:.2f} M"),
         (Message("share"), "100 %", f"{result.parameters / result.parameters_before:.0%}".replace("%", " %")),
     ]
     console.show_table(str(result.folder), ("", Message("before"), Message("after")), rows)
     same = Message("largest difference of {} embeddings: {:.1g}", result.compared, result.difference)
     share = f"{len(result.split) / max(1, result.texts):.1%}".replace("%", " %")
-    talk.say(Message("{:,} texts compared, {} are split into other pieces than before; {}", result.texts, share, same))
+    talk.say(Message("{:,} texts compared, {} get other tokens than before; {}", result.texts, share, same))
     for text in result.split[:_NAMED]:
-        talk.say(Message("warning: a piece of this text is gone: {}", text))
+        talk.say(Message("warning: this text loses a token: {}", text))
     if len(result.split) > _NAMED:
-        talk.say(Message("warning: and of {:,} more texts", len(result.split) - _NAMED))
+        talk.say(Message("warning: and {:,} more texts", len(result.split) - _NAMED))
     if result.unseen_split is not None:
         estimate = f"{result.unseen_split:.1%}".replace("%", " %")
         talk.say(
-            Message("of other texts like those in {} about {} would be (estimated on every second)", texts, estimate)
+            Message("texts like those in {}: about {} would lose tokens (estimated from half of them)", texts, estimate)
         )
     console.show(str(result.folder))

@@ -89,8 +89,8 @@ def collect(
     lock_file = out.absolute().with_name(f".{out.name}.lock")
     with lock(lock_file, wait=False) as acquired:
         if not acquired:
-            message = Message("another process collects into {}", out)
-            raise DcclipError(message, "wait until it is done, or name another folder with --out")
+            message = Message("another process is collecting into {}", out)
+            raise DcclipError(message, "wait until it finishes, or choose another folder with --out")
         try:
             # Absolute: tasks may run in other processes and on other machines.
             work = WorkFolder(out.absolute().with_name(f".{out.name}.partial"))
@@ -99,7 +99,9 @@ def collect(
                 clear(work.root)
             if manifest and not fresh and work.plan(progress) is None:
                 if manifest["options"] != decisive(options):
-                    message = Message("{} was made with other options than the recipe's; use --fresh to redo it", out)
+                    message = Message(
+                        "{} was created with other options than this recipe's; use --fresh to redo it", out
+                    )
                     progress.say(message)
                 return _result(out, manifest, True, time.monotonic() - start)
             assignments = plan(options, limit)
@@ -117,15 +119,15 @@ def collect(
 def _nothing_kept(pairs: int, dropped: Counter[str], file: Path | None = None) -> DcclipError:
     """The error for a recipe without a result: the reasons, what the most frequent one means, and what to change."""
     if not pairs:
-        return DcclipError("the sources contain no pairs", "name files or folders of pairs under collect.sources")
+        return DcclipError("the sources contain no pairs", "add files or folders of pairs to collect.sources")
     reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
-    message = Message("none of the {} pairs was kept: {}", pairs, reasons)
+    message = Message("none of the {} pairs passed: {}", pairs, reasons)
     if not dropped:
         return DcclipError(message, Message("see {}", file))
     _, meaning, setting = explain(dropped.most_common(1)[0][0])
-    hint = Message("Change collect.{}", setting) if setting else Message("Fix the source, or name another")
+    hint = Message("change collect.{}", setting) if setting else Message("fix the source, or choose another")
     if file:
-        hint = Message("{}; each pair's reason is in {}", hint, file)
+        hint = Message("{}; {} lists the reason for each pair", hint, file)
     return DcclipError(message, joined(" ", (meaning, hint)) if meaning else hint)
 
 
@@ -152,7 +154,7 @@ def preview(options: CollectOptions) -> Preview | None:
             raise _nothing_kept(dropped.total(), dropped)
         pairs += readable
     if not estimate:
-        raise DcclipError("the sources are empty", "check their paths")
+        raise DcclipError("the sources contain no data", "check their paths")
     captions: list[Captions] = [{"zh": pair.zh, "en": pair.en} for pair in pairs]
     return Preview(estimate, captions, next((pair.image for pair in pairs if pair.image), None)) if pairs else None
 
@@ -203,7 +205,7 @@ def _run_steps(
     with whole_file(work.out / MANIFEST, work.root) as path:
         path.write_bytes(json_text(manifest))
     for compared in manifest.get("compared", ()):
-        progress.say(Message("{path}: {images:,} images are compared, {unreadable:,} cannot be read", **compared))
+        progress.say(Message("{path}: {images:,} images are compared, {unreadable:,} are unreadable", **compared))
     if not manifest["pairs"]["kept"]:
         raise _nothing_kept(manifest["pairs"]["read"], Counter(manifest["pairs"]["dropped"]), work.out / DROPPED)
     return manifest
@@ -221,7 +223,7 @@ def _finished_manifest(out: Path) -> dict[str, Any] | None:
     if ours:
         check_format(out / MANIFEST, content, Message("collect again with --fresh"))
         return dict(content)
-    raise DcclipError("{} exists and is no output of collect", "move it away, or name another folder with --out", out)
+    raise DcclipError("{} exists and is not an output of collect", "move it away, or choose another with --out", out)
 
 
 def _result(out: Path, manifest: dict[str, Any], already_finished: bool, seconds: float) -> CollectResult:

@@ -150,10 +150,10 @@ class Engine:
             import ray  # noqa: F401
         if self.name == "slurm" and self.cluster.slurm is None:
             raise DcclipError(
-                "--engine slurm needs a partition", "give it with: --set collect.cluster.slurm.partition=NAME"
+                "--engine slurm requires a partition", "set it with: --set collect.cluster.slurm.partition=NAME"
             )
         if self.name == "slurm" and shutil.which("sbatch") is None:
-            raise DcclipError("--engine slurm: there is no sbatch here", "run the command on a Slurm login node")
+            raise DcclipError("--engine slurm: sbatch is not installed", "run this command on a Slurm login node")
 
     def started(self, tasks: int) -> AbstractContextManager[ProcessPoolExecutor | None]:
         """Worker processes for all steps of up to so many tasks each, if that takes any."""
@@ -184,9 +184,9 @@ class Engine:
             if step.done(task):
                 tell(task)
         if failed := [task for task in pending if not step.done(task)]:
-            message = Message("{} of {} tasks failed, the first is {}", len(failed), step.tasks, failed[0])
+            message = Message("{} of {} tasks failed; the first is {}", len(failed), step.tasks, failed[0])
             raise DcclipError(
-                message, "see the reason in {}, then run the same command again: it does the missing tasks only", logs
+                message, "read the reason in {}, then run the same command again: only unfinished tasks are run", logs
             )
 
     def _on_this_machine(self, step: Step, pending: list[int], workers: ProcessPoolExecutor | None) -> Iterator[int]:
@@ -195,7 +195,7 @@ class Engine:
             if pool is None or len(pending) == 1:
                 yield from map(step.run_and_return, pending)
             else:
-                hint = Message("run the same command again with fewer --workers, or with a smaller collect.shard_size")
+                hint = Message("run the same command again with fewer --workers, or reduce collect.shard_size")
                 yield from calls(pool, step.run_and_return, pending, hint)
 
     def _on_ray(self, step: Step, pending: list[int], logs: Path) -> Iterator[int]:

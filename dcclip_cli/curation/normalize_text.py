@@ -32,7 +32,7 @@ _REPAIRS: dict[str, Any] = dict.fromkeys(
 
 
 class NormalizeOptions(Options):
-    """What is repaired in every caption before filters see it, besides Unicode form (NFC) and white space."""
+    """Repairs of every caption before filtering, besides Unicode form (NFC) and white space."""
 
     ftfy: bool = Field(True, description="Repair wrongly decoded text; full-width and curly punctuation are kept")
     entities: bool = Field(True, description="Replace HTML entities such as &amp; by their characters")

@@ -25,16 +25,17 @@ _QUALITY = 95  # of images that become JPEGs
 class ReportOptions(Options):
     """What report.html shows besides counts and histograms."""
 
-    examples: int = Field(12, ge=0, le=100, description="Example pairs shown for each drop reason, and kept ones")
+    examples: int = Field(12, ge=0, le=100, description="Example pairs shown for each drop reason and for kept pairs")
 
 
 class OutputOptions(Options):
-    """Files of images, and kind of shards."""
+    """Image file format, and kind of shards."""
 
     format: Literal["original", "jpeg"] = Field(
-        "original", description="Files of images; jpeg: others become JPEGs on white, so that a shard has one format"
+        "original",
+        description="Image file format; jpeg: others are converted to JPEG on white, so shards have one format",
     )
-    shards: Literal["tar", "parquet"] = Field("tar", description="Kind of shards: WebDataset's tars, or Parquet")
+    shards: Literal["tar", "parquet"] = Field("tar", description="Kind of shards: WebDataset tars or Parquet")
 
     def written(self, pair: Pair) -> Pair:
         """The pair as it is stored."""
@@ -65,7 +66,7 @@ class ClusterOptions(Options):
 class CollectOptions(DedupOptions):
     """What is read, what is kept and how it is stored.
 
-    Whatever the filters, a kept pair has a readable JPEG, PNG or WebP image and at least one caption.
+    Every kept pair has a readable JPEG, PNG or WebP image and at least one caption, whatever the filters.
     """
 
     sources: tuple[Source, ...] = Field(min_length=1, description="Where pairs come from; read in this order")
@@ -73,11 +74,11 @@ class CollectOptions(DedupOptions):
     normalize: NormalizeOptions = Field(NormalizeOptions(), description="How captions are normalized before filtering")
     filters: tuple[AnyFilter, ...] = Field(
         DEFAULT_FILTERS,
-        description="Filters on single pairs, in this order; the first one that applies gives the drop reason",
+        description="Filters on single pairs, in this order; the first filter that applies gives the drop reason",
     )
-    needs: tuple[Language, ...] = Field((), description="Languages that a kept pair must have; empty: any one")
+    needs: tuple[Language, ...] = Field((), description="Languages that a kept pair must have; empty: any language")
     scores: Scorers = Field((), description="Models that score the pairs that passed the filters")
     output: OutputOptions = Field(OutputOptions(), description="How kept pairs are stored")
-    shard_size: int = Field(1000, ge=1, le=100_000, description="Candidates read per shard; a shard has those kept")
+    shard_size: int = Field(1000, ge=1, le=100_000, description="Pairs read per shard; a shard has those kept")
     report: ReportOptions = Field(ReportOptions(), description="Contents of report.html")
-    cluster: Neutral[ClusterOptions] = Field(ClusterOptions(), description="What --engine slurm asks of the cluster")
+    cluster: Neutral[ClusterOptions] = Field(ClusterOptions(), description="Resources of --engine slurm")

@@ -138,7 +138,7 @@ def read_pairs(folder: Path, key: str | None = None) -> Iterator[tuple[Pair, tup
         file = row["file"] or str(folder / IMAGES)
         image = files(file).read(row["offset"], row["size"])
         if image_digest(image) != row["file_hash"]:
-            raise DcclipError("{} was changed while it was collected", "run the same command again", file)
+            raise DcclipError("{} changed while collect was reading it", "run the same command again", file)
         pair = Pair(row["key"], image, tuple(row["zh"]), tuple(row["en"]), json.loads(row["meta"]))
         yield pair, (row["width"], row["height"])
 

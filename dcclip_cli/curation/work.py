@@ -76,9 +76,9 @@ def plan(options: CollectOptions, limit: int | None = None) -> list[Assignment]:
                 assignments.append(Assignment(number, part.part, min(part.about, share), at_most=share))
                 share -= part.about
     if len(assignments) > _MAX_SLICES:
-        raise DcclipError("{:,} slices are too many", "make collect.shard_size larger", len(assignments))
+        raise DcclipError("{:,} slices are too many", "increase collect.shard_size", len(assignments))
     if not assignments:
-        raise DcclipError("the sources are empty", "check their paths")
+        raise DcclipError("the sources contain no data", "check their paths")
     return assignments
 
 
@@ -125,7 +125,7 @@ class WorkFolder:
             for folder in sorted((self.root / step).glob("[!.]*")):
                 if file := self._unreadable(folder):
                     reason = Message("{} cannot be read", file)
-                    progress.say(Message("warning: {}: {} is made again", reason, folder.relative_to(self.root)))
+                    progress.say(Message("warning: {}: creating {} again", reason, folder.relative_to(self.root)))
                     remove(folder)
                     damaged = True
             if damaged and step != "write":

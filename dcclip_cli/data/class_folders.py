@@ -38,7 +38,7 @@ def images_by_class(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> d
     """Folder name -> its image files, both sorted, empty folders left out. Raises DcclipError if nothing is left."""
     by_folder = {folder.name: files for folder in folders_in(path) if (files := images_in(folder, suffixes))}
     if not by_folder:
-        raise DcclipError("{} has no folders with images", "make a folder for each class, with its images in it", path)
+        raise DcclipError("{} has no folders with images", "create a folder for each class, with its images", path)
     return by_folder
 
 
@@ -48,21 +48,21 @@ def no_pairs(
     """The error for a place without pairs, which may be a folder of images, with a folder for each class or without."""
     if classes := _classes(Path(path)):
         return DcclipError(
-            "{} is a folder of class folders ({}), not of pairs of images and captions",
-            "to make pairs of it, write in the recipe: {{collect: {{sources: [{{kind: class_folders, path: "
-            "{}}}]}}, data: {{train: collect}}}}; to distill without captions, name it as data.images",
+            "{} is a folder of class folders ({}), not of image-caption pairs",
+            "to make pairs, write in the recipe: {{collect: {{sources: [{{kind: class_folders, path: {}}}]}}, data: "
+            "{{train: collect}}}}; to distill without captions, set data.images to this folder",
             path,
             ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else ""),
             json.dumps(os.path.join(".", path), ensure_ascii=False),
         )
     if _has_image(Path(path)):
         return DcclipError(
-            "{} is a folder of images, not of pairs of images and captions",
-            "name it as data.images, to distill without captions; or list its images with captions in a table "
-            "(columns image, zh, en), make pairs with dcclip collect (source {{kind: table}}), and name these",
+            "{} is a folder of images, not of image-caption pairs",
+            "set data.images to it, to distill without captions; or list images and captions in a table (columns "
+            "image, zh, en), make pairs with dcclip collect (source {{kind: table}}), and use these",
             path,
         )
-    return DcclipError("{} has no pairs", hint, path)
+    return DcclipError("{} contains no pairs", hint, path)
 
 
 def kind_of_folder(path: Path) -> Literal["classes", "images"] | None:
@@ -97,10 +97,10 @@ def class_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]]
                 return {key: [names[place[folder]] for folder in folders] for key, names in dataset.names.items()}
         if ids := [folder for folder in folders if _WORDNET_ID.fullmatch(folder)]:
             unknown = next(iter({*ids} - {*prompts.read("imagenet").folders}), ids[0])
-            message = Message("{} is a WordNet id, and the names of its class are not known", path / unknown)
+            message = Message("{} is a WordNet id whose class name is unknown", path / unknown)
             raise DcclipError(message, _example(path / NAMES_FILE, unknown))
         if odd := [folder for folder in folders if not _is_name(folder)]:
-            raise DcclipError("{}: the name of the folder {!r} is not in UTF-8", "rename it", path, os.fsencode(odd[0]))
+            raise DcclipError("{}: the folder name {!r} is not UTF-8", "rename the folder", path, os.fsencode(odd[0]))
         plain = [folder.replace("_", " ") for folder in folders]
         return {"zh" if any(language_by_script(name) == "zh" for name in plain) else "en": plain}
     example = _example(file, folders[0])
@@ -108,22 +108,22 @@ def class_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]]
     try:
         content = yaml.safe_load(read_text(file, MAX_TEXT_BYTES, example))
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # dates, keys that are lists, nesting
-        raise DcclipError("{} is not YAML: {}", example, file, " ".join(str(error).split())[:300]) from None
+        raise DcclipError("{} is not valid YAML: {}", example, file, " ".join(str(error).split())[:300]) from None
     if not isinstance(content, dict):
-        raise DcclipError("{} is not a mapping from folders to names", example, file)
+        raise DcclipError("{} is not a mapping from folder names to class names", example, file)
     for folder in folders:
         if not isinstance(content.get(folder), dict):
-            raise DcclipError("{} has no names for the folder {}", _example(file, folder), file, folder)
+            raise DcclipError("{} has no class name for the folder {}", _example(file, folder), file, folder)
     names = {language: [content[folder].get(language) for folder in folders] for language in LANGUAGES}
     complete = {language: texts for language, texts in names.items() if all(map(_is_name, texts))}
     if not complete:
-        raise DcclipError("{} names all folders neither in en nor in zh", _example(file, folders[0]), file)
+        raise DcclipError("{}: neither en nor zh has a name for every folder", _example(file, folders[0]), file)
     return complete
 
 
 def _example(file: Path, folder: str) -> str:
     key = json.dumps(folder, ensure_ascii=False)  # 7 and "no" are no texts in YAML
-    return Message("write {} with a line for each folder, for example: {}: {{en: cat, zh: 猫}}", file, key)
+    return Message("add a line for each folder to {}, for example: {}: {{en: cat, zh: 猫}}", file, key)
 
 
 def _is_name(value: Any) -> bool:

@@ -61,7 +61,9 @@ class EmbeddingDataset(FileDataset):
         widths = {len(row) if isinstance(row, list) else 0 for row in rows}
         self.embeddings = np.asarray(rows, np.float32) if len(widths) == 1 else np.full(1, np.nan)
         if rows and (0 in widths or not np.isfinite(self.embeddings).all()):
-            raise DcclipError("{}: embedding is not vectors of one length", "write D numbers for each pair", path)
+            raise DcclipError(
+                "{}: the embeddings differ in length or are not vectors", "write D numbers for each pair", path
+            )
         with parquet_errors(path):
             records = table.select([name for name in LANGUAGES if name in names]).to_pylist()
         self._captions = captions_in_memory(
@@ -86,7 +88,7 @@ class EmbeddingDataset(FileDataset):
         return len(self._keys)
 
     def __getitem__(self, index: int) -> Pair:
-        raise DcclipError("{} has embeddings, no images", "only align with lock: image can use them", self.path)
+        raise DcclipError("{} contains embeddings instead of images", "use it with align and lock: image", self.path)
 
 
 LAYOUTS: tuple[type[FileDataset], ...] = (EmbeddingDataset,)
@@ -105,7 +107,7 @@ def open_pairs(
     if not dataset:
         if dataset is None:
             raise no_pairs(named(source), f"name {', '.join([_LAYOUT, *(layout.layout for layout in LAYOUTS)])}")
-        raise DcclipError("{} has no pairs", "collect or download it again, or name another", named(source))
+        raise DcclipError("{} contains no pairs", "collect or download it again, or use other data", named(source))
     return dataset
 
 
@@ -127,8 +129,8 @@ def recipe_pairs(
 def check_hold_out(data: DataOptions, pairs: int) -> None:
     """Raise DcclipError unless pairs to train on remain."""
     if data.train and data.hold_out >= pairs:
-        message = Message("data.hold_out is {:,}, and {} has {:,} pairs", data.hold_out, named(data.train), pairs)
-        raise DcclipError(message, "make it smaller, about a twentieth of the pairs")
+        message = Message("data.hold_out is {:,}, but {} has only {:,} pairs", data.hold_out, named(data.train), pairs)
+        raise DcclipError(message, "reduce it to about a twentieth of the pairs")
 
 
 def find_dataset(

@@ -126,7 +126,7 @@ def write_indexes(jobs: Sequence[tuple[DataFile, Path]], columns: Columns, progr
         if workers < 2 or sum(file.size for file, _ in jobs) < _FEW_BYTES:
             written: Iterable[None] = map(write, jobs)
         else:
-            hint = Message("run the same command again: it indexes what is missing")
+            hint = Message("run the same command again: it creates the missing index")
             pool = process_pool(workers, folders={path.parent for _, path in jobs})
             written = calls(stack.enter_context(pool), write, jobs, hint)
         for _ in written:
@@ -173,7 +173,7 @@ def read_batch(index: Index, number: int) -> pa.RecordBatch:
 
 def _damaged(file: DataFile, path: Path) -> DcclipError:
     hint = Message("index the data again: dcclip index --fresh {}", file)
-    return DcclipError("{} is damaged, or from another version of dcclip", hint, path)
+    return DcclipError("{} is damaged, or was written by another version of dcclip", hint, path)
 
 
 # ---- finding
@@ -246,7 +246,11 @@ def verify_files(files: Sequence[DataFile], columns: Columns, progress: Progress
     """Read data files as a whole and compare them with their indexes. Raises DcclipError where any differs."""
     indexes = {file: find_index(file, columns) for file in files}
     indexed = [index for index in indexes.values() if index is not None]
-    wrong = [Message("{} has no index, or has changed since", file) for file, index in indexes.items() if index is None]
+    wrong = [
+        Message("{} has no index, or changed after it was indexed", file)
+        for file, index in indexes.items()
+        if index is None
+    ]
     with TemporaryDirectory() as folder:
         jobs = [(index.file, Path(folder, f"{number}{SUFFIX}")) for number, index in enumerate(indexed)]
         write_indexes(jobs, columns, progress)
@@ -254,5 +258,5 @@ def verify_files(files: Sequence[DataFile], columns: Columns, progress: Progress
             if read_index(*job).metadata != index.metadata:
                 wrong.append(Message("{} differs from its index {}", index.file, index.path))
     if wrong:
-        raise DcclipError(joined("\n", wrong), "if the data is right, index it again: dcclip index --fresh PATH")
+        raise DcclipError(joined("\n", wrong), "if the data is correct, index it again: dcclip index --fresh PATH")
     return indexed

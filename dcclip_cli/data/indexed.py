@@ -126,8 +126,8 @@ class BlockCache:
     def _check_fits(self, source: str, size: int) -> None:
         if size > self.max_bytes:
             sizes = size / 1e9, self.max_bytes / 1e9
-            message = Message("{} needs {:.3g} GB in the block cache, which may have {:.3g} GB", source, *sizes)
-            raise DcclipError(message, "make data.cache_gb larger, or data.shuffle_window smaller")
+            message = Message("{} needs {:.3g} GB in the block cache, which is limited to {:.3g} GB", source, *sizes)
+            raise DcclipError(message, "increase data.cache_gb, or reduce data.shuffle_window")
 
     def _is_here(self, block: Block) -> bool:
         """Whether a block is local, a file of its size; its use is noted."""
@@ -235,15 +235,15 @@ class _Chunk(PairDataset):
         row, file = self._rows(index), self._index.file
         offset, size = int(self._offset[row]), int(self._size[row])
         if size < 0:
-            message = Message("{}: pair {} has no image bytes", file, self._value("key", index))
-            raise DcclipError(message, "leave the pair out, or write its image")
+            message = Message("{}: pair {} has no image data", file, self._value("key", index))
+            raise DcclipError(message, "remove the pair, or add its image")
         block = next(iter(self.blocks_of(index)), None)
         image = self._cache.read(block, offset, size) if block else file.read(offset, size)
         if image_digest(image) != self.image_digest(index):
             if block:
                 self._cache.file(block).unlink(missing_ok=True)  # in case it is the cache that is damaged
             key = self._value("key", index)
-            message = Message("{}: the image of pair {} has changed since it was indexed", file, key)
+            message = Message("{}: the image of pair {} changed after it was indexed", file, key)
             raise DcclipError(message, Message("index it again: dcclip index --fresh {}", file))
         return image
 

@@ -54,23 +54,23 @@ class DataOptions(Options):
         0,
         ge=0,
         le=10_000_000,
-        description="Number of phrases added to data.texts, each made of two or three of its short texts, so that the "
-        "text tower learns to read combinations that the data does not contain",
+        description="Number of phrases added to data.texts, each built from two or three of its short texts: the "
+        "text tower learns combinations that the data does not contain",
     )
     shuffle_window: int = Field(
         SHUFFLE_WINDOW,
         ge=1,
         le=2**30,
-        description="Number of samples that are shuffled together. Data with more is shuffled in blocks of up to 8,192 "
-        "neighbouring samples, and then within each window of blocks, so that any amount of data is shuffled in "
-        "little memory and read nearly in order",
+        description="Number of samples that are shuffled together. Larger data is shuffled in blocks of up to 8,192 "
+        "neighbouring samples, then within each window of blocks: this takes little memory, and reads are nearly "
+        "sequential",
     )
     cache_gb: Neutral[float] = Field(
         50.0,
         gt=0,
         le=1_000_000,
-        description="Limit in GB of the block cache on disk, which keeps parts of data in object stores and of Parquet "
-        "files; it needs room for one shuffle window, better for two",
+        description="Limit in GB of the block cache on disk, for data in object stores and Parquet files; it needs "
+        "space for one shuffle window, better for two",
     )
 
     @property
@@ -85,11 +85,11 @@ class DataOptions(Options):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not (self.train or self.images or self.texts):
-            raise ValueError(Message("name what to train on: train, images or texts"))
+            raise ValueError(Message("set at least one of train, images and texts"))
         if self.hold_out and (self.validation or not self.train):
-            raise ValueError(Message("hold_out takes validation pairs out of train: remove it, or set only train"))
+            raise ValueError(Message("hold_out takes validation pairs from train: remove it, or set train only"))
         if self.phrases and not self.texts:
-            raise ValueError(Message("phrases are made of texts: set texts as well"))
+            raise ValueError(Message("phrases are built from texts: set texts too"))
         return self
 
 
@@ -105,12 +105,12 @@ class CaptionOptions(Options):
         1.0,
         gt=0,
         le=1,
-        description="Fraction of a batch's pairs whose captions are used: text is learnt sooner than images",
+        description="Fraction of a batch's pairs whose captions are used: text is learned faster than images",
     )
 
 
 class Augment(Options):
-    """Random changes of an image; the defaults only put transparent images on white."""
+    """Random image augmentations; by default, only transparent images are put on white."""
 
     background: Literal["white", "random"] = Field("white", description="Background of transparent images")
     crop: float = Field(1.0, gt=0, le=1, description="Smallest fraction of the area that a random crop keeps")
@@ -129,7 +129,7 @@ class Augment(Options):
     def _in_order(cls, scale: tuple[float, float]) -> tuple[float, float]:
         if scale[0] > scale[1]:
             raise ValueError(
-                Message("the range begins at {:g} and ends at {:g}: give the smaller one first", scale[0], scale[1])
+                Message("the range starts at {:g} and ends at {:g}: put the smaller number first", scale[0], scale[1])
             )
         return scale
 

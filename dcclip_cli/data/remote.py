@@ -77,7 +77,7 @@ class DataFile:
                         stream.seek(offset)
                         return bytes(stream.read(size))
                 except ValueError as error:
-                    hint = Message("use a server that answers range requests")
+                    hint = Message("use a server that supports range requests")
                     raise DcclipError("{}: {}", hint, self, _reason(error)) from None
 
             content = _tried(self.location, request, WAITS_S) if size else b""
@@ -88,8 +88,8 @@ class DataFile:
                 hint = "check the disk, or copy it again"
                 raise DcclipError("{} cannot be read: {}", hint, self, error.strerror) from None
         if len(content) != size:
-            message = Message("{} has {} bytes at {}, not {}", self, len(content), offset, size)
-            raise DcclipError(message, "it was cut or replaced: copy it again, and run dcclip index on it")
+            message = Message("{} returned {} bytes at position {} instead of {}", self, len(content), offset, size)
+            raise DcclipError(message, "the file was truncated or replaced: copy it again, then run dcclip index on it")
         return content
 
     def read_into(self, target: int, offset: int, size: int) -> None:
@@ -178,7 +178,7 @@ def list_files(location: str | os.PathLike[str]) -> list[DataFile]:
         first, last = match.groups()
         if not 0 <= int(last) - int(first) < _TOP:
             raise DcclipError(
-                "{} does not name 1 to {:,} files", "write {{first..last}}: {{00000..00099}}", shown(text), _TOP
+                "{} does not stand for 1 to {:,} files", "write {{first..last}}: {{00000..00099}}", shown(text), _TOP
             )
         numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
         locations = [text[: match.start()] + number + text[match.end() :] for number in numbers]
@@ -230,8 +230,8 @@ def _list_remote(url: str) -> list[DataFile]:
         if info["type"] == "file" and info.get("size") is not None
     ]
     if not files:
-        web_hint = Message("name a file, or files by number: https://host/{{00000..00099}}.tar")
-        raise DcclipError("{} has no files", web_hint if web else "check the URL", shown(url))
+        web_hint = Message("give the URL of a file, or a range of numbers: https://host/{{00000..00099}}.tar")
+        raise DcclipError("{} contains no files", web_hint if web else "check the URL", shown(url))
     return files
 
 
@@ -247,9 +247,11 @@ def _system(url: str) -> Any:
     """The file system of a URL, one per process. Raises DcclipError where its package is missing."""
     scheme = url.partition("://")[0]
     if scheme not in PACKAGES:
-        raise DcclipError("{}: dcclip does not read {}://", "use one of {}", shown(url), scheme, ", ".join(PACKAGES))
+        raise DcclipError(
+            "{}: the protocol {}:// is not supported", "use one of {}", shown(url), scheme, ", ".join(PACKAGES)
+        )
     if not scheme.startswith("http") and "@" in url.split("/")[2]:
-        raise DcclipError("{} was given with a user or password", _LOGIN[scheme], shown(url))
+        raise DcclipError("{} contains a user name or password", _LOGIN[scheme], shown(url))
     return _system_of(scheme, os.getpid())  # their connections do not survive a fork
 
 
@@ -304,16 +306,16 @@ def _final(url: str, error: BaseException, last: bool) -> DcclipError | None:
     response, name = getattr(error, "response", None), type(error).__name__
     status = getattr(error, "status", None) or getattr(response, "status_code", None)
     if isinstance(error, FileNotFoundError) or status in (404, 410):
-        return DcclipError("{} does not exist", "check the URL, and that you may read it", shown(url))
+        return DcclipError("{} does not exist", "check the URL and your permission to read it", shown(url))
     if isinstance(error, PermissionError) or status in (401, 403) or name in _NO_LOGIN:
         hint = _LOGIN.get(url.partition("://")[0], "check the user or the signature in the URL: it may have expired")
         if "expired" in str(error):  # the code of S3's answer is not kept
             hint = Message("the login has expired: log in again, or set AWS_SESSION_TOKEN to a new token")
-        return DcclipError("{} may not be read: access is denied", hint, shown(url))
+        return DcclipError("no permission to read {}", hint, shown(url))
     if last or isinstance(error, ValueError) or name in ("FSTimeoutError", "ProfileNotFound"):
         hint = Message(
-            "check the network and the URL, for s3:// also AWS_ENDPOINT_URL (http://HOST:PORT) and AWS_PROFILE; then "
-            "run the same command again: it resumes"
+            "check the network and the URL, and for s3:// also AWS_ENDPOINT_URL (http://HOST:PORT) and AWS_PROFILE; "
+            "then run the same command again: it resumes"
         )
         return DcclipError("{} cannot be read: {}", hint, shown(url), _reason(error))
     return None

@@ -25,15 +25,15 @@ _LOOKS = 8  # samples that wait and are looked at in a step, for each sample of 
 def check_size(size: int, samples: int) -> None:
     """Raise DcclipError for more samples per step than there are."""
     if size > samples:
-        message = Message("{} samples per step are more than the data has ({})", size, samples)
-        raise DcclipError(message, "make batch_size smaller, or images_per_step or texts_per_step where these are set")
+        message = Message("{} samples per step are more than the data contains ({})", size, samples)
+        raise DcclipError(message, "reduce batch_size, or images_per_step or texts_per_step if they are set")
 
 
 def check_shares(size: int, parts: int) -> None:
     """Raise DcclipError unless the samples of a step can be split into so many equal parts."""
     if size % parts:
         message = Message("{} samples per step cannot be split into {} equal parts", size, parts)
-        raise DcclipError(message, "make them a multiple of {}: of accumulate and the processes that train", parts)
+        raise DcclipError(message, "use a multiple of {}: accumulate times the number of processes", parts)
 
 
 @dataclass(frozen=True)

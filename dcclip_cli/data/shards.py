@@ -31,7 +31,7 @@ _ROWS_AT_A_TIME = 256
 
 
 class Columns(Options):
-    """Names of columns in Parquet files from elsewhere, or of fields in a tar's JSON; the default is the key's own."""
+    """Column names of Parquet files from other programs, or field names in a tar's JSON; by default, the key's name."""
 
     key: str | None = Field(None, description="Column of the keys; default: key, or the row's number if there is none")
     image: str | None = Field(None, description="Column of the images: bytes, or a struct with a field bytes")
@@ -127,7 +127,7 @@ def _members(file: DataFile) -> Iterator[tuple[Member, bytes]]:
             stem, dot, suffix = member.name.rpartition(".")
             if member.fault and member.fault.reason.startswith("tar-"):
                 message = Message("{} is not a readable tar file: {}", file, member.fault.detail)
-                raise DcclipError(message, "fetch or collect it again")
+                raise DcclipError(message, "download or collect it again")
             if not member.fault and stem and member.size <= limits.get(dot + suffix.lower(), -1):
                 stream.seek(member.offset)
                 yield member, stream.read(member.size)
@@ -140,7 +140,7 @@ def open_parquet(file: DataFile) -> pq.ParquetFile:
     """A Parquet file, of which no whole column is read at once. Raises DcclipError where it is none."""
     import pyarrow.parquet as pq
 
-    with parquet_errors(file, Message("is not a Parquet file")):
+    with parquet_errors(file, Message("not a Parquet file")):
         if file.is_remote:
             return pq.ParquetFile(RangeFile(file), buffer_size=PART_BYTES)
         return pq.ParquetFile(file.location, buffer_size=1 << 20)
@@ -154,9 +154,11 @@ def parquet_errors(file: DataFile | Path, what: str = "cannot be read") -> Itera
     try:
         yield
     except UnicodeDecodeError as error:
-        raise DcclipError("{} has text that is not UTF-8: {!r}", "write it again", file, error.object[:24]) from None
+        raise DcclipError(
+            "{} contains text that is not UTF-8: {!r}", "write it in UTF-8", file, error.object[:24]
+        ) from None
     except (pa.ArrowException, OSError, OverflowError) as error:
-        raise DcclipError("{} {}: {}", "write it again", file, what, " ".join(str(error).split())[:300]) from None
+        raise DcclipError("{} {}: {}", "write it in UTF-8", file, what, " ".join(str(error).split())[:300]) from None
 
 
 def group_images(file: DataFile, group: int, column: str) -> Iterator[bytes | None]:
@@ -173,7 +175,7 @@ def _image_bytes(values: pa.Array, where: str) -> list[bytes | None]:
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:  # as `datasets` writes images: {bytes, path}
         values = values.flatten()[kind.get_field_index("bytes")]
     if not (pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type) or pa.types.is_null(values.type)):
-        raise DcclipError("{} is {}, not images", "images are bytes, or a struct with a field bytes", where, kind)
+        raise DcclipError("{} is {} instead of images", "store bytes, or a struct with a field bytes", where, kind)
     images: list[bytes | None] = values.to_pylist()
     return images
 
@@ -194,7 +196,9 @@ def parquet_rows(file: DataFile, columns: Columns) -> Iterator[Row]:
                     size, digest = (-1, bytes(16)) if content is None else (len(content), image_digest(content))
                     meta = record.get("meta") or "{}"
                     if not isinstance(meta, str):
-                        raise DcclipError("{}: meta of pair {} is not text", "write it as a JSON object", file, name)
+                        raise DcclipError(
+                            "{}: the metadata of pair {} is not text", "write it as a JSON object", file, name
+                        )
                     yield Row(name, texts["zh"], texts["en"], meta, True, offset, size, digest, group)
                     offset, number = offset + max(0, size), number + 1
 
@@ -204,9 +208,9 @@ def columns_used(file: DataFile, names: list[str], columns: Columns) -> list[str
     usual = {key: key for key in ("key", *LANGUAGES, "meta")}
     required = {"image": "image"} | columns.named
     if len({*required.values()}) < len(required):
-        raise DcclipError("{}: one column is named for two things", "name a column for each", file)
+        raise DcclipError("{}: the same column is used for two keys", "give each key its own column", file)
     if missing := [name for name in required.values() if name not in names]:
         message = Message("{} has no column {} (found: {})", file, " or ".join(missing), ", ".join(names))
-        raise DcclipError(message, "pairs have the columns key, image, zh, en and meta; name others with data.columns")
+        raise DcclipError(message, "rename the columns to key, image, zh, en and meta, or map them with data.columns")
     optional = [name for key, name in usual.items() if key not in columns.named and name in names]
     return list(dict.fromkeys([*required.values(), *optional]))

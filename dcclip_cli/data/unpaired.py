@@ -92,8 +92,8 @@ def open_images(
     pairs = find_dataset(path, True, columns, progress, cache_bytes)
     dataset = ImageFolder(Path(path)) if pairs is None else ImageDataset(pairs)
     if not len(dataset):
-        hint = Message("name a folder of JPEG, PNG or WebP files, a .parquet file or a .tar file")
-        raise DcclipError("{} has no images", hint, named(path))
+        hint = Message("use a folder of JPEG, PNG or WebP files, a .parquet file or a .tar file")
+        raise DcclipError("{} contains no images", hint, named(path))
     return dataset
 
 
@@ -135,10 +135,10 @@ def open_texts(path: str | Path, columns: Columns | None = None, progress: Progr
     elif (pairs := find_dataset(path, columns=columns, progress=progress)) is not None:
         texts, fingerprint = _different_captions(pairs), pairs.fingerprint
     else:
-        message = Message("{} is not a text file that dcclip reads", named(path))
-        raise DcclipError(message, Message("name {}, or pairs", ", ".join(READERS)))
+        message = Message("{} is not a supported text file", named(path))
+        raise DcclipError(message, Message("use {} files, or pairs", ", ".join(READERS)))
     if not len(texts["zh"]):
-        raise DcclipError("{} has no text", "every line in it is empty: write it again, or name another", named(path))
+        raise DcclipError("{} contains no text", "every line is empty: write it again, or use another", named(path))
     return TextDataset(named(path), texts, fingerprint)
 
 
@@ -167,10 +167,10 @@ def _table(rows: Iterable[list[str]], path: Path) -> Iterator[Captions]:
                 continue  # the header
             columns = {language_by_script(text): column for column, text in enumerate(texts)}
             if len(texts) != 2 or len(columns) != 2:
-                message = Message("{}:1: cannot tell which column is Chinese and which is English", path)
-                raise DcclipError(message, "begin with a header: zh, en")
+                message = Message("{}:1: unclear which column is Chinese and which is English", path)
+                raise DcclipError(message, "start the file with a header line: zh, en")
         if len(texts) <= (last := max(columns.values())):
-            hint = Message("each line has the same columns; leave a text empty where it is missing")
+            hint = Message("give every line the same columns; leave a cell empty if its text is missing")
             raise DcclipError("{}:{}: {} columns instead of {}", hint, path, number, len(texts), last + 1)
         yield {language: (texts[column],) for language, column in columns.items() if texts[column]}
 
@@ -214,12 +214,11 @@ class PhraseDataset(TextDataset):
         self._kinds = _kinds(texts)  # one language, the other, or both
         if not self._kinds:
             hint = Message(
-                "short is at most {} Chinese or {} English characters without a comma; "
-                "add some, or set data.phrases: 0",
+                "add texts of at most {} Chinese or {} English characters without a comma, or set data.phrases: 0",
                 _LONGEST["zh"],
                 _LONGEST["en"],
             )
-            raise DcclipError("{} has no two short texts to make phrases of", hint, texts.path)
+            raise DcclipError("data.phrases needs two short texts; {} has fewer", hint, texts.path)
         self._kind_ends = np.cumsum([len(rows) for _, rows in self._kinds])
         captions = {
             language: Lazy(count, partial(self._caption, language), partial(self._all_captions, language))

@@ -70,7 +70,7 @@ def read_results(reference: str) -> list[EvalResult]:
     if model:
         results = [result for result in results if result.model == model]
         if not results:
-            raise DcclipError("{} has no results of {}", "its models are {}", path, model, ", ".join(models))
+            raise DcclipError("{} has no results for {}", "choose one of: {}", path, model, ", ".join(models))
     elif len(models) > 1:
         raise DcclipError("{0} has results of {1} models", "choose one: {0}@{2}", path, len(models), models[0])
     return results
@@ -92,12 +92,14 @@ def compare_results(
     pairs = [(runs, second_runs[key]) for key, runs in first_runs.items() if key in second_runs]
     if not pairs:
         names = all_of(sorted({result.dataset for result in (*first, *second)}))
-        raise DcclipError("the two have no data set in common (they have {})", "evaluate both on the same one", names)
+        raise DcclipError(
+            "the models have no data set in common (they have {})", "evaluate both on the same one", names
+        )
     for run, other_run in ((runs[0], other_runs[0]) for runs, other_runs in pairs):
         if (differing := unlike(run, other_run)) and not force:
             raise DcclipError(
-                "{} {}: the {} differ, so the results are not comparable",
-                "evaluate both alike, or compare them anyway with --force",
+                "{} {}: the {} differ, so the results cannot be compared",
+                "evaluate both in the same way, or compare anyway with --force",
                 run.dataset,
                 run.language,
                 all_of(differing),
@@ -138,7 +140,7 @@ def _details(result: EvalResult) -> dict[str, np.ndarray]:
     arrays = ((name, result.detail(name)) for name in result.details if name != "predictions")
     details = {name: array for name, array in arrays if array is not None}
     if not details:
-        raise DcclipError("the result on {} has no details of its images", "evaluate again", result.dataset)
+        raise DcclipError("the result on {} has no details per image", "evaluate again", result.dataset)
     return details
 
 

@@ -61,7 +61,7 @@ def open_dataset(
         dataset = DataSet(path.resolve().name, image_files([file for file, _ in labelled], path), classes)
     if retrieval and not dataset.is_retrieval:
         raise DcclipError(
-            "{} has no captions", "retrieval needs pairs: Parquet or tar files, or a folder of them", path
+            "{} has no captions", "use pairs for retrieval: Parquet or tar files, or a folder of them", path
         )
     truth = {}
     for language in languages or sorted(dataset.truth):
@@ -109,7 +109,7 @@ def training_split(dataset: DataSet) -> Loaded:
     loaded = location and _load(replace(location, split="train"))
     if not loaded or loaded.images.fingerprint == dataset.images.fingerprint:
         reason = Message("data set {} has no training images", dataset.name)
-        raise DcclipError(reason, "probes need a named data set of classes, with a folder train")
+        raise DcclipError(reason, "use a named data set of classes with a folder train")
     return loaded
 
 
@@ -130,7 +130,7 @@ def _named(entry: KnownSet, language: Language, data_root: Path | None, template
         if expected not in (None, actual):
             remark = Message(" ({})", entry.remark) if entry.remark else ""
             raise DcclipError(
-                "data set {}: the split {} has {:,} {}{}, {:,} were found",
+                "data set {}: the split {} has {:,} {}{}, but {:,} were found",
                 "finish the download, or download the right split; to evaluate a part, add --partial all or present",
                 name, entry.split, expected, items, remark, actual,
             )  # fmt: skip
@@ -139,8 +139,8 @@ def _named(entry: KnownSet, language: Language, data_root: Path | None, template
         chinese = sum(language_by_script(text) == "zh" for text in truth.texts)
         if (chinese > len(truth.texts) / 2) != (language == "zh"):
             raise DcclipError(
-                "data set {0}: {1:,} of {2:,} captions contain Chinese, so they are not in {3}",
-                "put the captions in {3} into a folder {0}, next to those of the other language",
+                "data set {0}: {1:,} of {2:,} captions contain Chinese, but {3} captions are expected",
+                "put the {3} captions into a folder {0}, next to those of the other language",
                 name, chinese, len(truth.texts), language,
             )  # fmt: skip
         texts: Classes | Captions = truth
@@ -179,7 +179,7 @@ def _folders(names: Sequence[str], data_root: Path | None) -> tuple[Path, ...]:
     if data_root is None:
         return ()
     if not data_root.is_dir():
-        raise DcclipError("--data-root {} is not a folder", "name the folder that contains the data sets", data_root)
+        raise DcclipError("--data-root {} is not a folder", "give the folder that contains the data sets", data_root)
     folders = (data_root / name for name in dict.fromkeys(names))
     return tuple(folder for folder in folders if folder.is_dir())
 
@@ -200,11 +200,11 @@ def _loader(location: Location) -> Loader:
             return loader
     if location.folders:
         folder = location.folders[0]
-        reason = Message("{} has no {} images of {} in any supported layout", folder, location.split, label)
+        reason = Message("{} contains no {} images of {} in a supported layout", folder, location.split, label)
         raise DcclipError(reason, _where(location))
     if not hub:
-        reason = Message("neither --data-root nor the hub has them")
-        raise DcclipError("data set {} needs its images: {}", _where(location), label, reason)
+        reason = Message("neither --data-root nor the hub has the images")
+        raise DcclipError("data set {} has no images: {}", _where(location), label, reason)
     return HubDataset(location, Path(f"clip-benchmark/wds_{hub}"))
 
 
@@ -214,19 +214,17 @@ def _needs_its_images(location: Location) -> Iterator[None]:
         yield
     except DcclipError as error:
         label = location.dataset.label
-        raise DcclipError("data set {} needs its images: {}", _where(location), label, error.what) from None
+        raise DcclipError("data set {} has no images: {}", _where(location), label, error.what) from None
 
 
 def _where(location: Location) -> str:
     name = location.dataset.name
     if location.dataset.task == "retrieval":
-        return Message(
-            "give --data-root DIR, where DIR/{}/ has its captions and images (docs/how-to/evaluate.md)", name
-        )
+        return Message("give --data-root DIR, with the captions and images in DIR/{}/ (docs/how-to/evaluate.md)", name)
     folder = prompts.read(registry.prompts_of(location.dataset)).folders[0]
     split = f"{name}/{location.split}"
     return Message(
-        "give --data-root DIR, where DIR has {0}/{1}/*.jpg or {0}/0.tar (no torchvision archives)", split, folder
+        "give --data-root DIR with {0}/{1}/*.jpg or {0}/0.tar in it (no torchvision archives)", split, folder
     )
 
 
@@ -257,15 +255,15 @@ def data_set(table: PairDataset, retrieval: bool | None = None) -> DataSet:
                 notes.append(Message("data set {}: {:,} of {:,} pairs have a caption in {}", path.stem, *counts))
         if not truth:
             raise DcclipError(
-                "data set {} has no captions", "name pairs with captions in en, in zh, or in both", path.stem
+                "data set {} has no captions", "use pairs with captions in en, in zh, or in both", path.stem
             )
         return DataSet(path.stem, images, truth, "mean_recall", notes=tuple(notes))
     complete = {language: rows for language, rows in captions.items() if all(rows)}
     if not complete:
         raise DcclipError(
-            "{}: some pairs have no zh caption and some no en caption, so their class is unknown",
-            "give every pair its class name as first caption in en, in zh, or in both; to measure how well captions "
-            "are retrieved instead, add --task retrieval",
+            "{}: some pairs lack a zh caption and some lack an en caption, so their class is unknown",
+            "make the class name the first caption of every pair, in en, in zh, or in both; to measure caption "
+            "retrieval instead, add --task retrieval",
             path,
         )
     classes = {language: _classes([texts[0] for texts in rows]) for language, rows in complete.items()}
@@ -285,7 +283,7 @@ def classes_yaml(name: str) -> str:
     if named is None:
         raise registry.unknown(name)
     if named[0].task == "retrieval":
-        raise DcclipError("data set {} has captions, no classes", "see: dcclip datasets", name)
+        raise DcclipError("data set {} has captions instead of classes", "see: dcclip datasets", name)
     texts = prompts.read(registry.prompts_of(named[0]))
     names = {
         folder: {language: translations[label] for language, translations in texts.names.items()}

@@ -130,12 +130,12 @@ class Embedder:
         is_embedded, vectors = self.cache.complete(identity, (str(index).encode() for index in sampled), compute)
         if not len(vectors):
             first = next(iter(faults.values()), "")
-            raise DcclipError("none of {:,} images can be read: {}", "download them again", len(sampled), first)
+            raise DcclipError("none of {:,} images is readable: {}", "download them again", len(sampled), first)
         if faults:
             named = [f"{key} ({fault})" for key, fault in list(faults.items())[:_NAMED_FAULTS]]
             shown = ", ".join(named) + (", ..." if len(faults) > len(named) else "")
             counts = name, len(faults), len(sampled), shown
-            self.progress.say(Message("data set {}: {:,} of {:,} images cannot be read and are left out: {}", *counts))
+            self.progress.say(Message("data set {}: {:,} of {:,} images are unreadable and ignored: {}", *counts))
         return Embedded(sampled[is_embedded], vectors, faults, computed, time.perf_counter() - begin)
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:

@@ -28,7 +28,7 @@ from dcclip_cli.options import Options
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
 
-_MORE_IMAGES = Message("measure more images: a larger --limit, or none")
+_MORE_IMAGES = Message("measure more images: increase --limit, or remove it")
 
 
 class EvalOptions(Options):
@@ -47,8 +47,8 @@ class EvalOptions(Options):
     )
     partial: Part = Field(
         "no",
-        description="Whether unreadable images are no error, and a part of a named set of classes is enough: `all` "
-        "asks for all its classes, `present` those with images; parts are marked, and do not compare with the whole",
+        description="Accept unreadable images and incomplete data sets: `all` classifies among all classes, "
+        "`present` among those with images; such results are marked and cannot be compared with complete ones",
     )
     templates: Templates = Field(
         "own", description="Prompt templates: the data set's `own`, a few generic ones (`compact`), or the bare `name`"
@@ -66,7 +66,7 @@ class EvalOptions(Options):
         None,
         ge=8,
         le=8192,
-        description="Numbers of an embedding that are used, for models trained with `dims`; null: all",
+        description="Number of dimensions of embeddings that are used, for models trained with `dims`; null: all",
     )
     workers: int = Field(2, ge=1, le=256, description="Threads that read and resize images")
 
@@ -80,7 +80,7 @@ class EvalOptions(Options):
         for key, usual in (("task", "zero-shot"), ("limit", None), ("partial", "no"), ("templates", "own")):
             if (value := getattr(self, key)) != usual:
                 option = f"--{key} {value}"
-                raise DcclipError("--format {} with {}: {}", "omit {}", name, option, why, f"--{key}")
+                raise DcclipError("--format {} with {}: {}", "remove {}", name, option, why, f"--{key}")
 
 
 class IncompleteError(DcclipError):
@@ -152,7 +152,9 @@ def check_datasets(options: EvalOptions) -> Iterator[DcclipError]:
 
 def _twice(names: Sequence[str]) -> DcclipError | None:
     twice = [name for name in names if names.count(name) > 1]
-    return DcclipError("two data sets are called {}", "rename one of the files or folders", twice[0]) if twice else None
+    return (
+        DcclipError("two data sets have the name {}", "rename one of the files or folders", twice[0]) if twice else None
+    )
 
 
 def evaluate(
@@ -292,7 +294,7 @@ class _Evaluation:
         model, limit = self.embedder.model, self.options.limit
         if not np.isfinite(value := score.metrics[dataset.metric]):
             raise DcclipError(
-                "data set {}: {} is not defined for {} images whose labels are all alike",
+                "data set {}: {} is not defined for {} images with the same label",
                 _MORE_IMAGES,
                 dataset.name, dataset.metric, len(images.indices),
             )  # fmt: skip

@@ -308,7 +308,7 @@ def _fit(train: np.ndarray, labels: np.ndarray, test: np.ndarray, strength: floa
 
     def fitted(truth: np.ndarray) -> LogisticRegression:
         if len(np.unique(truth)) < 2:
-            raise DcclipError("all training images are of one class", "probes need at least two classes")
+            raise DcclipError("all training images belong to one class", "use at least two classes for a probe")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # expected for weak regularisation
             return LogisticRegression(C=strength, max_iter=_MAX_STEPS).fit(train, truth)

@@ -51,7 +51,7 @@ class KnownSet:
         return self.name.replace("_", "-")
 
 
-_PROBE = Message("the toolkit's own split: download it as class folders")
+_PROBE = Message("use ELEVATER's own split, downloaded as class folders")
 ELEVATER = (
     KnownSet("caltech101", 6_084, 102, metric="mean_per_class", hub="vtab-caltech101"),
     KnownSet("cifar10", 10_000, 10, hub="vtab-cifar10"),
@@ -60,7 +60,7 @@ ELEVATER = (
     KnownSet("dtd", 1_880, 47, hub="vtab-dtd"),
     KnownSet("eurosat", 5_000, 10, remark=Message("5,000 of the 27,000 images; {}", _PROBE)),
     KnownSet(
-        "fer2013", 3_589, 7, own_order=False, remark=Message("the private test half alone; {}", _PROBE)
+        "fer2013", 3_589, 7, own_order=False, remark=Message("only the private test half; {}", _PROBE)
     ),
     KnownSet("fgvc_aircraft", 3_333, 100, metric="mean_per_class", hub="fgvc_aircraft"),
     KnownSet("food101", 25_250, 101),
@@ -68,7 +68,7 @@ ELEVATER = (
     KnownSet("hateful_memes", 500, 2, metric="roc_auc", split="dev", remark=Message("has its own license")),
     KnownSet(
         "kitti_distance", 711, 4, hub="vtab-kitti_closest_vehicle_distance",
-        squash=True, remark=Message("no centre crop"),
+        squash=True, remark=Message("without centre crop"),
     ),
     KnownSet("mnist", 10_000, 10, hub="mnist"),
     KnownSet("flowers102", 6_149, 102, metric="mean_per_class", hub="vtab-flowers"),
@@ -87,7 +87,7 @@ IMAGENETS = (
     KnownSet("imagenet_r", 30_000, 200, hub="imagenet-r"),
     KnownSet(
         "objectnet", 18_574, 113, hub="objectnet", border=2, extra_folders=True, prompts="objectnet113",
-        remark=Message("the 113 classes shared with ImageNet, the images' red border cropped"),
+        remark=Message("the 113 classes shared with ImageNet; the red border is cropped"),
     ),
 )  # fmt: skip
 _BOTH: tuple[Language, ...] = ("en", "zh")
@@ -104,10 +104,10 @@ RETRIEVAL = (
     ),
     _captioned("coco", 5_000, ("en",), texts=25_010, hub="mscoco_captions", remark=Message("Karpathy's split")),
     # 1,053 texts: https://github.com/OFA-Sys/Chinese-CLIP/issues/175
-    _captioned("coco_cn", 1_000, ("zh",), texts=1_053, remark=Message("written in Chinese by people")),
+    _captioned("coco_cn", 1_000, ("zh",), texts=1_053, remark=Message("written by Chinese speakers")),
     # Published sizes are rounded: 5 thousand texts, 30 thousand images.
     _captioned(
-        "muge_cn", None, ("zh",), split="valid", both_ways=False, remark=Message("the test texts aren't public")
+        "muge_cn", None, ("zh",), split="valid", both_ways=False, remark=Message("the test captions are not public")
     ),
     _captioned("xm3600", 3_600, _BOTH),
     # test_image_names.txt of adobe-research/Cross-lingual-Test-Dataset-XTD10 names no image twice.
@@ -182,4 +182,4 @@ def unknown(name: str) -> DcclipError:
     valid_names = [*by_name(), *group_names()]
     near = difflib.get_close_matches(name.lower().replace("_", "-"), valid_names, n=1)
     hint = Message("did you mean {}?", near[0]) if near else Message("see: dcclip datasets")
-    return DcclipError("data set {} is neither a known name nor a path", hint, name)
+    return DcclipError("unknown data set {}: neither a name nor a path", hint, name)

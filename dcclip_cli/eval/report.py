@@ -113,7 +113,7 @@ def save_report(results: Sequence[EvalResult], datasets: Iterable[DataSet], fold
         atomic_write(folder / f"table.{suffix}", written(table(results)))
     drawn = write_report(folder / "report.html", results, datasets)
     if not drawn:
-        progress.say(Message("eval: no charts, which need the package matplotlib: pip install matplotlib"))
+        progress.say(Message("eval: no charts without the package matplotlib: pip install matplotlib"))
     for name in ("bars", "zh-en"):
         if name in drawn:
             atomic_write(folder / f"{name}.svg", drawn[name])
@@ -255,7 +255,7 @@ def bars(scores: Table) -> bytes:
         axes.tick_params("y", length=0)
         axes.set_ylim(len(scores.rows) - 0.1, -0.5 * height - 0.1)
         axes.set_xlim(0, 100)
-        axes.set_xlabel(translated(Message("per cent, each data set's own metric")))
+        axes.set_xlabel(translated(Message("per cent, metric of each data set")))
         axes.xaxis.grid(True, alpha=0.3)
         legend = zip(*axes.get_legend_handles_labels(), strict=True)
         entries = sorted(legend, key=lambda entry: entry[1].rpartition(" ")[2])  # a column for each language

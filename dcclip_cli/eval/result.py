@@ -34,7 +34,7 @@ METRIC_NAMES = {
 MEAN = Message("ELEVATER, mean over 20")
 ZERO_SHOT = "zero-shot classification"
 _SUMMARY = "summary.json"
-_HINT = Message("name a file or folder that eval --out wrote")
+_HINT = Message("give a file or folder that eval --out wrote")
 _COMPARED = {
     "class_names_sha256": Message("class names"),
     "templates_sha256": Message("prompts"),
@@ -197,7 +197,7 @@ def load_results(path: Path, hint: Message = _HINT) -> list[EvalResult]:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         reason = f"{'.'.join(map(str, first['loc'])) or 'JSON'}: {first['msg'].lower()}"
-        raise DcclipError("{} contains no results of eval: {}", hint, path, reason) from None
+        raise DcclipError("{} does not contain eval results: {}", hint, path, reason) from None
 
 
 def load_several(paths: Sequence[Path]) -> list[EvalResult]:
@@ -213,7 +213,7 @@ def load_several(paths: Sequence[Path]) -> list[EvalResult]:
             before, earlier = measured.setdefault(key, (path, result))
             if earlier.value != result.value:
                 raise DcclipError(
-                    "{} and {} differ: {} on {} {} has {:.4f} and {:.4f}", "leave one of them out",
+                    "{} and {} differ: {} on {} {} has {:.4f} and {:.4f}", "remove one of them",
                     before, path, result.model, result.dataset, result.language, earlier.value, result.value,
                 )  # fmt: skip
     models: dict[str, set[str]] = {}
@@ -308,10 +308,10 @@ def _remark(results: Sequence[EvalResult]) -> str:
             by_names[", ".join(result.plain_names.values())].append(percent(result.plain_value))
     remarks = (
         results[0].partial,
-        Message("{} differ: do not compare", all_of(sorted(differing))) if differing else "",
+        Message("{} differ: not comparable", all_of(sorted(differing))) if differing else "",
         texts.gap_remark if texts and len({result.language for result in results}) > 1 else "",
         Message("a sample of {:,} images", results[0].n) if is_sample else "",
-        Message("{:,} images cannot be read", corrupt) if corrupt else "",
+        Message("{:,} unreadable images", corrupt) if corrupt else "",
         Message("{} classes share an embedding with another class", alike) if alike else "",
         *(f"with {names} {', '.join(values)} %" for names, values in by_names.items()),
     )

@@ -64,17 +64,17 @@ _MODEL_BATCH = 32  # of the model that exports are compared with: bounds its mem
 
 
 class ExportOptions(Options):
-    """Format and precision of an export, and the checks that it has to pass."""
+    """Format and precision of an export, and the checks that it must pass."""
 
     format: Annotated[FormatName, *own_name(Format)] = Field(
         "onnx", description="Export format, named after its runtime (docs/how-to/deploy.md)"
     )
     precision: Precision = Field(
-        "fp32", description="Precision; int8 has a quarter of the size and is less accurate. A bundle stays in its own"
+        "fp32", description="Precision; int8 takes a quarter of the size and is less accurate. Bundles keep theirs"
     )
     preprocess: Preprocess = Field(
         "outside",
-        description="Where images are resized, cropped and normalised; graph: image.onnx takes uint8 RGB of any size",
+        description="Where images are resized, cropped and normalized; graph: image.onnx takes uint8 RGB of any size",
     )
     calibration: str | None = Field(
         None, description="Pairs or images for int8 activation ranges; default: those of the recipe's data"
@@ -87,7 +87,7 @@ class ExportOptions(Options):
         None,
         ge=8,
         le=8192,
-        description="Numbers of an embedding: the graphs cut it to the first of them, for models trained with `dims`; "
+        description="Number of dimensions of embeddings; the graphs shorten them, for models trained with `dims`; "
         "null: all",
     )
     parity: Thresholds = Field(Thresholds(), description="How far the export may differ from the model")
@@ -97,7 +97,7 @@ class ExportOptions(Options):
     def _have_a_place_for_the_label(cls, prompts: Mapping[Language, Sequence[str]] | None) -> Any:
         for language, templates in (prompts or {}).items():
             if not templates or not all("{}" in template for template in templates):
-                raise ValueError(Message("each template for {} needs {{}}, the place of the label", language))
+                raise ValueError(Message("every template for {} needs {{}} in place of the label", language))
         return prompts
 
 
@@ -213,9 +213,9 @@ def _loosen_until_close(
             return parity
         del encoder  # its memory is needed for the next one
         if not (changed := graphs.loosen(parity)):
-            hint = Message("export in a higher --precision, train longer, or lower export.parity")
+            hint = Message("use a higher --precision, train longer, or reduce export.parity")
             if options.precision == "fp32":
-                hint = Message("this is a bug in the exporter for these towers; please report it with the recipe")
+                hint = Message("this is a bug in the exporter for these towers; report it with the recipe")
             raise DcclipError(
                 "the {} export in {} differs too much from the model: {}",
                 hint,
@@ -235,19 +235,21 @@ def _resolved(options: ExportOptions, model: ModelSource, target: Format) -> Exp
         return options
     description = read_description(model.path)[0]
     if not target.from_onnx or (target.rounds and description.precision == "int8"):
-        reason = Message("{} is a bundle, from which --format {} cannot be made", model.target, target.name)
+        reason = Message("{} is a bundle and cannot be exported with --format {}", model.target, target.name)
     elif "precision" in options_set and options.precision != description.precision:
-        reason = Message("{} is a bundle in {}, not in {}", model.target, description.precision, options.precision)
+        reason = Message(
+            "{} is a bundle in {} and cannot be converted to {}", model.target, description.precision, options.precision
+        )
     elif "preprocess" in options_set and options.preprocess == "outside" != description.preprocess:
-        reason = Message("{} is a bundle with its preprocessing in the graph", model.target)
+        reason = Message("{} is a bundle with preprocessing in the graph", model.target)
     elif options.dims is not None:
-        reason = Message("{} is a bundle, whose graphs are not cut", model.target)
+        reason = Message("{} is an exported bundle: --dims cannot shorten its embeddings", model.target)
     else:
         preprocess = "graph" if description.preprocess == "graph" else options.preprocess
         return options.model_copy(update={"precision": description.precision, "preprocess": preprocess})
-    hint = Message("export the model directory written by align or distill, or omit the option")
+    hint = Message("export the model directory written by align or distill, or remove the option")
     if (trained := furthest_stage(model.path.parent, trained=True)) not in (None, model.path):
-        hint = Message("use --model {}, or omit the option", trained)
+        hint = Message("use --model {}, or remove the option", trained)
     raise DcclipError(reason, hint)
 
 
@@ -256,13 +258,13 @@ def _is_made(out: Path, made_from: str, fresh: bool) -> bool:
 
     Raises DcclipError if that is damaged, or if `out` contains anything but an export.
     """
-    hint = Message("name a new folder with --out")
+    hint = Message("choose a new folder with --out")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not (out / DESCRIPTION).is_file():
         raise DcclipError("{} is not empty and is not an export", hint, out)
     if not fresh:
-        record = read_record(out / DESCRIPTION, Message("make it again with --fresh"))
+        record = read_record(out / DESCRIPTION, Message("create it again with --fresh"))
         if record.content.get("made_from") == made_from:
             record.check()
             return True
@@ -275,7 +277,9 @@ def _is_made(out: Path, made_from: str, fresh: bool) -> bool:
 def _check_takes(target: Format, source: Source, options: ExportOptions) -> None:
     """Raise DcclipError if the format cannot have the source's images, or its tokenizer."""
     if isinstance(source.preprocessing, Patches) and not (target.takes_patches and options.preprocess == "outside"):
-        reason = Message("{} keeps the proportions of images (NaFlex), which this export does not", source.encoder.name)
+        reason = Message(
+            "{} keeps the aspect ratio of images (NaFlex); this format does not support it", source.encoder.name
+        )
         raise DcclipError(reason, "use --format onnx or openvino, without --preprocess graph")
     if target.reads_tokens_itself:
         check_alike(source.tokenizer, source.encoder.name)
@@ -292,7 +296,7 @@ def _calibration(options: ExportOptions, data: DataOptions | None, needed: bool)
     samples = recipe_samples(data, "train", "validation") if needed else None
     if needed and samples is None:
         raise DcclipError(
-            "int8 needs images to calibrate on", "name a folder of images with --calibration, or a recipe with data"
+            "int8 needs calibration images", "give a folder of images with --calibration, or a recipe with data"
         )
     return samples
 

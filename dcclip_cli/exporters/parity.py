@@ -41,8 +41,8 @@ class Thresholds(Options):
         None,
         ge=0,
         le=2,
-        description="Largest absolute difference in a unit-length embedding; default: fp32 1e-4, fp16 0.02, int8 none; "
-        "0.01 more with preprocess: graph",
+        description="Largest absolute difference in a unit-length embedding; default: fp32 1e-4, fp16 0.02, int8 "
+        "unlimited; 0.01 more with preprocess: graph",
     )
     min_centred_cosine: float | None = Field(
         None,
@@ -132,7 +132,9 @@ class Parity:
             if difference > (limit := limits.get("max_difference", np.inf)):
                 shortfalls.append(Message("{} embeddings differ by {:.2g}, more than {:g}", tower, difference, limit))
             if cosine < (limit := limits["min_centred_cosine"]):
-                shortfalls.append(Message("the {} towers' centred cosine is {:.4f}, under {:g}", tower, cosine, limit))
+                shortfalls.append(
+                    Message("the centred cosine of the {} towers is {:.4f}, below {:g}", tower, cosine, limit)
+                )
         min_agreement, max_loss = limits["min_agreement"], limits["max_accuracy_loss"]
         agreements = [(Message("{} images ({}) keep their best text", self.images, self.source), self.agreement)]
         for language, accuracy in self.by_language().items():

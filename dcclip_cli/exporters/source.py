@@ -76,7 +76,7 @@ def load_source(reference: ModelSource) -> Source:
         return Source(bundle, tokenizer, length, padding, description.fixed_length, preprocessing, reference.path)
     encoder = load_encoder(reference, "cpu")
     if not isinstance(encoder, TorchEncoder):
-        raise DcclipError("{} is a bundle", "download it with hf download, and name its folder", reference.target)
+        raise DcclipError("{} is a bundle", "download it with hf download, and give the folder", reference.target)
     towers: Any = encoder.towers
     preprocessing = towers.preprocessing or getattr(towers, "match_patches", towers.match_preprocessing)()
     if reference.kind == "hf":
@@ -107,7 +107,7 @@ def load_source(reference: ModelSource) -> Source:
             library = type(source.towers.model).__module__.split(".")[0]
             raise DcclipError(
                 "{}: its tokenizer is not available without {}: '{}' would be tokenized differently",
-                "export another model, or report this one",
+                "export another model, or report this tokenizer",
                 source.towers.name,
                 library,
                 text[:30],
@@ -119,7 +119,7 @@ def _backend(towers: Towers, tokenizer: Any) -> Tokenizer:
     """The tokenizer of the tokenizers library inside one of transformers."""
     backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        reason = Message("{} has a {}, which has no tokenizer.json", towers.name, type(tokenizer).__name__)
+        reason = Message("{} has a {} without a tokenizer.json", towers.name, type(tokenizer).__name__)
         raise DcclipError(reason, "save it as a fast tokenizer with transformers, or export another model")
     return backend
 
@@ -238,8 +238,8 @@ def check_alike(tokenizer: Tokenizer, name: str) -> None:
     single = {"single_word" for token in state["added_tokens"] if token["single_word"]}
     if unlike := single | set(re.findall(r'"(?:type|behavior)": "(\w+)"', parts)) - _ALIKE:
         raise DcclipError(
-            "the tokenizer of {} has {}, which JavaScript reads otherwise than Python",
-            "use a format that no browser reads, as --format open_clip, or another model",
+            "the tokenizer of {} has {}, which behaves differently in JavaScript",
+            "use a format for Python, such as --format open_clip, or another model",
             name,
             ", ".join(sorted(unlike)),
         )

@@ -57,7 +57,7 @@ def bench(
     best: list[list[str | None]] = []
     paths, names = list(image_files(images)), [str(model) for model in several(models)]
     if labels and not paths:
-        raise DcclipError("labels are of no use without images", "name images as well: --images FOLDER")
+        raise DcclipError("labels need images", "add images: --images FOLDER")
     for path in paths:
         refuse_special(path)
     for name in names:
@@ -74,7 +74,7 @@ def bench(
             if len(errors) == len(paths) > 0:
                 raise errors[0]
             if errors and not best:
-                talk.say(Message("warning: images that cannot be read are left out ({:,}): {}", len(errors), errors[0]))
+                talk.say(Message("warning: {:,} unreadable images are ignored: {}", len(errors), errors[0]))
             best.append(answers)
             same = [label == first for label, first in zip(answers, best[0], strict=True) if first is not None]
             benches.append(replace(measured, agreement=sum(same) / len(same) if same else None))

@@ -61,13 +61,13 @@ def calibrate(
 
     folder, reference = Path(folder), resolve(None if model is None else os.fspath(model))
     if out is None and (reference.path.name == STARTER or not reference.path.is_dir()):
-        hint = Message("name a file: --out thresholds.json, and give it to dcclip predict --thresholds")
-        raise DcclipError("thresholds cannot be written next to {}", hint, reference.target)
+        hint = Message("choose a file with --out thresholds.json, and use it with dcclip predict --thresholds")
+        raise DcclipError("thresholds cannot be written into {}", hint, reference.target)
     file, talk = Path(out or reference.path / THRESHOLDS), progress_for(progress)
     check_target(file, folder=False)
     classes = [path.name for path in folders_in(folder) if path.name not in _NO_LABEL and not path.name.startswith(".")]
     if not classes:
-        raise DcclipError("{} has no folders with images", "make a folder for each label, with its pictures", folder)
+        raise DcclipError("{} has no folders with images", "create a folder of images for each label", folder)
     folders_by_label: dict[str, list[str]] = {}
     for names in zip(classes, *class_names(folder, classes).values(), strict=True):
         for label in dict.fromkeys(names[1:]):
@@ -79,7 +79,7 @@ def calibrate(
     scores = Labels(encoder, list(folders_by_label), multi_label=True, progress=talk).probabilities(index.embeddings)
     right = np.stack([np.isin(pictures_in, folders) for folders in folders_by_label.values()], axis=1)
     if missing := [label for place, label in enumerate(folders_by_label) if not right[:, place].any()]:
-        raise DcclipError("no picture of {} can be read", "add pictures to its folder", missing[0])
+        raise DcclipError("no image of {} is readable", "add images to its folder", missing[0])
     thresholds = best_thresholds(scores, right)
     shown = scores >= thresholds
     f1 = 2 * (shown & right).sum(axis=0) / (shown.sum(axis=0) + right.sum(axis=0))
@@ -113,8 +113,8 @@ def read_thresholds(file: Path, model: Encoder) -> dict[str, float]:
     """Label -> threshold. Raises DcclipError if the file is damaged or of another model."""
     content: dict[str, Any] = read_json(file, _AGAIN)
     if content.get("fingerprint") != model.fingerprint:
-        raise DcclipError("{} has thresholds of another model than {}", _AGAIN, file, model.name)
+        raise DcclipError("{} has thresholds for another model than {}", _AGAIN, file, model.name)
     try:
         return {str(label): float(entry["threshold"]) for label, entry in content["labels"].items()}
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise DcclipError("{} has no thresholds of labels", _AGAIN, file) from None
+        raise DcclipError("{} contains no thresholds for labels", _AGAIN, file) from None

@@ -146,8 +146,8 @@ class ShortEncoder:
     def shortened(self, vectors: np.ndarray, inputs: str) -> np.ndarray:
         """The first `dims` numbers of embeddings (N, D), divided by their length."""
         if (width := vectors.shape[1]) < self.dims:
-            reason = Message("{} has embeddings of {} numbers, fewer than {}", self.full.name, width, self.dims)
-            raise DcclipError(reason, "use --dims {} or fewer, or omit it", width)
+            reason = Message("{}: the embeddings have {} dimensions, fewer than {}", self.full.name, width, self.dims)
+            raise DcclipError(reason, "use --dims {} or less, or remove it", width)
         short = vectors[:, : self.dims]
         with np.errstate(all="ignore"):  # `finite` reports it
             return finite(short / np.linalg.norm(short, axis=1, keepdims=True), self.name, inputs)
@@ -158,7 +158,7 @@ def shortened(encoder: Encoder, dims: int | None, progress: Progress) -> Encoder
     if dims is None:
         return encoder
     if dims not in encoder.trained_dims:
-        trained = ", ".join(map(str, encoder.trained_dims)) or Message("none; see train option dims")
+        trained = ", ".join(map(str, encoder.trained_dims)) or Message("none; see the training option dims")
         progress.say(
             Message("warning: {} was not trained for {} dimensions (trained: {})", encoder.name, dims, trained)
         )
@@ -183,7 +183,9 @@ def load_encoder(
         reference = replace(reference, kind="bundle", location=str(folder), on_hub=False)
     if reference.kind == "bundle":
         if precision == "bf16":
-            raise DcclipError("{} computes in the precision of its export", "omit --precision", reference.target)
+            raise DcclipError(
+                "{} always computes in the precision of its export", "remove --precision", reference.target
+            )
         from dcclip_cli.inference.onnx_encoder import OnnxEncoder
 
         return OnnxEncoder(reference.path, device, threads or 1)

@@ -118,7 +118,7 @@ def search(
     talk, texts = progress_for(progress), [text] if isinstance(text, str) else list(text)
     folders = [Path(path) for path in several(folder)]
     if not all(text.strip() for text in (*texts, *without)) or not (texts or images):
-        raise DcclipError("the text is empty", 'give one, for example: dcclip search "一只狗" FOLDER')
+        raise DcclipError("the text is empty", 'give a text, for example: dcclip search "一只狗" FOLDER')
     encoder = open_encoder(model, device, threads, talk, dims)
     keep_freed_memory()
     embedder = predictions.Model(encoder)
@@ -130,7 +130,7 @@ def search(
     query = direction(np.concatenate(added), subtracted)
     indexes = [open_index(encoder, folder, fresh, talk, dtype) for folder in distinct(folders)]
     count, new = sum(len(index.paths) for index in indexes), sum(index.embedded for index in indexes)
-    talk.say(Message("search: {} images, {} of them embedded now", count, new))
+    talk.say(Message("search: {} images, {} of them newly embedded", count, new))
     errors = {str(index.folder / name): error for index in indexes for name, error in index.errors.items()}
     hits = search_all(indexes, query, top_k)
     fits = bool(images) or encoder.known is None or hits[0].score >= encoder.known.fits
@@ -168,7 +168,7 @@ def embed(
         errors = {str(paths[place]): error for place, error in embedded.errors.items()}
         if not embedded.has_vector.any():
             why = "\n".join(error.what for error in errors.values())
-            raise DcclipError("{}none of the images could be read", "use JPEG, PNG or WebP files", why and f"{why}\n")
+            raise DcclipError("{}no image could be read", "use JPEG, PNG or WebP files", why and f"{why}\n")
         names = [str(path) for path in compress(paths, embedded.has_vector)]
         _write(out, names, compressed(embedded.vectors, dtype))
     return Embeddings(out, names, errors, [])

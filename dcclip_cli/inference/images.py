@@ -38,12 +38,12 @@ def find_images(names: Iterable[str], listed: Iterable[str] = ()) -> Iterator[Pa
     """
     for name in names:
         if not name:
-            raise DcclipError("the name of an image is empty", "is a shell variable not set? Name files or folders")
+            raise DcclipError("an image path is empty", "if this is a shell variable, set it; or give files or folders")
         if name == "-":
             lines = [line.rstrip("\r\n") for line in listed if line.strip() not in ("", "-")]
             if not lines:
                 example = "find FOLDER -name '*.jpg' | dcclip predict - --labels 猫,dog"
-                raise DcclipError("stdin has no line with the name of an image", "for example: {}", example)
+                raise DcclipError("stdin contains no image paths", "for example: {}", example)
             yield from find_images(lines)
         elif os.path.isdir(name):
             yield from _not_empty(_images_below(name), Message("{} contains no images", name))
@@ -93,7 +93,7 @@ def _images_below(folder: str) -> list[Path]:
 
 def _not_empty(paths: list[Path], error: str) -> list[Path]:
     if not paths:
-        raise DcclipError(error, Message("images are files ending in {}", ", ".join(SUFFIXES)))
+        raise DcclipError(error, Message("use files with one of these suffixes: {}", ", ".join(SUFFIXES)))
     return paths
 
 

@@ -67,7 +67,7 @@ def direction(added: np.ndarray, subtracted: np.ndarray | None = None) -> np.nda
     """(D,), length 1: the sum of embeddings (N, D) less the sum of others. Raises DcclipError if nothing is left."""
     total = added.sum(axis=0) - (0 if subtracted is None else subtracted.sum(axis=0))
     if not (length := float(np.linalg.norm(total))) > 1e-6:
-        raise DcclipError("what is asked for cancels out", "do not add and subtract the same")
+        raise DcclipError("the query cancels out", "do not add and subtract the same")
     return np.asarray(total / length, np.float32)
 
 
@@ -106,7 +106,7 @@ def open_index(
     """
     progress = progress or Silent()
     if not folder.is_dir():
-        raise DcclipError("{} is not a folder", "name a folder of images", folder)
+        raise DcclipError("{} is not a folder", "choose a folder of images", folder)
     names = [str(path.relative_to(folder)) for path in find_images([str(folder)])]
     store = FeatureStore(_index_folder(model, folder, kind), progress.say, optional=True)
     if fresh:
@@ -117,7 +117,7 @@ def open_index(
     paths = [folder / name for name in names]
     embedded = _embed_images(model, paths, store, keys, kind, f"index {folder}", progress)
     if not embedded.has_vector.any():
-        raise DcclipError("{} has no image that can be read", "name a folder of JPEG, PNG or WebP images", folder)
+        raise DcclipError("{} contains no readable image", "give a folder of JPEG, PNG or WebP images", folder)
     if store.rows > 2 * len(embedded.vectors) and not store.in_memory:  # most are of pictures that changed
         store.clear()
         store.write([(keys[embedded.has_vector], {"embedding": embedded.vectors})])

@@ -144,7 +144,7 @@ class ExportedEncoder:
         if not (np.abs(lengths - 1) <= _LENGTH_ERROR).all():
             length = lengths[np.abs(lengths - 1).argmax()]
             raise NotFiniteError(
-                "{} returned embeddings of {} of the length {:.3g} instead of 1",
+                "{} returned embeddings of {} with length {:.3g} instead of 1",
                 _COPY,
                 self.name,
                 INPUTS[inputs],
@@ -166,7 +166,9 @@ class OnnxEncoder(ExportedEncoder):
             if device == "auto":
                 device = "cuda" if names["cuda"] in providers else "cpu"
             if names.get(device) not in providers:
-                raise DcclipError("onnxruntime finds no device {}", "omit --device, or use --device cpu", device)
+                raise DcclipError(
+                    "onnxruntime does not support the device {}", "remove --device, or use --device cpu", device
+                )
         provider = names[device]
         image, text = (runner(folder / name, provider, threads) for name in (IMAGE, TEXT))
         super().__init__(folder, description, (IMAGE, TEXT), image, text)
@@ -183,7 +185,7 @@ def read_description(folder: Path, kind: str = "bundle") -> tuple[Description, R
     """
     record = read_record(folder / DESCRIPTION, _UNEDITED)
     if (recorded := record.content.get("kind")) != kind:
-        raise DcclipError("{} describes a {}, not a {}", _COPY, record.file, recorded, kind)
+        raise DcclipError("{} describes a {} instead of a {}", _COPY, record.file, recorded, kind)
     return validated_by(Description.read, record.content, record.file, _COPY), record
 
 
@@ -213,7 +215,7 @@ def runner(file: Path, provider: str = "CPUExecutionProvider", threads: int = 1)
         try:
             embeddings = np.asarray(session.run(None, {takes.name: ids})[0])
         except errors as error:
-            raise DcclipError("{} cannot be computed: {}", _COPY, file, _reason(error)) from None
+            raise DcclipError("onnxruntime cannot run {}: {}", _COPY, file, _reason(error)) from None
         if embeddings.ndim != 2:
             raise DcclipError("{} returned the shape {} instead of (B, D)", _COPY, file, embeddings.shape)
         return embeddings

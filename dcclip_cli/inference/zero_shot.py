@@ -63,9 +63,9 @@ def class_means(embeddings: np.ndarray, counts: Sequence[int]) -> np.ndarray:
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)
     if not lengths.all():
         reason = Message(
-            "the embeddings of the prompts add up to 0 for {} of {} classes", int((lengths == 0).sum()), len(counts)
+            "the prompt embeddings of {} of {} classes add up to 0", int((lengths == 0).sum()), len(counts)
         )
-        raise NotFiniteError(reason, "use other prompt templates; are the model's weights damaged?")
+        raise NotFiniteError(reason, "use other prompt templates, and check whether the model's weights are damaged")
     return sums / lengths
 
 
@@ -77,7 +77,7 @@ def label_prompts(
     Raises DcclipError without labels, and for a template without {}.
     """
     if not labels or not all(label.strip() for label in labels):
-        raise DcclipError("no labels given, or an empty one", "name what to look for, for example: --labels 猫,dog")
+        raise DcclipError("no labels given, or an empty label", "give labels, for example: --labels 猫,dog")
     prompts: dict[str, Sequence[str]] = {**PLAIN_PROMPTS, **model.prompts} if templates is None else {**PLAIN_PROMPTS}
     if templates:
         for template in templates:

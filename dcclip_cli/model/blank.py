@@ -69,7 +69,7 @@ def check_size(towers: OpenClipTowers, network: str, size: int) -> None:
     """Raise DcclipError unless the image tower takes square images of this size."""
     device = next(towers.parameters()).device
     towers.eval()
-    message = Message("{0} does not take images of {1} x {1} pixels", network, size)
+    message = Message("{0} does not support images of {1} x {1} pixels", network, size)
     with library_errors(message, _other_size(network)), torch.no_grad():
         towers.image_features(torch.zeros(1, 3, size, size, device=device))
 
@@ -79,7 +79,7 @@ def _other_size(network: str) -> str:
 
     config = timm.get_pretrained_cfg(network, allow_unregistered=True)
     size = config.input_size[-1] if config else 224
-    return Message("set student.image.size: {}, for which the network was made, or a multiple of its patches", size)
+    return Message("set student.image.size: {}, the size of the network, or a multiple of its patch size", size)
 
 
 def _one_word(texts: list[str]) -> Tokens:

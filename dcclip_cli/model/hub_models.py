@@ -25,7 +25,7 @@ COPY_AGAIN = Message("copy the whole model directory again")
 _TOKENIZER_ARGUMENTS = {"additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token"}
 _PREPROCESSING = {"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color", "crop"}
 CHECK_NAME = Message("check the name and the network connection, or give the path of a directory")
-ELSEWHERE = Message("use the name of a network that timm itself has, and keep its weights in the directory")
+ELSEWHERE = Message("use a network name of timm, and keep its weights in the directory")
 _MAX_NUMBER, _MAX_LAYERS = 4_000_000, 512  # of any number in a configuration, and of layers
 
 
@@ -56,7 +56,7 @@ def checked_json(file: Path, hint: str = COPY_AGAIN, limit: int = _MAX_NUMBER) -
     content = read_json(file, hint)
     for key, value in _numbers(content):
         if abs(value) > (_MAX_LAYERS if key.endswith("layers") else limit):
-            raise DcclipError("{}: {} is {}: no model has that", hint, file, key, str(value)[:60])
+            raise DcclipError("{}: {} is {}, which no model supports", hint, file, key, str(value)[:60])
     return content
 
 
@@ -80,18 +80,18 @@ def open_clip_config(folder: Path, on_hub: bool = False) -> dict[str, Any]:
     model: Any = content.get("model_cfg")
     for name in ("text_cfg", "vision_cfg"):
         if not isinstance(model, dict) or not isinstance(model.get(name), dict):
-            raise DcclipError("{}: {} is missing, or no section", COPY_AGAIN, file, f"model_cfg.{name}")
+            raise DcclipError("{}: {} is missing or is not a section", COPY_AGAIN, file, f"model_cfg.{name}")
     text, network = model["text_cfg"], model["vision_cfg"].get("timm_model_name")
     if unknown := {*(text.get("tokenizer_kwargs") or ())} - _TOKENIZER_ARGUMENTS:
         where = f"{file}: model_cfg.text_cfg.tokenizer_kwargs: {min(unknown)}"
         raise DcclipError("{} is not allowed: it could run code or read other files", "remove it", where)
     if text.get("pool_type") == "eos" and text.get("eos_id", 2) not in range(_MAX_NUMBER):
         where = f"{file}: model_cfg.text_cfg.eos_id"
-        raise DcclipError("{} is no token's number: {}", COPY_AGAIN, where, str(text["eos_id"])[:60])
+        raise DcclipError("{} is not a token id: {}", COPY_AGAIN, where, str(text["eos_id"])[:60])
     with library_errors(f"{file}: preprocess_cfg", COPY_AGAIN):
         settings = dict(content.get("preprocess_cfg") or {})
         if unknown := settings.keys() - _PREPROCESSING:
-            raise ValueError(Message("{} is no key of it", min(unknown)))
+            raise ValueError(Message("{}: unknown key", min(unknown)))
         Preprocessing.from_config(settings)
     if network is not None and not (on_hub and str(network).partition(":")[0] == "hf-hub"):
         check_timm_name(str(network), f"{file}: model_cfg.vision_cfg.timm_model_name", ELSEWHERE)
@@ -105,7 +105,7 @@ def check_timm_name(network: str, where: str, hint: str | None = None) -> None:
     import timm
 
     if ":" in network:
-        message = Message("{}: {} leads to a hub or another directory", where, network)
+        message = Message("{}: {} refers to a hub or another directory", where, network)
         raise DcclipError(message, hint or "write the name of a network that timm itself has")
     name = network.partition(".")[0]
     if timm.is_model(name):
@@ -133,14 +133,14 @@ def check_directory(folder: Path) -> None:
             try:
                 target = entry.resolve(strict=True)
             except (OSError, RuntimeError):  # a loop
-                raise DcclipError("{} is a link to something that does not exist", COPY_AGAIN, entry) from None
+                raise DcclipError("{} is a broken link", COPY_AGAIN, entry) from None
             if not any(target.is_relative_to(root) for root in inside):
                 raise DcclipError(
-                    "{} is a link to {}, outside the model directory", "copy the file there", entry, target
+                    "{} is a link to {}, which is outside the model directory", "copy the file into it", entry, target
                 )
     if (folder / "adapter_config.json").exists():
-        message = Message("{} is an adapter of another model (adapter_config.json)", folder)
-        raise DcclipError(message, "merge it into that model with peft, and save the result")
+        message = Message("{} is an adapter for another model (adapter_config.json)", folder)
+        raise DcclipError(message, "merge it into that model with peft, and save the merged model")
 
 
 def check_timm(network: str) -> None:
@@ -150,7 +150,7 @@ def check_timm(network: str) -> None:
     config = timm.get_pretrained_cfg(network, allow_unregistered=True)
     if config is None or not config.has_weights:
         raise DcclipError(
-            "timm has no pretrained weights of {}", "name another network, or a .safetensors file", network
+            "timm has no pretrained weights for {}", "use another network, or a .safetensors file", network
         )
     check_repository((config.hf_hub_id or "").partition("@")[0], TRANSFORMERS_WEIGHTS)
 

@@ -93,7 +93,7 @@ def _check_width(rows: Tensor, width: int, limit: int) -> None:
     if width > limit:
         raise DcclipError(
             "{0} embeddings of width {1} have {2} principal components, fewer than student.text.width {3}",
-            "set student.text.width to at most {2}, or omit student.text.inherit",
+            "set student.text.width to at most {2}, or remove student.text.inherit",
             *(*rows.shape, min(rows.shape), width),
         )
 
@@ -108,8 +108,8 @@ def _fitting_blocks(student: Any, teacher: Towers) -> Any:
     student_blocks = student.transformer.resblocks
     if len(blocks) < len(student_blocks) or _shapes(blocks[0]) != _shapes(student_blocks[0]):
         hint = Message(
-            "inherit: layers needs an open_clip teacher of the same width, with as many layers; "
-            "write inherit: embeddings"
+            "inherit: layers needs an open_clip teacher of the same width and at least as many layers; write "
+            "inherit: embeddings"
         )
         raise DcclipError("no layers of {} fit the student's text tower", hint, teacher.name)
     return blocks
@@ -122,8 +122,8 @@ def check_image_source(teacher: Towers) -> OpenClipTowers:
     """The teacher, if its image tower can be a student's. Raises DcclipError for models of other libraries."""
     if isinstance(teacher, OpenClipTowers):
         return teacher
-    fault = Message("student.image: teacher needs an open_clip model, and {} is one of another library", teacher.name)
-    raise DcclipError(fault, "name open_clip's version of the model, as in {{kind: open_clip, model: hf-hub:ORG/NAME}}")
+    fault = Message("student.image: teacher needs an open_clip model; {} is from another library", teacher.name)
+    raise DcclipError(fault, "use open_clip's version of the model, as in {{kind: open_clip, model: hf-hub:ORG/NAME}}")
 
 
 def teacher_image_config(source: ModelSource, teacher: OpenClipTowers) -> dict[str, Any]:
@@ -162,10 +162,8 @@ def copy_image_tower(model: Any, teacher: OpenClipTowers) -> None:
     with evaluating(model):
         copied = model.visual(pixels.cpu())
     if not torch.allclose(copied, source.visual(pixels).cpu(), rtol=1e-3, atol=1e-4):
-        message = Message(
-            "{}: its image tower does not compute the same when it is built from its configuration", teacher.name
-        )
-        raise DcclipError(message, "use a model whose open_clip_config.json describes its image tower in full")
+        message = Message("{}: the image tower built from the configuration gives different outputs", teacher.name)
+        raise DcclipError(message, "use a model whose open_clip_config.json describes the image tower completely")
 
 
 # ---- image towers cut out of larger ones, of timm's EfficientNet family (EfficientNet-Lite, MobileNetV2, MnasNet, ...)
@@ -212,18 +210,18 @@ def check_inherits_images(visual: Any, teacher: Towers) -> None:
     """Raise DcclipError unless `visual` can be cut out of the teacher's image tower, by the shapes of both."""
     trunk = getattr(getattr(getattr(teacher, "model", None), "visual", None), "trunk", None)
     if reason := _misfit(visual.trunk, trunk):
-        message = Message("the network cannot be cut out of the image tower of {}: {}", teacher.name, reason)
+        message = Message("the network cannot be initialized from the image tower of {}: {}", teacher.name, reason)
         raise DcclipError(
             message,
-            "use a smaller network of its family, such as mobilenetv2_050 for efficientnet_lite0, or omit inherit",
+            "use a smaller network of its family, such as mobilenetv2_050 for efficientnet_lite0, or remove inherit",
         )
 
 
 def _misfit(student: Any, teacher: Any) -> Message | None:
     if not _is_of_family(student):
-        return Message("it is not of timm's EfficientNet family")
+        return Message("it is not in timm's EfficientNet family")
     if not _is_of_family(teacher):
-        return Message("the teacher's is not of timm's EfficientNet family")
+        return Message("the teacher's network is not in timm's EfficientNet family")
     if len(student.blocks) != len(teacher.blocks):
         return Message("it has {} stages instead of {}", len(student.blocks), len(teacher.blocks))
     for number, (blocks, teacher_blocks) in enumerate(zip(student.blocks, teacher.blocks, strict=True)):
@@ -231,7 +229,7 @@ def _misfit(student: Any, teacher: Any) -> Message | None:
             if origin is None and not block.has_skip:
                 return Message("its stage {} has too many blocks", number)
             if origin is not None and _kind(block) != _kind(origin):
-                return Message("its stage {} has other blocks", number)
+                return Message("the blocks of its stage {} differ", number)
             shapes, limits = _shapes(block), _shapes(origin) if origin is not None else {}
             if any(new > old for name in limits for new, old in zip(shapes[name][:2], limits[name][:2], strict=True)):
                 return Message("its stage {} is wider", number)

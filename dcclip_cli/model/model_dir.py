@@ -54,9 +54,7 @@ if TYPE_CHECKING:
     from dcclip_cli.model.towers import OpenClipTowers, Tokens
 
 WEIGHTS, PROVENANCE = "open_clip_model.safetensors", RECORD
-RECORD_HINT = Message(
-    "copy the whole model directory again, or make it again; README.md is the file for notes of your own"
-)
+RECORD_HINT = Message("copy or create the whole model directory again; put your own notes into README.md")
 _OLD_BUFFERS = ("text.transformer.embeddings.position_ids",)  # that transformers saved until 2023
 
 # Sizes of the text towers that open_clip's own models name, as in their repositories on the Hugging Face Hub.
@@ -107,7 +105,7 @@ def read_provenance(folder: Path) -> Record:
     dims = record.content.get("trained_dims", [])
     if "kind" in record.content and isinstance(dims, list) and all(type(dim) is int for dim in dims):
         return record
-    raise DcclipError("{} is not that of a dcclip model", RECORD_HINT, record.file)
+    raise DcclipError("{} is not the dcclip.json of a dcclip model", RECORD_HINT, record.file)
 
 
 def load_model(folder: Path, device: str = "cpu", progress: Progress | None = None) -> OpenClipTowers:
@@ -199,7 +197,9 @@ def load_named(model: str, repository: str) -> OpenClipTowers:
 
     name, tag = (model, None) if repository else model.rpartition("/")[::2]
     if not name:
-        raise DcclipError("open_clip model '{}' has no tag", "write ARCH/TAG, as in ViT-B-32/laion2b_s34b_b79k", model)
+        raise DcclipError(
+            "the open_clip model '{}' has no tag", "write ARCH/TAG, as in ViT-B-32/laion2b_s34b_b79k", model
+        )
     hint = Message("check the name against open_clip.list_pretrained(), and the network connection")
     message = Message("open_clip model {} cannot be loaded", model)
     with library_errors(message, hint), tokenizer_errors(message):
@@ -250,7 +250,7 @@ def text_tower_sizes(folder: Path, name: str) -> dict[str, Any]:
     if sizes := _TEXT_TOWERS.get(name.removeprefix("FacebookAI/")):
         return sizes
     raise DcclipError(
-        "{0} does not say the sizes of its text tower {1}: it has no config.json of a text model",
+        "{0} lacks the size of its text tower {1}: there is no config.json of a text model",
         "copy the config.json of {1} into the directory",
         *(folder, name),
     )

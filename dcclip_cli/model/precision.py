@@ -18,7 +18,7 @@ INPUTS = {"images": Message("images"), "texts": Message("texts")}  # whose embed
 _HINT = Message("the weights are damaged or the computation overflowed: download the model again, or use fp32")
 
 
-def torch_device(name: str, hint: str = "omit --device, or use --device cpu") -> str:
+def torch_device(name: str, hint: str = "remove --device, or use --device cpu") -> str:
     """`cpu`, `cuda` or `mps` for `auto`; any other name, such as `cuda:1`, unchanged.
 
     Raises DcclipError, with `hint`, if torch does not have the device.
@@ -29,7 +29,7 @@ def torch_device(name: str, hint: str = "omit --device, or use --device cpu") ->
     if name == "auto":
         return next(device for device, is_available in available.items() if is_available)
     if not available.get(name.partition(":")[0]):
-        raise DcclipError("torch finds no device {}", hint, name)
+        raise DcclipError("torch does not support the device {}", hint, name)
     return name
 
 
@@ -95,7 +95,7 @@ def choose_precision(requested: str, device: str, trained: nn.Module | None = No
         # fp16 needs a gradient scaler, and overflows in teachers that were trained in another precision.
         return Choice("fp32" if trained is None else "fp16", Message("no native bf16 on this GPU"))
     if kind != "cpu":
-        return Choice("fp32", Message("bf16 is not tried on {}", kind))
+        return Choice("fp32", Message("bf16 is not used on {}", kind))
     if not torch_has_bf16():
         return Choice("fp32", Message("no native bf16 on this CPU"))
     # Convolutions in groups take 1.2 to 1.8 times as long in bf16 as in fp32: docs/results/training.md.

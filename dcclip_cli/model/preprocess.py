@@ -21,7 +21,7 @@ from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import refuse_special
 
 MAX_PIXELS = 64_000_000  # larger images are refused before they are decompressed
-_SMALLER = Message("make the image smaller first")
+_SMALLER = Message("shrink the image first")
 MAX_ASPECT = 100  # longer side / shorter side: resizing a thinner image by its shorter side would make it huge
 FORMATS = ("JPEG", "PNG", "WEBP")
 RESAMPLING = {
@@ -56,7 +56,7 @@ def decode(
                     raise TooManyPixelsError(message, _SMALLER)
                 if max(image.size) > MAX_ASPECT * min(image.size):
                     message = Message(
-                        "{} has {} x {} pixels, one side over {} times the other", name, *image.size, MAX_ASPECT
+                        "{} has {} x {} pixels; its aspect ratio is above {}:1", name, *image.size, MAX_ASPECT
                     )
                     raise DcclipError(message, "crop the image first")
                 if draft:
@@ -69,7 +69,7 @@ def decode(
         count = Message("{:,}", int(pixels[0])) if pixels else Message("too many")
         raise TooManyPixelsError("{} has {} pixels, more than {:,}", _SMALLER, name, count, max_pixels) from None
     except UnidentifiedImageError:
-        message = Message("{} is not a readable image: it is not JPEG, PNG or WebP", name)
+        message = Message("{} is not a readable image: not JPEG, PNG or WebP", name)
         raise DcclipError(message, "convert it to JPEG, PNG or WebP") from None
     except (OSError, SyntaxError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error  # not "[Errno 40] ...: 'cat.png'"
@@ -127,7 +127,7 @@ class Preprocessing:
         )
         for key, names in _NAMES.items():
             if (name := getattr(preprocessing, key)) not in names:
-                raise ValueError(Message("{} should be {} (got {!r:.60})", key, " or ".join(names), name))
+                raise ValueError(Message("{} must be {} (got {!r:.60})", key, " or ".join(names), name))
         return preprocessing
 
     def to_config(self) -> dict[str, Any]:
@@ -233,16 +233,16 @@ def read_preprocessing(config: dict[str, Any]) -> Preprocessing:
     side, numbers = _side(config.get("patch_size")), config.get("max_num_patches")
     budgets = tuple(_side(count) for count in (numbers if isinstance(numbers, list | tuple) and numbers else [numbers]))
     if max(budgets) * side**2 > MAX_SIDE**2:
-        raise ValueError(Message("max_num_patches: images of more than {:,} pixels", MAX_SIDE**2))
+        raise ValueError(Message("max_num_patches allows images of more than {:,} pixels", MAX_SIDE**2))
     return Patches(same.size, same.mean, same.std, same.interpolation, patch_size=side, max_num_patches=budgets)
 
 
 def _side(size: Any) -> int:
     sides = list(size) if isinstance(size, list | tuple) else [size]
     if not sides or any(type(side) is not int or not 1 <= side <= MAX_SIDE for side in sides):
-        raise ValueError(Message("size should be a whole number from 1 to {:,} (got {!r:.60})", MAX_SIDE, size))
+        raise ValueError(Message("size must be an integer from 1 to {:,} (got {!r:.60})", MAX_SIDE, size))
     if len(set(sides)) > 1:
-        raise ValueError(Message("size: only square inputs are supported, not {}", tuple(size)))
+        raise ValueError(Message("size: {} is not supported; only square images are", tuple(size)))
     return int(sides[0])
 
 
@@ -251,7 +251,7 @@ def _levels(key: str, values: Any, least: float) -> tuple[float, float, float]:
     numbers = values if isinstance(values, list | tuple) else ()
     if len(numbers) != 3 or not all(type(value) in (int, float) and least <= value <= _MAX_LEVEL for value in numbers):
         raise ValueError(
-            Message("{} should be three numbers from {:g} to {:g} (got {!r:.60})", key, least, _MAX_LEVEL, values)
+            Message("{} must be three numbers from {:g} to {:g} (got {!r:.60})", key, least, _MAX_LEVEL, values)
         )
     first, second, third = numbers
     return (first, second, third)
@@ -262,7 +262,7 @@ def _levels(key: str, values: Any, least: float) -> tuple[float, float, float]:
 # Widths and heights of images that show how a library resizes and crops: wide, high, square, and just too small.
 _SIZES = ((301, 200), (97, 333), (256, 256), (63, 64))
 _TOLERANCE = 1e-4  # of the values; the smallest step, one of 255 levels, is over 0.003
-_OTHER = Message("use a model whose images are resized to a square, or by the shorter side with a centre crop")
+_OTHER = Message("use a model that resizes images to a square, or by the shorter side with a centre crop")
 
 
 def matching_preprocessing(name: str, library: Callable[[Image.Image], np.ndarray], config: Any) -> Preprocessing:
@@ -275,7 +275,7 @@ def matching_preprocessing(name: str, library: Callable[[Image.Image], np.ndarra
         settings = config if isinstance(config, Mapping) else _settings_of_processor(config)
         described = read_preprocessing(dict(settings))
     except (ValueError, TypeError, AttributeError) as error:
-        raise DcclipError("{}: its preprocessing is not supported: {}", _OTHER, name, error) from None
+        raise DcclipError("{}: unsupported preprocessing: {}", _OTHER, name, error) from None
     random, side = np.random.default_rng(0), described.size
     sizes = (*_SIZES, (side + 3, side), (side, side + 3))  # half of 3: 2 for torchvision, 1 for transformers
     images = [Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8)) for width, height in sizes]
@@ -284,7 +284,7 @@ def matching_preprocessing(name: str, library: Callable[[Image.Image], np.ndarra
         pairs = [(candidate(image), values) for image, values in zip(images, expected, strict=True)]
         if all(actual.shape == target.shape and np.abs(actual - target).max() < _TOLERANCE for actual, target in pairs):
             return candidate
-    message = Message("{}: its preprocessing is not supported: it gives other values than its settings say", name)
+    message = Message("{}: unsupported preprocessing: its output does not match its settings", name)
     raise DcclipError(message, _OTHER)
 
 

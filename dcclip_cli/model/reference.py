@@ -58,7 +58,7 @@ _SCHEMES: dict[str, Library | None] = {
     "ms": None,
 }
 _HUB_NAME = re.compile(r"(?!.*(\.\.|--))([\w.-]{1,96}/)?[\w.-]{1,96}(@[\w./-]+)?", re.ASCII)
-_HINT = Message("make a model with: dcclip run recipes/quickstart.yaml, or name one with --model")
+_HINT = Message("create a model with: dcclip run recipes/quickstart.yaml, or choose one with --model")
 
 
 # ---- a model and its files
@@ -111,7 +111,7 @@ class ModelSource:
         """
         is_directory = self.path.is_dir()
         if not is_directory and self.path.is_absolute():
-            hint = Message("check the path, or give a name on the Hugging Face hub")
+            hint = Message("check the path, or use a name on the Hugging Face hub")
             raise DcclipError("{} is not a directory", hint, self.location)
         if not is_directory and not self.on_hub:
             import open_clip
@@ -119,19 +119,21 @@ class ModelSource:
             architecture, _, tag = self.location.rpartition("/")
             if not architecture:
                 hint = Message("write ARCH/TAG, as in ViT-B-32/laion2b_s34b_b79k")
-                raise DcclipError("open_clip model '{}' has no tag", hint, self.location)
+                raise DcclipError("the open_clip model '{}' has no tag", hint, self.location)
             config = open_clip.get_pretrained_cfg(architecture, tag)
             if not config:
                 tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture))
-                tags = tags or Message("none: the architecture is unknown")
-                raise DcclipError("open_clip has no {}", "its tags of {}: {}", self.location, architecture, tags)
+                tags = tags or Message("none (unknown architecture)")
+                raise DcclipError(
+                    "open_clip has no {}", "choose one of the tags of {}: {}", self.location, architecture, tags
+                )
             return check_repository(str(config.get("hf_hub", "")).rstrip("/"), OPEN_CLIP_WEIGHTS)
         folder = self.folder()
         files = files_on_hub(self.location) if folder is None else {file.name for file in folder.iterdir()}
         if missing := _missing_files(files):
             raise DcclipError(
                 "{} has no {}",
-                "copy or download the whole model again; name a directory written by save_pretrained or by dcclip",
+                "copy or download the whole model again; use a directory written by save_pretrained or by dcclip",
                 *(self.location, missing),
             )
         if folder is None:
@@ -190,8 +192,8 @@ class ModelSource:
                 towers = family.load(self.location, file.parent, progress, **options)
         elif folder := self.path if is_directory else self.download():
             if not is_directory and (folder / "image.onnx").is_file():
-                hint = Message("name the model that it was made of")
-                raise DcclipError("{} is a bundle, which is not trained from", hint, self.target)
+                hint = Message("use the model directory that it was exported from")
+                raise DcclipError("{} is an exported bundle and cannot be a teacher", hint, self.target)
             towers = load_model(folder, progress=progress)
         else:
             towers = load_named(self.target, self.location if self.on_hub else "")
@@ -252,17 +254,17 @@ def library_of(folder: Path, preferred: Library) -> Library:
     if libraries:
         return preferred if preferred in libraries else libraries[0]
     if not folder.is_dir():
-        raise DcclipError("{} is not a directory", "check the path, or give the name of a model on a hub", folder)
+        raise DcclipError("{} is not a directory", "check the path, or use the name of a model on a hub", folder)
     if (folder / RECORD).is_file():  # a file that it lists is missing
         read_record(folder / RECORD, Message("copy the whole directory again"))
     names, hint = sorted(path.name for path in folder.iterdir()), _HINT
     if inner := [name for name in names if (folder / name / "config.json").is_file() or _is_model(folder / name)]:
-        hint = Message("name the directory in it: {}", folder / inner[0])
+        hint = Message("give the directory in it: {}", folder / inner[0])
     elif (folder / "image.onnx").is_file():
-        hint = Message("name the model directory that the bundle was exported from")
+        hint = Message("give the model directory that the bundle was exported from")
     listing = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or Message("nothing")
     raise DcclipError(
-        "{} is no model directory of dcclip, open_clip or transformers, export bundle or finished run (found: {})",
+        "{} is not a model directory (dcclip, open_clip or transformers), export bundle or finished run (found: {})",
         hint,
         *(folder, listing),
     )
@@ -306,7 +308,7 @@ def resolve(reference: str | None = None, trained: bool = False) -> ModelSource:
     finished = {folder.stat().st_mtime: run for run in Path("runs").glob("*/") if (folder := furthest_stage(run))}
     if not finished:
         return _named(STARTER, "")
-    return _named(STARTER, Message("; the newest run is used with --model {}", finished[max(finished)]))
+    return _named(STARTER, Message("; use the newest run with --model {}", finished[max(finished)]))
 
 
 def resolve_teacher(reference: str, library: Library) -> ModelSource:
@@ -326,7 +328,7 @@ def _named(reference: str, why: str, trained: bool = False, library: Library = "
             return directory_source(Path(name), preferred, why, trained)
         if scheme != "open_clip" and not _HUB_NAME.fullmatch(name):
             raise DcclipError(
-                "model {0} is neither a directory nor a name on the hub",
+                "model {0} is neither a directory nor the name of a hub model",
                 "write {1}:ORG/NAME or {1}:DIR",
                 *(reference, scheme),
             )
@@ -336,14 +338,14 @@ def _named(reference: str, why: str, trained: bool = False, library: Library = "
         return replace(source, description=Message("model: {} with {}{}", source.target, source.library, why))
     if reference == STARTER:
         if Path(STARTER).exists():
-            why = Message("{}, not the folder here, which is ./{}", why, STARTER)
-        return ModelSource("bundle", str(_STARTER_BUNDLE), Message("model: starter, which comes with dcclip{}", why))
+            why = Message("{} (for the folder of this name, use ./{})", why, STARTER)
+        return ModelSource("bundle", str(_STARTER_BUNDLE), Message("model: starter, included in dcclip{}", why))
     if not Path(reference).is_dir():
         message = Message("model {} is not a directory", reference)
         raise DcclipError(
             message,
-            "name a model directory, a bundle, a run, hf:ORG/NAME, open_clip:ARCH/TAG, hf-hub:ORG/NAME, ms:ORG/NAME "
-            "or starter",
+            "give a model directory, bundle, run, hf:ORG/NAME, open_clip:ARCH/TAG, hf-hub:ORG/NAME, ms:ORG/NAME or "
+            "starter",
         )
     return directory_source(Path(reference), "open_clip", why, trained)
 

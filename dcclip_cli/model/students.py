@@ -36,7 +36,7 @@ class ImageTower(Options):
     )
     projection: Literal["linear", "mlp"] = Field(
         "linear",
-        description="Projection to the shared space; mlp: with a hidden layer of twice the width and GELU",
+        description="Projection to the shared space; mlp: with a GELU hidden layer of twice the width",
     )
     mean: tuple[Level, Level, Level] | None = Field(
         None, description="Mean of the input channels; default: timm's for the network, with inherit the teacher's"
@@ -45,11 +45,11 @@ class ImageTower(Options):
         None, description="Standard deviation of the channels; default: as for mean"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate before the projection")
-    drop_path: float = Field(0.0, ge=0, lt=1, description="Stochastic-depth rate")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="Stochastic-depth (drop path) rate")
     inherit: Literal["nothing", "teacher"] = Field(
         "nothing",
-        description="Initial weights: those of `weights`, else random; or the most important channels and blocks of a "
-        "larger network of the same family, the teacher's (EfficientNet-Lite, MobileNetV2, MnasNet, ...)",
+        description="Initial weights: random, or from `weights`; or the most important channels and blocks of the "
+        "teacher's larger network of the same family (EfficientNet-Lite, MobileNetV2, MnasNet, ...)",
     )
 
     @model_validator(mode="after")
@@ -60,20 +60,20 @@ class ImageTower(Options):
 
 
 class Vocabulary(Options):
-    """The tokens of the text tower."""
+    """Vocabulary of the text tower."""
 
     source: Literal["teacher", "data"] = Field(
-        "data", alias="from", description="Trim the teacher's vocabulary to the captions, or train one on them"
+        "data", alias="from", description="Trim the teacher's vocabulary to the captions, or train a new one on them"
     )
     size: int = Field(20_000, ge=300, le=300_000, description="Maximum vocabulary size")
     characters: bool = Field(
-        False, description="Fill the trimmed vocabulary up to size with single characters that no caption contains"
+        False, description="Fill the trimmed vocabulary up to its size with single characters that no caption contains"
     )
     captions: int = Field(
         1_000_000,
         ge=1_000,
         le=1_000_000_000,
-        description="Captions that it is made from; of more, a random sample of about that many",
+        description="Number of captions that it is made from; of more, a random sample of about this size",
     )
 
 
@@ -84,7 +84,7 @@ class TextTower(Options):
     width: int = Field(256, ge=32, le=4096, multiple_of=32, description="Width of the transformer")
     heads: int | None = Field(None, ge=1, le=128, description="Attention heads; default: width / 64")
     context_length: int = Field(77, ge=8, le=512, description="Maximum tokens per text, start and end included")
-    vocabulary: Vocabulary = Field(Vocabulary(), description="The tokens that texts are split into")
+    vocabulary: Vocabulary = Field(Vocabulary(), description="Vocabulary of the text tower")
     inherit: Literal["nothing", "embeddings", "layers"] = Field(
         "nothing",
         description="Initial weights: random; the teacher's embedding rows (by PCA if the widths differ); or these and "
@@ -138,7 +138,7 @@ class StudentOptions(Options):
     )
     text: TextTower = Field(TextTower(), description="Text tower; presets define one")
     embed_dim: int | None = Field(
-        None, ge=8, le=8192, description="Width of the shared embedding space; default: the teacher's, else 256"
+        None, ge=8, le=8192, description="Width of the shared embedding space; default: the teacher's, or 256"
     )
 
     @model_validator(mode="before")
@@ -195,7 +195,7 @@ class StudentOptions(Options):
 def no_vocabulary() -> DcclipError:
     """What is wrong where a vocabulary is to be made from the texts of data that has none."""
     hint = Message("set data.texts, use pairs with captions, or write vocabulary: {{from: teacher, size: ...}}")
-    return DcclipError("the data has no text to make the student's vocabulary from", hint)
+    return DcclipError("the data contains no text for the student's vocabulary", hint)
 
 
 def preprocessing_of(image: ImageTower, teacher: Preprocessing | None = None) -> Preprocessing:
@@ -219,7 +219,7 @@ def model_config(
         network = blank_network(image.timm)
         has_wide_head = getattr(network, "head_hidden_size", network.num_features) != network.num_features
         if has_wide_head and image.projection == "mlp":
-            problem = Message("{} projects images by its own classifier, not by an mlp", image.timm)
+            problem = Message("{} projects images with its own classifier and does not support mlp", image.timm)
             raise DcclipError(problem, "remove student.image.projection, or use another network")
         vision = {
             "image_size": image.size,

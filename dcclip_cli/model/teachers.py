@@ -20,14 +20,14 @@ from dcclip_cli.progress import Progress, Silent
 if TYPE_CHECKING:
     from dcclip_cli.model.towers import Towers
 
-_NAME = "Name on the Hugging Face Hub, ms:ORG/NAME (ModelScope), or a model directory of any library"
+_NAME = "Name on the Hugging Face Hub, ms:ORG/NAME (ModelScope), or a model directory"
 
 
 class TeacherOptions(Options):
     """What all teachers share. An own one also has the fields `kind: str` and `model: str`, which names it."""
 
     precision: Precision = Field(
-        "auto", description="Precision of the teacher (bf16: autocast); auto: bf16 where the processor has it"
+        "auto", description="Precision of the teacher (bf16: autocast); auto: bf16 where the processor supports it"
     )
 
     library: ClassVar[Library] = "transformers"
@@ -75,7 +75,7 @@ class AltClipTeacher(TransformersTeacher):
 
 
 class FgClip2Teacher(TransformersTeacher):
-    """FG-CLIP2 (zh and en, Apache-2.0). Its repository's own code builds it, and runs only if you allow it."""
+    """FG-CLIP2 (zh and en, Apache-2.0). Its repository's own code builds it, which dcclip runs only if allowed."""
 
     kind: Literal["fgclip2"] = "fgclip2"  # type: ignore[assignment]
     model: str = Field("qihoo360/fg-clip2-base", description=_NAME)
@@ -83,10 +83,10 @@ class FgClip2Teacher(TransformersTeacher):
         False, description="Run the Python files in the model's repository or directory; read them first"
     )
     walk_type: Literal["short", "long"] = Field(
-        "short", description="How captions are read: `short`, 64 tokens; `long`, 196, for several sentences each"
+        "short", description="Text length: `short`, 64 tokens; `long`, 196 tokens, for several sentences"
     )
     max_num_patches: int | None = Field(
-        None, ge=16, le=4_096, description="Patches of an image at most; default: 128 to 1,024 by the image's size"
+        None, ge=16, le=4_096, description="Maximum patches of an image; default: 128 to 1,024 by the image's size"
     )
 
     @property
@@ -102,7 +102,7 @@ class OpenClipTeacher(LibraryTeacher):
 
     kind: Literal["open_clip"] = "open_clip"
     library = "open_clip"
-    model: str = Field(description="ARCH/TAG, hf-hub:ORG/NAME, ms:ORG/NAME, or a model directory of any library")
+    model: str = Field(description="ARCH/TAG, hf-hub:ORG/NAME, ms:ORG/NAME, or a model directory")
 
 
 def _as_section(teacher: Any) -> Any:

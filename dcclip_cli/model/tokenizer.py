@@ -53,7 +53,7 @@ def train_tokenizer(captions: Iterable[str], size: int) -> Tokenizer:
         tokenizer.train_from_iterator(captions, trainer)
     except Exception as error:  # noqa: BLE001  # the library raises nothing narrower
         raise DcclipError(
-            "no vocabulary of {} tokens can be trained: {}", "make student.text.vocabulary.size larger", size, error
+            "cannot train a vocabulary of {} tokens: {}", "increase student.text.vocabulary.size", size, error
         ) from None
     tokenizer = _in_fixed_order(tokenizer)
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -173,7 +173,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
     file = folder / "tokenizer.json"
     if not file.is_file():
-        raise DcclipError("{} has no tokenizer.json", "make the model again, or copy the whole directory", folder)
+        raise DcclipError("{} has no tokenizer.json", "create the model again, or copy the whole directory", folder)
     with tokenizer_errors(str(file)):
         return Tokenizer.from_file(str(file))
 
@@ -198,14 +198,20 @@ def check_tokenizer(tokenize: Callable[[list[str]], Tokens], tokens: int, rows: 
 
     `tokens` is the size of its vocabulary, without tokens that were added to it later.
     """
-    hint = Message("copy the whole model directory again: tokenizer and weights are of two models")
+    hint = Message("copy the whole model directory again: tokenizer and weights are from different models")
     if tokens > rows or 2 * tokens < rows:
-        raise DcclipError("{} has {:,} tokens, its text tower {:,}: it is another model's", hint, where, tokens, rows)
+        raise DcclipError(
+            "{} has {:,} tokens, but the text tower has {:,}: they are from different models", hint, where, tokens, rows
+        )
     with tokenizer_errors(where):
         ids = tokenize(list(_TRIAL_TEXTS)).ids
     if (largest := int(ids.max())) >= rows:
         raise DcclipError(
-            "{} gives token {:,}, its text tower has {:,}: it is another model's", hint, where, largest, rows
+            "{} returned token {:,}, but the text tower has only {:,}: they are from different models",
+            hint,
+            where,
+            largest,
+            rows,
         )
 
 
@@ -268,7 +274,7 @@ def cut_tokenizer(source: Path, target: Path, kept: Collection[str], new: Mappin
             model.pieces.extend(copies)
             (target / file.name).write_bytes(model.SerializeToString())
     if {file.name for file in files} <= {"added_tokens.json"}:
-        raise DcclipError("{} has no vocabulary of pieces that can be cut", "trim a multilingual model", source)
+        raise DcclipError("{} has a vocabulary that cannot be trimmed", "use a multilingual model", source)
 
 
 def _cut(state: dict[str, Any], new: Mapping[int, int]) -> Tokenizer:

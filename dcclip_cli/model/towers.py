@@ -118,7 +118,7 @@ class Towers(nn.Module, ABC):
 
     def match_preprocessing(self) -> Preprocessing:
         """The Preprocessing that gives the values of the library's own. Raises DcclipError if there is none."""
-        raise DcclipError("{}: its preprocessing is done by its library", "use a model of another library", self.name)
+        raise DcclipError("{}: another library does its preprocessing", "use a model of another library", self.name)
 
     @cached_property
     def preprocessing(self) -> Preprocessing | None:
@@ -288,7 +288,7 @@ class OpenClipTowers(Towers):
     def token_embedding(self) -> tuple[Tensor, dict[str, int]]:
         table = getattr(self._text, "token_embedding", None)
         if table is None or self.vocab is None:
-            raise DcclipError("the vocabulary of {} cannot be inherited", "omit student.text.inherit", self.name)
+            raise DcclipError("the vocabulary of {} cannot be inherited", "remove student.text.inherit", self.name)
         return table.weight.detach(), self.vocab
 
     @property
@@ -350,8 +350,8 @@ def check_layers(name: str, layers: Sequence[int], count: int) -> None:
     """Raise DcclipError unless an image tower of `count` layers has all these `layers`."""
     if not all(-count <= layer < count for layer in layers):
         numbers = ", ".join(map(str, layers))
-        message = Message("the image tower of {} does not have all of the layers {}", name, numbers)
-        raise DcclipError(message, Message("its layers are 0 to {}, or -{} to -1 from the end", count - 1, count))
+        message = Message("the image tower of {} lacks some of the layers {}", name, numbers)
+        raise DcclipError(message, Message("use layers 0 to {}, or -{} to -1 counted from the end", count - 1, count))
 
 
 @contextmanager

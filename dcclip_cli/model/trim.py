@@ -51,7 +51,7 @@ _COMPARED, _AT_A_TIME = 64, 16  # texts whose embeddings are compared: a large t
 _TABLES = ("word_embeddings.weight", "token_embedding.weight")
 _OF_OTHERS = (".h5", ".msgpack", ".ot", ".onnx", ".onnx_data", ".gguf")  # weights of other libraries
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json", *_OF_OTHERS)
-_REPORT = Message("please report it, with the model's name")
+_REPORT = Message("report it, with the name of the model")
 _SPECIAL_IDS = re.compile(r".*_token_id|padding_idx|(pad|bos|eos|cls|sep|mask)_id")
 
 # Insides of character classes. Digits, punctuation, symbols and emoji are of all languages.
@@ -123,9 +123,9 @@ def trim(
     """
     talk = progress or Silent()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DcclipError("{} exists and is not empty", "name another folder with --out, or remove it", out)
+        raise DcclipError("{} exists and is not empty", "choose another folder with --out, or remove this one", out)
     if any((folder / name).is_file() for name in UFORM_WEIGHTS):
-        raise DcclipError("{} is a model of UForm, which cannot be trimmed yet", "trim another model", folder)
+        raise DcclipError("{} is a UForm model, which cannot be trimmed", "trim another model", folder)
     checked = list(dict.fromkeys([*sample, *(texts or ())]))
     towers = _load(folder, trust_remote_code, talk)
     source = _read(folder, towers, checked)
@@ -133,7 +133,7 @@ def trim(
     new = {old: number for number, old in enumerate(sorted(piece_ids))}
     covered = [text for text, ids in source.ids.items() if new.keys() >= set(ids.tolist())]
     compared = covered[:: max(1, len(covered) // _COMPARED)][:_COMPARED]
-    talk.say(Message("embedding {} texts with {} and its trimmed copy, to compare them", len(compared), folder.name))
+    talk.say(Message("embedding {} texts with {} and its trimmed copy for comparison", len(compared), folder.name))
     expected = _embed(towers, compared)
     del towers
     gc.collect()  # models refer to themselves; with it goes the source's file from memory
@@ -172,8 +172,8 @@ def trimmable(reference: ModelSource) -> Path:
     if folder := reference.folder():
         return folder
     if not reference.on_hub:
-        hint = Message("name the one of its weights: hf-hub:ORG/NAME")
-        raise DcclipError("{} is no repository", hint, f"{reference.kind}:{reference.location}")
+        hint = Message("give that of its weights: hf-hub:ORG/NAME")
+        raise DcclipError("{} is not a repository", hint, f"{reference.kind}:{reference.location}")
     files_on_hub(reference.location)
     from huggingface_hub import snapshot_download
 
@@ -189,7 +189,7 @@ def _read(folder: Path, towers: Any, texts: Sequence[str]) -> _Source:
     library = getattr(towers, "library_tokenizer", None)  # open_clip's, which cleans texts first
     tokenizer = getattr(library, "tokenizer", None) if library else getattr(towers, "tokenizer", None)
     if library and tokenizer is None:
-        raise DcclipError("{} has CLIP's English vocabulary", "trim a multilingual model", folder)
+        raise DcclipError("{} has CLIP's English vocabulary", "use a multilingual model", folder)
     backend: Any = getattr(tokenizer, "backend_tokenizer", None) or (None if tokenizer else load_tokenizer(folder))
     lower_cases: bool = getattr(towers, "lower_cases", False)
     clean: Any = getattr(library, "clean_fn", None) or getattr(tokenizer, "canonicalize_text", str)
@@ -278,9 +278,9 @@ def _with_needed(folder: Path, pieces: set[str]) -> set[str]:
     of_bytes = "ByteLevel" in json.dumps([state.get("pre_tokenizer"), state.get("normalizer")])
     if of_bytes or (not state and (folder / "merges.txt").is_file()):
         message = Message(
-            "the vocabulary of {} is of bytes, as CLIP's English one: no piece belongs to a language", folder
+            "{} has a byte-level vocabulary, like CLIP's English one: its tokens belong to no language", folder
         )
-        raise DcclipError(message, "trim a multilingual model: of XLM-R's, mT5's, Gemma's or BERT's vocabulary")
+        raise DcclipError(message, "trim a multilingual model, with the vocabulary of XLM-R, mT5, Gemma or BERT")
     if state:
         model = state["model"]
         pieces = pieces | {token["content"] for token in state["added_tokens"]}
@@ -383,7 +383,7 @@ def _write_weights(folder: Path, target: Path, rows: int, row_numbers: Sequence[
     shapes = {name: tensor.shape for name, tensor in stored_tensors(files).items()}
     tables = [name for name, shape in shapes.items() if name.endswith(_TABLES) and shape[:1] == (rows,)]
     if len(tables) != 1:
-        message = Message("{} has {} embedding tables of {:,} pieces, not one", folder, len(tables), rows)
+        message = Message("{} has {} embedding tables of {:,} tokens instead of one", folder, len(tables), rows)
         raise DcclipError(message, "trim a model with one text tower")
     [table] = tables
     for file in files:
@@ -409,13 +409,13 @@ def _compare_tokens(folder: Path, trimmed: Any, source: _Source, new: Mapping[in
     """
     again = _read(folder, trimmed, list(source.ids))
     if dict(again.vocab) != {piece: new[number] for piece, number in source.vocab.items() if number in new}:
-        raise DcclipError("the tokenizer of {} cannot be cut: its files disagree about its pieces", _REPORT, folder)
+        raise DcclipError("the tokenizer of {} cannot be trimmed: its files disagree about its tokens", _REPORT, folder)
     split = []
     for text, ids in source.ids.items():
         if not new.keys() >= set(ids.tolist()):
             split.append(text)
         elif again.ids[text].tolist() != [new[number] for number in ids.tolist()]:
-            raise DcclipError("the trimmed tokenizer of {} splits {!r:.100} in another way", _REPORT, folder, text)
+            raise DcclipError("the trimmed tokenizer of {} splits {!r:.100} differently", _REPORT, folder, text)
     return split
 
 

@@ -43,11 +43,13 @@ def find_weights(model: str, names: Sequence[str]) -> list[Path]:
                 raise DcclipError("{} lists no weights (weight_map)", _AGAIN, index)
             for shard in listed.values():
                 if not isinstance(shard, str) or Path(shard).name != shard:
-                    message = Message("{}: weight_map: {!r:.100} is not the name of a file next to it", index, shard)
+                    message = Message(
+                        "{}: weight_map: {!r:.100} is not the name of a file in the same folder", index, shard
+                    )
                     raise DcclipError(message, _AGAIN)
             files = {shard: find_file(model, shard) for shard in sorted(set(listed.values()))}
             if missing := [shard for shard, file in files.items() if file is None]:
-                raise DcclipError("{} has no {}, which {} names", "copy the model again", model, missing[0], index.name)
+                raise DcclipError("{} lacks {}, which {} lists", "copy the model again", model, missing[0], index.name)
             return [file for file in files.values() if file is not None]
     raise DcclipError("{} has no {}", "copy or download the whole model again", model, " or ".join(names))
 
@@ -109,8 +111,8 @@ def as_safetensors(files: list[Path], name: str, digest: str = "", progress: Pro
             folder.parent.mkdir(parents=True, exist_ok=True)
             with lock(folder.with_suffix(".lock")):
                 if not _is_whole(copy, say):
-                    message = Message("{} has only pickled weights ({}): reading tensors alone", name, files[0].name)
-                    say(Message("{}, and keeping a copy as safetensors in {}", message, folder))
+                    message = Message("{} has only pickled weights ({}): reading only tensors", name, files[0].name)
+                    say(Message("{}, and saving a safetensors copy in {}", message, folder))
                     with atomic_folder(folder) as temporary:
                         weights = {key: value for file in files for key, value in unpickled(file).items()}
                         save_file(_apart(weights), temporary / SAFETENSORS, {"format": "pt"})
@@ -127,7 +129,7 @@ def _is_whole(copy: Path, say: Callable[[str], None]) -> bool:
     try:
         stored_tensors([copy])
     except DcclipError as error:
-        say(Message("warning: {}: it is made again", error.what))
+        say(Message("warning: {}: creating it again", error.what))
         remove(copy.parent)
         return False
     return True
@@ -166,22 +168,24 @@ def check_fit(
     """
     stored, expected = stored_tensors(files), model.state_dict()
     where = files[0] if len(files) == 1 else files[0].parent
-    hint = Message("copy the whole model again: {} and the weights are of two models", config)
+    hint = Message("copy the whole model again: {} and the weights are from different models", config)
     for name, weight in expected.items():
         if name not in stored:
             continue
         dtype, shape = stored[name]
         if shape != tuple(weight.shape):
             raise DcclipError(
-                "{}: {} has the shape {}, by {} it is {}", hint, where, name, shape, config, tuple(weight.shape)
+                "{}: {} has the shape {}; {} requires {}", hint, where, name, shape, config, tuple(weight.shape)
             )
         if weight.is_floating_point() and dtype not in _FLOATS:
-            message = Message("{}: {} has numbers of type {}, not {}", where, name, dtype, ", ".join(_FLOATS))
-            raise DcclipError(message, "use weights that are not quantized")
+            message = Message("{}: {} has the data type {} instead of {}", where, name, dtype, ", ".join(_FLOATS))
+            raise DcclipError(message, "use weights without quantization")
     if exact and (missing := sorted(expected.keys() - stored.keys())):
         raise DcclipError("{} lacks {} ({} missing in all)", hint, where, missing[0], len(missing))
     if exact and (unknown := sorted(stored.keys() - expected.keys() - set(ignored))):
-        message = Message("{} has {}, which is no part of the model ({} such weights)", where, unknown[0], len(unknown))
+        message = Message(
+            "{} contains {}, which is not part of the model ({} such weights)", where, unknown[0], len(unknown)
+        )
         raise DcclipError(message, hint)
 
 
@@ -197,9 +201,9 @@ def unpickled(file: Path) -> dict[str, Tensor]:
         checkpoint: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         if foreign := re.search(r"GLOBAL (\S+)", str(error)):  # torch's advice to turn the check off is left out
-            message = Message("{} is refused: besides weights it names {}, and could run code", file, foreign[1])
+            message = Message("{} is rejected: it refers to {} besides weights, and could run code", file, foreign[1])
         else:
-            message = Message("{} is refused: it is not a file of weights written by torch.save", file)
+            message = Message("{} is rejected: torch.save did not write it, or it contains more than weights", file)
         raise DcclipError(message, "use a model with safetensors weights") from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
@@ -209,7 +213,7 @@ def unpickled(file: Path) -> dict[str, Tensor]:
     named = checkpoint.items() if isinstance(checkpoint, dict) else ()
     tensors = {str(key).removeprefix("module."): value for key, value in named if isinstance(value, torch.Tensor)}
     if not tensors:
-        raise DcclipError("{} contains no weights by name", "use a model with safetensors weights", file)
+        raise DcclipError("{} contains no named weights", "use a model with safetensors weights", file)
     return tensors
 
 

@@ -35,7 +35,7 @@ _NAME = re.compile(r"(?!.*(\.\.|--|\.git$))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\
 _COPY = "copy the whole directory again, or make it again"
 MANIFEST = "manifest.json"  # of a folder that `collect` wrote
 _LOCAL = "local-dir:PATH"  # in the card of a model directory
-_LICENSES = Message("name one of the hub's: --license apache-2.0 (or mit, cc-by-4.0, cc-by-nc-4.0, other, ...)")
+_LICENSES = Message("use a license id of the hub: --license apache-2.0 (or mit, cc-by-4.0, cc-by-nc-4.0, other, ...)")
 _DATA = "Training data"  # a section of a card
 
 
@@ -83,10 +83,10 @@ def plan_push(
     from huggingface_hub import ModelCard
 
     if not _NAME.fullmatch(repository):
-        raise DcclipError("{} is no name of a repository", "write ORG/NAME; ORG may be your user name", repository)
+        raise DcclipError("{} is not a repository name", "write ORG/NAME; ORG can be your user name", repository)
     folder = model.path
     if model.kind == "open_clip" or not folder.is_dir():
-        raise DcclipError("{} is a model on a hub already", "name a run, a model directory or an export", model.target)
+        raise DcclipError("{} is already a hub model", "give a run, a model directory or an export", model.target)
     run = next((parent for parent in (folder.parent, folder.parent.parent) if (parent / RESOLVED).is_file()), None)
     recipe = (yaml.safe_load((run / RESOLVED).read_text("utf-8")) if run else None) or {}
     record, notes = _checked(folder), list[str]()
@@ -101,7 +101,7 @@ def plan_push(
     trained_on = [Path(path) for paths in data_of_recipe for path in several(paths)]
     collections = [*trained_on, *([run / "collect"] if run else [])]
     collections = [*(path for path in dict.fromkeys(collections) if (path / MANIFEST).is_file()), *data]
-    manifests = [read_json(path / MANIFEST, Message("name a folder that dcclip collect wrote")) for path in collections]
+    manifests = [read_json(path / MANIFEST, Message("give a folder that dcclip collect wrote")) for path in collections]
     title = f"---\n{{}}\n---\n# {repository.rpartition('/')[2]}\n"
     card = read_card(folder / CARD) if (folder / CARD).is_file() else ModelCard(title)
     header = {
@@ -122,7 +122,7 @@ def plan_push(
         card.text += f"\n## {title}\n\n{sections[title].rstrip()}\n"
     if _DATA in added and not manifests:
         lack = Message('it does not say what the model was trained on: add a section "{}" to {}', _DATA, folder / CARD)
-        notes.insert(0, Message("the card: {}, or name the folder that collect wrote with --data DIR", lack))
+        notes.insert(0, Message("the card: {}, or give the folder that collect wrote with --data DIR", lack))
     if not results:
         lack = Message("it has no results: evaluate with a recipe (dcclip eval RECIPE), and push again")
         notes.insert(0, Message("the card: {}", lack))
@@ -164,8 +164,8 @@ def push(
         replaced = [file.path_in_repo for file in changed if file.path_in_repo in existing]
         if replaced and not (overwrite or pull_request):
             raise DcclipError(
-                "{} exists, and {} of its files would change: {}",
-                "look at it; then add --overwrite, or --pull-request, or name another repository",
+                "{} exists, and {} of its files would be replaced: {}",
+                "look at the repository; then add --overwrite or --pull-request, or choose another repository",
                 name,
                 len(replaced),
                 ", ".join(replaced[:8]) + (", ..." if len(replaced) > 8 else ""),
@@ -184,7 +184,7 @@ def push(
 
 _LOG_IN = Message("log in with: hf auth login, or set HF_TOKEN to a token that may write")
 _HINTS = {401: _LOG_IN, 403: _LOG_IN, 404: Message("check the name; without --pull-request it is created")}
-_AGAIN = Message("change what it names, or wait; then run the same command again: nothing is uploaded twice")
+_AGAIN = Message("fix what it says, or wait; then run the same command again: nothing is uploaded twice")
 
 
 @contextmanager
@@ -204,7 +204,7 @@ def _uploading(repository: str) -> Iterator[None]:
             hint = Message("check the network, then run the same command again")
             raise DcclipError("{}: the hub cannot be reached: {}", hint, repository, detail) from None
         detail = f"HTTP {status}: {detail}" if status else detail
-        raise DcclipError("{}: the hub refuses it: {}", _HINTS.get(status or 0, _AGAIN), repository, detail) from None
+        raise DcclipError("{}: the hub rejected it: {}", _HINTS.get(status or 0, _AGAIN), repository, detail) from None
 
 
 def _checked(folder: Path) -> Record:
@@ -253,15 +253,15 @@ def _exports(
     export_of_run = run / "export" if run and (run / "export" / PROVENANCE).is_file() else None
     exports: dict[str, Path] = {}
     for bundle in (*([export_of_run] if export_of_run else []), *bundles):
-        content = read_record(bundle / PROVENANCE, Message("name the folder of an export")).content
+        content = read_record(bundle / PROVENANCE, Message("give the folder of an export")).content
         if content.get("model_fingerprint") == model_fingerprint(folder) and content.get("kind") != "model":
             kind = "onnx" if content["kind"] == "bundle" else content["kind"]
             exports[f"{kind}-{content['precision']}"] = bundle
             continue
-        reason = Message("{} is no export of this model as it is now", bundle)
+        reason = Message("{} is not an export of the current model", bundle)
         if bundle is not export_of_run:
-            raise DcclipError(reason, "export the model again, or leave out --bundle")
-        notes.append(Message("left out: {}; export it again", reason))
+            raise DcclipError(reason, "export the model again, or remove --bundle")
+        notes.append(Message("not uploaded: {}; export it again", reason))
     return exports
 
 
@@ -299,11 +299,11 @@ def _complete_header(
     """Add to a card's header what its author did not say. Raises DcclipError if no license is named."""
     sources = [source for manifest in manifests for source in manifest["options"]["sources"]]
     if license and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
-        raise DcclipError("{!r} is no license of the hub", _LICENSES, license)
+        raise DcclipError("{!r} is not a license identifier of the hub", _LICENSES, license)
     if not (license or card.data.get("license")):
         data_licenses = ", ".join(sorted({source["license"] for source in sources if source.get("license")}))
         of_data = Message("; that of its data: {}", data_licenses) if data_licenses else ""
-        raise DcclipError("no license is named for {}{}", _LICENSES, repository, of_data)
+        raise DcclipError("no license given for {}{}", _LICENSES, repository, of_data)
     card.data["license"] = license or card.data.get("license")
     card.data["tags"] = list(dict.fromkeys([*(card.data.get("tags") or []), *additions["tags"]]))
     hub_paths = (source["path"] for source in sources if source.get("kind") == "hub")

@@ -79,8 +79,8 @@ def load(source: RecipeSource, sets: Sequence[str] = (), values: Mapping[str, An
         stage, dot, _ = expression.partition("=")[0].partition(".")
         if dot and stage in names and document.values.get(stage) is None:
             present = ", ".join(name for name in names if document.values.get(name) is not None) or Message("none")
-            hint = Message("name a key of one of these, or give the stage whole: --set '{}={{KEY: VALUE}}'", stage)
-            problem = Message("--set {}: the recipe has no stage {}; its stages: {}", expression, stage, present)
+            hint = Message("set a key of one of these, or the whole stage: --set '{}={{KEY: VALUE}}'", stage)
+            problem = Message("--set {}: the recipe has no stage {} (stages: {})", expression, stage, present)
             raise DcclipError(problem, hint)
         document.override(expression)
     for key, value in (values or {}).items():
@@ -108,7 +108,7 @@ def _validated(document: Document) -> Recipe:
     except ValidationError as error:
         problem = joined("\n", sentences(error, Recipe, document))
         unknown = any(mistake["type"] == "extra_forbidden" for mistake in error.errors(include_url=False))
-        hint = Message("see what these keys take with: dcclip recipe schema")
+        hint = Message("list the allowed values with: dcclip recipe schema")
         raise DcclipError(problem, KEYS_HINT if unknown else hint) from None
 
 
@@ -145,9 +145,9 @@ def check_finished(recipe: Recipe, folder: Path, again: Iterable[StageName]) -> 
                 changed = [at for at in {**old, **new} if _shown(old.get(at)) != _shown(new.get(at))]
                 if changed:
                     values = ((".".join(map(str, at)), _shown(old.get(at)), _shown(new.get(at))) for at in changed[:3])
-                    changes = joined(", ", (Message("{} was {}, is {}", *value) for value in values))
-                    problem = Message("{} was made from a recipe that differs: {}", folder / stage.name, changes)
-                    hint = Message("make it again with --fresh, or keep both with another name or --out DIR")
+                    changes = joined(", ", (Message("{} was {} and is now {}", *value) for value in values))
+                    problem = Message("{} was created with a different recipe: {}", folder / stage.name, changes)
+                    hint = Message("create it again with --fresh, or keep both with another name or --out DIR")
                     raise DcclipError(problem, hint)
 
 
@@ -206,7 +206,7 @@ def _nearest(word: str, right: Iterable[str]) -> str:
 # What is wrong, by pydantic's name of it; a field is the bound that the value does not keep.
 _KINDS = {
     "missing": Message("missing"),
-    "int_type": Message("expected a whole number"),
+    "int_type": Message("expected an integer"),
     "float_type": Message("expected a number"),
     "bool_type": Message("expected true or false"),
     "string_type": Message("expected text"),
@@ -231,7 +231,7 @@ def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
         case "union_tag_invalid":
             tags = [tag.strip().strip("'") for tag in context["expected_tags"].split(",")]
             near = _nearest(context["tag"], tags)
-            return Message("'{}' is none of {}{}", _short(context["tag"]), ", ".join(tags), near)
+            return Message("'{}' is not one of {}{}", _short(context["tag"]), ", ".join(tags), near)
         case "union_tag_not_found":
             key = context["discriminator"].strip("'")
             tags = [tag for name, field in _fields_at(model, details["loc"]) if name == key for tag in _literals(field)]

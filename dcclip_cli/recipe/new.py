@@ -98,8 +98,8 @@ def choose_teacher(name: str) -> TeacherChoice:
         return choice
     reference = resolve(str(starter_model() or name) if name == STARTER else name)
     if reference.kind == "bundle":
-        hint = Message("name a model directory; the starter's is recipes/starter/model in a clone of the repository")
-        raise DcclipError("{} is an export, which has no features to learn from", hint, name)
+        hint = Message("give a model directory; the starter's is recipes/starter/model in a clone of the repository")
+        raise DcclipError("{} is an export, which has no features to distill", hint, name)
     kind = "transformers" if reference.kind == "hf" else "open_clip"
     named = name if reference.name else reference.target
     if not reference.path.is_dir():
@@ -144,7 +144,7 @@ def _kind_of_data(path: str) -> DataKind:
     if "://" in path or any(character in path for character in "*?["):
         return "pairs"
     if not folder.exists():
-        hint = Message("name a folder of photographs, pairs (tars, Parquet, a table) or a folder of class folders")
+        hint = Message("give a folder of photographs, pairs (tars, Parquet, a table) or a folder of class folders")
         raise DcclipError("{} does not exist", hint, path)
     if folder.suffix.lower() in TABLES and folder.is_file():
         return "table"
@@ -152,7 +152,7 @@ def _kind_of_data(path: str) -> DataKind:
         return "pairs"
     layout = kind_of_folder(folder)
     if layout is None:
-        raise no_pairs(path, Message("name photographs, tars or Parquet files, a table, or a folder of class folders"))
+        raise no_pairs(path, Message("give photographs, tars or Parquet files, a table, or a folder of class folders"))
     return "classes" if layout == "classes" else "photos"
 
 

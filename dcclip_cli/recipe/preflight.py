@@ -41,7 +41,7 @@ _LOOKS: Mapping[str, Callable[..., Preview]] = {
 _KINDS = {"pairs": "train", "images": "images", "texts": "texts"}  # of data, by their key in the section data
 _SIZES = {"pairs": "batch_size", "images": "images_per_step", "texts": "texts_per_step"}
 _CACHE_HINT = Message(
-    "free some space, set DCCLIP_CACHE to a folder on a larger disk, lower augmentations, or set teacher_cache: false"
+    "free some space, set DCCLIP_CACHE to a folder on a larger disk, reduce augmentations, or set teacher_cache: false"
 )
 _RUN_HINT = Message("free some space, or write to another disk with --out")
 
@@ -74,7 +74,7 @@ def check(
     if unmet:
         lines = (Message("{} ({})", problem.what, problem.hint) for problem in unmet)
         raise DcclipError(
-            joined("\n", lines), Message("fix all of these; look again with: dcclip run {} --check", loaded.path)
+            joined("\n", lines), Message("fix all of these, then check again: dcclip run {} --check", loaded.path)
         )
     return preflight.stages
 
@@ -105,7 +105,7 @@ class Preflight:
         recipe = self.loaded.recipe
         sections = {name for stage in STAGES if stage.name in self.needed for name in (stage.name, *stage.made_from)}
         self._missing = {at: line for at, line in self.loaded.missing_files().items() if at[0] in sections}
-        hint = Message("fix the paths; those in --set are relative to this folder, others to the recipe's own")
+        hint = Message("fix the paths; those in --set are relative to this folder, others to the recipe's folder")
         self.problems += [DcclipError(line, hint) for line in self._missing.values()]
         self._previews = self._data()
         stages: list[BlankStage] = []
@@ -273,7 +273,7 @@ class Preflight:
             kinds = [kind for kind in ("train", "validation", "images") if getattr(self.loaded.recipe.data, kind, None)]
             if all(kind in self._previews and self._previews[kind].embeddings for kind in kinds):
                 hint = Message("set export.calibration, data.train or data.images")
-                self._add(("export", "precision"), DcclipError("int8 needs images to calibrate on", hint))
+                self._add(("export", "precision"), DcclipError("int8 needs calibration images", hint))
 
     # ---- a training stage
 
@@ -308,7 +308,7 @@ class Preflight:
         is_checked = options.validate_every_steps and kind in self._previews and source != COLLECTED
         if is_checked and not any(may_have_captions(source, columns, [language]) for language in languages):
             message = Message("{}: no pair has a caption in {}", named(source), ", ".join(languages))
-            self._add((name, "validate_every_steps"), DcclipError(message, "name other pairs"))
+            self._add((name, "validate_every_steps"), DcclipError(message, "use other pairs"))
         if stage.start is not None and not starts_from_distill and stage.start.is_dir():
             from dcclip_cli.model.model_dir import blank_model
 
@@ -333,7 +333,7 @@ class Preflight:
             ((name,), run, stage.run_bytes, self.run_dir.root, _RUN_HINT),
         ):
             if needed_bytes > free_bytes(folder):
-                free = Message("{} are free at {}", size_in_words(free_bytes(folder)), folder)
+                free = Message("{} free at {}", size_in_words(free_bytes(folder)), folder)
                 taken_space = size_in_words(needed_bytes)
                 self._add(at, DcclipError("{} will take about {}, and {}", hint, product, taken_space, free))
 

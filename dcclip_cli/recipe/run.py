@@ -66,7 +66,7 @@ class RecipeRun:
         from dcclip_cli.recipe.preflight import check
 
         if not self.loaded.recipe.stages:
-            raise DcclipError("{} names no stage", "give it a section, for example: distill", self.loaded.path)
+            raise DcclipError("{} contains no stage", "add a stage, for example: distill", self.loaded.path)
         device = "cpu"  # which needs no torch
         if self.device != "cpu" and any(stage.trains for stage in STAGES if stage.name in stages):
             from dcclip_cli.model.precision import torch_device
@@ -97,8 +97,8 @@ class RecipeRun:
         """`begin` for all stages. Raises DcclipError if there is one that several processes cannot run."""
         collects = "collect" in self.loaded.recipe.stages and (self.fresh or not finished(self.dir.root, "collect"))
         if collects and is_one_of_several():
-            hint = Message("run dcclip collect {} first, and this command without --fresh", self.loaded.path)
-            raise DcclipError("collect works in one process", hint)
+            hint = Message("run dcclip collect {} first, then this command without --fresh", self.loaded.path)
+            raise DcclipError("collect runs in one process only", hint)
         with self._claimed():
             self.begin(*self.loaded.recipe.stages)
 
@@ -110,7 +110,7 @@ class RecipeRun:
         """`begin` and `train`. With `resume`, raises DcclipError if it has neither a product nor a saved state."""
         state = self.dir.stage(stage) / "state"
         if resume and not finished(self.dir.root, stage) and not any(state.glob("step-*")):
-            raise DcclipError("{} contains no saved state to resume", "leave --resume out to start at step 0", state)
+            raise DcclipError("{} contains no checkpoint to resume from", "remove --resume to start at step 0", state)
         with self._claimed():
             self.begin(stage)
             return self.train(stage)
@@ -170,8 +170,8 @@ class RecipeRun:
         if stage == "align" and options and result.already_finished and options.start == "distill":
             parent = read_provenance(aligned).content.get("parent")
             if distilled.is_dir() and parent != model_fingerprint(distilled):  # it was replaced since
-                problem = Message("{} was made from another model than {}", aligned, distilled)
-                raise DcclipError(problem, "make it again with --fresh")
+                problem = Message("{} was created from another model than {}", aligned, distilled)
+                raise DcclipError(problem, "create it again with --fresh")
         self._tell(stage, result.model, result, *(f"{name} {value:.4g}" for name, value in result.metrics.items()))
         return result
 
@@ -208,7 +208,7 @@ class RecipeRun:
             fresh=self.fresh,
             progress=self.progress,
         )
-        compared = Message("not compared with the model: its runtime is not available on this system")
+        compared = Message("not compared with the model: the runtime is not available on this system")
         if parity := result.parity:
             counts = parity.agreement, parity.images, parity.source
             tests = (
@@ -232,8 +232,8 @@ class RecipeRun:
         for stage in reversed(STAGES):
             if stage.trains and has_product(self.dir.root, stage.name):
                 return resolve(str(self.dir.model(stage.name)))
-        problem = Message("{} contains no trained model yet", self.dir.root)
-        raise DcclipError(problem, "train one with: dcclip run {}, or name one with --model", self.loaded.path)
+        problem = Message("{} contains no trained model", self.dir.root)
+        raise DcclipError(problem, "train one with: dcclip run {}, or choose one with --model", self.loaded.path)
 
     def summary(self) -> list[ModelSummary]:
         """Teacher, student and bundle compared, measured once and kept in the run; empty if nothing is trained."""

@@ -23,17 +23,17 @@ from dcclip_cli.train.metrics_log import TrackerName
 
 
 class Recipe(Options):
-    """A recipe is one YAML file: settings that several stages share, then one section per stage."""
+    """A recipe is one YAML file: settings that stages share, then one section per stage."""
 
     format: Literal[1] = Field(1, description="Version of the recipe format")
-    name: str = Field(max_length=80, description="Name of the model; everything that the recipe makes is in runs/NAME/")
+    name: str = Field(max_length=80, description="Name of the model; its files are in runs/NAME/")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of all random choices; the same seed gives the same weights")
     track: Neutral[tuple[TrackerName, ...]] = Field(
         ("tensorboard",),
         description="Experiment trackers of distill and align, all offline; metrics.jsonl is always written",
     )
     teacher: Teacher | None = Field(
-        None, description="The large model to learn from: a section, or a reference as for --model; required by distill"
+        None, description="The teacher: a section, or a model reference as for --model; required by distill"
     )
     student: StudentOptions | None = Field(None, description="The small model to train")
     data: DataOptions | None = Field(None, description="The image-caption pairs to train on")
@@ -46,8 +46,8 @@ class Recipe(Options):
     export: ExportOptions | None = Field(None, description="Stage: export a bundle that runs without torch")
     variants: Neutral[dict[str, dict[str, Any]] | None] = Field(
         None,
-        description="Recipes that `dcclip run` runs in place of this one and compares, each a name and the keys in "
-        "which it differs: {plain: {align.losses: []}, base: {}}",
+        description="Recipes that `dcclip run` runs instead of this one and compares; each is a name with the keys "
+        "that differ: {plain: {align.losses: []}, base: {}}",
     )
 
     @field_validator("variants")
@@ -57,9 +57,11 @@ class Recipe(Options):
         for name in variants or ():
             cls._names_a_folder(name)
             if name.casefold() in SWEEP_FILES:
-                raise ValueError(Message("'{}' is the name of a file that the command writes: give another", name))
+                raise ValueError(Message("'{}' is the name of a file that the command writes: choose another", name))
             if names.setdefault(name.casefold(), name) != name:
-                raise ValueError(Message("'{}' and '{}' are one folder on some systems", names[name.casefold()], name))
+                raise ValueError(
+                    Message("'{}' and '{}' are the same folder on some systems", names[name.casefold()], name)
+                )
         return variants
 
     @field_validator("name")
@@ -67,8 +69,8 @@ class Recipe(Options):
     def _names_a_folder(cls, name: str) -> str:
         if not re.fullmatch(r"\w[\w.-]*", name):
             if "/" in name:
-                raise ValueError(Message("'{}' is a path: give a plain name of letters, digits, _ - and .", name))
-            raise ValueError(Message("'{}' is not a folder name: give one of letters, digits, _ - and .", name))
+                raise ValueError(Message("'{}' is a path: use a plain name of letters, digits, _ - and .", name))
+            raise ValueError(Message("'{}' is not a valid folder name: use letters, digits, _ - and .", name))
         return name
 
     @model_validator(mode="after")

@@ -74,7 +74,9 @@ def agreements(
     images = Images([str(number) for number in range(len(lazy))], lazy.__getitem__, given.fingerprint)
     among = ", ".join(f"{len(texts_in)} ({language})" for language, texts_in in texts.items())
     counts = len(images), source, among
-    line = Message("agreement: how often a model's best text is the teacher's, on {} images of {}, among {}", *counts)
+    line = Message(
+        "agreement: how often a model chooses the same text as the teacher, on {} images of {}, among {}", *counts
+    )
     progress.say(line)
     cosines = {}
     for name, reference in models.items():

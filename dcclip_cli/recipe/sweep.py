@@ -86,8 +86,8 @@ class Sweep:
     def begin(self) -> None:
         """Check what all runs need, then write each one's recipe into its folder. Pairs are collected once."""
         if is_one_of_several():
-            problem = Message("a recipe with seeds or variants works in one process")
-            raise DcclipError(problem, "start it without torchrun, srun or mpirun; --processes N starts several")
+            problem = Message("seeds and variants run in one process only")
+            raise DcclipError(problem, "remove torchrun, srun or mpirun; --processes N starts several processes")
         for run in self.runs.values():
             run.preflight(run.loaded.recipe.stages)
         with ExitStack() as claims:
@@ -140,7 +140,7 @@ class Sweep:
                                 lines = log.read_text("utf-8", errors="replace").splitlines()
                                 end = (lines or [Message("exit code {}", code)])[-1]
                                 end = Message("killed by signal {}", -code) if code < 0 else end
-                                raise DcclipError("{}: {}", "all of it is in {}", run.dir.root, end, log)
+                                raise DcclipError("{}: {}", "full log: {}", run.dir.root, end, log)
                             task.advance()
         finally:
             for _, process in running.values():

@@ -49,7 +49,7 @@ class Document:
         place = f"--set {expression}"
         key, equals, text = expression.partition("=")
         if not equals or not all(key.split(".")) or key.count(".") > _MAX_DEPTH:
-            raise DcclipError("{}: not of the form KEY=VALUE", "write it like: --set distill.epochs=3", place)
+            raise DcclipError("{}: expected KEY=VALUE", "write, for example: --set distill.epochs=3", place)
         self._put(key, _parse(text, place)[0], place)
 
     def set(self, key: str, value: Any, place: str = ARGUMENTS) -> None:
@@ -70,8 +70,8 @@ class Document:
             where = ".".join(map(str, location))
             if isinstance(container, list):
                 if step not in map(str, range(len(container))):
-                    problem = Message("{}: {} is a list of {}, counted from 0", place, where, len(container))
-                    raise DcclipError(problem, Message("for example {}.0", where))
+                    problem = Message("{}: {} is a list of {} entries, numbered from 0", place, where, len(container))
+                    raise DcclipError(problem, Message("use a number, for example {}.0", where))
                 at = int(step)
             elif not isinstance(container, dict):
                 raise DcclipError("{}: {} is {}, not a section", KEYS_HINT, place, where, _kind(container))
@@ -99,13 +99,13 @@ def read(path: Path) -> tuple[str, Document]:
             content = file.read(MAX_BYTES + 1)
         text = content.decode("utf-8-sig")
     except FileNotFoundError:
-        raise DcclipError("{} does not exist", "name a recipe, for example recipes/quickstart.yaml", path) from None
+        raise DcclipError("{} does not exist", "give a recipe, for example recipes/quickstart.yaml", path) from None
     except IsADirectoryError:
-        raise DcclipError("{} is a folder, not a recipe", "name the YAML file in it", path) from None
+        raise DcclipError("{} is a folder, not a recipe", "give the YAML file in it", path) from None
     except UnicodeDecodeError:
         raise not_utf8(path) from None
     if len(content) > MAX_BYTES:
-        raise DcclipError("{} is larger than {:,} bytes", "is this the right file?", path, MAX_BYTES)
+        raise DcclipError("{} is larger than {:,} bytes", "check that this is a recipe", path, MAX_BYTES)
     values, places = _parse(text, str(path), numbered=True)
     if not isinstance(values, dict):
         raise DcclipError("{}: expected sections such as `distill:`, found {}", KEYS_HINT, path, _kind(values))
@@ -151,9 +151,9 @@ def _parse(text: str, name: str, numbered: bool = False) -> tuple[Any, dict[Loca
             location = (*at, str(key.value))
             where = place(key.start_mark.line)
             if not isinstance(key, yaml.ScalarNode):
-                mistakes.append(Message("{}: {}", where, Message("a key must be a word")))
+                mistakes.append(Message("{}: {}", where, Message("a key must be text")))
             elif key.value in result:
-                problem = Message("given twice (first on line {})", places[location].rpartition(":")[2])
+                problem = Message("duplicate key (first on line {})", places[location].rpartition(":")[2])
                 mistakes.append(Message("{}: {}: {}", where, ".".join(map(str, location)), problem))
             else:
                 places[location] = where
@@ -165,10 +165,10 @@ def _parse(text: str, name: str, numbered: bool = False) -> tuple[Any, dict[Loca
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = place(mark.line if mark else 0) + (f":{mark.column + 1}" if mark and numbered else "")
-        problem = error.problem or Message("not YAML")
+        problem = error.problem or Message("invalid YAML")
         if problem.startswith("but "):
             problem = Message("{}, {}", error.context, problem)
-        raise DcclipError("{}: {}", "fix the YAML there, or just above", where, problem) from None
+        raise DcclipError("{}: {}", "fix the YAML on this line or the line above", where, problem) from None
     except yaml.reader.ReaderError as error:
         where = place(text.count("\n", 0, error.position))
         raise DcclipError("{}: unreadable character #x{:04x}", "remove it", where, error.character) from None
@@ -187,11 +187,11 @@ class _PlainLoader(yaml.SafeLoader):
         event = self.peek_event()
         problem = None
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            problem = Message("anchors (&) and aliases (*) are not allowed in a recipe; quote text that begins so")
+            problem = Message("remove anchors (&) and aliases (*); quote text that starts with these characters")
         elif getattr(event, "tag", None):
-            problem = Message("tags ({}) are not allowed in a recipe; quote text that starts with !", event.tag)
+            problem = Message("remove tags ({}); quote text that starts with !", event.tag)
         elif self.depth > _MAX_DEPTH:
-            problem = Message("nested more than {} deep", _MAX_DEPTH)
+            problem = Message("more than {} levels of nesting", _MAX_DEPTH)
         if problem:
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         self.depth += 1

@@ -115,7 +115,7 @@ class Server:
     async def vectors(self, inputs: Sequence[str]) -> np.ndarray:
         """Embeddings (N, D) of texts and data URLs of images, in their order."""
         if not inputs:
-            raise DcclipError("there is no input", "send a text, or an image as a data URL")
+            raise DcclipError("the input is missing", "send a text, or an image as a data URL")
         urls = [url for url in inputs if url.startswith(IMAGE_URL)]
         texts = [text for text in inputs if not text.startswith(IMAGE_URL)]
         files = await self.encoder.in_pool(lambda: [decode_url(url) for url in urls]) if urls else []
@@ -169,7 +169,7 @@ class Server:
         """Say once which model immich asks for; it gets this one."""
         if name not in self._immich_names and len(self._immich_names) < 100:
             self._immich_names.add(name)
-            self._say(Message("serve: immich asks for {!r}, and gets {}", name[:100], self.encoder.encoder.name))
+            self._say(Message("serve: immich requests {!r}; the server uses {}", name[:100], self.encoder.encoder.name))
 
 
 def application(
@@ -203,11 +203,11 @@ def application(
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
         problem = Message("invalid request: {}: {}", where, first["msg"])
-        return error_response(request.scope, DcclipError(problem, "see /docs for its form"))
+        return error_response(request.scope, DcclipError(problem, "see /docs for the expected request"))
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
-        problem = DcclipError("{}", "see /docs for what there is", error.detail)
+        problem = DcclipError("{}", "see /docs for the available paths", error.detail)
         return error_response(request.scope, problem, error.status_code, error.headers)
 
     @app.get("/health")
@@ -293,18 +293,18 @@ def _add_immich(app: FastAPI, server: Server) -> None:
             tasks = json.loads(entries)
             task, name = next(iter(tasks)), tasks["clip"][kind]["modelName"] if list(tasks) == ["clip"] else ""
         except (ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError):
-            problem = Message('entries should be {{"clip": {{"{}": {{"modelName": "NAME"}}}}}}', kind)
-            raise DcclipError(problem, "see immich's machine-learning/") from None
+            problem = Message('entries must be {{"clip": {{"{}": {{"modelName": "NAME"}}}}}}', kind)
+            raise DcclipError(problem, "see immich's folder machine-learning/") from None
         if task != "clip" or len(tasks) != 1 or not isinstance(name, str):
-            problem = Message("this server does clip, not {}", str(task)[:40])
-            hint = Message("turn it off in immich's settings, or name immich's own server after this one")
+            problem = Message("this server provides clip only, not {}", str(task)[:40])
+            hint = Message("turn it off in immich's settings, or add immich's own server after this one")
             raise RefusedError(problem, hint, status=422)
         server.note_immich(name)
         if image is not None:
             rows, [(width, height)] = await server.encoder.sized_images([image])
             return _json({"clip": server.for_immich(rows[0]), "imageHeight": height, "imageWidth": width})
         if text is None:
-            raise RefusedError("there is neither an image nor a text", "send one of them", status=400)
+            raise RefusedError("the request has neither an image nor a text", "send one of them", status=400)
         return _json({"clip": server.for_immich((await server.encoder.embed_texts([text]))[0])})
 
 
@@ -323,11 +323,11 @@ def _add_search(app: FastAPI, server: Server) -> None:
     ) -> dict[str, Any]:
         """The images nearest to what is asked for, scores are cosines; and the texts that the model never learnt."""
         if not server.indexes:
-            raise RefusedError("no folder is searched", "start with: dcclip serve --folder DIR", status=404)
+            raise RefusedError("this server searches no folder", "start with: dcclip serve --folder DIR", status=404)
         texts, files = [word for word in text if word.strip()], [await upload.read() for upload in image]
         minus = [word for word in without if word.strip()]
         if not texts and not files:
-            raise DcclipError("there is no text and no image", "send one of them")
+            raise DcclipError("the request has neither a text nor an image", "send one of them")
         added = [await server.encoder.embed_texts(texts)] if texts else []
         vocabulary = server.encoder.encoder.known
         unknown = unknown_of(vocabulary, texts, added[0]) if texts else []
@@ -358,7 +358,7 @@ def _add_page(app: FastAPI, server: Server) -> None:
     @app.get("/images/{folder}/{path:path}")
     async def picture(request: Request, folder: int, path: str, small: Annotated[bool, Query()] = False) -> Response:
         """An image of a folder that is searched, or a `small` one."""
-        missing = RefusedError("there is no such image", "take the url from an answer of /search", status=404)
+        missing = RefusedError("unknown image", "use a url from a response of /search", status=404)
         name = os.fsdecode(unquote_to_bytes(request.scope["raw_path"]).split(b"/", 3)[3])  # `path` has to be UTF-8
         if not 0 <= folder < len(shown) or name not in shown[folder]:
             raise missing

@@ -139,15 +139,15 @@ class BatchedEncoder:
     async def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings (N, D). Raises DcclipError for no text, too many or too long ones, or one that is not Unicode."""
         if not 1 <= len(texts) <= MAX_TEXTS:
-            raise DcclipError("{:,} texts in a request", "send 1 to {:,}", len(texts), MAX_TEXTS)
+            raise DcclipError("{:,} texts in one request", "send 1 to {:,}", len(texts), MAX_TEXTS)
         if (longest := max(map(len, texts))) > MAX_CHARACTERS:
             raise DcclipError("a text has {:,} characters", "send up to {:,}", longest, MAX_CHARACTERS)
         if (length := sum(map(len, texts))) > MAX_ALL_CHARACTERS:
             raise DcclipError(
-                "the texts of a request have {:,} characters", "send up to {:,}", length, MAX_ALL_CHARACTERS
+                "the texts of one request have {:,} characters", "send up to {:,}", length, MAX_ALL_CHARACTERS
             )
         if not all(text.strip() for text in texts):
-            raise DcclipError("a text is empty", "leave it out")
+            raise DcclipError("a text is empty", "remove it")
         check_unicode(texts)
         return np.stack(await self._texts.results(texts))
 
@@ -158,7 +158,7 @@ class BatchedEncoder:
     async def sized_images(self, files: Sequence[bytes]) -> tuple[np.ndarray, list[tuple[int, int]]]:
         """As `embed_images`, with the width and height of each image."""
         if not 1 <= len(files) <= MAX_IMAGES:
-            raise DcclipError("{:,} images in a request", "send 1 to {:,}", len(files), MAX_IMAGES)
+            raise DcclipError("{:,} images in one request", "send 1 to {:,}", len(files), MAX_IMAGES)
         sizes = [(0, 0)] * len(files)
 
         def prepare(place: int, image: Image.Image) -> np.ndarray:
@@ -244,4 +244,4 @@ def decode_url(url: str) -> bytes:
     try:
         return base64.b64decode(content, validate=True)
     except ValueError:
-        raise DcclipError("an image is not base64", "encode the file in base64, without line breaks") from None
+        raise DcclipError("an image is not valid base64", "encode the file in base64, without line breaks") from None

@@ -185,13 +185,13 @@ class Guard:
                     self._check_size(len(body))
         except TimeoutError:
             raise RefusedError(
-                "the body did not arrive within {:.0f} s", "send it again", _BODY_S, status=408
+                "the request body did not arrive within {:.0f} s", "send it again", _BODY_S, status=408
             ) from None
         return bytes(body)
 
     def _check_size(self, size: int) -> None:
         if size > MAX_BODY:
-            larger = Message("the body is larger than {}", size_in_words(MAX_BODY))
+            larger = Message("the request body is larger than {}", size_in_words(MAX_BODY))
             raise RefusedError(larger, "send fewer or smaller images", status=413)
         if self._is_full(size):
             raise busy()

@@ -70,18 +70,18 @@ class AlignOptions(ContrastOptions, TrainOptions):
         """
         train = self.train or data.train
         if train is None:
-            raise DcclipError("data has no pairs, and align matches images with captions", "set data.train")
+            raise DcclipError("align needs image-caption pairs, but data has none", "set data.train")
         if self.train and data.hold_out:
-            problem = Message("align.train is set, and data.hold_out keeps pairs out of data.train only")
-            raise DcclipError(problem, "set data.validation in place of data.hold_out")
+            problem = Message("align.train is set, but data.hold_out takes pairs from data.train only")
+            raise DcclipError(problem, "use data.validation instead of data.hold_out")
         for name, count in (("images", self.images_per_step), ("texts", self.texts_per_step)):
             if count and getattr(data, name) is None:
-                raise DcclipError("align.{0}_per_step is {1}, but there is no data.{0}", "set data.{0}", name, count)
+                raise DcclipError("align.{0}_per_step is {1}, but data.{0} is not set", "set data.{0}", name, count)
             if count and not self.losses:
-                problem = Message("align.{}_per_step is {}, but the contrastive loss uses pairs only", name, count)
+                problem = Message("align.{}_per_step is {}, but the contrastive loss uses only pairs", name, count)
                 raise DcclipError(problem, "add a distillation loss to align.losses, or remove the key")
         if self.lock == "text" and self.locked(student) == "image":
-            problem = Message("align.lock is text, and student.image: teacher locks the image tower")
+            problem = Message("align.lock is text, but student.image: teacher locks the image tower")
             raise DcclipError(problem, "remove align.lock")
         if self.start == "scratch" and student is None:
             raise DcclipError("align starts from scratch, but the recipe has no student", "add a student section")

@@ -85,7 +85,7 @@ def save_checkpoint(
         before = latest_checkpoint(folder)
         last = Message("the last checkpoint is {}", before) if before else Message("there is no checkpoint yet")
         free = shutil.disk_usage(folder).free / 1e6
-        problem = Message("{} cannot be saved because the disk is full ({:,.1f} MB free); {}", target, free, last)
+        problem = Message("{} cannot be saved: the disk is full ({:,.1f} MB free); {}", target, free, last)
         raise DcclipError(problem, "free some space, then run the same command again") from None
     for path in folder.glob("*"):
         if path != target:
@@ -113,7 +113,7 @@ def telling_saved_step(stage: Path, fresh: bool) -> Iterator[None]:
     except KeyboardInterrupt as stopped:
         if checkpoint := latest_checkpoint(stage / "state"):
             step, how = int(checkpoint.name.removeprefix("step-")), Message(" without --fresh") if fresh else ""
-            stopped.args = (Message("{} is saved after step {}: run the same command again{}", stage.name, step, how),)
+            stopped.args = (Message("{} saved after step {}: run the same command again{}", stage.name, step, how),)
         raise
 
 
@@ -133,7 +133,7 @@ def load_checkpoint(
     if saved != json.loads(json.dumps(identity)):
         changed = ", ".join(_differences(saved, identity)) if isinstance(saved, dict) else Message("everything")
         raise DcclipError(
-            "{} was saved by another recipe, on other data or with another teacher: {} changed",
+            "{} belongs to another recipe, data set or teacher: {} changed",
             "undo the change to resume, or start over with --fresh",
             checkpoint.parent,
             changed,

@@ -64,10 +64,10 @@ def join_processes(device: str) -> None:
     count = os.environ.get("WORLD_SIZE", "1")
     missing = [name for name in _LAUNCHED_WITH if name not in os.environ] if count != "1" else []
     if missing or not count.isdecimal():
-        problem = Message("WORLD_SIZE is {}, but there is no {}", count, ", ".join(missing) or Message("such number"))
+        problem = Message("WORLD_SIZE is {}, but {} is not set", count, ", ".join(missing) or Message("such number"))
         if missing == ["MASTER_ADDR"]:
-            raise DcclipError(problem, "set MASTER_ADDR to the name of the host that process 0 runs on")
-        raise DcclipError(problem, "start several processes with torchrun, or for one: unset WORLD_SIZE")
+            raise DcclipError(problem, "set MASTER_ADDR to the host name of process 0")
+        raise DcclipError(problem, "start several processes with torchrun; for one process, unset WORLD_SIZE")
     set_library_defaults()
     allow_open_files()  # of the blocks of feature stores, shards and batches
     if count == "1" or distributed.is_initialized():
@@ -111,7 +111,7 @@ def use_threads(options: TrainOptions, folder: Path, progress: Progress) -> None
         if threads < limit:
             numbers = threads, limit, busy, count
             progress.say(
-                Message("{}: {} of {} threads, because other work uses {:.1f} of {} cores", folder.name, *numbers)
+                Message("{}: using {} of {} threads: other programs use {:.1f} of {} cores", folder.name, *numbers)
             )
         return threads
 
@@ -167,12 +167,12 @@ def settle_compile(stage: Stage) -> bool:
     part = min(_PROBED_IMAGES, stage.sampler.images_per_step // parts)
     probe = decided(folder, "compile", lambda: _compile_probe(stage.task, options, stage.device, part))
     if probe is None:
-        progress.say(Message("{}: not compiled, because this machine has no compiler that torch can use", folder.name))
+        progress.say(Message("{}: not compiled: torch finds no compiler on this machine", folder.name))
         return False
     pays = probe["gain"] >= _LEAST_COMPILED_GAIN
     compiled = Message("compiled") if pays else Message("not compiled")
     line = Message(
-        "{}: {}, because compiled passes of the image tower are {:.2f} times as fast, after {:.0f} s of compiling",
+        "{}: {}: compiled passes of the image tower are {:.2f} times as fast, after {:.0f} s of compiling",
         *(folder.name, compiled, probe["gain"], probe["seconds"]),
     )
     progress.say(line)
@@ -289,8 +289,8 @@ class Parts:
         file = self._folder / COMPUTED_IN
         write_json(file, {**read_json(file, _AGAIN), "accumulate": self._numbers})
         line = Message(
-            "{}: not enough memory for step {}: batches are split into {} parts now", self._folder.name, step + 1, parts
+            "{}: not enough memory for step {}: splitting batches into {} parts", self._folder.name, step + 1, parts
         )
         if processes > 1:
-            raise AgainError(line, "run the same command again to resume from the last saved state")
+            raise AgainError(line, "run the same command again to resume from the last checkpoint")
         self._progress.say(line)

@@ -93,8 +93,8 @@ class BlankStage(Stage):
         grid = map_grids(self.towers)[-1]
         features = [_RandomTeacher(widths(teacher, layers), grid) for teacher in teachers]
         task = self.make_task(self.towers, features, self.towers.name).to(device)
-        message = Message("{} has no layers in the order that layer_decay needs", self.towers.name)
-        with library_errors(message, Message("omit layer_decay")):
+        message = Message("{} has no ordered layers, which layer_decay needs", self.towers.name)
+        with library_errors(message, Message("remove layer_decay")):
             return task, make_optimizer(task, self.options.optimizer.model_copy(update={"newton_schulz": "fp32"}))
 
     def questions(self) -> Iterator[Question]:
@@ -318,17 +318,17 @@ def lines(stage: BlankStage, times: Times) -> Iterator[str]:
     disk = Message("checkpoints and model {}", size_in_words(stage.run_bytes))
     if stage.cache_bytes:
         disk = joined(", ", (Message("teacher cache {}", size_in_words(stage.cache_bytes)), disk))
-    yield Message("{}: takes disk space of about: {}", stage.name, disk)
+    yield Message("{}: disk space needed, approximately: {}", stage.name, disk)
 
 
 def time_lines(stage: BlankStage, times: Times, with_nothing: bool = True) -> Iterator[str]:
     """What a stage's steps and teachers take; `with_nothing`, also teachers that have nothing left to encode."""
     name, steps = stage.name, Message("{:,} steps of {:,} samples", stage.steps, sum(stage.known_sizes.values()))
     if times.step_s is None:
-        yield Message("{}: {}; how long they take is not known without the teacher's files", name, steps)
+        yield Message("{}: {}; the time is unknown without the teacher's files", name, steps)
     else:
         took = duration_in_words(stage.steps * times.step_s)
-        yield Message("{}: {} take roughly {} ({:.3g} s a step)", name, steps, took, times.step_s)
+        yield Message("{}: {} take about {} ({:.3g} s per step)", name, steps, took, times.step_s)
     for number, pace in enumerate(times.teachers):
         rows = stage.remaining_rows(number)
         if not (with_nothing or rows.images or rows.texts):
@@ -336,7 +336,7 @@ def time_lines(stage: BlankStage, times: Times, with_nothing: bool = True) -> It
         who = Message("the teacher") if len(times.teachers) == 1 else Message("teacher {}", number)
         encodes = Message("{}: {} encodes about {:,} images and up to {:,} texts", name, who, rows.images, rows.texts)
         if pace is None:
-            yield Message("{}; how long that takes is not known without its files", encodes)
+            yield Message("{}; the time is unknown without its files", encodes)
         else:
             took = duration_in_words(rows.images * pace.image_s + rows.texts * pace.text_s)
-            yield Message("{}: roughly {}", encodes, took)
+            yield Message("{}: about {}", encodes, took)

@@ -29,8 +29,10 @@ def process_number(processes: Processes, device: str) -> int:
     if processes == 1:
         return 1
     if {"RANK", "WORLD_SIZE"} & os.environ.keys():
-        problem = Message("--processes {} was given to one of several processes (WORLD_SIZE or RANK is set)", processes)
-        raise DcclipError(problem, "start it without torchrun or accelerate launch, or leave --processes out")
+        problem = Message(
+            "--processes {} is not allowed in one of several processes (WORLD_SIZE or RANK is set)", processes
+        )
+        raise DcclipError(problem, "start the command without torchrun or accelerate launch, or remove --processes")
     import torch
 
     from dcclip_cli.model.precision import torch_device
@@ -46,7 +48,7 @@ def on_gpus(processes: Processes, gpus: int) -> int:
     if processes == "auto":
         return gpus
     if processes > gpus:
-        problem = Message("--processes {}: a process needs a GPU of its own, and this machine has {}", processes, gpus)
+        problem = Message("--processes {}: every process needs its own GPU, and this machine has {}", processes, gpus)
         raise DcclipError(problem, Message("set --processes {} or auto, or train on the CPU: --device cpu", gpus))
     return processes
 
@@ -97,6 +99,6 @@ def first_error(failures: Collection[ProcessFailure], number: int) -> Exception:
     if killed := next((failure for failure in failures if failure.exitcode < 0), None):
         problem = Message("training process {} of {} was killed by {}", killed.local_rank, number, killed.signal_name())
         memory = Message("; the system does that when memory runs out") if -killed.exitcode == signal.SIGKILL else ""
-        return DcclipError(problem, Message("run the same command again to resume from the last saved state{}", memory))
+        return DcclipError(problem, Message("run the same command again to resume from the last checkpoint{}", memory))
     message = reports[0]["message"] if reports else "; ".join(failure.message for failure in failures)
     return RuntimeError(f"one of {number} training processes ended with an error:\n{message}")

@@ -15,9 +15,9 @@ class LoraOptions(Options):
     Of the tower's own parameters only its projection into the shared space is trained. The saved model is merged.
     """
 
-    rank: int = Field(8, ge=1, le=1024, description="Rank of the products: the matrices' shorter side")
-    alpha: float = Field(16.0, gt=0, le=100_000, description="The products are multiplied by alpha / rank")
-    towers: Literal["both", "image", "text"] = Field("both", description="Towers that get it, unless they are locked")
+    rank: int = Field(8, ge=1, le=1024, description="Rank of the update matrices")
+    alpha: float = Field(16.0, gt=0, le=100_000, description="The update is multiplied by alpha / rank")
+    towers: Literal["both", "image", "text"] = Field("both", description="Towers with LoRA, unless they are locked")
 
 
 def add_lora(model: Any, options: LoraOptions, locked: str | None, seed: int) -> None:

@@ -43,8 +43,8 @@ class OptimizerOptions(Options):
         1.0,
         ge=0,
         le=1000,
-        description="Learning-rate multiplier for the image trunk; below 1 for pretrained weights; 0: of the tower "
-        "only the projection learns, which is several times as fast; set freeze_batch_norms as well",
+        description="Learning-rate multiplier for the image trunk; below 1 for pretrained weights. 0 trains only the "
+        "projection, which is several times as fast; set freeze_batch_norms too",
     )
     text_lr_scale: float = Field(
         1.0, ge=0, le=1000, description="Learning-rate multiplier for the text tower; below 1 for inherited weights"
@@ -53,20 +53,20 @@ class OptimizerOptions(Options):
         1.0,
         gt=0,
         le=1,
-        description="Layer-wise learning-rate decay: each layer's rate is this times the rate of the layer above it",
+        description="Layer-wise learning-rate decay: the rate of each layer is this times the rate of the next layer",
     )
     weight_decay: float = Field(0.05, ge=0, le=10, description="Weight decay of matrices and convolutions")
     betas: tuple[Beta, Beta] = Field((0.9, 0.98), description="AdamW's betas")
     eps: float = Field(1e-6, gt=0, le=1, description="AdamW's epsilon")
     momentum: float = Field(0.95, ge=0, lt=1, description="Momentum of Muon and SGD")
     newton_schulz: Precision = Field(
-        "auto", description="Precision of Muon's Newton-Schulz iteration; auto: bf16 where the processor has it"
+        "auto", description="Precision of Muon's Newton-Schulz iteration; auto: bf16 where the processor supports it"
     )
 
     @model_validator(mode="after")
     def _other_rate_only_with_muon(self) -> Self:
         if self.other_lr is not None and self.kind != "muon":
-            raise ValueError(Message("other_lr needs kind: muon; the other optimizers have one rate, lr"))
+            raise ValueError(Message("other_lr needs kind: muon; the other optimizers have only one learning rate, lr"))
         return self
 
 
@@ -80,8 +80,8 @@ class TrainOptions(Options):
     batch_size: int = Field(256, ge=2, le=MOST_PER_STEP, description="Pairs per step, over all processes")
     accumulate: Annotated[int, Field(ge=1, le=MOST_PER_STEP)] | Literal["auto"] = Field(
         1,
-        description="Gradient-accumulation steps per batch: less memory, each part is a batch of its own; auto: 1, and "
-        "twice as many whenever memory runs out",
+        description="Gradient-accumulation steps per batch: less memory; each part is a separate batch. auto: 1, "
+        "doubled whenever memory runs out",
     )
     images_per_part: int | None = Field(
         None,
@@ -92,8 +92,8 @@ class TrainOptions(Options):
     )
     gradient_cache: bool = Field(
         False,
-        description="Gradient caching: the accumulated parts contrast with each other as one batch, for a second "
-        "forward pass; needs losses that use embeddings only",
+        description="Gradient caching: all accumulated parts form one contrastive batch, at the cost of a second "
+        "forward pass; requires losses on embeddings only",
     )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, about a third more time"
@@ -101,7 +101,7 @@ class TrainOptions(Options):
     freeze_batch_norms: bool = Field(False, description="Keep the running statistics of batch norms unchanged")
     optimizer: OptimizerOptions = Field(OptimizerOptions(), description="Optimizer and learning rates")
     lora: LoraOptions | None = Field(
-        None, description="LoRA: train few parameters, for models that are loaded or inherited; null: all of them"
+        None, description="LoRA: train few parameters, for pretrained or inherited models; null: train all parameters"
     )
     warmup_steps: int = Field(
         100, ge=0, le=_MOST_STEPS, description="Steps of linear learning-rate warm-up, followed by cosine decay to 0"
@@ -109,21 +109,22 @@ class TrainOptions(Options):
     clip_norm: float | None = Field(1.0, gt=0, le=1e6, description="Gradient-norm clipping; null disables it")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="Precision of the forward pass (autocast; weights stay fp32); fp16 needs a GPU; auto: bf16 where "
-        "the processor has it, fp16 on older GPUs, fp32 on CPUs for images with depthwise convolutions",
+        description="Precision of the forward pass (autocast; weights stay fp32). fp16 requires a GPU. auto: bf16 "
+        "where the processor supports it, fp16 on older GPUs, fp32 on CPUs for image networks with depthwise "
+        "convolutions",
     )
     tf32: bool = Field(
-        True, description="TF32 in fp32 matrix products and convolutions on a GPU: faster, 10 bits of mantissa"
+        True, description="TF32 in fp32 matrix products and convolutions on a GPU: faster, with a 10-bit mantissa"
     )
     compile: Literal["auto", "off"] = Field(
         "off",
-        description="Compile the student's image tower (torch.compile); auto: where a probe says that its passes are "
-        "at least 1.15 times as fast, which takes minutes, on a GPU or a CPU with a C++ compiler",
+        description="Compile the student's image tower (torch.compile). auto: only if a test run is at least 1.15 "
+        "times as fast; the test takes minutes and needs a GPU or a C++ compiler",
     )
     deterministic: bool = Field(
         True,
-        description="Deterministic algorithms: the same run gives the same weights bit for bit; false: on a GPU faster "
-        "ones, and a resumed run differs in the last bits",
+        description="Deterministic algorithms: the same run gives bit-identical weights. false: faster algorithms on "
+        "a GPU; a resumed run differs in the last bits",
     )
     ema: float | None = Field(
         None, gt=0, lt=1, description="EMA decay: save an exponential moving average of the weights; null: no EMA"
@@ -143,19 +144,19 @@ class TrainOptions(Options):
     keep: Literal["last", "best"] = Field(
         "last", description="Weights to save: those of the last step, or the best ones in validation"
     )
-    captions: CaptionOptions = Field(CaptionOptions(), description="Which captions of a pair are used")
+    captions: CaptionOptions = Field(CaptionOptions(), description="Captions of a pair that are used")
     augment: Augment = Field(Augment(), description="Image augmentations")
     workers: Neutral[Annotated[int, Field(ge=0, le=256)] | Literal["auto"]] = Field(
         "auto",
-        description="Data-loading processes per training process; auto: 1 on the CPU, on a GPU one for each core that "
-        "the process has, up to 8",
+        description="Data-loading processes per training process; auto: 1 on the CPU; on a GPU, one per core of the "
+        "process, at most 8",
     )
     threads: int | None = Field(
         None,
         ge=1,
         le=1024,
-        description="CPU threads of torch; must match for bit-identical runs; default: the cores that are not busy "
-        "with other work, less `workers`, but more than half of them",
+        description="CPU threads of torch; must be the same for bit-identical runs. Default: idle cores minus "
+        "`workers`, but more than half of the cores",
     )
     log_every_steps: Neutral[int] = Field(
         20, ge=1, le=_MOST_STEPS, description="Steps between entries in metrics.jsonl and the trackers"
@@ -165,8 +166,8 @@ class TrainOptions(Options):
     )
     dims: tuple[Annotated[int, Field(ge=8, le=8192)], ...] = Field(
         (),
-        description="Matryoshka training: losses on embeddings are computed on the first d numbers as well, for each d "
-        "in this list, all with the same weight as on the whole embedding, so that embeddings can be cut to d",
+        description="Matryoshka training: also compute losses on the first d dimensions of embeddings, for each d in "
+        "this list, with equal weights, so that embeddings can be shortened to d",
     )
     more_teachers: tuple[Teacher, ...] = Field(
         (),
@@ -177,7 +178,7 @@ class TrainOptions(Options):
         True, description="Run the teachers once per image augmentation and caption, and cache their features on disk"
     )
     augmentations: int = Field(
-        4, ge=1, le=1000, description="Number of different augmentations of each image when teacher_cache is on"
+        4, ge=1, le=1000, description="Number of different augmentations of each image with teacher_cache"
     )
 
     @model_validator(mode="after")

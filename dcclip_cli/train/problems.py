@@ -19,7 +19,7 @@ Problem = tuple[tuple[str | int, ...], DcclipError]  # a key of the recipe, and 
 def check_embeddings(stage: Stage, source: str | Path) -> None:
     """Raise DcclipError for pairs with embeddings in place of images where a stage needs images."""
     if stage.lock != "image" or stage.used_teachers:
-        problem = Message("{} contains embeddings instead of images for an image tower or a teacher", source)
+        problem = Message("{} contains embeddings, but an image tower or a teacher needs images", source)
         raise DcclipError(problem, "use align with lock: image and without losses, or train on pairs with images")
 
 
@@ -38,51 +38,51 @@ def problems(stage: Stage) -> Iterator[Problem]:
     """What keeps a stage from running, as far as its options tell."""
     name, options = stage.name, stage.options
     if not stage.sizes:
-        hint = Message("set data.train, or leave images_per_step: 0 and texts_per_step: 0 out")
-        yield (name,), DcclipError("a step has no pairs, no images and no texts", hint)
+        hint = Message("set data.train, or remove images_per_step: 0 and texts_per_step: 0")
+        yield (name,), DcclipError("a step has no pairs, images or texts", hint)
     if options.precision == "fp16" and stage.device == "cpu":
-        hint = Message("set precision: auto, which is bf16 where the processor has it")
-        yield (name, "precision"), DcclipError("fp16 needs a GPU, and this runs on the CPU", hint)
+        hint = Message("set precision: auto, which is bf16 where the processor supports it")
+        yield (name, "precision"), DcclipError("fp16 needs a GPU, but this run uses the CPU", hint)
     if options.lora:
         scales = {"image": options.optimizer.image_lr_scale, "text": options.optimizer.text_lr_scale}
         adapted = [tower for tower in scales if options.lora.towers in (tower, "both")]
         if all(tower == stage.lock or not scales[tower] for tower in adapted):
-            problem = Message("adapts layers that do not learn ({}): locked, or with a lr_scale of 0", all_of(adapted))
-            yield (name, "lora", "towers"), DcclipError(problem, "adapt a tower that learns, or remove lora")
+            problem = Message("adapts layers that are not trained ({}): locked, or with lr_scale 0", all_of(adapted))
+            yield (name, "lora", "towers"), DcclipError(problem, "adapt a tower that is trained, or remove lora")
     if not any(loss.weight_at(done) for loss in stage.losses for done in (0, 1)):
-        yield (name, "losses"), DcclipError("all losses have weight 0", "set the weight of a loss above 0")
+        yield (name, "losses"), DcclipError("all losses have weight 0", "set the weight of at least one loss above 0")
     if options.validate_every_steps and not (stage.data.validation or stage.data.hold_out):
-        problem = Message("needs pairs to validate on, and there is no data.validation")
+        problem = Message("requires validation pairs, but data.validation is not set")
         yield (name, "validate_every_steps"), DcclipError(problem, "set data.validation, or data.hold_out")
     inside = ", ".join(loss.kind for loss in stage.losses if not loss.embeddings_only)
     if options.gradient_cache and inside:
-        problem = Message("needs losses on embeddings, and {} uses features inside the towers", inside)
-        hint = Message("remove one of them; accumulate alone saves memory as well")
+        problem = Message("requires losses on embeddings, but {} uses features inside the towers", inside)
+        hint = Message("remove one of them; accumulate alone also saves memory")
         yield (name, "gradient_cache"), DcclipError(problem, hint)
     comparing = ", ".join(loss.kind for loss in stage.losses if loss.compares)
     if (options.accumulate == "auto" or options.images_per_part) and not options.gradient_cache and comparing:
         problem = Message("parts depend on the machine, and {} compares the pairs of a batch", comparing)
         where = (name, "images_per_part" if options.images_per_part else "accumulate")
-        yield where, DcclipError(problem, "set gradient_cache: true, or accumulate to a number")
+        yield where, DcclipError(problem, "set gradient_cache: true, or set accumulate to a number")
     errors = [loss.problem(stage.sizes, len(stage.teacher_options)) for loss in stage.options.losses]
     yield from (((name, "losses", number), error) for number, error in enumerate(errors) if error)
     data_of = {"image": {"pairs", "images"}, "text": {"pairs", "texts"}}
     reached = {tower for loss in stage.losses for tower in loss.reached_towers(options.captions.languages)}
     learning = [tower for tower in reached - {stage.lock} if data_of[tower] & stage.sizes.keys()]
     if stage.sizes and not learning and not any(errors):
-        problem = Message("no loss reaches a tower that has data and is not locked")
+        problem = Message("no loss trains an unlocked tower that has data")
         yield (name, "losses"), DcclipError(problem, "add a loss for such a tower, for example embedding")
     if stage.start is not None and not stage.start.is_dir():
         problem = Message("align starts from {}, which does not exist", stage.start)
-        hint = Message("run stage 1 first: dcclip distill RECIPE; or name a model directory, or scratch")
+        hint = Message("run stage 1 first: dcclip distill RECIPE; or set align.start to a model directory or scratch")
         yield (name, "start"), DcclipError(problem, hint)
     student = stage.new_student
     if student and student.text.vocabulary.source == "data" and not {"pairs", "texts"} & stage.sizes.keys():
         yield ("student", "text", "vocabulary"), no_vocabulary()
     if student and stage.teacher is None:
         for key in student.from_teacher:
-            problem = Message("is taken from the teacher, but the recipe has none")
-            yield ("student", *key), DcclipError(problem, "add a section teacher, or omit it")
+            problem = Message("comes from the teacher, but the recipe has no teacher")
+            yield ("student", *key), DcclipError(problem, "add a section teacher, or remove this")
 
 
 def caption_problems(stage: Stage, has: Callable[..., bool]) -> Iterator[Problem]:
@@ -96,16 +96,16 @@ def caption_problems(stage: Stage, has: Callable[..., bool]) -> Iterator[Problem
         present = ", ".join(code for code in languages if code not in absent)
         hint = Message("set captions.languages: [{}], or add {} captions", present, language)
         if not present:
-            hint = Message("add {} captions, or set captions.languages to languages that the data has", language)
+            hint = Message("add {} captions, or set captions.languages to languages of the data", language)
         problem = Message("there are no '{}' captions in {}", language, all_of(sources.values()))
         yield (stage.name, "captions", "languages"), DcclipError(problem, hint)
     paired = absent or "pairs" not in kinds or any(has([language], ["pairs"]) for language in languages)
     for loss in () if paired else stage.losses:
         if loss.needs == {"pairs"} and not (loss.joint and "texts" in kinds):
-            problem = Message("loss {} needs captions, and data.train has none in {}", loss.kind, all_of(languages))
+            problem = Message("the loss {} needs captions, but data.train has none in {}", loss.kind, all_of(languages))
             yield (stage.name, "captions", "languages"), DcclipError(problem, "add a language, or remove the loss")
     cross_lingual = [number for number, loss in enumerate(stage.options.losses) if loss.kind == "cross_lingual"]
     if cross_lingual and not absent and not ({*LANGUAGES} <= {*languages} and has(LANGUAGES, sources)):
-        problem = Message("loss {} needs images or lines with captions in both languages", "cross_lingual")
+        problem = Message("the loss {} needs images or lines with captions in both languages", "cross_lingual")
         for number in cross_lingual:
             yield (stage.name, "losses", number), DcclipError(problem, "remove the loss, or add translations")

@@ -251,7 +251,7 @@ class Stage:
             batches = self.training.sampler(0, self.steps)
             if self.caches:
                 batches = self.caches[0].completing(batches)
-            self.progress.say(Message("teacher: looking for its {} principal components", width))
+            self.progress.say(Message("teacher: computing its {} principal components", width))
             space = narrow_space(fingerprint, features[0], self.plain_collator, batches, width)
             self.student = replace(self.student, space=space)
         if self.student.space and self.student.space.teacher == fingerprint:
@@ -280,7 +280,7 @@ class Stage:
         pairs, width = self.training.datasets.get("pairs"), student.config["embed_dim"]
         if pairs is not None and pairs.embeddings is not None and pairs.embeddings.shape[1] != width:
             raise DcclipError(
-                "the embeddings in {0} have {1} dimensions, the student's have {2}",
+                "the embeddings in {0} have {1} dimensions, but the student's have {2}",
                 "set student.embed_dim: {1}",
                 pairs.path,
                 pairs.embeddings.shape[1],

@@ -138,7 +138,7 @@ class TrainingTask(nn.Module):
                 if len(batch.pixels) > 1 or "more than 1 value per channel" not in str(error):
                     raise
                 hint = Message("use more images per step or fewer parts, or set freeze_batch_norms: true")
-                raise DcclipError("a step or part has one image, too few for batch norms", hint) from None
+                raise DcclipError("a step or part has only one image; batch norms need at least two", hint) from None
         else:
             image = no_images(self._widths, self.layers, batch.pixels.device)
         return Outputs(image, texts, {name: texts.image_index for name, texts in batch.texts.items()})
@@ -224,7 +224,7 @@ class TrainingTask(nn.Module):
 def shorter_dims(dims: Sequence[int], width: int) -> list[int]:
     """The numbers in `dims` that are less than an embedding's `width`. Raises DcclipError for any that is more."""
     if any(dim > width for dim in dims):
-        raise DcclipError("dims has {}, and embeddings have {} numbers", "remove it", max(dims), width)
+        raise DcclipError("dims contains {}, but embeddings have only {} dimensions", "remove it", max(dims), width)
     return sorted({*dims} - {width})
 
 

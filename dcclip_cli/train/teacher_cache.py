@@ -104,8 +104,8 @@ class FeatureReader:
         try:
             return self._read(batch)
         except MissingRows:
-            problem = Message("features of a teacher are gone from {} or {}", self.images.folder, self.texts.folder)
-            raise DcclipError(problem, "run the same command again: those that are missing are computed") from None
+            problem = Message("features of a teacher were deleted from {} or {}", self.images.folder, self.texts.folder)
+            raise DcclipError(problem, "run the same command again: it computes the missing features") from None
 
     def _read(self, batch: Batch) -> StoredFeatures:
         samples = zip(batch.sample_index.tolist(), batch.augmentation_index.tolist(), strict=True)

@@ -291,9 +291,8 @@ class Trainer:
         for name, level in ((name, float(value)) for name, value in self.task.chance.items()):
             if level and name in terms and float(terms[name]) > _AT_CHANCE * level:
                 line = Message(
-                    "warning: after {} steps {} is {:.3f}, and chance level is {:.3f}. "
-                    "Usual causes: optimizer.lr too high or too low; captions that do not belong to their images; one "
-                    "caption for most of them",
+                    "warning: after {} steps {} is {:.3f}; chance level is {:.3f}. Common causes: optimizer.lr too "
+                    "high or too low; captions that do not match their images; the same caption for most images",
                     CHANCE_STEP,
                     name,
                     float(terms[name]),
@@ -395,8 +394,8 @@ class NonFiniteGuard:
         if not wrong and not math.isfinite(float(norm)):
             wrong = ["the gradient"]
         loss = ", ".join(wrong) or Message("the loss of another process")
-        problem = Message("step {}: {} is not finite, for {} steps in a row", state.step, loss, state.skipped_in_a_row)
+        problem = Message("step {}: {} is not finite, {} steps in a row", state.step, loss, state.skipped_in_a_row)
         hint = Message("lower optimizer.lr, or raise warmup_steps; the metrics are in {}/metrics.jsonl", self._folder)
         if state.skipped_in_a_row == state.step:  # so that no rate has changed a weight yet
-            hint = Message("set precision: fp32, and check the data and the model that training starts from")
+            hint = Message("set precision: fp32, and check the data and the initial model")
         raise DcclipError(problem, hint)

@@ -100,8 +100,8 @@ def test_each_broken_image_is_one_line_and_the_next_is_shown() -> None:
         (["good.png"], "no labels given"),
         (["good.png", "--labels", ""], "--labels is empty"),
         (["good.png", "--labels-file", "none.txt"], "none.txt does not exist"),
-        (["good.png", "--labels-file", "gbk.txt"], "gbk.txt is in GB18030, not in UTF-8"),
-        (["good.png", "--labels-file", "长.txt"], "长.txt: line 2 has 100,001 characters, more than 100,000"),
+        (["good.png", "--labels-file", "gbk.txt"], "gbk.txt is encoded in GB18030 instead of UTF-8"),
+        (["good.png", "--labels-file", "长.txt"], "长.txt: line 2 has 100,001 characters; the limit is 100,000"),
     ],
 )
 def test_what_is_missing_or_of_no_use_is_two_lines(arguments: list[str], complaint: str) -> None:

@@ -77,7 +77,9 @@ def test_what_it_wrote_for_photographs_trains_from_another_folder(
 def test_a_recipe_that_cannot_run_yet_is_written_with_a_warning(data: dict[str, Path]) -> None:
     done = dcclip("new", "--yes", "--data", data["pairs"])
     assert done.stdout == "my-clip.yaml\n"
-    assert "warning: it does not run yet: my-clip.yaml:" in done.stderr and "hf download BAAI/AltCLIP" in done.stderr
+    assert (
+        "warning: the recipe cannot run yet: my-clip.yaml:" in done.stderr and "hf download BAAI/AltCLIP" in done.stderr
+    )
     teacher = load("my-clip.yaml").recipe.teacher
     assert teacher is not None and (teacher.kind, teacher.model) == ("altclip", "BAAI/AltCLIP")
     assert "inherit: embeddings" in Path("my-clip.yaml").read_text("utf-8")
@@ -100,8 +102,8 @@ def test_no_file_is_overwritten_without_force(data: dict[str, Path], altclip_fol
 @pytest.mark.parametrize(
     ("more", "what", "hint"),
     [
-        ([], "there is no terminal to ask in", "give --teacher, --data and --size, or --data and --yes"),
-        (["--yes"], "no data is named", "name it with --data PATH"),
+        ([], "cannot ask: there is no terminal", "give --teacher, --data and --size, or --data and --yes"),
+        (["--yes"], "no data given", "give it with --data PATH"),
         (["--yes", "--data", "没有"], "没有 does not exist", "name a folder of photographs"),
         (["--yes", "--data", "."], ". has no pairs", "name photographs, tars"),
         (["--yes", "--data", "pairs.parquet", "--teacher", "nobody"], "model nobody is not a directory", "hf:ORG/NAME"),
@@ -143,7 +145,7 @@ def test_the_starter_is_a_teacher_in_a_clone_with_a_smaller_student(
     installed, in_clone = Path("installed"), recipes.STARTER_MODELS[1]
     monkeypatch.setattr(recipes, "STARTER_MODELS", (installed, in_clone))
     refused = dcclip("new", "b.yaml", "--yes", "--data", data["pairs"], "--teacher", "starter", expect=1)
-    assert "error: starter is an export, which has no features to learn from" in refused.stderr
+    assert "error: starter is an export, which has no features to distill" in refused.stderr
     assert "recipes/starter/model in a clone of the repository" in refused.stderr
     in_clone.parent.mkdir(parents=True)
     in_clone.symlink_to(PACKAGE / "recipes/starter/model")

@@ -88,9 +88,9 @@ def test_other_encodings_print_what_they_can(folder: Path) -> None:
     [
         ("dcclip predict a.png --labels 猫,dog -q >&-", 0, ""),
         ("dcclip predict none.png --labels 猫,dog -q 2>&-", 1, ""),
-        ("dcclip predict - --labels 猫,dog -q <&-", 1, "error: stdin has no line with the name of an image"),
+        ("dcclip predict - --labels 猫,dog -q <&-", 1, "error: stdin contains no image paths"),
         ("dcclip predict '' --labels 猫,dog", 1, "error: an argument is empty"),
-        ("dcclip predict a.png --labels $'\\xff' -q", 1, "error: --labels '\\udcff' is not text in UTF-8"),
+        ("dcclip predict a.png --labels $'\\xff' -q", 1, "error: --labels '\\udcff' is not UTF-8 text"),
         ("dcclip predict a.png --labels 猫,dog -q >/dev/full", 1, "error: the output cannot be written: No space left"),
         ("set -o pipefail; dcclip models | true", 141, ""),
         ("printf 'n\\xff.png\\na.png\\n' | dcclip predict - --labels 猫,dog -q", 0, ""),
@@ -125,4 +125,4 @@ def test_a_cache_that_cannot_be_written_is_no_fault_of_the_images(folder: Path, 
     assert done.returncode == 1 and "can be read" not in done.stderr and not done.stdout
     error, hint = done.stderr.splitlines()
     assert error.startswith(f"error: {cache}/blocks/") and error.endswith(": File too large")
-    assert hint == "hint:  set DCCLIP_CACHE to another folder, for the cache"
+    assert hint == "hint:  set DCCLIP_CACHE to another folder"

@@ -68,8 +68,8 @@ def test_a_full_disk_names_the_file_and_the_free_space_whatever_wrote_it(
             write()
 
     result = told(raised(save), OPTIONS)
-    assert result.what.startswith(f"{tmp_path}/猫 cat: no space left on the disk (") and result.what.endswith("B free)")
-    assert "write elsewhere with --out" in result.hint
+    assert result.what.startswith(f"{tmp_path}/猫 cat: the disk is full (") and result.what.endswith("B free)")
+    assert "use another disk with --out" in result.hint
     assert "--out" not in told(raised(save)).hint  # which this command does not have
 
 
@@ -83,10 +83,10 @@ def test_files_in_place_of_folders_and_the_reverse_are_told_apart(tmp_path: Path
     loop.symlink_to(loop)
     cases: dict[str, Callable[[], object]] = {
         f"{file} is a file, not a folder": lambda: (file / "x").mkdir(),
-        f"{file} exists already": file.mkdir,
+        f"{file} already exists": file.mkdir,
         f"{tmp_path} is a folder, not a file": lambda: tmp_path.open("w"),
         f"{tmp_path}/{'长' * 90}: the name is too long": lambda: (tmp_path / ("长" * 90)).open("w"),
-        f"{loop}: symbolic links lead in a circle": loop.open,
+        f"{loop}: loop of symbolic links": loop.open,
         f"{tmp_path}/none does not exist": (tmp_path / "none").open,
         f"{tmp_path}/无 none/a.json does not exist": partial_file,  # by its final name
     }
@@ -101,10 +101,10 @@ def test_limits_of_the_process_are_explained() -> None:
         error = raised(lambda: [open(os.devnull) for _ in range(100)])  # noqa: SIM115
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert told(error).hint == "allow more with: ulimit -n 4096"
+    assert told(error).hint == "raise the limit with: ulimit -n 4096"
     assert "no more processes" in told(RuntimeError("can't start new thread")).what
     assert "no more processes" in told(BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")).what
-    assert told(raised(lambda: np.zeros(2**55))).what.startswith("there is not enough memory")
+    assert told(raised(lambda: np.zeros(2**55))).what.startswith("not enough memory")
     assert told(RuntimeError("duckdb: Cannot open file: Too many open files")).what == "too many files are open"
     assert "not enough memory" in told(ImportError("onnxruntime.so: failed to map segment from shared object")).what
     assert "batch_size" not in told(MemoryError()).hint and "batch_size" in told(MemoryError(), OPTIONS).hint

@@ -157,7 +157,9 @@ def test_a_finished_output_is_kept_unless_fresh_is_given(tmp_path: Path, picture
     assert (again.pairs, again.captions, contents(out)) == (first.pairs, first.captions, before)
     progress.say.assert_not_called()
     collect(work.model_copy(update={"needs": ("zh",)}), out, progress, engine=ONE)
-    progress.say.assert_called_once_with(f"{out} was made with other options than the recipe's; use --fresh to redo it")
+    progress.say.assert_called_once_with(
+        f"{out} was created with other options than this recipe's; use --fresh to redo it"
+    )
     assert collect(work, out, fresh=True, engine=ONE).pairs.kept == 1
     assert len(open_pairs(out)) == 1
 
@@ -176,10 +178,10 @@ def test_a_folder_that_is_no_output_is_never_touched(
 
 def test_keeping_nothing_is_an_error_that_says_why(tmp_path: Path, picture: MakeImage) -> None:
     pairs = [Pair("a", picture(size=(8, 8)), zh=("猫",)), Pair("b", b"x", en=("dog",)), Pair("c", b"x", en=("fox",))]
-    with pytest.raises(DcclipError, match="none of the 3 pairs was kept: 2 image-format, 1 image-small") as error:
+    with pytest.raises(DcclipError, match="none of the 3 pairs passed: 2 image-format, 1 image-small") as error:
         collect(options(tmp_path, pairs), tmp_path / "out", engine=ONE)
     assert not (tmp_path / "out").exists()
-    assert error.value.hint.startswith("The file is not in an allowed format. Change collect.filters: {kind: image")
+    assert error.value.hint.startswith("The file is not in an allowed format. change collect.filters: {kind: image")
     table = Path(error.value.hint.split()[-1])
     assert len(dropped(table.parent)) == 3
     with pytest.raises(DcclipError, match=r"absent\.tsv does not exist"):

@@ -196,7 +196,7 @@ def test_images_of_an_evaluation_set_are_dropped_and_a_missing_set_is_an_error(t
     assert (compared["images"], compared["unreadable"]) == (3, 1)
     assert compared["first_unreadable"].startswith("pets/cat/g.gif (")
     write_parquet(tmp_path / "bad.parquet", [Pair("bad", b"no image")])
-    faults = {"no.parquet": "does not exist", "bad.parquet": "none of 1 images can be read: bad.parquet:bad"}
+    faults = {"no.parquet": "does not exist", "bad.parquet": "none of 1 images is readable: bad.parquet:bad"}
     for name, fault in faults.items():
         with pytest.raises(DcclipError, match=fault):
             compared_with(tmp_path, pets, tmp_path / name)

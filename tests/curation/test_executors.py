@@ -150,7 +150,7 @@ def test_slurm_gets_arrays_of_the_unfinished_tasks_and_failed_ones_are_reported(
 ) -> None:
     monkeypatch.setattr(executors, "_LARGEST_ARRAY", 2)
     logs = folder.parent / "logs"
-    with pytest.raises(DcclipError, match="1 of 3 tasks failed, the first is 1"):
+    with pytest.raises(DcclipError, match="1 of 3 tasks failed; the first is 1"):
         slurm.run(Touch(folder, 3, bad=1), logs)
     assert "the model 猫 is missing" in (folder.parent / "log").read_text("utf-8")
     slurm.run(Touch(folder, 3), logs)
@@ -212,7 +212,7 @@ def test_ray_runs_as_many_tasks_at_a_time_as_asked_for_and_goes_on_after_a_faile
     )
     monkeypatch.setitem(sys.modules, "ray", ray)
     logs = folder.parent / "logs"
-    with pytest.raises(DcclipError, match="1 of 4 tasks failed, the first is 1"):
+    with pytest.raises(DcclipError, match="1 of 4 tasks failed; the first is 1"):
         Engine("ray", 2).run(Touch(folder, 4, bad=1), logs)
     assert (started, most_running, folders) == ([0, 1, 2, 3], 2, [(sys.prefix, os.path.abspath("own"))])
     assert "the model 猫 is missing" in (logs / "000001.log").read_text("utf-8")

@@ -88,7 +88,7 @@ def test_the_fingerprint_changes_with_every_part_of_the_data_and_not_with_its_pl
     ("name", "content", "what"),
     [
         ("none.parquet", None, "does not exist"),
-        ("text.parquet", b"key,image", "is not a Parquet file"),
+        ("text.parquet", b"key,image", "not a Parquet file"),
         ("text.tar", b"not a tar" * 100, "is not a readable tar file"),
         ("pairs.csv", b"key,image", "has no pairs"),
         ("empty.tar", bytes(10240), "has no pairs"),
@@ -228,7 +228,7 @@ def parquet(file: Path, **columns: Any) -> Path:
 def test_text_in_parquet_that_is_not_utf8_is_shown(tmp_path: Path, column: str) -> None:
     file = parquet(tmp_path / "坏.parquet", **{column: NOT_UTF8})
     for opener in (open_pairs, preview_pairs) if column in ("zh", "en") else (open_pairs,):
-        with pytest.raises(DcclipError, match=r"坏\.parquet has text that is not UTF-8: b'\\xff\\xfe'"):
+        with pytest.raises(DcclipError, match=r"坏\.parquet contains text that is not UTF-8: b'\\xff\\xfe'"):
             opener(file)
 
 

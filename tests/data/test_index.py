@@ -48,7 +48,7 @@ def test_an_index_is_written_next_to_the_data_and_then_no_data_is_read(tmp_path:
     pairs = open_pairs(tmp_path)
     assert pairs.keys() == ["cat", "dog"]
     assert pairs.captions("zh") == [("猫", "小猫"), ()] and pairs.captions("en") == [("cat",), ("dog", "hound")]
-    with pytest.raises(DcclipError, match=r"a\.tar: the image of pair dog has changed since it was indexed") as raised:
+    with pytest.raises(DcclipError, match=r"a\.tar: the image of pair dog changed after it was indexed") as raised:
         pairs[1]
     assert "dcclip index --fresh" in raised.value.hint
 
@@ -98,7 +98,9 @@ def test_an_index_that_cannot_be_read_is_an_error_that_says_how_to_make_it_again
         os.mkfifo(where)
     else:
         damage(where, kind)
-    with pytest.raises(DcclipError, match=r"index\.arrow is damaged, or from another version of dcclip") as raised:
+    with pytest.raises(
+        DcclipError, match=r"index\.arrow is damaged, or was written by another version of dcclip"
+    ) as raised:
         open_pairs(tar)
     assert raised.value.hint == f"index the data again: dcclip index --fresh {tar}"
     index(tar, fresh=True)
@@ -139,7 +141,7 @@ def test_shards_are_indexed_by_several_processes_and_what_is_done_stays_done(
     (tmp_path / "3.tar").write_bytes(content[:5000])
     with pytest.raises(DcclipError, match=r"3\.tar is not a readable tar file") as raised:
         index(tmp_path)
-    assert raised.value.hint == "fetch or collect it again"
+    assert raised.value.hint == "download or collect it again"
     done = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob(f"*{SUFFIX}")}
     assert done.keys() <= {f"{number}.tar{SUFFIX}" for number in range(3)}
     assert done  # the broken one is the last in the queue of two processes
@@ -228,11 +230,11 @@ def test_columns_of_others_are_named(tmp_path: Path) -> None:
     assert may_have_captions(tmp_path / "own.parquet", columns, ("zh", "en"))
     assert open_pairs(tmp_path / "data", Columns(image="jpg")).keys() == ["00:0", "00:1", "00:2"]
     for twice in (Columns(image="jpg", key="jpg"), Columns(image="jpg", zh="alt", en="alt")):
-        with pytest.raises(DcclipError, match=r"00\.parquet: one column is named for two things"):
+        with pytest.raises(DcclipError, match=r"00\.parquet: the same column is used for two keys"):
             open_pairs(tmp_path / "data", twice)
     with pytest.raises(DcclipError, match="has no column caption"):
         open_pairs(tmp_path / "data", Columns(image="jpg", caption="caption"))
-    with pytest.raises(DcclipError, match="column alt is string, not images"):
+    with pytest.raises(DcclipError, match="column alt is string instead of images"):
         open_pairs(tmp_path / "data", Columns(image="alt"))
 
 

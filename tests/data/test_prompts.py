@@ -150,11 +150,11 @@ def test_a_name_that_two_classes_share_leads_to_neither() -> None:
 def test_a_mapping_needs_every_class_once_and_an_order_that_of_the_classes() -> None:
     keys = ClassIndex(CRANES)
     assert keys.mapping(["dog", "n1", "n2"], "x").tolist() == [2, 0, 1]
-    with pytest.raises(DcclipError, match="x: cat is not a known class"):
+    with pytest.raises(DcclipError, match="x: unknown class cat"):
         keys.mapping(["dog", "n1", "cat"], "x")
-    with pytest.raises(DcclipError, match="x: the class n2 is missing"):
+    with pytest.raises(DcclipError, match="x: class n2 is missing"):
         keys.mapping(["dog", "n1", "n1"], "x")
-    with pytest.raises(DcclipError, match="x: class 0 is 'n2', 'n1' is expected"):
+    with pytest.raises(DcclipError, match="x: class 0 is 'n2' instead of 'n1'"):
         keys.check_order(["n2", "n1", "dog"], "x")
 
 

@@ -46,7 +46,7 @@ def test_files_in_a_bucket_are_listed_and_read_by_range(s3: S3) -> None:
 
 
 def test_a_password_in_the_url_of_a_bucket_is_refused_and_not_shown() -> None:
-    with pytest.raises(DcclipError, match="s3://bucket/d was given with a user or password") as caught:
+    with pytest.raises(DcclipError, match="s3://bucket/d contains a user name or password") as caught:
         list_files("s3://KEY:hunter2@bucket/d")
     assert "hunter2" not in f"{caught.value.what}{caught.value.hint}"
 

@@ -115,7 +115,7 @@ def test_the_table_has_a_row_for_each_model_and_languages_side_by_side_with_thei
     ]
     table_of_all = table(results)
     [row] = table_of_all.rows
-    assert row.name == "dtd" and row.remark == "samples differ: do not compare, a sample of 400 images"
+    assert row.name == "dtd" and row.remark == "samples differ: not comparable, a sample of 400 images"
     assert [value and round(value, 3) for value in row.values] == [0.5, 0.45, -0.05, 0.75]
     assert markdown(table_of_all).splitlines() == [
         "| data set | metric | model | en | zh | zh - en |",

@@ -130,7 +130,7 @@ def test_wordnet_ids_are_the_classes_of_imagenet_and_other_names_stay(tmp_path: 
     assert names_of(tmp_path / "pets", "cat", "mouse") == {"en": ("cat", "mouse")}
     assert names_of(tmp_path / "numbers", "0", "1") == {"en": ("0", "1")}
     assert names_of(tmp_path / "动物", "猫", "狗") == {"zh": ("狗", "猫")}
-    with pytest.raises(DcclipError, match="n00000001 is a WordNet id, and the names of its class are not known"):
+    with pytest.raises(DcclipError, match="n00000001 is a WordNet id whose class name is unknown"):
         names_of(tmp_path / "unknown", "n01440764", "n00000001")
 
 

@@ -219,7 +219,7 @@ def test_unreadable_images_are_counted_and_named(tmp_path: Path, run: Any) -> No
         [result] = run(Oracle(), ["dtd-cn"], tmp_path, cache=cache, progress=Lines(lines.append))
         assert result.n == 45 and result.value == 1.0
         assert sorted(result.corrupt) == ["alpha_5/5.png", "alpha_9/9.png"]
-        assert "2 of 47 images cannot be read and are left out: alpha_5/5.png (" in lines[-1]
+        assert "2 of 47 unreadable images and are left out: alpha_5/5.png (" in lines[-1]
     for file in (tmp_path / "dtd").rglob("*.png"):
         file.write_bytes(b"no image")
     clear()
@@ -246,7 +246,7 @@ def test_a_result_is_written_whole_and_a_bundle_is_evaluated_like_its_model(
 
 def test_two_data_sets_of_one_name_are_refused(pairs_file: Path, tmp_path: Path, pairs: list[Pair]) -> None:
     write_parquet(tmp_path / "train.parquet", pairs[:3])
-    with pytest.raises(DcclipError, match="two data sets are called train") as raised:
+    with pytest.raises(DcclipError, match="two data sets have the name train") as raised:
         open_datasets(EvalOptions(datasets=(str(pairs_file), str(tmp_path / "train.parquet"))))
     assert raised.value.hint == "rename one of the files or folders"
 

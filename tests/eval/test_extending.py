@@ -60,5 +60,5 @@ def test_a_loader_class_adds_a_layout(tmp_path: Path, beans: list[str], monkeypa
     assert labels(open_dataset("beans-cn", data_root=tmp_path), "zh") == [number % 3 for number in range(128)]
     clear()
     layouts.write(tmp_path / "beans/test/labels.csv", "0.png,weed\n")
-    with pytest.raises(DcclipError, match=r"labels\.csv: weed is not a known class"):
+    with pytest.raises(DcclipError, match=r"labels\.csv: unknown class weed"):
         open_dataset("beans", data_root=tmp_path)

@@ -59,11 +59,11 @@ FLICKR: dict[str, str | bytes] = {
 MUGE = {"muge/valid_imgs.tsv": "7\tAAAA\n"}
 CASES: list[tuple[str, Write, str, str]] = [  # data set, what is there, error, hint
     ("dtd", dtd(NAMES[:-1]), "dtd: the split test has 47 images, 46 were found", "add --partial all or present"),
-    ("dtd", dtd([*NAMES, "Thing 4"]), "alpha_4 is not a class of dtd, or a second folder of one", "like alpha_0"),
-    ("dtd-cn", dtd([*NAMES, "布料"]), "布料 is not a class of dtd", "class folders have names like alpha_0"),
-    ("dtd", tars("dtd", TRUTHS, names=SWAPPED), r"classnames\.txt: class 4 is 'Thing 9', 'alpha_4' is expected", ""),
+    ("dtd", dtd([*NAMES, "Thing 4"]), "alpha_4 is not a class of dtd, or repeats one", "like alpha_0"),
+    ("dtd-cn", dtd([*NAMES, "布料"]), "布料 is not a class of dtd", "name the class folders like alpha_0"),
+    ("dtd", tars("dtd", TRUTHS, names=SWAPPED), r"classnames\.txt: class 4 is 'Thing 9' instead of 'alpha_4'", ""),
     ("dtd", half_a_tar, r"2\.tar: .*the file ends after [\d,]+ bytes", "incomplete or damaged"),
-    ("dtd", tars("dtd", [*TRUTHS[:-1], b"47"]), r"s0000046\.cls has '47', not a class from 0 to 46", ""),
+    ("dtd", tars("dtd", [*TRUTHS[:-1], b"47"]), r"s0000046\.cls contains '47' instead of a class from 0 to 46", ""),
     ("dtd", files(**{"dtd/test/0.tar": tar_bytes([("s0.png", layouts.image(0))])}),
      r"s0 has no \.cls file \(1 such\)", ""),
     ("voc2007", tars("voc2007", [layouts.npy(np.asarray([{"a": 1}], object))] * 20, ".npy"),
@@ -79,7 +79,7 @@ CASES: list[tuple[str, Write, str, str]] = [  # data set, what is there, error, 
      r"captions\.jsonl has no caption of 7 \(1 such images\)", ""),
     ("coco-cn", tars("coco", CHINESE, ".txt"), "data set coco-cn needs its images", ""),  # COCO's are not COCO-CN's
     ("xtd", tars("xtd", CHINESE, ".txt"), "xtd: 2 of 2 captions contain Chinese, so they are not in en", ""),
-    ("imagnet-cn", files(), "data set imagnet-cn is neither a known name nor a path", "did you mean imagenet-cn?"),
+    ("imagnet-cn", files(), "unknown data set imagnet-cn: neither a name nor a path", "did you mean imagenet-cn?"),
     ("imagenet-cn", files(**{"imagenet/readme": ""}), "no val images of imagenet in any supported layout",
      "imagenet/val/alpha_0/*.jpg or imagenet/val/0.tar"),
 ]  # fmt: skip
@@ -109,8 +109,8 @@ def test_another_wording_of_the_class_names_is_accepted(tmp_path: Path) -> None:
 
 def test_a_data_set_without_a_root_is_looked_for_on_the_hub(tmp_path: Path) -> None:
     for name, root, problem in (
-        ("cifar10", None, "data set cifar10 needs its images: clip-benchmark/wds_vtab-cifar10 cannot be"),
-        ("muge-cn", None, "data set muge-cn needs its images: neither --data-root nor the hub has"),
+        ("cifar10", None, "data set cifar10 contains no images: clip-benchmark/wds_vtab-cifar10 cannot be"),
+        ("muge-cn", None, "data set muge-cn contains no images: neither --data-root nor the hub has"),
         ("dtd", tmp_path / "nowhere", "nowhere is not a folder"),
     ):
         with pytest.raises(DcclipError, match=problem):
@@ -157,8 +157,8 @@ def own_folder(path: Path, names: str | bytes | None = None) -> Path:
 def test_pairs_without_captions_and_class_folders_are_not_for_retrieval(tmp_path: Path) -> None:
     write_parquet(tmp_path / "own.parquet", [Pair("0", layouts.image(0)), Pair("1", layouts.image(1))])
     for path, hint in (
-        (tmp_path / "own.parquet", "name pairs with captions in en, in zh, or in both"),
-        (own_folder(tmp_path / "own"), "retrieval needs pairs: Parquet or tar files, or a folder of them"),
+        (tmp_path / "own.parquet", "use pairs with captions in en, in zh, or in both"),
+        (own_folder(tmp_path / "own"), "use pairs for retrieval: Parquet or tar files, or a folder of them"),
     ):
         with pytest.raises(DcclipError) as raised:
             open_dataset(str(path), retrieval=True)
@@ -168,11 +168,11 @@ def test_pairs_without_captions_and_class_folders_are_not_for_retrieval(tmp_path
 @pytest.mark.parametrize(
     ("names", "what"),
     [
-        ("[1]", "classes.yaml is not a mapping from folders to names"),
-        ("cat: 3\n狗: 4", "classes.yaml has no names for the folder cat"),
-        ("cat: {en: 3}\n狗: {en: dog}", "classes.yaml names all folders neither in en nor in zh"),
-        ("!!python/object:os.system x", "classes.yaml is not YAML: could not determine a constructor"),
-        ("cat: {zh: 猫}".encode("utf-16"), "classes.yaml is in UTF-16, not in UTF-8"),
+        ("[1]", "classes.yaml is not a mapping from folder names to class names"),
+        ("cat: 3\n狗: 4", "classes.yaml has no class name for the folder cat"),
+        ("cat: {en: 3}\n狗: {en: dog}", "classes.yaml: neither en nor zh has a name for every folder"),
+        ("!!python/object:os.system x", "classes.yaml is not valid YAML: could not determine a constructor"),
+        ("cat: {zh: 猫}".encode("utf-16"), "classes.yaml is encoded in UTF-16 instead of UTF-8"),
     ],
     ids=range(5),
 )

@@ -140,7 +140,7 @@ def test_another_precision_than_fp32_is_named_next_to_the_model(tmp_path: Path) 
 def test_results_that_do_not_compare_are_not_side_by_side_without_a_remark(tmp_path: Path) -> None:
     first, second = result("甲", guesses(300)), result("乙", guesses(300), class_names_sha256="others", n=399)
     remark = table([first, second]).rows[0].remark
-    assert remark == "class names and numbers of images differ: do not compare"
+    assert remark == "class names and numbers of images differ: not comparable"
     assert translated(remark, "zh") == "类别名和图片数量不同：不可比较"
     assert table([first, replace(first, model="乙")]).rows[0].remark == ""
     save_results([first], tmp_path / "a")

@@ -201,7 +201,7 @@ def test_demo_serves_the_page_of_a_bundle_without_torch_until_it_is_stopped(
         address = process.stdout.readline().strip()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", address), process.stderr.read()
         page = opened(browser, address)
-        with pytest.raises(DcclipError, match=r"port \d+ cannot be used: Address already in use"):
+        with pytest.raises(DcclipError, match=r"cannot use port \d+: Address already in use"):
             _server(tmp_path, int(address.strip("/").rpartition(":")[2]))
         assert page.evaluate("crossOriginIsolated")  # so that WebAssembly has threads
         page.set_input_files("#files", PHOTOS[1:2])

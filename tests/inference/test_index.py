@@ -106,7 +106,7 @@ def test_where_the_cache_cannot_be_written_a_search_is_answered_and_says_that_no
         index = open_index(model, folder, progress=Lines(lines.append))
         assert (index.embedded, len(index.paths)) == (1, 5)
         np.testing.assert_array_equal(index.embeddings[1:], before.embeddings)
-    refusal = f"{blocks()[0].parent} cannot be written ({os.strerror(errno.EROFS)}): what is computed now is not kept"
+    refusal = f"{blocks()[0].parent} cannot be written ({os.strerror(errno.EROFS)}): new features are not cached"
     assert lines == [refusal] * 2
 
 
@@ -199,7 +199,9 @@ def test_dimensions_that_a_model_was_not_trained_for_are_warned_of_and_too_many_
     lines: list[str] = []
     model = OnnxEncoder(bundle_folder, "cpu")
     short = shortened(model, 8, Lines(lines.append))
-    assert lines == [f"warning: {model.name} was not trained for 8 dimensions (trained: none; see train option dims)"]
+    assert lines == [
+        f"warning: {model.name} was not trained for 8 dimensions (trained: none; see the training option dims)"
+    ]
     vectors = short.encode_texts(["a red circle", "红色的圆"])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     with pytest.raises(DcclipError, match="embeddings of 16 numbers, fewer than 24"):

@@ -126,7 +126,7 @@ def test_pickled_weights_are_read_once_and_kept_as_safetensors(
     first = load(hub_teachers / "chineseclip", progress=Lines(lines.append))
     [weights_file] = (tmp_path / "cache" / "weights").glob("*/model.safetensors")
     assert lines == [
-        "chineseclip has only pickled weights (pytorch_model.bin): reading tensors alone, and keeping a copy as "
+        "chineseclip has only pickled weights (pytorch_model.bin): reading only tensors, and keeping a copy as "
         f"safetensors in {weights_file.parent}"
     ]
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpickled again"))
@@ -214,7 +214,7 @@ def test_a_directory_without_a_model_is_named_with_what_it_contains(
     for name in (resolve, lambda path: load(Path(path))):
         with pytest.raises(DcclipError, match=r"\(found: 0_CLIPModel, modules.json\)") as raised:
             name(str(tmp_path / "saved"))
-        assert raised.value.hint == f"name the directory in it: {tmp_path / 'saved' / '0_CLIPModel'}"
+        assert raised.value.hint == f"give the directory in it: {tmp_path / 'saved' / '0_CLIPModel'}"
     (tmp_path / "empty").mkdir()
     with pytest.raises(DcclipError, match=r"\(found: nothing\)"):
         load(tmp_path / "empty")
@@ -267,7 +267,7 @@ TEXT, VISION = ("model_cfg", "text_cfg"), ("model_cfg", "vision_cfg")
         (("model_cfg", "embed_dim"), 4096, "by open_clip_config.json it is (4096, "),
         ((*TEXT, "pool_type"), "最大", "open_clip cannot build this model: AssertionError: assert pool_type in"),
         ((*VISION, "timm_model_name"), "test_eficientnet", "timm has no network 'test_eficientnet'"),
-        (("preprocess_cfg", "size"), 0, "preprocess_cfg: size should be a whole number from 1 to 4,096 (got 0)"),
+        (("preprocess_cfg", "size"), 0, "preprocess_cfg: size must be an integer from 1 to 4,096 (got 0)"),
     ],
 )
 def test_a_wrong_value_in_open_clips_configuration_is_named(
@@ -289,7 +289,7 @@ def test_weights_of_another_model_are_named_by_the_first_that_differs(open_clip_
     cut, integers = weights[name][:-1].clone(), weights[name].to(torch.int8)
     for changed, problem in (
         (weights | {name: cut}, f"{name} has the shape ({rows - 1}, {width}), by open_clip_con"),
-        (weights | {name: integers}, f"{name} has numbers of type I8, not F64, F32, F16, BF16"),
+        (weights | {name: integers}, f"{name} has the data type I8 instead of F64, F32, F16, BF16"),
         ({key: value for key, value in weights.items() if key != name}, f"lacks {name} (1 missing in all)"),
         (weights | {"text.更多": torch.zeros(1)}, "has text.更多, which is no part of the model (1 such weights)"),
     ):

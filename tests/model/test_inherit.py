@@ -199,10 +199,10 @@ def test_blocks_are_taken_at_even_distances_kernels_are_cropped_and_surplus_bloc
 @pytest.mark.parametrize(
     ("small", "large", "reason"),
     [
-        ("test_vit", "efficientnet_lite0", "it is not of timm's EfficientNet family"),
-        ("mobilenetv2_035", "test_vit", "the teacher's is not of timm's EfficientNet family"),
+        ("test_vit", "efficientnet_lite0", "it is not in timm's EfficientNet family"),
+        ("mobilenetv2_035", "test_vit", "the teacher's network is not in timm's EfficientNet family"),
         ("mobilenetv2_100", "mobilenetv2_050", "its stage 0 is wider"),
-        ("tinynet_e", "efficientnet_lite0", "its stage 0 has other blocks"),  # squeeze-and-excitation
+        ("tinynet_e", "efficientnet_lite0", "the blocks of its stage 0 differ"),  # squeeze-and-excitation
         ("lcnet_035", "mobilenetv2_050", "it has 6 stages instead of 7"),
     ],
 )

@@ -112,7 +112,7 @@ OF_TRANSFORMERS: list[tuple[str, dict[str, Any], str]] = [
     (
         "",
         {"model_type": DUAL, "vision_config": TIMM | {"backbone": "microsoft/resnet-50"}},
-        "config.json: vision_config.backbone names a network elsewhere",
+        "config.json: vision_config.backbone refers to a network outside the directory",
     ),
     ("", {"attn_implementation": "nobody/kernels"}, "config.json: attn_implementation is not supported"),
     ("vision_config", {"_attn_implementation": "nobody/kernels"}, "config.json: _attn_implementation is not supported"),
@@ -139,7 +139,7 @@ def test_directories_are_loaded_from_themselves_alone_and_what_leads_out_is_refu
         folders.append(Path(shutil.copytree(hub_teachers / kind, tmp_path / "linked" / kind)))
         (folders[-1] / name).rename(tmp_path / name)
         (folders[-1] / name).symlink_to(tmp_path / name)
-        sentences.append(f"{folders[-1] / name} is a link to {tmp_path / name}, outside the model directory")
+        sentences.append(f"{folders[-1] / name} is a link to {tmp_path / name}, which is outside the model directory")
     folders.append(Path(shutil.copytree(hub_teachers / "metaclip2", tmp_path / "shards")))
     (folders[-1] / "model.safetensors").rename(folders[-1] / "model-1.safetensors")
     index = {"weight_map": {"logit_scale": "../../secret.safetensors"}}

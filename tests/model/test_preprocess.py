@@ -148,11 +148,11 @@ def test_the_configuration_survives_open_clips_form() -> None:
     ("config", "what"),
     [
         ({"size": [32, 64]}, "size: only square inputs are supported, not (32, 64)"),
-        ({"size": 0}, "size should be a whole number from 1 to 4,096 (got 0)"),
-        ({"mean": [0.5, "0.5", 0.5]}, "mean should be three numbers from -10000 to 10000 (got [0.5, '0.5', 0.5])"),
-        ({"std": [0.5, 0, 0.5]}, "std should be three numbers from 0.0001 to 10000 (got [0.5, 0, 0.5])"),
-        ({"interpolation": "lanczos9"}, "interpolation should be bicubic or bilinear or nearest (got 'lanczos9')"),
-        ({"resize_mode": "longest"}, "resize_mode should be shortest or squash (got 'longest')"),
+        ({"size": 0}, "size must be an integer from 1 to 4,096 (got 0)"),
+        ({"mean": [0.5, "0.5", 0.5]}, "mean must be three numbers from -10000 to 10000 (got [0.5, '0.5', 0.5])"),
+        ({"std": [0.5, 0, 0.5]}, "std must be three numbers from 0.0001 to 10000 (got [0.5, 0, 0.5])"),
+        ({"interpolation": "lanczos9"}, "interpolation must be bicubic or bilinear or nearest (got 'lanczos9')"),
+        ({"resize_mode": "longest"}, "resize_mode must be shortest or squash (got 'longest')"),
     ],
 )
 def test_an_unsupported_configuration_is_refused_by_its_key(config: dict[str, Any], what: str) -> None:

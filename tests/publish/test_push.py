@@ -155,14 +155,14 @@ def test_what_the_author_wrote_in_the_card_stays(run: Path, tmp_path: Path) -> N
 
 def test_no_license_a_foreign_bundle_and_a_damaged_model_are_refused(run: Path, tmp_path: Path) -> None:
     model = find_model(str(run))
-    with pytest.raises(DcclipError, match="no license is named for ORG/small; that of its data: CC0") as caught:
+    with pytest.raises(DcclipError, match="no license given for ORG/small; that of its data: CC0") as caught:
         plan_push(model, "ORG/small")
     assert "--license apache-2.0" in caught.value.hint
     with pytest.raises(DcclipError, match=r"'evil: \[x\\n' is no license of the hub"):
         plan_push(model, "ORG/small", "evil: [x\n")
-    with pytest.raises(DcclipError, match="small is no name of a repository"):
+    with pytest.raises(DcclipError, match="small is not a repository name"):
         plan_push(model, "small", "mit")
-    with pytest.raises(DcclipError, match="openai is a model on a hub already"):
+    with pytest.raises(DcclipError, match="openai is already a hub model"):
         plan_push(resolve("open_clip:ViT-B-32/openai"), "ORG/small", "mit")
     folder = Path(shutil.copytree(run / "align" / "model", tmp_path / "model"))
     weights = bytearray((folder / "open_clip_model.safetensors").read_bytes())
@@ -182,7 +182,9 @@ def test_files_of_a_repository_change_only_where_the_user_says_so(run: Path, hub
     (main / "LICENSE").write_text("of another hand")
     changes = {"README.md": first.card.encode() + "\n改了\n".encode(), "新.txt": b"new"}
     second = PushPlan(first.repository, {**first.files, **changes}, first.notes)
-    with pytest.raises(DcclipError, match=r"ORG/small exists, and 1 of its files would change: README\.md") as caught:
+    with pytest.raises(
+        DcclipError, match=r"ORG/small exists, and 1 of its files would be replaced: README\.md"
+    ) as caught:
         push(second)
     assert "--overwrite" in caught.value.hint and "改了" not in (main / "README.md").read_text("utf-8")
     pushed = push(second, pull_request=True)

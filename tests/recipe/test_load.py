@@ -48,10 +48,10 @@ def test_all_mistakes_are_reported_at_once_in_the_order_of_the_lines(recipe: Pat
     with pytest.raises(DcclipError) as caught:
         load(recipe, ["distill.optimizer.lr=快"])
     assert caught.value.what.replace(f"{recipe}:", "").splitlines() == [
-        "1: name: 'a/b' is a path: give a plain name of letters, digits, _ - and .",
+        "1: name: 'a/b' is a path: use a plain name of letters, digits, _ - and .",
         "2: sed: unknown key, did you mean 'seed'?",
-        "3: teacher.kind: 'altclp' is none of altclip, transformers, fgclip2, open_clip, did you mean 'altclip'?",
-        "5: distill.losses.0.weight: input should be greater than or equal to 0 (got -1)",
+        "3: teacher.kind: 'altclp' is not one of altclip, transformers, fgclip2, open_clip, did you mean 'altclip'?",
+        "5: distill.losses.0.weight: input must be greater than or equal to 0 (got -1)",
         "5: distill.epoch: unknown key, did you mean 'epochs'?",
         "--set distill.optimizer.lr=快: distill.optimizer.lr: expected a number (got '快')",
     ]
@@ -67,7 +67,7 @@ def test_all_mistakes_are_reported_at_once_in_the_order_of_the_lines(recipe: Pat
             ":3: align.start: needs a section student",
         ),
         ("name: x\ndata: {train: collect}\n", ":2: data.train: needs a section collect"),
-        ("name: x\ndata: {train: ./x, phrases: 5}\n", ":2: data: phrases are made of texts: set texts as well"),
+        ("name: x\ndata: {train: ./x, phrases: 5}\n", ":2: data: phrases are built from texts: set texts too"),
         ("seed: 1\n", ":1: name: missing"),
         (
             "name: x\nstudent: {text: {vocabulary: {form: data}}}\n",
@@ -79,11 +79,11 @@ def test_all_mistakes_are_reported_at_once_in_the_order_of_the_lines(recipe: Pat
         ),
         (
             "name: x\ndata: {train: ./x}\nalign: {steps: 1, start: ./x, accumulate: 二, losses: [{kind: task, a: 1}]}",
-            ":3: align.accumulate: expected a whole number or input should be 'auto' (got '二')|"
+            ":3: align.accumulate: expected an integer or input must be 'auto' (got '二')|"
             ":3: align.losses.0.a: unknown key",
         ),
-        ("name: ../../小\n", ":1: name: '../../小' is a path: give a plain name of letters, digits, _ - and ."),
-        ("name: x\nformat: 2\n", ":2: format: input should be 1 (got 2)"),
+        ("name: ../../小\n", ":1: name: '../../小' is a path: use a plain name of letters, digits, _ - and ."),
+        ("name: x\nformat: 2\n", ":2: format: input must be 1 (got 2)"),
     ],
 )
 def test_what_a_stage_needs_is_reported_where_it_is_asked_for(recipe: Path, text: str, what: str) -> None:
@@ -127,10 +127,10 @@ def test_a_url_with_another_signature_is_the_same_recipe(recipe: Path, tmp_path:
 @pytest.mark.parametrize(
     ("value", "what"),
     [
-        ("true", "expected a whole number (got True)"),
-        ("'12'", "expected a whole number (got '12')"),
-        ("1e3", "expected a whole number (got 1000.0)"),
-        ("999999999999", "input should be less than or equal to 100000000 (got 999999999999)"),
+        ("true", "expected an integer (got True)"),
+        ("'12'", "expected an integer (got '12')"),
+        ("1e3", "expected an integer (got 1000.0)"),
+        ("999999999999", "input must be less than or equal to 100000000 (got 999999999999)"),
     ],
 )
 def test_a_number_is_nothing_else_in_the_file_and_on_the_command_line(recipe: Path, value: str, what: str) -> None:
@@ -147,10 +147,10 @@ def test_a_number_is_nothing_else_in_the_file_and_on_the_command_line(recipe: Pa
 
 def test_numbers_are_finite_and_ranges_begin_with_the_smaller_one(recipe: Path) -> None:
     for override, problem in {
-        "align.optimizer.lr=1e400": "input should be a finite number (got inf)",
+        "align.optimizer.lr=1e400": "input must be a finite number (got inf)",
         "align.optimizer.lr=.nan": "expected a number (got '.nan')",
-        "align.augment.scale=[2, 1]": "the range begins at 2 and ends at 1: give the smaller one first",
-        "align.augment.scale=[0, 0]": "input should be greater than or equal to 0.05 (got 0)",
+        "align.augment.scale=[2, 1]": "the range starts at 2 and ends at 1: put the smaller number first",
+        "align.augment.scale=[0, 0]": "input must be greater than or equal to 0.05 (got 0)",
     }.items():
         with pytest.raises(DcclipError) as caught:
             load(recipe, [override])

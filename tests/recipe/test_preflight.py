@@ -42,7 +42,7 @@ def problems(whole_recipe: dict[str, Any], tmp_path: Path) -> Any:
 def test_a_recipe_with_everything_in_place_has_no_problems(problems: Any) -> None:
     assert problems({}) == ([], "")
     assert problems({"export.precision": "int8", "align.validate_every_steps": 1, "data.validation": None}) == (
-        ["align.validate_every_steps: needs pairs to validate on, and there is no data.validation"],
+        ["align.validate_every_steps: requires validation pairs, but data.validation is not set"],
         "set data.validation, or data.hold_out",
     )
 
@@ -53,10 +53,10 @@ def test_int8_is_calibrated_on_pairs_or_on_images(
     (tmp_path / "lines.txt").write_text("猫\ncat\n", "utf-8")
     int8 = {"export.precision": "int8", "data.train": None, "data.texts": str(tmp_path / "lines.txt")}
     hint = "set export.calibration, data.train or data.images"
-    assert problems(int8, ("export",)) == (["export.precision: int8 needs images to calibrate on"], hint)
+    assert problems(int8, ("export",)) == (["export.precision: int8 needs calibration images"], hint)
     assert problems(int8 | {"data.images": str(pictures[0].parent)}, ("export",)) == ([], "")
     int8["data.train"] = str(points)
-    assert problems(int8, ("export",)) == (["export.precision: int8 needs images to calibrate on"], hint)
+    assert problems(int8, ("export",)) == (["export.precision: int8 needs calibration images"], hint)
     pictures[0].write_bytes(b"no image")
     lines, _ = problems(int8 | {"data.images": str(pictures[0].parent)}, ("export",))
     assert len(lines) == 1 and lines[0].startswith("data.images: ")
@@ -80,11 +80,11 @@ def test_all_problems_are_reported_at_once_with_their_hints(problems: Any, tmp_p
     assert lines[0].startswith(f"export.calibration: {tmp_path}/无 does not exist (fix the paths")
     assert lines[2].endswith(
         "the hub cannot be reached: HF_HUB_OFFLINE is set "
-        "(download it where there is a network: hf download BAAI/AltCLIP; or name a local directory)"
+        "(download it on a machine with a network: hf download BAAI/AltCLIP; or give a local directory)"
     )
     assert "imagenet needs its images: clip-benchmark/wds_imagenet1k is not complete in the local cache" in lines[3]
-    assert "food101 needs its images: neither --data-root nor the hub has them" in lines[4]
-    assert hint == "fix all of these; look again with: dcclip run RECIPE --check"
+    assert "food101 needs its images: neither --data-root nor the hub has the images" in lines[4]
+    assert hint == "fix all of these, then check again: dcclip run RECIPE --check"
 
 
 def test_test_sets_are_opened_in_the_languages_that_are_wanted(
@@ -128,7 +128,7 @@ def test_a_teacher_directory_lacks_no_file(problems: Any, altclip_folder: Path, 
     (teacher / "model.safetensors.index.json").write_text(json.dumps(parts))
     lines, _ = problems({"teacher.model": str(teacher)})
     assert lines == [
-        f"teacher.model: {teacher} has no model-2-of-2.safetensors, which model.safetensors.index.json names",
+        f"teacher.model: {teacher} lacks model-2-of-2.safetensors, which model.safetensors.index.json lists",
     ]
     (teacher / "model-2-of-2.safetensors").touch()
     assert problems({"teacher.model": str(teacher)}) == ([], "")
@@ -176,14 +176,16 @@ def test_data_that_a_stage_cannot_use_is_reported(
     (tmp_path / "pairs.tar").write_bytes(tar_of(pairs))
     for data in ({}, {"data.train": str(tmp_path / "pairs.tar")}):
         assert problems({**data, "distill.batch_size": 64}, ("distill",))[0] == [
-            "distill.batch_size: 64 samples per step are more than the data has (40)"
+            "distill.batch_size: 64 samples per step are more than the data contains (40)"
         ]
     held = {"data.hold_out": 35, "data.train": str(tmp_path / "pairs.tar")}
-    assert problems(held, ("distill",))[0] == ["distill.batch_size: 8 samples per step are more than the data has (5)"]
+    assert problems(held, ("distill",))[0] == [
+        "distill.batch_size: 8 samples per step are more than the data contains (5)"
+    ]
     lines, _ = problems(held | {"data.hold_out": 40}, ("distill",))
-    assert lines == [f"data.hold_out: data.hold_out is 40, and {tmp_path}/pairs.tar has 40 pairs"]
+    assert lines == [f"data.hold_out: data.hold_out is 40, but {tmp_path}/pairs.tar has only 40 pairs"]
     lines, hint = problems({"data.train": str(points)}, ("distill",))
-    assert lines == [f"distill: {points} contains embeddings instead of images for an image tower or a teacher"]
+    assert lines == [f"distill: {points} contains embeddings, but an image tower or a teacher needs images"]
     for name in ("cat", "狗"):
         (tmp_path / "classes" / name).mkdir(parents=True)
         (tmp_path / "classes" / name / "1.png").write_bytes(pairs[0].image)
@@ -205,7 +207,7 @@ def test_texts_in_one_language_are_reported_also_where_there_are_images(
     write_parquet(tmp_path / "zh.parquet", [replace(pair, en=()) for pair in pairs])
     data = {"data.train": str(tmp_path / "zh.parquet"), "data.texts": str(tmp_path / "words.txt")}
     lines, _ = problems(data | {"distill.losses": [{"kind": "cross_lingual"}]}, ("distill",))
-    assert lines == ["distill.losses.0: loss cross_lingual needs images or lines with captions in both languages"]
+    assert lines == ["distill.losses.0: the loss cross_lingual needs images or lines with captions in both languages"]
 
 
 def test_a_run_directory_of_another_recipe_is_found_unless_it_is_made_again(
@@ -216,7 +218,7 @@ def test_a_run_directory_of_another_recipe_is_found_unless_it_is_made_again(
     run.model("distill").mkdir(parents=True)
     write_record(run.model("distill") / "dcclip.json", {"format": 2})
     changed_recipe = load(whole_recipe, values={"distill.steps": 4})
-    with refused("run/distill was made from a recipe that differs: distill.steps was 3, is 4", "with --fresh"):
+    with refused("run/distill was created with a different recipe: distill.steps was 3, is 4", "with --fresh"):
         check(changed_recipe, run, ALL)
     check(changed_recipe, run, ALL, fresh=True)
     check(changed_recipe, run, ("export",))  # which takes any model
@@ -241,7 +243,7 @@ def test_pairs_that_are_to_be_collected_are_estimated_and_images_outside_of_thei
     }
     recipe = {name: whole_recipe[name] for name in ("name", "teacher", "student", "distill")}
     stages: tuple[StageName, ...] = ("collect", "distill")
-    with refused("collect.sources: none of the 40 pairs was kept: 40 image-outside", "allow_outside"):
+    with refused("collect.sources: none of the 40 pairs passed: 40 image-outside", "allow_outside"):
         check(load(recipe, values=values), run, stages)
     values["collect.sources"] = [source | {"allow_outside": True}]
     (before,) = check(load(recipe, values=values), run, stages)
@@ -250,7 +252,7 @@ def test_pairs_that_are_to_be_collected_are_estimated_and_images_outside_of_thei
     assert before.previews["pairs"].samples == 40 and before.previews["pairs"].image
     write_parquet(tmp_path / "zh.parquet", [replace(pair, en=()) for pair in pairs])
     values |= {"data": {"train": "collect", "validation": str(tmp_path / "zh.parquet")}}
-    with refused("validate_every_steps: .*zh.parquet: no pair has a caption in en", "name other pairs"):
+    with refused("validate_every_steps: .*zh.parquet: no pair has a caption in en", "use other pairs"):
         check(load(recipe, values=values | {"distill.validate_every_steps": 1}), RunDir(tmp_path / "new"), stages)
     kept_count = json.loads((run.root / "collect/manifest.json").read_bytes())["pairs"]["kept"]
     assert len(after.previews["pairs"].captions) == kept_count > 0

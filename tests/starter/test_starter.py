@@ -102,7 +102,7 @@ def test_predict_and_search_say_what_it_never_learnt_and_that_nothing_fits() -> 
     done = CliRunner().invoke(app, ["predict", str(PHOTOS / "cat.jpg"), "--labels", "猫,justice", "--json"])
     labels = json.loads(done.stdout)[0]["labels"]
     assert [label.get("unknown", False) for label in labels] == [False, True]
-    assert "warning: predict: the model never learnt justice" in done.stderr
+    assert "warning: predict: unknown words: justice" in done.stderr
 
 
 def test_a_label_and_its_translation_have_similar_embeddings(starter: Encoder) -> None:

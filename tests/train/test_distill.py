@@ -132,7 +132,7 @@ def test_a_narrower_student_learns_the_teachers_principal_components_in_both_sta
     watch = Watch()
     result = run(distilling, watch)
     tasks = [name for name, _, _ in watch.tasks if name.startswith("teacher")]  # no bar for each of the first steps
-    assert "teacher: looking for its 8 principal components" in watch.said and len(tasks) == len(set(tasks))
+    assert "teacher: computing its 8 principal components" in watch.said and len(tasks) == len(set(tasks))
     space = NarrowSpace.read(result.model)
     assert space is not None and space.components.shape == (16, 8)
     torch.testing.assert_close(space.components.T @ space.components, torch.eye(8), atol=1e-5, rtol=0)
@@ -224,7 +224,7 @@ def test_a_stage_with_dims_records_them_and_the_whole_width(distilling: Job) -> 
     assert not {"embedding_16d", "feature_map_8d"} & set(result.metrics)
     assert read_provenance(result.model).content["trained_dims"] == [8, 16]
     assert list(load_model(result.model).trained_dims) == [8, 16]
-    with refused("dims has 24, and embeddings have 16 numbers", "remove it"):
+    with refused("dims contains 24, but embeddings have only 16 dimensions", "remove it"):
         run(elsewhere(distilling, "wide", {"dims": [24]}))
 
 

@@ -32,9 +32,9 @@ def test_a_stage_knows_its_steps_and_what_its_teacher_is_asked(stages: list[Blan
     distill, _ = stages
     assert (distill.name, distill.steps, distill.sizes) == ("distill", 3, {"pairs": 8})
     first, second, third = lines(distill, Times(0.5, [Pace(1.0, 0.5)]))
-    assert first == "distill: 3 steps of 8 samples take roughly 2 s (0.5 s a step)"
+    assert first == "distill: 3 steps of 8 samples take about 2 s (0.5 s per step)"
     assert second.startswith("distill: the teacher encodes about 24 images and up to 48 texts: roughly 48 s")
-    assert third.startswith("distill: takes disk space of about: teacher cache ")
+    assert third.startswith("distill: disk space needed, approximately: teacher cache ")
 
 
 def test_images_and_texts_are_estimated_and_counted_by_their_own_numbers_per_step(

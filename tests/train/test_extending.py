@@ -49,7 +49,7 @@ def test_a_recipe_with_it_trains_and_its_own_mistakes_are_errors_of_one_line(
     recipe["distill"] = recipe["distill"] | {"losses": [{"kind": KIND, "weight": 10}]}
     lines: list[str] = []
     result = dcclip.distill(recipe, out=tmp_path / "run", progress=lines.append)
-    assert f"the recipe's own parts: code from {relations}" in lines
+    assert f"the recipe uses your own code from {relations}" in lines
     last = json.loads((tmp_path / "run/distill/metrics.jsonl").read_text("utf-8").splitlines()[-1])
     assert last["step"] == 3 and last["RelationLoss"] == pytest.approx(result.metrics["loss"], rel=1e-4)
     assert dcclip.distill(recipe, out=tmp_path / "run").already_finished
@@ -67,9 +67,9 @@ def test_a_recipe_with_it_trains_and_its_own_mistakes_are_errors_of_one_line(
     [
         ("nowhere:Loss", "nowhere:Loss cannot be imported: ModuleNotFoundError: No module named 'nowhere'"),
         ("relations:Relation", "AttributeError: module 'relations' has no attribute 'Relation'"),
-        ("relations:Mapping", "relations:Mapping is no subclass of dcclip_cli.train.losses.base.Loss"),
+        ("relations:Mapping", "relations:Mapping is not a subclass of dcclip_cli.train.losses.base.Loss"),
         ("dcclip_cli.train.losses:EmbeddingLoss", "must have the field `kind: str`"),
-        ("relations:Unfinished", "relations:Unfinished lacks a method: __call__"),
+        ("relations:Unfinished", "relations:Unfinished lacks the method __call__"),
         ("relations:Broken", "relations:Broken: KeyError: 'power' (relations.py:"),
         ("unreadable:Loss", "unreadable:Loss cannot be imported: OSError: 无 (unreadable.py:1)"),
         ("ending:Loss", "ending:Loss cannot be imported: SystemExit: 0 (ending.py:1)"),
@@ -108,5 +108,5 @@ def test_a_strangers_code_is_named_before_it_runs_and_does_not_run_to_be_shown_o
     differs = dcclip_command("distill", "mine.yaml", "--check", "--out", "run", expect=1).stderr
     assert "was made from a recipe that differs" in differs and not Path("ran").exists()
     named, error, _ = dcclip_command("distill", "theirs.yaml", "--check", expect=1).stderr.splitlines()
-    assert named == f"the recipe's own parts: code from {tmp_path}/strange.py"
+    assert named == f"the recipe uses your own code from {tmp_path}/strange.py"
     assert "strange:Loss cannot be imported: OSError: too late" in error and Path("ran").exists()

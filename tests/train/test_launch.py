@@ -71,7 +71,7 @@ def test_two_processes_that_are_stopped_go_on_to_the_weights_of_one_that_is_not(
     assert process.returncode == 143 and not printed
     saved = len(logged(out / "align"))
     [last] = [line for line in stderr.splitlines() if "saved" in line or "stopped" in line]
-    assert last == f"stopped: align is saved after step {saved}: run the same command again"
+    assert last == f"stopped: align saved after step {saved}: run the same command again"
     assert "Traceback" not in stderr and not psutil.wait_procs(ranks, 5)[1]
     with start(file, out, "--processes", "2") as process:
         printed, stderr = process.communicate(timeout=TIMEOUT_S)
@@ -106,7 +106,7 @@ def test_tasks_of_srun_hold_their_folder_stop_together_while_one_waits_for_data_
     ends = [task.communicate(timeout=TIMEOUT_S) for task in tasks]
     assert [task.returncode for task in tasks] == [128 + signal.SIGINT, 128 + signal.SIGTERM]
     saved = len(logged(out / "align"))
-    assert ends[0][1].splitlines()[-1] == f"stopped: align is saved after step {saved}: run the same command again"
+    assert ends[0][1].splitlines()[-1] == f"stopped: align saved after step {saved}: run the same command again"
     assert not ends[1][1], "only the first process says so"
     tasks = start_tasks()
     ends = [task.communicate(timeout=TIMEOUT_S) for task in tasks]

@@ -49,7 +49,7 @@ INHERITING: dict[str, Any] = {"text": {"inherit": "layers", "vocabulary": {"from
            "parts depend on the machine, and similarity compares the pairs", "gradient_cache: true")
           for key, value in (("accumulate", "auto"), ("images_per_part", 8))),
         ("distill", {"losses": [EMBEDDING, EMBEDDING | {"teacher": 2}]}, PAIRS, "losses.1",
-         "loss embedding learns from teacher 2, and there are 1, counted from 0", "more_teachers"),
+         "the loss embedding uses teacher 2, but there are 1, numbered from 0", "more_teachers"),
         ("align", {"losses": [EMBEDDING | {"teacher": 1}]}, PAIRS, "losses.0", "there are 1", "more_teachers"),
         ("distill", {"losses": [EMBEDDING | {"weight": 0}]}, PAIRS, "losses", "all losses have weight 0", "above 0"),
         ("distill", {"lora": {"towers": "image"}, "optimizer": {"image_lr_scale": 0}}, PAIRS, "lora.towers",
@@ -72,14 +72,14 @@ def test_what_keeps_a_stage_from_running_is_named_with_its_key(
 
 def test_a_step_of_nothing_and_a_vocabulary_of_no_text_are_refused() -> None:
     [(key, problem, _), *_] = found("distill", {"texts_per_step": 0}, TEXTS)
-    assert (key, problem) == ("distill", "a step has no pairs, no images and no texts")
+    assert (key, problem) == ("distill", "a step has no pairs, images or texts")
     [(key, problem, _)] = found("distill", {"losses": [MAPS]}, {"images": "图"})
-    assert (key, problem) == ("student.text.vocabulary", "the data has no text to make the student's vocabulary from")
+    assert (key, problem) == ("student.text.vocabulary", "the data contains no text for the student's vocabulary")
     student = StudentOptions.model_validate(STUDENT | INHERITING)
     assert not found("distill", {"losses": [MAPS]}, {"images": "图"}, student_options=student)
     student = StudentOptions.model_validate(INHERITING | {"image": "teacher"})
     [(key, problem, _)] = found("distill", {"losses": [MAPS]}, PAIRS, student_options=student)
-    assert (key, problem) == ("distill.losses", "no loss reaches a tower that has data and is not locked")
+    assert (key, problem) == ("distill.losses", "no loss trains an unlocked tower that has data")
 
 
 def test_a_long_warm_up_and_lora_on_random_weights_are_warned_of() -> None:
@@ -110,7 +110,7 @@ def test_what_a_student_takes_from_a_teacher_needs_one_unless_it_is_made_already
         (PAIRS, {"images_per_step": 4}, "images_per_step is 4, but there is no data.images", "data.images"),
         (PAIRS, {"texts_per_step": 4}, "texts_per_step is 4, but there is no data.texts", "data.texts"),
         (PAIRS | TEXTS, {"texts_per_step": 4}, "the contrastive loss uses pairs only", "add a distillation loss"),
-        (TEXTS, {}, "data has no pairs, and align matches images with captions", "data.train"),
+        (TEXTS, {}, "align needs image-caption pairs, but data has none", "data.train"),
     ],
 )
 def test_what_stage_2_can_make_nothing_of_is_refused(

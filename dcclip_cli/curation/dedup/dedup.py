@@ -104,7 +104,7 @@ class Decontaminate(GlobalFilter):
         min_length=1,
         description="Evaluation sets: Parquet or tar files of pairs, folders of shards, or folders of images",
     )
-    images: bool = Field(True, description="Drop pairs whose image equals an evaluation image, or nearly does")
+    images: bool = Field(True, description="Drop pairs whose image equals or nearly equals an evaluation image")
     captions: bool = Field(False, description="Also drop captions that occur in them; class names are common words")
     bits: int = Field(12, ge=0, le=16, description="Maximum differing bits of perceptual hashes, as for `near-image`")
 
@@ -135,8 +135,8 @@ class Decontaminate(GlobalFilter):
                 connection.execute("INSERT INTO evaluation FROM evaluation_rows")
             counts = [str(path), total - before, len(faults), next(iter(faults), "")]
             if total == before:
-                message = Message("{}: none of {:,} images can be read: {}", path, len(faults), counts[-1])
-                raise DcclipError(message, "copy them again, or omit the path")
+                message = Message("{}: none of {:,} images is readable: {}", path, len(faults), counts[-1])
+                raise DcclipError(message, "copy them again, or remove the path")
             connection.execute("INSERT INTO compared VALUES (?, ?, ?, ?)", counts)
         if self.images:
             thumbs = "(SELECT number, thumb FROM evaluation UNION ALL SELECT number, thumb FROM thumbs)"
@@ -208,9 +208,9 @@ Duplicate = Annotated[SameImage | NearImage | SameCaption, Field(discriminator="
 class DedupOptions(Options):
     """Filters over all pairs at once. Of duplicates, the first one in the order of sources is kept."""
 
-    decontaminate: Decontaminate | None = Field(None, description="Evaluation sets whose images must not be kept")
+    decontaminate: Decontaminate | None = Field(None, description="Evaluation sets whose images are dropped")
     earlier: tuple[PathOption, ...] = Field(
-        (), description="Outputs of earlier collections, or other shards: pairs with an image of these are dropped"
+        (), description="Outputs of earlier collections, or other shards; pairs with their images are dropped"
     )
     duplicates: tuple[Duplicate, ...] = Field(
         (SameImage(), NearImage(), SameCaption()), description="Kinds of duplicates that are removed; empty: none"

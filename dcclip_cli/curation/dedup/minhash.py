@@ -90,17 +90,20 @@ def _grams(letters: str) -> list[str]:
 class SameCaption(GlobalFilter):
     """Drops captions shared by many images: a caption of hundreds of images is boilerplate.
 
-    Captions are duplicates if they differ only in case, width, punctuation and white space; or if both are long enough,
-    at least `similarity` similar, and no word is replaced by another: a man on a horse is not a woman on a horse.
+    Captions are duplicates if they differ only in case, width, punctuation and white space. Long captions are also
+    duplicates if their similarity is at least `similarity` and no word is replaced: a man on a horse is not a woman
+    on a horse.
     """
 
     kind: Literal["same-caption"] = "same-caption"
-    at_most: int = Field(100, ge=1, le=1_000_000_000, description="Maximum pairs with one caption; the first keep it")
+    at_most: int = Field(
+        100, ge=1, le=1_000_000_000, description="Maximum pairs with the same caption; the first keep it"
+    )
     similarity: float | None = Field(
         0.85,
         gt=0.5,
         le=1,
-        description="Character-trigram Jaccard similarity from which captions are duplicates; null: only equal letters",
+        description="Minimum character-trigram Jaccard similarity of duplicates; null: equal letters only",
     )
 
     def apply(self, connection: DuckDBPyConnection) -> None:

@@ -168,7 +168,7 @@ def _resampling(shift: np.ndarray, stretch: np.ndarray) -> np.ndarray:
 
 
 class SameImage(GlobalFilter):
-    """Merges pairs whose images have equal pixels, whatever their file format, into the first of them."""
+    """Merges pairs whose images have identical pixels into the first of them, whatever their file format."""
 
     kind: Literal["same-image"] = "same-image"
     most_captions: int = Field(16, ge=1, le=1_000_000, description="Maximum captions per language after merging pairs")

@@ -28,7 +28,7 @@ Host = Annotated[str, StringConstraints(to_lower=True, pattern=r"^(\[[0-9A-Fa-f:
 class FetchOptions(Options):
     """How images are downloaded. Certificates are always checked; proxies in the environment are ignored."""
 
-    timeout_s: float = Field(20, gt=0, le=600, description="Time limit of one try, from name look-up to last byte")
+    timeout_s: float = Field(20, gt=0, le=600, description="Time limit of one attempt, from DNS look-up to last byte")
     max_bytes: int = Field(20_000_000, ge=1, le=reading.MAX_IMAGE_BYTES, description="Maximum size of an image file")
     retries: int = Field(2, ge=0, le=10, description="Retries after transient failures: 429, 5xx, lost connections")
     workers: int = Field(16, ge=1, le=512, description="Concurrent downloads in each process")
@@ -40,13 +40,13 @@ class FetchOptions(Options):
         f"dcclip/{VERSION}",
         pattern=r"^[A-Za-z_-]+[ -~]*$",
         max_length=200,
-        description="User-Agent header; robots.txt rules apply to the word before the /",
+        description="User-Agent header; robots.txt rules apply to the part before the /",
     )
     allow_hosts: tuple[Host, ...] = Field(
         (), description="Hosts allowed to have a private address: NAME or NAME:PORT as in the URL; [::1]:80 for IPv6"
     )
     allow_networks: tuple[IPvAnyNetwork, ...] = Field(
-        (), description="Private networks that any name may resolve to, such as 198.18.0.0/15 behind a fake-IP proxy"
+        (), description="Private networks that any host name may resolve to, such as 198.18.0.0/15 behind a proxy"
     )
 
 

@@ -201,13 +201,13 @@ class ImageFilter(Filter):
 
 
 class BlankFilter(Filter):
-    """Drops images that are one colour, except for at most a speck of it, once shrunk to 48 px.
+    """Drops images that have one colour, except for at most a small spot, when shrunk to 48 px.
 
     Transparent parts count as white, as in training: a white drawing on a transparent background is blank.
     """
 
     kind: Literal["blank"] = "blank"
-    contrast: int = Field(12, ge=0, le=255, description="A channel further than this from the median colour differs")
+    contrast: int = Field(12, ge=0, le=255, description="Channels that differ more than this from the median differ")
     min_share: float = Field(0.005, ge=0, le=1, description="Minimum fraction of the image that must differ")
 
     def check_pair(self, pair: Pair, decoded: DecodedImage) -> Drop | None:

@@ -153,9 +153,9 @@ def _scores(text: str) -> dict[str, float]:
 
 
 class LanguageFilter(Filter):
-    """Drops captions that are not in the language they are labelled with.
+    """Drops captions that are not in their labelled language.
 
-    Captions of no particular language pass: those without words, and up to two short words in capitals (DNA, OK, NBA).
+    Captions without a clear language pass: those without words, and up to two short words in capitals (DNA, OK, NBA).
     """
 
     kind: Literal["language"] = "language"

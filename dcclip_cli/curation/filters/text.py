@@ -86,7 +86,7 @@ _MARKUP = tuple(
 
 
 class MarkupFilter(Filter):
-    """Drops captions with HTML, BBCode, Markdown, wiki text, scripts or style sheets in them."""
+    """Drops captions that contain HTML, BBCode, Markdown, wiki text, scripts or style sheets."""
 
     kind: Literal["markup"] = "markup"
 
@@ -179,7 +179,7 @@ _SIMPLER = str.maketrans(
 # One of these is in all that the English patterns of _GENERATED and _PAGE find: most captions need not be searched.
 _HINTS = (
     *("may contain", "may be a", "description", "result for", "click", "tap", "press", "hover", "view", "available"),
-    *("found", "yet", "upload", "coming soon", "missing", "loaded", "source", "credit", "courtesy", "resized"),
+    *("in DIR", "yet", "upload", "coming soon", "missing", "loaded", "source", "credit", "courtesy", "resized"),
     *("loading", "placeholder", "rights reserved", "browser", "facebook", "twitter", "pinterest", "instagram", "weibo"),
     *("unsplash", "pexels", "pixabay", "flickr"),
 )
@@ -244,14 +244,14 @@ _SIGNS = re.compile(r"[\W\d_]+")
 
 
 class BoilerplateFilter(Filter):
-    """Drops captions that could be under any image: 点击查看大图, "image may contain", "Untitled-1", 图片来自网络.
+    """Drops captions that fit any image: 点击查看大图, "image may contain", "Untitled-1", 图片来自网络.
 
-    Traditional and Simplified Chinese are treated alike. Words that may also be part of a real caption (stock photo,
-    高清图片) count only if the caption says nothing else.
+    Traditional and Simplified Chinese are treated alike. Words that can be part of a real caption (stock photo,
+    高清图片) count only if the caption contains nothing else.
     """
 
     kind: Literal["boilerplate"] = "boilerplate"
-    phrases: tuple[str, ...] = Field((), description="Further phrases; a caption that contains one is dropped")
+    phrases: tuple[str, ...] = Field((), description="Additional phrases; a caption that contains one is dropped")
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         """`caption-generated`, `caption-boilerplate` or `caption-placeholder`."""
@@ -277,10 +277,10 @@ _KEYCAP = re.compile(r"[0-9#*]\ufe0f?\u20e3")
 
 
 class WordlessFilter(Filter):
-    """Drops captions without a letter: emoji only, or digits and signs only."""
+    """Drops captions without a letter: only emoji, digits or symbols."""
 
     kind: Literal["wordless"] = "wordless"
-    numbers: bool = Field(True, description="Keep captions that are a short number (24, 10:30); long ones are dropped")
+    numbers: bool = Field(True, description="Keep captions that are a short number (24, 10:30); drop long ones")
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         """`caption-emoji` or `caption-wordless`."""

@@ -41,7 +41,7 @@ class ScorerOptions(GlobalFilter):
     """Base class of scorers: their options, how they score, and what is dropped for their scores (`apply`)."""
 
     kind: str
-    name: str | None = Field(None, pattern=r"^\w[\w-]{0,39}$", description="Tells scorers of a kind apart")
+    name: str | None = Field(None, pattern=r"^\w[\w-]{0,39}$", description="Distinguishes scorers of the same kind")
     device: Device = Field("auto", description="Device that the model runs on")
 
     @property
@@ -81,7 +81,7 @@ def unique_names(scorers: tuple[ScorerOptions, ...]) -> tuple[ScorerOptions, ...
     """The scorers unchanged. Raises ValueError if two of them would store their scores under one name."""
     names = Counter(scorer.stored for scorer in scorers)
     if twice := sorted(name for name, count in names.items() if count > 1):
-        raise ValueError(Message("two scorers are both called {}: give each a name of its own", twice[0]))
+        raise ValueError(Message("two scorers have the name {}: give each a different name", twice[0]))
     return scorers
 
 

@@ -77,15 +77,15 @@ class _DualEncoderScorer(ScorerOptions):
             resolve(self.model)
         elif Path(self.model.model).is_absolute() and not Path(self.model.model).is_dir():
             message = Message("teacher {} is not a directory", self.model.model)
-            raise DcclipError(message, "check the path, or give the name of a hub model")
+            raise DcclipError(message, "check the path, or use the name of a hub model")
 
 
 class Agreement(_DualEncoderScorer):
-    """Drops captions that fit their images worst, by the cosine of the two embeddings of a dual encoder (CLIP score).
+    """Drops captions that match their images worst, by the cosine of both embeddings of a dual encoder (CLIP score).
 
-    Without `keep` and `threshold` the cosines are stored and nothing is dropped; each model has its own scale, see the
-    histogram in report.html. If a language has both, a caption must pass both; equal cosines share one fate. `keep`
-    counts the captions that passed the filters, before duplicates are removed.
+    Without `keep` and `threshold`, the cosines are stored and nothing is dropped. Each model has its own scale; see the
+    histogram in report.html. If a language has both limits, a caption must pass both; captions with equal cosines are
+    all kept or all dropped. `keep` counts the captions that passed the filters, before duplicates are removed.
     """
 
     kind: Literal["agreement"] = "agreement"
@@ -158,7 +158,7 @@ class Prompts(_DualEncoderScorer):
     against: tuple[str, ...] = Field(
         ("a photo", "an illustration", "一张照片", "一幅插图"),
         min_length=1,
-        description="Texts that describe wanted images",
+        description="Descriptions of wanted images",
     )
     threshold: float = Field(0.5, gt=0, le=1, description="Probability of `reject` at which a pair is dropped")
 
@@ -194,7 +194,7 @@ class Classifier(ScorerOptions):
 
     def check(self) -> None:
         if Path(self.model).is_absolute() and not (Path(self.model) / "config.json").is_file():
-            hint = Message("name a directory written by transformers' save_pretrained")
+            hint = Message("give a directory written by transformers' save_pretrained")
             raise DcclipError("{} has no config.json", hint, self.model)
 
     def open(self) -> Score:
@@ -202,7 +202,7 @@ class Classifier(ScorerOptions):
         labels, outputs = _load_classifier(self.model, self.device)
         if unknown := [label for label in self.reject if label not in labels]:
             message = Message("classifier {} has no label {}", self.model, " or ".join(unknown))
-            raise DcclipError(message, Message("its labels: {}", ", ".join(labels[:20])))
+            raise DcclipError(message, Message("choose one of its labels: {}", ", ".join(labels[:20])))
         columns = {self._stored(label): labels.index(label) for label in self.reject}
 
         def score(batch: Batch) -> list[Scores]:
@@ -239,7 +239,7 @@ def _load_classifier(model: str, device: str) -> tuple[list[str], Callable[[list
         image_processor = transformers.AutoImageProcessor.from_pretrained(model, backend="pil")
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0][:300]
-        hint = Message("name an image-classification model of the hub, or a directory that starts with ./ or /")
+        hint = Message("give an image-classification model of the hub, or a directory that starts with ./ or /")
         raise DcclipError("classifier {} cannot be loaded: {}", hint, model, reason) from None
     device = torch_device(device, NO_DEVICE_HINT)
     config, loaded = loaded.config, loaded.eval().to(device)

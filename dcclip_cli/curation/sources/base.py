@@ -98,7 +98,7 @@ def files_of(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     else:
         raise DcclipError("{} does not exist", HINT, path)
     if not files:
-        raise DcclipError("{} contains no file that ends in {}", HINT, path, " or ".join(suffixes))
+        raise DcclipError("{} contains no file with the suffix {}", HINT, path, " or ".join(suffixes))
     return files
 
 

@@ -52,13 +52,13 @@ class CaptionsSource(SourceOptions):
     zh: Paths = Field((), description="File, or list of files, with Chinese captions")
     en: Paths = Field((), description="File, or list of files, with English captions")
     caption: Paths = Field((), description="File, or files, with captions whose language is detected from the script")
-    only: PathOption | None = Field(None, description="File with the names of images to read, one a line")
+    only: PathOption | None = Field(None, description="File with the names of images to read, one per line")
     allow_outside: bool = Field(False, description="Allow image paths outside the folder")
 
     @model_validator(mode="after")
     def _has_captions(self) -> CaptionsSource:
         if not self._files():
-            raise ValueError(Message("needs caption files: zh, en or caption"))
+            raise ValueError(Message("give caption files with at least one of the keys zh, en and caption"))
         return self
 
     @property
@@ -134,13 +134,13 @@ class Base64Source(SourceOptions):
         """Slices of `size` images. Raises DcclipError where a file of texts is missing."""
         files = [file for file in files_of(self.path, (".tsv",)) if file.name.endswith(caption_files.IMAGES)]
         if not files:
-            raise DcclipError("{} contains no file that ends in {}", HINT, self.path, caption_files.IMAGES)
+            raise DcclipError("{} contains no file with the suffix {}", HINT, self.path, caption_files.IMAGES)
         slices: list[Slice] = []
         for file in files:
             texts = caption_files.texts_file(file)
             if not texts.is_file():
-                message = Message("there is no {} next to {}", texts.name, file)
-                raise DcclipError(message, "download it as well: it contains the captions")
+                message = Message("{} is missing next to {}", texts.name, file)
+                raise DcclipError(message, "download it too: it contains the captions")
             with file.open("rb") as stream:
                 cuts = reading.cuts(stream, reading.lines(stream, reading.MAX_TEXT_BYTES), size)
                 slices += [Slice({"file": str(file), **cut._asdict()}, cut.lines) for cut in cuts]
@@ -177,12 +177,12 @@ def _listed(folder: Path, changed_ns: int) -> list[Path]:
 
 
 class ClassFoldersSource(SourceOptions):
-    """A folder with a folder of images for each class; the captions of an image are the name of its class.
+    """A folder with one folder of images per class; the captions of an image are the name of its class.
 
-    The names are those that `eval --dataset` takes for such a folder: from its `classes.yaml` (`cat: {en: cat, zh:
-    猫}`), those of a known data set whose folders these are (ImageNet's WordNet ids), else the folders' own names. The
-    first caption is the name alone, so that the output is an evaluation set too. All images of a class have the same
-    captions, so filters on captions and `same-caption` drop none of them.
+    Names are those that `eval --dataset` uses for such a folder: from its `classes.yaml` (`cat: {en: cat, zh:
+    猫}`), from a named data set with these folders (ImageNet's WordNet ids), else the folder names. The first caption
+    is the bare name, so the output can also be an evaluation set. All images of a class have the same captions, so
+    caption filters and `same-caption` drop none of them.
     """
 
     kind: Literal["class_folders"] = "class_folders"
@@ -192,8 +192,8 @@ class ClassFoldersSource(SourceOptions):
     )
     templates: dict[Language, tuple[str, ...]] = Field(
         {},
-        description="Templates of the further captions by language, with {} for the name; default: those of "
-        "`eval --templates compact`",
+        description="Templates of the additional captions by language, with {} in place of the name; default: those "
+        "of `eval --templates compact`",
     )
     allow_outside: bool = Field(False, description="Follow symbolic links that lead out of the folder")
 
@@ -201,7 +201,7 @@ class ClassFoldersSource(SourceOptions):
     @classmethod
     def _have_a_place(cls, templates: dict[Language, tuple[str, ...]]) -> dict[Language, tuple[str, ...]]:
         if wrong := [template for texts in templates.values() for template in texts if _NAME not in template]:
-            raise ValueError(Message("{!r} has no {} for the name", wrong[0], _NAME))
+            raise ValueError(Message("{!r} has no {} for the image name", wrong[0], _NAME))
         return templates
 
     def slices(self, size: int) -> list[Slice]:

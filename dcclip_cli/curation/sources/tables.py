@@ -88,8 +88,8 @@ class ColumnOptions(SourceOptions):
             if not missing:
                 return
         if missing:
-            hint = Message("name the columns in the recipe, like: {{kind: table, path: ..., url: URL, caption: TEXT}}")
-            message = Message("{}: no column {} (found: {})", place, " or ".join(missing), ", ".join(columns)[:300])
+            hint = Message("set the columns in the recipe, like: {{kind: table, path: ..., url: URL, caption: TEXT}}")
+            message = Message("{} has no column {} (found: {})", place, " or ".join(missing), ", ".join(columns)[:300])
             raise DcclipError(message, hint)
 
     def _named(self, fields: Sequence[str]) -> list[tuple[str, str]]:
@@ -161,7 +161,7 @@ class TableSource(ColumnOptions):
     kind: Literal["table"] = "table"
     path: PathOption = Field(description="A .tsv, .csv, .jsonl or .parquet file, a folder of them, or a pattern")
     header: tuple[str, ...] = Field((), description="Column names, for TSV and CSV files without a header line")
-    images: PathOption | None = Field(None, description="Folder that image paths start from; default: the table's own")
+    images: PathOption | None = Field(None, description="Folder that image paths are relative to; default: the table's")
 
     def slices(self, size: int) -> list[Slice]:
         """Slices of about `size` rows. Raises DcclipError where a column is missing."""
@@ -200,7 +200,7 @@ class TableSource(ColumnOptions):
 
     def _open(self, file: Path) -> TextTable | ParquetTable:
         if file.suffix.lower() not in _SUFFIXES:
-            raise DcclipError("{} is not a table", "supported suffixes: {}", file, ", ".join(_SUFFIXES))
+            raise DcclipError("{} is not a table", "use one of the suffixes: {}", file, ", ".join(_SUFFIXES))
         if file.suffix.lower() == ".parquet":
             return ParquetTable(file)
         table = TextTable(file, self.header, _MAX_ROW_WITH_IMAGE)
@@ -285,7 +285,7 @@ class TextTable:
         try:
             names = [name.strip() for name in self._split(first)] if first else list(self.header)
         except csv.Error as error:
-            raise DcclipError("{}:1: the header is not CSV: {}", "fix its quotes", self.path, error) from None
+            raise DcclipError("{}:1: the header is not valid CSV: {}", "fix its quotes", self.path, error) from None
         if names:
             yield names
 

@@ -154,9 +154,9 @@ class ClassIndex:
         numbers = [self.find(name) for name in names]
         for name, number in zip(names, numbers, strict=True):
             if number is None:
-                raise DcclipError("{}: {} is not a known class", _HINT, where, name)
+                raise DcclipError("{}: unknown class {}", _HINT, where, name)
         if lacking := sorted(set(range(len(self.folders))) - set(numbers)):
-            raise DcclipError("{}: the class {} is missing", _HINT, where, self.folders[lacking[0]])
+            raise DcclipError("{}: class {} is missing", _HINT, where, self.folders[lacking[0]])
         return np.asarray(numbers)
 
     def check_order(self, names: Sequence[str], where: str) -> None:
@@ -170,4 +170,4 @@ class ClassIndex:
         for index, number in enumerate(numbers):
             if number is not None and number != index and numbers[number] != number:
                 expected = self.folders[index]
-                raise DcclipError("{}: class {} is {!r}, {!r} is expected", _HINT, where, index, names[index], expected)
+                raise DcclipError("{}: class {} is {!r} instead of {!r}", _HINT, where, index, names[index], expected)

@@ -46,7 +46,7 @@ def check_formats(names: Sequence[str], owner: str | None, options: EvalOptions 
         if name in LEADERBOARDS:
             LEADERBOARDS[name].check(options, owner)
         elif name != _OWN:
-            raise DcclipError("{} is not a format of results", "use one of: {}", name, ", ".join([_OWN, *LEADERBOARDS]))
+            raise DcclipError("{} is not a results format", "use one of: {}", name, ", ".join([_OWN, *LEADERBOARDS]))
 
 
 def write_results(

@@ -89,16 +89,18 @@ def check(options: EvalOptions | None, owner: str | None) -> None:
     """Raise DcclipError for no owner's name, and where no result of these options would be on a leaderboard."""
     if owner is None or not re.fullmatch(r"[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9])?", owner, re.ASCII):
         raise DcclipError(
-            "--format hub needs a name of the hub, not {}", "name your user or organisation with --owner NAME", owner
+            "--format hub needs a hub user or organisation, not {}",
+            "give your user or organisation with --owner NAME",
+            owner,
         )
     if options:
-        options.check_whole("hub", Message("leaderboards are about whole data sets with their own prompts"))
+        options.check_whole("hub", Message("leaderboards accept only complete data sets with their own prompts"))
         if not any(map(registry.find, options.names)):
             raise _nothing()
 
 
 def _nothing() -> DcclipError:
-    reason = Message("none of the results is of a whole named data set, which leaderboards are about")
+    reason = Message("no result covers a complete named data set; leaderboards accept only these")
     return DcclipError("--format hub: {}", "measure one, such as imagenet-cn; dcclip datasets lists them", reason)
 
 

@@ -72,8 +72,8 @@ def check(options: EvalOptions | None, owner: str | None) -> None:
 
 def _nothing() -> DcclipError:
     return DcclipError(
-        "--format immich: no model is measured on all of XM3600",
-        "name this format when you measure a model on xm3600 or xm3600-cn, without --limit",
+        "--format immich: no result covers all of XM3600",
+        "use this format when you measure a model on xm3600 or xm3600-cn, without --limit",
     )
 
 
@@ -89,7 +89,7 @@ def write(
     fit = [result for result in in_full if result.model_fingerprint in models]
     if not fit:
         raise _nothing()
-    hint = Message("free some memory, and run the command again: embeddings are cached")
+    hint = Message("free some memory, then run the command again: embeddings are cached")
     costs: dict[str, Cost] = {}
     for fingerprint, precision in {result.model_fingerprint: result.precision for result in fit}.items():
         with process_pool(1, fresh=True) as pool:  # a process that does nothing else

@@ -65,9 +65,9 @@ def tasks_of(dataset: str, language: Language) -> dict[str, str]:
 def check(options: EvalOptions | None, owner: str | None) -> None:
     """Raise DcclipError where no result of these options would have a form in mteb."""
     if options:
-        options.check_whole("mteb", Message("no task of mteb measures that"))
+        options.check_whole("mteb", Message("mteb has no task for it"))
         if not any(tasks_of(name, "zh") for name in options.names):
-            raise _no_task(Message("none of the data sets ({}) has a task", ", ".join(options.names)))
+            raise _no_task(Message("none of the data sets ({}) has an mteb task", ", ".join(options.names)))
 
 
 def write(
@@ -79,7 +79,7 @@ def write(
     """
     fit, lines = fit_for(results, _unfit)
     if not fit:
-        raise _no_task(Message("none of the results is of a task ({})", ", ".join(lines[:1])))
+        raise _no_task(Message("no result belongs to an mteb task ({})", ", ".join(lines[:1])))
     places: dict[str, Path] = {}
     for result in fit:
         revision = result.model_fingerprint
@@ -133,7 +133,7 @@ def _unfit(result: EvalResult) -> str:
 
 def _no_task(reason: str) -> DcclipError:
     names = ", ".join(registry.name_in(registry.SETS[name], "zh") for name in (*ZERO_SHOT, *RETRIEVAL))
-    return DcclipError("--format mteb: {}", "those that have one, in Chinese: {}", reason, names)
+    return DcclipError("--format mteb: {}", "measure a data set with an mteb task, in Chinese: {}", reason, names)
 
 
 # ---- the facts about a model that mteb's ModelMeta asks for, from the model's own files

@@ -77,7 +77,7 @@ def _with_images(captions: _Captions, location: Location, file: Path) -> Loaded:
     if not captions:
         raise DcclipError("{} lists no image of the split {}", DOWNLOAD_AGAIN, file, location.split)
     if bare := [name for name in captions if not captions[name]]:  # XM3600's are not counted otherwise
-        raise DcclipError("{} has no caption of {} ({} such images)", DOWNLOAD_AGAIN, file, bare[0], len(bare))
+        raise DcclipError("{}: no caption for {} ({} such images)", DOWNLOAD_AGAIN, file, bare[0], len(bare))
     folders = [folder for root in _folders(location) for folder in (root, root / "images") if folder.is_dir()]
     places = [caption_files.Places(folder, False) for folder in folders]
     located: dict[str, tuple[caption_files.Places, Path]] = {}
@@ -86,7 +86,7 @@ def _with_images(captions: _Captions, location: Location, file: Path) -> Loaded:
             located[name] = match
     names = list(captions)
     if absent := [name for name in names if name not in located]:
-        message = Message("{}: {:,} images are missing, {} for one", _folders(location)[0], len(absent), absent[0])
+        message = Message("{}: {:,} images are missing, for example {}", _folders(location)[0], len(absent), absent[0])
         raise DcclipError(message, "finish the download")
     files = fingerprint_of(path for _, path in located.values())
     images = Images(names, lambda index: located[names[index]][0].read(names[index]), files)
@@ -113,7 +113,7 @@ class Xm3600(Loader):
                 captions[str(record["image/key"])] += map(str, record[language]["caption"])
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise DcclipError(
-                    "{}:{} is no record with image/key and captions in {}: {!r:.300}",
+                    "{}:{}: expected a record with image/key and {} captions: {!r:.300}",
                     DOWNLOAD_AGAIN, self.path, number, language, error,
                 ) from None  # fmt: skip
         return _with_images(captions, self.location, self.path)
@@ -156,7 +156,7 @@ class Base64Lines(Loader):
             name = caption_files.number_of(row)
             if name is None or row.content is None:
                 raise DcclipError(
-                    "{}:{} is not an image's number, a tab and base64", DOWNLOAD_AGAIN, self.path, row.number
+                    "{}:{}: expected an image number, a tab and base64", DOWNLOAD_AGAIN, self.path, row.number
                 )
             spans[name] = (row.start, len(row.content), row.number)
         rows = list(spans.values())
@@ -180,7 +180,9 @@ class Base64Lines(Loader):
             if text.images:
                 captions.append((text.text, tuple(numbers[image] for image in text.images)))
         if not captions:
-            raise DcclipError("{} names no image of any text", "the test split's are not public: use valid", file)
+            raise DcclipError(
+                "{} contains no text with an image", "use valid: captions of the test split are not public", file
+            )
         return Loaded(
             images, Captions(tuple(text for text, _ in captions), tuple(image_numbers for _, image_numbers in captions))
         )

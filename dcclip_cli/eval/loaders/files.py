@@ -55,8 +55,8 @@ class ClassFolders(Loader):
                 continue
             if number is None or number in by_number:
                 raise DcclipError(
-                    "{} is not a class of {}, or a second folder of one",
-                    "class folders have names like {}",
+                    "{} is not a class of {}, or repeats one",
+                    "name the class folders like {}",
                     self.path / name, dataset.label, classes.folders[0],
                 )  # fmt: skip
             by_number[number] = files
@@ -105,7 +105,9 @@ class WebDatasetTars(Loader):
                     samples["truth" if role == truth_suffix else "image"][stem] = member
             if alone := sorted(samples["image"].keys() ^ samples["truth"].keys()):
                 lacks = truth_suffix if alone[0] in samples["image"] else Message("image")
-                raise DcclipError("{}: {} has no {} file ({} such)", DOWNLOAD_AGAIN, shard, alone[0], lacks, len(alone))
+                raise DcclipError(
+                    "{}: {} has no {} file ({} in all)", DOWNLOAD_AGAIN, shard, alone[0], lacks, len(alone)
+                )
             keys += samples["image"]
             places += [(shard, image) for image in samples["image"].values()]
             truths += [_bytes(shard, samples["truth"][key]) for key in samples["image"]]
@@ -128,7 +130,7 @@ class WebDatasetTars(Loader):
         for key, text in zip(keys, texts, strict=True):
             if not text.isdecimal() or int(text) >= classes:
                 raise DcclipError(
-                    "{}.cls has {!r}, not a class from 0 to {}", DOWNLOAD_AGAIN, key, text[:20], classes - 1
+                    "{}.cls contains {!r} instead of a class from 0 to {}", DOWNLOAD_AGAIN, key, text[:20], classes - 1
                 )
         labels = np.asarray(list(map(int, texts)))
         root = self.path if self.path in self.location.folders else self.path.parent
@@ -136,13 +138,13 @@ class WebDatasetTars(Loader):
         if names.is_file():
             labels = self.location.classes.order(lines_of(names), str(names), dataset.own_order)[labels]
         elif not dataset.own_order:
-            raise DcclipError("{} is missing: the order of the labels", "download that file too", names)
+            raise DcclipError("{} is missing; it defines the order of the labels", "download that file too", names)
         return Loaded(images, labels)
 
 
 def _bytes(shard: Path, member: Member) -> bytes:
     if member.size > MAX_IMAGE_BYTES:
-        raise DcclipError("{} has more than {:,} bytes", DOWNLOAD_AGAIN, member.name, MAX_IMAGE_BYTES)
+        raise DcclipError("{} is larger than {:,} bytes", DOWNLOAD_AGAIN, member.name, MAX_IMAGE_BYTES)
     with shard.open("rb") as stream:
         stream.seek(member.offset)
         return stream.read(member.size)
@@ -236,11 +238,14 @@ class HubDataset(Loader):
             except (HfHubHTTPError, ValueError, OSError) as error:
                 reason = " ".join(str(error).split())[:200]
                 raise DcclipError(
-                    "{}: classnames.txt, the order of its labels, cannot be loaded: {}", "try again", self.path, reason
+                    "{}: classnames.txt, which defines the order of the labels, cannot be loaded: {}",
+                    "try again",
+                    self.path,
+                    reason,
                 ) from None
             order = classes.order(lines_of(Path(file)), str(local), own_order)
         labels = np.asarray(dataset[column])
         if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= count:
-            message = Message("{}: {} contains values that are not a class from 0 to {}", self.path, column, count - 1)
+            message = Message("{}: {} contains values that are not classes from 0 to {}", self.path, column, count - 1)
             raise DcclipError(message, DOWNLOAD_AGAIN)
         return order[labels]

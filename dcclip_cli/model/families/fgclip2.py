@@ -60,11 +60,11 @@ class FgClip2Towers(NaflexTowers):
         code = remote_code(model, config, file)
         if not trust_remote_code:
             files = ", ".join(f"{module}.py" for module in code.modules)
-            message = Message("{} is built by its own code ({}), which is not run unless you allow it", model, files)
+            message = Message("{} needs its own code ({}), which dcclip does not run without permission", model, files)
             raise DcclipError(
                 message,
-                "read these files; then add --trust-remote-code, which dcclip eval, export and trim have, "
-                "or teacher: {{kind: fgclip2, trust_remote_code: true}} in a recipe",
+                "read these files; then add --trust-remote-code to dcclip eval, export or trim, or write teacher: "
+                "{{kind: fgclip2, trust_remote_code: true}} in the recipe",
             )
 
     @classmethod
@@ -150,7 +150,7 @@ class RemoteCode:
             listed.add(module)
             file = require_file(self.name, f"{module}.py")
             if file.parent != self.folder:
-                raise DcclipError("{} was changed while it was loaded", "run the command again", self.name)
+                raise DcclipError("{} changed while it was loaded", "run the command again", self.name)
             yield file
             modules += get_relative_imports(file)
 
@@ -176,9 +176,9 @@ class RemoteCode:
         except (ImportError, SyntaxError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             hint = Message(
-                "install the packages that it names, or use the revision of the model that fits your transformers"
+                "install the packages that the message names, or use the model revision for your transformers version"
             )
-            raise DcclipError("the code of {} cannot be run: {}", hint, self.name, reason) from None
+            raise DcclipError("the code of {} failed: {}", hint, self.name, reason) from None
         # transformers copies the configuration's code once for itself and once for the model: the class of the latter.
         config = model_class.config_class.from_dict(read_json(self.folder / TRANSFORMERS_CONFIG, COPY_AGAIN))
         with no_init_weights(), torch.random.fork_rng(devices=[]):  # 7 s for 377 M weights that are replaced
@@ -199,11 +199,11 @@ def remote_code(model: str, config: Mapping[str, Any], file: Path) -> RemoteCode
     model_key = next((key for key in _MODEL if key in named), _MODEL[0])
     for key in (_CONFIG, model_key):
         if key not in named:
-            message = Message("{}: auto_map names no {}, and transformers has none", file, key)
+            message = Message("{}: auto_map contains no {}, and transformers has none", file, key)
             raise DcclipError("{} for model_type {}", COPY_AGAIN, message, config.get("model_type"))
         if not isinstance(named[key], str) or not _CLASS.fullmatch(named[key]):
             message = Message(
-                "{}: auto_map: {}: {!r:.100} is not MODULE.CLASS of a file next to it", file, key, named[key]
+                "{}: auto_map: {}: {!r:.100} is not MODULE.CLASS of a file in the same folder", file, key, named[key]
             )
             raise DcclipError(message, "use a model whose code is in its own repository")
     return RemoteCode(model, file.parent, named[_CONFIG], named[model_key])

@@ -45,8 +45,8 @@ class NaflexTowers(TransformersTowers):
         )
 
     def match_preprocessing(self) -> Preprocessing:
-        message = Message("{}: its images keep their proportions (NaFlex)", self.name)
-        raise DcclipError(message, "use a model whose images are squares of one size")
+        message = Message("{}: its images keep their aspect ratio (NaFlex)", self.name)
+        raise DcclipError(message, "use a model with square images of one size")
 
     def match_patches(self) -> Preprocessing:
         """What `preprocess` does, without transformers. Raises DcclipError if its image processor does otherwise."""

@@ -166,7 +166,7 @@ class Loss(Options, ABC):
         hint = Message(
             "set {}, or remove the loss", " or ".join([*keys, *(["data.images and data.texts"] if self.joint else [])])
         )
-        return DcclipError("the data has nothing for loss {}", hint, self.kind)
+        return DcclipError("the data contains nothing for the loss {}", hint, self.kind)
 
     def weight_at(self, done: float) -> float:
         """The weight when a fraction `done` of the run, in 0..1, is over."""
@@ -227,8 +227,8 @@ class TeacherLoss(Loss):
     def problem(self, kinds: Collection[str], teachers: int) -> DcclipError | None:
         if self.teacher < teachers:
             return super().problem(kinds, teachers)
-        count = Message("there are {}, counted from 0", teachers) if teachers else Message("the recipe has none")
-        problem = Message("loss {} learns from teacher {}, and {}", self.kind, self.teacher, count)
+        count = Message("there are {}, numbered from 0", teachers) if teachers else Message("the recipe has none")
+        problem = Message("the loss {} uses teacher {}, but {}", self.kind, self.teacher, count)
         return DcclipError(problem, "add teachers to more_teachers, or use a smaller number")
 
     def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:

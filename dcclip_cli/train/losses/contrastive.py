@@ -29,7 +29,7 @@ class ContrastOptions(Options):
         0.0,
         ge=0,
         le=MOST_WEIGHT,
-        description="Weight of 1 - cosine of image and caption: pulls captions onto fixed embeddings",
+        description="Weight of 1 - cosine of image and caption: pulls captions towards fixed embeddings",
     )
     other_weight: float = Field(
         1.0,
@@ -42,9 +42,9 @@ class ContrastOptions(Options):
 class TaskLoss(ContrastOptions, Loss):
     """Contrast of images with the captions of each language, averaged over languages, with a learned temperature.
 
-    `clip`: symmetric InfoNCE, (L_i2t + L_t2i) / 2 (arXiv 2103.00020); captions that an image shares with another pair
-    are not used as its negatives. `siglip`: one binary decision per image and text (arXiv 2303.15343); shared captions
-    are positives. With several processes each compares its own rows with all.
+    `clip`: symmetric InfoNCE, (L_i2t + L_t2i) / 2 (arXiv 2103.00020); captions that another pair shares are not used as
+    negatives. `siglip`: one binary decision per image and text (arXiv 2303.15343); shared captions are positives. With
+    several processes, each compares its own rows with all others.
     """
 
     kind: Literal["task"] = "task"

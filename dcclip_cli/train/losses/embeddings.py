@@ -45,7 +45,7 @@ class EmbeddingLoss(AdaptedLoss):
 
     kind: Literal["embedding"] = "embedding"
     languages: tuple[Language, ...] = Field(
-        LANGUAGES, min_length=1, description="Languages whose texts are compared: those that the teacher knows"
+        LANGUAGES, min_length=1, description="Languages of the texts that are compared: those of the teacher"
     )
     compares: ClassVar[bool] = False
     needs: ClassVar[frozenset[Needs]] = frozenset({"images", "texts", "pairs"})
@@ -74,10 +74,10 @@ class EmbeddingLoss(AdaptedLoss):
 
 
 class CrossLingualLoss(AdaptedLoss):
-    """1 - cos of the student's Chinese and the teacher's English embedding of one image's or line's two captions.
+    """1 - cosine of the student's Chinese and the teacher's English embedding of the two captions of an image or line.
 
-    So do AltCLIP (arXiv 2211.06679) and multilingual-CLIP learn a language from parallel text; the student's own
-    English is left to the other losses.
+    AltCLIP (arXiv 2211.06679) and multilingual-CLIP learn a language from parallel text in this way. Other losses train
+    the student's English.
     """
 
     kind: Literal["cross_lingual"] = "cross_lingual"
@@ -102,14 +102,14 @@ class CrossLingualLoss(AdaptedLoss):
 class InteractiveLoss(AdaptedLoss):
     """1/2 [CE(v_s . t_t / tau) + CE(t_s . v_t / tau)]: the student against the teacher's other tower (CLIP-KD, ICL).
 
-    Captions that occur twice in a batch count as each other's negatives. The first half teaches the image tower, the
-    second the text tower; `learns` leaves one of them out, with the other half's weight unchanged.
+    Captions that occur twice in a batch are negatives of each other. The first half trains the image tower, the second
+    the text tower; `learns` omits one of them and does not change the weight of the other.
     """
 
     kind: Literal["interactive"] = "interactive"
     scale: float = Field(20.0, gt=0, le=MOST_SCALE, description="1 / temperature of both halves, fixed")
     learns: Literal["both", "image", "text"] = Field(
-        "both", description="Towers trained by this loss; a small text tower tends to memorize the known names from it"
+        "both", description="Towers that this loss trains; a small text tower tends to memorize names from it"
     )
 
     @property
