@@ -54,7 +54,7 @@ def test_a_recipe_of_each_kind_of_data_passes_check_and_says_what_it_takes(
     assert loaded.recipe.name == "我的-clip" and recipes.choose_data(str(data[kind])).kind == kind
     stages = {"photos": ("distill",), "pairs": ("distill", "align")}.get(kind, ("collect", "distill", "align"))
     assert loaded.recipe.stages == (*stages, "export")
-    assert re.search(r"^# Takes:   distill: .* steps of .* take roughly", text, re.M)
+    assert re.search(r"^# Takes:   distill: .* steps of .* take about", text, re.M)
     assert all("#" in line for line in text.splitlines() if line.strip().startswith(("epochs", "preset", "seed")))
 
 
@@ -104,8 +104,8 @@ def test_no_file_is_overwritten_without_force(data: dict[str, Path], altclip_fol
     [
         ([], "cannot ask: there is no terminal", "give --teacher, --data and --size, or --data and --yes"),
         (["--yes"], "no data given", "give it with --data PATH"),
-        (["--yes", "--data", "没有"], "没有 does not exist", "name a folder of photographs"),
-        (["--yes", "--data", "."], ". has no pairs", "name photographs, tars"),
+        (["--yes", "--data", "没有"], "没有 does not exist", "give a folder of photographs"),
+        (["--yes", "--data", "."], ". has no pairs", "give photographs, tars"),
         (["--yes", "--data", "pairs.parquet", "--teacher", "nobody"], "model nobody is not a directory", "hf:ORG/NAME"),
     ],
 )
@@ -200,7 +200,7 @@ def test_class_folders_are_collected_trained_on_and_measured(
     }
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), "utf-8")
     refused = dcclip("run", "recipe.yaml", "--check", expect=1)
-    assert "is a folder of class folders (bar, circle, cross, ...), not of pairs" in refused.stderr
+    assert "is a folder of class folders (bar, circle, cross, ...), not of image-caption pairs" in refused.stderr
     hint = re.search(r"write in the recipe: (\{.*\}\}); ", " ".join(refused.stderr.split()))
     assert hint, refused.stderr
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe | yaml.safe_load(hint[1]), allow_unicode=True), "utf-8")

@@ -122,7 +122,7 @@ def test_a_cache_that_cannot_be_written_is_no_fault_of_the_images(folder: Path, 
     data = Path(__file__).parents[2] / "recipes" / "quickstart" / "unseen.parquet"
     cache = tmp_path / "缓存 cache"
     done = shell(f"ulimit -f 150; dcclip eval --dataset '{data}' -q", folder, DCCLIP_CACHE=str(cache))
-    assert done.returncode == 1 and "can be read" not in done.stderr and not done.stdout
+    assert done.returncode == 1 and "is readable" not in done.stderr and not done.stdout
     error, hint = done.stderr.splitlines()
     assert error.startswith(f"error: {cache}/blocks/") and error.endswith(": File too large")
     assert hint == "hint:  set DCCLIP_CACHE to another folder"

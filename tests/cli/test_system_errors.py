@@ -102,8 +102,8 @@ def test_limits_of_the_process_are_explained() -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert told(error).hint == "raise the limit with: ulimit -n 4096"
-    assert "no more processes" in told(RuntimeError("can't start new thread")).what
-    assert "no more processes" in told(BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")).what
+    assert "the limit of processes" in told(RuntimeError("can't start new thread")).what
+    assert "the limit of processes" in told(BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")).what
     assert told(raised(lambda: np.zeros(2**55))).what.startswith("not enough memory")
     assert told(RuntimeError("duckdb: Cannot open file: Too many open files")).what == "too many files are open"
     assert "not enough memory" in told(ImportError("onnxruntime.so: failed to map segment from shared object")).what

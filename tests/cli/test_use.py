@@ -45,15 +45,15 @@ def test_templates_change_the_answer_and_can_be_left_out(pictures: list[Path]) -
 def test_search_shows_the_nearest_in_a_table_json_and_a_page(pictures: list[Path], tmp_path: Path) -> None:
     folder, page = pictures[0].parent, tmp_path / "page.html"
     table = dcclip("search", "红色的圆", folder, "--top-k", 3, "--html", page)
-    assert "5 images, 5 of them embedded now" in table.stderr
+    assert "5 images, 5 of them newly embedded" in table.stderr
     hits = json.loads(dcclip("search", "红色的圆", folder, "--top-k", 3, "--json", "-q").stdout)
     assert len(hits) == 3 and hits[0]["score"] >= hits[1]["score"] >= hits[2]["score"]
-    assert "5 images, 0 of them embedded now" in dcclip("search", "moon", folder, "--html", tmp_path / "en.html").stderr
+    assert "5 images, 0 of them newly embedded" in dcclip("search", "moon", folder, "--html", tmp_path / "en.html").stderr
     written = page.read_text("utf-8")
     assert written.count("data:image/jpeg;base64,") == 3 and "<h1>红色的圆</h1>" in written
     assert '<html lang="zh">' in written and '<html lang="en">' in (tmp_path / "en.html").read_text("utf-8")
     assert "<script" not in written and "http:" not in written and "https:" not in written
-    assert "name a folder" in dcclip("search", "moon", expect=2).output
+    assert "choose a folder" in dcclip("search", "moon", expect=2).output
     assert "cancels out" in dcclip("search", folder, "--text", "红", "--not", "红", expect=1).stderr
 
 
@@ -127,8 +127,8 @@ def test_trim_prints_sizes_and_path_names_texts_that_lose_a_piece_and_the_result
     done = dcclip("trim", altclip_folder, "--texts", "文本.txt")
     assert done.stdout.splitlines()[-1] == "altclip-zh-en"
     assert "before" in done.stdout and "parameters" in done.stdout
-    assert "0.0 % are split into other pieces than before; largest difference of 64 embeddings: " in done.stderr
-    assert "of other texts like those in 文本.txt about" in done.stderr
+    assert "0.0 % get other tokens than before; largest difference of 64 embeddings: " in done.stderr
+    assert "texts like those in 文本.txt: about" in done.stderr
     parsed = ["predict", *pictures, "--labels", "红色的圆,red circle", "--csv"]
     assert dcclip(*parsed, "--model", "altclip-zh-en").stdout == dcclip(*parsed, "--model", altclip_folder).stdout
     again = dcclip("trim", altclip_folder, expect=1)

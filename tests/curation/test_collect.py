@@ -171,7 +171,7 @@ def test_a_folder_that_is_no_output_is_never_touched(
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / foreign).write_text("[]")
-    with pytest.raises(DcclipError, match="is no output of collect"):
+    with pytest.raises(DcclipError, match="is not an output of collect"):
         collect(five, tmp_path / "out", fresh=fresh, engine=ONE)
     assert (tmp_path / "out" / foreign).read_text() == "[]"
 
@@ -264,7 +264,7 @@ def test_shards_of_one_format_are_read_by_datasets_and_parquet_has_the_same_pair
 
 
 def test_a_second_collection_into_the_same_run_is_refused(tmp_path: Path, five: CollectOptions) -> None:
-    with lock(tmp_path / ".out.lock"), pytest.raises(DcclipError, match="another process collects into") as error:
+    with lock(tmp_path / ".out.lock"), pytest.raises(DcclipError, match="another process is collecting into") as error:
         collect(five, tmp_path / "out", engine=ONE)
     assert "--out" in error.value.hint
     assert collect(five, tmp_path / "out", engine=ONE).pairs.kept == 5

@@ -82,7 +82,7 @@ def test_every_task_is_done_once_and_told_and_a_failed_one_raises_its_error(fold
 
 
 def test_a_killed_worker_is_reported_and_not_waited_for(folder: Path) -> None:
-    with pytest.raises(DcclipError, match="memory ran out") as error:
+    with pytest.raises(DcclipError, match="ran out of memory") as error:
         Engine(workers=2).run(Die(folder, 4, bad=1), folder.parent / "logs")
     assert "--workers" in error.value.hint
 
