@@ -95,7 +95,7 @@ def test_relative_paths_in_python_are_seen_from_the_current_directory(tmp_path: 
 def test_a_finished_stage_is_returned_as_it_is_unless_fresh(recipe: Path, done: api.RunResult) -> None:
     again = dcclip.distill(recipe, out=done.folder)
     assert again.already_finished and again.model == done.folder / "distill" / "model"
-    with pytest.raises(dcclip.DcclipError, match=r"distill.steps was 3, is 4"):
+    with pytest.raises(dcclip.DcclipError, match=r"distill.steps was 3 and is now 4"):
         dcclip.distill(recipe, out=done.folder, steps=4)
     with pytest.raises(dcclip.DcclipError, match="contains no saved state to resume"):
         dcclip.distill(recipe, out="new", resume=True)
@@ -110,7 +110,7 @@ def test_a_finished_stage_is_returned_as_it_is_unless_fresh(recipe: Path, done: 
         ({"proces": 2}, "distill: unknown argument proces, did you mean 'processes'?"),
         (
             {"optimizer": {"kind": "adam"}},
-            "arguments: distill.optimizer.kind: input must be 'adamw', 'muon' or 'sgd' (got 'adam')",
+            "arguments: distill.optimizer.kind: input should be 'adamw', 'muon' or 'sgd' (got 'adam')",
         ),
         ({"sets": {"studnt.preset": "S"}}, "arguments: studnt: unknown key, did you mean 'student'?"),
     ],

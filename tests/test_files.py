@@ -120,5 +120,5 @@ def test_a_hub_that_cannot_be_reached_is_told_from_a_wrong_name(hub: Hub) -> Non
     with pytest.raises(DcclipError, match=r"ORG/clip .* the hub cannot be reached: .*refused") as caught:
         files_on_hub("ORG/clip", "dataset")
     assert "hf download ORG/clip --repo-type dataset" in caught.value.hint
-    with pytest.raises(DcclipError, match="neither a directory nor a name on the hub"):
+    with pytest.raises(DcclipError, match="neither a directory nor the name of a hub repository"):
         files_on_hub("/no/such/folder")

@@ -125,7 +125,7 @@ def _nothing_kept(pairs: int, dropped: Counter[str], file: Path | None = None) -
     if not dropped:
         return DcclipError(message, Message("see {}", file))
     _, meaning, setting = explain(dropped.most_common(1)[0][0])
-    hint = Message("change collect.{}", setting) if setting else Message("fix the source, or choose another")
+    hint = Message("Change collect.{}", setting) if setting else Message("Fix the source, or choose another")
     if file:
         hint = Message("{}; {} lists the reason for each pair", hint, file)
     return DcclipError(message, joined(" ", (meaning, hint)) if meaning else hint)

@@ -203,7 +203,7 @@ def _loader(location: Location) -> Loader:
         reason = Message("{} contains no {} images of {} in a supported layout", folder, location.split, label)
         raise DcclipError(reason, _where(location))
     if not hub:
-        reason = Message("neither --data-root nor the hub has the images")
+        reason = Message("neither --data-root nor the hub has them")
         raise DcclipError("data set {} has no images: {}", _where(location), label, reason)
     return HubDataset(location, Path(f"clip-benchmark/wds_{hub}"))
 

@@ -204,7 +204,9 @@ def _uploading(repository: str) -> Iterator[None]:
             hint = Message("check the network, then run the same command again")
             raise DcclipError("{}: the hub cannot be reached: {}", hint, repository, detail) from None
         detail = f"HTTP {status}: {detail}" if status else detail
-        raise DcclipError("{}: the hub rejected it: {}", _HINTS.get(status or 0, _AGAIN), repository, detail) from None
+        raise DcclipError(
+            "{}: the hub rejected the upload: {}", _HINTS.get(status or 0, _AGAIN), repository, detail
+        ) from None
 
 
 def _checked(folder: Path) -> Record:

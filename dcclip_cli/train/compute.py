@@ -64,7 +64,9 @@ def join_processes(device: str) -> None:
     count = os.environ.get("WORLD_SIZE", "1")
     missing = [name for name in _LAUNCHED_WITH if name not in os.environ] if count != "1" else []
     if missing or not count.isdecimal():
-        problem = Message("WORLD_SIZE is {}, but {} is not set", count, ", ".join(missing) or Message("such number"))
+        problem = Message("WORLD_SIZE is {}, but not set: {}", count, ", ".join(missing))
+        if not missing:
+            problem = Message("WORLD_SIZE is {}, not a number", count)
         if missing == ["MASTER_ADDR"]:
             raise DcclipError(problem, "set MASTER_ADDR to the host name of process 0")
         raise DcclipError(problem, "start several processes with torchrun; for one process, unset WORLD_SIZE")

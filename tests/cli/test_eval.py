@@ -58,7 +58,10 @@ def test_results_are_written_in_another_format_without_measuring_again(
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["hub"]
     assert len(list((tmp_path / "b/hub").glob("models/*/.eval_results/elevater-zh.yaml"))) == 1
     assert "--results needs --out DIR" in dcclip(*again, expect=2).stderr
-    assert "error: --format hub needs a hub user or organisation" in dcclip(*again, "--out", str(tmp_path / "c"), expect=1).stderr
+    assert (
+        "error: --format hub needs a hub user or organisation"
+        in dcclip(*again, "--out", str(tmp_path / "c"), expect=1).stderr
+    )
     before = [*shared, "--format", "hub", "--out", str(tmp_path / "c"), "--dataset"]
     assert "error: --format hub needs a hub user or organisation" in dcclip(*before, "mnist-cn", expect=1).stderr
     owned = [*before[:-1], "--owner", "o", "--dataset"]

@@ -48,7 +48,9 @@ def test_search_shows_the_nearest_in_a_table_json_and_a_page(pictures: list[Path
     assert "5 images, 5 of them newly embedded" in table.stderr
     hits = json.loads(dcclip("search", "红色的圆", folder, "--top-k", 3, "--json", "-q").stdout)
     assert len(hits) == 3 and hits[0]["score"] >= hits[1]["score"] >= hits[2]["score"]
-    assert "5 images, 0 of them newly embedded" in dcclip("search", "moon", folder, "--html", tmp_path / "en.html").stderr
+    assert (
+        "5 images, 0 of them newly embedded" in dcclip("search", "moon", folder, "--html", tmp_path / "en.html").stderr
+    )
     written = page.read_text("utf-8")
     assert written.count("data:image/jpeg;base64,") == 3 and "<h1>红色的圆</h1>" in written
     assert '<html lang="zh">' in written and '<html lang="en">' in (tmp_path / "en.html").read_text("utf-8")

@@ -86,7 +86,7 @@ def test_the_manifest_gives_the_counts_and_each_shards_sha256(tmp_path: Path, pi
     (evaluation / "half.png").write_bytes(picture("test")[:50])
     work = options(tmp_path, pairs, shard_size=1, decontaminate={"paths": [evaluation]})
     collect(work, out, engine=ONE, progress=Lines(lines.append))
-    assert f"{evaluation}: 1 images are compared, 1 cannot be read" in lines
+    assert f"{evaluation}: 1 images are compared, 1 are unreadable" in lines
     manifest = json.loads((out / "manifest.json").read_text("utf-8"))
     [compared] = manifest["compared"]
     assert (compared["path"], compared["images"], compared["unreadable"]) == (str(evaluation), 1, 1)
@@ -181,7 +181,7 @@ def test_keeping_nothing_is_an_error_that_says_why(tmp_path: Path, picture: Make
     with pytest.raises(DcclipError, match="none of the 3 pairs passed: 2 image-format, 1 image-small") as error:
         collect(options(tmp_path, pairs), tmp_path / "out", engine=ONE)
     assert not (tmp_path / "out").exists()
-    assert error.value.hint.startswith("The file is not in an allowed format. change collect.filters: {kind: image")
+    assert error.value.hint.startswith("The file is not in an allowed format. Change collect.filters: {kind: image")
     table = Path(error.value.hint.split()[-1])
     assert len(dropped(table.parent)) == 3
     with pytest.raises(DcclipError, match=r"absent\.tsv does not exist"):

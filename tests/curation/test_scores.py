@@ -177,7 +177,7 @@ def test_a_label_that_the_classifier_lacks_is_refused_with_those_it_has(tmp_path
     save_classifier(tmp_path, ["normal", "nsfw"])
     with pytest.raises(DcclipError, match="has no label NSFW or 色情") as raised:
         Classifier(model=str(tmp_path), reject=("NSFW", "nsfw", "色情"), device="cpu").open()
-    assert raised.value.hint == "its labels: normal, nsfw"
+    assert raised.value.hint == "choose one of its labels: normal, nsfw"
 
 
 def test_pickled_weights_of_a_classifier_are_never_read(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_pickled_weights_of_a_classifier_are_never_read(tmp_path: Path) -> None:
 def test_two_scorers_of_a_kind_need_names() -> None:
     watermark = {"kind": "prompts", "model": "hf:x/y", "reject": ["水印", "a watermark"]}
     unsafe = {"kind": "prompts", "model": "hf:x/y", "reject": ["色情图片"]}
-    with pytest.raises(ValidationError, match="two scorers are both called prompts"):
+    with pytest.raises(ValidationError, match="two scorers have the name prompts"):
         ANY.validate_python([watermark, unsafe])
     named = ANY.validate_python([watermark | {"name": "watermark"}, unsafe])
     assert [scorer.stored for scorer in named] == ["prompts-watermark", "prompts"]

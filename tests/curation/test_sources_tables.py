@@ -52,10 +52,10 @@ def test_the_first_of_bytes_and_url_that_a_row_has_is_taken(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("header", "named", "sentence"),
     [
-        ("file\tzh", {}, r"pairs.tsv:1: no column image or base64 or url \(found: file, zh\)"),
-        ("image\ttitle", {}, r"pairs.tsv:1: no column zh or en or caption \(found: image, title\)"),
-        ("image\ten", {"zh": ("标题", "en")}, r"pairs.tsv:1: no column 标题 \(found: image, en\)"),
-        ("image\ten", {"where": {"LANGUAGE": "zh"}}, r"pairs.tsv:1: no column LANGUAGE"),
+        ("file\tzh", {}, r"pairs.tsv:1 has no column image or base64 or url \(found: file, zh\)"),
+        ("image\ttitle", {}, r"pairs.tsv:1 has no column zh or en or caption \(found: image, title\)"),
+        ("image\ten", {"zh": ("标题", "en")}, r"pairs.tsv:1 has no column 标题 \(found: image, en\)"),
+        ("image\ten", {"where": {"LANGUAGE": "zh"}}, r"pairs.tsv:1 has no column LANGUAGE"),
     ],
 )
 def test_a_missing_column_is_named_with_those_found(
@@ -81,7 +81,7 @@ def test_a_column_of_json_lines_may_begin_on_any_line(tmp_path: Path, named: dic
     ]
     assert {pair.image for pair in pairs} == {PIXEL} and pairs[0].meta == {"zhe": 1}
     for missing in ({"zh": "名称"}, {"where": {"LANGUAGE": "zh"}}):
-        with pytest.raises(DcclipError, match=r"two.jsonl:1: no column (名称|LANGUAGE) "):
+        with pytest.raises(DcclipError, match=r"two.jsonl:1 has no column (名称|LANGUAGE) "):
             TableSource(path=path, **named | missing).slices(10)
 
 

@@ -219,7 +219,7 @@ def test_columns_of_others_are_named(tmp_path: Path) -> None:
         Pair("7", JPEG + b"1", ("猫",), ("a cat",)),
         Pair("8", JPEG + b"2", ("一只猫",)),
     ]
-    with pytest.raises(DcclipError, match="pair 9 has no image bytes"):
+    with pytest.raises(DcclipError, match="pair 9 has no image data"):
         pairs[2]
     added = Pair("10", IMAGE, ("狗",), ("a dog",))
     write_parquet(tmp_path / "own.parquet", [added])

@@ -88,7 +88,7 @@ def test_a_missing_file_of_a_server_is_an_error_that_shows_no_signature(web: tup
 def test_another_protocol_is_an_error_and_a_missing_package_is_named_with_its_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(DcclipError, match="dcclip does not read ftp://"):
+    with pytest.raises(DcclipError, match="the protocol ftp:// is not supported"):
         list_files("ftp://host/data")
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(DcclipError, match="reading gs:// needs gcsfs") as caught:

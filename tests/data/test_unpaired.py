@@ -51,15 +51,15 @@ def test_texts_are_read_by_language(tmp_path: Path, name: str, text: str, zh: ob
 @pytest.mark.parametrize(
     ("name", "text", "what"),
     [
-        ("a.tsv", "a cat\ta dog\n", r"a\.tsv:1: cannot tell which column is Chinese"),
+        ("a.tsv", "a cat\ta dog\n", r"a\.tsv:1: unclear which column is Chinese"),
         ("a.tsv", "zh\ten\n猫\tcat\n狗\n", r"a\.tsv:3: 1 columns instead of 2"),
         ("a.jsonl", '{"zh": "猫"}\n{"zh": \n', r"a\.jsonl:2 is not JSON"),
         ("a.jsonl", "[]\n", r"a\.jsonl:1 is not a JSON object"),
         ("a.jsonl", '{"en": 3}\n', r"a\.jsonl:1: en is not a list of texts"),
-        ("a.txt", " \n\n", r"a\.txt has no text"),
-        ("a.docx", "猫", r"a\.docx is not a text file"),
+        ("a.txt", " \n\n", r"a\.txt contains no text"),
+        ("a.docx", "猫", r"a\.docx is not a supported text file"),
         ("a.txt", "一只小猫在睡觉".encode("gb18030"), r"a\.txt is encoded in GB18030 instead of UTF-8"),
-        ("", None, "is not a text file"),
+        ("", None, "is not a supported text file"),
         ("b.txt", None, "does not exist"),
     ],
 )
@@ -145,7 +145,7 @@ def test_phrases_are_the_same_in_every_version_and_whether_one_or_all_are_asked_
 @pytest.mark.parametrize("kind", ["parquet", "tar", "shards", "folder"])
 def test_images_are_read_without_their_captions(tmp_path: Path, pairs: list[Pair], kind: str) -> None:
     path = tmp_path / {"parquet": "a.parquet", "tar": "a.tar"}.get(kind, "")
-    with pytest.raises(DcclipError, match="has no images" if kind in ("shards", "folder") else "does not exist"):
+    with pytest.raises(DcclipError, match="contains no images" if kind in ("shards", "folder") else "does not exist"):
         open_images(path)
     if kind == "parquet":
         write_parquet(path, pairs[:2])

@@ -76,7 +76,7 @@ def test_a_language_that_is_not_complete_is_left_out_and_refused(tmp_path: Path,
     write_parquet(file, [Pair("1", pairs[0].image, zh=("猫",)), Pair("2", pairs[0].image, en=("dog",))])
     with pytest.raises(DcclipError, match="class is unknown") as caught:
         open_dataset(str(file))
-    assert caught.value.hint.startswith("give every pair its class name as first caption in en, in zh, or in both")
+    assert caught.value.hint.startswith("make the class name the first caption of every pair, in en, in zh, or in both")
 
 
 def test_elevater_has_twenty_data_sets_with_1151_classes_and_its_four_metrics() -> None:
@@ -102,7 +102,7 @@ def test_groups_stand_for_their_data_sets_in_one_language(small: dict[str, Known
 
 def test_a_part_of_a_named_data_set_is_taken_where_that_is_asked_for(tmp_path: Path, small: Any) -> None:
     layouts.class_folders(tmp_path / "dtd/test", [f"alpha_{number}" for number in (1, 3, 40)])
-    with pytest.raises(DcclipError, match="has 47 images, 3 were found") as refused:
+    with pytest.raises(DcclipError, match="has 47 images, but 3 were found") as refused:
         open_dataset("dtd", data_root=tmp_path)
     assert "add --partial all or present" in refused.value.hint
     all_classes = open_dataset("dtd-cn", data_root=tmp_path, partial="all")
@@ -139,5 +139,5 @@ def test_the_classes_of_a_data_set_as_yaml_name_its_folders(tmp_path: Path) -> N
     (tmp_path / "classes.yaml").write_text(classes_yaml("gtsrb-cn"), "utf-8")
     assert names_of(tmp_path)["zh"] == ("限速20公里", "禁止驶入")
     assert len(yaml.safe_load(classes_yaml("imagenet"))) == 1000
-    with pytest.raises(DcclipError, match="flickr30k has captions, no classes"):
+    with pytest.raises(DcclipError, match="flickr30k has captions instead of classes"):
         classes_yaml("flickr30k")

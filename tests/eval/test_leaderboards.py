@@ -91,7 +91,7 @@ def test_what_does_not_compare_is_on_no_board(tmp_path: Path) -> None:
         "is no named data set": replace(full, dataset="我的"),
     }
     for reason, row in unfit.items():
-        with pytest.raises(DcclipError, match="none of the results is of a whole named data set"):
+        with pytest.raises(DcclipError, match="no result covers a complete named data set"):
             boards([row], tmp_path / "none")
         assert reason in boards([row, full], tmp_path / "some")[0]
     assert not (tmp_path / "none").exists()
@@ -205,7 +205,7 @@ def test_a_bundle_measured_on_xm3600_gets_its_place_in_both_languages(
     page = (out / "immich/table.md").read_text("utf-8")
     assert f"| **{results[0].model}** | {100 * metrics['recall']:.2f} |" in page
     assert "## immich's table, XM3600, en" in page and "XLM-Roberta-Base-ViT-B-32__laion5b_s13b_b90k" in page
-    with pytest.raises(DcclipError, match="no model is measured on all of XM3600"):
+    with pytest.raises(DcclipError, match="no result covers all of XM3600"):
         convert_results(out, tmp_path / "again", formats=["immich"])
-    with pytest.raises(DcclipError, match="no model is measured on all of XM3600"):  # fewer are found more easily
+    with pytest.raises(DcclipError, match="no result covers all of XM3600"):  # fewer are found more easily
         evaluate(model=bundle_folder, datasets=both, data_root=tmp_path, out=out, formats=["immich"], limit=6)

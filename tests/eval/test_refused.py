@@ -58,29 +58,29 @@ FLICKR: dict[str, str | bytes] = {
 }
 MUGE = {"muge/valid_imgs.tsv": "7\tAAAA\n"}
 CASES: list[tuple[str, Write, str, str]] = [  # data set, what is there, error, hint
-    ("dtd", dtd(NAMES[:-1]), "dtd: the split test has 47 images, 46 were found", "add --partial all or present"),
+    ("dtd", dtd(NAMES[:-1]), "dtd: the split test has 47 images, but 46 were found", "add --partial all or present"),
     ("dtd", dtd([*NAMES, "Thing 4"]), "alpha_4 is not a class of dtd, or repeats one", "like alpha_0"),
     ("dtd-cn", dtd([*NAMES, "布料"]), "布料 is not a class of dtd", "name the class folders like alpha_0"),
     ("dtd", tars("dtd", TRUTHS, names=SWAPPED), r"classnames\.txt: class 4 is 'Thing 9' instead of 'alpha_4'", ""),
     ("dtd", half_a_tar, r"2\.tar: .*the file ends after [\d,]+ bytes", "incomplete or damaged"),
     ("dtd", tars("dtd", [*TRUTHS[:-1], b"47"]), r"s0000046\.cls contains '47' instead of a class from 0 to 46", ""),
     ("dtd", files(**{"dtd/test/0.tar": tar_bytes([("s0.png", layouts.image(0))])}),
-     r"s0 has no \.cls file \(1 such\)", ""),
+     r"s0 has no \.cls file \(1 in all\)", ""),
     ("voc2007", tars("voc2007", [layouts.npy(np.asarray([{"a": 1}], object))] * 20, ".npy"),
      r"s0000000\.npy cannot be read: .*allow_pickle", ""),
     ("fer2013", tars("fer2013", TRUTHS[:7]), r"classnames\.txt is missing", "download that file too"),
-    ("flickr30k", files(**FLICKR), r"2 images are missing, 0\.jpg for one", "finish the download"),
+    ("flickr30k", files(**FLICKR), r"2 images are missing, for example 0\.jpg", "finish the download"),
     ("flickr30k", files(**FLICKR | {"flickr30k/dataset_flickr30k.json": KARPATHY[:-40]}), "json breaks off", ""),
     ("muge-cn", files(**MUGE, **{"muge/valid_texts.jsonl": '{"text": "红裙", "image_ids": [8]}\n'}),
      r"valid_texts\.jsonl:1: valid_imgs\.tsv has no image 8", "finish the download"),
     ("muge-cn", files(**MUGE, **{"muge/valid_texts.jsonl": '{"text": "红裙", "image_ids": []}\n'}),
-     "names no image of any text", "use valid"),
+     "contains no text with an image", "use valid"),
     ("xm3600-cn", files(**{"xm3600/captions.jsonl": '{"image/key": "7", "zh": {"caption": []}}'}),
-     r"captions\.jsonl has no caption of 7 \(1 such images\)", ""),
-    ("coco-cn", tars("coco", CHINESE, ".txt"), "data set coco-cn needs its images", ""),  # COCO's are not COCO-CN's
-    ("xtd", tars("xtd", CHINESE, ".txt"), "xtd: 2 of 2 captions contain Chinese, so they are not in en", ""),
+     r"captions\.jsonl: no caption for 7 \(1 such images\)", ""),
+    ("coco-cn", tars("coco", CHINESE, ".txt"), "data set coco-cn has no images", ""),  # COCO's are not COCO-CN's
+    ("xtd", tars("xtd", CHINESE, ".txt"), "xtd: 2 of 2 captions contain Chinese, but en captions are expected", ""),
     ("imagnet-cn", files(), "unknown data set imagnet-cn: neither a name nor a path", "did you mean imagenet-cn?"),
-    ("imagenet-cn", files(**{"imagenet/readme": ""}), "no val images of imagenet in any supported layout",
+    ("imagenet-cn", files(**{"imagenet/readme": ""}), "contains no val images of imagenet in a supported layout",
      "imagenet/val/alpha_0/*.jpg or imagenet/val/0.tar"),
 ]  # fmt: skip
 
@@ -97,7 +97,7 @@ def test_what_is_not_whole_is_refused(case: tuple[str, Write, str, str], tmp_pat
 def test_more_images_than_the_split_has_are_no_part_of_it(tmp_path: Path) -> None:
     layouts.class_folders(tmp_path / "dtd/test", NAMES)
     layouts.write(tmp_path / "dtd/test/alpha_3/more.png", layouts.image(3))
-    with pytest.raises(DcclipError, match="47 images, 48 were found"):
+    with pytest.raises(DcclipError, match="47 images, but 48 were found"):
         open_dataset("dtd", data_root=tmp_path, partial="all")
 
 
@@ -109,8 +109,8 @@ def test_another_wording_of_the_class_names_is_accepted(tmp_path: Path) -> None:
 
 def test_a_data_set_without_a_root_is_looked_for_on_the_hub(tmp_path: Path) -> None:
     for name, root, problem in (
-        ("cifar10", None, "data set cifar10 contains no images: clip-benchmark/wds_vtab-cifar10 cannot be"),
-        ("muge-cn", None, "data set muge-cn contains no images: neither --data-root nor the hub has"),
+        ("cifar10", None, "data set cifar10 has no images: clip-benchmark/wds_vtab-cifar10 cannot be"),
+        ("muge-cn", None, "data set muge-cn has no images: neither --data-root nor the hub has"),
         ("dtd", tmp_path / "nowhere", "nowhere is not a folder"),
     ):
         with pytest.raises(DcclipError, match=problem):
@@ -132,12 +132,12 @@ def hint_of(name: str, root: Path, wanted: str) -> str:
 
 def test_images_are_where_the_hint_says_they_are_looked_for(tmp_path: Path) -> None:
     (tmp_path / "dtd").mkdir()
-    folder = hint_of("dtd", tmp_path, r"DIR has (\S+)/\*\.jpg")
+    folder = hint_of("dtd", tmp_path, r"DIR with (\S+)/\*\.jpg")
     layouts.class_folders((tmp_path / folder).parent, NAMES, ".jpg")
     dataset = open_dataset("dtd", data_root=tmp_path)
-    with pytest.raises(DcclipError, match="has no train images of dtd") as error:
+    with pytest.raises(DcclipError, match="contains no train images of dtd") as error:
         training_split(dataset)
-    train = re.findall(r"DIR has (\S+)/\*\.jpg", error.value.hint)[0]
+    train = re.findall(r"DIR with (\S+)/\*\.jpg", error.value.hint)[0]
     layouts.class_folders((tmp_path / train).parent, NAMES, ".jpg")
     clear()
     assert len(training_split(dataset).images) == 47

@@ -182,7 +182,7 @@ def test_prompts_of_a_recipe_are_written_to_the_bundle_whose_graphs_have_the_sam
     assert about(result)["prompts"] == prompts
     for name in ("image.onnx", "text.onnx"):  # that of `exported` was traced by itself
         assert (result.folder / name).read_bytes() == (exported.folder / name).read_bytes()
-    with pytest.raises(ValueError, match=r"each template for zh needs {}"):
+    with pytest.raises(ValueError, match=r"every template for zh needs {}"):
         ExportOptions(prompts={"zh": ("一张照片",)})
 
 

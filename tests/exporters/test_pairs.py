@@ -42,10 +42,10 @@ def refusals(values: tuple[Any, ...]) -> list[str]:
         "does not support precision": row["precision"] not in target.precisions,
         "does not support preprocess": row["preprocess"] not in (None, *target.preprocess),
         "does not support --dims": row["dims"] and not target.has_graphs,
-        "int8 needs images": is_int8 and row["samples"] is None and not is_bundle,
+        "int8 needs calibration images": is_int8 and row["samples"] is None and not is_bundle,
         "is not an open_clip model": target.name == "open_clip" and model in ("chinese_clip", "siglip"),
-        "by one matrix": target.name == "transformers" and model.startswith("test_") and is_mlp,
-        "by its own classifier": model.startswith("mobilenet") and is_mlp,
+        "is one matrix without a bias": target.name == "transformers" and model.startswith("test_") and is_mlp,
+        "with its own classifier": model.startswith("mobilenet") and is_mlp,
         "is a bundle": is_bundle and (not target.from_onnx or row["dims"] or (target.rounds and is_int8)),
     }
     return [reason for reason, is_excluded in excluded.items() if is_excluded]

@@ -118,5 +118,5 @@ def test_the_shipped_bundle_has_the_tokenizer_of_its_model() -> None:
 def test_a_tokenizer_that_javascript_reads_otherwise_is_refused(
     pre_tokenizer: pre_tokenizers.PreTokenizer, part: str
 ) -> None:
-    with pytest.raises(DcclipError, match=f"the tokenizer of mine has {part}, which JavaScript reads otherwise"):
+    with pytest.raises(DcclipError, match=f"the tokenizer of mine has {part}, which behaves differently in JavaScript"):
         check_alike(for_all_clients(unigram(pre_tokenizer)), "mine")

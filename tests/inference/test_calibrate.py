@@ -56,9 +56,9 @@ def test_predict_leaves_out_labels_below_their_own_thresholds(
     file.write_text(json.dumps(content), "utf-8")
     assert json.loads(dcclip(*ask).stdout)[0]["labels"] == []
     file.write_text(json.dumps(content | {"fingerprint": "other"}), "utf-8")
-    assert "has thresholds of another model" in dcclip(*ask, expect=1).stderr
+    assert "has thresholds for another model" in dcclip(*ask, expect=1).stderr
 
 
 def test_the_starters_thresholds_need_a_file(tmp_path: Path) -> None:
     stderr = dcclip("calibrate", tmp_path, "--model", "starter", expect=1).stderr
-    assert "error: thresholds cannot be written next to" in stderr and "--out thresholds.json" in stderr
+    assert "error: thresholds cannot be written into" in stderr and "--out thresholds.json" in stderr

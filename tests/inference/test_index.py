@@ -204,5 +204,5 @@ def test_dimensions_that_a_model_was_not_trained_for_are_warned_of_and_too_many_
     ]
     vectors = short.encode_texts(["a red circle", "红色的圆"])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
-    with pytest.raises(DcclipError, match="embeddings of 16 numbers, fewer than 24"):
+    with pytest.raises(DcclipError, match="the embeddings have 16 dimensions, fewer than 24"):
         shortened(model, 24, Silent()).encode_texts(["猫"])

@@ -46,7 +46,7 @@ def test_the_python_api_predicts_what_the_command_does(
 
 def test_a_missing_device_is_refused(bundle_folder: Path, model_folder: Path) -> None:
     for folder in (bundle_folder, model_folder):
-        with pytest.raises(DcclipError, match="finds no device mps"):
+        with pytest.raises(DcclipError, match="does not support the device mps"):
             load_encoder(resolve(str(folder)), "mps")
 
 

@@ -67,6 +67,6 @@ def test_a_name_is_put_in_as_it_is_braces_and_all() -> None:
 
 def test_prompts_whose_embeddings_add_up_to_nothing_are_an_error_and_no_probability() -> None:
     rows = np.asarray([EAST, NORTH, (0.6, 0.8), (-0.6, -0.8)], np.float32)  # the second class's cancel out
-    with pytest.raises(NotFiniteError, match="prompts add up to 0 for 1 of 2 classes") as raised:
+    with pytest.raises(NotFiniteError, match="the prompt embeddings of 1 of 2 classes add up to 0") as raised:
         class_means(rows, [2, 2])
     assert "templates" in raised.value.hint

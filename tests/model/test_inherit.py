@@ -209,4 +209,4 @@ def test_blocks_are_taken_at_even_distances_kernels_are_cropped_and_surplus_bloc
 def test_a_network_that_does_not_fit_is_refused_with_the_reason(small: str, large: str, reason: str) -> None:
     with pytest.raises(DcclipError, match=reason) as raised:
         inherit_image_tower(model(small).visual, towers(model(large), large))
-    assert "omit inherit" in raised.value.hint
+    assert "remove inherit" in raised.value.hint

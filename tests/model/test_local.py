@@ -99,7 +99,7 @@ IGNORED: list[Change] = [  # they name other places, and are loaded as if they d
 
 NETWORK, CODE = f"{VISION}.timm_model_name: ", "is not allowed: it could run code or read other files"
 DUAL, TIMM = "vision-text-dual-encoder", {"model_type": "timm_wrapper"}
-ELSEWHERE = "leads to a hub or another directory"
+ELSEWHERE = "refers to a hub or another directory"
 OF_OPEN_CLIP: list[tuple[str, dict[str, Any], str]] = [
     (VISION, {"timm_model_name": "hf-hub:nobody/network"}, f"{NETWORK}hf-hub:nobody/network {ELSEWHERE}"),
     (VISION, {"timm_model_name": "local-dir:/elsewhere"}, f"{NETWORK}local-dir:/elsewhere {ELSEWHERE}"),
@@ -107,7 +107,7 @@ OF_OPEN_CLIP: list[tuple[str, dict[str, Any], str]] = [
     (TEXT, {"hf_tokenizer_name": None, "tokenizer_kwargs": {"bpe_path": "/nowhere"}}, f"kwargs: bpe_path {CODE}"),
 ]
 OF_TRANSFORMERS: list[tuple[str, dict[str, Any], str]] = [
-    ("", TIMM, "is a model of type timm_wrapper, not an image-text dual encoder"),
+    ("", TIMM, "is a model of type timm_wrapper instead of an image-text dual encoder"),
     ("", {"model_type": DUAL, "vision_config": TIMM | {"architecture": "hf-hub:no/net"}}, f"hf-hub:no/net {ELSEWHERE}"),
     (
         "",
@@ -122,7 +122,7 @@ REFUSED: list[tuple[Change, str]] = [
     *((("altclip", "config.json", where, values), ending) for where, values, ending in OF_TRANSFORMERS),
     (
         ("altclip", "adapter_config.json", "", {"base_model_name_or_path": "nobody/model"}),
-        "is an adapter of another model (adapter_config.json)",
+        "is an adapter for another model (adapter_config.json)",
     ),
 ]
 
@@ -144,9 +144,9 @@ def test_directories_are_loaded_from_themselves_alone_and_what_leads_out_is_refu
     (folders[-1] / "model.safetensors").rename(folders[-1] / "model-1.safetensors")
     index = {"weight_map": {"logit_scale": "../../secret.safetensors"}}
     (folders[-1] / "model.safetensors.index.json").write_text(json.dumps(index))
-    sentences.append("weight_map: '../../secret.safetensors' is not the name of a file next to it")
+    sentences.append("weight_map: '../../secret.safetensors' is not the name of a file in the same folder")
     folders.append(Path(shutil.copytree(hub_teachers / "openclip-xlmr", tmp_path / "without")))
     (folders[-1] / "config.json").unlink()
-    sentences.append("does not say the sizes of its text tower made-up/tiny-xlm-roberta")
+    sentences.append("lacks the size of its text tower made-up/tiny-xlm-roberta")
     for actual, folder, sentence in zip(watched(folders, tmp_path), folders, sentences, strict=True):
         assert sentence in actual and (actual == "loaded" or str(folder) in actual)

@@ -66,7 +66,7 @@ def test_without_a_reference_the_environment_decides_or_the_starter_whose_line_n
     Path("runs/unfinished/distill/state").mkdir(parents=True)
     source = resolve()
     assert (source.kind, source.path) == ("bundle", starter)
-    assert source.description.endswith("with dcclip; use the newest run with --model runs/newer")
+    assert source.description.endswith("in dcclip; use the newest run with --model runs/newer")
     folder = model(Path("elsewhere"))
     monkeypatch.setenv("DCCLIP_MODEL", "elsewhere")
     assert resolve() == ModelSource("folder", str(folder), "model: elsewhere ($DCCLIP_MODEL)")
@@ -81,7 +81,8 @@ def test_without_a_reference_the_environment_decides_or_the_starter_whose_line_n
     [
         *((name, f"model {name} is not a directory", "hf:ORG/NAME, open_clip:ARCH/TAG, hf-hub:ORG/NAME, ms:ORG/NAME or")
           for name in ("nowhere", "hf:", "BAAI/AltCLIP", "model.onnx", "猫")),
-        *((name, f"model {name} is neither a directory nor the name of a hub", f"write {name.partition(':')[0]}:ORG")
+        *((name, f"model {name} is neither a directory nor the name of a hub model",
+           f"write {name.partition(':')[0]}:ORG")
           for name in ("hf:猫 a", "hf-hub:/nowhere", "ms:../x")),
         ("runs/unfinished", "export bundle or finished run (found: align)", "dcclip run"),
     ],
@@ -192,10 +193,7 @@ def test_a_recipes_teacher_may_be_a_model_of_modelscope(
     Path("a.yaml").write_text(json.dumps(recipe), "utf-8")
     checked = ("run", "a.yaml", "--check")
     shown = dcclip(*checked, "--set", "teacher.model=ms:org/../tiny", expect=1).stderr
-    assert (
-        "ms:org/../tiny is neither a directory nor the name of a hub repository" in shown
-        and "write ms:ORG/NAME" in shown
-    )
+    assert "ms:org/../tiny is neither a directory nor the name of a hub model" in shown and "write ms:ORG/NAME" in shown
     dcclip(*checked)
     dcclip("run", "a.yaml", "-q")
     record = json.loads(Path("runs/老师/distill/model/dcclip.json").read_text("utf-8"))

@@ -85,11 +85,11 @@ CONFIG, MODEL = "configuration_fgclip2.Fgclip2Config", "modeling_fgclip2.Fgclip2
 @pytest.mark.parametrize(
     ("auto_map", "what"),
     [
-        (None, "auto_map names no AutoConfig, and transformers has none"),
-        ({"AutoConfig": CONFIG}, "auto_map names no AutoModel"),
+        (None, "auto_map contains no AutoConfig, and transformers has none"),
+        ({"AutoConfig": CONFIG}, "auto_map contains no AutoModel"),
         (
             {"AutoConfig": CONFIG, "AutoModel": "nobody/code--modeling.Model"},
-            "is not MODULE.CLASS of a file next to it",
+            "is not MODULE.CLASS of a file in the same folder",
         ),
         ({"AutoConfig": "../../elsewhere.Config", "AutoModel": MODEL}, "'../../elsewhere.Config' is not MODULE.CLASS"),
         ({"AutoConfig": CONFIG, "AutoModel": "absent.Fgclip2Model"}, "has no absent.py"),

@@ -194,7 +194,7 @@ def test_a_model_that_cannot_be_trimmed_is_refused_and_nothing_is_written(
         trimmable(resolve("starter"))
     with pytest.raises(DcclipError, match="open_clip:ViT-B-32/openai is not a repository"):
         trimmable(resolve("open_clip:ViT-B-32/openai"))
-    with pytest.raises(DcclipError, match="is built by its own code"):
+    with pytest.raises(DcclipError, match="needs its own code"):
         trim(hub_teachers / "fgclip2", tmp_path / "fg", BOTH, TEXTS)
     with pytest.raises(DcclipError, match="has CLIP's English vocabulary"):
         trim(bundle_like, tmp_path / "clip", BOTH, TEXTS)
@@ -226,6 +226,6 @@ def test_a_copy_that_splits_a_text_otherwise_is_not_kept(
         (target / "tokenizer.json").write_text(text.replace('"▁photo"', '"▁phono"'), "utf-8")
 
     monkeypatch.setattr("dcclip_cli.model.trim.cut_tokenizer", without_a_piece)
-    with pytest.raises(DcclipError, match="cannot be cut: its files disagree about its pieces"):
+    with pytest.raises(DcclipError, match="cannot be trimmed: its files disagree about its tokens"):
         trim(hub_teachers / "altclip", tmp_path / "out", BOTH, TEXTS)
     assert list(tmp_path.iterdir()) == []

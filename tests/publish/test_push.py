@@ -158,7 +158,7 @@ def test_no_license_a_foreign_bundle_and_a_damaged_model_are_refused(run: Path, 
     with pytest.raises(DcclipError, match="no license given for ORG/small; that of its data: CC0") as caught:
         plan_push(model, "ORG/small")
     assert "--license apache-2.0" in caught.value.hint
-    with pytest.raises(DcclipError, match=r"'evil: \[x\\n' is no license of the hub"):
+    with pytest.raises(DcclipError, match=r"'evil: \[x\\n' is not a license identifier of the hub"):
         plan_push(model, "ORG/small", "evil: [x\n")
     with pytest.raises(DcclipError, match="small is not a repository name"):
         plan_push(model, "small", "mit")
@@ -171,7 +171,7 @@ def test_no_license_a_foreign_bundle_and_a_damaged_model_are_refused(run: Path, 
     with pytest.raises(DcclipError, match=r"open_clip_model\.safetensors is damaged or was changed"):
         plan_push(find_model(str(folder)), "ORG/small", "mit")
     starter = resolve("starter").path
-    with pytest.raises(DcclipError, match="is no export of this model as it is now"):
+    with pytest.raises(DcclipError, match="is not an export of the current model"):
         plan_push(model, "ORG/small", "mit", bundles=[starter])
 
 
@@ -199,7 +199,9 @@ def test_files_of_a_repository_change_only_where_the_user_says_so(run: Path, hub
 def test_an_upload_that_broke_goes_on_with_what_is_not_there(run: Path, hub: Hub) -> None:
     plan = plan_push(find_model(str(run)), "ORG/small", "mit")
     hub.faults = [("PUT /lfs/", 413, "Payload too large")]
-    with pytest.raises(DcclipError, match=r"refuses it: HTTP 413: Error while uploading '[\w./-]+'.*Payload too large"):
+    with pytest.raises(
+        DcclipError, match=r"rejected it: HTTP 413: Error while uploading '[\w./-]+'.*Payload too large"
+    ):
         push(plan)
     large = sum(request.startswith("PUT") for request in hub.asked)
     hub.asked.clear()
@@ -213,11 +215,11 @@ _COMMIT = "POST /api/models/ORG/small/commit"
 @pytest.mark.parametrize(
     ("token", "fault", "options", "what", "hint"),
     [
-        ("", None, {}, r"refuses it: HTTP 401: Invalid username", "hf auth login"),
-        ("hf_reads", None, {}, r"refuses it: HTTP 403: You don't have the rights", "that may write"),
-        ("hf_writes", None, {"pull_request": True}, r"refuses it: HTTP 404", "without --pull-request"),
-        ("hf_writes", (_COMMIT, 412, "since"), {}, r"refuses it: HTTP 412: since", "run the same command again"),
-        ("hf_writes", (_COMMIT, 500, "oops"), {}, r"refuses it: HTTP 500: oops", "run the same command again"),
+        ("", None, {}, r"rejected it: HTTP 401: Invalid username", "hf auth login"),
+        ("hf_reads", None, {}, r"rejected it: HTTP 403: You don't have the rights", "that may write"),
+        ("hf_writes", None, {"pull_request": True}, r"rejected it: HTTP 404", "without --pull-request"),
+        ("hf_writes", (_COMMIT, 412, "since"), {}, r"rejected it: HTTP 412: since", "run the same command again"),
+        ("hf_writes", (_COMMIT, 500, "oops"), {}, r"rejected it: HTTP 500: oops", "run the same command again"),
     ],
 )
 def test_what_the_hub_refuses_is_one_sentence_with_a_hint(

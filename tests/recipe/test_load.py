@@ -51,7 +51,7 @@ def test_all_mistakes_are_reported_at_once_in_the_order_of_the_lines(recipe: Pat
         "1: name: 'a/b' is a path: use a plain name of letters, digits, _ - and .",
         "2: sed: unknown key, did you mean 'seed'?",
         "3: teacher.kind: 'altclp' is not one of altclip, transformers, fgclip2, open_clip, did you mean 'altclip'?",
-        "5: distill.losses.0.weight: input must be greater than or equal to 0 (got -1)",
+        "5: distill.losses.0.weight: input should be greater than or equal to 0 (got -1)",
         "5: distill.epoch: unknown key, did you mean 'epochs'?",
         "--set distill.optimizer.lr=快: distill.optimizer.lr: expected a number (got '快')",
     ]
@@ -79,11 +79,11 @@ def test_all_mistakes_are_reported_at_once_in_the_order_of_the_lines(recipe: Pat
         ),
         (
             "name: x\ndata: {train: ./x}\nalign: {steps: 1, start: ./x, accumulate: 二, losses: [{kind: task, a: 1}]}",
-            ":3: align.accumulate: expected an integer or input must be 'auto' (got '二')|"
+            ":3: align.accumulate: expected an integer or input should be 'auto' (got '二')|"
             ":3: align.losses.0.a: unknown key",
         ),
         ("name: ../../小\n", ":1: name: '../../小' is a path: use a plain name of letters, digits, _ - and ."),
-        ("name: x\nformat: 2\n", ":2: format: input must be 1 (got 2)"),
+        ("name: x\nformat: 2\n", ":2: format: input should be 1 (got 2)"),
     ],
 )
 def test_what_a_stage_needs_is_reported_where_it_is_asked_for(recipe: Path, text: str, what: str) -> None:
@@ -105,7 +105,7 @@ def test_a_run_remembers_its_recipe_and_refuses_another_for_what_is_finished(rec
     check_finished(load(recipe, ["align.steps=6"]).recipe, run, again=("align",))
     with pytest.raises(DcclipError) as caught:
         check_finished(load(recipe, ["align.steps=7", "seed=1"]).recipe, run, again=("distill",))
-    differs = "was made from a recipe that differs: seed was 0, is 1, align.steps was 5, is 7"
+    differs = "was created with a different recipe: seed was 0 and is now 1, align.steps was 5 and is now 7"
     assert caught.value.what == f"{run}/align {differs}"
 
 
@@ -119,7 +119,9 @@ def test_a_url_with_another_signature_is_the_same_recipe(recipe: Path, tmp_path:
     record(load(recipe, [f"{data}猫"]), run)
     _finish(run, "align")
     check_finished(load(recipe, [f"{data}dog"]).recipe, run, again=())
-    with pytest.raises(DcclipError, match=r"data.train was https://host/a.tar, is https://host/b.tar$") as caught:
+    with pytest.raises(
+        DcclipError, match=r"data.train was https://host/a.tar and is now https://host/b.tar$"
+    ) as caught:
         check_finished(load(recipe, ["data.train=https://host/b.tar?signature=猫"]).recipe, run, again=())
     assert "猫" not in caught.value.what
 
@@ -130,7 +132,7 @@ def test_a_url_with_another_signature_is_the_same_recipe(recipe: Path, tmp_path:
         ("true", "expected an integer (got True)"),
         ("'12'", "expected an integer (got '12')"),
         ("1e3", "expected an integer (got 1000.0)"),
-        ("999999999999", "input must be less than or equal to 100000000 (got 999999999999)"),
+        ("999999999999", "input should be less than or equal to 100000000 (got 999999999999)"),
     ],
 )
 def test_a_number_is_nothing_else_in_the_file_and_on_the_command_line(recipe: Path, value: str, what: str) -> None:
@@ -147,10 +149,10 @@ def test_a_number_is_nothing_else_in_the_file_and_on_the_command_line(recipe: Pa
 
 def test_numbers_are_finite_and_ranges_begin_with_the_smaller_one(recipe: Path) -> None:
     for override, problem in {
-        "align.optimizer.lr=1e400": "input must be a finite number (got inf)",
+        "align.optimizer.lr=1e400": "input should be a finite number (got inf)",
         "align.optimizer.lr=.nan": "expected a number (got '.nan')",
         "align.augment.scale=[2, 1]": "the range starts at 2 and ends at 1: put the smaller number first",
-        "align.augment.scale=[0, 0]": "input must be greater than or equal to 0.05 (got 0)",
+        "align.augment.scale=[0, 0]": "input should be greater than or equal to 0.05 (got 0)",
     }.items():
         with pytest.raises(DcclipError) as caught:
             load(recipe, [override])

@@ -82,8 +82,10 @@ def test_all_problems_are_reported_at_once_with_their_hints(problems: Any, tmp_p
         "the hub cannot be reached: HF_HUB_OFFLINE is set "
         "(download it on a machine with a network: hf download BAAI/AltCLIP; or give a local directory)"
     )
-    assert "imagenet needs its images: clip-benchmark/wds_imagenet1k is not complete in the local cache" in lines[3]
-    assert "food101 needs its images: neither --data-root nor the hub has the images" in lines[4]
+    assert (
+        "data set imagenet has no images: clip-benchmark/wds_imagenet1k is not complete in the local cache" in lines[3]
+    )
+    assert "data set food101 has no images: neither --data-root nor the hub has them" in lines[4]
     assert hint == "fix all of these, then check again: dcclip run RECIPE --check"
 
 
@@ -191,7 +193,7 @@ def test_data_that_a_stage_cannot_use_is_reported(
         (tmp_path / "classes" / name / "1.png").write_bytes(pairs[0].image)
     lines, hint = problems({"data.train": str(tmp_path / "classes"), "data.validation": str(tmp_path / "classes")})
     assert [line.split(":")[0] for line in lines] == ["data.train", "data.validation"]
-    assert "is a folder of class folders (cat, 狗), not of pairs" in lines[0] and "data.images" in hint
+    assert "is a folder of class folders (cat, 狗), not of image-caption pairs" in lines[0] and "data.images" in hint
 
 
 def test_texts_in_one_language_are_reported_also_where_there_are_images(
@@ -218,7 +220,7 @@ def test_a_run_directory_of_another_recipe_is_found_unless_it_is_made_again(
     run.model("distill").mkdir(parents=True)
     write_record(run.model("distill") / "dcclip.json", {"format": 2})
     changed_recipe = load(whole_recipe, values={"distill.steps": 4})
-    with refused("run/distill was created with a different recipe: distill.steps was 3, is 4", "with --fresh"):
+    with refused("run/distill was created with a different recipe: distill.steps was 3 and is now 4", "with --fresh"):
         check(changed_recipe, run, ALL)
     check(changed_recipe, run, ALL, fresh=True)
     check(changed_recipe, run, ("export",))  # which takes any model

@@ -158,7 +158,7 @@ def test_pictures_with_any_name_are_found_and_those_that_were_replaced_are_not(
         ({"json": {"input": "狗 dog" * 2000}}, 422, "a text has 10,000 characters"),
         ({"json": {"input": ["狗" * 8192] * 257}}, 422, "have 2,105,344 characters"),
         ({"json": {"messages": [{"content": ""}]}}, 422, "a text is empty"),
-        ({"json": {"input": "data:image/png;base64,%"}}, 422, "not base64"),
+        ({"json": {"input": "data:image/png;base64,%"}}, 422, "not valid base64"),
         ({"json": {"input": data_url(png_header(50_000, 50_000))}}, 422, "pixels, more than 64,000,000"),
         ({"json": {"input": data_url(b"no image")}}, 422, "not a readable image"),
         ({"content": b'"\\ud800"', "headers": {"content-type": "application/json"}}, 422, "invalid request"),
@@ -339,7 +339,7 @@ def test_a_stop_answers_what_was_accepted_and_needs_no_torch(bundle_folder: Path
     for thread in threads:
         thread.join()
     text = server.communicate()[1]
-    assert server.returncode == 0 and "Traceback" not in text and text.startswith("warning: anyone who reaches port ")
+    assert server.returncode == 0 and "Traceback" not in text and text.startswith("warning: anyone who can reach port ")
     assert statuses[0] == 2000 and set(statuses) <= {2000, 503}
 
 

@@ -106,7 +106,7 @@ def test_a_strangers_code_is_named_before_it_runs_and_does_not_run_to_be_shown_o
         in dcclip_command("recipe", "show", "theirs.yaml").stdout
     )
     differs = dcclip_command("distill", "mine.yaml", "--check", "--out", "run", expect=1).stderr
-    assert "was made from a recipe that differs" in differs and not Path("ran").exists()
+    assert "was created with a different recipe" in differs and not Path("ran").exists()
     named, error, _ = dcclip_command("distill", "theirs.yaml", "--check", expect=1).stderr.splitlines()
     assert named == f"the recipe uses your own code from {tmp_path}/strange.py"
     assert "strange:Loss cannot be imported: OSError: too late" in error and Path("ran").exists()

@@ -62,9 +62,10 @@ def test_what_a_loss_or_a_batch_norm_cannot_learn_from_is_refused(
     english, losses = {"train": str(tmp_path / "en.parquet")}, [{"kind": "embedding"}, {"kind": "cross_lingual"}]
     for name, data, options, problem, hint in (
         ("a", english, {}, "distill.captions.languages: there are no 'zh' captions in data.train", "[en]"),
-        ("b", english | {"texts": str(tmp_path / "zh.txt")}, {"losses": losses}, "losses.1: loss cross_lingual needs",
-         "translations"),
-        ("c", distilling["data"], {"losses": losses, "accumulate": 8}, "a step or part has one image", "fewer parts"),
+        ("b", english | {"texts": str(tmp_path / "zh.txt")}, {"losses": losses},
+         "losses.1: the loss cross_lingual needs", "translations"),
+        ("c", distilling["data"], {"losses": losses, "accumulate": 8},
+         "a step or part has only one image", "fewer parts"),
     ):  # fmt: skip
         with refused(problem, hint):
             run(elsewhere(distilling, name, options, data=data))

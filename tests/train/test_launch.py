@@ -135,7 +135,7 @@ def test_an_error_in_one_process_ends_all_with_one_error_and_one_hint(
 
 def test_there_are_as_many_processes_as_gpus_at_most() -> None:
     assert (on_gpus("auto", 4), on_gpus(2, 4), process_number(3, "cpu"), process_number("auto", "cpu")) == (4, 2, 3, 1)
-    with refused("a process needs a GPU of its own, and this machine has 4", "set --processes 4 or auto"):
+    with refused("every process needs its own GPU, and this machine has 4", "set --processes 4 or auto"):
         on_gpus(5, 4)
 
 

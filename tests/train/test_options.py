@@ -44,7 +44,8 @@ INHERITING: dict[str, Any] = {"text": {"inherit": "layers", "vocabulary": {"from
     ("stage", "options", "data", "at", "what", "hint"),
     [
         ("distill", {"precision": "fp16"}, PAIRS, "precision", "fp16 needs a GPU", "precision: auto"),
-        ("align", {"validate_every_steps": 1}, PAIRS, "validate_every_steps", "needs pairs", "set data.validation"),
+        ("align", {"validate_every_steps": 1}, PAIRS, "validate_every_steps", "requires validation pairs",
+          "set data.validation"),
         *(("distill", {key: value, "losses": [{"kind": "similarity"}]}, PAIRS, key,
            "parts depend on the machine, and similarity compares the pairs", "gradient_cache: true")
           for key, value in (("accumulate", "auto"), ("images_per_part", 8))),
@@ -53,11 +54,11 @@ INHERITING: dict[str, Any] = {"text": {"inherit": "layers", "vocabulary": {"from
         ("align", {"losses": [EMBEDDING | {"teacher": 1}]}, PAIRS, "losses.0", "there are 1", "more_teachers"),
         ("distill", {"losses": [EMBEDDING | {"weight": 0}]}, PAIRS, "losses", "all losses have weight 0", "above 0"),
         ("distill", {"lora": {"towers": "image"}, "optimizer": {"image_lr_scale": 0}}, PAIRS, "lora.towers",
-         "adapts layers that do not learn (image)", "adapt a tower that learns"),
-        ("distill", {"losses": [{"kind": "anchors"}]}, TEXTS, "losses.0", "nothing for loss anchors",
+         "adapts layers that are not trained (image)", "adapt a tower that is trained"),
+        ("distill", {"losses": [{"kind": "anchors"}]}, TEXTS, "losses.0", "nothing for the loss anchors",
          "set data.train or data.images and data.texts, or"),
         ("distill", {"losses": [EMBEDDING | {"languages": ["zh"]}], "captions": {"languages": ["en"]}}, TEXTS, "losses",
-         "no loss reaches a tower that has data", "add a loss"),
+         "no loss trains an unlocked tower that has data", "add a loss"),
         ("align", {"start": "distill"}, PAIRS, "start", "align starts from 跑/distill/model, which does not exist",
          "run stage 1 first"),
         ("align", {"start": "不在"}, PAIRS, "start", "align starts from 不在, which does not exist", "or scratch"),
@@ -98,7 +99,7 @@ def test_a_long_warm_up_and_lora_on_random_weights_are_warned_of() -> None:
 def test_what_a_student_takes_from_a_teacher_needs_one_unless_it_is_made_already(model_folder: Path) -> None:
     student = StudentOptions.model_validate(STUDENT | INHERITING)
     without: dict[str, Any] = {"student_options": student, "teacher": None}
-    keys = [key for key, problem, _ in found("align", {}, PAIRS, **without) if "is taken from the teacher" in problem]
+    keys = [key for key, problem, _ in found("align", {}, PAIRS, **without) if "comes from the teacher" in problem]
     assert keys == ["student.text.inherit", "student.text.vocabulary.from"]
     assert not found("align", {"start": str(model_folder)}, PAIRS, **without)
     assert not found("align", {}, PAIRS, student_options=student)
@@ -107,9 +108,9 @@ def test_what_a_student_takes_from_a_teacher_needs_one_unless_it_is_made_already
 @pytest.mark.parametrize(
     ("data", "options", "said", "hint"),
     [
-        (PAIRS, {"images_per_step": 4}, "images_per_step is 4, but there is no data.images", "data.images"),
-        (PAIRS, {"texts_per_step": 4}, "texts_per_step is 4, but there is no data.texts", "data.texts"),
-        (PAIRS | TEXTS, {"texts_per_step": 4}, "the contrastive loss uses pairs only", "add a distillation loss"),
+        (PAIRS, {"images_per_step": 4}, "images_per_step is 4, but data.images is not set", "data.images"),
+        (PAIRS, {"texts_per_step": 4}, "texts_per_step is 4, but data.texts is not set", "data.texts"),
+        (PAIRS | TEXTS, {"texts_per_step": 4}, "the contrastive loss uses only pairs", "add a distillation loss"),
         (TEXTS, {}, "align needs image-caption pairs, but data has none", "data.train"),
     ],
 )

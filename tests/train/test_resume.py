@@ -65,7 +65,7 @@ def test_data_shuffled_in_windows_resumes_alike_and_with_no_other_window(alignin
     aligning["data"] = {"train": aligning["data"], "shuffle_window": 16}  # of 40 pairs: windows of two steps
     unbroken = sha256(run(elsewhere(aligning, "unbroken")))
     interrupt(aligning, "align", 3)
-    with refused("was saved by another recipe", "--fresh"):
+    with refused("belongs to another recipe", "--fresh"):
         run(aligning | {"data": aligning["data"] | {"shuffle_window": 24}})
     assert sha256(run(aligning)) == unbroken
 
@@ -104,8 +104,6 @@ def test_a_changed_recipe_on_an_old_state_is_refused_and_fresh_is_the_way_out(
         for name in path:
             inner = inner[name]
         inner[last] = value
-        with refused(
-            rf"was saved by another recipe, .*: .*{last}.* changed", "undo the change to resume, or start over"
-        ):
+        with refused(rf"belongs to another recipe, .*: .*{last}.* changed", "undo the change to resume, or start over"):
             run(changed)
     assert not run(changed | {"fresh": True}).already_finished

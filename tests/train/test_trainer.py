@@ -425,5 +425,5 @@ def test_a_contrast_that_has_learned_nothing_is_warned_about_once(
     progress = Watch()
     train(Guessing(), progress, steps=4)
     [warning] = [line for line in progress.said if line.startswith("warning")]
-    assert "after 2 steps image_zh is 2.079, and chance level is 2.079" in warning
-    assert "optimizer.lr" in warning and "captions that do not belong" in warning
+    assert "after 2 steps image_zh is 2.079; chance level is 2.079" in warning
+    assert "optimizer.lr" in warning and "captions that do not match" in warning

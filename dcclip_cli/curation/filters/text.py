@@ -179,7 +179,7 @@ _SIMPLER = str.maketrans(
 # One of these is in all that the English patterns of _GENERATED and _PAGE find: most captions need not be searched.
 _HINTS = (
     *("may contain", "may be a", "description", "result for", "click", "tap", "press", "hover", "view", "available"),
-    *("in DIR", "yet", "upload", "coming soon", "missing", "loaded", "source", "credit", "courtesy", "resized"),
+    *("found", "yet", "upload", "coming soon", "missing", "loaded", "source", "credit", "courtesy", "resized"),
     *("loading", "placeholder", "rights reserved", "browser", "facebook", "twitter", "pinterest", "instagram", "weibo"),
     *("unsplash", "pexels", "pixabay", "flickr"),
 )

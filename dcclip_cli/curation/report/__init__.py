@@ -97,7 +97,7 @@ def explain(reason: str) -> tuple[str, ...]:
     exact = (entry for entry in entries if entry[1] == reason)
     step, mark, text = next(exact, None) or next(entry for entry in entries if fnmatchcase(reason, entry[1]))
     meaning, _, setting = text.partition(" | ")
-    fields = {"in DIR": reason.removeprefix(mark.partition("*")[0])} if "{found}" in meaning else {}
+    fields = {"found": reason.removeprefix(mark.partition("*")[0])} if "{found}" in meaning else {}
     return Message(step), Message(meaning, **fields), setting
 
 
