@@ -333,7 +333,7 @@ class Preflight:
             ((name,), run, stage.run_bytes, self.run_dir.root, _RUN_HINT),
         ):
             if needed_bytes > free_bytes(folder):
-                free = Message("{} free at {}", size_in_words(free_bytes(folder)), folder)
+                free = Message("{} are free at {}", size_in_words(free_bytes(folder)), folder)
                 taken_space = size_in_words(needed_bytes)
                 self._add(at, DcclipError("{} will take about {}, and {}", hint, product, taken_space, free))
 

@@ -235,7 +235,7 @@ def make_accelerator(options: TrainOptions, device: str, unused: bool = True) ->
 class FixedBuckets:
     """A DDP reducer that keeps its first buckets.
 
-    DDP arranges them anew after the first step, in the order in which gradients came. With more than two processes sums
+    DDP rearranges them after the first step, in the order in which gradients came. With more than two processes, sums
     are rounded in another order from then on, and a resumed run would not be bit-identical.
     """
 
