@@ -76,7 +76,7 @@ def read_record(file: Path, hint: str) -> Record:
         raise DcclipError("{} lists no files of its folder", hint, file)
     for path in (file.parent / name for name in files):
         if not path.is_file():
-            raise DcclipError("{} is missing; {} lists it", hint, path, file.name)
+            raise DcclipError("{} is missing, but {} lists it", hint, path, file.name)
     return Record(file, content, hint)
 
 

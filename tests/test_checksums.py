@@ -84,7 +84,7 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
     with refused(f"{file} is damaged or was changed: its SHA-256 differs from the one in dcclip.json", "copy it"):
         read_record(record, "copy it").check()
     file.unlink()
-    with refused(f"{file} is missing; dcclip.json lists it", "copy it"):
+    with refused(f"{file} is missing, but dcclip.json lists it", "copy it"):
         read_record(record, "copy it")
     record.write_text(json.dumps({"format": 9}))
     with refused(f"{record} has format 9; this version of dcclip reads format 1", "copy it"):

@@ -91,7 +91,7 @@ def eval(
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:
-    """Measure models on test sets, side by side.
+    """Evaluate models on test sets and compare them side by side.
 
     With a recipe, evaluates its model on its data sets and saves the results in runs/NAME/eval.
     """
@@ -247,7 +247,7 @@ def compare(
     console.show_table(title, columns, rows)
 
 
-_NAME = Argument(metavar="NAME", help="A data set of classes, with --classes-yaml.")
+_NAME = Argument(metavar="NAME", help="Data set whose classes to print, with --classes-yaml.")
 _LOOK_IN = Option("--data-root", metavar="DIR", help="Show which data sets are in DIR.")
 _CLASSES_YAML = Option("--classes-yaml", help="Print the classes of NAME as the classes.yaml of a folder.")
 

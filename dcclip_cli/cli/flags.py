@@ -59,7 +59,7 @@ def processes(value: str) -> int | Literal["auto"]:
     return at_a_time(int(value)) or 1
 
 
-_TOGETHER = "Number of training processes, one per GPU; auto: one for each GPU."
+_TOGETHER = "Number of training processes, at most one per GPU; auto: all GPUs."
 Processes = Annotated[Any, Option("--processes", parser=processes, metavar="N", help=_TOGETHER)]
 Where = Annotated[Device, Option("--device", help="Device of the model; auto uses a GPU if there is one.")]
 Threads = Annotated[
@@ -69,7 +69,7 @@ Threads = Annotated[
     ),
 ]
 TrustRemoteCode = Annotated[
-    bool, Option("--trust-remote-code", help="Run code in the repositories of models (FG-CLIP2). Read it first.")
+    bool, Option("--trust-remote-code", help="Run the code in a model's repository (FG-CLIP2 needs it). Read it first.")
 ]
 _DIMS = "Use the first N dimensions of embeddings, for models trained with `dims`. Default: all."
 Dims = Annotated[int | None, Option("--dims", min=8, max=8192, metavar="N", help=_DIMS)]

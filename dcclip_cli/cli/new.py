@@ -40,8 +40,8 @@ _KIND = Option("--kind", help="Override the detected kind of --data, for example
 _TEXTS = Option(
     "--texts",
     metavar="FILE",
-    help="Texts to learn with photographs, one per line. Default: class names and prompts in both languages, "
-    "written next to FILE.",
+    help="Training texts for photographs without captions, one per line. Default: class names and prompts in both "
+    "languages, written next to FILE.",
 )
 _SIZE = Option(
     "--size", help="Student of 12, 29, 45 or 3 M parameters. Default: S, or XS where the teacher is smaller."
@@ -71,7 +71,9 @@ def new(
         raise DcclipError("{} exists", "choose another file, or overwrite it with --force", file)
     flags.out(file, folder=False)
     if not yes and None in (teacher, data, size) and not _can_ask():
-        raise DcclipError("cannot ask: there is no terminal", "give --teacher, --data and --size, or --data and --yes")
+        raise DcclipError(
+            "cannot ask: not running in a terminal", "give --teacher, --data and --size, or --data and --yes"
+        )
     if data is None and yes:
         raise DcclipError("no data given", "give it with --data PATH")
 

@@ -32,7 +32,7 @@ _WITH_FILE: Mapping[int, DcclipError] = {
         "{file}: your disk quota is used up", "free some of your quota{elsewhere}, then run the same command again"
     ),
     errno.EROFS: DcclipError("{file} is on a read-only file system", "write to another file system{elsewhere}"),
-    errno.EEXIST: DcclipError("{file} already exists", "move it away{elsewhere}"),
+    errno.EEXIST: DcclipError("{file} already exists", "rename or move it{elsewhere}"),
     errno.ENOTDIR: DcclipError(
         "{barrier} is a file, not a folder", "check the path: every part before the last must be a folder"
     ),

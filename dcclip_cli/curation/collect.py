@@ -223,7 +223,9 @@ def _finished_manifest(out: Path) -> dict[str, Any] | None:
     if ours:
         check_format(out / MANIFEST, content, Message("collect again with --fresh"))
         return dict(content)
-    raise DcclipError("{} exists and is not an output of collect", "move it away, or choose another with --out", out)
+    raise DcclipError(
+        "{} exists, but collect did not write it", "rename or move it, or choose another folder with --out", out
+    )
 
 
 def _result(out: Path, manifest: dict[str, Any], already_finished: bool, seconds: float) -> CollectResult:

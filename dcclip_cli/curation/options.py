@@ -60,7 +60,7 @@ class SlurmOptions(Options):
 class ClusterOptions(Options):
     """How --engine slurm runs the tasks; does not change the output."""
 
-    slurm: SlurmOptions | None = Field(None, description="Options of --engine slurm")
+    slurm: SlurmOptions | None = Field(None, description="Options for --engine slurm")
 
 
 class CollectOptions(DedupOptions):
@@ -81,4 +81,6 @@ class CollectOptions(DedupOptions):
     output: OutputOptions = Field(OutputOptions(), description="How kept pairs are stored")
     shard_size: int = Field(1000, ge=1, le=100_000, description="Pairs read per shard; a shard has those kept")
     report: ReportOptions = Field(ReportOptions(), description="Contents of report.html")
-    cluster: Neutral[ClusterOptions] = Field(ClusterOptions(), description="Resources of --engine slurm")
+    cluster: Neutral[ClusterOptions] = Field(
+        ClusterOptions(), description="Resources that each job of --engine slurm requests"
+    )

@@ -110,7 +110,7 @@ class CaptionOptions(Options):
 
 
 class Augment(Options):
-    """Random image augmentations; by default, only transparent images are put on white."""
+    """Random image augmentations. The default only puts transparent images on white."""
 
     background: Literal["white", "random"] = Field("white", description="Background of transparent images")
     crop: float = Field(1.0, gt=0, le=1, description="Smallest fraction of the area that a random crop keeps")
@@ -121,7 +121,7 @@ class Augment(Options):
     blur: float = Field(
         0.0, ge=0, le=100, description="Largest radius in pixels of a Gaussian blur of half of the images"
     )
-    grey: float = Field(0.0, ge=0, le=1, description="Probability of turning an image grey")
+    grey: float = Field(0.0, ge=0, le=1, description="Probability of converting an image to grey")
     flip: bool = Field(False, description="Mirror half of the images: harms align if captions mention left or right")
 
     @field_validator("scale")

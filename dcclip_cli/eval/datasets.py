@@ -140,7 +140,7 @@ def _named(entry: KnownSet, language: Language, data_root: Path | None, template
         if (chinese > len(truth.texts) / 2) != (language == "zh"):
             raise DcclipError(
                 "data set {0}: {1:,} of {2:,} captions contain Chinese, but {3} captions are expected",
-                "put the {3} captions into a folder {0}, next to those of the other language",
+                "put the {3} captions into the folder {0}, next to that of the other language",
                 name, chinese, len(truth.texts), language,
             )  # fmt: skip
         texts: Classes | Captions = truth
@@ -283,7 +283,7 @@ def classes_yaml(name: str) -> str:
     if named is None:
         raise registry.unknown(name)
     if named[0].task == "retrieval":
-        raise DcclipError("data set {} has captions instead of classes", "see: dcclip datasets", name)
+        raise DcclipError("data set {} has captions instead of classes", "list them with: dcclip datasets", name)
     texts = prompts.read(registry.prompts_of(named[0]))
     names = {
         folder: {language: translations[label] for language, translations in texts.names.items()}

@@ -113,7 +113,7 @@ def read_thresholds(file: Path, model: Encoder) -> dict[str, float]:
     """Label -> threshold. Raises DcclipError if the file is damaged or of another model."""
     content: dict[str, Any] = read_json(file, _AGAIN)
     if content.get("fingerprint") != model.fingerprint:
-        raise DcclipError("{} has thresholds for another model than {}", _AGAIN, file, model.name)
+        raise DcclipError("{} has thresholds for a model other than {}", _AGAIN, file, model.name)
     try:
         return {str(label): float(entry["threshold"]) for label, entry in content["labels"].items()}
     except (KeyError, TypeError, ValueError, AttributeError):

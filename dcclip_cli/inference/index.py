@@ -67,7 +67,9 @@ def direction(added: np.ndarray, subtracted: np.ndarray | None = None) -> np.nda
     """(D,), length 1: the sum of embeddings (N, D) less the sum of others. Raises DcclipError if nothing is left."""
     total = added.sum(axis=0) - (0 if subtracted is None else subtracted.sum(axis=0))
     if not (length := float(np.linalg.norm(total))) > 1e-6:
-        raise DcclipError("the query cancels out", "do not add and subtract the same")
+        raise DcclipError(
+            "the query is empty: --text and --not cancel out", "use different inputs for --text and --not"
+        )
     return np.asarray(total / length, np.float32)
 
 

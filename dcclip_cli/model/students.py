@@ -136,7 +136,7 @@ class StudentOptions(Options):
         description="Image tower; presets define one. `teacher`: that of an open_clip teacher, which is not trained, "
         "for a text tower in its space"
     )
-    text: TextTower = Field(TextTower(), description="Text tower; presets define one")
+    text: TextTower = Field(TextTower(), description="Text tower; presets include one")
     embed_dim: int | None = Field(
         None, ge=8, le=8192, description="Width of the shared embedding space; default: the teacher's, or 256"
     )

@@ -213,7 +213,7 @@ def unpickled(file: Path) -> dict[str, Tensor]:
     named = checkpoint.items() if isinstance(checkpoint, dict) else ()
     tensors = {str(key).removeprefix("module."): value for key, value in named if isinstance(value, torch.Tensor)}
     if not tensors:
-        raise DcclipError("{} contains no named weights", "use a model with safetensors weights", file)
+        raise DcclipError("{} contains no named tensors", "use a model with safetensors weights", file)
     return tensors
 
 

@@ -92,7 +92,7 @@ class EmbeddingRequest(BaseModel):
         texts = [item.input() if isinstance(item, Part) else item for item in inputs]
         if not all(isinstance(text, str) for text in texts):
             hint = Message("send texts; with LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False")
-            raise DcclipError("the input has an item that is not a text", hint)
+            raise DcclipError("the input contains an item that is not a text", hint)
         if self.input and (address := next((text for text in texts if re.fullmatch(r"https?://\S+", text)), None)):
             raise bad_url(address)
         return texts
@@ -144,7 +144,7 @@ class Server:
     async def labels(self, names: Sequence[str], multi_label: bool) -> Labels:
         """The labels' embeddings; those of the last 10,000 labels are stored."""
         if len(names) > MAX_LABELS:
-            raise DcclipError("{:,} labels in a request", "send up to {:,}", len(names), MAX_LABELS)
+            raise DcclipError("too many labels in a request: {:,}", "send up to {:,}", len(names), MAX_LABELS)
         key = (*names, multi_label)
         if (labels := self._labels.get(key)) is None:
             texts, neutral_texts = label_prompts(self.encoder.encoder, names, None, multi_label)
@@ -294,7 +294,7 @@ def _add_immich(app: FastAPI, server: Server) -> None:
             task, name = next(iter(tasks)), tasks["clip"][kind]["modelName"] if list(tasks) == ["clip"] else ""
         except (ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError):
             problem = Message('entries must be {{"clip": {{"{}": {{"modelName": "NAME"}}}}}}', kind)
-            raise DcclipError(problem, "see immich's folder machine-learning/") from None
+            raise DcclipError(problem, "see machine-learning/ in immich's repository") from None
         if task != "clip" or len(tasks) != 1 or not isinstance(name, str):
             problem = Message("this server provides clip only, not {}", str(task)[:40])
             hint = Message("turn it off in immich's settings, or add immich's own server after this one")

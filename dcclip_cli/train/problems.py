@@ -48,7 +48,7 @@ def problems(stage: Stage) -> Iterator[Problem]:
         adapted = [tower for tower in scales if options.lora.towers in (tower, "both")]
         if all(tower == stage.lock or not scales[tower] for tower in adapted):
             problem = Message("adapts layers that are not trained ({}): locked, or with lr_scale 0", all_of(adapted))
-            yield (name, "lora", "towers"), DcclipError(problem, "adapt a tower that is trained, or remove lora")
+            yield (name, "lora", "towers"), DcclipError(problem, "apply lora to a tower that is trained, or remove it")
     if not any(loss.weight_at(done) for loss in stage.losses for done in (0, 1)):
         yield (name, "losses"), DcclipError("all losses have weight 0", "set the weight of at least one loss above 0")
     if options.validate_every_steps and not (stage.data.validation or stage.data.hold_out):

@@ -102,7 +102,7 @@ def test_no_file_is_overwritten_without_force(data: dict[str, Path], altclip_fol
 @pytest.mark.parametrize(
     ("more", "what", "hint"),
     [
-        ([], "cannot ask: there is no terminal", "give --teacher, --data and --size, or --data and --yes"),
+        ([], "cannot ask: not running in a terminal", "give --teacher, --data and --size, or --data and --yes"),
         (["--yes"], "no data given", "give it with --data PATH"),
         (["--yes", "--data", "没有"], "没有 does not exist", "give a folder of photographs"),
         (["--yes", "--data", "."], ". contains no pairs", "give photographs, tars"),

@@ -155,7 +155,7 @@ def test_pictures_with_any_name_are_found_and_those_that_were_replaced_are_not(
         ({"json": {"input": "", "dimensions": 17}}, 422, "dimensions=17 exceeds the model's embedding size 16"),
         ({"json": {"input": [[1, 2]]}}, 422, "an item that is not a text"),
         ({"json": {"input": ["a"] * 2049}}, 422, "2,049 texts"),
-        ({"json": {"input": "狗 dog" * 2000}}, 422, "a text has 10,000 characters"),
+        ({"json": {"input": "狗 dog" * 2000}}, 422, "a text is too long: 10,000 characters"),
         ({"json": {"input": ["狗" * 8192] * 257}}, 422, "have 2,105,344 characters"),
         ({"json": {"messages": [{"content": ""}]}}, 422, "a text is empty"),
         ({"json": {"input": "data:image/png;base64,%"}}, 422, "not valid base64"),
@@ -178,7 +178,7 @@ def test_a_request_with_many_wrong_items_is_refused_at_the_first(client: TestCli
         {"type": "image_url", "image_url": dict.fromkeys(range(400_001)) | {"url": "https://a.b"}},
     )
     for body, problem in (
-        ({"input": nulls}, "the input has an item that is not a text"),
+        ({"input": nulls}, "the input contains an item that is not a text"),
         ({"messages": nulls}, "body.messages: "),
         ({"messages": [{"content": nulls}]}, "body.messages.content"),
         ({"messages": [{"content": [image_url]}]}, "not a data URL: 'https://a.b'"),

@@ -97,7 +97,7 @@ class SameCaption(GlobalFilter):
 
     kind: Literal["same-caption"] = "same-caption"
     at_most: int = Field(
-        100, ge=1, le=1_000_000_000, description="Maximum pairs with the same caption; the first keep it"
+        100, ge=1, le=1_000_000_000, description="Maximum pairs with the same caption; later pairs lose it"
     )
     similarity: float | None = Field(
         0.85,

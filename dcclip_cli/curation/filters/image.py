@@ -207,7 +207,9 @@ class BlankFilter(Filter):
     """
 
     kind: Literal["blank"] = "blank"
-    contrast: int = Field(12, ge=0, le=255, description="Channels that differ more than this from the median differ")
+    contrast: int = Field(
+        12, ge=0, le=255, description="A channel counts as different above this distance from the median"
+    )
     min_share: float = Field(0.005, ge=0, le=1, description="Minimum fraction of the image that must differ")
 
     def check_pair(self, pair: Pair, decoded: DecodedImage) -> Drop | None:

@@ -200,7 +200,7 @@ class TableSource(ColumnOptions):
 
     def _open(self, file: Path) -> TextTable | ParquetTable:
         if file.suffix.lower() not in _SUFFIXES:
-            raise DcclipError("{} is not a table", "use one of the suffixes: {}", file, ", ".join(_SUFFIXES))
+            raise DcclipError("{} is not a supported table", "use one of the suffixes: {}", file, ", ".join(_SUFFIXES))
         if file.suffix.lower() == ".parquet":
             return ParquetTable(file)
         table = TextTable(file, self.header, _MAX_ROW_WITH_IMAGE)

@@ -73,7 +73,7 @@ def check(options: EvalOptions | None, owner: str | None) -> None:
 def _nothing() -> DcclipError:
     return DcclipError(
         "--format immich: no result covers all of XM3600",
-        "use this format when you measure a model on xm3600 or xm3600-cn, without --limit",
+        "evaluate a model on xm3600 or xm3600-cn, without --limit",
     )
 
 

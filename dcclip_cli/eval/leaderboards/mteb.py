@@ -133,7 +133,7 @@ def _unfit(result: EvalResult) -> str:
 
 def _no_task(reason: str) -> DcclipError:
     names = ", ".join(registry.name_in(registry.SETS[name], "zh") for name in (*ZERO_SHOT, *RETRIEVAL))
-    return DcclipError("--format mteb: {}", "measure a data set with an mteb task, in Chinese: {}", reason, names)
+    return DcclipError("--format mteb: {}", "evaluate a Chinese data set that has an mteb task: {}", reason, names)
 
 
 # ---- the facts about a model that mteb's ModelMeta asks for, from the model's own files

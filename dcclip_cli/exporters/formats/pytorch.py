@@ -198,7 +198,7 @@ def _model(source: Source, mlps: bool, end: int) -> Any:
     from transformers import CLIPTextConfig, TimmWrapperConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
     if source.folder is None:
-        raise DcclipError("{} is not a model directory of a student", _OTHER, source.towers.name)
+        raise DcclipError("{} is not a student's model directory", _OTHER, source.towers.name)
     config = json.loads((source.folder / "open_clip_config.json").read_text("utf-8"))["model_cfg"]
     image, text = config["vision_cfg"], config["text_cfg"]
     weights: dict[str, Tensor] = dict(source.towers.model.state_dict())
@@ -247,7 +247,7 @@ def _projection(source: Source, weights: dict[str, Tensor]) -> str:
             return f"{inside}.weight"
     reason = Message("{} is not a student whose image projection is one matrix without a bias", source.towers.name)
     hint = _TWO_LAYERS if _HIDDEN in weights else _OTHER
-    raise DcclipError("{}: VisionTextDualEncoderModel does not support it", hint, reason)
+    raise DcclipError("{}: not supported by VisionTextDualEncoderModel", hint, reason)
 
 
 def _renamed(weights: dict[str, Tensor], projection: str, ends: list[int]) -> dict[str, Tensor]:

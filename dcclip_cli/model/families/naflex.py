@@ -46,7 +46,7 @@ class NaflexTowers(TransformersTowers):
 
     def match_preprocessing(self) -> Preprocessing:
         message = Message("{}: its images keep their aspect ratio (NaFlex)", self.name)
-        raise DcclipError(message, "use a model with square images of one size")
+        raise DcclipError(message, "use a model with a fixed, square input size")
 
     def match_patches(self) -> Preprocessing:
         """What `preprocess` does, without transformers. Raises DcclipError if its image processor does otherwise."""
