@@ -66,7 +66,7 @@ def test_results_are_written_in_another_format_without_measuring_again(
     assert "error: --format hub needs a hub user or organisation" in dcclip(*before, "mnist-cn", expect=1).stderr
     owned = [*before[:-1], "--owner", "o", "--dataset"]
     assert "hint:  omit --limit" in dcclip(*owned, "mnist-cn", "--limit", "9", expect=1).stderr
-    assert "measure one, such as imagenet-cn" in dcclip(*owned, "我的.parquet", expect=1).stderr
+    assert "evaluate one, such as imagenet-cn" in dcclip(*owned, "我的.parquet", expect=1).stderr
 
 
 def test_compare_tells_differences_and_refuses_unlike_prompts(mnist: Path, model_folder: Path, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_search_shows_the_nearest_in_a_table_json_and_a_page(pictures: list[Path
     assert '<html lang="zh">' in written and '<html lang="en">' in (tmp_path / "en.html").read_text("utf-8")
     assert "<script" not in written and "http:" not in written and "https:" not in written
     assert "choose a folder" in dcclip("search", "moon", expect=2).output
-    assert "cancels out" in dcclip("search", folder, "--text", "红", "--not", "红", expect=1).stderr
+    assert "cancel out" in dcclip("search", folder, "--text", "红", "--not", "红", expect=1).stderr
 
 
 def test_embed_writes_rows_and_their_names(pictures: list[Path], tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_a_folder_that_is_no_output_is_never_touched(
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / foreign).write_text("[]")
-    with pytest.raises(DcclipError, match="is not an output of collect"):
+    with pytest.raises(DcclipError, match="exists, but collect did not write it"):
         collect(five, tmp_path / "out", fresh=fresh, engine=ONE)
     assert (tmp_path / "out" / foreign).read_text() == "[]"
 

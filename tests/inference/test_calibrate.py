@@ -56,7 +56,7 @@ def test_predict_leaves_out_labels_below_their_own_thresholds(
     file.write_text(json.dumps(content), "utf-8")
     assert json.loads(dcclip(*ask).stdout)[0]["labels"] == []
     file.write_text(json.dumps(content | {"fingerprint": "other"}), "utf-8")
-    assert "has thresholds for another model" in dcclip(*ask, expect=1).stderr
+    assert "has thresholds for a model other than" in dcclip(*ask, expect=1).stderr
 
 
 def test_the_starters_thresholds_need_a_file(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ INHERITING: dict[str, Any] = {"text": {"inherit": "layers", "vocabulary": {"from
         ("align", {"losses": [EMBEDDING | {"teacher": 1}]}, PAIRS, "losses.0", "there are 1", "more_teachers"),
         ("distill", {"losses": [EMBEDDING | {"weight": 0}]}, PAIRS, "losses", "all losses have weight 0", "above 0"),
         ("distill", {"lora": {"towers": "image"}, "optimizer": {"image_lr_scale": 0}}, PAIRS, "lora.towers",
-         "adapts layers that are not trained (image)", "adapt a tower that is trained"),
+         "adapts layers that are not trained (image)", "apply lora to a tower that is trained"),
         ("distill", {"losses": [{"kind": "anchors"}]}, TEXTS, "losses.0", "nothing for the loss anchors",
          "set data.train or data.images and data.texts, or"),
         ("distill", {"losses": [EMBEDDING | {"languages": ["zh"]}], "captions": {"languages": ["en"]}}, TEXTS, "losses",
