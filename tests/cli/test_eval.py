@@ -65,7 +65,7 @@ def test_results_are_written_in_another_format_without_measuring_again(
     before = [*shared, "--format", "hub", "--out", str(tmp_path / "c"), "--dataset"]
     assert "error: --format hub needs a hub user or organisation" in dcclip(*before, "mnist-cn", expect=1).stderr
     owned = [*before[:-1], "--owner", "o", "--dataset"]
-    assert "hint:  omit --limit" in dcclip(*owned, "mnist-cn", "--limit", "9", expect=1).stderr
+    assert "hint:  remove --limit" in dcclip(*owned, "mnist-cn", "--limit", "9", expect=1).stderr
     assert "evaluate one, such as imagenet-cn" in dcclip(*owned, "我的.parquet", expect=1).stderr
 
 

@@ -182,7 +182,7 @@ def test_keeping_nothing_is_an_error_that_says_why(tmp_path: Path, picture: Make
         collect(options(tmp_path, pairs), tmp_path / "out", engine=ONE)
     assert not (tmp_path / "out").exists()
     assert error.value.hint.startswith("The file is not in an allowed format. Change collect.filters: {kind: image")
-    table = Path(error.value.hint.split()[-1])
+    table = next(Path(word) for word in error.value.hint.split() if word.endswith("dropped.parquet"))
     assert len(dropped(table.parent)) == 3
     with pytest.raises(DcclipError, match=r"absent\.tsv does not exist"):
         collect(CollectOptions(sources=(TableSource(path=tmp_path / "absent.tsv"),)), tmp_path / "new", engine=ONE)

@@ -200,7 +200,7 @@ def test_an_upload_that_broke_goes_on_with_what_is_not_there(run: Path, hub: Hub
     plan = plan_push(find_model(str(run)), "ORG/small", "mit")
     hub.faults = [("PUT /lfs/", 413, "Payload too large")]
     with pytest.raises(
-        DcclipError, match=r"rejected it: HTTP 413: Error while uploading '[\w./-]+'.*Payload too large"
+        DcclipError, match=r"rejected the upload: HTTP 413: Error while uploading '[\w./-]+'.*Payload too large"
     ):
         push(plan)
     large = sum(request.startswith("PUT") for request in hub.asked)
@@ -215,11 +215,17 @@ _COMMIT = "POST /api/models/ORG/small/commit"
 @pytest.mark.parametrize(
     ("token", "fault", "options", "what", "hint"),
     [
-        ("", None, {}, r"rejected it: HTTP 401: Invalid username", "hf auth login"),
-        ("hf_reads", None, {}, r"rejected it: HTTP 403: You don't have the rights", "that may write"),
-        ("hf_writes", None, {"pull_request": True}, r"rejected it: HTTP 404", "without --pull-request"),
-        ("hf_writes", (_COMMIT, 412, "since"), {}, r"rejected it: HTTP 412: since", "run the same command again"),
-        ("hf_writes", (_COMMIT, 500, "oops"), {}, r"rejected it: HTTP 500: oops", "run the same command again"),
+        ("", None, {}, r"rejected the upload: HTTP 401: Invalid username", "hf auth login"),
+        ("hf_reads", None, {}, r"rejected the upload: HTTP 403: You don't have the rights", "that may write"),
+        ("hf_writes", None, {"pull_request": True}, r"rejected the upload: HTTP 404", "without --pull-request"),
+        (
+            "hf_writes",
+            (_COMMIT, 412, "since"),
+            {},
+            r"rejected the upload: HTTP 412: since",
+            "run the same command again",
+        ),
+        ("hf_writes", (_COMMIT, 500, "oops"), {}, r"rejected the upload: HTTP 500: oops", "run the same command again"),
     ],
 )
 def test_what_the_hub_refuses_is_one_sentence_with_a_hint(
