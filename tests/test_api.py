@@ -97,7 +97,7 @@ def test_a_finished_stage_is_returned_as_it_is_unless_fresh(recipe: Path, done: 
     assert again.already_finished and again.model == done.folder / "distill" / "model"
     with pytest.raises(dcclip.DcclipError, match=r"distill.steps was 3 and is now 4"):
         dcclip.distill(recipe, out=done.folder, steps=4)
-    with pytest.raises(dcclip.DcclipError, match="contains no saved state to resume"):
+    with pytest.raises(dcclip.DcclipError, match="contains no checkpoint to resume from"):
         dcclip.distill(recipe, out="new", resume=True)
     shutil.copytree(done.folder, "new")
     assert not dcclip.distill(recipe, out="new", fresh=True).already_finished
@@ -122,7 +122,7 @@ def test_keys_are_checked_like_those_of_the_recipe(recipe: Path, arguments: dict
     if "unknown argument" in what:
         assert caught.value.hint == "list all arguments with: help(dcclip.distill)"
         return
-    assert caught.value.hint.startswith("list all keys" if "unknown key" in what else "see what these keys take")
+    assert caught.value.hint.startswith("list all keys" if "unknown key" in what else "list the allowed values")
 
 
 def test_mistakes_are_the_exceptions_that_commands_print(tmp_path: Path) -> None:
