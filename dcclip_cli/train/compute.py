@@ -64,9 +64,9 @@ def join_processes(device: str) -> None:
     count = os.environ.get("WORLD_SIZE", "1")
     missing = [name for name in _LAUNCHED_WITH if name not in os.environ] if count != "1" else []
     if missing or not count.isdecimal():
-        problem = Message("WORLD_SIZE is {}, but not set: {}", count, ", ".join(missing))
-        if not missing:
-            problem = Message("WORLD_SIZE is {}, not a number", count)
+        problem = Message("WORLD_SIZE is {}, which is not a number", count)
+        if missing:
+            problem = Message("WORLD_SIZE is {}, but these variables are not set: {}", count, ", ".join(missing))
         if missing == ["MASTER_ADDR"]:
             raise DcclipError(problem, "set MASTER_ADDR to the host name of process 0")
         raise DcclipError(problem, "start several processes with torchrun; for one process, unset WORLD_SIZE")
@@ -165,7 +165,7 @@ def settle_compile(stage: Stage) -> bool:
     if options.compile == "off":
         return False
     torch._inductor.config.deterministic = options.deterministic  # no kernel is chosen by its speed
-    parts = process_count() * options.fewest_parts(stage.sizes, process_count())
+    parts = process_count() * stage.fewest_parts
     part = min(_PROBED_IMAGES, stage.sampler.images_per_step // parts)
     probe = decided(folder, "compile", lambda: _compile_probe(stage.task, options, stage.device, part))
     if probe is None:
@@ -219,7 +219,13 @@ def _compile_probe(task: TrainingTask, options: TrainOptions, device: str, image
 
 
 def make_accelerator(options: TrainOptions, device: str, unused: bool = True) -> Accelerator:
-    """Accelerate for this stage's precision and device. `unused`: a step may leave parameters without a gradient."""
+    """Accelerate for this stage's precision and device. `unused`: a step may leave parameters without a gradient.
+
+    Where DDP does not look for those, it rearranges its buckets after the first step, in the order in which gradients
+    came. With more than two processes, a resumed run would then round sums in another order. If the buckets are held
+    back instead, DDP notes 16 bytes for each parameter in every step.
+    """
+    unused |= options.deterministic and PartialState().num_processes > 2
     AcceleratorState._reset_state()  # a process keeps one precision, and the stage before may have had another
     return Accelerator(
         cpu=device == "cpu",
@@ -232,23 +238,6 @@ def make_accelerator(options: TrainOptions, device: str, unused: bool = True) ->
     )
 
 
-class FixedBuckets:
-    """A DDP reducer that keeps its first buckets.
-
-    DDP rearranges them after the first step, in the order in which gradients came. With more than two processes, sums
-    are rounded in another order from then on, and a resumed run would not be bit-identical.
-    """
-
-    def __init__(self, reducer: Any) -> None:
-        self._reducer = reducer
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._reducer, name)
-
-    def _rebuild_buckets(self) -> bool:
-        return False
-
-
 class Parts:
     """How many parts each step's batch is split into: as set, or twice as many whenever memory runs out (`auto`).
 
@@ -256,13 +245,13 @@ class Parts:
     """
 
     def __init__(
-        self, asked: int | Literal["auto"], sampler: MixedBatchSampler, folder: Path, progress: Progress
+        self, parts: int | Literal["auto"], sampler: MixedBatchSampler, folder: Path, progress: Progress
     ) -> None:
         """`folder` is that of the stage. Of several processes, all construct it."""
         self._sampler, self._folder, self._progress = sampler, folder, progress
-        self._auto = asked == "auto"
+        self._auto = parts == "auto"
         # From which step on, and how many.
-        self._numbers = [[0, asked]] if asked != "auto" else decided(folder, "accumulate", lambda: [[0, 1]])
+        self._numbers = [[0, parts]] if parts != "auto" else decided(folder, "accumulate", lambda: [[0, 1]])
         sampler.check_shares(process_count() * self._numbers[-1][1])  # there were other processes before
 
     def at(self, step: int) -> int:

@@ -28,7 +28,7 @@ from dcclip_cli.run_dir import RunDir, TrainResult, finished
 from dcclip_cli.train.align import AlignOptions
 from dcclip_cli.train.compute import join_processes, settle_compile, settle_precision, use_kernels, use_threads
 from dcclip_cli.train.distill import DistillOptions
-from dcclip_cli.train.distributed import check_shared, from_first, processes_here
+from dcclip_cli.train.distributed import check_shared, from_first, process_count, processes_here
 from dcclip_cli.train.lora import add_lora
 from dcclip_cli.train.losses.base import Loss, layers_of, learns_from, student_layers
 from dcclip_cli.train.metrics_log import MetricsListener, TrackerName
@@ -136,11 +136,11 @@ class Stage:
         choice = settle_precision(self, trained)
         compiled = passes_images and settle_compile(self)
         identity = json.dumps(self.identity, sort_keys=True, ensure_ascii=False).encode()
-        teacher, optimizer = self.first_teacher.facts if self.first_teacher else None, self.options.optimizer
+        first_facts, optimizer = self.first_teacher and self.first_teacher.facts, self.options.optimizer
         self.provenance = {
             "stage": self.name,
             "identity": hashlib.sha256(identity).hexdigest(),
-            "teacher": {key: getattr(teacher, key, None) for key in ("name", "fingerprint")},
+            "teacher": {key: getattr(first_facts, key, None) for key in ("name", "fingerprint")},
             "data": {"train": self.training.dataset.fingerprint},
             "steps": self.steps,
             "computed_in": {
@@ -216,12 +216,17 @@ class Stage:
             for number, options in enumerate(self.used_teachers)
         ]
 
+    @property
+    def fewest_parts(self) -> int:
+        """The number of parts that each process's share of a batch is split into at first."""
+        return self.options.fewest_parts(self.sizes, process_count())
+
     @cached_property
     def first_teacher(self) -> LazyTeacher | None:
         """The first teacher of the losses, or the recipe's, whose weights a new student inherits."""
         if self.teachers:
             return self.teachers[0]
-        inherits = self.teacher and self.new_student and self.new_student.inherits
+        inherits = self.new_student is not None and self.new_student.inherits
         return LazyTeacher(self.teacher, self.device, self.progress) if self.teacher and inherits else None
 
     @cached_property

@@ -8,12 +8,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from dcclip_cli.data.batch import Batch
 from dcclip_cli.errors import DcclipError, Message
@@ -30,7 +29,7 @@ from dcclip_cli.train.checkpoint import (
     save_checkpoint,
     telling_saved_step,
 )
-from dcclip_cli.train.compute import FixedBuckets, Parts, make_accelerator
+from dcclip_cli.train.compute import Parts, make_accelerator
 from dcclip_cli.train.distributed import any_process, average_statistics, from_first, processes_here, stop_together
 from dcclip_cli.train.loading import load_batches
 from dcclip_cli.train.lora import merge_lora
@@ -89,9 +88,6 @@ class Trainer:
         self.ema = make_ema(task.model, options.ema)
         self._accelerated_optimizer = self.accelerator.prepare(self.optimizer)
         self._wrapped = self.accelerator.prepare(task)
-        is_order_open = self.accelerator.num_processes > 2  # of two numbers the sum is the same in any order
-        if options.deterministic and is_order_open and isinstance(self._wrapped, DistributedDataParallel):
-            self._wrapped.reducer = FixedBuckets(self._wrapped.reducer)
         self.state = TrainState(step=0)
         self.seconds, self.metrics = 0.0, dict[str, float]()
         self._changing_weights = False
@@ -274,9 +270,8 @@ class Trainer:
         self._log = MetricsLog(self.stage, self.state.step, self.accelerator)
         self._timer = StepTimer(self.state.step, self.device)
         self._guard = NonFiniteGuard(self.task, folder)
-        parts = self.options.fewest_parts(self.stage.sizes, self.accelerator.num_processes)
-        is_auto = self.options.accumulate == "auto"
-        self._parts = Parts("auto" if is_auto else parts, self.sampler, folder, self.stage.progress)
+        parts: int | Literal["auto"] = "auto" if self.options.accumulate == "auto" else self.stage.fewest_parts
+        self._parts = Parts(parts, self.sampler, folder, self.stage.progress)
 
     def close(self) -> None:
         """Free everything before the process group ends: gloo may hang at exit otherwise (pytorch issue 56297)."""
