@@ -33,7 +33,10 @@ def check_shares(size: int, parts: int) -> None:
     """Raise DcclipError unless the samples of a step can be split into so many equal parts."""
     if size % parts:
         message = Message("{} samples per step cannot be split into {} equal parts", size, parts)
-        raise DcclipError(message, "use a multiple of {}: accumulate times the number of processes", parts)
+        hint = Message(
+            "use a multiple of {} (parts of a batch times processes), or increase images_per_part if it is set", parts
+        )
+        raise DcclipError(message, hint)
 
 
 @dataclass(frozen=True)

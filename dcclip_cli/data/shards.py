@@ -140,7 +140,7 @@ def open_parquet(file: DataFile) -> pq.ParquetFile:
     """A Parquet file, of which no whole column is read at once. Raises DcclipError where it is none."""
     import pyarrow.parquet as pq
 
-    with parquet_errors(file, Message("not a Parquet file")):
+    with parquet_errors(file, Message("is not a Parquet file")):
         if file.is_remote:
             return pq.ParquetFile(RangeFile(file), buffer_size=PART_BYTES)
         return pq.ParquetFile(file.location, buffer_size=1 << 20)
@@ -158,7 +158,9 @@ def parquet_errors(file: DataFile | Path, what: str = "cannot be read") -> Itera
             "{} contains text that is not UTF-8: {!r}", "write it in UTF-8", file, error.object[:24]
         ) from None
     except (pa.ArrowException, OSError, OverflowError) as error:
-        raise DcclipError("{} {}: {}", "write it in UTF-8", file, what, " ".join(str(error).split())[:300]) from None
+        raise DcclipError(
+            "{} {}: {}", "write or download the file again", file, what, " ".join(str(error).split())[:300]
+        ) from None
 
 
 def group_images(file: DataFile, group: int, column: str) -> Iterator[bytes | None]:

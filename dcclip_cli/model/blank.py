@@ -41,13 +41,13 @@ def blank_text_student(options: StudentOptions, teacher: TeacherOptions, towers:
 
     Raises DcclipError for a teacher whose image tower cannot be a student's.
     """
-    source = check_image_source(towers)
-    if teacher.source.folder() is None:
+    image_source, source = check_image_source(towers), teacher.source
+    if source.folder() is None:
         return None
-    images = teacher_image_config(teacher.source, source)
+    images = teacher_image_config(source, image_source)
     config = model_config(options, images["embed_dim"], options.text.vocabulary.size, images)
     model = _built(config, Message("the image tower of {} cannot be built", towers.name), COPY_AGAIN)
-    return OpenClipTowers(model, _one_word, source.match_preprocessing(), towers.name, "")
+    return OpenClipTowers(model, _one_word, image_source.match_preprocessing(), towers.name, "")
 
 
 def _built(config: dict[str, Any], problem: str, hint: str) -> Any:

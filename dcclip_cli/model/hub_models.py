@@ -93,7 +93,7 @@ def open_clip_config(folder: Path, on_hub: bool = False) -> dict[str, Any]:
         if unknown := settings.keys() - _PREPROCESSING:
             raise ValueError(Message("{}: unknown key", min(unknown)))
         Preprocessing.from_config(settings)
-    if network is not None and not (on_hub and str(network).partition(":")[0] == "hf-hub"):
+    if network is not None and not (on_hub and str(network).startswith("hf-hub:")):
         check_timm_name(str(network), f"{file}: model_cfg.vision_cfg.timm_model_name", ELSEWHERE)
     return content
 

@@ -276,11 +276,11 @@ def _is_model(folder: Path) -> bool:
 
 def _missing_files(files: Collection[str]) -> str:
     """What a model with these files lacks: names of which one would do; empty if it lacks nothing."""
-    from dcclip_cli.model.families import FAMILIES
-
     present = {file.removesuffix(".index.json") for file in files}  # of weights in several files
     needed: Collection[Collection[str]] = ((CONFIG,), OPEN_CLIP_WEIGHTS)
     if CONFIG not in present:
+        from dcclip_cli.model.families import FAMILIES
+
         families = [family for family in FAMILIES if not present.isdisjoint(family.weights)]
         needed = (families or FAMILIES)[0].required_files
     return next((" or ".join(names) for names in needed if present.isdisjoint(names)), "")

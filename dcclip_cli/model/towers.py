@@ -118,7 +118,9 @@ class Towers(nn.Module, ABC):
 
     def match_preprocessing(self) -> Preprocessing:
         """The Preprocessing that gives the values of the library's own. Raises DcclipError if there is none."""
-        raise DcclipError("{}: another library does its preprocessing", "use a model of another library", self.name)
+        raise DcclipError(
+            "{}: only its own library provides its preprocessing", "use a model of another library", self.name
+        )
 
     @cached_property
     def preprocessing(self) -> Preprocessing | None:

@@ -172,7 +172,7 @@ def trimmable(reference: ModelSource) -> Path:
     if folder := reference.folder():
         return folder
     if not reference.on_hub:
-        hint = Message("give that of its weights: hf-hub:ORG/NAME")
+        hint = Message("give the repository of its weights: hf-hub:ORG/NAME")
         raise DcclipError("{} is not a repository", hint, f"{reference.kind}:{reference.location}")
     files_on_hub(reference.location)
     from huggingface_hub import snapshot_download

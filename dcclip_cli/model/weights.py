@@ -111,8 +111,11 @@ def as_safetensors(files: list[Path], name: str, digest: str = "", progress: Pro
             folder.parent.mkdir(parents=True, exist_ok=True)
             with lock(folder.with_suffix(".lock")):
                 if not _is_whole(copy, say):
-                    message = Message("{} has only pickled weights ({}): reading only tensors", name, files[0].name)
-                    say(Message("{}, and saving a safetensors copy in {}", message, folder))
+                    message = Message(
+                        "{} has only pickled weights ({}): reading only tensors, and saving a safetensors copy in {}",
+                        *(name, files[0].name, folder),
+                    )
+                    say(message)
                     with atomic_folder(folder) as temporary:
                         weights = {key: value for file in files for key, value in unpickled(file).items()}
                         save_file(_apart(weights), temporary / SAFETENSORS, {"format": "pt"})

@@ -206,15 +206,15 @@ class Preflight:
             numbered = enumerate(stage.options.more_teachers)
             named += [((stage.name, "more_teachers", number, "model"), extra) for number, extra in numbered]
         towers_by_model: dict[str, Towers] = {}
-        for at, one_teacher in named:
-            if not isinstance(one_teacher, LibraryTeacher):
+        for at, options in named:
+            if not isinstance(options, LibraryTeacher):
                 continue  # an own one, of which only its class knows what it needs
-            source = self._ask(at, partial(getattr, one_teacher, "source"))
+            source = self._ask(at, partial(getattr, options, "source"))
             if source and self._ask(at, partial(_done, source.check)):
                 from dcclip_cli.train.estimate import open_blank
 
-                if towers := self._ask(at, partial(open_blank, one_teacher)):
-                    towers_by_model[one_teacher.model] = towers
+                if towers := self._ask(at, partial(open_blank, options)):
+                    towers_by_model[options.model] = towers
         return towers_by_model
 
     def _student(self, stages: Sequence[BlankStage]) -> OpenClipTowers | None:
@@ -247,11 +247,11 @@ class Preflight:
         from dcclip_cli.train.stage import DEFAULT_EMBED_DIM
         from dcclip_cli.train.teacher import widths
 
-        image, of = student.image, self.loaded.recipe.teacher
+        image, teacher_options = student.image, self.loaded.recipe.teacher
         if isinstance(image, str):
-            if of is None or teacher is None:
+            if teacher_options is None or teacher is None:
                 return None
-            return self._ask(("student", "image"), partial(blank_text_student, student, of, teacher))
+            return self._ask(("student", "image"), partial(blank_text_student, student, teacher_options, teacher))
         if is_new and image.weights == "timm":
             self._ask(("student", "image", "weights"), partial(check_timm, image.timm))
         if self._ask(("student", "image", "timm"), partial(blank_network, image.timm)) is None:
@@ -292,13 +292,13 @@ class Preflight:
         stage.previews = {kind: preview for kind, preview in previews.items() if preview}
         if "pairs" in stage.previews and stage.previews["pairs"].embeddings and data.train:
             self._ask((name,), partial(check_embeddings, stage, named(data.train)))
+        shares = self.processes * options.fewest_parts(stage.sizes, self.processes)
         for kind, size in stage.sizes.items():
             key = (name, _SIZES[kind] if getattr(options, _SIZES[kind], None) else "batch_size")
             preview = stage.previews.get(kind)
             if preview and preview.exact and not (kind == "texts" and data.phrases):
                 self._ask(key, partial(check_size, size, preview.samples))
-            parts = options.fewest_parts(stage.sizes, self.processes)
-            self._ask(key, partial(check_shares, size, parts * self.processes))
+            self._ask(key, partial(check_shares, size, shares))
         captioned = {kind: preview for kind, preview in stage.previews.items() if kind != "images"}
         if captioned and captioned.keys() == {"pairs", "texts"} & stage.sizes.keys():
             for key, problem in caption_problems(stage, partial(_may_have, data, captioned)):

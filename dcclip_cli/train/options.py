@@ -87,8 +87,8 @@ class TrainOptions(Options):
         None,
         ge=1,
         le=MOST_PER_STEP,
-        description="Images that a process computes at once, at most: batches are split into as few accumulated parts "
-        "as that takes, in place of a number in accumulate; null: as accumulate says",
+        description="Most images of the student per forward pass of a process: batches are split into as few equal "
+        "accumulated parts as that takes; null: accumulate sets the number",
     )
     gradient_cache: bool = Field(
         False,

@@ -1,4 +1,4 @@
-"""Families of dual encoders with a config.json, a class each, which says what is its models' own.
+"""Families of dual encoders with a config.json: one class per family, with what is specific to it.
 
 To add one, write its class in a file here and add it to FAMILIES.
 """

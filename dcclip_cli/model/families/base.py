@@ -41,7 +41,7 @@ from dcclip_cli.progress import Progress
 
 
 class Family(Towers):
-    """Towers of models that are alike: what their files are, how they are judged, and how they are built."""
+    """A family of dual encoders: which files its models need, how they are checked, and how they are built."""
 
     label: ClassVar[str]  # in errors
     weights: ClassVar[Sequence[str]]  # names of the file, of which the first that exists is read
@@ -58,7 +58,7 @@ class Family(Towers):
 
     @classmethod
     def check_files(cls, model: str, config: Mapping[str, Any], file: Path, trust_remote_code: bool) -> None:
-        """Raise DcclipError for further files of a directory or repository that cannot be used, or may not be."""
+        """Raise DcclipError if another file of the model is unsupported, or needs permission to run."""
 
     @classmethod
     @abstractmethod
@@ -85,7 +85,6 @@ class TransformersTowers(Family):
     text_length: ClassVar[int] = 77  # tokens of the texts that it was trained on, at most
     fixed_length: ClassVar[bool] = False  # whether it was trained on texts that are padded to that
     attention: ClassVar[Literal["bidirectional", "causal"] | None] = None  # of the text tower, where all have the same
-    can_be_blank: ClassVar[bool] = True
     identity: Sequence[str] = ()  # what its outputs depend on besides its files
     weights = TRANSFORMERS_WEIGHTS
     required_files = (
@@ -208,7 +207,7 @@ class TransformersTowers(Family):
 
     @classmethod
     def blank(cls, folder: Path) -> Self | None:
-        return cls.from_network(cls.without_weights(folder), str(folder)) if cls.can_be_blank else None
+        return cls.from_network(cls.without_weights(folder), str(folder))
 
     @classmethod
     def without_weights(cls, folder: Path) -> Any:

@@ -199,8 +199,11 @@ def remote_code(model: str, config: Mapping[str, Any], file: Path) -> RemoteCode
     model_key = next((key for key in _MODEL if key in named), _MODEL[0])
     for key in (_CONFIG, model_key):
         if key not in named:
-            message = Message("{}: auto_map contains no {}, and transformers has none", file, key)
-            raise DcclipError("{} for model_type {}", COPY_AGAIN, message, config.get("model_type"))
+            raise DcclipError(
+                "{}: auto_map contains no {}, and transformers has none for model_type {}",
+                COPY_AGAIN,
+                *(file, key, config.get("model_type")),
+            )
         if not isinstance(named[key], str) or not _CLASS.fullmatch(named[key]):
             message = Message(
                 "{}: auto_map: {}: {!r:.100} is not MODULE.CLASS of a file in the same folder", file, key, named[key]

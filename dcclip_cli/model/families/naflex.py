@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,9 @@ class NaflexTowers(TransformersTowers):
     Maps are resized to the square grid that the position table was made for.
     """
 
-    can_be_blank = False
+    @classmethod
+    def blank(cls, _folder: Path) -> None:  # without weights they take no image
+        return None
 
     def __init__(
         self, model: Any, image_processor: Any, tokenizer: Any, name: str, budgets: Sequence[int] = ()
@@ -103,7 +106,7 @@ class Siglip2Towers(NaflexTowers):
     fixed_length = True
 
 
-# What their own code does by loops over images, or with checks, of which torch makes no graph.
+# Replacements for code of the libraries that torch cannot trace: loops over images, and checks.
 
 
 def _pool(head: Any, hidden: Tensor, mask: Tensor) -> Tensor:
