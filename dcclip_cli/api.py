@@ -288,11 +288,12 @@ def push(
     The repository is created where there is none, `private` or public. Files of it change with `overwrite`, or in a
     `pull_request`. The token is huggingface_hub's: HF_TOKEN, or `hf auth login`.
     """
+    from dcclip_cli.model.reference import resolve
     from dcclip_cli.publish import push as publish
 
     is_recipe = Path(model).is_file()
     run = open_run(load_recipe(Path(model)), None).dir.root if is_recipe else model
-    named = publish.find_model(os.fspath(run))
+    named = resolve(os.fspath(run), trained=True)
     plan = publish.plan_push(named, repository, license, [*map(Path, bundles)], [*map(Path, data)])
     if not yes:
         return publish.Pushed(plan)
@@ -323,7 +324,7 @@ def trim(
     if unknown := [language for language in languages if language not in LANGUAGES]:
         raise DcclipError("unknown language {}", "use zh, en or both", ", ".join(unknown))
     if not chosen:
-        raise DcclipError("no language given (zh, en or both)", "use zh, en or both")
+        raise DcclipError("no language given", "use zh, en or both")
     set_library_defaults()
     named = resolve(os.fspath(model))
     folder = trimmable(named)

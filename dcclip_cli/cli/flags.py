@@ -98,14 +98,14 @@ def lines_of(file: Path | None, kind: Message, most_lines: int, most_bytes: int)
     hint = Message("give a file with one {} per line", kind)
     if file.parent != Path("/dev/fd"):  # where the shell puts <(COMMAND)
         refuse_special(file)
-    text = read_text(file, most_bytes, hint)
-    for number, line in enumerate(text.splitlines(), 1):
+    lines = read_text(file, most_bytes, hint).splitlines()
+    for number, line in enumerate(lines, 1):
         if len(line) > _MOST_CHARACTERS:  # a tokenizer takes 300 bytes for each, also of those that it cuts off
             message = Message(
                 "{}: line {} has {:,} characters; the limit is {:,}", file, number, len(line), _MOST_CHARACTERS
             )
             raise DcclipError(message, hint)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [stripped for line in lines if (stripped := line.strip())]
     if len(lines) > most_lines:
         raise DcclipError("{} has {:,} lines, more than {:,}", hint, file, len(lines), most_lines)
     return lines
@@ -158,6 +158,6 @@ def show_checked(
     for line in job.estimates(works):
         console.show_now(line)
     if works and "collect" in stages_to_run:
-        console.show(Message("these are all pairs that collect would read, before filtering"))
+        console.show(Message("the estimates are for all pairs that collect would read, before filtering"))
     listed = ", ".join(stages_to_run) or Message("nothing: all stages are finished")
     console.show(Message("ready to run in {}: {}", job.dir.root, listed))

@@ -109,7 +109,7 @@ def explained(error: BaseException, options: Collection[str] = ()) -> DcclipErro
         elsewhere = _OTHER_CACHE
         hint = hint if number == errno.ENOSPC else elsewhere
     elif option := next((name for name in ("--out", "--html") if name in options), None):
-        elsewhere = Message("use another disk with {}", option)
+        elsewhere = Message("write elsewhere with {}", option)
     fields = {
         "file": str(file).replace("\n", "\\n"),  # each line of a text is an error of its own
         "barrier": str(barrier).replace("\n", "\\n"),

@@ -204,7 +204,7 @@ def _loader(location: Location) -> Loader:
         raise DcclipError(reason, _where(location))
     if not hub:
         reason = Message("neither --data-root nor the hub has them")
-        raise DcclipError("data set {} has no images: {}", _where(location), label, reason)
+        raise DcclipError("cannot load the images of data set {}: {}", _where(location), label, reason)
     return HubDataset(location, Path(f"clip-benchmark/wds_{hub}"))
 
 
@@ -214,7 +214,7 @@ def _needs_its_images(location: Location) -> Iterator[None]:
         yield
     except DcclipError as error:
         label = location.dataset.label
-        raise DcclipError("data set {} has no images: {}", _where(location), label, error.what) from None
+        raise DcclipError("cannot load the images of data set {}: {}", _where(location), label, error.what) from None
 
 
 def _where(location: Location) -> str:
@@ -283,7 +283,9 @@ def classes_yaml(name: str) -> str:
     if named is None:
         raise registry.unknown(name)
     if named[0].task == "retrieval":
-        raise DcclipError("data set {} has captions instead of classes", "list them with: dcclip datasets", name)
+        raise DcclipError(
+            "data set {} has captions instead of classes", "choose one of classes; dcclip datasets lists them", name
+        )
     texts = prompts.read(registry.prompts_of(named[0]))
     names = {
         folder: {language: translations[label] for language, translations in texts.names.items()}

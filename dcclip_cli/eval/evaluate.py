@@ -113,9 +113,9 @@ def _unused(options: EvalOptions) -> Iterator[DcclipError]:
         "templates": bool(kinds & prompted.get(options.task, set())),
         "shots": options.task == "probe",
     }
-    for name in has_effect:
-        if getattr(options, name) != EvalOptions.model_fields[name].default and not has_effect[name]:
-            hint = Message("omit --{0} (in a recipe: eval.{0})", name)
+    for name, is_effective in has_effect.items():
+        if not is_effective and getattr(options, name) != EvalOptions.model_fields[name].default:
+            hint = Message("remove --{0} (in a recipe: eval.{0})", name)
             yield DcclipError("--{} has no effect on these data sets with this task", hint, name)
 
 

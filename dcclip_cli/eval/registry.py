@@ -181,5 +181,5 @@ def unknown(name: str) -> DcclipError:
     """The error for a name that is neither a data set nor a path, with the nearest name."""
     valid_names = [*by_name(), *group_names()]
     near = difflib.get_close_matches(name.lower().replace("_", "-"), valid_names, n=1)
-    hint = Message("did you mean {}?", near[0]) if near else Message("list them with: dcclip datasets")
+    hint = Message("did you mean {}?", near[0]) if near else Message("list the data sets with: dcclip datasets")
     return DcclipError("unknown data set {}: neither a name nor a path", hint, name)

@@ -50,7 +50,7 @@ def calibrate(
     threads: int | None = None,
     progress: ProgressChoice = False,
 ) -> Calibration:
-    """Write the threshold of each label with the highest F1, of all together, on labelled pictures; returns them.
+    """Write and return thresholds of labels, those with the highest F1 over all labels on labelled pictures.
 
     `folder` has a folder of pictures for each label, which is its name, or those in classes.yaml; pictures in one named
     none or 其他 are of no label. `model` is what `load` takes; `out` is by default thresholds.json in its folder. The

@@ -22,7 +22,7 @@ from dcclip_cli.eval.result import METRIC_NAMES, EvalResult, load_results
 from dcclip_cli.files import json_text, read_json, several
 from dcclip_cli.model.hub_models import TRANSFORMERS_CONFIG
 from dcclip_cli.model.model_dir import PROVENANCE, model_fingerprint
-from dcclip_cli.model.reference import ModelSource, parse, resolve
+from dcclip_cli.model.reference import ModelSource, parse
 from dcclip_cli.model.weights import CONFIG
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.run_dir import RESOLVED
@@ -61,11 +61,6 @@ class Pushed:
     plan: PushPlan
     url: str = ""
     changed: int = 0
-
-
-def find_model(name: str) -> ModelSource:
-    """The model to push; of a run the one that was trained last, not its export. Raises DcclipError if it has none."""
-    return resolve(name, trained=True)
 
 
 def plan_push(
@@ -113,8 +108,8 @@ def plan_push(
     add_results(card, results)
     names = f" ({', '.join(path.name for path in trained_on)})" if trained_on else ""
     origin = "\n".join(map(_data_text, manifests)) or f"Where the training data{names} is from is not recorded."
-    reference = ModelSource("open_clip", repository, "", on_hub=True).target
-    sections = {"Use": _use_text(reference, repository, exports), "Results": _results_text(results), _DATA: origin}
+    reference = f"hf-hub:{repository}"
+    sections = {"Use": _use_text(repository, exports), "Results": _results_text(results), _DATA: origin}
     card.text = card.text.replace(_LOCAL, reference).rstrip() + "\n"
     titles = set(re.findall(r"^#+ (.+?)\s*$", card.text.lower(), re.M))
     added = [title for title, text in sections.items() if text and title.lower() not in titles]
@@ -321,9 +316,9 @@ def _complete_header(
             card.data[key] = value
 
 
-def _use_text(reference: str, repository: str, exports: Iterable[str]) -> str:
+def _use_text(repository: str, exports: Iterable[str]) -> str:
     """The card's section on how to use the model and its exports."""
-    lines = ["```sh", f"dcclip predict photo.jpg --labels 猫,dog --model {reference}", "```", ""]
+    lines = ["```sh", f"dcclip predict photo.jpg --labels 猫,dog --model hf-hub:{repository}", "```", ""]
     local = repository.rpartition("/")[2]
     for name in exports:
         download = f"hf download {repository} --include '{name}/*' --local-dir {local}"

@@ -254,9 +254,11 @@ def _add_model(app: FastAPI, server: Server) -> None:
             rows = rows[:, :dims]
             rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        coded: list[Any] = rows.tolist()
+        coded: list[Any]
         if request.encoding_format == "base64":
             coded = [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in rows]
+        else:
+            coded = rows.tolist()
         data = [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(coded)]
         return _json({"object": "list", "data": data, "model": name, "usage": usage})
 

@@ -201,7 +201,7 @@ class ClassFoldersSource(SourceOptions):
     @classmethod
     def _have_a_place(cls, templates: dict[Language, tuple[str, ...]]) -> dict[Language, tuple[str, ...]]:
         if wrong := [template for texts in templates.values() for template in texts if _NAME not in template]:
-            raise ValueError(Message("{!r} has no {} for the image name", wrong[0], _NAME))
+            raise ValueError(Message("{!r} has no {} for the class name", wrong[0], _NAME))
         return templates
 
     def slices(self, size: int) -> list[Slice]:
