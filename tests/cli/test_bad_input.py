@@ -69,7 +69,7 @@ def test_half_a_launch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     text = dcclip("distill", RECIPE, "-q", expect=1).stderr
     assert text.startswith("error: WORLD_SIZE is ") and "\nhint:  start several" in text
-    assert "WORLD_SIZE is 2, but not set: RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT" in text
+    assert "WORLD_SIZE is 2, but these variables are not set: RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT" in text
 
 
 # ---- pictures and labels

@@ -202,7 +202,7 @@ def test_captions_are_the_name_and_the_name_in_templates_in_both_languages(tmp_p
     assert [sample.pair for sample in read(ClassFoldersSource(path=tmp_path))] == [first, second, third]
     with_templates = ClassFoldersSource(path=tmp_path, captions=2, templates={"zh": ("一只{}",)})
     assert [sample.pair.zh for sample in read(with_templates)] == [("猫", "一只猫")] * 2 + [("伊尔-76", "一只伊尔-76")]
-    with pytest.raises(ValueError, match=r"has no \{\} for the image name"):
+    with pytest.raises(ValueError, match=r"has no \{\} for the class name"):
         ClassFoldersSource(path=tmp_path, templates={"zh": ("一只猫",)})
 
 

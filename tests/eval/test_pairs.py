@@ -189,8 +189,8 @@ def expected(row: Row, data_sets: Sequence[DataSet]) -> dict[tuple[str, ...], tu
         for data_set in data_sets:
             for language, captions in data_set.captions.items():
                 is_named = data_set.classes or data_set.is_retrieval
-                is_class = row["task"] == "retrieval" or all(captions)
-                if is_named or (is_class and row["languages"] in ("all", "both", language)):
+                is_measurable = row["task"] == "retrieval" or all(captions)
+                if is_named or (is_measurable and row["languages"] in ("all", "both", language)):
                     key = name, data_set.name, language
                     by_result[key] = expected_metrics(row, data_set, language, embed)
     return by_result

@@ -77,7 +77,7 @@ CASES: list[tuple[str, Write, str, str]] = [  # data set, what is there, error, 
      "contains no text with an image", "use valid"),
     ("xm3600-cn", files(**{"xm3600/captions.jsonl": '{"image/key": "7", "zh": {"caption": []}}'}),
      r"captions\.jsonl: no caption for 7 \(1 such images\)", ""),
-    ("coco-cn", tars("coco", CHINESE, ".txt"), "data set coco-cn has no images", ""),  # COCO's are not COCO-CN's
+    ("coco-cn", tars("coco", CHINESE, ".txt"), "cannot load the images of data set coco-cn", ""),  # COCO's are not COCO-CN's
     ("xtd", tars("xtd", CHINESE, ".txt"), "xtd: 2 of 2 captions contain Chinese, but en captions are expected", ""),
     ("imagnet-cn", files(), "unknown data set imagnet-cn: neither a name nor a path", "did you mean imagenet-cn?"),
     ("imagenet-cn", files(**{"imagenet/readme": ""}), "contains no val images of imagenet in a supported layout",
@@ -109,8 +109,8 @@ def test_another_wording_of_the_class_names_is_accepted(tmp_path: Path) -> None:
 
 def test_a_data_set_without_a_root_is_looked_for_on_the_hub(tmp_path: Path) -> None:
     for name, root, problem in (
-        ("cifar10", None, "data set cifar10 has no images: clip-benchmark/wds_vtab-cifar10 cannot be"),
-        ("muge-cn", None, "data set muge-cn has no images: neither --data-root nor the hub has"),
+        ("cifar10", None, "cannot load the images of data set cifar10: clip-benchmark/wds_vtab-cifar10 cannot be"),
+        ("muge-cn", None, "cannot load the images of data set muge-cn: neither --data-root nor the hub has"),
         ("dtd", tmp_path / "nowhere", "nowhere is not a folder"),
     ):
         with pytest.raises(DcclipError, match=problem):

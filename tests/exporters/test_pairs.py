@@ -46,7 +46,8 @@ def refusals(values: tuple[Any, ...]) -> list[str]:
         "is not an open_clip model": target.name == "open_clip" and model in ("chinese_clip", "siglip"),
         "is one matrix without a bias": target.name == "transformers" and model.startswith("test_") and is_mlp,
         "with its own classifier": model.startswith("mobilenet") and is_mlp,
-        r"is an? .*bundle": is_bundle and (not target.from_onnx or row["dims"] or (target.rounds and is_int8)),
+        "is a bundle and cannot|is a bundle in .* and cannot|is an exported bundle: --dims": is_bundle
+        and (not target.from_onnx or row["dims"] or (target.rounds and is_int8)),
     }
     return [reason for reason, is_excluded in excluded.items() if is_excluded]
 

@@ -26,7 +26,7 @@ from dcclip_cli.exporters.export import ExportOptions, export
 from dcclip_cli.inference.model import load
 from dcclip_cli.model.model_dir import model_fingerprint
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.publish.push import PushPlan, find_model, plan_push, push
+from dcclip_cli.publish.push import PushPlan, plan_push, push
 from tests.conftest import Build
 from tests.eval.test_compare import guesses, result
 from tests.hub_server import Hub, serving
@@ -125,7 +125,7 @@ def test_a_pushed_model_is_loaded_by_its_name_with_the_same_embeddings(run: Path
 
 
 def test_the_card_names_licenses_sources_rules_results_and_the_teacher(run: Path) -> None:
-    plan = plan_push(find_model(str(run)), "ORG/small", "apache-2.0")
+    plan = plan_push(resolve(str(run), trained=True), "ORG/small", "apache-2.0")
     card = ModelCard(plan.card)
     data = card.data.to_dict()
     assert (data["license"], data["base_model"], data["library_name"]) == ("apache-2.0", "BAAI/AltCLIP", "open_clip")
@@ -144,17 +144,17 @@ def test_what_the_author_wrote_in_the_card_stays(run: Path, tmp_path: Path) -> N
     folder = Path(shutil.copytree(run / "align" / "model", tmp_path / "model"))
     text = (folder / "README.md").read_text("utf-8").replace("language:", "license: mit\ntags: [鸟]\nlanguage:")
     (folder / "README.md").write_text(f"{text}\n## Training data\n\n自己拍的照片。\n", "utf-8")
-    plan = plan_push(find_model(str(folder)), "ORG/small", data=[run / "collect"])
+    plan = plan_push(resolve(str(folder), trained=True), "ORG/small", data=[run / "collect"])
     card = ModelCard(plan.card)
     assert card.data.to_dict()["license"] == "mit" and card.data.to_dict()["tags"] == ["鸟", "clip", "dcclip"]
     assert "自己拍的照片。" in card.text and "| drawn |" not in card.text
-    assert plan_push(find_model(str(folder)), "ORG/small", "mit").notes == (
+    assert plan_push(resolve(str(folder), trained=True), "ORG/small", "mit").notes == (
         "the card: it has no results: evaluate with a recipe (dcclip eval RECIPE), and push again",
     )
 
 
 def test_no_license_a_foreign_bundle_and_a_damaged_model_are_refused(run: Path, tmp_path: Path) -> None:
-    model = find_model(str(run))
+    model = resolve(str(run), trained=True)
     with pytest.raises(DcclipError, match="no license given for ORG/small; that of its data: CC0") as caught:
         plan_push(model, "ORG/small")
     assert "--license apache-2.0" in caught.value.hint
@@ -169,14 +169,14 @@ def test_no_license_a_foreign_bundle_and_a_damaged_model_are_refused(run: Path, 
     weights[-1] ^= 1
     (folder / "open_clip_model.safetensors").write_bytes(weights)
     with pytest.raises(DcclipError, match=r"open_clip_model\.safetensors is damaged or was changed"):
-        plan_push(find_model(str(folder)), "ORG/small", "mit")
+        plan_push(resolve(str(folder), trained=True), "ORG/small", "mit")
     starter = resolve("starter").path
     with pytest.raises(DcclipError, match="is not an export of the current model"):
         plan_push(model, "ORG/small", "mit", bundles=[starter])
 
 
 def test_files_of_a_repository_change_only_where_the_user_says_so(run: Path, hub: Hub) -> None:
-    first = plan_push(find_model(str(run)), "ORG/small", "mit")
+    first = plan_push(resolve(str(run), trained=True), "ORG/small", "mit")
     assert push(first).changed == len(first.files)
     main = hub.branch("ORG/small")
     (main / "LICENSE").write_text("of another hand")
@@ -197,7 +197,7 @@ def test_files_of_a_repository_change_only_where_the_user_says_so(run: Path, hub
 
 
 def test_an_upload_that_broke_goes_on_with_what_is_not_there(run: Path, hub: Hub) -> None:
-    plan = plan_push(find_model(str(run)), "ORG/small", "mit")
+    plan = plan_push(resolve(str(run), trained=True), "ORG/small", "mit")
     hub.faults = [("PUT /lfs/", 413, "Payload too large")]
     with pytest.raises(
         DcclipError, match=r"rejected the upload: HTTP 413: Error while uploading '[\w./-]+'.*Payload too large"
@@ -234,5 +234,5 @@ def test_what_the_hub_refuses_is_one_sentence_with_a_hint(
     monkeypatch.setenv("HF_TOKEN", token)
     hub.faults = [fault] if fault else []
     with pytest.raises(DcclipError, match=f"ORG/small: .*{what}") as caught:
-        push(plan_push(find_model(str(run)), "ORG/small", "mit"), **options)
+        push(plan_push(resolve(str(run), trained=True), "ORG/small", "mit"), **options)
     assert hint in caught.value.hint and "\n" not in caught.value.what and "hf_w" not in str(caught.value)

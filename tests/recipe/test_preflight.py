@@ -83,9 +83,10 @@ def test_all_problems_are_reported_at_once_with_their_hints(problems: Any, tmp_p
         "(download it on a machine with a network: hf download BAAI/AltCLIP; or give a local directory)"
     )
     assert (
-        "data set imagenet has no images: clip-benchmark/wds_imagenet1k is not complete in the local cache" in lines[3]
+        "cannot load the images of data set imagenet: clip-benchmark/wds_imagenet1k is not complete in the local cache"
+        in lines[3]
     )
-    assert "data set food101 has no images: neither --data-root nor the hub has them" in lines[4]
+    assert "cannot load the images of data set food101: neither --data-root nor the hub has them" in lines[4]
     assert hint == "fix all of these, then check again: dcclip run RECIPE --check"
 
 
