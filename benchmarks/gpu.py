@@ -1,4 +1,4 @@
-"""Training on one GPU, in numbers: images per second, MFU, memory, waiting for data and host syncs.
+"""Training on GPUs, in numbers: images per second, MFU, memory, waiting for data and host syncs.
 
     python benchmarks/gpu.py [--out FOLDER] [--device cuda|cpu] [--tiny] [--minutes 20] [--rows REGEX]
 
@@ -36,7 +36,7 @@ from functools import partial
 from io import BytesIO
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import median_low as median
+from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -357,14 +357,16 @@ def step_row(
         trainer.train_step = with_syncs_counted(trainer.train_step, syncs)
     trainer.run()
     trainer.close()
-    batch_size, waits = stage.options.batch_size, median(syncs) if syncs else None
+    batch_size, sync_count = stage.options.batch_size, median_low(syncs) if syncs else None
     if "epochs" in options:
-        return Row(label, stage.steps * batch_size / trainer.seconds, syncs=waits)
+        return Row(label, stage.steps * batch_size / trainer.seconds, syncs=sync_count)
     entries = [json.loads(text) for text in (stage.folder / "metrics.jsonl").read_text().splitlines()]
     later = [entry for entry in entries if "images_per_second" in entry][1:]
     speed = sorted(later, key=lambda entry: entry["images_per_second"])[len(later) // 2]
-    rate, note = speed["images_per_second"], f"{median(pauses):.2f} s each" if pauses else ""
-    return Row(label, rate, speed.get("mfu"), None, None, speed["data_wait_s"] * rate / batch_size, waits, note)
+    rate, note = speed["images_per_second"], f"{median_low(pauses):.2f} s each" if pauses else ""
+    return Row(
+        label, rate, speed.get("mfu"), data_wait=speed["data_wait_s"] * rate / batch_size, syncs=sync_count, note=note
+    )
 
 
 def timed(function: Callable[[], Any], durations: list[float]) -> Callable[[], Any]:
