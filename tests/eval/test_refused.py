@@ -77,7 +77,8 @@ CASES: list[tuple[str, Write, str, str]] = [  # data set, what is there, error, 
      "contains no text with an image", "use valid"),
     ("xm3600-cn", files(**{"xm3600/captions.jsonl": '{"image/key": "7", "zh": {"caption": []}}'}),
      r"captions\.jsonl: no caption for 7 \(1 such images\)", ""),
-    ("coco-cn", tars("coco", CHINESE, ".txt"), "cannot load the images of data set coco-cn", ""),  # COCO's are not COCO-CN's
+    ("coco-cn", tars("coco", CHINESE, ".txt"), "cannot load the images of data set coco-cn",
+     ""),  # COCO's are not COCO-CN's
     ("xtd", tars("xtd", CHINESE, ".txt"), "xtd: 2 of 2 captions contain Chinese, but en captions are expected", ""),
     ("imagnet-cn", files(), "unknown data set imagnet-cn: neither a name nor a path", "did you mean imagenet-cn?"),
     ("imagenet-cn", files(**{"imagenet/readme": ""}), "contains no val images of imagenet in a supported layout",
