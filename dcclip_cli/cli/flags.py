@@ -76,15 +76,15 @@ Dims = Annotated[int | None, Option("--dims", min=8, max=8192, metavar="N", help
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print errors only.")]
 Verbose = Annotated[bool, Option("--verbose", "-v", help="Show library logs too.")]
 MODEL_HELP = (
-    "Model directory (dcclip, open_clip or transformers), export bundle, run directory, starter, hf:ORG/NAME, "
-    "open_clip:ARCH/TAG, hf-hub:ORG/NAME or ms:ORG/NAME (ModelScope). Default: $DCCLIP_MODEL, else starter, the "
-    "model included in dcclip."
+    "Model directory (dcclip, open_clip or transformers), export bundle, run directory, "
+    "starter, hf:ORG/NAME, open_clip:ARCH/TAG, hf-hub:ORG/NAME or ms:ORG/NAME (ModelScope). Default: $DCCLIP_MODEL, "
+    "else starter, the model included in dcclip."
 )
 
 Model = Annotated[str | None, Option("--model", metavar="MODEL", help=MODEL_HELP)]
 EXPORTED_HELP = (
-    "Model directory (dcclip, open_clip or transformers), run, bundle, starter, hf:ORG/NAME, open_clip:ARCH/TAG or "
-    "hf-hub:ORG/NAME. Default: the recipe's run."
+    "Model directory (dcclip, open_clip or transformers), run, bundle, "
+    "starter, hf:ORG/NAME, open_clip:ARCH/TAG or hf-hub:ORG/NAME. Default: the recipe's run."
 )
 
 
