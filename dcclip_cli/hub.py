@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 TIMEOUT_S = 10
+OPEN_CLIP_SCHEME = "hf-hub"  # of hub repositories in open_clip's format, in open_clip's own names of models too
 
 
 def cached_folder(repository: str, file: str = "config.json") -> Path | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import read_json
-from dcclip_cli.hub import cached_folder, files_on_hub
+from dcclip_cli.hub import OPEN_CLIP_SCHEME, cached_folder, files_on_hub
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.weights import CONFIG, TRANSFORMERS_WEIGHTS
 
@@ -93,7 +93,7 @@ def open_clip_config(folder: Path, on_hub: bool = False) -> dict[str, Any]:
         if unknown := settings.keys() - _PREPROCESSING:
             raise ValueError(Message("{}: unknown key", min(unknown)))
         Preprocessing.from_config(settings)
-    if network is not None and not (on_hub and str(network).startswith("hf-hub:")):
+    if network is not None and not (on_hub and str(network).startswith(f"{OPEN_CLIP_SCHEME}:")):
         check_timm_name(str(network), f"{file}: model_cfg.vision_cfg.timm_model_name", ELSEWHERE)
     return content
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dcclip_cli.checksums import FILES, read_record
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import read_json
-from dcclip_cli.hub import cached_folder, files_on_hub, modelscope_folder
+from dcclip_cli.hub import OPEN_CLIP_SCHEME, cached_folder, files_on_hub, modelscope_folder
 from dcclip_cli.model.hub_models import (
     CHECK_NAME,
     COPY_AGAIN,
@@ -54,7 +54,7 @@ _STARTER_BUNDLE = Path(__file__).parent.parent / STARTER
 _SCHEMES: dict[str, Library | None] = {
     "hf": "transformers",
     "open_clip": "open_clip",
-    "hf-hub": "open_clip",
+    OPEN_CLIP_SCHEME: "open_clip",
     "ms": None,
 }
 _HUB_NAME = re.compile(r"(?!.*(\.\.|--))([\w.-]{1,96}/)?[\w.-]{1,96}(@[\w./-]+)?", re.ASCII)
@@ -93,7 +93,7 @@ class ModelSource:
     @property
     def target(self) -> str:
         """The location as results, new recipes and open_clip have it."""
-        return f"hf-hub:{self.location}" if self.on_hub and self.library == "open_clip" else self.location
+        return f"{OPEN_CLIP_SCHEME}:{self.location}" if self.on_hub and self.library == "open_clip" else self.location
 
     def folder(self) -> Path | None:
         """The directory with all its files: its own, or in the hub's local cache; None if there is none."""

@@ -20,6 +20,7 @@ from dcclip_cli.eval.compare import unfit
 from dcclip_cli.eval.leaderboards.hub import model_files
 from dcclip_cli.eval.result import METRIC_NAMES, EvalResult, load_results
 from dcclip_cli.files import json_text, read_json, several
+from dcclip_cli.hub import OPEN_CLIP_SCHEME
 from dcclip_cli.model.hub_models import TRANSFORMERS_CONFIG
 from dcclip_cli.model.model_dir import PROVENANCE, model_fingerprint
 from dcclip_cli.model.reference import ModelSource, parse
@@ -108,8 +109,8 @@ def plan_push(
     add_results(card, results)
     names = f" ({', '.join(path.name for path in trained_on)})" if trained_on else ""
     origin = "\n".join(map(_data_text, manifests)) or f"Where the training data{names} is from is not recorded."
-    reference = f"hf-hub:{repository}"
-    sections = {"Use": _use_text(repository, exports), "Results": _results_text(results), _DATA: origin}
+    reference = f"{OPEN_CLIP_SCHEME}:{repository}"
+    sections = {"Use": _use_text(repository, reference, exports), "Results": _results_text(results), _DATA: origin}
     card.text = card.text.replace(_LOCAL, reference).rstrip() + "\n"
     titles = set(re.findall(r"^#+ (.+?)\s*$", card.text.lower(), re.M))
     added = [title for title, text in sections.items() if text and title.lower() not in titles]
@@ -316,9 +317,9 @@ def _complete_header(
             card.data[key] = value
 
 
-def _use_text(repository: str, exports: Iterable[str]) -> str:
+def _use_text(repository: str, reference: str, exports: Iterable[str]) -> str:
     """The card's section on how to use the model and its exports."""
-    lines = ["```sh", f"dcclip predict photo.jpg --labels 猫,dog --model hf-hub:{repository}", "```", ""]
+    lines = ["```sh", f"dcclip predict photo.jpg --labels 猫,dog --model {reference}", "```", ""]
     local = repository.rpartition("/")[2]
     for name in exports:
         download = f"hf download {repository} --include '{name}/*' --local-dir {local}"
