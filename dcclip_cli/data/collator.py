@@ -37,10 +37,11 @@ class Collator:
     """Makes a Batch of (index, epoch) samples, in the loader's worker processes.
 
     `preprocess` makes the student's pixels, and each of `teacher_preprocess` a teacher's, from the same augmented
-    image: uint8, or float32 where a library's own preprocessing makes them. Each of `read_features` reads what a
-    teacher's cache has of a batch. A sample has `num_augmentations` different augmentations, 0: a new one each epoch.
-    `with_caption_ids` fills Texts.caption_ids and Texts.image_caption_ids. The loader makes the part of a batch that
-    `process`, of so many `processes`, trains on.
+    image: uint8, or float32 where a library's own preprocessing makes them. Each of
+    `read_features` reads what a teacher's cache has of a batch. A sample has `num_augmentations` different
+    augmentations, 0: a new one each epoch. `with_caption_ids` fills Texts.caption_ids and Texts.image_caption_ids. The
+    loader makes the part of a batch that `process`, of so many `processes`, trains on: with the sampler's `nodes`,
+    samples of its node.
     """
 
     dataset: PairDataset
@@ -56,6 +57,7 @@ class Collator:
     read_features: tuple[Callable[[Batch], StoredFeatures], ...] = ()
     process: int = 0
     processes: int = 1
+    nodes: int = 1
 
     def __getitems__(self, samples: list[Sample]) -> Batch | DcclipError:
         """The batch, or the error in its data: a DataLoader would lose the hint of an error that is raised here."""
@@ -129,8 +131,12 @@ class Collator:
         ends = self.dataset.num_pairs, self.dataset.num_images
         ordered = sorted(samples, key=lambda sample: bisect_right(ends, sample[0]))
         pairs, images = (sum(index < end for index, _ in samples) for end in ends)
-        # The order is shuffled already, so the first are as good as any.
-        captioned = max(1, round(self.captions.caption_fraction * pairs)) if pairs else 0
+        # The order is shuffled already, so the first are as good as any; equally many of each node.
+        captioned = self.nodes * max(1, round(self.captions.caption_fraction * pairs / self.nodes)) if pairs else 0
+        by_node = (ordered[:captioned], ordered[captioned:images])
+        ordered[:images] = [
+            sample for kind in by_node for node in range(self.nodes) for sample in kind[node :: self.nodes]
+        ]
         rows = part_rows(captioned, images, len(samples) - images, process, processes)
         return {kind: ordered[rows_of_kind] for kind, rows_of_kind in rows.items()}
 

@@ -75,15 +75,18 @@ class BlockCache:
     def file(self, block: Block) -> Path:
         return self.folder / f"{block.key}{SUFFIX}"
 
-    def fetch(self, block: Block) -> None:
-        """Make a block local unless it is. Raises DcclipError where that fails."""
+    def fetch(self, block: Block, wait: bool = True) -> bool:
+        """Make a block local unless it is; False if another process is about to and `wait` is off.
+
+        Raises DcclipError where that fails.
+        """
         if self._is_here(block):
-            return
+            return True
         self._check_fits(block.source, block.size)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with lock(self.folder / f".{block.key[:2]}.lock"):  # one of 256: lock files do not add up
-            if self._is_here(block):
-                return
+        with lock(self.folder / f".{block.key[:2]}.lock", wait) as acquired:  # one of 256: lock files do not add up
+            if not acquired or self._is_here(block):
+                return acquired
             with atomic_file(self.file(block)) as path, path.open("r+b", buffering=0) as stream:
                 stream.truncate(block.size)  # which others count as well
                 blocks, total = [], 0  # the least recently used are removed, until all files are within the limit
@@ -99,27 +102,34 @@ class BlockCache:
                     Path(oldest).unlink(missing_ok=True)
                     total -= size
                 block.write(stream.fileno())
+        return True
 
     def prefetch(self, blocks: Iterable[Block]) -> None:
         """Fetch the blocks of the next window in the background, as far as the cache has room for both windows.
 
-        What cannot be fetched is left to whoever reads it, and meets the error. Raises DcclipError where the window
-        does not fit the cache: each image would fetch its block again.
+        What cannot be fetched is left to whoever reads it, and meets the error. The processes of a machine begin at
+        different blocks, and wait for each other only at the end. Raises DcclipError where the window does not fit the
+        cache: each image would fetch its block again.
         """
         window = {block.key: block for block in blocks}
         if window:
             first = next(iter(window.values())).source
             self._check_fits(Message("a shuffle window of {}", first), sum(block.size for block in window.values()))
         self._windows = windows = (*self._windows[-1:], window)
+        rank, processes = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
         def fetch() -> None:
-            room = self.max_bytes
-            for block in {**windows[0], **windows[-1]}.values():
-                room -= block.size
-                if room < 0 or self._windows is not windows:
+            both = {**windows[0], **windows[-1]}.values()
+            totals = accumulate(block.size for block in both)
+            pending = [block for block, total in zip(both, totals, strict=True) if total <= self.max_bytes]
+            pending.sort(key=lambda block: (block.key not in windows[0], (int(block.key, 16) - rank) % processes))
+            skipped = list[Block]()
+            for block in chain(pending, skipped):
+                if self._windows is not windows:
                     return  # the rest is fetched when it is read, or by the thread of the next window
                 with suppress(DcclipError, OSError):
-                    self.fetch(block)
+                    if not self.fetch(block, wait=block in skipped):
+                        skipped.append(block)
 
         threading.Thread(target=fetch, name="prefetch", daemon=True).start()
 
@@ -155,6 +165,7 @@ class IndexedDataset(ConcatDataset):
     ) -> None:
         """With `uncaptioned`, images without a record belong to it as well; `cache_bytes`: limit of the block cache."""
         self.path, self._indexes, self._uncaptioned = path, list(indexes), uncaptioned
+        self.is_remote = any(index.file.is_remote for index in indexes)
         counts = [index.metadata.rows if uncaptioned else index.metadata.captioned for index in indexes]
         self._places = [(shard, batch) for shard, rows in enumerate(counts) for batch in range(len(rows))]
         self.firsts = [0, *accumulate(chain.from_iterable(counts))]

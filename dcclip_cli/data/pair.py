@@ -133,6 +133,7 @@ class PairDataset(ABC):
 
     path: str | Path  # for messages: a URL is a text
     sources: Sequence[int] = (0,)  # the first sample of each source that it was opened from
+    is_remote: bool = False  # whether any of its data is in an object store
     embeddings: np.ndarray | None = None  # (N, D) float32, where the pairs have image embeddings in place of images
     _captions: Mapping[Language, Sequence[tuple[str, ...]]] = {}
 
@@ -208,6 +209,7 @@ class ConcatDataset(PairDataset):
     def __init__(self, datasets: Sequence[PairDataset]) -> None:
         self.path = datasets[0].path
         self._datasets = datasets
+        self.is_remote = any(dataset.is_remote for dataset in datasets)
         self.num_images = sum(dataset.num_images for dataset in datasets)
         self.num_pairs = sum(dataset.num_pairs for dataset in datasets)
         self.firsts = [0, *accumulate(map(len, datasets))]  # the index at which each begins
@@ -279,7 +281,7 @@ class Rows(PairDataset):
     """Some samples of a dataset, all of which have images: those at the ascending `rows`."""
 
     def __init__(self, dataset: PairDataset, rows: np.ndarray) -> None:
-        self.path, self._whole, self._rows = dataset.path, dataset, rows
+        self.path, self._whole, self._rows, self.is_remote = dataset.path, dataset, rows, dataset.is_remote
         self.embeddings = None if dataset.embeddings is None else dataset.embeddings[rows]
         self.sources = [bisect_left(rows, first) for first in dataset.sources]
 

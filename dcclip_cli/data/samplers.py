@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice, pairwise
@@ -50,6 +50,9 @@ class EpochBatchSampler:
 
     With `distinct_captions`, a batch has no two samples that share a first caption in any language, because a
     contrastive loss would use them as negatives of each other.
+
+    An epoch's blocks are split among `nodes`, machines or groups of processes. Sample i of a batch is from the blocks
+    of node i % nodes. Only those of `local_nodes` are announced to the dataset.
     """
 
     dataset: PairDataset
@@ -58,6 +61,8 @@ class EpochBatchSampler:
     window: int = SHUFFLE_WINDOW
     distinct_captions: bool = False
     first: int = 0
+    nodes: int = 1
+    local_nodes: range = range(1)
 
     def __post_init__(self) -> None:
         check_size(self.batch_size, len(self.dataset))
@@ -74,7 +79,8 @@ class EpochBatchSampler:
 
     @property
     def _one_window(self) -> bool:
-        return self.steps_per_window == self.steps_per_epoch
+        """Whether all samples are shuffled together, whatever their blocks."""
+        return self.steps_per_window == self.steps_per_epoch and self.nodes == 1
 
     @cached_property
     def _sources(self) -> list[int]:
@@ -92,11 +98,11 @@ class EpochBatchSampler:
             epoch, within = divmod(step, self.steps_per_epoch)
             window, skipped = divmod(within, self.steps_per_window)
             if step == start_step:
-                self.dataset.will_need(np.concatenate(self._members(epoch, window)))
+                self._announce(epoch, window)
             following = step - skipped + self._steps_of(window)
             if following < steps:
                 next_epoch, place = divmod(following, self.steps_per_epoch)
-                self.dataset.will_need(np.concatenate(self._members(next_epoch, place // self.steps_per_window)))
+                self._announce(next_epoch, place // self.steps_per_window)
             for batch in islice(self._batches(epoch, window), skipped, skipped + steps - step):
                 yield [(self.first + sample, epoch) for sample in batch]
                 step += 1
@@ -104,60 +110,78 @@ class EpochBatchSampler:
     def _steps_of(self, window: int) -> int:
         return min(self.steps_per_window, self.steps_per_epoch - window * self.steps_per_window)
 
-    def _members(self, epoch: int, window: int) -> list[np.ndarray]:
-        """The samples of a window by source, block by block; the last window has those that fill no batch as well."""
+    def _announce(self, epoch: int, window: int) -> None:
+        members = self._members(epoch, window)
+        self.dataset.will_need(np.concatenate([*chain.from_iterable(members[node] for node in self.local_nodes)]))
+
+    def _members(self, epoch: int, window: int) -> list[list[np.ndarray]]:
+        """The samples of a window by node and source, block by block.
+
+        Those that fill no batch are in the last node's last window.
+        """
         if self._one_window:
-            return [np.arange(*ends) for ends in pairwise(self._sources)]
-        starts, remaining = self.dataset.blocks, len(self.dataset)
-        stops = np.append(starts[1:], remaining)
-        begin = window * self.steps_per_window * self.batch_size
-        is_last = (window + 1) * self.steps_per_window >= self.steps_per_epoch
-        end = remaining if is_last else begin + self.steps_per_window * self.batch_size
-        random, members = _random(self.seed, epoch), []
+            return [[np.arange(*ends) for ends in pairwise(self._sources)]]
+        starts, remaining, share = self.dataset.blocks, len(self.dataset), self.batch_size // self.nodes
+        block_ends = np.append(starts[1:], remaining)
+        # Each node has a part of all samples, and a window has a part of each node's.
+        begins = (np.arange(self.nodes) * self.steps_per_epoch + window * self.steps_per_window) * share
+        ends = begins + self._steps_of(window) * share
+        if (window + 1) * self.steps_per_window >= self.steps_per_epoch:
+            ends[-1] = remaining
+        random = _random(self.seed, epoch)
+        members: list[list[np.ndarray]] = [[] for _ in range(self.nodes)]
         for first, last in pairwise(self._sources):
-            # The window's part of the remaining sources is divided again, so that windows fit together.
-            places = np.arange(begin * (last - first) // remaining, end * (last - first) // remaining)
-            begin, end = begin - begin * (last - first) // remaining, end - end * (last - first) // remaining
-            remaining -= last - first
+            # A part of the remaining sources is divided again, so that parts fit together.
+            first_places, end_places = begins * (last - first) // remaining, ends * (last - first) // remaining
+            begins, ends, remaining = begins - first_places, ends - end_places, remaining - (last - first)
             blocks = slice(*np.searchsorted(starts, [first, last]))
             order = random.permutation(len(starts[blocks]))
-            ends = np.cumsum((stops - starts)[blocks][order])  # of the blocks in the source's sequence
-            members.append((stops[blocks][order] - ends)[np.searchsorted(ends, places, side="right")] + places)
+            stops = np.cumsum((block_ends - starts)[blocks][order])  # of the blocks in the source's sequence
+            for node, (first_place, end_place) in enumerate(zip(first_places, end_places, strict=True)):
+                places = np.arange(first_place, end_place)
+                offsets = (block_ends[blocks][order] - stops)[np.searchsorted(stops, places, side="right")]
+                members[node].append(offsets + places)
         return members
 
     def _batches(self, epoch: int, window: int) -> Iterator[list[int]]:
         random = _random(self.seed, epoch, 0 if self._one_window else window + 1)
-        orders = [random.permutation(members) for members in self._members(epoch, window)]
-        # Each of a source's n samples is at a random place in its nth part of the window.
-        places = np.concatenate([(np.arange(len(order)) + random.random(len(order))) / len(order) for order in orders])
-        order, steps = np.concatenate(orders)[places.argsort(kind="stable")], self._steps_of(window)
+        share, steps, shuffled = self.batch_size // self.nodes, self._steps_of(window), list[np.ndarray]()
+        for members in self._members(epoch, window):
+            orders = [random.permutation(samples) for samples in members]
+            # Each of a source's n samples is at a random place in its nth part of the window.
+            ranks = [(np.arange(len(order)) + random.random(len(order))) / len(order) for order in orders]
+            shuffled.append(np.concatenate(orders)[np.concatenate(ranks).argsort(kind="stable")])
         if not self.distinct_captions:
-            yield from (batch.tolist() for batch in order[: steps * self.batch_size].reshape(steps, -1))
+            shares = [samples[: steps * share].reshape(steps, share) for samples in shuffled]
+            yield from (batch.tolist() for batch in np.stack(shares, -1).reshape(steps, -1))
             return
         # Repeated captions wait for a later batch, and fill up the last ones.
-        chinese, english = self.dataset.first_caption_ids(order).T
-        new = zip(order.tolist(), chinese.tolist(), english.tolist(), strict=True)
-        waiting: deque[tuple[int, int, int]] = deque()
+        new, waiting = list[Iterator[tuple[int, int, int]]](), [deque[tuple[int, int, int]]() for _ in shuffled]
+        for samples in shuffled:
+            chinese, english = self.dataset.first_caption_ids(samples).T
+            new.append(zip(samples.tolist(), chinese.tolist(), english.tolist(), strict=True))
         for _ in range(steps):
-            batch: list[int] = []
-            repeated: list[tuple[int, int, int]] = []
+            batch: list[list[int]] = [[] for _ in shuffled]
             caption_ids: set[int] = set()
-            # Where very many wait, a step looks at some of them, so that the time stays linear.
-            looks = min(len(waiting), _LOOKS * self.batch_size)
-            entries = chain((waiting.popleft() for _ in range(looks)), new)
-            while len(batch) < self.batch_size and (entry := next(entries, None)) is not None:
-                if entry[1] in caption_ids or entry[2] in caption_ids:
-                    repeated.append(entry)
+            for chosen, upcoming, queue in zip(batch, new, waiting, strict=True):
+                repeated: list[tuple[int, int, int]] = []
+                # Where very many wait, a step looks at some of them, so that the time stays linear.
+                looks = min(len(queue), _LOOKS * share)
+                entries = chain((queue.popleft() for _ in range(looks)), upcoming)
+                while len(chosen) < share and (entry := next(entries, None)) is not None:
+                    if entry[1] in caption_ids or entry[2] in caption_ids:
+                        repeated.append(entry)
+                    else:
+                        chosen.append(entry[0])
+                        caption_ids.update(entry[1:])
+                        caption_ids.discard(0)  # no caption
+                if looks == _LOOKS * share:
+                    queue.extend(repeated)  # the next step looks at others
                 else:
-                    batch.append(entry[0])
-                    caption_ids.update(entry[1:])
-                    caption_ids.discard(0)  # no caption
-            if looks == _LOOKS * self.batch_size:
-                waiting.extend(repeated)  # the next step looks at others
-            else:
-                waiting.extendleft(reversed(repeated))
-            # Too few distinct captions left: fill up with repeats rather than change the batch size.
-            yield batch + [waiting.popleft()[0] for _ in range(self.batch_size - len(batch))]
+                    queue.extendleft(reversed(repeated))
+                # Too few distinct captions left: fill up with repeats rather than change the batch size.
+                chosen += [queue.popleft()[0] for _ in range(share - len(chosen))]
+            yield [*chain.from_iterable(zip(*batch, strict=True))]
 
 
 def _random(seed: int, epoch: int, stream: int = 0) -> np.random.Generator:
@@ -218,11 +242,12 @@ def open_training_data(
     seed: int,
     progress: Progress | None = None,
     distinct_captions: bool = False,
+    split: Callable[[], tuple[int, range]] = lambda: (1, range(1)),
 ) -> TrainingData:
     """The data of a stage, whose `sizes` are the samples per step of each kind: pairs, images, texts.
 
-    With `distinct_captions` no two pairs of a step have the same first caption. Raises DcclipError where any of it
-    cannot be loaded.
+    With `distinct_captions` no two pairs of a step have the same first caption. `split` returns among how many nodes
+    blocks in object stores are split, and which of these are here. Raises DcclipError where any of it cannot be loaded.
     """
     datasets: dict[str, PairDataset] = {}
     if "pairs" in sizes and data.train is not None:
@@ -241,6 +266,7 @@ def open_training_data(
     for number, (kind, dataset) in enumerate(datasets.items()):
         own_seed = seed + (number << 32)  # equal sizes must not mean equal orders
         distinct, first = kind == "pairs" and distinct_captions, joined.firsts[number]
-        samplers.append(EpochBatchSampler(dataset, sizes[kind], own_seed, data.shuffle_window, distinct, first))
+        nodes = split() if dataset.is_remote else (1, range(1))
+        samplers.append(EpochBatchSampler(dataset, sizes[kind], own_seed, data.shuffle_window, distinct, first, *nodes))
     dataset = joined if len(datasets) > 1 else next(iter(datasets.values()))
     return TrainingData(dataset, MixedBatchSampler(tuple(samplers)), datasets)

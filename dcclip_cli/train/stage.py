@@ -26,9 +26,9 @@ from dcclip_cli.options import decisive
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.run_dir import RunDir, TrainResult, finished
 from dcclip_cli.train.align import AlignOptions
-from dcclip_cli.train.compute import join_processes, settle_compile, settle_precision, use_kernels, use_threads
+from dcclip_cli.train.compute import decided, join_processes, settle_compile, settle_precision, use_kernels, use_threads
 from dcclip_cli.train.distill import DistillOptions
-from dcclip_cli.train.distributed import check_shared, from_first, process_count, processes_here
+from dcclip_cli.train.distributed import check_shared, from_first, process_count, process_index, processes_here
 from dcclip_cli.train.lora import add_lora
 from dcclip_cli.train.losses.base import Loss, layers_of, learns_from, student_layers
 from dcclip_cli.train.metrics_log import MetricsListener, TrackerName
@@ -162,7 +162,14 @@ class Stage:
     def training(self) -> TrainingData:
         """The data, opened."""
         distinct = self.options.distinct_captions
-        return open_training_data(self.data, self.sizes, self.run, self.seed, self.progress, distinct)
+        return open_training_data(self.data, self.sizes, self.run, self.seed, self.progress, distinct, self._split)
+
+    def _split(self) -> tuple[int, range]:
+        """Among how many nodes remote data is split, as when the stage began; whose shares processes here train on."""
+        count, local = process_count(), processes_here()
+        nodes = decided(self.folder, "nodes", lambda: 1 if count % local else count // local)
+        first = process_index() // local * local
+        return nodes, range(first * nodes // count, -(-(first + local) * nodes // count))
 
     def _has_captions(self, languages: Sequence[Language], kinds: Collection[str]) -> bool:
         """Whether a sample has captions in all of the languages; the first ones of blocks are looked at before all."""
@@ -204,6 +211,7 @@ class Stage:
             tuple(training_preprocess(teacher.towers) for teacher in online),
             num_augmentations=options.augmentations if self.teachers and options.teacher_cache else 0,
             with_caption_ids=options.contrast is not None,
+            nodes=max(sampler.nodes for sampler in self.training.sampler.samplers),
         )
 
     # ---- teachers and their features

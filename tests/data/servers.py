@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -52,6 +53,20 @@ class S3:
             return []
 
         server.app = answer_or_fail
+
+    def count_bytes(self, suffix: str) -> Counter[str]:
+        """The bytes that are read of objects with a suffix from now on, by access key."""
+        server: Any = self._server._server
+        answer, counts = server.app, Counter[str]()
+
+        def count_and_answer(request: Any, begin: Any) -> Any:
+            body = b"".join(answer(request, begin))
+            if request["REQUEST_METHOD"] == "GET" and request["PATH_INFO"].endswith(suffix):
+                counts[re.findall("Credential=([^/]+)", request["HTTP_AUTHORIZATION"])[0]] += len(body)
+            return [body]
+
+        server.app = count_and_answer
+        return counts
 
     def empty(self) -> None:
         """Forget what other servers of this process were given."""

@@ -1,15 +1,18 @@
 """Shards in an S3 store and on a web server: the same samples as from disk, through a bounded cache."""
 
+import json
 import os
+import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dcclip_cli.data import index
+from dcclip_cli.data import index, indexed
 from dcclip_cli.data import remote as stores
 from dcclip_cli.data.dataset import find_dataset, open_pairs, shards_at, write_parquet
 from dcclip_cli.data.index import cached, find_indexes, own_place, verify_files, write_index
@@ -17,10 +20,22 @@ from dcclip_cli.data.indexed import Block, BlockCache
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.remote import DataFile, list_files
 from dcclip_cli.data.shards import Columns
-from dcclip_cli.files import cache_folder
+from dcclip_cli.files import cache_folder, lock
 from tests.data.servers import S3, forget_connections, http_server
 from tests.tars import tar_of
-from tests.train.jobs import Job, Watch, refused, run, sha256
+from tests.train.jobs import (
+    TIMEOUT_S,
+    Job,
+    Watch,
+    assert_close,
+    elsewhere,
+    in_processes,
+    main,
+    refused,
+    run,
+    sha256,
+    weights,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -160,6 +175,50 @@ def test_training_from_a_store_that_stops_meanwhile_gives_the_weights_of_trainin
     assert sha256(result) == sha256(from_disk)
 
 
+# ---- several nodes
+
+
+NODES, SAMPLES = 4, 320
+SMALL = 3  # samples of a block here
+
+
+@pytest.mark.timeout(2 * TIMEOUT_S)
+def test_each_of_four_nodes_reads_its_quarter_of_the_data_and_all_train_as_one_process_resumes(
+    s3: S3, pairs: list[Pair], job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexed, "BLOCK", SMALL)
+    content = tar_of([replace(pairs[number % 40], key=f"{number:05}") for number in range(SAMPLES)])
+    (tmp_path / "all.tar").write_bytes(content)
+    (file_index,) = find_indexes(list_files(tmp_path / "all.tar"), Columns())
+    s3.put("bucket", "all.tar", content)
+    s3.put("bucket", "all.tar.index.arrow", file_index.path.read_bytes())
+    sgd = {"kind": "sgd", "lr": 0.02, "momentum": 0.9}
+    options = {"start": "scratch", "steps": 20, "batch_size": 16, "freeze_batch_norms": True, "optimizer": sgd}
+    nodes = job | {"root": str(tmp_path / "nodes"), "options": options | {"clip_norm": None, "workers": 1}}
+    nodes["data"] = {"train": "s3://bucket/all.tar", "shuffle_window": 100}
+    (tmp_path / "job.json").write_text(json.dumps(nodes))
+    counts = s3.count_bytes("all.tar")
+    in_processes(NODES, __file__, tmp_path / "job.json")
+    shares = [counts[f"node{number}"] / len(content) for number in range(NODES)]
+    assert max(shares) <= 1.1 / NODES, shares
+    alone = elsewhere(nodes, "alone")
+    (tmp_path / "alone/align").mkdir(parents=True)
+    (tmp_path / "alone/align/computed_in.json").write_text(json.dumps({"nodes": NODES}))
+    assert_close(weights(tmp_path / "nodes/align/model"), weights(run(alone)))
+
+
+def train_on_a_node(job: str) -> None:
+    """What each of four processes does: each is alone on its machine."""
+    rank, indexed.BLOCK = os.environ["RANK"], SMALL
+    os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "AWS_ACCESS_KEY_ID": f"node{rank}"}
+    os.environ["DCCLIP_CACHE"] = str(Path(job).with_name(f"cache{rank}"))
+    main(job)
+
+
+if __name__ == "__main__":
+    train_on_a_node(sys.argv[1])
+
+
 # ---- the block cache
 
 
@@ -227,6 +286,20 @@ def test_processes_that_need_the_same_block_fetch_it_once(tmp_path: Path) -> Non
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     assert fetched(tmp_path) == ["aa"]
+
+
+def test_processes_of_a_machine_fetch_a_window_together_and_do_not_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    cache = BlockCache(tmp_path / "blocks", 9000)
+    cache.folder.mkdir()
+    with lock(cache.folder / ".c3.lock"):  # another process fetches it
+        cache.prefetch(block(tmp_path, key) for key in ("a1", "b2", "c3", "d4"))
+        _wait(cache, ["a1", "b2", "d4"])
+        assert fetched(tmp_path) == ["d4", "a1", "b2"]
+    _wait(cache, ["a1", "b2", "c3", "d4"])  # it did not
 
 
 def _wait(cache: BlockCache, keys: list[str]) -> None:

@@ -58,14 +58,18 @@ def flat(batches: list[list[int]]) -> list[int]:
 
 
 ORDERS = pytest.mark.parametrize(
-    ("window", "distinct"), [(100, False), (100, True), (7, False), (7, True), (10, False), (1, True)]
+    ("window", "distinct", "nodes"),
+    [
+        *((100, False, 1), (100, True, 1), (7, False, 1), (7, True, 1), (10, False, 1), (1, True, 1)),
+        *((100, False, 5), (100, True, 5), (7, True, 5), (10, False, 5)),
+    ],
 )
 SEVEN = captions(np.arange(23) % 7)
 
 
 @ORDERS
-def test_an_epoch_has_a_sample_at_most_once_and_fills_every_batch(window: int, distinct: bool) -> None:
-    batches = numbers(EpochBatchSampler(Samples(23, SEVEN), 5, 0, window, distinct))
+def test_an_epoch_has_a_sample_at_most_once_and_fills_every_batch(window: int, distinct: bool, nodes: int) -> None:
+    batches = numbers(EpochBatchSampler(Samples(23, SEVEN), 5, 0, window, distinct, nodes=nodes))
     assert [len(batch) for batch in batches] == [5, 5, 5, 5]
     assert len(set(flat(batches))) == 20
 
@@ -82,8 +86,10 @@ def test_epochs_and_seeds_each_have_another_order_and_samples_left_over_are_in_a
 
 @pytest.mark.parametrize("start", [0, 1, 3, 4, 5, 9, 17, 20])
 @ORDERS
-def test_starting_in_the_middle_gives_the_tail_of_the_whole(start: int, window: int, distinct: bool) -> None:
-    sampler = EpochBatchSampler(Samples(23, SEVEN), 5, 4, window, distinct)
+def test_starting_in_the_middle_gives_the_tail_of_the_whole(
+    start: int, window: int, distinct: bool, nodes: int
+) -> None:
+    sampler = EpochBatchSampler(Samples(23, SEVEN), 5, 4, window, distinct, nodes=nodes)
     batches = list(sampler(0, 18))
     assert len(batches) == 18
     assert list(sampler(start, 18)) == batches[start:]
@@ -138,6 +144,30 @@ def test_the_samples_of_a_window_are_announced_one_window_ahead() -> None:
     assert data.announced == windows[:2]
     assert len(list(steps)) == 11
     assert data.announced[:3] == windows and len(data.announced) == 4  # the last: a window of the next epoch
+
+
+@pytest.mark.parametrize("distinct", [False, True])
+@pytest.mark.parametrize("window", [4_000, 480])
+def test_each_node_has_its_own_blocks_of_each_source_and_an_equal_share_of_each_batch(
+    window: int, distinct: bool
+) -> None:
+    data = Samples(2_400, captions(np.arange(2_400) // 3), block=10)
+    data.sources = (0, 600)
+    sampler = EpochBatchSampler(data, 24, 0, window, distinct, nodes=4)
+    batches = numbers(sampler)
+    assert sorted(flat(batches)) == [*range(2_400)]
+    shares = [[number for batch in batches for number in batch[node::4]] for node in range(4)]
+    assert [len(share) for share in shares] == [600] * 4
+    blocks = [{number // 10 for number in share} for share in shares]
+    assert sum(map(len, blocks)) <= 240 + 2 * 3  # a block of a source may be shared by two neighbours
+    assert [sum(number < 600 for number in share) for share in shares] == [150] * 4
+    groups = [len({number // 3 for number in batch}) for batch in batches]
+    assert not distinct or set(groups[: len(groups) // 2]) == {24}
+    other = EpochBatchSampler(data, 24, 0, window, distinct, nodes=4, local_nodes=range(1, 3))
+    data.announced.clear()
+    assert list(other(0, sampler.steps_per_epoch)) == list(sampler(0, sampler.steps_per_epoch))
+    announced = set().union(*data.announced[: len(data.announced) // 2])
+    assert announced == {*shares[1], *shares[2]}
 
 
 def test_the_first_batch_of_ten_million_samples_takes_little_time_and_memory() -> None:
