@@ -132,11 +132,11 @@ class Batch:
 
     `sample_index` (B,) and `augmentation_index` (B,) identify the sample and which of its augmentations this is.
     `pixels` are (B, 3, H, W), or embeddings (B, D) where the pairs have these in place of images; `teacher_pixels` has
-    the pixels for each teacher that processes images in this step, `teacher_features` what each teacher's cache has of
-    the batch, None where a row is missing. `texts` has those of ENTRIES that have a text in the batch;
-    `num_unpaired_texts` of them have no image. `texts_on_cpu` are the texts of a batch that was moved to a device: by
-    these it is split without waiting for the device. A part has its `rows` of the whole batch, by language and IMAGES,
-    and the `mean_counts` of the parts' texts.
+    the pixels for each teacher that processes images in this step, where they are equal in one tensor, and
+    `teacher_features` what each teacher's cache has of the batch, None where a row is missing. `texts` has those of
+    ENTRIES that have a text in the batch; `num_unpaired_texts` of them have no image. `texts_on_cpu` are the texts of a
+    batch that was moved to a device: by these it is split without waiting for the device. A part has its `rows` of the
+    whole batch, by language and IMAGES, and the `mean_counts` of the parts' texts.
     """
 
     sample_index: torch.Tensor
@@ -161,10 +161,12 @@ class Batch:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        tensors = {id(pixels): pixels for pixels in (self.pixels, *self.teacher_pixels)}  # some towers share one
+        changed = {key: change(pixels) for key, pixels in tensors.items()}
         return replace(
             self,
-            pixels=change(self.pixels),
-            teacher_pixels=tuple(map(change, self.teacher_pixels)),
+            pixels=changed[id(self.pixels)],
+            teacher_pixels=tuple(changed[id(pixels)] for pixels in self.teacher_pixels),
             texts={language: texts.map(change) for language, texts in self.texts.items()},
             teacher_features=tuple(features.map(change) for features in self.teacher_features),
         )

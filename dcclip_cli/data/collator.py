@@ -37,7 +37,7 @@ class Collator:
     """Makes a Batch of (index, epoch) samples, in the loader's worker processes.
 
     `preprocess` makes the student's pixels, and each of `teacher_preprocess` a teacher's, from the same augmented
-    image: uint8, or float32 where a library's own preprocessing makes them. Each of
+    image: uint8, or float32 where a library's own preprocessing makes them; equal ones make one tensor. Each of
     `read_features` reads what a teacher's cache has of a batch. A sample has `num_augmentations` different
     augmentations, 0: a new one each epoch. `with_caption_ids` fills Texts.caption_ids and Texts.image_caption_ids. The
     loader makes the part of a batch that `process`, of so many `processes`, trains on: with the sampler's `nodes`,
@@ -77,7 +77,7 @@ class Collator:
         if self.dataset.embeddings is not None:
             inputs = [torch.from_numpy(self.dataset.embeddings[indices])]
         else:  # pixels of every preprocessing, from the cache as far as these, or the images, are used again
-            preprocess = (self.preprocess, *self.teacher_preprocess)
+            preprocess = list(dict.fromkeys((self.preprocess, *self.teacher_preprocess)))
             side, cache, images = draft_side(self.augment, preprocess), self.image_cache, self.dataset.num_images
             pixels: list[tuple[np.ndarray, ...]] = [()] * len(indices)
             for row in np.argsort(indices).tolist():  # in the order of the files
@@ -88,7 +88,8 @@ class Collator:
                 else:
                     image = cache.get(index, partial(_decoded, self.dataset, index, side), images)
                     pixels[row] = self._augmented(image, index, augmentation, preprocess)
-            inputs = [stacked([arrays[number] for arrays in pixels]) for number in range(len(preprocess))]
+            tensors = {make: stacked([arrays[at] for arrays in pixels]) for at, make in enumerate(preprocess)}
+            inputs = [tensors[make] for make in (self.preprocess, *self.teacher_preprocess)]
         sample_index, augmentation_index = (torch.tensor(ids, dtype=torch.int64) for ids in (indices, augmentations))
         texts = {}
         for name, (captioned, chosen) in self._chosen(rows).items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
@@ -56,7 +56,10 @@ def training_preprocess(towers: Towers) -> Preprocess:
 
     Evaluation and export use `towers.preprocess`, which resizes with Pillow.
     """
-    return towers.preprocess if towers.preprocessing is None else Uint8Pixels(towers.preprocessing)
+    if towers.preprocessing is None:
+        return towers.preprocess
+    # Equal for towers that differ in what `normalized` does, so that pixels are made once for all of these.
+    return Uint8Pixels(replace(towers.preprocessing, mean=(0.0,) * 3, std=(1.0,) * 3))
 
 
 def normalized(pixels: torch.Tensor, preprocessing: Preprocessing | None) -> torch.Tensor:

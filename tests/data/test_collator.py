@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,12 @@ from dcclip_cli.data.collator import Collator
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.data.pair import ConcatDataset, Pair, PairDataset
-from dcclip_cli.data.pixels import ImageCache
+from dcclip_cli.data.pixels import ImageCache, Uint8Pixels, training_preprocess
 from dcclip_cli.data.unpaired import open_images, open_texts
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.towers import Tokens
+from dcclip_cli.train.loading import load_batches
 
 AUGMENT = Augment(rotate=20, colour=0.3)
 
@@ -73,10 +76,20 @@ def test_another_epoch_has_another_augmentation_unless_their_number_is_fixed(pai
     assert fixed.batch([(0, 5)]).augmentation_index.tolist() == [1]
 
 
-def test_a_teacher_sees_the_same_augmented_image_through_its_own_preprocessing(pairs_file: Path) -> None:
-    teacher = (lambda image: -to_side_8(image),)
-    batch = collate(open_pairs(pairs_file), augment=AUGMENT, teacher_preprocess=teacher).batch([(0, 0), (1, 0)])
-    assert torch.equal(batch.teacher_pixels[0], -batch.pixels)
+def test_towers_with_one_geometry_share_pixels_that_are_made_handed_over_and_moved_once(pairs_file: Path) -> None:
+    half: Any = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    settings = Preprocessing(8), Preprocessing(8, crop="floor", resize_mode="squash"), Preprocessing(8, **half)
+    student, other, same = (training_preprocess(SimpleNamespace(preprocessing=geometry)) for geometry in settings)  # type: ignore[arg-type]
+    own = (to_side_8, lambda image: -to_side_8(image))
+    collator = collate(open_pairs(pairs_file), augment=AUGMENT, preprocess=student)
+    ensemble, samples = replace(collator, teacher_preprocess=(other, same, *own)), [(0, 0), (1, 0)]
+    [batch] = load_batches(ensemble, [samples], 1)
+    assert [pixels is batch.pixels for pixels in batch.teacher_pixels] == [False, True, False, False]
+    assert torch.equal(batch.pixels, replace(collator, preprocess=Uint8Pixels(settings[2])).batch(samples).pixels)
+    assert torch.equal(batch.teacher_pixels[0], replace(collator, preprocess=other).batch(samples).pixels)
+    assert torch.equal(batch.teacher_pixels[2], -batch.teacher_pixels[3])
+    moved = batch.to("meta")
+    assert moved.teacher_pixels[1] is moved.pixels and {pixels.is_meta for pixels in moved.teacher_pixels} == {True}
 
 
 def test_images_are_read_in_the_order_of_the_files_and_stay_in_that_of_the_samples(pairs_file: Path) -> None:
@@ -124,6 +137,16 @@ def test_the_cache_makes_each_image_once_up_to_its_limit(mode: str, fit: int) ->
         images = [cache.get((3, augmentation), make) for augmentation in range(4)]
     assert images[:fit] == decoded[:fit]
     assert len(decoded) == 4 + (4 - fit)
+
+
+@pytest.mark.parametrize(("fraction", "captioned"), [(1, 3), (0.3, 1)])
+def test_a_process_has_samples_of_its_node_with_captions_or_without(
+    pairs_file: Path, fraction: float, captioned: int
+) -> None:
+    collator = collate(open_pairs(pairs_file), {"caption_fraction": fraction}, nodes=4)
+    shares = [collator.batch([(number, 0) for number in range(24)], process, 8) for process in range(8)]
+    assert [{index % 4 for index in share.sample_index.tolist()} for share in shares] == [{n // 2} for n in range(8)]
+    assert {(len(share.pixels), share.num_captioned) for share in shares} == {(3, captioned)}
 
 
 # ---- captions
