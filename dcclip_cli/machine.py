@@ -22,7 +22,6 @@ MachineClass = Literal["fast", "plain", "other"]
 # Loops of a few nanoseconds that an idle OpenMP thread of libgomp spins before it sleeps. The default, 300,000, keeps
 # cores busy that a loading process or another job needs: docs/results/training.md.
 _SPIN_LOOPS = 1000
-_MOST_LOADING = 8  # processes for each GPU, where `workers` is auto: each has up to 250 MB of batches
 # malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD.
 _KEEP_MEMORY = {-4: 0, -1: 2**31 - 1, -2: 256 * 2**20}
 _RETURN_MEMORY = {-4: 2**16, -1: 2**17, -2: 2**17, -3: 2**17}  # glibc's defaults, M_MMAP_THRESHOLD (-3) fixed
@@ -266,8 +265,8 @@ def allow_open_files() -> int:
 def loading_processes(number: int | Literal["auto"], device: str = "cpu", processes: int = 1) -> int:
     """Number of processes that load batches: `number`, or 0 if processes cannot be forked (Windows).
 
-    auto: 1 on the CPU, whose cores compute; on a GPU the cores of each of `processes` that train here, less one.
-    Data sets and tokenizers are handed over by forking, not by pickling.
+    auto: 1 on the CPU, whose cores compute; on a GPU the cores of each of `processes` that train here, less one. Each
+    has up to 250 MB of batches. Data sets and tokenizers are handed over by forking, not by pickling.
     """
     import multiprocessing
 
@@ -275,7 +274,7 @@ def loading_processes(number: int | Literal["auto"], device: str = "cpu", proces
         return 0
     if number != "auto":
         return number
-    return 1 if device == "cpu" else min(_MOST_LOADING, max(1, cores() // processes - 1))
+    return 1 if device == "cpu" else max(1, cores() // processes - 1)
 
 
 ERROR_FILE = "DCCLIP_ERROR_FILE"  # where a process of `--at-a-time` reports its error as well

@@ -148,8 +148,8 @@ class TrainOptions(Options):
     augment: Augment = Field(Augment(), description="Image augmentations")
     workers: Neutral[Annotated[int, Field(ge=0, le=256)] | Literal["auto"]] = Field(
         "auto",
-        description="Data-loading processes per training process; auto: 1 on the CPU; on a GPU, one per core of the "
-        "process, at most 8",
+        description="Data-loading processes per training process; auto: 1 on the CPU; on a GPU, as many as the "
+        "process has cores, minus one",
     )
     threads: int | None = Field(
         None,

@@ -161,8 +161,8 @@ def test_each_node_has_its_own_blocks_of_each_source_and_an_equal_share_of_each_
     blocks = [{number // 10 for number in share} for share in shares]
     assert sum(map(len, blocks)) <= 240 + 2 * 3  # a block of a source may be shared by two neighbours
     assert [sum(number < 600 for number in share) for share in shares] == [150] * 4
-    groups = [len({number // 3 for number in batch}) for batch in batches]
-    assert not distinct or set(groups[: len(groups) // 2]) == {24}
+    if distinct and window == 4_000:  # the last batches of each window are filled up
+        assert {len({number // 3 for number in batch}) for batch in batches[:50]} == {24}
     other = EpochBatchSampler(data, 24, 0, window, distinct, nodes=4, local_nodes=range(1, 3))
     data.announced.clear()
     assert list(other(0, sampler.steps_per_epoch)) == list(sampler(0, sampler.steps_per_epoch))

@@ -83,6 +83,6 @@ def test_a_run_in_parts_of_a_size_has_the_weights_of_one_in_as_many_parts(aligni
 
 def test_loading_processes_are_one_on_the_cpu_and_the_other_cores_on_a_gpu() -> None:
     assert loading_processes("auto") == 1
-    assert loading_processes("auto", "cuda") == min(8, max(1, cores() - 1))
+    assert loading_processes("auto", "cuda") == max(1, cores() - 1)
     assert loading_processes("auto", "cuda", 1000) == 1
     assert loading_processes(0, "cuda") == 0
