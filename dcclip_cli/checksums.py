@@ -20,8 +20,6 @@ _SMALL_BYTES = 1 << 20  # files up to this size are checked before anything is l
 
 @dataclass(frozen=True)
 class Record:
-    """The content of a record."""
-
     file: Path
     content: dict[str, Any]
     hint: str  # what the user can do about a file that differs
@@ -33,10 +31,7 @@ class Record:
 
     @contextmanager
     def checking(self) -> Iterator[None]:
-        """Compare the files with their checksums while the block loads them: small ones before, others in a thread.
-
-        Where a file differs, that is the error, whatever the block raises.
-        """
+        """Compare the files with their checksums while the block loads them; a difference replaces its error."""
         large = [name for name in self.digests if (self.file.parent / name).stat().st_size > _SMALL_BYTES]
         self.check(self.digests.keys() - set(large))
         with ThreadPoolExecutor(1, "checksums") as pool:

@@ -29,10 +29,7 @@ _STALE_S = 24 * 3600  # age at which a partial file counts as left by a killed p
 
 
 def cache_folder() -> Path:
-    """The folder for data that can be computed again: $DCCLIP_CACHE, else `dcclip` in the user's cache folder.
-
-    Raises DcclipError where neither is known.
-    """
+    """The folder for data that can be computed again: $DCCLIP_CACHE, else `dcclip` in the user's cache folder."""
     if folder := os.environ.get("DCCLIP_CACHE"):
         return Path(folder)
     try:
@@ -78,10 +75,7 @@ def lock(file: Path, wait: bool = True) -> Iterator[bool]:
 
 @contextmanager
 def partial(final: Path, folder: bool = False) -> Iterator[Path]:
-    """A new empty file or `folder` next to `final`, removed when the block ends unless it was renamed.
-
-    Before it, what killed processes left next to `final` is removed.
-    """
+    """A new empty file or `folder` next to `final`, removed at the end unless renamed; and of killed processes."""
     remove_stale(final.parent)
     path = final.with_name(f".{final.name}.{os.getpid()}-{os.urandom(4).hex()}.partial")
     try:
@@ -114,10 +108,7 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def atomic_file(file: Path) -> Iterator[Path]:
-    """A temporary path next to `file`, moved to `file` when the block ends, removed if it raises.
-
-    A killed process leaves `file` as it was.
-    """
+    """A temporary path that replaces `file` at the end of the block, and is removed if it raises."""
     with partial(file) as path:
         yield path
         path.replace(file)
@@ -189,7 +180,6 @@ class OpenFile:
         self._descriptor = os.open(file, os.O_RDONLY)
 
     def read(self, offset: int, size: int) -> bytes:
-        """Up to `size` bytes from `offset` on."""
         return os.pread(self._descriptor, size, offset)
 
     def __del__(self) -> None:
@@ -226,10 +216,7 @@ def read_json(file: Path, hint: str) -> dict[str, Any]:
 
 
 def read_cached(file: Path, read: Callable[[dict[str, Any]], T], say: Callable[[str], None]) -> T | None:
-    """What `read` makes of the JSON object in a file of a cache; None if there is none.
-
-    A file that cannot be read is removed, after a warning.
-    """
+    """What `read` makes of a cache's JSON object; None if there is none, or after a warning if it is damaged."""
     if not os.path.lexists(file):
         return None
     try:

@@ -44,10 +44,7 @@ _UNSEEN = re.compile(
 
 
 def write_page(path: Path, package: str, template: str, /, **values: Any) -> None:
-    """Write the page that a template of a package gives with `values`, in the user's language.
-
-    In one language the same values give the same bytes.
-    """
+    """Write a package's template with `values`, in the user's language; the same values give the same bytes."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -109,7 +106,6 @@ def readable(value: float, unit: str = "") -> str:
 
 
 def jpeg_data_url(content: bytes) -> str:
-    """A JPEG file as a URL that contains it."""
     return "data:image/jpeg;base64," + base64.b64encode(content).decode()
 
 
@@ -126,10 +122,7 @@ def jpeg_thumbnail(image: Image.Image, max_px: int = THUMBNAIL_PX) -> bytes:
 
 
 def svg_chart(size: tuple[float, float], draw: Callable[[Axes], None]) -> bytes:
-    """The chart, of a `size` in inches, that `draw` makes on the axes given to it, as an SVG file.
-
-    Without matplotlib the file is empty.
-    """
+    """The chart that `draw` makes on axes, `size` in inches, as an SVG file; an empty one without matplotlib."""
     if find_spec("matplotlib") is None:
         return b""
     from matplotlib import rc_context

@@ -61,10 +61,7 @@ def files_on_hub(repository: str, kind: Literal["model", "dataset"] = "model") -
 
 @functools.cache  # it asks ModelScope for the files each time
 def modelscope_folder(reference: str) -> Path:
-    """The folder in ModelScope's cache with the files of ms:ORG/NAME[@REVISION], which are downloaded if missing.
-
-    With HF_HUB_OFFLINE, the folder as it is. Raises DcclipError if there is none.
-    """
+    """The folder in ModelScope's cache with the files of ms:ORG/NAME[@REVISION], downloaded if it may be."""
     from modelscope_hub.compat import snapshot_download
     from modelscope_hub.errors import HubError
 
@@ -91,10 +88,7 @@ def modelscope_folder(reference: str) -> Path:
 def load_hub(
     path: str, config: str | None, split: str, revision: str | None = None, files: str | None = None
 ) -> Dataset:
-    """One split, its rows on disk. The data set's own code is never run. Raises DcclipError if it cannot be loaded.
-
-    `files` is the pattern of the split's files, if known: no other split's files are downloaded then.
-    """
+    """One split, its rows on disk, without running code of the data set; `files` restricts what is downloaded."""
     import datasets
 
     with _errors(path):

@@ -185,10 +185,7 @@ def _is_x86_64() -> bool:
 
 
 def keep_pandas_out() -> None:
-    """Let pyarrow do without pandas in this process, which it imports to convert the first list: 0.4 s of a core.
-
-    For processes of commands that convert nothing to pandas; `to_pandas` still works.
-    """
+    """Keep pyarrow from importing pandas for lists in this process: 0.4 s of a core. `to_pandas` still works."""
     import pyarrow as pa
 
     class Finder:
@@ -215,10 +212,7 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Tune glibc's malloc to return freed blocks of 128 KiB and more at once; results do not change.
-
-    By itself it returns none below the size of those that were freed before, up to 32 MiB.
-    """
+    """Let glibc return freed blocks from 128 KiB on at once; by itself it keeps up to 32 MiB. Same results."""
     _tune_malloc(_RETURN_MEMORY)
 
 

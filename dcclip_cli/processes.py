@@ -80,10 +80,7 @@ def _stop_if_asked() -> None:
 
 @contextmanager
 def noted(noting: bool = True) -> Iterator[None]:
-    """While the block runs, signals are only noted, for `asked`; at its end, Stopped is raised if one came.
-
-    Not `noting`, inside of such a block: they raise Stopped at once, as does one that came before.
-    """
+    """While the block runs, signals are noted, to raise Stopped at its end; or at once, if not `noting` inside it."""
     global _noting
     before, _noting = _noting, noting
     try:
@@ -128,10 +125,7 @@ def end_with_launcher() -> None:
 
 
 def preload(imports: Sequence[str]) -> bool:
-    """Start, unless it runs, the process that workers are forked from; from now on it imports what their calls need.
-
-    False where the system has no such processes.
-    """
+    """Start the process that workers are forked from, which imports what calls need; False where there is none."""
     import multiprocessing
     from multiprocessing import forkserver, resource_tracker
 
@@ -189,10 +183,7 @@ def process_pool(
 def calls(
     pool: ProcessPoolExecutor, function: Callable[[Argument], Result], arguments: Iterable[Argument], hint: str
 ) -> Iterator[Result]:
-    """The results of a function of a module, as they come.
-
-    Raises what a call raises, or DcclipError with `hint` where a worker was killed.
-    """
+    """The results of a function of a module, as they come. Raises its error, or DcclipError for a killed worker."""
     from concurrent.futures import as_completed
     from concurrent.futures.process import BrokenProcessPool
 

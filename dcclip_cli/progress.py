@@ -83,10 +83,7 @@ ProgressChoice = bool | Callable[[str], object] | Progress
 
 
 def progress_for(choice: ProgressChoice) -> Progress:
-    """True: bars or lines on stderr; False: silence; a function: it receives each line; a Progress: itself.
-
-    Of several processes of one run, only the first one shows anything.
-    """
+    """True: bars or lines on stderr, by the first process only; False: silence; a function gets lines; a Progress."""
     if not is_first_process():
         return Silent()
     if isinstance(choice, bool):

@@ -73,10 +73,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def open_block(file: Path) -> Arrays:
-    """The arrays in a file, mapped into memory.
-
-    Raises ValueError for wrong content, FileNotFoundError, and DcclipError where the system cannot open the file.
-    """
+    """The arrays in a file, mapped. Raises ValueError for wrong content, FileNotFoundError, else DcclipError."""
     try:
         with file.open("rb") as stream:
             content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
@@ -179,12 +176,10 @@ class FeatureStore:
 
     @property
     def size(self) -> int:
-        """Bytes of all blocks."""
         return sum(block.size for block in self._blocks if block)
 
     @property
     def rows(self) -> int:
-        """Rows of all blocks."""
         return sum(block.rows for block in self._blocks if block)
 
     # ---- reading
@@ -332,8 +327,7 @@ class FeatureStore:
     ) -> tuple[np.ndarray, np.ndarray]:
         """(N,) which rows there are in the end, and one array of those.
 
-        `compute` gets the places in `keys` of the rows that are missing, and yields places and values of those that can
-        be computed.
+        `compute` gets the places in `keys` of the missing rows, and yields places and values of those it can compute.
         """
         while True:
             missing = self.missing(keys, [name])
@@ -392,7 +386,6 @@ class FeatureStore:
                     file.unlink()
 
     def clear(self) -> None:
-        """Remove all rows."""
         for block in self._blocks:
             if block and isinstance(block.source, Path):
                 remove(block.source)

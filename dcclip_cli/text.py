@@ -34,10 +34,7 @@ def printable(text: str) -> str:
 
 
 def check_unicode(texts: Iterable[str]) -> None:
-    """Raise DcclipError for a text with half a character (a lone surrogate), which no tokenizer takes.
-
-    They come from JSON, and stand for bytes that are not UTF-8 in names of files.
-    """
+    """Raise DcclipError for half a character (a lone surrogate of JSON or a file's name): tokenizers take none."""
     for text in texts:
         if not text.isascii() and _HALF.search(text):
             raise DcclipError("the text {!r} contains bytes that are not UTF-8", "use UTF-8", text)

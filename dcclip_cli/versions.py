@@ -16,9 +16,7 @@ _MODULES = {"open_clip_torch": "open_clip", "scikit_learn": "sklearn"}  # packag
 
 @cache
 def extras() -> dict[str, list[str]]:
-    """The packages by the extra that installs them, as they are imported: smaller extras first, not those for work
-    on dcclip itself. Empty where dcclip is not installed.
-    """
+    """The packages by the extra that installs them, smaller extras first; none where dcclip is not installed."""
     from importlib.metadata import PackageNotFoundError, requires
 
     packages_by_extra: dict[str, list[str]] = {}

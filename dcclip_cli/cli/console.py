@@ -143,7 +143,6 @@ def as_json(value: Any, indent: int | None = None) -> str:
 
 
 def error_line(line: str) -> None:
-    """Print `error: LINE` on stderr."""
     _label(Message("error: "), line, _RED)
 
 
@@ -154,7 +153,6 @@ def warning_line(line: str) -> None:
 
 
 def hint_line(line: str) -> None:
-    """Print `hint:  LINE` on stderr."""
     _label(Message("hint:  "), line, _CYAN)
 
 

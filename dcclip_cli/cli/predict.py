@@ -123,7 +123,6 @@ def _thresholds(
 
 
 def _labels(labels: str, file: Path | None) -> list[str]:
-    """The labels of --labels, and those of the file."""
     return [
         *split(flags.text(labels, "--labels")),
         *flags.lines_of(file, Message("label"), _MOST_LABELS, _MOST_LABELS_BYTES),

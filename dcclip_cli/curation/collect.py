@@ -132,10 +132,7 @@ def _nothing_kept(pairs: int, dropped: Counter[str], file: Path | None = None) -
 
 
 def preview(options: CollectOptions) -> Preview | None:
-    """A first look at what would be read, before anything is dropped; None where some is still to be downloaded.
-
-    Raises DcclipError where none of a source's pairs can be read, or all sources are empty.
-    """
+    """A first look at what would be read; None before a download. Raises DcclipError for a source without pairs."""
     estimate, pairs = 0, list[Pair]()
     for source in options.sources:
         if isinstance(source, HubSource) and not os.path.isdir(source.path):

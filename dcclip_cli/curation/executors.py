@@ -52,7 +52,6 @@ class Step(ABC):
         """Do one task."""
 
     def run_and_return(self, task: int) -> int:
-        """Do one task; returns its number."""
         self.run(task)
         return task
 

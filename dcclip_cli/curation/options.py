@@ -38,7 +38,6 @@ class OutputOptions(Options):
     shards: Literal["tar", "parquet"] = Field("tar", description="Kind of shards: WebDataset tars or Parquet")
 
     def written(self, pair: Pair) -> Pair:
-        """The pair as it is stored."""
         if self.format == "original" or image_suffix(pair.image) == "jpg":
             return pair
         stream = io.BytesIO()

@@ -42,10 +42,7 @@ def record(pair: Pair) -> bytes:
 
 
 def write_shard(path: Path, pairs: Iterable[Pair]) -> Shard:
-    """Write a shard, the same bytes for the same pairs, whose images must be JPEG, PNG or WebP files.
-
-    A tar has KEY.jpg|png|webp and KEY.json of each pair; Parquet is that of `write_parquet`.
-    """
+    """Write a tar (KEY.jpg|png|webp, KEY.json) or Parquet shard: the same bytes for the same pairs."""
     if path.suffix == ".parquet":
         return Shard(path.name, write_parquet(path, pairs), file_sha256(path))
     count = size = 0
@@ -73,7 +70,6 @@ class DroppedTable:
         self._rows: list[dict[str, Any]] = []
 
     def add(self, pair: Pair, drop: Drop, language: Language | None = None, caption: str = "") -> None:
-        """Add a pair, or with a `language` only a caption of it."""
         captions = {language: (caption,)} if language else {"zh": pair.zh, "en": pair.en}
         origin = f"{pair.meta.get('source', '')}:{pair.meta.get('origin', '')}"
         texts = {"key": pair.key, "origin": origin, "reason": drop.reason, "detail": drop.detail}

@@ -1,7 +1,4 @@
-"""What the tasks do with a slice: filter its pairs one by one, keep them with their signatures, write its shard.
-
-Statistics, examples and dropped rows account for each pair that is read.
-"""
+"""What the tasks do with a slice, all of whose pairs are accounted for: filter pairs, keep them, write the shard."""
 
 from __future__ import annotations
 
@@ -125,10 +122,7 @@ def too_large(pair: Pair) -> Drop | None:
 
 
 def read_pairs(folder: Path, key: str | None = None) -> Iterator[tuple[Pair, tuple[int, int]]]:
-    """The pairs that `keep_slice` kept, each with its image's (width, height), or only the one with a key.
-
-    Raises DcclipError if a file of a source has changed since then.
-    """
+    """The pairs that `keep_slice` kept, or the one with `key`, and (width, height). Raises DcclipError if changed."""
     import pyarrow.parquet as pq
 
     files = cache(OpenFile)

@@ -57,10 +57,7 @@ class Assignment:
 
 
 def plan(options: CollectOptions, limit: int | None = None) -> list[Assignment]:
-    """All slices of all sources, in order; with a `limit`, about that many candidates, spread evenly over the sources.
-
-    No image is decoded, no model loaded. Raises DcclipError if a source or a scorer's model is absent.
-    """
+    """All slices of all sources, in order, or of about `limit` candidates. Raises DcclipError if one is absent."""
     for scorer in options.scores:
         scorer.check()
     assignments: list[Assignment] = []
@@ -95,8 +92,6 @@ def fingerprint(options: CollectOptions, assignments: Sequence[Assignment]) -> s
 
 @dataclass(frozen=True)
 class WorkFolder:
-    """The work folder and the names in it."""
-
     root: Path
 
     @property

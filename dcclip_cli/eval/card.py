@@ -46,10 +46,7 @@ def read_card(file: Path) -> ModelCard:
 
 
 def add_results(card: ModelCard, results: Sequence[EvalResult]) -> None:
-    """Put results into a card, in place of earlier ones on the same data; the rest is kept.
-
-    Samples, parts of data sets and probes are left out.
-    """
+    """Put results into a card, in place of earlier ones on the same data; samples, parts and probes are left out."""
     from huggingface_hub import ModelCardData
 
     if not (new := list(_entries(results))):

@@ -135,10 +135,7 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Location:
-    """A named data set's split, and the folders that may contain it, the most likely first.
-
-    `siblings` are folders of the same images with captions in the other language: COCO's for COCO-CN.
-    """
+    """A named data set's split, and the folders that may contain it, the most likely first."""
 
     dataset: KnownSet
     folders: tuple[Path, ...]
@@ -149,7 +146,6 @@ class Location:
 
     @property
     def split_names(self) -> tuple[str, ...]:
-        """The names that the split may have."""
         return _SPLIT_NAMES.get(self.split, (self.split,))
 
     @functools.cached_property

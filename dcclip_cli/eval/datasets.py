@@ -175,7 +175,6 @@ def _location(known_set: KnownSet, data_root: Path | None, language: Language) -
 
 
 def _folders(names: Sequence[str], data_root: Path | None) -> tuple[Path, ...]:
-    """The folders under the root that have one of the names."""
     if data_root is None:
         return ()
     if not data_root.is_dir():

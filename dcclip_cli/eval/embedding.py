@@ -35,10 +35,7 @@ _NAMED_FAULTS = 3  # unreadable images that are named on the terminal; the resul
 
 
 class FeatureCache:
-    """Embeddings by model in feature stores under `root`; without a root they are kept in memory.
-
-    So another language or prompt needs no second pass. `warn` gets a line about each damaged block.
-    """
+    """Embeddings by model in feature stores under `root`, or in memory; `warn` gets a line about each damaged block."""
 
     def __init__(self, root: Path | None, warn: Callable[[str], None] = lambda _: None) -> None:
         self._root, self._warn = None if root is None else root / "features", warn
@@ -71,10 +68,7 @@ class FeatureCache:
 
 @dataclass(frozen=True)
 class Embedded:
-    """Embeddings (N, D) of length 1 of the readable images, by their `indices`, and the errors of the others by key.
-
-    `computed` of them were not cached, which took `seconds`.
-    """
+    """Embeddings (N, D) of length 1 of readable images, by `indices`; `computed` were not cached and took `seconds`."""
 
     indices: np.ndarray
     vectors: np.ndarray
@@ -159,10 +153,7 @@ class Embedder:
 
 @dataclass(frozen=True)
 class ClassVectors:
-    """The classes of a zero-shot classifier as embeddings (C, D), and the groups of those with the same embedding.
-
-    `replaced` maps a name to the alternate that is in its place.
-    """
+    """Classes as embeddings (C, D), the groups with the same embedding, and the alternates in place of names."""
 
     vectors: np.ndarray
     alike: list[list[int]]

@@ -120,10 +120,7 @@ def _unused(options: EvalOptions) -> Iterator[DcclipError]:
 
 
 def open_datasets(options: EvalOptions) -> list[DataSet]:
-    """The data sets of `options.datasets`, groups expanded. Raises DcclipError for a missing or incomplete one.
-
-    Raises it too for an option that has no effect on any of them.
-    """
+    """The data sets, groups expanded. Raises DcclipError for a missing one, and an option that has no effect on any."""
     for unused in _unused(options):
         raise unused
     root = Path(options.data_root) if options.data_root else None
@@ -166,10 +163,7 @@ def evaluate(
     cache: FeatureCache | None = None,
     progress: Progress | None = None,
 ) -> list[EvalResult]:
-    """A result for each model, data set and language, in this order; for probes, for each number of shots.
-
-    `datasets` are those of `open_datasets`. Models of the same name are told apart by their paths.
-    """
+    """A result for each model, data set of `open_datasets`, language, and of probes each number of shots."""
     keep_freed_memory()
     progress, cache = progress or Silent(), cache or FeatureCache(None)
     measured: list[tuple[ModelSource, EvalResult]] = []
@@ -288,7 +282,6 @@ class _Evaluation:
         images: Embedded,
         begin: float,
     ) -> EvalResult:
-        """The result of a score; its computation began at `begin`."""
         names, templates = (truth.names, truth.templates) if isinstance(truth, Classes) else ((), ())
         labels = score.details.get("labels", images.indices)
         model, limit = self.embedder.model, self.options.limit

@@ -80,10 +80,7 @@ def per_class(right: np.ndarray, labels: np.ndarray, classes: int, weights: np.n
 
 
 def roc_auc(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """The probability that a true row (N,) scores higher than a false one; equal scores count half.
-
-    NaN unless there are true rows and false ones.
-    """
+    """The probability that a true row (N,) scores over a false one; equal scores count half. NaN without both."""
     weights = np.ones(len(truth)) if weights is None else weights
     _check(scores)
     values, at = np.unique(scores, return_inverse=True)
@@ -95,10 +92,7 @@ def roc_auc(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = 
 
 
 def average_precision(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """The area under a class's precision-recall curve as a sum of steps; equal scores (N,) are one step.
-
-    NaN without true rows.
-    """
+    """The area under a class's precision-recall curve in steps, one for equal scores (N,). NaN without true rows."""
     precision, recall = _curve(scores, truth, weights)
     return float((precision * np.diff(recall, prepend=0.0)).sum())
 
@@ -131,10 +125,7 @@ def _curve(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None) ->
 
 
 def best_ranks(queries: np.ndarray, items: np.ndarray, targets_by_query: Sequence[Sequence[int]]) -> np.ndarray:
-    """(Q,) the rank, from 0, of the first of each query's targets among the items (I, D), for each query (Q, D).
-
-    Ties go to the lower item. Every query must have at least one.
-    """
+    """(Q,) the rank, from 0, of the first of each query's targets among items (I, D); ties go to the lower item."""
     ranks_of_best = np.empty(len(queries), np.int64)
     for start in range(0, len(queries), _BLOCK):
         scores = queries[start : start + _BLOCK] @ items.T
@@ -196,10 +187,7 @@ def metrics_of(
     weights: Mapping[str, np.ndarray] | None = None,
     names: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """The metrics of a score's details, all of them or those in `names`.
-
-    `weights` are those of the rows of `labels`, `image_ranks` and `text_ranks`.
-    """
+    """The metrics of a score's details, or those in `names`, with `weights` of labels, image_ranks and text_ranks."""
     weigh = weights or {}
     if "labels" not in details:
         recalls = {

@@ -89,7 +89,6 @@ def booktabs(lines: Sequence[Sequence[str]], texts: int) -> str:
 
 
 def tex_text(text: str) -> str:
-    """A text as LaTeX prints it."""
     special: dict[str, Any] = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     return text.translate(str.maketrans(special | {char: "\\" + char for char in "&%$#_{}"}))
 

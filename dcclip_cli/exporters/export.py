@@ -103,10 +103,7 @@ class ExportOptions(Options):
 
 @dataclass(frozen=True)
 class ExportResult:
-    """An export's folder, its size, and its parity with the model.
-
-    `parity` is None if the format cannot be run here, and for exports that already existed.
-    """
+    """An export. `parity` with the model is None if the format cannot be run here, and for one that already existed."""
 
     folder: Path
     format: FormatName
@@ -186,10 +183,7 @@ def _loosen_until_close(
     options: ExportOptions,
     progress: Progress,
 ) -> Parity | None:
-    """Write the export, with more of it in fp32 each time, until it is within the limits. Raises DcclipError.
-
-    None if the format cannot be run here.
-    """
+    """Write the export, with more of it in fp32 each time, until it is close enough; None if it cannot run here."""
     changed: Collection[str] = TOWERS
     after: dict[str, TowerEmbeddings] = {}
     while (encoder := write()) is not None:

@@ -84,10 +84,7 @@ def write_onnx(source: Source, folder: Path) -> None:
 def write_graph(
     graph: nn.Module, example: Tensor, dynamic: Mapping[int, object], file: Path, takes: str, gives: str
 ) -> None:
-    """Write one tower as a graph that turns `takes` into `gives`; `dynamic` names the example's dynamic dimensions.
-
-    Its weights are in a file next to it, which the exporter writes one at a time.
-    """
+    """Write a tower that turns `takes` into `gives`, weights in a file; `dynamic` names dimensions of `example`."""
     try:
         with torch.no_grad():
             program = torch.onnx.export(

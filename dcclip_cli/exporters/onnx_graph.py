@@ -70,7 +70,6 @@ class OnnxGraph:
 
     @property
     def size_bytes(self) -> int:
-        """The size of all weights."""
         return sum(map(_bytes_of, self.proto.graph.initializer))
 
     def session(self, options: Any = None) -> Any:

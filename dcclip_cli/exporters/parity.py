@@ -153,20 +153,14 @@ class Parity:
 
 @dataclass(frozen=True)
 class TowerEmbeddings:
-    """One tower's embeddings of the samples (N, D), and for each test set of its images, or of its classes by language.
-
-    `tests` are (N, D) for the image tower, a mapping of (C, D) for the text tower.
-    """
+    """A tower's embeddings of the samples (N, D), and per test set of its images or its classes by language."""
 
     samples: np.ndarray
     tests: list[Any]
 
 
 class ParityTest:
-    """What exports are compared with their model on: samples, and up to `images` of each test set.
-
-    The test sets have one class per image.
-    """
+    """What exports are compared on: samples, and up to `images` of each test set, which have one class per image."""
 
     def __init__(
         self, samples: Samples, tests: Sequence[DataSet] = (), images: int = 1000, progress: Progress | None = None
@@ -177,7 +171,6 @@ class ParityTest:
         self._chosen = [sorted(numbers[:images].tolist()) for numbers in shuffled]
 
     def parity(self, before: Mapping[str, TowerEmbeddings], after: Mapping[str, TowerEmbeddings]) -> Parity:
-        """The parity of two models by the embeddings of their towers."""
         (images, texts), (new_images, new_texts) = (
             [embeddings[tower] for tower in TOWERS] for embeddings in (before, after)
         )
@@ -252,10 +245,7 @@ def same_best(cosines: np.ndarray, chosen: np.ndarray) -> float:
 
 
 def _agreement(was: Sequence[np.ndarray], now: Sequence[np.ndarray]) -> tuple[float, float, float]:
-    """Fractions of images with the same best text: with both towers of the export, its image and its text tower.
-
-    `was` and `now` are embeddings of images and of texts by the model and by its export.
-    """
+    """Fractions of images with the same best text by both towers of the export `now`, its image, its text tower."""
     cosines = was[0] @ was[1].T
     replaced = (now, (now[0], was[1]), (was[0], now[1]))
     both, image, text = (same_best(cosines, best_texts(*towers)) for towers in replaced)

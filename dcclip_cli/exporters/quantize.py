@@ -81,10 +81,7 @@ class Int8Tower:
         self._first, self._plain = self._fp32_parts()
 
     def write(self, out: Path, activations: float = 0.0, weights: float = 0.0) -> int:
-        """Write the tower in int8 except for fractions of its activations, and of its size, in weights.
-
-        Returns its largest sum of two int8 products (rounding.py).
-        """
+        """Write the tower in int8 but for fractions of its activations and weights; returns its largest pair sum."""
         sensitive = self._sensitive[: round(activations * len(self._sensitive))] if activations else []
         nodes = []
         if weights:  # those whose weights change the embeddings most per byte
@@ -119,10 +116,7 @@ class Int8Tower:
     def _effects(
         self, names: Sequence[str], keeping: Callable[[set[str]], OnnxGraph], exact: Callable[[], OnnxGraph]
     ) -> dict[str, float]:
-        """Mean square change of the embeddings by rounding each name alone.
-
-        All 1 for a large tower, where measuring would take hours.
-        """
+        """Mean square change of the embeddings by rounding each name alone; 1 for a large tower, to save hours."""
         if self._graph.size_bytes > _RANKED_BYTES:
             return dict.fromkeys(names, 1.0)
         expected = self._run(exact())
@@ -142,10 +136,7 @@ class Int8Tower:
         )
 
     def _fp32_parts(self) -> tuple[list[str], set[str]]:
-        """The first convolutions, and what is not rounded: activations between these, and in the head.
-
-        The inputs of dense layers are rounded in the head, too. A tower that is not convolutional has no such parts.
-        """
+        """The first convolutions, and activations between them and in the head that are not rounded."""
         if not self._convolutional:
             return [], set()
         counts = rounding.multiply_adds(self._graph, self._nodes, self._batches[0][:1])
@@ -256,10 +247,7 @@ class OnnxGraphs:
         return self._folder
 
     def loosen(self, parity: Parity | None) -> list[str]:
-        """Take the next step for the tower that loses more agreement, or for both if `parity` is None.
-
-        Returns the towers that took it, none if no step is left.
-        """
+        """Take the next step for the tower that loses more agreement, or for both; returns those that took it."""
         towers = [tower for tower in self._written if self._step[tower] + 1 < len(self._ladder)]
         if parity is not None:
             towers = sorted(towers, key=parity.closeness)[:1]
@@ -291,10 +279,7 @@ class OnnxGraphs:
 
 
 class BundleGraphs:
-    """The graphs of a bundle as they are, with the interface of OnnxGraphs: it stays in its precision.
-
-    With `preprocess`, the preprocessing is in image.onnx, where it was not yet.
-    """
+    """The graphs of a bundle, which stays in its precision, with the interface of OnnxGraphs."""
 
     def __init__(self, source: Source, folder: Path, preprocess: Preprocess) -> None:
         assert source.folder is not None
@@ -312,5 +297,4 @@ class BundleGraphs:
         return self._folder
 
     def loosen(self, parity: Parity | None) -> list[str]:
-        """No tower."""
         return []

@@ -43,7 +43,6 @@ def _outputs(
 
 
 def rounded_activations(graph: OnnxGraph) -> list[str]:
-    """The names of the activations that a QDQ graph rounds."""
     weights = {weight.name for weight in graph.proto.graph.initializer}
     inputs = [node.input[0] for node in graph.proto.graph.node if node.op_type == "QuantizeLinear"]
     return [name for name in inputs if name not in weights]
@@ -211,10 +210,7 @@ def with_weights(
 
 
 def largest_pair_sum(graph: OnnxGraph) -> int:
-    """The largest absolute sum of two products of uint8 activations and int8 weights in a QDQ graph.
-
-    More than 32767 would overflow on CPUs that add two products in 16 bits. 0 without such products.
-    """
+    """The largest sum of two uint8 x int8 products; over 32767 it overflows on CPUs that add in 16 bits."""
     largest, weights, nodes = 0, graph.weights, graph.proto.graph.node
     dequantizers = {node.output[0]: node for node in nodes if node.op_type == "DequantizeLinear"}
     for node in nodes:

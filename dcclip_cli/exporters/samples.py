@@ -63,10 +63,7 @@ def _lazy(length: int, get: Callable[[int], Image.Image]) -> Lazy[Image.Image]:
 
 
 def recipe_samples(data: DataOptions | None, *kinds: Literal["train", "validation"]) -> PairDataset | None:
-    """The pairs of the first of these kinds that a recipe's data has, else its images, followed by its texts.
-
-    None if it has neither pairs nor images. Pairs with embeddings in place of images are none.
-    """
+    """The pairs with images of the first of these kinds in a recipe's data, else its images and texts, or None."""
     if data is None:
         return None
     for pairs in (recipe_pairs(data, kind) for kind in kinds):
@@ -79,10 +76,7 @@ def recipe_samples(data: DataOptions | None, *kinds: Literal["train", "validatio
 
 
 def samples_from(pairs: PairDataset | None, count: int = 128) -> Samples:
-    """The samples in pairs, or in images followed by texts; made-up images for None.
-
-    Made-up images detect a broken graph, but not rounding errors.
-    """
+    """The samples in pairs, or in images and texts; for None made-up images, which detect a broken graph only."""
     if pairs is None:
         random = np.random.default_rng(0)
         noise = random.integers(0, 256, (64, 4, 4, 3), dtype=np.uint8)

@@ -53,7 +53,6 @@ class Source:
 
     @property
     def towers(self) -> Towers:
-        """The towers of a model in torch, not of a bundle."""
         assert isinstance(self.encoder, TorchEncoder), "it is a bundle"
         return self.encoder.towers
 

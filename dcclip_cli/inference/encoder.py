@@ -53,10 +53,7 @@ class Encoder(Protocol):
         """As `fingerprint`, but of embeddings of images alone: models may share an image tower."""
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
-        """The image tower's input (3, H, W), float32; of NaFlex models in a form of their own.
-
-        The embedding (D,) where the preprocessing is in the tower's graph.
-        """
+        """The image tower's input (3, H, W), float32, another for NaFlex; (D,) if the graph preprocesses."""
 
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
         """Embeddings (B, D), float32, of preprocessed images (B, 3, H, W)."""
@@ -69,10 +66,7 @@ class Encoder(Protocol):
 
 
 class TorchEncoder:
-    """Towers as an Encoder; they have to be in evaluation mode and on `device`.
-
-    In bf16, torch's autocast computes in bfloat16; embeddings in bf16 are cached apart from those in fp32.
-    """
+    """Towers as an Encoder, in evaluation mode on `device`; embeddings in bf16 are cached apart from fp32."""
 
     prompts: Mapping[str, Sequence[str]] = PLAIN_PROMPTS
 
@@ -206,10 +200,7 @@ def load_encoder(
 
 @dataclass(frozen=True)
 class Footprint:
-    """`image_ms` and `text_ms` are medians for one image or one short text.
-
-    Without preprocessing, if that is not in the tower's graph.
-    """
+    """Size, and medians in ms for one image, without preprocessing outside of its graph, and one short text."""
 
     parameters: int
     size_bytes: int

@@ -54,10 +54,7 @@ class SearchResult:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """A file of embeddings, the names of its rows, and by path the errors of images without a row.
-
-    `unknown` are the texts that the model never learnt.
-    """
+    """A file of embeddings, its rows' names, errors of images without a row by path, and texts never learnt."""
 
     file: Path
     names: list[str]
@@ -193,7 +190,6 @@ def image_files(images: PathLike | Iterable[PathLike]) -> Iterable[Path]:
 
 
 def _write(out: Path, names: Sequence[str], rows: np.ndarray) -> None:
-    """Write the embeddings and their names."""
     names = [printable(name) for name in names]
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(out) as partial:

@@ -108,10 +108,7 @@ def embed(
 def embed_batches(
     model: Encoder, batches: Iterable[Sequence[Item]], read: Callable[[Item], Image.Image], workers: int | None = None
 ) -> Iterator[list[tuple[Item, Result]]]:
-    """The results of `embed`, as one list per batch.
-
-    Images are read and preprocessed by `workers` threads, by default one per CPU core.
-    """
+    """The results of `embed`, as one list per batch; `workers` threads read images, by default one per core."""
 
     def prepare(item: Item) -> Result:
         try:

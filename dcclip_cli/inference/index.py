@@ -132,10 +132,7 @@ def open_index(
 
 @contextmanager
 def embedded_images(model: Encoder, paths: Sequence[Path], out: Path, progress: Progress) -> Iterator[EmbeddedInputs]:
-    """Embeddings, float32, of image files for the file `out`, which the block writes.
-
-    What a call that was stopped has computed for `out` is used; when the block ends, it is removed.
-    """
+    """Embeddings, float32, of images for the file `out`; those of a stopped call are used until it is written."""
     with _until_written(model, out, progress) as store:
         # A row depends on all images of its batch: the last bits of an embedding do.
         keys = _keys_in_batches([_stamp(str(path), path) for path in paths], BATCH_SIZE)
@@ -212,7 +209,6 @@ def _copy_from_full(store: FeatureStore, keys: np.ndarray, model: Encoder, folde
 
 
 def _stored(kind: str, fingerprint: str, precision: str, path: Path) -> Path:
-    """The folder of a store for a model and a path."""
     identity = f"{fingerprint} {precision} {path.resolve()}"
     name = re.sub(r"[^\w.-]+", "-", path.resolve().name)[:100]
     return (
@@ -228,7 +224,6 @@ def _until_written(model: Encoder, out: Path, progress: Progress) -> Iterator[Fe
 
 
 def _keys_in_batches(inputs: Sequence[bytes], size: int) -> np.ndarray:
-    """Keys of rows that depend on all inputs of their batch."""
     batches = (hashlib.sha256(b"\0".join(batch)).digest() for batch in batched(inputs, size))
     rows = ((batch + bytes([number]) for number in range(size)) for batch in batches)
     return digests("", list(chain.from_iterable(rows))[: len(inputs)])
@@ -270,10 +265,7 @@ def restored(rows: np.ndarray, kind: VectorType, width: int) -> np.ndarray:
 
 
 def nearest(rows: np.ndarray, kind: VectorType, query: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The places of the `top_k` compressed rows nearest to `query` (D,), the nearest first, and their cosines.
-
-    Of binary rows, those with the fewest bits that differ from the query's are compared with the query itself.
-    """
+    """The places of the `top_k` compressed rows nearest to `query` (D,), and their cosines, the nearest first."""
     places = np.arange(len(rows))
     if kind == "binary":
         different = np.bitwise_count(rows ^ compressed(query[np.newaxis], "binary")).sum(axis=1, dtype=np.int32)

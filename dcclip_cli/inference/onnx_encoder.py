@@ -179,10 +179,7 @@ class OnnxEncoder(ExportedEncoder):
 
 
 def read_description(folder: Path, kind: str = "bundle") -> tuple[Description, Record]:
-    """What the dcclip.json of a bundle, or of another `kind` of export, says, and the record of its files.
-
-    Raises DcclipError if a file is missing, or the JSON is damaged or describes something else.
-    """
+    """The dcclip.json of a bundle, or of another `kind` of export, and its record. Raises DcclipError if damaged."""
     record = read_record(folder / DESCRIPTION, _UNEDITED)
     if (recorded := record.content.get("kind")) != kind:
         raise DcclipError("{} describes a {} instead of a {}", _COPY, record.file, recorded, kind)

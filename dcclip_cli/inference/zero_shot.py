@@ -18,17 +18,13 @@ _ANYTHING = {"en": "something", "zh": "东西"}
 
 
 def fill(templates: Sequence[str], name: str) -> list[str]:
-    """The templates with `{}` replaced by a name."""
     return [template.replace("{}", name) for template in templates]
 
 
 def text_embeddings(
     model: Encoder, texts: Sequence[str], batch_size: int = 256, advance: Callable[[int], object] = lambda _: None
 ) -> np.ndarray:
-    """(N, D), length 1, in the order of the texts; `advance` is called with the size of each batch that is done.
-
-    Raises DcclipError for a text that is not Unicode.
-    """
+    """(N, D), length 1, in order; `advance` gets each batch's size. Raises DcclipError for half a character."""
     check_unicode(texts)
     by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # little padding in each batch
     encoded = []
@@ -54,10 +50,7 @@ def class_embeddings(
 
 
 def class_means(embeddings: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-    """(C, D), length 1: the mean of each run of rows; class c has `counts[c]` of them.
-
-    Raises NotFiniteError where rows add up to nothing, which has no direction.
-    """
+    """(C, D), length 1: means of `counts[c]` rows each. Raises NotFiniteError where rows add up to nothing."""
     sums = np.zeros((len(counts), embeddings.shape[1]), np.float32)
     np.add.at(sums, np.repeat(np.arange(len(counts)), counts), embeddings)
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)
@@ -72,10 +65,7 @@ def class_means(embeddings: np.ndarray, counts: Sequence[int]) -> np.ndarray:
 def label_prompts(
     model: Encoder, labels: Sequence[str], templates: Sequence[str] | None = None, multi_label: bool = False
 ) -> tuple[list[list[str]], dict[str, list[str]]]:
-    """The texts of each label, and by language those that `multi_label` compares with if the model has no bias.
-
-    Raises DcclipError without labels, and for a template without {}.
-    """
+    """The texts of each label, and those that `multi_label` compares with. Raises DcclipError for none, and no {}."""
     if not labels or not all(label.strip() for label in labels):
         raise DcclipError("no labels given, or an empty label", "give labels, for example: --labels 猫,dog")
     prompts: dict[str, Sequence[str]] = {**PLAIN_PROMPTS, **model.prompts} if templates is None else {**PLAIN_PROMPTS}
@@ -141,10 +131,7 @@ class Labels:
 
 
 def softmax(images: np.ndarray, classes: np.ndarray, logit_scale: float) -> np.ndarray:
-    """(B, C) softmax over the classes of scaled cosines between image (B, D) and class (C, D) embeddings of length 1.
-
-    A sigmoid model's bias is the same for every class, so it cancels in the softmax.
-    """
+    """(B, C) of scaled cosines of embeddings of length 1; a sigmoid model's bias cancels."""
     return softmax_of(logit_scale * (images @ classes.T).astype(np.float64))
 
 

@@ -23,10 +23,7 @@ from dcclip_cli.model.towers import OpenClipTowers, Tokens, Towers
 
 
 def blank_student(options: StudentOptions, embed_dim: int) -> OpenClipTowers:
-    """A student without weights, with an image tower of its own and as many tokens as its vocabulary may have.
-
-    Raises DcclipError for a network that does not exist, or cannot be built or used as the options say.
-    """
+    """A student without weights, its vocabulary of the largest size. Raises DcclipError for an impossible network."""
     image = options.image
     assert isinstance(image, ImageTower)
     config = model_config(options, options.embed_dim or embed_dim, options.text.vocabulary.size)
@@ -37,10 +34,7 @@ def blank_student(options: StudentOptions, embed_dim: int) -> OpenClipTowers:
 
 
 def blank_text_student(options: StudentOptions, teacher: TeacherOptions, towers: Towers) -> OpenClipTowers | None:
-    """A student with the image tower of a `teacher`, whose `towers` are blank; None where its files are not here.
-
-    Raises DcclipError for a teacher whose image tower cannot be a student's.
-    """
+    """A student with the image tower of a `teacher`, whose `towers` are blank; None where its files are not here."""
     image_source, source = check_image_source(towers), teacher.source
     if source.folder() is None:
         return None

@@ -49,10 +49,7 @@ def library_errors(problem: str, hint: str) -> Iterator[None]:
 
 
 def checked_json(file: Path, hint: str = COPY_AGAIN, limit: int = _MAX_NUMBER) -> dict[str, Any]:
-    """The JSON object in a configuration. Raises DcclipError for a number beyond `limit`, or more than 512 layers.
-
-    Building a model of such sizes would take minutes, or all memory, before anything is compared.
-    """
+    """The JSON object in a configuration. Raises DcclipError for sizes over `limit` or 512 layers, to save minutes."""
     content = read_json(file, hint)
     for key, value in _numbers(content):
         if abs(value) > (_MAX_LAYERS if key.endswith("layers") else limit):
@@ -71,10 +68,7 @@ def _numbers(content: Any, key: str = "") -> Iterator[tuple[str, int | float]]:
 
 
 def open_clip_config(folder: Path, on_hub: bool = False) -> dict[str, Any]:
-    """The open_clip_config.json of a model directory, or of a copy of a repository `on_hub`.
-
-    Raises DcclipError for sizes beyond all bounds, and what leads out of the directory or runs code.
-    """
+    """The open_clip_config.json of a directory or repository. Raises DcclipError for what leads out or runs code."""
     file = folder / CONFIG
     content = checked_json(file, Message("make a model with: dcclip run recipes/quickstart.yaml"))
     model: Any = content.get("model_cfg")
@@ -121,10 +115,7 @@ def check_timm_name(network: str, where: str, hint: str | None = None) -> None:
 
 
 def check_directory(folder: Path) -> None:
-    """Raise DcclipError where a file of a model directory leads out of it.
-
-    In the hub's cache, a repository's files are links into the `blobs` next to its `snapshots`.
-    """
+    """Raise DcclipError where a file leads out of a model directory; links of the hub's cache lead to its `blobs`."""
     inside = [folder.resolve()]
     if inside[0].parent.name == "snapshots":
         inside.append(inside[0].parents[1] / "blobs")

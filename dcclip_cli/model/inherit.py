@@ -68,10 +68,7 @@ def init_text_tower(text: Any, tokenizer: Tokenizer, teacher: Towers, layers: bo
 
 
 def principal_components(rows: Tensor, width: int) -> Tensor:
-    """(V, width) centred rows (V, W) along the `width` directions of largest variance.
-
-    This preserves their distances as well as that many numbers can. Raises DcclipError if there are fewer directions.
-    """
+    """(V, width) centred rows (V, W) along directions of largest variance. Raises DcclipError for too few."""
     _check_width(rows, width, min(rows.shape))
     centred = (rows - rows.mean(0)).double()
     _, directions = torch.linalg.eigh(centred.T @ centred)  # the largest come last
@@ -147,10 +144,7 @@ def teacher_image_config(source: ModelSource, teacher: OpenClipTowers) -> dict[s
 
 @torch.no_grad()
 def copy_image_tower(model: Any, teacher: OpenClipTowers) -> None:
-    """Give open_clip's `model` the teacher's image tower and its temperature.
-
-    Raises DcclipError unless the copy computes the same.
-    """
+    """Copy the teacher's image tower and temperature. Raises DcclipError unless the copy computes the same."""
     source: Any = teacher.model
     model.visual.load_state_dict(source.visual.state_dict())
     model.logit_scale.copy_(source.logit_scale)

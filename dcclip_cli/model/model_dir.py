@@ -109,10 +109,7 @@ def read_provenance(folder: Path) -> Record:
 
 
 def load_model(folder: Path, device: str = "cpu", progress: Progress | None = None) -> OpenClipTowers:
-    """The towers of an open_clip directory, dcclip's or another's, in evaluation mode, fp32.
-
-    Of pickled weights only tensors are read. Raises DcclipError if a file is missing or damaged.
-    """
+    """The towers of an open_clip directory, in evaluation mode, fp32. Of pickled weights only tensors are read."""
     from safetensors.torch import load_file
 
     from dcclip_cli.model.towers import OpenClipTowers
@@ -187,10 +184,7 @@ def files_fingerprint(files: Sequence[Path], digests: Mapping[str, str] = Mappin
 
 
 def load_named(model: str, repository: str) -> OpenClipTowers:
-    """The towers of open_clip's `ARCH/TAG`, or of a hub's `repository`, which open_clip calls `model`.
-
-    Raises DcclipError if they cannot be loaded.
-    """
+    """The towers of open_clip's `ARCH/TAG`, or of a hub's `repository`. Raises DcclipError if they cannot be loaded."""
     import open_clip
 
     from dcclip_cli.model.towers import TREATMENT, OpenClipTowers, module_digest
@@ -211,10 +205,7 @@ def load_named(model: str, repository: str) -> OpenClipTowers:
 
 
 def build(folder: Path, config: dict[str, Any], files: Sequence[Path] = ()) -> nn.Module:
-    """The model that a directory's configuration describes, on the meta device; with weight `files` on the CPU.
-
-    It is then compared with the headers of the files first, and its weights are random.
-    """
+    """The model that a configuration describes: on the meta device, or with weight `files`, whose headers must fit."""
     text_tower = config["model_cfg"]["text_cfg"].get("hf_model_name")
     message = Message("{}: open_clip cannot build this model", folder / CONFIG)
     with _quiet(), library_errors(message, COPY_AGAIN), TemporaryDirectory() as name:

@@ -19,10 +19,7 @@ _HINT = Message("the weights are damaged or the computation overflowed: download
 
 
 def torch_device(name: str, hint: str = "remove --device, or use --device cpu") -> str:
-    """`cpu`, `cuda` or `mps` for `auto`; any other name, such as `cuda:1`, unchanged.
-
-    Raises DcclipError, with `hint`, if torch does not have the device.
-    """
+    """The device for `auto`, other names unchanged. Raises DcclipError, with `hint`, if torch does not have it."""
     import torch
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -38,10 +35,7 @@ class NotFiniteError(DcclipError):
 
 
 def finite(values: np.ndarray, model: str, inputs: str, hint: str = _HINT) -> np.ndarray:
-    """`values` (N, ...) unchanged: the embeddings that `model` returned for N `inputs` ("images" or "texts").
-
-    Raises NotFiniteError if a number is NaN or infinite.
-    """
+    """`values` (N, ...) that `model` returned for N `inputs`, unchanged. Raises NotFiniteError for NaN or infinity."""
     numbers = np.isfinite(values)
     if not numbers.all():
         bad = int((~numbers.all(axis=tuple(range(1, values.ndim)))).sum())
@@ -69,7 +63,6 @@ class Choice:
     reason: str
 
     def line(self, subject: str) -> Message:
-        """The message for the user: the precision of `subject`."""
         return Message("{}: computes in {} ({})", subject, self.precision, self.reason)
 
 
@@ -112,9 +105,5 @@ def torch_has_bf16() -> bool:
 
 
 def newton_schulz_precision(device: str) -> Literal["fp32", "bf16"]:
-    """The precision in which Muon's matrix products are faster on `device`.
-
-    Its products are large enough that native bf16 always wins (2 to 4 times), and emulated bf16 always loses
-    (20 to 50 times): docs/results/training.md.
-    """
+    """The faster precision for Muon's matrix products: native bf16 2 to 4 times (docs/results/training.md)."""
     return "bf16" if choose_precision("auto", device).precision == "bf16" else "fp32"

@@ -104,10 +104,7 @@ _MAX_LEVEL = 10_000.0  # of the means, and of 1 / the standard deviations
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize, crop and normalise an image to a tower's input.
-
-    Fields are named as in open_clip's `preprocess_cfg`, which has no `crop`.
-    """
+    """Resize, crop and normalise an image to a tower's input; fields as in open_clip's `preprocess_cfg`, and `crop`."""
 
     size: int = 224
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)

@@ -105,10 +105,7 @@ class ModelSource:
         return cached if cached and not _missing_files({file.name for file in cached.iterdir()}) else None
 
     def check(self) -> None:
-        """Raise DcclipError where a file is missing, or the hub is needed and cannot be reached.
-
-        Of open_clip's ARCH/TAG the weights are looked for.
-        """
+        """Raise DcclipError for missing files, weights of ARCH/TAG too, or a hub that cannot be reached."""
         is_directory = self.path.is_dir()
         if not is_directory and self.path.is_absolute():
             hint = Message("check the path, or use a name on the Hugging Face hub")
@@ -149,10 +146,7 @@ class ModelSource:
         find_weights(str(folder), (*OPEN_CLIP_WEIGHTS, *TRANSFORMERS_WEIGHTS, *UFORM_WEIGHTS))  # with all their parts
 
     def blank(self) -> Towers | None:
-        """The towers without weights; None where the files are not here, or the model cannot be built without weights.
-
-        Raises DcclipError as `load`.
-        """
+        """The towers without weights; None where files are absent, or a model cannot be built so. Raises as `load`."""
         folder = self.folder()
         if folder is None:
             return None
@@ -165,10 +159,7 @@ class ModelSource:
             return family.blank(folder)
 
     def load(self, progress: Progress, **options: Any) -> Towers:
-        """The towers in fp32; `options` are of families that have some, and ignored by others.
-
-        Raises DcclipError if they cannot be loaded.
-        """
+        """The towers in fp32; families without `options` ignore them. Raises DcclipError if they cannot be loaded."""
         is_directory = self.path.is_dir() or self.path.is_absolute()
         library = library_of(self.path, self.library) if is_directory else self.library
         towers: Towers
@@ -217,10 +208,7 @@ class ModelSource:
             return Path(snapshot_download(self.location, allow_patterns=[*files, PROVENANCE]))
 
     def fingerprint(self) -> list[Any] | None:
-        """What changes whenever a file of the model does; None if its files are not known.
-
-        Of files it has names, sizes and times; in the hub's cache, the names of the content in place of times.
-        """
+        """What changes whenever a file of the model does; None for unknown files. The hub's are known by content."""
         folder = self.path if self.path.is_dir() else None
         if folder is None and not self.on_hub:
             return [self.location]  # ARCH/TAG, which never changes
@@ -241,10 +229,7 @@ class ModelSource:
 
 
 def library_of(folder: Path, preferred: Library) -> Library:
-    """The library that reads a model directory, by its files; `preferred` if both do.
-
-    Raises DcclipError if the directory contains no model.
-    """
+    """The library that reads a model directory; `preferred` if both do. Raises DcclipError if none does."""
     libraries: list[Library] = []
     if any((folder / name).is_file() for name in (CONFIG, WEIGHTS)):
         libraries.append("open_clip")

@@ -93,7 +93,6 @@ class TextTower(Options):
 
     @property
     def head_count(self) -> int:
-        """`heads`, or the default."""
         return self.heads or max(1, self.width // 64)
 
     @model_validator(mode="after")
@@ -274,10 +273,7 @@ def build_model(config: dict[str, Any], seed: int) -> nn.Module:
 
 
 def projection_bias(model: Any) -> nn.Parameter | None:
-    """The bias of a network that projects with its own classifier: open_clip adds one, students keep it at 0.
-
-    A projection after the network has none either, and transformers has no parameter for it.
-    """
+    """The bias of a projecting classifier, which students keep at 0: transformers has no parameter for it."""
     trunk = getattr(model.visual, "trunk", None)
     if trunk is None or len(model.visual.head):
         return None

@@ -180,10 +180,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 @contextmanager
 def tokenizer_errors(where: str) -> Iterator[None]:
-    """What the tokenizers library raises in the block becomes a DcclipError that begins with `where`.
-
-    For a mistake in a tokenizer it raises Exception itself, and panics, which are no Exception.
-    """
+    """Turn what the tokenizers library raises, Exception and panics, into a DcclipError that begins with `where`."""
     try:
         yield
     except BaseException as error:
@@ -194,10 +191,7 @@ def tokenizer_errors(where: str) -> Iterator[None]:
 
 
 def check_tokenizer(tokenize: Callable[[list[str]], Tokens], tokens: int, rows: int, where: str) -> None:
-    """Try a tokenizer on a few texts. Raises DcclipError where it is not that of a text tower with so many `rows`.
-
-    `tokens` is the size of its vocabulary, without tokens that were added to it later.
-    """
+    """Try a tokenizer of `tokens`. Raises DcclipError where it is not that of a text tower with so many `rows`."""
     hint = Message("copy the whole model directory again: tokenizer and weights are from different models")
     if tokens > rows or 2 * tokens < rows:
         raise DcclipError(
@@ -218,10 +212,7 @@ def check_tokenizer(tokenize: Callable[[list[str]], Tokens], tokens: int, rows: 
 def tokenize_with(
     tokenizer: Tokenizer, context_length: int, where: str = "the tokenizer of the student"
 ) -> Callable[[list[str]], Tokens]:
-    """A function from texts to Tokens, padded to the longest text; long texts are truncated and keep their `</s>`.
-
-    `where` is its file, for messages. Raises DcclipError, as the function does, if the tokenizer has a mistake.
-    """
+    """A function from texts to Tokens, padded to the longest; truncated texts keep `</s>`. Both raise DcclipError."""
     import torch
 
     from dcclip_cli.model.towers import Tokens
@@ -246,10 +237,7 @@ def tokenize_with(
 
 
 def cut_tokenizer(source: Path, target: Path, kept: Collection[str], new: Mapping[int, int]) -> None:
-    """Write a tokenizer's files into `target` with the `kept` pieces only, whose ids become `new` ones.
-
-    Order is kept, so that ids stay in order. Raises DcclipError for a kind of tokenizer that cannot be cut.
-    """
+    """Write a tokenizer with the `kept` pieces, whose `new` ids stay in order. Raises DcclipError for other kinds."""
     files = [file for file in sorted(source.iterdir()) if file.name in TOKENIZER_FILES]
     for file in files:
         if file.name == "tokenizer.json":

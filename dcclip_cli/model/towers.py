@@ -163,10 +163,7 @@ class Towers(nn.Module, ABC):
         """Let torch trace `image_embedding` for any number of images."""
 
     def text_features_by_length(self, tokens: Tokens) -> TextFeatures:
-        """As `text_features`, in parts of texts of similar length, so that less padding is computed.
-
-        Features of padding are 0. Sums are in another order, so the last bits differ.
-        """
+        """`text_features` in parts of similar length: less padding, other last bits; those of padding are 0."""
         texts, longest = tokens.ids.shape
         parts = min(_LENGTHS, texts // _TEXTS_OF_A_LENGTH)
         if parts < 2 or not self.takes_any_length:

@@ -370,10 +370,7 @@ def _renumbered(config: Any, rows: int, new: Mapping[int, int]) -> Any:
 
 
 def _write_weights(folder: Path, target: Path, rows: int, row_numbers: Sequence[int]) -> int:
-    """Write the weights with only the rows `row_numbers` of the text tower's table; returns the width of the table.
-
-    The others go from the file's pages to the new file. Raises DcclipError if the table is not known.
-    """
+    """Write the weights with the rows `row_numbers` of the text tower's table, mapped; returns the table's width."""
     import torch
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
@@ -403,10 +400,7 @@ def _write_weights(folder: Path, target: Path, rows: int, row_numbers: Sequence[
 
 
 def _compare_tokens(folder: Path, trimmed: Any, source: _Source, new: Mapping[int, int]) -> list[str]:
-    """The texts that are split into other pieces than before, each of which has a piece that is gone.
-
-    Raises DcclipError where the tokenizer has other pieces than `new`, or splits a text otherwise whose pieces it has.
-    """
+    """The texts that lose a piece. Raises DcclipError for other pieces than `new`, and texts split otherwise."""
     again = _read(folder, trimmed, list(source.ids))
     if dict(again.vocab) != {piece: new[number] for piece, number in source.vocab.items() if number in new}:
         raise DcclipError("the tokenizer of {} cannot be trimmed: its files disagree about its tokens", _REPORT, folder)

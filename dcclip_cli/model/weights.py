@@ -29,11 +29,7 @@ LARGE_BYTES = 300_000_000  # loading so much takes seconds
 
 
 def find_weights(model: str, names: Sequence[str]) -> list[Path]:
-    """The files of a model's weights, several if they are sharded, by the first of `names` that exists.
-
-    `model` is a directory or a name on the Hugging Face Hub, from which missing files are downloaded. Raises
-    DcclipError if there are none, or not all.
-    """
+    """The files of a model's weights, by the first of `names` that exists, downloaded from a hub if missing."""
     for name in names:
         if file := find_file(model, name):
             return [file]
@@ -55,10 +51,7 @@ def find_weights(model: str, names: Sequence[str]) -> list[Path]:
 
 
 def find_file(model: str, name: str) -> Path | None:
-    """A file of a model, from its directory or the hub; None if the model has no such file.
-
-    Offline, what is not in the hub's cache does not exist.
-    """
+    """A file of a model; None if there is none. Offline, what is not in the hub's cache does not exist."""
     from huggingface_hub.errors import EntryNotFoundError
 
     if Path(model).is_dir():
@@ -165,10 +158,7 @@ def stored_tensors(files: Sequence[Path]) -> dict[str, StoredTensor]:
 def check_fit(
     model: nn.Module, files: Sequence[Path], config: str, ignored: Collection[str] = (), exact: bool = True
 ) -> None:
-    """Raise DcclipError unless the weights in files fit a model, which may be on the meta device, by their headers.
-
-    With `exact` the files have all weights of the model, and none but these and the `ignored`.
-    """
+    """Raise DcclipError unless weights fit a model by their headers; if `exact`, with none but these and `ignored`."""
     stored, expected = stored_tensors(files), model.state_dict()
     where = files[0] if len(files) == 1 else files[0].parent
     hint = Message("copy the whole model again: {} and the weights are from different models", config)

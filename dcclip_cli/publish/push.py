@@ -133,11 +133,7 @@ def push(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Pushed:
-    """Upload a plan's files in one commit, to a repository that is created where there is none.
-
-    Files of the repository that are not in the plan stay. Raises DcclipError where others would change without
-    `overwrite`, and if the hub cannot be reached or refuses it; a second call uploads what the first one did not.
-    """
+    """Upload a plan in one commit, creating its repository. Raises DcclipError where other files would change."""
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.utils.sha import git_hash
 
@@ -264,7 +260,6 @@ def _exports(
 
 
 def _results(folder: Path, record: Record, run: Path | None) -> list[EvalResult]:
-    """The results of the run that are of this model."""
     if run is None or not any((run / "eval").glob("*.json")):
         return []
     fingerprint = record.content.get("fingerprint") or model_fingerprint(folder)

@@ -26,7 +26,7 @@ from dcclip_cli.files import atomic_write
 from dcclip_cli.options import decisive
 from dcclip_cli.own import not_imported
 from dcclip_cli.recipe.schema import Recipe
-from dcclip_cli.recipe.yaml import KEYS_HINT, MAX_BYTES, Document, Location, document_of, read, walk
+from dcclip_cli.recipe.yaml import ARGUMENTS, KEYS_HINT, MAX_BYTES, Document, Location, anchored, read, walk
 from dcclip_cli.run_dir import RESOLVED, STAGES, StageName, has_product
 from dcclip_cli.versions import versions
 
@@ -72,7 +72,8 @@ def load(source: RecipeSource, sets: Sequence[str] = (), values: Mapping[str, An
         text, document = read(path)
     else:
         path = Path("RECIPE")
-        document = document_of(_values(source, exclude_unset=True) if isinstance(source, Recipe) else source)
+        python_values = _values(source, exclude_unset=True) if isinstance(source, Recipe) else source
+        document = Document(anchored(python_values, Path.cwd()), {(): ARGUMENTS})
         text = _yaml(document.values)
     names = [stage.name for stage in STAGES]
     for expression in sets:
@@ -128,10 +129,7 @@ def _yaml(values: dict[str, Any]) -> str:
 
 
 def check_finished(recipe: Recipe, folder: Path, again: Iterable[StageName]) -> None:
-    """Raise DcclipError where a finished stage was made from a recipe that differs; not for those made `again`.
-
-    Evaluations and exports compare more than the recipe, when they run.
-    """
+    """Raise DcclipError where a finished stage's recipe differs; evaluations and exports compare when they run."""
     if (folder / RESOLVED).is_file():
         with not_imported():  # the folder may be a stranger's
             before = _validated(read(folder / RESOLVED)[1])

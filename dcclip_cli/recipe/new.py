@@ -38,10 +38,7 @@ STARTER_MODELS = (Path(__file__).parents[2] / "recipes/starter/model", Path("rec
 
 @dataclass(frozen=True)
 class TeacherChoice:
-    """A teacher as a recipe names it.
-
-    `text_width`: of its text tower, if a student's vocabulary can be trimmed from its own; else 0.
-    """
+    """A teacher as a recipe names it; `text_width` is 0 unless a student's vocabulary can be trimmed from its own."""
 
     kind: str
     model: str
@@ -83,7 +80,6 @@ class NewRecipe:
 
     @property
     def name(self) -> str:
-        """The model's name, from the file's."""
         return re.sub(r"[^\w.-]+", "-", self.file.stem).strip("-.")[:80] or "model"
 
 
@@ -121,10 +117,7 @@ def choose_teacher(name: str) -> TeacherChoice:
 
 
 def choose_data(path: str, kind: DataKind | None = None) -> DataChoice:
-    """The data at a path, of the kind that it looks like unless `kind` is given.
-
-    Raises DcclipError where nothing is there, or nothing to train on.
-    """
+    """The data at a path, of the kind that it looks like unless given. Raises DcclipError if nothing is to train on."""
     kind = kind or _kind_of_data(path)
     if kind == "photos":
         return DataChoice(kind, path, preview_images(path).samples)
@@ -231,5 +224,4 @@ def _place(path: str, file: Path) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A text in YAML, in quotes."""
     return json.dumps(text, ensure_ascii=False)

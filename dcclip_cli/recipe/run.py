@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dcclip_cli.data.dataset import recipe_pairs
 from dcclip_cli.errors import DcclipError, Message, joined
-from dcclip_cli.files import cache_folder
+from dcclip_cli.files import cache_folder, write_json
 from dcclip_cli.machine import is_first_process, is_launched, is_one_of_several
 from dcclip_cli.options import decisive
 from dcclip_cli.own import is_own
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.recipe.load import LoadedRecipe, record
-from dcclip_cli.recipe.summary import ModelSummary, agreements, keep_summary, kept_summary
+from dcclip_cli.recipe.summary import SUMMARY, ModelSummary, agreements, kept_summary
 from dcclip_cli.run_dir import RESOLVED, STAGES, RunDir, StageName, TrainResult, finished, has_product
 
 if TYPE_CHECKING:
@@ -59,10 +59,7 @@ class RecipeRun:
     _results: dict[str, list[EvalResult]] = field(default_factory=dict)  # by model: teacher, student, bundle
 
     def preflight(self, stages: Iterable[StageName]) -> list[BlankStage]:
-        """Raise DcclipError with everything that would keep the unfinished of these stages from running.
-
-        Returns those that train.
-        """
+        """The stages that train. Raises DcclipError with all that would keep the unfinished of these from running."""
         from dcclip_cli.recipe.preflight import check
 
         if not self.loaded.recipe.stages:
@@ -82,11 +79,7 @@ class RecipeRun:
             yield from lines(stage, measure(stage))
 
     def begin(self, *stages: StageName) -> None:
-        """Write the recipe into the run directory.
-
-        Before it, everything that the stages need is checked, as `preflight` says. One of several
-        `processes` leaves that to the command that started it.
-        """
+        """Write the recipe into the run directory after `preflight`, which the first of several processes has done."""
         if is_launched():
             return
         self.preflight(stages)
@@ -152,7 +145,6 @@ class RecipeRun:
         return result
 
     def train(self, stage: StageName) -> TrainResult:
-        """Train the stage `distill` or `align`."""
         from dcclip_cli.model.model_dir import model_fingerprint, read_provenance
         from dcclip_cli.model.precision import torch_device
         from dcclip_cli.train.stage import Stage
@@ -263,7 +255,7 @@ class RecipeRun:
                 scores[result.metric][f"{result.dataset} {result.language}"] = result.value
             measured = asdict(footprint(load_encoder(reference, "cpu")))
             rows.append(ModelSummary(name, **measured, scores=dict(scores), agreement=agreement.get(name, {})))
-        keep_summary(self.dir.root, self._identity(), rows)
+        write_json(self.dir.root / SUMMARY, {"of": self._identity(), "rows": [asdict(row) for row in rows]})
         return rows
 
     def steps(self) -> str:
@@ -293,10 +285,7 @@ class RecipeRun:
         return references
 
     def _evaluate(self, *names: str) -> list[EvalResult]:
-        """Evaluate those of the run's models `names` that are not yet; all results are kept in the run.
-
-        Without test sets in the recipe: on its validation pairs.
-        """
+        """Evaluate those of the run's models `names` that are not yet, by default on its validation pairs."""
         from dcclip_cli.eval.card import update_card
         from dcclip_cli.eval.datasets import data_set
         from dcclip_cli.eval.embedding import FeatureCache

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.errors import Message
-from dcclip_cli.files import cache_folder, read_cached, write_json
+from dcclip_cli.files import cache_folder, read_cached
 from dcclip_cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -44,11 +44,6 @@ def kept_summary(run: Path, identity: str, progress: Progress) -> list[ModelSumm
         return [ModelSummary(**row) for row in content["rows"]] if content["of"] == identity else []
 
     return read_cached(run / SUMMARY, rows, progress.say) or []
-
-
-def keep_summary(run: Path, identity: str, rows: Sequence[ModelSummary]) -> None:
-    """Write what `kept_summary` finds."""
-    write_json(run / SUMMARY, {"of": identity, "rows": [asdict(row) for row in rows]})
 
 
 def agreements(

@@ -86,11 +86,6 @@ class Document:
         self.places[location] = place
 
 
-def document_of(values: Mapping[str, Any]) -> Document:
-    """The document of a recipe given as Python values; relative paths are relative to the current directory."""
-    return Document(anchored(values, Path.cwd()), {(): ARGUMENTS})
-
-
 def read(path: Path) -> tuple[str, Document]:
     """A recipe file's text and its document, relative paths in it anchored to the file's own folder."""
     refuse_special(path)

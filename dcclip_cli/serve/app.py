@@ -234,7 +234,6 @@ def _add_model(app: FastAPI, server: Server) -> None:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        """The one model, as OpenAI lists them."""
         return {"object": "list", "data": [described]}
 
     @app.get("/v1/models/{model:path}")

@@ -60,10 +60,7 @@ class Queue(Generic[Item]):
         self.waiting = 0  # cost of the items of unanswered requests, also of those that are computed
 
     async def results(self, items: Sequence[Item]) -> list[Any]:
-        """The result of each item. A request that is cancelled takes its items along.
-
-        Raises RefusedError if there is no place for them.
-        """
+        """The result of each item; a cancelled request takes its items along. Raises RefusedError if full."""
         cost = sum(map(self._cost, items))
         if self.waiting + cost > self._capacity:
             raise busy()
@@ -171,10 +168,7 @@ class BatchedEncoder:
         return np.stack(await self.make_of_images(tasks)), sizes
 
     async def make_of_images(self, tasks: Sequence[ImageTask]) -> list[Any]:
-        """What each task makes of its image, and the embedding (D,) of one that makes pixels.
-
-        Raises DcclipError for an image that cannot be read.
-        """
+        """What each task makes of its image, and the embedding (D,) of pixels. Raises DcclipError for a bad image."""
         results = await self._images.results(tasks)
         if large := [place for place, result in enumerate(results) if result is None]:
             rest = await self._large_images.results([tasks[place] for place in large])

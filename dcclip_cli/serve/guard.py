@@ -52,8 +52,6 @@ def error_response(scope: Scope, error: DcclipError, status: int = 422, headers:
 
 
 class Metrics:
-    """The numbers of GET /metrics."""
-
     def __init__(self, waiting: Callable[[str], int]) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
@@ -68,10 +66,7 @@ class Metrics:
 
 
 class Guard:
-    """ASGI middleware that reads each body, within limits, before the application sees the request.
-
-    It answers to the names `hosts` only, all by default. A request whose client leaves is cancelled.
-    """
+    """ASGI middleware that reads bodies within limits, answers to `hosts` only, and cancels abandoned requests."""
 
     def __init__(
         self, app: Any, metrics: Metrics, token: str | None, hosts: Collection[str], stopping: Callable[[], bool]

@@ -24,10 +24,7 @@ _LOOK_S = 0.02  # between two looks whether clients wait at the port
 
 
 class Connection(H11Protocol):
-    """A connection that ends where its client sends no request, or does not take the answer.
-
-    A new one that is too many ends the one that has waited for a complete request longest.
-    """
+    """A connection that ends if its client stalls; a new one too many ends the one that waited longest."""
 
     _incomplete: dict[Connection, None] = {}  # connections that wait for a complete request, the oldest first
     _timer: asyncio.TimerHandle | None = None  # ends the connection

@@ -109,10 +109,7 @@ class Decontaminate(GlobalFilter):
     bits: int = Field(12, ge=0, le=16, description="Maximum differing bits of perceptual hashes, as for `near-image`")
 
     def apply(self, connection: DuckDBPyConnection) -> None:
-        """`evaluation-image` for pairs, `evaluation-caption` for single captions.
-
-        Raises DcclipError where none of a path's images can be decoded.
-        """
+        """`evaluation-image` for pairs, `evaluation-caption` for captions. Raises DcclipError for no images."""
         import pyarrow as pa
 
         number_column, total = {"number": pa.int64()}, 0

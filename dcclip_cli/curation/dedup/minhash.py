@@ -43,10 +43,7 @@ def jaccard(caption: str, other_caption: str) -> float:
 
 
 def replaces_a_word(caption: str, other_caption: str) -> bool:
-    """Whether each caption has a word, or a Chinese character, that the other lacks: then their meanings differ.
-
-    Words that are only added, or in a different order, do not count.
-    """
+    """Whether each caption has a word or Chinese character that the other lacks; order does not count."""
     first, second = (
         Counter(_WORD.findall(unicodedata.normalize("NFKC", text).casefold())) for text in (caption, other_caption)
     )
@@ -54,10 +51,7 @@ def replaces_a_word(caption: str, other_caption: str) -> bool:
 
 
 def bands_of(letters: Sequence[str]) -> np.ndarray:
-    """Hashes of the bands of each caption's MinHash, uint64 (captions, 8): captions that share one are compared.
-
-    `letters` are the captions' `letters_of`.
-    """
+    """MinHash bands of captions by their `letters_of`, uint64 (captions, 8): those that share one are compared."""
     from rensa import RMinHash
 
     rows = RMinHash.digest_matrix_from_token_sets(list(map(_grams, letters)), _PERMUTATIONS, 1).to_rows()

@@ -1,7 +1,4 @@
-"""Safe and polite downloads of images that a source knows by URL only.
-
-Here is what a download starts from and may fail with: its options, a parsed URL, a fault.
-"""
+"""Safe and polite downloads of images: options, parsed URLs, and the faults that a download may end in."""
 
 from __future__ import annotations
 
@@ -72,10 +69,7 @@ def timeout(host: str) -> FetchFault:
 
 
 def read_url(text: str) -> Url:
-    """A normalized URL with its port and path. Faults: `url-scheme` if it is not http(s), `url-malformed`.
-
-    The connection and the request use the same parts, so they cannot disagree about the host.
-    """
+    """A normalized URL, whose parts connection and request share. Faults: `url-scheme`, `url-malformed`."""
     from urllib3.exceptions import LocationParseError
     from urllib3.util import parse_url
 

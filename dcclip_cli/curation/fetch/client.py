@@ -105,10 +105,7 @@ class Client:
         self._pools = _pools(options)
 
     def get(self, url: Url, limit: int, seconds: float, cut: bool = False) -> tuple[BaseHTTPResponse, bytes]:
-        """The response, within so many seconds, and its body, empty unless the status is 200.
-
-        A body of more than `limit` bytes is a fault, or is `cut`.
-        """
+        """The response within so many seconds, and its body if the status is 200; over `limit` `cut`, or a fault."""
         from urllib3.exceptions import HTTPError, ProtocolError
 
         _clock.end = time.monotonic() + seconds
@@ -132,7 +129,6 @@ class Client:
         return response, body
 
     def close(self) -> None:
-        """Close idle connections."""
         self._pools.clear()
 
     def _open(self, url: Url) -> BaseHTTPResponse:

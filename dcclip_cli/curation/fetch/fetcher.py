@@ -108,10 +108,7 @@ class Fetcher:
         raise FetchFault("url-redirects", f"more than {_MAX_REDIRECTS} redirects")
 
     def _check(self, response: BaseHTTPResponse, body: bytes) -> None:
-        """Raises a fault for a status other than 200, an empty body, or a directive by which the site opts out.
-
-        That is `noai` for all robots, or `dcclip: noai` for this one.
-        """
+        """Raises a fault for a status other than 200, no body, and `noai`, for all robots or as `dcclip: noai`."""
         status = response.status
         if status != 200:
             again = status in _TRANSIENT
@@ -226,10 +223,7 @@ class _Queued:
 def fetch_in_order(
     candidates: Iterator[Candidate], fetch: Fetch, workers: int, per_host: int
 ) -> Generator[Candidate, None, None]:
-    """The candidates in their order, fetched by `workers` threads.
-
-    Downloads start in that order too, but a host with `per_host` downloads does not delay those of other hosts.
-    """
+    """The candidates in their order, fetched by `workers` threads; a slow host does not delay others."""
     queue: deque[_Queued] = deque()
     running: dict[Future[bytes | Drop], _Queued] = {}
     pool = ThreadPoolExecutor(workers, "fetch")

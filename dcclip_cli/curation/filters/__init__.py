@@ -1,7 +1,4 @@
-"""Filters on single pairs and captions.
-
-To add a filter, write its class in a file of this folder and add its name to the union below.
-"""
+"""Filters on single pairs and captions: to add one, write its class in a file here, and add it to the union below."""
 
 from typing import Annotated, get_args
 

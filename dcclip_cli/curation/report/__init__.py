@@ -31,10 +31,7 @@ _TICKS = 7  # values with a label on the axis, at most
 def write_report(
     path: Path, statistics: Mapping[str, Any], examples: Iterable[Example], manifest: Mapping[str, Any]
 ) -> None:
-    """Write report.html from `Statistics.as_dict`, the examples, and the manifest's options, shards and versions.
-
-    The thresholds of the image and length filters are marked in the histograms. The same arguments give the same bytes.
-    """
+    """Write report.html of statistics, examples and the manifest: the same arguments give the same bytes."""
     counts = {name: statistics["captions"][name] for name in LANGUAGES}
     options, table = manifest.get("options", {}), steps(statistics)
     limits = limits_of(options)
@@ -163,10 +160,7 @@ def histogram(
 
 
 def cut_into_bars(scale: Scale, counts: np.ndarray, limits: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """At most 48 bars of nearly all values, and of thresholds near them: edges (bars + 1,), counts (fates, bars).
-
-    The outermost bars also count all values beyond them.
-    """
+    """At most 48 bars of nearly all values and thresholds: edges (bars + 1,), counts (fates, bars)."""
     below = counts.sum(0).cumsum()
     first = int(np.searchsorted(below, below[-1] * _TAIL, side="right"))
     last = int(np.searchsorted(below, below[-1] * (1 - _TAIL))) + 1

@@ -51,7 +51,6 @@ class Scale:
         return [f"{edge:.3f}".rstrip("0").rstrip(".") for edge in self.edges[:-1]]
 
     def bins(self, values: Sequence[float]) -> np.ndarray:
-        """The numbers of the bins that contain the values."""
         numbers = np.searchsorted(self.edges, np.asarray(values, float) + 1e-9, side="right") - 1
         return np.asarray(numbers.clip(0, len(self.edges) - 2))
 
@@ -79,10 +78,7 @@ SCALES = {
 
 @cache
 def scale_of(name: str) -> Scale:
-    """The scale of a histogram; a score's is called `score:SCORER` or `score:SCORER:LANGUAGE`.
-
-    Its range is wide, since the outputs of a regression are not limited to 1.
-    """
+    """The scale of a histogram; a score's, `score:SCORER[:LANGUAGE]`, is wide: regressions are not limited to 1."""
     if name in SCALES:
         return SCALES[name]
     scorer, _, language = name.removeprefix("score:").partition(":")
@@ -198,7 +194,6 @@ def _nothing() -> dict[str, Any]:
 
 
 def _paths(counts: Mapping[str, Any], *above: str) -> Iterator[tuple[tuple[str, ...], int]]:
-    """The numbers in nested counts, by their paths."""
     for name, value in counts.items():
         if isinstance(value, int):
             yield (*above, name), value
@@ -259,7 +254,6 @@ class Examples:
         self.add_captions(pair, captions, image)
 
     def add_captions(self, pair: Pair, captions: Sequence[DroppedCaption], image: DecodedImage | None = None) -> None:
-        """Consider single captions that were dropped from a pair."""
         for reason in dict.fromkeys(drop.reason for _, _, drop in captions):
             same = [caption for caption in captions if caption[2].reason == reason]
             self._consider(reason, pair, same[0][2].detail, image, same)

@@ -1,7 +1,4 @@
-"""The base class of scorers, models that give each pair or caption a number, and the scoring of a slice.
-
-The numbers are stored first; which pairs they drop is decided once all slices are scored.
-"""
+"""The base class of scorers, models that give pairs or captions a number, and the scoring of a slice."""
 
 from __future__ import annotations
 
@@ -55,10 +52,7 @@ class ScorerOptions(GlobalFilter):
 
     @abstractmethod
     def open(self) -> Score:
-        """A function from pairs with their decoded images to the scores of each pair.
-
-        A model is loaded once in each process. Raises DcclipError if it cannot be loaded.
-        """
+        """A function from pairs and decoded images to scores; the model is loaded once per process, or DcclipError."""
 
 
 # NaN scores are stored as NULL, and drop the pair.

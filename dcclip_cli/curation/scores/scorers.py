@@ -1,7 +1,4 @@
-"""The scorers: agreement of caption and image, zero-shot classification by prompts, and image classifiers.
-
-The union at the foot is their registry: to add a scorer, write its class and add its name.
-"""
+"""The scorers; to add one, write its class and add it to the union at the foot."""
 
 from __future__ import annotations
 
@@ -56,10 +53,7 @@ class CachingEncoder:
 
 @functools.lru_cache(maxsize=4)
 def open_encoder(model: str | Teacher, device: str) -> CachingEncoder:
-    """The encoder for a model reference (see `model.reference`) or a teacher's options, loaded once in each process.
-
-    An export bundle runs without torch. Raises DcclipError if the model cannot be loaded.
-    """
+    """The encoder for a model reference or a teacher's options, loaded once in each process; a bundle without torch."""
     from dcclip_cli.inference.encoder import TorchEncoder, load_encoder
 
     if isinstance(model, str):
@@ -224,10 +218,7 @@ class Classifier(ScorerOptions):
 
 @functools.lru_cache(maxsize=4)
 def _load_classifier(model: str, device: str) -> tuple[list[str], Callable[[list[Image.Image]], list[list[float]]]]:
-    """The labels of a classifier, and a function that gives (B, C) scores of images. Loaded once in each process.
-
-    Raises DcclipError if the model is absent, pickled, or not an image classifier.
-    """
+    """A classifier's labels, and a function that gives (B, C) scores; loaded once. Raises DcclipError for others."""
     import torch
     import transformers
 

@@ -40,10 +40,7 @@ _Ids = frozenset[tuple[int, int]]  # of the folders above, by device and inode
 
 
 def sidecar_captions(files: Mapping[str, bytes]) -> dict[str, Any]:
-    """`zh`, `en` and `meta` of a Pair from sidecar files by suffix. Fault: `captions-unreadable`, `captions-bytes`.
-
-    Each line of a text file is a caption, unless the record's `caption` equals the whole file, as in img2dataset.
-    """
+    """`zh`, `en` and `meta` of a Pair from sidecar files, a caption a line, by suffix. Raises `Fault`."""
     try:
         record = json.loads(_text(files.get("json", b"{}"), "json"))
     except (ValueError, RecursionError) as error:

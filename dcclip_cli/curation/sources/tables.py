@@ -74,10 +74,7 @@ class ColumnOptions(SourceOptions):
         return Roles(images, captions)
 
     def check_columns(self, headers: Iterable[Iterable[str]], place: str) -> None:
-        """Raise DcclipError if a column is in none of the `headers`, or none of them has images or captions.
-
-        Nothing is raised for a file without any. Headers are looked at until all columns have occurred.
-        """
+        """Raise DcclipError if a column is in none of the `headers`, or none of them has images or captions."""
         columns, missing = dict[str, None](), list[str]()
         for header in headers:
             columns |= dict.fromkeys(header)

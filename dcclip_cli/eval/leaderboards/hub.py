@@ -107,10 +107,7 @@ def _nothing() -> DcclipError:
 def write(
     results: Sequence[EvalResult], folder: Path, owner: str | None, models: Mapping[str, ModelSource]
 ) -> list[str]:
-    """Write models/NAME/.eval_results/ for each model and datasets/BENCHMARK/ for each benchmark of the results.
-
-    Returns results that are left out, and how to upload the rest.
-    """
+    """Write models/NAME/.eval_results/ and datasets/BENCHMARK/; returns what is left out, and how to upload."""
     assert owner
     fit, lines = fit_for(results, unfit)
     if not fit:
@@ -136,10 +133,7 @@ def write(
 
 
 def model_files(results: Sequence[EvalResult], owner: str) -> dict[Benchmark, str]:
-    """The content of a model's file for each benchmark that its results are of; `results` are comparable.
-
-    Values are in per cent: the mean where there is one, and each data set's own metric.
-    """
+    """A model's file for each benchmark that its comparable results are of, values in per cent, the mean first."""
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     files, by_name = dict[Benchmark, str](), {result.dataset: result for result in results}

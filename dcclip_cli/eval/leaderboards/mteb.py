@@ -48,10 +48,7 @@ RETRIEVAL = {"flickr30k_cn": "Flickr30kCN", "coco_cn": "COCOCN", "muge_cn": "MUG
 
 
 def tasks_of(dataset: str, language: Language) -> dict[str, str]:
-    """The tasks of `integrations/mteb` that results on a data set are of: one, for retrieval one each way.
-
-    None for most data sets. By name what is searched for in retrieval, `image` or `text`, else nothing.
-    """
+    """The mteb tasks of results on a data set, retrieval one each way: by name "image", "text" or "" to search for."""
     named, named_language = registry.find(dataset) or (None, language)
     if named is None or language != "zh" or named_language != "zh":
         return {}
@@ -73,10 +70,7 @@ def check(options: EvalOptions | None, owner: str | None) -> None:
 def write(
     results: Sequence[EvalResult], folder: Path, owner: str | None, models: Mapping[str, ModelSource]
 ) -> list[str]:
-    """Write results/MODEL/REVISION/TASK.json and model_meta.json, which has only name and revision of other models.
-
-    `owner` is the first half of the names of models that are not on the hub.
-    """
+    """Write results/MODEL/REVISION/TASK.json and model_meta.json; models that are not on the hub are OWNER/NAME."""
     fit, lines = fit_for(results, _unfit)
     if not fit:
         raise _no_task(Message("no result belongs to an mteb task ({})", ", ".join(lines[:1])))
@@ -155,10 +149,7 @@ _UNKNOWN = (
 
 
 def model_meta(name: str, fingerprint: str, owner: str | None = None) -> dict[str, Any]:
-    """The fields of ModelMeta for a model that is known by name only.
-
-    mteb's names are OWNER/NAME; without an `owner` on the hub it is local/NAME.
-    """
+    """The fields of ModelMeta for a model that is known by name only: OWNER/NAME, or local/NAME."""
     return dict.fromkeys(_UNKNOWN) | {
         "loader": None,
         "name": f"{owner or 'local'}/{_ODD.sub('-', name)}",

@@ -60,7 +60,6 @@ def _folders(location: Location) -> tuple[Path, ...]:
 
 
 def _first(location: Location, name: str, subfolder: str) -> Path | None:
-    """The file of that name in one of the location's folders, or in their subfolder."""
     files = (root / folder / name for root in location.folders for folder in ("", subfolder))
     return next((file for file in files if file.is_file()), None)
 

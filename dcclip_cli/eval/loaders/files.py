@@ -66,7 +66,6 @@ class ClassFolders(Loader):
 
 
 def image_files(files: list[Path], folder: Path) -> Images:
-    """Files of a folder, which are called by their paths in it."""
     names = [os.fsencode(file.relative_to(folder)).decode("utf-8", "backslashreplace") for file in files]
     return Images(names, files.__getitem__, fingerprint_of(files))
 

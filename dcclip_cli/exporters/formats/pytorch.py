@@ -251,10 +251,7 @@ def _projection(source: Source, weights: dict[str, Tensor]) -> str:
 
 
 def _renamed(weights: dict[str, Tensor], projection: str, ends: list[int]) -> dict[str, Tensor]:
-    """open_clip's weights under transformers' names; the rows of the two `ends` are exchanged.
-
-    Texts get zeros for what `projection` gives images more.
-    """
+    """open_clip's weights under transformers' names, rows of the `ends` exchanged; missing text width is zeros."""
     import torch
 
     layer_parts = {

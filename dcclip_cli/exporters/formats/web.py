@@ -46,10 +46,7 @@ class Package:
         return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
 
     def fetch(self, progress: Progress) -> Path:
-        """The archive in the cache folder, downloaded if it is not there or damaged.
-
-        Raises DcclipError if the registry cannot be reached, or sends anything else.
-        """
+        """The archive in the cache folder, downloaded if absent or damaged. Raises DcclipError if that fails."""
         file = cache_folder() / "npm" / self.archive
         if file.is_file() and self._is(file.read_bytes()):
             return file

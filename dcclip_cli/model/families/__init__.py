@@ -31,10 +31,7 @@ FAMILIES: tuple[type[Family], ...] = (
 
 
 def checked_family(model: str, file: Path, trust_remote_code: bool) -> type[Family]:
-    """The family of a directory or repository with its config.json in `file`.
-
-    Raises DcclipError for what cannot be used, and for code that the user has not allowed to run.
-    """
+    """The family of a config.json. Raises DcclipError for unsupported ones, and code that is not allowed."""
     if Path(model).is_dir():
         check_directory(Path(model))
     config, family = read_config(file, f"teacher {model}")
@@ -43,10 +40,7 @@ def checked_family(model: str, file: Path, trust_remote_code: bool) -> type[Fami
 
 
 def read_config(file: Path, name: str) -> tuple[dict[str, Any], type[Family]]:
-    """The config.json of a dual encoder, and its family.
-
-    Raises DcclipError for other models, and what runs code or leads elsewhere.
-    """
+    """The config.json of a dual encoder, and its family. Raises DcclipError for others, and what runs code."""
     config = checked_json(file)
     family = next((family for family in FAMILIES if family.recognizes(config)), None)
     if family is None:

@@ -1,7 +1,4 @@
-"""What families of dual encoders have in common, and the towers that transformers builds.
-
-Shapes: as in towers.py.
-"""
+"""What families of dual encoders share, and the towers that transformers builds. Shapes: as in towers.py."""
 
 from __future__ import annotations
 
@@ -63,10 +60,7 @@ class Family(Towers):
     @classmethod
     @abstractmethod
     def load(cls, model: str, folder: Path, progress: Progress, **options: Any) -> Family:
-        """The towers of a directory or repository, whose config.json is in `folder`; `options` are the family's.
-
-        Raises DcclipError if they cannot be loaded.
-        """
+        """The towers of a directory or repository with its config.json in `folder`; `options` are the family's."""
 
     @classmethod
     def blank(cls, folder: Path) -> Family | None:
@@ -166,7 +160,6 @@ class TransformersTowers(Family):
 
     @classmethod
     def build(cls, model: str, folder: Path, files: Sequence[Path], progress: Progress, **options: Any) -> Self:
-        """The towers with the weights in `files`."""
         import transformers
 
         with _silent():  # its report of missing weights is replaced by the error below
@@ -276,7 +269,6 @@ class TransformersTowers(Family):
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """No warnings of transformers."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

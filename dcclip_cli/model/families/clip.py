@@ -30,8 +30,6 @@ class ClipTowers(TransformersTowers):
 
 
 class AltClipTowers(TransformersTowers):
-    """AltCLIP."""
-
     label, model_types = "AltCLIP", ("altclip",)
     attention = "bidirectional"
 
@@ -51,8 +49,6 @@ class ChineseClipTowers(TransformersTowers):
 
 
 class MetaClip2Towers(TransformersTowers):
-    """MetaCLIP 2."""
-
     label, model_types = "MetaCLIP2", ("metaclip_2",)
     attention = "causal"
 

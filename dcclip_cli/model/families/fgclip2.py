@@ -190,10 +190,7 @@ class RemoteCode:
 
 
 def remote_code(model: str, config: Mapping[str, Any], file: Path) -> RemoteCode:
-    """The code that the config.json in `file` names in its `auto_map`.
-
-    Raises DcclipError if there is none, or it is in another repository.
-    """
+    """The code in `auto_map` of a config.json. Raises DcclipError if there is none, or it is in another repository."""
     named = config.get("auto_map")
     named = named if isinstance(named, dict) else {}
     model_key = next((key for key in _MODEL if key in named), _MODEL[0])

@@ -100,8 +100,6 @@ class NaflexTowers(TransformersTowers):
 
 
 class Siglip2Towers(NaflexTowers):
-    """SigLIP2 NaFlex."""
-
     label, model_types = "SigLIP2", ("siglip2",)
     fixed_length = True
 
