@@ -1,4 +1,4 @@
-"""What eval, search and predict say is what NumPy computes from embed's output."""
+"""What search and predict say is what NumPy computes from embed's output."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from dcclip_cli import load
-from dcclip_cli.data.dataset import write_parquet
-from dcclip_cli.data.pair import LANGUAGES, Pair
+from dcclip_cli.data.pair import Pair
 from tests.cli.conftest import dcclip
 
 NAMES = {  # that the model knows, in Chinese and in English
@@ -24,7 +23,7 @@ class Embeddings:
     """The embeddings that `embed` writes of twelve drawn pictures and five photographs, and of names."""
 
     def __init__(self, model: str | Path, names: dict[str, str], pairs: list[Pair], folder: Path) -> None:
-        self.model, self.folder, self.names = model, folder / "图片", {"zh": [*names], "en": [*names.values()]}
+        self.model, self.folder = model, folder / "图片"
         self.texts = [*names, *names.values(), "something", "东西", UNKNOWN]
         contents = {f"{pair.key}.png": pair.image for pair in pairs[:12]}
         contents |= {photo.name: photo.read_bytes() for photo in PHOTOS.glob("*.jpg")}
@@ -94,33 +93,3 @@ def test_predict_gives_probabilities_and_says_which_labels_are_unknown(
         assert by_label == pytest.approx(dict(zip(labels, row, strict=True)), abs=2e-6)
         unknown = [entry["label"] for entry in line["labels"] if entry.get("unknown")]
         assert unknown == ([UNKNOWN] if embeddings.model == "starter" else [])
-
-
-def test_eval_counts_what_is_nearest(embeddings: Embeddings, tmp_path: Path) -> None:
-    labels = np.arange(len(embeddings.paths)) % 5
-    rows = []
-    for path, label in zip(embeddings.paths, labels, strict=True):
-        zh, en = (embeddings.names[language][label] for language in LANGUAGES)
-        rows.append(Pair(Path(path).stem, Path(path).read_bytes(), (zh,), (en,)))
-    write_parquet(tmp_path / "named.parquet", rows)
-    options = ("eval", "--dataset", tmp_path / "named.parquet")
-    results = zip(embeddings.run(*options), embeddings.run(*options, "--task", "retrieval"), strict=True)
-    for classified, retrieved in results:
-        names = embeddings.names[classified["language"]]
-        scores = embeddings.images @ np.stack([embeddings.of_text[name] for name in names]).T
-        nearest = np.argsort(-scores, axis=1)
-        right = nearest[:, 0] == labels
-        assert classified["metrics"] == pytest.approx(
-            {
-                "top1": right.mean(),
-                "top5": 1,
-                "mean_per_class": np.mean([right[labels == at].mean() for at in range(5)]),
-            }
-        )
-        images = labels[np.argsort(-scores, axis=0)]  # the labels of the images that are nearest to each text
-        for k in (1, 5, 10):
-            recalls = (
-                (images[:k] == np.arange(5)).any(axis=0).mean(),
-                (nearest[:, :k] == labels[:, None]).any(axis=1).mean(),
-            )
-            assert [retrieved["metrics"][f"{name}_recall@{k}"] for name in ("image", "text")] == pytest.approx(recalls)

@@ -268,6 +268,3 @@ def test_a_second_collection_into_the_same_run_is_refused(tmp_path: Path, five: 
         collect(five, tmp_path / "out", engine=ONE)
     assert "--out" in error.value.hint
     assert collect(five, tmp_path / "out", engine=ONE).pairs.kept == 5
-
-
-# ---- shards

@@ -37,9 +37,6 @@ def test_sizes_and_lengths_are_counted_in_the_bins_of_their_scales() -> None:
     }
 
 
-SMALL = Drop("image-small", "20 x 10 pixels, shortest side allowed 32")
-
-
 def sampled(number: int, image: bytes = b"", zh: tuple[str, ...] = ("一只猫",)) -> Pair:
     return Pair(f"{number:011d}", image, zh, ("a cat",), {"source": "照片", "origin": f"{number}.jpg"})
 

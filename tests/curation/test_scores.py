@@ -45,9 +45,6 @@ class Colours:
         vectors = pixels[:, :, 0, 0]
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
-    def tokenize(self, texts: Sequence[str]) -> np.ndarray:
-        raise NotImplementedError
-
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         return np.asarray([self.known[text] for text in texts], np.float32)
 

@@ -73,26 +73,12 @@ def test_cocos_names_of_2014_and_2017_mean_the_same_image(tmp_path: Path) -> Non
     content = {"annotations": [{"image_id": 42, "caption": "a cat"}], "images": named}
     source = CaptionsSource(
         images=images(tmp_path, "train2017/000000000042.jpg"),
-        zh=text(tmp_path / "zh.txt", "COCO_val2014_000000000042#zhm#0 猫\n"),
+        zh=text(tmp_path / "zh.txt", "COCO_val2014_000000000042#zhm#0 一只 猫，在 看\r\n"),
         en=text(tmp_path / "captions_train2017.json", json.dumps(content)),  # with its images behind the captions
     )
     (cat,) = read(source)
-    assert (cat.pair.image, cat.pair.zh, cat.pair.en) == (b"train2017/000000000042.jpg", ("猫",), ("a cat",))
-
-
-@pytest.mark.parametrize(
-    "lines",
-    [
-        "1000092795#zhb#0 两个 年轻人，在 看\n1000092795#zhb#1 小伙子\n",  # Flickr30k-CN
-        "1000092795.jpg#0\t两个 年轻人，在 看\n1000092795.jpg#1\t小伙子\n",  # as Flickr30k's .token file
-        "1000092795\t两个 年轻人，在 看\r\n1000092795\t小伙子\r\n",  # Flickr30k-CNA
-    ],
-)
-def test_flickr30k_in_all_its_forms(tmp_path: Path, lines: str) -> None:
-    source = CaptionsSource(images=images(tmp_path, "1000092795.jpg"), zh=text(tmp_path / "zh.txt", lines))
-    (sample,) = read(source)
-    assert sample.fault is None
-    assert sample.pair.zh == ("两个 年轻人，在 看", "小伙子")
+    expected = b"train2017/000000000042.jpg", ("一只 猫，在 看",), ("a cat",)
+    assert (cat.pair.image, cat.pair.zh, cat.pair.en) == expected
 
 
 def test_karpathys_and_blips_files_are_read(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pytest
 from datasets import DatasetDict
 
@@ -56,13 +55,6 @@ def test_webdataset_tars_are_read_as_clip_benchmark_writes_them(known: KnownSet,
     folder = tmp_path / (f"wds_{known.hub}" if known.hub else known.name)
     layouts.wds(folder, "test", [f"{number}".encode() for number in range(known.classes)], ".cls", names)
     labels_match(open_dataset(known.name, data_root=tmp_path), known.classes)
-
-
-def test_voc_in_tars_has_its_classes_in_npy(tmp_path: Path) -> None:
-    rows = np.eye(20, dtype=np.float32)
-    rows[3, 7] = 1
-    layouts.wds(tmp_path / "voc2007", "test", [layouts.npy(row) for row in rows], ".npy")
-    assert (truth(open_dataset("voc2007", data_root=tmp_path)).labels == (rows > 0)).all()
 
 
 def test_a_folder_of_save_to_disk_is_read(tmp_path: Path) -> None:

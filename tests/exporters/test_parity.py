@@ -26,9 +26,6 @@ class Letters:
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
         return _unit(pixels.mean(axis=(2, 3))[:, :2])
 
-    def tokenize(self, texts: Sequence[str]) -> np.ndarray:
-        raise NotImplementedError
-
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         cut = [text[: self._frozen] for text in texts]
         return _unit(np.asarray([[ord(text[0]), ord(text[-1])] for text in cut], np.float32))
@@ -54,9 +51,6 @@ SAMPLES = Samples(
 
 class Longer(Letters):
     """The same but for the last digits of a float, which are higher for longer texts."""
-
-    def tokenize(self, texts: Sequence[str]) -> np.ndarray:
-        raise NotImplementedError
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         return super().encode_texts(texts) + np.asarray([[3e-7 * len(text)] for text in texts], np.float32)

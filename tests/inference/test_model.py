@@ -1,9 +1,7 @@
 """Predictions of a loaded model, by the function of the command and the Python API."""
 
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ from dcclip_cli.inference.encoder import footprint, load_encoder
 from dcclip_cli.inference.model import Prediction, predict
 from dcclip_cli.inference.zero_shot import Labels
 from dcclip_cli.model.reference import resolve
-from tests.records import rewrite
 
 LABELS = ["红色的圆", "blue square", "月亮", "a cross", "一张绿色三角形的图片"]
 
@@ -88,22 +85,3 @@ def test_an_image_may_be_a_path_its_bytes_or_a_pillow_image(bundle_folder: Path,
         rows = model.embed_images([path, str(path), content, image])
     np.testing.assert_array_equal(rows, np.repeat(rows[:1], 4, axis=0))
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
-
-
-# ---- bundles
-
-
-@pytest.fixture
-def copy(bundle_folder: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(bundle_folder, tmp_path / "copy")
-
-
-Change = Callable[[Path], object]
-
-
-def say(**values: Any) -> Change:
-    return lambda folder: rewrite(folder, **values)
-
-
-def cut(name: str) -> Change:
-    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-500])

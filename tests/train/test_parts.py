@@ -75,12 +75,6 @@ def test_parts_are_equal_at_least_twice_as_many_and_stay_for_a_resumed_run(pairs
         assert raised.value is error
 
 
-def test_a_run_in_parts_of_a_size_has_the_weights_of_one_in_as_many_parts(aligning: Job) -> None:
-    options = [{"gradient_cache": True, "steps": 2} | parts for parts in ({"images_per_part": 3}, {"accumulate": 4})]
-    by_size, by_count = (run(elsewhere(aligning, str(number), way)) for number, way in enumerate(options))
-    assert sha256(by_size) == sha256(by_count)
-
-
 def test_loading_processes_are_one_on_the_cpu_and_the_other_cores_on_a_gpu() -> None:
     assert loading_processes("auto") == 1
     assert loading_processes("auto", "cuda") == max(1, cores() - 1)
