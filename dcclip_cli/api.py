@@ -451,7 +451,7 @@ def index(
     files = [file for source in named for file in shards_at(source)]
     if not files:
         raise DcclipError(
-            "{} contains no tar and no Parquet file", "give files, folders or globs of them", " ".join(named)
+            "{} contains no tar or Parquet file", "give tar or Parquet files, or folders", " ".join(named)
         )
     find = verify_files if verify else partial(find_indexes, fresh=fresh, place=own_place)
     indexes = find(files, Columns(**(columns or {})), progress_for(progress))
@@ -510,7 +510,7 @@ def open_recipe(
         loaded = load_recipe(recipe, sets or (), values)
     if stage and stage not in loaded.recipe.stages:
         stages = ", ".join(loaded.recipe.stages) or Message("none")
-        raise DcclipError("{} has no section {}", "add it; the recipe's stages are: {}", loaded.path, stage, stages)
+        raise DcclipError("{} has no section {}", "add this section; the recipe has: {}", loaded.path, stage, stages)
     return loaded
 
 

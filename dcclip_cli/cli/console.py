@@ -52,7 +52,7 @@ class CommandGroup(typer.core.TyperGroup):
         for before, argument in pairwise(args):
             if argument == "" or (argument.startswith("--") and argument.endswith("=")):
                 name = argument.rstrip("=") or (before if before.startswith("-") else Message("an argument"))
-                _fail(DcclipError("{} is empty", "if it is a shell variable, set it; or omit it for the default", name))
+                _fail(DcclipError("{} is empty", "set the shell variable that it comes from, or omit it", name))
         joined: list[str] = []  # `--seeds 0 1 2`, of which a parser takes one value, as `--seeds 0,1,2`
         for argument in args:
             if argument.isdecimal() and joined[-2:-1] == ["--seeds"] and joined[-1].replace(",", "").isdecimal():
@@ -82,8 +82,8 @@ class CommandGroup(typer.core.TyperGroup):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter does not fail to write it again
                 if isinstance(error, BrokenPipeError):  # nobody reads it any more
                     raise
-                hint = Message("write the output elsewhere: > FILE")
-                mistake = DcclipError("the output cannot be written: {}", hint, error.strerror)
+                hint = Message("redirect the output to a file on another disk: > FILE")
+                mistake = DcclipError("cannot write to stdout: {}", hint, error.strerror)
             elif isinstance(error, EOFError):  # which click would take for the user's wish to stop
                 raise RuntimeError("a file or the output of a process ended too early") from error
             else:
@@ -94,7 +94,7 @@ class CommandGroup(typer.core.TyperGroup):
                 explanation = explained(error, options)
                 if isinstance(error, ModuleNotFoundError):
                     package = (error.name or "").partition(".")[0]
-                    problem = Message("this needs the package {}, which is not installed", package)
+                    problem = Message("the command needs the package {}, which is not installed", package)
                     names = [extra for extra, packages in extras().items() if package in packages]
                     explanation = DcclipError(problem, Message("pip install 'dcclip[{}]'", names[0])) if names else None
                 if explanation is None and is_launched():

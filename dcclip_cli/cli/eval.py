@@ -158,7 +158,8 @@ def show(results: Sequence[EvalResult], as_json: bool = False) -> None:
     lines = []
     for result in results:
         images = f"{result.n:,}{f' (-{len(result.corrupt)})' if result.corrupt else ''}"
-        images += " of a sample" * bool(result.limit) + " OF A PART" * bool(result.partial)
+        images = Message("{} (sample)", images) if result.limit else images
+        images = Message("{} (incomplete)", images) if result.partial else images
         name = _noted(f"{result.dataset} {result.language}", "" if "zero-shot" in result.task else result.task)
         metrics = [percent(result.metrics.get(metric)) for metric in shown]
         classes = f"{result.classes:,}" if result.classes else ""

@@ -46,7 +46,7 @@ def at_a_time(number: int | None) -> int | None:
     """Refuses numbers of threads or processes that only cost: the system has a limited number for all its users."""
     limit = max(_MOST_AT_A_TIME, 4 * (os.cpu_count() or 1))
     if number is not None and number > limit:
-        raise BadParameter(Message("{} is more than {}; this machine has {} cores", number, limit, os.cpu_count()))
+        raise BadParameter(Message("{} exceeds the limit {} ({} CPU cores)", number, limit, os.cpu_count()))
     return number
 
 
@@ -55,7 +55,7 @@ def processes(value: str) -> int | Literal["auto"]:
     if value == "auto":
         return "auto"
     if not value.isdecimal() or int(value) < 1:
-        raise BadParameter(Message("{}: expected auto or a number from 1", value))
+        raise BadParameter(Message("{}: expected auto or a positive integer", value))
     return at_a_time(int(value)) or 1
 
 
@@ -107,7 +107,7 @@ def lines_of(file: Path | None, kind: Message, most_lines: int, most_bytes: int)
             raise DcclipError(message, hint)
     lines = [stripped for line in lines if (stripped := line.strip())]
     if len(lines) > most_lines:
-        raise DcclipError("{} has {:,} lines, more than {:,}", hint, file, len(lines), most_lines)
+        raise DcclipError("{} has {:,} lines; the limit is {:,}", hint, file, len(lines), most_lines)
     return lines
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _ABOUT = {  # of teachers
     "altclip": Message("864 M parameters, zh and en; the paper's teacher"),
-    "fg-clip2": Message("377 M, zh and en, Apache-2.0; needs --trust-remote-code"),
+    "fgclip2": Message("377 M, zh and en, Apache-2.0; needs --trust-remote-code"),
     "siglip2": Message("375 M, over 100 languages, Apache-2.0"),
     "xlm-roberta": Message("366 M, 100 languages, MIT (code)"),
     "chinese-clip": Message("188 M, Chinese only; see its card for the license"),
@@ -27,7 +27,7 @@ _FILE = Argument(metavar="FILE", help="Recipe to write; the model gets its name.
 _TEACHER = Option(
     "--teacher",
     metavar="MODEL",
-    help="altclip, fg-clip2, siglip2, xlm-roberta, chinese-clip, metaclip2, starter (in a clone), a model "
+    help="altclip, fgclip2, siglip2, xlm-roberta, chinese-clip, metaclip2, starter (in a clone), a model "
     "directory, hf:ORG/NAME, hf-hub:ORG/NAME, ms:ORG/NAME or open_clip:ARCH/TAG. Default: altclip.",
 )
 _DATA = Option(
@@ -75,22 +75,20 @@ def new(
             "cannot ask: not running in a terminal", "give --teacher, --data and --size, or --data and --yes"
         )
     if data is None and yes:
-        raise DcclipError("no data given", "give it with --data PATH")
+        raise DcclipError("no data given", "give your data with --data PATH")
 
     from dcclip_cli.recipe import new as recipes
 
     choices = {name: Message("{}: {}", choice.model, _ABOUT[name]) for name, choice in recipes.TEACHERS.items()}
     if recipes.starter_model():
         choices["starter"] = Message("recipes/starter/model: 10 M, zh and en, Apache-2.0; nothing to download")
-    question = "Teacher, the large model to learn from (or a directory, hf:ORG/NAME, ...)"
+    question = Message("Teacher, the large model to distill (or a directory, hf:ORG/NAME, ...)")
     teacher = teacher or _ask(question, choices, yes)
     chosen_teacher = recipes.choose_teacher(teacher)
     if data is None:
-        console.info_line(
-            Message("Data: a folder of photographs; pairs (tars, Parquet, a table); or a folder for each class")
-        )
+        console.info_line(Message("Data: a folder of photographs, pairs (tars, Parquet, a table) or class folders"))
         data = str(prompt("Path", err=True))
-    chosen_size: Any = size or _ask("Size of the student", recipes.sizes_for(chosen_teacher), yes)
+    chosen_size: Any = size or _ask(Message("Size of the student"), recipes.sizes_for(chosen_teacher), yes)
 
     from dcclip_cli import api
 

@@ -70,16 +70,16 @@ def predict(
     Exit code 1 if an image cannot be read; the others are still shown.
     """
     if as_json + as_jsonl + as_csv > 1:
-        raise BadParameter(Message("--json, --jsonl and --csv exclude each other"))
+        raise BadParameter(Message("--json, --jsonl and --csv cannot be combined"))
     if template and no_template:
-        raise BadParameter(Message("--template and --no-template exclude each other"))
+        raise BadParameter(Message("--template and --no-template cannot be combined"))
     repeated = _labels(labels, labels_file)
     templates = [flags.text(text, "--template") for text in template or ()]
     names = list(dict.fromkeys(repeated))
     if not names:
-        raise DcclipError("no labels given", "give some labels, for example: --labels 猫,dog")
+        raise DcclipError("no labels given", "give labels, for example: --labels 猫,dog")
     if thresholds and (not multi_label or template or no_template or threshold):
-        raise BadParameter(Message("--thresholds needs --multi-label, without templates and --threshold"))
+        raise BadParameter(Message("--thresholds needs --multi-label, no templates and no --threshold"))
     talk = console.talk(quiet, verbose)
     if len(names) < len(repeated):
         talk.say(Message("predict: {:,} labels; {:,} duplicates are ignored", len(names), len(repeated) - len(names)))
@@ -213,7 +213,7 @@ def search(
     """
     plus = [flags.text(text, "--text") for text in texts or ()]
     if not plus and not image:
-        plus, arguments = [flags.text(arguments[0], "the text")], arguments[1:]
+        plus, arguments = [flags.text(arguments[0], Message("the text"))], arguments[1:]
     minus = [flags.text(text, "--not") for text in without or ()]
     if not arguments:
         raise BadParameter(Message("choose a folder of images"))

@@ -25,8 +25,7 @@ _WITH_FILE: Mapping[int, DcclipError] = {
     errno.EPERM: _PERMISSION,
     errno.ENOSPC: DcclipError(
         "{file}: the disk is full ({free} free)",
-        "free some space, or delete files if df -i shows that no inodes are free{elsewhere}; then run the same "
-        "command again",
+        "free some disk space, or some inodes (see: df -i){elsewhere}; then run the same command again",
     ),
     errno.EDQUOT: DcclipError(
         "{file}: your disk quota is used up", "free some of your quota{elsewhere}, then run the same command again"
@@ -41,11 +40,11 @@ _WITH_FILE: Mapping[int, DcclipError] = {
         "{file} does not exist", "check the path; if another process deleted it, run the command again"
     ),
     errno.ENAMETOOLONG: DcclipError(
-        "{file}: the name is too long", "choose a shorter one: most systems allow 255 bytes"
+        "{file}: the name is too long", "choose a shorter name: most systems allow 255 bytes"
     ),
-    errno.ELOOP: DcclipError("{file}: loop of symbolic links", "look at them with: ls -l"),
+    errno.ELOOP: DcclipError("{file}: loop of symbolic links", "check the links with: ls -l"),
 }
-_OTHER = DcclipError("{file}: {reason}", "use a regular file on a local disk{elsewhere}; if it is one, check the disk")
+_OTHER = DcclipError("{file}: {reason}", "check that it is a regular file, and check the disk for errors{elsewhere}")
 _DISK_FULL = DcclipError(
     "a disk is full", "find the full disk with df -h, free some space, then run the same command again"
 )
@@ -109,7 +108,7 @@ def explained(error: BaseException, options: Collection[str] = ()) -> DcclipErro
         elsewhere = _OTHER_CACHE
         hint = hint if number == errno.ENOSPC else elsewhere
     elif option := next((name for name in ("--out", "--html") if name in options), None):
-        elsewhere = Message("write elsewhere with {}", option)
+        elsewhere = Message("choose another location with {}", option)
     fields = {
         "file": str(file).replace("\n", "\\n"),  # each line of a text is an error of its own
         "barrier": str(barrier).replace("\n", "\\n"),

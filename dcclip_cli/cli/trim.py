@@ -53,7 +53,7 @@ def trim(
     console.show_table(str(result.folder), ("", Message("before"), Message("after")), rows)
     same = Message("largest difference of {} embeddings: {:.1g}", result.compared, result.difference)
     share = f"{len(result.split) / max(1, result.texts):.1%}".replace("%", " %")
-    talk.say(Message("{:,} texts compared, {} get other tokens than before; {}", result.texts, share, same))
+    talk.say(Message("{:,} texts compared, {} are tokenized differently than before; {}", result.texts, share, same))
     for text in result.split[:_NAMED]:
         talk.say(Message("warning: this text loses a token: {}", text))
     if len(result.split) > _NAMED:

@@ -151,7 +151,7 @@ def preview(options: CollectOptions) -> Preview | None:
             raise _nothing_kept(dropped.total(), dropped)
         pairs += readable
     if not estimate:
-        raise DcclipError("the sources contain no data", "check their paths")
+        raise DcclipError("the sources contain no data", "check the paths in collect.sources")
     captions: list[Captions] = [{"zh": pair.zh, "en": pair.en} for pair in pairs]
     return Preview(estimate, captions, next((pair.image for pair in pairs if pair.image), None)) if pairs else None
 

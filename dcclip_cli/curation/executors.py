@@ -185,7 +185,7 @@ class Engine:
         if failed := [task for task in pending if not step.done(task)]:
             message = Message("{} of {} tasks failed; the first is {}", len(failed), step.tasks, failed[0])
             raise DcclipError(
-                message, "read the reason in {}, then run the same command again: only unfinished tasks are run", logs
+                message, "fix the cause (see {}), then run the same command again: only unfinished tasks run", logs
             )
 
     def _on_this_machine(self, step: Step, pending: list[int], workers: ProcessPoolExecutor | None) -> Iterator[int]:

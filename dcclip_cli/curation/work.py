@@ -73,9 +73,9 @@ def plan(options: CollectOptions, limit: int | None = None) -> list[Assignment]:
                 assignments.append(Assignment(number, part.part, min(part.about, share), at_most=share))
                 share -= part.about
     if len(assignments) > _MAX_SLICES:
-        raise DcclipError("{:,} slices are too many", "increase collect.shard_size", len(assignments))
+        raise DcclipError("too many slices: {:,}", "increase collect.shard_size", len(assignments))
     if not assignments:
-        raise DcclipError("the sources contain no data", "check their paths")
+        raise DcclipError("the sources contain no data", "check the paths in collect.sources")
     return assignments
 
 

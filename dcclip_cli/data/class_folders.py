@@ -43,7 +43,7 @@ def images_by_class(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> d
 
 
 def no_pairs(
-    path: str | Path, hint: str = "name a .parquet file, a .tar file or a folder of such shards"
+    path: str | Path, hint: str = Message("use a .parquet file, a .tar file or a folder of such files")
 ) -> DcclipError:
     """The error for a place without pairs, which may be a folder of images, with a folder for each class or without."""
     if classes := _classes(Path(path)):
@@ -58,8 +58,8 @@ def no_pairs(
     if _has_image(Path(path)):
         return DcclipError(
             "{} is a folder of images, not of image-caption pairs",
-            "set data.images to it, to distill without captions; or list images and captions in a table (columns "
-            "image, zh, en), make pairs with dcclip collect (source {{kind: table}}), and use these",
+            "to distill without captions, set data.images to this folder; to train on captions, list images and "
+            "captions in a table (columns image, zh, en) and run dcclip collect on it (source {{kind: table}})",
             path,
         )
     return DcclipError("{} contains no pairs", hint, path)

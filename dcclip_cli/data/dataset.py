@@ -26,14 +26,14 @@ from dcclip_cli.data.pair import (
 )
 from dcclip_cli.data.remote import DataFile, is_url, list_files, shown
 from dcclip_cli.data.shards import DROPPED, SUFFIXES, Columns, columns_in, open_parquet, parquet_errors
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.progress import Progress
 from dcclip_cli.text import encodable
 
 if TYPE_CHECKING:
     from dcclip_cli.data.options import DataOptions
 
-_LAYOUT = "a .parquet file, a .tar file or a folder of such shards"
+_LAYOUT = Message("a .parquet file, a .tar file or a folder of such files")
 
 
 class EmbeddingDataset(FileDataset):
@@ -43,7 +43,7 @@ class EmbeddingDataset(FileDataset):
     file is read into memory.
     """
 
-    layout = "embeddings in a .parquet file"
+    layout = Message("embeddings in a .parquet file")
     path: Path
 
     def __init__(self, path: Path) -> None:
@@ -61,9 +61,7 @@ class EmbeddingDataset(FileDataset):
         widths = {len(row) if isinstance(row, list) else 0 for row in rows}
         self.embeddings = np.asarray(rows, np.float32) if len(widths) == 1 else np.full(1, np.nan)
         if rows and (0 in widths or not np.isfinite(self.embeddings).all()):
-            raise DcclipError(
-                "{}: the embeddings differ in length or are not vectors", "write D numbers for each pair", path
-            )
+            raise DcclipError("{}: embeddings are not vectors of one length", "write vectors of the same length", path)
         with parquet_errors(path):
             records = table.select([name for name in LANGUAGES if name in names]).to_pylist()
         self._captions = captions_in_memory(
@@ -88,7 +86,7 @@ class EmbeddingDataset(FileDataset):
         return len(self._keys)
 
     def __getitem__(self, index: int) -> Pair:
-        raise DcclipError("{} contains embeddings instead of images", "use it with align and lock: image", self.path)
+        raise DcclipError("{} contains embeddings instead of images", "use them for align with lock: image", self.path)
 
 
 LAYOUTS: tuple[type[FileDataset], ...] = (EmbeddingDataset,)
@@ -106,8 +104,9 @@ def open_pairs(
     dataset = find_dataset(source, False, columns, progress, cache_bytes)
     if not dataset:
         if dataset is None:
-            raise no_pairs(named(source), f"name {', '.join([_LAYOUT, *(layout.layout for layout in LAYOUTS)])}")
-        raise DcclipError("{} contains no pairs", "collect or download it again, or use other data", named(source))
+            hint = Message("use {}", joined(", ", [_LAYOUT, *(layout.layout for layout in LAYOUTS)]))
+            raise no_pairs(named(source), hint)
+        raise DcclipError("{} contains no pairs", "collect or download the data again", named(source))
     return dataset
 
 
@@ -130,7 +129,7 @@ def check_hold_out(data: DataOptions, pairs: int) -> None:
     """Raise DcclipError unless pairs to train on remain."""
     if data.train and data.hold_out >= pairs:
         message = Message("data.hold_out is {:,}, but {} has only {:,} pairs", data.hold_out, named(data.train), pairs)
-        raise DcclipError(message, "reduce it to about a twentieth of the pairs")
+        raise DcclipError(message, "reduce data.hold_out to about 5 % of the pairs")
 
 
 def find_dataset(

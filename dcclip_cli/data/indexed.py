@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 CACHE_BYTES = 50 * 10**9
 SUFFIX = ".block"
-_HINT = "write it as a JSON object, then index the file again"
+_HINT = Message("write it as a JSON object, then index the file again")
 _CHUNKS = 1_024  # record batches that are mapped at a time
 _TOUCH_S = 30.0  # how often a block's last use is noted
 

@@ -64,7 +64,7 @@ def preview_pairs(source: Source, columns: Columns | None = None, uncaptioned: b
             everything = sum(file.size for file in shards)
             samples, exact = round(preview.samples * everything / shard.size), preview.exact and len(shards) == 1
             return replace(preview, samples=samples, exact=exact)
-    raise DcclipError("{} contains no pairs", "collect or download it again, or use other data", named(source))
+    raise DcclipError("{} contains no pairs", "collect or download the data again", named(source))
 
 
 def may_have_captions(source: Source, columns: Columns, languages: Sequence[Language]) -> bool:
@@ -100,7 +100,7 @@ def preview_images(path: str | Path, columns: Columns | None = None) -> Preview:
     first = next(files, None)
     if first is None:
         raise DcclipError(
-            "{} contains no images", "use a folder of JPEG, PNG or WebP files, a .parquet or a .tar file", path
+            "{} contains no images", "use a folder of JPEG, PNG or WebP files, a .parquet file or a .tar file", path
         )
     image = first.read_bytes()
     _check_image(image, str(first))
@@ -118,7 +118,7 @@ def preview_texts(source: str | Path, columns: Columns | None = None) -> Preview
     except UnicodeDecodeError:
         raise not_utf8(path) from None
     if not texts:
-        raise DcclipError("{} contains no text", "every line is empty: write it again, or use another", path)
+        raise DcclipError("{} contains no text", "add texts (all lines are empty), or use another file", path)
     captions: list[Captions] = [{language: text.get(language, ()) for language in LANGUAGES} for text in texts]
     length = sum(len(text.encode()) + 1 for entry in captions for strings in entry.values() for text in strings)
     return Preview(round(path.stat().st_size * len(texts) / length), captions)

@@ -27,10 +27,11 @@ WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # before each further try: a server that r
 _TOP = 10_000  # files that a pattern {0..N} may name
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LOGIN = {
-    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or for a public bucket FSSPEC_S3_ANON=true",
-    "gs": "log in with: gcloud auth application-default login",
-    "hf": "log in with: hf auth login",
+    "s3": Message("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; for a public bucket, FSSPEC_S3_ANON=true"),
+    "gs": Message("log in with: gcloud auth application-default login"),
+    "hf": Message("log in with: hf auth login"),
 }
+_SIGNED = Message("check the user or the signature in the URL: it may have expired")
 _VERSION_KEYS = ("ETag", "etag", "generation", "blob_id", "Last-Modified", "LastModified", "mtime")
 _NO_LOGIN = ("NoCredentialsError", "DefaultCredentialsError", "RefreshError")
 # Exceptions of the network that are no OSError, by the module that a used file system has imported.
@@ -85,7 +86,7 @@ class DataFile:
             try:
                 content = _opened(self).read(offset, size)
             except OSError as error:
-                hint = "check the disk, or copy it again"
+                hint = Message("check the disk, or copy the file again")
                 raise DcclipError("{} cannot be read: {}", hint, self, error.strerror) from None
         if len(content) != size:
             message = Message("{} returned {} bytes at position {} instead of {}", self, len(content), offset, size)
@@ -178,7 +179,7 @@ def list_files(location: str | os.PathLike[str]) -> list[DataFile]:
         first, last = match.groups()
         if not 0 <= int(last) - int(first) < _TOP:
             raise DcclipError(
-                "{} does not stand for 1 to {:,} files", "write {{first..last}}: {{00000..00099}}", shown(text), _TOP
+                "{} must expand to 1 to {:,} files", "write a range such as {{00000..00099}}", shown(text), _TOP
             )
         numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
         locations = [text[: match.start()] + number + text[match.end() :] for number in numbers]
@@ -273,7 +274,7 @@ def _system_of(scheme: str, _process: int) -> Any:
         system = fsspec.filesystem(scheme, **options)
     except ImportError:
         package = PACKAGES[scheme] if "fsspec" in sys.modules else f"fsspec {PACKAGES[scheme]}"
-        raise DcclipError("reading {0}:// needs {1}", "pip install {1}", scheme, package) from None
+        raise DcclipError("reading {0}:// URLs needs the package {1}", "pip install {1}", scheme, package) from None
     if scheme == "s3":
         system.retries = 1
     return system
@@ -308,7 +309,7 @@ def _final(url: str, error: BaseException, last: bool) -> DcclipError | None:
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         return DcclipError("{} does not exist", "check the URL and your permission to read it", shown(url))
     if isinstance(error, PermissionError) or status in (401, 403) or name in _NO_LOGIN:
-        hint = _LOGIN.get(url.partition("://")[0], "check the user or the signature in the URL: it may have expired")
+        hint = _LOGIN.get(url.partition("://")[0], _SIGNED)
         if "expired" in str(error):  # the code of S3's answer is not kept
             hint = Message("the login has expired: log in again, or set AWS_SESSION_TOKEN to a new token")
         return DcclipError("no permission to read {}", hint, shown(url))
@@ -324,6 +325,6 @@ def _final(url: str, error: BaseException, last: bool) -> DcclipError | None:
 def _reason(error: BaseException) -> str:
     """What an error says in one line, without the credentials that a URL in it may have."""
     if status := getattr(error, "status", None):
-        return f"the server answers {status} {getattr(error, 'message', '')}".strip()
+        return Message("the server answers {} {}", status, getattr(error, "message", ""))
     text = " ".join(str(error).split()) or type(error).__name__
     return re.sub(r"[a-z0-9+]+://[^\s'\"<>)]+", lambda match: shown(match.group()), text)[:300]

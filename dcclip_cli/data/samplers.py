@@ -25,7 +25,7 @@ _LOOKS = 8  # samples that wait and are looked at in a step, for each sample of 
 def check_size(size: int, samples: int) -> None:
     """Raise DcclipError for more samples per step than there are."""
     if size > samples:
-        message = Message("{} samples per step are more than the data contains ({})", size, samples)
+        message = Message("a step needs {} samples, but the data has only {}", size, samples)
         raise DcclipError(message, "reduce batch_size, or images_per_step or texts_per_step if they are set")
 
 

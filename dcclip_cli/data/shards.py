@@ -114,7 +114,7 @@ def tar_rows(file: DataFile, columns: Columns, members: int | None = None) -> It
 
 def read_record(content: bytes, where: str, columns: Columns) -> tuple[Captions, str]:
     """The captions in KEY.json, and all else in it as JSON. Raises DcclipError with `where`."""
-    record = json_object(content, where, "write or collect it again")
+    record = json_object(content, where, Message("write or collect the file again"))
     captions = columns.captions(record, where)
     return captions, json.dumps(record, separators=(",", ":"))  # in ASCII, so that lone surrogates survive
 
@@ -177,7 +177,7 @@ def _image_bytes(values: pa.Array, where: str) -> list[bytes | None]:
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:  # as `datasets` writes images: {bytes, path}
         values = values.flatten()[kind.get_field_index("bytes")]
     if not (pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type) or pa.types.is_null(values.type)):
-        raise DcclipError("{} is {} instead of images", "store bytes, or a struct with a field bytes", where, kind)
+        raise DcclipError("{} is {} instead of bytes", "store image bytes, or structs with a field bytes", where, kind)
     images: list[bytes | None] = values.to_pylist()
     return images
 
@@ -210,7 +210,7 @@ def columns_used(file: DataFile, names: list[str], columns: Columns) -> list[str
     usual = {key: key for key in ("key", *LANGUAGES, "meta")}
     required = {"image": "image"} | columns.named
     if len({*required.values()}) < len(required):
-        raise DcclipError("{}: the same column is used for two keys", "give each key its own column", file)
+        raise DcclipError("{}: the same column is used for two keys", "choose a different column for each key", file)
     if missing := [name for name in required.values() if name not in names]:
         message = Message("{} has no column {} (found: {})", file, " or ".join(missing), ", ".join(names))
         raise DcclipError(message, "rename the columns to key, image, zh, en and meta, or map them with data.columns")

@@ -136,9 +136,9 @@ def open_texts(path: str | Path, columns: Columns | None = None, progress: Progr
         texts, fingerprint = _different_captions(pairs), pairs.fingerprint
     else:
         message = Message("{} is not a supported text file", named(path))
-        raise DcclipError(message, Message("use {} files, or pairs", ", ".join(READERS)))
+        raise DcclipError(message, Message("use one of these file types: {}; or use pairs", ", ".join(READERS)))
     if not len(texts["zh"]):
-        raise DcclipError("{} contains no text", "every line is empty: write it again, or use another", named(path))
+        raise DcclipError("{} contains no text", "add texts (all lines are empty), or use another file", named(path))
     return TextDataset(named(path), texts, fingerprint)
 
 
@@ -218,7 +218,7 @@ class PhraseDataset(TextDataset):
                 _LONGEST["zh"],
                 _LONGEST["en"],
             )
-            raise DcclipError("data.phrases needs two short texts; {} has fewer", hint, texts.path)
+            raise DcclipError("data.phrases needs at least two short texts; {} has fewer", hint, texts.path)
         self._kind_ends = np.cumsum([len(rows) for _, rows in self._kinds])
         captions = {
             language: Lazy(count, partial(self._caption, language), partial(self._all_captions, language))

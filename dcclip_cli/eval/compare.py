@@ -93,13 +93,13 @@ def compare_results(
     if not pairs:
         names = all_of(sorted({result.dataset for result in (*first, *second)}))
         raise DcclipError(
-            "the models have no data set in common (they have {})", "evaluate both on the same one", names
+            "the models have no data set in common (they have {})", "evaluate both models on the same data set", names
         )
     for run, other_run in ((runs[0], other_runs[0]) for runs, other_runs in pairs):
         if (differing := unlike(run, other_run)) and not force:
             raise DcclipError(
                 "{} {}: the {} differ, so the results cannot be compared",
-                "evaluate both in the same way, or compare anyway with --force",
+                "evaluate both models with the same settings, or compare anyway with --force",
                 run.dataset,
                 run.language,
                 all_of(differing),
@@ -156,22 +156,24 @@ def unfit(result: EvalResult) -> str:
     """Why a result is on no leaderboard: it is not of a whole named data set with its own prompts; empty if it is."""
     named = registry.find(result.dataset)
     if named is None or named[1] != result.language:
-        return "is no named data set"
+        return Message("not a named data set")
     if result.partial or result.limit:
-        return "was not measured in full"
+        return Message("not all images were evaluated")
     dataset, language = named
     if dataset.classes:
         class_texts = prompts.read(registry.prompts_of(dataset))
         if result.task != ZERO_SHOT:
-            return f"is a {result.task}"
+            return Message("not zero-shot classification")
         text_hashes = sha256_of(class_texts.names[language]), sha256_of(class_texts.templates[language])
         if (result.class_names_sha256, result.templates_sha256) != text_hashes:
-            return "was measured with other class names or prompts than this version's own"
+            return Message("class names or prompts differ from those of this version")
     return ""
 
 
 def fit_for(results: Sequence[EvalResult], unfit: Callable[[EvalResult], str]) -> tuple[list[EvalResult], list[str]]:
     """The results for which `unfit` has no reason, and a line for the user about each of the others."""
     reasons = [(result, unfit(result)) for result in results]
-    lines = [f"left out: {result.dataset} {result.language} of {result.model} {why}" for result, why in reasons if why]
+    lines = [
+        Message("left out: {} {} of {}: {}", row.dataset, row.language, row.model, why) for row, why in reasons if why
+    ]
     return [result for result, why in reasons if not why], lines

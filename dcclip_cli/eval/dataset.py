@@ -17,11 +17,11 @@ from PIL import Image
 from dcclip_cli.data.pair import Language
 from dcclip_cli.data.prompts import ClassIndex, Prompts
 from dcclip_cli.data.reading import Fault
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval.registry import KnownSet, Metric
 from dcclip_cli.model.preprocess import FORMATS, decode
 
-DOWNLOAD_AGAIN = "download it again: it is incomplete or damaged"
+DOWNLOAD_AGAIN = Message("download the data set again: it is incomplete or damaged")
 _SPLIT_NAMES = {  # names that published copies use for a split, the best first
     "test": ("test", "val", "validation", "imagenetv2-matched-frequency-format-val", "images"),
     "val": ("val", "validation", "test"),

@@ -67,7 +67,7 @@ def open_dataset(
     for language in languages or sorted(dataset.truth):
         if language not in dataset.truth:
             lacking = Message("captions") if dataset.is_retrieval else Message("class names")
-            hint = Message("evaluate it with --languages {}, or add the names", ",".join(sorted(dataset.truth)))
+            hint = Message("evaluate with --languages {}, or add these texts", ",".join(sorted(dataset.truth)))
             raise DcclipError("data set {} has no {} in {}", hint, dataset.name, lacking, language)
         truth[language] = dataset.truth[language]
         if isinstance(texts := truth[language], Classes) and templates == "compact":
@@ -120,9 +120,10 @@ def _named(entry: KnownSet, language: Language, data_root: Path | None, template
     if partial != "no" and isinstance(truth, np.ndarray):
         present = len(np.unique(truth)) if truth.ndim == 1 else entry.classes
         if (count, present) != (entry.size, entry.classes):
-            size = f" of {entry.size:,}" if entry.size else ""
-            request = "only these are asked for" if partial == "present" else "all are asked for"
-            part = f"{count:,}{size} images of {present:,} of {entry.classes:,} classes, {request}"
+            size = Message(" of {:,}", entry.size) if entry.size else ""
+            request = Message("only these are asked for") if partial == "present" else Message("all are asked for")
+            counted = count, size, present, entry.classes, request
+            part = Message("{:,}{} images of {:,} of {:,} classes, {}", *counted)
     counts = [] if part and count <= (entry.size or count) else [(Message("images"), entry.size, count)]
     if isinstance(truth, Captions):
         counts.append((Message("captions"), entry.texts, len(truth.texts)))
@@ -202,7 +203,7 @@ def _loader(location: Location) -> Loader:
         reason = Message("{} contains no {} images of {} in a supported layout", folder, location.split, label)
         raise DcclipError(reason, _where(location))
     if not hub:
-        reason = Message("neither --data-root nor the hub has them")
+        reason = Message("found neither in --data-root nor on the hub")
         raise DcclipError("cannot load the images of data set {}: {}", _where(location), label, reason)
     return HubDataset(location, Path(f"clip-benchmark/wds_{hub}"))
 
@@ -283,7 +284,7 @@ def classes_yaml(name: str) -> str:
         raise registry.unknown(name)
     if named[0].task == "retrieval":
         raise DcclipError(
-            "data set {} has captions instead of classes", "choose one of classes; dcclip datasets lists them", name
+            "data set {} has captions instead of classes", "choose a data set with classes (see: dcclip datasets)", name
         )
     texts = prompts.read(registry.prompts_of(named[0]))
     names = {

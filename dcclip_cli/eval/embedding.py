@@ -124,7 +124,7 @@ class Embedder:
         is_embedded, vectors = self.cache.complete(identity, (str(index).encode() for index in sampled), compute)
         if not len(vectors):
             first = next(iter(faults.values()), "")
-            raise DcclipError("none of {:,} images is readable: {}", "download them again", len(sampled), first)
+            raise DcclipError("none of {:,} images is readable: {}", "download the images again", len(sampled), first)
         if faults:
             named = [f"{key} ({fault})" for key, fault in list(faults.items())[:_NAMED_FAULTS]]
             shown = ", ".join(named) + (", ..." if len(faults) > len(named) else "")

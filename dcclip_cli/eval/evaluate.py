@@ -28,7 +28,7 @@ from dcclip_cli.options import Options
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
 
-_MORE_IMAGES = Message("measure more images: increase --limit, or remove it")
+_MORE_IMAGES = Message("evaluate more images: increase or remove --limit")
 
 
 class EvalOptions(Options):
@@ -94,10 +94,8 @@ def check_complete(results: Sequence[EvalResult], options: EvalOptions) -> None:
     faults = {f"{result.dataset}: {key} ({why})" for result in results for key, why in result.corrupt.items()}
     if faults and options.partial == "no":
         error = IncompleteError(
-            "the results lack {count:,} images that cannot be read: {first}",
-            "copy them again, or accept that with --partial all (in a recipe: eval.partial)",
-            count=len(faults),
-            first=min(faults),
+            Message("the results lack {:,} unreadable images: {}", len(faults), min(faults)),
+            Message("copy the images again, or accept this with --partial all (in a recipe: eval.partial)"),
         )
         error.results = results
         raise error

@@ -266,8 +266,9 @@ def table(results: Sequence[EvalResult]) -> Table:
     results = [replace(result, model=result.label) for result in results]
     by_row: dict[str, list[EvalResult]] = defaultdict(list)
     for result in results:
-        name = base_name(result.dataset) + (", in part" if result.partial else "")
-        by_row[name if result.task in (ZERO_SHOT, "retrieval") else f"{name}, {result.task}"].append(result)
+        name = base_name(result.dataset)
+        name = Message("{} (incomplete)", name) if result.partial else name
+        by_row[name if result.task in (ZERO_SHOT, "retrieval") else joined(", ", (name, result.task))].append(result)
     columns: list[Column] = []
     for model in dict.fromkeys(result.model for result in results):
         sets = [{result.language for result in row if result.model == model} for row in by_row.values()]
@@ -313,7 +314,7 @@ def _remark(results: Sequence[EvalResult]) -> str:
         Message("a sample of {:,} images", results[0].n) if is_sample else "",
         Message("{:,} unreadable images", corrupt) if corrupt else "",
         Message("{} classes share an embedding with another class", alike) if alike else "",
-        *(f"with {names} {', '.join(values)} %" for names, values in by_names.items()),
+        *(Message("with {} {} %", names, ", ".join(values)) for names, values in by_names.items()),
     )
     return joined(", ", filter(None, remarks))
 

@@ -165,7 +165,7 @@ def embed(
         errors = {str(paths[place]): error for place, error in embedded.errors.items()}
         if not embedded.has_vector.any():
             why = "\n".join(error.what for error in errors.values())
-            raise DcclipError("{}no image could be read", "use JPEG, PNG or WebP files", why and f"{why}\n")
+            raise DcclipError("{}no image could be read", "fix or replace these files", why and f"{why}\n")
         names = [str(path) for path in compress(paths, embedded.has_vector)]
         _write(out, names, compressed(embedded.vectors, dtype))
     return Embeddings(out, names, errors, [])

@@ -119,7 +119,7 @@ def open_index(
     paths = [folder / name for name in names]
     embedded = _embed_images(model, paths, store, keys, kind, f"index {folder}", progress)
     if not embedded.has_vector.any():
-        raise DcclipError("{} contains no readable image", "give a folder of JPEG, PNG or WebP images", folder)
+        raise DcclipError("{} contains no readable image", "choose a folder with readable images", folder)
     if store.rows > 2 * len(embedded.vectors) and not store.in_memory:  # most are of pictures that changed
         store.clear()
         store.write([(keys[embedded.has_vector], {"embedding": embedded.vectors})])

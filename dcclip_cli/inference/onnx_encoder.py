@@ -29,7 +29,7 @@ PIXELS, IMAGE_EMBEDS, TOKENS, TEXT_EMBEDS = "pixel_values", "image_embeds", "inp
 RGB = "rgb_image"  # in place of PIXELS where the graph preprocesses: uint8 (1, height, width, 3)
 _LENGTH_ERROR = 0.05  # of an embedding; int8 and fp16 graphs end with a division by the length, too
 _COPY = Message("export the model again, or copy the whole bundle")
-_UNEDITED = f"{_COPY}; for other prompts, use predict --template or export.prompts in the recipe"
+_UNEDITED = Message("{}; for other prompts, use predict --template or export.prompts in the recipe", _COPY)
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def check_timm_name(network: str, where: str, hint: str | None = None) -> None:
 
     if ":" in network:
         message = Message("{}: {} refers to a hub or another directory", where, network)
-        raise DcclipError(message, hint or "write the name of a network that timm itself has")
+        raise DcclipError(message, hint or Message("choose the name of a timm network"))
     name = network.partition(".")[0]
     if timm.is_model(name):
         with suppress(RuntimeError):  # it has no such tag

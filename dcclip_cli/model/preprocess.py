@@ -69,11 +69,11 @@ def decode(
         count = Message("{:,}", int(pixels[0])) if pixels else Message("too many")
         raise TooManyPixelsError("{} has {} pixels, more than {:,}", _SMALLER, name, count, max_pixels) from None
     except UnidentifiedImageError:
-        message = Message("{} is not a readable image: not JPEG, PNG or WebP", name)
-        raise DcclipError(message, "convert it to JPEG, PNG or WebP") from None
+        message = Message("{} is not a readable image in a supported format", name)
+        raise DcclipError(message, "convert the file to JPEG, PNG or WebP") from None
     except (OSError, SyntaxError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error  # not "[Errno 40] ...: 'cat.png'"
-        raise DcclipError("{} is not a readable image: {}", "use a JPEG, PNG or WebP file", name, reason) from None
+        raise DcclipError("{} is not a readable image: {}", "replace it, or convert it to JPEG", name, reason) from None
 
 
 def first_frame(image: Image.Image) -> Image.Image:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
 _NAME = re.compile(r"(?!.*(\.\.|--|\.git$))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-_COPY = "copy the whole directory again, or make it again"
+_COPY = Message("copy or create the whole directory again")
 MANIFEST = "manifest.json"  # of a folder that `collect` wrote
 _LOCAL = "local-dir:PATH"  # in the card of a model directory
 _LICENSES = Message("use a license id of the hub: --license apache-2.0 (or mit, cc-by-4.0, cc-by-nc-4.0, other, ...)")

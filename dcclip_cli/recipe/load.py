@@ -234,6 +234,8 @@ def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
             key = context["discriminator"].strip("'")
             tags = [tag for name, field in _fields_at(model, details["loc"]) if name == key for tag in _literals(field)]
             return Message("needs {}: {}", key, ", ".join(sorted(tags)))
+        case "lacking":
+            return Message("needs a section {}", text)
         case "value_error":
             return context["error"].args[0] if context["error"].args else str(context["error"])
         case "literal_error":

@@ -27,10 +27,10 @@ DataKind = Literal["photos", "pairs", "table", "classes"]
 Size = Literal["S", "M", "RN50", "XS"]
 TABLES = (".tsv", ".csv", ".jsonl", ".ndjson")
 SIZES: Mapping[Size, str] = {  # with a shared space of 768; latency of an image in int8: docs/reference/students.md
-    "S": "12 M parameters, for phones and small boards",
-    "M": "29 M parameters, three times the time of S for an image",
-    "RN50": "45 M parameters, a ResNet-50, ten times the time of S for an image",
-    "XS": "3 M parameters, for a teacher as small as the starter",
+    "S": Message("12 M parameters, for phones and small boards"),
+    "M": Message("29 M parameters; an image takes three times as long as with S"),
+    "RN50": Message("45 M parameters, a ResNet-50; an image takes ten times as long as with S"),
+    "XS": Message("3 M parameters, for a teacher as small as the starter"),
 }
 # The package has the int8 export alone: the model is in the package's clone, or in a clone that is the current folder.
 STARTER_MODELS = (Path(__file__).parents[2] / "recipes/starter/model", Path("recipes/starter/model"))
@@ -48,7 +48,7 @@ class TeacherChoice:
 
 TEACHERS: Mapping[str, TeacherChoice] = {
     "altclip": TeacherChoice("altclip", "BAAI/AltCLIP", text_width=1024),
-    "fg-clip2": TeacherChoice("fgclip2", "qihoo360/fg-clip2-base"),
+    "fgclip2": TeacherChoice("fgclip2", "qihoo360/fg-clip2-base"),
     "siglip2": TeacherChoice("transformers", "google/siglip2-base-patch16-224"),
     "xlm-roberta": TeacherChoice("open_clip", "xlm-roberta-base-ViT-B-32/laion5b_s13b_b90k"),
     "chinese-clip": TeacherChoice("transformers", "OFA-Sys/chinese-clip-vit-base-patch16"),

@@ -86,7 +86,7 @@ class Recipe(Options):
         if self.data is not None and self.data.train == COLLECTED:
             needed["data", "train"] = ["collect"]
         lacking = [
-            InitErrorDetails(type=PydanticCustomError("lacking", f"needs a section {names}"), loc=location, input=None)
+            InitErrorDetails(type=PydanticCustomError("lacking", "{names}", {"names": names}), loc=location, input=None)
             for location, sections in needed.items()
             if (names := ", ".join(section for section in sections if getattr(self, section) is None))
         ]

@@ -44,7 +44,7 @@ FOLDER = "teacher-cache"
 IMAGE, TEXT, TOKENS = "image_embedding", "text_embedding", "text_tokens"
 BATCH_SIZE = 64  # of the teacher: in bf16, results depend on what is computed together
 _ROWS = 65_536  # image rows that the caches are completed for at a time
-_HINT = "check the teacher's weights, or set its precision to fp32; the cache is in fp16: or set teacher_cache to false"
+_HINT = Message("check the teacher's weights; or set its precision to fp32, or teacher_cache (fp16) to false")
 
 
 def folder_of(teacher: TeacherFacts) -> Path:

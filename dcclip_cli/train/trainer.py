@@ -15,7 +15,7 @@ from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 
 from dcclip_cli.data.batch import Batch
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError, Message, all_of
 from dcclip_cli.machine import loading_processes
 from dcclip_cli.processes import Stopped, asked, handled, noted
 from dcclip_cli.progress import Task
@@ -387,8 +387,8 @@ class NonFiniteGuard:
             return
         wrong = [name for name, term in terms.items() if not math.isfinite(float(term))]
         if not wrong and not math.isfinite(float(norm)):
-            wrong = ["the gradient"]
-        loss = ", ".join(wrong) or Message("the loss of another process")
+            wrong = [Message("the gradient")]
+        loss = all_of(wrong) if wrong else Message("the loss of another process")
         problem = Message("step {}: {} is not finite, {} steps in a row", state.step, loss, state.skipped_in_a_row)
         hint = Message("lower optimizer.lr, or raise warmup_steps; the metrics are in {}/metrics.jsonl", self._folder)
         if state.skipped_in_a_row == state.step:  # so that no rate has changed a weight yet

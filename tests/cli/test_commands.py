@@ -131,7 +131,7 @@ def test_shards_are_indexed_once_and_counted(tmp_path: Path) -> None:
 
 
 def test_the_columns_of_others_are_options(tmp_path: Path) -> None:
-    assert "contains no tar and no Parquet file" in dcclip("index", tmp_path).stderr
+    assert "contains no tar or Parquet file" in dcclip("index", tmp_path).stderr
     pq.write_table(pa.table({"jpg": [b"1", b"2"], "alt": ["一只猫", "a dog"]}), tmp_path / "a.parquet")
     result = dcclip("index", tmp_path)
     assert result.exit_code == 1 and "has no column image (found: jpg, alt)" in result.stderr

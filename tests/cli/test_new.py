@@ -103,7 +103,7 @@ def test_no_file_is_overwritten_without_force(data: dict[str, Path], altclip_fol
     ("more", "what", "hint"),
     [
         ([], "cannot ask: not running in a terminal", "give --teacher, --data and --size, or --data and --yes"),
-        (["--yes"], "no data given", "give it with --data PATH"),
+        (["--yes"], "no data given", "give your data with --data PATH"),
         (["--yes", "--data", "没有"], "没有 does not exist", "give a folder of photographs"),
         (["--yes", "--data", "."], ". contains no pairs", "give photographs, tars"),
         (["--yes", "--data", "pairs.parquet", "--teacher", "nobody"], "model nobody is not a directory", "hf:ORG/NAME"),
@@ -162,7 +162,7 @@ def test_folders_of_photographs_are_no_classes_if_the_user_says_so(data: dict[st
 
 def test_fg_clip2_runs_code_only_if_that_is_allowed(data: dict[str, Path]) -> None:
     for flag in ((), ("--trust-remote-code",)):
-        dcclip("new", "a.yaml", "--yes", "--force", "--data", data["pairs"], "--teacher", "fg-clip2", *flag)
+        dcclip("new", "a.yaml", "--yes", "--force", "--data", data["pairs"], "--teacher", "fgclip2", *flag)
         teacher = load("a.yaml").recipe.teacher
         assert teacher is not None and getattr(teacher, "trust_remote_code") is bool(flag)  # noqa: B009
 

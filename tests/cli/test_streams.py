@@ -91,7 +91,7 @@ def test_other_encodings_print_what_they_can(folder: Path) -> None:
         ("dcclip predict - --labels 猫,dog -q <&-", 1, "error: stdin contains no image paths"),
         ("dcclip predict '' --labels 猫,dog", 1, "error: an argument is empty"),
         ("dcclip predict a.png --labels $'\\xff' -q", 1, "error: --labels '\\udcff' is not UTF-8 text"),
-        ("dcclip predict a.png --labels 猫,dog -q >/dev/full", 1, "error: the output cannot be written: No space left"),
+        ("dcclip predict a.png --labels 猫,dog -q >/dev/full", 1, "error: cannot write to stdout: No space left"),
         ("set -o pipefail; dcclip models | true", 141, ""),
         ("printf 'n\\xff.png\\na.png\\n' | dcclip predict - --labels 猫,dog -q", 0, ""),
     ],

@@ -69,7 +69,7 @@ def test_a_full_disk_names_the_file_and_the_free_space_whatever_wrote_it(
 
     result = told(raised(save), OPTIONS)
     assert result.what.startswith(f"{tmp_path}/猫 cat: the disk is full (") and result.what.endswith("B free)")
-    assert "write elsewhere with --out" in result.hint
+    assert "choose another location with --out" in result.hint
     assert "--out" not in told(raised(save)).hint  # which this command does not have
 
 

@@ -143,7 +143,7 @@ def test_embeddings_are_read_back_and_asking_for_an_image_is_an_error(tmp_path: 
 @pytest.mark.parametrize("bad", [[[1.0, 2.0], [1.0]], [[1.0, float("nan")], [0.0, 1.0]]])
 def test_vectors_of_unequal_length_or_not_finite_are_refused(bad: list[list[float]], tmp_path: Path) -> None:
     pq.write_table(pa.table({"key": ["a", "b"], "embedding": bad}), tmp_path / "bad.parquet")
-    with pytest.raises(DcclipError, match="differ in length or are not vectors"):
+    with pytest.raises(DcclipError, match="embeddings are not vectors of one length"):
         open_pairs(tmp_path / "bad.parquet")
 
 
@@ -244,8 +244,7 @@ def test_a_class_and_its_name_in_layouts_make_a_dataset(
     with pytest.raises(DcclipError, match="contains no pairs") as raised:
         open_pairs(tmp_path)
     assert (
-        raised.value.hint
-        == "name a .parquet file, a .tar file or a folder of such shards, embeddings in a .parquet file"
+        raised.value.hint == "use a .parquet file, a .tar file or a folder of such files, embeddings in a .parquet file"
     )
     [code] = [block for block in blocks(PAGE, "python") if "class CaptionedFolder" in block]
     [line] = [block for block in blocks(PAGE, "python") if block.startswith("LAYOUTS")]

@@ -234,7 +234,7 @@ def test_columns_of_others_are_named(tmp_path: Path) -> None:
             open_pairs(tmp_path / "data", twice)
     with pytest.raises(DcclipError, match="has no column caption"):
         open_pairs(tmp_path / "data", Columns(image="jpg", caption="caption"))
-    with pytest.raises(DcclipError, match="column alt is string instead of images"):
+    with pytest.raises(DcclipError, match="column alt is string instead of bytes"):
         open_pairs(tmp_path / "data", Columns(image="alt"))
 
 

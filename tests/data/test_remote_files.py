@@ -91,7 +91,7 @@ def test_another_protocol_is_an_error_and_a_missing_package_is_named_with_its_co
     with pytest.raises(DcclipError, match="the protocol ftp:// is not supported"):
         list_files("ftp://host/data")
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(DcclipError, match="reading gs:// needs gcsfs") as caught:
+    with pytest.raises(DcclipError, match="reading gs:// URLs needs the package gcsfs") as caught:
         list_files("gs://bucket/data")
     assert caught.value.hint == "pip install gcsfs"
 

@@ -232,7 +232,7 @@ def test_samples_without_captions_do_not_conflict() -> None:
 
 
 def test_a_batch_size_that_is_larger_than_the_data_or_cannot_be_shared_is_named() -> None:
-    with pytest.raises(DcclipError, match=r"8 samples per step are more than the data contains \(7\)"):
+    with pytest.raises(DcclipError, match=r"a step needs 8 samples, but the data has only 7"):
         EpochBatchSampler(Samples(7), 8, seed=0)
     samplers = tuple(EpochBatchSampler(Samples(12), size, seed=0) for size in (4, 3))
     with pytest.raises(DcclipError, match="3 samples per step cannot be split into 2 equal parts"):

@@ -153,7 +153,7 @@ def test_a_part_is_measured_marked_and_kept_from_full_results(tmp_path: Path, sm
     assert [result.classes for result in (*both, *present)] == [47, 47, 3]
     assert present[0].class_names == ["Thing 1", "Thing 3", "Thing 40"]
     [row] = table(both).rows
-    assert row.name == "dtd, in part" and row.remark.startswith("3 of 47 images of 3 of 47 classes")
+    assert row.name == "dtd (incomplete)" and row.remark.startswith("3 of 47 images of 3 of 47 classes")
     save_results(both, tmp_path / "results")
     assert load_results(tmp_path / "results/dtd-partial.json")[0].partial == both[0].partial
     with pytest.raises(DcclipError, match="parts of the data set differ"):

@@ -85,10 +85,10 @@ def test_the_boards_repository_loads_as_a_data_set_of_class_names_and_prompts(tm
 def test_what_does_not_compare_is_on_no_board(tmp_path: Path) -> None:
     full = zero_shot("pets", "zh")
     unfit = {
-        "was not measured in full": replace(full, limit=7),
-        "is a linear probe": replace(full, task="linear probe"),
-        "was measured with other class names": replace(full, class_names_sha256="x"),
-        "is no named data set": replace(full, dataset="我的"),
+        "not all images were evaluated": replace(full, limit=7),
+        "not zero-shot classification": replace(full, task="linear probe"),
+        "class names or prompts differ": replace(full, class_names_sha256="x"),
+        "not a named data set": replace(full, dataset="我的"),
     }
     for reason, row in unfit.items():
         with pytest.raises(DcclipError, match="no result covers a complete named data set"):
@@ -96,7 +96,7 @@ def test_what_does_not_compare_is_on_no_board(tmp_path: Path) -> None:
         assert reason in boards([row, full], tmp_path / "some")[0]
     assert not (tmp_path / "none").exists()
     part = replace(full, partial="20 of 37 classes")
-    assert "was not measured in full" in boards([part, full], tmp_path / "some")[0]
+    assert "not all images were evaluated" in boards([part, full], tmp_path / "some")[0]
 
 
 def test_two_models_of_one_name_have_two_folders_and_retrieval_its_own_board(tmp_path: Path) -> None:
@@ -155,11 +155,11 @@ def test_hit_rates_and_mrr_are_those_of_the_first_right_answer_each_way(tmp_path
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"dataset": "imagenet", "language": "en"}, "has no task"),
-        ({"dataset": "我的照片 photos"}, "has no task"),
-        ({"task": "linear probe"}, "is a linear probe"),
-        ({"corrupt": {"1.jpg": "cut"}}, "lacks 1 images that cannot be read"),
-        ({"replaced": {"猞猁": "山猫"}}, r"asked for 1 names by alternates \(猞猁 as 山猫\)"),
+        ({"dataset": "imagenet", "language": "en"}, "no such task in mteb"),
+        ({"dataset": "我的照片 photos"}, "no such task in mteb"),
+        ({"task": "linear probe"}, "not zero-shot classification"),
+        ({"corrupt": {"1.jpg": "cut"}}, "1 unreadable images"),
+        ({"replaced": {"猞猁": "山猫"}}, r"1 class names are replaced, unlike in mteb \(猞猁 as 山猫\)"),
     ],
 )
 def test_a_result_that_no_task_repeats_is_left_out(changed: dict[str, Any], reason: str, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_another_wording_of_the_class_names_is_accepted(tmp_path: Path) -> None:
 def test_a_data_set_without_a_root_is_looked_for_on_the_hub(tmp_path: Path) -> None:
     for name, root, problem in (
         ("cifar10", None, "cannot load the images of data set cifar10: clip-benchmark/wds_vtab-cifar10 cannot be"),
-        ("muge-cn", None, "cannot load the images of data set muge-cn: neither --data-root nor the hub has"),
+        ("muge-cn", None, "cannot load the images of data set muge-cn: found neither in --data-root nor on the hub"),
         ("dtd", tmp_path / "nowhere", "nowhere is not a folder"),
     ):
         with pytest.raises(DcclipError, match=problem):

@@ -203,7 +203,7 @@ def test_embeddinggemma_2_is_a_teacher_and_what_cannot_be_done_with_it_is_refuse
     dcclip("distill", tmp_path / "a.yaml", "--check")
     trained = api.distill(tmp_path / "a.yaml", out=tmp_path / "run")
     assert load_encoder(resolve(str(trained.model)), "cpu").encode_texts(["猫"]).shape == (1, 16)
-    with pytest.raises(DcclipError, match="gemma: its images keep their aspect ratio"):
+    with pytest.raises(DcclipError, match="gemma keeps the aspect ratio of images"):
         api.export(model=f"hf:{folder}", out=tmp_path / "out")
     with pytest.raises(DcclipError, match="gemma has 0 embedding tables"):
         api.trim(f"hf:{folder}", out=tmp_path / "trimmed")

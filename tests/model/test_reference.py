@@ -213,4 +213,4 @@ def test_a_recipes_teacher_may_be_a_model_of_modelscope(
 def test_a_model_of_modelscope_without_its_client_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "modelscope_hub", None)
     shown = dcclip("predict", "a.png", "--labels", "猫,dog", "--model", "ms:org/new", expect=1).stderr
-    assert "error: this needs the package modelscope_hub" in shown and "dcclip[modelscope]" in shown
+    assert "error: the command needs the package modelscope_hub" in shown and "dcclip[modelscope]" in shown

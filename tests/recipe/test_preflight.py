@@ -86,7 +86,7 @@ def test_all_problems_are_reported_at_once_with_their_hints(problems: Any, tmp_p
         "cannot load the images of data set imagenet: clip-benchmark/wds_imagenet1k is not complete in the local cache"
         in lines[3]
     )
-    assert "cannot load the images of data set food101: neither --data-root nor the hub has them" in lines[4]
+    assert "cannot load the images of data set food101: found neither in --data-root nor on the hub" in lines[4]
     assert hint == "fix all of these, then check again: dcclip run RECIPE --check"
 
 
@@ -179,12 +179,10 @@ def test_data_that_a_stage_cannot_use_is_reported(
     (tmp_path / "pairs.tar").write_bytes(tar_of(pairs))
     for data in ({}, {"data.train": str(tmp_path / "pairs.tar")}):
         assert problems({**data, "distill.batch_size": 64}, ("distill",))[0] == [
-            "distill.batch_size: 64 samples per step are more than the data contains (40)"
+            "distill.batch_size: a step needs 64 samples, but the data has only 40"
         ]
     held = {"data.hold_out": 35, "data.train": str(tmp_path / "pairs.tar")}
-    assert problems(held, ("distill",))[0] == [
-        "distill.batch_size: 8 samples per step are more than the data contains (5)"
-    ]
+    assert problems(held, ("distill",))[0] == ["distill.batch_size: a step needs 8 samples, but the data has only 5"]
     lines, _ = problems(held | {"data.hold_out": 40}, ("distill",))
     assert lines == [f"data.hold_out: data.hold_out is 40, but {tmp_path}/pairs.tar has only 40 pairs"]
     lines, hint = problems({"data.train": str(points)}, ("distill",))

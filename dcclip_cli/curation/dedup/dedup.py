@@ -133,7 +133,7 @@ class Decontaminate(GlobalFilter):
             counts = [str(path), total - before, len(faults), next(iter(faults), "")]
             if total == before:
                 message = Message("{}: none of {:,} images is readable: {}", path, len(faults), counts[-1])
-                raise DcclipError(message, "copy them again, or remove the path")
+                raise DcclipError(message, "copy the images again, or remove the path from the recipe")
             connection.execute("INSERT INTO compared VALUES (?, ?, ?, ?)", counts)
         if self.images:
             thumbs = "(SELECT number, thumb FROM evaluation UNION ALL SELECT number, thumb FROM thumbs)"

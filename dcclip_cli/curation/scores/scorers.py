@@ -230,7 +230,7 @@ def _load_classifier(model: str, device: str) -> tuple[list[str], Callable[[list
         image_processor = transformers.AutoImageProcessor.from_pretrained(model, backend="pil")
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0][:300]
-        hint = Message("give an image-classification model of the hub, or a directory that starts with ./ or /")
+        hint = Message("give an image-classification model on the hub, or a path that starts with ./ or /")
         raise DcclipError("classifier {} cannot be loaded: {}", hint, model, reason) from None
     device = torch_device(device, NO_DEVICE_HINT)
     config, loaded = loaded.config, loaded.eval().to(device)

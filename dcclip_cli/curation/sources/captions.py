@@ -139,8 +139,8 @@ class Base64Source(SourceOptions):
         for file in files:
             texts = caption_files.texts_file(file)
             if not texts.is_file():
-                message = Message("{} is missing next to {}", texts.name, file)
-                raise DcclipError(message, "download it too: it contains the captions")
+                message = Message("{} is missing: it must be in the same folder as {}", texts.name, file)
+                raise DcclipError(message, "download this file too: it contains the captions")
             with file.open("rb") as stream:
                 cuts = reading.cuts(stream, reading.lines(stream, reading.MAX_TEXT_BYTES), size)
                 slices += [Slice({"file": str(file), **cut._asdict()}, cut.lines) for cut in cuts]
@@ -201,7 +201,7 @@ class ClassFoldersSource(SourceOptions):
     @classmethod
     def _have_a_place(cls, templates: dict[Language, tuple[str, ...]]) -> dict[Language, tuple[str, ...]]:
         if wrong := [template for texts in templates.values() for template in texts if _NAME not in template]:
-            raise ValueError(Message("{!r} has no {} for the class name", wrong[0], _NAME))
+            raise ValueError(Message("the template {!r} has no {} for the class name", wrong[0], _NAME))
         return templates
 
     def slices(self, size: int) -> list[Slice]:

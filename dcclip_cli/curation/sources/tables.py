@@ -85,7 +85,7 @@ class ColumnOptions(SourceOptions):
             if not missing:
                 return
         if missing:
-            hint = Message("set the columns in the recipe, like: {{kind: table, path: ..., url: URL, caption: TEXT}}")
+            hint = Message("set the columns, for example: {{kind: table, path: ..., url: URL, caption: TEXT}}")
             message = Message("{} has no column {} (found: {})", place, " or ".join(missing), ", ".join(columns)[:300])
             raise DcclipError(message, hint)
 
@@ -197,7 +197,7 @@ class TableSource(ColumnOptions):
 
     def _open(self, file: Path) -> TextTable | ParquetTable:
         if file.suffix.lower() not in _SUFFIXES:
-            raise DcclipError("{} is not a supported table", "use one of the suffixes: {}", file, ", ".join(_SUFFIXES))
+            raise DcclipError("{} is not a table file", "use one of these types: {}", file, ", ".join(_SUFFIXES))
         if file.suffix.lower() == ".parquet":
             return ParquetTable(file)
         table = TextTable(file, self.header, _MAX_ROW_WITH_IMAGE)
@@ -282,7 +282,7 @@ class TextTable:
         try:
             names = [name.strip() for name in self._split(first)] if first else list(self.header)
         except csv.Error as error:
-            raise DcclipError("{}:1: the header is not valid CSV: {}", "fix its quotes", self.path, error) from None
+            raise DcclipError("{}:1: invalid CSV header: {}", "fix the quotes in line 1", self.path, error) from None
         if names:
             yield names
 

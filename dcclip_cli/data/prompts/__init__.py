@@ -165,7 +165,7 @@ class ClassIndex:
         An unknown name is accepted as another wording; a name of another class means a wrong order.
         """
         if len(names) != len(self.folders):
-            raise DcclipError("{} has {:,} classes, not {:,}", _HINT, where, len(names), len(self.folders))
+            raise DcclipError("{} has {:,} classes instead of {:,}", _HINT, where, len(names), len(self.folders))
         numbers = [self.find(name) for name in names]
         for index, number in enumerate(numbers):
             if number is not None and number != index and numbers[number] != number:

@@ -124,11 +124,11 @@ def write(
         for benchmark, text in model_files(model_results, owner).items():
             _write(target / benchmark.file, text)
             written.add(benchmark)
-        lines.append(f"upload to the model's repository: hf upload {owner}/{name} {target}")
+        lines.append(Message("upload to the model's repository: hf upload {}/{} {}", owner, name, target))
     for benchmark in sorted(written, key=BENCHMARKS.index):
         target = folder / "datasets" / benchmark.name
         _save_benchmark(benchmark, target)
-        lines.append(f"upload once: hf upload {owner}/{benchmark.name} {target} --repo-type dataset")
+        lines.append(Message("upload once: hf upload {}/{} {} --repo-type dataset", owner, benchmark.name, target))
     return lines
 
 

@@ -73,7 +73,7 @@ def write(
     """Write results/MODEL/REVISION/TASK.json and model_meta.json; models that are not on the hub are OWNER/NAME."""
     fit, lines = fit_for(results, _unfit)
     if not fit:
-        raise _no_task(Message("no result belongs to an mteb task ({})", ", ".join(lines[:1])))
+        raise _no_task(Message("no result belongs to an mteb task ({})", lines[0] if lines else ""))
     places: dict[str, Path] = {}
     for result in fit:
         revision = result.model_fingerprint
@@ -87,7 +87,7 @@ def write(
             write_json(places[revision] / "model_meta.json", meta)
         for task, target in tasks_of(result.dataset, result.language).items():
             write_json(places[revision] / f"{task}.json", task_result(result, task, target))
-    return [*lines, f"mteb reads its results with: mteb.ResultCache('{folder}').load_results()"]
+    return [*lines, Message("load the results in mteb with: mteb.ResultCache('{}').load_results()", folder)]
 
 
 def task_result(result: EvalResult, task: str, target: str) -> dict[str, Any]:
@@ -114,15 +114,15 @@ def task_result(result: EvalResult, task: str, target: str) -> dict[str, Any]:
 def _unfit(result: EvalResult) -> str:
     """Why mteb would not measure the same; empty if it does."""
     if not tasks_of(result.dataset, result.language):
-        return "has no task"
+        return Message("no such task in mteb")
     if reason := unfit(result):
         return reason
     if result.corrupt:
-        return f"lacks {len(result.corrupt):,} images that cannot be read"
+        return Message("{:,} unreadable images", len(result.corrupt))
     if result.replaced:
         pairs = ", ".join(f"{name} as {alternate}" for name, alternate in list(result.replaced.items())[:3])
-        return f"was asked for {len(result.replaced)} names by alternates ({pairs}), which its task does not do"
-    return "has classes with the same embedding, whose order decides in its task" if result.lost else ""
+        return Message("{} class names are replaced, unlike in mteb ({})", len(result.replaced), pairs)
+    return Message("classes with the same embedding, whose order decides in mteb") if result.lost else ""
 
 
 def _no_task(reason: str) -> DcclipError:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.exporters import Precision
 from dcclip_cli.exporters.formats import Format
 from dcclip_cli.exporters.onnx_graph import OnnxGraph
@@ -60,7 +60,7 @@ class ExecuTorch(Format):
     name = "executorch"
     precisions = ("fp32",)
     package = "executorch"
-    install = "pip install executorch (in an environment of its own: 1.6 GB)"
+    install = Message("pip install executorch, in a separate environment (1.6 GB)")
     files = ("image.pte", "text.pte")
     is_single = True
 
@@ -98,7 +98,7 @@ class LiteRt(Format):
     name = "litert"
     precisions = ("fp32", "int8")
     package = "litert_torch"
-    install = "pip install litert-torch (in an environment of its own: 2.1 GB)"
+    install = Message("pip install litert-torch, in a separate environment (2.1 GB)")
     files = ("image.tflite", "text.tflite")
     is_single = True
 

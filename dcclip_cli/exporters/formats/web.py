@@ -128,7 +128,7 @@ class Web(Onnx):
 
     name = "web"
     preprocess = ("graph",)
-    install = "pip install onnx, for a bundle; pip install 'dcclip[export]', for any model"
+    install = Message("for a bundle, pip install onnx; for any other model, pip install 'dcclip[export]'")
 
     def prepare(self, progress: Progress) -> None:
         for package in FILES:

@@ -149,7 +149,7 @@ class TransformersTowers(Family):
                 *(model, shape, expected),
             )
             raise DcclipError(mismatch, Message("copy the {} of the model again", IMAGE_PROCESSOR))
-        where = f"teacher {model} cannot be loaded: its tokenizer"
+        where = Message("teacher {} cannot be loaded: its tokenizer", model)
         check_tokenizer(towers.tokenize, towers.tokenizer.vocab_size, towers.vocabulary_rows, where)
         backend = getattr(towers.tokenizer, "backend_tokenizer", None)
         vocab = backend.to_str() if backend else json.dumps(towers.tokenizer.get_vocab(), sort_keys=True)

@@ -48,7 +48,7 @@ class NaflexTowers(TransformersTowers):
         )
 
     def match_preprocessing(self) -> Preprocessing:
-        message = Message("{}: its images keep their aspect ratio (NaFlex)", self.name)
+        message = Message("{} keeps the aspect ratio of images (NaFlex): not supported by this command", self.name)
         raise DcclipError(message, "use a model with a fixed, square input size")
 
     def match_patches(self) -> Preprocessing:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import read_json
 from dcclip_cli.model.families.base import Family
 from dcclip_cli.model.hub_models import COPY_AGAIN, TRANSFORMERS_CONFIG
@@ -79,7 +79,7 @@ class UFormTowers(Family):
                 towers[tower] = encoder.from_pretrained(config, weights)
         texts = TextProcessor(str(config_file), str(tokenizer))
         loaded = cls(towers, ImageProcessor(str(config_file)), texts, config, name)
-        where = f"teacher {model} cannot be loaded: its tokenizer"
+        where = Message("teacher {} cannot be loaded: its tokenizer", model)
         check_tokenizer(loaded.tokenize, texts._tokenizer.get_vocab_size(), loaded.vocabulary_rows, where)
         parts += [json.dumps(config, sort_keys=True), tokenizer.read_text("utf-8")]
         loaded.fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
