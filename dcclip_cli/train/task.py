@@ -173,6 +173,11 @@ class TrainingTask(nn.Module):
             logit_bias=model.logit_bias,
             false_negatives={name: mask for name, mask in masks.items() if mask is not None},
         )
+        # Losses are not in bf16, whose numbers near a logit of 100 are 0.5 apart.
+        has_autocast = torch.amp.is_autocast_available(device.type)
+        in_fp32 = torch.autocast(device.type, enabled=False) if has_autocast else nullcontext()
+        inside = not all(loss.embeddings_only for loss in self._losses)
+        student, teachers = student.in_fp32(inside), [teacher.in_fp32(inside) for teacher in teachers]
         terms: dict[str, Tensor] = {}
         self.chance = {}
         for loss in self._losses:
@@ -181,7 +186,7 @@ class TrainingTask(nn.Module):
                 outputs = student if dims is None else student.cut(dims)
                 chance = loss.chance(outputs)
                 adapters = dict(self._adapters_for(loss, dims).items()) if isinstance(loss, TeacherLoss) else {}
-                with own_errors(loss.kind):
+                with own_errors(loss.kind), in_fp32:
                     loss_terms = loss.terms(outputs, teachers, adapters)
                 for name, term in loss_terms.items():
                     first_name = name if dims is None else f"{name}_{dims}d"

@@ -237,9 +237,6 @@ class OnlineTeacher(TeacherFeatures):
         if pixels.device.type == "cpu":
             self.check()
         self._scale = self._scale.to(pixels.device)
-        # A student in fp32 is not multiplied with embeddings in bf16.
-        image = replace(image, embedding=image.embedding.float())
-        texts = {name: replace(features, embedding=features.embedding.float()) for name, features in texts.items()}
         image_index = {name: texts.image_index for name, texts in batch.texts.items()}
         return Outputs(image, texts, image_index, self._scale)
 

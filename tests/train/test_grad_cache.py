@@ -69,6 +69,23 @@ def accelerator() -> Accelerator:
     return Accelerator(cpu=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_are_computed_in_fp32_in_any_precision_of_the_towers(
+    stage: TrainingTask, batch: Batch, altclip_folder: Path, dtype: torch.dtype
+) -> None:
+    teacher = AltClipTeacher(model=str(altclip_folder), precision="bf16").load()
+    losses = [FeatureMapLoss(), TokenFeaturesLoss(), TaskLoss(cross_lingual=0.5), EmbeddingLoss(), SimilarityLoss()]
+    task = TrainingTask(stage.student, losses, [OnlineTeacher(teacher, 0, (), widths(teacher))])
+    with torch.autocast("cpu", dtype):
+        teachers, student = task.teacher_outputs(batch), task.outputs(batch)
+        terms = task.terms(batch, student, teachers)
+    assert student.image.embedding.dtype == student.texts["zh"].embedding.dtype == dtype
+    expected = task.terms(batch, student, teachers)
+    assert terms == expected and all(term.dtype == torch.float32 for term in terms.values())
+    torch.amp.GradScaler("cpu", init_scale=16).scale(sum(terms.values())).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in task.parameters() if parameter.grad is not None)
+
+
 def test_the_first_pass_leaves_batch_norms_as_they_are_and_the_second_moves_them_once(
     model_folder: Path, batch: Batch, accelerator: Accelerator
 ) -> None:

@@ -1,7 +1,7 @@
 """Base classes of losses, and what a loss gets: the outputs of the student and of the teachers for a batch.
 
 Shapes: B images, N texts of one language, D the shared width, C channels, h x w a map's grid, L tokens, W a text width.
-Embeddings given to a loss are not normalized. All sums are means over the batch.
+Tensors given to a loss are in fp32, and embeddings not normalized. All sums are means over the batch.
 """
 
 from __future__ import annotations
@@ -59,6 +59,16 @@ class Outputs:
             name: replace(features, embedding=features.embedding[:, :dims]) for name, features in self.texts.items()
         }
         return replace(self, image=replace(self.image, embedding=self.image.embedding[:, :dims]), texts=texts)
+
+    def in_fp32(self, features: bool) -> Outputs:
+        """The same with embeddings in fp32, and with `features` maps and tokens as well."""
+        image = replace(self.image, embedding=self.image.embedding.float())
+        texts = {name: replace(text, embedding=text.embedding.float()) for name, text in self.texts.items()}
+        if features:
+            maps = {layer: layer_map.float() for layer, layer_map in image.maps.items()}
+            image = replace(image, map=image.map.float(), maps=maps)
+            texts = {name: replace(text, tokens=text.tokens.float()) for name, text in texts.items()}
+        return replace(self, image=image, texts=texts)
 
     def weights(self, of: Literal["texts", "paired", "parallel", "tokens"]) -> dict[str, float]:
         """The number of such texts in each language of the batch, divided by that in its mean part; 0: this has none.
