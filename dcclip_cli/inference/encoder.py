@@ -66,7 +66,7 @@ class Encoder(Protocol):
 
 
 class TorchEncoder:
-    """Towers as an Encoder, in evaluation mode on `device`; embeddings in bf16 are cached apart from fp32."""
+    """Towers as an Encoder, in evaluation mode on `device`; embeddings in bf16 or fp16 are cached apart from fp32."""
 
     prompts: Mapping[str, Sequence[str]] = PLAIN_PROMPTS
 
@@ -76,7 +76,8 @@ class TorchEncoder:
         # Convolutions take a third less time with channels last.
         self.towers: Towers = towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._device, self.choice, self.precision = device, choice, choice.precision
-        self.name, self.fingerprint = towers.name, towers.fingerprint + ("-bf16" if choice.precision == "bf16" else "")
+        self._suffix = "" if choice.precision == "fp32" else f"-{choice.precision}"
+        self.name, self.fingerprint = towers.name, towers.fingerprint + self._suffix
         self.trained_dims: Sequence[int] = towers.trained_dims
         self.preprocessing: Mapping[str, Any] = towers.preprocessing_record
         self.logit_scale, self.logit_bias, self.known = towers.logit_scale, towers.logit_bias, towers.known
@@ -86,7 +87,7 @@ class TorchEncoder:
 
     @cached_property
     def image_fingerprint(self) -> str:
-        return self.towers.image_fingerprint() + ("-bf16" if self.precision == "bf16" else "")
+        return self.towers.image_fingerprint() + self._suffix
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
         return self.towers.preprocess(flatten(image))
@@ -107,8 +108,7 @@ class TorchEncoder:
     def _encode(self, inputs: str, compute: Callable[[], Tensor]) -> np.ndarray:
         import torch
 
-        device = torch.device(self._device).type
-        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
+        with torch.inference_mode(), self.towers.autocast(self.precision):
             vectors = compute().float().cpu().numpy()
         with np.errstate(all="ignore"):  # `finite` reports it
             return finite(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True), self.name, inputs)
@@ -195,7 +195,7 @@ def load_encoder(
         if reference.kind != "folder":
             towers.fingerprint += "-fp32"  # as that of a teacher
     towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as TorchEncoder runs them
-    return TorchEncoder(towers, device, choose_precision(precision, device))
+    return TorchEncoder(towers, device, choose_precision(precision, device, None, towers.fp16))
 
 
 @dataclass(frozen=True)

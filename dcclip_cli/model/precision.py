@@ -69,11 +69,11 @@ class Choice:
 AS_ASKED = Choice("fp32", Message("as requested"))
 
 
-def choose_precision(requested: str, device: str, trained: nn.Module | None = None) -> Choice:
+def choose_precision(requested: str, device: str, trained: nn.Module | None = None, fp16: bool = True) -> Choice:
     """The precision that `requested` ("auto", "fp32", "bf16", "fp16") means on `device`, to infer or for `trained`.
 
-    `auto` depends on the processor and on the convolutions of `trained`. It measures nothing: other work on the machine
-    would change the choice, and with it the weights.
+    `auto` depends on the processor, on the convolutions of `trained` and on whether `fp16` is enough for the model. It
+    measures nothing: other work on the machine would change the choice, and with it the weights.
     """
     import torch
 
@@ -85,8 +85,7 @@ def choose_precision(requested: str, device: str, trained: nn.Module | None = No
     if kind == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Choice("bf16", Message("native on this GPU"))
-        # fp16 needs a gradient scaler, and overflows in teachers that were trained in another precision.
-        return Choice("fp32" if trained is None else "fp16", Message("no native bf16 on this GPU"))
+        return Choice("fp16" if fp16 else "fp32", Message("no native bf16 on this GPU"))
     if kind != "cpu":
         return Choice("fp32", Message("bf16 is not used on {}", kind))
     if not torch_has_bf16():

@@ -27,7 +27,9 @@ class TeacherOptions(Options):
     """What all teachers share. An own one also has the fields `kind: str` and `model: str`, which names it."""
 
     precision: Precision = Field(
-        "auto", description="Precision of the teacher (bf16: autocast); auto: bf16 where the processor supports it"
+        "auto",
+        description="Precision of the teacher (autocast). fp16 requires a GPU. auto: bf16 where the processor supports "
+        "it, fp16 on older GPUs",
     )
 
     library: ClassVar[Library] = "transformers"
@@ -44,7 +46,7 @@ class TeacherOptions(Options):
         with own_errors(str(getattr(self, "kind", ""))):
             towers: Any = self.load_towers(progress or Silent())
         towers.requires_grad_(False).eval().to(device)
-        towers.precision = choose_precision(self.precision, device)
+        towers.precision = choose_precision(self.precision, device, None, towers.fp16)
         towers.fingerprint += f"-{towers.precision.precision}"
         return towers
 

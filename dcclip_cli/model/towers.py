@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from dcclip_cli.model.precision import AS_ASKED
 from dcclip_cli.model.preprocess import Preprocessing, matching_preprocessing
 
 TREATMENT = "2"  # part of fingerprints; another one when dcclip treats the same files in another way
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_LAYERS = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
+_ATTENTION = nn.MultiheadAttention, nn.modules.linear.NonDynamicallyQuantizableLinear  # which projects its output
 _LENGTHS, _TEXTS_OF_A_LENGTH = 4, 16  # parts that a batch of texts is split into at most; texts per part at least
 
 
@@ -99,14 +102,38 @@ class Towers(nn.Module, ABC):
     name: str
     fingerprint: str  # changes whenever any output could change
     context_length: int  # tokens of the longest text; others are cut
+    fp16: ClassVar[bool] = True  # whether it computes in fp16 without overflowing
     precision = AS_ASKED  # of the towers as a teacher
+    _is_cast = False
 
     @contextmanager
     def as_teacher(self) -> Iterator[None]:
-        """A context without gradients, in the precision chosen in the teacher's options."""
-        device = next(self.parameters()).device.type
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=self.precision.precision == "bf16"):
+        """A context without gradients, in the precision chosen in the teacher's options, to which weights are cast."""
+        self.cast_weights()
+        with torch.no_grad(), self.autocast(self.precision.precision):
             yield
+
+    def cast_weights(self) -> None:
+        """Cast weights, once, to what autocast casts them to at each use; every output stays the same, bit for bit.
+
+        A student that inherits weights takes them before. Layers of other classes may use theirs in other ways.
+        """
+        # On a CPU torch has another kernel for attention, where inputs and weights are of one type.
+        on_cpu = next(self.parameters()).device.type == "cpu"
+        if not self._is_cast and self.precision.precision in _HALF:
+            for layer in self.modules():
+                if type(layer) in (_LAYERS if on_cpu else _LAYERS + _ATTENTION):
+                    # open_clip casts token embeddings to the type of a layer, or to this one.
+                    layer.int8_original_dtype = torch.float32  # type: ignore[assignment]
+                    for name, weight in [*layer.named_parameters(recurse=False)]:  # a new one: embeddings may share it
+                        cast = weight.to(_HALF[self.precision.precision])
+                        setattr(layer, name, nn.Parameter(cast, requires_grad=False))
+        self._is_cast = True
+
+    def autocast(self, precision: str) -> torch.autocast:
+        """A context in which torch computes in `precision`, where that is bf16 or fp16."""
+        device = next(self.parameters()).device.type
+        return torch.autocast(device, _HALF.get(precision, torch.bfloat16), enabled=precision in _HALF)
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
         """The image tower's input (3, H, W), float32, for an RGB image; of NaFlex models as `NaflexTowers` says."""

@@ -188,7 +188,7 @@ def _compile_probe(task: TrainingTask, options: TrainOptions, device: str, image
 
     None without a compiler that works. Weights, running means and random state of the task do not change.
     """
-    kind, half = torch.device(device).type, torch.float16 if options.precision == "fp16" else torch.bfloat16
+    kind = torch.device(device).type
     compiler = find_spec("triton") if kind == "cuda" else device == "cpu" and shutil.which(os.environ.get("CXX", "g++"))
     if not compiler:
         return None
@@ -198,7 +198,7 @@ def _compile_probe(task: TrainingTask, options: TrainOptions, device: str, image
 
     def seconds(run: Callable[..., ImageFeatures]) -> float:
         began = time.perf_counter()
-        with torch.autocast(kind, half, options.precision != "fp32"):
+        with probed.autocast(options.precision):
             features = run(pixels, task.layers)
             outputs = features.embedding, features.map, *features.maps.values()
             torch.stack([output.float().square().mean() for output in outputs]).sum().backward()

@@ -59,7 +59,7 @@ class OptimizerOptions(Options):
     betas: tuple[Beta, Beta] = Field((0.9, 0.98), description="AdamW's betas")
     eps: float = Field(1e-6, gt=0, le=1, description="AdamW's epsilon")
     momentum: float = Field(0.95, ge=0, lt=1, description="Momentum of Muon and SGD")
-    newton_schulz: Precision = Field(
+    newton_schulz: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="Precision of Muon's Newton-Schulz iteration; auto: bf16 where the processor supports it"
     )
 
@@ -107,7 +107,7 @@ class TrainOptions(Options):
         100, ge=0, le=_MOST_STEPS, description="Steps of linear learning-rate warm-up, followed by cosine decay to 0"
     )
     clip_norm: float | None = Field(1.0, gt=0, le=1e6, description="Gradient-norm clipping; null disables it")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+    precision: Precision = Field(
         "auto",
         description="Precision of the forward pass (autocast; weights stay fp32). fp16 requires a GPU. auto: bf16 "
         "where the processor supports it, fp16 on older GPUs, fp32 on CPUs for image networks with depthwise "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.errors import DcclipError, Message, all_of
@@ -40,9 +40,12 @@ def problems(stage: Stage) -> Iterator[Problem]:
     if not stage.sizes:
         hint = Message("set data.train, or remove images_per_step: 0 and texts_per_step: 0")
         yield (name,), DcclipError("a step has no pairs, images or texts", hint)
-    if options.precision == "fp16" and stage.device == "cpu":
-        hint = Message("set precision: auto, which is bf16 where the processor supports it")
-        yield (name, "precision"), DcclipError("fp16 needs a GPU, but this run uses the CPU", hint)
+    sections: list[tuple[tuple[str | int, ...], Any]] = [((name,), options), (("teacher",), stage.teacher)]
+    sections += [((name, "more_teachers", number), teacher) for number, teacher in enumerate(options.more_teachers)]
+    for key, section in sections:
+        if section is not None and section.precision == "fp16" and stage.device == "cpu":
+            hint = Message("set precision: auto, which is bf16 where the processor supports it")
+            yield (*key, "precision"), DcclipError("fp16 needs a GPU, but this run uses the CPU", hint)
     if options.lora:
         scales = {"image": options.optimizer.image_lr_scale, "text": options.optimizer.text_lr_scale}
         adapted = [tower for tower in scales if options.lora.towers in (tower, "both")]

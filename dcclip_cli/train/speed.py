@@ -75,8 +75,8 @@ def peak_flops(device: torch.device) -> float | None:
 def forward_flops(towers: Towers, pixels: Tensor, texts: Sequence[Tokens]) -> Flops:
     """Operations of the towers' matrix products, convolutions and attention for these inputs, which may be empty."""
     copies: dict[int, Tensor] = {}  # of weights, on the meta device, in place of which none are copied
-    for parameter in towers.parameters():
-        copies[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+    for parameter in towers.parameters():  # in fp32: a teacher's are in several types
+        copies[id(parameter)] = nn.Parameter(parameter.detach().to("meta", torch.float32), requires_grad=False)
     for buffer in towers.buffers():
         copies[id(buffer)] = buffer.to("meta")
     blank = copy.deepcopy(towers, copies)

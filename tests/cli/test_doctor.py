@@ -80,7 +80,7 @@ def test_gpus_are_listed_and_decide_the_precision(monkeypatch: pytest.MonkeyPatc
     page = CliRunner().invoke(app, ["doctor"]).stdout
     assert "  GPU            NVIDIA T4, 16.0 GB, capability 7.5, no bf16\n" in page
     assert "  newton_schulz  fp32\n" in page
-    assert "  inference      fp32 (no native bf16 on this GPU)\n" in page
+    assert "  inference      fp16 (no native bf16 on this GPU)\n" in page
     assert "  training       fp16 (no native bf16 on this GPU)\n" in page
 
     def broken(number: int) -> Any:

@@ -1,10 +1,13 @@
 """`precision: auto` is decided by the processor and by what is trained, and says why."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from dcclip_cli.model import precision
+from dcclip_cli.model.families.gemma import EmbeddingGemma2Towers
 from dcclip_cli.model.precision import choose_precision, newton_schulz_precision
 
 pytestmark = pytest.mark.any_cpu
@@ -34,14 +37,17 @@ def test_on_a_cpu_its_features_and_the_trained_convolutions_decide(
     assert newton_schulz_precision("cpu") == ("bf16" if native else "fp32")
 
 
-@pytest.mark.parametrize(
-    ("native", "trained", "expected"),
-    [(True, None, "bf16"), (True, DEPTHWISE, "bf16"), (False, None, "fp32"), (False, DEPTHWISE, "fp16")],
-)
-def test_a_gpu_without_bf16_trains_in_fp16_and_runs_teachers_in_fp32(
-    native: bool, trained: nn.Module | None, expected: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("capability", "expected"), [(7.0, "fp16"), (7.5, "fp16"), (8.0, "bf16"), (9.0, "bf16")])
+@pytest.mark.parametrize("trained", [None, DEPTHWISE])
+def test_a_gpu_without_bf16_trains_and_teaches_in_fp16_unless_the_model_overflows(
+    capability: float, expected: str, trained: nn.Module | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    properties = SimpleNamespace(major=int(capability))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     assert choose_precision("auto", "cuda:1", trained).precision == expected
+    overflowing = choose_precision("auto", "cuda", trained, EmbeddingGemma2Towers.fp16)
+    assert overflowing.precision == {"fp16": "fp32", "bf16": "bf16"}[expected]
     assert choose_precision("auto", "mps", trained).precision == "fp32"
-    assert newton_schulz_precision("cuda") == ("bf16" if native else "fp32")
+    assert newton_schulz_precision("cuda") == ("bf16" if expected == "bf16" else "fp32")

@@ -1,7 +1,6 @@
 """Features of the towers are those of open_clip and transformers, for any padding and length."""
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +8,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import TypeAdapter
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dcclip_cli.model.model_dir import load_model
+from dcclip_cli.model.precision import Choice
 from dcclip_cli.model.students import StudentOptions, build_model, model_config
-from dcclip_cli.model.teachers import AltClipTeacher, TransformersTeacher
+from dcclip_cli.model.teachers import OpenClipTeacher, Teacher, TransformersTeacher
 from dcclip_cli.model.towers import OpenClipTowers, TextFeatures, Tokens, Towers
+from dcclip_cli.train.speed import forward_flops
+from tests.teachers import KINDS
 
 pytestmark = pytest.mark.any_cpu
 
@@ -127,15 +132,62 @@ def test_a_gradient_through_parts_is_that_of_all_at_once_and_reaches_both_towers
 # ---- transformers
 
 
-def test_bf16_changes_a_teachers_numbers_only_a_little_and_only_when_it_teaches(altclip_folder: Path) -> None:
-    exact, coarse = (AltClipTeacher(model=str(altclip_folder), precision=name).load() for name in ("fp32", "bf16"))
-    pixels = pixels_for(exact)
+LAYERS = nn.Linear, nn.Conv2d
+LIBRARIES = {"student": "open_clip", "openclip-xlmr": "open_clip", "fgclip2": "fgclip2"}
 
-    def embed(towers: Towers, context: Callable[[], object]) -> torch.Tensor:
-        with context():  # type: ignore[attr-defined]
-            return towers.image_features(pixels).embedding.float()
 
-    assert torch.equal(embed(coarse, torch.no_grad), embed(exact, exact.as_teacher))
-    difference = embed(coarse, coarse.as_teacher) - embed(exact, exact.as_teacher)
-    assert 0 < difference.abs().max() < 0.05 * embed(exact, torch.no_grad).abs().max()
-    assert exact.fingerprint != coarse.fingerprint
+class Casts(TorchDispatchMode):
+    """Counts casts of the weights of linear layers and convolutions."""
+
+    def __init__(self, towers: Towers) -> None:
+        super().__init__()
+        layers = [module for module in towers.modules() if type(module) in LAYERS]
+        self._weights, self.count = {weight.data_ptr() for layer in layers for weight in layer.parameters(False)}, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._to_copy.default and args[0].data_ptr() in self._weights
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("kind", ["student", *KINDS])
+def test_a_teacher_casts_its_weights_once_and_then_computes_what_autocast_does(
+    kind: str, precision: str, hub_teachers: Path, model_folder: Path, own_modules: Path
+) -> None:
+    model: dict[str, Any] = {"model": str(model_folder if kind == "student" else hub_teachers / kind)}
+    model |= {"kind": LIBRARIES.get(kind, "transformers")}
+    model |= {"trust_remote_code": True} if kind == "fgclip2" else {}
+    load = TypeAdapter(Teacher).validate_python
+    exact, teacher = (load(model | {"precision": name}).load() for name in ("fp32", precision))
+    pixels, tokens = pixels_for(exact), exact.tokenize(TEXTS * 20)
+
+    def features(towers: Towers) -> list[torch.Tensor]:
+        image, text = towers.image_features(pixels), towers.text_features_by_length(tokens)
+        return [image.embedding, image.map, text.embedding, text.tokens]
+
+    before = features(exact)
+    assert all(map(torch.equal, features(teacher), before))  # also what a student inherits
+    with exact.autocast(precision), Casts(exact) as casts:
+        expected = features(exact)
+    assert casts.count > 8 and exact.fingerprint != teacher.fingerprint
+    with teacher.as_teacher():
+        features(teacher)
+        with Casts(teacher) as casts:
+            assert all(map(torch.equal, features(teacher), expected))
+    assert casts.count == 0
+    for rounded, full in zip(expected, before, strict=True):
+        assert 0 < (rounded - full).abs().max() < 0.1 * full.abs().max()
+    if kind in ("student", "altclip"):  # others look into their input
+        assert forward_flops(teacher, pixels, [tokens]) == forward_flops(exact, pixels, [tokens])
+
+
+def test_attention_is_cast_as_well_where_it_is_not_on_a_cpu(hub_teachers: Path) -> None:
+    towers = OpenClipTeacher(model=str(hub_teachers / "openclip-xlmr")).source.blank()
+    assert towers is not None
+    towers.precision = Choice("bf16", "")
+    towers.cast_weights()
+    visual: Any = towers.model.visual
+    assert isinstance(visual.transformer.resblocks[0].attn, nn.MultiheadAttention)
+    uncast = [key for key, value in visual.named_parameters() if value.dtype == torch.float32]
+    assert not [key for key in uncast if ".attn." in key or ".mlp." in key] and "ln_pre.weight" in uncast

@@ -44,6 +44,8 @@ INHERITING: dict[str, Any] = {"text": {"inherit": "layers", "vocabulary": {"from
     ("stage", "options", "data", "at", "what", "hint"),
     [
         ("distill", {"precision": "fp16"}, PAIRS, "precision", "fp16 needs a GPU", "precision: auto"),
+        ("distill", {"more_teachers": [{"kind": "altclip", "precision": "fp16"}]}, PAIRS, "more_teachers.0.precision",
+         "fp16 needs a GPU", "precision: auto"),
         ("align", {"validate_every_steps": 1}, PAIRS, "validate_every_steps", "requires validation pairs",
           "set data.validation"),
         *(("distill", {key: value, "losses": [{"kind": "similarity"}]}, PAIRS, key,

@@ -25,6 +25,7 @@ class EmbeddingGemma2Towers(NaflexTowers):
     """The mean over all tokens of a text behind a `prompt`, or of an image, of which feature maps have the tokens."""
 
     label, model_types = "EmbeddingGemma 2", ("embedding_gemma2",)
+    fp16 = False
     allowed_modules = ()  # its modules.json has more, which are computed here
     _image_modules = attrgetter("language_model.layers", "language_model.embedding_projection")
     match_patches = NaflexTowers.match_preprocessing  # exports do not resize images so
