@@ -4,8 +4,9 @@ A store is a folder for one model with one precision and preprocessing. A row's 
 the row depends on, so that a stored row is never out of date. Rows are appended in blocks: safetensors files with
 `keys` (N, 16), an array of N rows for each name, and for rows of different lengths `NAME.offsets` (N + 1) as well. A
 block gets its name when it is complete. One whose header does not fit its size is removed with a warning, and its rows
-are missing; one that the system cannot open is an error. The keys of all rows are in memory, sorted: 24 MB for a
-million. At most _OPEN_FILES blocks are mapped at a time, each with a file descriptor.
+are missing; one that the system cannot open is an error. The keys of all rows are sorted, 24 MB for a million: those of
+the latest blocks in memory, those of all others in the file `index`, which processes map. At most _OPEN_FILES blocks
+are mapped at a time, each with a file descriptor.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import math
 import mmap
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import tee
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -29,16 +33,18 @@ import numpy as np
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import atomic_file, lock, remove
 
-__all__ = ["FeatureStore", "MissingRows", "Ragged", "Values", "digests", "open_block"]
+__all__ = ["FeatureStore", "MissingRows", "Ragged", "Values", "digests", "open_block", "write_block"]
 SUFFIX = ".safetensors"
 _FORMAT = "1"
 _KEYS, _OFFSETS = "keys", ".offsets"
-_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "|i1", "U8": "|u1"}
+_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "|i1", "U8": "|u1", "U32": "<u4"}
 _TYPE_NAMES = {dtype: name for name, dtype in _TYPES.items()}
 _OPEN_FILES = 128  # half of what macOS allows a process
-_CLAIMED = 64  # batches that a filling process computes before it looks for those of others
+_CLAIMED = 64  # batches that a filling process claims at once
 _MOST_CLAIMS = 1000
 _BLOCK_BYTES = 2**28
+_INDEX = "index"
+_UNINDEXED = 2**20  # rows in memory at which the index is written again
 
 
 class MissingRows(LookupError):
@@ -84,7 +90,7 @@ def open_block(file: Path) -> Arrays:
             shape, (first, last) = entry["shape"], entry["data_offsets"]
             flat = np.frombuffer(content, _TYPES[entry["dtype"]], math.prod(shape), start + first)
             arrays[name], end = flat.reshape(shape), max(end, start + last)
-        if metadata["format"] != _FORMAT or end != len(content) or arrays[_KEYS].shape[1] != 16:
+        if metadata["format"] != _FORMAT or end != len(content):
             raise ValueError
         return arrays
     except (ValueError, LookupError, TypeError):
@@ -99,7 +105,8 @@ def open_block(file: Path) -> Arrays:
         ) from None
 
 
-def _write_block(file: Path, arrays: Arrays) -> None:
+def write_block(file: Path, arrays: Arrays) -> None:
+    """Write arrays to a file, atomically and on the disk when this returns."""
     header: dict[str, object] = {"__metadata__": {"format": _FORMAT}}
     end = 0
     for name, array in arrays.items():
@@ -129,33 +136,30 @@ _mapped = lru_cache(_OPEN_FILES)(open_block)
 
 
 class _Table(NamedTuple):
-    """The rows of some blocks, sorted by the first half of their keys; of equal keys the oldest is first."""
+    """The rows of some blocks, sorted by their keys; of equal keys the oldest is first."""
 
-    first: np.ndarray  # (N,) uint64
-    second: np.ndarray  # (N,) uint64
+    keys: np.ndarray  # (N,) S16
     block: np.ndarray  # (N,) uint32
     row: np.ndarray  # (N,) uint32
 
 
+_EMPTY = _Table(np.empty(0, "S16"), *np.empty((2, 0), np.uint32))
+
+
 def _merged(tables: Sequence[_Table]) -> _Table:
-    first, *columns = map(np.concatenate, zip(*tables, strict=True))
-    order = np.argsort(first, kind="stable")
-    return _Table(first[order], *(column[order] for column in columns))
+    keys, *columns = map(np.concatenate, zip(*tables, strict=True))
+    order = np.argsort(keys, kind="stable")
+    return _Table(keys[order], *(column[order] for column in columns))
 
 
-def _halves(keys: np.ndarray) -> np.ndarray:
-    """(2, N) uint64, copied: a view would keep the block's file open"""
-    return np.ascontiguousarray(keys).view("<u8").reshape(-1, 2).T.copy()
+class _Block(NamedTuple):
+    """A block of a store: its file's name, the names of its arrays, its rows and bytes; the arrays if in memory."""
 
-
-@dataclass(frozen=True)
-class _Block:
-    """A block of a store: its file, or its arrays in memory; the names of its arrays, their rows and bytes."""
-
-    source: Path | Arrays
-    names: frozenset[str]
+    file: str
+    names: Sequence[str]
     rows: int
     size: int
+    arrays: Arrays | None = None
 
 
 class FeatureStore:
@@ -170,8 +174,9 @@ class FeatureStore:
         self.folder, self._warn = folder, warn
         self._optional, self.in_memory = optional, folder is None
         self._blocks: list[_Block | None] = []  # by number; None: removed
-        self._tables: list[_Table] = []
-        self._seen: set[Path] = set()
+        self._tables = [_EMPTY, _EMPTY]  # that of the index, and that of later blocks
+        self._index: tuple[int, int] | None = None  # the time and number of its file
+        self._seen: set[str] = set()
         self.refresh()
 
     @property
@@ -182,18 +187,45 @@ class FeatureStore:
     def rows(self) -> int:
         return sum(block.rows for block in self._blocks if block)
 
+    @property
+    def files(self) -> set[str]:
+        return {block.file for block in self._blocks if block and block.file}
+
     # ---- reading
 
     def refresh(self) -> None:
         """Find the blocks that other processes have added since the last look."""
         if not self.folder or not self.folder.is_dir():
             return
+        files, index = {file.name for file in self.folder.glob(f"*{SUFFIX}")}, self.folder / _INDEX
+        with suppress(FileNotFoundError, ValueError):  # a damaged index is written again
+            state = index.stat().st_mtime_ns, index.stat().st_ino
+            if state != self._index and not self.in_memory:  # it takes the place of what is in memory
+                arrays, self._index = open_block(index), state
+                entries = json.loads(arrays["blocks"].tobytes())
+                self._blocks = [_Block(*entry) if entry and entry[0] in files else None for entry in entries]
+                self._seen = self.files
+                keys = arrays[_KEYS].reshape(-1).view("S16")
+                self._tables = [_Table(keys, arrays["block"], arrays["row"]), _EMPTY]
         tables = list[_Table]()
-        for file in sorted({*self.folder.glob(f"*{SUFFIX}")} - self._seen):  # by time
-            if arrays := self._arrays(open_block, file):
-                tables.append(self._table(file, arrays))
+        for file in sorted(files - self._seen):  # by time
+            if block := self._arrays(open_block, file):
+                tables.append(self._table(file, block))
             self._seen.add(file)
-        self._merge(tables)
+        if tables:
+            self._tables = [self._tables[0], _merged([self._tables[1], *tables])]
+        if self._warn and not self.in_memory and len(self._tables[1].keys) >= _UNINDEXED:
+            # Where it cannot be written, or another process is writing it, the rows stay in memory.
+            with suppress(OSError), lock(self.folder / f".{_INDEX}.lock", wait=False) as claimed:
+                if claimed:
+                    table, blocks = _merged(self._tables), json.dumps([entry and entry[:4] for entry in self._blocks])
+                    columns = {
+                        "block": table.block,
+                        "row": table.row,
+                        "blocks": np.frombuffer(blocks.encode(), np.uint8),
+                    }
+                    write_block(index, {_KEYS: table.keys.view(np.uint8).reshape(-1, 16), **columns})
+                    self.refresh()
 
     def missing(self, keys: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """(N,) whether a row lacks one of these arrays."""
@@ -233,33 +265,34 @@ class FeatureStore:
     def _find(self, name: str, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(N,) the number of the block that has an array of each key, -1 where none does, and (N,) the row in it."""
         has = np.asarray([block is not None and name in block.names for block in self._blocks])
-        first, second = _halves(keys)
         numbers, rows = np.full((2, len(keys)), -1)
-        for table in self._tables:
-            rest = np.flatnonzero(numbers < 0)
-            at = np.searchsorted(table.first, first[rest])
-            while len(rest):
-                place = np.minimum(at, len(table.first) - 1)
-                same = (table.first[place] == first[rest]) & (at == place)
-                rest, at = rest[same], at[same]
-                right = (table.second[at] == second[rest]) & has[table.block[at]]
-                numbers[rest[right]], rows[rest[right]] = table.block[at[right]], table.row[at[right]]
-                rest, at = rest[~right], at[~right] + 1
+        for table in self._tables if len(has) else ():
+            places = np.flatnonzero(numbers < 0)
+            at = np.searchsorted(table.keys, keys[places])
+            while len(places):
+                equal = at < len(table.keys)
+                equal[equal] = table.keys[at[equal]] == keys[places[equal]]
+                places, at = places[equal], at[equal]
+                stored = has[table.block[at]]
+                numbers[places[stored]], rows[places[stored]] = table.block[at[stored]], table.row[at[stored]]
+                places, at = places[~stored], at[~stored] + 1
         return numbers, rows
 
     # ---- blocks
 
     def _open(self, number: int) -> Arrays:
         """The arrays of a block. Raises MissingRows where it was removed, and DcclipError where it cannot be opened."""
-        source = block.source if (block := self._blocks[number]) else None
-        arrays = self._arrays(_mapped, source) if isinstance(source, Path) else source
+        block = self._blocks[number]
+        arrays = block and (block.arrays or self._arrays(_mapped, block.file))
         if arrays is None:
             self._blocks[number] = None
             raise MissingRows("a block was removed")
         return arrays
 
-    def _arrays(self, opened: Callable[[Path], Arrays], file: Path) -> Arrays | None:
+    def _arrays(self, opened: Callable[[Path], Arrays], name: str) -> Arrays | None:
         """The arrays of a file; None if it was removed, by another process or here because its content is wrong."""
+        assert self.folder
+        file = self.folder / name
         try:
             return opened(file)
         except FileNotFoundError:
@@ -270,57 +303,62 @@ class FeatureStore:
                 remove(file)
             return None
 
-    def _table(self, source: Path | Arrays, arrays: Arrays) -> _Table:
-        """Number a block, and return the table of its rows."""
+    def _table(self, file: str, arrays: Arrays) -> _Table:
+        """Number a block, in memory where it has no file, and return the table of its rows."""
         count, size = len(arrays[_KEYS]), sum(array.nbytes for array in arrays.values())
         number = np.full(count, len(self._blocks), np.uint32)
-        self._blocks.append(_Block(source, frozenset(arrays), count, size))
-        first, second = _halves(arrays[_KEYS])
-        return _Table(first, second, number, np.arange(count, dtype=np.uint32))
-
-    def _merge(self, tables: Sequence[_Table]) -> None:
-        """Look rows up in these tables as well."""
-        if not tables:
-            return
-        self._tables = [*self._tables, _merged(tables)]
-        while len(self._tables) > 1 and len(self._tables[-2].first) < 2 * len(self._tables[-1].first):
-            self._tables = [*self._tables[:-2], _merged(self._tables[-2:])]
+        self._seen.add(file)
+        self._blocks.append(_Block(file, [*arrays], count, size, None if file else arrays))
+        keys = np.array(arrays[_KEYS]).reshape(-1).view("S16")  # copied: a view would keep the block's file open
+        return _Table(keys, number, np.arange(count, dtype=np.uint32))
 
     # ---- writing
 
     def write(self, pieces: Iterable[tuple[np.ndarray, Values]], every_s: float = 5.0) -> None:
         """Add rows (keys, values by name): a block about every `every_s` seconds, and one at the end or at an error.
 
-        Raises OSError with the file's name.
+        A thread writes a block while the next pieces are computed. Raises OSError with the file's name.
         """
         waiting, size, last = list[tuple[np.ndarray, Values]](), 0, time.monotonic()
-        try:
-            for keys, values in pieces:
-                waiting.append((keys, values))
-                size += sum(_flat(array).nbytes for array in values.values())
-                if size >= _BLOCK_BYTES or time.monotonic() - last >= every_s:
-                    full, waiting, size, last = waiting, [], 0, time.monotonic()
-                    self._append(_joined(full))
-        finally:
-            if waiting:
-                self._append(_joined(waiting))
+        saving = deque[Future[tuple[str, Arrays]]]()
 
-    def _append(self, arrays: Arrays) -> None:
-        file = None
+        def save(unfinished: int) -> None:
+            """Begin a block of what waits, and finish all but some `unfinished` ones."""
+            nonlocal waiting, size, last
+            if waiting:
+                saving.append(writer.submit(self._save, waiting))
+            waiting, size, last = [], 0, time.monotonic()
+            while len(saving) > unfinished:
+                file, arrays = saving.popleft().result()
+                if not file or file not in self._seen:  # by `refresh`
+                    self._tables = [self._tables[0], _merged([self._tables[1], self._table(file, arrays)])]
+
+        with ThreadPoolExecutor(1) as writer:
+            try:
+                for keys, values in pieces:
+                    waiting.append((keys, values))
+                    size += sum(_flat(array).nbytes for array in values.values())
+                    if size >= _BLOCK_BYTES or time.monotonic() - last >= every_s:
+                        save(1)
+            finally:
+                save(0)
+
+    def _save(self, pieces: Sequence[tuple[np.ndarray, Values]]) -> tuple[str, Arrays]:
+        """Write a block of these pieces; its file's name, empty where it stays in memory, and its arrays."""
+        arrays, name = _joined(pieces), ""
         if self.folder and not self.in_memory:
-            file = self.folder / f"{time.time_ns():016x}-{uuid4().hex[:8]}{SUFFIX}"
-            self._seen.add(file)
+            name = f"{time.time_ns():016x}-{uuid4().hex[:8]}{SUFFIX}"
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                _write_block(file, arrays)
+                write_block(self.folder / name, arrays)
             except OSError as error:
                 if not self._optional:
-                    raise OSError(error.errno, error.strerror, str(file)) from None
+                    raise OSError(error.errno, error.strerror, str(self.folder / name)) from None
                 if self._warn:
                     reason = error.strerror
                     self._warn(Message("{} cannot be written ({}): new features are not cached", self.folder, reason))
-                self.in_memory, file = True, None
-        self._merge([self._table(file or arrays, arrays)])
+                self.in_memory, name = True, ""
+        return name, arrays
 
     def complete(
         self, name: str, keys: np.ndarray, compute: Callable[[np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]]
@@ -342,51 +380,52 @@ class FeatureStore:
         self,
         keys: np.ndarray,
         names: Sequence[str],
-        compute: Callable[[list[np.ndarray]], Iterator[Values]],
+        compute: Callable[[Iterable[np.ndarray]], Iterator[Values]],
         batch_size: int,
         advance: Callable[[int], None] = lambda _: None,
         start: float = 0.0,
     ) -> None:
         """Compute the rows that lack one of the arrays `names`.
 
-        `compute` gets batches, arrays of places in `keys`, and yields the values of one after the other. Batches are
-        cut from the missing rows in their order, and a block contains whole ones: after a kill the same batches are
-        left, so that each row is computed together with the same others. Of processes that fill a store together, each
-        begins at another fraction `start` of the rows, and waits for the others in the end.
+        `compute` gets batches, arrays of places in `keys`, and yields the values of each. They are cut from the missing
+        rows in their order, and a block contains whole ones: after a kill the same batches remain. Of processes that
+        fill a store together, each begins at another fraction `start` of the rows, and waits for the others in the end.
         """
         assert self.folder
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.refresh()
-        missing = self.missing(keys, names)
+        folder, missing = self.folder, self.missing(keys, names)
 
-        def computed(batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, Values]]:
-            for batch, values in zip(batches, compute(batches), strict=True):
+        def hand_out(parts: Iterable[np.ndarray], wait: bool) -> Iterator[np.ndarray]:
+            """The batches of the parts that no other process computes."""
+            for places in parts:
+                before, file = int(missing[places].sum()), folder / f".{keys[places[:1]].tobytes().hex()}.lock"
+                if before and locks.enter_context(lock(file, wait)):
+                    locks.callback(remove, file)
+                    self.refresh()
+                    missing[places] = self.missing(keys[places], names)
+                    remaining = places[missing[places]]
+                    advance(before - len(remaining))
+                    for begin in range(0, len(remaining), batch_size):
+                        yield remaining[begin : begin + batch_size]
+
+        def computed(parts: Iterable[np.ndarray], wait: bool) -> Iterator[tuple[np.ndarray, Values]]:
+            handed, batches = tee(hand_out(parts, wait))
+            for batch, values in zip(batches, compute(handed), strict=False):  # which begins with the first batch
                 missing[batch] = False
                 advance(len(batch))
                 yield keys[batch], values
 
         size = batch_size * max(_CLAIMED, len(keys) // batch_size // _MOST_CLAIMS)
-        claims = np.split(np.arange(len(keys)), range(size, len(keys), size))
-        first = int(start * len(claims))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for wait in (False, True):  # in the end, for what other processes compute, or were killed before they had
-            for places in [*claims[first:], *claims[:first]]:
-                if not (before := int(missing[places].sum())):
-                    continue
-                file = self.folder / f".{keys[places[:1]].tobytes().hex()}.lock"
-                with lock(file, wait) as claimed:
-                    if not claimed:  # another process computes them
-                        continue
-                    self.refresh()
-                    missing[places] = self.missing(keys[places], names)
-                    rest = places[missing[places]]
-                    advance(before - len(rest))
-                    if len(rest):
-                        self.write(computed(np.split(rest, range(batch_size, len(rest), batch_size))), every_s=30.0)
-                with suppress(OSError):  # another process is just looking at it, on Windows
-                    file.unlink()
+        parts = np.split(np.arange(len(keys)), range(size, len(keys), size))
+        first = int(start * len(parts))
+        parts = [*parts[first:], *parts[:first]]
+        # In the end, one by one, what other processes compute, or were killed before they had.
+        for parts_of_pass, wait in ((parts, False), *(([places], True) for places in parts)):
+            with ExitStack() as locks:
+                self.write(computed(parts_of_pass, wait), every_s=30.0)
 
     def clear(self) -> None:
-        for block in self._blocks:
-            if block and isinstance(block.source, Path):
-                remove(block.source)
-        self._blocks, self._tables = [], []
+        for name in [*self.files, _INDEX] if self.folder else ():
+            remove(self.folder / name)  # type: ignore[operator]
+        self._blocks, self._tables, self._index = [], [_EMPTY, _EMPTY], None

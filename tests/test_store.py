@@ -4,8 +4,9 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from dcclip_cli import store
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.machine import allow_open_files
-from dcclip_cli.store import FeatureStore, MissingRows, Ragged, Values, digests
+from dcclip_cli.store import FeatureStore, MissingRows, Ragged, Values, digests, open_block
 
 N = 24
 LENGTHS = np.arange(N) % 5
@@ -107,6 +108,43 @@ def test_a_file_that_is_no_block_is_removed_with_a_warning_and_its_rows_are_miss
     assert every_row(FeatureStore(tmp_path, lines.append)) == [*range(N)] and len(lines) == 1
 
 
+# ---- the index
+
+
+def test_rows_of_an_index_are_found_without_opening_blocks_and_are_missing_where_their_block_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path, 8, 16)  # as older versions leave a folder
+    first, second, third = sorted(tmp_path.glob("*.safetensors"))
+    monkeypatch.setattr(store, "_UNINDEXED", 10)
+    assert every_row(FeatureStore(tmp_path, pytest.fail)) == [*range(N)] and (tmp_path / "index").is_file()
+    opened: list[str] = []
+
+    def noted(file: Path) -> store.Arrays:
+        opened.append(file.name)
+        return open_block(file)
+
+    monkeypatch.setattr(store, "open_block", noted)
+    stored, lines = FeatureStore(tmp_path, pytest.fail), list[str]()
+    assert opened == ["index"] and every_row(stored) == [*range(N)]
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:-1])
+    store._mapped.cache_clear()
+    stored = FeatureStore(tmp_path, lines.append)
+    assert stored.missing(KEYS, ["map"]).tolist() == [True] * 8 + [False] * 16 and not lines
+    assert every_row(stored) == [*range(16, N)] and len(lines) == 1 and not second.exists()  # found where it is read
+    missing = np.flatnonzero(FeatureStore(tmp_path, pytest.fail).missing(KEYS, list(ROWS)))
+    assert missing.tolist() == [*range(16)]
+    stored.write([(KEYS[missing], values(missing))])
+    (tmp_path / "index").write_bytes(b"damaged")
+    opened.clear()
+    assert every_row(FeatureStore(tmp_path, pytest.fail)) == [*range(N)] and third.name in opened
+    assert every_row(FeatureStore(tmp_path)) == [*range(N)] and opened[-1] == "index"
+    stored.refresh()
+    stored.clear()
+    assert not list(tmp_path.glob("[!.]*")) and stored.missing(KEYS, ["map"]).all()
+
+
 # ---- disks
 
 
@@ -167,10 +205,26 @@ def test_a_disk_that_takes_nothing_is_an_error_that_names_the_file_and_leaves_no
     assert not list(tmp_path.iterdir())
 
 
+def test_a_block_is_written_while_the_next_rows_are_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed, sync = Event(), os.fsync
+    monkeypatch.setattr(store, "_BLOCK_BYTES", 1)  # a block for each batch
+    monkeypatch.setattr(os, "fsync", lambda descriptor: sync(descriptor) if computed.wait(20) else pytest.fail("waits"))
+
+    def compute(batches: Iterable[np.ndarray]) -> Iterator[Values]:
+        for number, batch in enumerate(batches):
+            if number:
+                computed.set()
+            yield values(batch)
+
+    stored = FeatureStore(tmp_path)
+    stored.fill(KEYS, list(ROWS), compute, 12)
+    assert every_row(stored) == every_row(FeatureStore(tmp_path)) == [*range(N)]
+
+
 # ---- filling
 
 
-def computing(batches: list[np.ndarray], seen: list[list[int]]) -> Iterator[Values]:
+def computing(batches: Iterable[np.ndarray], seen: list[list[int]]) -> Iterator[Values]:
     for batch in batches:
         seen.append(batch.tolist())
         yield values(batch)
@@ -193,7 +247,7 @@ def test_an_interrupted_fill_computes_the_same_batches_in_the_end(
     monkeypatch.setattr(store, "_CLAIMED", 2)
     sizes: list[list[int]] = []
 
-    def stops(batches: list[np.ndarray]) -> Iterator[Values]:
+    def stops(batches: Iterable[np.ndarray]) -> Iterator[Values]:
         for batch_values in computing(batches, sizes):
             if len(sizes) == stopped_at:
                 raise KeyboardInterrupt
