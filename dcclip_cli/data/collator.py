@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from dcclip_cli.model.towers import Tokens
+
+Choice = tuple[str, tuple[str, ...]]  # a caption, and all that an epoch may choose in its place
 
 
 def generator(seed: int, index: int, augmentation: int) -> np.random.Generator:
@@ -123,9 +125,15 @@ class Collator:
         image = self.augment(image, generator(self.seed, index, augmentation))
         return tuple(transform(image) for transform in preprocess)
 
-    def chosen_captions(self, samples: Sequence[Sample]) -> set[str]:
-        """The captions that the batch of a step's samples has, over all processes."""
-        return {caption for _, captions in self._chosen(self._rows(samples)).values() for caption in captions}
+    def chosen_captions(self, samples: Sequence[Sample], pending: Container[Sample]) -> dict[Sample, list[Choice]]:
+        """The captions of `pending` samples that a step's batch has, over all processes; with what others may have."""
+        rows = {kind: [row for row in of_kind if row in pending] for kind, of_kind in self._rows(samples).items()}
+        choices = {sample: list[Choice]() for sample in rows["captioned"] + rows["texts"]}
+        limit = 1 if self.captions.first == 1 and not self.captions.second_caption else None
+        for captioned, chosen in self._chosen(rows).values():
+            for row, caption in zip(captioned, chosen, strict=True):
+                choices[row.sample].append((caption, row.captions[:limit]))
+        return choices
 
     def _rows(self, samples: Sequence[Sample], process: int = 0, processes: int = 1) -> dict[str, list[Sample]]:
         """The samples of a process by kind: images with captions, other images, texts without images."""

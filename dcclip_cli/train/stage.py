@@ -200,7 +200,7 @@ class Stage:
     def plain_collator(self) -> Collator:
         """Makes batches, with the pixels of teachers that run in each step."""
         options, towers = self.options, self.student.towers
-        online = () if options.teacher_cache else self.teachers
+        online = () if options.teacher_cache is True else self.teachers
         return Collator(
             self.training.dataset,
             self.seed,
@@ -209,7 +209,7 @@ class Stage:
             training_preprocess(towers),
             towers.tokenize,
             tuple(training_preprocess(teacher.towers) for teacher in online),
-            num_augmentations=options.augmentations if self.teachers and options.teacher_cache else 0,
+            num_augmentations=options.augmentations if self.teachers and options.teacher_cache is True else 0,
             with_caption_ids=options.contrast is not None,
             nodes=max(sampler.nodes for sampler in self.training.sampler.samplers),
         )
@@ -239,11 +239,11 @@ class Stage:
 
     @cached_property
     def caches(self) -> tuple[TeacherCache, ...]:
-        """The teachers' caches; none if they run in each step."""
+        """The teachers' caches; none if they run in each step for texts as well."""
         if not self.options.teacher_cache or not self.teachers:
             return ()
         grids = map_grids(self.student.towers, student_layers(self.losses))
-        shared = grids, loading_processes(self.options.workers), self.progress
+        shared = grids, loading_processes(self.options.workers), self.progress, self.options.teacher_cache == "texts"
         return tuple(
             TeacherCache(teacher, self.plain_collator, learns_from(self.losses, number), *shared, number)
             for number, teacher in enumerate(self.teachers)
@@ -261,11 +261,12 @@ class Stage:
             return features
         fingerprint = self.teachers[0].facts.fingerprint
         if self.start is None:  # a student that is loaded keeps its own space
-            batches = self.training.sampler(0, self.steps)
+            batches, collator = self.training.sampler(0, self.steps), self.plain_collator
             if self.caches:
                 batches = self.caches[0].completing(batches)
+                collator = replace(collator, read_features=(self.caches[0].reader,))
             self.progress.say(Message("teacher: computing its {} principal components", width))
-            space = narrow_space(fingerprint, features[0], self.plain_collator, batches, width)
+            space = narrow_space(fingerprint, features[0], collator, batches, width)
             self.student = replace(self.student, space=space)
         if self.student.space and self.student.space.teacher == fingerprint:
             features[0] = NarrowTeacher(features[0], self.student.space)

@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, compress, islice
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dcclip_cli.data.batch import Batch, StoredFeatures, StoredTexts
-from dcclip_cli.data.collator import Collator
+from dcclip_cli.data.collator import Choice, Collator
 from dcclip_cli.data.options import Augment
 from dcclip_cli.data.pair import PairDataset
 from dcclip_cli.data.pixels import VERSION, normalized, stacked, training_preprocess
@@ -33,17 +35,21 @@ from dcclip_cli.files import cache_folder
 from dcclip_cli.model.precision import finite
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Towers
 from dcclip_cli.progress import Progress, Silent
-from dcclip_cli.store import FeatureStore, MissingRows, Ragged, Values, digests
+from dcclip_cli.store import FeatureStore, MissingRows, Ragged, Values, digests, open_block, write_block
 from dcclip_cli.train.distributed import process_count, process_index
 from dcclip_cli.train.loading import load_batches
 from dcclip_cli.train.losses.base import Loss, Outputs
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, to_grid
-from dcclip_cli.train.teacher import Grid, LazyTeacher, TeacherFacts, TeacherFeatures, no_images
+from dcclip_cli.train.teacher import Grid, LazyTeacher, OnlineTeacher, TeacherFacts, TeacherFeatures, no_images
 
 FOLDER = "teacher-cache"
 IMAGE, TEXT, TOKENS = "image_embedding", "text_embedding", "text_tokens"
+_MASK = "mask"  # of the tokens that are no padding
+_INPUTS = {TEXT: "texts", TOKENS: "tokens"}
 BATCH_SIZE = 64  # of the teacher: in bf16, results depend on what is computed together
-_ROWS = 65_536  # image rows that the caches are completed for at a time
+_TEXTS_ON_GPU = 512  # captions of a batch on a GPU, which 64 leave idle between kernels
+_ROWS = 131_072  # samples that the caches are completed for at a time; processes that read images start once for these
+# A feature map beyond fp16's 65,504 becomes infinite.
 _HINT = Message("check the teacher's weights; or set its precision to fp32, or teacher_cache (fp16) to false")
 
 
@@ -54,7 +60,7 @@ def folder_of(teacher: TeacherFacts) -> Path:
 
 
 def stores_of(
-    teacher: TeacherFacts, augment: Augment, seed: int, warn: Callable[[str], None] = lambda _: None
+    teacher: TeacherFacts, augment: Augment, seed: int, warn: Callable[[str], None] | None = None
 ) -> tuple[FeatureStore, FeatureStore]:
     """The stores of a teacher's features of images with an augmentation, and of texts."""
     # The random numbers of an augmentation come from the seed and from the sample's number in the dataset.
@@ -108,9 +114,10 @@ class FeatureReader:
             raise DcclipError(problem, "run the same command again: it computes the missing features") from None
 
     def _read(self, batch: Batch) -> StoredFeatures:
-        samples = zip(batch.sample_index.tolist(), batch.augmentation_index.tolist(), strict=True)
-        images = _read(self.images, self.image_arrays, image_keys(self.dataset, samples))
-        texts = {}
+        images, texts = dict[str, tuple[Tensor, ...]](), {}
+        if self.image_arrays:
+            samples = zip(batch.sample_index.tolist(), batch.augmentation_index.tolist(), strict=True)
+            images = _read(self.images, self.image_arrays, image_keys(self.dataset, samples))
         for name, entry in batch.texts.items():
             arrays = _read(self.texts, self.text_arrays, text_keys(entry.captions))
             texts[name] = StoredTexts(arrays[TEXT][0], *arrays.get(TOKENS, ()))
@@ -165,27 +172,38 @@ class TeacherCache(TeacherFeatures):
         grids: Mapping[int, Grid],
         workers: int,
         progress: Progress,
+        live: bool = False,
         number: int = 0,
     ) -> None:
-        """`workers` processes read images for the teacher; `number` is the teacher's."""
+        """`workers` processes read images for the teacher `number`; if `live`, it runs on those in each step."""
         self._number, self._teacher, self.widths = number, teacher, teacher.facts.widths
+        self._on_gpu = teacher.device.startswith("cuda")
         self._collator, self._workers, self._progress = collator, workers, progress
         self._grids = map_sizes(losses, grids)
         self._maps = {layer: f"image_map {layer} {grid.height}x{grid.width}" for layer, grid in self._grids.items()}
+        self._live = OnlineTeacher(teacher.towers, number, sorted({*self._grids} - {-1}), self.widths) if live else None
         self._tokens = any(isinstance(loss, TokenFeaturesLoss) for loss in losses)
         self._scale = torch.tensor(teacher.facts.logit_scale)
         self.folder = folder_of(teacher.facts)
         self._images, self._texts = stores_of(teacher.facts, collator.augment, collator.seed, self._progress.say)
-        arrays = (IMAGE, *self._maps.values()), (TEXT, TOKENS) if self._tokens else (TEXT,)
-        self.reader = FeatureReader(collator.dataset, self._images, self._texts, *arrays)
+        dataset, count = collator.dataset, 1 if live else collator.num_augmentations
+        arrays = () if live else (IMAGE, *self._maps.values()), (TEXT, TOKENS) if self._tokens else (TEXT,)
+        self.reader = FeatureReader(dataset, self._images, self._texts, *arrays)
+        # Which samples have all that an epoch may need: a row of images for each augmentation, and one of texts.
+        self._complete = np.zeros((count + 1, len(dataset)), bool)
+        self._complete[:-1, 0 if live else dataset.num_images :] = True
+        self._complete[-1, dataset.num_pairs : dataset.num_images] = True
+        rows = collator.augment, collator.seed, VERSION, arrays, count, collator.captions
+        self._record = self.folder / f"complete-{_short(f'{dataset.fingerprint} {rows}')}"
+        with suppress(FileNotFoundError, ValueError):
+            record = open_block(self._record)
+            if {*record["blocks"].tobytes().decode().split()} <= self._images.files | self._texts.files:
+                self._complete |= np.unpackbits(record["complete"], axis=1, count=len(dataset)).view(bool)
         self.computed = {"images": 0, "captions": 0}  # rows, since this object was made
 
     def complete(self, batches: Sequence[Sequence[Sample]]) -> None:
-        """Compute what is missing for these batches; processes that train together, or other runs, share the work.
-
-        The teacher is freed where nothing was missing.
-        """
-        if not self._fill(batches, self._progress):
+        """Compute what is missing for these batches, or free the teacher; other processes and runs share the work."""
+        if not self._fill(batches, self._progress) and not self._live:
             self._teacher.free()
 
     def completing(self, batches: Iterable[list[Sample]]) -> Iterator[list[Sample]]:
@@ -196,23 +214,22 @@ class TeacherCache(TeacherFeatures):
 
     def finish(self) -> None:
         """Free the teacher, for nothing is left to compute, and report what it computed."""
-        self._teacher.free()
+        if not self._live:
+            self._teacher.free()
         done = ", ".join(f"{count:,} {kind}" for kind, count in self.computed.items())
         size = self._images.size + self._texts.size  # of all rows that are stored, also of other data
         line = Message("teacher: features in {}, {:,.0f} MB; computed {}", self.folder, size / 1e6, done)
         self._progress.say(line)
 
     def features(self, batch: Batch) -> Outputs:
-        """The teacher's outputs for a batch, from what the loader has read, if it has."""
-        device = batch.pixels.device
-        if batch.teacher_features:
-            stored = batch.teacher_features[self._number]
-        else:  # the batch of a collator without `read_features`
-            stored = self.reader(batch).map(lambda tensor: tensor.to(device))
+        """The teacher's outputs for a batch, from what the loader has read."""
+        device, stored = batch.pixels.device, batch.teacher_features[self._number]
         if stored.images:
             embedding = stored.images[IMAGE].float()
             maps = {layer: stored.images[name].float() for layer, name in self._maps.items()}
             image = ImageFeatures(embedding, maps.pop(-1, embedding[:, :, None, None]), maps)
+        elif self._live:
+            image = self._live.features(replace(batch, texts={})).image
         else:
             image = no_images(self.widths, [layer for layer in self._maps if layer != -1], device)
         texts = {name: _text_features(features) for name, features in stored.texts.items()}
@@ -220,40 +237,65 @@ class TeacherCache(TeacherFeatures):
         self._scale = self._scale.to(device)
         return Outputs(image, texts, image_index, self._scale)
 
-    def _fill(self, batches: Iterable[Sequence[Sample]], progress: Progress) -> int:
+    def check(self) -> None:
+        if self._live:
+            self._live.check()
+
+    def flops(self, batch: Batch) -> float:
+        return self._live.flops(replace(batch, texts={})) if self._live else 0.0
+
+    def _fill(self, batches: Sequence[Sequence[Sample]], progress: Progress) -> int:
         """Compute what is missing for these batches; return how many rows that were.
 
         The rows are the same ones in the same order however many processes share them.
         """
-        collator, reader, total = self._collator, self.reader, 0
-        augmented, chosen = set[Sample](), set[str]()
+        collator, reader, images, texts = self._collator, self.reader, self._complete[:-1], self._complete[-1]
+        rows = np.fromiter(chain.from_iterable(chain.from_iterable(batches)), np.int64).reshape(-1, 2)
+        index, which = rows[:, 0], rows[:, 1] % len(images)
+        no_image, no_text = ~images[which, index], ~texts[index]
+        if not (no_image | no_text).any():
+            return 0
+        samples = [*map(tuple, np.unique(np.stack([index, which], 1)[no_image], axis=0).tolist())]
+        pending, choices = {*map(tuple, rows[no_text].tolist())}, dict[Sample, list[Choice]]()
         for batch in batches:
-            with_image = ((index, epoch) for index, epoch in batch if index < collator.dataset.num_images)
-            augmented |= {(index, epoch % collator.num_augmentations) for index, epoch in with_image}
-            chosen |= collator.chosen_captions(batch)
-        samples, captions = sorted(augmented), sorted(chosen, key=lambda text: (len(text), text))
+            if not pending.isdisjoint(batch):
+                choices |= collator.chosen_captions(batch, pending)
+        chosen = {caption for captions in choices.values() for caption, _ in captions}
+        captions = sorted(chosen, key=lambda text: (len(text), text))
         keys_of_images, compute_images = image_keys(collator.dataset, samples), partial(self._compute_images, samples)
         keys_of_texts, compute_texts = text_keys(captions), partial(self._compute_texts, captions)
-        for kind, store, keys, arrays, compute in (
-            ("images", self._images, keys_of_images, reader.image_arrays, compute_images),
-            ("captions", self._texts, keys_of_texts, reader.text_arrays, compute_texts),
+        text_batch, counts = _TEXTS_ON_GPU if self._on_gpu else BATCH_SIZE, dict[str, int]()
+        for kind, store, keys, arrays, compute, batch_size in (
+            ("images", self._images, keys_of_images, reader.image_arrays, compute_images, BATCH_SIZE),
+            ("captions", self._texts, keys_of_texts, reader.text_arrays, compute_texts, text_batch),
         ):
             store.refresh()
-            missing = int(store.missing(keys, arrays).sum())
-            total += missing
+            counts[kind] = missing = int(store.missing(keys, arrays).sum())
             if missing:
                 task = progress.task(Message("teacher: {}", kind), len(keys), len(keys) - missing)
                 with task as shown:
                     first = process_index() / process_count()
-                    store.fill(keys, arrays, compute, BATCH_SIZE, shown.advance, first)
-        return total
+                    store.fill(keys, arrays, partial(self._arrived, compute), batch_size, shown.advance, first)
+        images[which, index] = True
+        if not counts["captions"]:  # so that the other captions of these samples may be there as well
+            others = [*{text for entries in choices.values() for _, usable in entries for text in usable} - chosen]
+            chosen.update(compress(others, ~self._texts.missing(text_keys(others), reader.text_arrays)))
+        for (number, _), entries in choices.items():
+            texts[number] = all(chosen.issuperset(usable) for _, usable in entries)
+        if process_index() == 0:
+            blocks = " ".join(self._images.files | self._texts.files).encode()
+            record = {"blocks": np.frombuffer(blocks, np.uint8), "complete": np.packbits(self._complete, axis=1)}
+            with suppress(OSError):  # it only saves time
+                write_block(self._record, record)
+        return sum(counts.values())
 
-    def _compute_images(self, samples: list[Sample], batches: list[np.ndarray]) -> Iterator[Values]:
+    def _compute_images(self, samples: list[Sample], batches: Iterable[np.ndarray]) -> Iterator[dict[str, Tensor]]:
         teacher = self._teacher.towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         layers = tuple(layer for layer in self._maps if layer != -1)
-        samples_of_batches = [[samples[row] for row in batch] for batch in batches]
-        for pixels in load_batches(_Images(self._collator, teacher), samples_of_batches, self._workers):
-            moved = normalized(pixels.to(self._teacher.device), teacher.preprocessing)
+        samples_of_batches = ([samples[row] for row in batch] for batch in batches)
+        images = _Images(self._collator, teacher)
+        for pixels in load_batches(images, samples_of_batches, self._workers, pin_memory=self._on_gpu):
+            moved = normalized(pixels.to(self._teacher.device, non_blocking=True), teacher.preprocessing)
             moved = moved.contiguous(memory_format=torch.channels_last)
             with teacher.as_teacher():
                 features = teacher.image_features(moved, layers)
@@ -261,21 +303,37 @@ class TeacherCache(TeacherFeatures):
                 for layer, grid in self._grids.items():
                     values[self._maps[layer]] = to_grid(features.layer(layer).float(), grid.height, grid.width)
             self.computed["images"] += len(pixels)
-            yield {name: _half(value, teacher, "images") for name, value in values.items()}
+            yield {name: value.half() for name, value in values.items()}
 
-    def _compute_texts(self, captions: list[str], batches: list[np.ndarray]) -> Iterator[Values]:
+    def _compute_texts(self, captions: list[str], batches: Iterable[np.ndarray]) -> Iterator[dict[str, Tensor]]:
         teacher = self._teacher.towers
         for batch in batches:
             tokens = teacher.tokenize([captions[row] for row in batch]).to(self._teacher.device)
             with teacher.as_teacher():
                 features = teacher.text_features_by_length(tokens)
-                embedding = F.normalize(features.embedding.float(), dim=-1)
-                real = features.tokens.float()[features.mask.bool()] if self._tokens else None
-            values: dict[str, np.ndarray | Ragged] = {TEXT: _half(embedding, teacher, "texts")}
-            if real is not None:
-                values[TOKENS] = Ragged(_half(real, teacher, "tokens"), features.mask.sum(1).cpu().numpy())
+                values = {TEXT: F.normalize(features.embedding.float(), dim=-1).half()}
             self.computed["captions"] += len(batch)
-            yield values
+            yield values | ({TOKENS: features.tokens.half(), _MASK: features.mask.bool()} if self._tokens else {})
+
+    def _arrived(self, compute: Callable[..., Iterable[dict[str, Tensor]]], batches: object) -> Iterator[Values]:
+        """What is computed for batches, in memory; a GPU computes the next one while a thread copies and checks it."""
+        teacher = self._teacher.facts.name
+
+        def copy(tensors: dict[str, Tensor]) -> Values:
+            arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+            if (mask := arrays.pop(_MASK, None)) is not None:
+                arrays[TOKENS] = arrays[TOKENS][mask]
+            for name, array in arrays.items():
+                finite(array, teacher, _INPUTS.get(name, "images"), _HINT)
+            return arrays if mask is None else {**arrays, TOKENS: Ragged(arrays[TOKENS], mask.sum(1))}
+
+        copies = deque[Future[Values]]()
+        with ThreadPoolExecutor(1) as copier:
+            for tensors in compute(batches):
+                copies.append(copier.submit(copy, tensors))
+                if len(copies) > self._on_gpu:
+                    yield copies.popleft().result()
+            yield from (future.result() for future in copies)
 
 
 def _text_features(stored: StoredTexts) -> TextFeatures:
@@ -287,11 +345,6 @@ def _text_features(stored: StoredTexts) -> TextFeatures:
     mask = torch.arange(stored.rows.shape[1], device=embedding.device) < stored.lengths[:, None]
     tokens = stored.tokens[stored.rows].float().masked_fill(~mask[:, :, None], 0)
     return TextFeatures(embedding, tokens, mask.long())
-
-
-def _half(values: Tensor, teacher: Towers, inputs: str) -> np.ndarray:
-    # A feature map beyond fp16's 65,504 becomes infinite.
-    return finite(values.half().cpu().numpy(), teacher.name, inputs, _HINT)
 
 
 def _short(text: str) -> str:

@@ -9,18 +9,23 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from dcclip_cli import store
+from dcclip_cli.data.batch import Batch
 from dcclip_cli.data.collator import Collator
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.pixels import training_preprocess
 from dcclip_cli.data.samplers import Sample
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.precision import Choice
 from dcclip_cli.model.teachers import AltClipTeacher, TransformersTeacher
 from dcclip_cli.model.towers import OpenClipTowers, Towers
 from dcclip_cli.progress import Silent
 from dcclip_cli.store import FeatureStore, open_block
+from dcclip_cli.train import teacher_cache
+from dcclip_cli.train.loading import load_batches
 from dcclip_cli.train.losses.base import Loss, Outputs, Widths
 from dcclip_cli.train.losses.embeddings import EmbeddingLoss
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, to_grid
@@ -73,14 +78,24 @@ class Loaded(LazyTeacher):
 
 
 def filled(
-    teacher: Towers, reading: Collator, root: Path, losses: tuple[Loss, ...] = ALL, grids: dict[int, Grid] | None = None
+    teacher: Towers,
+    reading: Collator,
+    root: Path,
+    losses: tuple[Loss, ...] = ALL,
+    grids: dict[int, Grid] | None = None,
+    live: bool = False,
 ) -> TeacherCache:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DCCLIP_CACHE", str(root))
-        cache = TeacherCache(Loaded(teacher), reading, losses, grids or {-1: Grid(2, 2)}, 1, Silent())
+        cache = TeacherCache(Loaded(teacher), reading, losses, grids or {-1: Grid(2, 2)}, 1, Silent(), live=live)
     samples: list[list[Sample]] = [[(index, epoch) for index in range(len(reading.dataset))] for epoch in range(32)]
     cache.complete(samples)  # each augmented image and each caption
     return cache
+
+
+def read(cache: TeacherCache, reading: Collator, samples: list[Sample]) -> Batch:
+    """A batch with what the cache has of it."""
+    return replace(reading, read_features=(cache.reader,)).batch(samples)
 
 
 def contents(cache: TeacherCache) -> dict[tuple[str, bytes], bytes]:
@@ -97,6 +112,10 @@ def contents(cache: TeacherCache) -> dict[tuple[str, bytes], bytes]:
 def assert_same_targets(cached: Outputs, online: Outputs) -> None:
     torch.testing.assert_close(cached.image.embedding, F.normalize(online.image.embedding, dim=-1), **FP16)
     torch.testing.assert_close(cached.image.map, to_grid(online.image.map, 2, 2), **FP16)
+    assert_same_texts(cached, online)
+
+
+def assert_same_texts(cached: Outputs, online: Outputs) -> None:
     assert cached.texts.keys() == online.texts.keys()
     for name, text in online.texts.items():
         torch.testing.assert_close(cached.texts[name].embedding, F.normalize(text.embedding, dim=-1), **FP16)
@@ -117,7 +136,7 @@ def test_cached_features_are_the_teachers_to_fp16(
     reading = collator(pairs_file, student, teacher, second=second)
     cache, online = filled(teacher, reading, tmp_path), OnlineTeacher(teacher, 0, (), WIDTHS)
     for samples in ([(0, 0), (13, 0), (39, 0)], [(5, 1), (38, 1)], [(7, 3)], [(7, 8), (6, 8)]):
-        batch = reading.batch(samples)
+        batch = read(cache, reading, samples)
         assert_same_targets(cache.features(batch), online.features(batch))
 
 
@@ -164,6 +183,46 @@ def test_only_rows_that_a_change_touches_are_computed(
     assert after.computed == {"images": images, "captions": texts}
 
 
+def test_a_cache_that_was_complete_is_not_looked_through_again_unless_a_block_is_gone(
+    pairs_file: Path, student: Towers, altclip: Towers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, loaders = collator(pairs_file, student, altclip), list[int]()
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        loaders.append(1)
+        return load_batches(*arguments, **options)
+
+    monkeypatch.setattr(teacher_cache, "load_batches", noted)
+    monkeypatch.setattr(store, "_CLAIMED", 1)  # 80 images are two claims
+    filled(altclip, reading, tmp_path)
+    assert loaders == [1]  # whose processes start once
+    with monkeypatch.context() as patch:
+        for name in ("missing", "fill"):
+            patch.setattr(FeatureStore, name, pytest.fail)
+        complete = filled(altclip, reading, tmp_path)
+    files = {kind: next(complete.folder.glob(f"{kind}*/*.safetensors")) for kind in ("images", "texts")}
+    rows = {kind: len(open_block(file)["keys"]) for kind, file in files.items()}
+    for file in files.values():
+        file.unlink()
+    with pytest.raises(DcclipError, match=r"features of a teacher were deleted from .*images.* or .*texts"):
+        read(complete, reading, [(index, 0) for index in range(40)])
+    assert filled(altclip, reading, tmp_path).computed == {"images": rows["images"], "captions": rows["texts"]}
+
+
+def test_with_a_cache_of_texts_images_are_augmented_anew_and_pass_through_the_teacher(
+    pairs_file: Path, student: Towers, altclip: Towers, tmp_path: Path
+) -> None:
+    reading, online = collator(pairs_file, student, altclip, augmentations=0), OnlineTeacher(altclip, 0, (), WIDTHS)
+    cache = filled(altclip, reading, tmp_path, live=True)
+    assert cache.computed == {"images": 0, "captions": 112}
+    for epoch in (0, 7):
+        batch = read(cache, reading, [(3, epoch), (39, epoch)])
+        cached, outputs = cache.features(batch), online.features(batch)
+        assert torch.equal(cached.image.embedding, outputs.image.embedding)
+        assert torch.equal(cached.image.map, outputs.image.map)
+        assert_same_texts(cached, outputs)
+
+
 def test_only_what_a_loss_needs_is_stored(pairs_file: Path, student: Towers, altclip: Towers, tmp_path: Path) -> None:
     cache = filled(altclip, collator(pairs_file, student, altclip), tmp_path, losses=(EmbeddingLoss(),))
     assert Counter(name for name, _ in contents(cache)) == {"image_embedding": 80, "text_embedding": 112}
@@ -205,7 +264,7 @@ def test_the_maps_of_several_layers_are_stored_each_on_its_students_grid(
     loss = FeatureMapLoss(student_layers=(-2, -1), teacher_layers=(0, -1))
     reading = collator(pairs_file, student, altclip)
     cache = filled(altclip, reading, tmp_path, (loss,), {-2: Grid(4, 4), -1: Grid(2, 2)})
-    batch = reading.batch([(0, 0), (20, 1)])
+    batch = read(cache, reading, [(0, 0), (20, 1)])
     cached, online = cache.features(batch).image, OnlineTeacher(altclip, 0, (0,), WIDTHS).features(batch).image
     torch.testing.assert_close(cached.layer(0), online.layer(0), **FP16)  # 4 x 4 is the teacher's own grid
     torch.testing.assert_close(cached.layer(-1), to_grid(online.layer(-1), 2, 2), **FP16)
