@@ -142,14 +142,14 @@ class BlankStage(Stage):
 
     def remaining_rows(self, number: int) -> Rows:
         """The rows that a teacher runs, but for those that its cache has, of whatever data."""
+        live, rows = Rows(self.steps * self.images_per_step, self.steps * self.texts_per_step), self.rows
         if not self.options.teacher_cache:
-            return Rows(self.steps * self.images_per_step, self.steps * self.texts_per_step)
+            return live
         layers = layers_of(self.losses, number)
-        facts = LazyTeacher(self.teacher_options[number], self.device, Silent(), layers).known_facts
-        if facts is None:
-            return self.rows
-        images, texts = stores_of(facts, self.options.augment, self.seed)
-        return Rows(max(0, self.rows.images - images.rows), max(0, self.rows.texts - texts.rows))
+        if facts := LazyTeacher(self.teacher_options[number], self.device, Silent(), layers).known_facts:
+            images, texts = stores_of(facts, self.options.augment, self.seed)
+            rows = Rows(max(0, rows.images - images.rows), max(0, rows.texts - texts.rows))
+        return rows if self.options.teacher_cache is True else Rows(live.images, rows.texts)
 
     @cached_property
     def cache_bytes(self) -> float:
@@ -163,7 +163,8 @@ class BlankStage(Stage):
                 maps = sum(size.height * size.width * wide.layer(layer) for layer, size in sizes)
                 tokens = any(isinstance(loss, TokenFeaturesLoss) for loss in losses) and min(_MOST_TOKENS, self.tokens)
                 text = wide.embedding + tokens * wide.text_tokens
-                total += rows.images * (wide.embedding + maps) + rows.texts * text
+                images = rows.images * (self.options.teacher_cache is True)
+                total += images * (wide.embedding + maps) + rows.texts * text
         return _FP16 * total
 
     @property

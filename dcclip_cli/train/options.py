@@ -174,11 +174,13 @@ class TrainOptions(Options):
         description="Teachers 1, 2, ... for `ensemble` and for losses with a `teacher` number; the recipe's teacher "
         "is number 0",
     )
-    teacher_cache: bool = Field(
-        True, description="Run the teachers once per image augmentation and caption, and cache their features on disk"
+    teacher_cache: bool | Literal["texts"] = Field(
+        True,
+        description="Run the teachers once per image augmentation and caption, and cache their features on disk; "
+        "texts: cache those of captions only, so that each epoch has new augmentations",
     )
     augmentations: int = Field(
-        4, ge=1, le=1000, description="Number of different augmentations of each image with teacher_cache"
+        4, ge=1, le=1000, description="Number of different augmentations of each image with teacher_cache: true"
     )
 
     @model_validator(mode="after")

@@ -102,8 +102,8 @@ def test_a_student_larger_than_its_teacher_is_warned_about_and_the_largest_seed_
     assert torch.isfinite(torch.tensor(result.metrics["loss"]))
 
 
-@pytest.mark.parametrize("cache", [True, False])
-def test_several_teachers_teach_one_student(distilling: Job, chinese_clip_folder: Path, cache: bool) -> None:
+@pytest.mark.parametrize("cache", [True, "texts", False])
+def test_several_teachers_teach_one_student(distilling: Job, chinese_clip_folder: Path, cache: bool | str) -> None:
     losses: list[Any] = [{"kind": "ensemble"}, {"kind": "embedding", "weight": {"start": 1, "end": 0}}]
     losses += [{"kind": "embedding", "teacher": 1}, {"kind": "feature_map", "teacher": 1, "teacher_layers": [0]}]
     distilling["student"]["embed_dim"] = 12  # of the first teacher it learns 12 numbers; the second one has adapters
@@ -123,9 +123,9 @@ def test_several_teachers_teach_one_student(distilling: Job, chinese_clip_folder
     assert {name.rpartition(".")[0] for name in adapters} == {*embeddings, "1.whole.image_map_-1_0"}
 
 
-@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("cache", [True, "texts", False])
 def test_a_narrower_student_learns_the_teachers_principal_components_in_both_stages(
-    distilling: Job, aligning: Job, altclip_folder: Path, cache: bool
+    distilling: Job, aligning: Job, altclip_folder: Path, cache: bool | str
 ) -> None:
     distilling["student"]["embed_dim"] = 8
     distilling["options"] |= {"losses": [{"kind": "embedding"}], "teacher_cache": cache, "steps": 3}
