@@ -14,7 +14,14 @@ from dcclip_cli.exporters.export import ExportOptions, export
 from dcclip_cli.inference.onnx_encoder import OnnxEncoder
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.train.checkpoint import TrainState, load_best, load_checkpoint, save_best, save_checkpoint
+from dcclip_cli.train.checkpoint import (
+    TrainState,
+    copy_tensors,
+    load_best,
+    load_checkpoint,
+    save_best,
+    write_checkpoint,
+)
 from tests.damage import damage
 from tests.train.jobs import refused
 from tests.train.test_checkpoint import trained
@@ -27,7 +34,7 @@ KINDS = ("state", "best weights", "model directory", "bundle", "transformers exp
 def loaders(model_folder: Path, bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Written]:
     """What dcclip reads back, by kind."""
     root, (model, optimizer) = tmp_path_factory.mktemp("written"), trained(seed=0)
-    save_checkpoint(root / "state", TrainState(step=3), {"名": "red"}, model, optimizer)
+    write_checkpoint(root / "state", TrainState(step=3), {"名": "red"}, copy_tensors(model, optimizer))
     save_best(root / "best", 3, {"top1_zh": 0.5}, model)
     shutil.copytree(model_folder, root / "model")
     shutil.copytree(bundle_folder, root / "onnx")

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dcclip_cli.checksums import read_record, write_record
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import atomic_folder, validated
+from dcclip_cli.files import atomic_folder, remove, validated
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,33 +51,34 @@ class TrainState(BaseModel):
     scaler: dict[str, Any] | None = None
 
 
-def save_checkpoint(
-    folder: Path,
-    state: TrainState,
-    identity: Identity,
-    model: nn.Module,
-    optimizer: Optimizer,
-    ema: nn.Module | None = None,
-) -> None:
-    """Write `folder/step-NNNNNNNN`, whole or not at all, and remove older ones.
-
-    Raises DcclipError if the disk is full; the checkpoint before is kept.
-    """
+def copy_tensors(model: nn.Module, optimizer: Optimizer, ema: nn.Module | None = None) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, copied to the CPU: the next step changes nothing in them."""
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
 
-    target, names = folder / f"step-{state.step:08d}", _parameter_names(model, optimizer)
+    names = _parameter_names(model, optimizer)
     tensors: dict[str, Tensor] = {f"model/{name}": value for name, value in model.state_dict().items()}
     if ema is not None:
         tensors |= {f"ema/{name}": value for name, value in ema.state_dict().items()}
     for number, moments in optimizer.state_dict()["state"].items():
         # Muon stores a boolean with its moments.
         tensors |= {f"optimizer/{names[number]}/{key}": torch.as_tensor(value) for key, value in moments.items()}
-    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    return {name: torch.empty(value.shape, dtype=value.dtype).copy_(value.detach()) for name, value in tensors.items()}
+
+
+def write_checkpoint(
+    folder: Path, state: TrainState, identity: Identity, tensors: dict[str, Tensor], keep: int = 1
+) -> None:
+    """Write `folder/step-NNNNNNNN`, whole or not at all; then remove all but the last `keep`, and what kills left.
+
+    Raises DcclipError if the disk is full; the checkpoints before are kept.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    target = folder / f"step-{state.step:08d}"
     try:
         with atomic_folder(target) as temporary:
-            save_file(copies, temporary / TENSORS)
+            save_file(tensors, temporary / TENSORS)
             write_record(temporary / STATE, {**state.model_dump(), "identity": identity})
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) != errno.ENOSPC and "No space left on device" not in str(error):
@@ -87,9 +88,8 @@ def save_checkpoint(
         free = shutil.disk_usage(folder).free / 1e6
         problem = Message("{} cannot be saved: the disk is full ({:,.1f} MB free); {}", target, free, last)
         raise DcclipError(problem, "free some space, then run the same command again") from None
-    for path in folder.glob("*"):
-        if path != target:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in {*folder.glob("*")} - {*sorted(folder.glob("step-*"))[-keep:]}:
+        remove(path)
 
 
 def _parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str]:
@@ -128,7 +128,9 @@ def load_checkpoint(
 
     from dcclip_cli.train.distributed import from_first
 
-    record = from_first(lambda: read_record(checkpoint / STATE, _AGAIN))
+    is_only = min(checkpoint.parent.glob("step-*"), default=checkpoint) == checkpoint
+    again = _AGAIN if is_only else Message("remove {} to resume from the checkpoint before it", checkpoint)
+    record = from_first(lambda: read_record(checkpoint / STATE, again))
     saved = record.content.get("identity")
     if saved != json.loads(json.dumps(identity)):
         changed = ", ".join(_differences(saved, identity)) if isinstance(saved, dict) else Message("everything")
@@ -138,7 +140,7 @@ def load_checkpoint(
             checkpoint.parent,
             changed,
         )
-    state = validated(TrainState, record.content, checkpoint / STATE, _AGAIN)
+    state = validated(TrainState, record.content, checkpoint / STATE, again)
     with record.checking():
         tensors = load_file(checkpoint / TENSORS)
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}

@@ -169,9 +169,9 @@ class BlankStage(Stage):
 
     @property
     def run_bytes(self) -> int:
-        """Bytes of the stage's folder: two checkpoints while one replaces the other, the best weights, the model."""
+        """Bytes of the stage's folder: checkpoints, with one that is being written, the best weights, the model."""
         options = self.options
-        copies = 2 * (3 + (options.ema is not None)) + (options.keep == "best") + 1
+        copies = (options.keep_checkpoints + 1) * (3 + (options.ema is not None)) + (options.keep == "best") + 1
         return _FP32 * self.towers.parameters_count() * copies
 
     @property

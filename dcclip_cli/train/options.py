@@ -161,9 +161,13 @@ class TrainOptions(Options):
     log_every_steps: Neutral[int] = Field(
         20, ge=1, le=_MOST_STEPS, description="Steps between entries in metrics.jsonl and the trackers"
     )
-    checkpoint_every_steps: Neutral[int] = Field(
-        200, ge=1, le=_MOST_STEPS, description="Steps between checkpoints that a run can resume from"
+    checkpoint_every_steps: Neutral[Annotated[int, Field(ge=1, le=_MOST_STEPS)] | None] = Field(
+        200, description="Steps between checkpoints that a run can resume from; null: none by steps"
     )
+    checkpoint_every_minutes: Neutral[Annotated[float, Field(gt=0, le=100_000)] | None] = Field(
+        None, description="Minutes between checkpoints, in addition to those of checkpoint_every_steps; null: none"
+    )
+    keep_checkpoints: Neutral[int] = Field(1, ge=1, le=1000, description="Checkpoints to keep: the last ones")
     dims: tuple[Annotated[int, Field(ge=8, le=8192)], ...] = Field(
         (),
         description="Matryoshka training: also compute losses on the first d dimensions of embeddings, for each d in "

@@ -6,6 +6,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,8 +27,8 @@ from dcclip_cli.train.checkpoint import (
     load_best,
     load_checkpoint,
     save_best,
-    save_checkpoint,
     telling_saved_step,
+    write_checkpoint,
 )
 from dcclip_cli.train.compute import Parts, make_accelerator
 from dcclip_cli.train.distributed import any_process, average_statistics, from_first, processes_here, stop_together
@@ -91,7 +92,9 @@ class Trainer:
         self.state = TrainState(step=0)
         self.seconds, self.metrics = 0.0, dict[str, float]()
         self._changing_weights = False
-        self._saved_step = 0
+        self._saved_step, self._saved_at = 0, time.monotonic()
+        self._saver, self._saving = ThreadPoolExecutor(1, "checkpoint"), Future[None]()
+        self._saving.set_result(None)
 
     def run(self, finish: Finish = lambda _metrics: None) -> dict[str, float]:
         """Train to the end and return the last metrics; the task then has the weights to be saved, on the CPU.
@@ -109,11 +112,13 @@ class Trainer:
         with handled(), noted(), progress.task(name, self.total_steps, self.state.step) as shown:
             try:
                 self._train(shown)
+                self._saving.result()
             except BaseException as error:
                 # The state after the last whole step, unless it is saved already or the error came in between.
                 if not self._changing_weights and self.state.step != self._saved_step:
                     self._guard.restore()  # a forward pass that was not followed by a step has changed statistics
                     self.save()
+                self._saving.result()
                 if isinstance(error, Stopped):
                     self.accelerator.wait_for_everyone()  # a launcher ends all processes when the first one has ended
                 raise
@@ -169,8 +174,12 @@ class Trainer:
                 return
             if is_last:
                 return  # what a signal asks for can wait until the model is saved
-            if state.step % options.checkpoint_every_steps == 0:
+            every_steps, minutes = options.checkpoint_every_steps, options.checkpoint_every_minutes
+            is_late = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+            if is_late or (every_steps is not None and state.step % every_steps == 0):
                 self.save()
+            elif self._saving.done():
+                self._saving.result()  # raises the error that ended it
 
     def train_step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Loss terms and gradient norm of a step. One that is not finite changes no weight, moment or statistic."""
@@ -246,14 +255,16 @@ class Trainer:
         return stop
 
     def save(self) -> None:
-        """Write a checkpoint, from the main process."""
-        self._saved_step = self.state.step
+        """Write a checkpoint in a thread of the main process, which decides when, after the one before is complete."""
+        self._saved_step, self._saved_at = self.state.step, time.monotonic()
         if not self.accelerator.is_main_process:
             return
+        self._saving.result()
         if self.accelerator.scaler is not None:
             self.state.scaler = self.accelerator.scaler.state_dict()
-        folder, identity = self.stage.folder / "state", self.stage.identity
-        save_checkpoint(folder, self.state, identity, self.task, self.optimizer, self.ema)
+        folder, state = self.stage.folder / "state", self.state.model_copy(deep=True)
+        tensors, keep = copy_tensors(self.task, self.optimizer, self.ema), self.options.keep_checkpoints
+        self._saving = self._saver.submit(write_checkpoint, folder, state, self.stage.identity, tensors, keep)
 
     def restore(self) -> None:
         """Load the latest checkpoint, if there is one, and open the logs at its step."""

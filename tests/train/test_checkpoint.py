@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from timm.optim import Muon
 from torch import nn
 
-from dcclip_cli.train.checkpoint import TrainState, latest_checkpoint, load_checkpoint, save_checkpoint
+from dcclip_cli.train.checkpoint import TrainState, copy_tensors, latest_checkpoint, load_checkpoint, write_checkpoint
+from tests.train.jobs import refused
 
 THIS = {"options": {"lr": 1e-3, "steps": 6}, "seed": 0}
 
@@ -40,7 +41,7 @@ def test_training_resumes_bit_for_bit_from_a_checkpoint_of_weights_and_moments_w
     tmp_path: Path, kind: Any
 ) -> None:
     model, optimizer = trained(seed=0, kind=kind)
-    save_checkpoint(tmp_path, TrainState(step=3), THIS, model, optimizer)
+    write_checkpoint(tmp_path, TrainState(step=3), THIS, copy_tensors(model, optimizer))
     assert sorted(path.name for path in tmp_path.glob("step-*/*")) == ["state.json", "tensors.safetensors"]
     tensors = load_file(tmp_path / "step-00000003" / "tensors.safetensors")
     assert {name.partition("/")[0] for name in tensors} == {"model", "optimizer"}
@@ -55,13 +56,18 @@ def test_training_resumes_bit_for_bit_from_a_checkpoint_of_weights_and_moments_w
         assert torch.equal(value, second.state_dict()[name]), name
 
 
-def test_only_the_newest_complete_checkpoint_is_found_and_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keep", [1, 2])
+def test_the_newest_complete_checkpoint_is_found_and_the_last_ones_are_kept(tmp_path: Path, keep: int) -> None:
     assert latest_checkpoint(tmp_path / "never made") is None
     assert latest_checkpoint(tmp_path) is None
     half = tmp_path / ".step-00000011.123.partial"
-    for steps in (1, 9, 10):
-        save_checkpoint(tmp_path, TrainState(step=steps), THIS, *trained(seed=0, steps=1))
-        assert [path.name for path in tmp_path.iterdir()] == [f"step-{steps:08}"]
+    names = [f"step-{step:08}" for step in (1, 9, 10)]
+    for number, step in enumerate((1, 9, 10)):
+        write_checkpoint(tmp_path, TrainState(step=step), THIS, copy_tensors(*trained(seed=0, steps=1)), keep)
+        assert sorted(path.name for path in tmp_path.iterdir()) == names[max(0, number + 1 - keep) : number + 1]
         half.mkdir()
         (half / "tensors.safetensors").write_bytes(b"half")
-        assert latest_checkpoint(tmp_path) == tmp_path / f"step-{steps:08}"
+        assert latest_checkpoint(tmp_path) == tmp_path / names[number]
+    (tmp_path / names[2] / "tensors.safetensors").write_bytes(b"damaged")
+    with refused("is damaged or was changed", "--fresh" if keep == 1 else f"remove {tmp_path / names[2]}"):
+        load_checkpoint(tmp_path / names[2], THIS, *trained(seed=1, steps=0))

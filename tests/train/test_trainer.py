@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any, Self
 
@@ -22,7 +23,9 @@ from dcclip_cli.model.towers import Tokens
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train import trainer
+from dcclip_cli.train.checkpoint import write_checkpoint
 from dcclip_cli.train.distill import DistillOptions
+from dcclip_cli.train.distributed import from_first
 from dcclip_cli.train.optimizer import learning_rate_factor, make_optimizer
 from dcclip_cli.train.options import OptimizerOptions
 from dcclip_cli.train.stage import Stage
@@ -244,6 +247,46 @@ def test_a_log_is_cut_back_to_the_step_that_training_resumes_from(train: Train, 
         stream.write('{"step": 3, "loss": 1.0}\n{"step": 4, "lo')  # logged after the state, and cut by a power failure
     train(Pulled(), log_every_steps=1)
     assert [line["step"] for line in logged(tmp_path)] == [1, 2, 3, 4]
+
+
+# ---- checkpoints
+
+
+def test_a_checkpoint_is_due_after_some_time_and_the_last_ones_are_kept(train: Train, tmp_path: Path) -> None:
+    options = {"steps": 5, "checkpoint_every_steps": None, "keep_checkpoints": 2}
+    train(Pulled(), checkpoint_every_minutes=60.0, **options)
+    assert not (tmp_path / "state").exists()
+    train(Pulled(), checkpoint_every_minutes=1e-6, **options)
+    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["step-00000003", "step-00000004"]
+
+
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_training_goes_on_while_a_checkpoint_is_written_which_has_the_state_of_its_step(
+    train: Train, monkeypatch: pytest.MonkeyPatch, ema: float | None
+) -> None:
+    at_step_5, progress = Event(), Watch()
+
+    def write(*arguments: Any) -> None:
+        assert at_step_5.wait(30), "training waits for the checkpoint"
+        write_checkpoint(*arguments)
+
+    monkeypatch.setattr(trainer, "write_checkpoint", write)
+    unbroken, resumed = Pulled(), Pulled()
+    options = {"steps": 5, "checkpoint_every_steps": 3, "ema": ema}
+    train(unbroken, Watch("distill", 5, at_step_5.set), **options)  # whose end waits for the checkpoint
+    train(resumed, progress, **options)
+    assert progress.said == ["distill: resuming from step 3 of 5"]
+    for name, value in unbroken.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_training_at_one_of_the_next_steps(
+    train: Train, tmp_path: Path
+) -> None:
+    task = Pulled()
+    with pytest.raises(NotADirectoryError):
+        train(task, Watch("distill", 1, (tmp_path / "state").touch), steps=200, checkpoint_every_steps=2)
+    assert 2 <= len(task.seen) < 200
 
 
 # ---- what stops it
