@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import Parameter
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.processes import Stopped
+from dcclip_cli.processes import Stopped, noted
 
 _SHARED_S = 10.0  # in which a network file system shows a new file to all machines
 T = TypeVar("T")
@@ -63,19 +63,27 @@ def gather_numbers(numbers: Sequence[float]) -> list[list[float]]:
 
 def from_first(function: Callable[[], T]) -> T:
     """What the function returns or raises in the first process, in all of them. Only the first one calls it."""
-    if process_count() == 1:
-        return function()
-    outcome: list[Any] = [None, None]
-    if process_index() == 0:
-        try:
+    return from_all(function if process_index() == 0 else lambda: cast(T, None))[0]
+
+
+def from_all(function: Callable[[], T]) -> list[T]:
+    """What the function returns in each process, or what it raises in the first that fails, in all of them.
+
+    It is one that a signal ends at once.
+    """
+    outcome: list[Any] = [None, None]  # result and error
+    outcomes = [outcome] * process_count()
+    try:
+        with noted(False):
             outcome[0] = function()
-        except BaseException as error:  # noqa: BLE001  # raised below: the other processes wait for it
-            outcome[1] = error
-    distributed.broadcast_object_list(outcome, group=_hosts(distributed.group.WORLD))
-    result, failure = outcome
-    if failure is not None:
-        raise failure
-    return result
+    except BaseException as error:  # noqa: BLE001  # raised below: the other processes wait for it
+        outcome[1] = error
+    if process_count() > 1:
+        distributed.all_gather_object(outcomes, outcome, group=_hosts(distributed.group.WORLD))
+    for _, failure in outcomes:
+        if failure is not None:
+            raise failure
+    return [result for result, _ in outcomes]
 
 
 def stop_together(stopping: bool) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import mmap
 import os
 import pickle
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,27 +22,33 @@ _ALIGNED = 64  # bytes
 
 def load_batches(
     source: Any, samples: Iterable[Any], workers: int, prefetch: int | None = None, pin_memory: bool = False
-) -> Iterator[Any]:
+) -> Generator[Any]:
     """What `source.__getitems__` makes of each of `samples`, in order, in `workers` processes (0: in this one).
 
     The processes are forked at once. Raises a DcclipError that is made in place of a batch.
     """
-    loaded: Any = iter(
-        DataLoader(
-            source,
-            batch_sampler=samples,
-            collate_fn=_Packed if workers else lambda batch: batch,
-            num_workers=workers,
-            multiprocessing_context=_context() if workers else None,
-            worker_init_fn=_begin,
-            prefetch_factor=prefetch if workers else None,
-            pin_memory=pin_memory,
-        )
+    loader = DataLoader(
+        source,
+        batch_sampler=samples,
+        collate_fn=_Packed if workers else lambda batch: batch,
+        num_workers=workers,
+        multiprocessing_context=_context() if workers else None,
+        worker_init_fn=_begin,
+        prefetch_factor=prefetch if workers else None,
+        pin_memory=pin_memory,
     )
-    return _raising(loaded, workers)
+    freezes = workers and not gc.get_freeze_count()  # by the program that this is a part of
+    if freezes:  # a collection in a process that is forked here would copy the memory that they share
+        gc.collect()
+        gc.freeze()
+    try:
+        return _raising(iter(loader), workers)
+    finally:
+        if freezes:
+            gc.unfreeze()
 
 
-def _raising(loaded: Any, workers: int) -> Iterator[Any]:
+def _raising(loaded: Any, workers: int) -> Generator[Any]:
     """The batches. The processes end before an error is raised, whose traceback would keep the loader in a cycle.
 
     The garbage collector closes the loader's queues before that can ask its processes to end: they would wait for ever.

@@ -341,7 +341,8 @@ class Stage:
         """The validation of the student, if it is validated."""
         if self.options.validate_every_steps is None:
             return None
-        return partial(open_validation(self.data, self.options.captions.languages), self.student.towers)
+        workers = loading_processes(self.options.workers, self.device, processes_here())
+        return partial(open_validation(self.data, self.options.captions.languages, workers), self.student.towers)
 
     @cached_property
     def identity(self) -> dict[str, Any]:

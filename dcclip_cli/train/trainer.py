@@ -23,6 +23,7 @@ from dcclip_cli.progress import Task
 from dcclip_cli.run_dir import TrainResult
 from dcclip_cli.train.checkpoint import (
     TrainState,
+    copy_tensors,
     latest_checkpoint,
     load_best,
     load_checkpoint,
@@ -100,7 +101,8 @@ class Trainer:
         """Train to the end and return the last metrics; the task then has the weights to be saved, on the CPU.
 
         `finish` is called with the metrics before a signal can end the run. Until then it raises Stopped after the
-        step, and at once while the run waits for data or validates; in all processes, whichever gets the signal.
+        step, and at once while the run waits for data or validates; in all processes, whichever gets the signal, when
+        they have validated their share.
         Whatever ends the run, data that cannot be read (DcclipError) for example, the state after the last whole step
         is saved first.
         """
@@ -238,8 +240,8 @@ class Trainer:
         """Validate, and return whether early stopping ends the run."""
         options, state = self.options, self.state
         assert self._validate is not None
-        with ema_weights(self.task.model, self.ema):
-            metrics = from_first(noted(False)(self._validate))
+        with ema_weights(self.task.model, self.ema), self.accelerator.autocast():
+            metrics = self._validate()
             if better := not state.best_metrics or _mean(metrics) > _mean(state.best_metrics):
                 if self.accelerator.is_main_process:
                     save_best(self.stage.folder / "best", state.step, metrics, self.task.model)
@@ -348,15 +350,7 @@ class Trainer:
         samples = self.sampler(self.state.step, self.total_steps)
         collator = replace(self.stage.collator, process=accelerator.process_index, processes=accelerator.num_processes)
         prefetch = max(1, min(4, PREFETCHED_SAMPLES // share))
-        was_frozen = gc.get_freeze_count()  # by the program that this is a part of
-        if not was_frozen:  # a collection in a process that is forked here would copy the memory that they share
-            gc.collect()
-            gc.freeze()
-        try:
-            return load_batches(collator, samples, workers, prefetch, pin_memory=self.device.type == "cuda")
-        finally:
-            if not was_frozen:
-                gc.unfreeze()
+        return load_batches(collator, samples, workers, prefetch, pin_memory=self.device.type == "cuda")
 
 
 def _mean(metrics: Mapping[str, float]) -> float:

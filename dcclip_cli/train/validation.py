@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from dcclip_cli.data.collator import unaugmented
@@ -17,17 +21,34 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import metrics
 from dcclip_cli.model.precision import finite
 from dcclip_cli.model.towers import OpenClipTowers, evaluating
+from dcclip_cli.train.distributed import from_all, process_count, process_index
+from dcclip_cli.train.loading import load_batches
 
 _ROWS = 64  # images or texts at once
 
 
-def validate(towers: OpenClipTowers, dataset: PairDataset, languages: Sequence[Language]) -> dict[str, float]:
+@dataclass(frozen=True)
+class _Pixels:
+    """The images of a dataset's rows, for the loader's processes."""
+
+    dataset: PairDataset
+    preprocess: Callable[[Image.Image], np.ndarray]
+
+    def __getitems__(self, rows: range) -> torch.Tensor | DcclipError:
+        try:
+            return torch.from_numpy(np.stack([self.preprocess(unaugmented(self.dataset, row)) for row in rows]))
+        except DcclipError as error:
+            return error
+
+
+def validate(
+    towers: OpenClipTowers, dataset: PairDataset, languages: Sequence[Language], workers: int = 0
+) -> dict[str, float]:
     """`top1_zh` and `top1_en`, in 0..1, of images whose different first captions are the class names.
 
-    A few images and their scores are in memory at a time, and the embeddings of all class names. The towers stay
-    unchanged.
+    Each of the processes that train together computes a share; the result is that of one. A few images and their scores
+    are in memory at a time, and the embeddings of all class names. The towers stay unchanged.
     """
-    right, device = dict.fromkeys(languages, 0.0), next(towers.parameters()).device
     with evaluating(towers):
         texts = {}
         for language in languages:
@@ -36,22 +57,43 @@ def validate(towers: OpenClipTowers, dataset: PairDataset, languages: Sequence[L
             classes_of_pairs = (
                 numbers.setdefault(captions[0], len(numbers)) if captions else -1 for captions in captions_of_pairs
             )
-            labels, names = np.fromiter(classes_of_pairs, np.int32, len(dataset)), list(numbers)
-            tokens = (towers.tokenize(names[rows.start : rows.stop]).to(device) for rows in _chunks(len(names)))
-            classes = np.concatenate([_unit(towers.text_features(part).embedding) for part in tokens])
-            texts[language] = finite(classes, towers.name, "texts"), labels
-        for rows in _chunks(len(dataset)):
-            pixels = np.stack([towers.preprocess(unaugmented(dataset, index)) for index in rows])
-            embeddings = towers.image_features(torch.from_numpy(pixels).to(device)).embedding
+            labels = np.fromiter(classes_of_pairs, np.int32, len(dataset))
+            chunks = chain.from_iterable(from_all(partial(_embed_names, towers, list(numbers))))
+            texts[language] = finite(np.concatenate([*chunks]), towers.name, "texts"), labels
+        counts = chain.from_iterable(from_all(partial(_count_right, towers, dataset, texts, workers)))
+        right = map(sum, zip(*counts, strict=True))
+    named = ((labels >= 0).sum() for _, labels in texts.values())
+    return {f"top1_{code}": count / int(pairs) for code, count, pairs in zip(texts, right, named, strict=True)}
+
+
+def _embed_names(towers: OpenClipTowers, names: list[str]) -> list[np.ndarray]:
+    """The embeddings of this process's share of the names, by chunk."""
+    device = next(towers.parameters()).device
+    chunks = (towers.tokenize(names[rows.start : rows.stop]).to(device) for rows in _local_chunks(len(names)))
+    return [_unit(towers.text_features(tokens).embedding) for tokens in chunks]
+
+
+def _count_right(
+    towers: OpenClipTowers, dataset: PairDataset, texts: Mapping[Language, tuple[np.ndarray, np.ndarray]], workers: int
+) -> list[list[float]]:
+    """How many images of this process's share get their class, by chunk and language; ties count as a fraction."""
+    device, chunks, counts = next(towers.parameters()).device, _local_chunks(len(dataset)), []
+    loading = load_batches(_Pixels(dataset, towers.preprocess), chunks, workers, 1, device.type == "cuda")
+    with closing(loading) as loaded:  # an error's traceback would keep the loader's processes
+        for rows, pixels in zip(chunks, loaded, strict=True):
+            embeddings = towers.image_features(pixels.to(device, non_blocking=True)).embedding
             images = finite(_unit(embeddings), towers.name, "images")
-            for language, (classes, labels) in texts.items():
+            counts.append(list[float]())
+            for classes, labels in texts.values():
                 named = labels[rows] >= 0
                 ranks, ties = metrics.ranks(images[named] @ classes.T, labels[rows][named])
-                right[language] += float(metrics.among_first(ranks, ties, 1).sum())
-    return {f"top1_{code}": right[code] / int((labels >= 0).sum()) for code, (_, labels) in texts.items()}
+                counts[-1].append(float(metrics.among_first(ranks, ties, 1).sum()))
+    return counts
 
 
-def open_validation(data: DataOptions, languages: Sequence[Language]) -> Callable[[OpenClipTowers], dict[str, float]]:
+def open_validation(
+    data: DataOptions, languages: Sequence[Language], workers: int = 0
+) -> Callable[[OpenClipTowers], dict[str, float]]:
     """`validate` on the pairs in `data.validation`, in each language on those that have a caption in it.
 
     Raises DcclipError if none has.
@@ -61,11 +103,14 @@ def open_validation(data: DataOptions, languages: Sequence[Language]) -> Callabl
     present = tuple(code for code in LANGUAGES if code in languages and any(dataset.captions(code)))
     if not present:
         raise DcclipError("{}: no pair has a caption in {}", "use other pairs", dataset.path, ", ".join(languages))
-    return partial(validate, dataset=dataset, languages=present)
+    return partial(validate, dataset=dataset, languages=present, workers=workers)
 
 
-def _chunks(count: int) -> Iterator[range]:
-    return (range(first, min(first + _ROWS, count)) for first in range(0, count, _ROWS))
+def _local_chunks(count: int) -> list[range]:
+    """The rows that this process computes: whole chunks, so that each is computed as in one process."""
+    chunks, process, processes = range(0, count, _ROWS), process_index(), process_count()
+    shares = chunks[len(chunks) * process // processes : len(chunks) * (process + 1) // processes]
+    return [range(first, min(first + _ROWS, count)) for first in shares]
 
 
 def _unit(embeddings: torch.Tensor) -> np.ndarray:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from pydantic import TypeAdapter
@@ -114,13 +115,13 @@ def interrupt(job: Job, task: str, count: int) -> None:
         run(job, send(task, count))
 
 
-def kill(job: Job, task: str, count: int) -> None:
-    """Run a job in a process of its own and kill it when a task has counted so far."""
+def kill(job: Job, task: str, count: int, processes: int = 1) -> None:
+    """Run a job in a process of its own, or in several, and kill it when a task has counted so far."""
     file = Path(job["root"]).with_name("killed.json")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(job))
     waiting = file.with_suffix(".waiting")
-    process = subprocess.Popen([sys.executable, __file__, str(file), task, str(count)], env=os.environ | ENVIRONMENT)
+    process = start(processes, __file__, str(file), task, str(count))
     try:
         for _ in range(1200):
             if waiting.exists():
@@ -130,21 +131,21 @@ def kill(job: Job, task: str, count: int) -> None:
         else:
             pytest.fail("never got there")
     finally:
-        process.send_signal(signal.SIGKILL)
+        for child in [process, *psutil.Process(process.pid).children(recursive=True)]:
+            child.kill()
         process.wait()
+
+
+def start(count: int, script: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    """A script in a process, or in several that train together."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)] if count > 1 else []
+    command = [sys.executable, *launch, script, *arguments]
+    return subprocess.Popen(command, env=os.environ | ENVIRONMENT, start_new_session=True, text=True, **options)
 
 
 def in_processes(count: int, script: str, argument: Path) -> None:
     """Run a script in processes that train together."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-    process = subprocess.Popen(
-        [sys.executable, *launch, script, str(argument)],
-        env=os.environ | ENVIRONMENT,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = start(count, script, str(argument), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         output, _ = process.communicate(timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:

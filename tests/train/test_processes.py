@@ -15,13 +15,15 @@ from dcclip_cli.data.batch import Batch
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.processes import Stopped
-from dcclip_cli.train import trainer
+from dcclip_cli.train import trainer, validation
 from dcclip_cli.train.checkpoint import latest_checkpoint
 from dcclip_cli.train.compute import decided, join_processes, make_accelerator
 from dcclip_cli.train.distributed import average_statistics, check_shared, from_first, process_index, stop_together
 from dcclip_cli.train.task import backward
+from dcclip_cli.train.validation import open_validation
 from tests.train import jobs
-from tests.train.jobs import TIMEOUT_S, Job, assert_close, elsewhere, in_processes, logged, refused, run, weights
+from tests.train.jobs import TIMEOUT_S, Job, assert_close, elsewhere, in_processes, kill, logged, refused, run, weights
+from tests.train.test_validation import TOP1, Colours, coloured
 
 
 @pytest.mark.timeout(2 * TIMEOUT_S)
@@ -49,6 +51,13 @@ def agree(folder: Path) -> None:
     assert [norm.get_buffer("running_mean").tolist() for norm in norms.children()] == [[0.5, 0.5], [rank, rank]]
     with pytest.raises(Stopped):
         stop_together(rank == 1)
+    # Each validates a share; an image that one of them cannot read ends both.
+    validation._ROWS, data, bad = 2, folder / str(rank), Pair("坏", b"no image", ("红",))
+    towers: Any = Colours()
+    assert open_validation(coloured(data), ("zh", "en"), rank)(towers) == TOP1
+    assert towers.images == (2, 3)[rank]
+    with refused("pair 坏: ", ""):
+        open_validation(coloured(data, *[bad] * rank), ("zh",))(towers)
 
 
 COMPARING = [{"kind": kind} for kind in ("interactive", "similarity", "feature_map", "token_features", "embedding")]
@@ -107,6 +116,32 @@ def test_two_processes_train_on_parts_of_which_the_last_may_have_no_text(
     (tmp_path / "job.json").write_text(json.dumps(job))
     in_processes(2, jobs.__file__, tmp_path / "job.json")
     assert logged(Path(job["root"], "align"))[-1]["step"] == 10
+
+
+@pytest.mark.slow  # 40 s
+@pytest.mark.timeout(6 * TIMEOUT_S)
+@pytest.mark.parametrize("stage", ["distill", "align"])
+def test_four_processes_that_are_killed_go_on_as_two_to_the_weights_of_four_that_are_not(
+    distilling: Job, tmp_path: Path, stage: str
+) -> None:
+    data = {"train": distilling["data"], "validation": distilling["data"]}
+    job = distilling | {"stage": stage, "data": data, "root": str(tmp_path / "runs" / "killed")}
+    job["options"] = {"steps": 12, "log_every_steps": 1, "validate_every_steps": 4, "freeze_batch_norms": True}
+    job["options"] |= {"optimizer": {"kind": "sgd", "lr": 0.02, "momentum": 0.9}, "ema": 0.8, "keep_checkpoints": 2}
+    job["options"] |= {"start": "scratch", "cross_lingual": 0.5} if stage == "align" else {"augmentations": 2}
+    unbroken, folder = elsewhere(job, "unbroken"), Path(job["root"], stage)
+    for name, content in (("job", job), ("unbroken", unbroken)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    in_processes(4, jobs.__file__, tmp_path / "unbroken.json")
+    kill(job, stage, 7, processes=4)
+    saved = latest_checkpoint(folder / "state")
+    assert saved and saved.name in ("step-00000004", "step-00000006")
+    in_processes(2, jobs.__file__, tmp_path / "job.json")
+    expected = Path(unbroken["root"], stage)
+    assert_close(weights(folder / "model"), weights(expected / "model"))
+    steps = [(line["step"], line.get("top1_zh")) for line in logged(folder)]
+    assert steps == [(line["step"], line.get("top1_zh")) for line in logged(expected)]
+    assert [step for step, top1 in steps if top1 is None] == list(range(1, 13))
 
 
 if __name__ == "__main__":

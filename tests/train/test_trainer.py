@@ -340,11 +340,20 @@ def test_a_validation_that_a_signal_interrupts_is_done_first_when_training_resum
 
     options = {"steps": 5, "validate_every_steps": 2, "checkpoint_every_steps": 99}
     with pytest.raises(KeyboardInterrupt):
-        train(task, validate=lambda: validate(4), **options)
+        train(task, validate=lambda: from_first(lambda: validate(4)), **options)
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-00000004"]
     train(task, validate=validate, **options)
     assert validated == [2, 4, 4, 5]
     assert [line["step"] for line in logged(tmp_path) if "top1" in line] == [2, 4, 5]
+
+
+def test_validation_has_the_precision_of_the_stage(train: Train) -> None:
+    def validate() -> dict[str, float]:
+        return {"in_bf16": float(torch.is_autocast_enabled("cpu"))}
+
+    for precision, in_bf16 in (("fp32", 0), ("bf16", 1)):
+        metrics = train(Pulled(), validate=validate, precision=precision, validate_every_steps=4, keep="best")
+        assert metrics["in_bf16"] == in_bf16
 
 
 def test_a_frozen_weight_that_changes_is_a_bug_and_no_model_is_saved(train: Train) -> None:

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Tokens
 from dcclip_cli.train import validation
 from dcclip_cli.train.validation import open_validation
@@ -25,6 +27,7 @@ class Colours(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
+        self.images = 0
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
         return np.asarray(image, np.float32).transpose(2, 0, 1) / 255
@@ -35,6 +38,7 @@ class Colours(nn.Module):
         return Tokens(ids, torch.ones_like(ids))
 
     def image_features(self, pixels: torch.Tensor) -> ImageFeatures:
+        self.images += len(pixels)
         return ImageFeatures(pixels.mean((2, 3)), pixels)
 
     def text_features(self, tokens: Tokens) -> TextFeatures:
@@ -42,26 +46,36 @@ class Colours(nn.Module):
         return TextFeatures(embedding, embedding[:, None], tokens.mask)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 64])
-def test_top_1_of_each_language_whatever_is_computed_at_once(
-    rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(validation, "_ROWS", rows)
+TOP1 = {"top1_zh": 1.0, "top1_en": 0.75}
+
+
+def coloured(folder: Path, *pairs: Pair) -> DataOptions:
+    """Pairs of which one is wrong in English, and further ones, as the data of a validation with the result TOP1."""
 
     def image(colour: str) -> bytes:
         stream = io.BytesIO()
         Image.new("RGB", (4, 4), colour).save(stream, "PNG")
         return stream.getvalue()
 
-    pairs = [
+    coloured_pairs = [
         Pair("a", image("red"), ("红",), ("red",)),
         Pair("b", image("#00ff00"), ("绿",), ("green",)),
         Pair("c", image("red"), ("红",), ("green",)),  # wrong in English
         Pair("d", image("#00ff00"), ("绿",), ("green",)),
         Pair("e", image("red"), ("红",), ()),  # counts in Chinese alone
     ]
-    write_parquet(tmp_path / "pairs.parquet", pairs)
-    validate = open_validation(DataOptions(train="x", validation=str(tmp_path / "pairs.parquet")), ("zh", "en"))
-    towers = Colours().train()
-    assert validate(towers) == {"top1_zh": 1.0, "top1_en": 0.75}  # type: ignore[arg-type]
+    write_parquet(folder / "pairs.parquet", [*coloured_pairs, *pairs])
+    return DataOptions(train="x", validation=str(folder / "pairs.parquet"))
+
+
+@pytest.mark.parametrize(("rows", "workers"), [(1, 0), (2, 2), (64, 1)])
+def test_top_1_of_each_language_whatever_is_computed_at_once(
+    rows: int, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validation, "_ROWS", rows)
+    towers: Any = Colours().train()
+    assert open_validation(coloured(tmp_path), ("zh", "en"), workers)(towers) == TOP1
     assert towers.training
+    broken = open_validation(coloured(tmp_path, Pair("坏", b"no image", ("红",))), ("zh",), workers)
+    with pytest.raises(DcclipError, match="pair 坏: "):
+        broken(towers)
