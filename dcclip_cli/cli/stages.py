@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from typer import Argument, BadParameter, Option, launch
+from typer import Argument, BadParameter, Context, Option, launch
 
 from dcclip_cli.cli import console, flags
 from dcclip_cli.errors import Message, joined
@@ -19,8 +20,17 @@ if TYPE_CHECKING:
     from dcclip_cli.curation.collect import CollectResult
     from dcclip_cli.recipe.summary import ModelSummary
 
-_ENGINE = Option("--engine", help="Where tasks run. The key collect.cluster configures slurm.")
-_WORKERS = Option("--workers", min=1, callback=flags.at_a_time, help="Number of parallel tasks. Default: one per core.")
+
+def _tasks(context: Context, number: int | None) -> int | None:
+    """Refuses numbers of tasks that only cost where this machine does them."""
+    engine = context.params["engine"]
+    on_cluster = engine == "slurm" or (engine == "ray" and "RAY_ADDRESS" in os.environ)
+    return number if on_cluster else flags.at_a_time(number)
+
+
+# --engine is eager, because the limit of --workers depends on it.
+_ENGINE = Option("--engine", is_eager=True, help="Where tasks run. The key collect.cluster configures slurm.")
+_WORKERS = Option("--workers", min=1, callback=_tasks, help="Number of parallel tasks. Default: one per core.")
 _LIMIT = Option("--limit", min=1, max=10**9, metavar="N", help="Try the recipe on about N pairs, in a separate folder.")
 _MOST_DIGITS = 10  # of a seed, which is below 2**32
 _SEEDS = Option("--seeds", metavar="0 1 2", help="Run the recipe and its variants once with each of these seeds.")

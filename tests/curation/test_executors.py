@@ -1,6 +1,8 @@
 """Each task is done once, by worker processes, Ray or Slurm, and failed tasks are reported."""
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -8,17 +10,22 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
+from dcclip_cli.cli.app import app
 from dcclip_cli.curation import executors
 from dcclip_cli.curation.executors import Engine, Step
 from dcclip_cli.curation.options import ClusterOptions, SlurmOptions
 from dcclip_cli.errors import DcclipError
+
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,7 @@ Engine(workers=2).run(Sleep(Path.cwd(), 2), Path("logs").absolute())
 
 
 def test_workers_end_with_a_command_that_is_killed(tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = subprocess.Popen([sys.executable, "-c", COMMAND], cwd=tmp_path, env=environment)
     wait(lambda: len(list(tmp_path.glob("pid*"))) == 2)
     workers = [int(path.name.removeprefix("pid")) for path in tmp_path.glob("pid*")]
@@ -141,7 +148,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, downloaded_folder: Pa
         (tools / name).chmod(0o755)
     monkeypatch.setenv("FAKE", str(tmp_path))
     monkeypatch.setenv("PATH", f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     return Engine("slurm", 3, ClusterOptions(slurm=SlurmOptions(partition="cpu", sbatch={"account": "猫"})))
 
 
@@ -218,3 +225,26 @@ def test_ray_runs_as_many_tasks_at_a_time_as_asked_for_and_goes_on_after_a_faile
     assert "the model 猫 is missing" in (logs / "000001.log").read_text("utf-8")
     Engine("ray").run(Touch(folder, 4), logs)
     check_all_done_once(folder, 4)
+
+
+@pytest.mark.parametrize("engine", ["slurm", "ray"])
+def test_the_page_on_clusters_collects(
+    engine: str, slurm: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = SimpleNamespace(
+        is_initialized=lambda: True,
+        remote=lambda function: SimpleNamespace(remote=partial(partial, function)),
+        put=lambda step: step,
+        wait=lambda running: (running[:1], running[1:]),
+        get=lambda task: task(),
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    page = (ROOT / "docs/how-to/cluster.md").read_text("utf-8")
+    [command] = re.findall(rf"^(?:RAY_ADDRESS=auto )?dcclip (collect .*--engine {engine} .*)", page, re.M)
+    shown = {"recipe.yaml": f"{ROOT}/recipes/collect-sample.yaml", "/shared/runs/wukong": str(tmp_path / "out")}
+    for old, new in shown.items():
+        command = command.replace(old, new)
+    result = CliRunner().invoke(app, shlex.split(command))
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out/collect/000000.tar").is_file()

@@ -1,6 +1,7 @@
 """`--processes`: what torchrun does, with the errors and signals of one command."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,9 +18,11 @@ import yaml
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.train.launch import on_gpus, process_number
+from tests.train import launchers
 from tests.train.jobs import ENVIRONMENT, OPTIONS, Job, assert_close, logged, refused, run, weights
 
 TIMEOUT_S = 150
+ROOT = Path(__file__).parents[2]
 Started = subprocess.Popen[str]
 OWN_LOSS = """
 from dcclip_cli.train.losses.contrastive import TaskLoss
@@ -80,39 +83,71 @@ def test_two_processes_that_are_stopped_go_on_to_the_weights_of_one_that_is_not(
     assert_close(weights(out / "align/model"), weights(run(aligning)))
 
 
-@pytest.mark.timeout(4 * TIMEOUT_S)
-def test_tasks_of_srun_hold_their_folder_stop_together_while_one_waits_for_data_and_resume(
-    aligning: Job, tmp_path: Path
-) -> None:
+# ---- the commands of docs/how-to/cluster.md
+
+
+@pytest.fixture
+def page(aligning: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The commands of the page by program, for two machines with a process each; the script of sbatch is a file."""
     with socket() as unused:
         unused.bind(("localhost", 0))
         port = str(unused.getsockname()[1])
-    file, out = recipe(aligning, tmp_path, steps=60, checkpoint_every_steps=1000), tmp_path / "out"
+    for name in ("sbatch", "srun", "scontrol", "torchrun", "ray"):
+        (tmp_path / name).symlink_to(launchers.__file__)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("MASTER_PORT", port)
+    recipe(aligning, tmp_path, steps=60, checkpoint_every_steps=None, checkpoint_every_minutes=100.0)
+    text = (ROOT / "docs/how-to/cluster.md").read_text("utf-8")
+    shown = {"nodes=4": "nodes=2", "per-node=8": "per-node=1", "ib0": "lo", "node1:29500": f"localhost:{port}"}
+    for old, new in {**shown, "/shared/runs/altclip": "out"}.items():
+        assert old in text
+        text = text.replace(old, new)
+    script, commands, _ = re.findall(r"^```sh.*\n((?:.*\n)*?)```", text, re.M)
+    (tmp_path / "train.sh").write_text(script)
+    return {line.split()[0]: line for line in commands.splitlines()}
+
+
+def shell(command: str) -> Started:
+    pipes: Job = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(["bash", "-c", f"exec {command}"], env=ENVIRONMENT | os.environ, **pipes)
+
+
+@pytest.mark.timeout(4 * TIMEOUT_S)
+def test_a_job_of_slurm_holds_its_folder_stops_all_tasks_while_one_waits_for_data_is_requeued_and_resumes(
+    page: dict[str, str], aligning: Job, tmp_path: Path
+) -> None:
+    file, out = tmp_path / "recipe.yaml", tmp_path / "out"
     content = yaml.safe_load(file.read_text("utf-8")) | {"eval": {"datasets": [aligning["data"]]}}
     file.write_text(yaml.safe_dump(content, allow_unicode=True), "utf-8")
-
-    def start_tasks() -> list[Started]:
-        step = {"SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "localhost,gpu[07-09]", "MASTER_PORT": port}
-        ranks = ("0", "1")
-        return [start(file, out, command="run", SLURM_PROCID=rank, SLURM_LOCALID=rank, **step) for rank in ranks]
-
-    tasks = start_tasks()
-    wait_for_steps(out, tasks[0])
-    for loader in psutil.Process(tasks[1].pid).children():
+    job = shell("sbatch train.sh")
+    wait_for_steps(out, job)
+    processes = psutil.Process(job.pid).children(recursive=True)
+    tasks = {task.environ().get("SLURM_PROCID"): task for task in reversed(processes)}
+    for loader in tasks["1"].children():
         loader.suspend()
     _, stderr = start(file, out).communicate(timeout=TIMEOUT_S)
-    assert f"error: {out} is in use by another command (process {tasks[0].pid}, " in stderr
-    tasks[1].send_signal(signal.SIGTERM)
-    ends = [task.communicate(timeout=TIMEOUT_S) for task in tasks]
-    assert [task.returncode for task in tasks] == [128 + signal.SIGINT, 128 + signal.SIGTERM]
+    assert f"error: {out} is in use by another command (process {tasks['0'].pid}, " in stderr
+    tasks["1"].send_signal(signal.SIGTERM)
+    printed, stderr = job.communicate(timeout=TIMEOUT_S)
+    assert job.returncode == 128 + signal.SIGTERM and printed == "requeue 7\n"
     saved = len(logged(out / "align"))
-    assert ends[0][1].splitlines()[-1] == f"stopped: align saved after step {saved}: run the same command again"
-    assert not ends[1][1], "only the first process says so"
-    tasks = start_tasks()
-    ends = [task.communicate(timeout=TIMEOUT_S) for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0], ends
-    assert "student" in ends[0][0] and not any(ends[1]), "the first one alone evaluates"
+    assert stderr.splitlines()[-1] == f"stopped: align saved after step {saved}: run the same command again"
+    assert stderr.count("stopped") == 1, "only the first process says so"
+    step = shell(page["srun"])
+    printed, stderr = step.communicate(timeout=TIMEOUT_S)
+    assert step.returncode == 0 and printed.count("student") == 1, f"the first one alone evaluates: {stderr}"
     assert [line["step"] for line in logged(out / "align")] == list(range(1, 61))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * TIMEOUT_S)
+@pytest.mark.parametrize("program", ["torchrun", "ray"])
+def test_other_launchers_train_to_the_end(page: dict[str, str], tmp_path: Path, program: str) -> None:
+    machines = [shell(page[program]) for _ in range(2 if program == "torchrun" else 1)]
+    ends = [machine.communicate(timeout=TIMEOUT_S) for machine in machines]
+    assert not any(machine.returncode for machine in machines), ends
+    assert [line["step"] for line in logged(tmp_path / "out/align")] == list(range(1, 61))
 
 
 @pytest.mark.timeout(2 * TIMEOUT_S)
