@@ -257,15 +257,12 @@ def _is_made(out: Path, made_from: str, fresh: bool) -> bool:
         return False
     if not (out / DESCRIPTION).is_file():
         raise DcclipError("{} is not empty and is not an export", hint, out)
-    if not fresh:
-        record = read_record(out / DESCRIPTION, Message("create it again with --fresh"))
-        if record.content.get("made_from") == made_from:
-            record.check()
-            return True
     content = read_json(out / DESCRIPTION, hint)
     if "made_from" not in content and content.get("kind") != "bundle":
         raise DcclipError("{} contains a model, not an export", hint, out)
-    return False
+    if is_kept := not fresh and content.get("made_from") == made_from:
+        read_record(out / DESCRIPTION, Message("create it again with --fresh")).check()
+    return is_kept
 
 
 def _check_takes(target: Format, source: Source, options: ExportOptions) -> None:

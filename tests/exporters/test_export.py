@@ -107,6 +107,11 @@ def test_int8_is_smaller_close_to_the_model_the_same_each_time_and_independent_o
 def test_an_export_that_differs_too_much_leaves_the_earlier_one(export_model: Exporting, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     content = {"kind": "bundle"}
+    (tmp_path / "out/dcclip.json").write_text(json.dumps(content)[:-1])
+    for fresh in (True, False):
+        with pytest.raises(DcclipError, match=r"dcclip\.json is not JSON") as damaged:
+            export(options=ExportOptions(), model=resolve("starter"), out=tmp_path / "out", fresh=fresh)
+        assert damaged.value.hint == "choose a new folder with --out"
     (tmp_path / "out/dcclip.json").write_text(json.dumps(content))
     with pytest.raises(DcclipError, match="onnx export in fp32 differs too much from the model: image embeddings"):
         export_model(parity={"max_difference": 0})  # no two libraries agree in the very last bit
