@@ -167,7 +167,7 @@ def test_what_saves_memory_or_time_leaves_the_first_loss_as_it_is(
     assert first == pytest.approx(second, rel=values["tolerance"])
 
 
-@pytest.mark.parametrize(("stage", "row"), cases(lambda stage: Random(0).sample(ARRAYS[stage].rows, 10)))
+@pytest.mark.parametrize(("stage", "row"), cases(lambda stage: Random(0).sample(ARRAYS[stage].rows, 10), quick=3))
 def test_neither_loading_processes_nor_an_interruption_change_a_byte(stage: str, row: Row, tmp_path: Path) -> None:
     job = pairwise.job_of(stage, row, tmp_path / "run")
     unbroken = sha256(run(elsewhere(job, "unbroken")))
