@@ -101,6 +101,7 @@ def test_a_word_is_half_way_to_known_words_of_its_kind(
         ("cellphone", "行動電話"),
         ("🐶", "狗"),
         ("binocular", "双筒望远镜"),
+        ("musical instrument", "乐器"),
     ],
 )
 def test_words_of_one_meaning_have_one_embedding(starter: Encoder, text: str, same: str) -> None:

@@ -72,7 +72,7 @@ WAYS: dict[str, Job] = {
 
 
 @pytest.mark.timeout(2 * TIMEOUT_S)
-@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("processes", [1, 3])
 def test_a_step_reads_one_number_from_the_device_and_compares_its_own_rows(
     processes: int, distilling: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
