@@ -47,7 +47,7 @@ def files_on_hub(repository: str, kind: Literal["model", "dataset"] = "model") -
         return {file.rfilename for file in look(repository, timeout=TIMEOUT_S).siblings or ()}
     except HFValidationError:
         raise DcclipError(
-            "{} is neither a directory nor the name of a hub repository", "write ORG/NAME", repository
+            "{} is neither a directory nor the name of a hub repository", "write the name as ORG/NAME", repository
         ) from None
     # The HTTP library's own errors are no OSError.
     except (OSError, *HfHubHTTPError.__bases__) as error:  # type: ignore[misc]
@@ -76,7 +76,7 @@ def modelscope_folder(reference: str) -> Path:
         )
     except (HubError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
-        hint = Message("check the name and the network; with HF_HUB_OFFLINE only ModelScope's cache is used")
+        hint = Message("check the name and the network; with HF_HUB_OFFLINE, dcclip uses only ModelScope's cache")
         raise DcclipError("{} cannot be loaded: {}", hint, reference, reason) from None
     return Path(folder)
 
@@ -96,7 +96,7 @@ def load_hub(
             dataset = datasets.load_from_disk(path)
             if isinstance(dataset, datasets.DatasetDict) and split not in dataset:
                 raise DcclipError(
-                    "{} has no split {} (found: {})", "choose one with `split`", path, split, ", ".join(dataset)
+                    "{} has no split {} (found: {})", "choose a split with `split`", path, split, ", ".join(dataset)
                 )
             return dataset[split] if isinstance(dataset, datasets.DatasetDict) else dataset
         if path.startswith(("/", ".")) and not os.path.isdir(path):

@@ -37,7 +37,7 @@ def imported(name: str, base: type[Any]) -> type[Any]:
     """The class of that name. Raises ValueError unless it can be imported and is a subclass of `base`."""
     module, _, attribute = name.partition(":")
     if not _NAME.fullmatch(name):
-        raise ValueError(Message("{!a} is not MODULE:CLASS", name))
+        raise ValueError(Message("{!a} does not have the form MODULE:CLASS", name))
     try:
         if module not in sys.modules:
             _tell(Message("the recipe uses your own code from {}", _file_of(module) or module))
@@ -130,7 +130,7 @@ def own_errors(name: str) -> Iterator[None]:
     except _MISTAKES as error:
         if not is_own(name) or isinstance(error, DcclipError) or type(error).__name__ == "OutOfMemoryError":
             raise
-        raise DcclipError("{}: {}", "fix it in that file", name, _said(error, name.partition(":")[0])) from error
+        raise DcclipError("{}: {}", "fix the error in that file", name, _said(error, name.partition(":")[0])) from error
 
 
 def _file_of(module: str) -> str | None:

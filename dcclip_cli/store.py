@@ -299,7 +299,7 @@ class FeatureStore:
             return None
         except ValueError as error:
             if self._warn:
-                self._warn(Message("warning: {} {}: its rows are computed again", file, error))
+                self._warn(Message("warning: {}: {}; computing its rows again", file, error))
                 remove(file)
             return None
 

@@ -37,7 +37,7 @@ def check_unicode(texts: Iterable[str]) -> None:
     """Raise DcclipError for half a character (a lone surrogate of JSON or a file's name): tokenizers take none."""
     for text in texts:
         if not text.isascii() and _HALF.search(text):
-            raise DcclipError("the text {!r} contains bytes that are not UTF-8", "use UTF-8", text)
+            raise DcclipError("the text {!r} contains bytes that are not UTF-8", "encode the text in UTF-8", text)
 
 
 def split(text: str) -> list[str]:

@@ -102,7 +102,7 @@ def test_a_file_that_is_no_block_is_removed_with_a_warning_and_its_rows_are_miss
     assert every_row(FeatureStore(tmp_path)) == places and file.exists()  # as in `dcclip run --check`
     stored = FeatureStore(tmp_path, lines.append)
     assert every_row(stored) == places and not file.exists()
-    assert len(lines) == 1 and lines[0].startswith(f"warning: {file} ") and lines[0].endswith("rows are computed again")
+    assert len(lines) == 1 and lines[0].startswith(f"warning: {file}: ") and lines[0].endswith("rows again")
     missing = np.flatnonzero(stored.missing(KEYS, list(ROWS)))
     stored.write([(KEYS[missing], values(missing))])
     assert every_row(FeatureStore(tmp_path, lines.append)) == [*range(N)] and len(lines) == 1

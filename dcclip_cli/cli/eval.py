@@ -151,7 +151,7 @@ def show(results: Sequence[EvalResult], as_json: bool = False) -> None:
         return console.show_json([asdict(result) for result in results])
     summary = table(results)
     lacking = len({(result.dataset, key) for result in results for key in result.corrupt})
-    without = Message("without {:,} images that cannot be read", lacking) if lacking else ""
+    without = Message("excluding {:,} unreadable images", lacking) if lacking else ""
     if len({result.label for result in results}) > 1:
         return _show_several(results, summary, without)
     shown = [name for name in METRIC_NAMES if any(name in result.metrics for result in results)]

@@ -70,7 +70,7 @@ def read_results(reference: str) -> list[EvalResult]:
     if model:
         results = [result for result in results if result.model == model]
         if not results:
-            raise DcclipError("{} has no results for {}", "choose one of: {}", path, model, ", ".join(models))
+            raise DcclipError("{} has no results for the model {}", "choose one of: {}", path, model, ", ".join(models))
     elif len(models) > 1:
         raise DcclipError("{0} has results of {1} models", "choose one: {0}@{2}", path, len(models), models[0])
     return results

@@ -80,7 +80,7 @@ class EvalOptions(Options):
         for key, usual in (("task", "zero-shot"), ("limit", None), ("partial", "no"), ("templates", "own")):
             if (value := getattr(self, key)) != usual:
                 option = f"--{key} {value}"
-                raise DcclipError("--format {} with {}: {}", "remove {}", name, option, why, f"--{key}")
+                raise DcclipError("--format {} does not support {}: {}", "remove {}", name, option, why, f"--{key}")
 
 
 class IncompleteError(DcclipError):

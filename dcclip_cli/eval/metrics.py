@@ -296,7 +296,7 @@ def _fit(train: np.ndarray, labels: np.ndarray, test: np.ndarray, strength: floa
 
     def fitted(truth: np.ndarray) -> LogisticRegression:
         if len(np.unique(truth)) < 2:
-            raise DcclipError("all training images belong to one class", "use at least two classes for a probe")
+            raise DcclipError("all training images belong to one class", "use a data set with at least two classes")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # expected for weak regularisation
             return LogisticRegression(C=strength, max_iter=_MAX_STEPS).fit(train, truth)

@@ -112,7 +112,7 @@ def save_report(results: Sequence[EvalResult], datasets: Iterable[DataSet], fold
         atomic_write(folder / f"table.{suffix}", written(table(results)))
     drawn = write_report(folder / "report.html", results, datasets)
     if not drawn:
-        progress.say(Message("eval: no charts without the package matplotlib: pip install matplotlib"))
+        progress.say(Message("eval: charts need the package matplotlib: pip install matplotlib"))
     for name in ("bars", "zh-en"):
         if name in drawn:
             atomic_write(folder / f"{name}.svg", drawn[name])

@@ -209,7 +209,7 @@ def _loosen_until_close(
         if not (changed := graphs.loosen(parity)):
             hint = Message("use a higher --precision, train longer, or reduce export.parity")
             if options.precision == "fp32":
-                hint = Message("this is a bug in the exporter for these towers; report it with the recipe")
+                hint = Message("report this exporter bug, with the recipe")
             raise DcclipError(
                 "the {} export in {} differs too much from the model: {}",
                 hint,
@@ -235,7 +235,7 @@ def _resolved(options: ExportOptions, model: ModelSource, target: Format) -> Exp
             "{} is a bundle in {} and cannot be converted to {}", model.target, description.precision, options.precision
         )
     elif "preprocess" in options_set and options.preprocess == "outside" != description.preprocess:
-        reason = Message("{} is a bundle with preprocessing in the graph", model.target)
+        reason = Message("{} is a bundle whose preprocessing cannot be moved out of the graph", model.target)
     elif options.dims is not None:
         reason = Message("{} is an exported bundle: --dims cannot shorten its embeddings", model.target)
     else:

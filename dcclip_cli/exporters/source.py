@@ -75,7 +75,7 @@ def load_source(reference: ModelSource) -> Source:
         return Source(bundle, tokenizer, length, padding, description.fixed_length, preprocessing, reference.path)
     encoder = load_encoder(reference, "cpu")
     if not isinstance(encoder, TorchEncoder):
-        raise DcclipError("{} is a bundle", "download it with hf download, and give the folder", reference.target)
+        raise DcclipError("{} is an export bundle", "give a folder downloaded with hf download", reference.target)
     towers: Any = encoder.towers
     preprocessing = towers.preprocessing or getattr(towers, "match_patches", towers.match_preprocessing)()
     if reference.kind == "hf":
@@ -105,8 +105,8 @@ def load_source(reference: ModelSource) -> Source:
         if list(ids[:width]) != list(expected_ids[:width]) or set(expected_ids[width:]) - {source.padding_id}:
             library = type(source.towers.model).__module__.split(".")[0]
             raise DcclipError(
-                "{}: its tokenizer is not available without {}: '{}' would be tokenized differently",
-                "export another model, or report this tokenizer",
+                "{}: without {}, its tokenizer would split '{}' differently",
+                "export another model, or report this as a bug",
                 source.towers.name,
                 library,
                 text[:30],

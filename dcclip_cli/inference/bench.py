@@ -57,13 +57,13 @@ def bench(
     best: list[list[str | None]] = []
     paths, names = list(image_files(images)), [str(model) for model in several(models)]
     if labels and not paths:
-        raise DcclipError("labels need images", "add images: --images FOLDER")
+        raise DcclipError("--labels needs images", "add images with --images FOLDER")
     for path in paths:
         refuse_special(path)
     for name in names:
         resolve(name)  # a wrong name is found before the first is measured
     measure = partial(_measure, paths=paths, labels=list(dict.fromkeys(labels)), threads=threads or cores())
-    hint = Message("free memory, or measure a smaller model")
+    hint = Message("free some memory, or measure a smaller model")
     talk = progress_for(progress)
     if busy := busy_machine():
         talk.say(Message("warning: {}", busy))

@@ -79,7 +79,7 @@ def calibrate(
     scores = Labels(encoder, list(folders_by_label), multi_label=True, progress=talk).probabilities(index.embeddings)
     right = np.stack([np.isin(pictures_in, folders) for folders in folders_by_label.values()], axis=1)
     if missing := [label for place, label in enumerate(folders_by_label) if not right[:, place].any()]:
-        raise DcclipError("no image of {} is readable", "add images to its folder", missing[0])
+        raise DcclipError("no image of the label {} is readable", "add readable images to its folder", missing[0])
     thresholds = best_thresholds(scores, right)
     shown = scores >= thresholds
     f1 = 2 * (shown & right).sum(axis=0) / (shown.sum(axis=0) + right.sum(axis=0))

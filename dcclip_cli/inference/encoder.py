@@ -141,7 +141,7 @@ class ShortEncoder:
         """The first `dims` numbers of embeddings (N, D), divided by their length."""
         if (width := vectors.shape[1]) < self.dims:
             reason = Message("{}: the embeddings have {} dimensions, fewer than {}", self.full.name, width, self.dims)
-            raise DcclipError(reason, "use --dims {} or less, or remove it", width)
+            raise DcclipError(reason, "use --dims {} or less, or remove --dims", width)
         short = vectors[:, : self.dims]
         with np.errstate(all="ignore"):  # `finite` reports it
             return finite(short / np.linalg.norm(short, axis=1, keepdims=True), self.name, inputs)

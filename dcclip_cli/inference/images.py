@@ -38,12 +38,12 @@ def find_images(names: Iterable[str], listed: Iterable[str] = ()) -> Iterator[Pa
     """
     for name in names:
         if not name:
-            raise DcclipError("an image path is empty", "if this is a shell variable, set it; or give files or folders")
+            raise DcclipError("an image path is empty", "set its shell variable, or give files or folders")
         if name == "-":
             lines = [line.rstrip("\r\n") for line in listed if line.strip() not in ("", "-")]
             if not lines:
                 example = "find FOLDER -name '*.jpg' | dcclip predict - --labels 猫,dog"
-                raise DcclipError("stdin contains no image paths", "for example: {}", example)
+                raise DcclipError("stdin contains no image paths", "write paths to stdin, for example: {}", example)
             yield from find_images(lines)
         elif os.path.isdir(name):
             yield from _not_empty(_images_below(name), Message("{} contains no images", name))

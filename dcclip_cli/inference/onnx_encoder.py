@@ -214,7 +214,7 @@ def runner(file: Path, provider: str = "CPUExecutionProvider", threads: int = 1)
         except errors as error:
             raise DcclipError("onnxruntime cannot run {}: {}", _COPY, file, _reason(error)) from None
         if embeddings.ndim != 2:
-            raise DcclipError("{} returned the shape {} instead of (B, D)", _COPY, file, embeddings.shape)
+            raise DcclipError("{} returned an array of shape {} instead of (B, D)", _COPY, file, embeddings.shape)
         return embeddings
 
     return run

@@ -53,7 +53,7 @@ def checked_json(file: Path, hint: str = COPY_AGAIN, limit: int = _MAX_NUMBER) -
     content = read_json(file, hint)
     for key, value in _numbers(content):
         if abs(value) > (_MAX_LAYERS if key.endswith("layers") else limit):
-            raise DcclipError("{}: {} is {}, which no model supports", hint, file, key, str(value)[:60])
+            raise DcclipError("{}: {} is {}, which is out of range", hint, file, key, str(value)[:60])
     return content
 
 
@@ -74,7 +74,7 @@ def open_clip_config(folder: Path, on_hub: bool = False) -> dict[str, Any]:
     model: Any = content.get("model_cfg")
     for name in ("text_cfg", "vision_cfg"):
         if not isinstance(model, dict) or not isinstance(model.get(name), dict):
-            raise DcclipError("{}: {} is missing or is not a section", COPY_AGAIN, file, f"model_cfg.{name}")
+            raise DcclipError("{}: {} is missing or is not a JSON object", COPY_AGAIN, file, f"model_cfg.{name}")
     text, network = model["text_cfg"], model["vision_cfg"].get("timm_model_name")
     if unknown := {*(text.get("tokenizer_kwargs") or ())} - _TOKENIZER_ARGUMENTS:
         where = f"{file}: model_cfg.text_cfg.tokenizer_kwargs: {min(unknown)}"

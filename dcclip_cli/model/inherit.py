@@ -43,7 +43,8 @@ def init_text_tower(text: Any, tokenizer: Tokenizer, teacher: Towers, layers: bo
     shared = [(index, vocab[token]) for token, index in tokenizer.get_vocab().items() if token in vocab]
     if not shared:
         raise DcclipError(
-            "the teacher has none of the student's tokens", "write vocabulary: {{from: teacher, size: ...}}"
+            "the teacher's vocabulary has none of the student's tokens",
+            "set student.text.vocabulary: {{from: teacher, size: ...}}",
         )
     student_ids, teacher_ids = (torch.tensor(indices) for indices in zip(*sorted(shared), strict=True))
     table = text.token_embedding.weight
@@ -105,8 +106,7 @@ def _fitting_blocks(student: Any, teacher: Towers) -> Any:
     student_blocks = student.transformer.resblocks
     if len(blocks) < len(student_blocks) or _shapes(blocks[0]) != _shapes(student_blocks[0]):
         hint = Message(
-            "inherit: layers needs an open_clip teacher of the same width and at least as many layers; write "
-            "inherit: embeddings"
+            "set inherit: embeddings, or use an open_clip teacher of the same width with at least as many layers"
         )
         raise DcclipError("no layers of {} fit the student's text tower", hint, teacher.name)
     return blocks

@@ -156,7 +156,7 @@ def blank_model(folder: Path) -> OpenClipTowers:
 
     config = open_clip_config(folder)
     model: Any = build(folder, config)
-    with library_errors(Message("{} cannot be used", folder), COPY_AGAIN):
+    with library_errors(Message("{} contains an unusable model", folder), COPY_AGAIN):
         if not (folder / PROVENANCE).is_file():
             preprocessing = Preprocessing.from_config(dict(model.visual.preprocess_cfg))
             return OpenClipTowers(model, directory_tokenizer(folder, config), preprocessing, folder.name, "")
@@ -241,7 +241,7 @@ def text_tower_sizes(folder: Path, name: str) -> dict[str, Any]:
     if sizes := _TEXT_TOWERS.get(name.removeprefix("FacebookAI/")):
         return sizes
     raise DcclipError(
-        "{0} lacks the size of its text tower {1}: there is no config.json of a text model",
+        "{0} has no config.json with the size of its text tower {1}",
         "copy the config.json of {1} into the directory",
         *(folder, name),
     )

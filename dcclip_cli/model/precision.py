@@ -51,7 +51,7 @@ def check_logits(scale: float, bias: float | None, model: str) -> None:
     """Raise NotFiniteError unless a model's logit scale and bias turn cosines into finite logits, the best first."""
     if not (0 < scale <= _MAX_LOGIT and (bias is None or abs(bias) <= _MAX_LOGIT)):
         raise NotFiniteError(
-            "{} has a logit scale of {:.3g} and a logit bias of {:.3g}", _HINT, model, scale, bias or 0
+            "{}: the logit scale ({:.3g}) or logit bias ({:.3g}) is out of range", _HINT, model, scale, bias or 0
         )
 
 

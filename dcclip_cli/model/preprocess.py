@@ -239,7 +239,7 @@ def _side(size: Any) -> int:
     if not sides or any(type(side) is not int or not 1 <= side <= MAX_SIDE for side in sides):
         raise ValueError(Message("size must be an integer from 1 to {:,} (got {!r:.60})", MAX_SIDE, size))
     if len(set(sides)) > 1:
-        raise ValueError(Message("size: {} is not supported; only square images are", tuple(size)))
+        raise ValueError(Message("size {} is not supported: images must be square", tuple(size)))
     return int(sides[0])
 
 
@@ -290,7 +290,7 @@ def _settings_of_processor(processor: Any) -> dict[str, Any]:
     side = _only_side(processor.size)
     crops = bool(getattr(processor, "do_center_crop", False))
     if crops and (cropped := _only_side(processor.crop_size)) != side:
-        raise ValueError(Message("it crops {} to {}", side, cropped))
+        raise ValueError(Message("it resizes to {} and crops to {}", side, cropped))
     # CLIP resizes the shorter side; a size of two sides, as MetaCLIP 2 has it, leaves nothing to be cropped.
     crops = crops and (isinstance(processor.size, int) or bool(dict(processor.size).get("shortest_edge")))
     names = {int(number): name for name, number in RESAMPLING.items()}

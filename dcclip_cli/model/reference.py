@@ -244,7 +244,7 @@ def library_of(folder: Path, preferred: Library) -> Library:
         read_record(folder / RECORD, Message("copy the whole directory again"))
     names, hint = sorted(path.name for path in folder.iterdir()), _HINT
     if inner := [name for name in names if (folder / name / "config.json").is_file() or _is_model(folder / name)]:
-        hint = Message("give the directory in it: {}", folder / inner[0])
+        hint = Message("give its subdirectory {}", folder / inner[0])
     elif (folder / "image.onnx").is_file():
         hint = Message("give the model directory that the bundle was exported from")
     listing = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or Message("nothing")

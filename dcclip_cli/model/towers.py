@@ -146,7 +146,7 @@ class Towers(nn.Module, ABC):
     def match_preprocessing(self) -> Preprocessing:
         """The Preprocessing that gives the values of the library's own. Raises DcclipError if there is none."""
         raise DcclipError(
-            "{}: only its own library provides its preprocessing", "use a model of another library", self.name
+            "{}: its preprocessing exists only in its own library", "use a model from another library", self.name
         )
 
     @cached_property

@@ -51,7 +51,7 @@ _COMPARED, _AT_A_TIME = 64, 16  # texts whose embeddings are compared: a large t
 _TABLES = ("word_embeddings.weight", "token_embedding.weight")
 _OF_OTHERS = (".h5", ".msgpack", ".ot", ".onnx", ".onnx_data", ".gguf")  # weights of other libraries
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json", *_OF_OTHERS)
-_REPORT = Message("report it, with the name of the model")
+_REPORT = Message("report this bug, with the name of the model")
 _SPECIAL_IDS = re.compile(r".*_token_id|padding_idx|(pad|bos|eos|cls|sep|mask)_id")
 
 # Insides of character classes. Digits, punctuation, symbols and emoji are of all languages.
@@ -168,12 +168,12 @@ def trim(
 def trimmable(reference: ModelSource) -> Path:
     """The directory of a model, downloaded if it is on the hub. Raises DcclipError for what is no model directory."""
     if reference.kind == "bundle":
-        raise DcclipError("{} is an export", "trim the model directory that it was exported from", reference.location)
+        raise DcclipError("{} is an export bundle", "trim the model directory it was exported from", reference.location)
     if folder := reference.folder():
         return folder
     if not reference.on_hub:
         hint = Message("give the repository of its weights: hf-hub:ORG/NAME")
-        raise DcclipError("{} is not a repository", hint, f"{reference.kind}:{reference.location}")
+        raise DcclipError("{} is not a repository on the hub", hint, f"{reference.kind}:{reference.location}")
     files_on_hub(reference.location)
     from huggingface_hub import snapshot_download
 

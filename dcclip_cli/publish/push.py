@@ -36,7 +36,7 @@ _NAME = re.compile(r"(?!.*(\.\.|--|\.git$))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\
 _COPY = Message("copy or create the whole directory again")
 MANIFEST = "manifest.json"  # of a folder that `collect` wrote
 _LOCAL = "local-dir:PATH"  # in the card of a model directory
-_LICENSES = Message("use a license id of the hub: --license apache-2.0 (or mit, cc-by-4.0, cc-by-nc-4.0, other, ...)")
+_LICENSES = Message("use a hub license id: --license apache-2.0 (or mit, cc-by-4.0, cc-by-nc-4.0, other, ...)")
 _DATA = "Training data"  # a section of a card
 
 
@@ -157,7 +157,7 @@ def push(
         if replaced and not (overwrite or pull_request):
             raise DcclipError(
                 "{} exists, and {} of its files would be replaced: {}",
-                "look at the repository; then add --overwrite or --pull-request, or choose another repository",
+                "check the repository, then add --overwrite or --pull-request; or choose another repository",
                 name,
                 len(replaced),
                 ", ".join(replaced[:8]) + (", ..." if len(replaced) > 8 else ""),
@@ -175,8 +175,8 @@ def push(
 
 
 _LOG_IN = Message("log in with: hf auth login, or set HF_TOKEN to a token that may write")
-_HINTS = {401: _LOG_IN, 403: _LOG_IN, 404: Message("check the name; without --pull-request it is created")}
-_AGAIN = Message("fix what it says, or wait; then run the same command again: nothing is uploaded twice")
+_HINTS = {401: _LOG_IN, 403: _LOG_IN, 404: Message("check the name; --pull-request needs an existing repository")}
+_AGAIN = Message("fix the reported problem, or wait; then run the same command again: no file is uploaded twice")
 
 
 @contextmanager

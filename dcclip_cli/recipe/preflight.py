@@ -105,7 +105,7 @@ class Preflight:
         recipe = self.loaded.recipe
         sections = {name for stage in STAGES if stage.name in self.needed for name in (stage.name, *stage.made_from)}
         self._missing = {at: line for at, line in self.loaded.missing_files().items() if at[0] in sections}
-        hint = Message("fix the paths; those in --set are relative to this folder, others to the recipe's folder")
+        hint = Message("fix the paths: in --set, they are relative to the current folder; in the recipe, to its folder")
         self.problems += [DcclipError(line, hint) for line in self._missing.values()]
         self._previews = self._data()
         stages: list[BlankStage] = []

@@ -60,7 +60,7 @@ class Recipe(Options):
                 raise ValueError(Message("'{}' is the name of a file that the command writes: choose another", name))
             if names.setdefault(name.casefold(), name) != name:
                 raise ValueError(
-                    Message("'{}' and '{}' are the same folder on some systems", names[name.casefold()], name)
+                    Message("'{}' and '{}' differ only in upper and lower case", names[name.casefold()], name)
                 )
         return variants
 

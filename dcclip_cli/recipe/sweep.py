@@ -87,7 +87,7 @@ class Sweep:
         """Check what all runs need, then write each one's recipe into its folder. Pairs are collected once."""
         if is_one_of_several():
             problem = Message("seeds and variants run in one process only")
-            raise DcclipError(problem, "remove torchrun, srun or mpirun; --processes N starts several processes")
+            raise DcclipError(problem, "use --processes N instead of torchrun, srun or mpirun")
         for run in self.runs.values():
             run.preflight(run.loaded.recipe.stages)
         with ExitStack() as claims:

@@ -144,7 +144,7 @@ class Server:
     async def labels(self, names: Sequence[str], multi_label: bool) -> Labels:
         """The labels' embeddings; those of the last 10,000 labels are stored."""
         if len(names) > MAX_LABELS:
-            raise DcclipError("too many labels in a request: {:,}", "send up to {:,}", len(names), MAX_LABELS)
+            raise DcclipError("a request cannot contain {:,} labels", "send at most {:,}", len(names), MAX_LABELS)
         key = (*names, multi_label)
         if (labels := self._labels.get(key)) is None:
             texts, neutral_texts = label_prompts(self.encoder.encoder, names, None, multi_label)
@@ -298,7 +298,7 @@ def _add_immich(app: FastAPI, server: Server) -> None:
             raise DcclipError(problem, "see machine-learning/ in immich's repository") from None
         if task != "clip" or len(tasks) != 1 or not isinstance(name, str):
             problem = Message("this server provides clip only, not {}", str(task)[:40])
-            hint = Message("turn it off in immich's settings, or add immich's own server after this one")
+            hint = Message("turn off this task in immich's settings, or add immich's own server after this one")
             raise RefusedError(problem, hint, status=422)
         server.note_immich(name)
         if image is not None:
@@ -324,7 +324,7 @@ def _add_search(app: FastAPI, server: Server) -> None:
     ) -> dict[str, Any]:
         """The images nearest to what is asked for, scores are cosines; and the texts that the model never learnt."""
         if not server.indexes:
-            raise RefusedError("this server searches no folder", "start with: dcclip serve --folder DIR", status=404)
+            raise RefusedError("the server has no image folder", "start with: dcclip serve --folder DIR", status=404)
         texts, files = [word for word in text if word.strip()], [await upload.read() for upload in image]
         minus = [word for word in without if word.strip()]
         if not texts and not files:

@@ -136,12 +136,12 @@ class BatchedEncoder:
     async def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings (N, D). Raises DcclipError for no text, too many or too long ones, or one that is not Unicode."""
         if not 1 <= len(texts) <= MAX_TEXTS:
-            raise DcclipError("{:,} texts in one request", "send 1 to {:,}", len(texts), MAX_TEXTS)
+            raise DcclipError("a request cannot contain {:,} texts", "send 1 to {:,}", len(texts), MAX_TEXTS)
         if (longest := max(map(len, texts))) > MAX_CHARACTERS:
-            raise DcclipError("a text is too long: {:,} characters", "send up to {:,}", longest, MAX_CHARACTERS)
+            raise DcclipError("a text is too long ({:,} characters)", "send at most {:,}", longest, MAX_CHARACTERS)
         if (length := sum(map(len, texts))) > MAX_ALL_CHARACTERS:
             raise DcclipError(
-                "the texts of one request are too long: {:,} characters", "send up to {:,}", length, MAX_ALL_CHARACTERS
+                "the texts are too long in total ({:,} characters)", "send at most {:,}", length, MAX_ALL_CHARACTERS
             )
         if not all(text.strip() for text in texts):
             raise DcclipError("a text is empty", "remove it")
@@ -155,9 +155,7 @@ class BatchedEncoder:
     async def sized_images(self, files: Sequence[bytes]) -> tuple[np.ndarray, list[tuple[int, int]]]:
         """As `embed_images`, with the width and height of each image."""
         if not 1 <= len(files) <= MAX_IMAGES:
-            raise DcclipError(
-                "{:,} images in one request are too many or too few", "send 1 to {:,}", len(files), MAX_IMAGES
-            )
+            raise DcclipError("a request cannot contain {:,} images", "send 1 to {:,}", len(files), MAX_IMAGES)
         sizes = [(0, 0)] * len(files)
 
         def prepare(place: int, image: Image.Image) -> np.ndarray:

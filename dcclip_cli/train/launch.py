@@ -30,7 +30,7 @@ def process_number(processes: Processes, device: str) -> int:
         return 1
     if {"RANK", "WORLD_SIZE"} & os.environ.keys():
         problem = Message(
-            "--processes {} is not allowed in one of several processes (WORLD_SIZE or RANK is set)", processes
+            "--processes {} cannot be used under torchrun or another launcher (WORLD_SIZE or RANK is set)", processes
         )
         raise DcclipError(problem, "start the command without torchrun or accelerate launch, or remove --processes")
     import torch
@@ -98,7 +98,7 @@ def first_error(failures: Collection[ProcessFailure], number: int) -> Exception:
         return (AgainError if error["again"] else DcclipError)(error["message"], error["hint"])
     if killed := next((failure for failure in failures if failure.exitcode < 0), None):
         problem = Message("training process {} of {} was killed by {}", killed.local_rank, number, killed.signal_name())
-        memory = Message("; the system does that when memory runs out") if -killed.exitcode == signal.SIGKILL else ""
+        memory = Message("; SIGKILL usually means that memory ran out") if -killed.exitcode == signal.SIGKILL else ""
         return DcclipError(problem, Message("run the same command again to resume from the last checkpoint{}", memory))
     message = reports[0]["message"] if reports else "; ".join(failure.message for failure in failures)
     return RuntimeError(f"one of {number} training processes ended with an error:\n{message}")

@@ -28,7 +28,7 @@ def warnings(stage: Stage) -> Iterator[Message]:
     options, lora, student, steps = stage.options, stage.options.lora, stage.new_student, stage.steps
     if options.warmup_steps > steps:
         counts = stage.name, options.warmup_steps, steps
-        yield Message("warning: {}: with warmup_steps {:,} of {:,} steps, the rate never reaches optimizer.lr", *counts)
+        yield Message("warning: {}: warmup_steps is {:,} of {:,} steps, so optimizer.lr is never reached", *counts)
     for tower in student.random_towers if student and lora else ():
         if lora and tower != stage.lock and lora.towers in (tower, "both"):
             yield Message("warning: {}: LoRA keeps the {} tower's weights, which are random", stage.name, tower)
@@ -64,7 +64,7 @@ def problems(stage: Stage) -> Iterator[Problem]:
         yield (name, "gradient_cache"), DcclipError(problem, hint)
     comparing = ", ".join(loss.kind for loss in stage.losses if loss.compares)
     if (options.accumulate == "auto" or options.images_per_part) and not options.gradient_cache and comparing:
-        problem = Message("parts depend on the machine, and {} compares the pairs of a batch", comparing)
+        problem = Message("the number of parts depends on the machine, but {} compares the pairs of a part", comparing)
         where = (name, "images_per_part" if options.images_per_part else "accumulate")
         yield where, DcclipError(problem, "set gradient_cache: true, or set accumulate to a number")
     errors = [loss.problem(stage.sizes, len(stage.teacher_options)) for loss in stage.options.losses]
@@ -85,7 +85,7 @@ def problems(stage: Stage) -> Iterator[Problem]:
     if student and stage.teacher is None:
         for key in student.from_teacher:
             problem = Message("comes from the teacher, but the recipe has no teacher")
-            yield ("student", *key), DcclipError(problem, "add a section teacher, or remove this")
+            yield ("student", *key), DcclipError(problem, "add a teacher section, or remove this key")
 
 
 def caption_problems(stage: Stage, has: Callable[..., bool]) -> Iterator[Problem]:

@@ -66,7 +66,7 @@ def test_results_are_written_in_another_format_without_measuring_again(
     assert "error: --format hub needs a hub user or organisation" in dcclip(*before, "mnist-cn", expect=1).stderr
     owned = [*before[:-1], "--owner", "o", "--dataset"]
     assert "hint:  remove --limit" in dcclip(*owned, "mnist-cn", "--limit", "9", expect=1).stderr
-    assert "evaluate one, such as imagenet-cn" in dcclip(*owned, "我的.parquet", expect=1).stderr
+    assert "evaluate a complete named data set" in dcclip(*owned, "我的.parquet", expect=1).stderr
 
 
 def test_compare_tells_differences_and_refuses_unlike_prompts(mnist: Path, model_folder: Path, tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_an_image_that_cannot_be_read_ends_eval_with_1_unless_a_part_is_accepted
     shared += ["--task", "probe", "--shots", "1"] if folder == "train" else []
     refused = dcclip(*shared, "--out", str(tmp_path / "out"), expect=1)
     title, error = refused.stdout.splitlines()[0], "error: the results lack 1 unreadable images: "
-    assert title.endswith("(without 1 images that cannot be read)")
+    assert title.endswith("(excluding 1 unreadable images)")
     assert refused.stderr.startswith(f"{error}mnist: {'train ' * (folder == 'train')}alpha_3/1.png (")
     assert "--partial all" in refused.stderr
     [written] = json.loads((tmp_path / "out/mnist.json").read_text("utf-8"))

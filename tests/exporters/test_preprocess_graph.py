@@ -69,7 +69,7 @@ def test_an_export_with_preprocessing_predicts_from_images_of_any_size(
         assert prediction == pytest.approx(expected, abs=1e-3)
     again = export_model(model=result.folder, out="again")  # a bundle stays as it is
     assert (again.folder / "image.onnx").read_bytes() == (result.folder / "image.onnx").read_bytes()
-    with pytest.raises(DcclipError, match="a bundle with preprocessing in the graph"):
+    with pytest.raises(DcclipError, match="a bundle whose preprocessing cannot be moved"):
         export_model(model=result.folder, out="back", preprocess="outside")
     assert footprint(OnnxEncoder(result.folder, "cpu"), budget_s=0.01).image_ms > 0.05
 

@@ -214,7 +214,7 @@ def test_a_directory_without_a_model_is_named_with_what_it_contains(
     for name in (resolve, lambda path: load(Path(path))):
         with pytest.raises(DcclipError, match=r"\(found: 0_CLIPModel, modules.json\)") as raised:
             name(str(tmp_path / "saved"))
-        assert raised.value.hint == f"give the directory in it: {tmp_path / 'saved' / '0_CLIPModel'}"
+        assert raised.value.hint == f"give its subdirectory {tmp_path / 'saved' / '0_CLIPModel'}"
     (tmp_path / "empty").mkdir()
     with pytest.raises(DcclipError, match=r"\(found: nothing\)"):
         load(tmp_path / "empty")
@@ -262,8 +262,8 @@ TEXT, VISION = ("model_cfg", "text_cfg"), ("model_cfg", "vision_cfg")
 @pytest.mark.parametrize(
     ("keys", "value", "what"),
     [
-        (TEXT, "文本", "model_cfg.text_cfg is missing or is not a section"),
-        ((*TEXT, "layers"), 10**6, "model_cfg.text_cfg.layers is 1000000, which no model supports"),
+        (TEXT, "文本", "model_cfg.text_cfg is missing or is not a JSON object"),
+        ((*TEXT, "layers"), 10**6, "model_cfg.text_cfg.layers is 1000000, which is out of range"),
         (("model_cfg", "embed_dim"), 4096, "; open_clip_config.json requires (4096, "),
         ((*TEXT, "pool_type"), "最大", "open_clip cannot build this model: AssertionError: assert pool_type in"),
         ((*VISION, "timm_model_name"), "test_eficientnet", "timm has no network 'test_eficientnet'"),
@@ -308,7 +308,7 @@ def test_a_wrong_name_of_a_timm_network_gets_the_nearest() -> None:
         ("test_resnt", "network: timm has no network 'test_resnt'", "did you mean test_resnet, "),
         ("网络", "network: timm has no network '网络'", listed),
         ("test_resnet.r160", "timm has no network 'test_resnet.r160'", "did you mean test_resnet.r160_in1k?"),
-        ("hf-hub:nobody/network", elsewhere, "write the name of a network that timm itself"),
+        ("hf-hub:nobody/network", elsewhere, "choose the name of a timm network"),
     ):
         with pytest.raises(DcclipError) as raised:
             check_timm_name(name, "network")

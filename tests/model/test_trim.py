@@ -192,7 +192,7 @@ def test_a_model_that_cannot_be_trimmed_is_refused_and_nothing_is_written(
         trim(hub_teachers / "altclip", tmp_path / "full", BOTH, TEXTS)
     with pytest.raises(DcclipError, match="is an export"):
         trimmable(resolve("starter"))
-    with pytest.raises(DcclipError, match="open_clip:ViT-B-32/openai is not a repository"):
+    with pytest.raises(DcclipError, match="open_clip:ViT-B-32/openai is not a repository on the hub"):
         trimmable(resolve("open_clip:ViT-B-32/openai"))
     with pytest.raises(DcclipError, match="needs its own code"):
         trim(hub_teachers / "fgclip2", tmp_path / "fg", BOTH, TEXTS)

@@ -109,7 +109,7 @@ def test_a_fresh_sweep_removes_nothing_while_one_of_its_runs_is_in_use(recipe: d
     [
         ("  fast:\n    align.step: 3", "recipe.yaml:3: align.step: unknown key, did you mean 'steps'"),
         ("  table.csv: {}", "variants: 'table.csv' is the name of a file that the command writes"),
-        ("  a: {}\n  A: {}", "variants: 'a' and 'A' are the same folder on some systems"),
+        ("  a: {}\n  A: {}", "variants: 'a' and 'A' differ only in upper and lower case"),
     ],
 )
 def test_a_mistake_in_variants_is_named_with_its_line(

@@ -73,7 +73,7 @@ def test_a_recipe_with_it_trains_and_its_own_mistakes_are_errors_of_one_line(
         ("relations:Broken", "relations:Broken: KeyError: 'power' (relations.py:"),
         ("unreadable:Loss", "unreadable:Loss cannot be imported: OSError: 无 (unreadable.py:1)"),
         ("ending:Loss", "ending:Loss cannot be imported: SystemExit: 0 (ending.py:1)"),
-        ("\ud800:损失", "'\\ud800:\\u635f\\u5931' is not MODULE:CLASS"),
+        ("\ud800:损失", "'\\ud800:\\u635f\\u5931' does not have the form MODULE:CLASS"),
     ],
 )
 def test_a_name_that_is_no_loss_is_an_error_with_its_key(

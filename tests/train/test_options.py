@@ -49,10 +49,10 @@ INHERITING: dict[str, Any] = {"text": {"inherit": "layers", "vocabulary": {"from
         ("align", {"validate_every_steps": 1}, PAIRS, "validate_every_steps", "requires validation pairs",
           "set data.validation"),
         *(("distill", {key: value, "losses": [{"kind": "similarity"}]}, PAIRS, key,
-           "parts depend on the machine, and similarity compares the pairs", "gradient_cache: true")
+           "the number of parts depends on the machine, but similarity", "gradient_cache: true")
           for key, value in (("accumulate", "auto"), ("images_per_part", 8))),
         ("distill", {"losses": [EMBEDDING, EMBEDDING | {"teacher": 2}]}, PAIRS, "losses.1",
-         "the loss embedding uses teacher 2, but there are 1, numbered from 0", "more_teachers"),
+         "the loss embedding uses teacher 2, but the recipe has 1, numbered from 0", "more_teachers"),
         ("align", {"losses": [EMBEDDING | {"teacher": 1}]}, PAIRS, "losses.0", "there are 1", "more_teachers"),
         ("distill", {"losses": [EMBEDDING | {"weight": 0}]}, PAIRS, "losses", "all losses have weight 0", "above 0"),
         ("distill", {"lora": {"towers": "image"}, "optimizer": {"image_lr_scale": 0}}, PAIRS, "lora.towers",
@@ -91,7 +91,7 @@ def test_a_long_warm_up_and_lora_on_random_weights_are_warned_of() -> None:
     stage = stage_of("distill", options, PAIRS, student_options=student)
     stage.steps = 4
     assert list(warnings(stage)) == [
-        "warning: distill: with warmup_steps 1,000 of 4 steps, the rate never reaches optimizer.lr",
+        "warning: distill: warmup_steps is 1,000 of 4 steps, so optimizer.lr is never reached",
         "warning: distill: LoRA keeps the image tower's weights, which are random",
     ]
     stage.steps, stage.new_student = 1_001, None

@@ -101,7 +101,7 @@ def check(options: EvalOptions | None, owner: str | None) -> None:
 
 def _nothing() -> DcclipError:
     reason = Message("no result covers a complete named data set; leaderboards accept only these")
-    return DcclipError("--format hub: {}", "evaluate one, such as imagenet-cn; dcclip datasets lists them", reason)
+    return DcclipError("--format hub: {}", "evaluate a complete named data set, such as imagenet-cn", reason)
 
 
 def write(

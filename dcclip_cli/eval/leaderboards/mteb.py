@@ -62,7 +62,7 @@ def tasks_of(dataset: str, language: Language) -> dict[str, str]:
 def check(options: EvalOptions | None, owner: str | None) -> None:
     """Raise DcclipError where no result of these options would have a form in mteb."""
     if options:
-        options.check_whole("mteb", Message("mteb has no task for it"))
+        options.check_whole("mteb", Message("mteb has no such task"))
         if not any(tasks_of(name, "zh") for name in options.names):
             raise _no_task(Message("none of the data sets ({}) has an mteb task", ", ".join(options.names)))
 

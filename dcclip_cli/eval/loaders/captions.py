@@ -76,7 +76,7 @@ def _with_images(captions: _Captions, location: Location, file: Path) -> Loaded:
     if not captions:
         raise DcclipError("{} lists no image of the split {}", DOWNLOAD_AGAIN, file, location.split)
     if bare := [name for name in captions if not captions[name]]:  # XM3600's are not counted otherwise
-        raise DcclipError("{}: no caption for {} ({} such images)", DOWNLOAD_AGAIN, file, bare[0], len(bare))
+        raise DcclipError("{}: {} has no caption ({} such images)", DOWNLOAD_AGAIN, file, bare[0], len(bare))
     folders = [folder for root in _folders(location) for folder in (root, root / "images") if folder.is_dir()]
     places = [caption_files.Places(folder, False) for folder in folders]
     located: dict[str, tuple[caption_files.Places, Path]] = {}
@@ -180,7 +180,7 @@ class Base64Lines(Loader):
                 captions.append((text.text, tuple(numbers[image] for image in text.images)))
         if not captions:
             raise DcclipError(
-                "{} contains no text with an image", "use valid: captions of the test split are not public", file
+                "{} contains no text with an image", "use the split valid: test captions are not public", file
             )
         return Loaded(
             images, Captions(tuple(text for text, _ in captions), tuple(image_numbers for _, image_numbers in captions))

@@ -55,8 +55,8 @@ class ClassFolders(Loader):
                 continue
             if number is None or number in by_number:
                 raise DcclipError(
-                    "{} is not a class of {}, or repeats one",
-                    "name the class folders like {}",
+                    "{} is not a class folder of {}, or repeats a class",
+                    "use folder names such as {}",
                     self.path / name, dataset.label, classes.folders[0],
                 )  # fmt: skip
             by_number[number] = files
@@ -105,7 +105,7 @@ class WebDatasetTars(Loader):
             if alone := sorted(samples["image"].keys() ^ samples["truth"].keys()):
                 lacks = truth_suffix if alone[0] in samples["image"] else Message("image")
                 raise DcclipError(
-                    "{}: {} has no {} file ({} in all)", DOWNLOAD_AGAIN, shard, alone[0], lacks, len(alone)
+                    "{}: {} has no {} file ({} such samples)", DOWNLOAD_AGAIN, shard, alone[0], lacks, len(alone)
                 )
             keys += samples["image"]
             places += [(shard, image) for image in samples["image"].values()]
@@ -137,7 +137,7 @@ class WebDatasetTars(Loader):
         if names.is_file():
             labels = self.location.classes.order(lines_of(names), str(names), dataset.own_order)[labels]
         elif not dataset.own_order:
-            raise DcclipError("{} is missing; it defines the order of the labels", "download that file too", names)
+            raise DcclipError("{} is missing; it defines the order of the labels", "download this file too", names)
         return Loaded(images, labels)
 
 

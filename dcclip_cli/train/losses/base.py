@@ -237,7 +237,7 @@ class TeacherLoss(Loss):
     def problem(self, kinds: Collection[str], teachers: int) -> DcclipError | None:
         if self.teacher < teachers:
             return super().problem(kinds, teachers)
-        count = Message("there are {}, numbered from 0", teachers) if teachers else Message("the recipe has none")
+        count = Message("the recipe has {}, numbered from 0", teachers) if teachers else Message("the recipe has none")
         problem = Message("the loss {} uses teacher {}, but {}", self.kind, self.teacher, count)
         return DcclipError(problem, "add teachers to more_teachers, or use a smaller number")
 
