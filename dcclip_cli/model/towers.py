@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -105,6 +105,8 @@ class Towers(nn.Module, ABC):
     fp16: ClassVar[bool] = True  # whether it computes in fp16 without overflowing
     precision = AS_ASKED  # of the towers as a teacher
     _is_cast = False
+    compilable: Collection[str] = ("image", "text")  # not where hooks give features: a graph keeps the first hook
+    compiled: Mapping[str, Callable[..., Any]] = {}  # what training calls in place of features of "image" and "text"
 
     @contextmanager
     def as_teacher(self) -> Iterator[None]:
@@ -134,6 +136,13 @@ class Towers(nn.Module, ABC):
         """A context in which torch computes in `precision`, where that is bf16 or fp16."""
         device = next(self.parameters()).device.type
         return torch.autocast(device, _HALF.get(precision, torch.bfloat16), enabled=precision in _HALF)
+
+    def compile_towers(self, names: Collection[str]) -> None:
+        """Compile towers for training: images of one size, texts of any number and length."""
+        functions: dict[str, Callable[..., Any]] = {"image": torch.compile(self.image_features, dynamic=False)}
+        texts = torch.compile(lambda ids, mask: self.text_features(Tokens(ids, mask)), dynamic=True)
+        functions["text"] = lambda tokens: texts(tokens.ids, tokens.mask)  # `lengths` would be constants of a graph
+        self.compiled = {name: functions[name] for name in names if name in self.compilable}
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
         """The image tower's input (3, H, W), float32, for an RGB image; of NaFlex models as `NaflexTowers` says."""
@@ -192,9 +201,9 @@ class Towers(nn.Module, ABC):
     def text_features_by_length(self, tokens: Tokens) -> TextFeatures:
         """`text_features` in parts of similar length: less padding, other last bits; those of padding are 0."""
         texts, longest = tokens.ids.shape
-        parts = min(_LENGTHS, texts // _TEXTS_OF_A_LENGTH)
+        parts, text_features = min(_LENGTHS, texts // _TEXTS_OF_A_LENGTH), self.compiled.get("text", self.text_features)
         if parts < 2 or not self.takes_any_length:
-            return self.text_features(tokens)
+            return text_features(tokens)
         tokens = tokens.sorted()
         order, outputs, end = tokens.by_length, [], 0
         assert order is not None
@@ -202,7 +211,7 @@ class Towers(nn.Module, ABC):
             lengths = tokens.lengths[end : end + len(rows)]
             end, columns = end + len(rows), slice(lengths[-1])
             part = Tokens(tokens.ids[rows, columns], tokens.mask[rows, columns], lengths=lengths)
-            outputs.append(self.text_features(part))
+            outputs.append(text_features(part))
         back = torch.argsort(order)
         padded = [nn.functional.pad(part.tokens, (0, 0, 0, longest - part.tokens.shape[1])) for part in outputs]
         return TextFeatures(torch.cat([part.embedding for part in outputs])[back], torch.cat(padded)[back], tokens.mask)
@@ -272,6 +281,7 @@ class OpenClipTowers(Towers):
         self.context_length = int(self._text.context_length)
         self._tokenizer, self._preprocess = tokenizer, preprocess
         self.name, self.fingerprint = name, fingerprint
+        self.compilable = ("image", "text") if self.takes_any_length else ("image",)
 
     def image_fingerprint(self) -> str:
         visual = self.model.visual

@@ -7,7 +7,7 @@ import itertools
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cache
 from importlib.util import find_spec
@@ -19,6 +19,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from accelerate.utils.memory import should_reduce_batch_size
+from PIL import Image
 from torch import distributed, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
@@ -37,10 +38,9 @@ from dcclip_cli.machine import (
     use_launcher,
 )
 from dcclip_cli.model.precision import Choice, choose_precision, newton_schulz_precision
-from dcclip_cli.model.towers import ImageFeatures
+from dcclip_cli.model.towers import ImageFeatures, Towers
 from dcclip_cli.progress import Progress
 from dcclip_cli.train.distributed import from_first, process_count
-from dcclip_cli.train.task import TrainingTask
 
 if TYPE_CHECKING:
     from dcclip_cli.train.options import TrainOptions
@@ -160,54 +160,67 @@ def settle_precision(stage: Stage, trained: nn.Module) -> Choice:
 
 
 def settle_compile(stage: Stage) -> bool:
-    """Compile the student's image tower where a probe said so when the stage began; return whether it is compiled."""
+    """Compile the student's images and live teachers where a probe said so when the stage began; return whether."""
     options, folder, progress = stage.options, stage.folder, stage.progress
     if options.compile == "off":
         return False
     torch._inductor.config.deterministic = options.deterministic  # no kernel is chosen by its speed
-    parts = process_count() * stage.fewest_parts
-    part = min(_PROBED_IMAGES, stage.sampler.images_per_step // parts)
-    probe = decided(folder, "compile", lambda: _compile_probe(stage.task, options, stage.device, part))
+    part = stage.sampler.images_per_step // (process_count() * stage.fewest_parts)
+    if options.accumulate == "auto":  # which finds out what fits
+        part = min(_PROBED_IMAGES, part)
+    teachers = [] if options.teacher_cache else [teacher.towers for teacher in stage.teachers]
+    probe = decided(folder, "compile", lambda: _compile_probe(stage, teachers, part))
     if probe is None:
         progress.say(Message("{}: not compiled: torch finds no compiler on this machine", folder.name))
         return False
     pays = probe["gain"] >= _LEAST_COMPILED_GAIN
     compiled = Message("compiled") if pays else Message("not compiled")
     line = Message(
-        "{}: {}: compiled passes of the image tower are {:.2f} times as fast, after {:.0f} s of compiling",
+        "{}: {}: compiled passes of the image towers are {:.2f} times as fast, after {:.0f} s of compiling",
         *(folder.name, compiled, probe["gain"], probe["seconds"]),
     )
     progress.say(line)
     if pays:
-        stage.task.compile_images()
+        # Not the student's texts: of how many the first batch has decides how sums over all are split, and a run that
+        # resumes has another first batch. Nor teachers that fill a cache, whose features are the same in all runs.
+        stage.task.student.compile_towers(["image"])
+        for towers in teachers:
+            towers.compile_towers(["image", "text"])
     return bool(pays)
 
 
-def _compile_probe(task: TrainingTask, options: TrainOptions, device: str, images: int) -> dict[str, float] | None:
-    """How many times as fast the student's image tower is when compiled, forward and backward, and compiling's seconds.
+def _compile_probe(stage: Stage, teachers: Sequence[Towers], images: int) -> dict[str, float] | None:
+    """How many times as fast image towers are when compiled, the student's with its backward pass, and at what cost.
 
     None without a compiler that works. Weights, running means and random state of the task do not change.
     """
-    kind = torch.device(device).type
+    task, device, kind = stage.task, stage.device, torch.device(stage.device).type
     compiler = find_spec("triton") if kind == "cuda" else device == "cpu" and shutil.which(os.environ.get("CXX", "g++"))
     if not compiler:
         return None
     probed = copy.deepcopy(task.student).to(device).train()
-    side = probed.preprocessing.size if probed.preprocessing else 224
-    pixels = torch.ones(images, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
+    teachers = [towers for towers in teachers if "image" in towers.compilable]
+    batches = []
+    for towers in (probed, *teachers):
+        image = torch.from_numpy(towers.preprocess(Image.new("RGB", (64, 64)))).to(device)
+        batches.append(image.expand(images, *image.shape).contiguous(memory_format=torch.channels_last))
 
-    def seconds(run: Callable[..., ImageFeatures]) -> float:
+    def seconds(passes: Sequence[Callable[..., ImageFeatures]]) -> float:
         began = time.perf_counter()
-        with probed.autocast(options.precision):
-            features = run(pixels, task.layers)
+        with probed.autocast(stage.options.precision):
+            features = passes[0](batches[0], task.layers)
             outputs = features.embedding, features.map, *features.maps.values()
             torch.stack([output.float().square().mean() for output in outputs]).sum().backward()
         probed.zero_grad()
+        for teacher, image_features, pixels in zip(teachers, passes[1:], batches[1:], strict=True):
+            with teacher.as_teacher():
+                image_features(pixels)
         if kind == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - began
 
-    ways = probed.image_features, torch.compile(probed.image_features, dynamic=False)
+    eager_passes = [towers.image_features for towers in (probed, *teachers)]
+    ways = eager_passes, [torch.compile(image_features, dynamic=False) for image_features in eager_passes]
     try:
         with torch.random.fork_rng():
             first = [seconds(way) for way in ways]
@@ -227,15 +240,10 @@ def make_accelerator(options: TrainOptions, device: str, unused: bool = True) ->
     """
     unused |= options.deterministic and PartialState().num_processes > 2
     AcceleratorState._reset_state()  # a process keeps one precision, and the stage before may have had another
-    return Accelerator(
-        cpu=device == "cpu",
-        mixed_precision="no" if options.precision == "fp32" else options.precision,
-        kwargs_handlers=[  # the trainer averages buffers
-            DistributedDataParallelKwargs(
-                find_unused_parameters=unused, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
-        ],
-    )
+    precision = "no" if options.precision == "fp32" else options.precision
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=unused, gradient_as_bucket_view=True)
+    ddp.broadcast_buffers = False  # the trainer averages them
+    return Accelerator(cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[ddp])
 
 
 class Parts:

@@ -118,8 +118,8 @@ class TrainOptions(Options):
     )
     compile: Literal["auto", "off"] = Field(
         "off",
-        description="Compile the student's image tower (torch.compile). auto: only if a test run is at least 1.15 "
-        "times as fast; the test takes minutes and needs a GPU or a C++ compiler",
+        description="Compile the student's image tower and live teachers (torch.compile). auto: only if a test run is "
+        "at least 1.15 times as fast; the test takes minutes and needs a GPU or a C++ compiler",
     )
     deterministic: bool = Field(
         True,

@@ -77,9 +77,9 @@ def forward_flops(towers: Towers, pixels: Tensor, texts: Sequence[Tokens]) -> Fl
     copies: dict[int, Tensor] = {}  # of weights, on the meta device, in place of which none are copied
     for parameter in towers.parameters():  # in fp32: a teacher's are in several types
         copies[id(parameter)] = nn.Parameter(parameter.detach().to("meta", torch.float32), requires_grad=False)
-    for buffer in towers.buffers():
-        copies[id(buffer)] = buffer.to("meta")
+    copies |= {id(buffer): buffer.to("meta") for buffer in towers.buffers()}
     blank = copy.deepcopy(towers, copies)
+    blank.compiled = {}
     with torch.no_grad(), FlopCounterMode(display=False) as images:
         if pixels.ndim == 4 and len(pixels):
             blank.image_features(pixels.to("meta"))

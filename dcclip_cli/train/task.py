@@ -50,7 +50,6 @@ class TrainingTask(nn.Module):
         self.chance: dict[str, float] = {}  # terms of the last batch at chance level, where known
         self._teachers, self._losses = list(teachers), list(losses)
         self.layers = student_layers(losses)
-        self._image_features = student.image_features
         self._widths = widths(student, self.layers)
         self._dims = shorter_dims(dims, self._widths.embedding)
         self.adapters = nn.ModuleList(nn.ModuleDict() for _ in teachers)
@@ -133,7 +132,7 @@ class TrainingTask(nn.Module):
             image = ImageFeatures(batch.pixels, batch.pixels[:, :, None, None])
         elif len(batch.pixels):
             try:
-                image = self._image_features(batch.pixels, self.layers)
+                image = self.student.compiled.get("image", self.student.image_features)(batch.pixels, self.layers)
             except ValueError as error:
                 if len(batch.pixels) > 1 or "more than 1 value per channel" not in str(error):
                     raise
@@ -142,10 +141,6 @@ class TrainingTask(nn.Module):
         else:
             image = no_images(self._widths, self.layers, batch.pixels.device)
         return Outputs(image, texts, {name: texts.image_index for name, texts in batch.texts.items()})
-
-    def compile_images(self) -> None:
-        """Compile the student's image tower from here on, for batches of one size."""
-        self._image_features = torch.compile(self.student.image_features, dynamic=False)
 
     def flops(self, batch: Batch) -> float:
         """Floating-point operations of a step on the batch: those of the student, and of teachers that run in it."""
@@ -173,9 +168,8 @@ class TrainingTask(nn.Module):
             logit_bias=model.logit_bias,
             false_negatives={name: mask for name, mask in masks.items() if mask is not None},
         )
-        # Losses are not in bf16, whose numbers near a logit of 100 are 0.5 apart.
-        has_autocast = torch.amp.is_autocast_available(device.type)
-        in_fp32 = torch.autocast(device.type, enabled=False) if has_autocast else nullcontext()
+        # Losses are not in bf16, whose numbers near a logit of 100 are 0.5 apart. Meta tensors have no autocast.
+        in_fp32 = torch.autocast(device.type.replace("meta", "cpu"), enabled=False)
         inside = not all(loss.embeddings_only for loss in self._losses)
         student, teachers = student.in_fp32(inside), [teacher.in_fp32(inside) for teacher in teachers]
         terms: dict[str, Tensor] = {}

@@ -140,14 +140,8 @@ class LazyTeacher:
             return facts
         towers = self.towers
         check_logits(towers.logit_scale, towers.logit_bias, towers.name)
-        facts = TeacherFacts(
-            towers.name,
-            towers.fingerprint,
-            towers.logit_scale,
-            towers.parameters_count(),
-            widths(towers, self._layers),
-            towers.precision,
-        )
+        size, shape = towers.parameters_count(), widths(towers, self._layers)
+        facts = TeacherFacts(towers.name, towers.fingerprint, towers.logit_scale, size, shape, towers.precision)
         if self._record:
             with suppress(OSError):  # a folder that cannot be written
                 self._record.parent.mkdir(parents=True, exist_ok=True)
@@ -226,7 +220,7 @@ class OnlineTeacher(TeacherFeatures):
 
         with self._teacher.as_teacher():
             if len(pixels):
-                image = self._teacher.image_features(pixels, self._layers)
+                image = self._teacher.compiled.get("image", self._teacher.image_features)(pixels, self._layers)
             else:
                 image = no_images(self.widths, self._layers, pixels.device)
             texts = {

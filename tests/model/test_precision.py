@@ -42,10 +42,9 @@ def test_on_a_cpu_its_features_and_the_trained_convolutions_decide(
 def test_a_gpu_without_bf16_trains_and_teaches_in_fp16_unless_the_model_overflows(
     capability: float, expected: str, trained: nn.Module | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    properties = SimpleNamespace(major=int(capability))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=int(capability)))
     assert choose_precision("auto", "cuda:1", trained).precision == expected
     overflowing = choose_precision("auto", "cuda", trained, EmbeddingGemma2Towers.fp16)
     assert overflowing.precision == {"fp16": "fp32", "bf16": "bf16"}[expected]

@@ -1,7 +1,6 @@
 """Stage 1 from beginning to end, with every kind of teacher."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +25,7 @@ from dcclip_cli.train.losses.embeddings import EmbeddingLoss, InteractiveLoss
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
 from dcclip_cli.train.stage import Stage
 from dcclip_cli.train.task import TrainingTask
-from dcclip_cli.train.teacher import NarrowSpace, OnlineTeacher
+from dcclip_cli.train.teacher import NarrowSpace
 from dcclip_cli.train.trainer import train_stage
 from tests.train.jobs import WEIGHTS, Job, Watch, elsewhere, logged, refused, run, stage_of, weights
 
@@ -284,27 +283,6 @@ def test_chinese_learns_the_teachers_english_and_nothing_of_its_chinese(learning
     learnt = embed(ours, "紫色的小鱼")
     assert learnt @ english > max(0.9, float(learnt @ chinese))
     assert embed(ours, "purple fish") @ english > 0.9
-
-
-def test_a_student_in_fp32_learns_from_a_live_teacher_in_bf16_that_runs_first(
-    distilling: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    order: list[str] = []
-
-    def noting(method: Callable[..., Any]) -> Callable[..., Any]:
-        def noted(*arguments: Any) -> Any:
-            order.append(method.__name__)
-            return method(*arguments)
-
-        return noted
-
-    monkeypatch.setattr(OnlineTeacher, "features", noting(OnlineTeacher.features))
-    monkeypatch.setattr(TrainingTask, "outputs", noting(TrainingTask.outputs))
-    distilling["teacher"]["precision"] = "bf16"
-    kinds = ("embedding", "interactive", "similarity", "anchors")
-    distilling["options"] = {"steps": 1, "teacher_cache": False, "losses": [{"kind": kind} for kind in kinds]}
-    assert run(distilling).metrics.keys() > {*kinds}
-    assert order == ["features", "outputs"]
 
 
 # ---- the paper's recipe for some steps, with a small random AltCLIP

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,20 +70,24 @@ def accelerator() -> Accelerator:
     return Accelerator(cpu=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_losses_are_computed_in_fp32_in_any_precision_of_the_towers(
-    stage: TrainingTask, batch: Batch, altclip_folder: Path, dtype: torch.dtype
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_losses_are_computed_in_fp32_in_any_precision_of_the_towers_of_which_the_teachers_run_first(
+    stage: TrainingTask, batch: Batch, altclip_folder: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = AltClipTeacher(model=str(altclip_folder), precision="bf16").load()
     losses = [FeatureMapLoss(), TokenFeaturesLoss(), TaskLoss(cross_lingual=0.5), EmbeddingLoss(), SimilarityLoss()]
     task = TrainingTask(stage.student, losses, [OnlineTeacher(teacher, 0, (), widths(teacher))])
-    with torch.autocast("cpu", dtype):
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         teachers, student = task.teacher_outputs(batch), task.outputs(batch)
         terms = task.terms(batch, student, teachers)
     assert student.image.embedding.dtype == student.texts["zh"].embedding.dtype == dtype
     expected = task.terms(batch, student, teachers)
     assert terms == expected and all(term.dtype == torch.float32 for term in terms.values())
-    torch.amp.GradScaler("cpu", init_scale=16).scale(sum(terms.values())).backward()
+    order: dict[str, Any] = {}
+    monkeypatch.setattr(task, "teacher_outputs", lambda _batch: order.setdefault("teachers", teachers))
+    monkeypatch.setattr(task, "outputs", lambda _batch: order.setdefault("student", student))
+    assert task(batch) == expected and [*order] == ["teachers", "student"]
+    torch.amp.GradScaler("cpu", init_scale=16).scale(torch.stack([*terms.values()]).sum()).backward()
     assert all(parameter.grad.isfinite().all() for parameter in task.parameters() if parameter.grad is not None)
 
 

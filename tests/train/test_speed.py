@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -216,17 +217,38 @@ def test_the_gpu_benchmark_reports_a_row_that_fails_and_writes_the_rest(tmp_path
     assert failed["note"] in table and "reader, 256 x 256" in table
 
 
+def test_the_probe_compares_passes_of_student_and_live_teacher_with_as_many_images_as_a_part(
+    distilling: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[tuple[str, int]] = []
+
+    def compile_nothing(function: Any, dynamic: bool) -> Any:
+        def compiled(pixels: torch.Tensor, *layers: Any) -> Any:
+            passes.append((type(function.__self__).__name__, len(pixels)))
+            return function(pixels, *layers)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    monkeypatch.setenv("CXX", sys.executable)  # any program is taken for a compiler
+    distilling["options"] |= {"compile": "auto", "teacher_cache": False, "accumulate": 2, "batch_size": 8}
+    stage_of(distilling).prepare()
+    assert passes == [("OpenClipTowers", 4), ("AltClipTowers", 4)] * 4
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiles")
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_compiled_run_that_is_interrupted_ends_with_the_same_weights(distilling: Job, tmp_path: Path) -> None:
     jobs = [distilling | {"root": str(tmp_path / name)} for name in ("eager", "whole", "interrupted")]
     for job, way in zip(jobs, ("off", "auto", "auto"), strict=True):
-        job["options"] = job["options"] | {"compile": way}
+        job["options"] = job["options"] | {"compile": way, "teacher_cache": False}
         folder = Path(job["root"]) / "distill"
         folder.mkdir(parents=True)
         (folder / "computed_in.json").write_text(json.dumps({"compile": {"gain": 2.0, "seconds": 1.0}}))
+    counters.clear()
     eager, compiled = run(jobs[0]), run(jobs[1])
+    assert counters["stats"]["unique_graphs"] <= 4  # the student's images, the teacher's, its texts
     interrupt(jobs[2], "distill", 3)
     assert sha256(run(jobs[2])) == sha256(compiled)
     assert sha256(compiled) != sha256(eager)

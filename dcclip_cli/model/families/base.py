@@ -17,12 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.model.hub_models import (
-    IMAGE_PROCESSOR,
-    SENTENCEPIECE,
-    TRANSFORMERS_CONFIG,
-    checked_json,
-)
+from dcclip_cli.model.hub_models import IMAGE_PROCESSOR, SENTENCEPIECE, TRANSFORMERS_CONFIG, checked_json
 from dcclip_cli.model.preprocess import MAX_SIDE, Preprocessing, matching_preprocessing
 from dcclip_cli.model.tokenizer import check_tokenizer
 from dcclip_cli.model.towers import TREATMENT, ImageFeatures, TextFeatures, Tokens, Towers, check_layers, on_grid

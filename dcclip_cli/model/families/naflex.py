@@ -66,6 +66,7 @@ class NaflexTowers(TransformersTowers):
         height, width = map(int, inputs["spatial_shapes"][0])
         return self._patches.packed(inputs["pixel_values"][0][: height * width], height, width)
 
+    compilable = ()
     _image_modules = attrgetter("vision_model.encoder.layers", "vision_model.post_layernorm")  # the last gives the map
 
     def image_features(self, pixels: Tensor, layers: Sequence[int] = ()) -> ImageFeatures:

@@ -38,7 +38,7 @@ from dcclip_cli.progress import Progress
 class UFormTowers(Family):
     """A UForm model by the classes and processors of its package, which pad texts to the length of the tower."""
 
-    label = "UForm"
+    label, compilable = "UForm", ()
     weights = UFORM_WEIGHTS
     required_files = (
         (TRANSFORMERS_CONFIG,),
