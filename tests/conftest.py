@@ -234,36 +234,15 @@ def _save_chinese_clip(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def siglip_folder(build_once: Build) -> Path:
-    """A tiny random SigLIP, whose text tower was made for padded input of one length."""
-    return build_once("siglip", _save_siglip)
-
-
-def _save_siglip(folder: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipImageProcessor, SiglipModel
-
-    pieces = [("<unk>", 0.0), ("</s>", 0.0), *((piece, -3.0) for piece in WORDS)]
-    pieces += [(piece, -8.0) for piece in dict.fromkeys(CHARACTERS + "猫")]
-    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    text = small(vocab_size=len(pieces), max_position_embeddings=16, projection_size=32)
-    config = SiglipConfig(
-        text_config=text | {"pad_token_id": 1, "bos_token_id": 1, "eos_token_id": 1},
-        vision_config=small(image_size=32, patch_size=8),
-    )
-    seeded(SiglipModel, config).save_pretrained(folder)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="</s>", eos_token="</s>", unk_token="<unk>", model_max_length=16
-    ).save_pretrained(folder)
-    SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
-
-
-@pytest.fixture(scope="session")
 def hub_teachers(build_once: Build) -> Path:
     """Tiny random teachers in the layouts of their hub repositories, a directory each."""
     return build_once("hub-teachers", lambda folder: [make(kind, folder / kind) for kind in KINDS])
+
+
+@pytest.fixture(scope="session")
+def siglip_folder(hub_teachers: Path) -> Path:
+    """A tiny random SigLIP2, whose text tower was made for padded input of one length, in lower case."""
+    return hub_teachers / "siglip2"
 
 
 @pytest.fixture

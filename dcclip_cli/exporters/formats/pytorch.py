@@ -109,6 +109,9 @@ class Transformers(Format):
         model.save_pretrained(folder)
         model.float()
         tokenizer.save_pretrained(folder)
+        if getattr(source.towers, "lower_cases", False):  # though SigLIP2's files do not say so
+            file = folder / "tokenizer_config.json"
+            write_json(file, {**read_json(file, ""), "tokenizer_class": "Siglip2Tokenizer"})
         processor.save_pretrained(folder)
 
     def open(self, folder: Path) -> Encoder:
