@@ -40,7 +40,7 @@ def dcclip(
     try:
         os.getcwd()
     except FileNotFoundError:  # in which torch ends the process
-        raise DcclipError("the working directory no longer exists", "change to one that does: cd DIR") from None
+        raise DcclipError("the working directory no longer exists", "change to an existing directory: cd DIR") from None
     set_library_defaults()
 
 
@@ -54,9 +54,9 @@ _PANELS = {
         *(calibrate.calibrate, demo.demo, serve.serve),
     ),
     "Publish a model": (push.push,),
-    "Look things up": (about.models, eval.datasets, about.doctor),
+    "Show information": (about.models, eval.datasets, about.doctor),
 }
 for _panel, _commands in _PANELS.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
-app.add_typer(about.recipe_app, name="recipe", rich_help_panel="Look things up")
+app.add_typer(about.recipe_app, name="recipe", rich_help_panel="Show information")

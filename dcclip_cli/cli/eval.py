@@ -27,11 +27,11 @@ _MODELS = Option("--model", metavar="MODEL", help=f"{flags.MODEL_HELP} Repeatabl
 _DATASETS = Option("--dataset", metavar="NAME|PATH", help=_DATASET_HELP)
 _LANGUAGES = Option("--languages", metavar="en,zh", help="Languages for your own data sets. Default: all of theirs.")
 _DATA_ROOT = Option(
-    "--data-root", metavar="DIR", help="Folder with the named data sets in DIR/NAME/. Default: the hub."
+    "--data-root", metavar="DIR", help="Folder with the named data sets, each in DIR/NAME/. Default: the hub."
 )
 _LIMIT = Option("--limit", min=1, help="Maximum number of images per data set: a fixed random sample.")
 _PARTIAL = Option(
-    "--partial", help="Accept unreadable images and incomplete sets; classify among all classes, or those present."
+    "--partial", help="Accept unreadable images and incomplete data sets; use all classes, or only those present."
 )
 _TEMPLATES = Option(
     "--templates", help="Prompts: the data set's own (default), a few generic ones, or only the class name."
@@ -39,18 +39,18 @@ _TEMPLATES = Option(
 _TASK = Option(
     "--task", help="retrieval: retrieve captions of your own pairs; probe: a linear classifier on embeddings."
 )
-_SHOTS = Option("--shots", metavar="5,20,50,all", help="Training images per class of probes. Default: 5,20,50,all.")
+_SHOTS = Option("--shots", metavar="5,20,50,all", help="Images per class for --task probe. Default: 5,20,50,all.")
 _PRECISION = Option("--precision", help="Precision of torch models. Default: fp32.")
 _WORKERS = Option("--workers", min=1, callback=flags.at_a_time, help="Threads that read images. Default: 2.")
 _NO_CACHE = Option("--no-cache", help="Do not use the cache of embeddings.")
 _JSON = Option("--json", help="Print the full results as JSON instead of a table.")
-_OUT = Option("--out", metavar="DIR", help="Folder for results (JSON), tables, report.html.")
+_OUT = Option("--out", metavar="DIR", help="Folder for results (JSON), tables and report.html.")
 _FORMAT = Option(
     "--format",
     metavar="dcclip|hub|mteb|immich",
-    help="Formats of --out: dcclip: JSON, tables and report.html; hub: files for leaderboards of the Hugging Face "
-    "hub, in DIR/hub/; mteb: results for mteb, in DIR/mteb/; immich: how models rank in immich's XM3600 table, in "
-    "DIR/immich/. Repeatable. Default: dcclip.",
+    help="Format of --out. dcclip: JSON, tables and report.html; hub: files for leaderboards of the Hugging Face "
+    "hub, in DIR/hub/; mteb: results for mteb, in DIR/mteb/; immich: the rank of the models in immich's XM3600 "
+    "table, in DIR/immich/. Repeatable. Default: dcclip.",
 )
 _OWNER = Option(
     "--owner",
@@ -248,7 +248,7 @@ def compare(
     console.show_table(title, columns, rows)
 
 
-_NAME = Argument(metavar="NAME", help="Data set whose classes to print, with --classes-yaml.")
+_NAME = Argument(metavar="NAME", help="Data set for --classes-yaml.")
 _LOOK_IN = Option("--data-root", metavar="DIR", help="Show which data sets are in DIR.")
 _CLASSES_YAML = Option("--classes-yaml", help="Print the classes of NAME as the classes.yaml of a folder.")
 

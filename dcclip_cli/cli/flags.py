@@ -25,9 +25,9 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 IMAGES = Argument(metavar="IMAGE", help="Images, folders or globs; - reads paths from stdin.")
 RecipeFile = Annotated[Path, Argument(metavar="RECIPE", help="Recipe, a YAML file.")]
 OptionalRecipe = Annotated[
-    Path | None, Argument(metavar="RECIPE", help="Recipe; the command uses its own section and the trained model.")
+    Path | None, Argument(metavar="RECIPE", help="Recipe: defines the settings of this command and the trained model.")
 ]
-_SETS = Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe: distill.epochs=3. Repeatable.")
+_SETS = Option("--set", metavar="KEY=VALUE", help="Override a recipe value, such as distill.epochs=3. Repeatable.")
 Sets = Annotated[list[str] | None, _SETS]
 Out = Annotated[Path | None, Option("--out", metavar="DIR", help="Run directory. Default: runs/NAME.")]
 Fresh = Annotated[bool, Option("--fresh/--resume", help="--fresh starts over; --resume continues the last run.")]
@@ -37,7 +37,7 @@ _FRESH = Option(
 )
 FreshOrResume = Annotated[bool | None, _FRESH]
 _CHECK = Option(
-    "--check", help="Check recipe, data, models, device and disk; print time and disk estimates; run nothing."
+    "--check", help="Check the recipe, data, models, device and disk, and estimate time and disk; run nothing."
 )
 Check = Annotated[bool, _CHECK]
 

@@ -27,7 +27,7 @@ _MOST_TEXTS, _MOST_TEXTS_BYTES = 1_000_000, 100_000_000
 _LABELS = Option("--labels", metavar="猫,dog", help="Labels in Chinese, English or both, separated by , ， or 、.")
 _LABELS_FILE = Option("--labels-file", metavar="FILE", help="File with more labels, one per line.")
 _TEMPLATE = Option(
-    "--template", metavar="TEXT", help="Prompt template; {} is the label. For labels in its script. Repeatable."
+    "--template", metavar="TEXT", help="Prompt template for labels in its script; {} is the label. Repeatable."
 )
 _MULTI_LABEL = Option("--multi-label", help="Score each label independently: none, one or several may fit.")
 _THRESHOLD = Option("--threshold", min=0, max=1, help="Show only labels with at least this probability.")
@@ -269,7 +269,7 @@ def embed(
     model: flags.Model = None,
     dims: flags.Dims = None,
     dtype: Annotated[Literal["fp32", "fp16", "int8", "binary"], _EMBED_DTYPE] = "fp32",
-    as_json: Annotated[bool, Option("--json", help="Print a JSON object: the file, and unknown words.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print a JSON object with the path and unknown words.")] = False,
     device: flags.Where = "auto",
     threads: flags.Threads = None,
     quiet: flags.Quiet = False,

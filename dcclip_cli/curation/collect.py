@@ -123,7 +123,7 @@ def _nothing_kept(pairs: int, dropped: Counter[str], file: Path | None = None) -
     reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
     message = Message("none of the {} pairs passed: {}", pairs, reasons)
     if not dropped:
-        return DcclipError(message, Message("see {}", file))
+        return DcclipError(message, Message("see the reasons in {}", file))
     _, meaning, setting = explain(dropped.most_common(1)[0][0])
     hint = Message("Change collect.{}", setting) if setting else Message("Fix the source, or choose another")
     if file:

@@ -33,7 +33,7 @@ class OutputOptions(Options):
 
     format: Literal["original", "jpeg"] = Field(
         "original",
-        description="Image file format; jpeg: others are converted to JPEG on white, so shards have one format",
+        description="Image file format; jpeg converts all other formats, with transparent areas in white",
     )
     shards: Literal["tar", "parquet"] = Field("tar", description="Kind of shards: WebDataset tars or Parquet")
 
@@ -63,12 +63,12 @@ class ClusterOptions(Options):
 
 
 class CollectOptions(DedupOptions):
-    """What is read, what is kept and how it is stored.
+    """Sources, filters, deduplication and storage of image-caption pairs.
 
     Every kept pair has a readable JPEG, PNG or WebP image and at least one caption, whatever the filters.
     """
 
-    sources: tuple[Source, ...] = Field(min_length=1, description="Where pairs come from; read in this order")
+    sources: tuple[Source, ...] = Field(min_length=1, description="Sources of pairs, read in this order")
     fetch: FetchOptions = Field(FetchOptions(), description="How images are downloaded for sources that list URLs")
     normalize: NormalizeOptions = Field(NormalizeOptions(), description="How captions are normalized before filtering")
     filters: tuple[AnyFilter, ...] = Field(
@@ -78,7 +78,7 @@ class CollectOptions(DedupOptions):
     needs: tuple[Language, ...] = Field((), description="Languages that a kept pair must have; empty: any language")
     scores: Scorers = Field((), description="Models that score the pairs that passed the filters")
     output: OutputOptions = Field(OutputOptions(), description="How kept pairs are stored")
-    shard_size: int = Field(1000, ge=1, le=100_000, description="Pairs read per shard; a shard has those kept")
+    shard_size: int = Field(1000, ge=1, le=100_000, description="Input pairs per shard; it contains those kept")
     report: ReportOptions = Field(ReportOptions(), description="Contents of report.html")
     cluster: Neutral[ClusterOptions] = Field(
         ClusterOptions(), description="Resources that each job of --engine slurm requests"

@@ -39,7 +39,7 @@ class DataOptions(Options):
         0,
         ge=0,
         le=1_000_000,
-        description="Pairs of data.train, evenly spaced, that are not trained on: they are the validation pairs",
+        description="Number of pairs of data.train, evenly spaced, to use for validation instead of training",
     )
     images: str | None = Field(
         None, description="Images without captions, to distill the image tower: a folder, a Parquet file or a tar file"
@@ -48,7 +48,7 @@ class DataOptions(Options):
         None, description="Texts without images, to distill the text tower: .txt, .tsv, .csv or .jsonl, or pairs"
     )
     columns: Columns = Field(
-        Columns(), description="Names of columns in Parquet files, or of fields in the JSON of tars, written by others"
+        Columns(), description="Names of columns in Parquet files, or of fields in tars' JSON, that others wrote"
     )
     phrases: int = Field(
         0,
@@ -69,8 +69,8 @@ class DataOptions(Options):
         50.0,
         gt=0,
         le=1_000_000,
-        description="Limit in GB of the block cache on disk, for data in object stores and Parquet files; it needs "
-        "space for one shuffle window, better for two",
+        description="Maximum size, in GB, of the block cache on disk, for data in object stores and Parquet files; "
+        "must fit one shuffle window, ideally two",
     )
 
     @property
@@ -113,13 +113,13 @@ class Augment(Options):
     """Random image augmentations. The default only puts transparent images on white."""
 
     background: Literal["white", "random"] = Field("white", description="Background of transparent images")
-    crop: float = Field(1.0, gt=0, le=1, description="Smallest fraction of the area that a random crop keeps")
-    scale: tuple[Zoom, Zoom] = Field((1.0, 1.0), description="Range of the zoom factor; below 1 the background shows")
-    rotate: float = Field(0.0, ge=0, le=180, description="Largest rotation in either direction, in degrees")
-    translate: float = Field(0.0, ge=0, le=1, description="Largest shift either way, as a fraction of the side")
-    colour: float = Field(0.0, ge=0, le=1, description="Largest relative change of brightness, contrast and saturation")
+    crop: float = Field(1.0, gt=0, le=1, description="Minimum fraction of the area that a random crop keeps")
+    scale: tuple[Zoom, Zoom] = Field((1.0, 1.0), description="Range of the zoom factor; below 1, the background shows")
+    rotate: float = Field(0.0, ge=0, le=180, description="Maximum rotation in either direction, in degrees")
+    translate: float = Field(0.0, ge=0, le=1, description="Maximum shift in any direction, as a fraction of the side")
+    colour: float = Field(0.0, ge=0, le=1, description="Maximum relative change of brightness, contrast and saturation")
     blur: float = Field(
-        0.0, ge=0, le=100, description="Largest radius in pixels of a Gaussian blur of half of the images"
+        0.0, ge=0, le=100, description="Maximum radius, in pixels, of a Gaussian blur on half of the images"
     )
     grey: float = Field(0.0, ge=0, le=1, description="Probability of converting an image to grey")
     flip: bool = Field(False, description="Mirror half of the images: harms align if captions mention left or right")

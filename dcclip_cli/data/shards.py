@@ -33,12 +33,12 @@ _ROWS_AT_A_TIME = 256
 class Columns(Options):
     """Column names of Parquet files from other programs, or field names in a tar's JSON; by default, the key's name."""
 
-    key: str | None = Field(None, description="Column of the keys; default: key, or the row's number if there is none")
+    key: str | None = Field(None, description="Column of the keys; default: key if present, else the row number")
     image: str | None = Field(None, description="Column of the images: bytes, or a struct with a field bytes")
     zh: str | None = Field(None, description="Column of Chinese captions: texts, or lists of texts")
     en: str | None = Field(None, description="Column of English captions: texts, or lists of texts")
     caption: str | None = Field(
-        None, description="Column of captions in either language: one with a Chinese character is Chinese"
+        None, description="Column of captions in either language; captions with a Chinese character count as Chinese"
     )
 
     @property

@@ -32,7 +32,7 @@ _MORE_IMAGES = Message("evaluate more images: increase or remove --limit")
 
 
 class EvalOptions(Options):
-    """The test sets that models are measured on, and how."""
+    """Test sets and evaluation settings."""
 
     datasets: tuple[str, ...] = Field(
         min_length=1, description="Data set names or groups, Parquet or tar files of pairs, folders of class folders"
@@ -66,7 +66,7 @@ class EvalOptions(Options):
         None,
         ge=8,
         le=8192,
-        description="Number of dimensions of embeddings that are used, for models trained with `dims`; null: all",
+        description="Number of leading dimensions of embeddings to use, for models trained with `dims`; null: all",
     )
     workers: int = Field(2, ge=1, le=256, description="Threads that read and resize images")
 

@@ -127,7 +127,7 @@ def unpack(packed: Mapping[str, Any], where: str) -> np.ndarray:
         content = zlib.decompress(base64.b64decode(packed["zlib"]))
         return np.frombuffer(content, packed["dtype"]).reshape(packed["shape"])
     except (KeyError, TypeError, ValueError, zlib.error) as error:
-        raise DcclipError("{} cannot be read: {}", "evaluate again", where, error) from None
+        raise DcclipError("{} cannot be read: {}", "evaluate the model again", where, error) from None
 
 
 def _file_of(dataset: str, partial: str) -> str:

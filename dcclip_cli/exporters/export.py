@@ -70,14 +70,14 @@ class ExportOptions(Options):
         "onnx", description="Export format, named after its runtime (docs/how-to/deploy.md)"
     )
     precision: Precision = Field(
-        "fp32", description="Precision; int8 takes a quarter of the size and is less accurate. Bundles keep theirs"
+        "fp32", description="Precision; int8 has a quarter of the size and is less accurate. Bundles keep theirs"
     )
     preprocess: Preprocess = Field(
         "outside",
         description="Where images are resized, cropped and normalized; graph: image.onnx takes uint8 RGB of any size",
     )
     calibration: str | None = Field(
-        None, description="Pairs or images for int8 activation ranges; default: those of the recipe's data"
+        None, description="Pairs or images to calibrate int8 activation ranges; default: the recipe's data"
     )
     calibration_images: int = Field(128, ge=1, le=1_000_000, description="Maximum calibration images")
     prompts: dict[Language, tuple[str, ...]] | None = Field(
@@ -87,7 +87,7 @@ class ExportOptions(Options):
         None,
         ge=8,
         le=8192,
-        description="Number of dimensions of embeddings; the graphs shorten them, for models trained with `dims`; "
+        description="Number of leading dimensions that the exported graphs return, for models trained with `dims`; "
         "null: all",
     )
     parity: Thresholds = Field(Thresholds(), description="How far the export may differ from the model")

@@ -35,32 +35,32 @@ _RESIZED = 0.01  # added to the difference where the graph preprocesses: single 
 
 
 class Thresholds(Options):
-    """How far an export may differ from its model before it fails. Defaults depend on the precision."""
+    """Maximum differences between an export and its model. Defaults depend on the precision."""
 
     max_difference: float | None = Field(
         None,
         ge=0,
         le=2,
-        description="Largest absolute difference in a unit-length embedding; default: fp32 1e-4, fp16 0.02, int8 "
+        description="Maximum absolute difference of unit-length embeddings; default: fp32 1e-4, fp16 0.02, int8 "
         "unlimited; 0.01 more with preprocess: graph",
     )
     min_centred_cosine: float | None = Field(
         None,
         ge=-1,
         le=1,
-        description="Lowest mean cosine of embeddings minus their mean; default: fp32 0.9999, fp16 0.999, int8 0.9",
+        description="Minimum mean cosine of centred embeddings; default: fp32 0.9999, fp16 0.999, int8 0.9",
     )
     min_agreement: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="Lowest fraction of images with the same best text; default: fp32 0.99, fp16 0.98, int8 0.95",
+        description="Minimum fraction of images with the same best text; default: fp32 0.99, fp16 0.98, int8 0.95",
     )
     max_accuracy_loss: float | None = Field(
         None,
         ge=0,
         le=100,
-        description="Largest loss of top-1 on the recipe's test sets, in points per language; default: 0.5",
+        description="Maximum drop of top-1 on the recipe's test sets, in percentage points per language; default: 0.5",
     )
     images: int = Field(1000, ge=1, le=1_000_000, description="Maximum images per test set of the recipe")
 

@@ -192,7 +192,7 @@ def load_named(model: str, repository: str) -> OpenClipTowers:
     name, tag = (model, None) if repository else model.rpartition("/")[::2]
     if not name:
         raise DcclipError(
-            "the open_clip model '{}' has no tag", "write ARCH/TAG, as in ViT-B-32/laion2b_s34b_b79k", model
+            "the open_clip model '{}' has no tag", "write ARCH/TAG, for example ViT-B-32/laion2b_s34b_b79k", model
         )
     hint = Message("check the name against open_clip.list_pretrained(), and the network connection")
     message = Message("open_clip model {} cannot be loaded", model)

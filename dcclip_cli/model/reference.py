@@ -115,7 +115,7 @@ class ModelSource:
 
             architecture, _, tag = self.location.rpartition("/")
             if not architecture:
-                hint = Message("write ARCH/TAG, as in ViT-B-32/laion2b_s34b_b79k")
+                hint = Message("write ARCH/TAG, for example ViT-B-32/laion2b_s34b_b79k")
                 raise DcclipError("the open_clip model '{}' has no tag", hint, self.location)
             config = open_clip.get_pretrained_cfg(architecture, tag)
             if not config:

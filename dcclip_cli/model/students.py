@@ -39,10 +39,10 @@ class ImageTower(Options):
         description="Projection to the shared space; mlp: with a GELU hidden layer of twice the width",
     )
     mean: tuple[Level, Level, Level] | None = Field(
-        None, description="Mean of the input channels; default: timm's for the network, with inherit the teacher's"
+        None, description="Mean of the input channels; default: timm's for the network, or the teacher's with inherit"
     )
     std: tuple[Spread, Spread, Spread] | None = Field(
-        None, description="Standard deviation of the channels; default: as for mean"
+        None, description="Standard deviation of the input channels; default: as for mean"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate before the projection")
     drop_path: float = Field(0.0, ge=0, lt=1, description="Stochastic-depth (drop path) rate")
@@ -63,17 +63,17 @@ class Vocabulary(Options):
     """Vocabulary of the text tower."""
 
     source: Literal["teacher", "data"] = Field(
-        "data", alias="from", description="Trim the teacher's vocabulary to the captions, or train a new one on them"
+        "data", alias="from", description="Trim the teacher's vocabulary to the captions, or train one on the captions"
     )
     size: int = Field(20_000, ge=300, le=300_000, description="Maximum vocabulary size")
     characters: bool = Field(
-        False, description="Fill the trimmed vocabulary up to its size with single characters that no caption contains"
+        False, description="Fill the trimmed vocabulary to its size with single characters that no caption contains"
     )
     captions: int = Field(
         1_000_000,
         ge=1_000,
         le=1_000_000_000,
-        description="Number of captions that it is made from; of more, a random sample of about this size",
+        description="Maximum number of captions to build the vocabulary from; larger data is sampled at random",
     )
 
 
@@ -132,8 +132,8 @@ class StudentOptions(Options):
 
     preset: Literal["S", "M", "RN50", "XS"] | None = Field(None, description="Both towers (docs/reference/students.md)")
     image: Image = Field(
-        description="Image tower; presets define one. `teacher`: that of an open_clip teacher, which is not trained, "
-        "for a text tower in its space"
+        description="Image tower; presets include one. `teacher`: the frozen image tower of an open_clip teacher, to "
+        "train only a text tower"
     )
     text: TextTower = Field(TextTower(), description="Text tower; presets include one")
     embed_dim: int | None = Field(
@@ -193,7 +193,7 @@ class StudentOptions(Options):
 
 def no_vocabulary() -> DcclipError:
     """What is wrong where a vocabulary is to be made from the texts of data that has none."""
-    hint = Message("set data.texts, use pairs with captions, or write vocabulary: {{from: teacher, size: ...}}")
+    hint = Message("set data.texts, use pairs with captions, or set vocabulary: {{from: teacher, size: ...}}")
     return DcclipError("the data contains no text for the student's vocabulary", hint)
 
 

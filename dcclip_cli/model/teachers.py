@@ -63,7 +63,7 @@ class LibraryTeacher(TeacherOptions):
 
 
 class TransformersTeacher(LibraryTeacher):
-    """Of transformers: AltCLIP, ChineseCLIP (QA-CLIP), CLIP, EmbeddingGemma 2, MetaCLIP2, SigLIP, SigLIP2; UForm."""
+    """AltCLIP, ChineseCLIP (QA-CLIP), CLIP, EmbeddingGemma 2, MetaCLIP2, SigLIP, SigLIP2 of transformers, or UForm."""
 
     kind: Literal["transformers"] = "transformers"
     model: str = Field(description=_NAME)
@@ -77,7 +77,7 @@ class AltClipTeacher(TransformersTeacher):
 
 
 class FgClip2Teacher(TransformersTeacher):
-    """FG-CLIP2 (zh and en, Apache-2.0). Its repository's own code builds it, which dcclip runs only if allowed."""
+    """FG-CLIP2 (zh and en, Apache-2.0). The code in its repository builds it; dcclip runs it only if you allow it."""
 
     kind: Literal["fgclip2"] = "fgclip2"  # type: ignore[assignment]
     model: str = Field("qihoo360/fg-clip2-base", description=_NAME)
@@ -88,7 +88,7 @@ class FgClip2Teacher(TransformersTeacher):
         "short", description="Text length: `short`, 64 tokens; `long`, 196 tokens, for several sentences"
     )
     max_num_patches: int | None = Field(
-        None, ge=16, le=4_096, description="Maximum patches of an image; default: 128 to 1,024 by the image's size"
+        None, ge=16, le=4_096, description="Maximum patches of an image; default: 128 to 1,024, depending on its size"
     )
 
     @property
@@ -100,7 +100,7 @@ class FgClip2Teacher(TransformersTeacher):
 
 
 class OpenClipTeacher(LibraryTeacher):
-    """An open_clip model: `ARCH/TAG`, `hf-hub:ORG/NAME`, or a model directory such as dcclip writes."""
+    """An open_clip model: `ARCH/TAG`, `hf-hub:ORG/NAME`, or a model directory, for example one that dcclip wrote."""
 
     kind: Literal["open_clip"] = "open_clip"
     library = "open_clip"

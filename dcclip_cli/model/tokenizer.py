@@ -128,7 +128,7 @@ def trim_tokenizer(source: Path, captions: Iterable[str], size: int, characters:
 
 def check_trimmable(source: Path) -> None:
     """Raise DcclipError unless a directory has a Unigram tokenizer with the special tokens that a student needs."""
-    file, hint = source / "tokenizer.json", Message("write student.text.vocabulary: {{from: data, size: ...}}")
+    file, hint = source / "tokenizer.json", Message("set student.text.vocabulary: {{from: data, size: ...}}")
     if not file.is_file():
         raise DcclipError("{} has no tokenizer.json", hint, source)
     model = read_json(file, hint).get("model", {})

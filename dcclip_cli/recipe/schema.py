@@ -46,8 +46,8 @@ class Recipe(Options):
     export: ExportOptions | None = Field(None, description="Stage: export a bundle that runs without torch")
     variants: Neutral[dict[str, dict[str, Any]] | None] = Field(
         None,
-        description="Recipes that `dcclip run` runs instead of this one and compares; each is a name with the keys "
-        "that differ: {plain: {align.losses: []}, base: {}}",
+        description="Variants of this recipe, which `dcclip run` runs and compares instead of the recipe itself; "
+        "each has a name and the keys that differ: {plain: {align.losses: []}, base: {}}",
     )
 
     @field_validator("variants")

@@ -49,7 +49,7 @@ class Document:
         place = f"--set {expression}"
         key, equals, text = expression.partition("=")
         if not equals or not all(key.split(".")) or key.count(".") > _MAX_DEPTH:
-            raise DcclipError("{}: expected KEY=VALUE", "write, for example: --set distill.epochs=3", place)
+            raise DcclipError("{}: expected KEY=VALUE", "write KEY=VALUE, for example: --set distill.epochs=3", place)
         self._put(key, _parse(text, place)[0], place)
 
     def set(self, key: str, value: Any, place: str = ARGUMENTS) -> None:
@@ -96,7 +96,7 @@ def read(path: Path) -> tuple[str, Document]:
     except FileNotFoundError:
         raise DcclipError("{} does not exist", "give a recipe, for example recipes/quickstart.yaml", path) from None
     except IsADirectoryError:
-        raise DcclipError("{} is a folder, not a recipe", "give the YAML file in it", path) from None
+        raise DcclipError("{} is a folder, not a recipe", "give the YAML file in this folder", path) from None
     except UnicodeDecodeError:
         raise not_utf8(path) from None
     if len(content) > MAX_BYTES:

@@ -91,7 +91,7 @@ class EmbeddingRequest(BaseModel):
         ]
         texts = [item.input() if isinstance(item, Part) else item for item in inputs]
         if not all(isinstance(text, str) for text in texts):
-            hint = Message("send texts; with LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False")
+            hint = Message("send texts; for LangChain's OpenAIEmbeddings, set check_embedding_ctx_length=False")
             raise DcclipError("the input contains an item that is not a text", hint)
         if self.input and (address := next((text for text in texts if re.fullmatch(r"https?://\S+", text)), None)):
             raise bad_url(address)
@@ -305,7 +305,7 @@ def _add_immich(app: FastAPI, server: Server) -> None:
             rows, [(width, height)] = await server.encoder.sized_images([image])
             return _json({"clip": server.for_immich(rows[0]), "imageHeight": height, "imageWidth": width})
         if text is None:
-            raise RefusedError("the request has neither an image nor a text", "send one of them", status=400)
+            raise RefusedError("the request has neither an image nor a text", "send an image or a text", status=400)
         return _json({"clip": server.for_immich((await server.encoder.embed_texts([text]))[0])})
 
 
@@ -328,7 +328,7 @@ def _add_search(app: FastAPI, server: Server) -> None:
         texts, files = [word for word in text if word.strip()], [await upload.read() for upload in image]
         minus = [word for word in without if word.strip()]
         if not texts and not files:
-            raise DcclipError("the request has neither a text nor an image", "send one of them")
+            raise DcclipError("the request has neither a text nor an image", "send an image or a text")
         added = [await server.encoder.embed_texts(texts)] if texts else []
         vocabulary = server.encoder.encoder.known
         unknown = unknown_of(vocabulary, texts, added[0]) if texts else []

@@ -12,7 +12,7 @@ from dcclip_cli.options import Options
 class LoraOptions(Options):
     """Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685) of a tower's linear layers and 1 x 1 convolutions.
 
-    Of the tower's own parameters only its projection into the shared space is trained. The saved model is merged.
+    Of the tower's own parameters, only the projection into the shared space is trained. The saved model is merged.
     """
 
     rank: int = Field(8, ge=1, le=1024, description="Rank of the update matrices")

@@ -24,7 +24,7 @@ class OptimizerOptions(Options):
     """AdamW, SGD or Muon: orthogonalized momentum for matrices and convolutions, AdamW for all other parameters.
 
     Biases, norms, position embeddings and position biases get no weight decay. Muon: Jordan et al. 2024,
-    https://kellerjordan.github.io/posts/muon; timm's, with its step scaled to the size of AdamW's (Liu et al. 2025,
+    https://kellerjordan.github.io/posts/muon; timm's implementation, with steps scaled to AdamW's (Liu et al. 2025,
     arXiv 2502.16982).
     """
 
@@ -44,7 +44,7 @@ class OptimizerOptions(Options):
         ge=0,
         le=1000,
         description="Learning-rate multiplier for the image trunk; below 1 for pretrained weights. 0 trains only the "
-        "projection, which is several times as fast; set freeze_batch_norms too",
+        "projection, several times as fast; then set freeze_batch_norms too",
     )
     text_lr_scale: float = Field(
         1.0, ge=0, le=1000, description="Learning-rate multiplier for the text tower; below 1 for inherited weights"
@@ -53,7 +53,7 @@ class OptimizerOptions(Options):
         1.0,
         gt=0,
         le=1,
-        description="Layer-wise learning-rate decay: the rate of each layer is this times the rate of the next layer",
+        description="Layer-wise learning-rate decay: each layer's rate is that of the next layer times this factor",
     )
     weight_decay: float = Field(0.05, ge=0, le=10, description="Weight decay of matrices and convolutions")
     betas: tuple[Beta, Beta] = Field((0.9, 0.98), description="AdamW's betas")
@@ -80,15 +80,15 @@ class TrainOptions(Options):
     batch_size: int = Field(256, ge=2, le=MOST_PER_STEP, description="Pairs per step, over all processes")
     accumulate: Annotated[int, Field(ge=1, le=MOST_PER_STEP)] | Literal["auto"] = Field(
         1,
-        description="Gradient-accumulation steps per batch: less memory; each part is a separate batch. auto: 1, "
+        description="Gradient-accumulation parts per batch, to save memory; losses see one part at a time. auto: 1, "
         "doubled whenever memory runs out",
     )
     images_per_part: int | None = Field(
         None,
         ge=1,
         le=MOST_PER_STEP,
-        description="Most images of the student per forward pass of a process: batches are split into as few equal "
-        "accumulated parts as that takes; null: accumulate sets the number",
+        description="Maximum images per forward pass of the student in each process; batches are split into the "
+        "fewest equal parts within this limit. null: accumulate sets the number of parts",
     )
     gradient_cache: bool = Field(
         False,
@@ -144,7 +144,7 @@ class TrainOptions(Options):
     keep: Literal["last", "best"] = Field(
         "last", description="Weights to save: those of the last step, or the best ones in validation"
     )
-    captions: CaptionOptions = Field(CaptionOptions(), description="Captions of a pair that are used")
+    captions: CaptionOptions = Field(CaptionOptions(), description="Which captions of a pair are used")
     augment: Augment = Field(Augment(), description="Image augmentations")
     workers: Neutral[Annotated[int, Field(ge=0, le=256)] | Literal["auto"]] = Field(
         "auto",
@@ -155,8 +155,8 @@ class TrainOptions(Options):
         None,
         ge=1,
         le=1024,
-        description="CPU threads of torch; must be the same for bit-identical runs. Default: idle cores minus "
-        "`workers`, but more than half of the cores",
+        description="CPU threads of torch; bit-identical runs need the same number. Default: one per core that "
+        "neither other programs nor `workers` use",
     )
     log_every_steps: Neutral[int] = Field(
         20, ge=1, le=_MOST_STEPS, description="Steps between entries in metrics.jsonl and the trackers"
@@ -175,8 +175,8 @@ class TrainOptions(Options):
     )
     more_teachers: tuple[Teacher, ...] = Field(
         (),
-        description="Teachers 1, 2, ... for `ensemble` and for losses with a `teacher` number; the recipe's teacher "
-        "is number 0",
+        description="Additional teachers, numbered from 1, for `ensemble` and for losses with a `teacher` number; "
+        "the recipe's teacher is number 0",
     )
     teacher_cache: bool | Literal["texts"] = Field(
         True,

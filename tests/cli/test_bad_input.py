@@ -62,7 +62,7 @@ def test_a_working_directory_that_is_gone_is_one_error(tmp_path: Path, monkeypat
     commands: list[list[object]] = [*COMMANDS.values(), ["new", "图.yaml", "--data"]]
     for command in commands:
         rows = dcclip(*command, "图.npy", expect=1).output.splitlines()
-        assert rows[-2:] == ["error: the working directory no longer exists", "hint:  change to one that does: cd DIR"]
+        assert "directory no longer exists" in rows[-2] and rows[-1] == "hint:  change to an existing directory: cd DIR"
 
 
 def test_half_a_launch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,8 +105,8 @@ class Decontaminate(GlobalFilter):
         description="Evaluation sets: Parquet or tar files of pairs, folders of shards, or folders of images",
     )
     images: bool = Field(True, description="Drop pairs whose image equals or nearly equals an evaluation image")
-    captions: bool = Field(False, description="Also drop captions that occur in them; class names are common words")
-    bits: int = Field(12, ge=0, le=16, description="Maximum differing bits of perceptual hashes, as for `near-image`")
+    captions: bool = Field(False, description="Also drop captions in evaluation sets; class names are common words")
+    bits: int = Field(12, ge=0, le=16, description="Maximum different bits of perceptual hashes, as for `near-image`")
 
     def apply(self, connection: DuckDBPyConnection) -> None:
         """`evaluation-image` for pairs, `evaluation-caption` for captions. Raises DcclipError for no images."""
@@ -210,7 +210,7 @@ class DedupOptions(Options):
         (), description="Outputs of earlier collections, or other shards; pairs with their images are dropped"
     )
     duplicates: tuple[Duplicate, ...] = Field(
-        (SameImage(), NearImage(), SameCaption()), description="Kinds of duplicates that are removed; empty: none"
+        (SameImage(), NearImage(), SameCaption()), description="Kinds of duplicates to remove; empty: none"
     )
 
 

@@ -97,7 +97,7 @@ class SameCaption(GlobalFilter):
         0.85,
         gt=0.5,
         le=1,
-        description="Minimum character-trigram Jaccard similarity of duplicates; null: equal letters only",
+        description="Minimum character-trigram Jaccard similarity of duplicates; null: same letters only",
     )
 
     def apply(self, connection: DuckDBPyConnection) -> None:

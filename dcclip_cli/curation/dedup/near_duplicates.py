@@ -237,12 +237,12 @@ INSERT INTO pair_drops
 class NearImage(GlobalFilter):
     """Drops near duplicates of an earlier image: recompressed, resized, slightly cropped or watermarked copies.
 
-    Images with similar perceptual hashes are compared in colour by their thumbnails, so that clock faces or hearts of
-    different colours are kept. A small or faint difference (a wink, the arms of two flags) looks like a watermark.
+    Images with similar hashes are compared by colour thumbnails, so that different clock faces and hearts of different
+    colours are kept. Small or faint differences (a wink, a coat of arms on a flag) count as watermarks.
     """
 
     kind: Literal["near-image"] = "near-image"
-    bits: int = Field(12, ge=0, le=16, description="Maximum differing bits, of 64, of perceptual hashes to compare")
+    bits: int = Field(12, ge=0, le=16, description="Hash difference, in bits of 64, up to which images are compared")
 
     def apply(self, connection: DuckDBPyConnection) -> None:
         """`image-near-duplicate`; every dropped image is similar to one that is kept."""

@@ -201,16 +201,16 @@ class ImageFilter(Filter):
 
 
 class BlankFilter(Filter):
-    """Drops images that have one colour, except for at most a small spot, when shrunk to 48 px.
+    """Drops images that are almost a single colour when shrunk to 48 px.
 
     Transparent parts count as white, as in training: a white drawing on a transparent background is blank.
     """
 
     kind: Literal["blank"] = "blank"
     contrast: int = Field(
-        12, ge=0, le=255, description="A channel counts as different above this distance from the median"
+        12, ge=0, le=255, description="Distance from the median above which a channel counts as different"
     )
-    min_share: float = Field(0.005, ge=0, le=1, description="Minimum fraction of the image that must differ")
+    min_share: float = Field(0.005, ge=0, le=1, description="Minimum fraction of pixels that must differ")
 
     def check_pair(self, pair: Pair, decoded: DecodedImage) -> Drop | None:
         """`image-blank`."""

@@ -143,9 +143,9 @@ _CODE = re.compile(
 
 
 class FilenameFilter(Filter):
-    """Drops captions that are a file name or its stem or a camera number, and captions that contain a URL.
+    """Drops captions that are only a file name (with or without suffix) or a camera number, and captions with a URL.
 
-    A camera number next to words about the image is kept: "IMG_2034 vacation in Paris".
+    A caption with a camera number and words about the image is kept: "IMG_2034 vacation in Paris".
     """
 
     kind: Literal["filename"] = "filename"
@@ -251,7 +251,7 @@ class BoilerplateFilter(Filter):
     """
 
     kind: Literal["boilerplate"] = "boilerplate"
-    phrases: tuple[str, ...] = Field((), description="Additional phrases; a caption that contains one is dropped")
+    phrases: tuple[str, ...] = Field((), description="Additional phrases; captions that contain one are dropped")
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         """`caption-generated`, `caption-boilerplate` or `caption-placeholder`."""
@@ -277,7 +277,7 @@ _KEYCAP = re.compile(r"[0-9#*]\ufe0f?\u20e3")
 
 
 class WordlessFilter(Filter):
-    """Drops captions without a letter: only emoji, digits or symbols."""
+    """Drops captions that contain only emoji, digits or symbols."""
 
     kind: Literal["wordless"] = "wordless"
     numbers: bool = Field(True, description="Keep captions that are a short number (24, 10:30); drop long ones")
@@ -337,7 +337,7 @@ class RepetitionFilter(Filter):
     """Drops captions that repeat a letter, syllable or word many times in a row, or consist mostly of one word."""
 
     kind: Literal["repetition"] = "repetition"
-    times: int = Field(5, ge=2, le=1000, description="Repetitions in a row to drop; with 5, 哈哈哈哈 is kept")
+    times: int = Field(5, ge=2, le=1000, description="Repetitions at which a caption is dropped; 5 keeps 哈哈哈哈")
     max_share: float = Field(0.4, gt=0, le=1, description="Maximum share of a long caption's most frequent word")
 
     def suspects(self, captions: Sequence[str]) -> set[int]:

@@ -141,10 +141,10 @@ INSERT INTO caption_drops
 
 
 class Prompts(_DualEncoderScorer):
-    """Drops images by zero-shot classification: the probability that one of the texts `reject` fits best.
+    """Drops images by zero-shot classification, if the texts in `reject` are too probable.
 
-    The softmax is over the texts of both lists, so the result depends on `against` as well: use similar texts in both
-    lists, in each language that the model knows.
+    The softmax is over the texts of both lists, so the result depends on `against` as well: use similarly worded
+    texts in both lists, in each language that the model supports.
     """
 
     kind: Literal["prompts"] = "prompts"
@@ -176,8 +176,8 @@ class Prompts(_DualEncoderScorer):
 class Classifier(ScorerOptions):
     """Drops images to which an image-classification model of transformers gives a rejected label.
 
-    The score of a label is its probability: by softmax, or by sigmoid if the model is multi-label. A regression model
-    with one label, such as an aesthetic predictor, gives its number; with `below`, low numbers are rejected.
+    The score of a label is its probability: by softmax, or by sigmoid if the model is multi-label. The score of
+    a regression model with one label, such as an aesthetic predictor, is its output; `below` rejects low scores.
     """
 
     kind: Literal["classifier"] = "classifier"

@@ -43,15 +43,15 @@ class CaptionsSource(SourceOptions):
 
     A caption file is text with lines like `IMAGE#zhm#0 CAPTION`, `IMAGE.jpg#0<TAB>CAPTION` or `IMAGE<TAB>CAPTION`, or
     JSON like COCO's `{images, annotations}`, Karpathy's `{images: [{filename, sentences}]}` or a list of
-    `{image, caption}`. Image names may lack their suffix; images may be one folder deeper than `images`; the COCO names
-    of 2014 and of 2017 mean the same image.
+    `{image, caption}`. Image names may lack the suffix. Images may be in subfolders of `images`. COCO's file names of
+    2014 and 2017 refer to the same image.
     """
 
     kind: Literal["captions"] = "captions"
     images: PathOption | None = Field(None, description="Folder with the images; default: download from COCO's URLs")
     zh: Paths = Field((), description="File, or list of files, with Chinese captions")
     en: Paths = Field((), description="File, or list of files, with English captions")
-    caption: Paths = Field((), description="File, or files, with captions whose language is detected from the script")
+    caption: Paths = Field((), description="File, or list of files, with captions in either language")
     only: PathOption | None = Field(None, description="File with the names of images to read, one per line")
     allow_outside: bool = Field(False, description="Allow image paths outside the folder")
 

@@ -62,8 +62,8 @@ class ColumnOptions(SourceOptions):
     url: str | None = Field(None, description="Column with image URLs to download")
     zh: Names | None = Field(None, description="Column, or list of columns, with Chinese captions")
     en: Names | None = Field(None, description="Column, or list of columns, with English captions")
-    caption: Names | None = Field(None, description="Column, or columns, with captions of either language, detected")
-    where: dict[str, Names] = Field({}, description="Read only rows whose column has this value, or one of these")
+    caption: Names | None = Field(None, description="Column, or list of columns, with captions in either language")
+    where: dict[str, Names] = Field({}, description="Read only rows in which the column has one of these values")
     allow_outside: bool = Field(False, description="Allow image paths outside the source's folder")
 
     def roles(self, columns: Iterable[str]) -> Roles:
@@ -151,8 +151,8 @@ def _image(cell: Any, folder: Folder) -> bytes:
 class TableSource(ColumnOptions):
     """A file of rows, a folder of such files, or a pattern like `./wukong/*.csv`; the suffix gives the format.
 
-    Columns without captions and images become metadata. Text files are in UTF-8. Of pairs that `dcclip` wrote into
-    Parquet files, the keys (`key`) and metadata (`meta`, JSON) are kept.
+    Columns without captions and images become metadata. Text files are in UTF-8. Keys (`key`) and metadata
+    (`meta`, JSON) of Parquet files that dcclip wrote are kept.
     """
 
     kind: Literal["table"] = "table"

@@ -29,7 +29,7 @@ class ContrastOptions(Options):
         0.0,
         ge=0,
         le=MOST_WEIGHT,
-        description="Weight of 1 - cosine of image and caption: pulls captions towards fixed embeddings",
+        description="Weight of 1 - cosine(image, caption); pulls captions towards a locked image tower",
     )
     other_weight: float = Field(
         1.0,
@@ -44,7 +44,7 @@ class TaskLoss(ContrastOptions, Loss):
 
     `clip`: symmetric InfoNCE, (L_i2t + L_t2i) / 2 (arXiv 2103.00020); captions that another pair shares are not used as
     negatives. `siglip`: one binary decision per image and text (arXiv 2303.15343); shared captions are positives. With
-    several processes, each compares its own rows with all others.
+    several processes, each compares its rows with those of all processes.
     """
 
     kind: Literal["task"] = "task"

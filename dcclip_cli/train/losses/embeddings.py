@@ -40,12 +40,12 @@ class EmbeddingLoss(AdaptedLoss):
 
     For unit vectors the MSE summed over the width is 2 - 2 cos; FD's weight of 2000 on the mean over B x 512 numbers is
     a weight of 15.6 here. A student narrower than the recipe's teacher learns the teacher's principal
-    components; where widths differ otherwise, a linear adapter maps the student's embeddings to the teacher's.
+    components; in all other cases of different widths, a linear adapter maps the student's embeddings to the teacher's.
     """
 
     kind: Literal["embedding"] = "embedding"
     languages: tuple[Language, ...] = Field(
-        LANGUAGES, min_length=1, description="Languages of the texts that are compared: those of the teacher"
+        LANGUAGES, min_length=1, description="Languages of the texts that are compared; the teacher must support them"
     )
     compares: ClassVar[bool] = False
     needs: ClassVar[frozenset[Needs]] = frozenset({"images", "texts", "pairs"})
@@ -180,7 +180,7 @@ class SimilarityLoss(TeacherLoss):
     """1/2 [KL(T_i2t || S_i2t) + KL(T_t2i || S_t2i)] on similarities over tau: CLIP-KD's CRD, TinyCLIP's affinity.
 
     `similarity` and `affinity` differ in their default scale only. TinyCLIP (arXiv 2309.12314) and open_clip's
-    DistillClipLoss write CE for KL: that adds the teacher's own entropy, which has no gradient.
+    DistillClipLoss use cross-entropy instead of KL. It differs by the teacher's entropy, which has no gradient.
     """
 
     kind: Literal["similarity", "affinity"] = "similarity"
@@ -221,7 +221,7 @@ class EnsembleLoss(Loss):
         None,
         gt=0,
         le=MOST_SCALE,
-        description="1 / temperature of the student, fixed; default: its own, which is then learned",
+        description="Fixed 1 / temperature of the student; default: the student's learned one",
     )
     trains: ClassVar[frozenset[Tower]] = BOTH
 

@@ -21,9 +21,9 @@ Layers = tuple[Annotated[int, Field(ge=-1000, le=1000)], ...]
 class FeatureMapLoss(TeacherLoss):
     """SmoothL1(adapter_1x1(map_s), map_t) on the image towers' maps: DC-CLIP's stage 1 (arXiv 2404.11249).
 
-    Both maps are resized to the student's grid. The paper does not say how the teacher's map is scaled: with
-    `standardize` one weight suits any teacher. Nor does it say which layers: the last ones are the default; with
-    several, `student_layers` and `teacher_layers` are paired in order, and the loss is the mean over the pairs.
+    Both maps are resized to the student's grid. The paper specifies neither the teacher's scale nor the layers. With
+    `standardize`, one weight suits any teacher. The default is the last layer of both towers; `student_layers` and
+    `teacher_layers` are paired in order, and the loss is the mean over the pairs.
     """
 
     kind: Literal["feature_map"] = "feature_map"
@@ -33,7 +33,7 @@ class FeatureMapLoss(TeacherLoss):
     student_layers: Layers = Field(
         (-1,), min_length=1, description="Stages or blocks of the student's timm network, from 0; -1 is the last"
     )
-    teacher_layers: Layers = Field((-1,), min_length=1, description="The teacher's layers for student_layers, in order")
+    teacher_layers: Layers = Field((-1,), min_length=1, description="Teacher layers for student_layers, in order")
     needs: ClassVar[frozenset[Needs]] = frozenset({"images", "pairs"})
     reaches: ClassVar[frozenset[Tower]] = frozenset({"image"})
     embeddings_only: ClassVar[bool] = False
@@ -82,7 +82,7 @@ class FeatureMapLoss(TeacherLoss):
 class TokenFeaturesLoss(TeacherLoss):
     """SmoothL1(adapter(tokens_s), tokens_t) on the text towers' last layers: the text half of DC-CLIP's stage 1.
 
-    Where the two tokenizers split a text differently, the teacher's tokens are interpolated to the student's count.
+    If the tokenizers split a text differently, the teacher's tokens are interpolated to the student's number of tokens.
     """
 
     kind: Literal["token_features"] = "token_features"
