@@ -14,7 +14,7 @@ import pytest
 from dcclip_cli import store
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.machine import allow_open_files
-from dcclip_cli.store import FeatureStore, MissingRows, Ragged, Values, digests, open_block
+from dcclip_cli.store import FeatureStore, MissingRows, Ragged, Values, digests
 
 N = 24
 LENGTHS = np.arange(N) % 5
@@ -111,36 +111,26 @@ def test_a_file_that_is_no_block_is_removed_with_a_warning_and_its_rows_are_miss
 # ---- the index
 
 
-def test_rows_of_an_index_are_found_without_opening_blocks_and_are_missing_where_their_block_is(
+def test_an_index_is_read_in_place_of_blocks_and_rows_of_damaged_ones_are_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled(tmp_path, 8, 16)  # as older versions leave a folder
-    first, second, third = sorted(tmp_path.glob("*.safetensors"))
+    first, second, _ = sorted(tmp_path.glob("*.safetensors"))
     monkeypatch.setattr(store, "_UNINDEXED", 10)
     assert every_row(FeatureStore(tmp_path, pytest.fail)) == [*range(N)] and (tmp_path / "index").is_file()
-    opened: list[str] = []
-
-    def noted(file: Path) -> store.Arrays:
-        opened.append(file.name)
-        return open_block(file)
-
-    monkeypatch.setattr(store, "open_block", noted)
-    stored, lines = FeatureStore(tmp_path, pytest.fail), list[str]()
-    assert opened == ["index"] and every_row(stored) == [*range(N)]
     first.unlink()
+    first.mkdir()  # an error where it is opened
+    assert not FeatureStore(tmp_path, pytest.fail).missing(KEYS, list(ROWS)).any()
+    first.rmdir()
     second.write_bytes(second.read_bytes()[:-1])
-    store._mapped.cache_clear()
+    lines = list[str]()
     stored = FeatureStore(tmp_path, lines.append)
     assert stored.missing(KEYS, ["map"]).tolist() == [True] * 8 + [False] * 16 and not lines
+    store._mapped.cache_clear()
     assert every_row(stored) == [*range(16, N)] and len(lines) == 1 and not second.exists()  # found where it is read
-    missing = np.flatnonzero(FeatureStore(tmp_path, pytest.fail).missing(KEYS, list(ROWS)))
-    assert missing.tolist() == [*range(16)]
-    stored.write([(KEYS[missing], values(missing))])
     (tmp_path / "index").write_bytes(b"damaged")
-    opened.clear()
-    assert every_row(FeatureStore(tmp_path, pytest.fail)) == [*range(N)] and third.name in opened
-    assert every_row(FeatureStore(tmp_path)) == [*range(N)] and opened[-1] == "index"
-    stored.refresh()
+    stored = FeatureStore(tmp_path, pytest.fail)
+    assert every_row(stored) == [*range(16, N)]
     stored.clear()
     assert not list(tmp_path.glob("[!.]*")) and stored.missing(KEYS, ["map"]).all()
 
@@ -206,9 +196,9 @@ def test_a_disk_that_takes_nothing_is_an_error_that_names_the_file_and_leaves_no
 
 
 def test_a_block_is_written_while_the_next_rows_are_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    computed, sync = Event(), os.fsync
+    computed, stored = Event(), FeatureStore(tmp_path)
     monkeypatch.setattr(store, "_BLOCK_BYTES", 1)  # a block for each batch
-    monkeypatch.setattr(os, "fsync", lambda descriptor: sync(descriptor) if computed.wait(20) else pytest.fail("waits"))
+    monkeypatch.setattr(os, "fsync", lambda _: computed.wait(20) or pytest.fail("nothing is computed meanwhile"))
 
     def compute(batches: Iterable[np.ndarray]) -> Iterator[Values]:
         for number, batch in enumerate(batches):
@@ -216,9 +206,8 @@ def test_a_block_is_written_while_the_next_rows_are_computed(tmp_path: Path, mon
                 computed.set()
             yield values(batch)
 
-    stored = FeatureStore(tmp_path)
     stored.fill(KEYS, list(ROWS), compute, 12)
-    assert every_row(stored) == every_row(FeatureStore(tmp_path)) == [*range(N)]
+    assert every_row(stored) == [*range(N)]
 
 
 # ---- filling

@@ -113,7 +113,10 @@ def test_several_teachers_teach_one_student(distilling: Job, chinese_clip_folder
         "augmentations": 1,
         "steps": 4,
     }
-    result = run(distilling)
+    watch = Watch()
+    result = run(distilling, watch)
+    tasks = [name for name, _, _ in watch.tasks]
+    assert ("teacher: images" in tasks, "teacher: captions" in tasks) == (cache is True, bool(cache))
     assert set(result.metrics) >= {"ensemble", "embedding", "embedding-2", "feature_map"}
     assert result.metrics["embedding"] < 0.5 * result.metrics["embedding-2"]  # a quarter of its weight is left
     prefix = "model/adapters."

@@ -54,6 +54,8 @@ def test_images_and_texts_are_estimated_and_counted_by_their_own_numbers_per_ste
     (computed,) = (line for line in watch.said if line.startswith("teacher: features"))
     assert computed.endswith("computed 9 images, 12 captions")
     assert stage.remaining_rows(0) == Rows(0, 0)  # the cache has them
+    texts = replace(stage, options=stage.options.model_copy(update={"teacher_cache": "texts"}))
+    assert texts.remaining_rows(0) == Rows(9, 0) and texts.cache_bytes == 0  # images pass through the teacher in steps
 
 
 def test_without_the_teachers_files_its_time_and_that_of_a_step_are_not_known(stages: list[BlankStage]) -> None:

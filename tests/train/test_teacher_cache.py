@@ -78,16 +78,11 @@ class Loaded(LazyTeacher):
 
 
 def filled(
-    teacher: Towers,
-    reading: Collator,
-    root: Path,
-    losses: tuple[Loss, ...] = ALL,
-    grids: dict[int, Grid] | None = None,
-    live: bool = False,
+    teacher: Towers, reading: Collator, root: Path, losses: tuple[Loss, ...] = ALL, grids: dict[int, Grid] | None = None
 ) -> TeacherCache:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DCCLIP_CACHE", str(root))
-        cache = TeacherCache(Loaded(teacher), reading, losses, grids or {-1: Grid(2, 2)}, 1, Silent(), live=live)
+        cache = TeacherCache(Loaded(teacher), reading, losses, grids or {-1: Grid(2, 2)}, 1, Silent())
     samples: list[list[Sample]] = [[(index, epoch) for index in range(len(reading.dataset))] for epoch in range(32)]
     cache.complete(samples)  # each augmented image and each caption
     return cache
@@ -112,10 +107,6 @@ def contents(cache: TeacherCache) -> dict[tuple[str, bytes], bytes]:
 def assert_same_targets(cached: Outputs, online: Outputs) -> None:
     torch.testing.assert_close(cached.image.embedding, F.normalize(online.image.embedding, dim=-1), **FP16)
     torch.testing.assert_close(cached.image.map, to_grid(online.image.map, 2, 2), **FP16)
-    assert_same_texts(cached, online)
-
-
-def assert_same_texts(cached: Outputs, online: Outputs) -> None:
     assert cached.texts.keys() == online.texts.keys()
     for name, text in online.texts.items():
         torch.testing.assert_close(cached.texts[name].embedding, F.normalize(text.embedding, dim=-1), **FP16)
@@ -209,38 +200,15 @@ def test_a_cache_that_was_complete_is_not_looked_through_again_unless_a_block_is
     assert filled(altclip, reading, tmp_path).computed == {"images": rows["images"], "captions": rows["texts"]}
 
 
-def test_with_a_cache_of_texts_images_are_augmented_anew_and_pass_through_the_teacher(
-    pairs_file: Path, student: Towers, altclip: Towers, tmp_path: Path
-) -> None:
-    reading, online = collator(pairs_file, student, altclip, augmentations=0), OnlineTeacher(altclip, 0, (), WIDTHS)
-    cache = filled(altclip, reading, tmp_path, live=True)
-    assert cache.computed == {"images": 0, "captions": 112}
-    for epoch in (0, 7):
-        batch = read(cache, reading, [(3, epoch), (39, epoch)])
-        cached, outputs = cache.features(batch), online.features(batch)
-        assert torch.equal(cached.image.embedding, outputs.image.embedding)
-        assert torch.equal(cached.image.map, outputs.image.map)
-        assert_same_texts(cached, outputs)
-
-
-def test_only_what_a_loss_needs_is_stored(pairs_file: Path, student: Towers, altclip: Towers, tmp_path: Path) -> None:
-    cache = filled(altclip, collator(pairs_file, student, altclip), tmp_path, losses=(EmbeddingLoss(),))
-    assert Counter(name for name, _ in contents(cache)) == {"image_embedding": 80, "text_embedding": 112}
-
-
-def test_tokens_take_the_room_of_their_own_length(
+def test_only_what_a_loss_needs_is_stored_and_tokens_take_the_room_of_their_own_length(
     pairs_file: Path, student: Towers, altclip: Towers, tmp_path: Path
 ) -> None:
     cache = filled(altclip, collator(pairs_file, student, altclip), tmp_path, losses=(TokenFeaturesLoss(),))
-    dataset = open_pairs(pairs_file)
-    captions = {caption for pair in dataset for caption in (*pair.zh, *pair.en)}
+    rows = contents(cache)
+    assert Counter(name for name, _ in rows) == {"image_embedding": 80, "text_embedding": 112, "text_tokens": 112}
+    captions = {caption for pair in open_pairs(pairs_file) for caption in (*pair.zh, *pair.en)}
     tokens = sum(int(altclip.tokenize([caption]).mask.sum()) for caption in captions)
-    assert sum(len(row) for (name, _), row in contents(cache).items() if name == "text_tokens") == tokens * 16 * 2
-
-
-def test_the_grid_is_the_students(student: Towers, altclip: Towers) -> None:
-    assert map_grids(student)[-1] == Grid(2, 2)  # 64 px at stride 32
-    assert map_grids(altclip)[-1] == Grid(4, 4)  # 32 px in patches of 8
+    assert sum(len(row) for (name, _), row in rows.items() if name == "text_tokens") == tokens * 16 * 2
 
 
 def test_one_new_caption_or_image_is_the_only_one_that_is_computed(
@@ -261,6 +229,8 @@ def test_one_new_caption_or_image_is_the_only_one_that_is_computed(
 def test_the_maps_of_several_layers_are_stored_each_on_its_students_grid(
     pairs_file: Path, student: Towers, altclip: Towers, tmp_path: Path
 ) -> None:
+    assert map_grids(student)[-1] == Grid(2, 2)  # 64 px at stride 32
+    assert map_grids(altclip)[-1] == Grid(4, 4)  # 32 px in patches of 8
     loss = FeatureMapLoss(student_layers=(-2, -1), teacher_layers=(0, -1))
     reading = collator(pairs_file, student, altclip)
     cache = filled(altclip, reading, tmp_path, (loss,), {-2: Grid(4, 4), -1: Grid(2, 2)})
