@@ -236,7 +236,6 @@ class FeatureStore:
         return _flat(self.read_arrays([name], keys)[name])
 
     def read_arrays(self, names: Sequence[str], keys: np.ndarray) -> dict[str, np.ndarray | Ragged]:
-        """Several arrays of these rows, by name."""
         if not len(keys):
             return {name: np.empty((0, 0), np.float16) for name in names}
         arrays_by_name = dict[str, np.ndarray | Ragged]()

@@ -120,7 +120,6 @@ def explained(error: BaseException, options: Collection[str] = ()) -> DcclipErro
 
 
 def _number(error: BaseException, text: str) -> int | None:
-    """The operating system's number of an error."""
     if isinstance(number := getattr(error, "errno", None), int):
         return number
     if isinstance(error, MemoryError):

@@ -77,7 +77,6 @@ class DroppedTable:
         self._rows.append(row | {name: [printable(text) for text in captions.get(name, ())] for name in LANGUAGES})
 
     def write(self, path: Path) -> None:
-        """Write the table as a Parquet file."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 

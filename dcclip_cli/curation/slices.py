@@ -265,7 +265,6 @@ def _drop(row: dict[str, Any]) -> Drop:
 
 
 def _by_key(path: Path, within: list[tuple[str, str, str]] | None = None) -> dict[str, list[dict[str, Any]]]:
-    """The rows of a Parquet file by their key."""
     import pyarrow.parquet as pq
 
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)

@@ -150,7 +150,6 @@ class Location:
 
     @functools.cached_property
     def classes(self) -> ClassIndex:
-        """The index of the data set's classes."""
         assert self.prompts is not None
         return ClassIndex(self.prompts)
 

@@ -203,8 +203,6 @@ def _where(result: EvalResult) -> str:
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """Measures one loaded model."""
-
     embedder: Embedder
     options: EvalOptions
 

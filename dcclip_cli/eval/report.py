@@ -94,7 +94,6 @@ def tex_text(text: str) -> str:
 
 
 def comma_separated(scores: Table) -> str:
-    """The table for a spreadsheet, in per cent."""
     stream, columns = io.StringIO(), scores.columns
     lines = [["data set", "metric", *(column.title for column in columns)]]
     lines += [

@@ -73,7 +73,6 @@ class OnnxGraph:
         return sum(map(_bytes_of, self.proto.graph.initializer))
 
     def session(self, options: Any = None) -> Any:
-        """The graph in onnxruntime, on the CPU."""
         import onnxruntime
 
         options = options or onnxruntime.SessionOptions()

@@ -289,7 +289,6 @@ class BundleGraphs:
         self.largest_pair_sum: int | None = (description.get("parity") or {}).get("int8_largest_pair_sum")
 
     def write(self) -> Path:
-        """The folder with both graphs."""
         for file in (file for name in (IMAGE, TEXT) for file in self._bundle.glob(f"{name}*")):
             shutil.copyfile(file, self._folder / file.name)
         if self._preprocess == "graph" and not preprocesses(self._folder / IMAGE):

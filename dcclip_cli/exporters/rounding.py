@@ -31,7 +31,6 @@ def multiply_adds(graph: OnnxGraph, nodes: Sequence[Any], batch: np.ndarray) -> 
 def _outputs(
     graph: OnnxGraph, names: Sequence[str], batches: Sequence[np.ndarray], options: Any = None
 ) -> list[list[np.ndarray]]:
-    """The inner tensors `names` of a graph for each batch."""
     from onnx import TensorProto, helper
 
     probe = graph.copy()

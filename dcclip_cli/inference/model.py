@@ -23,8 +23,6 @@ ImageInputs = list[ImageInput] | tuple[ImageInput, ...]
 
 
 class PredictOptions(TypedDict, total=False):
-    """The keyword arguments of `Model.predict`."""
-
     templates: Sequence[str] | None
     multi_label: bool
     top_k: int | None

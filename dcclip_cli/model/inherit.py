@@ -24,7 +24,6 @@ _BLOCKS = ("DepthwiseSeparableConv", "InvertedResidual")
 
 
 def _shapes(module: Any) -> dict[str, tuple[int, ...]]:
-    """The shapes of a module's parameters and buffers, by name."""
     return {name: tuple(value.shape) for name, value in module.state_dict().items()}
 
 

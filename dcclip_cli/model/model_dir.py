@@ -266,7 +266,6 @@ class LibraryTokenizer:
 
     @property
     def vocab(self) -> dict[str, int] | None:
-        """The row of each token, if it is a tokenizer of transformers."""
         inner = getattr(self.library, "tokenizer", None)
         return None if inner is None else dict(inner.get_vocab())
 

@@ -163,7 +163,6 @@ class StudentOptions(Options):
 
     @property
     def random_towers(self) -> list[str]:
-        """The towers that begin with random weights."""
         image = isinstance(self.image, ImageTower) and self.image.weights is None and not self.inherits_images
         return [
             tower for tower, is_random in {"image": image, "text": self.text.inherit == "nothing"}.items() if is_random

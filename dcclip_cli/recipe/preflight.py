@@ -155,7 +155,6 @@ class Preflight:
     # ---- what several stages share
 
     def _data(self) -> dict[str, Preview]:
-        """A first look at the data, by kind."""
         recipe, previews = self.loaded.recipe, dict[str, Preview | None]()
         data, trains = recipe.data, {"distill", "align"} & {*self.needed}
         if recipe.collect and "collect" in self.needed:

@@ -96,5 +96,4 @@ class Recipe(Options):
 
     @property
     def stages(self) -> tuple[StageName, ...]:
-        """The names of the recipe's stages, in order."""
         return tuple(stage.name for stage in STAGES if getattr(self, stage.name) is not None)

@@ -130,7 +130,6 @@ class BatchedEncoder:
                     task.cancel()
 
     async def in_pool(self, function: Callable[..., Result], *arguments: object) -> Result:
-        """The result of a call in the pool that decodes images."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
     async def embed_texts(self, texts: Sequence[str]) -> np.ndarray:

@@ -213,7 +213,6 @@ class BlankFilter(Filter):
     min_share: float = Field(0.005, ge=0, le=1, description="Minimum fraction of pixels that must differ")
 
     def check_pair(self, pair: Pair, decoded: DecodedImage) -> Drop | None:
-        """`image-blank`."""
         small = decoded.resized(_SIDE, Image.Resampling.BOX)
         pixels = small.tobytes()
         fewest = max(1, math.ceil(self.min_share * _SIDE * _SIDE))

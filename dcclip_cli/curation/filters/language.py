@@ -161,7 +161,6 @@ class LanguageFilter(Filter):
     kind: Literal["language"] = "language"
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
-        """`caption-language`."""
         detected = language_of(caption)
         if detected == language or not LETTER.search(caption) or _CAPITALS.fullmatch(caption):
             return None
@@ -176,7 +175,6 @@ class ScriptFilter(Filter):
     min_share: float = Field(0.25, ge=0, le=1, description="Minimum share of the script of the caption's language")
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
-        """`caption-script`."""
         if caption.isascii():
             return None
         text = plain(caption)

@@ -47,7 +47,6 @@ class GarbledFilter(Filter):
     kind: Literal["garbled"] = "garbled"
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
-        """`caption-garbled`."""
         if caption.isascii() and not any(map(caption.__contains__, "?%\\=")):
             return None
         if match := _first_match(_GARBLED, caption):
@@ -91,7 +90,6 @@ class MarkupFilter(Filter):
     kind: Literal["markup"] = "markup"
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
-        """`caption-html`, for any kind of markup."""
         if not any(map(caption.__contains__, "<>&[{(=")):
             return None
         match = _first_match(_MARKUP, caption)
@@ -283,7 +281,6 @@ class WordlessFilter(Filter):
     numbers: bool = Field(True, description="Keep captions that are a short number (24, 10:30); drop long ones")
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
-        """`caption-emoji` or `caption-wordless`."""
         if LETTER.search(caption) or "〇" in caption:
             return None
         if _EMOJI.search(caption) or _KEYCAP.search(caption):
@@ -361,7 +358,6 @@ class RepetitionFilter(Filter):
         return numbers
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
-        """`caption-repetition`."""
         caption = caption[:_LOOKED_AT]
         beginnings = Counter(zip(caption, caption[1:], caption[2:], strict=False))
         # A longer unit begins with the same three characters each time. Its pattern takes longer than all filters.
@@ -396,7 +392,6 @@ class LengthFilter(Filter):
         return limits
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
-        """`caption-short` or `caption-long`."""
         length = len("".join(caption.split())) if language == "zh" else len(_WORD.findall(caption))
         minimum, maximum = self.zh if language == "zh" else self.en
         counted = f"{length} {'characters' if language == 'zh' else 'words'}, allowed {minimum} to {maximum}"

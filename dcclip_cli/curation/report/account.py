@@ -140,7 +140,6 @@ class Statistics:
         self.add_captions(captions)
 
     def add_captions(self, captions: Iterable[DroppedCaption]) -> None:
-        """Count single captions that were dropped."""
         for language, caption, drop in captions:
             self._caption(language, caption, drop.reason)
 
@@ -269,7 +268,6 @@ class Examples:
                     by_rank[rank] = replace(example, twin_thumbnail=_shrunk(decode_image(pair.image))[0])
 
     def all(self) -> list[Example]:
-        """The sample, by reason and rank."""
         return [example for _, by_rank in sorted(self._by_reason.items()) for _, example in sorted(by_rank.items())]
 
     def write(self, path: Path) -> None:

@@ -108,7 +108,6 @@ class Agreement(_DualEncoderScorer):
         return score
 
     def apply(self, connection: DuckDBPyConnection) -> None:
-        """Reason: `agreement-low`."""
         for language in LANGUAGES:
             threshold, keep, best = self.threshold.get(language), self.keep.get(language), None
             if keep:  # of all captions: the lowest score of the best is read before the threshold drops any
@@ -169,7 +168,6 @@ class Prompts(_DualEncoderScorer):
         return score
 
     def apply(self, connection: DuckDBPyConnection) -> None:
-        """Reason: `prompts-reject`."""
         drop_pairs(connection, self.stored, f"{self.stored}-reject", self.threshold)
 
 

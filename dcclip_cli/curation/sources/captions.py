@@ -131,7 +131,6 @@ class Base64Source(SourceOptions):
     language: Told = Field("caption", description="Language of the texts; `caption` detects it from their script")
 
     def slices(self, size: int) -> list[Slice]:
-        """Slices of `size` images. Raises DcclipError where a file of texts is missing."""
         files = [file for file in files_of(self.path, (".tsv",)) if file.name.endswith(caption_files.IMAGES)]
         if not files:
             raise DcclipError("{} contains no file with the suffix {}", HINT, self.path, caption_files.IMAGES)

@@ -161,7 +161,6 @@ class TableSource(ColumnOptions):
     images: PathOption | None = Field(None, description="Folder that image paths are relative to; default: the table's")
 
     def slices(self, size: int) -> list[Slice]:
-        """Slices of about `size` rows. Raises DcclipError where a column is missing."""
         slices: list[Slice] = []
         for file in files_of(self.path, _SUFFIXES):
             table = self._open(file)
@@ -220,7 +219,6 @@ class HubSource(ColumnOptions):
     revision: str | None = Field(None, description="Commit, tag or branch on the hub; only a commit never changes")
 
     def slices(self, size: int) -> list[Slice]:
-        """Slices of `size` rows. Raises DcclipError where the data set, the split or a column is missing."""
         data = self._open()
         self.check_columns([data.column_names], self.path)
         return index_slices(data.num_rows, size)
@@ -287,7 +285,6 @@ class TextTable:
             yield names
 
     def slices(self, size: int) -> Iterator[Slice]:
-        """Slices of `size` rows."""
         with self.path.open("rb") as stream:
             rows = self._read(stream, self.limit, 2 if self._first(stream) else 1)
             yield from (Slice(cut._asdict(), cut.lines) for cut in reading.cuts(stream, rows, size))

@@ -1,7 +1,4 @@
-"""The formats that results are written in: dcclip's own, and those of leaderboards, a module each.
-
-To add a leaderboard, write a module with the two functions of Leaderboard, and append it to LEADERBOARDS.
-"""
+"""The formats that results are written in: dcclip's own, and those of leaderboards, a module each in LEADERBOARDS."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Loaders of published data set layouts: one class each, and the tuple of them, which is the registry.
-
-To add a layout, write its class and append it to LOADERS.
-"""
+"""Loaders of published data set layouts, one class each, and LOADERS, which is the registry."""
 
 from dcclip_cli.eval.dataset import Loader
 from dcclip_cli.eval.loaders.captions import Base64Lines, CaptionFiles, Xm3600, Xtd

@@ -46,7 +46,6 @@ class ClassFolders(Loader):
         return None
 
     def load(self) -> Loaded:
-        """The images, class by class. Raises DcclipError for a folder of another class."""
         classes, dataset = self.location.classes, self.location.dataset
         by_number: dict[int, list[Path]] = {}
         for name, files in images_by_class(self.path, _SUFFIXES).items():
@@ -87,7 +86,6 @@ class WebDatasetTars(Loader):
         return None
 
     def load(self) -> Loaded:
-        """All samples, in the order of the tars. Raises DcclipError for a truncated tar and a missing label."""
         dataset = self.location.dataset
         truth_suffix = _TRUTH_SUFFIX[dataset.task]
         shards = sorted(self.path.glob("*.tar"), key=lambda file: (len(file.name), file.name))
@@ -166,7 +164,6 @@ class HubDataset(Loader):
 
     @property
     def is_remote(self) -> bool:
-        """Whether it is on the hub, not in a folder."""
         return not is_saved(self.name) and not is_repository(self.name)
 
     def check(self) -> None:
@@ -175,7 +172,6 @@ class HubDataset(Loader):
             files_on_hub(self.name, "dataset")
 
     def load(self) -> Loaded:
-        """Raises DcclipError where the hub cannot be reached or a column is missing."""
         import datasets
 
         task, split = self.location.dataset.task, self.location.split

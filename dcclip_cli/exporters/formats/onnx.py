@@ -279,7 +279,6 @@ def _prepend(model: Any, first: Any) -> None:
 
 
 def preprocesses(graph: Path) -> bool:
-    """Whether an image graph takes RGB."""
     import onnx
 
     return bool(onnx.load(graph, load_external_data=False).graph.input[0].name == RGB)

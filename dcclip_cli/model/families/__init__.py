@@ -1,7 +1,4 @@
-"""Families of dual encoders with a config.json: one class per family, with what is specific to it.
-
-To add one, write its class in a file here and add it to FAMILIES.
-"""
+"""Families of dual encoders with a config.json: FAMILIES, one class each, with what is specific to it."""
 
 from __future__ import annotations
 

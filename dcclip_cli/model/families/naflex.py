@@ -79,14 +79,12 @@ class NaflexTowers(TransformersTowers):
         return ImageFeatures(embedding, last, dict(zip(layers, maps, strict=True)))
 
     def image_embedding(self, pixels: Tensor) -> Tensor:
-        """(B, D) of images (B, 1, 1 + P, D)."""
         shapes, patches = pixels[:, 0, 0, :2].long(), pixels[:, 0, 1:]
         mask = torch.arange(patches.shape[1], device=pixels.device) < shapes.prod(1)[:, None]
         inputs = {"pixel_values": patches, "pixel_attention_mask": mask.int(), "spatial_shapes": shapes}
         return pooled(self.model.get_image_features(**inputs))
 
     def make_traceable(self) -> None:
-        """Let torch trace the image tower for any number of images of any shapes."""
         vision = self.model.vision_model
         vision.embeddings.resize_positional_embeddings = _resized_positions
         vision.head.forward = partial(_pool, vision.head)
