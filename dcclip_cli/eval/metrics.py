@@ -25,10 +25,7 @@ _SCALE = 100.0  # ELEVATER's logit scale before the softmax over classes, for mA
 
 
 def tied_groups(vectors: np.ndarray) -> list[list[int]]:
-    """The groups of classes that have the same embedding, of vectors (C, D) of length 1.
-
-    Embeddings are the same if 1 - cosine is under TIED, or if those of other classes connect them so.
-    """
+    """Groups of classes with the same embedding (C, D): 1 - cosine under TIED, or connected so by other classes."""
     first = np.arange(len(vectors))  # of the classes with the same embedding
     while True:
         blocks = (vectors[start : start + _BLOCK] @ vectors.T for start in range(0, len(vectors), _BLOCK))
@@ -60,10 +57,7 @@ def tied_answers(scores: np.ndarray) -> float:
 
 
 def among_first(ranks: np.ndarray, ties: np.ndarray | None, k: int) -> np.ndarray:
-    """(N,) the fraction of the orders of a label and the classes that tie with it in which it is among the first k.
-
-    `ties` are those of `ranks`; without them every label has its score alone.
-    """
+    """(N,) the share of the orders of a label and the classes that tie with it that have it among the first k."""
     return ranks < k if ties is None else np.clip((k - ranks.astype(float)) / ties, 0, 1)
 
 

@@ -1,7 +1,4 @@
-"""The named data sets: split, size, classes and metric of each.
-
-Classes, sizes and metrics of the twenty are ELEVATER's (arXiv 2204.08790 and its toolkit's configurations).
-"""
+"""The named data sets; classes, sizes and metrics of the twenty are ELEVATER's (arXiv 2204.08790, its toolkit)."""
 
 from __future__ import annotations
 

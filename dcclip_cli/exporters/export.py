@@ -248,10 +248,7 @@ def _resolved(options: ExportOptions, model: ModelSource, target: Format) -> Exp
 
 
 def _is_made(out: Path, made_from: str, fresh: bool) -> bool:
-    """Whether `out` contains the export `made_from` this, which is kept unless `fresh`.
-
-    Raises DcclipError if that is damaged, or if `out` contains anything but an export.
-    """
+    """Whether `out` has the export `made_from` this, kept unless `fresh`. Raises DcclipError for anything else."""
     hint = Message("choose a new folder with --out")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False

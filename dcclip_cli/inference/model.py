@@ -44,10 +44,7 @@ def predict(
     top_k: int | None = 5,
     threshold: float | Sequence[float] = 0.0,
 ) -> Iterator[Prediction]:
-    """One Prediction per image, in order, as soon as its batch is done.
-
-    Labels below `threshold` are left out, which is for all labels or one for each.
-    """
+    """One Prediction per image, in order, batch by batch, with labels from `threshold` on, one for all or for each."""
     for path, result in embed(encoder, images, read):
         if isinstance(result, DcclipError):
             yield Prediction(path, error=result)

@@ -281,10 +281,7 @@ def _most_important(norms: Sequence[Any], readers: Sequence[Tensor], count: int)
 
 
 def _copy(student: tuple[Any, Any], teacher: tuple[Any, Any], outputs: Tensor, inputs: Tensor | None = None) -> None:
-    """Copy chosen channels of a convolution, and of its batch norm. A depthwise one has no `inputs` to choose.
-
-    Of a larger kernel the centre is copied, a smaller one gets zeros around it.
-    """
+    """Copy channels of a convolution (`inputs` unless depthwise) and batch norm; kernels are cropped or padded."""
     weight = teacher[0].weight[outputs]
     if inputs is not None:
         weight = weight[:, inputs]

@@ -241,10 +241,7 @@ class Examples:
         captions: Sequence[DroppedCaption] = (),
         twin: str = "",
     ) -> None:
-        """Consider a pair, as for `Statistics.add`; without a decoded `image`, `fill` adds it.
-
-        For a duplicate, `twin` is the key of the pair that it repeats.
-        """
+        """Consider a pair, as `Statistics.add`; `fill` adds undecoded images. `twin`: the key that it repeats."""
         reason, detail = (drop.reason, drop.detail) if drop else (KEPT, "")
         gone = captions if drop and not (pair.zh or pair.en) else ()  # they were dropped first, and the pair with them
         if gone:

@@ -146,10 +146,7 @@ class Base64Source(SourceOptions):
         return slices
 
     def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
-        """Candidates with their image's number as key, or the line number if that is unreadable.
-
-        Unreadable lines of texts are part of the first slice.
-        """
+        """Candidates with their image's number as key, or the line number of an unreadable line, of texts too."""
         file = Path(part["file"])
         prefix, texts_file = key_prefix(self.path, file), caption_files.texts_file(file)
         numbers = {number for row in caption_files.image_rows(file, part) if (number := caption_files.number_of(row))}

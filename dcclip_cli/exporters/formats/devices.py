@@ -26,10 +26,7 @@ if TYPE_CHECKING:
 
 
 class OpenVino(Format):
-    """image.xml and text.xml with their weights, converted from the ONNX graphs, for Intel's CPUs, GPUs and NPUs.
-
-    Any batch size and text length. They are checked on the CPU, on one thread.
-    """
+    """image.xml and text.xml for Intel's CPUs, GPUs and NPUs, of any batch size and text length; checked on the CPU."""
 
     name = "openvino"
     precisions = ("fp32", "fp16", "int8")

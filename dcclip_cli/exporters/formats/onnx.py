@@ -100,10 +100,7 @@ class TransformersJs(Format):
 
 
 class Immich(Format):
-    """config.json, textual/ and visual/, as immich's own exporter writes them; texts are padded to their full length.
-
-    immich runs one image or one text at a time, token ids as int32.
-    """
+    """config.json, textual/ and visual/, as immich's exporter writes them: one image or full-length text (int32)."""
 
     name = "immich"
     precisions = ("fp32", "fp16", "int8")

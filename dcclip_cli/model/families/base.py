@@ -64,10 +64,7 @@ class Family(Towers):
 
 
 class TransformersTowers(Family):
-    """A dual encoder of transformers.
-
-    The image map is the image tower's patch tokens on their grid; text tokens are the text tower's last hidden states.
-    """
+    """A dual encoder of transformers; its image map is the patch tokens on their grid, text tokens the last states."""
 
     model_types: ClassVar[Collection[str]] = ()
     allowed_modules: ClassVar[Collection[str]] = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers
@@ -173,10 +170,7 @@ class TransformersTowers(Family):
 
     @classmethod
     def from_network(cls, network: Any, model: str, *options: Any) -> Self:
-        """The towers of transformers' model with the processors of a directory or repository.
-
-        `options` are those of the class. Raises DcclipError if a package is missing.
-        """
+        """The towers of transformers' model with its processors. Raises DcclipError if a package is missing."""
         import transformers
 
         local: dict[str, Any] = {"local_files_only": True} if Path(model).is_dir() else {}

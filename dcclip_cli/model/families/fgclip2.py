@@ -1,7 +1,4 @@
-"""FG-CLIP2, whose code is its repository's: it runs where the user has allowed it, and nothing but that.
-
-Shapes: as in naflex.py.
-"""
+"""FG-CLIP2, whose code, its repository's, runs where the user allows it. Shapes: as in naflex.py."""
 
 from __future__ import annotations
 
@@ -124,10 +121,7 @@ _CONFIG, _MODEL = "AutoConfig", ("AutoModel", "AutoModelForCausalLM")  # keys of
 
 @dataclass(frozen=True)
 class RemoteCode:
-    """The code that builds a model, next to its config.json in `folder`; it runs in `build` alone.
-
-    `config` and `model` are its classes, each MODULE.CLASS.
-    """
+    """The code next to a config.json in `folder`, which runs in `build` alone; its classes are MODULE.CLASS."""
 
     name: str  # of the repository, or its directory
     folder: Path

@@ -1,7 +1,4 @@
-"""EmbeddingGemma 2 by transformers' code: one network for texts and images, which it reads as tokens.
-
-Shapes: as in naflex.py; k x k patches become one token.
-"""
+"""EmbeddingGemma 2: one network for texts and images, k x k patches a token. Shapes: as in naflex.py."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""UForm's towers (unum-cloud/uform3-*): its repositories have a layout of their own, which the package uform reads.
-
-Shapes: as in towers.py.
-"""
+"""UForm's towers (unum-cloud/uform3-*), in a layout that the package uform reads. Shapes: as in towers.py."""
 
 from __future__ import annotations
 
