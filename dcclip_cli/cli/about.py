@@ -29,7 +29,7 @@ _TEACHERS = (
     ("fgclip2", Message("FG-CLIP2, with its repository's code"), Message("hf:ORG/NAME, a path, --trust-remote-code")),
     ("open_clip", Message("any open_clip model, any model directory"), _OPEN_CLIP_HUB),
 )
-recipe_app = typer.Typer(no_args_is_help=True, help="Show recipes: allowed keys; a recipe with all defaults.")
+recipe_app = typer.Typer(no_args_is_help=True, help="Show the allowed keys of recipes, or a recipe with all defaults.")
 
 
 @recipe_app.command()

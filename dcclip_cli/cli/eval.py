@@ -25,7 +25,7 @@ _DATASET_HELP = (
 )
 _MODELS = Option("--model", metavar="MODEL", help=f"{flags.MODEL_HELP} Repeatable.")
 _DATASETS = Option("--dataset", metavar="NAME|PATH", help=_DATASET_HELP)
-_LANGUAGES = Option("--languages", metavar="en,zh", help="Languages for your own data sets. Default: all of theirs.")
+_LANGUAGES = Option("--languages", metavar="en,zh", help="Languages for your own data sets. Default: all in them.")
 _DATA_ROOT = Option(
     "--data-root", metavar="DIR", help="Folder with the named data sets, each in DIR/NAME/. Default: the hub."
 )

@@ -326,8 +326,8 @@ def bench(
     """Measure models on this machine: size, loading, memory, latency, throughput, agreement.
 
     Each model is measured on the CPU in its own process. Loading includes imports. Latency is the median for one
-    decoded image or one short text, on one thread. Memory is the peak up to then. Images per second include
-    reading files, on all cores. Agreement is the share of images with the same best label as the first model.
+    decoded image or one short text, on one thread. Memory is the peak before images per second, which include
+    reading files on all cores. Agreement is the share of images with the same best label as the first model.
     """
     talk = console.talk(quiet, verbose)
     names = _labels(labels, labels_file)

@@ -22,7 +22,7 @@ _DATA = Option(
 _PRIVATE = Option("--private", help="Create a private repository.")
 _PULL_REQUEST = Option("--pull-request", help="Open a pull request in an existing repository.")
 _OVERWRITE = Option("--overwrite", help="Allow existing files to be replaced.")
-_YES = Option("--yes", "-y", help="Upload. Without it, the command sends nothing (dry run).")
+_YES = Option("--yes", "-y", help="Upload the files. Without --yes, nothing is sent (dry run).")
 
 
 def push(

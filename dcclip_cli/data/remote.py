@@ -90,7 +90,7 @@ class DataFile:
                 raise DcclipError("{} cannot be read: {}", hint, self, error.strerror) from None
         if len(content) != size:
             message = Message("{} returned {} bytes at position {} instead of {}", self, len(content), offset, size)
-            raise DcclipError(message, "the file was truncated or replaced: copy it again, then run dcclip index on it")
+            raise DcclipError(message, "copy the truncated or replaced file again, then run dcclip index on it")
         return content
 
     def read_into(self, target: int, offset: int, size: int) -> None:

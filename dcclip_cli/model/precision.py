@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _MAX_LOGIT = 1e6  # CLIP learns a scale of up to 100, SigLIP one of about 115 and a bias of about -16
 INPUTS = {"images": Message("images"), "texts": Message("texts")}  # whose embeddings an error is about
-_HINT = Message("the weights are damaged or the computation overflowed: download the model again, or use fp32")
+_HINT = Message("download the model again if its weights are damaged, or use fp32 if the computation overflowed")
 
 
 def torch_device(name: str, hint: str = "remove --device, or use --device cpu") -> str:

@@ -23,7 +23,7 @@ MOST_PER_STEP = 2**20  # samples
 class OptimizerOptions(Options):
     """AdamW, SGD or Muon: orthogonalized momentum for matrices and convolutions, AdamW for all other parameters.
 
-    Biases, norms, position embeddings and position biases get no weight decay. Muon: Jordan et al. 2024,
+    No weight decay for biases, norms, position embeddings and position biases. Muon: Jordan et al. 2024,
     https://kellerjordan.github.io/posts/muon; timm's implementation, with steps scaled to AdamW's (Liu et al. 2025,
     arXiv 2502.16982).
     """
@@ -162,7 +162,7 @@ class TrainOptions(Options):
         20, ge=1, le=_MOST_STEPS, description="Steps between entries in metrics.jsonl and the trackers"
     )
     checkpoint_every_steps: Neutral[Annotated[int, Field(ge=1, le=_MOST_STEPS)] | None] = Field(
-        200, description="Steps between checkpoints that a run can resume from; null: none by steps"
+        200, description="Steps between checkpoints that a run can resume from; null: not by steps"
     )
     checkpoint_every_minutes: Neutral[Annotated[float, Field(gt=0, le=100_000)] | None] = Field(
         None, description="Minutes between checkpoints, in addition to those of checkpoint_every_steps; null: none"

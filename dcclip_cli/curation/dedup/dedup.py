@@ -205,7 +205,7 @@ Duplicate = Annotated[SameImage | NearImage | SameCaption, Field(discriminator="
 class DedupOptions(Options):
     """Filters over all pairs at once. Of duplicates, the first one in the order of sources is kept."""
 
-    decontaminate: Decontaminate | None = Field(None, description="Evaluation sets whose images are dropped")
+    decontaminate: Decontaminate | None = Field(None, description="Evaluation sets whose images are removed")
     earlier: tuple[PathOption, ...] = Field(
         (), description="Outputs of earlier collections, or other shards; pairs with their images are dropped"
     )
