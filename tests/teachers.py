@@ -122,10 +122,8 @@ def altclip(folder: Path) -> None:
 
     size, shared = 400, 16
     ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
-    text = tower()
-    text |= {"vocab_size": size, "max_position_embeddings": 514, "type_vocab_size": 1, "project_dim": shared, **ids}
-    vision = tower(image_size=32, patch_size=8)
-    vision |= {"projection_dim": shared, "hidden_act": "quick_gelu"}
+    text = tower(vocab_size=size, max_position_embeddings=514, type_vocab_size=1, project_dim=shared, **ids)
+    vision = tower(image_size=32, patch_size=8, projection_dim=shared, hidden_act="quick_gelu")
     config = AltCLIPConfig(text_config=text, vision_config=vision, projection_dim=shared)
     seeded(AltCLIPModel, config).save_pretrained(folder)
     xlmr_tokenizer(folder, size, 512)
@@ -141,12 +139,9 @@ def chineseclip(folder: Path) -> None:
     vocab += [f"##{chr(code)}" for code in range(0x61, 0x7B)] + ["photo", "cat", "dog", "the", "of", "，", "。"]
     vocab = list(dict.fromkeys([*vocab, "ж", "##ж", "ひ", "한", *COMMON]))
     (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", "utf-8")
-    text = tower()
-    text |= {"vocab_size": len(vocab), "max_position_embeddings": 512, "type_vocab_size": 2}
+    text = tower(vocab_size=len(vocab), max_position_embeddings=512, type_vocab_size=2)
     vision = tower(image_size=32, patch_size=8)
-    shared = 16
-    config = ChineseCLIPConfig(text_config=text, vision_config=vision, projection_dim=shared)
-    model = seeded(ChineseCLIPModel, config)
+    model = seeded(ChineseCLIPModel, ChineseCLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
     model.config.save_pretrained(folder)
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     # Buffers that transformers saved until 2023.
@@ -167,19 +162,16 @@ SIGLIP2_IMAGES |= {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
 
 def siglip2_text(size: int) -> dict[str, Any]:
-    text = tower()
-    text |= {"vocab_size": size, "max_position_embeddings": 64, "projection_size": 32}
-    return text | {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
+    ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
+    return tower(vocab_size=size, max_position_embeddings=64, projection_size=32, **ids)
 
 
 def siglip2(folder: Path) -> None:
     from transformers import SiglipConfig, SiglipModel
 
     size = 700
-    text = siglip2_text(size)
-    vision = tower()
-    vision |= {"image_size": 32, "patch_size": 8}
-    seeded(SiglipModel, SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
+    config = SiglipConfig(text_config=siglip2_text(size), vision_config=tower(image_size=32, patch_size=8))
+    seeded(SiglipModel, config).save_pretrained(folder)
     gemma_tokenizer(folder, size)
     images = SIGLIP2_IMAGES | {"size": {"height": 32, "width": 32}}
     write(folder, "preprocessor_config.json", image_processor_type="SiglipImageProcessor", **images)
@@ -191,10 +183,8 @@ def fgclip2(folder: Path) -> None:
     from tests.fgclip2.modeling_fgclip2 import Fgclip2Model
 
     size = 700
-    text = siglip2_text(size)
-    vision = tower()
-    vision |= {"num_patches": 256, "patch_size": 16}
-    seeded(Fgclip2Model, Fgclip2Config(text_config=text, vision_config=vision)).save_pretrained(folder)
+    sizes = Fgclip2Config(text_config=siglip2_text(size), vision_config=tower(num_patches=256, patch_size=16))
+    seeded(Fgclip2Model, sizes).save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text("utf-8"))
     config["auto_map"] = {
         "AutoConfig": "configuration_fgclip2.Fgclip2Config",
@@ -263,10 +253,9 @@ def _metaclip2(folder: Path, **ids: int) -> None:
     from transformers import MetaClip2Config, MetaClip2Model
 
     shared = 16
-    text = tower()
-    text |= {"max_position_embeddings": 77, "projection_dim": shared, "pad_token_id": None, "bos_token_id": None, **ids}
-    vision = tower(image_size=32, patch_size=8)
-    config = MetaClip2Config(text_config=text, vision_config=vision | {"projection_dim": shared}, projection_dim=shared)
+    text = tower(max_position_embeddings=77, projection_dim=shared, pad_token_id=None, bos_token_id=None, **ids)
+    vision = tower(image_size=32, patch_size=8, projection_dim=shared)
+    config = MetaClip2Config(text_config=text, vision_config=vision, projection_dim=shared)
     seeded(MetaClip2Model, config).save_pretrained(folder)
     clip_images(folder, "CLIPImageProcessor", {"height": 32, "width": 32})
 
@@ -281,10 +270,8 @@ def openclip_xlmr(folder: Path) -> None:
     size = 400
     config = open_clip.get_model_config("xlm-roberta-base-ViT-B-32")
     ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
-    sizes = tower()
-    xlmr = XLMRobertaConfig(
-        **sizes, vocab_size=size, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5, **ids
-    )
+    ids |= {"vocab_size": size, "max_position_embeddings": 514, "type_vocab_size": 1}
+    xlmr = XLMRobertaConfig(**tower(**ids), layer_norm_eps=1e-5)
     config["vision_cfg"] = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
     config["embed_dim"] = 16
     config["text_cfg"]["hf_model_name"] = "made-up/tiny-xlm-roberta"
