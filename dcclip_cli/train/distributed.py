@@ -67,10 +67,7 @@ def from_first(function: Callable[[], T]) -> T:
 
 
 def from_all(function: Callable[[], T]) -> list[T]:
-    """What the function returns in each process, or what it raises in the first that fails, in all of them.
-
-    It is one that a signal ends at once.
-    """
+    """What the function returns in each process, or raises in the first that fails. A signal ends it at once."""
     outcome: list[Any] = [None, None]  # result and error
     outcomes = [outcome] * process_count()
     try:

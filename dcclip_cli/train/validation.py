@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,20 +51,19 @@ def validate(
     are in memory at a time, and the embeddings of all class names. The towers stay unchanged.
     """
     with evaluating(towers):
-        texts = {}
+        classes = {}  # by language: embeddings of their names, and their numbers for all pairs
         for language in languages:
-            numbers: dict[str, int] = {}  # of classes; a pair without a caption has none
-            captions_of_pairs = dataset.captions(language)
-            classes_of_pairs = (
-                numbers.setdefault(captions[0], len(numbers)) if captions else -1 for captions in captions_of_pairs
+            numbers: dict[str, int] = {}  # a pair without a caption has none
+            labels = (
+                numbers.setdefault(texts[0], len(numbers)) if texts else -1 for texts in dataset.captions(language)
             )
-            labels = np.fromiter(classes_of_pairs, np.int32, len(dataset))
+            labels_of_pairs = np.fromiter(labels, np.int32, len(dataset))
             chunks = chain.from_iterable(from_all(partial(_embed_names, towers, list(numbers))))
-            texts[language] = finite(np.concatenate([*chunks]), towers.name, "texts"), labels
-        counts = chain.from_iterable(from_all(partial(_count_right, towers, dataset, texts, workers)))
+            classes[language] = finite(np.concatenate([*chunks]), towers.name, "texts"), labels_of_pairs
+        counts = chain.from_iterable(from_all(partial(_count_right, towers, dataset, classes, workers)))
         right = map(sum, zip(*counts, strict=True))
-    named = ((labels >= 0).sum() for _, labels in texts.values())
-    return {f"top1_{code}": count / int(pairs) for code, count, pairs in zip(texts, right, named, strict=True)}
+    named = ((labels >= 0).sum() for _, labels in classes.values())
+    return {f"top1_{code}": count / int(pairs) for code, count, pairs in zip(classes, right, named, strict=True)}
 
 
 def _embed_names(towers: OpenClipTowers, names: list[str]) -> list[np.ndarray]:
@@ -74,19 +74,19 @@ def _embed_names(towers: OpenClipTowers, names: list[str]) -> list[np.ndarray]:
 
 
 def _count_right(
-    towers: OpenClipTowers, dataset: PairDataset, texts: Mapping[Language, tuple[np.ndarray, np.ndarray]], workers: int
+    towers: OpenClipTowers, dataset: PairDataset, classes: Mapping[Any, tuple[np.ndarray, np.ndarray]], workers: int
 ) -> list[list[float]]:
     """How many images of this process's share get their class, by chunk and language; ties count as a fraction."""
     device, chunks, counts = next(towers.parameters()).device, _local_chunks(len(dataset)), []
     loading = load_batches(_Pixels(dataset, towers.preprocess), chunks, workers, 1, device.type == "cuda")
     with closing(loading) as loaded:  # an error's traceback would keep the loader's processes
         for rows, pixels in zip(chunks, loaded, strict=True):
-            embeddings = towers.image_features(pixels.to(device, non_blocking=True)).embedding
-            images = finite(_unit(embeddings), towers.name, "images")
+            features = towers.image_features(pixels.to(device, non_blocking=True))
+            images = finite(_unit(features.embedding), towers.name, "images")
             counts.append(list[float]())
-            for classes, labels in texts.values():
+            for embeddings, labels in classes.values():
                 named = labels[rows] >= 0
-                ranks, ties = metrics.ranks(images[named] @ classes.T, labels[rows][named])
+                ranks, ties = metrics.ranks(images[named] @ embeddings.T, labels[rows][named])
                 counts[-1].append(float(metrics.among_first(ranks, ties, 1).sum()))
     return counts
 
