@@ -53,7 +53,7 @@ INHERITING: dict[str, Any] = {"text": {"inherit": "layers", "vocabulary": {"from
           for key, value in (("accumulate", "auto"), ("images_per_part", 8))),
         ("distill", {"losses": [EMBEDDING, EMBEDDING | {"teacher": 2}]}, PAIRS, "losses.1",
          "the loss embedding uses teacher 2, but the recipe has 1, numbered from 0", "more_teachers"),
-        ("align", {"losses": [EMBEDDING | {"teacher": 1}]}, PAIRS, "losses.0", "there are 1", "more_teachers"),
+        ("align", {"losses": [EMBEDDING | {"teacher": 1}]}, PAIRS, "losses.0", "the recipe has 1", "more_teachers"),
         ("distill", {"losses": [EMBEDDING | {"weight": 0}]}, PAIRS, "losses", "all losses have weight 0", "above 0"),
         ("distill", {"lora": {"towers": "image"}, "optimizer": {"image_lr_scale": 0}}, PAIRS, "lora.towers",
          "adapts layers that are not trained (image)", "apply lora to a tower that is trained"),
