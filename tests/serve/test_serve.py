@@ -156,7 +156,7 @@ def test_pictures_with_any_name_are_found_and_those_that_were_replaced_are_not(
         ({"json": {"input": [[1, 2]]}}, 422, "an item that is not a text"),
         ({"json": {"input": ["a"] * 2049}}, 422, "2,049 texts"),
         ({"json": {"input": "狗 dog" * 2000}}, 422, "a text is too long (10,000 characters)"),
-        ({"json": {"input": ["狗" * 8192] * 257}}, 422, "are too long: 2,105,344 characters"),
+        ({"json": {"input": ["狗" * 8192] * 257}}, 422, "too long in total (2,105,344 characters)"),
         ({"json": {"messages": [{"content": ""}]}}, 422, "a text is empty"),
         ({"json": {"input": "data:image/png;base64,%"}}, 422, "not valid base64"),
         ({"json": {"input": data_url(png_header(50_000, 50_000))}}, 422, "pixels, more than 64,000,000"),
