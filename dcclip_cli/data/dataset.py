@@ -117,19 +117,24 @@ def recipe_pairs(
     source = data.train if kind == "train" or data.hold_out else data.validation
     if source is None:
         return None
-    pairs = open_pairs(source, data.columns, progress, data.cache_bytes)
+    return split(open_pairs(source, data.columns, progress, data.cache_bytes), data, kind)
+
+
+def split(dataset: PairDataset, data: DataOptions, kind: Literal["train", "validation"]) -> PairDataset:
+    """The samples of `data.train`, or else `data.images`, that `hold_out` leaves or takes; all of them without it."""
     if not data.hold_out:
-        return pairs
-    check_hold_out(data, len(pairs))
-    held = np.linspace(0, len(pairs) - 1, data.hold_out).astype(np.int64)
-    return Rows(pairs, held if kind == "validation" else np.setdiff1d(np.arange(len(pairs)), held))
+        return dataset
+    check_hold_out(data, len(dataset))
+    held = np.linspace(0, len(dataset) - 1, data.hold_out).astype(np.int64)
+    return Rows(dataset, held if kind == "validation" else np.setdiff1d(np.arange(len(dataset)), held))
 
 
-def check_hold_out(data: DataOptions, pairs: int) -> None:
-    """Raise DcclipError unless pairs to train on remain."""
-    if data.train and data.hold_out >= pairs:
-        message = Message("data.hold_out is {:,}, but {} has only {:,} pairs", data.hold_out, named(data.train), pairs)
-        raise DcclipError(message, "reduce data.hold_out to about 5 % of the pairs")
+def check_hold_out(data: DataOptions, samples: int) -> None:
+    """Raise DcclipError unless samples to train on remain."""
+    if (source := data.train or data.images) and data.hold_out >= samples:
+        counts = data.hold_out, named(source), samples
+        message = Message("data.hold_out is {:,}, but {} has only {:,} samples", *counts)
+        raise DcclipError(message, "reduce data.hold_out to about 5 % of the samples")
 
 
 def find_dataset(

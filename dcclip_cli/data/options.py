@@ -39,7 +39,8 @@ class DataOptions(Options):
         0,
         ge=0,
         le=1_000_000,
-        description="Number of pairs of data.train, evenly spaced, to use for validation instead of training",
+        description="Number of samples of data.train, else of data.images, evenly spaced, to use for validation instead "
+        "of training",
     )
     images: str | None = Field(
         None, description="Images without captions, to distill the image tower: a folder, a Parquet file or a tar file"
@@ -86,8 +87,8 @@ class DataOptions(Options):
     def _check(self) -> Self:
         if not (self.train or self.images or self.texts):
             raise ValueError(Message("set at least one of train, images and texts"))
-        if self.hold_out and (self.validation or not self.train):
-            raise ValueError(Message("hold_out takes validation pairs from train: remove it, or set train only"))
+        if self.hold_out and (self.validation or not (self.train or self.images)):
+            raise ValueError(Message("hold_out takes samples from train or images: remove it or validation"))
         if self.phrases and not self.texts:
             raise ValueError(Message("phrases are built from texts: set texts too"))
         return self

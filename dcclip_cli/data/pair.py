@@ -283,6 +283,7 @@ class Rows(PairDataset):
     def __init__(self, dataset: PairDataset, rows: np.ndarray) -> None:
         self.path, self._whole, self._rows, self.is_remote = dataset.path, dataset, rows, dataset.is_remote
         self.embeddings = None if dataset.embeddings is None else dataset.embeddings[rows]
+        self.num_pairs = len(rows) if dataset.num_pairs else 0
         self.sources = [bisect_left(rows, first) for first in dataset.sources]
 
     def __len__(self) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from dcclip_cli.data.dataset import recipe_pairs
 from dcclip_cli.data.options import COLLECTED, SHUFFLE_WINDOW, DataOptions
 from dcclip_cli.data.pair import ConcatDataset, PairDataset
-from dcclip_cli.data.unpaired import open_images, open_texts, with_phrases
+from dcclip_cli.data.unpaired import open_texts, recipe_images, with_phrases
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.progress import Progress
 from dcclip_cli.run_dir import RunDir
@@ -256,8 +256,8 @@ def open_training_data(
             raise DcclipError("data.train is 'collect', but nothing has been collected", "run: dcclip collect RECIPE")
         if pairs := recipe_pairs(data.after_collect(collected), "train", progress):
             datasets["pairs"] = pairs
-    if "images" in sizes and data.images is not None:
-        datasets["images"] = open_images(data.images, data.columns, progress, data.cache_bytes)
+    if "images" in sizes and (images := recipe_images(data, "train", progress)):
+        datasets["images"] = images
     if "texts" in sizes and data.texts is not None:
         texts = open_texts(data.texts, data.columns, progress)
         datasets["texts"] = with_phrases(texts, data.phrases) if data.phrases else texts

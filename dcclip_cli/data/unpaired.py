@@ -11,10 +11,11 @@ from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from dcclip_cli.data.dataset import find_dataset, named
+from dcclip_cli.data.dataset import find_dataset, named, split
 from dcclip_cli.data.indexed import CACHE_BYTES
 from dcclip_cli.data.pair import (
     LANGUAGES,
@@ -32,6 +33,9 @@ from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import file_sha256, json_object
 from dcclip_cli.progress import Progress
 from dcclip_cli.text import language_by_script, not_utf8
+
+if TYPE_CHECKING:
+    from dcclip_cli.data.options import DataOptions
 
 _ROWS_AT_A_TIME = 65_536  # of texts that are Python objects
 _EXAMPLE = 'write lines like {"zh": "猫", "en": "cat"}'
@@ -95,6 +99,16 @@ def open_images(
         hint = Message("use a folder of JPEG, PNG or WebP files, a .parquet file or a .tar file")
         raise DcclipError("{} contains no images", hint, named(path))
     return dataset
+
+
+def recipe_images(
+    data: DataOptions, kind: Literal["train", "validation"], progress: Progress | None = None
+) -> PairDataset | None:
+    """A recipe's images without captions; `hold_out` splits them where no pairs are split. None if there are none."""
+    if data.images is None:
+        return None
+    images = open_images(data.images, data.columns, progress, data.cache_bytes)
+    return images if data.train else split(images, data, kind)
 
 
 # ---- texts without images

@@ -15,7 +15,7 @@ from dcclip_cli.data.collator import unaugmented
 from dcclip_cli.data.dataset import recipe_pairs
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import LANGUAGES, ConcatDataset, Lazy, PairDataset
-from dcclip_cli.data.unpaired import open_images, open_texts
+from dcclip_cli.data.unpaired import open_texts, recipe_images
 
 # Short, long, mixed, and too long for any text tower: these detect graphs with a frozen length.
 TEXTS = (
@@ -69,10 +69,10 @@ def recipe_samples(data: DataOptions | None, *kinds: Literal["train", "validatio
     for pairs in (recipe_pairs(data, kind) for kind in kinds):
         if pairs and pairs.embeddings is None:
             return pairs
-    if data.images is None:
-        return None
-    images = open_images(data.images, data.columns, cache_bytes=data.cache_bytes)
-    return images if data.texts is None else ConcatDataset([images, open_texts(data.texts, data.columns)])
+    images = recipe_images(data, kinds[0])
+    if images is None or data.texts is None:
+        return images
+    return ConcatDataset([images, open_texts(data.texts, data.columns)])
 
 
 def samples_from(pairs: PairDataset | None, count: int = 128) -> Samples:

@@ -166,10 +166,11 @@ class Preflight:
             path = getattr(data, kind)
             if path and path != COLLECTED:
                 previews[kind] = self._ask(("data", kind), partial(look, path, columns=data.columns))
-        if (pairs := previews.get("train")) and data.hold_out:
-            fits = partial(_done, check_hold_out, data, pairs.samples)
-            if not pairs.exact or self._ask(("data", "hold_out"), fits):
-                previews["train"] = replace(pairs, samples=max(1, pairs.samples - data.hold_out))
+        split = "train" if data.train else "images"
+        if (preview := previews.get(split)) and data.hold_out:
+            fits = partial(_done, check_hold_out, data, preview.samples)
+            if not preview.exact or self._ask(("data", "hold_out"), fits):
+                previews[split] = replace(preview, samples=max(1, preview.samples - data.hold_out))
         align_data = recipe.align.train if recipe.align and "align" in self.needed else None
         if align_data:
             previews["align"] = self._ask(("align", "train"), partial(preview_pairs, align_data, columns=data.columns))

@@ -54,7 +54,7 @@ def problems(stage: Stage) -> Iterator[Problem]:
             yield (name, "lora", "towers"), DcclipError(problem, "apply lora to a tower that is trained, or remove it")
     if not any(loss.weight_at(done) for loss in stage.losses for done in (0, 1)):
         yield (name, "losses"), DcclipError("all losses have weight 0", "set the weight of at least one loss above 0")
-    if options.validate_every_steps and not (stage.data.validation or stage.data.hold_out):
+    if options.validate_every_steps and not (stage.data.validation or (stage.data.train and stage.data.hold_out)):
         problem = Message("requires validation pairs, but data.validation is not set")
         yield (name, "validate_every_steps"), DcclipError(problem, "set data.validation, or data.hold_out")
     inside = ", ".join(loss.kind for loss in stage.losses if not loss.embeddings_only)

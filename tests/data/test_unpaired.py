@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from dcclip_cli.data.dataset import write_parquet
+from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair, PairDataset
-from dcclip_cli.data.unpaired import TextDataset, open_images, open_texts, with_phrases
+from dcclip_cli.data.unpaired import TextDataset, open_images, open_texts, recipe_images, with_phrases
 from dcclip_cli.errors import DcclipError
 from tests.tars import tar_bytes
 
@@ -159,6 +160,19 @@ def test_images_are_read_without_their_captions(tmp_path: Path, pairs: list[Pair
     images = open_images(path)
     assert [pair.image for pair in images] == [pair.image for pair in pairs[:2]]
     assert images.captions("zh") == [(), ()] and images.num_pairs == 0
+
+
+def test_held_out_images_are_not_trained_on_unless_pairs_are_held_out(tmp_path: Path, pairs: list[Pair]) -> None:
+    for number, name in enumerate(("a", "b", "猫", "d", "e")):
+        (tmp_path / f"{number}-{name}.png").write_bytes(pairs[number].image)
+    data = DataOptions(images=str(tmp_path), hold_out=2)
+    held, rest = (recipe_images(data, kind) for kind in ("validation", "train"))
+    assert held is not None and list(held.keys()) == ["0-a.png", "4-e.png"] and held.num_pairs == 0
+    assert rest is not None and list(rest.keys()) == ["1-b.png", "2-猫.png", "3-d.png"]
+    both = recipe_images(data.model_copy(update={"train": "pairs"}), "train")
+    assert both is not None and len(both) == 5
+    with pytest.raises(DcclipError, match=r"hold_out is 5, but .* only 5"):
+        recipe_images(data.model_copy(update={"hold_out": 5}), "train")
 
 
 def test_a_folder_of_images_is_in_the_order_of_its_names_and_told_apart_by_names_and_sizes(tmp_path: Path) -> None:

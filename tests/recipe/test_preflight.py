@@ -184,7 +184,7 @@ def test_data_that_a_stage_cannot_use_is_reported(
     held = {"data.hold_out": 35, "data.train": str(tmp_path / "pairs.tar")}
     assert problems(held, ("distill",))[0] == ["distill.batch_size: a step needs 8 samples, but the data has only 5"]
     lines, _ = problems(held | {"data.hold_out": 40}, ("distill",))
-    assert lines == [f"data.hold_out: data.hold_out is 40, but {tmp_path}/pairs.tar has only 40 pairs"]
+    assert lines == [f"data.hold_out: data.hold_out is 40, but {tmp_path}/pairs.tar has only 40 samples"]
     lines, hint = problems({"data.train": str(points)}, ("distill",))
     assert lines == [f"distill: {points} contains embeddings, but an image tower or a teacher needs images"]
     for name in ("cat", "狗"):
