@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 Library = Literal["transformers", "open_clip"]
 STARTER = "starter"  # the name of the model that comes with the package
-_STARTER_BUNDLE = Path(__file__).parent.parent / STARTER
+_STARTER_BUNDLE = Path(__file__).parent.parent / STARTER  # its folder `model` is the model directory, for teachers
 _SCHEMES: dict[str, Library | None] = {
     "hf": "transformers",
     "open_clip": "open_clip",
@@ -297,7 +297,13 @@ def resolve(reference: str | None = None, trained: bool = False) -> ModelSource:
 
 
 def resolve_teacher(reference: str, library: Library) -> ModelSource:
-    """As `resolve`, but what has no scheme is a name in `library` or a directory, which is not looked into."""
+    """As `resolve`, but what has no scheme is a name in `library` or a directory, which is not looked into.
+
+    The starter's model directory is meant, not its bundle.
+    """
+    if reference == STARTER:
+        why = Message("model: starter, included in dcclip{}", "")
+        return ModelSource("open_clip", str(_STARTER_BUNDLE / "model"), why, name=STARTER)
     if parse(reference)[0]:
         return _named(reference, "", library=library)
     kind: Literal["hf", "open_clip"] = "hf" if library == "transformers" else "open_clip"

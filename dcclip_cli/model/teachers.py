@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 from dcclip_cli.errors import Message
 from dcclip_cli.model import Precision
 from dcclip_cli.model.precision import choose_precision
-from dcclip_cli.model.reference import Library, ModelSource, parse, resolve_teacher
+from dcclip_cli.model.reference import STARTER, Library, ModelSource, parse, resolve_teacher
 from dcclip_cli.options import Options
 from dcclip_cli.own import own_errors, own_options
 from dcclip_cli.progress import Progress, Silent
@@ -104,7 +104,7 @@ class OpenClipTeacher(LibraryTeacher):
 
     kind: Literal["open_clip"] = "open_clip"
     library = "open_clip"
-    model: str = Field(description="ARCH/TAG, hf-hub:ORG/NAME, ms:ORG/NAME, or a model directory")
+    model: str = Field(description="ARCH/TAG, hf-hub:ORG/NAME, ms:ORG/NAME, starter, or a model directory")
 
 
 def _as_section(teacher: Any) -> Any:
@@ -113,10 +113,10 @@ def _as_section(teacher: Any) -> Any:
     if not isinstance(section, dict) or "kind" in section or not isinstance(section.get("model"), str):
         return section
     scheme, name = parse(section["model"])
-    if not scheme and not Path(name).is_absolute():
+    if not scheme and name != STARTER and not Path(name).is_absolute():
         if section is teacher:
             return section  # which needs a kind
-        hint = Message("write hf:ORG/NAME, open_clip:ARCH/TAG, hf-hub:ORG/NAME, ms:ORG/NAME or ./DIR")
+        hint = Message("write hf:ORG/NAME, open_clip:ARCH/TAG, hf-hub:ORG/NAME, ms:ORG/NAME, starter or ./DIR")
         raise ValueError(Message("{} is not a model reference: {}", name, hint))
     kind = "transformers" if scheme in ("hf", "ms") else "open_clip"
     return {**section, "kind": kind, "model": name if scheme in ("hf", "open_clip") else section["model"]}

@@ -116,7 +116,7 @@ def test_sentence_transformers_embeds_images_and_texts_by_itself(
 ) -> None:
     from sentence_transformers import SentenceTransformer
 
-    model = {"student": model_folder, "siglip": f"hf:{siglip_folder}"}.get(kind, ROOT / "recipes/starter/model")
+    model = {"student": model_folder, "siglip": f"hf:{siglip_folder}"}.get(kind, ROOT / "dcclip_cli/starter/model")
     result = export_model(model, format="sentence-transformers", parity={"min_agreement": 0.9})
     assert result.parity is not None and result.parity.text_max_difference < 1e-5
     loaded = SentenceTransformer(str(result.folder), device="cpu", trust_remote_code=False)

@@ -19,6 +19,7 @@ from tests.exporters.test_web import texts
 from tests.teachers import gemma_tokenizer
 
 STARTER = Path(__file__).parents[2] / "recipes/starter"
+STARTER_MODEL = Path(__file__).parents[2] / "dcclip_cli/starter/model"
 JAVASCRIPT = """
 const { Tokenizer } = await import("./tokenizers.mjs");
 const { readFileSync } = await import("node:fs");
@@ -83,8 +84,8 @@ def test_all_names_and_words_have_the_models_tokens_in_python_and_javascript(
     gemma_tokenizer(tmp_path, 700)
     own_tokens = {
         "gemma": lambda: load_tokenizer(tmp_path),
-        "starter": lambda: load_tokenizer(STARTER / "model"),
-        "student of the starter": lambda: trim_tokenizer(STARTER / "model", [*words[::3], "emu", "an emu"], 2500, True),
+        "starter": lambda: load_tokenizer(STARTER_MODEL),
+        "student of the starter": lambda: trim_tokenizer(STARTER_MODEL, [*words[::3], "emu", "an emu"], 2500, True),
         "trained": lambda: train_tokenizer(words[::3], 3000),
         "words in capitals": lambda: unigram(pre_tokenizers.WhitespaceSplit(), Ale=True, House=True, OA=False),
         "phrases": lambda: unigram(pre_tokenizers.BertPreTokenizer(), **{"pale ale": True, "pale": True}),
@@ -101,7 +102,7 @@ def test_all_names_and_words_have_the_models_tokens_in_python_and_javascript(
 
 def test_the_shipped_bundle_has_the_tokenizer_of_its_model() -> None:
     folder = Path(__file__).parents[2] / "dcclip_cli/starter"
-    expected = json.loads(for_all_clients(load_tokenizer(STARTER / "model")).to_str())
+    expected = json.loads(for_all_clients(load_tokenizer(STARTER_MODEL)).to_str())
     assert json.loads((folder / "tokenizer.json").read_text("utf-8")) == expected
 
 

@@ -38,11 +38,12 @@ def test_a_reference_is_short_for_a_section_with_its_librarys_kind_and_means_the
         ("hf-hub:timm/ViT-B-16-SigLIP", "open_clip", "hf-hub:timm/ViT-B-16-SigLIP"),
         ("ms:org/clip@v2", "transformers", "ms:org/clip@v2"),
         ("/模型", "open_clip", "/模型"),
+        ("starter", "open_clip", "starter"),
     ):
         teacher = ANY_TEACHER.validate_python(reference)
         assert teacher.model_dump() == {"kind": kind, "model": model, "precision": "auto"}
         assert ANY_TEACHER.validate_python({"model": reference}) == teacher
-        if not reference.startswith(("ms:", "/")):  # which are looked for
+        if not reference.startswith(("ms:", "/", "starter")):  # which are looked for, and whose bundle a command uses
             assert teacher.source == resolve(reference)
             assert (teacher.source.library, teacher.source.target) == (kind, model)
     for name in ("BAAI/AltCLIP", "模型"):

@@ -21,7 +21,7 @@ from dcclip_cli.text import split
 
 ROOT = Path(__file__).parent.parent.parent
 BUNDLE = Path(dcclip_cli.__file__).parent / "starter"
-MODEL, PHOTOS = ROOT / "recipes/starter/model", ROOT / "recipes/starter/photos"
+MODEL, PHOTOS = ROOT / "dcclip_cli/starter/model", ROOT / "recipes/starter/photos"
 LABELS = {"cat": ("cat", "猫"), "coffee": ("coffee", "咖啡"), "rocket": ("rocket", "火箭")}
 
 
