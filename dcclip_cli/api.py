@@ -415,7 +415,8 @@ def new(
         if words.exists() and not force:
             raise DcclipError("{0} exists", "use it with --texts {0}, or overwrite it with --force", words)
         atomic_write(words, recipes.own_texts())
-    recipe = recipes.NewRecipe(file, chosen, chosen_data, chosen_size, words, trust_remote_code)
+    student = recipes.student_for(chosen) if chosen_size == "XS" else None
+    recipe = recipes.NewRecipe(file, chosen, chosen_data, chosen_size, words, trust_remote_code, student)
     atomic_write(file, recipes.recipe_text(recipe))
     job = open_run(load_recipe(file), None, "cpu")
     try:

@@ -27,7 +27,7 @@ _FILE = Argument(metavar="FILE", help="Recipe file to write; the model gets the 
 _TEACHER = Option(
     "--teacher",
     metavar="MODEL",
-    help="altclip, fgclip2, siglip2, xlm-roberta, chinese-clip, metaclip2, starter (in a clone), a model "
+    help="altclip, fgclip2, siglip2, xlm-roberta, chinese-clip, metaclip2, starter, a model "
     "directory, hf:ORG/NAME, hf-hub:ORG/NAME, ms:ORG/NAME or open_clip:ARCH/TAG. Default: altclip.",
 )
 _DATA = Option(
@@ -80,8 +80,7 @@ def new(
     from dcclip_cli.recipe import new as recipes
 
     choices = {name: Message("{}: {}", choice.model, _ABOUT[name]) for name, choice in recipes.TEACHERS.items()}
-    if recipes.starter_model():
-        choices["starter"] = Message("recipes/starter/model: 10 M, zh and en, Apache-2.0; nothing to download")
+    choices["starter"] = Message("included in dcclip: 15 M, zh and en, Apache-2.0; nothing to download")
     question = Message("Teacher, the large model to distill (or a directory, hf:ORG/NAME, ...)")
     teacher = teacher or _ask(question, choices, yes)
     chosen_teacher = recipes.choose_teacher(teacher)

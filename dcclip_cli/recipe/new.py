@@ -18,7 +18,7 @@ from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.data.preview import preview_images, preview_pairs
 from dcclip_cli.errors import DcclipError, Message, translated
 from dcclip_cli.model.hub_models import TRANSFORMERS_CONFIG, open_clip_config
-from dcclip_cli.model.reference import STARTER, resolve
+from dcclip_cli.model.reference import STARTER, resolve, resolve_teacher
 from dcclip_cli.model.students import PRESETS
 from dcclip_cli.model.tokenizer import check_trimmable
 from dcclip_cli.model.weights import CONFIG, stored_tensors
@@ -32,18 +32,21 @@ SIZES: Mapping[Size, str] = {  # with a shared space of 768; latency of an image
     "RN50": Message("45 M parameters, a ResNet-50; an image takes ten times as long as with S"),
     "XS": Message("3 M parameters, for a teacher as small as the starter"),
 }
-# The package has the int8 export alone: the model is in the package's clone, or in a clone that is the current folder.
-STARTER_MODELS = (Path(__file__).parents[2] / "recipes/starter/model", Path("recipes/starter/model"))
 
 
 @dataclass(frozen=True)
 class TeacherChoice:
-    """A teacher as a recipe names it; `text_width` is 0 unless a student's vocabulary can be trimmed from its own."""
+    """A teacher as a recipe names it; `text_width` is 0 unless a student's vocabulary can be trimmed from its own.
+
+    `network` is timm's name of its image network, if it is known, `pixels` the side of its images.
+    """
 
     kind: str
     model: str
     text_width: int = 0
     parameters: float = math.inf  # where it may be as small as a student
+    network: str = ""
+    pixels: int = 224
 
 
 TEACHERS: Mapping[str, TeacherChoice] = {
@@ -68,8 +71,25 @@ class DataChoice:
 
 
 @dataclass(frozen=True)
+class StudentChoice:
+    """Both towers of a student in place of a preset, for a teacher whose image network it may begin with."""
+
+    network: str = "mnasnet_075"  # those of recipes/distill-photos.yaml
+    pixels: int = 128
+    layers: int = 1
+    width: int = 64
+    tokens: int = 2_400
+    embed_dim: int = 128
+    inherits: bool = True
+
+
+@dataclass(frozen=True)
 class NewRecipe:
-    """All choices; `file` is the recipe's, `texts` those that the text tower learns where photographs have none."""
+    """All choices; `file` is the recipe's, `texts` those that the text tower learns where photographs have none.
+
+    `student` is in place of the preset `size`. Where they are not given, `steps`, `hold_out` and `augmentations` are
+    chosen by the number of samples.
+    """
 
     file: Path
     teacher: TeacherChoice
@@ -77,24 +97,24 @@ class NewRecipe:
     size: Size = "S"
     texts: Path | None = None
     trust_remote_code: bool = False
+    student: StudentChoice | None = None
+    steps: int | None = None
+    hold_out: int | None = None
+    augmentations: int | None = None
+    threads: int | None = None
 
     @property
     def name(self) -> str:
         return re.sub(r"[^\w.-]+", "-", self.file.stem).strip("-.")[:80] or "model"
 
 
-def starter_model() -> Path | None:
-    """The starter's model directory, which is not in the package, where there is one."""
-    return next((folder for folder in STARTER_MODELS if folder.is_dir()), None)
-
-
 def choose_teacher(name: str) -> TeacherChoice:
     """The teacher by its name in TEACHERS, or any model reference. Raises DcclipError if it names no model."""
     if choice := TEACHERS.get(name):
         return choice
-    reference = resolve(str(starter_model() or name) if name == STARTER else name)
+    reference = resolve_teacher(STARTER, "open_clip") if name == STARTER else resolve(name)
     if reference.kind == "bundle":
-        hint = Message("give a model directory; the starter's is recipes/starter/model in a clone of the repository")
+        hint = Message("give the model directory that it was exported from")
         raise DcclipError("{} is an export, which has no features to distill", hint, name)
     kind = "transformers" if reference.kind == "hf" else "open_clip"
     named = name if reference.name else reference.target
@@ -107,8 +127,10 @@ def choose_teacher(name: str) -> TeacherChoice:
     except DcclipError:  # the student's vocabulary cannot be the teacher's
         return TeacherChoice(kind, named, 0, parameters)
     if (reference.path / CONFIG).is_file():
-        text = open_clip_config(reference.path)["model_cfg"]["text_cfg"]
-        return TeacherChoice(kind, named, int(text.get("width", 0)), parameters)
+        towers = open_clip_config(reference.path)["model_cfg"]
+        network, side = (towers["vision_cfg"].get(key) for key in ("timm_model_name", "image_size"))
+        pixels = side if isinstance(side, int) else 224
+        return TeacherChoice(kind, named, int(towers["text_cfg"].get("width", 0)), parameters, network or "", pixels)
     from dcclip_cli.model.families import read_config
 
     config, _ = read_config(reference.path / TRANSFORMERS_CONFIG, reference.path.name)
@@ -155,6 +177,12 @@ def sizes_for(teacher: TeacherChoice) -> dict[Size, str]:
     return smaller or {"XS": SIZES["XS"]}
 
 
+def student_for(teacher: TeacherChoice) -> StudentChoice | None:
+    """The student that begins with a teacher's image network; None where that is not an EfficientNet-Lite."""
+    is_lite = teacher.network.startswith("efficientnet_lite")
+    return StudentChoice(pixels=min(StudentChoice.pixels, teacher.pixels)) if is_lite else None
+
+
 def own_texts() -> str:
     """Lines for a file of texts: the package's class names and prompts in both languages."""
     return "".join(f"{text}\n" for language in LANGUAGES for text in prompts.texts(language))
@@ -181,23 +209,28 @@ def recipe_text(new: NewRecipe, takes: Sequence[str] = ()) -> str:
 
 def _values(new: NewRecipe) -> dict[str, object]:
     """What the template needs besides the choices."""
-    preset, model, count = PRESETS[new.size], new.teacher.model, new.data.count
-    per_step = int(max(2, min(256, 2 ** int(math.log2(max(1, count / 8))))))  # at most an eighth of the samples
+    preset, student, model, count = PRESETS[new.size], new.student, new.teacher.model, new.data.count
+    most = 256 if student is None else 64 if new.data.kind == "photos" else 128
+    per_step = int(max(2, min(most, 2 ** int(math.log2(max(1, count / 8))))))  # at most an eighth of the samples
+    steps = new.steps or (student and max(300, min(10_000, 32 * count // per_step)))
     aligned = min(per_step, max(2, new.data.classes or per_step))  # one image of a class in each batch
     return {
         "name": new.name,
-        "about": SIZES[new.size],
+        "about": f"{student.network}, {student.pixels} px" if student else SIZES[new.size],
         "teacher_name": Path(model).name,
-        "model": _place(model, new.file) if Path(model).is_dir() else _quoted(model),
+        "model": _place(model, new.file) if Path(model).is_dir() and model != STARTER else _quoted(model),
         "pixels": preset["image"].get("size", 224),
-        "width": preset["text"]["width"],
-        "tokens": min(20_000, preset["text"]["vocabulary"]["size"]),
+        "width": student.width if student else preset["text"]["width"],
+        "tokens": student.tokens if student else min(20_000, preset["text"]["vocabulary"]["size"]),
+        "keeps_network": student is not None and student.network == new.teacher.network,
+        "steps": steps,
+        "augmentations": new.augmentations or (6 if student else 2),
         "path": _place(new.data.path, new.file),
         "texts": _place(str(new.texts), new.file),
-        "hold_out": min(1_000, count // 20),
+        "hold_out": min(1_000, count // 20) if new.hold_out is None else new.hold_out,
         "per_step": per_step,
         "epochs": _epochs(count, per_step),
-        "warm_up": _warm_up(count, per_step),
+        "warm_up": max(1, min(50, steps // 20)) if steps else _warm_up(count, per_step),
         "align_per_step": aligned,
         "align_epochs": max(2, _epochs(count, aligned) // 4),
         "align_warm_up": max(1, _warm_up(count, aligned) // 4),

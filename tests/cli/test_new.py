@@ -133,23 +133,20 @@ def test_links_that_lead_out_of_class_folders_are_counted_and_collected(
     assert counts["read"] == 16 and "image-outside" not in counts["dropped"]
 
 
-def test_the_starter_is_a_teacher_in_a_clone_with_a_smaller_student(
-    data: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", ["photos", "pairs"])
+def test_the_starter_is_a_teacher_whose_student_begins_with_its_channels_and_is_exported_in_int8(
+    data: dict[str, Path], kind: str
 ) -> None:
-    done = dcclip("new", "a.yaml", "--yes", "--data", data["pairs"], "--teacher", "starter")
+    Path("starter").mkdir()  # a folder of this name is not meant
+    done = dcclip("new", "a.yaml", "--yes", "--data", data[kind], "--teacher", "starter")
     assert "warning" not in done.stderr
     recipe = load("a.yaml").recipe
-    assert recipe.student is not None and recipe.student.preset == "XS" and recipe.teacher is not None
-    assert Path(recipe.teacher.model) == PACKAGE / "recipes/starter/model"
+    assert recipe.teacher and recipe.student and recipe.distill and recipe.export
+    assert recipe.teacher.source.path == PACKAGE / "dcclip_cli/starter/model"
+    assert recipe.student.inherits_images and recipe.student.embed_dim == 128 and recipe.export.precision == "int8"
+    losses = {"photos": ["embedding", "anchors"], "pairs": ["embedding", "interactive"]}[kind]
+    assert [loss.kind for loss in recipe.distill.losses] == losses and recipe.distill.optimizer.kind == "muon"
     assert "S" in recipes.sizes_for(recipes.TEACHERS["altclip"])
-    installed, in_clone = Path("installed"), recipes.STARTER_MODELS[1]
-    monkeypatch.setattr(recipes, "STARTER_MODELS", (installed, in_clone))
-    refused = dcclip("new", "b.yaml", "--yes", "--data", data["pairs"], "--teacher", "starter", expect=1)
-    assert "error: starter is an export, which has no features to distill" in refused.stderr
-    assert "recipes/starter/model in a clone of the repository" in refused.stderr
-    in_clone.parent.mkdir(parents=True)
-    in_clone.symlink_to(PACKAGE / "recipes/starter/model")
-    dcclip("new", "b.yaml", "--yes", "--force", "--data", data["pairs"], "--teacher", "starter")
 
 
 def test_folders_of_photographs_are_no_classes_if_the_user_says_so(data: dict[str, Path], altclip_folder: Path) -> None:
