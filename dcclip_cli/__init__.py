@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         distill,
         evaluate,
         export,
+        fit,
         index,
         new,
         push,
@@ -39,7 +40,7 @@ _LIGHT = {  # without recipes and pydantic
 }  # fmt: skip
 __all__ = [
     "DcclipError", "__version__", "align", "bench", "calibrate", "collect", "compare", "datasets", "distill", "embed",
-    "evaluate", "export", "index", "load", "new", "predict", "push", "run", "search", "sweep", "trim",
+    "evaluate", "export", "fit", "index", "load", "new", "predict", "push", "run", "search", "sweep", "trim",
 ]  # fmt: skip
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dcclip_cli.eval.registry import KnownSet
     from dcclip_cli.eval.result import EvalResult
     from dcclip_cli.exporters.export import ExportResult
+    from dcclip_cli.fit.search import FitResult
     from dcclip_cli.model.trim import TrimResult
     from dcclip_cli.publish.push import Pushed
     from dcclip_cli.recipe.new import DataKind, Size
@@ -429,6 +430,31 @@ def new(
     takes = [line for stage, times in measured for line in time_lines(stage, times, with_nothing=False)]
     atomic_write(file, recipes.recipe_text(recipe, takes))
     return NewResult(file, [line for stage, times in measured for line in lines(stage, times)], None)
+
+
+def fit(
+    data: PathLike,
+    *,
+    out: PathLike = Path("runs/fit"),
+    device: str = "auto",
+    progress: ProgressChoice = False,
+    **options: Any,
+) -> FitResult:
+    """Find and train the best student for a budget of file size and latency; returns it, and what was compared.
+
+    `data` is a folder of photographs or of class folders, or pairs. `options` are the fields of FitOptions: `max_mb`,
+    `max_ms`, `labels`, `teacher` (by default the starter), `time_s`, `threads`, `kind`. A search in `out` that
+    was stopped goes on. Raises DcclipError where no student fits the budget.
+    """
+    from dcclip_cli.fit.report import write_report
+    from dcclip_cli.fit.search import Fit, FitOptions
+
+    set_library_defaults()
+    if "labels" in options:
+        options["labels"] = tuple(options["labels"])
+    result = Fit(FitOptions(os.fspath(data), **options), Path(out), device, progress_for(progress)).run()
+    write_report(result)
+    return result
 
 
 def index(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dcclip_cli.cli import about, calibrate, console, demo, eval, new, predict, push, serve, stages, trim
+from dcclip_cli.cli import about, calibrate, console, demo, eval, fit, new, predict, push, serve, stages, trim
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.machine import set_library_defaults
 from dcclip_cli.versions import VERSION
@@ -46,7 +46,7 @@ def dcclip(
 
 _PANELS = {
     "Make a model from a recipe": (
-        *(new.new, stages.run, stages.collect, stages.index, stages.distill, stages.align),
+        *(fit.fit, new.new, stages.run, stages.collect, stages.index, stages.distill, stages.align),
         *(eval.eval, eval.compare, stages.export, trim.trim),
     ),
     "Use a model": (

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 _MOST_LABELS, _MOST_LABELS_BYTES = 100_000, 10_000_000
 _MOST_TEXTS, _MOST_TEXTS_BYTES = 1_000_000, 100_000_000
-_LABELS = Option("--labels", metavar="猫,dog", help="Labels in Chinese, English or both, separated by , ， or 、.")
-_LABELS_FILE = Option("--labels-file", metavar="FILE", help="File with more labels, one per line.")
+LABELS = Option("--labels", metavar="猫,dog", help="Labels in Chinese, English or both, separated by , ， or 、.")
+LABELS_FILE = Option("--labels-file", metavar="FILE", help="File with more labels, one per line.")
 _TEMPLATE = Option(
     "--template", metavar="TEXT", help="Prompt template for labels in its script; {} is the label. Repeatable."
 )
@@ -47,8 +47,8 @@ _BENCH_THREADS = Option(
 
 def predict(
     images: Annotated[list[str], flags.IMAGES],
-    labels: Annotated[str, _LABELS] = "",
-    labels_file: Annotated[Path | None, _LABELS_FILE] = None,
+    labels: Annotated[str, LABELS] = "",
+    labels_file: Annotated[Path | None, LABELS_FILE] = None,
     model: flags.Model = None,
     template: Annotated[list[str] | None, _TEMPLATE] = None,
     no_template: Annotated[bool, Option("--no-template", help="Use the labels without a prompt template.")] = False,
@@ -73,7 +73,7 @@ def predict(
         raise BadParameter(Message("--json, --jsonl and --csv cannot be combined"))
     if template and no_template:
         raise BadParameter(Message("--template and --no-template cannot be combined"))
-    repeated = _labels(labels, labels_file)
+    repeated = read_labels(labels, labels_file)
     templates = [flags.text(text, "--template") for text in template or ()]
     names = list(dict.fromkeys(repeated))
     if not names:
@@ -122,7 +122,7 @@ def _thresholds(
     return [calibrated.get(label, 0.0) for label in labels]
 
 
-def _labels(labels: str, file: Path | None) -> list[str]:
+def read_labels(labels: str, file: Path | None) -> list[str]:
     return [
         *split(flags.text(labels, "--labels")),
         *flags.lines_of(file, Message("label"), _MOST_LABELS, _MOST_LABELS_BYTES),
@@ -316,8 +316,8 @@ def _show_errors(errors: Mapping[str, DcclipError]) -> int:
 def bench(
     models: Annotated[list[str], Argument(metavar="MODEL", help="Model, as --model of dcclip predict.")],
     images: Annotated[list[str] | None, _BENCH_IMAGES] = None,
-    labels: Annotated[str, _LABELS] = "",
-    labels_file: Annotated[Path | None, _LABELS_FILE] = None,
+    labels: Annotated[str, LABELS] = "",
+    labels_file: Annotated[Path | None, LABELS_FILE] = None,
     threads: Annotated[int | None, _BENCH_THREADS] = None,
     as_json: Annotated[bool, Option("--json", help="Print a JSON list; sizes are in bytes.")] = False,
     quiet: flags.Quiet = False,
@@ -330,7 +330,7 @@ def bench(
     reading files on all cores. Agreement is the share of images with the same best label as the first model.
     """
     talk = console.talk(quiet, verbose)
-    names = _labels(labels, labels_file)
+    names = read_labels(labels, labels_file)
 
     from dcclip_cli.inference.bench import bench
 

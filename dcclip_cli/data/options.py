@@ -39,8 +39,8 @@ class DataOptions(Options):
         0,
         ge=0,
         le=1_000_000,
-        description="Number of samples of data.train, else of data.images, evenly spaced, to use for validation instead "
-        "of training",
+        description="Number of samples of data.train, else of data.images, evenly spaced, to use for validation "
+        "instead of training",
     )
     images: str | None = Field(
         None, description="Images without captions, to distill the image tower: a folder, a Parquet file or a tar file"

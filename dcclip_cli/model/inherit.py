@@ -201,8 +201,7 @@ def inherit_image_tower(visual: Any, teacher: Towers) -> None:
 
 def check_inherits_images(visual: Any, teacher: Towers) -> None:
     """Raise DcclipError unless `visual` can be cut out of the teacher's image tower, by the shapes of both."""
-    trunk = getattr(getattr(getattr(teacher, "model", None), "visual", None), "trunk", None)
-    if reason := _misfit(visual.trunk, trunk):
+    if reason := misfit(visual, teacher):
         message = Message("the network cannot be initialized from the image tower of {}: {}", teacher.name, reason)
         raise DcclipError(
             message,
@@ -210,7 +209,9 @@ def check_inherits_images(visual: Any, teacher: Towers) -> None:
         )
 
 
-def _misfit(student: Any, teacher: Any) -> Message | None:
+def misfit(visual: Any, towers: Towers | None) -> Message | None:
+    """Why `visual` cannot be cut out of the image tower of a teacher's `towers`; None if it can."""
+    student, teacher = visual.trunk, getattr(getattr(getattr(towers, "model", None), "visual", None), "trunk", None)
     if not _is_of_family(student):
         return Message("it is not in timm's EfficientNet family")
     if not _is_of_family(teacher):

@@ -82,6 +82,11 @@ class StudentChoice:
     embed_dim: int = 128
     inherits: bool = True
 
+    @property
+    def name(self) -> str:
+        """Its towers in short."""
+        return f"{self.network}-{self.pixels}-{self.layers}x{self.width}"
+
 
 @dataclass(frozen=True)
 class NewRecipe:
@@ -102,6 +107,7 @@ class NewRecipe:
     hold_out: int | None = None
     augmentations: int | None = None
     threads: int | None = None
+    all_int8: bool = False  # however much that changes
 
     @property
     def name(self) -> str:
@@ -190,6 +196,7 @@ def own_texts() -> str:
 
 # ---- the file
 
+_FEWEST_STEPS, _PASSES = 300, 32  # of a student that begins with its teacher's weights
 _COMMENTS_AT = 31  # the column in which comments begin
 
 
@@ -212,7 +219,7 @@ def _values(new: NewRecipe) -> dict[str, object]:
     preset, student, model, count = PRESETS[new.size], new.student, new.teacher.model, new.data.count
     most = 256 if student is None else 64 if new.data.kind == "photos" else 128
     per_step = int(max(2, min(most, 2 ** int(math.log2(max(1, count / 8))))))  # at most an eighth of the samples
-    steps = new.steps or (student and max(300, min(10_000, 32 * count // per_step)))
+    steps = new.steps or (student and max(_FEWEST_STEPS, min(10_000, _PASSES * count // per_step)))
     aligned = min(per_step, max(2, new.data.classes or per_step))  # one image of a class in each batch
     return {
         "name": new.name,

@@ -231,8 +231,8 @@ def open_blank(teacher: Teacher) -> Towers | None:
 # ---- times
 
 
-def measure(stage: BlankStage) -> Times:
-    """Rough times of a step and of the teachers that are here. The student of `stage` gets random weights."""
+def measure(stage: BlankStage, with_teachers: bool = True) -> Times:
+    """Rough times of a step, and of the teachers that are here. The student of `stage` gets random weights."""
     options = stage.options.captions
     device, batch_size, step_s = stage.device, sum(stage.known_sizes.values()), None
     student = stage.towers.to_empty(device=device)
@@ -273,7 +273,7 @@ def measure(stage: BlankStage) -> Times:
         texts for preview in stage.previews.values() for captions in preview.captions for texts in captions.values()
     )
     texts = list(islice(captions, 64)) or ["a cat", "猫"]
-    return Times(step_s, [_pace(teacher, texts, device) for teacher in stage.used_teachers])
+    return Times(step_s, [_pace(teacher, texts, device) for teacher in stage.used_teachers if with_teachers])
 
 
 def _seconds_per_sample(action: Callable[[int], object], most: int, device: str) -> float:

@@ -1,0 +1,1 @@
+"""`dcclip fit`: the best student for a budget of file size and latency."""

@@ -1,0 +1,131 @@
+"""Students that may fit a budget: image networks, image sizes and text towers, and what their exports take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from dcclip_cli.exporters.export import ExportOptions, ExportResult, export
+from dcclip_cli.exporters.parity import Thresholds
+from dcclip_cli.inference.encoder import footprint, load_encoder
+from dcclip_cli.model.reference import resolve
+from dcclip_cli.model.students import StudentOptions
+from dcclip_cli.recipe.new import StudentChoice, TeacherChoice
+from dcclip_cli.recipe.run import RecipeRun
+
+# timm's networks that are fast on CPUs and quantize well; those that the teacher's weights fit are preferred.
+NETWORKS = (
+    *("mobilenetv2_035", "mobilenetv2_050", "mnasnet_050", "mobilenetv2_075", "mnasnet_075", "mobilenetv2_100"),
+    *("mnasnet_100", "efficientnet_lite0", "mobilenetv4_conv_small", "mobilenetv4_conv_medium"),
+)
+# Layers, width, tokens and embedding size of text towers, the largest first.
+LABEL_TEXTS = ((1, 64, 2_400, 128), (1, 32, 1_200, 64))
+CAPTION_TEXTS = ((2, 256, 8_000, 256), (1, 128, 4_000, 128), *LABEL_TEXTS[:1])
+_STRIDE, _SMALLEST = 32, 64  # pixels: sides of images are multiples, from the smallest one
+# The best side as a fraction of the teacher's: 128 of 224 where the network learns, 192 where it is the teacher's own.
+_BEST_SIDE, _BEST_OWN_SIDE = 0.62, 0.86
+_OPTIMISM = 0.7  # of the fewest milliseconds per multiply-add so far, for another network
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an export takes: its folder in MB, and milliseconds for an image and for a short text."""
+
+    mb: float
+    ms: float
+    text_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The largest export in MB, the longest latency of an image in milliseconds, and the CPU threads that it takes."""
+
+    max_mb: float | None
+    max_ms: float | None
+    threads: int = 1
+
+    def fits(self, cost: Cost) -> bool:
+        """Whether an export of this cost is within the budget."""
+        return cost.mb <= (self.max_mb or cost.mb) and cost.ms <= (self.max_ms or cost.ms)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A student of the grid; multiply-adds are those of its image network."""
+
+    student: StudentChoice
+    parameters: int
+    macs: int
+
+
+def list_candidates(teacher: TeacherChoice, towers: Any, with_captions: bool) -> dict[str, list[Candidate]]:
+    """The grid by network, the largest first, of each the best image sizes first; on torch's meta device.
+
+    `towers` are the teacher's without weights, None where its files are not here. If any network can begin with the
+    teacher's weights, only those are in the grid.
+    """
+    import torch
+
+    from dcclip_cli.model.blank import blank_student
+    from dcclip_cli.model.inherit import misfit
+    from dcclip_cli.train.speed import forward_flops
+
+    grid: dict[str, list[Candidate]] = {}
+    sides = range(_SMALLEST, max(_SMALLEST, teacher.pixels) + 1, _STRIDE)
+    texts = CAPTION_TEXTS if with_captions else LABEL_TEXTS
+    for network, (layers, width, tokens, embed_dim) in product(NETWORKS, texts):
+        text = {"layers": layers, "width": width, "vocabulary": {"size": tokens}}
+        options = StudentOptions.model_validate({"image": {"timm": network, "size": _SMALLEST}, "text": text})
+        blank = blank_student(options, embed_dim)
+        macs = forward_flops(blank, torch.zeros(1, 3, _SMALLEST, _SMALLEST), ()).image / 2
+        inherits = not misfit(blank.model.visual, towers)
+        choice = StudentChoice(network, _SMALLEST, layers, width, tokens, embed_dim, inherits)
+        best = teacher.pixels * (_BEST_OWN_SIDE if network == teacher.network else _BEST_SIDE)
+        for side in sorted(sides, key=lambda side: max(side / best, best / side)):
+            sized = replace(choice, pixels=side), blank.parameters_count(), round(macs * (side / _SMALLEST) ** 2)
+            grid.setdefault(network, []).append(Candidate(*sized))
+    inheriting = {network: of_network for network, of_network in grid.items() if of_network[0].student.inherits}
+    return dict(sorted((inheriting or grid).items(), key=lambda entry: -entry[1][0].parameters))
+
+
+def promising(of_network: Sequence[Candidate], budget: Budget, costs: Mapping[Candidate, Cost]) -> Iterator[Candidate]:
+    """The candidates of a network that may fit the budget, by those that have been measured while this is iterated."""
+    for candidate in of_network:
+        student, ms_per_mac = candidate.student, min(cost.ms / entry.macs for entry, cost in costs.items())
+        weights_mb = candidate.parameters / 1e6 + student.tokens * 6e-5  # in int8, and the tokenizer
+        guesses, is_measured = [Cost(0.9 * weights_mb, _OPTIMISM * ms_per_mac * candidate.macs)], False
+        for other, cost in ((entry.student, cost) for entry, cost in costs.items()):
+            if other.network == student.network:
+                # The size does not depend on the image size, nor the latency of an image on the text tower.
+                guesses += [Cost(cost.mb, 0)] if other.width == student.width else []
+                guesses += [Cost(0, cost.ms)] if other.pixels == student.pixels else []
+                is_measured = is_measured or (other.pixels == student.pixels and budget.fits(cost))
+        if not is_measured and all(map(budget.fits, guesses)):
+            yield candidate
+
+
+def cost_of(exported: ExportResult, budget: Budget) -> Cost:
+    """The cost of an export; its latency on one thread is CPU time, to which others add little."""
+    encoder = load_encoder(resolve(str(exported.folder)), "cpu", threads=budget.threads)
+    measured = footprint(encoder, clock=time.thread_time if budget.threads == 1 else time.perf_counter)
+    return Cost(round(exported.size_bytes / 1e6, 4), round(measured.image_ms, 3), round(measured.text_ms, 3))
+
+
+def cost_of_random(job: RecipeRun, images: Path, budget: Budget) -> Cost:
+    """The cost of a recipe's export: of its student with random weights, calibrated on a few `images`."""
+    from dcclip_cli.train.stage import Stage
+
+    recipe, folder = job.loaded.recipe, job.dir.root
+    student, options = recipe.student, recipe.distill
+    assert student and options and recipe.data and not isinstance(student.image, str)
+    nothing = {"inherit": "nothing"}  # the teacher's weights change neither size nor time, and take time to load
+    towers = {"image": student.image.model_copy(update=nothing), "text": student.text.model_copy(update=nothing)}
+    stage = Stage(options, job.dir, recipe.data, recipe.teacher, student.model_copy(update=towers))
+    stage.student.save(folder / "model", {})
+    lax = Thresholds(min_centred_cosine=-1, min_agreement=0)
+    export_options = ExportOptions(precision="int8", calibration=str(images), calibration_images=16, parity=lax)
+    return cost_of(export(options=export_options, model=resolve(str(folder / "model")), out=folder / "export"), budget)

@@ -1,0 +1,65 @@
+"""The result of a search as fit.html, with the frontier of quality, size and latency as an SVG chart."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from typing import TYPE_CHECKING
+
+from dcclip_cli.errors import Message, translated
+from dcclip_cli.eval.result import METRIC_NAMES
+from dcclip_cli.files import atomic_write
+from dcclip_cli.fit.search import FitResult
+from dcclip_cli.html import COLOURS, svg_chart, write_page
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Cells = tuple[str, ...]
+
+
+def table(result: FitResult) -> tuple[Cells, list[Cells]]:
+    """The head and the rows of the candidates, those of the last round first; quality after each training."""
+    rounds = max((len(row["quality"]) for row in result.candidates), default=0)
+    columns = [Message("round {}", number + 1) for number in range(rounds)]
+    head = (Message("student"), "MB", "ms", *columns)
+    ranked = sorted(result.candidates, key=lambda row: (len(row["quality"]), row["quality"][-1:]), reverse=True)
+    rows = [
+        (f"{row['name']}{' *' if row['name'] == result.name else ''}", f"{row['cost'].mb:.2f}", f"{row['cost'].ms:.2f}",
+         *(f"{100 * value:.1f} %" for value in row["quality"]))
+        for row in ranked
+    ]  # fmt: skip
+    return head, [(*row, *[""] * (len(head) - len(row))) for row in rows]
+
+
+def summary(result: FitResult) -> Message:
+    """The best student, its cost and its quality in a sentence."""
+    metric = METRIC_NAMES.get(result.metric, result.metric)
+    values = result.name, result.cost.mb, result.cost.ms, result.budget.threads, result.quality, metric
+    return Message("{}: {:.2f} MB, {:.2f} ms an image with {} threads, {:.1%} {} on held-out samples", *values)
+
+
+def write_report(result: FitResult) -> None:
+    """Write fit.html and frontier.svg into the folder of the search."""
+    chart = svg_chart((7, 4), lambda axes: _draw(axes, result))
+    atomic_write(result.folder / "frontier.svg", chart)
+    head, rows = table(result)
+    url = f"data:image/svg+xml;base64,{b64encode(chart).decode()}" if chart else ""
+    values = {"result": result, "summary": summary(result), "chart": url, "head": head, "rows": rows}
+    write_page(result.folder / "fit.html", __package__, "fit.html.j2", **values)
+
+
+def _draw(axes: Axes, result: FitResult) -> None:
+    """Quality over size of all that was trained, larger points for longer latencies; a line through the frontier."""
+    trained = sorted((row for row in result.candidates if row["quality"]), key=lambda row: row["cost"].mb)
+    points = [(row["cost"].mb, 100 * row["quality"][-1], row["cost"].ms, row["name"]) for row in trained]
+    points.append((result.cost.mb, 100 * result.quality, result.cost.ms, result.name))
+    longest = max(ms for _, _, ms, _ in points)
+    for number, (mb, quality, ms, name) in enumerate(points):
+        colour = COLOURS[number == len(points) - 1]
+        axes.scatter(mb, quality, s=20 + 160 * ms / longest, color=colour, alpha=0.7, linewidths=0)
+        axes.annotate(f"{name}, {ms:.1f} ms", (mb, quality), xytext=(6, 3), textcoords="offset points", fontsize=7)
+    if result.budget.max_mb:
+        axes.axvline(result.budget.max_mb, color="#999999", linestyle="--", linewidth=1)
+    axes.margins(x=0.25, y=0.15)
+    axes.grid(True, alpha=0.3)
+    axes.set(xlabel=translated(Message("MB of the export")), ylabel=translated(Message("quality, per cent")))

@@ -1,0 +1,408 @@
+"""Search of the best student for a budget: candidates are measured, trained shortly, and the best one in full.
+
+docs/how-to/fit.md states the rule. OUT/fit.json records each decision when it is taken, so that a search that was
+stopped goes on with the same ones.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from dcclip_cli.data import prompts
+from dcclip_cli.data.class_folders import class_names, images_by_class
+from dcclip_cli.data.dataset import recipe_pairs, write_parquet
+from dcclip_cli.data.pair import LANGUAGES, Language, PairDataset
+from dcclip_cli.data.unpaired import recipe_images
+from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.eval.compare import compare_results
+from dcclip_cli.eval.dataset import Classes, DataSet, Images, ImageTransform
+from dcclip_cli.eval.datasets import data_set
+from dcclip_cli.eval.embedding import Embedder, FeatureCache
+from dcclip_cli.eval.evaluate import EvalOptions, evaluate
+from dcclip_cli.eval.result import EvalResult
+from dcclip_cli.files import atomic_write, cache_folder, read_json, write_json
+from dcclip_cli.fit.candidates import Budget, Candidate, Cost, cost_of, cost_of_random, list_candidates, promising
+from dcclip_cli.inference.encoder import load_encoder
+from dcclip_cli.model.reference import resolve
+from dcclip_cli.progress import Progress, Silent
+from dcclip_cli.recipe.load import VERBATIM, load
+from dcclip_cli.recipe.new import DataKind, NewRecipe, StudentChoice, choose_data, choose_teacher, recipe_text
+from dcclip_cli.recipe.run import RecipeRun, teacher_reference
+from dcclip_cli.run_dir import STAGES, RunDir
+from dcclip_cli.text import language_by_script
+
+STATE, _TEXTS = "fit.json", "texts.txt"
+_NETWORKS, _SIDES = 4, 3  # the largest networks that fit, and image sizes of each
+_PROMOTED = 3  # one of so many candidates goes on to the next round
+_WORDS = 1_000  # that the student learns besides the labels: those next to them in the teacher's space
+_HELD_OUT, _MOST_HELD_OUT = 10, 1_000  # one of so many samples is not trained on
+_LEAST_STEPS = 20  # of a training that says anything
+_MEASURING, _SEARCHING, _ENCODING = 0.25, 0.45, 0.2  # fractions of --time; the last two of what measuring leaves
+_INTERVAL = 3.92  # standard errors in a 95 % interval
+_CALIBRATED = 16  # images that exports with random weights are calibrated on
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What `fit` looks for. `time_s` bounds all of it, in seconds; without it, the number of steps follows the data."""
+
+    data: str
+    teacher: str = "starter"
+    labels: tuple[str, ...] = ()
+    max_mb: float | None = None
+    max_ms: float | None = None
+    time_s: float | None = None
+    threads: int = 1
+    kind: DataKind | None = None
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """The best student in its run directory, with recipe.yaml, the bundle and fit.html, and the cost of its bundle.
+
+    `quality`, 0..1, is that of the bundle on the held-out samples, the mean of `metric` over the languages. Each of the
+    `candidates` has its name, its cost, and the steps and quality of each of its trainings.
+    """
+
+    folder: Path
+    name: str
+    metric: str
+    quality: float
+    cost: Cost
+    budget: Budget
+    steps: int
+    search_s: float
+    training_s: float
+    candidates: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Fit:
+    """A search in the folder `out`; raises DcclipError for options that it cannot begin, or go on, with."""
+
+    def __init__(self, options: FitOptions, out: Path, device: str = "auto", progress: Progress | None = None) -> None:
+        self.options, self.out, self.device, self.progress = options, out, device, progress or Silent()
+        self.budget, self._began = Budget(options.max_mb, options.max_ms, options.threads), time.monotonic()
+        if options.max_mb is None and options.max_ms is None:
+            raise DcclipError("no budget given", "give the largest export with --max-mb, or the latency with --max-ms")
+        self.teacher, data = choose_teacher(options.teacher), choose_data(options.data, options.kind)
+        if data.kind == "table":
+            hint = Message("make pairs of it with dcclip collect (source {{kind: table}}), and give their folder")
+            raise DcclipError("{} is a table of images, which fit does not read", hint, options.data)
+        if data.kind == "photos" and len(options.labels) < 2:
+            hint = Message("give those that the model has to tell apart: --labels 猫,dog")
+            raise DcclipError("photographs without captions need two labels or more", hint)
+        self.kind, self.data = data.kind, replace(data, kind="pairs" if data.kind == "pairs" else "photos")
+        identity = asdict(options) | {"labels": list(options.labels)}
+        self.state: dict[str, Any] = {"options": identity, "seconds": 0.0, "costs": {}, "step_s": {}, "rounds": []}
+        if (out / STATE).is_file():
+            self.state = read_json(out / STATE, Message("choose another folder with --out"))
+            before = self.state["options"]
+            if changed := [name for name in identity if identity[name] != before.get(name)]:
+                values = out, changed[0], before.get(changed[0]), identity[changed[0]]
+                problem = Message("{} was begun with other options: {} was {} and is now {}", *values)
+                raise DcclipError(problem, "choose another folder with --out, or give the same options to go on")
+        elif out.is_dir() and any(not file.name.startswith(".") for file in out.iterdir()):
+            raise DcclipError("{} is not empty and contains no search", "choose a new folder with --out", out)
+
+    def run(self) -> FitResult:
+        """Search, train and export the best student, or go on where it was stopped; a finished result is returned."""
+        with RunDir(self.out).claimed():
+            if "result" not in self.state:
+                self._save()
+                recipe = self._job(StudentChoice(), self.out / "measured").loaded.recipe
+                assert recipe.teacher and recipe.data and recipe.distill and recipe.distill.steps
+                self.teacher_options, self.data_options, self.steps = recipe.teacher, recipe.data, recipe.distill.steps
+                try:
+                    if "plan" not in self.state:
+                        self._write_texts()
+                        self._plan(self._measure())
+                    self._finish(self._halve())
+                except KeyboardInterrupt:
+                    self._keep_best()
+                    raise
+        rows = []
+        for name, cost in self.state["costs"].items():
+            trained = [entries[name] for entries in self.state["rounds"] if name in entries]
+            rows.append({"name": name, "cost": Cost(**cost)})
+            rows[-1] |= {key: [entry[key] for entry in trained] for key in ("steps", "quality")}
+        result = self.state["result"] | {"cost": Cost(**self.state["result"]["cost"])}
+        return FitResult(self.out, budget=self.budget, candidates=rows, **result)
+
+    def _elapsed(self) -> float:
+        """Seconds since the search began, without those between two commands."""
+        now = time.monotonic()
+        self.state["seconds"], self._began = self.state["seconds"] + now - self._began, now
+        return float(self.state["seconds"])
+
+    def _save(self) -> None:
+        self._elapsed()
+        write_json(self.out / STATE, self.state)
+
+    # ---- recipes, texts and held-out samples
+
+    def _job(self, student: StudentChoice, folder: Path, steps: int | None = None, all_int8: bool = False) -> RecipeRun:
+        """The run of a student's recipe, which is written into its folder."""
+        plan, hold_out = self.state.get("plan", {}), min(_MOST_HELD_OUT, max(2, self.data.count // _HELD_OUT))
+        choices = {name: plan.get(name) for name in ("augmentations", "threads")} | {
+            "hold_out": hold_out,
+            "all_int8": all_int8,
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        file, texts = folder / VERBATIM, self.out / _TEXTS
+        recipe = NewRecipe(file, self.teacher, self.data, texts=texts, student=student, steps=steps, **choices)
+        atomic_write(file, recipe_text(recipe))
+        return RecipeRun(load(file), RunDir(folder), self.device, progress=self.progress)
+
+    @cached_property
+    def _embedder(self) -> Embedder:
+        encoder = load_encoder(teacher_reference(self.teacher_options), self.device, progress=self.progress)
+        return Embedder(encoder, FeatureCache(cache_folder(), self.progress.say), self.progress)
+
+    def _write_texts(self) -> None:
+        """Write what the text tower learns where there are no captions: labels, and the words next to them."""
+        if self.kind == "pairs" or (self.out / _TEXTS).is_file():
+            return
+        path, labels = Path(self.options.data), list(self.options.labels)
+        if self.kind == "classes":
+            labels += [name for names in class_names(path, list(images_by_class(path))).values() for name in names]
+        names_of_sets = [prompts.read(name).names for name in prompts.all_names()]
+        words = [word for names in names_of_sets for language in LANGUAGES for word in names.get(language, ())]
+        words, embed = list(dict.fromkeys(words)), self._embedder.texts
+        nearest = np.argsort(-(embed(words) @ embed(labels).T).max(1), kind="stable")[:_WORDS]
+        texts = dict.fromkeys([*labels, *(words[place] for place in np.sort(nearest))])
+        atomic_write(self.out / _TEXTS, "".join(f"{text}\n" for text in texts))
+
+    def _samples(self, part: Literal["train", "validation"]) -> PairDataset:
+        samples = (recipe_pairs if self.kind == "pairs" else recipe_images)(self.data_options, part)
+        assert samples is not None
+        return samples
+
+    @cached_property
+    def _held_out(self) -> DataSet:
+        """The samples that no training sees, with captions, class names, or the labels that the teacher gives them."""
+        samples, truth = self._samples("validation"), dict[Language, Classes]()
+        if self.kind == "pairs":
+            return data_set(samples)
+        images = Images(list(samples.keys()), samples.image, samples.fingerprint)
+        if self.kind == "classes":
+            folders, numbers = np.unique([key.partition("/")[0] for key in images.keys], return_inverse=True)
+            for language, names in class_names(Path(self.options.data), folders.tolist()).items():
+                truth[language] = Classes(tuple(names), numbers, ("{}",))
+            return DataSet("held-out", images, truth, "mean_per_class")
+        embedded = self._embedder.images(images, ImageTransform(), "held-out", None)
+        # The labels in a language compete, or all of them where a language has a single one.
+        by_language: dict[Language, list[str]] = {}
+        for label in self.options.labels:
+            by_language.setdefault(language_by_script(label), []).append(label)
+        if any(len(texts) == 1 for texts in by_language.values()):
+            by_language = {"en": list(self.options.labels)}
+        for language, texts in by_language.items():
+            answers = np.zeros(len(images), np.int64)
+            answers[embedded.indices] = (embedded.vectors @ self._embedder.texts(texts).T).argmax(1)
+            truth[language] = Classes(tuple(texts), answers, ("{}",))
+        return DataSet("held-out", images, truth)
+
+    def _evaluate(self, model: Path) -> tuple[float, list[EvalResult]]:
+        """The quality of a model on the held-out samples: the mean over the languages."""
+        options = EvalOptions(datasets=("held-out",), templates="name")
+        results = evaluate([resolve(str(model))], [self._held_out], options, device=self.device)
+        return float(np.mean([result.value for result in results])), results
+
+    # ---- what candidates cost
+
+    @cached_property
+    def _grid(self) -> dict[str, list[Candidate]]:
+        from dcclip_cli.train.estimate import open_blank
+
+        return list_candidates(self.teacher, open_blank(self.teacher_options), with_captions=self.kind == "pairs")
+
+    @cached_property
+    def _students(self) -> dict[str, StudentChoice]:
+        return {entry.student.name: entry.student for of_network in self._grid.values() for entry in of_network}
+
+    def _measure(self) -> list[str]:
+        """Measure the largest networks that may fit the budget, at up to three image sizes each; those that fit it."""
+        samples = self._samples("train")
+        rows = np.unique(np.linspace(0, len(samples) - 1, _CALIBRATED).astype(int)).tolist()
+        shown = [replace(samples[row], zh=("猫", "狗"), en=("cat", "dog")) for row in rows]
+        write_parquet(self.out / "measured/images.parquet", shown)
+        everything = (candidate for of_network in self._grid.values() for candidate in of_network)
+        least = min(everything, key=lambda candidate: (candidate.parameters, candidate.macs))
+        costs = {least: self._cost(least)}
+        if not self.budget.fits(costs[least]):
+            name, mb, ms = least.student.name, costs[least].mb, costs[least].ms
+            problem = Message("no candidate fits: the smallest, {}, takes {:.2f} MB and {:.2f} ms", name, mb, ms)
+            hint = Message("use a budget of at least --max-mb {:.2f} and --max-ms {:.2f}", 1.01 * mb, 1.1 * ms)
+            raise DcclipError(problem, hint)
+        limit, networks = (self.options.time_s or float("inf")) * _MEASURING, list[str]()
+        for number in range(_SIDES):
+            for network, of_network in self._grid.items():
+                if network not in networks and (number or len(networks) == _NETWORKS):
+                    continue
+                for candidate in promising(of_network, self.budget, costs):
+                    if networks and self._elapsed() > limit:
+                        break
+                    costs[candidate] = self._cost(candidate)
+                    if self.budget.fits(costs[candidate]):
+                        networks.append(network)
+                        break
+        fitting = [candidate.student.name for candidate, cost in costs.items() if self.budget.fits(cost)]
+        return fitting[1:] or fitting  # the smallest of all is only measured first
+
+    def _cost(self, candidate: Candidate) -> Cost:
+        """The cost of a candidate's export; if it fits, also its speed in training. Measured once."""
+        state, name = self.state, candidate.student.name
+        if name not in state["costs"]:
+            folder, began = self.out / "measured" / name, time.monotonic()
+            job = self._job(candidate.student, folder)
+            cost = cost_of_random(job, self.out / "measured/images.parquet", self.budget)
+            state.setdefault("export_s", time.monotonic() - began)
+            if self.budget.fits(cost):
+                from dcclip_cli.train.estimate import measure
+
+                times = measure(job.preflight(["distill"])[0], with_teachers="image_s" not in state)
+                state["step_s"][name] = times.step_s or 1.0
+                state.setdefault("image_s", next((pace.image_s for pace in times.teachers if pace), 0.0))
+            shutil.rmtree(folder)
+            self.progress.say(Message("fit: {}: {:.2f} MB, {:.2f} ms", name, cost.mb, cost.ms))
+            state["costs"][name] = asdict(cost)
+            self._save()
+        return Cost(**state["costs"][name])
+
+    def _plan(self, names: Sequence[str]) -> None:
+        """Decide how many candidates are trained in each round, and the steps of a full training of each."""
+        import torch
+
+        state, plan = self.state, {"threads": torch.get_num_threads(), "augmentations": None}
+        keeping = {name for name in names if self._students[name].network == self.teacher.network}
+        steps = {name: self.steps // (4 if name in keeping else 1) for name in names}
+        if self.options.time_s:
+            left_s, encode_s = self._left_s(), self.data.count * state["image_s"]
+            plan["augmentations"] = max(
+                (1, *(number for number in (2, 3, 6) if number * encode_s <= _ENCODING * left_s))
+            )
+            left_s -= min(plan["augmentations"] * encode_s, left_s / 2)
+            steps = {name: int(_SEARCHING * left_s / state["step_s"][name]) for name in names}
+        for count in range(len(names), 0, -1):
+            rounds = [count]
+            while rounds[-1] >= 2 * _PROMOTED:
+                rounds.append(rounds[-1] // _PROMOTED)
+            if min(steps[name] for name in names[:count]) >= _LEAST_STEPS * len(rounds) * count:
+                break
+        state["plan"] = plan | {"names": list(names[:count]), "rounds": rounds if count > 1 else [], "steps": steps}
+        self._save()
+
+    def _left_s(self) -> float:
+        """Seconds of the time that are left for training, without two exports."""
+        assert self.options.time_s is not None
+        return max(1.0, self.options.time_s - self._elapsed() - 2 * float(self.state["export_s"]))
+
+    # ---- trainings
+
+    def _halve(self) -> list[str]:
+        """Train candidates for a few steps, a third of them for three times as many; all of the last, the best first.
+
+        Of candidates whose quality differs from the best by no more than the standard error, the smallest comes first.
+        """
+        state, rounds, names = self.state, self.state["plan"]["rounds"], list(self.state["plan"]["names"])
+        for number, size in enumerate(rounds):
+            if number == len(state["rounds"]):
+                state["rounds"].append({})
+            trained, names = state["rounds"][number], names[:size]
+            for name in (name for name in names if name not in trained):
+                steps = max(_LEAST_STEPS, state["plan"]["steps"][name] // (len(rounds) * size))
+                job = self._job(self._students[name], self.out / f"round-{number + 1}" / name, steps)
+                job.begin("distill")
+                result = job.train("distill")
+                quality, results = self._evaluate(result.model)
+                shutil.rmtree(job.dir.stage("distill") / "state", ignore_errors=True)
+                measured = {"steps": steps, "seconds": result.seconds, "quality": quality}
+                trained[name] = measured | {"results": [asdict(entry) for entry in results]}
+                self.progress.say(Message("fit: {}: {:.1%} after {} steps", name, quality, steps))
+                self._save()
+            names.sort(key=lambda name: -trained[name]["quality"])
+        if not rounds:
+            return names
+        results_of = {name: [EvalResult(**entry) for entry in trained[name]["results"]] for name in names}
+        ties = []
+        for name in names:
+            pairs = compare_results(results_of[name], results_of[names[0]], force=True)
+            if np.mean([pair.value - (pair.high - pair.low) / _INTERVAL for pair in pairs]) <= 0:
+                ties.append(name)
+        ties.sort(key=lambda name: state["costs"][name]["mb"])
+        return ties + [name for name in names if name not in ties]
+
+    def _finish(self, names: Sequence[str]) -> None:
+        """Train the first of the candidates in full and export it; the next one where its export misses the budget."""
+        state, missed = self.state, self.state.setdefault("missed", {})
+        for name in (name for name in names if name not in missed):
+            if state.get("final", {}).get("name") != name:
+                for stage in STAGES:  # of the candidate before
+                    shutil.rmtree(self.out / stage.name, ignore_errors=True)
+                state["final"] = {"name": name, "steps": self._final_steps(name), "search_s": self._elapsed()}
+                self._save()
+            final = state["final"]
+            self.progress.say(Message("fit: {} is trained for {:,} steps", name, final["steps"]))
+            job = self._job(self._students[name], self.out, final["steps"])
+            job.begin(*job.loaded.recipe.stages)
+            for stage_name in job.loaded.recipe.stages[:-1]:
+                job.train(stage_name)
+            cost = self._export(name, final["steps"], self.out)
+            if isinstance(cost, Cost):
+                quality, results = self._evaluate(self.out / "export")
+                measured = {"cost": asdict(cost), "quality": quality, "metric": results[0].metric}
+                state["result"] = final | measured | {"training_s": self._elapsed() - final["search_s"]}
+                return self._save()
+            missed[name] = cost
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in missed.items())
+        problem = Message("all candidates miss the budget after training: {}", reasons)
+        raise DcclipError(problem, "increase the budget by a tenth, and use a new folder")
+
+    def _export(self, name: str, steps: int, folder: Path) -> Cost | str:
+        """Export what a candidate's run has trained; its cost, or what is wrong with it.
+
+        What keeps int8 close to the model in fp32 makes the file larger. If it exceeds the budget, all is quantized:
+        the quality of the bundle is measured anyway.
+        """
+        reason = ""
+        for all_int8 in (False, True):
+            job = self._job(self._students[name], folder, steps, all_int8)
+            assert job.loaded.recipe.export is not None
+            try:
+                exported = job.export(job.loaded.recipe.export, job.trained_model(), self.out / "export")
+            except DcclipError as error:  # int8 differs too much from the model
+                reason = str(error)
+            else:
+                if self.budget.fits(cost := cost_of(exported, self.budget)):
+                    return cost
+                reason = f"{cost.mb:.2f} MB, {cost.ms:.2f} ms"
+        return reason
+
+    def _final_steps(self, name: str) -> int:
+        """As many steps as the rest of the time allows, by the slowest of the last round; else those of the plan."""
+        state, step_s = self.state, self.state["step_s"]
+        if self.options.time_s is None:
+            return int(state["plan"]["steps"][name])
+        trained = state["rounds"][-1].items() if state["rounds"] else ()
+        # The first one of a round waits for the teacher, as the full training does.
+        slower = max((entry["seconds"] / entry["steps"] / step_s[other] for other, entry in trained), default=1.0)
+        stages = 1.2 if self.kind == "pairs" else 1.0  # stage 2 has a fifth of the steps
+        return max(_LEAST_STEPS, int(self._left_s() / (step_s[name] * max(1.0, slower) * stages)))
+
+    def _keep_best(self) -> None:
+        """Export the best student so far, where a training has ended, and say which."""
+        self._save()
+        if rounds := [trained for trained in self.state["rounds"] if trained]:
+            name = max(rounds[-1], key=lambda name: rounds[-1][name]["quality"])
+            folder = self.out / f"round-{len(rounds)}" / name
+            self._export(name, rounds[-1][name]["steps"], folder)
+            values = self.out / "export", name, rounds[-1][name]["quality"]
+            self.progress.say(Message("fit: {} has the best student so far, {} ({:.1%}), not trained in full", *values))

@@ -1,0 +1,147 @@
+"""`dcclip fit`: the grid, the budget, the rounds, searches that go on after a kill, and errors."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer import BadParameter
+
+from dcclip_cli.cli.fit import seconds
+from dcclip_cli.data.pair import Pair
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.fit import candidates, search
+from dcclip_cli.fit.candidates import Budget, Candidate, Cost, list_candidates, promising
+from dcclip_cli.fit.search import Fit, FitOptions, FitResult
+from dcclip_cli.model.teachers import OpenClipTeacher
+from dcclip_cli.recipe import new
+from dcclip_cli.recipe.new import StudentChoice, choose_teacher
+from dcclip_cli.train import estimate
+from tests.cli.conftest import dcclip
+
+
+@pytest.fixture(autouse=True)
+def _short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tiny networks, and trainings of some steps."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(candidates, "NETWORKS", ("test_efficientnet", "test_resnet"))
+    for name, value in (("_LEAST_STEPS", 2), ("_SIDES", 1), ("_WORDS", 300)):
+        monkeypatch.setattr(search, name, value)
+    monkeypatch.setattr(new, "_FEWEST_STEPS", 12)
+    monkeypatch.setattr(new, "_PASSES", 1)
+    monkeypatch.setattr(estimate, "_ENOUGH_S", 0.0)
+
+
+@pytest.fixture
+def classes(pairs: list[Pair], tmp_path: Path) -> Path:
+    """Class folders of the drawn pictures, with names in both languages."""
+    folder, names = tmp_path / "形状 shapes", dict[str, str]()
+    for pair in pairs:
+        shape = pair.key.split("-")[1]
+        names[shape] = pair.zh[2]
+        (folder / shape).mkdir(parents=True, exist_ok=True)
+        (folder / shape / f"{pair.key}.png").write_bytes(pair.image)
+    lines = (f"{shape}: {{en: {shape}, zh: {zh}}}\n" for shape, zh in names.items())
+    (folder / "classes.yaml").write_text("".join(lines), "utf-8")
+    return folder
+
+
+def fit(options: FitOptions, out: str = "runs/fit") -> FitResult:
+    return Fit(options, Path(out), "cpu").run()
+
+
+def digests(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "dcclip.json").read_text("utf-8"))["files"])
+
+
+def test_only_networks_that_the_teachers_weights_fit_are_candidates_at_sides_up_to_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(candidates, "NETWORKS", ("mnasnet_050", "efficientnet_lite0", "test_resnet"))
+    teacher = choose_teacher("starter")
+    towers = estimate.open_blank(OpenClipTeacher(model="starter"))
+    grid = list_candidates(teacher, towers, with_captions=False)
+    assert list(grid) == ["efficientnet_lite0", "mnasnet_050"]
+    assert [entry.student.pixels for entry in grid["mnasnet_050"]][:3] == [128, 160, 192]
+    assert [entry.student.pixels for entry in grid["efficientnet_lite0"]][:3] == [192, 224, 160]
+    assert {entry.student.width for entry in grid["mnasnet_050"]} == {64, 32}
+    monkeypatch.setattr(candidates, "NETWORKS", ("test_resnet",))
+    [of_network] = list_candidates(teacher, towers, with_captions=True).values()
+    assert not of_network[0].student.inherits
+
+
+def test_a_measured_size_excludes_other_image_sizes_and_a_measured_latency_other_text_towers() -> None:
+    def candidate(pixels: int, width: int) -> Candidate:
+        return Candidate(StudentChoice("mnasnet_050", pixels, width=width), 1_000_000, pixels * pixels)
+
+    large, wide, small = candidate(128, 64), candidate(96, 64), candidate(96, 32)
+    budget, of_network = Budget(2, 1), [large, wide, small]
+    assert list(promising(of_network, budget, {large: Cost(2.1, 0.9, 1)})) == [small]
+    assert list(promising(of_network, budget, {large: Cost(1.9, 1.1, 1)})) == [wide, small]
+    assert list(promising(of_network, budget, {wide: Cost(1.9, 0.9, 1)})) == []
+    assert list(promising(of_network, Budget(0.5, None), {small: Cost(0.4, 0.9, 1)})) == []
+
+
+@pytest.mark.slow
+def test_a_killed_search_goes_on_with_the_same_choice_and_bytes(
+    classes: Path, altclip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = FitOptions(str(classes), str(altclip_folder), ("红色的圆",), max_mb=3, max_ms=1_000)
+    result = fit(options)
+    assert result.budget.fits(result.cost) and result.metric == "mean_per_class" and 0 <= result.quality <= 1
+    assert [len(row["quality"]) for row in result.candidates] == [0, 1, 1] and result.steps == 12
+    assert {"红色的圆", "circle", "三角形"} < set(Path("runs/fit/texts.txt").read_text("utf-8").splitlines())
+    state = json.loads(Path("runs/fit/fit.json").read_text("utf-8"))
+    Path("again").mkdir()
+    shutil.copy("runs/fit/texts.txt", "again/texts.txt")
+    measured = {name: value for name, value in state.items() if name not in ("final", "missed", "result")}
+    Path("again/fit.json").write_text(json.dumps(measured | {"rounds": []}), "utf-8")
+    train = search.RecipeRun.train
+
+    def train_and_stop(job: search.RecipeRun, stage: Any) -> Any:
+        stops.append(train(job, stage))
+        raise KeyboardInterrupt
+
+    for _ in range(3):  # in each round, then in the full training
+        stops = list[Any]()
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(search.RecipeRun, "train", train_and_stop)
+            fit(options, "again")
+        assert len(stops) == 1
+    again = fit(options, "again")
+    assert (again.name, again.quality) == (result.name, result.quality)
+    assert digests(Path("again/distill/model")) == digests(Path("runs/fit/distill/model"))
+    assert digests(Path("again/export")) == digests(Path("runs/fit/export"))
+    with pytest.raises(DcclipError, match="again was begun with other options: max_mb was 3 and is now 2"):
+        fit(replace(options, max_mb=2), "again")
+
+
+@pytest.mark.parametrize(
+    ("more", "what", "hint"),
+    [
+        ([], "no budget given", "give the largest export with --max-mb"),
+        (["--max-mb", "3"], "photographs without captions need two labels or more", "--labels 猫,dog"),
+        (["--max-mb", "3", "--labels", "猫、dog", "--out", "photos"], "photos is not empty", "choose a new folder"),
+        (["--max-mb", "3", "--data", "表.tsv"], "表.tsv is a table of images", "make pairs of it with dcclip collect"),
+        (["--max-mb", "0.01", "--labels", "猫，狗"], "no candidate fits: the smallest, test", "--max-mb 0."),
+    ],
+)  # fmt: skip
+def test_a_search_that_cannot_begin_or_find_anything_says_why(
+    pairs: list[Pair], altclip_folder: Path, more: list[str], what: str, hint: str
+) -> None:
+    Path("photos").mkdir()
+    Path("表.tsv").write_text("image\tzh\n", "utf-8")
+    for pair in pairs[:16]:
+        Path("photos", f"{pair.key}.png").write_bytes(pair.image)
+    refused = dcclip("fit", "--data", "photos", "--teacher", altclip_folder, *more, "-q", expect=1)
+    assert f"error: {what}" in refused.stderr and hint in refused.stderr
+
+
+@pytest.mark.parametrize(("text", "expected"), [("90s", 90), ("5m", 300), ("1h30m", 5_400)])
+def test_a_time_is_in_hours_minutes_and_seconds(text: str, expected: float) -> None:
+    assert seconds(text) == expected
+    for wrong in ("", "5", "m5", "1d"):
+        with pytest.raises(BadParameter):
+            seconds(wrong)
