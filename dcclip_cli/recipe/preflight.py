@@ -41,7 +41,7 @@ _LOOKS: Mapping[str, Callable[..., Preview]] = {
 _KINDS = {"pairs": "train", "images": "images", "texts": "texts"}  # of data, by their key in the section data
 _SIZES = {"pairs": "batch_size", "images": "images_per_step", "texts": "texts_per_step"}
 _CACHE_HINT = Message(
-    "free some space, set DCCLIP_CACHE to a folder on a larger disk, reduce augmentations, or set teacher_cache: false"
+    "free some space, set DCCLIP_CACHE to a folder on a larger disk, reduce augmentations, or set teacher_cache: texts"
 )
 _RUN_HINT = Message("free some space, or write to another disk with --out")
 

@@ -168,7 +168,7 @@ def settle_compile(stage: Stage) -> bool:
     part = stage.sampler.images_per_step // (process_count() * stage.fewest_parts)
     if options.accumulate == "auto":  # which finds out what fits
         part = min(_PROBED_IMAGES, part)
-    teachers = [] if options.teacher_cache else [teacher.towers for teacher in stage.teachers]
+    teachers = [] if options.teacher_cache is True else [teacher.towers for teacher in stage.teachers]
     probe = decided(folder, "compile", lambda: _compile_probe(stage, teachers, part))
     if probe is None:
         progress.say(Message("{}: not compiled: torch finds no compiler on this machine", folder.name))
@@ -185,7 +185,7 @@ def settle_compile(stage: Stage) -> bool:
         # resumes has another first batch. Nor teachers that fill a cache, whose features are the same in all runs.
         stage.task.student.compile_towers(["image"])
         for towers in teachers:
-            towers.compile_towers(["image", "text"])
+            towers.compile_towers(["image"] if options.teacher_cache else ["image", "text"])
     return bool(pays)
 
 

@@ -231,7 +231,7 @@ def test_the_probe_compares_passes_of_student_and_live_teacher_with_as_many_imag
 
     monkeypatch.setattr(torch, "compile", compile_nothing)
     monkeypatch.setenv("CXX", sys.executable)  # any program is taken for a compiler
-    distilling["options"] |= {"compile": "auto", "teacher_cache": False, "accumulate": 2, "batch_size": 8}
+    distilling["options"] |= {"compile": "auto", "teacher_cache": "texts", "accumulate": 2, "batch_size": 8}
     stage_of(distilling).prepare()
     assert passes == [("OpenClipTowers", 4), ("AltClipTowers", 4)] * 4
 
