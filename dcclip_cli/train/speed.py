@@ -6,7 +6,7 @@ import copy
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,7 +117,9 @@ class StepTimer:
     def count_once(self, flops: Callable[[Batch], float], batch: Batch) -> None:
         """Count the operations of the first step, before it: a second or some, which are not those of steps."""
         if self._peak and self._flops is None:
-            self._flops = flops(batch)
+            self._flops = 0.0  # unknown: an operation of the towers depends on values, and a meta tensor has none
+            with suppress(RuntimeError):
+                self._flops = flops(batch)
             self._restart(self._step)
 
     def _restart(self, step: int) -> None:
