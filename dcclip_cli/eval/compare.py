@@ -173,7 +173,7 @@ def unfit(result: EvalResult) -> str:
 def fit_for(results: Sequence[EvalResult], unfit: Callable[[EvalResult], str]) -> tuple[list[EvalResult], list[str]]:
     """The results for which `unfit` has no reason, and a line for the user about each of the others."""
     reasons = [(result, unfit(result)) for result in results]
-    lines = [
+    lines: list[str] = [
         Message("left out: {} {} of {}: {}", row.dataset, row.language, row.model, why) for row, why in reasons if why
     ]
     return [result for result, why in reasons if not why], lines

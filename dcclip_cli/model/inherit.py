@@ -211,7 +211,8 @@ def check_inherits_images(visual: Any, teacher: Towers) -> None:
 
 def misfit(visual: Any, towers: Towers | None) -> Message | None:
     """Why `visual` cannot be cut out of the image tower of a teacher's `towers`; None if it can."""
-    student, teacher = visual.trunk, getattr(getattr(getattr(towers, "model", None), "visual", None), "trunk", None)
+    teacher: Any = getattr(getattr(getattr(towers, "model", None), "visual", None), "trunk", None)
+    student = visual.trunk
     if not _is_of_family(student):
         return Message("it is not in timm's EfficientNet family")
     if not _is_of_family(teacher):

@@ -209,7 +209,8 @@ def test_each_of_four_nodes_reads_its_quarter_of_the_data_and_all_train_as_one_p
 
 def train_on_a_node(job: str) -> None:
     """What each of four processes does: each is alone on its machine."""
-    rank, indexed.BLOCK = os.environ["RANK"], SMALL
+    rank = os.environ["RANK"]
+    pytest.MonkeyPatch().setattr(indexed, "BLOCK", SMALL)
     os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "AWS_ACCESS_KEY_ID": f"node{rank}"}
     os.environ["DCCLIP_CACHE"] = str(Path(job).with_name(f"cache{rank}"))
     main(job)

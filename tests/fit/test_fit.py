@@ -18,6 +18,7 @@ from dcclip_cli.fit.search import Fit, FitOptions, FitResult
 from dcclip_cli.model.teachers import OpenClipTeacher
 from dcclip_cli.recipe import new
 from dcclip_cli.recipe.new import StudentChoice, choose_teacher
+from dcclip_cli.recipe.run import RecipeRun
 from dcclip_cli.train import estimate
 from tests.cli.conftest import dcclip
 
@@ -98,16 +99,16 @@ def test_a_killed_search_goes_on_with_the_same_choice_and_bytes(
     shutil.copy("runs/fit/texts.txt", "again/texts.txt")
     measured = {name: value for name, value in state.items() if name not in ("final", "missed", "result")}
     Path("again/fit.json").write_text(json.dumps(measured | {"rounds": []}), "utf-8")
-    train = search.RecipeRun.train
+    train = RecipeRun.train
 
-    def train_and_stop(job: search.RecipeRun, stage: Any) -> Any:
+    def train_and_stop(job: RecipeRun, stage: Any) -> Any:
         stops.append(train(job, stage))
         raise KeyboardInterrupt
 
     for _ in range(3):  # in each round, then in the full training
         stops = list[Any]()
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(search.RecipeRun, "train", train_and_stop)
+            patch.setattr(RecipeRun, "train", train_and_stop)
             fit(options, "again")
         assert len(stops) == 1
     again = fit(options, "again")
