@@ -173,8 +173,10 @@ def load_encoder(
     by default one for a bundle; for torch they are set for the whole process, by default as torch chooses.
     """
     set_library_defaults()
-    if (folder := reference.download()) and (folder / "image.onnx").is_file():
-        reference = replace(reference, kind="bundle", location=str(folder), on_hub=False)
+    if folder := reference.download():
+        reference = replace(reference, location=str(folder), on_hub=False)
+        if (folder / "image.onnx").is_file():
+            reference = replace(reference, kind="bundle")
     if reference.kind == "bundle":
         if precision == "bf16":
             raise DcclipError(

@@ -111,7 +111,9 @@ def test_a_pushed_model_is_loaded_by_its_name_with_the_same_embeddings(run: Path
     assert "0 files uploaded" in again.stderr and sum("/commit/" in request for request in hub.asked) == 2
 
     picture = "docs/images/cat.png"
+    hub.asked.clear()
     python(hub, tmp_path, "-c", _LOAD, json.dumps(TEXTS), picture, str(tmp_path / "found.npz"))
+    assert hub.asked.count("GET /api/models/ORG/small/revision/main") == 2, hub.asked  # with that of the bundle
     local = load(str(run / "align" / "model"))
     expected = {"texts": local.embed_texts(TEXTS), "images": local.embed_images([picture])}
     arrays = np.load(tmp_path / "found.npz")
@@ -217,7 +219,7 @@ _COMMIT = "POST /api/models/ORG/small/commit"
     [
         ("", None, {}, r"rejected the upload: HTTP 401: Invalid username", "hf auth login"),
         ("hf_reads", None, {}, r"rejected the upload: HTTP 403: You don't have the rights", "that may write"),
-        ("hf_writes", None, {"pull_request": True}, r"rejected the upload: HTTP 404", "without --pull-request"),
+        ("hf_writes", None, {"pull_request": True}, r"rejected the upload: HTTP 404", "an existing repository"),
         (
             "hf_writes",
             (_COMMIT, 412, "since"),
