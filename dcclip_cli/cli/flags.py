@@ -37,7 +37,7 @@ _FRESH = Option(
 )
 FreshOrResume = Annotated[bool | None, _FRESH]
 _CHECK = Option(
-    "--check", help="Check the recipe, data, models, device and disk, and estimate time and disk; run nothing."
+    "--check", help="Check the recipe, data, models, device and disk, and estimate time, memory and disk; run nothing."
 )
 Check = Annotated[bool, _CHECK]
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
 
+from PIL import Image
+
 from dcclip_cli.data.class_folders import no_pairs
 from dcclip_cli.data.dataset import Source, named, shards_at
-from dcclip_cli.data.pair import LANGUAGES, Language
+from dcclip_cli.data.pair import LANGUAGES, Language, Lazy, Pair, PairDataset
 from dcclip_cli.data.reading import IMAGE_SUFFIXES
 from dcclip_cli.data.remote import DataFile
 from dcclip_cli.data.shards import (
@@ -48,6 +51,32 @@ class Preview:
         """The mean length of a caption in UTF-8; 0 if there are none."""
         texts = [text for captions in self.captions for language in languages for text in captions[language]]
         return sum(len(text.encode()) for text in texts) / max(1, len(texts))
+
+
+class PreviewDataset(PairDataset):
+    """As many samples as a preview counts, at least `count`: all have its image, or a white one, and its captions."""
+
+    path = "preview"
+
+    def __init__(self, preview: Preview, kind: str, count: int) -> None:
+        self._preview, self._count, file = preview, max(count, preview.samples), BytesIO()
+        Image.new("RGB", (256, 256), "white").save(file, "JPEG")
+        self._image = preview.image or file.getvalue()
+        self.num_images = 0 if kind == "texts" else self._count
+        self.num_pairs = self._count if kind == "pairs" else 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Pair:
+        captions = self._preview.captions[index % len(self._preview.captions)]
+        return Pair(str(index), self._image, tuple(captions["zh"]), tuple(captions["en"]))
+
+    def captions(self, language: Language) -> Sequence[tuple[str, ...]]:
+        pairs = (self[index] for index in range(len(self)))
+        return Lazy(
+            len(self), lambda index: self[index].captions(language), lambda: (pair.captions(language) for pair in pairs)
+        )
 
 
 def preview_pairs(source: Source, columns: Columns | None = None, uncaptioned: bool = False) -> Preview:

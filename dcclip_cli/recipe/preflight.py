@@ -279,7 +279,7 @@ class Preflight:
 
     def _stage(self, stage: BlankStage, student: OpenClipTowers | None) -> None:
         """Check one training stage: its options, its data, and by shape; and the disk space that it needs."""
-        name, options, data = stage.name, stage.options, stage.data
+        name, options, data, stage.processes = stage.name, stage.options, stage.data, self.processes
         starts_from_distill = stage.start == self.run_dir.model("distill")
         for key, problem in problems(stage):
             is_made_before = starts_from_distill and "distill" in self.needed and key[-1] == "start"

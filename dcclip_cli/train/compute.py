@@ -246,6 +246,13 @@ def make_accelerator(options: TrainOptions, device: str, unused: bool = True) ->
     return Accelerator(cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[ddp])
 
 
+def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """Whether an error of a step is for want of memory."""
+    # oneDNN has one sentence for all that it cannot do.
+    is_primitive = "could not create a primitive" in str(error)
+    return isinstance(error, MemoryError) or should_reduce_batch_size(error) or is_primitive
+
+
 class Parts:
     """How many parts each step's batch is split into: as set, or twice as many whenever memory runs out (`auto`).
 
@@ -273,16 +280,11 @@ class Parts:
         processes one cannot tell the others, which wait for it: it raises AgainError, and all read the new number when
         they are started again.
         """
-        out_of_memory = (
-            isinstance(error, MemoryError)
-            or should_reduce_batch_size(error)
-            or "could not create a primitive" in str(error)  # oneDNN has one sentence for all that it cannot do
-        )
         processes, sizes = process_count(), [sampler.batch_size for sampler in self._sampler.samplers]
         larger = range(2 * self.at(step), min(sizes) // processes + 1)
         equal = (parts for parts in larger if all(size % (parts * processes) == 0 for size in sizes))
         parts = next(equal, None)  # the fewest equal ones that are at least twice as many; the batch may be too small
-        if not self._auto or parts is None or not out_of_memory:
+        if not self._auto or parts is None or not is_out_of_memory(error):
             raise error
         self._numbers.append([step, parts])
         file = self._folder / COMPUTED_IN

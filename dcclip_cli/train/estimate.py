@@ -1,42 +1,60 @@
 """A training stage before it begins, without its data: what it cannot do, by shape, and roughly what it takes.
 
-Times are those of one real step and one batch of each teacher, in as many samples as take about half a second.
+Times and memory are those of the trainer's own steps and of a batch of each teacher whose features are cached, in as
+many samples as take about half a second; on a GPU, of whole steps.
 """
 
 from __future__ import annotations
 
+import gc
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import chain, islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.optim import Optimizer
 
-from dcclip_cli.data.batch import OTHER, Batch, Texts
-from dcclip_cli.data.preview import Preview
-from dcclip_cli.errors import Message, joined
+from dcclip_cli.data.batch import Batch
+from dcclip_cli.data.pair import ConcatDataset, PairDataset
+from dcclip_cli.data.preview import Preview, PreviewDataset
+from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler, TrainingData
+from dcclip_cli.errors import DcclipError, Message, joined
+from dcclip_cli.files import write_json
+from dcclip_cli.machine import loading_processes, memory, peak_memory_bytes
 from dcclip_cli.model.hub_models import COPY_AGAIN, library_errors
 from dcclip_cli.model.teachers import Teacher
+from dcclip_cli.model.tokenizer import END_ID
 from dcclip_cli.model.towers import ImageFeatures, OpenClipTowers, TextFeatures, Tokens, Towers
+from dcclip_cli.processes import calls, process_pool
 from dcclip_cli.progress import Silent
 from dcclip_cli.text import duration_in_words, size_in_words
+from dcclip_cli.train.compute import COMPUTED_IN, is_out_of_memory, join_processes, use_kernels, use_threads
+from dcclip_cli.train.loading import load_batches
 from dcclip_cli.train.losses.base import Outputs, TeacherLoss, Widths, layers_of, learns_from, student_layers
 from dcclip_cli.train.losses.features import TokenFeaturesLoss
 from dcclip_cli.train.optimizer import make_optimizer
 from dcclip_cli.train.problems import warnings
+from dcclip_cli.train.speed import peak_bytes
 from dcclip_cli.train.stage import Stage
-from dcclip_cli.train.student import checkpoint_gradients
+from dcclip_cli.train.student import Student, checkpoint_gradients
 from dcclip_cli.train.task import TrainingTask, shorter_dims
-from dcclip_cli.train.teacher import Grid, LazyTeacher, TeacherFeatures, map_grids, widths
+from dcclip_cli.train.teacher import Grid, LazyTeacher, OnlineTeacher, TeacherFeatures, map_grids, widths
 from dcclip_cli.train.teacher_cache import map_sizes, stores_of
+from dcclip_cli.train.trainer import Trainer
 
-_ENOUGH_S = 0.5  # of a measurement
+_ENOUGH_S, _ENOUGH_CPU_S = 0.5, 1.0  # of a measurement
 _FP16, _FP32 = 2, 4
 _BYTES_PER_TOKEN = 4  # of a caption in UTF-8: about a token for each English word and Chinese character
+_MEMORY_HINT = Message("split batches into parts: set images_per_part or a larger accumulate")
 _TOKENS, _MOST_TOKENS = 16, 77  # of a text where nothing is known, and at most
 
 Question = tuple[tuple[str | int, ...], Callable[[], object]]  # a key of the stage, and what may raise DcclipError
@@ -60,23 +78,30 @@ class Pace:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of a stage's step, and the paces of its teachers; None where a teacher's files are not here."""
+    """Seconds of a stage's step, and the paces of its teachers; None where a teacher's files are not here.
+
+    Those of teachers that run in each step are part of it. `peak_bytes`: of a process; `parts`: of each process's
+    share, if memory ran out with as few as the options say.
+    """
 
     step_s: float | None
-    teachers: Sequence[Pace | None]
+    teachers: Sequence[Pace | None] = ()
+    peak_bytes: float = 0
+    parts: int | None = None
 
 
 @dataclass(eq=False)
 class BlankStage(Stage):
     """A stage without weights: a student and teachers on the meta device, and previews of the data by kind.
 
-    Of `blank_teachers`, by number, those are None whose files are not on this machine. Data that is still to be
-    collected has no preview.
+    So many `processes` are to train it. Of `blank_teachers`, by number, those are None whose files are not on this
+    machine. Data that is still to be collected has no preview.
     """
 
     previews: dict[str, Preview] = field(default_factory=dict)
     blank_student: OpenClipTowers | None = None
     blank_teachers: Sequence[Towers | None] = ()
+    processes: int = 1
 
     @property
     def towers(self) -> OpenClipTowers:
@@ -84,18 +109,73 @@ class BlankStage(Stage):
         assert self.blank_student is not None
         return self.blank_student
 
-    def build(self, device: str = "meta") -> tuple[TrainingTask, Optimizer] | None:
-        """The training task and its optimizer, with random features in place of teachers; None if one is not here."""
+    @cached_property
+    def random_features(self) -> list[TeacherFeatures]:
+        """Random features in place of the teachers that are here, as the teacher cache has them."""
         layers = sorted({layer for loss in self.losses for layer in loss.teacher_layers_needed})
-        teachers = [teacher for teacher in self.blank_teachers if teacher is not None]
-        if len(teachers) < len(self.blank_teachers):
+        teachers, grid = [teacher for teacher in self.blank_teachers if teacher is not None], map_grids(self.towers)[-1]
+        return [_RandomTeacher(widths(teacher, layers), grid) for teacher in teachers]
+
+    def build(self) -> tuple[TrainingTask, Optimizer] | None:
+        """The training task and its optimizer without weights; None if a teacher is not here."""
+        if len(self.random_features) < len(self.blank_teachers):
             return None
-        grid = map_grids(self.towers)[-1]
-        features = [_RandomTeacher(widths(teacher, layers), grid) for teacher in teachers]
-        task = self.make_task(self.towers, features, self.towers.name).to(device)
+        task = self.make_task(self.towers, self.random_features, self.towers.name).to("meta")
         message = Message("{} has no ordered layers, which layer_decay needs", self.towers.name)
         with library_errors(message, Message("remove layer_decay")):
             return task, make_optimizer(task, self.options.optimizer.model_copy(update={"newton_schulz": "fp32"}))
+
+    # ---- what a step is measured with
+
+    caches, identity = (), {}
+
+    @cached_property
+    def training(self) -> TrainingData:
+        """As many samples as were counted, with the previews' images and captions."""
+        datasets: dict[str, PairDataset] = {
+            kind: PreviewDataset(preview, kind, self.sizes[kind]) for kind, preview in self.previews.items()
+        }
+        if "pairs" in datasets and self.previews["pairs"].embeddings:
+            datasets["pairs"].embeddings = np.zeros((self.sizes["pairs"], widths(self.towers).embedding), np.float32)
+        joined = ConcatDataset(list(datasets.values()))
+        samplers = (
+            EpochBatchSampler(dataset, self.sizes[kind], self.seed, first=first)
+            for (kind, dataset), first in zip(datasets.items(), joined.firsts, strict=False)
+        )
+        dataset = joined if len(datasets) > 1 else next(iter(datasets.values()))
+        return TrainingData(dataset, MixedBatchSampler(tuple(samplers)), datasets)
+
+    @cached_property
+    def student(self) -> Student:
+        """The student with random weights, and texts of random tokens, as many as they are likely to have."""
+        towers = self.towers.to_empty(device=self.device)
+        with torch.no_grad():
+            for tensor in towers.parameters():
+                tensor.normal_(std=0.02) if tensor.ndim > 1 else tensor.fill_(1)
+            for buffer in towers.buffers():
+                buffer.zero_()
+        towers.model.visual.to(memory_format=torch.channels_last)
+        limit = towers.context_length
+
+        def tokenize(texts: list[str]) -> Tokens:
+            lengths = torch.tensor([min(limit, 2 + round(len(text.encode()) / _BYTES_PER_TOKEN)) for text in texts])
+            mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+            return Tokens((torch.randint(4, 250, mask.shape) * mask).scatter(1, lengths[:, None] - 1, END_ID), mask)
+
+        towers.tokenize = tokenize  # type: ignore[method-assign]
+        student = Student(towers, {"embed_dim": widths(towers).embedding, "vision_cfg": {}}, None)  # type: ignore[arg-type]
+        return student.with_bias() if any(loss.uses_bias for loss in self.losses) else student
+
+    @cached_property
+    def features(self) -> list[TeacherFeatures]:
+        """Random features in place of those in the teacher cache; teachers that run in each step do so."""
+        if self.options.teacher_cache is True:
+            return self.random_features
+        features: list[TeacherFeatures] = []
+        for number, teacher in enumerate(self.teachers):
+            layers = layers_of(self.losses, number)
+            features.append(OnlineTeacher(teacher.towers, number, layers, widths(teacher.towers, layers)))
+        return features
 
     def questions(self) -> Iterator[Question]:
         """What is asked by key of the stage before it begins: a wrong value raises DcclipError."""
@@ -228,74 +308,101 @@ def open_blank(teacher: Teacher) -> Towers | None:
     return towers
 
 
-# ---- times
+# ---- times and memory
 
 
 def measure(stage: BlankStage, with_teachers: bool = True) -> Times:
-    """Rough times of a step, and of the teachers that are here. The student of `stage` gets random weights."""
-    options = stage.options.captions
-    device, batch_size, step_s = stage.device, sum(stage.known_sizes.values()), None
-    student = stage.towers.to_empty(device=device)
-    with torch.no_grad():
-        for tensor in student.parameters():
-            tensor.normal_(std=0.02) if tensor.ndim > 1 else tensor.fill_(1)
-        for buffer in student.buffers():
-            buffer.zero_()
-    student.model.visual.to(memory_format=torch.channels_last)
-    if student.model.logit_bias is None and any(loss.uses_bias for loss in stage.losses):
-        student.model.logit_bias = torch.nn.Parameter(torch.zeros((), device=device))
-    if built := stage.build(device):
-        task, optimizer = built
-        side, languages = student.preprocessing.size if student.preprocessing else 224, list[str](options.languages)
-        if options.second_caption:
-            languages += [language + OTHER for language in options.languages]
+    """Rough times and the peak memory of a step, and the paces of cached teachers, measured in a process of its own.
 
-        def step(samples: int) -> None:
-            share = samples / batch_size
-            images = min(stage.images_per_step, max(2, round(stage.images_per_step * share)))
-            count = max(2, round(stage.texts_per_step * share / len(languages)))  # of a language's texts
-            ids = torch.randint(4, 250, (count, min(stage.tokens, student.context_length)), device=device)
-            ids[:, -1] = 2
-            tokens, index = Tokens(ids, torch.ones_like(ids)).to(device), torch.arange(count, device=device)
-            numbers, pixels = torch.zeros(images, dtype=torch.long), torch.rand(images, 3, side, side, device=device)
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
-            texts = {name: Texts(index, [""] * count, tokens) for name in languages}
-            batch = Batch(numbers, numbers, pixels, (), texts, max(0, count - images))
-            total = sum(task(batch).values(), torch.zeros((), device=device))
-            if total.requires_grad:  # not where a batch is too small for any of the losses
-                total.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+    Raises DcclipError where there is not enough memory for the smallest parts of a step.
+    """
+    alone = copy(stage)
+    alone.blank_teachers = [None] * (len(stage.blank_teachers) - len(stage.random_features))
+    try:
+        with process_pool(1, (__name__,)) as pool:  # which imports this once for all stages
+            [times] = calls(pool, partial(_measure, with_teachers=with_teachers), [alone], _MEMORY_HINT)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DcclipError("{}: there is not enough memory for a step", _MEMORY_HINT, stage.name) from None
+    if stage.device != "cpu" or not times.peak_bytes:
+        return times
+    # It is what that process grew by; the run's makes the same checks as this one before.
+    return replace(times, peak_bytes=times.peak_bytes + peak_memory_bytes())
 
-        parts = stage.options.fewest_parts(stage.known_sizes, 1)
-        step_s = batch_size * _seconds_per_sample(step, batch_size // parts, device)
-    captions = chain.from_iterable(
-        texts for preview in stage.previews.values() for captions in preview.captions for texts in captions.values()
+
+def _measure(stage: BlankStage, with_teachers: bool) -> Times:
+    """`measure` in that process: the trainer's steps, and batches of the teachers whose features are cached."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        os.environ.pop(name, None)
+    options, device, processes, base = stage.options, stage.device, stage.processes, peak_memory_bytes()
+    on_cpu, workers = device == "cpu", loading_processes(options.workers, device, processes)
+    changes = {"workers": workers, "validate_every_steps": None, "compile": "off" if on_cpu else options.compile}
+    if on_cpu and processes > 1:
+        changes["threads"] = options.threads or 1  # as the launcher
+    stage.options = options.model_copy(update=changes)
+    stage.sizes = {kind: size // processes for kind, size in stage.known_sizes.items()}
+    with TemporaryDirectory(prefix="dcclip-") as folder:
+        stage.folder = Path(folder)
+        join_processes(device)
+        use_kernels(stage.options, device)
+        use_threads(stage.options, stage.folder, stage.progress)
+        if stage.blank_teachers:
+            return Times(None, _paces(stage) if with_teachers else [])
+        parts, total = stage.fewest_parts, sum(stage.sizes.values())
+        write_json(stage.folder / COMPUTED_IN, {"accumulate": [[0, parts]]})
+        stage.settle()
+        stage.options = stage.options.model_copy(update={"accumulate": "auto"})  # where these parts do not fit
+        trainer = Trainer(stage)
+        trainer.restore()
+        trainer.task.train()
+        paces = _paces(stage) if with_teachers and options.teacher_cache is True else []
+        (few, _, _, before), (count, step_s, load_s, peak) = ([*_steps(stage, trainer, parts, workers)] * 2)[-2:]
+        needed = trainer.parts.at(trainer.state.step)
+    step_s, load_s = total / count * step_s, total / count * load_s / max(1, workers)
+    growth = (peak - before) / max(1, count - few) * (total - count) - (base if on_cpu else 0)
+    return Times(
+        max(step_s, load_s) if workers else step_s + load_s, paces, peak + growth, needed if needed > parts else None
     )
-    texts = list(islice(captions, 64)) or ["a cat", "猫"]
-    return Times(step_s, [_pace(teacher, texts, device) for teacher in stage.used_teachers if with_teachers])
 
 
-def _seconds_per_sample(action: Callable[[int], object], most: int, device: str) -> float:
-    """Seconds for one of the samples that an action works on: for as many as take half a second, at most `most`."""
+def _steps(stage: BlankStage, trainer: Trainer, parts: int, workers: int) -> Iterator[tuple[int, float, float, int]]:
+    """Samples, seconds to compute and to load, and peak memory of growing steps: the last takes a second of a core.
 
-    def timed(count: int) -> float:
-        began = time.perf_counter()
-        action(count)
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-        return time.perf_counter() - began
+    On a GPU, of a whole step. Other work on the machine changes times, but not how much is measured.
+    """
+    sizes, device, cpu_s, runs = [*stage.sizes.values()], stage.device, 0.0, 2
+    part = 2 if device == "cpu" else max(sizes)
+    while True:
+        counts = [min(size, parts * max(2, size * part // max(sizes))) for size in sizes]
+        is_last = counts == sizes or cpu_s >= _ENOUGH_CPU_S
+        samplers = zip(stage.training.sampler.samplers, counts, strict=True)
+        sampler = MixedBatchSampler(tuple(replace(sampler, batch_size=count) for sampler, count in samplers))
+        batches = load_batches(stage.collator, sampler(0, runs), min(1, workers), 1)
+        first, began = next(batches), time.perf_counter()
+        second, load_s = next(batches), time.perf_counter() - began
+        began, seconds = time.process_time(), list[float]()
+        for batch in chain((first, second), batches):
+            seconds.append(_seconds(partial(trainer.train_step, trainer.task.prepare(batch, trainer.device)), device))
+        cpu_s = (time.process_time() - began) / runs
+        yield sum(counts), min(seconds), load_s, peak_bytes(trainer.device)
+        part, runs = part * (4 if cpu_s < _ENOUGH_CPU_S / 4 else 2), 2 if cpu_s >= _ENOUGH_CPU_S else 4
+        if is_last:
+            return
 
-    count = min(most, 8)
-    while (seconds := min(timed(count), timed(count))) < _ENOUGH_S and count < most:  # a first time takes longer
-        count = min(most, 4 * count)
-    return seconds / count
+
+def _paces(stage: BlankStage) -> list[Pace | None]:
+    """The paces of all processes together; None for a teacher whose files are not here."""
+    captions = (preview.captions for preview in stage.previews.values())
+    texts_of_samples = (texts for sample in chain.from_iterable(captions) for texts in sample.values())
+    texts, paces = [*islice(chain.from_iterable(texts_of_samples), 64)] or ["a cat", "猫"], list[Pace | None]()
+    for teacher in stage.used_teachers:
+        paces.append(_pace(teacher, texts, stage.device, stage.processes) if teacher.source.folder() else None)
+        gc.collect()  # as the run, which frees its memory
+    return paces
 
 
-def _pace(teacher: Teacher, captions: list[str], device: str) -> Pace | None:
-    """A teacher's pace; None where its files are not here."""
-    if teacher.source.folder() is None:
-        return None
+def _pace(teacher: Teacher, captions: list[str], device: str, processes: int) -> Pace:
     towers = teacher.load(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     blank = torch.from_numpy(towers.preprocess(Image.new("RGB", (256, 256)))).to(device)
 
@@ -305,8 +412,23 @@ def _pace(teacher: Teacher, captions: list[str], device: str) -> Pace | None:
     def texts(count: int) -> None:
         towers.text_features_by_length(towers.tokenize(captions[:count]).to(device))
 
+    def seconds_per_sample(action: Callable[[int], object], most: int) -> float:
+        """For as many samples as take half a second, at most `most`."""
+        count = min(most, 2)
+        while (seconds := min(_seconds(partial(action, count), device) for _ in range(2))) < _ENOUGH_S and count < most:
+            count = min(most, 4 * count)
+        return seconds / count / processes
+
     with towers.as_teacher():
-        return Pace(_seconds_per_sample(images, 64, device), _seconds_per_sample(texts, len(captions), device))
+        return Pace(seconds_per_sample(images, 64), seconds_per_sample(texts, len(captions)))
+
+
+def _seconds(action: Callable[[], object], device: str) -> float:
+    began = time.perf_counter()
+    action()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
 
 
 # ---- in words
@@ -316,6 +438,16 @@ def lines(stage: BlankStage, times: Times) -> Iterator[str]:
     """A stage's warnings and estimates in words."""
     yield from warnings(stage)
     yield from time_lines(stage, times)
+    if times.peak_bytes:
+        yield Message("{}: peak memory of a process about {}", stage.name, size_in_words(round(times.peak_bytes)))
+    available = memory() if stage.device == "cpu" else None
+    if times.parts or (available and available.total < stage.processes * times.peak_bytes):
+        parts = times.parts or 2 * stage.options.fewest_parts(stage.known_sizes, stage.processes)
+        yield Message(
+            "warning: {}: a step does not fit in memory: set accumulate: {}, or a smaller images_per_part",
+            stage.name,
+            parts,
+        )
     disk = Message("checkpoints and model {}", size_in_words(stage.run_bytes))
     if stage.cache_bytes:
         disk = joined(", ", (Message("teacher cache {}", size_in_words(stage.cache_bytes)), disk))

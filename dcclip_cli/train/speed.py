@@ -72,6 +72,11 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak * 1e12 for words, peak in _PEAKS.items() if re.search(rf"\b{words}\b", name)), None)
 
 
+def peak_bytes(device: torch.device) -> int:
+    """The largest memory so far: what is allocated on a GPU, else the process's."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory_bytes()
+
+
 def forward_flops(towers: Towers, pixels: Tensor, texts: Sequence[Tokens]) -> Flops:
     """Operations of the towers' matrix products, convolutions and attention for these inputs, which may be empty."""
     copies: dict[int, Tensor] = {}  # of weights, on the meta device, in place of which none are copied
@@ -153,7 +158,7 @@ class StepTimer:
         speed = {
             rate: (sampler.images_per_step or sampler.batch_size) / step_s,
             "data_wait_s": sum(waits) / count,
-            "peak_memory_gb": (torch.cuda.max_memory_allocated(self._device) if on_gpu else peak_memory_bytes()) / 1e9,
+            "peak_memory_gb": peak_bytes(self._device) / 1e9,
             "seconds_left": step_s * (total_steps - step),
         }
         if on_gpu:

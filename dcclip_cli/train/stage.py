@@ -19,6 +19,7 @@ from dcclip_cli.data.pixels import training_preprocess
 from dcclip_cli.data.samplers import MixedBatchSampler, TrainingData, open_training_data
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import is_one_of_several, loading_processes
+from dcclip_cli.model.precision import Choice
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.model.towers import OpenClipTowers
@@ -129,12 +130,7 @@ class Stage:
         student = self.student
         for line in warnings(self):
             self.progress.say(line)
-        _ = self.features  # which are made, and reported, before the precision
-        passes_images = self.lock != "image" and bool({"pairs", "images"} & self.training.datasets.keys())
-        learns_images = passes_images and self.options.optimizer.image_lr_scale > 0
-        trained = student.towers if learns_images else student.towers.model.text
-        choice = settle_precision(self, trained)
-        compiled = passes_images and settle_compile(self)
+        choice, compiled = self.settle()
         identity = json.dumps(self.identity, sort_keys=True, ensure_ascii=False).encode()
         first_facts, optimizer = self.first_teacher and self.first_teacher.facts, self.options.optimizer
         self.provenance = {
@@ -155,6 +151,15 @@ class Stage:
             self.provenance["trained_dims"] = sorted({*self.options.dims, student.config["embed_dim"]})
         if self.first_teacher and not self.teachers:  # a new student has inherited its weights
             self.first_teacher.free()
+
+    def settle(self) -> tuple[Choice, bool]:
+        """Leave nothing that decides how a step is computed at `auto`: the precision, and whether it is compiled."""
+        _ = self.features  # which are made, and reported, before the precision
+        passes_images = self.lock != "image" and bool({"pairs", "images"} & self.training.datasets.keys())
+        learns_images = passes_images and self.options.optimizer.image_lr_scale > 0
+        towers = self.student.towers
+        choice = settle_precision(self, towers if learns_images else towers.model.text)
+        return choice, passes_images and settle_compile(self)
 
     # ---- data
 

@@ -225,13 +225,13 @@ class Trainer:
         step, accelerator = self.state.step, self.accelerator
         while True:
             torch.manual_seed(((self.stage.seed << 40) + (step << 12) + accelerator.process_index) % 2**64)
-            parts = self._parts.at(step)
+            parts = self.parts.at(step)
             try:
                 if self.options.gradient_cache and parts > 1:
                     return cached_backward(self.task, batch, parts, accelerator)
                 return backward(self._wrapped, batch, parts, accelerator)
             except (RuntimeError, MemoryError) as error:
-                self._parts.split(step, error)
+                self.parts.split(step, error)
             self._accelerated_optimizer.zero_grad()
             self._guard.restore()
             clear_device_cache(garbage_collection=True)
@@ -284,7 +284,7 @@ class Trainer:
         self._timer = StepTimer(self.state.step, self.device)
         self._guard = NonFiniteGuard(self.task, folder)
         parts: int | Literal["auto"] = "auto" if self.options.accumulate == "auto" else self.stage.fewest_parts
-        self._parts = Parts(parts, self.sampler, folder, self.stage.progress)
+        self.parts = Parts(parts, self.sampler, folder, self.stage.progress)
 
     def close(self) -> None:
         """Free everything before the process group ends: gloo may hang at exit otherwise (pytorch issue 56297)."""

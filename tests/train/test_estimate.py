@@ -1,5 +1,9 @@
 """What a stage takes, before it begins: rows that the teacher is still asked, steps, seconds and bytes in words."""
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,7 @@ from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.distill import DistillOptions
 from dcclip_cli.train.estimate import BlankStage, Pace, Rows, Times, lines, measure
 from tests.conftest import SHAPES
-from tests.train.jobs import Watch
+from tests.train.jobs import ENVIRONMENT, Watch
 
 
 @pytest.fixture
@@ -58,6 +62,47 @@ def test_images_and_texts_are_estimated_and_counted_by_their_own_numbers_per_ste
     assert texts.remaining_rows(0) == Rows(9, 0) and texts.cache_bytes == 0  # images pass through the teacher in steps
 
 
+# Prints what --check predicts of a run's peak memory, and that peak.
+PEAKS = """
+import sys
+from pathlib import Path
+from dcclip_cli import api
+from dcclip_cli.machine import peak_memory_bytes
+from dcclip_cli.recipe.load import load
+from dcclip_cli.recipe.preflight import check
+from dcclip_cli.run_dir import RunDir
+from dcclip_cli.train.estimate import measure
+recipe, out = map(Path, sys.argv[1:])
+[stage] = check(load(recipe), RunDir(out), ("distill",))
+print(measure(stage).peak_bytes)
+api.distill(recipe, out=out)
+print(peak_memory_bytes())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count memory otherwise")
+def test_the_peak_memory_of_a_run_with_a_live_teacher_in_parts_is_predicted_within_15_percent(
+    whole_recipe: dict[str, Any], student_section: dict[str, Any], tmp_path: Path
+) -> None:
+    student_section["image"]["size"] = 192
+    options = {"batch_size": 40, "accumulate": 2, "teacher_cache": False, "precision": "fp32", "workers": 1}
+    recipe = whole_recipe | {"student": student_section, "distill": whole_recipe["distill"] | options}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    command = [sys.executable, "-c", PEAKS, str(tmp_path / "recipe.yaml"), str(tmp_path / "run")]
+    ran = subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, text=True)
+    predicted, peak = map(float, ran.stdout.split())
+    assert predicted == pytest.approx(peak, rel=0.15), ran.stderr
+
+
+def test_a_step_that_does_not_fit_is_named_with_the_parts_that_do(stages: list[BlankStage]) -> None:
+    times = Times(0.5, peak_bytes=3e9, parts=4)
+    _, second, third, _ = lines(stages[0], times)
+    assert second == "distill: peak memory of a process about 3.0 GB"
+    assert third == "warning: distill: a step does not fit in memory: set accumulate: 4, or a smaller images_per_part"
+    too_large = [*lines(stages[0], replace(times, peak_bytes=1e15, parts=None))]
+    assert any("set accumulate: 2, or" in line for line in too_large)
+
+
 def test_without_the_teachers_files_its_time_and_that_of_a_step_are_not_known(stages: list[BlankStage]) -> None:
     distill = replace(stages[0], teacher=AltClipTeacher(model="BAAI/AltCLIP-没有"), blank_teachers=[None])
     assert (times := measure(distill)) == Times(None, [None])
@@ -73,10 +118,10 @@ def test_captions_longer_than_the_texts_of_student_and_teacher_are_estimated_and
     folder = str(request.getfixturevalue(f"{teacher}_folder"))
     values = {"teacher": {"kind": "transformers", "model": folder}, "data.train": str(tmp_path / "long.parquet")}
     recipe = load(whole_recipe, values=values)
-    for stage in check(recipe, RunDir(tmp_path / "run"), ("distill", "align")):
-        assert stage.tokens > 77 > stage.towers.context_length
-        times = measure(stage)
-        assert times.step_s and all(pace and pace.image_s > 0 < pace.text_s for pace in times.teachers)
+    distill, align = check(recipe, RunDir(tmp_path / "run"), ("distill", "align"))
+    assert all(stage.tokens > 77 > stage.towers.context_length for stage in (distill, align))
+    times = measure(distill)
+    assert times.step_s and all(pace and pace.image_s > 0 < pace.text_s for pace in times.teachers)
     assert api.distill(recipe, out=tmp_path / "run").metrics
 
 
