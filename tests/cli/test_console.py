@@ -17,14 +17,11 @@ class Clock:
     now = 0.0
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+def test_plain_lines_are_few_and_tell_rate_and_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     clock = Clock()
     monkeypatch.setattr(time, "monotonic", lambda: clock.now)
-    return clock
-
-
-def test_plain_lines_are_few_and_tell_rate_and_time_left(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with progress.Lines().task("蒸馏 distill", total=200, done=100) as task:
         for _ in range(100):
             clock.now += 0.5

@@ -229,17 +229,6 @@ class Sides(ScorerOptions):
         pass
 
 
-@pytest.fixture
-def three(tmp_path: Path, picture: Any) -> Path:
-    """Three pairs of 64, 40 and 32 px."""
-    file = tmp_path / "pairs.parquet"
-    sizes = {"b": 64, "a": 40, "c": 32}
-    captions = {"b": (("红", "一只猫"), ()), "a": ((), ("cat",)), "c": (("猫",), ("a cat",))}
-    pairs = [Pair(key, picture(key, (side, side)), *captions[key], {"source": "x"}) for key, side in sizes.items()]
-    write_parquet(file, pairs)
-    return file
-
-
 def rows(file: Path) -> list[tuple[Any, ...]]:
     table = pq.read_table(file)
     assert table.column_names == COLUMNS
@@ -247,11 +236,15 @@ def rows(file: Path) -> list[tuple[Any, ...]]:
 
 
 def test_every_caption_and_every_pair_has_its_row_in_the_order_of_pairs_and_large_pictures_come_fewer_at_a_time(
-    three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, picture: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    sizes = {"b": 64, "a": 40, "c": 32}
+    captions = {"b": (("红", "一只猫"), ()), "a": ((), ("cat",)), "c": (("猫",), ("a cat",))}
+    pairs = [Pair(key, picture(key, (side, side)), *captions[key], {"source": "x"}) for key, side in sizes.items()]
+    write_parquet(tmp_path / "pairs.parquet", pairs)
     monkeypatch.setattr("dcclip_cli.curation.scores.MAX_PIXELS", 40 * 40 + 32 * 32)
     scorer = Sides(seen=[])
-    score_slice(open_pairs(three), [scorer], tmp_path / "scores.parquet")
+    score_slice(open_pairs(tmp_path / "pairs.parquet"), [scorer], tmp_path / "scores.parquet")
     assert scorer.seen == [1, 2]  # 64 x 64 is more than allowed by itself
     assert rows(tmp_path / "scores.parquet") == [
         ("b", "length", "zh", 0, 1.0),

@@ -270,17 +270,10 @@ def test_a_class_and_its_name_in_layouts_make_a_dataset(
 # ---- a first look
 
 
-@pytest.fixture
-def shards(pairs: list[Pair], tmp_path: Path) -> Path:
-    """The 40 drawn pairs in two tars."""
-    (tmp_path / "shards").mkdir()
+def test_a_first_look_counts_pairs_and_captions(pairs: list[Pair], pairs_file: Path, tmp_path: Path) -> None:
     for number in range(2):
-        write_shard(tmp_path / f"shards/{number}.tar", pairs[number::2])
-    return tmp_path / "shards"
-
-
-def test_a_first_look_counts_pairs_and_captions(pairs: list[Pair], pairs_file: Path, shards: Path) -> None:
-    table, tars = preview_pairs(pairs_file), preview_pairs(shards)
+        write_shard(tmp_path / f"{number}.tar", pairs[number::2])
+    table, tars = preview_pairs(pairs_file), preview_pairs(tmp_path)
     assert table.samples == 40 and abs(tars.samples - 40) <= 4  # by the size of the files
     for opened in (table, tars):
         assert {tuple(map(len, captions.values())) for captions in opened.captions} == {(3, 3)}
