@@ -435,7 +435,7 @@ def new(
 def fit(
     data: PathLike,
     *,
-    out: PathLike = Path("runs/fit"),
+    out: PathLike = "runs/fit",
     device: str = "auto",
     progress: ProgressChoice = False,
     **options: Any,
@@ -450,8 +450,7 @@ def fit(
     from dcclip_cli.fit.search import Fit, FitOptions
 
     set_library_defaults()
-    if "labels" in options:
-        options["labels"] = tuple(options["labels"])
+    options["labels"] = tuple(dict.fromkeys(options.get("labels", ())))
     result = Fit(FitOptions(os.fspath(data), **options), Path(out), device, progress_for(progress)).run()
     write_report(result)
     return result

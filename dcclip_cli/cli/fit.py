@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from typer import BadParameter, Option
 
@@ -13,37 +13,34 @@ from dcclip_cli.cli import console, flags
 from dcclip_cli.cli.predict import LABELS, LABELS_FILE, read_labels
 from dcclip_cli.errors import Message
 
-_UNITS = {"h": 3600, "m": 60, "s": 1}
-
 
 def seconds(value: str) -> float:
     """The seconds of --time, as in 90s, 5m, 1h or 1h30m. Raises BadParameter for anything else."""
-    if not re.fullmatch(r"(\d{1,4}h)?(\d{1,4}m)?(\d{1,6}s)?", value) or not value:
+    match = re.fullmatch(r"(?:(\d{1,4})h)?(?:(\d{1,4})m)?(?:(\d{1,6})s)?", value)
+    if not match or not value:
         raise BadParameter(Message("{}: expected a time such as 90s, 5m, 1h or 1h30m", value[:40]))
-    return float(sum(int(number) * _UNITS[unit] for number, unit in re.findall(r"(\d+)([hms])", value)))
+    return sum(int(number or 0) * unit for number, unit in zip(match.groups(), (3600.0, 60.0, 1.0), strict=True))
 
 
-_TEACHER = Option("--teacher", metavar="MODEL", help="Teacher, as for dcclip new.")
 _DATA = Option("--data", metavar="PATH", help="Folder of photographs or of class folders, or image-caption pairs.")
 _KIND = Option("--kind", help="Override the detected kind of --data.")
 _MAX_MB = Option("--max-mb", min=0.001, metavar="MB", help="Largest export, all files together.")
 _MAX_MS = Option("--max-ms", min=0.001, metavar="MS", help="Longest latency of an image on this machine.")
 _TIME = Option("--time", parser=seconds, metavar="5m", help="Time for everything. Default: by the amount of data.")
 _THREADS = Option("--threads", min=1, callback=flags.at_a_time, help="CPU threads that --max-ms is measured with.")
-_OUT = Option("--out", metavar="DIR", help="Run directory.")
 
 
 def fit(
     data: Annotated[str, _DATA],
-    teacher: Annotated[str, _TEACHER] = "starter",
+    teacher: Annotated[str, Option("--teacher", metavar="MODEL", help="Teacher, as for dcclip new.")] = "starter",
     labels: Annotated[str, LABELS] = "",
     labels_file: Annotated[Path | None, LABELS_FILE] = None,
-    kind: Annotated[Literal["photos", "pairs", "table", "classes"] | None, _KIND] = None,
+    kind: Annotated[Literal["photos", "pairs", "classes"] | None, _KIND] = None,
     max_mb: Annotated[float | None, _MAX_MB] = None,
     max_ms: Annotated[float | None, _MAX_MS] = None,
     time: Annotated[float | None, _TIME] = None,
     threads: Annotated[int, _THREADS] = 1,
-    out: Annotated[Path, _OUT] = Path("runs/fit"),
+    out: Annotated[Path, Option("--out", metavar="DIR", help="Run directory.")] = Path("runs/fit"),
     device: flags.Where = "auto",
     as_json: Annotated[bool, Option("--json", help="Print a JSON object.")] = False,
     quiet: flags.Quiet = False,
@@ -57,16 +54,14 @@ def fit(
     Latency on another device, such as a phone, differs.
     """
     flags.out(out)
-    names = tuple(dict.fromkeys(read_labels(labels, labels_file)))
-    talk = console.talk(quiet, verbose)
+    options: dict[str, Any] = {"labels": read_labels(labels, labels_file), "kind": kind, "threads": threads}
 
     from dcclip_cli import api
-
-    options = {"labels": names, "max_mb": max_mb, "max_ms": max_ms, "time_s": time, "threads": threads, "kind": kind}
-    result = api.fit(data, teacher=teacher, out=out, device=device, progress=talk, **options)
-    if as_json:
-        return console.show_json(asdict(result) | {"folder": str(result.folder)})
     from dcclip_cli.fit.report import summary, table
 
+    options |= {"max_mb": max_mb, "max_ms": max_ms, "time_s": time, "teacher": teacher, "device": device}
+    result = api.fit(data, out=out, progress=console.talk(quiet, verbose), **options)
+    if as_json:
+        return console.show_json(asdict(result) | {"folder": str(result.folder)})
     console.show_table(summary(result), *table(result))
     console.show(str(result.folder))

@@ -14,21 +14,16 @@ from dcclip_cli.html import COLOURS, svg_chart, write_page
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Cells = tuple[str, ...]
 
-
-def table(result: FitResult) -> tuple[Cells, list[Cells]]:
+def table(result: FitResult) -> tuple[list[str], list[list[str]]]:
     """The head and the rows of the candidates, those of the last round first; quality after each training."""
     rounds = max((len(row["quality"]) for row in result.candidates), default=0)
-    columns = [Message("round {}", number + 1) for number in range(rounds)]
-    head = (Message("student"), "MB", "ms", *columns)
-    ranked = sorted(result.candidates, key=lambda row: (len(row["quality"]), row["quality"][-1:]), reverse=True)
-    rows = [
-        (f"{row['name']}{' *' if row['name'] == result.name else ''}", f"{row['cost'].mb:.2f}", f"{row['cost'].ms:.2f}",
-         *(f"{100 * value:.1f} %" for value in row["quality"]))
-        for row in ranked
-    ]  # fmt: skip
-    return head, [(*row, *[""] * (len(head) - len(row))) for row in rows]
+    head = [Message("student"), "MB", "ms", *(Message("round {}", number + 1) for number in range(rounds))]
+    rows = []
+    for row in sorted(result.candidates, key=lambda row: (len(row["quality"]), row["quality"][-1:]), reverse=True):
+        cells = [f"{100 * value:.1f} %" for value in row["quality"]] + [""] * (rounds - len(row["quality"]))
+        rows.append([row["name"], f"{row['cost'].mb:.2f}", f"{row['cost'].ms:.2f}", *cells])
+    return head, rows
 
 
 def summary(result: FitResult) -> Message:
@@ -49,17 +44,13 @@ def write_report(result: FitResult) -> None:
 
 
 def _draw(axes: Axes, result: FitResult) -> None:
-    """Quality over size of all that was trained, larger points for longer latencies; a line through the frontier."""
-    trained = sorted((row for row in result.candidates if row["quality"]), key=lambda row: row["cost"].mb)
-    points = [(row["cost"].mb, 100 * row["quality"][-1], row["cost"].ms, row["name"]) for row in trained]
-    points.append((result.cost.mb, 100 * result.quality, result.cost.ms, result.name))
-    longest = max(ms for _, _, ms, _ in points)
-    for number, (mb, quality, ms, name) in enumerate(points):
-        colour = COLOURS[number == len(points) - 1]
-        axes.scatter(mb, quality, s=20 + 160 * ms / longest, color=colour, alpha=0.7, linewidths=0)
-        axes.annotate(f"{name}, {ms:.1f} ms", (mb, quality), xytext=(6, 3), textcoords="offset points", fontsize=7)
-    if result.budget.max_mb:
-        axes.axvline(result.budget.max_mb, color="#999999", linestyle="--", linewidth=1)
+    """Quality over size of all that was trained, larger points for longer latencies; the result in another colour."""
+    points = [(row["cost"], row["quality"][-1], row["name"]) for row in result.candidates if row["quality"]]
+    for number, (cost, quality, name) in enumerate([(result.cost, result.quality, result.name), *points]):
+        place, colour = (cost.mb, 100 * quality), COLOURS[number == 0]
+        axes.scatter(*place, s=30 * (1 + cost.ms), color=colour, alpha=0.7, linewidths=0)
+        axes.annotate(f"{name}, {cost.ms:.1f} ms", place, (6, 3), textcoords="offset points", fontsize=7)
+    axes.axvline(result.budget.max_mb or result.cost.mb, color="#999999", linestyle="--", linewidth=1)
     axes.margins(x=0.25, y=0.15)
     axes.grid(True, alpha=0.3)
     axes.set(xlabel=translated(Message("MB of the export")), ylabel=translated(Message("quality, per cent")))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from typer import BadParameter
 
+import dcclip_cli
 from dcclip_cli.cli.fit import seconds
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
@@ -17,6 +18,7 @@ from dcclip_cli.fit.candidates import Budget, Candidate, Cost, list_candidates, 
 from dcclip_cli.fit.search import Fit, FitOptions, FitResult
 from dcclip_cli.model.teachers import OpenClipTeacher
 from dcclip_cli.recipe import new
+from dcclip_cli.recipe.load import load
 from dcclip_cli.recipe.new import StudentChoice, choose_teacher
 from dcclip_cli.recipe.run import RecipeRun
 from dcclip_cli.train import estimate
@@ -85,12 +87,36 @@ def test_a_measured_size_excludes_other_image_sizes_and_a_measured_latency_other
     assert list(promising(of_network, Budget(0.5, None), {small: Cost(0.4, 0.9, 1)})) == []
 
 
+@pytest.mark.parametrize(
+    ("count", "time_s", "step_s", "rounds"),
+    [(12, None, 1.0, [12, 4]), (5, None, 1.0, [5]), (1, None, 1.0, []), (12, 600.0, 4.0, [6, 2])],
+)
+def test_rounds_take_a_full_training_together_and_with_little_time_fewer_candidates(
+    classes: Path, monkeypatch: pytest.MonkeyPatch, count: int, time_s: float | None, step_s: float, rounds: list[int]
+) -> None:
+    monkeypatch.setattr(search, "_LEAST_STEPS", 5)
+    planned, names = Fit(FitOptions(str(classes), max_mb=3, time_s=time_s), Path("out")), list(map(str, range(count)))
+    vars(planned).update(_students={name: StudentChoice(name) for name in names}, steps=1_000)
+    planned.state |= {"export_s": 1.0, "image_s": 0.01, "step_s": dict.fromkeys(names, step_s)}
+    planned.out.mkdir()
+    planned._plan(names)
+    plan = planned.state["plan"]
+    assert plan["rounds"] == rounds and len(plan["names"]) == (rounds or [1])[0]
+    full, trained = plan["steps"]["0"], sum(size * (plan["steps"]["0"] // (len(rounds) * size)) for size in rounds)
+    assert trained <= full == pytest.approx(1_000 if time_s is None else 0.45 * (600 - 2 - 6 * 40 * 0.01) / 4, rel=0.03)
+
+
 @pytest.mark.slow
 def test_a_killed_search_goes_on_with_the_same_choice_and_bytes(
     classes: Path, altclip_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = FitOptions(str(classes), str(altclip_folder), ("红色的圆",), max_mb=3, max_ms=1_000)
-    result = fit(options)
+    chosen = {"teacher": str(altclip_folder), "labels": ["红色的圆"], "max_mb": 3.0, "max_ms": 1_000.0}
+    result = dcclip_cli.fit(classes, device="cpu", **chosen)
+    assert result.name in Path("runs/fit/fit.html").read_text("utf-8") and load("runs/fit/recipe.yaml").recipe.export
+    command = ["fit", "--data", classes, "--teacher", altclip_folder, "--labels", "红色的圆", "--max-mb", "3"]
+    printed = dcclip(*command, "--max-ms", "1000", "--json")
+    assert json.loads(printed.stdout)["name"] == result.name and not printed.stderr
     assert result.budget.fits(result.cost) and result.metric == "mean_per_class" and 0 <= result.quality <= 1
     assert [len(row["quality"]) for row in result.candidates] == [0, 1, 1] and result.steps == 12
     assert {"红色的圆", "circle", "三角形"} < set(Path("runs/fit/texts.txt").read_text("utf-8").splitlines())
