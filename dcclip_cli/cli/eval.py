@@ -250,7 +250,7 @@ def compare(
 
 _NAME = Argument(metavar="NAME", help="Data set for --classes-yaml.")
 _LOOK_IN = Option("--data-root", metavar="DIR", help="Show which data sets are in DIR.")
-_CLASSES_YAML = Option("--classes-yaml", help="Print the classes of NAME as the classes.yaml of a folder.")
+_CLASSES_YAML = Option("--classes-yaml", help="Print the classes of NAME in the format of classes.yaml.")
 
 
 def datasets(

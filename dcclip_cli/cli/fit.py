@@ -25,7 +25,7 @@ def seconds(value: str) -> float:
 _DATA = Option("--data", metavar="PATH", help="Folder of photographs or of class folders, or image-caption pairs.")
 _KIND = Option("--kind", help="Override the detected kind of --data.")
 _MAX_MB = Option("--max-mb", min=0.001, metavar="MB", help="Largest export, all files together.")
-_MAX_MS = Option("--max-ms", min=0.001, metavar="MS", help="Longest latency of an image on this machine.")
+_MAX_MS = Option("--max-ms", min=0.001, metavar="MS", help="Maximum latency per image on this machine.")
 _TIME = Option("--time", parser=seconds, metavar="5m", help="Time for everything. Default: by the amount of data.")
 _THREADS = Option("--threads", min=1, callback=flags.at_a_time, help="CPU threads that --max-ms is measured with.")
 
@@ -48,9 +48,9 @@ def fit(
 ) -> None:
     """Find and train the best student for a budget of file size and latency.
 
-    Measures candidates, compares them in short trainings on held-out samples, trains the best one, exports it, and
+    Measures candidates, compares them in short training runs on held-out samples, trains the best one, exports it, and
     verifies the budget on the export. Writes recipe.yaml, the bundle, fit.html and frontier.svg to DIR. If it is
-    stopped, the same command goes on; Ctrl-C exports the best student so far.
+    stopped, run the same command again to resume; Ctrl-C exports the best student so far.
     Latency on another device, such as a phone, differs.
     """
     flags.out(out)

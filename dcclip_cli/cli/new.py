@@ -23,7 +23,7 @@ _ABOUT = {  # of teachers
     "chinese-clip": Message("188 M, Chinese only; see its card for the license"),
     "metaclip2": Message("139 M, over 300 languages, CC-BY-NC-4.0"),
 }
-_FILE = Argument(metavar="FILE", help="Recipe file to write; the model gets the file's name.")
+_FILE = Argument(metavar="FILE", help="Recipe file to write; the model is named after it.")
 _TEACHER = Option(
     "--teacher",
     metavar="MODEL",
@@ -44,7 +44,9 @@ _TEXTS = Option(
     "languages, written next to FILE.",
 )
 _SIZE = Option(
-    "--size", help="Student size: 12, 29, 45 or 3 M parameters. Default: S, or XS if the teacher is smaller than S."
+    "--size",
+    help="Student size: S (12 M parameters), M (29 M), RN50 (45 M) or XS (3 M). Default: S, or XS if the "
+    "teacher is smaller than S.",
 )
 _YES = Option("--yes", "-y", help="Ask no questions: use the default for each missing choice.")
 _FORCE = Option("--force", help="Overwrite FILE.")

@@ -34,14 +34,16 @@ _THRESHOLD = Option("--threshold", min=0, max=1, help="Show only labels with at 
 _THRESHOLDS = Option(
     "--thresholds", metavar="FILE", help="Thresholds from dcclip calibrate, for --multi-label. Default: the model's."
 )
-_JSON_LINES = Option("--jsonl", help="Print one JSON object per line, as soon as an image is classified.")
+_JSON_LINES = Option("--jsonl", help="Print one JSON object per line, as each image is classified.")
 _AS_CSV = Option(
     "--csv", help="Print CSV: image, label, probability. Cells that look like a formula start with an apostrophe."
 )
 
-_BENCH_IMAGES = Option("--images", metavar="PATH", help="File, folder or glob of images for throughput. Repeatable.")
+_BENCH_IMAGES = Option(
+    "--images", metavar="PATH", help="File, folder or glob of images for the throughput measurement. Repeatable."
+)
 _BENCH_THREADS = Option(
-    "--threads", min=1, callback=flags.at_a_time, help="CPU threads for throughput. Default: all cores."
+    "--threads", min=1, callback=flags.at_a_time, help="CPU threads for the throughput measurement. Default: all cores."
 )
 
 

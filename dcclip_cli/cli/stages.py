@@ -157,7 +157,7 @@ _DATA = Argument(metavar="PATH", help="Tar and Parquet files, or folders, globs 
 _VERIFY = Option("--verify", help="Read all data and compare it with the existing indexes.")
 _FRESH = Option("--fresh", help="Rebuild existing indexes.")
 _KEY = Option("--key", metavar="NAME", help="Column with the keys (recipe: data.columns.key).")
-_IMAGE = Option("--image", metavar="NAME", help="Column with the images, as bytes or as structs with a field bytes.")
+_IMAGE = Option("--image", metavar="NAME", help="Column with the images, as bytes or as structs with a bytes field.")
 _ZH = Option("--zh", metavar="NAME", help="Column with Chinese captions.")
 _EN = Option("--en", metavar="NAME", help="Column with English captions.")
 _CAPTION = Option("--caption", metavar="NAME", help="Column with captions in either language.")

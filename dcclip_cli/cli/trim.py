@@ -36,8 +36,8 @@ def trim(
     """Trim a multilingual model's vocabulary to the languages that you need.
 
     Writes a model directory in the format of the original, and prints sizes and path. All other weights are unchanged.
-    The command compares both models on texts in both languages, and fails if a text whose tokens are all kept gets
-    another embedding. It counts and names the texts that lose tokens.
+    The command compares both models on texts in both languages, and fails if an embedding changes though all tokens of
+    its text are kept. It counts and lists the texts that lose tokens.
     """
     from dcclip_cli import api
 

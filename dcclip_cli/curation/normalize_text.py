@@ -32,7 +32,7 @@ _REPAIRS: dict[str, Any] = dict.fromkeys(
 
 
 class NormalizeOptions(Options):
-    """Repairs of every caption before filtering, besides Unicode form (NFC) and white space."""
+    """Clean-up of every caption before filtering, in addition to normalizing Unicode (NFC) and white space."""
 
     ftfy: bool = Field(True, description="Repair wrongly decoded text; full-width and curly punctuation are kept")
     entities: bool = Field(True, description="Replace HTML entities such as &amp; by their characters")

@@ -50,7 +50,9 @@ def caption_strings(value: Any, where: str) -> tuple[str, ...]:
     """Captions given as a string, a list or None, `encodable`, without empty ones. Raises DcclipError for all else."""
     captions = (value,) if isinstance(value, str) else value or ()
     if not isinstance(captions, list | tuple) or not all(isinstance(caption, str | None) for caption in captions):
-        raise DcclipError("{} is not a list of texts", "give captions as a text or a list of texts", where)
+        raise DcclipError(
+            "{} is neither a string nor a list of strings", "give captions as a string or a list of strings", where
+        )
     return tuple(encodable(caption) for caption in captions if caption)
 
 

@@ -199,7 +199,10 @@ def parquet_rows(file: DataFile, columns: Columns) -> Iterator[Row]:
                     meta = record.get("meta") or "{}"
                     if not isinstance(meta, str):
                         raise DcclipError(
-                            "{}: the metadata of pair {} is not text", "write it as a JSON object", file, name
+                            "{}: the metadata of pair {} is not a string",
+                            "write it as a string that contains a JSON object",
+                            file,
+                            name,
                         )
                     yield Row(name, texts["zh"], texts["en"], meta, True, offset, size, digest, group)
                     offset, number = offset + max(0, size), number + 1

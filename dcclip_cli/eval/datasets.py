@@ -132,7 +132,8 @@ def _named(entry: KnownSet, language: Language, data_root: Path | None, template
             remark = Message(" ({})", entry.remark) if entry.remark else ""
             raise DcclipError(
                 "data set {}: the split {} has {:,} {}{}, but {:,} were found",
-                "finish the download, or download the right split; to evaluate a part, add --partial all or present",
+                "finish the download, or download the right split; to evaluate a part, add --partial all or "
+                "--partial present",
                 name, entry.split, expected, items, remark, actual,
             )  # fmt: skip
     if isinstance(truth, Captions):

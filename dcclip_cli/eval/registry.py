@@ -179,4 +179,4 @@ def unknown(name: str) -> DcclipError:
     valid_names = [*by_name(), *group_names()]
     near = difflib.get_close_matches(name.lower().replace("_", "-"), valid_names, n=1)
     hint = Message("did you mean {}?", near[0]) if near else Message("list the data sets with: dcclip datasets")
-    return DcclipError("unknown data set {}: neither a name nor a path", hint, name)
+    return DcclipError("unknown data set {}: neither a known name nor an existing path", hint, name)

@@ -1,7 +1,7 @@
 """Search of the best student for a budget: candidates are measured, trained shortly, and the best one in full.
 
 docs/how-to/fit.md states the rule. OUT/fit.json records each decision when it is taken, so that a search that was
-stopped goes on with the same ones.
+stopped resumes with the same ones.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from dcclip_cli.text import language_by_script
 
 STATE, _TEXTS = "fit.json", "texts.txt"
 _NETWORKS, _SIDES = 4, 3  # the largest networks that fit, and image sizes of each
-_PROMOTED = 3  # one of so many candidates goes on to the next round
+_PROMOTED = 3  # one of so many candidates enters the next round
 _WORDS = 1_000  # that the student learns besides the labels: those next to them in the teacher's space
 _HELD_OUT, _MOST_HELD_OUT = 10, 1_000  # one of so many samples is not trained on
 _LEAST_STEPS = 20  # of a training that says anything

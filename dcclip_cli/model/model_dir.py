@@ -105,7 +105,7 @@ def read_provenance(folder: Path) -> Record:
     dims = record.content.get("trained_dims", [])
     if "kind" in record.content and isinstance(dims, list) and all(type(dim) is int for dim in dims):
         return record
-    raise DcclipError("{} is not the dcclip.json of a dcclip model", RECORD_HINT, record.file)
+    raise DcclipError("{} is not a valid dcclip.json of a dcclip model", RECORD_HINT, record.file)
 
 
 def load_model(folder: Path, device: str = "cpu", progress: Progress | None = None) -> OpenClipTowers:

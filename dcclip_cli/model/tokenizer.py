@@ -201,7 +201,8 @@ def check_tokenizer(tokenize: Callable[[list[str]], Tokens], tokens: int, rows: 
         ids = tokenize(list(_TRIAL_TEXTS)).ids
     if (largest := int(ids.max())) >= rows:
         raise DcclipError(
-            "{} returned token {:,}, but the text tower has only {:,}: they are from different models",
+            "{} returned token id {:,}, but the text tower has only {:,} token embeddings: they are from different "
+            "models",
             hint,
             where,
             largest,

@@ -155,7 +155,9 @@ class Towers(nn.Module, ABC):
     def match_preprocessing(self) -> Preprocessing:
         """The Preprocessing that gives the values of the library's own. Raises DcclipError if there is none."""
         raise DcclipError(
-            "{}: its preprocessing exists only in its own library", "use a model from another library", self.name
+            "{}: the preprocessing is available only in the model's own library",
+            "use a model from another library",
+            self.name,
         )
 
     @cached_property

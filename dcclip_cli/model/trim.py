@@ -189,7 +189,7 @@ def _read(folder: Path, towers: Any, texts: Sequence[str]) -> _Source:
     library = getattr(towers, "library_tokenizer", None)  # open_clip's, which cleans texts first
     tokenizer = getattr(library, "tokenizer", None) if library else getattr(towers, "tokenizer", None)
     if library and tokenizer is None:
-        raise DcclipError("{} has CLIP's English vocabulary", "use a multilingual model", folder)
+        raise DcclipError("{} has CLIP's vocabulary, which is English only", "use a multilingual model", folder)
     backend: Any = getattr(tokenizer, "backend_tokenizer", None) or (None if tokenizer else load_tokenizer(folder))
     lower_cases: bool = getattr(towers, "lower_cases", False)
     clean: Any = getattr(library, "clean_fn", None) or getattr(tokenizer, "canonicalize_text", str)

@@ -162,7 +162,7 @@ class RecipeRun:
         if stage == "align" and options and result.already_finished and options.start == "distill":
             parent = read_provenance(aligned).content.get("parent")
             if distilled.is_dir() and parent != model_fingerprint(distilled):  # it was replaced since
-                problem = Message("{} was created from another model than {}", aligned, distilled)
+                problem = Message("{} was created from a different model than {}", aligned, distilled)
                 raise DcclipError(problem, "create it again with --fresh")
         self._tell(stage, result.model, result, *(f"{name} {value:.4g}" for name, value in result.metrics.items()))
         return result

@@ -324,7 +324,9 @@ def _add_search(app: FastAPI, server: Server) -> None:
     ) -> dict[str, Any]:
         """The images nearest to what is asked for, scores are cosines; and the texts that the model never learnt."""
         if not server.indexes:
-            raise RefusedError("the server has no image folder", "start with: dcclip serve --folder DIR", status=404)
+            raise RefusedError(
+                "the server has no image folder", "start the server with: dcclip serve --folder DIR", status=404
+            )
         texts, files = [word for word in text if word.strip()], [await upload.read() for upload in image]
         minus = [word for word in without if word.strip()]
         if not texts and not files:

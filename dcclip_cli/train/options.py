@@ -101,7 +101,9 @@ class TrainOptions(Options):
     freeze_batch_norms: bool = Field(False, description="Keep the running statistics of batch norms unchanged")
     optimizer: OptimizerOptions = Field(OptimizerOptions(), description="Optimizer and learning rates")
     lora: LoraOptions | None = Field(
-        None, description="LoRA: train few parameters, for pretrained or inherited models; null: train all parameters"
+        None,
+        description="LoRA: train only a small number of parameters, for pretrained or inherited models; null: "
+        "train all parameters",
     )
     warmup_steps: int = Field(
         100, ge=0, le=_MOST_STEPS, description="Steps of linear learning-rate warm-up, followed by cosine decay to 0"
@@ -155,8 +157,8 @@ class TrainOptions(Options):
         None,
         ge=1,
         le=1024,
-        description="CPU threads of torch; bit-identical runs need the same number. Default: one per core that "
-        "neither other programs nor `workers` use",
+        description="CPU threads of torch; bit-identical runs need the same number. Default: one per core that is "
+        "not used by other programs or `workers`",
     )
     log_every_steps: Neutral[int] = Field(
         20, ge=1, le=_MOST_STEPS, description="Steps between entries in metrics.jsonl and the trackers"
@@ -167,7 +169,7 @@ class TrainOptions(Options):
     checkpoint_every_minutes: Neutral[Annotated[float, Field(gt=0, le=100_000)] | None] = Field(
         None, description="Minutes between checkpoints, in addition to those of checkpoint_every_steps; null: none"
     )
-    keep_checkpoints: Neutral[int] = Field(1, ge=1, le=1000, description="Checkpoints to keep: the last ones")
+    keep_checkpoints: Neutral[int] = Field(1, ge=1, le=1000, description="Number of most recent checkpoints to keep")
     dims: tuple[Annotated[int, Field(ge=8, le=8192)], ...] = Field(
         (),
         description="Matryoshka training: also compute losses on the first d dimensions of embeddings, for each d in "

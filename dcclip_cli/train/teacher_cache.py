@@ -110,7 +110,9 @@ class FeatureReader:
         try:
             return self._read(batch)
         except MissingRows:
-            problem = Message("features of a teacher were deleted from {} or {}", self.images.folder, self.texts.folder)
+            problem = Message(
+                "cached teacher features were deleted from {} or {}", self.images.folder, self.texts.folder
+            )
             raise DcclipError(problem, "run the same command again: it computes the missing features") from None
 
     def _read(self, batch: Batch) -> StoredFeatures:

@@ -104,7 +104,7 @@ def test_a_part_of_a_named_data_set_is_taken_where_that_is_asked_for(tmp_path: P
     layouts.class_folders(tmp_path / "dtd/test", [f"alpha_{number}" for number in (1, 3, 40)])
     with pytest.raises(DcclipError, match="has 47 images, but 3 were found") as refused:
         open_dataset("dtd", data_root=tmp_path)
-    assert "add --partial all or present" in refused.value.hint
+    assert "add --partial all or --partial present" in refused.value.hint
     all_classes = open_dataset("dtd-cn", data_root=tmp_path, partial="all")
     assert all_classes.partial == "3 of 47 images of 3 of 47 classes, all are asked for"
     assert classes(all_classes, "zh").labels.tolist() == [1, 3, 40] and len(classes(all_classes, "zh").names) == 47

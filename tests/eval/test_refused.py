@@ -58,7 +58,7 @@ FLICKR: dict[str, str | bytes] = {
 }
 MUGE = {"muge/valid_imgs.tsv": "7\tAAAA\n"}
 CASES: list[tuple[str, Write, str, str]] = [  # data set, what is there, error, hint
-    ("dtd", dtd(NAMES[:-1]), "dtd: the split test has 47 images, but 46 were found", "add --partial all or present"),
+    ("dtd", dtd(NAMES[:-1]), "the split test has 47 images, but 46 were found", "--partial all or --partial present"),
     ("dtd", dtd([*NAMES, "Thing 4"]), "alpha_4 is not a class folder of dtd, or repeats a class", "such as alpha_0"),
     ("dtd-cn", dtd([*NAMES, "布料"]), "布料 is not a class folder of dtd", "use folder names such as alpha_0"),
     ("dtd", tars("dtd", TRUTHS, names=SWAPPED), r"classnames\.txt: class 4 is 'Thing 9' instead of 'alpha_4'", ""),
@@ -74,13 +74,13 @@ CASES: list[tuple[str, Write, str, str]] = [  # data set, what is there, error, 
     ("muge-cn", files(**MUGE, **{"muge/valid_texts.jsonl": '{"text": "红裙", "image_ids": [8]}\n'}),
      r"valid_texts\.jsonl:1: valid_imgs\.tsv has no image 8", "finish the download"),
     ("muge-cn", files(**MUGE, **{"muge/valid_texts.jsonl": '{"text": "红裙", "image_ids": []}\n'}),
-     "contains no text with an image", "use the split valid"),
+     "contains no captioned images", "use the valid split"),
     ("xm3600-cn", files(**{"xm3600/captions.jsonl": '{"image/key": "7", "zh": {"caption": []}}'}),
      r"captions\.jsonl: 7 has no caption \(1 such images\)", ""),
     ("coco-cn", tars("coco", CHINESE, ".txt"), "cannot load the images of data set coco-cn",
      ""),  # COCO's are not COCO-CN's
     ("xtd", tars("xtd", CHINESE, ".txt"), "xtd: 2 of 2 captions contain Chinese, but en captions are expected", ""),
-    ("imagnet-cn", files(), "unknown data set imagnet-cn: neither a name nor a path", "did you mean imagenet-cn?"),
+    ("imagnet-cn", files(), "unknown data set imagnet-cn: neither a known name nor", "did you mean imagenet-cn?"),
     ("imagenet-cn", files(**{"imagenet/readme": ""}), "contains no val images of imagenet in a supported layout",
      "imagenet/val/alpha_0/*.jpg or imagenet/val/0.tar"),
 ]  # fmt: skip

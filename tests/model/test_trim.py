@@ -202,7 +202,7 @@ def test_a_model_that_cannot_be_trimmed_is_refused_and_nothing_is_written(hub_te
     save_file(open_clip.model.CLIP(**config).state_dict(), tmp_path / "clip-source" / "open_clip_model.safetensors")
     settings = json.dumps({"model_cfg": config, "preprocess_cfg": {}})
     (tmp_path / "clip-source" / "open_clip_config.json").write_text(settings)
-    with pytest.raises(DcclipError, match="has CLIP's English vocabulary"):
+    with pytest.raises(DcclipError, match="has CLIP's vocabulary, which is English only"):
         trim(tmp_path / "clip-source", tmp_path / "clip", BOTH, TEXTS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip-source", "full"]
 

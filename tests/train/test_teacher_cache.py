@@ -195,7 +195,7 @@ def test_a_cache_that_was_complete_is_not_looked_through_again_unless_a_block_is
     rows = {kind: len(open_block(file)["keys"]) for kind, file in files.items()}
     for file in files.values():
         file.unlink()
-    with pytest.raises(DcclipError, match=r"features of a teacher were deleted from .*images.* or .*texts"):
+    with pytest.raises(DcclipError, match=r"cached teacher features were deleted from .*images.* or .*texts"):
         read(complete, reading, [(index, 0) for index in range(40)])
     assert filled(altclip, reading, tmp_path).computed == {"images": rows["images"], "captions": rows["texts"]}
 

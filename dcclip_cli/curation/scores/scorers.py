@@ -87,7 +87,7 @@ class Agreement(_DualEncoderScorer):
         {}, description="Fraction of each language's captions to keep, those with the highest cosines; null keeps all"
     )
     threshold: dict[Language, Annotated[float, Field(ge=-1, le=1)] | None] = Field(
-        {}, description="Minimum cosine of each language's captions; null accepts any"
+        {}, description="Minimum cosine similarity of image and caption for each language; null accepts any"
     )
 
     def open(self) -> Score:

@@ -180,7 +180,7 @@ class Base64Lines(Loader):
                 captions.append((text.text, tuple(numbers[image] for image in text.images)))
         if not captions:
             raise DcclipError(
-                "{} contains no text with an image", "use the split valid: test captions are not public", file
+                "{} contains no captioned images", "use the valid split: test captions are not public", file
             )
         return Loaded(
             images, Captions(tuple(text for text, _ in captions), tuple(image_numbers for _, image_numbers in captions))

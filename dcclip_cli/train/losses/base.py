@@ -176,7 +176,7 @@ class Loss(Options, ABC):
         hint = Message(
             "set {}, or remove the loss", " or ".join([*keys, *(["data.images and data.texts"] if self.joint else [])])
         )
-        return DcclipError("the data contains nothing for the loss {}", hint, self.kind)
+        return DcclipError("the data contains nothing that the loss {} can use", hint, self.kind)
 
     def weight_at(self, done: float) -> float:
         """The weight when a fraction `done` of the run, in 0..1, is over."""
