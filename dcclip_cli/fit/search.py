@@ -113,7 +113,7 @@ class Fit:
             raise DcclipError("{} is not empty and contains no search", "choose a new folder with --out", out)
 
     def run(self) -> FitResult:
-        """Search, train and export the best student, or go on where it was stopped; a finished result is returned."""
+        """Search, train and export the best student, or resume where it was stopped; a finished result is returned."""
         with RunDir(self.out).claimed():
             if "result" not in self.state:
                 self._save()
