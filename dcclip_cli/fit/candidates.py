@@ -96,8 +96,8 @@ def promising(of_network: Sequence[Candidate], budget: Budget, costs: Mapping[Ca
     """The candidates of a network that may fit the budget, by those that have been measured while this is iterated."""
     for candidate in of_network:
         student, ms_per_mac = candidate.student, min(cost.ms / entry.macs for entry, cost in costs.items())
-        weights_mb = candidate.parameters / 1e6 + student.tokens * 6e-5  # in int8, and the tokenizer
-        guesses, is_measured = [Cost(0.9 * weights_mb, _OPTIMISM * ms_per_mac * candidate.macs)], False
+        mb = 1.1 * candidate.parameters / 1e6 + 6e-5 * student.tokens + 0.15  # within a tenth of those measured
+        guesses, is_measured = [Cost(0.92 * mb, _OPTIMISM * ms_per_mac * candidate.macs)], False
         for other, cost in ((entry.student, cost) for entry, cost in costs.items()):
             if other.network == student.network:
                 # The size does not depend on the image size, nor the latency of an image on the text tower.
@@ -117,6 +117,8 @@ def cost_of(exported: ExportResult, budget: Budget) -> Cost:
 
 def cost_of_random(job: RecipeRun, images: Path, budget: Budget) -> Cost:
     """The cost of a recipe's export: of its student with random weights, calibrated on a few `images`."""
+    import torch
+
     from dcclip_cli.train.stage import Stage
 
     recipe, folder = job.loaded.recipe, job.dir.root
@@ -125,6 +127,8 @@ def cost_of_random(job: RecipeRun, images: Path, budget: Budget) -> Cost:
     nothing = {"inherit": "nothing"}  # the teacher's weights change neither size nor time, and take time to load
     towers = {"image": student.image.model_copy(update=nothing), "text": student.text.model_copy(update=nothing)}
     stage = Stage(options, job.dir, recipe.data, recipe.teacher, student.model_copy(update=towers))
+    for tensor in stage.student.towers.model.state_dict().values():  # of equal ones, such as biases, one is stored
+        tensor += 0.01 * torch.rand_like(tensor) if tensor.is_floating_point() else 0
     stage.student.save(folder / "model", {})
     lax = Thresholds(min_centred_cosine=-1, min_agreement=0)
     export_options = ExportOptions(precision="int8", calibration=str(images), calibration_images=16, parity=lax)

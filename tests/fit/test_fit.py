@@ -84,7 +84,7 @@ def test_a_measured_size_excludes_other_image_sizes_and_a_measured_latency_other
     assert list(promising(of_network, budget, {large: Cost(2.1, 0.9, 1)})) == [small]
     assert list(promising(of_network, budget, {large: Cost(1.9, 1.1, 1)})) == [wide, small]
     assert list(promising(of_network, budget, {wide: Cost(1.9, 0.9, 1)})) == []
-    assert list(promising(of_network, Budget(0.5, None), {small: Cost(0.4, 0.9, 1)})) == []
+    assert list(promising(of_network, Budget(0.9, None), {small: Cost(0.8, 0.9, 1)})) == []
 
 
 @pytest.mark.parametrize(
