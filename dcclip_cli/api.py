@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dcclip_cli.eval.registry import KnownSet
     from dcclip_cli.eval.result import EvalResult
     from dcclip_cli.exporters.export import ExportResult
-    from dcclip_cli.fit.search import FitResult
+    from dcclip_cli.fitting.search import FitResult
     from dcclip_cli.model.trim import TrimResult
     from dcclip_cli.publish.push import Pushed
     from dcclip_cli.recipe.new import DataKind, Size
@@ -446,8 +446,8 @@ def fit(
     `max_ms`, `labels`, `teacher` (by default the starter), `time_s`, `threads`, `kind`. A search in `out` that
     was stopped goes on. Raises DcclipError where no student fits the budget.
     """
-    from dcclip_cli.fit.report import write_report
-    from dcclip_cli.fit.search import Fit, FitOptions
+    from dcclip_cli.fitting.report import write_report
+    from dcclip_cli.fitting.search import Fit, FitOptions
 
     set_library_defaults()
     options["labels"] = tuple(dict.fromkeys(options.get("labels", ())))

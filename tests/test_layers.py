@@ -25,14 +25,14 @@ PARTS = {
     "model",
     "publish",
     "serve",
-    "fit",
+    "fitting",
 }
 # What each part may import at all; what it may import only inside functions stands in _LATE.
 MAY = {
     "cli": PARTS | ON_TOP,
     "serve": {"inference", "model"},
     "publish": {"eval", "curation", "model"},
-    "fit": {"recipe", "train", "exporters", "eval", "inference", "data", "model"},
+    "fitting": {"recipe", "train", "exporters", "eval", "inference", "data", "model"},
     "recipe": {"train", "curation", "data", "model", "eval", "exporters", "inference"},
     "train": {"data", "model", "eval"},
     "exporters": {"model", "eval", "inference", "data"},

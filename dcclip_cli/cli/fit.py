@@ -57,7 +57,7 @@ def fit(
     options: dict[str, Any] = {"labels": read_labels(labels, labels_file), "kind": kind, "threads": threads}
 
     from dcclip_cli import api
-    from dcclip_cli.fit.report import summary, table
+    from dcclip_cli.fitting.report import summary, table
 
     options |= {"max_mb": max_mb, "max_ms": max_ms, "time_s": time, "teacher": teacher, "device": device}
     result = api.fit(data, out=out, progress=console.talk(quiet, verbose), **options)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dcclip_cli.errors import Message, translated
 from dcclip_cli.eval.result import METRIC_NAMES
 from dcclip_cli.files import atomic_write
-from dcclip_cli.fit.search import FitResult
+from dcclip_cli.fitting.search import FitResult
 from dcclip_cli.html import COLOURS, svg_chart, write_page
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ import dcclip_cli
 from dcclip_cli.cli.fit import seconds
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.fit import candidates, search
-from dcclip_cli.fit.candidates import Budget, Candidate, Cost, list_candidates, promising
-from dcclip_cli.fit.search import Fit, FitOptions, FitResult
+from dcclip_cli.fitting import candidates, search
+from dcclip_cli.fitting.candidates import Budget, Candidate, Cost, list_candidates, promising
+from dcclip_cli.fitting.search import Fit, FitOptions, FitResult
 from dcclip_cli.model.teachers import OpenClipTeacher
 from dcclip_cli.recipe import new
 from dcclip_cli.recipe.load import load
@@ -111,7 +111,7 @@ def test_a_killed_search_goes_on_with_the_same_choice_and_bytes(
     classes: Path, altclip_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = FitOptions(str(classes), str(altclip_folder), ("红色的圆",), max_mb=3, max_ms=1_000)
-    chosen = {"teacher": str(altclip_folder), "labels": ["红色的圆"], "max_mb": 3.0, "max_ms": 1_000.0}
+    chosen: dict[str, Any] = {"teacher": str(altclip_folder), "labels": ["红色的圆"], "max_mb": 3.0, "max_ms": 1_000.0}
     result = dcclip_cli.fit(classes, device="cpu", **chosen)
     assert result.name in Path("runs/fit/fit.html").read_text("utf-8") and load("runs/fit/recipe.yaml").recipe.export
     command = ["fit", "--data", classes, "--teacher", altclip_folder, "--labels", "红色的圆", "--max-mb", "3"]

@@ -29,7 +29,7 @@ from dcclip_cli.eval.embedding import Embedder, FeatureCache
 from dcclip_cli.eval.evaluate import EvalOptions, evaluate
 from dcclip_cli.eval.result import EvalResult
 from dcclip_cli.files import atomic_write, cache_folder, read_json, write_json
-from dcclip_cli.fit.candidates import Budget, Candidate, Cost, cost_of, cost_of_random, list_candidates, promising
+from dcclip_cli.fitting.candidates import Budget, Candidate, Cost, cost_of, cost_of_random, list_candidates, promising
 from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.progress import Progress, Silent
@@ -393,7 +393,7 @@ class Fit:
             return int(state["plan"]["steps"][name])
         trained = state["rounds"][-1].items() if state["rounds"] else ()
         # The first one of a round waits for the teacher, as the full training does.
-        slower = max((entry["seconds"] / entry["steps"] / step_s[other] for other, entry in trained), default=1.0)
+        slower = max((entry["seconds"] / entry["steps"] / step_s[key] for key, entry in trained), default=1.0)
         stages = 1.2 if self.kind == "pairs" else 1.0  # stage 2 has a fifth of the steps
         return max(_LEAST_STEPS, int(self._left_s() / (step_s[name] * max(1.0, slower) * stages)))
 

@@ -98,12 +98,12 @@ def promising(of_network: Sequence[Candidate], budget: Budget, costs: Mapping[Ca
         student, ms_per_mac = candidate.student, min(cost.ms / entry.macs for entry, cost in costs.items())
         mb = 1.1 * candidate.parameters / 1e6 + 6e-5 * student.tokens + 0.15  # within a tenth of those measured
         guesses, is_measured = [Cost(0.92 * mb, _OPTIMISM * ms_per_mac * candidate.macs)], False
-        for other, cost in ((entry.student, cost) for entry, cost in costs.items()):
-            if other.network == student.network:
+        for sibling, cost in ((entry.student, cost) for entry, cost in costs.items()):
+            if sibling.network == student.network:
                 # The size does not depend on the image size, nor the latency of an image on the text tower.
-                guesses += [Cost(cost.mb, 0)] if other.width == student.width else []
-                guesses += [Cost(0, cost.ms)] if other.pixels == student.pixels else []
-                is_measured = is_measured or (other.pixels == student.pixels and budget.fits(cost))
+                guesses += [Cost(cost.mb, 0)] if sibling.width == student.width else []
+                guesses += [Cost(0, cost.ms)] if sibling.pixels == student.pixels else []
+                is_measured = is_measured or (sibling.pixels == student.pixels and budget.fits(cost))
         if not is_measured and all(map(budget.fits, guesses)):
             yield candidate
 
