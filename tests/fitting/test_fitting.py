@@ -144,7 +144,7 @@ def test_a_killed_search_goes_on_with_the_same_choice_and_bytes(
     assert (again.name, again.quality) == (result.name, result.quality)
     assert digests(Path("again/distill/model")) == digests(Path("runs/fit/distill/model"))
     assert digests(Path("again/export")) == digests(Path("runs/fit/export"))
-    with pytest.raises(DcclipError, match="again was begun with other options: max_mb was 3 and is now 2"):
+    with pytest.raises(DcclipError, match=r"again was begun with other options: max_mb was 3\.0 and is now 2"):
         fit(replace(options, max_mb=2), "again")
 
 
