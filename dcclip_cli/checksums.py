@@ -68,7 +68,7 @@ def read_record(file: Path, hint: str) -> Record:
     check_format(file, content, hint)
     files = content.get(FILES)
     if not isinstance(files, dict) or any(".." in PurePosixPath(name).parts or name[:1] == "/" for name in files):
-        raise DcclipError("{} has no valid list of the files in its folder", hint, file)
+        raise DcclipError("{} has no valid file list", hint, file)
     for path in (file.parent / name for name in files):
         if not path.is_file():
             raise DcclipError("{} is missing, but {} lists it", hint, path, file.name)

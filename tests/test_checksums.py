@@ -102,5 +102,5 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
 def test_a_record_lists_no_file_outside_its_folder(tmp_path: Path, name: str) -> None:
     record = tmp_path / "dcclip.json"
     record.write_text(json.dumps({"format": 1, "files": {name: "0" * 64}}))
-    with refused("has no valid list of the files in its folder", "copy it"):
+    with refused("has no valid file list", "copy it"):
         read_record(record, "copy it")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _HOSTS = ("localhost", "127.0.0.1", "::1")  # another name may be one that a site has let point here
 _IDLE_S = 30  # for which a connection keeps a thread
-_OUT = Option("--out", metavar="DIR", help="Folder of the page. Default: in the cache folder.")
+_OUT = Option("--out", metavar="DIR", help="Folder for the page. Default: a folder in the cache.")
 
 
 def demo(

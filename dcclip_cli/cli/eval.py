@@ -25,13 +25,18 @@ _DATASET_HELP = (
 )
 _MODELS = Option("--model", metavar="MODEL", help=f"{flags.MODEL_HELP} Repeatable.")
 _DATASETS = Option("--dataset", metavar="NAME|PATH", help=_DATASET_HELP)
-_LANGUAGES = Option("--languages", metavar="en,zh", help="Languages for your own data sets. Default: all in them.")
+_LANGUAGES = Option(
+    "--languages", metavar="en,zh", help="Languages for your own data sets. Default: all that they contain."
+)
 _DATA_ROOT = Option(
-    "--data-root", metavar="DIR", help="Folder with the named data sets, each in DIR/NAME/. Default: the hub."
+    "--data-root",
+    metavar="DIR",
+    help="Folder with the named data sets, each in DIR/NAME/. Default: load them from the hub.",
 )
 _LIMIT = Option("--limit", min=1, help="Maximum number of images per data set: a fixed random sample.")
 _PARTIAL = Option(
-    "--partial", help="Accept unreadable images and incomplete data sets; use all classes, or only those present."
+    "--partial",
+    help="Accept unreadable images and incomplete data sets. all: use all classes; present: only those with images.",
 )
 _TEMPLATES = Option(
     "--templates", help="Prompts: the data set's own (default), a few generic ones, or only the class name."
@@ -42,7 +47,7 @@ _TASK = Option(
 _SHOTS = Option("--shots", metavar="5,20,50,all", help="Images per class for --task probe. Default: 5,20,50,all.")
 _PRECISION = Option("--precision", help="Precision of torch models. Default: fp32.")
 _WORKERS = Option("--workers", min=1, callback=flags.at_a_time, help="Threads that read images. Default: 2.")
-_NO_CACHE = Option("--no-cache", help="Do not use the cache of embeddings.")
+_NO_CACHE = Option("--no-cache", help="Do not use the embedding cache.")
 _JSON = Option("--json", help="Print the full results as JSON instead of a table.")
 _OUT = Option("--out", metavar="DIR", help="Folder for results (JSON), tables and report.html.")
 _FORMAT = Option(
@@ -248,7 +253,7 @@ def compare(
     console.show_table(title, columns, rows)
 
 
-_NAME = Argument(metavar="NAME", help="Data set for --classes-yaml.")
+_NAME = Argument(metavar="NAME", help="Data set whose classes --classes-yaml prints.")
 _LOOK_IN = Option("--data-root", metavar="DIR", help="Show which data sets are in DIR.")
 _CLASSES_YAML = Option("--classes-yaml", help="Print the classes of NAME in the format of classes.yaml.")
 

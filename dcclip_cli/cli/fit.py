@@ -24,10 +24,12 @@ def seconds(value: str) -> float:
 
 _DATA = Option("--data", metavar="PATH", help="Folder of photographs or of class folders, or image-caption pairs.")
 _KIND = Option("--kind", help="Override the detected kind of --data.")
-_MAX_MB = Option("--max-mb", min=0.001, metavar="MB", help="Largest export, all files together.")
+_MAX_MB = Option("--max-mb", min=0.001, metavar="MB", help="Maximum size of the export, all files together.")
 _MAX_MS = Option("--max-ms", min=0.001, metavar="MS", help="Maximum latency per image on this machine.")
-_TIME = Option("--time", parser=seconds, metavar="5m", help="Time for everything. Default: by the amount of data.")
-_THREADS = Option("--threads", min=1, callback=flags.at_a_time, help="CPU threads that --max-ms is measured with.")
+_TIME = Option(
+    "--time", parser=seconds, metavar="5m", help="Total time budget. Default: depends on the amount of data."
+)
+_THREADS = Option("--threads", min=1, callback=flags.at_a_time, help="CPU threads for the --max-ms measurement.")
 
 
 def fit(
@@ -46,10 +48,10 @@ def fit(
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:
-    """Find and train the best student for a budget of file size and latency.
+    """Find and train the best student within a budget for file size and latency.
 
-    Measures candidates, compares them in short training runs on held-out samples, trains the best one, exports it, and
-    verifies the budget on the export. Writes recipe.yaml, the bundle, fit.html and frontier.svg to DIR. If it is
+    Measures candidates, trains each briefly, compares them on held-out samples, trains and exports the best one, and
+    checks that the export meets the budget. Writes recipe.yaml, the bundle, fit.html and frontier.svg to DIR. If it is
     stopped, run the same command again to resume; Ctrl-C exports the best student so far.
     Latency on another device, such as a phone, differs.
     """

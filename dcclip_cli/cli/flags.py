@@ -61,11 +61,14 @@ def processes(value: str) -> int | Literal["auto"]:
 
 _TOGETHER = "Number of training processes, at most one per GPU; auto: all GPUs."
 Processes = Annotated[Any, Option("--processes", parser=processes, metavar="N", help=_TOGETHER)]
-Where = Annotated[Device, Option("--device", help="Device of the model; auto uses a GPU if there is one.")]
+Where = Annotated[Device, Option("--device", help="Device to run the model on; auto uses a GPU if there is one.")]
 Threads = Annotated[
     int | None,
     Option(
-        "--threads", min=1, callback=at_a_time, help="CPU threads per tower. Default: 1 for a bundle, else torch's."
+        "--threads",
+        min=1,
+        callback=at_a_time,
+        help="CPU threads per tower. Default: 1 for a bundle, else torch's default.",
     ),
 ]
 TrustRemoteCode = Annotated[

@@ -40,8 +40,8 @@ _KIND = Option("--kind", help="Override the detected kind of --data, for example
 _TEXTS = Option(
     "--texts",
     metavar="FILE",
-    help="Training texts for photographs without captions, one per line. Default: class names and prompts in both "
-    "languages, written next to FILE.",
+    help="File with training texts for photographs without captions, one per line. Default: class names and prompts "
+    "in both languages, written next to FILE.",
 )
 _SIZE = Option(
     "--size",

@@ -27,16 +27,21 @@ _MOST_TEXTS, _MOST_TEXTS_BYTES = 1_000_000, 100_000_000
 LABELS = Option("--labels", metavar="猫,dog", help="Labels in Chinese, English or both, separated by , ， or 、.")
 LABELS_FILE = Option("--labels-file", metavar="FILE", help="File with more labels, one per line.")
 _TEMPLATE = Option(
-    "--template", metavar="TEXT", help="Prompt template for labels in its script; {} is the label. Repeatable."
+    "--template",
+    metavar="TEXT",
+    help="Prompt template, used for labels in the same script; {} is the label. Repeatable.",
 )
 _MULTI_LABEL = Option("--multi-label", help="Score each label independently: none, one or several may fit.")
 _THRESHOLD = Option("--threshold", min=0, max=1, help="Show only labels with at least this probability.")
 _THRESHOLDS = Option(
-    "--thresholds", metavar="FILE", help="Thresholds from dcclip calibrate, for --multi-label. Default: the model's."
+    "--thresholds",
+    metavar="FILE",
+    help="Thresholds from dcclip calibrate, for --multi-label. Default: from the model directory.",
 )
 _JSON_LINES = Option("--jsonl", help="Print one JSON object per line, as each image is classified.")
 _AS_CSV = Option(
-    "--csv", help="Print CSV: image, label, probability. Cells that look like a formula start with an apostrophe."
+    "--csv",
+    help="Print CSV: image, label, probability. Cells that look like a formula are prefixed with an apostrophe.",
 )
 
 _BENCH_IMAGES = Option(
@@ -182,8 +187,8 @@ _SEARCHED = (
     "Text to search for, in Chinese or English, and folders of images, searched recursively. With --text or --image: "
     "folders only."
 )
-_LIKE_IMAGE = Option("--image", metavar="FILE", help="Image to search for. Repeatable: embeddings are added.")
-_LIKE_TEXT = Option("--text", metavar="TEXT", help="Text to search for. Repeatable: embeddings are added.")
+_LIKE_IMAGE = Option("--image", metavar="FILE", help="Image to search for. Repeatable: embeddings are summed.")
+_LIKE_TEXT = Option("--text", metavar="TEXT", help="Text to search for. Repeatable: embeddings are summed.")
 _NOT = Option("--not", metavar="TEXT", help="Text whose embedding is subtracted. Repeatable.")
 _PAGE = Option("--html", metavar="FILE", help="Also write an HTML page with thumbnails.")
 _DTYPE = Option("--dtype", help="Type of the embeddings in the index: int8 and binary take less space.")
@@ -316,7 +321,9 @@ def _show_errors(errors: Mapping[str, DcclipError]) -> int:
 
 
 def bench(
-    models: Annotated[list[str], Argument(metavar="MODEL", help="Model, as --model of dcclip predict.")],
+    models: Annotated[
+        list[str], Argument(metavar="MODEL", help="Model; accepts the same values as --model of dcclip predict.")
+    ],
     images: Annotated[list[str] | None, _BENCH_IMAGES] = None,
     labels: Annotated[str, LABELS] = "",
     labels_file: Annotated[Path | None, LABELS_FILE] = None,
@@ -325,11 +332,11 @@ def bench(
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:
-    """Measure models on this machine: size, loading, memory, latency, throughput, agreement.
+    """Measure models on this machine: size, loading time, memory, latency, throughput, agreement.
 
-    Each model is measured on the CPU in its own process. Loading includes imports. Latency is the median for one
-    decoded image or one short text, on one thread. Memory is the peak before images per second, which include
-    reading files on all cores. Agreement is the share of images with the same best label as the first model.
+    Each model is measured on the CPU in its own process. Loading time includes imports. Latency is the median for one
+    decoded image or one short text, on one thread. Memory is the peak before the throughput measurement. Throughput
+    includes reading files, on all cores. Agreement is the share of images with the same best label as the first model.
     """
     talk = console.talk(quiet, verbose)
     names = read_labels(labels, labels_file)

@@ -14,10 +14,11 @@ _MODEL = Argument(
     metavar="MODEL", help="Recipe, run, model directory or export. A run includes its results and export."
 )
 _REPOSITORY = Argument(metavar="ORG/NAME", help="Repository on the hub; created if it does not exist.")
-_LICENSE = Option("--license", metavar="ID", help="Hub license id, such as apache-2.0. Default: the model card's.")
+_LICENSE = Option("--license", metavar="ID", help="Hub license id, such as apache-2.0. Default: from the model card.")
 _BUNDLE = Option(metavar="DIR", help="Export to upload with the model. Repeatable. Default: the run's exports.")
 _DATA = Option(
-    metavar="DIR", help="Output of collect that the model was trained on, for the card. Repeatable. Default: the run's."
+    metavar="DIR",
+    help="Output of collect that the model was trained on, for the card. Repeatable. Default: from the run.",
 )
 _PRIVATE = Option("--private", help="Create a private repository.")
 _PULL_REQUEST = Option("--pull-request", help="Open a pull request in an existing repository.")

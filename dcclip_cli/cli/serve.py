@@ -44,7 +44,7 @@ def serve(
     """
     if token and not (token.isascii() and token.isprintable() and " " not in token):
         raise DcclipError(
-            "the token contains a space or a non-ASCII character", "create one with: openssl rand -hex 16"
+            "the token contains a space or a non-ASCII character", "create a new token with: openssl rand -hex 16"
         )
     talk = console.talk(quiet, verbose)
 

@@ -178,8 +178,8 @@ def index(
     """Index training data from other programs, so that training on it starts at once.
 
     Writes FILE.index.arrow next to each tar or Parquet file, skips files whose index is up to date, and prints the
-    counts. Without it, training creates the same index in the cache folder at its first start. Output of collect is
-    indexed already.
+    counts. Without these files, training creates the same index in the cache folder when it first starts.
+    Output of collect is already indexed.
     """
     from dcclip_cli import api
 
@@ -309,22 +309,24 @@ def _show_sweep(result: SweepResult) -> None:
 
 
 _MODEL = Option("--model", metavar="MODEL", help=flags.EXPORTED_HELP)
-_FORMAT = Option("--format", help="Format of the export. Default: the recipe's, else onnx.")
+_FORMAT = Option("--format", help="Format of the export. Default: from the recipe, else onnx.")
 _PRECISION = Option(
-    "--precision", help="Precision of the weights; int8 needs calibration images. Default: the recipe's, else fp32."
+    "--precision", help="Precision of the weights; int8 needs calibration images. Default: from the recipe, else fp32."
 )
 _PREPROCESS = Option(
     "--preprocess",
-    help="Where images are resized: outside, by the caller, or in image.onnx. Default: the recipe's, else outside.",
+    help="Where images are resized: outside (by the caller) or graph (in image.onnx). Default: from the recipe, else "
+    "outside.",
 )
-_CALIBRATION = Option("--calibration", metavar="DIR", help="Calibration images for int8. Default: the recipe's.")
+_CALIBRATION = Option("--calibration", metavar="DIR", help="Calibration images for int8. Default: from the recipe.")
 _DIMS = Option(
     "--dims",
     min=8,
     metavar="N",
-    help="Keep the first N dimensions of embeddings, for models trained with `dims`. Default: the recipe's, else all.",
+    help="Keep the first N dimensions of embeddings, for models trained with `dims`. Default: from the recipe, else "
+    "all.",
 )
-_OUT = Option("--out", metavar="DIR", help="Folder of the export. Default: runs/NAME/export.")
+_OUT = Option("--out", metavar="DIR", help="Folder for the export. Default: runs/NAME/export.")
 
 
 def export(
@@ -343,9 +345,9 @@ def export(
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:
-    """Export a model to run without torch: on a server, a phone or in a browser.
+    """Export a model to run without torch: on a server, on a phone or in a browser.
 
-    Compares the export with the model. If they differ too much, the command fails and writes nothing. Prints the folder
+    Compares the export with the model. If they differ too much, the command fails and writes nothing. Prints the path
     of the export.
     """
     if recipe is None and (sets or check or out is None):

@@ -15,12 +15,12 @@ _MOST_TEXTS, _MOST_BYTES = 1_000_000, 200_000_000
 _NAMED = 8  # texts
 _MODEL = Argument(metavar="MODEL", help="Model directory (any format), run, hf:ORG/NAME or hf-hub:ORG/NAME.")
 _LANGUAGES = Option("--languages", metavar="zh,en", help="Languages to keep.")
-_OUT = Option("--out", metavar="DIR", help="Directory of the trimmed model. Default: NAME-zh-en.")
+_OUT = Option("--out", metavar="DIR", help="Directory for the trimmed model. Default: NAME-zh-en.")
 _TEXTS = Option(
     "--texts",
     metavar="FILE",
-    help="Texts, one per line: keep only the tokens of these texts, of dcclip's class names, and all single "
-    "characters. Default: all tokens in the languages' scripts.",
+    help="File with texts, one per line: keep only the tokens of these texts and of dcclip's class names, and all "
+    "single characters. Default: all tokens in the languages' scripts.",
 )
 
 

@@ -35,7 +35,7 @@ class NormalizeOptions(Options):
     """Clean-up of every caption before filtering, in addition to normalizing Unicode (NFC) and white space."""
 
     ftfy: bool = Field(True, description="Repair wrongly decoded text; full-width and curly punctuation are kept")
-    entities: bool = Field(True, description="Replace HTML entities such as &amp; by their characters")
+    entities: bool = Field(True, description="Replace HTML entities such as &amp; with the characters")
     simplify: bool = Field(False, description="Convert Traditional to Simplified Chinese in Chinese captions")
 
 

@@ -50,7 +50,7 @@ class SlurmOptions(Options):
 
     partition: str = Field(description="Slurm partition")
     time: str = Field("04:00:00", description="Time limit of each task, as for sbatch --time")
-    cpus: int = Field(1, ge=1, le=4096, description="CPU cores of each task")
+    cpus: int = Field(1, ge=1, le=4096, description="CPU cores per task")
     memory_gb: int = Field(4, ge=1, le=100_000, description="Memory for each core, in GB")
     setup: str | None = Field(None, description="Shell command that activates dcclip's environment before each task")
     sbatch: dict[str, str] = Field({}, description="Further sbatch options, for example account, qos or gres")
@@ -78,7 +78,9 @@ class CollectOptions(DedupOptions):
     needs: tuple[Language, ...] = Field((), description="Languages that a kept pair must have; empty: any language")
     scores: Scorers = Field((), description="Models that score the pairs that passed the filters")
     output: OutputOptions = Field(OutputOptions(), description="How kept pairs are stored")
-    shard_size: int = Field(1000, ge=1, le=100_000, description="Input pairs per shard; it contains those kept")
+    shard_size: int = Field(
+        1000, ge=1, le=100_000, description="Input pairs per shard; the shard contains only the kept pairs"
+    )
     report: ReportOptions = Field(ReportOptions(), description="Contents of report.html")
     cluster: Neutral[ClusterOptions] = Field(
         ClusterOptions(), description="Resources that each job of --engine slurm requests"

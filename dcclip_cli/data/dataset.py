@@ -54,14 +54,16 @@ class EmbeddingDataset(FileDataset):
             table = pq.read_table(path, memory_map=True)
         names = table.column_names
         if "key" not in names:
-            hint = Message("write a key for each embedding")
+            hint = Message("add the column: every embedding needs a key")
             raise DcclipError("{} has no column {} (found: {})", hint, path, "key", ", ".join(names))
         self._keys = table["key"].combine_chunks()
         rows = table["embedding"].to_pylist()
         widths = {len(row) if isinstance(row, list) else 0 for row in rows}
         self.embeddings = np.asarray(rows, np.float32) if len(widths) == 1 else np.full(1, np.nan)
         if rows and (0 in widths or not np.isfinite(self.embeddings).all()):
-            raise DcclipError("{}: embeddings are not vectors of one length", "write vectors of the same length", path)
+            raise DcclipError(
+                "{}: the embeddings are not vectors of the same length", "write vectors of the same length", path
+            )
         with parquet_errors(path):
             records = table.select([name for name in LANGUAGES if name in names]).to_pylist()
         self._captions = captions_in_memory(

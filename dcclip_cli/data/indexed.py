@@ -255,7 +255,7 @@ class _Chunk(PairDataset):
                 self._cache.file(block).unlink(missing_ok=True)  # in case it is the cache that is damaged
             key = self._value("key", index)
             message = Message("{}: the image of pair {} changed after it was indexed", file, key)
-            raise DcclipError(message, Message("index it again: dcclip index --fresh {}", file))
+            raise DcclipError(message, Message("index the data again: dcclip index --fresh {}", file))
         return image
 
     def image_digest(self, index: int) -> bytes:

@@ -49,7 +49,7 @@ class DataOptions(Options):
         None, description="Texts without images, to distill the text tower: .txt, .tsv, .csv or .jsonl, or pairs"
     )
     columns: Columns = Field(
-        Columns(), description="Names of columns in Parquet files, or of fields in tars' JSON, that others wrote"
+        Columns(), description="Column names of Parquet files, or field names in tars' JSON, from other programs"
     )
     phrases: int = Field(
         0,

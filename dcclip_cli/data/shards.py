@@ -34,9 +34,9 @@ class Columns(Options):
     """Column names of Parquet files from other programs, or field names in a tar's JSON; by default, the key's name."""
 
     key: str | None = Field(None, description="Column of the keys; default: key if present, else the row number")
-    image: str | None = Field(None, description="Column of the images: bytes, or a struct with a field bytes")
-    zh: str | None = Field(None, description="Column of Chinese captions: texts, or lists of texts")
-    en: str | None = Field(None, description="Column of English captions: texts, or lists of texts")
+    image: str | None = Field(None, description="Column of the images: bytes, or a struct with a bytes field")
+    zh: str | None = Field(None, description="Column of Chinese captions: strings, or lists of strings")
+    en: str | None = Field(None, description="Column of English captions: strings, or lists of strings")
     caption: str | None = Field(
         None, description="Column of captions in either language; captions with a Chinese character count as Chinese"
     )
@@ -155,7 +155,7 @@ def parquet_errors(file: DataFile | Path, what: str = "cannot be read") -> Itera
         yield
     except UnicodeDecodeError as error:
         raise DcclipError(
-            "{} contains text that is not UTF-8: {!r}", "write it in UTF-8", file, error.object[:24]
+            "{} contains text that is not UTF-8: {!r}", "encode the text in UTF-8", file, error.object[:24]
         ) from None
     except (pa.ArrowException, OSError, OverflowError) as error:
         raise DcclipError(
@@ -177,7 +177,7 @@ def _image_bytes(values: pa.Array, where: str) -> list[bytes | None]:
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:  # as `datasets` writes images: {bytes, path}
         values = values.flatten()[kind.get_field_index("bytes")]
     if not (pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type) or pa.types.is_null(values.type)):
-        raise DcclipError("{} is {} instead of bytes", "store image bytes, or structs with a field bytes", where, kind)
+        raise DcclipError("{} is {} instead of bytes", "store image bytes, or structs with a bytes field", where, kind)
     images: list[bytes | None] = values.to_pylist()
     return images
 

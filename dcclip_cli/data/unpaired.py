@@ -184,7 +184,7 @@ def _table(rows: Iterable[list[str]], path: Path) -> Iterator[Captions]:
                 message = Message("{}:1: unclear which column is Chinese and which is English", path)
                 raise DcclipError(message, "start the file with a header line: zh, en")
         if len(texts) <= (last := max(columns.values())):
-            hint = Message("give every line the same columns; leave a cell empty if its text is missing")
+            hint = Message("give every line the same number of columns; leave a cell empty if its text is missing")
             raise DcclipError("{}:{}: {} columns instead of {}", hint, path, number, len(texts), last + 1)
         yield {language: (texts[column],) for language, column in columns.items() if texts[column]}
 

@@ -36,7 +36,7 @@ def read_card(file: Path) -> ModelCard:
     """The card in a file. Raises DcclipError for one whose header is not YAML."""
     from huggingface_hub import ModelCard
 
-    hint = Message("fix the lines between --- in {}, or delete the file", file)
+    hint = Message("fix the part between the --- lines of {}, or delete the file", file)
     try:
         text = read_text(file, _MOST_BYTES, hint)
         return ModelCard(text if text.startswith("---") else f"---\n{{}}\n---\n{text}")

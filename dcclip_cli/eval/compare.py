@@ -140,7 +140,7 @@ def _details(result: EvalResult) -> dict[str, np.ndarray]:
     arrays = ((name, result.detail(name)) for name in result.details if name != "predictions")
     details = {name: array for name, array in arrays if array is not None}
     if not details:
-        raise DcclipError("the result on {} has no details per image", "evaluate again", result.dataset)
+        raise DcclipError("the result on {} has no per-image details", "evaluate the model again", result.dataset)
     return details
 
 

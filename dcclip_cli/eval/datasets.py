@@ -109,7 +109,7 @@ def training_split(dataset: DataSet) -> Loaded:
     loaded = location and _load(replace(location, split="train"))
     if not loaded or loaded.images.fingerprint == dataset.images.fingerprint:
         reason = Message("data set {} has no training images", dataset.name)
-        raise DcclipError(reason, "use a named data set of classes with a folder train")
+        raise DcclipError(reason, "use a named data set that has classes and a train folder")
     return loaded
 
 
@@ -142,7 +142,7 @@ def _named(entry: KnownSet, language: Language, data_root: Path | None, template
         if (chinese > len(truth.texts) / 2) != (language == "zh"):
             raise DcclipError(
                 "data set {0}: {1:,} of {2:,} captions contain Chinese, but {3} captions are expected",
-                "put the {3} captions into the folder {0}, next to that of the other language",
+                "put the {3} captions into the folder {0}, next to the captions in the other language",
                 name, chinese, len(truth.texts), language,
             )  # fmt: skip
         texts: Classes | Captions = truth

@@ -213,7 +213,7 @@ def load_several(paths: Sequence[Path]) -> list[EvalResult]:
             before, earlier = measured.setdefault(key, (path, result))
             if earlier.value != result.value:
                 raise DcclipError(
-                    "{} and {} differ: {} on {} {} has {:.4f} and {:.4f}", "remove one of the two files",
+                    "{} and {} differ: {} on {} {} is {:.4f} and {:.4f}", "remove one of the two files",
                     before, path, result.model, result.dataset, result.language, earlier.value, result.value,
                 )  # fmt: skip
     models: dict[str, set[str]] = {}

@@ -70,7 +70,7 @@ class ExportOptions(Options):
         "onnx", description="Export format, named after its runtime (docs/how-to/deploy.md)"
     )
     precision: Precision = Field(
-        "fp32", description="Precision; int8 has a quarter of the size and is less accurate. Bundles keep theirs"
+        "fp32", description="Precision; int8 is a quarter of the size and less accurate. Bundles keep their precision"
     )
     preprocess: Preprocess = Field(
         "outside",

@@ -54,7 +54,8 @@ class Thresholds(Options):
         None,
         ge=0,
         le=1,
-        description="Minimum fraction of images with the same best text; default: fp32 0.99, fp16 0.98, int8 0.95",
+        description="Minimum fraction of images with the same best text as the model; default: fp32 0.99, fp16 0.98, "
+        "int8 0.95",
     )
     max_accuracy_loss: float | None = Field(
         None,

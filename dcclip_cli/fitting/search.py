@@ -91,13 +91,17 @@ class Fit:
         self.options, self.out, self.device, self.progress = options, out, device, progress or Silent()
         self.budget, self._began = Budget(options.max_mb, options.max_ms, options.threads), time.monotonic()
         if options.max_mb is None and options.max_ms is None:
-            raise DcclipError("no budget given", "give the largest export with --max-mb, or the latency with --max-ms")
+            raise DcclipError(
+                "no budget given", "give a maximum export size with --max-mb, or a maximum latency with --max-ms"
+            )
         self.teacher, data = choose_teacher(options.teacher), choose_data(options.data, options.kind)
         if data.kind == "table":
-            hint = Message("make pairs of it with dcclip collect (source {{kind: table}}), and give their folder")
-            raise DcclipError("{} is a table of images, which fit does not read", hint, options.data)
+            hint = Message(
+                "convert it to pairs with dcclip collect (source {{kind: table}}), and give the folder of pairs"
+            )
+            raise DcclipError("{} is a table of images, which fit cannot read", hint, options.data)
         if data.kind == "photos" and len(options.labels) < 2:
-            hint = Message("give those that the model has to tell apart: --labels 猫,dog")
+            hint = Message("give the labels that the model must distinguish, for example: --labels 猫,dog")
             raise DcclipError("photographs without captions need two labels or more", hint)
         self.kind, self.data = data.kind, replace(data, kind="pairs" if data.kind == "pairs" else "photos")
         identity = asdict(options) | {"labels": list(options.labels)}
@@ -107,10 +111,10 @@ class Fit:
             before = self.state["options"]
             if changed := [name for name in identity if identity[name] != before.get(name)]:
                 values = out, changed[0], before.get(changed[0]), identity[changed[0]]
-                problem = Message("{} was begun with other options: {} was {} and is now {}", *values)
-                raise DcclipError(problem, "choose another folder with --out, or give the same options to go on")
+                problem = Message("{} was started with different options: {} was {} and is now {}", *values)
+                raise DcclipError(problem, "choose another folder with --out, or give the same options to resume")
         elif out.is_dir() and any(not file.name.startswith(".") for file in out.iterdir()):
-            raise DcclipError("{} is not empty and contains no search", "choose a new folder with --out", out)
+            raise DcclipError("{} is not empty and contains no search to resume", "choose a new folder with --out", out)
 
     def run(self) -> FitResult:
         """Search, train and export the best student, or resume where it was stopped; a finished result is returned."""
@@ -363,8 +367,8 @@ class Fit:
                 return self._save()
             missed[name] = cost
         reasons = "; ".join(f"{name}: {reason}" for name, reason in missed.items())
-        problem = Message("all candidates miss the budget after training: {}", reasons)
-        raise DcclipError(problem, "increase the budget by a tenth, and use a new folder")
+        problem = Message("all candidates exceed the budget after training: {}", reasons)
+        raise DcclipError(problem, "increase the budget by 10 %, and use a new folder")
 
     def _export(self, name: str, steps: int, folder: Path) -> Cost | str:
         """Export what a candidate's run has trained; its cost, or what is wrong with it.

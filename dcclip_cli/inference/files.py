@@ -115,7 +115,7 @@ def search(
     talk, texts = progress_for(progress), [text] if isinstance(text, str) else list(text)
     folders = [Path(path) for path in several(folder)]
     if not all(text.strip() for text in (*texts, *without)) or not (texts or images):
-        raise DcclipError("the text is empty", 'give a text, for example: dcclip search "一只狗" FOLDER')
+        raise DcclipError("the text is empty", 'give a query, for example: dcclip search "一只狗" FOLDER')
     encoder = open_encoder(model, device, threads, talk, dims)
     keep_freed_memory()
     embedder = predictions.Model(encoder)

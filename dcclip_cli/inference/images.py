@@ -38,7 +38,9 @@ def find_images(names: Iterable[str], listed: Iterable[str] = ()) -> Iterator[Pa
     """
     for name in names:
         if not name:
-            raise DcclipError("an image path is empty", "set its shell variable, or give files or folders")
+            raise DcclipError(
+                "an image path is empty", "set the shell variable that it comes from, or give files or folders"
+            )
         if name == "-":
             lines = [line.rstrip("\r\n") for line in listed if line.strip() not in ("", "-")]
             if not lines:

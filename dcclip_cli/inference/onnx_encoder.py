@@ -144,7 +144,7 @@ class ExportedEncoder:
         if not (np.abs(lengths - 1) <= _LENGTH_ERROR).all():
             length = lengths[np.abs(lengths - 1).argmax()]
             raise NotFiniteError(
-                "{} returned embeddings of {} with length {:.3g} instead of 1",
+                "{} returned embeddings of {} with norm {:.3g} instead of 1",
                 _COPY,
                 self.name,
                 INPUTS[inputs],

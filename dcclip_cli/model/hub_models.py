@@ -25,7 +25,7 @@ COPY_AGAIN = Message("copy the whole model directory again")
 _TOKENIZER_ARGUMENTS = {"additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token"}
 _PREPROCESSING = {"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color", "crop"}
 CHECK_NAME = Message("check the name and the network connection, or give the path of a directory")
-ELSEWHERE = Message("use a network name of timm, and keep its weights in the directory")
+ELSEWHERE = Message("use the name of a timm network, and keep the weights in the directory")
 _MAX_NUMBER, _MAX_LAYERS = 4_000_000, 512  # of any number in a configuration, and of layers
 
 
@@ -127,7 +127,10 @@ def check_directory(folder: Path) -> None:
                 raise DcclipError("{} is a broken link", COPY_AGAIN, entry) from None
             if not any(target.is_relative_to(root) for root in inside):
                 raise DcclipError(
-                    "{} is a link to {}, which is outside the model directory", "copy the file into it", entry, target
+                    "{} is a link to {}, which is outside the model directory",
+                    "copy the linked file into the directory",
+                    entry,
+                    target,
                 )
     if (folder / "adapter_config.json").exists():
         message = Message("{} is an adapter for another model (adapter_config.json)", folder)

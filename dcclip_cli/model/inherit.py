@@ -205,7 +205,8 @@ def check_inherits_images(visual: Any, teacher: Towers) -> None:
         message = Message("the network cannot be initialized from the image tower of {}: {}", teacher.name, reason)
         raise DcclipError(
             message,
-            "use a smaller network of its family, such as mobilenetv2_050 for efficientnet_lite0, or remove inherit",
+            "use a smaller network of the same family, such as mobilenetv2_050 for efficientnet_lite0, or remove "
+            "inherit",
         )
 
 

@@ -241,7 +241,7 @@ def text_tower_sizes(folder: Path, name: str) -> dict[str, Any]:
     if sizes := _TEXT_TOWERS.get(name.removeprefix("FacebookAI/")):
         return sizes
     raise DcclipError(
-        "{0} has no config.json with the size of its text tower {1}",
+        "{0} has no config.json that gives the size of its text tower {1}",
         "copy the config.json of {1} into the directory",
         *(folder, name),
     )

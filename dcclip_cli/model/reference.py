@@ -246,7 +246,7 @@ def library_of(folder: Path, preferred: Library) -> Library:
     if inner := [name for name in names if (folder / name / "config.json").is_file() or _is_model(folder / name)]:
         hint = Message("give its subdirectory {}", folder / inner[0])
     elif (folder / "image.onnx").is_file():
-        hint = Message("give the model directory that the bundle was exported from")
+        hint = Message("give a model directory; for an export, the one that it was exported from")
     listing = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or Message("nothing")
     raise DcclipError(
         "{} is not a model directory (dcclip, open_clip or transformers), export bundle or finished run (found: {})",

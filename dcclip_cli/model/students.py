@@ -32,14 +32,16 @@ class ImageTower(Options):
     timm: str = Field(description="Name of a timm network, as for timm.create_model")
     size: int = Field(224, ge=32, le=1024, description="Side of the square input image, in pixels")
     weights: str | None = Field(
-        None, description="Pretrained weights: path of a .safetensors file, or 'timm' for timm's own"
+        None,
+        description="Pretrained weights: path of a .safetensors file, or 'timm' for the weights that timm provides",
     )
     projection: Literal["linear", "mlp"] = Field(
         "linear",
         description="Projection to the shared space; mlp: with a GELU hidden layer of twice the width",
     )
     mean: tuple[Level, Level, Level] | None = Field(
-        None, description="Mean of the input channels; default: timm's for the network, or the teacher's with inherit"
+        None,
+        description="Mean of the input channels; default: timm's value for the network, or the teacher's with inherit",
     )
     std: tuple[Spread, Spread, Spread] | None = Field(
         None, description="Standard deviation of the input channels; default: as for mean"
@@ -67,7 +69,9 @@ class Vocabulary(Options):
     )
     size: int = Field(20_000, ge=300, le=300_000, description="Maximum vocabulary size")
     characters: bool = Field(
-        False, description="Fill the trimmed vocabulary to its size with single characters that no caption contains"
+        False,
+        description="Fill the trimmed vocabulary up to its maximum size with single characters that no "
+        "caption contains",
     )
     captions: int = Field(
         1_000_000,
@@ -217,7 +221,9 @@ def model_config(
         network = blank_network(image.timm)
         has_wide_head = getattr(network, "head_hidden_size", network.num_features) != network.num_features
         if has_wide_head and image.projection == "mlp":
-            problem = Message("{} projects images with its own classifier and does not support mlp", image.timm)
+            problem = Message(
+                "{} uses its classifier layer as the image projection and does not support mlp", image.timm
+            )
             raise DcclipError(problem, "remove student.image.projection, or use another network")
         vision = {
             "image_size": image.size,

@@ -77,7 +77,7 @@ class AltClipTeacher(TransformersTeacher):
 
 
 class FgClip2Teacher(TransformersTeacher):
-    """FG-CLIP2 (zh and en, Apache-2.0). The code in its repository builds it; dcclip runs it only if you allow it."""
+    """FG-CLIP2 (zh and en, Apache-2.0). It needs the code in its repository; dcclip runs this only if you allow it."""
 
     kind: Literal["fgclip2"] = "fgclip2"  # type: ignore[assignment]
     model: str = Field("qihoo360/fg-clip2-base", description=_NAME)

@@ -172,7 +172,7 @@ def trimmable(reference: ModelSource) -> Path:
     if folder := reference.folder():
         return folder
     if not reference.on_hub:
-        hint = Message("give the repository of its weights: hf-hub:ORG/NAME")
+        hint = Message("give the repository that contains the weights: hf-hub:ORG/NAME")
         raise DcclipError("{} is not a repository on the hub", hint, f"{reference.kind}:{reference.location}")
     files_on_hub(reference.location)
     from huggingface_hub import snapshot_download
@@ -278,7 +278,7 @@ def _with_needed(folder: Path, pieces: set[str]) -> set[str]:
     of_bytes = "ByteLevel" in json.dumps([state.get("pre_tokenizer"), state.get("normalizer")])
     if of_bytes or (not state and (folder / "merges.txt").is_file()):
         message = Message(
-            "{} has a byte-level vocabulary, like CLIP's English one: its tokens belong to no language", folder
+            "{} has a byte-level vocabulary, like CLIP's: its tokens cannot be assigned to languages", folder
         )
         raise DcclipError(message, "trim a multilingual model, with the vocabulary of XLM-R, mT5, Gemma or BERT")
     if state:

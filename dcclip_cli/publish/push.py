@@ -292,7 +292,7 @@ def _complete_header(
     """Add to a card's header what its author did not say. Raises DcclipError if no license is named."""
     sources = [source for manifest in manifests for source in manifest["options"]["sources"]]
     if license and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
-        raise DcclipError("{!r} is not one of the hub's license identifiers", _LICENSES, license)
+        raise DcclipError("{!r} is not a hub license id", _LICENSES, license)
     if not (license or card.data.get("license")):
         data_licenses = ", ".join(sorted({source["license"] for source in sources if source.get("license")}))
         of_data = Message("; that of its data: {}", data_licenses) if data_licenses else ""

@@ -80,7 +80,7 @@ def load(source: RecipeSource, sets: Sequence[str] = (), values: Mapping[str, An
         stage, dot, _ = expression.partition("=")[0].partition(".")
         if dot and stage in names and document.values.get(stage) is None:
             present = ", ".join(name for name in names if document.values.get(name) is not None) or Message("none")
-            hint = Message("set a key of one of these, or the whole stage: --set '{}={{KEY: VALUE}}'", stage)
+            hint = Message("set a key of a listed stage, or add the missing stage: --set '{}={{KEY: VALUE}}'", stage)
             problem = Message("--set {}: the recipe has no stage {} (stages: {})", expression, stage, present)
             raise DcclipError(problem, hint)
         document.override(expression)

@@ -166,7 +166,9 @@ def _kind_of_data(path: str) -> DataKind:
     if "://" in path or any(character in path for character in "*?["):
         return "pairs"
     if not folder.exists():
-        hint = Message("give a folder of photographs, pairs (tars, Parquet, a table) or a folder of class folders")
+        hint = Message(
+            "give a folder of photographs, pairs (tar or Parquet files, or a table), or a folder of class folders"
+        )
         raise DcclipError("{} does not exist", hint, path)
     if folder.suffix.lower() in TABLES and folder.is_file():
         return "table"

@@ -308,7 +308,7 @@ class Preflight:
         is_checked = options.validate_every_steps and kind in self._previews and source != COLLECTED
         if is_checked and not any(may_have_captions(source, columns, [language]) for language in languages):
             message = Message("{}: no pair has a caption in {}", named(source), ", ".join(languages))
-            self._add((name, "validate_every_steps"), DcclipError(message, "use other pairs"))
+            self._add((name, "validate_every_steps"), DcclipError(message, "use pairs that have such captions"))
         if stage.start is not None and not starts_from_distill and stage.start.is_dir():
             from dcclip_cli.model.model_dir import blank_model
 

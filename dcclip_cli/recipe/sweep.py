@@ -86,7 +86,7 @@ class Sweep:
     def begin(self) -> None:
         """Check what all runs need, then write each one's recipe into its folder. Pairs are collected once."""
         if is_one_of_several():
-            problem = Message("seeds and variants run in one process only")
+            problem = Message("seeds and variants cannot run under torchrun or another launcher")
             raise DcclipError(problem, "use --processes N instead of torchrun, srun or mpirun")
         for run in self.runs.values():
             run.preflight(run.loaded.recipe.stages)

@@ -91,8 +91,8 @@ class EmbeddingRequest(BaseModel):
         ]
         texts = [item.input() if isinstance(item, Part) else item for item in inputs]
         if not all(isinstance(text, str) for text in texts):
-            hint = Message("send texts; for LangChain's OpenAIEmbeddings, set check_embedding_ctx_length=False")
-            raise DcclipError("the input contains an item that is not a text", hint)
+            hint = Message("send strings; for LangChain's OpenAIEmbeddings, set check_embedding_ctx_length=False")
+            raise DcclipError("the input contains an item that is not a string", hint)
         if self.input and (address := next((text for text in texts if re.fullmatch(r"https?://\S+", text)), None)):
             raise bad_url(address)
         return texts
@@ -115,7 +115,7 @@ class Server:
     async def vectors(self, inputs: Sequence[str]) -> np.ndarray:
         """Embeddings (N, D) of texts and data URLs of images, in their order."""
         if not inputs:
-            raise DcclipError("the input is missing", "send a text, or an image as a data URL")
+            raise DcclipError("the input is missing", "send text, or an image as a data URL")
         urls = [url for url in inputs if url.startswith(IMAGE_URL)]
         texts = [text for text in inputs if not text.startswith(IMAGE_URL)]
         files = await self.encoder.in_pool(lambda: [decode_url(url) for url in urls]) if urls else []
@@ -305,7 +305,7 @@ def _add_immich(app: FastAPI, server: Server) -> None:
             rows, [(width, height)] = await server.encoder.sized_images([image])
             return _json({"clip": server.for_immich(rows[0]), "imageHeight": height, "imageWidth": width})
         if text is None:
-            raise RefusedError("the request has neither an image nor a text", "send an image or a text", status=400)
+            raise RefusedError("the request has neither an image nor text", "send an image or text", status=400)
         return _json({"clip": server.for_immich((await server.encoder.embed_texts([text]))[0])})
 
 
@@ -330,7 +330,7 @@ def _add_search(app: FastAPI, server: Server) -> None:
         texts, files = [word for word in text if word.strip()], [await upload.read() for upload in image]
         minus = [word for word in without if word.strip()]
         if not texts and not files:
-            raise DcclipError("the request has neither a text nor an image", "send an image or a text")
+            raise DcclipError("the request has neither text nor an image", "send an image or text")
         added = [await server.encoder.embed_texts(texts)] if texts else []
         vocabulary = server.encoder.encoder.known
         unknown = unknown_of(vocabulary, texts, added[0]) if texts else []
@@ -361,7 +361,7 @@ def _add_page(app: FastAPI, server: Server) -> None:
     @app.get("/images/{folder}/{path:path}")
     async def picture(request: Request, folder: int, path: str, small: Annotated[bool, Query()] = False) -> Response:
         """An image of a folder that is searched, or a `small` one."""
-        missing = RefusedError("unknown image", "use a url from a response of /search", status=404)
+        missing = RefusedError("unknown image", "use a url from a /search response", status=404)
         name = os.fsdecode(unquote_to_bytes(request.scope["raw_path"]).split(b"/", 3)[3])  # `path` has to be UTF-8
         if not 0 <= folder < len(shown) or name not in shown[folder]:
             raise missing

@@ -137,13 +137,13 @@ class BatchedEncoder:
         if not 1 <= len(texts) <= MAX_TEXTS:
             raise DcclipError("a request cannot contain {:,} texts", "send 1 to {:,}", len(texts), MAX_TEXTS)
         if (longest := max(map(len, texts))) > MAX_CHARACTERS:
-            raise DcclipError("a text is too long ({:,} characters)", "send at most {:,}", longest, MAX_CHARACTERS)
+            raise DcclipError("text too long ({:,} characters)", "send at most {:,}", longest, MAX_CHARACTERS)
         if (length := sum(map(len, texts))) > MAX_ALL_CHARACTERS:
             raise DcclipError(
                 "the texts are too long in total ({:,} characters)", "send at most {:,}", length, MAX_ALL_CHARACTERS
             )
         if not all(text.strip() for text in texts):
-            raise DcclipError("a text is empty", "remove it")
+            raise DcclipError("empty text", "remove it")
         check_unicode(texts)
         return np.stack(await self._texts.results(texts))
 

@@ -180,7 +180,7 @@ class Guard:
                     self._check_size(len(body))
         except TimeoutError:
             raise RefusedError(
-                "the request body did not arrive within {:.0f} s", "send it again", _BODY_S, status=408
+                "the request body did not arrive within {:.0f} s", "send the request again", _BODY_S, status=408
             ) from None
         return bytes(body)
 

@@ -47,7 +47,7 @@ class AlignOptions(ContrastOptions, TrainOptions):
     max_logit_scale: float = Field(
         100.0, gt=1, le=10_000, description="Upper bound of the learned 1 / temperature, as in CLIP"
     )
-    distinct_captions: bool = Field(True, description="Keep pairs with the same first caption out of the same batch")
+    distinct_captions: bool = Field(True, description="Never put two pairs with the same first caption in one batch")
     half: bool = Field(False, description="Save the model's weights as fp16")
 
     @property

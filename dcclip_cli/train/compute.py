@@ -290,7 +290,10 @@ class Parts:
         file = self._folder / COMPUTED_IN
         write_json(file, {**read_json(file, _AGAIN), "accumulate": self._numbers})
         line = Message(
-            "{}: not enough memory for step {}: splitting batches into {} parts", self._folder.name, step + 1, parts
+            "{}: not enough memory for step {}: from now on, batches are split into {} parts",
+            self._folder.name,
+            step + 1,
+            parts,
         )
         if processes > 1:
             raise AgainError(line, "run the same command again to resume from the last checkpoint")

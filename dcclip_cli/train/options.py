@@ -164,7 +164,7 @@ class TrainOptions(Options):
         20, ge=1, le=_MOST_STEPS, description="Steps between entries in metrics.jsonl and the trackers"
     )
     checkpoint_every_steps: Neutral[Annotated[int, Field(ge=1, le=_MOST_STEPS)] | None] = Field(
-        200, description="Steps between checkpoints that a run can resume from; null: not by steps"
+        200, description="Steps between checkpoints that a run can resume from; null: no step-based checkpoints"
     )
     checkpoint_every_minutes: Neutral[Annotated[float, Field(gt=0, le=100_000)] | None] = Field(
         None, description="Minutes between checkpoints, in addition to those of checkpoint_every_steps; null: none"

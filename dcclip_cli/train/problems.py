@@ -50,8 +50,13 @@ def problems(stage: Stage) -> Iterator[Problem]:
         scales = {"image": options.optimizer.image_lr_scale, "text": options.optimizer.text_lr_scale}
         adapted = [tower for tower in scales if options.lora.towers in (tower, "both")]
         if all(tower == stage.lock or not scales[tower] for tower in adapted):
-            problem = Message("adapts layers that are not trained ({}): locked, or with lr_scale 0", all_of(adapted))
-            yield (name, "lora", "towers"), DcclipError(problem, "apply lora to a tower that is trained, or remove it")
+            problem = Message(
+                "the adapted layers are not trained ({}): they are locked or have lr_scale 0", all_of(adapted)
+            )
+            yield (
+                (name, "lora", "towers"),
+                DcclipError(problem, "apply lora to a tower that is trained, or remove lora"),
+            )
     if not any(loss.weight_at(done) for loss in stage.losses for done in (0, 1)):
         yield (name, "losses"), DcclipError("all losses have weight 0", "set the weight of at least one loss above 0")
     if options.validate_every_steps and not (stage.data.validation or (stage.data.train and stage.data.hold_out)):
@@ -64,7 +69,9 @@ def problems(stage: Stage) -> Iterator[Problem]:
         yield (name, "gradient_cache"), DcclipError(problem, hint)
     comparing = ", ".join(loss.kind for loss in stage.losses if loss.compares)
     if (options.accumulate == "auto" or options.images_per_part) and not options.gradient_cache and comparing:
-        problem = Message("the number of parts depends on the machine, but {} compares the pairs of a part", comparing)
+        problem = Message(
+            "the number of parts per batch depends on the machine, but {} compares only pairs within a part", comparing
+        )
         where = (name, "images_per_part" if options.images_per_part else "accumulate")
         yield where, DcclipError(problem, "set gradient_cache: true, or set accumulate to a number")
     errors = [loss.problem(stage.sizes, len(stage.teacher_options)) for loss in stage.options.losses]
@@ -84,7 +91,7 @@ def problems(stage: Stage) -> Iterator[Problem]:
         yield ("student", "text", "vocabulary"), no_vocabulary()
     if student and stage.teacher is None:
         for key in student.from_teacher:
-            problem = Message("comes from the teacher, but the recipe has no teacher")
+            problem = Message("requires a teacher, but the recipe has none")
             yield ("student", *key), DcclipError(problem, "add a teacher section, or remove this key")
 
 
@@ -99,14 +106,17 @@ def caption_problems(stage: Stage, has: Callable[..., bool]) -> Iterator[Problem
         present = ", ".join(code for code in languages if code not in absent)
         hint = Message("set captions.languages: [{}], or add {} captions", present, language)
         if not present:
-            hint = Message("add {} captions, or set captions.languages to languages of the data", language)
+            hint = Message("add {} captions, or set captions.languages to the languages in the data", language)
         problem = Message("there are no '{}' captions in {}", language, all_of(sources.values()))
         yield (stage.name, "captions", "languages"), DcclipError(problem, hint)
     paired = absent or "pairs" not in kinds or any(has([language], ["pairs"]) for language in languages)
     for loss in () if paired else stage.losses:
         if loss.needs == {"pairs"} and not (loss.joint and "texts" in kinds):
             problem = Message("the loss {} needs captions, but data.train has none in {}", loss.kind, all_of(languages))
-            yield (stage.name, "captions", "languages"), DcclipError(problem, "add a language, or remove the loss")
+            yield (
+                (stage.name, "captions", "languages"),
+                DcclipError(problem, "add such captions, choose other languages, or remove the loss"),
+            )
     cross_lingual = [number for number, loss in enumerate(stage.options.losses) if loss.kind == "cross_lingual"]
     if cross_lingual and not absent and not ({*LANGUAGES} <= {*languages} and has(LANGUAGES, sources)):
         problem = Message("the loss {} needs images or lines with captions in both languages", "cross_lingual")

@@ -137,7 +137,9 @@ class TrainingTask(nn.Module):
                 if len(batch.pixels) > 1 or "more than 1 value per channel" not in str(error):
                     raise
                 hint = Message("use more images per step or fewer parts, or set freeze_batch_norms: true")
-                raise DcclipError("a step or part has only one image; batch norms need at least two", hint) from None
+                raise DcclipError(
+                    "a batch or part of a batch has only one image; batch normalization needs at least two", hint
+                ) from None
         else:
             image = no_images(self._widths, self.layers, batch.pixels.device)
         return Outputs(image, texts, {name: texts.image_index for name, texts in batch.texts.items()})

@@ -102,7 +102,9 @@ def open_validation(
     assert dataset is not None  # the options were checked
     present = tuple(code for code in LANGUAGES if code in languages and any(dataset.captions(code)))
     if not present:
-        raise DcclipError("{}: no pair has a caption in {}", "use other pairs", dataset.path, ", ".join(languages))
+        raise DcclipError(
+            "{}: no pair has a caption in {}", "use pairs that have such captions", dataset.path, ", ".join(languages)
+        )
     return partial(validate, dataset=dataset, languages=present, workers=workers)
 
 

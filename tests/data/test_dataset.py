@@ -143,7 +143,7 @@ def test_embeddings_are_read_back_and_asking_for_an_image_is_an_error(tmp_path: 
 @pytest.mark.parametrize("bad", [[[1.0, 2.0], [1.0]], [[1.0, float("nan")], [0.0, 1.0]]])
 def test_vectors_of_unequal_length_or_not_finite_are_refused(bad: list[list[float]], tmp_path: Path) -> None:
     pq.write_table(pa.table({"key": ["a", "b"], "embedding": bad}), tmp_path / "bad.parquet")
-    with pytest.raises(DcclipError, match="embeddings are not vectors of one length"):
+    with pytest.raises(DcclipError, match="the embeddings are not vectors of the same length"):
         open_pairs(tmp_path / "bad.parquet")
 
 

@@ -44,8 +44,8 @@ def refusals(values: tuple[Any, ...]) -> list[str]:
         "does not support --dims": row["dims"] and not target.has_graphs,
         "int8 needs calibration images": is_int8 and row["samples"] is None and not is_bundle,
         "is not an open_clip model": target.name == "open_clip" and model in ("chinese_clip", "siglip"),
-        "is one matrix without a bias": target.name == "transformers" and model.startswith("test_") and is_mlp,
-        "with its own classifier": model.startswith("mobilenet") and is_mlp,
+        "is not one matrix without a bias": target.name == "transformers" and model.startswith("test_") and is_mlp,
+        "uses its classifier layer": model.startswith("mobilenet") and is_mlp,
         "is a bundle and cannot|is a bundle in .* and cannot|is an exported bundle: --dims": is_bundle
         and (not target.from_onnx or row["dims"] or (target.rounds and is_int8)),
     }

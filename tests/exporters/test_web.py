@@ -151,6 +151,6 @@ def test_what_is_not_the_archive_is_refused_and_not_kept_and_the_hint_says_what_
         PACKAGE.fetch(Silent())
     assert not (tmp_path / "cache").exists()
     assert caught.value.hint == (
-        "on a machine with a network, run npm pack @org/small@1.2.3, and copy org-small-1.2.3.tgz to "
+        "on a machine with network access, run npm pack @org/small@1.2.3; then copy org-small-1.2.3.tgz to "
         f"{tmp_path / 'cache/npm'}"
     )

@@ -144,17 +144,17 @@ def test_a_killed_search_goes_on_with_the_same_choice_and_bytes(
     assert (again.name, again.quality) == (result.name, result.quality)
     assert digests(Path("again/distill/model")) == digests(Path("runs/fit/distill/model"))
     assert digests(Path("again/export")) == digests(Path("runs/fit/export"))
-    with pytest.raises(DcclipError, match=r"again was begun with other options: max_mb was 3\.0 and is now 2"):
+    with pytest.raises(DcclipError, match=r"again was started with different options: max_mb was 3\.0 and is now 2"):
         fit(replace(options, max_mb=2), "again")
 
 
 @pytest.mark.parametrize(
     ("more", "what", "hint"),
     [
-        ([], "no budget given", "give the largest export with --max-mb"),
+        ([], "no budget given", "give a maximum export size with --max-mb"),
         (["--max-mb", "3"], "photographs without captions need two labels or more", "--labels 猫,dog"),
         (["--max-mb", "3", "--labels", "猫、dog", "--out", "photos"], "photos is not empty", "choose a new folder"),
-        (["--max-mb", "3", "--data", "表.tsv"], "表.tsv is a table of images", "make pairs of it with dcclip collect"),
+        (["--max-mb", "3", "--data", "表.tsv"], "表.tsv is a table of images", "convert it to pairs with"),
         (["--max-mb", "0.01", "--labels", "猫，狗"], "no candidate fits: the smallest, test", "--max-mb 0."),
     ],
 )  # fmt: skip

@@ -147,6 +147,6 @@ def test_directories_are_loaded_from_themselves_alone_and_what_leads_out_is_refu
     sentences.append("weight_map: '../../secret.safetensors' is not the name of a file in the same folder")
     folders.append(Path(shutil.copytree(hub_teachers / "openclip-xlmr", tmp_path / "without")))
     (folders[-1] / "config.json").unlink()
-    sentences.append("has no config.json with the size of its text tower made-up/tiny-xlm-roberta")
+    sentences.append("has no config.json that gives the size of its text tower made-up/tiny-xlm-roberta")
     for actual, folder, sentence in zip(watched(folders, tmp_path), folders, sentences, strict=True):
         assert sentence in actual and (actual == "loaded" or str(folder) in actual)

@@ -194,7 +194,7 @@ def test_a_model_that_cannot_be_trimmed_is_refused_and_nothing_is_written(hub_te
         trimmable(resolve("starter"))
     with pytest.raises(DcclipError, match="open_clip:ViT-B-32/openai is not a repository on the hub"):
         trimmable(resolve("open_clip:ViT-B-32/openai"))
-    with pytest.raises(DcclipError, match="needs its own code"):
+    with pytest.raises(DcclipError, match="requires custom code"):
         trim(hub_teachers / "fgclip2", tmp_path / "fg", BOTH, TEXTS)
     (tmp_path / "clip-source").mkdir()
     vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 32, "patch_size": 8}

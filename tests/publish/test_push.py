@@ -160,7 +160,7 @@ def test_no_license_a_foreign_bundle_and_a_damaged_model_are_refused(run: Path, 
     with pytest.raises(DcclipError, match="no license given for ORG/small; that of its data: CC0") as caught:
         plan_push(model, "ORG/small")
     assert "--license apache-2.0" in caught.value.hint
-    with pytest.raises(DcclipError, match=r"'evil: \[x\\n' is not one of the hub's license identifiers"):
+    with pytest.raises(DcclipError, match=r"'evil: \[x\\n' is not a hub license id"):
         plan_push(model, "ORG/small", "evil: [x\n")
     with pytest.raises(DcclipError, match="small is not a repository name"):
         plan_push(model, "small", "mit")

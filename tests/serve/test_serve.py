@@ -151,13 +151,13 @@ def test_pictures_with_any_name_are_found_and_those_that_were_replaced_are_not(
     ("request_of", "status", "said"),
     [
         ({"content": b"{"}, 422, "invalid request: "),
-        ({"json": {"input": ""}}, 422, "a text is empty"),
+        ({"json": {"input": ""}}, 422, "empty text"),
         ({"json": {"input": "", "dimensions": 17}}, 422, "dimensions=17 exceeds the model's embedding size 16"),
-        ({"json": {"input": [[1, 2]]}}, 422, "an item that is not a text"),
+        ({"json": {"input": [[1, 2]]}}, 422, "an item that is not a string"),
         ({"json": {"input": ["a"] * 2049}}, 422, "2,049 texts"),
-        ({"json": {"input": "狗 dog" * 2000}}, 422, "a text is too long (10,000 characters)"),
+        ({"json": {"input": "狗 dog" * 2000}}, 422, "text too long (10,000 characters)"),
         ({"json": {"input": ["狗" * 8192] * 257}}, 422, "too long in total (2,105,344 characters)"),
-        ({"json": {"messages": [{"content": ""}]}}, 422, "a text is empty"),
+        ({"json": {"messages": [{"content": ""}]}}, 422, "empty text"),
         ({"json": {"input": "data:image/png;base64,%"}}, 422, "not valid base64"),
         ({"json": {"input": data_url(png_header(50_000, 50_000))}}, 422, "pixels, more than 64,000,000"),
         ({"json": {"input": data_url(b"no image")}}, 422, "not a readable image"),
@@ -178,7 +178,7 @@ def test_a_request_with_many_wrong_items_is_refused_at_the_first(client: TestCli
         {"type": "image_url", "image_url": dict.fromkeys(range(400_001)) | {"url": "https://a.b"}},
     )
     for body, problem in (
-        ({"input": nulls}, "the input contains an item that is not a text"),
+        ({"input": nulls}, "the input contains an item that is not a string"),
         ({"messages": nulls}, "body.messages: "),
         ({"messages": [{"content": nulls}]}, "body.messages.content"),
         ({"messages": [{"content": [image_url]}]}, "not a data URL: 'https://a.b'"),

@@ -54,7 +54,7 @@ def test_parallel_text_alone_teaches_the_text_tower_and_leaves_the_image_tower_a
 
 def test_one_image_is_too_few_for_a_batch_norm(distilling: Job) -> None:
     distilling["student"]["image"] = {"timm": "test_resnet", "size": 32}  # its last map is 1 x 1
-    with refused("a step or part has only one image", "fewer parts"):
+    with refused("a batch or part of a batch has only one image", "fewer parts"):
         run(elsewhere(distilling, "parts", {"losses": [{"kind": "embedding"}], "accumulate": 8}))
 
 

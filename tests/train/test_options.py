@@ -49,15 +49,15 @@ INHERITING: dict[str, Any] = {"text": {"inherit": "layers", "vocabulary": {"from
         ("align", {"validate_every_steps": 1}, PAIRS, "validate_every_steps", "requires validation pairs",
           "set data.validation"),
         *(("distill", {key: value, "losses": [{"kind": "similarity"}]}, PAIRS, key,
-           "the number of parts depends on the machine, but similarity", "gradient_cache: true")
+           "parts per batch depends on the machine, but similarity", "gradient_cache: true")
           for key, value in (("accumulate", "auto"), ("images_per_part", 8))),
         ("distill", {"losses": [EMBEDDING, EMBEDDING | {"teacher": 2}]}, PAIRS, "losses.1",
          "the loss embedding uses teacher 2, but the recipe has 1, numbered from 0", "more_teachers"),
         ("align", {"losses": [EMBEDDING | {"teacher": 1}]}, PAIRS, "losses.0", "the recipe has 1", "more_teachers"),
         ("distill", {"losses": [EMBEDDING | {"weight": 0}]}, PAIRS, "losses", "all losses have weight 0", "above 0"),
         ("distill", {"lora": {"towers": "image"}, "optimizer": {"image_lr_scale": 0}}, PAIRS, "lora.towers",
-         "adapts layers that are not trained (image)", "apply lora to a tower that is trained"),
-        ("distill", {"losses": [{"kind": "anchors"}]}, TEXTS, "losses.0", "nothing for the loss anchors",
+         "the adapted layers are not trained (image)", "apply lora to a tower that is trained"),
+        ("distill", {"losses": [{"kind": "anchors"}]}, TEXTS, "losses.0", "nothing that the loss anchors can use",
          "set data.train or data.images and data.texts, or"),
         ("distill", {"losses": [EMBEDDING | {"languages": ["zh"]}], "captions": {"languages": ["en"]}}, TEXTS, "losses",
          "no loss trains an unlocked tower that has data", "add a loss"),
@@ -101,7 +101,7 @@ def test_a_long_warm_up_and_lora_on_random_weights_are_warned_of() -> None:
 def test_what_a_student_takes_from_a_teacher_needs_one_unless_it_is_made_already(model_folder: Path) -> None:
     student = StudentOptions.model_validate(STUDENT | INHERITING)
     without: dict[str, Any] = {"student_options": student, "teacher": None}
-    keys = [key for key, problem, _ in found("align", {}, PAIRS, **without) if "comes from the teacher" in problem]
+    keys = [key for key, problem, _ in found("align", {}, PAIRS, **without) if "requires a teacher" in problem]
     assert keys == ["student.text.inherit", "student.text.vocabulary.from"]
     assert not found("align", {"start": str(model_folder)}, PAIRS, **without)
     assert not found("align", {}, PAIRS, student_options=student)

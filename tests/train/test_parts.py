@@ -65,7 +65,7 @@ def test_parts_are_equal_at_least_twice_as_many_and_stay_for_a_resumed_run(pairs
     for step, number in ((0, 2), (0, 4), (7, 12)):
         parts.split(step, RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 猫"))
         assert parts.at(step) == number
-    assert watch.said[-1] == "对齐 align: not enough memory for step 8: splitting batches into 12 parts"
+    assert watch.said[-1] == "对齐 align: not enough memory for step 8: from now on, batches are split into 12 parts"
     resumed = Parts("auto", sampler, tmp_path / "对齐 align", watch)
     assert [resumed.at(step) for step in (0, 6, 7, 100)] == [4, 4, 12, 12]
     for failing, step, error in ((resumed, 7, MemoryError()), (resumed, 0, RuntimeError("another")),

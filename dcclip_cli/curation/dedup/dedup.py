@@ -105,7 +105,10 @@ class Decontaminate(GlobalFilter):
         description="Evaluation sets: Parquet or tar files of pairs, folders of shards, or folders of images",
     )
     images: bool = Field(True, description="Drop pairs whose image equals or nearly equals an evaluation image")
-    captions: bool = Field(False, description="Also drop captions in evaluation sets; class names are common words")
+    captions: bool = Field(
+        False,
+        description="Also drop captions that occur in evaluation sets; class names are common words and match many",
+    )
     bits: int = Field(12, ge=0, le=16, description="Maximum different bits of perceptual hashes, as for `near-image`")
 
     def apply(self, connection: DuckDBPyConnection) -> None:

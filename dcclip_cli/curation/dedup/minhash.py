@@ -91,13 +91,14 @@ class SameCaption(GlobalFilter):
 
     kind: Literal["same-caption"] = "same-caption"
     at_most: int = Field(
-        100, ge=1, le=1_000_000_000, description="Maximum pairs with the same caption; later pairs lose it"
+        100, ge=1, le=1_000_000_000, description="Maximum pairs with the same caption; later pairs lose the caption"
     )
     similarity: float | None = Field(
         0.85,
         gt=0.5,
         le=1,
-        description="Minimum character-trigram Jaccard similarity of duplicates; null: same letters only",
+        description="Minimum character-trigram Jaccard similarity of duplicates; null: only captions with identical "
+        "letters",
     )
 
     def apply(self, connection: DuckDBPyConnection) -> None:

@@ -242,7 +242,9 @@ class NearImage(GlobalFilter):
     """
 
     kind: Literal["near-image"] = "near-image"
-    bits: int = Field(12, ge=0, le=16, description="Hash difference, in bits of 64, up to which images are compared")
+    bits: int = Field(
+        12, ge=0, le=16, description="Maximum hash difference, in bits out of 64, at which images are compared"
+    )
 
     def apply(self, connection: DuckDBPyConnection) -> None:
         """`image-near-duplicate`; every dropped image is similar to one that is kept."""

@@ -37,7 +37,7 @@ class FetchOptions(Options):
         f"dcclip/{VERSION}",
         pattern=r"^[A-Za-z_-]+[ -~]*$",
         max_length=200,
-        description="User-Agent header; robots.txt rules apply to the part before the /",
+        description="User-Agent header; the part before the / is matched against robots.txt",
     )
     allow_hosts: tuple[Host, ...] = Field(
         (), description="Hosts allowed to have a private address: NAME or NAME:PORT as in the URL; [::1]:80 for IPv6"

@@ -210,7 +210,7 @@ class BlankFilter(Filter):
     contrast: int = Field(
         12, ge=0, le=255, description="Distance from the median above which a channel counts as different"
     )
-    min_share: float = Field(0.005, ge=0, le=1, description="Minimum fraction of pixels that must differ")
+    min_share: float = Field(0.005, ge=0, le=1, description="Minimum fraction of pixels that differ from the median")
 
     def check_pair(self, pair: Pair, decoded: DecodedImage) -> Drop | None:
         small = decoded.resized(_SIDE, Image.Resampling.BOX)

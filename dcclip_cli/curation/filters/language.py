@@ -172,7 +172,7 @@ class ScriptFilter(Filter):
     """Drops captions mostly in the other script, counting Han characters and Latin words."""
 
     kind: Literal["script"] = "script"
-    min_share: float = Field(0.25, ge=0, le=1, description="Minimum share of the script of the caption's language")
+    min_share: float = Field(0.25, ge=0, le=1, description="Minimum share of the caption in the script of its language")
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         if caption.isascii():

@@ -38,7 +38,9 @@ class ScorerOptions(GlobalFilter):
     """Base class of scorers: their options, how they score, and what is dropped for their scores (`apply`)."""
 
     kind: str
-    name: str | None = Field(None, pattern=r"^\w[\w-]{0,39}$", description="Distinguishes scorers of the same kind")
+    name: str | None = Field(
+        None, pattern=r"^\w[\w-]{0,39}$", description="Name to distinguish scorers of the same kind"
+    )
     device: Device = Field("auto", description="Device that the model runs on")
 
     @property

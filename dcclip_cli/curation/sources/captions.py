@@ -184,7 +184,10 @@ class ClassFoldersSource(SourceOptions):
     kind: Literal["class_folders"] = "class_folders"
     path: PathOption = Field(description="Folder with the class folders")
     captions: int = Field(
-        3, ge=1, le=100, description="Maximum captions per language: the class name first, then templates with it"
+        3,
+        ge=1,
+        le=100,
+        description="Maximum captions per language: the class name first, then templates filled with the name",
     )
     templates: dict[Language, tuple[str, ...]] = Field(
         {},

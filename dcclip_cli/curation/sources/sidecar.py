@@ -69,8 +69,8 @@ def _text(content: bytes, suffix: str) -> str:
 class FolderSource(SourceOptions):
     """A folder of images at any depth, with sidecar files of captions.
 
-    For NAME.jpg these are NAME.json (`zh`, `en` and `caption`, each a text or a list of texts; its other keys become
-    metadata) and NAME.zh.txt, NAME.en.txt and NAME.txt with one caption in each line. The language of captions in
+    For NAME.jpg these are NAME.json (`zh`, `en` and `caption`, each a string or a list of strings; its other keys
+    become metadata) and NAME.zh.txt, NAME.en.txt and NAME.txt with one caption per line. The language of captions in
     `caption` and NAME.txt is detected from their script.
     """
 

@@ -151,14 +151,16 @@ def _image(cell: Any, folder: Folder) -> bytes:
 class TableSource(ColumnOptions):
     """A file of rows, a folder of such files, or a pattern like `./wukong/*.csv`; the suffix gives the format.
 
-    Columns without captions and images become metadata. Text files are in UTF-8. Keys (`key`) and metadata
+    Columns without captions or images become metadata. Text files are in UTF-8. Keys (`key`) and metadata
     (`meta`, JSON) of Parquet files that dcclip wrote are kept.
     """
 
     kind: Literal["table"] = "table"
     path: PathOption = Field(description="A .tsv, .csv, .jsonl or .parquet file, a folder of them, or a pattern")
     header: tuple[str, ...] = Field((), description="Column names, for TSV and CSV files without a header line")
-    images: PathOption | None = Field(None, description="Folder that image paths are relative to; default: the table's")
+    images: PathOption | None = Field(
+        None, description="Folder that image paths are relative to; default: the folder of the table"
+    )
 
     def slices(self, size: int) -> list[Slice]:
         slices: list[Slice] = []
@@ -208,7 +210,7 @@ class TableSource(ColumnOptions):
 class HubSource(ColumnOptions):
     """One split of a data set on the Hugging Face hub, or in a folder written by `save_to_disk`.
 
-    Code of the data set is never executed. Images are taken as files, undecoded. The whole split of a hub data set is
+    Code of the data set is never executed. Image files are read without decoding. The whole split of a hub data set is
     downloaded into the cache of `datasets` first.
     """
 
@@ -216,7 +218,7 @@ class HubSource(ColumnOptions):
     path: str = Field(description="A hub name like ORG/NAME, or a folder like ./saved")
     config: str | None = Field(None, description="Configuration of the data set, if it has several")
     split: str = Field("train", description="Split of the data set")
-    revision: str | None = Field(None, description="Commit, tag or branch on the hub; only a commit never changes")
+    revision: str | None = Field(None, description="Commit, tag or branch on the hub; only a commit is immutable")
 
     def slices(self, size: int) -> list[Slice]:
         data = self._open()

@@ -248,9 +248,9 @@ def _projection(source: Source, weights: dict[str, Tensor]) -> str:
             return behind
         if not len(visual.head) and f"{inside}.weight" in weights and not weights[f"{inside}.bias"].any():
             return f"{inside}.weight"
-    reason = Message("{} is not a student whose image projection is one matrix without a bias", source.towers.name)
+    reason = Message("the image projection of {} is not one matrix without a bias", source.towers.name)
     hint = _TWO_LAYERS if _HIDDEN in weights else _OTHER
-    raise DcclipError("{}: not supported by VisionTextDualEncoderModel", hint, reason)
+    raise DcclipError("VisionTextDualEncoderModel does not support this model: {}", hint, reason)
 
 
 def _renamed(weights: dict[str, Tensor], projection: str, ends: list[int]) -> dict[str, Tensor]:

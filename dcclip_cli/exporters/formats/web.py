@@ -58,7 +58,7 @@ class Package:
             registry = settings.get("registry", _PUBLIC)
         url = f"{registry.rstrip('/')}/{self.name}/-/{self.name.rpartition('/')[2]}-{self.version}.tgz"
         by_hand = f"npm pack {self.name}@{self.version}", self.archive, file.parent
-        hint = Message("on a machine with a network, run {}, and copy {} to {}", *by_hand)
+        hint = Message("on a machine with network access, run {}; then copy {} to {}", *by_hand)
         body = bytearray()
         try:
             if not url.startswith(("https://", "http://")):

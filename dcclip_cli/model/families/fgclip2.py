@@ -57,7 +57,9 @@ class FgClip2Towers(NaflexTowers):
         code = remote_code(model, config, file)
         if not trust_remote_code:
             files = ", ".join(f"{module}.py" for module in code.modules)
-            message = Message("{} needs its own code ({}), which dcclip does not run without permission", model, files)
+            message = Message(
+                "{} requires custom code ({}), which dcclip does not run without permission", model, files
+            )
             raise DcclipError(
                 message,
                 "read these files; then add --trust-remote-code to dcclip eval, export or trim, or write teacher: "
@@ -144,7 +146,7 @@ class RemoteCode:
             listed.add(module)
             file = require_file(self.name, f"{module}.py")
             if file.parent != self.folder:
-                raise DcclipError("{} changed while it was loaded", "run the command again", self.name)
+                raise DcclipError("{} changed while it was being loaded", "run the command again", self.name)
             yield file
             modules += get_relative_imports(file)
 

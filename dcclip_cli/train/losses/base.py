@@ -239,7 +239,7 @@ class TeacherLoss(Loss):
             return super().problem(kinds, teachers)
         count = Message("the recipe has {}, numbered from 0", teachers) if teachers else Message("the recipe has none")
         problem = Message("the loss {} uses teacher {}, but {}", self.kind, self.teacher, count)
-        return DcclipError(problem, "add teachers to more_teachers, or use a smaller number")
+        return DcclipError(problem, "add teachers to more_teachers, or use a smaller teacher number")
 
     def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:
         """Layers that are trained with the student and discarded afterwards; losses share those of the same name."""

@@ -23,7 +23,7 @@ class ContrastOptions(Options):
         "clip", description="clip: symmetric InfoNCE; siglip: a sigmoid loss per pair, with a learned bias"
     )
     cross_lingual: float = Field(
-        0.0, ge=0, le=MOST_WEIGHT, description="Weight of the contrast between an image's zh and en captions"
+        0.0, ge=0, le=MOST_WEIGHT, description="Weight of the contrastive loss between an image's zh and en captions"
     )
     cosine: float = Field(
         0.0,
@@ -40,7 +40,7 @@ class ContrastOptions(Options):
 
 
 class TaskLoss(ContrastOptions, Loss):
-    """Contrast of images with the captions of each language, averaged over languages, with a learned temperature.
+    """Contrastive loss between images and captions, averaged over the languages, with a learned temperature.
 
     `clip`: symmetric InfoNCE, (L_i2t + L_t2i) / 2 (arXiv 2103.00020); captions that another pair shares are not used as
     negatives. `siglip`: one binary decision per image and text (arXiv 2303.15343); shared captions are positives. With

@@ -38,8 +38,8 @@ class AdaptedLoss(TeacherLoss):
 class EmbeddingLoss(AdaptedLoss):
     """1 - cos(v_s, v_t) and 1 - cos(t_s, t_t), the mean of both towers: CLIP-KD's feature distillation (FD).
 
-    For unit vectors the MSE summed over the width is 2 - 2 cos; FD's weight of 2000 on the mean over B x 512 numbers is
-    a weight of 15.6 here. A student narrower than the recipe's teacher learns the teacher's principal
+    For unit vectors the MSE summed over the width is 2 - 2 cos; FD's weight of 2000 on the mean over B x 512 elements
+    corresponds to 15.6 here. A student narrower than the recipe's teacher learns the teacher's principal
     components; in all other cases of different widths, a linear adapter maps the student's embeddings to the teacher's.
     """
 
@@ -109,7 +109,7 @@ class InteractiveLoss(AdaptedLoss):
     kind: Literal["interactive"] = "interactive"
     scale: float = Field(20.0, gt=0, le=MOST_SCALE, description="1 / temperature of both halves, fixed")
     learns: Literal["both", "image", "text"] = Field(
-        "both", description="Towers that this loss trains; a small text tower tends to memorize names from it"
+        "both", description="Towers that this loss trains; with this loss, a small text tower tends to memorize names"
     )
 
     @property
@@ -144,8 +144,8 @@ class AnchorsLoss(AdaptedLoss):
     """1/2 [KL(p(v_t, t_t) || p(v_s, t_t)) + KL(p(t_t, v_t) || p(t_s, v_t))], p a softmax over the teacher's embeddings.
 
     p(v, t) is the distribution of an image over all texts of a language in the batch, p(t, v) that of a text over all
-    images: SEED's loss (Fang et al., arXiv 2101.04731) with the teacher's other tower as anchors. No text has to belong
-    to an image, so it works with data.images and data.texts too.
+    images: SEED's loss (Fang et al., arXiv 2101.04731) with the teacher's other tower as anchors. Texts need not
+    belong to images, so the loss also works with data.images and data.texts.
     """
 
     kind: Literal["anchors"] = "anchors"
@@ -179,8 +179,8 @@ class AnchorsLoss(AdaptedLoss):
 class SimilarityLoss(TeacherLoss):
     """1/2 [KL(T_i2t || S_i2t) + KL(T_t2i || S_t2i)] on similarities over tau: CLIP-KD's CRD, TinyCLIP's affinity.
 
-    `similarity` and `affinity` differ in their default scale only. TinyCLIP (arXiv 2309.12314) and open_clip's
-    DistillClipLoss use cross-entropy instead of KL. It differs by the teacher's entropy, which has no gradient.
+    `similarity` and `affinity` differ only in their default scale. TinyCLIP (arXiv 2309.12314) and open_clip's
+    DistillClipLoss use cross-entropy instead of KL. The two differ by the teacher's entropy, which has no gradient.
     """
 
     kind: Literal["similarity", "affinity"] = "similarity"
@@ -221,7 +221,7 @@ class EnsembleLoss(Loss):
         None,
         gt=0,
         le=MOST_SCALE,
-        description="Fixed 1 / temperature of the student; default: the student's learned one",
+        description="Fixed 1 / temperature of the student; default: the student's learned value",
     )
     trains: ClassVar[frozenset[Tower]] = BOTH
 

@@ -19,7 +19,7 @@ Layers = tuple[Annotated[int, Field(ge=-1000, le=1000)], ...]
 
 
 class FeatureMapLoss(TeacherLoss):
-    """SmoothL1(adapter_1x1(map_s), map_t) on the image towers' maps: DC-CLIP's stage 1 (arXiv 2404.11249).
+    """SmoothL1(adapter_1x1(map_s), map_t) on the image towers' feature maps: DC-CLIP's stage 1 (arXiv 2404.11249).
 
     Both maps are resized to the student's grid. The paper specifies neither the teacher's scale nor the layers. With
     `standardize`, one weight suits any teacher. The default is the last layer of both towers; `student_layers` and
