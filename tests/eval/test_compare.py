@@ -98,7 +98,7 @@ def test_a_side_is_a_file_a_folder_or_one_model_of_them(tmp_path: Path) -> None:
         read_results(str(tmp_path / "dtd.json"))
     assert caught.value.hint.endswith("dtd.json@a")
     assert [of_model.value for of_model in read_results(f"{tmp_path}@a")] == [0.5, 0.02]
-    with pytest.raises(DcclipError, match="has no results for b"):
+    with pytest.raises(DcclipError, match="has no results for the model b"):
         read_results(f"{tmp_path}@b")
     (tmp_path / "bad.json").write_text("[{]", "utf-8")
     with pytest.raises(DcclipError, match=r"bad\.json does not contain eval results"):

@@ -216,7 +216,7 @@ def test_a_format_names_the_package_that_it_needs(export_model: Exporting, monke
     monkeypatch.setattr(type(FORMATS["executorch"]), "package", "no_such_package")
     with pytest.raises(DcclipError, match="--format executorch needs no_such_package, which is not") as error:
         export_model(format="executorch")
-    assert error.value.hint.startswith("pip install executorch (in")
+    assert error.value.hint.startswith("pip install executorch, in")
 
 
 @pytest.mark.usefixtures("downloaded_folder")

@@ -18,7 +18,7 @@ from dcclip_cli.inference.zero_shot import text_embeddings
 from dcclip_cli.model.known import unknown_of
 from dcclip_cli.model.reference import resolve
 
-STARTER = Path(__file__).parents[2] / "recipes/starter"
+STARTER, STARTER_MODEL = (Path(__file__).parents[2] / name for name in ("recipes/starter", "dcclip_cli/starter/model"))
 sys.path.append(str(STARTER))
 held_out, space, vocabulary = (importlib.import_module(name) for name in ("held_out", "space", "vocabulary"))
 
@@ -60,7 +60,7 @@ def starter() -> Encoder:
 
 
 def test_every_word_is_one_token() -> None:
-    tokenizer = Tokenizer.from_file(str(STARTER / "model/tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(STARTER_MODEL / "tokenizer.json"))
     ids = [encoding.ids for encoding in tokenizer.encode_batch(sorted(NAMES), add_special_tokens=False)]
     assert len(NAMES) > 2000
     assert all(len([number for number in row if number != tokenizer.token_to_id("<pad>")]) == 1 for row in ids)

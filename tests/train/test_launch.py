@@ -176,6 +176,6 @@ def test_there_are_as_many_processes_as_gpus_at_most() -> None:
 
 def test_one_of_several_processes_starts_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
-    with refused("one of several processes", "without torchrun"):
+    with refused("--processes 2 cannot be used under torchrun", "start the command without torchrun"):
         process_number(2, "cpu")
     assert process_number(1, "cpu") == 1
