@@ -444,7 +444,7 @@ def fit(
 
     `data` is a folder of photographs or of class folders, or pairs. `options` are the fields of FitOptions: `max_mb`,
     `max_ms`, `labels`, `teacher` (by default the starter), `time_s`, `threads`, `kind`. A search in `out` that
-    was stopped goes on. Raises DcclipError where no student fits the budget.
+    was stopped resumes. Raises DcclipError where no student fits the budget.
     """
     from dcclip_cli.fitting.report import write_report
     from dcclip_cli.fitting.search import Fit, FitOptions

@@ -17,7 +17,7 @@ from dcclip_cli.errors import Message
 def seconds(value: str) -> float:
     """The seconds of --time, as in 90s, 5m, 1h or 1h30m. Raises BadParameter for anything else."""
     match = re.fullmatch(r"(?:(\d{1,4})h)?(?:(\d{1,4})m)?(?:(\d{1,6})s)?", value)
-    if not match or not value:
+    if not match or not any(map(int, filter(None, match.groups()))):
         raise BadParameter(Message("{}: expected a time such as 90s, 5m, 1h or 1h30m", value[:40]))
     return sum(int(number or 0) * unit for number, unit in zip(match.groups(), (3600.0, 60.0, 1.0), strict=True))
 

@@ -30,7 +30,7 @@ def summary(result: FitResult) -> Message:
     """The best student, its cost and its quality in a sentence."""
     metric = METRIC_NAMES.get(result.metric, result.metric)
     values = result.name, result.cost.mb, result.cost.ms, result.budget.threads, result.quality, metric
-    return Message("{}: {:.2f} MB, {:.2f} ms an image with {} threads, {:.1%} {} on held-out samples", *values)
+    return Message("{}: {:.2f} MB, {:.2f} ms per image (threads: {}), {:.1%} {} on held-out samples", *values)
 
 
 def write_report(result: FitResult) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from dcclip_cli.data import prompts
 from dcclip_cli.data.class_folders import class_names, images_by_class
 from dcclip_cli.data.dataset import recipe_pairs, write_parquet
-from dcclip_cli.data.pair import LANGUAGES, Language, PairDataset
+from dcclip_cli.data.pair import LANGUAGES, Language, PairDataset, Rows
 from dcclip_cli.data.unpaired import recipe_images
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval.compare import compare_results
@@ -85,7 +85,7 @@ class FitResult:
 
 
 class Fit:
-    """A search in the folder `out`; raises DcclipError for options that it cannot begin, or go on, with."""
+    """A search in the folder `out`; raises DcclipError for options that it cannot begin or resume with."""
 
     def __init__(self, options: FitOptions, out: Path, device: str = "auto", progress: Progress | None = None) -> None:
         self.options, self.out, self.device, self.progress = options, out, device, progress or Silent()
@@ -95,6 +95,8 @@ class Fit:
                 "no budget given", "give a maximum export size with --max-mb, or a maximum latency with --max-ms"
             )
         self.teacher, data = choose_teacher(options.teacher), choose_data(options.data, options.kind)
+        if data.kind == "classes" and options.kind is None and len(options.labels) > 1:
+            data = choose_data(options.data, "photos")  # the folders are albums
         if data.kind == "table":
             hint = Message(
                 "convert it to pairs with dcclip collect (source {{kind: table}}), and give the folder of pairs"
@@ -103,14 +105,18 @@ class Fit:
         if data.kind == "photos" and len(options.labels) < 2:
             hint = Message("give the labels that the model must distinguish, for example: --labels 猫,dog")
             raise DcclipError("photographs without captions need two labels or more", hint)
+        if data.kind == "pairs" and options.labels:
+            raise DcclipError("pairs have captions: --labels has no effect", "remove --labels")
         self.kind, self.data = data.kind, replace(data, kind="pairs" if data.kind == "pairs" else "photos")
-        identity = asdict(options) | {"labels": list(options.labels)}
+        identity = asdict(options) | {"labels": list(options.labels), "samples": data.count}
         self.state: dict[str, Any] = {"options": identity, "seconds": 0.0, "costs": {}, "step_s": {}, "rounds": []}
         if (out / STATE).is_file():
             self.state = read_json(out / STATE, Message("choose another folder with --out"))
-            before = self.state["options"]
+            before = self.state.get("options", {})
             if changed := [name for name in identity if identity[name] != before.get(name)]:
-                values = out, changed[0], before.get(changed[0]), identity[changed[0]]
+                option = "--" + changed[0].removesuffix("_s").replace("_", "-")
+                subject = Message("the number of samples") if changed[0] == "samples" else option
+                values = out, subject, before.get(changed[0]), identity[changed[0]]
                 problem = Message("{} was started with different options: {} was {} and is now {}", *values)
                 raise DcclipError(problem, "choose another folder with --out, or give the same options to resume")
         elif out.is_dir() and any(not file.name.startswith(".") for file in out.iterdir()):
@@ -155,13 +161,11 @@ class Fit:
     def _job(self, student: StudentChoice, folder: Path, steps: int | None = None, all_int8: bool = False) -> RecipeRun:
         """The run of a student's recipe, which is written into its folder."""
         plan, hold_out = self.state.get("plan", {}), min(_MOST_HELD_OUT, max(2, self.data.count // _HELD_OUT))
-        choices = {name: plan.get(name) for name in ("augmentations", "threads")} | {
-            "hold_out": hold_out,
-            "all_int8": all_int8,
-        }
+        choices: dict[str, Any] = {"hold_out": hold_out, "all_int8": all_int8, "steps": steps, "student": student}
+        choices |= {name: plan.get(name) for name in ("augmentations", "threads")}
         folder.mkdir(parents=True, exist_ok=True)
         file, texts = folder / VERBATIM, self.out / _TEXTS
-        recipe = NewRecipe(file, self.teacher, self.data, texts=texts, student=student, steps=steps, **choices)
+        recipe = NewRecipe(file, self.teacher, self.data, texts=texts, **choices)
         atomic_write(file, recipe_text(recipe))
         return RecipeRun(load(file), RunDir(folder), self.device, progress=self.progress)
 
@@ -195,10 +199,14 @@ class Fit:
         samples, truth = self._samples("validation"), dict[Language, Classes]()
         if self.kind == "pairs":
             return data_set(samples)
+        if self.kind == "classes":  # all that have photographs, and not those next to their folders
+            folders = list(images_by_class(Path(self.options.data)))
+            names = [Path(key).parts[0] for key in list(samples.keys())]
+            samples = Rows(samples, np.flatnonzero(np.isin(names, folders)))
+            numbers = np.array([folders.index(name) for name in names if name in folders])
         images = Images(list(samples.keys()), samples.image, samples.fingerprint)
         if self.kind == "classes":
-            folders, numbers = np.unique([key.partition("/")[0] for key in images.keys], return_inverse=True)
-            for language, names in class_names(Path(self.options.data), folders.tolist()).items():
+            for language, names in class_names(Path(self.options.data), folders).items():
                 truth[language] = Classes(tuple(names), numbers, ("{}",))
             return DataSet("held-out", images, truth, "mean_per_class")
         embedded = self._embedder.images(images, ImageTransform(), "held-out", None)
@@ -244,7 +252,12 @@ class Fit:
         if not self.budget.fits(costs[least]):
             name, mb, ms = least.student.name, costs[least].mb, costs[least].ms
             problem = Message("no candidate fits: the smallest, {}, takes {:.2f} MB and {:.2f} ms", name, mb, ms)
-            hint = Message("use a budget of at least --max-mb {:.2f} and --max-ms {:.2f}", 1.01 * mb, 1.1 * ms)
+            least_mb, least_ms = f"--max-mb {1.01 * mb:.2f}", f"--max-ms {1.1 * ms:.2f}"
+            limits = [least_mb] * bool(self.budget.max_mb) + [least_ms] * bool(self.budget.max_ms)
+            hint = Message("increase the budget to {} or more", " ".join(limits))
+            for file in (STATE, _TEXTS):  # nothing was decided: the same folder can be used again
+                (self.out / file).unlink(missing_ok=True)
+            shutil.rmtree(self.out / "measured")
             raise DcclipError(problem, hint)
         limit, networks = (self.options.time_s or float("inf")) * _MEASURING, list[str]()
         for number in range(_SIDES):
@@ -252,7 +265,8 @@ class Fit:
                 if network not in networks and (number or len(networks) == _NETWORKS):
                     continue
                 for candidate in promising(of_network, self.budget, costs):
-                    if networks and self._elapsed() > limit:
+                    is_known = candidate.student.name in self.state["costs"]
+                    if networks and not is_known and self._elapsed() > limit:
                         break
                     costs[candidate] = self._cost(candidate)
                     if self.budget.fits(costs[candidate]):
@@ -268,7 +282,7 @@ class Fit:
             folder, began = self.out / "measured" / name, time.monotonic()
             job = self._job(candidate.student, folder)
             cost = cost_of_random(job, self.out / "measured/images.parquet", self.budget)
-            state.setdefault("export_s", time.monotonic() - began)
+            state["export_s"] = max(state.get("export_s", 0.0), time.monotonic() - began)
             if self.budget.fits(cost):
                 from dcclip_cli.train.estimate import measure
 
@@ -336,13 +350,12 @@ class Fit:
         if not rounds:
             return names
         results_of = {name: [EvalResult(**entry) for entry in trained[name]["results"]] for name in names}
-        ties = []
+        mb = dict[str, float]()  # of the best and of those that tie with it
         for name in names:
             pairs = compare_results(results_of[name], results_of[names[0]], force=True)
             if np.mean([pair.value - (pair.high - pair.low) / _INTERVAL for pair in pairs]) <= 0:
-                ties.append(name)
-        ties.sort(key=lambda name: state["costs"][name]["mb"])
-        return ties + [name for name in names if name not in ties]
+                mb[name] = state["costs"][name]["mb"]
+        return sorted(names, key=lambda name: mb.get(name, float("inf")))
 
     def _finish(self, names: Sequence[str]) -> None:
         """Train the first of the candidates in full and export it; the next one where its export misses the budget."""
@@ -355,6 +368,11 @@ class Fit:
                 self._save()
             final = state["final"]
             self.progress.say(Message("fit: {} is trained for {:,} steps", name, final["steps"]))
+            if self.options.time_s and final["steps"] == _LEAST_STEPS:
+                warning = Message(
+                    "warning: fit: {} steps are too few for a usable student: increase --time", _LEAST_STEPS
+                )
+                self.progress.say(warning)
             job = self._job(self._students[name], self.out, final["steps"])
             job.begin(*job.loaded.recipe.stages)
             for stage_name in job.loaded.recipe.stages[:-1]:
@@ -407,6 +425,8 @@ class Fit:
         if rounds := [trained for trained in self.state["rounds"] if trained]:
             name = max(rounds[-1], key=lambda name: rounds[-1][name]["quality"])
             folder = self.out / f"round-{len(rounds)}" / name
-            self._export(name, rounds[-1][name]["steps"], folder)
             values = self.out / "export", name, rounds[-1][name]["quality"]
-            self.progress.say(Message("fit: {} has the best student so far, {} ({:.1%}), not trained in full", *values))
+            if isinstance(self._export(name, rounds[-1][name]["steps"], folder), Cost):
+                self.progress.say(
+                    Message("fit: {} has the best student so far, {} ({:.1%}), not trained in full", *values)
+                )

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -214,24 +215,24 @@ def tokenize_with(
     tokenizer: Tokenizer, context_length: int, where: str = "the tokenizer of the student"
 ) -> Callable[[list[str]], Tokens]:
     """A function from texts to Tokens, padded to the longest; truncated texts keep `</s>`. Both raise DcclipError."""
-    import torch
-
-    from dcclip_cli.model.towers import Tokens
-
     padding = tokenizer.token_to_id("<pad>")
     if padding is None:
         raise DcclipError("{} has no token <pad>", "copy the model directory again", where)
     with tokenizer_errors(where):
         tokenizer.enable_truncation(context_length)
         tokenizer.enable_padding(pad_id=padding, pad_token="<pad>")
+    return partial(_tokenized, tokenizer, where)  # which can be sent to a process
 
-    def tokenize(texts: list[str]) -> Tokens:
-        with tokenizer_errors(where):
-            encoded = tokenizer.encode_batch([" ".join(text.split()) for text in texts])
-        ids = torch.tensor([item.ids for item in encoded])
-        return Tokens(ids, torch.tensor([item.attention_mask for item in encoded]))
 
-    return tokenize
+def _tokenized(tokenizer: Tokenizer, where: str, texts: list[str]) -> Tokens:
+    import torch
+
+    from dcclip_cli.model.towers import Tokens
+
+    with tokenizer_errors(where):
+        encoded = tokenizer.encode_batch([" ".join(text.split()) for text in texts])
+    ids = torch.tensor([item.ids for item in encoded])
+    return Tokens(ids, torch.tensor([item.attention_mask for item in encoded]))
 
 
 # ---- vocabularies with fewer pieces

@@ -136,7 +136,8 @@ class BlankStage(Stage):
             kind: PreviewDataset(preview, kind, self.sizes[kind]) for kind, preview in self.previews.items()
         }
         if "pairs" in datasets and self.previews["pairs"].embeddings:
-            datasets["pairs"].embeddings = np.zeros((self.sizes["pairs"], widths(self.towers).embedding), np.float32)
+            shape = len(datasets["pairs"]), widths(self.towers).embedding
+            datasets["pairs"].embeddings = np.broadcast_to(np.float32(0), shape)
         joined = ConcatDataset(list(datasets.values()))
         samplers = (
             EpochBatchSampler(dataset, self.sizes[kind], self.seed, first=first)
@@ -152,15 +153,15 @@ class BlankStage(Stage):
         with torch.no_grad():
             for tensor in towers.parameters():
                 tensor.normal_(std=0.02) if tensor.ndim > 1 else tensor.fill_(1)
-            for buffer in towers.buffers():
-                buffer.zero_()
+            for name, buffer in towers.named_buffers():
+                buffer.fill_(name.endswith("running_var"))  # frozen batch norms divide by its root
         towers.model.visual.to(memory_format=torch.channels_last)
-        limit = towers.context_length
+        limit, rows = towers.context_length, min(250, towers.vocabulary_rows)
 
         def tokenize(texts: list[str]) -> Tokens:
             lengths = torch.tensor([min(limit, 2 + round(len(text.encode()) / _BYTES_PER_TOKEN)) for text in texts])
             mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
-            return Tokens((torch.randint(4, 250, mask.shape) * mask).scatter(1, lengths[:, None] - 1, END_ID), mask)
+            return Tokens((torch.randint(4, rows, mask.shape) * mask).scatter(1, lengths[:, None] - 1, END_ID), mask)
 
         towers.tokenize = tokenize  # type: ignore[method-assign]
         student = Student(towers, {"embed_dim": widths(towers).embedding, "vision_cfg": {}}, None)  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ from dcclip_cli.data.pair import PairDataset
 from dcclip_cli.data.pixels import VERSION, normalized, stacked, training_preprocess
 from dcclip_cli.data.samplers import MixedBatchSampler, Sample
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import cache_folder
+from dcclip_cli.files import cache_folder, remove
 from dcclip_cli.model.precision import finite
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Towers
 from dcclip_cli.progress import Progress, Silent
@@ -100,6 +100,7 @@ class FeatureReader:
     texts: FeatureStore
     image_arrays: tuple[str, ...]
     text_arrays: tuple[str, ...]
+    record: Path
 
     def __call__(self, batch: Batch) -> StoredFeatures:
         """The features of a batch, which `TeacherCache.complete` computed. Raises DcclipError if they are gone."""
@@ -110,6 +111,7 @@ class FeatureReader:
         try:
             return self._read(batch)
         except MissingRows:
+            remove(self.record)  # so that the next run looks for each row
             problem = Message(
                 "cached teacher features were deleted from {} or {}", self.images.folder, self.texts.folder
             )
@@ -190,13 +192,13 @@ class TeacherCache(TeacherFeatures):
         self._images, self._texts = stores_of(teacher.facts, collator.augment, collator.seed, self._progress.say)
         dataset, count = collator.dataset, 1 if live else collator.num_augmentations
         arrays = () if live else (IMAGE, *self._maps.values()), (TEXT, TOKENS) if self._tokens else (TEXT,)
-        self.reader = FeatureReader(dataset, self._images, self._texts, *arrays)
+        rows = collator.augment, collator.seed, VERSION, arrays, count, collator.captions
+        self._record = self.folder / f"complete-{_short(f'{dataset.fingerprint} {rows}')}"
+        self.reader = FeatureReader(dataset, self._images, self._texts, *arrays, self._record)
         # Which samples have all that an epoch may need: a row of images for each augmentation, and one of texts.
         self._complete = np.zeros((count + 1, len(dataset)), bool)
         self._complete[:-1, 0 if live else dataset.num_images :] = True
         self._complete[-1, dataset.num_pairs : dataset.num_images] = True
-        rows = collator.augment, collator.seed, VERSION, arrays, count, collator.captions
-        self._record = self.folder / f"complete-{_short(f'{dataset.fingerprint} {rows}')}"
         with suppress(FileNotFoundError, ValueError):
             record = open_block(self._record)
             if {*record["blocks"].tobytes().decode().split()} <= self._images.files | self._texts.files:

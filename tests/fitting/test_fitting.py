@@ -144,7 +144,7 @@ def test_a_killed_search_goes_on_with_the_same_choice_and_bytes(
     assert (again.name, again.quality) == (result.name, result.quality)
     assert digests(Path("again/distill/model")) == digests(Path("runs/fit/distill/model"))
     assert digests(Path("again/export")) == digests(Path("runs/fit/export"))
-    with pytest.raises(DcclipError, match=r"again was started with different options: max_mb was 3\.0 and is now 2"):
+    with pytest.raises(DcclipError, match=r"again was started with different options: --max-mb was 3\.0 and is now 2"):
         fit(replace(options, max_mb=2), "again")
 
 
@@ -155,7 +155,7 @@ def test_a_killed_search_goes_on_with_the_same_choice_and_bytes(
         (["--max-mb", "3"], "photographs without captions need two labels or more", "--labels 猫,dog"),
         (["--max-mb", "3", "--labels", "猫、dog", "--out", "photos"], "photos is not empty", "choose a new folder"),
         (["--max-mb", "3", "--data", "表.tsv"], "表.tsv is a table of images", "convert it to pairs with"),
-        (["--max-mb", "0.01", "--labels", "猫，狗"], "no candidate fits: the smallest, test", "--max-mb 0."),
+        (["--max-mb", "0.01", "--labels", "猫，狗"], "no candidate fits: the smallest, test", "to --max-mb 0."),
     ],
 )  # fmt: skip
 def test_a_search_that_cannot_begin_or_find_anything_says_why(
@@ -167,11 +167,12 @@ def test_a_search_that_cannot_begin_or_find_anything_says_why(
         Path("photos", f"{pair.key}.png").write_bytes(pair.image)
     refused = dcclip("fit", "--data", "photos", "--teacher", altclip_folder, *more, "-q", expect=1)
     assert f"error: {what}" in refused.stderr and hint in refused.stderr
+    assert not Path("runs/fit/fit.json").exists()  # the same folder serves for what is asked next
 
 
 @pytest.mark.parametrize(("text", "expected"), [("90s", 90), ("5m", 300), ("1h30m", 5_400)])
 def test_a_time_is_in_hours_minutes_and_seconds(text: str, expected: float) -> None:
     assert seconds(text) == expected
-    for wrong in ("", "5", "m5", "1d"):
+    for wrong in ("", "5", "m5", "1d", "0s", "0h0m"):
         with pytest.raises(BadParameter):
             seconds(wrong)

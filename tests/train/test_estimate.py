@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from dcclip_cli import api
@@ -101,6 +103,39 @@ def test_a_step_that_does_not_fit_is_named_with_the_parts_that_do(stages: list[B
     assert third == "warning: distill: a step does not fit in memory: set accumulate: 4, or a smaller images_per_part"
     too_large = [*lines(stages[0], replace(times, peak_bytes=1e15, parts=None))]
     assert any("set accumulate: 2, or" in line for line in too_large)
+
+
+@pytest.mark.parametrize("case", ["start", "embeddings", "frozen"])
+def test_the_step_of_a_model_of_embeddings_and_of_frozen_batch_norms_is_measured(
+    case: str, whole_recipe: dict[str, Any], student_section: dict[str, Any], pairs: list[Pair], model_folder: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    many = [replace(pair, key=f"{pair.key}{copy}") for copy in range(20) for pair in pairs]
+    write_parquet(tmp_path / "many.parquet", many)
+    if case == "embeddings":
+        table = pq.read_table(tmp_path / "many.parquet").drop_columns(["image"])
+        width = json.loads((model_folder / "open_clip_config.json").read_text())["model_cfg"]["embed_dim"]
+        pq.write_table(
+            table.append_column("embedding", [np.ones((len(many), width)).tolist()]), tmp_path / "many.parquet"
+        )
+    recipe: dict[str, Any] = {"name": case, "data": {"train": str(tmp_path / "many.parquet")}}
+    if case == "frozen":  # ten steps in a row that are not finite would end the measurement
+        student_section["image"] |= {"timm": "mobilenetv3_small_050", "size": 32}
+        options = {"batch_size": 512, "freeze_batch_norms": True, "precision": "fp32"}
+        recipe |= {"teacher": whole_recipe["teacher"], "student": student_section}
+        recipe["distill"] = whole_recipe["distill"] | options
+    else:
+        options = {
+            "batch_size": 8,
+            "steps": 2,
+            "warmup_steps": 1,
+            "workers": 0,
+            "threads": 1,
+            "start": str(model_folder),
+        }
+        recipe["align"] = options | ({"lock": "image"} if case == "embeddings" else {})
+    [stage] = check(load(recipe), RunDir(tmp_path / "run"), tuple(recipe.keys() & {"distill", "align"}))
+    assert (measure(stage).step_s or 0) > 0
 
 
 def test_without_the_teachers_files_its_time_and_that_of_a_step_are_not_known(stages: list[BlankStage]) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
-from dcclip_cli import store
+from dcclip_cli import api, store
 from dcclip_cli.data.batch import Batch
 from dcclip_cli.data.collator import Collator
 from dcclip_cli.data.dataset import open_pairs
@@ -31,6 +32,7 @@ from dcclip_cli.train.losses.embeddings import EmbeddingLoss
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, to_grid
 from dcclip_cli.train.teacher import Grid, LazyTeacher, OnlineTeacher, TeacherFacts, map_grids
 from dcclip_cli.train.teacher_cache import TeacherCache
+from tests.conftest import SHAPES
 from tests.tars import tar_of
 
 ALL = (FeatureMapLoss(), TokenFeaturesLoss(), EmbeddingLoss())
@@ -198,6 +200,25 @@ def test_a_cache_that_was_complete_is_not_looked_through_again_unless_a_block_is
     with pytest.raises(DcclipError, match=r"cached teacher features were deleted from .*images.* or .*texts"):
         read(complete, reading, [(index, 0) for index in range(40)])
     assert filled(altclip, reading, tmp_path).computed == {"images": rows["images"], "captions": rows["texts"]}
+
+
+def test_an_image_that_is_replaced_by_one_of_the_same_size_is_computed_after_one_error(
+    whole_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(16):
+        Image.new("RGB", (48, 48), (number * 10, 0, 0)).save(folder / f"{number}.png", compress_level=0)
+    (tmp_path / "lines.tsv").write_text("".join(f"{zh}\t{en}\n" for en, zh in SHAPES.items()), "utf-8")
+    sizes = {"images_per_step": 4, "texts_per_step": 4, "steps": 4, "workers": 1, "losses": [{"kind": "embedding"}]}
+    recipe = {key: value for key, value in whole_recipe.items() if key not in ("align", "eval", "export")}
+    recipe |= {"data": {"images": str(folder), "texts": str(tmp_path / "lines.tsv")}}
+    recipe["distill"] = recipe["distill"] | sizes
+    api.distill(recipe, out=tmp_path / "run")
+    Image.new("RGB", (48, 48), (3, 77, 99)).save(folder / "5.png", compress_level=0)
+    with pytest.raises(DcclipError, match="cached teacher features were deleted"):
+        api.distill(recipe, out=tmp_path / "second")
+    api.distill(recipe, out=tmp_path / "second")
 
 
 def test_only_what_a_loss_needs_is_stored_and_tokens_take_the_room_of_their_own_length(
