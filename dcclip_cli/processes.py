@@ -167,7 +167,7 @@ def process_pool(
     from concurrent.futures import ProcessPoolExecutor
 
     context = multiprocessing.get_context("forkserver" if not fresh and preload(imports) else "spawn")
-    with ProcessPoolExecutor(number, context, begin_worker if fresh else _begin_pool_worker) as pool:
+    with ProcessPoolExecutor(number, context, _begin_pool_worker, (dict(os.environ), fresh)) as pool:
         try:
             yield pool
         except BaseException:
@@ -203,9 +203,11 @@ def calls(
         raise DcclipError("a worker process was killed, probably because the system ran out of memory", hint) from None
 
 
-def _begin_pool_worker() -> None:
+def _begin_pool_worker(environment: Mapping[str, str], fresh: bool) -> None:
     begin_worker()
-    keep_pandas_out()
+    os.environ.update(environment)  # which may have changed since the process that this is forked from began
+    if not fresh:
+        keep_pandas_out()
 
 
 def begin_worker() -> None:
