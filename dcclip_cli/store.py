@@ -99,7 +99,7 @@ def open_block(file: Path) -> Arrays:
         raise
     except OSError as error:  # among them EMFILE, EIO, ESTALE: the rows may be good
         raise DcclipError(
-            "{}: the system cannot open this block of features: {}",
+            "{}: cannot open this feature file: {}",
             "check the disk and the file's permissions, or raise the limit of open files with: ulimit -n 4096",
             *(file, error.strerror),
         ) from None

@@ -276,7 +276,10 @@ def embed(
     model: flags.Model = None,
     dims: flags.Dims = None,
     dtype: Annotated[Literal["fp32", "fp16", "int8", "binary"], _EMBED_DTYPE] = "fp32",
-    as_json: Annotated[bool, Option("--json", help="Print a JSON object with the path and unknown words.")] = False,
+    as_json: Annotated[
+        bool,
+        Option("--json", help="Print a JSON object with the output path and the words that the model does not know."),
+    ] = False,
     device: flags.Where = "auto",
     threads: flags.Threads = None,
     quiet: flags.Quiet = False,

@@ -18,7 +18,7 @@ _LICENSE = Option("--license", metavar="ID", help="Hub license id, such as apach
 _BUNDLE = Option(metavar="DIR", help="Export to upload with the model. Repeatable. Default: the run's exports.")
 _DATA = Option(
     metavar="DIR",
-    help="Output of collect that the model was trained on, for the card. Repeatable. Default: from the run.",
+    help="Output of collect that the model was trained on, for the model card. Repeatable. Default: from the run.",
 )
 _PRIVATE = Option("--private", help="Create a private repository.")
 _PULL_REQUEST = Option("--pull-request", help="Open a pull request in an existing repository.")

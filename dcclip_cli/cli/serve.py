@@ -18,9 +18,7 @@ _HOST = Option("--host", help="Address to listen on; 0.0.0.0: all addresses.")
 _PORT = Option("--port", min=0, max=65535, help="Port to listen on; 0 chooses a free one.")
 _FOLDER = Option("--folder", metavar="DIR", help="Folder of images for the search page and /search. Repeatable.")
 _TOKEN = Option("--token", envvar="DCCLIP_TOKEN", metavar="TOKEN", help="Token that clients must send.")
-_IMMICH = Option(
-    "--immich-dims", min=0, max=8192, metavar="N", help="Pad embeddings for immich with zeros to N dimensions."
-)
+_IMMICH = Option("--immich-dims", min=0, max=8192, metavar="N", help="Zero-pad embeddings for immich to N dimensions.")
 
 
 def serve(

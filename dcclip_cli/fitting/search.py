@@ -106,7 +106,7 @@ class Fit:
             hint = Message("give the labels that the model must distinguish, for example: --labels 猫,dog")
             raise DcclipError("photographs without captions need two labels or more", hint)
         if data.kind == "pairs" and options.labels:
-            raise DcclipError("pairs have captions: --labels has no effect", "remove --labels")
+            raise DcclipError("--labels has no effect on image-caption pairs", "remove --labels")
         self.kind, self.data = data.kind, replace(data, kind="pairs" if data.kind == "pairs" else "photos")
         identity = asdict(options) | {"labels": list(options.labels), "samples": data.count}
         self.state: dict[str, Any] = {"options": identity, "seconds": 0.0, "costs": {}, "step_s": {}, "rounds": []}

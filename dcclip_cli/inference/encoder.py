@@ -180,7 +180,7 @@ def load_encoder(
     if reference.kind == "bundle":
         if precision == "bf16":
             raise DcclipError(
-                "{} always computes in the precision of its export", "remove --precision", reference.target
+                "{} always runs in the precision it was exported with", "remove --precision", reference.target
             )
         from dcclip_cli.inference.onnx_encoder import OnnxEncoder
 

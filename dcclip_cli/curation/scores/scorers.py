@@ -84,7 +84,9 @@ class Agreement(_DualEncoderScorer):
 
     kind: Literal["agreement"] = "agreement"
     keep: dict[Language, Annotated[float, Field(gt=0, le=1)] | None] = Field(
-        {}, description="Fraction of each language's captions to keep, those with the highest cosines; null keeps all"
+        {},
+        description="Fraction of each language's captions to keep, those with the highest cosine similarity; "
+        "null keeps all",
     )
     threshold: dict[Language, Annotated[float, Field(ge=-1, le=1)] | None] = Field(
         {}, description="Minimum cosine similarity of image and caption for each language; null accepts any"

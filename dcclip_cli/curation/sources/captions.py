@@ -53,7 +53,7 @@ class CaptionsSource(SourceOptions):
     en: Paths = Field((), description="File, or list of files, with English captions")
     caption: Paths = Field((), description="File, or list of files, with captions in either language")
     only: PathOption | None = Field(None, description="File with the names of images to read, one per line")
-    allow_outside: bool = Field(False, description="Allow image paths outside the folder")
+    allow_outside: bool = Field(False, description="Allow image paths outside the source's folder")
 
     @model_validator(mode="after")
     def _has_captions(self) -> CaptionsSource:

@@ -241,6 +241,6 @@ class HubDataset(Loader):
             order = classes.order(lines_of(Path(file)), str(local), own_order)
         labels = np.asarray(dataset[column])
         if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= count:
-            message = Message("{}: {} contains values that are not classes from 0 to {}", self.path, column, count - 1)
+            message = Message("{}: {} contains class numbers outside 0 to {}", self.path, column, count - 1)
             raise DcclipError(message, DOWNLOAD_AGAIN)
         return order[labels]
