@@ -145,7 +145,7 @@ def test_results_that_do_not_compare_are_not_side_by_side_without_a_remark(tmp_p
     assert table([first, replace(first, model="乙")]).rows[0].remark == ""
     save_results([first], tmp_path / "a")
     save_results([replace(first, value=0.5)], tmp_path / "b")
-    with pytest.raises(DcclipError, match=r"甲 on dtd en has 0\.7500 and 0\.5000"):
+    with pytest.raises(DcclipError, match=r"甲 on dtd en is 0\.7500 and 0\.5000"):
         convert_results([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
 
 

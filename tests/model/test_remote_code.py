@@ -37,7 +37,7 @@ def test_nothing_runs_without_leave_and_the_error_says_what_would(folder: Path) 
         lambda: load_encoder(resolve(str(folder)), "cpu"),
     ):
         with pytest.raises(
-            DcclipError, match=r"own code \(configuration_fgclip2\.py, modeling_fgclip2\.py\)"
+            DcclipError, match=r"custom code \(configuration_fgclip2\.py, modeling_fgclip2\.py\)"
         ) as raised:
             load()
         assert "then add --trust-remote-code" in raised.value.hint
