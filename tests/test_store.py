@@ -167,7 +167,7 @@ def test_a_block_that_the_system_cannot_open_is_an_error_and_one_that_is_gone_is
     first.rename(tmp_path / "moved")
     first.mkdir()  # EISDIR in place of EIO, which no test can cause
     for action in (lambda: stored.read("map", KEYS), lambda: FeatureStore(tmp_path, pytest.fail)):
-        with pytest.raises(DcclipError, match=f"{first.name}: the system cannot open .* Is a directory"):
+        with pytest.raises(DcclipError, match=f"{first.name}: cannot open this feature file: Is a directory"):
             action()
     last.unlink()
     assert stored.read("map", KEYS[:0]).size == 0 and first.is_dir()
