@@ -90,8 +90,8 @@ class Collator:
                 else:
                     image = cache.get(index, partial(_decoded, self.dataset, index, side), images)
                     pixels[row] = self._augmented(image, index, augmentation, preprocess)
-            tensors = {make: stacked([arrays[at] for arrays in pixels]) for at, make in enumerate(preprocess)}
-            inputs = [tensors[make] for make in (self.preprocess, *self.teacher_preprocess)]
+            tensors = [stacked([arrays[number] for arrays in pixels]) for number in range(len(preprocess))]
+            inputs = [tensors[preprocess.index(function)] for function in (self.preprocess, *self.teacher_preprocess)]
         sample_index, augmentation_index = (torch.tensor(ids, dtype=torch.int64) for ids in (indices, augmentations))
         texts = {}
         for name, (captioned, chosen) in self._chosen(rows).items():

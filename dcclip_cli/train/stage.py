@@ -346,7 +346,7 @@ class Stage:
         """The validation of the student, if it is validated."""
         if self.options.validate_every_steps is None:
             return None
-        workers = loading_processes(self.options.workers, self.device, processes_here())
+        workers = loading_processes(self.options.workers)  # a number: `prepare` settles it
         return partial(open_validation(self.data, self.options.captions.languages, workers), self.student.towers)
 
     @cached_property

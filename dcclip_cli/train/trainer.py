@@ -32,7 +32,7 @@ from dcclip_cli.train.checkpoint import (
     write_checkpoint,
 )
 from dcclip_cli.train.compute import Parts, make_accelerator
-from dcclip_cli.train.distributed import any_process, average_statistics, from_first, processes_here, stop_together
+from dcclip_cli.train.distributed import any_process, average_statistics, from_first, stop_together
 from dcclip_cli.train.loading import load_batches
 from dcclip_cli.train.lora import merge_lora
 from dcclip_cli.train.metrics_log import MetricsLog
@@ -345,7 +345,7 @@ class Trainer:
 
     def _start_loading(self) -> Iterator[Any]:
         accelerator = self.accelerator
-        workers = loading_processes(self.options.workers, self.device.type, processes_here())
+        workers = loading_processes(self.options.workers)  # a number: the stage settles it
         share = self.sampler.batch_size // accelerator.num_processes
         samples = self.sampler(self.state.step, self.total_steps)
         collator = replace(self.stage.collator, process=accelerator.process_index, processes=accelerator.num_processes)

@@ -78,6 +78,7 @@ def _count_right(
 ) -> list[list[float]]:
     """How many images of this process's share get their class, by chunk and language; ties count as a fraction."""
     device, chunks, counts = next(towers.parameters()).device, _local_chunks(len(dataset)), []
+    workers = workers if chunks else 0  # where other processes have all of the images
     loading = load_batches(_Pixels(dataset, towers.preprocess), chunks, workers, 1, device.type == "cuda")
     with closing(loading) as loaded:  # an error's traceback would keep the loader's processes
         for rows, pixels in zip(chunks, loaded, strict=True):
