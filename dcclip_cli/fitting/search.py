@@ -1,4 +1,4 @@
-"""Search of the best student for a budget: candidates are measured, trained shortly, and the best one in full.
+"""Search of the best student for a budget: candidates are measured and trained briefly, the best one in full.
 
 docs/how-to/fit.md states the rule. OUT/fit.json records each decision when it is taken, so that a search that was
 stopped resumes with the same ones.
@@ -69,7 +69,7 @@ class FitResult:
     """The best student in its run directory, with recipe.yaml, the bundle and fit.html, and the cost of its bundle.
 
     `quality`, 0..1, is that of the bundle on the held-out samples, the mean of `metric` over the languages. Each of the
-    `candidates` has its name, its cost, and the steps and quality of each of its trainings.
+    `candidates` has its name, its cost, and the steps and quality of each of its training runs.
     """
 
     folder: Path
@@ -201,13 +201,13 @@ class Fit:
             return data_set(samples)
         if self.kind == "classes":  # all that have photographs, and not those next to their folders
             folders = list(images_by_class(Path(self.options.data)))
-            names = [Path(key).parts[0] for key in list(samples.keys())]
-            samples = Rows(samples, np.flatnonzero(np.isin(names, folders)))
-            numbers = np.array([folders.index(name) for name in names if name in folders])
-        images = Images(list(samples.keys()), samples.image, samples.fingerprint)
-        if self.kind == "classes":
+            parents = [Path(key).parts[0] for key in list(samples.keys())]
+            samples = Rows(samples, np.flatnonzero(np.isin(parents, folders)))
+            numbers = np.array([folders.index(parent) for parent in parents if parent in folders])
             for language, names in class_names(Path(self.options.data), folders).items():
                 truth[language] = Classes(tuple(names), numbers, ("{}",))
+        images = Images(list(samples.keys()), samples.image, samples.fingerprint)
+        if self.kind == "classes":
             return DataSet("held-out", images, truth, "mean_per_class")
         embedded = self._embedder.images(images, ImageTransform(), "held-out", None)
         # The labels in a language compete, or all of them where a language has a single one.
@@ -323,7 +323,7 @@ class Fit:
         assert self.options.time_s is not None
         return max(1.0, self.options.time_s - self._elapsed() - 2 * float(self.state["export_s"]))
 
-    # ---- trainings
+    # ---- training runs
 
     def _halve(self) -> list[str]:
         """Train candidates for a few steps, a third of them for three times as many; all of the last, the best first.

@@ -107,7 +107,7 @@ def test_rounds_take_a_full_training_together_and_with_little_time_fewer_candida
 
 
 @pytest.mark.slow
-def test_a_killed_search_goes_on_with_the_same_choice_and_bytes(
+def test_a_killed_search_resumes_with_the_same_choice_and_bytes(
     classes: Path, altclip_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = FitOptions(str(classes), str(altclip_folder), ("红色的圆",), max_mb=3, max_ms=1_000)
@@ -146,6 +146,17 @@ def test_a_killed_search_goes_on_with_the_same_choice_and_bytes(
     assert digests(Path("again/export")) == digests(Path("runs/fit/export"))
     with pytest.raises(DcclipError, match=r"again was started with different options: --max-mb was 3\.0 and is now 2"):
         fit(replace(options, max_mb=2), "again")
+
+
+def test_folders_are_albums_where_labels_are_given_and_pairs_take_no_labels(
+    classes: Path, pairs_file: Path, altclip_folder: Path
+) -> None:
+    options = FitOptions(str(classes), str(altclip_folder), ("红色的圆", "circle"), max_mb=3)
+    assert Fit(options, Path("runs/fit")).kind == "photos"
+    assert Fit(replace(options, labels=()), Path("runs/fit")).kind == "classes"
+    assert Fit(replace(options, kind="classes"), Path("runs/fit")).kind == "classes"
+    with pytest.raises(DcclipError, match="--labels has no effect on image-caption pairs"):
+        Fit(replace(options, data=str(pairs_file)), Path("runs/fit"))
 
 
 @pytest.mark.parametrize(
