@@ -18,7 +18,9 @@ _HOST = Option("--host", help="Address to listen on; 0.0.0.0: all addresses.")
 _PORT = Option("--port", min=0, max=65535, help="Port to listen on; 0 chooses a free one.")
 _FOLDER = Option("--folder", metavar="DIR", help="Folder of images for the search page and /search. Repeatable.")
 _TOKEN = Option("--token", envvar="DCCLIP_TOKEN", metavar="TOKEN", help="Token that clients must send.")
-_IMMICH = Option("--immich-dims", min=0, max=8192, metavar="N", help="Zero-pad embeddings for immich to N dimensions.")
+_IMMICH = Option(
+    "--immich-dims", min=0, max=8192, metavar="N", help="Zero-pad embeddings for immich and MT Photos to N dimensions."
+)
 
 
 def serve(
@@ -36,9 +38,9 @@ def serve(
 ) -> None:
     """Serve a model over HTTP: embeddings, classification, image search.
 
-    Supports the embeddings API of OpenAI and immich's machine-learning API. / is a search page, /docs describes all
-    requests. An export bundle needs no torch. Prints its address, runs until Ctrl-C or SIGTERM, and then finishes
-    accepted requests.
+    Supports the embeddings API of OpenAI and the machine-learning APIs of immich and MT Photos. / is a search page,
+    /docs describes all requests. An export bundle needs no torch. Prints its address, runs until Ctrl-C or SIGTERM, and
+    then finishes accepted requests.
     """
     if token and not (token.isascii() and token.isprintable() and " " not in token):
         raise DcclipError(

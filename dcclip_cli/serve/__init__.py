@@ -1,1 +1,1 @@
-"""Serving a model over HTTP: batches across clients, limits, and the protocols of OpenAI and immich."""
+"""Serving a model over HTTP: batches across clients, limits, and the protocols of OpenAI, immich and MT Photos."""

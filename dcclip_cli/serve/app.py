@@ -1,4 +1,4 @@
-"""The requests that `dcclip serve` answers: OpenAI's embeddings, classification, immich's protocol, image search."""
+"""The requests that `dcclip serve` answers: OpenAI's embeddings, immich, MT Photos, labels, image search."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import quote, unquote_to_bytes
 
 import numpy as np
-from fastapi import FastAPI, File, Form, Query, Request, UploadFile
+from fastapi import Body, FastAPI, File, Form, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -27,7 +27,7 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
 
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError, Message, translated
 from dcclip_cli.files import refuse_special
 from dcclip_cli.html import jpeg_thumbnail
 from dcclip_cli.inference.encoder import Encoder
@@ -161,9 +161,13 @@ class Server:
             self._labels[key] = labels
         return labels
 
+    def padded(self, vector: np.ndarray) -> list[float]:
+        """An embedding as long as photo apps expect it. Zeros at its end change no cosine."""
+        return np.pad(vector, (0, max(0, self.immich_dims - len(vector)))).tolist()
+
     def for_immich(self, vector: np.ndarray) -> str:
-        """An embedding as immich takes it: a list in JSON as a text. Zeros at its end change no cosine."""
-        return to_json(np.pad(vector, (0, max(0, self.immich_dims - len(vector)))).tolist()).decode()
+        """An embedding as immich takes it: a list in JSON as a text."""
+        return to_json(self.padded(vector)).decode()
 
     def note_immich(self, name: str) -> None:
         """Say once which model immich asks for; it gets this one."""
@@ -223,6 +227,7 @@ def application(
 
     _add_model(app, server)
     _add_immich(app, server)
+    _add_mt_photos(app, server)
     _add_search(app, server)
     _add_page(app, server)
     return app
@@ -307,6 +312,43 @@ def _add_immich(app: FastAPI, server: Server) -> None:
         if text is None:
             raise RefusedError("the request has neither an image nor text", "send an image or text", status=400)
         return _json({"clip": server.for_immich((await server.encoder.embed_texts([text]))[0])})
+
+
+def _add_mt_photos(app: FastAPI, server: Server) -> None:
+    # Paths, fields and texts of numbers: MT-Photos/mt-photos-ai, onnx/server.py; faces: mt-photos-deepface, server.py.
+    def failed(problem: str) -> dict[str, Any]:
+        return {"result": [], "msg": translated(problem)}
+
+    def as_texts(vector: np.ndarray) -> dict[str, Any]:
+        return {"result": [f"{number:.16f}" for number in server.padded(vector)]}
+
+    @app.post("/clip/img")
+    async def clip_image(file: Annotated[bytes, File()]) -> dict[str, Any]:
+        """MT Photos: the embedding of an image; `msg` if it cannot be read."""
+        try:
+            return as_texts((await server.encoder.embed_images([file]))[0])
+        except RefusedError:  # busy: with a status, so that the app does not count the image as broken
+            raise
+        except DcclipError as error:
+            return failed(error.what)
+
+    @app.post("/clip/txt")
+    async def clip_text(text: Annotated[str, Body(embed=True)]) -> dict[str, Any]:
+        """MT Photos: the embedding of a text."""
+        return as_texts((await server.encoder.embed_texts([text]))[0])
+
+    @app.post("/check")
+    @app.post("/restart")
+    @app.post("/restart_v2")
+    async def check() -> dict[str, str]:
+        """MT Photos: whether the server is up and the `api-key` is the token. Nothing restarts: no memory leaks."""
+        return {"result": "pass", "title": "dcclip"}
+
+    @app.post("/ocr")
+    @app.post("/represent")
+    async def refuse(request: Request) -> dict[str, Any]:
+        """MT Photos: text in images, and faces, which this server does not recognize."""
+        return failed(Message("this server provides clip only, not {}", request.url.path.strip("/")))
 
 
 def _json(content: dict[str, Any]) -> Response:

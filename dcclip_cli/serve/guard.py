@@ -48,7 +48,8 @@ def error_response(scope: Scope, error: DcclipError, status: int = 422, headers:
     texts = {"message": translated(error.what, language), "hint": translated(error.hint, language)}
     content = {name: text.encode(errors="replace").decode() for name, text in texts.items()}  # half a surrogate pair
     headers = {429: {"Retry-After": "1"}, 408: {"Connection": "close"}}.get(status, headers)
-    return JSONResponse({"error": content | {"type": kind, "code": status}}, status, headers)
+    for_mt_photos = {"detail": "Invalid API key"} if status == 401 else {}
+    return JSONResponse({"error": content | {"type": kind, "code": status}, **for_mt_photos}, status, headers)
 
 
 class Metrics:
@@ -128,6 +129,7 @@ class Guard:
             scope["query_string"] = b""  # which uvicorn logs
         if self._token is not None and scope["path"] not in _OPEN:
             bearer = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+            bearer = bearer or request.headers.get("api-key", "")  # of MT Photos
             token = page_token or bearer or request.cookies.get(_COOKIE, "")
             if not hmac.compare_digest(token.encode(), self._token.encode()):
                 raise RefusedError(

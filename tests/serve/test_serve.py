@@ -97,6 +97,26 @@ def test_immich_gets_a_list_as_a_text_padded_with_zeros_for_whatever_model_it_na
     assert client.post("/predict", data={"entries": '{"\\ud800": {}}'}, files=files).status_code == 422
 
 
+def test_mt_photos_gets_numbers_as_texts_and_its_key_is_the_token(model: Model, pictures: list[Path]) -> None:
+    upload = {"file": ("照片.jpg", pictures[0].read_bytes(), "image/jpeg")}
+    with TestClient(application(model._encoder, token="secret"), headers={"api-key": "secret"}) as client:
+        assert [client.post(f"/{path}").json()["result"] for path in ("check", "restart", "restart_v2")] == ["pass"] * 3
+        for path in ("/check", "/restart", "/clip/txt"):
+            wrong = client.post(path, json={"text": "红"}, headers={"api-key": "mt_photos_ai_extra"})
+            assert wrong.status_code == 401 and wrong.json()["detail"] == "Invalid API key"
+            assert client.post(path, headers={"api-key": ""}).status_code == 401
+        answers = [client.post("/clip/img", files=upload).json()["result"]]
+        answers += [client.post("/clip/txt", json={"text": text}).json()["result"] for text in ("飞机", "a plane")]
+        assert all(re.fullmatch(r"-?\d\.\d{16}", number) for numbers in answers for number in numbers)
+        expected = np.concatenate([model.embed_images([pictures[0]]), model.embed_texts(["飞机", "a plane"])])
+        np.testing.assert_allclose(np.array(answers, float), np.pad(expected, ((0, 0), (0, 512 - 16))), atol=1e-5)
+        broken = client.post("/clip/img", files={"file": ("a.jpg", b"no image")})
+        refused = [client.post(path, files=upload) for path in ("/ocr", "/represent")]
+        assert all(answer.status_code == 200 and answer.json()["result"] == [] for answer in (broken, *refused))
+        assert [answer.json()["msg"].partition(",")[2] for answer in refused] == [" not ocr", " not represent"]
+        assert "not a readable image" in broken.json()["msg"] and client.get("/health").status_code == 200
+
+
 def test_labels_and_search_are_those_of_predict_and_search(
     client: TestClient, model: Model, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
