@@ -20,8 +20,7 @@ import opencc
 from dcclip_cli.data import prompts
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.inference.encoder import Encoder, load_encoder
-from dcclip_cli.inference.zero_shot import class_embeddings, fill, text_embeddings
-from dcclip_cli.model.known import unknown_of
+from dcclip_cli.inference.zero_shot import class_embeddings, fill, text_embeddings, unknown_of
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
 
@@ -70,7 +69,7 @@ def queries(model: Encoder, images: np.ndarray, labels: np.ndarray, folders: lis
         [text] = model.encode_texts([query])
         scores = images @ text
         first = [folders[label] for label in labels[np.argsort(-scores)[:FIRST]]]
-        unknown = bool(unknown_of(model.known, [query], text[None]))
+        unknown = bool(unknown_of(model, [query], text[None]))
         note = "unknown" if unknown else "nothing fits" if model.known and scores.max() < model.known.fits else ""
         fit = sum(folder in fits.split() for folder in first)
         (useful if fits else marked).append(fit >= USEFUL if fits else bool(note))

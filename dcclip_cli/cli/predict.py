@@ -138,7 +138,7 @@ def read_labels(labels: str, file: Path | None) -> list[str]:
 
 def _say_unknown(talk: Progress, command: str, texts: Sequence[str]) -> None:
     if texts:
-        talk.say(Message("warning: {}: unknown words: {}", command, ", ".join(texts)))
+        talk.say(Message("warning: {}: ignored, not in the vocabulary: {}", command, ", ".join(texts)))
 
 
 def _show(
@@ -256,7 +256,7 @@ def _write_page(page: Path, text: str, result: SearchResult) -> None:
     from dcclip_cli.model.preprocess import decode
 
     shown = [(hit, jpeg_thumbnail(decode(hit.image), 2 * _THUMBNAIL_PX)) for hit in result.hits]
-    notes = [Message("unknown words: {}", ", ".join(result.unknown))] if result.unknown else []
+    notes = [Message("ignored, not in the vocabulary: {}", ", ".join(result.unknown))] if result.unknown else []
     notes += [] if result.fits else [Message("no good match for {}", text)]
     values = {"text": text, "notes": notes, "lang": language_by_script(text), "hits": shown, "size": _THUMBNAIL_PX}
     write_page(page, "dcclip_cli.cli", "search.html.j2", **values)

@@ -28,9 +28,8 @@ from dcclip_cli.inference.index import (
     search_all,
 )
 from dcclip_cli.inference.model import Prediction
-from dcclip_cli.inference.zero_shot import Labels
+from dcclip_cli.inference.zero_shot import Labels, unknown_of
 from dcclip_cli.machine import keep_freed_memory
-from dcclip_cli.model.known import unknown_of
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.progress import Progress, ProgressChoice, progress_for
 from dcclip_cli.text import printable
@@ -42,8 +41,8 @@ PathLike = str | os.PathLike[str]
 class SearchResult:
     """The images that fit a search best, the best first, and by path the errors of those that cannot be read.
 
-    `unknown` are the texts that the model never learnt; `fits` is False if even the best image most likely shows
-    something else. Models that cannot tell say neither.
+    `unknown` are the texts that the model never learnt, and the words that it ignores in others. `fits` is False if
+    even the best image most likely shows something else. Models that cannot tell say neither.
     """
 
     hits: list[Hit]
@@ -54,7 +53,7 @@ class SearchResult:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """A file of embeddings, its rows' names, errors of images without a row by path, and texts never learnt."""
+    """A file of embeddings, its rows' names, errors of images without a row by path, and what `unknown` names."""
 
     file: Path
     names: list[str]
@@ -121,8 +120,7 @@ def search(
     embedder = predictions.Model(encoder)
     added = [embedder.embed_texts(texts)] if texts else []
     subtracted = embedder.embed_texts(without) if without else None
-    unknown = unknown_of(encoder.known, texts, added[0]) if texts else []
-    unknown += [] if subtracted is None else unknown_of(encoder.known, without, subtracted)
+    unknown = unknown_of(encoder, [*texts, *without])
     added += [embedder.embed_images(images)] if images else []
     query = direction(np.concatenate(added), subtracted)
     indexes = [open_index(encoder, folder, fresh, talk, dtype) for folder in distinct(folders)]
@@ -159,7 +157,7 @@ def embed(
     if texts:
         with embedded_texts(encoder, texts, out, talk) as vectors:
             _write(out, texts, compressed(vectors, dtype))
-            unknown = unknown_of(encoder.known, texts, vectors)
+            unknown = unknown_of(encoder, texts, vectors)
         return Embeddings(out, list(texts), {}, unknown)
     with embedded_images(encoder, paths, out, talk) as embedded:
         errors = {str(paths[place]): error for place, error in embedded.errors.items()}

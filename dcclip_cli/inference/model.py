@@ -14,8 +14,7 @@ from PIL import Image
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.inference.encoder import Encoder, load_encoder
 from dcclip_cli.inference.images import embed, read
-from dcclip_cli.inference.zero_shot import Labels, text_embeddings
-from dcclip_cli.model.known import unknown_of
+from dcclip_cli.inference.zero_shot import Labels, text_embeddings, unknown_of
 from dcclip_cli.model.reference import resolve
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image  # a path, the bytes of a file, or a Pillow image
@@ -125,11 +124,11 @@ class Model:
         return text_embeddings(self._encoder, [texts] if isinstance(texts, str) else texts)
 
     def unknown(self, texts: Sequence[str]) -> list[str]:
-        """Those of the texts that the model never learnt; none for a model without `known` in its dcclip.json."""
-        texts = [texts] if isinstance(texts, str) else texts
-        if not texts or self._encoder.known is None:
-            return []
-        return unknown_of(self._encoder.known, texts, self.embed_texts(texts))
+        """The texts that the model never learnt, and the words that it ignores in others: red in "a red car".
+
+        Empty for a model without `known` in its dcclip.json.
+        """
+        return unknown_of(self._encoder, [texts] if isinstance(texts, str) else texts)
 
 
 def load(reference: str | os.PathLike[str] | None = None, *, device: str = "auto", threads: int | None = None) -> Model:

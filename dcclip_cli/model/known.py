@@ -1,11 +1,17 @@
-"""Texts that a model never learnt, and searches that nothing fits."""
+"""Words that a model never learnt, and searches that nothing fits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from dcclip_cli.text import HAN
+
+_UNITS = re.compile(rf"[{HAN}]|[^\W{HAN}]+")  # a Chinese character, or a word of other letters
+_MAX_UNITS = 16  # of a word: 彭布罗克威尔士柯基犬 has ten
 
 
 @dataclass(frozen=True)
@@ -25,9 +31,19 @@ class Known:
         return self if dims is None or self.dimension < dims else None
 
 
-def unknown_of(known: Known | None, texts: Sequence[str], embeddings: np.ndarray) -> list[str]:
-    """The texts, each with an embedding (D,), that the model never learnt; none for a model that cannot say."""
-    if known is None:
-        return []
-    along = embeddings[:, known.dimension].tolist()
-    return [text for text, value in zip(texts, along, strict=True) if value > known.most]
+def words_of(text: str, tokenize: Callable[[Sequence[str]], np.ndarray]) -> list[str]:
+    """The words of a text in order: the longest parts that are one token, else Chinese characters and English words."""
+    units = [match.span() for match in _UNITS.finditer(text)]
+    parts = [
+        (first, last) for first in range(len(units)) for last in range(first + 1, min(first + _MAX_UNITS, len(units)))
+    ]
+    ids = tokenize(["", *(text[units[first][0] : units[last][1]] for first, last in parts)])
+    token_counts = (ids != ids[0, -1]).sum(axis=1)  # the empty text ends in padding
+    is_token = token_counts[1:] == token_counts[0] + 1
+    ends = {first: last for (first, last), single in zip(parts, is_token, strict=True) if single}  # the longest last
+    words, first = [], 0
+    while first < len(units):
+        last = ends.get(first, first)
+        words.append(text[units[first][0] : units[last][1]])
+        first = last + 1
+    return words

@@ -34,8 +34,7 @@ from dcclip_cli.inference.encoder import Encoder
 from dcclip_cli.inference.images import batched, mime_type
 from dcclip_cli.inference.index import ImageIndex, direction, search_all
 from dcclip_cli.inference.model import best
-from dcclip_cli.inference.zero_shot import Labels, label_prompts
-from dcclip_cli.model.known import unknown_of
+from dcclip_cli.inference.zero_shot import Labels, label_prompts, unknown_of
 from dcclip_cli.serve.batches import IMAGE_URL, MAX_IMAGES, MAX_TEXTS, BatchedEncoder, RefusedError, bad_url, decode_url
 from dcclip_cli.serve.guard import MAX_BODY, Guard, Metrics, error_response
 from dcclip_cli.text import split
@@ -152,9 +151,13 @@ class Server:
             rows: dict[str, np.ndarray] = {}
             for batch in batched(prompts, MAX_TEXTS):
                 rows |= zip(batch, await self.encoder.embed_texts(batch), strict=True)
-            fields = ("prompts", "logit_scale", "logit_bias", "known")
+            fields = ("prompts", "logit_scale", "logit_bias", "known", "tokenize")
             embedded: Any = SimpleNamespace(**{name: getattr(self.encoder.encoder, name) for name in fields})
-            embedded.encode_texts = lambda texts: np.stack([rows[text] for text in texts])
+            embedded.encode_texts = lambda texts: (
+                np.stack([rows[text] for text in texts])
+                if rows.keys() >= set(texts)
+                else self.encoder.encoder.encode_texts(texts)  # words of labels
+            )
             labels = await self.encoder.in_pool(Labels, embedded, names, None, multi_label)
             while self._labels and sum(len(stored.names) for stored in self._labels.values()) > _STORED_LABELS:
                 del self._labels[next(iter(self._labels))]
@@ -273,7 +276,7 @@ def _add_model(app: FastAPI, server: Server) -> None:
         multi_label: Annotated[bool, Form(description="Judge each label by itself.")] = False,
         top_k: Annotated[int, Form(ge=1)] = 5,
     ) -> dict[str, Any]:
-        """The most probable labels of an image, the best first, and those that the model never learnt."""
+        """The most probable labels of an image, the best first, and what in them the model never learnt."""
         ready = await server.labels(split(labels), multi_label)
         rows = ready.probabilities(await server.encoder.embed_images([await image.read()]))
         probable = best(ready.names, rows[0], top_k)
@@ -364,7 +367,7 @@ def _add_search(app: FastAPI, server: Server) -> None:
         image: Annotated[list[UploadFile], File(description="Images that are added up.")] = [],  # noqa: B006
         top_k: Annotated[int, Form(ge=1, le=1000)] = 24,
     ) -> dict[str, Any]:
-        """The images nearest to what is asked for, scores are cosines; and the texts that the model never learnt."""
+        """The images nearest to what is asked for, scores are cosines; and what the model never learnt."""
         if not server.indexes:
             raise RefusedError(
                 "the server has no image folder", "start the server with: dcclip serve --folder DIR", status=404
@@ -375,9 +378,8 @@ def _add_search(app: FastAPI, server: Server) -> None:
             raise DcclipError("the request has neither text nor an image", "send an image or text")
         added = [await server.encoder.embed_texts(texts)] if texts else []
         vocabulary = server.encoder.encoder.known
-        unknown = unknown_of(vocabulary, texts, added[0]) if texts else []
+        unknown = await server.encoder.in_pool(unknown_of, server.encoder.encoder, [*texts, *minus])
         subtracted = await server.encoder.embed_texts(minus) if minus else None
-        unknown += [] if subtracted is None else unknown_of(vocabulary, minus, subtracted)
         added += [await server.encoder.embed_images(files)] if files else []
         query = direction(np.concatenate(added), subtracted)
         results: list[dict[str, Any]] = []

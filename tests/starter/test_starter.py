@@ -8,15 +8,18 @@ from runpy import run_path
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 import dcclip_cli
 from dcclip_cli.cli.app import app
 from dcclip_cli.inference.encoder import Encoder, TorchEncoder, load_encoder
+from dcclip_cli.inference.index import open_index
 from dcclip_cli.inference.zero_shot import softmax
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
+from dcclip_cli.serve.app import application
 from dcclip_cli.text import split
 
 ROOT = Path(__file__).parent.parent.parent
@@ -102,7 +105,33 @@ def test_predict_and_search_say_what_it_never_learnt_and_that_nothing_fits() -> 
     done = CliRunner().invoke(app, ["predict", str(PHOTOS / "cat.jpg"), "--labels", "猫,justice", "--json"])
     labels = json.loads(done.stdout)[0]["labels"]
     assert [label.get("unknown", False) for label in labels] == [False, True]
-    assert "warning: predict: unknown words: justice" in done.stderr
+    assert "warning: predict: ignored, not in the vocabulary: justice" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "ignored"),
+    [
+        ("a red car", ["red"]),
+        ("两个人在拥抱", ["拥抱"]),
+        ("爷爷和旗袍和狗", ["旗袍"]),
+        ("justice and a dog", ["justice"]),
+        ("dog and красная", ["красная"]),
+        ("a dog on the sofa", []),
+        ("沙发上的两只狗", []),
+        ("a red dog 西瓜", ["red", "西瓜"]),
+    ],
+)
+def test_it_names_the_words_that_it_ignores_next_to_known_words(text: str, ignored: list[str]) -> None:
+    model = dcclip_cli.load("starter", device="cpu")
+    assert model.unknown([text, "狗", text]) == ignored
+    assert dcclip_cli.search("cat", PHOTOS, without=[text]).unknown == ignored
+    done = CliRunner().invoke(app, ["predict", str(PHOTOS / "cat.jpg"), "--labels", text])
+    assert (f"not in the vocabulary: {', '.join(ignored)}" in done.stderr) == bool(ignored)
+    client = TestClient(application(model._encoder, [open_index(model._encoder, PHOTOS)]))
+    with client:
+        assert client.post("/search", data={"text": "cat", "not": text}).json()["unknown"] == ignored
+        sent = client.post("/classify", data={"labels": text}, files={"image": (PHOTOS / "cat.jpg").read_bytes()})
+    assert sorted(sent.json()["unknown"]) == sorted(ignored)
 
 
 def test_it_is_unsure_about_unrelated_labels(starter: Encoder) -> None:
