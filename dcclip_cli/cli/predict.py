@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -44,6 +45,13 @@ _AS_CSV = Option(
     help="Print CSV: image, label, probability. Cells that look like a formula are prefixed with an apostrophe.",
 )
 
+_XMP = Option(
+    "--xmp",
+    help="Also write the labels as tags into XMP sidecar files, for photo apps: those with a probability of at least "
+    "--threshold, by default 0.5.",
+)
+_UNDO = Option("--undo", help="With --xmp, without labels: remove the tags that --xmp wrote.")
+
 _BENCH_IMAGES = Option(
     "--images", metavar="PATH", help="File, folder or glob of images for the throughput measurement. Repeatable."
 )
@@ -66,6 +74,8 @@ def predict(
     as_json: Annotated[bool, Option("--json", help="Print a JSON list.")] = False,
     as_jsonl: Annotated[bool, _JSON_LINES] = False,
     as_csv: Annotated[bool, _AS_CSV] = False,
+    xmp: Annotated[bool, _XMP] = False,
+    undo: Annotated[bool, _UNDO] = False,
     device: flags.Where = "auto",
     threads: flags.Threads = None,
     quiet: flags.Quiet = False,
@@ -74,8 +84,13 @@ def predict(
     """Classify images zero-shot: probabilities of the given labels.
 
     The probabilities of an image sum to 1, except with --multi-label. An export bundle needs no torch.
-    Exit code 1 if an image cannot be read; the others are still shown.
+    --xmp never changes an image: the tags are in IMAGE.jpg.xmp, or in IMAGE.xmp if that exists, next to other tags.
+    Exit code 1 if an image cannot be read or a sidecar file cannot be written; the others are still shown.
     """
+    if undo:
+        if not xmp or labels or labels_file:
+            raise BadParameter(Message("--undo needs --xmp and no labels"))
+        return _remove_tags(images, console.talk(quiet, verbose))
     if as_json + as_jsonl + as_csv > 1:
         raise BadParameter(Message("--json, --jsonl and --csv cannot be combined"))
     if template and no_template:
@@ -87,6 +102,11 @@ def predict(
         raise DcclipError("no labels given", "give labels, for example: --labels 猫,dog")
     if thresholds and (not multi_label or template or no_template or threshold):
         raise BadParameter(Message("--thresholds needs --multi-label, no templates and no --threshold"))
+    if xmp:
+        from dcclip_cli.inference.xmp import NOT_IN_TAGS
+
+        if unwritable := next(filter(NOT_IN_TAGS.search, names), None):
+            raise DcclipError("a tag cannot contain / or |, but the label is {!r}", "rename this label", unwritable)
     talk = console.talk(quiet, verbose)
     if len(names) < len(repeated):
         talk.say(Message("predict: {:,} labels; {:,} duplicates are ignored", len(names), len(repeated) - len(names)))
@@ -107,9 +127,45 @@ def predict(
     if thresholds or (multi_label and not threshold and not template and not no_template):
         least = _thresholds(thresholds, model, encoder, names, talk)
     _say_unknown(talk, "predict", ready.unknown)
+    if xmp:
+        least = [value or 0.5 for value in least] if isinstance(least, list) else least or 0.5
     predictions = run(encoder, ready, paths, top_k, least)
+    if xmp:
+        predictions = _tagged(predictions, names, ready.unknown, talk)
     counted = console.counted(talk, "predict", predictions, len(paths), at_once=not as_json)
     if _show(counted, "json" if as_json else "jsonl" if as_jsonl else "csv" if as_csv else "text", ready.unknown):
+        raise Exit(1)
+
+
+def _tagged(
+    predictions: Iterable[Prediction], replaced: Sequence[str] | None, unknown: Sequence[str], talk: Progress
+) -> Iterator[Prediction]:
+    """The predictions, once their labels are tags in sidecar files, or with the error of writing these."""
+    from dcclip_cli.cli.system_errors import explained
+    from dcclip_cli.inference.xmp import write_tags
+
+    changed = 0
+    for prediction in predictions:
+        try:
+            if prediction.error is None:
+                tags = [label for label, _ in prediction.labels if label not in unknown]
+                changed += write_tags(prediction.image, tags, replaced)
+        except (DcclipError, OSError) as error:
+            problem = error if isinstance(error, DcclipError) else explained(error)
+            if problem is None:
+                raise
+            prediction = replace(prediction, error=problem)
+        yield prediction
+    talk.say(Message("predict: {:,} sidecar files changed", changed))
+
+
+def _remove_tags(images: Sequence[str], talk: Progress) -> None:
+    from dcclip_cli.inference.images import find_images
+    from dcclip_cli.inference.model import Prediction
+
+    photos = (Prediction(path) for path in find_images(images, sys.stdin))
+    errors = {str(photo.image): photo.error for photo in _tagged(photos, None, (), talk) if photo.error}
+    if _show_errors(errors):
         raise Exit(1)
 
 

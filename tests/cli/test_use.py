@@ -42,6 +42,32 @@ def test_templates_change_the_answer_and_can_be_left_out(pictures: list[Path]) -
     dcclip(*ask, "--template", "{}", "--no-template", expect=2)
 
 
+def test_labels_become_tags_in_sidecars_of_all_folders_and_undo_removes_them(pictures: list[Path]) -> None:
+    folders = [pictures[0].parent, pictures[0].parent / "照片 2"]
+    folders[1].mkdir()
+    (folders[1] / "猫.jpg").write_bytes(pictures[0].read_bytes())
+    before = sorted(folders[0].rglob("*"))
+    ask = ("predict", *pictures, folders[1], "--labels", "红,green,moon", "--xmp", "-q")
+    dcclip("predict", *pictures, "--xmp", "--undo", "--labels", "红", expect=2)
+    assert "cannot contain / or |" in dcclip("predict", *pictures, "--labels", "红,a/b", "--xmp", expect=1).stderr
+    for options in (["--threshold", 0.34], ["--multi-label", "--top-k", 1], [], ["--threshold", 1]):
+        rows = json.loads(dcclip(*ask, *options, "--json").stdout)
+        for row in rows:
+            sidecar, labels = Path(f"{row['image']}.xmp"), [label["label"] for label in row["labels"]]
+            written = sidecar.read_text("utf-8") if sidecar.exists() else ""
+            assert all(written.count(f"<rdf:li>{label}</rdf:li>") == 5 * (label in labels) for label in ("红", "green"))
+            assert options or all(label["probability"] >= 0.5 for label in row["labels"])
+    assert sorted(folders[0].rglob("*")) == before  # no label reaches 1, and there is no file without
+    broken = Path(f"{pictures[1]}.xmp")
+    broken.write_text("no XML", "utf-8")
+    rows = json.loads(dcclip(*ask, "--threshold", 0.1, "--json", expect=1).stdout)
+    assert ["error" in row for row in rows] == [path == pictures[1] for path in (*pictures, folders[1])]
+    refused = dcclip("predict", *folders, "--xmp", "--undo", expect=1).stderr
+    assert f"error: {broken} has content that dcclip cannot edit: " in refused and "5 sidecar files changed" in refused
+    broken.unlink()
+    assert sorted(folders[0].rglob("*")) == before
+
+
 def test_search_shows_the_nearest_in_a_table_json_and_a_page(pictures: list[Path], tmp_path: Path) -> None:
     folder, page = pictures[0].parent, tmp_path / "page.html"
     table = dcclip("search", "红色的圆", folder, "--top-k", 3, "--html", page)

@@ -1,0 +1,149 @@
+"""Labels as tags in XMP sidecar files, which photo apps read: merged with other tags, and removed again exactly."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from xml.etree import ElementTree
+from xml.sax.saxutils import escape
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import atomic_file, check_target, refuse_special
+
+NOT_IN_TAGS = re.compile("[/|\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")  # levels of a tag, and what XML excludes
+_RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+# darktable and Lightroom read the first two; immich and digiKam the last that exists.
+_TAGS = {
+    "dc:subject": "http://purl.org/dc/elements/1.1/",
+    "lr:hierarchicalSubject": "http://ns.adobe.com/lightroom/1.0/",
+    "digiKam:TagsList": "http://www.digikam.org/ns/1.0/",
+}
+# What dcclip added to each of these lists, and its labels.
+_NOTES = dict.fromkeys(["dcclip:dcTags", "dcclip:lrTags", "dcclip:digiKamTags", "dcclip:labels"], "urn:dcclip:sidecar/")
+_NAMESPACES = {name.partition(":")[0]: uri for name, uri in (_TAGS | _NOTES).items()} | {"rdf": _RDF}
+_DESCRIPTION = "<rdf:Description{} rdf:about=''>{{}}\n</rdf:Description>".format(
+    "".join(f" xmlns:{prefix}='{uri}'" for prefix, uri in _NAMESPACES.items())
+)
+_EMPTY = f"""<?xml version="1.0" encoding="UTF-8"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/">
+ <rdf:RDF xmlns:rdf="{_RDF}">
+ </rdf:RDF>
+</x:xmpmeta>
+"""
+_PACKET = b"<x:xmpmeta", b"</x:xmpmeta>"
+
+
+def write_tags(photo: Path, labels: Sequence[str], replaced: Collection[str] | None = None) -> bool:
+    """Let the photo's sidecar have `labels` as tags, next to what it has; returns whether it changed.
+
+    Labels of earlier calls are removed if they are `replaced`, by default all: `write_tags(photo, [])` undoes all
+    calls. The sidecar is photo.jpg.xmp, or photo.xmp if that exists and no other file has its stem. Raises DcclipError
+    for a sidecar in a form that could not be restored, and OSError.
+    """
+    sidecar, by_stem = photo.with_name(f"{photo.name}.xmp"), photo.with_suffix(".xmp")
+    if by_stem.exists() and not os.path.lexists(sidecar) and _files_by_stem(photo.parent)[photo.stem] == 1:
+        sidecar = by_stem
+    sidecar = Path(os.path.realpath(sidecar))  # a link stays a link
+    refuse_special(sidecar)
+    exists = os.path.lexists(sidecar)
+    try:
+        before = sidecar.read_bytes().decode() if exists else _EMPTY
+    except UnicodeDecodeError as error:
+        raise _invalid(sidecar, error) from None
+    listed = _items(before, sidecar)
+    content = restored = _without_tags(before, listed)
+    earlier = [label for label in listed["dcclip:labels"] if label not in (replaced or listed["dcclip:labels"])]
+    if tags := list(dict.fromkeys([*earlier, *labels])):
+        content = _with_tags(restored, tags, sidecar, photo)
+        written = _items(content, sidecar)
+        has_tags = all(set(tags) <= set(written[name]) for name in _TAGS if written[name])
+        is_double = any(content.count(f"<{name}") > 1 for name in _TAGS)
+        if _without_tags(content, written) != restored or is_double or not has_tags:
+            raise _invalid(sidecar, "dc:subject, lr:hierarchicalSubject, digiKam:TagsList")
+    if content == before:
+        return False
+    check_target(sidecar, folder=False)
+    if content == _EMPTY:
+        sidecar.unlink()
+        return True
+    with atomic_file(sidecar) as partial:
+        partial.write_bytes(content.encode())
+        if exists:
+            shutil.copymode(sidecar, partial)
+    return True
+
+
+@cache
+def _files_by_stem(folder: Path) -> Counter[str]:
+    return Counter(Path(name).stem for name in os.listdir(folder) if not name.lower().endswith(".xmp"))
+
+
+def _invalid(file: Path, reason: object) -> DcclipError:
+    return DcclipError("{} has content that dcclip cannot edit: {}", "repair or rename this file", file, reason)
+
+
+def _items(content: str, file: Path) -> dict[str, list[str]]:
+    """The items of each list in an XMP packet."""
+    if "<!DOCTYPE" in content:  # of entities, which may be without end
+        raise _invalid(file, "DOCTYPE")
+    try:
+        root = ElementTree.fromstring(content.encode())
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: its encoding
+        raise _invalid(file, error) from None
+    paths = {name: f"{{{uri}}}{name.partition(':')[2]}/*/{{{_RDF}}}li" for name, uri in (_TAGS | _NOTES).items()}
+    return {name: [item.text or "" for item in root.iterfind(f".//{path}")] for name, path in paths.items()}
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    """A list in the form that all programs write: its begin, items and end."""
+    return re.compile(rf"(<{name}>\s*<rdf:(Bag|Seq)>)(.*?)(</rdf:\2>\s*</{name}>)", re.DOTALL)
+
+
+def _with_tags(content: str, tags: Sequence[str], sidecar: Path, photo: Path) -> str:
+    """The packet with the tags at the end of its lists, and with new lists and notes in a description of their own.
+
+    A new list also contains the tags that it would hide: those of the photo itself, and of the list read before it.
+    """
+    listed, embedded = _items(content, sidecar), {name: list[str]() for name in _TAGS}
+    image = photo.read_bytes()
+    start = image.find(_PACKET[0])
+    with suppress(DcclipError, UnicodeDecodeError):  # of an image without, or with a damaged packet
+        embedded = _items((image[start : image.find(_PACKET[1], start)] + _PACKET[1]).decode(), photo)
+    lists: dict[str, list[str]] = {}
+    keywords: list[str] = []
+    for name, note in zip(_TAGS, _NOTES, strict=False):
+        keywords = listed[name] or embedded[name] or keywords
+        if name == "digiKam:TagsList" and not (listed[name] or embedded[name]):
+            continue
+        lists[note] = [tag for tag in dict.fromkeys([*keywords, *tags]) if tag not in listed[name]]
+        if not listed[name]:
+            lists[name] = lists[note]
+        elif match := _pattern(name).search(content):
+            content = content[: match.start(4)] + _xml_items(lists[note]) + content[match.start(4) :]
+    lists["dcclip:labels"] = list(tags)
+    bags = (f"\n <{name}><rdf:Bag>{_xml_items(texts)}</rdf:Bag></{name}>" for name, texts in lists.items() if texts)
+    before, end, after = content.rpartition("</rdf:RDF>")
+    return f"{before}{_DESCRIPTION.format(''.join(bags))}{end}{after}"
+
+
+def _xml_items(texts: Sequence[str]) -> str:
+    return "".join(f"<rdf:li>{escape(text)}</rdf:li>" for text in texts)
+
+
+def _without_tags(content: str, listed: Mapping[str, Sequence[str]]) -> str:
+    """The packet without what dcclip wrote: exactly the one before, unless another program has written it since."""
+    for name, note in zip(_TAGS, _NOTES, strict=False):
+        for text in listed[note]:
+            if match := _pattern(name).search(content):
+                before, _, after = match[3].rpartition(_xml_items([text]))
+                content = content[: match.start(3)] + before + after + content[match.end(3) :]
+        if listed[note]:
+            content = re.sub(rf"\s*<{name}>\s*<rdf:(Bag|Seq)>\s*</rdf:\1>\s*</{name}>", "", content)
+    content = re.sub(r"\s*<dcclip:(\w+)>.*?</dcclip:\1>", "", content, flags=re.DOTALL)
+    return content.replace(_DESCRIPTION.format(""), "")

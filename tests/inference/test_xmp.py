@@ -1,0 +1,124 @@
+"""Labels in XMP sidecars: what photo apps read, tags that were there before, and an exact undo."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.inference.xmp import write_tags
+
+RDF = "xmlns:rdf='http://www.w3.org/1999/02/22-rdf-syntax-ns#'"
+DC, LR = "xmlns:dc='http://purl.org/dc/elements/1.1/'", "xmlns:lr='http://ns.adobe.com/lightroom/1.0/'"
+DIGIKAM = "xmlns:digiKam='http://www.digikam.org/ns/1.0/'"
+EXIFTOOL = f"""<?xpacket begin='\ufeff' id='W5M0MpCehiHzreSzNTczkc9d'?>
+<x:xmpmeta xmlns:x='adobe:ns:meta/'>\r\n<rdf:RDF {RDF}>
+ <rdf:Description rdf:about='' {DC}>
+  <dc:subject>
+   <rdf:Bag>
+    <rdf:li>妈妈 &amp; 我</rdf:li>
+    <rdf:li>dog</rdf:li>
+   </rdf:Bag>
+  </dc:subject>
+ </rdf:Description>
+</rdf:RDF></x:xmpmeta>
+<?xpacket end='w'?>"""
+DARKTABLE = f"""\ufeff<?xml version="1.0" encoding="UTF-8"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF {RDF}><rdf:Description rdf:about="" {LR} {DIGIKAM} digiKam:PickLabel="0">
+ <lr:hierarchicalSubject><rdf:Seq><rdf:li>人|妈妈</rdf:li></rdf:Seq></lr:hierarchicalSubject>
+ <digiKam:TagsList><rdf:Seq><rdf:li>人/妈妈</rdf:li></rdf:Seq></digiKam:TagsList></rdf:Description></rdf:RDF></x:xmpmeta>
+"""
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    Image.new("RGB", (8, 8)).save(tmp_path / "猫 1.jpg")
+    return tmp_path / "猫 1.jpg"
+
+
+def sidecar_of(photo: Path) -> Path:
+    return photo.with_name(f"{photo.name}.xmp")
+
+
+@pytest.mark.parametrize("before", [None, EXIFTOOL, DARKTABLE], ids=["none", "exiftool", "darktable"])
+def test_tags_are_added_once_replaced_by_a_further_call_and_undone_byte_for_byte(
+    photo: Path, before: str | None
+) -> None:
+    sidecar, image = sidecar_of(photo), photo.read_bytes()
+    if before:
+        sidecar.write_bytes(before.encode())
+    assert write_tags(photo, ["猫", "dog", "a<b"]) and not write_tags(photo, ["猫", "dog", "a<b"])
+    assert write_tags(photo, ["海"], ["猫", "海", "dog"])  # a<b is of another set of labels
+    assert write_tags(photo, [], ["海", "山"]) and write_tags(photo, ["狗"], ["狗"])
+    content = sidecar.read_text("utf-8")
+    lists = 7 if before == DARKTABLE else 5  # two or three for apps, with notes
+    assert [content.count(f"<rdf:li>{tag}</rdf:li>") for tag in ("狗", "a&lt;b", "猫", "海")] == [lists, lists, 0, 0]
+    assert write_tags(photo, []) and not write_tags(photo, []) and photo.read_bytes() == image
+    assert sidecar.read_bytes() == before.encode() if before else not sidecar.exists()
+
+
+@pytest.mark.skipif(shutil.which("exiftool") is None, reason="exiftool is not installed")
+def test_exiftool_reads_the_tags_also_where_they_would_hide_those_in_the_photo(photo: Path) -> None:
+    def exiftool(*arguments: object) -> bytes:
+        return subprocess.run(["exiftool", *map(str, arguments)], capture_output=True, check=True).stdout
+
+    photos = [photo, *(photo.with_name(f"{name}.jpg") for name in "abc")]
+    for path, before in zip(photos[1:], (None, EXIFTOOL, DARKTABLE), strict=True):
+        shutil.copy(photo, path)
+        if before:
+            sidecar_of(path).write_bytes(before.encode())
+    exiftool("-q", "-overwrite_original", "-XMP-dc:Subject=妈妈", "-XMP-dc:Subject=dad", photo)
+    for path in photos:
+        write_tags(path, ["猫", "dog"])
+    names = ("Subject", "HierarchicalSubject", "TagsList")
+    read = ["-j", *(f"-{name}" for name in names)]
+    rows = json.loads(exiftool(*read, *map(sidecar_of, photos)))
+    assert [[row.get(name) for name in names] for row in rows] == [
+        [["妈妈", "dad", "猫", "dog"], ["妈妈", "dad", "猫", "dog"], None],
+        [["猫", "dog"], ["猫", "dog"], None],
+        [["妈妈 & 我", "dog", "猫"], ["妈妈 & 我", "dog", "猫"], None],
+        [["猫", "dog"], ["人|妈妈", "猫", "dog"], ["人/妈妈", "猫", "dog"]],
+    ]
+    exiftool("-q", "-overwrite_original", "-XMP:Rating=5", sidecar_of(photos[2]))  # which writes all of it again
+    write_tags(photos[2], [])
+    [row] = json.loads(exiftool(*read, sidecar_of(photos[2])))
+    assert row["Subject"] == ["妈妈 & 我", "dog"] and "HierarchicalSubject" not in row
+
+
+def test_a_sidecar_is_that_of_the_stem_only_if_no_other_file_has_it_and_a_link_stays_one(photo: Path) -> None:
+    by_stem, target = photo.with_suffix(".xmp"), photo.with_name("elsewhere")
+    target.write_text(EXIFTOOL, "utf-8")
+    target.chmod(0o600)
+    by_stem.symlink_to(target)
+    assert write_tags(photo, ["猫"]) and by_stem.is_symlink() and "<rdf:li>猫<" in target.read_text("utf-8")
+    assert target.stat().st_mode & 0o777 == 0o600 and write_tags(photo, []) and not sidecar_of(photo).exists()
+    raw = photo.parent / "raw"
+    raw.mkdir()
+    for name in ("猫.jpg", "猫.CR2", "猫.xmp"):
+        (raw / name).write_bytes(EXIFTOOL.encode())
+    assert write_tags(raw / "猫.jpg", ["猫"]) and (raw / "猫.xmp").read_bytes() == EXIFTOOL.encode()
+    assert sidecar_of(raw / "猫.jpg").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"no XML", "syntax error"),
+        (b"<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>", "DOCTYPE"),
+        (EXIFTOOL.encode("utf-16"), "utf-8"),
+        (f"<?xml version='1.0' encoding='latin1'?>{EXIFTOOL}".encode(), "dc:subject"),
+        (EXIFTOOL.replace("dc:", "ns1:").replace(":dc", ":ns1").encode(), "dc:subject"),
+        (f"<rdf:RDF {RDF}><rdf:Description {DC}><dc:subject/></rdf:Description></rdf:RDF>".encode(), "dc:subject"),
+        (b"<a/>", "junk after document element"),
+    ],
+)
+def test_a_sidecar_that_could_not_be_restored_is_refused_and_stays(photo: Path, content: bytes, problem: str) -> None:
+    sidecar_of(photo).write_bytes(content)
+    with pytest.raises(DcclipError, match=f"猫 1.jpg.xmp has content that dcclip cannot edit: .*{problem}"):
+        write_tags(photo, ["猫"])
+    assert sidecar_of(photo).read_bytes() == content
+    assert sorted(os.listdir(photo.parent)) == [photo.name, sidecar_of(photo).name]
