@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 THUMBNAIL_PX = 96
+SHARED_PAGE = Path(__file__).with_name("page")
+"""Files that the exported web page and the page of `dcclip serve` have in common."""
 HTML_LANGUAGES: dict[Language, str] = {"en": "en", "zh": "zh-CN"}
 # Colour-blind safe (Okabe and Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8a8a8a")

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import LANGUAGES, Pair
+from tests.browser import launched
 from tests.images import encode
 from tests.teachers import KINDS, make, seeded, tower
 
@@ -113,6 +114,11 @@ def build_once(tmp_path_factory: pytest.TempPathFactory) -> Build:
         return folder
 
     return build
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    yield from launched()
 
 
 @pytest.fixture(scope="session")

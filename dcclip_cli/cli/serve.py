@@ -63,7 +63,8 @@ def serve(
     if not names and token is None:
         console.warning_line(Message("anyone who can reach port {} can use this server; add a --token", bound_port))
     app = application(encoder, indexes, token or None, immich_dims, names, talk.say)
-    name = f"[{host}]" if ":" in host else host
+    name = _address_for_others(listening) or host
+    name = f"[{name}]" if ":" in name else name
     console.show_now(f"http://{name}:{bound_port}/")
     talk.say(Message("serve: stop with Ctrl-C"))
     with suppress(KeyboardInterrupt):  # which uvicorn raises again once all is answered
@@ -75,6 +76,20 @@ def _names(host: str, listening: socket.socket) -> set[str]:
     address = listening.getsockname()[0]
     is_local = ipaddress.ip_address(address).is_loopback
     return {"localhost", "127.0.0.1", "::1", address, host.lower()} if is_local else set()
+
+
+def _address_for_others(listening: socket.socket) -> str | None:
+    """The address at which other machines reach a socket that listens on all addresses; None for other sockets."""
+    address = ipaddress.ip_address(listening.getsockname()[0])
+    if not address.is_unspecified:
+        return None
+    documentation_net, loopback = ("2001:db8::1", "::1") if address.version == 6 else ("192.0.2.1", "127.0.0.1")
+    with socket.socket(listening.family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((documentation_net, 9))  # sends nothing: it chooses the interface
+        except OSError:  # no network
+            return loopback
+        return str(probe.getsockname()[0])
 
 
 def _listen(host: str, port: int) -> socket.socket:

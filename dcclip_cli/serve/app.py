@@ -29,7 +29,7 @@ from starlette.formparsers import MultiPartParser
 
 from dcclip_cli.errors import DcclipError, Message, translated
 from dcclip_cli.files import refuse_special
-from dcclip_cli.html import jpeg_thumbnail
+from dcclip_cli.html import SHARED_PAGE, jpeg_thumbnail
 from dcclip_cli.inference.encoder import Encoder
 from dcclip_cli.inference.images import batched, mime_type
 from dcclip_cli.inference.index import ImageIndex, direction, search_all
@@ -46,7 +46,18 @@ _MAX_PARTS = MAX_TEXTS + MAX_IMAGES  # of a chat, and of errors that pydantic co
 _LARGE_TEXTS = 64 << 10  # characters that are tokenized in a thread, so that others are answered meanwhile
 _MAX_PICTURE = 128 << 20  # bytes of a file that is shown
 _THUMBNAIL_PX = 480
-_PAGE_POLICY = "default-src 'self'; img-src 'self' blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob:; "
+    "base-uri 'none'; form-action 'none'"
+)
+_PAGE_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_SAMPLES, _EXAMPLES = 18, 4  # images and searches that the page shows at first
+_NEAREST = 8  # images whose scores say how well an example search fits a folder
+_EXAMPLE_SEARCHES = {
+    "dog": "狗", "cat": "猫", "bird": "鸟", "horse": "马", "flower": "花", "tree": "树", "beach": "海滩", "lake": "湖",
+    "mountain": "山", "snow": "雪", "boat": "船", "car": "汽车", "train": "火车", "airplane": "飞机", "bridge": "桥",
+    "castle": "城堡", "church": "教堂", "coffee": "咖啡", "cake": "蛋糕", "fruit": "水果", "guitar": "吉他",
+}  # fmt: skip
 _OF_LABELS = "Labels in Chinese, English or both, separated by , ， or 、."
 
 
@@ -385,12 +396,16 @@ def _add_search(app: FastAPI, server: Server) -> None:
         results: list[dict[str, Any]] = []
         for hit in await server.encoder.in_pool(search_all, server.indexes, query, top_k):
             folder = next(place for place, index in enumerate(server.indexes) if hit.image.is_relative_to(index.folder))
-            name = os.fsencode(hit.image.relative_to(server.indexes[folder].folder))  # which may not be UTF-8
-            shown_image, path = (encoded.decode(errors="replace") for encoded in (os.fsencode(hit.image), name))
-            url, score = f"images/{folder}/{quote(name)}", round(hit.score, 6)
-            results.append({"image": shown_image, "folder": folder, "path": path, "url": url, "score": score})
+            name = str(hit.image.relative_to(server.indexes[folder].folder))
+            results.append(_shown_image(folder, name) | {"score": round(hit.score, 6)})
         fits = bool(files) or vocabulary is None or results[0]["score"] >= vocabulary.fits
         return {"results": results, "unknown": unknown, "fits": fits}
+
+
+def _shown_image(folder: int, name: str) -> dict[str, Any]:
+    """What a client sees of an image, whose name may not be UTF-8; no path of the server."""
+    encoded = os.fsencode(name)
+    return {"folder": folder, "path": encoded.decode(errors="replace"), "url": f"images/{folder}/{quote(encoded)}"}
 
 
 def _add_page(app: FastAPI, server: Server) -> None:
@@ -421,9 +436,34 @@ def _add_page(app: FastAPI, server: Server) -> None:
             raise missing
         return Response(content, media_type=kind, headers={"Cache-Control": "private, max-age=3600"} if small else {})
 
-    page = Path(__file__).with_name("page.html").read_text("utf-8")
+    images = [(folder, name) for folder, index in enumerate(server.indexes) for name in index.paths]
+    samples = [_shown_image(*image) for image in images[:: max(1, -(-len(images) // _SAMPLES))]]
+    names = [(index.folder.resolve().name or "/").encode(errors="replace").decode() for index in server.indexes]
+    described: dict[str, Any] = {"folders": names, "images": len(images), "samples": samples, "examples": []}
+
+    @app.get("/folders")
+    async def folders() -> dict[str, Any]:
+        """The folders that are searched, some of their images, and searches that find something in them."""
+        if images and not described["examples"]:
+            texts = await server.encoder.embed_texts([*_EXAMPLE_SEARCHES, *_EXAMPLE_SEARCHES.values()])
+            queries = [direction(pair) for pair in texts.reshape(2, -1, server.dims).swapaxes(0, 1)]
+            hits = [await server.encoder.in_pool(search_all, server.indexes, query, _NEAREST) for query in queries]
+            medians = np.array([nearest[len(nearest) // 2].score for nearest in hits])
+            fitting = best(list(_EXAMPLE_SEARCHES), medians, _EXAMPLES)
+            described["examples"] = [{"en": name, "zh": _EXAMPLE_SEARCHES[name]} for name, _ in fitting]
+        return described
+
+    files = [file for folder in (SHARED_PAGE, Path(__file__).with_name("page")) for file in folder.iterdir()]
+    page_files = {file.name: (file.read_bytes(), _PAGE_TYPES[file.suffix]) for file in files}
+
+    @app.get("/page/{name}", include_in_schema=False)
+    async def page_file(name: str) -> Response:
+        if name not in page_files:
+            raise HTTPException(404)
+        content, kind = page_files[name]
+        return Response(content, media_type=kind, headers={"Cache-Control": "no-cache"})
 
     @app.get("/", response_class=HTMLResponse)
     async def root() -> Response:
         """A page to search with; a `?token=` goes to a cookie."""
-        return HTMLResponse(page, headers={"Content-Security-Policy": _PAGE_POLICY})
+        return HTMLResponse(page_files["index.html"][0], headers={"Content-Security-Policy": _PAGE_POLICY})

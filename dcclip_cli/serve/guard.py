@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import re
 import time
 from collections.abc import Callable, Collection, MutableMapping
 from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
+from urllib.parse import urlencode
 
 import anyio
 from fastapi.responses import JSONResponse, RedirectResponse, Response
@@ -27,7 +29,8 @@ _BODY_S = 30.0  # in which a body has to arrive
 _LARGE_BYTES = 512 << 10  # of a body, whose rest is read when few others are: reading delays all answers
 _LARGE_AT_A_TIME = 8
 _TURN_S = 0.1  # in which the next part of a large body has to arrive, else others have the turn
-_OPEN = ("/health", "/ping")  # to anyone
+_OPEN = re.compile("/|/health|/ping|/page/.*")  # to anyone: the page without its pictures
+_SIGN_IN = "/token"  # where the page sends a token that a user types
 _COOKIE = "dcclip_token"
 _SAFETY = [
     (b"content-security-policy", b"frame-ancestors 'none'"),
@@ -115,7 +118,7 @@ class Guard:
             self._metrics.seconds.labels(path).observe(time.perf_counter() - begin)
 
     def _admit(self, scope: Scope) -> Response | None:
-        """The answer to a page's address with the token, which goes to a cookie and out of the address."""
+        """The answer to a page that sends a token, in its address or as a header: the token goes to a cookie."""
         request = Request(scope)
         host = None
         with suppress(ValueError):
@@ -124,25 +127,27 @@ class Guard:
             raise RefusedError(
                 "the Host header names another server", "use the address that dcclip serve prints", status=400
             )
-        page_token = request.query_params.get("token", "") if scope["path"] == "/" else ""
-        if page_token:
-            scope["query_string"] = b""  # which uvicorn logs
-        if self._token is not None and scope["path"] not in _OPEN:
-            bearer = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-            bearer = bearer or request.headers.get("api-key", "")  # of MT Photos
-            token = page_token or bearer or request.cookies.get(_COOKIE, "")
-            if not hmac.compare_digest(token.encode(), self._token.encode()):
-                raise RefusedError(
-                    "the token is missing or wrong", "send the header Authorization: Bearer TOKEN", status=401
-                )
+        path, token = scope["path"], request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+        token = token or request.headers.get("api-key", "")  # of MT Photos
+        is_link = path == "/" and "token" in request.query_params
+        if is_link:
+            token = request.query_params["token"]
+            query = urlencode([item for item in request.query_params.multi_items() if item[0] != "token"])
+            scope["query_string"] = query.encode()  # which uvicorn logs
+        token = token or request.cookies.get(_COOKIE, "")
+        is_admitted = self._token is None or hmac.compare_digest(token.encode(), self._token.encode())
+        if not is_admitted and not _OPEN.fullmatch(path):
+            raise RefusedError(
+                "the token is missing or wrong", "send the header Authorization: Bearer TOKEN", status=401
+            )
         if self._stopping():
             raise RefusedError("the server is stopping", "try again in a minute", status=503)
         length = request.headers.get("content-length", "0")
         self._check_size(int(length) if length.isdigit() else 0)
-        if not page_token:
+        if not is_link and path != _SIGN_IN:
             return None
-        response = RedirectResponse("./", 303)
-        if self._token is not None:
+        response = RedirectResponse(f"./?{query}".rstrip("?"), 303) if is_link else Response(status_code=204)
+        if self._token is not None and is_admitted:
             response.set_cookie(_COOKIE, self._token, httponly=True, samesite="strict")
         return response
 

@@ -64,9 +64,9 @@ def search(browser: Browser) -> None:
             page.goto(url)
             page.fill("#text", QUERY)
             page.press("#text", "Enter")
-            page.wait_for_selector("main > :nth-child(8) img", timeout=60_000)
+            page.wait_for_selector("#status:text-matches('(ms|毫秒)$')", timeout=60_000)
             page.wait_for_load_state("networkidle")
-            bottom = page.evaluate("document.querySelector('main > :nth-child(8)').getBoundingClientRect().bottom + 12")
+            bottom = page.eval_on_selector("#photos > :nth-child(18)", "(li) => li.getBoundingClientRect().bottom")
             page.evaluate("document.activeElement.blur()")
             save(page, f"search-page{suffix}.png", 1000, bottom)
 

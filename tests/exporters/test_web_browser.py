@@ -1,6 +1,5 @@
 """The web page in Chromium: Python's answers, nothing sent elsewhere, both languages, keyboard, phones, errors."""
 
-import os
 import re
 import shutil
 import signal
@@ -18,25 +17,14 @@ from dcclip_cli.cli.demo import _server
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import cache_folder
 from dcclip_cli.inference.model import load
+from tests.browser import opened
 from tests.exporters.serving import Site, serve
 from tests.images import encode
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")]
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 PHOTOS = [*sorted((ROOT / "recipes/starter/photos").glob("*.jpg")), ROOT / "docs/images/cat.png"]
 LABELS = ["宇航员", "猫", "coffee", "花", "rocket", "寺庙"]
-_WAIT_MS = 120_000
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with sync_api.sync_playwright() as playwright:
-        arguments = ["--no-sandbox"] if os.getuid() == 0 else []
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +35,6 @@ def site(page_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with serve(root) as served:
         served.address += "some/where/"
         yield served
-
-
-def opened(browser: Any, address: str, locale: str = "zh-CN", width: int = 1280) -> Any:
-    """The page, in a context of its own; what goes wrong in its scripts fails the test."""
-    context = browser.new_context(locale=locale, viewport={"width": width, "height": 800})
-    context.set_default_timeout(_WAIT_MS)
-    page = context.new_page()
-    page.on("pageerror", lambda error: pytest.fail(f"the page's script failed: {error}"))
-    page.goto(address)
-    return page
 
 
 def answers(page: Any) -> dict[str, list[tuple[str, float]]]:

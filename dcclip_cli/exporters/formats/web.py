@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.request import Request, urlopen
@@ -20,6 +21,7 @@ from dcclip_cli.exporters.formats.onnx import Onnx, check_size
 from dcclip_cli.exporters.samples import TEXTS
 from dcclip_cli.exporters.source import prepare
 from dcclip_cli.files import atomic_write, cache_folder, write_json
+from dcclip_cli.html import SHARED_PAGE
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import VERSION
 
@@ -139,7 +141,7 @@ class Web(Onnx):
 
         super().write(source, graphs, folder, precision)
         check_size(graphs, self.name)
-        for file in (files("dcclip_cli.exporters") / PAGE).iterdir():
+        for file in chain((files("dcclip_cli.exporters") / PAGE).iterdir(), SHARED_PAGE.iterdir()):
             (folder / file.name).write_bytes(file.read_bytes())
         libraries = folder / LIBRARIES
         libraries.mkdir()

@@ -1,16 +1,11 @@
 // The page: pictures and words in, probabilities or a ranking out. The model is in a worker (engine.js).
 import { anythingFor, dot, mean, probabilities, split, textsOf, unknown } from "./zero-shot.js";
-import { currentLanguage, say, setLanguage } from "./words.js";
+import { $, currentLanguage, make, number, showWords, switchLanguage } from "./common.js";
+import { say } from "./words.js";
 
 const SHOWN = 5; // labels of a picture
 const PAUSE_MS = 250; // after typing
 const AGAIN_MS = 1000; // between answers while pictures are added
-const $ = (id) => document.getElementById(id);
-const make = (tag, properties = {}, ...children) => {
-  const element = Object.assign(document.createElement(tag), properties);
-  element.append(...children);
-  return element;
-};
 
 // ---- the worker
 
@@ -51,18 +46,15 @@ const mode = () => document.querySelector("input[name=mode]:checked").value;
 
 // ---- what is shown
 
-function showWords() {
-  document.documentElement.lang = currentLanguage() === "zh" ? "zh-Hans" : "en";
+function showAll() {
+  showWords(say);
   document.title = say("title");
-  for (const element of document.querySelectorAll("[data-say]")) element.textContent = say(element.dataset.say);
-  $("language").lang = currentLanguage() === "zh" ? "en" : "zh-Hans";
   if (model) $("about").textContent = say("about", model.name, model.precision, number(model.parameters / say("thousands")));
   showStatus();
   showFailures();
   for (const picture of pictures) showName(picture);
 }
 
-const number = (value) => value.toLocaleString(currentLanguage(), { maximumFractionDigits: value < 100 ? 1 : 0 });
 const percent = (value) => value.toLocaleString(currentLanguage(), { style: "percent", minimumFractionDigits: 1 });
 
 function showLoading(share) {
@@ -285,10 +277,10 @@ function listen() {
   };
   $("language").onclick = () => {
     const before = [say("labelsDefault"), say("searchDefault")];
-    setLanguage(currentLanguage() === "zh" ? "en" : "zh");
+    switchLanguage();
     if ($("labels").value === before[0]) $("labels").value = say("labelsDefault");
     if ($("query").value === before[1]) $("query").value = say("searchDefault");
-    showWords();
+    showAll();
     answer();
   };
   document.addEventListener("paste", (event) => {
@@ -316,13 +308,13 @@ document.querySelector(".unserved").remove();
 $("page").hidden = false;
 $("labels").value = say("labelsDefault");
 $("query").value = say("searchDefault");
-showWords();
+showAll();
 listen();
 try {
   const found = await call("start");
   model = found.model;
   if (!found.same) failures.push({ name: "", code: "otherTokens" });
-  showWords();
+  showAll();
   answer();
 } catch (error) {
   fail(error);

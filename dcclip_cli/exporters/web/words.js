@@ -1,4 +1,5 @@
 // The page's own words in both languages.
+import { speaker } from "./common.js";
 
 const WORDS = {
   zh: {
@@ -85,31 +86,4 @@ const WORDS = {
   },
 };
 
-const KEY = "dcclip-language";
-const remembered = () => {
-  try {
-    return localStorage.getItem(KEY);
-  } catch {
-    return null; // storage is switched off
-  }
-};
-
-let language = remembered() ?? (navigator.languages.find((one) => /^(zh|en)/i.test(one)) ?? "en").slice(0, 2).toLowerCase();
-if (!WORDS[language]) language = "en";
-
-export const currentLanguage = () => language;
-
-export function setLanguage(next) {
-  language = next;
-  try {
-    localStorage.setItem(KEY, next);
-  } catch {
-    // it holds until the page is left
-  }
-}
-
-/** A word or sentence in the page's language. */
-export function say(key, ...values) {
-  const found = WORDS[language][key];
-  return typeof found === "function" ? found(...values) : found;
-}
+export const say = speaker(WORDS);

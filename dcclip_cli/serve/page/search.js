@@ -1,0 +1,332 @@
+// The search page of `dcclip serve`. The address says what is shown: ?text=, ?not=, ?like= (a photo's url), #3 (the third
+// photo in the lightbox).
+import { $, currentLanguage, make, number, showWords, speaker, switchLanguage } from "./common.js";
+
+const say = speaker({
+  zh: {
+    language: "English",
+    text: "想找什么照片？",
+    image: "以图搜图",
+    go: "搜索",
+    like: "以图搜图",
+    unlike: "移除图片",
+    leaveOut: "排除内容",
+    not: "不想看到的内容，比如：人",
+    try: "试试：",
+    busy: "正在搜索…",
+    photos: (count) => `${count} 张照片`,
+    searched: (count, ms) => `${count} 张照片，用时 ${ms} 毫秒`,
+    some: "随便看看",
+    unknown: (texts) => `模型不认识这些词，搜索时忽略了：${texts.join("、")}`,
+    unfit: "没有很符合的照片，下面是相对接近的。",
+    scores: "分数",
+    scoreHelp: "分数是余弦相似度，只用来排序，不是概率。",
+    more: "显示更多",
+    similar: "找相似的照片",
+    original: "查看原图",
+    previous: "上一张",
+    next: "下一张",
+    close: "关闭",
+    noFolder: "服务器还没有照片文件夹。请这样启动：dcclip serve --folder 文件夹",
+    token: "请输入访问令牌",
+    signIn: "进入",
+    wrong: "令牌不对，请重新输入。",
+    failed: "连不上服务器，请稍后再试。",
+  },
+  en: {
+    language: "中文",
+    text: "Find photos of…",
+    image: "Search by image",
+    go: "Search",
+    like: "Photos like this image",
+    unlike: "Remove the image",
+    leaveOut: "Leave something out",
+    not: "What to leave out, such as: people",
+    try: "Try:",
+    busy: "Searching…",
+    photos: (count) => (count === "1" ? "1 photo" : `${count} photos`),
+    searched: (count, ms) => `${count} photos, ${ms} ms`,
+    some: "Some of the photos",
+    unknown: (texts) => `The model does not know these words and ignored them: ${texts.join(", ")}`,
+    unfit: "Nothing fits well. These photos are the nearest.",
+    scores: "Scores",
+    scoreHelp: "Scores are cosines: they rank photos and are not probabilities.",
+    more: "Show more",
+    similar: "More like this",
+    original: "Open original",
+    previous: "Previous photo",
+    next: "Next photo",
+    close: "Close",
+    noFolder: "The server has no folder of photos. Start it with: dcclip serve --folder DIR",
+    token: "Enter the access token",
+    signIn: "Continue",
+    wrong: "The token is wrong. Enter it again.",
+    failed: "The server cannot be reached. Try again later.",
+  },
+});
+
+const FIRST = 24; // photos that are shown at first, and added at a time
+const MOST = 1000; // photos of an answer
+let library = null; // what /folders answers
+let photos = []; // in the grid: {url, path, folder, score}
+let shownQuery = null; // for which the grid has been filled
+let answer = null; // to a search, with the time it took; null before the first one
+let searches = 0; // counts searches, so that an earlier one's answer is not shown late
+const uploads = new Map(); // number in history.state -> image file
+
+/** What a request answers. Throws a sentence for the user, or null if the server needs a token. */
+async function request(path, options = {}) {
+  const headers = { "Accept-Language": currentLanguage(), ...options.headers };
+  const response = await fetch(path, { ...options, headers }).catch(() => null);
+  if (response?.status === 401) throw null;
+  const content = response?.status === 204 ? {} : await response?.json().catch(() => null);
+  if (!content || content.error) throw content ? `${content.error.message} (${content.error.hint})` : say("failed");
+  return content;
+}
+
+function showFailure(error) {
+  if (error === null) return showSignIn();
+  if (typeof error !== "string") throw error;
+  $("status").textContent = "";
+  $("notes").replaceChildren(make("li", { className: "bad", textContent: error }));
+}
+
+function showSignIn() {
+  $("sign-in").hidden = false;
+  $("page").hidden = true;
+  $("token").focus();
+}
+
+// ---- the address
+
+const parameters = () => new URLSearchParams(location.search);
+const upload = () => uploads.get(history.state?.upload);
+
+/** The url of a photo of the server whose like is searched for. */
+const likeUrl = () => (parameters().get("like")?.startsWith("images/") ? parameters().get("like") : null);
+
+/** Show another query, as a new entry of the browser's history. */
+function go({ text = $("text").value.trim(), not = $("not").value.trim(), like = likeUrl(), image = history.state?.upload }) {
+  const query = new URLSearchParams(Object.entries({ text, not, like }).filter(([, value]) => value));
+  history.pushState({ upload: image }, "", query.size ? `?${query}` : "./");
+  return follow();
+}
+
+/** Show what the address says. */
+async function follow() {
+  const query = parameters();
+  const key = `${query} ${history.state?.upload ?? ""}`;
+  if (key !== shownQuery) {
+    shownQuery = key;
+    answer = null;
+    for (const id of ["text", "not"]) $(id).value = query.get(id) ?? "";
+    $("leave-out").open = query.has("not");
+    const image = upload();
+    $("like").hidden = !image && !likeUrl();
+    URL.revokeObjectURL($("like").firstChild.src);
+    $("like").firstChild.src = image ? URL.createObjectURL(image) : likeUrl() ? `${likeUrl()}?small=true` : "";
+    const isQuery = query.get("text")?.trim() || !$("like").hidden;
+    if (isQuery) await search(Math.max(FIRST, Number(location.hash.slice(1)) || 0));
+    else showPhotos(library.samples);
+  }
+  showLightbox();
+}
+
+async function search(count) {
+  const mine = ++searches;
+  $("status").textContent = say("busy");
+  try {
+    const form = new FormData();
+    for (const id of ["text", "not"]) if (parameters().get(id)?.trim()) form.append(id, parameters().get(id));
+    if (upload()) form.append("image", upload());
+    else if (likeUrl()) form.append("image", await (await fetch(`${likeUrl()}?small=true`)).blob());
+    form.append("top_k", Math.min(MOST, count));
+    const begin = performance.now();
+    const content = await request("search", { method: "POST", body: form });
+    if (mine !== searches) return;
+    answer = { ...content, ms: performance.now() - begin };
+    showPhotos(answer.results);
+  } catch (error) {
+    if (mine === searches) showFailure(error);
+  }
+}
+
+// ---- what is shown
+
+function showAll() {
+  showWords(say);
+  if (!library) return;
+  $("about").textContent = library.images ? say("photos", number(library.images)) : "";
+  const language = currentLanguage();
+  const links = library.examples.map((example) => make("a", { href: `?text=${encodeURIComponent(example[language])}`, textContent: example[language] }));
+  $("examples").replaceChildren(say("try"), ...links);
+  if (library.images) showStatus();
+  else $("notes").replaceChildren(make("li", { textContent: say("noFolder") }));
+}
+
+function showStatus() {
+  const text = parameters().get("text");
+  const names = library.folders.join(currentLanguage() === "zh" ? "、" : ", ");
+  $("name").textContent = names;
+  document.title = [text, names].filter(Boolean).join(" · ");
+  $("examples").hidden = answer !== null;
+  $("status").textContent = answer ? say("searched", number(library.images), number(Math.round(answer.ms))) : say("some");
+  const notes = [];
+  if (answer?.unknown.length) notes.push(say("unknown", answer.unknown));
+  if (answer && !answer.fits) notes.push(say("unfit"));
+  $("notes").replaceChildren(...notes.map((textContent) => make("li", { textContent })));
+  document.querySelector(".bar .check").hidden = !answer;
+  $("score-help").hidden = !answer || !$("scores").checked;
+  $("more").hidden = !answer || photos.length % FIRST > 0 || photos.length >= Math.min(MOST, library.images);
+}
+
+/** Fill the grid; the first photos stay if the new ones only continue them. */
+function showPhotos(next) {
+  const isMore = photos.length && photos.length < next.length && photos.every((photo, index) => photo.url === next[index].url);
+  if (!isMore) $("photos").replaceChildren();
+  $("photos").append(...next.slice(isMore ? photos.length : 0).map((photo, index) => card(photo, index + (isMore ? photos.length : 0))));
+  photos = next;
+  showStatus();
+}
+
+function card(photo, index) {
+  const image = make("img", { src: `${photo.url}?small=true`, alt: photo.path, loading: "lazy" });
+  const link = make("a", { href: `#${index + 1}` }, image);
+  link.onclick = (event) => {
+    event.preventDefault();
+    history.pushState({ ...history.state, opened: true }, "", link.hash);
+    showLightbox();
+  };
+  const score = make("b", { textContent: photo.score?.toFixed(3) ?? "" });
+  return make("li", { title: photo.path }, link, make("p", {}, make("span", { textContent: photo.path }), score));
+}
+
+// ---- the lightbox
+
+const place = () => Number(location.hash.slice(1)) - 1;
+
+function showLightbox() {
+  const photo = photos[place()];
+  const box = $("lightbox");
+  if (!photo) {
+    if (box.open) box.close();
+    return;
+  }
+  if (!box.open) box.showModal();
+  const image = $("photo");
+  image.onerror = () => {
+    image.onerror = null;
+    image.src = `${photo.url}?small=true`; // the browser cannot show HEIC
+  };
+  image.src = photo.url;
+  image.alt = photo.path;
+  const folder = library.folders.length > 1 ? `${library.folders[photo.folder]} / ` : "";
+  $("photo-name").textContent = folder + photo.path + ($("scores").checked && answer ? ` · ${photo.score.toFixed(3)}` : "");
+  $("original").href = photo.url;
+  box.onclose = () => $("photos").children[photos.indexOf(photo)]?.firstChild.focus();
+  $("previous").disabled = place() === 0;
+  $("next").disabled = place() === photos.length - 1;
+}
+
+function step(by) {
+  if (!photos[place() + by]) return;
+  history.replaceState(history.state, "", `#${place() + 1 + by}`);
+  showLightbox();
+}
+
+function closeLightbox() {
+  if (history.state?.opened) history.back();
+  else {
+    history.replaceState(history.state, "", location.pathname + location.search);
+    showLightbox();
+  }
+}
+
+// ---- events
+
+function choose(files) {
+  const image = [...files].find((file) => file.type.startsWith("image/"));
+  if (!image) return;
+  const id = Date.now(); // also after a reload, where the entries of before have lost their images
+  uploads.set(id, image);
+  go({ like: null, image: id });
+}
+
+function listen() {
+  $("language").onclick = () => {
+    switchLanguage();
+    showAll();
+  };
+  $("sign-in").onsubmit = async (event) => {
+    event.preventDefault();
+    const token = $("token").value.trim();
+    try {
+      if (!/^[!-~]+$/.test(token)) throw null; // what no header may contain
+      await request("token", { method: "POST", headers: { Authorization: `Bearer ${token}` } });
+      await start();
+    } catch (error) {
+      $("sign-in-error").textContent = error ?? say("wrong");
+    }
+  };
+  $("ask").onsubmit = (event) => {
+    event.preventDefault();
+    go({});
+  };
+  $("examples").onclick = (event) => {
+    if (!event.target.href) return;
+    event.preventDefault();
+    go({ text: event.target.textContent });
+  };
+  $("image").onchange = (event) => {
+    choose(event.target.files);
+    event.target.value = "";
+  };
+  $("unlike").onclick = () => go({ like: null, image: null });
+  $("scores").onchange = () => {
+    document.body.classList.toggle("scored", $("scores").checked);
+    showStatus();
+  };
+  $("more").onclick = () => search(photos.length + FIRST);
+  $("previous").onclick = () => step(-1);
+  $("next").onclick = () => step(1);
+  $("close").onclick = closeLightbox;
+  $("similar").onclick = () => go({ text: "", not: "", like: photos[place()].url, image: null });
+  $("lightbox").oncancel = (event) => {
+    event.preventDefault();
+    closeLightbox();
+  };
+  $("lightbox").onkeydown = ({ key }) => step({ ArrowLeft: -1, ArrowRight: 1 }[key] ?? NaN);
+  addEventListener("popstate", follow);
+  document.addEventListener("paste", ({ clipboardData }) => choose(clipboardData.files));
+  let depth = 0; // of elements that the pointer is over
+  const over = (change) => $("ask").classList.toggle("over", (depth = Math.max(0, depth + change)) > 0);
+  document.addEventListener("dragenter", () => over(1));
+  document.addEventListener("dragleave", () => over(-1));
+  document.addEventListener("dragover", (event) => event.preventDefault());
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    over(-depth);
+    choose(event.dataTransfer.files);
+  });
+}
+
+async function start() {
+  try {
+    library = await request("folders");
+  } catch (error) {
+    $("page").hidden = false;
+    return showFailure(error);
+  }
+  $("sign-in").hidden = true;
+  $("page").hidden = false;
+  $("ask").hidden = !library.images;
+  document.querySelector(".bar").hidden = !library.images;
+  showAll();
+  if (!library.images) return;
+  await follow();
+  if (matchMedia("(hover: hover)").matches && !location.search) $("text").focus();
+}
+
+showWords(say);
+listen();
+start();

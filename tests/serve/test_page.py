@@ -1,0 +1,150 @@
+"""The search page in Chromium: both languages, a phone, the address, the lightbox, images as queries, the token."""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dcclip_cli.cli.serve import _listen
+from dcclip_cli.inference.encoder import load_encoder
+from dcclip_cli.inference.index import open_index
+from dcclip_cli.model.reference import resolve
+from dcclip_cli.serve.app import application
+from dcclip_cli.serve.server import Server
+from tests.browser import opened
+
+PHOTOS = Path(__file__).parents[2] / "recipes/starter/photos"
+
+
+@pytest.fixture(scope="module")
+def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 photographs: five copies of six."""
+    folder = tmp_path_factory.mktemp("photos") / "相册"
+    for number in range(5):
+        shutil.copytree(PHOTOS, folder / str(number))
+    return folder
+
+
+@contextmanager
+def serving(folder: Path | None, token: str | None = None) -> Iterator[str]:
+    """The address of the starter's server."""
+    encoder = load_encoder(resolve("starter"))
+    indexes = [open_index(encoder, folder)] if folder else []
+    with _listen("127.0.0.1", 0) as listening:
+        server = Server(application(encoder, indexes, token), listening, verbose=False)
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def address(album: Path) -> Iterator[str]:
+    with serving(album) as url:
+        yield url
+
+
+def ask(page: Any, text: str) -> list[str]:
+    """The names of the photos that are shown for a text."""
+    page.fill("#text", text)
+    page.press("#text", "Enter")
+    return shown(page)
+
+
+def shown(page: Any) -> list[str]:
+    page.wait_for_selector("#status:text-matches('(ms|毫秒)$')")
+    return [Path(image.get_attribute("alt")).stem for image in page.locator("#photos img").all()]
+
+
+def test_a_phone_searches_in_chinese_and_the_address_is_the_query(browser: Any, address: str, album: Path) -> None:
+    page = opened(browser, address, width=390)
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text))
+    page.reload()
+    page.wait_for_selector("#photos li:nth-child(15) img")
+    assert page.title() == page.inner_text("h1") == "相册" and page.inner_text("#about") == "30 张照片"
+    page.click("#examples a:nth-child(2)")
+    assert len(shown(page)) == 24
+    assert ask(page, "猫")[:5] == ["cat"] * 5 and "text=%E7%8C%AB" in page.url and page.title() == "猫 · 相册"
+    left, right = (page.locator(f"#photos li:nth-child({place})").bounding_box() for place in (1, 2))
+    assert left["y"] == right["y"] and page.evaluate("document.documentElement.scrollWidth") == 390
+    page.click("#more")
+    page.wait_for_selector("#photos li:nth-child(30)")
+    assert page.is_hidden("#more") and page.is_hidden("#photos b >> nth=0")
+    page.click("#language")
+    page.reload()
+    assert shown(page)[0] == "cat" and page.inner_text("#about") == "30 photos" and page.input_value("#text") == "猫"
+    page.check("#scores")
+    assert float(page.inner_text("#photos b >> nth=0")) > 0.3 and "cosines" in page.inner_text("#score-help")
+    page.go_back()
+    page.go_back()
+    page.wait_for_selector("#examples:visible")
+    assert ask(page, "量子") and "does not know these words and ignored them: 量子" in page.inner_text("#notes")
+    assert "Nothing fits well" in page.inner_text("#notes")
+    answers = page.request.get(f"{address}folders"), page.request.post(f"{address}search", form={"text": "猫"})
+    assert problems == [] and not any(str(album.parent) in answer.text() for answer in answers)
+    page.context.close()
+
+
+def test_the_lightbox_has_the_keyboard_and_finds_photos_like_its_own(browser: Any, address: str) -> None:
+    page = opened(browser, f"{address}?text=coffee#2", "en-US")
+    page.wait_for_selector("#lightbox[open]")
+    page.keyboard.press("ArrowRight")
+    assert page.url.endswith("?text=coffee#3") and "coffee.jpg" in page.inner_text("#photo-name")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#lightbox:not([open])", state="attached")
+    assert page.url.endswith("?text=coffee") and page.evaluate("document.activeElement.hash") == "#3"
+    page.click("#photos li:nth-child(8) a")
+    name = page.get_attribute("#photo", "alt")
+    page.click("#similar")
+    page.wait_for_selector("#lightbox:not([open])", state="attached")
+    assert shown(page)[0] == Path(name).stem != "coffee" and "?like=images" in page.url
+    page.go_back()
+    page.wait_for_selector("#lightbox[open]")
+    page.go_back()
+    assert shown(page)[0] == "coffee" and page.input_value("#text") == "coffee"
+    page.context.close()
+
+
+def test_an_image_is_chosen_or_dropped_shown_and_removed(browser: Any, address: str) -> None:
+    page = opened(browser, address)
+    page.set_input_files("#image", PHOTOS / "rocket.jpg")
+    assert shown(page)[:5] == ["rocket"] * 5 and page.is_visible("#like img")
+    page.click("#leave-out summary")
+    page.fill("#not", "a rocket")
+    page.press("#not", "Enter")
+    page.wait_for_url("**/?not=a+rocket")
+    page.evaluate(
+        """async () => {
+        const image = await (await fetch("images/0/0/flower.jpg")).blob(), dataTransfer = new DataTransfer();
+        dataTransfer.items.add(new File([image], "a.jpg", { type: "image/jpeg" }));
+        document.querySelector("#not").value = "";
+        document.querySelector("#text").dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true }));
+    }"""
+    )
+    page.wait_for_selector("#photos li:first-child img[alt$='flower.jpg']")
+    page.click("#unlike")
+    page.wait_for_selector("#examples:visible")
+    assert page.is_hidden("#like")
+    page.context.close()
+
+
+def test_the_page_asks_for_a_token_and_for_a_folder(browser: Any) -> None:
+    with serving(None, token="secret") as url:
+        page = opened(browser, f"{url}?token=wrong", "en-US")
+        for token, sentence in (("wrong", "#sign-in-error:text('wrong')"), ("密", "#sign-in-error:text('wrong')")):
+            page.fill("#token", token)
+            page.press("#token", "Enter")
+            page.wait_for_selector(sentence)
+        page.fill("#token", "secret")
+        page.press("#token", "Enter")
+        page.wait_for_selector("#notes:has-text('dcclip serve --folder DIR')")
+        assert page.url == url and page.is_hidden("#sign-in")
+        page.context.close()
