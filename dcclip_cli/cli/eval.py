@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dcclip_cli.recipe.load import LoadedRecipe
 
 _SET, _METRIC, _IMAGES, _CLASSES = Message("data set"), Message("metric"), Message("images"), Message("classes")
+_TWINS = 10  # queries that are shown on the terminal; the results have all
 _RESULTS = "A results file or folder that eval --out wrote; FILE@MODEL chooses one of several models."
 _DATASET_HELP = (
     "Name or group (see: dcclip datasets), Parquet or tar file of pairs with class names as captions, or folder of "
@@ -42,7 +43,15 @@ _TEMPLATES = Option(
     "--templates", help="Prompts: the data set's own (default), a few generic ones, or only the class name."
 )
 _TASK = Option(
-    "--task", help="retrieval: retrieve captions of your own pairs; probe: a linear classifier on embeddings."
+    "--task",
+    help="retrieval: retrieve captions of your own pairs; probe: a linear classifier on embeddings; twins: whether a "
+    "query in Chinese and in English returns the same images.",
+)
+_QUERIES = Option(
+    "--queries",
+    metavar="NAME|FILE",
+    help="Queries of --task twins: class names of a data set, or a file with lines English<TAB>Chinese. Default: the "
+    "class names or captions of --dataset.",
 )
 _SHOTS = Option("--shots", metavar="5,20,50,all", help="Images per class for --task probe. Default: 5,20,50,all.")
 _PRECISION = Option("--precision", help="Precision of torch models. Default: fp32.")
@@ -78,7 +87,8 @@ def eval(
     limit: Annotated[int | None, _LIMIT] = None,
     partial: Annotated[Literal["all", "present"] | None, _PARTIAL] = None,
     templates: Annotated[Literal["own", "compact", "name"] | None, _TEMPLATES] = None,
-    task: Annotated[Literal["zero-shot", "retrieval", "probe"] | None, _TASK] = None,
+    task: Annotated[Literal["zero-shot", "retrieval", "probe", "twins"] | None, _TASK] = None,
+    queries: Annotated[str | None, _QUERIES] = None,
     shots: Annotated[str, _SHOTS] = "",
     precision: Annotated[Literal["fp32", "bf16"] | None, _PRECISION] = None,
     dims: flags.Dims = None,
@@ -107,7 +117,7 @@ def eval(
     options: dict[str, Any] = {
         "datasets": dataset, "languages": split(languages), "data_root": data_root, "limit": limit,
         "partial": partial, "templates": templates, "task": task, "shots": numbers, "precision": precision,
-        "dims": dims, "workers": workers,
+        "dims": dims, "workers": workers, "queries": queries,
     }  # fmt: skip
     options = {key: value for key, value in options.items() if value}
     if results and (recipe or model or sets or options or not out):
@@ -157,6 +167,8 @@ def show(results: Sequence[EvalResult], as_json: bool = False) -> None:
     summary = table(results)
     lacking = len({(result.dataset, key) for result in results for key in result.corrupt})
     without = Message("excluding {:,} unreadable images", lacking) if lacking else ""
+    for result in results:
+        _show_twins(result)
     if len({result.label for result in results}) > 1:
         return _show_several(results, summary, without)
     shown = [name for name in METRIC_NAMES if any(name in result.metrics for result in results)]
@@ -172,10 +184,28 @@ def show(results: Sequence[EvalResult], as_json: bool = False) -> None:
     if summary.mean:
         means = [percent(value) for value in summary.mean.values if value is not None]
         lines.append((summary.mean.name, ", ".join(means), *[""] * len(shown), "", ""))
-    columns = [_SET, _METRIC, *(METRIC_NAMES[name] for name in shown), _IMAGES, _CLASSES]
+    columns = [_SET, _METRIC, *(METRIC_NAMES[name] for name in shown), _IMAGES]
+    columns.append(Message("queries") if all(result.twins for result in results) else _CLASSES)
     used = [number for number in range(len(columns)) if any(line[number] for line in lines)]  # retrieval has no classes
     cells = ([line[number] for number in used] for line in lines)
     console.show_table(_noted(results[0].label, without), [columns[number] for number in used], cells)
+
+
+def _show_twins(result: EvalResult) -> None:
+    """Print the queries whose images differ most between the languages; nothing for results of other tasks."""
+    from dcclip_cli.eval.result import METRIC_NAMES
+
+    names = (METRIC_NAMES["overlap@10"], METRIC_NAMES["rank_correlation"], Message("margin"), Message("nearest"))
+    lines = [
+        (
+            twin["en"], twin["zh"], percent(twin["overlap@10"]), percent(twin["rank_correlation"]),
+            f"{twin['margin']:+.2f}", twin["nearest"],
+        )
+        for twin in result.twins[:_TWINS]
+    ]  # fmt: skip
+    if lines:
+        title = Message("{}, {}: queries whose images differ most", result.dataset, result.label)
+        console.show_table(title, ("en", "zh", *names), lines)
 
 
 def _show_several(results: Sequence[EvalResult], summary: Table, without: str) -> None:

@@ -17,7 +17,7 @@ from dcclip_cli.eval.result import ZERO_SHOT, EvalResult, load_results, sha256_o
 from dcclip_cli.progress import Progress, Silent
 
 RESAMPLES = 1000
-_ROWS = ("labels", "image_ranks", "text_ranks")  # details whose rows are resampled, each independently
+_ROWS = ("labels", "image_ranks", "text_ranks", "margin")  # details whose rows are resampled, each independently
 
 
 @dataclass(frozen=True)

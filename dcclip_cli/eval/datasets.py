@@ -27,7 +27,7 @@ from dcclip_cli.text import language_by_script
 
 Templates = Literal["own", "compact", "name"]
 Part = Literal["no", "all", "present"]
-_BARE_NAME = ("{}",)  # the templates of data sets that have none of their own
+BARE_NAME = ("{}",)  # the templates of data sets that have none of their own
 
 
 def open_dataset(
@@ -148,7 +148,7 @@ def _named(entry: KnownSet, language: Language, data_root: Path | None, template
         texts: Classes | Captions = truth
     else:
         assert classes is not None
-        chosen = {"own": tuple(classes.templates[language]), "compact": prompts.compact(language), "name": _BARE_NAME}
+        chosen = {"own": tuple(classes.templates[language]), "compact": prompts.compact(language), "name": BARE_NAME}
         names, plain = tuple(classes.names[language]), classes.plain_names.get(language, {})
         if part and partial == "present" and truth.ndim == 1:  # the classes that have images, numbered from 0
             numbers, truth = np.unique(truth, return_inverse=True)
@@ -229,18 +229,23 @@ def _where(location: Location) -> str:
     )
 
 
-def data_set(table: PairDataset, retrieval: bool | None = None) -> DataSet:
-    """Pairs; the first caption in each language is the class name, or all captions are texts if `retrieval`.
-
-    None: these are class names if an image has one in each language, and half of them or more come again.
-    """
+def images_of(table: PairDataset) -> Images:
+    """The images of pairs; pairs with the same key are told apart by their rows."""
     earlier = Counter[str]()
     keys = []
     for row, key in enumerate(table.keys()):
         keys.append(f"{key} (row {row})" if earlier[key] else key)
         earlier[key] += 1
-    images = Images(keys, table.image, table.fingerprint)
-    path, captions = Path(table.path), {language: table.captions(language) for language in LANGUAGES}
+    return Images(keys, table.image, table.fingerprint)
+
+
+def data_set(table: PairDataset, retrieval: bool | None = None) -> DataSet:
+    """Pairs; the first caption in each language is the class name, or all captions are texts if `retrieval`.
+
+    None: these are class names if an image has one in each language, and half of them or more come again.
+    """
+    images, path = images_of(table), Path(table.path)
+    captions = {language: table.captions(language) for language in LANGUAGES}
     if retrieval is None:
         of_images = [texts for rows in captions.values() for texts in rows if texts]
         names = {texts[0] for texts in of_images}
@@ -275,7 +280,7 @@ def _classes(name_of_image: Sequence[str]) -> Classes:
     """Images of the same name are of one class; classes are in the order of their first image."""
     number: dict[str, int] = {}
     labels = [number.setdefault(name.strip(), len(number)) for name in name_of_image]
-    return Classes(tuple(number), np.asarray(labels), _BARE_NAME)
+    return Classes(tuple(number), np.asarray(labels), BARE_NAME)
 
 
 def classes_yaml(name: str) -> str:

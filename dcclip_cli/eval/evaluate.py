@@ -1,9 +1,9 @@
-"""Evaluate models on test sets: zero-shot classification, retrieval and linear probes, in Chinese and in English."""
+"""Evaluate models on test sets, in Chinese and in English: zero-shot, retrieval, probes, and twins of queries."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
@@ -21,6 +21,7 @@ from dcclip_cli.eval.datasets import Part, Templates, check_dataset, open_datase
 from dcclip_cli.eval.embedding import Embedded, Embedder, FeatureCache, class_vectors
 from dcclip_cli.eval.metrics import Score
 from dcclip_cli.eval.result import ZERO_SHOT, EvalResult, pack, sha256_of
+from dcclip_cli.eval.twins import open_twins, score_twins, worst_twins
 from dcclip_cli.inference.encoder import TorchEncoder, load_encoder, shortened
 from dcclip_cli.machine import keep_freed_memory
 from dcclip_cli.model.reference import ModelSource
@@ -53,10 +54,16 @@ class EvalOptions(Options):
     templates: Templates = Field(
         "own", description="Prompt templates: the data set's `own`, a few generic ones (`compact`), or the bare `name`"
     )
-    task: Literal["zero-shot", "retrieval", "probe"] = Field(
+    task: Literal["zero-shot", "retrieval", "probe", "twins"] = Field(
         "zero-shot",
         description="`zero-shot` classification; `retrieval`: all captions of your own pairs are texts to retrieve; "
-        "`probe`: a linear classifier on image embeddings",
+        "`probe`: a linear classifier on image embeddings; `twins`: whether a query in Chinese and in English returns "
+        "the same images",
+    )
+    queries: str | None = Field(
+        None,
+        description="Queries of `twins`: a named data set, whose class names they are, or a .tsv, .csv or .jsonl file "
+        "of texts in English and Chinese; default: the data set's class names, or the first captions of its images",
     )
     shots: tuple[Annotated[int, Field(ge=0, le=1_000_000)], ...] = Field(
         (), description="Training images per class of each linear probe; 0 means all; default: 5, 20, 50 and all"
@@ -104,11 +111,13 @@ def check_complete(results: Sequence[EvalResult], options: EvalOptions) -> None:
 def _unused(options: EvalOptions) -> Iterator[DcclipError]:
     """An error for each option that would change no result."""
     kinds = {named[0].task if named else "own" for named in map(registry.find, options.names)}
-    prompted = {"zero-shot": {"own", "classification", "multi-label"}, "retrieval": {"classification", "multi-label"}}
+    with_classes = {"classification", "multi-label"}
+    prompted = {"zero-shot": {"own", *with_classes}, "twins": {"own", *with_classes}, "retrieval": with_classes}
     has_effect = {
-        "languages": "own" in kinds,
+        "languages": "own" in kinds and options.task != "twins",
+        "queries": options.task == "twins",
         "task": options.task != "retrieval" or "own" in kinds,
-        "templates": bool(kinds & prompted.get(options.task, set())),
+        "templates": bool(options.queries or kinds & prompted.get(options.task, set())),
         "shots": options.task == "probe",
     }
     for name, is_effective in has_effect.items():
@@ -123,7 +132,11 @@ def open_datasets(options: EvalOptions) -> list[DataSet]:
         raise unused
     root = Path(options.data_root) if options.data_root else None
     opened = [
-        open_dataset(name, options.languages, root, options.templates, options.task == "retrieval", options.partial)
+        open_twins(name, root, options.templates, options.partial, options.queries or "")
+        if options.task == "twins"
+        else open_dataset(
+            name, options.languages, root, options.templates, options.task == "retrieval", options.partial
+        )
         for name in options.names
     ]
     if error := _twice([dataset.name for dataset in opened]):
@@ -138,7 +151,10 @@ def check_datasets(options: EvalOptions) -> Iterator[DcclipError]:
     names = []
     for name in options.names:
         try:
-            names.append(check_dataset(name, options.languages, root, options.task, options.partial))
+            if options.task == "twins" and registry.find(name) is None:
+                names.append(open_twins(name, root, options.templates, options.partial, options.queries or "").name)
+            else:
+                names.append(check_dataset(name, options.languages, root, options.task, options.partial))
         except DcclipError as error:
             yield error
     if duplicate := _twice(names):
@@ -171,7 +187,7 @@ def evaluate(
             progress.say(model.choice.line(model.name))
         short = shortened(model, options.dims, progress)
         evaluation = _Evaluation(Embedder(short, cache, progress, options.batch_size, options.workers), options)
-        results = evaluation.probes if options.task == "probe" else evaluation.zero_shot
+        results = {"probe": evaluation.probes, "twins": evaluation.twins}.get(options.task, evaluation.zero_shot)
         measured += [(reference, result) for dataset in datasets for result in results(dataset)]
     if len({result.model for _, result in measured}) < len(models):
         return [replace(result, model=reference.target) for reference, result in measured]
@@ -243,6 +259,39 @@ class _Evaluation:
             texts = self.embedder.texts([text for text, rows in zip(truth.texts, targets, strict=True) if rows])
             score = metrics.score_retrieval(shown.vectors, texts, list(filter(None, targets)), dataset.both_ways)
             yield self._result(dataset, language, truth, "retrieval", score, shown, begin)
+
+    def twins(self, dataset: DataSet) -> Iterator[EvalResult]:
+        """A result for each data set: English queries against Chinese ones, which are Simplified and Traditional."""
+        import opencc
+
+        images = self.embedder.images(dataset.images, dataset.transform, dataset.name, self.options.limit)
+        begin, deepest = time.perf_counter(), max(metrics.TWIN_TOPS)
+        if len(images.indices) <= deepest:
+            where = dataset.name, deepest, len(images.indices)
+            raise DcclipError("data set {}: overlap@{} is not defined for {} images", _MORE_IMAGES, *where)
+        english, chinese = dataset.truth["en"], dataset.truth["zh"]
+        assert isinstance(english, Classes) and isinstance(chinese, Classes)
+        texts = [*zip(english.names, chinese.names, strict=True)]
+        convert: Callable[[str], str] = opencc.OpenCC("s2t").convert
+        traditional = replace(
+            chinese, names=tuple(map(convert, chinese.names)), templates=tuple(map(convert, chinese.templates))
+        )
+        languages = (english, chinese, traditional)
+        vectors = [self.embedder.classes(classes.names, classes.templates) for classes in languages]
+        is_known = np.ones(len(texts), bool)
+        if known := self.embedder.model.known:
+            bare = np.stack([self.embedder.texts(classes.names)[:, known.dimension] for classes in languages[:2]])
+            is_known = bare.max(axis=0) <= known.most
+        is_traditional = np.asarray(chinese.names) != np.asarray(traditional.names)
+        score = score_twins(vectors, images.vectors, texts, is_traditional, is_known)
+        truth = Classes(tuple(map(" = ".join, texts)), english.labels, (*english.templates, *chinese.templates))
+        result = self._result(dataset, "zh", truth, "twins", score, images, begin)
+        unknown = [" = ".join(texts[number]) for number in np.flatnonzero(~is_known)]
+        counts = _where(result), len(unknown), len(texts), ", ".join(unknown[:3])
+        line = Message("{}: the model does not know {:,} of {:,} queries, and does not rank them: {}", *counts)
+        for note in (*dataset.notes, line)[: 2 if unknown else 1]:
+            self.embedder.progress.say(note)
+        yield replace(result, twins=worst_twins(texts, score.details))
 
     def probes(self, dataset: DataSet) -> Iterator[EvalResult]:
         """A result for each number of training images per class."""

@@ -19,6 +19,7 @@ from dcclip_cli.eval.registry import Metric
 from dcclip_cli.inference.zero_shot import softmax_of
 
 RECALLS = (1, 5, 10)
+TWIN_TOPS = (1, 5, 10)  # first images that are compared between languages
 _BLOCK = 1024  # queries compared with all items at once
 TIED = 1e-5  # 1 - cosine of the same embedding; the starter's names that are 1e-8 apart in fp32 are so far in int8
 _SCALE = 100.0  # ELEVATER's logit scale before the softmax over classes, for mAP and AUC
@@ -181,8 +182,21 @@ def metrics_of(
     weights: Mapping[str, np.ndarray] | None = None,
     names: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """The metrics of a score's details, or those in `names`, with `weights` of labels, image_ranks and text_ranks."""
+    """The metrics of a score's details, or those in `names`, with `weights` of labels, image_ranks and text_ranks, or
+    of margins."""
     weigh = weights or {}
+    if "margin" in details:  # of queries in two languages
+        rows = weigh.get("margin", np.ones(len(details["margin"])))
+        known, columns = details["is_known"].astype(bool), [*(f"overlap@{k}" for k in TWIN_TOPS), "rank_correlation"]
+        values = {name: details[name] for name in (*columns, "traditional")}
+        if not known.all():
+            values["known"] = np.where(known, details["overlap@10"], np.nan)
+        counted = {name: ~np.isnan(value) & (rows > 0) for name, value in values.items()}
+        return {
+            name: float(np.average(value[counted[name]], weights=rows[counted[name]]))
+            for name, value in values.items()
+            if counted[name].any() and (names is None or name in names)
+        }
     if "labels" not in details:
         recalls = {
             f"{target}_recall@{k}": top_k(details[f"{target}_ranks"], k, weigh.get(f"{target}_ranks"))

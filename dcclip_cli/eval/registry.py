@@ -10,7 +10,7 @@ from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError, Message
 
-Metric = Literal["top1", "mean_per_class", "map11", "roc_auc", "mean_recall"]
+Metric = Literal["top1", "mean_per_class", "map11", "roc_auc", "mean_recall", "overlap@10"]
 Task = Literal["classification", "multi-label", "retrieval"]
 SUFFIX: dict[Language, str] = {"en": "", "zh": "-cn"}  # NAME is English, NAME-cn is Chinese
 

@@ -30,6 +30,10 @@ METRIC_NAMES = {
     "roc_auc": "ROC AUC",
     **{f"{target}_recall@{k}": f"{target} R@{k}" for target in ("image", "text") for k in (1, 5, 10)},
     "mean_recall": Message("mean recall"),
+    **{f"overlap@{k}": f"overlap@{k}" for k in (10, 1, 5)},
+    "rank_correlation": Message("rank correlation"),
+    "known": Message("known queries"),
+    "traditional": Message("Traditional"),
 }
 MEAN = Message("ELEVATER, mean over 20")
 ZERO_SHOT = "zero-shot classification"
@@ -57,6 +61,7 @@ class EvalResult:
     many classes have the label's score, where that is more than one.
     `replaced` maps class names with the embedding of another class to the alternates in their place; `indistinct` are
     the groups of names that still have the same embedding. `lost` is the fraction of answers that a tie decides.
+    `twins` are queries in two languages, those first whose images differ most.
     With `plain_names` in place of the names that they belong to, the metric is `plain_value`.
     `images_per_second` is 0 if all embeddings were cached. `date` is the day of the measurement in UTC, ISO 8601.
     """
@@ -91,6 +96,7 @@ class EvalResult:
     plain_value: float | None = None
     class_names: list[str] = field(default_factory=list)
     templates: list[str] = field(default_factory=list)
+    twins: list[dict[str, Any]] = field(default_factory=list, repr=False)
     details: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
 
