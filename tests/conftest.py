@@ -337,6 +337,8 @@ def _traced_once(build_once: Build) -> Iterator[None]:
     write_onnx = graphs.write_onnx
 
     def write(source: Any, folder: Path) -> None:
+        if any(folder.iterdir()):  # it has graphs of another model
+            return write_onnx(source, folder)
         name = f"graphs-{source.encoder.fingerprint}-{source.dims}"
         shutil.copytree(build_once(name, lambda traced: write_onnx(source, traced)), folder, dirs_exist_ok=True)
 

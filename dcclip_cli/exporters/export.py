@@ -122,12 +122,14 @@ def export(
     evaluation: EvalOptions | None = None,
     fresh: bool = True,
     progress: Progress | None = None,
+    fp32_graphs: Path | None = None,
 ) -> ExportResult:
     """Write a model in a format to `out`, atomically.
 
     An export in `out` is replaced; without `fresh` it is kept if it was made from this model with these options.
     It is checked on `data.validation`, else on `data.train`, else on `data.images` with texts of `data.texts`, else on
-    the calibration images, else on made-up images; and on the test sets of `evaluation`.
+    the calibration images, else on made-up images; and on the test sets of `evaluation`. Graphs in the folder
+    `fp32_graphs` are in place of those that torch would trace; it gets the ones that it lacks.
     Raises DcclipError if the export differs too much from the model, and for models that cannot be exported.
     """
     progress, target = progress or Silent(), format_of(options.format)
@@ -155,7 +157,7 @@ def export(
             graphs = BundleGraphs(source, temporary, options.preprocess)
         else:
             images, precision = options.calibration_images, "fp32" if target.rounds else options.precision
-            graphs = OnnxGraphs(source, temporary, precision, calibration, images, options.preprocess)
+            graphs = OnnxGraphs(source, temporary, precision, calibration, images, options.preprocess, fp32_graphs)
 
         def write() -> Encoder | None:
             for entry in folder.iterdir():

@@ -71,14 +71,19 @@ def single_examples(source: Source) -> list[tuple[nn.Module, Tensor]]:
 
 
 def write_onnx(source: Source, folder: Path) -> None:
-    """Write image.onnx and text.onnx, fp32. Raises DcclipError for towers that torch cannot export."""
+    """Write those of image.onnx and text.onnx, fp32, that `folder` lacks.
+
+    Raises DcclipError for towers that torch cannot export.
+    """
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=source.context_length)
     lengths: Mapping[int, object] = {0: batch} if source.fixed else {0: batch, 1: length}
     # Two of everything, and less than the maximum: torch.export treats a size of one, or of the maximum, as a constant.
     pixels, ids = _examples(source, 2, source.context_length - (not source.fixed))
     rows = {2: torch.export.Dim("rows", min=3)} if isinstance(source.preprocessing, Patches) else {}
-    write_graph(ImageGraph(source).eval(), pixels, {0: batch, **rows}, folder / IMAGE, PIXELS, IMAGE_EMBEDS)
-    write_graph(TextGraph(source).eval(), ids, lengths, folder / TEXT, TOKENS, TEXT_EMBEDS)
+    if not (folder / IMAGE).exists():
+        write_graph(ImageGraph(source).eval(), pixels, {0: batch, **rows}, folder / IMAGE, PIXELS, IMAGE_EMBEDS)
+    if not (folder / TEXT).exists():
+        write_graph(TextGraph(source).eval(), ids, lengths, folder / TEXT, TOKENS, TEXT_EMBEDS)
 
 
 def write_graph(

@@ -183,7 +183,8 @@ class OnnxGraphs:
     """image.onnx and text.onnx in a precision. `write` writes both; `loosen` lets a tower keep more in fp32.
 
     `folder` is a temporary folder for these and for the fp32 graphs, which are written once, when first needed.
-    Then the source's towers are freed. With `preprocess`, the preprocessing is in image.onnx.
+    Then the source's towers are freed. With `preprocess`, the preprocessing is in image.onnx. The folder `fp32` for
+    the fp32 graphs may already have some.
     """
 
     def __init__(
@@ -194,7 +195,9 @@ class OnnxGraphs:
         calibration: PairDataset | None,
         images: int,
         preprocess: Preprocess = "outside",
+        fp32: Path | None = None,
     ) -> None:
+        self._fp32_folder = fp32 or folder / "fp32"
         self._folder, self._source, self._preprocess = folder, source, preprocess
         self._precision, self._calibration, self._images = precision, calibration, images
         self._ladder = _LADDERS[precision]
@@ -259,11 +262,10 @@ class OnnxGraphs:
     def _fp32(self) -> Path:
         from dcclip_cli.exporters.graphs import write_onnx
 
-        folder = self._folder / "fp32"
-        folder.mkdir()
-        write_onnx(self._source, folder)
+        self._fp32_folder.mkdir(exist_ok=True)
+        write_onnx(self._source, self._fp32_folder)
         self._source.release()
-        return folder
+        return self._fp32_folder
 
     @cached_property
     def _int8(self) -> dict[str, Int8Tower]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import median_low
 from typing import Any, Literal
 
 import numpy as np
@@ -36,7 +37,7 @@ from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.recipe.load import VERBATIM, load
 from dcclip_cli.recipe.new import DataKind, NewRecipe, StudentChoice, choose_data, choose_teacher, recipe_text
 from dcclip_cli.recipe.run import RecipeRun, teacher_reference
-from dcclip_cli.run_dir import STAGES, RunDir
+from dcclip_cli.run_dir import STAGES, RunDir, has_product
 from dcclip_cli.text import language_by_script
 
 STATE, _TEXTS = "fit.json", "texts.txt"
@@ -47,6 +48,8 @@ _HELD_OUT, _MOST_HELD_OUT = 10, 1_000  # one of so many samples is not trained o
 _LEAST_STEPS = 20  # of a training that says anything
 _MEASURING, _SEARCHING, _ENCODING = 0.25, 0.45, 0.2  # fractions of --time; the last two of what measuring leaves
 _INTERVAL = 3.92  # standard errors in a 95 % interval
+_MARGIN = 1.03  # of the latency with random weights: that of the trained student varies
+_LOOSENED_MB, _LOOSENED_MS = 1.02, 1.1  # of an export with a tenth of its activations in fp32 (exporters/quantize.py)
 _CALIBRATED = 16  # images that exports with random weights are calibrated on
 
 
@@ -138,11 +141,11 @@ class Fit:
                 except KeyboardInterrupt:
                     self._keep_best()
                     raise
-        rows = []
+        rows: list[dict[str, Any]] = []
         for name, cost in self.state["costs"].items():
             trained = [entries[name] for entries in self.state["rounds"] if name in entries]
-            rows.append({"name": name, "cost": Cost(**cost)})
-            rows[-1] |= {key: [entry[key] for entry in trained] for key in ("steps", "quality")}
+            measured = {key: [entry[key] for entry in trained] for key in ("steps", "quality")}
+            rows.append({"name": name, "cost": Cost(**cost)} | measured)
         result = self.state["result"] | {"cost": Cost(**self.state["result"]["cost"])}
         return FitResult(self.out, budget=self.budget, candidates=rows, **result)
 
@@ -237,24 +240,23 @@ class Fit:
         return list_candidates(self.teacher, open_blank(self.teacher_options), with_captions=self.kind == "pairs")
 
     @cached_property
-    def _students(self) -> dict[str, StudentChoice]:
-        return {entry.student.name: entry.student for of_network in self._grid.values() for entry in of_network}
+    def _candidates(self) -> dict[str, Candidate]:
+        return {candidate.student.name: candidate for of_network in self._grid.values() for candidate in of_network}
 
     def _measure(self) -> list[str]:
         """Measure the largest networks that may fit the budget, at up to three image sizes each; those that fit it."""
+        shutil.rmtree(self.out / "measured/traced", ignore_errors=True)  # of a search that was stopped
         samples = self._samples("train")
         rows = np.unique(np.linspace(0, len(samples) - 1, _CALIBRATED).astype(int)).tolist()
         shown = [replace(samples[row], zh=("猫", "狗"), en=("cat", "dog")) for row in rows]
         write_parquet(self.out / "measured/images.parquet", shown)
-        everything = (candidate for of_network in self._grid.values() for candidate in of_network)
-        least = min(everything, key=lambda candidate: (candidate.parameters, candidate.macs))
+        least = min(self._candidates.values(), key=lambda candidate: (candidate.parameters, candidate.macs))
         costs = {least: self._cost(least)}
         if not self.budget.fits(costs[least]):
             name, mb, ms = least.student.name, costs[least].mb, costs[least].ms
             problem = Message("no candidate fits: the smallest, {}, takes {:.2f} MB and {:.2f} ms", name, mb, ms)
-            least_mb, least_ms = f"--max-mb {1.01 * mb:.2f}", f"--max-ms {1.1 * ms:.2f}"
-            limits = [least_mb] * bool(self.budget.max_mb) + [least_ms] * bool(self.budget.max_ms)
-            hint = Message("increase the budget to {} or more", " ".join(limits))
+            limits = {f"--max-mb {1.01 * mb:.2f}": self.budget.max_mb, f"--max-ms {1.1 * ms:.2f}": self.budget.max_ms}
+            hint = Message("increase the budget to {} or more", " ".join(limit for limit in limits if limits[limit]))
             for file in (STATE, _TEXTS):  # nothing was decided: the same folder can be used again
                 (self.out / file).unlink(missing_ok=True)
             shutil.rmtree(self.out / "measured")
@@ -266,62 +268,94 @@ class Fit:
                     continue
                 for candidate in promising(of_network, self.budget, costs):
                     is_known = candidate.student.name in self.state["costs"]
-                    if networks and not is_known and self._elapsed() > limit:
+                    takes_s = (1 if number else 2) * self.state["export_s"]  # with the steps of a new network
+                    if networks and not is_known and self._elapsed() + takes_s > limit:
                         break
                     costs[candidate] = self._cost(candidate)
-                    if self.budget.fits(costs[candidate]):
+                    if self.budget.fits(costs[candidate], _MARGIN):
+                        self._measure_step(candidate)
                         networks.append(network)
                         break
-        fitting = [candidate.student.name for candidate, cost in costs.items() if self.budget.fits(cost)]
-        return fitting[1:] or fitting  # the smallest of all is only measured first
+        del costs[least]  # which is only measured first
+        fitting = [candidate for candidate, cost in costs.items() if self.budget.fits(cost, _MARGIN)] or [least]
+        self._measure_step(fitting[0])
+        shutil.rmtree(self.out / "measured")
+        return [candidate.student.name for candidate in fitting]
 
     def _cost(self, candidate: Candidate) -> Cost:
-        """The cost of a candidate's export; if it fits, also its speed in training. Measured once."""
+        """The cost of a candidate's export, measured once."""
         state, name = self.state, candidate.student.name
         if name not in state["costs"]:
-            folder, began = self.out / "measured" / name, time.monotonic()
-            job = self._job(candidate.student, folder)
-            cost = cost_of_random(job, self.out / "measured/images.parquet", self.budget)
+            measured, began = self.out / "measured", time.monotonic()
+            job = self._job(candidate.student, measured / name)
+            cost = cost_of_random(job, measured / "images.parquet", self.budget, measured / "traced")
+            shutil.rmtree(measured / name)
             state["export_s"] = max(state.get("export_s", 0.0), time.monotonic() - began)
-            if self.budget.fits(cost):
-                from dcclip_cli.train.estimate import measure
-
-                times = measure(job.preflight(["distill"])[0], with_teachers="image_s" not in state)
-                state["step_s"][name] = times.step_s or 1.0
-                state.setdefault("image_s", next((pace.image_s for pace in times.teachers if pace), 0.0))
-            shutil.rmtree(folder)
             self.progress.say(Message("fit: {}: {:.2f} MB, {:.2f} ms", name, cost.mb, cost.ms))
             state["costs"][name] = asdict(cost)
             self._save()
         return Cost(**state["costs"][name])
+
+    def _measure_step(self, candidate: Candidate) -> None:
+        """Measure the seconds of a training step with a candidate's image network, once for all image sizes."""
+        state, network = self.state, candidate.student.network
+        if network not in state["step_s"]:
+            from dcclip_cli.train.estimate import measure
+
+            job = self._job(candidate.student, self.out / "measured" / network)
+            times = measure(job.preflight(["distill"])[0], with_teachers="image_s" not in state)
+            shutil.rmtree(job.dir.root)
+            state["step_s"][network] = candidate.macs, times.step_s or 1.0
+            state.setdefault("image_s", next((pace.image_s for pace in times.teachers if pace), 0.0))
+            self._save()
+
+    def _step_s(self, name: str) -> float:
+        """Seconds of a candidate's training step, in proportion to the multiply-adds of its network's measurement.
+
+        As noise only adds, it takes no longer than one of another network that was measured with more of them.
+        """
+        candidate, times = self._candidates[name], list[float]()
+        for network, (macs, step_s) in self.state["step_s"].items():
+            ratio, networks = candidate.macs / macs, {network, candidate.student.network}
+            if len(networks) == 1 or self.teacher.network not in networks:  # the teacher's own is not trained
+                times.append(step_s * (ratio if len(networks) == 1 else max(1.0, ratio)))
+        return min(times)
 
     def _plan(self, names: Sequence[str]) -> None:
         """Decide how many candidates are trained in each round, and the steps of a full training of each."""
         import torch
 
         state, plan = self.state, {"threads": torch.get_num_threads(), "augmentations": None}
-        keeping = {name for name in names if self._students[name].network == self.teacher.network}
+        keeping = {name for name in names if self._candidates[name].student.network == self.teacher.network}
         steps = {name: self.steps // (4 if name in keeping else 1) for name in names}
         if self.options.time_s:
-            left_s, encode_s = self._left_s(), self.data.count * state["image_s"]
+            left_s, encode_s = min(map(self._left_s, names)), self.data.count * state["image_s"]
             plan["augmentations"] = max(
                 (1, *(number for number in (2, 3, 6) if number * encode_s <= _ENCODING * left_s))
             )
             left_s -= min(plan["augmentations"] * encode_s, left_s / 2)
-            steps = {name: int(_SEARCHING * left_s / state["step_s"][name]) for name in names}
         for count in range(len(names), 0, -1):
             rounds = [count]
             while rounds[-1] >= 2 * _PROMOTED:
                 rounds.append(rounds[-1] // _PROMOTED)
+            if self.options.time_s:  # opening and evaluating a student takes about half of an export
+                training_s = max(0.0, _SEARCHING * left_s - sum(rounds) * state["export_s"] / 2)
+                steps = {name: int(training_s / self._step_s(name)) for name in names}
             if min(steps[name] for name in names[:count]) >= _LEAST_STEPS * len(rounds) * count:
                 break
         state["plan"] = plan | {"names": list(names[:count]), "rounds": rounds if count > 1 else [], "steps": steps}
         self._save()
 
-    def _left_s(self) -> float:
-        """Seconds of the time that are left for training, without two exports."""
+    def _left_s(self, name: str) -> float:
+        """Seconds of the time that are left for training, without a candidate's export and its evaluation."""
         assert self.options.time_s is not None
-        return max(1.0, self.options.time_s - self._elapsed() - 2 * float(self.state["export_s"]))
+        exports = 2 if self._is_tight(name) else 5  # of one with random weights
+        return max(1.0, self.options.time_s - self._elapsed() - exports * float(self.state["export_s"]))
+
+    def _is_tight(self, name: str) -> bool:
+        """Whether a candidate's export exceeds the budget with a tenth of its activations in fp32."""
+        cost = Cost(**self.state["costs"][name])
+        return not self.budget.fits(Cost(_LOOSENED_MB * cost.mb, _LOOSENED_MS * cost.ms))
 
     # ---- training runs
 
@@ -337,7 +371,7 @@ class Fit:
             trained, names = state["rounds"][number], names[:size]
             for name in (name for name in names if name not in trained):
                 steps = max(_LEAST_STEPS, state["plan"]["steps"][name] // (len(rounds) * size))
-                job = self._job(self._students[name], self.out / f"round-{number + 1}" / name, steps)
+                job = self._job(self._candidates[name].student, self.out / f"round-{number + 1}" / name, steps)
                 job.begin("distill")
                 result = job.train("distill")
                 quality, results = self._evaluate(result.model)
@@ -369,11 +403,10 @@ class Fit:
             final = state["final"]
             self.progress.say(Message("fit: {} is trained for {:,} steps", name, final["steps"]))
             if self.options.time_s and final["steps"] == _LEAST_STEPS:
-                warning = Message(
-                    "warning: fit: {} steps are too few for a usable student: increase --time", _LEAST_STEPS
+                self.progress.say(
+                    Message("warning: fit: {} steps are too few for a usable student: increase --time", _LEAST_STEPS)
                 )
-                self.progress.say(warning)
-            job = self._job(self._students[name], self.out, final["steps"])
+            job = self._job(self._candidates[name].student, self.out, final["steps"])
             job.begin(*job.loaded.recipe.stages)
             for stage_name in job.loaded.recipe.stages[:-1]:
                 job.train(stage_name)
@@ -391,12 +424,12 @@ class Fit:
     def _export(self, name: str, steps: int, folder: Path) -> Cost | str:
         """Export what a candidate's run has trained; its cost, or what is wrong with it.
 
-        What keeps int8 close to the model in fp32 makes the file larger. If it exceeds the budget, all is quantized:
-        the quality of the bundle is measured anyway.
+        What keeps int8 close to the model in fp32 makes the file larger and slower. If that exceeds the budget, all is
+        quantized: the quality of the bundle is measured anyway.
         """
         reason = ""
-        for all_int8 in (False, True):
-            job = self._job(self._students[name], folder, steps, all_int8)
+        for all_int8 in (True,) if self._is_tight(name) else (False, True):
+            job = self._job(self._candidates[name].student, folder, steps, all_int8)
             assert job.loaded.recipe.export is not None
             try:
                 exported = job.export(job.loaded.recipe.export, job.trained_model(), self.out / "export")
@@ -410,23 +443,32 @@ class Fit:
 
     def _final_steps(self, name: str) -> int:
         """As many steps as the rest of the time allows, by the slowest of the last round; else those of the plan."""
-        state, step_s = self.state, self.state["step_s"]
+        state, step_s = self.state, self._step_s(name)
         if self.options.time_s is None:
             return int(state["plan"]["steps"][name])
-        trained = state["rounds"][-1].items() if state["rounds"] else ()
-        # The first one of a round waits for the teacher, as the full training does.
-        slower = max((entry["seconds"] / entry["steps"] / step_s[key] for key, entry in trained), default=1.0)
-        stages = 1.2 if self.kind == "pairs" else 1.0  # stage 2 has a fifth of the steps
-        return max(_LEAST_STEPS, int(self._left_s() / (step_s[name] * max(1.0, slower) * stages)))
+        if state["rounds"]:  # the first of a round waits for the teacher
+            trained = state["rounds"][-1].items()
+            paces = (entry["seconds"] / entry["steps"] / self._step_s(key) for key, entry in trained)
+            step_s *= max(1.0, median_low(paces))
+        step_s *= 1.2 if self.kind == "pairs" else 1.0  # stage 2 has a fifth of the steps
+        left_s = self._left_s(name)
+        job = self._job(self._candidates[name].student, self.out, max(_LEAST_STEPS, int(left_s / step_s)))
+        left_s -= state["image_s"] * job.preflight(["distill"])[0].remaining_rows(0).images
+        return max(_LEAST_STEPS, int(left_s / step_s))
 
     def _keep_best(self) -> None:
-        """Export the best student so far, where a training has ended, and say which."""
+        """Export the best student so far, the one that is trained in full or the best of a round, and say which."""
         self._save()
-        if rounds := [trained for trained in self.state["rounds"] if trained]:
+        state, rounds = self.state, [trained for trained in self.state["rounds"] if trained]
+        if "final" in state and has_product(self.out, "align" if self.kind == "pairs" else "distill"):
+            name, steps, folder = state["final"]["name"], state["final"]["steps"], self.out
+            told = Message("fit: {} has the student {}, trained in full and not measured", self.out / "export", name)
+        elif rounds:
             name = max(rounds[-1], key=lambda name: rounds[-1][name]["quality"])
-            folder = self.out / f"round-{len(rounds)}" / name
-            values = self.out / "export", name, rounds[-1][name]["quality"]
-            if isinstance(self._export(name, rounds[-1][name]["steps"], folder), Cost):
-                self.progress.say(
-                    Message("fit: {} has the best student so far, {} ({:.1%}), not trained in full", *values)
-                )
+            steps, quality = (rounds[-1][name][key] for key in ("steps", "quality"))
+            folder, values = self.out / f"round-{len(rounds)}" / name, (self.out / "export", name, quality)
+            told = Message("fit: {} has the best student so far, {} ({:.1%}), not trained in full", *values)
+        else:
+            return
+        if isinstance(self._export(name, steps, folder), Cost):
+            self.progress.say(told)

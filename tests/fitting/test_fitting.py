@@ -13,8 +13,9 @@ import dcclip_cli
 from dcclip_cli.cli.fit import seconds
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.exporters import graphs
 from dcclip_cli.fitting import candidates, search
-from dcclip_cli.fitting.candidates import Budget, Candidate, Cost, list_candidates, promising
+from dcclip_cli.fitting.candidates import Budget, Candidate, Cost, cost_of_random, list_candidates, promising
 from dcclip_cli.fitting.search import Fit, FitOptions, FitResult
 from dcclip_cli.model.teachers import OpenClipTeacher
 from dcclip_cli.recipe import new
@@ -69,17 +70,17 @@ def test_only_networks_that_the_teachers_weights_fit_are_candidates_at_sides_up_
     assert list(grid) == ["efficientnet_lite0", "mnasnet_050"]
     assert [entry.student.pixels for entry in grid["mnasnet_050"]][:3] == [128, 160, 192]
     assert [entry.student.pixels for entry in grid["efficientnet_lite0"]][:3] == [192, 224, 160]
-    assert {entry.student.width for entry in grid["mnasnet_050"]} == {64, 32}
+    assert {entry.student.tokens for entry in grid["mnasnet_050"]} == {2_400, 1_800, 1_200}
     monkeypatch.setattr(candidates, "NETWORKS", ("test_resnet",))
     [of_network] = list_candidates(teacher, towers, with_captions=True).values()
     assert not of_network[0].student.inherits
 
 
 def test_a_measured_size_excludes_other_image_sizes_and_a_measured_latency_other_text_towers() -> None:
-    def candidate(pixels: int, width: int) -> Candidate:
-        return Candidate(StudentChoice("mnasnet_050", pixels, width=width), 1_000_000, pixels * pixels)
+    def candidate(pixels: int, tokens: int) -> Candidate:
+        return Candidate(StudentChoice("mnasnet_050", pixels, tokens=tokens), 1_000_000, pixels * pixels)
 
-    large, wide, small = candidate(128, 64), candidate(96, 64), candidate(96, 32)
+    large, wide, small = candidate(128, 2_400), candidate(96, 2_400), candidate(96, 1_200)
     budget, of_network = Budget(2, 1), [large, wide, small]
     assert list(promising(of_network, budget, {large: Cost(2.1, 0.9, 1)})) == [small]
     assert list(promising(of_network, budget, {large: Cost(1.9, 1.1, 1)})) == [wide, small]
@@ -96,14 +97,58 @@ def test_rounds_take_a_full_training_together_and_with_little_time_fewer_candida
 ) -> None:
     monkeypatch.setattr(search, "_LEAST_STEPS", 5)
     planned, names = Fit(FitOptions(str(classes), max_mb=3, time_s=time_s), Path("out")), list(map(str, range(count)))
-    vars(planned).update(_students={name: StudentChoice(name) for name in names}, steps=1_000)
-    planned.state |= {"export_s": 1.0, "image_s": 0.01, "step_s": dict.fromkeys(names, step_s)}
+    vars(planned).update(_candidates={name: Candidate(StudentChoice(name), 1, 1) for name in names}, steps=1_000)
+    planned.state |= {"export_s": 1.0, "image_s": 0.01, "step_s": dict.fromkeys(names, (1, step_s))}
+    planned.state["costs"] = {name: {"mb": 1.0, "ms": 1.0} for name in names}
     planned.out.mkdir()
     planned._plan(names)
     plan = planned.state["plan"]
     assert plan["rounds"] == rounds and len(plan["names"]) == (rounds or [1])[0]
     full, trained = plan["steps"]["0"], sum(size * (plan["steps"]["0"] // (len(rounds) * size)) for size in rounds)
-    assert trained <= full == pytest.approx(1_000 if time_s is None else 0.45 * (600 - 2 - 6 * 40 * 0.01) / 4, rel=0.03)
+    training_s = 0.45 * (600 - 5 - 6 * 40 * 0.01) - sum(rounds) / 2
+    assert trained <= full == pytest.approx(1_000 if time_s is None else training_s / 4, rel=0.03)
+
+
+def test_steps_take_time_by_multiply_adds_and_no_longer_than_those_of_a_larger_network(classes: Path) -> None:
+    search_of_steps = Fit(FitOptions(str(classes), max_mb=3), Path("out"))
+    sizes = {"small": 20, "slow": 10, "large": 40, "efficientnet_lite0": 60}
+    search_of_steps.state["step_s"] = {"small": (10, 0.5), "slow": (10, 9.0), "large": (40, 1.5)} | {
+        "efficientnet_lite0": (60, 0.2)  # the teacher's own network, which is not trained
+    }
+    vars(search_of_steps)["_candidates"] = {
+        name: Candidate(StudentChoice(name), 1, macs) for name, macs in sizes.items()
+    }
+    assert [search_of_steps._step_s(name) for name in sizes] == [1.0, 0.5, 1.5, 0.2]
+
+
+def test_an_export_near_the_budget_is_all_int8_at_once_and_takes_less_of_the_time(classes: Path) -> None:
+    near = Fit(FitOptions(str(classes), max_mb=3, max_ms=5, time_s=100), Path("out"))
+    near.state |= {"export_s": 10.0, "costs": {"a": {"mb": 2.9, "ms": 4}, "b": {"mb": 2.99, "ms": 4}}}
+    near.state["costs"]["c"] = {"mb": 2.9, "ms": 4.9}
+    assert [near._is_tight(name) for name in "abc"] == [False, True, True]
+    assert [round(near._left_s(name)) for name in "abc"] == [50, 80, 80]
+
+
+def test_a_traced_graph_serves_other_image_sizes(
+    classes: Path, altclip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is as large as that of a graph traced at that size, and its embeddings have the same shape."""
+    job_of = Fit(FitOptions(str(classes), str(altclip_folder), max_mb=3), Path("out"))
+    traced, write_graph = list[str](), graphs.write_graph
+
+    def counted(graph: Any, example: Any, dynamic: Any, file: Path, *names: str) -> None:
+        traced.append(f"{file.stem} {example.shape[-1]}")
+        write_graph(graph, example, dynamic, file, *names)
+
+    monkeypatch.setattr(graphs, "write_graph", counted)
+    Path("out").mkdir()
+    Path("out/texts.txt").write_text(new.own_texts(), "utf-8")
+    costs = []
+    for pixels, folder in ((64, "shared"), (96, "shared"), (96, "alone")):
+        job = job_of._job(StudentChoice("test_efficientnet", pixels, inherits=False), Path("out", f"{folder}{pixels}"))
+        costs.append(cost_of_random(job, classes, job_of.budget, Path("out", folder)))
+    assert [entry.split()[0] for entry in traced] == ["image", "text"] * 2
+    assert costs[1].mb == pytest.approx(costs[2].mb, abs=2e-4) and costs[1].ms > costs[0].ms
 
 
 @pytest.mark.slow
@@ -140,6 +185,7 @@ def test_a_killed_search_resumes_with_the_same_choice_and_bytes(
             patch.setattr(RecipeRun, "train", train_and_stop)
             fit(options, "again")
         assert len(stops) == 1
+    assert digests(Path("again/export")) == digests(Path("runs/fit/export"))  # of the student trained in full
     again = fit(options, "again")
     assert (again.name, again.quality) == (result.name, result.quality)
     assert digests(Path("again/distill/model")) == digests(Path("runs/fit/distill/model"))
