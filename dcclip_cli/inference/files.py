@@ -65,7 +65,7 @@ def predict(
     images: PathLike | Iterable[PathLike],
     labels: Sequence[str],
     *,
-    model: PathLike | None = None,
+    model: PathLike | predictions.Model | None = None,
     templates: Sequence[str] | None = None,
     multi_label: bool = False,
     top_k: int | None = 5,
@@ -76,8 +76,8 @@ def predict(
 ) -> list[Prediction]:
     """Classify image files zero-shot; returns the best labels of each with their probabilities, or its error.
 
-    `images` are files, folders or globs, `model` what `load` takes. `templates` replace the model's own; an empty list
-    means the bare labels. To classify images in memory, or one after the other, use `load(...).predict`.
+    `images` are files, folders or globs, `model` what `load` takes or returns. `templates` replace the model's own; an
+    empty list means the bare labels. To classify images in memory, or one after the other, use `load(...).predict`.
     """
     talk = progress_for(progress)
     paths = list(image_files(images))
@@ -97,7 +97,7 @@ def search(
     *,
     images: Sequence[PathLike] = (),
     without: Sequence[str] = (),
-    model: PathLike | None = None,
+    model: PathLike | predictions.Model | None = None,
     top_k: int = 12,
     dims: int | None = None,
     dtype: Literal["fp16", "int8", "binary"] = "fp16",
@@ -170,9 +170,15 @@ def embed(
 
 
 def open_encoder(
-    model: PathLike | None, device: str, threads: int | None, talk: Progress, dims: int | None = None
+    model: PathLike | predictions.Model | None,
+    device: str,
+    threads: int | None,
+    talk: Progress,
+    dims: int | None = None,
 ) -> Encoder:
-    """The model that `--model` means, which is said, with the first `dims` numbers of its embeddings."""
+    """The model that `--model` means, which is said, or a loaded one, with the first `dims` numbers of embeddings."""
+    if isinstance(model, predictions.Model):
+        return shortened(model._encoder, dims, talk)
     reference = resolve(None if model is None else os.fspath(model))
     talk.say(reference.description)
     return shortened(load_encoder(reference, device, threads=threads, progress=talk), dims, talk)

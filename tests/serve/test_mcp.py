@@ -1,0 +1,82 @@
+"""`dcclip mcp`: the official client talks to it over stdin and stdout, in two languages, and reads no other files."""
+
+import asyncio
+import base64
+import io
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+mcp = pytest.importorskip("mcp", reason="mcp is not installed")
+STARTER = Path(__file__).parents[2] / "recipes/starter/photos"
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[Path]:
+    folders = [tmp_path / "我的照片", tmp_path / "photos"]
+    for folder in folders:
+        folder.mkdir()
+    for number, photo in enumerate(sorted(STARTER.glob("*.jpg"))):
+        shutil.copy(photo, folders[number % 2])
+    shutil.copy(STARTER / "cat.jpg", tmp_path / "secret.jpg")
+    (folders[0] / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    (folders[1] / "broken.jpg").write_bytes(b"no image")
+    return folders
+
+
+def test_ten_dialogues_find_show_and_label_photos_and_paths_outside_are_refused(folders: list[Path]) -> None:
+    command = ["-m", "dcclip_cli", "mcp", *map(str, folders), "--model", "starter"]
+    server = mcp.StdioServerParameters(command=sys.executable, args=command, env=dict(os.environ))
+    cat, rocket = next(folders[0].parent.glob("*/cat.jpg")), next(folders[0].parent.glob("*/rocket.jpg"))
+
+    async def talk() -> None:
+        async with mcp.Client(server) as client:
+            tools = (await client.list_tools()).tools
+            assert [tool.name for tool in tools] == ["search", "show", "label"]
+            assert all(tool.annotations and tool.annotations.read_only_hint for tool in tools)
+
+            async def call(name: str, **arguments: Any) -> Any:
+                result = await client.call_tool(name, arguments)
+                assert not result.is_error, result
+                return result.structured_content or result.content
+
+            async def refusal(name: str, **arguments: Any) -> str:
+                result = await client.call_tool(name, arguments)
+                assert result.is_error
+                return str(result.content[0].text)
+
+            queries = {"cat": "猫 a cat", "rocket": "火箭 a rocket", "coffee": "咖啡 coffee", "flower": "花 a flower"}
+            for name, texts in queries.items():  # eight dialogues
+                for text, labels in zip(texts.split(" ", 1), (["猫", "火箭", "咖啡", "花"], [*queries]), strict=True):
+                    answer = await call("search", text=text, top_k=2)
+                    best = answer["photos"][0]["photo"]
+                    assert Path(best).name == f"{name}.jpg" and answer["fits"] and not answer["unknown"]
+                    [shown] = await call("show", photo=best, max_px=64)
+                    image = Image.open(io.BytesIO(base64.b64decode(shown.data)))
+                    assert shown.mime_type == "image/jpeg" and max(image.size) == 64
+                    [row] = (await call("label", photos=[best], labels=labels))["photos"]
+                    assert next(iter(row["labels"])) == labels[[*queries].index(name)]
+            # A ninth and a tenth: what resembles a photo, without something; labels each by itself, and none.
+            alike = await call("search", like=str(rocket), without="猫", top_k=1)
+            assert Path(alike["photos"][0]["photo"]).name == "rocket.jpg"
+            rows = await call("label", photos=[str(cat), "broken.jpg"], labels=["cat", "火箭"], multi_label=True)
+            [labels, failure] = rows["photos"]
+            assert labels["labels"]["cat"] > 0.5 > labels["labels"]["火箭"]
+            assert "not a readable image" in failure["error"]
+            outside = ("../secret.jpg", str(folders[0] / "../secret.jpg"), "link.jpg", "/etc/passwd", "a\0", "", ".")
+            for path in outside:
+                assert "is not a photo in the served folders" in await refusal("show", photo=path)
+                assert "is not a photo" in await refusal("label", photos=[str(cat), path], labels=["猫"])
+            assert "is not a photo" in await refusal("search", like="../secret.jpg")
+            assert "the text is empty" in await refusal("search", text=" ")
+            for arguments in ({"top_k": 0}, {"top_k": 101}, {"top_k": "many"}):
+                assert "top_k" in await refusal("search", text="猫", **arguments)
+
+    before = {path: path.stat().st_mtime_ns for path in folders[0].parent.rglob("*")}
+    asyncio.run(asyncio.wait_for(talk(), 120))
+    assert {path: path.stat().st_mtime_ns for path in folders[0].parent.rglob("*")} == before
