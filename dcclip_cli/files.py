@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +26,7 @@ M = TypeVar("M", bound="BaseModel")
 T = TypeVar("T")
 _BLOCK_BYTES = 1 << 23
 PARTIAL = re.compile(r"\.(.+)\.\d+-[0-9a-f]{8}\.(?:partial|old)", re.DOTALL)
+_moving = threading.Lock()  # held from moving a file's position until its use, on Windows, which has no pread
 _STALE_S = 24 * 3600  # age at which a partial file counts as left by a killed process
 
 
@@ -173,18 +175,37 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
+def read_at(descriptor: int, size: int, offset: int) -> bytes:
+    """At most `size` bytes of an open file from `offset` on; threads may read at once."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, size, offset)
+    with _moving:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, size)
+
+
+def write_at(descriptor: int, content: bytes, offset: int) -> None:
+    """Write into an open file from `offset` on; threads may write at once."""
+    if hasattr(os, "pwrite"):
+        os.pwrite(descriptor, content, offset)
+        return
+    with _moving:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        os.write(descriptor, content)
+
+
 class OpenFile:
     """A file that is read by offset from any process or thread; it is closed when nothing refers to it any more."""
 
     def __init__(self, file: Path | str) -> None:
-        self._descriptor = os.open(file, os.O_RDONLY)
+        self._stream = open(file, "rb", buffering=0)  # noqa: SIM115
 
     def read(self, offset: int, size: int) -> bytes:
-        return os.pread(self._descriptor, size, offset)
+        return read_at(self._stream.fileno(), size, offset)
 
     def __del__(self) -> None:
-        if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
+        if hasattr(self, "_stream"):
+            self._stream.close()
 
 
 def file_sha256(file: Path) -> str:

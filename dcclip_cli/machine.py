@@ -49,7 +49,7 @@ def affinity_cores() -> int | None:
 def cgroup_quota(root: Path) -> float:
     """Number of cores that the cgroups (v2 or v1) of this process allow; infinite if they set no limit."""
     try:
-        entries = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
+        entries = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text("utf-8").splitlines()]
     except OSError:
         return math.inf
     quotas = [math.inf]
@@ -61,10 +61,10 @@ def cgroup_quota(root: Path) -> float:
                 break
             with suppress(OSError):
                 if (folder / "cpu.max").is_file():
-                    quota, period = (folder / "cpu.max").read_text().split()
+                    quota, period = (folder / "cpu.max").read_text("utf-8").split()
                 else:
                     files = (folder / f"cpu.cfs_{name}_us" for name in ("quota", "period"))
-                    quota, period = (file.read_text().strip() for file in files)
+                    quota, period = (file.read_text("utf-8").strip() for file in files)
                 if quota not in ("max", "-1"):
                     quotas.append(int(quota) / int(period))
     return min(quotas)
@@ -74,7 +74,7 @@ def peak_memory_bytes() -> int:
     """The largest resident set of this process so far."""
     status = Path("/proc/self/status")
     if status.is_file():  # getrusage's also has what the parent had when it started this process
-        [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        [line] = [line for line in status.read_text("utf-8").splitlines() if line.startswith("VmHWM:")]
         return int(line.split()[1]) * 1024
     if sys.platform == "win32":
         import psutil
@@ -97,7 +97,7 @@ class Memory:
 def memory(root: Path = Path("/")) -> Memory | None:
     """The machine's memory according to /proc/meminfo; None if there is no such file."""
     try:
-        lines = (root / "proc/meminfo").read_text().splitlines()
+        lines = (root / "proc/meminfo").read_text("utf-8").splitlines()
     except OSError:
         return None
     kibibytes = {name: value.split()[0] for name, _, value in (line.partition(":") for line in lines) if value.split()}
@@ -256,15 +256,18 @@ def allow_open_files() -> int:
     return limit
 
 
+def can_fork() -> bool:
+    """Whether processes may be forked: not on Windows, and not on macOS, whose libraries' threads make that unsafe."""
+    return hasattr(os, "fork") and sys.platform != "darwin"
+
+
 def loading_processes(number: int | Literal["auto"], device: str = "cpu", processes: int = 1) -> int:
-    """Number of processes that load batches: `number`, or 0 if processes cannot be forked (Windows).
+    """Number of processes that load batches: `number`, or 0 if processes cannot be forked (Windows, macOS).
 
     auto: 1 on the CPU, whose cores compute; on a GPU the cores of each of `processes` that train here, less one. Each
     has up to 250 MB of batches. Data sets and tokenizers are handed over by forking, not by pickling.
     """
-    import multiprocessing
-
-    if "fork" not in multiprocessing.get_all_start_methods():
+    if not can_fork():
         return 0
     if number != "auto":
         return number

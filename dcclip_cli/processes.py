@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import remove
-from dcclip_cli.machine import keep_pandas_out
+from dcclip_cli.machine import can_fork, keep_pandas_out
 
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
@@ -126,11 +126,11 @@ def end_with_launcher() -> None:
 
 def preload(imports: Sequence[str]) -> bool:
     """Start the process that workers are forked from, which imports what calls need; False where there is none."""
+    if not can_fork():
+        return False
     import multiprocessing
     from multiprocessing import forkserver, resource_tracker
 
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return False
     multiprocessing.set_forkserver_preload([__name__, *imports])
     with _environment(_ENVIRONMENT | _SAFE_PATH):
         resource_tracker.ensure_running()  # which unblocks signals

@@ -200,13 +200,9 @@ class FeatureStore:
         files, index = {file.name for file in self.folder.glob(f"*{SUFFIX}")}, self.folder / _INDEX
         with suppress(FileNotFoundError, ValueError):  # a damaged index is written again
             state = index.stat().st_mtime_ns, index.stat().st_ino
-            if state != self._index and not self.in_memory:  # it takes the place of what is in memory
-                arrays, self._index = open_block(index), state
-                entries = json.loads(arrays["blocks"].tobytes())
-                self._blocks = [_Block(*entry) if entry and entry[0] in files else None for entry in entries]
-                self._seen = self.files
-                keys = arrays[_KEYS].reshape(-1).view("S16")
-                self._tables = [_Table(keys, arrays["block"], arrays["row"]), _EMPTY]
+            if state != self._index and not self.in_memory:
+                self._use_index(open_block(index), files)
+                self._index = state
         tables = list[_Table]()
         for file in sorted(files - self._seen):  # by time
             if block := self._arrays(open_block, file):
@@ -219,6 +215,7 @@ class FeatureStore:
             with suppress(OSError), lock(self.folder / f".{_INDEX}.lock", wait=False) as claimed:
                 if claimed:
                     table, blocks = _merged(self._tables), json.dumps([entry and entry[:4] for entry in self._blocks])
+                    self._tables = [table, _EMPTY]  # no longer mapped: Windows replaces no mapped file
                     columns = {
                         "block": table.block,
                         "row": table.row,
@@ -226,6 +223,13 @@ class FeatureStore:
                     }
                     write_block(index, {_KEYS: table.keys.view(np.uint8).reshape(-1, 16), **columns})
                     self.refresh()
+
+    def _use_index(self, arrays: Arrays, files: set[str]) -> None:
+        """Let an index take the place of what is in memory."""
+        entries = json.loads(arrays["blocks"].tobytes())
+        self._blocks = [_Block(*entry) if entry and entry[0] in files else None for entry in entries]
+        self._seen = self.files
+        self._tables = [_Table(arrays[_KEYS].reshape(-1).view("S16"), arrays["block"], arrays["row"]), _EMPTY]
 
     def missing(self, keys: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """(N,) whether a row lacks one of these arrays."""
@@ -297,10 +301,11 @@ class FeatureStore:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            if self._warn:
-                self._warn(Message("warning: {}: {}; computing its rows again", file, error))
-                remove(file)
-            return None
+            problem = Message("warning: {}: {}; computing its rows again", file, error)
+        if self._warn:  # after the error, which keeps the file mapped: Windows removes no such file
+            self._warn(problem)
+            remove(file)
+        return None
 
     def _table(self, file: str, arrays: Arrays) -> _Table:
         """Number a block, in memory where it has no file, and return the table of its rows."""
@@ -425,6 +430,8 @@ class FeatureStore:
                 self.write(computed(parts_of_pass, wait), every_s=30.0)
 
     def clear(self) -> None:
-        for name in [*self.files, _INDEX] if self.folder else ():
-            remove(self.folder / name)  # type: ignore[operator]
+        names = [*self.files, _INDEX]
         self._blocks, self._tables, self._index = [], [_EMPTY, _EMPTY], None
+        _mapped.cache_clear()  # Windows removes no mapped file
+        for name in names if self.folder else ():
+            remove(self.folder / name)  # type: ignore[operator]

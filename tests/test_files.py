@@ -1,4 +1,4 @@
-"""Locks, caches and temporary files, here and on a system that has neither fcntl nor fork."""
+"""Locks, caches and temporary files."""
 
 import os
 import subprocess
@@ -14,34 +14,8 @@ from dcclip_cli.files import atomic_file, atomic_folder, atomic_write, lock, rem
 from dcclip_cli.hub import files_on_hub
 from tests.hub_server import Hub, serving
 
-# Only from this package and from filelock: other libraries go by os.name, which cannot be changed here.
-WITHOUT_POSIX = """
-import builtins, importlib, multiprocessing, os, pkgutil, sys
-found = builtins.__import__
-def without_posix(name, globals=None, *more, **named):
-    by = (globals or {}).get("__name__", "").partition(".")[0]
-    if name in ("fcntl", "resource", "pwd", "grp", "termios") and by in ("dcclip_cli", "filelock"):
-        raise ModuleNotFoundError(name)
-    return found(name, globals, *more, **named)
-builtins.__import__ = without_posix
-del os.posix_fallocate, os.sched_getaffinity, os.pread
-multiprocessing.get_all_start_methods = lambda: ["spawn"]
-"""
-IMPORT_ALL = """
-import dcclip_cli
-for module in pkgutil.walk_packages(dcclip_cli.__path__, "dcclip_cli."):
-    if not module.name.endswith("__main__"):
-        importlib.import_module(module.name)
-from dcclip_cli.machine import cores
-from dcclip_cli.machine import loading_processes
-assert cores() >= 1 and loading_processes(2) == 0
-"""
 HOLD = "import sys, time; from pathlib import Path; from dcclip_cli.files import lock\n"
 HOLD += "with lock(Path(sys.argv[1])) as mine: print(mine, flush=True); time.sleep(600)"
-
-
-def test_a_system_without_posix_imports_every_module() -> None:
-    subprocess.run([sys.executable, "-W", "ignore", "-c", WITHOUT_POSIX + IMPORT_ALL], check=True)
 
 
 def test_a_lock_is_refused_while_another_process_has_it_and_free_once_that_is_killed(tmp_path: Path) -> None:

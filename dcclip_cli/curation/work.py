@@ -154,7 +154,7 @@ class WorkFolder:
         return None
 
     def assignment(self, number: int) -> Assignment:
-        with (self.root / _SLICES).open() as lines:
+        with (self.root / _SLICES).open(encoding="utf-8") as lines:
             return Assignment(**json.loads(next(islice(lines, number, None))))
 
 

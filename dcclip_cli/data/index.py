@@ -84,7 +84,11 @@ def write_index(file: DataFile, path: Path, columns: Columns) -> None:
 
     digest, schema = hashlib.sha256(), _schema()
     rows, captioned, groups = list[int](), list[int](), list[list[int]]()
-    with atomic_file(path) as temporary, pa.ipc.new_file(str(temporary), schema) as arrow:
+    with (
+        atomic_file(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as stream,  # which the writer would not close
+        pa.ipc.new_file(stream, schema) as arrow,
+    ):
         for batch in _batches(rows_of(file, columns)):
             for row in batch:
                 digest.update(json.dumps([*row[:-2], row.digest.hex(), row.group]).encode())

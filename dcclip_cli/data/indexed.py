@@ -26,7 +26,7 @@ from dcclip_cli.data.pair import BLOCK, LANGUAGES, ConcatDataset, Language, Lazy
 from dcclip_cli.data.remote import DataFile
 from dcclip_cli.data.shards import group_images
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import atomic_file, cache_folder, json_object, lock
+from dcclip_cli.files import atomic_file, cache_folder, json_object, lock, read_at
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -70,7 +70,7 @@ class BlockCache:
         while True:
             self.fetch(block)
             with suppress(FileNotFoundError), open(self.file(block), "rb", buffering=0) as stream:  # unless removed now
-                return os.pread(stream.fileno(), size, offset - block.first)
+                return read_at(stream.fileno(), size, offset - block.first)
 
     def file(self, block: Block) -> Path:
         return self.folder / f"{block.key}{SUFFIX}"

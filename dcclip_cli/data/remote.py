@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import OpenFile, refuse_special
+from dcclip_cli.files import OpenFile, refuse_special, write_at
 
 T = TypeVar("T")
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub", "https": "aiohttp", "http": "aiohttp"}
@@ -100,7 +100,7 @@ class DataFile:
         def copy() -> None:
             try:
                 for begin in parts:  # each is taken by one thread
-                    os.pwrite(target, self.read(offset + begin, min(PART_BYTES, size - begin)), begin)
+                    write_at(target, self.read(offset + begin, min(PART_BYTES, size - begin)), begin)
             except (DcclipError, OSError) as error:
                 failed.append(error)
 
@@ -239,7 +239,7 @@ def _list_remote(url: str) -> list[DataFile]:
 # ---- reading
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=256 if hasattr(os, "pread") else 0)  # on Windows, an open file cannot be renamed or removed
 def _opened(file: DataFile) -> OpenFile:
     return OpenFile(file.location)
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from dcclip_cli.errors import DcclipError, Message, translated
 from dcclip_cli.files import atomic_file, atomic_write
-from dcclip_cli.machine import ERROR_FILE, is_one_of_several
+from dcclip_cli.machine import ERROR_FILE, can_fork, is_one_of_several
 from dcclip_cli.options import decisive
 from dcclip_cli.processes import end_with_launcher
 from dcclip_cli.recipe.load import LoadedRecipe, record, varied
@@ -216,8 +216,9 @@ def _started(run: RecipeRun, place: int) -> subprocess.Popen[bytes]:
     if gpus := _gpus(run.device):
         numbers = (place * run.processes + number for number in range(run.processes))
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[number % len(gpus)] for number in numbers)
+    before = end_with_launcher if can_fork() else None  # Windows has no such function
     with (run.dir.root / _LOG).open("wb") as log:
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=log, preexec_fn=end_with_launcher)
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log, preexec_fn=before)
 
 
 def _gpus(device: str) -> list[str]:

@@ -73,7 +73,7 @@ class MetricsLog:
         if self._accelerator.is_main_process:
             rounded = {name: float(f"{value:.6g}") for name, value in metrics.items()}
             with writing(self._file):  # so do the trackers' files, next to it
-                with self._file.open("a") as stream:
+                with self._file.open("a", encoding="utf-8", newline="\n") as stream:
                     stream.write(json.dumps({"step": step, **rounded}) + "\n")
                 self._accelerator.log(metrics, step=step)
             if self._listener:

@@ -9,7 +9,6 @@ thumbnails of candidates are aligned, by a small shift and stretch, and compared
 
 from __future__ import annotations
 
-import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -23,6 +22,7 @@ from pydantic import Field
 
 from dcclip_cli.curation.dedup import GlobalFilter
 from dcclip_cli.curation.filters.image import DecodedImage
+from dcclip_cli.files import read_at
 from dcclip_cli.machine import cores
 
 if TYPE_CHECKING:
@@ -331,7 +331,7 @@ def find_near(connection: DuckDBPyConnection, earlier: str, later: str, thumbs: 
         def show_the_same(pairs: list[tuple[int, int]]) -> list[bool]:
             places = order[np.searchsorted(all_numbers, np.array(pairs), sorter=order)].T.tolist()
             # Not mapped: all of it would count as memory of the process.
-            columns = (b"".join(os.pread(file.fileno(), size, size * at) for at in column) for column in places)
+            columns = (b"".join(read_at(file.fileno(), size, size * at) for at in column) for column in places)
             return similar(*(np.frombuffer(data, np.uint8).reshape(-1, SIDE, SIDE, 3) for data in columns)).tolist()
 
         # Every earlier image is decided before the later one is, whose first similar image counts.

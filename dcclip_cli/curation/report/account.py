@@ -269,7 +269,7 @@ class Examples:
 
     def write(self, path: Path) -> None:
         """Write the sample as JSON, the same bytes for the same sample."""
-        path.write_text(json.dumps([asdict(example) for example in self.all()]))
+        path.write_text(json.dumps([asdict(example) for example in self.all()]), "utf-8")
 
     @classmethod
     def merge(cls, paths: Iterable[Path], per_reason: int = 12) -> Examples:

@@ -29,6 +29,7 @@ from dcclip_cli.data import reading
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.reading import Drop, Fault, Folder, Member
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import read_at
 from dcclip_cli.options import PathOption
 
 SIDECARS: dict[str, Told | None] = {"json": None, "zh.txt": "zh", "en.txt": "en", "txt": "caption"}  # by suffix
@@ -204,4 +205,4 @@ def _bytes(stream: Any, member: Member, role: str) -> bytes:
     limit = reading.MAX_IMAGE_BYTES if role == _IMAGE else reading.MAX_TEXT_BYTES
     if member.size > limit:
         raise Fault(f"{role}-bytes", f"{member.name[-200:]} has more than {limit:,} bytes")
-    return os.pread(stream.fileno(), member.size, member.offset)
+    return read_at(stream.fileno(), member.size, member.offset)
