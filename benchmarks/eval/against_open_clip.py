@@ -4,10 +4,11 @@
     dcclip export --model MODEL --format open_clip --out FOLDER
     python -m benchmarks.eval.against_open_clip FOLDER --data DIR --dataset cifar10 fer2013 gtsrb --language en zh
 
-DIR has a test set's images in NAME/test/CLASS/. All programs get the class names, with replacements, and the templates
-of dcclip's result; CLIP_benchmark has open_clip's image features. Where dcclip lists `indistinct` classes, the others
-order them by rounding errors: printed are then also their mean and range over all orders of these classes. Fails if
-these means, or without indistinct classes the metrics, differ from dcclip's.
+DIR has a test set's images in NAME/test/CLASS/, as benchmarks/eval/test_sets.py writes them. All programs get the class
+names, with replacements, and the templates of dcclip's result; CLIP_benchmark has open_clip's image features. Where
+dcclip lists `indistinct` classes, the others order them by rounding errors: printed are then also their mean and range
+over all orders of these classes. Fails if these means, or without indistinct classes the metrics, differ from dcclip's,
+or if the accuracy of a class does.
 """
 
 import argparse
@@ -23,12 +24,16 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import dcclip_cli as dcclip
 from dcclip_cli.data import prompts
+from dcclip_cli.eval import metrics
 
 METRICS, BATCH_SIZE = ("top1", "top5", "mean_per_class"), 64
 
 
-def over_orders(scores: np.ndarray, labels: np.ndarray, groups: list[list[int]]) -> np.ndarray:
-    """(3, 3) mean, lowest and highest METRICS over all orders of the classes of each group, which share their score."""
+def over_orders(scores: np.ndarray, labels: np.ndarray, groups: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """(3, 3) mean, lowest and highest METRICS over all orders of the classes of each group, which share their score.
+
+    Then (C,) the mean accuracy of each class.
+    """
     for group in groups:
         scores[:, group] = scores[:, group].mean(axis=1, keepdims=True)
     label_scores = np.take_along_axis(scores, labels[:, None], axis=1)
@@ -36,7 +41,7 @@ def over_orders(scores: np.ndarray, labels: np.ndarray, groups: list[list[int]])
     ties = (scores == label_scores).sum(axis=1)[:, None]
     hits = np.stack([np.clip(places / ties, 0, 1), places >= ties, places >= 1])  # (3, N, 2)
     per_class = np.stack([hits[:, labels == label, :1].mean(axis=1) for label in np.unique(labels)])
-    return np.concatenate([hits.mean(axis=1), per_class.mean(axis=0)], axis=1)
+    return np.concatenate([hits.mean(axis=1), per_class.mean(axis=0)], axis=1), per_class[:, 0, 0]
 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -64,14 +69,16 @@ for dataset in arguments.dataset:
     loader = DataLoader(TensorDataset(images, target), BATCH_SIZE)
     for name in [dataset if language == "en" else f"{dataset}-cn" for language in arguments.language]:
         [result] = dcclip.evaluate(model=arguments.model, datasets=[name], data_root=str(arguments.data))
-        metrics = np.asarray([result.metrics[metric] for metric in METRICS])
+        values_of_dcclip = np.asarray([result.metrics[metric] for metric in METRICS])
         print(f"\n{name}, {len(paths):,} images, replaced {result.replaced}, indistinct {result.indistinct}")
-        print(f"{'dcclip eval':<16}{metrics.tolist()}")
+        print(f"{'dcclip eval':<16}{values_of_dcclip.tolist()}")
+        credit = metrics.among_first(result.detail("ranks"), result.detail("ties"), 1)
+        accuracies = metrics.per_class(credit, result.detail("labels"), len(result.class_names))
         groups = [[result.class_names.index(class_name) for class_name in group] for group in result.indistinct]
         class_names = [result.replaced.get(class_name, class_name) for class_name in result.class_names]
         texts = [[template.replace("{}", class_name) for template in result.templates] for class_name in class_names]
-        classes = [normalize(model.encode_text(tokenizer(row)), dim=-1).mean(dim=0) for row in texts]
-        scores = {"open_clip": normalize(images, dim=-1) @ normalize(torch.stack(classes), dim=-1).T}  # (N, C)
+        classifier = open_clip.build_zero_shot_classifier(model, tokenizer, class_names, result.templates)  # (D, C)
+        scores = {"open_clip": normalize(images, dim=-1) @ classifier}  # (N, C)
         templates = [template.replace("{}", "{c}") for template in result.templates]
         classifier = clip_benchmark.zero_shot_classifier(model, tokenizer, class_names, templates, "cpu", amp=False)
         scores["CLIP_benchmark"], _ = clip_benchmark.run_classification(model, classifier, loader, "cpu", amp=False)
@@ -81,9 +88,11 @@ for dataset in arguments.dataset:
             matches = (logits.topk(5).indices == target[:, None]).numpy()  # as its accuracy(), but for NumPy 2.4
             recall = clip_benchmark.balanced_accuracy_score(target, logits.argmax(dim=1))
             values = np.asarray([matches[:, 0].mean(), matches.any(axis=1).mean(), recall])
-            means, lowest, highest = over_orders(logits.numpy(), target.numpy(), groups)
-            print(f"{program:<16}{values.tolist()}")
-            differences += np.abs((means if groups else values) - metrics).max() > 1e-12  # the same sums
+            (means, lowest, highest), of_classes = over_orders(logits.numpy(), target.numpy(), groups)
+            unequal_classes = int((np.abs(of_classes - accuracies) > 1e-12).sum())
+            print(f"{program:<16}{values.tolist()}, other accuracy in {unequal_classes} of {len(accuracies)} classes")
+            unequal = np.abs((means if groups else values) - values_of_dcclip).max() > 1e-12  # the same sums
+            differences += bool(unequal or unequal_classes)
             if groups:
                 print(f"  over orders   {means.tolist()}, {lowest.tolist()} to {highest.tolist()}")
 raise SystemExit(f"{differences} results differ" if differences else 0)
