@@ -76,6 +76,8 @@ TrustRemoteCode = Annotated[
 ]
 _DIMS = "Use the first N dimensions of embeddings, for models trained with `dims`. Default: all."
 Dims = Annotated[int | None, Option("--dims", min=8, max=8192, metavar="N", help=_DIMS)]
+_EXCLUDE = "Leave out files and folders with this name, or end of a path, such as '*_edit.jpg'. Repeatable."
+Exclude = Annotated[list[str] | None, Option("--exclude", metavar="PATTERN", help=_EXCLUDE)]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print errors only.")]
 Verbose = Annotated[bool, Option("--verbose", "-v", help="Show library logs too.")]
 MODEL_HELP = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +77,7 @@ def predict(
     as_csv: Annotated[bool, _AS_CSV] = False,
     xmp: Annotated[bool, _XMP] = False,
     undo: Annotated[bool, _UNDO] = False,
+    exclude: flags.Exclude = None,
     device: flags.Where = "auto",
     threads: flags.Threads = None,
     quiet: flags.Quiet = False,
@@ -90,7 +92,7 @@ def predict(
     if undo:
         if not xmp or labels or labels_file:
             raise BadParameter(Message("--undo needs --xmp and no labels"))
-        return _remove_tags(images, console.talk(quiet, verbose))
+        return _remove_tags(images, exclude or (), console.talk(quiet, verbose))
     if as_json + as_jsonl + as_csv > 1:
         raise BadParameter(Message("--json, --jsonl and --csv cannot be combined"))
     if template and no_template:
@@ -113,12 +115,15 @@ def predict(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's idle threads take a fifth of a cold start's CPU time
 
     from dcclip_cli.inference.files import open_encoder
-    from dcclip_cli.inference.images import find_images
+    from dcclip_cli.inference.images import find_images, skipped_line
     from dcclip_cli.inference.model import predict as run
     from dcclip_cli.inference.zero_shot import Labels
     from dcclip_cli.machine import keep_freed_memory
 
-    paths = list(find_images(images, sys.stdin))
+    skipped = Counter[str]()
+    paths = find_images(images, sys.stdin, exclude or (), skipped)
+    if skipped:
+        talk.say(skipped_line("predict", skipped))
     if len(paths) > 1:
         keep_freed_memory()
     encoder = open_encoder(model, device, threads, talk)
@@ -159,11 +164,11 @@ def _tagged(
     talk.say(Message("predict: {:,} sidecar files changed", changed))
 
 
-def _remove_tags(images: Sequence[str], talk: Progress) -> None:
+def _remove_tags(images: Sequence[str], exclude: Sequence[str], talk: Progress) -> None:
     from dcclip_cli.inference.images import find_images
     from dcclip_cli.inference.model import Prediction
 
-    photos = (Prediction(path) for path in find_images(images, sys.stdin))
+    photos = (Prediction(path) for path in find_images(images, sys.stdin, exclude))
     errors = {str(photo.image): photo.error for photo in _tagged(photos, None, (), talk) if photo.error}
     if _show_errors(errors):
         raise Exit(1)
@@ -261,7 +266,8 @@ def search(
     page: Annotated[Path | None, _PAGE] = None,
     dims: flags.Dims = None,
     dtype: Annotated[Literal["fp16", "int8", "binary"], _DTYPE] = "fp16",
-    fresh: Annotated[bool, Option("--fresh", help="Embed all images again.")] = False,
+    fresh: Annotated[bool, Option("--fresh", help="Embed all images again, and try unreadable ones again.")] = False,
+    exclude: flags.Exclude = None,
     device: flags.Where = "auto",
     threads: flags.Threads = None,
     quiet: flags.Quiet = False,
@@ -272,7 +278,7 @@ def search(
     Each image is embedded once. The index is in the cache folder and is updated when files change. There is one index
     per folder, image tower, --dims and --dtype; models with the same image tower share it.
     Scores are cosines: use them to rank images, not as probabilities.
-    Exit code 1 if an image cannot be read; the others are still searched.
+    Exit code 1 if an image cannot be read; the others are still searched. It is not tried again until it changes.
     """
     plus = [flags.text(text, "--text") for text in texts or ()]
     if not plus and not image:
@@ -286,7 +292,7 @@ def search(
     from dcclip_cli.inference import files
 
     options: dict[str, Any] = {"dims": dims, "dtype": dtype, "device": device, "threads": threads, "progress": talk}
-    query: dict[str, Any] = {"images": image or (), "without": minus}
+    query: dict[str, Any] = {"images": image or (), "without": minus, "exclude": exclude or ()}
     result = files.search(plus, arguments, **query, model=model, top_k=top_k, fresh=fresh, **options)
     hits = result.hits
     query_text = " + ".join((*plus, *map(str, image or ()))) + "".join(f" - {text}" for text in minus)
@@ -309,9 +315,9 @@ def search(
 def _write_page(page: Path, text: str, result: SearchResult) -> None:
     """Write the hits as one HTML file without scripts or external resources."""
     from dcclip_cli.html import jpeg_thumbnail, write_page
-    from dcclip_cli.model.preprocess import decode
+    from dcclip_cli.inference.images import read
 
-    shown = [(hit, jpeg_thumbnail(decode(hit.image), 2 * _THUMBNAIL_PX)) for hit in result.hits]
+    shown = [(hit, jpeg_thumbnail(read(hit.image), 2 * _THUMBNAIL_PX)) for hit in result.hits]
     notes = [Message("ignored, not in the vocabulary: {}", ", ".join(result.unknown))] if result.unknown else []
     notes += [] if result.fits else [Message("no good match for {}", text)]
     values = {"text": text, "notes": notes, "lang": language_by_script(text), "hits": shown, "size": _THUMBNAIL_PX}
@@ -336,6 +342,7 @@ def embed(
         bool,
         Option("--json", help="Print a JSON object with the output path and the words that the model does not know."),
     ] = False,
+    exclude: flags.Exclude = None,
     device: flags.Where = "auto",
     threads: flags.Threads = None,
     quiet: flags.Quiet = False,
@@ -359,10 +366,14 @@ def embed(
     talk = console.talk(quiet, verbose)
 
     from dcclip_cli.inference import files
-    from dcclip_cli.inference.images import find_images
+    from dcclip_cli.inference.images import find_images, skipped_line
 
     options: dict[str, Any] = {"dims": dims, "dtype": dtype, "device": device, "threads": threads, "progress": talk}
-    result = files.embed(find_images(images or (), sys.stdin), texts=inputs, out=out, model=model, **options)
+    skipped = Counter[str]()
+    paths = find_images(images or (), sys.stdin, exclude or (), skipped) if images else []
+    if skipped:
+        talk.say(skipped_line("embed", skipped))
+    result = files.embed(paths, texts=inputs, out=out, model=model, **options)
     _say_unknown(talk, "embed", result.unknown)
     if as_json:
         console.show_json({"file": str(result.file), "unknown": result.unknown})

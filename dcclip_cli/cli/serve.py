@@ -28,6 +28,7 @@ def serve(
     host: Annotated[str, _HOST] = "127.0.0.1",
     port: Annotated[int, _PORT] = 8000,
     folder: Annotated[list[Path] | None, _FOLDER] = None,
+    exclude: flags.Exclude = None,
     token: Annotated[str | None, _TOKEN] = None,
     immich_dims: Annotated[int, _IMMICH] = 512,
     dims: flags.Dims = None,
@@ -49,7 +50,7 @@ def serve(
     talk = console.talk(quiet, verbose)
 
     from dcclip_cli.inference.files import open_encoder
-    from dcclip_cli.inference.index import distinct, open_index
+    from dcclip_cli.inference.index import distinct, open_index, say_missing
     from dcclip_cli.machine import keep_freed_memory
     from dcclip_cli.serve.app import application
     from dcclip_cli.serve.server import Server
@@ -57,8 +58,9 @@ def serve(
     listening = _listen(host, port)
     encoder = open_encoder(model, device, threads, talk, dims)
     keep_freed_memory()
-    indexes = [open_index(encoder, path, progress=talk) for path in distinct(folder or ())]
+    indexes = [open_index(encoder, path, progress=talk, exclude=exclude or ()) for path in distinct(folder or ())]
     talk.say(Message("serve: {:,} images can be searched", sum(len(index.paths) for index in indexes)))
+    say_missing("serve", indexes, talk)
     names, bound_port = _names(host, listening), listening.getsockname()[1]
     if not names and token is None:
         console.warning_line(Message("anyone who can reach port {} can use this server; add a --token", bound_port))

@@ -25,6 +25,7 @@ from dcclip_cli.inference.index import (
     embedded_images,
     embedded_texts,
     open_index,
+    say_missing,
     search_all,
 )
 from dcclip_cli.inference.model import Prediction
@@ -40,6 +41,8 @@ PathLike = str | os.PathLike[str]
 @dataclass(frozen=True)
 class SearchResult:
     """The images that fit a search best, the best first, and by path the errors of those that cannot be read.
+
+    An image that failed in an earlier search and has not changed is not tried again, and not among the errors.
 
     `unknown` are the texts that the model never learnt, and the words that it ignores in others. `fits` is False if
     even the best image most likely shows something else. Models that cannot tell say neither.
@@ -102,6 +105,7 @@ def search(
     dims: int | None = None,
     dtype: Literal["fp16", "int8", "binary"] = "fp16",
     fresh: bool = False,
+    exclude: Sequence[str] = (),
     device: str = "auto",
     threads: int | None = None,
     progress: ProgressChoice = False,
@@ -109,7 +113,8 @@ def search(
     """Find the images in folders that match texts and `images` best; returns them with their cosines.
 
     The embeddings of texts and images are added, those of the texts `without` subtracted. Each image of a folder is
-    embedded once, as by the command: the index is in the cache folder. `fresh` embeds all again.
+    embedded once, as by the command: the index is in the cache folder. `fresh` embeds all again. `exclude`
+    are globs for files and folders to leave out.
     """
     talk, texts = progress_for(progress), [text] if isinstance(text, str) else list(text)
     folders = [Path(path) for path in several(folder)]
@@ -123,9 +128,10 @@ def search(
     unknown = unknown_of(encoder, [*texts, *without])
     added += [embedder.embed_images(images)] if images else []
     query = direction(np.concatenate(added), subtracted)
-    indexes = [open_index(encoder, folder, fresh, talk, dtype) for folder in distinct(folders)]
+    indexes = [open_index(encoder, folder, fresh, talk, dtype, exclude) for folder in distinct(folders)]
     count, new = sum(len(index.paths) for index in indexes), sum(index.embedded for index in indexes)
     talk.say(Message("search: {} images, {} of them newly embedded", count, new))
+    say_missing("search", indexes, talk)
     errors = {str(index.folder / name): error for index in indexes for name, error in index.errors.items()}
     hits = search_all(indexes, query, top_k)
     fits = bool(images) or encoder.known is None or hits[0].score >= encoder.known.fits

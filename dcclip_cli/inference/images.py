@@ -2,40 +2,79 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from importlib import import_module
 from importlib.util import find_spec
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from PIL import Image
+from PIL import __version__ as pillow_version
 
 from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.files import refuse_special
 from dcclip_cli.inference.encoder import Encoder
 from dcclip_cli.machine import cores
-from dcclip_cli.model.preprocess import FORMATS, MAX_PIXELS, decode
+from dcclip_cli.model.preprocess import FORMATS, MAX_PIXELS, ImageError, TooManyPixelsError, decode
 
 Item = TypeVar("Item")
 Result = np.ndarray | DcclipError
 BATCH_SIZE = 16
 _AHEAD = 3  # batches of images that are read ahead at most
-_NEWER = {".avif": "AVIF", ".heic": "HEIF", ".heif": "HEIF"}  # suffix -> Pillow's name of the format
-_MIME_TYPES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png", b"RIFF": "image/webp"}
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", *_NEWER)
+
+_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")
+_RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw")
+# By format: the extra of dcclip that reads it, its package, the suffixes of its files.
+_EXTRAS = {
+    "HEIF": ("heic", "pillow_heif", (".heic", ".heif", ".hif")),
+    "JXL": ("jxl", "pillow_jxl", (".jxl",)),
+    "RAW": ("raw", "rawpy", _RAW),
+}
+# Pictures and films that are counted as skipped. Nobody searches for the other files of a photo library.
+_MEDIA = {
+    *(".psd", ".svg", ".jp2", ".ico", ".eps", ".mov", ".mp4", ".m4v", ".avi", ".mkv", ".mts", ".m2ts", ".3gp"),
+    *(
+        ".mpg",
+        ".mpeg",
+        ".wmv",
+        ".webm",
+        ".flv",
+        *(suffix for _, _, suffixes in _EXTRAS.values() for suffix in suffixes),
+    ),
+}
+# Thumbnails and deleted files of Synology, QNAP, Windows and Linux, where they are not hidden.
+_SERVICE_FOLDERS = {
+    *("@eaDir", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot"),
+    *("$RECYCLE.BIN", "System Volume Information", "lost+found"),
+}
+_EXCLUDE_HINT = Message("use other patterns with --exclude")
 
 
-def find_images(names: Iterable[str], listed: Iterable[str] = ()) -> Iterator[Path]:
+def find_images(
+    names: Iterable[str], listed: Iterable[str] = (), exclude: Sequence[str] = (), skipped: Counter[str] | None = None
+) -> list[Path]:
     """The files named by path, folder (searched recursively) or glob; `-` stands for the lines in `listed`.
+
+    In a folder, hidden files and folders are left out, and the thumbnails and deleted files of NAS systems. Links to
+    folders are followed, each folder once. `exclude` are globs, in any case, for the names of files and folders or the
+    ends of their paths. `skipped` counts the pictures and films in folders whose format is not read, by suffix.
 
     A named file need not exist or be an image, and a folder in a folder that may not be read is among the files:
     reading them reports that. Raises DcclipError for a folder without images, a glob without files, an empty name or
-    list.
+    list, and where `exclude` leaves nothing.
     """
+    patterns = "|".join(fnmatch.translate(pattern.strip("/")) for pattern in exclude)
+    excluded = re.compile(f"(?s:.*/)?(?:{patterns})", re.IGNORECASE) if exclude else None
+    paths: list[Path] = []
     for name in names:
         if not name:
             raise DcclipError(
@@ -46,57 +85,158 @@ def find_images(names: Iterable[str], listed: Iterable[str] = ()) -> Iterator[Pa
             if not lines:
                 example = "find FOLDER -name '*.jpg' | dcclip predict - --labels 猫,dog"
                 raise DcclipError("stdin contains no image paths", "write paths to stdin, for example: {}", example)
-            yield from find_images(lines)
+            paths += find_images(lines, (), exclude, skipped)
         elif os.path.isdir(name):
-            yield from _not_empty(_images_below(name), Message("{} contains no images", name))
-        elif glob.has_magic(name) and not os.path.exists(name):
-            matching = (Path(path) for path in sorted(glob.glob(name, recursive=True)))
-            yield from _not_empty([path for path in matching if path.is_file()], Message("no file matches {}", name))
+            paths += _images_below(name, excluded, Counter() if skipped is None else skipped)
         else:
-            yield Path(name)
+            files = [Path(name)]
+            if glob.has_magic(name) and not os.path.exists(name):
+                files = [path for path in map(Path, sorted(glob.glob(name, recursive=True))) if path.is_file()]
+                if not files:
+                    hint = Message("use files with one of these suffixes: {}", ", ".join(_SUFFIXES))
+                    raise DcclipError("no file matches {}", hint, name)
+            for path in files:
+                if not excluded or not any(excluded.match(part.as_posix()) for part in (path, *path.parents)):
+                    paths.append(path)
+    if exclude and not paths:
+        raise DcclipError("--exclude leaves no image", _EXCLUDE_HINT)
+    return paths
 
 
-def read(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """`decode` for users' pictures: AVIF as well, and HEIC with the package pillow-heif. Raises DcclipError."""
-    if isinstance(source, bytes):
-        form = "" if source[4:8] != b"ftyp" else "AVIF" if source[8:11] == b"avi" else "HEIF"
-    else:
-        form = _NEWER.get(source.suffix.lower(), "")
-    if form == "HEIF" and find_spec("pillow_heif") is None:
-        name = str(source) if isinstance(source, Path) else Message("image of {} bytes", len(source))
-        raise DcclipError("{} is HEIC, which needs the package pillow-heif", "pip install 'dcclip[heic]'", name)
-    if form == "HEIF":
-        from pillow_heif import register_heif_opener
+def _images_below(root: str, excluded: re.Pattern[str] | None, skipped: Counter[str]) -> list[Path]:
+    """The images at any depth of a folder, and the folders there that may not be read, sorted."""
+    installed = (suffixes for _, package, suffixes in _EXTRAS.values() if find_spec(package))
+    suffixes = (*_SUFFIXES, *chain.from_iterable(installed))
+    paths, counts, tops = list[Path](), Counter[str](), [root]
+    visited = set(map(str, Path(root).resolve().parents))  # links to these are loops
+    for top in tops:  # which grows: links are followed after all folders
+        for parent, folders, names in os.walk(top, onerror=lambda error: paths.append(Path(error.filename))):
+            inside, place = Path(os.path.relpath(parent, root)), os.path.realpath(parent)
+            searched = {
+                name
+                for name in ((*folders, *names) if place not in visited else ())
+                if not (name.startswith(".") or name in _SERVICE_FOLDERS)
+                and not (excluded and excluded.match((inside / name).as_posix()))
+            }
+            visited.add(place)
+            folders[:] = sorted(searched.intersection(folders))
+            tops += [path for name in folders if os.path.islink(path := os.path.join(parent, name))]
+            for path in map(Path(parent).joinpath, searched.difference(folders)):
+                if (suffix := path.suffix.lower()) in suffixes and path.is_file():
+                    paths.append(path)
+                elif suffix in _MEDIA:
+                    counts[suffix] += 1
+    if not paths:
+        hint = _EXCLUDE_HINT if excluded else Message("use files with one of these suffixes: {}", ", ".join(suffixes))
+        raise DcclipError("{} contains no images", _installation(counts) or hint, root)
+    skipped.update(counts)
+    return sorted(paths)
 
-        register_heif_opener()
-    if form == "AVIF":
-        from PIL import AvifImagePlugin  # noqa: F401
-    return decode(source, max_pixels, (*FORMATS, form) if form else FORMATS)
+
+def _installation(skipped: Mapping[str, int]) -> Message | None:
+    """The hint that names the extras by which skipped files can be read."""
+    extras = [extra for extra, _, suffixes in _EXTRAS.values() if any(suffix in skipped for suffix in suffixes)]
+    return Message("pip install 'dcclip[{}]'", ",".join(extras)) if extras else None
+
+
+def skipped_line(command: str, skipped: Counter[str]) -> Message:
+    """What a command says of the files that `find_images` skipped."""
+    suffixes = sorted(skipped, key=lambda suffix: (-skipped[suffix], suffix))
+    line = Message("{}: skipped {}", command, ", ".join(f"{skipped[suffix]:,} {suffix}" for suffix in suffixes))
+    hint = _installation(skipped)
+    return Message("{} (to read more formats: {})", line, hint) if hint else line
+
+
+# By Pillow's name of a format: what its files begin with. RAW files begin like TIFF, or with something else.
+_START = re.compile(
+    rb"(?P<JPEG>\xff\xd8\xff)|(?P<PNG>\x89PNG\r\n\x1a\n)|(?P<WEBP>RIFF....WEBP)|(?P<GIF>GIF8)|(?P<BMP>BM.{4}\0{4})"
+    rb"|(?P<TIFF>II[*+]\0|MM\0[*+])|(?P<AVIF>.{4}ftyp(?:avi|m[is]f1.{4,40}avi))|(?P<HEIF>.{4}ftyp(?:hei|hev|mif1|msf1))"
+    rb"|(?P<JXL>\xff\x0a|\0{3}\x0cJXL \r\n\x87\n)",
+    re.DOTALL,
+)
+# Importing these makes Pillow read a format.
+_PLUGINS = {
+    **{name: f"PIL.{name.title()}ImagePlugin" for name in ("GIF", "BMP", "TIFF", "AVIF")},
+    "HEIF": "pillow_heif.HeifImagePlugin",
+    "JXL": "pillow_jxl.JpegXLImagePlugin",
+}
+
+
+def readers() -> str:
+    """What decides which files can be read: the version of Pillow, and the extras that are installed."""
+    return " ".join([pillow_version, *(extra for extra, package, _ in _EXTRAS.values() if find_spec(package))])
+
+
+def _format(content: bytes) -> str:
+    """Pillow's name of an image file's format by its first 64 bytes, empty if `read` does not know it."""
+    start = _START.match(content)
+    return (start.lastgroup or "") if start else ""
 
 
 def mime_type(content: bytes) -> str | None:
     """The MIME type of an image file by its first bytes, None for what is no image that `read` reads."""
-    if content[4:8] == b"ftyp":
-        return "image/avif" if content[8:11] == b"avi" else "image/heic"
-    return next((kind for start, kind in _MIME_TYPES.items() if content.startswith(start)), None)
+    form = _format(content)
+    return f"image/{'heic' if form == 'HEIF' else form.lower()}" if form else None
 
 
-def _images_below(folder: str) -> list[Path]:
-    """The images at any depth of a folder, and the folders there that may not be read."""
-    blocked: list[Path] = []
-    images = [
-        path
-        for parent, _, names in os.walk(folder, onerror=lambda error: blocked.append(Path(error.filename)))
-        for path in map(Path(parent).joinpath, names)
-        if path.suffix.lower() in SUFFIXES and path.is_file()
-    ]
-    return sorted(images + blocked)
+def read(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """`decode` for users' pictures: more formats, whatever a file's suffix; of a RAW file the embedded preview.
+
+    HEIC, JPEG XL and RAW need extras; the latter two are read from files only. Raises DcclipError.
+    """
+    form = _format(source) if isinstance(source, bytes) else ""
+    if isinstance(source, Path):
+        refuse_special(source)
+        with suppress(OSError, ValueError), source.open("rb") as stream:  # decode reports these
+            form = _format(start := stream.read(64))
+            form = "RAW" if start and form in ("", "TIFF") and source.suffix.lower() in _RAW else form
+    elif form == "JXL":  # its plugin has no limit of pixels
+        form = ""
+    if form in _EXTRAS and find_spec(_EXTRAS[form][1]) is None:
+        name = source if isinstance(source, Path) else Message("image of {} bytes", len(source))
+        extra, package, _ = _EXTRAS[form]
+        raise ImageError("{} needs the package {}", "pip install 'dcclip[{}]'", name, package.replace("_", "-"), extra)
+    if form in _PLUGINS:
+        import_module(_PLUGINS[form])
+    if isinstance(source, Path) and form in ("RAW", "JXL"):
+        return _preview(source, max_pixels) if form == "RAW" else _jxl(source, max_pixels)
+    return decode(source, max_pixels, (form,) if form else FORMATS)
 
 
-def _not_empty(paths: list[Path], error: str) -> list[Path]:
-    if not paths:
-        raise DcclipError(error, Message("use files with one of these suffixes: {}", ", ".join(SUFFIXES)))
-    return paths
+def _preview(file: Path, max_pixels: int) -> Image.Image:
+    """The largest picture in a camera's RAW file."""
+    import rawpy
+
+    try:
+        with file.open("rb") as stream, rawpy.imread(str(file) if str(file).isprintable() else stream) as raw:
+            preview, turn = raw.extract_thumb(), {3: 180, 5: 90, 6: 270}.get(raw.sizes.flip, 0)
+    except rawpy.LibRawError as error:
+        raise ImageError("{} has no readable preview: {}", "export it as JPEG", file, error) from None
+    if preview.format == rawpy.ThumbFormat.JPEG:
+        return decode(bytes(preview.data), max_pixels)  # LibRaw writes the orientation into its header
+    return Image.fromarray(preview.data).convert("RGB").rotate(turn, expand=True)
+
+
+def _jxl(file: Path, max_pixels: int) -> Image.Image:
+    """A JPEG XL image. Its plugin decodes as it opens, so its size is read before (ISO/IEC 18181-1, -2: boxes)."""
+    codestream = re.search(rb"(?:\A|jxlc|jxlp.{4})\xff\x0a(.{12})", file.read_bytes(), re.DOTALL)
+    bits = int.from_bytes(codestream[1], "little") if codestream else 0
+
+    def take(count: int) -> int:
+        nonlocal bits
+        value, bits = bits % 2**count, bits >> count
+        return value
+
+    def length() -> int:
+        return 8 * (take(5) + 1) if is_small else 1 + take((9, 13, 18, 30)[take(2)])
+
+    is_small = take(1)
+    height, ratio = length(), take(3)
+    width = int(height * (0, 1, 1.2, 4 / 3, 1.5, 16 / 9, 1.25, 2)[ratio]) or length()
+    if width * height > max_pixels:
+        message = Message("{} has {} x {} pixels, more than {:,}", file, width, height, max_pixels)
+        raise TooManyPixelsError(message, "shrink the image first")
+    return decode(file, max_pixels, ("JXL",))
 
 
 def embed(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from itertools import chain, compress
+from dataclasses import dataclass, field
+from itertools import chain, compress, product
 from pathlib import Path
 from typing import Literal
 
@@ -17,8 +19,18 @@ import numpy as np
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import cache_folder
 from dcclip_cli.inference.encoder import Encoder, ShortEncoder
-from dcclip_cli.inference.images import BATCH_SIZE, aligned, batched, embed_batches, find_images, read
+from dcclip_cli.inference.images import (
+    BATCH_SIZE,
+    aligned,
+    batched,
+    embed_batches,
+    find_images,
+    read,
+    readers,
+    skipped_line,
+)
 from dcclip_cli.inference.zero_shot import text_embeddings
+from dcclip_cli.model.preprocess import ImageError
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.store import FeatureStore, MissingRows, digests
 
@@ -42,7 +54,8 @@ class ImageIndex:
     """The images of a folder: `paths` relative to it, their `embeddings` (N, D) of length 1, and what failed.
 
     Embeddings of another `kind` than fp32 are `compressed`. `embedded` is how many of the images went
-    through the model this time.
+    through the model this time. `unreadable` failed before and have not changed; they are not among the `errors`.
+    `skipped` counts the pictures and films in other formats, by suffix.
     """
 
     folder: Path
@@ -51,6 +64,8 @@ class ImageIndex:
     errors: dict[str, DcclipError]
     embedded: int
     kind: VectorType = "fp32"
+    unreadable: tuple[str, ...] = ()
+    skipped: Counter[str] = field(default_factory=Counter)
 
     def search(self, query: np.ndarray, top_k: int) -> list[Hit]:
         """The `top_k` images nearest to `query` (D,), the nearest first.
@@ -77,9 +92,8 @@ def search_all(indexes: Sequence[ImageIndex], query: np.ndarray, top_k: int) -> 
     """The `top_k` images of several indexes nearest to `query` (D,), the nearest first, each once."""
     hits: dict[Path, Hit] = {}
     for index in indexes:
-        place = index.folder.resolve()
         for hit in index.search(query, top_k):
-            hits.setdefault(place / hit.image.relative_to(index.folder), hit)
+            hits.setdefault(hit.image.parent.resolve() / hit.image.name, hit)
     return sorted(hits.values(), key=lambda hit: -hit.score)[:top_k]
 
 
@@ -99,35 +113,70 @@ def distinct(folders: Iterable[Path]) -> list[Path]:
 
 
 def open_index(
-    model: Encoder, folder: Path, fresh: bool = False, progress: Progress | None = None, kind: VectorType = "fp16"
+    model: Encoder,
+    folder: Path,
+    fresh: bool = False,
+    progress: Progress | None = None,
+    kind: VectorType = "fp16",
+    exclude: Sequence[str] = (),
 ) -> ImageIndex:
     """The up-to-date index of the images in a folder and below it; new and changed ones are embedded now.
 
-    It is stored in the cache folder, if that can be written, for all models with the same image tower. Raises
-    DcclipError where there is no such folder, or no image in it that can be read.
+    It is stored in the cache folder, if that can be written, for all models with the same image tower. Files that the
+    index of a folder above has are not embedded again, and those that could not be decoded are not tried again, unless
+    `fresh`. Raises DcclipError where there is no such folder, or no image in it that can be read.
     """
-    progress = progress or Silent()
+    progress, skipped = progress or Silent(), Counter[str]()
     if not folder.is_dir():
         raise DcclipError("{} is not a folder", "choose a folder of images", folder)
-    names = [str(path.relative_to(folder)) for path in find_images([str(folder)])]
+    paths = find_images([str(folder)], exclude=exclude, skipped=skipped)
+    names, states = [str(path.relative_to(folder)) for path in paths], [_state(path) for path in paths]
     store = FeatureStore(_index_folder(model, folder, kind), progress.say, optional=True)
+    keys, failures = _keys(names, states), _reported()
+    failure_keys = _keys(names, states, folder.resolve(), f"unreadable {readers()}")
+    is_unreadable = ~failures.missing(failure_keys, ["reported"]) & (not fresh)
     if fresh:
         store.clear()
-    keys = digests("", (_stamp(name, folder / name) for name in names))
-    if not fresh:
-        _copy_from_full(store, keys, model, folder, kind)
-    paths = [folder / name for name in names]
-    embedded = _embed_images(model, paths, store, keys, kind, f"index {folder}", progress)
+    else:
+        _copy_stored(store, names, states, model, folder, kind)
+    embedded = _embed_images(model, paths, store, keys, kind, f"index {folder}", progress, is_unreadable)
+    is_unreadable &= ~embedded.has_vector
+    failed = [place for place, error in embedded.errors.items() if isinstance(error, ImageError)]
+    _report(failures, failure_keys[failed])
     if not embedded.has_vector.any():
         raise DcclipError("{} contains no readable image", "choose a folder with readable images", folder)
-    if store.rows > 2 * len(embedded.vectors) and not store.in_memory:  # most are of pictures that changed
+    # Most rows are of pictures that changed, if none are excluded.
+    if store.rows > 2 * len(embedded.vectors) and not exclude and not store.in_memory:
         store.clear()
         store.write([(keys[embedded.has_vector], {"embedding": embedded.vectors})])
     is_float = kind in ("fp32", "fp16")
     embeddings = restored(embedded.vectors, kind, embedded.vectors.shape[1]) if is_float else embedded.vectors
-    indexed = tuple(compress(names, embedded.has_vector))
+    indexed, unreadable = (tuple(compress(names, mask)) for mask in (embedded.has_vector, is_unreadable))
     errors = {names[place]: error for place, error in embedded.errors.items()}
-    return ImageIndex(folder, indexed, embeddings, errors, embedded.computed, "fp32" if is_float else kind)
+    kind = "fp32" if is_float else kind
+    return ImageIndex(folder, indexed, embeddings, errors, embedded.computed, kind, unreadable, skipped)
+
+
+def say_missing(command: str, indexes: Sequence[ImageIndex], progress: Progress) -> None:
+    """Say what is not in the indexes: skipped files once, as long as their counts do not change; unreadable images."""
+    if skipped := sum((index.skipped for index in indexes), Counter[str]()):
+        line, folders = skipped_line(command, skipped), [str(index.folder.resolve()) for index in indexes]
+        reports, key = _reported(), digests(line, [repr(folders).encode()])
+        if not isinstance(progress, Silent) and reports.missing(key, ["reported"])[0]:
+            progress.say(line)
+            _report(reports, key)
+    if unreadable := [index.folder / name for index in indexes for name in index.unreadable]:
+        count, first = len(unreadable), unreadable[0]
+        progress.say(Message("{}: skipped {:,} images that are still unreadable, such as {}", command, count, first))
+
+
+def _reported() -> FeatureStore:
+    """What was reported once, by digest: files that cannot be decoded, and counts of skipped files."""
+    return FeatureStore(cache_folder() / "search" / "reported", optional=True)
+
+
+def _report(store: FeatureStore, keys: np.ndarray) -> None:
+    store.write([(keys, {"reported": np.ones((len(keys), 1), np.uint8)})] if len(keys) else [])
 
 
 @contextmanager
@@ -135,8 +184,9 @@ def embedded_images(model: Encoder, paths: Sequence[Path], out: Path, progress: 
     """Embeddings, float32, of images for the file `out`; those of a stopped call are used until it is written."""
     with _until_written(model, out, progress) as store:
         # A row depends on all images of its batch: the last bits of an embedding do.
-        keys = _keys_in_batches([_stamp(str(path), path) for path in paths], BATCH_SIZE)
-        yield _embed_images(model, paths, store, keys, "fp32", "embed", progress)
+        stamps = [str(path).encode(errors="surrogateescape") + _state(path) for path in paths]
+        keys = _keys_in_batches(stamps, BATCH_SIZE)
+        yield _embed_images(model, paths, store, keys, "fp32", "embed", progress, np.zeros(len(paths), bool))
 
 
 @contextmanager
@@ -166,12 +216,14 @@ def _embed_images(
     kind: VectorType,
     name: str,
     progress: Progress,
+    is_unreadable: np.ndarray,
 ) -> EmbeddedInputs:
     errors: dict[int, DcclipError] = {}
     computed = 0
 
     def compute(places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         nonlocal computed
+        places = places[~is_unreadable[places]]
         with progress.task(name, len(paths), len(paths) - len(places)) as task:
             for batch in embed_batches(model, aligned(places, BATCH_SIZE), lambda place: read(paths[place])):
                 errors.update({place: result for place, result in batch if isinstance(result, DcclipError)})
@@ -190,22 +242,31 @@ def _index_folder(model: Encoder, path: Path, kind: VectorType) -> Path:
     return _stored("search", model.image_fingerprint, model.precision + suffix, path)
 
 
-def _copy_from_full(store: FeatureStore, keys: np.ndarray, model: Encoder, folder: Path, kind: VectorType) -> None:
-    """Add to a small index what the full one of the same images has, so that no model computes it again."""
+def _copy_stored(
+    store: FeatureStore, names: Sequence[str], states: Sequence[bytes], model: Encoder, folder: Path, kind: VectorType
+) -> None:
+    """Add to an index what others have, so that no model computes it again.
+
+    These are the indexes of the folders above, and for a small index those of full embeddings.
+    """
     full = model.full if isinstance(model, ShortEncoder) else model
-    source = _index_folder(full, folder, "fp16")
-    if (full is model and kind == "fp16") or not source.is_dir():
-        return
-    index = FeatureStore(source, optional=True)
-    reusable = store.missing(keys, ["embedding"]) & ~index.missing(keys, ["embedding"])
-    if not reusable.any():
-        return
-    with suppress(MissingRows):  # of a damaged block
-        rows = index.read("embedding", keys[reusable])
-        vectors = restored(rows, "fp16", rows.shape[1])
-        if isinstance(model, ShortEncoder):
-            vectors = model.shortened(vectors, "images")
-        store.write([(keys[reusable], {"embedding": compressed(vectors, kind)})])
+    keys, sources = _keys(names, states), dict.fromkeys(((model, kind), (full, "fp16")))
+    for base in dict.fromkeys((Path(os.path.abspath(folder)), folder.resolve())):
+        for parent, (encoder, source_kind) in product((base, *base.parents), sources):
+            source, missing = _index_folder(encoder, parent, source_kind), store.missing(keys, ["embedding"])
+            if not missing.any() or source == store.folder or not source.is_dir():
+                continue
+            index, source_keys = FeatureStore(source, optional=True), _keys(names, states, base.relative_to(parent))
+            reusable = missing & ~index.missing(source_keys, ["embedding"])
+            if reusable.any():
+                with suppress(MissingRows):  # of a damaged block
+                    rows = index.read("embedding", source_keys[reusable])
+                    if (encoder, source_kind) != (model, kind):
+                        vectors = restored(rows, "fp16", rows.shape[1])
+                        if isinstance(model, ShortEncoder):
+                            vectors = model.shortened(vectors, "images")
+                        rows = compressed(vectors, kind)
+                    store.write([(keys[reusable], {"embedding": rows})])
 
 
 def _stored(kind: str, fingerprint: str, precision: str, path: Path) -> Path:
@@ -229,13 +290,19 @@ def _keys_in_batches(inputs: Sequence[bytes], size: int) -> np.ndarray:
     return digests("", list(chain.from_iterable(rows))[: len(inputs)])
 
 
-def _stamp(name: str, file: Path) -> bytes:
-    """What changes when a file does: its name, size and time of change (ns)."""
+def _keys(names: Sequence[str], states: Sequence[bytes], above: Path = Path(), context: str = "") -> np.ndarray:
+    """The keys of files, whose names are those from a folder `above`."""
+    paths = (str(above / name).encode(errors="surrogateescape") for name in names)
+    return digests(context, map(bytes.__add__, paths, states))
+
+
+def _state(file: Path) -> bytes:
+    """What changes when a file does: its size and time of change (ns)."""
     try:
         status = file.stat()
     except (OSError, ValueError):  # reading it reports that
-        return name.encode(errors="surrogateescape")
-    return f"{name}\0{status.st_size}\0{status.st_mtime_ns}".encode(errors="surrogateescape")
+        return b""
+    return f"\0{status.st_size}\0{status.st_mtime_ns}".encode()
 
 
 # ---- small embeddings

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
+import struct
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +18,21 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 # The readers of FORMATS. Image.open imports all forty of Pillow's if one of them is missing.
-from PIL import JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa: F401  # isort: skip
+from PIL import PngImagePlugin, WebPImagePlugin  # noqa: F401  # isort: skip
+from PIL.JpegImagePlugin import JpegImageFile
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import refuse_special
 
-MAX_PIXELS = 64_000_000  # larger images are refused before they are decompressed
+MAX_PIXELS = 64_000_000  # larger images are refused before they are decompressed, larger JPEGs are reduced
+_REDUCED_PX = 512  # what both sides of a reduced JPEG have at least
 _SMALLER = Message("shrink the image first")
 MAX_ASPECT = 100  # longer side / shorter side: resizing a thinner image by its shorter side would make it huge
+# What Pillow and its plugins raise for damaged files.
+_DAMAGE = (
+    *(OSError, SyntaxError, ValueError, TypeError, EOFError),
+    *(RuntimeError, LookupError, ArithmeticError, struct.error),
+)
 FORMATS = ("JPEG", "PNG", "WEBP")
 RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -31,7 +41,11 @@ RESAMPLING = {
 }
 
 
-class TooManyPixelsError(DcclipError):
+class ImageError(DcclipError):
+    """The content of an image file cannot be decoded: reading it again fails again."""
+
+
+class TooManyPixelsError(ImageError):
     """An image has more pixels than may be decoded."""
 
 
@@ -50,17 +64,23 @@ def decode(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
-                if image.width * image.height > max_pixels:
-                    message = Message("{} has {} x {} pixels, more than {:,}", name, *image.size, max_pixels)
-                    raise TooManyPixelsError(message, _SMALLER)
-                if max(image.size) > MAX_ASPECT * min(image.size):
-                    message = Message(
-                        "{} has {} x {} pixels; its aspect ratio is above {}:1", name, *image.size, MAX_ASPECT
-                    )
-                    raise DcclipError(message, "crop the image first")
-                if draft:
+            with _opened(source, formats) as image:
+                size, limit = image.size, max_pixels
+                if image.width * image.height > max_pixels >= MAX_PIXELS and isinstance(image, JpegImageFile):
+                    # libjpeg stores no more than some rows of an image in one scan, else all coefficients in 2 bytes
+                    # each. Pillow stops after the header of the first scan: length, number of components, ...
+                    image.fp.seek(-6 - 2 * image.layers, os.SEEK_CUR)
+                    is_first_scan_all = image.layers < 4 and image.fp.read(3)[2:] == bytes([image.layers])
+                    in_one_scan = is_first_scan_all and "progressive" not in image.info
+                    limit, draft = (8 if in_one_scan else 2) * MAX_PIXELS, draft or _REDUCED_PX
+                if max(size) > MAX_ASPECT * min(size):
+                    message = Message("{} has {} x {} pixels; its aspect ratio is above {}:1", name, *size, MAX_ASPECT)
+                    raise ImageError(message, "crop the image first")
+                if draft and size[0] * size[1] <= limit:
                     image.draft(None, (draft, draft))
+                if image.width * image.height > max_pixels:
+                    message = Message("{} has {} x {} pixels, more than {:,}", name, *size, limit)
+                    raise TooManyPixelsError(message, _SMALLER)
                 return first_frame(image)
     except FileNotFoundError:
         raise DcclipError("{} does not exist", "check the path", name) from None
@@ -70,15 +90,29 @@ def decode(
         raise TooManyPixelsError("{} has {} pixels, more than {:,}", _SMALLER, name, count, max_pixels) from None
     except UnidentifiedImageError:
         message = Message("{} is not a readable image in a supported format", name)
-        raise DcclipError(message, "convert the file to JPEG, PNG or WebP") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error  # not "[Errno 40] ...: 'cat.png'"
-        raise DcclipError("{} is not a readable image: {}", "replace it, or convert it to JPEG", name, reason) from None
+        raise ImageError(message, "convert the file to JPEG, PNG or WebP") from None
+    except _DAMAGE as error:
+        # Not "[Errno 40] ...: 'cat.png'", and of libjxl the first line.
+        reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
+        kind = DcclipError if getattr(error, "errno", None) else ImageError  # a disk may be read later
+        raise kind("{} is not a readable image: {}", "replace it, or convert it to JPEG", name, reason) from None
+
+
+def _opened(source: bytes | Path, formats: tuple[str, ...]) -> Image.Image:
+    """An image before it is decoded, a JPEG also beyond Pillow's own limit of pixels."""
+    try:
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
+    except Image.DecompressionBombError:
+        with suppress(SyntaxError):  # of other formats
+            return JpegImageFile(io.BytesIO(source) if isinstance(source, bytes) else source)
+        raise
 
 
 def first_frame(image: Image.Image) -> Image.Image:
     """The first frame of an opened image, decoded, upright, as RGB, or as RGBA if it has transparency."""
     image.load()
+    if image.format == "JXL" and not getattr(image, "jpeg", False):  # libjxl has turned it, also if EXIF says otherwise
+        image.info.pop("exif", None)
     transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
     ImageOps.exif_transpose(image, in_place=True)
     mode = "RGBA" if transparent else "RGB"

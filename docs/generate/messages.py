@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 FILE = LOCALES / "zh" / "LC_MESSAGES" / f"{DOMAIN}.po"
 # Calls whose first arguments are messages, and how many.
 CALLS = {"Message": 1} | dict.fromkeys(
-    ("DcclipError", "AgainError", "NotFiniteError", "RefusedError", "TooManyPixelsError"), 2
+    ("DcclipError", "AgainError", "NotFiniteError", "RefusedError", "ImageError", "TooManyPixelsError"), 2
 )
 TYPER = "typer"
 HEADER = """\

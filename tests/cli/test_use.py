@@ -85,6 +85,24 @@ def test_search_shows_the_nearest_in_a_table_json_and_a_page(pictures: list[Path
     assert "cancel out" in dcclip("search", folder, "--text", "红", "--not", "红", expect=1).stderr
 
 
+def test_a_search_tells_of_a_broken_picture_once_and_excludes_what_it_should(pictures: list[Path]) -> None:
+    folder = pictures[0].parent
+    pictures[1].write_bytes(b"broken")
+    assert f"error: {pictures[1]} is not" in dcclip("search", "moon", folder, expect=1).stderr
+    again = dcclip("search", "月亮", folder, "--dims", 8, "--dtype", "int8")
+    assert "error:" not in again.stderr and "skipped 1 images that are still unreadable" in again.stderr
+    exclude = ("--exclude", pictures[1].name, "--exclude", pictures[0].stem.upper() + "*")
+    hits = dcclip("search", "moon", folder, *exclude, "--json")
+    assert len(json.loads(hits.stdout)) == 3 and "unreadable" not in hits.stderr
+    labels = ("--labels", "红,green")
+    assert len(dcclip("predict", folder, *exclude, *labels, "-q").stdout.splitlines()) == 3
+    dcclip("embed", folder, "--out", folder.parent / "a.npy", *exclude)
+    assert len(np.load(folder.parent / "a.npy")) == 3
+    assert (
+        "error: --exclude leaves no image" in dcclip("predict", *pictures, "--exclude", "*", *labels, expect=1).stderr
+    )
+
+
 def test_embed_writes_rows_and_their_names(pictures: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "图.npy"
     pictures[1].write_bytes(b"broken")

@@ -1,6 +1,8 @@
 """Image files are found by names, folders, globs and lists, read ahead, and embedded in their order."""
 
+import sys
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,10 @@ import pytest
 from PIL import Image
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.inference.images import embed, find_images
+from dcclip_cli.inference.images import embed, find_images, mime_type, skipped_line
+from dcclip_cli.inference.images import read as read_image
+from dcclip_cli.model.preprocess import TooManyPixelsError
+from tests.images import encode
 
 
 @pytest.fixture
@@ -39,6 +44,114 @@ def test_a_folder_without_images_and_a_glob_without_files_are_refused(folder: Pa
         list(find_images([str(folder / "空")]))
     with pytest.raises(DcclipError, match=r"no file matches .*狗"):
         list(find_images([f"{folder}/狗*.png"]))
+
+
+# The folder of a NAS, and whether each file is found.
+NAS = {
+    "2024/IMG_1.JPG": True,
+    "2024/IMG_2.jfif": True,
+    "2024/._IMG_1.JPG": False,
+    "2024/@eaDir/IMG_1.JPG/SYNOFILE_THUMB_M.jpg": False,
+    "2024/film.MOV": False,
+    "2024/film2.mov": False,
+    "2024/注释.txt": False,
+    "家/动画.gif": True,
+    "家/扫描.TIFF": True,
+    "家/截图/屏.bmp": True,
+    "家/\udcff.png": True,
+    "#recycle/deleted.jpg": False,
+    ".Trash-1000/files/deleted.jpg": False,
+    ".hidden.jpg": False,
+}
+
+
+def test_a_nas_is_searched_without_its_thumbnails_and_deleted_files_and_links_are_followed_once(tmp_path: Path) -> None:
+    root, outside = tmp_path / "nas", tmp_path / "旧"
+    for name in [*NAS, "../旧/b.webp"]:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    for link, target in {
+        "链接": outside,
+        "again": outside,
+        "家/loop": root,
+        "up": tmp_path,
+        "IMG.png": root / "x",
+    }.items():
+        (root / link).symlink_to(target)
+    (outside / "back").symlink_to(root / "家")
+    skipped = Counter[str]()
+    expected = {name for name, is_found in NAS.items() if is_found}
+    assert {str(path.relative_to(root)) for path in find_images([str(root)], (), (), skipped)} == expected | {
+        "again/b.webp"
+    }
+    assert skipped_line("search", skipped) == "search: skipped 2 .mov"
+    paths = find_images([str(root)], exclude=["截图", "*.GIF", "2024/*_2.*", "b.*"])
+    assert [path.name for path in paths] == ["IMG_1.JPG", "扫描.TIFF", "\udcff.png"]
+    assert [path.name for path in find_images([f"{root}/家/*/*.bmp", f"{root}/a.gif"], exclude=["*.gif"])] == ["屏.bmp"]
+    for name in ("家/截图/屏.bmp", "家/截图"):
+        with pytest.raises(DcclipError, match="no image") as raised:
+            find_images([str(root / name)], exclude=["屏*"])
+        assert raised.value.hint == "use other patterns with --exclude"
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "BMP", "AVIF", "HEIF", "JXL"])
+def test_an_image_is_read_upright_whatever_its_format_and_suffix(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = {"HEIF": "pillow_heif", "JXL": "pillow_jxl"}
+    if package := packages.get(kind):
+        pytest.importorskip({"JXL": "pillow_jxl.JpegXLImagePlugin"}.get(kind, package))
+    if kind == "HEIF":
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    image, exif = Image.new("RGB", (64, 32), "black"), Image.Exif()
+    image.paste("white", (0, 0, 32, 32))
+    exif[0x0112] = 6  # the camera was held upright: turn clockwise
+    if kind == "JXL":  # as made of a camera's JPEG, without loss
+        (tmp_path / "a.jpg").write_bytes(encode(image, "JPEG", exif=exif))
+        image = Image.open(tmp_path / "a.jpg")
+    turns = kind not in ("GIF", "BMP")
+    content = encode(image, kind, **({"exif": exif.tobytes()} if turns and kind != "JXL" else {}))
+    file = tmp_path / "照片.jpg"
+    file.write_bytes(content)
+    upright = read_image(file)
+    assert upright.size == ((32, 64) if turns else (64, 32)) and mime_type(content) is not None
+    assert np.asarray(upright.convert("L"))[2, 2] > 200 > 50 > np.asarray(upright.convert("L"))[-2, -2]
+    for damaged in (content[: len(content) // 2], content[:20]):
+        file.write_bytes(damaged)
+        with pytest.raises(DcclipError, match=r"照片\.jpg is not a readable image"):
+            read_image(file)
+    if package:
+        file.write_bytes(content)
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(DcclipError, match="needs the package pillow-") as raised:
+            read_image(file)
+        assert raised.value.hint in ("pip install 'dcclip[heic]'", "pip install 'dcclip[jxl]'")
+
+
+def test_a_jpeg_xl_file_with_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_jxl")
+    bits = 0 | 2 << 1 | 99_999 << 3 | 1 << 21  # not small, 18 bits of height - 1, ratio 1:1
+    (tmp_path / "a.jxl").write_bytes(b"\xff\x0a" + bits.to_bytes(12, "little"))
+    with pytest.raises(TooManyPixelsError, match="has 100000 x 100000 pixels"):
+        read_image(tmp_path / "a.jxl")
+
+
+def test_files_of_a_missing_extra_are_counted_with_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.nef", "b.CR2", "c.jxl", "d.heic"):
+        (tmp_path / name).touch()
+    for package in ("rawpy", "pillow_jxl", "pillow_heif"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(DcclipError, match="contains no images") as raised:
+        find_images([str(tmp_path)])
+    assert raised.value.hint == "pip install 'dcclip[heic,jxl,raw]'"
+    (tmp_path / "e.jpg").touch()
+    (tmp_path / "d.heic").unlink()
+    skipped = Counter[str]()
+    find_images([str(tmp_path)], skipped=skipped)
+    line = "search: skipped 1 .cr2, 1 .jxl, 1 .nef (to read more formats: pip install 'dcclip[jxl,raw]')"
+    assert skipped_line("search", skipped) == line
 
 
 class Brightness:

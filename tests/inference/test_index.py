@@ -19,6 +19,7 @@ from dcclip_cli.inference.index import (
     nearest,
     open_index,
     restored,
+    say_missing,
     search_all,
 )
 from dcclip_cli.inference.onnx_encoder import OnnxEncoder
@@ -118,12 +119,48 @@ def test_an_index_of_many_changes_stays_small(bundle_folder: Path, pictures: lis
     assert len(blocks()) < 8
 
 
-def test_broken_pictures_are_named_and_tried_again(bundle_folder: Path, pictures: list[Path]) -> None:
+def test_a_broken_picture_is_reported_once_until_it_changes(bundle_folder: Path, pictures: list[Path]) -> None:
     model, folder = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent
+    short, name = shortened(model, 8, Silent()), pictures[0].name
     pictures[0].write_bytes(b"broken")
-    for expected in (4, 0):
-        index = open_index(model, folder)
-        assert list(index.errors) == [pictures[0].name] and index.embedded == expected
+    (folder / "film.mov").touch()
+    first = open_index(model, folder)
+    assert (list(first.errors), first.unreadable, first.embedded) == ([name], (), 4)
+    for index in (open_index(model, folder), open_index(short, folder, kind="int8"), open_index(short, folder)):
+        assert (index.errors, index.unreadable, index.embedded, len(index.paths)) == ({}, (name,), 0, 4)
+    lines: list[str] = []
+    for _ in range(2):
+        say_missing("search", [index], Lines(lines.append))
+    rest = f"search: skipped 1 images that are still unreadable, such as {pictures[0]}"
+    assert lines == ["search: skipped 1 .mov", rest, rest]
+    assert list(open_index(model, folder, fresh=True).errors) == [name]
+    os.utime(pictures[0], ns=(1, 1))
+    assert list(open_index(model, folder).errors) == [name]
+    pictures[0].write_bytes(pictures[1].read_bytes())
+    index = open_index(model, folder)
+    assert (index.errors, index.unreadable, index.embedded) == ({}, (), 1)
+
+
+def test_a_subfolder_and_a_folder_with_exclusions_use_the_index_above(
+    bundle_folder: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, folder = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent
+    below = folder / "下" / "\udcff"
+    below.mkdir(parents=True)
+    for picture in pictures[:3]:
+        picture.rename(below / picture.name)
+    above = open_index(model, folder)
+    rows = dict(zip(above.paths, above.embeddings, strict=True))
+    monkeypatch.chdir(folder)
+    short = shortened(model, 8, Silent())
+    for path, encoder, kind in ((folder / "下", model, "fp16"), (Path("下"), short, "int8"), (below, model, "binary")):
+        index = open_index(encoder, path, kind=kind)  # type: ignore[arg-type]
+        assert (index.embedded, len(index.paths)) == (0, 3), kind
+        if kind == "fp16":
+            np.testing.assert_array_equal(index.embeddings, [rows[f"下/{name}"] for name in index.paths])
+    assert len(open_index(model, folder, exclude=["下"]).paths) == 2
+    assert open_index(model, folder).embedded == 0  # those are stored still
+    assert open_index(model, below, fresh=True).embedded == 3
 
 
 class Stopping:

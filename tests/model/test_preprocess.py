@@ -87,6 +87,21 @@ def test_an_image_too_large_or_too_thin_is_refused_before_it_is_decompressed(siz
         decode(encode(noise(11, 10)), max_pixels=100)
 
 
+def test_a_jpeg_with_too_many_pixels_is_decoded_at_an_eighth_if_memory_allows(tmp_path: Path) -> None:
+    large = Image.new("L", (16_320, 12_240), 90)  # 200 megapixels, over Pillow's own limit too
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encode(large, "JPEG", exif=exif)
+    (tmp_path / "大.jpg").write_bytes(content)
+    for source in (content, tmp_path / "大.jpg"):
+        image_read = decode(source)
+        assert image_read.size == (1_530, 2_040) and image_read.getpixel((9, 9)) == (90, 90, 90)
+    with pytest.raises(DcclipError, match="more than 16,000,000"):
+        decode(content, max_pixels=16_000_000)  # a server decodes it by itself
+    with pytest.raises(DcclipError, match="has 16320 x 12240 pixels, more than 128,000,000"):
+        decode(encode(large, "JPEG", progressive=True))
+
+
 WHOLE = {kind: encode(noise(40, 40), kind) for kind in ("PNG", "JPEG", "WEBP")}
 UNREADABLE: dict[str, bytes] = {
     **{
