@@ -53,7 +53,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """The folder of a sweep, with runs.csv, table.csv and sweep.svg, and a row for each model of each variant."""
+    """The folder of a sweep, with runs.csv, tables and sweep.svg, and a row for each model of each variant."""
 
     folder: Path
     rows: list[SweepRow]

@@ -281,6 +281,10 @@ def compare(
     columns = (_SET, _METRIC, comparison.first, comparison.second, Message("difference"), Message("95 % interval"), "")
     title = Message("{} against {}", comparison.second, comparison.first)
     console.show_table(title, columns, rows)
+    signs = [(row.value > 0, row.is_clear) for row in comparison.differences]
+    better = sum(is_better for is_better, _ in signs)
+    counts = comparison.second, better, len(rows), signs.count((True, True)), signs.count((False, True))
+    console.show(Message("{} is better on {} of {} test sets: clearly on {}, clearly worse on {}", *counts))
 
 
 _NAME = Argument(metavar="NAME", help="Data set whose classes --classes-yaml prints.")

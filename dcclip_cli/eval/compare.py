@@ -125,6 +125,15 @@ def compare_results(
     return differences
 
 
+def bootstrap_interval(result: EvalResult, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """The 95 % interval of a result's metric, from a bootstrap over its images."""
+    details, random = _details(result), np.random.default_rng(0)
+    rows = {name: len(details[name]) for name in _ROWS if name in details}
+    samples = [_mean([details], _resample(rows, random), result.metric) for _ in range(resamples)]
+    low, high = map(float, np.nanpercentile(samples, (2.5, 97.5)))
+    return low, high
+
+
 def _by_set(results: Sequence[EvalResult]) -> dict[tuple[str, ...], list[EvalResult]]:
     runs_by_set: dict[tuple[str, ...], list[EvalResult]] = {}
     for result in results:

@@ -185,18 +185,10 @@ def metrics_of(
     """The metrics of a score's details, or those in `names`, with `weights` of labels, image_ranks and text_ranks, or
     of margins."""
     weigh = weights or {}
-    if "margin" in details:  # of queries in two languages
-        rows = weigh.get("margin", np.ones(len(details["margin"])))
-        known, columns = details["is_known"].astype(bool), [*(f"overlap@{k}" for k in TWIN_TOPS), "rank_correlation"]
-        values = {name: details[name] for name in (*columns, "traditional")}
-        if not known.all():
-            values["known"] = np.where(known, details["overlap@10"], np.nan)
-        counted = {name: ~np.isnan(value) & (rows > 0) for name, value in values.items()}
-        return {
-            name: float(np.average(value[counted[name]], weights=rows[counted[name]]))
-            for name, value in values.items()
-            if counted[name].any() and (names is None or name in names)
-        }
+    if "margin" in details:  # of queries in two languages; NaN where one does not count
+        values = {name: np.ma.masked_invalid(details[name]) for name in details if name not in ("margin", "nearest")}
+        means = {name: np.ma.average(value, weights=weigh.get("margin")) for name, value in values.items()}
+        return {name: float(mean) for name, mean in means.items() if mean is not np.ma.masked}
     if "labels" not in details:
         recalls = {
             f"{target}_recall@{k}": top_k(details[f"{target}_ranks"], k, weigh.get(f"{target}_ranks"))

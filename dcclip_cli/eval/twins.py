@@ -130,7 +130,8 @@ def score_twins(
         others[numbers[:, None] == numbers] = -1
     details["margin"] = np.diag(correlation) - (others.max(axis=1) + others.max(axis=0)) / 2
     details["nearest"] = others.argmax(axis=1)
-    details["is_known"] = is_known
+    if not is_known.all():
+        details["known"] = np.where(is_known, details["overlap@10"], np.nan)
     return Score(metrics_of(details), details)
 
 
@@ -141,7 +142,7 @@ def _overlap(first: np.ndarray, second: np.ndarray, k: int) -> np.ndarray:
 
 def worst_twins(texts: Sequence[tuple[str, str]], details: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """The queries that the model learned, those with the lowest margin first, as rows for tables and JSON."""
-    numbers = np.flatnonzero(details["is_known"])
+    numbers = np.flatnonzero(~np.isnan(details.get("known", details["margin"])))
     return [
         {
             "en": texts[number][0],

@@ -35,6 +35,8 @@ class ModelSummary:
     text_ms: float
     scores: dict[str, dict[str, float]]
     agreement: dict[str, float]
+    pairs: int = 0  # that it was trained on, and the samples of all its steps; 0 for a teacher
+    samples: int = 0
 
 
 def kept_summary(run: Path, identity: str, progress: Progress) -> list[ModelSummary]:

@@ -48,6 +48,7 @@ class SweepRow:
     model: str
     runs: list[ModelSummary]
     differences: list[Difference]
+    intervals: Mapping[str, tuple[float, float]]  # of one seed: 95 % over images, by test set with its language
 
     def scores(self) -> dict[tuple[str, str], list[float]]:
         """0..1 of each seed, by metric and by test set with its language."""
@@ -150,7 +151,7 @@ class Sweep:
 
     def rows(self) -> list[SweepRow]:
         """The models of all variants: the teacher once for each, students and bundles over all seeds."""
-        from dcclip_cli.eval.compare import compare_results
+        from dcclip_cli.eval.compare import bootstrap_interval, compare_results
         from dcclip_cli.eval.result import load_results
         from dcclip_cli.model.model_dir import model_fingerprint
 
@@ -160,22 +161,29 @@ class Sweep:
             runs = [run for (name, _), run in self.runs.items() if name == variant]
             summaries = [{summary.name: summary for summary in run.summary()} for run in runs]
             results: list[EvalResult] = []  # of students, with details of each image
+            intervals: dict[str, dict[str, tuple[float, float]]] = {model: {} for model in summaries[0]}
             for run in (run for run in runs if run.dir.stage("eval").is_dir()):
                 student, evaluated = model_fingerprint(run.trained_model().path), load_results(run.dir.stage("eval"))
                 results += [result for result in evaluated if result.model_fingerprint.startswith(student)]
+                prints = [*dict.fromkeys(result.model_fingerprint for result in evaluated)]  # in the summary's order
+                for model, fingerprint in zip(intervals, prints, strict=False) if len(runs) == 1 else ():
+                    for result in (result for result in evaluated if result.model_fingerprint == fingerprint):
+                        intervals[model][f"{result.dataset} {result.language}"] = bootstrap_interval(result)
             first = first or results
             tested = [{(result.dataset, result.language) for result in part} for part in (first, results)]
             for model in summaries[0]:
                 compared = model == "student" and results is not first and tested[0] & tested[1]
                 differences = compare_results(first, results, force=True) if compared else []
                 seeds = [summary[model] for summary in summaries]
-                row = SweepRow(variant, model, seeds[:1] if model == "teacher" else seeds, differences)
+                row = SweepRow(
+                    variant, model, seeds[:1] if model == "teacher" else seeds, differences, intervals[model]
+                )
                 if model != "teacher" or all(row.scores() != shown.scores() for shown in rows):
                     rows.append(row)
         return rows
 
     def save(self, rows: Sequence[SweepRow]) -> None:
-        """Write runs.csv, each run's scores; table.csv, means, deviations, differences; table.tex and sweep.svg."""
+        """Write runs.csv, the scores of runs; table.csv, means and differences; table.tex, models.tex and sweep.svg."""
         head = ["variant", "model", "metric", "test set"]
         runs: list[list[Any]] = [[*head, "seed", "value"]]
         table: list[list[Any]] = [[*head, *_COLUMNS]]
@@ -191,6 +199,7 @@ class Sweep:
             with atomic_file(self.root / name) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
                 csv.writer(stream, lineterminator="\n").writerows(lines)
         atomic_write(self.root / "table.tex", _latex(rows))
+        atomic_write(self.root / "models.tex", _latex_of_models(rows))
         if drawn := _chart([row for row in rows if row.model != "bundle"]):
             atomic_write(self.root / "sweep.svg", drawn)
 
@@ -202,9 +211,9 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
 
 def per_cent(values: Sequence[float], sign: str = "±") -> str:
     """Mean and deviation of values in 0..1, as `43.1 ± 0.2`; the value alone of one run, nothing of none."""
-    mean, deviation = mean_and_deviation(values) if values else (nan, nan)
+    mean, deviation = mean_and_deviation(values) if len(values) else (nan, nan)
     spread = "" if isnan(deviation) else f" {sign} {100 * deviation:.1f}"
-    return f"{100 * mean:.1f}{spread}" if values else ""
+    return f"{100 * mean:.1f}{spread}" if len(values) else ""
 
 
 def _started(run: RecipeRun, place: int) -> subprocess.Popen[bytes]:
@@ -237,16 +246,45 @@ def fitting(device: str, processes: int) -> int:
 
 
 def _latex(rows: Sequence[SweepRow]) -> str:
-    """Means with standard deviations in per cent, for a paper."""
+    """Models as rows, test sets and languages as columns, in per cent; the best of the students in bold.
+
+    With ± the standard deviation over the seeds; of one seed, with the interval over images.
+    """
     from dcclip_cli.eval.report import booktabs, tex_text
     from dcclip_cli.eval.result import METRIC_NAMES
 
+    def cell(row: SweepRow, metric: str, test: str) -> str:
+        values = row.scores().get((metric, test), ())
+        low, high = row.intervals.get(test, (nan, nan))
+        spread = "" if isnan(low) or len(values) != 1 else rf" {{\scriptsize [{100 * low:.1f}, {100 * high:.1f}]}}"
+        rivals = [rival.scores().get((metric, test), ()) for rival in rows if rival.model != "teacher"]
+        best = max((np.mean(rival) for rival in rivals if rival), default=nan)
+        is_best = row.model != "teacher" and bool(values) and np.mean(values) == best
+        text = per_cent(values, r"$\pm$")
+        return (rf"\textbf{{{text}}}" if is_best else text) + spread
+
     keys = list(dict.fromkeys(key for row in rows for key in row.scores()))
-    lines = [["variant", "model", *(tex_text(f"{test}, {METRIC_NAMES.get(metric, metric)}") for metric, test in keys)]]
+    heads = (tex_text(f"{test}, {METRIC_NAMES.get(metric, metric)}") for metric, test in keys)
+    lines = [[tex_text(row.variant), row.model, *(cell(row, *key) for key in keys)] for row in rows]
+    return booktabs([["variant", "model", *heads], *lines], 2)
+
+
+def _latex_of_models(rows: Sequence[SweepRow]) -> str:
+    """The mean over the test sets in each language next to what a model costs: training data, size and latency."""
+    from dcclip_cli.eval.report import booktabs, tex_text
+
+    head = ["variant", "model", "en", "zh", "pairs", "samples", "parameters (M)", "MB", "image (ms)", "text (ms)"]
+    lines = []
     for row in rows:
-        cells = (per_cent(row.scores().get(key, ()), r"$\pm$") for key in keys)
-        lines.append([tex_text(row.variant), row.model, *cells])
-    return booktabs(lines, 2)
+        means = []
+        for language in ("en", "zh"):
+            scores = [values for (_, test), values in row.scores().items() if test.endswith(f" {language}")]
+            means.append(per_cent(np.mean(scores, axis=0) if scores else (), r"$\pm$"))
+        run, times = row.runs[0], np.mean([(run.image_ms, run.text_ms) for run in row.runs], axis=0)
+        data = [f"{count:,}" if count else "" for count in (run.pairs, run.samples)]
+        size = [f"{run.parameters / 1e6:.2f}", f"{run.size_bytes / 1e6:.1f}", *(f"{time:.2f}" for time in times)]
+        lines.append([tex_text(row.variant), row.model, *means, *data, *size])
+    return booktabs([head, *lines], 2)
 
 
 def _chart(rows: Sequence[SweepRow]) -> bytes:

@@ -78,6 +78,7 @@ def test_compare_tells_differences_and_refuses_unlike_prompts(mnist: Path, model
     assert "error: mnist en: the prompts differ" in refused.stderr and "--force" in refused.stderr
     forced = dcclip("compare", *files, "--force")
     assert "95 % interval" in forced.stdout and "mnist en" in forced.stdout
+    assert re.search(r"is better on [01] of 1 test sets: clearly on [01], clearly worse on [01]", forced.stdout)
     same = json.loads(dcclip("compare", files[0], files[0], "--json").stdout)
     assert same[0]["difference"] == same[0]["low"] == same[0]["high"] == 0 and same[0]["paired"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval.compare import compare_results, read_results
+from dcclip_cli.eval.compare import bootstrap_interval, compare_results, read_results
 from dcclip_cli.eval.metrics import Score, score_classes, score_retrieval
 from dcclip_cli.eval.registry import ELEVATER
 from dcclip_cli.eval.report import latex, markdown
@@ -51,6 +51,8 @@ def test_a_difference_on_the_same_images_is_clear_sooner() -> None:
     assert paired.value == pytest.approx(0.03) and paired.paired and paired.is_clear
     # 12 of 400 images differ: the standard deviation of their number is 3.4 by the binomial.
     assert (paired.high - paired.low) / 2 == pytest.approx(1.96 * np.sqrt(12 * (1 - 12 / 400)) / 400, rel=0.15)
+    low, high = bootstrap_interval(first)
+    assert (high - low) / 2 == pytest.approx(1.96 * 0.5 / 20, rel=0.15) and low < 0.5 < high
     [loose] = compare_results([first], [replace(second, truth_sha256="other")])
     assert not loose.paired and not loose.is_clear
     # Two shares of 400 images, each with a standard deviation of a half over the root of 400.

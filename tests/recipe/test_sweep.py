@@ -1,6 +1,7 @@
 """Runs of a recipe's variants with several seeds: weights as each alone, one table, resumed like any run."""
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,17 @@ def recipe(whole_recipe: dict[str, Any]) -> dict[str, Any]:
 
 def weights(run: str) -> bytes:
     return Path(run, "align/model/open_clip_model.safetensors").read_bytes()
+
+
+def compiles(latex: str) -> None:
+    """Every row of a LaTeX table has as many cells as it has columns, and every brace and group is closed."""
+    begin, *rows = latex.splitlines()
+    columns = begin.removeprefix(r"\begin{tabular}{").removesuffix("}")
+    assert set(columns) == {"l", "r"} and rows[-1] == r"\end{tabular}"
+    for row in (row for row in rows if row.endswith(r" \\")):
+        assert len(re.findall(r"(?<!\\)&", row)) == len(columns) - 1
+    plain = re.sub(r"\\[{}]", "", latex)
+    assert plain.count("{") == plain.count("}") and not re.search(r"(?<!\\)[%#_]", plain)
 
 
 @pytest.mark.any_cpu
@@ -52,6 +64,14 @@ def test_each_run_has_the_weights_of_its_seed_alone_and_a_second_call_runs_nothi
     assert float(row["low"]) <= float(row["difference"]) <= float(row["high"])
     latex = Path("runs/一生/table.tex").read_text("utf-8")
     assert f"{float(row['mean']):.1%}"[:-1] + r" $\pm$ " in latex and latex.count(r"\midrule") == 2
+    cells = [line.split(" & ") for line in latex.splitlines() if line.startswith(("plain & ", "只有第二阶段 & "))]
+    for values in zip(*(row[2:] for row in cells if row[1] != "teacher"), strict=True):
+        means = {float(value.removeprefix(r"\textbf{").split(" ")[0]): r"\textbf" in value for value in values}
+        assert means[max(means)]  # in each column the best student is bold
+    models = [line.split(" & ") for line in Path("runs/一生/models.tex").read_text("utf-8").splitlines()]
+    assert [row[4:6] for row in models if row[1:2] == ["student"]] == [["40", "40"], ["40", "16"]]
+    for name in ("table.tex", "models.tex"):
+        compiles(Path("runs/一生", name).read_text("utf-8"))
     assert Path("runs/一生/sweep.svg").read_text("utf-8").startswith("<?xml")
     assert max(map(len, done.stdout.splitlines())) <= 120
 
