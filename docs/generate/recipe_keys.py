@@ -27,6 +27,7 @@ defaults and library versions. In Python, keyword arguments are keys of the stag
 | [emoji.yaml](../../recipes/emoji.yaml) | the same student trained six times as long ([results](../results/emoji.md)) |
 | [emoji-contrast.yaml](../../recipes/emoji-contrast.yaml) | the same student without a teacher, for comparison |
 | [emoji-tenth.yaml](../../recipes/emoji-tenth.yaml) | a student at a tenth of the demo teacher's size |
+| [paper.yaml](../../recipes/paper.yaml) | DC-CLIP's tables and ablations in small, as LaTeX |
 | [demo-teacher.yaml](../../recipes/demo-teacher.yaml) | the teacher of the quick start |
 | [starter.yaml](../../recipes/starter.yaml) | the model included in dcclip: see [Starter](../starter.md) |
 | [text-tower.yaml](../../recipes/text-tower.yaml) | a text tower for [another CLIP's images](../how-to/text-tower.md) |

@@ -21,6 +21,7 @@ TRAINING_STYLES = ("noto", "noto-v1", "fluent-3d", "fluent-flat", "fxemoji")
 TEST_STYLES = ("twemoji", "emojione2")
 LICENCES = dict.fromkeys(("noto", "noto-v1", "fxemoji"), "Apache-2.0")
 LICENCES |= dict.fromkeys(("fluent-3d", "fluent-flat"), "MIT") | dict.fromkeys(TEST_STYLES, "CC-BY-4.0")
+SWAPPED = (20, 50)  # per cent of the training pictures whose Chinese is another's, in columns of their own
 MAX_BYTES = 10_000_000  # all five files together
 LANGUAGES = ("zh", "en")
 CAPTIONS = pa.list_(pa.string())
@@ -108,12 +109,29 @@ def write(path: Path, rows: list[tuple[Emoji, dict[str, list[str]]]]) -> int:
     for item, captions in rows:
         meta = {"style": item.style, "category": item.category, "sub": item.sub, "licence": LICENCES[item.style]}
         records.append({"key": item.key, "image": item.image, **captions, "meta": json.dumps(meta)})
-    table = pa.Table.from_pylist(records, schema=SCHEMA)
+    columns = [pa.field(name, CAPTIONS) for name in rows[0][1] if name not in SCHEMA.names]
+    table = pa.Table.from_pylist(records, schema=pa.schema([*SCHEMA, *columns]))
     # zstd takes 7 % off the images too.
     pq.write_table(table, path, compression="zstd", compression_level=19, write_statistics=False)
     styles = ", ".join(f"{style} {n}" for style, n in Counter(item.style for item, _ in rows).items())
     print(f"{path.name}: {len(rows)} pictures ({styles}), {path.stat().st_size:,} bytes")
     return path.stat().st_size
+
+
+def with_swapped(rows: list[tuple[Emoji, dict[str, list[str]]]]) -> list[tuple[Emoji, dict[str, list[str]]]]:
+    """The rows with the columns `zh_swapped_N`: N % of the pictures have the Chinese of another of these pictures."""
+    columns = {}
+    for percent in SWAPPED:
+        chinese = [captions["zh"] for _, captions in rows]
+        chosen = [number for number, (item, _) in enumerate(rows) if bucket(f"{item.key} swapped", 100) < percent]
+        chosen.sort(key=lambda number: bucket(rows[number][0].key, 2**32))
+        for number, other in zip(chosen, chosen[1:] + chosen[:1], strict=True):
+            chinese[number] = rows[other][1]["zh"]
+        columns[f"zh_swapped_{percent}"] = chinese
+    return [
+        (item, captions | {name: chinese[number] for name, chinese in columns.items()})
+        for number, (item, captions) in enumerate(rows)
+    ]
 
 
 def main() -> None:
@@ -137,7 +155,8 @@ def main() -> None:
         return [(item, {lang: [item.names[lang]] for lang in LANGUAGES}) for item in items]
 
     here = Path(__file__).resolve().parent
-    size = sum(write(here / f"{name}.parquet", training(name == "validation")) for name in ("train", "validation"))
+    size = write(here / "train.parquet", with_swapped(training(validation=False)))
+    size += write(here / "validation.parquet", training(validation=True))
     for style in TEST_STYLES:
         size += write(here / f"{style}.parquet", test(style, of_unseen=False))
     size += write(here / "unseen.parquet", test("twemoji", of_unseen=True))
