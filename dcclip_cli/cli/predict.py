@@ -243,7 +243,7 @@ def _plain(prediction: Prediction, unknown: Sequence[str]) -> dict[str, object]:
     return {"image": str(prediction.image), "labels": labels}
 
 
-_THUMBNAIL_PX = 240
+_THUMBNAIL_PX = 480
 _SEARCHED = (
     "Text to search for, in Chinese or English, and folders of images, searched recursively. With --text or --image: "
     "folders only."
@@ -317,10 +317,10 @@ def _write_page(page: Path, text: str, result: SearchResult) -> None:
     from dcclip_cli.html import jpeg_thumbnail, write_page
     from dcclip_cli.inference.images import read
 
-    shown = [(hit, jpeg_thumbnail(read(hit.image), 2 * _THUMBNAIL_PX)) for hit in result.hits]
+    shown = [(hit, jpeg_thumbnail(read(hit.image), _THUMBNAIL_PX)) for hit in result.hits]
     notes = [Message("ignored, not in the vocabulary: {}", ", ".join(result.unknown))] if result.unknown else []
     notes += [] if result.fits else [Message("no good match for {}", text)]
-    values = {"text": text, "notes": notes, "lang": language_by_script(text), "hits": shown, "size": _THUMBNAIL_PX}
+    values = {"text": text, "notes": notes, "lang": language_by_script(text), "hits": shown}
     write_page(page, "dcclip_cli.cli", "search.html.j2", **values)
 
 
