@@ -104,6 +104,23 @@ def test_the_page_answers_as_python_does(browser: Any, site: Site, tmp_path: Pat
     page.context.close()
 
 
+def test_examples_can_be_tried_labels_may_all_be_wrong_and_excel_reads_the_table(browser: Any, site: Site) -> None:
+    page = opened(browser, site.address)
+    page.click("#examples button:nth-of-type(2)")
+    page.wait_for_selector("#pictures ol li:first-child:has-text('咖啡')")
+    assert page.is_hidden(".none") and page.is_hidden("#examples")
+    assert page.locator("#pictures > li > ol > li").count() == 3
+    page.fill("#labels", "=蛇, piano")
+    page.wait_for_selector(".none:text('都不像')")
+    with page.expect_download() as download:
+        page.click("#table")
+    table = Path(download.value.path()).read_bytes().decode()
+    assert table.startswith("\ufeffimage,label,probability\r\n") and '"example-coffee.jpg","\'=蛇",0.' in table
+    page.check("#multi")
+    page.wait_for_selector(".none", state="hidden")
+    page.context.close()
+
+
 def test_nothing_leaves_the_page(browser: Any, site: Site, tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text("elsewhere")
     page = opened(browser, site.address)
@@ -127,11 +144,12 @@ def test_both_languages_the_keyboard_and_a_phone(browser: Any, site: Site) -> No
     assert page.title() == "What is in the picture?" and page.locator("html").get_attribute("lang") == "en"
     for focused in ("language", "files", None, "labels", "multi"):  # None: the choice of what to do
         page.keyboard.press("Tab")
-        if page.evaluate("document.activeElement.id") == "folder":
+        while page.evaluate("document.activeElement.id == 'folder' || document.activeElement.matches('#examples *')"):
             page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.id") == (focused or "")
     names = page.locator("button:visible, input:visible, textarea:visible")
-    assert all(control.evaluate("one => one.labels?.length || one.innerText.trim()") for control in names.all())
+    is_named = "control => control.labels?.length || control.innerText.trim() || control.ariaLabel"
+    assert all(control.evaluate(is_named) for control in names.all())
     page.set_input_files("#files", PHOTOS[:2])
     page.wait_for_selector("#pictures > li:nth-child(2) ol li")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360

@@ -1,69 +1,43 @@
 """The search page in Chromium: both languages, a phone, the address, the lightbox, images as queries, the token."""
 
 import shutil
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dcclip_cli.cli.serve import _listen
 from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.inference.index import open_index
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.serve.app import application
-from dcclip_cli.serve.server import Server
 from tests.browser import opened
+from tests.serve.test_serve import running
 
 PHOTOS = Path(__file__).parents[2] / "recipes/starter/photos"
 
 
 @pytest.fixture(scope="module")
-def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """30 photographs: five copies of six."""
-    folder = tmp_path_factory.mktemp("photos") / "相册"
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the starter's server of 30 photographs: five copies of six."""
+    folder = tmp_path_factory.mktemp("secret") / "相册"
     for number in range(5):
         shutil.copytree(PHOTOS, folder / str(number))
-    return folder
-
-
-@contextmanager
-def serving(folder: Path | None, token: str | None = None) -> Iterator[str]:
-    """The address of the starter's server."""
     encoder = load_encoder(resolve("starter"))
-    indexes = [open_index(encoder, folder)] if folder else []
-    with _listen("127.0.0.1", 0) as listening:
-        server = Server(application(encoder, indexes, token), listening, verbose=False)
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
-        finally:
-            server.should_exit = True
-            thread.join()
+    with running(application(encoder, [open_index(encoder, folder)])) as (_, port):
+        yield f"http://127.0.0.1:{port}/"
 
 
-@pytest.fixture(scope="module")
-def address(album: Path) -> Iterator[str]:
-    with serving(album) as url:
-        yield url
-
-
-def ask(page: Any, text: str) -> list[str]:
-    """The names of the photos that are shown for a text."""
-    page.fill("#text", text)
-    page.press("#text", "Enter")
-    return shown(page)
-
-
-def shown(page: Any) -> list[str]:
+def shown(page: Any, text: str | None = None) -> list[str]:
+    """The names of the photos that are shown, for a text that is typed now or for what was asked before."""
+    if text:
+        page.fill("#text", text)
+        page.press("#text", "Enter")
     page.wait_for_selector("#status:text-matches('(ms|毫秒)$')")
     return [Path(image.get_attribute("alt")).stem for image in page.locator("#photos img").all()]
 
 
-def test_a_phone_searches_in_chinese_and_the_address_is_the_query(browser: Any, address: str, album: Path) -> None:
+def test_a_phone_searches_in_chinese_and_the_address_is_the_query(browser: Any, address: str) -> None:
     page = opened(browser, address, width=390)
     problems: list[str] = []
     page.on("console", lambda message: problems.append(message.text))
@@ -72,7 +46,7 @@ def test_a_phone_searches_in_chinese_and_the_address_is_the_query(browser: Any, 
     assert page.title() == page.inner_text("h1") == "相册" and page.inner_text("#about") == "30 张照片"
     page.click("#examples a:nth-child(2)")
     assert len(shown(page)) == 24
-    assert ask(page, "猫")[:5] == ["cat"] * 5 and "text=%E7%8C%AB" in page.url and page.title() == "猫 · 相册"
+    assert shown(page, "猫")[:5] == ["cat"] * 5 and "text=%E7%8C%AB" in page.url and page.title() == "猫 · 相册"
     left, right = (page.locator(f"#photos li:nth-child({place})").bounding_box() for place in (1, 2))
     assert left["y"] == right["y"] and page.evaluate("document.documentElement.scrollWidth") == 390
     page.click("#more")
@@ -86,10 +60,10 @@ def test_a_phone_searches_in_chinese_and_the_address_is_the_query(browser: Any, 
     page.go_back()
     page.go_back()
     page.wait_for_selector("#examples:visible")
-    assert ask(page, "量子") and "does not know these words and ignored them: 量子" in page.inner_text("#notes")
+    assert shown(page, "量子") and "does not know these words and ignored them: 量子" in page.inner_text("#notes")
     assert "Nothing fits well" in page.inner_text("#notes")
     answers = page.request.get(f"{address}folders"), page.request.post(f"{address}search", form={"text": "猫"})
-    assert problems == [] and not any(str(album.parent) in answer.text() for answer in answers)
+    assert problems == [] and not any("secret" in answer.text() for answer in answers)
     page.context.close()
 
 
@@ -137,14 +111,12 @@ def test_an_image_is_chosen_or_dropped_shown_and_removed(browser: Any, address: 
 
 
 def test_the_page_asks_for_a_token_and_for_a_folder(browser: Any) -> None:
-    with serving(None, token="secret") as url:
-        page = opened(browser, f"{url}?token=wrong", "en-US")
-        for token, sentence in (("wrong", "#sign-in-error:text('wrong')"), ("密", "#sign-in-error:text('wrong')")):
+    with running(application(load_encoder(resolve("starter")), token="password")) as (_, port):
+        page = opened(browser, f"http://127.0.0.1:{port}/?token=wrong", "en-US")
+        wrong = "#sign-in-error:text('wrong')"
+        for token, response in (("no", wrong), ("密", wrong), ("password", "#notes:has-text('--folder')")):
             page.fill("#token", token)
             page.press("#token", "Enter")
-            page.wait_for_selector(sentence)
-        page.fill("#token", "secret")
-        page.press("#token", "Enter")
-        page.wait_for_selector("#notes:has-text('dcclip serve --folder DIR')")
-        assert page.url == url and page.is_hidden("#sign-in")
+            page.wait_for_selector(response)
+        assert page.url == f"http://127.0.0.1:{port}/" and page.is_hidden("#sign-in")
         page.context.close()

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
 
@@ -256,10 +257,10 @@ def test_a_server_of_this_machine_answers_to_its_own_names_only(model: Model) ->
 
 
 @contextmanager
-def running(model: Model, connections: int = 100) -> Iterator[tuple[BatchedEncoder, int]]:
+def running(app: FastAPI, connections: int = 100) -> Iterator[tuple[BatchedEncoder, int]]:
     """The encoder and the port of a server in a thread."""
     with serve._listen("127.0.0.1", 0) as listening:
-        uvicorn = Server(app := application(model._encoder), listening, verbose=False)
+        uvicorn = Server(app, listening, verbose=False)
         uvicorn.config.limit_concurrency = connections
         thread = threading.Thread(target=uvicorn.run, args=([listening],))
         thread.start()
@@ -294,7 +295,7 @@ HEALTH = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
 def test_connections_without_a_request_end_and_give_way(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "_CLIENT_S", 60.0)
     incomplete = b"G", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"
-    with running(model, connections=8) as (_, port):
+    with running(application(model._encoder), connections=8) as (_, port):
         idle = [send(port, part) for part in incomplete * 10]
         assert answer(send(port, HEALTH)).startswith(b"HTTP/1.1 200")
         assert [answer(connection) for connection in idle[:12]] == [b""] * 12
@@ -312,7 +313,7 @@ def test_connections_without_a_request_end_and_give_way(model: Model, monkeypatc
 
 def test_clients_that_stall_in_large_bodies_hold_up_no_other(model: Model) -> None:
     content = json.dumps({"input": "红"}).encode() + b" " * (1 << 20)
-    with running(model) as (_, port):
+    with running(application(model._encoder)) as (_, port):
         stalled = [send(port, post(content)[:-1]) for _ in range(guard._LARGE_AT_A_TIME)]
         assert answer(send(port, post(content))).startswith(b"HTTP/1.1 200")
         for connection in stalled:
@@ -322,7 +323,7 @@ def test_clients_that_stall_in_large_bodies_hold_up_no_other(model: Model) -> No
 
 def test_the_work_of_a_client_that_leaves_is_dropped_and_the_place_of_its_images_is_free(model: Model) -> None:
     image = encode(Image.new("RGB", (5000, 4000)), "PNG")
-    with running(model) as (encoder, port):
+    with running(application(model._encoder)) as (encoder, port):
         large = send(port, post(json.dumps({"input": [data_url(image)] * 60}).encode()))
         wait(lambda: encoder.waiting("image") == 60)
         time.sleep(0.3)

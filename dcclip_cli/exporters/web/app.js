@@ -1,11 +1,12 @@
 // The page: pictures and words in, probabilities or a ranking out. The model is in a worker (engine.js).
-import { anythingFor, dot, mean, probabilities, split, textsOf, unknown } from "./zero-shot.js";
+import { anythingFor, dot, mean, noneFits, probabilities, split, textsOf, unknown } from "./zero-shot.js";
 import { $, currentLanguage, make, number, showWords, switchLanguage } from "./common.js";
 import { say } from "./words.js";
 
-const SHOWN = 5; // labels of a picture
+const SHOWN = 3; // labels of a picture
 const PAUSE_MS = 250; // after typing
 const AGAIN_MS = 1000; // between answers while pictures are added
+const EXAMPLES = ["example-cat.jpg", "example-coffee.jpg", "example-rocket.jpg"];
 
 // ---- the worker
 
@@ -37,7 +38,7 @@ async function call(task, argument) {
 // ---- state
 
 let model = null;
-let pictures = []; // {name, embedding, url, card}, newest last
+let pictures = []; // {name, embedding, url, card, rows}, newest last; rows: [text, number] of the last answer
 let left = 0; // pictures that are not embedded yet
 let failures = []; // {name, code, detail}
 let answers = 0; // counts questions, so that an earlier one's answer is not shown late
@@ -52,6 +53,7 @@ function showAll() {
   if (model) $("about").textContent = say("about", model.name, model.precision, number(model.parameters / say("thousands")));
   showStatus();
   showFailures();
+  [...$("examples").querySelectorAll("button")].forEach((button, index) => (button.ariaLabel = say("example", EXAMPLES[index])));
   for (const picture of pictures) showName(picture);
 }
 
@@ -70,7 +72,8 @@ function showStatus(sentence) {
   const loading = loaded < 1 ? say("loading", percent(loaded)) : say("starting");
   const done = pictures.length ? say("answered", pictures.length) : say("empty");
   $("status").textContent = sentence ?? (!model ? loading : left ? say("working", left) : done);
-  $("clear").hidden = pictures.length === 0;
+  $("clear").hidden = $("table").hidden = pictures.length === 0;
+  $("examples").hidden = pictures.length + left > 0;
 }
 
 function showFailures() {
@@ -112,6 +115,7 @@ const row = (label, text, share) =>
 
 function showProbabilities(picture, labels, values) {
   const order = labels.map((_, index) => index).sort((a, b) => values[b] - values[a]);
+  picture.rows = order.map((index) => [labels[index], values[index].toFixed(6)]);
   const rows = order.map((index) => row(labels[index], percent(values[index]), values[index]));
   picture.answer.replaceChildren(...rows.slice(0, SHOWN));
   picture.rest.replaceChildren();
@@ -149,6 +153,7 @@ async function classify(mine) {
   const others = anything && next(anything);
   for (const picture of pictures) {
     const values = probabilities(model, picture.embedding, classes, $("multi").checked, others);
+    picture.none.hidden = $("multi").checked || !noneFits(model, picture.embedding, classes);
     showProbabilities(picture, labels, values);
   }
   arrange(pictures.map((picture) => picture.card).reverse()); // the newest first
@@ -175,7 +180,8 @@ async function search(mine) {
   scored.sort((a, b) => b.score - a.score);
   for (const { picture, score } of scored) {
     picture.answer.replaceChildren(row(say("score"), score.toFixed(3), Math.max(0, score)));
-    picture.rest.hidden = true;
+    picture.rest.hidden = picture.none.hidden = true;
+    picture.rows = [[query, score.toFixed(6)]];
   }
   arrange(scored.map(({ picture }) => picture.card));
   const fits = !model.known || !scored.length || scored[0].score >= model.known.fits;
@@ -209,10 +215,12 @@ function addPicture(name, { embedding, thumbnail }) {
   const url = URL.createObjectURL(thumbnail);
   const remove = make("button", { type: "button", className: "remove", textContent: "×" });
   const answers = make("ol");
+  const none = make("p", { className: "none", hidden: true, textContent: say("none") });
+  none.dataset.say = "none";
   const rest = make("details", { hidden: true });
   const image = make("img", { src: url, alt: name });
-  const card = make("li", {}, image, remove, make("p", { className: "name", textContent: name }), answers, rest);
-  const picture = { name, embedding, url, card, remove, answer: answers, rest };
+  const card = make("li", {}, image, remove, make("p", { className: "name", textContent: name }), none, answers, rest);
+  const picture = { name, embedding, url, card, remove, none, answer: answers, rest, rows: [] };
   remove.onclick = () => {
     drop(picture);
     ($("pictures").querySelector(".remove") ?? $("files")).focus();
@@ -220,6 +228,17 @@ function addPicture(name, { embedding, thumbnail }) {
   pictures.push(picture);
   $("pictures").prepend(card);
   showName(picture);
+}
+
+/** Save the answers as a table. Its byte order mark tells Excel that it is UTF-8; no cell is taken for a formula. */
+function saveTable() {
+  const cell = (text) => `"${(/^[=+\-@\t\r]/.test(text) ? "'" : "") + text.replaceAll('"', '""')}"`;
+  const rows = pictures.flatMap(({ name, rows }) => rows.map(([text, value]) => [cell(name), cell(text), value]));
+  const heading = mode() === "labels" ? ["image", "label", "probability"] : ["image", "text", "score"];
+  const lines = [heading, ...rows].map((row) => `${row}\r\n`);
+  const url = URL.createObjectURL(new Blob(["\ufeff", ...lines], { type: "text/csv" }));
+  make("a", { href: url, download: "dcclip.csv" }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 60_000);
 }
 
 function drop(picture) {
@@ -271,6 +290,12 @@ function listen() {
   $("files").onchange = (event) => add([...event.target.files]).finally(() => (event.target.value = ""));
   $("folder").onchange = (event) => add(arePictures(event.target.files)).finally(() => (event.target.value = ""));
   $("folder-choice").hidden = !("webkitdirectory" in $("folder")) || matchMedia("(pointer: coarse)").matches;
+  $("table").onclick = saveTable;
+  for (const name of EXAMPLES) {
+    const button = make("button", { type: "button" }, make("img", { src: name, alt: "" }));
+    button.onclick = async () => add([new File([await (await fetch(name)).blob()], name)]);
+    $("examples").append(button);
+  }
   $("clear").onclick = () => {
     [...pictures].forEach(drop);
     $("files").focus();
@@ -308,8 +333,8 @@ document.querySelector(".unserved").remove();
 $("page").hidden = false;
 $("labels").value = say("labelsDefault");
 $("query").value = say("searchDefault");
-showAll();
 listen();
+showAll();
 try {
   const found = await call("start");
   model = found.model;
