@@ -136,6 +136,7 @@ def tables() -> dict[str, str]:
     peers, formats, speed = records("losses"), records("formats"), records("speed")
     sets = "twemoji, emojione2 and unseen"
     model, setup = {"model": "model"}, {"through": "setup"}
+    full_sets, weights = records("elevater"), {**model, "weights": "setup"}
     size = (("weights", "weights", ""), ("one image", "one image", ""), ("one text", "one text", ""))
     return {
         "emoji": emoji(
@@ -265,6 +266,18 @@ def tables() -> dict[str, str]:
                 ("mean over the classes, int8", "mean per class, int8", CALTECH),
             ),
         ),
+        "elevater": pivot(full_sets, {**weights, "language": "language"}, elevater_columns("top-1")),
+        "elevater-answers": pivot(full_sets, weights, elevater_columns("most frequent answer")),
+        "elevater-ties": pivot(select(full_sets, model="starter"), weights, elevater_columns("ties")),
+        "elevater-students": pivot(
+            over_seeds(row for row in full_sets if row["metric"] in ("top-1", "share of the teacher")),
+            model,
+            [
+                (f"{title}, {label}", metric, f"{data}, sample of {images:,}")
+                for metric, label in (("top-1", "top-1"), ("share of the teacher", "% of the teacher"))
+                for (title, _, data), images in zip(elevater_columns(""), (2000, 1000, 1000, 2000), strict=True)
+            ],
+        ),
         "evaluate-speed": evaluate("plain"),
         "evaluate-speed-fast": evaluate("fast"),
     }
@@ -276,6 +289,12 @@ RECALL: tuple[Column, ...] = (
     ("mean recall", "mean recall", "Flickr8k"),
     ("Chinese and English", "mean recall, zh and en", "Flickr8k"),
 )
+
+
+def elevater_columns(metric: str) -> tuple[Column, ...]:
+    """A column for each of the four test sets that are measured in full."""
+    titles = {"cifar10": "CIFAR-10", "mnist": "MNIST", "fer2013": "FER-2013", "gtsrb": "GTSRB"}
+    return tuple((title, metric, data) for data, title in titles.items())
 
 
 def evaluate(machine: str) -> str:
