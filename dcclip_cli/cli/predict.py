@@ -104,11 +104,6 @@ def predict(
         raise DcclipError("no labels given", "give labels, for example: --labels 猫,dog")
     if thresholds and (not multi_label or template or no_template or threshold):
         raise BadParameter(Message("--thresholds needs --multi-label, no templates and no --threshold"))
-    if xmp:
-        from dcclip_cli.inference.xmp import NOT_IN_TAGS
-
-        if unwritable := next(filter(NOT_IN_TAGS.search, names), None):
-            raise DcclipError("a tag cannot contain / or |, but the label is {!r}", "rename this label", unwritable)
     talk = console.talk(quiet, verbose)
     if len(names) < len(repeated):
         talk.say(Message("predict: {:,} labels; {:,} duplicates are ignored", len(names), len(repeated) - len(names)))
@@ -147,8 +142,10 @@ def _tagged(
 ) -> Iterator[Prediction]:
     """The predictions, once their labels are tags in sidecar files, or with the error of writing these."""
     from dcclip_cli.cli.system_errors import explained
-    from dcclip_cli.inference.xmp import write_tags
+    from dcclip_cli.inference.xmp import NOT_IN_TAGS, write_tags
 
+    if unwritable := next(filter(NOT_IN_TAGS.search, replaced or ()), None):
+        raise DcclipError("a tag cannot contain / or |, but the label is {!r}", "rename this label", unwritable)
     changed = 0
     for prediction in predictions:
         try:
