@@ -120,7 +120,7 @@ def _images_below(root: str, excluded: re.Pattern[str] | None, skipped: Counter[
             }
             visited.add(place)
             folders[:] = sorted(searched.intersection(folders))
-            tops += [path for name in folders if os.path.islink(path := os.path.join(parent, name))]
+            tops += [link for name in folders if os.path.islink(link := os.path.join(parent, name))]
             for path in map(Path(parent).joinpath, searched.difference(folders)):
                 if (suffix := path.suffix.lower()) in suffixes and path.is_file():
                     paths.append(path)

@@ -69,6 +69,7 @@ def decode(
                 if image.width * image.height > max_pixels >= MAX_PIXELS and isinstance(image, JpegImageFile):
                     # libjpeg stores no more than some rows of an image in one scan, else all coefficients in 2 bytes
                     # each. Pillow stops after the header of the first scan: length, number of components, ...
+                    assert image.fp  # which is open until the image is decoded
                     image.fp.seek(-6 - 2 * image.layers, os.SEEK_CUR)
                     is_first_scan_all = image.layers < 4 and image.fp.read(3)[2:] == bytes([image.layers])
                     in_one_scan = is_first_scan_all and "progressive" not in image.info
