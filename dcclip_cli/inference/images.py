@@ -149,7 +149,7 @@ def skipped_line(command: str, skipped: Counter[str]) -> Message:
 
 # By Pillow's name of a format: what its files begin with. RAW files begin like TIFF, or with something else.
 _START = re.compile(
-    rb"(?P<JPEG>\xff\xd8\xff)|(?P<PNG>\x89PNG\r\n\x1a\n)|(?P<WEBP>RIFF....WEBP)|(?P<GIF>GIF8)|(?P<BMP>BM.{4}\0{4})"
+    rb"(?P<JPEG>\xff\xd8\xff)|(?P<PNG>\x89PNG\r\n\x1a\n)|(?P<WEBP>RIFF....WEBP)|(?P<GIF>GIF8)|(?P<BMP>BM)"
     rb"|(?P<TIFF>II[*+]\0|MM\0[*+])|(?P<AVIF>.{4}ftyp(?:avi|m[is]f1.{4,40}avi))|(?P<HEIF>.{4}ftyp(?:hei|hev|mif1|msf1))"
     rb"|(?P<JXL>\xff\x0a|\0{3}\x0cJXL \r\n\x87\n)",
     re.DOTALL,
