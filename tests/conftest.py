@@ -20,7 +20,6 @@ from PIL import Image, ImageDraw
 
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import LANGUAGES, Pair
-from tests.browser import launched
 from tests.images import encode
 from tests.teachers import KINDS, make, seeded, tower
 
@@ -118,7 +117,26 @@ def build_once(tmp_path_factory: pytest.TempPathFactory) -> Build:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    yield from launched()
+    """Chromium; skips the test where there is none."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("there is no Chromium on this machine")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        arguments = ["--no-sandbox"] if os.getuid() == 0 else []
+        started = playwright.chromium.launch(executable_path=chromium, args=arguments)
+        yield started
+        started.close()
+
+
+def opened(browser: Any, address: str, locale: str = "zh-CN", width: int = 1280) -> Any:
+    """The page, in a context of its own; what goes wrong in its scripts fails the test."""
+    context = browser.new_context(locale=locale, viewport={"width": width, "height": 800})
+    context.set_default_timeout(60_000)
+    page = context.new_page()
+    page.on("pageerror", lambda error: pytest.fail(f"the page's script failed: {error}"))
+    page.goto(address)
+    return page
 
 
 @pytest.fixture(scope="session")

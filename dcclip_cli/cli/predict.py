@@ -7,9 +7,10 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 from typer import Argument, BadParameter, Exit, Option
 
@@ -45,6 +46,9 @@ _AS_CSV = Option(
     "--csv",
     help="Print CSV: image, label, probability. Cells that look like a formula are prefixed with an apostrophe.",
 )
+_CSV_FILE = Option(
+    "--out", metavar="FILE", help="With --csv: write to FILE, with a byte order mark, so that Excel reads Chinese."
+)
 
 _XMP = Option(
     "--xmp",
@@ -75,6 +79,7 @@ def predict(
     as_json: Annotated[bool, Option("--json", help="Print a JSON list.")] = False,
     as_jsonl: Annotated[bool, _JSON_LINES] = False,
     as_csv: Annotated[bool, _AS_CSV] = False,
+    out: Annotated[Path | None, _CSV_FILE] = None,
     xmp: Annotated[bool, _XMP] = False,
     undo: Annotated[bool, _UNDO] = False,
     exclude: flags.Exclude = None,
@@ -95,6 +100,9 @@ def predict(
         return _remove_tags(images, exclude or (), console.talk(quiet, verbose))
     if as_json + as_jsonl + as_csv > 1:
         raise BadParameter(Message("--json, --jsonl and --csv cannot be combined"))
+    if out and not as_csv:
+        raise BadParameter(Message("--out needs --csv"))
+    flags.out(out, folder=False)
     if template and no_template:
         raise BadParameter(Message("--template and --no-template cannot be combined"))
     repeated = read_labels(labels, labels_file)
@@ -133,8 +141,14 @@ def predict(
     if xmp:
         predictions = _tagged(predictions, names, ready.unknown, talk)
     counted = console.counted(talk, "predict", predictions, len(paths), at_once=not as_json)
-    if _show(counted, "json" if as_json else "jsonl" if as_jsonl else "csv" if as_csv else "text", ready.unknown):
-        raise Exit(1)
+    form: Literal["text", "json", "jsonl", "csv"] = (
+        "json" if as_json else "jsonl" if as_jsonl else "csv" if as_csv else "text"
+    )
+    with (
+        out.open("w", encoding="utf-8-sig", newline="", errors="replace") if out else nullcontext(sys.stdout) as stream
+    ):
+        if _show(counted, form, ready.unknown, stream):
+            raise Exit(1)
 
 
 def _tagged(
@@ -200,10 +214,16 @@ def _say_unknown(talk: Progress, command: str, texts: Sequence[str]) -> None:
 
 
 def _show(
-    predictions: Iterable[Prediction], form: Literal["text", "json", "jsonl", "csv"], unknown: Sequence[str]
+    predictions: Iterable[Prediction],
+    form: Literal["text", "json", "jsonl", "csv"],
+    unknown: Sequence[str],
+    stream: TextIO,
 ) -> int:
-    """Print predictions, as JSON all together, else each when it is known; returns how many images are unreadable."""
-    listed, table, unread = [], csv.writer(sys.stdout, lineterminator="\n"), console.ErrorLines()
+    """Print predictions, as JSON all together, else each when it is known; returns how many images are unreadable.
+
+    CSV goes to `stream`.
+    """
+    listed, table, unread = [], csv.writer(stream, lineterminator="\n"), console.ErrorLines()
     if form == "csv":
         table.writerow(["image", "label", "probability"])
     for prediction in predictions:
@@ -211,7 +231,7 @@ def _show(
         if prediction.error is not None:
             unread.add(str(prediction.image), prediction.error)
         if form == "csv":
-            with console.printing():
+            with console.printing() if stream is sys.stdout else nullcontext():
                 table.writerows([csv_cell(image), csv_cell(name), f"{value:.6f}"] for name, value in prediction.labels)
         elif form == "json":
             listed.append(_plain(prediction, unknown))

@@ -17,7 +17,7 @@ from dcclip_cli.cli.demo import _server
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import cache_folder
 from dcclip_cli.inference.model import load
-from tests.browser import opened
+from tests.conftest import opened
 from tests.exporters.serving import Site, serve
 from tests.images import encode
 

@@ -11,7 +11,7 @@ from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.inference.index import open_index
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.serve.app import application
-from tests.browser import opened
+from tests.conftest import opened
 from tests.serve.test_serve import running
 
 PHOTOS = Path(__file__).parents[2] / "recipes/starter/photos"
@@ -64,10 +64,9 @@ def test_a_phone_searches_in_chinese_and_the_address_is_the_query(browser: Any, 
     assert "Nothing fits well" in page.inner_text("#notes")
     answers = page.request.get(f"{address}folders"), page.request.post(f"{address}search", form={"text": "猫"})
     assert problems == [] and not any("secret" in answer.text() for answer in answers)
-    page.context.close()
 
 
-def test_the_lightbox_has_the_keyboard_and_finds_photos_like_its_own(browser: Any, address: str) -> None:
+def test_the_lightbox_has_the_keyboard_and_photos_like_one_or_like_a_file_are_found(browser: Any, address: str) -> None:
     page = opened(browser, f"{address}?text=coffee#2", "en-US")
     page.wait_for_selector("#lightbox[open]")
     page.keyboard.press("ArrowRight")
@@ -84,30 +83,22 @@ def test_the_lightbox_has_the_keyboard_and_finds_photos_like_its_own(browser: An
     page.wait_for_selector("#lightbox[open]")
     page.go_back()
     assert shown(page)[0] == "coffee" and page.input_value("#text") == "coffee"
-    page.context.close()
-
-
-def test_an_image_is_chosen_or_dropped_shown_and_removed(browser: Any, address: str) -> None:
-    page = opened(browser, address)
+    page.fill("#text", "")
     page.set_input_files("#image", PHOTOS / "rocket.jpg")
     assert shown(page)[:5] == ["rocket"] * 5 and page.is_visible("#like img")
     page.click("#leave-out summary")
     page.fill("#not", "a rocket")
     page.press("#not", "Enter")
     page.wait_for_url("**/?not=a+rocket")
-    page.evaluate(
-        """async () => {
-        const image = await (await fetch("images/0/0/flower.jpg")).blob(), dataTransfer = new DataTransfer();
-        dataTransfer.items.add(new File([image], "a.jpg", { type: "image/jpeg" }));
-        document.querySelector("#not").value = "";
-        document.querySelector("#text").dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true }));
-    }"""
-    )
+    page.fill("#not", "")
+    image = "new File([await (await fetch('images/0/0/flower.jpg')).blob()], 'a.jpg', { type: 'image/jpeg' })"
+    event = "new DragEvent('drop', { dataTransfer, bubbles: true })"
+    create = f"async () => {{ const dataTransfer = new DataTransfer(); dataTransfer.items.add({image});"
+    page.evaluate(f"{create} document.body.dispatchEvent({event}); }}")
     page.wait_for_selector("#photos li:first-child img[alt$='flower.jpg']")
     page.click("#unlike")
     page.wait_for_selector("#examples:visible")
     assert page.is_hidden("#like")
-    page.context.close()
 
 
 def test_the_page_asks_for_a_token_and_for_a_folder(browser: Any) -> None:
@@ -119,4 +110,3 @@ def test_the_page_asks_for_a_token_and_for_a_folder(browser: Any) -> None:
             page.press("#token", "Enter")
             page.wait_for_selector(response)
         assert page.url == f"http://127.0.0.1:{port}/" and page.is_hidden("#sign-in")
-        page.context.close()

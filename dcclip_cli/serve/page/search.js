@@ -69,6 +69,7 @@ const FIRST = 24; // photos that are shown at first, and added at a time
 const MOST = 1000; // photos of an answer
 let library = null; // what /folders answers
 let photos = []; // in the grid: {url, path, folder, score}
+let largePhoto = null; // in the lightbox
 let shownQuery = null; // for which the grid has been filled
 let answer = null; // to a search, with the time it took; null before the first one
 let searches = 0; // counts searches, so that an earlier one's answer is not shown late
@@ -119,6 +120,8 @@ async function follow() {
   if (key !== shownQuery) {
     shownQuery = key;
     answer = null;
+    photos = [];
+    showLightbox();
     for (const id of ["text", "not"]) $(id).value = query.get(id) ?? "";
     $("leave-out").open = query.has("not");
     const image = upload();
@@ -210,8 +213,11 @@ function showLightbox() {
   const box = $("lightbox");
   if (!photo) {
     if (box.open) box.close();
+    $("photos").children[photos.indexOf(largePhoto)]?.firstChild.focus();
+    largePhoto = null;
     return;
   }
+  largePhoto = photo;
   if (!box.open) box.showModal();
   const image = $("photo");
   image.onerror = () => {
@@ -223,7 +229,6 @@ function showLightbox() {
   const folder = library.folders.length > 1 ? `${library.folders[photo.folder]} / ` : "";
   $("photo-name").textContent = folder + photo.path + ($("scores").checked && answer ? ` · ${photo.score.toFixed(3)}` : "");
   $("original").href = photo.url;
-  box.onclose = () => $("photos").children[photos.indexOf(photo)]?.firstChild.focus();
   $("previous").disabled = place() === 0;
   $("next").disabled = place() === photos.length - 1;
 }
