@@ -280,8 +280,8 @@ class Fit:
         fitting = [candidate for candidate, cost in costs.items() if self.budget.fits(cost, _MARGIN)] or [least]
         self._measure_step(fitting[0])
         shutil.rmtree(self.out / "measured")
-        # The smallest text tower costs 5 points of 47, more than a smaller network: it is the last to be trained.
-        return [entry.student.name for entry in sorted(fitting, key=lambda entry: -entry.student.tokens)]
+        # Fewer dimensions cost more than a smaller network does.
+        return [entry.student.name for entry in sorted(fitting, key=lambda entry: -entry.student.embed_dim)]
 
     def _cost(self, candidate: Candidate) -> Cost:
         """The cost of a candidate's export, measured once."""
