@@ -1,5 +1,6 @@
 # make quickstart   environment of users, then the whole life of a small model on the sample data (minutes)
-# make test         environment of developers, then lint, types and tests, without those marked slow
+# make test         environment of developers, then lint (also of the workflows and the Dockerfile), types and tests,
+#                   without those marked slow
 # make docs         the documentation's site on http://localhost:8000, built again when a page changes
 # make docs-build   the site as files in build/site; a broken link is an error
 # make test-plain   the tests marked any_cpu again, torch held to what an x86-64 processor with AVX2 alone computes
@@ -34,6 +35,9 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/zizmor --offline --quiet .github/workflows
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/hadolint Dockerfile
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .

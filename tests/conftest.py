@@ -23,9 +23,9 @@ from dcclip_cli.data.pair import LANGUAGES, Pair
 from tests.images import encode
 from tests.teachers import KINDS, make, seeded, tower
 
-# Whoever starts the tests may ignore these, as nohup does, and what they start would too.
-for _number, _handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
-    if signal.getsignal(_number) is signal.SIG_IGN:
+# Whoever starts the tests may ignore these, as nohup does, and what they start would too. Windows has no SIGHUP.
+for _name, _handler in (("SIGHUP", signal.SIG_DFL), ("SIGINT", signal.default_int_handler)):
+    if (_number := getattr(signal, _name, None)) and signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, _handler)
 
 # The same examples in each run, however busy the machine is.

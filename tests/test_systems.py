@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import urllib.request
@@ -14,6 +15,7 @@ import yaml
 from PIL import Image
 
 from dcclip_cli.data.pair import Pair
+from tests import installed
 from tests.images import encode
 from tests.tars import tar_of
 
@@ -96,9 +98,14 @@ def test_chinese_is_printed_in_an_encoding_of_windows(encoding: str) -> None:
     assert json.loads(done.stdout.decode(encoding))[0]["labels"][0]["label"] == "猫"
 
 
-def test_the_server_answers_on_windows() -> None:
-    command = [sys.executable, "-m", "dcclip_cli", "serve", "--model", "starter", "--port", "0", "-q"]
-    with subprocess.Popen(command, env=environment("windows"), stdout=subprocess.PIPE, encoding="utf-8") as server:
+@pytest.mark.parametrize("system", ["windows", "docker"])
+def test_the_dockerfiles_command_serves_with_what_it_installs(system: str) -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
+    [extra] = re.findall(r"pip install .*/src\[(\w+)\]", dockerfile)
+    settings = environment(system) if system == "windows" else installed.environment([extra])
+    [program, *arguments] = json.loads(re.findall("^ENTRYPOINT (.+)", dockerfile, re.M)[0].replace("8000", "0"))
+    command = [sys.executable, "-m", {"dcclip": "dcclip_cli"}[program], *arguments, "-q"]
+    with subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, encoding="utf-8") as server:
         assert server.stdout
         body = json.dumps({"input": "一只猫"}).encode()
         url = f"{server.stdout.readline().strip()}v1/embeddings"
