@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from click import prompt
-from typer import Argument, Option
+from typer import Argument, Option, prompt
 
 from dcclip_cli.cli import console, flags
 from dcclip_cli.errors import DcclipError, Message
