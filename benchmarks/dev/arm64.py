@@ -1,0 +1,141 @@
+"""The starter on ARM64, emulated by qemu, compared with x86-64: its labels of photographs, and the commands.
+
+    apt-get install debootstrap qemu-user-static
+    python benchmarks/dev/arm64.py WORK PHOTOS [--photos 200] [--cpus cortex-a53 cortex-a76 max]
+
+PHOTOS has ImageNet photographs in folders by wnid, as for benchmarks/starter.py. WORK gets a Debian for arm64, which is
+unpacked without root, dcclip's packages for it, the fp32 bundle, and the embeddings, which a second call reads. Among
+1,000 class names in each language, a row gives top-1 on x86-64 and on ARM64, and the share of photographs with the same
+label. cortex-a53 has no dot products of int8, cortex-a76 has; max has all that qemu emulates. Speed says nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+LANGUAGES = ("en", "zh")
+DEBIAN, MIRROR = "trixie", "http://deb.debian.org/debian"
+SYSTEM_PACKAGES = "python3,libpython3-stdlib,libstdc++6,libgomp1,zlib1g"
+PYTHON = "3.13"  # Debian's
+PACKAGES = ("numpy", "onnxruntime", "pillow", "pydantic", "pyyaml", "rich", "tokenizers", "typer", "jinja2", "filelock")
+SERVER_PACKAGES = ("fastapi", "h11", "prometheus-client", "python-multipart", "uvicorn")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--photos", type=int, default=200, dest="number")
+    parser.add_argument("--cpus", nargs="+", default=["cortex-a53", "cortex-a76", "max"])
+    parser.add_argument("--precisions", nargs="+", default=["int8", "fp32"])
+    parser.add_argument("--commands", action="store_true", help="only run predict, search, embed and serve")
+    arguments = parser.parse_args()
+    work = arguments.work.resolve()
+    install(work)
+    if arguments.commands:
+        return run_commands(work, arguments.cpus[-1], arguments.photos)
+    bundles = {"int8": ROOT / "dcclip_cli/starter", "fp32": work / "fp32"}
+    if "fp32" in arguments.precisions and not bundles["fp32"].is_dir():
+        model = ROOT / "dcclip_cli/starter/model"
+        run(sys.executable, "-m", "dcclip_cli", "export", "--model", model, "--out", bundles["fp32"])
+    folders = json.loads((ROOT / "dcclip_cli/data/prompts/imagenet.json").read_text("utf-8"))["folders"]
+    by_class = {folder: sorted((arguments.photos / folder).glob("*")) for folder in folders}
+    shown = [(file, number) for number, folder in enumerate(folders) for file in by_class[folder]]
+    chosen = [shown[place] for place in np.linspace(0, len(shown) - 1, min(arguments.number, len(shown))).astype(int)]
+    files, truth = [str(file) for file, _ in chosen], np.asarray([number for _, number in chosen])
+    print("precision  processor    language  top-1 x86-64  top-1 ARM64  same label  lowest cosine of images, texts")
+    for precision in arguments.precisions:
+        reference = embeddings(work / f"{precision}-x86-{len(files)}.npz", bundles[precision], files, [sys.executable])
+        for cpu in arguments.cpus:
+            out = work / f"{precision}-{cpu}-{len(files)}.npz"
+            emulated = embeddings(out, bundles[precision], files, emulator(work, cpu))
+            cosines = [float((reference[name] * emulated[name]).sum(1).min()) for name in ("images", *LANGUAGES)]
+            for language, cosine in zip(LANGUAGES, cosines[1:], strict=True):
+                labels = [(part["images"] @ part[language].T).argmax(1) for part in (reference, emulated)]
+                top1 = "".join(f"{100 * (answers == truth).mean():12.1f} %" for answers in labels)
+                same = 100 * (labels[0] == labels[1]).mean()
+                print(
+                    f"{precision:9}  {cpu:11}  {language:8}{top1}{same:10.1f} %  {cosines[0]:.4f}, {cosine:.6f}",
+                    flush=True,
+                )
+
+
+def run(*command: object, **settings: str) -> None:
+    subprocess.run([str(part) for part in command], check=True, env=os.environ | settings)
+
+
+def install(work: Path) -> None:
+    """Unpack Debian's Python for arm64 into `root` and dcclip's packages for it into `site`, unless they are there."""
+    root, site = work / "root", work / "site"
+    if not (root / "usr/bin/python3").exists():
+        options = ("--foreign", "--arch=arm64", "--variant=minbase", f"--include={SYSTEM_PACKAGES}")
+        run("debootstrap", *options, DEBIAN, root, MIRROR)
+        for package in sorted(root.glob("var/cache/apt/archives/*.deb")):
+            run("dpkg-deb", "--extract", package, root)
+    if not (site / "onnxruntime").exists():
+        platforms = [f"--platform=manylinux_2_{version}_aarch64" for version in (28, 27, 17)]
+        options = ("--target", str(site), *platforms, f"--python-version={PYTHON}", "--only-binary=:all:")
+        run(sys.executable, "-m", "pip", "install", "-q", *options, *PACKAGES, *SERVER_PACKAGES)
+
+
+def emulator(work: Path, cpu: str) -> list[str]:
+    """The command that starts the emulated Python."""
+    return ["qemu-aarch64-static", "-cpu", cpu, "-L", str(work / "root"), str(work / "root/usr/bin/python3")]
+
+
+def environment(work: Path, python: list[str]) -> dict[str, str]:
+    path = f"{work / 'site'}{os.pathsep}{ROOT}" if len(python) > 1 else str(ROOT)
+    return os.environ | {"PYTHONPATH": path, "DCCLIP_CACHE": str(work / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def embeddings(out: Path, bundle: Path, files: list[str], python: list[str]) -> dict[str, np.ndarray]:
+    """The embeddings of photographs, and of the class names by language, that a Python computes; read if in `out`."""
+    if not out.is_file():
+        with tempfile.NamedTemporaryFile("w", suffix=".json", dir=out.parent) as job:
+            json.dump([str(bundle), str(out), files], job)
+            job.flush()
+            run(*python, __file__, "--encode", job.name, **environment(out.parent, python))
+    with np.load(out) as arrays:
+        return dict(arrays)
+
+
+def encode(job: str) -> None:
+    """Write the embeddings of a job, in the emulated process."""
+    import dcclip_cli
+
+    bundle, out, files = json.loads(Path(job).read_text("utf-8"))
+    prompts = json.loads((ROOT / "dcclip_cli/data/prompts/imagenet.json").read_text("utf-8"))
+    model = dcclip_cli.load(bundle, device="cpu", threads=1)
+    images = np.concatenate([model.embed_images(files[place : place + 8]) for place in range(0, len(files), 8)])
+    np.savez(out, images=images, **{name: model.embed_texts(prompts[name]["names"]) for name in LANGUAGES})
+
+
+def run_commands(work: Path, cpu: str, photos: Path) -> None:
+    """Run the commands that need no torch on two photographs, and a request to the server."""
+    import urllib.request
+
+    python, first = emulator(work, cpu), sorted(photos.glob("*/*"))[:2]
+    dcclip, settings = [*python, "-m", "dcclip_cli"], environment(work, python)
+    run(*dcclip, "predict", *first, "--labels", "猫,dog,鱼,shark", "--model", "starter", "-q", **settings)
+    run(*dcclip, "search", "一条鱼", first[0].parent, "--model", "starter", "--json", "-q", **settings)
+    run(*dcclip, "embed", *first, "--out", work / "rows.npy", "--model", "starter", "-q", **settings)
+    command = [*dcclip, "serve", "--model", "starter", "--port", "0", "-q"]
+    with subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        url, body = f"{server.stdout.readline().strip()}v1/embeddings", json.dumps({"input": "一只猫"}).encode()
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        print(len(json.load(urllib.request.urlopen(request))["data"][0]["embedding"]), "dimensions from the server")
+        server.terminate()
+
+
+if __name__ == "__main__":
+    encode(sys.argv[2]) if sys.argv[1:2] == ["--encode"] else main()
