@@ -15,34 +15,34 @@ from types import ModuleType
 from typing import Any
 
 IS_WINDOWS = os.environ["IMITATED_SYSTEM"] == "windows"
-MISSING = {"os": "memfd_create posix_fadvise posix_fallocate sched_getaffinity sched_setaffinity", "signal": ""}
+MISSING = "memfd_create posix_fadvise posix_fallocate sched_getaffinity sched_setaffinity"
 if IS_WINDOWS:
-    MISSING["os"] += " O_DIRECTORY O_NOFOLLOW ST_RDONLY chown fchmod fork getloadavg getpgid getuid killpg mkfifo"
-    MISSING["os"] += " pread preadv pwrite pwritev setsid statvfs uname wait"
-    MISSING["signal"] = "SIGALRM SIGCHLD SIGHUP SIGKILL SIGPIPE SIGUSR1 alarm pthread_sigmask setitimer sigwait"
-MISSING_MODULES = {"fcntl", "grp", "pwd", "resource", "termios", "tty", "uvloop"} if IS_WINDOWS else set[str]()
+    MISSING += (
+        " O_DIRECTORY O_NOFOLLOW ST_RDONLY chown fchmod fork getloadavg getpgid getuid killpg mkfifo pread pwrite"
+    )
+    MISSING += " setsid statvfs uname wait SIGALRM SIGCHLD SIGHUP SIGKILL SIGPIPE SIGUSR1 alarm pthread_sigmask sigwait"
+MISSING_MODULES = {"fcntl", "grp", "pwd", "resource", "termios", "uvloop"} if IS_WINDOWS else set[str]()
 RESERVED = {"aux", "con", "nul", "prn", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
 
 
 class Imitation(ModuleType):
-    """A module without some names."""
+    """A module without the missing names."""
 
-    def __init__(self, module: ModuleType, missing: str = "", **values: object) -> None:
-        super().__init__(module.__name__)
-        self.__dict__.update(values, _module=module, _missing=missing.split())
+    def __init__(self, module: ModuleType, **values: object) -> None:
+        self.__dict__.update(values, _module=module)
 
     def __getattr__(self, name: str) -> Any:
-        if name in self._missing:
-            raise AttributeError(f"module {self.__name__} has no attribute {name}")
+        if name in MISSING.split():
+            raise AttributeError(name)
         return getattr(self._module, name)
 
     def __setattr__(self, name: str, value: object) -> None:
         setattr(self._module, name, value)
 
 
-IMITATIONS = {name: Imitation(__import__(name), missing) for name, missing in MISSING.items()}
+IMITATIONS = {name: Imitation(__import__(name)) for name in ("os", "signal")}
 IMITATIONS["sys"] = Imitation(sys, platform="win32" if IS_WINDOWS else "darwin")
-_import = builtins.__import__
+_import, _replace = builtins.__import__, os.replace
 
 
 def _imitating_import(name: str, globals: Mapping[str, Any] | None = None, *arguments: Any, **named: Any) -> Any:
@@ -53,17 +53,8 @@ def _imitating_import(name: str, globals: Mapping[str, Any] | None = None, *argu
     return IMITATIONS.get(name, module) if importer == "dcclip_cli" else module
 
 
-builtins.__import__ = _imitating_import
-multiprocessing.set_start_method("spawn")
-for method in ("fork", "forkserver"):  # unsafe on macOS once threads run
-    del context._concrete_contexts[method]  # type: ignore[attr-defined]
-if IS_WINDOWS:
-    multiprocessing.get_all_start_methods = lambda: ["spawn"]
-
-# ---- Windows' rules about files, and its encodings: every text file needs a named one
-
-
 def _refuse(event: str, arguments: Sequence[Any]) -> None:
+    """Raise what Windows raises for a file that is open or mapped, for links, and for names that are reserved."""
     if event in ("os.rename", "os.remove"):
         for path in arguments[: 1 + (event == "os.rename")]:
             if _is_open(os.path.realpath(os.fsdecode(path))):
@@ -78,14 +69,10 @@ def _refuse(event: str, arguments: Sequence[Any]) -> None:
 
 def _is_open(path: str) -> bool:
     """Whether this process has a file, or one in a folder, open or mapped."""
-    paths = []
-    for descriptor in os.listdir("/proc/self/fd"):
-        try:
-            paths.append(os.readlink(f"/proc/self/fd/{descriptor}"))
-        except FileNotFoundError:  # of the listing itself
-            continue
+    links = [f"/proc/self/fd/{descriptor}" for descriptor in os.listdir("/proc/self/fd")]
+    paths = [os.readlink(link) for link in links if os.path.lexists(link)]
     with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
-        paths += [fields[5].rstrip("\n") for fields in (line.split(maxsplit=5) for line in maps) if len(fields) == 6]
+        paths += [line.split(maxsplit=5)[-1].rstrip("\n") for line in maps]
     return any(entry == path or entry.startswith(f"{path}/") for entry in paths)
 
 
@@ -95,15 +82,13 @@ def _rename(source: Any, target: Any, **folders: Any) -> None:
     _replace(source, target, **folders)
 
 
-def _replace_file(source: Any, target: Any, **folders: Any) -> None:
-    if os.path.isdir(target):
-        raise PermissionError(errno.EACCES, "Access is denied", target)
-    _replace(source, target, **folders)
-
-
+builtins.__import__ = _imitating_import
+multiprocessing.set_start_method("spawn")
+for method in ("fork", "forkserver"):  # unsafe on macOS once threads run
+    del context._concrete_contexts[method]  # type: ignore[attr-defined]
 if IS_WINDOWS:
+    multiprocessing.get_all_start_methods = lambda: ["spawn"]
     os.supports_dir_fd.clear()  # so that shutil removes by path
-    _replace = os.replace
-    vars(os).update(rename=_rename, replace=_replace_file)
+    vars(os).update(rename=_rename)
     sys.addaudithook(_refuse)
     warnings.filterwarnings("error", category=EncodingWarning, module="dcclip_cli")
