@@ -176,15 +176,17 @@ def test_a_killed_search_resumes_with_the_same_choice_and_bytes(
     train = RecipeRun.train
 
     def train_and_stop(job: RecipeRun, stage: Any) -> Any:
-        stops.append(train(job, stage))
-        raise KeyboardInterrupt
+        trained.append(train(job, stage))
+        if len(trained) == limit:
+            raise KeyboardInterrupt
+        return trained[-1]
 
-    for _ in range(3):  # in each round, then in the full training
-        stops = list[Any]()
+    for limit in (1, 2, 2):  # at the end of the first training, of the second, and of the full one
+        trained = list[Any]()
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(RecipeRun, "train", train_and_stop)
             fit(options, "again")
-        assert len(stops) == 1
+        assert len(trained) == limit
     assert digests(Path("again/export")) == digests(Path("runs/fit/export"))  # of the student trained in full
     again = fit(options, "again")
     assert (again.name, again.quality) == (result.name, result.quality)
