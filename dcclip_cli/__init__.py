@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         compare,
         datasets,
         distill,
+        duplicates,
         evaluate,
         export,
         fit,
@@ -39,8 +40,9 @@ _LIGHT = {  # without recipes and pydantic
     "embed": "files", "predict": "files", "search": "files",
 }  # fmt: skip
 __all__ = [
-    "DcclipError", "__version__", "align", "bench", "calibrate", "collect", "compare", "datasets", "distill", "embed",
-    "evaluate", "export", "fit", "index", "load", "new", "predict", "push", "run", "search", "sweep", "trim",
+    "DcclipError", "__version__", "align", "bench", "calibrate", "collect", "compare", "datasets", "distill",
+    "duplicates", "embed", "evaluate", "export", "fit", "index", "load", "new", "predict", "push", "run", "search",
+    "sweep", "trim",
 ]  # fmt: skip
 
 

@@ -16,12 +16,11 @@ from typer import Argument, BadParameter, Exit, Option
 
 from dcclip_cli.cli import console, flags
 from dcclip_cli.cli.console import as_json
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError, Message, language, translated
 from dcclip_cli.text import language_by_script, printable, size_in_words, split
 
 if TYPE_CHECKING:
     from dcclip_cli.inference.encoder import Encoder
-    from dcclip_cli.inference.files import SearchResult
     from dcclip_cli.inference.model import Prediction
     from dcclip_cli.progress import Progress
 
@@ -269,6 +268,7 @@ _LIKE_IMAGE = Option("--image", metavar="FILE", help="Image to search for. Repea
 _LIKE_TEXT = Option("--text", metavar="TEXT", help="Text to search for. Repeatable: embeddings are summed.")
 _NOT = Option("--not", metavar="TEXT", help="Text whose embedding is subtracted. Repeatable.")
 _PAGE = Option("--html", metavar="FILE", help="Also write an HTML page with thumbnails.")
+_DUPLICATES = Option("--duplicates", help="Find copies among the images in the folders instead; needs no model.")
 _DTYPE = Option("--dtype", help="Type of the embeddings in the index: int8 and binary take less space.")
 
 
@@ -281,6 +281,7 @@ def search(
     top_k: Annotated[int, Option("--top-k", min=1, help="Number of images to show.")] = 12,
     as_json: Annotated[bool, Option("--json", help="Print a JSON list.")] = False,
     page: Annotated[Path | None, _PAGE] = None,
+    duplicates: Annotated[bool, _DUPLICATES] = False,
     dims: flags.Dims = None,
     dtype: Annotated[Literal["fp16", "int8", "binary"], _DTYPE] = "fp16",
     fresh: Annotated[bool, Option("--fresh", help="Embed all images again, and try unreadable ones again.")] = False,
@@ -295,8 +296,13 @@ def search(
     Each image is embedded once. The index is in the cache folder and is updated when files change. There is one index
     per folder, image tower, --dims and --dtype; models with the same image tower share it.
     Scores are cosines: use them to rank images, not as probabilities.
+    --duplicates shows groups of copies: resized, compressed again, slightly cropped or watermarked; the largest first.
     Exit code 1 if an image cannot be read; the others are still searched. It is not tried again until it changes.
     """
+    if duplicates:
+        if texts or image or without or model or dims:
+            raise BadParameter(Message("--duplicates takes folders only: no query, --model or --dims"))
+        return _show_duplicates(arguments, exclude or (), page, as_json, console.talk(quiet, verbose))
     plus = [flags.text(text, "--text") for text in texts or ()]
     if not plus and not image:
         plus, arguments = [flags.text(arguments[0], Message("the text"))], arguments[1:]
@@ -323,22 +329,53 @@ def search(
         title = Message("{}, in {}", query_text, ", ".join(arguments))
         console.show_table(title, (Message("image"), Message("score")), rows)
     if page:
-        _write_page(page, query_text, result)
+        notes = [Message("ignored, not in the vocabulary: {}", ", ".join(result.unknown))] if result.unknown else []
+        notes += [] if result.fits else [Message("no good match for {}", query_text)]
+        captions = {hit.image: f"{hit.score:.3f} · {printable(hit.image.name)}" for hit in hits}
+        _write_page(page, query_text, language_by_script(query_text), notes, captions)
         talk.say(Message("search: {}", page))
     if _show_errors(result.errors):
         raise Exit(1)
 
 
-def _write_page(page: Path, text: str, result: SearchResult) -> None:
-    """Write the hits as one HTML file without scripts or external resources."""
+def _show_duplicates(
+    folders: Sequence[str], exclude: Sequence[str], page: Path | None, as_json: bool, talk: Progress
+) -> None:
+    flags.out(page, folder=False)
+
+    from dcclip_cli import api
+
+    result = api.duplicates(folders, exclude=exclude, progress=talk)
+    if as_json:
+        listed = [[{**vars(photo), "image": str(photo.image)} for photo in group] for group in result.groups]
+        console.show_json(listed)
+    else:
+        headings = Message("group"), Message("image"), Message("pixels")
+        numbered = [(number, photo) for number, group in enumerate(result.groups, 1) for photo in group]
+        rows = [(f"{number}", str(photo.image), f"{photo.width} x {photo.height}") for number, photo in numbered]
+        copies = len(numbered) - len(result.groups)
+        console.show_table(Message("{:,} copies of {:,} images", copies, len(result.groups)), headings, rows)
+    if page:
+        groups = enumerate(result.groups, 1)
+        captions = {
+            photo.image: f"{number} · {photo.width} x {photo.height} · {printable(photo.image.name)}"
+            for number, group in groups
+            for photo in group
+        }
+        _write_page(page, translated(Message("Duplicates")), language(), [], captions)
+        talk.say(Message("search: {}", page))
+    if _show_errors(result.errors):
+        raise Exit(1)
+
+
+def _write_page(page: Path, title: str, lang: str, notes: Sequence[Message], captions: Mapping[Path, str]) -> None:
+    """Write images with captions as one HTML file without scripts or external resources."""
     from dcclip_cli.html import jpeg_thumbnail, write_page
     from dcclip_cli.inference.images import read
 
-    shown = [(hit, jpeg_thumbnail(read(hit.image), _THUMBNAIL_PX)) for hit in result.hits]
-    notes = [Message("ignored, not in the vocabulary: {}", ", ".join(result.unknown))] if result.unknown else []
-    notes += [] if result.fits else [Message("no good match for {}", text)]
-    values = {"text": text, "notes": notes, "lang": language_by_script(text), "hits": shown}
-    write_page(page, "dcclip_cli.cli", "search.html.j2", **values)
+    thumbnails = {image: jpeg_thumbnail(read(image), _THUMBNAIL_PX) for image in captions}
+    values = {"captions": captions, "thumbnails": thumbnails}
+    write_page(page, "dcclip_cli.cli", "search.html.j2", text=title, notes=notes, lang=lang, **values)
 
 
 _TEXTS = Option("--text", metavar="TEXT", help="Text to embed instead of images. Repeatable.")

@@ -130,7 +130,7 @@ def open_index(
     if not folder.is_dir():
         raise DcclipError("{} is not a folder", "choose a folder of images", folder)
     paths = find_images([str(folder)], exclude=exclude, skipped=skipped)
-    names, states = [str(path.relative_to(folder)) for path in paths], [_state(path) for path in paths]
+    names, states = [str(path.relative_to(folder)) for path in paths], [file_state(path) for path in paths]
     store = FeatureStore(_index_folder(model, folder, kind), progress.say, optional=True)
     keys, failures = _keys(names, states), _reported()
     failure_keys = _keys(names, states, folder.resolve(), f"unreadable {readers()}")
@@ -184,7 +184,7 @@ def embedded_images(model: Encoder, paths: Sequence[Path], out: Path, progress: 
     """Embeddings, float32, of images for the file `out`; those of a stopped call are used until it is written."""
     with _until_written(model, out, progress) as store:
         # A row depends on all images of its batch: the last bits of an embedding do.
-        stamps = [str(path).encode(errors="surrogateescape") + _state(path) for path in paths]
+        stamps = [str(path).encode(errors="surrogateescape") + file_state(path) for path in paths]
         keys = _keys_in_batches(stamps, BATCH_SIZE)
         yield _embed_images(model, paths, store, keys, "fp32", "embed", progress, np.zeros(len(paths), bool))
 
@@ -296,7 +296,7 @@ def _keys(names: Sequence[str], states: Sequence[bytes], above: Path = Path(), c
     return digests(context, map(bytes.__add__, paths, states))
 
 
-def _state(file: Path) -> bytes:
+def file_state(file: Path) -> bytes:
     """What changes when a file does: its size and time of change (ns)."""
     try:
         status = file.stat()

@@ -1,11 +1,14 @@
 """Using a model from the command line: predict, search, embed, trim, export of what is no run."""
 
+import io
 import json
 import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from tests.cli.conftest import dcclip
 
@@ -105,6 +108,32 @@ def test_a_search_tells_of_a_broken_picture_once_and_excludes_what_it_should(pic
     assert (
         "error: --exclude leaves no image" in dcclip("predict", *pictures, "--exclude", "*", *labels, expect=1).stderr
     )
+
+
+def test_duplicates_are_grouped_across_folders_the_largest_first(tmp_path: Path) -> None:
+    photos = pq.read_table(Path(__file__).parents[2] / "recipes/starter/photos.parquet")["image"].to_pylist()[:12]
+    folders = tmp_path / "相册", tmp_path / "手机"
+    for folder in folders:
+        folder.mkdir()
+    for number, image in enumerate(photos):
+        photo = Image.open(io.BytesIO(image)).convert("RGB")
+        photo.save(folders[0] / f"{number}.png")
+        if number < 3:
+            width, height = photo.size
+            photo.resize((width // 2, height // 2)).save(folders[1] / f"小{number}.jpg", quality=60)
+            photo.crop((width // 40, height // 40, width - width // 40, height - height // 40)).save(
+                folders[1] / f"c{number}.jpg"
+            )
+    (folders[0] / "坏.jpg").write_bytes(b"broken")
+    page = tmp_path / "page.html"
+    ran = dcclip("search", "--duplicates", *folders, "--json", "--html", page, expect=1)
+    groups = json.loads(ran.stdout)
+    named = [[Path(photo["image"]).relative_to(tmp_path).as_posix() for photo in group] for group in groups]
+    assert named == [[f"相册/{number}.png", f"手机/c{number}.jpg", f"手机/小{number}.jpg"] for number in range(3)]
+    assert "error: " in ran.stderr and page.read_text("utf-8").count("data:image/jpeg;base64,") == 9
+    table = dcclip("search", "--duplicates", *folders, "--exclude", "c*", "--exclude", "坏*", "--exclude", "1.png")
+    assert "2 copies of 2 images" in " ".join(table.stdout.split())
+    assert "takes folders only" in dcclip("search", "--duplicates", folders[0], "--not", "红", expect=2).output
 
 
 def test_embed_writes_rows_and_their_names(pictures: list[Path], tmp_path: Path) -> None:
