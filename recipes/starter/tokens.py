@@ -1,8 +1,9 @@
 """The tokens of the starter's text tower, each with its place: words in both languages, and characters.
 
-A word has the place of what it names, and a weight, its length: what few photographs lack, such as people, counts less
-than things, and grammar.tsv has words that count for nothing, such as measure words, or little. Words of one meaning
-have one place. Each Chinese word is there as Taiwan and Hong Kong write it and call it, too (OpenCC, regional.tsv).
+A word has the place of what it names, or of what photographs of it show together (mixtures.tsv), and a weight, its
+length: what few photographs lack, such as people, counts less than things, and grammar.tsv has words that count for
+nothing, such as measure words, or little. Words of one meaning have one place. Each Chinese word is there as Taiwan and
+Hong Kong write it and call it, too (OpenCC, regional.tsv).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ HERE = Path(__file__).parent
 SHARE = 0.5  # of more_words.tsv, along the place of their kind; the rest is foreign
 FOREIGN_WORD = 0.6  # weight of a word for what can't be seen, where its characters would be known words
 EMOJI = (0x2600, 0x27C0), (0x1F300, 0x1F650), (0x1F680, 0x1F700), (0x1F900, 0x1FA00), (0x1FA70, 0x1FB00)
+MIXTURE = 0.8  # weight of a word of mixtures.tsv
 ABOUT = 0.1  # weight of "photo", along space.UNKNOWN
 # What says nothing about a picture. `--multi-label` holds each label against the first, and people put "other" last.
 NOTHING = (
@@ -54,6 +56,19 @@ class Table:
                 if token := self._normalized(form):
                     self.places.setdefault(token, place)
 
+    def add_mixtures(self, scenes: Mapping[str, Tensor]) -> None:
+        """The words of mixtures.tsv, also those that have a place; `scenes` are directions by a scene's first word."""
+        mixtures = []
+        for english, chinese, parts, _ in vocabulary.lines("mixtures.tsv"):
+            total = torch.zeros(space.WIDTH)
+            for name, weight in (re.fullmatch(r"(.*?)(?: (0\.\d+))?", part).groups() for part in parts.split(";")):
+                place = scenes[name[1:]] if name.startswith("@") else self.place_of(name)
+                total += float(weight or 1) * normalize(place, dim=0)
+            mixtures.append((f"{english};{chinese}".split(";"), MIXTURE * normalize(total, dim=0)))
+        for words, place in mixtures:
+            forms = (form for word in words if word for form in self._forms(word, plurals=True))
+            self.places |= {self._normalized(form): place for form in forms}
+
     def add_singulars(self) -> None:
         """The singular, cut off, of each English word that is no plural of another one: binocular, jogger."""
         english = {token[1:-1] for token in self.places if token.isascii() and len(token) > 6}
@@ -79,7 +94,8 @@ def read(net: WordNet, meanings: list[Meaning], places: Tensor) -> dict[str, Ten
     table.add(NOTHING, space.unknown())
     scenes = vocabulary.read_scenes()
     seen: dict[str, Tensor] = {}
-    for scene, place in zip(scenes, space.directions(places[-len(scenes) :], places), strict=True):
+    scene_directions = space.directions(places[-len(scenes) :], places)
+    for scene, place in zip(scenes, scene_directions, strict=True):
         both = {word: place + normalize(seen[word], dim=0) for word in scene.words if word in seen}
         seen |= {word: scene.weight * normalize(both.get(word, place), dim=0) for word in scene.words}
     middles = torch.stack([places[sorted(meaning.classes)].mean(0) for meaning in meanings])
@@ -99,6 +115,7 @@ def read(net: WordNet, meanings: list[Meaning], places: Tensor) -> dict[str, Ten
     for english, chinese, parts in vocabulary.lines("sums.tsv"):
         total = torch.stack([table.place_of(part) for part in parts.split(";")]).sum(dim=0)
         table.add(f"{english};{chinese}".split(";"), shortened(total))
+    table.add_mixtures({scene.words[0]: place for scene, place in zip(scenes, scene_directions, strict=True)})
     for weight, words in vocabulary.lines("grammar.tsv"):
         direction = ABOUT * space.unknown() if weight == "about" else float(weight) * foreign
         table.add(words.split(), direction)

@@ -41,7 +41,8 @@ def test_no_training_word_is_among_them() -> None:
     for line in (STARTER / "words.tsv").read_text("utf-8").splitlines()[1:]:
         taught |= {word.casefold() for words in line.split("\t")[:2] for word in words.split(";")}
     taught |= {word for _, words in vocabulary.lines("grammar.tsv") for word in words.split()}
-    taught |= {word for en, zh, _ in vocabulary.lines("sums.tsv") for word in f"{en};{zh}".split(";")}
+    for name in ("sums.tsv", "mixtures.tsv"):
+        taught |= {word for en, zh, *_ in vocabulary.lines(name) for word in f"{en};{zh}".split(";")}
     taught |= {word for _, words in vocabulary.lines("regional.tsv") for word in words.split(";")}
     assert {"dog", "狗", "正义", "people", "计程车"} <= taught
     assert not taught & {word for held in HELD_OUT for word in (held.en.casefold(), held.zh)}
@@ -101,6 +102,8 @@ def test_a_word_is_half_way_to_known_words_of_its_kind(
         ("🐶", "狗"),
         ("binocular", "双筒望远镜"),
         ("musical instrument", "乐器"),
+        ("soccer players", "足球運動員"),
+        ("冲浪的浪花", "a surfer on a wave"),
     ],
 )
 def test_words_of_one_meaning_have_one_embedding(starter: Encoder, text: str, same: str) -> None:
@@ -114,6 +117,12 @@ def test_words_of_one_meaning_have_one_embedding(starter: Encoder, text: str, sa
 def test_what_is_named_after_an_animal_is_none(starter: Encoder, text: str, animal: str) -> None:
     first, second = starter.encode_texts([text, animal])
     assert first @ second < 0.3
+
+
+@pytest.mark.parametrize(("text", "parts"), [("踢足球", ["soccer ball", "橄榄球"]), ("waterfall", ["geyser", "悬崖"])])
+def test_what_is_no_class_is_between_what_its_photographs_show(starter: Encoder, text: str, parts: list[str]) -> None:
+    cosines = starter.encode_texts([text]) @ starter.encode_texts(parts).T
+    assert np.all((cosines > 0.2) & (cosines < 0.8)), cosines
 
 
 def test_a_sentence_is_between_its_words(starter: Encoder) -> None:
