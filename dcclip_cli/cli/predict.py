@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dcclip_cli.progress import Progress
 
 _MOST_LABELS, _MOST_LABELS_BYTES = 100_000, 10_000_000
+_MIN_UNFIT = 0.5  # of the images that fit no label, for a hint
 _MOST_TEXTS, _MOST_TEXTS_BYTES = 1_000_000, 100_000_000
 LABELS = Option("--labels", metavar="猫,dog", help="Labels in Chinese, English or both, separated by , ， or 、.")
 LABELS_FILE = Option("--labels-file", metavar="FILE", help="File with more labels, one per line.")
@@ -139,15 +140,26 @@ def predict(
     predictions = run(encoder, ready, paths, top_k, least)
     if xmp:
         predictions = _tagged(predictions, names, ready.unknown, talk)
-    counted = console.counted(talk, "predict", predictions, len(paths), at_once=not as_json)
+    unfit_images: list[Path] = []
+
+    def noted(predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+        for prediction in predictions:
+            unfit_images.extend([] if prediction.fits else [prediction.image])
+            yield prediction
+
+    counted = console.counted(talk, "predict", noted(predictions), len(paths), at_once=not as_json)
     form: Literal["text", "json", "jsonl", "csv"] = (
         "json" if as_json else "jsonl" if as_jsonl else "csv" if as_csv else "text"
     )
     with (
         out.open("w", encoding="utf-8-sig", newline="", errors="replace") if out else nullcontext(sys.stdout) as stream
     ):
-        if _show(counted, form, ready.unknown, stream):
-            raise Exit(1)
+        unread_count = _show(counted, form, ready.unknown, stream)
+    if not multi_label and len(unfit_images) >= _MIN_UNFIT * len(paths):
+        counts = len(unfit_images), len(paths)
+        talk.say(Message("hint: predict: {} of {} images fit no label well; add the label 其他 or other", *counts))
+    if unread_count:
+        raise Exit(1)
 
 
 def _tagged(

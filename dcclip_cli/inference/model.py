@@ -29,11 +29,15 @@ class PredictOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Prediction:
-    """An image's best labels with their probabilities, the best first, or why it cannot be read and what to do."""
+    """An image's best labels with their probabilities, the best first, or why it cannot be read and what to do.
+
+    `fits` is False if the image most likely shows none of the labels; models that cannot tell say True.
+    """
 
     image: Path
     labels: tuple[tuple[str, float], ...] = ()
     error: DcclipError | None = None
+    fits: bool = True
 
 
 def predict(
@@ -49,7 +53,7 @@ def predict(
             yield Prediction(path, error=result)
         else:
             [row] = labels.probabilities(result[np.newaxis])
-            yield Prediction(path, best(labels.names, row, top_k, threshold))
+            yield Prediction(path, best(labels.names, row, top_k, threshold), fits=labels.fit(result))
 
 
 def best(

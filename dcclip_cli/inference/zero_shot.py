@@ -16,6 +16,7 @@ from dcclip_cli.text import check_unicode, language_by_script
 
 # The text that a label is compared with in multi-label prediction by a model without a bias of its own.
 _ANYTHING = {"en": "something", "zh": "东西"}
+_SAME = 0.95  # cosine of texts of one meaning
 _GAIN = 0.01  # of a text's unknown part by an ignored word: the lightest word gives more, rounding in int8 a third
 
 
@@ -149,9 +150,17 @@ class Labels:
             self._embeddings = class_embeddings(model, texts, advance=task.advance)
         self.unknown = unknown_of(model, labels, self._embeddings)
         self._multi_label, self._anything = multi_label, None
+        self._fits = -1.0
+        # A label that means the same as "something", such as 其他, is for the images that no other fits.
+        if model.known and (self._embeddings @ text_embeddings(model, [_ANYTHING["en"]])[0]).max() < _SAME:
+            self._fits = model.known.fits
         if neutral_texts:
             by_language = dict(zip(neutral_texts, class_embeddings(model, list(neutral_texts.values())), strict=True))
             self._anything = np.stack([by_language[language_by_script(label)] for label in labels])
+
+    def fit(self, image: np.ndarray) -> bool:
+        """Whether some label fits an image's embedding (D,); True with a label such as 其他, and if it is unknown."""
+        return float((self._embeddings @ image).max()) >= self._fits
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """(B, C) for image embeddings (B, D) of length 1.

@@ -134,6 +134,15 @@ def test_it_names_the_words_that_it_ignores_next_to_known_words(text: str, ignor
     assert sorted(sent.json()["unknown"]) == sorted(ignored)
 
 
+@pytest.mark.parametrize(
+    ("labels", "hinted"), [("dog,水果", True), ("dog,水果,其他", False), ("cat,咖啡,rocket,flower,寺庙,people", False)]
+)
+@pytest.mark.parametrize("form", ["--json", "--csv", "--multi-label"])
+def test_predict_hints_at_other_if_many_images_fit_no_label(labels: str, hinted: bool, form: str) -> None:
+    done = CliRunner().invoke(app, ["predict", str(PHOTOS), "--labels", labels, form])
+    assert ("images fit no label well" in done.stderr) == (hinted and form != "--multi-label")
+
+
 def test_it_is_unsure_about_unrelated_labels(starter: Encoder) -> None:
     pixels = np.stack([starter.preprocess(decode(file)) for file in sorted(PHOTOS.glob("*.jpg"))])
     texts = starter.encode_texts(["bureaucracy", "光合作用", "Thursday evening", "莎士比亚", "E minor"])
