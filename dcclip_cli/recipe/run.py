@@ -9,7 +9,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -292,7 +292,8 @@ class RecipeRun:
             references["teacher"] = teacher_reference(self.loaded.recipe.teacher)
         references["student"] = self.trained_model()
         if finished(self.dir.root, "export"):
-            references["bundle"] = resolve(str(self.dir.stage("export")))
+            with suppress(DcclipError):  # dcclip's commands do not load the formats of other programs
+                references["bundle"] = resolve(str(self.dir.stage("export")))
         return references
 
     def _evaluate(self, *names: str) -> list[EvalResult]:
