@@ -53,6 +53,7 @@ def serve(
     from dcclip_cli.inference.index import distinct, open_index, say_missing
     from dcclip_cli.machine import keep_freed_memory
     from dcclip_cli.serve.app import application
+    from dcclip_cli.serve.live import FOLLOW_S
     from dcclip_cli.serve.server import Server
 
     listening = _listen(host, port)
@@ -64,7 +65,7 @@ def serve(
     names, bound_port = _names(host, listening), listening.getsockname()[1]
     if not names and token is None:
         console.warning_line(Message("anyone who can reach port {} can use this server; add a --token", bound_port))
-    app = application(encoder, indexes, token or None, immich_dims, names, talk.say)
+    app = application(encoder, indexes, token or None, immich_dims, names, talk.say, FOLLOW_S)
     name = _address_for_others(listening) or host
     name = f"[{name}]" if ":" in name else name
     console.show_now(f"http://{name}:{bound_port}/")

@@ -42,14 +42,8 @@ _EXTRAS = {
 # Pictures and films that are counted as skipped. Nobody searches for the other files of a photo library.
 _MEDIA = {
     *(".psd", ".svg", ".jp2", ".ico", ".eps", ".mov", ".mp4", ".m4v", ".avi", ".mkv", ".mts", ".m2ts", ".3gp"),
-    *(
-        ".mpg",
-        ".mpeg",
-        ".wmv",
-        ".webm",
-        ".flv",
-        *(suffix for _, _, suffixes in _EXTRAS.values() for suffix in suffixes),
-    ),
+    *(".mpg", ".mpeg", ".wmv", ".webm", ".flv"),
+    *(suffix for _, _, suffixes in _EXTRAS.values() for suffix in suffixes),
 }
 # Thumbnails and deleted files of Synology, QNAP, Windows and Linux, where they are not hidden.
 _SERVICE_FOLDERS = {

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain, compress, product
@@ -55,7 +55,8 @@ class ImageIndex:
 
     Embeddings of another `kind` than fp32 are `compressed`. `embedded` is how many of the images went
     through the model this time. `unreadable` failed before and have not changed; they are not among the `errors`.
-    `skipped` counts the pictures and films in other formats, by suffix.
+    `skipped` counts the pictures and films in other formats, by suffix. `listing` has the states of all files, also of
+    those that failed; `exclude` and `store` are for an update.
     """
 
     folder: Path
@@ -66,6 +67,9 @@ class ImageIndex:
     kind: VectorType = "fp32"
     unreadable: tuple[str, ...] = ()
     skipped: Counter[str] = field(default_factory=Counter)
+    listing: Mapping[str, bytes] = field(default_factory=dict)
+    exclude: Sequence[str] = ()
+    store: FeatureStore | None = None
 
     def search(self, query: np.ndarray, top_k: int) -> list[Hit]:
         """The `top_k` images nearest to `query` (D,), the nearest first.
@@ -91,7 +95,7 @@ def direction(added: np.ndarray, subtracted: np.ndarray | None = None) -> np.nda
 def search_all(indexes: Sequence[ImageIndex], query: np.ndarray, top_k: int) -> list[Hit]:
     """The `top_k` images of several indexes nearest to `query` (D,), the nearest first, each once."""
     hits: dict[Path, Hit] = {}
-    for index in indexes:
+    for index in filter(lambda index: index.paths, indexes):
         for hit in index.search(query, top_k):
             hits.setdefault(hit.image.parent.resolve() / hit.image.name, hit)
     return sorted(hits.values(), key=lambda hit: -hit.score)[:top_k]
@@ -112,6 +116,14 @@ def distinct(folders: Iterable[Path]) -> list[Path]:
     return [*{folder.resolve(): folder for folder in folders}.values()]
 
 
+def list_images(folder: Path, exclude: Sequence[str] = (), skipped: Counter[str] | None = None) -> dict[str, bytes]:
+    """The states of the images in a folder, by relative path. Raises DcclipError if there is no folder or image."""
+    if not folder.is_dir():
+        raise DcclipError("{} is not a folder", "choose a folder of images", folder)
+    paths = find_images([str(folder)], exclude=exclude, skipped=skipped)
+    return {str(path.relative_to(folder)): file_state(path) for path in paths}
+
+
 def open_index(
     model: Encoder,
     folder: Path,
@@ -119,19 +131,21 @@ def open_index(
     progress: Progress | None = None,
     kind: VectorType = "fp16",
     exclude: Sequence[str] = (),
+    updated: ImageIndex | None = None,
+    listing: Mapping[str, bytes] | None = None,
 ) -> ImageIndex:
     """The up-to-date index of the images in a folder and below it; new and changed ones are embedded now.
 
     It is stored in the cache folder, if that can be written, for all models with the same image tower. Files that the
     index of a folder above has are not embedded again, and those that could not be decoded are not tried again, unless
-    `fresh`. Raises DcclipError where there is no such folder, or no image in it that can be read.
+    `fresh`. Raises DcclipError where there is no such folder, or no image in it that can be read. An `updated` index
+    has the files of `listing`, perhaps none; rows of others remain stored, because their disk may be away for a moment.
     """
     progress, skipped = progress or Silent(), Counter[str]()
-    if not folder.is_dir():
-        raise DcclipError("{} is not a folder", "choose a folder of images", folder)
-    paths = find_images([str(folder)], exclude=exclude, skipped=skipped)
-    names, states = [str(path.relative_to(folder)) for path in paths], [file_state(path) for path in paths]
-    store = FeatureStore(_index_folder(model, folder, kind), progress.say, optional=True)
+    listing = list_images(folder, exclude, skipped) if listing is None else listing
+    names, states, paths = [*listing], [*listing.values()], [folder / name for name in listing]
+    store = (updated and updated.store) or FeatureStore(_index_folder(model, folder, kind), progress.say, optional=True)
+    store.refresh()  # another process may have replaced blocks
     keys, failures = _keys(names, states), _reported()
     failure_keys = _keys(names, states, folder.resolve(), f"unreadable {readers()}")
     is_unreadable = ~failures.missing(failure_keys, ["reported"]) & (not fresh)
@@ -143,10 +157,10 @@ def open_index(
     is_unreadable &= ~embedded.has_vector
     failed = [place for place, error in embedded.errors.items() if isinstance(error, ImageError)]
     _report(failures, failure_keys[failed])
-    if not embedded.has_vector.any():
+    if not (updated or embedded.has_vector.any()):
         raise DcclipError("{} contains no readable image", "choose a folder with readable images", folder)
     # Most rows are of pictures that changed, if none are excluded.
-    if store.rows > 2 * len(embedded.vectors) and not exclude and not store.in_memory:
+    if store.rows > 2 * len(embedded.vectors) and not (exclude or updated or store.in_memory):
         store.clear()
         store.write([(keys[embedded.has_vector], {"embedding": embedded.vectors})])
     is_float = kind in ("fp32", "fp16")
@@ -154,7 +168,8 @@ def open_index(
     indexed, unreadable = (tuple(compress(names, mask)) for mask in (embedded.has_vector, is_unreadable))
     errors = {names[place]: error for place, error in embedded.errors.items()}
     kind = "fp32" if is_float else kind
-    return ImageIndex(folder, indexed, embeddings, errors, embedded.computed, kind, unreadable, skipped)
+    counts = errors, embedded.computed, kind, unreadable, skipped
+    return ImageIndex(folder, indexed, embeddings, *counts, listing, exclude, store)
 
 
 def say_missing(command: str, indexes: Sequence[ImageIndex], progress: Progress) -> None:

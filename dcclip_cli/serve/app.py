@@ -37,6 +37,7 @@ from dcclip_cli.inference.model import best
 from dcclip_cli.inference.zero_shot import Labels, label_prompts, unknown_of
 from dcclip_cli.serve.batches import IMAGE_URL, MAX_IMAGES, MAX_TEXTS, BatchedEncoder, RefusedError, bad_url, decode_url
 from dcclip_cli.serve.guard import MAX_BODY, Guard, Metrics, error_response
+from dcclip_cli.serve.live import LiveIndexes
 from dcclip_cli.text import split
 from dcclip_cli.versions import VERSION
 
@@ -116,7 +117,7 @@ class Server:
     ) -> None:
         self.metrics = Metrics(lambda kind: self.encoder.waiting(kind))
         self.encoder = BatchedEncoder(encoder, lambda kind, size: self.metrics.batches.labels(kind).observe(size))
-        self.indexes, self.immich_dims, self._say = indexes, immich_dims, say
+        self.live, self.immich_dims, self._say = LiveIndexes(encoder, indexes, say), immich_dims, say
         self.stopping = False  # set once no more requests are taken
         self.dims = encoder.encode_texts(["狗"]).shape[1]
         self._labels: dict[tuple[Any, ...], Labels] = {}
@@ -197,15 +198,19 @@ def application(
     immich_dims: int = 512,
     hosts: Collection[str] = (),
     say: Callable[[str], object] = lambda _: None,
+    follow_s: float | None = None,
 ) -> FastAPI:
-    """The ASGI application. `hosts` are the names it answers to, all by default."""
+    """The ASGI application. `hosts` are the names it answers to, all by default. It lists folders every `follow_s`."""
     server = Server(encoder, indexes, immich_dims, say)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         gc.freeze()  # what the imports made is never garbage: going through it takes 50 ms, in which nobody is answered
+        following = asyncio.create_task(server.live.follow(follow_s))
         async with server.encoder.running():
             yield
+        following.cancel()
+        await asyncio.wait([following])
 
     MultiPartParser.spool_max_size = MAX_BODY  # no uploads on disk
     app = FastAPI(title="dcclip", version=VERSION, lifespan=lifespan, redoc_url=None)
@@ -230,9 +235,8 @@ def application(
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        """The model, and how many images can be searched."""
-        images = sum(len(index.paths) for index in server.indexes)
-        return {"status": "ok", "model": server.encoder.encoder.name, "dimensions": server.dims, "images": images}
+        """The model, and how many images can be searched and how many are unreadable."""
+        return {"status": "ok", "model": server.encoder.encoder.name, "dimensions": server.dims} | server.live.counts()
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -379,7 +383,7 @@ def _add_search(app: FastAPI, server: Server) -> None:
         top_k: Annotated[int, Form(ge=1, le=1000)] = 24,
     ) -> dict[str, Any]:
         """The images nearest to what is asked for, scores are cosines; and what the model never learnt."""
-        if not server.indexes:
+        if not server.live.current:
             raise RefusedError(
                 "the server has no image folder", "start the server with: dcclip serve --folder DIR", status=404
             )
@@ -394,11 +398,12 @@ def _add_search(app: FastAPI, server: Server) -> None:
         added += [await server.encoder.embed_images(files)] if files else []
         query = direction(np.concatenate(added), subtracted)
         results: list[dict[str, Any]] = []
-        for hit in await server.encoder.in_pool(search_all, server.indexes, query, top_k):
-            folder = next(place for place, index in enumerate(server.indexes) if hit.image.is_relative_to(index.folder))
-            name = str(hit.image.relative_to(server.indexes[folder].folder))
+        indexes = server.live.current
+        for hit in await server.encoder.in_pool(search_all, indexes, query, top_k):
+            folder = next(place for place, index in enumerate(indexes) if hit.image.is_relative_to(index.folder))
+            name = str(hit.image.relative_to(indexes[folder].folder))
             results.append(_shown_image(folder, name) | {"score": round(hit.score, 6)})
-        fits = bool(files) or vocabulary is None or results[0]["score"] >= vocabulary.fits
+        fits = bool(results) and (bool(files) or vocabulary is None or results[0]["score"] >= vocabulary.fits)
         return {"results": results, "unknown": unknown, "fits": fits}
 
 
@@ -409,7 +414,6 @@ def _shown_image(folder: int, name: str) -> dict[str, Any]:
 
 
 def _add_page(app: FastAPI, server: Server) -> None:
-    shown = [frozenset(index.paths) for index in server.indexes]
     thumbnail = partial(jpeg_thumbnail, max_px=_THUMBNAIL_PX)
 
     def read_file(file: Path) -> bytes:
@@ -422,9 +426,10 @@ def _add_page(app: FastAPI, server: Server) -> None:
         """An image of a folder that is searched, or a `small` one."""
         missing = RefusedError("unknown image", "use a url from a /search response", status=404)
         name = os.fsdecode(unquote_to_bytes(request.scope["raw_path"]).split(b"/", 3)[3])  # `path` has to be UTF-8
-        if not 0 <= folder < len(shown) or name not in shown[folder]:
+        indexes = server.live.current
+        if not 0 <= folder < len(indexes) or name not in indexes[folder].listing:
             raise missing
-        file = server.indexes[folder].folder / name
+        file = indexes[folder].folder / name
         try:
             if small:
                 [content] = await server.encoder.make_of_images([(file, thumbnail)])
@@ -436,22 +441,28 @@ def _add_page(app: FastAPI, server: Server) -> None:
             raise missing
         return Response(content, media_type=kind, headers={"Cache-Control": "private, max-age=3600"} if small else {})
 
-    images = [(folder, name) for folder, index in enumerate(server.indexes) for name in index.paths]
-    samples = [_shown_image(*image) for image in images[:: max(1, -(-len(images) // _SAMPLES))]]
-    names = [(index.folder.resolve().name or "/").encode(errors="replace").decode() for index in server.indexes]
-    described: dict[str, Any] = {"folders": names, "images": len(images), "samples": samples, "examples": []}
+    described: tuple[Sequence[ImageIndex], dict[str, Any]] | None = None
 
     @app.get("/folders")
     async def folders() -> dict[str, Any]:
         """The folders that are searched, some of their images, and searches that find something in them."""
-        if images and not described["examples"]:
+        nonlocal described
+        indexes = server.live.current
+        if described and described[0] is indexes:
+            return described[1]
+        images = [(folder, name) for folder, index in enumerate(indexes) for name in index.paths]
+        samples = [_shown_image(*image) for image in images[:: max(1, -(-len(images) // _SAMPLES))]]
+        names = [(index.folder.resolve().name or "/").encode(errors="replace").decode() for index in indexes]
+        answer: dict[str, Any] = {"folders": names, "images": len(images), "samples": samples, "examples": []}
+        if images:
             texts = await server.encoder.embed_texts([*_EXAMPLE_SEARCHES, *_EXAMPLE_SEARCHES.values()])
             queries = [direction(pair) for pair in texts.reshape(2, -1, server.dims).swapaxes(0, 1)]
-            hits = [await server.encoder.in_pool(search_all, server.indexes, query, _NEAREST) for query in queries]
+            hits = [await server.encoder.in_pool(search_all, indexes, query, _NEAREST) for query in queries]
             medians = np.array([nearest[len(nearest) // 2].score for nearest in hits])
             fitting = best(list(_EXAMPLE_SEARCHES), medians, _EXAMPLES)
-            described["examples"] = [{"en": name, "zh": _EXAMPLE_SEARCHES[name]} for name, _ in fitting]
-        return described
+            answer["examples"] = [{"en": name, "zh": _EXAMPLE_SEARCHES[name]} for name, _ in fitting]
+        described = indexes, answer
+        return answer
 
     files = [file for folder in (SHARED_PAGE, Path(__file__).with_name("page")) for file in folder.iterdir()]
     page_files = {file.name: (file.read_bytes(), _PAGE_TYPES[file.suffix]) for file in files}

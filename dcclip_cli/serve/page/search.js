@@ -67,6 +67,7 @@ const say = speaker({
 
 const FIRST = 24; // photos that are shown at first, and added at a time
 const MOST = 1000; // photos of an answer
+const COUNT_MS = 5000; // between two looks at how many photos there are
 let library = null; // what /folders answers
 let photos = []; // in the grid: {url, path, folder, score}
 let largePhoto = null; // in the lightbox
@@ -335,3 +336,7 @@ async function start() {
 showWords(say);
 listen();
 start();
+setInterval(async () => {
+  const health = library?.folders.length && !document.hidden && (await request("health").catch(() => null));
+  if (health) $("about").textContent = say("photos", number((library.images = health.images)));
+}, COUNT_MS);

@@ -1,0 +1,82 @@
+"""Indexes of folders that change while they are served."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
+
+from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.inference.encoder import Encoder
+from dcclip_cli.inference.index import ImageIndex, list_images, open_index
+from dcclip_cli.progress import Silent
+
+FOLLOW_S = 1.5  # between two looks at the folders
+_LOOK_SHARE = 10  # a look waits at least so many times as long as the last one took
+_NEW_IMAGES = 256  # that an update adds at most, so that those of a large copy are found as it goes on
+
+
+class LiveIndexes(Silent):
+    """Indexes that follow their folders. A request that takes `current` once has one state of them all.
+
+    Folders are polled: network shares do not report changes of other machines. As the progress of an update, the object
+    ends it when the server stops.
+    """
+
+    def __init__(self, encoder: Encoder, indexes: Sequence[ImageIndex], say: Callable[[str], object]) -> None:
+        self.current, self._encoder, self._say, self._stopping = tuple(indexes), encoder, say, False
+        self._listings = [index.listing for index in indexes]  # at the last look
+        self._reported: set[str] = set()
+        self._report(*(error for index in indexes for error in index.errors.values()))
+
+    def counts(self) -> dict[str, int]:
+        """How many images can be searched, and how many are unreadable."""
+        unreadable = sum(len(index.errors) + len(index.unreadable) for index in self.current)
+        return {"images": sum(len(index.paths) for index in self.current), "unreadable": unreadable}
+
+    async def follow(self, every_s: float | None) -> None:
+        """Update the indexes in a thread until the task is cancelled. Embeddings computed until then are stored."""
+        with ThreadPoolExecutor(1, "index") as thread:
+            try:
+                while every_s:
+                    look_s = await asyncio.get_running_loop().run_in_executor(thread, self._update)
+                    await asyncio.sleep(max(every_s, _LOOK_SHARE * look_s))
+            finally:
+                self._stopping = True
+
+    def advance(self, steps: int = 1, **metrics: float) -> None:
+        if self._stopping:
+            raise CancelledError
+
+    def _update(self) -> float:
+        """Bring the indexes up to date; returns how long it took to list the folders.
+
+        A new or changed file is embedded once its size and time are the same as at the last look: it may be incomplete.
+        """
+        look_s = 0.0
+        for place, index in enumerate(self.current):
+            begin, listing = time.monotonic(), dict[str, bytes]()
+            try:
+                with suppress(DcclipError):  # the folder has no images any more, or is not there
+                    listing = list_images(index.folder, index.exclude)
+                look_s += time.monotonic() - begin
+                previous, self._listings[place] = self._listings[place], listing
+                files = {name: state for name, state in listing.items() if previous.get(name) == state}
+                for name in [name for name, state in files.items() if index.listing.get(name) != state][_NEW_IMAGES:]:
+                    del files[name]
+                if files != index.listing:
+                    options = False, self, "fp16", index.exclude, index, files
+                    index = open_index(self._encoder, index.folder, *options)
+                    self.current = (*self.current[:place], index, *self.current[place + 1 :])
+                    self._report(*index.errors.values())
+            except (OSError, DcclipError) as error:  # of a disk; the next look tries again
+                self._report(error)
+        return look_s
+
+    def _report(self, *errors: Exception) -> None:
+        for error in errors:
+            if str(error) not in self._reported:
+                self._say(Message("{}: {}", "serve", error))
+            self._reported.add(str(error))

@@ -1,0 +1,67 @@
+"""Folders that change while they are served."""
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fastapi.testclient import TestClient
+
+from dcclip_cli.inference.index import open_index
+from dcclip_cli.inference.onnx_encoder import OnnxEncoder
+from dcclip_cli.serve.app import application
+from tests.curation.test_executors import wait
+
+
+def test_photos_that_are_added_written_slowly_and_deleted_while_serving(
+    bundle_folder: Path, pictures: list[Path]
+) -> None:
+    model, folder, lines = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent, list[str]()
+    content, name, names = pictures[0].read_bytes(), "下/慢 slow.png", {path.name for path in pictures}
+    slow = folder / name
+    with TestClient(application(model, [open_index(model, folder)], say=lines.append, follow_s=0.1)) as client:
+
+        def served() -> tuple[set[str], int, int]:
+            hits = client.post("/search", data={"text": ["红", "red"]}).json()["results"]
+            health, images = client.get("/health").json(), client.get("/folders").json()["images"]
+            return {hit["path"] for hit in hits}, health["unreadable"], images
+
+        slow.parent.mkdir()
+        slow.write_bytes(content[: len(content) // 2])
+        wait(lambda: served() == (names, 1, 5), within_s=5)
+        slow.write_bytes(content)
+        wait(lambda: served() == (names | {name}, 0, 6), within_s=5)
+        assert client.get("/images/0/%E4%B8%8B/%E6%85%A2%20slow.png").content == content
+        pictures[0].unlink()
+        wait(lambda: served() == (names - {pictures[0].name} | {name}, 0, 5), within_s=5)
+        folder.rename(folder.with_name("away"))  # as a disk that is unmounted
+        wait(lambda: served() == (set(), 0, 0), within_s=5)
+        folder.with_name("away").rename(folder)
+        wait(lambda: served()[2] == 5, within_s=5)
+    assert open_index(model, folder).embedded == 0 and sum(str(slow) in line for line in lines) == 1
+
+
+def test_requests_are_answered_during_an_update_and_a_stop_keeps_what_was_embedded(
+    bundle_folder: Path, pictures: list[Path]
+) -> None:
+    begun = threading.Event()
+
+    class SlowEncoder(OnnxEncoder):
+        def encode_pixels(self, pixels: np.ndarray) -> Any:
+            begun.set()
+            time.sleep(0.3)
+            return super().encode_pixels(pixels)
+
+    model, folder = SlowEncoder(bundle_folder, "cpu"), pictures[0].parent
+    app = application(model, [open_index(model, folder)], follow_s=0.1)
+    for number in range(300):
+        (folder / f"{number}.png").write_bytes(pictures[number % 5].read_bytes())
+    begun.clear()
+    with TestClient(app) as client:
+        assert begun.wait(10)
+        begin = time.monotonic()
+        assert len(client.post("/search", data={"text": "红", "top_k": 400}).json()["results"]) == 5
+        assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 3
+    assert 0 < 300 - open_index(OnnxEncoder(bundle_folder, "cpu"), folder).embedded < 100
