@@ -3,8 +3,9 @@
 FROM python:3.13-slim
 
 COPY . /src
-RUN python -m pip install --no-cache-dir "/src[serve]" && rm -r /src \
-    && useradd --create-home --uid 1000 dcclip
+RUN python -m pip install --no-cache-dir "/src[heic,serve]" && rm -r /src \
+    && useradd --create-home --uid 1000 dcclip && install -d -o dcclip /cache
+ENV DCCLIP_CACHE=/cache
 USER 1000
 WORKDIR /home/dcclip
 

@@ -37,6 +37,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/zizmor --offline --quiet .github/workflows
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec integrations/nas/compose.yaml
 	$(BIN)/hadolint Dockerfile
 
 format: .venv/installed

@@ -4,9 +4,12 @@ import io
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import urllib.request
+from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
@@ -98,20 +101,44 @@ def test_chinese_is_printed_in_an_encoding_of_windows(encoding: str) -> None:
     assert json.loads(done.stdout.decode(encoding))[0]["labels"][0]["label"] == "猫"
 
 
-@pytest.mark.parametrize("system", ["windows", "docker"])
-def test_the_dockerfiles_command_serves_with_what_it_installs(system: str) -> None:
-    dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
-    [extra] = re.findall(r"pip install .*/src\[(\w+)\]", dockerfile)
-    settings = environment(system) if system == "windows" else installed.environment([extra])
-    [program, *arguments] = json.loads(re.findall("^ENTRYPOINT (.+)", dockerfile, re.M)[0].replace("8000", "0"))
-    command = [sys.executable, "-m", {"dcclip": "dcclip_cli"}[program], *arguments, "-q"]
+@pytest.mark.parametrize("system", ["windows", "docker", "dcclip", "immich", "systemd"])
+def test_the_server_answers_as_the_files_of_the_repository_start_it(system: str, tmp_path: Path) -> None:
+    dockerfile, nas = (ROOT / "Dockerfile").read_text("utf-8"), ROOT / "integrations/nas"
+    [extras] = re.findall(r"pip install .*/src\[([\w,]+)\]", dockerfile)
+    settings = environment(system) if system == "windows" else installed.environment(extras.split(","))
+    command = json.loads(re.findall("^ENTRYPOINT (.+)", dockerfile, re.M)[0])
+    if service := yaml.safe_load((nas / "compose.yaml").read_text("utf-8"))["services"].get(system):
+        command += service["command"]
+    elif system == "systemd":
+        unit = ConfigParser(interpolation=None)
+        unit.read(nas / "dcclip.service", "utf-8")
+        command = shlex.split(unit["Service"]["ExecStart"])
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "红.png")
+    values = {"8000": "0", "/photos": str(tmp_path), "/srv/photos": str(tmp_path)}
+    program, *arguments = (values.get(word, word) for word in command)
+    assert Path(program).name == "dcclip"
+    headers = {"Content-Type": "application/json"}
+    if system in ("dcclip", "systemd"):  # which show photographs
+        settings |= {"DCCLIP_TOKEN": "secret"}
+        headers["Authorization"] = "Bearer secret"
+    command = [sys.executable, "-m", "dcclip_cli", *arguments, "-q"]
     with subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, encoding="utf-8") as server:
         assert server.stdout
-        body = json.dumps({"input": "一只猫"}).encode()
-        url = f"{server.stdout.readline().strip()}v1/embeddings"
-        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        url = server.stdout.readline().strip()
+        request = urllib.request.Request(f"{url}v1/embeddings", json.dumps({"input": "一只猫"}).encode(), headers)
         assert len(json.load(urllib.request.urlopen(request))["data"]) == 1
+        folders = urllib.request.urlopen(urllib.request.Request(f"{url}folders", headers=headers)).read().decode()
+        assert ("红.png" in folders) == ("Authorization" in headers)
         server.terminate()
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    unit = (ROOT / "integrations/nas/dcclip.service").read_text("utf-8")
+    file = tmp_path / "dcclip.service"
+    file.write_text(unit.replace("/opt/dcclip/bin/dcclip", sys.executable), "utf-8")
+    done = subprocess.run(["systemd-analyze", "verify", file], capture_output=True, encoding="utf-8")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_files_are_shared_by_threads_and_damaged_ones_removed_on_windows(tmp_path: Path) -> None:
