@@ -14,9 +14,7 @@ from dcclip_cli.serve.app import application
 from tests.curation.test_executors import wait
 
 
-def test_photos_that_are_added_written_slowly_and_deleted_while_serving(
-    bundle_folder: Path, pictures: list[Path]
-) -> None:
+def test_the_server_follows_its_folder_and_waits_for_complete_files(bundle_folder: Path, pictures: list[Path]) -> None:
     model, folder, lines = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent, list[str]()
     content, name, names = pictures[0].read_bytes(), "下/慢 slow.png", {path.name for path in pictures}
     slow = folder / name
@@ -42,9 +40,7 @@ def test_photos_that_are_added_written_slowly_and_deleted_while_serving(
     assert open_index(model, folder).embedded == 0 and sum(str(slow) in line for line in lines) == 1
 
 
-def test_requests_are_answered_during_an_update_and_a_stop_keeps_what_was_embedded(
-    bundle_folder: Path, pictures: list[Path]
-) -> None:
+def test_no_request_waits_for_an_update_and_a_stop_stores_its_part(bundle_folder: Path, pictures: list[Path]) -> None:
     begun = threading.Event()
 
     class SlowEncoder(OnnxEncoder):

@@ -110,3 +110,13 @@ def test_the_page_asks_for_a_token_and_for_a_folder(browser: Any) -> None:
             page.press("#token", "Enter")
             page.wait_for_selector(response)
         assert page.url == f"http://127.0.0.1:{port}/" and page.is_hidden("#sign-in")
+
+
+def test_the_page_shows_how_many_photos_there_are_now(browser: Any, tmp_path: Path) -> None:
+    shutil.copy(PHOTOS / "cat.jpg", tmp_path)
+    encoder = load_encoder(resolve("starter"))
+    with running(application(encoder, [open_index(encoder, tmp_path)], follow_s=0.1)) as (_, port):
+        pages = [opened(browser, f"http://127.0.0.1:{port}/", locale) for locale in ("zh-CN", "en-US")]
+        shutil.copy(PHOTOS / "rocket.jpg", tmp_path)
+        for page, text in zip(pages, ("2 张照片", "2 photos"), strict=True):
+            page.wait_for_selector(f"#about:text('{text}')", timeout=10_000)

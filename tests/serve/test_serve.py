@@ -363,16 +363,3 @@ def test_a_stop_answers_what_was_accepted_and_needs_no_torch(bundle_folder: Path
     text = server.communicate()[1]
     assert server.returncode == 0 and "Traceback" not in text and text.startswith("warning: anyone who can reach port ")
     assert statuses[0] == 2000 and set(statuses) <= {2000, 503}
-
-
-def test_a_picture_in_avif_and_in_heic_is_read(model: Model, pictures: list[Path]) -> None:
-    from pillow_heif import register_heif_opener
-
-    register_heif_opener()
-    image = Image.open(pictures[0]).convert("RGB")
-    [expected] = model.embed_images([image])
-    with TestClient(application(model._encoder)) as client:
-        for kind in ("AVIF", "HEIF"):
-            content = encode(image, kind, quality=95)
-            answer = client.post("/v1/embeddings", json={"input": data_url(content)}).json()
-            assert np.array(answer["data"][0]["embedding"]) @ expected > 0.98, kind
