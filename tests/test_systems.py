@@ -134,8 +134,7 @@ def test_the_server_answers_as_the_files_of_the_repository_start_it(system: str,
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
-    unit = (ROOT / "integrations/nas/dcclip.service").read_text("utf-8")
-    file = tmp_path / "dcclip.service"
+    unit, file = (ROOT / "integrations/nas/dcclip.service").read_text("utf-8"), tmp_path / "dcclip.service"
     file.write_text(unit.replace("/opt/dcclip/bin/dcclip", sys.executable), "utf-8")
     done = subprocess.run(["systemd-analyze", "verify", file], capture_output=True, encoding="utf-8")
     assert (done.returncode, done.stderr) == (0, "")

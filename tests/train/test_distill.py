@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from dcclip_cli.data.batch import Batch, Texts
 from dcclip_cli.inference.encoder import load_encoder
-from dcclip_cli.inference.index import open_index
 from dcclip_cli.model.model_dir import load_model, model_fingerprint, read_provenance
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.teachers import AltClipTeacher
@@ -256,15 +255,10 @@ def learning(model_folder: Path, tmp_path: Path) -> Job:
     }
 
 
-def test_a_new_text_tower_searches_the_index_that_the_teacher_made(
-    learning: Job, model_folder: Path, pictures: list[Path]
-) -> None:
+def test_a_new_text_tower_leaves_the_teachers_image_tower_as_it_is(learning: Job, model_folder: Path) -> None:
     learned = run(learning).model
     donor, ours = (load_encoder(resolve(str(folder)), "cpu") for folder in (model_folder, learned))
     assert ours.fingerprint != donor.fingerprint and ours.logit_scale == donor.logit_scale
-    first, second = (open_index(model, pictures[0].parent) for model in (donor, ours))
-    assert (first.embedded, second.embedded) == (5, 0)
-    assert open_index(ours, pictures[0].parent, fresh=True).embedded == 5
     rows = [model.encode_pixels(np.zeros((2, 3, 64, 64), np.float32)) for model in (donor, ours)]
     np.testing.assert_array_equal(rows[0], rows[1])
     before, after = weights(model_folder), weights(learned)
