@@ -26,7 +26,7 @@ M = TypeVar("M", bound="BaseModel")
 T = TypeVar("T")
 _BLOCK_BYTES = 1 << 23
 PARTIAL = re.compile(r"\.(.+)\.\d+-[0-9a-f]{8}\.(?:partial|old)", re.DOTALL)
-_moving = threading.Lock()  # held from moving a file's position until its use, on Windows, which has no pread
+_position_lock = threading.Lock()  # held from moving a file's position until its use, on Windows, which has no pread
 _STALE_S = 24 * 3600  # age at which a partial file counts as left by a killed process
 
 
@@ -179,7 +179,7 @@ def read_at(descriptor: int, size: int, offset: int) -> bytes:
     """At most `size` bytes of an open file from `offset` on; threads may read at once."""
     if hasattr(os, "pread"):
         return os.pread(descriptor, size, offset)
-    with _moving:
+    with _position_lock:
         os.lseek(descriptor, offset, os.SEEK_SET)
         return os.read(descriptor, size)
 
@@ -189,7 +189,7 @@ def write_at(descriptor: int, content: bytes, offset: int) -> None:
     if hasattr(os, "pwrite"):
         os.pwrite(descriptor, content, offset)
         return
-    with _moving:
+    with _position_lock:
         os.lseek(descriptor, offset, os.SEEK_SET)
         os.write(descriptor, content)
 

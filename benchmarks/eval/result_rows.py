@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dcclip_cli.eval import registry
-from dcclip_cli.eval.compare import RESAMPLES
-from dcclip_cli.eval.metrics import metrics_of
+from dcclip_cli.eval.compare import bootstrap_interval
 from dcclip_cli.eval.result import METRIC_NAMES, load_results
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -31,12 +30,7 @@ teacher_results = load_results(arguments.teacher) if arguments.teacher else []
 teacher_values = {(result.dataset, result.limit): result.value for result in teacher_results}
 writer = csv.writer(sys.stdout, lineterminator="\n")
 for result in load_results(arguments.folder):
-    details = {name: result.detail(name) for name in result.details if name != "predictions"}
-    random, samples = np.random.default_rng(0), np.empty(RESAMPLES)
-    for number in range(RESAMPLES):
-        weights = np.bincount(random.integers(0, result.n, result.n), minlength=result.n).astype(float)
-        samples[number] = metrics_of(details, {"labels": weights}, (result.metric,))[result.metric]
-    lowest, highest = np.percentile(samples, (2.5, 97.5))
+    lowest, highest = bootstrap_interval(result)
     metric = METRIC_NAMES[result.metric]
     values = {metric: result.value, f"{metric}, lowest": lowest, f"{metric}, highest": highest, "ties": result.lost}
     values["most frequent answer"] = np.bincount(result.detail("predictions")).max() / result.n

@@ -6,7 +6,7 @@ import csv
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -95,8 +95,8 @@ def predict(
     Exit code 1 if an image cannot be read or a sidecar file cannot be written; the others are still shown.
     """
     if undo:
-        if not xmp or labels or labels_file:
-            raise BadParameter(Message("--undo needs --xmp and no labels"))
+        if not xmp or labels or labels_file or as_json or as_jsonl or as_csv or out:
+            raise BadParameter(Message("--undo needs --xmp, no labels, and no --json, --jsonl, --csv or --out"))
         return _remove_tags(images, exclude or (), console.talk(quiet, verbose))
     if as_json + as_jsonl + as_csv > 1:
         raise BadParameter(Message("--json, --jsonl and --csv cannot be combined"))
@@ -112,6 +112,11 @@ def predict(
         raise DcclipError("no labels given", "give labels, for example: --labels 猫,dog")
     if thresholds and (not multi_label or template or no_template or threshold):
         raise BadParameter(Message("--thresholds needs --multi-label, no templates and no --threshold"))
+    if xmp:
+        from dcclip_cli.inference.xmp import NOT_IN_TAGS
+
+        if unwritable := next(filter(NOT_IN_TAGS.search, names), None):
+            raise DcclipError("a tag cannot contain / or |, but the label is {!r}", "rename this label", unwritable)
     talk = console.talk(quiet, verbose)
     if len(names) < len(repeated):
         talk.say(Message("predict: {:,} labels; {:,} duplicates are ignored", len(names), len(repeated) - len(names)))
@@ -120,7 +125,7 @@ def predict(
     from dcclip_cli.inference.files import open_encoder
     from dcclip_cli.inference.images import find_images, skipped_line
     from dcclip_cli.inference.model import predict as run
-    from dcclip_cli.inference.zero_shot import Labels
+    from dcclip_cli.inference.zero_shot import Labels, unknown_of
     from dcclip_cli.machine import keep_freed_memory
 
     skipped = Counter[str]()
@@ -139,7 +144,9 @@ def predict(
         least = [value or 0.5 for value in least] if isinstance(least, list) else least or 0.5
     predictions = run(encoder, ready, paths, top_k, least)
     if xmp:
-        predictions = _tagged(predictions, names, ready.unknown, talk)
+        doubtful = (name for name in names if any(word in name for word in ready.unknown))
+        untagged = {name for name in doubtful if unknown_of(encoder, [name])}
+        predictions = _tagged(predictions, names, untagged, talk)
     unfit_images: list[Path] = []
 
     def noted(predictions: Iterable[Prediction]) -> Iterator[Prediction]:
@@ -163,19 +170,17 @@ def predict(
 
 
 def _tagged(
-    predictions: Iterable[Prediction], replaced: Sequence[str] | None, unknown: Sequence[str], talk: Progress
+    predictions: Iterable[Prediction], replaced: Sequence[str] | None, untagged: Collection[str], talk: Progress
 ) -> Iterator[Prediction]:
     """The predictions, once their labels are tags in sidecar files, or with the error of writing these."""
     from dcclip_cli.cli.system_errors import explained
-    from dcclip_cli.inference.xmp import NOT_IN_TAGS, write_tags
+    from dcclip_cli.inference.xmp import write_tags
 
-    if unwritable := next(filter(NOT_IN_TAGS.search, replaced or ()), None):
-        raise DcclipError("a tag cannot contain / or |, but the label is {!r}", "rename this label", unwritable)
     changed = 0
     for prediction in predictions:
         try:
             if prediction.error is None:
-                tags = [label for label, _ in prediction.labels if not any(word in label for word in unknown)]
+                tags = [label for label, _ in prediction.labels if label not in untagged]
                 changed += write_tags(prediction.image, tags, replaced)
         except (DcclipError, OSError) as error:
             problem = error if isinstance(error, DcclipError) else explained(error)
@@ -312,8 +317,8 @@ def search(
     Exit code 1 if an image cannot be read; the others are still searched. It is not tried again until it changes.
     """
     if duplicates:
-        if texts or image or without or model or dims:
-            raise BadParameter(Message("--duplicates takes folders only: no query, --model or --dims"))
+        if texts or image or without or model or dims or fresh:
+            raise BadParameter(Message("--duplicates takes folders only: no query, --model, --dims or --fresh"))
         return _show_duplicates(arguments, exclude or (), page, as_json, console.talk(quiet, verbose))
     plus = [flags.text(text, "--text") for text in texts or ()]
     if not plus and not image:

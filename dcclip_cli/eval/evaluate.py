@@ -21,7 +21,7 @@ from dcclip_cli.eval.datasets import Part, Templates, check_dataset, open_datase
 from dcclip_cli.eval.embedding import Embedded, Embedder, FeatureCache, class_vectors
 from dcclip_cli.eval.metrics import Score
 from dcclip_cli.eval.result import ZERO_SHOT, EvalResult, pack, sha256_of
-from dcclip_cli.eval.twins import open_twins, score_twins, worst_twins
+from dcclip_cli.eval.twins import check_queries, open_twins, score_twins, worst_twins
 from dcclip_cli.inference.encoder import TorchEncoder, load_encoder, shortened
 from dcclip_cli.machine import keep_freed_memory
 from dcclip_cli.model.reference import ModelSource
@@ -79,8 +79,15 @@ class EvalOptions(Options):
 
     @property
     def names(self) -> list[str]:
-        """The data sets, groups expanded, each once."""
-        return list(dict.fromkeys(name for dataset in self.datasets for name in registry.expand(dataset)))
+        """The data sets, groups expanded, each once; of twins, a data set's names in both languages are one."""
+        names = [name for dataset in self.datasets for name in registry.expand(dataset)]
+        if self.task == "twins":
+            sets = [(name, registry.find(name)) for name in names]
+            names = [
+                registry.name_in(named[0], registry.languages_of(named[0])[-1]) if named else name
+                for name, named in sets
+            ]
+        return list(dict.fromkeys(names))
 
     def check_whole(self, name: str, why: str) -> None:
         """Raise DcclipError where no result would compare with those of others, for `why`, in the format `name`."""
@@ -148,6 +155,12 @@ def check_datasets(options: EvalOptions) -> Iterator[DcclipError]:
     """What would keep `open_datasets` from opening the data sets, one error each; nothing is downloaded."""
     yield from _unused(options)
     root = Path(options.data_root) if options.data_root else None
+    if options.task == "twins" and options.queries:
+        try:
+            check_queries(options.queries)
+        except DcclipError as error:
+            yield error
+            return
     names = []
     for name in options.names:
         try:
@@ -288,8 +301,8 @@ class _Evaluation:
         result = self._result(dataset, "zh", truth, "twins", score, images, begin)
         unknown = [" = ".join(texts[number]) for number in np.flatnonzero(~is_known)]
         counts = _where(result), len(unknown), len(texts), ", ".join(unknown[:3])
-        line = Message("{}: the model does not know {:,} of {:,} queries, and does not rank them: {}", *counts)
-        for note in (*dataset.notes, line)[: 2 if unknown else 1]:
+        line = Message("{}: {:,} of {:,} queries are unknown to the model and not in the list: {}", *counts)
+        for note in [*dataset.notes, line] if unknown else dataset.notes:
             self.embedder.progress.say(note)
         yield replace(result, twins=worst_twins(texts, score.details))
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dcclip_cli.data import prompts
-from dcclip_cli.data.class_folders import class_names, images_by_class
+from dcclip_cli.data.class_folders import class_names, images_by_class, kind_of_folder
 from dcclip_cli.data.dataset import open_pairs, shards_at
 from dcclip_cli.data.pair import LANGUAGES, Language, PairDataset
 from dcclip_cli.data.unpaired import open_images, open_texts
@@ -54,7 +54,7 @@ def open_twins(
         pairs: PairDataset = open_images(path) if queries else open_pairs(path)
         dataset, texts = DataSet(path.stem, images_of(pairs), {}), {} if queries else _first_captions(pairs)
     else:
-        by_folder = {} if queries else images_by_class(path)
+        by_folder = images_by_class(path) if not queries and kind_of_folder(path) == "classes" else {}
         texts = {**class_names(path, list(by_folder))} if by_folder else {}
         files = [file for files in by_folder.values() for file in files] or sorted(find_images([name]))
         # `read_image` supports HEIC and AVIF: a user's folder of photographs has them.
@@ -83,6 +83,14 @@ def open_twins(
         for language, names in names_by_language.items()
     }
     return replace(dataset, truth=truth, metric="overlap@10", notes=(note,))
+
+
+def check_queries(queries: str) -> None:
+    """Raise DcclipError if `queries` is neither a named data set nor a readable file of texts."""
+    if registry.find(queries) is None:
+        if not Path(queries).exists():
+            raise registry.unknown(queries)
+        open_texts(queries)
 
 
 def _first_captions(pairs: PairDataset) -> dict[Language, Sequence[str]]:
@@ -119,17 +127,25 @@ def score_twins(
         in_traditional = np.argsort(-(traditional[block] @ images.T), axis=1, kind="stable")
         overlap = _overlap(order[1], in_traditional, deepest)
         details["traditional"][block] = np.where(is_traditional[block], overlap, np.nan)
-    # (Q, Q) the correlation over images of the cosines with an English query and with a Chinese one.
+    # The correlation over images of the cosines with an English query and with a Chinese one, in blocks of its (Q, Q).
     centred = (images - images.mean(axis=0)).astype(np.float64)
     covariance = centred.T @ centred
     lengths = [np.sqrt(((vectors @ covariance) * vectors).sum(axis=1)) for vectors in (english, chinese)]
-    correlation = (english @ covariance @ chinese.T) / np.maximum(np.outer(lengths[0], lengths[1]), 1e-12)
-    others = correlation.copy()
-    for of_language in zip(*texts, strict=True):  # the same text is the same query, not another translation
-        _, numbers = np.unique(of_language, return_inverse=True)
-        others[numbers[:, None] == numbers] = -1
-    details["margin"] = np.diag(correlation) - (others.max(axis=1) + others.max(axis=0)) / 2
-    details["nearest"] = others.argmax(axis=1)
+    # The same text is the same query, not another translation.
+    text_numbers = [np.unique(of_language, return_inverse=True)[1] for of_language in zip(*texts, strict=True)]
+    details |= {"margin": np.empty(len(english)), "nearest": np.empty(len(english), int)}
+    best_english = np.full(len(english), -1.0)
+    for start in range(0, len(english), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        correlation = english[block] @ covariance @ chinese.T
+        correlation /= np.maximum(np.outer(lengths[0][block], lengths[1]), 1e-12)
+        details["margin"][block] = np.diagonal(correlation, start)
+        for numbers in text_numbers:
+            correlation[numbers[block][:, None] == numbers] = -1
+        details["nearest"][block] = correlation.argmax(axis=1)
+        details["margin"][block] -= correlation.max(axis=1) / 2
+        best_english = np.maximum(best_english, correlation.max(axis=0))
+    details["margin"] -= best_english / 2
     if not is_known.all():
         details["known"] = np.where(is_known, details["overlap@10"], np.nan)
     return Score(metrics_of(details), details)

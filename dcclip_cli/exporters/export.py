@@ -144,7 +144,7 @@ def export(
     samples = samples_from(recipe_samples(data, "validation", "train") or calibration)
     samples = samples.squares() if target.crops_down else samples
     tests: list[DataSet] = []
-    if evaluation is not None:  # the classification sets with one class per image
+    if evaluation is not None and evaluation.task != "twins":  # the classification sets with one class per image
         opened = open_datasets(evaluation.model_copy(update={"task": "zero-shot", "templates": "own", "shots": ()}))
         tests = [test for test in opened if test.metric in ("top1", "mean_per_class") and not test.is_retrieval]
     comparison = ParityTest(samples, tests, options.parity.images, progress)

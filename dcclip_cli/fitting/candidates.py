@@ -156,7 +156,10 @@ def cost_of_random(job: RecipeRun, images: Path, budget: Budget, traced: Path) -
     student_model = resolve(str(folder / "model"))
     exported = export(options=export_options, model=student_model, out=folder / "export", fp32_graphs=graphs)
     for file, name in stored.items():
-        (traced / name).mkdir(parents=True, exist_ok=True)
-        for part in graphs.glob(f"{file}*"):
-            shutil.copyfile(part, traced / name / part.name)
+        if not (traced / name).is_dir():
+            (folder / name).mkdir()  # of a search that is stopped now, the next one removes `folder`
+            for part in graphs.glob(f"{file}*"):
+                shutil.copyfile(part, folder / name / part.name)
+            traced.mkdir(exist_ok=True)
+            (folder / name).rename(traced / name)
     return cost_of(exported, budget)

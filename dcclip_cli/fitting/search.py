@@ -288,6 +288,7 @@ class Fit:
         state, name = self.state, candidate.student.name
         if name not in state["costs"]:
             measured, began = self.out / "measured", time.monotonic()
+            shutil.rmtree(measured / name, ignore_errors=True)  # of a search that was stopped
             job = self._job(candidate.student, measured / name)
             cost = cost_of_random(job, measured / "images.parquet", self.budget, measured / "traced")
             shutil.rmtree(measured / name)
@@ -443,7 +444,7 @@ class Fit:
         return reason
 
     def _final_steps(self, name: str) -> int:
-        """As many steps as the rest of the time allows, by the slowest of the last round; else those of the plan."""
+        """As many steps as the rest of the time allows at the last round's median pace; else those of the plan."""
         state, step_s = self.state, self._step_s(name)
         if self.options.time_s is None:
             return int(state["plan"]["steps"][name])
@@ -463,13 +464,13 @@ class Fit:
         state, rounds = self.state, [trained for trained in self.state["rounds"] if trained]
         if "final" in state and has_product(self.out, "align" if self.kind == "pairs" else "distill"):
             name, steps, folder = state["final"]["name"], state["final"]["steps"], self.out
-            told = Message("fit: {} has the student {}, trained in full and not measured", self.out / "export", name)
+            notice = Message("fit: {} has the student {}, trained in full and not measured", self.out / "export", name)
         elif rounds:
             name = max(rounds[-1], key=lambda name: rounds[-1][name]["quality"])
             steps, quality = (rounds[-1][name][key] for key in ("steps", "quality"))
             folder, values = self.out / f"round-{len(rounds)}" / name, (self.out / "export", name, quality)
-            told = Message("fit: {} has the best student so far, {} ({:.1%}), not trained in full", *values)
+            notice = Message("fit: {} has the best student so far, {} ({:.1%}), not trained in full", *values)
         else:
             return
         if isinstance(self._export(name, steps, folder), Cost):
-            self.progress.say(told)
+            self.progress.say(notice)

@@ -116,8 +116,9 @@ def _images_below(root: str, excluded: re.Pattern[str] | None, skipped: Counter[
             folders[:] = sorted(searched.intersection(folders))
             tops += [link for name in folders if os.path.islink(link := os.path.join(parent, name))]
             for path in map(Path(parent).joinpath, searched.difference(folders)):
-                if (suffix := path.suffix.lower()) in suffixes and path.is_file():
-                    paths.append(path)
+                if (suffix := path.suffix.lower()) in suffixes:
+                    if path.is_file():  # not a link to nothing
+                        paths.append(path)
                 elif suffix in _MEDIA:
                     counts[suffix] += 1
     if not paths:

@@ -147,12 +147,15 @@ def open_index(
     store = (updated and updated.store) or FeatureStore(_index_folder(model, folder, kind), progress.say, optional=True)
     store.refresh()  # another process may have replaced blocks
     keys, failures = _keys(names, states), _reported()
-    failure_keys = _keys(names, states, folder.resolve(), f"unreadable {readers()}")
-    is_unreadable = ~failures.missing(failure_keys, ["reported"]) & (not fresh)
     if fresh:
         store.clear()
     else:
-        _copy_stored(store, names, states, model, folder, kind)
+        _copy_stored(store, keys, names, states, model, folder, kind)
+    missing = np.flatnonzero(store.missing(keys, ["embedding"]))
+    missing_names, missing_states = [names[place] for place in missing], [states[place] for place in missing]
+    failure_keys, is_unreadable = keys.copy(), np.zeros(len(keys), bool)
+    failure_keys[missing] = _keys(missing_names, missing_states, folder.resolve(), f"unreadable {readers()}")
+    is_unreadable[missing] = ~failures.missing(failure_keys[missing], ["reported"]) & (not fresh)
     embedded = _embed_images(model, paths, store, keys, kind, f"index {folder}", progress, is_unreadable)
     is_unreadable &= ~embedded.has_vector
     failed = [place for place, error in embedded.errors.items() if isinstance(error, ImageError)]
@@ -258,18 +261,26 @@ def _index_folder(model: Encoder, path: Path, kind: VectorType) -> Path:
 
 
 def _copy_stored(
-    store: FeatureStore, names: Sequence[str], states: Sequence[bytes], model: Encoder, folder: Path, kind: VectorType
+    store: FeatureStore,
+    keys: np.ndarray,
+    names: Sequence[str],
+    states: Sequence[bytes],
+    model: Encoder,
+    folder: Path,
+    kind: VectorType,
 ) -> None:
     """Add to an index what others have, so that no model computes it again.
 
     These are the indexes of the folders above, and for a small index those of full embeddings.
     """
     full = model.full if isinstance(model, ShortEncoder) else model
-    keys, sources = _keys(names, states), dict.fromkeys(((model, kind), (full, "fp16")))
+    missing, sources = store.missing(keys, ["embedding"]), dict.fromkeys(((model, kind), (full, "fp16")))
     for base in dict.fromkeys((Path(os.path.abspath(folder)), folder.resolve())):
         for parent, (encoder, source_kind) in product((base, *base.parents), sources):
-            source, missing = _index_folder(encoder, parent, source_kind), store.missing(keys, ["embedding"])
-            if not missing.any() or source == store.folder or not source.is_dir():
+            if not missing.any():
+                return
+            source = _index_folder(encoder, parent, source_kind)
+            if source == store.folder or not source.is_dir():
                 continue
             index, source_keys = FeatureStore(source, optional=True), _keys(names, states, base.relative_to(parent))
             reusable = missing & ~index.missing(source_keys, ["embedding"])
@@ -282,6 +293,7 @@ def _copy_stored(
                             vectors = model.shortened(vectors, "images")
                         rows = compressed(vectors, kind)
                     store.write([(keys[reusable], {"embedding": rows})])
+                    missing &= ~reusable
 
 
 def _stored(kind: str, fingerprint: str, precision: str, path: Path) -> Path:

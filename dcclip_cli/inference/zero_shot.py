@@ -71,7 +71,7 @@ def unknown_of(model: Encoder, texts: Sequence[str], embeddings: np.ndarray | No
             continue
         # Chinese characters next to each other, which are no word of the vocabulary, are one word.
         for (is_ignored, is_character), group in groupby(
-            words_by_text[text], lambda word: (word in ignored, len(word) == 1)
+            words_by_text[text], lambda word: (word in ignored, len(word) == 1 and language_by_script(word) == "zh")
         ):
             words = [*group] if is_ignored else []
             unknown += ["".join(words)] if words and is_character else words

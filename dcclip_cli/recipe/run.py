@@ -249,12 +249,13 @@ class RecipeRun:
             samples = recipe_samples(self.data(), "validation", "train")
             if samples is not None:
                 agreement = agreements(models, samples, self.device, self.progress)
+        training_data = self._training_data()
         for name, reference in models.items():
             scores = defaultdict[str, dict[str, float]](dict)
             for result in self._results.get(name, ()):
                 scores[result.metric][f"{result.dataset} {result.language}"] = result.value
             measured = asdict(footprint(load_encoder(reference, "cpu")))
-            measured |= {} if name == "teacher" else self._training_data()
+            measured |= {} if name == "teacher" else training_data
             rows.append(ModelSummary(name, **measured, scores=dict(scores), agreement=agreement.get(name, {})))
         write_json(self.dir.root / SUMMARY, {"of": self._identity(), "rows": [asdict(row) for row in rows]})
         return rows

@@ -400,7 +400,8 @@ def _add_search(app: FastAPI, server: Server) -> None:
         results: list[dict[str, Any]] = []
         indexes = server.live.current
         for hit in await server.encoder.in_pool(search_all, indexes, query, top_k):
-            folder = next(place for place, index in enumerate(indexes) if hit.image.is_relative_to(index.folder))
+            above = [place for place, index in enumerate(indexes) if hit.image.is_relative_to(index.folder)]
+            folder = max(above, key=lambda place: len(indexes[place].folder.parts))  # the one that contains it
             name = str(hit.image.relative_to(indexes[folder].folder))
             results.append(_shown_image(folder, name) | {"score": round(hit.score, 6)})
         fits = bool(results) and (bool(files) or vocabulary is None or results[0]["score"] >= vocabulary.fits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from functools import wraps
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import Annotated, Any
@@ -23,6 +24,7 @@ from dcclip_cli.text import printable
 from dcclip_cli.versions import VERSION
 
 _INSTRUCTIONS = "Search, look at and label the user's photographs. Short queries that name things work best."
+_MAX_HITS = 1000  # of a search, among which links may lead out of the folders
 Photo = Annotated[str, Field(description="Path of a photograph, as search returns it.")]
 
 
@@ -46,8 +48,9 @@ class Tools:
         """
         texts, minus = ([query] if query.strip() else [] for query in (text, without))
         images = [self._file(like)] if like else []
-        result = files.search(texts, self._folders, images=images, without=minus, model=self._model, top_k=top_k)
-        hits = [hit for hit in result.hits if self._contains(hit.image)]
+        options: dict[str, Any] = {"images": images, "without": minus, "model": self._model, "top_k": _MAX_HITS}
+        result = files.search(texts, self._folders, **options)
+        hits = islice((hit for hit in result.hits if self._contains(hit.image)), top_k)
         photos = [{"photo": printable(str(hit.image)), "score": round(hit.score, 3)} for hit in hits]
         return {"photos": photos, "fits": result.fits, "unknown": list(result.unknown)}
 
@@ -60,11 +63,17 @@ class Tools:
         photos: Annotated[list[Photo], Field(min_length=1, max_length=100)],
         labels: Annotated[list[str], Field(min_length=1, max_length=1000, description="In Chinese or English.")],
         multi_label: Annotated[bool, Field(description="Judge each label by itself.")] = False,
+        top_k: Annotated[int, Field(ge=1, le=1000, description="Labels of each photograph, the best first.")] = 5,
     ) -> dict[str, Any]:
-        """The probabilities of labels for photographs; add a label such as "other" if it may be none of them."""
-        predictions = files.predict([*map(self._file, photos)], labels, model=self._model, multi_label=multi_label)
+        """The most probable labels of photographs; add a label such as "other" if it may be none of them.
+
+        The model ignores the words in `unknown`.
+        """
+        options: dict[str, Any] = {"model": self._model, "multi_label": multi_label, "top_k": top_k}
+        predictions = files.predict([*map(self._file, photos)], labels, **options)
         rows = [{"error": row.error.what} if row.error else {"labels": dict(row.labels)} for row in predictions]
-        return {"photos": [{"photo": photo} | row for photo, row in zip(photos, rows, strict=True)]}
+        listed = [{"photo": photo} | row for photo, row in zip(photos, rows, strict=True)]
+        return {"photos": listed, "unknown": self._model.unknown(labels)}
 
     def _contains(self, path: Path) -> bool:
         return any(map(Path(os.path.realpath(path)).is_relative_to, self._folders))  # with links followed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -47,9 +48,12 @@ def find_copies(folders: Iterable[Path], progress: Progress, exclude: Sequence[s
     import duckdb
     import pyarrow as pa
 
-    from dcclip_cli.inference.images import find_images
+    from dcclip_cli.inference.images import find_images, skipped_line
 
-    names = find_images(map(str, folders), exclude=exclude)
+    skipped = Counter[str]()
+    names = find_images(map(str, folders), exclude=exclude, skipped=skipped)
+    if skipped:
+        progress.say(skipped_line("search", skipped))
     photos, thumbs, errors = _thumbnails([*{path.resolve(): path for path in names}.values()], progress)
     order = sorted(range(len(photos)), key=lambda row: (-photos[row].width * photos[row].height, photos[row].image))
     photos, thumbs = [photos[row] for row in order], thumbs[order]

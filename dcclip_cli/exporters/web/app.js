@@ -41,6 +41,7 @@ let model = null;
 let pictures = []; // {name, embedding, url, card, rows}, newest last; rows: [text, number] of the last answer
 let left = 0; // pictures that are not embedded yet
 let failures = []; // {name, code, detail}
+let heading = []; // of the rows of the last answer
 let answers = 0; // counts questions, so that an earlier one's answer is not shown late
 
 const mode = () => document.querySelector("input[name=mode]:checked").value;
@@ -151,6 +152,7 @@ async function classify(mine) {
   const next = (several) => several.map((one) => mean(embeddings.splice(0, one.length)));
   const classes = next(texts);
   const others = anything && next(anything);
+  heading = ["image", "label", "probability"];
   for (const picture of pictures) {
     const values = probabilities(model, picture.embedding, classes, $("multi").checked, others);
     picture.none.hidden = $("multi").checked || !noneFits(model, picture.embedding, classes);
@@ -178,6 +180,7 @@ async function search(mine) {
   if (mine !== answers) return;
   const scored = pictures.map((picture) => ({ picture, score: dot(picture.embedding, embedding) }));
   scored.sort((a, b) => b.score - a.score);
+  heading = ["image", "text", "score"];
   for (const { picture, score } of scored) {
     picture.answer.replaceChildren(row(say("score"), score.toFixed(3), Math.max(0, score)));
     picture.rest.hidden = picture.none.hidden = true;
@@ -234,7 +237,6 @@ function addPicture(name, { embedding, thumbnail }) {
 function saveTable() {
   const cell = (text) => `"${(/^[=+\-@\t\r]/.test(text) ? "'" : "") + text.replaceAll('"', '""')}"`;
   const rows = pictures.flatMap(({ name, rows }) => rows.map(([text, value]) => [cell(name), cell(text), value]));
-  const heading = mode() === "labels" ? ["image", "label", "probability"] : ["image", "text", "score"];
   const lines = [heading, ...rows].map((row) => `${row}\r\n`);
   const url = URL.createObjectURL(new Blob(["\ufeff", ...lines], { type: "text/csv" }));
   make("a", { href: url, download: "dcclip.csv" }).click();

@@ -45,7 +45,7 @@ const say = speaker({
     try: "Try:",
     busy: "Searching…",
     photos: (count) => (count === "1" ? "1 photo" : `${count} photos`),
-    searched: (count, ms) => `${count} photos, ${ms} ms`,
+    searched: (count, ms) => `${count} ${count === "1" ? "photo" : "photos"}, ${ms} ms`,
     some: "Some of the photos",
     unknown: (texts) => `The model does not know these words and ignored them: ${texts.join(", ")}`,
     unfit: "Nothing fits well. These photos are the nearest.",
@@ -77,10 +77,11 @@ let searches = 0; // counts searches, so that an earlier one's answer is not sho
 const uploads = new Map(); // number in history.state -> image file
 
 /** What a request answers. Throws a sentence for the user, or null if the server needs a token. */
-async function request(path, options = {}) {
+async function request(path, options = {}, isImage = false) {
   const headers = { "Accept-Language": currentLanguage(), ...options.headers };
   const response = await fetch(path, { ...options, headers }).catch(() => null);
   if (response?.status === 401) throw null;
+  if (isImage && response?.ok) return response.blob();
   const content = response?.status === 204 ? {} : await response?.json().catch(() => null);
   if (!content || content.error) throw content ? `${content.error.message} (${content.error.hint})` : say("failed");
   return content;
@@ -90,6 +91,7 @@ function showFailure(error) {
   if (error === null) return showSignIn();
   if (typeof error !== "string") throw error;
   $("status").textContent = "";
+  if (!answer) $("photos").replaceChildren(); // those of the query before
   $("notes").replaceChildren(make("li", { className: "bad", textContent: error }));
 }
 
@@ -121,6 +123,7 @@ async function follow() {
   if (key !== shownQuery) {
     shownQuery = key;
     answer = null;
+    searches += 1; // the answer to the query before is late
     photos = [];
     showLightbox();
     for (const id of ["text", "not"]) $(id).value = query.get(id) ?? "";
@@ -130,7 +133,7 @@ async function follow() {
     URL.revokeObjectURL($("like").firstChild.src);
     $("like").firstChild.src = image ? URL.createObjectURL(image) : likeUrl() ? `${likeUrl()}?small=true` : "";
     const isQuery = query.get("text")?.trim() || !$("like").hidden;
-    if (isQuery) await search(Math.max(FIRST, Number(location.hash.slice(1)) || 0));
+    if (isQuery) await search(FIRST * Math.max(1, Math.ceil((place() + 1) / FIRST) || 1));
     else showPhotos(library.samples);
   }
   showLightbox();
@@ -143,7 +146,7 @@ async function search(count) {
     const form = new FormData();
     for (const id of ["text", "not"]) if (parameters().get(id)?.trim()) form.append(id, parameters().get(id));
     if (upload()) form.append("image", upload());
-    else if (likeUrl()) form.append("image", await (await fetch(`${likeUrl()}?small=true`)).blob());
+    else if (likeUrl()) form.append("image", await request(`${likeUrl()}?small=true`, {}, true));
     form.append("top_k", Math.min(MOST, count));
     const begin = performance.now();
     const content = await request("search", { method: "POST", body: form });
