@@ -21,10 +21,12 @@ from dcclip_cli.text import language_by_script, printable, size_in_words, split
 
 if TYPE_CHECKING:
     from dcclip_cli.inference.encoder import Encoder
+    from dcclip_cli.inference.files import SearchResult
     from dcclip_cli.inference.model import Prediction
     from dcclip_cli.progress import Progress
 
 _MOST_LABELS, _MOST_LABELS_BYTES = 100_000, 10_000_000
+_Form = Literal["json", "jsonl", "csv"]
 _MIN_UNFIT = 0.5  # of the images that fit no label, for a hint
 _MOST_TEXTS, _MOST_TEXTS_BYTES = 1_000_000, 100_000_000
 LABELS = Option("--labels", metavar="猫,dog", help="Labels in Chinese, English or both, separated by , ， or 、.")
@@ -98,7 +100,8 @@ def predict(
         if not xmp or labels or labels_file or as_json or as_jsonl or as_csv or out:
             raise BadParameter(Message("--undo needs --xmp, no labels, and no --json, --jsonl, --csv or --out"))
         return _remove_tags(images, exclude or (), console.talk(quiet, verbose))
-    if as_json + as_jsonl + as_csv > 1:
+    forms: dict[_Form, bool] = {"json": as_json, "jsonl": as_jsonl, "csv": as_csv}
+    if sum(forms.values()) > 1:
         raise BadParameter(Message("--json, --jsonl and --csv cannot be combined"))
     if out and not as_csv:
         raise BadParameter(Message("--out needs --csv"))
@@ -147,23 +150,12 @@ def predict(
         doubtful = (name for name in names if any(word in name for word in ready.unknown))
         untagged = {name for name in doubtful if unknown_of(encoder, [name])}
         predictions = _tagged(predictions, names, untagged, talk)
-    unfit_images: list[Path] = []
-
-    def noted(predictions: Iterable[Prediction]) -> Iterator[Prediction]:
-        for prediction in predictions:
-            unfit_images.extend([] if prediction.fits else [prediction.image])
-            yield prediction
-
-    counted = console.counted(talk, "predict", noted(predictions), len(paths), at_once=not as_json)
-    form: Literal["text", "json", "jsonl", "csv"] = (
-        "json" if as_json else "jsonl" if as_jsonl else "csv" if as_csv else "text"
-    )
-    with (
-        out.open("w", encoding="utf-8-sig", newline="", errors="replace") if out else nullcontext(sys.stdout) as stream
-    ):
-        unread_count = _show(counted, form, ready.unknown, stream)
-    if not multi_label and len(unfit_images) >= _MIN_UNFIT * len(paths):
-        counts = len(unfit_images), len(paths)
+    counted = console.counted(talk, "predict", predictions, len(paths), at_once=not as_json)
+    form = next((form for form, is_chosen in forms.items() if is_chosen), None)
+    with out.open("w", encoding="utf-8-sig", newline="", errors="replace") if out else nullcontext(sys.stdout) as file:
+        unread_count, unfit_count = _show(counted, form, ready.unknown, file)
+    if not multi_label and unfit_count >= _MIN_UNFIT * len(paths):
+        counts = unfit_count, len(paths)
         talk.say(Message("hint: predict: {} of {} images fit no label well; add the label 其他 or other", *counts))
     if unread_count:
         raise Exit(1)
@@ -230,20 +222,19 @@ def _say_unknown(talk: Progress, command: str, texts: Sequence[str]) -> None:
 
 
 def _show(
-    predictions: Iterable[Prediction],
-    form: Literal["text", "json", "jsonl", "csv"],
-    unknown: Sequence[str],
-    stream: TextIO,
-) -> int:
-    """Print predictions, as JSON all together, else each when it is known; returns how many images are unreadable.
+    predictions: Iterable[Prediction], form: _Form | None, unknown: Sequence[str], stream: TextIO
+) -> tuple[int, int]:
+    """Print predictions, as JSON all together, else each when it is known, CSV to `stream`.
 
-    CSV goes to `stream`.
+    Returns how many images are unreadable, and how many fit no label.
     """
     listed, table, unread = [], csv.writer(stream, lineterminator="\n"), console.ErrorLines()
+    unfit_count = 0
     if form == "csv":
         table.writerow(["image", "label", "probability"])
     for prediction in predictions:
         image = printable(str(prediction.image))
+        unfit_count += not prediction.fits
         if prediction.error is not None:
             unread.add(str(prediction.image), prediction.error)
         if form == "csv":
@@ -258,7 +249,7 @@ def _show(
             console.show(f"{image}   {scores or '-'}")
     if form == "json":
         console.show_json(listed)
-    return unread.end()
+    return unread.end(), unfit_count
 
 
 def csv_cell(text: str) -> str:
@@ -346,13 +337,17 @@ def search(
         title = Message("{}, in {}", query_text, ", ".join(arguments))
         console.show_table(title, (Message("image"), Message("score")), rows)
     if page:
-        notes = [Message("ignored, not in the vocabulary: {}", ", ".join(result.unknown))] if result.unknown else []
-        notes += [] if result.fits else [Message("no good match for {}", query_text)]
-        captions = {hit.image: f"{hit.score:.3f} · {printable(hit.image.name)}" for hit in hits}
-        _write_page(page, query_text, language_by_script(query_text), notes, captions)
+        _write_hits(page, query_text, result)
         talk.say(Message("search: {}", page))
     if _show_errors(result.errors):
         raise Exit(1)
+
+
+def _write_hits(page: Path, text: str, result: SearchResult) -> None:
+    notes = [Message("ignored, not in the vocabulary: {}", ", ".join(result.unknown))] if result.unknown else []
+    notes += [] if result.fits else [Message("no good match for {}", text)]
+    captions = {hit.image: f"{hit.score:.3f} · {printable(hit.image.name)}" for hit in result.hits}
+    _write_page(page, text, language_by_script(text), notes, captions)
 
 
 def _show_duplicates(

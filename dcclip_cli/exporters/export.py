@@ -143,11 +143,7 @@ def export(
     target.prepare(progress)
     samples = samples_from(recipe_samples(data, "validation", "train") or calibration)
     samples = samples.squares() if target.crops_down else samples
-    tests: list[DataSet] = []
-    if evaluation is not None and evaluation.task != "twins":  # the classification sets with one class per image
-        opened = open_datasets(evaluation.model_copy(update={"task": "zero-shot", "templates": "own", "shots": ()}))
-        tests = [test for test in opened if test.metric in ("top1", "mean_per_class") and not test.is_retrieval]
-    comparison = ParityTest(samples, tests, options.parity.images, progress)
+    comparison = ParityTest(samples, _classification_sets(evaluation), options.parity.images, progress)
     source = load_source(model)
     _check_takes(target, source, options)
     source.dims = options.dims
@@ -175,6 +171,14 @@ def export(
         if not (card := folder / "README.md").exists():
             card.write_text(_card(read_json(folder / DESCRIPTION, ""), options.format, parity), encoding="utf-8")
     return ExportResult(out, options.format, parity, _size_bytes(out), time.perf_counter() - begin)
+
+
+def _classification_sets(evaluation: EvalOptions | None) -> list[DataSet]:
+    """The test sets of `evaluation` with one class per image."""
+    if evaluation is None or evaluation.task == "twins":
+        return []
+    opened = open_datasets(evaluation.model_copy(update={"task": "zero-shot", "templates": "own", "shots": ()}))
+    return [test for test in opened if test.metric in ("top1", "mean_per_class") and not test.is_retrieval]
 
 
 def _loosen_until_close(

@@ -247,6 +247,7 @@ def application(
     _add_immich(app, server)
     _add_mt_photos(app, server)
     _add_search(app, server)
+    _add_images(app, server)
     _add_page(app, server)
     return app
 
@@ -414,7 +415,7 @@ def _shown_image(folder: int, name: str) -> dict[str, Any]:
     return {"folder": folder, "path": encoded.decode(errors="replace"), "url": f"images/{folder}/{quote(encoded)}"}
 
 
-def _add_page(app: FastAPI, server: Server) -> None:
+def _add_images(app: FastAPI, server: Server) -> None:
     thumbnail = partial(jpeg_thumbnail, max_px=_THUMBNAIL_PX)
 
     def read_file(file: Path) -> bytes:
@@ -442,6 +443,8 @@ def _add_page(app: FastAPI, server: Server) -> None:
             raise missing
         return Response(content, media_type=kind, headers={"Cache-Control": "private, max-age=3600"} if small else {})
 
+
+def _add_page(app: FastAPI, server: Server) -> None:
     described: tuple[Sequence[ImageIndex], dict[str, Any]] | None = None
 
     @app.get("/folders")
