@@ -292,9 +292,9 @@ class _Evaluation:
         languages = (english, chinese, traditional)
         vectors = [self.embedder.classes(classes.names, classes.templates) for classes in languages]
         is_known = np.ones(len(texts), bool)
-        if known := self.embedder.model.known:
-            bare = np.stack([self.embedder.texts(classes.names)[:, known.dimension] for classes in languages[:2]])
-            is_known = bare.max(axis=0) <= known.most
+        if vocabulary := self.embedder.model.known:
+            bare = np.stack([self.embedder.texts(classes.names)[:, vocabulary.dimension] for classes in languages[:2]])
+            is_known = bare.max(axis=0) <= vocabulary.most
         is_traditional = np.asarray(chinese.names) != np.asarray(traditional.names)
         score = score_twins(vectors, images.vectors, texts, is_traditional, is_known)
         truth = Classes(tuple(map(" = ".join, texts)), english.labels, (*english.templates, *chinese.templates))
