@@ -133,7 +133,7 @@ def score_twins(
     lengths = [np.sqrt(((vectors @ covariance) * vectors).sum(axis=1)) for vectors in (english, chinese)]
     # The same text is the same query, not another translation.
     text_numbers = [np.unique(of_language, return_inverse=True)[1] for of_language in zip(*texts, strict=True)]
-    details |= {"margin": np.empty(len(english)), "nearest": np.empty(len(english), int)}
+    details |= {"margin": np.empty(len(english), np.float32), "nearest": np.empty(len(english), int)}
     best_english = np.full(len(english), -1.0)
     for start in range(0, len(english), _BLOCK):
         block = slice(start, start + _BLOCK)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
+from typing import Any
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.inference.encoder import Encoder
@@ -67,8 +68,8 @@ class LiveIndexes(Silent):
                 for name in [name for name, state in files.items() if index.listing.get(name) != state][_NEW_IMAGES:]:
                     del files[name]
                 if files != index.listing:
-                    options = False, self, "fp16", index.exclude, index, files
-                    index = open_index(self._encoder, index.folder, *options)
+                    options: dict[str, Any] = {"exclude": index.exclude, "updated": index, "listing": files}
+                    index = open_index(self._encoder, index.folder, progress=self, **options)
                     self.current = (*self.current[:place], index, *self.current[place + 1 :])
                     self._report(*index.errors.values())
             except (OSError, DcclipError) as error:  # of a disk; the next look tries again

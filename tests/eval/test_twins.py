@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def test_overlap_rank_correlation_and_margin_are_those_computed_by_hand() -> Non
     assert details["overlap@5"][:2].tolist() == [1, 0]
     assert details["rank_correlation"][:2].tolist() == pytest.approx([1, -1])
     cosines = [english @ images.T, chinese @ images.T]
-    correlation = np.corrcoef(*cosines)[:3, 3:]
+    correlation = np.asarray(np.corrcoef(np.concatenate(cosines)))[:3, 3:]
     others = np.where(np.eye(3, dtype=bool), -1, correlation)
     expected = np.diag(correlation) - (others.max(axis=0) + others.max(axis=1)) / 2
     assert details["margin"] == pytest.approx(expected, abs=1e-5) and details["margin"][1] == details["margin"].min()
@@ -53,7 +54,7 @@ def test_planted_wrong_translations_come_first_and_words_that_the_starter_does_n
     wrong = {3: 11, 11: 27, 27: 3, 18: 30, 30: 18}
     lines = [f"{text}\t{chinese[wrong.get(number, number)]}" for number, text in enumerate(english)]
     (tmp_path / "词.tsv").write_text("\n".join(["en\tzh", *lines, "iPod\tiPod", "qwzzk\t饕餮"]), "utf-8")
-    data = {"datasets": [str(PHOTOS)], "queries": str(tmp_path / "词.tsv"), "task": "twins"}
+    data: dict[str, Any] = {"datasets": [str(PHOTOS)], "queries": str(tmp_path / "词.tsv"), "task": "twins"}
     [result] = evaluate(model="starter", cache=False, device="cpu", **data)
     assert {row["en"] for row in result.twins[:5]} == {english[number] for number in wrong}
     assert result.twins[0]["nearest"] in {chinese[number] for number in wrong}

@@ -110,7 +110,7 @@ def _thumbnails(paths: Sequence[Path], progress: Progress) -> tuple[list[Photo],
         raise DcclipError("no image could be read", "choose a folder with readable images")
     sizes = store.read("size", keys[rows]).tolist()
     return (
-        [Photo(paths[row], *size) for row, size in zip(rows, sizes, strict=True)],
+        [Photo(paths[row], *size) for row, size in zip(rows.tolist(), sizes, strict=True)],
         store.read("thumb", keys[rows]),
         errors,
     )
