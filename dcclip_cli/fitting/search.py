@@ -327,7 +327,8 @@ class Fit:
         """Decide how many candidates are trained in each round, and the steps of a full training of each."""
         import torch
 
-        state, plan = self.state, {"threads": torch.get_num_threads(), "augmentations": None}
+        state = self.state
+        plan: dict[str, Any] = {"threads": torch.get_num_threads(), "augmentations": None}
         keeping = {name for name in names if self._candidates[name].student.network == self.teacher.network}
         steps = {name: self.steps // (4 if name in keeping else 1) for name in names}
         if self.options.time_s:
@@ -343,7 +344,11 @@ class Fit:
             if self.options.time_s:  # opening and evaluating a student takes about half of an export
                 training_s = max(0.0, _SEARCHING * left_s - sum(rounds) * state["export_s"] / 2)
                 steps = {name: int(training_s / self._step_s(name)) for name in names}
-            if min(steps[name] for name in names[:count]) >= _LEAST_STEPS * len(rounds) * count:
+                plan["round_s"], step_s = training_s / len(rounds), sorted(map(self._step_s, names[:count]))
+                round_steps = [plan["round_s"] / sum(step_s[-size:]) for size in rounds]
+            else:
+                round_steps = [steps[name] / (len(rounds) * count) for name in names[:count]]
+            if min(round_steps) >= _LEAST_STEPS:
                 break
         state["plan"] = plan | {"names": list(names[:count]), "rounds": rounds if count > 1 else [], "steps": steps}
         self._save()
@@ -371,8 +376,11 @@ class Fit:
             if number == len(state["rounds"]):
                 state["rounds"].append({})
             trained, names = state["rounds"][number], names[:size]
+            round_s, step_s = state["plan"].get("round_s"), sum(map(self._step_s, names))
             for name in (name for name in names if name not in trained):
-                steps = max(_LEAST_STEPS, state["plan"]["steps"][name] // (len(rounds) * size))
+                # Of the same time, a slow network has too few steps to compare with a fast one.
+                equal = state["plan"]["steps"][name] / len(rounds) / size if round_s is None else round_s / step_s
+                steps = max(_LEAST_STEPS, int(equal))
                 job = self._job(self._candidates[name].student, self.out / f"round-{number + 1}" / name, steps)
                 job.begin("distill")
                 result = job.train("distill")
