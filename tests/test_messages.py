@@ -133,7 +133,7 @@ def phrasings() -> list[tuple[re.Pattern[str], str]]:
     """Each listed expression, and what is better."""
     lines = [line for line in LIST.read_text("utf-8").splitlines() if line and not line.startswith("#")]
     pairs = [line.rsplit(" -> ", 1) for line in lines]
-    pairs += [[rf"\b{replaced}\b", term] for replaced, term in replaced_terms("en").items()]
+    pairs += [[rf"(?<![#-])\b{replaced}\b", term] for replaced, term in replaced_terms("en").items()]
     return [(re.compile(expression.replace(" ", r"[\s#]+"), re.I), better) for expression, better in pairs]
 
 

@@ -227,7 +227,8 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     lines = list(rows)
-    numbers = [all(map(_NUMBER.match, filter(None, cells))) for cells in zip(*lines, strict=True)] or [True]
+    numbers = [all(map(_NUMBER.match, filter(None, cells))) for cells in zip(*lines, strict=True)]
+    numbers = numbers or [True] * len(columns)
     for number, column in enumerate(map(translated, columns)):
         right, no_wrap = number and numbers[number], number if all(numbers[1:]) else not number
         table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=bool(no_wrap))

@@ -366,7 +366,7 @@ def _show_duplicates(
         numbered = [(number, photo) for number, group in enumerate(result.groups, 1) for photo in group]
         rows = [(f"{number}", str(photo.image), f"{photo.width} x {photo.height}") for number, photo in numbered]
         copies = len(numbered) - len(result.groups)
-        console.show_table(Message("{:,} copies of {:,} images", copies, len(result.groups)), headings, rows)
+        console.show_table(Message("{:,} copies in {:,} groups", copies, len(result.groups)), headings, rows)
     if page:
         groups = enumerate(result.groups, 1)
         captions = {

@@ -34,8 +34,8 @@ class Known:
 
 def words_of(text: str, tokenize: Callable[[Sequence[str]], np.ndarray]) -> list[str]:
     """The words of a text in order: the longest parts that are one token, else Chinese characters and English words."""
-    max_tokens = tokenize([text]).shape[1]  # the model ignores the rest, and a unit has at least one
-    units = [match.span() for match in islice(_UNITS.finditer(text), max_tokens)]
+    max_units = _MAX_UNITS * tokenize([text]).shape[1]  # the model ignores the rest of a long text
+    units = [match.span() for match in islice(_UNITS.finditer(text), max_units)]
     parts = [
         (first, last) for first in range(len(units)) for last in range(first + 1, min(first + _MAX_UNITS, len(units)))
     ]

@@ -132,7 +132,7 @@ def test_duplicates_are_grouped_across_folders_the_largest_first(tmp_path: Path)
     assert named == [[f"相册/{number}.png", f"手机/c{number}.jpg", f"手机/小{number}.jpg"] for number in range(3)]
     assert "error: " in ran.stderr and page.read_text("utf-8").count("data:image/jpeg;base64,") == 9
     table = dcclip("search", "--duplicates", *folders, "--exclude", "c*", "--exclude", "坏*", "--exclude", "1.png")
-    assert "2 copies of 2 images" in " ".join(table.stdout.split())
+    assert "2 copies in 2 groups" in " ".join(table.stdout.split())
     assert "takes folders only" in dcclip("search", "--duplicates", folders[0], "--not", "红", expect=2).output
 
 
