@@ -358,22 +358,16 @@ def _show_duplicates(
     from dcclip_cli import api
 
     result = api.duplicates(folders, exclude=exclude, progress=talk)
+    numbered = [(number, photo) for number, group in enumerate(result.groups, 1) for photo in group]
+    rows = [(f"{number}", str(photo.image), f"{photo.width} x {photo.height}") for number, photo in numbered]
     if as_json:
         listed = [[{**vars(photo), "image": str(photo.image)} for photo in group] for group in result.groups]
         console.show_json(listed)
     else:
-        headings = Message("group"), Message("image"), Message("pixels")
-        numbered = [(number, photo) for number, group in enumerate(result.groups, 1) for photo in group]
-        rows = [(f"{number}", str(photo.image), f"{photo.width} x {photo.height}") for number, photo in numbered]
-        copies = len(numbered) - len(result.groups)
+        headings, copies = (Message("group"), Message("image"), Message("pixels")), len(rows) - len(result.groups)
         console.show_table(Message("{:,} copies in {:,} groups", copies, len(result.groups)), headings, rows)
     if page:
-        groups = enumerate(result.groups, 1)
-        captions = {
-            photo.image: f"{number} · {photo.width} x {photo.height} · {printable(photo.image.name)}"
-            for number, group in groups
-            for photo in group
-        }
+        captions = {Path(image): f"{number} · {size} · {printable(Path(image).name)}" for number, image, size in rows}
         _write_page(page, translated(Message("Duplicates")), language(), [], captions)
         talk.say(Message("search: {}", page))
     if _show_errors(result.errors):
