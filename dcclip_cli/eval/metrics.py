@@ -182,8 +182,7 @@ def metrics_of(
     weights: Mapping[str, np.ndarray] | None = None,
     names: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """The metrics of a score's details, or those in `names`, with `weights` of labels, image_ranks and text_ranks, or
-    of margins."""
+    """The metrics of a score's details, or those in `names`, with `weights` of the rows of labels, ranks or margins."""
     weigh = weights or {}
     if "margin" in details:  # of queries in two languages; NaN where one does not count
         values = {name: np.ma.masked_invalid(details[name]) for name in details if name not in ("margin", "nearest")}

@@ -157,7 +157,7 @@ def cost_of_random(job: RecipeRun, images: Path, budget: Budget, traced: Path) -
     exported = export(options=export_options, model=student_model, out=folder / "export", fp32_graphs=graphs)
     for file, name in stored.items():
         if not (traced / name).is_dir():
-            (folder / name).mkdir()  # of a search that is stopped now, the next one removes `folder`
+            (folder / name).mkdir()  # if the search is stopped now, the next one removes `folder`
             for part in graphs.glob(f"{file}*"):
                 shutil.copyfile(part, folder / name / part.name)
             traced.mkdir(exist_ok=True)

@@ -378,9 +378,9 @@ class Fit:
             trained, names = state["rounds"][number], names[:size]
             round_s, step_s = state["plan"].get("round_s"), sum(map(self._step_s, names))
             for name in (name for name in names if name not in trained):
-                # Of the same time, a slow network has too few steps to compare with a fast one.
-                equal = state["plan"]["steps"][name] / len(rounds) / size if round_s is None else round_s / step_s
-                steps = max(_LEAST_STEPS, int(equal))
+                # In equal times, a slow network takes too few steps to be compared with a fast one.
+                affordable = state["plan"]["steps"][name] / len(rounds) / size if round_s is None else round_s / step_s
+                steps = max(_LEAST_STEPS, int(affordable))
                 job = self._job(self._candidates[name].student, self.out / f"round-{number + 1}" / name, steps)
                 job.begin("distill")
                 result = job.train("distill")
