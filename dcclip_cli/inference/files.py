@@ -122,12 +122,12 @@ def search(
         raise DcclipError("the text is empty", 'give a query, for example: dcclip search "一只狗" FOLDER')
     encoder = open_encoder(model, device, threads, talk, dims)
     keep_freed_memory()
-    embedder = predictions.Model(encoder)
-    added = [embedder.embed_texts(texts)] if texts else []
-    subtracted = embedder.embed_texts(without) if without else None
-    unknown = unknown_of(encoder, [*texts, *without])
+    embedder, queries = predictions.Model(encoder), [*texts, *without]
+    vectors = embedder.embed_texts(queries) if queries else np.zeros((0, 1), np.float32)
+    unknown = unknown_of(encoder, queries, vectors)
+    added = [vectors[: len(texts)]] if texts else []
     added += [embedder.embed_images(images)] if images else []
-    query = direction(np.concatenate(added), subtracted)
+    query = direction(np.concatenate(added), vectors[len(texts) :])
     indexes = [open_index(encoder, folder, fresh, talk, dtype, exclude) for folder in distinct(folders)]
     count, new = sum(len(index.paths) for index in indexes), sum(index.embedded for index in indexes)
     talk.say(Message("search: {} images, {} of them newly embedded", count, new))

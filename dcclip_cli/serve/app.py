@@ -392,12 +392,12 @@ def _add_search(app: FastAPI, server: Server) -> None:
         minus = [word for word in without if word.strip()]
         if not texts and not files:
             raise DcclipError("the request has neither text nor an image", "send an image or text")
-        added = [await server.encoder.embed_texts(texts)] if texts else []
-        vocabulary = server.encoder.encoder.known
-        unknown = await server.encoder.in_pool(unknown_of, server.encoder.encoder, [*texts, *minus])
-        subtracted = await server.encoder.embed_texts(minus) if minus else None
+        queries, vocabulary = [*texts, *minus], server.encoder.encoder.known
+        vectors = await server.encoder.embed_texts(queries) if queries else np.zeros((0, 1), np.float32)
+        unknown = await server.encoder.in_pool(unknown_of, server.encoder.encoder, queries, vectors)
+        added = [vectors[: len(texts)]] if texts else []
         added += [await server.encoder.embed_images(files)] if files else []
-        query = direction(np.concatenate(added), subtracted)
+        query = direction(np.concatenate(added), vectors[len(texts) :])
         results: list[dict[str, Any]] = []
         indexes = server.live.current
         for hit in await server.encoder.in_pool(search_all, indexes, query, top_k):
