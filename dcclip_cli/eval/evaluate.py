@@ -21,7 +21,7 @@ from dcclip_cli.eval.datasets import Part, Templates, check_dataset, open_datase
 from dcclip_cli.eval.embedding import Embedded, Embedder, FeatureCache, class_vectors
 from dcclip_cli.eval.metrics import Score
 from dcclip_cli.eval.result import ZERO_SHOT, EvalResult, pack, sha256_of
-from dcclip_cli.eval.twins import check_queries, open_twins, score_twins, worst_twins
+from dcclip_cli.eval.twins import check_queries, no_queries, open_twins, score_twins, worst_twins
 from dcclip_cli.inference.encoder import TorchEncoder, load_encoder, shortened
 from dcclip_cli.machine import keep_freed_memory
 from dcclip_cli.model.reference import ModelSource
@@ -79,15 +79,19 @@ class EvalOptions(Options):
 
     @property
     def names(self) -> list[str]:
-        """The data sets, groups expanded, each once; of twins, a data set's names in both languages are one."""
-        names = [name for dataset in self.datasets for name in registry.expand(dataset)]
-        if self.task == "twins":
-            sets = [(name, registry.find(name)) for name in names]
-            names = [
-                registry.name_in(named[0], registry.languages_of(named[0])[-1]) if named else name
-                for name, named in sets
-            ]
-        return list(dict.fromkeys(names))
+        """The data sets, groups expanded, each once.
+
+        Of twins, a data set's names in both languages are one, and groups are without the sets that have no queries.
+        """
+        if self.task != "twins":
+            return list(dict.fromkeys(name for dataset in self.datasets for name in registry.expand(dataset)))
+        names = {}
+        for dataset in self.datasets:
+            for name in registry.expand(dataset):
+                named = registry.find(name)
+                if name == dataset or self.queries or registry.has_twins(name):
+                    names[registry.name_in(named[0], registry.languages_of(named[0])[-1]) if named else name] = None
+        return list(names)
 
     def check_whole(self, name: str, why: str) -> None:
         """Raise DcclipError where no result would compare with those of others, for `why`, in the format `name`."""
@@ -116,7 +120,10 @@ def check_complete(results: Sequence[EvalResult], options: EvalOptions) -> None:
 
 
 def _unused(options: EvalOptions) -> Iterator[DcclipError]:
-    """An error for each option that would change no result."""
+    """An error for each option that would change no result, and for groups without any queries of twins."""
+    if not options.names:
+        yield no_queries(", ".join(options.datasets))
+        return
     kinds = {named[0].task if named else "own" for named in map(registry.find, options.names)}
     with_classes = {"classification", "multi-label"}
     prompted = {"zero-shot": {"own", *with_classes}, "twins": {"own", *with_classes}, "retrieval": with_classes}
@@ -148,6 +155,10 @@ def open_datasets(options: EvalOptions) -> list[DataSet]:
     ]
     if error := _twice([dataset.name for dataset in opened]):
         raise error
+    in_groups = {registry.base_name(name) for dataset in options.datasets for name in registry.expand(dataset)}
+    if skipped := sorted(in_groups - set(map(registry.base_name, options.names))):
+        note = Message("skipped, no class name differs between English and Chinese: {}", ", ".join(skipped))
+        opened[0] = replace(opened[0], notes=(*opened[0].notes, note))
     return opened
 
 

@@ -174,6 +174,13 @@ def classes_of(dataset: str) -> prompts.Prompts | None:
     return prompts.read(prompts_of(named)) if named and named.classes else None
 
 
+def has_twins(dataset: str) -> bool:
+    """Whether a class of the named data set has different names in English and Chinese."""
+    names = classes.names if (classes := classes_of(dataset)) else {}
+    pairs = zip(names.get("en", ()), names.get("zh", ()), strict=False)
+    return any(prompts.normalized(en) != prompts.normalized(zh) for en, zh in pairs)
+
+
 def unknown(name: str) -> DcclipError:
     """The error for a name that is neither a data set nor a path, with the nearest name."""
     valid_names = [*by_name(), *group_names()]

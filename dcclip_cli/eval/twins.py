@@ -71,8 +71,7 @@ def open_twins(
     twins = dict.fromkeys(pair for pair in zip(texts.get("en", ()), texts.get("zh", ()), strict=False) if all(pair))
     different = [(en, zh) for en, zh in twins if prompts.normalized(en) != prompts.normalized(zh)]
     if not different:
-        hint = Message("write lines English<TAB>Chinese into a .tsv file, and add: --queries FILE.tsv")
-        raise DcclipError("{} has no queries that differ between English and Chinese", hint, queries or name)
+        raise no_queries(queries or name)
     counts = dataset.name, len(different), len(twins) - len(different)
     note = Message("{}: {:,} queries; {:,} are left out, whose text is the same in both languages", *counts)
     names_by_language: dict[Language, tuple[str, ...]] = dict(
@@ -83,6 +82,12 @@ def open_twins(
         for language, names in names_by_language.items()
     }
     return replace(dataset, truth=truth, metric="overlap@10", notes=(note,))
+
+
+def no_queries(name: str) -> DcclipError:
+    """The error for data sets or texts without a query that differs between the languages."""
+    hint = Message("write lines English<TAB>Chinese into a .tsv file, and add: --queries FILE.tsv")
+    return DcclipError("{} has no queries that differ between English and Chinese", hint, name)
 
 
 def check_queries(queries: str) -> None:

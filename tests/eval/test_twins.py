@@ -12,6 +12,8 @@ from dcclip_cli.api import compare, evaluate
 from dcclip_cli.data import prompts
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.eval import registry
+from dcclip_cli.eval.evaluate import EvalOptions, check_datasets, open_datasets
 from dcclip_cli.eval.registry import KnownSet
 from dcclip_cli.eval.twins import open_twins, score_twins
 from tests.cli.conftest import dcclip
@@ -122,3 +124,20 @@ def test_queries_are_classes_of_a_named_set_or_a_folder_and_need_both_languages(
         assert f"--{option} has no effect" in dcclip(*shared, *options, expect=1).stderr
     missing = dcclip(*shared, "--task", "twins", "--queries", "nothing.tsv", expect=1)
     assert "unknown data set nothing.tsv" in missing.stderr
+
+
+def test_a_group_is_without_the_sets_whose_names_are_the_same_in_both_languages(
+    small: dict[str, KnownSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digits = {"names": [*"0123456789"], "templates": ["{}"]}
+    content = {"folders": [f"alpha_{number}" for number in range(10)], "en": digits, "zh": digits}
+    (prompts.FOLDER / "mnist.json").write_text(json.dumps(content), "utf-8")
+    monkeypatch.setitem(registry.GROUPS, "elevater", (small["cifar10"], small["mnist"]))
+    layouts.class_folders(tmp_path / "root/cifar10/test", content["folders"])
+    group: dict[str, Any] = {"datasets": ("elevater",), "task": "twins", "data_root": str(tmp_path / "root")}
+    [dataset] = open_datasets(EvalOptions(**group))
+    assert dataset.name == "cifar10-cn" and "and Chinese: mnist" in str(dataset.notes[-1])
+    assert not [*check_datasets(EvalOptions(**group))]
+    assert EvalOptions(**group, queries="cifar100").names == ["cifar10-cn", "mnist-cn"]
+    with refused("retrieval has no queries that differ", "--queries FILE.tsv"):
+        open_datasets(EvalOptions(**group | {"datasets": ("retrieval",)}))
