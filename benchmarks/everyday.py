@@ -26,6 +26,8 @@ from dcclip_cli.data import prompts
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.inference.encoder import Encoder, load_encoder
+from dcclip_cli.inference.files import query_fits
+from dcclip_cli.inference.index import ImageIndex
 from dcclip_cli.inference.zero_shot import class_embeddings, fill, text_embeddings, unknown_of
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
@@ -81,19 +83,22 @@ def embedded(model: Encoder, pairs: list[Pair]) -> np.ndarray:
 def sentence_queries(model: Encoder, images: np.ndarray, sentences: list[str]) -> None:
     """A photograph fits if its sentences, or the names of its class, have a word of every group."""
     rows = []
+    index = ImageIndex(Path(), tuple(map(str, range(len(images)))), images, {}, 0)
     for line in (Path(__file__).parent / "everyday.tsv").read_text("utf-8").splitlines()[1:]:
         query, _, groups = line.split("\t")
         patterns = [re.compile(pattern(group.split("|"))) for group in groups.split(", ")]
-        scores = images @ model.encode_texts([query])[0]
+        [text] = model.encode_texts([query])
+        scores = images @ text
         first = np.argsort(-scores)[:FIRST]
         fit = sum(all(words.search(sentences[place]) for words in patterns) for place in first)
-        warned = bool(unknown_of(model, [query])) or bool(model.known and scores.max() < model.known.fits)
-        rows.append((fit >= USEFUL, warned))
-        print(f"{query}: {fit} of {FIRST}, {scores.max():.2f} {'warned' if warned else ''}")
+        unfit, ignored = not query_fits(model, [index], text, [query]), unknown_of(model, [query], text[None])
+        rows.append((fit >= USEFUL, unfit, bool(ignored), unfit or bool(ignored)))
+        print(f"{query}: {fit} of {FIRST}, {scores.max():.2f} {'nothing fits' if unfit else ''} {', '.join(ignored)}")
     for half, part in (("first half", rows[::2]), ("second half", rows[1::2])):
-        shares = [np.mean([warned for useful, warned in part if useful == kind]) for kind in (True, False)]
-        count = sum(useful for useful, _ in part)
-        print(f"{half}: useful {count} of {len(part)}; warned: {shares[0]:.2f} of useful, {shares[1]:.2f} of useless")
+        useful, *warnings = np.array(part).T
+        print(f"{half}: useful {useful.sum()} of {len(part)}")
+        for name, warned in zip(("nothing fits", "ignored words", "either"), warnings, strict=True):
+            print(f"  {name}: {warned[useful].mean():.2f} of useful, {warned[~useful].mean():.2f} of useless")
 
 
 def pattern(words: list[str]) -> str:

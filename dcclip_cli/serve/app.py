@@ -31,6 +31,7 @@ from dcclip_cli.errors import DcclipError, Message, translated
 from dcclip_cli.files import refuse_special
 from dcclip_cli.html import SHARED_PAGE, jpeg_thumbnail
 from dcclip_cli.inference.encoder import Encoder
+from dcclip_cli.inference.files import query_fits
 from dcclip_cli.inference.images import batched, mime_type
 from dcclip_cli.inference.index import ImageIndex, direction, search_all
 from dcclip_cli.inference.model import best
@@ -392,20 +393,19 @@ def _add_search(app: FastAPI, server: Server) -> None:
         minus = [word for word in without if word.strip()]
         if not texts and not files:
             raise DcclipError("the request has neither text nor an image", "send an image or text")
-        queries, vocabulary = [*texts, *minus], server.encoder.encoder.known
+        encoder, queries, indexes = server.encoder.encoder, [*texts, *minus], server.live.current
         vectors = await server.encoder.embed_texts(queries) if queries else np.zeros((0, 1), np.float32)
-        unknown = await server.encoder.in_pool(unknown_of, server.encoder.encoder, queries, vectors)
+        unknown = await server.encoder.in_pool(unknown_of, encoder, queries, vectors)
         added = [vectors[: len(texts)]] if texts else []
         added += [await server.encoder.embed_images(files)] if files else []
         query = direction(np.concatenate(added), vectors[len(texts) :])
         results: list[dict[str, Any]] = []
-        indexes = server.live.current
         for hit in await server.encoder.in_pool(search_all, indexes, query, top_k):
             above = [place for place, index in enumerate(indexes) if hit.image.is_relative_to(index.folder)]
             folder = max(above, key=lambda place: len(indexes[place].folder.parts))  # the one that contains it
             name = str(hit.image.relative_to(indexes[folder].folder))
             results.append(_shown_image(folder, name) | {"score": round(hit.score, 6)})
-        fits = bool(results) and (bool(files) or vocabulary is None or results[0]["score"] >= vocabulary.fits)
+        fits = bool(results) and bool(files or await server.encoder.in_pool(query_fits, encoder, indexes, query, texts))
         return {"results": results, "unknown": unknown, "fits": fits}
 
 

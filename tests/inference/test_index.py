@@ -2,8 +2,9 @@
 
 import errno
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.inference.encoder import shortened
+from dcclip_cli.inference.files import query_fits
 from dcclip_cli.inference.index import (
     ImageIndex,
     compressed,
@@ -23,6 +25,7 @@ from dcclip_cli.inference.index import (
     search_all,
 )
 from dcclip_cli.inference.onnx_encoder import OnnxEncoder
+from dcclip_cli.model.known import Known
 from dcclip_cli.progress import Lines, Silent
 from tests.damage import damage
 
@@ -243,3 +246,27 @@ def test_dimensions_that_a_model_was_not_trained_for_are_warned_of_and_too_many_
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     with pytest.raises(DcclipError, match="the embeddings have 16 dimensions, fewer than 24"):
         shortened(model, 24, Silent()).encode_texts(["猫"])
+
+
+@pytest.mark.parametrize(
+    ("photos", "cats", "fits"), [(400, 1, True), (1500, 2, False), (1500, 3, True), (9000, 8, True)]
+)
+def test_a_query_fits_if_enough_of_the_photos_fit_each_of_its_words(photos: int, cats: int, fits: bool) -> None:
+    class Words:
+        """A model of two words; 一只 and a are unknown, as words of grammar are."""
+
+        known = Known(dimension=2, most=0.9, fits=0.5)
+        embeddings: ClassVar = {"猫": (1, 0, 0), "cat": (1, 0, 0), "狗": (0, 1, 0), "dog": (0, 1, 0)}
+
+        def tokenize(self, texts: Sequence[str]) -> np.ndarray:
+            return np.array([[text in self.embeddings, 0] for text in texts], np.int64) * 5
+
+        def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+            return np.array([self.embeddings.get(text, (0, 0, 1)) for text in texts], np.float32)
+
+    embeddings = np.tile(np.float32([0, 1, 0]), (photos, 1))
+    embeddings[:cats] = [1, 0, 0]
+    index = ImageIndex(Path(), tuple(map(str, range(photos))), embeddings, {}, 0)
+    query = np.float32([0.6, 0.8, 0])
+    texts = (["一只猫", "狗"], ["a cat", "dog"], ["猫狗"])
+    assert [query_fits(Words(), [index], query, text) for text in texts] == [fits] * 3  # type: ignore[arg-type]

@@ -96,12 +96,19 @@ def test_a_concrete_word_that_it_never_learnt_fits_no_photograph(starter: Encode
 def test_predict_and_search_say_what_it_never_learnt_and_that_nothing_fits() -> None:
     model = dcclip_cli.load("starter", device="cpu")
     assert model.unknown(["猫", "bureaucracy", "莎士比亚", "a photo of a rocket"]) == ["bureaucracy", "莎士比亚"]
-    searches = {text: dcclip_cli.search(text, PHOTOS) for text in ("rocket", "香蕉", "justice")}
-    assert {text: (search_result.unknown, search_result.fits) for text, search_result in searches.items()} == {
-        "rocket": ([], True),
+    expected: dict[str, tuple[list[str], bool]] = {
+        "a rocket": ([], True),
         "香蕉": ([], False),
+        "a cat on the sofa": ([], False),  # no photograph shows a sofa
+        "沙发上的猫": ([], False),
         "justice": (["justice"], False),
     }
+    searches = {text: dcclip_cli.search(text, PHOTOS) for text in expected}
+    assert {text: (result.unknown, result.fits) for text, result in searches.items()} == expected
+    with TestClient(application(model._encoder, [open_index(model._encoder, PHOTOS)])) as client:
+        assert [client.post("/search", data={"text": text}).json()["fits"] for text in expected] == [
+            fits for _, fits in expected.values()
+        ]
     done = CliRunner().invoke(app, ["predict", str(PHOTOS / "cat.jpg"), "--labels", "猫,justice", "--json"])
     labels = json.loads(done.stdout)[0]["labels"]
     assert [label.get("unknown", False) for label in labels] == [False, True]
