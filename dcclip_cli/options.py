@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Strict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 from pydantic_core import to_jsonable_python
 
 T = TypeVar("T")
@@ -13,6 +13,7 @@ NEUTRAL = "neutral"
 # Neutral[int]: an int option that changes speed or what is shown, never the result.
 Neutral = Annotated[T, NEUTRAL]
 PathOption = Annotated[Path, Strict(False)]  # which a text gives, as in YAML
+Dims = Annotated[int, Field(ge=8, le=8192)]  # of embeddings
 
 
 class Options(BaseModel):

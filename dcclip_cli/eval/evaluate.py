@@ -25,7 +25,7 @@ from dcclip_cli.eval.twins import check_queries, no_queries, open_twins, score_t
 from dcclip_cli.inference.encoder import TorchEncoder, load_encoder, shortened
 from dcclip_cli.machine import keep_freed_memory
 from dcclip_cli.model.reference import ModelSource
-from dcclip_cli.options import Options
+from dcclip_cli.options import Dims, Options
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
 
@@ -69,10 +69,8 @@ class EvalOptions(Options):
         (), description="Training images per class of each linear probe; 0 means all; default: 5, 20, 50 and all"
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Precision of torch models")
-    dims: int | None = Field(
+    dims: Dims | None = Field(
         None,
-        ge=8,
-        le=8192,
         description="Number of leading dimensions of embeddings to use, for models trained with `dims`; null: all",
     )
     workers: int = Field(2, ge=1, le=256, description="Threads that read and resize images")

@@ -38,7 +38,7 @@ from dcclip_cli.model.model_dir import model_fingerprint
 from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.preprocess import Patches
 from dcclip_cli.model.reference import ModelSource, furthest_stage
-from dcclip_cli.options import Options
+from dcclip_cli.options import Dims, Options
 from dcclip_cli.own import imported, own_errors, own_name
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
@@ -83,10 +83,8 @@ class ExportOptions(Options):
     prompts: dict[Language, tuple[str, ...]] | None = Field(
         None, description="Prompt templates by language for predict; {} is the label: {en: ['a photo of a {}.']}"
     )
-    dims: int | None = Field(
+    dims: Dims | None = Field(
         None,
-        ge=8,
-        le=8192,
         description="Number of leading dimensions that the exported graphs return, for models trained with `dims`; "
         "null: all",
     )

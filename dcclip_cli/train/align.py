@@ -14,7 +14,7 @@ from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.losses import DistillLoss
 from dcclip_cli.train.losses.base import Tower
 from dcclip_cli.train.losses.contrastive import ContrastOptions, TaskLoss
-from dcclip_cli.train.options import MOST_PER_STEP, TrainOptions
+from dcclip_cli.train.options import PerStep, TrainOptions
 
 
 class AlignOptions(ContrastOptions, TrainOptions):
@@ -26,17 +26,11 @@ class AlignOptions(ContrastOptions, TrainOptions):
         (), description="Distillation losses in addition to the contrastive loss, to retain what stage 1 learned"
     )
     train: Source | None = Field(None, description="Pairs for this stage only; default: data.train")
-    images_per_step: int | None = Field(
-        None,
-        ge=1,
-        le=MOST_PER_STEP,
-        description="Images of data.images per step in addition to batch_size pairs, for `losses`; default: none",
+    images_per_step: PerStep | None = Field(
+        None, description="Images of data.images per step in addition to batch_size pairs, for `losses`; default: none"
     )
-    texts_per_step: int | None = Field(
-        None,
-        ge=1,
-        le=MOST_PER_STEP,
-        description="Texts of data.texts per step in addition to batch_size pairs, for `losses`; default: none",
+    texts_per_step: PerStep | None = Field(
+        None, description="Texts of data.texts per step in addition to batch_size pairs, for `losses`; default: none"
     )
     start: str = Field(
         "distill", description="Model to start from: `distill` (this recipe's stage 1), `scratch` or a model directory"

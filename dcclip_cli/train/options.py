@@ -12,12 +12,14 @@ from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.errors import Message
 from dcclip_cli.model import Precision
 from dcclip_cli.model.teachers import Teacher
-from dcclip_cli.options import Neutral, Options
+from dcclip_cli.options import Dims, Neutral, Options
 from dcclip_cli.train.lora import LoraOptions
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
-_MOST_STEPS = 100_000_000
+Rate = Annotated[float, Field(gt=0, le=100)]  # of learning
+Steps = Annotated[int, Field(ge=1, le=100_000_000)]
 MOST_PER_STEP = 2**20  # samples
+PerStep = Annotated[int, Field(ge=1, le=MOST_PER_STEP)]
 
 
 class OptimizerOptions(Options):
@@ -31,11 +33,9 @@ class OptimizerOptions(Options):
     kind: Literal["adamw", "muon", "sgd"] = Field(
         "adamw", description="Optimizer; muon needs fewer steps and a learning rate about ten times as high"
     )
-    lr: float = Field(1e-3, gt=0, le=100, description="Peak learning rate")
-    other_lr: float | None = Field(
+    lr: Rate = Field(1e-3, description="Peak learning rate")
+    other_lr: Rate | None = Field(
         None,
-        gt=0,
-        le=100,
         description="Peak learning rate of the parameters that Muon leaves to AdamW: norms, biases, embeddings; "
         "default: lr",
     )
@@ -76,17 +76,15 @@ class TrainOptions(Options):
     epochs: float | None = Field(
         None, gt=0, le=100_000, description="Passes over the training pairs; fractions are allowed"
     )
-    steps: int | None = Field(None, ge=1, le=_MOST_STEPS, description="Training steps, instead of epochs")
+    steps: Steps | None = Field(None, description="Training steps, instead of epochs")
     batch_size: int = Field(256, ge=2, le=MOST_PER_STEP, description="Pairs per step, over all processes")
-    accumulate: Annotated[int, Field(ge=1, le=MOST_PER_STEP)] | Literal["auto"] = Field(
+    accumulate: PerStep | Literal["auto"] = Field(
         1,
         description="Gradient-accumulation parts per batch, to save memory; losses see one part at a time. auto: 1, "
         "doubled whenever memory runs out",
     )
-    images_per_part: int | None = Field(
+    images_per_part: PerStep | None = Field(
         None,
-        ge=1,
-        le=MOST_PER_STEP,
         description="Maximum images per forward pass of the student in each process; batches are split into the "
         "fewest equal parts within this limit. null: accumulate sets the number of parts",
     )
@@ -106,7 +104,7 @@ class TrainOptions(Options):
         "train all parameters",
     )
     warmup_steps: int = Field(
-        100, ge=0, le=_MOST_STEPS, description="Steps of linear learning-rate warm-up, followed by cosine decay to 0"
+        100, ge=0, le=100_000_000, description="Steps of linear learning-rate warm-up, followed by cosine decay to 0"
     )
     clip_norm: float | None = Field(1.0, gt=0, le=1e6, description="Gradient-norm clipping; null disables it")
     precision: Precision = Field(
@@ -131,11 +129,8 @@ class TrainOptions(Options):
     ema: float | None = Field(
         None, gt=0, lt=1, description="EMA decay: save an exponential moving average of the weights; null: no EMA"
     )
-    validate_every_steps: int | None = Field(
-        None,
-        ge=1,
-        le=_MOST_STEPS,
-        description="Steps between zero-shot validations on data.validation in each language; null: none",
+    validate_every_steps: Steps | None = Field(
+        None, description="Steps between zero-shot validations on data.validation in each language; null: none"
     )
     patience: int | None = Field(
         None,
@@ -160,17 +155,15 @@ class TrainOptions(Options):
         description="CPU threads of torch; bit-identical runs need the same number. Default: one per core that is "
         "not used by other programs or `workers`",
     )
-    log_every_steps: Neutral[int] = Field(
-        20, ge=1, le=_MOST_STEPS, description="Steps between entries in metrics.jsonl and the trackers"
-    )
-    checkpoint_every_steps: Neutral[Annotated[int, Field(ge=1, le=_MOST_STEPS)] | None] = Field(
+    log_every_steps: Neutral[Steps] = Field(20, description="Steps between entries in metrics.jsonl and the trackers")
+    checkpoint_every_steps: Neutral[Steps | None] = Field(
         200, description="Steps between checkpoints that a run can resume from; null: no step-based checkpoints"
     )
     checkpoint_every_minutes: Neutral[Annotated[float, Field(gt=0, le=100_000)] | None] = Field(
         None, description="Minutes between checkpoints, in addition to those of checkpoint_every_steps; null: none"
     )
     keep_checkpoints: Neutral[int] = Field(1, ge=1, le=1000, description="Number of most recent checkpoints to keep")
-    dims: tuple[Annotated[int, Field(ge=8, le=8192)], ...] = Field(
+    dims: tuple[Dims, ...] = Field(
         (),
         description="Matryoshka training: also compute losses on the first d dimensions of embeddings, for each d in "
         "this list, with equal weights, so that embeddings can be shortened to d",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Needs = Literal["images", "texts", "pairs"]
 Tower = Literal["image", "text"]
-MOST_WEIGHT = 1e6
+WeightNumber = Annotated[float, Field(ge=0, le=1e6)]
 BOTH: frozenset[Tower] = frozenset({"image", "text"})
 
 
@@ -144,13 +144,13 @@ class Widths:
 class Schedule(Options):
     """A weight that changes linearly over the run."""
 
-    start: float = Field(ge=0, le=MOST_WEIGHT, description="Weight at the start of the run")
-    end: float = Field(ge=0, le=MOST_WEIGHT, description="Weight at the end of the run")
+    start: WeightNumber = Field(description="Weight at the start of the run")
+    end: WeightNumber = Field(description="Weight at the end of the run")
 
 
 # The discriminator keeps a wrong schedule from being reported as a wrong number as well.
 Weight = Annotated[
-    Annotated[float, Field(ge=0, le=MOST_WEIGHT), Tag("number")] | Annotated[Schedule, Tag("schedule")],
+    Annotated[WeightNumber, Tag("number")] | Annotated[Schedule, Tag("schedule")],
     Discriminator(lambda weight: "schedule" if isinstance(weight, dict | Schedule) else "number"),
 ]
 

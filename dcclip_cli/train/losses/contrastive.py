@@ -10,7 +10,7 @@ from pydantic import Field
 
 from dcclip_cli.data.batch import OTHER
 from dcclip_cli.options import Options
-from dcclip_cli.train.losses.base import BOTH, MOST_WEIGHT, Loss, Outputs, Tower, per_process, take
+from dcclip_cli.train.losses.base import BOTH, Loss, Outputs, Tower, WeightNumber, per_process, take
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,20 +22,14 @@ class ContrastOptions(Options):
     loss: Literal["clip", "siglip"] = Field(
         "clip", description="clip: symmetric InfoNCE; siglip: a sigmoid loss per pair, with a learned bias"
     )
-    cross_lingual: float = Field(
-        0.0, ge=0, le=MOST_WEIGHT, description="Weight of the contrastive loss between an image's zh and en captions"
+    cross_lingual: WeightNumber = Field(
+        0.0, description="Weight of the contrastive loss between an image's zh and en captions"
     )
-    cosine: float = Field(
-        0.0,
-        ge=0,
-        le=MOST_WEIGHT,
-        description="Weight of 1 - cosine(image, caption); pulls captions towards a locked image tower",
+    cosine: WeightNumber = Field(
+        0.0, description="Weight of 1 - cosine(image, caption); pulls captions towards a locked image tower"
     )
-    other_weight: float = Field(
-        1.0,
-        ge=0,
-        le=MOST_WEIGHT,
-        description="Weight of the second captions (captions.second_caption) relative to the first",
+    other_weight: WeightNumber = Field(
+        1.0, description="Weight of the second captions (captions.second_caption) relative to the first"
     )
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -26,13 +25,19 @@ from dcclip_cli.train.losses.base import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 MOST_SCALE = 10_000.0  # a temperature of 0.0001
+Scale = Annotated[float, Field(gt=0, le=MOST_SCALE)]
 
 
 class AdaptedLoss(TeacherLoss):
     """A loss on the student's embeddings at the teacher's width."""
 
     def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:
-        return embedding_adapters(student, teacher)
+        from torch import nn
+
+        if student.embedding == teacher.embedding:
+            return {}
+        shape = student.embedding, teacher.embedding
+        return {"image_embedding": nn.Linear(*shape, bias=False), "text_embedding": nn.Linear(*shape, bias=False)}
 
 
 class EmbeddingLoss(AdaptedLoss):
@@ -60,17 +65,17 @@ class EmbeddingLoss(AdaptedLoss):
     def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
         from torch.nn import functional as F
 
-        adapted, weights = adapt_embeddings(student, adapters), student.weights("texts")
+        (images, texts), weights = adapt_embeddings(student, adapters), student.weights("texts")
         weights = {name: weight for name, weight in weights.items() if name.removesuffix(OTHER) in self.languages}
 
         def of_texts(name: str) -> Tensor:
-            return 1 - F.cosine_similarity(adapted.texts[name], teacher.texts[name].embedding).mean()
+            return 1 - F.cosine_similarity(texts[name], teacher.texts[name].embedding).mean()
 
-        texts = mean_over_languages(weights, of_texts, adapted.image)
-        if not len(adapted.image):
-            return texts
-        image = 1 - F.cosine_similarity(adapted.image, teacher.image.embedding).mean()
-        return (image + texts) / 2 if weights else image
+        text_loss = mean_over_languages(weights, of_texts, images)
+        if not len(images):
+            return text_loss
+        image_loss = 1 - F.cosine_similarity(images, teacher.image.embedding).mean()
+        return (image_loss + text_loss) / 2 if weights else image_loss
 
 
 class CrossLingualLoss(AdaptedLoss):
@@ -87,7 +92,7 @@ class CrossLingualLoss(AdaptedLoss):
     def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
         from torch.nn import functional as F
 
-        adapted = adapt_embeddings(student, adapters).texts
+        _, adapted = adapt_embeddings(student, adapters)
 
         def of_parallel(zh: str) -> Tensor:
             en = "en" + zh.removeprefix("zh")
@@ -107,7 +112,7 @@ class InteractiveLoss(AdaptedLoss):
     """
 
     kind: Literal["interactive"] = "interactive"
-    scale: float = Field(20.0, gt=0, le=MOST_SCALE, description="1 / temperature of both halves, fixed")
+    scale: Scale = Field(20.0, description="1 / temperature of both halves, fixed")
     learns: Literal["both", "image", "text"] = Field(
         "both", description="Towers that this loss trains; with this loss, a small text tower tends to memorize names"
     )
@@ -120,7 +125,7 @@ class InteractiveLoss(AdaptedLoss):
         import torch
         from torch.nn import functional as F
 
-        adapted = adapt_embeddings(student, adapters)
+        student_images, student_texts = adapt_embeddings(student, adapters)
         image = F.normalize(teacher.image.embedding, dim=-1)
 
         def of_pairs(language: str) -> Tensor:
@@ -129,9 +134,9 @@ class InteractiveLoss(AdaptedLoss):
             labels, logits = take(torch.arange(len(index), device=index.device), local), []
             if self.learns != "text":
                 text = F.normalize(take(teacher.texts[language].embedding, paired), dim=-1)
-                logits.append(self.scale * F.normalize(adapted.image[take(index, local)], dim=-1) @ text.T)
+                logits.append(self.scale * F.normalize(student_images[take(index, local)], dim=-1) @ text.T)
             if self.learns != "image":
-                text = F.normalize(take(take(adapted.texts[language], paired), local), dim=-1)
+                text = F.normalize(take(take(student_texts[language], paired), local), dim=-1)
                 logits.append(self.scale * text @ image[index].T)
             rows = per_process(len(index), local)
             halves = [F.cross_entropy(of_tower, labels, reduction="sum") / rows for of_tower in logits]
@@ -149,14 +154,14 @@ class AnchorsLoss(AdaptedLoss):
     """
 
     kind: Literal["anchors"] = "anchors"
-    scale: float = Field(20.0, gt=0, le=MOST_SCALE, description="1 / temperature of all distributions, fixed")
+    scale: Scale = Field(20.0, description="1 / temperature of all distributions, fixed")
     trains: ClassVar[frozenset[Tower]] = BOTH
     joint: ClassVar[bool] = True
 
     def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
         from torch.nn import functional as F
 
-        adapted = adapt_embeddings(student, adapters)
+        student_images, student_texts = adapt_embeddings(student, adapters)
         image = teacher.image.embedding
 
         def divergence(entry: str, rows: Tensor, targets: Tensor, anchors: Tensor) -> Tensor:
@@ -170,10 +175,10 @@ class AnchorsLoss(AdaptedLoss):
 
         def of_language(language: str) -> Tensor:
             text = teacher.texts[language].embedding
-            of_images = divergence(IMAGES, adapted.image, image, text)
-            return (of_images + divergence(language, adapted.texts[language], text, image)) / 2
+            of_images = divergence(IMAGES, student_images, image, text)
+            return (of_images + divergence(language, student_texts[language], text, image)) / 2
 
-        return mean_over_languages(student.weights("texts") if len(image) else {}, of_language, adapted.image)
+        return mean_over_languages(student.weights("texts") if len(image) else {}, of_language, student_images)
 
 
 class SimilarityLoss(TeacherLoss):
@@ -184,11 +189,8 @@ class SimilarityLoss(TeacherLoss):
     """
 
     kind: Literal["similarity", "affinity"] = "similarity"
-    scale: float | None = Field(
-        None,
-        gt=0,
-        le=MOST_SCALE,
-        description="1 / temperature of both models, fixed; default: 20 for similarity, 50 for affinity",
+    scale: Scale | None = Field(
+        None, description="1 / temperature of both models, fixed; default: 20 for similarity, 50 for affinity"
     )
     trains: ClassVar[frozenset[Tower]] = BOTH
 
@@ -217,11 +219,8 @@ class EnsembleLoss(Loss):
     """
 
     kind: Literal["ensemble"] = "ensemble"
-    scale: float | None = Field(
-        None,
-        gt=0,
-        le=MOST_SCALE,
-        description="Fixed 1 / temperature of the student; default: the student's learned value",
+    scale: Scale | None = Field(
+        None, description="Fixed 1 / temperature of the student; default: the student's learned value"
     )
     trains: ClassVar[frozenset[Tower]] = BOTH
 
@@ -252,34 +251,13 @@ class EnsembleLoss(Loss):
         return {self.kind: mean_over_languages(student.weights("paired"), of_pairs, student.image.embedding)}
 
 
-@dataclass(frozen=True)
-class Embeddings:
-    """The student's embeddings at a teacher's width."""
-
-    image: Tensor
-    texts: dict[str, Tensor]
-
-
-def embedding_adapters(student: Widths, teacher: Widths) -> dict[str, nn.Module]:
-    """Linear layers from the student's shared width to the teacher's; none where they agree."""
+def adapt_embeddings(student: Outputs, adapters: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The student's embeddings of images, and of texts by language, at the teacher's width."""
     from torch import nn
 
-    if student.embedding == teacher.embedding:
-        return {}
-    shape = student.embedding, teacher.embedding
-    return {"image_embedding": nn.Linear(*shape, bias=False), "text_embedding": nn.Linear(*shape, bias=False)}
-
-
-def adapt_embeddings(student: Outputs, adapters: Mapping[str, nn.Module]) -> Embeddings:
-    """The student's embeddings after the adapters of `embedding_adapters`."""
-    texts = {language: features.embedding for language, features in student.texts.items()}
-    if "image_embedding" not in adapters:
-        return Embeddings(student.image.embedding, texts)
-    adapt = adapters["text_embedding"]
-    return Embeddings(
-        adapters["image_embedding"](student.image.embedding),
-        {language: adapt(embedding) for language, embedding in texts.items()},
-    )
+    adapt_image, adapt_text = (adapters.get(f"{tower}_embedding", nn.Identity()) for tower in ("image", "text"))
+    texts = {language: adapt_text(features.embedding) for language, features in student.texts.items()}
+    return adapt_image(student.image.embedding), texts
 
 
 def similarities(outputs: Outputs, language: str, scale: Tensor | float | None) -> tuple[Tensor, Tensor]:
