@@ -440,7 +440,7 @@ def reader_row(setup: Setup, data: str, label: str) -> Row:
     dataset = open_pairs(setup.work / data)
     collator = Collator(dataset, 0, Augment(crop=0.6), CaptionOptions(), training_preprocess(towers), tokenize)
     sampler = MixedBatchSampler((EpochBatchSampler(dataset, min(64, len(dataset) // 4), seed=0),))
-    batches = load_batches(collator, sampler(0, (4 if is_tiny else 40) + workers), workers, 2)
+    batches = load_batches(collator.batch, sampler(0, (4 if is_tiny else 40) + workers), workers, 2)
     next(batches)
     began = time.perf_counter()
     count = sum(len(batch.pixels) for batch in batches)

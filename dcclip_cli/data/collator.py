@@ -41,9 +41,8 @@ class Collator:
     `preprocess` makes the student's pixels, and each of `teacher_preprocess` a teacher's, from the same augmented
     image: uint8, or float32 where a library's own preprocessing makes them; equal ones make one tensor. Each of
     `read_features` reads what a teacher's cache has of a batch. A sample has `num_augmentations` different
-    augmentations, 0: a new one each epoch. `with_caption_ids` fills Texts.caption_ids and Texts.image_caption_ids. The
-    loader makes the part of a batch that `process`, of so many `processes`, trains on: with the sampler's `nodes`,
-    samples of its node.
+    augmentations, 0: a new one each epoch. `with_caption_ids` fills Texts.caption_ids and Texts.image_caption_ids. With
+    the sampler's `nodes`, a process's part of a batch has samples of its node.
     """
 
     dataset: PairDataset
@@ -57,16 +56,7 @@ class Collator:
     with_caption_ids: bool = False
     image_cache: ImageCache = field(default_factory=ImageCache, compare=False, repr=False)
     read_features: tuple[Callable[[Batch], StoredFeatures], ...] = ()
-    process: int = 0
-    processes: int = 1
     nodes: int = 1
-
-    def __getitems__(self, samples: list[Sample]) -> Batch | DcclipError:
-        """The batch, or the error in its data: a DataLoader would lose the hint of an error that is raised here."""
-        try:
-            return self.batch(samples, self.process, self.processes)
-        except DcclipError as error:
-            return error
 
     def batch(self, samples: Sequence[Sample], process: int = 0, processes: int = 1) -> Batch:
         """The batch of a step's samples, or the part of one of `processes`. Raises DcclipError for a bad image."""

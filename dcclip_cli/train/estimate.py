@@ -125,8 +125,6 @@ class BlankStage(Stage):
         with library_errors(message, Message("remove layer_decay")):
             return task, make_optimizer(task, self.options.optimizer.model_copy(update={"newton_schulz": "fp32"}))
 
-    # ---- what a step is measured with
-
     caches, identity = (), {}
 
     @cached_property
@@ -191,8 +189,6 @@ class BlankStage(Stage):
             yield ("gradient_checkpointing",), partial(checkpoint_gradients, self.towers.model, self.towers.name)
         yield ("dims",), partial(shorter_dims, self.options.dims, widths(self.towers).embedding)
         yield ("optimizer",), self.build
-
-    # ---- steps, rows and bytes
 
     @cached_property
     def known_sizes(self) -> dict[str, int]:
@@ -309,9 +305,6 @@ def open_blank(teacher: Teacher) -> Towers | None:
     return towers
 
 
-# ---- times and memory
-
-
 def measure(stage: BlankStage, with_teachers: bool = True) -> Times:
     """Rough times and the peak memory of a step, and the paces of cached teachers, measured in a process of its own.
 
@@ -379,7 +372,7 @@ def _steps(stage: BlankStage, trainer: Trainer, parts: int, workers: int) -> Ite
         is_last = counts == sizes or cpu_s >= _ENOUGH_CPU_S
         samplers = zip(stage.training.sampler.samplers, counts, strict=True)
         sampler = MixedBatchSampler(tuple(replace(sampler, batch_size=count) for sampler, count in samplers))
-        batches = load_batches(stage.collator, sampler(0, runs), min(1, workers), 1)
+        batches = load_batches(stage.collator.batch, sampler(0, runs), min(1, workers), 1)
         first, began = next(batches), time.perf_counter()
         second, load_s = next(batches), time.perf_counter() - began
         began, seconds = time.process_time(), list[float]()
@@ -430,9 +423,6 @@ def _seconds(action: Callable[[], object], device: str) -> float:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
     return time.perf_counter() - began
-
-
-# ---- in words
 
 
 def lines(stage: BlankStage, times: Times) -> Iterator[str]:

@@ -7,12 +7,12 @@ import io
 import mmap
 import os
 import pickle
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.processes import begin_worker
@@ -21,14 +21,18 @@ _ALIGNED = 64  # bytes
 
 
 def load_batches(
-    source: Any, samples: Iterable[Any], workers: int, prefetch: int | None = None, pin_memory: bool = False
+    make: Callable[[Any], Any],
+    samples: Iterable[Any],
+    workers: int,
+    prefetch: int | None = None,
+    pin_memory: bool = False,
 ) -> Generator[Any]:
-    """What `source.__getitems__` makes of each of `samples`, in order, in `workers` processes (0: in this one).
+    """What `make` returns for each of `samples`, in order, from `workers` processes (0: from this one).
 
-    The processes are forked at once. Raises a DcclipError that is made in place of a batch.
+    The processes are forked at once. Raises DcclipError as `make` does.
     """
     loader = DataLoader(
-        source,
+        _Source(make),
         batch_sampler=samples,
         collate_fn=_Packed if workers else lambda batch: batch,
         num_workers=workers,
@@ -46,6 +50,19 @@ def load_batches(
     finally:
         if freezes:
             gc.unfreeze()
+
+
+class _Source(Dataset[Any]):
+    """A dataset that returns the errors of `make`: torch would lose the hint of an error that is raised in a worker."""
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        self._make = make
+
+    def __getitems__(self, samples: Any) -> Any:
+        try:
+            return self._make(samples)
+        except DcclipError as error:
+            return error
 
 
 def _raising(loaded: Any, workers: int) -> Generator[Any]:

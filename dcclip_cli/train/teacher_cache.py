@@ -33,7 +33,7 @@ from dcclip_cli.data.samplers import MixedBatchSampler, Sample
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import cache_folder, remove
 from dcclip_cli.model.precision import finite
-from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Towers
+from dcclip_cli.model.towers import ImageFeatures, TextFeatures
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.store import FeatureStore, MissingRows, Ragged, Values, digests, open_block, write_block
 from dcclip_cli.train.distributed import process_count, process_index
@@ -68,9 +68,6 @@ def stores_of(
     return FeatureStore(folder / f"images-{_short(augmentation)}", warn), FeatureStore(folder / "texts", warn)
 
 
-# ---- the keys of rows
-
-
 def image_keys(dataset: PairDataset, samples: Iterable[Sample]) -> np.ndarray:
     """The keys of augmented images, (sample, augmentation) each.
 
@@ -83,9 +80,6 @@ def image_keys(dataset: PairDataset, samples: Iterable[Sample]) -> np.ndarray:
 
 def text_keys(texts: Iterable[str]) -> np.ndarray:
     return digests("text", (text.encode() for text in texts))
-
-
-# ---- reading them in the loader's workers
 
 
 @dataclass(frozen=True)
@@ -140,24 +134,6 @@ def _read(store: FeatureStore, names: Sequence[str], keys: np.ndarray) -> dict[s
         rows = (firsts[:, None] + columns) * (columns < lengths[:, None])
         tensors[name] = torch.from_numpy(values.values), rows, lengths
     return tensors
-
-
-# ---- computing them
-
-
-@dataclass(frozen=True)
-class _Images:
-    """Augmented images as the teacher takes them."""
-
-    collator: Collator
-    teacher: Towers
-
-    def __getitems__(self, samples: list[Sample]) -> torch.Tensor | DcclipError:
-        try:
-            preprocess = training_preprocess(self.teacher)
-            return stacked([self.collator.pixels(*sample, preprocess)[0] for sample in samples])
-        except DcclipError as error:
-            return error  # torch would lose the hint of an error raised in a worker
 
 
 class TeacherCache(TeacherFeatures):
@@ -297,8 +273,12 @@ class TeacherCache(TeacherFeatures):
         teacher = self._teacher.towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         layers = tuple(layer for layer in self._maps if layer != -1)
         samples_of_batches = ([samples[row] for row in batch] for batch in batches)
-        images = _Images(self._collator, teacher)
-        for pixels in load_batches(images, samples_of_batches, self._workers, pin_memory=self._on_gpu):
+        preprocess = training_preprocess(teacher)
+
+        def read(batch: list[Sample]) -> Tensor:
+            return stacked([self._collator.pixels(*sample, preprocess)[0] for sample in batch])
+
+        for pixels in load_batches(read, samples_of_batches, self._workers, pin_memory=self._on_gpu):
             moved = normalized(pixels.to(self._teacher.device, non_blocking=True), teacher.preprocessing)
             moved = moved.contiguous(memory_format=torch.channels_last)
             with teacher.as_teacher():

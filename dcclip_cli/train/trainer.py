@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -348,9 +348,11 @@ class Trainer:
         workers = loading_processes(self.options.workers)  # a number: the stage settles it
         share = self.sampler.batch_size // accelerator.num_processes
         samples = self.sampler(self.state.step, self.total_steps)
-        collator = replace(self.stage.collator, process=accelerator.process_index, processes=accelerator.num_processes)
+        make = partial(
+            self.stage.collator.batch, process=accelerator.process_index, processes=accelerator.num_processes
+        )
         prefetch = max(1, min(4, PREFETCHED_SAMPLES // share))
-        return load_batches(collator, samples, workers, prefetch, pin_memory=self.device.type == "cuda")
+        return load_batches(make, samples, workers, prefetch, pin_memory=self.device.type == "cuda")
 
 
 def _mean(metrics: Mapping[str, float]) -> float:

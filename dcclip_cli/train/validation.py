@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.nn import functional as F
 
 from dcclip_cli.data.collator import unaugmented
@@ -26,20 +24,6 @@ from dcclip_cli.train.distributed import from_all, process_count, process_index
 from dcclip_cli.train.loading import load_batches
 
 _ROWS = 64  # images or texts at once
-
-
-@dataclass(frozen=True)
-class _Pixels:
-    """The images of a dataset's rows, for the loader's processes."""
-
-    dataset: PairDataset
-    preprocess: Callable[[Image.Image], np.ndarray]
-
-    def __getitems__(self, rows: range) -> torch.Tensor | DcclipError:
-        try:
-            return torch.from_numpy(np.stack([self.preprocess(unaugmented(self.dataset, row)) for row in rows]))
-        except DcclipError as error:
-            return error
 
 
 def validate(
@@ -79,7 +63,11 @@ def _count_right(
     """How many images of this process's share get their class, by chunk and language; ties count as a fraction."""
     device, chunks, counts = next(towers.parameters()).device, _local_chunks(len(dataset)), []
     workers = workers if chunks else 0  # where other processes have all of the images
-    loading = load_batches(_Pixels(dataset, towers.preprocess), chunks, workers, 1, device.type == "cuda")
+
+    def read(rows: range) -> torch.Tensor:
+        return torch.from_numpy(np.stack([towers.preprocess(unaugmented(dataset, row)) for row in rows]))
+
+    loading = load_batches(read, chunks, workers, 1, device.type == "cuda")
     with closing(loading) as loaded:  # an error's traceback would keep the loader's processes
         for rows, pixels in zip(chunks, loaded, strict=True):
             features = towers.image_features(pixels.to(device, non_blocking=True))

@@ -29,11 +29,10 @@ def batch(number: int) -> Batch:
     return Batch(torch.tensor([number]), torch.zeros(0, dtype=torch.int64), pixels, (pixels[:0],), {"zh": texts})
 
 
-class Source:
-    def __getitems__(self, samples: list[int]) -> Batch | DcclipError:
-        if samples[0] < 20:
-            return batch(samples[0])
-        return DcclipError("{n} is too many", "ask for {n} less", n=samples[0])
+def make(samples: list[int]) -> Batch:
+    if samples[0] < 20:
+        return batch(samples[0])
+    raise DcclipError("{n} is too many", "ask for {n} less", n=samples[0])
 
 
 @pytest.fixture
@@ -58,7 +57,7 @@ def test_a_batch_arrives_as_it_was_made(workers: int, little: str, limit: Any) -
         limit(resource.RLIMIT_FSIZE, 1000)
     elif little:
         limit(resource.RLIMIT_NOFILE, max(map(int, os.listdir("/proc/self/fd"))) + 17)
-    batches = load_batches(Source(), [[number] for number in range(21)], workers, prefetch=4)
+    batches = load_batches(make, [[number] for number in range(21)], workers, prefetch=4)
     for number in range(20):
         target, got = batch(number), next(batches)
         assert got.texts["zh"].captions == target.texts["zh"].captions
@@ -71,9 +70,9 @@ def test_a_batch_arrives_as_it_was_made(workers: int, little: str, limit: Any) -
 
 
 _SMALL = """
-from tests.train.test_loading import Source
+from tests.train.test_loading import make
 from dcclip_cli.train.loading import load_batches
-print(sum(len(batch.pixels) for batch in load_batches(Source(), [[number] for number in range(8)], 2)))
+print(sum(len(batch.pixels) for batch in load_batches(make, [[number] for number in range(8)], 2)))
 """
 
 
@@ -94,9 +93,9 @@ def test_shared_memory_smaller_than_a_batch_is_enough() -> None:
 
 
 _KEPT = """
-from tests.train.test_loading import Source
+from tests.train.test_loading import make
 from dcclip_cli.train.loading import load_batches
-kept = load_batches(Source(), [[number] for number in range(8)], 2)
+kept = load_batches(make, [[number] for number in range(8)], 2)
 next(kept)
 """
 
