@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound="BaseModel")
 T = TypeVar("T")
+AnyPath = TypeVar("AnyPath", bound=str | os.PathLike[str])
 _BLOCK_BYTES = 1 << 23
 PARTIAL = re.compile(r"\.(.+)\.\d+-[0-9a-f]{8}\.(?:partial|old)", re.DOTALL)
 _position_lock = threading.Lock()  # held from moving a file's position until its use, on Windows, which has no pread
@@ -40,7 +41,7 @@ def cache_folder() -> Path:
         raise DcclipError("this user has no home folder for the cache", "set DCCLIP_CACHE to a folder") from None
 
 
-def several(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Iterable[str | os.PathLike[str]]:
+def several(paths: AnyPath | Iterable[AnyPath]) -> Iterable[AnyPath]:
     """The paths, which may be a single one."""
     return [paths] if isinstance(paths, str | os.PathLike) else paths
 

@@ -27,6 +27,7 @@ from dcclip_cli.data.pair import (
 from dcclip_cli.data.remote import DataFile, is_url, list_files, shown
 from dcclip_cli.data.shards import DROPPED, SUFFIXES, Columns, columns_in, open_parquet, parquet_errors
 from dcclip_cli.errors import DcclipError, Message, joined
+from dcclip_cli.files import several
 from dcclip_cli.progress import Progress
 from dcclip_cli.text import encodable
 
@@ -152,7 +153,7 @@ def find_dataset(
     """
     columns = columns or Columns()
     opened: list[PairDataset | list[DataFile] | None] = []
-    for location in _each(source):
+    for location in several(source):
         may_be_other = columns.image is None and not is_url(location) and Path(location).exists()
         layouts = LAYOUTS if may_be_other else ()
         datasets_by_layout = (layout.find(Path(location), uncaptioned) for layout in layouts)
@@ -185,20 +186,16 @@ def shards_at(source: Source) -> list[DataFile]:
     Raises DcclipError where nothing is there.
     """
     shards: list[DataFile] = []
-    for location in _each(source):
+    for location in several(source):
         files = [file for file in list_files(location) if not file.name.startswith(".") and file.name != DROPPED]
         by_suffix = ([file for file in files if file.name.endswith(suffix)] for suffix in SUFFIXES)
         shards += next(filter(None, by_suffix), [])
     return shards
 
 
-def _each(source: Source) -> Sequence[str | Path]:
-    return [source] if isinstance(source, str | Path) else source
-
-
 def named(source: Source) -> str | Path:
     """The place of data in messages: the path or URL, or the first of several."""
-    first = _each(source)[0]
+    first = next(iter(several(source)))
     return shown(first) if is_url(first) else Path(first)
 
 

@@ -8,7 +8,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate, chain, islice, repeat
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, overload
 
@@ -70,10 +70,10 @@ def caption_id(caption: str) -> int:
 class Lazy(Sequence[T]):
     """Values of all samples of a dataset, looked up by index and never kept.
 
-    `get` looks up one value; `iterate` yields all of them.
+    `get` looks up one value; `iterate` yields all of them, where that is faster than one by one.
     """
 
-    def __init__(self, length: int, get: Callable[[int], T], iterate: Callable[[], Iterator[T]]) -> None:
+    def __init__(self, length: int, get: Callable[[int], T], iterate: Callable[[], Iterator[T]] | None = None) -> None:
         self._length, self._get, self._iterate = length, get, iterate
 
     def __len__(self) -> int:
@@ -90,7 +90,7 @@ class Lazy(Sequence[T]):
         return self._get(places) if isinstance(places, int) else [self._get(place) for place in places]
 
     def __iter__(self) -> Iterator[T]:
-        return self._iterate()
+        return self._iterate() if self._iterate else map(self._get, range(self._length))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or len(other) != self._length:
@@ -149,7 +149,7 @@ class PairDataset(ABC):
         """The captions of every pair in one language, in order; samplers and collators look them up by index."""
         if language in self._captions:
             return self._captions[language]
-        return Lazy(len(self), lambda _: (), lambda: repeat((), len(self)))
+        return Lazy(len(self), lambda _: ())
 
     @cached_property
     def files(self) -> list[Path]:
@@ -167,7 +167,7 @@ class PairDataset(ABC):
         return self.num_images
 
     def keys(self) -> Sequence[str]:
-        return Lazy(len(self), lambda index: self[index].key, lambda: (pair.key for pair in self))
+        return Lazy(len(self), lambda index: self[index].key)
 
     def __iter__(self) -> Iterator[Pair]:
         return (self[index] for index in range(len(self)))
@@ -279,57 +279,44 @@ class ConcatDataset(PairDataset):
         return Lazy(len(self), get, lambda: chain.from_iterable(map(of, self._datasets)))
 
 
-class Rows(PairDataset):
+class Rows(ConcatDataset):
     """Some samples of a dataset, all of which have images: those at the ascending `rows`."""
 
     def __init__(self, dataset: PairDataset, rows: np.ndarray) -> None:
         self.path, self._whole, self._rows, self.is_remote = dataset.path, dataset, rows, dataset.is_remote
         self.embeddings = None if dataset.embeddings is None else dataset.embeddings[rows]
-        self.num_pairs = len(rows) if dataset.num_pairs else 0
+        self.num_images, self.num_pairs = len(rows), len(rows) if dataset.num_pairs else 0
         self.sources = [bisect_left(rows, first) for first in dataset.sources]
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> Pair:
-        return self._whole[int(self._rows[index])]
-
-    def image(self, index: int) -> bytes:
-        return self._whole.image(int(self._rows[index]))
-
-    def image_digest(self, index: int) -> bytes:
-        return self._whole.image_digest(int(self._rows[index]))
-
-    def captions(self, language: Language) -> Sequence[tuple[str, ...]]:
-        return self._values(self._whole.captions(language))
-
-    def keys(self) -> Sequence[str]:
-        return self._values(self._whole.keys())
-
     @cached_property
     def fingerprint(self) -> str:
         return hashlib.sha256(self._whole.fingerprint.encode() + self._rows.tobytes()).hexdigest()
 
-    def first_caption_ids(self, indices: np.ndarray) -> np.ndarray:
-        return self._whole.first_caption_ids(self._rows[indices])
-
-    @property
+    @cached_property
     def blocks(self) -> np.ndarray:
         return np.unique(np.searchsorted(self._rows, self._whole.blocks[self._whole.blocks <= self._rows[-1]]))
 
-    def will_need(self, indices: np.ndarray) -> None:
-        self._whole.will_need(self._rows[indices])
+    def _at(self, index: int) -> tuple[PairDataset, int]:
+        return self._whole, int(self._rows[index])
 
-    def _values(self, whole: Sequence[Any]) -> Lazy[Any]:
+    def _split(self, indices: np.ndarray) -> Iterator[tuple[PairDataset, np.ndarray, np.ndarray]]:
+        yield self._whole, np.arange(len(indices)), self._rows[indices]
+
+    def _values(self, of: Callable[[PairDataset], Sequence[Any]]) -> Lazy[Any]:
+        values = of(self._whole)
+
         def every() -> Iterator[Any]:
             chosen = iter(self._rows.tolist())
             row = next(chosen, None)
-            for number, value in enumerate(whole):
+            for number, value in enumerate(values):
                 if number == row:
                     yield value
                     row = next(chosen, None)
 
-        return Lazy(len(self), lambda index: whole[int(self._rows[index])], every)
+        return Lazy(len(self), lambda index: values[int(self._rows[index])], every)
 
 
 class FileDataset(PairDataset):

@@ -73,10 +73,7 @@ class PreviewDataset(PairDataset):
         return Pair(str(index), self._image, tuple(captions["zh"]), tuple(captions["en"]))
 
     def captions(self, language: Language) -> Sequence[tuple[str, ...]]:
-        pairs = (self[index] for index in range(len(self)))
-        return Lazy(
-            len(self), lambda index: self[index].captions(language), lambda: (pair.captions(language) for pair in pairs)
-        )
+        return Lazy(len(self), lambda index: self[index].captions(language))
 
 
 def preview_pairs(source: Source, columns: Columns | None = None, uncaptioned: bool = False) -> Preview:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -55,11 +55,7 @@ class Samples:
             x, y = ((length - side) // 2 for length in image.size)
             return image.crop((x, y, x + side, y + side))
 
-        return replace(self, images=_lazy(len(self.images), square))
-
-
-def _lazy(length: int, get: Callable[[int], Image.Image]) -> Lazy[Image.Image]:
-    return Lazy(length, get, lambda: map(get, range(length)))
+        return replace(self, images=Lazy(len(self.images), square))
 
 
 def recipe_samples(data: DataOptions | None, *kinds: Literal["train", "validation"]) -> PairDataset | None:
@@ -98,7 +94,7 @@ def images_and_captions(pairs: PairDataset, count: int) -> tuple[Sequence[Image.
     for captions_by_index in map(pairs.captions, LANGUAGES):
         first = [text for index in captioned for text in captions_by_index[index][:1]]
         captions.append(sorted({first[place] for place in _evenly_spaced(len(first), count)}))
-    return _lazy(len(indices), lambda place: unaugmented(pairs, indices[place])), captions
+    return Lazy(len(indices), lambda place: unaugmented(pairs, indices[place])), captions
 
 
 def calibration_texts(count: int) -> list[str]:
