@@ -89,9 +89,6 @@ def all_of(parts: Iterable[str]) -> str:
     return reduce(lambda first, second: Message("{} and {}", first, second), parts)
 
 
-# ---- translation
-
-
 def language() -> Language:
     """Chinese if DCCLIP_LANG, or without it the locale, begins with zh; otherwise English."""
     names = ("DCCLIP_LANG", "LC_ALL", "LC_MESSAGES", "LANG")
@@ -118,9 +115,6 @@ def _chinese() -> GNUTranslations:
     import gettext
 
     return gettext.translation(DOMAIN, LOCALES, ["zh"])
-
-
-# ---- errors
 
 
 class DcclipError(Exception):

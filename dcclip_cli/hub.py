@@ -81,9 +81,6 @@ def modelscope_folder(reference: str) -> Path:
     return Path(folder)
 
 
-# ---- data sets
-
-
 @functools.lru_cache(maxsize=2)  # one task after the other asks for it; the rows themselves stay on disk
 def load_hub(
     path: str, config: str | None, split: str, revision: str | None = None, files: str | None = None

@@ -121,9 +121,6 @@ def end_with_launcher() -> None:
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGTERM)
 
 
-# ---- worker processes
-
-
 def preload(imports: Sequence[str]) -> bool:
     """Start the process that workers are forked from, which imports what calls need; False where there is none."""
     if not can_fork():

@@ -73,8 +73,6 @@ def digests(context: str, items: Iterable[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(blake2b(start + item, digest_size=16).digest() for item in items), "S16")
 
 
-# ---- blocks: arrays by name, in a file or in memory
-
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -191,8 +189,6 @@ class FeatureStore:
     def files(self) -> set[str]:
         return {block.file for block in self._blocks if block and block.file}
 
-    # ---- reading
-
     def refresh(self) -> None:
         """Find the blocks that other processes have added since the last look."""
         if not self.folder or not self.folder.is_dir():
@@ -281,8 +277,6 @@ class FeatureStore:
                 places, at = places[~stored], at[~stored] + 1
         return numbers, rows
 
-    # ---- blocks
-
     def _open(self, number: int) -> Arrays:
         """The arrays of a block. Raises MissingRows where it was removed, and DcclipError where it cannot be opened."""
         block = self._blocks[number]
@@ -315,8 +309,6 @@ class FeatureStore:
         self._blocks.append(_Block(file, [*arrays], count, size, None if file else arrays))
         keys = np.array(arrays[_KEYS]).reshape(-1).view("S16")  # copied: a view would keep the block's file open
         return _Table(keys, number, np.arange(count, dtype=np.uint32))
-
-    # ---- writing
 
     def write(self, pieces: Iterable[tuple[np.ndarray, Values]], every_s: float = 5.0) -> None:
         """Add rows (keys, values by name): a block about every `every_s` seconds, and one at the end or at an error.

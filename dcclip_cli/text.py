@@ -56,9 +56,6 @@ def language_by_script(text: str) -> Literal["zh", "en"]:
     return "zh" if _HAN_CHARACTER.search(text) else "en"
 
 
-# ---- lines in a terminal
-
-
 def rows(text: str, width: int) -> list[str]:
     """The parts of a line that is broken so that none takes more than `width` cells, and no word is if it fits."""
     from rich.cells import cell_len, chop_cells
@@ -95,9 +92,6 @@ def duration_in_words(seconds: float) -> str:
     if seconds < 172_800:
         return Message("{:.1f} h", seconds / 3600)
     return Message("{:.0f} days", seconds / 86_400)
-
-
-# ---- files that users write
 
 
 def read_text(file: Path, most_bytes: int, hint: str) -> str:

@@ -78,8 +78,6 @@ def models() -> None:
     console.show_table(Message("Teachers: teacher: {{kind: KIND, model: NAME}}"), columns, _TEACHERS)
 
 
-# ---- doctor
-
 # Features that decide what is fast here, by their names on Linux and on macOS.
 _FEATURES = {
     *("avx2", "avx2_0", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8"),

@@ -62,7 +62,9 @@ def serve(
     indexes = [open_index(encoder, path, progress=talk, exclude=exclude or ()) for path in distinct(folder or ())]
     talk.say(Message("serve: {:,} images can be searched", sum(len(index.paths) for index in indexes)))
     say_missing("serve", indexes, talk)
-    names, bound_port = _names(host, listening), listening.getsockname()[1]
+    address, bound_port, *_ = listening.getsockname()
+    is_local = ipaddress.ip_address(address).is_loopback  # then another name may be one that a website lets point here
+    names = {"localhost", "127.0.0.1", "::1", address, host.lower()} if is_local else set()
     if not names and token is None:
         console.warning_line(Message("anyone who can reach port {} can use this server; add a --token", bound_port))
     app = application(encoder, indexes, token or None, immich_dims, names, talk.say, FOLLOW_S)
@@ -72,13 +74,6 @@ def serve(
     talk.say(Message("serve: stop with Ctrl-C"))
     with suppress(KeyboardInterrupt):  # which uvicorn raises again once all is answered
         Server(app, listening, verbose).run(sockets=[listening])
-
-
-def _names(host: str, listening: socket.socket) -> set[str]:
-    """The names of a server for this machine only: another may be one that a website lets point here; else none."""
-    address = listening.getsockname()[0]
-    is_local = ipaddress.ip_address(address).is_loopback
-    return {"localhost", "127.0.0.1", "::1", address, host.lower()} if is_local else set()
 
 
 def _address_for_others(listening: socket.socket) -> str | None:

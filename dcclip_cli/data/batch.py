@@ -59,9 +59,6 @@ class StoredFeatures:
         return StoredFeatures({name: change(values) for name, values in self.images.items()}, texts)
 
 
-# ---- batches
-
-
 class TextCounts(NamedTuple):
     """How many texts of a language there are, with an image, with a translation of the same image or line; tokens."""
 

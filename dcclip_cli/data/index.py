@@ -65,9 +65,6 @@ class Index:
     metadata: Metadata
 
 
-# ---- writing
-
-
 def _schema() -> pa.Schema:
     import pyarrow as pa
 
@@ -141,9 +138,6 @@ def _write(columns: Columns, job: tuple[DataFile, Path]) -> None:
     write_index(*job, columns)
 
 
-# ---- reading
-
-
 def read_index(file: DataFile, path: Path) -> Index:
     """The index in a file. Raises DcclipError where it cannot be used."""
     import pyarrow as pa
@@ -178,9 +172,6 @@ def read_batch(index: Index, number: int) -> pa.RecordBatch:
 def _damaged(file: DataFile, path: Path) -> DcclipError:
     hint = Message("index the data again: dcclip index --fresh {}", file)
     return DcclipError("{} is damaged, or was written by another version of dcclip", hint, path)
-
-
-# ---- finding
 
 
 def beside(file: DataFile) -> Path:

@@ -38,9 +38,6 @@ _CHUNKS = 1_024  # record batches that are mapped at a time
 _TOUCH_S = 30.0  # how often a block's last use is noted
 
 
-# ---- the block cache
-
-
 @dataclass(frozen=True)
 class Block:
     """A part of a shard that is fetched as a whole: `size` bytes from `first` on, as the shard's index counts.
@@ -148,9 +145,6 @@ class BlockCache:
                     os.utime(self.file(block))
                 return True
         return False
-
-
-# ---- the dataset
 
 
 class IndexedDataset(ConcatDataset):

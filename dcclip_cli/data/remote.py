@@ -9,7 +9,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -36,6 +36,7 @@ _VERSION_KEYS = ("ETag", "etag", "generation", "blob_id", "Last-Modified", "Last
 _NO_LOGIN = ("NoCredentialsError", "DefaultCredentialsError", "RefreshError")
 # Exceptions of the network that are no OSError, by the module that a used file system has imported.
 _NETWORK_ERRORS = (
+    ("builtins", "ValueError"),  # of a wrong setting, or of an answer that is none
     ("aiohttp", "ClientError"),
     ("botocore.exceptions", "BotoCoreError"),
     ("botocore.exceptions", "ClientError"),
@@ -144,9 +145,6 @@ class RangeFile(io.RawIOBase):
         return size
 
 
-# ---- names
-
-
 def is_url(location: str | os.PathLike[str]) -> bool:
     """Whether a location names an object store rather than a path."""
     return "://" in os.fspath(location)
@@ -236,9 +234,6 @@ def _list_remote(url: str) -> list[DataFile]:
     return files
 
 
-# ---- reading
-
-
 @lru_cache(maxsize=256 if hasattr(os, "pread") else 0)  # on Windows, an open file cannot be renamed or removed
 def _opened(file: DataFile) -> OpenFile:
     return OpenFile(file.location)
@@ -280,26 +275,16 @@ def _system_of(scheme: str, _process: int) -> Any:
     return system
 
 
-# ---- errors
-
-
 def _tried(url: str, action: Callable[[], T], waits_s: tuple[float, ...]) -> T:
     """What `action` returns, tried again after each wait where the network fails. Raises DcclipError."""
     for wait_s in (*waits_s, None):
         try:
             return action()
-        except tuple(_network_errors()) as error:
+        except tuple(getattr(sys.modules.get(module), name, OSError) for module, name in _NETWORK_ERRORS) as error:
             if final := _final(url, error, last=wait_s is None):
                 raise final from None
         time.sleep(wait_s or 0)
     raise AssertionError
-
-
-def _network_errors() -> Iterator[type[BaseException]]:
-    yield from (OSError, ValueError)  # the latter of a wrong setting, or of an answer that is none
-    for module, name in _NETWORK_ERRORS:
-        if module in sys.modules and hasattr(sys.modules[module], name):
-            yield getattr(sys.modules[module], name)
 
 
 def _final(url: str, error: BaseException, last: bool) -> DcclipError | None:

@@ -223,9 +223,6 @@ class MixedBatchSampler:
             yield [*chain.from_iterable(batches)]
 
 
-# ---- the training data of a stage
-
-
 @dataclass(frozen=True)
 class TrainingData:
     """One dataset of all samples, the sampler of its batches, and the datasets by kind: pairs, images, texts."""

@@ -133,9 +133,6 @@ def _members(file: DataFile) -> Iterator[tuple[Member, bytes]]:
                 yield member, stream.read(member.size)
 
 
-# ---- Parquet
-
-
 def open_parquet(file: DataFile) -> pq.ParquetFile:
     """A Parquet file, of which no whole column is read at once. Raises DcclipError where it is none."""
     import pyarrow.parquet as pq

@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 _ROWS_AT_A_TIME = 65_536  # of texts that are Python objects
 _EXAMPLE = 'write lines like {"zh": "猫", "en": "cat"}'
 
-# ---- images without captions
-
 
 class ImageDataset(ConcatDataset):
     """The images of another dataset; captions that it may have are left out."""
@@ -109,9 +107,6 @@ def recipe_images(
         return None
     images = open_images(data.images, data.columns, progress, data.cache_bytes)
     return images if data.train else split(images, data, kind)
-
-
-# ---- texts without images
 
 
 class TextDataset(PairDataset):

@@ -148,9 +148,6 @@ class Embedder:
         return class_means(self.texts(texts), [len(templates)] * len(names))
 
 
-# ---- class names that are one embedding
-
-
 @dataclass(frozen=True)
 class ClassVectors:
     """Classes as embeddings (C, D), the groups with the same embedding, and the alternates in place of names."""

@@ -182,8 +182,6 @@ def _is_fixed(towers: Any) -> bool:
     return towers.model.text_pool_type not in ("argmax", "eos") or towers.model.attn_mask is None
 
 
-# ---- tokenizer.json
-
 _MARK = "\ue000"  # of private use, so in no text: before a word that is a token only as a whole
 # Insides of character classes: what Python takes for a part of a word, and for white space.
 _WORD, _SPACE = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\u200c\u200d", "\\s\\x1c-\\x1f"

@@ -27,9 +27,6 @@ def _shapes(module: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in module.state_dict().items()}
 
 
-# ---- text towers
-
-
 def init_text_tower(text: Any, tokenizer: Tokenizer, teacher: Towers, layers: bool) -> None:
     """Copy the rows of shared tokens, and with `layers` whole layers, from the teacher to open_clip's tower `text`.
 

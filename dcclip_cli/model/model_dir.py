@@ -180,9 +180,6 @@ def files_fingerprint(files: Sequence[Path], digests: Mapping[str, str] = Mappin
     return digest.hexdigest()
 
 
-# ---- models as open_clip builds them
-
-
 def load_named(model: str, repository: str) -> OpenClipTowers:
     """The towers of open_clip's `ARCH/TAG`, or of a hub's `repository`. Raises DcclipError if they cannot be loaded."""
     import open_clip

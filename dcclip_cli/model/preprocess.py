@@ -289,8 +289,6 @@ def _levels(key: str, values: Any, least: float) -> tuple[float, float, float]:
     return (first, second, third)
 
 
-# ---- the preprocessing of other libraries, after a trial on images
-
 # Widths and heights of images that show how a library resizes and crops: wide, high, square, and just too small.
 _SIZES = ((301, 200), (97, 333), (256, 256), (63, 64))
 _TOLERANCE = 1e-4  # of the values; the smallest step, one of 255 levels, is over 0.003

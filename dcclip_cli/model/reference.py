@@ -61,9 +61,6 @@ _HUB_NAME = re.compile(r"(?!.*(\.\.|--))([\w.-]{1,96}/)?[\w.-]{1,96}(@[\w./-]+)?
 _HINT = Message("create a model with: dcclip run recipes/quickstart.yaml, or choose one with --model")
 
 
-# ---- a model and its files
-
-
 @dataclass(frozen=True)
 class ModelSource:
     """A model and where its files are: a directory, a repository of the Hugging Face Hub, or open_clip's ARCH/TAG.
@@ -269,9 +266,6 @@ def _missing_files(files: Collection[str]) -> str:
         families = [family for family in FAMILIES if not present.isdisjoint(family.weights)]
         needed = (families or FAMILIES)[0].required_files
     return next((" or ".join(names) for names in needed if present.isdisjoint(names)), "")
-
-
-# ---- what a reference means
 
 
 def parse(reference: str) -> tuple[str, str]:

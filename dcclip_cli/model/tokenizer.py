@@ -141,9 +141,6 @@ def check_trimmable(source: Path) -> None:
         raise DcclipError("the teacher's tokenizer has no {} token", hint, missing[0])
 
 
-# ---- files, and texts to tokens
-
-
 def copy_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
     """The same tokenizer without the padding and truncation set by its last caller."""
     from tokenizers import Tokenizer
@@ -233,9 +230,6 @@ def _tokenized(tokenizer: Tokenizer, where: str, texts: list[str]) -> Tokens:
         encoded = tokenizer.encode_batch([" ".join(text.split()) for text in texts])
     ids = torch.tensor([item.ids for item in encoded])
     return Tokens(ids, torch.tensor([item.attention_mask for item in encoded]))
-
-
-# ---- vocabularies with fewer pieces
 
 
 def cut_tokenizer(source: Path, target: Path, kept: Collection[str], new: Mapping[int, int]) -> None:

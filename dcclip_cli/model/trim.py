@@ -215,9 +215,6 @@ def _read(folder: Path, towers: Any, texts: Sequence[str]) -> _Source:
     return _Source(folder, vocab, special, rows, parameters, normalize, lower_cases, ids_of_text)
 
 
-# ---- which pieces
-
-
 def _kept(source: _Source, languages: Collection[Language], texts: Sequence[str] | None) -> set[int]:
     """The ids of the pieces to keep: of all written in the languages, or, if there are `texts`, those that they use."""
     configs = [source.folder / name for name in (TRANSFORMERS_CONFIG, CONFIG)]
@@ -312,9 +309,6 @@ def with_parts(pieces: Collection[str], model: Mapping[str, Any]) -> set[str]:
     return needed
 
 
-# ---- files
-
-
 def _write(source: _Source, target: Path, out: Path, new: Mapping[int, int]) -> None:
     folder, rows = source.folder, source.rows
     for file in folder.iterdir():
@@ -394,9 +388,6 @@ def _write_weights(folder: Path, target: Path, rows: int, row_numbers: Sequence[
         size = sum(file.stat().st_size for file in target.glob("*.safetensors"))
         write_json(target / index.name, read_json(index, COPY_AGAIN) | {"metadata": {"total_size": size}})
     return shapes[table][1]
-
-
-# ---- comparison
 
 
 def _compare_tokens(folder: Path, trimmed: Any, source: _Source, new: Mapping[int, int]) -> list[str]:

@@ -279,9 +279,6 @@ def _base_model(teacher: Mapping[str, Any]) -> str | None:
     return name if is_repository and _on_hub(name) else None
 
 
-# ---- the card
-
-
 def _complete_header(
     card: ModelCard,
     repository: str,

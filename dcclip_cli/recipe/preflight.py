@@ -152,8 +152,6 @@ class Preflight:
         if all(line != problem.what for problem in self.problems):  # one data set has a name for each language
             self.problems.append(DcclipError(line, error.hint))
 
-    # ---- what several stages share
-
     def _data(self) -> dict[str, Preview]:
         recipe, previews = self.loaded.recipe, dict[str, Preview | None]()
         data, trains = recipe.data, {"distill", "align"} & {*self.needed}
@@ -274,8 +272,6 @@ class Preflight:
             if all(kind in self._previews and self._previews[kind].embeddings for kind in kinds):
                 hint = Message("set export.calibration, data.train or data.images")
                 self._add(("export", "precision"), DcclipError("int8 needs calibration images", hint))
-
-    # ---- a training stage
 
     def _stage(self, stage: BlankStage, student: OpenClipTowers | None) -> None:
         """Check one training stage: its options, its data, and by shape; and the disk space that it needs."""

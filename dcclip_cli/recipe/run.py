@@ -243,19 +243,26 @@ class RecipeRun:
 
         from dcclip_cli.exporters.samples import recipe_samples
         from dcclip_cli.inference.encoder import footprint, load_encoder
+        from dcclip_cli.model.model_dir import read_provenance
 
         models, rows, agreement = self._models(), [], {}
         if "teacher" in models and not self._results:  # no test set says more
             samples = recipe_samples(self.data(), "validation", "train")
             if samples is not None:
                 agreement = agreements(models, samples, self.device, self.progress)
-        training_data = self._training_data()
+        stages = {name: options for name in ("distill", "align") if (options := getattr(self.loaded.recipe, name))}
+        steps = {name: read_provenance(self.dir.model(name)).content.get("steps", 0) for name in stages}
+        pairs = recipe_pairs(data, "train") if (data := self.data()) else None
+        trained = {
+            "pairs": pairs.num_pairs if pairs else 0,
+            "samples": sum(steps[name] * options.batch_size for name, options in stages.items()),
+        }
         for name, reference in models.items():
             scores = defaultdict[str, dict[str, float]](dict)
             for result in self._results.get(name, ()):
                 scores[result.metric][f"{result.dataset} {result.language}"] = result.value
             measured = asdict(footprint(load_encoder(reference, "cpu")))
-            measured |= {} if name == "teacher" else training_data
+            measured |= {} if name == "teacher" else trained
             rows.append(ModelSummary(name, **measured, scores=dict(scores), agreement=agreement.get(name, {})))
         write_json(self.dir.root / SUMMARY, {"of": self._identity(), "rows": [asdict(row) for row in rows]})
         return rows
@@ -266,16 +273,6 @@ class RecipeRun:
 
         models = [self.dir.model(name) for name in ("distill", "align") if getattr(self.loaded.recipe, name)]
         return " + ".join(str(read_provenance(model).content.get("steps", "?")) for model in models)
-
-    def _training_data(self) -> dict[str, int]:
-        """The number of pairs that the student was trained on, and of samples in all its steps."""
-        from dcclip_cli.model.model_dir import read_provenance
-
-        stages = {name: options for name in ("distill", "align") if (options := getattr(self.loaded.recipe, name))}
-        steps = {name: read_provenance(self.dir.model(name)).content.get("steps", 0) for name in stages}
-        pairs = recipe_pairs(data, "train") if (data := self.data()) else None
-        samples = sum(steps[name] * options.batch_size for name, options in stages.items())
-        return {"pairs": pairs.num_pairs if pairs else 0, "samples": samples}
 
     def _tell(self, stage: StageName, product: Path, result: Any, *measured: str) -> None:
         if result.already_finished:

@@ -161,8 +161,6 @@ class Stage:
         choice = settle_precision(self, towers if learns_images else towers.model.text)
         return choice, passes_images and settle_compile(self)
 
-    # ---- data
-
     @cached_property
     def training(self) -> TrainingData:
         """The data, opened."""
@@ -219,8 +217,6 @@ class Stage:
             nodes=max(sampler.nodes for sampler in self.training.sampler.samplers),
         )
 
-    # ---- teachers and their features
-
     @cached_property
     def teachers(self) -> list[LazyTeacher]:
         """The teachers that losses need, by number."""
@@ -276,8 +272,6 @@ class Stage:
         if self.student.space and self.student.space.teacher == fingerprint:
             features[0] = NarrowTeacher(features[0], self.student.space)
         return features
-
-    # ---- student and task
 
     @cached_property
     def student(self) -> Student:

@@ -304,9 +304,6 @@ def _false_negatives(name: str, share: _Share, batch: Batch) -> tuple[Tensor, Te
     return forth, back
 
 
-# ---- the backward pass
-
-
 def backward(wrapped: nn.Module, batch: Batch, parts: int, accelerator: Accelerator) -> dict[str, Tensor]:
     """Add a batch's gradients to the parameters and return its loss terms, the mean over `parts`.
 

@@ -40,9 +40,6 @@ SPACE = "teacher_space.safetensors"  # of a model directory whose model is narro
 _SPACE_ROWS = 2048  # images or texts, at least, from whose embeddings principal components are computed
 
 
-# ---- shapes
-
-
 @dataclass(frozen=True)
 class Grid:
     """The size of a feature map, in cells."""
@@ -90,9 +87,6 @@ def _features(towers: Towers, layers: tuple[int, ...]) -> tuple[ImageFeatures, T
 
 # Those of towers without weights take no memory, and a pass takes a second of bookkeeping.
 _blank_features = lru_cache(maxsize=32)(_features)
-
-
-# ---- loading
 
 
 @dataclass(frozen=True)
@@ -177,9 +171,6 @@ class LazyTeacher:
 _FACTS = TypeAdapter(TeacherFacts)
 
 
-# ---- features
-
-
 class TeacherFeatures(ABC):
     """Where a teacher's features of a batch come from: something stored, or a teacher that runs in each step."""
 
@@ -243,9 +234,6 @@ class OnlineTeacher(TeacherFeatures):
         tokens = [self._teacher.tokenize(texts.captions) for texts in batch.texts.values()]
         pixels = normalized(batch.teacher_pixels[self._number], self._teacher.preprocessing)
         return forward_flops(self._teacher, pixels, tokens).total
-
-
-# ---- the teacher's space
 
 
 @dataclass(frozen=True)

@@ -254,9 +254,6 @@ def _dataset_rows(data: Dataset, first: int, last: int) -> Iterator[tuple[str, C
             yield str(next(done)), Drop("table-unreadable", detail)
 
 
-# ---- files of rows, readable from any position
-
-
 class TextTable:
     """A .tsv, .csv or .jsonl file in UTF-8; `header` names its columns if no line does, `limit` is in bytes of a row.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.exporters import FormatName, Precision, Preprocess
-from dcclip_cli.inference.onnx_encoder import ExportedEncoder, Run, one_at_a_time, read_description
+from dcclip_cli.inference.onnx_encoder import ExportedEncoder, Run, one_at_a_time, read_description, runner
 
 if TYPE_CHECKING:
     from dcclip_cli.exporters.source import Source
@@ -64,5 +64,5 @@ class Format(ABC):
         return ExportedEncoder(folder, description, self.files, image, text)
 
     def runner(self, file: Path) -> Run:
-        """A function that computes a tower with the format's runtime."""
-        raise NotImplementedError
+        """A function that computes a tower with the format's runtime, by default onnxruntime."""
+        return runner(file)

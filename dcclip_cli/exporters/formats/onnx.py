@@ -139,9 +139,6 @@ class Immich(Format):
         write_json(folder / "textual/tokenizer_config.json", _tokenizer_config(source))
         source.tokenizer.save(str(folder / "textual" / TOKENIZER))
 
-    def runner(self, file: Path) -> Run:
-        return runner(file)
-
 
 class Lap(Format):
     """vision_model.onnx, and multilingual/ with text_model.onnx and tokenizer.json: what Lap has in its folder models.
@@ -160,9 +157,6 @@ class Lap(Format):
         for name, file in zip((IMAGE, TEXT), self.files, strict=True):
             link_or_copy(graphs / name, folder / file)
         prepare(source).save(str(folder / "multilingual" / TOKENIZER), pretty=False)
-
-    def runner(self, file: Path) -> Run:
-        return runner(file)
 
 
 def check_size(graphs: Path, name: FormatName) -> None:
@@ -206,8 +200,6 @@ def _rename(model: Any, names: Mapping[str, str]) -> None:
     for tensor in (*model.graph.value_info, *model.graph.initializer):
         tensor.name = names.get(tensor.name, tensor.name)
 
-
-# ---- both towers in one graph
 
 _DECODED = """
 decoded (float[1, 3, height, width] pixel_values) => (uint8[1, height, width, 3] rgb_image) {

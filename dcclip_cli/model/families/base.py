@@ -100,8 +100,6 @@ class TransformersTowers(Family):
             backend = tokenizer.backend_tokenizer
             backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), backend.normalizer])
 
-    # ---- from files
-
     @classmethod
     def recognizes(cls, config: Mapping[str, Any]) -> bool:
         return config.get("model_type") in cls.model_types
@@ -205,8 +203,6 @@ class TransformersTowers(Family):
         import transformers
 
         return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-    # ---- towers
 
     def match_preprocessing(self) -> Preprocessing:
         return matching_preprocessing(self.name, self.library_preprocess, self.image_processor)

@@ -115,8 +115,6 @@ class FgClip2Towers(NaflexTowers):
         return (text.head if self.walk_type == "short" else self.model.longtext_head)(hidden[0][:, -1])
 
 
-# ---- the code of FG-CLIP2's repository
-
 _CLASS = re.compile(r"([A-Za-z_]\w*)\.([A-Za-z_]\w*)", re.ASCII)  # MODULE.CLASS; `ORG/NAME--` before it: elsewhere
 _CONFIG, _MODEL = "AutoConfig", ("AutoModel", "AutoModelForCausalLM")  # keys of auto_map; FG-CLIP2 has the last
 
