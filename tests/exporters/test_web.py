@@ -22,6 +22,7 @@ from dcclip_cli.files import read_json
 from dcclip_cli.inference.model import load
 from dcclip_cli.inference.onnx_encoder import OnnxEncoder
 from dcclip_cli.inference.zero_shot import class_means, fill, softmax
+from dcclip_cli.model.known import words_of
 from dcclip_cli.model.tokenizer import load_tokenizer
 from dcclip_cli.progress import Silent
 from dcclip_cli.text import language_by_script, split
@@ -100,6 +101,8 @@ def test_tokens_and_probabilities_are_those_of_python(page_folder: Path, tmp_pat
     for text, ids in zip(texts(), outputs["ids"], strict=True):
         assert ids == tokenizer.encode(" ".join(text.split())).ids, repr(text)
     assert outputs["together"] == encoder.tokenize(texts()[:20]).tolist()
+    for text, words in zip(texts(), outputs["words"], strict=True):
+        assert words == words_of(text, encoder.tokenize), repr(text)
     names = split(labels.replace("\n", ","))
     assert outputs["labels"] == names == ["猫", "dog", "汽车", "𠮷"]
     assert outputs["texts"] == [fill(templates[language_by_script(name)], name) for name in names]

@@ -121,6 +121,24 @@ def test_examples_can_be_tried_labels_may_all_be_wrong_and_excel_reads_the_table
     page.context.close()
 
 
+def test_the_page_names_ignored_words_and_says_that_nothing_fits_as_python_does(browser: Any, site: Site) -> None:
+    page, starter = opened(browser, site.address, "en-US"), load("starter")
+    page.set_input_files("#files", PHOTOS)
+    page.wait_for_selector(f"#pictures > li:nth-child({len(PHOTOS)}) ol li")
+    labels = ["a red car", "两个人在拥抱", "爷爷和旗袍和狗", "量子", "沙发上的两只狗", "red"]
+    page.fill("#labels", ", ".join(labels))
+    page.wait_for_selector(f"#status:text-is('The model never learnt: {', '.join(starter.unknown(labels))}')")
+    page.check("input[value=search]")
+    for query, status in {
+        "a cat": "7 pictures",
+        "沙发上的猫": "Nothing fits well.",
+        "a red cat": "The model never learnt: red",
+    }.items():
+        page.fill("#query", query)
+        page.wait_for_selector(f"#status:text-is('{status}')")
+    page.context.close()
+
+
 def test_nothing_leaves_the_page(browser: Any, site: Site, tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text("elsewhere")
     page = opened(browser, site.address)

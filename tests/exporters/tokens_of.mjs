@@ -3,7 +3,7 @@ import { readFile } from "node:fs/promises";
 
 const page = process.argv[2];
 const { Tokenizer } = await import(`${page}/libraries/tokenizers.js`);
-const { anythingFor, mean, probabilities, rowsOf, split, textsOf } = await import(`${page}/zero-shot.js`);
+const { anythingFor, mean, probabilities, rowsOf, split, textsOf, wordsOf } = await import(`${page}/zero-shot.js`);
 const json = async (name) => JSON.parse(await readFile(`${page}/${name}`, "utf8"));
 const model = await json("dcclip.json");
 const tokenizer = new Tokenizer(await json("tokenizer.json"), {});
@@ -14,6 +14,7 @@ console.log(
   JSON.stringify({
     ids: texts.map((text) => rowsOf(tokenizer, model, [text])[0]),
     together: rowsOf(tokenizer, model, texts.slice(0, 20)),
+    words: texts.map((text) => wordsOf(tokenizer, model, text)),
     labels: split(labels),
     texts: textsOf(prompted, split(labels)),
     anything: anythingFor({ ...prompted, logit_bias: null }, split(labels)),

@@ -1,5 +1,5 @@
 // The page: pictures and words in, probabilities or a ranking out. The model is in a worker (engine.js).
-import { anythingFor, dot, mean, noneFits, probabilities, split, textsOf, unknown } from "./zero-shot.js";
+import { anythingFor, dot, mean, noneFits, probabilities, queryFits, split, textsOf, unknown } from "./zero-shot.js";
 import { $, currentLanguage, make, number, showWords, switchLanguage } from "./common.js";
 import { say } from "./words.js";
 
@@ -147,11 +147,13 @@ async function classify(mine) {
   if (!labels.length) return showStatus(say("noLabels"));
   const texts = textsOf(model, labels);
   const anything = $("multi").checked ? anythingFor(model, labels) : null;
-  const embeddings = await call("embedTexts", [...texts, ...(anything ?? [])].flat());
+  const embeddings = await embed([...texts, ...(anything ?? [])].flat());
   if (mine !== answers) return;
   const next = (several) => several.map((one) => mean(embeddings.splice(0, one.length)));
   const classes = next(texts);
   const others = anything && next(anything);
+  const note = await notLearnt(labels, classes);
+  if (mine !== answers) return;
   heading = ["image", "label", "probability"];
   for (const picture of pictures) {
     const values = probabilities(model, picture.embedding, classes, $("multi").checked, others);
@@ -159,13 +161,16 @@ async function classify(mine) {
     showProbabilities(picture, labels, values);
   }
   arrange(pictures.map((picture) => picture.card).reverse()); // the newest first
-  showStatus(notLearnt(labels, classes));
+  showStatus(note);
 }
 
-/** What to say of texts that the model never learnt, or nothing. */
-function notLearnt(texts, embeddings) {
-  const found = unknown(model, texts, embeddings);
-  return found.length ? say("unknown", found.join(", ")) : undefined;
+const embed = (texts) => call("embedTexts", texts);
+const wordsOf = (texts) => call("words", texts);
+
+/** What to say of texts and words that the model never learnt, or nothing. */
+async function notLearnt(texts, embeddings) {
+  const names = await unknown(model, texts, embeddings, embed, wordsOf);
+  return names.length ? say("unknown", names.join(", ")) : undefined;
 }
 
 /** Put the cards in this order; what is in order stays untouched, and keeps the focus. */
@@ -176,7 +181,9 @@ function arrange(cards) {
 async function search(mine) {
   const query = $("query").value.trim();
   if (!query) return showStatus(say("noQuery"));
-  const [embedding] = await call("embedTexts", [query]);
+  const [embedding] = await embed([query]);
+  const note = await notLearnt([query], [embedding]);
+  const words = await embed((await wordsOf([query])).flat());
   if (mine !== answers) return;
   const scored = pictures.map((picture) => ({ picture, score: dot(picture.embedding, embedding) }));
   scored.sort((a, b) => b.score - a.score);
@@ -187,8 +194,8 @@ async function search(mine) {
     picture.rows = [[query, score.toFixed(6)]];
   }
   arrange(scored.map(({ picture }) => picture.card));
-  const fits = !model.known || !scored.length || scored[0].score >= model.known.fits;
-  showStatus(notLearnt([query], [embedding]) || (fits ? undefined : say("nothingFits")));
+  const fits = queryFits(model, pictures.map((picture) => picture.embedding), embedding, words);
+  showStatus(note || (fits ? undefined : say("nothingFits")));
 }
 
 // ---- pictures

@@ -1,7 +1,7 @@
 // The model, in a worker: pictures and texts to embeddings.
 import * as ort from "./libraries/onnxruntime.js";
 import { Tokenizer } from "./libraries/tokenizers.js";
-import { rowsOf } from "./zero-shot.js";
+import { rowsOf, wordsOf } from "./zero-shot.js";
 
 const MOST_PIXELS = 64_000_000; // as in dcclip
 const MOST_ASPECT = 100;
@@ -11,7 +11,8 @@ const BATCH = 32; // texts
 const LARGE = ["libraries/onnxruntime.wasm", "image.onnx", "text.onnx"];
 const at = (name) => new URL(name, import.meta.url).href;
 
-let model, checks, images, texts, tokenize;
+let model, checks, images, texts, tokenizer;
+const tokenize = (wanted) => rowsOf(tokenizer, model, wanted);
 const known = new Map(); // text -> embedding
 
 async function open(name) {
@@ -50,8 +51,7 @@ async function start() {
     ...LARGE.map((name) => load(name, advance)),
   ]);
   ort.env.wasm.wasmBinary = wasm.buffer;
-  const tokenizer = new Tokenizer(definition, {});
-  tokenize = (wanted) => rowsOf(tokenizer, model, wanted);
+  tokenizer = new Tokenizer(definition, {});
   const same = checks.tokens.every(([text, ids]) => `${tokenize([text])[0]}` === `${ids}`);
   const options = { graphOptimizationLevel: "basic" }; // more takes longer to start, and computes no faster here
   images = await ort.InferenceSession.create(graphs[0], options);
@@ -116,7 +116,8 @@ async function embedTexts(wanted) {
   return wanted.map((text) => known.get(text));
 }
 
-const TASKS = { start, embedImage, embedTexts, tokenize: async (wanted) => tokenize(wanted) };
+const words = async (wanted) => wanted.map((text) => wordsOf(tokenizer, model, text));
+const TASKS = { start, embedImage, embedTexts, words, tokenize: async (wanted) => tokenize(wanted) };
 let last = Promise.resolve(); // one task after another: a session runs once at a time
 self.onmessage = ({ data: { id, task, argument } }) => {
   last = last.then(async () => {

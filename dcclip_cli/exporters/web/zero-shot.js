@@ -1,6 +1,11 @@
-// Labels, prompts, batches of tokens and probabilities as in dcclip_cli/inference and dcclip_cli/text.py.
+// Labels, prompts, batches of tokens, words and probabilities as in dcclip_cli/inference, model/known.py and text.py.
 
 const HAN = /[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u{20000}-\u{3ffff}]/u;
+const UNITS = new RegExp(`${HAN.source}|(?:(?!${HAN.source})[\\p{L}\\p{N}_])+`, "gu");
+const MOST_UNITS = 16; // of a word
+const GAIN = 0.01; // of a text's unknown part by an ignored word
+const FIRST = 8; // images that fit a word, at most
+const IMAGES_PER_FIT = 500;
 // What a label is compared with in multi-label prediction by a model without a bias of its own.
 const ANYTHING = { en: "something", zh: "东西" };
 
@@ -47,9 +52,62 @@ export function mean(embeddings) {
   return sum.map((value) => value / length);
 }
 
-/** Those of the texts, each with an embedding, that the model never learnt. */
-export const unknown = (model, texts, embeddings) =>
-  texts.filter((_, index) => model.known && embeddings[index][model.known.dimension] > model.known.most);
+/** The words of a text in order: the longest parts that are one token, else Chinese characters and English words. */
+export function wordsOf(tokenizer, model, text) {
+  const ids = (part) => rowsOf(tokenizer, model, [part])[0];
+  const tokens = (part) => ids(part).filter((id) => id !== model.padding_id).length;
+  const units = [...text.matchAll(UNITS)].slice(0, MOST_UNITS * ids(text).length);
+  const single = tokens("") + 1;
+  const words = [];
+  for (let first = 0, last; first < units.length; first = last) {
+    const part = () => text.slice(units[first].index, units[last - 1].index + units[last - 1][0].length);
+    for (last = Math.min(first + MOST_UNITS, units.length); last > first + 1 && tokens(part()) !== single; ) last -= 1;
+    words.push(part());
+  }
+  return words;
+}
+
+/**
+ * The texts that the model never learnt, and of other texts the words that it ignores: red in "a red car". `embed` resolves
+ * to the embeddings of texts, `split` to the words of each.
+ */
+export async function unknown(model, texts, embeddings, embed, split) {
+  if (!model.known) return [];
+  const { dimension, most } = model.known;
+  const parts = async (texts) => (await embed(texts)).map((embedding) => embedding[dimension]);
+  const partOf = new Map(texts.map((text, index) => [text, embeddings[index][dimension]]));
+  const learnt = [...partOf.keys()].filter((text) => partOf.get(text) <= most);
+  const words = await split(learnt);
+  const pairs = [...new Map(words.flatMap((list, index) => list.map((word) => [word, learnt[index]])))];
+  const alone = await parts(pairs.map(([word]) => word));
+  const together = await parts(pairs.map(([word, text]) => `${word} ${text}`));
+  const isIgnored = ([word, text], index) => word !== text && alone[index] > most && together[index] - partOf.get(text) > GAIN;
+  const ignored = new Set(pairs.filter(isIgnored).map(([word]) => word));
+  const namesOf = (text) => (learnt.includes(text) ? ignoredIn(words[learnt.indexOf(text)], ignored) : [text]);
+  return [...new Set([...partOf.keys()].flatMap(namesOf))];
+}
+
+/** Those of the words that are ignored; Chinese characters next to each other, which are no word, as one. */
+function ignoredIn(words, ignored) {
+  const names = [];
+  let wasCharacter = false;
+  for (const word of words) {
+    const isCharacter = ignored.has(word) && [...word].length === 1 && HAN.test(word);
+    if (isCharacter && wasCharacter) names[names.length - 1] += word;
+    else if (ignored.has(word)) names.push(word);
+    wasCharacter = isCharacter;
+  }
+  return names;
+}
+
+/** Whether some image fits a query, and enough of them fit each of its words that the model knows. */
+export function queryFits(model, images, query, words) {
+  if (!model.known || !images.length) return true;
+  const { dimension, most, fits } = model.known;
+  const needed = Math.max(1, Math.min(FIRST, Math.floor(images.length / IMAGES_PER_FIT)));
+  const count = (vector) => images.filter((image) => dot(image, vector) >= fits).length;
+  return count(query) > 0 && words.every((word) => word[dimension] > most || count(word) >= needed);
+}
 
 /**
  * Whether no class fits an image: `known.fits` is for the best of many images, and half of it for a single one. With six
