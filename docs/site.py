@@ -21,7 +21,7 @@ ROOT_PAGES = {
     **{f"{name}.md": f"{name.lower()}.md" for name in ("CHANGELOG", "CONTRIBUTING", "SECURITY", "AGENTS")},
 }
 IMAGES = {".jpg", ".png", ".svg", ".webp"}
-ASSETS = IMAGES | {".css", ".csv"}  # files of docs/ that the site has as they are
+ASSETS = IMAGES | {".css", ".csv", ".js", ".json"}  # files of docs/ that the site has as they are
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".mjs": "js"}  # of code blocks, by the ending of a file's name
 _FENCE = re.compile(r"^(```.*?^```)$", re.M | re.S)
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#)(?P<path>[^)#\s]+)(?=[#)])")

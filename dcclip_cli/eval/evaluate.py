@@ -83,7 +83,7 @@ class EvalOptions(Options):
         """
         if self.task != "twins":
             return list(dict.fromkeys(name for dataset in self.datasets for name in registry.expand(dataset)))
-        names = {}
+        names: dict[str, None] = {}
         for dataset in self.datasets:
             for name in registry.expand(dataset):
                 named = registry.find(name)

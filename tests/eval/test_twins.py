@@ -130,10 +130,11 @@ def test_a_group_is_without_the_sets_whose_names_are_the_same_in_both_languages(
     small: dict[str, KnownSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digits = {"names": [*"0123456789"], "templates": ["{}"]}
-    content = {"folders": [f"alpha_{number}" for number in range(10)], "en": digits, "zh": digits}
+    folders = [f"alpha_{number}" for number in range(10)]
+    content = {"folders": folders, "en": digits, "zh": digits}
     (prompts.FOLDER / "mnist.json").write_text(json.dumps(content), "utf-8")
     monkeypatch.setitem(registry.GROUPS, "elevater", (small["cifar10"], small["mnist"]))
-    layouts.class_folders(tmp_path / "root/cifar10/test", content["folders"])
+    layouts.class_folders(tmp_path / "root/cifar10/test", folders)
     group: dict[str, Any] = {"datasets": ("elevater",), "task": "twins", "data_root": str(tmp_path / "root")}
     [dataset] = open_datasets(EvalOptions(**group))
     assert dataset.name == "cifar10-cn" and "and Chinese: mnist" in str(dataset.notes[-1])

@@ -1,0 +1,55 @@
+"""The leaderboard accepts results that are complete and follow the protocol, and says what is wrong with others."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from docs.results import leaderboard
+
+QUICKSTART = leaderboard.FOLDER / "quickstart-int8"
+
+
+def test_every_folder_is_complete_and_the_schema_is_that_of_the_code() -> None:
+    assert [reason for folder in leaderboard.entries() for reason in leaderboard.faults(folder)] == []
+    assert leaderboard.SCHEMA.read_text("utf-8") == leaderboard.schema(), "run: python -m docs.results.render"
+
+
+def test_models_of_more_sets_come_first_and_a_row_has_chinese_before_english() -> None:
+    for language in ("en", "zh"):
+        head, rows = leaderboard.standings(language)
+        assert {len(row) for row in rows} == {len(head)}
+        filled = [sum(bool(cell) for cell in row) for row in rows]
+        assert filled == sorted(filled, reverse=True)
+    [row] = [row for row in leaderboard.standings("zh")[1] if f"/{QUICKSTART.name}/" in row[0]]
+    values = {result.dataset: result.value for result in leaderboard.results(QUICKSTART)}
+    assert f"{100 * values['cifar10-cn']:.1f} / {100 * values['cifar10']:.1f}" in row
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda rows: rows[0].update(value=0.9, metrics=rows[0]["metrics"] | {"top1": 0.9}), "labels and ranks give"),
+        (lambda rows: rows[0]["metrics"].update(top1=0.9), "the protocol has 0.9"),
+        (lambda rows: rows[0].update(n=9_999), "n is 9999; the protocol has 10000"),
+        (lambda rows: rows[0].update(limit=2_000), "limit is 2000"),
+        (lambda rows: rows[0].update(templates_sha256="0"), "templates_sha256 is 0; the protocol has"),
+        (lambda rows: rows[0].update(class_names_sha256="0"), "class_names_sha256 is 0; the protocol has"),
+        (lambda rows: rows[0].update(details={}), "no label and rank of every image"),
+        (lambda rows: rows.pop(), "mnist is measured in zh; expected en and zh"),
+        (lambda rows: rows[0].update(model_fingerprint="0"), "of different weights"),
+        (lambda rows: rows[0].update(dataset="照片"), "no zero-shot result of a data set"),
+        (lambda rows: rows[0].update(value="high"), "results.json: "),
+    ],
+)
+def test_a_result_that_breaks_the_protocol_is_refused(
+    change: Callable[[list[dict[str, Any]]], object], reason: str, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(QUICKSTART, tmp_path / "模型"))
+    rows = json.loads((folder / "results.json").read_bytes())
+    change(rows)
+    (folder / "results.json").write_text(json.dumps(rows), "utf-8")
+    assert any(fault.startswith("模型") and reason in fault for fault in leaderboard.faults(folder))
