@@ -142,9 +142,9 @@ class _LineTask:
         rate = (self._done - before) / (now - since) if now > since else 0.0
         speed, timing, self._reported = f"{rate:.1f}/s" if rate or last else "", "", (now, self._done)
         if last:
-            timing = Message("took {}", _clock(now - since))
+            timing = Message("took {}", clock(now - since))
         elif rate:
-            timing = Message("{} left", _clock((self._total - self._done) / rate))
+            timing = Message("{} left", clock((self._total - self._done) / rate))
         done = Message("{} {}/{}", self._name, self._done, self._total)
         self._say(joined("  ", filter(None, (done, speed, timing, self._metrics))))
 
@@ -211,7 +211,8 @@ def _metrics(metrics: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """A duration or a time: 1:23, 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

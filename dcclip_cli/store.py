@@ -33,7 +33,7 @@ import numpy as np
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import atomic_file, lock, remove
 
-__all__ = ["FeatureStore", "MissingRows", "Ragged", "Values", "digests", "open_block", "write_block"]
+__all__ = ["FeatureStore", "MissingRows", "Ragged", "Values", "digests", "flat", "open_block", "write_block"]
 SUFFIX = ".safetensors"
 _FORMAT = "1"
 _KEYS, _OFFSETS = "keys", ".offsets"
@@ -62,7 +62,7 @@ class Ragged:
 Values = Mapping[str, np.ndarray | Ragged]
 
 
-def _flat(rows: np.ndarray | Ragged) -> np.ndarray:
+def flat(rows: np.ndarray | Ragged) -> np.ndarray:
     """The entries of all rows, one after the other."""
     return rows.values if isinstance(rows, Ragged) else rows
 
@@ -126,7 +126,7 @@ def _joined(pieces: Sequence[tuple[np.ndarray, Values]]) -> Arrays:
         parts = [values[name] for _, values in pieces]
         if ragged := [part.lengths for part in parts if isinstance(part, Ragged)]:
             arrays[name + _OFFSETS] = np.cumsum(np.concatenate([[0], *ragged]), dtype=np.int64)
-        arrays[name] = np.ascontiguousarray(np.concatenate([_flat(part) for part in parts]))
+        arrays[name] = np.ascontiguousarray(np.concatenate([flat(part) for part in parts]))
     return arrays
 
 
@@ -233,7 +233,7 @@ class FeatureStore:
 
     def read(self, name: str, keys: np.ndarray) -> np.ndarray:
         """(N, ...) one array of these rows, in their order. Raises MissingRows where one is not there."""
-        return _flat(self.read_arrays([name], keys)[name])
+        return flat(self.read_arrays([name], keys)[name])
 
     def read_arrays(self, names: Sequence[str], keys: np.ndarray) -> dict[str, np.ndarray | Ragged]:
         if not len(keys):
@@ -333,7 +333,7 @@ class FeatureStore:
             try:
                 for keys, values in pieces:
                     waiting.append((keys, values))
-                    size += sum(_flat(array).nbytes for array in values.values())
+                    size += sum(flat(array).nbytes for array in values.values())
                     if size >= _BLOCK_BYTES or time.monotonic() - last >= every_s:
                         save(1)
             finally:

@@ -299,7 +299,7 @@ def search(
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:
-    """Find the images in folders that best match a text or an image.
+    """Find the images in folders, and videos by their frames, that best match a text or an image.
 
     Each image is embedded once. The index is in the cache folder and is updated when files change. There is one index
     per folder, image tower, --dims and --dtype; models with the same image tower share it.
@@ -321,6 +321,7 @@ def search(
     talk = console.talk(quiet, verbose)
 
     from dcclip_cli.inference import files
+    from dcclip_cli.inference.videos import frame_title
 
     options: dict[str, Any] = {"dims": dims, "dtype": dtype, "device": device, "threads": threads, "progress": talk}
     query: dict[str, Any] = {"images": image or (), "without": minus, "exclude": exclude or ()}
@@ -331,9 +332,10 @@ def search(
     if not result.fits:
         talk.say(Message("warning: search: no good match for {}", query_text))
     if as_json:
-        console.show_json([{"image": str(hit.image), "score": round(hit.score, 6)} for hit in hits])
+        listed = [{"image": str(hit.image), "score": round(hit.score, 6), "time_s": hit.time_s} for hit in hits]
+        console.show_json([{key: value for key, value in row.items() if value is not None} for row in listed])
     else:
-        rows = [(str(hit.image), f"{hit.score:.3f}") for hit in hits]
+        rows = [(frame_title(hit.image, hit.time_s), f"{hit.score:.3f}") for hit in hits]
         title = Message("{}, in {}", query_text, ", ".join(arguments))
         console.show_table(title, (Message("image"), Message("score")), rows)
     if page:
@@ -346,7 +348,10 @@ def search(
 def _write_hits(page: Path, text: str, result: SearchResult) -> None:
     notes = [Message("ignored, not in the vocabulary: {}", ", ".join(result.unknown))] if result.unknown else []
     notes += [] if result.fits else [Message("no good match for {}", text)]
-    captions = {hit.image: f"{hit.score:.3f} · {printable(hit.image.name)}" for hit in result.hits}
+    from dcclip_cli.inference.videos import frame_title
+
+    names = {hit.frame: printable(frame_title(hit.image.name, hit.time_s)) for hit in result.hits}
+    captions = {hit.frame: f"{hit.score:.3f} · {names[hit.frame]}" for hit in result.hits}
     _write_page(page, text, language_by_script(text), notes, captions)
 
 
@@ -378,9 +383,15 @@ def _write_page(page: Path, title: str, lang: str, notes: Sequence[Message], cap
     """Write images with captions as one HTML file without scripts or external resources."""
     from dcclip_cli.html import jpeg_thumbnail, write_page
     from dcclip_cli.inference.images import read
+    from dcclip_cli.inference.videos import frame_name, split_frame
 
     thumbnails = {image: jpeg_thumbnail(read(image), _THUMBNAIL_PX) for image in captions}
-    values = {"captions": captions, "thumbnails": thumbnails}
+    addresses = {
+        image: frame_name(Path(file).resolve().as_uri(), time_s)
+        for image in captions
+        for file, time_s in [split_frame(image)]
+    }
+    values = {"captions": captions, "thumbnails": thumbnails, "addresses": addresses}
     write_page(page, "dcclip_cli.cli", "search.html.j2", text=title, notes=notes, lang=lang, **values)
 
 

@@ -114,7 +114,7 @@ def search(
     threads: int | None = None,
     progress: ProgressChoice = False,
 ) -> SearchResult:
-    """Find the images in folders that match texts and `images` best; returns them with their cosines.
+    """Find the images and videos in folders that match texts and `images` best; returns them with their cosines.
 
     The embeddings of texts and images are added, those of the texts `without` subtracted. Each image of a folder is
     embedded once, as by the command: the index is in the cache folder. `fresh` embeds all again. `exclude`
@@ -133,7 +133,7 @@ def search(
     added += [embedder.embed_images(images)] if images else []
     query = direction(np.concatenate(added), vectors[len(texts) :])
     indexes = [open_index(encoder, folder, fresh, talk, dtype, exclude) for folder in distinct(folders)]
-    count, new = sum(len(index.paths) for index in indexes), sum(index.embedded for index in indexes)
+    count, new = sum(index.count for index in indexes), sum(index.embedded for index in indexes)
     talk.say(Message("search: {} images, {} of them newly embedded", count, new))
     say_missing("search", indexes, talk)
     errors = {str(index.folder / name): error for index in indexes for name, error in index.errors.items()}

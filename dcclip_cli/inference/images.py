@@ -23,6 +23,7 @@ from PIL import __version__ as pillow_version
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import refuse_special
 from dcclip_cli.inference.encoder import Encoder
+from dcclip_cli.inference.videos import VIDEO_SUFFIXES, frame_name, is_video, read_frame, split_frame
 from dcclip_cli.machine import cores
 from dcclip_cli.model.preprocess import FORMATS, MAX_PIXELS, ImageError, TooManyPixelsError, decode
 
@@ -38,11 +39,11 @@ _EXTRAS = {
     "HEIF": ("heic", "pillow_heif", (".heic", ".heif", ".hif")),
     "JXL": ("jxl", "pillow_jxl", (".jxl",)),
     "RAW": ("raw", "rawpy", _RAW),
+    "VIDEO": ("video", "av", (*VIDEO_SUFFIXES,)),
 }
-# Pictures and films that are counted as skipped. Nobody searches for the other files of a photo library.
+# Pictures and videos that are counted as skipped. Nobody searches for the other files of a photo library.
 _MEDIA = {
-    *(".psd", ".svg", ".jp2", ".ico", ".eps", ".mov", ".mp4", ".m4v", ".avi", ".mkv", ".mts", ".m2ts", ".3gp"),
-    *(".mpg", ".mpeg", ".wmv", ".webm", ".flv"),
+    *(".psd", ".svg", ".jp2", ".ico", ".eps"),
     *(suffix for _, _, suffixes in _EXTRAS.values() for suffix in suffixes),
 }
 # Thumbnails and deleted files of Synology, QNAP, Windows and Linux, where they are not hidden.
@@ -54,13 +55,18 @@ _EXCLUDE_HINT = Message("use other patterns with --exclude")
 
 
 def find_images(
-    names: Iterable[str], listed: Iterable[str] = (), exclude: Sequence[str] = (), skipped: Counter[str] | None = None
+    names: Iterable[str],
+    listed: Iterable[str] = (),
+    exclude: Sequence[str] = (),
+    skipped: Counter[str] | None = None,
+    videos: bool = False,
 ) -> list[Path]:
     """The files named by path, folder (searched recursively) or glob; `-` stands for the lines in `listed`.
 
     In a folder, hidden files and folders are left out, and the thumbnails and deleted files of NAS systems. Links to
     folders are followed, each folder once. `exclude` are globs, in any case, for the names of files and folders or the
-    ends of their paths. `skipped` counts the pictures and films in folders whose format is not read, by suffix.
+    ends of their paths. `skipped` counts the pictures and videos in folders that are not read, by suffix; videos are
+    read if `videos` says so.
 
     A named file need not exist or be an image, and a folder in a folder that may not be read is among the files:
     reading them reports that. Raises DcclipError for a folder without images, a glob without files, an empty name or
@@ -79,9 +85,9 @@ def find_images(
             if not lines:
                 example = "find FOLDER -name '*.jpg' | dcclip predict - --labels 猫,dog"
                 raise DcclipError("stdin contains no image paths", "write paths to stdin, for example: {}", example)
-            paths += find_images(lines, (), exclude, skipped)
+            paths += find_images(lines, (), exclude, skipped, videos)
         elif os.path.isdir(name):
-            paths += _images_below(name, excluded, Counter() if skipped is None else skipped)
+            paths += _images_below(name, excluded, Counter() if skipped is None else skipped, videos)
         else:
             files = [Path(name)]
             if glob.has_magic(name) and not os.path.exists(name):
@@ -97,9 +103,10 @@ def find_images(
     return paths
 
 
-def _images_below(root: str, excluded: re.Pattern[str] | None, skipped: Counter[str]) -> list[Path]:
+def _images_below(root: str, excluded: re.Pattern[str] | None, skipped: Counter[str], videos: bool) -> list[Path]:
     """The images at any depth of a folder, and the folders there that may not be read, sorted."""
-    installed = (suffixes for _, package, suffixes in _EXTRAS.values() if find_spec(package))
+    readable = (form for form in _EXTRAS if videos or form != "VIDEO")
+    installed = (_EXTRAS[form][2] for form in readable if find_spec(_EXTRAS[form][1]))
     suffixes = (*_SUFFIXES, *chain.from_iterable(installed))
     paths, counts, tops = list[Path](), Counter[str](), [root]
     visited = set(map(str, Path(root).resolve().parents))  # links to these are loops
@@ -123,22 +130,23 @@ def _images_below(root: str, excluded: re.Pattern[str] | None, skipped: Counter[
                     counts[suffix] += 1
     if not paths:
         hint = _EXCLUDE_HINT if excluded else Message("use files with one of these suffixes: {}", ", ".join(suffixes))
-        raise DcclipError("{} contains no images", _installation(counts) or hint, root)
+        raise DcclipError("{} contains no images", _installation(counts, videos) or hint, root)
     skipped.update(counts)
     return sorted(paths)
 
 
-def _installation(skipped: Mapping[str, int]) -> Message | None:
+def _installation(skipped: Mapping[str, int], videos: bool) -> Message | None:
     """The hint that names the extras by which skipped files can be read."""
-    extras = [extra for extra, _, suffixes in _EXTRAS.values() if any(suffix in skipped for suffix in suffixes)]
+    readable = (form for form in _EXTRAS if videos or form != "VIDEO")
+    extras = [_EXTRAS[form][0] for form in readable if not skipped.keys().isdisjoint(_EXTRAS[form][2])]
     return Message("pip install 'dcclip[{}]'", ",".join(extras)) if extras else None
 
 
-def skipped_line(command: str, skipped: Counter[str]) -> Message:
+def skipped_line(command: str, skipped: Counter[str], videos: bool = False) -> Message:
     """What a command says of the files that `find_images` skipped."""
     suffixes = sorted(skipped, key=lambda suffix: (-skipped[suffix], suffix))
     line = Message("{}: skipped {}", command, ", ".join(f"{skipped[suffix]:,} {suffix}" for suffix in suffixes))
-    hint = _installation(skipped)
+    hint = _installation(skipped, videos)
     return Message("{} (to read more formats: {})", line, hint) if hint else line
 
 
@@ -177,8 +185,11 @@ def mime_type(content: bytes) -> str | None:
 def read(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """`decode` for users' pictures: more formats, whatever a file's suffix; of a RAW file the embedded preview.
 
-    HEIC, JPEG XL and RAW need extras; the latter two are read from files only. Raises DcclipError.
+    HEIC, JPEG XL and RAW need extras; the latter two are read from files only. FILE.mp4#t=83.2 is a frame of a video.
+    Raises DcclipError.
     """
+    if isinstance(source, Path) and (frame := split_frame(source))[1] is not None:
+        return read_frame(Path(frame[0]), frame[1])
     form = _format(source) if isinstance(source, bytes) else ""
     if isinstance(source, Path):
         refuse_special(source)
@@ -193,6 +204,9 @@ def read(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise ImageError("{} needs the package {}", "pip install 'dcclip[{}]'", name, package.replace("_", "-"), extra)
     if form in _PLUGINS:
         import_module(_PLUGINS[form])
+    if not form and isinstance(source, Path) and is_video(source):
+        example = frame_name(source, 1.0)
+        raise ImageError("{} is a video", "name a frame by its time in seconds, such as {}", source, example)
     if isinstance(source, Path) and form in ("RAW", "JXL"):
         return _preview(source, max_pixels) if form == "RAW" else _jxl(source, max_pixels)
     return decode(source, max_pixels, (form,) if form else FORMATS)

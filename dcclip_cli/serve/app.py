@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote_to_bytes
 import numpy as np
 from fastapi import Body, FastAPI, File, Form, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, PlainTextResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, FailFast, Field
 from pydantic_core import to_json
@@ -35,6 +35,7 @@ from dcclip_cli.inference.files import query_fits
 from dcclip_cli.inference.images import batched, mime_type
 from dcclip_cli.inference.index import ImageIndex, direction, search_all
 from dcclip_cli.inference.model import best
+from dcclip_cli.inference.videos import frame_name, frame_title, is_video, split_frame
 from dcclip_cli.inference.zero_shot import Labels, label_prompts, unknown_of
 from dcclip_cli.serve.batches import IMAGE_URL, MAX_IMAGES, MAX_TEXTS, BatchedEncoder, RefusedError, bad_url, decode_url
 from dcclip_cli.serve.guard import MAX_BODY, Guard, Metrics, error_response
@@ -403,16 +404,19 @@ def _add_search(app: FastAPI, server: Server) -> None:
         for hit in await server.encoder.in_pool(search_all, indexes, query, top_k):
             above = [place for place, index in enumerate(indexes) if hit.image.is_relative_to(index.folder)]
             folder = max(above, key=lambda place: len(indexes[place].folder.parts))  # the one that contains it
-            name = str(hit.image.relative_to(indexes[folder].folder))
+            name = str(hit.frame.relative_to(indexes[folder].folder))
             results.append(_shown_image(folder, name) | {"score": round(hit.score, 6)})
         fits = bool(results) and bool(files or await server.encoder.in_pool(query_fits, encoder, indexes, query, texts))
         return {"results": results, "unknown": unknown, "fits": fits}
 
 
 def _shown_image(folder: int, name: str) -> dict[str, Any]:
-    """What a client sees of an image, whose name may not be UTF-8; no path of the server."""
-    encoded = os.fsencode(name)
-    return {"folder": folder, "path": encoded.decode(errors="replace"), "url": f"images/{folder}/{quote(encoded)}"}
+    """What a client sees of an image, whose name may not be UTF-8; no path of the server. A frame has its video."""
+    file, time_s = split_frame(name)
+    url, path = f"images/{folder}/{quote(os.fsencode(name))}", os.fsencode(file).decode(errors="replace")
+    shown = {"folder": folder, "path": frame_title(path, time_s), "url": url}
+    video = f"images/{folder}/{quote(os.fsencode(file))}"
+    return shown if time_s is None else shown | {"time_s": time_s, "video": frame_name(video, time_s)}
 
 
 def _add_images(app: FastAPI, server: Server) -> None:
@@ -425,15 +429,18 @@ def _add_images(app: FastAPI, server: Server) -> None:
 
     @app.get("/images/{folder}/{path:path}")
     async def picture(request: Request, folder: int, path: str, small: Annotated[bool, Query()] = False) -> Response:
-        """An image of a folder that is searched, or a `small` one."""
+        """An image of a folder that is searched, or a `small` one; a video, or a frame of it, `small` in any case."""
         missing = RefusedError("unknown image", "use a url from a /search response", status=404)
         name = os.fsdecode(unquote_to_bytes(request.scope["raw_path"]).split(b"/", 3)[3])  # `path` has to be UTF-8
         indexes = server.live.current
-        if not 0 <= folder < len(indexes) or name not in indexes[folder].listing:
+        video, time_s = split_frame(name)
+        if not 0 <= folder < len(indexes) or video not in indexes[folder].listing:
             raise missing
         file = indexes[folder].folder / name
+        if is_video(name) and file.is_file():
+            return FileResponse(file)
         try:
-            if small:
+            if small or time_s is not None:
                 [content] = await server.encoder.make_of_images([(file, thumbnail)])
             else:
                 content = await server.encoder.in_pool(read_file, file)
@@ -454,7 +461,8 @@ def _add_page(app: FastAPI, server: Server) -> None:
         indexes = server.live.current
         if described and described[0] is indexes:
             return described[1]
-        images = [(folder, name) for folder, index in enumerate(indexes) for name in index.paths]
+        named = [(folder, name) for folder, index in enumerate(indexes) for name in index.paths]
+        images = [*{(folder, split_frame(name)[0]): (folder, name) for folder, name in named}.values()]
         samples = [_shown_image(*image) for image in images[:: max(1, -(-len(images) // _SAMPLES))]]
         names = [(index.folder.resolve().name or "/").encode(errors="replace").decode() for index in indexes]
         answer: dict[str, Any] = {"folders": names, "images": len(images), "samples": samples, "examples": []}

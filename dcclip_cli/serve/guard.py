@@ -84,21 +84,26 @@ class Guard:
             return await self._app(scope, receive, send)
         begin, request = time.perf_counter(), object()
         start: Any = {"status": 0}
+        is_begun = False  # of a video, there are many messages
 
         async def answer(message: Any) -> None:
-            nonlocal start
+            nonlocal start, is_begun
             if message["type"] == "http.response.start":
                 start = message
                 return
-            content = message.get("body", b"")
+            content, continues = message.get("body", b""), message.get("more_body", False)
             self._sizes[request] += len(content)
             if self._is_full(len(content)):
                 self._sizes[request] -= len(content)
                 return await error_response(scope, busy())(scope, receive, answer)
-            await send(start | {"headers": [*start["headers"], *_SAFETY]})
+            if not is_begun:
+                await send(start | {"headers": [*start["headers"], *_SAFETY]})
+            is_begun = True
             for first in range(0, len(content) or 1, _SENT_BYTES):
                 part = content[first : first + _SENT_BYTES]
-                await send({"type": "http.response.body", "body": part, "more_body": first + len(part) < len(content)})
+                is_part = continues or first + len(part) < len(content)
+                await send({"type": "http.response.body", "body": part, "more_body": is_part})
+            self._sizes[request] -= len(content) if continues else 0
 
         self._sizes[request] = 0
         try:
@@ -155,7 +160,9 @@ class Guard:
         messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
         async def receive_body() -> Any:
-            return next(messages, {"type": "http.disconnect"})
+            if (message := next(messages, None)) is None:
+                await anyio.sleep_forever()  # the other task waits for the client to leave
+            return message
 
         async with anyio.create_task_group() as tasks:
 

@@ -7,16 +7,18 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
+from itertools import filterfalse
 from typing import Any
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.inference.encoder import Encoder
 from dcclip_cli.inference.index import ImageIndex, list_images, open_index
+from dcclip_cli.inference.videos import is_video
 from dcclip_cli.progress import Silent
 
 FOLLOW_S = 1.5  # between two looks at the folders
 _LOOK_SHARE = 10  # a look waits at least so many times as long as the last one took
-_NEW_IMAGES = 256  # that an update adds at most, so that those of a large copy are found as it goes on
+_NEW_IMAGES, _NEW_VIDEOS = 256, 4  # that an update adds at most, so that those of a large copy are found as it goes on
 
 
 class LiveIndexes(Silent):
@@ -35,7 +37,7 @@ class LiveIndexes(Silent):
     def counts(self) -> dict[str, int]:
         """How many images can be searched, and how many are unreadable."""
         unreadable = sum(len(index.errors) + len(index.unreadable) for index in self.current)
-        return {"images": sum(len(index.paths) for index in self.current), "unreadable": unreadable}
+        return {"images": sum(index.count for index in self.current), "unreadable": unreadable}
 
     async def follow(self, every_s: float | None) -> None:
         """Update the indexes in a thread until the task is cancelled. Embeddings computed until then are stored."""
@@ -65,7 +67,9 @@ class LiveIndexes(Silent):
                 look_s += time.monotonic() - begin
                 previous, self._listings[place] = self._listings[place], listing
                 files = {name: state for name, state in listing.items() if previous.get(name) == state}
-                for name in [name for name, state in files.items() if index.listing.get(name) != state][_NEW_IMAGES:]:
+                new = [name for name, state in files.items() if index.listing.get(name) != state]
+                images, videos = list(filterfalse(is_video, new)), list(filter(is_video, new))
+                for name in (*images[_NEW_IMAGES:], *videos[_NEW_VIDEOS:]):
                     del files[name]
                 if files != index.listing:
                     options: dict[str, Any] = {"exclude": index.exclude, "updated": index, "listing": files}

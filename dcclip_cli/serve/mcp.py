@@ -20,6 +20,7 @@ from dcclip_cli.html import jpeg_thumbnail
 from dcclip_cli.inference import files
 from dcclip_cli.inference.images import read
 from dcclip_cli.inference.model import Model
+from dcclip_cli.inference.videos import split_frame
 from dcclip_cli.text import printable
 from dcclip_cli.versions import VERSION
 
@@ -44,14 +45,14 @@ class Tools:
         """Find photographs that show a text, or resemble a photograph; the best first.
 
         Scores are cosines, to compare photographs of one search. If `fits` is false, the photographs most likely show
-        something else. The model ignores the words in `unknown`.
+        something else. The model ignores the words in `unknown`. clip.mp4#t=83.2 is a frame of a video, at 83.2 s.
         """
         texts, minus = ([query] if query.strip() else [] for query in (text, without))
         images = [self._file(like)] if like else []
         options: dict[str, Any] = {"images": images, "without": minus, "model": self._model, "top_k": _MAX_HITS}
         result = files.search(texts, self._folders, **options)
         hits = islice((hit for hit in result.hits if self._contains(hit.image)), top_k)
-        photos = [{"photo": printable(str(hit.image)), "score": round(hit.score, 3)} for hit in hits]
+        photos = [{"photo": printable(str(hit.frame)), "score": round(hit.score, 3)} for hit in hits]
         return {"photos": photos, "fits": result.fits, "unknown": list(result.unknown)}
 
     def show(self, photo: Photo, max_px: Annotated[int, Field(ge=64, le=1536)] = 768) -> Image:
@@ -80,7 +81,7 @@ class Tools:
 
     def _file(self, photo: str) -> Path:
         for path in [folder / photo for folder in self._folders if "\0" not in photo]:
-            if self._contains(path) and path.is_file():
+            if self._contains(path) and Path(split_frame(path)[0]).is_file():
                 return path
         raise DcclipError("{!r} is not a photo in the served folders", "use a path from a search result", photo)
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import dcclip
+from tests.videos import film
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +109,35 @@ def test_a_search_tells_of_a_broken_picture_once_and_excludes_what_it_should(pic
     assert len(np.load(folder.parent / "a.npy")) == 3
     assert (
         "error: --exclude leaves no image" in dcclip("predict", *pictures, "--exclude", "*", *labels, expect=1).stderr
+    )
+
+
+def test_a_video_is_shown_with_its_time_and_an_extra_is_named_where_it_cannot_be_read(
+    pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("av", reason="av is not installed")
+    folder, page, images = pictures[0].parent, tmp_path / "page.html", [Image.open(path) for path in pictures]
+    film(video := folder / "假日 #1 holiday.mp4", images[2:])
+    video.with_name("b.MOV").write_bytes(video.read_bytes())
+    query = ("search", "--image", f"{video}#t=4.5", folder)
+    table = dcclip(*query, "--html", page, "--dtype", "int8", "--dims", 8)
+    assert "7 images, 7 of them newly embedded" in table.stderr and "holiday.mp4 @ 0:0" in table.stdout.replace(
+        "\n", ""
+    )
+    hits = json.loads(dcclip(*query, "--json", "--top-k", 2, "-q").stdout)
+    assert {Path(hit["image"]) for hit in hits} == {video, video.with_name("b.MOV")}
+    assert all(hit["score"] > 0.95 and 2.8 < hit["time_s"] < 6.2 for hit in hits)
+    written = page.read_text("utf-8")
+    assert "/%E5%81%87%E6%97%A5%20%231%20holiday.mp4#t=" in written and "holiday.mp4 @ 0:0" in written
+    labels = ("--labels", "红,green")
+    assert f"{video}#t=4.5 " in dcclip("predict", f"{video}#t=4.5", *labels).stdout
+    assert "such as " in dcclip("predict", video, *labels, expect=1).stderr
+    skipped = dcclip("predict", folder, *labels).stderr
+    assert "predict: skipped 1 .mov, 1 .mp4" in skipped and "pip install" not in skipped
+    dcclip("search", "--duplicates", folder)
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert (
+        "search: skipped 1 .mov, 1 .mp4 (to read more formats: pip install" in dcclip("search", "moon", folder).stderr
     )
 
 

@@ -126,7 +126,7 @@ def test_a_broken_picture_is_reported_once_until_it_changes(bundle_folder: Path,
     model, folder = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent
     short, name = shortened(model, 8, Silent()), pictures[0].name
     pictures[0].write_bytes(b"broken")
-    (folder / "film.mov").touch()
+    (folder / "film.psd").touch()
     first = open_index(model, folder)
     assert (list(first.errors), first.unreadable, first.embedded) == ([name], (), 4)
     for index in (open_index(model, folder), open_index(short, folder, kind="int8"), open_index(short, folder)):
@@ -135,7 +135,7 @@ def test_a_broken_picture_is_reported_once_until_it_changes(bundle_folder: Path,
     for _ in range(2):
         say_missing("search", [index], Lines(lines.append))
     rest = f"search: skipped 1 images that are still unreadable, such as {pictures[0]}"
-    assert lines == ["search: skipped 1 .mov", rest, rest]
+    assert lines == ["search: skipped 1 .psd", rest, rest]
     assert list(open_index(model, folder, fresh=True).errors) == [name]
     os.utime(pictures[0], ns=(1, 1))
     assert list(open_index(model, folder).errors) == [name]

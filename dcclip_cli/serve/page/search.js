@@ -232,7 +232,7 @@ function showLightbox() {
   image.alt = photo.path;
   const folder = library.folders.length > 1 ? `${library.folders[photo.folder]} / ` : "";
   $("photo-name").textContent = folder + photo.path + ($("scores").checked && answer ? ` · ${photo.score.toFixed(3)}` : "");
-  $("original").href = photo.url;
+  $("original").href = photo.video ?? photo.url;
   $("previous").disabled = place() === 0;
   $("next").disabled = place() === photos.length - 1;
 }

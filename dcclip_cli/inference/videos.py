@@ -1,0 +1,172 @@
+"""Frames of video files, spread over their length, decoded by PyAV."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.files import refuse_special
+from dcclip_cli.model.preprocess import MAX_ASPECT, MAX_PIXELS, ImageError
+from dcclip_cli.progress import clock
+
+if TYPE_CHECKING:
+    from av import Packet, VideoFrame
+    from av.container import InputContainer
+
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".3gp"),
+    *(".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv"),
+)
+_FRAME = re.compile(rf"(.+({'|'.join(map(re.escape, VIDEO_SUFFIXES))}))#t=(\d+(\.\d+)?)", re.IGNORECASE | re.DOTALL)
+_FORMATS = "mov,matroska,avi,mpegts,mpeg,asf,flv"  # FFmpeg's names; no playlists, which name other files
+_STEP_S, _MAX_FRAMES = 2.0, 120  # between two frames at least, and frames of a video at most
+_DECODE_S = 60.0  # after which only key frames are decoded; after twice as long, none
+_FRAME_PX = 512  # the shorter side of a frame at most
+_SAME_LEVELS = 10  # of 255, by which no cell of 16 x 16 differs in near-identical frames
+_SAME_S = 0.0005  # by which a frame's time differs from that in its name
+_REPLACE = Message("replace it, or convert it to MP4")
+
+
+def is_video(name: str | Path) -> bool:
+    return str(name).lower().endswith(VIDEO_SUFFIXES)
+
+
+def frame_name(file: str | Path, time_s: float | None) -> str:
+    """The name of a frame, holiday.mp4#t=83.2, as in a URL that opens a video at a time; without time, the file's."""
+    return str(file) if time_s is None else f"{file}#t={round(time_s, 3)}"
+
+
+def split_frame(name: str | Path) -> tuple[str, float | None]:
+    """The file and the time of a frame by its name; another name and None."""
+    match = _FRAME.fullmatch(str(name))
+    return (match[1], float(match[3])) if match else (str(name), None)
+
+
+def frame_title(file: str | Path, time_s: float | None) -> str:
+    """The name of a frame for people, holiday.mp4 @ 1:23; without time, the file's."""
+    return str(file) if time_s is None else f"{file} @ {clock(time_s)}"
+
+
+def frames(file: Path) -> Iterator[tuple[float, Image.Image]]:
+    """At most _MAX_FRAMES frames of a video with their times in seconds, without near-identical neighbours.
+
+    These are key frames, and others where there is none for long: all frames before these have to be decoded. Raises
+    ImageError if there is no frame.
+    """
+    begin_s, last_s, by_key = time.monotonic(), -math.inf, True
+    stored_cells = np.full((16, 16, 3), math.inf)
+    try:
+        with _opened(file) as video:
+            count = math.ceil(min(_MAX_FRAMES, max(1, video.duration_s / _STEP_S)))
+            for slot_s in ((place + 0.5) * video.duration_s / count for place in range(count)):
+                is_late = (used_s := time.monotonic() - begin_s) > _DECODE_S
+                if used_s > 2 * _DECODE_S:
+                    return
+                if by_key or is_late:
+                    by_key = video.seek(slot_s) > last_s
+                while not (by_key or is_late) and video.position_s < slot_s:
+                    video.decode()
+                image = video.image()
+                cells = np.asarray(image.resize((16, 16), Image.Resampling.BOX), float)
+                if video.position_s > last_s and np.abs(cells - stored_cells).max() > _SAME_LEVELS:
+                    yield video.position_s, image
+                    stored_cells = cells
+                last_s = video.position_s
+    except ImageError:  # a file that is cut off has its first frames
+        if last_s < 0:
+            raise
+
+
+def read_frame(file: Path, time_s: float) -> Image.Image:
+    """The first frame of a video from a time on. Raises ImageError."""
+    with _opened(file) as video:
+        video.seek(time_s)
+        while video.position_s < time_s - _SAME_S:
+            video.decode()
+        return video.image()
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[_Video]:
+    """A video that can be decoded; no other file is read. Raises ImageError, and DcclipError for a disk."""
+    if find_spec("av") is None:
+        raise ImageError("{} needs the package {}", "pip install 'dcclip[{}]'", file, "av", "video")
+    import av
+
+    refuse_special(file)
+    options = {"format_whitelist": _FORMATS, "protocol_whitelist": "", "max_pixels": str(MAX_PIXELS)}
+    try:
+        with file.open("rb") as stream, av.open(stream, "r", options=options, timeout=_DECODE_S) as container:
+            yield _Video(file, container)
+    except FileNotFoundError:
+        raise DcclipError("{} does not exist", "check the path", file) from None
+    except (av.FFmpegError, OSError) as error:  # a disk may be read later
+        kind = ImageError if isinstance(error, av.FFmpegError) else DcclipError
+        raise kind(Message("{} is not a readable video: {}", file, error.strerror), _REPLACE) from None
+
+
+class _Video:
+    """The decoder of a video file; times are in seconds from its start."""
+
+    def __init__(self, file: Path, container: InputContainer) -> None:
+        from av import FFmpegError, VideoStream
+
+        self._container, self._error = container, ImageError("{} has no readable frame", _REPLACE, file)
+        stream = container.streams.best("video")
+        if not isinstance(stream, VideoStream) or not stream.codec_context:  # sound only, or an unknown codec
+            raise self._error
+        stream.codec_context.skip_frame, stream.codec_context.options = "NONREF", {"max_pixels": str(MAX_PIXELS)}
+        self._stream, self._start, self._tick_s = stream, stream.start_time or 0, stream.time_base or 1
+        self.duration_s = (container.duration or 0) / 1e6
+        with suppress(FFmpegError):  # where the file is cut off
+            for packet in () if self.duration_s else container.demux(stream):  # of what a browser recorded
+                self.duration_s = max(self.duration_s, self._time_s(packet))
+
+    def _time_s(self, timed: Packet | VideoFrame) -> float:
+        stamp = timed.dts if timed.pts is None else timed.pts
+        return -math.inf if stamp is None else float((stamp - self._start) * self._tick_s)
+
+    def seek(self, time_s: float) -> float:
+        """Decode the key frame at a time or before it, if there is one, and return its time."""
+        for back_s in (0, 0.5, 1, 4, 16, 1e6):  # without an index, as in MPEG streams, a seek may go too far
+            offset = self._start + math.floor((time_s + _SAME_S - back_s) / self._tick_s)
+            self._container.seek(offset, stream=self._stream)
+            self._frames, self.position_s = self._decoded(), -math.inf
+            with suppress(ImageError):
+                if self.decode() <= time_s + _SAME_S:
+                    break
+        return self.position_s
+
+    def decode(self) -> float:
+        """Decode another frame and return its time. Raises ImageError at the end of the video."""
+        if (frame := next(self._frames, None)) is None:
+            raise self._error
+        self._frame, self.position_s = frame, self._time_s(frame)
+        return self.position_s
+
+    def _decoded(self) -> Iterator[VideoFrame]:
+        import av
+
+        for packet in self._container.demux(self._stream):
+            with suppress(av.error.InvalidDataError):  # of a damaged part
+                yield from self._stream.decode(packet)
+
+    def image(self) -> Image.Image:
+        """The frame that was decoded last, upright, not larger than _FRAME_PX."""
+        width, height = self._frame.width * float(self._stream.sample_aspect_ratio or 1), self._frame.height
+        if max(width, height) > MAX_ASPECT * min(width, height):
+            raise self._error
+        scale = min(1.0, _FRAME_PX / min(width, height))
+        size = {"width": max(1, round(width * scale)), "height": max(1, round(height * scale))}
+        image: Image.Image = self._frame.to_image(**size, interpolation="AREA")
+        return image.rotate(self._frame.rotation, expand=True) if self._frame.rotation else image
