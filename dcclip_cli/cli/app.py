@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dcclip_cli.cli import about, calibrate, console, demo, eval, fit, mcp, new, predict, push, serve, stages, trim
+from dcclip_cli.cli import about, calibrate, console, demo, eval, fit, new, predict, push, serve, stages, trim
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.machine import set_library_defaults
 from dcclip_cli.versions import VERSION
@@ -51,7 +51,7 @@ _PANELS = {
     ),
     "Use a model": (
         *(predict.predict, predict.search, predict.embed, predict.bench),
-        *(calibrate.calibrate, demo.demo, serve.serve, mcp.mcp),
+        *(calibrate.calibrate, demo.demo, serve.serve, serve.mcp),
     ),
     "Publish a model": (push.push,),
     "Show information": (about.models, eval.datasets, about.doctor),

@@ -105,7 +105,6 @@ def _wrap_chinese() -> None:
 
 
 def usage_error(error: Any) -> None:
-    """Let a usage error say what is wrong in Chinese."""
     sentence = error.format_message()
     reason = getattr(error, "message", "")
     if isinstance(reason, Message):

@@ -257,12 +257,10 @@ def show_fields(title: str, fields: Iterable[tuple[str, str]]) -> None:
 
 
 def show_json(value: Any) -> None:
-    """Print a value as JSON on stdout, Chinese readable."""
     _write(as_json(value, indent=2) + "\n")
 
 
 def show(text: str) -> None:
-    """Print lines of data on stdout."""
     _write("".join(f"{printable(line)}\n" for line in translated(text).split("\n")))
 
 

@@ -1,4 +1,4 @@
-"""`dcclip serve`: a model as an HTTP server."""
+"""`dcclip serve` and `dcclip mcp`: a model as an HTTP server, and as a server of tools for AI assistants."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
-from typer import Option
+from typer import Argument, Option
 
 from dcclip_cli.cli import console, flags
 from dcclip_cli.errors import DcclipError, Message
@@ -21,6 +21,7 @@ _TOKEN = Option("--token", envvar="DCCLIP_TOKEN", metavar="TOKEN", help="Token t
 _IMMICH = Option(
     "--immich-dims", min=0, max=8192, metavar="N", help="Zero-pad embeddings for immich and MT Photos to N dimensions."
 )
+_FOLDERS = Argument(metavar="FOLDER...", help="Folders of photographs, read recursively; the tools read no other file.")
 
 
 def serve(
@@ -74,6 +75,33 @@ def serve(
     talk.say(Message("serve: stop with Ctrl-C"))
     with suppress(KeyboardInterrupt):  # which uvicorn raises again once all is answered
         Server(app, listening, verbose).run(sockets=[listening])
+
+
+def mcp(
+    folders: Annotated[list[Path], _FOLDERS],
+    model: flags.Model = None,
+    device: flags.Where = "auto",
+    threads: flags.Threads = None,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+) -> None:
+    """Let an AI assistant search, see and label the photographs in folders.
+
+    A server of the Model Context Protocol on stdin and stdout, which the assistant starts. It changes no file in the
+    folders. Photographs that the assistant looks at are sent to its model; a search sends their paths.
+    """
+    talk = console.talk(quiet, verbose)
+    for folder in folders:
+        if not folder.is_dir():
+            raise DcclipError("{} is not a folder", "choose a folder of images", folder)
+
+    from dcclip_cli.inference.files import open_encoder
+    from dcclip_cli.inference.model import Model
+    from dcclip_cli.serve.mcp import tool_server
+
+    server = tool_server(Model(open_encoder(model, device, threads, talk)), folders)
+    talk.say(Message("mcp: waiting for an assistant on stdin; stop with Ctrl-C"))
+    server.run()
 
 
 def _address_for_others(listening: socket.socket) -> str | None:

@@ -251,7 +251,6 @@ _SIZES = (  # what is shown, the field of ModelSummary, its unit, and how it is 
 
 
 def _show_models(title: str, models: list[ModelSummary]) -> None:
-    """Print models in columns, and the ratio of student to teacher."""
     from dcclip_cli.eval.result import METRIC_NAMES
 
     agreement = {on: Message("agreement with the teacher, {}", on) for on in models[0].agreement}
