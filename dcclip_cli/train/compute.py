@@ -24,19 +24,10 @@ from torch import distributed, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from dcclip_cli import machine
 from dcclip_cli.data.samplers import MixedBatchSampler
 from dcclip_cli.errors import AgainError, DcclipError, Message
 from dcclip_cli.files import read_json, write_json
-from dcclip_cli.machine import (
-    allow_open_files,
-    busy_cores,
-    cores,
-    keep_freed_memory,
-    loading_processes,
-    return_freed_memory,
-    set_library_defaults,
-    use_launcher,
-)
 from dcclip_cli.model.precision import Choice, choose_precision, newton_schulz_precision
 from dcclip_cli.model.towers import ImageFeatures, Towers
 from dcclip_cli.progress import Progress
@@ -60,7 +51,7 @@ def join_processes(device: str) -> None:
 
     Raises DcclipError where the variables by which a launcher describes them are incomplete.
     """
-    use_launcher()
+    machine.use_launcher()
     count = os.environ.get("WORLD_SIZE", "1")
     missing = [name for name in _LAUNCHED_WITH if name not in os.environ] if count != "1" else []
     if missing or not count.isdecimal():
@@ -70,8 +61,8 @@ def join_processes(device: str) -> None:
         if missing == ["MASTER_ADDR"]:
             raise DcclipError(problem, "set MASTER_ADDR to the host name of process 0")
         raise DcclipError(problem, "start several processes with torchrun; for one process, unset WORLD_SIZE")
-    set_library_defaults()
-    allow_open_files()  # of the blocks of feature stores, shards and batches
+    machine.set_library_defaults()
+    machine.allow_open_files()  # of the blocks of feature stores, shards and batches
     if count == "1" or distributed.is_initialized():
         PartialState(cpu=device == "cpu")
         return
@@ -107,8 +98,8 @@ def use_threads(options: TrainOptions, folder: Path, progress: Progress) -> None
     """
 
     def free_threads() -> int:
-        count, busy = cores(), busy_cores()
-        limit = max(count - loading_processes(options.workers), count // 2 + 1)
+        count, busy = machine.cores(), machine.busy_cores()
+        limit = max(count - machine.loading_processes(options.workers), count // 2 + 1)
         threads = min(limit, max(1, round(count - busy)))
         if threads < limit:
             numbers = threads, limit, busy, count
@@ -124,9 +115,9 @@ def use_threads(options: TrainOptions, folder: Path, progress: Progress) -> None
     if options.accumulate == "auto":
         # What a failed step frees must be there for all: oneDNN compiles no kernel any more in a thread in which it
         # once had no memory for one (Xbyak keeps the error).
-        return_freed_memory()
+        machine.return_freed_memory()
     else:
-        keep_freed_memory()
+        machine.keep_freed_memory()
 
 
 def decided(folder: Path, name: str, decide: Callable[[], T]) -> T:
@@ -247,7 +238,6 @@ def make_accelerator(options: TrainOptions, device: str, unused: bool = True) ->
 
 
 def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """Whether an error of a step is for want of memory."""
     # oneDNN has one sentence for all that it cannot do.
     is_primitive = "could not create a primitive" in str(error)
     return isinstance(error, MemoryError) or should_reduce_batch_size(error) or is_primitive

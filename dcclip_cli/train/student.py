@@ -17,26 +17,10 @@ from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import LANGUAGES, PairDataset
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import read_json
-from dcclip_cli.model.inherit import (
-    check_image_source,
-    copy_image_tower,
-    inherit_image_tower,
-    init_text_tower,
-    teacher_image_config,
-)
+from dcclip_cli.model import inherit, students
 from dcclip_cli.model.model_dir import load_model, save_model
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.reference import ModelSource
-from dcclip_cli.model.students import (
-    ImageTower,
-    StudentOptions,
-    build_model,
-    init_image_tower,
-    model_config,
-    no_vocabulary,
-    preprocessing_of,
-    projection_bias,
-)
 from dcclip_cli.model.tokenizer import load_tokenizer, tokenize_with, train_tokenizer, trim_tokenizer
 from dcclip_cli.model.towers import OpenClipTowers, Towers
 from dcclip_cli.model.weights import CONFIG, require_file
@@ -72,7 +56,6 @@ class Student:
         return replace(self, config={**self.config, "init_logit_bias": -10.0})
 
     def save(self, folder: Path, provenance: dict[str, Any], half: bool = False) -> None:
-        """Write the model directory."""
         towers, files = self.towers, {SPACE: self.space.to_bytes()} if self.space else {}
         assert towers.preprocessing is not None
         provenance = {"name": towers.name, "parent": self.parent, "versions": versions(), **provenance}
@@ -92,7 +75,7 @@ def checkpoint_gradients(model: Any, network: str) -> None:
 
 
 def new_student(
-    options: StudentOptions,
+    options: students.StudentOptions,
     embed_dim: int,
     dataset: PairDataset,
     name: str,
@@ -115,32 +98,32 @@ def new_student(
     elif captions:
         tokenizer = train_tokenizer(captions, vocabulary.size)
     else:
-        raise no_vocabulary()
+        raise students.no_vocabulary()
     image, image_config = options.image, None
-    if isinstance(image, ImageTower):
+    if isinstance(image, students.ImageTower):
         inherited = teacher_towers if image.inherit == "teacher" else None
-        preprocessing = preprocessing_of(image, inherited.preprocessing if inherited else None)
+        preprocessing = students.preprocessing_of(image, inherited.preprocessing if inherited else None)
     else:
         assert teacher is not None and teacher_towers is not None
-        source = check_image_source(teacher_towers)
-        image_config, preprocessing = teacher_image_config(teacher, source), source.match_preprocessing()
-    config = model_config(options, options.embed_dim or embed_dim, tokenizer.get_vocab_size(), image_config)
+        source = inherit.check_image_source(teacher_towers)
+        image_config, preprocessing = inherit.teacher_image_config(teacher, source), source.match_preprocessing()
+    config = students.model_config(options, options.embed_dim or embed_dim, tokenizer.get_vocab_size(), image_config)
     for key, token in (("pad_id", "<pad>"), ("eos_id", "</s>")):  # a teacher's tokenizer may number them differently
         number = tokenizer.token_to_id(token)
         if number is None:
             problem = Message("the teacher's tokenizer has no {} token", token)
             raise DcclipError(problem, "set vocabulary: {{from: data, size: ...}}")
         config["text_cfg"][key] = number
-    model = build_model(config, seed)
-    if not isinstance(image, ImageTower):
-        copy_image_tower(model, source)
+    model = students.build_model(config, seed)
+    if not isinstance(image, students.ImageTower):
+        inherit.copy_image_tower(model, source)
     elif inherited:
-        inherit_image_tower(model.visual, inherited)
+        inherit.inherit_image_tower(model.visual, inherited)
     else:
-        init_image_tower(model, image)
+        students.init_image_tower(model, image)
     if options.text.inherit != "nothing":
         assert teacher_towers is not None
-        init_text_tower(model.text, tokenizer, teacher_towers, layers=options.text.inherit == "layers")
+        inherit.init_text_tower(model.text, tokenizer, teacher_towers, layers=options.text.inherit == "layers")
     return _student(model, config, preprocessing, tokenizer, name)
 
 
@@ -176,7 +159,7 @@ def _student(
 ) -> Student:
     tokenize = tokenize_with(tokenizer, config["text_cfg"]["context_length"])
     model.visual.to(memory_format=torch.channels_last)
-    if (bias := projection_bias(model)) is not None:
+    if (bias := students.projection_bias(model)) is not None:
         bias.requires_grad_(False)
     towers = OpenClipTowers(model, tokenize, preprocessing, name, "in training")
     return Student(towers, config, tokenizer)

@@ -21,16 +21,7 @@ from dcclip_cli.machine import loading_processes
 from dcclip_cli.processes import Stopped, asked, handled, noted
 from dcclip_cli.progress import Task
 from dcclip_cli.run_dir import TrainResult
-from dcclip_cli.train.checkpoint import (
-    TrainState,
-    copy_tensors,
-    latest_checkpoint,
-    load_best,
-    load_checkpoint,
-    save_best,
-    telling_saved_step,
-    write_checkpoint,
-)
+from dcclip_cli.train import checkpoint
 from dcclip_cli.train.compute import Parts, make_accelerator
 from dcclip_cli.train.distributed import any_process, average_statistics, from_first, stop_together
 from dcclip_cli.train.loading import load_batches
@@ -57,7 +48,7 @@ def train_stage(stage: Stage) -> TrainResult:
     if result := stage.finished():
         return result
     model = stage.run.model(stage.name)
-    with telling_saved_step(stage.folder, stage.fresh):
+    with checkpoint.telling_saved_step(stage.folder, stage.fresh):
         stage.prepare()
         trainer = Trainer(stage)
 
@@ -90,7 +81,7 @@ class Trainer:
         self.ema = make_ema(task.model, options.ema)
         self._accelerated_optimizer = self.accelerator.prepare(self.optimizer)
         self._wrapped = self.accelerator.prepare(task)
-        self.state = TrainState(step=0)
+        self.state = checkpoint.TrainState(step=0)
         self.seconds, self.metrics = 0.0, dict[str, float]()
         self._changing_weights = False
         self._saved_step, self._saved_at = 0, time.monotonic()
@@ -129,7 +120,7 @@ class Trainer:
             self.seconds = time.monotonic() - began
             if self.options.keep == "best":
                 if self.accelerator.is_main_process:
-                    load_best(self.stage.folder / "best", self.task.model)
+                    checkpoint.load_best(self.stage.folder / "best", self.task.model)
                 self.metrics |= {**self.state.best_metrics, "best_step": self.state.best_step}
             elif self.ema is not None:
                 self.task.model.load_state_dict(self.ema.module.state_dict())
@@ -244,7 +235,7 @@ class Trainer:
             metrics = self._validate()
             if better := not state.best_metrics or _mean(metrics) > _mean(state.best_metrics):
                 if self.accelerator.is_main_process:
-                    save_best(self.stage.folder / "best", state.step, metrics, self.task.model)
+                    checkpoint.save_best(self.stage.folder / "best", state.step, metrics, self.task.model)
                 state.best_step, state.best_metrics = state.step, metrics
         state.validations_since_best = 0 if better else state.validations_since_best + 1
         state.validation_due = False
@@ -265,15 +256,17 @@ class Trainer:
         if self.accelerator.scaler is not None:
             self.state.scaler = self.accelerator.scaler.state_dict()
         folder, state = self.stage.folder / "state", self.state.model_copy(deep=True)
-        tensors, keep = copy_tensors(self.task, self.optimizer, self.ema), self.options.keep_checkpoints
-        self._saving = self._saver.submit(write_checkpoint, folder, state, self.stage.identity, tensors, keep)
+        tensors, keep = checkpoint.copy_tensors(self.task, self.optimizer, self.ema), self.options.keep_checkpoints
+        self._saving = self._saver.submit(
+            checkpoint.write_checkpoint, folder, state, self.stage.identity, tensors, keep
+        )
 
     def restore(self) -> None:
         """Load the latest checkpoint, if there is one, and open the logs at its step."""
         folder = self.stage.folder
-        if checkpoint := from_first(lambda: latest_checkpoint(folder / "state")):
+        if latest := from_first(lambda: checkpoint.latest_checkpoint(folder / "state")):
             identity = self.stage.identity
-            self.state = load_checkpoint(checkpoint, identity, self.task, self.optimizer, self.ema)
+            self.state = checkpoint.load_checkpoint(latest, identity, self.task, self.optimizer, self.ema)
             self._saved_step = self.state.step
             self.stage.progress.say(
                 Message("{}: resuming from step {} of {}", self.stage.name, self.state.step, self.total_steps)
@@ -373,8 +366,7 @@ class NonFiniteGuard:
         self._buffers = [(buffers, [buffer.clone() for buffer in buffers]) for buffers in by_type.values()]
 
     @torch.no_grad()
-    def accept(self, state: TrainState) -> None:
-        """Note a finite step."""
+    def accept(self, state: checkpoint.TrainState) -> None:
         state.skipped_in_a_row = 0
         for buffers, saved in self._buffers:
             torch._foreach_copy_(saved, buffers)
@@ -385,7 +377,7 @@ class NonFiniteGuard:
         for buffers, saved in self._buffers:
             torch._foreach_copy_(buffers, saved)
 
-    def skip(self, state: TrainState, terms: dict[str, Tensor], norm: Tensor) -> None:
+    def skip(self, state: checkpoint.TrainState, terms: dict[str, Tensor], norm: Tensor) -> None:
         """Note a step that is not finite. Raises DcclipError after too many in a row."""
         state.skipped_steps += 1
         state.skipped_in_a_row += 1

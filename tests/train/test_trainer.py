@@ -22,7 +22,7 @@ from dcclip_cli.data.options import Augment, CaptionOptions, DataOptions
 from dcclip_cli.model.towers import Tokens
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.run_dir import RunDir
-from dcclip_cli.train import trainer
+from dcclip_cli.train import checkpoint, trainer
 from dcclip_cli.train.checkpoint import write_checkpoint
 from dcclip_cli.train.distill import DistillOptions
 from dcclip_cli.train.distributed import from_first
@@ -126,9 +126,6 @@ def _tokens(texts: list[str]) -> Tokens:
     return Tokens(torch.zeros(len(texts), 1, dtype=torch.int64), torch.ones(len(texts), 1, dtype=torch.int64))
 
 
-# ---- how long and how fast
-
-
 def test_the_rate_warms_up_in_a_line_and_falls_in_half_a_cosine() -> None:
     factors = [learning_rate_factor(step, warmup_steps=4, steps=12) for step in range(12)]
     assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
@@ -223,9 +220,6 @@ def test_every_step_sees_its_own_samples_and_random_numbers_whatever_went_before
     assert len(set(uninterrupted.random)) == 5
 
 
-# ---- logs
-
-
 def test_steps_are_logged_at_intervals_and_at_the_end_and_checkpoints_are_saved_at_intervals_only(
     train: Train, tmp_path: Path
 ) -> None:
@@ -249,9 +243,6 @@ def test_a_log_is_cut_back_to_the_step_that_training_resumes_from(train: Train, 
     assert [line["step"] for line in logged(tmp_path)] == [1, 2, 3, 4]
 
 
-# ---- checkpoints
-
-
 @pytest.mark.parametrize(("minutes", "steps"), [(60.0, []), (1e-6, [3, 4])])
 def test_a_checkpoint_is_due_after_some_minutes_and_the_last_ones_are_kept(
     train: Train, tmp_path: Path, minutes: float, steps: list[int]
@@ -270,7 +261,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_which_has_the_state_of_i
         assert at_step_5.wait(30), "training waits for the checkpoint"
         write_checkpoint(*arguments)
 
-    monkeypatch.setattr(trainer, "write_checkpoint", write)
+    monkeypatch.setattr(checkpoint, "write_checkpoint", write)
     unbroken, resumed = Pulled(), Pulled()
     options = {"steps": 5, "checkpoint_every_steps": 3, "ema": ema}
     train(unbroken, Watch("distill", 5, at_step_5.set), **options)  # whose end waits for the checkpoint
@@ -285,9 +276,6 @@ def test_a_checkpoint_that_cannot_be_written_ends_training_soon(train: Train, tm
     with pytest.raises(NotADirectoryError):
         train(task, Watch("distill", 1, (tmp_path / "state").touch), steps=200, checkpoint_every_steps=2)
     assert 2 <= len(task.seen) < 200
-
-
-# ---- what stops it
 
 
 def test_a_signal_in_the_last_step_lets_the_model_be_saved(train: Train, tmp_path: Path) -> None:

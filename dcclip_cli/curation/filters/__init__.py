@@ -4,17 +4,9 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
+from dcclip_cli.curation.filters import text
 from dcclip_cli.curation.filters.image import BlankFilter, Filter, ImageFilter
 from dcclip_cli.curation.filters.language import LanguageFilter, ScriptFilter
-from dcclip_cli.curation.filters.text import (
-    BoilerplateFilter,
-    FilenameFilter,
-    GarbledFilter,
-    LengthFilter,
-    MarkupFilter,
-    RepetitionFilter,
-    WordlessFilter,
-)
 
 __all__ = ["DEFAULT_FILTERS", "AnyFilter", "Filter"]
 
@@ -23,13 +15,13 @@ __all__ = ["DEFAULT_FILTERS", "AnyFilter", "Filter"]
 AnyFilter = Annotated[
     ImageFilter
     | BlankFilter
-    | GarbledFilter
-    | MarkupFilter
-    | FilenameFilter
-    | WordlessFilter
-    | BoilerplateFilter
-    | RepetitionFilter
-    | LengthFilter
+    | text.GarbledFilter
+    | text.MarkupFilter
+    | text.FilenameFilter
+    | text.WordlessFilter
+    | text.BoilerplateFilter
+    | text.RepetitionFilter
+    | text.LengthFilter
     | LanguageFilter
     | ScriptFilter,
     Field(discriminator="kind"),

@@ -5,28 +5,21 @@ from typing import Annotated
 from pydantic import Field, SerializeAsAny
 
 from dcclip_cli.own import own_options
+from dcclip_cli.train.losses import embeddings
 from dcclip_cli.train.losses.base import Loss
 from dcclip_cli.train.losses.contrastive import TaskLoss
-from dcclip_cli.train.losses.embeddings import (
-    AnchorsLoss,
-    CrossLingualLoss,
-    EmbeddingLoss,
-    EnsembleLoss,
-    InteractiveLoss,
-    SimilarityLoss,
-)
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
 
 DistillLoss = Annotated[
     SerializeAsAny[
         FeatureMapLoss
         | TokenFeaturesLoss
-        | EmbeddingLoss
-        | CrossLingualLoss
-        | InteractiveLoss
-        | AnchorsLoss
-        | SimilarityLoss
-        | EnsembleLoss
+        | embeddings.EmbeddingLoss
+        | embeddings.CrossLingualLoss
+        | embeddings.InteractiveLoss
+        | embeddings.AnchorsLoss
+        | embeddings.SimilarityLoss
+        | embeddings.EnsembleLoss
         | TaskLoss
     ],
     Field(discriminator="kind"),
