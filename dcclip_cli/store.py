@@ -197,7 +197,11 @@ class FeatureStore:
         with suppress(FileNotFoundError, ValueError):  # a damaged index is written again
             state = index.stat().st_mtime_ns, index.stat().st_ino
             if state != self._index and not self.in_memory:
-                self._use_index(open_block(index), files)
+                arrays = open_block(index)
+                entries = json.loads(arrays["blocks"].tobytes())
+                self._blocks = [_Block(*entry) if entry and entry[0] in files else None for entry in entries]
+                self._seen = self.files
+                self._tables = [_Table(arrays[_KEYS].reshape(-1).view("S16"), arrays["block"], arrays["row"]), _EMPTY]
                 self._index = state
         tables = list[_Table]()
         for file in sorted(files - self._seen):  # by time
@@ -219,13 +223,6 @@ class FeatureStore:
                     }
                     write_block(index, {_KEYS: table.keys.view(np.uint8).reshape(-1, 16), **columns})
                     self.refresh()
-
-    def _use_index(self, arrays: Arrays, files: set[str]) -> None:
-        """Let an index take the place of what is in memory."""
-        entries = json.loads(arrays["blocks"].tobytes())
-        self._blocks = [_Block(*entry) if entry and entry[0] in files else None for entry in entries]
-        self._seen = self.files
-        self._tables = [_Table(arrays[_KEYS].reshape(-1).view("S16"), arrays["block"], arrays["row"]), _EMPTY]
 
     def missing(self, keys: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """(N,) whether a row lacks one of these arrays."""

@@ -142,27 +142,25 @@ def open_texts(path: str | Path, columns: Columns | None = None, progress: Progr
             raise not_utf8(file) from None
         fingerprint = file_sha256(file)
     elif (pairs := find_dataset(path, columns=columns, progress=progress)) is not None:
-        texts, fingerprint = _different_captions(pairs), pairs.fingerprint
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        # Each different caption as a text: one language at a time, since captions in two need not be translations.
+        different = {}
+        for language in LANGUAGES:
+            captions, chunks = iter(pairs.captions(language)), []
+            while rows := list(islice(captions, _ROWS_AT_A_TIME)):
+                chunks.append(pa.array([*chain.from_iterable(rows)], pa.string()))
+            different[language] = pc.unique(pa.chunked_array(chunks, pa.string()))
+        entries = ((language, text.as_py()) for language, values in different.items() for text in values)
+        texts = captions_in_memory({language: (text,)} for language, text in entries)
+        fingerprint = pairs.fingerprint
     else:
         message = Message("{} is not a supported text file", named(path))
         raise DcclipError(message, Message("use one of these file types: {}; or use pairs", ", ".join(READERS)))
     if not len(texts["zh"]):
         raise DcclipError("{} contains no text", "add texts (all lines are empty), or use another file", named(path))
     return TextDataset(named(path), texts, fingerprint)
-
-
-def _different_captions(pairs: PairDataset) -> dict[Language, Sequence[tuple[str, ...]]]:
-    """Each different caption as a text: one language at a time, since captions in two need not be translations."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    different = {}
-    for language in LANGUAGES:
-        captions, chunks = iter(pairs.captions(language)), []
-        while rows := list(islice(captions, _ROWS_AT_A_TIME)):
-            chunks.append(pa.array([*chain.from_iterable(rows)], pa.string()))
-        different[language] = pc.unique(pa.chunked_array(chunks, pa.string()))
-    return captions_in_memory({language: (text.as_py(),)} for language, texts in different.items() for text in texts)
 
 
 def _table(rows: Iterable[list[str]], path: Path) -> Iterator[Captions]:

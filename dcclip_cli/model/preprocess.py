@@ -302,8 +302,20 @@ def matching_preprocessing(name: str, library: Callable[[Image.Image], np.ndarra
     no Preprocessing does the same.
     """
     try:
-        settings = config if isinstance(config, Mapping) else _settings_of_processor(config)
-        described = read_preprocessing(dict(settings))
+        if isinstance(config, Mapping):
+            settings = dict(config)
+        else:
+            side, crops = _only_side(config.size), bool(getattr(config, "do_center_crop", False))
+            if crops and (cropped := _only_side(config.crop_size)) != side:
+                raise ValueError(Message("it resizes to {} and crops to {}", side, cropped))
+            # CLIP resizes the shorter side; a size of two sides, as MetaCLIP 2 has it, leaves nothing to be cropped.
+            crops = crops and (isinstance(config.size, int) or bool(dict(config.size).get("shortest_edge")))
+            names = {int(number): name for name, number in RESAMPLING.items()}
+            mean, std = (config.image_mean, config.image_std) if config.do_normalize else ([0.0] * 3, [1.0] * 3)
+            settings = {"size": side, "mean": tuple(mean), "std": tuple(std)}
+            settings["interpolation"] = names.get(int(config.resample), str(config.resample))
+            settings |= {"resize_mode": "shortest" if crops else "squash", "crop": "floor" if crops else "round"}
+        described = read_preprocessing(settings)
     except (ValueError, TypeError, AttributeError) as error:
         raise DcclipError("{}: unsupported preprocessing: {}", _OTHER, name, error) from None
     random, side = np.random.default_rng(0), described.size
@@ -316,21 +328,6 @@ def matching_preprocessing(name: str, library: Callable[[Image.Image], np.ndarra
             return candidate
     message = Message("{}: unsupported preprocessing: its output does not match its settings", name)
     raise DcclipError(message, _OTHER)
-
-
-def _settings_of_processor(processor: Any) -> dict[str, Any]:
-    """The settings of a transformers image processor in the terms of open_clip's `preprocess_cfg`."""
-    side = _only_side(processor.size)
-    crops = bool(getattr(processor, "do_center_crop", False))
-    if crops and (cropped := _only_side(processor.crop_size)) != side:
-        raise ValueError(Message("it resizes to {} and crops to {}", side, cropped))
-    # CLIP resizes the shorter side; a size of two sides, as MetaCLIP 2 has it, leaves nothing to be cropped.
-    crops = crops and (isinstance(processor.size, int) or bool(dict(processor.size).get("shortest_edge")))
-    names = {int(number): name for name, number in RESAMPLING.items()}
-    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
-    settings = {"size": side, "mean": tuple(mean), "std": tuple(std)}
-    settings["interpolation"] = names.get(int(processor.resample), str(processor.resample))
-    return settings | {"resize_mode": "shortest" if crops else "squash", "crop": "floor" if crops else "round"}
 
 
 def _only_side(size: Mapping[str, int] | int) -> int:

@@ -224,7 +224,12 @@ def _kept(source: _Source, languages: Collection[Language], texts: Sequence[str]
     else:
         names = {number: piece for piece, number in source.vocab.items()}
         pieces = {names[number] for number in set().union(*(source.ids[text].tolist() for text in texts))}
-    pieces |= fallback_pieces(source.vocab, languages)
+    single = _single(languages)  # so that any text in these languages is split into known pieces
+    pieces |= {
+        piece
+        for piece in source.vocab
+        if _BYTE.fullmatch(piece) or not (bare := _bare(piece)) or single.fullmatch(bare)
+    }
     pieces = _with_needed(source.folder, pieces)
     ids = {source.vocab[piece] for piece in pieces if piece in source.vocab}
     return ids | source.special | {number for number in named if 0 <= number < source.rows}
@@ -242,12 +247,6 @@ def pieces_by_script(
     written = ((piece, _bare(piece)) for piece in pieces)
     spelled = ((piece, text) for piece, text in written if allowed.fullmatch(text) or single.fullmatch(text))
     return {piece for piece, text in spelled if not text or normalize(text) == text}
-
-
-def fallback_pieces(pieces: Iterable[str], languages: Collection[Language]) -> set[str]:
-    """The pieces of one character, so that any text in these languages is split into known pieces, and of one byte."""
-    single = _single(languages)
-    return {piece for piece in pieces if _BYTE.fullmatch(piece) or not _bare(piece) or single.fullmatch(_bare(piece))}
 
 
 def _inside(languages: Collection[Language]) -> str:
@@ -310,6 +309,10 @@ def with_parts(pieces: Collection[str], model: Mapping[str, Any]) -> set[str]:
 
 
 def _write(source: _Source, target: Path, out: Path, new: Mapping[int, int]) -> None:
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
     folder, rows = source.folder, source.rows
     for file in folder.iterdir():
         is_written = file.name.endswith(_WEIGHTS) or file.name in (*TOKENIZER_FILES, PROVENANCE)
@@ -327,9 +330,26 @@ def _write(source: _Source, target: Path, out: Path, new: Mapping[int, int]) -> 
                 text["hf_model_name"] = str(out.resolve())
             write_json(target / name, config)
     cut_tokenizer(folder, target, {piece for piece, number in source.vocab.items() if number in new}, new)
-    width = _write_weights(folder, target, rows, sorted(new))
+    names = OPEN_CLIP_WEIGHTS if library_of(folder, "open_clip") == "open_clip" else TRANSFORMERS_WEIGHTS
+    files = as_safetensors(find_weights(str(folder), names), folder.name)
+    shapes = {name: tensor.shape for name, tensor in stored_tensors(files).items()}
+    tables = [name for name, shape in shapes.items() if name.endswith(_TABLES) and shape[:1] == (rows,)]
+    if len(tables) != 1:
+        message = Message("{} has {} embedding tables of {:,} tokens instead of one", folder, len(tables), rows)
+        raise DcclipError(message, "trim a model with one text tower")
+    [table] = tables
+    for file in files:
+        weights = load_file(file)
+        if table in weights:
+            weights[table] = weights[table][torch.tensor(sorted(new))]
+        with safe_open(file, "pt") as content:
+            save_file(weights, target / (file.name if len(files) > 1 else names[0]), content.metadata())
+    if len(files) > 1:
+        [index] = folder.glob("*.safetensors.index.json")
+        size = sum(file.stat().st_size for file in target.glob("*.safetensors"))
+        write_json(target / index.name, read_json(index, COPY_AGAIN) | {"metadata": {"total_size": size}})
     if (folder / PROVENANCE).is_file():
-        parameters = source.parameters - (rows - len(new)) * width
+        parameters = source.parameters - (rows - len(new)) * shapes[table][1]
         changes = {"parameters": parameters, "trimmed_from": folder.name}
         write_record(target / PROVENANCE, read_provenance(folder).content | changes)
 
@@ -361,33 +381,6 @@ def _renumbered(config: Any, rows: int, new: Mapping[int, int]) -> Any:
         else:
             changed[key] = _renumbered(value, rows, new)
     return changed
-
-
-def _write_weights(folder: Path, target: Path, rows: int, row_numbers: Sequence[int]) -> int:
-    """Write the weights with the rows `row_numbers` of the text tower's table, mapped; returns the table's width."""
-    import torch
-    from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
-
-    names = OPEN_CLIP_WEIGHTS if library_of(folder, "open_clip") == "open_clip" else TRANSFORMERS_WEIGHTS
-    files = as_safetensors(find_weights(str(folder), names), folder.name)
-    shapes = {name: tensor.shape for name, tensor in stored_tensors(files).items()}
-    tables = [name for name, shape in shapes.items() if name.endswith(_TABLES) and shape[:1] == (rows,)]
-    if len(tables) != 1:
-        message = Message("{} has {} embedding tables of {:,} tokens instead of one", folder, len(tables), rows)
-        raise DcclipError(message, "trim a model with one text tower")
-    [table] = tables
-    for file in files:
-        weights = load_file(file)
-        if table in weights:
-            weights[table] = weights[table][torch.tensor(row_numbers)]
-        with safe_open(file, "pt") as content:
-            save_file(weights, target / (file.name if len(files) > 1 else names[0]), content.metadata())
-    if len(files) > 1:
-        [index] = folder.glob("*.safetensors.index.json")
-        size = sum(file.stat().st_size for file in target.glob("*.safetensors"))
-        write_json(target / index.name, read_json(index, COPY_AGAIN) | {"metadata": {"total_size": size}})
-    return shapes[table][1]
 
 
 def _compare_tokens(folder: Path, trimmed: Any, source: _Source, new: Mapping[int, int]) -> list[str]:
