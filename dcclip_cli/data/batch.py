@@ -36,7 +36,6 @@ class StoredTexts:
     lengths: torch.Tensor | None = None
 
     def take(self, texts: torch.Tensor) -> StoredTexts:
-        """The features of some of the texts."""
         if self.rows is None or self.lengths is None:
             return StoredTexts(self.embedding[texts])
         return StoredTexts(self.embedding[texts], self.tokens, self.rows[texts], self.lengths[texts])
@@ -170,7 +169,6 @@ class Batch:
 
     @cached_property
     def counts(self) -> dict[str, TextCounts]:
-        """The counts of its texts by language."""
         texts = self.texts_on_cpu or self.texts
         tokens = {name: sum(entry.tokens.lengths) for name, entry in texts.items()}
         return count_texts({name: entry.image_index for name, entry in texts.items()}, len(self.pixels), tokens)

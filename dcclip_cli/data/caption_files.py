@@ -178,7 +178,6 @@ class Text(NamedTuple):
 
 
 def texts_file(images: Path) -> Path:
-    """SPLIT_texts.jsonl next to SPLIT_imgs.tsv."""
     return images.with_name(images.name.removesuffix(IMAGES) + _TEXTS)
 
 
@@ -300,7 +299,6 @@ class _JsonText:
         self.take(brackets[1])
 
     def value(self) -> Any:
-        """The value that begins here."""
         self.peek()
         while True:
             try:
@@ -315,7 +313,6 @@ class _JsonText:
             return value
 
     def items(self) -> Iterator[Any]:
-        """The elements of the list that begins here."""
         for _ in self.between("[]"):
             # All elements up to the last that ends in the window are parsed at once, five times as fast as one by one.
             # What parses as a list is one: a brace in a text, or inside an element, would leave it without its end.

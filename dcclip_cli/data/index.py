@@ -58,8 +58,6 @@ class Metadata:
 
 @dataclass(frozen=True)
 class Index:
-    """The index of a data file."""
-
     file: DataFile  # the data
     path: Path
     metadata: Metadata
@@ -175,12 +173,10 @@ def _damaged(file: DataFile, path: Path) -> DcclipError:
 
 
 def beside(file: DataFile) -> Path:
-    """The place of a local file's index next to it."""
     return Path(file.location + SUFFIX)
 
 
 def cached(file: DataFile, columns: Columns) -> Path:
-    """The place of a file's index in the cache folder."""
     version = file.version if file.is_remote else ""
     identity = json.dumps([shown(file.location), version, columns.named], sort_keys=True)
     return cache_folder() / "index" / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}{SUFFIX}"

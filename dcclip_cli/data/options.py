@@ -76,7 +76,6 @@ class DataOptions(Options):
 
     @property
     def cache_bytes(self) -> int:
-        """`cache_gb` in bytes."""
         return int(self.cache_gb * 1e9)
 
     def after_collect(self, folder: Path) -> Self:

@@ -178,11 +178,9 @@ class PairDataset(ABC):
         return hashlib.sha256(b"".join(bytes.fromhex(file_sha256(file)) for file in self.files)).hexdigest()
 
     def image(self, index: int) -> bytes:
-        """The bytes of a sample's image."""
         return self[index].image
 
     def image_digest(self, index: int) -> bytes:
-        """`image_digest` of a sample's image."""
         return image_digest(self.image(index))
 
     def first_caption_ids(self, indices: np.ndarray) -> np.ndarray:

@@ -200,7 +200,6 @@ def list_files(location: str | os.PathLike[str]) -> list[DataFile]:
 
 
 def local_file(path: Path) -> DataFile:
-    """A file on disk."""
     status = path.stat()
     return DataFile(os.path.abspath(path), status.st_size, str(status.st_mtime_ns))
 

@@ -43,7 +43,6 @@ class Columns(Options):
 
     @property
     def named(self) -> dict[str, str]:
-        """The names that are given."""
         return {key: name for key, name in self.model_dump().items() if name is not None}
 
     def captions(self, record: dict[str, Any], where: str) -> Captions:

@@ -65,7 +65,6 @@ class OnnxGraph:
         return weight
 
     def add(self, name: str, values: np.ndarray, folder: Path | None = None) -> None:
-        """Add a weight; large ones as in `stored`."""
         self.proto.graph.initializer.append(self.stored(name, values, folder))
 
     @property

@@ -237,7 +237,6 @@ class Towers(nn.Module, ABC):
 
     @property
     def vocabulary_rows(self) -> int:
-        """How many tokens the text tower has an embedding of."""
         return self._table.num_embeddings
 
     @abstractmethod

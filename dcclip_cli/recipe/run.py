@@ -282,7 +282,6 @@ class RecipeRun:
             self.progress.say(joined(", ", (done, *measured)))
 
     def _models(self) -> dict[str, ModelSource]:
-        """The run's models that exist: teacher, student, bundle."""
         from dcclip_cli.model.reference import resolve
 
         references: dict[str, ModelSource] = {}

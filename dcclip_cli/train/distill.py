@@ -54,5 +54,4 @@ class DistillOptions(TrainOptions):
         return "image" if student and student.keeps_images else None
 
     def stage_data(self, data: DataOptions, student: StudentOptions | None) -> DataOptions:
-        """The data of the stage: the recipe's."""
         return data

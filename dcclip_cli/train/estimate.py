@@ -105,7 +105,6 @@ class BlankStage(Stage):
 
     @property
     def towers(self) -> OpenClipTowers:
-        """The student."""
         assert self.blank_student is not None
         return self.blank_student
 

@@ -69,7 +69,6 @@ class MetricsLog:
                 accelerator.init_trackers("", flat(stage.identity))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Add one entry."""
         if self._accelerator.is_main_process:
             rounded = {name: float(f"{value:.6g}") for name, value in metrics.items()}
             with writing(self._file):  # so do the trackers' files, next to it

@@ -208,5 +208,4 @@ class TrainOptions(Options):
         return next((parts for parts in range(fewest, share + 1) if share % parts == 0), fewest)
 
     def total_steps(self, steps_per_epoch: int) -> int:
-        """Training steps of the run."""
         return self.steps or max(1, round((self.epochs or 0) * steps_per_epoch))

@@ -163,7 +163,6 @@ class Stage:
 
     @cached_property
     def training(self) -> TrainingData:
-        """The data, opened."""
         distinct = self.options.distinct_captions
         return open_training_data(self.data, self.sizes, self.run, self.seed, self.progress, distinct, self._split)
 
@@ -185,7 +184,6 @@ class Stage:
 
     @cached_property
     def steps(self) -> int:
-        """Training steps of the run."""
         return self.options.total_steps(self.training.sampler.steps_per_epoch)
 
     @cached_property
@@ -337,7 +335,6 @@ class Stage:
 
     @cached_property
     def validate(self) -> Callable[[], dict[str, float]] | None:
-        """The validation of the student, if it is validated."""
         if self.options.validate_every_steps is None:
             return None
         workers = loading_processes(self.options.workers)  # a number: `prepare` settles it
@@ -363,6 +360,5 @@ class Stage:
 
 
 def raise_first(problems: Iterable[Problem]) -> None:
-    """Raise the first of the problems, if there is one."""
     for key, problem in problems:
         raise DcclipError(Message("{}: {}", ".".join(map(str, key)), problem.what), problem.hint)

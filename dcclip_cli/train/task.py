@@ -122,11 +122,9 @@ class TrainingTask(nn.Module):
         return self.terms(batch, self.outputs(batch), teachers)
 
     def teacher_outputs(self, batch: Batch) -> list[Outputs]:
-        """The teachers' outputs for this process's batch."""
         return [teacher.features(batch) for teacher in self._teachers]
 
     def outputs(self, batch: Batch) -> Outputs:
-        """The student's outputs for this process's batch."""
         texts = {name: self.student.text_features_by_length(texts.tokens) for name, texts in batch.texts.items()}
         if batch.pixels.ndim == 2:  # embeddings already
             image = ImageFeatures(batch.pixels, batch.pixels[:, :, None, None])

@@ -76,7 +76,6 @@ def read(name: str) -> Prompts:
 
 
 def all_names() -> list[str]:
-    """The names of all lists of classes, sorted."""
     return sorted(file.stem for file in FOLDER.glob("*.json") if file.stem != _COMPACT)
 
 

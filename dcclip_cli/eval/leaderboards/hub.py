@@ -74,7 +74,6 @@ class Benchmark:
 
     @property
     def file(self) -> str:
-        """The file of a model's repository with its values."""
         return f".eval_results/{self.name}.yaml"
 
     @property

@@ -225,8 +225,6 @@ class Loss(Options, ABC):
 
 
 class TeacherLoss(Loss):
-    """A loss against one teacher."""
-
     teacher: int = Field(
         0,
         ge=0,
@@ -256,7 +254,6 @@ class TeacherLoss(Loss):
 
 
 def learns_from(losses: Sequence[Loss], teacher: int) -> list[Loss]:
-    """The losses that use this teacher."""
     return [loss for loss in losses if not isinstance(loss, TeacherLoss) or loss.teacher == teacher]
 
 
