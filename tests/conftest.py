@@ -195,8 +195,6 @@ def pictures(pairs: list[Pair], tmp_path: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-# ---- teachers, random, as transformers saves them
-
 # A Unigram vocabulary as XLM-RoBERTa has it: words begin with ▁, specials first, <mask> last.
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>"]
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz" + "".join(dict.fromkeys("".join(COLOURS.values()) + "".join(SHAPES.values())))
@@ -280,8 +278,6 @@ def own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delitem(sys.modules, name)
     return tmp_path / "modules"
 
-
-# ---- a student
 
 STUDENT: dict[str, Any] = {
     "image": {"timm": "test_efficientnet.r160_in1k", "size": 64},

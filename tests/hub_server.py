@@ -138,8 +138,6 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return folder
 
-    # ---- what is asked
-
     def create(self, body: bytes) -> None:
         content = json.loads(body)
         self._may_write(content["organization"])

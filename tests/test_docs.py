@@ -259,9 +259,6 @@ def test_the_version_is_that_of_the_changelog_and_of_the_citation() -> None:
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # what the format requires
 
 
-# ---- tables and plots of docs/results
-
-
 NAMES = sorted(file.stem for file in FOLDER.glob("*.csv"))
 REMEDY = "run: python -m docs.results.render"
 

@@ -40,8 +40,6 @@ def test_an_error_keeps_its_kind_and_its_templates_when_it_leaves_a_process() ->
     assert isinstance(error.what.values["what"], Message)
 
 
-# ---- translation
-
 LOCALE = ("DCCLIP_LANG", "LC_ALL", "LC_MESSAGES", "LANG")
 
 

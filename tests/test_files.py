@@ -72,9 +72,6 @@ def test_an_error_leaves_nothing_of_what_was_being_written(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-# ---- the hub
-
-
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub with one repository of two files."""

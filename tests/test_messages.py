@@ -109,9 +109,6 @@ def _fields(template: str) -> set[str]:
     return {"".join(field.split()) for field in visitor}
 
 
-# ---- wording
-
-
 LIST = Path(__file__).with_name("wording.txt")
 GLOSSARIES = {"en": ROOT / "docs/reference/glossary.md", "zh": ROOT / "docs/reference/glossary.zh.md"}
 FILES = sorted(

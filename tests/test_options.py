@@ -62,9 +62,6 @@ def test_lists_are_taken_for_tuples_also_as_values_of_a_mapping() -> None:
     assert Rows.model_validate({"where": {"语言": ["zh", "en"], "x": "y"}}).where == {"语言": ("zh", "en"), "x": "y"}
 
 
-# ---- recipes that come with the project
-
-
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 

@@ -109,9 +109,6 @@ def test_an_error_in_a_noted_block_is_not_replaced_by_the_signal() -> None:
         raise ValueError("猫")
 
 
-# ---- workers
-
-
 def work(number: int) -> tuple[int, int]:
     if number == 3:
         raise DcclipError("坏的 bad", "mend it")

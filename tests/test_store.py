@@ -73,9 +73,6 @@ def test_rows_of_other_arrays_are_told_apart_and_keys_may_end_in_zeros(tmp_path:
     assert stored.read("y", keys[[1, 0]]).tolist() == [[20], [10]]
 
 
-# ---- damage
-
-
 def every_row(kept: FeatureStore) -> list[int]:
     """Read all rows of all arrays, one by one; the places of those that are there."""
     present = []
@@ -108,9 +105,6 @@ def test_a_file_that_is_no_block_is_removed_with_a_warning_and_its_rows_are_miss
     assert every_row(FeatureStore(tmp_path, lines.append)) == [*range(N)] and len(lines) == 1
 
 
-# ---- the index
-
-
 def test_an_index_is_read_in_place_of_blocks_and_rows_of_damaged_ones_are_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,9 +127,6 @@ def test_an_index_is_read_in_place_of_blocks_and_rows_of_damaged_ones_are_missin
     assert every_row(stored) == [*range(16, N)]
     stored.clear()
     assert not list(tmp_path.glob("[!.]*")) and stored.missing(KEYS, ["map"]).all()
-
-
-# ---- disks
 
 
 def test_more_blocks_than_files_may_be_open_are_listed_and_read_and_none_is_deleted(tmp_path: Path) -> None:
@@ -208,9 +199,6 @@ def test_a_block_is_written_while_the_next_rows_are_computed(tmp_path: Path, mon
 
     stored.fill(KEYS, list(ROWS), compute, 12)
     assert every_row(stored) == [*range(N)]
-
-
-# ---- filling
 
 
 def computing(batches: Iterable[np.ndarray], seen: list[list[int]]) -> Iterator[Values]:

@@ -55,8 +55,6 @@ def test_durations_and_sizes_in_words() -> None:
     assert [size_in_words(size) for size in (800, 2_345_678, 7.6e9, 2e12)] == ["1 kB", "2.3 MB", "7.6 GB", "2.0 TB"]
 
 
-# ---- files
-
 CHINESE = "猫\n一只在雪地里的狗，红色的圆"
 
 

@@ -72,9 +72,6 @@ def test_half_a_launch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "WORLD_SIZE is 2, but these variables are not set: RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT" in text
 
 
-# ---- pictures and labels
-
-
 PICTURES: dict[str, tuple[bytes, str]] = {
     "bomb.png": (png_header(9_000, 9_000), "has 9000 x 9000 pixels, more than 64,000,000"),
     "坏的图片.png": (b"broken", "坏的图片.png is not a readable image"),

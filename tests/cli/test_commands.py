@@ -113,9 +113,6 @@ def test_onnxruntime_tells_its_maker_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-# ---- index
-
-
 def test_shards_are_indexed_once_and_counted(tmp_path: Path) -> None:
     for name, pairs in (("0", [CAT, DOG]), ("1", [DOG])):
         write_tar(tmp_path / f"{name}.tar", *pairs)

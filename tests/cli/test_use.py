@@ -226,9 +226,6 @@ def test_export_takes_a_model_and_a_format(model_folder: Path, tmp_path: Path) -
     assert "export: done in" in moved.stderr and (out / "image.onnx").exists() and not (out / "visual").exists()
 
 
-# ---- trim
-
-
 def test_trim_prints_sizes_and_path_names_texts_that_lose_a_piece_and_the_result_predicts(
     altclip_folder: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

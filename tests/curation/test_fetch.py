@@ -42,9 +42,6 @@ def test_a_chunked_body_is_put_together(site: Site, fetcher: Fetcher) -> None:
     assert [fetcher.fetch(site.url("/chunks")) for _ in range(2)] == [b"abcde", b"abcde"]
 
 
-# ---- what is no address to fetch from
-
-
 LOCAL = "127.0.0.1 2130706433 0x7f.1 0177.0.0.1 127.1 localhost localhost. 0.0.0.0 [::1] [::]"
 LOCAL += " 10.0.0.1 [fe80::1] [::ffff:127.0.0.1] [::ffff:7f00:1] [64:ff9b::7f00:1] [2002:7f00:1::] [::7f00:1]"
 
@@ -97,9 +94,6 @@ def test_a_port_where_nobody_listens_and_a_name_without_address_are_unreachable(
             assert fetcher.fetch("http://no.example/") == Drop("url-unreachable", "no.example has no address")
 
 
-# ---- redirects
-
-
 def test_a_redirect_is_followed(site: Site, fetcher: Fetcher) -> None:
     site.pages |= {"/old": leads_to("/图/older"), "/图/older": leads_to("../cat.jpg", 308)}
     assert fetcher.fetch(site.url("/old")) == PICTURE
@@ -127,9 +121,6 @@ def test_at_most_five_redirects_are_followed(site: Site, fetcher: Fetcher) -> No
     site.pages |= {f"/{number}": leads_to(f"/{number + 1}") for number in range(6)} | {"/6": sends(PICTURE)}
     assert fetcher.fetch(site.url("/1")) == PICTURE
     assert fetcher.fetch(site.url("/0")) == Drop("url-redirects", "more than 5 redirects")
-
-
-# ---- what the site wants
 
 
 def test_a_redirect_leads_to_no_page_that_robots_txt_forbids(site: Site) -> None:
@@ -176,9 +167,6 @@ def test_a_picture_whose_site_opts_out_is_left(tag: str, wanted: bool, site: Sit
     assert got == PICTURE if wanted else reason(got) == "url-opt-out"
 
 
-# ---- size
-
-
 def test_a_body_may_have_so_many_bytes_and_no_more(site: Site, fetcher: Fetcher) -> None:
     site.pages |= {"/most": sends(bytes(100_000)), "/more": sends(bytes(100_001))}
     assert fetcher.fetch(site.url("/most")) == bytes(100_000)
@@ -212,9 +200,6 @@ def test_a_body_or_line_or_head_without_end_is_cut(
 def test_an_encoding_that_was_not_asked_for_is_refused(encoding: str, site: Site, fetcher: Fetcher) -> None:
     site.pages["/bomb"] = sends(gzip.compress(bytes(900_000)), Content_Encoding=encoding)
     assert reason(fetcher.fetch(site.url("/bomb"))) == "url-encoding"
-
-
-# ---- time
 
 
 @pytest.mark.parametrize(
@@ -252,9 +237,6 @@ def test_a_name_look_up_that_hangs_is_left_behind(site: Site, monkeypatch: pytes
         assert reason(fetcher.fetch("http://slow.example/")) == "url-timeout"
     assert time.monotonic() - start < 4
     over.set()
-
-
-# ---- other tries
 
 
 def test_what_may_pass_is_tried_again(site: Site, fetcher: Fetcher) -> None:

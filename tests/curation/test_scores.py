@@ -98,9 +98,6 @@ def numbers(scores: object) -> Mapping[str, list[float]]:
     return scores
 
 
-# ---- real models
-
-
 @pytest.mark.parametrize(("teacher", "precision"), [("altclip_folder", "fp32"), ("chinese_clip_folder", "bf16")])
 def test_a_teacher_scores_as_its_reference_does(
     teacher: str, precision: str, pairs: list[Pair], request: pytest.FixtureRequest
@@ -118,9 +115,6 @@ def test_a_teacher_scores_as_its_reference_does(
 
 def flat(score: Score, some: list[tuple[Pair, Image.Image]]) -> list[float]:
     return [value for scores in score(some) for values in numbers(scores["agreement"]).values() for value in values]
-
-
-# ---- classifiers
 
 
 def save_classifier(folder: Path, labels: Sequence[str], **config: Any) -> None:
@@ -186,9 +180,6 @@ def test_pickled_weights_of_a_classifier_are_never_read(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(DcclipError, match="cannot be loaded"):
         Classifier(model=str(tmp_path), reject=("nsfw",), device="cpu").open()
-
-
-# ---- what a recipe may say
 
 
 def test_two_scorers_of_a_kind_need_names() -> None:

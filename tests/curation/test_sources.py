@@ -21,8 +21,6 @@ from dcclip_cli.errors import DcclipError
 from tests.curation.reading import PIXEL, faults, read, reasons, tar
 from tests.test_docs import ROOT, blocks
 
-# ---- a folder
-
 
 def test_slices_of_a_folder_are_of_the_size_asked_for_and_together_the_whole(tmp_path: Path) -> None:
     names = [
@@ -77,9 +75,6 @@ def test_links_out_of_the_folder_are_followed_only_if_allowed(tmp_path: Path) ->
     assert reasons(FolderSource(path=inside)) == ["image-outside", "captions-outside"]
     rows = read(FolderSource(path=inside, allow_outside=True))
     assert [row.pair.key for row in rows if row.pair.image == PIXEL] == ["cat.png", "deep/secret.png", "dog.png"]
-
-
-# ---- tars
 
 
 def in_tar(file: Path) -> dict[str, str | None]:
@@ -188,9 +183,6 @@ def test_how_many_pairs_a_long_tar_has_is_told_from_its_beginning(tmp_path: Path
     (part,) = TarsSource(path=file).slices(10)
     assert 2900 < part.about < 3100
     assert len(read(TarsSource(path=file))) == 3000
-
-
-# ---- what all sources share
 
 
 PAGE = ROOT / "docs/how-to/extend.md"  # its example of a new source works as shown

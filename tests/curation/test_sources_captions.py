@@ -129,9 +129,6 @@ def test_a_json_file_that_breaks_off_gives_what_stands_before(
     assert faults(source) == expected | {"a.json": "captions-unreadable"}
 
 
-# ---- base64
-
-
 def muge(folder: Path, split: str = "train") -> Path:
     """Three images and three texts, as MUGE has them: one text has two images, one image two texts, one none."""
     rows = [f"{number}\t{base64.b64encode(str(number).encode() * 300).decode()}\n" for number in (1000002, 517602, 3)]

@@ -30,9 +30,6 @@ def table(folder: Path, text: str | bytes, name: str = "pairs.tsv") -> Path:
     return path
 
 
-# ---- columns
-
-
 def test_a_table_gives_captions_by_column_and_keeps_the_other_columns(tmp_path: Path) -> None:
     path = table(tmp_path, "image\ten\tzh\tartist\r\ncat.png\ta cat\t一只猫，在睡觉\t李\r\n")
     (candidate,) = read(TableSource(path=path))
@@ -85,9 +82,6 @@ def test_a_column_of_json_lines_may_begin_on_any_line(tmp_path: Path, named: dic
             TableSource(path=path, **named | missing).slices(10)
 
 
-# ---- images
-
-
 WHOLE = {
     "tsv": ("image\tcaption\n", "cat.png\ta cat"),
     "csv": ("image,caption\n", "cat.png,a cat"),
@@ -129,17 +123,11 @@ def test_paths_may_start_from_another_folder_and_leave_it_only_if_allowed(tmp_pa
     assert reasons(TableSource(path=path, images=tmp_path / "images", allow_outside=True)) == [None, None]
 
 
-# ---- text files
-
-
 def test_a_line_number_counts_blank_and_overlong_lines(tmp_path: Path) -> None:
     path = table(tmp_path, b"image\ten\n\n" + b"x" * 3_000_000 + b"\ncat.png\ta cat\n")
     for size in (1, 2, 10):
         samples = [(candidate.pair.key, candidate.fault is None) for candidate in read(TableSource(path=path), size)]
         assert samples == [("3", False), ("4", True)]
-
-
-# ---- Parquet
 
 
 def laion(folder: Path, rows: int, group: int = 1000) -> Path:
@@ -219,9 +207,6 @@ def test_what_is_wrong_in_parquet_is_a_fault(tmp_path: Path, columns: Any, expec
     assert reasons(TableSource(path=tmp_path / "a.parquet")) == expected
 
 
-# ---- pairs
-
-
 def test_pairs_come_as_they_were_written_with_their_keys(tmp_path: Path) -> None:
     pairs = [Pair("a", PIXEL, zh=("猫", "小猫"), en=("cat",), meta={"license": "MIT"}), Pair("b", b"a", en=("dog",))]
     write_parquet(tmp_path / "pairs.parquet", pairs)
@@ -243,9 +228,6 @@ def test_pairs_without_images_or_with_other_than_json_are_faults(tmp_path: Path)
     assert reasons(source) == ["image-missing", "captions-bytes", "row-not-json", None]
     samples = read(source)
     assert (samples[0].pair.zh, samples[3].pair.en) == (("猫",), ("bird",))
-
-
-# ---- datasets
 
 
 PNGS = {colour: encode(Image.new("RGB", (4, 4), colour)) for colour in ("red", "green", "blue")}

@@ -55,9 +55,6 @@ def joined(pairs_file: Path, pairs: list[Pair], tmp_path: Path) -> ConcatDataset
     return ConcatDataset([open_pairs(pairs_file), open_images(tmp_path), open_texts(tmp_path / "texts.tsv")])
 
 
-# ---- images
-
-
 def test_a_sample_is_the_same_whenever_and_in_whatever_batch_it_is_read(pairs_file: Path) -> None:
     collator = collate(open_pairs(pairs_file), augment=AUGMENT)
     first, again, alone = (collator.batch(samples) for samples in ([(0, 3), (5, 3)], [(0, 3), (5, 3)], [(5, 3)]))
@@ -146,9 +143,6 @@ def test_a_process_has_samples_of_its_node_with_captions_or_without(
     shares = [collator.batch([(number, 0) for number in range(24)], process, 8) for process in range(8)]
     assert [{index % 4 for index in share.sample_index.tolist()} for share in shares] == [{n // 2} for n in range(8)]
     assert {(len(share.pixels), share.num_captioned) for share in shares} == {(3, captioned)}
-
-
-# ---- captions
 
 
 def test_image_index_is_the_image_that_a_caption_belongs_to(tmp_path: Path, pairs: list[Pair]) -> None:

@@ -125,9 +125,6 @@ def test_a_tar_that_is_cut_anywhere_before_its_end_mark_is_refused(tmp_path: Pat
     assert [pair.key for pair in open_pairs(tar)] == ["1", "2"]
 
 
-# ---- embeddings in place of images
-
-
 def test_embeddings_are_read_back_and_asking_for_an_image_is_an_error(tmp_path: Path) -> None:
     halves = pa.FixedSizeListArray.from_arrays(pa.array(np.eye(2, dtype=np.float16).ravel()), 2)
     table = {"key": ["cat", "dog"], "embedding": halves, "zh": [["猫", "猫咪"], ["狗"]]}
@@ -145,9 +142,6 @@ def test_vectors_of_unequal_length_or_not_finite_are_refused(bad: list[list[floa
     pq.write_table(pa.table({"key": ["a", "b"], "embedding": bad}), tmp_path / "bad.parquet")
     with pytest.raises(DcclipError, match="the embeddings are not vectors of the same length"):
         open_pairs(tmp_path / "bad.parquet")
-
-
-# ---- several datasets as one
 
 
 def test_indices_continue_through_the_datasets_and_so_do_their_files(tmp_path: Path) -> None:
@@ -190,9 +184,6 @@ def test_held_out_pairs_are_the_validation_pairs_and_not_trained_on(tmp_path: Pa
         recipe_pairs(data.model_copy(update={"hold_out": 9}), "train")
 
 
-# ---- shards that no library writes
-
-
 IMAGE = encode(Image.new("RGB", (8, 8), "red"))
 RECORD = json.dumps({"zh": ["红"], "en": ["red"]}).encode()
 NOT_UTF8 = pa.Array.from_buffers(
@@ -232,9 +223,6 @@ def test_text_in_parquet_that_is_not_utf8_is_shown(tmp_path: Path, column: str) 
             opener(file)
 
 
-# ---- a new layout
-
-
 PAGE = ROOT / "docs/how-to/extend.md"
 
 
@@ -265,9 +253,6 @@ def test_a_class_and_its_name_in_layouts_make_a_dataset(
     assert len(photos.fingerprint) == 64
     assert [pair.image for pair in open_images(tmp_path)] == [pair.image for pair in pairs[:3]]
     assert {*open_texts(tmp_path).captions("en")} == {(), *(pair.en[:1] for pair in pairs[:3])}
-
-
-# ---- a first look
 
 
 def test_a_first_look_counts_pairs_and_captions(pairs: list[Pair], pairs_file: Path, tmp_path: Path) -> None:

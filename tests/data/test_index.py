@@ -36,9 +36,6 @@ def index(*paths: Path, fresh: bool = False) -> None:
     find_indexes([file for path in paths for file in shards_at(path)], NONE, fresh=fresh, place=own_place)
 
 
-# ---- finding
-
-
 def test_an_index_is_written_next_to_the_data_and_then_no_data_is_read(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", CAT, DOG)
     index(tmp_path)
@@ -67,9 +64,6 @@ def test_an_index_that_does_not_fit_its_file_is_written_again(tmp_path: Path, ch
         os.utime(tar, ns=(later - 2 * 10**9,) * 2)
     assert find_index(local_file(tar), NONE) is None
     assert open_pairs(tar).keys()[0] == "dog"
-
-
-# ---- damage
 
 
 @pytest.fixture(params=["next to the data", "in the cache folder, at the first start"])
@@ -127,9 +121,6 @@ def test_a_changed_shard_is_found_by_reading_all_data_and_by_nothing_less(tmp_pa
     assert open_pairs(tmp_path).captions("zh")[2] == ("猫", "大猫")
 
 
-# ---- writing
-
-
 def test_shards_are_indexed_by_several_processes_and_what_is_done_stays_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,9 +140,6 @@ def test_shards_are_indexed_by_several_processes_and_what_is_done_stays_done(
     index(tmp_path)
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.glob(f"*{SUFFIX}")}.items() > done.items()
     assert list(open_pairs(tmp_path)) == many(80)
-
-
-# ---- tars
 
 
 def members(kind: str) -> Iterator[tuple[str, bytes, dict[str, str]]]:
@@ -199,9 +187,6 @@ def test_images_without_a_record_are_no_pairs_and_still_images(tmp_path: Path) -
     assert [pairs.image(place)[-1] for place in range(3)] == [1, 3, 5]
     assert pairs.image_digest(2) == images.image_digest(5)
     assert pairs.first_caption_ids(np.array([2, 0]))[:, 0].tolist() == [caption_id("第5只猫"), caption_id("第1只猫")]
-
-
-# ---- Parquet
 
 
 def test_columns_of_others_are_named(tmp_path: Path) -> None:

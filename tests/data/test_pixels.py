@@ -79,9 +79,6 @@ def test_pixels_are_normalized_on_the_device_bit_for_bit_as_by_preprocessing() -
     assert normalized(floats, None) is floats  # of a library's own preprocessing
 
 
-# ---- reduced decoding
-
-
 @pytest.mark.parametrize(
     ("size", "draft", "expected"),
     [
@@ -104,9 +101,6 @@ def test_a_jpeg_is_decoded_at_a_part_of_its_size_while_enough_pixels_are_left(
     written = io.BytesIO()
     image.save(written, "PNG")
     assert decode(written.getvalue(), draft=draft).size == size
-
-
-# ---- random changes
 
 
 ALL = Augment(

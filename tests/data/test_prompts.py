@@ -167,9 +167,6 @@ def test_plain_names_are_alternates_of_names_in_the_list() -> None:
             assert all(alias in class_texts.alternates[language][label] for label, alias in names.items()), name
 
 
-# ---- ImageNet
-
-
 # Each caught a wrong sense in a public list; docs/reference/class-names-imagenet.csv has 313 others.
 @pytest.fixture(scope="module")
 def imagenet() -> dict[str, Any]:

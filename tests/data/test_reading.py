@@ -65,9 +65,6 @@ def test_a_quote_that_is_never_closed_loses_its_own_line_only() -> None:
     ]
 
 
-# ---- lists in JSON
-
-
 def items(tmp_path: Path, text: str | bytes, *keys: str) -> list[tuple[str, object]]:
     (tmp_path / "a.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     return list(json_items(tmp_path / "a.json", keys))

@@ -133,9 +133,6 @@ def test_another_version_of_a_shard_is_indexed_again(s3: S3, pairs: list[Pair]) 
     assert dataset[0] == pairs[39]
 
 
-# ---- training
-
-
 SHARDS = 8
 
 
@@ -173,9 +170,6 @@ def test_training_from_a_store_that_stops_meanwhile_gives_the_weights_of_trainin
     result = run(job, progress)
     assert [line for line in progress.said if line.startswith("align: resuming from step")]
     assert sha256(result) == sha256(from_disk)
-
-
-# ---- several nodes
 
 
 NODES, SAMPLES = 4, 320
@@ -218,9 +212,6 @@ def train_on_a_node(job: str) -> None:
 
 if __name__ == "__main__":
     train_on_a_node(sys.argv[1])
-
-
-# ---- the block cache
 
 
 FETCHED = "fetched"  # a line in this file for each fetch

@@ -96,9 +96,6 @@ def test_starting_in_the_middle_gives_the_tail_of_the_whole(
     assert [{epoch for _, epoch in step} for step in batches] == [{step // 4} for step in range(18)]
 
 
-# ---- windows
-
-
 def test_a_window_has_the_samples_of_consecutive_shuffled_blocks_in_any_order() -> None:
     sampler = EpochBatchSampler(Samples(103, block=10), 5, seed=0, window=40)
     assert (sampler.steps_per_epoch, sampler.steps_per_window) == (20, 7)  # 20 steps in three windows: 7, 7, 6
@@ -183,9 +180,6 @@ def test_the_first_batch_of_ten_million_samples_takes_little_time_and_memory() -
     assert peak < 40e6  # measured: 18 MB; a permutation of all is 80 MB
 
 
-# ---- captions
-
-
 @pytest.mark.parametrize("seed", range(6))
 def test_a_batch_has_no_two_samples_with_one_caption_while_enough_captions_are_left(seed: int) -> None:
     groups = np.arange(60) // 3  # 20 captions, three images each
@@ -226,9 +220,6 @@ def test_pairs_that_share_a_first_caption_in_either_language_are_in_different_ba
 def test_samples_without_captions_do_not_conflict() -> None:
     data = Samples(8, [[0, 0]] * 8)
     assert numbers(EpochBatchSampler(data, 4, 0, distinct_captions=True)) == numbers(EpochBatchSampler(data, 4, 0))
-
-
-# ---- shares
 
 
 def test_a_batch_size_that_is_larger_than_the_data_or_cannot_be_shared_is_named() -> None:

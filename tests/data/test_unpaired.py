@@ -83,8 +83,6 @@ def test_each_different_caption_of_pairs_is_a_text(tmp_path: Path) -> None:
     assert texts.num_images == 0
 
 
-# ---- phrases
-
 ZH = ("猫", "小狗", "热气球", "红色")
 EN = ("cat", "puppy", "hot air balloon", "red")
 
@@ -138,9 +136,6 @@ def test_phrases_are_the_same_in_every_version_and_whether_one_or_all_are_asked_
     assert texts.fingerprint != with_phrases(plain, 70_001).fingerprint
     for row in (12, 13, 5_000, 65_547, 65_548, 70_011):
         assert (texts[row].zh, texts[row].en) == (zh[row], en[row])
-
-
-# ---- images
 
 
 @pytest.mark.parametrize("kind", ["parquet", "tar", "shards", "folder"])

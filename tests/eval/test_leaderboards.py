@@ -112,9 +112,6 @@ def test_two_models_of_one_name_have_two_folders_and_retrieval_its_own_board(tmp
     assert [task["id"] for task in tasks] == ["flickr30k-cn", "coco-cn", "muge-cn", "xm3600", "xtd"]
 
 
-# ---- mteb
-
-
 def mteb_form(results: list[EvalResult], folder: Path) -> list[str]:
     return mteb.write(results, folder, None, {})
 
@@ -171,9 +168,6 @@ def test_a_result_that_no_task_repeats_is_left_out(changed: dict[str, Any], reas
     left_out, _ = mteb_form([variant, good], tmp_path)
     assert left_out.startswith(f"left out: {variant.dataset} {variant.language}")
     assert [file.name for file in tmp_path.rglob("*ZeroShot*")] == ["OxfordPetsZeroShot-zh.json"]
-
-
-# ---- immich
 
 
 @pytest.mark.parametrize("language", ["zh", "en"])

@@ -88,9 +88,6 @@ def test_templates_are_the_sets_own_a_compact_set_or_none(tmp_path: Path, small:
     assert truth(open_dataset("dtd-cn", None, tmp_path, "name")).templates == ("{}",)
 
 
-# ---- the hub's tars and Parquet files
-
-
 NAMES = [f"thing {number}" for number in range(47)]
 TRUTHS = [f"{number}".encode() for number in range(47)]
 
@@ -132,9 +129,6 @@ def test_parquet_files_may_list_several_captions(tmp_path: Path) -> None:
     truth = open_dataset("flickr30k-cn", data_root=tmp_path / "data").truth["zh"]
     assert isinstance(truth, Captions)
     assert truth.texts[2:4] == ("第1张图", "图片1") and truth.about[2:4] == ((1,), (1,))
-
-
-# ---- captions
 
 
 EN = [["a cat on a mat", "one cat"], ["two dogs run", "dogs"], ["a red bus", "bus"]]

@@ -23,9 +23,6 @@ TRUTH = arrays(bool, (ROWS, CLASSES))
 WEIGHTS = arrays(np.float64, ROWS, elements=some.integers(0, 3).map(float)).filter(lambda weights: weights.any())
 
 
-# ---- the definitions
-
-
 def rank(line: Sequence[float], wanted: Sequence[int]) -> int:
     """How many entries come before the first wanted one: the higher first, of equal ones the lower number."""
     order = sorted(range(len(line)), key=lambda number: (-line[number], number))
@@ -80,9 +77,6 @@ def precision_at_eleven(scores: Sequence[float], truth: Sequence[bool]) -> float
 
 def over_classes(values: Sequence[float]) -> float:
     return mean([value for value in values if not math.isnan(value)])
-
-
-# ---- the metrics
 
 
 @given(SCORES, LABELS, WEIGHTS)
@@ -201,9 +195,6 @@ def test_one_number_that_is_not_finite_anywhere_leaves_no_metric(
         ):
             with pytest.raises(ValueError, match="not finite"):
                 compute()
-
-
-# ---- linear probes
 
 
 def test_a_sample_has_enough_of_each_class_or_all_it_has() -> None:

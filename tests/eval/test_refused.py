@@ -118,9 +118,6 @@ def test_a_data_set_without_a_root_is_looked_for_on_the_hub(tmp_path: Path) -> N
             open_dataset(name, data_root=root)
 
 
-# ---- hints, followed to the letter
-
-
 def hint_of(name: str, root: Path, wanted: str) -> str:
     """What `wanted` finds in the hint of the error that opening the data set ends in."""
     with pytest.raises(DcclipError) as caught:
@@ -142,9 +139,6 @@ def test_images_are_where_the_hint_says_they_are_looked_for(tmp_path: Path) -> N
     layouts.class_folders((tmp_path / train).parent, NAMES, ".jpg")
     clear()
     assert len(training_split(dataset).images) == 47
-
-
-# ---- the user's own files
 
 
 def own_folder(path: Path, names: str | bytes | None = None) -> Path:

@@ -149,9 +149,6 @@ def test_results_that_do_not_compare_are_not_side_by_side_without_a_remark(tmp_p
         convert_results([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
 
 
-# ---- cards of models
-
-
 @pytest.fixture
 def folder(model_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(model_folder, tmp_path / "模型"))

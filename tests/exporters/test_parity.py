@@ -71,9 +71,6 @@ def test_a_frozen_length_is_detected() -> None:
     assert parity.text_centred_cosine < 0.9
 
 
-# ---- samples
-
-
 @pytest.fixture
 def data(pictures: list[Path], tmp_path: Path) -> DataOptions:
     """Five pictures, and twenty lines of which every fourth is English."""

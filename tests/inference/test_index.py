@@ -200,9 +200,6 @@ def test_embeddings_of_a_stopped_call_are_used_and_bit_for_bit_the_same(
     assert blocks() == []
 
 
-# ---- small embeddings
-
-
 def unit(rows: int, width: int, seed: int = 0) -> np.ndarray:
     vectors = np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -35,9 +35,6 @@ def copy(folder: Path, to: Path) -> Path:
     return Path(shutil.copytree(folder, to))
 
 
-# ---- equality with the libraries
-
-
 @pytest.mark.parametrize("kind", ["altclip", "chineseclip", "siglip2", "metaclip2"])
 def test_embeddings_and_layers_equal_those_of_transformers(hub_teachers: Path, kind: str) -> None:
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, Siglip2Tokenizer
@@ -95,9 +92,6 @@ def test_an_open_clip_directory_with_a_text_tower_of_transformers_loads_offline_
     assert output.tokens.shape == (6, 77, 32)
 
 
-# ---- texts
-
-
 def test_only_robertas_position_table_loses_two_of_its_positions(hub_teachers: Path, altclip_folder: Path) -> None:
     long = ["a " * 200]
     assert load(hub_teachers / "metaclip2").tokenize(long).ids.shape == (1, 77)  # of 77 positions
@@ -113,9 +107,6 @@ def test_siglips_tokenizers_cut_and_pad_texts_to_64_tokens_and_lower_case_them(
     tokens = load(hub_teachers / kind).tokenize([text, "a photo of 猫", "a " * 200])
     assert tokens.ids.shape == (3, 64) and torch.equal(tokens.ids[0], tokens.ids[1])
     assert kind == "siglip2" or set(tokens.ids[:, -1].tolist()) == {1}  # mT5's end of text is its padding, too
-
-
-# ---- pickled weights
 
 
 def test_pickled_weights_are_read_once_and_kept_as_safetensors(
@@ -181,9 +172,6 @@ def test_an_open_clip_directory_with_pickled_weights_is_read(hub_teachers: Path,
     expected, output = load(hub_teachers / "openclip-xlmr", OpenClipTeacher), load(folder, OpenClipTeacher)
     pixels = torch.from_numpy(output.preprocess(noise(40, 50)))[None]
     assert torch.equal(output.image_features(pixels).embedding, expected.image_features(pixels).embedding)
-
-
-# ---- directories
 
 
 @pytest.mark.parametrize("kind", ["altclip", "openclip-xlmr"])
@@ -254,8 +242,6 @@ def refused(load: Callable[[Path], Any], folder: Path, what: str) -> None:
     assert time.monotonic() - begin < 60  # also on a busy machine
 
 
-# ---- open_clip_config.json
-
 TEXT, VISION = ("model_cfg", "text_cfg"), ("model_cfg", "vision_cfg")
 
 
@@ -277,8 +263,6 @@ def test_a_wrong_value_in_open_clips_configuration_is_named(
     refused(load_model, open_clip_folder, what)
 
 
-# ---- weights
-
 WEIGHTS = "open_clip_model.safetensors"
 
 
@@ -295,9 +279,6 @@ def test_weights_of_another_model_are_named_by_the_first_that_differs(open_clip_
     ):
         save_file(changed, open_clip_folder / WEIGHTS)
         refused(load_model, open_clip_folder, problem)
-
-
-# ---- names of timm's networks
 
 
 def test_a_wrong_name_of_a_timm_network_gets_the_nearest() -> None:

@@ -17,8 +17,6 @@ from dcclip_cli.model.teachers import AltClipTeacher, TransformersTeacher
 from dcclip_cli.model.tokenizer import load_tokenizer, trim_tokenizer
 from dcclip_cli.model.towers import OpenClipTowers
 
-# ---- text towers
-
 
 @pytest.fixture(scope="module")
 def trimmed(altclip_folder: Path, captions: list[str]) -> Tokenizer:
@@ -94,9 +92,6 @@ def test_layers_that_do_not_fit_are_refused(altclip_folder: Path, model_folder: 
     deep = student(32, 300, layers=3).text
     with pytest.raises(DcclipError, match=r"no layers of .* fit"):
         init_text_tower(deep, load_tokenizer(model_folder), load_model(model_folder), layers=True)
-
-
-# ---- image towers
 
 
 def model(timm: str, seed: int = 0, projection: str = "linear") -> Any:

@@ -124,9 +124,6 @@ def test_the_fingerprint_depends_on_the_outputs_only(model_folder: Path, tmp_pat
     assert model_fingerprint(folder) != model_fingerprint(model_folder)
 
 
-# ---- broken directories
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -18,9 +18,6 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(values)
 
 
-# ---- decoding
-
-
 @pytest.mark.parametrize(("kind", "exact"), [("PNG", True), ("WEBP", True), ("JPEG", False)])
 def test_png_webp_and_jpeg_are_read_from_bytes_and_files(kind: str, exact: bool, tmp_path: Path) -> None:
     image = noise(30, 20)
@@ -128,8 +125,6 @@ def test_transparency_shows_the_colour_behind_it() -> None:
     assert flatten(half).getpixel((0, 0)) == (255, 127, 127)
     assert flatten(half, (0, 0, 255)).getpixel((0, 0)) == (128, 0, 127)
 
-
-# ---- preprocessing
 
 SIZES = [(32, 32), (33, 47), (100, 31), (31, 100), (7, 5), (224, 225), (640, 480)]
 

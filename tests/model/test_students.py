@@ -77,9 +77,6 @@ def test_preprocessing_takes_timms_mean_and_deviation_unless_told_otherwise() ->
     assert (told.mean, told.std) == ((0.1, 0.2, 0.3), (1, 1, 1))
 
 
-# ---- image weights
-
-
 def start(target: Any, weights: Path, **image: Any) -> None:
     tower = options(weights=str(weights), **image).image
     assert isinstance(tower, ImageTower)

@@ -69,9 +69,6 @@ def test_characters_that_training_prunes_and_puts_back_have_the_same_scores_each
     assert rare[-1] == pytest.approx(min(scores.values()) + 1e-4)
 
 
-# ---- trimming
-
-
 def test_trimming_drops_unused_tokens_keeps_the_segmentation_and_renumbers_special_tokens(
     altclip_folder: Path, captions: list[str]
 ) -> None:
@@ -130,9 +127,6 @@ def test_a_tokenizer_other_than_unigram_is_refused(chinese_clip_folder: Path) ->
     with pytest.raises(DcclipError, match="is a WordPiece tokenizer; only Unigram tokenizers can be trimmed") as raised:
         trim_tokenizer(chinese_clip_folder, ["猫", "cat"], 50)
     assert "from: data" in raised.value.hint
-
-
-# ---- texts to tokens, files
 
 
 def test_texts_are_padded_to_the_longest_and_truncated_texts_keep_their_end_token(trained: Tokenizer) -> None:

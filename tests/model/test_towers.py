@@ -34,9 +34,6 @@ def student(model_folder: Path) -> OpenClipTowers:
     return load_model(model_folder)
 
 
-# ---- open_clip
-
-
 @pytest.mark.parametrize(
     "timm", ["test_efficientnet", "test_resnet", "mobilenetv3_small_050", "mobilenetv4_conv_small_050"]
 )
@@ -78,9 +75,6 @@ def test_a_students_text_tower_is_causal_and_its_mask_counts_the_real_tokens(stu
         long = student.text_features(student.tokenize(["红色的圆环"])).tokens[0]
     torch.testing.assert_close(long[:5], short[:5], rtol=0, atol=1e-6)  # <s> 红 色 的 圆
     assert not torch.allclose(long[5], short[5], atol=1e-3)  # 环 against </s>
-
-
-# ---- by length
 
 
 @pytest.mark.parametrize("name", ["model", "altclip", "chinese_clip", "siglip"])
@@ -125,9 +119,6 @@ def test_a_gradient_through_parts_is_that_of_all_at_once_and_reaches_both_towers
     assert towers.takes_any_length
     towers.model.text.cls_emb = torch.nn.Parameter(torch.zeros(32))
     assert not towers.takes_any_length  # a class token is at the end of the full length
-
-
-# ---- transformers
 
 
 @torch.no_grad()

@@ -160,9 +160,6 @@ def test_a_directory_of_dcclip_stays_one(model_folder: Path, tmp_path: Path) -> 
     same(embed(load(result.folder), ["red circle"]), embed(load(model_folder), ["red circle"]))
 
 
-# ---- which pieces
-
-
 @pytest.mark.parametrize(
     ("pieces", "of_zh", "of_en"),
     [
@@ -178,9 +175,6 @@ def test_a_language_is_spelled_in_its_script_with_digits_punctuation_and_emoji(
     for chosen, spelled in ((ZH, of_zh), (EN, of_en), (BOTH, of_zh or of_en)):
         assert pieces_by_script(pieces.split(), chosen, str) == (set(pieces.split()) if spelled else set())
     assert pieces_by_script(["T恤"], BOTH, str) and not pieces_by_script(["T恤"], ZH, str)
-
-
-# ---- errors
 
 
 def test_a_model_that_cannot_be_trimmed_is_refused_and_nothing_is_written(hub_teachers: Path, tmp_path: Path) -> None:

@@ -142,9 +142,6 @@ def test_it_says_of_most_held_out_words_and_of_no_other_that_it_never_learnt_the
     assert len(marked) / len(held) > {"en": 0.95, "zh": 0.6}[language]
 
 
-# ---- target embeddings of classes and words
-
-
 # Six classes: 0 and 1 of one kind, 2 to 5 of another, all of them things.
 UNDER = {
     "thing": frozenset(range(6)),

@@ -54,9 +54,6 @@ def job_of(stage: str, row: Row, root: Path) -> Job:
     return job
 
 
-# ---- what a run must change, and what it must not
-
-
 def is_frozen(row: Row, tensor: str) -> bool:
     """Whether a tensor of the model keeps its bytes."""
     tower = tensor.partition(".")[0]
@@ -81,9 +78,6 @@ def is_whole(row: Row) -> bool:
     """Whether the losses of a step do not depend on how its batch is split among processes."""
     compares = "lock" in row or row["losses"] in RELATIONS["accumulated"]["but"].split()  # the samples of a part
     return row["norms"] == "frozen" and row.get("image") != "mlp" and not (compares and row["parts"] in ("two", "four"))
-
-
-# ---- samples of rows
 
 
 def related_rows(name: str, stage: str, count: int = 6) -> list[Row]:

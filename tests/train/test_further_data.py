@@ -25,9 +25,6 @@ def folder(pairs: list[Pair], tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
-# ---- stage 1
-
-
 @pytest.fixture
 def lines_file(tmp_path: Path) -> Path:
     """Sixteen lines of parallel text, none of them a caption of the drawn pairs."""

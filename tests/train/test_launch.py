@@ -83,9 +83,6 @@ def test_two_processes_that_are_stopped_go_on_to_the_weights_of_one_that_is_not(
     assert_close(weights(out / "align/model"), weights(run(aligning)))
 
 
-# ---- the commands of docs/how-to/cluster.md
-
-
 @pytest.fixture
 def page(aligning: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The commands of the page by program, for two machines with a process each; the script of sbatch is a file."""

@@ -147,9 +147,6 @@ def test_rows_cover_all_pairs_of_values_that_rules_allow(stage: str) -> None:
     covers_all(stage, ARRAYS[stage])
 
 
-# ---- relations between runs
-
-
 @pytest.mark.parametrize(
     ("relation", "stage", "row"),
     [
