@@ -111,8 +111,8 @@ class NewRecipe:
 
     @property
     def name(self) -> str:
-        named = self.file.parent if self.file.name == "recipe.yaml" and self.file.parent.name else self.file
-        return re.sub(r"[^\w.-]+", "-", named.stem).strip("-.")[:80] or "model"
+        named = self.file.parent.name if self.file.name == "recipe.yaml" else ""
+        return re.sub(r"[^\w.-]+", "-", named or self.file.stem).strip("-.")[:80] or "model"
 
 
 def choose_teacher(name: str) -> TeacherChoice:
