@@ -24,13 +24,13 @@ NETWORKS = (
     *("mnasnet_100", "efficientnet_lite0", "mobilenetv4_conv_small", "mobilenetv4_conv_medium"),
 )
 # Layers, width, tokens and embedding size of text towers, the largest first. On Caltech, half of the width costs 9
-# points of 44, half of the embedding 3, half of the tokens nothing.
-LABEL_TEXTS = ((1, 64, 2_400, 128), (1, 64, 1_200, 128), (1, 64, 1_000, 64))
+# points of 44, half of the embedding 3, and tokens that no text needs nothing. 300 tokens are the least possible.
+LABEL_TEXTS = ((1, 64, 2_400, 128), (1, 64, 1_200, 128), (1, 64, 300, 128), (1, 64, 300, 64))
 CAPTION_TEXTS = ((2, 256, 8_000, 256), (1, 128, 4_000, 128), *LABEL_TEXTS[:1])
 _STRIDE, _SMALLEST = 32, 64  # pixels: sides of images are multiples, from the smallest one
 # The best side as a fraction of the teacher's: 128 of 224 where the network learns, 192 where it is the teacher's own.
 _BEST_SIDE, _BEST_OWN_SIDE = 0.62, 0.86
-_OPTIMISM = 0.7  # of the fewest milliseconds per multiply-add so far, for another network
+_EXPONENT, _OPTIMISM = 0.6, 0.7  # milliseconds are about this power of multiply-adds; less than that is possible
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,17 @@ class Candidate:
     parameters: int
     macs: int
 
+    @property
+    def bytes(self) -> int:
+        """Of its weights and its tokenizer.json; the graphs of a larger network take 5 % of the difference besides."""
+        return self.parameters + 29 * self.student.tokens
 
-def list_candidates(teacher: TeacherChoice, towers: Any, with_captions: bool) -> dict[str, list[Candidate]]:
+
+def list_candidates(teacher: TeacherChoice, towers: Any, needed_tokens: int | None) -> dict[str, list[Candidate]]:
     """The grid by network, the largest first, of each the best image sizes first; on torch's meta device.
 
-    `towers` are the teacher's without weights, None where its files are not here. If any network can begin with the
-    teacher's weights, only those are in the grid.
+    `towers` are the teacher's without weights, None where its files are not here. The texts that are learned need
+    `needed_tokens`, None for captions. If any network can begin with the teacher's weights, only those are in the grid.
     """
     import torch
 
@@ -77,19 +82,25 @@ def list_candidates(teacher: TeacherChoice, towers: Any, with_captions: bool) ->
     from dcclip_cli.train.speed import forward_flops
 
     grid: dict[str, list[Candidate]] = {}
+    least, texts = needed_tokens or 0, CAPTION_TEXTS if needed_tokens is None else LABEL_TEXTS
+    differences: dict[int, int] = {}  # of the parameters between text towers, almost the same with all networks
     sides = range(_SMALLEST, max(_SMALLEST, teacher.pixels) + 1, _STRIDE)
     for network in NETWORKS:
-        macs = 0.0  # do not depend on the text tower
-        for layers, width, tokens, embed_dim in CAPTION_TEXTS if with_captions else LABEL_TEXTS:
-            text = {"layers": layers, "width": width, "vocabulary": {"size": tokens}}
-            options = StudentOptions.model_validate({"image": {"timm": network, "size": _SMALLEST}, "text": text})
-            blank = blank_student(options, embed_dim)
-            macs = macs or forward_flops(blank, torch.zeros(1, 3, _SMALLEST, _SMALLEST), ()).image / 2
-            inherits = not misfit(blank.model.visual, towers)
+        for number, of_text in enumerate(dict.fromkeys((*text[:2], max(least, text[2]), text[3]) for text in texts)):
+            layers, width, tokens, embed_dim = of_text
+            if not number or number not in differences:
+                text = {"layers": layers, "width": width, "vocabulary": {"size": tokens}}
+                options = StudentOptions.model_validate({"image": {"timm": network, "size": _SMALLEST}, "text": text})
+                blank = blank_student(options, embed_dim)
+                if not number:
+                    flops = forward_flops(blank, torch.zeros(1, 3, _SMALLEST, _SMALLEST), ())
+                    macs_per_pixel = flops.image / 2 / _SMALLEST**2
+                    parameters, inherits = blank.parameters_count(), not misfit(blank.model.visual, towers)
+                differences.setdefault(number, blank.parameters_count() - parameters)
             choice = StudentChoice(network, _SMALLEST, layers, width, tokens, embed_dim, inherits)
             best = teacher.pixels * (_BEST_OWN_SIDE if network == teacher.network else _BEST_SIDE)
             for side in sorted(sides, key=lambda side: max(side / best, best / side)):
-                sized = replace(choice, pixels=side), blank.parameters_count(), round(macs * (side / _SMALLEST) ** 2)
+                sized = replace(choice, pixels=side), parameters + differences[number], round(macs_per_pixel * side**2)
                 grid.setdefault(network, []).append(Candidate(*sized))
     inheriting = {network: of_network for network, of_network in grid.items() if of_network[0].student.inherits}
     return dict(sorted((inheriting or grid).items(), key=lambda entry: -entry[1][0].parameters))
@@ -98,16 +109,14 @@ def list_candidates(teacher: TeacherChoice, towers: Any, with_captions: bool) ->
 def promising(of_network: Sequence[Candidate], budget: Budget, costs: Mapping[Candidate, Cost]) -> Iterator[Candidate]:
     """The candidates of a network that may fit the budget, by those that have been measured while this is iterated."""
     for candidate in of_network:
-        student, ms_per_mac = candidate.student, min(cost.ms / entry.macs for entry, cost in costs.items())
-        mb = 1.1 * candidate.parameters / 1e6 + 6e-5 * student.tokens + 0.15  # within a tenth of those measured
-        guesses, is_measured = [Cost(0.92 * mb, _OPTIMISM * ms_per_mac * candidate.macs)], False
-        for sibling, cost in ((entry.student, cost) for entry, cost in costs.items()):
-            if sibling.network == student.network:
-                # The size does not depend on the image size, nor the latency of an image on the text tower.
-                guesses += [Cost(cost.mb, 0)] if sibling.tokens == student.tokens else []
-                guesses += [Cost(0, cost.ms)] if sibling.pixels == student.pixels else []
-                is_measured = is_measured or (sibling.pixels == student.pixels and budget.fits(cost))
-        if not is_measured and all(map(budget.fits, guesses)):
+        siblings = [entry for entry in costs if entry.student.network == candidate.student.network]
+        twins = [entry for entry in siblings if entry.student.pixels == candidate.student.pixels]
+        # The size does not depend on the image size, nor the latency of an image on the text tower.
+        mb = min(costs[entry].mb + (candidate.bytes - entry.bytes) / 1e6 for entry in siblings or costs)
+        ratios = {entry: (candidate.macs / entry.macs) ** _EXPONENT for entry in twins or costs}
+        ms = min(costs[entry].ms * ratio for entry, ratio in ratios.items()) * (1 if twins else _OPTIMISM)
+        is_measured = any(budget.fits(costs[entry]) for entry in twins if entry.parameters >= candidate.parameters)
+        if not is_measured and budget.fits(Cost(mb, ms)):
             yield candidate
 
 
@@ -139,8 +148,8 @@ def cost_of_random(job: RecipeRun, images: Path, budget: Budget, traced: Path) -
     for tensor in stage.student.towers.model.state_dict().values():  # of equal ones, such as biases, one is stored
         tensor += 0.01 * torch.rand_like(tensor) if tensor.is_floating_point() else 0
     stage.student.save(folder / "model", {})
-    graphs, text = folder / "graphs", student.text
-    stored = {IMAGE: f"{student.image.timm}-{student.embed_dim}", TEXT: f"{text.width}-{text.vocabulary.size}"}
+    graphs, text, dims = folder / "graphs", student.text, student.embed_dim
+    stored = {IMAGE: f"{student.image.timm}-{dims}", TEXT: f"{text.width}-{text.vocabulary.size}-{dims}"}
     for name in (name for name in stored.values() if (traced / name).is_dir()):
         shutil.copytree(traced / name, graphs, dirs_exist_ok=True)
     if (graphs / IMAGE).is_file():

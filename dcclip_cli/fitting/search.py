@@ -33,6 +33,7 @@ from dcclip_cli.files import atomic_write, cache_folder, read_json, write_json
 from dcclip_cli.fitting.candidates import Budget, Candidate, Cost, cost_of, cost_of_random, list_candidates, promising
 from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.model.reference import resolve
+from dcclip_cli.model.tokenizer import trim_tokenizer
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.recipe.load import VERBATIM, load
 from dcclip_cli.recipe.new import DataKind, NewRecipe, StudentChoice, choose_data, choose_teacher, recipe_text
@@ -45,11 +46,11 @@ _NETWORKS, _SIDES = 4, 3  # the largest networks that fit, and image sizes of ea
 _PROMOTED = 3  # one of so many candidates enters the next round
 _WORDS = 1_000  # that the student learns besides the labels: those next to them in the teacher's space
 _HELD_OUT, _MOST_HELD_OUT = 10, 1_000  # one of so many samples is not trained on
-_LEAST_STEPS = 20  # of a training that says anything
-_MEASURING, _SEARCHING, _ENCODING = 0.25, 0.45, 0.2  # fractions of --time; the last two of what measuring leaves
+_LEAST_STEPS = 40  # of a training that says anything
+# Fractions of --time: to measure candidates, to measure and train them, and of the rest for the teacher's crops.
+_MEASURING, _SEARCHING, _ENCODING = 0.2, 0.4, 0.2
 _INTERVAL = 3.92  # standard errors in a 95 % interval
 _MARGIN = 1.03  # of the latency with random weights: that of the trained student varies
-_LOOSENED_MB, _LOOSENED_MS = 1.02, 1.1  # of an export with a tenth of its activations in fp32 (exporters/quantize.py)
 _CALIBRATED = 16  # images that exports with random weights are calibrated on
 
 
@@ -161,10 +162,10 @@ class Fit:
 
     # ---- recipes, texts and held-out samples
 
-    def _job(self, student: StudentChoice, folder: Path, steps: int | None = None, all_int8: bool = False) -> RecipeRun:
+    def _job(self, student: StudentChoice, folder: Path, steps: int | None = None) -> RecipeRun:
         """The run of a student's recipe, which is written into its folder."""
         plan, hold_out = self.state.get("plan", {}), min(_MOST_HELD_OUT, max(2, self.data.count // _HELD_OUT))
-        choices: dict[str, Any] = {"hold_out": hold_out, "all_int8": all_int8, "steps": steps, "student": student}
+        choices: dict[str, Any] = {"hold_out": hold_out, "all_int8": True, "steps": steps, "student": student}
         choices |= {name: plan.get(name) for name in ("augmentations", "threads")}
         folder.mkdir(parents=True, exist_ok=True)
         file, texts = folder / VERBATIM, self.out / _TEXTS
@@ -237,7 +238,11 @@ class Fit:
     def _grid(self) -> dict[str, list[Candidate]]:
         from dcclip_cli.train.estimate import open_blank
 
-        return list_candidates(self.teacher, open_blank(self.teacher_options), with_captions=self.kind == "pairs")
+        needed = None if self.kind == "pairs" else 1_000
+        if needed and self.teacher.text_width:  # its own vocabulary is trimmed
+            texts, tokenizer = (self.out / _TEXTS).read_text("utf-8").splitlines(), self.teacher_options.source.path
+            needed = trim_tokenizer(tokenizer, texts, StudentChoice.tokens).get_vocab_size()
+        return list_candidates(self.teacher, open_blank(self.teacher_options), needed)
 
     @cached_property
     def _candidates(self) -> dict[str, Candidate]:
@@ -262,13 +267,17 @@ class Fit:
             shutil.rmtree(self.out / "measured")
             raise DcclipError(problem, hint)
         limit, networks = (self.options.time_s or float("inf")) * _MEASURING, list[str]()
+        # Half of the dimensions cost more than a smaller network does: they are for the smallest budgets.
+        smallest = promising(self._grid[least.student.network], self.budget, costs)
+        dims = max(entry.student.embed_dim for entry in (least, *(smallest if self.kind != "pairs" else ())))
         for number in range(_SIDES):
             for network, of_network in self._grid.items():
                 if network not in networks and (number or len(networks) == _NETWORKS):
                     continue
-                for candidate in promising(of_network, self.budget, costs):
+                wide = [candidate for candidate in of_network if candidate.student.embed_dim >= dims]
+                for candidate in promising(wide, self.budget, costs):
                     is_known = candidate.student.name in self.state["costs"]
-                    takes_s = (1 if number else 2) * self.state["export_s"]  # with the steps of a new network
+                    takes_s = (1 if number else 2) * self._export_s  # with the steps of a new network
                     if networks and not is_known and self._elapsed() + takes_s > limit:
                         break
                     costs[candidate] = self._cost(candidate)
@@ -280,8 +289,7 @@ class Fit:
         fitting = [candidate for candidate, cost in costs.items() if self.budget.fits(cost, _MARGIN)] or [least]
         self._measure_step(fitting[0])
         shutil.rmtree(self.out / "measured")
-        # Fewer dimensions cost more than a smaller network does.
-        return [entry.student.name for entry in sorted(fitting, key=lambda entry: -entry.student.embed_dim)]
+        return [candidate.student.name for candidate in fitting]
 
     def _cost(self, candidate: Candidate) -> Cost:
         """The cost of a candidate's export, measured once."""
@@ -292,11 +300,16 @@ class Fit:
             job = self._job(candidate.student, measured / name)
             cost = cost_of_random(job, measured / "images.parquet", self.budget, measured / "traced")
             shutil.rmtree(measured / name)
-            state["export_s"] = max(state.get("export_s", 0.0), time.monotonic() - began)
+            state.setdefault("export_s", {}).setdefault(candidate.student.network, time.monotonic() - began)
             self.progress.say(Message("fit: {}: {:.2f} MB, {:.2f} ms", name, cost.mb, cost.ms))
             state["costs"][name] = asdict(cost)
             self._save()
         return Cost(**state["costs"][name])
+
+    @property
+    def _export_s(self) -> float:
+        """Seconds of an export that traces an image network: the median, as some wait for other programs."""
+        return median_low(self.state["export_s"].values())
 
     def _measure_step(self, candidate: Candidate) -> None:
         """Measure the seconds of a training step with a candidate's image network, once for all image sizes."""
@@ -327,42 +340,34 @@ class Fit:
         """Decide how many candidates are trained in each round, and the steps of a full training of each."""
         import torch
 
-        state = self.state
+        state, time_s, left_s, search_s = self.state, self.options.time_s, 0.0, 0.0
         plan: dict[str, Any] = {"threads": torch.get_num_threads(), "augmentations": None}
-        keeping = {name for name in names if self._candidates[name].student.network == self.teacher.network}
-        steps = {name: self.steps // (4 if name in keeping else 1) for name in names}
-        if self.options.time_s:
-            left_s, encode_s = min(map(self._left_s, names)), self.data.count * state["image_s"]
-            plan["augmentations"] = max(
-                (1, *(number for number in (2, 3, 6) if number * encode_s <= _ENCODING * left_s))
-            )
+        if time_s:
+            left_s, encode_s = self._left_s(), self.data.count * state["image_s"]
+            affordable = (number for number in (1, 2, 3, 6) if number == 1 or number * encode_s <= _ENCODING * left_s)
+            plan["augmentations"] = max(affordable)
             left_s -= min(plan["augmentations"] * encode_s, left_s / 2)
+            search_s = min(left_s, _SEARCHING * time_s - self._elapsed())
+        else:
+            keeping = {name for name in names if self._candidates[name].student.network == self.teacher.network}
+            plan["steps"] = {name: self.steps // (4 if name in keeping else 1) for name in names}
         for count in range(len(names), 0, -1):
-            rounds = [count]
+            rounds, step_s = [count], sorted(map(self._step_s, names[:count]))
             while rounds[-1] >= 2 * _PROMOTED:
                 rounds.append(rounds[-1] // _PROMOTED)
-            if self.options.time_s:  # opening and evaluating a student takes about half of an export
-                training_s = max(0.0, _SEARCHING * left_s - sum(rounds) * state["export_s"] / 2)
-                steps = {name: int(training_s / self._step_s(name)) for name in names}
-                plan["round_s"], step_s = training_s / len(rounds), sorted(map(self._step_s, names[:count]))
-                round_steps = [plan["round_s"] / sum(step_s[-size:]) for size in rounds]
+            if time_s:  # opening and evaluating a student takes about half of an export
+                plan["round_s"] = max(0.0, search_s - sum(rounds) * self._export_s / 2) / len(rounds)
+                least_steps = min(plan["round_s"] / sum(step_s[-size:]) for size in rounds)
             else:
-                round_steps = [steps[name] / (len(rounds) * count) for name in names[:count]]
-            if min(round_steps) >= _LEAST_STEPS:
+                least_steps = min(plan["steps"][name] for name in names[:count]) / (len(rounds) * count)
+            if least_steps >= _LEAST_STEPS:
                 break
-        state["plan"] = plan | {"names": list(names[:count]), "rounds": rounds if count > 1 else [], "steps": steps}
+        state["plan"] = plan | {"names": list(names[:count]), "rounds": rounds if count > 1 else []}
         self._save()
 
-    def _left_s(self, name: str) -> float:
-        """Seconds of the time that are left for training, without a candidate's export and its evaluation."""
-        assert self.options.time_s is not None
-        exports = 2 if self._is_tight(name) else 5  # of one with random weights
-        return max(1.0, self.options.time_s - self._elapsed() - exports * float(self.state["export_s"]))
-
-    def _is_tight(self, name: str) -> bool:
-        """Whether a candidate's export exceeds the budget with a tenth of its activations in fp32."""
-        cost = Cost(**self.state["costs"][name])
-        return not self.budget.fits(Cost(_LOOSENED_MB * cost.mb, _LOOSENED_MS * cost.ms))
+    def _left_s(self) -> float:
+        """Seconds of the time that are left for training, without the last export and its evaluation."""
+        return max(1.0, (self.options.time_s or 0.0) - self._elapsed() - 2 * self._export_s)
 
     # ---- training runs
 
@@ -421,35 +426,21 @@ class Fit:
             for stage_name in job.loaded.recipe.stages[:-1]:
                 job.train(stage_name)
             cost = self._export(name, final["steps"], self.out)
-            if isinstance(cost, Cost):
+            if self.budget.fits(cost):
                 quality, results = self._evaluate(self.out / "export")
                 measured = {"cost": asdict(cost), "quality": quality, "metric": results[0].metric}
                 state["result"] = final | measured | {"training_s": self._elapsed() - final["search_s"]}
                 return self._save()
-            missed[name] = cost
+            missed[name] = f"{cost.mb:.2f} MB, {cost.ms:.2f} ms"
         reasons = "; ".join(f"{name}: {reason}" for name, reason in missed.items())
         problem = Message("all candidates exceed the budget after training: {}", reasons)
         raise DcclipError(problem, "increase the budget by 10 %, and use a new folder")
 
-    def _export(self, name: str, steps: int, folder: Path) -> Cost | str:
-        """Export what a candidate's run has trained; its cost, or what is wrong with it.
-
-        What keeps int8 close to the model in fp32 makes the file larger and slower. If that exceeds the budget, all is
-        quantized: the quality of the bundle is measured anyway.
-        """
-        reason = ""
-        for all_int8 in (True,) if self._is_tight(name) else (False, True):
-            job = self._job(self._candidates[name].student, folder, steps, all_int8)
-            assert job.loaded.recipe.export is not None
-            try:
-                exported = job.export(job.loaded.recipe.export, job.trained_model(), self.out / "export")
-            except DcclipError as error:  # int8 differs too much from the model
-                reason = str(error)
-            else:
-                if self.budget.fits(cost := cost_of(exported, self.budget)):
-                    return cost
-                reason = f"{cost.mb:.2f} MB, {cost.ms:.2f} ms"
-        return reason
+    def _export(self, name: str, steps: int, folder: Path) -> Cost:
+        """Export what a candidate's run has trained, all in int8; returns its cost."""
+        job = self._job(self._candidates[name].student, folder, steps)
+        assert job.loaded.recipe.export is not None
+        return cost_of(job.export(job.loaded.recipe.export, job.trained_model(), self.out / "export"), self.budget)
 
     def _final_steps(self, name: str) -> int:
         """As many steps as the rest of the time allows at the last round's median pace; else those of the plan."""
@@ -461,7 +452,7 @@ class Fit:
             paces = (entry["seconds"] / entry["steps"] / self._step_s(key) for key, entry in trained)
             step_s *= max(1.0, median_low(paces))
         step_s *= 1.2 if self.kind == "pairs" else 1.0  # stage 2 has a fifth of the steps
-        left_s = self._left_s(name)
+        left_s = self._left_s()
         job = self._job(self._candidates[name].student, self.out, max(_LEAST_STEPS, int(left_s / step_s)))
         left_s -= state["image_s"] * job.preflight(["distill"])[0].remaining_rows(0).images
         return max(_LEAST_STEPS, int(left_s / step_s))
@@ -480,5 +471,5 @@ class Fit:
             notice = Message("fit: {} has the best student so far, {} ({:.1%}), not trained in full", *values)
         else:
             return
-        if isinstance(self._export(name, steps, folder), Cost):
+        if self.budget.fits(self._export(name, steps, folder)):
             self.progress.say(notice)

@@ -85,7 +85,7 @@ class StudentChoice:
     @property
     def name(self) -> str:
         """Its towers in short."""
-        return f"{self.network}-{self.pixels}-{self.layers}x{self.width}-{self.tokens}"
+        return f"{self.network}-{self.pixels}-{self.layers}x{self.width}-{self.tokens}-{self.embed_dim}"
 
 
 @dataclass(frozen=True)
