@@ -162,6 +162,7 @@ def tables() -> dict[str, str]:
             {"losses": "model"},
             (("images/s", "images per second", ""), *SETS),
         ),
+        "paper": pivot(records("paper"), {"what is trained": "model", "weights": "setup"}, SETS),
         "ablation": pivot(records("ablation"), {"variant": "model", "what is trained": "setup"}, SETS),
         "formats": pivot(
             formats,
