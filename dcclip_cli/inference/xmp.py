@@ -8,7 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
@@ -42,12 +42,14 @@ def write_tags(photo: Path, labels: Sequence[str], replaced: Collection[str] | N
     """Let the photo's sidecar have `labels` as tags, next to what it has; returns whether it changed.
 
     Labels of earlier calls are removed if they are `replaced`, by default all: `write_tags(photo, [])` undoes all
-    calls. The sidecar is photo.jpg.xmp, or photo.xmp if that exists and no other file has its stem. Raises DcclipError
-    for a sidecar in a form that could not be restored, and OSError.
+    calls. The sidecar is photo.jpg.xmp, or photo.xmp if only that exists and, unless calls are undone, no other file
+    has its stem. Raises DcclipError for a sidecar in a form that could not be restored, and OSError.
     """
     sidecar, by_stem = photo.with_name(f"{photo.name}.xmp"), photo.with_suffix(".xmp")
-    if by_stem.exists() and not os.path.lexists(sidecar) and _files_by_stem(photo.parent)[photo.stem] == 1:
-        sidecar = by_stem
+    if by_stem.exists() and not os.path.lexists(sidecar):
+        changed_ns, is_undone = photo.parent.stat().st_mtime_ns, replaced is None and not labels
+        if is_undone or _files_by_stem(photo.parent, changed_ns)[photo.stem] == 1:
+            sidecar = by_stem
     sidecar = Path(os.path.realpath(sidecar))  # a link stays a link
     refuse_special(sidecar)
     exists = os.path.lexists(sidecar)
@@ -77,8 +79,8 @@ def write_tags(photo: Path, labels: Sequence[str], replaced: Collection[str] | N
     return True
 
 
-@cache
-def _files_by_stem(folder: Path) -> Counter[str]:
+@lru_cache(1)
+def _files_by_stem(folder: Path, changed_ns: int) -> Counter[str]:
     return Counter(Path(name).stem for name in os.listdir(folder) if not name.lower().endswith(".xmp"))
 
 
