@@ -1,7 +1,6 @@
 """Video files for tests."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -11,13 +10,11 @@ def film(file: Any, pictures: Sequence[Image.Image], codec: str = "mpeg4", kind:
     """Write a video that shows each picture, 64 x 48 pixels, for three seconds; `kind` is FFmpeg's name of a format."""
     import av
 
-    target: Any = str(file) if isinstance(file, Path) else file
-    with av.open(target, "w", format=kind or None) as container:
+    with av.open(file, "w", format=kind or None) as container:
         stream: Any = container.add_stream(codec, rate=10)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for number in range(30 * len(pictures)):
-            picture = pictures[number // 30].convert("RGB").resize((64, 48))
-            frame = av.VideoFrame.from_image(picture)
+            frame = av.VideoFrame.from_image(pictures[number // 30].convert("RGB").resize((64, 48)))
             frame.pts = number
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))

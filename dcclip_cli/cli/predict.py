@@ -308,8 +308,9 @@ def search(
     Exit code 1 if an image cannot be read; the others are still searched. It is not tried again until it changes.
     """
     if duplicates:
-        if texts or image or without or model or dims or fresh:
-            raise BadParameter(Message("--duplicates takes folders only: no query, --model, --dims or --fresh"))
+        ignored = texts, image, without, model, dims, fresh, threads, top_k != 12, dtype != "fp16", device != "auto"
+        if any(ignored):
+            raise BadParameter(Message("--duplicates takes folders, --exclude, --json and --html only"))
         return _show_duplicates(arguments, exclude or (), page, as_json, console.talk(quiet, verbose))
     plus = [flags.text(text, "--text") for text in texts or ()]
     if not plus and not image:
@@ -321,7 +322,6 @@ def search(
     talk = console.talk(quiet, verbose)
 
     from dcclip_cli.inference import files
-    from dcclip_cli.inference.videos import frame_title
 
     options: dict[str, Any] = {"dims": dims, "dtype": dtype, "device": device, "threads": threads, "progress": talk}
     query: dict[str, Any] = {"images": image or (), "without": minus, "exclude": exclude or ()}
@@ -335,7 +335,7 @@ def search(
         listed = [{"image": str(hit.image), "score": round(hit.score, 6), "time_s": hit.time_s} for hit in hits]
         console.show_json([{key: value for key, value in row.items() if value is not None} for row in listed])
     else:
-        rows = [(frame_title(hit.image, hit.time_s), f"{hit.score:.3f}") for hit in hits]
+        rows = [(hit.title, f"{hit.score:.3f}") for hit in hits]
         title = Message("{}, in {}", query_text, ", ".join(arguments))
         console.show_table(title, (Message("image"), Message("score")), rows)
     if page:
@@ -348,10 +348,7 @@ def search(
 def _write_hits(page: Path, text: str, result: SearchResult) -> None:
     notes = [Message("ignored, not in the vocabulary: {}", ", ".join(result.unknown))] if result.unknown else []
     notes += [] if result.fits else [Message("no good match for {}", text)]
-    from dcclip_cli.inference.videos import frame_title
-
-    names = {hit.frame: printable(frame_title(hit.image.name, hit.time_s)) for hit in result.hits}
-    captions = {hit.frame: f"{hit.score:.3f} · {names[hit.frame]}" for hit in result.hits}
+    captions = {hit.frame: f"{hit.score:.3f} · {printable(Path(hit.title).name)}" for hit in result.hits}
     _write_page(page, text, language_by_script(text), notes, captions)
 
 
@@ -386,12 +383,8 @@ def _write_page(page: Path, title: str, lang: str, notes: Sequence[Message], cap
     from dcclip_cli.inference.videos import frame_name, split_frame
 
     thumbnails = {image: jpeg_thumbnail(read(image), _THUMBNAIL_PX) for image in captions}
-    addresses = {
-        image: frame_name(Path(file).resolve().as_uri(), time_s)
-        for image in captions
-        for file, time_s in [split_frame(image)]
-    }
-    values = {"captions": captions, "thumbnails": thumbnails, "addresses": addresses}
+    links = [frame_name(Path(file).resolve().as_uri(), time_s) for file, time_s in map(split_frame, captions)]
+    values = {"captions": captions, "thumbnails": thumbnails, "links": dict(zip(captions, links, strict=True))}
     write_page(page, "dcclip_cli.cli", "search.html.j2", text=title, notes=notes, lang=lang, **values)
 
 

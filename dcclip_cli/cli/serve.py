@@ -61,7 +61,7 @@ def serve(
     encoder = open_encoder(model, device, threads, talk, dims)
     keep_freed_memory()
     indexes = [open_index(encoder, path, progress=talk, exclude=exclude or ()) for path in distinct(folder or ())]
-    talk.say(Message("serve: {:,} images can be searched", sum(index.count for index in indexes)))
+    talk.say(Message("serve: {:,} images can be searched", sum(len(index.images) for index in indexes)))
     say_missing("serve", indexes, talk)
     address, bound_port, *_ = listening.getsockname()
     is_local = ipaddress.ip_address(address).is_loopback  # then another name may be one that a website lets point here

@@ -14,6 +14,7 @@ from dcclip_cli.files import check_target, read_json, write_json
 from dcclip_cli.inference.encoder import Encoder
 from dcclip_cli.inference.files import PathLike, open_encoder
 from dcclip_cli.inference.index import list_images, open_index
+from dcclip_cli.inference.videos import is_video
 from dcclip_cli.inference.zero_shot import Labels
 from dcclip_cli.machine import keep_freed_memory
 from dcclip_cli.progress import ProgressChoice, progress_for
@@ -74,7 +75,8 @@ def calibrate(
             folders_by_label.setdefault(label, []).append(names[0])
     encoder = open_encoder(model, device, threads, talk)
     keep_freed_memory()
-    index = open_index(encoder, folder, progress=talk, listing=list_images(folder, videos=False))
+    images = {name: state for name, state in list_images(folder).items() if not is_video(name)}
+    index = open_index(encoder, folder, progress=talk, listing=images)
     pictures_in = np.array([PurePath(path).parts[0] for path in index.paths])
     scores = Labels(encoder, list(folders_by_label), multi_label=True, progress=talk).probabilities(index.embeddings)
     right = np.stack([np.isin(pictures_in, folders) for folders in folders_by_label.values()], axis=1)

@@ -133,7 +133,7 @@ def search(
     added += [embedder.embed_images(images)] if images else []
     query = direction(np.concatenate(added), vectors[len(texts) :])
     indexes = [open_index(encoder, folder, fresh, talk, dtype, exclude) for folder in distinct(folders)]
-    count, new = sum(index.count for index in indexes), sum(index.embedded for index in indexes)
+    count, new = sum(len(index.images) for index in indexes), sum(index.embedded for index in indexes)
     talk.say(Message("search: {} images, {} of them newly embedded", count, new))
     say_missing("search", indexes, talk)
     errors = {str(index.folder / name): error for index in indexes for name, error in index.errors.items()}
@@ -152,7 +152,7 @@ def query_fits(encoder: Encoder, indexes: Sequence[ImageIndex], query: np.ndarra
         return True
     words = list(dict.fromkeys(word for text in texts for word in words_of(text, encoder.tokenize)))
     vectors = text_embeddings(encoder, words) if words else []
-    needed = max(1, min(_FIRST, sum(len(index.paths) for index in indexes) // _IMAGES_PER_FIT))
+    needed = max(1, min(_FIRST, sum(len(index.images) for index in indexes) // _IMAGES_PER_FIT))
     counts = [(query, 1), *((vector, needed) for vector in vectors if vector[known.dimension] <= known.most)]
     best = (search_all(indexes, vector, count) for vector, count in counts)
     return all(hits and hits[-1].score >= known.fits for hits in best)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain, compress, product
 from operator import itemgetter
 from pathlib import Path
@@ -34,7 +35,7 @@ from dcclip_cli.inference.images import (
 from dcclip_cli.inference.videos import frame_name, frames, is_video, split_frame
 from dcclip_cli.inference.zero_shot import text_embeddings
 from dcclip_cli.model.preprocess import ImageError
-from dcclip_cli.progress import Progress, Silent, Task
+from dcclip_cli.progress import Progress, Silent, Task, clock
 from dcclip_cli.store import FeatureStore, MissingRows, Ragged, Values, digests, flat
 
 VectorType = Literal["fp32", "fp16", "int8", "binary"]
@@ -59,6 +60,11 @@ class Hit:
         """The image, or the frame of the video by its name: holiday.mp4#t=83.2."""
         return Path(frame_name(self.image, self.time_s))
 
+    @property
+    def title(self) -> str:
+        """The path for people: holiday.mp4 @ 1:23."""
+        return str(self.image) if self.time_s is None else f"{self.image} @ {clock(self.time_s)}"
+
 
 @dataclass(frozen=True)
 class ImageIndex:
@@ -82,10 +88,10 @@ class ImageIndex:
     exclude: Sequence[str] = ()
     store: FeatureStore | None = None
 
-    @property
-    def count(self) -> int:
-        """How many images and videos can be searched."""
-        return len(self.listing) - len(self.errors) - len(self.unreadable)
+    @cached_property
+    def images(self) -> dict[str, str]:
+        """The path of each image by its file, and of the last frame of each video."""
+        return {split_frame(path)[0]: path for path in self.paths}
 
     def search(self, query: np.ndarray, top_k: int) -> list[Hit]:
         """The `top_k` images nearest to `query` (D,), the nearest first, videos by their best frame.
@@ -138,13 +144,11 @@ def distinct(folders: Iterable[Path]) -> list[Path]:
     return [*{folder.resolve(): folder for folder in folders}.values()]
 
 
-def list_images(
-    folder: Path, exclude: Sequence[str] = (), skipped: Counter[str] | None = None, videos: bool = True
-) -> dict[str, bytes]:
-    """The states of a folder's images and `videos`, by relative path. Raises DcclipError if there is nothing."""
+def list_images(folder: Path, exclude: Sequence[str] = (), skipped: Counter[str] | None = None) -> dict[str, bytes]:
+    """The states of a folder's images and videos, by relative path. Raises DcclipError if there is nothing."""
     if not folder.is_dir():
         raise DcclipError("{} is not a folder", "choose a folder of images", folder)
-    paths = find_images([str(folder)], exclude=exclude, skipped=skipped, videos=videos)
+    paths = find_images([str(folder)], exclude=exclude, skipped=skipped, videos=True)
     return {str(path.relative_to(folder)): file_state(path) for path in paths}
 
 
@@ -167,20 +171,19 @@ def open_index(
     """
     progress, skipped = progress or Silent(), Counter[str]()
     listing = list_images(folder, exclude, skipped) if listing is None else listing
-    names, states, paths = [*listing], [*listing.values()], [folder / name for name in listing]
+    names, paths, videos = [*listing], [folder / name for name in listing], np.fromiter(map(is_video, listing), bool)
     store = (updated and updated.store) or FeatureStore(_index_folder(model, folder, kind), progress.say, optional=True)
     store.refresh()  # another process may have replaced blocks
-    keys, failures = _keys(names, states), _reported()
+    keys, failures = _keys(listing), _reported()
     if fresh:
         store.clear()
     else:
-        _copy_stored(store, keys, names, states, model, folder, kind)
+        _copy_stored(store, keys, listing, model, folder, kind)
     missing = np.flatnonzero(store.missing(keys, ["embedding"]))
-    missing_names, missing_states = [names[place] for place in missing], [states[place] for place in missing]
+    missing_files = {names[place]: listing[names[place]] for place in missing}
     failure_keys, is_unreadable = keys.copy(), np.zeros(len(keys), bool)
-    failure_keys[missing] = _keys(missing_names, missing_states, folder.resolve(), f"unreadable {readers()}")
+    failure_keys[missing] = _keys(missing_files, folder.resolve(), f"unreadable {readers()}")
     is_unreadable[missing] = ~failures.missing(failure_keys[missing], ["reported"]) & (not fresh)
-    videos = np.fromiter(map(is_video, names), bool)
     embedded = _embed_images(model, paths, store, keys, kind, f"index {folder}", progress, is_unreadable | videos)
     filmed, is_new = dict[int, Values](), store.missing(keys, _FRAME_ARRAYS)
     with progress.task(f"index {folder}", int(videos.sum())) as task:
@@ -202,10 +205,8 @@ def open_index(
         store.write([(keys[embedded.has_vector], {"embedding": embedded.vectors})])
         store.write((keys[[place]], arrays) for place, arrays in filmed.items())
     is_float = kind in ("fp32", "fp16")
-    vectors = [
-        part for part in (embedded.vectors, *(flat(arrays["frames"]) for arrays in filmed.values())) if len(part)
-    ]
-    rows = np.concatenate(vectors or [embedded.vectors])
+    parts = embedded.vectors, *(flat(arrays["frames"]) for arrays in filmed.values())
+    rows = np.concatenate([*filter(len, parts)] or parts[:1])
     embeddings = restored(rows, kind, rows.shape[1]) if is_float else rows
     times = ((place, time_s) for place, arrays in filmed.items() for time_s in flat(arrays["time_s"]).tolist())
     frame_names = (frame_name(names[place], time_s) for place, time_s in times)
@@ -320,13 +321,7 @@ def _index_folder(model: Encoder, path: Path, kind: VectorType) -> Path:
 
 
 def _copy_stored(
-    store: FeatureStore,
-    keys: np.ndarray,
-    names: Sequence[str],
-    states: Sequence[bytes],
-    model: Encoder,
-    folder: Path,
-    kind: VectorType,
+    store: FeatureStore, keys: np.ndarray, listing: Mapping[str, bytes], model: Encoder, folder: Path, kind: VectorType
 ) -> None:
     """Add to an index what others have, so that no model computes it again.
 
@@ -334,7 +329,7 @@ def _copy_stored(
     """
     full = model.full if isinstance(model, ShortEncoder) else model
     missing, sources = store.missing(keys, ["embedding"]), dict.fromkeys(((model, kind), (full, "fp16")))
-    missing &= ~np.fromiter(map(is_video, names), bool)  # whose frames are decoded for each index
+    missing &= ~np.fromiter(map(is_video, listing), bool)  # whose frames are decoded for each index
     for base in dict.fromkeys((Path(os.path.abspath(folder)), folder.resolve())):
         for parent, (encoder, source_kind) in product((base, *base.parents), sources):
             if not missing.any():
@@ -342,7 +337,7 @@ def _copy_stored(
             source = _index_folder(encoder, parent, source_kind)
             if source == store.folder or not source.is_dir():
                 continue
-            index, source_keys = FeatureStore(source, optional=True), _keys(names, states, base.relative_to(parent))
+            index, source_keys = FeatureStore(source, optional=True), _keys(listing, base.relative_to(parent))
             reusable = missing & ~index.missing(source_keys, ["embedding"])
             if reusable.any():
                 with suppress(MissingRows):  # of a damaged block
@@ -377,10 +372,10 @@ def _keys_in_batches(inputs: Sequence[bytes], size: int) -> np.ndarray:
     return digests("", list(chain.from_iterable(rows))[: len(inputs)])
 
 
-def _keys(names: Sequence[str], states: Sequence[bytes], above: Path = Path(), context: str = "") -> np.ndarray:
+def _keys(listing: Mapping[str, bytes], above: Path = Path(), context: str = "") -> np.ndarray:
     """The keys of files, whose names are those from a folder `above`."""
-    paths = (str(above / name).encode(errors="surrogateescape") for name in names)
-    return digests(context, map(bytes.__add__, paths, states))
+    files = listing.items()
+    return digests(context, (str(above / name).encode(errors="surrogateescape") + state for name, state in files))
 
 
 def file_state(file: Path) -> bytes:

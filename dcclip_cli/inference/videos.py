@@ -17,20 +17,15 @@ from PIL import Image
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import refuse_special
 from dcclip_cli.model.preprocess import MAX_ASPECT, MAX_PIXELS, ImageError
-from dcclip_cli.progress import clock
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame
     from av.container import InputContainer
 
-VIDEO_SUFFIXES = (
-    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".3gp"),
-    *(".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv"),
-)
-_FRAME = re.compile(rf"(.+({'|'.join(map(re.escape, VIDEO_SUFFIXES))}))#t=(\d+(\.\d+)?)", re.IGNORECASE | re.DOTALL)
-_FORMATS = "mov,matroska,avi,mpegts,mpeg,asf,flv"  # FFmpeg's names; no playlists, which name other files
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".3gp", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv")
+_FORMATS = "mov,matroska,avi,mpegts,mpeg,asf"  # FFmpeg's names; no playlists, which name other files
 _STEP_S, _MAX_FRAMES = 2.0, 120  # between two frames at least, and frames of a video at most
-_DECODE_S = 60.0  # after which only key frames are decoded; after twice as long, none
+_DECODE_S = 60.0  # of decoding, at most
 _FRAME_PX = 512  # the shorter side of a frame at most
 _SAME_LEVELS = 10  # of 255, by which no cell of 16 x 16 differs in near-identical frames
 _SAME_S = 0.0005  # by which a frame's time differs from that in its name
@@ -48,47 +43,36 @@ def frame_name(file: str | Path, time_s: float | None) -> str:
 
 def split_frame(name: str | Path) -> tuple[str, float | None]:
     """The file and the time of a frame by its name; another name and None."""
-    match = _FRAME.fullmatch(str(name))
-    return (match[1], float(match[3])) if match else (str(name), None)
-
-
-def frame_title(file: str | Path, time_s: float | None) -> str:
-    """The name of a frame for people, holiday.mp4 @ 1:23; without time, the file's."""
-    return str(file) if time_s is None else f"{file} @ {clock(time_s)}"
+    file, _, time_s = str(name).rpartition("#t=")
+    return (file, float(time_s)) if is_video(file) and re.fullmatch(r"\d+(\.\d+)?", time_s) else (str(name), None)
 
 
 def frames(file: Path) -> Iterator[tuple[float, Image.Image]]:
     """At most _MAX_FRAMES frames of a video with their times in seconds, without near-identical neighbours.
 
-    These are key frames, and others where there is none for long: all frames before these have to be decoded. Raises
-    ImageError if there is no frame.
+    These are key frames; where they are rarer, others, for which all before them are decoded. Raises ImageError if
+    there is no frame.
     """
-    begin_s, last_s, by_key = time.monotonic(), -math.inf, True
-    stored_cells = np.full((16, 16, 3), math.inf)
+    last_s, by_key, cells = -math.inf, True, np.full((16, 16, 3), math.inf)
     try:
         with _opened(file) as video:
             count = math.ceil(min(_MAX_FRAMES, max(1, video.duration_s / _STEP_S)))
             for slot_s in ((place + 0.5) * video.duration_s / count for place in range(count)):
-                is_late = (used_s := time.monotonic() - begin_s) > _DECODE_S
-                if used_s > 2 * _DECODE_S:
-                    return
-                if by_key or is_late:
-                    by_key = video.seek(slot_s) > last_s
-                while not (by_key or is_late) and video.position_s < slot_s:
+                by_key = by_key and video.seek(slot_s) > last_s
+                while not by_key and video.position_s < slot_s:
                     video.decode()
-                image = video.image()
-                cells = np.asarray(image.resize((16, 16), Image.Resampling.BOX), float)
-                if video.position_s > last_s and np.abs(cells - stored_cells).max() > _SAME_LEVELS:
-                    yield video.position_s, image
-                    stored_cells = cells
-                last_s = video.position_s
-    except ImageError:  # a file that is cut off has its first frames
+                last_s, image = video.position_s, video.image()
+                before, now = cells, np.asarray(image.resize((16, 16), Image.Resampling.BOX), float)
+                if np.abs(now - before).max() > _SAME_LEVELS:
+                    cells = now
+                    yield last_s, image
+    except ImageError:  # a file that is cut off, or takes too long, has its first frames
         if last_s < 0:
             raise
 
 
 def read_frame(file: Path, time_s: float) -> Image.Image:
-    """The first frame of a video from a time on. Raises ImageError."""
+    """The first frame of a video from a time on. Raises ImageError, and DcclipError for a disk."""
     with _opened(file) as video:
         video.seek(time_s)
         while video.position_s < time_s - _SAME_S:
@@ -121,7 +105,8 @@ class _Video:
     def __init__(self, file: Path, container: InputContainer) -> None:
         from av import FFmpegError, VideoStream
 
-        self._container, self._error = container, ImageError("{} has no readable frame", _REPLACE, file)
+        self._container, self._used_s = container, 0.0
+        self._error = ImageError("{} has no readable frame", _REPLACE, file)
         stream = container.streams.best("video")
         if not isinstance(stream, VideoStream) or not stream.codec_context:  # sound only, or an unknown codec
             raise self._error
@@ -148,17 +133,19 @@ class _Video:
         return self.position_s
 
     def decode(self) -> float:
-        """Decode another frame and return its time. Raises ImageError at the end of the video."""
-        if (frame := next(self._frames, None)) is None:
+        """Decode another frame and return its time. Raises ImageError at the end of the video and after _DECODE_S."""
+        begin_s, frame = time.thread_time(), next(self._frames, None)
+        self._used_s += time.thread_time() - begin_s
+        if frame is None or self._used_s > _DECODE_S:
             raise self._error
         self._frame, self.position_s = frame, self._time_s(frame)
         return self.position_s
 
     def _decoded(self) -> Iterator[VideoFrame]:
-        import av
+        from av.error import InvalidDataError
 
         for packet in self._container.demux(self._stream):
-            with suppress(av.error.InvalidDataError):  # of a damaged part
+            with suppress(InvalidDataError):  # of a damaged part
                 yield from self._stream.decode(packet)
 
     def image(self) -> Image.Image:

@@ -35,8 +35,9 @@ from dcclip_cli.inference.files import query_fits
 from dcclip_cli.inference.images import batched, mime_type
 from dcclip_cli.inference.index import ImageIndex, direction, search_all
 from dcclip_cli.inference.model import best
-from dcclip_cli.inference.videos import frame_name, frame_title, is_video, split_frame
+from dcclip_cli.inference.videos import frame_name, is_video, split_frame
 from dcclip_cli.inference.zero_shot import Labels, label_prompts, unknown_of
+from dcclip_cli.progress import clock
 from dcclip_cli.serve.batches import IMAGE_URL, MAX_IMAGES, MAX_TEXTS, BatchedEncoder, RefusedError, bad_url, decode_url
 from dcclip_cli.serve.guard import MAX_BODY, Guard, Metrics, error_response
 from dcclip_cli.serve.live import LiveIndexes
@@ -411,12 +412,13 @@ def _add_search(app: FastAPI, server: Server) -> None:
 
 
 def _shown_image(folder: int, name: str) -> dict[str, Any]:
-    """What a client sees of an image, whose name may not be UTF-8; no path of the server. A frame has its video."""
+    """What a client sees of an image, or a frame of a video, whose name may not be UTF-8; no path of the server."""
     file, time_s = split_frame(name)
-    url, path = f"images/{folder}/{quote(os.fsencode(name))}", os.fsencode(file).decode(errors="replace")
-    shown = {"folder": folder, "path": frame_title(path, time_s), "url": url}
-    video = f"images/{folder}/{quote(os.fsencode(file))}"
-    return shown if time_s is None else shown | {"time_s": time_s, "video": frame_name(video, time_s)}
+    path, url = os.fsencode(file).decode(errors="replace"), f"images/{folder}/{quote(os.fsencode(file))}"
+    if time_s is None:
+        return {"folder": folder, "path": path, "url": url}
+    shown = {"folder": folder, "path": f"{path} @ {clock(time_s)}", "url": url + quote(frame_name("", time_s))}
+    return shown | {"time_s": time_s, "video": frame_name(url, time_s)}
 
 
 def _add_images(app: FastAPI, server: Server) -> None:
@@ -461,8 +463,7 @@ def _add_page(app: FastAPI, server: Server) -> None:
         indexes = server.live.current
         if described and described[0] is indexes:
             return described[1]
-        named = [(folder, name) for folder, index in enumerate(indexes) for name in index.paths]
-        images = [*{(folder, split_frame(name)[0]): (folder, name) for folder, name in named}.values()]
+        images = [(folder, name) for folder, index in enumerate(indexes) for name in index.images.values()]
         samples = [_shown_image(*image) for image in images[:: max(1, -(-len(images) // _SAMPLES))]]
         names = [(index.folder.resolve().name or "/").encode(errors="replace").decode() for index in indexes]
         answer: dict[str, Any] = {"folders": names, "images": len(images), "samples": samples, "examples": []}

@@ -37,7 +37,7 @@ class LiveIndexes(Silent):
     def counts(self) -> dict[str, int]:
         """How many images can be searched, and how many are unreadable."""
         unreadable = sum(len(index.errors) + len(index.unreadable) for index in self.current)
-        return {"images": sum(index.count for index in self.current), "unreadable": unreadable}
+        return {"images": sum(len(index.images) for index in self.current), "unreadable": unreadable}
 
     async def follow(self, every_s: float | None) -> None:
         """Update the indexes in a thread until the task is cancelled. Embeddings computed until then are stored."""

@@ -45,27 +45,24 @@ def test_the_server_follows_its_folder_and_waits_for_complete_files(bundle_folde
 
 def test_a_video_is_followed_and_its_frames_open_it_at_their_times(bundle_folder: Path, pictures: list[Path]) -> None:
     pytest.importorskip("av", reason="av is not installed")
-    model, folder = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent
-    video, images = folder / "假日 #1.mp4", [Image.open(path) for path in pictures[:3]]
-    with TestClient(application(model, [open_index(model, folder)], follow_s=0.1)) as client:
-
-        def like(seconds: float) -> dict[str, Any]:
-            small = client.get(f"/images/0/%E5%81%87%E6%97%A5%20%231.mp4%23t%3D{seconds}").content
-            return dict(client.post("/search", files={"image": small}).json()["results"][0])
-
-        film(video, images)
+    model, video = OnnxEncoder(bundle_folder, "cpu"), pictures[0].with_name("假日 #1.mp4")
+    with TestClient(application(model, [open_index(model, video.parent)], follow_s=0.1)) as client:
+        film(str(video), [Image.open(path) for path in pictures[:3]])
         wait(lambda: client.get("/health").json()["images"] == 6, within_s=10)
-        hit = like(4.5)
+        url, samples = "images/0/%E5%81%87%E6%97%A5%20%231.mp4", client.get("/folders").json()["samples"]
+        frame = client.get(f"/{url}%23t%3D4.5?small=true").content
+        hit = client.post("/search", files={"image": frame}).json()["results"][0]
         assert hit["path"].startswith("假日 #1.mp4 @ 0:0") and 2.8 <= hit["time_s"] <= 6.2
-        assert hit["video"] == f"images/0/%E5%81%87%E6%97%A5%20%231.mp4#t={hit['time_s']}"
+        assert hit["video"] == f"{url}#t={hit['time_s']}" and sum("video" in sample for sample in samples) == 1
         assert client.get(f"/{hit['url']}").headers["content-type"] == "image/jpeg"
         part = client.get(f"/{hit['video']}", headers={"Range": "bytes=4-7"})
         assert (part.status_code, part.content, part.headers["content-type"]) == (206, b"ftyp", "video/mp4")
-        samples = client.get("/folders").json()["samples"]
-        assert sum("video" in sample for sample in samples) == 1 and len(samples) == 6
+        content = video.read_bytes() * 9
+        video.write_bytes(content)  # more than a part of an answer
+        assert client.get(f"/{url}").content == content
         video.unlink()
         wait(lambda: client.get("/health").json()["images"] == 5, within_s=5)
-        assert client.get(f"/{hit['url']}").status_code == client.get(f"/{hit['video']}").status_code == 404
+        assert client.get(f"/{hit['url']}").status_code == client.get(f"/{url}").status_code == 404
 
 
 def test_no_request_waits_for_an_update_and_a_stop_stores_its_part(bundle_folder: Path, pictures: list[Path]) -> None:
