@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,10 +120,9 @@ def promising(of_network: Sequence[Candidate], budget: Budget, costs: Mapping[Ca
 
 
 def cost_of(exported: ExportResult, budget: Budget) -> Cost:
-    """The cost of an export; its latency on one thread is CPU time, to which others add little."""
+    """The cost of an export."""
     encoder = load_encoder(resolve(str(exported.folder)), "cpu", threads=budget.threads)
-    clock = time.thread_time if budget.threads == 1 else time.perf_counter
-    measured = min((footprint(encoder, 0.4, clock) for _ in range(3)), key=lambda entry: entry.image_ms)
+    measured = min((footprint(encoder, 0.4, budget.threads) for _ in range(3)), key=lambda entry: entry.image_ms)
     return Cost(round(exported.size_bytes / 1e6, 4), round(measured.image_ms, 3), round(measured.text_ms, 3))
 
 

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from dcclip_cli import load
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.inference.encoder import footprint, load_encoder
 from dcclip_cli.inference.model import Prediction, predict
+from dcclip_cli.inference.onnx_encoder import OnnxEncoder
 from dcclip_cli.inference.zero_shot import Labels
 from dcclip_cli.model.reference import resolve
 
@@ -53,6 +56,15 @@ def test_a_footprint_counts_parameters_and_bytes(bundle_folder: Path, model_fold
     assert by_onnx.parameters == by_torch.parameters == by_torch.size_bytes / 4
     assert by_onnx.size_bytes == sum((bundle_folder / f"{tower}.onnx").stat().st_size for tower in ("image", "text"))
     assert by_onnx.image_ms > 0 and by_torch.text_ms > 0
+
+
+def test_a_footprint_does_not_count_the_time_of_other_programs(bundle_folder: Path) -> None:
+    class Waiting(OnnxEncoder):
+        def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+            time.sleep(0.05)
+            return super().encode_texts(texts)
+
+    assert footprint(Waiting(bundle_folder, "cpu"), budget_s=0).text_ms < 25
 
 
 def test_a_bundle_predicts_without_torch_in_little_more_than_its_imports_take(
