@@ -111,19 +111,18 @@ def eval(
     With a recipe, evaluates its model on its data sets and saves the results in runs/NAME/eval.
     """
     flags.out(out)
-    if recipe is None and (sets or check):
-        raise BadParameter(Message("--set and --check need a recipe"))
     numbers = [0 if shot == "all" else int(shot) if shot.isdecimal() else shot for shot in split(shots)]  # 0: all
-    options: dict[str, Any] = {
+    options: dict[str, Any] = {key: value for key, value in {
         "datasets": dataset, "languages": split(languages), "data_root": data_root, "limit": limit,
         "partial": partial, "templates": templates, "task": task, "shots": numbers, "precision": precision,
         "dims": dims, "workers": workers, "queries": queries,
-    }  # fmt: skip
-    options = {key: value for key, value in options.items() if value}
-    if results and (recipe or model or sets or options or not out):
-        raise BadParameter(Message("--results needs --out DIR, and accepts only --format and --owner"))
-    if formats and not (out or (recipe and not model)):
-        raise BadParameter(Message("--format needs --out DIR"))
+    }.items() if value}  # fmt: skip
+    is_merging = out and not (recipe or model or sets or options)
+    flags.refuse({
+        Message("--set and --check need a recipe"): recipe is None and (sets or check),
+        Message("--results needs --out DIR, and accepts only --format and --owner"): results and not is_merging,
+        Message("--format needs --out DIR"): formats and not (out or (recipe and not model)),
+    })  # fmt: skip
     talk, writing = console.talk(quiet, verbose), dict[str, Any](formats=formats or ["dcclip"], owner=owner)
     loaded = flags.open_recipe(recipe, sets, None if dataset else "eval") if recipe else None
     if loaded and check:

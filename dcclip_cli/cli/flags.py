@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from typer import Argument, BadParameter, Option
+from typer import Argument, BadParameter, CallbackParam, Option
 
 from dcclip_cli.cli import console
 from dcclip_cli.errors import DcclipError, Message
@@ -129,10 +129,21 @@ def text(value: str, option: str) -> str:
         ) from None
 
 
+def texts(option: CallbackParam, values: list[str] | None) -> list[str]:
+    """The texts of an option that can be repeated. Raises DcclipError for those that are not UTF-8."""
+    return [text(value, option.opts[0]) for value in values or ()]
+
+
 def out(path: Path | None, folder: bool = True) -> None:
     """Raise the error that writing a result to `path` would end in, before the work that makes it."""
     if path is not None:
         check_target(path, folder)
+
+
+def refuse(problems: Mapping[Message, object]) -> None:
+    """Raise BadParameter with the first message whose condition is true: of options that do not go together."""
+    if problem := next((message for message, is_true in problems.items() if is_true), None):
+        raise BadParameter(problem)
 
 
 def open_recipe(path: Path, sets: Sequence[str] | None, needed: StageName | None = None) -> LoadedRecipe:

@@ -10,19 +10,19 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from typer import Argument, BadParameter, Exit, Option
+from typer import Argument, Exit, Option
 
 from dcclip_cli.cli import console, flags
 from dcclip_cli.cli.console import as_json
-from dcclip_cli.errors import DcclipError, Message, language, translated
+from dcclip_cli.errors import DcclipError, Message, translated
 from dcclip_cli.text import language_by_script, printable, size_in_words, split
 
 if TYPE_CHECKING:
     from dcclip_cli.inference.encoder import Encoder
-    from dcclip_cli.inference.files import SearchResult
     from dcclip_cli.inference.model import Prediction
+    from dcclip_cli.inference.zero_shot import Labels
     from dcclip_cli.progress import Progress
 
 _MOST_LABELS, _MOST_LABELS_BYTES = 100_000, 10_000_000
@@ -34,6 +34,7 @@ LABELS_FILE = Option("--labels-file", metavar="FILE", help="File with more label
 _TEMPLATE = Option(
     "--template",
     metavar="TEXT",
+    callback=flags.texts,
     help="Prompt template, used for labels in the same script; {} is the label. Repeatable.",
 )
 _MULTI_LABEL = Option("--multi-label", help="Score each label independently: none, one or several may fit.")
@@ -49,7 +50,9 @@ _AS_CSV = Option(
     help="Print CSV: image, label, probability. Cells that look like a formula are prefixed with an apostrophe.",
 )
 _CSV_FILE = Option(
-    "--out", metavar="FILE", help="With --csv: write to FILE, with a byte order mark, so that Excel reads Chinese."
+    "--out",
+    metavar="FILE",
+    help="With --csv: write to FILE, with a byte order mark, so that Excel reads Chinese.",
 )
 
 _XMP = Option(
@@ -96,69 +99,59 @@ def predict(
     --xmp never changes an image: the tags are in IMAGE.jpg.xmp, or in IMAGE.xmp if that exists, next to other tags.
     Exit code 1 if an image cannot be read or a sidecar file cannot be written; the others are still shown.
     """
-    if undo:
-        if not xmp or labels or labels_file or as_json or as_jsonl or as_csv or out:
-            raise BadParameter(Message("--undo needs --xmp, no labels, and no --json, --jsonl, --csv or --out"))
-        return _remove_tags(images, exclude or (), console.talk(quiet, verbose))
-    forms: dict[_Form, bool] = {"json": as_json, "jsonl": as_jsonl, "csv": as_csv}
-    if sum(forms.values()) > 1:
-        raise BadParameter(Message("--json, --jsonl and --csv cannot be combined"))
-    if out and not as_csv:
-        raise BadParameter(Message("--out needs --csv"))
-    flags.out(out, folder=False)
-    if template and no_template:
-        raise BadParameter(Message("--template and --no-template cannot be combined"))
-    repeated = read_labels(labels, labels_file)
-    templates = [flags.text(text, "--template") for text in template or ()]
-    names = list(dict.fromkeys(repeated))
-    if not names:
-        raise DcclipError("no labels given", "give labels, for example: --labels 猫,dog")
-    if thresholds and (not multi_label or template or no_template or threshold):
-        raise BadParameter(Message("--thresholds needs --multi-label, no templates and no --threshold"))
-    if xmp:
-        from dcclip_cli.inference.xmp import NOT_IN_TAGS
-
-        if unwritable := next(filter(NOT_IN_TAGS.search, names), None):
-            raise DcclipError("a tag cannot contain / or |, but the label is {!r}", "rename this label", unwritable)
     talk = console.talk(quiet, verbose)
-    if len(names) < len(repeated):
-        talk.say(Message("predict: {:,} labels; {:,} duplicates are ignored", len(names), len(repeated) - len(names)))
+    form: _Form | None = "json" if as_json else "jsonl" if as_jsonl else "csv" if as_csv else None
+    is_calibrated = multi_label and not (template or no_template or threshold)
+    flags.refuse({
+        Message("--undo needs --xmp, no labels, and no --json, --jsonl, --csv or --out"):
+            undo and (not xmp or labels or labels_file or form or out),
+        Message("--json, --jsonl and --csv cannot be combined"): as_json + as_jsonl + as_csv > 1,
+        Message("--out needs --csv"): out and not as_csv,
+        Message("--template and --no-template cannot be combined"): template and no_template,
+        Message("--thresholds needs --multi-label, no templates and no --threshold"): thresholds and not is_calibrated,
+    })  # fmt: skip
+    flags.out(out, folder=False)
+    if undo:
+        return _remove_tags(images, exclude, talk)
+    names = _class_names(labels, labels_file, talk)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's idle threads take a fifth of a cold start's CPU time
 
     from dcclip_cli.inference.files import open_encoder
-    from dcclip_cli.inference.images import find_images, skipped_line
     from dcclip_cli.inference.model import predict as run
     from dcclip_cli.inference.zero_shot import Labels, unknown_of
-    from dcclip_cli.machine import keep_freed_memory
+
+    paths = _find_images("predict", images, exclude, talk)
+    encoder = open_encoder(model, device, threads, talk)
+    ready = Labels(encoder, names, [] if no_template else template or None, multi_label, talk)
+    default = threshold or (0.5 if xmp else 0.0)
+    least = _thresholds(thresholds, model, encoder, names, default, talk) if is_calibrated else default
+    predictions = run(encoder, ready, paths, top_k, least)
+    if xmp:
+        untagged = {name for name in names if unknown_of(encoder, [name])} if ready.unknown else ()
+        predictions = _tagged(predictions, names, untagged, talk)
+    _show(predictions, len(paths), ready, form, out, talk)
+
+
+def _class_names(labels: str, file: Path | None, talk: Progress) -> list[str]:
+    """The labels to choose from, each once. Raises DcclipError for none."""
+    repeated = read_labels(labels, file)
+    names = list(dict.fromkeys(repeated))
+    if not names:
+        raise DcclipError("no labels given", "give labels, for example: --labels 猫,dog")
+    if len(names) < len(repeated):
+        talk.say(Message("predict: {:,} labels; {:,} duplicates are ignored", len(names), len(repeated) - len(names)))
+    return names
+
+
+def _find_images(command: str, images: Sequence[str], exclude: Sequence[str] | None, talk: Progress) -> list[Path]:
+    """The image files that the arguments mean; the command says which other pictures and films it skips."""
+    from dcclip_cli.inference.images import find_images, skipped_line
 
     skipped = Counter[str]()
     paths = find_images(images, sys.stdin, exclude or (), skipped)
     if skipped:
-        talk.say(skipped_line("predict", skipped))
-    if len(paths) > 1:
-        keep_freed_memory()
-    encoder = open_encoder(model, device, threads, talk)
-    ready = Labels(encoder, names, [] if no_template else templates or None, multi_label, talk)
-    least: float | list[float] = threshold
-    if thresholds or (multi_label and not threshold and not template and not no_template):
-        least = _thresholds(thresholds, model, encoder, names, talk)
-    _say_unknown(talk, "predict", ready.unknown)
-    if xmp:
-        least = [value or 0.5 for value in least] if isinstance(least, list) else least or 0.5
-    predictions = run(encoder, ready, paths, top_k, least)
-    if xmp:
-        doubtful = (name for name in names if any(word in name for word in ready.unknown))
-        untagged = {name for name in doubtful if unknown_of(encoder, [name])}
-        predictions = _tagged(predictions, names, untagged, talk)
-    counted = console.counted(talk, "predict", predictions, len(paths), at_once=not as_json)
-    form = next((form for form, is_chosen in forms.items() if is_chosen), None)
-    with out.open("w", encoding="utf-8-sig", newline="", errors="replace") if out else nullcontext(sys.stdout) as file:
-        unread_count, unfit_count = _show(counted, form, ready.unknown, file)
-    if not multi_label and unfit_count >= _MIN_UNFIT * len(paths):
-        counts = unfit_count, len(paths)
-        talk.say(Message("hint: predict: {} of {} images fit no label well; add the label 其他 or other", *counts))
-    if unread_count:
-        raise Exit(1)
+        talk.say(skipped_line(command, skipped))
+    return paths
 
 
 def _tagged(
@@ -166,8 +159,10 @@ def _tagged(
 ) -> Iterator[Prediction]:
     """The predictions, once their labels are tags in sidecar files, or with the error of writing these."""
     from dcclip_cli.cli.system_errors import explained
-    from dcclip_cli.inference.xmp import write_tags
+    from dcclip_cli.inference.xmp import NOT_IN_TAGS, write_tags
 
+    if unwritable := next(filter(NOT_IN_TAGS.search, replaced or ()), None):
+        raise DcclipError("a tag cannot contain / or |, but the label is {!r}", "rename this label", unwritable)
     changed = 0
     for prediction in predictions:
         try:
@@ -183,30 +178,27 @@ def _tagged(
     talk.say(Message("predict: {:,} sidecar files changed", changed))
 
 
-def _remove_tags(images: Sequence[str], exclude: Sequence[str], talk: Progress) -> None:
-    from dcclip_cli.inference.images import find_images
+def _remove_tags(images: Sequence[str], exclude: Sequence[str] | None, talk: Progress) -> None:
     from dcclip_cli.inference.model import Prediction
 
-    photos = (Prediction(path) for path in find_images(images, sys.stdin, exclude))
-    errors = {str(photo.image): photo.error for photo in _tagged(photos, None, (), talk) if photo.error}
-    if _show_errors(errors):
-        raise Exit(1)
+    photos = map(Prediction, _find_images("predict", images, exclude, talk))
+    _show_errors({str(photo.image): photo.error for photo in _tagged(photos, None, (), talk) if photo.error})
 
 
 def _thresholds(
-    file: Path | None, model: str | None, encoder: Encoder, labels: Sequence[str], talk: Progress
+    file: Path | None, model: str | None, encoder: Encoder, labels: Sequence[str], default: float, talk: Progress
 ) -> float | list[float]:
-    """The threshold of each label that `dcclip calibrate` found, 0 for others; 0 for a model without such a file."""
+    """The threshold of each label that `dcclip calibrate` found; `default` for others, and without such a file."""
     from dcclip_cli.inference.calibrate import THRESHOLDS, read_thresholds
     from dcclip_cli.model.reference import resolve
 
     path = file or resolve(model).path / THRESHOLDS
     if file is None and not path.is_file():
-        return 0.0
+        return default
     calibrated = read_thresholds(path, encoder)
     count = sum(label in calibrated for label in labels)
     talk.say(Message("predict: {} has thresholds for {} of {} labels", path, count, len(labels)))
-    return [calibrated.get(label, 0.0) for label in labels]
+    return [calibrated.get(label) or default for label in labels]
 
 
 def read_labels(labels: str, file: Path | None) -> list[str]:
@@ -222,34 +214,41 @@ def _say_unknown(talk: Progress, command: str, texts: Sequence[str]) -> None:
 
 
 def _show(
-    predictions: Iterable[Prediction], form: _Form | None, unknown: Sequence[str], stream: TextIO
-) -> tuple[int, int]:
-    """Print predictions, as JSON all together, else each when it is known, CSV to `stream`.
-
-    Returns how many images are unreadable, and how many fit no label.
-    """
-    listed, table, unread = [], csv.writer(stream, lineterminator="\n"), console.ErrorLines()
-    unfit_count = 0
-    if form == "csv":
-        table.writerow(["image", "label", "probability"])
-    for prediction in predictions:
-        image = printable(str(prediction.image))
-        unfit_count += not prediction.fits
-        if prediction.error is not None:
-            unread.add(str(prediction.image), prediction.error)
+    predictions: Iterable[Prediction], count: int, labels: Labels, form: _Form | None, out: Path | None, talk: Progress
+) -> None:
+    """Print predictions: JSON at the end, others as they are computed, CSV to `out` if given. Errors exit with 1."""
+    listed, unread, unfit_count = list[dict[str, object]](), console.ErrorLines(), 0
+    _say_unknown(talk, "predict", labels.unknown)
+    file = out.open("w", encoding="utf-8-sig", newline="", errors="replace") if out else nullcontext(sys.stdout)
+    with file as stream:
+        table = csv.writer(stream, lineterminator="\n")
         if form == "csv":
-            with console.printing() if stream is sys.stdout else nullcontext():
-                table.writerows([csv_cell(image), csv_cell(name), f"{value:.6f}"] for name, value in prediction.labels)
-        elif form == "json":
-            listed.append(_plain(prediction, unknown))
-        elif form == "jsonl":
-            console.show_now(as_json(_plain(prediction, unknown)))
-        elif prediction.error is None:
-            scores = "   ".join(f"{label} {value:.1%}" for label, value in prediction.labels)
-            console.show(f"{image}   {scores or '-'}")
+            table.writerow(["image", "label", "probability"])
+        for prediction in console.counted(talk, "predict", predictions, count, at_once=form != "json"):
+            image = printable(str(prediction.image))
+            unfit_count += not prediction.fits
+            if prediction.error is not None:
+                unread.add(str(prediction.image), prediction.error)
+            if form == "csv":
+                rows = [(csv_cell(image), csv_cell(name), f"{value:.6f}") for name, value in prediction.labels]
+                with nullcontext() if out else console.printing():
+                    table.writerows(rows)
+            elif form == "json":
+                listed.append(_plain(prediction, labels.unknown))
+            elif form == "jsonl":
+                console.show_now(as_json(_plain(prediction, labels.unknown)))
+            elif prediction.error is None:
+                scores = "   ".join(f"{label} {value:.1%}" for label, value in prediction.labels)
+                console.show(f"{image}   {scores or '-'}")
     if form == "json":
         console.show_json(listed)
-    return unread.end(), unfit_count
+    unread_count = unread.end()
+    if not labels.multi_label and unfit_count >= max(1, _MIN_UNFIT * count):
+        talk.say(
+            Message("hint: predict: {} of {} images fit no label well; add the label 其他 or other", unfit_count, count)
+        )
+    if unread_count:
+        raise Exit(1)
 
 
 def csv_cell(text: str) -> str:
@@ -273,8 +272,10 @@ _SEARCHED = (
     "folders only."
 )
 _LIKE_IMAGE = Option("--image", metavar="FILE", help="Image to search for. Repeatable: embeddings are summed.")
-_LIKE_TEXT = Option("--text", metavar="TEXT", help="Text to search for. Repeatable: embeddings are summed.")
-_NOT = Option("--not", metavar="TEXT", help="Text whose embedding is subtracted. Repeatable.")
+_LIKE_TEXT = Option(
+    "--text", metavar="TEXT", callback=flags.texts, help="Text to search for. Repeatable: embeddings are summed."
+)
+_NOT = Option("--not", metavar="TEXT", callback=flags.texts, help="Text whose embedding is subtracted. Repeatable.")
 _PAGE = Option("--html", metavar="FILE", help="Also write an HTML page with thumbnails.")
 _DUPLICATES = Option("--duplicates", help="Find copies among the images in the folders instead; needs no model.")
 _DTYPE = Option("--dtype", help="Type of the embeddings in the index: int8 and binary take less space.")
@@ -307,27 +308,23 @@ def search(
     --duplicates shows groups of copies: resized, compressed again, slightly cropped or watermarked; the largest first.
     Exit code 1 if an image cannot be read; the others are still searched. It is not tried again until it changes.
     """
-    if duplicates:
-        ignored = texts, image, without, model, dims, fresh, threads, top_k != 12, dtype != "fp16", device != "auto"
-        if any(ignored):
-            raise BadParameter(Message("--duplicates takes folders, --exclude, --json and --html only"))
-        return _show_duplicates(arguments, exclude or (), page, as_json, console.talk(quiet, verbose))
-    plus = [flags.text(text, "--text") for text in texts or ()]
-    if not plus and not image:
-        plus, arguments = [flags.text(arguments[0], Message("the text"))], arguments[1:]
-    minus = [flags.text(text, "--not") for text in without or ()]
-    if not arguments:
-        raise BadParameter(Message("choose a folder of images"))
     flags.out(page, folder=False)
     talk = console.talk(quiet, verbose)
+    if duplicates:
+        ignored = texts, image, without, model, dims, fresh, threads, top_k != 12, dtype != "fp16", device != "auto"
+        flags.refuse({Message("--duplicates takes folders, --exclude, --json and --html only"): any(ignored)})
+        return _show_duplicates(arguments, exclude or (), page, as_json, talk)
+    if not texts and not image:
+        texts, arguments = [flags.text(arguments[0], Message("the text"))], arguments[1:]
+    flags.refuse({Message("choose a folder of images"): not arguments})
 
     from dcclip_cli.inference import files
 
     options: dict[str, Any] = {"dims": dims, "dtype": dtype, "device": device, "threads": threads, "progress": talk}
-    query: dict[str, Any] = {"images": image or (), "without": minus, "exclude": exclude or ()}
-    result = files.search(plus, arguments, **query, model=model, top_k=top_k, fresh=fresh, **options)
+    query: dict[str, Any] = {"images": image or (), "without": without or (), "exclude": exclude or ()}
+    result = files.search(texts or (), arguments, **query, model=model, top_k=top_k, fresh=fresh, **options)
     hits = result.hits
-    query_text = " + ".join((*plus, *map(str, image or ()))) + "".join(f" - {text}" for text in minus)
+    query_text = " + ".join((*(texts or ()), *map(str, image or ()))) + "".join(f" - {text}" for text in without or ())
     _say_unknown(talk, "search", result.unknown)
     if not result.fits:
         talk.say(Message("warning: search: no good match for {}", query_text))
@@ -339,24 +336,16 @@ def search(
         title = Message("{}, in {}", query_text, ", ".join(arguments))
         console.show_table(title, (Message("image"), Message("score")), rows)
     if page:
-        _write_hits(page, query_text, result)
-        talk.say(Message("search: {}", page))
-    if _show_errors(result.errors):
-        raise Exit(1)
-
-
-def _write_hits(page: Path, text: str, result: SearchResult) -> None:
-    notes = [Message("ignored, not in the vocabulary: {}", ", ".join(result.unknown))] if result.unknown else []
-    notes += [] if result.fits else [Message("no good match for {}", text)]
-    captions = {hit.frame: f"{hit.score:.3f} · {printable(Path(hit.title).name)}" for hit in result.hits}
-    _write_page(page, text, language_by_script(text), notes, captions)
+        notes = [Message("ignored, not in the vocabulary: {}", ", ".join(result.unknown))] if result.unknown else []
+        notes += [] if result.fits else [Message("no good match for {}", query_text)]
+        captions = {hit.frame: f"{hit.score:.3f} · {Path(hit.title).name}" for hit in hits}
+        _write_page(page, query_text, notes, captions, talk)
+    _show_errors(result.errors)
 
 
 def _show_duplicates(
     folders: Sequence[str], exclude: Sequence[str], page: Path | None, as_json: bool, talk: Progress
 ) -> None:
-    flags.out(page, folder=False)
-
     from dcclip_cli import api
 
     result = api.duplicates(folders, exclude=exclude, progress=talk)
@@ -369,14 +358,12 @@ def _show_duplicates(
         headings, copies = (Message("group"), Message("image"), Message("pixels")), len(rows) - len(result.groups)
         console.show_table(Message("{:,} copies in {:,} groups", copies, len(result.groups)), headings, rows)
     if page:
-        captions = {Path(image): f"{number} · {size} · {printable(Path(image).name)}" for number, image, size in rows}
-        _write_page(page, translated(Message("Duplicates")), language(), [], captions)
-        talk.say(Message("search: {}", page))
-    if _show_errors(result.errors):
-        raise Exit(1)
+        captions = {Path(image): f"{number} · {size} · {Path(image).name}" for number, image, size in rows}
+        _write_page(page, translated(Message("Duplicates")), [], captions, talk)
+    _show_errors(result.errors)
 
 
-def _write_page(page: Path, title: str, lang: str, notes: Sequence[Message], captions: Mapping[Path, str]) -> None:
+def _write_page(page: Path, title: str, notes: Sequence[Message], captions: Mapping[Path, str], talk: Progress) -> None:
     """Write images with captions as one HTML file without scripts or external resources."""
     from dcclip_cli.html import jpeg_thumbnail, write_page
     from dcclip_cli.inference.images import read
@@ -384,11 +371,14 @@ def _write_page(page: Path, title: str, lang: str, notes: Sequence[Message], cap
 
     thumbnails = {image: jpeg_thumbnail(read(image), _THUMBNAIL_PX) for image in captions}
     links = [frame_name(Path(file).resolve().as_uri(), time_s) for file, time_s in map(split_frame, captions)]
-    values = {"captions": captions, "thumbnails": thumbnails, "links": dict(zip(captions, links, strict=True))}
-    write_page(page, "dcclip_cli.cli", "search.html.j2", text=title, notes=notes, lang=lang, **values)
+    texts = {image: printable(caption) for image, caption in captions.items()}
+    images = {"captions": texts, "thumbnails": thumbnails, "links": dict(zip(captions, links, strict=True))}
+    lang = language_by_script(title)
+    write_page(page, "dcclip_cli.cli", "search.html.j2", text=title, notes=notes, lang=lang, **images)
+    talk.say(Message("search: {}", page))
 
 
-_TEXTS = Option("--text", metavar="TEXT", help="Text to embed instead of images. Repeatable.")
+_TEXTS = Option("--text", metavar="TEXT", callback=flags.texts, help="Text to embed instead of images. Repeatable.")
 _TEXTS_FILE = Option("--texts-file", metavar="FILE", help="File with more texts, one per line.")
 _OUT = Option("--out", metavar="FILE", help="FILE.npy (with names in FILE.txt) or FILE.parquet.", show_default=False)
 _EMBED_DTYPE = Option("--dtype", help="Type of the embeddings in the file.")
@@ -420,38 +410,34 @@ def embed(
     per dimension, 1 if positive, eight per byte, most significant bit first.
     Exit code 1 if an image cannot be read; it gets no row. Prints the path of the file.
     """
-    if out.suffix not in (".npy", ".parquet"):
-        raise BadParameter(Message("--out must end in .npy or .parquet"))
+    inputs = [*(texts or ()), *flags.lines_of(texts_file, Message("text"), _MOST_TEXTS, _MOST_TEXTS_BYTES)]
+    flags.refuse({
+        Message("--out must end in .npy or .parquet"): out.suffix not in (".npy", ".parquet"),
+        Message("give images, or texts with --text or --texts-file"): bool(images) == bool(inputs),
+    })  # fmt: skip
     flags.out(out, folder=False)
-    inputs = [flags.text(text, "--text") for text in texts or ()]
-    inputs += flags.lines_of(texts_file, Message("text"), _MOST_TEXTS, _MOST_TEXTS_BYTES)
-    if bool(images) == bool(inputs):
-        raise BadParameter(Message("give images, or texts with --text or --texts-file"))
     talk = console.talk(quiet, verbose)
 
     from dcclip_cli.inference import files
-    from dcclip_cli.inference.images import find_images, skipped_line
 
     options: dict[str, Any] = {"dims": dims, "dtype": dtype, "device": device, "threads": threads, "progress": talk}
-    skipped = Counter[str]()
-    paths = find_images(images or (), sys.stdin, exclude or (), skipped) if images else []
-    if skipped:
-        talk.say(skipped_line("embed", skipped))
+    paths = _find_images("embed", images, exclude, talk) if images else []
     result = files.embed(paths, texts=inputs, out=out, model=model, **options)
     _say_unknown(talk, "embed", result.unknown)
     if as_json:
         console.show_json({"file": str(result.file), "unknown": result.unknown})
     else:
         console.show(str(result.file))
-    if _show_errors(result.errors):
-        raise Exit(1)
+    _show_errors(result.errors)
 
 
-def _show_errors(errors: Mapping[str, DcclipError]) -> int:
+def _show_errors(errors: Mapping[str, DcclipError]) -> None:
+    """Print the errors of images, if there are any, and exit with 1."""
     unread = console.ErrorLines()
     for name, error in errors.items():
         unread.add(name, error)
-    return unread.end()
+    if unread.end():
+        raise Exit(1)
 
 
 def bench(

@@ -52,14 +52,12 @@ def serve(
 
     from dcclip_cli.inference.files import open_encoder
     from dcclip_cli.inference.index import distinct, open_index, say_missing
-    from dcclip_cli.machine import keep_freed_memory
     from dcclip_cli.serve.app import application
     from dcclip_cli.serve.live import FOLLOW_S
     from dcclip_cli.serve.server import Server
 
     listening = _listen(host, port)
     encoder = open_encoder(model, device, threads, talk, dims)
-    keep_freed_memory()
     indexes = [open_index(encoder, path, progress=talk, exclude=exclude or ()) for path in distinct(folder or ())]
     talk.say(Message("serve: {:,} images can be searched", sum(len(index.images) for index in indexes)))
     say_missing("serve", indexes, talk)

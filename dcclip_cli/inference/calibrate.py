@@ -16,7 +16,6 @@ from dcclip_cli.inference.files import PathLike, open_encoder
 from dcclip_cli.inference.index import list_images, open_index
 from dcclip_cli.inference.videos import is_video
 from dcclip_cli.inference.zero_shot import Labels
-from dcclip_cli.machine import keep_freed_memory
 from dcclip_cli.progress import ProgressChoice, progress_for
 
 THRESHOLDS = "thresholds.json"  # in the folder of a model
@@ -74,7 +73,6 @@ def calibrate(
         for label in dict.fromkeys(names[1:]):
             folders_by_label.setdefault(label, []).append(names[0])
     encoder = open_encoder(model, device, threads, talk)
-    keep_freed_memory()
     images = {name: state for name, state in list_images(folder).items() if not is_video(name)}
     index = open_index(encoder, folder, progress=talk, listing=images)
     pictures_in = np.array([PurePath(path).parts[0] for path in index.paths])

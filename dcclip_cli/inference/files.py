@@ -125,7 +125,6 @@ def search(
     if not all(text.strip() for text in (*texts, *without)) or not (texts or images):
         raise DcclipError("the text is empty", 'give a query, for example: dcclip search "一只狗" FOLDER')
     encoder = open_encoder(model, device, threads, talk, dims)
-    keep_freed_memory()
     embedder, queries = predictions.Model(encoder), [*texts, *without]
     vectors = embedder.embed_texts(queries) if queries else np.zeros((0, 1), np.float32)
     unknown = unknown_of(encoder, queries, vectors)
@@ -151,7 +150,7 @@ def query_fits(encoder: Encoder, indexes: Sequence[ImageIndex], query: np.ndarra
     if known is None:
         return True
     words = list(dict.fromkeys(word for text in texts for word in words_of(text, encoder.tokenize)))
-    vectors = text_embeddings(encoder, words) if words else []
+    vectors: Iterable[np.ndarray] = text_embeddings(encoder, words) if words else ()
     needed = max(1, min(_FIRST, sum(len(index.images) for index in indexes) // _IMAGES_PER_FIT))
     counts = [(query, 1), *((vector, needed) for vector in vectors if vector[known.dimension] <= known.most)]
     best = (search_all(indexes, vector, count) for vector, count in counts)
@@ -179,7 +178,6 @@ def embed(
         import pyarrow  # noqa: F401  # if it is missing, before the images are embedded
     paths = list(image_files(images))
     encoder = open_encoder(model, device, threads, talk, dims)
-    keep_freed_memory()
     if texts:
         with embedded_texts(encoder, texts, out, talk) as vectors:
             _write(out, texts, compressed(vectors, dtype))
@@ -203,6 +201,7 @@ def open_encoder(
     dims: int | None = None,
 ) -> Encoder:
     """The model that `--model` means, which is said, or a loaded one, with the first `dims` numbers of embeddings."""
+    keep_freed_memory()
     if isinstance(model, predictions.Model):
         return shortened(model._encoder, dims, talk)
     reference = resolve(None if model is None else os.fspath(model))

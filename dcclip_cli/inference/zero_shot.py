@@ -149,7 +149,7 @@ class Labels:
         with (progress or Silent()).task(Message("labels"), sum(map(len, texts))) as task:
             self._embeddings = class_embeddings(model, texts, advance=task.advance)
         self.unknown = unknown_of(model, labels, self._embeddings)
-        self._multi_label, self._anything = multi_label, None
+        self.multi_label, self._anything = multi_label, None
         self._fits = -1.0
         # A label that means the same as "something", such as 其他, is for the images that no other fits.
         if model.known and (self._embeddings @ text_embeddings(model, [_ANYTHING["en"]])[0]).max() < _SAME:
@@ -168,7 +168,7 @@ class Labels:
         With `multi_label`, a model trained with a sigmoid uses its own bias. One trained with a softmax has none:
         its probability is that of the label against "something", so 0.5 means no better than that.
         """
-        if not self._multi_label:
+        if not self.multi_label:
             return softmax(images, self._embeddings, self._scale)
         logits = self._scale * (images @ self._embeddings.T).astype(np.float64)
         if self._anything is None:
