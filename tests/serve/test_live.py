@@ -21,13 +21,17 @@ def test_the_server_follows_its_folder_and_waits_for_complete_files(bundle_folde
     model, folder, lines = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent, list[str]()
     content, name, names = pictures[0].read_bytes(), "下/慢 slow.png", {path.name for path in pictures}
     slow = folder / name
-    with TestClient(application(model, [open_index(model, folder)], say=lines.append, follow_s=0.1)) as client:
+    index = open_index(model, folder, exclude=["不要", "*.tmp.png"])
+    with TestClient(application(model, [index], say=lines.append, follow_s=0.1)) as client:
 
         def served() -> tuple[set[str], int, int]:
             hits = client.post("/search", data={"text": ["红", "red"]}).json()["results"]
             health, images = client.get("/health").json(), client.get("/folders").json()["images"]
             return {hit["path"] for hit in hits}, health["unreadable"], images
 
+        for excluded in (folder / "不要/a.png", folder / "b.tmp.png"):
+            excluded.parent.mkdir(exist_ok=True)
+            excluded.write_bytes(content)
         slow.parent.mkdir()
         slow.write_bytes(content[: len(content) // 2])
         wait(lambda: served() == (names, 1, 5), within_s=5)
@@ -40,7 +44,9 @@ def test_the_server_follows_its_folder_and_waits_for_complete_files(bundle_folde
         wait(lambda: served() == (set(), 0, 0), within_s=5)
         folder.with_name("away").rename(folder)
         wait(lambda: served()[2] == 5, within_s=5)
-    assert open_index(model, folder).embedded == 0 and sum(str(slow) in line for line in lines) == 1
+    assert (
+        open_index(model, folder, exclude=index.exclude).embedded == 0 and sum(str(slow) in line for line in lines) == 1
+    )
 
 
 def test_a_video_is_followed_and_its_frames_open_it_at_their_times(bundle_folder: Path, pictures: list[Path]) -> None:

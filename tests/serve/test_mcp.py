@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.cli.conftest import dcclip
+
 mcp = pytest.importorskip("mcp", reason="mcp is not installed")
 STARTER = Path(__file__).parents[2] / "recipes/starter/photos"
 
@@ -30,7 +32,7 @@ def folders(tmp_path: Path) -> list[Path]:
 
 
 def test_ten_dialogues_find_show_and_label_photos_and_paths_outside_are_refused(folders: list[Path]) -> None:
-    command = ["-m", "dcclip_cli", "mcp", *map(str, folders), "--model", "starter"]
+    command = ["-m", "dcclip_cli", "mcp", *map(str, folders), "--model", "starter", "--device", "cpu"]
     server = mcp.StdioServerParameters(command=sys.executable, args=command, env=dict(os.environ))
     cat, rocket = next(folders[0].parent.glob("*/cat.jpg")), next(folders[0].parent.glob("*/rocket.jpg"))
 
@@ -73,3 +75,11 @@ def test_ten_dialogues_find_show_and_label_photos_and_paths_outside_are_refused(
     before = {path: path.stat().st_mtime_ns for path in folders[0].parent.rglob("*")}
     asyncio.run(asyncio.wait_for(talk(), 120))
     assert {path: path.stat().st_mtime_ns for path in folders[0].parent.rglob("*")} == before
+
+
+def test_a_device_that_the_machine_lacks_is_one_error_before_the_assistant_is_waited_for(folders: list[Path]) -> None:
+    lines = dcclip("mcp", folders[0], "--model", "starter", "--device", "mps", expect=1).stderr.splitlines()
+    assert lines[-2:] == [
+        "error: onnxruntime does not support the device mps",
+        "hint:  remove --device, or use --device cpu",
+    ]

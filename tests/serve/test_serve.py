@@ -337,10 +337,10 @@ def test_the_work_of_a_client_that_leaves_is_dropped_and_the_place_of_its_images
         wait(lambda: encoder.waiting("image") == 0, within_s=2)  # the images of a request without an answer
 
 
-def test_a_stop_answers_what_was_accepted_and_needs_no_torch(bundle_folder: Path) -> None:
+def test_a_stop_answers_what_was_accepted_and_needs_no_torch(bundle_folder: Path, pictures: list[Path]) -> None:
     code = "import sys; from dcclip_cli.__main__ import main; sys.modules['torch'] = None; main()"
     command = [sys.executable, "-c", code, "serve", "--port", "0", "--model", str(bundle_folder), "-q"]
-    command += ["--host", "0.0.0.0"]
+    command += ["--host", "0.0.0.0", "--folder", str(pictures[0].parent), "--exclude", pictures[0].name]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert server.stdout is not None
     url, statuses = server.stdout.readline().strip(), []
@@ -354,6 +354,7 @@ def test_a_stop_answers_what_was_accepted_and_needs_no_torch(bundle_folder: Path
             statuses.append(error.code)
 
     ask()
+    assert json.load(urllib.request.urlopen(f"{url}health"))["images"] == len(pictures) - 1
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
         thread.start()
