@@ -48,7 +48,7 @@ _WORDS = 1_000  # that the student learns besides the labels: those next to them
 _HELD_OUT, _MOST_HELD_OUT = 10, 1_000  # one of so many samples is not trained on
 _LEAST_STEPS = 40  # of a training that says anything
 # Fractions of --time: to measure candidates, to measure and train them, and of the rest for the teacher's crops.
-_MEASURING, _SEARCHING, _ENCODING = 0.2, 0.4, 0.2
+_MEASURING, _SEARCHING, _ENCODING = 0.15, 0.3, 0.2
 _INTERVAL = 3.92  # standard errors in a 95 % interval
 _MARGIN = 1.03  # of the latency with random weights: that of the trained student varies
 _CALIBRATED = 16  # images that exports with random weights are calibrated on

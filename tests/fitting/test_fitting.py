@@ -100,7 +100,7 @@ def test_a_measured_size_is_that_of_other_image_sizes_and_almost_that_of_other_t
 
 @pytest.mark.parametrize(
     ("count", "time_s", "step_s", "rounds"),
-    [(12, None, 1.0, [12, 4]), (5, None, 1.0, [5]), (1, None, 1.0, []), (12, 620.0, 4.0, [6, 2])],
+    [(12, None, 1.0, [12, 4]), (5, None, 1.0, [5]), (1, None, 1.0, []), (12, 900.0, 4.0, [6, 2])],
 )
 def test_rounds_take_a_full_training_together_and_with_little_time_fewer_candidates(
     classes: Path, monkeypatch: pytest.MonkeyPatch, count: int, time_s: float | None, step_s: float, rounds: list[int]
@@ -117,7 +117,7 @@ def test_rounds_take_a_full_training_together_and_with_little_time_fewer_candida
     if time_s is None:
         assert plan["steps"]["0"] == 1_000
     else:
-        assert plan["round_s"] == pytest.approx((0.4 * time_s - sum(rounds) / 2) / len(rounds), rel=0.01)
+        assert plan["round_s"] == pytest.approx((0.3 * time_s - sum(rounds) / 2) / len(rounds), rel=0.05)
 
 
 def test_steps_take_time_by_multiply_adds_and_no_longer_than_those_of_a_larger_network(classes: Path) -> None:
