@@ -77,10 +77,7 @@ class EvalOptions(Options):
 
     @property
     def names(self) -> list[str]:
-        """The data sets, groups expanded, each once.
-
-        Of twins, a data set's names in both languages are one, and groups are without the sets that have no queries.
-        """
+        """The data sets, groups expanded, each once; of twins both languages are one, in groups those with queries."""
         if self.task != "twins":
             return list(dict.fromkeys(name for dataset in self.datasets for name in registry.expand(dataset)))
         names: dict[str, None] = {}

@@ -177,8 +177,7 @@ def classes_of(dataset: str) -> prompts.Prompts | None:
 def has_twins(dataset: str) -> bool:
     """Whether a class of the named data set has different names in English and Chinese."""
     names = classes.names if (classes := classes_of(dataset)) else {}
-    pairs = zip(names.get("en", ()), names.get("zh", ()), strict=False)
-    return any(prompts.normalized(en) != prompts.normalized(zh) for en, zh in pairs)
+    return any(len({*map(prompts.normalized, twin)}) > 1 for twin in zip(*names.values(), strict=False))
 
 
 def unknown(name: str) -> DcclipError:
