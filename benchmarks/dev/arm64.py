@@ -4,7 +4,8 @@
     python benchmarks/dev/arm64.py WORK PHOTOS [--photos 200] [--cpus cortex-a53 cortex-a76 max]
 
 PHOTOS has ImageNet photographs in folders by wnid, as for benchmarks/starter.py. WORK gets a Debian for arm64, which is
-unpacked without root, dcclip's packages for it, the fp32 bundle, and the embeddings, which a second call reads. Among
+unpacked without root, dcclip's packages for it, the fp32 bundle, and the embeddings, which a second call reads if the
+bundle and the photographs are the same. Among
 1,000 class names in each language, a row gives top-1 on x86-64 and on ARM64, and the share of photographs with the same
 label. cortex-a53 has no dot products of int8, cortex-a76 has; max has all that qemu emulates. Speed says nothing.
 """
@@ -12,6 +13,7 @@ label. cortex-a53 has no dot products of int8, cortex-a76 has; max has all that 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -37,15 +39,15 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=200, dest="number")
     parser.add_argument("--cpus", nargs="+", default=["cortex-a53", "cortex-a76", "max"])
     parser.add_argument("--precisions", nargs="+", default=["int8", "fp32"])
-    parser.add_argument("--commands", action="store_true", help="only run predict, search, embed and serve")
+    parser.add_argument("--commands", action="store_true", help="only run predict, search, embed, eval and serve")
     arguments = parser.parse_args()
     work = arguments.work.resolve()
     install(work)
     if arguments.commands:
         return run_commands(work, arguments.cpus[-1], arguments.photos)
-    bundles = {"int8": ROOT / "dcclip_cli/starter", "fp32": work / "fp32"}
+    model = ROOT / "dcclip_cli/starter/model"
+    bundles = {"int8": ROOT / "dcclip_cli/starter", "fp32": work / f"fp32-{digest(model)}"}
     if "fp32" in arguments.precisions and not bundles["fp32"].is_dir():
-        model = ROOT / "dcclip_cli/starter/model"
         run(sys.executable, "-m", "dcclip_cli", "export", "--model", model, "--out", bundles["fp32"])
     folders = json.loads((ROOT / "dcclip_cli/data/prompts/imagenet.json").read_text("utf-8"))["folders"]
     by_class = {folder: sorted((arguments.photos / folder).glob("*")) for folder in folders}
@@ -54,10 +56,10 @@ def main() -> None:
     files, truth = [str(file) for file, _ in chosen], np.asarray([number for _, number in chosen])
     print("precision  processor    language  top-1 x86-64  top-1 ARM64  same label  lowest cosine of images, texts")
     for precision in arguments.precisions:
-        reference = embeddings(work / f"{precision}-x86-{len(files)}.npz", bundles[precision], files, [sys.executable])
+        bundle, suffix = bundles[precision], f"{digest(bundles[precision], *files)}.npz"
+        reference = embeddings(work / f"{precision}-x86-{suffix}", bundle, files, [sys.executable])
         for cpu in arguments.cpus:
-            out = work / f"{precision}-{cpu}-{len(files)}.npz"
-            emulated = embeddings(out, bundles[precision], files, emulator(work, cpu))
+            emulated = embeddings(work / f"{precision}-{cpu}-{suffix}", bundle, files, emulator(work, cpu))
             cosines = [float((reference[name] * emulated[name]).sum(1).min()) for name in ("images", *LANGUAGES)]
             for language, cosine in zip(LANGUAGES, cosines[1:], strict=True):
                 labels = [(part["images"] @ part[language].T).argmax(1) for part in (reference, emulated)]
@@ -71,6 +73,14 @@ def main() -> None:
 
 def run(*command: object, **settings: str) -> None:
     subprocess.run([str(part) for part in command], check=True, env=os.environ | settings)
+
+
+def digest(folder: Path, *texts: str) -> str:
+    """The start of a hash of these texts and of the files of a folder."""
+    sha256 = hashlib.sha256("\n".join(texts).encode())
+    for file in sorted(file for file in folder.glob("*") if file.is_file()):
+        sha256.update(file.read_bytes())
+    return sha256.hexdigest()[:8]
 
 
 def install(work: Path) -> None:
@@ -120,7 +130,7 @@ def encode(job: str) -> None:
 
 
 def run_commands(work: Path, cpu: str, photos: Path) -> None:
-    """Run the commands that need no torch on two photographs, and a request to the server."""
+    """Run the commands that need no torch on two photographs, eval on all, and a request to the server."""
     import urllib.request
 
     python, first = emulator(work, cpu), sorted(photos.glob("*/*"))[:2]
@@ -128,6 +138,7 @@ def run_commands(work: Path, cpu: str, photos: Path) -> None:
     run(*dcclip, "predict", *first, "--labels", "猫,dog,鱼,shark", "--model", "starter", "-q", **settings)
     run(*dcclip, "search", "一条鱼", first[0].parent, "--model", "starter", "--json", "-q", **settings)
     run(*dcclip, "embed", *first, "--out", work / "rows.npy", "--model", "starter", "-q", **settings)
+    run(*dcclip, "eval", "--model", "starter", "--dataset", photos, "--templates", "name", "-q", **settings)
     command = [*dcclip, "serve", "--model", "starter", "--port", "0", "-q"]
     with subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
