@@ -354,20 +354,23 @@ class FeatureStore:
         return name, arrays
 
     def complete(
-        self, name: str, keys: np.ndarray, compute: Callable[[np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(N,) which rows there are in the end, and one array of those.
+        self,
+        names: Sequence[str],
+        keys: np.ndarray,
+        compute: Callable[[np.ndarray], Iterator[tuple[np.ndarray, Values]]],
+    ) -> tuple[np.ndarray, dict[str, np.ndarray | Ragged]]:
+        """(N,) which rows there are in the end, and their arrays.
 
         `compute` gets the places in `keys` of the missing rows, and yields places and values of those it can compute.
         """
         while True:
-            missing = self.missing(keys, [name])
+            missing = self.missing(keys, names)
             if missing.any():
                 computed = compute(np.flatnonzero(missing))
-                self.write((keys[places], {name: rows}) for places, rows in computed if len(places))
-                missing = self.missing(keys, [name])
+                self.write((keys[places], values) for places, values in computed if len(places))
+                missing = self.missing(keys, names)
             with suppress(MissingRows):  # a block was removed meanwhile
-                return ~missing, self.read(name, keys[~missing])
+                return ~missing, self.read_arrays(names, keys[~missing])
 
     def fill(
         self,

@@ -27,7 +27,7 @@ from dcclip_cli.inference.encoder import Encoder
 from dcclip_cli.inference.images import aligned, embed_batches
 from dcclip_cli.inference.zero_shot import class_means, fill, text_embeddings
 from dcclip_cli.progress import Progress
-from dcclip_cli.store import FeatureStore, digests
+from dcclip_cli.store import FeatureStore, Values, digests, flat
 from dcclip_cli.text import check_unicode
 
 _NOBODYS = "\u4dbf"  # a rare Chinese character, in hardly any vocabulary
@@ -45,7 +45,7 @@ class FeatureCache:
         self,
         identity: Mapping[str, Any],
         items: Iterable[bytes],
-        compute: Callable[[np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]],
+        compute: Callable[[np.ndarray], Iterator[tuple[np.ndarray, Values]]],
     ) -> tuple[np.ndarray, np.ndarray]:
         """(N,) which of the items have embeddings, and their embeddings, of which only the missing are computed.
 
@@ -63,7 +63,8 @@ class FeatureCache:
         store = self._stores[name]
         with lock(store.folder / ".lock") if store.folder else nullcontext():
             store.refresh()
-            return store.complete("embedding", digests("", items), compute)
+            is_embedded, arrays = store.complete(["embedding"], digests("", items), compute)
+            return is_embedded, flat(arrays["embedding"])
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Embedder:
         def read(index: int) -> Image.Image:
             return transform(images.load(index), preprocessing)
 
-        def compute(places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        def compute(places: np.ndarray) -> Iterator[tuple[np.ndarray, Values]]:
             nonlocal computed
             computed = len(places)
             label = Message("{} on {}", self.model.name, name)
@@ -112,7 +113,8 @@ class Embedder:
                 for batch in embed_batches(self.model, batches, read, self.workers):
                     vectors = {index: vector for index, vector in batch if isinstance(vector, np.ndarray)}
                     faults.update({images.keys[i]: error.what for i, error in batch if isinstance(error, DcclipError)})
-                    yield np.searchsorted(sampled, list(vectors)), np.asarray(list(vectors.values()))
+                    rows = np.asarray(list(vectors.values()))
+                    yield np.searchsorted(sampled, list(vectors)), {"embedding": rows}
                     task.advance(len(batch))
 
         identity = {
@@ -135,9 +137,10 @@ class Embedder:
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """(N, D), length 1."""
 
-        def compute(places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        def compute(places: np.ndarray) -> Iterator[tuple[np.ndarray, Values]]:
             with self.progress.task(Message("{} on texts", self.model.name), len(places)) as task:
-                yield places, text_embeddings(self.model, [texts[place] for place in places], advance=task.advance)
+                rows = text_embeddings(self.model, [texts[place] for place in places], advance=task.advance)
+                yield places, {"embedding": rows}
 
         identity = {"model": self.model.fingerprint, "texts": True}
         return self.cache.complete(identity, (text.encode() for text in texts), compute)[1]

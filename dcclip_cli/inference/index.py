@@ -35,11 +35,11 @@ from dcclip_cli.inference.images import (
 from dcclip_cli.inference.videos import frame_name, frames, is_video, split_frame
 from dcclip_cli.inference.zero_shot import text_embeddings
 from dcclip_cli.model.preprocess import ImageError
-from dcclip_cli.progress import Progress, Silent, Task, clock
+from dcclip_cli.progress import Progress, Silent, clock
 from dcclip_cli.store import FeatureStore, MissingRows, Ragged, Values, digests, flat
 
 VectorType = Literal["fp32", "fp16", "int8", "binary"]
-_FRAME_ARRAYS = ("frames", "time_s")  # in the store, of a video
+_OF_IMAGE, _OF_VIDEO = ["embedding"], ["frames", "time_s"]  # arrays in the store
 _TEXTS = 256  # in a batch
 _STEPS = 127  # of int8 on each side of 0
 _ROWS = 65_536  # converted to fp32 at a time
@@ -131,12 +131,18 @@ def search_all(indexes: Sequence[ImageIndex], query: np.ndarray, top_k: int) -> 
 
 @dataclass(frozen=True)
 class EmbeddedInputs:
-    """Which of the inputs have an embedding (N,), these embeddings, the others' errors, and how many are new."""
+    """Which of the inputs have an embedding (N,), these embeddings, the others' errors, and how many are new.
+
+    Those of images come first, then for each of `frames` (place of the video, time in seconds) one. `stored` are the
+    rows of the store.
+    """
 
     has_vector: np.ndarray
     vectors: np.ndarray
     errors: dict[int, DcclipError]
     computed: int
+    frames: Sequence[tuple[int, float]] = ()
+    stored: Sequence[tuple[np.ndarray, Values]] = ()
 
 
 def distinct(folders: Iterable[Path]) -> list[Path]:
@@ -184,35 +190,25 @@ def open_index(
     failure_keys, is_unreadable = keys.copy(), np.zeros(len(keys), bool)
     failure_keys[missing] = _keys(missing_files, folder.resolve(), f"unreadable {readers()}")
     is_unreadable[missing] = ~failures.missing(failure_keys[missing], ["reported"]) & (not fresh)
-    embedded = _embed_images(model, paths, store, keys, kind, f"index {folder}", progress, is_unreadable | videos)
-    filmed, is_new = dict[int, Values](), store.missing(keys, _FRAME_ARRAYS)
-    with progress.task(f"index {folder}", int(videos.sum())) as task:
-        for place in np.flatnonzero(videos & ~is_unreadable).tolist():
-            try:
-                filmed[place] = _embed_video(model, paths[place], store, keys[[place]], kind, task)
-            except DcclipError as error:
-                embedded.errors[place] = error
-            task.advance()
-    has_vector = embedded.has_vector | np.isin(np.arange(len(keys)), [*filmed])
-    is_unreadable &= ~has_vector
+    masks = ~videos & ~is_unreadable, videos & ~is_unreadable
+    embedded = _embed_files(model, paths, store, keys, kind, f"index {folder}", progress, *masks)
+    is_unreadable &= ~embedded.has_vector
     failed = [place for place, error in embedded.errors.items() if isinstance(error, ImageError)]
     _report(failures, failure_keys[failed])
-    if not (updated or has_vector.any()):
+    if not (updated or embedded.has_vector.any()):
         raise DcclipError("{} contains no readable image", "choose a folder with readable images", folder)
     # Most rows are of pictures that changed, if none are excluded.
-    if store.rows > 2 * has_vector.sum() and not (exclude or updated or store.in_memory):
+    if store.rows > 2 * embedded.has_vector.sum() and not (exclude or updated or store.in_memory):
         store.clear()
-        store.write([(keys[embedded.has_vector], {"embedding": embedded.vectors})])
-        store.write((keys[[place]], arrays) for place, arrays in filmed.items())
+        for rows in embedded.stored:
+            store.write([rows])
     is_float = kind in ("fp32", "fp16")
-    parts = embedded.vectors, *(flat(arrays["frames"]) for arrays in filmed.values())
-    rows = np.concatenate([*filter(len, parts)] or parts[:1])
-    embeddings = restored(rows, kind, rows.shape[1]) if is_float else rows
-    times = ((place, time_s) for place, arrays in filmed.items() for time_s in flat(arrays["time_s"]).tolist())
-    frame_names = (frame_name(names[place], time_s) for place, time_s in times)
-    indexed, unreadable = (*compress(names, embedded.has_vector), *frame_names), tuple(compress(names, is_unreadable))
+    embeddings = restored(embedded.vectors, kind, embedded.vectors.shape[1]) if is_float else embedded.vectors
+    is_image = embedded.has_vector & ~videos
+    frame_names = (frame_name(names[place], time_s) for place, time_s in embedded.frames)
+    indexed, unreadable = (*compress(names, is_image), *frame_names), tuple(compress(names, is_unreadable))
     errors = {names[place]: error for place, error in embedded.errors.items()}
-    kind, computed = "fp32" if is_float else kind, embedded.computed + int(is_new[[*filmed]].sum())
+    kind, computed = "fp32" if is_float else kind, embedded.computed
     return ImageIndex(folder, indexed, embeddings, errors, computed, kind, unreadable, skipped, listing, exclude, store)
 
 
@@ -245,7 +241,8 @@ def embedded_images(model: Encoder, paths: Sequence[Path], out: Path, progress: 
         # A row depends on all images of its batch: the last bits of an embedding do.
         stamps = [str(path).encode(errors="surrogateescape") + file_state(path) for path in paths]
         keys = _keys_in_batches(stamps, BATCH_SIZE)
-        yield _embed_images(model, paths, store, keys, "fp32", "embed", progress, np.zeros(len(paths), bool))
+        masks = np.ones(len(paths), bool), np.zeros(len(paths), bool)
+        yield _embed_files(model, paths, store, keys, "fp32", "embed", progress, *masks)
 
 
 @contextmanager
@@ -253,21 +250,22 @@ def embedded_texts(model: Encoder, texts: Sequence[str], out: Path, progress: Pr
     """Embeddings (N, D), float32, of texts for the file `out`, like `embedded_images`."""
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # little padding in each batch
 
-    def compute(places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def compute(places: np.ndarray) -> Iterator[tuple[np.ndarray, Values]]:
         with progress.task(Message("embed"), len(texts), len(texts) - len(places)) as task:
             for batch in aligned(places, _TEXTS):
-                yield np.asarray(batch), text_embeddings(model, [texts[order[place]] for place in batch], _TEXTS)
+                rows = text_embeddings(model, [texts[order[place]] for place in batch], _TEXTS)
+                yield np.asarray(batch), {"embedding": rows}
                 task.advance(len(batch))
 
     with _until_written(model, out, progress) as store:
         keys = _keys_in_batches([texts[index].encode(errors="surrogatepass") for index in order], _TEXTS)
-        _, sorted_vectors = store.complete("embedding", keys, compute)
+        sorted_vectors = flat(store.complete(["embedding"], keys, compute)[1]["embedding"])
         vectors = np.empty_like(sorted_vectors)
         vectors[order] = sorted_vectors
         yield vectors
 
 
-def _embed_images(
+def _embed_files(
     model: Encoder,
     paths: Sequence[Path],
     store: FeatureStore,
@@ -275,43 +273,57 @@ def _embed_images(
     kind: VectorType,
     name: str,
     progress: Progress,
-    left_out: np.ndarray,
+    images: np.ndarray,
+    videos: np.ndarray,
 ) -> EmbeddedInputs:
+    """What is stored of all files, and computed of missing `images` and `videos` (N,)."""
     errors: dict[int, DcclipError] = {}
     computed = 0
 
-    def compute(places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def compute_images(places: np.ndarray) -> Iterator[tuple[np.ndarray, Values]]:
         nonlocal computed
-        places = places[~left_out[places]]
+        places = places[images[places]]
         with progress.task(name, len(paths), len(paths) - len(places)) as task:
             for batch in embed_batches(model, aligned(places, BATCH_SIZE), lambda place: read(paths[place])):
                 errors.update({place: result for place, result in batch if isinstance(result, DcclipError)})
                 vectors = {place: result for place, result in batch if isinstance(result, np.ndarray)}
                 computed += len(vectors)
                 if vectors:
-                    yield np.asarray(list(vectors)), compressed(np.stack(list(vectors.values())), kind)
+                    rows = compressed(np.stack(list(vectors.values())), kind)
+                    yield np.asarray(list(vectors)), {"embedding": rows}
                 task.advance(len(batch))
 
-    return EmbeddedInputs(*store.complete("embedding", keys, compute), errors, computed)
+    def compute_frames(places: np.ndarray) -> Iterator[tuple[np.ndarray, Values]]:
+        nonlocal computed
+        places = places[videos[places]]
+        with progress.task(name, len(places)) as task:
+            for place in places.tolist():
+                times, vectors = list[float](), list[np.ndarray]()
+                try:
+                    for (time_s, _), result in embed(model, frames(paths[place]), itemgetter(1)):
+                        if isinstance(result, DcclipError):
+                            raise result
+                        times.append(time_s)
+                        vectors.append(result)
+                        task.advance(0)  # which may stop
+                except DcclipError as error:
+                    errors[place] = error
+                else:
+                    computed, count = computed + 1, np.array([len(times)])
+                    rows = Ragged(compressed(np.stack(vectors), kind), count)
+                    yield np.array([place]), {"frames": rows, "time_s": Ragged(np.array(times), count)}
+                task.advance()
 
-
-def _embed_video(
-    model: Encoder, file: Path, store: FeatureStore, key: np.ndarray, kind: VectorType, task: Task
-) -> Values:
-    """The `frames` (N, D) of a video and the `time_s` (N,) of each, computed if they are missing."""
-    while True:
-        if store.missing(key, _FRAME_ARRAYS)[0]:
-            times, vectors = list[float](), list[np.ndarray]()
-            for (time_s, _), vector in embed(model, frames(file), itemgetter(1)):
-                if isinstance(vector, DcclipError):
-                    raise vector
-                times.append(time_s)
-                vectors.append(vector)
-                task.advance(0)  # which may stop
-            rows, count = compressed(np.stack(vectors), kind), np.array([len(times)])
-            store.write([(key, {"frames": Ragged(rows, count), "time_s": Ragged(np.array(times), count)})])
-        with suppress(MissingRows):  # a block was removed meanwhile
-            return store.read_arrays(_FRAME_ARRAYS, key)
+    is_image, of_images = store.complete(_OF_IMAGE, keys, compute_images)
+    is_filmed, of_videos = store.complete(_OF_VIDEO, keys, compute_frames)
+    lengths = of_videos["time_s"].lengths if isinstance(of_videos["time_s"], Ragged) else 0  # without videos
+    places = np.repeat(np.flatnonzero(is_filmed), lengths).tolist()
+    parts = flat(of_images["embedding"]), flat(of_videos["frames"])
+    vectors = np.concatenate([*filter(len, parts)] or parts[:1])
+    filmed = list(zip(places, flat(of_videos["time_s"]).reshape(-1).tolist(), strict=True))
+    groups = (is_image, of_images), (is_filmed, of_videos)
+    stored = [(keys[is_stored], arrays) for is_stored, arrays in groups if is_stored.any()]
+    return EmbeddedInputs(is_image | is_filmed, vectors, errors, computed, filmed, stored)
 
 
 def _index_folder(model: Encoder, path: Path, kind: VectorType) -> Path:
@@ -328,8 +340,8 @@ def _copy_stored(
     These are the indexes of the folders above, and for a small index those of full embeddings.
     """
     full = model.full if isinstance(model, ShortEncoder) else model
-    missing, sources = store.missing(keys, ["embedding"]), dict.fromkeys(((model, kind), (full, "fp16")))
-    missing &= ~np.fromiter(map(is_video, listing), bool)  # whose frames are decoded for each index
+    missing = store.missing(keys, _OF_IMAGE) & store.missing(keys, _OF_VIDEO)
+    sources = dict.fromkeys(((model, kind), (full, "fp16")))
     for base in dict.fromkeys((Path(os.path.abspath(folder)), folder.resolve())):
         for parent, (encoder, source_kind) in product((base, *base.parents), sources):
             if not missing.any():
@@ -338,16 +350,20 @@ def _copy_stored(
             if source == store.folder or not source.is_dir():
                 continue
             index, source_keys = FeatureStore(source, optional=True), _keys(listing, base.relative_to(parent))
-            reusable = missing & ~index.missing(source_keys, ["embedding"])
-            if reusable.any():
+            for array_names in (_OF_IMAGE, _OF_VIDEO):
+                reusable = missing & ~index.missing(source_keys, array_names)
+                if not reusable.any():
+                    continue
                 with suppress(MissingRows):  # of a damaged block
-                    rows = index.read("embedding", source_keys[reusable])
+                    arrays = index.read_arrays(array_names, source_keys[reusable])
                     if (encoder, source_kind) != (model, kind):
-                        vectors = restored(rows, "fp16", rows.shape[1])
+                        rows = arrays[array_names[0]]
+                        vectors = restored(flat(rows), "fp16", flat(rows).shape[1])
                         if isinstance(model, ShortEncoder):
                             vectors = model.shortened(vectors, "images")
-                        rows = compressed(vectors, kind)
-                    store.write([(keys[reusable], {"embedding": rows})])
+                        vectors = compressed(vectors, kind)
+                        arrays[array_names[0]] = Ragged(vectors, rows.lengths) if isinstance(rows, Ragged) else vectors
+                    store.write([(keys[reusable], arrays)])
                     missing &= ~reusable
 
 
