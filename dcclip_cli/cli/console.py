@@ -168,12 +168,13 @@ class ErrorLines:
         hint = f"{hint.removesuffix(name)}FILE" if hint.endswith(f" {name}") else hint
         self._hints.setdefault(hint, []).append(name)
 
-    def end(self) -> int:
-        """Print the hints; returns the number of errors."""
+    def end(self) -> None:
+        """Print the hints, and exit with 1 if there were errors."""
         for hint, names in self._hints.items():
             rest = Message(" and {:,} more", len(names) - 1) if len(names) > 1 else ""
             hint_line(Message("{} ({}{})", hint, names[0], rest))
-        return sum(map(len, self._hints.values()))
+        if self._hints:
+            raise typer.Exit(1)
 
 
 def info_line(line: str) -> None:

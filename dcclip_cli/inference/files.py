@@ -128,9 +128,8 @@ def search(
     embedder, queries = predictions.Model(encoder), [*texts, *without]
     vectors = embedder.embed_texts(queries) if queries else np.zeros((0, 1), np.float32)
     unknown = unknown_of(encoder, queries, vectors)
-    added = [vectors[: len(texts)]] if texts else []
-    added += [embedder.embed_images(images)] if images else []
-    query = direction(np.concatenate(added), vectors[len(texts) :])
+    added = np.concatenate([*filter(len, (vectors[: len(texts)], embedder.embed_images(images)))])
+    query = direction(added, vectors[len(texts) :])
     indexes = [open_index(encoder, folder, fresh, talk, dtype, exclude) for folder in distinct(folders)]
     count, new = sum(len(index.images) for index in indexes), sum(index.embedded for index in indexes)
     talk.say(Message("search: {} images, {} of them newly embedded", count, new))
@@ -143,11 +142,10 @@ def search(
 def query_fits(encoder: Encoder, indexes: Sequence[ImageIndex], query: np.ndarray, texts: Sequence[str]) -> bool:
     """Whether the best image fits a query, the sum of `texts`, and enough images fit each word that the model knows.
 
-    An image fits from a cosine of `known.fits` on. The more images there are, the more of them are near a word that
-    none shows: so a word needs one of 500 images, at most as many as are looked at first.
+    An image fits from a cosine of `known.fits` on. A word needs one of 500 images, at most eight: the more images there
+    are, the more of them are near a word that none shows. True for a model that cannot tell.
     """
-    known = encoder.known
-    if known is None:
+    if (known := encoder.known) is None:
         return True
     words = list(dict.fromkeys(word for text in texts for word in words_of(text, encoder.tokenize)))
     vectors: Iterable[np.ndarray] = text_embeddings(encoder, words) if words else ()

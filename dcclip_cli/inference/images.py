@@ -95,9 +95,8 @@ def find_images(
                 if not files:
                     hint = Message("use files with one of these suffixes: {}", ", ".join(_SUFFIXES))
                     raise DcclipError("no file matches {}", hint, name)
-            for path in files:
-                if not excluded or not any(excluded.match(part.as_posix()) for part in (path, *path.parents)):
-                    paths.append(path)
+            is_excluded = excluded.match if excluded else lambda _: None
+            paths += [path for path in files if not any(is_excluded(part.as_posix()) for part in (path, *path.parents))]
     if exclude and not paths:
         raise DcclipError("--exclude leaves no image", _EXCLUDE_HINT)
     return paths

@@ -368,11 +368,9 @@ def _copy_stored(
 
 
 def _stored(kind: str, fingerprint: str, precision: str, path: Path) -> Path:
-    identity = f"{fingerprint} {precision} {path.resolve()}"
+    identity = f"{fingerprint} {precision} {path.resolve()}".encode(errors="surrogateescape")
     name = re.sub(r"[^\w.-]+", "-", path.resolve().name)[:100]
-    return (
-        cache_folder() / kind / f"{name}-{hashlib.sha256(identity.encode(errors='surrogateescape')).hexdigest()[:24]}"
-    )
+    return cache_folder() / kind / f"{name}-{hashlib.sha256(identity).hexdigest()[:24]}"
 
 
 @contextmanager

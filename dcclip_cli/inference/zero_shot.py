@@ -110,13 +110,9 @@ def label_prompts(
         raise DcclipError("no labels given, or an empty label", "give labels, for example: --labels 猫,dog")
     prompts: dict[str, Sequence[str]] = {**PLAIN_PROMPTS, **model.prompts} if templates is None else {**PLAIN_PROMPTS}
     if templates:
-        for template in templates:
-            if "{}" not in template:
-                raise DcclipError(
-                    "the template '{}' has no {{}} for the label",
-                    "for example: --template 'a photo of a {{}}'",
-                    template,
-                )
+        if (broken := next((text for text in templates if "{}" not in text), None)) is not None:
+            hint = Message("for example: --template 'a photo of a {{}}'")
+            raise DcclipError("the template '{}' has no {{}} for the label", hint, broken)
         for language in prompts:
             prompts[language] = [text for text in templates if language_by_script(text) == language] or templates
     languages = [language_by_script(label) for label in labels]

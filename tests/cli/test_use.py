@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dcclip_cli.inference.model import load
 from tests.cli.conftest import dcclip
 from tests.videos import film
 
@@ -76,21 +75,6 @@ def test_labels_become_tags_in_sidecars_of_all_folders_and_undo_removes_them(pic
     assert f"error: {broken} has content that dcclip cannot edit: " in refused and "5 sidecar files changed" in refused
     broken.unlink()
     assert sorted(folders[0].rglob("*")) == before
-
-
-def test_tags_are_the_labels_that_reach_the_thresholds_of_a_calibration(pictures: list[Path], tmp_path: Path) -> None:
-    ask = ("predict", pictures[0], "--labels", "红,green,moon", "--multi-label", "--json", "-q")
-    [row] = json.loads(dcclip(*ask).stdout)
-    values = {label["label"]: label["probability"] for label in row["labels"]}
-    thresholds = {"红": values["红"] + 1e-4, "green": values["green"] - 1e-4}  # moon has none: 0.5
-    entries = {label: {"threshold": threshold} for label, threshold in thresholds.items()}
-    content = {"fingerprint": load()._encoder.fingerprint, "labels": entries}
-    (file := tmp_path / "thresholds.json").write_text(json.dumps(content), "utf-8")
-    dcclip(*ask, "--thresholds", file, "--xmp")
-    written = Path(f"{pictures[0]}.xmp").read_text("utf-8")
-    assert [f"<rdf:li>{label}<" in written for label in values] == [
-        label == "green" or (label == "moon" and values[label] >= 0.5) for label in values
-    ]
 
 
 def test_search_shows_the_nearest_in_a_table_json_and_a_page(pictures: list[Path], tmp_path: Path) -> None:

@@ -52,6 +52,12 @@ def test_predict_leaves_out_labels_below_their_own_thresholds(
     assert shown == [prediction for prediction in all_labels if prediction["probability"] >= least[prediction["label"]]]
     file = model / "thresholds.json"
     content = json.loads(file.read_text("utf-8"))
+    for row, threshold in zip(all_labels, (1.0, 1e-9), strict=True):
+        content["labels"][row["label"]]["threshold"] = threshold
+    file.write_text(json.dumps(content), "utf-8")
+    dcclip(*ask, "--xmp")
+    tags = [f"<rdf:li>{row['label']}<" in Path(f"{pictures[0]}.xmp").read_text("utf-8") for row in all_labels]
+    assert tags == [False, True]  # though both have more than 0.5, the least that --xmp tags by itself
     content["labels"]["红色的圆"]["threshold"] = content["labels"]["green moon"]["threshold"] = 1.0
     file.write_text(json.dumps(content), "utf-8")
     assert json.loads(dcclip(*ask).stdout)[0]["labels"] == []

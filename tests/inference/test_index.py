@@ -4,7 +4,7 @@ import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -249,21 +249,18 @@ def test_dimensions_that_a_model_was_not_trained_for_are_warned_of_and_too_many_
     ("photos", "cats", "fits"), [(400, 1, True), (1500, 2, False), (1500, 3, True), (9000, 8, True)]
 )
 def test_a_query_fits_if_enough_of_the_photos_fit_each_of_its_words(photos: int, cats: int, fits: bool) -> None:
-    class Words:
-        """A model of two words; 一只 and a are unknown, as words of grammar are."""
+    rows = {"猫": (1, 0, 0), "cat": (1, 0, 0), "狗": (0, 1, 0), "dog": (0, 1, 0)}  # others are unknown, as 一只 is
 
+    class Words:
         known = Known(dimension=2, most=0.9, fits=0.5)
-        embeddings: ClassVar = {"猫": (1, 0, 0), "cat": (1, 0, 0), "狗": (0, 1, 0), "dog": (0, 1, 0)}
 
         def tokenize(self, texts: Sequence[str]) -> np.ndarray:
-            return np.array([[text in self.embeddings, 0] for text in texts], np.int64) * 5
+            return np.array([[text in rows, 0] for text in texts], np.int64)
 
         def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-            return np.array([self.embeddings.get(text, (0, 0, 1)) for text in texts], np.float32)
+            return np.array([rows.get(text, (0, 0, 1)) for text in texts], np.float32)
 
-    embeddings = np.tile(np.float32([0, 1, 0]), (photos, 1))
-    embeddings[:cats] = [1, 0, 0]
+    embeddings = np.array([rows["猫"] if number < cats else rows["狗"] for number in range(photos)], np.float32)
     index = ImageIndex(Path(), tuple(map(str, range(photos))), embeddings, {}, 0)
-    query = np.float32([0.6, 0.8, 0])
-    texts = (["一只猫", "狗"], ["a cat", "dog"], ["猫狗"])
+    query, texts = np.array([0.6, 0.8, 0], np.float32), (["一只猫", "狗"], ["a cat", "dog"], ["猫狗"])
     assert [query_fits(Words(), [index], query, text) for text in texts] == [fits] * 3  # type: ignore[arg-type]

@@ -20,7 +20,6 @@ from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.serve.app import application
-from dcclip_cli.text import split
 
 ROOT = Path(__file__).parent.parent.parent
 BUNDLE = Path(dcclip_cli.__file__).parent / "starter"
@@ -51,18 +50,6 @@ def test_a_photograph_gets_its_name(photo: str, language: int) -> None:
     labels = [LABELS[name][language] for name in LABELS]
     labels += [["dog", "car", "bird", "chair", "tree frog"], ["狗", "汽车", "鸟", "椅子", "青蛙"]][language]
     assert best(photo, labels) == LABELS[photo][language]
-
-
-@pytest.mark.parametrize(
-    "typed",
-    [
-        "猫,dog,汽车,flower",
-        "a photo of a dog，一张猫的照片,汽车的照片",
-        "汽车，狗，this is a cat，piano",
-    ],
-)
-def test_labels_may_mix_languages_templates_and_commas(typed: str) -> None:
-    assert "猫" in best("cat", split(typed)) or "cat" in best("cat", split(typed))
 
 
 @pytest.mark.parametrize(
@@ -106,9 +93,8 @@ def test_predict_and_search_say_what_it_never_learnt_and_that_nothing_fits() -> 
     searches = {text: dcclip_cli.search(text, PHOTOS) for text in expected}
     assert {text: (result.unknown, result.fits) for text, result in searches.items()} == expected
     with TestClient(application(model._encoder, [open_index(model._encoder, PHOTOS)])) as client:
-        assert [client.post("/search", data={"text": text}).json()["fits"] for text in expected] == [
-            fits for _, fits in expected.values()
-        ]
+        fits = [client.post("/search", data={"text": text}).json()["fits"] for text in expected]
+    assert fits == [fit for _, fit in expected.values()]
     done = CliRunner().invoke(app, ["predict", str(PHOTOS / "cat.jpg"), "--labels", "猫,justice", "--json"])
     labels = json.loads(done.stdout)[0]["labels"]
     assert [label.get("unknown", False) for label in labels] == [False, True]
@@ -144,7 +130,12 @@ def test_it_names_the_words_that_it_ignores_next_to_known_words(text: str, ignor
 def test_a_search_encodes_its_texts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, encoded = dcclip_cli.load("starter", device="cpu"), list[str]()
     encode = model._encoder.encode_texts
-    monkeypatch.setattr(model._encoder, "encode_texts", lambda texts: encoded.extend(texts) or encode(texts))
+
+    def encode_texts(texts: list[str]) -> np.ndarray:
+        encoded.extend(texts)
+        return encode(texts)
+
+    monkeypatch.setattr(model._encoder, "encode_texts", encode_texts)
     dcclip_cli.search("a red car", PHOTOS, without=["花"], model=model)
     with TestClient(application(model._encoder, [open_index(model._encoder, PHOTOS)])) as client:
         client.post("/search", data={"text": "一只 red cat", "not": "dog"})
