@@ -22,7 +22,7 @@ from typing import Any, Literal
 from dcclip_cli.curation import IMPORTS
 from dcclip_cli.curation.options import ClusterOptions, CollectOptions
 from dcclip_cli.curation.sources.base import Candidate
-from dcclip_cli.curation.work import PAIRS, SCORES, WorkFolder, key_of, whole_folder
+from dcclip_cli.curation.work import PAIRS, SCORES, WorkFolder, name_of, whole_folder
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import cores
 from dcclip_cli.processes import calls, process_pool
@@ -91,7 +91,7 @@ class ReadStep(_CollectStep):
             meta |= {name: value for name, value in pair.meta.items() if value is not None}
             names_class = candidate.names_class or meta.get("names_class") is True  # of what was collected before
             meta |= {"names_class": True} if names_class else {}
-            pair = replace(pair, key=key_of(task, index), meta=meta)
+            pair = replace(pair, key=f"{name_of(task)}{index:06d}", meta=meta)  # keys sort in the order of reading
             yield replace(candidate, pair=pair, names_class=names_class)
 
 

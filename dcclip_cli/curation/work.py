@@ -163,11 +163,6 @@ def name_of(number: int) -> str:
     return f"{number:06d}"
 
 
-def key_of(number: int, index: int) -> str:
-    """The key of a candidate by its slice and its position there; keys sort in the order of reading."""
-    return f"{name_of(number)}{index:06d}"
-
-
 @contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
     """A temporary folder, renamed to `final` when the block ends, unless another process made `final` meanwhile."""

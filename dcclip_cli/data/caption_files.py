@@ -10,19 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from dcclip_cli.data.reading import (
-    ALL_IMAGE_SUFFIXES,
-    MAX_IMAGE_BYTES,
-    MAX_TEXT_BYTES,
-    Drop,
-    Fault,
-    Folder,
-    Row,
-    from_base64,
-    lines,
-    plain,
-    texts_of,
-)
+from dcclip_cli.data import reading
 
 _COCO = re.compile(r"COCO_(?:train|val|test)\d{4}_(?=\d{12}$)")
 
@@ -32,19 +20,19 @@ class Named(NamedTuple):
 
     name: str
     record: dict[str, Any]
-    fault: Drop | None = None
+    fault: reading.Drop | None = None
 
     @property
     def meta(self) -> dict[str, Any]:
         """The fields of the record other than captions."""
         spent = ("caption", "sentences", "sentids")
-        return {key: plain(value) for key, value in self.record.items() if key not in spent}
+        return {key: reading.plain(value) for key, value in self.record.items() if key not in spent}
 
 
 def identity(name: str) -> str:
     """An image's name without what differs between files: `COCO_val2014_000000000042.jpg` is `000000000042`."""
     stem, suffix = os.path.splitext(name)
-    folder, slash, last = (stem if suffix.lower() in ALL_IMAGE_SUFFIXES else name).rpartition("/")
+    folder, slash, last = (stem if suffix.lower() in reading.ALL_IMAGE_SUFFIXES else name).rpartition("/")
     return folder + slash + _COCO.sub("", last)
 
 
@@ -52,36 +40,40 @@ class Places:
     """Finds images by the names that caption files have for them."""
 
     def __init__(self, folder: Path, allow_outside: bool) -> None:
-        self._folder = Folder(folder, allow_outside)
+        self._folder = reading.Folder(folder, allow_outside)
         self._within = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
 
     def find(self, name: str) -> Path | None:
         """The image's file: in the folder or one level deeper, with or without its suffix."""
         endings = [""]
-        if os.path.splitext(name)[1].lower() not in ALL_IMAGE_SUFFIXES:
-            endings = [*ALL_IMAGE_SUFFIXES, *map(str.upper, ALL_IMAGE_SUFFIXES[:2]), ""]
-        names = [name + ending for ending in endings] + [identity(name) + suffix for suffix in ALL_IMAGE_SUFFIXES[:3]]
+        if os.path.splitext(name)[1].lower() not in reading.ALL_IMAGE_SUFFIXES:
+            endings = [*reading.ALL_IMAGE_SUFFIXES, *map(str.upper, reading.ALL_IMAGE_SUFFIXES[:2]), ""]
+        names = [name + ending for ending in endings] + [
+            identity(name) + suffix for suffix in reading.ALL_IMAGE_SUFFIXES[:3]
+        ]
         paths = (Path(folder, name) for folder in self._within for name in names if "\0" not in name)
         return next(filter(os.path.isfile, paths), None)
 
     def read(self, name: str) -> bytes:
         """The image's bytes. Faults as those of Folder."""
-        return self._folder.read(self.find(name) or self._folder.path / name, MAX_IMAGE_BYTES, "image")
+        return self._folder.read(self.find(name) or self._folder.path / name, reading.MAX_IMAGE_BYTES, "image")
 
 
 def names_in(path: Path) -> Iterator[Named]:
     """The images that the file names, in order, with repetitions. An unreadable entry has a fault."""
     if path.suffix.lower() != ".json":
-        yield from (Named(name, {}, text if isinstance(text, Drop) else None) for name, text in _text_rows(path))
+        yield from (
+            Named(name, {}, text if isinstance(text, reading.Drop) else None) for name, text in _text_rows(path)
+        )
         return
     try:
         for number, (_, item) in enumerate(json_items(path, ("images", ""))):
             if isinstance(item, dict) and (name := _name(item)):
                 yield Named(name, item)
             else:
-                yield Named(f"{path.name}:{number}", {}, Drop("row-malformed", "an image without a name"))
+                yield Named(f"{path.name}:{number}", {}, reading.Drop("row-malformed", "an image without a name"))
     except (ValueError, RecursionError) as error:
-        yield Named(path.name, {}, Drop("captions-unreadable", f"{path.name} breaks off: {str(error)[:200]}"))
+        yield Named(path.name, {}, reading.Drop("captions-unreadable", f"{path.name} breaks off: {str(error)[:200]}"))
 
 
 def captions_in(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -111,18 +103,18 @@ def captions_in(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, str]
 # ---- text: IMAGE#zhm#0 CAPTION, IMAGE#0<TAB>CAPTION, IMAGE<TAB>CAPTION
 
 
-def _text_rows(path: Path) -> Iterator[tuple[str, str | Drop]]:
+def _text_rows(path: Path) -> Iterator[tuple[str, str | reading.Drop]]:
     """(image, caption) of each line, or (line, fault)."""
     with path.open("rb") as stream:
-        for row in lines(stream, MAX_TEXT_BYTES):
+        for row in reading.lines(stream, reading.MAX_TEXT_BYTES):
             where = f"{path.name}:{row.number}"
             if row.content is None:
-                yield where, Drop("row-malformed", f"more than {MAX_TEXT_BYTES:,} bytes")
+                yield where, reading.Drop("row-malformed", f"more than {reading.MAX_TEXT_BYTES:,} bytes")
                 continue
             try:
                 line = row.content.decode("utf-8-sig").strip()
             except UnicodeDecodeError as error:
-                yield where, Drop("row-malformed", f"not in UTF-8: {error.reason} at byte {error.start}")
+                yield where, reading.Drop("row-malformed", f"not in UTF-8: {error.reason} at byte {error.start}")
                 continue
             # Names may contain a space where a tab ends them.
             head, caption = (*line.split("\t" if "\t" in line else None, maxsplit=1), "", "")[:2]
@@ -130,7 +122,7 @@ def _text_rows(path: Path) -> Iterator[tuple[str, str | Drop]]:
             if name and caption.strip():
                 yield name, caption.strip()
             elif line:
-                yield where, Drop("row-malformed", f"no image and caption in {line[:100]!r}")
+                yield where, reading.Drop("row-malformed", f"no image and caption in {line[:100]!r}")
 
 
 # ---- JSON: COCO's {images, annotations}, Karpathy's {images: [{sentences}]}, BLIP's [{image, caption}]
@@ -157,15 +149,15 @@ def _objects(path: Path, keys: Collection[str]) -> Iterator[tuple[str, dict[str,
 
 def _texts(value: Any) -> list[str]:
     try:
-        return texts_of(value, "caption")
-    except Fault:
+        return reading.texts_of(value, "caption")
+    except reading.Fault:
         return []  # its image has no caption then, and is counted for that
 
 
 # ---- Chinese-CLIP's data sets: SPLIT_imgs.tsv with images in base64, SPLIT_texts.jsonl
 
 IMAGES, _TEXTS = "_imgs.tsv", "_texts.jsonl"
-_LIMIT = MAX_IMAGE_BYTES * 4 // 3 + 1_000  # base64 takes four bytes for three
+_LIMIT = reading.MAX_IMAGE_BYTES * 4 // 3 + 1_000  # base64 takes four bytes for three
 _IMAGE_IDS = re.compile(rb'"image_ids": *\[([^]]*)\]')
 _NUMBER = re.compile(rb'[^", ]+')
 
@@ -181,40 +173,40 @@ def texts_file(images: Path) -> Path:
     return images.with_name(images.name.removesuffix(IMAGES) + _TEXTS)
 
 
-def image_rows(file: Path, part: Mapping[str, Any]) -> Iterator[Row]:
+def image_rows(file: Path, part: Mapping[str, Any]) -> Iterator[reading.Row]:
     """The lines that begin in bytes `start` to `end`, without blank ones; the first is line `number` of the file."""
     with file.open("rb") as stream:
         stream.seek(part["start"])
-        for row in lines(stream, _LIMIT, part["number"]):
+        for row in reading.lines(stream, _LIMIT, part["number"]):
             if row.start >= part["end"]:
                 return
             if row.content is None or row.content.strip():
                 yield row
 
 
-def number_of(row: Row) -> str | None:
+def number_of(row: reading.Row) -> str | None:
     """The image's id, usually a number; None where the row has none."""
     head, tab, _ = (row.content or b"").partition(b"\t")
     return head.decode("utf-8", "replace").strip() or None if tab and len(head) < 1_000 else None
 
 
-def image_of(row: Row) -> bytes:
+def image_of(row: reading.Row) -> bytes:
     """The image's bytes. Faults: `image-bytes`, `row-malformed`, `image-base64`."""
     if row.content is None:
-        raise Fault("image-bytes", f"more than {MAX_IMAGE_BYTES:,} bytes")
+        raise reading.Fault("image-bytes", f"more than {reading.MAX_IMAGE_BYTES:,} bytes")
     if number_of(row) is None:
-        raise Fault("row-malformed", f"no image's number, tab and base64: starts with {row.content[:24]!r}")
-    return from_base64(row.content.partition(b"\t")[2])
+        raise reading.Fault("row-malformed", f"no image's number, tab and base64: starts with {row.content[:24]!r}")
+    return reading.from_base64(row.content.partition(b"\t")[2])
 
 
-def texts_in(file: Path, wanted: Collection[str] | None) -> Iterator[tuple[int, Text | Drop]]:
+def texts_in(file: Path, wanted: Collection[str] | None) -> Iterator[tuple[int, Text | reading.Drop]]:
     """(line, text) for each text about the images `wanted`; with None, all texts, and the fault of each bad line."""
     numbers = {number.encode() for number in wanted or ()}
     with file.open("rb") as stream:
-        for row in lines(stream, MAX_TEXT_BYTES):
+        for row in reading.lines(stream, reading.MAX_TEXT_BYTES):
             if row.content is None:
                 if wanted is None:
-                    yield row.number, Drop("captions-bytes", f"more than {MAX_TEXT_BYTES:,} bytes")
+                    yield row.number, reading.Drop("captions-bytes", f"more than {reading.MAX_TEXT_BYTES:,} bytes")
                 continue
             # Looking before parsing is four times as fast, and every slice looks at every line.
             lists = _IMAGE_IDS.findall(row.content) if wanted is not None else ()
@@ -229,7 +221,7 @@ def texts_in(file: Path, wanted: Collection[str] | None) -> Iterator[tuple[int, 
                 yield row.number, Text(text, list(map(str, images)))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 if wanted is None:
-                    yield row.number, Drop("captions-unreadable", f"{type(error).__name__}: {str(error)[:200]}")
+                    yield row.number, reading.Drop("captions-unreadable", f"{type(error).__name__}: {str(error)[:200]}")
 
 
 # ---- JSON files too large to load. ijson runs out of memory on the 100 kB of 100,000 nested lists, since it keeps the
@@ -304,7 +296,7 @@ class _JsonText:
             try:
                 value, end = self._json.raw_decode(self._window, self._at)
             except ValueError:
-                if len(self._window) - self._at > MAX_TEXT_BYTES or not self._fill():
+                if len(self._window) - self._at > reading.MAX_TEXT_BYTES or not self._fill():
                     raise
                 continue
             if end > len(self._window) - len(_NUMBER_CUT) and self._fill():  # a number may continue

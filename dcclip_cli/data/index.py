@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from dcclip_cli.checksums import FORMAT
 from dcclip_cli.data.pair import LANGUAGES, caption_id
 from dcclip_cli.data.remote import DataFile, list_files, shown, with_suffix
-from dcclip_cli.data.shards import Columns, Row, rows_of
+from dcclip_cli.data.shards import Columns, Row, parquet_rows, tar_rows
 from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import atomic_file, cache_folder, lock
 from dcclip_cli.machine import cores
@@ -84,7 +84,7 @@ def write_index(file: DataFile, path: Path, columns: Columns) -> None:
         pa.OSFile(str(temporary), "wb") as stream,  # which the writer would not close
         pa.ipc.new_file(stream, schema) as arrow,
     ):
-        for batch in _batches(rows_of(file, columns)):
+        for batch in _batches((parquet_rows if file.name.endswith(".parquet") else tar_rows)(file, columns)):
             for row in batch:
                 digest.update(json.dumps([*row[:-2], row.digest.hex(), row.group]).encode())
                 if row.group is not None:

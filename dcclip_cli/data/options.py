@@ -165,8 +165,3 @@ class Augment(Options):
         if draws[15] < self.grey:
             image = ImageOps.grayscale(image).convert("RGB")
         return ImageOps.mirror(image) if self.flip and draws[16] < 0.5 else image
-
-    @property
-    def smallest_part(self) -> float:
-        """The smallest fraction of an image's side that is in its augmented image."""
-        return math.sqrt(self.crop) / max(1.0, *self.scale)

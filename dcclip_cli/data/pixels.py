@@ -101,7 +101,8 @@ def draft_side(augment: Augment, preprocess: Sequence[Preprocess]) -> int:
     sizes = [transform.preprocessing.size if isinstance(transform, Uint8Pixels) else 0 for transform in preprocess]
     if 0 in sizes or augment.blur:  # whose radius is in pixels of the image
         return 0
-    return math.ceil(2 * max(sizes) / augment.smallest_part)
+    smallest_part = math.sqrt(augment.crop) / max(1.0, *augment.scale)  # of an image's side that an augmented one has
+    return math.ceil(2 * max(sizes) / smallest_part)
 
 
 class ImageCache:

@@ -84,11 +84,6 @@ def columns_in(file: DataFile, columns: Columns) -> Columns:
     return Columns() if names == ["key", "image", *LANGUAGES, "meta"] else columns
 
 
-def rows_of(file: DataFile, columns: Columns) -> Iterator[Row]:
-    """The images in a shard. Raises DcclipError where it cannot be read."""
-    return parquet_rows(file, columns) if file.name.endswith(".parquet") else tar_rows(file, columns)
-
-
 # ---- tars: KEY.jpg|png|webp next to KEY.json
 
 

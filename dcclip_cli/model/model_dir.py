@@ -137,7 +137,7 @@ def load_model(folder: Path, device: str = "cpu", progress: Progress | None = No
         if record is None:
             library = directory_tokenizer(folder, config)
             towers = OpenClipTowers(model, library, preprocessing, folder.name, fingerprint)
-            tokens = library.vocabulary_size
+            tokens = getattr(library.library, "tokenizer", library.library).vocab_size  # without those added later
         else:
             tokenizer = load_tokenizer(folder)
             length = config["model_cfg"]["text_cfg"].get("context_length", 77)
@@ -265,11 +265,6 @@ class LibraryTokenizer:
     def vocab(self) -> dict[str, int] | None:
         inner = getattr(self.library, "tokenizer", None)
         return None if inner is None else dict(inner.get_vocab())
-
-    @property
-    def vocabulary_size(self) -> int:
-        """How many tokens it has, without those that were added to its vocabulary later."""
-        return int(getattr(self.library, "tokenizer", self.library).vocab_size)
 
     def __call__(self, texts: list[str]) -> Tokens:
         import torch

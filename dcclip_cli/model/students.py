@@ -166,13 +166,6 @@ class StudentOptions(Options):
         return self.image == "teacher"
 
     @property
-    def random_towers(self) -> list[str]:
-        image = isinstance(self.image, ImageTower) and self.image.weights is None and not self.inherits_images
-        return [
-            tower for tower, is_random in {"image": image, "text": self.text.inherit == "nothing"}.items() if is_random
-        ]
-
-    @property
     def inherits_images(self) -> bool:
         """Whether its image tower is cut out of the teacher's."""
         return isinstance(self.image, ImageTower) and self.image.inherit == "teacher"

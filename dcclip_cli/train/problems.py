@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.errors import DcclipError, Message, all_of
-from dcclip_cli.model.students import no_vocabulary
+from dcclip_cli.model.students import ImageTower, no_vocabulary
 
 if TYPE_CHECKING:
     from dcclip_cli.train.stage import Stage
@@ -29,8 +29,11 @@ def warnings(stage: Stage) -> Iterator[Message]:
     if options.warmup_steps > steps:
         counts = stage.name, options.warmup_steps, steps
         yield Message("warning: {}: warmup_steps is {:,} of {:,} steps, so optimizer.lr is never reached", *counts)
-    for tower in student.random_towers if student and lora else ():
-        if lora and tower != stage.lock and lora.towers in (tower, "both"):
+    if not lora or not student:
+        return
+    image = isinstance(student.image, ImageTower) and student.image.weights is None and not student.inherits_images
+    for tower, is_random in (("image", image), ("text", student.text.inherit == "nothing")):
+        if is_random and tower != stage.lock and lora.towers in (tower, "both"):
             yield Message("warning: {}: LoRA keeps the {} tower's weights, which are random", stage.name, tower)
 
 

@@ -26,15 +26,14 @@ from dcclip_cli.model.towers import OpenClipTowers
 from dcclip_cli.options import decisive
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.run_dir import RunDir, TrainResult, finished
-from dcclip_cli.train.align import AlignOptions
 from dcclip_cli.train.compute import decided, join_processes, settle_compile, settle_precision, use_kernels, use_threads
-from dcclip_cli.train.distill import DistillOptions
 from dcclip_cli.train.distributed import check_shared, from_first, process_count, process_index, processes_here
 from dcclip_cli.train.lora import add_lora
 from dcclip_cli.train.losses.base import Loss, layers_of, learns_from, student_layers
 from dcclip_cli.train.metrics_log import MetricsListener, TrackerName
 from dcclip_cli.train.optimizer import rate_scale
 from dcclip_cli.train.problems import Problem, caption_problems, check_embeddings, problems, warnings
+from dcclip_cli.train.stages import AlignOptions, DistillOptions
 from dcclip_cli.train.student import Student, checkpoint_gradients, new_student, student_from
 from dcclip_cli.train.task import TrainingTask
 from dcclip_cli.train.teacher import LazyTeacher, NarrowTeacher, OnlineTeacher, TeacherFeatures, map_grids, narrow_space
@@ -344,12 +343,13 @@ class Stage:
     def identity(self) -> dict[str, Any]:
         """Everything that decides the result, once nothing in the options is left at `auto`."""
         new = self.new_student
+        vocabulary = json.dumps(self.student.tokenizer.get_vocab(), sort_keys=True)  # tokens and their embedding's rows
         return {
             "options": decisive(self.options),
             "teacher": [teacher.facts.fingerprint for teacher in self.teachers],
             "parent": self.student.parent,
             "student": self.student.config,
-            "vocabulary": self.student.vocab_digest,
+            "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(),
             "image_weights": (new.image if isinstance(new.image, str) else new.image.weights) if new else None,
             "inherit": new.text.inherit if new else None,
             **({"inherit_images": True} if new and new.inherits_images else {}),

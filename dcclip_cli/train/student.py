@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,11 +37,6 @@ class Student:
     tokenizer: Tokenizer
     parent: str | None = None  # fingerprint of the model that it was trained from
     space: NarrowSpace | None = None  # of the teacher's, if it is narrower
-
-    @property
-    def vocab_digest(self) -> str:
-        """A sha256 over the tokens and their numbers, which are the rows of the text tower's embedding."""
-        return hashlib.sha256(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
 
     def with_bias(self) -> Student:
         """The student prepared for a sigmoid loss: with a bias and SigLIP's initial temperature (2303.15343)."""

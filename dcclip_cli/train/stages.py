@@ -1,4 +1,8 @@
-"""Stage 2: both towers together, image against caption in each language (DC-CLIP stage 2; symmetric InfoNCE, CLIP)."""
+"""Options of the two stages, and what differs between them.
+
+Stage 1: the student's towers learn the frozen teacher's features (DC-CLIP, arXiv 2404.11249). Stage 2: both together,
+image against caption in each language (DC-CLIP stage 2; symmetric InfoNCE, CLIP).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,49 @@ from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.losses import DistillLoss
 from dcclip_cli.train.losses.base import Tower
 from dcclip_cli.train.losses.contrastive import ContrastOptions, TaskLoss
-from dcclip_cli.train.options import PerStep, TrainOptions
+from dcclip_cli.train.losses.embeddings import EmbeddingLoss
+from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
+from dcclip_cli.train.options import MOST_PER_STEP, PerStep, TrainOptions
+
+
+class DistillOptions(TrainOptions):
+    """Stage 1 of a recipe."""
+
+    stage: ClassVar[Literal["distill"]] = "distill"
+    contrast: ClassVar[TaskLoss | None] = None  # between images and captions, in addition to `losses`
+    distinct_captions: ClassVar[bool] = False
+    max_logit_scale: ClassVar[float] = 100.0
+    half: ClassVar[bool] = False
+
+    losses: tuple[DistillLoss, ...] = Field(
+        (FeatureMapLoss(), TokenFeaturesLoss(), EmbeddingLoss()),
+        min_length=1,
+        description="Losses between student and teacher; their weighted sum is minimized",
+    )
+    images_per_step: int | None = Field(
+        None,
+        ge=0,
+        le=MOST_PER_STEP,
+        description="Images of data.images per step in addition to batch_size pairs, over all processes; default: "
+        "batch_size; 0: none",
+    )
+    texts_per_step: int | None = Field(
+        None,
+        ge=0,
+        le=MOST_PER_STEP,
+        description="Texts of data.texts per step in addition to batch_size pairs, over all processes; default: "
+        "batch_size; 0: none",
+    )
+
+    def start_folder(self, run: RunDir) -> None:
+        """The model directory that the student is loaded from: it is a new one."""
+
+    def locked(self, student: StudentOptions | None) -> Tower | None:
+        """The tower that is not trained."""
+        return "image" if student and student.keeps_images else None
+
+    def stage_data(self, data: DataOptions, student: StudentOptions | None) -> DataOptions:
+        return data
 
 
 class AlignOptions(ContrastOptions, TrainOptions):
