@@ -6,8 +6,6 @@ dcclip.distill("recipe.yaml", steps=300)  # likewise new, collect, index, align,
 dcclip.load("runs/quickstart").predict("img.jpg", ["猫", "dog"])
 """
 
-from __future__ import annotations
-
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.versions import VERSION as __version__
 

@@ -1,7 +1,5 @@
 """The program `dcclip`; `accelerate launch -m dcclip_cli ...` runs it in every process."""
 
-from __future__ import annotations
-
 import io
 import os
 import sys

@@ -1,7 +1,5 @@
 """JSON records of model directories, bundles and checkpoints, with the SHA-256 of the files next to them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager

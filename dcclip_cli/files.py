@@ -1,7 +1,5 @@
 """Files: atomic writes under temporary names, locks between processes, checksums, and the cache folder."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

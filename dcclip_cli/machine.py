@@ -1,7 +1,5 @@
 """The machine: cores, memory, processor features, settings of malloc, OpenMP and cuBLAS."""
 
-from __future__ import annotations
-
 import math
 import os
 import platform

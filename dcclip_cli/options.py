@@ -1,7 +1,5 @@
 """Base class of recipe sections, and the options that decide a result."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 

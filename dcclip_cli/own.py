@@ -1,7 +1,5 @@
 """Own parts: classes named `package.module:Class` in a recipe, imported because it names them."""
 
-from __future__ import annotations
-
 import importlib
 import re
 import sys

@@ -1,7 +1,5 @@
 """The stages of a recipe, the run directory `runs/NAME/` that they write to, and the result of a training stage."""
 
-from __future__ import annotations
-
 import os
 import platform
 from collections.abc import Iterator

@@ -9,8 +9,6 @@ the latest blocks in memory, those of all others in the file `index`, which proc
 are mapped at a time, each with a file descriptor.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import mmap

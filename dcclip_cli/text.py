@@ -1,7 +1,5 @@
 """Text: Han characters and the language that they imply, lines of a terminal, sizes and durations, users' files."""
 
-from __future__ import annotations
-
 import math
 import re
 import shlex

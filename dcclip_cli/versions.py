@@ -1,7 +1,5 @@
 """The version of dcclip, versions of the libraries that a result depends on, and the packages of each extra."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """`dcclip recipe`, `models` and `doctor`: recipe keys, models to name, and facts about this machine."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import os

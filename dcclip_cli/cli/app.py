@@ -1,7 +1,5 @@
 """The program `dcclip` and its commands; imports nothing heavy."""
 
-from __future__ import annotations
-
 import os
 import sys
 from typing import Annotated

@@ -1,7 +1,5 @@
 """`dcclip calibrate`: thresholds of labels, from a few pictures of each."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

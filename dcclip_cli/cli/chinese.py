@@ -1,7 +1,5 @@
 """The help and the usage errors of commands in Chinese, Typer's own words included."""
 
-from __future__ import annotations
-
 import gettext
 import os
 import re

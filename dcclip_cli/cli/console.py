@@ -1,7 +1,5 @@
 """Terminal output: data on stdout, messages and progress on stderr, exceptions as `error:` and `hint:` lines."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """`dcclip push`: a model, its exports and its card on the Hugging Face Hub."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """`dcclip serve` and `dcclip mcp`: a model as an HTTP server, and as a server of tools for AI assistants."""
 
-from __future__ import annotations
-
 import errno
 import ipaddress
 import socket

@@ -1,7 +1,5 @@
 """The table from errors of the operating system, and of libraries that pass them on, to `error:` and `hint:` lines."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re

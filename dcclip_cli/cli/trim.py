@@ -1,7 +1,5 @@
 """`dcclip trim`: a multilingual model without the vocabulary of other languages."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

@@ -1,7 +1,5 @@
 """The steps of `collect`, and the engines that run their tasks: worker processes, a Ray cluster, Slurm job arrays."""
 
-from __future__ import annotations
-
 import logging
 import os
 import pickle

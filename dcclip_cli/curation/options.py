@@ -1,7 +1,5 @@
 """Options of a recipe's `collect` section."""
 
-from __future__ import annotations
-
 import io
 from dataclasses import replace
 from typing import Literal

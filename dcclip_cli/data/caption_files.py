@@ -1,7 +1,5 @@
 """Readers of third-party caption files: COCO and Flickr30k as text or JSON, Chinese-CLIP's base64 and JSON lines."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

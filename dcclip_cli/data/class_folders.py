@@ -1,7 +1,5 @@
 """Folders of class folders, CLASS/*.jpg, and the names of their classes in both languages."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

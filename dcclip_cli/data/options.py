@@ -1,7 +1,5 @@
 """Options of the training data: where it comes from, which captions a step uses, and image augmentation."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Annotated, Literal, Self

@@ -1,7 +1,5 @@
 """A first look at training data, in milliseconds: whether it can be read, about how many samples, some captions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO

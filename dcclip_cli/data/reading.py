@@ -1,7 +1,5 @@
 """Bounded reading of third-party files: each size is limited, no path leaves its folder, every fault has a reason."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 import math

@@ -1,7 +1,5 @@
 """Data files on disk and in object stores: listing, reading by range with retries, errors that show no credentials."""
 
-from __future__ import annotations
-
 import glob
 import io
 import os

@@ -1,7 +1,5 @@
 """Batch samplers whose order depends on the seed alone, so that a run resumes by its step, and the data of a stage."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Paired bootstrap comparison of two models' results, and which results compare with those of anybody."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

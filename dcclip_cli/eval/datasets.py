@@ -1,7 +1,5 @@
 """Open test sets: a named one from disk or the hub, or a file or folder of the user's own."""
 
-from __future__ import annotations
-
 import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence

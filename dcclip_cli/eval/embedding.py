@@ -5,8 +5,6 @@ the three classes of ImageNet are one class to a model with that vocabulary. The
 tokens can be one embedding too: words that a model was never trained on.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import time

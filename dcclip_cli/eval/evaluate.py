@@ -1,7 +1,5 @@
 """Evaluate models on test sets, in Chinese and in English: zero-shot, retrieval, probes, and twins of queries."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -6,8 +6,6 @@ Metrics of classes are the mean over all orders of those with the same score; ot
 each function says. A metric that the labels leave undefined is NaN.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

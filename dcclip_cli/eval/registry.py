@@ -1,7 +1,5 @@
 """The named data sets; classes, sizes and metrics of the twenty are ELEVATER's (arXiv 2204.08790, its toolkit)."""
 
-from __future__ import annotations
-
 import difflib
 from dataclasses import dataclass
 from typing import Any, Literal

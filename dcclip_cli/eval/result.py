@@ -1,7 +1,5 @@
 """Evaluation results as JSON: metrics, per-image details, how to repeat the measurement; and the table of several."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

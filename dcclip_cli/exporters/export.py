@@ -1,7 +1,5 @@
 """Export of a model to a format for deployment, checked against the model before it is moved into place."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

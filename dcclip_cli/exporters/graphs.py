@@ -1,7 +1,5 @@
 """The two towers as modules that torch can trace, and their export as ONNX graphs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Parity of an export with its model: embeddings, best matches and accuracy, and the limits for their differences."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain

@@ -1,7 +1,5 @@
 """The two ONNX graphs in fp32, fp16 or int8, with as much of them rounded as the parity with the model allows."""
 
-from __future__ import annotations
-
 import math
 import shutil
 from collections.abc import Callable, Collection, Sequence

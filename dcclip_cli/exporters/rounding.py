@@ -1,7 +1,5 @@
 """Int8 rounding of ONNX graphs (QDQ): scales that do not overflow, quantizing, and edits of single tensors."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Students without weights, on torch's meta device: their shapes, errors and operations at no cost."""
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

@@ -4,8 +4,6 @@ Every file that is needed is there, nothing leads out of a directory or runs cod
 The rest is the libraries' to judge: `library_errors` turns what they raise into an error that names the model.
 """
 
-from __future__ import annotations
-
 import errno
 import traceback
 from collections.abc import Collection, Iterator

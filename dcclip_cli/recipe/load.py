@@ -1,7 +1,5 @@
 """Loading of recipes: overrides, validation, errors with file and line; the record of a recipe in its run directory."""
 
-from __future__ import annotations
-
 import copy
 import difflib
 import glob

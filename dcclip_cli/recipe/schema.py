@@ -1,7 +1,5 @@
 """Schema of a recipe: shared settings and a section per stage."""
 
-from __future__ import annotations
-
 import re
 from typing import Any, Literal, Self
 

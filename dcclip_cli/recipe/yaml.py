@@ -4,8 +4,6 @@ Only plain YAML is read: mappings, sequences and scalars with the YAML 1.2 meani
 is a number). Tags, anchors and aliases are refused: a recipe cannot create Python objects or expand without bound.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator, Mapping

@@ -5,8 +5,6 @@ processes' parameter gradients are averaged afterwards, a loss that every proces
 processes is the full loss, gives each parameter the gradient of the one-process batch.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence

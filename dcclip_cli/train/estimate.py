@@ -4,8 +4,6 @@ Times and memory are those of the trainer's own steps and of a batch of each tea
 many samples as take about half a second; on a GPU, of whole steps.
 """
 
-from __future__ import annotations
-
 import gc
 import math
 import os

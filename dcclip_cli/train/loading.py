@@ -1,7 +1,5 @@
 """Batches made in forked processes, handed over in memory that is no part of /dev/shm, which is small in containers."""
 
-from __future__ import annotations
-
 import gc
 import io
 import mmap

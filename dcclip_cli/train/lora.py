@@ -1,7 +1,5 @@
 """LoRA by the library peft: small matrices that are trained in place of a tower's weights, and merged into them."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """Optimizer (AdamW, SGD or Muon) with parameter groups, learning-rate schedule, and EMA of the weights."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager

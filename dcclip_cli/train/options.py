@@ -1,7 +1,5 @@
 """Training options that distill and align share: optimizer, loop, teachers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from math import ceil, gcd
 from typing import Annotated, Literal, Self

@@ -1,7 +1,5 @@
 """Speed of training steps: images per second, waiting for data, memory, and MFU from operations that are counted."""
 
-from __future__ import annotations
-
 import copy
 import re
 import time

@@ -1,7 +1,5 @@
 """A training stage: what it trains, and its data, teachers, student and task, each of which is made when it is used."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

@@ -4,8 +4,6 @@ Stage 1: the student's towers learn the frozen teacher's features (DC-CLIP, arXi
 image against caption in each language (DC-CLIP stage 2; symmetric InfoNCE, CLIP).
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import ClassVar, Literal
 

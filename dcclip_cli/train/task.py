@@ -1,7 +1,5 @@
 """The training task: the student with its losses and adapters, and the backward pass of a batch, whole or in parts."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence

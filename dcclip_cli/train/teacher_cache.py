@@ -5,8 +5,6 @@ arXiv 2311.17049). The features are in feature stores in the user's cache folder
 for the rows of some steps at a time, and read in the loader's workers.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import struct

@@ -1,7 +1,5 @@
 """Zero-shot validation during training, in each language."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial

@@ -1,7 +1,5 @@
 """Copies among the photographs of folders: for `dcclip search --duplicates`."""
 
-from __future__ import annotations
-
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Detection of a caption's language and script, and the filters that use it."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from typing import Literal

@@ -1,7 +1,5 @@
 """report.html of a collection: counts, histograms and examples in one file without network access or scripts."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence

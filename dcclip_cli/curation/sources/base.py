@@ -1,7 +1,5 @@
 """The base class of all sources, with the selection of files and the assignment of captions to languages."""
 
-from __future__ import annotations
-
 import glob
 import os
 from collections.abc import Iterable, Iterator, Mapping

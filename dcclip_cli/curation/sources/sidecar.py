@@ -1,7 +1,5 @@
 """Sources of images with sidecar files of captions that share their name, in folders and in tars."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator, Mapping

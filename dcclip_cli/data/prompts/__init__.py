@@ -9,8 +9,6 @@ two languages do not compare. `{"subset_of": "imagenet", "folders": [...]}` take
 folders from another file.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import re

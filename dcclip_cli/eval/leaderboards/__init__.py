@@ -1,7 +1,5 @@
 """The formats that results are written in: dcclip's own, and those of leaderboards, a module each in LEADERBOARDS."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType

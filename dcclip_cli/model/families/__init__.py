@@ -1,7 +1,5 @@
 """Families of dual encoders with a config.json: FAMILIES, one class each, with what is specific to it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

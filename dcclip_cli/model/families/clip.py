@@ -1,7 +1,5 @@
 """CLIP and the families that differ from it in a line or two."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """FG-CLIP2, whose code, its repository's, runs where the user allows it. Shapes: as in naflex.py."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import sys

@@ -1,7 +1,5 @@
 """EmbeddingGemma 2: one network for texts and images, k x k patches a token. Shapes: as in naflex.py."""
 
-from __future__ import annotations
-
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Self

@@ -3,8 +3,6 @@
 Shapes: B images, N texts, P patches at most, D values of a patch, h x w the patches of an image, C channels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from operator import attrgetter

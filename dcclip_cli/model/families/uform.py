@@ -1,7 +1,5 @@
 """UForm's towers (unum-cloud/uform3-*), in a layout that the package uform reads. Shapes: as in towers.py."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
