@@ -3,8 +3,6 @@
 Names of weights and file layouts are the originals'; weights and vocabularies beyond their special tokens are made up.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable, Iterator

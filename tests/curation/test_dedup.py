@@ -1,7 +1,5 @@
 """Decisions on a few pairs by the filters over all pairs: duplicates, evaluation sets, needed languages."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Callable, Sequence

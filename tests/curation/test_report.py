@@ -18,15 +18,12 @@ from tests.curation.conftest import make_picture
 from tests.images import encode
 
 
-def measured(key: str = "k", zh: tuple[str, ...] = (), en: tuple[str, ...] = (), source: str = "s") -> Pair:
-    return Pair(key, b"12345678", zh, en, {"source": source})
-
-
 def test_sizes_and_lengths_are_counted_in_the_bins_of_their_scales() -> None:
     statistics = Statistics()
     statistics.add(Pair("k", b""), Drop("url-timeout"))  # no image: no size
     assert statistics.as_dict()["histograms"] == {}
-    statistics.add(measured(zh=("红色 的汽车，好看！",), en=("a  red car, nice!",)), None, (32, 63))
+    pair = Pair("k", b"12345678", ("红色 的汽车，好看！",), ("a  red car, nice!",), {"source": "s"})
+    statistics.add(pair, None, (32, 63))
     assert statistics.as_dict()["histograms"] == {
         "aspect": {"kept": {"1.9": 1}},
         "bytes": {"kept": {"64": 1}},  # the first

@@ -1,7 +1,5 @@
 """Published layouts: COCO, Flickr30k-CN, Karpathy, BLIP, Chinese-CLIP's base64 files, and folders of classes."""
 
-from __future__ import annotations
-
 import base64
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Servers on loopback: an S3 store, and HTTP with byte ranges."""
 
-from __future__ import annotations
-
 import re
 import socket
 import threading

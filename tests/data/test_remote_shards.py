@@ -47,11 +47,6 @@ def blocks() -> list[Path]:
     return sorted((cache_folder() / "blocks").glob("*.block"))
 
 
-def upload(s3: S3, pairs: list[Pair]) -> None:
-    for number, first in enumerate(range(0, len(pairs), 10)):
-        s3.put("bucket", f"shards/{number:05}.tar", tar_of(pairs[first : first + 10]))
-
-
 def test_parquet_in_a_bucket_is_read_by_row_group(s3: S3, pairs: list[Pair], tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
@@ -69,7 +64,8 @@ def test_parquet_in_a_bucket_is_read_by_row_group(s3: S3, pairs: list[Pair], tmp
 def test_indexing_a_bucket_uses_what_is_published_and_reads_the_rest(
     s3: S3, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upload(s3, pairs)
+    for number, first in enumerate(range(0, len(pairs), 10)):
+        s3.put("bucket", f"shards/{number:05}.tar", tar_of(pairs[first : first + 10]))
     (tmp_path / "first.tar").write_bytes(tar_of(pairs[:10]))
     (first_index,) = find_indexes(list_files(tmp_path / "first.tar"), Columns())
     s3.put("bucket", "shards/00000.tar.index.arrow", first_index.path.read_bytes())

@@ -75,13 +75,6 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
     return measured
 
 
-def measure(models: Sequence[Path], data: Path | str, cache: FeatureCache | None = None, **more: Any) -> Any:
-    """The results of model directories on one data set."""
-    options = EvalOptions(datasets=(str(data),), **more)
-    references = [resolve(str(model)) for model in models]
-    return evaluate(references, open_datasets(options), options, device="cpu", cache=cache)
-
-
 def whole(root: Path, name: str, count: int) -> None:
     layouts.class_folders(root / name / "test", [f"alpha_{number}" for number in range(count)])
 
@@ -230,7 +223,11 @@ def test_unreadable_images_are_counted_and_named(tmp_path: Path, run: Any) -> No
 def test_a_result_is_written_whole_and_a_bundle_is_evaluated_like_its_model(
     model_folder: Path, bundle_folder: Path, pairs_file: Path, tmp_path: Path
 ) -> None:
-    results = measure([model_folder, bundle_folder], pairs_file)
+    options, models = (
+        EvalOptions(datasets=(str(pairs_file),)),
+        [resolve(str(model_folder)), resolve(str(bundle_folder))],
+    )
+    results = evaluate(models, open_datasets(options), options, device="cpu")
     named = [(model, language) for model in ("tiny", "tiny-fp32") for language in ("en", "zh")]
     assert [(result.model, result.language) for result in results] == named
     assert results[0].metrics == results[2].metrics and results[1].metrics == results[3].metrics

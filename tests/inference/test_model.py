@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,17 +13,12 @@ from PIL import Image
 from dcclip_cli import load
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.inference.encoder import footprint, load_encoder
-from dcclip_cli.inference.model import Prediction, predict
+from dcclip_cli.inference.model import predict
 from dcclip_cli.inference.onnx_encoder import OnnxEncoder
 from dcclip_cli.inference.zero_shot import Labels
 from dcclip_cli.model.reference import resolve
 
 LABELS = ["红色的圆", "blue square", "月亮", "a cross", "一张绿色三角形的图片"]
-
-
-def predictions(model: str | Path, images: list[Path], **options: Any) -> list[Prediction]:
-    encoder = load_encoder(resolve(str(model)), "cpu")
-    return list(predict(encoder, Labels(encoder, LABELS), images, **options))
 
 
 @pytest.mark.parametrize("model", ["bundle_folder", "model_folder", "altclip_folder"])
@@ -34,7 +28,8 @@ def test_the_python_api_predicts_what_the_command_does(
     folder = request.getfixturevalue(model)
     reference = f"hf:{folder}" if model == "altclip_folder" else str(folder)
     loaded = load(reference, device="cpu")
-    expected = [dict(prediction.labels) for prediction in predictions(reference, pictures)]
+    encoder = load_encoder(resolve(reference), "cpu")
+    expected = [dict(prediction.labels) for prediction in predict(encoder, Labels(encoder, LABELS), pictures)]
     for result, expected_result in zip(loaded.predict(list(pictures), LABELS), expected, strict=True):
         assert list(result) == list(expected_result) and result == pytest.approx(expected_result, abs=1e-5)
     single = loaded.predict(str(pictures[0]), LABELS, top_k=2)
