@@ -125,11 +125,11 @@ def busy_machine() -> Message | None:
     return Message("load {:.1f} on {} cores: other programs slow down training and measurements", load[0], count)
 
 
-def busy_cores(seconds: float = 0.2) -> float:
-    """How many of this process's cores other work keeps busy, measured while this process waits for `seconds`."""
+def busy_cores() -> float:
+    """How many of this process's cores other work keeps busy, measured while this process waits."""
     import psutil
 
-    percent = psutil.cpu_percent(seconds, percpu=True)
+    percent = psutil.cpu_percent(0.2, percpu=True)
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(percent))
     return sum(percent[core] for core in allowed if core < len(percent)) / 100
 

@@ -123,11 +123,11 @@ def compare_results(
     return differences
 
 
-def bootstrap_interval(result: EvalResult, resamples: int = RESAMPLES) -> tuple[float, float]:
+def bootstrap_interval(result: EvalResult) -> tuple[float, float]:
     """The 95 % interval of a result's metric, from a bootstrap over its images."""
     details, random = _details(result), np.random.default_rng(0)
     rows = {name: len(details[name]) for name in _ROWS if name in details}
-    samples = [_mean([details], _resample(rows, random), result.metric) for _ in range(resamples)]
+    samples = [_mean([details], _resample(rows, random), result.metric) for _ in range(RESAMPLES)]
     low, high = map(float, np.nanpercentile(samples, (2.5, 97.5)))
     return low, high
 

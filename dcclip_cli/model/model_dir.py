@@ -108,7 +108,7 @@ def read_provenance(folder: Path) -> Record:
     raise DcclipError("{} is not a valid dcclip.json of a dcclip model", RECORD_HINT, record.file)
 
 
-def load_model(folder: Path, device: str = "cpu", progress: Progress | None = None) -> OpenClipTowers:
+def load_model(folder: Path, progress: Progress | None = None) -> OpenClipTowers:
     """The towers of an open_clip directory, in evaluation mode, fp32. Of pickled weights only tensors are read."""
     from safetensors.torch import load_file
 
@@ -147,7 +147,7 @@ def load_model(folder: Path, device: str = "cpu", progress: Progress | None = No
             tokens, towers.trained_dims = tokenizer.get_vocab_size(), tuple(record.content.get("trained_dims", ()))
             towers.known = Known(**record.content["known"]) if record.content.get("known") else None
         check_tokenizer(towers.tokenize, tokens, towers.vocabulary_rows, f"the tokenizer of {folder}")
-    return towers.eval().to(device)
+    return towers.eval()
 
 
 def blank_model(folder: Path) -> OpenClipTowers:
