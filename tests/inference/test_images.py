@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.inference.images import embed, find_images, mime_type, skipped_line
@@ -129,6 +130,36 @@ def test_an_image_is_read_upright_whatever_its_format_and_suffix(
         with pytest.raises(DcclipError, match="needs the package pillow-") as raised:
             read_image(file)
         assert raised.value.hint in ("pip install 'dcclip[heic]'", "pip install 'dcclip[jxl]'")
+
+
+def raw_photo(preview: bytes, orientation: int) -> bytes:
+    """A DNG as small as LibRaw reads it: a sensor of 32 x 32 pixels, and a JPEG."""
+    kinds: dict[type, int] = {bytes: 1, str: 2, tuple: 3, int: 4}
+    sensor: dict[int, Any] = {256: 32, 257: 32, 258: 16, 259: 1, 262: 32803, 273: 0, 277: 1, 279: 2048}
+    sensor |= {33421: (2, 2), 33422: b"\0\1\1\2"}
+    shown: dict[int, Any] = {254: 1, 256: 160, 257: 120, 258: (8, 8, 8), 259: 7, 262: 6, 271: "dcclip", 273: 0}
+    shown |= {274: orientation, 277: 3, 279: len(preview), 330: 8, 50706: b"\1\4\0\0"}
+    content = b"II*\0" + bytes(4)
+    for tags, pixels in ((sensor, bytes(2048)), (shown, preview)):
+        directory, start = ImageFileDirectory_v2(), len(content)
+        for tag, value in tags.items():
+            directory.tagtype[tag], directory[tag] = kinds[type(value)], value
+        content += directory.tobytes(start) + pixels  # tobytes adds its end to tag 273: there are the pixels
+    return content[:4] + start.to_bytes(4, "little") + content[8:]
+
+
+def test_a_raw_file_is_read_by_its_preview_upright_and_in_folders(tmp_path: Path) -> None:
+    pytest.importorskip("rawpy")
+    image, file = Image.new("RGB", (160, 120), "black"), tmp_path / "照片 1.DNG"
+    image.paste("white", (0, 0, 80, 60))
+    file.write_bytes(raw_photo(encode(image, "JPEG"), 6))
+    upright = read_image(file)
+    assert find_images([str(tmp_path)]) == [file] and upright.size == (120, 160)
+    pixels = np.asarray(upright.convert("L"))
+    assert pixels[2, -3] > 200 > 50 > pixels[2, 2]
+    file.write_bytes(file.read_bytes()[:900])
+    with pytest.raises(DcclipError, match=r"照片 1\.DNG has no readable preview"):
+        read_image(file)
 
 
 def test_a_jpeg_xl_file_with_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
