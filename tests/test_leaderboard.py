@@ -22,7 +22,6 @@ def test_every_folder_is_complete_and_the_schema_is_that_of_the_code() -> None:
     ("change", "reason"),
     [
         (lambda rows: rows[0].update(value=0.9, metrics=rows[0]["metrics"] | {"top1": 0.9}), "labels and ranks give"),
-        (lambda rows: rows[0]["metrics"].update(top1=0.9), "the protocol has 0.9"),
         (lambda rows: rows[0].update(n=9_999), "n is 9999; the protocol has 10000"),
         (lambda rows: rows[0].update(templates_sha256="0"), "templates_sha256 is 0; the protocol has"),
         (lambda rows: rows[0].update(details={}), "no label and rank of every image"),
