@@ -65,9 +65,9 @@ def frames(file: Path) -> Iterator[tuple[float, Image.Image]]:
                 before, now = cells, np.asarray(image.resize((16, 16), Image.Resampling.BOX), float)
                 if np.abs(now - before).max() > _SAME_LEVELS:
                     cells = now
-                    yield last_s, image
+                    yield max(0.0, last_s), image
     except ImageError:  # a file that is cut off, or takes too long, has its first frames
-        if last_s < 0:
+        if last_s == -math.inf:
             raise
 
 
