@@ -59,9 +59,7 @@ def serve(
     indexes = [open_index(encoder, path, progress=talk, exclude=exclude or ()) for path in distinct(folder or ())]
     talk.say(Message("serve: {:,} images can be searched", sum(len(index.images) for index in indexes)))
     say_missing("serve", indexes, talk)
-    address, bound_port, *_ = listening.getsockname()
-    is_local = ipaddress.ip_address(address).is_loopback  # then another name may be one that a website lets point here
-    names = {"localhost", "127.0.0.1", "::1", address, host.lower()} if is_local else set()
+    names, bound_port = _names(host, listening), listening.getsockname()[1]
     if not names and token is None:
         console.warning_line(Message("anyone who can reach port {} can use this server; add a --token", bound_port))
     app = application(encoder, indexes, token or None, immich_dims, names, talk.say, FOLLOW_S)
@@ -98,6 +96,13 @@ def mcp(
     server = tool_server(Model(open_encoder(model, device, threads, talk)), folders)
     talk.say(Message("mcp: waiting for an assistant on stdin; stop with Ctrl-C"))
     server.run()
+
+
+def _names(host: str, listening: socket.socket) -> set[str]:
+    """The names of a server for this machine only: another may be one that a website lets point here; else none."""
+    address = listening.getsockname()[0]
+    is_local = ipaddress.ip_address(address).is_loopback
+    return {"localhost", "127.0.0.1", "::1", address, host.lower()} if is_local else set()
 
 
 def _address_for_others(listening: socket.socket) -> str | None:

@@ -21,8 +21,8 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, cores: int, busy: float) -> None:
-    monkeypatch.setattr(compute.machine, "cores", lambda: cores)
-    monkeypatch.setattr(compute.machine, "busy_cores", lambda: busy)
+    monkeypatch.setattr("dcclip_cli.machine.cores", lambda: cores)
+    monkeypatch.setattr("dcclip_cli.machine.busy_cores", lambda: busy)
 
 
 @pytest.mark.parametrize(
