@@ -267,7 +267,8 @@ WEIGHTS = "open_clip_model.safetensors"
 
 
 def test_weights_of_another_model_are_named_by_the_first_that_differs(open_clip_folder: Path) -> None:
-    weights = load_file(open_clip_folder / WEIGHTS)
+    file = open_clip_folder / WEIGHTS
+    weights = {key: value.clone() for key, value in load_file(file).items()}  # they are mapped from the file
     name = "text.token_embedding.weight"
     rows, width = weights[name].shape
     cut, integers = weights[name][:-1].clone(), weights[name].to(torch.int8)
