@@ -15,12 +15,14 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import ToolAnnotations
 from pydantic import Field
 
+from dcclip_cli.curation.dedup.copies import find_copies
 from dcclip_cli.errors import DcclipError, translated
 from dcclip_cli.html import jpeg_thumbnail
 from dcclip_cli.inference import files
 from dcclip_cli.inference.images import read
 from dcclip_cli.inference.model import Model
 from dcclip_cli.inference.videos import split_frame
+from dcclip_cli.progress import Silent
 from dcclip_cli.text import printable
 from dcclip_cli.versions import VERSION
 
@@ -76,6 +78,20 @@ class Tools:
         listed = [{"photo": photo} | row for photo, row in zip(photos, rows, strict=True)]
         return {"photos": listed, "unknown": self._model.unknown(labels)}
 
+    def duplicates(self, top_k: Annotated[int, Field(ge=1, le=1000)] = 100) -> dict[str, Any]:
+        """Find copies among all photographs: resized, compressed again, slightly cropped or watermarked.
+
+        `groups` are the first `top_k` of `count` groups, in each the largest photograph first.
+        """
+        copies = find_copies(self._folders, Silent()).groups
+        inside = ([photo for photo in group if self._contains(photo.image)] for group in copies)
+        groups = [
+            [{"photo": printable(str(photo.image)), "width": photo.width, "height": photo.height} for photo in group]
+            for group in inside
+            if len(group) > 1
+        ]
+        return {"groups": groups[:top_k], "count": len(groups)}
+
     def _contains(self, path: Path) -> bool:
         return any(map(Path(os.path.realpath(path)).is_relative_to, self._folders))  # with links followed
 
@@ -104,6 +120,6 @@ def tool_server(model: Model, folders: Sequence[Path]) -> MCPServer:
         return call
 
     tools = Tools(model, folders)
-    for tool in (tools.search, tools.show, tools.label):
+    for tool in (tools.search, tools.show, tools.label, tools.duplicates):
         server.tool(annotations=annotations)(explained(tool))
     return server

@@ -26,6 +26,8 @@ def folders(tmp_path: Path) -> list[Path]:
     for number, photo in enumerate(sorted(STARTER.glob("*.jpg"))):
         shutil.copy(photo, folders[number % 2])
     shutil.copy(STARTER / "cat.jpg", tmp_path / "secret.jpg")
+    with Image.open(STARTER / "cat.jpg") as cat:
+        cat.resize((cat.width // 2, cat.height // 2)).save(folders[1] / "小猫.jpg")
     (folders[0] / "link.jpg").symlink_to(tmp_path / "secret.jpg")
     (folders[1] / "broken.jpg").write_bytes(b"no image")
     return folders
@@ -39,7 +41,7 @@ def test_ten_dialogues_find_show_and_label_photos_and_paths_outside_are_refused(
     async def talk() -> None:
         async with mcp.Client(server) as client:
             tools = (await client.list_tools()).tools
-            assert [tool.name for tool in tools] == ["search", "show", "label"]
+            assert [tool.name for tool in tools] == ["search", "show", "label", "duplicates"]
             assert all(tool.annotations and tool.annotations.read_only_hint for tool in tools)
 
             async def call(name: str, **arguments: Any) -> Any:
@@ -60,6 +62,9 @@ def test_ten_dialogues_find_show_and_label_photos_and_paths_outside_are_refused(
             # A ninth and a tenth: what resembles a photo, without something; labels each by itself, and none.
             alike = await call("search", like=str(rocket), without="猫", top_k=1)
             assert Path(alike["photos"][0]["photo"]).name == "rocket.jpg"
+            copies = await call("duplicates")
+            [[largest, copy]] = copies["groups"]
+            assert copies["count"] == 1 and (Path(largest["photo"]), Path(copy["photo"]).name) == (cat, "小猫.jpg")
             rows = await call("label", photos=[str(cat), "broken.jpg"], labels=["cat", "火箭"], multi_label=True)
             [labels, failure] = rows["photos"]
             assert labels["labels"]["cat"] > 0.5 > labels["labels"]["火箭"]
