@@ -4,10 +4,10 @@
     python benchmarks/dev/arm64.py WORK PHOTOS [--photos 200] [--cpus cortex-a53 cortex-a76 max]
 
 PHOTOS has ImageNet photographs in folders by wnid, as for benchmarks/starter.py. WORK gets a Debian for arm64, which is
-unpacked without root, dcclip's packages for it, the fp32 bundle, and the embeddings, which a second call reads if the
-bundle and the photographs are the same. Among
-1,000 class names in each language, a row gives top-1 on x86-64 and on ARM64, and the share of photographs with the same
-label. cortex-a53 has no dot products of int8, cortex-a76 has; max has all that qemu emulates. Speed says nothing.
+unpacked without root, dcclip's packages for it, the fp32 bundle, and the embeddings. A second call reads these if the
+bundle and the paths of the photographs are the same. Among 1,000 class names in each language, a row gives top-1 on
+x86-64 and on ARM64, and the share of photographs with the same label. cortex-a53 has no dot products of int8,
+cortex-a76 has; max has all that qemu emulates. Speed says nothing.
 """
 
 from __future__ import annotations

@@ -121,13 +121,16 @@ def predict(
     from dcclip_cli.inference.zero_shot import Labels, unknown_of
 
     paths = _find_images("predict", images, exclude, talk)
+    if xmp:
+        _check_tags(names, paths)
     encoder = open_encoder(model, device, threads, talk)
     ready = Labels(encoder, names, [] if no_template else template or None, multi_label, talk)
     default = threshold or (0.5 if xmp else 0.0)
     least = _thresholds(thresholds, model, encoder, names, default, talk) if is_calibrated else default
     predictions = run(encoder, ready, paths, top_k, least)
     if xmp:
-        untagged = {name for name in names if unknown_of(encoder, [name])} if ready.unknown else ()
+        doubtful = [name for name in names if any(word in name for word in ready.unknown)]
+        untagged = {name for name in doubtful if unknown_of(encoder, [name])}
         predictions = _tagged(predictions, names, untagged, talk)
     _show(predictions, len(paths), ready, form, out, talk)
 
@@ -144,7 +147,7 @@ def _class_names(labels: str, file: Path | None, talk: Progress) -> list[str]:
 
 
 def _find_images(command: str, images: Sequence[str], exclude: Sequence[str] | None, talk: Progress) -> list[Path]:
-    """The image files that the arguments mean; the command says which other pictures and films it skips."""
+    """The image files that the arguments mean; the command says which other pictures and videos it skips."""
     from dcclip_cli.inference.images import find_images, skipped_line
 
     skipped = Counter[str]()
@@ -154,15 +157,24 @@ def _find_images(command: str, images: Sequence[str], exclude: Sequence[str] | N
     return paths
 
 
+def _check_tags(names: Sequence[str], paths: Sequence[Path]) -> None:
+    """Refuse labels that cannot be tags, and images that cannot have a sidecar."""
+    from dcclip_cli.inference.videos import split_frame
+    from dcclip_cli.inference.xmp import NOT_IN_TAGS
+
+    if unwritable := next(filter(NOT_IN_TAGS.search, names), None):
+        raise DcclipError("a tag cannot contain / or |, but the label is {!r}", "rename this label", unwritable)
+    if frame := next((path for path in paths if split_frame(path)[1] is not None), None):
+        raise DcclipError("{} is a frame of a video; --xmp needs photographs", "omit --xmp", frame)
+
+
 def _tagged(
     predictions: Iterable[Prediction], replaced: Sequence[str] | None, untagged: Collection[str], talk: Progress
 ) -> Iterator[Prediction]:
     """The predictions, once their labels are tags in sidecar files, or with the error of writing these."""
     from dcclip_cli.cli.system_errors import explained
-    from dcclip_cli.inference.xmp import NOT_IN_TAGS, write_tags
+    from dcclip_cli.inference.xmp import write_tags
 
-    if unwritable := next(filter(NOT_IN_TAGS.search, replaced or ()), None):
-        raise DcclipError("a tag cannot contain / or |, but the label is {!r}", "rename this label", unwritable)
     changed = 0
     for prediction in predictions:
         try:

@@ -32,8 +32,9 @@ _LOGIN = {
 _SIGNED = Message("check the user or the signature in the URL: it may have expired")
 _VERSION_KEYS = ("ETag", "etag", "generation", "blob_id", "Last-Modified", "LastModified", "mtime")
 _NO_LOGIN = ("NoCredentialsError", "DefaultCredentialsError", "RefreshError")
-# Exceptions of the network that are no OSError, by the module that a used file system has imported.
+# Exceptions of the network, by the module that a used file system has imported.
 _NETWORK_ERRORS = (
+    ("builtins", "OSError"),
     ("builtins", "ValueError"),  # of a wrong setting, or of an answer that is none
     ("aiohttp", "ClientError"),
     ("botocore.exceptions", "BotoCoreError"),

@@ -114,10 +114,11 @@ def check_complete(results: Sequence[EvalResult], options: EvalOptions) -> None:
 
 def _unused(options: EvalOptions) -> Iterator[DcclipError]:
     """An error for each option that would change no result, and for groups without any queries of twins."""
-    if not options.names:
+    names = options.names
+    if not names:
         yield no_queries(", ".join(options.datasets))
         return
-    kinds = {named[0].task if named else "own" for named in map(registry.find, options.names)}
+    kinds = {named[0].task if named else "own" for named in map(registry.find, names)}
     with_classes = {"classification", "multi-label"}
     prompted = {"zero-shot": {"own", *with_classes}, "twins": {"own", *with_classes}, "retrieval": with_classes}
     has_effect = {
@@ -137,20 +138,21 @@ def open_datasets(options: EvalOptions) -> list[DataSet]:
     """The data sets, groups expanded. Raises DcclipError for a missing one, and an option that has no effect on any."""
     for unused in _unused(options):
         raise unused
-    root = Path(options.data_root) if options.data_root else None
+    root, names = Path(options.data_root) if options.data_root else None, options.names
     opened = [
         open_twins(name, root, options.templates, options.partial, options.queries or "")
         if options.task == "twins"
         else open_dataset(
             name, options.languages, root, options.templates, options.task == "retrieval", options.partial
         )
-        for name in options.names
+        for name in names
     ]
     if error := _twice([dataset.name for dataset in opened]):
         raise error
-    in_groups = {registry.base_name(name) for dataset in options.datasets for name in registry.expand(dataset)}
-    if skipped := sorted(in_groups - set(map(registry.base_name, options.names))):
-        note = Message("skipped, no class name differs between English and Chinese: {}", ", ".join(skipped))
+    expanded = ((dataset, name) for dataset in options.datasets for name in registry.expand(dataset))
+    in_groups = {registry.base_name(name) for dataset, name in expanded if name != dataset}
+    if skipped := sorted(in_groups - set(map(registry.base_name, names))):
+        note = Message("skipped, without class names that differ between English and Chinese: {}", ", ".join(skipped))
         opened[0] = replace(opened[0], notes=(*opened[0].notes, note))
     return opened
 

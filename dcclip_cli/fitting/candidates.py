@@ -64,7 +64,7 @@ class Candidate:
 
     @property
     def bytes(self) -> int:
-        """Of its weights and its tokenizer.json; the graphs of a larger network take 5 % of the difference besides."""
+        """Bytes of its int8 weights and tokenizer.json. The graph of a larger network adds 5 % of the difference."""
         return self.parameters + 29 * self.student.tokens
 
 

@@ -34,6 +34,7 @@ from dcclip_cli.fitting.candidates import Budget, Candidate, Cost, cost_of, cost
 from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.tokenizer import trim_tokenizer
+from dcclip_cli.model.weights import require_file
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.recipe.load import VERBATIM, load
 from dcclip_cli.recipe.new import DataKind, NewRecipe, StudentChoice, choose_data, choose_teacher, recipe_text
@@ -240,8 +241,9 @@ class Fit:
 
         needed = None if self.kind == "pairs" else 1_000
         if needed and self.teacher.text_width:  # its own vocabulary is trimmed
-            texts, tokenizer = (self.out / _TEXTS).read_text("utf-8").splitlines(), self.teacher_options.source.path
-            needed = trim_tokenizer(tokenizer, texts, StudentChoice.tokens).get_vocab_size()
+            texts = (self.out / _TEXTS).read_text("utf-8").splitlines()
+            tokenizer = require_file(self.teacher_options.source.location, "tokenizer.json")  # or the hub's
+            needed = trim_tokenizer(tokenizer.parent, texts, StudentChoice.tokens).get_vocab_size()
         return list_candidates(self.teacher, open_blank(self.teacher_options), needed)
 
     @cached_property
@@ -337,7 +339,7 @@ class Fit:
         return min(times)
 
     def _plan(self, names: Sequence[str]) -> None:
-        """Decide how many candidates are trained in each round, and the steps of a full training of each."""
+        """Decide how many candidates are trained in each round; without --time also the steps of a full training."""
         import torch
 
         state, time_s, left_s, search_s = self.state, self.options.time_s, 0.0, 0.0

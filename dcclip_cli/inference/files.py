@@ -136,22 +136,22 @@ def search(
     say_missing("search", indexes, talk)
     errors = {str(index.folder / name): error for index in indexes for name, error in index.errors.items()}
     hits = search_all(indexes, query, top_k)
-    return SearchResult(hits, errors, unknown, bool(images) or query_fits(encoder, indexes, query, texts))
+    return SearchResult(hits, errors, unknown, bool(images) or query_fits(encoder, indexes, hits[0].score, texts))
 
 
-def query_fits(encoder: Encoder, indexes: Sequence[ImageIndex], query: np.ndarray, texts: Sequence[str]) -> bool:
-    """Whether the best image fits a query, the sum of `texts`, and enough images fit each word that the model knows.
+def query_fits(encoder: Encoder, indexes: Sequence[ImageIndex], score: float, texts: Sequence[str]) -> bool:
+    """Whether the best image, of cosine `score`, fits `texts`, and enough images fit each word that the model knows.
 
     An image fits from a cosine of `known.fits` on. A word needs one of 500 images, at most eight: the more images there
     are, the more of them are near a word that none shows. True for a model that cannot tell.
     """
-    if (known := encoder.known) is None:
-        return True
+    known = encoder.known
+    if known is None or score < known.fits:
+        return known is None
     words = list(dict.fromkeys(word for text in texts for word in words_of(text, encoder.tokenize)))
     vectors: Iterable[np.ndarray] = text_embeddings(encoder, words) if words else ()
     needed = max(1, min(_FIRST, sum(len(index.images) for index in indexes) // _IMAGES_PER_FIT))
-    counts = [(query, 1), *((vector, needed) for vector in vectors if vector[known.dimension] <= known.most)]
-    best = (search_all(indexes, vector, count) for vector, count in counts)
+    best = (search_all(indexes, vector, needed) for vector in vectors if vector[known.dimension] <= known.most)
     return all(hits and hits[-1].score >= known.fits for hits in best)
 
 

@@ -43,7 +43,7 @@ _EXTRAS = {
 }
 # Pictures and videos that are counted as skipped. Nobody searches for the other files of a photo library.
 _MEDIA = {
-    *(".psd", ".svg", ".jp2", ".ico", ".eps"),
+    *(".psd", ".svg", ".jp2", ".ico", ".eps", ".flv"),
     *(suffix for _, _, suffixes in _EXTRAS.values() for suffix in suffixes),
 }
 # Thumbnails and deleted files of Synology, QNAP, Windows and Linux, where they are not hidden.
@@ -95,8 +95,9 @@ def find_images(
                 if not files:
                     hint = Message("use files with one of these suffixes: {}", ", ".join(_SUFFIXES))
                     raise DcclipError("no file matches {}", hint, name)
-            is_excluded = excluded.match if excluded else lambda _: None
-            paths += [path for path in files if not any(is_excluded(part.as_posix()) for part in (path, *path.parents))]
+            for path in files:
+                if not (excluded and any(excluded.match(part.as_posix()) for part in (path, *path.parents))):
+                    paths.append(path)
     if exclude and not paths:
         raise DcclipError("--exclude leaves no image", _EXCLUDE_HINT)
     return paths

@@ -283,6 +283,8 @@ def _embed_files(
     def compute_images(places: np.ndarray) -> Iterator[tuple[np.ndarray, Values]]:
         nonlocal computed
         places = places[images[places]]
+        if not len(places):  # videos are not images
+            return
         with progress.task(name, len(paths), len(paths) - len(places)) as task:
             for batch in embed_batches(model, aligned(places, BATCH_SIZE), lambda place: read(paths[place])):
                 errors.update({place: result for place, result in batch if isinstance(result, DcclipError)})
@@ -296,6 +298,8 @@ def _embed_files(
     def compute_frames(places: np.ndarray) -> Iterator[tuple[np.ndarray, Values]]:
         nonlocal computed
         places = places[videos[places]]
+        if not len(places):  # images have no frames
+            return
         with progress.task(name, len(places)) as task:
             for place in places.tolist():
                 times, vectors = list[float](), list[np.ndarray]()
@@ -319,7 +323,8 @@ def _embed_files(
     lengths = of_videos["time_s"].lengths if isinstance(of_videos["time_s"], Ragged) else 0  # without videos
     places = np.repeat(np.flatnonzero(is_filmed), lengths).tolist()
     parts = flat(of_images["embedding"]), flat(of_videos["frames"])
-    vectors = np.concatenate([*filter(len, parts)] or parts[:1])
+    filled = [*filter(len, parts)] or parts[:1]
+    vectors = np.concatenate(filled) if len(filled) > 1 else filled[0]  # no copy of images alone
     filmed = list(zip(places, flat(of_videos["time_s"]).reshape(-1).tolist(), strict=True))
     groups = (is_image, of_images), (is_filmed, of_videos)
     stored = [(keys[is_stored], arrays) for is_stored, arrays in groups if is_stored.any()]

@@ -8,7 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
@@ -47,8 +47,8 @@ def write_tags(photo: Path, labels: Sequence[str], replaced: Collection[str] | N
     """
     sidecar, by_stem = photo.with_name(f"{photo.name}.xmp"), photo.with_suffix(".xmp")
     if by_stem.exists() and not os.path.lexists(sidecar):
-        changed_ns, is_undone = photo.parent.stat().st_mtime_ns, replaced is None and not labels
-        if is_undone or _files_by_stem(photo.parent, changed_ns)[photo.stem] == 1:
+        is_undone = replaced is None and not labels
+        if is_undone or _files_by_stem(photo.parent)[photo.stem] == 1:
             sidecar = by_stem
     sidecar = Path(os.path.realpath(sidecar))  # a link stays a link
     refuse_special(sidecar)
@@ -79,8 +79,8 @@ def write_tags(photo: Path, labels: Sequence[str], replaced: Collection[str] | N
     return True
 
 
-@lru_cache(1)
-def _files_by_stem(folder: Path, changed_ns: int) -> Counter[str]:
+@cache
+def _files_by_stem(folder: Path) -> Counter[str]:
     return Counter(Path(name).stem for name in os.listdir(folder) if not name.lower().endswith(".xmp"))
 
 

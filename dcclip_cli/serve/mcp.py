@@ -97,7 +97,8 @@ class Tools:
 
     def _file(self, photo: str) -> Path:
         for path in [folder / photo for folder in self._folders if "\0" not in photo]:
-            if self._contains(path) and Path(split_frame(path)[0]).is_file():
+            file = Path(split_frame(path)[0])
+            if self._contains(file) and file.is_file():
                 return path
         raise DcclipError("{!r} is not a photo in the served folders", "use a path from a search result", photo)
 

@@ -15,7 +15,8 @@ from dcclip_cli.train.lora import LoraOptions
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, le=100)]  # of learning
-Steps = Annotated[int, Field(ge=1, le=100_000_000)]
+_MOST_STEPS = 100_000_000
+Steps = Annotated[int, Field(ge=1, le=_MOST_STEPS)]
 MOST_PER_STEP = 2**20  # samples
 PerStep = Annotated[int, Field(ge=1, le=MOST_PER_STEP)]
 
@@ -102,7 +103,7 @@ class TrainOptions(Options):
         "train all parameters",
     )
     warmup_steps: int = Field(
-        100, ge=0, le=100_000_000, description="Steps of linear learning-rate warm-up, followed by cosine decay to 0"
+        100, ge=0, le=_MOST_STEPS, description="Steps of linear learning-rate warm-up, followed by cosine decay to 0"
     )
     clip_norm: float | None = Field(1.0, gt=0, le=1e6, description="Gradient-norm clipping; null disables it")
     precision: Precision = Field(

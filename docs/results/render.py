@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from docs.results import leaderboard, plots
+from docs.results import plots, standings
 from docs.results.records import (
     IMAGES,
     KNOWN,
@@ -279,10 +279,10 @@ def tables() -> dict[str, str]:
                 for (title, _, data), images in zip(elevater_columns(""), (2000, 1000, 1000, 2000), strict=True)
             ],
         ),
-        "leaderboard": markdown(*leaderboard.standings("en")),
-        "leaderboard-zh": markdown(*leaderboard.standings("zh")),
-        "leaderboard-all": markdown(*leaderboard.measurements("en")),
-        "leaderboard-all-zh": markdown(*leaderboard.measurements("zh")),
+        "leaderboard": markdown(*standings.standings("en")),
+        "leaderboard-zh": markdown(*standings.standings("zh")),
+        "leaderboard-all": markdown(*standings.measurements("en")),
+        "leaderboard-all-zh": markdown(*standings.measurements("zh")),
         "evaluate-speed": evaluate("plain"),
         "evaluate-speed-fast": evaluate("fast"),
     }
@@ -331,7 +331,7 @@ def page(text: str) -> str:
 def main() -> None:
     for file in PAGES:
         file.write_text(page(file.read_text("utf-8")), encoding="utf-8")
-    leaderboard.SCHEMA.write_text(leaderboard.schema(), encoding="utf-8")
+    standings.SCHEMA.write_text(standings.schema(), encoding="utf-8")
     for file, svg in plots.drawn().items():
         file.write_text(svg, encoding="utf-8")
 

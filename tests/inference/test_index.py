@@ -262,5 +262,5 @@ def test_a_query_fits_if_enough_of_the_photos_fit_each_of_its_words(photos: int,
 
     embeddings = np.array([rows["猫"] if number < cats else rows["狗"] for number in range(photos)], np.float32)
     index = ImageIndex(Path(), tuple(map(str, range(photos))), embeddings, {}, 0)
-    query, texts = np.array([0.6, 0.8, 0], np.float32), (["一只猫", "狗"], ["a cat", "dog"], ["猫狗"])
-    assert [query_fits(Words(), [index], query, text) for text in texts] == [fits] * 3  # type: ignore[arg-type]
+    texts = ["一只猫", "狗"], ["a cat", "dog"], ["猫狗"]
+    assert [query_fits(Words(), [index], 0.8, text) for text in texts] == [fits] * 3  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.inference import xmp
 from dcclip_cli.inference.xmp import write_tags
 
 RDF = "xmlns:rdf='http://www.w3.org/1999/02/22-rdf-syntax-ns#'"
@@ -96,7 +97,9 @@ def test_a_sidecar_is_that_of_the_stem_only_if_no_other_file_has_it_and_a_link_s
     by_stem.symlink_to(target)
     assert write_tags(photo, ["猫"]) and by_stem.is_symlink() and "<rdf:li>猫<" in target.read_text("utf-8")
     raw = photo.with_suffix(".cr2")
-    raw.touch()  # after which another photo would have a sidecar of its own
+    raw.touch()
+    xmp._files_by_stem.cache_clear()
+    # after which another photo would have a sidecar of its own
     assert target.stat().st_mode & 0o777 == 0o600 and write_tags(photo, []) and not sidecar_of(photo).exists()
     assert "猫<" not in target.read_text("utf-8") and write_tags(raw, ["猫"]) and sidecar_of(raw).exists()
     raw = photo.parent / "raw"

@@ -183,7 +183,7 @@ async function search(mine) {
   if (!query) return showStatus(say("noQuery"));
   const [embedding] = await embed([query]);
   const note = await notLearnt([query], [embedding]);
-  const words = await embed((await wordsOf([query])).flat());
+  const words = model.known ? await embed((await wordsOf([query])).flat()) : [];
   if (mine !== answers) return;
   const scored = pictures.map((picture) => ({ picture, score: dot(picture.embedding, embedding) }));
   scored.sort((a, b) => b.score - a.score);

@@ -1,6 +1,6 @@
 """The Chinese zero-shot leaderboard: checks the submitted results, and makes the tables of its page.
 
-    python -m docs.results.leaderboard [FOLDER ...]
+    python -m docs.results.standings [FOLDER ...]
 
 Prints what is missing or wrong in these folders, by default in all of docs/results/leaderboard/, and fails if anything
 is. A folder has results.json of `dcclip eval --json`, bench.json of `dcclip bench --json`, and model.yaml (`About`).
@@ -40,6 +40,15 @@ ABOUT: dict[Language, Sequence[str]] = {
 }
 
 
+class InBoth(BaseModel):
+    """Markdown in both languages."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    en: str
+    zh: str
+
+
 class About(BaseModel):
     """model.yaml: what the results and the bench do not say of a model."""
 
@@ -48,8 +57,8 @@ class About(BaseModel):
     name: str
     weights: Literal["fp32", "fp16", "bf16", "int8"]
     model: str  # what `dcclip eval --model` takes
-    source: dict[Language, str]  # where the weights are, or what makes them; Markdown
-    trained_on: dict[Language, str]
+    source: InBoth  # where the weights are, or what makes them
+    trained_on: InBoth
 
 
 @cache
@@ -83,8 +92,13 @@ def faults(folder: Path) -> Iterator[str]:
     for name, languages in languages_by_set.items():
         if sorted(languages) != sorted(LANGUAGES):
             yield f"{folder.name}: {name} is measured in {', '.join(languages)}; expected en and zh, each once"
-    if len({(result.model_fingerprint, result.precision) for result in results(folder)}) != 1:
+    if not results(folder):
+        yield f"{folder.name}: results.json has no results"
+    if len({(result.model_fingerprint, result.precision) for result in results(folder)}) > 1:
         yield f"{folder.name}: the results are of different weights"
+    precisions = {result.precision for result in results(folder)}
+    if precisions and (about(folder).weights == "int8") != (precisions == {"int8"}):
+        yield f"{folder.name}: model.yaml has weights: {about(folder).weights}; the results are of {min(precisions)}"
 
 
 def _faults_of(result: EvalResult) -> Iterator[str]:
@@ -141,7 +155,7 @@ def standings(language: Language) -> tuple[Sequence[str], list[list[str]]]:
         pairs = np.asarray([[values.get((name, tongue), np.nan) for tongue in ("zh", "en")] for name in sets])
         cells = ["" if np.isnan(zh) else f"{100 * zh:.1f} / {100 * en:.1f}" for zh, en in pairs]
         mean = " / ".join(f"{100 * value:.1f}" for value in np.nanmean(pairs, axis=0))
-        description = about(folder).trained_on[language], about(folder).source[language]
+        description = getattr(about(folder).trained_on, language), getattr(about(folder).source, language)
         name, *size = _model_cells(folder)
         link = f"[{name}](leaderboard/{folder.name}/results.json)"
         rows.append([link, *size, mean, *cells, *description])
@@ -182,7 +196,8 @@ def schema() -> str:
 
 
 if __name__ == "__main__":
-    folders = [Path(argument) for argument in sys.argv[1:]] or entries()
+    folders = [Path(argument) for argument in sys.argv[1:]]
+    folders = folders or sorted(path for path in FOLDER.iterdir() if path.is_dir())
     wrong = [reason for folder in folders for reason in faults(folder)]
     print("\n".join(wrong) or f"{len(folders)} of {len(folders)} folders are complete")
     raise SystemExit(bool(wrong))
