@@ -449,10 +449,11 @@ class Fit:
         state, step_s = self.state, self._step_s(name)
         if self.options.time_s is None:
             return int(state["plan"]["steps"][name])
+        paces = [1.1]  # what was measured is the fastest of a few steps
         if state["rounds"]:  # the first of a round waits for the teacher
             trained = state["rounds"][-1].items()
-            paces = (entry["seconds"] / entry["steps"] / self._step_s(key) for key, entry in trained)
-            step_s *= max(1.0, median_low(paces))
+            paces = [entry["seconds"] / entry["steps"] / self._step_s(key) for key, entry in trained]
+        step_s *= max(1.0, median_low(paces))
         step_s *= 1.2 if self.kind == "pairs" else 1.0  # stage 2 has a fifth of the steps
         left_s = self._left_s()
         job = self._job(self._candidates[name].student, self.out, max(_LEAST_STEPS, int(left_s / step_s)))

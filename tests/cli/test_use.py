@@ -56,9 +56,9 @@ def test_labels_become_tags_in_sidecars_of_all_folders_and_undo_removes_them(pic
     dcclip(*ask, "--undo", expect=2)
     (video := pictures[0].with_name("视频.mp4")).touch()
     (table := pictures[0].with_name("保留.csv")).write_text("old")
-    refused = {"cannot contain / or |": ("红,a/b", pictures[0]), "is a frame of a video": ("红,b", f"{video}#t=1.0")}
-    for problem, (labels, image) in refused.items():
-        ask_badly = ("predict", image, "--labels", labels, "--xmp", "--csv", "--out", table)
+    refusals = {"cannot contain / or |": ("红,a/b", pictures[0]), "is a frame of a video": ("红,b", f"{video}#t=1.0")}
+    for problem, (names, image) in refusals.items():
+        ask_badly = ("predict", image, "--labels", names, "--xmp", "--csv", "--out", table)
         assert problem in dcclip(*ask_badly, expect=1).stderr and table.read_text() == "old"
     video.unlink()
     table.unlink()
