@@ -30,7 +30,7 @@ PARTS = {
 # What each part may import at all; what it may import only inside functions stands in _LATE.
 MAY = {
     "cli": PARTS | ON_TOP,
-    "serve": {"inference", "model"},
+    "serve": {"curation", "inference", "model"},  # curation finds copies
     "publish": {"eval", "curation", "model"},
     "fitting": {"recipe", "train", "exporters", "eval", "inference", "data", "model"},
     "recipe": {"train", "curation", "data", "model", "eval", "exporters", "inference"},

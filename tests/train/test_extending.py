@@ -68,7 +68,7 @@ def test_a_recipe_with_it_trains_and_its_own_mistakes_are_errors_of_one_line(
         ("nowhere:Loss", "nowhere:Loss cannot be imported: ModuleNotFoundError: No module named 'nowhere'"),
         ("relations:Relation", "AttributeError: module 'relations' has no attribute 'Relation'"),
         ("relations:Mapping", "relations:Mapping is not a subclass of dcclip_cli.train.losses.base.Loss"),
-        ("dcclip_cli.train.losses:EmbeddingLoss", "must have the field `kind: str`"),
+        ("dcclip_cli.train.losses.embeddings:EmbeddingLoss", "must have the field `kind: str`"),
         ("relations:Unfinished", "relations:Unfinished lacks the method __call__"),
         ("relations:Broken", "relations:Broken: KeyError: 'power' (relations.py:"),
         ("unreadable:Loss", "unreadable:Loss cannot be imported: OSError: 无 (unreadable.py:1)"),
