@@ -91,7 +91,8 @@ def sentence_queries(model: Encoder, images: np.ndarray, sentences: list[str]) -
         scores = images @ text
         first = np.argsort(-scores)[:FIRST]
         fit = sum(all(words.search(sentences[place]) for words in patterns) for place in first)
-        unfit, ignored = not query_fits(model, [index], text, [query]), unknown_of(model, [query], text[None])
+        unfit = not query_fits(model, [index], float(scores.max()), [query])
+        ignored = unknown_of(model, [query], text[None])
         rows.append((fit >= USEFUL, unfit, bool(ignored), unfit or bool(ignored)))
         print(f"{query}: {fit} of {FIRST}, {scores.max():.2f} {'nothing fits' if unfit else ''} {', '.join(ignored)}")
     for half, part in (("first half", rows[::2]), ("second half", rows[1::2])):
