@@ -39,17 +39,24 @@ _EMPTY = f"""<?xml version="1.0" encoding="UTF-8"?>
 
 
 def write_tags(photo: Path, labels: Sequence[str], replaced: Collection[str] | None = None) -> bool:
-    """Let the photo's sidecar have `labels` as tags, next to what it has; returns whether it changed.
+    """Let the photo's sidecar have `labels` as tags, next to what it has; returns whether a sidecar changed.
 
     Labels of earlier calls are removed if they are `replaced`, by default all: `write_tags(photo, [])` undoes all
-    calls. The sidecar is photo.jpg.xmp, or photo.xmp if only that exists and, unless calls are undone, no other file
-    has its stem. Raises DcclipError for a sidecar in a form that could not be restored, and OSError.
+    calls. The sidecar is photo.jpg.xmp, or photo.xmp if only that exists and no other file has its stem; labels in the
+    latter from before are removed too. Raises DcclipError for a sidecar in a form that could not be restored, and
+    OSError.
     """
-    sidecar, by_stem = photo.with_name(f"{photo.name}.xmp"), photo.with_suffix(".xmp")
-    if by_stem.exists() and not os.path.lexists(sidecar):
-        is_undone = replaced is None and not labels
-        if is_undone or _files_by_stem(photo.parent)[photo.stem] == 1:
+    sidecar, by_stem, is_earlier_changed = photo.with_name(f"{photo.name}.xmp"), photo.with_suffix(".xmp"), False
+    if by_stem.is_file():
+        is_sole = _files_by_stem(photo.parent)[photo.stem] == 1  # else it may be that of another photo
+        if is_sole and not os.path.lexists(sidecar):
             sidecar = by_stem
+        elif (is_sole or not (labels or replaced)) and _NAMESPACES["dcclip"].encode() in by_stem.read_bytes():
+            is_earlier_changed = _edit(by_stem, photo, [], replaced)
+    return _edit(sidecar, photo, labels, replaced) or is_earlier_changed
+
+
+def _edit(sidecar: Path, photo: Path, labels: Sequence[str], replaced: Collection[str] | None) -> bool:
     sidecar = Path(os.path.realpath(sidecar))  # a link stays a link
     refuse_special(sidecar)
     exists = os.path.lexists(sidecar)
