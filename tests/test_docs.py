@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import yaml
 from typer.testing import CliRunner
 
 from dcclip_cli.cli.app import app
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.recipe.load import load
 from dcclip_cli.versions import VERSION
 from docs.generate import PAGES as PAGES_FROM_CODE
@@ -32,6 +34,7 @@ from tests.installed import environment
 ROOT = Path(__file__).parent.parent
 DCCLIP = typer.main.get_command(app)
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+RECIPES = sorted([*(ROOT / "recipes").glob("*.yaml"), *(ROOT / "benchmarks").glob("*/*.yaml")])
 LANGUAGES = {"sh", "python", "yaml", "text"}
 _BLOCK = re.compile(
     r"(?P<marked><!-- not run here: [^\n]+ -->\n)?"
@@ -101,11 +104,12 @@ def test_commands_that_are_not_marked_run(page: Path, tmp_path: Path, monkeypatc
 
 
 def unknown(command: str) -> str:
-    """The command or option of `dcclip ...` that does not exist, "" if all do or if it is another program's."""
+    """The command, option or recipe key of `dcclip ...` that is wrong, "" if none is or if it is another program's."""
     if not command.startswith("dcclip "):
         return ""
     node: Any = DCCLIP
-    for word in shlex.split(command)[1:]:
+    words = shlex.split(command)
+    for word in words[1:]:
         if word.startswith("--"):
             options = {name for parameter in node.params for name in (*parameter.opts, *parameter.secondary_opts)}
             if word not in options | {"--help"}:
@@ -114,7 +118,21 @@ def unknown(command: str) -> str:
             if word not in children:
                 return f"there is no command {word}: {command}"
             node = children[word]
+    overrides = [value for option, value in pairwise(words) if option == "--set"]
+    for recipe in (ROOT / word for word in words if word.endswith(".yaml")):
+        if recipe.exists():
+            try:
+                load(recipe, overrides)
+            except DcclipError as error:
+                return f"{error}: {command}"
     return ""
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_the_commands_in_the_header_of_a_recipe_are_right(recipe: Path) -> None:
+    header = re.sub(r"( \\)?\n# +(?=--)", " ", recipe.read_text("utf-8"))
+    commands = re.findall(r"^#.*?(dcclip [a-z].*?)(?=  |$|`|, |\))", header, re.M)
+    assert [problem for command in commands if (problem := unknown(command))] == []
 
 
 def script_of(page: Path) -> str:

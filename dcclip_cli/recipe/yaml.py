@@ -72,7 +72,8 @@ class Document:
                     raise DcclipError(problem, Message("use a number, for example {}.0", where))
                 at = int(step)
             elif not isinstance(container, dict):
-                raise DcclipError("{}: {} is {}, not a section", KEYS_HINT, place, where, _kind(container))
+                hint = Message("to replace it, write --set {}=VALUE", where)
+                raise DcclipError("{}: {} is {}, not a section", hint, place, where, _kind(container))
             location = (*location, at)
             if number == len(steps):
                 container[at] = value if at == _NAME else anchored(value, Path.cwd())
