@@ -162,16 +162,18 @@ class Labels:
         """(B, C) for image embeddings (B, D) of length 1.
 
         With `multi_label`, a model trained with a sigmoid uses its own bias. One trained with a softmax has none:
-        its probability is that of the label against "something", so 0.5 means no better than that.
+        its probability is that of the label against "something", so 0.5 means no better than that. A label that means
+        the same as "something", such as 其他, is as probable as the most probable other label is not.
         """
         if not self.multi_label:
             return softmax(images, self._embeddings, self._scale)
         logits = self._scale * (images @ self._embeddings.T).astype(np.float64)
-        if self._anything is None:
-            logits += float(self._bias or 0)
-        else:
-            logits -= self._scale * (images @ self._anything.T)
-        return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)))  # tanh neither overflows nor warns, as exp would
+        logits += float(self._bias or 0) if self._anything is None else -self._scale * (images @ self._anything.T)
+        values = 0.5 * (1 + np.tanh(0.5 * logits))  # tanh neither overflows nor warns, as exp would
+        if self._anything is not None:
+            is_rest = np.sum(self._embeddings * self._anything, axis=1) > _SAME
+            values[:, is_rest] = 1 - values[:, ~is_rest].max(axis=1, initial=0, keepdims=True)
+        return np.asarray(values)
 
 
 def softmax(images: np.ndarray, classes: np.ndarray, logit_scale: float) -> np.ndarray:

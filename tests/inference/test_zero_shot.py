@@ -61,6 +61,13 @@ def test_multi_label_uses_the_models_own_bias() -> None:
     np.testing.assert_allclose(probabilities, [1 / (1 + np.exp(-(2 - 1))), 1 / (1 + np.exp(1))], rtol=1e-6)
 
 
+def test_with_several_labels_a_label_that_means_anything_is_for_images_that_no_other_label_fits() -> None:
+    labels = Labels(Compass(["一只狗", "a dog"]), ["狗", "dog", "其他", "other"], multi_label=True)  # type: ignore[arg-type]
+    dog = 1 / (1 + np.exp([-2.0, 2.0]))  # of an image in the north, where dogs are, and of one in the east
+    expected = np.stack([dog, dog, 1 - dog, 1 - dog], axis=1)
+    np.testing.assert_allclose(labels.probabilities(np.asarray([NORTH, EAST], np.float32)), expected, rtol=1e-6)
+
+
 def test_a_name_is_put_in_as_it_is_braces_and_all() -> None:
     assert fill(["一张{}的照片", "{}"], "{0}猫") == ["一张{0}猫的照片", "{0}猫"]
 

@@ -8,6 +8,7 @@ const FIRST = 8; // images that fit a word, at most
 const IMAGES_PER_FIT = 500;
 // What a label is compared with in multi-label prediction by a model without a bias of its own.
 const ANYTHING = { en: "something", zh: "东西" };
+const SAME = 0.95; // cosine of texts of one meaning
 
 /** The items of a list separated by , ， 、 or line ends, without blanks, empty items and repetitions. */
 export const split = (text) => [...new Set(text.split(/[,，、\n]/).map((part) => part.trim()).filter(Boolean))];
@@ -122,7 +123,11 @@ export function probabilities(model, image, classes, multiLabel, anything) {
   const logits = scaled(classes);
   if (multiLabel) {
     const others = anything ? scaled(anything) : logits.map(() => -model.logit_bias);
-    return logits.map((logit, index) => 0.5 * (1 + Math.tanh(0.5 * (logit - others[index]))));
+    const values = logits.map((logit, index) => 0.5 * (1 + Math.tanh(0.5 * (logit - others[index]))));
+    // A label such as 其他, which means the same as anything, is as probable as the most probable other label is not.
+    const isRest = classes.map((embedding, index) => Boolean(anything) && dot(embedding, anything[index]) > SAME);
+    const highest = Math.max(0, ...values.filter((_, index) => !isRest[index]));
+    return values.map((value, index) => (isRest[index] ? 1 - highest : value));
   }
   const highest = Math.max(...logits);
   const exponentials = logits.map((logit) => Math.exp(logit - highest));
