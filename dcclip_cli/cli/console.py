@@ -32,6 +32,7 @@ _NAME_WIDTH = 17  # of a field's name, with blanks on both sides
 
 _MOST_LINES = 50  # of one error
 _NUMBER = re.compile("[-+]?[0-9]")
+_IN_SENTENCE = re.compile(r"(?<![.:\n])\n(?!\n)")  # a line break, which Typer keeps in help
 _RED, _YELLOW, _CYAN = 31, 33, 36  # ANSI colours
 
 
@@ -43,6 +44,9 @@ class CommandGroup(typer.core.TyperGroup):
             from dcclip_cli.cli.chinese import speak_chinese
 
             speak_chinese(self)
+        else:
+            for command in self.commands.values():
+                command.help = _IN_SENTENCE.sub(" ", command.help or "")
         with _usage_errors():
             return super().make_context(*arguments, **options)
 

@@ -135,9 +135,11 @@ def texts(option: CallbackParam, values: list[str] | None) -> list[str]:
 
 
 def out(path: Path | None, folder: bool = True) -> None:
-    """Raise the error that writing a result to `path` would end in, before the work that makes it."""
+    """Raise the error that writing a result to `path` would end in, before the work; create a file's folder."""
     if path is not None:
         check_target(path, folder)
+        if not folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def refuse(problems: Mapping[Message, object]) -> None:

@@ -326,7 +326,7 @@ def search(
         return _show_duplicates(arguments, exclude or (), page, as_json, talk)
     if not texts and not image:
         texts, arguments = [flags.text(arguments[0], Message("the text"))], arguments[1:]
-    flags.refuse({Message("choose a folder of images"): not arguments})
+    flags.refuse({Message("give a text, then a folder of images"): not arguments})
 
     from dcclip_cli.inference import files
 

@@ -220,7 +220,7 @@ def _preview(file: Path, max_pixels: int) -> Image.Image:
         with file.open("rb") as stream, rawpy.imread(str(file) if str(file).isprintable() else stream) as raw:
             preview, turn = raw.extract_thumb(), {3: 180, 5: 90, 6: 270}.get(raw.sizes.flip, 0)
     except rawpy.LibRawError as error:
-        raise ImageError("{} has no readable preview: {}", "export it as JPEG", file, error) from None
+        raise ImageError("{} has no readable preview: {}", "export it as JPEG", file, error.args[0].decode()) from None
     if preview.format == rawpy.ThumbFormat.JPEG:
         return decode(bytes(preview.data), max_pixels)  # LibRaw writes the orientation into its header
     return Image.fromarray(preview.data).convert("RGB").rotate(turn, expand=True)

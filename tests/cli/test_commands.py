@@ -39,6 +39,11 @@ def test_every_command_explains_itself(command: str) -> None:
     assert result.exit_code == 0 and "Usage:" in result.stdout
 
 
+def test_no_line_of_help_ends_within_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "It changes no file in the folders. Photographs" in dcclip("mcp", "--help").stdout
+
+
 def test_the_schema_is_json_with_the_sections_in_it() -> None:
     schema = json.loads(dcclip("recipe", "schema").stdout)
     assert {"name", "teacher", "student", "data", "collect", "distill", "align", "eval", "export", "variants"} == (

@@ -56,8 +56,8 @@ def test_names_are_printed_without_control_characters_and_json_keeps_them(folder
 def test_a_spreadsheet_takes_no_cell_for_a_formula(folder: Path) -> None:
     lines = dcclip("predict", "=1+1.png", "--labels", "=x,猫", "-q", "--csv").stdout.splitlines()
     assert lines[0] == "image,label,probability"
-    dcclip("predict", "=1+1.png", "--labels", "=x,猫", "-q", "--csv", "--out", "表.csv")
-    assert (folder / "表.csv").read_bytes().decode() == "\ufeff" + "\n".join([*lines, ""])  # as Excel needs it
+    dcclip("predict", "=1+1.png", "--labels", "=x,猫", "-q", "--csv", "--out", "新/表.csv")
+    assert (folder / "新/表.csv").read_bytes().decode() == "\ufeff" + "\n".join([*lines, ""])  # as Excel needs it
     assert "--out needs --csv" in dcclip("predict", ".", "--labels", "猫", "--out", "表.csv", expect=2).output
     assert {line.rpartition(",")[0] for line in lines[1:]} == {"'=1+1.png,'=x", "'=1+1.png,猫"}
     assert [csv_cell(text) for text in ("-1", "@a", "猫=1", "")] == ["'-1", "'@a", "猫=1", ""]
@@ -69,8 +69,8 @@ def test_a_name_that_is_no_text_goes_through_every_command(folder: Path, tmp_pat
         (data / name).mkdir(parents=True)
         with open(os.fsencode(data / name) + b"/" + ODD, "wb") as stream:
             Image.new("RGB", (64, 64), "red").save(stream, "PNG")
-    assert "n\\udcff.png" in dcclip("search", "猫", ".", "-q", "--html", "页 page.html").stdout
-    assert "n%FF.png" in (folder / "页 page.html").read_text("utf-8")
+    assert "n\\udcff.png" in dcclip("search", "猫", ".", "-q", "--html", "新 new/页 page.html").stdout
+    assert "n%FF.png" in (folder / "新 new/页 page.html").read_text("utf-8")
     dcclip("embed", ".", "--out", "图.npy", "-q")
     assert "n\\udcff.png" in (folder / "图.txt").read_text("utf-8").splitlines()
     dcclip("embed", ".", "--out", "图.parquet", "-q")

@@ -43,8 +43,8 @@ def test_predict_leaves_out_labels_below_their_own_thresholds(
     assert [row["label"] for row in thresholds] == ["green moon", "红色的圆"] and all(
         row["pictures"] == 1 for row in thresholds
     )
-    same = dcclip_cli.calibrate(folder, model=model, out=tmp_path / "same.json")
-    assert [vars(threshold) for threshold in same.thresholds] == thresholds and same.file == tmp_path / "same.json"
+    same = dcclip_cli.calibrate(folder, model=model, out=tmp_path / "new/same.json")
+    assert [vars(threshold) for threshold in same.thresholds] == thresholds and same.file == tmp_path / "new/same.json"
     ask = ("predict", pictures[0], "--model", model, "--labels", "红色的圆,green moon", "--multi-label", "--json", "-q")
     shown = json.loads(dcclip(*ask).stdout)[0]["labels"]
     all_labels = json.loads(dcclip(*ask, "--threshold", 1e-9).stdout)[0]["labels"]

@@ -158,7 +158,7 @@ def test_a_raw_file_is_read_by_its_preview_upright_and_in_folders(tmp_path: Path
     pixels = np.asarray(upright.convert("L"))
     assert pixels[2, -3] > 200 > 50 > pixels[2, 2]
     file.write_bytes(file.read_bytes()[:900])
-    with pytest.raises(DcclipError, match=r"照片 1\.DNG has no readable preview"):
+    with pytest.raises(DcclipError, match=r"照片 1\.DNG has no readable preview: [^b]"):
         read_image(file)
 
 
