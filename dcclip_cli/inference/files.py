@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -142,17 +143,21 @@ def search(
 def query_fits(encoder: Encoder, indexes: Sequence[ImageIndex], score: float, texts: Sequence[str]) -> bool:
     """Whether the best image, of cosine `score`, fits `texts`, and enough images fit each word that the model knows.
 
-    An image fits from a cosine of `known.fits` on. A word needs one of 500 images, at most eight: the more images there
-    are, the more of them are near a word that none shows. True for a model that cannot tell.
+    The more images there are, the more of them are near a word that none shows. So an image fits from a cosine of
+    `known.fits` on among 500 images, of half of it if it is the only one, and a word needs one of 500 images, at most
+    eight. True for a model that cannot tell.
     """
-    known = encoder.known
-    if known is None or score < known.fits:
-        return known is None
+    known, count = encoder.known, sum(len(index.images) for index in indexes)
+    if known is None:
+        return True
+    least = known.fits * (1 + min(1.0, math.log(max(1, count)) / math.log(_IMAGES_PER_FIT))) / 2
+    if score < least:
+        return False
     words = list(dict.fromkeys(word for text in texts for word in words_of(text, encoder.tokenize)))
     vectors: Iterable[np.ndarray] = text_embeddings(encoder, words) if words else ()
-    needed = max(1, min(_FIRST, sum(len(index.images) for index in indexes) // _IMAGES_PER_FIT))
+    needed = max(1, min(_FIRST, count // _IMAGES_PER_FIT))
     best = (search_all(indexes, vector, needed) for vector in vectors if vector[known.dimension] <= known.most)
-    return all(hits and hits[-1].score >= known.fits for hits in best)
+    return all(hits and hits[-1].score >= least for hits in best)
 
 
 def embed(

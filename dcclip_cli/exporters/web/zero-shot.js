@@ -105,8 +105,9 @@ function ignoredIn(words, ignored) {
 export function queryFits(model, images, query, words) {
   if (!model.known || !images.length) return true;
   const { dimension, most, fits } = model.known;
+  const least = (fits * (1 + Math.min(1, Math.log(images.length) / Math.log(IMAGES_PER_FIT)))) / 2;
   const needed = Math.max(1, Math.min(FIRST, Math.floor(images.length / IMAGES_PER_FIT)));
-  const count = (vector) => images.filter((image) => dot(image, vector) >= fits).length;
+  const count = (vector) => images.filter((image) => dot(image, vector) >= least).length;
   return count(query) > 0 && words.every((word) => word[dimension] > most || count(word) >= needed);
 }
 
