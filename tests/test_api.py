@@ -18,7 +18,7 @@ from dcclip_cli import api
 from dcclip_cli.progress import Lines, Silent, progress_for
 from dcclip_cli.recipe.load import load
 from tests.cli.conftest import dcclip as command
-from tests.test_docs import ROOT, blocks
+from tests.pages import ROOT, blocks
 
 
 @pytest.fixture(scope="module")

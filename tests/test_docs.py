@@ -30,17 +30,12 @@ from docs.generate import REFERENCE, messages
 from docs.results import plots, render
 from docs.results.records import FOLDER, exact, mean, records
 from tests.installed import environment
+from tests.pages import BLOCK, ROOT, blocks
 
-ROOT = Path(__file__).parent.parent
 DCCLIP = typer.main.get_command(app)
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 RECIPES = sorted([*(ROOT / "recipes").glob("*.yaml"), *(ROOT / "benchmarks").glob("*/*.yaml")])
 LANGUAGES = {"sh", "python", "yaml", "text"}
-_BLOCK = re.compile(
-    r"(?P<marked><!-- not run here: [^\n]+ -->\n)?"
-    r'^```(?P<language>\w*)(?: title="(?P<title>[^"\n]+)")?\n(?P<body>.*?)^```$',
-    re.M | re.S,
-)
 TUTORIALS = [page for page in PAGES if page.parent.name == "tutorials" or page.name.startswith("getting-started.")]
 CHINESE = [  # but for the README, and for pages that docs/generate writes in both languages
     page
@@ -48,16 +43,6 @@ CHINESE = [  # but for the README, and for pages that docs/generate writes in bo
     if page.parent != ROOT and page.match("*.zh.md") and page.name not in ("recipes.zh.md", "cli.zh.md")
 ]
 _LINK = re.compile(r"\]\((?!https?://)([^)#]+)")
-
-
-def blocks(page: Path, language: str, marked: bool | None = None) -> list[str]:
-    """The code blocks of a page in one language; if `marked` is given, those with or those without the mark."""
-    matches = _BLOCK.finditer(page.read_text("utf-8"))
-    return [
-        block["body"]
-        for block in matches
-        if block["language"] == language and marked in (None, block["marked"] is not None)
-    ]
 
 
 def commands(page: Path, marked: bool | None = None) -> list[str]:
@@ -69,7 +54,7 @@ def commands(page: Path, marked: bool | None = None) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_s_links_lead_to_files_its_recipes_load_and_its_options_exist(page: Path, tmp_path: Path) -> None:
     text = page.read_text("utf-8")
-    assert {block["language"] for block in _BLOCK.finditer(text)} <= LANGUAGES
+    assert {block["language"] for block in BLOCK.finditer(text)} <= LANGUAGES
     assert [link for link in _LINK.findall(text) if not (page.parent / link).exists()] == []
     for recipe in blocks(page, "yaml"):
         (tmp_path / "recipe.yaml").write_text(recipe, "utf-8")
@@ -138,7 +123,7 @@ def test_the_commands_in_the_header_of_a_recipe_are_right(recipe: Path) -> None:
 def script_of(page: Path) -> str:
     """The commands of a page in order, for four steps where it asks for some, with its titled blocks as files."""
     parts = ["set -euo pipefail"]
-    for block in _BLOCK.finditer(page.read_text("utf-8")):
+    for block in BLOCK.finditer(page.read_text("utf-8")):
         if block["title"]:
             parts.append(f"cat > {shlex.quote(block['title'])} << 'END OF FILE'\n{block['body']}END OF FILE")
         elif block["language"] == "sh" and not block["marked"]:
@@ -199,7 +184,7 @@ def test_a_page_shows_what_its_commands_print_in_its_language(page: Path, tmp_pa
     language = "zh" if ".zh." in page.name else "en"
     env = os.environ | {"DCCLIP_LANG": language, "PATH": path, "PYTHONPATH": str(ROOT)}
     printed = ""
-    for block in _BLOCK.finditer(page.read_text("utf-8")):
+    for block in BLOCK.finditer(page.read_text("utf-8")):
         if block["title"]:
             (tmp_path / block["title"]).write_text(block["body"], "utf-8")
         elif block["language"] == "sh" and not block["marked"]:

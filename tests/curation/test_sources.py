@@ -19,7 +19,7 @@ from dcclip_cli.curation.sources.sidecar import FolderSource, TarsSource
 from dcclip_cli.curation.sources.tables import HubSource, TableSource
 from dcclip_cli.errors import DcclipError
 from tests.curation.reading import PIXEL, faults, read, reasons, tar
-from tests.test_docs import ROOT, blocks
+from tests.pages import ROOT, blocks
 
 
 def test_slices_of_a_folder_are_of_the_size_asked_for_and_together_the_whole(tmp_path: Path) -> None:

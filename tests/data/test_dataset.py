@@ -25,8 +25,8 @@ from dcclip_cli.data.unpaired import open_images, open_texts
 from dcclip_cli.errors import DcclipError
 from tests.data.test_collator import collate
 from tests.images import encode
+from tests.pages import ROOT, blocks
 from tests.tars import tar_bytes, tar_of
-from tests.test_docs import ROOT, blocks
 
 CAT = Pair(key="cat", image=b"\x89PNG cat", zh=("猫", "小猫"), en=("cat",), meta={"license": "CC0", "作者": "李"})
 DOG = Pair(key="dog", image=b"\xff\xd8 dog", zh=(), en=("dog", "hound"))

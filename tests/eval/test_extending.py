@@ -13,7 +13,7 @@ from dcclip_cli.eval.datasets import open_dataset
 from dcclip_cli.eval.loaders import files
 from tests.eval import layouts
 from tests.eval.conftest import clear
-from tests.test_docs import ROOT, blocks
+from tests.pages import ROOT, blocks
 
 PAGE = ROOT / "docs/how-to/extend.md"
 

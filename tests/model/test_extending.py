@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from dcclip_cli.model import teachers
 from dcclip_cli.model.teachers import OpenClipTeacher
-from tests.test_docs import ROOT, blocks
+from tests.pages import ROOT, blocks
 
 PAGE = ROOT / "docs/tutorials/add-a-teacher.md"
 

@@ -15,7 +15,7 @@ from dcclip_cli.checksums import write_record
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.train.losses import DistillLoss
 from tests.cli.conftest import dcclip as dcclip_command
-from tests.test_docs import ROOT, blocks
+from tests.pages import ROOT, blocks
 from tests.train.losses.outputs import NONE, outputs
 
 PAGE = ROOT / "docs/how-to/own-loss.md"
