@@ -17,7 +17,6 @@ if TYPE_CHECKING:
         compare,
         datasets,
         distill,
-        duplicates,
         evaluate,
         export,
         fit,
@@ -28,14 +27,16 @@ if TYPE_CHECKING:
         sweep,
         trim,
     )
+    from dcclip_cli.curation.dedup.copies import duplicates
     from dcclip_cli.inference.bench import bench
     from dcclip_cli.inference.calibrate import calibrate
     from dcclip_cli.inference.files import embed, predict, search
     from dcclip_cli.inference.model import load
 
-_LIGHT = {  # without recipes and pydantic
-    "bench": "bench", "calibrate": "calibrate", "load": "model",
-    "embed": "files", "predict": "files", "search": "files",
+_LIGHT = {  # without recipes
+    "bench": "inference.bench", "calibrate": "inference.calibrate", "load": "inference.model",
+    "embed": "inference.files", "predict": "inference.files", "search": "inference.files",
+    "duplicates": "curation.dedup.copies",
 }  # fmt: skip
 __all__ = [
     "DcclipError", "__version__", "align", "bench", "calibrate", "collect", "compare", "datasets", "distill",
@@ -50,8 +51,7 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    module = f"inference.{_LIGHT[name]}" if name in _LIGHT else "api"
-    return getattr(import_module(f"{__name__}.{module}"), name)
+    return getattr(import_module(f"{__name__}.{_LIGHT.get(name, 'api')}"), name)
 
 
 def __dir__() -> list[str]:

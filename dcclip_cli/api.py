@@ -25,7 +25,6 @@ from dcclip_cli.run_dir import RunDir, StageName, TrainResult
 
 if TYPE_CHECKING:
     from dcclip_cli.curation.collect import CollectResult
-    from dcclip_cli.curation.dedup.copies import Duplicates
     from dcclip_cli.eval.compare import Comparison
     from dcclip_cli.eval.registry import KnownSet
     from dcclip_cli.eval.result import EvalResult
@@ -455,18 +454,6 @@ def fit(
     result = Fit(FitOptions(os.fspath(data), **options), Path(out), device, progress_for(progress)).run()
     write_report(result)
     return result
-
-
-def duplicates(
-    folder: PathLike | Sequence[PathLike], *, exclude: Sequence[str] = (), progress: ProgressChoice = False
-) -> Duplicates:
-    """Find copies among the images of folders; returns groups of them, in each the largest image first.
-
-    Copies are resized, compressed again, slightly cropped or watermarked. `exclude` are globs for files and folders.
-    """
-    from dcclip_cli.curation.dedup.copies import find_copies
-
-    return find_copies(map(Path, several(folder)), progress_for(progress), exclude)
 
 
 def index(

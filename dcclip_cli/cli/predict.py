@@ -287,7 +287,7 @@ _LIKE_TEXT = Option(
 )
 _NOT = Option("--not", metavar="TEXT", callback=flags.texts, help="Text whose embedding is subtracted. Repeatable.")
 _PAGE = Option("--html", metavar="FILE", help="Also write an HTML page with thumbnails.")
-_DUPLICATES = Option("--duplicates", help="Find copies among the images in the folders instead; needs no model.")
+_DUPLICATES = Option("--duplicates", help="Find copies and bursts among the images in the folders instead.")
 _DTYPE = Option("--dtype", help="Type of the embeddings in the index: int8 and binary take less space.")
 
 
@@ -316,14 +316,16 @@ def search(
     per folder, image tower, --dims and --dtype; models with the same image tower share it.
     Scores are cosines: use them to rank images, not as probabilities.
     --duplicates shows groups of copies: resized, compressed again, slightly cropped or watermarked; the largest first.
+    It also shows bursts: similar images that were taken within 3 seconds of each other, according to EXIF.
     Exit code 1 if an image cannot be read; the others are still searched. It is not tried again until it changes.
     """
     flags.out(page, folder=False)
     talk = console.talk(quiet, verbose)
     if duplicates:
-        ignored = texts, image, without, model, dims, fresh, threads, top_k != 12, dtype != "fp16", device != "auto"
-        flags.refuse({Message("--duplicates takes folders, --exclude, --json and --html only"): any(ignored)})
-        return _show_duplicates(arguments, exclude or (), page, as_json, talk)
+        ignored = texts, image, without, dims, fresh, top_k != 12, dtype != "fp16"
+        flags.refuse({Message("--duplicates takes no query, --dims, --dtype, --fresh or --top-k"): any(ignored)})
+        chosen = {"exclude": exclude or (), "model": model, "device": device, "threads": threads, "progress": talk}
+        return _show_duplicates(arguments, chosen, page, as_json, talk)
     if not texts and not image:
         texts, arguments = [flags.text(arguments[0], Message("the text"))], arguments[1:]
     flags.refuse({Message("give a text, then a folder of images"): not arguments})
@@ -354,21 +356,27 @@ def search(
 
 
 def _show_duplicates(
-    folders: Sequence[str], exclude: Sequence[str], page: Path | None, as_json: bool, talk: Progress
+    folders: Sequence[str], options: Mapping[str, Any], page: Path | None, as_json: bool, talk: Progress
 ) -> None:
-    from dcclip_cli import api
+    from dcclip_cli.curation.dedup.copies import duplicates
 
-    result = api.duplicates(folders, exclude=exclude, progress=talk)
-    numbered = [(number, photo) for number, group in enumerate(result.groups, 1) for photo in group]
-    rows = [(f"{number}", str(photo.image), f"{photo.width} x {photo.height}") for number, photo in numbered]
+    result = duplicates(folders, **options)
+    labelled = [(Message("copies {}", number), group) for number, group in enumerate(result.copies, 1)]
+    labelled += [(Message("burst {}", number), group) for number, group in enumerate(result.bursts, 1)]
+    rows = [(label, photo, f"{photo.width} x {photo.height}") for label, group in labelled for photo in group]
     if as_json:
-        listed = [[{**vars(photo), "image": str(photo.image)} for photo in group] for group in result.groups]
-        console.show_json(listed)
+        groups_by_kind = {"copies": result.copies, "bursts": result.bursts}
+        console.show_json({
+            kind: [[{**vars(photo), "image": str(photo.image)} for photo in group] for group in groups]
+            for kind, groups in groups_by_kind.items()
+        })  # fmt: skip
     else:
-        headings, copies = (Message("group"), Message("image"), Message("pixels")), len(rows) - len(result.groups)
-        console.show_table(Message("{:,} copies in {:,} groups", copies, len(result.groups)), headings, rows)
+        counts = sum(map(len, result.copies)) - len(result.copies), len(result.copies), len(result.bursts)
+        headings = Message("group"), Message("image"), Message("pixels")
+        title = Message("{:,} copies in {:,} groups, {:,} bursts", *counts)
+        console.show_table(title, headings, [(label, str(photo.image), size) for label, photo, size in rows])
     if page:
-        captions = {Path(image): f"{number} · {size} · {Path(image).name}" for number, image, size in rows}
+        captions = {photo.image: f"{translated(label)} · {size} · {photo.image.name}" for label, photo, size in rows}
         _write_page(page, translated(Message("Duplicates")), [], captions, talk)
     _show_errors(result.errors)
 

@@ -79,10 +79,11 @@ def mcp(
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:
-    """Let an AI assistant search, see and label the photographs in folders.
+    """Let an AI assistant search, see and label the photographs in folders, and find duplicates.
 
-    A server of the Model Context Protocol on stdin and stdout, which the assistant starts. It changes no file in the
-    folders. Photographs that the assistant looks at are sent to its model; a search sends their paths.
+    A server of the Model Context Protocol on stdin and stdout, which the assistant starts. Its tools are search, show,
+    label and duplicates. They change no file in the folders. Photographs that the assistant looks at are sent to its
+    model; searches send their paths.
     """
     talk = console.talk(quiet, verbose)
     for folder in folders:

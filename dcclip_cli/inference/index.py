@@ -172,10 +172,11 @@ def open_index(
 
     It is stored in the cache folder, if that can be written, for all models with the same image tower. Files that the
     index of a folder above has are not embedded again, and those that could not be decoded are not tried again, unless
-    `fresh`. Raises DcclipError where there is no such folder, or no image in it that can be read. An `updated` index
-    has the files of `listing`, perhaps none; rows of others remain stored, because their disk may be away for a moment.
+    `fresh`. Raises DcclipError where there is no such folder, or no image in it that can be read. With a `listing`, the
+    index has only these files, perhaps none, and rows of others remain stored: their disk may be away for a moment.
+    `updated` is the index before.
     """
-    progress, skipped = progress or Silent(), Counter[str]()
+    progress, skipped, is_partial = progress or Silent(), Counter[str](), listing is not None
     listing = list_images(folder, exclude, skipped) if listing is None else listing
     names, paths, videos = [*listing], [folder / name for name in listing], np.fromiter(map(is_video, listing), bool)
     store = (updated and updated.store) or FeatureStore(_index_folder(model, folder, kind), progress.say, optional=True)
@@ -195,10 +196,10 @@ def open_index(
     is_unreadable &= ~embedded.has_vector
     failed = [place for place, error in embedded.errors.items() if isinstance(error, ImageError)]
     _report(failures, failure_keys[failed])
-    if not (updated or embedded.has_vector.any()):
+    if not (is_partial or embedded.has_vector.any()):
         raise DcclipError("{} contains no readable image", "choose a folder with readable images", folder)
     # Most rows are of pictures that changed, if none are excluded.
-    if store.rows > 2 * embedded.has_vector.sum() and not (exclude or updated or store.in_memory):
+    if store.rows > 2 * embedded.has_vector.sum() and not (exclude or is_partial or store.in_memory):
         store.clear()
         for rows in embedded.stored:
             store.write([rows])

@@ -29,7 +29,7 @@ _REDUCED_PX = 512  # what both sides of a reduced JPEG have at least
 _SMALLER = Message("shrink the image first")
 MAX_ASPECT = 100  # longer side / shorter side: resizing a thinner image by its shorter side would make it huge
 # What Pillow and its plugins raise for damaged files.
-_DAMAGE = (
+DAMAGE = (
     *(OSError, SyntaxError, ValueError, TypeError, EOFError),
     *(RuntimeError, LookupError, ArithmeticError, struct.error),
 )
@@ -92,7 +92,7 @@ def decode(
     except UnidentifiedImageError:
         message = Message("{} is not a readable image in a supported format", name)
         raise ImageError(message, "convert the file to JPEG, PNG or WebP") from None
-    except _DAMAGE as error:
+    except DAMAGE as error:
         # Not "[Errno 40] ...: 'cat.png'", and of libjxl the first line.
         reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
         kind = DcclipError if getattr(error, "errno", None) else ImageError  # a disk may be read later

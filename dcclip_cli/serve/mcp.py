@@ -15,14 +15,13 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import ToolAnnotations
 from pydantic import Field
 
-from dcclip_cli.curation.dedup.copies import find_copies
+from dcclip_cli.curation.dedup.copies import duplicates
 from dcclip_cli.errors import DcclipError, translated
 from dcclip_cli.html import jpeg_thumbnail
 from dcclip_cli.inference import files
 from dcclip_cli.inference.images import read
 from dcclip_cli.inference.model import Model
 from dcclip_cli.inference.videos import split_frame
-from dcclip_cli.progress import Silent
 from dcclip_cli.text import printable
 from dcclip_cli.versions import VERSION
 
@@ -79,18 +78,24 @@ class Tools:
         return {"photos": listed, "unknown": self._model.unknown(labels)}
 
     def duplicates(self, top_k: Annotated[int, Field(ge=1, le=1000)] = 100) -> dict[str, Any]:
-        """Find copies among all photographs: resized, compressed again, slightly cropped or watermarked.
+        """Find duplicates among all photographs, up to `top_k` groups of each kind.
 
-        `groups` are the first `top_k` of `count` groups, in each the largest photograph first.
+        `copies` are resized, compressed again, slightly cropped or watermarked, the largest photograph first. `bursts`
+        are similar photographs that were taken within seconds. Videos are not compared.
         """
-        copies = find_copies(self._folders, Silent()).groups
-        inside = ([photo for photo in group if self._contains(photo.image)] for group in copies)
-        groups = [
-            [{"photo": printable(str(photo.image)), "width": photo.width, "height": photo.height} for photo in group]
-            for group in inside
-            if len(group) > 1
-        ]
-        return {"groups": groups[:top_k], "count": len(groups)}
+        result, answer = duplicates(self._folders, model=self._model), dict[str, Any]()
+        for kind, groups in (("copies", result.copies), ("bursts", result.bursts)):
+            inside = ([photo for photo in group if self._contains(photo.image)] for group in groups)
+            rows = [
+                [
+                    {"photo": printable(str(photo.image)), "width": photo.width, "height": photo.height}
+                    for photo in group
+                ]
+                for group in inside
+                if len(group) > 1
+            ]
+            answer |= {kind: rows[:top_k], f"{kind}_count": len(rows)}
+        return answer
 
     def _contains(self, path: Path) -> bool:
         return any(map(Path(os.path.realpath(path)).is_relative_to, self._folders))  # with links followed

@@ -140,31 +140,44 @@ def test_a_video_is_shown_with_its_time_and_an_extra_is_named_where_it_cannot_be
     assert "search: skipped 1 .mp4 (to read more formats: pip install" in dcclip("search", "moon", folder).stderr
 
 
-def test_duplicates_are_grouped_across_folders_the_largest_first(tmp_path: Path) -> None:
+def test_duplicates_are_copies_and_bursts_across_folders_and_a_second_look_embeds_nothing(tmp_path: Path) -> None:
     photos = pq.read_table(Path(__file__).parents[2] / "recipes/starter/photos.parquet")["image"].to_pylist()[:12]
     folders = tmp_path / "相册", tmp_path / "手机"
-    for folder in folders:
-        folder.mkdir()
+
+    def save(photo: Image.Image, name: str, time: str = "", fraction: str = "") -> None:
+        exif = Image.Exif()
+        if time:
+            exif[0x0110] = "camera"  # without which Pillow writes none into PNG
+            exif.get_ifd(0x8769).update({0x9003: f"2026:05:01 {time}", 0x9291: fraction})
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        photo.save(tmp_path / name, exif=exif, quality=60)
+
     for number, image in enumerate(photos):
         photo = Image.open(io.BytesIO(image)).convert("RGB")
-        photo.save(folders[0] / f"{number}.png")
+        width, height = photo.size
+        save(photo, f"相册/{number}.png", f"12:00:{2 * number:02}")  # each taken within seconds of the others
         if number < 3:
-            width, height = photo.size
-            photo.resize((width // 2, height // 2)).save(folders[1] / f"小{number}.jpg", quality=60)
-            photo.crop((width // 40, height // 40, width - width // 40, height - height // 40)).save(
-                folders[1] / f"c{number}.jpg"
-            )
+            cropped = photo.crop((width // 40, height // 40, width - width // 40, height - height // 40))
+            save(photo.resize((width // 2, height // 2)), f"手机/小{number}.jpg", f"12:00:{2 * number:02}")
+            save(cropped, f"手机/c{number}.jpg")
+        if number == 3:
+            for shot in range(1, 4):  # the camera moves, or stands still
+                moved = photo.crop((width // 9, 0, width, height - height // 9)) if shot < 3 else photo
+                save(moved, f"手机/连拍{shot}.jpg", "12:00:06", f"{3 * shot}0")
+            save(moved.resize((width // 2, height // 2)), "手机/连拍 small.jpg", "12:00:06", "90")
     (folders[0] / "坏.jpg").write_bytes(b"broken")
-    page = tmp_path / "page.html"
-    ran = dcclip("search", "--duplicates", *folders, "--json", "--html", page, expect=1)
-    groups = json.loads(ran.stdout)
-    named = [[Path(photo["image"]).relative_to(tmp_path).as_posix() for photo in group] for group in groups]
-    assert named == [[f"相册/{number}.png", f"手机/c{number}.jpg", f"手机/小{number}.jpg"] for number in range(3)]
-    assert "error: " in ran.stderr and page.read_text("utf-8").count("data:image/jpeg;base64,") == 9
-    table = dcclip("search", "--duplicates", *folders, "--exclude", "c*", "--exclude", "坏*", "--exclude", "1.png")
-    assert "2 copies in 2 groups" in " ".join(table.stdout.split())
-    for ignored in ("--not 红", "--dtype int8", "--top-k 3", "--threads 1", "--device cpu"):
-        assert "--html only" in dcclip("search", "--duplicates", folders[0], *ignored.split(), expect=2).output
+    page, command = tmp_path / "page.html", ("search", "--duplicates", *folders, "--model", "starter")
+    ran = dcclip(*command, "--json", "--html", page, expect=1)
+    groups = [[Path(photo["image"]).stem for photo in group] for group in json.loads(ran.stdout)["copies"]]
+    assert groups == [["连拍3", "连拍 small"], *(["0", "c0", "小0"], ["1", "c1", "小1"], ["2", "c2", "小2"])]
+    assert [[Path(photo["image"]).stem for photo in group] for group in json.loads(ran.stdout)["bursts"]] == [
+        ["3", "连拍1", "连拍2", "连拍3"]
+    ]
+    assert "error: " in ran.stderr and page.read_text("utf-8").count("data:image/jpeg;base64,") == 14
+    table = dcclip(*command, "--exclude", "c*", "--exclude", "坏*", "--exclude", "1.png", "--exclude", "连拍*")
+    assert "2 copies in 2 groups, 0 bursts" in " ".join(table.stdout.split()) and "compare" not in table.stderr
+    for ignored in ("--not 红", "--dtype int8", "--top-k 3", "--dims 8", "--fresh"):
+        assert "takes no query" in dcclip("search", "--duplicates", folders[0], *ignored.split(), expect=2).output
 
 
 def test_embed_writes_rows_and_their_names(pictures: list[Path], tmp_path: Path) -> None:

@@ -63,8 +63,11 @@ def test_ten_dialogues_find_show_and_label_photos_and_paths_outside_are_refused(
             alike = await call("search", like=str(rocket), without="猫", top_k=1)
             assert Path(alike["photos"][0]["photo"]).name == "rocket.jpg"
             copies = await call("duplicates")
-            [[largest, copy]] = copies["groups"]
-            assert copies["count"] == 1 and (Path(largest["photo"]), Path(copy["photo"]).name) == (cat, "小猫.jpg")
+            [[largest, copy]] = copies["copies"]
+            assert copies["copies_count"] == 1 and (Path(largest["photo"]), Path(copy["photo"]).name) == (
+                cat,
+                "小猫.jpg",
+            )
             rows = await call("label", photos=[str(cat), "broken.jpg"], labels=["cat", "火箭"], multi_label=True)
             [labels, failure] = rows["photos"]
             assert labels["labels"]["cat"] > 0.5 > labels["labels"]["火箭"]
