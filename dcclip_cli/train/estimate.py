@@ -107,7 +107,7 @@ class BlankStage(Stage):
         return self.blank_student
 
     @cached_property
-    def random_features(self) -> list[TeacherFeatures]:
+    def random_features(self) -> "list[_RandomTeacher]":
         """Random features in place of the teachers that are here, as the teacher cache has them."""
         layers = sorted({layer for loss in self.losses for layer in loss.teacher_layers_needed})
         teachers, grid = [teacher for teacher in self.blank_teachers if teacher is not None], map_grids(self.towers)[-1]
@@ -166,11 +166,12 @@ class BlankStage(Stage):
     def features(self) -> list[TeacherFeatures]:
         """Random features in place of those in the teacher cache; teachers that run in each step do so."""
         if self.options.teacher_cache is True:
-            return self.random_features
+            return [*self.random_features]
         features: list[TeacherFeatures] = []
         for number, teacher in enumerate(self.teachers):
             layers = layers_of(self.losses, number)
-            features.append(OnlineTeacher(teacher.towers, number, layers, widths(teacher.towers, layers)))
+            live = OnlineTeacher(teacher.towers, number, layers, widths(teacher.towers, layers))
+            features.append(replace(self.random_features[number], live=live) if self.options.teacher_cache else live)
         return features
 
     def questions(self) -> Iterator[Question]:
@@ -269,10 +270,11 @@ class BlankStage(Stage):
 
 @dataclass(frozen=True)
 class _RandomTeacher(TeacherFeatures):
-    """Random features with a teacher's widths, and the student's grid, as in the teacher cache."""
+    """Random features with a teacher's widths, and the student's grid, as in the teacher cache; images may be live."""
 
     widths: Widths
     grid: Grid
+    live: OnlineTeacher | None = None
 
     def features(self, batch: Batch) -> Outputs:
         device, images, wide = batch.pixels.device, len(batch.pixels), self.widths
@@ -289,6 +291,7 @@ class _RandomTeacher(TeacherFeatures):
             for name, texts in batch.texts.items()
         }
         image = ImageFeatures(torch.rand(images, wide.embedding, device=device), maps.pop(-1), maps)
+        image = self.live.features(replace(batch, texts={})).image if self.live else image
         index = {name: texts.image_index for name, texts in batch.texts.items()}
         return Outputs(image, texts, index, torch.tensor(20.0, device=device))
 
@@ -307,8 +310,9 @@ def measure(stage: BlankStage, with_teachers: bool = True) -> Times:
 
     Raises DcclipError where there is not enough memory for the smallest parts of a step.
     """
+    absent = len(stage.blank_teachers) - len(stage.random_features)
     alone = copy(stage)
-    alone.blank_teachers = [None] * (len(stage.blank_teachers) - len(stage.random_features))
+    alone.blank_teachers = [None] * absent
     try:
         with process_pool(1, (__name__,)) as pool:  # which imports this once for all stages
             [times] = calls(pool, partial(_measure, with_teachers=with_teachers), [alone], _MEMORY_HINT)
@@ -347,7 +351,7 @@ def _measure(stage: BlankStage, with_teachers: bool) -> Times:
         trainer = Trainer(stage)
         trainer.restore()
         trainer.task.train()
-        paces = _paces(stage) if with_teachers and options.teacher_cache is True else []
+        paces = _paces(stage) if with_teachers and options.teacher_cache else []
         (few, _, _, before), (count, step_s, load_s, peak) = ([*_steps(stage, trainer, parts, workers)] * 2)[-2:]
         needed = trainer.parts.at(trainer.state.step)
     step_s, load_s = total / count * step_s, total / count * load_s / max(1, workers)
@@ -452,6 +456,8 @@ def time_lines(stage: BlankStage, times: Times, with_nothing: bool = True) -> It
         yield Message("{}: {} take about {} ({:.3g} s per step)", name, steps, took, times.step_s)
     for number, pace in enumerate(times.teachers):
         rows = stage.remaining_rows(number)
+        if stage.options.teacher_cache == "texts" and times.step_s is not None:
+            rows = Rows(0, rows.texts)  # images are part of the steps
         if not (with_nothing or rows.images or rows.texts):
             continue
         who = Message("the teacher") if len(times.teachers) == 1 else Message("teacher {}", number)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from dcclip_cli import api
 from dcclip_cli.data.dataset import write_parquet
@@ -44,7 +45,7 @@ def test_a_stage_knows_its_steps_and_what_its_teacher_is_asked(stages: list[Blan
 
 
 def test_images_and_texts_are_estimated_and_counted_by_their_own_numbers_per_step(
-    whole_recipe: dict[str, Any], pictures: list[Path], tmp_path: Path
+    whole_recipe: dict[str, Any], pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "lines.tsv").write_text("".join(f"{zh}\t{en}\n" for en, zh in SHAPES.items()), "utf-8")
     recipe = {name: value for name, value in whole_recipe.items() if name not in ("align", "eval", "export")}
@@ -62,6 +63,17 @@ def test_images_and_texts_are_estimated_and_counted_by_their_own_numbers_per_ste
     assert stage.remaining_rows(0) == Rows(0, 0)  # the cache has them
     texts = replace(stage, options=stage.options.model_copy(update={"teacher_cache": "texts"}))
     assert texts.remaining_rows(0) == Rows(9, 0) and texts.cache_bytes == 0  # images pass through the teacher in steps
+    new_texts = replace(texts, seed=1)
+    monkeypatch.setenv("DCCLIP_CACHE", str(tmp_path / "cache"))
+    times = measure(new_texts)
+    assert [pace and pace.text_s > 0 for pace in times.teachers] == [True]
+    took = replace(times, step_s=0.5, teachers=[Pace(1.0, 0.5)])
+    assert [*lines(new_texts, took)][1] == "distill: the teacher encodes about 0 images and up to 12 texts: about 6 s"
+    live = replace(stage, options=stage.options.model_copy(update={"teacher_cache": False}))
+    batch = texts.collator.batch(next(texts.training.sampler(0, 1)))
+    outputs = [blank.features[0].features(batch) for blank in (texts, live)]
+    assert torch.equal(outputs[0].image.embedding, outputs[1].image.embedding)
+    assert not torch.equal(outputs[0].texts["zh"].embedding, outputs[1].texts["zh"].embedding)  # as from the cache
 
 
 # Prints what --check predicts of a run's peak memory, and that peak.
