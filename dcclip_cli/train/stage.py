@@ -262,7 +262,7 @@ class Stage:
                 batches = self.caches[0].completing(batches)
                 collator = replace(collator, read_features=(self.caches[0].reader,))
             self.progress.say(Message("teacher: computing its {} principal components", width))
-            space = narrow_space(fingerprint, features[0], collator, batches, width)
+            space = narrow_space(fingerprint, features[0], collator, batches, width, self.device)
             self.student = replace(self.student, space=space)
         if self.student.space and self.student.space.teacher == fingerprint:
             features[0] = NarrowTeacher(features[0], self.student.space)

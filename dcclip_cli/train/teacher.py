@@ -303,12 +303,17 @@ def principal_components(embeddings: Sequence[Tensor], count: int) -> Tensor:
 
 
 def narrow_space(
-    fingerprint: str, teacher: TeacherFeatures, collator: Collator, batches: Iterable[list[Sample]], width: int
+    fingerprint: str,
+    teacher: TeacherFeatures,
+    collator: Collator,
+    batches: Iterable[list[Sample]],
+    width: int,
+    device: str,
 ) -> NarrowSpace:
     """The space of `width` dimensions in which a teacher's embeddings of the first of these batches are longest."""
     images, texts = list[Tensor](), list[Tensor]()
     for samples in batches:
-        outputs = teacher.features(collator.batch(samples))
+        outputs = teacher.features(collator.batch(samples).to(device))
         teacher.check()
         images.append(outputs.image.embedding.float().cpu())
         texts.extend(features.embedding.float().cpu() for features in outputs.texts.values())

@@ -16,15 +16,16 @@ from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.model.model_dir import load_model, model_fingerprint, read_provenance
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.teachers import AltClipTeacher
+from dcclip_cli.model.towers import ImageFeatures
 from dcclip_cli.recipe.load import load
 from dcclip_cli.run_dir import RunDir
-from dcclip_cli.train.losses.base import Widths
+from dcclip_cli.train.losses.base import Outputs, Widths
 from dcclip_cli.train.losses.contrastive import TaskLoss
 from dcclip_cli.train.losses.embeddings import EmbeddingLoss, InteractiveLoss
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
 from dcclip_cli.train.stage import Stage
 from dcclip_cli.train.task import TrainingTask
-from dcclip_cli.train.teacher import NarrowSpace
+from dcclip_cli.train.teacher import NarrowSpace, TeacherFeatures, narrow_space
 from dcclip_cli.train.trainer import train_stage
 from tests.train.jobs import WEIGHTS, Job, Watch, elsewhere, logged, refused, run, stage_of, weights
 
@@ -144,6 +145,20 @@ def test_a_narrower_student_learns_the_teachers_principal_components_in_both_sta
     aligned = run(aligning)
     loaded = NarrowSpace.read(aligned.model)
     assert loaded is not None and torch.equal(loaded.components, space.components)
+
+
+def test_principal_components_are_those_of_batches_on_the_teachers_device(distilling: Job) -> None:
+    distilling["options"]["teacher_cache"] = False
+    stage, devices = stage_of(distilling), set[str]()
+
+    class Teacher(TeacherFeatures):
+        def features(self, batch: Batch) -> Outputs:
+            devices.update(pixels.device.type for pixels in (batch.pixels, *batch.teacher_pixels))
+            embedding = torch.eye(16)
+            return Outputs(ImageFeatures(embedding, embedding[:, :, None, None]), {}, {}, torch.tensor(20.0))
+
+    narrow_space("", Teacher(), stage.plain_collator, stage.training.sampler(0, 1), 8, "meta")
+    assert devices == {"meta"}
 
 
 @pytest.mark.parametrize("loss", ["embedding", "task"])
