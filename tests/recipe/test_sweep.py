@@ -11,7 +11,7 @@ import yaml
 import dcclip_cli as dcclip_api
 from dcclip_cli.run_dir import RunDir
 from tests.cli.conftest import dcclip
-from tests.train.jobs import refused
+from tests.train.jobs import refused, send
 
 
 @pytest.fixture
@@ -77,15 +77,24 @@ def test_each_run_has_the_weights_of_its_seed_alone_and_a_second_call_runs_nothi
 
 
 @pytest.mark.any_cpu
-def test_runs_at_a_time_in_their_own_processes_have_the_same_weights(
+def test_runs_at_a_time_in_their_own_processes_have_the_same_weights_and_twins_also_after_an_interruption(
     recipe: dict[str, Any], downloaded_folder: Path
 ) -> None:
-    only = {name: value for name, value in recipe.items() if name not in ("variants", "eval")}
+    only = {name: value for name, value in recipe.items() if name != "variants"}
+    only["eval"] = {**only["eval"], "task": "twins"}
     for section in ("teacher", "distill", "align"):  # conftest.py decides what `auto` means in this process only
         only[section] = {**only[section], "precision": "fp32"}
+    with pytest.raises(KeyboardInterrupt):
+        dcclip_api.sweep(only, [0, 1], out="by-1", progress=send("altclip on train", 1))
+    assert Path("by-1/seed-0/align/model").exists() and not Path("by-1/seed-0/eval").exists()
     results = [dcclip_api.sweep(only, [0, 1], out=f"by-{number}", at_a_time=number) for number in (1, 2)]
     assert weights("by-1/seed-1") == weights("by-2/seed-1")
     assert [row.model for row in results[1].rows] == ["teacher", "student"]
+    runs = [Path(f"by-{number}/runs.csv").read_text("utf-8") for number in (1, 2)]
+    assert runs[0] == runs[1] and ",student,overlap@10,train zh,1," in runs[0]
+    *_, student = dcclip_api.sweep(only, [0], out="by-1").rows
+    low, high = student.intervals["train zh"]
+    assert low <= student.scores()["overlap@10", "train zh"][0] <= high
 
 
 _LOSS = """
