@@ -43,6 +43,7 @@ def fit(
     time: Annotated[float | None, _TIME] = None,
     threads: Annotated[int, _THREADS] = 1,
     out: Annotated[Path, Option("--out", metavar="DIR", help="Run directory.")] = Path("runs/fit"),
+    trust_remote_code: flags.TrustRemoteCode = False,
     device: flags.Where = "auto",
     as_json: Annotated[bool, Option("--json", help="Print a JSON object.")] = False,
     quiet: flags.Quiet = False,
@@ -62,6 +63,7 @@ def fit(
     from dcclip_cli.fitting.report import summary, table
 
     options |= {"max_mb": max_mb, "max_ms": max_ms, "time_s": time, "teacher": teacher, "device": device}
+    options["trust_remote_code"] = trust_remote_code
     result = api.fit(data, out=out, progress=console.talk(quiet, verbose), **options)
     if as_json:
         return console.show_json(asdict(result) | {"folder": str(result.folder)})

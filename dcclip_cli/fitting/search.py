@@ -67,6 +67,7 @@ class FitOptions:
     time_s: float | None = None
     threads: int = 1
     kind: DataKind | None = None
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class Fit:
             raise DcclipError("--labels has no effect on image-caption pairs", "remove --labels")
         self.kind, self.data = data.kind, replace(data, kind="pairs" if data.kind == "pairs" else "photos")
         identity = asdict(options) | {"labels": list(options.labels), "samples": data.count}
+        del identity["trust_remote_code"]  # which decides nothing
         self.state: dict[str, Any] = {"options": identity, "seconds": 0.0, "costs": {}, "step_s": {}, "rounds": []}
         if (out / STATE).is_file():
             self.state = read_json(out / STATE, Message("choose another folder with --out"))
@@ -132,16 +134,23 @@ class Fit:
         with RunDir(self.out).claimed():
             if "result" not in self.state:
                 self._save()
-                recipe = self._job(StudentChoice(), self.out / "measured").loaded.recipe
-                assert recipe.teacher and recipe.data and recipe.distill and recipe.distill.steps
-                self.teacher_options, self.data_options, self.steps = recipe.teacher, recipe.data, recipe.distill.steps
                 try:
+                    recipe = self._job(StudentChoice(), self.out / "measured").loaded.recipe
+                    assert recipe.teacher and recipe.data and recipe.distill and recipe.distill.steps
+                    self.teacher_options, self.data_options = recipe.teacher, recipe.data
+                    self.steps = recipe.distill.steps
                     if "plan" not in self.state:
                         self._write_texts()
                         self._plan(self._measure())
                     self._finish(self._halve())
                 except KeyboardInterrupt:
                     self._keep_best()
+                    raise
+                except DcclipError:
+                    if not self.state["costs"]:  # nothing was decided: the same folder can be used again
+                        for file in (STATE, _TEXTS):
+                            (self.out / file).unlink(missing_ok=True)
+                        shutil.rmtree(self.out / "measured")
                     raise
         rows: list[dict[str, Any]] = []
         for name, cost in self.state["costs"].items():
@@ -166,12 +175,12 @@ class Fit:
     def _job(self, student: StudentChoice, folder: Path, steps: int | None = None) -> RecipeRun:
         """The run of a student's recipe, which is written into its folder."""
         plan, hold_out = self.state.get("plan", {}), min(_MOST_HELD_OUT, max(2, self.data.count // _HELD_OUT))
-        choices: dict[str, Any] = {"hold_out": hold_out, "all_int8": True, "steps": steps, "student": student}
+        choices: dict[str, Any] = {"hold_out": hold_out, "steps": steps, "student": student}
         choices |= {name: plan.get(name) for name in ("augmentations", "threads")}
+        choices |= {"texts": self.out / _TEXTS, "trust_remote_code": self.options.trust_remote_code}
         folder.mkdir(parents=True, exist_ok=True)
-        file, texts = folder / VERBATIM, self.out / _TEXTS
-        recipe = NewRecipe(file, self.teacher, self.data, texts=texts, **choices)
-        atomic_write(file, recipe_text(recipe))
+        file = folder / VERBATIM
+        atomic_write(file, recipe_text(NewRecipe(file, self.teacher, self.data, **choices)))
         return RecipeRun(load(file), RunDir(folder), self.device, progress=self.progress)
 
     @cached_property
@@ -264,9 +273,7 @@ class Fit:
             problem = Message("no candidate fits: the smallest, {}, takes {:.2f} MB and {:.2f} ms", name, mb, ms)
             limits = {f"--max-mb {1.01 * mb:.2f}": self.budget.max_mb, f"--max-ms {1.1 * ms:.2f}": self.budget.max_ms}
             hint = Message("increase the budget to {} or more", " ".join(limit for limit in limits if limits[limit]))
-            for file in (STATE, _TEXTS):  # nothing was decided: the same folder can be used again
-                (self.out / file).unlink(missing_ok=True)
-            shutil.rmtree(self.out / "measured")
+            self.state["costs"].clear()
             raise DcclipError(problem, hint)
         limit, networks = (self.options.time_s or float("inf")) * _MEASURING, list[str]()
         # Half of the dimensions cost more than a smaller network does: they are for the smallest budgets.

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dcclip_cli.data import prompts
 from dcclip_cli.data.class_folders import images_by_class, kind_of_folder, no_pairs
@@ -92,8 +92,7 @@ class StudentChoice:
 class NewRecipe:
     """All choices; `file` is the recipe's, `texts` those that the text tower learns where photographs have none.
 
-    `student` is in place of the preset `size`. Where they are not given, `steps`, `hold_out` and `augmentations` are
-    chosen by the number of samples.
+    `student` is in place of the preset `size`. `fit` sets the last four; else the number of samples decides.
     """
 
     file: Path
@@ -107,7 +106,6 @@ class NewRecipe:
     hold_out: int | None = None
     augmentations: int | None = None
     threads: int | None = None
-    all_int8: bool = False  # however much that changes
 
     @property
     def name(self) -> str:
@@ -124,7 +122,12 @@ def choose_teacher(name: str) -> TeacherChoice:
         hint = Message("give the model directory that it was exported from")
         raise DcclipError("{} is an export, which has no features to distill", hint, name)
     kind = "transformers" if reference.kind == "hf" else "open_clip"
-    named = name if reference.name else reference.target
+    named, config = name if reference.name else reference.target, dict[str, Any]()
+    if kind == "transformers" and (folder := reference.folder()):
+        from dcclip_cli.model.families import read_config
+
+        config, _ = read_config(folder / TRANSFORMERS_CONFIG, named)
+        kind = "fgclip2" if config.get("model_type") == "fgclip2" else kind  # which alone may run code
     if not reference.path.is_dir():
         return TeacherChoice(kind, named)
     stored = stored_tensors(sorted(reference.path.glob("*.safetensors"))).values()
@@ -138,9 +141,6 @@ def choose_teacher(name: str) -> TeacherChoice:
         network, side = (towers["vision_cfg"].get(key) for key in ("timm_model_name", "image_size"))
         pixels = side if isinstance(side, int) else 224
         return TeacherChoice(kind, named, int(towers["text_cfg"].get("width", 0)), parameters, network or "", pixels)
-    from dcclip_cli.model.families import read_config
-
-    config, _ = read_config(reference.path / TRANSFORMERS_CONFIG, reference.path.name)
     text = config.get("text_config") or {}
     return TeacherChoice(kind, named, int(text.get("hidden_size", 0)), parameters)
 
@@ -240,6 +240,7 @@ def _values(new: NewRecipe) -> dict[str, object]:
         "path": _place(new.data.path, new.file),
         "texts": _place(str(new.texts), new.file),
         "hold_out": min(1_000, count // 20) if new.hold_out is None else new.hold_out,
+        "has_budget": new.hold_out is not None,
         "per_step": per_step,
         "epochs": _epochs(count, per_step),
         "warm_up": max(1, min(50, steps // 20)) if steps else _warm_up(count, per_step),

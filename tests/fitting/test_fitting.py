@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
 from typer import BadParameter
 
@@ -17,7 +19,7 @@ from dcclip_cli.exporters import graphs
 from dcclip_cli.fitting import candidates, search
 from dcclip_cli.fitting.candidates import Budget, Candidate, Cost, cost_of_random, list_candidates, promising
 from dcclip_cli.fitting.search import Fit, FitOptions, FitResult
-from dcclip_cli.model.teachers import OpenClipTeacher
+from dcclip_cli.model.teachers import FgClip2Teacher, OpenClipTeacher
 from dcclip_cli.recipe import new
 from dcclip_cli.recipe.load import load
 from dcclip_cli.recipe.new import StudentChoice, choose_teacher
@@ -180,18 +182,23 @@ def test_a_killed_search_resumes_with_the_same_choice_and_bytes(
     Path("again/fit.json").write_text(json.dumps(measured | {"rounds": []}), "utf-8")
     train = RecipeRun.train
 
-    def train_and_stop(job: RecipeRun, stage: Any) -> Any:
-        trained.append(train(job, stage))
-        if len(trained) == limit:
-            raise KeyboardInterrupt
-        return trained[-1]
+    def stop(options: FitOptions, out: str, limits: Sequence[int]) -> None:
+        """Stop the search at the end of so many trainings, where those that are finished count again."""
 
-    for limit in (1, 2, 2):  # at the end of the first training, of the second, and of the full one
-        trained = list[Any]()
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(RecipeRun, "train", train_and_stop)
-            fit(options, "again")
-        assert len(trained) == limit
+        def train_and_stop(job: RecipeRun, stage: Any) -> Any:
+            trained.append(train(job, stage))
+            if len(trained) == limit:
+                raise KeyboardInterrupt
+            return trained[-1]
+
+        for limit in limits:
+            trained = list[Any]()
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(RecipeRun, "train", train_and_stop)
+                fit(options, out)
+            assert len(trained) == limit
+
+    stop(options, "again", (1, 2, 2))  # at the end of the first training, of the second, and of the full one
     assert digests(Path("again/export")) == digests(Path("runs/fit/export"))  # of the student trained in full
     again = fit(options, "again")
     assert (again.name, again.quality) == (result.name, result.quality)
@@ -199,6 +206,40 @@ def test_a_killed_search_resumes_with_the_same_choice_and_bytes(
     assert digests(Path("again/export")) == digests(Path("runs/fit/export"))
     with pytest.raises(DcclipError, match=r"again was started with different options: --max-mb was 3\.0 and is now 2"):
         fit(replace(options, max_mb=2), "again")
+    # With --time, the candidates of a round have equal steps, also those that are trained after a stop.
+    monkeypatch.setattr(Fit, "_keep_best", Fit._save)
+    plan = {name: value for name, value in measured["plan"].items() if name != "steps"} | {"round_s": 1.0}
+    timed = {"options": measured["options"] | {"time_s": 60.0}, "plan": plan, "rounds": [], "seconds": 60.0}
+    rounds = []
+    for out, limits in (("timed", (3,)), ("stopped", (1, 2, 2))):
+        Path(out).mkdir()
+        shutil.copy("runs/fit/texts.txt", out)
+        Path(out, "fit.json").write_text(json.dumps(measured | timed), "utf-8")
+        stop(replace(options, time_s=60.0), out, limits)
+        [of_round] = json.loads(Path(out, "fit.json").read_text("utf-8"))["rounds"]
+        rounds.append({name: (entry["steps"], entry["quality"]) for name, entry in of_round.items()})
+    assert rounds[0] == rounds[1] and len({steps for steps, _ in rounds[0].values()}) == 1
+
+
+@pytest.mark.slow
+def test_code_of_a_teacher_of_the_hub_runs_only_with_permission_and_the_folder_serves_for_other_options(
+    classes: Path, hub_teachers: Path, own_modules: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = own_modules.with_name("hub")
+    cached = hub / "models--qihoo360--fg-clip2-base"
+    shutil.copytree(hub_teachers / "fgclip2", cached / "snapshots/430fbc8")
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text("430fbc8")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(hub))
+    for name, folder in (("HF_HUB_CACHE", hub), ("HF_MODULES_CACHE", own_modules)):  # of the processes that measure
+        monkeypatch.setenv(name, str(folder))
+    command = ["fit", "--data", classes, "--max-mb", "3", "--device", "cpu", "-q"]
+    refused = dcclip(*command, "--teacher", "fgclip2", expect=1)
+    assert "requires custom code" in refused.stderr and "dcclip eval, export, fit or trim" in refused.stderr
+    dcclip(*command, "--teacher", "hf:qihoo360/fg-clip2-base", "--trust-remote-code")
+    teacher = load("runs/fit/recipe.yaml").recipe.teacher
+    assert isinstance(teacher, FgClip2Teacher) and teacher.trust_remote_code
+    assert choose_teacher(str(hub_teachers / "fgclip2")).kind == "fgclip2"
 
 
 def test_folders_are_albums_where_labels_are_given_and_pairs_take_no_labels(
