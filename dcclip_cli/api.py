@@ -427,7 +427,7 @@ def new(
         measured = [(stage, measure(stage)) for stage in stages]
     except DcclipError as error:
         return NewResult(file, [], error)
-    takes = [line for stage, times in measured for line in time_lines(stage, times, with_nothing=False)]
+    takes = [line for stage, times in measured for line in time_lines(stage, times)]
     atomic_write(file, recipes.recipe_text(recipe, takes))
     return NewResult(file, [line for stage, times in measured for line in lines(stage, times)], None)
 
@@ -443,8 +443,8 @@ def fit(
     """Find and train the best student for a budget of file size and latency; returns it, and what was compared.
 
     `data` is a folder of photographs or of class folders, or pairs. `options` are the fields of FitOptions: `max_mb`,
-    `max_ms`, `labels`, `teacher` (by default the starter), `time_s`, `threads`, `kind`. A search in `out` that
-    was stopped resumes. Raises DcclipError where no student fits the budget.
+    `max_ms`, `labels`, `teacher` (by default the starter), `time_s`, `threads`, `kind`, `trust_remote_code`. A search
+    in `out` that was stopped resumes. Raises DcclipError where no student fits the budget.
     """
     from dcclip_cli.fitting.report import write_report
     from dcclip_cli.fitting.search import Fit, FitOptions

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -121,19 +122,15 @@ def write_indexes(jobs: Sequence[tuple[DataFile, Path]], columns: Columns, progr
     """Write the indexes of many (data file, index) in parallel. Each is whole or missing, also after a kill."""
     workers = min(cores(), len(jobs))
     with (progress or Silent()).task(Message("index"), len(jobs)) as task, ExitStack() as stack:
-        write = partial(_write, columns)
+        writes = [partial(write_index, file, path, columns) for file, path in jobs]
         if workers < 2 or sum(file.size for file, _ in jobs) < _FEW_BYTES:
-            written: Iterable[None] = map(write, jobs)
+            written: Iterable[None] = map(operator.call, writes)
         else:
             hint = Message("run the same command again: it creates the missing index")
             pool = process_pool(workers, folders={path.parent for _, path in jobs})
-            written = calls(stack.enter_context(pool), write, jobs, hint)
+            written = calls(stack.enter_context(pool), operator.call, writes, hint)
         for _ in written:
             task.advance()
-
-
-def _write(columns: Columns, job: tuple[DataFile, Path]) -> None:
-    write_index(*job, columns)
 
 
 def read_index(file: DataFile, path: Path) -> Index:

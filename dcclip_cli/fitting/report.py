@@ -35,22 +35,22 @@ def summary(result: FitResult) -> Message:
 
 def write_report(result: FitResult) -> None:
     """Write fit.html and frontier.svg into the folder of the search."""
-    chart = svg_chart((7, 4), lambda axes: _draw(axes, result))
+
+    def draw(axes: Axes) -> None:
+        """Quality over size of all that was trained, larger points for longer latencies; the result in colour."""
+        points = [(row["cost"], row["quality"][-1], row["name"]) for row in result.candidates if row["quality"]]
+        for number, (cost, quality, name) in enumerate([(result.cost, result.quality, result.name), *points]):
+            place, colour = (cost.mb, 100 * quality), COLOURS[number == 0]
+            axes.scatter(*place, s=30 * (1 + cost.ms), color=colour, alpha=0.7, linewidths=0)
+            axes.annotate(f"{name}, {cost.ms:.1f} ms", place, (6, 3), textcoords="offset points", fontsize=7)
+        axes.axvline(result.budget.max_mb or result.cost.mb, color="#999999", linestyle="--", linewidth=1)
+        axes.margins(x=0.25, y=0.15)
+        axes.grid(True, alpha=0.3)
+        axes.set(xlabel=translated(Message("MB of the export")), ylabel=translated(Message("quality, per cent")))
+
+    chart = svg_chart((7, 4), draw)
     atomic_write(result.folder / "frontier.svg", chart)
     head, rows = table(result)
     url = f"data:image/svg+xml;base64,{b64encode(chart).decode()}" if chart else ""
     values = {"result": result, "summary": summary(result), "chart": url, "head": head, "rows": rows}
     write_page(result.folder / "fit.html", __package__, "fit.html.j2", **values)
-
-
-def _draw(axes: Axes, result: FitResult) -> None:
-    """Quality over size of all that was trained, larger points for longer latencies; the result in another colour."""
-    points = [(row["cost"], row["quality"][-1], row["name"]) for row in result.candidates if row["quality"]]
-    for number, (cost, quality, name) in enumerate([(result.cost, result.quality, result.name), *points]):
-        place, colour = (cost.mb, 100 * quality), COLOURS[number == 0]
-        axes.scatter(*place, s=30 * (1 + cost.ms), color=colour, alpha=0.7, linewidths=0)
-        axes.annotate(f"{name}, {cost.ms:.1f} ms", place, (6, 3), textcoords="offset points", fontsize=7)
-    axes.axvline(result.budget.max_mb or result.cost.mb, color="#999999", linestyle="--", linewidth=1)
-    axes.margins(x=0.25, y=0.15)
-    axes.grid(True, alpha=0.3)
-    axes.set(xlabel=translated(Message("MB of the export")), ylabel=translated(Message("quality, per cent")))

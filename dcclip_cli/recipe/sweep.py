@@ -51,14 +51,10 @@ class SweepRow:
     intervals: Mapping[str, tuple[float, float]]  # of one seed: 95 % over images, by test set with its language
 
     def scores(self) -> dict[tuple[str, str], list[float]]:
-        """0..1 of each seed, by metric and by test set with its language."""
-        tests = [(metric, test) for metric, values in self.of(self.runs[0]).items() for test in values]
-        return {(metric, test): [self.of(run)[metric][test] for run in self.runs] for metric, test in tests}
-
-    @staticmethod
-    def of(one: ModelSummary) -> Mapping[str, Mapping[str, float]]:
-        """The scores of a run, else its agreement with the teacher."""
-        return one.scores or ({_METRIC: one.agreement} if one.agreement else {})
+        """0..1 of each seed, by metric and by test set with its language; else agreement with the teacher."""
+        runs = [run.scores or ({_METRIC: run.agreement} if run.agreement else {}) for run in self.runs]
+        tests = [(metric, test) for metric, values in runs[0].items() for test in values]
+        return {(metric, test): [scores[metric][test] for scores in runs] for metric, test in tests}
 
 
 @dataclass

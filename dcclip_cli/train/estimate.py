@@ -446,8 +446,8 @@ def lines(stage: BlankStage, times: Times) -> Iterator[str]:
     yield Message("{}: disk space needed, approximately: {}", stage.name, disk)
 
 
-def time_lines(stage: BlankStage, times: Times, with_nothing: bool = True) -> Iterator[str]:
-    """What a stage's steps and teachers take; `with_nothing`, also teachers that have nothing left to encode."""
+def time_lines(stage: BlankStage, times: Times) -> Iterator[str]:
+    """What a stage's steps take, and its teachers that have something left to encode."""
     name, steps = stage.name, Message("{:,} steps of {:,} samples", stage.steps, sum(stage.known_sizes.values()))
     if times.step_s is None:
         yield Message("{}: {}; the time is unknown without the teacher's files", name, steps)
@@ -458,7 +458,7 @@ def time_lines(stage: BlankStage, times: Times, with_nothing: bool = True) -> It
         rows = stage.remaining_rows(number)
         if stage.options.teacher_cache == "texts" and times.step_s is not None:
             rows = Rows(0, rows.texts)  # images are part of the steps
-        if not (with_nothing or rows.images or rows.texts):
+        if not (rows.images or rows.texts):
             continue
         who = Message("the teacher") if len(times.teachers) == 1 else Message("teacher {}", number)
         encodes = Message("{}: {} encodes about {:,} images and up to {:,} texts", name, who, rows.images, rows.texts)

@@ -319,13 +319,18 @@ class Trainer:
 
     def _loaded_batches(self) -> Iterator[Batch]:
         """The batches as the loading processes make them. Raises DcclipError for data that cannot be read."""
+        count, workers = self.accelerator.num_processes, loading_processes(self.options.workers)  # which is settled
+        make = partial(self.stage.collator.batch, process=self.accelerator.process_index, processes=count)
+        prefetch = max(1, min(4, PREFETCHED_SAMPLES // (self.sampler.batch_size // count)))
+        samples = self.sampler(self.state.step, self.total_steps)
         batches: Iterator[Any] | None = None
         while True:
             batch, stopping = None, False
             try:
                 with self._timer.waiting(), noted(False):
                     if batches is None:
-                        batches = self._start_loading()
+                        on_gpu = self.device.type == "cuda"
+                        batches = load_batches(make, samples, workers, prefetch, pin_memory=on_gpu)
                     batch = next(batches, None)
             except Stopped:
                 stopping = True
@@ -333,17 +338,6 @@ class Trainer:
             if batch is None:
                 return
             yield batch
-
-    def _start_loading(self) -> Iterator[Any]:
-        accelerator = self.accelerator
-        workers = loading_processes(self.options.workers)  # a number: the stage settles it
-        share = self.sampler.batch_size // accelerator.num_processes
-        samples = self.sampler(self.state.step, self.total_steps)
-        make = partial(
-            self.stage.collator.batch, process=accelerator.process_index, processes=accelerator.num_processes
-        )
-        prefetch = max(1, min(4, PREFETCHED_SAMPLES // share))
-        return load_batches(make, samples, workers, prefetch, pin_memory=self.device.type == "cuda")
 
 
 def _mean(metrics: Mapping[str, float]) -> float:

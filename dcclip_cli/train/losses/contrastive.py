@@ -93,12 +93,7 @@ class TaskLoss(ContrastOptions, Loss):
         return {f"image_{name}": math.log(count) / len(languages) for name, count in paired.items() if count}
 
     def _contrast(
-        self,
-        one: Tensor,
-        other: Tensor,
-        student: Outputs,
-        shared: tuple[Tensor, Tensor] | None,
-        local: slice | None,
+        self, one: Tensor, other: Tensor, student: Outputs, shared: tuple[Tensor, Tensor] | None, local: slice | None
     ) -> Tensor:
         assert student.logit_scale is not None
         if self.loss == "clip":
@@ -108,11 +103,7 @@ class TaskLoss(ContrastOptions, Loss):
 
 
 def info_nce(
-    one: Tensor,
-    other: Tensor,
-    scale: Tensor,
-    shared: tuple[Tensor, Tensor] | None = None,
-    local: slice | None = None,
+    one: Tensor, other: Tensor, scale: Tensor, shared: tuple[Tensor, Tensor] | None = None, local: slice | None = None
 ) -> Tensor:
     """Symmetric InfoNCE of unit-length `one` (N, D) and `other` (N, D), as open_clip's ClipLoss.
 
