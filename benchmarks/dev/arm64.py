@@ -19,7 +19,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +41,9 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=200, dest="number")
     parser.add_argument("--cpus", nargs="+", default=["cortex-a53", "cortex-a76", "max"])
     parser.add_argument("--precisions", nargs="+", default=["int8", "fp32"])
-    parser.add_argument("--commands", action="store_true", help="only run predict, search, embed, eval and serve")
+    parser.add_argument(
+        "--commands", action="store_true", help="only run predict, search, embed, eval and serve, on all of PHOTOS"
+    )
     arguments = parser.parse_args()
     work = arguments.work.resolve()
     install(work)
@@ -103,8 +107,10 @@ def emulator(work: Path, cpu: str) -> list[str]:
 
 
 def environment(work: Path, python: list[str]) -> dict[str, str]:
-    path = f"{work / 'site'}{os.pathsep}{ROOT}" if len(python) > 1 else str(ROOT)
-    return os.environ | {"PYTHONPATH": path, "DCCLIP_CACHE": str(work / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
+    emulated = len(python) > 1
+    path = f"{work / 'site'}{os.pathsep}{ROOT}" if emulated else str(ROOT)
+    cache = work / ("cache" if emulated else "cache-x86")  # an index of photographs is read by any processor
+    return os.environ | {"PYTHONPATH": path, "DCCLIP_CACHE": str(cache), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def embeddings(out: Path, bundle: Path, files: list[str], python: list[str]) -> dict[str, np.ndarray]:
@@ -130,22 +136,40 @@ def encode(job: str) -> None:
 
 
 def run_commands(work: Path, cpu: str, photos: Path) -> None:
-    """Run the commands that need no torch on two photographs, eval on all, and a request to the server."""
-    import urllib.request
+    """Run the commands that need no torch on the photographs with both Pythons, and compare their outputs."""
+    reference, emulated = (command_outputs(work, python, photos) for python in ([sys.executable], emulator(work, cpu)))
+    labels, results, rows, top1, vector = zip(reference, emulated, strict=True)
+    same = [first == second for first, second in zip(*labels, strict=True)]
+    print(f"predict: same label for {sum(same)} of {len(same)}")
+    print(f"search:  {len(set(results[0]) & set(results[1]))} of the first {len(results[0])} results in common")
+    print(f"embed:   lowest cosine {(rows[0] * rows[1]).sum(1).min():.4f}")
+    print("eval:    " + "; ".join(f"{language} {value} and {top1[1][language]}" for language, value in top1[0].items()))
+    print(f"serve:   cosine of a text {vector[0] @ vector[1]:.6f}")
 
-    python, first = emulator(work, cpu), sorted(photos.glob("*/*"))[:2]
+
+def command_outputs(work: Path, python: list[str], photos: Path) -> tuple[Any, ...]:
+    """What predict, search, embed, eval and serve of a Python say about the photographs."""
     dcclip, settings = [*python, "-m", "dcclip_cli"], environment(work, python)
-    run(*dcclip, "predict", *first, "--labels", "猫,dog,鱼,shark", "--model", "starter", "-q", **settings)
-    run(*dcclip, "search", "一条鱼", first[0].parent, "--model", "starter", "--json", "-q", **settings)
-    run(*dcclip, "embed", *first, "--out", work / "rows.npy", "--model", "starter", "-q", **settings)
-    run(*dcclip, "eval", "--model", "starter", "--dataset", photos, "--templates", "name", "-q", **settings)
-    command = [*dcclip, "serve", "--model", "starter", "--port", "0", "-q"]
+    model = ["--model", "starter", "--quiet"]
+
+    def answer(*arguments: object) -> Any:
+        command = [*dcclip, *map(str, arguments), *model, "--json"]
+        return json.loads(subprocess.run(command, env=settings, check=True, stdout=subprocess.PIPE).stdout)
+
+    predictions = answer("predict", photos, "--labels", "狗,bird,鱼,snake,昆虫,vehicle,乐器,furniture,食物,clothes")
+    labels = [prediction["labels"][0]["label"] for prediction in predictions]
+    results = [row["image"] for row in answer("search", "一条鱼", photos)]
+    rows = work / f"rows-{len(python)}.npy"
+    answer("embed", photos, "--out", rows)
+    top1 = {row["language"]: row["value"] for row in answer("eval", "--dataset", photos, "--templates", "name")}
+    command = [*dcclip, "serve", *model, "--port", "0"]
     with subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
         url, body = f"{server.stdout.readline().strip()}v1/embeddings", json.dumps({"input": "一只猫"}).encode()
         request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-        print(len(json.load(urllib.request.urlopen(request))["data"][0]["embedding"]), "dimensions from the server")
+        vector = np.asarray(json.load(urllib.request.urlopen(request))["data"][0]["embedding"])
         server.terminate()
+    return labels, results, np.load(rows), top1, vector
 
 
 if __name__ == "__main__":
