@@ -184,6 +184,10 @@ def test_keeping_nothing_is_an_error_that_says_why(tmp_path: Path, picture: Make
     assert error.value.hint.startswith("The file is not in an allowed format. Change collect.filters: {kind: image")
     table = next(Path(word) for word in error.value.hint.split() if word.endswith("dropped.parquet"))
     assert len(dropped(table.parent)) == 3
+    (tmp_path / "table.csv").write_text("image,zh\n照片/a.jpg,猫\n")
+    with pytest.raises(DcclipError, match="none of the 1 pairs passed: 1 image-missing") as error:
+        collect(CollectOptions(sources=(TableSource(path=tmp_path / "table.csv"),)), tmp_path / "out", engine=ONE)
+    assert error.value.hint.startswith("The image file does not exist. Change collect.sources: {images}")
     with pytest.raises(DcclipError, match=r"absent\.tsv does not exist"):
         collect(CollectOptions(sources=(TableSource(path=tmp_path / "absent.tsv"),)), tmp_path / "new", engine=ONE)
     assert not list(tmp_path.glob("*new*"))  # an error before anything is written

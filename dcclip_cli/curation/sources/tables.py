@@ -85,7 +85,7 @@ class ColumnOptions(SourceOptions):
             if not missing:
                 return
         if missing:
-            hint = Message("set the columns, for example: {{kind: table, path: ..., url: URL, caption: TEXT}}")
+            hint = Message("set the columns, for example: {{kind: table, path: ..., image: FILENAME, caption: TEXT}}")
             message = Message("{} has no column {} (found: {})", place, " or ".join(missing), ", ".join(columns)[:300])
             raise DcclipError(message, hint)
 
