@@ -39,6 +39,18 @@ def cache_folder() -> Path:
         raise DcclipError("this user has no home folder for the cache", "set DCCLIP_CACHE to a folder") from None
 
 
+# Thumbnails and deleted files of Synology, QNAP, Windows and Linux, where they are not hidden.
+_SERVICE_FOLDERS = {
+    *("@eaDir", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot"),
+    *("$RECYCLE.BIN", "System Volume Information", "lost+found"),
+}
+
+
+def is_listed(name: str) -> bool:
+    """Whether a file or folder in a folder of images is the user's: not hidden, no thumbnails, no deleted files."""
+    return not (name.startswith(".") or name in _SERVICE_FOLDERS)
+
+
 def several(paths: AnyPath | Iterable[AnyPath]) -> Iterable[AnyPath]:
     """The paths, which may be a single one."""
     return [paths] if isinstance(paths, str | os.PathLike) else paths

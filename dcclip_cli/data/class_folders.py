@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.data.reading import IMAGE_SUFFIXES, MAX_TEXT_BYTES
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import refuse_special
+from dcclip_cli.files import is_listed, refuse_special
 from dcclip_cli.text import encodable, language_by_script, read_text
 
 NAMES_FILE = "classes.yaml"
@@ -23,13 +23,20 @@ _LOOKED_INTO, _LOOKED_AT = 50, 500  # folders, and files of each, where there ma
 
 
 def folders_in(path: Path) -> list[Path]:
-    """The folders in a folder, sorted; none where it is no folder."""
-    return sorted(entry for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
+    """The folders in a folder, sorted, without those of a NAS; none where it is no folder."""
+    entries = path.iterdir() if path.is_dir() else ()
+    return sorted(entry for entry in entries if is_listed(entry.name) and entry.is_dir())
 
 
 def images_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """The image files in a class folder, sorted."""
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in suffixes)
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in suffixes and is_listed(file.name))
+
+
+def images_below(folder: Path) -> Iterator[Path]:
+    """The image files in a folder and below it, without those of a NAS."""
+    images = (file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    return (file for file in images if all(map(is_listed, file.relative_to(folder).parts)))
 
 
 def images_by_class(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, list[Path]]:
@@ -69,13 +76,12 @@ def kind_of_folder(path: Path) -> Literal["classes", "images"] | None:
 
 
 def _classes(path: Path) -> list[str]:
-    folders = [folder for folder in folders_in(path) if not folder.name.startswith(".")]
-    return [folder.name for folder in folders[:_LOOKED_INTO] if _has_image(folder)]
+    return [folder.name for folder in folders_in(path)[:_LOOKED_INTO] if _has_image(folder)]
 
 
 def _has_image(folder: Path) -> bool:
     files = islice(folder.iterdir(), _LOOKED_AT) if folder.is_dir() else ()
-    return any(file.suffix.lower() in IMAGE_SUFFIXES for file in files)
+    return any(file.suffix.lower() in IMAGE_SUFFIXES and is_listed(file.name) for file in files)
 
 
 def class_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]]:

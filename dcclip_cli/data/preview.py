@@ -8,10 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from dcclip_cli.data.class_folders import no_pairs
+from dcclip_cli.data.class_folders import images_below, no_pairs
 from dcclip_cli.data.dataset import Source, named, shards_at
 from dcclip_cli.data.pair import LANGUAGES, Language, Lazy, Pair, PairDataset
-from dcclip_cli.data.reading import IMAGE_SUFFIXES
 from dcclip_cli.data.remote import DataFile
 from dcclip_cli.data.shards import (
     Captions,
@@ -120,7 +119,7 @@ def preview_images(path: str | Path, columns: Columns | None = None) -> Preview:
     folder = Path(path)
     if not folder.is_dir() or shards_at(path):
         return preview_pairs(path, columns, uncaptioned=True)
-    files = (file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    files = images_below(folder)
     first = next(files, None)
     if first is None:
         raise DcclipError(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from dcclip_cli.data.class_folders import images_below
 from dcclip_cli.data.dataset import find_dataset, named, split
 from dcclip_cli.data.indexed import CACHE_BYTES
 from dcclip_cli.data.pair import (
@@ -27,7 +28,6 @@ from dcclip_cli.data.pair import (
     caption_strings,
     captions_in_memory,
 )
-from dcclip_cli.data.reading import IMAGE_SUFFIXES
 from dcclip_cli.data.shards import Captions, Columns
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import file_sha256, json_object
@@ -66,8 +66,8 @@ class ImageFolder(PairDataset):
     def __init__(self, path: Path) -> None:
         import pyarrow as pa
 
-        files = (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
-        names = [os.fsencode(file.relative_to(path)) for file in sorted(files)]  # in any encoding
+        files = sorted(file for file in images_below(path) if file.is_file())
+        names = [os.fsencode(file.relative_to(path)) for file in files]  # in any encoding
         self.path, self._names = path, pa.array(names, pa.binary())
 
     def __len__(self) -> int:

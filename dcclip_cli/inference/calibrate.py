@@ -65,7 +65,7 @@ def calibrate(
         raise DcclipError("thresholds cannot be written into {}", hint, reference.target)
     file, talk = Path(out or reference.path / THRESHOLDS), progress_for(progress)
     check_target(file, folder=False)
-    classes = [path.name for path in folders_in(folder) if path.name not in _NO_LABEL and not path.name.startswith(".")]
+    classes = [path.name for path in folders_in(folder) if path.name not in _NO_LABEL]
     if not classes:
         raise DcclipError("{} has no folders with images", "create a folder of images for each label", folder)
     folders_by_label: dict[str, list[str]] = {}
@@ -80,6 +80,8 @@ def calibrate(
     right = np.stack([np.isin(pictures_in, folders) for folders in folders_by_label.values()], axis=1)
     if missing := [label for place, label in enumerate(folders_by_label) if not right[:, place].any()]:
         raise DcclipError("no image of the label {} is readable", "add readable images to its folder", missing[0])
+    if alone := [label for place, label in enumerate(folders_by_label) if right[:, place].all()]:
+        raise DcclipError("all images show the label {}", "add images without it in a folder named none", alone[0])
     thresholds = best_thresholds(scores, right)
     shown = scores >= thresholds
     f1 = 2 * (shown & right).sum(axis=0) / (shown.sum(axis=0) + right.sum(axis=0))

@@ -21,7 +21,7 @@ from PIL import Image
 from PIL import __version__ as pillow_version
 
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import refuse_special
+from dcclip_cli.files import is_listed, refuse_special
 from dcclip_cli.inference.encoder import Encoder
 from dcclip_cli.inference.videos import VIDEO_SUFFIXES, frame_name, is_video, read_frame, split_frame
 from dcclip_cli.machine import cores
@@ -45,11 +45,6 @@ _EXTRAS = {
 _MEDIA = {
     *(".psd", ".svg", ".jp2", ".ico", ".eps", ".flv"),
     *(suffix for _, _, suffixes in _EXTRAS.values() for suffix in suffixes),
-}
-# Thumbnails and deleted files of Synology, QNAP, Windows and Linux, where they are not hidden.
-_SERVICE_FOLDERS = {
-    *("@eaDir", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot"),
-    *("$RECYCLE.BIN", "System Volume Information", "lost+found"),
 }
 _EXCLUDE_HINT = Message("use other patterns with --exclude")
 
@@ -116,8 +111,7 @@ def _images_below(root: str, excluded: re.Pattern[str] | None, skipped: Counter[
             searched = {
                 name
                 for name in ((*folders, *names) if place not in visited else ())
-                if not (name.startswith(".") or name in _SERVICE_FOLDERS)
-                and not (excluded and excluded.match((inside / name).as_posix()))
+                if is_listed(name) and not (excluded and excluded.match((inside / name).as_posix()))
             }
             visited.add(place)
             folders[:] = sorted(searched.intersection(folders))

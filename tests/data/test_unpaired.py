@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from dcclip_cli.data.class_folders import images_by_class
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair, PairDataset
@@ -171,9 +172,11 @@ def test_held_out_images_are_not_trained_on_unless_pairs_are_held_out(tmp_path: 
 
 
 def test_a_folder_of_images_is_in_the_order_of_its_names_and_told_apart_by_names_and_sizes(tmp_path: Path) -> None:
-    for name in ("b/猫.jpg", "a.JPG", "b-1.png", "b/a.webp", "b/notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    nas = ("@eaDir/a.JPG/thumbnail.jpg", "b/._猫.jpg", "#recycle/a.jpg")
+    for name in ("b/猫.jpg", "a.JPG", "b-1.png", "b/a.webp", "b/notes.txt", *nas):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
+    assert list(images_by_class(tmp_path)) == ["b"] and [*map(len, images_by_class(tmp_path).values())] == [2]
     images = open_images(tmp_path)
     assert images.keys() == ["a.JPG", "b/a.webp", "b/猫.jpg", "b-1.png"]
     assert images.image(2) == "b/猫.jpg".encode()

@@ -63,6 +63,9 @@ def test_predict_leaves_out_labels_below_their_own_thresholds(
     assert json.loads(dcclip(*ask).stdout)[0]["labels"] == []
     file.write_text(json.dumps(content | {"fingerprint": "other"}), "utf-8")
     assert "has thresholds for a model other than" in dcclip(*ask, expect=1).stderr
+    for name in ("green moon", "none"):
+        shutil.rmtree(folder / name)
+    assert "all images show the label 红色的圆" in dcclip("calibrate", folder, "--model", model, expect=1).stderr
 
 
 def test_the_starters_thresholds_need_a_file(tmp_path: Path) -> None:

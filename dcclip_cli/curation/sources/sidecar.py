@@ -27,7 +27,7 @@ from dcclip_cli.data import reading
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.reading import Drop, Fault, Folder, Member
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import read_at
+from dcclip_cli.files import is_listed, read_at
 from dcclip_cli.options import PathOption
 
 SIDECARS: dict[str, Told | None] = {"json": None, "zh.txt": "zh", "en.txt": "en", "txt": "caption"}  # by suffix
@@ -111,7 +111,7 @@ class FolderSource(SourceOptions):
             status = os.stat(self.path.joinpath(*parts))
             folder_id = (status.st_dev, status.st_ino)
             with os.scandir(self.path.joinpath(*parts)) as scanned:
-                entries = sorted(scanned, key=lambda entry: entry.name)
+                entries = sorted((entry for entry in scanned if is_listed(entry.name)), key=lambda entry: entry.name)
         except OSError:
             yield parts  # an unreadable folder: there is no image of this name, which becomes a fault
             return
