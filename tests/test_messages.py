@@ -46,9 +46,13 @@ def test_translations_have_full_width_punctuation() -> None:
 
 
 def test_what_users_read_is_a_literal_with_fields_or_a_message() -> None:
-    """A text that is put together otherwise could not be found in the catalogue."""
+    """A text that is put together otherwise could not be found in the catalogue, nor one of a class in a variable."""
     for file in sorted((ROOT / "dcclip_cli").rglob("*.py")):
-        for call, name in _calls(ast.parse(file.read_text("utf-8"))):
+        tree = ast.parse(file.read_text("utf-8"))
+        raised = [node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise)]
+        for call, name in _calls(tree):
+            if call in raised and isinstance(call.func, ast.Name) and name.islower() and call.args:
+                assert not isinstance(call.args[0], ast.Constant), f"{file}:{call.lineno}: write {name}(Message(...))"
             shown = call.args[:1] if name in SAYING else call.args[:2] if name in RAISED else ()
             for text in shown:
                 wrong: list[ast.AST] = [node for node in ast.walk(text) if isinstance(node, ast.JoinedStr)]

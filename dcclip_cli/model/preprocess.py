@@ -96,7 +96,8 @@ def decode(
         # Not "[Errno 40] ...: 'cat.png'", and of libjxl the first line.
         reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
         kind = DcclipError if getattr(error, "errno", None) else ImageError  # a disk may be read later
-        raise kind("{} is not a readable image: {}", "replace it, or convert it to JPEG", name, reason) from None
+        message = Message("{} is not a readable image: {}", name, reason)
+        raise kind(message, Message("replace it, or convert it to JPEG")) from None
 
 
 def _opened(source: bytes | Path, formats: tuple[str, ...]) -> Image.Image:
