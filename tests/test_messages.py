@@ -28,6 +28,7 @@ def test_every_message_has_a_translation_with_the_same_fields() -> None:
     for message in needed:
         if message.id:
             assert message.string, message.id
+            assert str(message.string).count("\n\n") == str(message.id).count("\n\n"), message.id
             if "python-brace-format" in message.flags:
                 assert _fields(str(message.string)) == _fields(str(message.id)), message.id
 
