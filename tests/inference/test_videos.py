@@ -2,6 +2,7 @@
 
 import io
 import os
+from concurrent.futures import CancelledError
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,11 +13,12 @@ from PIL import Image, ImageColor
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.inference import videos
-from dcclip_cli.inference.encoder import shortened
+from dcclip_cli.inference.encoder import load_encoder, shortened
 from dcclip_cli.inference.images import find_images, read
 from dcclip_cli.inference.index import open_index, search_all
 from dcclip_cli.inference.onnx_encoder import OnnxEncoder
 from dcclip_cli.inference.videos import frame_name, frames, split_frame
+from dcclip_cli.model.reference import resolve
 from dcclip_cli.progress import Silent
 from tests.videos import film
 
@@ -28,6 +30,7 @@ FORMATS = {
     "a.webm": ("libvpx-vp9", "webm"),  # one key frame, and no duration, as a browser records
     "a.avi": ("mpeg4", ""),
     "a.mts": ("libx264", "mpegts"),  # no index
+    "av1.mkv": ("libsvtav1", ""),
 }
 
 
@@ -46,6 +49,7 @@ def test_each_picture_of_a_video_is_among_its_frames_and_is_read_again_by_its_ti
             again = Path(frame_name(file, time_s))
             assert split_frame(again) == (str(file), pytest.approx(time_s, abs=1e-3)) and read(again) == image
             assert -0.2 <= time_s - 3 * COLOURS.index(colours[-1]) <= 3.2
+            assert np.abs(ImageColor.getrgb(colours[-1]) - levels).max() < 24
         return colours
 
     assert shown() == COLOURS  # of neighbours that are alike, one
@@ -104,3 +108,21 @@ def test_videos_are_searched_with_pictures_by_their_best_frame_and_follow_their_
     video.with_name("b.mkv").unlink()
     changed = open_index(model, folder)
     assert (changed.embedded, {*changed.images}) == (1, {"a.png", str(Path("下/假日 holiday.mp4"))})
+
+
+def test_an_interrupted_index_of_videos_has_those_before_and_goes_on(tmp_path: Path) -> None:
+    class Interrupted(Silent):
+        videos = 0
+
+        def advance(self, steps: int = 1, **metrics: float) -> None:
+            self.videos += steps
+            if self.videos == 2:
+                raise CancelledError
+
+    for number, colour in enumerate(COLOURS):
+        film(str(tmp_path / f"片 {number}.mp4"), [Image.new("RGB", (64, 48), colour)])
+    model = load_encoder(resolve("starter"), "cpu")
+    with pytest.raises(CancelledError):
+        open_index(model, tmp_path, progress=Interrupted())
+    index = open_index(model, tmp_path)
+    assert (index.embedded, len(index.images)) == (2, 4)
