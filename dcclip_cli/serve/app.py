@@ -11,7 +11,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from itertools import chain
+from itertools import chain, filterfalse
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal
@@ -27,6 +27,7 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
 
+from dcclip_cli.curation.dedup.copies import find_duplicates
 from dcclip_cli.errors import DcclipError, Message, translated
 from dcclip_cli.files import refuse_special
 from dcclip_cli.html import SHARED_PAGE, jpeg_thumbnail
@@ -250,6 +251,7 @@ def application(
     _add_immich(app, server)
     _add_mt_photos(app, server)
     _add_search(app, server)
+    _add_duplicates(app, server)
     _add_images(app, server)
     _add_page(app, server)
     return app
@@ -410,6 +412,35 @@ def _add_search(app: FastAPI, server: Server) -> None:
         score = results[0]["score"] if results else -1.0
         fits = bool(results) and bool(files or await server.encoder.in_pool(query_fits, encoder, indexes, score, texts))
         return {"results": results, "unknown": unknown, "fits": fits}
+
+
+def _add_duplicates(app: FastAPI, server: Server) -> None:
+    comparing = asyncio.Lock()
+    compared: tuple[Sequence[ImageIndex], dict[str, Any]] | None = None
+
+    def compare(indexes: Sequence[ImageIndex]) -> dict[str, Any]:
+        places = {
+            index.folder / name: (folder, name)
+            for folder, index in enumerate(indexes)
+            for name in filterfalse(is_video, index.images)
+        }
+        result, answer = find_duplicates(places, lambda _: indexes, server.live), dict[str, Any]()
+        for kind, groups in (("copies", result.copies), ("bursts", result.bursts)):
+            answer[kind] = [
+                [_shown_image(*places[photo.image]) | {"width": photo.width, "height": photo.height} for photo in group]
+                for group in groups
+            ]
+        return answer
+
+    @app.get("/duplicates")
+    async def duplicates() -> dict[str, Any]:
+        """Groups of copies, the largest image first, and bursts: similar images that were taken within seconds."""
+        nonlocal compared
+        async with comparing:
+            indexes = server.live.current
+            if compared is None or compared[0] is not indexes:
+                compared = indexes, await asyncio.to_thread(compare, indexes)
+            return compared[1]
 
 
 def _shown_image(folder: int, name: str) -> dict[str, Any]:

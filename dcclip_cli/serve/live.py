@@ -46,6 +46,7 @@ class LiveIndexes(Silent):
                 while every_s:
                     look_s = await asyncio.get_running_loop().run_in_executor(thread, self._update)
                     await asyncio.sleep(max(every_s, _LOOK_SHARE * look_s))
+                await asyncio.Event().wait()  # until the server stops
             finally:
                 self._stopping = True
 

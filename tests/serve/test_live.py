@@ -1,5 +1,6 @@
 """Folders that change while they are served."""
 
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.inference.index import open_index
 from dcclip_cli.inference.onnx_encoder import OnnxEncoder
+from dcclip_cli.model.reference import resolve
 from dcclip_cli.serve.app import application
 from tests.curation.test_executors import wait
 from tests.videos import film
@@ -69,6 +72,29 @@ def test_a_video_is_followed_and_its_frames_open_it_at_their_times(bundle_folder
         video.unlink()
         wait(lambda: client.get("/health").json()["images"] == 5, within_s=5)
         assert client.get(f"/{hit['url']}").status_code == client.get(f"/{url}").status_code == 404
+
+
+def test_duplicates_are_of_all_folders_as_they_are_now(tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="av is not installed")
+    photos, folders = Path(__file__).parents[2] / "recipes/starter/photos", [tmp_path / "相册", tmp_path / "photos"]
+    shutil.copytree(photos, folders[0])
+    (folders[1] / "下").mkdir(parents=True)
+    cat, copy = Image.open(photos / "cat.jpg"), folders[1] / "下/小 猫.jpg"
+    for name in (copy, copy.with_name("c.tmp.jpg")):
+        cat.resize((cat.width // 2, cat.height // 2)).save(name)
+    film(str(folders[1] / "猫.mp4"), [cat])
+    encoder = load_encoder(resolve("starter"), "cpu")
+    indexes = [open_index(encoder, folder, exclude=["*.tmp.jpg"]) for folder in folders]
+    with TestClient(application(encoder, indexes, token="secret", follow_s=0.1)) as client:
+        assert client.get("/duplicates").status_code == 401
+        client.headers["Authorization"] = "Bearer secret"
+        response = client.get("/duplicates")
+        [[largest, smaller]], bursts = response.json()["copies"], response.json()["bursts"]
+        assert (largest["folder"], largest["path"], largest["width"]) == (0, "cat.jpg", cat.width) and bursts == []
+        assert (smaller["folder"], smaller["path"], smaller["width"]) == (1, "下/小 猫.jpg", cat.width // 2)
+        assert client.get(f"/{smaller['url']}").content == copy.read_bytes() and str(tmp_path) not in response.text
+        copy.unlink()
+        wait(lambda: client.get("/duplicates").json()["copies"] == [], within_s=10)
 
 
 def test_no_request_waits_for_an_update_and_a_stop_stores_its_part(bundle_folder: Path, pictures: list[Path]) -> None:

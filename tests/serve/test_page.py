@@ -1,5 +1,6 @@
 """The search page in Chromium: both languages, a phone, the address, the lightbox, images as queries, the token."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,3 +121,23 @@ def test_the_page_shows_how_many_photos_there_are_now(browser: Any, tmp_path: Pa
         shutil.copy(PHOTOS / "rocket.jpg", tmp_path)
         for page, text in zip(pages, ("2 张照片", "2 photos"), strict=True):
             page.wait_for_selector(f"#about:text('{text}')", timeout=10_000)
+
+
+def test_duplicates_are_groups_of_photos_with_their_sizes_in_both_languages(browser: Any, address: str) -> None:
+    page = opened(browser, address, width=390)
+    page.click("#find-duplicates")
+    page.wait_for_selector("#groups ul >> nth=4")
+    assert page.inner_text("#status") == "6 组副本，0 组连拍" and page.title() == "重复照片 · 相册"
+    assert page.locator("#groups img").count() == 25 and page.evaluate("document.documentElement.scrollWidth") == 390
+    page.click("#more")
+    page.wait_for_selector("#groups ul >> nth=5")
+    assert page.is_hidden("#more") and page.inner_text("#groups h2").startswith("副本：")
+    page.click("#language")
+    assert page.inner_text("#groups h2").startswith("Copies: ") and "Groups of copies: 6" in page.inner_text("#status")
+    assert re.fullmatch(r"0/\w+\.jpg\s+\d+ × \d+", page.inner_text("#groups ul >> nth=1 >> li >> nth=0"))
+    page.click("#groups ul >> nth=1 >> a >> nth=0")
+    assert page.url.endswith("?duplicates#6") and page.inner_text("#photo-name").startswith("0/")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#lightbox:not([open])", state="attached")
+    assert page.evaluate("document.activeElement.hash") == "#6"
+    assert shown(page, "cat")[0] == "cat" and page.locator("#groups img").count() == 0

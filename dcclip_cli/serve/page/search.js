@@ -1,5 +1,5 @@
-// The search page of `dcclip serve`. The address says what is shown: ?text=, ?not=, ?like= (a photo's url), #3 (the third
-// photo in the lightbox).
+// The search page of `dcclip serve`. The address says what is shown: ?text=, ?not=, ?like= (a photo's url), ?duplicates,
+// #3 (the third photo in the lightbox).
 import { $, currentLanguage, make, number, showWords, speaker, switchLanguage } from "./common.js";
 
 const say = speaker({
@@ -13,6 +13,11 @@ const say = speaker({
     leaveOut: "排除内容",
     not: "不想看到的内容，比如：人",
     try: "试试：",
+    duplicates: "重复照片",
+    comparing: "正在比较照片，第一次可能要几分钟…",
+    compared: (copies, bursts) => (copies + bursts === "00" ? "没有副本，也没有连拍。" : `${copies} 组副本，${bursts} 组连拍`),
+    copies: "副本：缩放过、重新压缩过或略微裁剪过的同一张照片，最大的在最前面",
+    bursts: "连拍：几秒之内拍的相似照片，按拍摄时间排列",
     busy: "正在搜索…",
     photos: (count) => `${count} 张照片`,
     searched: (count, ms) => `${count} 张照片，用时 ${ms} 毫秒`,
@@ -43,6 +48,11 @@ const say = speaker({
     leaveOut: "Leave something out",
     not: "What to leave out, such as: people",
     try: "Try:",
+    duplicates: "Duplicates",
+    comparing: "Comparing the photos, which may take minutes the first time…",
+    compared: (copies, bursts) => (copies + bursts === "00" ? "There are no copies and no bursts." : `Groups of copies: ${copies}. Bursts: ${bursts}.`),
+    copies: "Copies: a photo resized, compressed again or slightly cropped, the largest first",
+    bursts: "Bursts: similar photos taken within seconds, in the order of their times",
     busy: "Searching…",
     photos: (count) => (count === "1" ? "1 photo" : `${count} photos`),
     searched: (count, ms) => `${count} ${count === "1" ? "photo" : "photos"}, ${ms} ms`,
@@ -69,7 +79,8 @@ const FIRST = 24; // photos that are shown at first, and added at a time
 const MOST = 1000; // photos of an answer
 const COUNT_MS = 5000; // between two looks at how many photos there are
 let library = null; // what /folders answers
-let photos = []; // in the grid: {url, path, folder, score}
+let photos = []; // in the grid, or in the groups: {url, path, folder, score, width, height}
+let duplicates = null; // what /duplicates answers, if that is shown
 let largePhoto = null; // in the lightbox
 let shownQuery = null; // for which the grid has been filled
 let answer = null; // to a search, with the time it took; null before the first one
@@ -91,7 +102,7 @@ function showFailure(error) {
   if (error === null) return showSignIn();
   if (typeof error !== "string") throw error;
   $("status").textContent = "";
-  if (!answer) $("photos").replaceChildren(); // those of the query before
+  if (!answer) for (const id of ["photos", "groups"]) $(id).replaceChildren(); // those of the query before
   $("notes").replaceChildren(make("li", { className: "bad", textContent: error }));
 }
 
@@ -122,7 +133,8 @@ async function follow() {
   const key = `${query} ${history.state?.upload ?? ""}`;
   if (key !== shownQuery) {
     shownQuery = key;
-    answer = null;
+    answer = duplicates = null;
+    $("groups").replaceChildren();
     searches += 1; // the answer to the query before is late
     photos = [];
     showLightbox();
@@ -133,7 +145,8 @@ async function follow() {
     URL.revokeObjectURL($("like").firstChild.src);
     $("like").firstChild.src = image ? URL.createObjectURL(image) : likeUrl() ? `${likeUrl()}?small=true` : "";
     const isQuery = query.get("text")?.trim() || !$("like").hidden;
-    if (isQuery) await search(FIRST * Math.max(1, Math.ceil((place() + 1) / FIRST) || 1));
+    if (query.has("duplicates")) await compare();
+    else if (isQuery) await search(FIRST * Math.max(1, Math.ceil((place() + 1) / FIRST) || 1));
     else showPhotos(library.samples);
   }
   showLightbox();
@@ -158,6 +171,20 @@ async function search(count) {
   }
 }
 
+async function compare() {
+  const mine = searches;
+  $("photos").replaceChildren();
+  $("status").textContent = say("comparing");
+  try {
+    const content = await request("duplicates");
+    if (mine !== searches) return;
+    duplicates = content;
+    showGroups(Math.max(FIRST, place() + 1));
+  } catch (error) {
+    if (mine === searches) showFailure(error);
+  }
+}
+
 // ---- what is shown
 
 function showAll() {
@@ -175,16 +202,19 @@ function showStatus() {
   const text = parameters().get("text");
   const names = library.folders.join(currentLanguage() === "zh" ? "、" : ", ");
   $("name").textContent = names;
-  document.title = [text, names].filter(Boolean).join(" · ");
-  $("examples").hidden = answer !== null;
-  $("status").textContent = answer ? say("searched", number(library.images), number(Math.round(answer.ms))) : say("some");
+  document.title = [duplicates ? say("duplicates") : text, names].filter(Boolean).join(" · ");
+  $("examples").hidden = answer !== null || duplicates !== null;
+  $("find-duplicates").hidden = duplicates !== null || library.images < 2;
+  if (duplicates) $("status").textContent = say("compared", number(duplicates.copies.length), number(duplicates.bursts.length));
+  else $("status").textContent = answer ? say("searched", number(library.images), number(Math.round(answer.ms))) : say("some");
   const notes = [];
   if (answer?.unknown.length) notes.push(say("unknown", answer.unknown));
   if (answer && !answer.fits) notes.push(say("unfit"));
   $("notes").replaceChildren(...notes.map((textContent) => make("li", { textContent })));
   document.querySelector(".bar .check").hidden = !answer;
   $("score-help").hidden = !answer || !$("scores").checked;
-  $("more").hidden = !answer || photos.length % FIRST > 0 || photos.length >= Math.min(MOST, library.images);
+  if (duplicates) $("more").hidden = photos.length === [...duplicates.copies, ...duplicates.bursts].flat().length;
+  else $("more").hidden = !answer || photos.length % FIRST > 0 || photos.length >= Math.min(MOST, library.images);
 }
 
 /** Fill the grid; the first photos stay if the new ones only continue them. */
@@ -196,6 +226,27 @@ function showPhotos(next) {
   showStatus();
 }
 
+/** Fill the groups, of at least so many photos. */
+function showGroups(least) {
+  photos = [];
+  const sections = ["copies", "bursts"].map((kind) => {
+    const lists = [];
+    for (const group of duplicates[kind]) {
+      if (photos.length >= least) break;
+      lists.push(make("ul", { className: "photos" }, ...group.map((photo, index) => card(photo, photos.length + index))));
+      photos.push(...group);
+    }
+    const heading = make("h2");
+    heading.dataset.say = kind;
+    return lists.length ? [heading, ...lists] : [];
+  });
+  $("groups").replaceChildren(...sections.flat());
+  showWords(say);
+  showStatus();
+}
+
+const named = (photo) => (library.folders.length > 1 ? `${library.folders[photo.folder]} / ` : "") + photo.path;
+
 function card(photo, index) {
   const image = make("img", { src: `${photo.url}?small=true`, alt: photo.path, loading: "lazy" });
   const link = make("a", { href: `#${index + 1}` }, image);
@@ -204,8 +255,8 @@ function card(photo, index) {
     history.pushState({ ...history.state, opened: true }, "", link.hash);
     showLightbox();
   };
-  const score = make("b", { textContent: photo.score?.toFixed(3) ?? "" });
-  return make("li", { title: photo.path }, link, make("p", {}, make("span", { textContent: photo.path }), score));
+  const value = make("b", { textContent: photo.width ? `${photo.width} × ${photo.height}` : (photo.score?.toFixed(3) ?? "") });
+  return make("li", { title: photo.path }, link, make("p", {}, make("span", { textContent: photo.width ? named(photo) : photo.path }), value));
 }
 
 // ---- the lightbox
@@ -217,7 +268,7 @@ function showLightbox() {
   const box = $("lightbox");
   if (!photo) {
     if (box.open) box.close();
-    $("photos").children[photos.indexOf(largePhoto)]?.firstChild.focus();
+    document.querySelector(`.photos [href="#${photos.indexOf(largePhoto) + 1}"]`)?.focus();
     largePhoto = null;
     return;
   }
@@ -230,8 +281,7 @@ function showLightbox() {
   };
   image.src = photo.url;
   image.alt = photo.path;
-  const folder = library.folders.length > 1 ? `${library.folders[photo.folder]} / ` : "";
-  $("photo-name").textContent = folder + photo.path + ($("scores").checked && answer ? ` · ${photo.score.toFixed(3)}` : "");
+  $("photo-name").textContent = named(photo) + ($("scores").checked && answer ? ` · ${photo.score.toFixed(3)}` : "");
   $("original").href = photo.video ?? photo.url;
   $("previous").disabled = place() === 0;
   $("next").disabled = place() === photos.length - 1;
@@ -295,7 +345,7 @@ function listen() {
     document.body.classList.toggle("scored", $("scores").checked);
     showStatus();
   };
-  $("more").onclick = () => search(photos.length + FIRST);
+  $("more").onclick = () => (duplicates ? showGroups : search)(photos.length + FIRST);
   $("previous").onclick = () => step(-1);
   $("next").onclick = () => step(1);
   $("close").onclick = closeLightbox;
