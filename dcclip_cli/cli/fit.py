@@ -63,8 +63,8 @@ def fit(
     from dcclip_cli.fitting.report import summary, table
 
     options |= {"max_mb": max_mb, "max_ms": max_ms, "time_s": time, "teacher": teacher, "device": device}
-    options["trust_remote_code"] = trust_remote_code
-    result = api.fit(data, out=out, progress=console.talk(quiet, verbose), **options)
+    talk = console.talk(quiet, verbose)
+    result = api.fit(data, out=out, progress=talk, trust_remote_code=trust_remote_code, **options)
     if as_json:
         return console.show_json(asdict(result) | {"folder": str(result.folder)})
     console.show_table(summary(result), *table(result))

@@ -8,7 +8,7 @@ import logging
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -70,13 +70,6 @@ class RecipeRun:
 
             device = torch_device(self.device)
         return check(self.loaded, self.dir, stages, self.fresh, device, self.processes)
-
-    def estimates(self, stages: Sequence[BlankStage]) -> Iterator[str]:
-        """What stages take, rough times and disk space, in lines for the user."""
-        from dcclip_cli.train.estimate import lines, measure
-
-        for stage in stages:
-            yield from lines(stage, measure(stage))
 
     def begin(self, *stages: StageName) -> None:
         """Write the recipe into the run directory after `preflight`, which the first of several processes has done."""

@@ -217,13 +217,17 @@ class BlankStage(Stage):
 
     def remaining_rows(self, number: int) -> Rows:
         """The rows that a teacher runs, but for those that its cache has, of whatever data."""
-        live, rows = Rows(self.steps * self.images_per_step, self.steps * self.texts_per_step), self.rows
+        options, sizes, rows = self.options.captions, self.known_sizes, self.rows
+        images = sum(size for kind, size in sizes.items() if kind != "texts")
+        captioned = options.caption_fraction * sizes.get("pairs", 0) + sizes.get("texts", 0)
+        texts = round(captioned * (1 + options.second_caption) * len(options.languages))  # at most
+        live = Rows(self.steps * images, self.steps * texts)
         if not self.options.teacher_cache:
             return live
         layers = layers_of(self.losses, number)
         if facts := LazyTeacher(self.teacher_options[number], self.device, Silent(), layers).known_facts:
-            images, texts = stores_of(facts, self.options.augment, self.seed)
-            rows = Rows(max(0, rows.images - images.rows), max(0, rows.texts - texts.rows))
+            of_images, of_texts = stores_of(facts, self.options.augment, self.seed)
+            rows = Rows(max(0, rows.images - of_images.rows), max(0, rows.texts - of_texts.rows))
         return rows if self.options.teacher_cache is True else Rows(live.images, rows.texts)
 
     @cached_property
@@ -248,17 +252,6 @@ class BlankStage(Stage):
         options = self.options
         copies = (options.keep_checkpoints + 1) * (3 + (options.ema is not None)) + (options.keep == "best") + 1
         return _FP32 * self.towers.parameters_count() * copies
-
-    @property
-    def images_per_step(self) -> int:
-        return sum(size for kind, size in self.known_sizes.items() if kind != "texts")
-
-    @property
-    def texts_per_step(self) -> int:
-        """At most, all languages together."""
-        options, sizes = self.options.captions, self.known_sizes
-        captioned = options.caption_fraction * sizes.get("pairs", 0) + sizes.get("texts", 0)
-        return round(captioned * (1 + options.second_caption) * len(options.languages))
 
     @property
     def tokens(self) -> int:

@@ -3,7 +3,7 @@
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -231,7 +231,8 @@ class Trainer:
         assert self._validate is not None
         with ema_weights(self.task.model, self.ema), self.accelerator.autocast():
             metrics = self._validate()
-            if better := not state.best_metrics or _mean(metrics) > _mean(state.best_metrics):
+            mean, best = (sum(top1s.values()) / max(1, len(top1s)) for top1s in (metrics, state.best_metrics))
+            if better := not state.best_metrics or mean > best:
                 if self.accelerator.is_main_process:
                     checkpoint.save_best(self.stage.folder / "best", state.step, metrics, self.task.model)
                 state.best_step, state.best_metrics = state.step, metrics
@@ -338,10 +339,6 @@ class Trainer:
             if batch is None:
                 return
             yield batch
-
-
-def _mean(metrics: Mapping[str, float]) -> float:
-    return sum(metrics.values()) / len(metrics)
 
 
 class NonFiniteGuard:

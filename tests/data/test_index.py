@@ -200,10 +200,7 @@ def test_columns_of_others_are_named(tmp_path: Path) -> None:
         open_pairs(tmp_path / "data")
     assert "data.columns" in raised.value.hint
     pairs = open_pairs(tmp_path / "data", Columns(image="jpg", caption="alt", zh="text_zh", key="id"))
-    assert [pairs[0], pairs[1]] == [
-        Pair("7", JPEG + b"1", ("猫",), ("a cat",)),
-        Pair("8", JPEG + b"2", ("一只猫",)),
-    ]
+    assert [pairs[0], pairs[1]] == [Pair("7", JPEG + b"1", ("猫",), ("a cat",)), Pair("8", JPEG + b"2", ("一只猫",))]
     with pytest.raises(DcclipError, match="pair 9 has no image data"):
         pairs[2]
     added = Pair("10", IMAGE, ("狗",), ("a dog",))

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import pytest
 from typer import BadParameter
 
@@ -183,8 +182,6 @@ def test_a_killed_search_resumes_with_the_same_choice_and_bytes(
     train = RecipeRun.train
 
     def stop(options: FitOptions, out: str, limits: Sequence[int]) -> None:
-        """Stop the search at the end of so many trainings, where those that are finished count again."""
-
         def train_and_stop(job: RecipeRun, stage: Any) -> Any:
             trained.append(train(job, stage))
             if len(trained) == limit:
@@ -198,7 +195,8 @@ def test_a_killed_search_resumes_with_the_same_choice_and_bytes(
                 fit(options, out)
             assert len(trained) == limit
 
-    stop(options, "again", (1, 2, 2))  # at the end of the first training, of the second, and of the full one
+    # At the end of the first training, of the second, and of the full one; what is finished counts again.
+    stop(options, "again", (1, 2, 2))
     assert digests(Path("again/export")) == digests(Path("runs/fit/export"))  # of the student trained in full
     again = fit(options, "again")
     assert (again.name, again.quality) == (result.name, result.quality)
@@ -225,12 +223,11 @@ def test_a_killed_search_resumes_with_the_same_choice_and_bytes(
 def test_code_of_a_teacher_of_the_hub_runs_only_with_permission_and_the_folder_serves_for_other_options(
     classes: Path, hub_teachers: Path, own_modules: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub = own_modules.with_name("hub")
-    cached = hub / "models--qihoo360--fg-clip2-base"
+    cached = (hub := own_modules.with_name("hub")) / "models--qihoo360--fg-clip2-base"
     shutil.copytree(hub_teachers / "fgclip2", cached / "snapshots/430fbc8")
     (cached / "refs").mkdir()
     (cached / "refs/main").write_text("430fbc8")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(hub))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
     for name, folder in (("HF_HUB_CACHE", hub), ("HF_MODULES_CACHE", own_modules)):  # of the processes that measure
         monkeypatch.setenv(name, str(folder))
     command = ["fit", "--data", classes, "--max-mb", "3", "--device", "cpu", "-q"]
