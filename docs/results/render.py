@@ -272,7 +272,7 @@ def tables() -> dict[str, str]:
         "elevater-ties": pivot(select(full_sets, model="starter"), weights, elevater_columns("ties")),
         "elevater-students": pivot(
             over_seeds(row for row in full_sets if row["metric"] in ("top-1", "share of the teacher")),
-            model,
+            weights,
             [
                 (f"{title}, {label}", metric, f"{data}, sample of {images:,}")
                 for metric, label in (("top-1", "top-1"), ("share of the teacher", "% of the teacher"))
