@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import refuse_special, several
+from dcclip_cli.files import refuse_special
 from dcclip_cli.inference.files import PathLike, image_files
 from dcclip_cli.machine import busy_machine, cores, peak_memory_bytes
-from dcclip_cli.model.reference import resolve
+from dcclip_cli.model.reference import ModelSource, resolve
 from dcclip_cli.processes import calls, process_pool
 from dcclip_cli.progress import ProgressChoice, progress_for
 
@@ -41,49 +43,52 @@ class Bench:
 
 
 def bench(
-    models: PathLike | Iterable[PathLike],
+    models: PathLike | Iterable[PathLike | ModelSource],
     images: PathLike | Iterable[PathLike] = (),
     labels: Sequence[str] = (),
     *,
     threads: int | None = None,
+    precision: Literal["fp32", "bf16"] = "fp32",
     progress: ProgressChoice = False,
 ) -> list[Bench]:
-    """Measure models, what `load` takes, one after the other on the CPU.
+    """Measure models, what `load` takes, one after the other on the CPU; `precision` is torch's.
 
     With `images`, files, folders or globs, also their throughput on `threads` threads, all cores by default, and with
     `labels` how far they agree with the first model. Measure on a machine that does nothing else.
     """
     benches: list[Bench] = []
     best: list[list[str | None]] = []
-    paths, names = list(image_files(images)), [str(model) for model in several(models)]
+    paths, names = list(image_files(images)), [models] if isinstance(models, str | os.PathLike) else [*models]
     if labels and not paths:
         raise DcclipError("--labels needs images", "add images with --images FOLDER")
     for path in paths:
         refuse_special(path)
-    for name in names:
-        resolve(name)  # a wrong name is found before the first is measured
-    measure = partial(_measure, paths=paths, labels=list(dict.fromkeys(labels)), threads=threads or cores())
+    sources = [name if isinstance(name, ModelSource) else resolve(str(name)) for name in names]
+    measure = partial(
+        _measure, paths=paths, labels=list(dict.fromkeys(labels)), threads=threads or cores(), precision=precision
+    )
     hint = Message("free some memory, or measure a smaller model")
     talk = progress_for(progress)
     if busy := busy_machine():
         talk.say(Message("warning: {}", busy))
     with talk.task(Message("bench"), len(names)) as task:
-        for name in names:
+        for name, source in zip(names, sources, strict=True):
             with process_pool(1, fresh=True) as pool:
-                [(measured, answers, errors)] = calls(pool, measure, [name], hint)
+                [(measured, answers, errors)] = calls(pool, measure, [source], hint)
             if len(errors) == len(paths) > 0:
                 raise errors[0]
             if errors and not best:
                 talk.say(Message("warning: {:,} unreadable images are ignored: {}", len(errors), errors[0]))
             best.append(answers)
             same = [label == first for label, first in zip(answers, best[0], strict=True) if first is not None]
-            benches.append(replace(measured, agreement=sum(same) / len(same) if same else None))
+            label = source.target if name is source else str(name)
+            benches.append(replace(measured, model=label, agreement=sum(same) / len(same) if same else None))
             task.advance()
     return benches
 
 
 def _measure(
-    model: str, paths: Sequence[Path], labels: Sequence[str], threads: int
+    source: ModelSource, paths: Sequence[Path], labels: Sequence[str], threads: int, precision: Literal["fp32", "bf16"]
 ) -> tuple[Bench, list[str | None], list[DcclipError]]:
     """The measurements of a model, its best label for each image, None for those that cannot be read, and why."""
     begin = time.perf_counter()
@@ -91,14 +96,13 @@ def _measure(
     from dcclip_cli.inference.images import embed, read
     from dcclip_cli.inference.zero_shot import Labels
 
-    reference = resolve(model)
-    encoder = load_encoder(reference, "cpu", threads=1)
+    encoder = load_encoder(source, "cpu", precision, threads=1)
     load_s, small, memory_bytes = time.perf_counter() - begin, footprint(encoder), peak_memory_bytes()
     rate: float | None = None
     best: list[str | None] = []
     errors: list[DcclipError] = []
     if paths:
-        encoder = load_encoder(reference, "cpu", threads=threads)
+        encoder = load_encoder(source, "cpu", precision, threads=threads)
         for path in paths:
             path.read_bytes()  # the first model does not wait for the disk either
         begin = time.perf_counter()
@@ -113,5 +117,5 @@ def _measure(
                 else ready.names[int(ready.probabilities(row[np.newaxis]).argmax())]
                 for row in results
             ]
-    measured = Bench(model, **vars(small), load_s=load_s, memory_bytes=memory_bytes, images_per_s=rate, agreement=None)
+    measured = Bench("", **vars(small), load_s=load_s, memory_bytes=memory_bytes, images_per_s=rate, agreement=None)
     return measured, best, errors

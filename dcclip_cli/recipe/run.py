@@ -238,7 +238,7 @@ class RecipeRun:
         from dcclip_cli.inference.encoder import footprint, load_encoder
         from dcclip_cli.model.model_dir import read_provenance
 
-        models, rows, agreement = self._models(), [], {}
+        models, rows, agreement = self.models(), [], {}
         if "teacher" in models and not self._results:  # no test set says more
             samples = recipe_samples(self.data(), "validation", "train")
             if samples is not None:
@@ -274,7 +274,8 @@ class RecipeRun:
             done = Message("{}: done in {:.0f} s", stage, result.seconds)
             self.progress.say(joined(", ", (done, *measured)))
 
-    def _models(self) -> dict[str, ModelSource]:
+    def models(self) -> dict[str, ModelSource]:
+        """The run's teacher, student and bundle; a teacher or bundle only if there is one."""
         from dcclip_cli.model.reference import resolve
 
         references: dict[str, ModelSource] = {}
@@ -303,7 +304,7 @@ class RecipeRun:
         else:
             return []
         cache = FeatureCache(cache_folder(), self.progress.say)
-        new = {name: model for name, model in self._models().items() if name in names and name not in self._results}
+        new = {name: model for name, model in self.models().items() if name in names and name not in self._results}
         for name, model in new.items():
             # Bundles compute in the precision of their export.
             chosen = options.model_copy(update={"precision": "fp32"}) if model.kind == "bundle" else options

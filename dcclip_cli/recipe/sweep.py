@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from dcclip_cli.eval.compare import Difference
     from dcclip_cli.eval.result import EvalResult
+    from dcclip_cli.model.reference import ModelSource
 
 _LOG, _ERROR = "log.txt", "error.json"  # of a run in a process of its own
 _LOOK_S = 0.2  # between two looks at running processes
@@ -47,6 +48,7 @@ class SweepRow:
     variant: str
     model: str
     runs: list[ModelSummary]
+    source: ModelSource  # of the first seed
     differences: list[Difference]
     intervals: Mapping[str, tuple[float, float]]  # of one seed: 95 % over images, by test set with its language
 
@@ -167,13 +169,12 @@ class Sweep:
                         intervals[model][f"{result.dataset} {result.language}"] = bootstrap_interval(result)
             first = first or results
             tested = [{(result.dataset, result.language) for result in part} for part in (first, results)]
-            for model in summaries[0]:
+            for model, source in runs[0].models().items() if summaries[0] else ():
                 compared = model == "student" and results is not first and tested[0] & tested[1]
                 differences = compare_results(first, results, force=True) if compared else []
                 seeds = [summary[model] for summary in summaries]
-                row = SweepRow(
-                    variant, model, seeds[:1] if model == "teacher" else seeds, differences, intervals[model]
-                )
+                seeds = seeds[:1] if model == "teacher" else seeds
+                row = SweepRow(variant, model, seeds, source, differences, intervals[model])
                 if model != "teacher" or all(row.scores() != shown.scores() for shown in rows):
                     rows.append(row)
         return rows
@@ -266,21 +267,26 @@ def _latex(rows: Sequence[SweepRow]) -> str:
 
 
 def _latex_of_models(rows: Sequence[SweepRow]) -> str:
-    """The mean over the test sets in each language next to what a model costs: training data, size and latency."""
+    """The mean over the test sets in each language next to training data and what a model costs, by `bench`."""
     from dcclip_cli.eval.report import booktabs, tex_text
+    from dcclip_cli.inference.bench import bench
 
-    head = ["variant", "model", "en", "zh", "pairs", "samples", "parameters (M)", "MB", "image (ms)", "text (ms)"]
-    lines = []
+    sources = {(row.model, row.runs[0].size_bytes): row.source for row in rows}  # the weights decide accuracy only
+    costs = dict(zip(sources, bench(sources.values()), strict=True))
+    head = ["variant", "model", "en", "zh", "pairs", "samples", "parameters (M)", "MB", "memory (MB)", "image (ms)"]
+    lines = [[*head, "text (ms)"]]
     for row in rows:
         means = []
         for language in ("en", "zh"):
             scores = [values for (_, test), values in row.scores().items() if test.endswith(f" {language}")]
             means.append(per_cent(np.mean(scores, axis=0) if scores else (), r"$\pm$"))
-        run, times = row.runs[0], np.min([(run.image_ms, run.text_ms) for run in row.runs], axis=0)  # other work delays
+        run = row.runs[0]
         data = [f"{count:,}" if count else "" for count in (run.pairs, run.samples)]
-        size = [f"{run.parameters / 1e6:.2f}", f"{run.size_bytes / 1e6:.1f}", *(f"{time:.2f}" for time in times)]
-        lines.append([tex_text(row.variant), row.model, *means, *data, *size])
-    return booktabs([head, *lines], 2)
+        cost = costs[row.model, run.size_bytes]
+        sizes = [f"{cost.parameters / 1e6:.2f}", f"{cost.size_bytes / 1e6:.1f}", f"{cost.memory_bytes / 1e6:.0f}"]
+        times = [f"{cost.image_ms:.2f}", f"{cost.text_ms:.2f}"]
+        lines.append([tex_text(row.variant), row.model, *means, *data, *sizes, *times])
+    return booktabs(lines, 2)
 
 
 def _chart(rows: Sequence[SweepRow]) -> bytes:

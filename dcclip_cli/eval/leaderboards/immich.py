@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +17,8 @@ from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval.registry import base_name
 from dcclip_cli.eval.result import EvalResult
 from dcclip_cli.files import atomic_write, write_json
-from dcclip_cli.machine import peak_memory_bytes
+from dcclip_cli.inference.bench import Bench, bench
 from dcclip_cli.model.reference import ModelSource
-from dcclip_cli.processes import calls, process_pool
 
 if TYPE_CHECKING:
     from dcclip_cli.eval.evaluate import EvalOptions
@@ -44,15 +43,6 @@ class PublishedModel:
         """Whether it is at least as good in memory, time and recall and better in one, as immich defines it."""
         pairs = ((other.memory_mib, self.memory_mib), (other.ms, self.ms), (self.recall, other.recall))
         return all(mine >= theirs for mine, theirs in pairs) and any(mine > theirs for mine, theirs in pairs)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a model takes on this machine's CPU; times are medians for one image and one short text."""
-
-    memory_mib: float
-    image_ms: float
-    text_ms: float
 
 
 def table(language: Language) -> list[PublishedModel]:
@@ -89,11 +79,9 @@ def write(
     fit = [result for result in in_full if result.model_fingerprint in models]
     if not fit:
         raise _nothing()
-    hint = Message("free some memory, then run the command again: embeddings are cached")
-    costs: dict[str, Cost] = {}
+    costs: dict[str, Bench] = {}
     for fingerprint, precision in {result.model_fingerprint: result.precision for result in fit}.items():
-        with process_pool(1, fresh=True) as pool:  # a process that does nothing else
-            [costs[fingerprint]] = calls(pool, _measure, [(models[fingerprint], precision)], hint)
+        [costs[fingerprint]] = bench([models[fingerprint]], precision="bf16" if precision == "bf16" else "fp32")
     metrics, pages = [], []
     for language in dict.fromkeys(result.language for result in fit):
         measured, published = [], table(language)
@@ -102,13 +90,15 @@ def write(
             # The table's time contains the text tower: XLM-R's 3.2 ms have the image tower of ViT-B-32's 2.3 ms.
             ms = round(cost.image_ms + cost.text_ms, 2)
             recall = sum(result.metrics[f"image_recall@{k}"] for k in (1, 5, 10)) / 3
-            row = PublishedModel(result.model, round(cost.memory_mib), ms, round(100 * recall, 2))
+            size = {"memory_mib": round(cost.memory_bytes / 2**20, 1)}
+            row = PublishedModel(result.model, round(size["memory_mib"]), ms, round(100 * recall, 2))
             measured.append(row)
             better = [rival.model for rival in published if rival.outclasses(row)]
             worse = [rival.model for rival in published if row.outclasses(rival)]
-            values = {"model": result.model, "language": language, "recall": recall}
+            values = {"model": result.model, "language": language, "recall": recall, **size}
+            times = {"image_ms": cost.image_ms, "text_ms": cost.text_ms}
             places = {"optimal": not better, "outclassed_by": better, "outclasses": worse}
-            metrics.append(values | asdict(cost) | places)
+            metrics.append(values | times | places)
         rows = sorted([*measured, *published], key=lambda row: -row.recall)
         lines = [f"## immich's table, XM3600, {language}\n", "| model | recall % | memory MiB | ms | Pareto optimal |"]
         lines.append("| --- | ---: | ---: | ---: | --- |")
@@ -121,11 +111,3 @@ def write(
     write_json(folder / "metric.json", metrics)
     atomic_write(folder / "table.md", "\n".join([*pages, _CAVEAT]))
     return [Message("immich's table with these models: {}", folder / "table.md")]
-
-
-def _measure(task: tuple[ModelSource, str]) -> Cost:
-    from dcclip_cli.inference.encoder import footprint, load_encoder
-
-    reference, precision = task
-    times = footprint(load_encoder(reference, "cpu", "bf16" if precision == "bf16" else "fp32"))
-    return Cost(round(peak_memory_bytes() / 2**20, 1), times.image_ms, times.text_ms)
