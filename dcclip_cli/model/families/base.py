@@ -92,12 +92,13 @@ class TransformersTowers(Family):
                 break
         self.context_length = min(limit, self.text_length, tokenizer.model_max_length)
         # SigLIP2 and FG-CLIP2 were trained on lower case. transformers' Siglip2Tokenizer does it; their checkpoints
-        # name Gemma's own tokenizer, which does not (huggingface/transformers#43054).
-        self.lower_cases = self.fixed_length and "gemma" in type(tokenizer).__name__.lower()
-        if self.lower_cases:
+        # name Gemma's own tokenizer, which does not (huggingface/transformers#43054). Its class differs by version.
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        is_gemma = type(getattr(backend, "model", None)).__name__ == "BPE"
+        self.lower_cases = self.fixed_length and is_gemma and type(tokenizer).__name__ != "Siglip2Tokenizer"
+        if backend and self.lower_cases:
             from tokenizers import normalizers
 
-            backend = tokenizer.backend_tokenizer
             backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), backend.normalizer])
 
     @classmethod
