@@ -32,7 +32,6 @@ _NAME_WIDTH = 17  # of a field's name, with blanks on both sides
 
 _MOST_LINES = 50  # of one error
 _NUMBER = re.compile("[-+]?[0-9]")
-_IN_SENTENCE = re.compile(r"(?<![.:\n])\n(?!\n)")  # a line break, which Typer keeps in help
 _RED, _YELLOW, _CYAN = 31, 33, 36  # ANSI colours
 
 
@@ -46,7 +45,7 @@ class CommandGroup(typer.core.TyperGroup):
             speak_chinese(self)
         else:
             for command in self.commands.values():
-                command.help = _IN_SENTENCE.sub(" ", command.help or "")
+                command.help = re.sub(r"(?<![.:\n])\n(?!\n)", " ", command.help or "")  # Typer keeps line breaks
         with _usage_errors():
             return super().make_context(*arguments, **options)
 

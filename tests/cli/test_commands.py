@@ -41,7 +41,7 @@ def test_every_command_explains_itself(command: str) -> None:
 
 def test_no_line_of_help_ends_within_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    assert "It changes no file in the folders. Photographs" in dcclip("mcp", "--help").stdout
+    assert "change no file in the folders. Photographs" in dcclip("mcp", "--help").stdout
 
 
 def test_the_schema_is_json_with_the_sections_in_it() -> None:
