@@ -321,7 +321,9 @@ class FeatureStore:
             waiting, size, last = [], 0, time.monotonic()
             while len(saving) > unfinished:
                 file, arrays = saving.popleft().result()
-                if not file or file not in self._seen:  # by `refresh`
+                if file:  # after the blocks of others that were complete before: later, their rows are found first
+                    self.refresh()
+                else:
                     self._tables = [self._tables[0], _merged([self._tables[1], self._table(file, arrays)])]
 
         with ThreadPoolExecutor(1) as writer:

@@ -61,6 +61,14 @@ def test_rows_come_back_by_key_in_the_order_asked_for(in_memory: bool, tmp_path:
         again.read("map", np.concatenate([KEYS[:1], stranger]))
 
 
+def test_of_rows_that_two_processes_computed_both_read_the_first_now_and_later(tmp_path: Path) -> None:
+    """In bf16 a teacher's features depend on what is computed together: another batch has other numbers."""
+    first, second = FeatureStore(tmp_path), FeatureStore(tmp_path)
+    for number, process in enumerate((first, second)):
+        process.write([(KEYS, {"embedding": np.full((N, 1), number, np.float16)})])
+    assert not any(reader.read("embedding", KEYS).any() for reader in (first, second, FeatureStore(tmp_path)))
+
+
 def test_rows_of_other_arrays_are_told_apart_and_keys_may_end_in_zeros(tmp_path: Path) -> None:
     keys = np.asarray([b"7", b"7\0\0b", b"7\0\0c", b"8"], "S16")
     stored = FeatureStore(tmp_path)
