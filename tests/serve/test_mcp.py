@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import dcclip
+from tests.videos import film
 
 mcp = pytest.importorskip("mcp", reason="mcp is not installed")
+pytest.importorskip("av", reason="av is not installed")
 STARTER = Path(__file__).parents[2] / "recipes/starter/photos"
 
 
@@ -30,6 +32,7 @@ def folders(tmp_path: Path) -> list[Path]:
         cat.resize((cat.width // 2, cat.height // 2)).save(folders[1] / "小猫.jpg")
     (folders[0] / "link.jpg").symlink_to(tmp_path / "secret.jpg")
     (folders[1] / "broken.jpg").write_bytes(b"no image")
+    film(str(folders[1] / "假日.mp4"), [Image.open(STARTER / f"{name}.jpg") for name in ("astronaut", "temple")])
     return folders
 
 
@@ -62,6 +65,10 @@ def test_ten_dialogues_find_show_and_label_photos_and_paths_outside_are_refused(
             # A ninth and a tenth: what resembles a photo, without something; labels each by itself, and none.
             alike = await call("search", like=str(rocket), without="猫", top_k=1)
             assert Path(alike["photos"][0]["photo"]).name == "rocket.jpg"
+            frame = f"{folders[1]}/假日.mp4#t=4.5"
+            [hit] = (await call("search", like=frame, top_k=1))["photos"]
+            assert hit["photo"].startswith(f"{folders[1]}/假日.mp4#t=")
+            assert (await call("show", photo=hit["photo"]))[0].mime_type == "image/jpeg"
             copies = await call("duplicates")
             [[largest, copy]] = copies["copies"]
             assert copies["copies_count"] == 1 and (Path(largest["photo"]), Path(copy["photo"]).name) == (
