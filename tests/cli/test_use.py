@@ -97,7 +97,7 @@ def test_search_shows_the_nearest_in_a_table_json_and_a_page(pictures: list[Path
     assert written.count("data:image/jpeg;base64,") == 3 and "<h1>红色的圆</h1>" in written
     assert '<html lang="zh">' in written and '<html lang="en">' in (tmp_path / "en.html").read_text("utf-8")
     assert "<script" not in written and "http:" not in written and "https:" not in written
-    assert "choose a folder" in dcclip("search", "moon", expect=2).output
+    assert "then a folder of images" in dcclip("search", "moon", expect=2).output
     assert "cancel out" in dcclip("search", folder, "--text", "红", "--not", "红", expect=1).stderr
 
 

@@ -123,7 +123,7 @@ def find_duplicates(
     for row, (top, time_s) in enumerate(rows):
         shots.setdefault((top, time_s or group_s.get(top, 0.0)), []).append(row)
     times = sorted((time_s, shot[0]) for (_, time_s), shot in shots.items() if time_s)
-    bursts = _bursts(photos, times, lambda rows: store.read("thumb", keys[rows]), index)
+    bursts = _bursts(photos, largest, times, lambda rows: store.read("thumb", keys[rows]), index)
     in_burst, copies = {row for burst in bursts for row in burst}, dict[int, list[int]]()
     for (top, _), shot in shots.items():
         copies.setdefault(shot[0] if shot[0] in in_burst else top, []).extend(shot)
@@ -208,11 +208,15 @@ def _copies(photos: Sequence[Photo], keys: np.ndarray, store: FeatureStore) -> n
 
 def _bursts(
     photos: Sequence[Photo],
+    largest: np.ndarray,
     times: Sequence[tuple[float, int]],
     thumbnails: Callable[[list[int]], np.ndarray],
     index: Callable[[Sequence[Path]], Iterable[ImageIndex]],
 ) -> list[list[int]]:
-    """Rows of photographs by burst: each is similar to an earlier one that was taken within _BURST_S."""
+    """Rows of photographs by burst: each is similar to an earlier one that was taken within _BURST_S.
+
+    Those with one `largest` photograph are similar, as copies would be.
+    """
     is_close = np.diff([time_s for time_s, _ in times]) <= _BURST_S
     times = [*compress(times, np.append(is_close, False) | np.append(False, is_close))]
     vectors = dict[Path, np.ndarray]()
@@ -236,6 +240,7 @@ def _bursts(
             norm = np.sqrt((earlier**2).sum((1, 2, 3)) * (now**2).sum()) + 1
             correlation = np.maximum(correlation, (earlier * now).sum((1, 2, 3)) / norm)
         is_similar = (embeddings[start:place] @ embeddings[place] >= _MIN_COSINE) & (correlation >= _MIN_CORRELATION)
+        is_similar |= largest[rows[start:place]] == largest[row]
         bursts.append(bursts[start + np.flatnonzero(is_similar)[-1]] if is_similar.any() else [])
         bursts[-1].append(row)
     return [burst for row, burst in zip(rows, bursts, strict=True) if burst[0] == row and len(burst) > 1]
