@@ -40,10 +40,8 @@ def cache_folder() -> Path:
 
 
 # Thumbnails and deleted files of Synology, QNAP, Windows and Linux, where they are not hidden.
-_SERVICE_FOLDERS = {
-    *("@eaDir", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot"),
-    *("$RECYCLE.BIN", "System Volume Information", "lost+found"),
-}
+_SERVICE_FOLDERS = {"@eaDir", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot"}
+_SERVICE_FOLDERS |= {"$RECYCLE.BIN", "System Volume Information", "lost+found"}
 
 
 def is_listed(name: str) -> bool:
