@@ -8,13 +8,7 @@ import torch
 from dcclip_cli.errors import Message
 from dcclip_cli.model.hub_models import COPY_AGAIN, library_errors
 from dcclip_cli.model.inherit import check_image_source, teacher_image_config
-from dcclip_cli.model.students import (
-    ImageTower,
-    StudentOptions,
-    init_image_tower,
-    model_config,
-    preprocessing_of,
-)
+from dcclip_cli.model.students import ImageTower, StudentOptions, init_image_tower, model_config, preprocessing_of
 from dcclip_cli.model.teachers import TeacherOptions
 from dcclip_cli.model.tokenizer import BEGIN_ID, END_ID, UNKNOWN_ID
 from dcclip_cli.model.towers import OpenClipTowers, Tokens, Towers

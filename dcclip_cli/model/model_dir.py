@@ -28,13 +28,7 @@ from dcclip_cli.model.hub_models import (
 )
 from dcclip_cli.model.known import Known
 from dcclip_cli.model.preprocess import Preprocessing
-from dcclip_cli.model.tokenizer import (
-    check_tokenizer,
-    load_tokenizer,
-    save_tokenizer,
-    tokenize_with,
-    tokenizer_errors,
-)
+from dcclip_cli.model.tokenizer import check_tokenizer, load_tokenizer, save_tokenizer, tokenize_with, tokenizer_errors
 from dcclip_cli.model.weights import (
     CONFIG,
     OPEN_CLIP_WEIGHTS,

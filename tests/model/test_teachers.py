@@ -12,13 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from dcclip_cli.curation.scores.scorers import Agreement
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.model.teachers import (
-    AltClipTeacher,
-    FgClip2Teacher,
-    OpenClipTeacher,
-    Teacher,
-    TransformersTeacher,
-)
+from dcclip_cli.model.teachers import AltClipTeacher, FgClip2Teacher, OpenClipTeacher, Teacher, TransformersTeacher
 
 ANY_TEACHER: TypeAdapter[Teacher] = TypeAdapter(Teacher)
 
