@@ -62,9 +62,8 @@ def test_rows_come_back_by_key_in_the_order_asked_for(in_memory: bool, tmp_path:
 
 
 def test_of_rows_that_two_processes_computed_both_read_the_first_now_and_later(tmp_path: Path) -> None:
-    """In bf16 a teacher's features depend on what is computed together: another batch has other numbers."""
     first, second = FeatureStore(tmp_path), FeatureStore(tmp_path)
-    for number, process in enumerate((first, second)):
+    for number, process in enumerate((first, second)):  # as a teacher in bf16, whose batches differ
         process.write([(KEYS, {"embedding": np.full((N, 1), number, np.float16)})])
     assert not any(reader.read("embedding", KEYS).any() for reader in (first, second, FeatureStore(tmp_path)))
 

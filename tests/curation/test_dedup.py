@@ -337,9 +337,7 @@ def disc(number: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("draw", [scene, clock, disc])
-def test_scenes_clock_faces_and_discs_of_other_colours_do_not_show_the_same(
-    draw: Callable[[int], Image.Image],
-) -> None:
+def test_scenes_clock_faces_and_discs_of_other_colours_do_not_show_the_same(draw: Callable[[int], Image.Image]) -> None:
     assert not any(same(draw(first), draw(second)) for first in range(8) for second in range(first))
 
 
