@@ -20,6 +20,7 @@ from dcclip_cli.errors import DcclipError, Message, translated
 from dcclip_cli.text import language_by_script, printable, size_in_words, split
 
 if TYPE_CHECKING:
+    from dcclip_cli.inference.encoder import Encoder
     from dcclip_cli.inference.model import Prediction
     from dcclip_cli.inference.zero_shot import Labels
     from dcclip_cli.progress import Progress
@@ -111,17 +112,8 @@ def predict(
     })  # fmt: skip
     flags.out(out, folder=False)
     if undo:
-        from dcclip_cli.inference.model import Prediction
-
-        photos = map(Prediction, _find_images("predict", images, exclude, talk))
-        tagged = _tagged(photos, None, (), talk)
-        return _show_errors({str(photo.image): photo.error for photo in tagged if photo.error})
-    repeated = read_labels(labels, labels_file)
-    names = list(dict.fromkeys(repeated))
-    if not names:
-        raise DcclipError("no labels given", "give labels, for example: --labels 猫,dog")
-    if len(names) < len(repeated):
-        talk.say(Message("predict: {:,} labels; {:,} duplicates are ignored", len(names), len(repeated) - len(names)))
+        return _remove_tags(images, exclude, talk)
+    names = _class_names(labels, labels_file, talk)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's idle threads take a fifth of a cold start's CPU time
 
     from dcclip_cli.inference.files import open_encoder
@@ -130,33 +122,28 @@ def predict(
 
     paths = _find_images("predict", images, exclude, talk)
     if xmp:
-        from dcclip_cli.inference.videos import split_frame
-        from dcclip_cli.inference.xmp import NOT_IN_TAGS
-
-        if unwritable := next(filter(NOT_IN_TAGS.search, names), None):
-            raise DcclipError("a tag cannot contain / or |, but the label is {!r}", "rename this label", unwritable)
-        if frame := next((path for path in paths if split_frame(path)[1] is not None), None):
-            raise DcclipError("{} is a frame of a video; --xmp needs photographs", "omit --xmp", frame)
+        _check_tags(names, paths)
     encoder = open_encoder(model, device, threads, talk)
     ready = Labels(encoder, names, [] if no_template else template or None, multi_label, talk)
     default = threshold or (0.5 if xmp else 0.0)
-    least: float | list[float] = default
-    if is_calibrated:
-        from dcclip_cli.inference.calibrate import THRESHOLDS, read_thresholds
-        from dcclip_cli.model.reference import resolve
-
-        path = thresholds or resolve(model).path / THRESHOLDS
-        if thresholds or path.is_file():
-            calibrated = read_thresholds(path, encoder)
-            count = sum(label in calibrated for label in names)
-            talk.say(Message("predict: {} has thresholds for {} of {} labels", path, count, len(names)))
-            least = [calibrated.get(label) or default for label in names]
+    least = _thresholds(thresholds, model, encoder, names, default, talk) if is_calibrated else default
     predictions = run(encoder, ready, paths, top_k, least)
     if xmp:
         doubtful = [name for name in names if any(word in name for word in ready.unknown)]
         untagged = {name for name in doubtful if unknown_of(encoder, [name])}
         predictions = _tagged(predictions, names, untagged, talk)
     _show(predictions, len(paths), ready, form, out, talk)
+
+
+def _class_names(labels: str, file: Path | None, talk: Progress) -> list[str]:
+    """The labels to choose from, each once. Raises DcclipError for none."""
+    repeated = read_labels(labels, file)
+    names = list(dict.fromkeys(repeated))
+    if not names:
+        raise DcclipError("no labels given", "give labels, for example: --labels 猫,dog")
+    if len(names) < len(repeated):
+        talk.say(Message("predict: {:,} labels; {:,} duplicates are ignored", len(names), len(repeated) - len(names)))
+    return names
 
 
 def _find_images(command: str, images: Sequence[str], exclude: Sequence[str] | None, talk: Progress) -> list[Path]:
@@ -168,6 +155,17 @@ def _find_images(command: str, images: Sequence[str], exclude: Sequence[str] | N
     if skipped:
         talk.say(skipped_line(command, skipped))
     return paths
+
+
+def _check_tags(names: Sequence[str], paths: Sequence[Path]) -> None:
+    """Refuse labels that cannot be tags, and images that cannot have a sidecar."""
+    from dcclip_cli.inference.videos import split_frame
+    from dcclip_cli.inference.xmp import NOT_IN_TAGS
+
+    if unwritable := next(filter(NOT_IN_TAGS.search, names), None):
+        raise DcclipError("a tag cannot contain / or |, but the label is {!r}", "rename this label", unwritable)
+    if frame := next((path for path in paths if split_frame(path)[1] is not None), None):
+        raise DcclipError("{} is a frame of a video; --xmp needs photographs", "omit --xmp", frame)
 
 
 def _tagged(
@@ -190,6 +188,29 @@ def _tagged(
             prediction = replace(prediction, error=problem)
         yield prediction
     talk.say(Message("predict: {:,} sidecar files changed", changed))
+
+
+def _remove_tags(images: Sequence[str], exclude: Sequence[str] | None, talk: Progress) -> None:
+    from dcclip_cli.inference.model import Prediction
+
+    photos = map(Prediction, _find_images("predict", images, exclude, talk))
+    _show_errors({str(photo.image): photo.error for photo in _tagged(photos, None, (), talk) if photo.error})
+
+
+def _thresholds(
+    file: Path | None, model: str | None, encoder: Encoder, labels: Sequence[str], default: float, talk: Progress
+) -> float | list[float]:
+    """The threshold of each label that `dcclip calibrate` found; `default` for others, and without such a file."""
+    from dcclip_cli.inference.calibrate import THRESHOLDS, read_thresholds
+    from dcclip_cli.model.reference import resolve
+
+    path = file or resolve(model).path / THRESHOLDS
+    if file is None and not path.is_file():
+        return default
+    calibrated = read_thresholds(path, encoder)
+    count = sum(label in calibrated for label in labels)
+    talk.say(Message("predict: {} has thresholds for {} of {} labels", path, count, len(labels)))
+    return [calibrated.get(label) or default for label in labels]
 
 
 def read_labels(labels: str, file: Path | None) -> list[str]:
