@@ -104,6 +104,9 @@ def test_a_word_is_half_way_to_known_words_of_its_kind(
         ("musical instrument", "乐器"),
         ("soccer players", "足球運動員"),
         ("冲浪的浪花", "a surfer on a wave"),
+        ("a dog sits for the camera", "a dog sits"),
+        ("dogs beside each other", "狗"),
+        ("一个叼东西的小孩", "child"),
     ],
 )
 def test_words_of_one_meaning_have_one_embedding(starter: Encoder, text: str, same: str) -> None:
