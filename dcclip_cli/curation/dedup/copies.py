@@ -128,8 +128,8 @@ def find_duplicates(
     for (top, _), shot in shots.items():
         copies.setdefault(shot[0] if shot[0] in in_burst else top, []).extend(shot)
     groups = (sorted(group) for group in copies.values() if len(group) > 1)
-    copied, taken = ([[photos[row] for row in group] for group in rows] for rows in (groups, bursts))
-    return Duplicates(sorted(copied, key=lambda group: group[0].image), taken, errors)
+    copy_photos, burst_photos = ([[photos[row] for row in group] for group in rows] for rows in (groups, bursts))
+    return Duplicates(sorted(copy_photos, key=lambda group: group[0].image), burst_photos, errors)
 
 
 def _read(
