@@ -318,6 +318,7 @@ KINDS: dict[str, Callable[[Path], None]] = {
     "metaclip2": metaclip2,
     "metaclip2-mt5": metaclip2_mt5,
     "fgclip2": fgclip2,
+    "embeddinggemma2": embeddinggemma2,
     "openclip-xlmr": openclip_xlmr,
 }
 

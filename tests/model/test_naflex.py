@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file
 
 from dcclip_cli import api
@@ -18,9 +17,7 @@ from dcclip_cli.inference.onnx_encoder import OnnxEncoder
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.teachers import FgClip2Teacher, TransformersTeacher
 from tests.cli.conftest import dcclip
-from tests.conftest import Build
 from tests.model.test_preprocess import noise
-from tests.teachers import embeddinggemma2
 
 TEXTS = ["一张照片", "A Photo of 猫", "Ｔ恤 ，！", "a " * 100, "的" * 300]
 # Width and height, and the patches that FG-CLIP2's README gives an image of that size at most.
@@ -156,12 +153,11 @@ def test_siglip2s_naflex_model_equals_transformers(hub_teachers: Path, tmp_path:
     assert parity is not None and max(parity.image_max_difference, parity.text_max_difference) < 1e-5
 
 
-@pytest.fixture(scope="module")
-def gemma_folder(build_once: Build) -> Path:
-    """A tiny random EmbeddingGemma 2, which the lowest transformers lacks."""
-    if not hasattr(transformers, "EmbeddingGemma2Model"):
+@pytest.fixture
+def gemma_folder(hub_teachers: Path) -> Path:
+    if not (hub_teachers / "embeddinggemma2").exists():
         pytest.skip("transformers is too old for EmbeddingGemma 2")
-    return build_once("embeddinggemma2", embeddinggemma2)
+    return hub_teachers / "embeddinggemma2"
 
 
 @torch.no_grad()

@@ -129,6 +129,8 @@ def test_a_teacher_casts_its_weights_once_and_then_computes_what_autocast_does(
 ) -> None:
     options = OpenClipTeacher if kind in ("student", "openclip-xlmr") else TransformersTeacher
     folder = str(model_folder if kind == "student" else hub_teachers / kind)
+    if not Path(folder).exists():
+        pytest.skip(f"transformers is too old for {kind}")
     exact, teacher = (
         options.model_validate({"model": folder, "precision": name}).load() for name in ("fp32", precision)
     )
