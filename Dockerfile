@@ -3,7 +3,7 @@
 FROM python:3.13-slim
 
 COPY . /src
-RUN python -m pip install --no-cache-dir "/src[heic,serve]" && rm -r /src \
+RUN python -m pip install --no-cache-dir "/src[duplicates,heic,serve]" && rm -r /src \
     && useradd --create-home --uid 1000 dcclip && install -d -o dcclip /cache
 ENV DCCLIP_CACHE=/cache
 USER 1000

@@ -110,7 +110,7 @@ def find_duplicates(
     """
     if package := next((name for name in ("duckdb", "pyarrow") if find_spec(name) is None), None):
         raise DcclipError(
-            "the comparison of images needs the package {}", "pip install 'dcclip[{}]'", package, "collect"
+            "the comparison of images needs the package {}", "pip install 'dcclip[{}]'", package, "duplicates"
         )
     store = FeatureStore(cache_folder() / "search" / "thumbnails", progress.say, optional=True)
     photos, keys, taken_s, errors = _read([*{path.resolve(): path for path in paths}.values()], store, progress)
