@@ -350,7 +350,7 @@ def search(
     if page:
         notes = [Message("ignored, not in the vocabulary: {}", ", ".join(result.unknown))] if result.unknown else []
         notes += [] if result.fits else [Message("no good match for {}", query_text)]
-        captions = {hit.frame: f"{hit.score:.3f} · {Path(hit.title).name}" for hit in hits}
+        captions = [(hit.frame, f"{hit.score:.3f} · {Path(hit.title).name}") for hit in hits]
         _write_page(page, query_text, notes, captions, talk)
     _show_errors(result.errors)
 
@@ -376,23 +376,26 @@ def _show_duplicates(
         title = Message("{:,} copies in {:,} groups, {:,} bursts", *counts)
         console.show_table(title, headings, [(label, str(photo.image), size) for label, photo, size in rows])
     if page:
-        captions = {photo.image: f"{translated(label)} · {size} · {photo.image.name}" for label, photo, size in rows}
+        captions = [(photo.image, f"{translated(label)} · {size} · {photo.image.name}") for label, photo, size in rows]
         _write_page(page, translated(Message("Duplicates")), [], captions, talk)
     _show_errors(result.errors)
 
 
-def _write_page(page: Path, title: str, notes: Sequence[Message], captions: Mapping[Path, str], talk: Progress) -> None:
-    """Write images with captions as one HTML file without scripts or external resources."""
+def _write_page(
+    page: Path, title: str, notes: Sequence[Message], captions: Sequence[tuple[Path, str]], talk: Progress
+) -> None:
+    """Write images with captions, some twice, as one HTML file without scripts or external resources."""
     from dcclip_cli.html import jpeg_thumbnail, write_page
     from dcclip_cli.inference.images import read
     from dcclip_cli.inference.videos import frame_name, split_frame
 
-    thumbnails = {image: jpeg_thumbnail(read(image), _THUMBNAIL_PX) for image in captions}
-    links = [frame_name(Path(file).resolve().as_uri(), time_s) for file, time_s in map(split_frame, captions)]
-    texts = {image: printable(caption) for image, caption in captions.items()}
-    images = {"captions": texts, "thumbnails": thumbnails, "links": dict(zip(captions, links, strict=True))}
+    images = [*dict(captions)]
+    thumbnails = {image: jpeg_thumbnail(read(image), _THUMBNAIL_PX) for image in images}
+    links = [frame_name(Path(file).resolve().as_uri(), time_s) for file, time_s in map(split_frame, images)]
+    texts = [(image, printable(caption)) for image, caption in captions]
+    shown = {"captions": texts, "thumbnails": thumbnails, "links": dict(zip(images, links, strict=True))}
     lang = language_by_script(title)
-    write_page(page, "dcclip_cli.cli", "search.html.j2", text=title, notes=notes, lang=lang, **images)
+    write_page(page, "dcclip_cli.cli", "search.html.j2", text=title, notes=notes, lang=lang, **shown)
     talk.say(Message("search: {}", page))
 
 

@@ -75,6 +75,8 @@ def calibrate(
     encoder = open_encoder(model, device, threads, talk)
     images = {name: state for name, state in list_images(folder).items() if not is_video(name)}
     index = open_index(encoder, folder, progress=talk, listing=images)
+    if not index.paths:
+        raise DcclipError("{} contains no readable image", "choose a folder with readable images", folder)
     pictures_in = np.array([PurePath(path).parts[0] for path in index.paths])
     scores = Labels(encoder, list(folders_by_label), multi_label=True, progress=talk).probabilities(index.embeddings)
     right = np.stack([np.isin(pictures_in, folders) for folders in folders_by_label.values()], axis=1)

@@ -47,7 +47,7 @@ def write_tags(photo: Path, labels: Sequence[str], replaced: Collection[str] | N
     OSError.
     """
     sidecar, by_stem, is_earlier_changed = photo.with_name(f"{photo.name}.xmp"), photo.with_suffix(".xmp"), False
-    if by_stem.is_file():
+    if by_stem != sidecar and by_stem.is_file():  # the same for a photo without a suffix
         is_sole = _files_by_stem(photo.parent)[photo.stem] == 1  # else it may be that of another photo
         if is_sole and not os.path.lexists(sidecar):
             sidecar = by_stem

@@ -162,8 +162,8 @@ class Labels:
         """(B, C) for image embeddings (B, D) of length 1.
 
         With `multi_label`, a model trained with a sigmoid uses its own bias. One trained with a softmax has none:
-        its probability is that of the label against "something", so 0.5 means no better than that. A label that means
-        the same as "something", such as 其他, is as probable as the most probable other label is not.
+        its probability is that of the label against "something", so 0.5 means no better than that. A label whose
+        embedding is that of "something", as 其他 in the starter, has 1 minus the highest probability of the others.
         """
         if not self.multi_label:
             return softmax(images, self._embeddings, self._scale)

@@ -127,6 +127,14 @@ class Server:
         self._labels: dict[tuple[Any, ...], Labels] = {}
         self._immich_names: set[str] = set()
 
+    def folders(self) -> Sequence[ImageIndex]:
+        """The indexes as they are now. Raises RefusedError if there are none."""
+        if not self.live.current:
+            raise RefusedError(
+                "the server has no image folder", "start the server with: dcclip serve --folder DIR", status=404
+            )
+        return self.live.current
+
     async def vectors(self, inputs: Sequence[str]) -> np.ndarray:
         """Embeddings (N, D) of texts and data URLs of images, in their order."""
         if not inputs:
@@ -389,15 +397,12 @@ def _add_search(app: FastAPI, server: Server) -> None:
         top_k: Annotated[int, Form(ge=1, le=1000)] = 24,
     ) -> dict[str, Any]:
         """The images nearest to what is asked for, scores are cosines; and what the model never learnt."""
-        if not server.live.current:
-            raise RefusedError(
-                "the server has no image folder", "start the server with: dcclip serve --folder DIR", status=404
-            )
+        indexes = server.folders()
         texts, files = [word for word in text if word.strip()], [await upload.read() for upload in image]
         minus = [word for word in without if word.strip()]
         if not texts and not files:
             raise DcclipError("the request has neither text nor an image", "send an image or text")
-        encoder, queries, indexes = server.encoder.encoder, [*texts, *minus], server.live.current
+        encoder, queries = server.encoder.encoder, [*texts, *minus]
         vectors = await server.encoder.embed_texts(queries) if queries else np.zeros((0, 1), np.float32)
         unknown = await server.encoder.in_pool(unknown_of, encoder, queries, vectors)
         added = [vectors[: len(texts)]] if texts else []
@@ -433,14 +438,14 @@ def _add_duplicates(app: FastAPI, server: Server) -> None:
         return answer
 
     @app.get("/duplicates")
-    async def duplicates() -> dict[str, Any]:
+    async def duplicates() -> Response:
         """Groups of copies, the largest image first, and bursts: similar images that were taken within seconds."""
         nonlocal compared
         async with comparing:
-            indexes = server.live.current
+            indexes = server.folders()
             if compared is None or compared[0] is not indexes:
                 compared = indexes, await asyncio.to_thread(compare, indexes)
-            return compared[1]
+            return _json(compared[1])
 
 
 def _shown_image(folder: int, name: str) -> dict[str, Any]:

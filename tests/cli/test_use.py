@@ -173,7 +173,7 @@ def test_duplicates_are_copies_and_bursts_across_folders_and_a_second_look_embed
     assert [[Path(photo["image"]).stem for photo in group] for group in json.loads(ran.stdout)["bursts"]] == [
         ["3", "连拍1", "连拍2", "连拍3"]
     ]
-    assert "error: " in ran.stderr and page.read_text("utf-8").count("data:image/jpeg;base64,") == 14
+    assert "error: " in ran.stderr and page.read_text("utf-8").count("data:image/jpeg;base64,") == 15
     table = dcclip(*command, "--exclude", "c*", "--exclude", "坏*", "--exclude", "1.png", "--exclude", "连拍*")
     assert "2 copies in 2 groups, 0 bursts" in " ".join(table.stdout.split()) and "compare" not in table.stderr
     for ignored in ("--not 红", "--dtype int8", "--top-k 3", "--dims 8", "--fresh"):

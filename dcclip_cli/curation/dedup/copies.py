@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.util import find_spec
-from itertools import compress, product
+from itertools import chain, compress, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +42,8 @@ _BURST_S = 3.0  # between two photographs of a burst, at most
 _MIN_COSINE, _MIN_CORRELATION = 0.5, 0.6
 _CELLS = 16  # of a thumbnail along each side, by one of which it is shifted
 _SHIFTS = (slice(1, None), slice(-1)), (slice(None), slice(None)), (slice(-1), slice(1, None))
-_MEAN_OF = 100  # photographs of which half of the mean is subtracted: embeddings of other CLIPs share a large part
-_COMPARED = 32  # photographs before another one, with which it is compared: those of a wrong clock have one time
+_MEAN_OF = 100  # number of photographs at which half of their mean is subtracted: a part that CLIPs give to all
+_COMPARED = 32  # earlier photographs that a photograph is compared with, at most: a wrong clock gives all one time
 
 
 @dataclass(frozen=True)
@@ -84,19 +84,21 @@ def duplicates(
     from dcclip_cli.inference.index import distinct, file_state, open_index
 
     talk, skipped = progress_for(progress), Counter[str]()
-    folders = distinct(map(Path, several(folder)))
-    paths = find_images(map(str, folders), exclude=exclude, skipped=skipped)
+    images_by_folder = dict[Path, list[Path]]()
+    for top in distinct(map(Path, several(folder))):
+        if not top.is_dir():
+            raise DcclipError("{} is not a folder", "choose a folder of images", top)
+        images_by_folder[top] = find_images([str(top)], exclude=exclude, skipped=skipped)
     if skipped:
         talk.say(skipped_line("search", skipped))
 
     def index(images: Sequence[Path]) -> Iterator[ImageIndex]:
-        encoder, states = open_encoder(model, device, threads, talk), {image: file_state(image) for image in images}
-        for top in folders:
-            names = {str(image.relative_to(top)): state for image, state in states.items() if image.is_relative_to(top)}
-            if names:
-                yield open_index(encoder, top, progress=talk, listing=names)
+        encoder, timed = open_encoder(model, device, threads, talk), set(images)
+        for top, below in images_by_folder.items():
+            if listing := {str(image.relative_to(top)): file_state(image) for image in below if image in timed}:
+                yield open_index(encoder, top, progress=talk, listing=listing)
 
-    return find_duplicates(paths, index, talk)
+    return find_duplicates(chain.from_iterable(images_by_folder.values()), index, talk)
 
 
 def find_duplicates(
@@ -233,14 +235,16 @@ def _bursts(
     bursts = list[list[int]]()  # of each row
     for place, row in enumerate(rows):
         start = max(place - _COMPARED, int(np.searchsorted(times_s, times_s[place] - _BURST_S)))
-        correlation = np.full(place - start, -1.0)
-        for (down, other_down), (right, other_right) in product(_SHIFTS, repeat=2):
-            earlier, now = cells[start:place, down, right], cells[place, other_down, other_right]
+        is_near = embeddings[start:place] @ embeddings[place] >= _MIN_COSINE
+        is_similar = largest[rows[start:place]] == largest[row]
+        near = start + np.flatnonzero(is_near & ~is_similar)
+        correlation = np.full(len(near), -1.0)
+        for (down, other_down), (right, other_right) in product(_SHIFTS, repeat=2) if len(near) else ():
+            earlier, now = cells[near, down, right], cells[place, other_down, other_right]
             earlier, now = earlier - earlier.mean((1, 2), keepdims=True), now - now.mean((0, 1))
             norm = np.sqrt((earlier**2).sum((1, 2, 3)) * (now**2).sum()) + 1
             correlation = np.maximum(correlation, (earlier * now).sum((1, 2, 3)) / norm)
-        is_similar = (embeddings[start:place] @ embeddings[place] >= _MIN_COSINE) & (correlation >= _MIN_CORRELATION)
-        is_similar |= largest[rows[start:place]] == largest[row]
+        is_similar[near - start] = correlation >= _MIN_CORRELATION
         bursts.append(bursts[start + np.flatnonzero(is_similar)[-1]] if is_similar.any() else [])
         bursts[-1].append(row)
     return [burst for row, burst in zip(rows, bursts, strict=True) if burst[0] == row and len(burst) > 1]

@@ -173,7 +173,7 @@ async function search(count) {
 
 async function compare() {
   const mine = searches;
-  $("photos").replaceChildren();
+  showPhotos([]); // also hides the controls of the view before
   $("status").textContent = say("comparing");
   try {
     const content = await request("duplicates");
