@@ -168,13 +168,14 @@ def show_checked(
     from dcclip_cli.api import open_run
     from dcclip_cli.model.precision import torch_device
     from dcclip_cli.recipe.preflight import unfinished
-    from dcclip_cli.train.estimate import lines, measure
 
     if device not in (None, "cpu"):  # which needs no torch
         torch_device(device)
     job = open_run(loaded, out, device or "cpu", fresh, processes=processes)
     works, stages_to_run = job.preflight(stages), unfinished(job.dir, stages, fresh)
     for stage in works:
+        from dcclip_cli.train.estimate import lines, measure
+
         for line in lines(stage, measure(stage)):
             console.show_now(line)
     if works and "collect" in stages_to_run:

@@ -70,18 +70,18 @@ def new(
         raise DcclipError("{!r} contains control characters", "choose another file name", str(file))
     if file.exists() and not force:
         raise DcclipError("{} exists", "choose another file, or overwrite it with --force", file)
-    flags.out(file, folder=False)
     if not yes and None in (teacher, data, size) and not _can_ask():
         raise DcclipError(
             "cannot ask: not running in a terminal", "give --teacher, --data and --size, or --data and --yes"
         )
     if data is None and yes:
         raise DcclipError("no data given", "give your data with --data PATH")
+    flags.out(file, folder=False)
 
     from dcclip_cli.recipe import new as recipes
 
     choices = {name: Message("{}: {}", choice.model, _ABOUT[name]) for name, choice in recipes.TEACHERS.items()}
-    choices["starter"] = Message("included in dcclip: 15 M, zh and en, Apache-2.0; nothing to download")
+    choices["starter"] = Message("included in dcclip: 16 M, zh and en, Apache-2.0; nothing to download")
     question = Message("Teacher, the large model to distill (or a directory, hf:ORG/NAME, ...)")
     teacher = teacher or _ask(question, choices, yes)
     chosen_teacher = recipes.choose_teacher(teacher)

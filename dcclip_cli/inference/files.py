@@ -151,11 +151,13 @@ def query_fits(encoder: Encoder, indexes: Sequence[ImageIndex], score: float, te
     if known is None:
         return True
     least = known.fits * (1 + min(1.0, math.log(max(1, count)) / math.log(_IMAGES_PER_FIT))) / 2
+    if score < least:
+        return False
     words = list(dict.fromkeys(word for text in texts for word in words_of(text, encoder.tokenize)))
     vectors: Iterable[np.ndarray] = text_embeddings(encoder, words) if words else ()
     needed = max(1, min(_FIRST, count // _IMAGES_PER_FIT))
     best = (search_all(indexes, vector, needed) for vector in vectors if vector[known.dimension] <= known.most)
-    return score >= least and all(hits and hits[-1].score >= least for hits in best)
+    return all(hits and hits[-1].score >= least for hits in best)
 
 
 def embed(

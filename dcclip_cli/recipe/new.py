@@ -115,7 +115,8 @@ class NewRecipe:
 
 def choose_teacher(name: str) -> TeacherChoice:
     """The teacher by its name in TEACHERS, or any model reference. Raises DcclipError if it names no model."""
-    if choice := TEACHERS.get(name):
+    by_reference = {f"hf:{choice.model}": choice for choice in TEACHERS.values() if choice.kind != "open_clip"}
+    if choice := TEACHERS.get(name) or by_reference.get(name):  # also where the hub's files are not here yet
         return choice
     reference = resolve_teacher(STARTER, "open_clip") if name == STARTER else resolve(name)
     if reference.kind == "bundle":

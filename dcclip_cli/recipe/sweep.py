@@ -169,12 +169,13 @@ class Sweep:
                         intervals[model][f"{result.dataset} {result.language}"] = bootstrap_interval(result)
             first = first or results
             tested = [{(result.dataset, result.language) for result in part} for part in (first, results)]
-            for model, source in runs[0].models().items() if summaries[0] else ():
+            sources = runs[0].models() if summaries[0] else {}
+            for model in (model for model in summaries[0] if model in sources):
                 compared = model == "student" and results is not first and tested[0] & tested[1]
                 differences = compare_results(first, results, force=True) if compared else []
                 seeds = [summary[model] for summary in summaries]
                 seeds = seeds[:1] if model == "teacher" else seeds
-                row = SweepRow(variant, model, seeds, source, differences, intervals[model])
+                row = SweepRow(variant, model, seeds, sources[model], differences, intervals[model])
                 if model != "teacher" or all(row.scores() != shown.scores() for shown in rows):
                     rows.append(row)
         return rows
@@ -271,18 +272,15 @@ def _latex_of_models(rows: Sequence[SweepRow]) -> str:
     from dcclip_cli.eval.report import booktabs, tex_text
     from dcclip_cli.inference.bench import bench
 
-    sources = {(row.model, row.runs[0].size_bytes): row.source for row in rows}  # the weights decide accuracy only
-    costs = dict(zip(sources, bench(sources.values()), strict=True))
     head = ["variant", "model", "en", "zh", "pairs", "samples", "parameters (M)", "MB", "memory (MB)", "image (ms)"]
     lines = [[*head, "text (ms)"]]
-    for row in rows:
+    for row, cost in zip(rows, bench([row.source for row in rows]), strict=True):
         means = []
         for language in ("en", "zh"):
             scores = [values for (_, test), values in row.scores().items() if test.endswith(f" {language}")]
             means.append(per_cent(np.mean(scores, axis=0) if scores else (), r"$\pm$"))
         run = row.runs[0]
         data = [f"{count:,}" if count else "" for count in (run.pairs, run.samples)]
-        cost = costs[row.model, run.size_bytes]
         sizes = [f"{cost.parameters / 1e6:.2f}", f"{cost.size_bytes / 1e6:.1f}", f"{cost.memory_bytes / 1e6:.0f}"]
         times = [f"{cost.image_ms:.2f}", f"{cost.text_ms:.2f}"]
         lines.append([tex_text(row.variant), row.model, *means, *data, *sizes, *times])

@@ -72,7 +72,7 @@ class Document:
                     raise DcclipError(problem, Message("use a number, for example {}.0", where))
                 at = int(step)
             elif not isinstance(container, dict):
-                hint = Message("to replace it, write --set {}=VALUE", where)
+                hint = Message("to replace it, set {} itself, not a key in it", where)
                 raise DcclipError("{}: {} is {}, not a section", hint, place, where, _kind(container))
             location = (*location, at)
             if number == len(steps):

@@ -4,7 +4,6 @@ Times and memory are those of the trainer's own steps and of a batch of each tea
 many samples as take about half a second; on a GPU, of whole steps.
 """
 
-import gc
 import math
 import os
 import time
@@ -303,7 +302,7 @@ def measure(stage: BlankStage, with_teachers: bool = True) -> Times:
 
     Raises DcclipError where there is not enough memory for the smallest parts of a step.
     """
-    absent = len(stage.blank_teachers) - len(stage.random_features)
+    absent = len(stage.blank_teachers) - len(stage.random_features)  # cached features, which the copy needs
     alone = copy(stage)
     alone.blank_teachers = [None] * absent
     try:
@@ -384,14 +383,16 @@ def _paces(stage: BlankStage) -> list[Pace | None]:
     captions = (preview.captions for preview in stage.previews.values())
     texts_of_samples = (texts for sample in chain.from_iterable(captions) for texts in sample.values())
     texts, paces = [*islice(chain.from_iterable(texts_of_samples), 64)] or ["a cat", "猫"], list[Pace | None]()
-    for teacher in stage.used_teachers:
-        paces.append(_pace(teacher, texts, stage.device, stage.processes) if teacher.source.folder() else None)
-        gc.collect()  # as the run, which frees its memory
+    for teacher in stage.teachers:  # in which those that run in each step are loaded already
+        is_here = teacher.options.source.folder()
+        paces.append(_pace(teacher.towers, texts, stage.device, stage.processes) if is_here else None)
+        if stage.options.teacher_cache is True:
+            teacher.free()  # as the run
     return paces
 
 
-def _pace(teacher: Teacher, captions: list[str], device: str, processes: int) -> Pace:
-    towers = teacher.load(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+def _pace(towers: Towers, captions: list[str], device: str, processes: int) -> Pace:
+    towers = towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     blank = torch.from_numpy(towers.preprocess(Image.new("RGB", (256, 256)))).to(device)
 
     def images(count: int) -> None:

@@ -231,8 +231,8 @@ class Trainer:
         assert self._validate is not None
         with ema_weights(self.task.model, self.ema), self.accelerator.autocast():
             metrics = self._validate()
-            mean, best = (sum(top1s.values()) / max(1, len(top1s)) for top1s in (metrics, state.best_metrics))
-            if better := not state.best_metrics or mean > best:
+            mean, best_mean = (sum(top1s.values()) / max(1, len(top1s)) for top1s in (metrics, state.best_metrics))
+            if better := not state.best_metrics or mean > best_mean:
                 if self.accelerator.is_main_process:
                     checkpoint.save_best(self.stage.folder / "best", state.step, metrics, self.task.model)
                 state.best_step, state.best_metrics = state.step, metrics
