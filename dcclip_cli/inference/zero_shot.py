@@ -146,6 +146,7 @@ class Labels:
             self._embeddings = class_embeddings(model, texts, advance=task.advance)
         self.unknown = unknown_of(model, labels, self._embeddings)
         self.multi_label, self._anything = multi_label, None
+        self._is_rest = np.zeros(len(labels), bool)
         self._fits = -1.0
         # A label that means the same as "something", such as 其他, is for the images that no other fits.
         if model.known and (self._embeddings @ text_embeddings(model, [_ANYTHING["en"]])[0]).max() < _SAME:
@@ -153,6 +154,8 @@ class Labels:
         if neutral_texts:
             by_language = dict(zip(neutral_texts, class_embeddings(model, list(neutral_texts.values())), strict=True))
             self._anything = np.stack([by_language[language_by_script(label)] for label in labels])
+            if model.known:  # in others, whose texts are all similar, a cosine says no such thing
+                self._is_rest = np.sum(self._embeddings * self._anything, axis=1) > _SAME
 
     def fit(self, image: np.ndarray) -> bool:
         """Whether some label fits an image's embedding (D,); True with a label such as 其他, and if it is unknown."""
@@ -162,17 +165,16 @@ class Labels:
         """(B, C) for image embeddings (B, D) of length 1.
 
         With `multi_label`, a model trained with a sigmoid uses its own bias. One trained with a softmax has none:
-        its probability is that of the label against "something", so 0.5 means no better than that. A label whose
-        embedding is that of "something", as 其他 in the starter, has 1 minus the highest probability of the others.
+        its probability is that of the label against "something", so 0.5 means no better than that. With the starter,
+        a label whose embedding is that of "something", such as 其他, has 1 minus the highest probability of the others.
         """
         if not self.multi_label:
             return softmax(images, self._embeddings, self._scale)
         logits = self._scale * (images @ self._embeddings.T).astype(np.float64)
         logits += float(self._bias or 0) if self._anything is None else -self._scale * (images @ self._anything.T)
         values = 0.5 * (1 + np.tanh(0.5 * logits))  # tanh neither overflows nor warns, as exp would
-        if self._anything is not None:
-            is_rest = np.sum(self._embeddings * self._anything, axis=1) > _SAME
-            values[:, is_rest] = 1 - values[:, ~is_rest].max(axis=1, initial=0, keepdims=True)
+        if self._is_rest.any():
+            values[:, self._is_rest] = 1 - values[:, ~self._is_rest].max(axis=1, initial=0, keepdims=True)
         return np.asarray(values)
 
 

@@ -49,6 +49,7 @@ class SweepRow:
     model: str
     runs: list[ModelSummary]
     source: ModelSource  # of the first seed
+    architecture: str  # that section of the recipe, which with the size decides what a model costs
     differences: list[Difference]
     intervals: Mapping[str, tuple[float, float]]  # of one seed: 95 % over images, by test set with its language
 
@@ -161,8 +162,8 @@ class Sweep:
             results: list[EvalResult] = []  # of students, with details of each image
             intervals: dict[str, dict[str, tuple[float, float]]] = {model: {} for model in summaries[0]}
             for run in (run for run in runs if run.dir.stage("eval").is_dir()):
-                student, evaluated = model_fingerprint(run.trained_model().path), load_results(run.dir.stage("eval"))
-                results += [result for result in evaluated if result.model_fingerprint.startswith(student)]
+                trained, evaluated = model_fingerprint(run.trained_model().path), load_results(run.dir.stage("eval"))
+                results += [result for result in evaluated if result.model_fingerprint.startswith(trained)]
                 prints = [*dict.fromkeys(result.model_fingerprint for result in evaluated)]  # in the summary's order
                 for model, fingerprint in zip(intervals, prints, strict=False) if len(runs) == 1 else ():
                     for result in (result for result in evaluated if result.model_fingerprint == fingerprint):
@@ -170,12 +171,13 @@ class Sweep:
             first = first or results
             tested = [{(result.dataset, result.language) for result in part} for part in (first, results)]
             sources = runs[0].models() if summaries[0] else {}
+            architecture = student.model_dump_json() if (student := runs[0].loaded.recipe.student) else ""
             for model in (model for model in summaries[0] if model in sources):
                 compared = model == "student" and results is not first and tested[0] & tested[1]
                 differences = compare_results(first, results, force=True) if compared else []
                 seeds = [summary[model] for summary in summaries]
                 seeds = seeds[:1] if model == "teacher" else seeds
-                row = SweepRow(variant, model, seeds, sources[model], differences, intervals[model])
+                row = SweepRow(variant, model, seeds, sources[model], architecture, differences, intervals[model])
                 if model != "teacher" or all(row.scores() != shown.scores() for shown in rows):
                     rows.append(row)
         return rows
@@ -274,7 +276,10 @@ def _latex_of_models(rows: Sequence[SweepRow]) -> str:
 
     head = ["variant", "model", "en", "zh", "pairs", "samples", "parameters (M)", "MB", "memory (MB)", "image (ms)"]
     lines = [[*head, "text (ms)"]]
-    for row, cost in zip(rows, bench([row.source for row in rows]), strict=True):
+    kinds = [(row.model, row.runs[0].size_bytes, row.architecture) for row in rows]  # variants share most of them
+    sources = dict(zip(kinds, (row.source for row in rows), strict=True))
+    costs = dict(zip(sources, bench(sources.values()), strict=True))
+    for row, cost in zip(rows, map(costs.__getitem__, kinds), strict=True):
         means = []
         for language in ("en", "zh"):
             scores = [values for (_, test), values in row.scores().items() if test.endswith(f" {language}")]

@@ -86,6 +86,9 @@ def test_predict_gives_probabilities_and_says_which_labels_are_unknown(
     if multi_label:  # against "something" in the language of the label
         against = [labels.index("something" if label.isascii() else "东西") for label in labels]
         odds = 1 / (1 + np.exp(logits[:, against] - logits))
+        if embeddings.model == "starter":  # which knows that these are for what no other label fits
+            is_rest = np.isin(labels, ["something", "东西"])
+            odds[:, is_rest] = 1 - odds[:, ~is_rest].max(axis=1, keepdims=True)
     options = ["--labels", ",".join(labels), "--top-k", len(labels), *["--multi-label"] * multi_label]
     for line, row in zip(embeddings.run("predict", embeddings.folder, *options), odds.tolist(), strict=True):
         by_label = {entry["label"]: entry["probability"] for entry in line["labels"]}

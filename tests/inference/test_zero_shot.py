@@ -61,11 +61,11 @@ def test_multi_label_uses_the_models_own_bias() -> None:
     np.testing.assert_allclose(probabilities, [1 / (1 + np.exp(-(2 - 1))), 1 / (1 + np.exp(1))], rtol=1e-6)
 
 
-def test_with_several_labels_a_label_that_means_anything_is_for_images_that_no_other_label_fits() -> None:
-    labels = Labels(Compass(["一只狗", "a dog"]), ["狗", "dog", "其他", "other"], multi_label=True)  # type: ignore[arg-type]
-    dog = 1 / (1 + np.exp([-2.0, 2.0]))  # of an image in the north, where dogs are, and of one in the east
-    expected = np.stack([dog, dog, 1 - dog, 1 - dog], axis=1)
-    np.testing.assert_allclose(labels.probabilities(np.asarray([NORTH, EAST], np.float32)), expected, rtol=1e-6)
+def test_labels_with_the_embedding_of_something_are_as_others_in_a_model_that_does_not_know_its_words() -> None:
+    """Texts of other CLIPs are all similar. tests/cli/test_embeddings.py has the starter, which knows them."""
+    labels = Labels(Compass(["一只狗"]), ["狗", "猫", "other"], multi_label=True)  # type: ignore[arg-type]
+    expected = [1 / (1 + np.exp(-2.0)), 0.5, 0.5]  # of an image in the north, where the dog is
+    np.testing.assert_allclose(labels.probabilities(np.asarray([NORTH], np.float32)), [expected], rtol=1e-6)
 
 
 def test_a_name_is_put_in_as_it_is_braces_and_all() -> None:

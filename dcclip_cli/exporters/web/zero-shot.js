@@ -125,8 +125,8 @@ export function probabilities(model, image, classes, multiLabel, anything) {
   if (multiLabel) {
     const others = anything ? scaled(anything) : logits.map(() => -model.logit_bias);
     const values = logits.map((logit, index) => 0.5 * (1 + Math.tanh(0.5 * (logit - others[index]))));
-    // A label such as 其他, which means the same as anything, is as probable as the most probable other label is not.
-    const isRest = classes.map((embedding, index) => Boolean(anything) && dot(embedding, anything[index]) > SAME);
+    // 其他, whose embedding is that of anything in a model that knows its words, has 1 minus the highest one of the others.
+    const isRest = classes.map((embedding, index) => Boolean(anything && model.known) && dot(embedding, anything[index]) > SAME);
     const highest = Math.max(0, ...values.filter((_, index) => !isRest[index]));
     return values.map((value, index) => (isRest[index] ? 1 - highest : value));
   }
