@@ -35,7 +35,6 @@ def compiles(latex: str) -> None:
     assert plain.count("{") == plain.count("}") and not re.search(r"(?<!\\)[%#_]", plain)
 
 
-@pytest.mark.any_cpu
 def test_each_run_has_the_weights_of_its_seed_alone_and_a_second_call_runs_nothing(
     recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,7 +77,6 @@ def test_each_run_has_the_weights_of_its_seed_alone_and_a_second_call_runs_nothi
     assert max(map(len, done.stdout.splitlines())) <= 120
 
 
-@pytest.mark.any_cpu
 def test_runs_at_a_time_in_their_own_processes_have_the_same_weights_and_twins_also_after_an_interruption(
     recipe: dict[str, Any], downloaded_folder: Path
 ) -> None:
