@@ -115,10 +115,12 @@ class NewRecipe:
 
 def choose_teacher(name: str) -> TeacherChoice:
     """The teacher by its name in TEACHERS, or any model reference. Raises DcclipError if it names no model."""
-    by_reference = {f"hf:{choice.model}": choice for choice in TEACHERS.values() if choice.kind != "open_clip"}
-    if choice := TEACHERS.get(name) or by_reference.get(name):  # also where the hub's files are not here yet
+    if choice := TEACHERS.get(name):
         return choice
     reference = resolve_teacher(STARTER, "open_clip") if name == STARTER else resolve(name)
+    by_model = {choice.model: choice for choice in TEACHERS.values()}
+    if reference.kind == "hf" and (choice := by_model.get(reference.target)):
+        return choice  # also where the hub's files are not here yet
     if reference.kind == "bundle":
         hint = Message("give the model directory that it was exported from")
         raise DcclipError("{} is an export, which has no features to distill", hint, name)
