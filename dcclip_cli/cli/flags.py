@@ -174,7 +174,7 @@ def show_checked(
     job = open_run(loaded, out, device or "cpu", fresh, processes=processes)
     works, stages_to_run = job.preflight(stages), unfinished(job.dir, stages, fresh)
     for stage in works:
-        from dcclip_cli.train.estimate import lines, measure
+        from dcclip_cli.train.estimate import lines, measure  # torch, without which `collect` runs
 
         for line in lines(stage, measure(stage)):
             console.show_now(line)

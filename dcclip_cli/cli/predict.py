@@ -317,6 +317,7 @@ def search(
     Scores are cosines: use them to rank images, not as probabilities.
     --duplicates shows groups of copies: resized, compressed again, slightly cropped or watermarked; the largest first.
     It also shows bursts: similar images that were taken within 3 seconds of each other, according to EXIF.
+    --duplicates --json prints an object with the lists copies and bursts.
     Exit code 1 if an image cannot be read; the others are still searched. It is not tried again until it changes.
     """
     flags.out(page, folder=False)

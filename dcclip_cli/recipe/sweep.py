@@ -49,7 +49,7 @@ class SweepRow:
     model: str
     runs: list[ModelSummary]
     source: ModelSource  # of the first seed
-    architecture: str  # that section of the recipe, which with the size decides what a model costs
+    architecture: str  # the student section in JSON, which with the size decides what a model costs
     differences: list[Difference]
     intervals: Mapping[str, tuple[float, float]]  # of one seed: 95 % over images, by test set with its language
 

@@ -90,15 +90,15 @@ def write(
             # The table's time contains the text tower: XLM-R's 3.2 ms have the image tower of ViT-B-32's 2.3 ms.
             ms = round(cost.image_ms + cost.text_ms, 2)
             recall = sum(result.metrics[f"image_recall@{k}"] for k in (1, 5, 10)) / 3
-            size = {"memory_mib": round(cost.memory_bytes / 2**20, 1)}
-            row = PublishedModel(result.model, round(size["memory_mib"]), ms, round(100 * recall, 2))
+            memory_mib = round(cost.memory_bytes / 2**20, 1)
+            row = PublishedModel(result.model, round(memory_mib), ms, round(100 * recall, 2))
             measured.append(row)
             better = [rival.model for rival in published if rival.outclasses(row)]
             worse = [rival.model for rival in published if row.outclasses(rival)]
-            values = {"model": result.model, "language": language, "recall": recall, **size}
-            times = {"image_ms": cost.image_ms, "text_ms": cost.text_ms}
+            values = {"model": result.model, "language": language, "recall": recall}
+            costs_of_model = {"memory_mib": memory_mib, "image_ms": cost.image_ms, "text_ms": cost.text_ms}
             places = {"optimal": not better, "outclassed_by": better, "outclasses": worse}
-            metrics.append(values | times | places)
+            metrics.append(values | costs_of_model | places)
         rows = sorted([*measured, *published], key=lambda row: -row.recall)
         lines = [f"## immich's table, XM3600, {language}\n", "| model | recall % | memory MiB | ms | Pareto optimal |"]
         lines.append("| --- | ---: | ---: | ---: | --- |")
