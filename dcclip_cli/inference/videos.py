@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,10 @@ _DECODE_S = 60.0  # of decoding, at most
 _FRAME_PX = 512  # the shorter side of a frame at most
 _SAME_LEVELS = 10  # of 255, by which no cell of 16 x 16 differs in near-identical frames
 _SAME_S = 0.0005  # by which a frame's time differs from that in its name
+_PQ, _HLG, _BT2020 = 16, 18, 9  # FFmpeg's numbers of transfer functions and of a color space
+_WHITE_NITS, _HLG_PEAK_NITS = 203, 1000  # of white paper in an HDR picture (BT.2408), and of HLG's display
+_TO_BT709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32)
+_KNEE = 0.8  # of white, from which highlights are compressed
 _REPLACE = Message("replace it, or convert it to MP4")
 
 
@@ -154,6 +159,36 @@ class _Video:
         if max(width, height) > MAX_ASPECT * min(width, height):
             raise self._error
         scale = min(1.0, _FRAME_PX / min(width, height))
-        size = {"width": max(1, round(width * scale)), "height": max(1, round(height * scale))}
-        image: Image.Image = self._frame.to_image(**size, interpolation="AREA")
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        image: Image.Image
+        if (transfer := self._frame.color_trc) in (_PQ, _HLG):
+            signal = self._frame.reformat(*size, "rgb48le", src_colorspace=_BT2020, interpolation="AREA")
+            image = _from_hdr(signal.to_ndarray(), transfer)
+        else:
+            image = self._frame.to_image(width=size[0], height=size[1], interpolation="AREA")
         return image.rotate(self._frame.rotation, expand=True) if self._frame.rotation else image
+
+
+@lru_cache
+def _light_of_signal(transfer: int) -> np.ndarray:
+    """The light of each 16-bit level: of the display in nits for PQ, of the scene for HLG (BT.2100)."""
+    signal = np.linspace(0, 1, 65536)
+    if transfer == _HLG:
+        high = (np.exp((signal - 0.55991073) / 0.17883277) + 0.28466892) / 12
+        return np.where(signal <= 0.5, signal**2 / 3, high).astype(np.float32)
+    power = signal ** (1 / 78.84375)
+    ratio = np.maximum(power - 0.8359375, 0) / (18.8515625 - 18.6875 * power)
+    return (10_000 * ratio ** (1 / 0.1593017578125)).astype(np.float32)
+
+
+def _from_hdr(signal: np.ndarray, transfer: int) -> Image.Image:
+    """The sRGB image of an HDR picture, 16-bit levels (H, W, 3) of PQ or HLG in BT.2020."""
+    nits = _light_of_signal(transfer)[signal]
+    if transfer == _HLG:
+        luminance = nits @ np.array([0.2627, 0.6780, 0.0593], np.float32)
+        nits *= _HLG_PEAK_NITS * luminance[..., None] ** 0.2
+    light = np.maximum(nits / _WHITE_NITS @ _TO_BT709.T, 0)
+    brightest = np.maximum(light.max(-1, keepdims=True), _KNEE)
+    light *= (1 - (1 - _KNEE) * np.exp((_KNEE - brightest) / (1 - _KNEE))) / brightest  # 1 up to the knee
+    levels = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    return Image.fromarray((255 * levels).round().astype(np.uint8))

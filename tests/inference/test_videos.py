@@ -126,3 +126,34 @@ def test_an_interrupted_index_of_videos_has_those_before_and_goes_on(tmp_path: P
         open_index(model, tmp_path, progress=Interrupted())
     index = open_index(model, tmp_path)
     assert (index.embedded, len(index.images)) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("transfer", "white", "gray", "red"),
+    [  # signals in % of 203 and 26 nits by Report ITU-R BT.2408, and of the red of BT.709 with 203 nits of each channel
+        pytest.param(16, [58] * 3, [38] * 3, [53.25, 32.70, 22.01], id="PQ"),
+        pytest.param(18, [75] * 3, [38] * 3, [70.85, 26.66, 12.99], id="HLG"),
+    ],
+)
+def test_hdr_videos_of_phones_get_the_colours_of_ordinary_ones(
+    transfer: int, white: list[float], gray: list[float], red: list[float], tmp_path: Path
+) -> None:
+    import av
+
+    file = tmp_path / "手机.mkv"
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("ffv1", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p10le"
+        codec = stream.codec_context
+        codec.color_trc, codec.color_primaries, codec.colorspace, codec.color_range = transfer, 9, 9, 1
+        for number, signal in enumerate(np.repeat([white, gray, red], 3, axis=0)):
+            picture = np.full((48, 64, 3), signal / 100 * 65535).astype(np.uint16)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb48le")
+            frame = frame.reformat(format="yuv420p10le", dst_colorspace=9, src_color_range=2, dst_color_range=1)
+            frame.pts, frame.color_trc, frame.color_primaries = number, transfer, 9
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    levels = [np.asarray(image, float).mean((0, 1)) for _, image in frames(file)]
+    # White is compressed, for highlights may be brighter; 12.8 % of its light is sRGB's level 101.
+    for shown, expected in zip(levels, [[246] * 3, [101] * 3, [246, 0, 0]], strict=True):
+        assert np.abs(shown - expected).max() < 6
