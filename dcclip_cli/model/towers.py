@@ -343,7 +343,9 @@ class OpenClipTowers(Towers):
 
         text, is_clip = self._text, self._text is self.model
         if not is_clip and (not isinstance(text, TextTransformer) or text.cls_emb is not None):
-            with module_outputs([getattr(text, "transformer", text)]) as outputs:
+            transformer = getattr(text, "transformer", text)
+            unmasked = transformer.register_forward_pre_hook(_without_blank_mask, with_kwargs=True)
+            with unmasked, module_outputs([transformer]) as outputs:
                 pooled = self.model.encode_text(tokens.ids)
             hidden = getattr(outputs()[0], "last_hidden_state", outputs()[0])
             return TextFeatures(pooled, hidden[:, : tokens.ids.shape[1]], tokens.mask)
@@ -363,6 +365,12 @@ class OpenClipTowers(Towers):
         elif text.text_projection is not None:
             pooled = pooled @ text.text_projection
         return TextFeatures(pooled, hidden, tokens.mask)
+
+
+def _without_blank_mask(_module: nn.Module, inputs: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """No mask without values: transformers looks into a mask for padding."""
+    mask = options.get("attention_mask")
+    return inputs, options if mask is None or not mask.is_meta else options | {"attention_mask": None}
 
 
 def module_digest(module: nn.Module, about: str) -> str:

@@ -1,5 +1,7 @@
 """A model without weights has the shapes of the one with weights, and the errors of one that cannot be built."""
 
+from pathlib import Path
+
 import pytest
 
 from dcclip_cli.model.students import TextTower
@@ -7,10 +9,12 @@ from dcclip_cli.model.teachers import OpenClipTeacher, TransformersTeacher
 from dcclip_cli.train.teacher import map_grids, widths
 
 
-@pytest.mark.parametrize("kind", ["altclip", "siglip", "model"])
-def test_a_teacher_has_its_widths_and_grids_without_its_weights(kind: str, request: pytest.FixtureRequest) -> None:
-    library = OpenClipTeacher if kind == "model" else TransformersTeacher
-    teacher = library(model=str(request.getfixturevalue(f"{kind}_folder")))
+@pytest.mark.parametrize("kind", ["altclip", "chineseclip", "siglip2", "openclip-xlmr", "student"])
+def test_a_teacher_has_its_widths_and_grids_without_its_weights(
+    kind: str, hub_teachers: Path, model_folder: Path
+) -> None:
+    library = OpenClipTeacher if kind in ("openclip-xlmr", "student") else TransformersTeacher
+    teacher = library(model=str(model_folder if kind == "student" else hub_teachers / kind))
     blank, loaded = teacher.source.blank(), teacher.load()
     assert blank is not None and {str(parameter.device) for parameter in blank.parameters()} == {"meta"}
     assert widths(blank, (0,)) == widths(loaded, (0,)) and map_grids(blank, (0,)) == map_grids(loaded, (0,))

@@ -150,7 +150,7 @@ def test_a_teacher_casts_its_weights_once_and_then_computes_what_autocast_does(
     assert {weight.dtype for layer in layers for weight in layer.parameters()} == {expected[0].dtype}  # nothing to cast
     for rounded, full in zip(expected, before, strict=True):
         assert 0 < (rounded - full).abs().max() < 0.1 * full.abs().max()
-    if kind in ("student", "altclip"):  # others look into their input
+    if kind in ("student", "altclip", "openclip-xlmr"):  # others look into their input
         assert forward_flops(teacher, pixels, [tokens]) == forward_flops(exact, pixels, [tokens])
 
 
