@@ -136,10 +136,10 @@ def collect(
         flags.show_checked(loaded, ["collect"], out=out, fresh=fresh)
         slices = plan(loaded.recipe.collect)
         for number, source in enumerate(loaded.recipe.collect.sources):
-            abouts = [part.about for part in slices if part.source == number]
-            counts = (source.label, source.kind, sum(abouts), _slices(len(abouts)))
+            estimates = [part.estimate for part in slices if part.source == number]
+            counts = (source.label, source.kind, sum(estimates), _slices(len(estimates)))
             console.show(Message("{} ({}): about {:,} pairs, {}", *counts))
-        total = sum(part.about for part in slices)
+        total = sum(part.estimate for part in slices)
         return console.show(Message("collect would read about {:,} pairs in {}", total, _slices(len(slices))))
 
     from dcclip_cli import api

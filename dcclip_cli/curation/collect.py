@@ -107,7 +107,7 @@ def collect(
             assignments = plan(options, limit)
             digest = fingerprint(options, assignments)
             work.begin({"fingerprint": digest, "slices": len(assignments)}, assignments, progress)
-            manifest = _run_steps(options, work, [assignment.about for assignment in assignments], progress, engine)
+            manifest = _run_steps(options, work, [assignment.estimate for assignment in assignments], progress, engine)
             clear(out)
             work.out.rename(out)
             clear(work.root)
@@ -138,7 +138,7 @@ def preview(options: CollectOptions) -> Preview | None:
         if isinstance(source, HubSource) and not os.path.isdir(source.path):
             return None
         slices, dropped, readable = source.slices(options.shard_size), Counter[str](), list[Pair]()
-        estimate += sum(part.about for part in slices)
+        estimate += sum(part.estimate for part in slices)
         for candidate in islice((candidate for part in slices for candidate in source.read(part.part)), _LOOKED_AT):
             decoded = candidate.fault or (None if candidate.url else decode_image(candidate.pair.image))
             if isinstance(decoded, Drop):

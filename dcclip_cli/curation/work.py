@@ -51,8 +51,8 @@ class Assignment:
     """One task of the read step: a slice of a source; with `at_most`, only its first candidates."""
 
     source: int  # index in the recipe's list
-    part: Mapping[str, Any]  # `part` and `about` of the slice
-    about: int
+    part: Mapping[str, Any]  # `part` and `estimate` of the slice
+    estimate: int
     at_most: int | None = None
 
 
@@ -64,14 +64,14 @@ def plan(options: CollectOptions, limit: int | None = None) -> list[Assignment]:
     for number, source in enumerate(options.sources):
         slices = source.slices(options.shard_size)
         if limit is None:
-            assignments += [Assignment(number, part.part, part.about) for part in slices]
+            assignments += [Assignment(number, part.part, part.estimate) for part in slices]
             continue
-        remaining = limit - sum(assignment.about for assignment in assignments)
+        remaining = limit - sum(assignment.estimate for assignment in assignments)
         share = -(-remaining // (len(options.sources) - number))  # of this source
         for part in slices:
             if share > 0:
-                assignments.append(Assignment(number, part.part, min(part.about, share), at_most=share))
-                share -= part.about
+                assignments.append(Assignment(number, part.part, min(part.estimate, share), at_most=share))
+                share -= part.estimate
     if len(assignments) > _MAX_SLICES:
         raise DcclipError("too many slices: {:,}", "increase collect.shard_size", len(assignments))
     if not assignments:

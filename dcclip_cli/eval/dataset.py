@@ -35,7 +35,7 @@ class Images:
     """Images in a fixed order. `keys` name them to the user; `fingerprint` changes whenever a file is changed."""
 
     keys: Sequence[str]
-    read: Callable[[int], bytes | Path | Image.Image] = field(repr=False)
+    source_of: Callable[[int], bytes | Path | Image.Image] = field(repr=False)
     fingerprint: str
 
     def __len__(self) -> int:
@@ -44,7 +44,7 @@ class Images:
     def load(self, index: int) -> Image.Image:
         """The decoded image. Raises DcclipError for an unreadable one."""
         try:
-            source = self.read(index)
+            source = self.source_of(index)
         except Fault as fault:
             raise DcclipError("{}: {}", DOWNLOAD_AGAIN, self.keys[index], fault.drop.detail) from None
         return source if isinstance(source, Image.Image) else decode(source, formats=(*FORMATS, "PPM"))
@@ -67,10 +67,10 @@ class Classes:
 
 @dataclass(frozen=True)
 class Captions:
-    """The texts about images in one language: text j describes the images `about[j]`."""
+    """The texts about images in one language: text j describes the images `images[j]`."""
 
     texts: tuple[str, ...]
-    about: tuple[tuple[int, ...], ...]
+    images: tuple[tuple[int, ...], ...]
 
     @classmethod
     def of_images(cls, captions: Iterable[Iterable[str]]) -> Captions:
@@ -81,7 +81,7 @@ class Captions:
     def merged(self) -> Captions:
         """The same with equal texts as one, which describes the images of all of them."""
         images: dict[str, set[int]] = {}
-        for text, described in zip(self.texts, self.about, strict=True):
+        for text, described in zip(self.texts, self.images, strict=True):
             images.setdefault(text, set()).update(described)
         return Captions(tuple(images), tuple(tuple(sorted(described)) for described in images.values()))
 

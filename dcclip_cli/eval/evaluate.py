@@ -268,13 +268,13 @@ class _Evaluation:
                 yield result
                 continue
             # Retrieval among the readable images with captions; a text all of whose images are unreadable is left out.
-            rows = np.flatnonzero(np.isin(images.indices, list(chain(*truth.about))))
+            rows = np.flatnonzero(np.isin(images.indices, list(chain(*truth.images))))
             if not len(rows):
                 where = dataset.name, len(images.indices), language
                 raise DcclipError("data set {}: none of {:,} images has a caption in {}", _MORE_IMAGES, *where)
             shown = replace(images, indices=images.indices[rows], vectors=images.vectors[rows])
             row_of = {int(index): row for row, index in enumerate(shown.indices)}
-            targets = [tuple(row_of[image] for image in numbers if image in row_of) for numbers in truth.about]
+            targets = [tuple(row_of[image] for image in numbers if image in row_of) for numbers in truth.images]
             texts = self.embedder.texts([text for text, rows in zip(truth.texts, targets, strict=True) if rows])
             score = metrics.score_retrieval(shown.vectors, texts, list(filter(None, targets)), dataset.both_ways)
             yield self._result(dataset, language, truth, "retrieval", score, shown, begin)

@@ -32,8 +32,8 @@ def test_slices_of_a_folder_are_of_the_size_asked_for_and_together_the_whole(tmp
     source = FolderSource(path=tmp_path)
     for size in (1, 5, 7, 16, 100):
         slices = source.slices(size)
-        assert [part.about for part in slices] == [size] * (16 // size) + [16 % size] * (16 % size > 0)
-        assert [len(list(source.read(part.part))) for part in slices] == [part.about for part in slices]
+        assert [part.estimate for part in slices] == [size] * (16 // size) + [16 % size] * (16 % size > 0)
+        assert [len(list(source.read(part.part))) for part in slices] == [part.estimate for part in slices]
         pairs = [candidate.pair for candidate in read(source, size)]
         assert [pair.key for pair in pairs] == sorted(names, key=lambda name: name.split("/"))
         assert all(pair.image == pair.key.encode() for pair in pairs)
@@ -93,7 +93,7 @@ def test_img2dataset_reads_as_it_writes(tmp_path: Path) -> None:
     (tmp_path / "00000.parquet").touch()
     (tmp_path / "00000_stats.json").touch()
     source = TarsSource(path=tmp_path)
-    assert [(part.part, part.about) for part in source.slices(10)] == [({"file": str(tmp_path / "00000.tar")}, 1)]
+    assert [(part.part, part.estimate) for part in source.slices(10)] == [({"file": str(tmp_path / "00000.tar")}, 1)]
     (candidate,) = read(source)
     assert candidate.fault is None
     assert (candidate.pair.key, candidate.pair.image) == ("00000.tar:000000001", PIXEL)
@@ -181,7 +181,7 @@ def test_no_damage_makes_reading_fail(tmp_path: Path, at: int, damage: bytes, cu
 def test_how_many_pairs_a_long_tar_has_is_told_from_its_beginning(tmp_path: Path) -> None:
     file = tar(tmp_path / "0.tar", [member for number in range(3000) for member in pair(f"{number:05d}", "猫")])
     (part,) = TarsSource(path=file).slices(10)
-    assert 2900 < part.about < 3100
+    assert 2900 < part.estimate < 3100
     assert len(read(TarsSource(path=file))) == 3000
 
 

@@ -52,7 +52,7 @@ def test_coco_cn_and_coco_become_pairs_with_both_languages(tmp_path: Path) -> No
         zh=text(tmp_path / "imageid.human-written-caption.txt", COCO_CN),
         en=text(tmp_path / "captions_train2014.json", COCO),
     )
-    assert [part.about for part in source.slices(2)] == [2, 1]
+    assert [part.estimate for part in source.slices(2)] == [2, 1]
     for size in (1, 2, 10):
         cat, lunch, giraffe = read(source, size)
         assert (cat.pair.key, cat.pair.image) == ("COCO_val2014_000000000042", b"val2014/COCO_val2014_000000000042.jpg")

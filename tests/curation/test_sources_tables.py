@@ -160,8 +160,8 @@ def test_slices_of_parquet_are_together_the_whole_however_its_rows_are_grouped(
 ) -> None:
     source = TableSource(path=laion(tmp_path, 100, group), url="URL", caption="TEXT")
     assert [candidate.pair.key for candidate in read(source, size)] == [str(number) for number in range(1, 101)]
-    assert all(part.about <= 2 * size for part in source.slices(size))
-    assert sum(part.about for part in source.slices(size)) == 100
+    assert all(part.estimate <= 2 * size for part in source.slices(size))
+    assert sum(part.estimate for part in source.slices(size)) == 100
 
 
 def test_images_in_parquet_are_bytes_or_as_datasets_writes_them(tmp_path: Path) -> None:

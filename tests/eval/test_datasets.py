@@ -41,7 +41,7 @@ def test_equal_first_captions_are_one_class_in_each_language_by_itself(tmp_path:
     assert pets.images.load(0).size == (48, 48)
     texts = open_dataset(str(tmp_path / "pets.parquet"), retrieval=True).truth["zh"]
     assert isinstance(texts, Captions)
-    assert texts.texts == ("猫", "小猫", "狗") and texts.about == ((0, 2), (0,), (1,))  # both images are right for 猫
+    assert texts.texts == ("猫", "小猫", "狗") and texts.images == ((0, 2), (0,), (1,))  # both images are right for 猫
 
 
 @pytest.mark.parametrize("kind", ["folders", "pairs"])

@@ -128,7 +128,7 @@ def test_parquet_files_may_list_several_captions(tmp_path: Path) -> None:
     parquet(tmp_path / "data/flickr30k_cn/data/test-00000-of-00001.parquet", "caption", captions, feature)
     truth = open_dataset("flickr30k-cn", data_root=tmp_path / "data").truth["zh"]
     assert isinstance(truth, Captions)
-    assert truth.texts[2:4] == ("第1张图", "图片1") and truth.about[2:4] == ((1,), (1,))
+    assert truth.texts[2:4] == ("第1张图", "图片1") and truth.images[2:4] == ((1,), (1,))
 
 
 EN = [["a cat on a mat", "one cat"], ["two dogs run", "dogs"], ["a red bus", "bus"]]
@@ -140,7 +140,7 @@ def matches(dataset: DataSet, captions: list[list[str]]) -> None:
     (truth,) = dataset.truth.values()
     assert isinstance(truth, Captions) and dataset.is_retrieval and dataset.metric == "mean_recall"
     by_image: dict[int, list[str]] = {}
-    for text, numbers_of in zip(truth.texts, truth.about, strict=True):
+    for text, numbers_of in zip(truth.texts, truth.images, strict=True):
         for image in numbers_of:
             by_image.setdefault(layouts.label_of(dataset.images.load(image)), []).append(text)
     assert by_image == dict(enumerate(captions))
@@ -202,7 +202,7 @@ def test_chinese_clips_base64_lines(name: str, split: str, tmp_path: Path) -> No
     dataset = open_dataset(name, data_root=tmp_path)
     truth = dataset.truth["zh"]
     assert isinstance(truth, Captions)
-    assert truth.texts == ("垫子上有一只猫", "动物") and truth.about == ((0,), (1, 0))
+    assert truth.texts == ("垫子上有一只猫", "动物") and truth.images == ((0,), (1, 0))
     assert [layouts.label_of(dataset.images.load(index)) for index in range(4)] == [0, 1, 2, 3]
     assert dataset.both_ways == (name != "muge-cn")
 

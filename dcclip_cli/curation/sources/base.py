@@ -25,7 +25,7 @@ class Slice:
     """A part of one source that one task reads: small enough to be repeated, and the same each time it is read."""
 
     part: Mapping[str, Any]  # what the source needs to find it, such as a file, a first and a last row; JSON
-    about: int  # estimated number of candidates, for the progress bar
+    estimate: int  # estimated number of candidates, for the progress bar
 
 
 class Place(NamedTuple):

@@ -167,7 +167,7 @@ class TableSource(ColumnOptions):
         for file in files_of(self.path, _SUFFIXES):
             table = self._open(file)
             self.check_columns(table.headers(), str(file) if isinstance(table, ParquetTable) else f"{file}:1")
-            slices += [Slice({"file": str(file), **part.part}, part.about) for part in table.slices(size)]
+            slices += [Slice({"file": str(file), **part.part}, part.estimate) for part in table.slices(size)]
         return slices
 
     def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
