@@ -35,7 +35,7 @@ from dcclip_cli.inference.images import (
 from dcclip_cli.inference.videos import frame_name, frames, is_video, split_frame
 from dcclip_cli.inference.zero_shot import text_embeddings
 from dcclip_cli.model.preprocess import ImageError
-from dcclip_cli.progress import Progress, Silent, clock
+from dcclip_cli.progress import Progress, Silent, Task, clock
 from dcclip_cli.store import FeatureStore, MissingRows, Ragged, Values, digests, flat
 
 VectorType = Literal["fp32", "fp16", "int8", "binary"]
@@ -143,6 +143,26 @@ class EmbeddedInputs:
     computed: int
     frames: Sequence[tuple[int, float]] = ()
     stored: Sequence[tuple[np.ndarray, Values]] = ()
+
+    @classmethod
+    def of_stored(
+        cls,
+        keys: np.ndarray,
+        images: tuple[np.ndarray, Values],
+        videos: tuple[np.ndarray, Values],
+        errors: dict[int, DcclipError],
+        computed: int,
+    ) -> EmbeddedInputs:
+        """From which of `keys` (N,) the store has as images, with their arrays, and which as videos."""
+        (is_image, of_images), (is_filmed, of_videos) = images, videos
+        lengths = of_videos["time_s"].lengths if isinstance(of_videos["time_s"], Ragged) else 0  # without videos
+        places = np.repeat(np.flatnonzero(is_filmed), lengths).tolist()
+        parts = flat(of_images["embedding"]), flat(of_videos["frames"])
+        filled = [*filter(len, parts)] or parts[:1]
+        vectors = np.concatenate(filled) if len(filled) > 1 else filled[0]  # no copy of images alone
+        filmed = list(zip(places, flat(of_videos["time_s"]).reshape(-1).tolist(), strict=True))
+        stored = [(keys[is_stored], arrays) for is_stored, arrays in (images, videos) if is_stored.any()]
+        return cls(is_image | is_filmed, vectors, errors, computed, filmed, stored)
 
 
 def distinct(folders: Iterable[Path]) -> list[Path]:
@@ -278,8 +298,7 @@ def _embed_files(
     videos: np.ndarray,
 ) -> EmbeddedInputs:
     """What is stored of all files, and computed of missing `images` and `videos` (N,)."""
-    errors: dict[int, DcclipError] = {}
-    computed = 0
+    errors, computed = dict[int, DcclipError](), 0
 
     def compute_images(places: np.ndarray) -> Iterator[tuple[np.ndarray, Values]]:
         nonlocal computed
@@ -303,33 +322,31 @@ def _embed_files(
             return
         with progress.task(name, len(places)) as task:
             for place in places.tolist():
-                times, vectors = list[float](), list[np.ndarray]()
                 try:
-                    for (time_s, _), result in embed(model, frames(paths[place]), itemgetter(1)):
-                        if isinstance(result, DcclipError):
-                            raise result
-                        times.append(time_s)
-                        vectors.append(result)
-                        task.advance(0)  # which may stop
+                    times, vectors = _embed_frames(model, paths[place], task)
                 except DcclipError as error:
                     errors[place] = error
                 else:
                     computed, count = computed + 1, np.array([len(times)])
-                    rows = Ragged(compressed(np.stack(vectors), kind), count)
-                    yield np.array([place]), {"frames": rows, "time_s": Ragged(np.array(times), count)}
+                    rows = Ragged(compressed(vectors, kind), count)
+                    yield np.array([place]), {"frames": rows, "time_s": Ragged(times, count)}
                 task.advance()
 
-    is_image, of_images = store.complete(_OF_IMAGE, keys, compute_images)
-    is_filmed, of_videos = store.complete(_OF_VIDEO, keys, compute_frames)
-    lengths = of_videos["time_s"].lengths if isinstance(of_videos["time_s"], Ragged) else 0  # without videos
-    places = np.repeat(np.flatnonzero(is_filmed), lengths).tolist()
-    parts = flat(of_images["embedding"]), flat(of_videos["frames"])
-    filled = [*filter(len, parts)] or parts[:1]
-    vectors = np.concatenate(filled) if len(filled) > 1 else filled[0]  # no copy of images alone
-    filmed = list(zip(places, flat(of_videos["time_s"]).reshape(-1).tolist(), strict=True))
-    groups = (is_image, of_images), (is_filmed, of_videos)
-    stored = [(keys[is_stored], arrays) for is_stored, arrays in groups if is_stored.any()]
-    return EmbeddedInputs(is_image | is_filmed, vectors, errors, computed, filmed, stored)
+    images_stored = store.complete(_OF_IMAGE, keys, compute_images)
+    frames_stored = store.complete(_OF_VIDEO, keys, compute_frames)
+    return EmbeddedInputs.of_stored(keys, images_stored, frames_stored, errors, computed)
+
+
+def _embed_frames(model: Encoder, video: Path, task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """The times (N,) and embeddings (N, D) of a video's frames. Raises DcclipError for one that cannot be read."""
+    times, vectors = list[float](), list[np.ndarray]()
+    for (time_s, _), result in embed(model, frames(video), itemgetter(1)):
+        if isinstance(result, DcclipError):
+            raise result
+        times.append(time_s)
+        vectors.append(result)
+        task.advance(0)  # which may stop
+    return np.array(times), np.stack(vectors)
 
 
 def _index_folder(model: Encoder, path: Path, kind: VectorType) -> Path:
