@@ -112,7 +112,8 @@ def _usage_errors(context: Any = None) -> Iterator[None]:
     try:
         yield
     except _USAGE_ERROR as error:
-        error.ctx = error.ctx or context  # the parser's own have none
+        if error.ctx is None and context and (name := context.invoked_subcommand):  # as of the parser's own errors
+            error.ctx = type(context)(context.command.get_command(context, name), context, name)
         if language() == "zh":
             from dcclip_cli.cli.chinese import usage_error
 

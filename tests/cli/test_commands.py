@@ -89,12 +89,13 @@ def test_collect_with_a_limit_tries_a_recipe_in_a_folder_of_its_own_and_opens_it
 
 
 WRONG = ["nope", "predict", "predict a.png --labels 猫 --json --csv", "eval --limit 0 --dataset x", "eval --check"]
-WRONG += ["export", "embed", "embed a.png --text x", "embed a.png --out x.csv", "search 猫"]
+WRONG += ["export", "export --out", "embed", "embed a.png --text x", "embed a.png --out x.csv", "search 猫"]
 
 
 @pytest.mark.parametrize("line", WRONG)
-def test_wrong_usage_exits_with_2(line: str) -> None:
-    assert dcclip(*line.split()).exit_code == 2
+def test_wrong_usage_exits_with_2_and_names_the_commands_help(line: str) -> None:
+    result, command = dcclip(*line.split()), "" if line == "nope" else f" {line.split()[0]}"
+    assert result.exit_code == 2 and f"Try 'dcclip{command} -h' for help." in result.stderr
 
 
 def test_help_takes_little_more_than_the_imports_of_its_libraries() -> None:
