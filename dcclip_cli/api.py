@@ -201,7 +201,7 @@ def evaluate(
         job = open_run(loaded, None, device, progress=talk)
         references, card, out = [job.trained_model()], not out, out or job.dir.stage("eval")
     for reference in references:
-        talk.say(reference.description)
+        talk.say(Message("model: {}", reference.description))
     datasets = open_datasets(chosen)
     features = FeatureCache(cache_folder() if cache else None, talk.say)
     results = evaluate(references, datasets, chosen, device=device, cache=features, progress=talk)
@@ -265,7 +265,7 @@ def export(
         named = replace(named, trust_remote_code=trust_remote_code)
     else:
         named = job.trained_model()
-    job.progress.say(named.description)
+    job.progress.say(Message("model: {}", named.description))
     return job.export(loaded.recipe.export or ExportOptions(), named, Path(out or job.dir.stage("export")))
 
 
@@ -411,6 +411,7 @@ def new(
     if chosen_size not in recipes.SIZES:
         raise DcclipError("unknown size {}", "choose one of {}", chosen_size, ", ".join(recipes.SIZES))
     words = None if texts is None else Path(texts)
+    file.parent.mkdir(parents=True, exist_ok=True)
     if chosen_data.kind == "photos" and words is None:
         words = file.with_suffix(".texts.txt")
         if words.exists() and not force:

@@ -135,11 +135,9 @@ def texts(option: CallbackParam, values: list[str] | None) -> list[str]:
 
 
 def out(path: Path | None, folder: bool = True) -> None:
-    """Raise the error that writing a result to `path` would end in, before the work; create a file's folder."""
+    """Raise the error that writing a result to `path` would end in, before the work."""
     if path is not None:
         check_target(path, folder)
-        if not folder:
-            path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def refuse(problems: Mapping[Message, object]) -> None:
@@ -180,5 +178,7 @@ def show_checked(
             console.show_now(line)
     if works and "collect" in stages_to_run:
         console.show(Message("the estimates are for all pairs that collect would read, before filtering"))
-    listed = ", ".join(stages_to_run) or Message("nothing: all stages are finished")
-    console.show(Message("ready to run in {}: {}", job.dir.root, listed))
+    if stages_to_run:
+        console.show(Message("ready to run in {}: {}", job.dir.root, ", ".join(stages_to_run)))
+    else:
+        console.show(Message("nothing to run in {}: all stages are finished", job.dir.root))

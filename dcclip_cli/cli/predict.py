@@ -231,6 +231,8 @@ def _show(
     """Print predictions: JSON at the end, others as they are computed, CSV to `out` if given. Errors exit with 1."""
     listed, unread, unfit_count = list[dict[str, object]](), console.ErrorLines(), 0
     _say_unknown(talk, "predict", labels.unknown)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
     file = out.open("w", encoding="utf-8-sig", newline="", errors="replace") if out else nullcontext(sys.stdout)
     with file as stream:
         table = csv.writer(stream, lineterminator="\n")
@@ -396,6 +398,7 @@ def _write_page(
     texts = [(image, printable(caption)) for image, caption in captions]
     shown = {"captions": texts, "thumbnails": thumbnails, "links": dict(zip(images, links, strict=True))}
     lang = language_by_script(title)
+    page.parent.mkdir(parents=True, exist_ok=True)
     write_page(page, "dcclip_cli.cli", "search.html.j2", text=title, notes=notes, lang=lang, **shown)
     talk.say(Message("search: {}", page))
 

@@ -181,10 +181,12 @@ def test_duplicates_are_copies_and_bursts_across_folders_and_a_second_look_embed
 
 
 def test_embed_writes_rows_and_their_names(pictures: list[Path], tmp_path: Path) -> None:
-    out = tmp_path / "图.npy"
+    out = tmp_path / "新" / "图.npy"
+    dcclip("embed", tmp_path / "none.png", "--out", out, expect=1)
+    assert not out.parent.exists()
     pictures[1].write_bytes(b"broken")
     assert dcclip("embed", *pictures, "--out", out, "-q", expect=1).stdout == f"{out}\n"
-    rows, names = np.load(out), (tmp_path / "图.txt").read_text("utf-8").splitlines()
+    rows, names = np.load(out), (tmp_path / "新" / "图.txt").read_text("utf-8").splitlines()
     assert rows.shape == (4, 16) and rows.dtype == np.float32
     assert names == [str(path) for path in pictures if path != pictures[1]]
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
