@@ -129,9 +129,9 @@ def diagnose() -> Facts:
 
     notes: dict[str, str] = {}
     try:
-        model = _shown(resolve().description.removeprefix("model: "))
+        model = _shown(resolve().description)
     except DcclipError as error:
-        model, notes["model"] = "none", f"{_shown(error.what)}: {error.hint}"
+        model, notes["model"] = Message("none"), Message("{}: {}", _shown(error.what), error.hint)
     vnni = machine.has_vnni()
     if busy := machine.busy_machine():
         notes["busy machine"] = busy
@@ -183,6 +183,8 @@ def diagnose() -> Facts:
 
 def _shown(text: str) -> str:
     """`text` with ~ for the home folder, and without the name and password of a URL."""
+    if isinstance(text, Message):
+        return Message(text.template, *map(_shown, text.values.values()))
     text = re.sub(r"(?<=://)[^/@\s]*@", "", text)
     home = os.path.expanduser("~").rstrip("/\\")
     return re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text) if home not in ("", "~") else text

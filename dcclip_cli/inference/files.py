@@ -147,16 +147,16 @@ def query_fits(encoder: Encoder, indexes: Sequence[ImageIndex], score: float, te
     `known.fits` on among 500 images, of half of it if it is the only one, and a word needs one of 500 images, at most
     eight. True for a model that cannot tell.
     """
-    known, count = encoder.known, sum(len(index.images) for index in indexes)
-    if known is None:
+    lexicon, count = encoder.known, sum(len(index.images) for index in indexes)
+    if lexicon is None:
         return True
-    least = known.fits * (1 + min(1.0, math.log(max(1, count)) / math.log(_IMAGES_PER_FIT))) / 2
+    least = lexicon.fits * (1 + min(1.0, math.log(max(1, count)) / math.log(_IMAGES_PER_FIT))) / 2
     if score < least:
         return False
     words = list(dict.fromkeys(word for text in texts for word in words_of(text, encoder.tokenize)))
     vectors: Iterable[np.ndarray] = text_embeddings(encoder, words) if words else ()
     needed = max(1, min(_FIRST, count // _IMAGES_PER_FIT))
-    best = (search_all(indexes, vector, needed) for vector in vectors if vector[known.dimension] <= known.most)
+    best = (search_all(indexes, vector, needed) for vector in vectors if vector[lexicon.dimension] <= lexicon.most)
     return all(hits and hits[-1].score >= least for hits in best)
 
 
@@ -208,7 +208,7 @@ def open_encoder(
     if isinstance(model, predictions.Model):
         return shortened(model._encoder, dims, talk)
     reference = resolve(None if model is None else os.fspath(model))
-    talk.say(reference.description)
+    talk.say(Message("model: {}", reference.description))
     return shortened(load_encoder(reference, device, threads=threads, progress=talk), dims, talk)
 
 

@@ -296,13 +296,13 @@ def resolve_teacher(reference: str, library: Library) -> ModelSource:
     The starter's model directory is meant, not its bundle.
     """
     if reference == STARTER:
-        why = Message("model: starter, included in dcclip{}", "")
+        why = Message("starter, included in dcclip{}", "")
         return ModelSource("open_clip", str(_STARTER_BUNDLE / "model"), why, name=STARTER)
     if parse(reference)[0]:
         return _named(reference, "", library=library)
     kind: Literal["hf", "open_clip"] = "hf" if library == "transformers" else "open_clip"
     on_hub = kind == "hf" and not Path(reference).is_dir()
-    return ModelSource(kind, reference, Message("model: {} with {}{}", reference, library, ""), on_hub)
+    return ModelSource(kind, reference, Message("{} with {}{}", reference, library, ""), on_hub)
 
 
 def _named(reference: str, why: str, trained: bool = False, library: Library = "transformers") -> ModelSource:
@@ -320,11 +320,11 @@ def _named(reference: str, why: str, trained: bool = False, library: Library = "
         if scheme == "ms":
             return replace(directory_source(modelscope_folder(reference), preferred, why), name=name.rpartition("/")[2])
         source = ModelSource("hf" if scheme == "hf" else "open_clip", name, "", on_hub=scheme != "open_clip")
-        return replace(source, description=Message("model: {} with {}{}", source.target, source.library, why))
+        return replace(source, description=Message("{} with {}{}", source.target, source.library, why))
     if reference == STARTER:
         if Path(STARTER).exists():
             why = Message("{} (for the folder of this name, use ./{})", why, STARTER)
-        return ModelSource("bundle", str(_STARTER_BUNDLE), Message("model: starter, included in dcclip{}", why))
+        return ModelSource("bundle", str(_STARTER_BUNDLE), Message("starter, included in dcclip{}", why))
     if not Path(reference).is_dir():
         message = Message("model {} is not a directory", reference)
         raise DcclipError(
@@ -340,10 +340,10 @@ def directory_source(path: Path, preferred: Library, why: str = "", trained: boo
     folder = path if _is_model(path) else furthest_stage(path, trained) or path
     location = str(folder.resolve())
     if (folder / "image.onnx").is_file():
-        return ModelSource("bundle", location, Message("model: bundle {}{}", folder, why))
+        return ModelSource("bundle", location, Message("bundle {}{}", folder, why))
     if library_of(folder, preferred) == "transformers":
-        return ModelSource("hf", location, Message("model: {} with {}{}", folder, "transformers", why))
-    return ModelSource("folder", location, Message("model: {}{}", folder, why))
+        return ModelSource("hf", location, Message("{} with {}{}", folder, "transformers", why))
+    return ModelSource("folder", location, Message("{}{}", folder, why))
 
 
 def furthest_stage(run: Path, trained: bool = False) -> Path | None:

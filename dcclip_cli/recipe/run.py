@@ -335,7 +335,7 @@ def teacher_reference(teacher: Teacher) -> ModelSource:
     from dcclip_cli.model.reference import ModelSource, directory_source
 
     if is_own(teacher.kind):
-        return ModelSource("hf", teacher.model, Message("model: {}", teacher.kind), teacher=teacher)
+        return ModelSource("hf", teacher.model, teacher.kind, teacher=teacher)
     source = teacher.source
     if source.path.is_dir() or source.path.is_absolute():
         directory = directory_source(source.path, source.library)

@@ -1,6 +1,7 @@
 """`dcclip doctor`: the page, its JSON, and machines on which things are missing, slow or unknown."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,6 +44,13 @@ def test_without_the_train_extra_it_says_how_to_install_it(monkeypatch: pytest.M
     assert ["train", "pip install 'dcclip[train]' (missing: timm, torch)"] in lines
     assert ["collect", "pip install 'dcclip[collect]' (missing: duckdb)"] in lines
     assert not any(line[0] in ("GPU", "inference") for line in lines)
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_the_model_is_in_the_users_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    for language, model in {"en": "starter, included in dcclip", "zh": "dcclip 自带的 starter"}.items():
+        monkeypatch.setenv("DCCLIP_LANG", language)
+        assert re.search(rf"\s{model}$", CliRunner().invoke(app, ["doctor"]).stdout, re.M)
 
 
 @pytest.mark.usefixtures("no_torch")

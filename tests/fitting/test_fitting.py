@@ -19,6 +19,7 @@ from dcclip_cli.fitting import candidates, search
 from dcclip_cli.fitting.candidates import Budget, Candidate, Cost, cost_of_random, list_candidates, promising
 from dcclip_cli.fitting.search import Fit, FitOptions, FitResult
 from dcclip_cli.model.teachers import FgClip2Teacher, OpenClipTeacher
+from dcclip_cli.progress import Lines
 from dcclip_cli.recipe import new
 from dcclip_cli.recipe.load import load
 from dcclip_cli.recipe.new import StudentChoice, choose_teacher
@@ -244,7 +245,9 @@ def test_folders_are_albums_where_labels_are_given_and_pairs_take_no_labels(
 ) -> None:
     options = FitOptions(str(classes), str(altclip_folder), ("红色的圆", "circle"), max_mb=3)
     assert Fit(options, Path("runs/fit")).kind == "photos"
-    assert Fit(replace(options, labels=()), Path("runs/fit")).kind == "classes"
+    lines: list[str] = []
+    assert Fit(replace(options, labels=()), Path("runs/fit"), progress=Lines(lines.append)).kind == "classes"
+    assert lines[-1].startswith("fit: 8 classes, the folders bar, circle, cross, ") and "moon" in lines[-1]
     assert Fit(replace(options, kind="classes"), Path("runs/fit")).kind == "classes"
     with pytest.raises(DcclipError, match="--labels has no effect on image-caption pairs"):
         Fit(replace(options, data=str(pairs_file)), Path("runs/fit"))

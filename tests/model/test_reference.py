@@ -42,8 +42,8 @@ bundle = partial(model, file="image.onnx")
 
 def test_a_model_directory_and_a_bundle_are_taken_as_they_are(tmp_path: Path) -> None:
     folder, onnx = model(tmp_path / "模型"), bundle(tmp_path / "bundle")
-    assert resolve("模型") == ModelSource("folder", str(folder), "model: 模型")
-    assert resolve(str(onnx)) == ModelSource("bundle", str(onnx), f"model: bundle {onnx}")
+    assert resolve("模型") == ModelSource("folder", str(folder), "模型")
+    assert resolve(str(onnx)) == ModelSource("bundle", str(onnx), f"bundle {onnx}")
     assert resolve("模型").path == folder
 
 
@@ -59,7 +59,7 @@ def test_without_a_reference_the_environment_decides_or_the_starter_whose_line_n
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     starter = Path(dcclip_cli.__file__).parent / "starter"
-    assert resolve() == ModelSource("bundle", str(starter), "model: starter, included in dcclip")
+    assert resolve() == ModelSource("bundle", str(starter), "starter, included in dcclip")
     model(Path("runs/older/align/model"), mtime=1_000)
     newest = bundle(Path("runs/newer/export"), mtime=2_000)
     model(Path("runs/oldest/distill/model"), mtime=500)
@@ -69,7 +69,7 @@ def test_without_a_reference_the_environment_decides_or_the_starter_whose_line_n
     assert source.description.endswith("in dcclip; use the newest run with --model runs/newer")
     folder = model(Path("elsewhere"))
     monkeypatch.setenv("DCCLIP_MODEL", "elsewhere")
-    assert resolve() == ModelSource("folder", str(folder), "model: elsewhere ($DCCLIP_MODEL)")
+    assert resolve() == ModelSource("folder", str(folder), "elsewhere ($DCCLIP_MODEL)")
     assert resolve("runs/newer").path == resolve("runs/newer", trained=True).path == newest
     trained = model(Path("runs/newer/align/model"))
     assert resolve("runs/newer").path == newest and resolve("runs/newer", trained=True).path == trained
