@@ -131,10 +131,9 @@ class Fit:
             raise DcclipError("{} is not empty and contains no search to resume", "choose a new folder with --out", out)
         if self.kind == "classes":
             folders = list(images_by_class(Path(options.data)))
-            values = len(folders), ", ".join(folders[:_NAMED]) + (", ..." if len(folders) > _NAMED else "")
-            self.progress.say(
-                Message("fit: {:,} classes, the folders {}; for albums, give two labels or more", *values)
-            )
+            count, names = len(folders), ", ".join(folders[:_NAMED]) + (", ..." if len(folders) > _NAMED else "")
+            line = Message("fit: {:,} classes, the folders {}; for albums, give two labels or more", count, names)
+            self.progress.say(line)
 
     def run(self) -> FitResult:
         """Search, train and export the best student, or resume where it was stopped; a finished result is returned."""
