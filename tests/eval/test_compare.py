@@ -114,16 +114,18 @@ def test_the_table_has_a_row_for_each_model_and_languages_side_by_side_with_thei
         result("a", guesses(200)),
         result("a", guesses(180), dataset="dtd-cn", language="zh"),
         result("b_1", guesses(300), limit=400),
+        replace(result("c", guesses(300), limit=400), value=0.75 - 1e-15),  # a tie
     ]
     table_of_all = table(results)
     [row] = table_of_all.rows
     assert row.name == "dtd" and row.remark == "samples differ: not comparable, a sample of 400 images"
-    assert [value and round(value, 3) for value in row.values] == [0.5, 0.45, -0.05, 0.75]
+    assert [value and round(value, 3) for value in row.values] == [0.5, 0.45, -0.05, 0.75, 0.75]
     assert markdown(table_of_all).splitlines() == [
         "| data set | metric | model | en | zh | zh - en |",
         "| --- | --- | --- | ---: | ---: | ---: |",
         "| dtd | top-1 | a | 50.0 | **45.0** | -5.0 |",
         "| dtd | top-1 | b_1 | **75.0** |  |  |",
+        "| dtd | top-1 | c | **75.0** |  |  |",
     ]
     assert r"dtd & top-1 & b\_1 & \textbf{75.0} &  &  \\" in latex(table_of_all)
 
