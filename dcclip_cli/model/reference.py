@@ -162,12 +162,14 @@ class ModelSource:
         towers: Towers
         if library == "transformers":
             import transformers
-            from huggingface_hub.utils.tqdm import enable_progress_bars
+            from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
 
             from dcclip_cli.model.families import checked_family
 
-            transformers.utils.logging.disable_progress_bar()  # of "Loading weights"
-            enable_progress_bars()  # of downloads, which the line above disables too
+            shows_downloads = not are_progress_bars_disabled()
+            transformers.utils.logging.disable_progress_bar()  # of "Loading weights", and of downloads
+            if shows_downloads:
+                enable_progress_bars()
             is_export = (self.path / PROVENANCE).exists()  # by dcclip
             message = Message("teacher {} cannot be loaded", self.location)
             with (

@@ -1,5 +1,6 @@
 """Teachers loaded from directories as they are on the hub, and the errors for missing ones."""
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -98,3 +99,12 @@ def test_the_fingerprint_changes_with_whatever_decides_the_outputs_but_not_with_
 
 def edit(file: Path, key: str, value: object) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+
+
+def test_bars_of_downloads_that_the_user_switched_off_remain_off_without_a_warning(
+    altclip_folder: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    module = importlib.import_module("huggingface_hub.utils.tqdm")  # the attribute of this name is a class
+    monkeypatch.setattr(module, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    AltClipTeacher(model=str(altclip_folder)).load()
+    assert not [warning for warning in recwarn if "progress bars" in str(warning.message)]
