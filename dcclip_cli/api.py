@@ -505,7 +505,8 @@ def compare(first: str, second: str, *, force: bool = False, progress: ProgressC
 
     first_results, second_results = read_results(str(first)), read_results(str(second))
     differences = compare_results(first_results, second_results, force, progress=progress_for(progress))
-    return Comparison(first_results[0].label, second_results[0].label, differences)
+    names = first_results[0].label, second_results[0].label
+    return Comparison(*(names if names[0] != names[1] else (str(first), str(second))), differences)
 
 
 def open_recipe(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _SET, _METRIC, _IMAGES, _CLASSES = Message("data set"), Message("metric"), Message("images"), Message("classes")
 _TWINS = 10  # queries that are shown on the terminal; the results have all
-_RESULTS = "A results file or folder that eval --out wrote; FILE@MODEL chooses one of several models."
+_RESULTS = "A results file or folder that eval --out wrote, or a run; FILE@MODEL chooses one of several models."
 _DATASET_HELP = (
     "Name or group (see: dcclip datasets), Parquet or tar file of pairs with class names as captions, or folder of "
     "class folders. Repeatable."
@@ -240,7 +240,7 @@ def _show_several(results: Sequence[EvalResult], summary: Table, without: str) -
 
 def percent(value: float | None, signed: bool = False) -> str:
     """A fraction in 0..1 as a percentage; empty for None."""
-    return "" if value is None else f"{value:{'+' if signed else ''}.1%}"
+    return "" if value is None else f"{value if round(value, 3) else 0.0:{'+' if signed else ''}.1%}"  # not -0.0
 
 
 def _noted(name: str, remark: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dcclip_cli.api import compare
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.compare import bootstrap_interval, compare_results, read_results
 from dcclip_cli.eval.metrics import Score, score_classes, score_retrieval
@@ -17,6 +18,7 @@ from dcclip_cli.eval.result import (
     EvalResult,
     elevater_mean,
     pack,
+    percent,
     save_results,
     sha256_of,
     table,
@@ -93,6 +95,15 @@ def test_every_metric_has_an_interval() -> None:
         assert difference.low < difference.value < difference.high
 
 
+def test_equal_values_that_differ_in_their_last_bits_are_equal() -> None:
+    """As 200 ties of 200 classes each, which are 0.004999999999999999."""
+    first, second = result("a", guesses(200)), replace(result("b", guesses(200)), value=0.5 - 1e-16)
+    for runs in ([first], [second]), ([second], [first]):
+        [difference] = compare_results(*runs)
+        assert (difference.value, difference.is_clear) == (0, False)
+    assert percent(-1e-18, signed=True) == "+0.0" and percent(-0.0006, signed=True) == "-0.1"
+
+
 def test_a_side_is_a_file_a_folder_or_one_model_of_them(tmp_path: Path) -> None:
     save_results([result("a", guesses(200)), result("猫@1", guesses(300))], tmp_path)
     save_results([result("a", guesses(8), dataset="pets")], tmp_path)
@@ -100,6 +111,10 @@ def test_a_side_is_a_file_a_folder_or_one_model_of_them(tmp_path: Path) -> None:
         read_results(str(tmp_path / "dtd.json"))
     assert caught.value.hint.endswith("dtd.json@a")
     assert [of_model.value for of_model in read_results(f"{tmp_path}@a")] == [0.5, 0.02]
+    save_results([result("seed-0", guesses(100))], tmp_path / "运行" / "eval")  # as in a run
+    run, file = str(tmp_path / "运行"), str(tmp_path / "运行/eval/dtd.json")
+    comparison = compare(run, file)
+    assert (comparison.first, comparison.second) == (run, file)  # both are seed-0
     with pytest.raises(DcclipError, match="has no results for the model b"):
         read_results(f"{tmp_path}@b")
     (tmp_path / "bad.json").write_text("[{]", "utf-8")

@@ -142,7 +142,9 @@ def test_results_that_do_not_compare_are_not_side_by_side_without_a_remark(tmp_p
     remark = table([first, second]).rows[0].remark
     assert remark == "class names and numbers of images differ: not comparable"
     assert translated(remark, "zh") == "类别名和图片数量不同：不可比较"
-    assert table([first, replace(first, model="乙")]).rows[0].remark == ""
+    alike = replace(first, model="乙", indistinct=[["猫", "狗"]])
+    assert table([first, alike]).rows[0].remark == "2 classes share an embedding with another class for 乙"
+    assert table([alike]).rows[0].remark == "2 classes share an embedding with another class"
     save_results([first], tmp_path / "a")
     save_results([replace(first, value=0.5)], tmp_path / "b")
     with pytest.raises(DcclipError, match=r"甲 on dtd en is 0\.7500 and 0\.5000"):
