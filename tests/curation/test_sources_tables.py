@@ -115,6 +115,17 @@ def test_a_row_that_cannot_be_read_is_a_fault_and_the_next_is_read(
     assert reasons(TableSource(path=table(tmp_path, content, f"a.{form}"))) == [reason, None]
 
 
+@pytest.mark.parametrize(("form", "header"), [("csv", "image,zh\n"), ("jsonl", "")])
+def test_a_table_in_gb18030_is_one_error_and_a_row_of_it_one_fault(tmp_path: Path, form: str, header: str) -> None:
+    row = "{}.jpg,一只猫在第{}把椅子上\n" if form == "csv" else '{{"image": "{}.jpg", "zh": "第{}只猫"}}\n'
+    first, *others = (row.format(number, number) for number in range(300))
+    path = table(tmp_path, "".join([header, first, *others]).encode("gb18030"), f"a.{form}")
+    with pytest.raises(DcclipError, match="is encoded in GB18030 instead of UTF-8"):
+        list(TableSource(path=path).slices(100))
+    path = table(tmp_path, header.encode() + first.encode("gb18030") + "".join(others).encode(), f"b.{form}")
+    assert reasons(TableSource(path=path)) == ["row-malformed", *["image-missing"] * 299]
+
+
 def test_paths_may_start_from_another_folder_and_leave_it_only_if_allowed(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "dog.png").write_bytes(b"dog")

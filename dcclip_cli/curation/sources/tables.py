@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import os
@@ -30,7 +31,7 @@ from dcclip_cli.data.reading import Drop, Fault, Folder
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.hub import load_hub
 from dcclip_cli.options import PathOption
-from dcclip_cli.text import not_utf8
+from dcclip_cli.text import encoding_of, not_utf8
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 Names = str | tuple[str, ...]
 _IMAGES = ("image", "base64", "url")  # the first that a row has is used
 _MAX_ROW_WITH_IMAGE = reading.MAX_IMAGE_BYTES * 4 // 3 + reading.MAX_TEXT_BYTES  # base64 takes four bytes for three
+_SAMPLE_BYTES = 65_536  # of a table whose encoding is guessed
 ROWS_AT_A_TIME = 16  # of Parquet and Arrow in memory: each may contain an image of reading.MAX_IMAGE_BYTES
 _MAX_ROWS_PER_BYTE = 10  # of Parquet: an image and a caption take more than a byte, however well compressed
 
@@ -285,6 +287,13 @@ class TextTable:
 
     def slices(self, size: int) -> Iterator[Slice]:
         with self.path.open("rb") as stream:
+            sample = stream.read(_SAMPLE_BYTES)
+            try:
+                codecs.getincrementaldecoder("utf-8")().decode(sample)
+            except UnicodeDecodeError:  # of some rows, or of all
+                if encoding_of(sample):
+                    raise not_utf8(self.path) from None
+            stream.seek(0)
             rows = self._read(stream, self.limit, 2 if self._first(stream) else 1)
             yield from (Slice(cut._asdict(), cut.lines) for cut in reading.cuts(stream, rows, size))
 
