@@ -80,11 +80,16 @@ class EpochBatchSampler:
         """Whether all samples are shuffled together, whatever their blocks."""
         return self.steps_per_window == self.steps_per_epoch and self.nodes == 1
 
+    @property
+    def window_of_all_sources(self) -> int:
+        """The smallest window that has room for a block of each source."""
+        return -(-len(self.dataset.sources) * len(self.dataset) // len(self.dataset.blocks))
+
     @cached_property
     def _sources(self) -> list[int]:
         """The first sample of each source that has any, and the end."""
-        sources, blocks, samples = self.dataset.sources, len(self.dataset.blocks), len(self.dataset)
-        return sorted({*(sources if len(sources) * samples <= self.window * blocks else sources[:1]), samples})
+        sources = self.dataset.sources[: None if self.window_of_all_sources <= self.window else 1]
+        return sorted({*sources, len(self.dataset)})
 
     def __call__(self, start_step: int, steps: int) -> Iterator[list[Sample]]:
         """The (index, epoch) samples of each step in [start_step, steps).
@@ -262,6 +267,16 @@ def open_training_data(
         own_seed = seed + (number << 32)  # equal sizes must not mean equal orders
         distinct, first = kind == "pairs" and distinct_captions, joined.firsts[number]
         nodes = split() if dataset.is_remote else (1, range(1))
-        samplers.append(EpochBatchSampler(dataset, sizes[kind], own_seed, data.shuffle_window, distinct, first, *nodes))
+        window, sources = data.shuffle_window, len(dataset.sources)
+        sampler = EpochBatchSampler(dataset, sizes[kind], own_seed, window, distinct, first, *nodes)
+        samplers.append(sampler)
+        room = min(sampler.window_of_all_sources, len(dataset))
+        if progress and sources > 1 and window < room:
+            line = Message(
+                "warning: data.shuffle_window: {} has no room for a block of each of {} sources, so most batches have "
+                "samples of one source only; increase it to {}",
+                *(window, sources, room),
+            )
+            progress.say(line)
     dataset = joined if len(datasets) > 1 else next(iter(datasets.values()))
     return TrainingData(dataset, MixedBatchSampler(tuple(samplers)), datasets)

@@ -81,7 +81,7 @@ class Trainer:
         self._wrapped = self.accelerator.prepare(task)
         self.state = checkpoint.TrainState(step=0)
         self.seconds, self.metrics = 0.0, dict[str, float]()
-        self._changing_weights = False
+        self._changing_weights = self._warned_of_empty_step = False
         self._saved_step, self._saved_at = 0, time.monotonic()
         self._saver, self._saving = ThreadPoolExecutor(1, "checkpoint"), Future[None]()
         self._saving.set_result(None)
@@ -200,6 +200,14 @@ class Trainer:
         else:
             if learned:
                 self._accelerated_optimizer.step()
+            elif self.accelerator.is_main_process and not self._warned_of_empty_step:
+                self._warned_of_empty_step = True
+                line = Message(
+                    "warning: {}: step {} changes no weight, because its batch has no captions in {} for any loss; "
+                    "later steps of this kind are not reported",
+                    *(self.stage.name, state.step, all_of(options.captions.languages)),
+                )
+                self.stage.progress.say(line)
             self.task.clamp_temperature()
             average_statistics(self.task)
             self._guard.accept(state)

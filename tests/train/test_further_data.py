@@ -1,5 +1,6 @@
 """Both stages on more than pairs: pictures without captions, lines without pictures, phrases made of these."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,11 @@ import torch
 
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.errors import translated
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.tokenizer import load_tokenizer
-from tests.train.jobs import Job, elsewhere, logged, refused, run, weights
+from tests.train.jobs import Job, Watch, elsewhere, logged, refused, run, weights
 
 ZH = ["紫色的小鱼", "白色的大树", "粉色的星星", "黄色的小船"]
 EN = ["purple fish", "white tree", "pink star", "yellow boat"]
@@ -47,6 +49,32 @@ def test_parallel_text_alone_teaches_the_text_tower_and_leaves_the_image_tower_a
     changed = {name.partition(".")[0] for name, value in after.items() if (value - before[name]).abs().max() > 1e-5}
     assert changed == {"text"}
     assert set(result.metrics) >= {"embedding", "cross_lingual", "token_features"}
+
+
+@pytest.mark.parametrize("window", [8, 40])
+def test_windows_of_one_source_and_a_step_without_captions_are_warned_of(
+    window: int, aligning: Job, pairs: list[Pair], tmp_path: Path
+) -> None:
+    sources = [tmp_path / "zh.parquet", tmp_path / "en.parquet"]
+    write_parquet(sources[0], [replace(pair, en=()) for pair in pairs[:20]])
+    write_parquet(sources[1], [replace(pair, zh=()) for pair in pairs[20:]])
+    aligning |= {"data": {"train": [*map(str, sources)], "shuffle_window": window}}
+    aligning["options"] |= {"captions": {"languages": ["zh"]}, "log_every_steps": 1}
+    watch = Watch()
+    losses = [step["loss"] for step in logged(run(aligning, watch).model.parent)]
+    warnings = [line for line in watch.said if line.startswith("warning: ")]
+    if window == 40:  # four of eight pairs of each batch are Chinese
+        assert all(losses) and not warnings
+        return
+    first = losses.index(0) + 1
+    assert losses.count(0) > 1
+    assert warnings == [
+        "warning: data.shuffle_window: 8 has no room for a block of each of 2 sources, so most batches have samples of "
+        "one source only; increase it to 40",
+        f"warning: align: step {first} changes no weight, because its batch has no captions in zh for any loss; later "
+        "steps of this kind are not reported",
+    ]
+    assert translated(warnings[1], "zh").startswith(f"警告：align：第 {first} 步没有改变任何权重")
 
 
 def test_one_image_is_too_few_for_a_batch_norm(distilling: Job) -> None:
