@@ -45,7 +45,7 @@ def test_the_page_has_both_languages_and_shows_wrong_images(tmp_path: Path) -> N
     write_parquet(tmp_path / "四.parquet", rows)
     dataset = open_dataset(str(tmp_path / "四.parquet"))
     results = [
-        result("模型", guesses(395), dataset="四", language="en"),
+        result("模型", guesses(395), dataset="四", language="en", indistinct=[[*"一二三四五六七八九十"], ["a", "b"]]),
         result("模型", guesses(300), dataset="四", language="zh", class_names=NAMES, corrupt={}),
         replace(result("b", guesses(100), dataset="四", language="zh"), corrupt={"9.jpg": "cut"}),
     ]
@@ -56,6 +56,7 @@ def test_the_page_has_both_languages_and_shows_wrong_images(tmp_path: Path) -> N
     assert page.count('src="data:image/jpeg;base64,') == 5 + 12 + 12
     assert page.count('src="data:image/svg+xml;base64,') == 2  # bars, Chinese against English
     assert "9.jpg: cut" in page
+    assert "<bdi>一 = 二 = 三 = 四 = 五 = 六 = 七 = 八 = … (10)</bdi>, <bdi>a = b</bdi>" in page
     assert not re.search(r"(?:src|href)=\"(?!data:|#)|<script|url\(", page)
     write_report(tmp_path / "again.html", results, [dataset])
     assert (tmp_path / "again.html").read_bytes() == (tmp_path / "report.html").read_bytes()
