@@ -28,7 +28,7 @@ from dcclip_cli.data.options import Augment
 from dcclip_cli.data.pair import PairDataset
 from dcclip_cli.data.pixels import VERSION, normalized, stacked, training_preprocess
 from dcclip_cli.data.samplers import MixedBatchSampler, Sample
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import cache_folder, remove
 from dcclip_cli.model.precision import finite
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures
@@ -177,7 +177,7 @@ class TeacherCache(TeacherFeatures):
             record = open_block(self._record)
             if {*record["blocks"].tobytes().decode().split()} <= self._images.files | self._texts.files:
                 self._complete |= np.unpackbits(record["complete"], axis=1, count=len(dataset)).view(bool)
-        self.computed = {"images": 0, "captions": 0}  # rows, since this object was made
+        self.computed: dict[str, int] = {Message("images"): 0, Message("captions"): 0}  # rows, of this object
 
     def complete(self, batches: Sequence[Sequence[Sample]]) -> None:
         """Compute what is missing for these batches, or free the teacher; other processes and runs share the work."""
@@ -194,7 +194,7 @@ class TeacherCache(TeacherFeatures):
         """Free the teacher, for nothing is left to compute, and report what it computed."""
         if not self._live:
             self._teacher.free()
-        done = ", ".join(f"{count:,} {kind}" for kind, count in self.computed.items())
+        done = joined(", ", (Message("{:,} {}", count, kind) for kind, count in self.computed.items()))
         size = self._images.size + self._texts.size  # of all rows that are stored, also of other data
         line = Message("teacher: features in {}, {:,.0f} MB; computed {}", self.folder, size / 1e6, done)
         self._progress.say(line)
@@ -244,8 +244,8 @@ class TeacherCache(TeacherFeatures):
         keys_of_texts, compute_texts = text_keys(captions), partial(self._compute_texts, captions)
         text_batch, counts = _TEXTS_ON_GPU if self._on_gpu else BATCH_SIZE, dict[str, int]()
         for kind, store, keys, arrays, compute, batch_size in (
-            ("images", self._images, keys_of_images, reader.image_arrays, compute_images, BATCH_SIZE),
-            ("captions", self._texts, keys_of_texts, reader.text_arrays, compute_texts, text_batch),
+            (Message("images"), self._images, keys_of_images, reader.image_arrays, compute_images, BATCH_SIZE),
+            (Message("captions"), self._texts, keys_of_texts, reader.text_arrays, compute_texts, text_batch),
         ):
             store.refresh()
             counts[kind] = missing = int(store.missing(keys, arrays).sum())

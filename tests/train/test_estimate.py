@@ -18,6 +18,7 @@ from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.preview import Preview
+from dcclip_cli.errors import translated
 from dcclip_cli.model.teachers import AltClipTeacher
 from dcclip_cli.recipe.load import load
 from dcclip_cli.recipe.preflight import check
@@ -59,7 +60,7 @@ def test_images_and_texts_are_estimated_and_counted_by_their_own_numbers_per_ste
     watch = Watch()
     api.distill(recipe, out=tmp_path / "run", progress=watch)
     (computed,) = (line for line in watch.said if line.startswith("teacher: features"))
-    assert computed.endswith("computed 9 images, 12 captions")
+    assert computed.endswith("computed 9 images, 12 captions") and "图片 9，描述 12" in translated(computed, "zh")
     assert stage.remaining_rows(0) == Rows(0, 0)  # the cache has them
     texts = replace(stage, options=stage.options.model_copy(update={"teacher_cache": "texts"}))
     assert texts.remaining_rows(0) == Rows(9, 0) and texts.cache_bytes == 0  # images pass through the teacher in steps
