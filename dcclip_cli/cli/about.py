@@ -57,7 +57,7 @@ def models() -> None:
     from dcclip_cli.model.students import PRESETS
 
     rows = []
-    for folder in sorted(Path("runs").glob("*/")):
+    for folder in sorted(folder for runs in ("*/", "*/seed-*/", "*/*/seed-*/") for folder in Path("runs").glob(runs)):
         try:
             model = resolve(str(folder))
         except DcclipError:

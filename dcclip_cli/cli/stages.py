@@ -207,7 +207,7 @@ def _training(stage: Literal["distill", "align"], summary: str) -> Callable[...,
         flags.out(out)
         loaded = flags.open_recipe(recipe, sets, stage)
         if check:
-            return flags.show_checked(loaded, loaded.recipe.stages, device, out, bool(fresh), processes)
+            return flags.show_checked(loaded, [stage], device, out, bool(fresh), processes)
 
         from dcclip_cli import api
 
