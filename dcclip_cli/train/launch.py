@@ -17,7 +17,6 @@ from dcclip_cli.progress import Progress
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-_ENDS_S = 30  # processes after SIGTERM, before they are killed
 Processes = int | Literal["auto"]
 
 
@@ -61,6 +60,7 @@ def launch(arguments: Sequence[str], number: int, progress: Progress) -> None:
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousConnectionError
     from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
     for name in list(logging.root.manager.loggerDict):  # each has a level of its own
@@ -79,12 +79,15 @@ def launch(arguments: Sequence[str], number: int, progress: Progress) -> None:
                     rdzv_endpoint="localhost:0",
                     max_restarts=0,
                     signals_to_handle="",  # they raise Stopped
-                    shutdown_timeout=_ENDS_S,
+                    shutdown_timeout=30,  # seconds after SIGTERM, before SIGKILL
                 )
                 launch_agent(config, sys.executable, ["-P", "-m", "dcclip_cli", *arguments])
                 return
         except ChildFailedError as failed:
             error = first_error(failed.failures.values(), number)
+        except RendezvousConnectionError as failed:  # of torch without libuv: on Windows, and Debian's
+            problem = Message("--processes {}: torch cannot connect the processes: {}", number, failed.__cause__)
+            raise DcclipError(problem, "install torch from PyPI, or train in one process: --processes 1") from failed
         if not isinstance(error, AgainError):
             raise error
         progress.say(error.what)

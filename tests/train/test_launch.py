@@ -14,12 +14,14 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from torch.distributed import DistStoreError
 
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.train.launch import on_gpus, process_number
+from dcclip_cli.progress import Silent
+from dcclip_cli.train.launch import launch, on_gpus, process_number
 from tests.train import launchers
-from tests.train.jobs import ENVIRONMENT, OPTIONS, Job, assert_close, logged, refused, run, weights
+from tests.train.jobs import ENVIRONMENT, OPTIONS, Job, assert_close, logged, need_libuv, refused, run, weights
 
 TIMEOUT_S = 150
 ROOT = Path(__file__).parents[2]
@@ -42,6 +44,7 @@ def recipe(job: Job, folder: Path, **options: Any) -> Path:
 
 def start(file: Path, out: Path, *arguments: str, command: str = "align", **environment: str) -> Started:
     """A command on a recipe, with `environment` in addition to this process's."""
+    need_libuv()
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "dcclip_cli", command, str(file), "--out", str(out), *arguments],
         env=ENVIRONMENT | os.environ | environment,
@@ -56,7 +59,7 @@ def wait_for_steps(out: Path, process: Started) -> None:
     """Wait until a command has logged a step of align."""
     end = time.monotonic() + TIMEOUT_S
     while not (out / "align/metrics.jsonl").exists() or not logged(out / "align"):
-        assert process.poll() is None and time.monotonic() < end
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
         time.sleep(0.02)
 
 
@@ -106,6 +109,7 @@ def page(aligning: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict
 
 
 def shell(command: str) -> Started:
+    need_libuv()
     pipes: Job = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(["bash", "-c", f"exec {command}"], env=ENVIRONMENT | os.environ, **pipes)
 
@@ -163,6 +167,15 @@ def test_an_error_in_one_process_ends_all_with_one_error_and_one_hint(
     imported, error, hint = stderr.splitlines()
     assert imported.endswith("parts/own.py")
     assert error.startswith("error: ") and bad.key in error and hint.startswith("hint:  ")
+
+
+def test_torch_without_libuv_is_told_from_an_error_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_libuv(*_: object, **options: object) -> None:
+        raise DistStoreError("use_libuv was requested but PyTorch was built without libuv support")
+
+    monkeypatch.setattr("torch.distributed.elastic.rendezvous.c10d_rendezvous_backend.TCPStore", without_libuv)
+    with refused("--processes 2: torch cannot connect the processes: .* built without libuv", "--processes 1"):
+        launch(["align"], 2, Silent())
 
 
 def test_there_are_as_many_processes_as_gpus_at_most() -> None:
