@@ -38,7 +38,7 @@ _KEYS, _OFFSETS = "keys", ".offsets"
 _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "|i1", "U8": "|u1", "U32": "<u4"}
 _TYPE_NAMES = {dtype: name for name, dtype in _TYPES.items()}
 _OPEN_FILES = 128  # half of what macOS allows a process
-_CLAIMED = 64  # batches that a filling process claims at once
+_CLAIMED = 4096  # rows that a filling process claims at once, in whole batches
 _MOST_CLAIMS = 1000
 _BLOCK_BYTES = 2**28
 _INDEX = "index"
@@ -412,7 +412,7 @@ class FeatureStore:
                 advance(len(batch))
                 yield keys[batch], values
 
-        size = batch_size * max(_CLAIMED, len(keys) // batch_size // _MOST_CLAIMS)
+        size = batch_size * max(1, max(_CLAIMED, len(keys) // _MOST_CLAIMS) // batch_size)
         parts = np.split(np.arange(len(keys)), range(size, len(keys), size))
         first = int(start * len(parts))
         parts = [*parts[first:], *parts[:first]]

@@ -228,7 +228,7 @@ def test_batches_are_cut_from_the_missing_rows_in_order_and_one_new_row_is_a_bat
 def test_an_interrupted_fill_computes_the_same_batches_in_the_end(
     stopped_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "_CLAIMED", 2)
+    monkeypatch.setattr(store, "_CLAIMED", 10)
     sizes: list[list[int]] = []
 
     def stops(batches: Iterable[np.ndarray]) -> Iterator[Values]:
@@ -252,7 +252,7 @@ import sys, time
 from pathlib import Path
 import numpy as np
 from dcclip_cli import store
-store._CLAIMED = 2
+store._CLAIMED = 20
 def compute(batches):
     for batch in batches:
         print(*batch, flush=True)

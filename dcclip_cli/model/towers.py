@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -200,20 +201,32 @@ class Towers(nn.Module, ABC):
     def make_traceable(self) -> None:
         """Let torch trace `image_embedding` for any number of images."""
 
-    def text_features_by_length(self, tokens: Tokens) -> TextFeatures:
-        """`text_features` in parts of similar length: less padding, other last bits; those of padding are 0."""
+    def text_features_by_length(self, tokens: Tokens, part_size: int | None = None) -> TextFeatures:
+        """`text_features` in parts of similar length: less padding, other last bits; those of padding are 0.
+
+        With `part_size`, each part is that many texts of one length, the last of them repeated where they are fewer: on
+        a CPU, the features of a text then do not depend on the other texts.
+        """
         texts, longest = tokens.ids.shape
-        parts, text_features = min(_LENGTHS, texts // _TEXTS_OF_A_LENGTH), self.compiled.get("text", self.text_features)
-        if parts < 2 or not self.takes_any_length:
+        count, text_features = min(_LENGTHS, texts // _TEXTS_OF_A_LENGTH), self.compiled.get("text", self.text_features)
+        if part_size is None and (count < 2 or not self.takes_any_length):
             return text_features(tokens)
         tokens = tokens.sorted()
-        order, outputs, end = tokens.by_length, [], 0
+        order, outputs, end = tokens.by_length, list[TextFeatures](), 0
         assert order is not None
-        for rows in order.tensor_split(parts):
-            lengths = tokens.lengths[end : end + len(rows)]
-            end, columns = end + len(rows), slice(lengths[-1])
-            part = Tokens(tokens.ids[rows, columns], tokens.mask[rows, columns], lengths=lengths)
-            outputs.append(text_features(part))
+        if part_size is None:
+            sizes = [len(rows) for rows in order.tensor_split(count)]
+        else:
+            counts = Counter(tokens.lengths).values() if self.takes_any_length else [texts]
+            sizes = [min(part_size, count - first) for count in counts for first in range(0, count, part_size)]
+        for size in sizes:
+            rows, lengths = order[end : end + size], tokens.lengths[end : end + size]
+            end, columns = end + size, slice(lengths[-1] if self.takes_any_length else longest)
+            if part_size is not None:
+                repeats = part_size - size
+                rows, lengths = torch.cat([rows, rows[-1:].expand(repeats)]), lengths + lengths[-1:] * repeats
+            part = text_features(Tokens(tokens.ids[rows, columns], tokens.mask[rows, columns], lengths=lengths))
+            outputs.append(TextFeatures(part.embedding[:size], part.tokens[:size], part.mask[:size]))
         back = torch.argsort(order)
         padded = [nn.functional.pad(part.tokens, (0, 0, 0, longest - part.tokens.shape[1])) for part in outputs]
         return TextFeatures(torch.cat([part.embedding for part in outputs])[back], torch.cat(padded)[back], tokens.mask)

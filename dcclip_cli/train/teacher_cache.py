@@ -44,8 +44,10 @@ FOLDER = "teacher-cache"
 IMAGE, TEXT, TOKENS = "image_embedding", "text_embedding", "text_tokens"
 _MASK = "mask"  # of the tokens that are no padding
 _INPUTS = {TEXT: "texts", TOKENS: "tokens"}
-BATCH_SIZE = 64  # of the teacher: in bf16, results depend on what is computed together
-_TEXTS_ON_GPU = 512  # captions of a batch on a GPU, which 64 leave idle between kernels
+BATCH_SIZE, _TEXTS = 64, 512  # images, and captions, of a batch
+# On a CPU, the bits of a row depend on the shape of what is computed together, not on the other rows. Of images, the
+# same bits were measured for each multiple of 16; captions are computed in parts of one size and one length.
+_IMAGES_MULTIPLE, _PART_SIZE = 16, 8
 _ROWS = 131_072  # samples that the caches are completed for at a time; processes that read images start once for these
 # A feature map beyond fp16's 65,504 becomes infinite.
 _HINT = Message("check the teacher's weights; or set its precision to fp32, or teacher_cache (fp16) to false")
@@ -54,7 +56,7 @@ _HINT = Message("check the teacher's weights; or set its precision to fp32, or t
 def folder_of(teacher: TeacherFacts) -> Path:
     """The folder of a teacher's features: a name for people, and a hash of what all of them depend on."""
     name = re.sub(r"[^\w.-]+", "-", teacher.name)
-    return cache_folder() / FOLDER / f"{name}-{_short(f'{teacher.fingerprint} {BATCH_SIZE}')}"
+    return cache_folder() / FOLDER / f"{name}-{_short(f'{teacher.fingerprint} {BATCH_SIZE} {_PART_SIZE}')}"
 
 
 def stores_of(
@@ -242,10 +244,10 @@ class TeacherCache(TeacherFeatures):
         captions = sorted(chosen, key=lambda text: (len(text), text))
         keys_of_images, compute_images = image_keys(collator.dataset, samples), partial(self._compute_images, samples)
         keys_of_texts, compute_texts = text_keys(captions), partial(self._compute_texts, captions)
-        text_batch, counts = _TEXTS_ON_GPU if self._on_gpu else BATCH_SIZE, dict[str, int]()
+        counts = dict[str, int]()
         for kind, store, keys, arrays, compute, batch_size in (
             (Message("images"), self._images, keys_of_images, reader.image_arrays, compute_images, BATCH_SIZE),
-            (Message("captions"), self._texts, keys_of_texts, reader.text_arrays, compute_texts, text_batch),
+            (Message("captions"), self._texts, keys_of_texts, reader.text_arrays, compute_texts, _TEXTS),
         ):
             store.refresh()
             counts[kind] = missing = int(store.missing(keys, arrays).sum())
@@ -277,6 +279,9 @@ class TeacherCache(TeacherFeatures):
             return stacked([self._collator.pixels(*sample, preprocess)[0] for sample in batch])
 
         for pixels in load_batches(read, samples_of_batches, self._workers, pin_memory=self._on_gpu):
+            count = len(pixels)
+            if (repeats := -count % _IMAGES_MULTIPLE) and not self._on_gpu:
+                pixels = torch.cat([pixels, pixels[-1:].expand(repeats, *pixels.shape[1:])])
             moved = normalized(pixels.to(self._teacher.device, non_blocking=True), teacher.preprocessing)
             moved = moved.contiguous(memory_format=torch.channels_last)
             with teacher.as_teacher():
@@ -284,15 +289,15 @@ class TeacherCache(TeacherFeatures):
                 values = {IMAGE: F.normalize(features.embedding.float(), dim=-1)}
                 for layer, grid in self._grids.items():
                     values[self._maps[layer]] = to_grid(features.layer(layer).float(), grid.height, grid.width)
-            self.computed["images"] += len(pixels)
-            yield {name: value.half() for name, value in values.items()}
+            self.computed["images"] += count
+            yield {name: value[:count].half() for name, value in values.items()}
 
     def _compute_texts(self, captions: list[str], batches: Iterable[np.ndarray]) -> Iterator[dict[str, Tensor]]:
         teacher = self._teacher.towers
         for batch in batches:
             tokens = teacher.tokenize([captions[row] for row in batch]).to(self._teacher.device)
             with teacher.as_teacher():
-                features = teacher.text_features_by_length(tokens)
+                features = teacher.text_features_by_length(tokens, None if self._on_gpu else _PART_SIZE)
                 values = {TEXT: F.normalize(features.embedding.float(), dim=-1).half()}
             self.computed["captions"] += len(batch)
             yield values | ({TOKENS: features.tokens.half(), _MASK: features.mask.bool()} if self._tokens else {})

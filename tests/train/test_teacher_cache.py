@@ -21,7 +21,7 @@ from dcclip_cli.data.samplers import Sample
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.precision import Choice
-from dcclip_cli.model.teachers import AltClipTeacher, TransformersTeacher
+from dcclip_cli.model.teachers import AltClipTeacher, OpenClipTeacher, TransformersTeacher
 from dcclip_cli.model.towers import OpenClipTowers, Towers
 from dcclip_cli.progress import Silent
 from dcclip_cli.store import FeatureStore, open_block
@@ -131,6 +131,29 @@ def test_cached_features_are_the_teachers_to_fp16(
     for samples in ([(0, 0), (13, 0), (39, 0)], [(5, 1), (38, 1)], [(7, 3)], [(7, 8), (6, 8)]):
         batch = read(cache, reading, samples)
         assert_same_targets(cache.features(batch), online.features(batch))
+
+
+@pytest.mark.any_cpu
+@pytest.mark.parametrize(("name", "precision"), [("quickstart", "fp32"), ("chinese_clip", "bf16"), ("siglip", "fp32")])
+def test_a_row_has_the_same_bits_whichever_run_computed_it(
+    pairs_file: Path, student: Towers, tmp_path: Path, request: pytest.FixtureRequest, name: str, precision: str
+) -> None:
+    kind: type[OpenClipTeacher | TransformersTeacher] = OpenClipTeacher if name == "quickstart" else TransformersTeacher
+    folder = "recipes/quickstart/teacher" if name == "quickstart" else request.getfixturevalue(f"{name}_folder")
+    teacher = kind.model_validate({"model": str(folder), "precision": precision}).load()
+    reading = collator(pairs_file, student, teacher)
+    expected = contents(filled(teacher, reading, tmp_path / "empty"))
+    chinese = replace(reading, captions=CaptionOptions(languages=("zh",)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DCCLIP_CACHE", str(tmp_path / "shared"))
+        other = TeacherCache(Loaded(teacher), chinese, ALL, {-1: Grid(2, 2)}, 1, Silent())
+    for samples in ([(39, 1), (3, 0), (17, 0)], [(number, 0) for number in range(38, 0, -2)]):
+        other.complete([samples])
+    cache = filled(teacher, reading, tmp_path / "shared")
+    assert min(other.computed.values()) > 20 and min(cache.computed.values()) > 20
+    rows = contents(cache)
+    assert rows.keys() == expected.keys()
+    assert Counter(name for (name, key), row in rows.items() if row != expected[name, key]) == {}
 
 
 @pytest.mark.parametrize(
