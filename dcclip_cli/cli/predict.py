@@ -17,6 +17,7 @@ from typer import Argument, Option
 from dcclip_cli.cli import console, flags
 from dcclip_cli.cli.console import as_json
 from dcclip_cli.errors import DcclipError, Message, translated
+from dcclip_cli.machine import busy_machine
 from dcclip_cli.text import language_by_script, printable, size_in_words, split
 
 if TYPE_CHECKING:
@@ -487,6 +488,8 @@ def bench(
 
     from dcclip_cli.inference.bench import bench
 
+    if busy := busy_machine():
+        talk.say(Message("warning: {}", busy))
     timings = bench(models, images or (), names, threads=threads, progress=talk)
     if as_json:
         return console.show_json([vars(row) for row in timings])

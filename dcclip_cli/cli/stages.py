@@ -58,8 +58,8 @@ def run(
 ) -> None:
     """Run all stages of a recipe in order.
 
-    Finished stages are skipped. Ends with a table of teacher, student and bundle: size, speed, and accuracy on the
-    recipe's test sets or validation pairs; without these, the agreement with the teacher.
+    Finished stages are skipped. Ends with a table of teacher, student and bundle: size, memory, speed, and accuracy on
+    the recipe's test sets or validation pairs; without these, the agreement with the teacher.
     With --seeds or variants, writes each run to OUT/[VARIANT/]seed-N, prints means and standard deviations, and writes
     table.csv, table.tex, models.tex, runs.csv and sweep.svg to OUT.
     """
@@ -98,7 +98,8 @@ def run(
         if isinstance(result, CollectResult):
             _show_collected(result)
     if models := job.summary():
-        title = Message("{} after {} steps, measured on one CPU thread of this machine", job.dir.root, job.steps())
+        steps = " + ".join(map(str, job.steps().values()))
+        title = Message("{} after {} steps, measured on one CPU thread of this machine", job.dir.root, steps)
         _show_models(title, models)
 
 
@@ -245,6 +246,7 @@ _MODELS = {"teacher": Message("teacher"), "student": Message("student"), "bundle
 _SIZES = (  # what is shown, the field of ModelSummary, its unit, and how it is written
     (Message("parameters"), "parameters", 1e6, "{:.2f} M"),
     (Message("size of the weights"), "size_bytes", 1e6, "{:.1f} MB"),
+    (Message("memory"), "memory_bytes", 1e6, "{:.0f} MB"),
     (Message("one image"), "image_ms", 1, "{:.1f} ms"),
     (Message("one text"), "text_ms", 1, "{:.1f} ms"),
 )
@@ -300,8 +302,7 @@ def _show_sweep(result: SweepResult) -> None:
         console.show_table(joined(", ", (test, Message("{} in %", metric_name))), ("", *used.values(), *against), lines)
     sizes = []
     for row, label in zip(result.rows, labels, strict=True):
-        fields = ((text, unit, [getattr(model, field) for model in row.runs]) for _, field, unit, text in _SIZES)
-        sizes.append((label, *(text.format(sum(values) / len(values) / unit) for text, unit, values in fields)))
+        sizes.append((label, *(text.format(getattr(row.runs[0], field) / unit) for _, field, unit, text in _SIZES)))
     runs = max((len(row.runs) for row in result.rows), default=0)
     title = Message("{}: {} runs each; times on one CPU thread of this machine", result.folder, runs)
     console.show_table(title, ("", *(name for name, *_ in _SIZES)), sizes)

@@ -15,7 +15,7 @@ import numpy as np
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import refuse_special
 from dcclip_cli.inference.files import PathLike, image_files
-from dcclip_cli.machine import busy_machine, cores, peak_memory_bytes
+from dcclip_cli.machine import cores, peak_memory_bytes
 from dcclip_cli.model.reference import ModelSource, resolve
 from dcclip_cli.processes import calls, process_pool
 from dcclip_cli.progress import ProgressChoice, progress_for
@@ -69,8 +69,6 @@ def bench(
     )
     hint = Message("free some memory, or measure a smaller model")
     talk = progress_for(progress)
-    if busy := busy_machine():
-        talk.say(Message("warning: {}", busy))
     with talk.task(Message("bench"), len(names)) as task:
         for name, source in zip(names, sources, strict=True):
             with process_pool(1, fresh=True) as pool:

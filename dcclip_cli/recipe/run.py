@@ -7,7 +7,6 @@ import json
 import logging
 import shutil
 import time
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -22,7 +21,7 @@ from dcclip_cli.options import decisive
 from dcclip_cli.own import is_own
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.recipe.load import LoadedRecipe, record
-from dcclip_cli.recipe.summary import SUMMARY, ModelSummary, agreements, kept_summary
+from dcclip_cli.recipe.summary import COSTS, SUMMARY, ModelSummary, agreements, kept_summary
 from dcclip_cli.run_dir import RESOLVED, STAGES, RunDir, StageName, TrainResult, finished, has_product
 
 if TYPE_CHECKING:
@@ -226,49 +225,44 @@ class RecipeRun:
     def summary(self) -> list[ModelSummary]:
         """Teacher, student and bundle compared, measured once and kept in the run; empty if nothing is trained."""
         from dcclip_cli.eval.evaluate import check_complete
-
-        trains = any(stage.trains and stage.name in self.loaded.recipe.stages for stage in STAGES)
-        if not trains or not is_first_process():
-            return []
-        if not self.fresh and (rows := kept_summary(self.dir.root, self._identity(), self.progress)):
-            self.progress.say(Message("eval: already done (use --fresh to redo)"))
-            return rows
-        results, options = self._evaluate("teacher", "student", "bundle"), self.loaded.recipe.eval
-        if options is not None:
-            check_complete(results, options)
-
         from dcclip_cli.exporters.samples import recipe_samples
-        from dcclip_cli.inference.encoder import footprint, load_encoder
-        from dcclip_cli.model.model_dir import read_provenance
+        from dcclip_cli.inference.bench import bench
 
-        models, rows, agreement = self.models(), [], {}
-        if "teacher" in models and not self._results:  # no test set says more
-            samples = recipe_samples(self.data(), "validation", "train")
-            if samples is not None:
-                agreement = agreements(models, samples, self.device, self.progress)
-        stages = {name: options for name in ("distill", "align") if (options := getattr(self.loaded.recipe, name))}
-        steps = {name: read_provenance(self.dir.model(name)).content.get("steps", 0) for name in stages}
-        pairs = recipe_pairs(data, "train") if (data := self.data()) else None
-        trained = {
-            "pairs": pairs.num_pairs if pairs else 0,
-            "samples": sum(steps[name] * options.batch_size for name, options in stages.items()),
-        }
-        for name, reference in models.items():
-            scores = defaultdict[str, dict[str, float]](dict)
-            for result in self._results.get(name, ()):
-                scores[result.metric][f"{result.dataset} {result.language}"] = result.value
-            measured = asdict(footprint(load_encoder(reference, "cpu")))
-            measured |= {} if name == "teacher" else trained
-            rows.append(ModelSummary(name, **measured, scores=dict(scores), agreement=agreement.get(name, {})))
+        if not (self.loaded.recipe.distill or self.loaded.recipe.align) or not is_first_process():
+            return []
+        rows = [] if self.fresh else kept_summary(self.dir.root, self._identity(), self.progress)
+        if rows:
+            self.progress.say(Message("eval: already done (use --fresh to redo)"))
+            if all(row.memory_bytes for row in rows):  # which older versions did not measure
+                return rows
+        models = self.models()
+        if not rows:
+            results, options = self._evaluate(*models), self.loaded.recipe.eval
+            if options is not None:
+                check_complete(results, options)
+            no_test = "teacher" in models and not results
+            images = recipe_samples(self.data(), "validation", "train") if no_test else None
+            agreement = {} if images is None else agreements(models, images, self.device, self.progress)
+            pairs = recipe_pairs(data, "train") if (data := self.data()) else None
+            samples = sum(steps * getattr(self.loaded.recipe, name).batch_size for name, steps in self.steps().items())
+            trained = pairs.num_pairs if pairs else 0, samples
+            for name in models:
+                row = ModelSummary(name, {}, agreement.get(name, {}), *((0, 0) if name == "teacher" else trained))
+                for result in self._results.get(name, ()):
+                    row.scores.setdefault(result.metric, {})[f"{result.dataset} {result.language}"] = result.value
+                rows.append(row)
+        costs = zip(models, bench(models.values(), progress=self.progress), strict=True)
+        measured = {name: {field: getattr(cost, field) for field in COSTS} for name, cost in costs}
+        rows = [replace(row, **measured[row.name]) for row in rows if row.name in measured]
         write_json(self.dir.root / SUMMARY, {"of": self._identity(), "rows": [asdict(row) for row in rows]})
         return rows
 
-    def steps(self) -> str:
-        """How many steps the student was trained for, stage by stage: "2200 + 250"."""
+    def steps(self) -> dict[str, int]:
+        """How many steps the student was trained for, by stage."""
         from dcclip_cli.model.model_dir import read_provenance
 
-        models = [self.dir.model(name) for name in ("distill", "align") if getattr(self.loaded.recipe, name)]
-        return " + ".join(str(read_provenance(model).content.get("steps", "?")) for model in models)
+        models = {name: self.dir.model(name) for name in ("distill", "align") if getattr(self.loaded.recipe, name)}
+        return {name: read_provenance(model).content.get("steps", 0) for name, model in models.items()}
 
     def _tell(self, stage: StageName, product: Path, result: Any, *measured: str) -> None:
         if result.already_finished:

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from dcclip_cli.model.reference import ModelSource
 
 SUMMARY = "summary.json"
+COSTS = ("parameters", "size_bytes", "memory_bytes", "image_ms", "text_ms")  # of a model, by `bench`
 _SAMPLES = 128  # images, and texts per language: some seconds with the starter as teacher
 
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """Size, latency on one CPU thread, and accuracy of one model of a run.
+    """Accuracy of one model of a run, and its size, peak memory and latency as `bench` measures them.
 
     `scores` are 0..1, by metric, then by test set and language. `agreement` is there where nothing could be tested:
     the fraction of images with the same best text as the teacher's, by data and language. It says how well a student
@@ -29,14 +30,15 @@ class ModelSummary:
     """
 
     name: str
-    parameters: int
-    size_bytes: int
-    image_ms: float
-    text_ms: float
     scores: dict[str, dict[str, float]]
     agreement: dict[str, float]
     pairs: int = 0  # that it was trained on, and the samples of all its steps; 0 for a teacher
     samples: int = 0
+    parameters: int = 0
+    size_bytes: int = 0
+    memory_bytes: int = 0  # 0 until it is measured
+    image_ms: float = 0.0
+    text_ms: float = 0.0
 
 
 def kept_summary(run: Path, identity: str, progress: Progress) -> list[ModelSummary]:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from dcclip_cli.options import decisive
 from dcclip_cli.processes import end_with_launcher
 from dcclip_cli.recipe.load import LoadedRecipe, record, varied
 from dcclip_cli.recipe.run import RecipeRun
-from dcclip_cli.recipe.summary import ModelSummary
+from dcclip_cli.recipe.summary import COSTS, ModelSummary
 from dcclip_cli.run_dir import RESOLVED, STAGES, RunDir
 
 if TYPE_CHECKING:
@@ -33,12 +34,10 @@ if TYPE_CHECKING:
 
     from dcclip_cli.eval.compare import Difference
     from dcclip_cli.eval.result import EvalResult
-    from dcclip_cli.model.reference import ModelSource
 
 _LOG, _ERROR = "log.txt", "error.json"  # of a run in a process of its own
 _LOOK_S = 0.2  # between two looks at running processes
 _METRIC = "agreement"  # where nothing could be tested
-_COLUMNS = ("runs", "mean", "standard deviation", "difference", "low", "high")  # of table.csv
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,6 @@ class SweepRow:
     variant: str
     model: str
     runs: list[ModelSummary]
-    source: ModelSource  # of the first seed
-    architecture: str  # the student section in JSON, which with the size decides what a model costs
     differences: list[Difference]
     intervals: Mapping[str, tuple[float, float]]  # of one seed: 95 % over images, by test set with its language
 
@@ -155,6 +152,7 @@ class Sweep:
         from dcclip_cli.model.model_dir import model_fingerprint
 
         rows: list[SweepRow] = []
+        by_architecture = defaultdict[tuple[str, int, str], list[list[ModelSummary]]](list)
         first: list[EvalResult] = []
         for variant in dict.fromkeys(variant for variant, _ in self.runs):
             runs = [run for (name, _), run in self.runs.items() if name == variant]
@@ -170,23 +168,28 @@ class Sweep:
                         intervals[model][f"{result.dataset} {result.language}"] = bootstrap_interval(result)
             first = first or results
             tested = [{(result.dataset, result.language) for result in part} for part in (first, results)]
-            sources = runs[0].models() if summaries[0] else {}
-            architecture = student.model_dump_json() if (student := runs[0].loaded.recipe.student) else ""
-            for model in (model for model in summaries[0] if model in sources):
+            for model in summaries[0]:
                 compared = model == "student" and results is not first and tested[0] & tested[1]
                 differences = compare_results(first, results, force=True) if compared else []
                 seeds = [summary[model] for summary in summaries]
                 seeds = seeds[:1] if model == "teacher" else seeds
-                row = SweepRow(variant, model, seeds, sources[model], architecture, differences, intervals[model])
+                row = SweepRow(variant, model, seeds, differences, intervals[model])
                 if model != "teacher" or all(row.scores() != shown.scores() for shown in rows):
                     rows.append(row)
+                    recipe = runs[0].loaded.recipe
+                    section = str(recipe.teacher if model == "teacher" else recipe.student)
+                    by_architecture[model, seeds[0].size_bytes, section].append(seeds)
+        for group in by_architecture.values():  # what a model costs does not depend on its weights
+            least = {cost: min(getattr(run, cost) for seeds in group for run in seeds) for cost in COSTS}
+            for seeds in group:
+                seeds[:] = [replace(run, **least) for run in seeds]
         return rows
 
     def save(self, rows: Sequence[SweepRow]) -> None:
         """Write runs.csv, the scores of runs; table.csv, means and differences; table.tex, models.tex and sweep.svg."""
         head = ["variant", "model", "metric", "test set"]
         runs: list[list[Any]] = [[*head, "seed", "value"]]
-        table: list[list[Any]] = [[*head, *_COLUMNS]]
+        table: list[list[Any]] = [[*head, "runs", "mean", "standard deviation", "difference", "low", "high"]]
         for row in rows:
             differences = {
                 f"{pair.dataset} {pair.language}": (pair.value, pair.low, pair.high) for pair in row.differences
@@ -271,24 +274,20 @@ def _latex(rows: Sequence[SweepRow]) -> str:
 
 
 def _latex_of_models(rows: Sequence[SweepRow]) -> str:
-    """The mean over the test sets in each language next to training data and what a model costs, by `bench`."""
+    """The mean over the test sets in each language next to training data and what a model costs."""
     from dcclip_cli.eval.report import booktabs, tex_text
-    from dcclip_cli.inference.bench import bench
 
-    head = ["variant", "model", "en", "zh", "pairs", "samples", "parameters (M)", "MB", "memory (MB)", "image (ms)"]
-    lines = [[*head, "text (ms)"]]
-    kinds = [(row.model, row.runs[0].size_bytes, row.architecture) for row in rows]  # variants share most of them
-    sources = dict(zip(kinds, (row.source for row in rows), strict=True))
-    costs = dict(zip(sources, bench(sources.values()), strict=True))
-    for row, cost in zip(rows, map(costs.__getitem__, kinds), strict=True):
+    head = "variant, model, en, zh, pairs, samples, parameters (M), MB, memory (MB), image (ms), text (ms)"
+    lines = [head.split(", ")]
+    for row in rows:
         means = []
         for language in ("en", "zh"):
             scores = [values for (_, test), values in row.scores().items() if test.endswith(f" {language}")]
             means.append(per_cent(np.mean(scores, axis=0) if scores else (), r"$\pm$"))
         run = row.runs[0]
         data = [f"{count:,}" if count else "" for count in (run.pairs, run.samples)]
-        sizes = [f"{cost.parameters / 1e6:.2f}", f"{cost.size_bytes / 1e6:.1f}", f"{cost.memory_bytes / 1e6:.0f}"]
-        times = [f"{cost.image_ms:.2f}", f"{cost.text_ms:.2f}"]
+        sizes = [f"{run.parameters / 1e6:.2f}", f"{run.size_bytes / 1e6:.1f}", f"{run.memory_bytes / 1e6:.0f}"]
+        times = [f"{run.image_ms:.2f}", f"{run.text_ms:.2f}"]
         lines.append([tex_text(row.variant), row.model, *means, *data, *sizes, *times])
     return booktabs(lines, 2)
 

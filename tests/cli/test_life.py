@@ -51,7 +51,7 @@ def test_a_run_ends_with_a_table_of_teacher_student_and_bundle(here: Path) -> No
     header = next(line for line in lines if "student / teacher" in line)
     assert header.split()[:3] == ["teacher", "student", "bundle"]
     rows = {line.split("  ")[0].strip() for line in lines if "%" in line}
-    assert {"top-1 train en", "top-1 train zh", "parameters", "one image", "one text"} <= rows
+    assert {"top-1 train en", "top-1 train zh", "parameters", "memory", "one image", "one text"} <= rows
     results = json.loads((here / "runs/一生/eval/train.json").read_text("utf-8"))
     measured = [(result["model"], result["language"], result["classes"], result["n"]) for result in results]
     assert [result["precision"] for result in results] == ["bf16"] * 4 + ["fp32"] * 2  # of the bundle

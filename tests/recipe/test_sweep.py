@@ -1,6 +1,7 @@
 """Runs of a recipe's variants with several seeds: weights as each alone, one table, resumed like any run."""
 
 import csv
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ def test_each_run_has_the_weights_of_its_seed_alone_and_a_second_call_runs_nothi
     assert checked.endswith("\nready to run in runs/一生: distill\n")
 
     alone = {name: value for name, value in recipe.items() if name != "variants"}
-    dcclip_api.run(alone, sets={"seed": 1, "align.optimizer.lr": 1e-3}, out="alone")
+    for train in (dcclip_api.distill, dcclip_api.align):
+        train(alone, sets={"seed": 1, "align.optimizer.lr": 1e-3}, out="alone")
     assert weights("runs/一生/plain/seed-1") == weights("alone") != weights("runs/一生/plain/seed-0")
 
     rows, runs = (
@@ -73,8 +75,6 @@ def test_each_run_has_the_weights_of_its_seed_alone_and_a_second_call_runs_nothi
         assert means[max(means)]  # in each column the best student is bold
     models = [line.split(" & ") for line in Path("runs/一生/models.tex").read_text("utf-8").splitlines()]
     assert [row[4:6] for row in models if row[1:2] == ["student"]] == [["40", "40"], ["40", "16"]]
-    costs = [tuple(map(float, row[8:10])) for row in models if row[1:2] == ["student"]]
-    assert models[2][8:10] == ["memory (MB)", "image (ms)"] and all(100 < mb < 2000 and ms > 0 for mb, ms in costs)
     for name in ("table.tex", "models.tex"):
         compiles(Path("runs/一生", name).read_text("utf-8"))
     assert Path("runs/一生/sweep.svg").read_text("utf-8").startswith("<?xml")
@@ -98,6 +98,40 @@ def test_runs_at_a_time_in_their_own_processes_have_the_same_weights_and_twins_a
     assert runs[0] == runs[1] and ",student,overlap@10,train zh,1," in runs[0]
     *_, student = dcclip_api.sweep(only, [0], out="by-1").rows
     assert student.intervals["train zh"][0] <= student.scores()["overlap@10", "train zh"][0]
+
+
+def test_models_cost_what_runs_measured_once_and_the_same_where_only_weights_differ(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    alone = {name: value for name, value in recipe.items() if name not in ("teacher", "distill")}
+    alone["align"] = {**alone["align"], "start": "scratch", "precision": "fp32"}
+    alone["variants"] = {"plain": {}, "慢": {"align.optimizer": {"lr": 1e-4}}, "大图": {"student.image.size": 320}}
+    shown = dcclip_api.sweep(alone, [0], out=tmp_path, at_a_time=2).rows
+    files = [tmp_path / variant / "seed-0/summary.json" for variant in alone["variants"]]
+    stored = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
+    plain, slow, large = (json.loads(content)["rows"][0]["image_ms"] for content, _ in stored.values())
+    least = min(plain, slow)
+    assert plain != slow and large > 2 * least  # 25 times the pixels
+
+    latex = (tmp_path / "models.tex").read_text("utf-8")
+    head, *rows = [cells for line in latex.splitlines() if len(cells := line.split(" & ")) == 11]
+    assert head[7:10] == ["MB", "memory (MB)", "image (ms)"] and len({row[7] for row in rows}) == 1
+    assert [(row[0], row[9]) for row in rows] == [
+        ("plain", f"{least:.2f}"),
+        ("慢", f"{least:.2f}"),
+        ("大图", f"{large:.2f}"),
+    ]
+    assert all(100 < float(row[8]) < 2000 for row in rows)
+
+    assert dcclip_api.sweep(alone, [0], out=tmp_path).rows == shown
+    assert stored == {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
+    assert latex == (tmp_path / "models.tex").read_text("utf-8")
+    older = json.loads(files[2].read_text("utf-8"))
+    del older["rows"][0]["memory_bytes"]
+    older["rows"][0]["scores"] = {"top1": {"train zh": 0.125}}  # kept, not computed anew
+    files[2].write_text(json.dumps(older), "utf-8")
+    *_, row = dcclip_api.sweep(alone, [0], out=tmp_path).rows
+    assert row.runs[0].scores == {"top1": {"train zh": 0.125}} and row.runs[0].memory_bytes > 1e8
 
 
 _LOSS = """
