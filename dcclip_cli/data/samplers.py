@@ -267,15 +267,13 @@ def open_training_data(
         own_seed = seed + (number << 32)  # equal sizes must not mean equal orders
         distinct, first = kind == "pairs" and distinct_captions, joined.firsts[number]
         nodes = split() if dataset.is_remote else (1, range(1))
-        window, sources = data.shuffle_window, len(dataset.sources)
-        sampler = EpochBatchSampler(dataset, sizes[kind], own_seed, window, distinct, first, *nodes)
-        samplers.append(sampler)
-        room = min(sampler.window_of_all_sources, len(dataset))
-        if progress and sources > 1 and window < room:
+        samplers.append(EpochBatchSampler(dataset, sizes[kind], own_seed, data.shuffle_window, distinct, first, *nodes))
+        room = min(samplers[-1].window_of_all_sources, len(dataset))
+        if progress and len(dataset.sources) > 1 and data.shuffle_window < room:
             line = Message(
                 "warning: data.shuffle_window: {} has no room for a block of each of {} sources, so most batches have "
                 "samples of one source only; increase it to {}",
-                *(window, sources, room),
+                *(data.shuffle_window, len(dataset.sources), room),
             )
             progress.say(line)
     dataset = joined if len(datasets) > 1 else next(iter(datasets.values()))
