@@ -86,8 +86,8 @@ def launch(arguments: Sequence[str], number: int, progress: Progress) -> None:
         except ChildFailedError as failed:
             error = first_error(failed.failures.values(), number)
         except RendezvousConnectionError as failed:  # of torch without libuv: on Windows, and Debian's
-            problem = Message("--processes {}: torch cannot connect the processes: {}", number, failed.__cause__)
-            raise DcclipError(problem, "install torch from PyPI, or train in one process: --processes 1") from failed
+            hint = Message("use PyPI's torch on Linux or macOS, or --processes 1 (USE_LIBUV=0 does not help)")
+            raise DcclipError("--processes {}: torch cannot connect: {}", hint, number, failed.__cause__) from failed
         if not isinstance(error, AgainError):
             raise error
         progress.say(error.what)

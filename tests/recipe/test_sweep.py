@@ -12,7 +12,7 @@ import yaml
 import dcclip_cli as dcclip_api
 from dcclip_cli.run_dir import RunDir
 from tests.cli.conftest import dcclip
-from tests.train.jobs import refused, send
+from tests.train.jobs import need_libuv, refused, send
 
 
 @pytest.fixture
@@ -149,6 +149,7 @@ class Failing(EmbeddingLoss):
 def test_the_error_of_a_run_in_processes_of_its_own_is_raised_and_not_an_earlier_one(
     recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    need_libuv()
     (tmp_path / "failing_loss.py").write_text(_LOSS)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

@@ -174,7 +174,7 @@ def test_torch_without_libuv_is_told_from_an_error_of_the_run(monkeypatch: pytes
         raise DistStoreError("use_libuv was requested but PyTorch was built without libuv support")
 
     monkeypatch.setattr("torch.distributed.elastic.rendezvous.c10d_rendezvous_backend.TCPStore", without_libuv)
-    with refused("--processes 2: torch cannot connect the processes: .* built without libuv", "--processes 1"):
+    with refused("--processes 2: torch cannot connect: .* built without libuv", "--processes 1"):
         launch(["align"], 2, Silent())
 
 
