@@ -109,7 +109,7 @@ def caption_problems(stage: Stage, has: Callable[..., bool]) -> Iterator[Problem
         present = ", ".join(code for code in languages if code not in absent)
         hint = Message("set captions.languages: [{}], or add {} captions", present, language)
         if not present:
-            hint = Message("add {} captions, or set captions.languages to the languages in the data", language)
+            hint = Message("add {} captions, name their column in data.columns, or change captions.languages", language)
         problem = Message("there are no '{}' captions in {}", language, all_of(sources.values()))
         yield (stage.name, "captions", "languages"), DcclipError(problem, hint)
     paired = absent or "pairs" not in kinds or any(has([language], ["pairs"]) for language in languages)
