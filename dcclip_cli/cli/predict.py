@@ -113,8 +113,16 @@ def predict(
     })  # fmt: skip
     flags.out(out, folder=False)
     if undo:
-        return _remove_tags(images, exclude, talk)
-    names = _class_names(labels, labels_file, talk)
+        from dcclip_cli.inference.model import Prediction
+
+        photos = map(Prediction, _find_images("predict", images, exclude, talk))
+        return _show_errors({str(photo.image): photo.error for photo in _tagged(photos, None, (), talk) if photo.error})
+    repeated = read_labels(labels, labels_file)
+    names = list(dict.fromkeys(repeated))
+    if not names:
+        raise DcclipError("no labels given", "give labels, for example: --labels 猫,dog")
+    if len(names) < len(repeated):
+        talk.say(Message("predict: {:,} labels; {:,} duplicates are ignored", len(names), len(repeated) - len(names)))
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's idle threads take a fifth of a cold start's CPU time
 
     from dcclip_cli.inference.files import open_encoder
@@ -134,17 +142,6 @@ def predict(
         untagged = {name for name in doubtful if unknown_of(encoder, [name])}
         predictions = _tagged(predictions, names, untagged, talk)
     _show(predictions, len(paths), ready, form, out, talk)
-
-
-def _class_names(labels: str, file: Path | None, talk: Progress) -> list[str]:
-    """The labels to choose from, each once. Raises DcclipError for none."""
-    repeated = read_labels(labels, file)
-    names = list(dict.fromkeys(repeated))
-    if not names:
-        raise DcclipError("no labels given", "give labels, for example: --labels 猫,dog")
-    if len(names) < len(repeated):
-        talk.say(Message("predict: {:,} labels; {:,} duplicates are ignored", len(names), len(repeated) - len(names)))
-    return names
 
 
 def _find_images(command: str, images: Sequence[str], exclude: Sequence[str] | None, talk: Progress) -> list[Path]:
@@ -189,13 +186,6 @@ def _tagged(
             prediction = replace(prediction, error=problem)
         yield prediction
     talk.say(Message("predict: {:,} sidecar files changed", changed))
-
-
-def _remove_tags(images: Sequence[str], exclude: Sequence[str] | None, talk: Progress) -> None:
-    from dcclip_cli.inference.model import Prediction
-
-    photos = map(Prediction, _find_images("predict", images, exclude, talk))
-    _show_errors({str(photo.image): photo.error for photo in _tagged(photos, None, (), talk) if photo.error})
 
 
 def _thresholds(

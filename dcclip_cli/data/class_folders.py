@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,11 +118,11 @@ def class_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]]
     for folder in folders:
         if not isinstance(content.get(folder), dict):
             raise DcclipError("{} has no class name for the folder {}", _example(file, folder), file, folder)
-    names = {language: [content[folder].get(language) for folder in folders] for language in LANGUAGES}
-    complete = {language: texts for language, texts in names.items() if all(map(_is_name, texts))}
-    if not complete:
-        raise DcclipError("{}: neither en nor zh has a name for every folder", _example(file, folders[0]), file)
-    return complete
+    languages = [language for language in LANGUAGES if any(language in content[folder] for folder in folders)]
+    for language, folder in product(languages or LANGUAGES, folders):
+        if not _is_name(content[folder].get(language)):
+            raise DcclipError("{} has no {} name for the folder {}", _example(file, folder), file, language, folder)
+    return {language: [content[folder][language] for folder in folders] for language in languages}
 
 
 def _example(file: Path, folder: str) -> str:

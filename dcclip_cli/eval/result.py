@@ -306,7 +306,7 @@ def _remark(results: Sequence[EvalResult]) -> str:
     is_sample = any(result.limit for result in results)
     corrupt = max(len(result.corrupt) for result in results)
     alike, model = max((sum(map(len, result.indistinct)), result.model) for result in results)
-    is_of_model = alike and len({result.model for result in results}) > 1
+    shared = Message("{} classes share an embedding with another class", alike) if alike else ""
     texts = classes_of(results[0].dataset)
     first = {result.language: result for result in reversed(results)}
     differing = {label for result in results for label in unlike(first[result.language], result)}
@@ -320,8 +320,7 @@ def _remark(results: Sequence[EvalResult]) -> str:
         texts.gap_remark if texts and len({result.language for result in results}) > 1 else "",
         Message("a sample of {:,} images", results[0].n) if is_sample else "",
         Message("{:,} unreadable images", corrupt) if corrupt else "",
-        Message("{} classes share an embedding with another class for {}", alike, model) if is_of_model else "",
-        Message("{} classes share an embedding with another class", alike) if alike and not is_of_model else "",
+        Message("{} ({})", shared, model) if shared and len({result.model for result in results}) > 1 else shared,
         *(Message("with {} {} %", names, ", ".join(values)) for names, values in by_names.items()),
     )
     return joined(", ", filter(None, remarks))

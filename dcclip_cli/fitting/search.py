@@ -45,7 +45,6 @@ from dcclip_cli.text import language_by_script
 STATE, _TEXTS = "fit.json", "texts.txt"
 _NETWORKS, _SIDES = 4, 3  # the largest networks that fit, and image sizes of each
 _PROMOTED = 3  # one of so many candidates enters the next round
-_NAMED = 8  # of the classes, in a message
 _WORDS = 1_000  # that the student learns besides the labels: those next to them in the teacher's space
 _HELD_OUT, _MOST_HELD_OUT = 10, 1_000  # one of so many samples is not trained on
 _LEAST_STEPS = 40  # of a training that says anything
@@ -131,9 +130,8 @@ class Fit:
             raise DcclipError("{} is not empty and contains no search to resume", "choose a new folder with --out", out)
         if self.kind == "classes":
             folders = list(images_by_class(Path(options.data)))
-            count, names = len(folders), ", ".join(folders[:_NAMED]) + (", ..." if len(folders) > _NAMED else "")
-            line = Message("fit: {:,} classes, the folders {}; for albums, give two labels or more", count, names)
-            self.progress.say(line)
+            named = len(folders), ", ".join(folders[:8]) + (", ..." if len(folders) > 8 else "")
+            self.progress.say(Message("fit: {:,} classes, the folders {}; for albums, give two labels or more", *named))
 
     def run(self) -> FitResult:
         """Search, train and export the best student, or resume where it was stopped; a finished result is returned."""

@@ -39,6 +39,7 @@ from dcclip_cli.progress import Progress, Silent, Task, clock
 from dcclip_cli.store import FeatureStore, MissingRows, Ragged, Values, digests, flat
 
 VectorType = Literal["fp32", "fp16", "int8", "binary"]
+Stored = tuple[np.ndarray, Values]  # which rows, or their keys, and their arrays
 _OF_IMAGE, _OF_VIDEO = ["embedding"], ["frames", "time_s"]  # arrays in the store
 _TEXTS = 256  # in a batch
 _STEPS = 127  # of int8 on each side of 0
@@ -142,16 +143,11 @@ class EmbeddedInputs:
     errors: dict[int, DcclipError]
     computed: int
     frames: Sequence[tuple[int, float]] = ()
-    stored: Sequence[tuple[np.ndarray, Values]] = ()
+    stored: Sequence[Stored] = ()
 
     @classmethod
     def of_stored(
-        cls,
-        keys: np.ndarray,
-        images: tuple[np.ndarray, Values],
-        videos: tuple[np.ndarray, Values],
-        errors: dict[int, DcclipError],
-        computed: int,
+        cls, keys: np.ndarray, images: Stored, videos: Stored, errors: dict[int, DcclipError], computed: int
     ) -> EmbeddedInputs:
         """From which of `keys` (N,) the store has as images, with their arrays, and which as videos."""
         (is_image, of_images), (is_filmed, of_videos) = images, videos
@@ -332,9 +328,8 @@ def _embed_files(
                     yield np.array([place]), {"frames": rows, "time_s": Ragged(times, count)}
                 task.advance()
 
-    images_stored = store.complete(_OF_IMAGE, keys, compute_images)
-    frames_stored = store.complete(_OF_VIDEO, keys, compute_frames)
-    return EmbeddedInputs.of_stored(keys, images_stored, frames_stored, errors, computed)
+    stored = store.complete(_OF_IMAGE, keys, compute_images), store.complete(_OF_VIDEO, keys, compute_frames)
+    return EmbeddedInputs.of_stored(keys, *stored, errors, computed)
 
 
 def _embed_frames(model: Encoder, video: Path, task: Task) -> tuple[np.ndarray, np.ndarray]:

@@ -217,10 +217,9 @@ class RecipeRun:
             if stage.trains and has_product(self.dir.root, stage.name):
                 return resolve(str(self.dir.model(stage.name)))
         problem = Message("{} contains no trained model", self.dir.root)
-        hint = Message("train one with: dcclip run {}, or choose one with --model", self.loaded.path)
         if self.loaded.recipe.variants:
-            hint = Message("choose one of its runs with --model {}/VARIANT/seed-N", self.dir.root)
-        raise DcclipError(problem, hint)
+            raise DcclipError(problem, "choose one of its runs with --model {}/VARIANT/seed-N", self.dir.root)
+        raise DcclipError(problem, "train one with: dcclip run {}, or choose one with --model", self.loaded.path)
 
     def summary(self) -> list[ModelSummary]:
         """Teacher, student and bundle compared, measured once and kept in the run; empty if nothing is trained."""

@@ -1,7 +1,6 @@
 """`dcclip doctor`: the page, its JSON, and machines on which things are missing, slow or unknown."""
 
 import json
-import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,9 +47,8 @@ def test_without_the_train_extra_it_says_how_to_install_it(monkeypatch: pytest.M
 
 @pytest.mark.usefixtures("no_torch")
 def test_the_model_is_in_the_users_language(monkeypatch: pytest.MonkeyPatch) -> None:
-    for language, model in {"en": "starter, included in dcclip", "zh": "dcclip 自带的 starter"}.items():
-        monkeypatch.setenv("DCCLIP_LANG", language)
-        assert re.search(rf"\s{model}$", CliRunner().invoke(app, ["doctor"]).stdout, re.M)
+    monkeypatch.setenv("DCCLIP_LANG", "zh")
+    assert " dcclip 自带的 starter\n" in CliRunner().invoke(app, ["doctor"]).stdout
 
 
 @pytest.mark.usefixtures("no_torch")

@@ -165,11 +165,12 @@ def test_pairs_without_captions_and_class_folders_are_not_for_retrieval(tmp_path
     [
         ("[1]", "classes.yaml is not a mapping from folder names to class names"),
         ("cat: 3\n狗: 4", "classes.yaml has no class name for the folder cat"),
-        ("cat: {en: 3}\n狗: {en: dog}", "classes.yaml: neither en nor zh has a name for every folder"),
+        ("cat: {en: cat}\n狗: {en: dog, zh: 狗}", "classes.yaml has no zh name for the folder cat"),
+        ("cat: {en: 3}\n狗: {en: dog}", "classes.yaml has no en name for the folder cat"),
         ("!!python/object:os.system x", "classes.yaml is not valid YAML: could not determine a constructor"),
         ("cat: {zh: 猫}".encode("utf-16"), "classes.yaml is encoded in UTF-16 instead of UTF-8"),
     ],
-    ids=range(5),
+    ids=range(6),
 )
 def test_a_classes_yaml_that_names_no_classes(tmp_path: Path, names: str | bytes, what: str) -> None:
     with pytest.raises(DcclipError, match=what) as raised:

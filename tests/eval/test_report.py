@@ -144,7 +144,7 @@ def test_results_that_do_not_compare_are_not_side_by_side_without_a_remark(tmp_p
     assert remark == "class names and numbers of images differ: not comparable"
     assert translated(remark, "zh") == "类别名和图片数量不同：不可比较"
     alike = replace(first, model="乙", indistinct=[["猫", "狗"]])
-    assert table([first, alike]).rows[0].remark == "2 classes share an embedding with another class for 乙"
+    assert table([first, alike]).rows[0].remark == "2 classes share an embedding with another class (乙)"
     assert table([alike]).rows[0].remark == "2 classes share an embedding with another class"
     save_results([first], tmp_path / "a")
     save_results([replace(first, value=0.5)], tmp_path / "b")

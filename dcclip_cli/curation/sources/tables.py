@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 Names = str | tuple[str, ...]
 _IMAGES = ("image", "base64", "url")  # the first that a row has is used
 _MAX_ROW_WITH_IMAGE = reading.MAX_IMAGE_BYTES * 4 // 3 + reading.MAX_TEXT_BYTES  # base64 takes four bytes for three
-_SAMPLE_BYTES = 65_536  # of a table whose encoding is guessed
 ROWS_AT_A_TIME = 16  # of Parquet and Arrow in memory: each may contain an image of reading.MAX_IMAGE_BYTES
 _MAX_ROWS_PER_BYTE = 10  # of Parquet: an image and a caption take more than a byte, however well compressed
 
@@ -287,7 +286,7 @@ class TextTable:
 
     def slices(self, size: int) -> Iterator[Slice]:
         with self.path.open("rb") as stream:
-            sample = stream.read(_SAMPLE_BYTES)
+            sample = stream.read(65_536)
             try:
                 codecs.getincrementaldecoder("utf-8")().decode(sample)
             except UnicodeDecodeError:  # of some rows, or of all
