@@ -128,7 +128,7 @@ class Fit:
                 raise DcclipError(problem, "choose another folder with --out, or give the same options to resume")
         elif out.is_dir() and any(not file.name.startswith(".") for file in out.iterdir()):
             raise DcclipError("{} is not empty and contains no search to resume", "choose a new folder with --out", out)
-        if self.kind == "classes":
+        if self.kind == "classes" and "result" not in self.state:
             folders = list(images_by_class(Path(options.data)))
             named = len(folders), ", ".join(folders[:8]) + (", ..." if len(folders) > 8 else "")
             self.progress.say(Message("fit: {:,} classes, the folders {}; for albums, give two labels or more", *named))
