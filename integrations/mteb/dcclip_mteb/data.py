@@ -47,7 +47,7 @@ def image_rows(images: Images, indices: Sequence[int], **columns: tuple[Sequence
 
     def rows() -> Iterator[dict[str, Any]]:
         for row, index in enumerate(indices):
-            source = images.read(index)
+            source = images.source_of(index)
             image = source if not isinstance(source, bytes | Path) else _cell(source)
             yield {"image": image, **{name: values[row] for name, (values, _) in columns.items()}}
 

@@ -41,8 +41,8 @@ def split_data(found: DataSet, by_text: bool) -> RetrievalSplitData:
     texts = [f"text-{len(truth.texts) - number:09}" for number in range(len(truth.texts))]
     images = [f"image-{len(found.images) - number:09}" for number in range(len(found.images))]
     right: dict[str, dict[str, int]] = {}
-    for text, about in zip(texts, truth.about, strict=True):
-        for image in about:
+    for text, numbers in zip(texts, truth.images, strict=True):
+        for image in numbers:
             query, answer = (text, images[image]) if by_text else (images[image], text)
             right.setdefault(query, {})[answer] = 1
     queried = range(len(images)) if by_text else [number for number, name in enumerate(images) if name in right]
