@@ -58,7 +58,7 @@ def open_twins(
         texts = {**class_names(path, list(by_folder))} if by_folder else {}
         files = [file for files in by_folder.values() for file in files] or sorted(find_images([name]))
         # `read_image` supports HEIC and AVIF: a user's folder of photographs has them.
-        images = replace(image_files(files, path), read=lambda number: read_image(files[number]))
+        images = replace(image_files(files, path), source_of=lambda number: read_image(files[number]))
         dataset = DataSet(path.resolve().name, images, {})
     if queries and (named := registry.find(queries)):
         if class_texts := registry.classes_of(named[0].label):
