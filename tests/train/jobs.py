@@ -145,10 +145,9 @@ def need_libuv() -> None:
 
 def start(count: int, script: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
     """A script in a process, or in several that train together."""
-    launch = []
     if count > 1:
         need_libuv()
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)] if count > 1 else []
     command = [sys.executable, *launch, script, *arguments]
     return subprocess.Popen(command, env=os.environ | ENVIRONMENT, start_new_session=True, text=True, **options)
 

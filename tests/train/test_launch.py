@@ -20,10 +20,9 @@ from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.progress import Silent
 from dcclip_cli.train.launch import launch, on_gpus, process_number
-from tests.train import launchers
-from tests.train.jobs import ENVIRONMENT, OPTIONS, Job, assert_close, logged, need_libuv, refused, run, weights
+from tests.train import jobs, launchers
+from tests.train.jobs import ENVIRONMENT, OPTIONS, TIMEOUT_S, Job, assert_close, logged, refused, run, weights
 
-TIMEOUT_S = 150
 ROOT = Path(__file__).parents[2]
 Started = subprocess.Popen[str]
 OWN_LOSS = """
@@ -44,7 +43,7 @@ def recipe(job: Job, folder: Path, **options: Any) -> Path:
 
 def start(file: Path, out: Path, *arguments: str, command: str = "align", **environment: str) -> Started:
     """A command on a recipe, with `environment` in addition to this process's."""
-    need_libuv()
+    jobs.need_libuv()
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "dcclip_cli", command, str(file), "--out", str(out), *arguments],
         env=ENVIRONMENT | os.environ | environment,
@@ -109,7 +108,7 @@ def page(aligning: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict
 
 
 def shell(command: str) -> Started:
-    need_libuv()
+    jobs.need_libuv()
     pipes: Job = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(["bash", "-c", f"exec {command}"], env=ENVIRONMENT | os.environ, **pipes)
 
@@ -178,13 +177,10 @@ def test_torch_without_libuv_is_told_from_an_error_of_the_run(monkeypatch: pytes
         launch(["align"], 2, Silent())
 
 
-def test_there_are_as_many_processes_as_gpus_at_most() -> None:
+def test_there_are_as_many_processes_as_gpus_at_most_and_none_under_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (on_gpus("auto", 4), on_gpus(2, 4), process_number(3, "cpu"), process_number("auto", "cpu")) == (4, 2, 3, 1)
     with refused("every process needs its own GPU, and this machine has 4", "set --processes 4 or auto"):
         on_gpus(5, 4)
-
-
-def test_one_of_several_processes_starts_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     with refused("--processes 2 cannot be used under torchrun", "start the command without torchrun"):
         process_number(2, "cpu")
