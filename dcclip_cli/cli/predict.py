@@ -112,23 +112,16 @@ def predict(
         Message("--thresholds needs --multi-label, no templates and no --threshold"): thresholds and not is_calibrated,
     })  # fmt: skip
     flags.out(out, folder=False)
-    if undo:
-        from dcclip_cli.inference.model import Prediction
-
-        photos = map(Prediction, _find_images("predict", images, exclude, talk))
-        return _show_errors({str(photo.image): photo.error for photo in _tagged(photos, None, (), talk) if photo.error})
-    repeated = read_labels(labels, labels_file)
-    names = list(dict.fromkeys(repeated))
-    if not names:
-        raise DcclipError("no labels given", "give labels, for example: --labels 猫,dog")
-    if len(names) < len(repeated):
-        talk.say(Message("predict: {:,} labels; {:,} duplicates are ignored", len(names), len(repeated) - len(names)))
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's idle threads take a fifth of a cold start's CPU time
 
+    from dcclip_cli.inference import model as inference
     from dcclip_cli.inference.files import open_encoder
-    from dcclip_cli.inference.model import predict as run
     from dcclip_cli.inference.zero_shot import Labels, unknown_of
 
+    if undo:
+        photos = map(inference.Prediction, _find_images("predict", images, exclude, talk))
+        return _show_errors({str(photo.image): photo.error for photo in _tagged(photos, None, (), talk) if photo.error})
+    names = _class_names(labels, labels_file, talk)
     paths = _find_images("predict", images, exclude, talk)
     if xmp:
         _check_tags(names, paths)
@@ -136,12 +129,23 @@ def predict(
     ready = Labels(encoder, names, [] if no_template else template or None, multi_label, talk)
     default = threshold or (0.5 if xmp else 0.0)
     least = _thresholds(thresholds, model, encoder, names, default, talk) if is_calibrated else default
-    predictions = run(encoder, ready, paths, top_k, least)
+    predictions = inference.predict(encoder, ready, paths, top_k, least)
     if xmp:
         doubtful = [name for name in names if any(word in name for word in ready.unknown)]
         untagged = {name for name in doubtful if unknown_of(encoder, [name])}
         predictions = _tagged(predictions, names, untagged, talk)
     _show(predictions, len(paths), ready, form, out, talk)
+
+
+def _class_names(labels: str, file: Path | None, talk: Progress) -> list[str]:
+    """The labels to choose from, each once. Raises DcclipError for none."""
+    repeated = read_labels(labels, file)
+    names = list(dict.fromkeys(repeated))
+    if not names:
+        raise DcclipError("no labels given", "give labels, for example: --labels 猫,dog")
+    if len(names) < len(repeated):
+        talk.say(Message("predict: {:,} labels; {:,} duplicates are ignored", len(names), len(repeated) - len(names)))
+    return names
 
 
 def _find_images(command: str, images: Sequence[str], exclude: Sequence[str] | None, talk: Progress) -> list[Path]:
@@ -205,10 +209,8 @@ def _thresholds(
 
 
 def read_labels(labels: str, file: Path | None) -> list[str]:
-    return [
-        *split(flags.text(labels, "--labels")),
-        *flags.lines_of(file, Message("label"), _MOST_LABELS, _MOST_LABELS_BYTES),
-    ]
+    lines = flags.lines_of(file, Message("label"), _MOST_LABELS, _MOST_LABELS_BYTES)
+    return [*split(flags.text(labels, "--labels")), *lines]
 
 
 def _say_unknown(talk: Progress, command: str, texts: Sequence[str]) -> None:

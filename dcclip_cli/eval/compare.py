@@ -15,7 +15,6 @@ from dcclip_cli.eval.result import ZERO_SHOT, EvalResult, load_results, sha256_o
 from dcclip_cli.progress import Progress, Silent
 
 RESAMPLES = 1000
-_DIGITS = 12  # of differences: fractions that decide ties sum up to equal values but for the last bits
 _ROWS = ("labels", "image_ranks", "text_ranks", "margin")  # details whose rows are resampled, each independently
 
 
@@ -42,7 +41,7 @@ class Difference:
 
     @property
     def value(self) -> float:
-        return round(self.second - self.first, _DIGITS)
+        return round(self.second - self.first, 12)  # sums of the fractions that decide ties differ in the last bits
 
     @property
     def is_clear(self) -> bool:
@@ -116,7 +115,7 @@ def compare_results(
                 value = _mean(details[0], weights, run.metric)
                 weights = weights if paired else _resample(rows[1], random)
                 samples[number] = _mean(details[1], weights, other_run.metric) - value
-            low, high = np.nanpercentile(samples, (2.5, 97.5)).round(_DIGITS).tolist()
+            low, high = np.nanpercentile(samples, (2.5, 97.5)).round(12).tolist()
             mean, other_mean = (float(np.mean([run.value for run in of_model])) for of_model in (runs, other_runs))
             identity = (run.dataset, run.language, run.task, run.metric)
             differences.append(Difference(*identity, mean, other_mean, low, high, paired, unlike(run, other_run)))

@@ -59,8 +59,7 @@ def _by_model(scores: Table, bold: Callable[[str], str], plain: Callable[[str], 
             for language in languages:
                 value = values.get(Column(model, language))
                 best = max((values.get(Column(rival, language)) or 0 for rival in models), default=0)
-                # As printed: equal numbers differ in their last bits, where ties were decided by fractions.
-                is_best = len(models) > 1 and language is not None and percent(value) == percent(best)
+                is_best = len(models) > 1 and language is not None and percent(value) == percent(best)  # as printed
                 cells.append((bold if is_best else str)(percent(value, language is None)))
             lines.append(cells)
     return lines

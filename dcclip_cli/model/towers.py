@@ -357,8 +357,8 @@ class OpenClipTowers(Towers):
         text, is_clip = self._text, self._text is self.model
         if not is_clip and (not isinstance(text, TextTransformer) or text.cls_emb is not None):
             transformer = getattr(text, "transformer", text)
-            unmasked = transformer.register_forward_pre_hook(_without_blank_mask, with_kwargs=True)
-            with unmasked, module_outputs([transformer]) as outputs:
+            hook = transformer.register_forward_pre_hook(_without_blank_mask, with_kwargs=True)
+            with hook, module_outputs([transformer]) as outputs:
                 pooled = self.model.encode_text(tokens.ids)
             hidden = getattr(outputs()[0], "last_hidden_state", outputs()[0])
             return TextFeatures(pooled, hidden[:, : tokens.ids.shape[1]], tokens.mask)
