@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 SHARE = 0.5  # of more_words.tsv, along the place of their kind; the rest is foreign
 FOREIGN_WORD = 0.6  # weight of a word for what can't be seen, where its characters would be known words
 EMOJI = (0x2600, 0x27C0), (0x1F300, 0x1F650), (0x1F680, 0x1F700), (0x1F900, 0x1FA00), (0x1FA70, 0x1FB00)
-MIXTURE = 0.8  # weight of a word of mixtures.tsv
+MIXTURE = 0.8  # weight of a word of mixtures.tsv, unless its line has another
 ABOUT = 0.1  # weight of "photo", along space.UNKNOWN
 # What says nothing about a picture. `--multi-label` holds each label against the first, and people put "other" last.
 NOTHING = (
@@ -59,12 +59,12 @@ class Table:
     def add_mixtures(self, scenes: Mapping[str, Tensor]) -> None:
         """The words of mixtures.tsv, also those that have a place; `scenes` are directions by a scene's first word."""
         mixtures = []
-        for english, chinese, parts, _ in vocabulary.lines("mixtures.tsv"):
+        for english, chinese, parts, _, *weights in vocabulary.lines("mixtures.tsv"):
             total = torch.zeros(space.WIDTH)
             for name, weight in (re.fullmatch(r"(.*?)(?: (0\.\d+))?", part).groups() for part in parts.split(";")):
                 place = scenes[name[1:]] if name.startswith("@") else self.place_of(name)
                 total += float(weight or 1) * normalize(place, dim=0)
-            mixtures.append((f"{english};{chinese}".split(";"), MIXTURE * normalize(total, dim=0)))
+            mixtures.append((f"{english};{chinese}".split(";"), float(*weights or [MIXTURE]) * normalize(total, dim=0)))
         for words, place in mixtures:
             forms = (form for word in words if word for form in self._forms(word, plurals=True))
             self.places |= {self._normalized(form): place for form in forms}

@@ -96,7 +96,7 @@ def test_a_word_is_half_way_to_known_words_of_its_kind(
         ("向日葵", "sunflowers"),
         ("出租车", "計程車"),
         ("大熊猫", "大熊貓"),
-        ("一只狗的照片", "two dogs"),
+        ("一只狗的照片", "dogs"),
         ("person", "人们"),
         ("cellphone", "行動電話"),
         ("🐶", "狗"),
@@ -107,6 +107,8 @@ def test_a_word_is_half_way_to_known_words_of_its_kind(
         ("a dog sits for the camera", "a dog sits"),
         ("dogs beside each other", "狗"),
         ("一个叼东西的小孩", "child"),
+        ("叼着烟的男人", "a man with a stick"),
+        ("冰上的孩子", "child on the ice"),
     ],
 )
 def test_words_of_one_meaning_have_one_embedding(starter: Encoder, text: str, same: str) -> None:
@@ -115,9 +117,17 @@ def test_words_of_one_meaning_have_one_embedding(starter: Encoder, text: str, sa
 
 
 @pytest.mark.parametrize(
-    ("text", "animal"), [("羊肉", "羊"), ("馬肉", "馬"), ("dog toy", "dog"), ("a photo of a cat mask", "cat")]
+    ("text", "animal"),
+    [
+        ("羊肉", "羊"),
+        ("馬肉", "馬"),
+        ("dog toy", "dog"),
+        ("a photo of a cat mask", "cat"),
+        ("a boy with a stick", "dog"),
+        ("叼着煙的老人", "狗"),
+    ],
 )
-def test_what_is_named_after_an_animal_is_none(starter: Encoder, text: str, animal: str) -> None:
+def test_what_names_or_suggests_an_animal_is_none(starter: Encoder, text: str, animal: str) -> None:
     first, second = starter.encode_texts([text, animal])
     assert first @ second < 0.3
 
@@ -128,9 +138,15 @@ def test_what_is_no_class_is_between_what_its_photographs_show(starter: Encoder,
     assert np.all((cosines > 0.2) & (cosines < 0.8)), cosines
 
 
-def test_a_sentence_is_between_its_words(starter: Encoder) -> None:
-    sentence, *words = starter.encode_texts(["一只狗在汽车旁边", "dog", "car"])
-    assert [round(float(sentence @ word), 1) for word in words] == [0.7, 0.7]
+@pytest.mark.parametrize(
+    ("text", "cosines"),
+    [(["一只狗在汽车旁边", "dog", "car"], [0.7, 0.7]), (["a dog with a ball", "狗", "玩球"], [0.9, 0.4])],
+)
+def test_a_sentence_is_between_its_words_by_their_weights(
+    starter: Encoder, text: list[str], cosines: list[float]
+) -> None:
+    sentence, *words = starter.encode_texts(text)
+    assert [round(float(sentence @ word), 1) for word in words] == cosines
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
