@@ -208,7 +208,7 @@ def snippets() -> dict[str, str]:
 def test_the_documented_code_for_a_runtime_gives_the_models_embeddings(
     format: str, package: str, model_folder: Path, export_model: Exporting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip(package)
+    pytest.importorskip(package, exc_type=ImportError)
     result = export_model(format=format, out="bundle", parity={"min_agreement": 0.9})
     assert result.parity is not None
     assert max(result.parity.image_max_difference, result.parity.text_max_difference) < 1e-5
@@ -263,7 +263,7 @@ def test_a_format_names_the_package_that_it_needs(export_model: Exporting, monke
 def test_mnn_rounds_the_image_towers_weights_and_the_embedding_table(
     export_model: Exporting, model_folder: Path
 ) -> None:
-    pytest.importorskip("MNN")
+    pytest.importorskip("MNN", exc_type=ImportError)  # glibc 2.43 refuses its executable stack
     limits = {"min_agreement": 0.5}  # of random networks, which embed all images in nearly one point
     exact, rounded = (export_model(format="mnn", out=kind, precision=kind, parity=limits) for kind in ("fp32", "int8"))
     assert rounded.parity is not None and rounded.parity.int8_largest_pair_sum is None
