@@ -45,6 +45,11 @@ class Message(str):
 
         return _message(_fill(template, text_of if values or named else text_by_field.get), template, text_by_field)
 
+    def map(self, change: Callable[[str], str]) -> Message:
+        """The same with the text of each field changed."""
+        values = {field: change(text) for field, text in self.values.items()}
+        return _message(filled(self.template, values), self.template, values)
+
     def __reduce__(self) -> tuple[object, ...]:
         return _message, (str(self), self.template, self.values)
 

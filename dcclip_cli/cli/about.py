@@ -57,7 +57,8 @@ def models() -> None:
     from dcclip_cli.model.students import PRESETS
 
     rows = []
-    for folder in sorted(folder for runs in ("*/", "*/seed-*/", "*/*/seed-*/") for folder in Path("runs").glob(runs)):
+    patterns = "*/", "*/seed-*/", "*/*/seed-*/"  # a run, and the runs of a sweep
+    for folder in sorted(folder for pattern in patterns for folder in Path("runs").glob(pattern)):
         try:
             model = resolve(str(folder))
         except DcclipError:
@@ -131,7 +132,7 @@ def diagnose() -> Facts:
     try:
         model = _shown(resolve().description)
     except DcclipError as error:
-        model, notes["model"] = Message("none"), Message("{}: {}", _shown(error.what), error.hint)
+        model, notes["model"] = Message("none"), Message("{}: {}", _shown(error.what), _shown(error.hint))
     vnni = machine.has_vnni()
     if busy := machine.busy_machine():
         notes["busy machine"] = busy
@@ -184,7 +185,7 @@ def diagnose() -> Facts:
 def _shown(text: str) -> str:
     """`text` with ~ for the home folder, and without the name and password of a URL."""
     if isinstance(text, Message):
-        return Message(text.template, *map(_shown, text.values.values()))
+        return text.map(_shown)
     text = re.sub(r"(?<=://)[^/@\s]*@", "", text)
     home = os.path.expanduser("~").rstrip("/\\")
     return re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text) if home not in ("", "~") else text

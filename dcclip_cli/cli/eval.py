@@ -240,7 +240,7 @@ def _show_several(results: Sequence[EvalResult], summary: Table, without: str) -
 
 def percent(value: float | None, signed: bool = False) -> str:
     """A fraction in 0..1 as a percentage; empty for None."""
-    return "" if value is None else f"{value if round(value, 3) else 0.0:{'+' if signed else ''}.1%}"  # not -0.0
+    return "" if value is None else f"{value:{'+' if signed else ''}z.1%}"  # z: no -0.0
 
 
 def _noted(name: str, remark: str) -> str:

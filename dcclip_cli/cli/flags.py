@@ -181,4 +181,4 @@ def show_checked(
     if stages_to_run:
         console.show(Message("ready to run in {}: {}", job.dir.root, ", ".join(stages_to_run)))
     else:
-        console.show(Message("nothing to run in {}: all stages are finished", job.dir.root))
+        console.show(Message("nothing to run in {}: already finished: {}", job.dir.root, ", ".join(stages)))

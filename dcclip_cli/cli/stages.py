@@ -267,7 +267,7 @@ def _show_models(title: str, models: list[ModelSummary]) -> None:
     ]
     columns, table = ["", *(_MODELS[model.name] for model in models)], []
     for name, values, text in lines:
-        table.append([name, *map(text.format, values)])
+        table.append([name, *(text.format(value) if value or "%" in text else "" for value in values)])  # 0: unknown
         if models[0].name == "teacher":
             table[-1].append(f"{values[1] / values[0]:.0%}" if values[0] else "")
     if models[0].name == "teacher":
@@ -294,7 +294,7 @@ def _show_sweep(result: SweepResult) -> None:
             for on in compared:
                 pair = by_set.get(on)
                 cells.append(
-                    f"{100 * pair.value:+.1f} ({100 * pair.low:+.1f} to {100 * pair.high:+.1f})" if pair else ""
+                    f"{100 * pair.value:+z.1f} ({100 * pair.low:+z.1f} to {100 * pair.high:+z.1f})" if pair else ""
                 )
             lines.append((label, *cells))
         against = (Message("{} minus {} (95 %)", used[on], first) for on in compared)

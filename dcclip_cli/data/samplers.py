@@ -271,8 +271,8 @@ def open_training_data(
         room = min(samplers[-1].window_of_all_sources, len(dataset))
         if progress and len(dataset.sources) > 1 and data.shuffle_window < room:
             line = Message(
-                "warning: data.shuffle_window: {} has no room for a block of each of {} sources, so most batches have "
-                "samples of one source only; increase it to {}",
+                "warning: data.shuffle_window: {} has no room for a block of each of {} sources, so batches lack "
+                "samples of some sources; increase it to {}",
                 *(data.shuffle_window, len(dataset.sources), room),
             )
             progress.say(line)

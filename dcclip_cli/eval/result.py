@@ -185,14 +185,14 @@ def load_results(path: Path, hint: Message = _HINT) -> list[EvalResult]:
     Results are those that the folder's summary.json lists, in its order; of other files, all follow by name.
     """
     if path.is_dir():
+        if (path / "eval").is_dir():  # of a run
+            path /= "eval"
         results = _listed(path)
         results |= {
             file: load_results(file)
             for file in sorted(path.glob("*.json"))
             if file.name != _SUMMARY and file not in results
         }
-        if not results and (path / "eval").is_dir():  # of a run
-            return load_results(path / "eval", hint)
         if not results:
             raise DcclipError("{} contains no results", hint, path)
         return [*chain.from_iterable(results.values())]
@@ -305,8 +305,14 @@ def _across(columns: Sequence[Column], value_of: Callable[[str, Language], float
 def _remark(results: Sequence[EvalResult]) -> str:
     is_sample = any(result.limit for result in results)
     corrupt = max(len(result.corrupt) for result in results)
-    alike, model = max((sum(map(len, result.indistinct)), result.model) for result in results)
+    alike_by_model = dict.fromkeys((result.label for result in results), 0)
+    for result in results:
+        alike_by_model[result.label] = max(alike_by_model[result.label], sum(map(len, result.indistinct)))
+    alike = max(alike_by_model.values())
+    models = [model for model, count in alike_by_model.items() if count == alike]
     shared = Message("{} classes share an embedding with another class", alike) if alike else ""
+    if shared and len(models) < len(alike_by_model):
+        shared = Message("{} ({})", shared, ", ".join(models))
     texts = classes_of(results[0].dataset)
     first = {result.language: result for result in reversed(results)}
     differing = {label for result in results for label in unlike(first[result.language], result)}
@@ -320,7 +326,7 @@ def _remark(results: Sequence[EvalResult]) -> str:
         texts.gap_remark if texts and len({result.language for result in results}) > 1 else "",
         Message("a sample of {:,} images", results[0].n) if is_sample else "",
         Message("{:,} unreadable images", corrupt) if corrupt else "",
-        Message("{} ({})", shared, model) if shared and len({result.model for result in results}) > 1 else shared,
+        shared,
         *(Message("with {} {} %", names, ", ".join(values)) for names, values in by_names.items()),
     )
     return joined(", ", filter(None, remarks))
@@ -336,4 +342,4 @@ def elevater_mean(results: Sequence[EvalResult], model: str, language: Language)
 
 def percent(value: float | None, signed: bool = False) -> str:
     """A fraction as papers print it: 59.6, or +1.2 for a difference."""
-    return "" if value is None else f"{100 * value if round(value, 3) else 0.0:{'+' if signed else ''}.1f}"  # not -0.0
+    return "" if value is None else f"{100 * value:{'+' if signed else ''}z.1f}"  # z: no -0.0

@@ -128,10 +128,12 @@ class Fit:
                 raise DcclipError(problem, "choose another folder with --out, or give the same options to resume")
         elif out.is_dir() and any(not file.name.startswith(".") for file in out.iterdir()):
             raise DcclipError("{} is not empty and contains no search to resume", "choose a new folder with --out", out)
-        if self.kind == "classes" and "result" not in self.state:
+        if self.kind == "classes" and options.kind is None and "result" not in self.state:
             folders = list(images_by_class(Path(options.data)))
             named = len(folders), ", ".join(folders[:8]) + (", ..." if len(folders) > 8 else "")
-            self.progress.say(Message("fit: {:,} classes, the folders {}; for albums, give two labels or more", *named))
+            self.progress.say(
+                Message("fit: {:,} classes, one per folder: {}; for albums, give at least two --labels", *named)
+            )
 
     def run(self) -> FitResult:
         """Search, train and export the best student, or resume where it was stopped; a finished result is returned."""

@@ -26,9 +26,10 @@ class Bench:
     """A model on this machine; sizes in bytes.
 
     `load_s` includes the imports. Latencies are medians of one image, without preprocessing unless it is in the tower's
-    graph, and of one short text, on one thread; `memory_bytes` is the peak until then. `images_per_s` is with reading,
-    of files that were read before. `agreement` is the fraction of the images with the same best label as with the
-    first of the models. Both are None without images, and without labels.
+    graph, and of one short text, on one thread; `memory_bytes` is the peak until then, 0 for a teacher of a class
+    in `__main__`. `images_per_s` is with reading, of files that were read before. `agreement` is the fraction of
+    the images with the same best label as with the first of the models. Both are None without images, and without
+    labels.
     """
 
     model: str
@@ -71,8 +72,14 @@ def bench(
     talk = progress_for(progress)
     with talk.task(Message("bench"), len(names)) as task:
         for name, source in zip(names, sources, strict=True):
-            with process_pool(1, fresh=True) as pool:
-                [(measured, answers, errors)] = calls(pool, measure, [source], hint)
+            if (
+                type(source.teacher).__module__ == "__main__"
+            ):  # a class of the user's script, which no other process has
+                measured, answers, errors = measure(source)
+                measured = replace(measured, memory_bytes=0)
+            else:
+                with process_pool(1, fresh=True) as pool:
+                    [(measured, answers, errors)] = calls(pool, measure, [source], hint)
             if len(errors) == len(paths) > 0:
                 raise errors[0]
             if errors and not best:

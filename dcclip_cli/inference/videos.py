@@ -161,7 +161,7 @@ class _Video:
         scale = min(1.0, _FRAME_PX / min(width, height))
         size = max(1, round(width * scale)), max(1, round(height * scale))
         image: Image.Image
-        if (transfer := self._frame.color_trc) in (_PQ, _HLG):
+        if (transfer := getattr(self._frame, "color_trc", 0)) in (_PQ, _HLG):  # PyAV before 17 does not tell it
             signal = self._frame.reformat(*size, "rgb48le", src_colorspace=_BT2020, interpolation="AREA")
             image = _from_hdr(signal.to_ndarray(), transfer)
         else:

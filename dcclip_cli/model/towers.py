@@ -217,8 +217,8 @@ class Towers(nn.Module, ABC):
         if part_size is None:
             sizes = [len(rows) for rows in order.tensor_split(count)]
         else:
-            counts = Counter(tokens.lengths).values() if self.takes_any_length else [texts]
-            sizes = [min(part_size, count - first) for count in counts for first in range(0, count, part_size)]
+            texts_of_lengths = Counter(tokens.lengths).values() if self.takes_any_length else [texts]
+            sizes = [min(part_size, end - first) for end in texts_of_lengths for first in range(0, end, part_size)]
         for size in sizes:
             rows, lengths = order[end : end + size], tokens.lengths[end : end + size]
             end, columns = end + size, slice(lengths[-1] if self.takes_any_length else longest)
@@ -228,8 +228,10 @@ class Towers(nn.Module, ABC):
             part = text_features(Tokens(tokens.ids[rows, columns], tokens.mask[rows, columns], lengths=lengths))
             outputs.append(TextFeatures(part.embedding[:size], part.tokens[:size], part.mask[:size]))
         back = torch.argsort(order)
-        padded = [nn.functional.pad(part.tokens, (0, 0, 0, longest - part.tokens.shape[1])) for part in outputs]
-        return TextFeatures(torch.cat([part.embedding for part in outputs])[back], torch.cat(padded)[back], tokens.mask)
+        hidden = outputs[0].tokens.new_zeros(texts, longest, outputs[0].tokens.shape[2])
+        for rows, part in zip(order.split(sizes), outputs, strict=True):  # in place: 512 texts of AltCLIP take 161 MB
+            hidden[rows, : part.tokens.shape[1]] = part.tokens
+        return TextFeatures(torch.cat([part.embedding for part in outputs])[back], hidden, tokens.mask)
 
     @property
     def takes_any_length(self) -> bool:
@@ -381,7 +383,7 @@ class OpenClipTowers(Towers):
 
 
 def _without_blank_mask(_module: nn.Module, inputs: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """No mask without values: transformers looks into a mask for padding."""
+    """Drop an attention mask on the meta device: transformers reads its values to find padding."""
     mask = options.get("attention_mask")
     return inputs, options if mask is None or not mask.is_meta else options | {"attention_mask": None}
 

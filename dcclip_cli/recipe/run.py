@@ -230,12 +230,12 @@ class RecipeRun:
         if not (self.loaded.recipe.distill or self.loaded.recipe.align) or not is_first_process():
             return []
         rows = [] if self.fresh else kept_summary(self.dir.root, self._identity(), self.progress)
-        if rows:
+        if is_stored := bool(rows):
             self.progress.say(Message("eval: already done (use --fresh to redo)"))
             if all(row.memory_bytes for row in rows):  # which older versions did not measure
                 return rows
         models = self.models()
-        if not rows:
+        if not is_stored:
             results, options = self._evaluate(*models), self.loaded.recipe.eval
             if options is not None:
                 check_complete(results, options)
@@ -250,7 +250,12 @@ class RecipeRun:
                 for result in self._results.get(name, ()):
                     row.scores.setdefault(result.metric, {})[f"{result.dataset} {result.language}"] = result.value
                 rows.append(row)
-        costs = zip(models, bench(models.values(), progress=self.progress), strict=True)
+        try:
+            costs = zip(models, bench(models.values(), progress=self.progress), strict=True)
+        except DcclipError:
+            if not is_stored:
+                raise
+            return rows  # of an older version, whose teacher may be gone
         measured = {name: {field: getattr(cost, field) for field in COSTS} for name, cost in costs}
         rows = [replace(row, **measured[row.name]) for row in rows if row.name in measured]
         write_json(self.dir.root / SUMMARY, {"of": self._identity(), "rows": [asdict(row) for row in rows]})

@@ -1,4 +1,4 @@
-"""The table that a run ends with: size, latency, and accuracy or agreement with the teacher, kept in the run."""
+"""The table that a run ends with: size, memory, latency, accuracy or agreement with the teacher; kept in the run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ModelSummary:
     samples: int = 0
     parameters: int = 0
     size_bytes: int = 0
-    memory_bytes: int = 0  # 0 until it is measured
+    memory_bytes: int = 0  # 0: not measured
     image_ms: float = 0.0
     text_ms: float = 0.0
 

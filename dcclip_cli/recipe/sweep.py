@@ -286,7 +286,11 @@ def _latex_of_models(rows: Sequence[SweepRow]) -> str:
             means.append(per_cent(np.mean(scores, axis=0) if scores else (), r"$\pm$"))
         run = row.runs[0]
         data = [f"{count:,}" if count else "" for count in (run.pairs, run.samples)]
-        sizes = [f"{run.parameters / 1e6:.2f}", f"{run.size_bytes / 1e6:.1f}", f"{run.memory_bytes / 1e6:.0f}"]
+        sizes = [
+            f"{run.parameters / 1e6:.2f}",
+            f"{run.size_bytes / 1e6:.1f}",
+            f"{run.memory_bytes / 1e6:.0f}" if run.memory_bytes else "",
+        ]
         times = [f"{run.image_ms:.2f}", f"{run.text_ms:.2f}"]
         lines.append([tex_text(row.variant), row.model, *means, *data, *sizes, *times])
     return booktabs(lines, 2)

@@ -100,7 +100,7 @@ def test_a_finished_run_does_nothing_again_and_shows_its_table(here: Path) -> No
     assert weights.stat().st_mtime_ns == written
     assert dcclip("align", "recipe.yaml", "-q").stderr == ""
     checked = dcclip("run", "recipe.yaml", "--check", "--device", "cpu").stdout
-    assert checked == "nothing to run in runs/一生: all stages are finished\n"
+    assert checked == "nothing to run in runs/一生: already finished: distill, align, eval, export\n"
 
 
 def test_a_run_measures_again_what_its_recipe_asks_anew_but_trains_nothing_twice(

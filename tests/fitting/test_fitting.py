@@ -247,7 +247,7 @@ def test_folders_are_albums_where_labels_are_given_and_pairs_take_no_labels(
     assert Fit(options, Path("runs/fit")).kind == "photos"
     lines: list[str] = []
     assert Fit(replace(options, labels=()), Path("runs/fit"), progress=Lines(lines.append)).kind == "classes"
-    assert lines[-1].startswith("fit: 8 classes, the folders bar, circle, cross, ") and "moon" in lines[-1]
+    assert lines[-1].startswith("fit: 8 classes, one per folder: bar, circle, cross, ") and "moon" in lines[-1]
     assert Fit(replace(options, kind="classes"), Path("runs/fit")).kind == "classes"
     with pytest.raises(DcclipError, match="--labels has no effect on image-caption pairs"):
         Fit(replace(options, data=str(pairs_file)), Path("runs/fit"))

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
+from dcclip_cli.inference.bench import bench
 from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.model.preprocess import decode
-from dcclip_cli.model.reference import resolve
+from dcclip_cli.model.reference import ModelSource, resolve
+from dcclip_cli.model.teachers import AltClipTeacher
 from tests.cli.conftest import dcclip
 from tests.conftest import COLOURS
 
@@ -76,3 +78,13 @@ def best_texts(model: str, pictures: list[Path]) -> dict[str, list[str]]:
         language: [texts[int((encoder.encode_texts(texts) @ image).argmax())] for image in images]
         for language, texts in TEXTS.items()
     }
+
+
+def test_a_teacher_of_a_class_that_only_the_users_script_has_is_measured_too(altclip_folder: Path) -> None:
+    class OwnTeacher(AltClipTeacher):
+        kind: str  # type: ignore[assignment]
+
+    OwnTeacher.__module__ = "__main__"
+    teacher = OwnTeacher(kind="__main__:OwnTeacher", model=str(altclip_folder))
+    [cost] = bench([ModelSource("hf", teacher.model, teacher.kind, teacher=teacher)])
+    assert cost.image_ms > 0 and cost.memory_bytes == 0  # the memory of this process says nothing about it

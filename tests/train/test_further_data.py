@@ -69,8 +69,8 @@ def test_windows_of_one_source_and_a_step_without_captions_are_warned_of(
     first = losses.index(0) + 1
     assert losses.count(0) > 1
     assert warnings == [
-        "warning: data.shuffle_window: 8 has no room for a block of each of 2 sources, so most batches have samples of "
-        "one source only; increase it to 40",
+        "warning: data.shuffle_window: 8 has no room for a block of each of 2 sources, so batches lack samples of "
+        "some sources; increase it to 40",
         f"warning: align: step {first} changes no weight, because its batch has no captions in zh for any loss; later "
         "steps of this kind are not reported",
     ]
