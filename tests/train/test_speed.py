@@ -20,7 +20,6 @@ from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler
 from dcclip_cli.model.blank import blank_student
 from dcclip_cli.model.students import StudentOptions
-from dcclip_cli.model.teachers import OpenClipTeacher
 from dcclip_cli.model.towers import Tokens
 from dcclip_cli.train.distributed import process_count
 from dcclip_cli.train.optimizer import make_ema
@@ -195,18 +194,13 @@ def test_mfu_is_the_share_of_the_devices_peak(monkeypatch: pytest.MonkeyPatch, p
     assert "reserved_memory_gb" not in speed  # of a GPU alone, where segments may reserve more than is allocated
 
 
-def test_a_teacher_whose_operations_cannot_be_counted_has_no_mfu(
-    monkeypatch: pytest.MonkeyPatch, pairs_file: Path, hub_teachers: Path
+def test_a_step_whose_operations_cannot_be_counted_has_no_mfu(
+    monkeypatch: pytest.MonkeyPatch, pairs_file: Path
 ) -> None:
     monkeypatch.setattr("dcclip_cli.train.speed.peak_flops", lambda _device: 1e12)
-    timer, teacher = (
-        StepTimer(0, torch.device("cpu")),
-        OpenClipTeacher(model=str(hub_teachers / "openclip-xlmr")).load(),
-    )
-    tokens = teacher.tokenize(["a cat", "一只猫在睡觉"])
-    with pytest.raises(RuntimeError, match="meta"):
-        forward_flops(teacher, torch.zeros(0), [tokens])
-    timer.count_once(lambda _batch: forward_flops(teacher, torch.zeros(0), [tokens]).total, None)  # type: ignore[arg-type]
+    timer = StepTimer(0, torch.device("cpu"))
+    # What a teacher does that looks at values, which counting has none of.
+    timer.count_once(lambda _batch: torch.ones(1, device="meta").item(), None)  # type: ignore[arg-type]
     sampler = MixedBatchSampler((EpochBatchSampler(open_pairs(pairs_file), 8, seed=0),))
     assert "mfu" not in timer.speed(4, 8, sampler)
 
