@@ -225,7 +225,7 @@ class RecipeRun:
         """Teacher, student and bundle compared, measured once and kept in the run; empty if nothing is trained."""
         from dcclip_cli.eval.evaluate import check_complete
         from dcclip_cli.exporters.samples import recipe_samples
-        from dcclip_cli.inference.bench import bench
+        from dcclip_cli.inference.bench import Bench, bench
 
         if not (self.loaded.recipe.distill or self.loaded.recipe.align) or not is_first_process():
             return []
@@ -250,13 +250,18 @@ class RecipeRun:
                 for result in self._results.get(name, ()):
                     row.scores.setdefault(result.metric, {})[f"{result.dataset} {result.language}"] = result.value
                 rows.append(row)
+        costs: dict[str, Bench] = {}
         try:
-            costs = zip(models, bench(models.values(), progress=self.progress), strict=True)
+            # The student before its teacher, which is larger: the two can share a process, whose memory only grows.
+            for group in ("student", "teacher"), ("bundle",):
+                names = [name for name in group if name in models]
+                benches = bench([models[name] for name in names], together=True, progress=self.progress)
+                costs |= dict(zip(names, benches, strict=True))
         except DcclipError:
             if not is_stored:
                 raise
             return rows  # of an older version, whose teacher may be gone
-        measured = {name: {field: getattr(cost, field) for field in COSTS} for name, cost in costs}
+        measured = {name: {field: getattr(cost, field) for field in COSTS} for name, cost in costs.items()}
         rows = [replace(row, **measured[row.name]) for row in rows if row.name in measured]
         write_json(self.dir.root / SUMMARY, {"of": self._identity(), "rows": [asdict(row) for row in rows]})
         return rows
