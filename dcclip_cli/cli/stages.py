@@ -252,6 +252,11 @@ _SIZES = (  # what is shown, the field of ModelSummary, its unit, and how it is 
 )
 
 
+def _written(value: float, text: str) -> str:
+    """A value in a table; empty for a cost of 0, which is not known."""
+    return text.format(value) if value or "%" in text else ""
+
+
 def _show_models(title: str, models: list[ModelSummary]) -> None:
     from dcclip_cli.eval.result import METRIC_NAMES
 
@@ -267,7 +272,7 @@ def _show_models(title: str, models: list[ModelSummary]) -> None:
     ]
     columns, table = ["", *(_MODELS[model.name] for model in models)], []
     for name, values, text in lines:
-        table.append([name, *(text.format(value) if value or "%" in text else "" for value in values)])  # 0: unknown
+        table.append([name, *(_written(value, text) for value in values)])
         if models[0].name == "teacher":
             table[-1].append(f"{values[1] / values[0]:.0%}" if values[0] else "")
     if models[0].name == "teacher":
@@ -302,7 +307,8 @@ def _show_sweep(result: SweepResult) -> None:
         console.show_table(joined(", ", (test, Message("{} in %", metric_name))), ("", *used.values(), *against), lines)
     sizes = []
     for row, label in zip(result.rows, labels, strict=True):
-        sizes.append((label, *(text.format(getattr(row.runs[0], field) / unit) for _, field, unit, text in _SIZES)))
+        costs = ((getattr(row.runs[0], field) / unit, text) for _, field, unit, text in _SIZES)
+        sizes.append((label, *(_written(cost, text) for cost, text in costs)))
     runs = max((len(row.runs) for row in result.rows), default=0)
     title = Message("{}: {} runs each; times on one CPU thread of this machine", result.folder, runs)
     console.show_table(title, ("", *(name for name, *_ in _SIZES)), sizes)

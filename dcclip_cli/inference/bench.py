@@ -78,9 +78,7 @@ def bench(
     talk = progress_for(progress)
     with talk.task(Message("bench"), len(names)) as task, ExitStack() as pools:
         for name, source in zip(names, sources, strict=True):
-            if (
-                type(source.teacher).__module__ == "__main__"
-            ):  # a class of the user's script, which no other process has
+            if type(source.teacher).__module__ == "__main__":  # a class that no other process has
                 measured, answers, errors = measure(source)
                 measured = replace(measured, memory_bytes=0)
             else:

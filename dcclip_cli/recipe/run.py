@@ -232,7 +232,7 @@ class RecipeRun:
         rows = [] if self.fresh else kept_summary(self.dir.root, self._identity(), self.progress)
         if is_stored := bool(rows):
             self.progress.say(Message("eval: already done (use --fresh to redo)"))
-            if all(row.memory_bytes for row in rows):  # which older versions did not measure
+            if any(row.memory_bytes for row in rows):  # of which older versions measured none
                 return rows
         models = self.models()
         if not is_stored:

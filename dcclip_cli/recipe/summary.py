@@ -36,7 +36,7 @@ class ModelSummary:
     samples: int = 0
     parameters: int = 0
     size_bytes: int = 0
-    memory_bytes: int = 0  # 0: not measured
+    memory_bytes: int = 0  # 0: not known
     image_ms: float = 0.0
     text_ms: float = 0.0
 

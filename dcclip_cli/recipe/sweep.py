@@ -262,8 +262,8 @@ def _latex(rows: Sequence[SweepRow]) -> str:
         spread = "" if isnan(low) or len(values) != 1 else rf" {{\scriptsize [{100 * low:.1f}, {100 * high:.1f}]}}"
         rivals = [rival.scores().get((metric, test), ()) for rival in rows if rival.model != "teacher"]
         best = max((float(np.mean(rival)) for rival in rivals if rival), default=nan)
-        mean = float(np.mean(values)) if values else -1.0
-        is_best = row.model != "teacher" and per_cent([mean]) == per_cent([best])  # as printed
+        is_student = row.model != "teacher" and bool(values)
+        is_best = is_student and per_cent([float(np.mean(values))]) == per_cent([best])  # as printed
         text = per_cent(values, r"$\pm$")
         return (rf"\textbf{{{text}}}" if is_best else text) + spread
 

@@ -51,6 +51,14 @@ def test_a_run_on_images_and_texts_ends_with_the_agreement_with_its_teacher(
     shown = [line for line in done.stdout.splitlines() if line.startswith("agreement with the teacher, 图片 pictures ")]
     assert [line.split()[-4:-2] for line in shown] == [["100.0%", f"{value:.1%}"] for value in agreement.values()]
 
+    summary = Path("runs/一生/summary.json")
+    summary.write_text(
+        json.dumps(json.loads(summary.read_text("utf-8")) | {"rows": [rows[0] | {"memory_bytes": 0}, *rows[1:]]})
+    )
+    written = summary.read_bytes()  # as of a teacher whose class only the user's script has
+    [memory] = [line for line in dcclip("run", "recipe.yaml").stdout.splitlines() if line.startswith("memory")]
+    assert memory.count("MB") == 2 and summary.read_bytes() == written
+
 
 @pytest.mark.any_cpu
 def test_a_run_on_pairs_ends_with_the_mean_recall_of_those_that_it_held_out(
