@@ -129,8 +129,8 @@ class Fit:
         elif out.is_dir() and any(not file.name.startswith(".") for file in out.iterdir()):
             raise DcclipError("{} is not empty and contains no search to resume", "choose a new folder with --out", out)
         if self.kind == "classes" and options.kind is None and "result" not in self.state:
-            folders = list(images_by_class(Path(options.data)))
-            named = len(folders), ", ".join(folders[:8]) + (", ..." if len(folders) > 8 else "")
+            classes = self._class_folders
+            named = len(classes), ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
             self.progress.say(
                 Message("fit: {:,} classes, one per folder: {}; for albums, give at least two --labels", *named)
             )
@@ -190,6 +190,10 @@ class Fit:
         return RecipeRun(load(file), RunDir(folder), self.device, progress=self.progress)
 
     @cached_property
+    def _class_folders(self) -> list[str]:
+        return list(images_by_class(Path(self.options.data)))
+
+    @cached_property
     def _embedder(self) -> Embedder:
         encoder = load_encoder(teacher_reference(self.teacher_options), self.device, progress=self.progress)
         return Embedder(encoder, FeatureCache(cache_folder(), self.progress.say), self.progress)
@@ -200,7 +204,7 @@ class Fit:
             return
         path, labels = Path(self.options.data), list(self.options.labels)
         if self.kind == "classes":
-            labels += [name for names in class_names(path, list(images_by_class(path))).values() for name in names]
+            labels += [name for names in class_names(path, self._class_folders).values() for name in names]
         names_of_sets = [prompts.read(name).names for name in prompts.all_names()]
         words = [word for names in names_of_sets for language in LANGUAGES for word in names.get(language, ())]
         words, embed = list(dict.fromkeys(words)), self._embedder.texts
@@ -220,7 +224,7 @@ class Fit:
         if self.kind == "pairs":
             return data_set(samples)
         if self.kind == "classes":  # all that have photographs, and not those next to their folders
-            folders = list(images_by_class(Path(self.options.data)))
+            folders = self._class_folders
             parents = [Path(key).parts[0] for key in list(samples.keys())]
             samples = Rows(samples, np.flatnonzero(np.isin(parents, folders)))
             numbers = np.array([folders.index(parent) for parent in parents if parent in folders])
