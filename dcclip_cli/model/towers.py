@@ -218,7 +218,9 @@ class Towers(nn.Module, ABC):
             sizes = [len(rows) for rows in order.tensor_split(count)]
         else:
             texts_of_lengths = Counter(tokens.lengths).values() if self.takes_any_length else [texts]
-            sizes = [min(part_size, end - first) for end in texts_of_lengths for first in range(0, end, part_size)]
+            sizes = [
+                min(part_size, number - first) for number in texts_of_lengths for first in range(0, number, part_size)
+            ]
         for size in sizes:
             rows, lengths = order[end : end + size], tokens.lengths[end : end + size]
             end, columns = end + size, slice(lengths[-1] if self.takes_any_length else longest)
