@@ -411,7 +411,6 @@ def new(
     if chosen_size not in recipes.SIZES:
         raise DcclipError("unknown size {}", "choose one of {}", chosen_size, ", ".join(recipes.SIZES))
     words = None if texts is None else Path(texts)
-    file.parent.mkdir(parents=True, exist_ok=True)
     if chosen_data.kind == "photos" and words is None:
         words = file.with_suffix(".texts.txt")
         if words.exists() and not force:

@@ -86,12 +86,16 @@ def lock(file: Path, wait: bool = True) -> Iterator[bool]:
 
 @contextmanager
 def partial(final: Path, folder: bool = False) -> Iterator[Path]:
-    """A new empty file or `folder` next to `final`, removed at the end unless renamed; and of killed processes."""
+    """A new empty file or `folder` next to `final`, removed at the end unless renamed; and of killed processes.
+
+    The folders above it are created.
+    """
     remove_stale(final.parent)
     path = final.with_name(f".{final.name}.{os.getpid()}-{os.urandom(4).hex()}.partial")
     try:
         with writing(final):
-            path.mkdir(parents=True) if folder else path.touch(exist_ok=False)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir() if folder else path.touch(exist_ok=False)
             yield path
     finally:
         remove(path)

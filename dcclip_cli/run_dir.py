@@ -78,7 +78,6 @@ class RunDir:
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """Hold the directory while the block runs. Raises DcclipError if another command holds it."""
-        self.root.mkdir(parents=True, exist_ok=True)
         owner = self.root / ".owner"
         with lock(self.root / ".lock", wait=False) as is_free:
             if not is_free:

@@ -342,7 +342,6 @@ class FeatureStore:
         if self.folder and not self.in_memory:
             name = f"{time.time_ns():016x}-{uuid4().hex[:8]}{SUFFIX}"
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
                 write_block(self.folder / name, arrays)
             except OSError as error:
                 if not self._optional:
@@ -388,7 +387,6 @@ class FeatureStore:
         fill a store together, each begins at another fraction `start` of the rows, and waits for the others in the end.
         """
         assert self.folder
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.refresh()
         folder, missing = self.folder, self.missing(keys, names)
 

@@ -1,18 +1,14 @@
 """`dcclip new`: a commented recipe from a few choices."""
 
-from __future__ import annotations
-
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from typer import Argument, Option, prompt
 
 from dcclip_cli.cli import console, flags
 from dcclip_cli.errors import DcclipError, Message
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _ABOUT = {  # of teachers
     "altclip": Message("864 M parameters, zh and en; the paper's teacher"),

@@ -391,7 +391,6 @@ def _write_page(
     texts = [(image, printable(caption)) for image, caption in captions]
     shown = {"captions": texts, "thumbnails": thumbnails, "links": dict(zip(images, links, strict=True))}
     lang = language_by_script(title)
-    page.parent.mkdir(parents=True, exist_ok=True)
     write_page(page, "dcclip_cli.cli", "search.html.j2", text=title, notes=notes, lang=lang, **shown)
     talk.say(Message("search: {}", page))
 

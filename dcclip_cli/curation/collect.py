@@ -9,8 +9,6 @@ The five steps, each of which reads what the previous one wrote:
     finish  once: manifest.json, dropped.parquet, report.html
 """
 
-from __future__ import annotations
-
 import json
 import os
 import time
@@ -18,10 +16,11 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dcclip_cli.checksums import FORMAT, check_format
 from dcclip_cli.curation.dedup.dedup import COMPARED
+from dcclip_cli.curation.executors import DedupStep, Engine, ReadStep, ScoreStep, Step, WriteStep
 from dcclip_cli.curation.filters.image import decode_image
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.curation.report import explain, write_report
@@ -49,9 +48,6 @@ from dcclip_cli.files import json_text, lock, remove
 from dcclip_cli.options import decisive
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
-
-if TYPE_CHECKING:
-    from dcclip_cli.curation.executors import Engine
 
 MANIFEST, REPORT = "manifest.json", "report.html"
 _MADE_BY = "dcclip collect"
@@ -85,7 +81,6 @@ def collect(
     of candidates to read. Raises DcclipError if a source is missing, nothing is kept, or `out` is another folder.
     """
     start, progress = time.monotonic(), progress or Silent()
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
     lock_file = out.absolute().with_name(f".{out.name}.lock")
     with lock(lock_file, wait=False) as acquired:
         if not acquired:
@@ -163,8 +158,6 @@ def _run_steps(
 
     Raises DcclipError if nothing is kept. No file of the output contains a time, so that equal runs give equal bytes.
     """
-    from dcclip_cli.curation.executors import DedupStep, Engine, ReadStep, ScoreStep, Step, WriteStep
-
     chosen, total, tasks = engine or Engine(), sum(slices), len(slices)
     with chosen.started(tasks) as workers:
 
@@ -186,8 +179,7 @@ def _run_steps(
     statistics = Statistics.merge(_json(folder / STATISTICS) for folder in folders).as_dict()
     examples = Examples.merge((folder / EXAMPLES for folder in folders), options.report.examples)
     examples.fill(lambda key: next((pair for pair, _ in read_pairs(work.result("read", int(key[:6])), key)), None))
-    file = work.result("dedup", 0) / COMPARED
-    compared = _json(file) if file.exists() else {}  # version 0.2.0 did not write it
+    compared = _json(work.result("dedup", 0) / COMPARED)
     manifest = {
         "made_by": _MADE_BY,
         "format": FORMAT,

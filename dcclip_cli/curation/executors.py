@@ -70,11 +70,12 @@ class ReadStep(_CollectStep):
     name = "read"
 
     def run(self, task: int) -> None:
-        from dcclip_cli.curation.fetch.fetcher import Fetcher
+        from dcclip_cli.curation.fetch.fetcher import Fetcher, fetch_in_order
         from dcclip_cli.curation.slices import filter_pairs, keep_slice
 
-        with whole_folder(self.work.result("read", task)) as folder, Fetcher(self.options.fetch) as fetcher:
-            candidates = fetcher.fetch_all(self._candidates(task))
+        fetch = self.options.fetch
+        with whole_folder(self.work.result("read", task)) as folder, Fetcher(fetch) as fetcher:
+            candidates = fetch_in_order(self._candidates(task), fetcher.fetch, fetch.workers, fetch.per_host)
             keep_slice(folder, filter_pairs(candidates, self.options), self.options.report.examples)
 
     def _candidates(self, task: int) -> Iterator[Candidate]:

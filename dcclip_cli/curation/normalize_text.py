@@ -1,21 +1,17 @@
 """Normalization of captions: encoding errors, HTML entities, Unicode form and white space."""
 
-from __future__ import annotations
-
 import functools
 import html
 import re
 import unicodedata
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
+from dcclip_cli.data.pair import Language
 from dcclip_cli.data.reading import Drop
 from dcclip_cli.options import Options
-
-if TYPE_CHECKING:
-    from dcclip_cli.data.pair import Language
 
 MAX_CAPTION_CHARACTERS = 10_000  # whatever the recipe allows: longer text is a document, not a caption
 

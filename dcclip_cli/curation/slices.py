@@ -1,7 +1,5 @@
 """What the tasks do with a slice, all of whose pairs are accounted for: filter pairs, keep them, write the shard."""
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,11 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dcclip_cli.curation.dedup.dedup import CAPTIONS, DECISIONS, signature_table, signatures_of
 from dcclip_cli.curation.filters.image import DecodedImage, decode_image
 from dcclip_cli.curation.normalize_text import check_characters, normalize
+from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.curation.report.account import MOVED, DroppedCaption, Examples, Statistics
 from dcclip_cli.curation.shards import DroppedTable, record, write_shard
 from dcclip_cli.curation.sources.base import Candidate, Place
@@ -35,9 +34,6 @@ from dcclip_cli.data.remote import local_file
 from dcclip_cli.data.shards import DROPPED, Columns
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import OpenFile, write_json
-
-if TYPE_CHECKING:
-    from dcclip_cli.curation.options import CollectOptions
 
 _AT_A_TIME, _MAX_PIXELS = 32, 16_000_000  # pairs, and pixels of 4 bytes of their images, that are filtered at once
 _GROUP_PAIRS = 256  # of a row group, which is in memory as a whole

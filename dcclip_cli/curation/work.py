@@ -14,8 +14,6 @@ Folders and files are created under temporary names; one that has its final name
 When a later command resumes, results whose headers cannot be read are made again. A folder without `out` is done with.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -25,8 +23,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.data.index import SUFFIX, read_index
 from dcclip_cli.data.remote import local_file
 from dcclip_cli.errors import DcclipError, Message
@@ -34,9 +33,6 @@ from dcclip_cli.files import atomic_write, partial, read_cached, remove, write_j
 from dcclip_cli.options import decisive
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
-
-if TYPE_CHECKING:
-    from dcclip_cli.curation.options import CollectOptions
 
 _STEPS = ("read", "score", "dedup", "write")  # each is made from those before it
 _MAX_SLICES = 1_000_000  # their numbers have six digits
@@ -176,9 +172,9 @@ def whole_folder(final: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_file(final: Path, near: Path | None = None) -> Iterator[Path]:
+def whole_file(final: Path, near: Path) -> Iterator[Path]:
     """A temporary path in `near`, renamed to `final` when the block ends."""
-    with partial((near or final.parent) / final.name) as path:
+    with partial(near / final.name) as path:
         yield path
         path.replace(final)
 

@@ -211,7 +211,6 @@ def find_indexes(
 
     indexes = {file: None if fresh else find_index(file, columns) for file in files}
     if missing := [file for file, index in indexes.items() if index is None]:
-        (cache_folder() / "index").mkdir(parents=True, exist_ok=True)
         # Several processes of one run want the same indexes: the first writes them, the others find them.
         with lock(cached(missing[0], columns).with_suffix(".lock")):
             if not fresh:

@@ -80,7 +80,6 @@ class BlockCache:
         if self._is_here(block):
             return True
         self._check_fits(block.source, block.size)
-        self.folder.mkdir(parents=True, exist_ok=True)
         with lock(self.folder / f".{block.key[:2]}.lock", wait) as acquired:  # one of 256: lock files do not add up
             if not acquired or self._is_here(block):
                 return acquired

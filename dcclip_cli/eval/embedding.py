@@ -55,7 +55,6 @@ class FeatureCache:
         if name not in self._stores:
             folder = self._root and self._root / name
             if folder:
-                folder.mkdir(parents=True, exist_ok=True)
                 atomic_write(folder / "about.json", described + "\n")
             self._stores[name] = FeatureStore(folder, self._warn)
         store = self._stores[name]

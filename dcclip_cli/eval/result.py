@@ -144,7 +144,6 @@ def save_results(results: Sequence[EvalResult], folder: Path) -> list[EvalResult
 
     These include earlier results on other data sets, unless a model of the same name has other weights by now.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     by_file = defaultdict[str, list[EvalResult]](list)
     for result in results:
         by_file[_file_of(result.dataset, result.partial)].append(result)

@@ -184,7 +184,6 @@ class Fit:
         choices: dict[str, Any] = {"hold_out": hold_out, "steps": steps, "student": student}
         choices |= {name: plan.get(name) for name in ("augmentations", "threads")}
         choices |= {"texts": self.out / _TEXTS, "trust_remote_code": self.options.trust_remote_code}
-        folder.mkdir(parents=True, exist_ok=True)
         file = folder / VERBATIM
         atomic_write(file, recipe_text(NewRecipe(file, self.teacher, self.data, **choices)))
         return RecipeRun(load(file), RunDir(folder), self.device, progress=self.progress)

@@ -90,7 +90,6 @@ def calibrate(
     columns = zip(folders_by_label, thresholds.tolist(), f1.tolist(), right.sum(axis=0).tolist(), strict=True)
     calibration = Calibration(file, [Threshold(*column) for column in columns])
     entries = {entry.pop("label"): entry for entry in map(asdict, calibration.thresholds)}
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, {"format": 1, "model": encoder.name, "fingerprint": encoder.fingerprint, "labels": entries})
     return calibration
 

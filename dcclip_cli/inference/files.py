@@ -223,7 +223,6 @@ def image_files(images: PathLike | Iterable[PathLike]) -> Iterable[Path]:
 
 def _write(out: Path, names: Sequence[str], rows: np.ndarray) -> None:
     names = [printable(name) for name in names]
-    out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(out) as partial:
         if out.suffix == ".npy":
             with partial.open("wb") as stream:

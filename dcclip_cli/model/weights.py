@@ -101,7 +101,6 @@ def as_safetensors(files: list[Path], name: str, digest: str = "", progress: Pro
         folder = cache_folder() / "weights" / (digest or weights_digest(files))[:32]
         copy = folder / SAFETENSORS
         if not _is_whole(copy, say):
-            folder.parent.mkdir(parents=True, exist_ok=True)
             with lock(folder.with_suffix(".lock")):
                 if not _is_whole(copy, say):
                     message = Message(

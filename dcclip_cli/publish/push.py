@@ -90,7 +90,11 @@ def plan_push(
     exports = _exports(folder, record, run, bundles, notes)
     for name, bundle in exports.items():
         files |= {f"{name}/{inner}": bundle / inner for inner in _listed(bundle, _checked(bundle))}
-    results = _results(folder, record, run)
+    results = list[EvalResult]()
+    if run and any((run / "eval").glob("*.json")):
+        fingerprint = record.content.get("fingerprint") or model_fingerprint(folder)
+        rows = load_results(run / "eval")
+        results = [result for result in rows if result.model_fingerprint.partition("-")[0] == fingerprint]
     boards = model_files([result for result in results if not unfit(result)], repository.partition("/")[0])
     files |= {benchmark.file: text.encode() for benchmark, text in boards.items()}
     data_of_recipe = [(recipe.get("data") or {}).get(key) or () for key in ("train", "images", "texts")]
@@ -257,14 +261,6 @@ def _exports(
             raise DcclipError(reason, "export the model again, or remove --bundle")
         notes.append(Message("not uploaded: {}; export it again", reason))
     return exports
-
-
-def _results(folder: Path, record: Record, run: Path | None) -> list[EvalResult]:
-    if run is None or not any((run / "eval").glob("*.json")):
-        return []
-    fingerprint = record.content.get("fingerprint") or model_fingerprint(folder)
-    results = load_results(run / "eval")
-    return [result for result in results if result.model_fingerprint.partition("-")[0] == fingerprint]
 
 
 def _on_hub(name: str) -> bool:

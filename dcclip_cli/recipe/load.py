@@ -149,7 +149,6 @@ def check_finished(recipe: Recipe, folder: Path, again: Iterable[StageName]) -> 
 
 def record(loaded: LoadedRecipe, folder: Path) -> None:
     """Write the recipe into its run directory, verbatim and resolved."""
-    folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / VERBATIM, loaded.text)
     head = [f"# {loaded.path}, sha256 {loaded.sha256}", *(f"# --set {expression}" for expression in loaded.sets)]
     head.append("# " + ", ".join(f"{name} {version}" for name, version in versions().items()))

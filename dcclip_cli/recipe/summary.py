@@ -1,19 +1,15 @@
 """The table that a run ends with: size, memory, latency, accuracy or agreement with the teacher; kept in the run."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from dcclip_cli.data.pair import LANGUAGES, PairDataset
 from dcclip_cli.errors import Message
 from dcclip_cli.files import cache_folder, read_cached
+from dcclip_cli.model.reference import ModelSource
 from dcclip_cli.progress import Progress
-
-if TYPE_CHECKING:
-    from dcclip_cli.data.pair import PairDataset
-    from dcclip_cli.model.reference import ModelSource
 
 SUMMARY = "summary.json"
 COSTS = ("parameters", "size_bytes", "memory_bytes", "image_ms", "text_ms")  # of a model, by `bench`
@@ -58,7 +54,6 @@ def agreements(
     On the images and texts that an export is checked on; empty where these have no texts. Embeddings are kept in the
     cache, so that a large teacher is run once for all its students.
     """
-    from dcclip_cli.data.pair import LANGUAGES
     from dcclip_cli.eval.dataset import Images, ImageTransform
     from dcclip_cli.eval.embedding import Embedder, FeatureCache
     from dcclip_cli.exporters.parity import same_best

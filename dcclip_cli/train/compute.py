@@ -128,7 +128,6 @@ def decided(folder: Path, name: str, decide: Callable[[], T]) -> T:
         decisions = read_json(file, _AGAIN) if file.exists() else {}
         if name not in decisions:
             decisions[name] = decide()
-            folder.mkdir(parents=True, exist_ok=True)
             write_json(file, decisions)
         return cast(T, decisions[name])
 

@@ -86,11 +86,9 @@ def _context() -> Any:
     class Process(context.ForkProcess):
         _Popen = staticmethod(Popen)
 
-    class Context(context.ForkContext):
-        pass
-
-    Context.Process = Process
-    return Context()
+    forks: Any = context.ForkContext()
+    forks.Process = Process
+    return forks
 
 
 def _begin(_number: int) -> None:

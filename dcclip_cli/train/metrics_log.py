@@ -57,7 +57,6 @@ class MetricsLog:
         self._folder, self._file = stage.folder, stage.folder / "metrics.jsonl"
         if not accelerator.is_main_process:
             return
-        stage.folder.mkdir(parents=True, exist_ok=True)
         lines = self._file.read_bytes().splitlines() if self._file.exists() else []
         atomic_write(self._file, b"".join(line + b"\n" for line in lines if _step(line) <= resumed_step))
         if not resumed_step:

@@ -138,13 +138,8 @@ class LazyTeacher:
         facts = TeacherFacts(towers.name, towers.fingerprint, towers.logit_scale, size, shape, towers.precision)
         if self._record:
             with suppress(OSError):  # a folder that cannot be written
-                self._record.parent.mkdir(parents=True, exist_ok=True)
                 write_json(self._record, asdict(facts))
         return facts
-
-    @property
-    def is_loaded(self) -> bool:
-        return self._towers is not None
 
     def free(self) -> None:
         """Give its memory back; it is loaded again if it is needed again."""

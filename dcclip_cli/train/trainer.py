@@ -311,8 +311,7 @@ class Trainer:
     def _batches(self) -> Iterator[Batch]:
         """The batches of the steps that are left, on the device. On a GPU the next one is copied during the step."""
         if self.device.type != "cuda":
-            for batch in self._loaded_batches():
-                yield self.task.prepare(batch, self.device)
+            yield from (self.task.prepare(batch, self.device) for batch in self._loaded_batches())
             return
         copying, computing, ready = torch.cuda.Stream(), torch.cuda.current_stream(), None
         for batch in self._loaded_batches():

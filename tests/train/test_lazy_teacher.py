@@ -32,10 +32,10 @@ def test_facts_are_those_of_the_loaded_teacher_and_are_known_without_it_afterwar
     facts = first.facts
     assert (facts.fingerprint, facts.logit_scale) == (towers.fingerprint, towers.logit_scale)
     assert facts.widths == widths(towers, (0,)) and facts.parameters == towers.parameters_count()
-    assert second.facts == facts and first.is_loaded and not second.is_loaded
-    assert second.towers.fingerprint == facts.fingerprint and second.is_loaded
+    assert second.facts == facts and first._towers is not None and second._towers is None
+    assert second.towers.fingerprint == facts.fingerprint and second._towers is not None
     second.free()
-    assert not second.is_loaded and second.facts == facts
+    assert second._towers is None and second.facts == facts
 
 
 def test_a_teacher_that_proves_to_be_another_is_an_error_and_forgotten(folder: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import threading
 import time
 import zlib
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -66,10 +66,6 @@ class Fetcher:
             return self._with_retries(url, lambda: self._follow(read_url(url), self._options.max_bytes))
         except FetchFault as fault:
             return fault.drop
-
-    def fetch_all(self, candidates: Iterable[Candidate]) -> Generator[Candidate, None, None]:
-        """The candidates in their order; those with a URL and no fault get their image or a fault."""
-        return fetch_in_order(iter(candidates), self.fetch, self._options.workers, self._options.per_host)
 
     def _with_retries(self, url: str, one_try: Callable[[], bytes]) -> bytes:
         # The same in each run, but different for the URLs of one host.
@@ -223,7 +219,10 @@ class _Queued:
 def fetch_in_order(
     candidates: Iterator[Candidate], fetch: Fetch, workers: int, per_host: int
 ) -> Generator[Candidate, None, None]:
-    """The candidates in their order, fetched by `workers` threads; a slow host does not delay others."""
+    """The candidates in their order, fetched by `workers` threads; a slow host does not delay others.
+
+    Those with a URL and no fault get their image or a fault.
+    """
     queue: deque[_Queued] = deque()
     running: dict[Future[bytes | Drop], _Queued] = {}
     pool = ThreadPoolExecutor(workers, "fetch")

@@ -1,26 +1,22 @@
 """Decoding of untrusted image files, the base class of filters, and the filters on the image."""
 
-from __future__ import annotations
-
 import io
 import math
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Self
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field, model_validator
 
+from dcclip_cli.data.pair import Language, Pair
 from dcclip_cli.data.reading import MAX_IMAGE_BYTES, Drop
 from dcclip_cli.errors import Message
 from dcclip_cli.model.preprocess import FORMATS, MAX_ASPECT, MAX_PIXELS, first_frame, flatten
 from dcclip_cli.options import Options
-
-if TYPE_CHECKING:
-    from dcclip_cli.data.pair import Language, Pair
 
 _REDUCED_PX = 64
 _FILL = ((128, 128),) * 3  # the grey that a JPEG decoder fills in for missing data
@@ -173,7 +169,7 @@ class ImageFilter(Filter):
     animated: bool = Field(False, description="Keep animated images; only their first frame is used")
 
     @model_validator(mode="after")
-    def _in_order(self) -> ImageFilter:
+    def _in_order(self) -> Self:
         if self.max_side is not None and self.max_side < self.min_side:
             raise ValueError(Message("max_side is less than min_side"))
         if self.max_bytes is not None and self.max_bytes < self.min_bytes:

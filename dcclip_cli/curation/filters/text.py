@@ -1,13 +1,11 @@
 """Filters on the text of a caption: garbled encodings, markup, file names, boilerplate, repetition, length."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -15,11 +13,9 @@ from pydantic import Field, field_validator
 from dcclip_cli.curation.filters.image import Filter
 from dcclip_cli.curation.filters.language import HAN, LETTER
 from dcclip_cli.curation.normalize_text import as_gbk
+from dcclip_cli.data.pair import Language
 from dcclip_cli.data.reading import Drop
 from dcclip_cli.errors import Message
-
-if TYPE_CHECKING:
-    from dcclip_cli.data.pair import Language
 
 
 def _any_of(*patterns: str) -> re.Pattern[str]:

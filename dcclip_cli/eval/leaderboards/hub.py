@@ -4,15 +4,13 @@ A model's repository has its values in `.eval_results/BENCHMARK.yaml`; the repos
 collects those of all models, task by task, and shows them as a leaderboard (https://huggingface.co/docs/hub/eval-results).
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -21,15 +19,13 @@ from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.compare import fit_for, unfit
+from dcclip_cli.eval.evaluate import EvalOptions
 from dcclip_cli.eval.leaderboards.mteb import tasks_of
 from dcclip_cli.eval.registry import KnownSet
 from dcclip_cli.eval.result import METRIC_NAMES, EvalResult, elevater_mean
 from dcclip_cli.files import atomic_write
 from dcclip_cli.inference.zero_shot import fill
 from dcclip_cli.model.reference import ModelSource
-
-if TYPE_CHECKING:
-    from dcclip_cli.eval.evaluate import EvalOptions
 
 # The hub accepts registered frameworks only: packages/tasks/src/eval.ts of huggingface.js. Chinese data sets of classes
 # are tasks of mteb in integrations/mteb/, whose values equal dcclip's.
@@ -121,7 +117,7 @@ def write(
         names.add(name)
         target = folder / "models" / name
         for benchmark, text in model_files(model_results, owner).items():
-            _write(target / benchmark.file, text)
+            atomic_write(target / benchmark.file, text)
             written.add(benchmark)
         lines.append(Message("upload to the model's repository: hf upload {}/{} {}", owner, name, target))
     for benchmark in sorted(written, key=BENCHMARKS.index):
@@ -191,12 +187,12 @@ def _save_benchmark(benchmark: Benchmark, folder: Path) -> None:
             {"label": label, "name": name, "prompts": fill(texts.templates[language], name)}
             for label, name in enumerate(texts.names[language])
         ]
-        _write(folder / file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in classes))
+        atomic_write(folder / file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in classes))
     tasks = [{"id": benchmark.name}] if benchmark.group == "elevater" else []  # the mean
     for dataset, task in ids.items():
         tasks.append({"id": task} | ({"config": dataset.label} if dataset in files else {}) | {"split": "test"})
     content = {"name": benchmark.name, "description": description, "evaluation_framework": FRAMEWORK, "tasks": tasks}
-    _write(folder / "eval.yaml", _yaml(content))
+    atomic_write(folder / "eval.yaml", _yaml(content))
     data = DatasetCardData(
         language=[language],
         pretty_name=benchmark.name,
@@ -208,12 +204,8 @@ def _save_benchmark(benchmark: Benchmark, folder: Path) -> None:
         rows += f"| {dataset.label} | {task} | {dataset.size or ''} | {dataset.classes or ''} "
         rows += f"| {METRIC_NAMES[dataset.metric]} |\n"
     mteb = _MTEB if any(dataset.label != task for dataset, task in ids.items()) else ""
-    _write(folder / "README.md", _CARD.format(data=data, name=benchmark.name, about=description, mteb=mteb, rows=rows))
-
-
-def _write(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(file, text)
+    card = _CARD.format(data=data, name=benchmark.name, about=description, mteb=mteb, rows=rows)
+    atomic_write(folder / "README.md", card)
 
 
 def _yaml(content: Any) -> str:

@@ -4,24 +4,20 @@ Recall is the mean of recall at 1, 5 and 10 of images by texts. Memory is the pe
 loads the model and embeds images and texts one at a time on the CPU; time is what an image and a text take then.
 """
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Self
 
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.eval.evaluate import EvalOptions
 from dcclip_cli.eval.registry import base_name
 from dcclip_cli.eval.result import EvalResult
 from dcclip_cli.files import atomic_write, write_json
 from dcclip_cli.inference.bench import Bench, bench
 from dcclip_cli.model.reference import ModelSource
-
-if TYPE_CHECKING:
-    from dcclip_cli.eval.evaluate import EvalOptions
 
 DATASET = "xm3600"
 TABLE = Path(__file__).with_name("immich.tsv")
@@ -39,7 +35,7 @@ class PublishedModel:
     ms: float
     recall: float
 
-    def outclasses(self, other: PublishedModel) -> bool:
+    def outclasses(self, other: Self) -> bool:
         """Whether it is at least as good in memory, time and recall and better in one, as immich defines it."""
         pairs = ((other.memory_mib, self.memory_mib), (other.ms, self.ms), (self.recall, other.recall))
         return all(mine >= theirs for mine, theirs in pairs) and any(mine > theirs for mine, theirs in pairs)
@@ -107,7 +103,6 @@ def write(
             optimal = "" if any(rival.outclasses(row) for rival in rows) else "yes"
             lines.append(f"| {name} | {row.recall:.2f} | {row.memory_mib:,.0f} | {row.ms:.2f} | {optimal} |")
         pages.append("\n".join([*lines, ""]))
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "metric.json", metrics)
     atomic_write(folder / "table.md", "\n".join([*pages, _CAVEAT]))
     return [Message("immich's table with these models: {}", folder / "table.md")]

@@ -4,12 +4,10 @@ mteb is the Massive Text Embedding Benchmark. Its own zero-shot image tasks are 
 are in `integrations/mteb`, and give the same numbers for the same model and images.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,14 +15,12 @@ from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.compare import fit_for, unfit
+from dcclip_cli.eval.evaluate import EvalOptions
 from dcclip_cli.eval.result import EvalResult
 from dcclip_cli.files import json_object, write_json
 from dcclip_cli.inference.encoder import Encoder, load_encoder
 from dcclip_cli.model.reference import ModelSource
 from dcclip_cli.run_dir import RECORD
-
-if TYPE_CHECKING:
-    from dcclip_cli.eval.evaluate import EvalOptions
 
 LANGUAGES = ["zho-Hans"]
 KS = (1, 3, 5, 10, 20, 100, 1000)  # mteb's
@@ -83,7 +79,6 @@ def write(
                 loaded = load_encoder(reference, "cpu", "fp32")
                 meta = model_meta_of(loaded, reference, owner) | {"revision": revision}  # of the precision measured
             places[revision] = folder / "results" / meta["name"].replace("/", "__").replace(" ", "_") / revision
-            places[revision].mkdir(parents=True, exist_ok=True)
             write_json(places[revision] / "model_meta.json", meta)
         for task, target in tasks_of(result.dataset, result.language).items():
             write_json(places[revision] / f"{task}.json", task_result(result, task, target))

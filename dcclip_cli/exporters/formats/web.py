@@ -77,7 +77,6 @@ class Package:
         except (OSError, HTTPException, ValueError) as error:
             reason = getattr(error, "reason", None) or error
             raise DcclipError("{} cannot be downloaded: {}", hint, url, reason) from None
-        file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(file, bytes(body))
         return file
 
