@@ -181,7 +181,7 @@ class Preprocessing:
         return values
 
     def shortened(self, pixels: Any) -> Any:
-        """A batch, an array or a tensor, without what is padding in all of its images."""
+        """A batch, an array or a tensor, without the padding that none of its images needs."""
         return pixels
 
     def resize(self, image: Image.Image) -> Image.Image:
@@ -231,7 +231,9 @@ class Patches(Preprocessing):
 
     def budget(self, image: Image.Image) -> int:
         """How many patches an image gets at most."""
-        count = (image.width // self.patch_size) * (image.height // self.patch_size)
+        return self.limit((image.width // self.patch_size) * (image.height // self.patch_size))
+
+    def limit(self, count: int) -> int:
         return next((limit for limit in self.max_num_patches if count <= limit), self.max_num_patches[-1])
 
     def packed(self, patches: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -255,7 +257,7 @@ class Patches(Preprocessing):
         return image.resize((width * side, height * side), RESAMPLING[self.interpolation])
 
     def shortened(self, pixels: Any) -> Any:
-        return pixels[:, :, : 1 + int(pixels[:, 0, 0, :2].prod(1).max())]
+        return pixels[:, :, : 1 + self.limit(int(pixels[:, 0, 0, :2].prod(1).max()))]
 
 
 def read_preprocessing(config: dict[str, Any]) -> Preprocessing:

@@ -190,6 +190,10 @@ class Towers(nn.Module, ABC):
     def text_features(self, tokens: Tokens) -> TextFeatures:
         """Features of tokenized texts."""
 
+    def rows_by_size(self, pixels: Tensor) -> Sequence[Tensor]:
+        """The rows of a batch's images that `image_features` computes as one size, whatever the batch."""
+        return [torch.arange(len(pixels))]
+
     def image_embedding(self, pixels: Tensor) -> Tensor:
         """The embedding of `image_features` alone, as an export computes it."""
         return self.image_features(pixels).embedding

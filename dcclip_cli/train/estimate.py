@@ -45,7 +45,7 @@ from dcclip_cli.train.stage import Stage
 from dcclip_cli.train.student import Student, checkpoint_gradients
 from dcclip_cli.train.task import TrainingTask, shorter_dims
 from dcclip_cli.train.teacher import Grid, LazyTeacher, OnlineTeacher, TeacherFeatures, map_grids, widths
-from dcclip_cli.train.teacher_cache import map_sizes, stores_of
+from dcclip_cli.train.teacher_cache import folder_of, map_sizes, stores_of
 from dcclip_cli.train.trainer import Trainer
 
 _ENOUGH_S, _ENOUGH_CPU_S = 0.5, 1.0  # of a measurement
@@ -225,7 +225,7 @@ class BlankStage(Stage):
             return live
         layers = layers_of(self.losses, number)
         if facts := LazyTeacher(self.teacher_options[number], self.device, Silent(), layers).known_facts:
-            of_images, of_texts = stores_of(facts, self.options.augment, self.seed)
+            of_images, of_texts = stores_of(folder_of(facts, self.device), self.options.augment, self.seed)
             rows = Rows(max(0, rows.images - of_images.rows), max(0, rows.texts - of_texts.rows))
         return rows if self.options.teacher_cache is True else Rows(live.images, rows.texts)
 

@@ -31,7 +31,7 @@ from dcclip_cli.data.samplers import MixedBatchSampler, Sample
 from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import cache_folder, remove
 from dcclip_cli.model.precision import finite
-from dcclip_cli.model.towers import ImageFeatures, TextFeatures
+from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Towers
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.store import FeatureStore, MissingRows, Ragged, Values, digests, open_block, write_block
 from dcclip_cli.train.distributed import process_count, process_index
@@ -53,18 +53,19 @@ _ROWS = 131_072  # samples that the caches are completed for at a time; processe
 _HINT = Message("check the teacher's weights; or set its precision to fp32, or teacher_cache (fp16) to false")
 
 
-def folder_of(teacher: TeacherFacts) -> Path:
+def folder_of(teacher: TeacherFacts, device: str) -> Path:
     """The folder of a teacher's features: a name for people, and a hash of what all of them depend on."""
     name = re.sub(r"[^\w.-]+", "-", teacher.name)
-    return cache_folder() / FOLDER / f"{name}-{_short(f'{teacher.fingerprint} {BATCH_SIZE} {_PART_SIZE}')}"
+    identity = f"{teacher.fingerprint} {BATCH_SIZE} {_PART_SIZE} {torch.device(device).type}"
+    return cache_folder() / FOLDER / f"{name}-{_short(identity)}"
 
 
 def stores_of(
-    teacher: TeacherFacts, augment: Augment, seed: int, warn: Callable[[str], None] | None = None
+    folder: Path, augment: Augment, seed: int, warn: Callable[[str], None] | None = None
 ) -> tuple[FeatureStore, FeatureStore]:
-    """The stores of a teacher's features of images with an augmentation, and of texts."""
+    """The stores, in a teacher's folder, of its features of images with an augmentation, and of texts."""
     # The random numbers of an augmentation come from the seed and from the sample's number in the dataset.
-    augmentation, folder = f"{augment.model_dump_json()} {seed} {VERSION}", folder_of(teacher)
+    augmentation = f"{augment.model_dump_json()} {seed} {VERSION}"
     return FeatureStore(folder / f"images-{_short(augmentation)}", warn), FeatureStore(folder / "texts", warn)
 
 
@@ -164,8 +165,8 @@ class TeacherCache(TeacherFeatures):
         self._live = OnlineTeacher(teacher.towers, number, sorted({*self._grids} - {-1}), self.widths) if live else None
         self._tokens = any(isinstance(loss, TokenFeaturesLoss) for loss in losses)
         self._scale = torch.tensor(teacher.facts.logit_scale)
-        self.folder = folder_of(teacher.facts)
-        self._images, self._texts = stores_of(teacher.facts, collator.augment, collator.seed, self._progress.say)
+        self.folder = folder_of(teacher.facts, teacher.device)
+        self._images, self._texts = stores_of(self.folder, collator.augment, collator.seed, self._progress.say)
         dataset, count = collator.dataset, 1 if live else collator.num_augmentations
         arrays = () if live else (IMAGE, *self._maps.values()), (TEXT, TOKENS) if self._tokens else (TEXT,)
         rows = collator.augment, collator.seed, VERSION, arrays, count, collator.captions
@@ -271,7 +272,6 @@ class TeacherCache(TeacherFeatures):
 
     def _compute_images(self, samples: list[Sample], batches: Iterable[np.ndarray]) -> Iterator[dict[str, Tensor]]:
         teacher = self._teacher.towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        layers = tuple(layer for layer in self._maps if layer != -1)
         samples_of_batches = ([samples[row] for row in batch] for batch in batches)
         preprocess = training_preprocess(teacher)
 
@@ -279,18 +279,28 @@ class TeacherCache(TeacherFeatures):
             return stacked([self._collator.pixels(*sample, preprocess)[0] for sample in batch])
 
         for pixels in load_batches(read, samples_of_batches, self._workers, pin_memory=self._on_gpu):
-            count = len(pixels)
-            if (repeats := -count % _IMAGES_MULTIPLE) and not self._on_gpu:
-                pixels = torch.cat([pixels, pixels[-1:].expand(repeats, *pixels.shape[1:])])
-            moved = normalized(pixels.to(self._teacher.device, non_blocking=True), teacher.preprocessing)
-            moved = moved.contiguous(memory_format=torch.channels_last)
-            with teacher.as_teacher():
-                features = teacher.image_features(moved, layers)
-                values = {IMAGE: F.normalize(features.embedding.float(), dim=-1)}
-                for layer, grid in self._grids.items():
-                    values[self._maps[layer]] = to_grid(features.layer(layer).float(), grid.height, grid.width)
-            self.computed["images"] += count
-            yield {name: value[:count].half() for name, value in values.items()}
+            self.computed["images"] += len(pixels)
+            if self._on_gpu:
+                yield self._image_rows(teacher, pixels)
+                continue
+            rows_of_parts = teacher.rows_by_size(pixels)
+            parts = [self._image_rows(teacher, pixels[rows]) for rows in rows_of_parts]
+            back = torch.cat(rows_of_parts).argsort()
+            yield {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
+
+    def _image_rows(self, teacher: Towers, pixels: Tensor) -> dict[str, Tensor]:
+        """What is stored of images that are computed together; on a CPU their number is filled up to a multiple."""
+        count, layers = len(pixels), tuple(layer for layer in self._maps if layer != -1)
+        if (repeats := -count % _IMAGES_MULTIPLE) and not self._on_gpu:
+            pixels = torch.cat([pixels, pixels[-1:].expand(repeats, *pixels.shape[1:])])
+        moved = normalized(pixels.to(self._teacher.device, non_blocking=True), teacher.preprocessing)
+        moved = moved.contiguous(memory_format=torch.channels_last)
+        with teacher.as_teacher():
+            features = teacher.image_features(moved, layers)
+            values = {IMAGE: F.normalize(features.embedding.float(), dim=-1)}
+            for layer, grid in self._grids.items():
+                values[self._maps[layer]] = to_grid(features.layer(layer).float(), grid.height, grid.width)
+        return {name: value[:count].half() for name, value in values.items()}
 
     def _compute_texts(self, captions: list[str], batches: Iterable[np.ndarray]) -> Iterator[dict[str, Tensor]]:
         teacher = self._teacher.towers

@@ -53,12 +53,11 @@ class EmbeddingGemma2Towers(NaflexTowers):
         places = torch.arange(patches.shape[1], device=pixels.device)
         positions = torch.stack([places % width, places // width], -1).where((places < count)[..., None], -1)
         tokenizer = self.tokenizer
-        texts = [
-            f"{tokenizer.boi_token}{tokenizer.image_token * n}{tokenizer.eoi_token}"
-            for (n,) in (count // self._k**2).tolist()
-        ]
+        numbers = [patches.shape[1] // self._k**2, *(count[:, 0] // self._k**2).tolist()]
+        texts = [f"{tokenizer.boi_token}{tokenizer.image_token * n}{tokenizer.eoi_token}" for n in numbers]
+        # Padded to the first, the longest, which is the same for each batch.
         encoded = tokenizer(texts, padding=True, return_tensors="pt").to(pixels.device)
-        tokens = Tokens(encoded["input_ids"], encoded["attention_mask"])
+        tokens = Tokens(encoded["input_ids"][1:], encoded["attention_mask"][1:])
         return self._mean(tokens, pixel_values=patches, image_position_ids=positions)[0]
 
     def _maps(self, hidden: Tensor, shapes: Tensor, side: int = 0) -> Tensor:

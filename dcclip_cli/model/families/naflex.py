@@ -24,7 +24,7 @@ class NaflexTowers(TransformersTowers):
     """Images are resized to at most P patches, by default the image processor's number.
 
     An image gets the first of the `budgets` that is as large as itself, else the last, P. It is (1, 1 + P, D): a row
-    that begins with h and w, its h w patches, zeros. A batch is computed with as many patches as its largest image has.
+    that begins with h and w, its h w patches, zeros. A batch is computed with the budget that its largest image needs.
     Maps are resized to the square grid that the position table was made for.
     """
 
@@ -75,6 +75,11 @@ class NaflexTowers(TransformersTowers):
             embedding = self.image_embedding(self._patches.shortened(pixels))
         last, *maps = (self._maps(hidden, shapes) for hidden in outputs())
         return ImageFeatures(embedding, last, dict(zip(layers, maps, strict=True)))
+
+    def rows_by_size(self, pixels: Tensor) -> Sequence[Tensor]:
+        counts, limits = pixels[:, 0, 0, :2].prod(1), torch.tensor(self._patches.max_num_patches)
+        limit_of_rows = torch.bucketize(counts, limits)
+        return [(limit_of_rows == number).nonzero().flatten() for number in limit_of_rows.unique()]
 
     def image_embedding(self, pixels: Tensor) -> Tensor:
         shapes, patches = pixels[:, 0, 0, :2].long(), pixels[:, 0, 1:]
