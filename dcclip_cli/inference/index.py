@@ -44,6 +44,7 @@ _OF_IMAGE, _OF_VIDEO = ["embedding"], ["frames", "time_s"]  # arrays in the stor
 _TEXTS = 256  # in a batch
 _STEPS = 127  # of int8 on each side of 0
 _ROWS = 65_536  # converted to fp32 at a time
+_SPARSE_BYTES = 2**29  # that an index may have, whatever share of them is of use: a million images of the starter
 _FRAMES_PER_HIT = 8  # by which more rows are compared if videos have many of the nearest
 _RESCORED = 10  # binary rows that are compared in full, for each one that is wanted
 
@@ -93,6 +94,14 @@ class ImageIndex:
     def images(self) -> dict[str, str]:
         """The path of each image by its file, and of the last frame of each video."""
         return {split_frame(path)[0]: path for path in self.paths}
+
+    def not_stored(self, files: Mapping[str, bytes]) -> list[str]:
+        """The new and changed ones of some files, with their states, that no process has embedded."""
+        changed = {name: state for name, state in files.items() if self.listing.get(name) != state}
+        if self.store and changed:
+            self.store.refresh()
+            return [*compress(changed, _not_stored(self.store, _keys(changed)))]
+        return [*changed]
 
     def search(self, query: np.ndarray, top_k: int) -> list[Hit]:
         """The `top_k` images nearest to `query` (D,), the nearest first, videos by their best frame.
@@ -214,11 +223,10 @@ def open_index(
     _report(failures, failure_keys[failed])
     if not (is_partial or embedded.has_vector.any()):
         raise DcclipError("{} contains no readable image", "choose a folder with readable images", folder)
-    # Most rows are of pictures that changed, if none are excluded.
-    if store.rows > 2 * embedded.has_vector.sum() and not (exclude or is_partial or store.in_memory):
-        store.clear()
-        for rows in embedded.stored:
-            store.write([rows])
+    # Most rows are of pictures that changed, if none are excluded, or of a disk that is away for a moment.
+    is_sparse = store.rows > 2 * embedded.has_vector.sum() and store.size > _SPARSE_BYTES
+    if is_sparse and not (exclude or is_partial or store.in_memory):
+        store.clear(keep=embedded.stored)
     is_float = kind in ("fp32", "fp16")
     embeddings = restored(embedded.vectors, kind, embedded.vectors.shape[1]) if is_float else embedded.vectors
     is_image = embedded.has_vector & ~videos
@@ -350,6 +358,10 @@ def _index_folder(model: Encoder, path: Path, kind: VectorType) -> Path:
     return _stored("search", model.image_fingerprint, model.precision + suffix, path)
 
 
+def _not_stored(store: FeatureStore, keys: np.ndarray) -> np.ndarray:
+    return store.missing(keys, _OF_IMAGE) & store.missing(keys, _OF_VIDEO)
+
+
 def _copy_stored(
     store: FeatureStore, keys: np.ndarray, listing: Mapping[str, bytes], model: Encoder, folder: Path, kind: VectorType
 ) -> None:
@@ -358,7 +370,7 @@ def _copy_stored(
     These are the indexes of the folders above, and for a small index those of full embeddings.
     """
     full = model.full if isinstance(model, ShortEncoder) else model
-    missing = store.missing(keys, _OF_IMAGE) & store.missing(keys, _OF_VIDEO)
+    missing = _not_stored(store, keys)
     sources = dict.fromkeys(((model, kind), (full, "fp16")))
     for base in dict.fromkeys((Path(os.path.abspath(folder)), folder.resolve())):
         for parent, (encoder, source_kind) in product((base, *base.parents), sources):

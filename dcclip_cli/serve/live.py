@@ -18,7 +18,7 @@ from dcclip_cli.progress import Silent
 
 FOLLOW_S = 1.5  # between two looks at the folders
 _LOOK_SHARE = 10  # a look waits at least so many times as long as the last one took
-_NEW_IMAGES, _NEW_VIDEOS = 256, 4  # that an update adds at most, so that those of a large copy are found as it goes on
+_NEW_IMAGES, _NEW_VIDEOS = 256, 4  # that an update embeds at most, so that a large copy is found as it goes on
 
 
 class LiveIndexes(Silent):
@@ -31,6 +31,7 @@ class LiveIndexes(Silent):
     def __init__(self, encoder: Encoder, indexes: Sequence[ImageIndex], say: Callable[[str], object]) -> None:
         self.current, self._encoder, self._say, self._stopping = tuple(indexes), encoder, say, False
         self._listings = [index.listing for index in indexes]  # at the last look
+        self._complete = self._listings[:]  # of them the files that were the same at the look before
         self._reported: set[str] = set()
         self._report(*(error for index in indexes for error in index.errors.values()))
 
@@ -41,11 +42,17 @@ class LiveIndexes(Silent):
 
     async def follow(self, every_s: float | None) -> None:
         """Update the indexes in a thread until the task is cancelled. Embeddings computed until then are stored."""
+        run = asyncio.get_running_loop().run_in_executor
         with ThreadPoolExecutor(1, "index") as thread:
             try:
                 while every_s:
-                    look_s = await asyncio.get_running_loop().run_in_executor(thread, self._update)
-                    await asyncio.sleep(max(every_s, _LOOK_SHARE * look_s))
+                    begin = time.monotonic()
+                    await run(thread, self._look)
+                    look_end = time.monotonic()
+                    next_look = look_end + max(every_s, _LOOK_SHARE * (look_end - begin))
+                    while await run(thread, self._update) and time.monotonic() < next_look:
+                        pass
+                    await asyncio.sleep(next_look - time.monotonic())
                 await asyncio.Event().wait()  # until the server stops
             finally:
                 self._stopping = True
@@ -54,21 +61,26 @@ class LiveIndexes(Silent):
         if self._stopping:
             raise CancelledError
 
-    def _update(self) -> float:
-        """Bring the indexes up to date; returns how long it took to list the folders.
-
-        A new or changed file is embedded once its size and time are the same as at the last look: it may be incomplete.
-        """
-        look_s = 0.0
+    def _look(self) -> None:
+        """List the folders. A new or changed file counts once its size and time are those of the last look."""
         for place, index in enumerate(self.current):
-            begin, listing = time.monotonic(), dict[str, bytes]()
+            listing = dict[str, bytes]()
             try:
                 with suppress(DcclipError):  # the folder has no images any more, or is not there
                     listing = list_images(index.folder, index.exclude)
-                look_s += time.monotonic() - begin
-                previous, self._listings[place] = self._listings[place], listing
-                files = {name: state for name, state in listing.items() if previous.get(name) == state}
-                new = [name for name, state in files.items() if index.listing.get(name) != state]
+            except OSError as error:  # of a disk; the next look tries again
+                self._report(error)
+                continue
+            previous, self._listings[place] = self._listings[place], listing
+            self._complete[place] = {name: state for name, state in listing.items() if previous.get(name) == state}
+
+    def _update(self) -> bool:
+        """Bring the indexes up to date with the last look, as far as one update may; returns whether files remain."""
+        remaining = False
+        for place, index in enumerate(self.current):
+            files = dict(self._complete[place])
+            try:
+                new = index.not_stored(files)
                 images, videos = list(filterfalse(is_video, new)), list(filter(is_video, new))
                 for name in (*images[_NEW_IMAGES:], *videos[_NEW_VIDEOS:]):
                     del files[name]
@@ -77,9 +89,10 @@ class LiveIndexes(Silent):
                     index = open_index(self._encoder, index.folder, progress=self, **options)
                     self.current = (*self.current[:place], index, *self.current[place + 1 :])
                     self._report(*index.errors.values())
+                    remaining |= len(files) < len(self._complete[place])
             except (OSError, DcclipError) as error:  # of a disk; the next look tries again
                 self._report(error)
-        return look_s
+        return remaining
 
     def _report(self, *errors: Exception) -> None:
         for error in errors:

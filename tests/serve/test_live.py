@@ -20,7 +20,9 @@ from tests.curation.test_executors import wait
 from tests.videos import film
 
 
-def test_the_server_follows_its_folder_and_waits_for_complete_files(bundle_folder: Path, pictures: list[Path]) -> None:
+def test_the_server_follows_its_folder_and_waits_for_complete_files(
+    bundle_folder: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, folder, lines = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent, list[str]()
     content, name, names = pictures[0].read_bytes(), "下/慢 slow.png", {path.name for path in pictures}
     slow = folder / name
@@ -43,6 +45,7 @@ def test_the_server_follows_its_folder_and_waits_for_complete_files(bundle_folde
         assert client.get("/images/0/%E4%B8%8B/%E6%85%A2%20slow.png").content == content
         pictures[0].unlink()
         wait(lambda: served() == (names - {pictures[0].name} | {name}, 0, 5), within_s=5)
+        monkeypatch.setattr("dcclip_cli.serve.live._NEW_IMAGES", 0)  # stored ones are not new
         folder.rename(folder.with_name("away"))  # as a disk that is unmounted
         wait(lambda: served() == (set(), 0, 0), within_s=5)
         folder.with_name("away").rename(folder)
@@ -50,6 +53,17 @@ def test_the_server_follows_its_folder_and_waits_for_complete_files(bundle_folde
     assert (
         open_index(model, folder, exclude=index.exclude).embedded == 0 and sum(str(slow) in line for line in lines) == 1
     )
+
+
+def test_a_large_copy_is_embedded_in_parts_without_a_look_for_each(
+    bundle_folder: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, folder = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent
+    monkeypatch.setattr("dcclip_cli.serve.live._NEW_IMAGES", 1)
+    with TestClient(application(model, [open_index(model, folder)], follow_s=1)) as client:
+        for number in range(20):
+            (folder / f"{number} 张.png").write_bytes(pictures[number % 5].read_bytes())
+        wait(lambda: client.get("/health").json()["images"] == 25, within_s=10)
 
 
 def test_a_video_is_followed_and_its_frames_open_it_at_their_times(bundle_folder: Path, pictures: list[Path]) -> None:
