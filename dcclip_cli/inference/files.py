@@ -227,7 +227,7 @@ def _write(out: Path, names: Sequence[str], rows: np.ndarray) -> None:
         if out.suffix == ".npy":
             with partial.open("wb") as stream:
                 np.save(stream, rows)
-            atomic_write(out.with_suffix(".txt"), "".join(f"{' '.join(name.split())}\n" for name in names))
+            atomic_write(out.with_suffix(".txt"), "".join(f"{name}\n" for name in names))
             return
         import pyarrow as pa
         import pyarrow.parquet as pq

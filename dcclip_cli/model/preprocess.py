@@ -95,9 +95,10 @@ def decode(
     except DAMAGE as error:
         # Not "[Errno 40] ...: 'cat.png'", and of libjxl the first line.
         reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
-        kind = DcclipError if getattr(error, "errno", None) else ImageError  # a disk may be read later
-        message = Message("{} is not a readable image: {}", name, reason)
-        raise kind(message, Message("replace it, or convert it to JPEG")) from None
+        if getattr(error, "errno", None):  # of a file, or of a folder: it may be read later
+            hint = Message("check the permissions of the file and its folders, and the disk")
+            raise DcclipError("{} cannot be read: {}", hint, name, reason) from None
+        raise ImageError("{} is not a readable image: {}", "replace it, or convert it to JPEG", name, reason) from None
 
 
 def _opened(source: bytes | Path, formats: tuple[str, ...]) -> Image.Image:

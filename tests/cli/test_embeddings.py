@@ -25,7 +25,7 @@ class Embeddings:
     def __init__(self, model: str | Path, names: dict[str, str], pairs: list[Pair], folder: Path) -> None:
         self.model, self.folder = model, folder / "图片"
         self.texts = [*names, *names.values(), "something", "东西", UNKNOWN]
-        contents = {f"{pair.key}.png": pair.image for pair in pairs[:12]}
+        contents = {f"{pair.key}  图.png": pair.image for pair in pairs[:12]}
         contents |= {photo.name: photo.read_bytes() for photo in PHOTOS.glob("*.jpg")}
         self.folder.mkdir()
         for name, content in contents.items():

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.preprocess import Preprocessing, decode, flatten, matching_preprocessing
+from dcclip_cli.model.preprocess import ImageError, Preprocessing, decode, flatten, matching_preprocessing
 from tests.images import encode, png_header
 
 
@@ -118,6 +118,13 @@ def test_what_is_no_whole_jpeg_png_or_webp_is_refused(content: str) -> None:
     with pytest.raises(DcclipError, match="is not a readable image") as raised:
         decode(UNREADABLE[content])
     assert "JPEG" in raised.value.hint
+
+
+def test_what_the_system_does_not_read_is_not_called_a_broken_image(tmp_path: Path) -> None:
+    (folder := tmp_path / "夏 天.jpg").mkdir()  # as root reads all files, whatever their permissions
+    with pytest.raises(DcclipError, match=r"夏 天\.jpg cannot be read: ") as raised:
+        decode(folder)
+    assert raised.value.hint.startswith("check the permissions") and not isinstance(raised.value, ImageError)
 
 
 def test_transparency_shows_the_colour_behind_it() -> None:
