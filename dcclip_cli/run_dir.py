@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -77,9 +77,13 @@ class RunDir:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Hold the directory while the block runs. Raises DcclipError if another command holds it."""
-        owner = self.root / ".owner"
-        with lock(self.root / ".lock", wait=False) as is_free:
+        """Hold the directory while the block runs. Raises DcclipError if another command holds it.
+
+        Folders that it creates are removed again if the block writes nothing.
+        """
+        created = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
+        owner, lock_file = self.root / ".owner", self.root / ".lock"
+        with lock(lock_file, wait=False) as is_free:
             if not is_free:
                 process = owner.read_text("utf-8") if owner.exists() else "?"
                 problem = Message("{} is in use by another command (process {})", self.root, process)
@@ -89,6 +93,11 @@ class RunDir:
                 yield
             finally:
                 owner.unlink(missing_ok=True)
+                if created and [*self.root.iterdir()] == [lock_file]:
+                    with suppress(OSError):  # on Windows, a file that is open
+                        lock_file.unlink()
+                        for folder in created:
+                            folder.rmdir()
 
     def stage(self, name: str) -> Path:
         return self.root / name

@@ -245,7 +245,8 @@ def test_pairs_that_are_to_be_collected_are_estimated_and_images_outside_of_thei
     recipe = {name: whole_recipe[name] for name in ("name", "teacher", "student", "distill")}
     stages: tuple[StageName, ...] = ("collect", "distill")
     with refused("collect.sources: none of the 40 pairs passed: 40 image-outside", "allow_outside"):
-        check(load(recipe, values=values), run, stages)
+        api.run(recipe, sets=values, out=tmp_path / "runs/new")
+    assert not (tmp_path / "runs").exists()
     values["collect.sources"] = [source | {"allow_outside": True}]
     (before,) = check(load(recipe, values=values), run, stages)
     api.collect(recipe, sets=values, out=run.root, workers=1)
