@@ -75,7 +75,12 @@ def join_processes(device: str) -> None:
 @cache
 def _rendezvous() -> Any:
     """A store that all processes reach, and this one's number of how many."""
-    return next(rendezvous("env://"))
+    try:
+        return next(rendezvous("env://"))
+    except distributed.DistStoreError as error:
+        if "libuv" not in str(error):
+            raise
+        return next(rendezvous("env://?use_libuv=0"))  # of torch without it, as Debian's
 
 
 def use_kernels(options: TrainOptions, device: str) -> None:

@@ -19,6 +19,7 @@ from torch.distributed import DistStoreError
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.progress import Silent
+from dcclip_cli.train.compute import _rendezvous
 from dcclip_cli.train.launch import launch, on_gpus, process_number
 from tests.train import jobs, launchers
 from tests.train.jobs import ENVIRONMENT, OPTIONS, TIMEOUT_S, Job, assert_close, logged, refused, run, weights
@@ -169,9 +170,18 @@ def test_an_error_in_one_process_ends_all_with_one_error_and_one_hint(
 
 
 def test_torch_without_libuv_is_told_from_an_error_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def without_libuv(*_: object, **options: object) -> None:
-        raise DistStoreError("use_libuv was requested but PyTorch was built without libuv support")
+    rendezvous = sys.modules["torch.distributed.rendezvous"]  # which is a function as well
+    store = rendezvous.TCPStore
 
+    def without_libuv(*arguments: Any, use_libuv: bool = True, **options: Any) -> Any:
+        if use_libuv:
+            raise DistStoreError("use_libuv was requested but PyTorch was built without libuv support")
+        return store(*arguments, **options, use_libuv=False)
+
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(rendezvous, "TCPStore", without_libuv)  # under srun, where none is needed
+    assert _rendezvous.__wrapped__()[1:] == (0, 1)
     monkeypatch.setattr("torch.distributed.elastic.rendezvous.c10d_rendezvous_backend.TCPStore", without_libuv)
     with refused("--processes 2: torch cannot connect: .* built without libuv", "--processes 1"):
         launch(["align"], 2, Silent())
