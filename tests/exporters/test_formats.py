@@ -1,7 +1,9 @@
 """Every format gives the model's results in its own runtime; a missing package is named with its command."""
 
 import json
+import platform
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -252,11 +254,16 @@ def test_a_projection_with_a_bias_is_not_exported_to_transformers(export_model: 
         export_model(folder, data=None, format="transformers")
 
 
-def test_a_format_names_the_package_that_it_needs(export_model: Exporting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_format_names_what_it_needs(export_model: Exporting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(FORMATS["executorch"]), "package", "no_such_package")
     with pytest.raises(DcclipError, match="--format executorch needs no_such_package, which is not") as error:
         export_model(format="executorch")
     assert error.value.hint.startswith("pip install executorch, in")
+    if platform.libc_ver() >= ("glibc", "2.41") and find_spec("MNN"):
+        monkeypatch.setenv("GLIBC_TUNABLES", "glibc.rtld.execstack=0")  # as glibc 2.43 without it
+        with pytest.raises(DcclipError, match=r"MNN cannot convert image\.onnx: .*executable stack") as error:
+            export_model(format="mnn")
+        assert error.value.hint.startswith("set GLIBC_TUNABLES=glibc.rtld.execstack=2")
 
 
 @pytest.mark.usefixtures("downloaded_folder")

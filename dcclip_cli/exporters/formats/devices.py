@@ -160,7 +160,10 @@ class Mnn(Format):
             if not (folder / file).is_file():
                 lines = (done.stdout + done.stderr).strip().splitlines() or ["no reason given"]
                 reason = [line for line in lines if "Not Support" in line] or lines[-1:]  # which operator
-                raise DcclipError("MNN cannot convert {}: {}", "use --format onnx or litert", name, reason[0][:200])
+                hint = Message("use --format onnx or litert")
+                if "executable stack" in reason[0]:  # which glibc 2.43 refuses
+                    hint = Message("set GLIBC_TUNABLES=glibc.rtld.execstack=2 and run the same command again")
+                raise DcclipError("MNN cannot convert {}: {}", hint, name, reason[0][:200])
 
     def runner(self, file: Path) -> Run:
         with _stdout_to_stderr():
