@@ -12,7 +12,7 @@ import yaml
 
 from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import LANGUAGES, Language
-from dcclip_cli.data.reading import IMAGE_SUFFIXES, MAX_TEXT_BYTES
+from dcclip_cli.data.reading import IMAGE_SUFFIXES, MAX_TEXT_BYTES, TABLE_SUFFIXES
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import is_listed, refuse_special
 from dcclip_cli.text import encodable, language_by_script, read_text
@@ -66,6 +66,12 @@ def no_pairs(
             "to distill without captions, set data.images to this folder; to train on captions, list images and "
             "captions in a table (columns image, zh, en) and run dcclip collect on it (source {{kind: table}})",
             path,
+        )
+    if str(path).lower().endswith(TABLE_SUFFIXES):
+        hint = Message(
+            "to make pairs of a table, write in the recipe: {{collect: {{sources: [{{kind: table, path: {}}}]}}, data: "
+            "{{train: collect}}}}; then run dcclip collect on the recipe",
+            json.dumps(os.path.join(".", path), ensure_ascii=False),
         )
     return DcclipError("{} contains no pairs", hint, path)
 

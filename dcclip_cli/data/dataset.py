@@ -23,6 +23,7 @@ from dcclip_cli.data.pair import (
     PairDataset,
     Rows,
     captions_in_memory,
+    check_once,
 )
 from dcclip_cli.data.remote import DataFile, is_url, list_files, shown
 from dcclip_cli.data.shards import DROPPED, SUFFIXES, Columns, columns_in, open_parquet, parquet_errors
@@ -57,6 +58,7 @@ class EmbeddingDataset(FileDataset):
         if "key" not in names:
             hint = Message("add the column: every embedding needs a key")
             raise DcclipError("{} has no column {} (found: {})", hint, path, "key", ", ".join(names))
+        check_once(("key", "embedding", *LANGUAGES), names, path)
         self._keys = table["key"].combine_chunks()
         rows = table["embedding"].to_pylist()
         widths = {len(row) if isinstance(row, list) else 0 for row in rows}

@@ -48,12 +48,18 @@ class Pair:
 
 def caption_strings(value: Any, where: str) -> tuple[str, ...]:
     """Captions given as a string, a list or None, `encodable`, without empty ones. Raises DcclipError for all else."""
-    captions = (value,) if isinstance(value, str) else value or ()
+    captions = (value,) if isinstance(value, str) else () if value is None else value
     if not isinstance(captions, list | tuple) or not all(isinstance(caption, str | None) for caption in captions):
         raise DcclipError(
             "{} is neither a string nor a list of strings", "give captions as a string or a list of strings", where
         )
     return tuple(encodable(caption) for caption in captions if caption)
+
+
+def check_once(columns: Iterable[str], names: Sequence[str], place: object) -> None:
+    """Raise DcclipError if one of the `columns` that are used is more than once among the `names` of a table's."""
+    if repeated := [column for column in columns if names.count(column) > 1]:
+        raise DcclipError("{} has several columns {}", "rename or remove all but one of them", place, repeated[0])
 
 
 def image_digest(image: bytes) -> bytes:

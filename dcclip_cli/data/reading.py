@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+TABLE_SUFFIXES = (".tsv", ".csv", ".jsonl", ".ndjson")  # of text
 MAX_IMAGE_BYTES = 64_000_000
 MAX_TEXT_BYTES = 1_000_000  # of a row in a table, of a caption file or a record next to an image; captions are short
 MAX_DEPTH = 32  # of lists in lists in metadata

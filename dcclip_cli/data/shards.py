@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
-from dcclip_cli.data.pair import LANGUAGES, Language, caption_strings, image_digest
+from dcclip_cli.data.pair import LANGUAGES, Language, caption_strings, check_once, image_digest
 from dcclip_cli.data.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, Member, members_of
 from dcclip_cli.data.remote import PART_BYTES, DataFile, RangeFile
 from dcclip_cli.errors import DcclipError, Message
@@ -209,4 +209,6 @@ def columns_used(file: DataFile, names: list[str], columns: Columns) -> list[str
         message = Message("{} has no column {} (found: {})", file, " or ".join(missing), ", ".join(names))
         raise DcclipError(message, "rename the columns to key, image, zh, en and meta, or map them with data.columns")
     optional = [name for key, name in usual.items() if key not in columns.named and name in names]
-    return list(dict.fromkeys([*required.values(), *optional]))
+    used = list(dict.fromkeys([*required.values(), *optional]))
+    check_once(used, names, file)
+    return used

@@ -27,6 +27,7 @@ from dcclip_cli.data.pair import (
     PairDataset,
     caption_strings,
     captions_in_memory,
+    check_once,
 )
 from dcclip_cli.data.shards import Captions, Columns
 from dcclip_cli.errors import DcclipError, Message
@@ -170,6 +171,7 @@ def _table(rows: Iterable[list[str]], path: Path) -> Iterator[Captions]:
         if not any(texts):
             continue
         if not columns:
+            check_once(LANGUAGES, texts, path)
             if columns := {language: texts.index(language) for language in LANGUAGES if language in texts}:
                 continue  # the header
             columns = {language_by_script(text): column for column, text in enumerate(texts)}

@@ -16,6 +16,7 @@ from dcclip_cli.data.class_folders import images_by_class, kind_of_folder, no_pa
 from dcclip_cli.data.dataset import shards_at
 from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.data.preview import preview_images, preview_pairs
+from dcclip_cli.data.reading import TABLE_SUFFIXES
 from dcclip_cli.errors import DcclipError, Message, translated
 from dcclip_cli.model.hub_models import TRANSFORMERS_CONFIG, open_clip_config
 from dcclip_cli.model.reference import STARTER, resolve, resolve_teacher
@@ -25,7 +26,6 @@ from dcclip_cli.model.weights import CONFIG, stored_tensors
 
 DataKind = Literal["photos", "pairs", "table", "classes"]
 Size = Literal["S", "M", "RN50", "XS"]
-TABLES = (".tsv", ".csv", ".jsonl", ".ndjson")
 SIZES: Mapping[Size, str] = {  # with a shared space of 768; latency of an image in int8: docs/reference/students.md
     "S": Message("12 M parameters, for phones and small boards"),
     "M": Message("29 M parameters; an image takes three times as long as with S"),
@@ -173,7 +173,7 @@ def _kind_of_data(path: str) -> DataKind:
             "give a folder of photographs, pairs (tar or Parquet files, or a table), or a folder of class folders"
         )
         raise DcclipError("{} does not exist", hint, path)
-    if folder.suffix.lower() in TABLES and folder.is_file():
+    if folder.suffix.lower() in TABLE_SUFFIXES and folder.is_file():
         return "table"
     if shards_at(path):
         return "pairs"

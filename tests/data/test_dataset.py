@@ -101,7 +101,7 @@ def test_a_path_without_pairs_is_an_error_with_a_hint(
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DcclipError, match=f"{name}.*{what}") as raised:
         open_pairs(tmp_path / name)
-    assert raised.value.hint
+    assert "dcclip collect" in raised.value.hint if name == "pairs.csv" else raised.value.hint
 
 
 @pytest.mark.parametrize("record", [b"{'zh': 1}", b"[]", b"\xff\xfe"])
@@ -264,3 +264,6 @@ def test_a_first_look_counts_pairs_and_captions(pairs: list[Pair], pairs_file: P
         assert {tuple(map(len, captions.values())) for captions in opened.captions} == {(3, 3)}
     lengths = [len(text.encode()) for pair in pairs for text in pair.zh]
     assert table.bytes_per_caption(("zh",)) == pytest.approx(sum(lengths) / 120)
+    (tmp_path / "2.tar").write_bytes((tmp_path / "1.tar").read_bytes()[:700])
+    with pytest.raises(DcclipError, match=r"2\.tar is not a readable tar file"):
+        preview_pairs(tmp_path)

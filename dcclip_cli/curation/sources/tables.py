@@ -26,7 +26,7 @@ from dcclip_cli.curation.sources.base import (
     key_prefix,
 )
 from dcclip_cli.data import reading
-from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.pair import Pair, check_once
 from dcclip_cli.data.reading import Drop, Fault, Folder
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.hub import load_hub
@@ -45,7 +45,7 @@ ROWS_AT_A_TIME = 16  # of Parquet and Arrow in memory: each may contain an image
 _MAX_ROWS_PER_BYTE = 10  # of Parquet: an image and a caption take more than a byte, however well compressed
 
 Cells = dict[str, Any] | Drop  # a row by its columns, or why it cannot be read
-_SUFFIXES = (".tsv", ".csv", ".jsonl", ".ndjson", ".parquet")
+_SUFFIXES = (*reading.TABLE_SUFFIXES, ".parquet")
 
 
 class Roles(NamedTuple):
@@ -78,9 +78,11 @@ class ColumnOptions(SourceOptions):
         """Raise DcclipError if a column is in none of the `headers`, or none of them has images or captions."""
         columns, missing = dict[str, None](), list[str]()
         for header in headers:
-            columns |= dict.fromkeys(header)
+            names = list(header)
+            columns |= dict.fromkeys(names)
             images, captions = self.roles(columns)
             named = [*(column for _, column in (*images, *captions)), *self.where]
+            check_once(named, names, place)
             missing = [column for column in named if column not in columns]
             missing = missing or [*(() if images else _IMAGES)] or [*(() if captions else TOLD)]
             if not missing:
