@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
 
@@ -70,15 +71,18 @@ class Model:
 
     `parameters` is the number of weights in both towers, `logit_scale` the factor of the cosines before the softmax,
     `preprocessing` that of images, in the terms of open_clip's `preprocess_cfg`. Every method raises DcclipError for an
-    image that cannot be read.
+    image that cannot be read. A pickled model is its reference: the process that unpickles it loads it again.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
-        self._encoder = encoder
+    def __init__(self, encoder: Encoder, reload: Callable[[], Model] | None = None) -> None:
+        self._encoder, self._reload = encoder, reload
         self._labels: tuple[Any, Labels] | None = None  # of the last call, with the arguments they were made from
         self.name, self.parameters = encoder.name, encoder.parameters
         self.logit_scale = encoder.logit_scale
         self.preprocessing: Mapping[str, Any] = encoder.preprocessing
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        return (self._reload, ()) if self._reload else super().__reduce__()
 
     @overload
     def predict(
@@ -107,9 +111,10 @@ class Model:
         is_one = isinstance(images, str | bytes | os.PathLike | Image.Image)
         names = list(dict.fromkeys([labels] if isinstance(labels, str) else labels))
         key = (tuple(names), None if templates is None else tuple(templates), multi_label)
-        if self._labels is None or self._labels[0] != key:
-            self._labels = key, Labels(self._encoder, names, templates, multi_label)
-        classes = self._labels[1]
+        stored = self._labels  # another thread may replace them
+        if stored is None or stored[0] != key:
+            stored = self._labels = key, Labels(self._encoder, names, templates, multi_label)
+        classes = stored[1]
         rows = classes.probabilities(self.embed_images([images] if is_one else images))  # type: ignore[list-item,arg-type]
         predictions = [dict(best(classes.names, row, top_k)) for row in rows]
         return predictions[0] if is_one else predictions
@@ -144,7 +149,8 @@ def load(reference: str | os.PathLike[str] | None = None, *, device: str = "auto
     torch's own choice otherwise. Raises DcclipError.
     """
     model = resolve(None if reference is None else os.fspath(reference))
-    return Model(load_encoder(model, device, threads=threads))
+    reload = partial(load, reference, device=device, threads=threads)
+    return Model(load_encoder(model, device, threads=threads), reload)
 
 
 def _read(image: ImageInput) -> Image.Image:

@@ -1,5 +1,6 @@
 """Predictions of a loaded model, by the function of the command and the Python API."""
 
+import pickle
 import subprocess
 import sys
 import time
@@ -32,6 +33,8 @@ def test_the_python_api_predicts_what_the_command_does(
     expected = [dict(prediction.labels) for prediction in predict(encoder, Labels(encoder, LABELS), pictures)]
     for result, expected_result in zip(loaded.predict(list(pictures), LABELS), expected, strict=True):
         assert list(result) == list(expected_result) and result == pytest.approx(expected_result, abs=1e-5)
+    in_another_process = pickle.loads(pickle.dumps(loaded))
+    np.testing.assert_array_equal(in_another_process.embed_images(pictures), loaded.embed_images(pictures))
     single = loaded.predict(str(pictures[0]), LABELS, top_k=2)
     assert list(single) == list(expected[0])[:2]
     for options in ({}, {"multi_label": True}, {"top_k": 2}):
