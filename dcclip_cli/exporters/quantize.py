@@ -14,7 +14,7 @@ import numpy as np
 from dcclip_cli.data.pair import PairDataset
 from dcclip_cli.errors import Message
 from dcclip_cli.exporters import Precision, Preprocess, rounding
-from dcclip_cli.exporters.formats.onnx import add_preprocessing, preprocesses
+from dcclip_cli.exporters.formats.onnx import add_preprocessing
 from dcclip_cli.exporters.onnx_graph import OnnxGraph
 from dcclip_cli.exporters.parity import Parity
 from dcclip_cli.exporters.samples import calibration_texts, images_and_captions
@@ -283,15 +283,16 @@ class BundleGraphs:
 
     def __init__(self, source: Source, folder: Path, preprocess: Preprocess) -> None:
         assert source.folder is not None
-        self._source, self._bundle, self._folder, self._preprocess = source, source.folder, folder, preprocess
+        self._source, self._bundle, self._folder = source, source.folder, folder
         description = read_json(source.folder / DESCRIPTION, "")
+        self._adds_preprocessing = preprocess == "graph" != description["preprocess"]
         self.kept: dict[str, str] = description.get("kept_fp32") or {}
         self.largest_pair_sum: int | None = (description.get("parity") or {}).get("int8_largest_pair_sum")
 
     def write(self) -> Path:
         for file in (file for name in (IMAGE, TEXT) for file in self._bundle.glob(f"{name}*")):
             shutil.copyfile(file, self._folder / file.name)
-        if self._preprocess == "graph" and not preprocesses(self._folder / IMAGE):
+        if self._adds_preprocessing:
             add_preprocessing(self._folder / IMAGE, self._source.preprocessing)
         return self._folder
 

@@ -230,39 +230,32 @@ class RecipeRun:
         if not (self.loaded.recipe.distill or self.loaded.recipe.align) or not is_first_process():
             return []
         rows = [] if self.fresh else kept_summary(self.dir.root, self._identity(), self.progress)
-        if is_stored := bool(rows):
+        if rows:
             self.progress.say(Message("eval: already done (use --fresh to redo)"))
-            if any(row.memory_bytes for row in rows):  # of which older versions measured none
-                return rows
+            return rows
         models = self.models()
-        if not is_stored:
-            results, options = self._evaluate(*models), self.loaded.recipe.eval
-            if options is not None:
-                check_complete(results, options)
-            no_test = "teacher" in models and not results
-            images = recipe_samples(self.data(), "validation", "train") if no_test else None
-            agreement = {} if images is None else agreements(models, images, self.device, self.progress)
-            pairs = recipe_pairs(data, "train") if (data := self.data()) else None
-            samples = sum(steps * getattr(self.loaded.recipe, name).batch_size for name, steps in self.steps().items())
-            trained = pairs.num_pairs if pairs else 0, samples
-            for name in models:
-                row = ModelSummary(name, {}, agreement.get(name, {}), *((0, 0) if name == "teacher" else trained))
-                for result in self._results.get(name, ()):
-                    row.scores.setdefault(result.metric, {})[f"{result.dataset} {result.language}"] = result.value
-                rows.append(row)
+        results, options = self._evaluate(*models), self.loaded.recipe.eval
+        if options is not None:
+            check_complete(results, options)
+        no_test = "teacher" in models and not results
+        images = recipe_samples(self.data(), "validation", "train") if no_test else None
+        agreement = {} if images is None else agreements(models, images, self.device, self.progress)
         costs: dict[str, Bench] = {}
-        try:
-            # The student before its teacher, which is larger: the two can share a process, whose memory only grows.
-            for group in ("student", "teacher"), ("bundle",):
-                names = [name for name in group if name in models]
-                benches = bench([models[name] for name in names], together=True, progress=self.progress)
-                costs |= dict(zip(names, benches, strict=True))
-        except DcclipError:
-            if not is_stored:
-                raise
-            return rows  # of an older version, whose teacher may be gone
-        measured = {name: {field: getattr(cost, field) for field in COSTS} for name, cost in costs.items()}
-        rows = [replace(row, **measured[row.name]) for row in rows if row.name in measured]
+        # The student before its teacher, which is larger: the two can share a process, whose memory only grows.
+        for group in ("student", "teacher"), ("bundle",):
+            names = [name for name in group if name in models]
+            benches = bench([models[name] for name in names], together=True, progress=self.progress)
+            costs |= dict(zip(names, benches, strict=True))
+        pairs = recipe_pairs(data, "train") if (data := self.data()) else None
+        samples = sum(steps * getattr(self.loaded.recipe, name).batch_size for name, steps in self.steps().items())
+        trained = pairs.num_pairs if pairs else 0, samples
+        for name in models:
+            measured: dict[str, Any] = {field: getattr(costs[name], field) for field in COSTS}
+            counts = (0, 0) if name == "teacher" else trained
+            row = ModelSummary(name, {}, agreement.get(name, {}), *counts, **measured)
+            for result in self._results.get(name, ()):
+                row.scores.setdefault(result.metric, {})[f"{result.dataset} {result.language}"] = result.value
+            rows.append(row)
         write_json(self.dir.root / SUMMARY, {"of": self._identity(), "rows": [asdict(row) for row in rows]})
         return rows
 

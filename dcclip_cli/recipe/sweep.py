@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -151,8 +150,7 @@ class Sweep:
         from dcclip_cli.eval.result import load_results
         from dcclip_cli.model.model_dir import model_fingerprint
 
-        rows: list[SweepRow] = []
-        by_architecture = defaultdict[tuple[str, int, str], list[list[ModelSummary]]](list)
+        rows = list[tuple[tuple[str, int, str], SweepRow]]()  # with their architecture
         first: list[EvalResult] = []
         for variant in dict.fromkeys(variant for variant, _ in self.runs):
             runs = [run for (name, _), run in self.runs.items() if name == variant]
@@ -174,16 +172,16 @@ class Sweep:
                 seeds = [summary[model] for summary in summaries]
                 seeds = seeds[:1] if model == "teacher" else seeds
                 row = SweepRow(variant, model, seeds, differences, intervals[model])
-                if model != "teacher" or all(row.scores() != shown.scores() for shown in rows):
-                    rows.append(row)
+                if model != "teacher" or all(row.scores() != shown.scores() for _, shown in rows):
                     recipe = runs[0].loaded.recipe
                     section = str(recipe.teacher if model == "teacher" else recipe.student)
-                    by_architecture[model, seeds[0].size_bytes, section].append(seeds)
-        for group in by_architecture.values():  # what a model costs does not depend on its weights
-            least = {cost: min(getattr(run, cost) for seeds in group for run in seeds) for cost in COSTS}
-            for seeds in group:
-                seeds[:] = [replace(run, **least) for run in seeds]
-        return rows
+                    rows.append(((model, seeds[0].size_bytes, section), row))
+
+        def least(of: tuple[str, int, str]) -> dict[str, Any]:  # what a model costs does not depend on its weights
+            runs = [run for architecture, row in rows if architecture == of for run in row.runs]
+            return {cost: min(getattr(run, cost) for run in runs) for cost in COSTS}
+
+        return [replace(row, runs=[replace(run, **least(of)) for run in row.runs]) for of, row in rows]
 
     def save(self, rows: Sequence[SweepRow]) -> None:
         """Write runs.csv, the scores of runs; table.csv, means and differences; table.tex, models.tex and sweep.svg."""

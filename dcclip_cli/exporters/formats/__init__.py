@@ -1,21 +1,17 @@
 """Export formats: the interface, and one module per family of runtimes. Their registry is in export.py."""
 
-from __future__ import annotations
-
 import importlib.util
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.exporters import FormatName, Precision, Preprocess
+from dcclip_cli.exporters.source import Source
+from dcclip_cli.inference.encoder import Encoder
 from dcclip_cli.inference.onnx_encoder import ExportedEncoder, Run, one_at_a_time, read_description, runner
-
-if TYPE_CHECKING:
-    from dcclip_cli.exporters.source import Source
-    from dcclip_cli.inference.encoder import Encoder
-    from dcclip_cli.progress import Progress
+from dcclip_cli.progress import Progress
 
 
 class Format(ABC):

@@ -1,23 +1,18 @@
 """ONNX bundles, for onnxruntime, and the layouts of the same graphs that transformers.js, immich and Lap load."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.exporters import FormatName, Precision, Preprocess
 from dcclip_cli.exporters.formats import Format
-from dcclip_cli.exporters.source import prepare
+from dcclip_cli.exporters.source import Source, prepare
 from dcclip_cli.files import link_or_copy, write_json
 from dcclip_cli.inference.onnx_encoder import IMAGE, PIXELS, RGB, TEXT, TOKENIZER, OnnxEncoder, Run, runner
 from dcclip_cli.model.preprocess import RESAMPLING, Preprocessing
-
-if TYPE_CHECKING:
-    from dcclip_cli.exporters.source import Source
 
 # Names and types of immich's machine-learning service (immich_ml/models/clip): image is float, text is int32.
 _IMMICH_IMAGE, _IMMICH_TEXT, _IMMICH_EMBEDDING = "image", "text", "embedding"
@@ -288,12 +283,6 @@ def _prepend(model: Any, first: Any) -> None:
     del model.graph.node[:], model.graph.input[:]
     model.graph.node.extend([*first.node, *nodes])
     model.graph.input.extend(first.input)
-
-
-def preprocesses(graph: Path) -> bool:
-    import onnx
-
-    return bool(onnx.load(graph, load_external_data=False).graph.input[0].name == RGB)
 
 
 def preprocessing_graph(preprocessing: Preprocessing) -> Any:

@@ -1,7 +1,5 @@
 """A web page with the model in it: a bundle that preprocesses, and the packages of npm that a browser needs."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import os
@@ -12,21 +10,17 @@ from http.client import HTTPException
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.request import Request, urlopen
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.exporters import Precision
 from dcclip_cli.exporters.formats.onnx import Onnx, check_size
 from dcclip_cli.exporters.samples import TEXTS
-from dcclip_cli.exporters.source import prepare
+from dcclip_cli.exporters.source import Source, prepare
 from dcclip_cli.files import atomic_write, cache_folder, write_json
 from dcclip_cli.html import SHARED_PAGE
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import VERSION
-
-if TYPE_CHECKING:
-    from dcclip_cli.exporters.source import Source
 
 _PUBLIC = "https://registry.npmjs.org"
 _WAIT_S = 30  # for the next bytes
