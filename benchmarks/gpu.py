@@ -56,9 +56,9 @@ from dcclip_cli.model.teachers import AltClipTeacher
 from dcclip_cli.model.towers import Tokens, Towers
 from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.loading import load_batches
+from dcclip_cli.train.options import AlignOptions, DistillOptions
 from dcclip_cli.train.speed import forward_flops, peak_flops, training_flops
 from dcclip_cli.train.stage import Stage
-from dcclip_cli.train.stages import AlignOptions, DistillOptions
 from dcclip_cli.train.trainer import Trainer
 
 CAPTIONS = {"zh": "公园里有一只棕色的小狗在草地上奔跑", "en": "a small brown dog runs over the grass of a park"}

@@ -334,8 +334,8 @@ def model_folder(pairs_file: Path, build_once: Build) -> Path:
     from dcclip_cli.data.options import DataOptions
     from dcclip_cli.model.students import StudentOptions
     from dcclip_cli.run_dir import RunDir
+    from dcclip_cli.train.options import AlignOptions
     from dcclip_cli.train.stage import Stage
-    from dcclip_cli.train.stages import AlignOptions
     from dcclip_cli.train.trainer import train_stage
 
     def train(folder: Path) -> None:

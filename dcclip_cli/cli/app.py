@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dcclip_cli.cli import about, calibrate, console, demo, eval, fit, new, predict, push, serve, stages, trim
+from dcclip_cli.cli import about, console, demo, eval, make, models, predict, serve, stages
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.machine import set_library_defaults
 from dcclip_cli.versions import VERSION
@@ -44,14 +44,14 @@ def dcclip(
 
 _PANELS = {
     "Make a model from a recipe": (
-        *(fit.fit, new.new, stages.run, stages.collect, stages.index, stages.distill, stages.align),
-        *(eval.eval, eval.compare, stages.export, trim.trim),
+        *(make.fit, make.new, stages.run, stages.collect, stages.index, stages.distill, stages.align),
+        *(eval.eval, eval.compare, stages.export, models.trim),
     ),
     "Use a model": (
         *(predict.predict, predict.search, predict.embed, predict.bench),
-        *(calibrate.calibrate, demo.demo, serve.serve, serve.mcp),
+        *(models.calibrate, demo.demo, serve.serve, serve.mcp),
     ),
-    "Publish a model": (push.push,),
+    "Publish a model": (models.push,),
     "Show information": (about.models, eval.datasets, about.doctor),
 }
 for _panel, _commands in _PANELS.items():

@@ -16,7 +16,7 @@ from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.options import Neutral, Options
 from dcclip_cli.run_dir import STAGES, SWEEP_FILES, StageName
 from dcclip_cli.train.metrics_log import TrackerName
-from dcclip_cli.train.stages import AlignOptions, DistillOptions
+from dcclip_cli.train.options import AlignOptions, DistillOptions
 
 
 class Recipe(Options):

@@ -1,24 +1,36 @@
-"""Training options that distill and align share: optimizer, loop, teachers."""
+"""Training options: optimizer, loop and teachers, which both stages share, and what differs between the stages.
+
+Stage 1: the student's towers learn the frozen teacher's features (DC-CLIP, arXiv 2404.11249). Stage 2: both together,
+image against caption in each language (DC-CLIP stage 2; symmetric InfoNCE, CLIP).
+"""
 
 from collections.abc import Mapping
 from math import ceil, gcd
-from typing import Annotated, Literal, Self
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dcclip_cli.data.options import Augment, CaptionOptions
-from dcclip_cli.errors import Message
+from dcclip_cli.data.options import Augment, CaptionOptions, DataOptions, Source
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model import Precision
+from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.options import Dims, Neutral, Options
+from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.lora import LoraOptions
+from dcclip_cli.train.losses import DistillLoss
+from dcclip_cli.train.losses.base import Tower
+from dcclip_cli.train.losses.contrastive import ContrastOptions, TaskLoss
+from dcclip_cli.train.losses.embeddings import EmbeddingLoss
+from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, le=100)]  # of learning
 _MOST_STEPS = 100_000_000
 Steps = Annotated[int, Field(ge=1, le=_MOST_STEPS)]
-MOST_PER_STEP = 2**20  # samples
-PerStep = Annotated[int, Field(ge=1, le=MOST_PER_STEP)]
+_MOST_PER_STEP = 2**20  # samples
+PerStep = Annotated[int, Field(ge=1, le=_MOST_PER_STEP)]
 
 
 class OptimizerOptions(Options):
@@ -76,7 +88,7 @@ class TrainOptions(Options):
         None, gt=0, le=100_000, description="Passes over the training pairs; fractions are allowed"
     )
     steps: Steps | None = Field(None, description="Training steps, instead of epochs")
-    batch_size: int = Field(256, ge=2, le=MOST_PER_STEP, description="Pairs per step, over all processes")
+    batch_size: int = Field(256, ge=2, le=_MOST_PER_STEP, description="Pairs per step, over all processes")
     accumulate: PerStep | Literal["auto"] = Field(
         1,
         description="Gradient-accumulation parts per batch, to save memory; losses see one part at a time. auto: 1, "
@@ -208,3 +220,108 @@ class TrainOptions(Options):
 
     def total_steps(self, steps_per_epoch: int) -> int:
         return self.steps or max(1, round((self.epochs or 0) * steps_per_epoch))
+
+
+class DistillOptions(TrainOptions):
+    """Stage 1 of a recipe."""
+
+    stage: ClassVar[Literal["distill"]] = "distill"
+    contrast: ClassVar[TaskLoss | None] = None  # between images and captions, in addition to `losses`
+    distinct_captions: ClassVar[bool] = False
+    max_logit_scale: ClassVar[float] = 100.0
+    half: ClassVar[bool] = False
+
+    losses: tuple[DistillLoss, ...] = Field(
+        (FeatureMapLoss(), TokenFeaturesLoss(), EmbeddingLoss()),
+        min_length=1,
+        description="Losses between student and teacher; their weighted sum is minimized",
+    )
+    images_per_step: int | None = Field(
+        None,
+        ge=0,
+        le=_MOST_PER_STEP,
+        description="Images of data.images per step in addition to batch_size pairs, over all processes; default: "
+        "batch_size; 0: none",
+    )
+    texts_per_step: int | None = Field(
+        None,
+        ge=0,
+        le=_MOST_PER_STEP,
+        description="Texts of data.texts per step in addition to batch_size pairs, over all processes; default: "
+        "batch_size; 0: none",
+    )
+
+    def start_folder(self, run: RunDir) -> None:
+        """The model directory that the student is loaded from: it is a new one."""
+
+    def locked(self, student: StudentOptions | None) -> Tower | None:
+        """The tower that is not trained."""
+        return "image" if student and student.keeps_images else None
+
+    def stage_data(self, data: DataOptions, student: StudentOptions | None) -> DataOptions:
+        return data
+
+
+class AlignOptions(ContrastOptions, TrainOptions):
+    """Stage 2 of a recipe, or the training of a model from scratch."""
+
+    stage: ClassVar[Literal["align"]] = "align"
+
+    losses: tuple[DistillLoss, ...] = Field(
+        (), description="Distillation losses in addition to the contrastive loss, to retain what stage 1 learned"
+    )
+    train: Source | None = Field(None, description="Pairs for this stage only; default: data.train")
+    images_per_step: PerStep | None = Field(
+        None, description="Images of data.images per step in addition to batch_size pairs, for `losses`; default: none"
+    )
+    texts_per_step: PerStep | None = Field(
+        None, description="Texts of data.texts per step in addition to batch_size pairs, for `losses`; default: none"
+    )
+    start: str = Field(
+        "distill", description="Model to start from: `distill` (this recipe's stage 1), `scratch` or a model directory"
+    )
+    lock: Literal["image", "text"] | None = Field(
+        None, description="Tower to freeze, including its batch norm statistics; null: none"
+    )
+    max_logit_scale: float = Field(
+        100.0, gt=1, le=10_000, description="Upper bound of the learned 1 / temperature, as in CLIP"
+    )
+    distinct_captions: bool = Field(True, description="Never put two pairs with the same first caption in one batch")
+    half: bool = Field(False, description="Save the model's weights as fp16")
+
+    @property
+    def contrast(self) -> TaskLoss:
+        """The contrastive loss, in addition to `losses`."""
+        return TaskLoss(**{name: getattr(self, name) for name in ContrastOptions.model_fields})
+
+    def start_folder(self, run: RunDir) -> Path | None:
+        """The model directory that the student is loaded from; None: it is a new one."""
+        return {"distill": run.model("distill"), "scratch": None}.get(self.start, Path(self.start))
+
+    def locked(self, student: StudentOptions | None) -> Tower | None:
+        """The tower that is not trained."""
+        return "image" if student and student.keeps_images and self.start in ("distill", "scratch") else self.lock
+
+    def stage_data(self, data: DataOptions, student: StudentOptions | None) -> DataOptions:
+        """The data of the stage: the recipe's, with the pairs that align trains on.
+
+        Raises DcclipError for missing pairs, data without use, and a new student that the recipe does not have.
+        """
+        train = self.train or data.train
+        if train is None:
+            raise DcclipError("align needs image-caption pairs, but data has none", "set data.train")
+        if self.train and data.hold_out:
+            problem = Message("align.train is set, but data.hold_out takes pairs from data.train only")
+            raise DcclipError(problem, "use data.validation instead of data.hold_out")
+        for name, count in (("images", self.images_per_step), ("texts", self.texts_per_step)):
+            if count and getattr(data, name) is None:
+                raise DcclipError("align.{0}_per_step is {1}, but data.{0} is not set", "set data.{0}", name, count)
+            if count and not self.losses:
+                problem = Message("align.{}_per_step is {}, but the contrastive loss uses only pairs", name, count)
+                raise DcclipError(problem, "add a distillation loss to align.losses, or remove the key")
+        if self.lock == "text" and self.locked(student) == "image":
+            problem = Message("align.lock is text, but student.image: teacher locks the image tower")
+            raise DcclipError(problem, "remove align.lock")
+        if self.start == "scratch" and student is None:
+            raise DcclipError("align starts from scratch, but the recipe has no student", "add a student section")
+        return data.model_copy(update={"train": train})

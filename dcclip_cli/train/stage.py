@@ -30,8 +30,8 @@ from dcclip_cli.train.lora import add_lora
 from dcclip_cli.train.losses.base import Loss, layers_of, learns_from, student_layers
 from dcclip_cli.train.metrics_log import MetricsListener, TrackerName
 from dcclip_cli.train.optimizer import rate_scale
+from dcclip_cli.train.options import AlignOptions, DistillOptions
 from dcclip_cli.train.problems import Problem, caption_problems, check_embeddings, problems, warnings
-from dcclip_cli.train.stages import AlignOptions, DistillOptions
 from dcclip_cli.train.student import Student, checkpoint_gradients, new_student, student_from
 from dcclip_cli.train.task import TrainingTask
 from dcclip_cli.train.teacher import LazyTeacher, NarrowTeacher, OnlineTeacher, TeacherFeatures, map_grids, narrow_space

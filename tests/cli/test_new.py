@@ -167,7 +167,7 @@ def test_fg_clip2_runs_code_only_if_that_is_allowed(data: dict[str, Path]) -> No
 def test_in_a_terminal_it_asks_for_teacher_data_and_size(
     data: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dcclip_cli.cli.new._can_ask", lambda: True)
+    monkeypatch.setattr("dcclip_cli.cli.make._can_ask", lambda: True)
     done = dcclip("new", "asked.yaml", stdin=f"1\n{data['pairs']}\n2\n")
     assert done.stdout.splitlines()[-1] == "asked.yaml"
     assert "1  altclip       BAAI/AltCLIP: 864 M parameters, zh and en" in done.stderr and "RN50" in done.stderr

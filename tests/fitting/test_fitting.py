@@ -11,7 +11,7 @@ import pytest
 from typer import BadParameter
 
 import dcclip_cli
-from dcclip_cli.cli.fit import seconds
+from dcclip_cli.cli.make import seconds
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters import graphs

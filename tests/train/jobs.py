@@ -28,8 +28,8 @@ from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.progress import Progress, Silent, Task
 from dcclip_cli.run_dir import RunDir, TrainResult
+from dcclip_cli.train.options import AlignOptions, DistillOptions
 from dcclip_cli.train.stage import Stage
-from dcclip_cli.train.stages import AlignOptions, DistillOptions
 from dcclip_cli.train.trainer import train_stage
 
 Job = dict[str, Any]

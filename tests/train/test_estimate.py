@@ -24,7 +24,7 @@ from dcclip_cli.recipe.load import load
 from dcclip_cli.recipe.preflight import check
 from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.estimate import BlankStage, Pace, Rows, Times, lines, measure
-from dcclip_cli.train.stages import DistillOptions
+from dcclip_cli.train.options import DistillOptions
 from tests.conftest import SHAPES
 from tests.train.jobs import ENVIRONMENT, Watch
 

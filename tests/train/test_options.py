@@ -10,10 +10,9 @@ from dcclip_cli.data.options import DataOptions
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import AltClipTeacher
 from dcclip_cli.run_dir import RunDir
-from dcclip_cli.train.options import TrainOptions
+from dcclip_cli.train.options import AlignOptions, DistillOptions, TrainOptions
 from dcclip_cli.train.problems import problems, warnings
 from dcclip_cli.train.stage import Stage
-from dcclip_cli.train.stages import AlignOptions, DistillOptions
 from tests.train.jobs import refused
 
 TEACHER = AltClipTeacher(model="老师")

@@ -26,9 +26,8 @@ from dcclip_cli.train import checkpoint, trainer
 from dcclip_cli.train.checkpoint import write_checkpoint
 from dcclip_cli.train.distributed import from_first
 from dcclip_cli.train.optimizer import learning_rate_factor, make_optimizer
-from dcclip_cli.train.options import OptimizerOptions
+from dcclip_cli.train.options import DistillOptions, OptimizerOptions
 from dcclip_cli.train.stage import Stage
-from dcclip_cli.train.stages import DistillOptions
 from dcclip_cli.train.task import TrainingTask
 from dcclip_cli.train.trainer import Finish, Trainer
 from tests.train.jobs import Watch, logged, refused, send
