@@ -9,33 +9,49 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from dcclip_cli import own
+from dcclip_cli.curation.collect import CollectResult
+from dcclip_cli.curation.executors import Engine
+from dcclip_cli.data import prompts
+from dcclip_cli.data.dataset import shards_at
+from dcclip_cli.data.index import find_indexes, own_place, verify_files
+from dcclip_cli.data.pair import LANGUAGES
+from dcclip_cli.data.shards import Columns
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import atomic_write, several
+from dcclip_cli.eval import registry
+from dcclip_cli.eval.card import update_card
+from dcclip_cli.eval.compare import Comparison, compare_results, read_results
+from dcclip_cli.eval.datasets import layout_of
+from dcclip_cli.eval.embedding import FeatureCache
+from dcclip_cli.eval.evaluate import check_complete, open_datasets, say_alike
+from dcclip_cli.eval.evaluate import evaluate as evaluate_models
+from dcclip_cli.eval.leaderboards import check_formats, write_results
+from dcclip_cli.eval.registry import KnownSet
+from dcclip_cli.eval.result import EvalResult, load_several
+from dcclip_cli.exporters.export import ExportOptions, ExportResult
+from dcclip_cli.files import atomic_write, cache_folder, several
+from dcclip_cli.fitting.report import write_report
+from dcclip_cli.fitting.search import Fit, FitOptions, FitResult
 from dcclip_cli.machine import set_library_defaults, use_launcher
+from dcclip_cli.model.reference import resolve
+from dcclip_cli.model.trim import TrimResult, trimmable
+from dcclip_cli.model.trim import trim as trim_model
 from dcclip_cli.progress import ProgressChoice, progress_for
+from dcclip_cli.publish import push as publish
+from dcclip_cli.publish.push import Pushed
+from dcclip_cli.recipe import new as recipes
 from dcclip_cli.recipe.load import LoadedRecipe, RecipeSource
 from dcclip_cli.recipe.load import load as load_recipe
+from dcclip_cli.recipe.new import DataKind, Size
 from dcclip_cli.recipe.run import RecipeRun, StageResult
 from dcclip_cli.recipe.schema import Recipe
 from dcclip_cli.recipe.summary import ModelSummary
+from dcclip_cli.recipe.sweep import Sweep, SweepRow, fitting
 from dcclip_cli.run_dir import RunDir, StageName, TrainResult
-
-if TYPE_CHECKING:
-    from dcclip_cli.curation.collect import CollectResult
-    from dcclip_cli.eval.compare import Comparison
-    from dcclip_cli.eval.registry import KnownSet
-    from dcclip_cli.eval.result import EvalResult
-    from dcclip_cli.exporters.export import ExportResult
-    from dcclip_cli.fitting.search import FitResult
-    from dcclip_cli.model.trim import TrimResult
-    from dcclip_cli.publish.push import Pushed
-    from dcclip_cli.recipe.new import DataKind, Size
-    from dcclip_cli.recipe.sweep import SweepRow
-    from dcclip_cli.train.launch import Processes
-    from dcclip_cli.train.metrics_log import MetricsListener
+from dcclip_cli.train.launch import Processes, process_number
+from dcclip_cli.train.metrics_log import MetricsListener
 
 PathLike = str | os.PathLike[str]
 AnyRecipe = RecipeSource | LoadedRecipe
@@ -94,8 +110,6 @@ def collect(
     `options` are keys of the recipe's section `collect`. `workers` tasks run at a time (default: one per core).
     `limit` tries the recipe on about so many pairs, in a folder of their own. For the rest see `distill`.
     """
-    from dcclip_cli.curation.executors import Engine
-
     job = open_run(open_recipe(recipe, "collect", options, sets), out, fresh=fresh, progress=progress)
     if limit is None:
         job.begin("collect")
@@ -178,13 +192,6 @@ def evaluate(
     `trust_remote_code`: code in the models' repositories (FG-CLIP2) may run. Images that cannot be read are an error,
     which has `results` without them, unless `partial="all"` or `"present"` is among the options.
     """
-    from dcclip_cli.eval.card import update_card
-    from dcclip_cli.eval.embedding import FeatureCache
-    from dcclip_cli.eval.evaluate import check_complete, evaluate, open_datasets, say_alike
-    from dcclip_cli.eval.leaderboards import check_formats, write_results
-    from dcclip_cli.files import cache_folder
-    from dcclip_cli.model.reference import resolve
-
     if recipe is None and not options.get("datasets"):
         raise DcclipError("no data set given", "choose one with --dataset NAME or PATH (see: dcclip datasets)")
     loaded = open_recipe({"name": "eval"} if recipe is None else recipe, "eval", options, sets)
@@ -204,7 +211,7 @@ def evaluate(
         talk.say(Message("model: {}", reference.description))
     datasets = open_datasets(chosen)
     features = FeatureCache(cache_folder() if cache else None, talk.say)
-    results = evaluate(references, datasets, chosen, device=device, cache=features, progress=talk)
+    results = evaluate_models(references, datasets, chosen, device=device, cache=features, progress=talk)
     say_alike(results, talk)
     if out:
         first_results = results[:: len(results) // len(references)]  # of each model
@@ -225,9 +232,6 @@ def convert_results(
     progress: ProgressChoice = False,
 ) -> list[EvalResult]:
     """Write results that `evaluate` wrote, files or folders, into the folder `out` in other formats; returns them."""
-    from dcclip_cli.eval.leaderboards import check_formats, write_results
-    from dcclip_cli.eval.result import load_several
-
     check_formats(formats, owner)
     loaded = load_several([Path(path) for path in several(results)])
     write_results(loaded, Path(out), formats, progress_for(progress), owner)
@@ -251,9 +255,6 @@ def export(
     directory; by default that of the recipe's run. Without a recipe `out` is needed. `trust_remote_code`: code in the
     model's repository (FG-CLIP2) may run.
     """
-    from dcclip_cli.exporters.export import ExportOptions
-    from dcclip_cli.model.reference import resolve
-
     if recipe is None and out is None:
         raise DcclipError("no folder given for the export", "give one with --out DIR, or give a recipe")
     loaded = open_recipe({"name": "export", "export": {}} if recipe is None else recipe, None, {}, sets)
@@ -289,15 +290,12 @@ def push(
     The repository is created where there is none, `private` or public. Files of it change with `overwrite`, or in a
     `pull_request`. The token is huggingface_hub's: HF_TOKEN, or `hf auth login`.
     """
-    from dcclip_cli.model.reference import resolve
-    from dcclip_cli.publish import push as publish
-
     is_recipe = Path(model).is_file()
     run = open_run(load_recipe(Path(model)), None).dir.root if is_recipe else model
     named = resolve(os.fspath(run), trained=True)
     plan = publish.plan_push(named, repository, license, [*map(Path, bundles)], [*map(Path, data)])
     if not yes:
-        return publish.Pushed(plan)
+        return Pushed(plan)
     return publish.push(plan, private, pull_request, overwrite, progress_for(progress))
 
 
@@ -316,11 +314,6 @@ def trim(
     use are kept, and single characters. `out` is by default NAME-zh-en in the current directory. `trust_remote_code`:
     code in the model's directory (FG-CLIP2) may run.
     """
-    from dcclip_cli.data import prompts
-    from dcclip_cli.data.pair import LANGUAGES
-    from dcclip_cli.model.reference import resolve
-    from dcclip_cli.model.trim import trim, trimmable
-
     chosen = tuple(language for language in LANGUAGES if language in languages)
     if unknown := [language for language in languages if language not in LANGUAGES]:
         raise DcclipError("unknown language {}", "use zh, en or both", ", ".join(unknown))
@@ -331,7 +324,7 @@ def trim(
     folder = trimmable(named)
     target = Path(out) if out is not None else Path(f"{named.name or folder.name}-{'-'.join(chosen)}")
     sample = [text for language in chosen for text in prompts.texts(language)]
-    return trim(folder, target, chosen, sample, texts, trust_remote_code, progress_for(progress))
+    return trim_model(folder, target, chosen, sample, texts, trust_remote_code, progress_for(progress))
 
 
 def run(
@@ -372,8 +365,6 @@ def sweep(
     Each run is in OUT/[VARIANT/]seed-N and has the weights of the recipe with these values alone. `seeds` is by default
     the recipe's own. So many runs are trained `at_a_time`: by default one for each GPU. For the rest see `distill`.
     """
-    from dcclip_cli.recipe.sweep import Sweep, fitting
-
     loaded = open_recipe(recipe, None, {}, sets)
     job = open_run(loaded, out, device, fresh, progress, processes)
     number = at_a_time or fitting(job.device, job.processes)
@@ -401,8 +392,6 @@ def new(
     `data` is a folder of photographs or of class folders, pairs or a table, of the `kind` that it looks like. `texts`
     are learned with photographs: by default class names and prompts, written next to FILE. `force` overwrites.
     """
-    from dcclip_cli.recipe import new as recipes
-
     file = Path(file)
     if file.exists() and not force:
         raise DcclipError("{} exists", "choose another file, or overwrite it with --force", file)
@@ -446,9 +435,6 @@ def fit(
     `max_ms`, `labels`, `teacher` (by default the starter), `time_s`, `threads`, `kind`, `trust_remote_code`. A search
     in `out` that was stopped resumes. Raises DcclipError where no student fits the budget.
     """
-    from dcclip_cli.fitting.report import write_report
-    from dcclip_cli.fitting.search import Fit, FitOptions
-
     set_library_defaults()
     options["labels"] = tuple(dict.fromkeys(options.get("labels", ())))
     result = Fit(FitOptions(os.fspath(data), **options), Path(out), device, progress_for(progress)).run()
@@ -469,10 +455,6 @@ def index(
     `data` are files, folders, globs or URLs. `columns` are names by `key`, `image`, `zh`, `en` and `caption`, as
     data.columns in a recipe. `verify` reads all data and compares it with the indexes, `fresh` indexes again.
     """
-    from dcclip_cli.data.dataset import shards_at
-    from dcclip_cli.data.index import find_indexes, own_place, verify_files
-    from dcclip_cli.data.shards import Columns
-
     named = [os.fspath(path) for path in several(data)]
     files = [file for source in named for file in shards_at(source)]
     if not files:
@@ -487,9 +469,6 @@ def index(
 
 def datasets(data_root: PathLike | None = None) -> list[KnownSet]:
     """The data sets that `evaluate` knows by name; with `data_root` those that are in this folder."""
-    from dcclip_cli.eval import registry
-    from dcclip_cli.eval.datasets import layout_of
-
     root = None if data_root is None else Path(data_root)
     return [known_set for known_set in registry.SETS.values() if not root or layout_of(known_set, root)]
 
@@ -500,8 +479,6 @@ def compare(first: str, second: str, *, force: bool = False, progress: ProgressC
     Each is a results file or folder that `evaluate` wrote, FILE@MODEL where it contains several models. `force`
     compares results with different class names or prompts.
     """
-    from dcclip_cli.eval.compare import Comparison, compare_results, read_results
-
     first_results, second_results = read_results(str(first)), read_results(str(second))
     differences = compare_results(first_results, second_results, force, progress=progress_for(progress))
     names = first_results[0].label, second_results[0].label
@@ -553,8 +530,6 @@ def open_run(
 
     Raises DcclipError where this machine cannot start them.
     """
-    from dcclip_cli.train.launch import process_number
-
     set_library_defaults()
     use_launcher()
     folder = Path(out) if out is not None else Path("runs") / loaded.recipe.name

@@ -13,14 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from dcclip_cli.errors import DcclipError, Message, writing
 
-if TYPE_CHECKING:
-    from pydantic import BaseModel
-
-M = TypeVar("M", bound="BaseModel")
 T = TypeVar("T")
 AnyPath = TypeVar("AnyPath", bound=str | os.PathLike[str])
 _BLOCK_BYTES = 1 << 23
@@ -261,13 +257,8 @@ def read_cached(file: Path, read: Callable[[dict[str, Any]], T], say: Callable[[
         return None
 
 
-def validated(kind: type[M], content: Any, where: object, hint: str) -> M:
-    """The content of a file as a pydantic model. Raises DcclipError with `where`, the key and `hint` if it is not."""
-    return validated_by(kind.model_validate, content, where, hint)
-
-
-def validated_by(validate: Callable[[Any], T], content: Any, where: object, hint: str) -> T:
-    """What a validator of pydantic makes of the content of a file. Raises DcclipError as `validated` does."""
+def validated(validate: Callable[[Any], T], content: Any, where: object, hint: str) -> T:
+    """What a validator of pydantic makes of a file's content. Raises DcclipError with `where`, the key and `hint`."""
     from pydantic_core import ValidationError
 
     try:

@@ -18,7 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dcclip_cli.curation import IMPORTS
+from dcclip_cli.curation.dedup.dedup import dedup
+from dcclip_cli.curation.fetch.fetcher import Fetcher, fetch_in_order
 from dcclip_cli.curation.options import ClusterOptions, CollectOptions
+from dcclip_cli.curation.scores import score_slice
+from dcclip_cli.curation.slices import filter_pairs, keep_slice, read_pairs, write_slice
 from dcclip_cli.curation.sources.base import Candidate
 from dcclip_cli.curation.work import PAIRS, SCORES, WorkFolder, name_of, whole_folder
 from dcclip_cli.errors import DcclipError, Message
@@ -70,9 +74,6 @@ class ReadStep(_CollectStep):
     name = "read"
 
     def run(self, task: int) -> None:
-        from dcclip_cli.curation.fetch.fetcher import Fetcher, fetch_in_order
-        from dcclip_cli.curation.slices import filter_pairs, keep_slice
-
         fetch = self.options.fetch
         with whole_folder(self.work.result("read", task)) as folder, Fetcher(fetch) as fetcher:
             candidates = fetch_in_order(self._candidates(task), fetcher.fetch, fetch.workers, fetch.per_host)
@@ -100,9 +101,6 @@ class ScoreStep(_CollectStep):
     name = "score"
 
     def run(self, task: int) -> None:
-        from dcclip_cli.curation.scores import score_slice
-        from dcclip_cli.curation.slices import read_pairs
-
         with whole_folder(self.work.result("score", task)) as folder:
             pairs = (pair for pair, _ in read_pairs(self.work.result("read", task)))
             score_slice(pairs, self.options.scores, folder / SCORES)
@@ -114,8 +112,6 @@ class DedupStep(_CollectStep):
     name = "dedup"
 
     def run(self, task: int) -> None:
-        from dcclip_cli.curation.dedup.dedup import dedup
-
         options, slices = self.options, range((self.work.plan() or {})["slices"])
         signatures = [self.work.result("read", number) / PAIRS for number in slices]
         scores = [self.work.result("score", number) / SCORES for number in slices] if options.scores else []
@@ -129,8 +125,6 @@ class WriteStep(_CollectStep):
     name = "write"
 
     def run(self, task: int) -> None:
-        from dcclip_cli.curation.slices import write_slice
-
         write_slice(self.work, task, self.options)
 
 

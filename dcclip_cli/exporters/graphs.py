@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import onnx
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -109,8 +110,6 @@ def write_graph(
     program.save(file, external_data=True)
     for value in program.model.graph.initializers.values():
         value.const_value = None  # the optimizer keeps the graph for good
-    import onnx
-
     # Remove the source paths and stack traces that the exporter adds to every node: private, and large.
     model = onnx.load(file, load_external_data=False)  # weights in a file next to it stay there
     for part in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):

@@ -15,19 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.exporters.samples import TEXTS
-from dcclip_cli.inference.encoder import TorchEncoder, load_encoder
+from dcclip_cli.inference.encoder import Encoder, TorchEncoder, load_encoder
 from dcclip_cli.inference.onnx_encoder import OnnxEncoder, read_description
 from dcclip_cli.model.preprocess import Preprocessing, read_preprocessing
 from dcclip_cli.model.reference import ModelSource
 from dcclip_cli.model.tokenizer import copy_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-    from dcclip_cli.inference.encoder import Encoder
     from dcclip_cli.model.towers import Towers
 
 
@@ -125,8 +123,6 @@ def _backend(towers: Towers, tokenizer: Any) -> Tokenizer:
 
 def _byte_pairs(simple: Any) -> Tokenizer:
     """open_clip's own tokenizer (the original CLIP's) as a tokenizer of the tokenizers library."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
-
     merges = sorted(simple.bpe_ranks, key=simple.bpe_ranks.get)
     tokenizer = Tokenizer(models.BPE(simple.encoder, merges, end_of_word_suffix="</w>", fuse_unk=False))
     words = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
@@ -147,8 +143,6 @@ def _with_cleaning(tokenizer: Tokenizer, clean: Callable[[str], str]) -> Tokeniz
     That includes ftfy's changes to valid texts (full-width letters and punctuation become narrow, curly quotes
     straight), but not its repair of wrongly decoded ones.
     """
-    from tokenizers import Regex, normalizers
-
     narrow = {0x3000: " "} | {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
     straight = {0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"'}
     steps: list[Any] = [normalizers.Replace(chr(code), char) for code, char in (narrow | straight).items()]
@@ -202,29 +196,27 @@ def for_all_clients(tokenizer: Tokenizer) -> Tokenizer:
     tokenizers.js takes other characters for white space, finds words that are tokens inside longer words, and makes one
     of unknown characters next to each other also where they are of two words, as Chinese characters are.
     """
-    from tokenizers import Tokenizer
-
     state = json.loads(tokenizer.to_str())
-    model, added, normalizers = state["model"], state["added_tokens"], _steps(state["normalizer"])
+    model, added, cleaning = state["model"], state["added_tokens"], _steps(state["normalizer"])
     steps = [
         new
         for step in _steps(state["pre_tokenizer"])
-        if _JOINED not in normalizers or step.get("pattern") != {"String": " "}
+        if _JOINED not in cleaning or step.get("pattern") != {"String": " "}
         for new in _SPLITS.get(step["type"] + step.get("behavior", ""), [step])
     ]
     if words := [token for token in added if token["single_word"] and token["normalized"]]:
         normalize = tokenizer.normalizer.normalize_str if tokenizer.normalizer else str
         any_word = _any_of({normalize(token["content"]) for token in words})
-        normalizers.append(_replace(f"(?<![{_WORD}{_MARK}])(?={any_word}(?![{_WORD}]))", _MARK))
-        clean = Tokenizer.from_str(json.dumps({**state, "normalizer": _sequence(normalizers=normalizers)})).normalizer
+        cleaning.append(_replace(f"(?<![{_WORD}{_MARK}])(?={any_word}(?![{_WORD}]))", _MARK))
+        clean = Tokenizer.from_str(json.dumps({**state, "normalizer": _sequence(normalizers=cleaning)})).normalizer
         for token in words:
             token.update(content=clean.normalize_str(token["content"]), single_word=False)
     if model["type"] == "Unigram" and all(step["type"] == "Split" and not step["invert"] for step in steps):
         for unknown in (token for token in added if token["id"] == model["unk_id"] and not token["normalized"]):
             unknown["normalized"] = True
             tokens = [piece for piece, _ in model["vocab"]] + [token["content"] for token in added]
-            normalizers.append(_replace(_unknown(tokens, steps), unknown["content"]))
-    state |= {"normalizer": _sequence(normalizers=normalizers), "pre_tokenizer": _sequence(pretokenizers=steps)}
+            cleaning.append(_replace(_unknown(tokens, steps), unknown["content"]))
+    state |= {"normalizer": _sequence(normalizers=cleaning), "pre_tokenizer": _sequence(pretokenizers=steps)}
     return Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
 
 

@@ -16,6 +16,7 @@ from dcclip_cli.inference.files import PathLike, open_encoder
 from dcclip_cli.inference.index import list_images, open_index
 from dcclip_cli.inference.videos import is_video
 from dcclip_cli.inference.zero_shot import Labels
+from dcclip_cli.model.reference import STARTER, resolve
 from dcclip_cli.progress import ProgressChoice, progress_for
 
 THRESHOLDS = "thresholds.json"  # in the folder of a model
@@ -57,7 +58,6 @@ def calibrate(
     F1 is that of these pictures, and so too high for others. Raises DcclipError without a picture of a label.
     """
     from dcclip_cli.data.class_folders import class_names, folders_in
-    from dcclip_cli.model.reference import STARTER, resolve
 
     folder, reference = Path(folder), resolve(None if model is None else os.fspath(model))
     if out is None and (reference.path.name == STARTER or not reference.path.is_dir()):

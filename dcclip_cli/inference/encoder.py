@@ -10,8 +10,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from PIL import Image
 
 from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.inference.onnx_encoder import OnnxEncoder
 from dcclip_cli.machine import set_library_defaults
 from dcclip_cli.model import Precision
 from dcclip_cli.model.known import Known
@@ -21,7 +23,6 @@ from dcclip_cli.model.reference import ModelSource
 from dcclip_cli.progress import Progress, Silent
 
 if TYPE_CHECKING:
-    from PIL import Image
     from torch import Tensor
 
     from dcclip_cli.model.towers import Towers
@@ -182,8 +183,6 @@ def load_encoder(
             raise DcclipError(
                 "{} always runs in the precision it was exported with", "remove --precision", reference.target
             )
-        from dcclip_cli.inference.onnx_encoder import OnnxEncoder
-
         return OnnxEncoder(reference.path, device, threads or 1)
     import torch
 
@@ -215,8 +214,6 @@ def footprint(model: Encoder, budget_s: float = 1.0, threads: int = 1) -> Footpr
 
     On one thread, the latency is CPU time, which other programs change little. Windows counts that in 16 ms.
     """
-    from PIL import Image
-
     clock = time.thread_time if threads == 1 and sys.platform != "win32" else time.perf_counter
     image = Image.new("RGB", (256, 256), "white")
     pixels = model.preprocess(image)[np.newaxis]

@@ -7,21 +7,20 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from PIL import Image
+from pydantic_core import SchemaValidator
+from pydantic_core import core_schema as of
 
 from dcclip_cli.checksums import Record, read_record
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import validated_by
+from dcclip_cli.files import validated
 from dcclip_cli.model.known import Known
 from dcclip_cli.model.precision import INPUTS, NotFiniteError, check_logits, finite
 from dcclip_cli.model.preprocess import flatten, read_preprocessing
 from dcclip_cli.run_dir import RECORD
-
-if TYPE_CHECKING:
-    from PIL import Image
-    from pydantic_core import SchemaValidator
 
 Run = Callable[[np.ndarray], np.ndarray]  # pixels (B, 3, H, W) or padded token ids (N, L) -> embeddings (B, D)
 DESCRIPTION, IMAGE, TEXT, TOKENIZER = RECORD, "image.onnx", "text.onnx", "tokenizer.json"
@@ -62,9 +61,6 @@ class Description:
 
 def _validator() -> SchemaValidator:
     """Of a Description's JSON, without pydantic's models: importing these takes a fifth of a prediction's time."""
-    from pydantic_core import SchemaValidator
-    from pydantic_core import core_schema as of
-
     templates = of.list_schema(of.str_schema(pattern=r"\{\}"), min_length=1)
     fields = {
         "name": of.str_schema(),
@@ -183,7 +179,7 @@ def read_description(folder: Path, kind: str = "bundle") -> tuple[Description, R
     record = read_record(folder / DESCRIPTION, _UNEDITED)
     if (recorded := record.content.get("kind")) != kind:
         raise DcclipError("{} describes a {} instead of a {}", _COPY, record.file, recorded, kind)
-    return validated_by(Description.read, record.content, record.file, _COPY), record
+    return validated(Description.read, record.content, record.file, _COPY), record
 
 
 def one_at_a_time(run: Run) -> Run:

@@ -3,7 +3,9 @@
 import warnings
 from typing import Any
 
+import timm
 import torch
+from open_clip.model import CustomTextCLIP
 
 from dcclip_cli.errors import Message
 from dcclip_cli.model.hub_models import COPY_AGAIN, library_errors
@@ -37,8 +39,6 @@ def blank_text_student(options: StudentOptions, teacher: TeacherOptions, towers:
 
 
 def _built(config: dict[str, Any], problem: str, hint: str) -> Any:
-    from open_clip.model import CustomTextCLIP
-
     with library_errors(problem, hint), torch.device("meta"):
         return CustomTextCLIP(**{key: value for key, value in config.items() if key != "custom_text"})
 
@@ -61,8 +61,6 @@ def check_size(towers: OpenClipTowers, network: str, size: int) -> None:
 
 
 def _other_size(network: str) -> str:
-    import timm
-
     config = timm.get_pretrained_cfg(network, allow_unregistered=True)
     size = config.input_size[-1] if config else 224
     return Message("set student.image.size: {}, the size of the network, or a multiple of its patch size", size)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import open_clip
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.hub_models import open_clip_config
-from dcclip_cli.model.towers import OpenClipTowers, evaluating
+from dcclip_cli.model.reference import ModelSource
+from dcclip_cli.model.towers import OpenClipTowers, Towers, evaluating
 from dcclip_cli.model.weights import CONFIG, require_file
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-    from dcclip_cli.model.reference import ModelSource
-    from dcclip_cli.model.towers import Towers
 
 _SHARED = ("embed_dim", "vision_cfg", "init_logit_bias", "nonscalar_logit_scale")  # what both models have alike
 _BLOCKS = ("DepthwiseSeparableConv", "InvertedResidual")
@@ -125,8 +122,6 @@ def teacher_image_config(source: ModelSource, teacher: OpenClipTowers) -> dict[s
         folder = require_file(source.location, CONFIG).parent
         full_config = open_clip_config(folder, on_hub=source.on_hub)["model_cfg"]
     else:
-        import open_clip
-
         full_config = open_clip.get_model_config(source.location.rpartition("/")[0])
     config = {key: full_config[key] for key in _SHARED if key in full_config}
     config["vision_cfg"] = {**config["vision_cfg"]}

@@ -10,14 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import read_json, write_json
 from dcclip_cli.model.hub_models import COPY_AGAIN, SENTENCEPIECE
 from dcclip_cli.text import HAN_BMP
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
     from dcclip_cli.model.towers import Tokens
 
 # Begin, padding, end, unknown, as in XLM-RoBERTa.
@@ -36,8 +36,6 @@ def train_tokenizer(captions: Iterable[str], size: int) -> Tokenizer:
     punctuation and letters with the usual ones. The same captions give the same tokenizer. Raises DcclipError if
     `size` is less than the number of different characters in the captions.
     """
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -69,8 +67,6 @@ def _in_fixed_order(tokenizer: Tokenizer) -> Tokenizer:
     The trainer iterates over hash maps: from run to run, equal scores change places and sums differ in their last bits,
     up to 4e-11 on 60,000 captions, so that a student built twice would have different rows for the same tokens.
     """
-    from tokenizers import Tokenizer
-
     state = json.loads(tokenizer.to_str())
     vocab = state["model"]["vocab"]
     scores: dict[str, float] = dict(vocab[len(SPECIAL) :])
@@ -101,8 +97,6 @@ def trim_tokenizer(source: Path, captions: Iterable[str], size: int, characters:
     rest of `size`, ASCII first, then by score. `source` is a directory with a tokenizer.json. Raises DcclipError if
     that is missing or not a Unigram tokenizer (XLM-RoBERTa's is one).
     """
-    from tokenizers import Tokenizer
-
     check_trimmable(source)
     full = Tokenizer.from_file(str(source / "tokenizer.json"))
     state = json.loads(full.to_str())
@@ -143,8 +137,6 @@ def check_trimmable(source: Path) -> None:
 
 def copy_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
     """The same tokenizer without the padding and truncation set by its last caller."""
-    from tokenizers import Tokenizer
-
     state = json.loads(tokenizer.to_str())
     state["padding"] = state["truncation"] = None
     return Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
@@ -167,8 +159,6 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, context_length: int) -> N
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer in a model directory or bundle. Raises DcclipError if it is missing or damaged."""
-    from tokenizers import Tokenizer
-
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise DcclipError("{} has no tokenizer.json", "create the model again, or copy the whole directory", folder)
@@ -283,8 +273,6 @@ def merges_of(model: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def renumbered(state: dict[str, Any], new: Mapping[int, int]) -> Tokenizer:
     """The tokenizer of a tokenizer.json whose vocabulary was cut or reordered, its special tokens under `new` ids."""
-    from tokenizers import Tokenizer
-
     if state["model"].get("unk_id") is not None:
         state["model"]["unk_id"] = new.get(state["model"]["unk_id"], state["model"]["unk_id"])
     for token in state["added_tokens"]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from dcclip_cli.checksums import FILES, Record, read_record
+from dcclip_cli.curation.report import steps
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval.card import CARD, add_results, read_card
 from dcclip_cli.eval.compare import unfit
@@ -327,8 +328,6 @@ def _results_text(results: Sequence[EvalResult]) -> str:
 
 def _data_text(manifest: Mapping[str, Any]) -> str:
     """Sources, licenses, counts and rules of what `collect` wrote; no paths."""
-    from dcclip_cli.curation.report import steps
-
     sources = {
         source.get("name") or Path(str(source.get("path", ""))).name: source  # without the folders that it is in
         for source in manifest["options"]["sources"]

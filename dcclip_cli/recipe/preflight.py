@@ -9,25 +9,31 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dcclip_cli.curation.collect import preview as preview_sources
+from dcclip_cli.curation.dedup.dedup import check_evaluation_set
+from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.data.dataset import check_hold_out, named
 from dcclip_cli.data.options import COLLECTED, DataOptions
 from dcclip_cli.data.pair import Language
 from dcclip_cli.data.preview import Preview, may_have_captions, preview_images, preview_pairs, preview_texts
 from dcclip_cli.data.samplers import check_shares, check_size
 from dcclip_cli.errors import DcclipError, Message, joined
+from dcclip_cli.eval.evaluate import check_datasets
+from dcclip_cli.exporters.export import ExportOptions, format_of
 from dcclip_cli.files import cache_folder, free_bytes
 from dcclip_cli.model.hub_models import check_timm
-from dcclip_cli.model.students import StudentOptions
+from dcclip_cli.model.model_dir import blank_model
+from dcclip_cli.model.students import StudentOptions, blank_network
 from dcclip_cli.model.teachers import LibraryTeacher, Teacher
+from dcclip_cli.model.tokenizer import check_trimmable
 from dcclip_cli.recipe.load import LoadedRecipe, check_finished
 from dcclip_cli.recipe.yaml import Location
 from dcclip_cli.run_dir import STAGES, RunDir, StageName, finished, has_product
+from dcclip_cli.text import size_in_words
 from dcclip_cli.train.metrics_log import check_installed
 from dcclip_cli.train.problems import caption_problems, check_embeddings, problems
 
 if TYPE_CHECKING:
-    from dcclip_cli.curation.options import CollectOptions
-    from dcclip_cli.exporters.export import ExportOptions
     from dcclip_cli.model.towers import OpenClipTowers, Towers
     from dcclip_cli.train.estimate import BlankStage
 
@@ -120,8 +126,6 @@ class Preflight:
         self._teachers = self._open_teachers(stages)
         student = self._student(stages) if recipe.student and stages else None
         if recipe.eval and {"eval", "export"} & {*self.needed} and all(at[0] != "eval" for at in self._missing):
-            from dcclip_cli.eval.evaluate import check_datasets
-
             for error in check_datasets(recipe.eval):
                 self._add(("eval", "datasets"), error)
         if recipe.export and "export" in self.needed:
@@ -176,9 +180,6 @@ class Preflight:
 
     def _collect(self, collect: CollectOptions) -> Preview | None:
         """A first look at what would be collected, and at what it is compared with and scored by."""
-        from dcclip_cli.curation.collect import preview
-        from dcclip_cli.curation.dedup.dedup import check_evaluation_set
-
         for number, scorer in enumerate(collect.scores):
             named = ("model",) if isinstance(scorer.model, str) else ("model", "model")
             self._ask(("collect", "scores", number, *named), scorer.check)
@@ -190,7 +191,7 @@ class Preflight:
                 self._ask((*at, number), partial(check_evaluation_set, path))
         if any(at[:2] == ("collect", "sources") for at in self._missing):
             return None
-        return self._ask(("collect", "sources"), partial(preview, collect))
+        return self._ask(("collect", "sources"), partial(preview_sources, collect))
 
     def _open_teachers(self, stages: Sequence[BlankStage]) -> dict[str, Towers]:
         """The teachers that are used, without weights, by their `model`, as far as they are here."""
@@ -225,7 +226,6 @@ class Preflight:
         if towers is None or teacher is None or recipe.teacher is None or not is_new:
             return towers
         from dcclip_cli.model.inherit import check_inherits, check_inherits_images
-        from dcclip_cli.model.tokenizer import check_trimmable
 
         text, folder = options.text, recipe.teacher.source.folder()
         if options.inherits_images:
@@ -241,7 +241,6 @@ class Preflight:
         self, student: StudentOptions, teacher: Towers | None, is_new: bool, learns: bool
     ) -> OpenClipTowers | None:
         from dcclip_cli.model.blank import blank_student, blank_text_student, check_image_weights
-        from dcclip_cli.model.students import blank_network
         from dcclip_cli.train.stage import DEFAULT_EMBED_DIM
         from dcclip_cli.train.teacher import widths
 
@@ -261,8 +260,6 @@ class Preflight:
         return towers
 
     def _export(self, options: ExportOptions) -> None:
-        from dcclip_cli.exporters.export import format_of
-
         check = partial(format_of(options.format).check, options.precision, options.preprocess, options.dims)
         self._ask(("export", "format"), check)
         if options.calibration:
@@ -306,8 +303,6 @@ class Preflight:
             message = Message("{}: no pair has a caption in {}", named(source), ", ".join(languages))
             self._add((name, "validate_every_steps"), DcclipError(message, "use pairs that have such captions"))
         if stage.start is not None and not starts_from_distill and stage.start.is_dir():
-            from dcclip_cli.model.model_dir import blank_model
-
             student = self._ask((name, "start"), partial(blank_model, stage.start))
         if student is None:
             return
@@ -321,8 +316,6 @@ class Preflight:
             return
         if stage.previews:
             self.stages.append(stage)
-        from dcclip_cli.text import size_in_words
-
         cache, run = Message("the teacher cache"), Message("the stage's checkpoints and model")
         for at, product, needed_bytes, folder, hint in (
             ((name, "teacher_cache"), cache, stage.cache_bytes, cache_folder(), _CACHE_HINT),

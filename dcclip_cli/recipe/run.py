@@ -13,31 +13,42 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from dcclip_cli.curation.collect import CollectResult, collect
+from dcclip_cli.curation.executors import Engine
 from dcclip_cli.data.dataset import recipe_pairs
+from dcclip_cli.data.options import DataOptions
 from dcclip_cli.errors import DcclipError, Message, joined
+from dcclip_cli.eval.card import update_card
+from dcclip_cli.eval.datasets import data_set
+from dcclip_cli.eval.embedding import FeatureCache
+from dcclip_cli.eval.evaluate import EvalOptions, check_complete, evaluate, open_datasets, say_alike
+from dcclip_cli.eval.report import save_report
+from dcclip_cli.eval.result import EvalResult
+from dcclip_cli.exporters.export import ExportOptions, ExportResult, export
+from dcclip_cli.exporters.samples import recipe_samples
 from dcclip_cli.files import cache_folder, write_json
+from dcclip_cli.inference.bench import Bench, bench
 from dcclip_cli.machine import is_first_process, is_launched, is_one_of_several
+from dcclip_cli.model.model_dir import model_fingerprint, read_provenance
+from dcclip_cli.model.precision import torch_device
+from dcclip_cli.model.reference import ModelSource, directory_source, resolve
+from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.options import decisive
 from dcclip_cli.own import is_own
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.recipe.load import LoadedRecipe, record
+from dcclip_cli.recipe.preflight import check
 from dcclip_cli.recipe.summary import COSTS, SUMMARY, ModelSummary, agreements, kept_summary
 from dcclip_cli.run_dir import RESOLVED, STAGES, RunDir, StageName, TrainResult, finished, has_product
+from dcclip_cli.train.launch import launch
+from dcclip_cli.train.metrics_log import MetricsListener
 
 if TYPE_CHECKING:
-    from dcclip_cli.curation.collect import CollectResult
-    from dcclip_cli.curation.executors import Engine
-    from dcclip_cli.data.options import DataOptions
-    from dcclip_cli.eval.result import EvalResult
-    from dcclip_cli.exporters.export import ExportOptions, ExportResult
-    from dcclip_cli.model.reference import ModelSource
-    from dcclip_cli.model.teachers import Teacher
     from dcclip_cli.train.estimate import BlankStage
-    from dcclip_cli.train.metrics_log import MetricsListener
 
 _MOST_VALIDATED = 5_000  # validation images that models are compared on at the end
 
-StageResult: TypeAlias = "CollectResult | TrainResult | ExportResult | list[EvalResult]"
+StageResult: TypeAlias = CollectResult | TrainResult | ExportResult | list[EvalResult]
 
 
 @dataclass
@@ -59,14 +70,10 @@ class RecipeRun:
 
     def preflight(self, stages: Iterable[StageName]) -> list[BlankStage]:
         """The stages that train. Raises DcclipError with all that would keep the unfinished of these from running."""
-        from dcclip_cli.recipe.preflight import check
-
         if not self.loaded.recipe.stages:
             raise DcclipError("{} contains no stage", "add a stage, for example: distill", self.loaded.path)
         device = "cpu"  # which needs no torch
         if self.device != "cpu" and any(stage.trains for stage in STAGES if stage.name in stages):
-            from dcclip_cli.model.precision import torch_device
-
             device = torch_device(self.device)
         return check(self.loaded, self.dir, stages, self.fresh, device, self.processes)
 
@@ -127,8 +134,6 @@ class RecipeRun:
 
     def collect(self, engine: Engine | None = None, limit: int | None = None) -> CollectResult:
         """Collect the recipe's pairs; with `limit` only about so many of them, into the folder `collect-limit`."""
-        from dcclip_cli.curation.collect import collect
-
         options, fresh = self.loaded.recipe.collect, self.fresh or limit is not None
         assert options is not None
         out = self.dir.stage("collect" if limit is None else "collect-limit")
@@ -137,8 +142,6 @@ class RecipeRun:
         return result
 
     def train(self, stage: StageName) -> TrainResult:
-        from dcclip_cli.model.model_dir import model_fingerprint, read_provenance
-        from dcclip_cli.model.precision import torch_device
         from dcclip_cli.train.stage import Stage
         from dcclip_cli.train.trainer import train_stage
 
@@ -161,9 +164,7 @@ class RecipeRun:
 
     def _train_in_processes(self, stage: StageName) -> TrainResult:
         """`train` in several processes, from the recipe that `begin` wrote. The first one says what `train` says."""
-        from dcclip_cli.model.model_dir import read_provenance
         from dcclip_cli.train.checkpoint import telling_saved_step
-        from dcclip_cli.train.launch import launch
 
         if self.fresh:
             shutil.rmtree(self.dir.stage(stage), ignore_errors=True)
@@ -181,8 +182,6 @@ class RecipeRun:
 
     def export(self, options: ExportOptions, model: ModelSource, out: Path) -> ExportResult:
         """Export a model, checked on the recipe's data and test sets."""
-        from dcclip_cli.exporters.export import export
-
         result = export(
             options=options,
             model=model,
@@ -211,8 +210,6 @@ class RecipeRun:
 
     def trained_model(self) -> ModelSource:
         """The run's model directory of the furthest training stage. Raises DcclipError if there is none yet."""
-        from dcclip_cli.model.reference import resolve
-
         for stage in reversed(STAGES):
             if stage.trains and has_product(self.dir.root, stage.name):
                 return resolve(str(self.dir.model(stage.name)))
@@ -223,10 +220,6 @@ class RecipeRun:
 
     def summary(self) -> list[ModelSummary]:
         """Teacher, student and bundle compared, measured once and kept in the run; empty if nothing is trained."""
-        from dcclip_cli.eval.evaluate import check_complete
-        from dcclip_cli.exporters.samples import recipe_samples
-        from dcclip_cli.inference.bench import Bench, bench
-
         if not (self.loaded.recipe.distill or self.loaded.recipe.align) or not is_first_process():
             return []
         rows = [] if self.fresh else kept_summary(self.dir.root, self._identity(), self.progress)
@@ -261,8 +254,6 @@ class RecipeRun:
 
     def steps(self) -> dict[str, int]:
         """How many steps the student was trained for, by stage."""
-        from dcclip_cli.model.model_dir import read_provenance
-
         models = {name: self.dir.model(name) for name in ("distill", "align") if getattr(self.loaded.recipe, name)}
         return {name: read_provenance(model).content.get("steps", 0) for name, model in models.items()}
 
@@ -275,8 +266,6 @@ class RecipeRun:
 
     def models(self) -> dict[str, ModelSource]:
         """The run's teacher, student and bundle; a teacher or bundle only if there is one."""
-        from dcclip_cli.model.reference import resolve
-
         references: dict[str, ModelSource] = {}
         if self.loaded.recipe.teacher is not None:
             references["teacher"] = teacher_reference(self.loaded.recipe.teacher)
@@ -288,12 +277,6 @@ class RecipeRun:
 
     def _evaluate(self, *names: str) -> list[EvalResult]:
         """Evaluate those of the run's models `names` that are not yet, by default on its validation pairs."""
-        from dcclip_cli.eval.card import update_card
-        from dcclip_cli.eval.datasets import data_set
-        from dcclip_cli.eval.embedding import FeatureCache
-        from dcclip_cli.eval.evaluate import EvalOptions, evaluate, open_datasets, say_alike
-        from dcclip_cli.eval.report import save_report
-
         options, data = self.loaded.recipe.eval, self.data()
         if options is not None:
             datasets = open_datasets(options)
@@ -321,8 +304,6 @@ class RecipeRun:
 
     def _identity(self) -> str:
         """A hash over the trained weights and the sections of the recipe that decide evaluation and export."""
-        from dcclip_cli.model.model_dir import model_fingerprint
-
         sections = {name for stage in STAGES if stage.name in ("eval", "export") for name in stage.made_from}
         parts = {name: decisive(getattr(self.loaded.recipe, name)) for name in sections}
         parts["model"] = model_fingerprint(self.trained_model().path)
@@ -331,8 +312,6 @@ class RecipeRun:
 
 def teacher_reference(teacher: Teacher) -> ModelSource:
     """The teacher as `--model` would name it, with its leave to run code."""
-    from dcclip_cli.model.reference import ModelSource, directory_source
-
     if is_own(teacher.kind):
         return ModelSource("hf", teacher.model, teacher.kind, teacher=teacher)
     source = teacher.source

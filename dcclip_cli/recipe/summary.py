@@ -7,7 +7,12 @@ from typing import Any
 
 from dcclip_cli.data.pair import LANGUAGES, PairDataset
 from dcclip_cli.errors import Message
+from dcclip_cli.eval.dataset import Images, ImageTransform
+from dcclip_cli.eval.embedding import Embedder, FeatureCache
+from dcclip_cli.exporters.parity import same_best
+from dcclip_cli.exporters.samples import images_and_captions
 from dcclip_cli.files import cache_folder, read_cached
+from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.model.reference import ModelSource
 from dcclip_cli.progress import Progress
 
@@ -54,12 +59,6 @@ def agreements(
     On the images and texts that an export is checked on; empty where these have no texts. Embeddings are kept in the
     cache, so that a large teacher is run once for all its students.
     """
-    from dcclip_cli.eval.dataset import Images, ImageTransform
-    from dcclip_cli.eval.embedding import Embedder, FeatureCache
-    from dcclip_cli.exporters.parity import same_best
-    from dcclip_cli.exporters.samples import images_and_captions
-    from dcclip_cli.inference.encoder import load_encoder
-
     lazy, captions = images_and_captions(given, _SAMPLES)
     texts = {language: texts_in for language, texts_in in zip(LANGUAGES, captions, strict=True) if len(texts_in) > 1}
     if not texts or not lazy:

@@ -19,8 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dcclip_cli.errors import DcclipError, Message, translated
+from dcclip_cli.eval.compare import Difference, bootstrap_interval, compare_results
+from dcclip_cli.eval.report import booktabs, tex_text
+from dcclip_cli.eval.result import METRIC_NAMES, EvalResult, load_results
 from dcclip_cli.files import atomic_file, atomic_write
+from dcclip_cli.html import COLOURS, svg_chart
 from dcclip_cli.machine import ERROR_FILE, can_fork, is_one_of_several
+from dcclip_cli.model.model_dir import model_fingerprint
 from dcclip_cli.options import decisive
 from dcclip_cli.processes import end_with_launcher
 from dcclip_cli.recipe.load import LoadedRecipe, record, varied
@@ -30,9 +35,6 @@ from dcclip_cli.run_dir import RESOLVED, STAGES, RunDir
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from dcclip_cli.eval.compare import Difference
-    from dcclip_cli.eval.result import EvalResult
 
 _LOG, _ERROR = "log.txt", "error.json"  # of a run in a process of its own
 _LOOK_S = 0.2  # between two looks at running processes
@@ -146,10 +148,6 @@ class Sweep:
 
     def rows(self) -> list[SweepRow]:
         """The models of all variants: the teacher once for each, students and bundles over all seeds."""
-        from dcclip_cli.eval.compare import bootstrap_interval, compare_results
-        from dcclip_cli.eval.result import load_results
-        from dcclip_cli.model.model_dir import model_fingerprint
-
         rows = list[tuple[tuple[str, int, str], SweepRow]]()  # with their architecture
         first: list[EvalResult] = []
         for variant in dict.fromkeys(variant for variant, _ in self.runs):
@@ -251,8 +249,6 @@ def _latex(rows: Sequence[SweepRow]) -> str:
 
     With ± the standard deviation over the seeds; of one seed, with the interval over images.
     """
-    from dcclip_cli.eval.report import booktabs, tex_text
-    from dcclip_cli.eval.result import METRIC_NAMES
 
     def cell(row: SweepRow, metric: str, test: str) -> str:
         values = row.scores().get((metric, test), ())
@@ -273,8 +269,6 @@ def _latex(rows: Sequence[SweepRow]) -> str:
 
 def _latex_of_models(rows: Sequence[SweepRow]) -> str:
     """The mean over the test sets in each language next to training data and what a model costs."""
-    from dcclip_cli.eval.report import booktabs, tex_text
-
     head = "variant, model, en, zh, pairs, samples, parameters (M), MB, memory (MB), image (ms), text (ms)"
     lines = [head.split(", ")]
     for row in rows:
@@ -296,8 +290,6 @@ def _latex_of_models(rows: Sequence[SweepRow]) -> str:
 
 def _chart(rows: Sequence[SweepRow]) -> bytes:
     """A bar for the mean of each model, its standard deviation, and a point for each seed."""
-    from dcclip_cli.html import COLOURS, svg_chart
-
     places = list(dict.fromkeys(key for row in rows for key in row.scores()))
     height = 0.8 / len(rows)
 

@@ -12,17 +12,19 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from dcclip_cli.checksums import read_record, write_record
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import atomic_folder, remove, validated
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-    from torch.optim import Optimizer
+from dcclip_cli.train.distributed import from_first
 
 TENSORS, STATE = "tensors.safetensors", "state.json"  # of a checkpoint
 WEIGHTS, METRICS = "weights.safetensors", "metrics.json"  # of the best weights
@@ -53,8 +55,6 @@ class TrainState(BaseModel):
 
 def copy_tensors(model: nn.Module, optimizer: Optimizer, ema: nn.Module | None = None) -> dict[str, Tensor]:
     """The tensors of a checkpoint, copied to the CPU: the next step changes nothing in them."""
-    import torch
-
     names = _parameter_names(model, optimizer)
     tensors: dict[str, Tensor] = {f"model/{name}": value for name, value in model.state_dict().items()}
     if ema is not None:
@@ -72,9 +72,6 @@ def write_checkpoint(
 
     Raises DcclipError if the disk is full; the checkpoints before are kept.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     target = folder / f"step-{state.step:08d}"
     try:
         with atomic_folder(target) as temporary:
@@ -124,10 +121,6 @@ def load_checkpoint(
 
     Raises DcclipError if it is damaged, or belongs to another recipe, data or teacher: it says what differs.
     """
-    from safetensors.torch import load_file
-
-    from dcclip_cli.train.distributed import from_first
-
     is_only = min(checkpoint.parent.glob("step-*"), default=checkpoint) == checkpoint
     again = _AGAIN if is_only else Message("remove {} to resume from the checkpoint before it", checkpoint)
     record = from_first(lambda: read_record(checkpoint / STATE, again))
@@ -140,7 +133,7 @@ def load_checkpoint(
             checkpoint.parent,
             changed,
         )
-    state = validated(TrainState, record.content, checkpoint / STATE, again)
+    state = validated(TrainState.model_validate, record.content, checkpoint / STATE, again)
     with record.checking():
         tensors = load_file(checkpoint / TENSORS)
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
@@ -161,8 +154,6 @@ def load_checkpoint(
 
 def save_best(folder: Path, step: int, metrics: Mapping[str, float], model: nn.Module) -> None:
     """Write the best weights so far, and the step and metrics of their validation, to `folder`."""
-    from safetensors.torch import save_file
-
     with atomic_folder(folder) as temporary:
         weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         save_file(weights, temporary / WEIGHTS)
@@ -171,8 +162,6 @@ def save_best(folder: Path, step: int, metrics: Mapping[str, float], model: nn.M
 
 def load_best(folder: Path, model: nn.Module) -> None:
     """Give the model the best weights. Raises DcclipError if they are damaged."""
-    from safetensors.torch import load_file
-
     with read_record(folder / METRICS, _AGAIN).checking():
         model.load_state_dict(load_file(folder / WEIGHTS))
 

@@ -17,12 +17,11 @@ from dcclip_cli.exporters import Precision
 from dcclip_cli.exporters.formats import Format
 from dcclip_cli.exporters.onnx_graph import OnnxGraph
 from dcclip_cli.exporters.rounding import with_rounded_tables
+from dcclip_cli.exporters.source import Source
 from dcclip_cli.inference.onnx_encoder import IMAGE, TEXT, Run
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-    from dcclip_cli.exporters.source import Source
 
 
 class OpenVino(Format):

@@ -5,29 +5,28 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from PIL import Image
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.exporters import FormatName, Precision
 from dcclip_cli.exporters.formats import Format
 from dcclip_cli.exporters.formats.onnx import clip_image_processor
+from dcclip_cli.exporters.source import Source
 from dcclip_cli.files import read_json, write_json
+from dcclip_cli.inference.encoder import Encoder, TorchEncoder, load_encoder
 from dcclip_cli.inference.onnx_encoder import Description, ExportedEncoder, read_description
+from dcclip_cli.model.model_dir import WEIGHTS, load_model
+from dcclip_cli.model.reference import ModelSource
 from dcclip_cli.model.students import blank_network
 from dcclip_cli.model.tokenizer import copy_tokenizer, renumbered
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from PIL import Image
     from torch import Tensor
-
-    from dcclip_cli.exporters.source import Source
-    from dcclip_cli.inference.encoder import Encoder
-
 
 _OTHER = Message("use --format onnx or --format open_clip")
 _TWO_LAYERS = Message(
@@ -49,8 +48,6 @@ class OpenClip(Format):
         import torch
         from safetensors.torch import load_file, save_file
 
-        from dcclip_cli.model.model_dir import WEIGHTS
-
         if source.folder is None:
             hint = Message("export the model with --format onnx or transformers")
             raise DcclipError("{} is not an open_clip model directory", hint, source.towers.name)
@@ -61,9 +58,6 @@ class OpenClip(Format):
             save_file(half, folder / WEIGHTS)
 
     def open(self, folder: Path) -> Encoder:
-        from dcclip_cli.inference.encoder import TorchEncoder
-        from dcclip_cli.model.model_dir import load_model
-
         return TorchEncoder(load_model(folder))
 
 
@@ -115,9 +109,6 @@ class Transformers(Format):
         processor.save_pretrained(folder)
 
     def open(self, folder: Path) -> Encoder:
-        from dcclip_cli.inference.encoder import load_encoder
-        from dcclip_cli.model.reference import ModelSource
-
         return load_encoder(ModelSource("hf", str(folder.resolve()), ""), "cpu")
 
 

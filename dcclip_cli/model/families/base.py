@@ -13,8 +13,11 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image
+from tokenizers import normalizers
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.hub_models import IMAGE_PROCESSOR, SENTENCEPIECE, TRANSFORMERS_CONFIG, checked_json
@@ -97,8 +100,6 @@ class TransformersTowers(Family):
         is_gemma = type(getattr(backend, "model", None)).__name__ == "BPE"
         self.lower_cases = self.fixed_length and is_gemma and type(tokenizer).__name__ != "Siglip2Tokenizer"
         if backend and self.lower_cases:
-            from tokenizers import normalizers
-
             backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), backend.normalizer])
 
     @classmethod
@@ -151,8 +152,6 @@ class TransformersTowers(Family):
 
     @classmethod
     def build(cls, model: str, folder: Path, files: Sequence[Path], progress: Progress, **options: Any) -> Self:
-        import transformers
-
         with _silent():  # its report of missing weights is replaced by the error below
             empty = cls.without_weights(folder)
             check_fit(empty, files, TRANSFORMERS_CONFIG, exact=False)
@@ -170,8 +169,6 @@ class TransformersTowers(Family):
     @classmethod
     def from_network(cls, network: Any, model: str, *options: Any) -> Self:
         """The towers of transformers' model with its processors. Raises DcclipError if a package is missing."""
-        import transformers
-
         local: dict[str, Any] = {"local_files_only": True} if Path(model).is_dir() else {}
         try:
             with _silent():  # of a model type that it does not know
@@ -193,16 +190,12 @@ class TransformersTowers(Family):
     @classmethod
     def without_weights(cls, folder: Path) -> Any:
         """transformers' model of a folder's config.json on the meta device."""
-        import transformers
-
         with torch.device("meta"):
             return transformers.AutoModel.from_config(cls.library_config(folder), trust_remote_code=False)
 
     @classmethod
     def library_config(cls, folder: Path) -> Any:
         """transformers' configuration of the parts that are used."""
-        import transformers
-
         return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
     def match_preprocessing(self) -> Preprocessing:
@@ -255,8 +248,6 @@ class TransformersTowers(Family):
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    from transformers.utils import logging
-
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dcclip_cli.errors import DcclipError, Message
@@ -54,8 +55,6 @@ class UFormTowers(Family):
 
     @classmethod
     def load(cls, model: str, folder: Path, progress: Progress, **options: Any) -> Self:
-        from safetensors.torch import load_file
-
         try:
             from uform.torch_encoders import ImageEncoder, TextEncoder
             from uform.torch_processors import ImageProcessor, TextProcessor
