@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -30,9 +29,9 @@ from tests.train.jobs import (
     assert_close,
     elsewhere,
     in_processes,
-    main,
     refused,
     run,
+    run_job,
     sha256,
     weights,
 )
@@ -188,7 +187,7 @@ def test_each_of_four_nodes_reads_its_quarter_of_the_data_and_all_train_as_one_p
     nodes["data"] = {"train": "s3://bucket/all.tar", "shuffle_window": 100}
     (tmp_path / "job.json").write_text(json.dumps(nodes))
     counts = s3.count_bytes("all.tar")
-    in_processes(NODES, __file__, tmp_path / "job.json")
+    in_processes(NODES, train_on_a_node, tmp_path / "job.json")
     shares = [counts[f"node{number}"] / len(content) for number in range(NODES)]
     assert max(shares) <= 1.1 / NODES, shares
     alone = elsewhere(nodes, "alone")
@@ -198,16 +197,12 @@ def test_each_of_four_nodes_reads_its_quarter_of_the_data_and_all_train_as_one_p
 
 
 def train_on_a_node(job: str) -> None:
-    """What each of four processes does: each is alone on its machine."""
+    """What each process does, which is alone on its machine."""
     rank = os.environ["RANK"]
     pytest.MonkeyPatch().setattr(indexed, "BLOCK", SMALL)
     os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "AWS_ACCESS_KEY_ID": f"node{rank}"}
     os.environ["DCCLIP_CACHE"] = str(Path(job).with_name(f"cache{rank}"))
-    main(job)
-
-
-if __name__ == "__main__":
-    train_on_a_node(sys.argv[1])
+    run_job(job)
 
 
 FETCHED = "fetched"  # a line in this file for each fetch

@@ -1,9 +1,7 @@
-"""Running a stage, here or in a process of its own that can be killed at a chosen place.
-
-As a script: jobs.py JOB.json [TASK COUNT] runs the job and, once TASK has counted to COUNT, waits to be killed.
-"""
+"""Running a stage, here or in processes of its own that can be killed at a chosen place."""
 
 import hashlib
+import importlib
 import json
 import os
 import signal
@@ -13,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 import psutil
@@ -24,6 +23,7 @@ from safetensors.torch import load_file
 import dcclip_cli
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.machine import can_fork
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.progress import Progress, Silent, Task
@@ -120,7 +120,7 @@ def kill(job: Job, task: str, count: int, processes: int = 1) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(job))
     waiting = file.with_suffix(".waiting")
-    process = start(processes, __file__, str(file), task, str(count))
+    process = start(processes, run_job, str(file), task, str(count))
     try:
         for _ in range(1200):
             if waiting.exists():
@@ -143,18 +143,45 @@ def need_libuv() -> None:
         pytest.skip(str(error))
 
 
-def start(count: int, script: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-    """A script in a process, or in several that train together."""
+def start(count: int, function: Callable[..., None], *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    """A function of a module, called in a process, or in several that train together."""
     if count > 1:
         need_libuv()
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)] if count > 1 else []
-    command = [sys.executable, *launch, script, *arguments]
-    return subprocess.Popen(command, env=os.environ | ENVIRONMENT, start_new_session=True, text=True, **options)
+    call = (
+        f"from tests.train.jobs import call; call({count}, {function.__module__!r}, {function.__name__!r}, {arguments})"
+    )
+    environment = os.environ | ENVIRONMENT
+    return subprocess.Popen([sys.executable, "-c", call], env=environment, start_new_session=True, text=True, **options)
 
 
-def in_processes(count: int, script: str, argument: Path) -> None:
-    """Run a script in processes that train together."""
-    process = start(count, script, str(argument), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def call(count: int, module: str, name: str, arguments: tuple[str, ...]) -> None:
+    """What `start` runs. Processes that are forked share what takes seconds to import."""
+    import open_clip  # noqa: F401
+    from torch.multiprocessing.spawn import start_processes
+    from transformers import AltCLIPModel  # noqa: F401
+
+    function = getattr(importlib.import_module(module), name)
+    if count == 1:
+        return function(*arguments)
+    with socket() as unused:
+        unused.bind(("localhost", 0))
+        port = unused.getsockname()[1]
+    start_processes(
+        _call_rank, (count, port, function, arguments), count, start_method="fork" if can_fork() else "spawn"
+    )
+
+
+def _call_rank(rank: int, count: int, port: int, function: Callable[..., None], arguments: tuple[str, ...]) -> None:
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+    os.environ |= {"MASTER_ADDR": "localhost", **{name: str(value) for name, value in places.items()}}
+    function(*arguments)
+    sys.stdout.flush()
+    os._exit(0)  # without the end of the process group, in which gloo may hang
+
+
+def in_processes(count: int, function: Callable[[str], None], argument: Path) -> None:
+    """Call a function in processes that train together."""
+    process = start(count, function, str(argument), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         output, _ = process.communicate(timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
@@ -193,13 +220,11 @@ def logged(stage: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (stage / "metrics.jsonl").read_text("utf-8").splitlines()]
 
 
-def main(file: str, task: str = "", count: str = "0") -> None:
+def run_job(file: str, task: str = "", count: str = "0") -> None:
+    """Run the job in a file; once `task` has counted to `count`, wait to be killed."""
+
     def wait_to_be_killed() -> None:
         Path(file).with_suffix(".waiting").touch()
         time.sleep(600)
 
     run(json.loads(Path(file).read_text()), Watch(task, int(count), wait_to_be_killed))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

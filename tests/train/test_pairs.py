@@ -187,7 +187,7 @@ def test_processes_train_well_and_as_one_does(
     job = pairwise.job_of(stage, row, tmp_path / "run")
     alone = run(elsewhere(job, "alone")).model
     (tmp_path / "job.json").write_text(json.dumps(job))
-    jobs.in_processes(processes, jobs.__file__, tmp_path / "job.json")
+    jobs.in_processes(processes, jobs.run_job, tmp_path / "job.json")
     folder = Path(job["root"], stage)
     assert_trained_well(row, folder, initial)
     if not pairwise.is_whole(row):

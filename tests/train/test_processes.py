@@ -1,8 +1,6 @@
 """Both stages on two processes (gloo), which must do what one does on the same batches."""
 
 import json
-import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,18 +19,30 @@ from dcclip_cli.train.compute import decided, join_processes, make_accelerator
 from dcclip_cli.train.distributed import average_statistics, check_shared, from_first, process_index, stop_together
 from dcclip_cli.train.task import backward
 from dcclip_cli.train.validation import open_validation
-from tests.train import jobs
-from tests.train.jobs import TIMEOUT_S, Job, assert_close, elsewhere, in_processes, kill, logged, refused, run, weights
+from tests.train.jobs import (
+    TIMEOUT_S,
+    Job,
+    assert_close,
+    elsewhere,
+    in_processes,
+    kill,
+    logged,
+    refused,
+    run,
+    run_job,
+    weights,
+)
 from tests.train.test_validation import TOP1, Colours, coloured
 
 
 @pytest.mark.timeout(2 * TIMEOUT_S)
 def test_the_first_process_decides_for_all(tmp_path: Path) -> None:
-    in_processes(2, __file__, tmp_path)
+    in_processes(2, agree, tmp_path)
 
 
-def agree(folder: Path) -> None:
+def agree(shared_folder: str) -> None:
     """What each of two processes checks."""
+    folder = Path(shared_folder)
     join_processes("cpu")
     rank = process_index()
     with refused("test_processes.py is not a folder", "--fresh"):
@@ -93,7 +103,7 @@ def test_two_processes_train_as_one_does_on_the_same_batches(
     alone, two, shorter = elsewhere(job, "one"), elsewhere(job, "two"), elsewhere(job, "shorter", {"steps": 1})
     full, first = weights(run(alone)), weights(run(shorter))
     (tmp_path / "job.json").write_text(json.dumps(two))
-    in_processes(2, jobs.__file__, tmp_path / "job.json")
+    in_processes(2, run_job, tmp_path / "job.json")
     folder = Path(two["root"], stage)
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
     assert max(float((value - first[name]).abs().max()) for name, value in full.items()) > 1e-3
@@ -114,7 +124,7 @@ def test_two_processes_train_on_parts_of_which_the_last_may_have_no_text(
     job["options"] = {"start": "scratch", "steps": 10, "accumulate": 2, "distinct_captions": False}
     job["options"] |= {"captions": {"languages": ["zh"]}}
     (tmp_path / "job.json").write_text(json.dumps(job))
-    in_processes(2, jobs.__file__, tmp_path / "job.json")
+    in_processes(2, run_job, tmp_path / "job.json")
     assert logged(Path(job["root"], "align"))[-1]["step"] == 10
 
 
@@ -132,21 +142,16 @@ def test_four_processes_that_are_killed_go_on_as_two_to_the_weights_of_four_that
     unbroken, folder = elsewhere(job, "unbroken"), Path(job["root"], stage)
     for name, content in (("job", job), ("unbroken", unbroken)):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    in_processes(4, jobs.__file__, tmp_path / "unbroken.json")
+    in_processes(4, run_job, tmp_path / "unbroken.json")
     kill(job, stage, 7, processes=4)
     saved = latest_checkpoint(folder / "state")
     assert saved and saved.name in ("step-00000004", "step-00000006")
-    in_processes(2, jobs.__file__, tmp_path / "job.json")
+    in_processes(2, run_job, tmp_path / "job.json")
     expected = Path(unbroken["root"], stage)
     assert_close(weights(folder / "model"), weights(expected / "model"))
     steps = [(line["step"], line.get("top1_zh")) for line in logged(folder)]
     assert steps == [(line["step"], line.get("top1_zh")) for line in logged(expected)]
     assert [step for step, top1 in steps if top1 is None] == list(range(1, 13))
-
-
-if __name__ == "__main__":
-    agree(Path(sys.argv[1]))
-    os._exit(0)  # without the end of the process group, in which gloo may hang
 
 
 # ---- which parameters a step leaves without a gradient: DDP looks for those only where there may be any

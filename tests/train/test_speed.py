@@ -1,7 +1,6 @@
 """What makes steps fast: no waiting for the device, a compiled image tower, and the numbers that tell."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -80,16 +79,18 @@ def test_a_step_reads_one_number_from_the_device_and_compares_its_own_rows(
     kinds = ("embedding", "interactive", "similarity", "anchors", "ensemble")
     options = {"start": "scratch", "batch_size": 36, "cross_lingual": 0.5, "losses": [{"kind": kind} for kind in kinds]}
     options |= {"captions": {"first": 1.0}, "distinct_captions": False}
+    monkeypatch.setattr(OnlineTeacher, "check", OnlineTeacher.check)  # restored at the end
     (tmp_path / "job.json").write_text(json.dumps(distilling | {"stage": "align", "options": options}))
     if processes > 1:
-        in_processes(processes, __file__, tmp_path / "job.json")
+        in_processes(processes, count_reads, tmp_path / "job.json")
     else:
-        monkeypatch.setattr(OnlineTeacher, "check", lambda _self: None)
-        count_reads(json.loads((tmp_path / "job.json").read_text()))
+        count_reads(str(tmp_path / "job.json"))
 
 
-def count_reads(job: Job) -> None:
+def count_reads(file: str) -> None:
     """What each process checks. On a GPU only a bad step looks into a teacher's embeddings: `check` does nothing."""
+    setattr(OnlineTeacher, "check", lambda _self: None)  # noqa: B010
+    job = json.loads(Path(file).read_text())
     for way, options in WAYS.items():
         stage = stage_of(job | {"root": f"{job['root']} {way}", "options": job["options"] | options})
         stage.prepare()
@@ -114,12 +115,6 @@ def count_reads(job: Job) -> None:
             flags = [ddp[name] for name in ("has_rebuilt_buckets", "find_unused_parameters", "gradient_as_bucket_view")]
             assert flags == [0, 1, 1], way
         trainer.close()
-
-
-if __name__ == "__main__":
-    setattr(OnlineTeacher, "check", lambda _self: None)  # noqa: B010
-    count_reads(json.loads(Path(sys.argv[1]).read_text()))
-    os._exit(0)  # without the end of the process group, in which gloo may hang
 
 
 def test_an_average_keeps_every_byte_of_what_is_frozen() -> None:
