@@ -11,19 +11,16 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from PIL import Image
 
 from dcclip_cli.data.batch import OTHER, Batch, StoredFeatures, Texts, part_rows
 from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.data.pair import Language, PairDataset
 from dcclip_cli.data.pixels import ImageCache, Preprocess, draft_side, stacked
 from dcclip_cli.data.samplers import Sample
-from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.preprocess import decode, flatten
 
 if TYPE_CHECKING:
-    import torch
-    from PIL import Image
-
     from dcclip_cli.model.towers import Tokens
 
 Choice = tuple[str, tuple[str, ...]]  # a caption, and all that an epoch may choose in its place
@@ -60,8 +57,6 @@ class Collator:
 
     def batch(self, samples: Sequence[Sample], process: int = 0, processes: int = 1) -> Batch:
         """The batch of a step's samples, or the part of one of `processes`. Raises DcclipError for a bad image."""
-        import torch
-
         rows = self._rows(samples, process, processes)
         samples_with_image, count = rows["captioned"] + rows["images"], self.num_augmentations
         indices = [index for index, _ in samples_with_image]
@@ -78,7 +73,7 @@ class Collator:
                     make = partial(self.pixels, index, augmentation, *preprocess)
                     pixels[row] = cache.get((index, augmentation), make, images * count)
                 else:
-                    image = cache.get(index, partial(_decoded, self.dataset, index, side), images)
+                    image = cache.get(index, partial(self.dataset.decoded, index, side), images)
                     pixels[row] = self._augmented(image, index, augmentation, preprocess)
             tensors = [stacked([arrays[number] for arrays in pixels]) for number in range(len(preprocess))]
             inputs = [tensors[preprocess.index(function)] for function in (self.preprocess, *self.teacher_preprocess)]
@@ -106,7 +101,7 @@ class Collator:
 
         Raises DcclipError where the image cannot be read.
         """
-        image = _decoded(self.dataset, index, draft_side(self.augment, preprocess))
+        image = self.dataset.decoded(index, draft_side(self.augment, preprocess))
         return self._augmented(image, index, augmentation, preprocess)
 
     def _augmented(
@@ -178,21 +173,5 @@ class _Captioned:
 
 def _hashes(contents: Iterable[bytes]) -> torch.Tensor:
     """64-bit hashes, the same in every process."""
-    import torch
-
     digests = b"".join(hashlib.blake2b(content, digest_size=8).digest() for content in contents)
     return torch.from_numpy(np.frombuffer(digests, "<i8").astype(np.int64))
-
-
-def unaugmented(dataset: PairDataset, index: int) -> Image.Image:
-    """One pair's image without augmentation, RGB on white. Raises DcclipError where it cannot be read."""
-    return flatten(_decoded(dataset, index))
-
-
-def _decoded(dataset: PairDataset, index: int, draft: int = 0) -> Image.Image:
-    image = dataset.image(index)
-    try:
-        return decode(image, draft=draft)
-    except DcclipError as error:
-        key = dataset.keys()[index]
-        raise DcclipError("{}: pair {}: {}", error.hint, dataset.path, key, error.what) from None

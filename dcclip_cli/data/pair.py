@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, overload
 
 import numpy as np
+from PIL import Image
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import file_sha256
+from dcclip_cli.model.preprocess import decode
 from dcclip_cli.text import encodable
 
 if TYPE_CHECKING:
@@ -185,6 +187,14 @@ class PairDataset(ABC):
 
     def image(self, index: int) -> bytes:
         return self[index].image
+
+    def decoded(self, index: int, draft: int = 0) -> Image.Image:
+        """A pair's image, by `decode`. Raises DcclipError, which names the pair, where it cannot be read."""
+        image = self.image(index)
+        try:
+            return decode(image, draft=draft)
+        except DcclipError as error:
+            raise DcclipError("{}: pair {}: {}", error.hint, self.path, self.keys()[index], error.what) from None
 
     def image_digest(self, index: int) -> bytes:
         return image_digest(self.image(index))

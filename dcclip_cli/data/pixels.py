@@ -9,14 +9,13 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+import torch
 from PIL import Image
 
 from dcclip_cli.data.options import Augment
 from dcclip_cli.model.preprocess import Preprocessing
 
 if TYPE_CHECKING:
-    import torch
-
     from dcclip_cli.model.towers import Towers
 
 Preprocess = Callable[[Image.Image], np.ndarray]
@@ -39,8 +38,6 @@ class Uint8Pixels:
     preprocessing: Preprocessing
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        import torch
-
         settings, side = self.preprocessing, self.preprocessing.size
         if settings.interpolation not in _TORCH_RESIZES or image.size == (side, side):
             return np.asarray(settings.resize(image)).transpose(2, 0, 1)
@@ -67,8 +64,6 @@ def normalized(pixels: torch.Tensor, preprocessing: Preprocessing | None) -> tor
 
     On the CPU bit for bit the arithmetic of Preprocessing.
     """
-    import torch
-
     if pixels.dtype != torch.uint8:
         return pixels
     assert preprocessing is not None
@@ -78,16 +73,12 @@ def normalized(pixels: torch.Tensor, preprocessing: Preprocessing | None) -> tor
 
 @lru_cache(maxsize=16)
 def _constants(preprocessing: Preprocessing, device: torch.device) -> torch.Tensor:
-    import torch
-
     values = [[255.0] * 3, preprocessing.mean, preprocessing.std]
     return torch.tensor(values, dtype=torch.float32, device=device)[:, :, None, None]
 
 
 def stacked(pixels: Sequence[np.ndarray]) -> torch.Tensor:
     """(B, 3, H, W) of B images' pixels, in memory as (B, H, W, 3): torch's channels_last."""
-    import torch
-
     if not pixels:
         return torch.zeros(0, 3, 1, 1)
     return torch.from_numpy(np.stack([image.transpose(1, 2, 0) for image in pixels])).permute(0, 3, 1, 2)

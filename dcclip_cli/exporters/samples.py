@@ -1,21 +1,19 @@
 """Images and texts that an export is calibrated and checked on: from pairs, from images and texts, or made up."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from PIL import Image
 
 from dcclip_cli.data import prompts
-from dcclip_cli.data.collator import unaugmented
 from dcclip_cli.data.dataset import recipe_pairs
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import LANGUAGES, ConcatDataset, Lazy, PairDataset
 from dcclip_cli.data.unpaired import open_texts, recipe_images
+from dcclip_cli.model.preprocess import flatten
 
 # Short, long, mixed, and too long for any text tower: these detect graphs with a frozen length.
 TEXTS = (
@@ -46,7 +44,7 @@ class Samples:
     labels: Sequence[Sequence[str]]
     texts: Sequence[str] = TEXTS
 
-    def squares(self) -> Samples:
+    def squares(self) -> Self:
         """The same with the middle squares of the images, which leave nothing to crop."""
 
         def square(place: int) -> Image.Image:
@@ -94,7 +92,7 @@ def images_and_captions(pairs: PairDataset, count: int) -> tuple[Sequence[Image.
     for captions_by_index in map(pairs.captions, LANGUAGES):
         first = [text for index in captioned for text in captions_by_index[index][:1]]
         captions.append(sorted({first[place] for place in _evenly_spaced(len(first), count)}))
-    return Lazy(len(indices), lambda place: unaugmented(pairs, indices[place])), captions
+    return Lazy(len(indices), lambda place: flatten(pairs.decoded(indices[place]))), captions
 
 
 def calibration_texts(count: int) -> list[str]:

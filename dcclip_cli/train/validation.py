@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from dcclip_cli.data.collator import unaugmented
 from dcclip_cli.data.dataset import recipe_pairs
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import LANGUAGES, Language, PairDataset
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import metrics
 from dcclip_cli.model.precision import finite
+from dcclip_cli.model.preprocess import flatten
 from dcclip_cli.model.towers import OpenClipTowers, evaluating
 from dcclip_cli.train.distributed import from_all, process_count, process_index
 from dcclip_cli.train.loading import load_batches
@@ -63,7 +63,7 @@ def _count_right(
     workers = workers if chunks else 0  # where other processes have all of the images
 
     def read(rows: range) -> torch.Tensor:
-        return torch.from_numpy(np.stack([towers.preprocess(unaugmented(dataset, row)) for row in rows]))
+        return torch.from_numpy(np.stack([towers.preprocess(flatten(dataset.decoded(row))) for row in rows]))
 
     loading = load_batches(read, chunks, workers, 1, device.type == "cuda")
     with closing(loading) as loaded:  # an error's traceback would keep the loader's processes
