@@ -11,7 +11,7 @@ from dcclip_cli.curation.fetch import FetchOptions
 from dcclip_cli.curation.filters import DEFAULT_FILTERS, AnyFilter
 from dcclip_cli.curation.filters.image import image_suffix
 from dcclip_cli.curation.normalize_text import NormalizeOptions
-from dcclip_cli.curation.scores.scorers import Scorers
+from dcclip_cli.curation.scores import Scorers
 from dcclip_cli.curation.sources import Source
 from dcclip_cli.data.pair import Language, Pair
 from dcclip_cli.model.preprocess import decode, flatten

@@ -19,8 +19,17 @@ from pydantic import TypeAdapter, ValidationError
 from dcclip_cli.curation.dedup import fill
 from dcclip_cli.curation.dedup.dedup import signature_table, signatures_of
 from dcclip_cli.curation.filters.image import DecodedImage, decode_image
-from dcclip_cli.curation.scores import Score, ScorerOptions, Scores, score_slice
-from dcclip_cli.curation.scores.scorers import Agreement, CachingEncoder, Classifier, Prompts, Scorers
+from dcclip_cli.curation.scores import (
+    Agreement,
+    CachingEncoder,
+    Classifier,
+    Prompts,
+    Score,
+    ScorerOptions,
+    Scorers,
+    Scores,
+    score_slice,
+)
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
@@ -54,7 +63,7 @@ def colours(monkeypatch: pytest.MonkeyPatch) -> Colours:
     """The model that every dual encoder is in this test."""
     model = Colours()
     encoder = CachingEncoder(model)  # type: ignore[arg-type]
-    monkeypatch.setattr("dcclip_cli.curation.scores.scorers.open_encoder", lambda *_: encoder)
+    monkeypatch.setattr("dcclip_cli.curation.scores.open_encoder", lambda *_: encoder)
     return model
 
 
@@ -255,7 +264,7 @@ sys.modules |= dict.fromkeys(("torch", "transformers", "open_clip"))  # importin
 from pathlib import Path
 from pydantic import TypeAdapter
 from dcclip_cli.curation.scores import score_slice
-from dcclip_cli.curation.scores.scorers import Scorers
+from dcclip_cli.curation.scores import Scorers
 from dcclip_cli.data.dataset import open_pairs
 score_slice(open_pairs(Path(sys.argv[2])), TypeAdapter(Scorers).validate_json(sys.argv[1]), Path(sys.argv[3]))
 """

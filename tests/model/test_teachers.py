@@ -11,7 +11,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 
-from dcclip_cli.curation.scores.scorers import Agreement
+from dcclip_cli.curation.scores import Agreement
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.teachers import AltClipTeacher, FgClip2Teacher, OpenClipTeacher, Teacher, TransformersTeacher
 
