@@ -1,7 +1,5 @@
 """Python API: each stage of a recipe as a function, with the keys, checks and results of the command of that name."""
 
-from __future__ import annotations
-
 import difflib
 import inspect
 import os

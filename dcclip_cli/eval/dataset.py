@@ -1,7 +1,5 @@
 """Test sets: images with labels or captions, and the interface of the loaders that read published layouts."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import os
@@ -9,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from PIL import Image
@@ -73,17 +71,17 @@ class Captions:
     images: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of_images(cls, captions: Iterable[Iterable[str]]) -> Captions:
+    def of_images(cls, captions: Iterable[Iterable[str]]) -> Self:
         """The captions of image 0, of image 1, and so on."""
         pairs = [(text, (number,)) for number, captions_of_image in enumerate(captions) for text in captions_of_image]
         return cls(tuple(text for text, _ in pairs), tuple(images for _, images in pairs))
 
-    def merged(self) -> Captions:
+    def merged(self) -> Self:
         """The same with equal texts as one, which describes the images of all of them."""
         images: dict[str, set[int]] = {}
         for text, described in zip(self.texts, self.images, strict=True):
             images.setdefault(text, set()).update(described)
-        return Captions(tuple(images), tuple(tuple(sorted(described)) for described in images.values()))
+        return type(self)(tuple(images), tuple(tuple(sorted(described)) for described in images.values()))
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ class DataSet:
     split: str = ""
     transform: ImageTransform = ImageTransform()
     both_ways: bool = True
-    location: Location | None = None
+    location: "Location | None" = None
     partial: str = ""
     notes: tuple[str, ...] = ()
 
@@ -172,7 +170,7 @@ class Loader(ABC):
 
     @classmethod
     @abstractmethod
-    def find(cls, location: Location) -> Loader | None:
+    def find(cls, location: Location) -> Self | None:
         """A loader for the files there; None if they are in another layout, or missing."""
 
     @abstractmethod

@@ -3,8 +3,6 @@
 Q queries, N images, D the shared width; twins are the same query in two languages.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -1,13 +1,11 @@
 """ONNX graphs whose large weights stay in files, so that copies and edits of a graph take next to no memory."""
 
-from __future__ import annotations
-
 import math
 import os
 import tempfile
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -23,7 +21,7 @@ class OnnxGraph:
         self.proto, self.folder = proto, folder
 
     @classmethod
-    def load(cls, file: Path) -> OnnxGraph:
+    def load(cls, file: Path) -> Self:
         """The graph in a file. Large weights stay in a file next to it, or are moved to one."""
         import onnx
 
@@ -33,9 +31,9 @@ class OnnxGraph:
                 weight.CopyFrom(graph.stored(weight.name, graph._values(weight)))
         return graph
 
-    def copy(self) -> OnnxGraph:
+    def copy(self) -> Self:
         """A graph that can be edited, with the same files."""
-        return OnnxGraph(deepcopy(self.proto), self.folder)
+        return type(self)(deepcopy(self.proto), self.folder)
 
     @property
     def weights(self) -> dict[str, np.ndarray]:

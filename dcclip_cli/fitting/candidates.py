@@ -1,7 +1,5 @@
 """Students that may fit a budget: image networks, image sizes and text towers, and what their exports take."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

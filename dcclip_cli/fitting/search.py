@@ -4,8 +4,6 @@ docs/how-to/fit.md states the rule. OUT/fit.json records each decision when it i
 stopped resumes with the same ones.
 """
 
-from __future__ import annotations
-
 import shutil
 import time
 from collections.abc import Sequence

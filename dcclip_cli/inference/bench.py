@@ -1,7 +1,5 @@
 """What models take on this machine, measured in fresh processes."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Iterable, Sequence

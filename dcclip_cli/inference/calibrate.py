@@ -1,7 +1,5 @@
 """A threshold for each label, from a few pictures in class folders, for prediction with several labels or none."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath

@@ -1,7 +1,5 @@
 """`predict`, `search` and `embed` of the Python API: for image files, with a model that is named."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterable, Sequence

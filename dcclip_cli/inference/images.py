@@ -1,7 +1,5 @@
 """Image files named by a user, and their embeddings."""
 
-from __future__ import annotations
-
 import fnmatch
 import glob
 import os

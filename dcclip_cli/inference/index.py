@@ -1,7 +1,5 @@
 """Embeddings of many inputs, whole or compressed, stored as they are computed: for `search` and for `embed`."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re
@@ -14,7 +12,7 @@ from functools import cached_property
 from itertools import chain, compress, product
 from operator import itemgetter
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 
@@ -157,7 +155,7 @@ class EmbeddedInputs:
     @classmethod
     def of_stored(
         cls, keys: np.ndarray, images: Stored, videos: Stored, errors: dict[int, DcclipError], computed: int
-    ) -> EmbeddedInputs:
+    ) -> Self:
         """From which of `keys` (N,) the store has as images, with their arrays, and which as videos."""
         (is_image, of_images), (is_filmed, of_videos) = images, videos
         lengths = of_videos["time_s"].lengths if isinstance(of_videos["time_s"], Ragged) else 0  # without videos

@@ -1,7 +1,5 @@
 """Predictions for image files, and the Python API of a loaded model."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,7 +72,7 @@ class Model:
     image that cannot be read. A pickled model is its reference: the process that unpickles it loads it again.
     """
 
-    def __init__(self, encoder: Encoder, reload: Callable[[], Model] | None = None) -> None:
+    def __init__(self, encoder: Encoder, reload: "Callable[[], Model] | None" = None) -> None:
         self._encoder, self._reload = encoder, reload
         self._labels: tuple[Any, Labels] | None = None  # of the last call, with the arguments they were made from
         self.name, self.parameters = encoder.name, encoder.parameters

@@ -1,13 +1,11 @@
 """ONNX bundles run by onnxruntime, without torch, and what all exports with a dcclip.json have in common."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
@@ -54,7 +52,7 @@ class Description:
     known: dict[str, Any] | None = None
 
     @classmethod
-    def read(cls, content: Any) -> Description:
+    def read(cls, content: Any) -> Self:
         """From the JSON object. Raises pydantic's ValidationError."""
         return cls(**_validator().validate_python(content))
 

@@ -1,7 +1,5 @@
 """Labels as tags in XMP sidecar files, which photo apps read: merged with other tags, and removed again exactly."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

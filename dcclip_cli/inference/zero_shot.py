@@ -1,7 +1,5 @@
 """Zero-shot classification: embeddings of class names, and the probabilities of labels for image embeddings."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import groupby
 

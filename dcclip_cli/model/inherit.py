@@ -1,7 +1,5 @@
 """Initial weights of students out of their teachers': rows and layers of text towers, whole and cut image towers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

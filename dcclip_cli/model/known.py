@@ -1,11 +1,10 @@
 """Words that a model never learnt, and searches that nothing fits."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Self
 
 import numpy as np
 
@@ -27,7 +26,7 @@ class Known:
     most: float
     fits: float
 
-    def within(self, dims: int | None) -> Known | None:
+    def within(self, dims: int | None) -> Self | None:
         """What embeddings that are cut to their first `dims` numbers say."""
         return self if dims is None or self.dimension < dims else None
 

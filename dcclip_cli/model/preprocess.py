@@ -1,7 +1,5 @@
 """Image decoding and preprocessing for image towers, and a library's own as one of these, without torch."""
 
-from __future__ import annotations
-
 import io
 import math
 import os
@@ -12,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -151,7 +149,7 @@ class Preprocessing:
     crop: str = "round"  # how half an odd margin is rounded: "round" (to even, torchvision) or "floor" (transformers)
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Preprocessing:
+    def from_config(cls, config: dict[str, Any]) -> Self:
         """From open_clip's `preprocess_cfg`, with its defaults. Raises ValueError, with the key, for other values."""
         preprocessing = cls(
             _side(config.get("size", cls.size)),

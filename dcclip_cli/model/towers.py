@@ -3,8 +3,6 @@
 Shapes: B images, N texts, L tokens, D shared width, C channels of a map, h x w its grid, W width of the text tower.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from abc import ABC, abstractmethod
@@ -13,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -45,19 +43,19 @@ class Tokens:
     by_length: Tensor | None = None
     lengths: tuple[int, ...] = ()
 
-    def sorted(self) -> Tokens:
+    def sorted(self) -> Self:
         """The same with `by_length` and `lengths`. Reads from the device: call it before they are on a GPU."""
         if self.by_length is not None:
             return self
         lengths, order = self.mask.sum(1).sort(stable=True)
         return replace(self, by_length=order, lengths=tuple(lengths.tolist()))
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> Tokens:
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same with every tensor changed: moved to a device, pinned."""
         order = None if self.by_length is None else change(self.by_length)
-        return Tokens(change(self.ids), change(self.mask), order, self.lengths)
+        return replace(self, ids=change(self.ids), mask=change(self.mask), by_length=order)
 
-    def to(self, device: torch.device | str) -> Tokens:
+    def to(self, device: torch.device | str) -> Self:
         return self.sorted().map(lambda tensor: tensor.to(device))
 
 

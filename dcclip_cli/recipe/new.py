@@ -1,7 +1,5 @@
 """New recipes: the choices of teacher, data and size, and a commented YAML file made from them."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

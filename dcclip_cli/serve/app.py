@@ -1,7 +1,5 @@
 """The requests that `dcclip serve` answers: OpenAI's embeddings, immich, MT Photos, labels, image search."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import gc

@@ -1,7 +1,5 @@
 """An encoder for many clients at a time: inputs wait in one queue per kind, and are computed in batches."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 from collections import deque

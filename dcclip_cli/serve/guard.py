@@ -1,7 +1,5 @@
 """What stands before every request: its host, the token, limits of bodies and answers, and the counters."""
 
-from __future__ import annotations
-
 import asyncio
 import hmac
 import re

@@ -1,7 +1,5 @@
 """Indexes of folders that change while they are served."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Callable, Sequence

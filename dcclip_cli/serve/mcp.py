@@ -1,7 +1,5 @@
 """The tools of `dcclip mcp`: an assistant searches, sees and labels the photographs of folders, and changes nothing."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from functools import wraps

@@ -1,7 +1,5 @@
 """uvicorn with limits for clients that send no request or take no answer, and an end that answers what was accepted."""
 
-from __future__ import annotations
-
 import asyncio
 import select
 import socket
@@ -26,7 +24,7 @@ _LOOK_S = 0.02  # between two looks whether clients wait at the port
 class Connection(H11Protocol):
     """A connection that ends if its client stalls; a new one too many ends the one that waited longest."""
 
-    _incomplete: dict[Connection, None] = {}  # connections that wait for a complete request, the oldest first
+    _incomplete: "dict[Connection, None]" = {}  # connections that wait for a complete request, the oldest first
     _timer: asyncio.TimerHandle | None = None  # ends the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

@@ -4,8 +4,6 @@ Random numbers, learning rates and the data's order are functions of the seed an
 a few counters, the weights, the optimizer's moments and the EMA.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import shutil

@@ -1,11 +1,9 @@
 """The student of a training stage: a new one with its tokenizer, or one that is trained further."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -38,7 +36,7 @@ class Student:
     parent: str | None = None  # fingerprint of the model that it was trained from
     space: NarrowSpace | None = None  # of the teacher's, if it is narrower
 
-    def with_bias(self) -> Student:
+    def with_bias(self) -> Self:
         """The student prepared for a sigmoid loss: with a bias and SigLIP's initial temperature (2303.15343)."""
         model = self.towers.model
         if model.logit_bias is not None:

@@ -4,8 +4,6 @@ Both are collected slice by slice and joined; the result depends neither on the 
 of each drop reason and of the kept pairs are those with the smallest hashes of their keys.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import Counter, defaultdict
@@ -14,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -168,7 +166,7 @@ class Statistics:
         return everything
 
     @classmethod
-    def merge(cls, parts: Iterable[Mapping[str, Any]]) -> Statistics:
+    def merge(cls, parts: Iterable[Mapping[str, Any]]) -> Self:
         """The sum of several `as_dict`s."""
         total = cls()
         for part in parts:
@@ -272,7 +270,7 @@ class Examples:
         path.write_text(json.dumps([asdict(example) for example in self.all()]), "utf-8")
 
     @classmethod
-    def merge(cls, paths: Iterable[Path], per_reason: int = 12) -> Examples:
+    def merge(cls, paths: Iterable[Path], per_reason: int = 12) -> Self:
         """The sample of all pairs from which the samples in these files were drawn, one file in memory at a time."""
         merged = cls(per_reason)
         for path in paths:

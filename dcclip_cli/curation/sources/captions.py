@@ -1,7 +1,5 @@
 """Sources in published layouts: COCO, Flickr30k and their Chinese versions, MUGE, and folders of classes."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections import defaultdict
@@ -11,7 +9,7 @@ from functools import lru_cache
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -56,7 +54,7 @@ class CaptionsSource(SourceOptions):
     allow_outside: bool = Field(False, description="Allow image paths outside the source's folder")
 
     @model_validator(mode="after")
-    def _has_captions(self) -> CaptionsSource:
+    def _has_captions(self) -> Self:
         if not self._files():
             raise ValueError(Message("give caption files with at least one of the keys zh, en and caption"))
         return self

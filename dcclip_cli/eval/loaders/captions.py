@@ -1,10 +1,9 @@
 """Retrieval data sets in their authors' files: Flickr30k, COCO and their Chinese versions, MUGE, XM3600, XTD."""
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import Self
 
 from dcclip_cli.data import caption_files
 from dcclip_cli.data.reading import Drop, Row
@@ -29,7 +28,7 @@ class CaptionFiles(Loader):
     layout = "dataset_NAME.json, or lines IMAGE#0 CAPTION"
 
     @classmethod
-    def find(cls, location: Location) -> CaptionFiles | None:
+    def find(cls, location: Location) -> Self | None:
         only = _only(location)
         for pattern in _FILES.get(location.dataset.name, ()):
             for root in _folders(location):
@@ -98,7 +97,7 @@ class Xm3600(Loader):
     layout = "captions.jsonl"
 
     @classmethod
-    def find(cls, location: Location) -> Xm3600 | None:
+    def find(cls, location: Location) -> Self | None:
         file = _first(location, "captions.jsonl", "captions") if location.dataset.name == "xm3600" else None
         return cls(location, file) if file else None
 
@@ -124,7 +123,7 @@ class Xtd(Loader):
     layout = "test_1kcaptions_zh.txt"
 
     @classmethod
-    def find(cls, location: Location) -> Xtd | None:
+    def find(cls, location: Location) -> Self | None:
         name = f"test_1kcaptions_{location.language}.txt"
         file = _first(location, name, "XTD10") if location.dataset.name == "xtd" else None
         return cls(location, file) if file else None
@@ -143,7 +142,7 @@ class Base64Lines(Loader):
     layout = "SPLIT_imgs.tsv"
 
     @classmethod
-    def find(cls, location: Location) -> Base64Lines | None:
+    def find(cls, location: Location) -> Self | None:
         name = f"{location.split}{caption_files.IMAGES}"
         file = _first(location, name, "datasets") if location.dataset.task == "retrieval" else None
         return cls(location, file) if file else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -34,7 +34,7 @@ class ClassFolders(Loader):
     layout = "SPLIT/CLASS/*.jpg"
 
     @classmethod
-    def find(cls, location: Location) -> ClassFolders | None:
+    def find(cls, location: Location) -> Self | None:
         if location.dataset.task != "classification":
             return None
         for root in location.folders:
@@ -78,7 +78,7 @@ class WebDatasetTars(Loader):
     layout = "SPLIT/0.tar"
 
     @classmethod
-    def find(cls, location: Location) -> WebDatasetTars | None:
+    def find(cls, location: Location) -> Self | None:
         for root in location.folders:
             for folder in (root / location.split, root / "test", root):
                 if any(folder.glob("*.tar")):
@@ -153,7 +153,7 @@ class HubDataset(Loader):
     layout = "a folder of datasets' save_to_disk, or data/SPLIT-*.parquet"
 
     @classmethod
-    def find(cls, location: Location) -> HubDataset | None:
+    def find(cls, location: Location) -> Self | None:
         folders = (folder for folder in location.folders if is_saved(str(folder)) or is_repository(str(folder)))
         return next((cls(location, folder) for folder in folders), None)
 

@@ -1,7 +1,5 @@
 """What families of dual encoders share, and the towers that transformers builds. Shapes: as in towers.py."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -57,11 +55,11 @@ class Family(Towers):
 
     @classmethod
     @abstractmethod
-    def load(cls, model: str, folder: Path, progress: Progress, **options: Any) -> Family:
+    def load(cls, model: str, folder: Path, progress: Progress, **options: Any) -> Self:
         """The towers of a directory or repository with its config.json in `folder`; `options` are the family's."""
 
     @classmethod
-    def blank(cls, folder: Path) -> Family | None:
+    def blank(cls, folder: Path) -> Self | None:
         """The towers of a directory without weights; None if they cannot be built so, or then take no image."""
         return None
 
