@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 from dcclip_cli.curation import IMPORTS
 from dcclip_cli.curation.dedup.dedup import dedup
-from dcclip_cli.curation.fetch.fetcher import Fetcher, fetch_in_order
 from dcclip_cli.curation.options import ClusterOptions, CollectOptions
 from dcclip_cli.curation.scores import score_slice
 from dcclip_cli.curation.slices import filter_pairs, keep_slice, read_pairs, write_slice
@@ -74,6 +73,8 @@ class ReadStep(_CollectStep):
     name = "read"
 
     def run(self, task: int) -> None:
+        from dcclip_cli.curation.fetch.fetcher import Fetcher, fetch_in_order
+
         fetch = self.options.fetch
         with whole_folder(self.work.result("read", task)) as folder, Fetcher(fetch) as fetcher:
             candidates = fetch_in_order(self._candidates(task), fetcher.fetch, fetch.workers, fetch.per_host)

@@ -295,5 +295,4 @@ class _Chunk(PairDataset):
 
 def _write_group(file: DataFile, group: int, column: str, descriptor: int) -> None:
     with open(descriptor, "wb", buffering=1 << 20, closefd=False) as target:
-        for image in group_images(file, group, column):
-            target.write(image or b"")
+        target.writelines(image or b"" for image in group_images(file, group, column))

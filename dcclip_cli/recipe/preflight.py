@@ -120,9 +120,8 @@ class Preflight:
             from dcclip_cli.train.estimate import BlankStage
 
             shared = self.run_dir, recipe.data, recipe.teacher, recipe.student, recipe.seed, self.device
-            for options in trained:
-                if stage := self._ask((options.stage,), partial(BlankStage, options, *shared)):
-                    stages.append(stage)
+            asked = (self._ask((options.stage,), partial(BlankStage, options, *shared)) for options in trained)
+            stages = [stage for stage in asked if stage]
         self._teachers = self._open_teachers(stages)
         student = self._student(stages) if recipe.student and stages else None
         if recipe.eval and {"eval", "export"} & {*self.needed} and all(at[0] != "eval" for at in self._missing):

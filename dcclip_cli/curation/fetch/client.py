@@ -8,8 +8,6 @@ A time limit on each read does not stop a server that sends a byte a second. So 
 read waits at most until then.
 """
 
-from __future__ import annotations
-
 import ipaddress
 import socket
 import ssl
@@ -17,14 +15,14 @@ import threading
 import time
 from functools import cache
 from http.client import IncompleteRead, RemoteDisconnected
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import certifi
+from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPSConnectionPool, PoolManager, exceptions
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.util import Url
 
 from dcclip_cli.curation.fetch import FetchFault, FetchOptions, timeout
-
-if TYPE_CHECKING:
-    from urllib3 import BaseHTTPResponse, PoolManager
-    from urllib3.exceptions import HTTPError
-    from urllib3.util import Url
 
 _MAX_ADDRESSES = 4  # of one host that are tried
 _CHUNK = 65_536
@@ -106,13 +104,11 @@ class Client:
 
     def get(self, url: Url, limit: int, seconds: float, cut: bool = False) -> tuple[BaseHTTPResponse, bytes]:
         """The response within so many seconds, and its body if the status is 200; over `limit` `cut`, or a fault."""
-        from urllib3.exceptions import HTTPError, ProtocolError
-
         _clock.end = time.monotonic() + seconds
         try:
             try:
                 response = self._open(url)
-            except ProtocolError:  # perhaps the server was just closing a kept connection: try once more on a new one
+            except exceptions.ProtocolError:  # perhaps the server was closing a kept connection: try a new one, once
                 response = self._open(url)
             try:
                 body = _read_body(response, limit, cut) if response.status == 200 else b""
@@ -122,7 +118,7 @@ class Client:
                     response.read1(_MAX_DISCARDED_BYTES)
                 if response.connection is not None:
                     response.close()
-        except HTTPError as error:
+        except exceptions.HTTPError as error:
             raise _fault(error, str(url.host)) from None
         except TimeoutError:
             raise timeout(str(url.host)) from None
@@ -145,10 +141,8 @@ class Client:
         )
 
 
-def _fault(error: HTTPError, host: str) -> FetchFault:
+def _fault(error: exceptions.HTTPError, host: str) -> FetchFault:
     """The fault for an exception of urllib3, whose own text contains memory addresses."""
-    from urllib3 import exceptions
-
     cause = next((cause for cause in (*error.args, error.__cause__) if isinstance(cause, Exception)), error)
     if isinstance(cause, ssl.SSLCertVerificationError):
         return FetchFault("url-tls", f"{host}: {cause.verify_message}")
@@ -181,8 +175,6 @@ def _read_body(response: BaseHTTPResponse, limit: int, cut: bool) -> bytes:
 @cache  # loading the certificates takes longer than many a download
 def _tls() -> ssl.SSLContext:
     """Checks certificates and host names against the system's authorities (or $SSL_CERT_FILE) and Mozilla's."""
-    import certifi
-
     context = ssl.create_default_context()
     context.load_verify_locations(certifi.where())
     context.sslsocket_class = _TimedTlsSocket
@@ -191,8 +183,6 @@ def _tls() -> ssl.SSLContext:
 
 def _pools(options: FetchOptions) -> PoolManager:
     """urllib3's connection pools, which ignore proxies in the environment, with sockets of checked addresses."""
-    from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
-    from urllib3.connection import HTTPConnection, HTTPSConnection
 
     def connect(self: HTTPConnection) -> socket.socket:
         """A connected socket. Faults: `url-private`, `url-unreachable`; TimeoutError after the deadline."""

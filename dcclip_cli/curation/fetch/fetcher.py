@@ -1,7 +1,5 @@
 """Downloads of images: robots.txt, retries, redirects, opt-outs, and the order in which they start and finish."""
 
-from __future__ import annotations
-
 import re
 import threading
 import time
@@ -11,18 +9,17 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Self
+from typing import Self
 from urllib.parse import urljoin
+
+from protego import Protego
+from urllib3 import BaseHTTPResponse
+from urllib3.util import Url
 
 from dcclip_cli.curation.fetch import FetchFault, FetchOptions, read_url
 from dcclip_cli.curation.fetch.client import Client
 from dcclip_cli.curation.sources.base import Candidate
 from dcclip_cli.data.reading import Drop
-
-if TYPE_CHECKING:
-    from protego import Protego
-    from urllib3 import BaseHTTPResponse
-    from urllib3.util import Url
 
 _MAX_REDIRECTS = 5
 _BACK_OFF_S = 1.0  # before the first retry; doubles with each further one
@@ -127,7 +124,6 @@ class Fetcher:
 
 def parse_robots(text: str, agent: str) -> Protego:
     """The rules of a robots.txt. Groups of other agents are merged into one, as rules times agents may be millions."""
-    from protego import Protego
 
     def ours(line: str) -> str:
         match = _AGENT_LINE.match(line)
