@@ -18,6 +18,7 @@ import pytest
 from filelock import FileLock
 from PIL import Image, ImageDraw
 
+from dcclip_cli import curation, processes
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import LANGUAGES, Pair
 from tests.images import encode
@@ -79,6 +80,16 @@ def _auto_means_fp32() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(precision, "torch_has_bf16", lambda: False)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _imported_once() -> Iterator[None]:
+    """The process that workers are forked from imports what any test needs, whichever test starts it."""
+    preload, models = processes.preload, ("open_clip", "transformers.models.altclip.modeling_altclip")
+    imports = ("dcclip_cli.train.estimate", *models, *curation.IMPORTS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "preload", lambda _: preload(imports))
         yield
 
 

@@ -141,4 +141,5 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
 def test_files_are_shared_by_threads_and_damaged_ones_removed_on_windows(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", SHARED_FILE, tmp_path / "a"], env=environment("windows"), check=True)
     tests = ["tests/test_store.py", "-k", "is_no_block", "-q", "--noconftest", "-p", "no:cacheprovider"]
+    tests += ["--basetemp", str(tmp_path / "tests")]  # else pytest removes folders of earlier runs, which is slow here
     subprocess.run([sys.executable, "-m", "pytest", *tests], cwd=ROOT, env=environment("windows"), check=True)

@@ -105,7 +105,7 @@ def test_models_cost_what_runs_measured_once_and_the_same_where_only_weights_dif
     alone = {name: value for name, value in recipe.items() if name not in ("teacher", "distill")}
     alone["align"] = {**alone["align"], "start": "scratch", "precision": "fp32"}
     alone["variants"] = {"plain": {}, "慢": {"align.optimizer": {"lr": 1e-4}}, "大图": {"student.image.size": 320}}
-    shown = dcclip_api.sweep(alone, [0], out=tmp_path, at_a_time=2).rows
+    shown = dcclip_api.sweep(alone, [0], out=tmp_path).rows
     files = [tmp_path / variant / "seed-0/summary.json" for variant in alone["variants"]]
     stored = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
     plain, slow, large = (json.loads(content)["rows"][0]["image_ms"] for content, _ in stored.values())

@@ -1,20 +1,16 @@
 """Running a stage, here or in processes of its own that can be killed at a chosen place."""
 
 import hashlib
-import importlib
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from socket import socket
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from pydantic import TypeAdapter
@@ -23,9 +19,9 @@ from safetensors.torch import load_file
 import dcclip_cli
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.machine import can_fork
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
+from dcclip_cli.processes import calls, process_pool
 from dcclip_cli.progress import Progress, Silent, Task
 from dcclip_cli.run_dir import RunDir, TrainResult
 from dcclip_cli.train.options import AlignOptions, DistillOptions
@@ -115,24 +111,12 @@ def interrupt(job: Job, task: str, count: int) -> None:
 
 
 def kill(job: Job, task: str, count: int, processes: int = 1) -> None:
-    """Run a job in a process of its own, or in several, and kill it when a task has counted so far."""
+    """Run a job in a process of its own, or in several, which kill themselves when a task has counted so far."""
     file = Path(job["root"]).with_name("killed.json")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(job))
-    waiting = file.with_suffix(".waiting")
-    process = start(processes, run_job, str(file), task, str(count))
-    try:
-        for _ in range(1200):
-            if waiting.exists():
-                break
-            assert process.poll() is None, "ended too early"
-            time.sleep(0.05)
-        else:
-            pytest.fail("never got there")
-    finally:
-        for child in [process, *psutil.Process(process.pid).children(recursive=True)]:
-            child.kill()
-        process.wait()
+    with refused("a worker process was killed", ""):
+        in_processes(processes, partial(run_job, task=task, count=count), file)
 
 
 def need_libuv() -> None:
@@ -143,53 +127,22 @@ def need_libuv() -> None:
         pytest.skip(str(error))
 
 
-def start(count: int, function: Callable[..., None], *arguments: str, **options: Any) -> subprocess.Popen[str]:
-    """A function of a module, called in a process, or in several that train together."""
+def in_processes(count: int, function: Callable[[str], None], argument: Path) -> None:
+    """Call a function of a module in processes that train together."""
     if count > 1:
         need_libuv()
-    call = (
-        f"from tests.train.jobs import call; call({count}, {function.__module__!r}, {function.__name__!r}, {arguments})"
-    )
-    environment = os.environ | ENVIRONMENT
-    return subprocess.Popen([sys.executable, "-c", call], env=environment, start_new_session=True, text=True, **options)
-
-
-def call(count: int, module: str, name: str, arguments: tuple[str, ...]) -> None:
-    """What `start` runs. Processes that are forked share what takes seconds to import."""
-    import open_clip  # noqa: F401
-    from torch.multiprocessing.spawn import start_processes
-    from transformers import AltCLIPModel  # noqa: F401
-
-    function = getattr(importlib.import_module(module), name)
-    if count == 1:
-        return function(*arguments)
     with socket() as unused:
         unused.bind(("localhost", 0))
         port = unused.getsockname()[1]
-    start_processes(
-        _call_rank, (count, port, function, arguments), count, start_method="fork" if can_fork() else "spawn"
-    )
+    with process_pool(count) as pool:
+        list(calls(pool, partial(_call_rank, function, str(argument), count, port), range(count), ""))
 
 
-def _call_rank(rank: int, count: int, port: int, function: Callable[..., None], arguments: tuple[str, ...]) -> None:
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
-    os.environ |= {"MASTER_ADDR": "localhost", **{name: str(value) for name, value in places.items()}}
-    function(*arguments)
-    sys.stdout.flush()
-    os._exit(0)  # without the end of the process group, in which gloo may hang
-
-
-def in_processes(count: int, function: Callable[[str], None], argument: Path) -> None:
-    """Call a function in processes that train together."""
-    process = start(count, function, str(argument), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    try:
-        output, _ = process.communicate(timeout=TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        pytest.fail(f"{count} processes did not come to an end")
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, output
+def _call_rank(function: Callable[[str], None], argument: str, count: int, port: int, rank: int) -> None:
+    if count > 1:  # as torchrun does
+        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+        os.environ |= {"MASTER_ADDR": "localhost", **{name: str(value) for name, value in places.items()}}
+    function(argument)
 
 
 @contextmanager
@@ -220,11 +173,6 @@ def logged(stage: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (stage / "metrics.jsonl").read_text("utf-8").splitlines()]
 
 
-def run_job(file: str, task: str = "", count: str = "0") -> None:
-    """Run the job in a file; once `task` has counted to `count`, wait to be killed."""
-
-    def wait_to_be_killed() -> None:
-        Path(file).with_suffix(".waiting").touch()
-        time.sleep(600)
-
-    run(json.loads(Path(file).read_text()), Watch(task, int(count), wait_to_be_killed))
+def run_job(file: str, task: str = "", count: int = 0) -> None:
+    """Run the job in a file; once `task` has counted to `count`, kill this process."""
+    run(json.loads(Path(file).read_text()), send(task, count, signal.SIGKILL))
