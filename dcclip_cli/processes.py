@@ -216,7 +216,8 @@ def begin_worker() -> None:
 
     def end_with_parent() -> None:
         parent.join()
-        remove_sockets()
+        if parent.name == "MainProcess":  # a worker shares the folder of the process that it works for
+            remove_sockets()
         os._exit(1)
 
     ignore_signals()

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.processes import calls, process_pool
 from dcclip_cli.train.checkpoint import latest_checkpoint
 from tests.train.jobs import Job, Watch, elsewhere, interrupt, kill, refused, run, sha256
 
@@ -34,6 +35,8 @@ def test_killed_in_the_middle_and_run_again_gives_the_weights_of_the_unbroken_ru
     result = run(distilling, progress)
     assert f"distill: resuming from step {saved.name[-1]} of 6" in progress.said
     assert sha256(result) == sha256(unbroken)
+    with process_pool(1) as pool:  # the loading process of the killed one removed no sockets of this one
+        assert list(calls(pool, abs, [-1], "")) == [1]
 
 
 def test_data_shuffled_in_windows_resumes_alike_and_with_no_other_window(aligning: Job) -> None:
