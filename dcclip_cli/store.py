@@ -368,10 +368,8 @@ class FeatureStore:
                 computed = compute(np.flatnonzero(missing))
                 self.write((keys[places], values) for places, values in computed if len(places))
                 missing = self.missing(keys, names)
-            try:
+            with suppress(MissingRows):  # a block was removed meanwhile
                 return ~missing, self.read_arrays(names, keys[~missing])
-            except MissingRows:  # another process has replaced blocks
-                self.refresh()
 
     def fill(
         self,
@@ -421,15 +419,9 @@ class FeatureStore:
             with ExitStack() as locks:
                 self.write(computed(parts_of_pass, wait), every_s=30.0)
 
-    def clear(self, keep: Iterable[tuple[np.ndarray, Values]] = ()) -> None:
-        """Remove all rows but those to keep. These are written first: if the process is killed, none is lost."""
+    def clear(self) -> None:
         names = [*self.files, _INDEX]
-        for rows in keep:
-            self.write([rows])
-        if self.in_memory and self.folder:  # it cannot be written now
-            return
-        self._blocks, self._tables, self._index, self._seen = [], [_EMPTY, _EMPTY], None, set(names)
+        self._blocks, self._tables, self._index = [], [_EMPTY, _EMPTY], None
         _mapped.cache_clear()  # Windows removes no mapped file
         for name in names if self.folder else ():
             remove(self.folder / name)  # type: ignore[operator]
-        self.refresh()

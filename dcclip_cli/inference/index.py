@@ -37,12 +37,11 @@ from dcclip_cli.progress import Progress, Silent, Task, clock
 from dcclip_cli.store import FeatureStore, MissingRows, Ragged, Values, digests, flat
 
 VectorType = Literal["fp32", "fp16", "int8", "binary"]
-Stored = tuple[np.ndarray, Values]  # which rows, or their keys, and their arrays
+Stored = tuple[np.ndarray, Values]  # which rows, and their arrays
 _OF_IMAGE, _OF_VIDEO = ["embedding"], ["frames", "time_s"]  # arrays in the store
 _TEXTS = 256  # in a batch
 _STEPS = 127  # of int8 on each side of 0
 _ROWS = 65_536  # converted to fp32 at a time
-_SPARSE_BYTES = 2**29  # that an index may have, whatever share of them is of use: a million images of the starter
 _FRAMES_PER_HIT = 8  # by which more rows are compared if videos have many of the nearest
 _RESCORED = 10  # binary rows that are compared in full, for each one that is wanted
 
@@ -141,8 +140,7 @@ def search_all(indexes: Sequence[ImageIndex], query: np.ndarray, top_k: int) -> 
 class EmbeddedInputs:
     """Which of the inputs have an embedding (N,), these embeddings, the others' errors, and how many are new.
 
-    Those of images come first, then for each of `frames` (place of the video, time in seconds) one. `stored` are the
-    rows of the store.
+    Those of images come first, then for each of `frames` (place of the video, time in seconds) one.
     """
 
     has_vector: np.ndarray
@@ -150,13 +148,10 @@ class EmbeddedInputs:
     errors: dict[int, DcclipError]
     computed: int
     frames: Sequence[tuple[int, float]] = ()
-    stored: Sequence[Stored] = ()
 
     @classmethod
-    def of_stored(
-        cls, keys: np.ndarray, images: Stored, videos: Stored, errors: dict[int, DcclipError], computed: int
-    ) -> Self:
-        """From which of `keys` (N,) the store has as images, with their arrays, and which as videos."""
+    def of_stored(cls, images: Stored, videos: Stored, errors: dict[int, DcclipError], computed: int) -> Self:
+        """From which inputs (N,) the store has as images, with their arrays, and which as videos."""
         (is_image, of_images), (is_filmed, of_videos) = images, videos
         lengths = of_videos["time_s"].lengths if isinstance(of_videos["time_s"], Ragged) else 0  # without videos
         places = np.repeat(np.flatnonzero(is_filmed), lengths).tolist()
@@ -164,8 +159,7 @@ class EmbeddedInputs:
         filled = [*filter(len, parts)] or parts[:1]
         vectors = np.concatenate(filled) if len(filled) > 1 else filled[0]  # no copy of images alone
         filmed = list(zip(places, flat(of_videos["time_s"]).reshape(-1).tolist(), strict=True))
-        stored = [(keys[is_stored], arrays) for is_stored, arrays in (images, videos) if is_stored.any()]
-        return cls(is_image | is_filmed, vectors, errors, computed, filmed, stored)
+        return cls(is_image | is_filmed, vectors, errors, computed, filmed)
 
 
 def distinct(folders: Iterable[Path]) -> list[Path]:
@@ -195,11 +189,11 @@ def open_index(
 
     It is stored in the cache folder, if that can be written, for all models with the same image tower. Files that the
     index of a folder above has are not embedded again, and those that could not be decoded are not tried again, unless
-    `fresh`. Raises DcclipError where there is no such folder, or no image in it that can be read. With a `listing`, the
-    index has only these files, perhaps none, and rows of others remain stored: their disk may be away for a moment.
+    `fresh`. Rows of other files remain stored: their disk may be away for a moment. Raises DcclipError where there is
+    no such folder, or no image in it that can be read. With a `listing`, the index has only these files, perhaps none.
     `updated` is the index before.
     """
-    progress, skipped, is_partial = progress or Silent(), Counter[str](), listing is not None
+    progress, skipped, may_be_empty = progress or Silent(), Counter[str](), listing is not None
     listing = list_images(folder, exclude, skipped) if listing is None else listing
     names, paths, videos = [*listing], [folder / name for name in listing], np.fromiter(map(is_video, listing), bool)
     store = (updated and updated.store) or FeatureStore(_index_folder(model, folder, kind), progress.say, optional=True)
@@ -219,12 +213,8 @@ def open_index(
     is_unreadable &= ~embedded.has_vector
     failed = [place for place, error in embedded.errors.items() if isinstance(error, ImageError)]
     _report(failures, failure_keys[failed])
-    if not (is_partial or embedded.has_vector.any()):
+    if not (may_be_empty or embedded.has_vector.any()):
         raise DcclipError("{} contains no readable image", "choose a folder with readable images", folder)
-    # Most rows are of pictures that changed, if none are excluded, or of a disk that is away for a moment.
-    is_sparse = store.rows > 2 * embedded.has_vector.sum() and store.size > _SPARSE_BYTES
-    if is_sparse and not (exclude or is_partial or store.in_memory):
-        store.clear(keep=embedded.stored)
     is_float = kind in ("fp32", "fp16")
     embeddings = restored(embedded.vectors, kind, embedded.vectors.shape[1]) if is_float else embedded.vectors
     is_image = embedded.has_vector & ~videos
@@ -335,7 +325,7 @@ def _embed_files(
                 task.advance()
 
     stored = store.complete(_OF_IMAGE, keys, compute_images), store.complete(_OF_VIDEO, keys, compute_frames)
-    return EmbeddedInputs.of_stored(keys, *stored, errors, computed)
+    return EmbeddedInputs.of_stored(*stored, errors, computed)
 
 
 def _embed_frames(model: Encoder, video: Path, task: Task) -> tuple[np.ndarray, np.ndarray]:
