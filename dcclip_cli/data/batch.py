@@ -132,7 +132,8 @@ class Batch:
     `teacher_features` what each teacher's cache has of the batch, None where a row is missing. `texts` has those of
     ENTRIES that have a text in the batch; `num_unpaired_texts` of them have no image. `texts_on_cpu` are the texts of a
     batch that was moved to a device: by these it is split without waiting for the device. A part has its `rows` of the
-    whole batch, by language and IMAGES, and the `mean_counts` of the parts' texts.
+    whole batch, by language and IMAGES, and the `mean_counts` of the parts' texts. `unreadable` are the images that
+    a white one replaces, with the reason.
     """
 
     sample_index: torch.Tensor
@@ -146,6 +147,7 @@ class Batch:
     num_captioned: int = 0
     rows: dict[str, torch.Tensor] = field(default_factory=dict)
     mean_counts: dict[str, TextCounts] = field(default_factory=dict)
+    unreadable: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on a device, without waiting for the copy; sample and augmentation indices stay on the CPU."""

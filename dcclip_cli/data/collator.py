@@ -39,7 +39,8 @@ class Collator:
     image: uint8, or float32 where a library's own preprocessing makes them; equal ones make one tensor. Each of
     `read_features` reads what a teacher's cache has of a batch. A sample has `num_augmentations` different
     augmentations, 0: a new one each epoch. `with_caption_ids` fills Texts.caption_ids and Texts.image_caption_ids. With
-    the sampler's `nodes`, a process's part of a batch has samples of its node.
+    the sampler's `nodes`, a process's part of a batch has samples of its node. An image without captions that cannot be
+    decoded is white, so that a damaged photograph ends no run; Batch.unreadable names it.
     """
 
     dataset: PairDataset
@@ -54,9 +55,11 @@ class Collator:
     image_cache: ImageCache = field(default_factory=ImageCache, compare=False, repr=False)
     read_features: tuple[Callable[[Batch], StoredFeatures], ...] = ()
     nodes: int = 1
+    unreadable: list[str] = field(default_factory=list, compare=False, repr=False)  # of the current batch
 
     def batch(self, samples: Sequence[Sample], process: int = 0, processes: int = 1) -> Batch:
         """The batch of a step's samples, or the part of one of `processes`. Raises DcclipError for a bad image."""
+        self.unreadable.clear()
         rows = self._rows(samples, process, processes)
         samples_with_image, count = rows["captioned"] + rows["images"], self.num_augmentations
         indices = [index for index, _ in samples_with_image]
@@ -73,7 +76,7 @@ class Collator:
                     make = partial(self.pixels, index, augmentation, *preprocess)
                     pixels[row] = cache.get((index, augmentation), make, images * count)
                 else:
-                    image = cache.get(index, partial(self.dataset.decoded, index, side), images)
+                    image = cache.get(index, partial(self.dataset.decoded, index, side, self.unreadable), images)
                     pixels[row] = self._augmented(image, index, augmentation, preprocess)
             tensors = [stacked([arrays[number] for arrays in pixels]) for number in range(len(preprocess))]
             inputs = [tensors[preprocess.index(function)] for function in (self.preprocess, *self.teacher_preprocess)]
@@ -94,14 +97,15 @@ class Collator:
             texts[name] = Texts(numbers, chosen, self.tokenize(chosen).sorted(), ids, image_ids)
         batch = Batch(sample_index, augmentation_index, inputs[0], tuple(inputs[1:]), texts, len(rows["texts"]))
         features = tuple(read_stored(batch) for read_stored in self.read_features)
-        return replace(batch, teacher_features=features, num_captioned=len(rows["captioned"]))
+        num_captioned, unreadable = len(rows["captioned"]), tuple(self.unreadable)
+        return replace(batch, teacher_features=features, num_captioned=num_captioned, unreadable=unreadable)
 
     def pixels(self, index: int, augmentation: int, *preprocess: Preprocess) -> tuple[np.ndarray, ...]:
         """The pixels (3, H, W) of one sample's augmented image, by each of `preprocess`.
 
         Raises DcclipError where the image cannot be read.
         """
-        image = self.dataset.decoded(index, draft_side(self.augment, preprocess))
+        image = self.dataset.decoded(index, draft_side(self.augment, preprocess), self.unreadable)
         return self._augmented(image, index, augmentation, preprocess)
 
     def _augmented(

@@ -17,7 +17,7 @@ from PIL import Image
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import file_sha256
-from dcclip_cli.model.preprocess import decode
+from dcclip_cli.model.preprocess import ImageError, decode
 from dcclip_cli.text import encodable
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ LANGUAGES: tuple[Language, ...] = ("zh", "en")
 T = TypeVar("T")
 BLOCK = 8_192  # samples of a block, where the files have none of their own
 _CHUNK = 65_536  # rows of an Arrow array
+_WHITE_SIDE = 64  # of the image in place of an unreadable one, in pixels
 
 
 @dataclass(frozen=True)
@@ -188,12 +189,19 @@ class PairDataset(ABC):
     def image(self, index: int) -> bytes:
         return self[index].image
 
-    def decoded(self, index: int, draft: int = 0) -> Image.Image:
-        """A pair's image, by `decode`. Raises DcclipError, which names the pair, where it cannot be read."""
+    def decoded(self, index: int, draft: int = 0, unreadable: list[str] | None = None) -> Image.Image:
+        """An image, by `decode`. Raises DcclipError, which names the pair, where it cannot be read.
+
+        An image without captions is white then, and is added to `unreadable` with the reason.
+        """
         image = self.image(index)
         try:
             return decode(image, draft=draft)
         except DcclipError as error:
+            if index >= self.num_pairs and isinstance(error, ImageError):
+                if unreadable is not None:
+                    unreadable.append(f"{self.keys()[index]}: {error.what}")
+                return Image.new("RGB", (_WHITE_SIDE, _WHITE_SIDE), "white")
             raise DcclipError("{}: pair {}: {}", error.hint, self.path, self.keys()[index], error.what) from None
 
     def image_digest(self, index: int) -> bytes:

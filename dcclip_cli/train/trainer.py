@@ -82,6 +82,7 @@ class Trainer:
         self.state = checkpoint.TrainState(step=0)
         self.seconds, self.metrics = 0.0, dict[str, float]()
         self._changing_weights = self._warned_of_empty_step = False
+        self._unreadable = set[str]()  # images that were reported
         self._saved_step, self._saved_at = 0, time.monotonic()
         self._saver, self._saving = ThreadPoolExecutor(1, "checkpoint"), Future[None]()
         self._saving.set_result(None)
@@ -136,6 +137,12 @@ class Trainer:
             return
         for batch in self._batches():
             self._timer.count_once(self.task.flops, batch)
+            for problem in sorted({*batch.unreadable} - self._unreadable):
+                self.stage.progress.say(Message("warning: {}: {}; a white image replaces it", self.stage.name, problem))
+            self._unreadable.update(batch.unreadable)
+            if len(self._unreadable) > 10 + 0.01 * self.stage.collator.dataset.num_images:
+                hint = Message("replace or remove the images that are named above, or convert them to JPEG")
+                raise DcclipError("data.images: more than 10 images and 1 % are unreadable", hint)
             terms, norm = self.train_step(batch)
             if state.step % options.log_every_steps == 0 or state.step == self.total_steps:
                 # Each process may have computed its own share of a term.

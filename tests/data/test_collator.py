@@ -121,6 +121,20 @@ def test_an_unreadable_image_is_named_with_its_file_and_key(tmp_path: Path) -> N
         collator.batch([(0, 0)])
 
 
+@pytest.mark.parametrize("num_augmentations", [0, 2])
+def test_a_damaged_photograph_without_captions_is_white_and_is_named(
+    num_augmentations: int, pictures: list[Path]
+) -> None:
+    content = pictures[1].read_bytes()
+    pictures[1].write_bytes(content[: len(content) // 2])
+    collator = collate(open_images(pictures[0].parent), num_augmentations=num_augmentations)
+    batch = collator.batch([(0, 0), (1, 0)])
+    [problem] = batch.to("cpu").unreadable
+    assert problem.startswith(f"{pictures[1].name}: ") and "is not a readable image" in problem
+    assert batch.pixels[1].float().std() == 0 < batch.pixels[0].float().std()
+    assert collator.batch([(0, 1)]).unreadable == ()
+
+
 @pytest.mark.parametrize(("mode", "fit"), [("RGB", 3), ("RGBA", 2)])
 def test_the_cache_makes_each_image_once_up_to_its_limit(mode: str, fit: int) -> None:
     cache, decoded = ImageCache(limit=999), []  # type: ignore[var-annotated]

@@ -94,6 +94,22 @@ def test_images_alone_train_a_student_with_tokens_and_weights_of_its_teachers_te
     assert "<unk>" not in tokenizer.encode("红色的圆, a red circle").tokens
 
 
+@pytest.mark.parametrize("teacher_cache", [True, False])
+def test_a_damaged_photograph_is_a_warning_and_many_are_an_error(
+    distilling: Job, lines_file: Path, folder: Path, teacher_cache: bool
+) -> None:
+    (folder / "坏 0.png").write_bytes(b"broken")
+    distilling |= {"data": {"images": str(folder), "texts": str(lines_file)}}
+    distilling["options"] = {"losses": [{"kind": "embedding"}], "steps": 3, "teacher_cache": teacher_cache}
+    run(distilling, watch := Watch())
+    [warning] = [line for line in watch.said if "white" in line]
+    assert warning.startswith("warning: distill: 坏 0.png: ") and translated(warning, "zh").endswith("用一张白图代替")
+    for number in range(1, 12):
+        (folder / f"坏 {number}.png").write_bytes(b"broken")
+    with refused("more than 10 images and 1 % are unreadable", "remove the images that are named above"):
+        run(elsewhere(distilling, "many", {"steps": 9}))
+
+
 def test_the_rate_counts_images_and_texts_only_in_steps_without_images(
     distilling: Job, lines_file: Path, folder: Path
 ) -> None:
