@@ -82,7 +82,7 @@ def test_a_video_is_followed_and_its_frames_open_it_at_their_times(bundle_folder
         assert (part.status_code, part.content, part.headers["content-type"]) == (206, b"ftyp", "video/mp4")
         content = video.read_bytes() * 9
         video.write_bytes(content)  # more than a part of an answer
-        assert client.get(f"/{url}").content == content
+        wait(lambda: client.get(f"/{url}").content == content, within_s=10)  # not while it changes
         video.unlink()
         wait(lambda: client.get("/health").json()["images"] == 5, within_s=5)
         assert client.get(f"/{hit['url']}").status_code == client.get(f"/{url}").status_code == 404
