@@ -190,10 +190,7 @@ class PairDataset(ABC):
         return self[index].image
 
     def decoded(self, index: int, draft: int = 0, unreadable: list[str] | None = None) -> Image.Image:
-        """An image, by `decode`. Raises DcclipError, which names the pair, where it cannot be read.
-
-        An image without captions is white then, and is added to `unreadable` with the reason.
-        """
+        """An image by `decode`; a damaged one without captions is white, and in `unreadable`. Raises DcclipError."""
         image = self.image(index)
         try:
             return decode(image, draft=draft)

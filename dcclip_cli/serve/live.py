@@ -46,8 +46,7 @@ class LiveIndexes(Silent):
                 while every_s:
                     begin = time.monotonic()
                     await run(thread, self._look)
-                    look_end = time.monotonic()
-                    next_look = look_end + max(every_s, _LOOK_SHARE * (look_end - begin))
+                    next_look = time.monotonic() + max(every_s, _LOOK_SHARE * (time.monotonic() - begin))
                     while await run(thread, self._update) and time.monotonic() < next_look:
                         pass
                     await asyncio.sleep(next_look - time.monotonic())
@@ -66,11 +65,10 @@ class LiveIndexes(Silent):
             try:
                 with suppress(DcclipError):  # the folder has no images any more, or is not there
                     listing = list_images(index.folder, index.exclude)
+                previous, self._listings[place] = self._listings[place], listing
+                self._complete[place] = {name: state for name, state in listing.items() if previous.get(name) == state}
             except OSError as error:  # of a disk; the next look tries again
                 self._report(error)
-                continue
-            previous, self._listings[place] = self._listings[place], listing
-            self._complete[place] = {name: state for name, state in listing.items() if previous.get(name) == state}
 
     def _update(self) -> bool:
         """Bring the indexes up to date with the last look, as far as one update may; returns whether files remain."""

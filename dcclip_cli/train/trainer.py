@@ -141,8 +141,7 @@ class Trainer:
                 self.stage.progress.say(Message("warning: {}: {}; a white image replaces it", self.stage.name, problem))
             self._unreadable.update(batch.unreadable)
             if len(self._unreadable) > 10 + 0.01 * self.stage.collator.dataset.num_images:
-                hint = Message("replace or remove the images that are named above, or convert them to JPEG")
-                raise DcclipError("data.images: more than 10 images and 1 % are unreadable", hint)
+                raise DcclipError("data.images: over 10 images and 1 % are unreadable", "remove or convert them")
             terms, norm = self.train_step(batch)
             if state.step % options.log_every_steps == 0 or state.step == self.total_steps:
                 # Each process may have computed its own share of a term.

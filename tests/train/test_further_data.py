@@ -106,7 +106,7 @@ def test_a_damaged_photograph_is_a_warning_and_many_are_an_error(
     assert warning.startswith("warning: distill: 坏 0.png: ") and translated(warning, "zh").endswith("用一张白图代替")
     for number in range(1, 12):
         (folder / f"坏 {number}.png").write_bytes(b"broken")
-    with refused("more than 10 images and 1 % are unreadable", "remove the images that are named above"):
+    with refused("over 10 images and 1 % are unreadable", "remove or convert them"):
         run(elsewhere(distilling, "many", {"steps": 9}))
 
 
