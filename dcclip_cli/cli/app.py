@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dcclip_cli.cli import about, console, demo, eval, make, models, predict, serve, stages
+from dcclip_cli.cli import about, console, eval, make, models, predict, serve, stages
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.machine import set_library_defaults
 from dcclip_cli.versions import VERSION
@@ -49,7 +49,7 @@ _PANELS = {
     ),
     "Use a model": (
         *(predict.predict, predict.search, predict.embed, predict.bench),
-        *(models.calibrate, demo.demo, serve.serve, serve.mcp),
+        *(models.calibrate, serve.demo, serve.serve, serve.mcp),
     ),
     "Publish a model": (models.push,),
     "Show information": (about.models, eval.datasets, about.doctor),

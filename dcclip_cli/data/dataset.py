@@ -1,18 +1,17 @@
 """Opening datasets of image-text pairs by their place; pairs with embeddings; several datasets as one."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, chain, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 
 from dcclip_cli.data.class_folders import no_pairs
 from dcclip_cli.data.index import find_indexes
 from dcclip_cli.data.indexed import CACHE_BYTES, IndexedDataset
+from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import (
     BLOCK,
     LANGUAGES,
@@ -31,9 +30,6 @@ from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import several
 from dcclip_cli.progress import Progress
 from dcclip_cli.text import encodable
-
-if TYPE_CHECKING:
-    from dcclip_cli.data.options import DataOptions
 
 _LAYOUT = Message("a .parquet file, a .tar file or a folder of such files")
 

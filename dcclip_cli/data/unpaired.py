@@ -1,7 +1,5 @@
 """Datasets for distilling one tower: images without captions, texts without images, and phrases made of texts."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import os
@@ -11,13 +9,14 @@ from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from dcclip_cli.data.class_folders import images_below
 from dcclip_cli.data.dataset import find_dataset, named, split
 from dcclip_cli.data.indexed import CACHE_BYTES
+from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import (
     LANGUAGES,
     ConcatDataset,
@@ -34,9 +33,6 @@ from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import file_sha256, json_object
 from dcclip_cli.progress import Progress
 from dcclip_cli.text import language_by_script, not_utf8
-
-if TYPE_CHECKING:
-    from dcclip_cli.data.options import DataOptions
 
 _ROWS_AT_A_TIME = 65_536  # of texts that are Python objects
 _EXAMPLE = 'write lines like {"zh": "猫", "en": "cat"}'

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from dcclip_cli.cli import demo
+from dcclip_cli.cli import serve
 
 
 @pytest.fixture
 def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     (tmp_path / "index.html").write_text("一只猫")
-    monkeypatch.setattr(demo, "_IDLE_S", 0.5)
-    with demo._server(tmp_path, 0) as server:
+    monkeypatch.setattr(serve, "_IDLE_S", 0.5)
+    with serve._server(tmp_path, 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server.server_port
         server.shutdown()

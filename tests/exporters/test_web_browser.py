@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcclip_cli.cli.demo import _server
+from dcclip_cli.cli.serve import _server
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import cache_folder
 from dcclip_cli.inference.model import load
