@@ -362,5 +362,6 @@ def test_a_stop_answers_what_was_accepted_and_needs_no_torch(bundle_folder: Path
     for thread in threads:
         thread.join()
     text = server.communicate()[1]
-    assert server.returncode == 0 and "Traceback" not in text and text.startswith("warning: anyone who can reach port ")
+    # onnxruntime warns first on a processor that it does not know.
+    assert server.returncode == 0 and "Traceback" not in text and "warning: anyone who can reach port " in text
     assert statuses[0] == 2000 and set(statuses) <= {2000, 503}
