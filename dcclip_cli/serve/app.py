@@ -22,6 +22,7 @@ from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, Res
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, FailFast, Field
 from pydantic_core import to_json
+from starlette.convertors import PathConvertor
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
 
@@ -223,6 +224,7 @@ def application(
         await asyncio.wait([following])
 
     MultiPartParser.spool_max_size = MAX_BODY  # no uploads on disk
+    PathConvertor.regex = "(?s:.*)"  # a file's name may contain a line end
     app = FastAPI(title="dcclip", version=VERSION, lifespan=lifespan, redoc_url=None)
     app.state.server = server
     app.add_middleware(Guard, metrics=server.metrics, token=token, hosts=hosts, stopping=lambda: server.stopping)

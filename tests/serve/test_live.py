@@ -24,7 +24,7 @@ def test_the_server_follows_its_folder_and_waits_for_complete_files(
     bundle_folder: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, folder, lines = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent, list[str]()
-    content, name, names = pictures[0].read_bytes(), "下/慢 slow.png", {path.name for path in pictures}
+    content, name, names = pictures[0].read_bytes(), "下/慢\n slow.png", {path.name for path in pictures}
     slow = folder / name
     index = open_index(model, folder, exclude=["不要", "*.tmp.png"])
     with TestClient(application(model, [index], say=lines.append, follow_s=0.1)) as client:
@@ -42,7 +42,7 @@ def test_the_server_follows_its_folder_and_waits_for_complete_files(
         wait(lambda: served() == (names, 1, 5), within_s=5)
         slow.write_bytes(content)
         wait(lambda: served() == (names | {name}, 0, 6), within_s=5)
-        assert client.get("/images/0/%E4%B8%8B/%E6%85%A2%20slow.png").content == content
+        assert client.get("/images/0/%E4%B8%8B/%E6%85%A2%0A%20slow.png").content == content
         pictures[0].unlink()
         wait(lambda: served() == (names - {pictures[0].name} | {name}, 0, 5), within_s=5)
         monkeypatch.setattr("dcclip_cli.serve.live._NEW_IMAGES", 0)  # stored ones are not new
