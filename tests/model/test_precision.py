@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dcclip_cli.model import precision
-from dcclip_cli.model.families.gemma import EmbeddingGemma2Towers
+from dcclip_cli.model.families.naflex import EmbeddingGemma2Towers
 from dcclip_cli.model.precision import choose_precision, newton_schulz_precision
 
 pytestmark = pytest.mark.any_cpu

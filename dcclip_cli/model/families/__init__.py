@@ -7,8 +7,7 @@ from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.families.base import Family
 from dcclip_cli.model.families.clip import AltClipTowers, ChineseClipTowers, ClipTowers, MetaClip2Towers, SiglipTowers
 from dcclip_cli.model.families.fgclip2 import FgClip2Towers
-from dcclip_cli.model.families.gemma import EmbeddingGemma2Towers
-from dcclip_cli.model.families.naflex import Siglip2Towers
+from dcclip_cli.model.families.naflex import EmbeddingGemma2Towers, Siglip2Towers
 from dcclip_cli.model.families.uform import UFormTowers
 from dcclip_cli.model.hub_models import check_directory, checked_json
 
