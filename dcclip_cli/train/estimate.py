@@ -48,7 +48,7 @@ from dcclip_cli.train.teacher import Grid, LazyTeacher, OnlineTeacher, TeacherFe
 from dcclip_cli.train.teacher_cache import folder_of, map_sizes, stores_of
 from dcclip_cli.train.trainer import Trainer
 
-_ENOUGH_S, _ENOUGH_CPU_S = 0.5, 1.0  # of a measurement
+_ENOUGH_S = 0.5  # of a measurement; of a core, twice as long for a step
 _FP16, _FP32 = 2, 4
 _BYTES_PER_TOKEN = 4  # of a caption in UTF-8: about a token for each English word and Chinese character
 _MEMORY_HINT = Message("split batches into parts: set images_per_part or a larger accumulate")
@@ -99,6 +99,7 @@ class BlankStage(Stage):
     blank_student: OpenClipTowers | None = None
     blank_teachers: Sequence[Towers | None] = ()
     processes: int = 1
+    enough_s: float = field(default_factory=lambda: _ENOUGH_S)
 
     @property
     def towers(self) -> OpenClipTowers:
@@ -362,7 +363,7 @@ def _steps(stage: BlankStage, trainer: Trainer, parts: int, workers: int) -> Ite
     part = 2 if device == "cpu" else max(sizes)
     while True:
         counts = [min(size, parts * max(2, size * part // max(sizes))) for size in sizes]
-        is_last = counts == sizes or cpu_s >= _ENOUGH_CPU_S
+        is_last = counts == sizes or cpu_s >= 2 * stage.enough_s
         samplers = zip(stage.training.sampler.samplers, counts, strict=True)
         sampler = MixedBatchSampler(tuple(replace(sampler, batch_size=count) for sampler, count in samplers))
         batches = load_batches(stage.collator.batch, sampler(0, runs), min(1, workers), 1)
@@ -373,7 +374,7 @@ def _steps(stage: BlankStage, trainer: Trainer, parts: int, workers: int) -> Ite
             seconds.append(_seconds(partial(trainer.train_step, trainer.task.prepare(batch, trainer.device)), device))
         cpu_s = (time.process_time() - began) / runs
         yield sum(counts), min(seconds), load_s, peak_bytes(trainer.device)
-        part, runs = part * (4 if cpu_s < _ENOUGH_CPU_S / 4 else 2), 2 if cpu_s >= _ENOUGH_CPU_S else 4
+        part, runs = part * (4 if cpu_s < stage.enough_s / 2 else 2), 2 if cpu_s >= 2 * stage.enough_s else 4
         if is_last:
             return
 
@@ -384,14 +385,14 @@ def _paces(stage: BlankStage) -> list[Pace | None]:
     texts_of_samples = (texts for sample in chain.from_iterable(captions) for texts in sample.values())
     texts, paces = [*islice(chain.from_iterable(texts_of_samples), 64)] or ["a cat", "猫"], list[Pace | None]()
     for teacher in stage.teachers:  # in which those that run in each step are loaded already
-        is_here = teacher.options.source.folder()
-        paces.append(_pace(teacher.towers, texts, stage.device, stage.processes) if is_here else None)
+        paces.append(_pace(stage, teacher.towers, texts) if teacher.options.source.folder() else None)
         if stage.options.teacher_cache is True:
             teacher.free()  # as the run
     return paces
 
 
-def _pace(towers: Towers, captions: list[str], device: str, processes: int) -> Pace:
+def _pace(stage: BlankStage, towers: Towers, captions: list[str]) -> Pace:
+    device, enough_s = stage.device, stage.enough_s
     towers = towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     blank = torch.from_numpy(towers.preprocess(Image.new("RGB", (256, 256)))).to(device)
 
@@ -404,9 +405,9 @@ def _pace(towers: Towers, captions: list[str], device: str, processes: int) -> P
     def seconds_per_sample(action: Callable[[int], object], most: int) -> float:
         """For as many samples as take half a second, at most `most`."""
         count = min(most, 2)
-        while (seconds := min(_seconds(partial(action, count), device) for _ in range(2))) < _ENOUGH_S and count < most:
+        while (seconds := min(_seconds(partial(action, count), device) for _ in range(2))) < enough_s and count < most:
             count = min(most, 4 * count)
-        return seconds / count / processes
+        return seconds / count / stage.processes
 
     with towers.as_teacher():
         return Pace(seconds_per_sample(images, 64), seconds_per_sample(texts, len(captions)))
