@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, fields
 from html import escape
+from inspect import formatannotation
 from typing import Any
 
 from dcclip_cli.errors import Language, Message, translated
@@ -47,7 +48,8 @@ def members(kind: Any) -> str:
 
 def field(one: Field[Any]) -> str:
     default = one.default if one.default_factory is MISSING else one.default_factory()
-    return code(f"{one.name}: {one.type}" + ("" if default is MISSING else f" = {default!r}".replace("'", '"')))
+    kind = one.type if isinstance(one.type, str) else formatannotation(one.type).replace("typing.", "")
+    return code(f"{one.name}: {kind}" + ("" if default is MISSING else f" = {default!r}".replace("'", '"')))
 
 
 def filled(head: str, items: list[str], tail: str) -> str:
