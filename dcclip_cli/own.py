@@ -43,9 +43,8 @@ def imported(name: str, base: type[Any]) -> type[Any]:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        raise ValueError(
-            Message("{} cannot be imported: {} (install its package, or set PYTHONPATH)", name, _said(error, module))
-        ) from None
+        hint = Message("install its package, or put it in a file of its own and set PYTHONPATH")  # of __main__ as well
+        raise ValueError(Message("{} cannot be imported: {} ({})", name, _said(error, module), hint)) from None
     if not (isinstance(part, type) and issubclass(part, base)):
         raise ValueError(Message("{} is not a subclass of {}.{}", name, base.__module__, base.__name__))
     if issubclass(part, BaseModel) and part.model_fields["kind"].annotation is not str:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from itertools import islice, product
 from pathlib import Path
@@ -68,11 +69,8 @@ def no_pairs(
             path,
         )
     if str(path).lower().endswith(TABLE_SUFFIXES):
-        hint = Message(
-            "to make pairs of a table, write in the recipe: {{collect: {{sources: [{{kind: table, path: {}}}]}}, data: "
-            "{{train: collect}}}}; then run dcclip collect on the recipe",
-            json.dumps(os.path.join(".", path), ensure_ascii=False),
-        )
+        table = shlex.quote(str(path))
+        hint = Message("collect its pairs first: dcclip new FILE --yes --data {}; dcclip collect FILE", table)
     return DcclipError("{} contains no pairs", hint, path)
 
 

@@ -8,7 +8,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate, chain, islice
+from itertools import accumulate, chain, compress, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, overload
 
@@ -327,15 +327,10 @@ class Rows(ConcatDataset):
     def _values(self, of: Callable[[PairDataset], Sequence[Any]]) -> Lazy[Any]:
         values = of(self._whole)
 
-        def every() -> Iterator[Any]:
-            chosen = iter(self._rows.tolist())
-            row = next(chosen, None)
-            for number, value in enumerate(values):
-                if number == row:
-                    yield value
-                    row = next(chosen, None)
+        def iterate() -> Iterator[Any]:
+            return compress(values, np.isin(np.arange(len(values)), self._rows))
 
-        return Lazy(len(self), lambda index: values[int(self._rows[index])], every)
+        return Lazy(len(self), lambda index: values[int(self._rows[index])], iterate)
 
 
 class FileDataset(PairDataset):

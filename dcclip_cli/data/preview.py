@@ -84,7 +84,7 @@ def preview_pairs(source: Source, columns: Columns | None = None, uncaptioned: b
     for shard in shards:
         preview_shard = _parquet if shard.name.endswith(".parquet") else _tar
         if preview := preview_shard(shard, columns_in(shard, columns), uncaptioned):
-            if shard is not shards[-1]:  # whose download may have been cut off; it raises then
+            if shard is not shards[-1] and not shards[-1].is_remote:  # raises where the download was cut off
                 preview_shard(shards[-1], columns_in(shards[-1], columns), uncaptioned)
             everything = sum(file.size for file in shards)
             samples, exact = round(preview.samples * everything / shard.size), preview.exact and len(shards) == 1

@@ -209,6 +209,5 @@ def columns_used(file: DataFile, names: list[str], columns: Columns) -> list[str
         message = Message("{} has no column {} (found: {})", file, " or ".join(missing), ", ".join(names))
         raise DcclipError(message, "rename the columns to key, image, zh, en and meta, or map them with data.columns")
     optional = [name for key, name in usual.items() if key not in columns.named and name in names]
-    used = list(dict.fromkeys([*required.values(), *optional]))
-    check_once(used, names, file)
-    return used
+    check_once([*required.values(), *optional], names, file)
+    return list(dict.fromkeys([*required.values(), *optional]))

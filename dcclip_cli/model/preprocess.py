@@ -230,9 +230,7 @@ class Patches(Preprocessing):
 
     def budget(self, image: Image.Image) -> int:
         """How many patches an image gets at most."""
-        return self.limit((image.width // self.patch_size) * (image.height // self.patch_size))
-
-    def limit(self, count: int) -> int:
+        count = (image.width // self.patch_size) * (image.height // self.patch_size)
         return next((limit for limit in self.max_num_patches if count <= limit), self.max_num_patches[-1])
 
     def packed(self, patches: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -256,7 +254,8 @@ class Patches(Preprocessing):
         return image.resize((width * side, height * side), RESAMPLING[self.interpolation])
 
     def shortened(self, pixels: Any) -> Any:
-        return pixels[:, :, : 1 + self.limit(int(pixels[:, 0, 0, :2].prod(1).max()))]
+        most = int(pixels[:, 0, 0, :2].prod(1).max())
+        return pixels[:, :, : 1 + min(limit for limit in self.max_num_patches if most <= limit)]
 
 
 def read_preprocessing(config: dict[str, Any]) -> Preprocessing:

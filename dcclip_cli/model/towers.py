@@ -188,9 +188,9 @@ class Towers(nn.Module, ABC):
     def text_features(self, tokens: Tokens) -> TextFeatures:
         """Features of tokenized texts."""
 
-    def rows_by_size(self, pixels: Tensor) -> Sequence[Tensor]:
+    def rows_by_size(self, pixels: Tensor) -> Sequence[Any]:
         """The rows of a batch's images that `image_features` computes as one size, whatever the batch."""
-        return [torch.arange(len(pixels))]
+        return [slice(None)]
 
     def image_embedding(self, pixels: Tensor) -> Tensor:
         """The embedding of `image_features` alone, as an export computes it."""
@@ -216,24 +216,21 @@ class Towers(nn.Module, ABC):
         tokens = tokens.sorted()
         order, outputs, end = tokens.by_length, list[TextFeatures](), 0
         assert order is not None
+        texts_of_lengths = [*Counter(tokens.lengths).values()] if self.takes_any_length else [texts]
         if part_size is None:
-            sizes = [len(rows) for rows in order.tensor_split(count)]
+            parts = [*order.tensor_split(count)]
         else:
-            texts_of_lengths = Counter(tokens.lengths).values() if self.takes_any_length else [texts]
-            sizes = [
-                min(part_size, number - first) for number in texts_of_lengths for first in range(0, number, part_size)
-            ]
-        for size in sizes:
-            rows, lengths = order[end : end + size], tokens.lengths[end : end + size]
+            parts = [part for rows in order.split(texts_of_lengths) for part in rows.split(part_size)]
+        for rows in parts:
+            size, lengths = len(rows), tokens.lengths[end : end + len(rows)]
             end, columns = end + size, slice(lengths[-1] if self.takes_any_length else longest)
-            if part_size is not None:
-                repeats = part_size - size
-                rows, lengths = torch.cat([rows, rows[-1:].expand(repeats)]), lengths + lengths[-1:] * repeats
+            repeats = (part_size or size) - size
+            rows, lengths = torch.cat([rows, rows[-1:].expand(repeats)]), lengths + lengths[-1:] * repeats
             part = text_features(Tokens(tokens.ids[rows, columns], tokens.mask[rows, columns], lengths=lengths))
             outputs.append(TextFeatures(part.embedding[:size], part.tokens[:size], part.mask[:size]))
         back = torch.argsort(order)
         hidden = outputs[0].tokens.new_zeros(texts, longest, outputs[0].tokens.shape[2])
-        for rows, part in zip(order.split(sizes), outputs, strict=True):  # in place: 512 texts of AltCLIP take 161 MB
+        for rows, part in zip(parts, outputs, strict=True):  # in place: 512 texts of AltCLIP take 161 MB
             hidden[rows, : part.tokens.shape[1]] = part.tokens
         return TextFeatures(torch.cat([part.embedding for part in outputs])[back], hidden, tokens.mask)
 

@@ -222,9 +222,7 @@ def _values(new: NewRecipe) -> dict[str, object]:
     """What the template needs besides the choices."""
     preset, student, model, count = PRESETS[new.size], new.student, new.teacher.model, new.data.count
     max_per_step = 256 if student is None else 64 if new.data.kind == "photos" else 128
-    per_step = int(
-        max(2, min(max_per_step, 2 ** int(math.log2(max(1, count / 8)))))
-    )  # at most an eighth of the samples
+    per_step = int(max(2, min(max_per_step, 2 ** int(math.log2(max(1, count / 8))))))  # at most 1/8 of the samples
     steps = new.steps or (student and max(_FEWEST_STEPS, min(10_000, _PASSES * count // per_step)))
     aligned = min(per_step, max(2, new.data.classes or per_step))  # one image of a class in each batch
     return {

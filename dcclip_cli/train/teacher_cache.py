@@ -279,14 +279,13 @@ class TeacherCache(TeacherFeatures):
             return stacked([self._collator.pixels(*sample, preprocess)[0] for sample in batch])
 
         for pixels in load_batches(read, samples_of_batches, self._workers, pin_memory=self._on_gpu):
-            self.computed["images"] += len(pixels)
-            if self._on_gpu:
-                yield self._image_rows(teacher, pixels)
-                continue
             rows_of_parts = teacher.rows_by_size(pixels)
             parts = [self._image_rows(teacher, pixels[rows]) for rows in rows_of_parts]
-            back = torch.cat(rows_of_parts).argsort()
-            yield {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
+            self.computed["images"] += len(pixels)
+            if len(parts) > 1:
+                back = torch.cat(rows_of_parts).argsort()
+                parts = [{name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}]
+            yield parts[0]
 
     def _image_rows(self, teacher: Towers, pixels: Tensor) -> dict[str, Tensor]:
         """What is stored of images that are computed together; on a CPU their number is filled up to a multiple."""

@@ -154,12 +154,10 @@ def test_a_row_has_the_same_bits_whichever_run_computed_it(
     if not folder.exists():
         pytest.skip("transformers is too old for EmbeddingGemma 2")
     teacher = kind.model_validate({"model": str(folder), "precision": "fp32"} | options).load()
-    # Every fourth image gets other numbers of NaFlex patches than the rest; the first run has no others.
+    # Every fourth image has another number of NaFlex patches than the rest; the first run has no others.
     sizes = ((64, 64) if number % 4 == 3 else (40 + 5 * number, 300 - 7 * number) for number in range(len(pairs)))
-    images = (encode(noise(*size, seed=number)) for number, size in enumerate(sizes))
-    write_parquet(
-        tmp_path / "sizes.parquet", [replace(pair, image=image) for pair, image in zip(pairs, images, strict=True)]
-    )
+    images = [encode(noise(*size, seed=number)) for number, size in enumerate(sizes)]
+    write_parquet(tmp_path / "sizes.parquet", map(lambda pair, image: replace(pair, image=image), pairs, images))
     reading = collator(tmp_path / "sizes.parquet", student, teacher)
     expected = contents(filled(teacher, reading, tmp_path / "empty"))
     chinese = replace(reading, captions=CaptionOptions(languages=("zh",)))
@@ -170,10 +168,7 @@ def test_a_row_has_the_same_bits_whichever_run_computed_it(
         other.complete([samples])
     cache = filled(teacher, reading, tmp_path / "shared")
     assert min(other.computed.values()) > 20 and min(cache.computed.values()) > 20
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DCCLIP_CACHE", str(tmp_path / "shared"))  # where rows of a GPU are apart from those of a CPU
-        facts = Loaded(teacher).facts
-        assert [folder_of(facts, device) == cache.folder for device in ("cpu", "cuda:0")] == [True, False]
+    assert folder_of(Loaded(teacher).facts, "cuda:0").name != cache.folder.name  # whose rows depend on the batch
     rows = contents(cache)
     assert rows.keys() == expected.keys()
     assert Counter(name for (name, key), row in rows.items() if row != expected[name, key]) == {}

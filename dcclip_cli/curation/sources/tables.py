@@ -74,15 +74,14 @@ class ColumnOptions(SourceOptions):
         captions: list[Any] = self._named(TOLD) or [(told, by_field[told]) for told in TOLD if told in by_field]
         return Roles(images, captions)
 
-    def check_columns(self, headers: Iterable[Iterable[str]], place: str) -> None:
+    def check_columns(self, headers: Iterable[Sequence[str]], place: str) -> None:
         """Raise DcclipError if a column is in none of the `headers`, or none of them has images or captions."""
         columns, missing = dict[str, None](), list[str]()
         for header in headers:
-            names = list(header)
-            columns |= dict.fromkeys(names)
+            columns |= dict.fromkeys(header)
             images, captions = self.roles(columns)
             named = [*(column for _, column in (*images, *captions)), *self.where]
-            check_once(named, names, place)
+            check_once(named, header, place)
             missing = [column for column in named if column not in columns]
             missing = missing or [*(() if images else _IMAGES)] or [*(() if captions else TOLD)]
             if not missing:

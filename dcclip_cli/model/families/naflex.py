@@ -79,10 +79,9 @@ class NaflexTowers(TransformersTowers):
         last, *maps = (self._maps(hidden, shapes) for hidden in outputs())
         return ImageFeatures(embedding, last, dict(zip(layers, maps, strict=True)))
 
-    def rows_by_size(self, pixels: Tensor) -> Sequence[Tensor]:
-        counts, limits = pixels[:, 0, 0, :2].prod(1), torch.tensor(self._patches.max_num_patches)
-        limit_of_rows = torch.bucketize(counts, limits)
-        return [(limit_of_rows == number).nonzero().flatten() for number in limit_of_rows.unique()]
+    def rows_by_size(self, pixels: Tensor) -> Sequence[Any]:
+        limits = torch.bucketize(pixels[:, 0, 0, :2].prod(1), torch.tensor(self._patches.max_num_patches))
+        return [(limits == limit).nonzero().flatten() for limit in limits.unique()]
 
     def image_embedding(self, pixels: Tensor) -> Tensor:
         shapes, patches = pixels[:, 0, 0, :2].long(), pixels[:, 0, 1:]
