@@ -77,10 +77,7 @@ class RunDir:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Hold the directory while the block runs. Raises DcclipError if another command holds it.
-
-        Folders that it creates are removed again if the block writes nothing.
-        """
+        """Hold the directory; remove it if the block writes nothing. Raises DcclipError if another command holds it."""
         created = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
         owner, lock_file = self.root / ".owner", self.root / ".lock"
         with lock(lock_file, wait=False) as is_free:

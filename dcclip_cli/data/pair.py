@@ -325,12 +325,12 @@ class Rows(ConcatDataset):
         yield self._whole, np.arange(len(indices)), self._rows[indices]
 
     def _values(self, of: Callable[[PairDataset], Sequence[Any]]) -> Lazy[Any]:
-        values = of(self._whole)
-
-        def iterate() -> Iterator[Any]:
-            return compress(values, np.isin(np.arange(len(values)), self._rows))
-
-        return Lazy(len(self), lambda index: values[int(self._rows[index])], iterate)
+        values, rows = of(self._whole), self._rows
+        return Lazy(
+            len(rows),
+            lambda index: values[int(rows[index])],
+            lambda: compress(values, np.isin(np.arange(len(values)), rows)),
+        )
 
 
 class FileDataset(PairDataset):

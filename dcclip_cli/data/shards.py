@@ -189,12 +189,8 @@ def parquet_rows(file: DataFile, columns: Columns) -> Iterator[Row]:
                     size, digest = (-1, bytes(16)) if content is None else (len(content), image_digest(content))
                     meta = record.get("meta") or "{}"
                     if not isinstance(meta, str):
-                        raise DcclipError(
-                            "{}: the metadata of pair {} is not a string",
-                            "write it as a string that contains a JSON object",
-                            file,
-                            name,
-                        )
+                        problem = Message("{}: the metadata of pair {} is not a string", file, name)
+                        raise DcclipError(problem, "write it as a string that contains a JSON object")
                     yield Row(name, texts["zh"], texts["en"], meta, True, offset, size, digest, group)
                     offset, number = offset + max(0, size), number + 1
 

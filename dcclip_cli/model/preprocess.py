@@ -286,8 +286,7 @@ def _levels(key: str, values: Any, least: float) -> tuple[float, float, float]:
         raise ValueError(
             Message("{} must be three numbers from {:g} to {:g} (got {!r:.60})", key, least, _MAX_LEVEL, values)
         )
-    first, second, third = numbers
-    return (first, second, third)
+    return (numbers[0], numbers[1], numbers[2])
 
 
 # Widths and heights of images that show how a library resizes and crops: wide, high, square, and just too small.

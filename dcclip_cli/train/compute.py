@@ -283,12 +283,8 @@ class Parts:
         self._numbers.append([step, parts])
         file = self._folder / COMPUTED_IN
         write_json(file, {**read_json(file, _AGAIN), "accumulate": self._numbers})
-        line = Message(
-            "{}: not enough memory for step {}: from now on, batches are split into {} parts",
-            self._folder.name,
-            step + 1,
-            parts,
-        )
+        numbers = self._folder.name, step + 1, parts
+        line = Message("{}: not enough memory for step {}: from now on, batches are split into {} parts", *numbers)
         if processes > 1:
             raise AgainError(line, "run the same command again to resume from the last checkpoint")
         self._progress.say(line)

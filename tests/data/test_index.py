@@ -218,8 +218,7 @@ def test_columns_of_others_are_named(tmp_path: Path) -> None:
         open_pairs(tmp_path / "data", Columns(image="jpg", caption="caption"))
     with pytest.raises(DcclipError, match="column alt is string instead of bytes"):
         open_pairs(tmp_path / "data", Columns(image="alt"))
-    repeated = pa.table([*table.values(), ["狗"] * 3], [*table, "text_zh"])
-    pq.write_table(repeated, tmp_path / "data/00.parquet")
+    pq.write_table(pa.table([*table.values(), ["狗"] * 3], [*table, "text_zh"]), tmp_path / "data/00.parquet")
     with pytest.raises(DcclipError, match=r"00\.parquet has several columns text_zh"):
         open_pairs(tmp_path / "data", columns)
     assert open_pairs(tmp_path / "data", Columns(image="jpg", caption="alt")).captions("en")[0] == ("a cat",)

@@ -156,8 +156,8 @@ def test_a_row_has_the_same_bits_whichever_run_computed_it(
     teacher = kind.model_validate({"model": str(folder), "precision": "fp32"} | options).load()
     # Every fourth image has another number of NaFlex patches than the rest; the first run has no others.
     sizes = ((64, 64) if number % 4 == 3 else (40 + 5 * number, 300 - 7 * number) for number in range(len(pairs)))
-    images = [encode(noise(*size, seed=number)) for number, size in enumerate(sizes)]
-    write_parquet(tmp_path / "sizes.parquet", map(lambda pair, image: replace(pair, image=image), pairs, images))
+    sized = map(lambda pair, size: replace(pair, image=encode(noise(*size))), pairs, sizes)
+    write_parquet(tmp_path / "sizes.parquet", sized)
     reading = collator(tmp_path / "sizes.parquet", student, teacher)
     expected = contents(filled(teacher, reading, tmp_path / "empty"))
     chinese = replace(reading, captions=CaptionOptions(languages=("zh",)))

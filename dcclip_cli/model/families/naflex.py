@@ -151,9 +151,9 @@ class EmbeddingGemma2Towers(NaflexTowers):
         places = torch.arange(patches.shape[1], device=pixels.device)
         positions = torch.stack([places % width, places // width], -1).where((places < count)[..., None], -1)
         tokenizer = self.tokenizer
-        numbers = [patches.shape[1] // self._k**2, *(count[:, 0] // self._k**2).tolist()]
+        longest = patches.shape[1] // self._k**2  # to which the others are padded, in each batch
+        numbers = [longest, *(count[:, 0] // self._k**2).tolist()]
         texts = [f"{tokenizer.boi_token}{tokenizer.image_token * n}{tokenizer.eoi_token}" for n in numbers]
-        # Padded to the first, the longest, which is the same for each batch.
         encoded = tokenizer(texts, padding=True, return_tensors="pt").to(pixels.device)
         tokens = Tokens(encoded["input_ids"][1:], encoded["attention_mask"][1:])
         return self._mean(tokens, pixel_values=patches, image_position_ids=positions)[0]
