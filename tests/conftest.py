@@ -93,6 +93,22 @@ def _imported_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _runs_end_with_costs_of_forked_processes() -> Iterator[None]:
+    """A run measures its models in a process that imports 5 s of libraries; tests of `dcclip bench` have such ones."""
+    from dcclip_cli.inference import bench
+    from dcclip_cli.recipe import run
+
+    def forked(*arguments: Any, **options: Any) -> list[bench.Bench]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bench, "process_pool", lambda number, fresh: processes.process_pool(number))
+            return bench.bench(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "bench", forked)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No model or embeddings."""

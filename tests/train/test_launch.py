@@ -21,6 +21,7 @@ from dcclip_cli.data.pair import Pair
 from dcclip_cli.progress import Silent
 from dcclip_cli.train.compute import _rendezvous
 from dcclip_cli.train.launch import launch, on_gpus, process_number
+from tests.cli.conftest import dcclip
 from tests.train import jobs, launchers
 from tests.train.jobs import ENVIRONMENT, OPTIONS, TIMEOUT_S, Job, assert_close, logged, refused, run, weights
 
@@ -127,7 +128,7 @@ def test_a_job_of_slurm_holds_its_folder_stops_all_tasks_while_one_waits_for_dat
     tasks = {task.environ().get("SLURM_PROCID"): task for task in reversed(processes)}
     for loader in tasks["1"].children():
         loader.suspend()
-    _, stderr = start(file, out).communicate(timeout=TIMEOUT_S)
+    stderr = dcclip("align", file, "--out", out, expect=1).stderr
     assert f"error: {out} is in use by another command (process {tasks['0'].pid}, " in stderr
     tasks["1"].send_signal(signal.SIGTERM)
     printed, stderr = job.communicate(timeout=TIMEOUT_S)
