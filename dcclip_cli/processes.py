@@ -125,10 +125,9 @@ def preload(imports: Sequence[str]) -> bool:
     """Start the process that workers are forked from, which imports what calls need; False where there is none."""
     if not can_fork():
         return False
-    import multiprocessing
     from multiprocessing import forkserver, resource_tracker
 
-    multiprocessing.set_forkserver_preload([__name__, *imports])
+    forkserver.set_forkserver_preload([__name__, *imports])
     with _environment(_ENVIRONMENT | _SAFE_PATH):
         resource_tracker.ensure_running()  # which unblocks signals
         before = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)  # in workers too, from their first moment on

@@ -291,8 +291,7 @@ class _RandomTeacher(TeacherFeatures):
 
 def open_blank(teacher: Teacher) -> Towers | None:
     """The teacher without weights, after a picture and a text went through it; None where it is not here."""
-    towers = teacher.source.blank()
-    if towers is not None:
+    if (towers := teacher.source.blank()) is not None:
         with library_errors(Message("teacher {} cannot be used", teacher.model), COPY_AGAIN):
             widths(towers)
     return towers
