@@ -7,16 +7,17 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
 from dcclip_cli.cli import console, flags
 from dcclip_cli.cli.console import as_json
 from dcclip_cli.errors import DcclipError, Message, translated
+from dcclip_cli.files import atomic_file
 from dcclip_cli.machine import busy_machine
 from dcclip_cli.text import language_by_script, printable, size_in_words, split
 
@@ -224,10 +225,11 @@ def _show(
     """Print predictions: JSON at the end, others as they are computed, CSV to `out` if given. Errors exit with 1."""
     listed, unread, unfit_count = list[dict[str, object]](), console.ErrorLines(), 0
     _say_unknown(talk, "predict", labels.unknown)
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    file = out.open("w", encoding="utf-8-sig", newline="", errors="replace") if out else nullcontext(sys.stdout)
-    with file as stream:
+    with ExitStack() as stack:
+        stream: IO[str] = sys.stdout
+        if out:
+            partial = stack.enter_context(atomic_file(out))
+            stream = stack.enter_context(partial.open("w", encoding="utf-8-sig", newline="", errors="replace"))
         table = csv.writer(stream, lineterminator="\n")
         if form == "csv":
             table.writerow(["image", "label", "probability"])

@@ -57,7 +57,11 @@ def test_a_spreadsheet_takes_no_cell_for_a_formula(folder: Path) -> None:
     lines = dcclip("predict", "=1+1.png", "--labels", "=x,猫", "-q", "--csv").stdout.splitlines()
     assert lines[0] == "image,label,probability"
     dcclip("predict", "=1+1.png", "--labels", "=x,猫", "-q", "--csv", "--out", "新/表.csv")
-    assert (folder / "新/表.csv").read_bytes().decode() == "\ufeff" + "\n".join([*lines, ""])  # as Excel needs it
+    table = folder / "新/表.csv"
+    content = table.read_bytes()
+    assert content.decode() == "\ufeff" + "\n".join([*lines, ""])  # as Excel needs it
+    full_disk = shell("ulimit -f 0; dcclip predict a.png --labels 猫,dog -q --csv --out 新/表.csv", folder)
+    assert (full_disk.returncode, table.read_bytes(), [*table.parent.iterdir()]) == (1, content, [table])
     assert "--out needs --csv" in dcclip("predict", ".", "--labels", "猫", "--out", "表.csv", expect=2).output
     assert {line.rpartition(",")[0] for line in lines[1:]} == {"'=1+1.png,'=x", "'=1+1.png,猫"}
     assert [csv_cell(text) for text in ("-1", "@a", "猫=1", "")] == ["'-1", "'@a", "猫=1", ""]
