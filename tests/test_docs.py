@@ -135,7 +135,7 @@ def script_of(page: Path) -> str:
 def extras_of(page: Path) -> list[str]:
     """The extras of dcclip that a tutorial tells to install."""
     told = ROOT / "Makefile" if page.stem == "getting-started" else page  # `make quickstart`
-    match = re.search(r"pip install (?:-e |--editable )?'?\.(?:\[([\w,]+)\])?", told.read_text("utf-8"))
+    match = re.search(r"pip install (?:-\S+ )*'?\.(?:\[([\w,]+)\])?", told.read_text("utf-8"))
     assert match
     return match[1].split(",") if match[1] else []
 
