@@ -77,7 +77,7 @@ class RunDir:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Hold the directory; remove it if the block writes nothing. Raises DcclipError if another command holds it."""
+        """Hold the directory. A new one is removed if the block writes nothing. Raises DcclipError if it is in use."""
         created = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
         owner, lock_file = self.root / ".owner", self.root / ".lock"
         with lock(lock_file, wait=False) as is_free:
@@ -90,8 +90,8 @@ class RunDir:
                 yield
             finally:
                 owner.unlink(missing_ok=True)
-                if created and [*self.root.iterdir()] == [lock_file]:
-                    with suppress(OSError):  # on Windows, a file that is open
+                with suppress(OSError):  # on Windows, a file that is open
+                    if created and [*self.root.iterdir()] == [lock_file]:
                         lock_file.unlink()
                         for folder in created:
                             folder.rmdir()

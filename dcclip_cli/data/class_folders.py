@@ -68,7 +68,7 @@ def no_pairs(
             "captions in a table (columns image, zh, en) and run dcclip collect on it (source {{kind: table}})",
             path,
         )
-    if str(path).lower().endswith(TABLE_SUFFIXES):
+    if str(path).lower().endswith(TABLE_SUFFIXES) and Path(path).is_file():  # what dcclip new takes
         table = shlex.quote(str(path))
         hint = Message("collect its pairs first: dcclip new FILE --yes --data {}; dcclip collect FILE", table)
     return DcclipError("{} contains no pairs", hint, path)

@@ -55,12 +55,10 @@ class Collator:
     image_cache: ImageCache = field(default_factory=ImageCache, compare=False, repr=False)
     read_features: tuple[Callable[[Batch], StoredFeatures], ...] = ()
     nodes: int = 1
-    unreadable: list[str] = field(default_factory=list, compare=False, repr=False)  # of the current batch
 
     def batch(self, samples: Sequence[Sample], process: int = 0, processes: int = 1) -> Batch:
         """The batch of a step's samples, or the part of one of `processes`. Raises DcclipError for a bad image."""
-        self.unreadable.clear()
-        rows = self._rows(samples, process, processes)
+        rows, unreadable = self._rows(samples, process, processes), list[str]()
         samples_with_image, count = rows["captioned"] + rows["images"], self.num_augmentations
         indices = [index for index, _ in samples_with_image]
         augmentations = [epoch % count if count else epoch for _, epoch in samples_with_image]
@@ -73,10 +71,10 @@ class Collator:
             for row in np.argsort(indices).tolist():  # in the order of the files
                 index, augmentation = indices[row], augmentations[row]
                 if count:
-                    make = partial(self.pixels, index, augmentation, *preprocess)
+                    make = partial(self.pixels, index, augmentation, *preprocess, unreadable=unreadable)
                     pixels[row] = cache.get((index, augmentation), make, images * count)
                 else:
-                    image = cache.get(index, partial(self.dataset.decoded, index, side, self.unreadable), images)
+                    image = cache.get(index, partial(self.dataset.decoded, index, side, unreadable), images)
                     pixels[row] = self._augmented(image, index, augmentation, preprocess)
             tensors = [stacked([arrays[number] for arrays in pixels]) for number in range(len(preprocess))]
             inputs = [tensors[preprocess.index(function)] for function in (self.preprocess, *self.teacher_preprocess)]
@@ -97,15 +95,17 @@ class Collator:
             texts[name] = Texts(numbers, chosen, self.tokenize(chosen).sorted(), ids, image_ids)
         batch = Batch(sample_index, augmentation_index, inputs[0], tuple(inputs[1:]), texts, len(rows["texts"]))
         features = tuple(read_stored(batch) for read_stored in self.read_features)
-        num_captioned, unreadable = len(rows["captioned"]), tuple(self.unreadable)
-        return replace(batch, teacher_features=features, num_captioned=num_captioned, unreadable=unreadable)
+        num_captioned = len(rows["captioned"])
+        return replace(batch, teacher_features=features, num_captioned=num_captioned, unreadable=tuple(unreadable))
 
-    def pixels(self, index: int, augmentation: int, *preprocess: Preprocess) -> tuple[np.ndarray, ...]:
-        """The pixels (3, H, W) of one sample's augmented image, by each of `preprocess`.
+    def pixels(
+        self, index: int, augmentation: int, *preprocess: Preprocess, unreadable: list[str] | None = None
+    ) -> tuple[np.ndarray, ...]:
+        """The pixels (3, H, W) of one sample's augmented image, by each of `preprocess`; see PairDataset.decoded.
 
         Raises DcclipError where the image cannot be read.
         """
-        image = self.dataset.decoded(index, draft_side(self.augment, preprocess), self.unreadable)
+        image = self.dataset.decoded(index, draft_side(self.augment, preprocess), unreadable)
         return self._augmented(image, index, augmentation, preprocess)
 
     def _augmented(

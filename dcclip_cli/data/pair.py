@@ -60,9 +60,9 @@ def caption_strings(value: Any, where: str) -> tuple[str, ...]:
 
 
 def check_once(columns: Iterable[str], names: Sequence[str], place: object) -> None:
-    """Raise DcclipError if one of the `columns` that are used is more than once among the `names` of a table's."""
+    """Raise DcclipError if a table has one of the `columns` that are used more than once among its `names`."""
     if repeated := [column for column in columns if names.count(column) > 1]:
-        raise DcclipError("{} has several columns {}", "rename or remove all but one of them", place, repeated[0])
+        raise DcclipError("{} has more than one column {}", "rename or remove all but one of them", place, repeated[0])
 
 
 def image_digest(image: bytes) -> bytes:

@@ -1,16 +1,18 @@
 """A first look at training data, in milliseconds: whether it can be read, about how many samples, some captions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
+from tarfile import BLOCKSIZE
 
 from PIL import Image
 
 from dcclip_cli.data.class_folders import images_below, no_pairs
 from dcclip_cli.data.dataset import Source, named, shards_at
 from dcclip_cli.data.pair import LANGUAGES, Language, Lazy, Pair, PairDataset
+from dcclip_cli.data.reading import cut_off
 from dcclip_cli.data.remote import DataFile
 from dcclip_cli.data.shards import (
     Captions,
@@ -23,7 +25,7 @@ from dcclip_cli.data.shards import (
     tar_rows,
 )
 from dcclip_cli.data.unpaired import READERS
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.text import not_utf8
 
@@ -121,25 +123,23 @@ def preview_images(path: str | Path, columns: Columns | None = None) -> Preview:
     folder = Path(path)
     if not folder.is_dir() or shards_at(path):
         return preview_pairs(path, columns, uncaptioned=True)
-    files = images_below(folder)
-    first = next(files, None)
-    if first is None:
+    files = [*images_below(folder)]
+    if not files:
         raise DcclipError(
             "{} contains no images", "use a folder of JPEG, PNG or WebP files, a .parquet file or a .tar file", path
         )
-    image = first.read_bytes()
-    _check_image(image, str(first))
-    return Preview(1 + sum(1 for _ in files), [{"zh": (), "en": ()}], image, exact=True)
+    image = _first_image(((str(file), file.read_bytes()) for file in files), uncaptioned=True)
+    return Preview(len(files), [{"zh": (), "en": ()}], image, exact=True)
 
 
 def preview_texts(source: str | Path, columns: Columns | None = None) -> Preview:
     """A first look at texts without images. Raises DcclipError where there are none."""
     path = Path(source)
-    if not path.is_file() or path.suffix not in READERS:
+    if not path.is_file() or path.suffix.lower() not in READERS:
         return preview_pairs(source, columns)
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            texts = list(islice((text for text in READERS[path.suffix](stream, path) if text), _SAMPLE))
+            texts = list(islice((text for text in READERS[path.suffix.lower()](stream, path) if text), _SAMPLE))
     except UnicodeDecodeError:
         raise not_utf8(path) from None
     if not texts:
@@ -164,9 +164,8 @@ def _parquet(file: DataFile, columns: Columns, uncaptioned: bool) -> Preview | N
         image_column = columns.image or "image"
         image = None
         if image_column in names and not file.is_remote:
-            image = next(group_images(file, 0, image_column), None)
-            if image is not None:
-                _check_image(image, f"{file}: the first image")
+            contents = ((f"{file}: the first image", image) for image in group_images(file, 0, image_column) if image)
+            image = _first_image(contents, uncaptioned)
         embeddings = image_column not in names
         return Preview(int(parquet.metadata.num_rows), captions, image, exact=True, embeddings=embeddings)
 
@@ -176,20 +175,31 @@ def _tar(file: DataFile, columns: Columns, uncaptioned: bool) -> Preview | None:
     rows = [row for row in images if uncaptioned or row.captioned]
     if not rows:
         return None
+    if not file.is_remote and any(file.read(file.size - BLOCKSIZE, BLOCKSIZE)):  # it ends in zeros
+        problem = Message("{} is not a readable tar file: {}", file, cut_off(file.size).detail)
+        raise DcclipError(problem, "download or collect it again")
     is_whole = len(images) < _SAMPLE // 2
     end = file.size if is_whole else images[-1].offset + images[-1].size
     captions: list[Captions] = [
         {"zh": () if uncaptioned else row.zh, "en": () if uncaptioned else row.en} for row in rows
     ]
-    image = None if file.is_remote else file.read(rows[0].offset, rows[0].size)
-    if image is not None:
-        _check_image(image, f"{file}: {rows[0].key}")
+    contents = ((f"{file}: {row.key}", file.read(row.offset, row.size)) for row in rows)
+    image = None if file.is_remote else _first_image(contents, uncaptioned)
     return Preview(round(len(rows) * file.size / end), captions, image, exact=is_whole)
 
 
-def _check_image(image: bytes, where: str) -> None:
-    """Raise DcclipError unless the image can be read."""
-    try:
-        decode(image)
-    except DcclipError as error:
-        raise DcclipError("{}: {}", error.hint, where, error.what) from None
+def _first_image(images: Iterable[tuple[str, bytes]], uncaptioned: bool) -> bytes | None:
+    """The first of some images, with where they are; of `uncaptioned` ones, the first that can be read of eight.
+
+    Training replaces the others. Raises DcclipError if there is none that can be read.
+    """
+    problems = list[DcclipError]()
+    for where, image in islice(images, _FILES if uncaptioned else 1):
+        try:
+            decode(image)
+            return image
+        except DcclipError as error:
+            problems.append(DcclipError("{}: {}", error.hint, where, error.what))
+    if problems:
+        raise problems[0]
+    return None

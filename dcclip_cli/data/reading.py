@@ -142,7 +142,7 @@ def members_of(stream: IO[bytes], size: int) -> Iterator[Member]:
         if header == _END:
             return
         if start and len(header) < tarfile.BLOCKSIZE:
-            yield Member("", at, 0, _cut(size))
+            yield Member("", at, 0, cut_off(size))
             return
         try:
             kind, name, length = _parsed(header)
@@ -163,7 +163,7 @@ def members_of(stream: IO[bytes], size: int) -> Iterator[Member]:
             yield Member(name, at, 0, fault)
         elif kind not in _WITHOUT_BYTES:
             if at + length > size:
-                yield Member(name, at, length, _cut(size))
+                yield Member(name, at, length, cut_off(size))
                 return
             if kind in _REGULAR and not (kind == tarfile.AREGTYPE and name.endswith("/")):
                 yield Member(name, at, length)
@@ -232,7 +232,7 @@ def _extended(kind: bytes, content: bytes, name: str, size: int | None) -> tuple
     return name, size
 
 
-def _cut(size: int) -> Drop:
+def cut_off(size: int) -> Drop:
     return Drop("tar-cut", f"the file ends after {size:,} bytes, before the tar's end mark")
 
 

@@ -131,10 +131,10 @@ def open_texts(path: str | Path, columns: Columns | None = None, progress: Progr
     caption is a text. Raises DcclipError where the path is something else, or empty.
     """
     file = Path(path)
-    if file.is_file() and file.suffix in READERS:
+    if file.is_file() and file.suffix.lower() in READERS:
         try:
             with file.open(encoding="utf-8-sig", newline="") as stream:
-                texts = captions_in_memory(text for text in READERS[file.suffix](stream, file) if text)
+                texts = captions_in_memory(text for text in READERS[file.suffix.lower()](stream, file) if text)
         except UnicodeDecodeError:
             raise not_utf8(file) from None
         fingerprint = file_sha256(file)
@@ -194,6 +194,7 @@ READERS: dict[str, Callable[[Iterable[str], Path], Iterator[Captions]]] = {
     ".tsv": lambda stream, path: _table((line.rstrip("\r\n").split("\t") for line in stream), path),
     ".csv": lambda stream, path: _table(csv.reader(stream), path),
     ".jsonl": _objects,
+    ".ndjson": _objects,
 }
 
 

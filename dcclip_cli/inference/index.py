@@ -93,7 +93,7 @@ class ImageIndex:
         return {split_frame(path)[0]: path for path in self.paths}
 
     def not_stored(self, files: Mapping[str, bytes]) -> list[str]:
-        """The new and changed ones of some files, with their states, that no process has embedded."""
+        """The names of new and changed files, of these with their states, whose embeddings are not stored."""
         changed = {name: state for name, state in files.items() if self.listing.get(name) != state}
         if self.store and changed:
             self.store.refresh()

@@ -2,8 +2,8 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
 
@@ -14,7 +14,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.inference.encoder import Encoder, load_encoder
 from dcclip_cli.inference.images import embed, read
 from dcclip_cli.inference.zero_shot import Labels, text_embeddings, unknown_of
-from dcclip_cli.model.reference import resolve
+from dcclip_cli.model.reference import ModelSource, resolve
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image  # a path, the bytes of a file, or a Pillow image
 ImageInputs = list[ImageInput] | tuple[ImageInput, ...]
@@ -146,9 +146,15 @@ def load(reference: str | os.PathLike[str] | None = None, *, device: str = "auto
     model. `device` is auto, cpu, cuda or mps. `threads` are CPU threads per tower: by default one for a bundle, and
     torch's own choice otherwise. Raises DcclipError.
     """
-    model = resolve(None if reference is None else os.fspath(reference))
-    reload = partial(load, reference, device=device, threads=threads)
-    return Model(load_encoder(model, device, threads=threads), reload)
+    source = resolve(None if reference is None else os.fspath(reference))
+    if source.path.is_dir():  # a process that unpickles the model may be in another folder
+        source = replace(source, location=os.path.abspath(source.location))
+    return Model(load_encoder(source, device, threads=threads), partial(_reloaded, source, device, threads))
+
+
+@lru_cache(1)  # a pool of processes sends the model with each task
+def _reloaded(source: ModelSource, device: str, threads: int | None) -> Model:
+    return Model(load_encoder(source, device, threads=threads), partial(_reloaded, source, device, threads))
 
 
 def _read(image: ImageInput) -> Image.Image:

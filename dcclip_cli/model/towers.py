@@ -189,7 +189,7 @@ class Towers(nn.Module, ABC):
         """Features of tokenized texts."""
 
     def rows_by_size(self, pixels: Tensor) -> Sequence[Any]:
-        """The rows of a batch's images that `image_features` computes as one size, whatever the batch."""
+        """Groups of a batch's rows: computed alone, the images of a group have one size in every batch."""
         return [slice(None)]
 
     def image_embedding(self, pixels: Tensor) -> Tensor:

@@ -175,11 +175,11 @@ class Sweep:
                     section = str(recipe.teacher if model == "teacher" else recipe.student)
                     rows.append(((model, seeds[0].size_bytes, section), row))
 
-        def least(of: tuple[str, int, str]) -> dict[str, Any]:  # what a model costs does not depend on its weights
-            runs = [run for architecture, row in rows if architecture == of for run in row.runs]
+        def least(key: tuple[str, int, str]) -> dict[str, Any]:  # what a model costs does not depend on its weights
+            runs = [run for architecture, row in rows if architecture == key for run in row.runs]
             return {cost: min(getattr(run, cost) for run in runs) for cost in COSTS}
 
-        return [replace(row, runs=[replace(run, **least(of)) for run in row.runs]) for of, row in rows]
+        return [replace(row, runs=[replace(run, **least(key)) for run in row.runs]) for key, row in rows]
 
     def save(self, rows: Sequence[SweepRow]) -> None:
         """Write runs.csv, the scores of runs; table.csv, means and differences; table.tex, models.tex and sweep.svg."""

@@ -16,7 +16,7 @@ from dcclip_cli.progress import Silent
 
 FOLLOW_S = 1.5  # between two looks at the folders
 _LOOK_SHARE = 10  # a look waits at least so many times as long as the last one took
-_NEW_IMAGES, _NEW_VIDEOS = 256, 4  # that an update embeds at most, so that a large copy is found as it goes on
+_NEW_IMAGES, _NEW_VIDEOS = 256, 4  # that an update embeds at most: the first of a large copy are found early
 
 
 class LiveIndexes(Silent):
@@ -29,7 +29,7 @@ class LiveIndexes(Silent):
     def __init__(self, encoder: Encoder, indexes: Sequence[ImageIndex], say: Callable[[str], object]) -> None:
         self.current, self._encoder, self._say, self._stopping = tuple(indexes), encoder, say, False
         self._listings = [index.listing for index in indexes]  # at the last look
-        self._complete = self._listings[:]  # of them the files that were the same at the look before
+        self._complete = self._listings[:]  # those of their files that had not changed since the look before
         self._reported: set[str] = set()
         self._report(*(error for index in indexes for error in index.errors.values()))
 

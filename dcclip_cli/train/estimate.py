@@ -48,7 +48,7 @@ from dcclip_cli.train.teacher import Grid, LazyTeacher, OnlineTeacher, TeacherFe
 from dcclip_cli.train.teacher_cache import folder_of, map_sizes, stores_of
 from dcclip_cli.train.trainer import Trainer
 
-_ENOUGH_S = 0.5  # of a measurement; of a core, twice as long for a step
+_ENOUGH_S = 0.5  # that a measurement takes at least; a step, twice that in CPU time
 _FP16, _FP32 = 2, 4
 _BYTES_PER_TOKEN = 4  # of a caption in UTF-8: about a token for each English word and Chinese character
 _MEMORY_HINT = Message("split batches into parts: set images_per_part or a larger accumulate")

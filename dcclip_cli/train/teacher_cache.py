@@ -288,7 +288,7 @@ class TeacherCache(TeacherFeatures):
             yield parts[0]
 
     def _image_rows(self, teacher: Towers, pixels: Tensor) -> dict[str, Tensor]:
-        """What is stored of images that are computed together; on a CPU their number is filled up to a multiple."""
+        """The stored arrays of images computed together; on a CPU, the last one repeats up to a multiple of 16."""
         count, layers = len(pixels), tuple(layer for layer in self._maps if layer != -1)
         if (repeats := -count % _IMAGES_MULTIPLE) and not self._on_gpu:
             pixels = torch.cat([pixels, pixels[-1:].expand(repeats, *pixels.shape[1:])])

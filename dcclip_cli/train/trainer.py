@@ -21,7 +21,7 @@ from dcclip_cli.progress import Task
 from dcclip_cli.run_dir import TrainResult
 from dcclip_cli.train import checkpoint
 from dcclip_cli.train.compute import Parts, make_accelerator
-from dcclip_cli.train.distributed import any_process, average_statistics, from_first, stop_together
+from dcclip_cli.train.distributed import any_process, average_statistics, from_all, from_first, stop_together
 from dcclip_cli.train.loading import load_batches
 from dcclip_cli.train.lora import merge_lora
 from dcclip_cli.train.metrics_log import MetricsLog
@@ -82,7 +82,7 @@ class Trainer:
         self.state = checkpoint.TrainState(step=0)
         self.seconds, self.metrics = 0.0, dict[str, float]()
         self._changing_weights = self._warned_of_empty_step = False
-        self._unreadable = set[str]()  # images that were reported
+        self._unreadable, self._reported = set[str](), set[str]()  # images of this process, of all
         self._saved_step, self._saved_at = 0, time.monotonic()
         self._saver, self._saving = ThreadPoolExecutor(1, "checkpoint"), Future[None]()
         self._saving.set_result(None)
@@ -137,13 +137,10 @@ class Trainer:
             return
         for batch in self._batches():
             self._timer.count_once(self.task.flops, batch)
-            for problem in sorted({*batch.unreadable} - self._unreadable):
-                self.stage.progress.say(Message("warning: {}: {}; a white image replaces it", self.stage.name, problem))
             self._unreadable.update(batch.unreadable)
-            if len(self._unreadable) > 10 + 0.01 * self.stage.collator.dataset.num_images:
-                raise DcclipError("data.images: over 10 images and 1 % are unreadable", "remove or convert them")
             terms, norm = self.train_step(batch)
             if state.step % options.log_every_steps == 0 or state.step == self.total_steps:
+                self._report_unreadable()
                 # Each process may have computed its own share of a term.
                 shares = torch.stack([term.float() for term in terms.values()])
                 means = dict(zip(terms, self.accelerator.reduce(shares, "mean").tolist(), strict=True))
@@ -177,6 +174,19 @@ class Trainer:
                 self.save()
             elif self._saving.done():
                 self._saving.result()  # raises the error that ended it
+
+    def _report_unreadable(self) -> None:
+        """Report images that a white one replaces, in any process. Raises DcclipError in all of them for too many."""
+        dataset = self.stage.collator.dataset
+        if (count := dataset.num_images - dataset.num_pairs) == 0:
+            return
+        problems = set[str]().union(*from_all(lambda: self._unreadable))
+        for problem in sorted(problems - self._reported):
+            self.stage.progress.say(Message("warning: {}: {}; a white image replaces it", self.stage.name, problem))
+        self._reported = problems
+        if len(problems) > max(10, 0.01 * count):
+            hint = Message("replace or remove the images that are named above, or convert them to JPEG")
+            raise DcclipError("data.images: {:,} of {:,} images are unreadable", hint, len(problems), count)
 
     def train_step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Loss terms and gradient norm of a step. One that is not finite changes no weight, moment or statistic."""

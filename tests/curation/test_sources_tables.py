@@ -53,7 +53,7 @@ def test_the_first_of_bytes_and_url_that_a_row_has_is_taken(tmp_path: Path) -> N
         ("image\ttitle", {}, r"pairs.tsv:1 has no column zh or en or caption \(found: image, title\)"),
         ("image\ten", {"zh": ("标题", "en")}, r"pairs.tsv:1 has no column 标题 \(found: image, en\)"),
         ("image\ten", {"where": {"LANGUAGE": "zh"}}, r"pairs.tsv:1 has no column LANGUAGE"),
-        ("image\tzh\tzh", {}, r"pairs.tsv:1 has several columns zh"),
+        ("image\tzh\tzh", {}, r"pairs.tsv:1 has more than one column zh"),
     ],
 )
 def test_a_missing_column_is_named_with_those_found(

@@ -219,7 +219,7 @@ def test_columns_of_others_are_named(tmp_path: Path) -> None:
     with pytest.raises(DcclipError, match="column alt is string instead of bytes"):
         open_pairs(tmp_path / "data", Columns(image="alt"))
     pq.write_table(pa.table([*table.values(), ["狗"] * 3], [*table, "text_zh"]), tmp_path / "data/00.parquet")
-    with pytest.raises(DcclipError, match=r"00\.parquet has several columns text_zh"):
+    with pytest.raises(DcclipError, match=r"00\.parquet has more than one column text_zh"):
         open_pairs(tmp_path / "data", columns)
     assert open_pairs(tmp_path / "data", Columns(image="jpg", caption="alt")).captions("en")[0] == ("a cat",)
 

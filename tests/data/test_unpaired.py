@@ -57,7 +57,7 @@ def test_texts_are_read_by_language(tmp_path: Path, name: str, text: str, zh: ob
         ("a.tsv", "zh\ten\n猫\tcat\n狗\n", r"a\.tsv:3: 1 columns instead of 2"),
         ("a.jsonl", '{"zh": "猫"}\n{"zh": \n', r"a\.jsonl:2 is not JSON"),
         ("a.jsonl", "[]\n", r"a\.jsonl:1 is not a JSON object"),
-        ("a.csv", "zh,en,zh\n猫,cat,狗\n", r"a\.csv has several columns zh"),
+        ("a.CSV", "zh,en,zh\n猫,cat,狗\n", r"a\.CSV has more than one column zh"),
         ("a.jsonl", '{"en": 0}\n', r"a\.jsonl:1: en is neither a string nor a list of strings"),
         ("a.txt", " \n\n", r"a\.txt contains no text"),
         ("a.docx", "猫", r"a\.docx is not a supported text file"),

@@ -1,5 +1,6 @@
 """Predictions of a loaded model, by the function of the command and the Python API."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -24,16 +25,18 @@ LABELS = ["红色的圆", "blue square", "月亮", "a cross", "一张绿色三�
 
 @pytest.mark.parametrize("model", ["bundle_folder", "model_folder", "altclip_folder"])
 def test_the_python_api_predicts_what_the_command_does(
-    model: str, pictures: list[Path], request: pytest.FixtureRequest
+    model: str, pictures: list[Path], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = request.getfixturevalue(model)
-    reference = f"hf:{folder}" if model == "altclip_folder" else str(folder)
+    reference = f"hf:{folder}" if model == "altclip_folder" else os.path.relpath(folder)
     loaded = load(reference, device="cpu")
     encoder = load_encoder(resolve(reference), "cpu")
     expected = [dict(prediction.labels) for prediction in predict(encoder, Labels(encoder, LABELS), pictures)]
     for result, expected_result in zip(loaded.predict(list(pictures), LABELS), expected, strict=True):
         assert list(result) == list(expected_result) and result == pytest.approx(expected_result, abs=1e-5)
-    in_another_process = pickle.loads(pickle.dumps(loaded))
+    monkeypatch.chdir(tmp_path)  # as another process may be
+    in_another_process, next_task = (pickle.loads(pickle.dumps(loaded)) for _ in range(2))
+    assert in_another_process is next_task
     np.testing.assert_array_equal(in_another_process.embed_images(pictures), loaded.embed_images(pictures))
     single = loaded.predict(str(pictures[0]), LABELS, top_k=2)
     assert list(single) == list(expected[0])[:2]

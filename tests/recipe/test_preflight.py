@@ -57,7 +57,10 @@ def test_int8_is_calibrated_on_pairs_or_on_images(
     assert problems(int8 | {"data.images": str(pictures[0].parent)}, ("export",)) == ([], "")
     int8["data.train"] = str(points)
     assert problems(int8, ("export",)) == (["export.precision: int8 needs calibration images"], hint)
-    pictures[0].write_bytes(b"no image")
+    pictures[0].write_bytes(b"no image")  # white in training
+    assert problems({"data.images": str(pictures[0].parent)}, ("export",)) == ([], "")
+    for picture in pictures:
+        picture.write_bytes(b"no image")
     lines, _ = problems(int8 | {"data.images": str(pictures[0].parent)}, ("export",))
     assert len(lines) == 1 and lines[0].startswith("data.images: ")
 

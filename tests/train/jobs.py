@@ -129,8 +129,6 @@ def need_libuv() -> None:
 
 def in_processes(count: int, function: Callable[[str], None], argument: Path) -> None:
     """Call a function of a module in processes that train together."""
-    if count > 1:
-        need_libuv()
     with socket() as unused:
         unused.bind(("localhost", 0))
         port = unused.getsockname()[1]

@@ -170,7 +170,7 @@ def test_an_error_in_one_process_ends_all_with_one_error_and_one_hint(
     assert error.startswith("error: ") and bad.key in error and hint.startswith("hint:  ")
 
 
-def test_torch_without_libuv_is_told_from_an_error_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_of_srun_connect_by_a_torch_without_libuv(monkeypatch: pytest.MonkeyPatch) -> None:
     rendezvous = sys.modules["torch.distributed.rendezvous"]  # which is a function as well
     store = rendezvous.TCPStore
 
@@ -181,8 +181,14 @@ def test_torch_without_libuv_is_told_from_an_error_of_the_run(monkeypatch: pytes
 
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(rendezvous, "TCPStore", without_libuv)  # under srun, where none is needed
+    monkeypatch.setattr(rendezvous, "TCPStore", without_libuv)
     assert _rendezvous.__wrapped__()[1:] == (0, 1)
+
+
+def test_torch_without_libuv_is_told_from_an_error_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_libuv(*_: object, **options: object) -> None:
+        raise DistStoreError("use_libuv was requested but PyTorch was built without libuv support")
+
     monkeypatch.setattr("torch.distributed.elastic.rendezvous.c10d_rendezvous_backend.TCPStore", without_libuv)
     with refused("--processes 2: torch cannot connect: .* built without libuv", "--processes 1"):
         launch(["align"], 2, Silent())

@@ -108,13 +108,10 @@ class Siglip2Towers(NaflexTowers):
     fixed_length = True
 
 
-# Replacements for code of the libraries that torch cannot trace: loops over images, and checks.
-
-
 class EmbeddingGemma2Towers(NaflexTowers):
-    """One network for texts and images: the mean over all tokens of a text behind a `prompt`, or of an image.
+    """One network embeds texts, behind a `prompt`, and images: an embedding is the mean over all tokens.
 
-    k x k patches of an image are a token; feature maps have the tokens.
+    A token stands for k x k patches of an image; feature maps are grids of these tokens.
     """
 
     label, model_types = "EmbeddingGemma 2", ("embedding_gemma2",)
@@ -174,6 +171,9 @@ class EmbeddingGemma2Towers(NaflexTowers):
         hidden = self.model(input_ids=tokens.ids, attention_mask=tokens.mask, **images).last_hidden_state
         mask = tokens.mask[..., None]
         return (hidden * mask).sum(1) / mask.sum(1), hidden
+
+
+# Replacements for code of the libraries that torch cannot trace: loops over images, and checks.
 
 
 def _pool(head: Any, hidden: Tensor, mask: Tensor) -> Tensor:
