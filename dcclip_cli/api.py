@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from dcclip_cli import own
+from dcclip_cli import extensions
 from dcclip_cli.curation.collect import CollectResult
 from dcclip_cli.curation.executors import Engine
 from dcclip_cli.data import prompts
@@ -533,6 +533,6 @@ def open_run(
     folder = Path(out) if out is not None else Path("runs") / loaded.recipe.name
     number = process_number(processes, device)
     talk = progress_for(progress)
-    for line in own.news():
+    for line in extensions.import_notices():
         talk.say(line)
     return RecipeRun(loaded, RunDir(folder), device, fresh, talk, number)

@@ -44,10 +44,10 @@ def schema() -> None:
 @recipe_app.command()
 def show(recipe: flags.RecipeFile, sets: flags.Sets = None) -> None:
     """Print a recipe with all default values, except those of your own components, whose code is not imported."""
-    from dcclip_cli.own import not_imported
+    from dcclip_cli.extensions import without_importing
     from dcclip_cli.recipe.load import resolved_yaml
 
-    with not_imported():
+    with without_importing():
         console.show(resolved_yaml(flags.open_recipe(recipe, sets).recipe).rstrip("\n"))
 
 

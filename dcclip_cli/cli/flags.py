@@ -147,10 +147,10 @@ def refuse(problems: Mapping[Message, object]) -> None:
 
 
 def open_recipe(path: Path, sets: Sequence[str] | None, needed: StageName | None = None) -> LoadedRecipe:
-    """The validated recipe, which must have the section `needed`. Files of its own parts are named."""
-    from dcclip_cli import api, own
+    """The validated recipe, which must have the section `needed`. Files of its extensions are named."""
+    from dcclip_cli import api, extensions
 
-    own.tell_at_once(console.info_line)
+    extensions.announce_imports(console.info_line)
     return api.open_recipe(path, needed, sets=sets)
 
 

@@ -29,6 +29,7 @@ from dcclip_cli.exporters.parity import TOWERS, Parity, ParityTest, Thresholds, 
 from dcclip_cli.exporters.quantize import BundleGraphs, OnnxGraphs
 from dcclip_cli.exporters.samples import recipe_samples, samples_from
 from dcclip_cli.exporters.source import Source, check_alike, load_source, prepare
+from dcclip_cli.extensions import extension_errors, extension_name, import_class
 from dcclip_cli.files import atomic_folder, file_sha256, partial, read_json
 from dcclip_cli.inference.encoder import PLAIN_PROMPTS, Encoder, shortened
 from dcclip_cli.inference.onnx_encoder import DESCRIPTION, TOKENIZER, read_description
@@ -37,7 +38,6 @@ from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.preprocess import Patches
 from dcclip_cli.model.reference import ModelSource, furthest_stage
 from dcclip_cli.options import Dims, Options
-from dcclip_cli.own import imported, own_errors, own_name
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
 
@@ -53,7 +53,7 @@ FORMATS: Mapping[FormatName, Format] = {
 
 def format_of(name: FormatName) -> Format:
     """The format of that name, dcclip's or an own one."""
-    target: Format = FORMATS[name] if name in FORMATS else imported(name, Format)()
+    target: Format = FORMATS[name] if name in FORMATS else import_class(name, Format)()
     return target
 
 
@@ -64,7 +64,7 @@ _MODEL_BATCH = 32  # of the model that exports are compared with: bounds its mem
 class ExportOptions(Options):
     """Format and precision of an export, and the checks that it must pass."""
 
-    format: Annotated[FormatName, *own_name(Format)] = Field(
+    format: Annotated[FormatName, *extension_name(Format)] = Field(
         "onnx", description="Export format, named after its runtime (docs/how-to/deploy.md)"
     )
     precision: Precision = Field(
@@ -155,7 +155,7 @@ def export(
             for entry in folder.iterdir():
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             written = graphs.write() if target.from_onnx else temporary
-            with own_errors(options.format):
+            with extension_errors(options.format):
                 target.write(source, written, folder, options.precision)
             _add(folder, {**_description(source, folder, options), "made_from": made_from})
             return target.open(folder)

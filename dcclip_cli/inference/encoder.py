@@ -16,7 +16,7 @@ from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.inference.onnx_encoder import OnnxEncoder
 from dcclip_cli.machine import set_library_defaults
 from dcclip_cli.model import Precision
-from dcclip_cli.model.known import Known
+from dcclip_cli.model.known_words import KnownWords
 from dcclip_cli.model.precision import AS_ASKED, Choice, check_logits, choose_precision, finite, torch_device
 from dcclip_cli.model.preprocess import flatten
 from dcclip_cli.model.reference import ModelSource
@@ -44,7 +44,7 @@ class Encoder(Protocol):
     prompts: Mapping[str, Sequence[str]]  # language -> templates that `predict` puts labels into
     logit_scale: float  # factor of the cosines before the softmax
     logit_bias: float | None  # added to the logits by sigmoid models
-    known: Known | None  # how it says that it never learnt a text
+    known: KnownWords | None  # how it says that it never learnt a text
     precision: str  # fp32 or bf16, or the precision of an export
     parameters: int
     size_bytes: int  # of the weights

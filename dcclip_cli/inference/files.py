@@ -31,7 +31,7 @@ from dcclip_cli.inference.index import (
 from dcclip_cli.inference.model import Prediction
 from dcclip_cli.inference.zero_shot import Labels, text_embeddings, unknown_of
 from dcclip_cli.machine import keep_freed_memory
-from dcclip_cli.model.known import words_of
+from dcclip_cli.model.known_words import words_of
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.progress import Progress, ProgressChoice, progress_for
 from dcclip_cli.text import printable

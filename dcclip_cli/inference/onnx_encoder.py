@@ -15,7 +15,7 @@ from pydantic_core import core_schema as of
 from dcclip_cli.checksums import Record, read_record
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import validated
-from dcclip_cli.model.known import Known
+from dcclip_cli.model.known_words import KnownWords
 from dcclip_cli.model.precision import INPUTS, NotFiniteError, check_logits, finite
 from dcclip_cli.model.preprocess import flatten, read_preprocessing
 from dcclip_cli.run_dir import RECORD
@@ -105,7 +105,7 @@ class ExportedEncoder:
         self.preprocessing: Mapping[str, Any] = description.preprocessing
         self.prompts: Mapping[str, Sequence[str]] = description.prompts
         self.logit_scale, self.logit_bias = description.logit_scale, description.logit_bias
-        self.known = None if description.known is None else Known(**description.known)
+        self.known = None if description.known is None else KnownWords(**description.known)
         check_logits(self.logit_scale, self.logit_bias, self.name)
         # The weights of a large graph are in a file next to it.
         parts = (folder / f"{name}{suffix}" for name in files for suffix in ("", ".data"))

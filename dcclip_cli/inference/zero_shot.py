@@ -7,7 +7,7 @@ import numpy as np
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.inference.encoder import PLAIN_PROMPTS, Encoder
-from dcclip_cli.model.known import words_of
+from dcclip_cli.model.known_words import words_of
 from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.text import check_unicode, language_by_script

@@ -26,7 +26,7 @@ from dcclip_cli.model.hub_models import (
     library_errors,
     open_clip_config,
 )
-from dcclip_cli.model.known import Known
+from dcclip_cli.model.known_words import KnownWords
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.tokenizer import check_tokenizer, load_tokenizer, save_tokenizer, tokenize_with, tokenizer_errors
 from dcclip_cli.model.weights import (
@@ -139,7 +139,7 @@ def load_model(folder: Path, progress: Progress | None = None) -> OpenClipTowers
             name = str(record.content.get("name", folder.name))
             towers = OpenClipTowers(model, tokenize, preprocessing, name, fingerprint, tokenizer.get_vocab())
             tokens, towers.trained_dims = tokenizer.get_vocab_size(), tuple(record.content.get("trained_dims", ()))
-            towers.known = Known(**record.content["known"]) if record.content.get("known") else None
+            towers.known = KnownWords(**record.content["known"]) if record.content.get("known") else None
         check_tokenizer(towers.tokenize, tokens, towers.vocabulary_rows, f"the tokenizer of {folder}")
     return towers.eval()
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from dcclip_cli.errors import Message
+from dcclip_cli.extensions import extension_errors, extension_options
 from dcclip_cli.model import Precision
 from dcclip_cli.model.precision import choose_precision
 from dcclip_cli.model.reference import STARTER, Library, ModelSource, parse, resolve_teacher
 from dcclip_cli.options import Options
-from dcclip_cli.own import own_errors, own_options
 from dcclip_cli.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class TeacherOptions(Options):
 
     def load(self, device: str = "cpu", progress: Progress | None = None) -> Towers:
         """The teacher's towers, frozen, in evaluation mode. Raises DcclipError if it cannot be loaded."""
-        with own_errors(str(getattr(self, "kind", ""))):
+        with extension_errors(str(getattr(self, "kind", ""))):
             towers: Any = self.load_towers(progress or Silent())
         towers.requires_grad_(False).eval().to(device)
         towers.precision = choose_precision(self.precision, device, None, towers.fp16)
@@ -126,6 +126,6 @@ _Options = AltClipTeacher | TransformersTeacher | FgClip2Teacher | OpenClipTeach
 Teacher = Annotated[
     SerializeAsAny[_Options],
     Field(discriminator="kind"),
-    own_options(TeacherOptions),
+    extension_options(TeacherOptions),
     BeforeValidator(_as_section, json_schema_input_type=str | Annotated[_Options, Field(discriminator="kind")]),
 ]

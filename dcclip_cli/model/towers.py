@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.model.known import Known
+from dcclip_cli.model.known_words import KnownWords
 from dcclip_cli.model.precision import AS_ASKED
 from dcclip_cli.model.preprocess import Preprocessing, matching_preprocessing
 
@@ -240,7 +240,7 @@ class Towers(nn.Module, ABC):
         return False
 
     trained_dims: Sequence[int] = ()  # numbers of first dimensions that were trained to be embeddings as well
-    known: Known | None = None  # how it says that it never learnt a text
+    known: KnownWords | None = None  # how it says that it never learnt a text
 
     def image_fingerprint(self) -> str:
         """What changes whenever an embedding of an image could change."""

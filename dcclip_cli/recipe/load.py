@@ -20,9 +20,9 @@ from pydantic_core import ErrorDetails
 
 from dcclip_cli.data.remote import shown
 from dcclip_cli.errors import DcclipError, Message, joined
+from dcclip_cli.extensions import without_importing
 from dcclip_cli.files import atomic_write
 from dcclip_cli.options import decisive
-from dcclip_cli.own import not_imported
 from dcclip_cli.recipe.schema import Recipe
 from dcclip_cli.recipe.yaml import ARGUMENTS, KEYS_HINT, MAX_BYTES, Document, Location, anchored, read, walk
 from dcclip_cli.run_dir import RESOLVED, STAGES, StageName, has_product
@@ -129,7 +129,7 @@ def _yaml(values: dict[str, Any]) -> str:
 def check_finished(recipe: Recipe, folder: Path, again: Iterable[StageName]) -> None:
     """Raise DcclipError where a finished stage's recipe differs; evaluations and exports compare when they run."""
     if (folder / RESOLVED).is_file():
-        with not_imported():  # the folder may be a stranger's
+        with without_importing():  # the folder may be a stranger's
             before = _validated(read(folder / RESOLVED)[1])
         for stage in STAGES:
             if stage.name not in (*again, "eval", "export") and has_product(folder, stage.name):

@@ -26,6 +26,7 @@ from dcclip_cli.eval.report import save_report
 from dcclip_cli.eval.result import EvalResult
 from dcclip_cli.exporters.export import ExportOptions, ExportResult, export
 from dcclip_cli.exporters.samples import recipe_samples
+from dcclip_cli.extensions import is_extension
 from dcclip_cli.files import cache_folder, write_json
 from dcclip_cli.inference.bench import Bench, bench
 from dcclip_cli.machine import is_first_process, is_launched, is_one_of_several
@@ -34,7 +35,6 @@ from dcclip_cli.model.precision import torch_device
 from dcclip_cli.model.reference import ModelSource, directory_source, resolve
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.options import decisive
-from dcclip_cli.own import is_own
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.recipe.load import LoadedRecipe, record
 from dcclip_cli.recipe.preflight import check
@@ -312,7 +312,7 @@ class RecipeRun:
 
 def teacher_reference(teacher: Teacher) -> ModelSource:
     """The teacher as `--model` would name it, with its leave to run code."""
-    if is_own(teacher.kind):
+    if is_extension(teacher.kind):
         return ModelSource("hf", teacher.model, teacher.kind, teacher=teacher)
     source = teacher.source
     if source.path.is_dir() or source.path.is_absolute():

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from dcclip_cli.data.batch import ENTRIES, IMAGES, Batch, TextCounts
 from dcclip_cli.data.pixels import normalized
 from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.extensions import extension_errors
 from dcclip_cli.model.towers import ImageFeatures, OpenClipTowers, TextFeatures
-from dcclip_cli.own import own_errors
 from dcclip_cli.train.distributed import average_gradients, gather, gather_numbers, process_count, process_index
 from dcclip_cli.train.losses.base import Loss, Outputs, TeacherLoss, Tower, student_layers
 from dcclip_cli.train.losses.contrastive import TaskLoss
@@ -178,7 +178,7 @@ class TrainingTask(nn.Module):
                 outputs = student if dims is None else student.cut(dims)
                 chance = loss.chance(outputs)
                 adapters = dict(self._adapters_for(loss, dims).items()) if isinstance(loss, TeacherLoss) else {}
-                with own_errors(loss.kind), in_fp32:
+                with extension_errors(loss.kind), in_fp32:
                     loss_terms = loss.terms(outputs, teachers, adapters)
                 for name, term in loss_terms.items():
                     first_name = name if dims is None else f"{name}_{dims}d"

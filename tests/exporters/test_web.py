@@ -22,7 +22,7 @@ from dcclip_cli.files import read_json
 from dcclip_cli.inference.model import load
 from dcclip_cli.inference.onnx_encoder import OnnxEncoder
 from dcclip_cli.inference.zero_shot import class_means, fill, softmax
-from dcclip_cli.model.known import words_of
+from dcclip_cli.model.known_words import words_of
 from dcclip_cli.model.tokenizer import load_tokenizer
 from dcclip_cli.progress import Silent
 from dcclip_cli.text import language_by_script, split

@@ -25,7 +25,7 @@ from dcclip_cli.inference.index import (
     search_all,
 )
 from dcclip_cli.inference.onnx_encoder import OnnxEncoder
-from dcclip_cli.model.known import Known
+from dcclip_cli.model.known_words import Known
 from dcclip_cli.progress import Lines, Silent
 from tests.damage import damage
 

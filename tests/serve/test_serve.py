@@ -28,7 +28,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.inference.index import open_index
 from dcclip_cli.inference.model import Model
-from dcclip_cli.model.known import Known
+from dcclip_cli.model.known_words import Known
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.serve import guard, server
 from dcclip_cli.serve.app import application

@@ -10,7 +10,7 @@ import yaml
 from pydantic import TypeAdapter
 
 import dcclip_cli as dcclip
-from dcclip_cli import own
+from dcclip_cli import extensions
 from dcclip_cli.checksums import write_record
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.train.losses import DistillLoss
@@ -44,7 +44,7 @@ def test_a_file_outside_of_the_package_has_a_loss() -> None:
 def test_a_recipe_with_it_trains_and_its_own_mistakes_are_errors_of_one_line(
     whole_recipe: dict[str, Any], relations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(own, "_tell", own._untold.append)  # as in a program that runs no command
+    monkeypatch.setattr(extensions, "_announce", extensions._announcements.append)  # as in Python
     recipe = {name: value for name, value in whole_recipe.items() if name not in ("align", "eval", "export")}
     recipe["distill"] = recipe["distill"] | {"losses": [{"kind": KIND, "weight": 10}]}
     lines: list[str] = []

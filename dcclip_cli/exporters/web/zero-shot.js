@@ -1,4 +1,4 @@
-// Labels, prompts, batches of tokens, words and probabilities as in dcclip_cli/inference, model/known.py and text.py.
+// Labels, prompts, batches of tokens, words and probabilities as in dcclip_cli/inference, model/known_words.py and text.py.
 
 const HAN = /[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u{20000}-\u{3ffff}]/u;
 const UNITS = new RegExp(`${HAN.source}|(?:(?!${HAN.source})[\\p{L}\\p{N}_])+`, "gu");

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, SerializeAsAny
 
-from dcclip_cli.own import own_options
+from dcclip_cli.extensions import extension_options
 from dcclip_cli.train.losses import embeddings
 from dcclip_cli.train.losses.base import Loss
 from dcclip_cli.train.losses.contrastive import TaskLoss
@@ -23,5 +23,5 @@ DistillLoss = Annotated[
         | TaskLoss
     ],
     Field(discriminator="kind"),
-    own_options(Loss),
+    extension_options(Loss),
 ]

@@ -15,7 +15,7 @@ _MAX_UNITS = 16  # of a word: 彭布罗克威尔士柯基犬 has ten
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownWords:
     """How a model's embeddings say what it knows; its dcclip.json has the three numbers as `known`.
 
     A text is unknown if more than `most` of its embedding is along `dimension`, in which no image has any part. A
