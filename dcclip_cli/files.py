@@ -90,7 +90,8 @@ def partial(final: Path, folder: bool = False) -> Iterator[Path]:
     path = final.with_name(f".{final.name}.{os.getpid()}-{os.urandom(4).hex()}.partial")
     try:
         with writing(final):
-            final.parent.mkdir(parents=True, exist_ok=True)
+            if not final.parent.exists():  # a file there is an error of the next line, which says so
+                final.parent.mkdir(parents=True, exist_ok=True)
             path.mkdir() if folder else path.touch(exist_ok=False)
             yield path
     finally:

@@ -58,7 +58,7 @@ class Collator:
 
     def batch(self, samples: Sequence[Sample], process: int = 0, processes: int = 1) -> Batch:
         """The batch of a step's samples, or the part of one of `processes`. Raises DcclipError for a bad image."""
-        rows, unreadable = self._rows(samples, process, processes), list[str]()
+        rows, unreadable = self._rows(samples, process, processes), self.image_cache.unreadable
         samples_with_image, count = rows["captioned"] + rows["images"], self.num_augmentations
         indices = [index for index, _ in samples_with_image]
         augmentations = [epoch % count if count else epoch for _, epoch in samples_with_image]
@@ -71,7 +71,7 @@ class Collator:
             for row in np.argsort(indices).tolist():  # in the order of the files
                 index, augmentation = indices[row], augmentations[row]
                 if count:
-                    make = partial(self.pixels, index, augmentation, *preprocess, unreadable=unreadable)
+                    make = partial(self.pixels, index, augmentation, *preprocess)
                     pixels[row] = cache.get((index, augmentation), make, images * count)
                 else:
                     image = cache.get(index, partial(self.dataset.decoded, index, side, unreadable), images)
@@ -96,16 +96,15 @@ class Collator:
         batch = Batch(sample_index, augmentation_index, inputs[0], tuple(inputs[1:]), texts, len(rows["texts"]))
         features = tuple(read_stored(batch) for read_stored in self.read_features)
         num_captioned = len(rows["captioned"])
-        return replace(batch, teacher_features=features, num_captioned=num_captioned, unreadable=tuple(unreadable))
+        problems = tuple(unreadable[index] for index in indices if index in unreadable)
+        return replace(batch, teacher_features=features, num_captioned=num_captioned, unreadable=problems)
 
-    def pixels(
-        self, index: int, augmentation: int, *preprocess: Preprocess, unreadable: list[str] | None = None
-    ) -> tuple[np.ndarray, ...]:
-        """The pixels (3, H, W) of one sample's augmented image, by each of `preprocess`; see PairDataset.decoded.
+    def pixels(self, index: int, augmentation: int, *preprocess: Preprocess) -> tuple[np.ndarray, ...]:
+        """The pixels (3, H, W) of one sample's augmented image, by each of `preprocess`.
 
         Raises DcclipError where the image cannot be read.
         """
-        image = self.dataset.decoded(index, draft_side(self.augment, preprocess), unreadable)
+        image = self.dataset.decoded(index, draft_side(self.augment, preprocess), self.image_cache.unreadable)
         return self._augmented(image, index, augmentation, preprocess)
 
     def _augmented(

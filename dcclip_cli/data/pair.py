@@ -189,15 +189,17 @@ class PairDataset(ABC):
     def image(self, index: int) -> bytes:
         return self[index].image
 
-    def decoded(self, index: int, draft: int = 0, unreadable: list[str] | None = None) -> Image.Image:
-        """An image by `decode`; a damaged one without captions is white, and in `unreadable`. Raises DcclipError."""
+    def decoded(self, index: int, draft: int = 0, unreadable: dict[int, str] | None = None) -> Image.Image:
+        """An image, by `decode`. Raises DcclipError.
+
+        With `unreadable`, a damaged image without captions is white, and this gets the reason by the index.
+        """
         image = self.image(index)
         try:
             return decode(image, draft=draft)
         except DcclipError as error:
-            if index >= self.num_pairs and isinstance(error, ImageError):
-                if unreadable is not None:
-                    unreadable.append(f"{self.keys()[index]}: {error.what}")
+            if unreadable is not None and index >= self.num_pairs and isinstance(error, ImageError):
+                unreadable[index] = f"{self.keys()[index]}: {error.what}"
                 return Image.new("RGB", (_WHITE_SIDE, _WHITE_SIDE), "white")
             raise DcclipError("{}: pair {}: {}", error.hint, self.path, self.keys()[index], error.what) from None
 

@@ -100,11 +100,12 @@ class ImageCache:
     """Keeps images, or their pixels, until `limit` bytes are in memory; later ones are made again each time.
 
     Nothing is evicted: an epoch asks for every image once, so the oldest is as good as any. Nothing is kept of data of
-    which less than a tenth would fit.
+    which less than a tenth would fit. `unreadable` has the reasons, by index, of images that a white one replaces.
     """
 
     def __init__(self, limit: int = CACHE_BYTES) -> None:
         self._limit, self._bytes = limit, 0
+        self.unreadable = dict[int, str]()
         self._kept: dict[Hashable, Image.Image | tuple[np.ndarray, ...]] = {}
 
     def get(self, key: Hashable, make: Callable[[], Kept], count: int = 1) -> Kept:

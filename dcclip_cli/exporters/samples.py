@@ -83,7 +83,8 @@ def samples_from(pairs: PairDataset | None, count: int = 128) -> Samples:
 def images_and_captions(pairs: PairDataset, count: int) -> tuple[Sequence[Image.Image], list[list[str]]]:
     """Up to `count` images, evenly spaced, and as one list per language their first captions.
 
-    Images that are followed by texts have none: up to `count` of these texts per language, evenly spaced.
+    Images that are followed by texts have none: up to `count` of these texts per language, evenly spaced. In place of
+    a damaged image without captions, the next of the images is used. Raises DcclipError where all are damaged.
     """
     indices = captioned = _evenly_spaced(pairs.num_images, count)
     if texts := len(pairs) - pairs.num_images:
@@ -92,7 +93,16 @@ def images_and_captions(pairs: PairDataset, count: int) -> tuple[Sequence[Image.
     for captions_by_index in map(pairs.captions, LANGUAGES):
         first = [text for index in captioned for text in captions_by_index[index][:1]]
         captions.append(sorted({first[place] for place in _evenly_spaced(len(first), count)}))
-    return Lazy(len(indices), lambda place: flatten(pairs.decoded(indices[place]))), captions
+
+    def image(place: int) -> Image.Image:
+        damaged = dict[int, str]()
+        for index in (*indices[place:], *indices[:place]):
+            picture = pairs.decoded(index, unreadable=damaged)
+            if index not in damaged:
+                return flatten(picture)
+        return flatten(pairs.decoded(indices[place]))  # raises its error
+
+    return Lazy(len(indices), image), captions
 
 
 def calibration_texts(count: int) -> list[str]:

@@ -96,11 +96,14 @@ def test_pairs_come_before_images_unless_they_are_embeddings(data: DataOptions, 
     assert samples(DataOptions(train=str(points)), 128).source == "made-up images"
 
 
-def test_images_are_read_when_they_are_asked_for_and_a_broken_one_is_named(
+def test_images_are_read_when_they_are_asked_for_and_the_next_replaces_a_broken_one(
     data: DataOptions, pictures: list[Path]
 ) -> None:
     pictures[1].write_bytes(b"no image")
     drawn = samples(data, 5).squares()
     assert drawn.images[0].size == (48, 48)
+    assert [image.tobytes() for image in drawn.images[1:3]] == [drawn.images[2].tobytes()] * 2
+    for picture in pictures:
+        picture.write_bytes(b"no image")
     with pytest.raises(DcclipError, match=rf"{pictures[1].name}: .* is not a readable image"):
-        list(drawn.images)
+        drawn.images[1]

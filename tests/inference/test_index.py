@@ -25,7 +25,7 @@ from dcclip_cli.inference.index import (
     search_all,
 )
 from dcclip_cli.inference.onnx_encoder import OnnxEncoder
-from dcclip_cli.model.known_words import Known
+from dcclip_cli.model.known_words import KnownWords
 from dcclip_cli.progress import Lines, Silent
 from tests.damage import damage
 
@@ -256,7 +256,7 @@ def test_a_query_fits_if_enough_of_the_photos_fit_each_of_its_words(photos: int,
     rows = {"猫": (1, 0, 0), "cat": (1, 0, 0), "狗": (0, 1, 0), "dog": (0, 1, 0)}  # others are unknown, as 一只 is
 
     class Words:
-        known = Known(dimension=2, most=0.9, fits=0.5)
+        known = KnownWords(dimension=2, most=0.9, fits=0.5)
 
         def tokenize(self, texts: Sequence[str]) -> np.ndarray:
             return np.array([[text in rows, 0] for text in texts], np.int64)

@@ -28,7 +28,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.inference.index import open_index
 from dcclip_cli.inference.model import Model
-from dcclip_cli.model.known_words import Known
+from dcclip_cli.model.known_words import KnownWords
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.serve import guard, server
 from dcclip_cli.serve.app import application
@@ -140,7 +140,9 @@ def test_labels_and_search_are_those_of_predict_and_search(
     assert client.get("/redoc").status_code == client.get("/page/..%2Fapp.py").status_code == 404
     assert client.get("/").headers["x-content-type-options"] == "nosniff"
     assert less and client.post("/search", data={"text": "红"}).json()["fits"]
-    monkeypatch.setattr(model._encoder, "known", Known(dimension=0, most=-1.1, fits=1.1))  # it never learnt anything
+    monkeypatch.setattr(
+        model._encoder, "known", KnownWords(dimension=0, most=-1.1, fits=1.1)
+    )  # it never learnt anything
     sent = (
         client.post("/classify", data={"labels": "雨,rain"}, files={"image": content}),
         client.post("/search", data={"text": ["雨", "rain"]}),

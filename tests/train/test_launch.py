@@ -128,6 +128,10 @@ def test_a_job_of_slurm_holds_its_folder_stops_all_tasks_while_one_waits_for_dat
     tasks = {task.environ().get("SLURM_PROCID"): task for task in reversed(processes)}
     for loader in tasks["1"].children():
         loader.suspend()
+    steps = 0
+    while steps < len(logged(out / "align")):  # of the batches that were made before
+        steps = len(logged(out / "align"))
+        time.sleep(1)
     stderr = dcclip("align", file, "--out", out, expect=1).stderr
     assert f"error: {out} is in use by another command (process {tasks['0'].pid}, " in stderr
     tasks["1"].send_signal(signal.SIGTERM)
