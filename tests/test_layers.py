@@ -45,7 +45,7 @@ MAY = {
 LATE = {("curation", "inference"), ("data", "model"), ("inference", "data"), ("inference", "model")}
 LIGHT = {
     "dcclip_cli.model",
-    *(f"dcclip_cli.model.{name}" for name in ("known", "precision", "preprocess", "reference")),
+    *(f"dcclip_cli.model.{name}" for name in ("known_words", "precision", "preprocess", "reference")),
 }  # no torch
 SHARED = {file.stem for file in PACKAGE.glob("[!_]*.py")} - ON_TOP
 
