@@ -271,7 +271,10 @@ class Fit:
         shutil.rmtree(self.out / "measured/traced", ignore_errors=True)  # of a search that was stopped
         samples = self._samples("train")
         rows = np.unique(np.linspace(0, len(samples) - 1, _CALIBRATED).astype(int)).tolist()
-        shown = [replace(samples[row], zh=("猫", "狗"), en=("cat", "dog")) for row in rows]
+        damaged = dict[int, str]()
+        for row in rows:
+            samples.decoded(row, unreadable=damaged)
+        shown = [replace(samples[row], zh=("猫", "狗"), en=("cat", "dog")) for row in rows if row not in damaged]
         write_parquet(self.out / "measured/images.parquet", shown)
         least = min(self._candidates.values(), key=lambda candidate: (candidate.parameters, candidate.macs))
         costs = {least: self._cost(least)}

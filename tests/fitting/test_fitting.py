@@ -162,6 +162,8 @@ def test_a_traced_graph_serves_other_image_sizes(
 def test_a_killed_search_resumes_with_the_same_choice_and_bytes(
     classes: Path, altclip_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for number in range(5):  # the first of all, some of which are held out
+        (classes / f"bar/{number} 坏.png").write_bytes(b"broken")
     options = FitOptions(str(classes), str(altclip_folder), ("红色的圆",), max_mb=3, max_ms=1_000)
     chosen: dict[str, Any] = {"teacher": str(altclip_folder), "labels": ["红色的圆"], "max_mb": 3.0, "max_ms": 1_000.0}
     result = dcclip_cli.fit(classes, device="cpu", **chosen)
