@@ -126,15 +126,15 @@ def double() -> None:
     import torch
 
     from dcclip_cli.__main__ import main
-    from dcclip_cli.train import stage
+    from dcclip_cli.train import trainer
 
-    class DoubleTrainer(stage.Trainer):
+    class DoubleTrainer(trainer.Trainer):
         def __init__(self, task: Any, *others: Any) -> None:
             torch.set_default_dtype(torch.float64)
             torch.Tensor.float = torch.Tensor.double
             super().__init__(task.double(), *others)
 
-    stage.Trainer = DoubleTrainer
+    trainer.Trainer = DoubleTrainer
     sys.argv.remove("--fp64")
     main()
 

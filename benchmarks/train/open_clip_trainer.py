@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from dcclip_cli.data.collator import unaugmented
 from dcclip_cli.data.pair import Language, PairDataset
 from dcclip_cli.data.samplers import EpochBatchSampler
+from dcclip_cli.model.preprocess import flatten
 
 
 def write_rows(
@@ -36,7 +36,7 @@ def write_rows(
     if not files[-1].is_file():
         pictures.mkdir(parents=True, exist_ok=True)
         for number, file in enumerate(files):
-            unaugmented(table, number).save(file, compress_level=1)
+            flatten(table.decoded(number)).save(file, compress_level=1)
     random = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "train.csv"

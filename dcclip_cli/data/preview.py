@@ -193,13 +193,13 @@ def _first_image(images: Iterable[tuple[str, bytes]], uncaptioned: bool) -> byte
 
     Training replaces the others. Raises DcclipError if there is none that can be read.
     """
-    problems = list[DcclipError]()
+    first_error: DcclipError | None = None
     for where, image in islice(images, _FILES if uncaptioned else 1):
         try:
             decode(image)
             return image
         except DcclipError as error:
-            problems.append(DcclipError("{}: {}", error.hint, where, error.what))
-    if problems:
-        raise problems[0]
+            first_error = first_error or DcclipError("{}: {}", error.hint, where, error.what)
+    if first_error:
+        raise first_error
     return None

@@ -52,7 +52,7 @@ FORMATS: Mapping[FormatName, Format] = {
 
 
 def format_of(name: FormatName) -> Format:
-    """The format of that name, dcclip's or an own one."""
+    """The format of that name, dcclip's or an extension's."""
     target: Format = FORMATS[name] if name in FORMATS else import_class(name, Format)()
     return target
 

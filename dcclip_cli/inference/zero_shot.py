@@ -45,24 +45,24 @@ def unknown_of(model: Encoder, texts: Sequence[str], embeddings: np.ndarray | No
     Empty for a model that cannot say. `embeddings` are those of the texts, if they are computed already. An ignored
     word is unknown by itself, and makes more of a text unknown: words of grammar (的, the) do not.
     """
-    lexicon = model.known
-    if lexicon is None or not texts:
+    known_words = model.known
+    if known_words is None or not texts:
         return []
 
     def unknown_part(texts: Sequence[str]) -> np.ndarray:
-        return text_embeddings(model, texts)[:, lexicon.dimension]
+        return text_embeddings(model, texts)[:, known_words.dimension]
 
-    parts = unknown_part(texts) if embeddings is None else embeddings[:, lexicon.dimension]
+    parts = unknown_part(texts) if embeddings is None else embeddings[:, known_words.dimension]
     part_by_text = dict(zip(texts, parts.tolist(), strict=True))
     words_by_text = {
-        text: words_of(text, model.tokenize) for text, part in part_by_text.items() if part <= lexicon.most
+        text: words_of(text, model.tokenize) for text, part in part_by_text.items() if part <= known_words.most
     }
     text_by_word = {word: text for text, words in words_by_text.items() for word in words if word != text}
     probes = [f"{word} {text}" for word, text in text_by_word.items()]
     ignored = set[str]()
     if probes:
         gains = unknown_part(probes) - [part_by_text[text] for text in text_by_word.values()]
-        is_unknown = unknown_part(list(text_by_word)) > lexicon.most
+        is_unknown = unknown_part(list(text_by_word)) > known_words.most
         ignored = {word for word, *ignores in zip(text_by_word, gains > _GAIN, is_unknown, strict=True) if all(ignores)}
     unknown: list[str] = []
     for text in part_by_text:

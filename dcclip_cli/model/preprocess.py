@@ -254,8 +254,8 @@ class Patches(Preprocessing):
         return image.resize((width * side, height * side), RESAMPLING[self.interpolation])
 
     def shortened(self, pixels: Any) -> Any:
-        most = int(pixels[:, 0, 0, :2].prod(1).max())
-        return pixels[:, :, : 1 + min(limit for limit in self.max_num_patches if most <= limit)]
+        largest = int(pixels[:, 0, 0, :2].prod(1).max())
+        return pixels[:, :, : 1 + min(limit for limit in self.max_num_patches if largest <= limit)]
 
 
 def read_preprocessing(config: dict[str, Any]) -> Preprocessing:

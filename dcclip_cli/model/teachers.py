@@ -24,7 +24,7 @@ _NAME = "Name on the Hugging Face Hub, ms:ORG/NAME (ModelScope), or a model dire
 
 
 class TeacherOptions(Options):
-    """What all teachers share. An own one also has the fields `kind: str` and `model: str`, which names it."""
+    """What all teachers share. An extension also has the fields `kind: str` and `model: str`, which names it."""
 
     precision: Precision = Field(
         "auto",

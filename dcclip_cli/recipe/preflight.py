@@ -120,8 +120,8 @@ class Preflight:
             from dcclip_cli.train.estimate import BlankStage
 
             shared = self.run_dir, recipe.data, recipe.teacher, recipe.student, recipe.seed, self.device
-            asked = (self._ask((options.stage,), partial(BlankStage, options, *shared)) for options in trained)
-            stages = [stage for stage in asked if stage]
+            opened = (self._ask((options.stage,), partial(BlankStage, options, *shared)) for options in trained)
+            stages = [stage for stage in opened if stage]
         self._teachers = self._open_teachers(stages)
         student = self._student(stages) if recipe.student and stages else None
         if recipe.eval and {"eval", "export"} & {*self.needed} and all(at[0] != "eval" for at in self._missing):
@@ -206,7 +206,7 @@ class Preflight:
         towers_by_model: dict[str, Towers] = {}
         for at, options in named:
             if not isinstance(options, LibraryTeacher):
-                continue  # an own one, of which only its class knows what it needs
+                continue  # an extension, of which only its class knows what it needs
             source = self._ask(at, partial(getattr, options, "source"))
             if source and self._ask(at, partial(_done, source.check)):
                 from dcclip_cli.train.estimate import open_blank
