@@ -129,10 +129,11 @@ def double() -> None:
     from dcclip_cli.train import trainer
 
     class DoubleTrainer(trainer.Trainer):
-        def __init__(self, task: Any, *others: Any) -> None:
+        def __init__(self, stage: Any) -> None:
             torch.set_default_dtype(torch.float64)
             torch.Tensor.float = torch.Tensor.double
-            super().__init__(task.double(), *others)
+            stage.task.double()
+            super().__init__(stage)
 
     trainer.Trainer = DoubleTrainer
     sys.argv.remove("--fp64")
