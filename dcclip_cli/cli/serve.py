@@ -64,7 +64,7 @@ def serve(
     from dcclip_cli.inference.index import distinct, open_index, say_missing
     from dcclip_cli.serve.app import application
     from dcclip_cli.serve.live import FOLLOW_S
-    from dcclip_cli.serve.server import Server
+    from dcclip_cli.serve.server import make_server
 
     listening = _listen(host, port)
     encoder = open_encoder(model, device, threads, talk, dims)
@@ -80,7 +80,7 @@ def serve(
     console.show_now(f"http://{name}:{bound_port}/")
     talk.say(Message("serve: stop with Ctrl-C"))
     with suppress(KeyboardInterrupt):  # which uvicorn raises again once all is answered
-        Server(app, listening, verbose).run(sockets=[listening])
+        make_server(app, verbose).run(sockets=[listening])
 
 
 def mcp(

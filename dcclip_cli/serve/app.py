@@ -121,7 +121,6 @@ class Server:
         self.metrics = Metrics(lambda kind: self.encoder.waiting(kind))
         self.encoder = BatchedEncoder(encoder, lambda kind, size: self.metrics.batches.labels(kind).observe(size))
         self.live, self.immich_dims, self._say = LiveIndexes(encoder, indexes, say), immich_dims, say
-        self.stopping = False  # set once no more requests are taken
         self.dims = encoder.encode_texts(["狗"]).shape[1]
         self._labels: dict[tuple[Any, ...], Labels] = {}
         self._immich_names: set[str] = set()
@@ -227,7 +226,7 @@ def application(
     PathConvertor.regex = "(?s:.*)"  # a file's name may contain a line end
     app = FastAPI(title="dcclip", version=VERSION, lifespan=lifespan, redoc_url=None)
     app.state.server = server
-    app.add_middleware(Guard, metrics=server.metrics, token=token, hosts=hosts, stopping=lambda: server.stopping)
+    app.add_middleware(Guard, metrics=server.metrics, token=token, hosts=hosts)
 
     @app.exception_handler(DcclipError)
     async def refused(request: Request, error: DcclipError) -> Response:
@@ -347,10 +346,7 @@ def _add_immich(app: FastAPI, server: Server) -> None:
 
 
 def _add_mt_photos(app: FastAPI, server: Server) -> None:
-    # Paths, fields and texts of numbers: MT-Photos/mt-photos-ai, onnx/server.py; faces: mt-photos-deepface, server.py.
-    def failed(problem: str) -> dict[str, Any]:
-        return {"result": [], "msg": translated(problem)}
-
+    # Paths, fields and texts of numbers: MT-Photos/mt-photos-ai, onnx/server.py.
     def as_texts(vector: np.ndarray) -> dict[str, Any]:
         return {"result": [f"{number:.16f}" for number in server.padded(vector)]}
 
@@ -362,7 +358,7 @@ def _add_mt_photos(app: FastAPI, server: Server) -> None:
         except RefusedError:  # busy: with a status, so that the app does not count the image as broken
             raise
         except DcclipError as error:
-            return failed(error.what)
+            return {"result": [], "msg": translated(error.what)}
 
     @app.post("/clip/txt")
     async def clip_text(text: Annotated[str, Body(embed=True)]) -> dict[str, Any]:
@@ -370,17 +366,9 @@ def _add_mt_photos(app: FastAPI, server: Server) -> None:
         return as_texts((await server.encoder.embed_texts([text]))[0])
 
     @app.post("/check")
-    @app.post("/restart")
-    @app.post("/restart_v2")
     async def check() -> dict[str, str]:
-        """MT Photos: whether the server is up and the `api-key` is the token. Nothing restarts: no memory leaks."""
+        """MT Photos: whether the server is up and the `api-key` is the token."""
         return {"result": "pass", "title": "dcclip"}
-
-    @app.post("/ocr")
-    @app.post("/represent")
-    async def refuse(request: Request) -> dict[str, Any]:
-        """MT Photos: text in images, and faces, which this server does not recognize."""
-        return failed(Message("this server provides clip only, not {}", request.url.path.strip("/")))
 
 
 def _json(content: dict[str, Any]) -> Response:

@@ -5,7 +5,7 @@ import hmac
 import re
 import time
 from collections.abc import Callable, Collection, MutableMapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 from typing import Any
 from urllib.parse import urlencode
@@ -24,9 +24,6 @@ _MAX_BYTES = 128 << 20  # of all requests and answers
 _SMALL_BYTES = 64 << 10  # of a request or an answer that is taken although others have used _MAX_BYTES up
 _SENT_BYTES = 256 << 10  # of an answer at a time: the rest counts until the client has taken them
 _BODY_S = 30.0  # in which a body has to arrive
-_LARGE_BYTES = 512 << 10  # of a body, whose rest is read when few others are: reading delays all answers
-_LARGE_AT_A_TIME = 8
-_TURN_S = 0.1  # in which the next part of a large body has to arrive, else others have the turn
 _OPEN = re.compile("/|/health|/ping|/page/.*")  # to anyone: the page without its pictures
 _SIGN_IN = "/token"  # where the page sends a token that a user types
 _COOKIE = "dcclip_token"
@@ -70,12 +67,12 @@ class Metrics:
 class Guard:
     """ASGI middleware that reads bodies within limits, answers to `hosts` only, and cancels abandoned requests."""
 
-    def __init__(
-        self, app: Any, metrics: Metrics, token: str | None, hosts: Collection[str], stopping: Callable[[], bool]
-    ) -> None:
-        self._app, self._metrics, self._token, self._hosts, self._stopping = app, metrics, token, hosts, stopping
+    def __init__(self, app: Any, metrics: Metrics, token: str | None, hosts: Collection[str]) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._token = token
+        self._hosts = hosts
         self._sizes: dict[object, int] = {}  # bytes of the body and the answer of each request
-        self._large_bodies = asyncio.Semaphore(_LARGE_AT_A_TIME)
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -143,8 +140,6 @@ class Guard:
             raise RefusedError(
                 "the token is missing or wrong", "send the header Authorization: Bearer TOKEN", status=401
             )
-        if self._stopping():
-            raise RefusedError("the server is stopping", "try again in a minute", status=503)
         length = request.headers.get("content-length", "0")
         self._check_size(int(length) if length.isdigit() else 0)
         if not is_link and path != _SIGN_IN:
@@ -178,12 +173,7 @@ class Guard:
         try:
             async with asyncio.timeout(_BODY_S):
                 while continues:
-                    message = None
-                    async with self._large_bodies if len(body) > _LARGE_BYTES else nullcontext():
-                        with suppress(TimeoutError):  # a client that stalls has no turn; uvicorn keeps what arrives
-                            async with asyncio.timeout(_TURN_S):
-                                message = await receive()
-                    message = message or await receive()
+                    message = await receive()
                     if message["type"] == "http.disconnect":
                         return None
                     body += message.get("body", b"")

@@ -1,10 +1,7 @@
-"""uvicorn with limits for clients that send no request or take no answer, and an end that answers what was accepted."""
+"""uvicorn with limits for clients that send no request or take no answer."""
 
 import asyncio
-import select
 import socket
-from contextlib import suppress
-from types import FrameType
 
 import h11
 import uvicorn
@@ -17,8 +14,6 @@ _HEAD_BYTES = 16 << 10  # of a request's line and headers
 _CLIENT_S = 10.0  # in which a head has to arrive, the rest of a refused body, or what is sent of an answer at a time
 _MOST_CONNECTIONS, _OTHER_FILES = 1024, 64
 _STOP_S = 7  # in which requests that were accepted are answered; Docker kills after 10
-_REFUSE_S = 0.5  # in which new requests are answered with 503 before the port is closed, and again after that
-_LOOK_S = 0.02  # between two looks whether clients wait at the port
 
 
 class Connection(H11Protocol):
@@ -82,40 +77,17 @@ class Connection(H11Protocol):
             self._timer = None
 
 
-class Server(uvicorn.Server):
-    """A server whose port stays open, and whose answers are refusals, while clients wait there at its end."""
-
-    def __init__(self, app: FastAPI, listening: socket.socket, verbose: bool) -> None:
-        self._state, self._listening = app.state.server, listening
-        config = uvicorn.Config(
-            app,
-            http=Connection,
-            ws="none",
-            loop="asyncio",
-            log_level="info" if verbose else "error",
-            access_log=verbose,
-            timeout_graceful_shutdown=_STOP_S,
-            h11_max_incomplete_event_size=_HEAD_BYTES,
-            limit_concurrency=max(8, min(_MOST_CONNECTIONS, allow_open_files() - _OTHER_FILES)),
-        )
-        super().__init__(config)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._state.stopping:
-            return super().handle_exit(sig, frame)
-        self._state.stopping = True
-        loop, leave = asyncio.get_running_loop(), super().handle_exit
-        latest = loop.time() + 3 * _REFUSE_S
-
-        def close() -> None:
-            """Close the port once no client waits there, and leave when those that came last are answered."""
-            if select.select([self._listening], [], [], 0)[0] and loop.time() < latest:
-                loop.call_later(_LOOK_S, close)
-                return
-            with suppress(NotImplementedError):  # on Windows
-                loop.remove_reader(self._listening)  # a closed asyncio.Server drops what it is about to accept
-            self._listening.close()
-            self.servers.clear()
-            loop.call_later(_REFUSE_S, leave, sig, frame)
-
-        loop.call_later(_REFUSE_S, close)
+def make_server(app: FastAPI, verbose: bool) -> uvicorn.Server:
+    """A server that ends once the requests that it accepted are answered."""
+    config = uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        loop="asyncio",
+        log_level="info" if verbose else "error",
+        access_log=verbose,
+        timeout_graceful_shutdown=_STOP_S,
+        h11_max_incomplete_event_size=_HEAD_BYTES,
+        limit_concurrency=max(8, min(_MOST_CONNECTIONS, allow_open_files() - _OTHER_FILES)),
+    )
+    return uvicorn.Server(config)
