@@ -3,6 +3,7 @@
 import math
 import re
 import shlex
+from ast import literal_eval
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +30,16 @@ _LOOK_AT = 1_000_000  # bytes of a file whose encoding is guessed
 def printable(text: str) -> str:
     r"""The text with control characters, line ends and bytes that are not UTF-8 as in `\x1b`, `\n` and `\udcff`."""
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def unprintable(text: str) -> str:
+    """The text that `printable` shows so, if it has no backslashes."""
+
+    def character(escape: re.Match[str]) -> str:
+        literal: str = literal_eval(f"'{escape[0]}'")
+        return literal if _UNPRINTABLE.match(literal) else escape[0]
+
+    return re.sub(r"\\(?:[nrt]|x[0-9a-f]{2}|u[0-9a-f]{4})", character, text)
 
 
 def check_unicode(texts: Iterable[str]) -> None:

@@ -104,11 +104,11 @@ def mcp(
 
     from dcclip_cli.inference.files import open_encoder
     from dcclip_cli.inference.model import Model
-    from dcclip_cli.serve.mcp import tool_server
+    from dcclip_cli.serve.mcp import run, tool_server
 
     server = tool_server(Model(open_encoder(model, device, threads, talk)), folders)
     talk.say(Message("mcp: waiting for an assistant on stdin; stop with Ctrl-C"))
-    server.run()
+    run(server)
 
 
 def _names(host: str, listening: socket.socket) -> set[str]:

@@ -38,13 +38,21 @@ from dcclip_cli.inference.model import best
 from dcclip_cli.inference.videos import frame_name, is_video, split_frame
 from dcclip_cli.inference.zero_shot import Labels, label_prompts, unknown_of
 from dcclip_cli.progress import clock
-from dcclip_cli.serve.batches import IMAGE_URL, MAX_IMAGES, MAX_TEXTS, BatchedEncoder, RefusedError, bad_url, decode_url
+from dcclip_cli.serve.batches import (
+    IMAGE_URL,
+    MAX_IMAGES,
+    MAX_LABELS,
+    MAX_TEXTS,
+    BatchedEncoder,
+    RefusedError,
+    bad_url,
+    decode_url,
+)
 from dcclip_cli.serve.guard import MAX_BODY, Guard, Metrics, error_response
 from dcclip_cli.serve.live import LiveIndexes
 from dcclip_cli.text import split
 from dcclip_cli.versions import VERSION
 
-MAX_LABELS = 1000
 _STORED_LABELS = 10_000  # whose embeddings are stored
 _MAX_PARTS = MAX_TEXTS + MAX_IMAGES  # of a chat, and of errors that pydantic collects
 _LARGE_TEXTS = 64 << 10  # characters that are tokenized in a thread, so that others are answered meanwhile

@@ -29,6 +29,7 @@ MAX_TEXTS = 2048  # of a request, as with OpenAI
 MAX_CHARACTERS = 8192  # of a text; tokens beyond the model's context length do not count, but are computed
 MAX_ALL_CHARACTERS = 2 << 20  # of a request
 MAX_IMAGES = 64  # of a request
+MAX_LABELS = 1000  # of a request
 _SMALL_PIXELS = 16_000_000  # larger images are decoded one at a time: memory, and other clients' images
 _TEXT_COST = 128  # characters that count as one text
 _TEXT_BATCH = 64
@@ -46,6 +47,21 @@ class RefusedError(DcclipError):
 def busy() -> RefusedError:
     """The error of a server that has as much to do as it takes."""
     return RefusedError("the server is busy", "try again in a second", status=429)
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Raise DcclipError for no text, too many or too long ones, an empty one, or one that is not Unicode."""
+    if not 1 <= len(texts) <= MAX_TEXTS:
+        raise DcclipError("a request cannot contain {:,} texts", "send 1 to {:,}", len(texts), MAX_TEXTS)
+    if (longest := max(map(len, texts))) > MAX_CHARACTERS:
+        raise DcclipError("text too long ({:,} characters)", "send at most {:,}", longest, MAX_CHARACTERS)
+    if (length := sum(map(len, texts))) > MAX_ALL_CHARACTERS:
+        raise DcclipError(
+            "the texts are too long in total ({:,} characters)", "send at most {:,}", length, MAX_ALL_CHARACTERS
+        )
+    if not all(text.strip() for text in texts):
+        raise DcclipError("empty text", "remove it")
+    check_unicode(texts)
 
 
 class Queue(Generic[Item]):
@@ -131,18 +147,8 @@ class BatchedEncoder:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
     async def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeddings (N, D). Raises DcclipError for no text, too many or too long ones, or one that is not Unicode."""
-        if not 1 <= len(texts) <= MAX_TEXTS:
-            raise DcclipError("a request cannot contain {:,} texts", "send 1 to {:,}", len(texts), MAX_TEXTS)
-        if (longest := max(map(len, texts))) > MAX_CHARACTERS:
-            raise DcclipError("text too long ({:,} characters)", "send at most {:,}", longest, MAX_CHARACTERS)
-        if (length := sum(map(len, texts))) > MAX_ALL_CHARACTERS:
-            raise DcclipError(
-                "the texts are too long in total ({:,} characters)", "send at most {:,}", length, MAX_ALL_CHARACTERS
-            )
-        if not all(text.strip() for text in texts):
-            raise DcclipError("empty text", "remove it")
-        check_unicode(texts)
+        """Embeddings (N, D) of texts that pass `check_texts`."""
+        check_texts(texts)
         return np.stack(await self._texts.results(texts))
 
     async def embed_images(self, files: Sequence[bytes]) -> np.ndarray:

@@ -1,8 +1,14 @@
 """The tools of `dcclip mcp`: an assistant searches, sees and labels the photographs of folders, and changes nothing."""
 
+import json
+import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from functools import wraps
+from io import BufferedReader, TextIOWrapper, UnsupportedOperation
 from itertools import islice
 from pathlib import Path
 from threading import Lock
@@ -15,16 +21,19 @@ from pydantic import Field
 
 from dcclip_cli.curation.dedup.copies import duplicates
 from dcclip_cli.errors import DcclipError, translated
+from dcclip_cli.files import is_listed
 from dcclip_cli.html import jpeg_thumbnail
 from dcclip_cli.inference import files
 from dcclip_cli.inference.images import read
 from dcclip_cli.inference.model import Model
 from dcclip_cli.inference.videos import split_frame
-from dcclip_cli.text import printable
+from dcclip_cli.serve.batches import MAX_LABELS, check_texts
+from dcclip_cli.text import printable, unprintable
 from dcclip_cli.versions import VERSION
 
 _INSTRUCTIONS = "Search, look at and label the user's photographs. Short queries that name things work best."
 _MAX_HITS = 1000  # of a search, among which links may lead out of the folders
+_SIGNAL_S = 0.5  # in which the main thread sees a signal that another thread got
 Photo = Annotated[str, Field(description="Path of a photograph, as search returns it.")]
 
 
@@ -48,6 +57,10 @@ class Tools:
         """
         texts, minus = ([query] if query.strip() else [] for query in (text, without))
         images = [self._file(like)] if like else []
+        if not (texts or images):
+            raise DcclipError("the request has neither text nor an image", "send an image or text")
+        if texts or minus:
+            check_texts([*texts, *minus])
         options: dict[str, Any] = {"images": images, "without": minus, "model": self._model, "top_k": _MAX_HITS}
         result = files.search(texts, self._folders, **options)
         hits = islice((hit for hit in result.hits if self._contains(hit.image)), top_k)
@@ -61,7 +74,7 @@ class Tools:
     def label(
         self,
         photos: Annotated[list[Photo], Field(min_length=1, max_length=100)],
-        labels: Annotated[list[str], Field(min_length=1, max_length=1000, description="In Chinese or English.")],
+        labels: Annotated[list[str], Field(min_length=1, max_length=MAX_LABELS, description="In Chinese or English.")],
         multi_label: Annotated[bool, Field(description="Judge each label by itself.")] = False,
         top_k: Annotated[int, Field(ge=1, le=1000, description="Labels of each photograph, the best first.")] = 5,
     ) -> dict[str, Any]:
@@ -69,6 +82,7 @@ class Tools:
 
         The model ignores the words in `unknown`.
         """
+        check_texts(labels)
         options: dict[str, Any] = {"model": self._model, "multi_label": multi_label, "top_k": top_k}
         predictions = files.predict([*map(self._file, photos)], labels, **options)
         rows = [{"error": row.error.what} if row.error else {"labels": dict(row.labels)} for row in predictions]
@@ -96,19 +110,39 @@ class Tools:
         return answer
 
     def _contains(self, path: Path) -> bool:
-        return any(map(Path(os.path.realpath(path)).is_relative_to, self._folders))  # with links followed
+        """Whether a file is in one of the folders, with links followed, and not hidden or deleted there."""
+        file = Path(os.path.realpath(path))
+        folder = next(filter(file.is_relative_to, self._folders), file)
+        return file != folder and all(map(is_listed, file.relative_to(folder).parts))
 
     def _file(self, photo: str) -> Path:
-        for path in [folder / photo for folder in self._folders if "\0" not in photo]:
+        for path in [folder / name for name in (photo, unprintable(photo)) for folder in self._folders]:
             file = Path(split_frame(path)[0])
-            if self._contains(file) and file.is_file():
-                return path
-        raise DcclipError("{!r} is not a photo in the served folders", "use a path from a search result", photo)
+            with suppress(OSError, ValueError):  # of a name that is too long, or has a zero byte
+                if self._contains(file) and file.is_file():
+                    return path
+        raise DcclipError("{!r:.200} is not a photo in the served folders", "use a path from a search result", photo)
+
+
+class _Lines(BufferedReader):
+    """stdin by lines of JSON, in which halves of surrogate pairs, which the server's parser refuses, are `?`."""
+
+    def read1(self, size: int = -1) -> bytes:
+        line = self.readline()
+        if b"\\ud" in line.lower():
+            with suppress(ValueError, RecursionError):  # the server refuses such a line
+                text = json.dumps(json.loads(line), ensure_ascii=False)
+                line = text.encode(errors="replace") + b"\n"
+        return line
+
+    def fileno(self) -> int:
+        raise UnsupportedOperation  # the server would read from the file itself
 
 
 def tool_server(model: Model, folders: Sequence[Path]) -> MCPServer:
     """A server whose tools read nothing outside `folders`."""
     server = MCPServer("dcclip", version=VERSION, instructions=_INSTRUCTIONS, log_level="WARNING")
+    logging.getLogger("mcp.shared").setLevel(logging.CRITICAL)  # tracebacks of requests that it refuses
     annotations = ToolAnnotations(read_only_hint=True, open_world_hint=False)
     one_at_a_time = Lock()  # the server calls tools in threads, and models already use all cores
 
@@ -127,3 +161,17 @@ def tool_server(model: Model, folders: Sequence[Path]) -> MCPServer:
     for tool in (tools.search, tools.show, tools.label, tools.duplicates):
         server.tool(annotations=annotations)(explained(tool))
     return server
+
+
+def run(server: MCPServer) -> None:
+    """Answer an assistant on stdin and stdout, until it ends."""
+    stdin: Any = sys.stdin.buffer
+    sys.stdin = TextIOWrapper(_Lines(stdin.raw), encoding="utf-8")
+    # In a thread: an event loop prints tracebacks if a signal raises an exception in it.
+    serving = ThreadPoolExecutor(1).submit(server.run)
+    while not serving.done():
+        wait([serving], _SIGNAL_S)
+    try:
+        serving.result()
+    except* BrokenPipeError:
+        pass
