@@ -4,7 +4,7 @@ python benchmarks/export/formats.py --model runs/quickstart/align/model --recipe
 
 In place of the recipe, `--calibration recipes/starter/photos.parquet` names images for int8. DIR/venvs holds the
 environments (about 5 GB; made once), DIR/FORMAT-PRECISION the exports. Each export is run by its own runtime and
-compared with the model by `dcclip export`; CoreML is converted only. The code of docs/how-to/runtimes.md runs, too: on
+compared with the model by `dcclip export`. The code of docs/how-to/runtimes.md runs, too: on
 the exports, with the starter's 60 photographs and their 12 labels, where its lowest cosine to the model and the share
 of photographs with the model's best label in English and Chinese are printed; and on embeddings of the starter, for the
 vector stores (`--only faiss`).
@@ -46,7 +46,6 @@ EXPORTS = (
     ("executorch", "fp32", "executorch"),
     ("litert", "fp32", "litert-torch"),
     ("litert", "int8", "litert-torch"),
-    ("coreml", "fp16", "coremltools"),
 )
 # The documented code by its title: of formats, and of stores with what pip installs.
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino", "mnn": "MNN", "executorch": "executorch", "litert": "litert"}

@@ -23,7 +23,7 @@ _HUB = Message("hf:ORG/NAME, a path")
 _OPEN_CLIP_HUB = Message("open_clip:ARCH/TAG, hf-hub:ORG/NAME, a path")
 _TEACHERS = (
     ("altclip", Message("BAAI/AltCLIP, the paper's"), _HUB),
-    ("transformers", "ChineseCLIP, QA-CLIP, CLIP, SigLIP, SigLIP2, MetaCLIP2, EmbeddingGemma 2, UForm", _HUB),
+    ("transformers", "ChineseCLIP, QA-CLIP, CLIP, SigLIP, SigLIP2, MetaCLIP2, EmbeddingGemma 2", _HUB),
     ("fgclip2", Message("FG-CLIP2, with its repository's code"), Message("hf:ORG/NAME, a path, --trust-remote-code")),
     ("open_clip", Message("any open_clip model, any model directory"), _OPEN_CLIP_HUB),
 )

@@ -285,7 +285,6 @@ _LIKE_TEXT = Option(
 _NOT = Option("--not", metavar="TEXT", callback=flags.texts, help="Text whose embedding is subtracted. Repeatable.")
 _PAGE = Option("--html", metavar="FILE", help="Also write an HTML page with thumbnails.")
 _DUPLICATES = Option("--duplicates", help="Find copies and bursts among the images in the folders instead.")
-_DTYPE = Option("--dtype", help="Type of the embeddings in the index: int8 and binary take less space.")
 
 
 def search(
@@ -299,7 +298,6 @@ def search(
     page: Annotated[Path | None, _PAGE] = None,
     duplicates: Annotated[bool, _DUPLICATES] = False,
     dims: flags.Dims = None,
-    dtype: Annotated[Literal["fp16", "int8", "binary"], _DTYPE] = "fp16",
     fresh: Annotated[bool, Option("--fresh", help="Embed all images again, and try unreadable ones again.")] = False,
     exclude: flags.Exclude = None,
     device: flags.Where = "auto",
@@ -310,7 +308,7 @@ def search(
     """Find the images in folders, and videos by their frames, that best match a text or an image.
 
     Each image is embedded once. The index is in the cache folder and is updated when files change. There is one index
-    per folder, image tower, --dims and --dtype; models with the same image tower share it.
+    per folder, image tower and --dims; models with the same image tower share it.
     Scores are cosines: use them to rank images, not as probabilities.
     --duplicates shows groups of copies: resized, compressed again, slightly cropped or watermarked; the largest first.
     It also shows bursts: similar images that were taken within 3 seconds of each other, according to EXIF.
@@ -320,8 +318,8 @@ def search(
     flags.out(page, folder=False)
     talk = console.talk(quiet, verbose)
     if duplicates:
-        ignored = texts, image, without, dims, fresh, top_k != 12, dtype != "fp16"
-        flags.refuse({Message("--duplicates takes no query, --dims, --dtype, --fresh or --top-k"): any(ignored)})
+        ignored = texts, image, without, dims, fresh, top_k != 12
+        flags.refuse({Message("--duplicates takes no query, --dims, --fresh or --top-k"): any(ignored)})
         chosen = {"exclude": exclude or (), "model": model, "device": device, "threads": threads, "progress": talk}
         return _show_duplicates(arguments, chosen, page, as_json, talk)
     if not texts and not image:
@@ -330,7 +328,7 @@ def search(
 
     from dcclip_cli.inference import files
 
-    options: dict[str, Any] = {"dims": dims, "dtype": dtype, "device": device, "threads": threads, "progress": talk}
+    options: dict[str, Any] = {"dims": dims, "device": device, "threads": threads, "progress": talk}
     query: dict[str, Any] = {"images": image or (), "without": without or (), "exclude": exclude or ()}
     result = files.search(texts or (), arguments, **query, model=model, top_k=top_k, fresh=fresh, **options)
     hits = result.hits
@@ -410,7 +408,7 @@ def embed(
     out: Annotated[Path, _OUT] = Path("embeddings.npy"),
     model: flags.Model = None,
     dims: flags.Dims = None,
-    dtype: Annotated[Literal["fp32", "fp16", "int8", "binary"], _EMBED_DTYPE] = "fp32",
+    dtype: Annotated[Literal["fp32", "fp16"], _EMBED_DTYPE] = "fp32",
     as_json: Annotated[
         bool,
         Option("--json", help="Print a JSON object with the output path and the words that the model does not know."),
@@ -424,9 +422,7 @@ def embed(
     """Write the embeddings of images or texts to a file.
 
     Embeddings have length 1, so dot products are cosines. FILE.npy has one row per input, and FILE.txt the name of each
-    row; FILE.parquet has the columns name and embedding. Texts are embedded without templates. int8: each row is
-    divided by its largest absolute value and multiplied by 127; normalize rows before you compare them. binary: one bit
-    per dimension, 1 if positive, eight per byte, most significant bit first.
+    row; FILE.parquet has the columns name and embedding. Texts are embedded without templates.
     Exit code 1 if an image cannot be read; it gets no row. Prints the path of the file.
     """
     inputs = [*(texts or ()), *flags.lines_of(texts_file, Message("text"), _MOST_TEXTS, _MOST_TEXTS_BYTES)]

@@ -3,8 +3,8 @@
 from typing import Literal
 
 FormatName = Literal[
-    "onnx", "web", "transformers.js", "immich", "lap", "open_clip", "transformers", "sentence-transformers", "openvino",
-    "mnn", "executorch", "litert", "coreml",
+    "onnx", "web", "transformers.js", "immich", "open_clip", "transformers", "sentence-transformers", "openvino",
+    "mnn", "executorch", "litert",
 ]  # fmt: skip
 Precision = Literal["fp32", "fp16", "int8"]
 Preprocess = Literal["outside", "graph"]

@@ -21,8 +21,8 @@ from dcclip_cli.eval.dataset import DataSet
 from dcclip_cli.eval.evaluate import EvalOptions, open_datasets
 from dcclip_cli.exporters import FormatName, Precision, Preprocess
 from dcclip_cli.exporters.formats import Format
-from dcclip_cli.exporters.formats.devices import CoreMl, ExecuTorch, LiteRt, Mnn, OpenVino
-from dcclip_cli.exporters.formats.onnx import Immich, Lap, Onnx, TransformersJs
+from dcclip_cli.exporters.formats.devices import ExecuTorch, LiteRt, Mnn, OpenVino
+from dcclip_cli.exporters.formats.onnx import Immich, Onnx, TransformersJs
 from dcclip_cli.exporters.formats.pytorch import OpenClip, SentenceTransformers, Transformers
 from dcclip_cli.exporters.formats.web import Web
 from dcclip_cli.exporters.parity import TOWERS, Parity, ParityTest, Thresholds, TowerEmbeddings
@@ -45,8 +45,8 @@ from dcclip_cli.versions import versions
 FORMATS: Mapping[FormatName, Format] = {
     target.name: target
     for target in (
-        *(Onnx(), Web(), TransformersJs(), Immich(), Lap(), OpenClip(), Transformers(), SentenceTransformers()),
-        *(OpenVino(), Mnn(), ExecuTorch(), LiteRt(), CoreMl()),
+        *(Onnx(), Web(), TransformersJs(), Immich(), OpenClip(), Transformers(), SentenceTransformers()),
+        *(OpenVino(), Mnn(), ExecuTorch(), LiteRt()),
     )
 }
 
@@ -340,7 +340,7 @@ def _card(content: Mapping[str, Any], name: FormatName, parity: Parity | None) -
     same = "have the same best text as with the model."
     agreement = f"Of {parity.images} images, {parity.agreement:.1%} {same}\n" if parity else ""
     return f"""---
-library_name: {"onnx" if name in ("immich", "lap", "web") else name}
+library_name: {"onnx" if name in ("immich", "web") else name}
 language: [zh, en]
 pipeline_tag: zero-shot-image-classification
 ---

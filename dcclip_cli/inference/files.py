@@ -18,8 +18,6 @@ from dcclip_cli.inference.images import find_images
 from dcclip_cli.inference.index import (
     Hit,
     ImageIndex,
-    VectorType,
-    compressed,
     direction,
     distinct,
     embedded_images,
@@ -106,7 +104,6 @@ def search(
     model: PathLike | predictions.Model | None = None,
     top_k: int = 12,
     dims: int | None = None,
-    dtype: Literal["fp16", "int8", "binary"] = "fp16",
     fresh: bool = False,
     exclude: Sequence[str] = (),
     device: str = "auto",
@@ -129,7 +126,7 @@ def search(
     unknown = unknown_of(encoder, queries, vectors)
     added = np.concatenate([*filter(len, (vectors[: len(texts)], embedder.embed_images(images)))])
     query = direction(added, vectors[len(texts) :])
-    indexes = [open_index(encoder, folder, fresh, talk, dtype, exclude) for folder in distinct(folders)]
+    indexes = [open_index(encoder, folder, fresh, talk, exclude) for folder in distinct(folders)]
     count, new = sum(len(index.images) for index in indexes), sum(index.embedded for index in indexes)
     talk.say(Message("search: {} images, {} of them newly embedded", count, new))
     say_missing("search", indexes, talk)
@@ -165,7 +162,7 @@ def embed(
     out: PathLike = "embeddings.npy",
     model: PathLike | None = None,
     dims: int | None = None,
-    dtype: VectorType = "fp32",
+    dtype: Literal["fp32", "fp16"] = "fp32",
     device: str = "auto",
     threads: int | None = None,
     progress: ProgressChoice = False,
@@ -181,7 +178,7 @@ def embed(
     encoder = open_encoder(model, device, threads, talk, dims)
     if texts:
         with embedded_texts(encoder, texts, out, talk) as vectors:
-            _write(out, texts, compressed(vectors, dtype))
+            _write(out, texts, vectors, dtype)
             unknown = unknown_of(encoder, texts, vectors)
         return Embeddings(out, list(texts), {}, unknown)
     with embedded_images(encoder, paths, out, talk) as embedded:
@@ -190,7 +187,7 @@ def embed(
             why = "\n".join(error.what for error in errors.values())
             raise DcclipError("{}no image could be read", "fix or replace these files", why and f"{why}\n")
         names = [str(path) for path in compress(paths, embedded.has_vector)]
-        _write(out, names, compressed(embedded.vectors, dtype))
+        _write(out, names, embedded.vectors, dtype)
     return Embeddings(out, names, errors, [])
 
 
@@ -219,7 +216,8 @@ def image_files(images: PathLike | Iterable[PathLike]) -> Iterable[Path]:
             yield from find_images([os.fspath(image)])
 
 
-def _write(out: Path, names: Sequence[str], rows: np.ndarray) -> None:
+def _write(out: Path, names: Sequence[str], vectors: np.ndarray, dtype: str) -> None:
+    rows = vectors.astype(np.float16 if dtype == "fp16" else np.float32)
     names = [printable(name) for name in names]
     with atomic_file(out) as partial:
         if out.suffix == ".npy":

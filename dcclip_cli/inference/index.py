@@ -1,4 +1,4 @@
-"""Embeddings of many inputs, whole or compressed, stored as they are computed: for `search` and for `embed`."""
+"""Embeddings of many inputs, stored as they are computed: for `search` and for `embed`."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import chain, compress, product
 from operator import itemgetter
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 
@@ -36,14 +36,10 @@ from dcclip_cli.model.preprocess import ImageError
 from dcclip_cli.progress import Progress, Silent, Task, clock
 from dcclip_cli.store import FeatureStore, MissingRows, Ragged, Values, digests, flat
 
-VectorType = Literal["fp32", "fp16", "int8", "binary"]
 Stored = tuple[np.ndarray, Values]  # which rows, and their arrays
 _OF_IMAGE, _OF_VIDEO = ["embedding"], ["frames", "time_s"]  # arrays in the store
 _TEXTS = 256  # in a batch
-_STEPS = 127  # of int8 on each side of 0
-_ROWS = 65_536  # converted to fp32 at a time
 _FRAMES_PER_HIT = 8  # by which more rows are compared if videos have many of the nearest
-_RESCORED = 10  # binary rows that are compared in full, for each one that is wanted
 
 
 @dataclass(frozen=True)
@@ -69,10 +65,10 @@ class Hit:
 class ImageIndex:
     """The images of a folder: `paths` relative to it, their `embeddings` (N, D) of length 1, and what failed.
 
-    Each frame of a video has a path, holiday.mp4#t=83.2. Embeddings of another `kind` than fp32 are `compressed`.
-    `embedded` is how many of the images and videos went through the model this time. `unreadable` failed before and
-    have not changed; they are not among the `errors`. `skipped` counts the pictures and videos in other formats, by
-    suffix. `listing` has the states of all files, also of those that failed; `exclude` and `store` are for an update.
+    Each frame of a video has a path, holiday.mp4#t=83.2. `embedded` is how many of the images and videos went through
+    the model this time. `unreadable` failed before and have not changed; they are not among the `errors`. `skipped`
+    counts the pictures and videos in other formats, by suffix. `listing` has the states of all files, also of those
+    that failed; `exclude` and `store` are for an update.
     """
 
     folder: Path
@@ -80,7 +76,6 @@ class ImageIndex:
     embeddings: np.ndarray
     errors: dict[str, DcclipError]
     embedded: int
-    kind: VectorType = "fp32"
     unreadable: tuple[str, ...] = ()
     skipped: Counter[str] = field(default_factory=Counter)
     listing: Mapping[str, bytes] = field(default_factory=dict)
@@ -108,7 +103,7 @@ class ImageIndex:
         """
         hits, rows = dict[str, Hit](), top_k
         while True:
-            places, scores = nearest(self.embeddings, self.kind, query, rows)
+            places, scores = nearest(self.embeddings, query, rows)
             for place, score in zip(places.tolist(), scores.tolist(), strict=True):
                 name, time_s = split_frame(self.paths[place])
                 hits.setdefault(name, Hit(self.folder / name, score, time_s))
@@ -180,7 +175,6 @@ def open_index(
     folder: Path,
     fresh: bool = False,
     progress: Progress | None = None,
-    kind: VectorType = "fp16",
     exclude: Sequence[str] = (),
     updated: ImageIndex | None = None,
     listing: Mapping[str, bytes] | None = None,
@@ -196,33 +190,42 @@ def open_index(
     progress, skipped, may_be_empty = progress or Silent(), Counter[str](), listing is not None
     listing = list_images(folder, exclude, skipped) if listing is None else listing
     names, paths, videos = [*listing], [folder / name for name in listing], np.fromiter(map(is_video, listing), bool)
-    store = (updated and updated.store) or FeatureStore(_index_folder(model, folder, kind), progress.say, optional=True)
+    store = (updated and updated.store) or FeatureStore(_index_folder(model, folder), progress.say, optional=True)
     store.refresh()  # another process may have replaced blocks
     keys, failures = _keys(listing), _reported()
     if fresh:
         store.clear()
     else:
-        _copy_stored(store, keys, listing, model, folder, kind)
+        _copy_stored(store, keys, listing, model, folder)
     missing = np.flatnonzero(store.missing(keys, ["embedding"]))
     missing_files = {names[place]: listing[names[place]] for place in missing}
     failure_keys, is_unreadable = keys.copy(), np.zeros(len(keys), bool)
     failure_keys[missing] = _keys(missing_files, folder.resolve(), f"unreadable {readers()}")
     is_unreadable[missing] = ~failures.missing(failure_keys[missing], ["reported"]) & (not fresh)
     masks = ~videos & ~is_unreadable, videos & ~is_unreadable
-    embedded = _embed_files(model, paths, store, keys, kind, f"index {folder}", progress, *masks)
+    embedded = _embed_files(model, paths, store, keys, np.float16, f"index {folder}", progress, *masks)
     is_unreadable &= ~embedded.has_vector
     failed = [place for place, error in embedded.errors.items() if isinstance(error, ImageError)]
     _report(failures, failure_keys[failed])
     if not (may_be_empty or embedded.has_vector.any()):
         raise DcclipError("{} contains no readable image", "choose a folder with readable images", folder)
-    is_float = kind in ("fp32", "fp16")
-    embeddings = restored(embedded.vectors, kind, embedded.vectors.shape[1]) if is_float else embedded.vectors
+    embeddings = normalized(embedded.vectors)
     is_image = embedded.has_vector & ~videos
     frame_names = (frame_name(names[place], time_s) for place, time_s in embedded.frames)
     indexed, unreadable = (*compress(names, is_image), *frame_names), tuple(compress(names, is_unreadable))
     errors = {names[place]: error for place, error in embedded.errors.items()}
-    kind, computed = "fp32" if is_float else kind, embedded.computed
-    return ImageIndex(folder, indexed, embeddings, errors, computed, kind, unreadable, skipped, listing, exclude, store)
+    return ImageIndex(
+        folder=folder,
+        paths=indexed,
+        embeddings=embeddings,
+        errors=errors,
+        embedded=embedded.computed,
+        unreadable=unreadable,
+        skipped=skipped,
+        listing=listing,
+        exclude=exclude,
+        store=store,
+    )
 
 
 def say_missing(command: str, indexes: Sequence[ImageIndex], progress: Progress) -> None:
@@ -255,7 +258,7 @@ def embedded_images(model: Encoder, paths: Sequence[Path], out: Path, progress: 
         stamps = [str(path).encode(errors="surrogateescape") + file_state(path) for path in paths]
         keys = _keys_in_batches(stamps, BATCH_SIZE)
         masks = np.ones(len(paths), bool), np.zeros(len(paths), bool)
-        yield _embed_files(model, paths, store, keys, "fp32", "embed", progress, *masks)
+        yield _embed_files(model, paths, store, keys, np.float32, "embed", progress, *masks)
 
 
 @contextmanager
@@ -283,7 +286,7 @@ def _embed_files(
     paths: Sequence[Path],
     store: FeatureStore,
     keys: np.ndarray,
-    kind: VectorType,
+    dtype: type[np.floating],
     name: str,
     progress: Progress,
     images: np.ndarray,
@@ -303,7 +306,7 @@ def _embed_files(
                 vectors = {place: result for place, result in batch if isinstance(result, np.ndarray)}
                 computed += len(vectors)
                 if vectors:
-                    rows = compressed(np.stack(list(vectors.values())), kind)
+                    rows = np.stack(list(vectors.values())).astype(dtype)
                     yield np.asarray(list(vectors)), {"embedding": rows}
                 task.advance(len(batch))
 
@@ -320,7 +323,7 @@ def _embed_files(
                     errors[place] = error
                 else:
                     computed, count = computed + 1, np.array([len(times)])
-                    rows = Ragged(compressed(vectors, kind), count)
+                    rows = Ragged(vectors.astype(dtype), count)
                     yield np.array([place]), {"frames": rows, "time_s": Ragged(times, count)}
                 task.advance()
 
@@ -340,10 +343,9 @@ def _embed_frames(model: Encoder, video: Path, task: Task) -> tuple[np.ndarray, 
     return np.array(times), np.stack(vectors)
 
 
-def _index_folder(model: Encoder, path: Path, kind: VectorType) -> Path:
+def _index_folder(model: Encoder, path: Path) -> Path:
     """The folder of an index, which models with the same image tower share."""
-    suffix = "" if kind == "fp16" else f" {kind}"
-    return _stored("search", model.image_fingerprint, model.precision + suffix, path)
+    return _stored("search", model.image_fingerprint, model.precision, path)
 
 
 def _not_stored(store: FeatureStore, keys: np.ndarray) -> np.ndarray:
@@ -351,20 +353,20 @@ def _not_stored(store: FeatureStore, keys: np.ndarray) -> np.ndarray:
 
 
 def _copy_stored(
-    store: FeatureStore, keys: np.ndarray, listing: Mapping[str, bytes], model: Encoder, folder: Path, kind: VectorType
+    store: FeatureStore, keys: np.ndarray, listing: Mapping[str, bytes], model: Encoder, folder: Path
 ) -> None:
     """Add to an index what others have, so that no model computes it again.
 
-    These are the indexes of the folders above, and for a small index those of full embeddings.
+    These are the indexes of the folders above, and for shortened embeddings those of full ones.
     """
     full = model.full if isinstance(model, ShortEncoder) else model
     missing = _not_stored(store, keys)
-    sources = dict.fromkeys(((model, kind), (full, "fp16")))
+    sources = dict.fromkeys((model, full))
     for base in dict.fromkeys((Path(os.path.abspath(folder)), folder.resolve())):
-        for parent, (encoder, source_kind) in product((base, *base.parents), sources):
+        for parent, encoder in product((base, *base.parents), sources):
             if not missing.any():
                 return
-            source = _index_folder(encoder, parent, source_kind)
+            source = _index_folder(encoder, parent)
             if source == store.folder or not source.is_dir():
                 continue
             index, source_keys = FeatureStore(source, optional=True), _keys(listing, base.relative_to(parent))
@@ -374,12 +376,9 @@ def _copy_stored(
                     continue
                 with suppress(MissingRows):  # of a damaged block
                     arrays = index.read_arrays(array_names, source_keys[reusable])
-                    if (encoder, source_kind) != (model, kind):
+                    if isinstance(model, ShortEncoder) and encoder is not model:
                         rows = arrays[array_names[0]]
-                        vectors = restored(flat(rows), "fp16", flat(rows).shape[1])
-                        if isinstance(model, ShortEncoder):
-                            vectors = model.shortened(vectors, "images")
-                        vectors = compressed(vectors, kind)
+                        vectors = model.shortened(normalized(flat(rows)), "images").astype(np.float16)
                         arrays[array_names[0]] = Ragged(vectors, rows.lengths) if isinstance(rows, Ragged) else vectors
                     store.write([(keys[reusable], arrays)])
                     missing &= ~reusable
@@ -419,49 +418,18 @@ def file_state(file: Path) -> bytes:
     return f"\0{status.st_size}\0{status.st_mtime_ns}".encode()
 
 
-# ---- small embeddings
-
-
-def compressed(vectors: np.ndarray, kind: VectorType) -> np.ndarray:
-    """(N, D) embeddings of length 1 as fp32, fp16 or int8 (N, D), or binary (N, D / 8 rounded up) uint8.
-
-    int8: each row is divided by its largest absolute number and multiplied by 127, so that only its direction is left.
-    binary: one bit for each number, 1 where it is positive, the first one in the highest bit of the first byte.
-    """
-    if kind == "int8":
-        largest = np.abs(vectors).max(axis=1, keepdims=True)
-        return np.rint(vectors * (_STEPS / np.maximum(largest, 1e-12))).astype(np.int8)
-    if kind == "binary":
-        return np.packbits(vectors > 0, axis=1)
-    return vectors.astype({"fp32": np.float32, "fp16": np.float16}[kind])
-
-
-def restored(rows: np.ndarray, kind: VectorType, width: int) -> np.ndarray:
-    """The directions of compressed rows as embeddings (N, width) of length 1, float32."""
-    if kind == "binary":
-        rows = np.unpackbits(rows, axis=1, count=width).astype(np.float32) * 2 - 1
+def normalized(rows: np.ndarray) -> np.ndarray:
+    """Stored embeddings (N, D) with length 1 again, float32."""
     vectors = rows.astype(np.float32)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     return vectors
 
 
-def nearest(rows: np.ndarray, kind: VectorType, query: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The places of the `top_k` compressed rows nearest to `query` (D,), and their cosines, the nearest first."""
+def nearest(rows: np.ndarray, query: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The places of the `top_k` rows nearest to `query` (D,), and their cosines, the nearest first."""
+    scores = rows @ query
     places = np.arange(len(rows))
-    if kind == "binary":
-        different = np.bitwise_count(rows ^ compressed(query[np.newaxis], "binary")).sum(axis=1, dtype=np.int32)
-        places = _lowest(different, _RESCORED * top_k)
-        rows = rows[places]
-    parts = (rows[first : first + _ROWS] for first in range(0, len(rows), _ROWS))
-    products = [(part if kind == "fp32" else restored(part, kind, len(query))) @ query for part in parts]
-    scores = np.concatenate(products)
-    best = _lowest(-scores, top_k)
-    best = best[np.argsort(-scores[best], kind="stable")]
-    return places[best], scores[best]
-
-
-def _lowest(values: np.ndarray, count: int) -> np.ndarray:
-    """The places of the `count` lowest values, in their order."""
-    if count >= len(values):
-        return np.arange(len(values))
-    return np.sort(np.argpartition(values, count - 1)[:count])
+    if top_k < len(rows):
+        places = np.sort(np.argpartition(-scores, top_k - 1)[:top_k])
+    places = places[np.argsort(-scores[places], kind="stable")]
+    return places, scores[places]

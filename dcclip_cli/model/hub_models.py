@@ -1,4 +1,4 @@
-"""Models of open_clip, transformers and UForm on a hub or in a directory, judged by their files before one is built.
+"""Models of open_clip and transformers on a hub or in a directory, judged by their files before one is built.
 
 Every file that is needed is there, nothing leads out of a directory or runs code, and no number is beyond all bounds.
 The rest is the libraries' to judge: `library_errors` turns what they raise into an error that names the model.

@@ -37,7 +37,6 @@ from dcclip_cli.model.weights import (
     CONFIG,
     OPEN_CLIP_WEIGHTS,
     TRANSFORMERS_WEIGHTS,
-    UFORM_WEIGHTS,
     find_file,
     find_weights,
     require_file,
@@ -140,7 +139,7 @@ class ModelSource:
             from dcclip_cli.model.families import read_config
 
             read_config(folder / TRANSFORMERS_CONFIG, self.location)
-        find_weights(str(folder), (*OPEN_CLIP_WEIGHTS, *TRANSFORMERS_WEIGHTS, *UFORM_WEIGHTS))  # with all their parts
+        find_weights(str(folder), (*OPEN_CLIP_WEIGHTS, *TRANSFORMERS_WEIGHTS))  # with all their parts
 
     def blank(self) -> Towers | None:
         """The towers without weights; None where files are absent, or a model cannot be built so. Raises as `load`."""
@@ -232,7 +231,7 @@ def library_of(folder: Path, preferred: Library) -> Library:
     libraries: list[Library] = []
     if any((folder / name).is_file() for name in (CONFIG, WEIGHTS)):
         libraries.append("open_clip")
-    weights = ("model*.safetensors", "pytorch_model*.bin", *UFORM_WEIGHTS)
+    weights = ("model*.safetensors", "pytorch_model*.bin")
     if (folder / TRANSFORMERS_CONFIG).is_file() and any(any(folder.glob(name)) for name in weights):
         libraries.append("transformers")
     if libraries:

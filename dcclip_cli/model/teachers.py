@@ -63,7 +63,7 @@ class LibraryTeacher(TeacherOptions):
 
 
 class TransformersTeacher(LibraryTeacher):
-    """AltCLIP, ChineseCLIP (QA-CLIP), CLIP, EmbeddingGemma 2, MetaCLIP2, SigLIP, SigLIP2 of transformers, or UForm."""
+    """AltCLIP, ChineseCLIP (QA-CLIP), CLIP, EmbeddingGemma 2, MetaCLIP2, SigLIP, or SigLIP2 of transformers."""
 
     kind: Literal["transformers"] = "transformers"
     model: str = Field(description=_NAME)

@@ -33,7 +33,6 @@ from dcclip_cli.model.weights import (
     CONFIG,
     OPEN_CLIP_WEIGHTS,
     TRANSFORMERS_WEIGHTS,
-    UFORM_WEIGHTS,
     as_safetensors,
     find_weights,
     stored_tensors,
@@ -124,8 +123,6 @@ def trim(
     talk = progress or Silent()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DcclipError("{} exists and is not empty", "choose another folder with --out, or remove this one", out)
-    if any((folder / name).is_file() for name in UFORM_WEIGHTS):
-        raise DcclipError("{} is a UForm model, which cannot be trimmed", "choose another model to trim", folder)
     checked = list(dict.fromkeys([*sample, *(texts or ())]))
     towers = _load(folder, trust_remote_code, talk)
     source = _read(folder, towers, checked)

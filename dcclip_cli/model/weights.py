@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 CONFIG = "open_clip_config.json"  # of a directory with weights of open_clip
 SAFETENSORS = "model.safetensors"
 TRANSFORMERS_WEIGHTS = (SAFETENSORS, "pytorch_model.bin")  # the first that exists is read
-UFORM_WEIGHTS = ("image_encoder.safetensors", "image_encoder.pt")  # and as many of `text_encoder`
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _AGAIN = Message("copy the whole model directory again")
 _FILE_AGAIN = Message("copy or download the file again")

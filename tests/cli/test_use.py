@@ -105,7 +105,7 @@ def test_a_search_tells_of_a_broken_picture_once_and_excludes_what_it_should(pic
     folder = pictures[0].parent
     pictures[1].write_bytes(b"broken")
     assert f"error: {pictures[1]} is not" in dcclip("search", "moon", folder, expect=1).stderr
-    again = dcclip("search", "月亮", folder, "--dims", 8, "--dtype", "int8")
+    again = dcclip("search", "月亮", folder, "--dims", 8)
     assert "error:" not in again.stderr and "skipped 1 images that are still unreadable" in again.stderr
     exclude = ("--exclude", pictures[1].name, "--exclude", pictures[0].stem.upper() + "*")
     hits = dcclip("search", "moon", folder, *exclude, "--json")
@@ -126,7 +126,7 @@ def test_a_video_is_shown_with_its_time_and_an_extra_is_named_where_it_cannot_be
     folder, page, video = pictures[0].parent, tmp_path / "page.html", pictures[0].with_name("假日 #1.mp4")
     film(str(video), [Image.open(path) for path in pictures[2:]])
     query, labels = ("search", "--image", f"{video}#t=4.5", folder), ("--labels", "红,green")
-    table = dcclip(*query, "--html", page, "--dtype", "int8", "--dims", 8)
+    table = dcclip(*query, "--html", page, "--dims", 8)
     assert "6 images, 6 of them newly embedded" in table.stderr and " @ 0:0" in table.stdout
     [hit] = json.loads(dcclip(*query, "--json", "--top-k", 1, "-q").stdout)
     assert (hit["image"], hit["score"] > 0.95, 2.8 < hit["time_s"] < 6.2) == (str(video), True, True)
@@ -176,7 +176,7 @@ def test_duplicates_are_copies_and_bursts_across_folders_and_a_second_look_embed
     assert "error: " in ran.stderr and page.read_text("utf-8").count("data:image/jpeg;base64,") == 15
     table = dcclip(*command, "--exclude", "c*", "--exclude", "坏*", "--exclude", "1.png", "--exclude", "连拍*")
     assert "2 copies in 2 groups, 0 bursts" in " ".join(table.stdout.split()) and "compare" not in table.stderr
-    for ignored in ("--not 红", "--dtype int8", "--top-k 3", "--dims 8", "--fresh"):
+    for ignored in ("--not 红", "--top-k 3", "--dims 8", "--fresh"):
         assert "takes no query" in dcclip("search", "--duplicates", folders[0], *ignored.split(), expect=2).output
 
 
@@ -199,8 +199,11 @@ def test_embed_takes_texts_and_writes_parquet(tmp_path: Path) -> None:
     dcclip("embed", "--text", "红，圆", "--texts-file", tmp_path / "texts.txt", "--out", tmp_path / "t.parquet", "-q")
     table = pq.read_table(tmp_path / "t.parquet")
     assert table["name"].to_pylist() == ["红，圆", "蓝色", "green moon"]
-    dcclip("embed", "--text", "蓝色", "--out", tmp_path / "one.npy", "-q")
-    np.testing.assert_allclose(table["embedding"][1].as_py(), np.load(tmp_path / "one.npy")[0], atol=1e-6)
+    for dtype, difference in (("fp32", 1e-6), ("fp16", 1e-3)):
+        dcclip("embed", "--text", "蓝色", "--dtype", dtype, "--out", tmp_path / "one.npy", "-q")
+        rows = np.load(tmp_path / "one.npy")
+        assert rows.dtype == {"fp32": np.float32, "fp16": np.float16}[dtype]
+        np.testing.assert_allclose(table["embedding"][1].as_py(), rows[0], atol=difference)
 
 
 def test_bench_measures_models_next_to_each_other(pictures: list[Path], bundle: Path) -> None:

@@ -15,12 +15,9 @@ from dcclip_cli.inference.encoder import shortened
 from dcclip_cli.inference.files import query_fits
 from dcclip_cli.inference.index import (
     ImageIndex,
-    compressed,
     distinct,
     embedded_images,
-    nearest,
     open_index,
-    restored,
     say_missing,
     search_all,
 )
@@ -133,7 +130,7 @@ def test_a_broken_picture_is_reported_once_until_it_changes(bundle_folder: Path,
     (folder / "film.psd").touch()
     first = open_index(model, folder)
     assert (list(first.errors), first.unreadable, first.embedded) == ([name], (), 4)
-    for index in (open_index(model, folder), open_index(short, folder, kind="int8"), open_index(short, folder)):
+    for index in (open_index(model, folder), open_index(short, folder)):
         assert (index.errors, index.unreadable, index.embedded, len(index.paths)) == ({}, (name,), 0, 4)
     lines: list[str] = []
     for _ in range(2):
@@ -160,10 +157,10 @@ def test_a_subfolder_and_a_folder_with_exclusions_use_the_index_above(
     rows = dict(zip(above.paths, above.embeddings, strict=True))
     monkeypatch.chdir(folder)
     short = shortened(model, 8, Silent())
-    for path, encoder, kind in ((folder / "下", model, "fp16"), (Path("下"), short, "int8"), (below, model, "binary")):
-        index = open_index(encoder, path, kind=kind)  # type: ignore[arg-type]
-        assert (index.embedded, len(index.paths)) == (0, 3), kind
-        if kind == "fp16":
+    for path, encoder in ((folder / "下", model), (Path("下"), short)):
+        index = open_index(encoder, path)
+        assert (index.embedded, len(index.paths)) == (0, 3)
+        if encoder is model:
             np.testing.assert_array_equal(index.embeddings, [rows[f"下/{name}"] for name in index.paths])
     assert len(open_index(model, folder, exclude=["下"]).paths) == 2
     assert open_index(model, folder).embedded == 0  # those are stored still
@@ -204,36 +201,18 @@ def test_embeddings_of_a_stopped_call_are_used_and_bit_for_bit_the_same(
     assert blocks() == []
 
 
-def unit(rows: int, width: int, seed: int = 0) -> np.ndarray:
-    vectors = np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-def test_the_cosines_of_compressed_rows_are_those_with_the_restored_ones() -> None:
-    rows, query = unit(50, 24), unit(1, 24, seed=2)[0]
-    for kind in ("fp16", "int8", "binary"):
-        places, scores = nearest(compressed(rows, kind), kind, query, 4)
-        np.testing.assert_allclose(scores, restored(compressed(rows, kind), kind, 24)[places] @ query, rtol=1e-5)
-        assert scores.tolist() == sorted(scores.tolist(), reverse=True)
-
-
-def test_each_kind_and_number_of_dimensions_has_an_index_of_its_own(bundle_folder: Path, pictures: list[Path]) -> None:
+def test_shortened_embeddings_have_an_index_of_their_own_made_from_the_full_one(
+    bundle_folder: Path, pictures: list[Path]
+) -> None:
     model, folder = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent
     full = open_index(model, folder)
     short = shortened(model, 8, Silent())
-    calls = {
-        (encoder.name, kind): open_index(encoder, folder, kind=kind)
-        for encoder in (model, short)
-        for kind in ("int8", "binary")
-    }
-    assert {index.embedded for index in calls.values()} == {0}  # made from the whole index
-    assert open_index(short, folder, fresh=True, kind="int8").embedded == 5
-    assert [index.embeddings.shape for index in calls.values()] == [(5, 16), (5, 2), (5, 8), (5, 1)]
-    assert open_index(short, folder, kind="binary").embedded == 0
+    index = open_index(short, folder)
+    assert (index.embedded, index.embeddings.shape) == (0, (5, 8))
     cut = full.embeddings[:, :8] / np.linalg.norm(full.embeddings[:, :8], axis=1, keepdims=True)
-    np.testing.assert_allclose(restored(calls[short.name, "int8"].embeddings, "int8", 8), cut, atol=0.01)
-    query = short.encode_texts(["红色的圆"])[0]
-    assert len(calls[short.name, "binary"].search(query, 3)) == 3
+    np.testing.assert_allclose(index.embeddings, cut, atol=1e-3)
+    assert open_index(short, folder, fresh=True).embedded == 5
+    assert len(index.search(short.encode_texts(["红色的圆"])[0], 3)) == 3
 
 
 def test_dimensions_that_a_model_was_not_trained_for_are_warned_of_and_too_many_refused(bundle_folder: Path) -> None:

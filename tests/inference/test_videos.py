@@ -98,9 +98,8 @@ def test_videos_are_searched_with_pictures_by_their_best_frame_and_follow_their_
     again = open_index(model, folder)
     assert (again.embedded, again.errors, again.unreadable, again.paths) == (0, {}, (*index.errors,), index.paths)
     np.testing.assert_allclose(again.embeddings, index.embeddings, atol=1e-3)
-    for kind, encoder in (("int8", model), ("binary", shortened(model, 8, Silent()))):
-        small = open_index(encoder, folder, kind=kind)  # type: ignore[arg-type]
-        assert (small.embedded, small.paths, len(small.embeddings)) == (0, index.paths, len(index.paths))
+    small = open_index(shortened(model, 8, Silent()), folder)
+    assert (small.embedded, small.paths, len(small.embeddings)) == (0, index.paths, len(index.paths))
     assert len(open_index(model, folder, exclude=["*.MP4"]).images) == 2
     assert find_images([str(tmp_path)]) == [folder / "a.png"]  # as of predict, embed, duplicates
     film(str(video), pictures[3:])

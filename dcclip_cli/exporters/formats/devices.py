@@ -1,4 +1,4 @@
-"""Formats for device runtimes: OpenVINO, ExecuTorch, LiteRT and CoreML."""
+"""Formats for device runtimes: OpenVINO, ExecuTorch, LiteRT and MNN."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +19,6 @@ from dcclip_cli.exporters.onnx_graph import OnnxGraph
 from dcclip_cli.exporters.rounding import with_rounded_tables
 from dcclip_cli.exporters.source import Source
 from dcclip_cli.inference.onnx_encoder import IMAGE, TEXT, Run
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 
 class OpenVino(Format):
@@ -61,13 +58,15 @@ class ExecuTorch(Format):
     is_single = True
 
     def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
+        import torch
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
         from dcclip_cli.exporters.graphs import single_examples
 
         for file, (graph, example) in zip(self.files, single_examples(source), strict=True):
-            program = _traced(graph, example)
+            with torch.no_grad():
+                program = torch.export.export(graph, (example,))
             lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
             (folder / file).write_bytes(lowered.buffer)
 
@@ -181,41 +180,6 @@ class Mnn(Format):
         return run
 
 
-class CoreMl(Format):
-    """image.mlpackage and text.mlpackage for iOS and macOS: one image, one text padded to the full length (int32).
-
-    They can be written on Linux but run only on Apple's systems, so that they are not checked here.
-    """
-
-    name = "coreml"
-    precisions = ("fp32", "fp16")
-    package = "coremltools"
-    install = "pip install coremltools 'numpy<2.4'"
-    files = ("image.mlpackage", "text.mlpackage")
-
-    def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
-        import coremltools
-
-        from dcclip_cli.exporters.graphs import single_examples
-
-        compute = coremltools.precision.FLOAT16 if precision == "fp16" else coremltools.precision.FLOAT32
-        for file, (graph, example) in zip(self.files, single_examples(source), strict=True):
-            program = _traced(graph, example if example.is_floating_point() else example.int()).run_decompositions({})
-            module = program.graph_module
-            for node in list(module.graph.nodes):  # torch 2.13 writes aliases, coremltools 9 does not know them
-                if node.op == "call_function" and str(node.target) == "aten.alias.default":
-                    node.replace_all_uses_with(node.args[0])
-                    module.graph.erase_node(node)
-            module.recompile()
-            model = coremltools.convert(
-                program, minimum_deployment_target=coremltools.target.iOS17, compute_precision=compute
-            )
-            model.save(str(folder / file))
-
-    def open(self, folder: Path) -> None:
-        return None
-
-
 @contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
     """While the block runs, what libraries print on stdout is on stderr."""
@@ -227,10 +191,3 @@ def _stdout_to_stderr() -> Iterator[None]:
     finally:
         os.dup2(stdout, 1)
         os.close(stdout)
-
-
-def _traced(graph: nn.Module, example: Tensor) -> Any:
-    import torch
-
-    with torch.no_grad():
-        return torch.export.export(graph, (example,))

@@ -1,4 +1,4 @@
-"""ONNX bundles, for onnxruntime, and the layouts of the same graphs that transformers.js, immich and Lap load."""
+"""ONNX bundles, for onnxruntime, and the layouts of the same graphs that transformers.js and immich load."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.exporters import FormatName, Precision, Preprocess
 from dcclip_cli.exporters.formats import Format
-from dcclip_cli.exporters.source import Source, prepare
+from dcclip_cli.exporters.source import Source
 from dcclip_cli.files import link_or_copy, write_json
 from dcclip_cli.inference.onnx_encoder import IMAGE, PIXELS, RGB, TEXT, TOKENIZER, OnnxEncoder, Run, runner
 from dcclip_cli.model.preprocess import RESAMPLING, Preprocessing
@@ -133,25 +133,6 @@ class Immich(Format):
         write_json(folder / "visual/preprocess_cfg.json", source.preprocessing.to_config())
         write_json(folder / "textual/tokenizer_config.json", _tokenizer_config(source))
         source.tokenizer.save(str(folder / "textual" / TOKENIZER))
-
-
-class Lap(Format):
-    """vision_model.onnx, and multilingual/ with text_model.onnx and tokenizer.json: what Lap has in its folder models.
-
-    Lap (src-tauri/src/t_ai.rs) takes its own vision_model.onnx, and ids as the tokenizer returns them: cut and padded.
-    """
-
-    name = "lap"
-    precisions = ("fp32", "fp16", "int8")
-    from_onnx, reads_tokens_itself = True, True
-    files = ("vision_model.onnx", "multilingual/text_model.onnx")
-
-    def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
-        check_size(graphs, self.name)
-        (folder / "multilingual").mkdir()
-        for name, file in zip((IMAGE, TEXT), self.files, strict=True):
-            link_or_copy(graphs / name, folder / file)
-        prepare(source).save(str(folder / "multilingual" / TOKENIZER), pretty=False)
 
 
 def check_size(graphs: Path, name: FormatName) -> None:

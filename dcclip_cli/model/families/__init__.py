@@ -8,7 +8,6 @@ from dcclip_cli.model.families.base import Family
 from dcclip_cli.model.families.clip import AltClipTowers, ChineseClipTowers, ClipTowers, MetaClip2Towers, SiglipTowers
 from dcclip_cli.model.families.fgclip2 import FgClip2Towers
 from dcclip_cli.model.families.naflex import EmbeddingGemma2Towers, Siglip2Towers
-from dcclip_cli.model.families.uform import UFormTowers
 from dcclip_cli.model.hub_models import check_directory, checked_json
 
 FAMILIES: tuple[type[Family], ...] = (
@@ -20,7 +19,6 @@ FAMILIES: tuple[type[Family], ...] = (
     SiglipTowers,
     Siglip2Towers,
     MetaClip2Towers,
-    UFormTowers,
 )
 
 
