@@ -294,7 +294,7 @@ def push(
     plan = publish.plan_push(named, repository, license, [*map(Path, bundles)], [*map(Path, data)])
     if not yes:
         return Pushed(plan)
-    return publish.push(plan, private, pull_request, overwrite, progress_for(progress))
+    return publish.push(plan, private, pull_request, overwrite)
 
 
 def trim(

@@ -9,7 +9,8 @@ VERSION = "0.2.0"
 LIBRARIES = (
     "dcclip", "torch", "open_clip_torch", "timm", "transformers", "tokenizers", "onnxruntime", "numpy", "pillow",
 )  # fmt: skip
-_MODULES = {"open_clip_torch": "open_clip", "scikit_learn": "sklearn"}  # packages that are imported by another name
+# Packages that are imported by another name.
+_MODULES = {"open_clip_torch": "open_clip", "scikit_learn": "sklearn", "pillow_jxl_plugin": "pillow_jxl"}
 
 
 @cache

@@ -31,7 +31,6 @@ _ERRORS = (
     Message("Value {value} is not a valid {kind}."),
     Message("{value} is not one of {choices}."),
     Message("{value} is not in the range {range}."),
-    Message("Value error, {what}"),
     Message("Input should be greater than or equal to {least}"),
     Message("Input should be less than or equal to {most}"),
     Message("Input should be a valid integer, unable to parse string as an integer"),

@@ -27,6 +27,7 @@ from dcclip_cli.versions import extras
 Item = TypeVar("Item")
 _STDOUT = "stdout"
 _USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[1]  # the base of all usage errors, which Typer does not export
+_OF_TYPER = "Value error, "  # before what its parsers say
 _WIDTH = 200  # of output that is no terminal
 _NAME_WIDTH = 17  # of a field's name, with blanks on both sides
 
@@ -114,6 +115,8 @@ def _usage_errors(context: Any = None) -> Iterator[None]:
     except _USAGE_ERROR as error:
         if error.ctx is None and context and (name := context.invoked_subcommand):  # as of the parser's own errors
             error.ctx = type(context)(context.command.get_command(context, name), context, name)
+        if error.message.startswith(_OF_TYPER):
+            error.message = error.message.removeprefix(_OF_TYPER)
         if language() == "zh":
             from dcclip_cli.cli.chinese import usage_error
 

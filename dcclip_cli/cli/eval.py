@@ -286,7 +286,7 @@ def compare(
     console.show(Message("{} is better on {} of {} test sets: clearly on {}, clearly worse on {}", *counts))
 
 
-_NAME = Argument(metavar="NAME", help="Data set whose classes --classes-yaml prints.")
+_NAME = Argument(metavar="NAME", help="Show this data set only.")
 _LOOK_IN = Option("--data-root", metavar="DIR", help="Show which data sets are in DIR.")
 _CLASSES_YAML = Option("--classes-yaml", help="Print the classes of NAME in the format of classes.yaml.")
 
@@ -296,10 +296,11 @@ def datasets(
     data_root: Annotated[Path | None, _LOOK_IN] = None,
     classes_yaml: Annotated[bool, _CLASSES_YAML] = False,
 ) -> None:
-    """List the data sets that eval knows by name, or print the class names of one."""
-    if (name is None) == classes_yaml:
-        raise BadParameter(Message("use NAME and --classes-yaml together"))
-    if name:
+    """List the data sets that eval knows by name, or one of them, or print its class names."""
+    if classes_yaml:
+        if name is None:
+            raise BadParameter(Message("--classes-yaml needs NAME"))
+
         from dcclip_cli.eval.datasets import classes_yaml as as_yaml
 
         return console.show(as_yaml(name).rstrip("\n"))
@@ -308,8 +309,14 @@ def datasets(
     from dcclip_cli.eval.datasets import layout_of
     from dcclip_cli.eval.result import METRIC_NAMES
 
+    sets = list(registry.SETS.values())
+    if name:
+        named = registry.find(name)
+        if named is None:
+            raise registry.unknown(name)
+        sets = [named[0]]
     rows = []
-    for dataset in registry.SETS.values():
+    for dataset in sets:
         names = ", ".join(registry.name_in(dataset, language) for language in registry.languages_of(dataset))
         where = (layout_of(dataset, data_root) or "-") if data_root else f"wds_{dataset.hub}" if dataset.hub else ""
         size, classes = (f"{number:,}" if number else "" for number in (dataset.size, dataset.classes))

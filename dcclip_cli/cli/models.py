@@ -147,12 +147,13 @@ def push(
             for name, file in done.plan.files.items()
         }
         counts = len(sizes), sum(sizes.values()) / 1e6
-        visibility = "private" if private else "public"
-        title = Message("{}, a {} model: {} files, {:,.2f} MB", done.plan.repository, visibility, *counts)
+        title = Message("{}: {} files, {:,.2f} MB", done.plan.repository, *counts)
         rows = [(name, f"{size:,}") for name, size in sizes.items()]
         console.show_table(title, (Message("file"), Message("bytes")), rows)
         console.show("")
         console.show(done.plan.card.rstrip("\n"))
+        if private:
+            talk.say(Message("{} will be private if it is new; if it exists and is public, --yes fails", repository))
         return talk.say(Message("dry run: nothing was sent; add --yes to upload"))
     unchanged = len(done.plan.files) - done.changed
     talk.say(

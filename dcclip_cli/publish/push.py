@@ -26,7 +26,6 @@ from dcclip_cli.model.hub_models import TRANSFORMERS_CONFIG
 from dcclip_cli.model.model_dir import PROVENANCE, model_fingerprint
 from dcclip_cli.model.reference import ModelSource, parse
 from dcclip_cli.model.weights import CONFIG
-from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.run_dir import RESOLVED
 
 if TYPE_CHECKING:
@@ -99,8 +98,10 @@ def plan_push(
     boards = model_files([result for result in results if not unfit(result)], repository.partition("/")[0])
     files |= {benchmark.file: text.encode() for benchmark, text in boards.items()}
     data_of_recipe = [(recipe.get("data") or {}).get(key) or () for key in ("train", "images", "texts")]
-    trained_on = [Path(path) for paths in data_of_recipe for path in several(paths)]
-    collections = [*trained_on, *([run / "collect"] if run else [])]
+    trained_on = [Path(path) for paths in data_of_recipe for path in several(paths) if path != "collect"]
+    collections = [run / "collect"] if run else []
+    is_here = run is not None and run.resolve().is_relative_to(Path.cwd())  # where relative paths mean this run's data
+    collections += [path for path in trained_on if path.is_absolute() or is_here]
     collections = [*(path for path in dict.fromkeys(collections) if (path / MANIFEST).is_file()), *data]
     manifests = [read_json(path / MANIFEST, Message("give a folder that dcclip collect wrote")) for path in collections]
     title = f"---\n{{}}\n---\n# {repository.rpartition('/')[2]}\n"
@@ -136,9 +137,11 @@ def push(
     private: bool = False,
     pull_request: bool = False,
     overwrite: bool = False,
-    progress: Progress | None = None,
 ) -> Pushed:
-    """Upload a plan in one commit, creating its repository. Raises DcclipError where other files would change."""
+    """Upload a plan in one commit, creating its repository.
+
+    Raises DcclipError where other files would change, and if a `private` repository exists and is public.
+    """
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.utils.sha import git_hash
 
@@ -150,11 +153,14 @@ def push(
         with file.as_file() as stream:
             return git_hash(stream.read()) == on_hub.blob_id
 
-    talk, api, name = progress or Silent(), HfApi(library_name="dcclip"), plan.repository
+    api = HfApi(library_name="dcclip")
+    name = plan.repository
     with _uploading(name):
         if not pull_request:
             api.create_repo(name, private=private or None, exist_ok=True)
         info = api.model_info(name, files_metadata=True)
+        if private and not info.private:
+            raise DcclipError("{} exists and is public", "make it private on the hub, or omit --private", name)
         existing = {file.rfilename: file for file in info.siblings or ()}
         added = [CommitOperationAdd(path, file) for path, file in plan.files.items()]
         changed = [file for file in added if not is_same(file, existing.get(file.path_in_repo))]
@@ -167,8 +173,6 @@ def push(
                 len(replaced),
                 ", ".join(replaced[:8]) + (", ..." if len(replaced) > 8 else ""),
             )
-        if private and not info.private:
-            talk.say(Message("{} exists and is public: --private has no effect", name))
         url = f"{api.endpoint}/{name}"
         if changed:
             message = f"Push {len(changed)} files with dcclip"

@@ -33,6 +33,25 @@ COMMANDS = "new run collect index distill align eval compare export trim predict
 COMMANDS += " doctor recipe"
 
 
+@pytest.mark.parametrize(("language", "start"), [("en", "Invalid value for '--format': 'foo'"), ("zh", "'--format' 的值")])
+def test_a_wrong_choice_is_named_without_the_parsers_words(
+    language: str, start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DCCLIP_LANG", language)
+    message = " ".join(dcclip("export", "starter", "--format", "foo").output.split())
+    assert start in message and "Value error" not in message and "onnx" in message
+
+
+def test_datasets_lists_all_or_the_named_one() -> None:
+    rows = [row.split()[0] for row in dcclip("datasets").stdout.splitlines() if re.search(r" \d", row)]
+    assert len(rows) > 20
+    lines = dcclip("datasets", "imagenet-cn").stdout.splitlines()
+    assert [row.split()[:2] for row in lines if "50,000" in row] == [["imagenet,", "imagenet-cn"]]
+    assert not any("10,000" in row for row in lines)
+    assert "did you mean imagenet?" in dcclip("datasets", "imagnet").output
+    assert "--classes-yaml needs NAME" in dcclip("datasets", "--classes-yaml").output
+
+
 @pytest.mark.parametrize("command", ["", *COMMANDS.split()])
 def test_every_command_explains_itself(command: str) -> None:
     result = dcclip(*command.split(), "--help")

@@ -1,5 +1,6 @@
 """`dcclip doctor`: the page, its JSON, and machines on which things are missing, slow or unknown."""
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -33,6 +34,8 @@ def test_json_is_one_object_whose_keys_are_the_same_on_every_machine() -> None:
     assert "CPU" in facts["onnxruntime"]
     assert {facts["extras"][name] for name in ("train", "collect", "eval", "export", "heic", "serve")} == {"installed"}
     assert facts["model"].startswith("starter")
+    is_installed = importlib.util.find_spec("pillow_jxl") is not None
+    assert facts["extras"]["jxl"] == "installed" if is_installed else "pip install" in facts["extras"]["jxl"]
     assert {facts["torch"][use].split()[0] for use in ("inference", "training")} <= {"fp32", "bf16"}
 
 

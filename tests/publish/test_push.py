@@ -107,6 +107,10 @@ def test_a_pushed_model_is_loaded_by_its_name_with_the_same_embeddings(run: Path
     bundle = [str(run / "export"), "ORG/bundle", "--license", "mit", "--private"]
     python(hub, tmp_path, *command, *bundle, "--yes")
     assert (hub.branch("ORG/bundle").parent / "visibility").read_text() == "private"
+    with pytest.raises(DcclipError, match="ORG/small exists and is public") as caught:
+        push(plan_push(resolve(str(run / "export")), "ORG/small", "mit"), private=True, overwrite=True)
+    assert "omit --private" in caught.value.hint
+    assert "if it exists and is public" in python(hub, tmp_path, *command, *bundle).stderr
     again = python(hub, tmp_path, *command, str(run), "ORG/small", "--license", "mit", "--yes")
     assert "0 files uploaded" in again.stderr and sum("/commit/" in request for request in hub.asked) == 2
 
@@ -140,6 +144,22 @@ def test_the_card_names_licenses_sources_rules_results_and_the_teacher(run: Path
     assert str(run.parent) not in plan.card and plan.notes == ()
     board = yaml.safe_load(bytes(plan.files[".eval_results/elevater-zh.yaml"]))
     assert board[0]["dataset"]["id"] == "ORG/elevater-zh" and board[0]["value"] == 75.0
+
+
+def test_the_card_lists_no_data_of_another_project(
+    run: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = {"kind": "table", "path": str(pairs_file), "name": "别人的"}
+    collect(CollectOptions.model_validate({"sources": [source]}), tmp_path / "collect")
+    shutil.copytree(tmp_path / "collect", tmp_path / "数据")
+    copy = Path(shutil.copytree(run, tmp_path / "runs" / "a"))
+    for train in ("collect", "数据"):
+        (copy / "resolved.yaml").write_text(yaml.safe_dump({"data": {"train": train}}), "utf-8")
+        for folder, names in ((tmp_path, ["drawn", "别人的"]), (copy, ["drawn"]), (tmp_path / "collect", ["drawn"])):
+            monkeypatch.chdir(folder)
+            card = plan_push(resolve(str(copy), trained=True), "ORG/small", "mit").card
+            listed = re.findall(r"^\| (\S+) \| table ", card, re.M)
+            assert listed == (names if train == "数据" else ["drawn"])
 
 
 def test_what_the_author_wrote_in_the_card_stays(run: Path, tmp_path: Path) -> None:
