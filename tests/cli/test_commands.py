@@ -33,7 +33,9 @@ COMMANDS = "new run collect index distill align eval compare export trim predict
 COMMANDS += " doctor recipe"
 
 
-@pytest.mark.parametrize(("language", "start"), [("en", "Invalid value for '--format': 'foo'"), ("zh", "'--format' 的值")])
+@pytest.mark.parametrize(
+    ("language", "start"), [("en", "Invalid value for '--format': 'foo'"), ("zh", "'--format' 的值")]
+)
 def test_a_wrong_choice_is_named_without_the_parsers_words(
     language: str, start: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
