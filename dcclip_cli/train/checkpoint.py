@@ -36,7 +36,8 @@ class TrainState(BaseModel):
 
     `validation_due`: the run ended in the validation after `step`. `best_step` and `best_metrics` are those of the best
     weights by validation, 0 and empty before the first one. `frozen` is TrainingTask.frozen_digest() at the first step,
-    empty if an older version saved the state. `scaler` is the state of the fp16 gradient scaler.
+    empty if an older version saved the state. `metrics` are the last ones that were logged. `scaler` is the state of
+    the fp16 gradient scaler.
     """
 
     model_config = ConfigDict(strict=True)
@@ -48,6 +49,7 @@ class TrainState(BaseModel):
     best_metrics: dict[str, float] = {}
     validation_due: bool = False
     frozen: str = ""
+    metrics: dict[str, float] = {}
     scaler: dict[str, Any] | None = None
 
 

@@ -6,8 +6,10 @@ processes is the full loss, gives each parameter the gradient of the one-process
 """
 
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -18,7 +20,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import Parameter
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.processes import Stopped, noted
+from dcclip_cli.processes import noted
 
 _SHARED_S = 10.0  # in which a network file system shows a new file to all machines
 T = TypeVar("T")
@@ -64,15 +66,20 @@ def from_first(function: Callable[[], T]) -> T:
     return from_all(function if process_index() == 0 else lambda: cast(T, None))[0]
 
 
-def from_all(function: Callable[[], T]) -> list[T]:
-    """What the function returns in each process, or raises in the first that fails. A signal ends it at once."""
+def from_all(function: Callable[[], T], stoppable: bool = False) -> list[T]:
+    """What the function returns in each process, or raises in the first that fails.
+
+    If it is `stoppable`, a signal that is only noted elsewhere ends it at once.
+    """
     outcome: list[Any] = [None, None]  # result and error
     outcomes = [outcome] * process_count()
     try:
-        with noted(False):
+        with noted(False) if stoppable else nullcontext():
             outcome[0] = function()
     except BaseException as error:  # noqa: BLE001  # raised below: the other processes wait for it
         outcome[1] = error
+        if process_count() > 1:
+            outcome[1] = _picklable(error)
     if process_count() > 1:
         distributed.all_gather_object(outcomes, outcome, group=_hosts(distributed.group.WORLD))
     for _, failure in outcomes:
@@ -81,10 +88,24 @@ def from_all(function: Callable[[], T]) -> list[T]:
     return [result for result, _ in outcomes]
 
 
-def stop_together(stopping: bool) -> None:
-    """Raise Stopped in all processes where any of them is to stop. All of them call it at the same step."""
-    if any(flag for [flag] in gather_numbers([int(stopping)])):
-        raise Stopped
+def fail_together(error: BaseException | None) -> None:
+    """Raise the error of one process in all of them. All of them call it at the same step, most of them with None."""
+    if any(failed for [failed] in gather_numbers([error is not None])):
+        from_all(lambda: _raise(error))
+
+
+def _raise(error: BaseException | None) -> None:
+    if error is not None:
+        raise error
+
+
+def _picklable(error: BaseException) -> BaseException:
+    """The error, or what it says where other processes could not read it."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001  # whatever the class of another library raises
+        return RuntimeError(repr(error))
+    return error
 
 
 def check_shared(folder: Path) -> None:

@@ -27,7 +27,7 @@ def load_batches(
 ) -> Generator[Any]:
     """What `make` returns for each of `samples`, in order, from `workers` processes (0: from this one).
 
-    The processes are forked at once. Raises DcclipError as `make` does.
+    The processes are forked at once. Raises DcclipError and OSError as `make` does.
     """
     loader = DataLoader(
         _Source(make),
@@ -51,7 +51,7 @@ def load_batches(
 
 
 class _Source(Dataset[Any]):
-    """A dataset that returns the errors of `make`: torch would lose the hint of an error that is raised in a worker."""
+    """A dataset that returns the errors of `make`: torch would lose the hint and the file of one raised in a worker."""
 
     def __init__(self, make: Callable[[Any], Any]) -> None:
         self._make = make
@@ -59,7 +59,7 @@ class _Source(Dataset[Any]):
     def __getitems__(self, samples: Any) -> Any:
         try:
             return self._make(samples)
-        except DcclipError as error:
+        except (DcclipError, OSError) as error:
             return error
 
 
@@ -69,7 +69,7 @@ def _raising(loaded: Any, workers: int) -> Generator[Any]:
     The garbage collector closes the loader's queues before that can ask its processes to end: they would wait for ever.
     """
     for batch in loaded:
-        if isinstance(batch, DcclipError):
+        if isinstance(batch, DcclipError | OSError):
             if workers:
                 loaded._shutdown_workers()
             raise batch

@@ -49,33 +49,34 @@ def check_installed(name: TrackerName) -> None:
 class MetricsLog:
     """Writes metrics.jsonl, whose entries after the step that training resumes from are removed, and to trackers.
 
-    Only the main process writes. A tracker's project is RUN, its run STAGE, with the identity that decides the result.
+    Only the first process opens and writes it. A tracker's project is RUN, its run STAGE, with the identity that
+    decides the result.
     """
 
-    def __init__(self, stage: Stage, resumed_step: int, accelerator: Accelerator) -> None:
+    def __init__(self, stage: Stage, accelerator: Accelerator) -> None:
         self._listener, self._accelerator = stage.listener, accelerator
         self._folder, self._file = stage.folder, stage.folder / "metrics.jsonl"
-        if not accelerator.is_main_process:
-            return
+
+    def open(self, stage: Stage, resumed_step: int) -> None:
+        """Continue the entries of the step that training resumes from."""
         lines = self._file.read_bytes().splitlines() if self._file.exists() else []
         atomic_write(self._file, b"".join(line + b"\n" for line in lines if _step(line) <= resumed_step))
         if not resumed_step:
             shutil.rmtree(stage.folder / "tensorboard", ignore_errors=True)
         threading.excepthook = _unless_raised_again
         if stage.track:
-            accelerator.log_with = [_tracker(name, stage.folder) for name in stage.track]
+            self._accelerator.log_with = [_tracker(name, stage.folder) for name in stage.track]
             with writing(stage.folder), redirect_stdout(StringIO()):  # trackio prints
-                accelerator.init_trackers("", flat(stage.identity))
+                self._accelerator.init_trackers("", flat(stage.identity))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        if self._accelerator.is_main_process:
-            rounded = {name: float(f"{value:.6g}") for name, value in metrics.items()}
-            with writing(self._file):  # so do the trackers' files, next to it
-                with self._file.open("a", encoding="utf-8", newline="\n") as stream:
-                    stream.write(json.dumps({"step": step, **rounded}) + "\n")
-                self._accelerator.log(metrics, step=step)
-            if self._listener:
-                self._listener(self._folder.name, step, rounded)
+        rounded = {name: float(f"{value:.6g}") for name, value in metrics.items()}
+        with writing(self._file):  # so do the trackers' files, next to it
+            with self._file.open("a", encoding="utf-8", newline="\n") as stream:
+                stream.write(json.dumps({"step": step, **rounded}) + "\n")
+            self._accelerator.log(metrics, step=step)
+        if self._listener:
+            self._listener(self._folder.name, step, rounded)
 
     def close(self) -> None:
         """End the trackers' runs; what was logged is on the disk."""

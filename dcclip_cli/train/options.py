@@ -27,7 +27,7 @@ from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, le=100)]  # of learning
-_MOST_STEPS = 100_000_000
+_MOST_STEPS = 99_999_999  # checkpoints have eight digits, which sort as text
 Steps = Annotated[int, Field(ge=1, le=_MOST_STEPS)]
 _MOST_PER_STEP = 2**20  # samples
 PerStep = Annotated[int, Field(ge=1, le=_MOST_PER_STEP)]

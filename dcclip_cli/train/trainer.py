@@ -21,7 +21,7 @@ from dcclip_cli.progress import Task
 from dcclip_cli.run_dir import TrainResult
 from dcclip_cli.train import checkpoint
 from dcclip_cli.train.compute import Parts, make_accelerator
-from dcclip_cli.train.distributed import any_process, average_statistics, from_all, from_first, stop_together
+from dcclip_cli.train.distributed import any_process, average_statistics, fail_together, from_all, from_first
 from dcclip_cli.train.loading import load_batches
 from dcclip_cli.train.lora import merge_lora
 from dcclip_cli.train.metrics_log import MetricsLog
@@ -80,12 +80,12 @@ class Trainer:
         self._accelerated_optimizer = self.accelerator.prepare(self.optimizer)
         self._wrapped = self.accelerator.prepare(task)
         self.state = checkpoint.TrainState(step=0)
-        self.seconds, self.metrics = 0.0, dict[str, float]()
+        self.seconds = 0.0
         self._changing_weights = self._warned_of_empty_step = False
         self._unreadable, self._reported = set[str](), set[str]()  # images of this process, of all
         self._saved_step, self._saved_at = 0, time.monotonic()
-        self._saver, self._saving = ThreadPoolExecutor(1, "checkpoint"), Future[None]()
-        self._saving.set_result(None)
+        self._saver = ThreadPoolExecutor(1, "checkpoint")
+        self._saving = _saved()
 
     def run(self, finish: Finish = lambda _metrics: None) -> dict[str, float]:
         """Train to the end and return the last metrics; the task then has the weights to be saved, on the CPU.
@@ -104,8 +104,11 @@ class Trainer:
         with handled(), noted(), progress.task(name, self.total_steps, self.state.step) as shown:
             try:
                 self._train(shown)
-                self._saving.result()
+                fail_together(self._saving.exception())
             except BaseException as error:
+                if self._saving.exception() is not None:  # a disk may be full for a moment: try again
+                    self._saving = _saved()
+                    self._saved_step = -1
                 # The state after the last whole step, unless it is saved already or the error came in between.
                 if not self._changing_weights and self.state.step != self._saved_step:
                     self._guard.restore()  # a forward pass that was not followed by a step has changed statistics
@@ -118,17 +121,16 @@ class Trainer:
                 self._log.close()
             self.seconds = time.monotonic() - began
             if self.options.keep == "best":
-                if self.accelerator.is_main_process:
-                    checkpoint.load_best(self.stage.folder / "best", self.task.model)
-                self.metrics |= {**self.state.best_metrics, "best_step": self.state.best_step}
+                from_first(lambda: checkpoint.load_best(self.stage.folder / "best", self.task.model))
+                self.state.metrics |= {**self.state.best_metrics, "best_step": self.state.best_step}
             elif self.ema is not None:
                 self.task.model.load_state_dict(self.ema.module.state_dict())
             if self.task.frozen_digest() != self.state.frozen:
                 raise RuntimeError(f"a bug: {name} changed weights or statistics that are frozen; no model is saved")
             self.task.eval().to("cpu")
-            finish(self.metrics)
-            stop_together(bool(asked()))
-        return self.metrics
+            finish(self.state.metrics)
+            fail_together(Stopped() if asked() else None)
+        return self.state.metrics
 
     def _train(self, shown: Task) -> None:
         """The steps that are left, up to the last one or to early stopping."""
@@ -139,13 +141,15 @@ class Trainer:
             self._timer.count_once(self.task.flops, batch)
             self._unreadable.update(batch.unreadable)
             terms, norm = self.train_step(batch)
-            if state.step % options.log_every_steps == 0 or state.step == self.total_steps:
+            interval, is_last = options.validate_every_steps, state.step == self.total_steps
+            state.validation_due = interval is not None and (is_last or state.step % interval == 0)
+            if state.step % options.log_every_steps == 0 or is_last:
                 self._report_unreadable()
                 # Each process may have computed its own share of a term.
                 shares = torch.stack([term.float() for term in terms.values()])
                 means = dict(zip(terms, self.accelerator.reduce(shares, "mean").tolist(), strict=True))
                 factor = learning_rate_factor(state.step - 1, options.warmup_steps, self.total_steps)
-                self.metrics = {
+                state.metrics = {
                     **means,
                     "loss": sum(means.values()),
                     "gradient_norm": float(norm),
@@ -154,16 +158,14 @@ class Trainer:
                     **self.task.metrics(),
                 }
                 speed = self._timer.speed(state.step, self.total_steps, self.sampler)
-                self._log.write(state.step, {**self.metrics, **speed})
+                self._write_log({**state.metrics, **speed})
                 for name in ("seconds_left", "reserved_memory_gb"):
                     speed.pop(name, None)
                 shown_speed = {name.replace("_per_second", "_per_s"): value for name, value in speed.items()}
-                shown.advance(0, loss=self.metrics["loss"], **shown_speed)
+                shown.advance(0, loss=state.metrics["loss"], **shown_speed)
             if state.step == CHANCE_STEP and self.accelerator.is_main_process:
                 self._warn_at_chance(terms)
             shown.advance()
-            interval, is_last = options.validate_every_steps, state.step == self.total_steps
-            state.validation_due = interval is not None and (is_last or state.step % interval == 0)
             if state.validation_due and self.evaluate():
                 return
             if is_last:
@@ -172,8 +174,6 @@ class Trainer:
             is_late = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
             if is_late or (every_steps is not None and state.step % every_steps == 0):
                 self.save()
-            elif self._saving.done():
-                self._saving.result()  # raises the error that ended it
 
     def _report_unreadable(self) -> None:
         """Report images that a white one replaces, in any process. Raises DcclipError in all of them for too many."""
@@ -257,12 +257,14 @@ class Trainer:
             metrics = self._validate()
             mean, best_mean = (sum(top1s.values()) / max(1, len(top1s)) for top1s in (metrics, state.best_metrics))
             if better := not state.best_metrics or mean > best_mean:
-                if self.accelerator.is_main_process:
-                    checkpoint.save_best(self.stage.folder / "best", state.step, metrics, self.task.model)
-                state.best_step, state.best_metrics = state.step, metrics
+                folder = self.stage.folder / "best"
+                from_first(lambda: checkpoint.save_best(folder, state.step, metrics, self.task.model))
+        self._write_log(metrics)
+        # Only now: what an error has stopped before is done again when training resumes.
+        if better:
+            state.best_step, state.best_metrics = state.step, metrics
         state.validations_since_best = 0 if better else state.validations_since_best + 1
         state.validation_due = False
-        self._log.write(state.step, metrics)
         if stop := options.patience is not None and state.validations_since_best >= options.patience:
             name, best = self.stage.name, state.best_step
             self.stage.progress.say(
@@ -270,12 +272,19 @@ class Trainer:
             )
         return stop
 
+    def _write_log(self, metrics: dict[str, float]) -> None:
+        from_first(lambda: self._log.write(self.state.step, metrics))
+
     def save(self) -> None:
-        """Write a checkpoint in a thread of the main process, which decides when, after the one before is complete."""
+        """Write a checkpoint in a thread of the main process, which decides when, after the one before is complete.
+
+        An error of that one is raised in all processes before the next batch.
+        """
+        if self._saving.exception() is not None:
+            return
         self._saved_step, self._saved_at = self.state.step, time.monotonic()
         if not self.accelerator.is_main_process:
             return
-        self._saving.result()
         if self.accelerator.scaler is not None:
             self.state.scaler = self.accelerator.scaler.state_dict()
         folder, state = self.stage.folder / "state", self.state.model_copy(deep=True)
@@ -296,7 +305,8 @@ class Trainer:
             )
         if self.accelerator.scaler is not None and self.state.scaler is not None:
             self.accelerator.scaler.load_state_dict(self.state.scaler)
-        self._log = MetricsLog(self.stage, self.state.step, self.accelerator)
+        self._log = MetricsLog(self.stage, self.accelerator)
+        from_first(lambda: self._log.open(self.stage, self.state.step))
         self._timer = StepTimer(self.state.step, self.device)
         self._guard = NonFiniteGuard(self.task, folder)
         parts: int | Literal["auto"] = "auto" if self.options.accumulate == "auto" else self.stage.fewest_parts
@@ -349,7 +359,8 @@ class Trainer:
         samples = self.sampler(self.state.step, self.total_steps)
         batches: Iterator[Any] | None = None
         while True:
-            batch, stopping = None, False
+            batch = None
+            error = self._saving.exception() if self._saving.done() else None
             try:
                 with self._timer.waiting(), noted(False):
                     if batches is None:
@@ -357,11 +368,20 @@ class Trainer:
                         batches = load_batches(make, samples, workers, prefetch, pin_memory=on_gpu)
                     batch = next(batches, None)
             except Stopped:
-                stopping = True
-            stop_together(stopping)
+                error = Stopped()  # without a traceback, which would keep the loading processes
+            except (DcclipError, OSError) as problem:
+                error = problem
+            fail_together(error)
             if batch is None:
                 return
             yield batch
+
+
+def _saved() -> Future[None]:
+    """What writing a checkpoint returns when it is complete."""
+    future = Future[None]()
+    future.set_result(None)
+    return future
 
 
 class NonFiniteGuard:

@@ -40,9 +40,9 @@ def validate(
                 numbers.setdefault(texts[0], len(numbers)) if texts else -1 for texts in dataset.captions(language)
             )
             labels_of_pairs = np.fromiter(labels, np.int32, len(dataset))
-            chunks = chain.from_iterable(from_all(partial(_embed_names, towers, list(numbers))))
+            chunks = chain.from_iterable(from_all(partial(_embed_names, towers, list(numbers)), stoppable=True))
             classes[language] = finite(np.concatenate([*chunks]), towers.name, "texts"), labels_of_pairs
-        counts = chain.from_iterable(from_all(partial(_count_right, towers, dataset, classes, workers)))
+        counts = chain.from_iterable(from_all(partial(_count_right, towers, dataset, classes, workers), stoppable=True))
         right = map(sum, zip(*counts, strict=True))
     named = ((labels >= 0).sum() for _, labels in classes.values())
     return {f"top1_{code}": count / int(pairs) for code, count, pairs in zip(classes, right, named, strict=True)}

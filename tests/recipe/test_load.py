@@ -132,7 +132,7 @@ def test_a_url_with_another_signature_is_the_same_recipe(recipe: Path, tmp_path:
         ("true", "expected an integer (got True)"),
         ("'12'", "expected an integer (got '12')"),
         ("1e3", "expected an integer (got 1000.0)"),
-        ("999999999999", "input should be less than or equal to 100000000 (got 999999999999)"),
+        ("999999999999", "input should be less than or equal to 99999999 (got 999999999999)"),
     ],
 )
 def test_a_number_is_nothing_else_in_the_file_and_on_the_command_line(recipe: Path, value: str, what: str) -> None:

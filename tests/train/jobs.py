@@ -161,9 +161,15 @@ def sha256(made: TrainResult) -> str:
 
 
 def assert_close(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
-    """All weights of two models agree to 1e-5."""
+    """All weights of two models agree, but for the order in which kernels sum.
+
+    A gradient is a sum of up to 16 images x 32 x 32 places. In another order, for another batch or processor, rounding
+    moves it by about the square root of their number times epsilon; in 20 steps at most 20 times as far.
+    """
+    rounding = 20 * (16 * 32 * 32) ** 0.5 * torch.finfo(torch.float32).eps
     for name, value in others.items():
-        torch.testing.assert_close(some[name], value, rtol=0, atol=1e-5, msg=name)
+        largest = float(value.abs().max())
+        torch.testing.assert_close(some[name], value, rtol=0, atol=rounding * largest, msg=name)
 
 
 def logged(stage: Path) -> list[dict[str, float]]:

@@ -16,7 +16,7 @@ from dcclip_cli.processes import Stopped
 from dcclip_cli.train import trainer, validation
 from dcclip_cli.train.checkpoint import latest_checkpoint
 from dcclip_cli.train.compute import decided, join_processes, make_accelerator
-from dcclip_cli.train.distributed import average_statistics, check_shared, from_first, process_index, stop_together
+from dcclip_cli.train.distributed import average_statistics, check_shared, fail_together, from_first, process_index
 from dcclip_cli.train.task import backward
 from dcclip_cli.train.validation import open_validation
 from tests.train.jobs import (
@@ -60,7 +60,10 @@ def agree(shared_folder: str) -> None:
     average_statistics(norms)
     assert [norm.get_buffer("running_mean").tolist() for norm in norms.children()] == [[0.5, 0.5], [rank, rank]]
     with pytest.raises(Stopped):
-        stop_together(rank == 1)
+        fail_together(Stopped() if rank == 1 else None)
+    fail_together(None)
+    with pytest.raises(RuntimeError, match=r"Unpicklable.*一"):
+        from_first(fail_unpicklable)
     # Each validates a share; an image that one of them cannot read ends both.
     validation._ROWS, data, bad = 2, folder / str(rank), Pair("坏", b"no image", ("红",))
     towers: Any = Colours()
@@ -68,6 +71,17 @@ def agree(shared_folder: str) -> None:
     assert towers.images == (2, 3)[rank]
     with refused("pair 坏: ", ""):
         open_validation(coloured(data, *[bad] * rank), ("zh",))(towers)
+
+
+class UnpicklableError(Exception):
+    """Cannot be made again from its arguments, as exceptions of some libraries."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(first + second)
+
+
+def fail_unpicklable() -> None:
+    raise UnpicklableError("一", "one")
 
 
 COMPARING = [{"kind": kind} for kind in ("interactive", "similarity", "feature_map", "token_features", "embedding")]

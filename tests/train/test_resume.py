@@ -1,6 +1,8 @@
 """The same job again: identical weights, also after a kill or Ctrl-C; a changed recipe is refused."""
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,14 @@ import pytest
 import timm
 from safetensors.torch import save_file
 
+from dcclip_cli.data.batch import Batch
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.processes import calls, process_pool
+from dcclip_cli.run_dir import TrainResult
 from dcclip_cli.train.checkpoint import latest_checkpoint
-from tests.train.jobs import Job, Watch, elsewhere, interrupt, kill, refused, run, sha256
+from dcclip_cli.train.trainer import Trainer
+from tests.train.jobs import Job, Watch, elsewhere, interrupt, kill, logged, refused, run, sha256
 
 
 @pytest.mark.any_cpu
@@ -37,6 +42,45 @@ def test_killed_in_the_middle_and_run_again_gives_the_weights_of_the_unbroken_ru
     assert sha256(result) == sha256(unbroken)
     with process_pool(1) as pool:  # the loading process of the killed one removed no sockets of this one
         assert list(calls(pool, abs, [-1], "")) == [1]
+
+
+@pytest.mark.parametrize(("patience", "last_step"), [(9, 5), (1, 4)])
+def test_a_signal_in_any_step_loses_neither_a_validation_nor_a_metric(
+    distilling: Job, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: int, last_step: int
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    for pair in pairs[:4]:
+        (tmp_path / "pictures" / f"{pair.key}.png").write_bytes(pair.image)
+    pairs_file = distilling["data"]
+    distilling["data"] = {"train": pairs_file, "images": str(tmp_path / "pictures"), "validation": pairs_file}
+    distilling["options"] |= {"steps": 5, "log_every_steps": 2, "images_per_step": 2, "losses": [{"kind": "embedding"}]}
+    distilling["options"] |= {"validate_every_steps": 2, "keep": "best", "patience": patience}
+    cut_step, train_step = 0, Trainer.train_step
+
+    def signalled(trainer: Trainer, batch: Batch) -> Any:
+        result = train_step(trainer, batch)
+        if trainer.state.step == cut_step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(Trainer, "train_step", signalled)
+    unbroken = run(elsewhere(distilling, "unbroken"))
+    lines = _lines(unbroken)
+    assert max(line["step"] for line in lines) == last_step
+    for cut_step in range(1, last_step + 1):
+        job = elsewhere(distilling, f"cut in step {cut_step}")
+        with pytest.raises(KeyboardInterrupt):
+            run(job)
+        resumed = run(job)
+        assert sha256(resumed) == sha256(unbroken)
+        assert resumed.metrics == unbroken.metrics
+        assert _lines(resumed) == lines
+
+
+def _lines(result: TrainResult) -> list[dict[str, float]]:
+    """What is logged of losses and validations."""
+    lines = logged(result.model.parent)
+    return [{name: line[name] for name in ("step", "loss", "top1_zh", "top1_en") if name in line} for line in lines]
 
 
 def test_data_shuffled_in_windows_resumes_alike_and_with_no_other_window(aligning: Job) -> None:

@@ -1,5 +1,6 @@
 """The Trainer: learning rates, steps, weight decay, logs, checkpoints, and what ends a run."""
 
+import errno
 import math
 import os
 import signal
@@ -23,8 +24,8 @@ from dcclip_cli.model.towers import Tokens
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train import checkpoint, trainer
-from dcclip_cli.train.checkpoint import write_checkpoint
-from dcclip_cli.train.distributed import from_first
+from dcclip_cli.train.checkpoint import TrainState, write_checkpoint
+from dcclip_cli.train.distributed import from_all
 from dcclip_cli.train.optimizer import learning_rate_factor, make_optimizer
 from dcclip_cli.train.options import DistillOptions, OptimizerOptions
 from dcclip_cli.train.stage import Stage
@@ -277,6 +278,24 @@ def test_a_checkpoint_that_cannot_be_written_ends_training_soon(train: Train, tm
     assert 2 <= len(task.seen) < 200
 
 
+def test_a_checkpoint_that_fails_once_loses_no_whole_step(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, tried = Pulled(), list[int]()
+
+    def write(folder: Path, state: TrainState, *arguments: Any) -> None:
+        tried.append(state.step)
+        if len(tried) == 1:
+            raise OSError(errno.EIO, "Input/output error", str(folder))
+        write_checkpoint(folder, state, *arguments)
+
+    monkeypatch.setattr(checkpoint, "write_checkpoint", write)
+    with pytest.raises(OSError, match="Input/output error"):
+        train(task, steps=200, checkpoint_every_steps=2)
+    assert tried == [2, len(task.seen)]
+    assert [path.name for path in (tmp_path / "state").iterdir()] == [f"step-{len(task.seen):08}"]
+
+
 def test_a_signal_in_the_last_step_lets_the_model_be_saved(train: Train, tmp_path: Path) -> None:
     saved: list[float] = []
     with pytest.raises(KeyboardInterrupt):
@@ -327,7 +346,7 @@ def test_a_validation_that_a_signal_interrupts_is_done_first_when_training_resum
 
     options = {"steps": 5, "validate_every_steps": 2, "checkpoint_every_steps": 99, "precision": precision}
     with pytest.raises(KeyboardInterrupt):
-        train(task, validate=lambda: from_first(lambda: validate(4)), **options)
+        train(task, validate=lambda: from_all(lambda: validate(4), stoppable=True)[0], **options)
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-00000004"]
     train(task, validate=validate, **options)
     assert validated == [2, 4, 4, 5]
