@@ -303,14 +303,13 @@ def trim(
     languages: Sequence[str] = ("zh", "en"),
     out: PathLike | None = None,
     texts: Sequence[str] | None = None,
-    trust_remote_code: bool = False,
     progress: ProgressChoice = False,
 ) -> TrimResult:
     """Cut a multilingual model's vocabulary to the pieces that languages use; returns the new directory and sizes.
 
-    `model` is what `load` takes, but no export. With `texts` only pieces that these and the package's own class names
-    use are kept, and single characters. `out` is by default NAME-zh-en in the current directory. `trust_remote_code`:
-    code in the model's directory (FG-CLIP2) may run.
+    `model` is what `load` takes, but no export, with a Unigram tokenizer such as XLM-R's. With `texts` only pieces that
+    these and the package's own class names use are kept, and single characters. `out` is by default NAME-zh-en in the
+    current directory.
     """
     chosen = tuple(language for language in LANGUAGES if language in languages)
     if unknown := [language for language in languages if language not in LANGUAGES]:
@@ -322,7 +321,7 @@ def trim(
     folder = trimmable(named)
     target = Path(out) if out is not None else Path(f"{named.name or folder.name}-{'-'.join(chosen)}")
     sample = [text for language in chosen for text in prompts.texts(language)]
-    return trim_model(folder, target, chosen, sample, texts, trust_remote_code, progress_for(progress))
+    return trim_model(folder, target, chosen, sample, texts, progress_for(progress))
 
 
 def run(

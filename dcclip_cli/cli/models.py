@@ -1,7 +1,7 @@
 """Commands for a finished model: `dcclip calibrate`, `dcclip trim` and `dcclip push`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from typer import Argument, Option
 
@@ -60,13 +60,13 @@ def trim(
     languages: Annotated[str, _LANGUAGES] = "zh,en",
     out: Annotated[Path | None, _TRIMMED] = None,
     texts: Annotated[Path | None, _TEXTS] = None,
-    trust_remote_code: flags.TrustRemoteCode = False,
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:
     """Trim a multilingual model's vocabulary to the languages that you need.
 
     Writes a model directory in the format of the original, and prints sizes and path. All other weights are unchanged.
+    The model needs a tokenizer.json of XLM-R's kind (Unigram), as AltCLIP has.
     The command compares both models on texts in both languages, and fails if an embedding changes though all tokens of
     its text are kept. It counts and lists the texts that lose tokens.
     """
@@ -74,8 +74,7 @@ def trim(
 
     lines = flags.lines_of(texts, Message("text"), _MOST_TEXTS, _MOST_BYTES) if texts else None
     talk = console.talk(quiet, verbose)
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "progress": talk}
-    result = api.trim(model, languages=split(languages), out=out, texts=lines, **options)
+    result = api.trim(model, languages=split(languages), out=out, texts=lines, progress=talk)
     rows = [
         (Message("tokens"), f"{result.pieces_before:,}", f"{result.pieces:,}"),
         (Message("parameters"), f"{result.parameters_before / 1e6:.2f} M", f"{result.parameters / 1e6:.2f} M"),
@@ -89,11 +88,6 @@ def trim(
         talk.say(Message("warning: this text loses a token: {}", text))
     if len(result.split) > _NAMED:
         talk.say(Message("warning: and {:,} more texts", len(result.split) - _NAMED))
-    if result.unseen_split is not None:
-        estimate = f"{result.unseen_split:.1%}".replace("%", " %")
-        talk.say(
-            Message("texts like those in {}: about {} would lose tokens (estimated from half of them)", texts, estimate)
-        )
     console.show(str(result.folder))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,6 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, pr
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import read_json, write_json
-from dcclip_cli.model.hub_models import COPY_AGAIN, SENTENCEPIECE
 from dcclip_cli.text import HAN_BMP
 
 if TYPE_CHECKING:
@@ -25,8 +24,7 @@ SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 _TRIAL_TEXTS = ("一张狗的照片", "a photo of a dog", "", "🐕\u200d🦺 \ufffd é, 1!", "长" * 600)
 BEGIN_ID, PADDING_ID, END_ID, UNKNOWN_ID = range(4)
 _STEP = 1e-4  # `min_score_penalty_delta` in tokenizers' UnigramTrainer
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "added_tokens.json", *SENTENCEPIECE)  # which `cut_tokenizer` writes
-CONTROL = (2, 3, 4)  # types of pieces in sentencepiece's files: unknown, control, user-defined
+_TRAIN_VOCABULARY = Message("set student.text.vocabulary: {{from: data, size: ...}}")
 
 
 def train_tokenizer(captions: Iterable[str], size: int) -> Tokenizer:
@@ -115,15 +113,12 @@ def trim_tokenizer(source: Path, captions: Iterable[str], size: int, characters:
         single.sort(key=lambda index: (not plain[index].isascii(), -vocab[index][1]))
         by_frequency = list(dict.fromkeys([*by_frequency, *single]))
     ids = sorted(always | set([index for index in by_frequency if index not in always][: max(0, size - len(always))]))
-    # An unknown character costs the lowest score of all less 10. The score of <unk> itself is not used otherwise:
-    # with the teacher's lowest score in it, unknown characters keep their cost.
-    vocab[state["model"]["unk_id"]][1] = min(score for _, score in vocab)
-    return _cut(state, {old: new for new, old in enumerate(ids)})
+    return keep_tokens(state, ids)
 
 
-def check_trimmable(source: Path) -> None:
+def check_trimmable(source: Path, hint: str = _TRAIN_VOCABULARY) -> None:
     """Raise DcclipError unless a directory has a Unigram tokenizer with the special tokens that a student needs."""
-    file, hint = source / "tokenizer.json", Message("set student.text.vocabulary: {{from: data, size: ...}}")
+    file = source / "tokenizer.json"
     if not file.is_file():
         raise DcclipError("{} has no tokenizer.json", hint, source)
     model = read_json(file, hint).get("model", {})
@@ -222,53 +217,16 @@ def _tokenized(tokenizer: Tokenizer, where: str, texts: list[str]) -> Tokens:
     return Tokens(ids, torch.tensor([item.attention_mask for item in encoded]))
 
 
-def cut_tokenizer(source: Path, target: Path, kept: Collection[str], new: Mapping[int, int]) -> None:
-    """Write a tokenizer with the `kept` pieces, whose `new` ids stay in order. Raises DcclipError for other kinds."""
-    files = [file for file in sorted(source.iterdir()) if file.name in TOKENIZER_FILES]
-    for file in files:
-        if file.name == "tokenizer.json":
-            _cut(read_json(file, COPY_AGAIN), new).save(str(target / file.name))
-        elif file.name == "vocab.txt":
-            lines = file.read_text("utf-8").split("\n")  # by number: transformers reads U+2028 as an empty piece
-            (target / file.name).write_text("".join(f"{line}\n" for at, line in enumerate(lines) if at in new), "utf-8")
-        elif file.name == "added_tokens.json":
-            content = read_json(file, COPY_AGAIN)
-            write_json(target / file.name, {token: new.get(number, number) for token, number in content.items()})
-        else:
-            model = read_sentencepiece(file)
-            pieces = [piece for piece in model.pieces if piece.piece in kept or piece.type in CONTROL]
-            place = {piece.piece: number for number, piece in enumerate(pieces)}
-            for name in ("unk", "bos", "eos", "pad"):
-                token = getattr(model.trainer_spec, f"{name}_piece")
-                if getattr(model.trainer_spec, f"{name}_id") >= 0 and token in place:
-                    setattr(model.trainer_spec, f"{name}_id", place[token])
-            model.trainer_spec.vocab_size = len(pieces)
-            copies = [type(piece).FromString(piece.SerializeToString()) for piece in pieces]
-            del model.pieces[:]
-            model.pieces.extend(copies)
-            (target / file.name).write_bytes(model.SerializeToString())
-    if {file.name for file in files} <= {"added_tokens.json"}:
-        raise DcclipError("{} has a vocabulary that cannot be trimmed", "use a multilingual model", source)
-
-
-def _cut(state: dict[str, Any], new: Mapping[int, int]) -> Tokenizer:
-    """The tokenizer of a tokenizer.json with only the pieces of the ids in `new`, which become these."""
-    model = state["model"]
-    if isinstance(model["vocab"], dict):
-        model["vocab"] = {token: new[number] for token, number in model["vocab"].items() if number in new}
-    else:
-        model["vocab"] = [entry for number, entry in enumerate(model["vocab"]) if number in new]
-    if "merges" in model:
-        vocab, merges = model["vocab"], merges_of(model)
-        model["merges"] = [[*pair] for pair in merges if all(token in vocab for token in (*pair, "".join(pair)))]
-    state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] in new]
-    return renumbered(state, new)
-
-
-def merges_of(model: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The merges of a BPE model in a tokenizer.json, which are lists of two, in older files texts with a space."""
-    merges = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model.get("merges", ()))
-    return [(first, second) for first, second in merges]
+def keep_tokens(state: dict[str, Any], ids: Iterable[int]) -> Tokenizer:
+    """The Unigram tokenizer of a tokenizer.json with only these tokens, renumbered in the order of `ids`."""
+    vocab = state["model"]["vocab"]
+    new_ids = {old: new for new, old in enumerate(ids)}
+    # An unknown character costs the lowest score of all less 10. The score of <unk> itself is not used otherwise:
+    # with the source's lowest score in it, unknown characters keep their cost.
+    vocab[state["model"]["unk_id"]][1] = min(score for _, score in vocab)
+    state["model"]["vocab"] = [entry for number, entry in enumerate(vocab) if number in new_ids]
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] in new_ids]
+    return renumbered(state, new_ids)
 
 
 def renumbered(state: dict[str, Any], new: Mapping[int, int]) -> Tokenizer:
@@ -288,12 +246,3 @@ def renumbered(state: dict[str, Any], new: Mapping[int, int]) -> Tokenizer:
         padding["pad_id"] = new.get(padding["pad_id"], padding["pad_id"])
     state["added_tokens"].sort(key=lambda token: token["id"])
     return Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
-
-
-def read_sentencepiece(file: Path) -> Any:
-    """The content of a file of sentencepiece, with `pieces` and `trainer_spec`."""
-    from transformers.convert_slow_tokenizer import import_protobuf
-
-    model = import_protobuf().ModelProto()
-    model.ParseFromString(file.read_bytes())
-    return model

@@ -60,7 +60,7 @@ class FgClip2Towers(NaflexTowers):
             )
             raise DcclipError(
                 message,
-                "read these files; then add --trust-remote-code to dcclip eval, export, fit or trim, or write teacher: "
+                "read these files; then add --trust-remote-code to dcclip eval, export or fit, or write teacher: "
                 "{{kind: fgclip2, trust_remote_code: true}} in the recipe",
             )
 
