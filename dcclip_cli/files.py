@@ -218,6 +218,12 @@ class OpenFile:
             self._stream.close()
 
 
+def read_bytes(file: Path, most_bytes: int = -1) -> bytes:
+    """The content of a file, at most its first bytes; every error names it."""
+    with writing(file), file.open("rb") as stream:
+        return stream.read(most_bytes)
+
+
 def file_sha256(file: Path) -> str:
     """The SHA-256 of a file's content, 64 hexadecimal digits."""
     digest = hashlib.sha256()
@@ -243,7 +249,7 @@ def read_json(file: Path, hint: str) -> dict[str, Any]:
     """The JSON object in a file. Raises DcclipError with `hint` if the file is missing or something else."""
     if not file.is_file():
         raise DcclipError("{} has no {}", hint, file.parent, file.name)
-    return json_object(file.read_bytes(), str(file), hint or Message("copy the directory again"))
+    return json_object(read_bytes(file), str(file), hint or Message("copy the directory again"))
 
 
 def read_cached(file: Path, read: Callable[[dict[str, Any]], T], say: Callable[[str], None]) -> T | None:

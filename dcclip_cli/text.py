@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.files import read_bytes
 
 # Insides of a character class. HAN_BMP: CJK Unified Ideographs, Extension A and compatibility ideographs; it is part
 # of trained tokenizers and must not change. HAN: with the supplementary planes 2 and 3 (Extensions B and later).
@@ -106,8 +107,7 @@ def duration_in_words(seconds: float) -> str:
 def read_text(file: Path, most_bytes: int, hint: str) -> str:
     """The text of a file in UTF-8. Raises DcclipError if it is something else or larger; `hint` says what to give."""
     try:
-        with file.open("rb") as stream:
-            content = stream.read(most_bytes + 1)
+        content = read_bytes(file, most_bytes + 1)
     except FileNotFoundError:
         raise DcclipError("{} does not exist", hint, file) from None
     except IsADirectoryError:

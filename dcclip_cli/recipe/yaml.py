@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from dcclip_cli.errors import DcclipError, Message, joined
-from dcclip_cli.files import refuse_special
+from dcclip_cli.files import read_bytes, refuse_special
 from dcclip_cli.text import not_utf8
 
 Location = tuple[str | int, ...]
@@ -89,8 +89,7 @@ def read(path: Path) -> tuple[str, Document]:
     """A recipe file's text and its document, relative paths in it anchored to the file's own folder."""
     refuse_special(path)
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+        content = read_bytes(path, MAX_BYTES + 1)
         text = content.decode("utf-8-sig")
     except FileNotFoundError:
         raise DcclipError("{} does not exist", "give a recipe, for example recipes/quickstart.yaml", path) from None

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,11 @@ def test_each_broken_image_is_one_line_and_the_next_is_shown() -> None:
         (["good.png", "--labels-file", "none.txt"], "none.txt does not exist"),
         (["good.png", "--labels-file", "gbk.txt"], "gbk.txt is encoded in GB18030 instead of UTF-8"),
         (["good.png", "--labels-file", "长.txt"], "长.txt: line 2 has 100,001 characters; the limit is 100,000"),
+        pytest.param(
+            ["good.png", "--labels-file", "/proc/self/mem"],
+            "/proc/self/mem: Input/output error",
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="a file whose disk fails, on Linux alone"),
+        ),
     ],
 )
 def test_what_is_missing_or_of_no_use_is_two_lines(arguments: list[str], complaint: str) -> None:
@@ -106,3 +112,12 @@ def test_what_is_missing_or_of_no_use_is_two_lines(arguments: list[str], complai
     Path("长.txt").write_text("cat\n" + "猫" * 100_001, "utf-8")
     rows = [line for line in dcclip("predict", *arguments, expect=1).stderr.splitlines() if line[:6] != "model:"]
     assert len(rows) == 2 and rows[0].startswith("error: ") and complaint in rows[0] and rows[1].startswith("hint:  ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a file whose disk fails, on Linux alone")
+def test_a_recipe_on_a_disk_that_fails_is_two_lines() -> None:
+    Path("配方.yaml").symlink_to("/proc/self/mem")
+    rows = dcclip("run", "配方.yaml", "--check", expect=1).stderr.splitlines()
+    assert rows[-2] == "error: 配方.yaml: Input/output error" and rows[-1].startswith(
+        "hint:  check that it is a regular"
+    )

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -45,7 +47,20 @@ def sidecar_of(photo: Path) -> Path:
     return photo.with_name(f"{photo.name}.xmp")
 
 
-@pytest.mark.parametrize("before", [None, EXIFTOOL, DARKTABLE], ids=["none", "exiftool", "darktable"])
+# What looks like dcclip's, and is not.
+FOREIGN = f"""<rdf:RDF {RDF}><!-- <dcclip:labels>留下</dcclip:labels> <dc:subject> --><rdf:Description {DC}
+ xmlns:dcclip='urn:other'> <dcclip:labels><rdf:Bag><rdf:li>keep</rdf:li></rdf:Bag></dcclip:labels> <dcclip:x/>
+ <dc:title><![CDATA[ <dcclip:labels>a</dcclip:labels> </rdf:Description>]]></dc:title></rdf:Description></rdf:RDF>"""
+BEFORE = {
+    "none": None,
+    "exiftool": EXIFTOOL,
+    "darktable": DARKTABLE,
+    "prefix": EXIFTOOL.replace("dc:", "ns1:").replace(":dc", ":ns1"),
+    "foreign": FOREIGN,
+}
+
+
+@pytest.mark.parametrize("before", BEFORE.values(), ids=BEFORE)
 def test_tags_are_added_once_replaced_by_a_further_call_and_undone_byte_for_byte(
     photo: Path, before: str | None
 ) -> None:
@@ -119,7 +134,6 @@ def test_a_sidecar_is_that_of_the_stem_only_if_no_other_file_has_it_and_a_link_s
         (b"<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>", "DOCTYPE"),
         (EXIFTOOL.encode("utf-16"), "utf-8"),
         (f"<?xml version='1.0' encoding='latin1'?>{EXIFTOOL}".encode(), "dc:subject"),
-        (EXIFTOOL.replace("dc:", "ns1:").replace(":dc", ":ns1").encode(), "dc:subject"),
         (f"<rdf:RDF {RDF}><rdf:Description {DC}><dc:subject/></rdf:Description></rdf:RDF>".encode(), "dc:subject"),
         (b"<a/>", "junk after document element"),
     ],
@@ -130,3 +144,61 @@ def test_a_sidecar_that_could_not_be_restored_is_refused_and_stays(photo: Path, 
         write_tags(photo, ["猫"])
     assert sidecar_of(photo).read_bytes() == content
     assert sorted(os.listdir(photo.parent)) == [photo.name, sidecar_of(photo).name]
+
+
+def padded(inner: str) -> bytes:
+    return EXIFTOOL.replace("<?xpacket end", f"{inner}<?xpacket end").encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        padded(" " * 4_000_000),
+        padded("\r\n" * 500_000),
+        EXIFTOOL.replace("  <dc:s", f"{' ' * 1_000_000}\n<![CDATA[{'<dcclip:a>' * 100_000}]]>  <dc:s").encode(),
+        EXIFTOOL.replace(
+            "</rdf:Bag>", "".join(f"<rdf:li>狗{number}</rdf:li>" for number in range(20_000)) + "</rdf:Bag>"
+        ).encode(),
+    ],
+    ids=["blanks", "lines", "CDATA", "tags"],
+)
+def test_a_large_sidecar_takes_seconds_and_is_restored(photo: Path, content: bytes) -> None:
+    sidecar_of(photo).write_bytes(content)
+    begin_s = time.process_time()
+    assert write_tags(photo, ["猫", "bird"]) and write_tags(photo, [])
+    assert time.process_time() - begin_s < 10 and sidecar_of(photo).read_bytes() == content
+
+
+def test_a_sidecar_beyond_a_limit_and_links_to_nothing_or_elsewhere_are_refused(photo: Path, tmp_path: Path) -> None:
+    sidecar, folder = sidecar_of(photo), tmp_path / "相册"
+    with sidecar.open("wb") as stream:
+        stream.truncate(3 << 30)
+    with pytest.raises(DcclipError, match="cannot edit: more than 16 MB"):
+        write_tags(photo, ["猫"])
+    folder.mkdir()
+    inside = folder / photo.name
+    shutil.copy(photo, inside)
+    (tmp_path / "elsewhere.xmp").write_text(EXIFTOOL, "utf-8")
+    for target in (tmp_path / "elsewhere.xmp", tmp_path / "new.desktop", folder / "nothing"):
+        sidecar_of(inside).symlink_to(target)
+        with pytest.raises(DcclipError, match="is a link to nothing, or out of its folder"):
+            write_tags(inside, ["dog"])
+        sidecar_of(inside).unlink()
+    assert (tmp_path / "elsewhere.xmp").read_bytes() == EXIFTOOL.encode()
+    assert sorted(os.listdir(folder)) == [photo.name] and not (tmp_path / "new.desktop").exists()
+
+
+def test_two_processes_lose_no_tag_of_each_other(photo: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from dcclip_cli.inference.xmp import write_tags
+for number in range(40):
+    tag = f"{sys.argv[2]}{number}"
+    write_tags(Path(sys.argv[1]), [tag], [tag])
+"""
+    programs = [subprocess.Popen([sys.executable, "-c", code, str(photo), name]) for name in ("猫", "dog")]
+    assert [program.wait(60) for program in programs] == [0, 0]
+    content = sidecar_of(photo).read_text("utf-8")
+    tags = [f"{name}{number}" for name in ("猫", "dog") for number in range(40)]
+    assert [tag for tag in tags if content.count(f"<rdf:li>{tag}</rdf:li>") != 5] == []
