@@ -217,6 +217,24 @@ def test_files_come_from_a_file_a_folder_or_a_pattern_and_keys_say_from_which(tm
     assert key_prefix(tmp_path / "**" / "*.tar", tmp_path / "deep" / "c.tar") == "deep/c.tar:"
 
 
+def test_a_folder_that_the_hub_was_downloaded_into_gives_its_training_split(tmp_path: Path) -> None:
+    repository, converted, other = tmp_path / "中文", tmp_path / "converted", tmp_path / "other"
+    for file in (
+        repository / "data" / "train-00000-of-00002.parquet",
+        repository / "data" / "test-00000-of-00001.parquet",
+        converted / "default" / "train" / "0000.parquet",
+        other / "metadata" / "part.parquet",
+    ):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    assert [file.name for file in files_of(repository, (".parquet",))] == ["train-00000-of-00002.parquet"]
+    assert [file.name for file in files_of(converted, (".parquet",))] == ["0000.parquet"]
+    assert key_prefix(repository, repository / "data" / "train-0.parquet") == "data/train-0.parquet:"
+    with pytest.raises(DcclipError, match="other contains no file") as error:
+        files_of(other, (".parquet",))
+    assert str(other / "metadata") in str(error.value.hint)
+
+
 def test_captions_of_unknown_language_go_by_their_script_and_blank_ones_are_left_out() -> None:
     captions = [("caption", "一只猫在睡觉"), ("caption", "a cat"), ("zh", "cat"), ("en", " \n"), ("caption", "ねこ")]
     assert by_language(captions) == {"zh": ("一只猫在睡觉", "cat"), "en": ("a cat", "ねこ")}  # type: ignore[arg-type]

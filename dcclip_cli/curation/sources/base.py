@@ -86,18 +86,41 @@ def index_slices(total: int, size: int) -> list[Slice]:
 
 
 def files_of(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """A file, a folder's files with one of the suffixes (not deeper), or a pattern's matches. Raises DcclipError."""
+    """A file, a folder's files with one of the suffixes (not deeper), or a pattern's matches. Raises DcclipError.
+
+    In a folder without such files, those of the training split in the hub's layouts are taken: `data/train-*` of a
+    repository, `default/train/*` of its conversion to Parquet.
+    """
     if path.is_file():
         return [path]
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes and file.is_file())
+        files = _files_in(path, suffixes) or _training_files(path, suffixes)
     elif glob.has_magic(str(path)):
         files = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if os.path.isfile(match))
     else:
         raise DcclipError("{} does not exist", HINT, path)
-    if not files:
-        raise DcclipError("{} contains no file with the suffix {}", HINT, path, " or ".join(suffixes))
-    return files
+    if files:
+        return files
+
+    message = Message("{} contains no file with the suffix {}", path, " or ".join(suffixes))
+    deeper = next((file for file in path.rglob("*") if file.suffix.lower() in suffixes), None)
+    if deeper is None:
+        raise DcclipError(message, HINT)
+    raise DcclipError(message, "its subfolder {} contains such files: use that path", deeper.parent)
+
+
+def _files_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in suffixes and file.is_file())
+
+
+def _training_files(repository: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files of the training split in a folder that `hf download` wrote; those of all splits if none is named."""
+    for layout in ("data", "default/train"):
+        folder = repository / layout
+        if folder.is_dir():
+            files = _files_in(folder, suffixes)
+            return [file for file in files if file.name.startswith("train-")] or files
+    return []
 
 
 def key_prefix(path: Path, file: Path) -> str:
