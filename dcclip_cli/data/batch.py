@@ -19,6 +19,11 @@ ENTRIES = (*LANGUAGES, *(language + OTHER for language in LANGUAGES))  # that a 
 IMAGES = "images"
 
 
+def copy_to(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """The tensor on a device. Only CUDA copies without waiting: it reads the source before its memory is used again."""
+    return tensor.to(device, non_blocking=str(device).startswith("cuda"))
+
+
 # ---- what a teacher's cache has of a batch: fp16, token features without padding
 
 
@@ -151,7 +156,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on a device, without waiting for the copy; sample and augmentation indices stay on the CPU."""
-        moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        moved = self._map(lambda tensor: copy_to(tensor, device))
         return replace(moved, texts_on_cpu=self.texts)
 
     def pin_memory(self) -> Batch:
@@ -198,7 +203,7 @@ class Batch:
         indices = {name: new_index[entry.image_index] for name, entry in on_cpu.items()}
         rows = {name: (index >= 0).nonzero()[:, 0] for name, index in indices.items() if (index >= 0).any()}
         part_texts = {name: on_cpu[name].take(text_rows, indices[name][text_rows]) for name, text_rows in rows.items()}
-        move = partial(torch.Tensor.to, device=self.pixels.device, non_blocking=True)
+        move = partial(copy_to, device=self.pixels.device)
         on_device = {name: move(text_rows) for name, text_rows in rows.items()}
         features = (
             StoredFeatures(

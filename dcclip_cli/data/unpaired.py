@@ -72,7 +72,12 @@ class ImageFolder(PairDataset):
 
     def __getitem__(self, index: int) -> Pair:
         name = os.fsdecode(self._names[index].as_py())
-        return Pair(name, Path(self.path, name).read_bytes())
+        file = Path(self.path, name)
+        try:
+            return Pair(name, file.read_bytes())
+        except OSError as error:
+            error.filename = str(file)  # which a failing disk does not say
+            raise
 
     @cached_property
     def fingerprint(self) -> str:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _LOG, _ERROR = "log.txt", "error.json"  # of a run in a process of its own
 _LOOK_S = 0.2  # between two looks at running processes
+_STOP_S = 120.0  # in which a run ends its step and saves its state
 _METRIC = "agreement"  # where nothing could be tested
 
 
@@ -141,10 +142,7 @@ class Sweep:
                                 raise DcclipError("{}: {}", "full log: {}", run.dir.root, end, log)
                             task.advance()
         finally:
-            for _, process in running.values():
-                process.terminate()
-            for _, process in running.values():
-                process.wait()
+            _stop([process for _, process in running.values()])
 
     def rows(self) -> list[SweepRow]:
         """The models of all variants: the teacher once for each, students and bundles over all seeds."""
@@ -213,6 +211,18 @@ def per_cent(values: Sequence[float], sign: str = "±") -> str:
     mean, deviation = mean_and_deviation(values) if len(values) else (nan, nan)
     spread = "" if isnan(deviation) else f" {sign} {100 * deviation:.1f}"
     return f"{100 * mean:.1f}{spread}" if len(values) else ""
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Let runs save their state and end; one that hangs is killed."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _started(run: RecipeRun, place: int) -> subprocess.Popen[bytes]:

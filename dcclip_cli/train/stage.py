@@ -101,6 +101,9 @@ class Stage:
         def look() -> TrainResult | None:
             if self.fresh:
                 shutil.rmtree(self.folder, ignore_errors=True)
+                if self.folder.exists():
+                    hint = Message("choose another folder with --out, or remove this one")
+                    raise DcclipError("{} cannot be removed", hint, self.folder)
             model = self.run.model(self.name)
             return TrainResult(model, already_finished=True) if finished(self.run.root, self.name) else None
 

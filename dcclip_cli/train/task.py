@@ -7,13 +7,13 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
-from typing import Self
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dcclip_cli.data.batch import ENTRIES, IMAGES, Batch, TextCounts
+from dcclip_cli.data.batch import ENTRIES, IMAGES, Batch, TextCounts, copy_to
 from dcclip_cli.data.pixels import normalized
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.extensions import extension_errors
@@ -327,26 +327,27 @@ def cached_backward(task: TrainingTask, batch: Batch, parts: int, accelerator: A
     exactly that of the whole batch.
     """
     pieces = batch.parts(parts)
+    device = batch.pixels.device
+    on_device: Any = {"cuda": torch.cuda, "mps": torch.mps}.get(device.type, torch.random)
     states, outputs = [], []
     with torch.no_grad(), accelerator.autocast(), _untouched_statistics(task):
         for piece in pieces:
-            states.append((torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None))
+            states.append((torch.get_rng_state(), on_device.get_rng_state()))
             outputs.append(task.outputs(piece))
     joined = _joined(batch, pieces, outputs, task.student.model)
     with accelerator.autocast():
         terms = task.terms(batch, joined, task.teacher_outputs(batch))
     if any(term.requires_grad for term in terms.values()):
         accelerator.backward(sum(terms.values()))
-    for piece, (on_cpu, on_gpu) in zip(pieces, states, strict=True):
-        torch.set_rng_state(on_cpu)
-        if on_gpu is not None:
-            torch.cuda.set_rng_state(on_gpu)
+    for piece, (cpu_state, device_state) in zip(pieces, states, strict=True):
+        torch.set_rng_state(cpu_state)
+        on_device.set_rng_state(device_state)
         with accelerator.autocast():
             part = task.outputs(piece)
             surrogate, embeddings = torch.zeros((), device=batch.pixels.device), part.embeddings
             for name, rows in piece.rows.items():
                 if (grad := joined.embeddings[name].grad) is not None:
-                    surrogate = surrogate + (embeddings[name] * grad[rows.to(grad.device, non_blocking=True)]).sum()
+                    surrogate = surrogate + (embeddings[name] * grad[copy_to(rows, grad.device)]).sum()
         if surrogate.requires_grad:
             surrogate.backward()
     average_gradients(task.parameters())
@@ -360,7 +361,7 @@ def _joined(batch: Batch, pieces: Sequence[Batch], parts: Sequence[Outputs], mod
         tower = model.get_submodule("visual" if name == IMAGES else "text")
         order = torch.cat([piece.rows[name] for piece in pieces if name in piece.rows]).argsort()
         joined = torch.cat([part.embeddings[name] for part in parts if name in part.embeddings])
-        leaves[name] = joined[order.to(device, non_blocking=True)]
+        leaves[name] = joined[copy_to(order, device)]
         leaves[name].requires_grad_(any(parameter.requires_grad for parameter in tower.parameters()))
     features = {name: entry for part in parts for name, entry in part.texts.items()}
     texts = {name: replace(features[name], embedding=leaves[name]) for name in batch.texts}

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
-from dcclip_cli.data.batch import Batch
+from dcclip_cli.data.batch import Batch, copy_to
 from dcclip_cli.data.collator import Collator
 from dcclip_cli.data.pixels import normalized
 from dcclip_cli.data.samplers import Sample
@@ -200,9 +200,9 @@ class OnlineTeacher(TeacherFeatures):
         pixels = normalized(batch.teacher_pixels[self._number], self._teacher.preprocessing)
 
         def move(tokens: Tokens) -> Tokens:
-            if pixels.device.type == "cpu":
+            if pixels.device.type != "cuda":
                 return tokens.to(pixels.device)
-            return tokens.sorted().map(lambda tensor: tensor.pin_memory().to(pixels.device, non_blocking=True))
+            return tokens.sorted().map(lambda tensor: copy_to(tensor.pin_memory(), pixels.device))
 
         with self._teacher.as_teacher():
             if len(pixels):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dcclip_cli.data.batch import Batch, StoredFeatures, StoredTexts
+from dcclip_cli.data.batch import Batch, StoredFeatures, StoredTexts, copy_to
 from dcclip_cli.data.collator import Choice, Collator
 from dcclip_cli.data.options import Augment
 from dcclip_cli.data.pair import PairDataset
@@ -183,8 +183,9 @@ class TeacherCache(TeacherFeatures):
         self.computed: dict[str, int] = {Message("images"): 0, Message("captions"): 0}  # rows, of this object
 
     def complete(self, batches: Sequence[Sequence[Sample]]) -> None:
-        """Compute what is missing for these batches, or free the teacher; other processes and runs share the work."""
-        if not self._fill(batches, self._progress) and not self._live:
+        """Compute what is missing for these batches, then free the teacher; other processes and runs share the work."""
+        self._fill(batches, self._progress)
+        if not self._live:
             self._teacher.free()
 
     def completing(self, batches: Iterable[list[Sample]]) -> Iterator[list[Sample]]:
@@ -194,9 +195,7 @@ class TeacherCache(TeacherFeatures):
             yield batch
 
     def finish(self) -> None:
-        """Free the teacher, for nothing is left to compute, and report what it computed."""
-        if not self._live:
-            self._teacher.free()
+        """Report what the teacher computed."""
         done = joined(", ", (Message("{:,} {}", count, kind) for kind, count in self.computed.items()))
         size = self._images.size + self._texts.size  # of all rows that are stored, also of other data
         line = Message("teacher: features in {}, {:,.0f} MB; computed {}", self.folder, size / 1e6, done)
@@ -225,8 +224,8 @@ class TeacherCache(TeacherFeatures):
     def flops(self, batch: Batch) -> float:
         return self._live.flops(replace(batch, texts={})) if self._live else 0.0
 
-    def _fill(self, batches: Sequence[Sequence[Sample]], progress: Progress) -> int:
-        """Compute what is missing for these batches; return how many rows that were.
+    def _fill(self, batches: Sequence[Sequence[Sample]], progress: Progress) -> None:
+        """Compute what is missing for these batches.
 
         The rows are the same ones in the same order however many processes share them.
         """
@@ -235,7 +234,7 @@ class TeacherCache(TeacherFeatures):
         index, which = rows[:, 0], rows[:, 1] % len(images)
         no_image, no_text = ~images[which, index], ~texts[index]
         if not (no_image | no_text).any():
-            return 0
+            return
         samples = [*map(tuple, np.unique(np.stack([index, which], 1)[no_image], axis=0).tolist())]
         pending, choices = {*map(tuple, rows[no_text].tolist())}, dict[Sample, list[Choice]]()
         for batch in batches:
@@ -268,7 +267,6 @@ class TeacherCache(TeacherFeatures):
             record = {"blocks": np.frombuffer(blocks, np.uint8), "complete": np.packbits(self._complete, axis=1)}
             with suppress(OSError):  # it only saves time
                 write_block(self._record, record)
-        return sum(counts.values())
 
     def _compute_images(self, samples: list[Sample], batches: Iterable[np.ndarray]) -> Iterator[dict[str, Tensor]]:
         teacher = self._teacher.towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -292,7 +290,7 @@ class TeacherCache(TeacherFeatures):
         count, layers = len(pixels), tuple(layer for layer in self._maps if layer != -1)
         if (repeats := -count % _IMAGES_MULTIPLE) and not self._on_gpu:
             pixels = torch.cat([pixels, pixels[-1:].expand(repeats, *pixels.shape[1:])])
-        moved = normalized(pixels.to(self._teacher.device, non_blocking=True), teacher.preprocessing)
+        moved = normalized(copy_to(pixels, self._teacher.device), teacher.preprocessing)
         moved = moved.contiguous(memory_format=torch.channels_last)
         with teacher.as_teacher():
             features = teacher.image_features(moved, layers)

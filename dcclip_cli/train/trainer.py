@@ -369,8 +369,6 @@ class Trainer:
                     batch = next(batches, None)
             except Stopped:
                 error = Stopped()  # without a traceback, which would keep the loading processes
-            except (DcclipError, OSError) as problem:
-                error = problem
             fail_together(error)
             if batch is None:
                 return

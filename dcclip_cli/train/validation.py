@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from dcclip_cli.data.batch import copy_to
 from dcclip_cli.data.dataset import recipe_pairs
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import LANGUAGES, Language, PairDataset
@@ -68,7 +69,7 @@ def _count_right(
     loading = load_batches(read, chunks, workers, 1, device.type == "cuda")
     with closing(loading) as loaded:  # an error's traceback would keep the loader's processes
         for rows, pixels in zip(chunks, loaded, strict=True):
-            features = towers.image_features(pixels.to(device, non_blocking=True))
+            features = towers.image_features(copy_to(pixels, device))
             images = finite(_unit(features.embedding), towers.name, "images")
             counts.append(list[float]())
             for embeddings, labels in classes.values():

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dcclip_cli.data.batch import copy_to
 from dcclip_cli.data.collator import Collator
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.options import Augment, CaptionOptions
@@ -253,3 +254,22 @@ def test_embeddings_take_the_place_of_pixels_and_equal_ones_have_one_caption_id(
     ids = batch.texts["zh"].caption_ids
     assert ids is not None
     assert ids[0] == ids[2] != ids[1]  # 犬 and 狗 have one embedding, 猫 another
+
+
+class Copied(torch.Tensor):
+    """Records whether it may be copied without waiting."""
+
+    waiting: list[bool]
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        cls.waiting.append(not kwargs["non_blocking"])
+        return args[0]
+
+
+def test_only_cuda_reads_a_tensor_after_its_memory_may_be_used_again() -> None:
+    source = torch.zeros(2).as_subclass(Copied)
+    Copied.waiting = []
+    for device in ("cuda", "cuda:1", torch.device("cuda"), "mps", torch.device("mps"), "cpu"):
+        copy_to(source, device)
+    assert Copied.waiting == [False, False, False, True, True, True]

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from dcclip_cli.cli.system_errors import explained
 from dcclip_cli.data.class_folders import images_by_class
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair, PairDataset
 from dcclip_cli.data.unpaired import TextDataset, open_images, open_texts, recipe_images, with_phrases
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.train.loading import load_batches
 from tests.tars import tar_bytes
 
 
@@ -187,3 +189,18 @@ def test_a_folder_of_images_is_in_the_order_of_its_names_and_told_apart_by_names
     (tmp_path / "a.JPG").rename(tmp_path / "b.JPG")
     prints.append(open_images(tmp_path).fingerprint)
     assert prints[0] == prints[1] and len(set(prints)) == 3
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file here has read errors")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_photograph_that_is_gone_or_on_a_failing_disk_is_named_by_the_error(tmp_path: Path, workers: int) -> None:
+    gone, failing = tmp_path / "猫.jpg", tmp_path / "dog.jpg"
+    gone.write_bytes(b"")
+    failing.symlink_to("/proc/self/mem")
+    photographs = open_images(tmp_path)
+    gone.unlink()
+    for index, problem in enumerate([f"{failing}: Input/output error", f"{gone} does not exist"]):
+        with pytest.raises(OSError) as raised:  # of any number
+            list(load_batches(lambda indices: photographs.image(indices[0]), [[index]], workers))
+        explanation = explained(raised.value)
+        assert explanation and explanation.what == problem

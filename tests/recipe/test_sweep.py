@@ -3,6 +3,9 @@
 import csv
 import json
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 import yaml
 
 import dcclip_cli as dcclip_api
+from dcclip_cli.recipe import sweep
 from dcclip_cli.run_dir import RunDir
 from tests.cli.conftest import dcclip
 from tests.train.jobs import need_libuv, refused, send
@@ -180,3 +184,16 @@ def test_a_mistake_in_variants_is_named_with_its_line(
     file.write_text(f"variants:\n{variants}\n{text}", "utf-8")
     with refused(what, ""):
         dcclip_api.sweep(file, [0])
+
+
+def test_a_run_that_hangs_is_killed_and_others_end_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "_STOP_S", 1.0)
+    hanging = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    ending = hanging.replace("signal.SIG_IGN", "lambda *_: exit(3)")
+    commands = [[sys.executable, "-c", code] for code in (hanging, ending)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE) for command in commands]
+    for process in processes:
+        assert process.stdout
+        process.stdout.readline()
+    sweep._stop(processes)
+    assert [process.returncode for process in processes] == [-signal.SIGKILL, 3]

@@ -129,3 +129,12 @@ def test_a_changed_recipe_on_an_old_state_is_refused_and_fresh_is_the_way_out(
         with refused(rf"belongs to another recipe, .*: .*{last}.* changed", "undo the change to resume, or start over"):
             run(changed)
     assert not run(changed | {"fresh": True}).already_finished
+
+
+def test_fresh_is_refused_where_the_folder_cannot_be_removed(distilling: Job, tmp_path: Path) -> None:
+    interrupt(distilling, "distill", 3)
+    folder = Path(distilling["root"], "distill")
+    folder.rename(tmp_path / "other disk")
+    folder.symlink_to(tmp_path / "other disk")
+    with refused(f"{folder} cannot be removed", "--out"):
+        run(distilling | {"fresh": True})

@@ -121,6 +121,17 @@ def assert_same_targets(cached: Outputs, online: Outputs) -> None:
         assert torch.equal(cached.image_index[name], online.image_index[name])
 
 
+def test_the_teacher_is_in_memory_only_while_a_section_is_computed(
+    pairs_file: Path, student: Towers, altclip: Towers, altclip_folder: Path
+) -> None:
+    teacher = LazyTeacher(AltClipTeacher(model=str(altclip_folder)), "cpu", Silent())
+    cache = TeacherCache(teacher, collator(pairs_file, student, altclip), ALL, {-1: Grid(2, 2)}, 0, Silent())
+    for count, samples in ((2, [(0, 0), (1, 0)]), (3, [(0, 0), (2, 0)])):
+        cache.complete([samples])
+        assert cache.computed["images"] == count
+        assert teacher._towers is None
+
+
 @pytest.mark.any_cpu
 @pytest.mark.parametrize("name", ["altclip", "chinese_clip", "siglip"])
 @pytest.mark.parametrize("second", [False, True])
