@@ -25,6 +25,7 @@ _HALF = re.compile("[\ud800-\udfff]")
 # Control characters, line separators, marks that turn the direction of text, and halves of characters, which stand for
 # bytes of a file's name that are not UTF-8. Blanks such as U+3000 and joiners of emoji are not among them.
 _UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_EXCLUDED = re.compile(r"[-－−][^\W\d_]")
 _LOOK_AT = 1_000_000  # bytes of a file whose encoding is guessed
 
 
@@ -54,6 +55,20 @@ def split(text: str) -> list[str]:
     """The items of a list separated by , ， or 、, without blanks, empty items and repetitions."""
     parts = (part.strip() for part in re.split("[,，、]", text))
     return list(dict.fromkeys(part for part in parts if part))
+
+
+def split_excluded(texts: Iterable[str], without: Iterable[str] = ()) -> tuple[list[str], list[str]]:
+    """Texts of a query less the words after a minus, as in `dog -beach`, and these words next to those `without`."""
+    included, excluded = list[str](), list(without)
+    for text in texts:
+        words = text.split()
+        excluded_words = [word[1:] for word in words if _EXCLUDED.match(word)]
+        excluded += excluded_words
+        if not excluded_words:
+            included.append(text)
+        elif rest := " ".join(word for word in words if not _EXCLUDED.match(word)):
+            included.append(rest)
+    return included, excluded
 
 
 def encodable(text: str) -> str:

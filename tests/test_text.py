@@ -14,6 +14,7 @@ from dcclip_cli.text import (
     language_by_script,
     read_text,
     size_in_words,
+    split_excluded,
 )
 
 
@@ -23,6 +24,25 @@ from dcclip_cli.text import (
 )
 def test_a_chinese_character_makes_a_text_chinese(text: str, language: str) -> None:
     assert language_by_script(text) == language
+
+
+@pytest.mark.parametrize(
+    ("text", "included", "excluded"),
+    [
+        ("dog -beach", ["dog"], ["beach"]),
+        ("狗 -海滩", ["狗"], ["海滩"]),
+        ("狗　－海滩  －人 公园", ["狗 公园"], ["海滩", "人"]),
+        ("-beach a  dog −park", ["a dog"], ["beach", "park"]),
+        ("-é", [], ["é"]),
+        *(
+            (text, [text], [])
+            for text in ("t-shirt", "dog - beach", "狗 － 海滩", "dog -", "-5 °C", "--x", " dog  ", "猫-狗")
+        ),
+    ],
+)
+def test_a_word_after_a_minus_is_excluded(text: str, included: list[str], excluded: list[str]) -> None:
+    assert split_excluded([text]) == (included, excluded)
+    assert split_excluded(["猫", text], ["人"]) == (["猫", *included], ["人", *excluded])
 
 
 def test_half_a_character_is_no_text_for_a_tokenizer() -> None:

@@ -282,7 +282,12 @@ _LIKE_IMAGE = Option("--image", metavar="FILE", help="Image to search for. Repea
 _LIKE_TEXT = Option(
     "--text", metavar="TEXT", callback=flags.texts, help="Text to search for. Repeatable: embeddings are summed."
 )
-_NOT = Option("--not", metavar="TEXT", callback=flags.texts, help="Text whose embedding is subtracted. Repeatable.")
+_NOT = Option(
+    "--not",
+    metavar="TEXT",
+    callback=flags.texts,
+    help="Text whose embedding is subtracted, like a word after a minus in 'dog -beach'. Repeatable.",
+)
 _PAGE = Option("--html", metavar="FILE", help="Also write an HTML page with thumbnails.")
 _DUPLICATES = Option("--duplicates", help="Find copies and bursts among the images in the folders instead.")
 

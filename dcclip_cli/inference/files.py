@@ -32,7 +32,7 @@ from dcclip_cli.machine import keep_freed_memory
 from dcclip_cli.model.known_words import words_of
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.progress import Progress, ProgressChoice, progress_for
-from dcclip_cli.text import printable
+from dcclip_cli.text import printable, split_excluded
 
 PathLike = str | os.PathLike[str]
 # benchmarks/everyday.tsv, first half: 30 % of useless searches do not fit, no useful one does not.
@@ -112,11 +112,12 @@ def search(
 ) -> SearchResult:
     """Find the images and videos in folders that match texts and `images` best; returns them with their cosines.
 
-    The embeddings of texts and images are added, those of the texts `without` subtracted. Each image of a folder is
-    embedded once, as by the command: the index is in the cache folder. `fresh` embeds all again. `exclude`
-    are globs for files and folders to leave out.
+    The embeddings of texts and images are added, those of the texts `without`, and of words after a minus, subtracted:
+    `dog -beach` is `dog` without `beach`. Each image of a folder is embedded once, as by the command: the index is in
+    the cache folder. `fresh` embeds all again. `exclude` are globs for files and folders to leave out.
     """
-    talk, texts = progress_for(progress), [text] if isinstance(text, str) else list(text)
+    talk = progress_for(progress)
+    texts, without = split_excluded([text] if isinstance(text, str) else text, without)
     folders = [Path(path) for path in several(folder)]
     if not all(text.strip() for text in (*texts, *without)) or not (texts or images):
         raise DcclipError("the text is empty", 'give a query, for example: dcclip search "一只狗" FOLDER')

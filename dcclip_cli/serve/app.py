@@ -50,7 +50,7 @@ from dcclip_cli.serve.batches import (
 )
 from dcclip_cli.serve.guard import MAX_BODY, Guard, Metrics, error_response
 from dcclip_cli.serve.live import LiveIndexes
-from dcclip_cli.text import split
+from dcclip_cli.text import split, split_excluded
 from dcclip_cli.versions import VERSION
 
 _STORED_LABELS = 10_000  # whose embeddings are stored
@@ -387,15 +387,15 @@ def _json(content: dict[str, Any]) -> Response:
 def _add_search(app: FastAPI, server: Server) -> None:
     @app.post("/search")
     async def search(
-        text: Annotated[list[str], Form(description="Texts that are added up.")] = [],  # noqa: B006
+        text: Annotated[list[str], Form(description="Texts that are added up, less words after a minus.")] = [],  # noqa: B006
         without: Annotated[list[str], Form(alias="not", description="Texts that are subtracted.")] = [],  # noqa: B006
         image: Annotated[list[UploadFile], File(description="Images that are added up.")] = [],  # noqa: B006
         top_k: Annotated[int, Form(ge=1, le=1000)] = 24,
     ) -> dict[str, Any]:
         """The images nearest to what is asked for, scores are cosines; and what the model never learnt."""
         indexes = server.folders()
-        texts, files = [word for word in text if word.strip()], [await upload.read() for upload in image]
-        minus = [word for word in without if word.strip()]
+        texts, minus = split_excluded(filter(str.strip, text), filter(str.strip, without))
+        files = [await upload.read() for upload in image]
         if not texts and not files:
             raise DcclipError("the request has neither text nor an image", "send an image or text")
         encoder, queries = server.encoder.encoder, [*texts, *minus]

@@ -45,7 +45,7 @@ class Tools:
 
     def search(
         self,
-        text: Annotated[str, Field(description="What the photographs show, in Chinese or English.")] = "",
+        text: Annotated[str, Field(description="What they show, in Chinese or English; -word: what they do not.")] = "",
         like: Annotated[str, Field(description="Path of a photograph that they resemble.")] = "",
         without: Annotated[str, Field(description="What they do not show.")] = "",
         top_k: Annotated[int, Field(ge=1, le=100)] = 12,

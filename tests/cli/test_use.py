@@ -98,6 +98,10 @@ def test_search_shows_the_nearest_in_a_table_json_and_a_page(pictures: list[Path
     assert '<html lang="zh">' in written and '<html lang="en">' in (tmp_path / "en.html").read_text("utf-8")
     assert "<script" not in written and "http:" not in written and "https:" not in written
     assert "then a folder of images" in dcclip("search", "moon", expect=2).output
+    for text in ("红色的圆 -moon", "红色的圆　－moon"):
+        minus = dcclip("search", text, folder, "--json", "-q").stdout
+        assert minus == dcclip("search", "--text", "红色的圆", "--not", "moon", folder, "--json", "-q").stdout
+        assert minus != dcclip("search", "红色的圆 moon", folder, "--json", "-q").stdout
     assert "cancel out" in dcclip("search", folder, "--text", "红", "--not", "红", expect=1).stderr
 
 

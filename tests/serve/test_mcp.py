@@ -74,6 +74,8 @@ def test_ten_dialogues_find_show_and_label_photos_and_paths_outside_are_refused(
             # A ninth and a tenth: what resembles a photo, without something; labels each by itself, and none.
             alike = await call("search", like=str(rocket), without="猫", top_k=1)
             assert Path(alike["photos"][0]["photo"]).name == "rocket.jpg"
+            for text, kept, without in (("动物 －猫", "动物", "猫"), ("animal -cat", "animal", "cat")):
+                assert await call("search", text=text) == await call("search", text=kept, without=without)
             frame = f"{folders[1]}/假日.mp4#t=4.5"
             [hit] = (await call("search", like=frame, top_k=1))["photos"]
             assert hit["photo"].startswith(f"{folders[1]}/假日.mp4#t=")

@@ -138,6 +138,9 @@ def test_labels_and_search_are_those_of_predict_and_search(
     assert client.get("/redoc").status_code == client.get("/page/..%2Fapp.py").status_code == 404
     assert client.get("/").headers["x-content-type-options"] == "nosniff"
     assert less and client.post("/search", data={"text": "红"}).json()["fits"]
+    for text in ("红 -green 圆", "红 圆 －green"):
+        minus = client.post("/search", data={"text": [text]}).json()["results"]
+        assert minus == client.post("/search", data={"text": ["红 圆"], "not": "green"}).json()["results"]
     monkeypatch.setattr(
         model._encoder, "known", KnownWords(dimension=0, most=-1.1, fits=1.1)
     )  # it never learnt anything
