@@ -220,24 +220,32 @@ def _preview(file: Path, max_pixels: int) -> Image.Image:
 
 def _jxl(file: Path, max_pixels: int) -> Image.Image:
     """A JPEG XL image. Its plugin decodes as it opens, so its size is read before (ISO/IEC 18181-1, -2: boxes)."""
-    codestream = re.search(rb"(?:\A|jxlc|jxlp.{4})\xff\x0a(.{12})", file.read_bytes(), re.DOTALL)
-    bits = int.from_bytes(codestream[1], "little") if codestream else 0
+    # Another box may contain what looks like the beginning of an image: whichever is read, it must not be too large.
+    starts = re.findall(rb"(?:\A|jxlc|jxlp.{4})(?=\xff\x0a(.{12}))", file.read_bytes(), re.DOTALL)
+    for width, height in map(_jxl_size, starts):
+        if width * height > max_pixels:
+            message = Message("{} has {} x {} pixels, more than {:,}", file, width, height, max_pixels)
+            raise TooManyPixelsError(message, "shrink the image first")
+    return decode(file, max_pixels, ("JXL",))
+
+
+def _jxl_size(header: bytes) -> tuple[int, int]:
+    bits = int.from_bytes(header, "little")
 
     def take(count: int) -> int:
         nonlocal bits
-        value, bits = bits % 2**count, bits >> count
+        value = bits % 2**count
+        bits >>= count
         return value
 
     def length() -> int:
         return 8 * (take(5) + 1) if is_small else 1 + take((9, 13, 18, 30)[take(2)])
 
     is_small = take(1)
-    height, ratio = length(), take(3)
+    height = length()
+    ratio = take(3)
     width = int(height * (0, 1, 1.2, 4 / 3, 1.5, 16 / 9, 1.25, 2)[ratio]) or length()
-    if width * height > max_pixels:
-        message = Message("{} has {} x {} pixels, more than {:,}", file, width, height, max_pixels)
-        raise TooManyPixelsError(message, "shrink the image first")
-    return decode(file, max_pixels, ("JXL",))
+    return width, height
 
 
 def embed(

@@ -165,9 +165,13 @@ def test_a_raw_file_is_read_by_its_preview_upright_and_in_folders(tmp_path: Path
 def test_a_jpeg_xl_file_with_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     pytest.importorskip("pillow_jxl")
     bits = 0 | 2 << 1 | 99_999 << 3 | 1 << 21  # not small, 18 bits of height - 1, ratio 1:1
-    (tmp_path / "a.jxl").write_bytes(b"\xff\x0a" + bits.to_bytes(12, "little"))
-    with pytest.raises(TooManyPixelsError, match="has 100000 x 100000 pixels"):
-        read_image(tmp_path / "a.jxl")
+    large, small = (b"\xff\x0a" + number.to_bytes(12, "little") for number in (bits, 1 | 1 << 6))
+    container = bytes.fromhex("0000000c4a584c200d0a870a")
+    metadata = b"\0\0\0\x1axml jxlc" + small  # a small image, which no decoder reads
+    for content in (large, container + metadata[:-4] + b"\0\0\0\x16jxlc" + large):
+        (tmp_path / "a.jxl").write_bytes(content)
+        with pytest.raises(TooManyPixelsError, match="has 100000 x 100000 pixels"):
+            read_image(tmp_path / "a.jxl")
 
 
 def test_files_of_a_missing_extra_are_counted_with_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
