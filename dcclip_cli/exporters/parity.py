@@ -35,13 +35,6 @@ _RESIZED = 0.01  # added to the difference where the graph preprocesses: single 
 class Thresholds(Options):
     """Maximum differences between an export and its model. Defaults depend on the precision."""
 
-    max_difference: float | None = Field(
-        None,
-        ge=0,
-        le=2,
-        description="Maximum absolute difference of unit-length embeddings; default: fp32 1e-4, fp16 0.02, int8 "
-        "unlimited; 0.01 more with preprocess: graph",
-    )
     min_centred_cosine: float | None = Field(
         None,
         ge=-1,

@@ -84,19 +84,10 @@ class FgClip2Teacher(TransformersTeacher):
     trust_remote_code: bool = Field(
         False, description="Run the Python files in the model's repository or directory; read them first"
     )
-    walk_type: Literal["short", "long"] = Field(
-        "short", description="Text length: `short`, 64 tokens; `long`, 196 tokens, for several sentences"
-    )
-    max_num_patches: int | None = Field(
-        None, ge=16, le=4_096, description="Maximum patches of an image; default: 128 to 1,024, depending on its size"
-    )
 
     @property
     def source(self) -> ModelSource:
         return replace(super().source, trust_remote_code=self.trust_remote_code)
-
-    def load_towers(self, progress: Progress) -> Towers:
-        return self.source.load(progress, walk_type=self.walk_type, max_num_patches=self.max_num_patches)
 
 
 class OpenClipTeacher(LibraryTeacher):

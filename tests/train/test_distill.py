@@ -43,7 +43,7 @@ def test_a_siglip_teaches_a_student_that_reads_both_languages(distilling: Job, s
 def test_fg_clip2_teaches_by_its_repositorys_code_which_the_recipe_allows(
     distilling: Job, hub_teachers: Path, own_modules: Path
 ) -> None:
-    teacher = {"kind": "fgclip2", "model": str(hub_teachers / "fgclip2"), "max_num_patches": 64}
+    teacher = {"kind": "fgclip2", "model": str(hub_teachers / "fgclip2")}
     with refused("requires custom code", "trust_remote_code: true"):
         run(distilling | {"teacher": teacher})
     distilling["teacher"] = teacher | {"trust_remote_code": True}

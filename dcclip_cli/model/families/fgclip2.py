@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,28 +26,17 @@ _BUDGETS = (128, 256, 576, 784, 1024)
 
 
 class FgClip2Towers(NaflexTowers):
-    """FG-CLIP2 (2510.10921), used as its README says: lower-cased texts, padded to the length of the walk.
+    """FG-CLIP2 (2510.10921), used as its README says for short texts: lower-cased, padded to 64 tokens.
 
-    `walk_type` "short" reads 64 tokens, "long" 196 with positions and a head of its own, for captions of several
-    sentences. Images get one of five budgets, or `max_num_patches`.
+    Images get one of five budgets of patches.
     """
 
     label, model_types = "FG-CLIP2", ("fgclip2",)
     fixed_length = True  # the last token is pooled, padding or not
 
-    def __init__(
-        self,
-        model: Any,
-        image_processor: Any,
-        tokenizer: Any,
-        name: str,
-        max_num_patches: int | None = None,
-        walk_type: Literal["short", "long"] = "short",
-    ) -> None:
-        super().__init__(model, image_processor, tokenizer, name, [max_num_patches] if max_num_patches else _BUDGETS)
-        self.walk_type = walk_type
-        text = model.config.text_config
-        self.context_length = text.max_position_embeddings if walk_type == "short" else text.longtext_len
+    def __init__(self, model: Any, image_processor: Any, tokenizer: Any, name: str) -> None:
+        super().__init__(model, image_processor, tokenizer, name, _BUDGETS)
+        self.context_length = model.config.text_config.max_position_embeddings
 
     @classmethod
     def check_files(cls, model: str, config: Mapping[str, Any], file: Path, trust_remote_code: bool) -> None:
@@ -71,8 +60,6 @@ class FgClip2Towers(NaflexTowers):
         folder: Path,
         files: Sequence[Path],
         progress: Progress,
-        walk_type: Literal["short", "long"] = "short",
-        max_num_patches: int | None = None,
         **_: Any,
     ) -> Self:
         file = folder / TRANSFORMERS_CONFIG
@@ -84,8 +71,8 @@ class FgClip2Towers(NaflexTowers):
         version = f"revision {folder.name}" if is_revision else f"sha256 {sha256[:16]}"
         code_files = f"{model} ({version}): {', '.join(module.name for module in modules)}"
         progress.say(Message("running code of {}", code_files))
-        towers = cls.from_network(code.build(files), model, max_num_patches, walk_type)
-        towers.identity = (sha256, walk_type, str(max_num_patches))
+        towers = cls.from_network(code.build(files), model)
+        towers.identity = (sha256, "short", "None")  # with options that there were, so that caches stay valid
         return towers
 
     @property
@@ -96,7 +83,7 @@ class FgClip2Towers(NaflexTowers):
         # What the README passes on is what the tokenizer returns by itself: SigLIP's give no mask.
         mask = {"attention_mask": tokens.mask} if "attention_mask" in self.tokenizer.model_input_names else {}
         with module_outputs([self.model.text_model.final_layer_norm]) as outputs:
-            embedding = pooled(self.model.get_text_features(input_ids=tokens.ids, walk_type=self.walk_type, **mask))
+            embedding = pooled(self.model.get_text_features(input_ids=tokens.ids, **mask))
         return TextFeatures(embedding, outputs()[0], tokens.mask)
 
     def text_embedding(self, tokens: Tokens) -> Tensor:
@@ -110,7 +97,7 @@ class FgClip2Towers(NaflexTowers):
         handle = text.final_layer_norm.register_forward_hook(first)
         self.text_features(tokens)
         handle.remove()
-        return (text.head if self.walk_type == "short" else self.model.longtext_head)(hidden[0][:, -1])
+        return text.head(hidden[0][:, -1])
 
 
 _CLASS = re.compile(r"([A-Za-z_]\w*)\.([A-Za-z_]\w*)", re.ASCII)  # MODULE.CLASS; `ORG/NAME--` before it: elsewhere
