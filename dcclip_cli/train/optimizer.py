@@ -14,7 +14,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dcclip_cli.train.lora import is_projection
-from dcclip_cli.train.options import OptimizerOptions
+from dcclip_cli.train.losses.base import Tower
+from dcclip_cli.train.options import OptimizerOptions, Schedule
 
 _NEWTON_SCHULZ = muon.zeropower_via_newtonschulz
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -39,11 +40,21 @@ class Muon(timm.optim.Muon):
             muon.zeropower_via_newtonschulz = _NEWTON_SCHULZ
 
 
-def learning_rate_factor(step: int, warmup_steps: int, steps: int) -> float:
-    """Linear warm-up from 0, then cosine decay to 0, as a factor in (0, 1] of the peak rate."""
+def learning_rate_factor(
+    step: int, warmup_steps: int, steps: int, schedule: Schedule = "cosine", cooldown_steps: int = 0
+) -> float:
+    """The factor in (0, 1] of the peak rate at a step, by open_clip's three schedules.
+
+    Linear warm-up from 0, then `cosine`: cosine decay to 0; `constant`: the peak rate;
+    `constant-with-cooldown`: the peak rate, and linear decay to 0 in the last `cooldown_steps`.
+    """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
+    if schedule == "constant-with-cooldown":
+        return min(1.0, (steps - step) / (cooldown_steps + 1))
+    return 1.0
 
 
 def make_optimizer(task: nn.Module, chosen: OptimizerOptions) -> torch.optim.Optimizer:
@@ -138,11 +149,31 @@ def ema_weights(model: nn.Module, ema: AveragedModel | None) -> Iterator[None]:
 
 def rate_scale(name: str, chosen: OptimizerOptions) -> float:
     """The learning-rate multiplier of a task's parameter; 0: it is not trained."""
-    if "logit_" in name or is_projection(name):
+    if is_projection(name):
         return 1.0
+    return {"image": chosen.image_lr_scale, "text": chosen.text_lr_scale, None: 1.0}[tower_of(name)]
+
+
+def tower_of(name: str) -> Tower | None:
+    """The tower that a task's parameter belongs to; None for adapters, the temperature and the bias."""
+    if "logit_" in name:
+        return None
     if ".visual." in name:
-        return chosen.image_lr_scale
-    return chosen.text_lr_scale if ".text." in name else 1.0
+        return "image"
+    return "text" if ".text." in name else None
+
+
+def clip_gradients(task: nn.Module, max_norm: float, by_tower: bool = False) -> torch.Tensor:
+    """Scale gradients down to a norm of `max_norm`, with `by_tower` those of each tower apart; returns the norm.
+
+    Without `by_tower`, a spike in one tower also shortens the step of the other. Adapters are a group of their own.
+    """
+    groups: dict[Tower | None, list[nn.Parameter]] = {}
+    for name, parameter in task.named_parameters():
+        if parameter.grad is not None:
+            groups.setdefault(tower_of(name) if by_tower else None, []).append(parameter)
+    norms = [nn.utils.clip_grad_norm_(group, max_norm) for group in groups.values()]
+    return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
 
 
 def _depths_from_the_top(task: nn.Module) -> dict[str, int]:

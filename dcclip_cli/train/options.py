@@ -28,6 +28,7 @@ from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, le=100)]  # of learning
 _MOST_STEPS = 99_999_999  # checkpoints have eight digits, which sort as text
+Schedule = Literal["cosine", "constant", "constant-with-cooldown"]
 Steps = Annotated[int, Field(ge=1, le=_MOST_STEPS)]
 _MOST_PER_STEP = 2**20  # samples
 PerStep = Annotated[int, Field(ge=1, le=_MOST_PER_STEP)]
@@ -115,9 +116,22 @@ class TrainOptions(Options):
         "train all parameters",
     )
     warmup_steps: int = Field(
-        100, ge=0, le=_MOST_STEPS, description="Steps of linear learning-rate warm-up, followed by cosine decay to 0"
+        100, ge=0, le=_MOST_STEPS, description="Steps of linear learning-rate warm-up, followed by the schedule"
+    )
+    schedule: Schedule = Field(
+        "cosine",
+        description="Learning rate after the warm-up. cosine: decay to 0; constant: the peak rate; "
+        "constant-with-cooldown: the peak rate, then linear decay to 0 in the last cooldown_steps",
+    )
+    cooldown_steps: int = Field(
+        0, ge=0, le=_MOST_STEPS, description="Last steps of constant-with-cooldown, in which the rate decays to 0"
     )
     clip_norm: float | None = Field(1.0, gt=0, le=1e6, description="Gradient-norm clipping; null disables it")
+    clip_towers: bool = Field(
+        False,
+        description="Clip the gradient norms of the image tower and of the text tower separately, each to clip_norm: a "
+        "spike in one tower then leaves the step of the other unchanged",
+    )
     precision: Precision = Field(
         "auto",
         description="Precision of the forward pass (autocast; weights stay fp32). fp16 requires a GPU. auto: bf16 "
@@ -205,6 +219,8 @@ class TrainOptions(Options):
             raise ValueError(Message("images_per_part and accumulate both split batches: remove one of them"))
         if self.gradient_cache and self.accumulate == 1 and not self.images_per_part:
             raise ValueError(Message("gradient_cache joins the parts of a batch: set images_per_part or accumulate"))
+        if (self.schedule == "constant-with-cooldown") != (self.cooldown_steps > 0):
+            raise ValueError(Message("schedule: constant-with-cooldown and cooldown_steps belong together: set both"))
         if self.validate_every_steps is None and (self.patience is not None or self.keep == "best"):
             raise ValueError(Message("patience and keep: best need validation: set validate_every_steps"))
         return self

@@ -25,7 +25,7 @@ from dcclip_cli.train.distributed import any_process, average_statistics, fail_t
 from dcclip_cli.train.loading import load_batches
 from dcclip_cli.train.lora import merge_lora
 from dcclip_cli.train.metrics_log import MetricsLog
-from dcclip_cli.train.optimizer import ema_weights, learning_rate_factor, make_ema, make_optimizer
+from dcclip_cli.train.optimizer import clip_gradients, ema_weights, learning_rate_factor, make_ema, make_optimizer
 from dcclip_cli.train.speed import StepTimer
 from dcclip_cli.train.stage import Stage
 from dcclip_cli.train.task import backward, cached_backward
@@ -148,7 +148,7 @@ class Trainer:
                 # Each process may have computed its own share of a term.
                 shares = torch.stack([term.float() for term in terms.values()])
                 means = dict(zip(terms, self.accelerator.reduce(shares, "mean").tolist(), strict=True))
-                factor = learning_rate_factor(state.step - 1, options.warmup_steps, self.total_steps)
+                factor = self._rate_factor(state.step - 1)
                 state.metrics = {
                     **means,
                     "loss": sum(means.values()),
@@ -191,7 +191,7 @@ class Trainer:
     def train_step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Loss terms and gradient norm of a step. One that is not finite changes no weight, moment or statistic."""
         state, options = self.state, self.options
-        factor = learning_rate_factor(state.step, options.warmup_steps, self.total_steps)
+        factor = self._rate_factor(state.step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         self.task.progress = state.step / self.total_steps
@@ -200,7 +200,8 @@ class Trainer:
         learned = any(parameter.grad is not None for parameter in self.task.parameters())
         norm = torch.zeros((), device=self.device)
         if learned:
-            norm = self.accelerator.clip_grad_norm_(self.task.parameters(), options.clip_norm or math.inf)
+            self.accelerator.unscale_gradients()
+            norm = clip_gradients(self.task, options.clip_norm or math.inf, options.clip_towers)
         total = sum(terms.values())
         assert isinstance(total, Tensor)
         # fp16's scaler skips steps whose gradients overflow itself.
@@ -232,6 +233,12 @@ class Trainer:
         self._changing_weights = False
         self._accelerated_optimizer.zero_grad()
         return terms, norm
+
+    def _rate_factor(self, step: int) -> float:
+        options = self.options
+        return learning_rate_factor(
+            step, options.warmup_steps, self.total_steps, options.schedule, options.cooldown_steps
+        )
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Add the gradients of a batch, in more parts where memory runs out, and return its loss terms."""

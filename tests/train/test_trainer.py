@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
+from pydantic import ValidationError
 from timm.models import SwinTransformer, TinyVit, VisionTransformer
 from torch import Tensor, nn
 
@@ -135,6 +136,15 @@ def test_the_rate_warms_up_in_a_line_and_falls_in_half_a_cosine() -> None:
     assert 0 < factors[11] < 0.05
 
 
+def test_the_rate_stays_at_its_peak_with_open_clips_other_schedules() -> None:
+    constant = [learning_rate_factor(step, 2, 8, "constant") for step in range(8)]
+    assert constant == [0.5, 1, 1, 1, 1, 1, 1, 1]
+    cooldown = [learning_rate_factor(step, 2, 8, "constant-with-cooldown", 3) for step in range(8)]
+    assert cooldown == [0.5, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+    with pytest.raises(ValidationError, match="belong together"):
+        DistillOptions(steps=8, schedule="constant-with-cooldown")
+
+
 def test_adamw_steps_by_the_rate_and_decays_matrices_only(train: Train) -> None:
     module = Pulled()
     train(module, steps=1, optimizer={"lr": 0.1, "weight_decay": 0.5, "image_lr_scale": 0.1, "eps": 1e-12})
@@ -205,6 +215,21 @@ def test_the_gradient_is_clipped_to_its_largest_norm(train: Train) -> None:
     small = 0.1 / 7**0.5
     assert free.bias[0].item() == pytest.approx(1 - 1 / 2)
     assert clipped.bias[0].item() == pytest.approx(1 - small / (small + 1), rel=1e-4)
+
+
+def test_a_spike_in_one_tower_leaves_the_step_of_the_other_unchanged(train: Train) -> None:
+    class Spiked(Pulled):
+        def forward(self, batch: Batch) -> dict[str, Tensor]:
+            return {"spike": 1e4 * self.slope.sum(), "others": self.bias.sum()}
+
+    sgd = {"kind": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0}
+    together, apart = Spiked(), Spiked()
+    train(together, steps=1, optimizer=sgd, clip_norm=1.0)
+    metrics = train(apart, steps=1, optimizer=sgd, clip_norm=1.0, clip_towers=True)
+    assert together.bias.tolist() == pytest.approx([1 - 1e-4] * 2)
+    assert apart.bias.tolist() == pytest.approx([1 - 0.5**0.5] * 2, rel=1e-5)
+    assert apart.slope.item() == pytest.approx(0, abs=1e-5)  # its own step is clipped to one
+    assert metrics["gradient_norm"] == pytest.approx((1e8 + 2) ** 0.5)
 
 
 def test_every_step_sees_its_own_samples_and_random_numbers_whatever_went_before(train: Train) -> None:
