@@ -45,6 +45,13 @@ def is_listed(name: str) -> bool:
     return not (name.startswith(".") or name in _SERVICE_FOLDERS)
 
 
+def is_within(path: Path, folders: Iterable[Path]) -> bool:
+    """Whether a path, with links followed, is in one of the real `folders`, and not hidden or deleted there."""
+    real = Path(os.path.realpath(path))
+    tops = filter(real.is_relative_to, folders)
+    return any(all(map(is_listed, real.relative_to(top).parts)) for top in tops)
+
+
 def several(paths: AnyPath | Iterable[AnyPath]) -> Iterable[AnyPath]:
     """The paths, which may be a single one."""
     return [paths] if isinstance(paths, str | os.PathLike) else paths

@@ -68,7 +68,9 @@ def serve(
 
     listening = _listen(host, port)
     encoder = open_encoder(model, device, threads, talk, dims)
-    indexes = [open_index(encoder, path, progress=talk, exclude=exclude or ()) for path in distinct(folder or ())]
+    folders = distinct(folder or ())
+    within = [path.resolve() for path in folders]
+    indexes = [open_index(encoder, path, progress=talk, exclude=exclude or (), within=within) for path in folders]
     talk.say(Message("serve: {:,} images can be searched", sum(len(index.images) for index in indexes)))
     say_missing("serve", indexes, talk)
     names, bound_port = _names(host, listening), listening.getsockname()[1]

@@ -44,6 +44,7 @@ _MEDIA = {
     *(".psd", ".svg", ".jp2", ".ico", ".eps", ".flv"),
     *(suffix for _, _, suffixes in _EXTRAS.values() for suffix in suffixes),
 }
+LINKS = "links"  # counted as skipped: links that lead out of the folders that are served
 _EXCLUDE_HINT = Message("use other patterns with --exclude")
 
 
@@ -136,8 +137,11 @@ def _installation(skipped: Mapping[str, int], videos: bool) -> Message | None:
 
 def skipped_line(command: str, skipped: Counter[str], videos: bool = False) -> Message:
     """What a command says of the files that `find_images` skipped."""
-    suffixes = sorted(skipped, key=lambda suffix: (-skipped[suffix], suffix))
+    suffixes = sorted(skipped.keys() - {LINKS}, key=lambda suffix: (-skipped[suffix], suffix))
     line = Message("{}: skipped {}", command, ", ".join(f"{skipped[suffix]:,} {suffix}" for suffix in suffixes))
+    if count := skipped[LINKS]:
+        links = Message("{}: skipped {:,} links that lead out of the folders", command, count)
+        line = Message("{}; {}", links, line) if suffixes else links
     hint = _installation(skipped, videos)
     return Message("{} (to read more formats: {})", line, hint) if hint else line
 

@@ -17,10 +17,11 @@ from typing import Self
 import numpy as np
 
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import cache_folder
+from dcclip_cli.files import cache_folder, is_within
 from dcclip_cli.inference.encoder import Encoder, ShortEncoder
 from dcclip_cli.inference.images import (
     BATCH_SIZE,
+    LINKS,
     aligned,
     batched,
     embed,
@@ -67,8 +68,8 @@ class ImageIndex:
 
     Each frame of a video has a path, holiday.mp4#t=83.2. `embedded` is how many of the images and videos went through
     the model this time. `unreadable` failed before and have not changed; they are not among the `errors`. `skipped`
-    counts the pictures and videos in other formats, by suffix. `listing` has the states of all files, also of those
-    that failed; `exclude` and `store` are for an update.
+    counts the pictures and videos in other formats, by suffix. `listing` has the states of all files that were read,
+    also of damaged ones; `exclude` and `store` are for an update.
     """
 
     folder: Path
@@ -162,11 +163,24 @@ def distinct(folders: Iterable[Path]) -> list[Path]:
     return [*{folder.resolve(): folder for folder in folders}.values()]
 
 
-def list_images(folder: Path, exclude: Sequence[str] = (), skipped: Counter[str] | None = None) -> dict[str, bytes]:
-    """The states of a folder's images and videos, by relative path. Raises DcclipError if there is nothing."""
+def list_images(
+    folder: Path, exclude: Sequence[str] = (), skipped: Counter[str] | None = None, within: Sequence[Path] = ()
+) -> dict[str, bytes]:
+    """The states of a folder's images and videos, by relative path. Raises DcclipError if there is nothing.
+
+    Links that lead out of the real folders `within` are left out, and counted as `LINKS`.
+    """
     if not folder.is_dir():
         raise DcclipError("{} is not a folder", "choose a folder of images", folder)
     paths = find_images([str(folder)], exclude=exclude, skipped=skipped, videos=True)
+    if within:
+        parents = {path.parent for path in paths}
+        inside = {parent for parent in parents if is_within(parent, within)}
+        count = len(paths)
+        paths = [path for path in paths if path.parent in inside]
+        paths = [path for path in paths if not path.is_symlink() or is_within(path, within)]
+        if skipped is not None and len(paths) < count:
+            skipped[LINKS] += count - len(paths)
     return {str(path.relative_to(folder)): file_state(path) for path in paths}
 
 
@@ -178,6 +192,7 @@ def open_index(
     exclude: Sequence[str] = (),
     updated: ImageIndex | None = None,
     listing: Mapping[str, bytes] | None = None,
+    within: Sequence[Path] = (),
 ) -> ImageIndex:
     """The up-to-date index of the images in a folder and below it; new and changed ones are embedded now.
 
@@ -185,10 +200,10 @@ def open_index(
     index of a folder above has are not embedded again, and those that could not be decoded are not tried again, unless
     `fresh`. Rows of other files remain stored: their disk may be away for a moment. Raises DcclipError where there is
     no such folder, or no image in it that can be read. With a `listing`, the index has only these files, perhaps none.
-    `updated` is the index before.
+    `updated` is the index before. Links that lead out of the real folders `within` are left out.
     """
     progress, skipped, may_be_empty = progress or Silent(), Counter[str](), listing is not None
-    listing = list_images(folder, exclude, skipped) if listing is None else listing
+    listing = list_images(folder, exclude, skipped, within) if listing is None else listing
     names, paths, videos = [*listing], [folder / name for name in listing], np.fromiter(map(is_video, listing), bool)
     store = (updated and updated.store) or FeatureStore(_index_folder(model, folder), progress.say, optional=True)
     store.refresh()  # another process may have replaced blocks
@@ -214,6 +229,8 @@ def open_index(
     frame_names = (frame_name(names[place], time_s) for place, time_s in embedded.frames)
     indexed, unreadable = (*compress(names, is_image), *frame_names), tuple(compress(names, is_unreadable))
     errors = {names[place]: error for place, error in embedded.errors.items()}
+    unread = {name for name, error in errors.items() if not isinstance(error, ImageError)}  # perhaps only for a moment
+    listing = {name: state for name, state in listing.items() if name not in unread}
     return ImageIndex(
         folder=folder,
         paths=indexed,

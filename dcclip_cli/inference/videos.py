@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".3gp", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv")
 _FORMATS = "mov,matroska,avi,mpegts,mpeg,asf"  # FFmpeg's names; no playlists, which name other files
+# What files of these formats begin with; the names of boxes are those of MOV and MP4.
+_START = re.compile(
+    rb".{4}(?:ftyp|moov|mdat|wide|free|skip)|\x1aE\xdf\xa3|RIFF.{4}AVI |G|.{4}G|\x00\x00\x01[\xb3\xba]|0&\xb2u",
+    re.DOTALL,
+)
+_TIME = re.compile(r"\d{1,9}(\.\d+)?")
 _STEP_S, _MAX_FRAMES = 2.0, 120  # between two frames at least, and frames of a video at most
 _DECODE_S = 60.0  # of decoding, at most
 _FRAME_PX = 512  # the shorter side of a frame at most
@@ -41,6 +47,11 @@ def is_video(name: str | Path) -> bool:
     return str(name).lower().endswith(VIDEO_SUFFIXES)
 
 
+def is_video_start(content: bytes) -> bool:
+    """Whether a file's first bytes are those of a video."""
+    return _START.match(content) is not None
+
+
 def frame_name(file: str | Path, time_s: float | None) -> str:
     """The name of a frame, holiday.mp4#t=83.2, as in a URL that opens a video at a time; without time, the file's."""
     return str(file) if time_s is None else f"{file}#t={round(time_s, 3)}"
@@ -49,7 +60,7 @@ def frame_name(file: str | Path, time_s: float | None) -> str:
 def split_frame(name: str | Path) -> tuple[str, float | None]:
     """The file and the time of a frame by its name; another name and None."""
     file, _, time_s = str(name).rpartition("#t=")
-    return (file, float(time_s)) if is_video(file) and re.fullmatch(r"\d+(\.\d+)?", time_s) else (str(name), None)
+    return (file, float(time_s)) if is_video(file) and re.fullmatch(_TIME, time_s) else (str(name), None)
 
 
 def frames(file: Path) -> Iterator[tuple[float, Image.Image]]:
@@ -99,6 +110,8 @@ def _opened(file: Path) -> Iterator[_Video]:
             yield _Video(file, container)
     except FileNotFoundError:
         raise DcclipError("{} does not exist", "check the path", file) from None
+    except OverflowError as error:  # a time that the file's header gives
+        raise ImageError("{} is not a readable video: {}", _REPLACE, file, error) from None
     except (av.FFmpegError, OSError) as error:  # a disk may be read later
         kind = ImageError if isinstance(error, av.FFmpegError) else DcclipError
         raise kind(Message("{} is not a readable video: {}", file, error.strerror), _REPLACE) from None

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from itertools import chain, filterfalse
 from pathlib import Path
@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, unquote_to_bytes
 
+import h11
 import numpy as np
 from fastapi import Body, FastAPI, File, Form, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
@@ -28,14 +29,14 @@ from starlette.formparsers import MultiPartParser
 
 from dcclip_cli.curation.dedup.copies import find_duplicates
 from dcclip_cli.errors import DcclipError, Message, translated
-from dcclip_cli.files import refuse_special
+from dcclip_cli.files import is_within, refuse_special
 from dcclip_cli.html import SHARED_PAGE, jpeg_thumbnail
 from dcclip_cli.inference.encoder import Encoder
 from dcclip_cli.inference.files import query_fits
 from dcclip_cli.inference.images import batched, mime_type
 from dcclip_cli.inference.index import ImageIndex, direction, search_all
 from dcclip_cli.inference.model import best
-from dcclip_cli.inference.videos import frame_name, is_video, split_frame
+from dcclip_cli.inference.videos import frame_name, is_video, is_video_start, split_frame
 from dcclip_cli.inference.zero_shot import Labels, label_prompts, unknown_of
 from dcclip_cli.progress import clock
 from dcclip_cli.serve.batches import (
@@ -48,7 +49,7 @@ from dcclip_cli.serve.batches import (
     bad_url,
     decode_url,
 )
-from dcclip_cli.serve.guard import MAX_BODY, Guard, Metrics, error_response
+from dcclip_cli.serve.guard import MAX_BODY, Guard, Metrics, Scope, error_response
 from dcclip_cli.serve.live import LiveIndexes
 from dcclip_cli.text import split, split_excluded
 from dcclip_cli.versions import VERSION
@@ -57,7 +58,9 @@ _STORED_LABELS = 10_000  # whose embeddings are stored
 _MAX_PARTS = MAX_TEXTS + MAX_IMAGES  # of a chat, and of errors that pydantic collects
 _LARGE_TEXTS = 64 << 10  # characters that are tokenized in a thread, so that others are answered meanwhile
 _MAX_PICTURE = 128 << 20  # bytes of a file that is shown
-_THUMBNAIL_PX = 480
+_START_BYTES = 64  # of a file, by which its format is known
+_THUMBNAIL_PX, _PREVIEW_PX = 480, 2048
+_SHOWN = {f"image/{name}" for name in ("jpeg", "png", "webp", "gif", "bmp", "avif")}  # by all browsers
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob:; "
     "base-uri 'none'; form-action 'none'"
@@ -227,6 +230,7 @@ def application(
         following = asyncio.create_task(server.live.follow(follow_s))
         async with server.encoder.running():
             yield
+        server.live.stopping = True
         following.cancel()
         await asyncio.wait([following])
 
@@ -254,8 +258,10 @@ def application(
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        """The model, and how many images can be searched and how many are unreadable."""
-        return {"status": "ok", "model": server.encoder.encoder.name, "dimensions": server.dims} | server.live.counts()
+        """The model, how many images can be searched, how many are unreadable, and how many folders are missing."""
+        counts = server.live.counts()
+        status = "a folder is missing" if counts["missing_folders"] else "ok"
+        return {"status": status, "model": server.encoder.encoder.name, "dimensions": server.dims} | counts
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -416,8 +422,7 @@ def _add_search(app: FastAPI, server: Server) -> None:
 
 
 def _add_duplicates(app: FastAPI, server: Server) -> None:
-    comparing = asyncio.Lock()
-    compared: tuple[Sequence[ImageIndex], dict[str, Any]] | None = None
+    comparison: tuple[Sequence[ImageIndex], asyncio.Task[dict[str, Any]]] | None = None
 
     def compare(indexes: Sequence[ImageIndex]) -> dict[str, Any]:
         places = {
@@ -436,12 +441,15 @@ def _add_duplicates(app: FastAPI, server: Server) -> None:
     @app.get("/duplicates")
     async def duplicates() -> Response:
         """Groups of copies, the largest image first, and bursts: similar images that were taken within seconds."""
-        nonlocal compared
-        async with comparing:
+        nonlocal comparison
+        while True:
             indexes = server.folders()
-            if compared is None or compared[0] is not indexes:
-                compared = indexes, await asyncio.to_thread(compare, indexes)
-            return _json(compared[1])
+            if comparison is None or comparison[1].done() and (comparison[0] is not indexes or comparison[1].exception()):
+                comparison = indexes, asyncio.create_task(asyncio.to_thread(compare, indexes))
+            compared, task = comparison
+            answer = await asyncio.shield(task)  # which goes on for others if a client leaves
+            if compared is indexes:
+                return _json(answer)
 
 
 def _shown_image(folder: int, name: str) -> dict[str, Any]:
@@ -456,34 +464,70 @@ def _shown_image(folder: int, name: str) -> dict[str, Any]:
 
 def _add_images(app: FastAPI, server: Server) -> None:
     thumbnail = partial(jpeg_thumbnail, max_px=_THUMBNAIL_PX)
+    preview = partial(jpeg_thumbnail, max_px=_PREVIEW_PX)
 
-    def read_file(file: Path) -> bytes:
+    def missing() -> RefusedError:
+        return RefusedError("unknown image", "use a url from a /search response", status=404)
+
+    def read_file(file: Path, size: int) -> tuple[bytes, os.stat_result]:
+        """The first bytes of a file that is in the folders now: it may have been replaced since it was indexed."""
+        if not is_within(file, server.live.folders):
+            raise missing()
         refuse_special(file)
         with file.open("rb") as stream:
-            return stream.read(_MAX_PICTURE + 1)
+            return stream.read(size), os.fstat(stream.fileno())
 
     @app.get("/images/{folder}/{path:path}")
-    async def picture(request: Request, folder: int, path: str, small: Annotated[bool, Query()] = False) -> Response:
-        """An image of a folder that is searched, or a `small` one; a video, or a frame of it, `small` in any case."""
-        missing = RefusedError("unknown image", "use a url from a /search response", status=404)
+    async def picture(
+        request: Request,
+        folder: int,
+        path: str,
+        small: Annotated[bool, Query(description="A thumbnail.")] = False,
+        large: Annotated[bool, Query(description="A JPEG, where browsers do not show the format.")] = False,
+    ) -> Response:
+        """An image or a video that is searched. A frame of a video is `small` in any case."""
         name = os.fsdecode(unquote_to_bytes(request.scope["raw_path"]).split(b"/", 3)[3])  # `path` has to be UTF-8
         indexes = server.live.current
         video, time_s = split_frame(name)
-        if not 0 <= folder < len(indexes) or video not in indexes[folder].listing:
-            raise missing
-        file = indexes[folder].folder / name
-        if is_video(name) and file.is_file():
-            return FileResponse(file)
+        if not 0 <= folder < len(indexes) or video not in indexes[folder].images:
+            raise missing()
+        file = indexes[folder].folder / video
+        is_original = time_s is None and (is_video(video) or not small)
+        size = _MAX_PICTURE + 1 if is_original and not is_video(video) else _START_BYTES
         try:
-            if small or time_s is not None:
-                [content] = await server.encoder.make_of_images([(file, thumbnail)])
-            else:
-                content = await server.encoder.in_pool(read_file, file)
+            content, status = await server.encoder.in_pool(read_file, file, size)
+            if is_video(video) and not is_video_start(content):
+                raise missing()
+            if is_video(video) and is_original:
+                return _VideoResponse(file, stat_result=status)
+            if not is_original:
+                [content] = await server.encoder.make_of_images([(indexes[folder].folder / name, thumbnail)])
+            elif large and mime_type(content) not in _SHOWN:
+                [content] = await server.encoder.make_of_images([(file, preview)])
         except (OSError, DcclipError) as error:  # it was removed or replaced
-            raise error if isinstance(error, RefusedError) else missing from None
+            raise error if isinstance(error, RefusedError) else missing() from None
         if (kind := mime_type(content)) is None or len(content) > _MAX_PICTURE:
-            raise missing
+            raise missing()
         return Response(content, media_type=kind, headers={"Cache-Control": "private, max-age=3600"} if small else {})
+
+
+class _VideoResponse(FileResponse):
+    """A file that may change while it is sent: then the connection ends, without a traceback."""
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        remaining = 0
+
+        async def send_part(message: Any) -> None:
+            nonlocal remaining
+            if message["type"] == "http.response.start":
+                remaining = int(dict(message["headers"])[b"content-length"])
+            else:
+                remaining -= len(message["body"])
+                message["more_body"] |= remaining > 0  # else a shorter file would be a complete answer
+            await send(message)
+
+        with suppress(h11.LocalProtocolError, OSError):
+            await super().__call__(scope, receive, send_part)
 
 
 def _add_page(app: FastAPI, server: Server) -> None:

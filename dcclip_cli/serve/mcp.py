@@ -21,7 +21,7 @@ from pydantic import Field
 
 from dcclip_cli.curation.dedup.copies import duplicates
 from dcclip_cli.errors import DcclipError, translated
-from dcclip_cli.files import is_listed
+from dcclip_cli.files import is_within
 from dcclip_cli.html import jpeg_thumbnail
 from dcclip_cli.inference import files
 from dcclip_cli.inference.images import read
@@ -63,7 +63,7 @@ class Tools:
             check_texts([*texts, *minus])
         options: dict[str, Any] = {"images": images, "without": minus, "model": self._model, "top_k": _MAX_HITS}
         result = files.search(texts, self._folders, **options)
-        hits = islice((hit for hit in result.hits if self._contains(hit.image)), top_k)
+        hits = islice((hit for hit in result.hits if is_within(hit.image, self._folders)), top_k)
         photos = [{"photo": printable(str(hit.frame)), "score": round(hit.score, 3)} for hit in hits]
         return {"photos": photos, "fits": result.fits, "unknown": list(result.unknown)}
 
@@ -97,7 +97,7 @@ class Tools:
         """
         result, answer = duplicates(self._folders, model=self._model), dict[str, Any]()
         for kind, groups in (("copies", result.copies), ("bursts", result.bursts)):
-            inside = ([photo for photo in group if self._contains(photo.image)] for group in groups)
+            inside = ([photo for photo in group if is_within(photo.image, self._folders)] for group in groups)
             rows = [
                 [
                     {"photo": printable(str(photo.image)), "width": photo.width, "height": photo.height}
@@ -109,17 +109,11 @@ class Tools:
             answer |= {kind: rows[:top_k], f"{kind}_count": len(rows)}
         return answer
 
-    def _contains(self, path: Path) -> bool:
-        """Whether a file is in one of the folders, with links followed, and not hidden or deleted there."""
-        file = Path(os.path.realpath(path))
-        folder = next(filter(file.is_relative_to, self._folders), file)
-        return file != folder and all(map(is_listed, file.relative_to(folder).parts))
-
     def _file(self, photo: str) -> Path:
         for path in [folder / name for name in (photo, unprintable(photo)) for folder in self._folders]:
             file = Path(split_frame(path)[0])
             with suppress(OSError, ValueError):  # of a name that is too long, or has a zero byte
-                if self._contains(file) and file.is_file():
+                if is_within(file, self._folders) and file.is_file():
                     return path
         raise DcclipError("{!r:.200} is not a photo in the served folders", "use a path from a search result", photo)
 

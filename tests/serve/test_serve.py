@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ from dcclip_cli.serve.batches import BatchedEncoder
 from dcclip_cli.serve.server import make_server
 from tests.curation.test_executors import wait
 from tests.images import encode, png_header
+from tests.videos import film
 
 
 @pytest.fixture
@@ -171,6 +173,55 @@ def test_pictures_with_any_name_are_found_and_those_that_were_replaced_are_not(
             assert statuses == remaining | {"a.png": 404, "b.png": 404, "c.png": 404}
 
 
+def test_links_out_of_the_folders_are_neither_indexed_nor_sent(
+    model: Model, pictures: list[Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("av", reason="av is not installed")
+    folder, outside = pictures[0].parent, tmp_path / "外面 outside"
+    outside.mkdir()
+    film(str(outside / "假日.mp4"), [Image.open(pictures[0])])
+    (outside / "secret.png").write_bytes(pictures[0].read_bytes())
+    targets = {"a.mp4": outside / "假日.mp4", "图.png": outside / "secret.png", "下": outside, "b.mp4": "/etc/passwd"}
+    for name, target in {**targets, "inside.png": pictures[1]}.items():
+        (folder / name).symlink_to(target)
+    served = {"inside.png", *(path.name for path in pictures)}
+    index = open_index(model._encoder, folder, within=[folder.resolve()])
+    assert index.images.keys() == served and index.skipped == {"links": 5}
+    everything = open_index(model._encoder, folder)
+    assert everything.images.keys() == served | {"a.mp4", "图.png", "下/假日.mp4", "下/secret.png"}
+    with TestClient(application(model._encoder, [everything])) as client:
+        names = [*served, *targets, "下/假日.mp4", "下/secret.png"]
+        statuses = {name: client.get(f"/images/0/{name}").status_code for name in names}
+        assert {name for name, status in statuses.items() if status != 404} == served
+        frame = everything.images["a.mp4"].replace("#", "%23")
+        assert client.get(f"/images/0/{frame}?small=true").status_code == 404
+    with TestClient(application(model._encoder, [everything], follow_s=0.1)) as client:
+        wait(lambda: client.get("/health").json()["images"] == len(served), within_s=10)
+
+
+def test_a_video_is_sent_as_what_it_is_now(
+    model: Model, pictures: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("av", reason="av is not installed")
+    video = pictures[0].with_name("假日.mp4")
+    film(str(video), [Image.open(path) for path in pictures[:2]])
+    with video.open("ab") as stream:
+        stream.truncate(100 << 20)
+    index = open_index(model._encoder, video.parent)
+    with running(application(model._encoder, [index])) as (_, port):
+        late = "9" * 25
+        assert answer(send(port, get(f"/images/0/{quote(video.name)}%23t={late}"))).startswith(b"HTTP/1.1 404")
+        with send(port, get(f"/images/0/{quote(video.name)}")) as shrinking:
+            assert shrinking.recv(1000).startswith(b"HTTP/1.1 200")
+            os.truncate(video, 1 << 20)
+            with suppress(ConnectionError):
+                while shrinking.recv(1 << 20):
+                    pass
+        video.write_bytes(b"root:x:0:0" * 9)
+        assert answer(send(port, get(f"/images/0/{quote(video.name)}"))).startswith(b"HTTP/1.1 404")
+    assert "Traceback" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("request_of", "status", "said"),
     [
@@ -290,6 +341,10 @@ def answer(connection: socket.socket) -> bytes:
     with connection, suppress(ConnectionError):
         return connection.recv(1000)
     return b""
+
+
+def get(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
 
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
