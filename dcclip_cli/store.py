@@ -42,6 +42,7 @@ _CLAIMED = 4096  # rows that a filling process claims at once, in whole batches
 _MOST_CLAIMS = 1000
 _BLOCK_BYTES = 2**28
 _INDEX = "index"
+_SMALL_BYTES, _MOST_SMALL = 2**20, 256  # blocks that are smaller are merged when there are so many of them
 _UNINDEXED = 2**20  # rows in memory at which the index is written again
 
 
@@ -201,6 +202,8 @@ class FeatureStore:
                 self._seen = self.files
                 self._tables = [_Table(arrays[_KEYS].reshape(-1).view("S16"), arrays["block"], arrays["row"]), _EMPTY]
                 self._index = state
+        is_there = [block is not None and (not block.file or block.file in files) for block in self._blocks]
+        self._blocks = [block if there else None for block, there in zip(self._blocks, is_there, strict=True)]
         tables = list[_Table]()
         for file in sorted(files - self._seen):  # by time
             if block := self._arrays(open_block, file):
@@ -208,6 +211,7 @@ class FeatureStore:
             self._seen.add(file)
         if tables:
             self._tables = [self._tables[0], _merged([self._tables[1], *tables])]
+            self._merge_small()
         if self._warn and not self.in_memory and len(self._tables[1].keys) >= _UNINDEXED:
             # Where it cannot be written, or another process is writing it, the rows stay in memory.
             with suppress(OSError), lock(self.folder / f".{_INDEX}.lock", wait=False) as claimed:
@@ -222,6 +226,32 @@ class FeatureStore:
                     write_block(index, {_KEYS: table.keys.view(np.uint8).reshape(-1, 16), **columns})
                     self.refresh()
 
+    def _merge_small(self) -> None:
+        """Write many small blocks as a large one: a folder that is followed adds a block for each new file."""
+        blocks = [block for block in self._blocks if block and block.file and block.size < _SMALL_BYTES]
+        if len(blocks) < _MOST_SMALL or not self._optional or self.in_memory:
+            return
+        assert self.folder
+        with suppress(OSError, DcclipError), lock(self.folder / ".merge.lock", wait=False) as claimed:
+            if not claimed:  # another process merges them
+                return
+            pieces = dict[tuple[object, ...], list[tuple[np.ndarray, Values]]]()
+            for block in blocks:
+                arrays = dict(self._arrays(open_block, block.file) or {})
+                keys = arrays.pop(_KEYS, np.empty(0, np.uint8)).reshape(-1).view("S16")
+                values: dict[str, np.ndarray | Ragged] = {}
+                for name in [name for name in arrays if not name.endswith(_OFFSETS)]:
+                    offsets = arrays.get(name + _OFFSETS)
+                    values[name] = arrays[name] if offsets is None else Ragged(arrays[name], np.diff(offsets))
+                form = tuple((name, flat(rows).dtype, flat(rows).shape[1:]) for name, rows in values.items())
+                pieces.setdefault(form, []).append((keys, values))
+            if not all(self._save(parts)[0] for parts in pieces.values()):  # the disk is full
+                return
+            _mapped.cache_clear()  # Windows removes no mapped file
+            for block in blocks:
+                remove(self.folder / block.file)
+        self.refresh()
+
     def missing(self, keys: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """(N,) whether a row lacks one of these arrays."""
         return np.any([self._find(name, keys)[0] < 0 for name in names], axis=0)
@@ -233,6 +263,13 @@ class FeatureStore:
     def read_arrays(self, names: Sequence[str], keys: np.ndarray) -> dict[str, np.ndarray | Ragged]:
         if not len(keys):
             return {name: np.empty((0, 0), np.float16) for name in names}
+        try:
+            return self._read_arrays(names, keys)
+        except MissingRows:  # another process has merged blocks
+            self.refresh()
+            return self._read_arrays(names, keys)
+
+    def _read_arrays(self, names: Sequence[str], keys: np.ndarray) -> dict[str, np.ndarray | Ragged]:
         arrays_by_name = dict[str, np.ndarray | Ragged]()
         for name in names:
             numbers, rows = self._find(name, keys)

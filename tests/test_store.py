@@ -136,6 +136,20 @@ def test_an_index_is_read_in_place_of_blocks_and_rows_of_damaged_ones_are_missin
     assert not list(tmp_path.glob("[!.]*")) and stored.missing(KEYS, ["map"]).all()
 
 
+def test_many_small_blocks_become_one_and_who_has_read_them_reads_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = filled(tmp_path, *range(1, N))
+    monkeypatch.setattr(store, "_MOST_SMALL", N)
+    for merged in (FeatureStore(tmp_path, optional=True), other, FeatureStore(tmp_path)):
+        arrays = merged.read_arrays([*ROWS, "tokens"], KEYS[::-1])
+        for name, expected in values(np.arange(N)[::-1]).items():
+            rows = arrays[name]
+            np.testing.assert_array_equal(store.flat(rows), store.flat(expected))
+            assert not isinstance(rows, Ragged) or rows.lengths.tolist() == LENGTHS[::-1].tolist()
+    assert len([*tmp_path.glob("*.safetensors")]) == 1
+
+
 def test_more_blocks_than_files_may_be_open_are_listed_and_read_and_none_is_deleted(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     keys, rows = digests("", (str(number).encode() for number in range(1500))), np.arange(1500.0)[:, None]

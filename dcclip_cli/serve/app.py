@@ -422,7 +422,8 @@ def _add_search(app: FastAPI, server: Server) -> None:
 
 
 def _add_duplicates(app: FastAPI, server: Server) -> None:
-    comparison: tuple[Sequence[ImageIndex], asyncio.Task[dict[str, Any]]] | None = None
+    compared: Sequence[ImageIndex] = ()
+    task: asyncio.Task[dict[str, Any]] | None = None
 
     def compare(indexes: Sequence[ImageIndex]) -> dict[str, Any]:
         places = {
@@ -441,14 +442,14 @@ def _add_duplicates(app: FastAPI, server: Server) -> None:
     @app.get("/duplicates")
     async def duplicates() -> Response:
         """Groups of copies, the largest image first, and bursts: similar images that were taken within seconds."""
-        nonlocal comparison
+        nonlocal compared, task
         while True:
             indexes = server.folders()
-            if comparison is None or comparison[1].done() and (comparison[0] is not indexes or comparison[1].exception()):
-                comparison = indexes, asyncio.create_task(asyncio.to_thread(compare, indexes))
-            compared, task = comparison
+            if task is None or (task.done() and (compared is not indexes or task.exception())):
+                compared, task = indexes, asyncio.create_task(asyncio.to_thread(compare, indexes))
+            is_current = compared is indexes
             answer = await asyncio.shield(task)  # which goes on for others if a client leaves
-            if compared is indexes:
+            if is_current:
                 return _json(answer)
 
 

@@ -71,7 +71,7 @@ class LiveIndexes(Silent):
             try:
                 with suppress(DcclipError):  # the folder has no images any more, or is not there
                     listing = list_images(index.folder, index.exclude, within=self.folders)
-            except Exception as error:  # following goes on, whatever it is
+            except Exception as error:  # noqa: BLE001 - following goes on
                 self._report(error)
                 self._away.add(place)
                 continue
@@ -88,8 +88,8 @@ class LiveIndexes(Silent):
             self._away.discard(place)
         elif had_files:
             self._away.add(place)
-            line = "serve: warning: {} has no photographs any more; its disk may be away"
-            self._say(Message(line, self.current[place].folder))
+            folder = self.current[place].folder
+            self._say(Message("serve: warning: {} has no photographs any more; its disk may be away", folder))
 
     def _update(self) -> bool:
         """Bring the indexes up to date with the last look, as far as one update may; returns whether files remain."""
@@ -110,7 +110,7 @@ class LiveIndexes(Silent):
                         remaining |= len(files) < len(self._complete[place])
                 except CancelledError:
                     return False
-                except Exception as error:  # following goes on, whatever it is; the next look tries again
+                except Exception as error:  # noqa: BLE001 - following goes on; the next look tries again
                     self._report(error)
         return remaining
 
@@ -129,7 +129,7 @@ async def _in_thread(function: Callable[[], Any]) -> Any:
     def run() -> None:
         try:
             future.set_result(function())
-        except Exception as error:  # raised where it is awaited
+        except Exception as error:  # noqa: BLE001 - raised where it is awaited
             future.set_exception(error)
 
     future.set_running_or_notify_cancel()

@@ -1,5 +1,6 @@
 """Servers on loopback: an S3 store, and HTTP with byte ranges."""
 
+import logging
 import re
 import socket
 import threading
@@ -33,6 +34,8 @@ class S3:
     def start(self) -> None:
         from moto.server import ThreadedMotoServer
 
+        # Of a test that has ended: its stream is closed.
+        logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
         self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
         self._server.start()
 

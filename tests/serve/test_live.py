@@ -1,22 +1,29 @@
 """Folders that change while they are served."""
 
+import json
 import shutil
 import threading
 import time
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from dcclip_cli.curation.dedup.copies import find_duplicates
+from dcclip_cli.curation.dedup.near_duplicates import perceptual_hashes
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.inference.encoder import load_encoder
+from dcclip_cli.inference.images import read
 from dcclip_cli.inference.index import open_index
 from dcclip_cli.inference.onnx_encoder import OnnxEncoder
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.serve.app import application
 from tests.curation.test_executors import wait
+from tests.serve.test_serve import get, running, send
 from tests.videos import film
 
 
@@ -48,11 +55,67 @@ def test_the_server_follows_its_folder_and_waits_for_complete_files(
         monkeypatch.setattr("dcclip_cli.serve.live._NEW_IMAGES", 0)  # stored ones are not new
         folder.rename(folder.with_name("away"))  # as a disk that is unmounted
         wait(lambda: served() == (set(), 0, 0), within_s=5)
+        health = client.get("/health").json()
+        assert (health["status"], health["missing_folders"]) == ("a folder is missing", 1)
         folder.with_name("away").rename(folder)
         wait(lambda: served()[2] == 5, within_s=5)
-    assert (
-        open_index(model, folder, exclude=index.exclude).embedded == 0 and sum(str(slow) in line for line in lines) == 1
-    )
+        assert client.get("/health").json()["status"] == "ok"
+    assert open_index(model, folder, exclude=index.exclude).embedded == 0
+    assert [sum(text in line for line in lines) for text in (str(slow), "no photographs any more")] == [1, 1]
+
+
+def test_following_goes_on_after_an_error_and_what_was_unreadable_for_a_moment_is_read_again(
+    bundle_folder: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines, broken = list[str](), [True]
+
+    class Encoder(OnnxEncoder):
+        def encode_pixels(self, pixels: np.ndarray) -> Any:
+            if broken[0]:
+                raise RuntimeError("the device was lost")
+            return super().encode_pixels(pixels)
+
+    def read_unless_away(path: Any) -> Any:
+        if broken[0] and path.name == "别处 away.png":
+            raise DcclipError("{} cannot be read", "check the disk", path)
+        return read(path)
+
+    monkeypatch.setattr("dcclip_cli.inference.index.read", read_unless_away)
+    index = open_index(OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent)
+    encoder = Encoder(bundle_folder, "cpu")
+    with TestClient(application(encoder, [index], say=lines.append, follow_s=0.05)) as client:
+
+        def images() -> int:
+            return int(client.get("/health").json()["images"])
+
+        away, new = index.folder / "别处 away.png", index.folder / "new.png"
+        away.write_bytes(pictures[0].read_bytes())
+        wait(lambda: any("cannot be read" in line for line in lines), within_s=5)
+        new.write_bytes(pictures[1].read_bytes())
+        wait(lambda: any("the device was lost" in line for line in lines), within_s=5)
+        time.sleep(0.3)  # it is not said again
+        assert images() == 5 and len(lines) == 2
+        broken[0] = False
+        wait(lambda: images() == 7, within_s=10)
+
+
+def test_a_stop_does_not_wait_for_the_list_of_a_slow_folder(
+    bundle_folder: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, begun, end = OnnxEncoder(bundle_folder, "cpu"), threading.Event(), threading.Event()
+
+    def list_slowly(*_: Any, **__: Any) -> dict[str, bytes]:
+        begun.set()
+        end.wait(30)
+        return {}
+
+    app = application(model, [open_index(model, pictures[0].parent)], follow_s=0.05)
+    monkeypatch.setattr("dcclip_cli.serve.live.list_images", list_slowly)
+    with TestClient(app):
+        assert begun.wait(5)
+        begin = time.monotonic()
+    assert time.monotonic() - begin < 5
+    end.set()
 
 
 def test_a_large_copy_is_embedded_in_parts_without_a_look_for_each(
@@ -109,6 +172,47 @@ def test_duplicates_are_of_all_folders_as_they_are_now(tmp_path: Path) -> None:
         assert client.get(f"/{smaller['url']}").content == copy.read_bytes() and str(tmp_path) not in response.text
         copy.unlink()
         wait(lambda: client.get("/duplicates").json()["copies"] == [], within_s=10)
+
+
+def test_reloads_wait_for_one_comparison_and_later_ones_compare_new_photographs_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, folder = Path(__file__).parents[2] / "recipes/starter/photos", tmp_path / "相册"
+    shutil.copytree(photos, folder)
+    cat = Image.open(photos / "cat.jpg")
+    cat.resize((cat.width // 2, cat.height // 2)).save(folder / "小猫.jpg")
+    encoder, calls, compared = load_encoder(resolve("starter"), "cpu"), list[str](), list[int]()
+
+    def find_slowly(*arguments: Any) -> Any:
+        calls.append("begin")
+        time.sleep(1)
+        result = find_duplicates(*arguments)
+        calls.append("end")
+        return result
+
+    def hash_and_count(thumbs: np.ndarray) -> np.ndarray:
+        compared.append(len(thumbs))
+        return perceptual_hashes(thumbs)
+
+    monkeypatch.setattr("dcclip_cli.serve.app.find_duplicates", find_slowly)
+    monkeypatch.setattr("dcclip_cli.curation.dedup.copies.perceptual_hashes", hash_and_count)
+    with running(application(encoder, [open_index(encoder, folder)], follow_s=0.1)) as (_, port):
+
+        def groups() -> list[list[str]]:
+            with urlopen(f"http://127.0.0.1:{port}/duplicates", timeout=60) as response:
+                return [[photo["path"] for photo in group] for group in json.load(response)["copies"]]
+
+        for _ in range(3):  # reloads
+            with send(port, get("/duplicates")):
+                time.sleep(0.2)
+        assert groups() == groups() == [["cat.jpg", "小猫.jpg"]]
+        assert calls == ["begin", "end"] and compared == [7]
+        cat.save(folder / "cat 2.png")
+        wait(lambda: len(groups()[0]) == 3, within_s=20)
+        assert compared == [7, 7]  # six that repeat none, and the new one
+        (folder / "cat.jpg").unlink()
+        wait(lambda: groups() == [["cat 2.png", "小猫.jpg"]], within_s=20)
+        assert compared == [7, 7, 7] and calls == ["begin", "end"] * (len(calls) // 2)
 
 
 def test_no_request_waits_for_an_update_and_a_stop_stores_its_part(bundle_folder: Path, pictures: list[Path]) -> None:

@@ -181,7 +181,12 @@ def test_links_out_of_the_folders_are_neither_indexed_nor_sent(
     outside.mkdir()
     film(str(outside / "假日.mp4"), [Image.open(pictures[0])])
     (outside / "secret.png").write_bytes(pictures[0].read_bytes())
-    targets = {"a.mp4": outside / "假日.mp4", "图.png": outside / "secret.png", "下": outside, "b.mp4": "/etc/passwd"}
+    targets = {
+        "a.mp4": outside / "假日.mp4",
+        "图.png": outside / "secret.png",
+        "下": outside,
+        "b.mp4": Path("/etc/passwd"),
+    }
     for name, target in {**targets, "inside.png": pictures[1]}.items():
         (folder / name).symlink_to(target)
     served = {"inside.png", *(path.name for path in pictures)}

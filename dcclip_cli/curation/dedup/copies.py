@@ -25,7 +25,7 @@ from dcclip_cli.files import cache_folder, several
 from dcclip_cli.machine import cores
 from dcclip_cli.model.preprocess import DAMAGE
 from dcclip_cli.progress import Progress, ProgressChoice, progress_for
-from dcclip_cli.store import FeatureStore, Ragged, Values, digests, flat
+from dcclip_cli.store import SUFFIX, FeatureStore, Values, digests, flat, open_block, write_block
 from dcclip_cli.versions import VERSION
 
 if TYPE_CHECKING:
@@ -106,9 +106,10 @@ def find_duplicates(
 ) -> Duplicates:
     """Find copies and bursts among photographs. `index` returns indexes with the embeddings of some of them.
 
-    Copies are found as by the filter `near-image` of `dcclip collect`; each is similar to the largest one of its group.
-    Similar photographs that were taken at different times within seconds are a burst. Thumbnails and the result of a
-    comparison are in the cache folder. Raises DcclipError without duckdb, and if no photograph can be read.
+    Copies are found as by the filter `near-image` of `dcclip collect`; each is similar to one photograph of its group:
+    to the largest, or to that of an earlier comparison. Similar photographs that were taken at different times within
+    seconds are a burst. Thumbnails and the result of the last comparison are in the cache folder. Raises DcclipError
+    without duckdb, and if no photograph can be read.
     """
     if package := next((name for name in ("duckdb", "pyarrow") if find_spec(name) is None), None):
         raise DcclipError(
@@ -182,30 +183,50 @@ def _taken_s(image: Image.Image) -> float:
 
 
 def _copies(photos: Sequence[Photo], keys: np.ndarray, store: FeatureStore) -> np.ndarray:
-    """Rows of photographs, (N, 2): each copy with the first one that it repeats. Stored until a photograph changes."""
+    """Rows of photographs, (N, 2): each copy with the photograph that it repeats, which repeats none.
+
+    Only photographs that are new since the last comparison, or whose original is gone, are compared with the others.
+    """
     import duckdb
     import pyarrow as pa
 
-    def compare(_: np.ndarray) -> Iterator[tuple[np.ndarray, Values]]:
-        thumbs = store.read("thumb", keys)
+    try:
+        top = os.path.commonpath({os.fsencode(photo.image.resolve().parent) for photo in photos})
+    except ValueError:  # of two drives
+        top = b""
+    file = cache_folder() / "search" / "copies" / f"{digests(VERSION, [top])[0].hex()}{SUFFIX}"
+    row_of = {key: row for row, key in enumerate(keys.tolist())}
+    original = np.full(len(photos), -1)  # row of the photograph that each repeats, its own if it repeats none
+    with suppress(OSError, ValueError, LookupError, DcclipError):  # the first comparison, or a damaged file
+        for key, first in open_block(file)["pairs"].view("S16").tolist():
+            if key in row_of and first in row_of:
+                original[row_of[key]] = row_of[first]
+    firsts = np.flatnonzero(original == np.arange(len(photos)))
+    new = np.flatnonzero(original < 0)
+    if len(new):
+        compared = np.concatenate([firsts, new])
+        thumbs = store.read("thumb", keys[compared])
         columns = {
-            "number": np.arange(1, len(photos) + 1),
+            "number": np.arange(1, len(compared) + 1),
             "hashes": list(perceptual_hashes(thumbs)),
-            "width": [photo.width for photo in photos],
-            "height": [photo.height for photo in photos],
+            "width": [photos[row].width for row in compared],
+            "height": [photos[row].height for row in compared],
             "thumb": [thumb.tobytes() for thumb in thumbs],
         }
         with tempfile.TemporaryDirectory() as folder, duckdb.connect() as connection:
             connection.execute("SET temp_directory = $folder", {"folder": folder})
             connection.register("rows", pa.table(columns))
             connection.execute("CREATE TABLE photos AS SELECT * FROM rows")
-            find_near(connection, "photos", "photos", "photos", NearImage().bits)
-            near = connection.execute("SELECT earlier - 1, later - 1 FROM near ORDER BY earlier, later").fetchnumpy()
-        pairs = np.stack([*near.values()], axis=1)
-        yield np.zeros(1, int), {"pairs": Ragged(pairs, np.array([len(pairs)]))}
-
-    _, arrays = store.complete(["pairs"], digests(f"copies {VERSION}", [keys.tobytes()]), compare)
-    return flat(arrays["pairs"])
+            connection.execute(f"CREATE VIEW new AS SELECT * FROM photos WHERE number > {len(firsts)}")
+            find_near(connection, "photos", "new", "photos", NearImage().bits)
+            near = connection.execute("SELECT earlier - 1 AS first, later - 1 AS copy FROM near").fetchnumpy()
+        original[new] = new
+        original[compared[near["copy"]]] = compared[near["first"]]
+        with suppress(OSError):  # then all are compared again
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_block(file, {"pairs": np.stack([keys, keys[original]], axis=1).view(np.uint8)})
+    copies = np.flatnonzero(original != np.arange(len(photos)))
+    return np.stack([original[copies], copies], axis=1)
 
 
 def _bursts(
