@@ -125,15 +125,6 @@ def busy_machine() -> Message | None:
     return Message("load {:.1f} on {} cores: other programs slow down training and measurements", load[0], count)
 
 
-def busy_cores() -> float:
-    """How many of this process's cores other work keeps busy, measured while this process waits."""
-    import psutil
-
-    percent = psutil.cpu_percent(0.2, percpu=True)
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(percent))
-    return sum(percent[core] for core in allowed if core < len(percent)) / 100
-
-
 @cache
 def cpu_features() -> frozenset[str]:
     """The processor's features as the system names them (avx2, avx512_vnni, FEAT_BF16); empty if unknown."""

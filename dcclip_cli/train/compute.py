@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import os
 import shutil
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
 from importlib.util import find_spec
@@ -19,7 +17,6 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from accelerate.utils.memory import should_reduce_batch_size
-from PIL import Image
 from torch import distributed, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
@@ -29,7 +26,6 @@ from dcclip_cli.data.samplers import MixedBatchSampler
 from dcclip_cli.errors import AgainError, DcclipError, Message
 from dcclip_cli.files import read_json, write_json
 from dcclip_cli.model.precision import Choice, choose_precision, newton_schulz_precision
-from dcclip_cli.model.towers import ImageFeatures, Towers
 from dcclip_cli.progress import Progress
 from dcclip_cli.train.distributed import from_first, process_count
 
@@ -39,8 +35,6 @@ if TYPE_CHECKING:
 
 COMPUTED_IN = "computed_in.json"
 _LAUNCHED_WITH = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-_LEAST_COMPILED_GAIN = 1.15
-_PROBED_IMAGES = 256  # at most
 _AGAIN = Message("start over with --fresh")
 _groups = itertools.count()  # of processes, one after the other
 T = TypeVar("T")
@@ -95,23 +89,16 @@ def use_kernels(options: TrainOptions, device: str) -> None:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = options.tf32
 
 
-def use_threads(options: TrainOptions, folder: Path, progress: Progress) -> None:
+def use_threads(options: TrainOptions, folder: Path) -> None:
     """Set torch's threads (with another number, sums are rounded differently), and keep freed memory.
 
-    The default is one thread for each core that neither other work nor a loading process needs; loading is lighter, so
-    it leaves more than half of the cores. OMP_NUM_THREADS, which torchrun sets, has priority over that.
+    The default is one thread for each core that no loading process needs; loading is lighter, so it leaves more than
+    half of the cores. OMP_NUM_THREADS, which torchrun sets, has priority over that.
     """
 
     def free_threads() -> int:
-        count, busy = machine.cores(), machine.busy_cores()
-        limit = max(count - machine.loading_processes(options.workers), count // 2 + 1)
-        threads = min(limit, max(1, round(count - busy)))
-        if threads < limit:
-            numbers = threads, limit, busy, count
-            progress.say(
-                Message("{}: using {} of {} threads: other programs use {:.1f} of {} cores", folder.name, *numbers)
-            )
-        return threads
+        count = machine.cores()
+        return max(count - machine.loading_processes(options.workers), count // 2 + 1)
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -154,76 +141,23 @@ def settle_precision(stage: Stage, trained: nn.Module) -> Choice:
     return choice
 
 
-def settle_compile(stage: Stage) -> bool:
-    """Compile the student's images and live teachers where a probe said so when the stage began; return whether."""
-    options, folder, progress = stage.options, stage.folder, stage.progress
-    if options.compile == "off":
-        return False
-    torch._inductor.config.deterministic = options.deterministic  # no kernel is chosen by its speed
-    part = stage.sampler.images_per_step // (process_count() * stage.fewest_parts)
-    if options.accumulate == "auto":  # which finds out what fits
-        part = min(_PROBED_IMAGES, part)
-    teachers = [] if options.teacher_cache is True else [teacher.towers for teacher in stage.teachers]
-    probe = decided(folder, "compile", lambda: _compile_probe(stage, teachers, part))
-    if probe is None:
-        progress.say(Message("{}: not compiled: torch finds no compiler on this machine", folder.name))
-        return False
-    pays = probe["gain"] >= _LEAST_COMPILED_GAIN
-    compiled = Message("compiled") if pays else Message("not compiled")
-    line = Message(
-        "{}: {}: compiled passes of the image towers are {:.2f} times as fast, after {:.0f} s of compiling",
-        *(folder.name, compiled, probe["gain"], probe["seconds"]),
-    )
-    progress.say(line)
-    if pays:
-        # Not the student's texts: of how many the first batch has decides how sums over all are split, and a run that
-        # resumes has another first batch. Nor teachers that fill a cache, whose features are the same in all runs.
-        stage.task.student.compile_towers(["image"])
-        for towers in teachers:
-            towers.compile_towers(["image"] if options.teacher_cache else ["image", "text"])
-    return bool(pays)
-
-
-def _compile_probe(stage: Stage, teachers: Sequence[Towers], images: int) -> dict[str, float] | None:
-    """How many times as fast image towers are when compiled, the student's with its backward pass, and at what cost.
-
-    None without a compiler that works. Weights, running means and random state of the task do not change.
-    """
-    task, device, kind = stage.task, stage.device, torch.device(stage.device).type
-    compiler = find_spec("triton") if kind == "cuda" else device == "cpu" and shutil.which(os.environ.get("CXX", "g++"))
+def compile_towers(stage: Stage) -> None:
+    """Compile the student's images and live teachers. Raises DcclipError without a compiler."""
+    options = stage.options
+    if torch.device(stage.device).type == "cuda":
+        compiler = find_spec("triton")
+    else:
+        compiler = shutil.which(os.environ.get("CXX", "g++"))
     if not compiler:
-        return None
-    probed = copy.deepcopy(task.student).to(device).train()
-    teachers = [towers for towers in teachers if "image" in towers.compilable]
-    batches = []
-    for towers in (probed, *teachers):
-        image = torch.from_numpy(towers.preprocess(Image.new("RGB", (64, 64)))).to(device)
-        batches.append(image.expand(images, *image.shape).contiguous(memory_format=torch.channels_last))
-
-    def seconds(passes: Sequence[Callable[..., ImageFeatures]]) -> float:
-        began = time.perf_counter()
-        with probed.autocast(stage.options.precision):
-            features = passes[0](batches[0], task.layers)
-            outputs = features.embedding, features.map, *features.maps.values()
-            torch.stack([output.float().square().mean() for output in outputs]).sum().backward()
-        probed.zero_grad()
-        for teacher, image_features, pixels in zip(teachers, passes[1:], batches[1:], strict=True):
-            with teacher.as_teacher():
-                image_features(pixels)
-        if kind == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - began
-
-    eager_passes = [towers.image_features for towers in (probed, *teachers)]
-    ways = eager_passes, [torch.compile(image_features, dynamic=False) for image_features in eager_passes]
-    try:
-        with torch.random.fork_rng():
-            first = [seconds(way) for way in ways]
-            turns = [[seconds(way) for way in ways] for _ in range(3)]
-    except torch._dynamo.exc.BackendCompilerFailed:  # no headers of Python, for example
-        return None
-    eager, compiled = map(min, zip(*turns, strict=True))
-    return {"gain": eager / compiled, "seconds": first[1] - compiled}
+        problem = Message("{}.compile needs a compiler, which this machine does not have", stage.name)
+        raise DcclipError(problem, "install g++ (for the CPU) or triton (for a GPU), or set compile: false")
+    torch._inductor.config.deterministic = options.deterministic  # no kernel is chosen by its speed
+    # Not the student's texts: of how many the first batch has decides how sums over all are split, and a run that
+    # resumes has another first batch. Nor teachers that fill a cache, whose features are the same in all runs.
+    stage.task.student.compile_towers(["image"])
+    if options.teacher_cache is not True:
+        for teacher in stage.teachers:
+            teacher.towers.compile_towers(["image"] if options.teacher_cache else ["image", "text"])
 
 
 def make_accelerator(options: TrainOptions, device: str, unused: bool = True) -> Accelerator:

@@ -324,7 +324,7 @@ def _measure(stage: BlankStage, with_teachers: bool) -> Times:
         os.environ.pop(name, None)
     options, device, processes, base = stage.options, stage.device, stage.processes, peak_memory_bytes()
     on_cpu, workers = device == "cpu", loading_processes(options.workers, device, processes)
-    changes = {"workers": workers, "validate_every_steps": None, "compile": "off" if on_cpu else options.compile}
+    changes = {"workers": workers, "validate_every_steps": None, "compile": options.compile and not on_cpu}
     if on_cpu and processes > 1:
         changes["threads"] = options.threads or 1  # as the launcher
     stage.options = options.model_copy(update=changes)

@@ -141,10 +141,10 @@ class TrainOptions(Options):
     tf32: bool = Field(
         True, description="TF32 in fp32 matrix products and convolutions on a GPU: faster, with a 10-bit mantissa"
     )
-    compile: Literal["auto", "off"] = Field(
-        "off",
-        description="Compile the student's image tower and live teachers (torch.compile). auto: only if a test run is "
-        "at least 1.15 times as fast; the test takes minutes and needs a GPU or a C++ compiler",
+    compile: bool = Field(
+        False,
+        description="Compile the student's image tower and live teachers (torch.compile), which takes minutes; needs "
+        "a GPU or a C++ compiler",
     )
     deterministic: bool = Field(
         True,
@@ -177,8 +177,8 @@ class TrainOptions(Options):
         None,
         ge=1,
         le=1024,
-        description="CPU threads of torch; bit-identical runs need the same number. Default: one per core that is "
-        "not used by other programs or `workers`",
+        description="CPU threads of torch; bit-identical runs need the same number. Default: the process's cores "
+        "minus `workers`",
     )
     log_every_steps: Neutral[Steps] = Field(20, description="Steps between entries in metrics.jsonl and the trackers")
     checkpoint_every_steps: Neutral[Steps | None] = Field(

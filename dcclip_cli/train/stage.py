@@ -24,7 +24,7 @@ from dcclip_cli.model.towers import OpenClipTowers
 from dcclip_cli.options import decisive
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.run_dir import RunDir, TrainResult, finished
-from dcclip_cli.train.compute import decided, join_processes, settle_compile, settle_precision, use_kernels, use_threads
+from dcclip_cli.train.compute import compile_towers, decided, join_processes, settle_precision, use_kernels, use_threads
 from dcclip_cli.train.distributed import check_shared, from_first, process_count, process_index, processes_here
 from dcclip_cli.train.lora import add_lora
 from dcclip_cli.train.losses.base import Loss, layers_of, learns_from, student_layers
@@ -120,7 +120,7 @@ class Stage:
         workers = loading_processes(self.options.workers, self.device, processes_here())
         self.options = self.options.model_copy(update={"workers": workers})
         use_kernels(self.options, self.device)
-        use_threads(self.options, self.folder, self.progress)
+        use_threads(self.options, self.folder)
         raise_first(caption_problems(self, self._has_captions))
         pairs = self.training.datasets.get("pairs")
         if pairs is not None and pairs.embeddings is not None:
@@ -130,7 +130,7 @@ class Stage:
         student = self.student
         for line in warnings(self):
             self.progress.say(line)
-        choice, compiled = self.settle()
+        choice = self.settle()
         identity = json.dumps(self.identity, sort_keys=True, ensure_ascii=False).encode()
         first_facts, optimizer = self.first_teacher and self.first_teacher.facts, self.options.optimizer
         self.provenance = {
@@ -143,7 +143,7 @@ class Stage:
                 **asdict(choice),
                 "newton_schulz": optimizer.newton_schulz if optimizer.kind == "muon" else None,
                 "threads": torch.get_num_threads(),
-                **({"compiled": True} if compiled else {}),
+                **({"compiled": True} if self.student.towers.compiled else {}),
                 "teachers": [asdict(teacher.facts.precision) for teacher in self.teachers],
             },
         }
@@ -152,14 +152,16 @@ class Stage:
         if self.first_teacher and not self.teachers:  # a new student has inherited its weights
             self.first_teacher.free()
 
-    def settle(self) -> tuple[Choice, bool]:
-        """Leave nothing that decides how a step is computed at `auto`: the precision, and whether it is compiled."""
+    def settle(self) -> Choice:
+        """Leave nothing that decides how a step is computed at `auto`, and compile what the options say."""
         _ = self.features  # which are made, and reported, before the precision
         passes_images = self.lock != "image" and bool({"pairs", "images"} & self.training.datasets.keys())
         learns_images = passes_images and self.options.optimizer.image_lr_scale > 0
         towers = self.student.towers
         choice = settle_precision(self, towers if learns_images else towers.model.text)
-        return choice, passes_images and settle_compile(self)
+        if self.options.compile and passes_images:
+            compile_towers(self)
+        return choice
 
     @cached_property
     def training(self) -> TrainingData:

@@ -21,7 +21,6 @@ from dcclip_cli.model.towers import ImageFeatures, OpenClipTowers, TextFeatures
 from dcclip_cli.train.distributed import average_gradients, gather, gather_numbers, process_count, process_index
 from dcclip_cli.train.losses.base import Loss, Outputs, TeacherLoss, Tower, student_layers
 from dcclip_cli.train.losses.contrastive import TaskLoss
-from dcclip_cli.train.speed import training_flops
 from dcclip_cli.train.teacher import TeacherFeatures, no_images, no_texts, widths
 
 
@@ -139,12 +138,6 @@ class TrainingTask(nn.Module):
         else:
             image = no_images(self._widths, self.layers, batch.pixels.device)
         return Outputs(image, texts, {name: texts.image_index for name, texts in batch.texts.items()})
-
-    def flops(self, batch: Batch) -> float:
-        """Floating-point operations of a step on the batch: those of the student, and of teachers that run in it."""
-        tokens = [texts.tokens for texts in batch.texts.values()]
-        student = training_flops(self.student, batch.pixels, tokens)
-        return student + sum(teacher.flops(batch) for teacher in self._teachers)
 
     def check_teachers(self) -> None:
         """Raise NotFiniteError if a teacher's last embeddings are not finite."""

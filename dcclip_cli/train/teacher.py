@@ -32,7 +32,6 @@ from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.model.towers import TREATMENT, ImageFeatures, TextFeatures, Tokens, Towers, evaluating
 from dcclip_cli.progress import Progress
 from dcclip_cli.train.losses.base import Outputs, Widths
-from dcclip_cli.train.speed import forward_flops
 from dcclip_cli.versions import versions
 
 TEACHERS = "teachers"  # in the cache folder
@@ -179,10 +178,6 @@ class TeacherFeatures(ABC):
         """Raise NotFiniteError if embeddings of the last batch, of a teacher that runs in each step, are not finite."""
         return
 
-    def flops(self, batch: Batch) -> float:
-        """The floating-point operations of `features`."""
-        return 0.0
-
 
 class OnlineTeacher(TeacherFeatures):
     """Runs the teacher on every batch, whose `teacher_pixels[number]` are this teacher's.
@@ -224,11 +219,6 @@ class OnlineTeacher(TeacherFeatures):
         for inputs, embeddings in self._last.items():
             for embedding in embeddings:
                 finite(embedding.float().cpu().numpy(), self._teacher.name, inputs)
-
-    def flops(self, batch: Batch) -> float:
-        tokens = [self._teacher.tokenize(texts.captions) for texts in batch.texts.values()]
-        pixels = normalized(batch.teacher_pixels[self._number], self._teacher.preprocessing)
-        return forward_flops(self._teacher, pixels, tokens).total
 
 
 @dataclass(frozen=True)
@@ -278,9 +268,6 @@ class NarrowTeacher(TeacherFeatures):
 
     def check(self) -> None:
         self.teacher.check()
-
-    def flops(self, batch: Batch) -> float:
-        return self.teacher.flops(batch)
 
 
 def principal_components(embeddings: Sequence[Tensor], count: int) -> Tensor:

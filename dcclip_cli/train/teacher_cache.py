@@ -221,9 +221,6 @@ class TeacherCache(TeacherFeatures):
         if self._live:
             self._live.check()
 
-    def flops(self, batch: Batch) -> float:
-        return self._live.flops(replace(batch, texts={})) if self._live else 0.0
-
     def _fill(self, batches: Sequence[Sequence[Sample]], progress: Progress) -> None:
         """Compute what is missing for these batches.
 

@@ -138,7 +138,6 @@ class Trainer:
         if state.validation_due and self.evaluate():
             return
         for batch in self._batches():
-            self._timer.count_once(self.task.flops, batch)
             self._unreadable.update(batch.unreadable)
             terms, norm = self.train_step(batch)
             interval, is_last = options.validate_every_steps, state.step == self.total_steps

@@ -17,12 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.blank import blank_student
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.towers import Tokens
 from dcclip_cli.train.distributed import process_count
 from dcclip_cli.train.optimizer import make_ema
-from dcclip_cli.train.speed import StepTimer, forward_flops, peak_flops, training_flops
+from dcclip_cli.train.speed import StepTimer, forward_flops
 from dcclip_cli.train.task import backward
 from dcclip_cli.train.teacher import OnlineTeacher
 from dcclip_cli.train.trainer import Trainer
@@ -148,62 +149,31 @@ def test_the_average_is_torchs_bit_for_bit_and_counts_are_the_models() -> None:
         assert torch.equal(averaged, value) or (name, int(averaged)) == ("module.1.num_batches_tracked", 4), name
 
 
-def test_operations_of_a_resnet_50_are_those_that_papers_give_and_a_backward_pass_has_twice_as_many() -> None:
+def test_operations_of_a_resnet_50_are_those_that_papers_give() -> None:
     text = {"layers": 1, "width": 32, "vocabulary": {"size": 300}}
     student = blank_student(StudentOptions.model_validate({"preset": "RN50", "text": text}), 768)
     pixels, ids = torch.zeros(2, 3, 224, 224), torch.zeros(2, 5, dtype=torch.int64)
     flops = forward_flops(student, pixels, [Tokens(ids, torch.ones_like(ids))])
     assert flops.image / 2 == pytest.approx(8.2e9, rel=0.02)  # 4.1 G multiplications: He et al. 2015, timm
     assert 0 < flops.text < 1e6
-    assert training_flops(student, pixels, []) == pytest.approx(3 * flops.image)
-    student.model.visual.requires_grad_(False)
-    assert training_flops(student, pixels, []) == pytest.approx(flops.image)
 
 
-@pytest.mark.parametrize(
-    ("name", "peak"),  # dense, from data sheets
-    [
-        *[("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 NVL", 835), ("NVIDIA H800", 989), ("NVIDIA H20", 148)],
-        *[("NVIDIA GH200 480GB", 989), ("NVIDIA A800-SXM4-80GB", 312), ("NVIDIA A10G", 70), ("NVIDIA L20", 119)],
-        *[("NVIDIA GeForce RTX 4090 D", 147), ("NVIDIA GeForce RTX 4090", 165), ("NVIDIA L40S", 362), ("Tesla T4", 65)],
-        ("NVIDIA GeForce GTX 1080", None),
-    ],
-)
-def test_the_peak_of_a_gpu_is_that_of_its_model(monkeypatch: pytest.MonkeyPatch, name: str, peak: int | None) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: name)
-    assert peak_flops(torch.device("cuda")) == (peak and peak * 1e12)
-
-
-def test_mfu_is_the_share_of_the_devices_peak(monkeypatch: pytest.MonkeyPatch, pairs_file: Path) -> None:
-    monkeypatch.setattr("dcclip_cli.train.speed.peak_flops", lambda _device: 1e12)
+def test_a_log_entry_has_speed_waiting_and_memory(pairs_file: Path) -> None:
     timer = StepTimer(0, torch.device("cpu"))
     sampler = MixedBatchSampler((EpochBatchSampler(open_pairs(pairs_file), 8, seed=0),))
-    timer.count_once(lambda _batch: 1e9, None)  # type: ignore[arg-type]
     with timer.waiting():
         pass
     speed = timer.speed(4, 8, sampler)
     step_s = 8 / speed["images_per_second"]
-    assert speed["mfu"] == pytest.approx(1e9 / 1e12 / step_s)
     assert 0 <= speed["data_wait_s"] < step_s
+    assert speed["seconds_left"] == pytest.approx(4 * step_s)
     assert speed["peak_memory_gb"] > 0.01
     assert "reserved_memory_gb" not in speed  # of a GPU alone, where segments may reserve more than is allocated
-
-
-def test_a_step_whose_operations_cannot_be_counted_has_no_mfu(
-    monkeypatch: pytest.MonkeyPatch, pairs_file: Path
-) -> None:
-    monkeypatch.setattr("dcclip_cli.train.speed.peak_flops", lambda _device: 1e12)
-    timer = StepTimer(0, torch.device("cpu"))
-    # What a teacher does that looks at values, which counting has none of.
-    timer.count_once(lambda _batch: torch.ones(1, device="meta").item(), None)  # type: ignore[arg-type]
-    sampler = MixedBatchSampler((EpochBatchSampler(open_pairs(pairs_file), 8, seed=0),))
-    assert "mfu" not in timer.speed(4, 8, sampler)
 
 
 def test_a_gpus_log_has_the_reserved_memory_next_to_the_allocated(
     monkeypatch: pytest.MonkeyPatch, pairs_file: Path
 ) -> None:
-    monkeypatch.setattr("dcclip_cli.train.speed.peak_flops", lambda _device: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _device: 3e9)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _device: 5e9)
     sampler = MixedBatchSampler((EpochBatchSampler(open_pairs(pairs_file), 8, seed=0),))
@@ -223,23 +193,11 @@ def test_the_gpu_benchmark_reports_a_row_that_fails_and_writes_the_rest(tmp_path
     assert failed["note"] in table and "reader, 256 x 256" in table
 
 
-def test_the_probe_compares_passes_of_student_and_live_teacher_with_as_many_images_as_a_part(
-    distilling: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    passes: list[tuple[str, int]] = []
-
-    def compile_nothing(function: Any, dynamic: bool) -> Any:
-        def compiled(pixels: torch.Tensor, *layers: Any) -> Any:
-            passes.append((type(function.__self__).__name__, len(pixels)))
-            return function(pixels, *layers)
-
-        return compiled
-
-    monkeypatch.setattr(torch, "compile", compile_nothing)
-    monkeypatch.setenv("CXX", sys.executable)  # any program is taken for a compiler
-    distilling["options"] |= {"compile": "auto", "teacher_cache": "texts", "accumulate": 2, "batch_size": 8}
-    stage_of(distilling).prepare()
-    assert passes == [("OpenClipTowers", 4), ("AltClipTowers", 4)] * 4
+def test_a_compiled_student_needs_a_compiler(distilling: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    distilling["options"] |= {"compile": True}
+    with pytest.raises(DcclipError, match=r"distill\.compile needs a compiler"):
+        stage_of(distilling).prepare()
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiles")
@@ -247,11 +205,8 @@ def test_the_probe_compares_passes_of_student_and_live_teacher_with_as_many_imag
 @pytest.mark.timeout(600)
 def test_a_compiled_run_that_is_interrupted_ends_with_the_same_weights(distilling: Job, tmp_path: Path) -> None:
     jobs = [distilling | {"root": str(tmp_path / name)} for name in ("eager", "whole", "interrupted")]
-    for job, way in zip(jobs, ("off", "auto", "auto"), strict=True):
+    for job, way in zip(jobs, (False, True, True), strict=True):
         job["options"] = job["options"] | {"compile": way, "teacher_cache": False}
-        folder = Path(job["root"]) / "distill"
-        folder.mkdir(parents=True)
-        (folder / "computed_in.json").write_text(json.dumps({"compile": {"gain": 2.0, "seconds": 1.0}}))
     counters.clear()
     eager, compiled = run(jobs[0]), run(jobs[1])
     assert counters["stats"]["unique_graphs"] <= 4  # the student's images, the teacher's, its texts
