@@ -145,10 +145,10 @@ def compile_towers(stage: Stage) -> None:
     """Compile the student's images and live teachers. Raises DcclipError without a compiler."""
     options = stage.options
     if torch.device(stage.device).type == "cuda":
-        compiler = find_spec("triton")
+        has_compiler = find_spec("triton") is not None
     else:
-        compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if not compiler:
+        has_compiler = shutil.which(os.environ.get("CXX", "g++")) is not None
+    if not has_compiler:
         problem = Message("{}.compile needs a compiler, which this machine does not have", stage.name)
         raise DcclipError(problem, "install g++ (for the CPU) or triton (for a GPU), or set compile: false")
     torch._inductor.config.deterministic = options.deterministic  # no kernel is chosen by its speed

@@ -333,7 +333,7 @@ def _measure(stage: BlankStage, with_teachers: bool) -> Times:
         stage.folder = Path(folder)
         join_processes(device)
         use_kernels(stage.options, device)
-        use_threads(stage.options, stage.folder, stage.progress)
+        use_threads(stage.options, stage.folder)
         if stage.blank_teachers:
             return Times(None, _paces(stage) if with_teachers else [])
         parts, total = stage.fewest_parts, sum(stage.sizes.values())
