@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,9 +23,6 @@ from dcclip_cli.model.tokenizer import check_trimmable, keep_tokens
 from dcclip_cli.model.weights import CONFIG, OPEN_CLIP_WEIGHTS, TRANSFORMERS_WEIGHTS, as_safetensors, find_weights
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.text import HAN
-
-if TYPE_CHECKING:
-    from dcclip_cli.model.towers import Towers
 
 Language = Literal["zh", "en"]
 
@@ -56,10 +52,7 @@ _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 @dataclass(frozen=True)
 class TrimResult:
-    """A trimmed model. `difference` is the largest of any number of the embeddings of `compared` texts, of length 1.
-
-    `split` are those of all `texts` that are split into other tokens than before.
-    """
+    """A trimmed model; the largest `difference` of embeddings of `compared` texts, and the texts that lose tokens."""
 
     folder: Path
     pieces: int
@@ -92,7 +85,7 @@ def trim(
     check_trimmable(folder, _MULTILINGUAL)
     state = read_json(folder / "tokenizer.json", COPY_AGAIN)
 
-    towers = _load(folder, talk)
+    towers = directory_source(folder, "open_clip").load(talk).eval()
     rows = towers.vocabulary_rows
     parameters = towers.parameters_count()
     ids_before = _token_ids(towers, [*sample, *(texts or ())])
@@ -104,14 +97,12 @@ def trim(
     compared = complete[:: max(1, len(complete) // _COMPARED)][:_COMPARED]
     talk.say(Message("embedding {} texts with {} and its trimmed copy for comparison", len(compared), folder.name))
     expected = _embed(towers, compared)
-    del towers
-    gc.collect()  # models refer to themselves; with it goes the source's file from memory
 
     with atomic_folder(out) as temporary:
         _copy_files(folder, temporary, out, rows, len(kept))
         keep_tokens(state, kept).save(str(temporary / "tokenizer.json"))
         _cut_table(folder, temporary, rows, kept)
-        trimmed = _load(temporary, talk)
+        trimmed = directory_source(temporary, "open_clip").load(talk).eval()
         if (folder / PROVENANCE).is_file():
             changes = {"parameters": trimmed.parameters_count(), "trimmed_from": folder.name}
             write_record(temporary / PROVENANCE, read_provenance(folder).content | changes)
@@ -150,11 +141,7 @@ def trimmable(reference: ModelSource) -> Path:
     return Path(snapshot_download(reference.location, ignore_patterns=[f"*{suffix}" for suffix in _OF_OTHERS]))
 
 
-def _load(folder: Path, progress: Progress) -> Towers:
-    return directory_source(folder, "open_clip").load(progress).requires_grad_(False).eval()
-
-
-def _token_ids(towers: Towers, texts: Sequence[str]) -> dict[str, list[int]]:
+def _token_ids(towers: Any, texts: Sequence[str]) -> dict[str, list[int]]:
     """The token ids of each text, without padding."""
     ids_of_text: dict[str, list[int]] = {}
     for start in range(0, len(texts), 1000):
@@ -224,7 +211,7 @@ def _cut_table(folder: Path, target: Path, rows: int, kept: list[int]) -> None:
     save_file(weights, target / names[0], {"format": "pt"})
 
 
-def _embed(towers: Towers, texts: Sequence[str]) -> np.ndarray:
+def _embed(towers: Any, texts: Sequence[str]) -> np.ndarray:
     """(N, D) embeddings of length 1."""
     import torch
 
