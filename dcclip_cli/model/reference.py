@@ -154,8 +154,8 @@ class ModelSource:
         with library_errors(Message("teacher {} cannot be built from its configuration", self.location), COPY_AGAIN):
             return family.blank(folder)
 
-    def load(self, progress: Progress, **options: Any) -> Towers:
-        """The towers in fp32; families without `options` ignore them. Raises DcclipError if they cannot be loaded."""
+    def load(self, progress: Progress) -> Towers:
+        """The towers in fp32. Raises DcclipError if they cannot be loaded."""
         is_directory = self.path.is_dir() or self.path.is_absolute()
         library = library_of(self.path, self.library) if is_directory else self.library
         towers: Towers
@@ -178,7 +178,7 @@ class ModelSource:
             ):
                 file = require_file(self.location, TRANSFORMERS_CONFIG)
                 family = checked_family(self.location, file, self.trust_remote_code)
-                towers = family.load(self.location, file.parent, progress, **options)
+                towers = family.load(self.location, file.parent, progress)
         elif folder := self.path if is_directory else self.download():
             if not is_directory and (folder / "image.onnx").is_file():
                 hint = Message("use the model directory that it was exported from")

@@ -55,8 +55,8 @@ class Family(Towers):
 
     @classmethod
     @abstractmethod
-    def load(cls, model: str, folder: Path, progress: Progress, **options: Any) -> Self:
-        """The towers of a directory or repository with its config.json in `folder`; `options` are the family's."""
+    def load(cls, model: str, folder: Path, progress: Progress) -> Self:
+        """The towers of a directory or repository with its config.json in `folder`."""
 
     @classmethod
     def blank(cls, folder: Path) -> Self | None:
@@ -125,11 +125,11 @@ class TransformersTowers(Family):
                 raise DcclipError(message, "use the model directory that it was exported from, or its ONNX export")
 
     @classmethod
-    def load(cls, model: str, folder: Path, progress: Progress, **options: Any) -> Self:
+    def load(cls, model: str, folder: Path, progress: Progress) -> Self:
         files = find_weights(model, cls.weights)
         digest, name = weights_digest(files), Path(model).name
         files = as_safetensors(files, name, digest, progress)
-        towers = cls.build(model, folder, files, progress, **options)
+        towers = cls.build(model, folder, files, progress)
         side = getattr(towers.model.config.vision_config, "image_size", None)  # timm's networks have none
         shape = towers.library_preprocess(Image.new("RGB", (30, 20))).shape
         expected = shape if side is None else (3, *([side] * 2 if isinstance(side, int) else side))
@@ -149,7 +149,7 @@ class TransformersTowers(Family):
         return towers
 
     @classmethod
-    def build(cls, model: str, folder: Path, files: Sequence[Path], progress: Progress, **options: Any) -> Self:
+    def build(cls, model: str, folder: Path, files: Sequence[Path], progress: Progress) -> Self:
         with _silent():  # its report of missing weights is replaced by the error below
             empty = cls.without_weights(folder)
             check_fit(empty, files, TRANSFORMERS_CONFIG, exact=False)

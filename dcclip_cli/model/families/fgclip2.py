@@ -54,14 +54,7 @@ class FgClip2Towers(NaflexTowers):
             )
 
     @classmethod
-    def build(
-        cls,
-        model: str,
-        folder: Path,
-        files: Sequence[Path],
-        progress: Progress,
-        **_: Any,
-    ) -> Self:
+    def build(cls, model: str, folder: Path, files: Sequence[Path], progress: Progress) -> Self:
         file = folder / TRANSFORMERS_CONFIG
         code = remote_code(model, read_json(file, COPY_AGAIN), file)
         modules = list(code.files())
