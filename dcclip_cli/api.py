@@ -21,12 +21,13 @@ from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.card import update_card
 from dcclip_cli.eval.compare import Comparison, compare_results, read_results
+from dcclip_cli.eval.dataset import DataSet
 from dcclip_cli.eval.datasets import layout_of
 from dcclip_cli.eval.embedding import FeatureCache
 from dcclip_cli.eval.evaluate import check_complete, open_datasets, say_alike
 from dcclip_cli.eval.evaluate import evaluate as evaluate_models
-from dcclip_cli.eval.leaderboards import check_formats, write_results
 from dcclip_cli.eval.registry import KnownSet
+from dcclip_cli.eval.report import save_report
 from dcclip_cli.eval.result import EvalResult, load_several
 from dcclip_cli.exporters.export import ExportOptions, ExportResult
 from dcclip_cli.files import atomic_write, cache_folder, several
@@ -36,7 +37,7 @@ from dcclip_cli.machine import set_library_defaults, use_launcher
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.trim import TrimResult, trimmable
 from dcclip_cli.model.trim import trim as trim_model
-from dcclip_cli.progress import ProgressChoice, progress_for
+from dcclip_cli.progress import Progress, ProgressChoice, progress_for
 from dcclip_cli.publish import push as publish
 from dcclip_cli.publish.push import Pushed
 from dcclip_cli.recipe import new as recipes
@@ -174,8 +175,6 @@ def evaluate(
     sets: Sets | None = None,
     out: PathLike | None = None,
     device: str = "auto",
-    formats: Sequence[str] = ("dcclip",),
-    owner: str | None = None,
     cache: bool = True,
     trust_remote_code: bool = False,
     progress: ProgressChoice = False,
@@ -185,8 +184,7 @@ def evaluate(
 
     `options` are keys of the recipe's section `eval`; without a recipe `datasets=[...]` is needed. `model` is what
     `load` takes, or several; by default the recipe's run. `out`: folder for the results, tables and report.html
-    (default: that of the run, whose model's card then receives them), and for other `formats`. `owner`: your user or
-    organisation of the hub, for the formats `hub` and `mteb`. `cache`: keep embeddings for the next call.
+    (default: that of the run, whose model's card then receives them). `cache`: keep embeddings for the next call.
     `trust_remote_code`: code in the models' repositories (FG-CLIP2) may run. Images that cannot be read are an error,
     which has `results` without them, unless `partial="all"` or `"present"` is among the options.
     """
@@ -195,7 +193,6 @@ def evaluate(
     loaded = open_recipe({"name": "eval"} if recipe is None else recipe, "eval", options, sets)
     chosen, talk = loaded.recipe.eval, progress_for(progress)
     assert chosen is not None
-    check_formats(formats, owner, chosen)
     card = False  # whether the results go into the run, and so into its model's card
     if recipe is None or model is not None:
         names = [model] if model is None or isinstance(model, str | os.PathLike) else model
@@ -212,28 +209,28 @@ def evaluate(
     results = evaluate_models(references, datasets, chosen, device=device, cache=features, progress=talk)
     say_alike(results, talk)
     if out:
-        first_results = results[:: len(results) // len(references)]  # of each model
-        models = {result.model_fingerprint: named for result, named in zip(first_results, references, strict=True)}
-        write_results(results, Path(out), formats, talk, owner, datasets, models)
+        _save_report(results, datasets, Path(out), talk)
     check_complete(results, chosen)
     if card:
         update_card(references[0].path, results)
     return results
 
 
-def convert_results(
+def merge_results(
     results: PathLike | Sequence[PathLike],
     out: PathLike,
     *,
-    formats: Sequence[str] = ("dcclip",),
-    owner: str | None = None,
     progress: ProgressChoice = False,
 ) -> list[EvalResult]:
-    """Write results that `evaluate` wrote, files or folders, into the folder `out` in other formats; returns them."""
-    check_formats(formats, owner)
+    """Write results that `evaluate` wrote, files or folders, into one report in the folder `out`; returns them."""
     loaded = load_several([Path(path) for path in several(results)])
-    write_results(loaded, Path(out), formats, progress_for(progress), owner)
+    _save_report(loaded, (), Path(out), progress_for(progress))
     return loaded
+
+
+def _save_report(results: Sequence[EvalResult], datasets: Sequence[DataSet], out: Path, progress: Progress) -> None:
+    save_report(results, datasets, out, progress)
+    progress.say(Message("results: {} (open {})", out, out / "report.html"))
 
 
 def export(

@@ -14,7 +14,7 @@ from dcclip_cli.files import atomic_write, lock
 
 RECORD = "dcclip.json"  # of a model directory or an export
 RESOLVED = "resolved.yaml"  # the recipe of a run with all defaults
-SWEEP_FILES = ("table.csv", "table.tex", "models.tex", "runs.csv", "sweep.svg")  # next to the folders of variants
+SWEEP_FILES = ("table.csv", "table.tex", "runs.csv", "sweep.svg")  # next to the folders of variants
 StageName = Literal["collect", "distill", "align", "eval", "export"]
 
 

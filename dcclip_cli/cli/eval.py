@@ -59,22 +59,10 @@ _WORKERS = Option("--workers", min=1, callback=flags.at_a_time, help="Threads th
 _NO_CACHE = Option("--no-cache", help="Do not use the embedding cache.")
 _JSON = Option("--json", help="Print the full results as JSON instead of a table.")
 _OUT = Option("--out", metavar="DIR", help="Folder for results (JSON), tables and report.html.")
-_FORMAT = Option(
-    "--format",
-    metavar="dcclip|hub|mteb|immich",
-    help="Format of --out. dcclip: JSON, tables and report.html; hub: files for leaderboards of the Hugging Face "
-    "hub, in DIR/hub/; mteb: results for mteb, in DIR/mteb/; immich: the rank of the models in immich's XM3600 "
-    "table, in DIR/immich/. Repeatable. Default: dcclip.",
-)
-_OWNER = Option(
-    "--owner",
-    metavar="NAME",
-    help="Hub user or organisation that owns the leaderboards (hub) or the models (mteb).",
-)
 _RESULT_FILES = Option(
     "--results",
     metavar="PATH",
-    help="Merge existing results into one table, in any --format, without evaluating. Repeatable.",
+    help="Merge existing results into one report, without evaluating. Repeatable.",
 )
 
 
@@ -98,8 +86,6 @@ def eval(
     as_json: Annotated[bool, _JSON] = False,
     sets: flags.Sets = None,
     out: Annotated[Path | None, _OUT] = None,
-    formats: Annotated[list[str] | None, _FORMAT] = None,
-    owner: Annotated[str | None, _OWNER] = None,
     results: Annotated[list[Path] | None, _RESULT_FILES] = None,
     check: flags.Check = False,
     device: flags.Where = "auto",
@@ -120,36 +106,31 @@ def eval(
     is_merging = out and not (recipe or model or sets or options)
     flags.refuse({
         Message("--set and --check need a recipe"): recipe is None and (sets or check),
-        Message("--results needs --out DIR, and accepts only --format and --owner"): results and not is_merging,
-        Message("--format needs --out DIR"): formats and not (out or (recipe and not model)),
+        Message("--results needs --out DIR, and no other options"): results and not is_merging,
     })  # fmt: skip
-    talk, writing = console.talk(quiet, verbose), dict[str, Any](formats=formats or ["dcclip"], owner=owner)
+    talk = console.talk(quiet, verbose)
     loaded = flags.open_recipe(recipe, sets, None if dataset else "eval") if recipe else None
     if loaded and check:
-        return flags.show_checked(_check_options(loaded, options, model or (), **writing), ["eval"], device, fresh=True)
+        return flags.show_checked(_check_options(loaded, options, model or ()), ["eval"], device, fresh=True)
     from dcclip_cli import api
     from dcclip_cli.eval.evaluate import IncompleteError
 
     if results and out:
-        return show(api.convert_results(results, out, progress=talk, **writing), as_json)
+        return show(api.merge_results(results, out, progress=talk), as_json)
     options |= {"out": out, "device": device, "cache": not no_cache, "trust_remote_code": trust_remote_code}
     try:
-        show(api.evaluate(loaded, model=model, progress=talk, **writing, **options), as_json)
+        show(api.evaluate(loaded, model=model, progress=talk, **options), as_json)
     except IncompleteError as error:
         show(error.results, as_json)
         raise
 
 
-def _check_options(
-    loaded: LoadedRecipe, options: dict[str, Any], models: Sequence[str], formats: Sequence[str], owner: str | None
-) -> LoadedRecipe:
-    """The recipe with these options. Raises DcclipError for a model that is missing, or formats that do not fit."""
+def _check_options(loaded: LoadedRecipe, options: dict[str, Any], models: Sequence[str]) -> LoadedRecipe:
+    """The recipe with these options. Raises DcclipError for a model that is missing."""
     from dcclip_cli import api
-    from dcclip_cli.eval.leaderboards import check_formats
     from dcclip_cli.model.reference import resolve
 
     checked = api.open_recipe(loaded, "eval", options)
-    check_formats(formats, owner, checked.recipe.eval)
     if not models:
         api.open_run(checked, None).trained_model()
     for name in models:

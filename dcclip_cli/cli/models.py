@@ -120,10 +120,10 @@ def push(
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:
-    """Upload a model to the Hugging Face Hub, for --model hf-hub:ORG/NAME, open_clip and leaderboards.
+    """Upload a model to the Hugging Face Hub, for --model hf-hub:ORG/NAME and open_clip.
 
-    Uploads the model, its exports, results for leaderboards, and a card with license, results and data. Without --yes,
-    prints the files and the card, and sends nothing. Log in with: hf auth login. Prints the address.
+    Uploads the model, its exports, and a card with license, results and data. Without --yes, prints the files and the
+    card, and sends nothing. Log in with: hf auth login. Prints the address.
     """
     talk = console.talk(quiet, verbose)
 

@@ -61,7 +61,7 @@ def run(
     Finished stages are skipped. Ends with a table of teacher, student and bundle: size, memory, speed, and accuracy on
     the recipe's test sets or validation pairs; without these, the agreement with the teacher.
     With --seeds or variants, writes each run to OUT/[VARIANT/]seed-N, prints means and standard deviations, and writes
-    table.csv, table.tex, models.tex, runs.csv and sweep.svg to OUT.
+    table.csv, table.tex, runs.csv and sweep.svg to OUT.
     """
     flags.out(out)
     loaded = flags.open_recipe(recipe, sets)

@@ -1,17 +1,15 @@
-"""Paired bootstrap comparison of two models' results, and which results compare with those of anybody."""
+"""Paired bootstrap comparison of two models' results."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError, Message, all_of
-from dcclip_cli.eval import registry
 from dcclip_cli.eval.metrics import metrics_of
-from dcclip_cli.eval.result import ZERO_SHOT, EvalResult, load_results, sha256_of, unlike
+from dcclip_cli.eval.result import EvalResult, load_results, unlike
 from dcclip_cli.progress import Progress, Silent
 
 RESAMPLES = 1000
@@ -157,30 +155,3 @@ def _resample(rows: Mapping[str, int], random: np.random.Generator) -> dict[str,
         name: np.bincount(random.integers(0, count, count), minlength=count).astype(float)
         for name, count in rows.items()
     }
-
-
-def unfit(result: EvalResult) -> str:
-    """Why a result is on no leaderboard: it is not of a whole named data set with its own prompts; empty if it is."""
-    named = registry.find(result.dataset)
-    if named is None or named[1] != result.language:
-        return Message("not a named data set")
-    if result.partial or result.limit:
-        return Message("not all images were evaluated")
-    dataset, language = named
-    if dataset.classes:
-        class_texts = prompts.read(registry.prompts_of(dataset))
-        if result.task != ZERO_SHOT:
-            return Message("not zero-shot classification")
-        text_hashes = sha256_of(class_texts.names[language]), sha256_of(class_texts.templates[language])
-        if (result.class_names_sha256, result.templates_sha256) != text_hashes:
-            return Message("class names or prompts differ from those of this version")
-    return ""
-
-
-def fit_for(results: Sequence[EvalResult], unfit: Callable[[EvalResult], str]) -> tuple[list[EvalResult], list[str]]:
-    """The results for which `unfit` has no reason, and a line for the user about each of the others."""
-    reasons = [(result, unfit(result)) for result in results]
-    lines: list[str] = [
-        Message("left out: {} {} of {}: {}", row.dataset, row.language, row.model, why) for row, why in reasons if why
-    ]
-    return [result for result, why in reasons if not why], lines

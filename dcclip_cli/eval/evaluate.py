@@ -86,13 +86,6 @@ class EvalOptions(Options):
                     names[registry.name_in(named[0], registry.languages_of(named[0])[-1]) if named else name] = None
         return list(names)
 
-    def check_whole(self, name: str, why: str) -> None:
-        """Raise DcclipError where no result would compare with those of others, for `why`, in the format `name`."""
-        for key, usual in (("task", "zero-shot"), ("limit", None), ("partial", "no"), ("templates", "own")):
-            if (value := getattr(self, key)) != usual:
-                option = f"--{key} {value}"
-                raise DcclipError("--format {} does not support {}: {}", "remove {}", name, option, why, f"--{key}")
-
 
 class IncompleteError(DcclipError):
     """Images that cannot be read, and the `results` that were measured without them."""

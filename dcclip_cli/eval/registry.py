@@ -85,7 +85,6 @@ IMAGENETS = (
         remark=Message("the 113 classes shared with ImageNet; the red border is cropped"),
     ),
 )  # fmt: skip
-_BOTH: tuple[Language, ...] = ("en", "zh")
 
 
 def _captioned(name: str, size: int | None, languages: tuple[Language, ...], **options: Any) -> KnownSet:
@@ -104,9 +103,6 @@ RETRIEVAL = (
     _captioned(
         "muge_cn", None, ("zh",), split="valid", both_ways=False, remark=Message("the test captions are not public")
     ),
-    _captioned("xm3600", 3_600, _BOTH),
-    # test_image_names.txt of adobe-research/Cross-lingual-Test-Dataset-XTD10 names no image twice.
-    _captioned("xtd", 1_000, _BOTH, texts=1_000),
 )
 OTHERS: tuple[KnownSet, ...] = ()  # data sets of no group: append yours
 SETS = {known_set.name: known_set for known_set in (*ELEVATER, *IMAGENETS, *RETRIEVAL, *OTHERS)}

@@ -6,7 +6,7 @@ import csv
 import io
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,51 +46,25 @@ _LONGEST = 64  # characters in a row of the legend, at most
 _NAMED = 60  # points that have the name of their data set next to them, at most
 
 
-def _by_model(scores: Table, bold: Callable[[str], str], plain: Callable[[str], str]) -> list[list[str]]:
-    """The head and the rows of a printed table in per cent: a row for each model, the best of several `bold`."""
+def markdown(scores: Table) -> str:
+    """The table for a README or an issue, in per cent: a row for each model, the best of several in bold."""
     models = list(dict.fromkeys(column.model for column in scores.columns))
     in_order: tuple[Language | None, ...] = ("en", "zh", None)
     languages = [language for language in in_order if any(column.language == language for column in scores.columns)]
-    lines = [["data set", "metric", "model", *(language or "zh - en" for language in languages)]]
+    head = ["data set", "metric", "model", *(language or "zh - en" for language in languages)]
+    lines = [head, ["---"] * 3 + ["---:"] * len(languages)]
     for row in scores.rows:
         values = dict(zip(scores.columns, row.values, strict=True))
         for model in models:
-            cells = [plain(text) for text in (row.name, row.metric, model)]
+            cells = [text.replace("|", "\\|") for text in (row.name, row.metric, model)]
             for language in languages:
                 value = values.get(Column(model, language))
                 best = max((values.get(Column(rival, language)) or 0 for rival in models), default=0)
                 is_best = len(models) > 1 and language is not None and percent(value) == percent(best)  # as printed
-                cells.append((bold if is_best else str)(percent(value, language is None)))
+                text = percent(value, language is None)
+                cells.append(f"**{text}**" if is_best else text)
             lines.append(cells)
-    return lines
-
-
-def markdown(scores: Table) -> str:
-    """The table for a README or an issue, in per cent."""
-    head, *rows = _by_model(scores, "**{}**".format, lambda text: text.replace("|", "\\|"))
-    lines = [head, ["---"] * 3 + ["---:"] * (len(head) - 3), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def latex(scores: Table) -> str:
-    """The table for a paper, in per cent; it needs the package booktabs, and one for Chinese if names contain any."""
-    return booktabs(_by_model(scores, r"\textbf{{{}}}".format, tex_text), 3)
-
-
-def booktabs(lines: Sequence[Sequence[str]], texts: int) -> str:
-    """A LaTeX table whose first columns are `texts`, with a rule between groups with the same first cell."""
-    head, *rows = (" & ".join(line) + r" \\" for line in lines)
-    names = [line[0] for line in lines[1:]]
-    for number in range(len(names) - 1, 0, -1):
-        if names[number] != names[number - 1] and (len(set(names)) < len(names) or names[number] == MEAN):
-            rows.insert(number, r"\midrule")
-    begin = rf"\begin{{tabular}}{{{'l' * texts}{'r' * (len(lines[0]) - texts)}}}"
-    return "\n".join([begin, r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", ""])
-
-
-def tex_text(text: str) -> str:
-    special: dict[str, Any] = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return text.translate(str.maketrans(special | {char: "\\" + char for char in "&%$#_{}"}))
 
 
 def comma_separated(scores: Table) -> str:
@@ -105,9 +79,9 @@ def comma_separated(scores: Table) -> str:
 
 
 def save_report(results: Sequence[EvalResult], datasets: Iterable[DataSet], folder: Path, progress: Progress) -> None:
-    """Write the results as JSON, and all of the folder as Markdown, LaTeX and CSV tables, charts, and report.html."""
+    """Write the results as JSON, and all of the folder as Markdown and CSV tables, charts, and report.html."""
     results = save_results(results, folder)
-    for suffix, written in (("md", markdown), ("tex", latex), ("csv", comma_separated)):
+    for suffix, written in (("md", markdown), ("csv", comma_separated)):
         atomic_write(folder / f"table.{suffix}", written(table(results)))
     drawn = write_report(folder / "report.html", results, datasets)
     if not drawn:
@@ -146,7 +120,6 @@ def write_report(path: Path, results: Sequence[EvalResult], datasets: Iterable[D
         points=percent,
         one_thing=one_thing(results),
         markdown=markdown(scores),
-        latex=latex(scores),
         corrupt={result.dataset: result.corrupt for result in results if result.corrupt},
     )
     return drawn

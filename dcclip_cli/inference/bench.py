@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -49,11 +48,10 @@ def bench(
     labels: Sequence[str] = (),
     *,
     threads: int | None = None,
-    precision: Literal["fp32", "bf16"] = "fp32",
     together: bool = False,
     progress: ProgressChoice = False,
 ) -> list[Bench]:
-    """Measure models, what `load` takes, one after the other on the CPU; `precision` is torch's.
+    """Measure models, what `load` takes, one after the other on the CPU, in fp32.
 
     With `images`, files, folders or globs, also their throughput on `threads` threads, all cores by default, and with
     `labels` how far they agree with the first model. Each model has a process of its own, or all share one if
@@ -69,9 +67,7 @@ def bench(
     for path in paths:
         refuse_special(path)
     sources = [name if isinstance(name, ModelSource) else resolve(str(name)) for name in names]
-    measure = partial(
-        _measure, paths=paths, labels=list(dict.fromkeys(labels)), threads=threads or cores(), precision=precision
-    )
+    measure = partial(_measure, paths=paths, labels=list(dict.fromkeys(labels)), threads=threads or cores())
     hint = Message("free some memory, or measure a smaller model")
     talk = progress_for(progress)
     with talk.task(Message("bench"), len(names)) as task, ExitStack() as pools:
@@ -97,7 +93,7 @@ def bench(
 
 
 def _measure(
-    source: ModelSource, paths: Sequence[Path], labels: Sequence[str], threads: int, precision: Literal["fp32", "bf16"]
+    source: ModelSource, paths: Sequence[Path], labels: Sequence[str], threads: int
 ) -> tuple[Bench, list[str | None], list[DcclipError]]:
     """The measurements of a model, its best label for each image, None for those that cannot be read, and why."""
     begin = time.perf_counter()
@@ -105,13 +101,13 @@ def _measure(
     from dcclip_cli.inference.images import embed, read
     from dcclip_cli.inference.zero_shot import Labels
 
-    encoder = load_encoder(source, "cpu", precision, threads=1)
+    encoder = load_encoder(source, "cpu", "fp32", threads=1)
     load_s, small, memory_bytes = time.perf_counter() - begin, footprint(encoder), peak_memory_bytes()
     rate: float | None = None
     best: list[str | None] = []
     errors: list[DcclipError] = []
     if paths:
-        encoder = load_encoder(source, "cpu", precision, threads=threads)
+        encoder = load_encoder(source, "cpu", "fp32", threads=threads)
         for path in paths:
             path.read_bytes()  # the first model does not wait for the disk either
         begin = time.perf_counter()

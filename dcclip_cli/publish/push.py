@@ -17,8 +17,6 @@ from dcclip_cli.checksums import FILES, Record, read_record
 from dcclip_cli.curation.report import steps
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval.card import CARD, add_results, read_card
-from dcclip_cli.eval.compare import unfit
-from dcclip_cli.eval.leaderboards.hub import model_files
 from dcclip_cli.eval.result import METRIC_NAMES, EvalResult, load_results
 from dcclip_cli.files import json_text, read_json, several
 from dcclip_cli.hub import OPEN_CLIP_SCHEME
@@ -95,8 +93,6 @@ def plan_push(
         fingerprint = record.content.get("fingerprint") or model_fingerprint(folder)
         rows = load_results(run / "eval")
         results = [result for result in rows if result.model_fingerprint.partition("-")[0] == fingerprint]
-    boards = model_files([result for result in results if not unfit(result)], repository.partition("/")[0])
-    files |= {benchmark.file: text.encode() for benchmark, text in boards.items()}
     data_of_recipe = [(recipe.get("data") or {}).get(key) or () for key in ("train", "images", "texts")]
     trained_on = [Path(path) for paths in data_of_recipe for path in several(paths) if path != "collect"]
     collections = [run / "collect"] if run else []

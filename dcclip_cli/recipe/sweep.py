@@ -20,7 +20,6 @@ import numpy as np
 
 from dcclip_cli.errors import DcclipError, Message, translated
 from dcclip_cli.eval.compare import Difference, bootstrap_interval, compare_results
-from dcclip_cli.eval.report import booktabs, tex_text
 from dcclip_cli.eval.result import METRIC_NAMES, EvalResult, load_results
 from dcclip_cli.files import atomic_file, atomic_write
 from dcclip_cli.html import COLOURS, svg_chart
@@ -180,7 +179,7 @@ class Sweep:
         return [replace(row, runs=[replace(run, **least(key)) for run in row.runs]) for key, row in rows]
 
     def save(self, rows: Sequence[SweepRow]) -> None:
-        """Write runs.csv, the scores of runs; table.csv, means and differences; table.tex, models.tex and sweep.svg."""
+        """Write runs.csv, the scores of runs; table.csv, means and differences; table.tex and sweep.svg."""
         head = ["variant", "model", "metric", "test set"]
         runs: list[list[Any]] = [[*head, "seed", "value"]]
         table: list[list[Any]] = [[*head, "runs", "mean", "standard deviation", "difference", "low", "high"]]
@@ -196,7 +195,6 @@ class Sweep:
             with atomic_file(self.root / name) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
                 csv.writer(stream, lineterminator="\n").writerows(lines)
         atomic_write(self.root / "table.tex", _latex(rows))
-        atomic_write(self.root / "models.tex", _latex_of_models(rows))
         if drawn := _chart([row for row in rows if row.model != "bundle"]):
             atomic_write(self.root / "sweep.svg", drawn)
 
@@ -272,30 +270,25 @@ def _latex(rows: Sequence[SweepRow]) -> str:
         return (rf"\textbf{{{text}}}" if is_best else text) + spread
 
     keys = list(dict.fromkeys(key for row in rows for key in row.scores()))
-    heads = (tex_text(f"{test}, {METRIC_NAMES.get(metric, metric)}") for metric, test in keys)
-    lines = [[tex_text(row.variant), row.model, *(cell(row, *key) for key in keys)] for row in rows]
-    return booktabs([["variant", "model", *heads], *lines], 2)
+    heads = (_tex_text(f"{test}, {METRIC_NAMES.get(metric, metric)}") for metric, test in keys)
+    lines = [[_tex_text(row.variant), row.model, *(cell(row, *key) for key in keys)] for row in rows]
+    return _booktabs([["variant", "model", *heads], *lines])
 
 
-def _latex_of_models(rows: Sequence[SweepRow]) -> str:
-    """The mean over the test sets in each language next to training data and what a model costs."""
-    head = "variant, model, en, zh, pairs, samples, parameters (M), MB, memory (MB), image (ms), text (ms)"
-    lines = [head.split(", ")]
-    for row in rows:
-        means = []
-        for language in ("en", "zh"):
-            scores = [values for (_, test), values in row.scores().items() if test.endswith(f" {language}")]
-            means.append(per_cent(np.mean(scores, axis=0) if scores else (), r"$\pm$"))
-        run = row.runs[0]
-        data = [f"{count:,}" if count else "" for count in (run.pairs, run.samples)]
-        sizes = [
-            f"{run.parameters / 1e6:.2f}",
-            f"{run.size_bytes / 1e6:.1f}",
-            f"{run.memory_bytes / 1e6:.0f}" if run.memory_bytes else "",
-        ]
-        times = [f"{run.image_ms:.2f}", f"{run.text_ms:.2f}"]
-        lines.append([tex_text(row.variant), row.model, *means, *data, *sizes, *times])
-    return booktabs(lines, 2)
+def _booktabs(lines: Sequence[Sequence[str]]) -> str:
+    """A LaTeX table whose first two columns are texts, with a rule between groups with the same first cell."""
+    head, *rows = (" & ".join(line) + r" \\" for line in lines)
+    variants = [line[0] for line in lines[1:]]
+    for number in range(len(variants) - 1, 0, -1):
+        if variants[number] != variants[number - 1] and len(set(variants)) < len(variants):
+            rows.insert(number, r"\midrule")
+    begin = rf"\begin{{tabular}}{{ll{'r' * (len(lines[0]) - 2)}}}"
+    return "\n".join([begin, r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _tex_text(text: str) -> str:
+    special: dict[str, Any] = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return text.translate(str.maketrans(special | {char: "\\" + char for char in "&%$#_{}"}))
 
 
 def _chart(rows: Sequence[SweepRow]) -> bytes:

@@ -44,29 +44,16 @@ def test_models_are_the_rows_of_a_table_for_each_data_set_that_fits_80_columns(
         assert row[3:] == [f"{result['metrics']['mean_per_class']:.1%}" for result in (en, zh)]
     assert max(map(len, shown)) <= 80
     written = {file.name for file in (tmp_path / "out").iterdir() if file.suffix != ".json"}
-    assert written == {"bars.svg", "zh-en.svg", "report.html", "table.csv", "table.md", "table.tex"}
+    assert written == {"bars.svg", "zh-en.svg", "report.html", "table.csv", "table.md"}
 
 
-def test_results_are_written_in_another_format_without_measuring_again(
-    mnist: Path, model_folder: Path, tmp_path: Path
-) -> None:
-    shared = ["eval", "--data-root", str(mnist), "--model", str(model_folder), "--quiet"]
-    measured = dcclip(*shared, "--dataset", "mnist-cn", "--out", str(tmp_path / "a"))
-    again = ["eval", "--results", str(tmp_path / "a"), "--format", "hub"]
-    shown = dcclip(*again, "--out", str(tmp_path / "b"), "--owner", "o")
-    assert shown.stdout == measured.stdout and "hf upload o/elevater-zh" in shown.stderr
-    assert [path.name for path in (tmp_path / "b").iterdir()] == ["hub"]
-    assert len(list((tmp_path / "b/hub").glob("models/*/.eval_results/elevater-zh.yaml"))) == 1
+def test_results_are_merged_without_measuring_again(mnist: Path, model_folder: Path, tmp_path: Path) -> None:
+    shared = ["eval", "--data-root", mnist, "--model", model_folder, "--quiet", "--dataset", "mnist-cn"]
+    measured = dcclip(*shared, "--out", tmp_path / "a")
+    again = ["eval", "--results", tmp_path / "a"]
+    assert dcclip(*again, "--out", tmp_path / "b").stdout == measured.stdout
+    assert (tmp_path / "b/table.csv").read_bytes() == (tmp_path / "a/table.csv").read_bytes()
     assert "--results needs --out DIR" in dcclip(*again, expect=2).stderr
-    assert (
-        "error: --format hub needs a hub user or organisation"
-        in dcclip(*again, "--out", str(tmp_path / "c"), expect=1).stderr
-    )
-    before = [*shared, "--format", "hub", "--out", str(tmp_path / "c"), "--dataset"]
-    assert "error: --format hub needs a hub user or organisation" in dcclip(*before, "mnist-cn", expect=1).stderr
-    owned = [*before[:-1], "--owner", "o", "--dataset"]
-    assert "hint:  remove --limit" in dcclip(*owned, "mnist-cn", "--limit", "9", expect=1).stderr
-    assert "evaluate a complete named data set" in dcclip(*owned, "我的.parquet", expect=1).stderr
 
 
 def test_compare_tells_differences_and_refuses_unlike_prompts(mnist: Path, model_folder: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.compare import bootstrap_interval, compare_results, read_results
 from dcclip_cli.eval.metrics import Score, score_classes, score_retrieval
 from dcclip_cli.eval.registry import ELEVATER
-from dcclip_cli.eval.report import latex, markdown
+from dcclip_cli.eval.report import markdown
 from dcclip_cli.eval.result import (
     MEAN,
     EvalResult,
@@ -140,7 +140,6 @@ def test_the_table_has_a_row_for_each_model_and_languages_side_by_side_with_thei
         "| dtd | top-1 | b_1 | **75.0** |  |  |",
         "| dtd | top-1 | c | **75.0** |  |  |",
     ]
-    assert r"dtd & top-1 & b\_1 & \textbf{75.0} &  &  \\" in latex(table_of_all)
 
 
 def test_elevaters_mean_is_over_all_twenty_or_none() -> None:

@@ -207,28 +207,6 @@ def test_chinese_clips_base64_lines(name: str, split: str, tmp_path: Path) -> No
     assert dataset.both_ways == (name != "muge-cn")
 
 
-@pytest.mark.parametrize(("name", "captions"), [("xm3600", EN), ("xm3600-cn", ZH)])
-def test_xm3600_has_every_language_on_one_line(name: str, captions: list[list[str]], tmp_path: Path) -> None:
-    write_images(tmp_path / "xm3600/images", [f"{label:016x}.jpg" for label in range(3)])
-    both = [{"en": {"caption": english}, "zh": {"caption": chinese}} for english, chinese in zip(EN, ZH, strict=True)]
-    lines = [{"image/key": f"{label:016x}", **captions} for label, captions in enumerate(both)]
-    layouts.write(tmp_path / "xm3600/captions.jsonl", json_lines(lines))
-    matches(open_dataset(name, data_root=tmp_path), captions)
-
-
-def test_xtd_has_captions_line_by_line_and_both_languages_share_their_images(tmp_path: Path) -> None:
-    names = [f"COCO_val2014_{number:012}.jpg" for number in range(3)]
-    write_images(tmp_path / "xtd/images", names)
-    layouts.write(tmp_path / "xtd/test_image_names.txt", "\n".join([*names, names[0]]) + "\n")
-    for language, captions in (("en", EN), ("zh", ZH)):
-        texts = [*(lines_of[0] for lines_of in captions), captions[0][1]]
-        layouts.write(tmp_path / f"xtd/test_1kcaptions_{language}.txt", "\n".join(texts) + "\n")
-    english, chinese = open_dataset("xtd", data_root=tmp_path), open_dataset("xtd-cn", data_root=tmp_path)
-    matches(english, [EN[0], EN[1][:1], EN[2][:1]])
-    matches(chinese, [ZH[0], ZH[1][:1], ZH[2][:1]])
-    assert english.images.fingerprint == chinese.images.fingerprint
-
-
 def test_tars_and_the_hubs_own_format_have_a_caption_a_line(tmp_path: Path) -> None:
     layouts.wds(tmp_path / "wds_mscoco_captions", "test", ["\n".join(lines_of).encode() for lines_of in EN], ".txt")
     matches(open_dataset("coco", data_root=tmp_path), EN)

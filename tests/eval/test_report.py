@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
-from dcclip_cli.api import compare, convert_results
+from dcclip_cli.api import compare, merge_results
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Language, Pair
 from dcclip_cli.errors import DcclipError, translated
 from dcclip_cli.eval.card import update_card
 from dcclip_cli.eval.datasets import open_dataset
 from dcclip_cli.eval.metrics import score_classes, score_retrieval
-from dcclip_cli.eval.report import errors_of, one_thing, save_report, tex_text, write_report
+from dcclip_cli.eval.report import errors_of, one_thing, save_report, write_report
 from dcclip_cli.eval.result import load_results, save_results, table
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.progress import Silent
@@ -83,23 +83,17 @@ def test_results_of_several_folders_are_one_table_with_charts(tmp_path: Path) ->
         ]
         save_results([*expected, result("other", guesses(8))], tmp_path / folder)
     folders = [tmp_path / name for name in ("甲", "乙", "丙")]
-    convert_results(folders, tmp_path / "out")
+    merge_results(folders, tmp_path / "out")
     head, *rows = (tmp_path / "out/table.csv").read_text("utf-8").splitlines()
     first, second = (f"学生 in {folder}" for folder in folders[:2])
     columns = [f"{model} {which}" for model in (first, "other", second, "teacher") for which in ("en", "zh", "zh - en")]
     assert head.split(",") == ["data set", "metric", *(name for name in columns if name[:7] != "other z")]
     assert rows == ["dtd,top-1,75.0,75.0,+0.0,2.0,25.0,25.0,+0.0,100.0,100.0,+0.0"]
-    latex = (tmp_path / "out/table.tex").read_text("utf-8").splitlines()
-    assert latex[2] == r"data set & metric & model & en & zh & zh - en \\"
-    assert latex[6:8] == [
-        rf"dtd & top-1 & {tex_text(second)} & 25.0 & 25.0 & +0.0 \\",
-        r"dtd & top-1 & teacher & \textbf{100.0} & \textbf{100.0} & +0.0 \\",
-    ]
     assert "| dtd | top-1 | teacher | **100.0** | **100.0** | +0.0 |" in (tmp_path / "out/table.md").read_text("utf-8")
     for chart in ("bars.svg", "zh-en.svg"):
         drawn = (tmp_path / "out" / chart).read_text("utf-8")
         assert "甲" in drawn and "teacher" in drawn and "dtd" in drawn
-    convert_results(tmp_path / "out/dtd.json", tmp_path / "en")
+    merge_results(tmp_path / "out/dtd.json", tmp_path / "en")
     assert (tmp_path / "en/bars.svg").exists() and not (tmp_path / "en/zh-en.svg").exists()
 
 
@@ -109,7 +103,7 @@ def test_the_table_of_a_folder_has_all_its_data_sets_in_one_order(tmp_path: Path
         save_report([result("学生", guesses(300), dataset=name, language=sets[name])], [], tmp_path / "out", Silent())
     lines = (tmp_path / "out/table.csv").read_text("utf-8").splitlines()
     assert [line.split(",")[0] for line in lines[1:]] == ["pets", "dtd", "cars"]
-    convert_results(tmp_path / "out", tmp_path / "again")
+    merge_results(tmp_path / "out", tmp_path / "again")
     for name in ("summary.json", "table.csv", "table.md"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
     second = [result("学生", guesses(8), dataset="mnist", model_fingerprint="other weights")]
@@ -129,7 +123,7 @@ def test_results_of_replaced_weights_do_not_come_back_with_those_of_another_mode
 def test_another_precision_than_fp32_is_named_next_to_the_model(tmp_path: Path) -> None:
     results = [result("学生", guesses(right), precision=name) for right, name in ((300, "fp32"), (299, "bf16"))]
     save_report(results, [], tmp_path, Silent())
-    for name in ("table.md", "table.tex", "table.csv", "report.html", "bars.svg"):
+    for name in ("table.md", "table.csv", "report.html", "bars.svg"):
         text = (tmp_path / name).read_text("utf-8")
         assert "学生 (bf16)" in text and "学生 (fp32)" not in text
     for row in results:
@@ -149,7 +143,7 @@ def test_results_that_do_not_compare_are_not_side_by_side_without_a_remark(tmp_p
     save_results([first], tmp_path / "a")
     save_results([replace(first, value=0.5)], tmp_path / "b")
     with pytest.raises(DcclipError, match=r"甲 on dtd en is 0\.7500 and 0\.5000"):
-        convert_results([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+        merge_results([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
 
 
 @pytest.fixture

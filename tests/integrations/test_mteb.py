@@ -23,15 +23,18 @@ import dcclip_mteb
 from dcclip_cli.api import evaluate
 from dcclip_cli.data import prompts
 from dcclip_cli.data.dataset import open_pairs
+from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.dataset import ImageTransform
 from dcclip_cli.eval.datasets import open_dataset
-from dcclip_cli.eval.leaderboards.mteb import tasks_of
 from dcclip_cli.eval.registry import SETS
+from dcclip_cli.eval.result import EvalResult, pack, save_results, sha256_of
+from dcclip_mteb.results import tasks_of, unfit
 from dcclip_mteb.retrieval import split_data
 from dcclip_mteb.zero_shot import TemplateEnsemble
 from tests.eval import layouts
+from tests.eval.test_compare import guesses, result
 from tests.tars import tar_bytes
 
 QUICKSTART = Path(__file__).parents[2] / "recipes/quickstart"
@@ -93,8 +96,8 @@ def written(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo teacher's results on all of the data sets in mteb's form."""
     shared: dict[str, Any] = {"data_root": str(root), "precision": "fp32", "device": "cpu", "cache": False}
     out = tmp_path_factory.mktemp("written")
-    evaluate(model=TEACHER, datasets=named((*CLASSES, *TEXTS)), out=out, formats=["mteb"], **shared)
-    assert [path.name for path in out.iterdir()] == ["mteb"]
+    evaluate(model=TEACHER, datasets=named((*CLASSES, *TEXTS)), out=out / "own", **shared)
+    assert dcclip_mteb.write_results(out / "own", out / "mteb", models=[TEACHER]) == []
     return out / "mteb"
 
 
@@ -114,12 +117,12 @@ def test_mteb_measures_what_dcclip_does_to_a_millionth(root: Path, written: Path
     assert (ours.model_name, ours.model_revision) == (meta.name, meta.revision)
     own_results = {result.task_name: result for result in ours.task_results}
     assert own_results.keys() == set(names) and len(names) == 8
-    for result in theirs:
-        expected, first_image = scores_of(result), scores_of(own_results[result.task_name])
+    for task in theirs:
+        expected, first_image = scores_of(task), scores_of(own_results[task.task_name])
         assert 0.0 < first_image["main_score"] < 1.0
         assert first_image == {name: pytest.approx(expected[name], abs=1e-6) for name in first_image}
-        assert result.dataset_revision == own_results[result.task_name].dataset_revision == "no_revision_available"
-        assert result.scores.keys() == own_results[result.task_name].scores.keys()
+        assert task.dataset_revision == own_results[task.task_name].dataset_revision == "no_revision_available"
+        assert task.scores.keys() == own_results[task.task_name].scores.keys()
     accuracy, recall = (scores_of(own_results["OxfordPetsZeroShot-zh"])[name] for name in ("accuracy", "recall"))
     assert accuracy != recall == scores_of(own_results["OxfordPetsZeroShot-zh"])["main_score"]
 
@@ -194,3 +197,77 @@ def test_the_code_in_the_readme_runs(page: str, root: Path, tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     exec(code.replace("DATA", str(root)).replace("runs/quickstart/align/model", TEACHER), {})
     assert [file.name for file in tmp_path.glob("results/mteb/results/*/*/*ZeroShot*")] == ["CIFAR10ZeroShot-zh.json"]
+
+
+def zero_shot(name: str, language: Language, model: str = "学生 a/b") -> EvalResult:
+    """A result on a named data set with its own class names and prompts; 300 of 400 images are right."""
+    entry = registry.SETS[name]
+    class_texts = prompts.read(registry.prompts_of(entry))
+    row = replace(result(model, guesses(300), date="2026-11-27"), dataset=registry.name_in(entry, language))
+    names = sha256_of(class_texts.names[language])
+    return replace(
+        row, language=language, class_names_sha256=names, templates_sha256=sha256_of(class_texts.templates[language])
+    )
+
+
+def retrieval(text_ranks: list[int], image_ranks: list[int]) -> EvalResult:
+    details = {"text_ranks": pack(np.asarray(text_ranks)), "image_ranks": pack(np.asarray(image_ranks))}
+    changes = {"task": "retrieval", "metric": "mean_recall", "split": "test", "details": details}
+    return replace(result("m", guesses(1)), dataset="flickr30k-cn", language="zh", **changes)  # type: ignore[arg-type]
+
+
+def test_a_result_becomes_mtebs_task_result_with_null_for_what_is_not_known(tmp_path: Path) -> None:
+    save_results([replace(zero_shot("pets", "zh", model="学生 a/b"), model_fingerprint="0a1b")], tmp_path / "own")
+    dcclip_mteb.write_results(tmp_path / "own", tmp_path / "out", "some-org")
+    [file] = (tmp_path / "out/results/some-org__学生-a-b").glob("*/OxfordPetsZeroShot-zh.json")
+    written = json.loads(file.read_text("utf-8"))
+    [[scores]] = written.pop("scores").values()
+    assert written["task_name"] == "OxfordPetsZeroShot-zh" and written["dataset_revision"] == "no_revision_available"
+    assert written["mteb_version"] is written["kg_co2_emissions"] is None and written["date"] == "2026-11-27"
+    assert scores["languages"] == ["zho-Hans"] and scores["accuracy"] == 0.75  # 300 of 400 images
+    meta = json.loads((file.parent / "model_meta.json").read_text("utf-8"))
+    assert meta["name"] == "some-org/学生-a-b" and meta["revision"] == file.parent.name
+    assert meta["n_parameters"] is meta["license"] is meta["training_datasets"] is None
+
+
+def test_hit_rates_and_mrr_are_those_of_the_first_right_answer_each_way(tmp_path: Path) -> None:
+    save_results([retrieval([0, 4, 9, 30], [0, 0, 2, 1])], tmp_path / "own")
+    dcclip_mteb.write_results(tmp_path / "own", tmp_path)
+    scores = {}
+    for name in ("Flickr30kCNT2IRetrieval", "Flickr30kCNI2TRetrieval"):
+        [file] = tmp_path.glob(f"results/local__m/*/{name}.json")
+        [scores[name]] = json.loads(file.read_text("utf-8"))["scores"]["test"]
+    by_text, by_image = scores["Flickr30kCNT2IRetrieval"], scores["Flickr30kCNI2TRetrieval"]
+    assert by_text["main_score"] == by_text["hit_rate_at_1"] == 0.5 and by_text["hit_rate_at_3"] == 1.0
+    assert by_text["mrr_at_10"] == (1 + 1 + 1 / 3 + 1 / 2) / 4
+    assert [by_image[f"hit_rate_at_{k}"] for k in (1, 5, 10, 100)] == [0.25, 0.5, 0.75, 1.0]
+    assert by_image["mrr_at_10"] == pytest.approx((1 + 1 / 5 + 1 / 10) / 4)
+
+
+def test_a_sample_and_other_class_names_are_unfit() -> None:
+    good = zero_shot("pets", "zh")
+    assert unfit(good) == "" and unfit(replace(good, limit=7)) == "not all images were evaluated"
+    assert unfit(replace(good, class_names_sha256="x")).startswith("class names or prompts differ")
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"dataset": "imagenet", "language": "en"}, "no such task in mteb"),
+        ({"dataset": "我的照片 photos"}, "no such task in mteb"),
+        ({"task": "linear probe"}, "not zero-shot classification"),
+        ({"corrupt": {"1.jpg": "cut"}}, "1 unreadable images"),
+        ({"replaced": {"猞猁": "山猫"}}, r"1 class names are replaced, unlike in mteb \(猞猁 as 山猫\)"),
+    ],
+)
+def test_a_result_that_no_task_repeats_is_left_out(changed: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    good = zero_shot("pets", "zh")
+    variant = replace(good, **changed)
+    save_results([variant], tmp_path / "variant")
+    save_results([good], tmp_path / "good")
+    with pytest.raises(DcclipError, match=reason):
+        dcclip_mteb.write_results(tmp_path / "variant", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    [left_out] = dcclip_mteb.write_results([tmp_path / "variant", tmp_path / "good"], tmp_path / "out")
+    assert left_out.startswith(f"left out: {variant.dataset} {variant.language}")
+    assert [file.name for file in (tmp_path / "out").rglob("*ZeroShot*")] == ["OxfordPetsZeroShot-zh.json"]

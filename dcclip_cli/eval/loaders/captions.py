@@ -1,7 +1,5 @@
-"""Retrieval data sets in their authors' files: Flickr30k, COCO and their Chinese versions, MUGE, XM3600, XTD."""
+"""Retrieval data sets in their authors' files: Flickr30k, COCO and their Chinese versions, MUGE."""
 
-import json
-from collections import defaultdict
 from pathlib import Path
 from typing import Self
 
@@ -58,11 +56,6 @@ def _folders(location: Location) -> tuple[Path, ...]:
     return (*location.folders, *location.siblings)
 
 
-def _first(location: Location, name: str, subfolder: str) -> Path | None:
-    files = (root / folder / name for root in location.folders for folder in ("", subfolder))
-    return next((file for file in files if file.is_file()), None)
-
-
 def _only(location: Location) -> list[Path]:
     """Files with the names of this split's images, one a line, without captions."""
     patterns = _ONLY.get(location.dataset.name, ())
@@ -71,11 +64,9 @@ def _only(location: Location) -> list[Path]:
 
 
 def _with_images(captions: _Captions, location: Location, file: Path) -> Loaded:
-    """A caption file's images, found in the location's folders. Raises DcclipError where an image or caption lacks."""
+    """A caption file's images, found in the location's folders. Raises DcclipError where an image lacks."""
     if not captions:
         raise DcclipError("{} lists no image of the split {}", DOWNLOAD_AGAIN, file, location.split)
-    if bare := [name for name in captions if not captions[name]]:  # XM3600's are not counted otherwise
-        raise DcclipError("{}: {} has no caption ({} such images)", DOWNLOAD_AGAIN, file, bare[0], len(bare))
     folders = [folder for root in _folders(location) for folder in (root, root / "images") if folder.is_dir()]
     places = [caption_files.Places(folder, False) for folder in folders]
     located: dict[str, tuple[caption_files.Places, Path]] = {}
@@ -91,51 +82,6 @@ def _with_images(captions: _Captions, location: Location, file: Path) -> Loaded:
     return Loaded(images, Captions.of_images(captions.values()))
 
 
-class Xm3600(Loader):
-    """Crossmodal-3600: `captions.jsonl`, an object for each image with every language's captions, and `images/`."""
-
-    layout = "captions.jsonl"
-
-    @classmethod
-    def find(cls, location: Location) -> Self | None:
-        file = _first(location, "captions.jsonl", "captions") if location.dataset.name == "xm3600" else None
-        return cls(location, file) if file else None
-
-    def load(self) -> Loaded:
-        language, captions = self.location.language, defaultdict[str, list[str]](list)
-        for number, line in enumerate(self.path.read_bytes().splitlines(), 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-                captions[str(record["image/key"])] += map(str, record[language]["caption"])
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise DcclipError(
-                    "{}:{}: expected a record with image/key and {} captions: {!r:.300}",
-                    DOWNLOAD_AGAIN, self.path, number, language, error,
-                ) from None  # fmt: skip
-        return _with_images(captions, self.location, self.path)
-
-
-class Xtd(Loader):
-    """XTD-10: `test_image_names.txt`, and the caption of each line's image in `test_1kcaptions_LANGUAGE.txt`."""
-
-    layout = "test_1kcaptions_zh.txt"
-
-    @classmethod
-    def find(cls, location: Location) -> Self | None:
-        name = f"test_1kcaptions_{location.language}.txt"
-        file = _first(location, name, "XTD10") if location.dataset.name == "xtd" else None
-        return cls(location, file) if file else None
-
-    def load(self) -> Loaded:
-        captions: _Captions = defaultdict(list)  # an image may be named twice
-        names = lines_of(self.path.with_name("test_image_names.txt"))
-        for name, text in zip(names, lines_of(self.path), strict=False):  # all captions are counted
-            captions[name].append(text)
-        return _with_images(captions, self.location, self.path)
-
-
 class Base64Lines(Loader):
     """Chinese-CLIP's files: `SPLIT_imgs.tsv`, lines NUMBER<TAB>BASE64, and `SPLIT_texts.jsonl`, texts of images."""
 
@@ -144,8 +90,10 @@ class Base64Lines(Loader):
     @classmethod
     def find(cls, location: Location) -> Self | None:
         name = f"{location.split}{caption_files.IMAGES}"
-        file = _first(location, name, "datasets") if location.dataset.task == "retrieval" else None
-        return cls(location, file) if file else None
+        if location.dataset.task != "retrieval":
+            return None
+        files = (root / folder / name for root in location.folders for folder in ("", "datasets"))
+        return next((cls(location, file) for file in files if file.is_file()), None)
 
     def load(self) -> Loaded:
         file = caption_files.texts_file(self.path)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset, Features, Image, Value
 
 from dcclip_cli.eval.datasets import open_dataset
-from dcclip_cli.eval.leaderboards.mteb import NO_REVISION
 from dcclip_cli.files import cache_folder
+from dcclip_mteb.results import NO_REVISION
 
 if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata

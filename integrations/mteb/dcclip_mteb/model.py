@@ -12,12 +12,12 @@ from mteb.models.model_meta import ModelMeta
 from mteb.types import Licenses
 
 from dcclip_cli.eval.dataset import ImageTransform
-from dcclip_cli.eval.leaderboards.mteb import model_meta_of
 from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.inference.zero_shot import text_embeddings
 from dcclip_cli.model import Precision
 from dcclip_cli.model.preprocess import first_frame
 from dcclip_cli.model.reference import resolve
+from dcclip_mteb.results import model_meta_of
 
 if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata

@@ -12,8 +12,8 @@ from mteb.abstasks.task_metadata import TaskMetadata
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import registry
-from dcclip_cli.eval.leaderboards.mteb import LANGUAGES, MAIN_SCORES, NO_REVISION, RETRIEVAL, ZERO_SHOT, tasks_of
 from dcclip_cli.eval.registry import KnownSet
+from dcclip_mteb.results import LANGUAGES, MAIN_SCORES, NO_REVISION, RETRIEVAL, ZERO_SHOT, tasks_of
 from dcclip_mteb.retrieval import RetrievalZh
 from dcclip_mteb.zero_shot import ZeroShotZh
 

@@ -1,9 +1,10 @@
-"""Results in mteb's form: a folder that its ResultCache reads, written without mteb.
+"""Results of `dcclip eval` in mteb's form: a folder that its ResultCache reads.
 
-mteb is the Massive Text Embedding Benchmark. Its own zero-shot image tasks are in English; the Chinese tasks named here
-are in `integrations/mteb`, and give the same numbers for the same model and images.
+mteb is the Massive Text Embedding Benchmark. The tasks of this package give the same numbers for the same model and
+images.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,16 +12,18 @@ from typing import Any
 
 import numpy as np
 
+from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import Language
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import registry
-from dcclip_cli.eval.compare import fit_for, unfit
-from dcclip_cli.eval.evaluate import EvalOptions
-from dcclip_cli.eval.result import EvalResult
-from dcclip_cli.files import json_object, write_json
+from dcclip_cli.eval.result import ZERO_SHOT as ZERO_SHOT_TASK
+from dcclip_cli.eval.result import EvalResult, load_several, sha256_of
+from dcclip_cli.files import json_object, several, write_json
 from dcclip_cli.inference.encoder import Encoder, load_encoder
-from dcclip_cli.model.reference import ModelSource
+from dcclip_cli.model.reference import ModelSource, resolve
 from dcclip_cli.run_dir import RECORD
+
+PathLike = str | os.PathLike[str]
 
 LANGUAGES = ["zho-Hans"]
 KS = (1, 3, 5, 10, 20, 100, 1000)  # mteb's
@@ -55,34 +58,48 @@ def tasks_of(dataset: str, language: Language) -> dict[str, str]:
     return {}
 
 
-def check(options: EvalOptions | None, owner: str | None) -> None:
-    """Raise DcclipError where no result of these options would have a form in mteb."""
-    if options:
-        options.check_whole("mteb", Message("mteb has no such task"))
-        if not any(tasks_of(name, "zh") for name in options.names):
-            raise _no_task(Message("none of the data sets ({}) has an mteb task", ", ".join(options.names)))
-
-
-def write(
-    results: Sequence[EvalResult], folder: Path, owner: str | None, models: Mapping[str, ModelSource]
+def write_results(
+    results: PathLike | Sequence[PathLike],
+    folder: PathLike,
+    owner: str | None = None,
+    models: Sequence[PathLike] = (),
 ) -> list[str]:
-    """Write results/MODEL/REVISION/TASK.json and model_meta.json; models that are not on the hub are OWNER/NAME."""
-    fit, lines = fit_for(results, _unfit)
+    """Write results/MODEL/REVISION/TASK.json and model_meta.json; returns a line about each result that is left out.
+
+    `results` are files or folders that `dcclip eval` wrote. Models that are not on the hub are OWNER/NAME; those among
+    `models`, which `dcclip --model` takes, get the facts of their files. Raises DcclipError if no result is fit.
+    """
+    rows = load_several([Path(path) for path in several(results)])
+    reasons = [(row, unfit(row)) for row in rows]
+    lines = [f"left out: {row.dataset} {row.language} of {row.model}: {why}" for row, why in reasons if why]
+    fit = [row for row, why in reasons if not why]
     if not fit:
-        raise _no_task(Message("no result belongs to an mteb task ({})", lines[0] if lines else ""))
+        names = ", ".join(registry.name_in(registry.SETS[name], "zh") for name in (*ZERO_SHOT, *RETRIEVAL))
+        problem = f"no result belongs to an mteb task ({lines[0] if lines else 'no results'})"
+        raise DcclipError("{}", "evaluate a Chinese data set that has an mteb task: {}", problem, names)
+
+    facts: dict[str, dict[str, Any]] = {}  # by the fingerprint of the weights, without the precision measured
+    for model in models:
+        reference = resolve(os.fspath(model))
+        encoder = load_encoder(reference, "cpu", "fp32")
+        facts[weights_of(encoder.fingerprint)] = model_meta_of(encoder, reference, owner)
+
     places: dict[str, Path] = {}
     for result in fit:
         revision = result.model_fingerprint
         if revision not in places:
-            meta = model_meta(result.model, revision, owner)
-            if reference := models.get(revision):
-                loaded = load_encoder(reference, "cpu", "fp32")
-                meta = model_meta_of(loaded, reference, owner) | {"revision": revision}  # of the precision measured
-            places[revision] = folder / "results" / meta["name"].replace("/", "__").replace(" ", "_") / revision
-            write_json(places[revision] / "model_meta.json", meta)
+            meta = facts.get(weights_of(revision)) or model_meta(result.model, revision, owner)
+            name = meta["name"].replace("/", "__").replace(" ", "_")
+            places[revision] = Path(folder) / "results" / name / revision
+            write_json(places[revision] / "model_meta.json", meta | {"revision": revision})
         for task, target in tasks_of(result.dataset, result.language).items():
             write_json(places[revision] / f"{task}.json", task_result(result, task, target))
-    return [*lines, Message("load the results in mteb with: mteb.ResultCache('{}').load_results()", folder)]
+    return lines
+
+
+def weights_of(fingerprint: str) -> str:
+    """A model's fingerprint without its precision."""
+    return fingerprint.partition("-")[0]
 
 
 def task_result(result: EvalResult, task: str, target: str) -> dict[str, Any]:
@@ -106,23 +123,27 @@ def task_result(result: EvalResult, task: str, target: str) -> dict[str, Any]:
     }
 
 
-def _unfit(result: EvalResult) -> str:
+def unfit(result: EvalResult) -> str:
     """Why mteb would not measure the same; empty if it does."""
-    if not tasks_of(result.dataset, result.language):
-        return Message("no such task in mteb")
-    if reason := unfit(result):
-        return reason
+    named = registry.find(result.dataset)
+    if named is None or not tasks_of(result.dataset, result.language):
+        return "no such task in mteb"
+    if result.partial or result.limit:
+        return "not all images were evaluated"
+    dataset, language = named
+    if dataset.classes:
+        class_texts = prompts.read(registry.prompts_of(dataset))
+        if result.task != ZERO_SHOT_TASK:
+            return "not zero-shot classification"
+        names, templates = sha256_of(class_texts.names[language]), sha256_of(class_texts.templates[language])
+        if result.class_names_sha256 != names or result.templates_sha256 != templates:
+            return "class names or prompts differ from those of this version"
     if result.corrupt:
-        return Message("{:,} unreadable images", len(result.corrupt))
+        return f"{len(result.corrupt):,} unreadable images"
     if result.replaced:
         pairs = ", ".join(f"{name} as {alternate}" for name, alternate in list(result.replaced.items())[:3])
-        return Message("{} class names are replaced, unlike in mteb ({})", len(result.replaced), pairs)
-    return Message("classes with the same embedding, whose order decides in mteb") if result.lost else ""
-
-
-def _no_task(reason: str) -> DcclipError:
-    names = ", ".join(registry.name_in(registry.SETS[name], "zh") for name in (*ZERO_SHOT, *RETRIEVAL))
-    return DcclipError("--format mteb: {}", "evaluate a Chinese data set that has an mteb task: {}", reason, names)
+        return f"{len(result.replaced)} class names are replaced, unlike in mteb ({pairs})"
+    return "classes with the same embedding, whose order decides in mteb" if result.lost else ""
 
 
 # ---- the facts about a model that mteb's ModelMeta asks for, from the model's own files
