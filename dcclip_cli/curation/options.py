@@ -4,6 +4,7 @@ import io
 from dataclasses import replace
 from typing import Literal
 
+from PIL import Image
 from pydantic import Field
 
 from dcclip_cli.curation.dedup.dedup import DedupOptions
@@ -34,12 +35,28 @@ class OutputOptions(Options):
         description="Image file format; jpeg converts all other formats, with transparent areas in white",
     )
     shards: Literal["tar", "parquet"] = Field("tar", description="Kind of shards: WebDataset tars or Parquet")
+    max_side: int | None = Field(
+        None,
+        ge=16,
+        le=100_000,
+        description="Longest side in pixels: larger images are shrunk when they are written, and become JPEGs of "
+        "quality 95; null: no limit. Filters, duplicates and decontamination see the images as they were",
+    )
 
     def written(self, pair: Pair) -> Pair:
-        if self.format == "original" or image_suffix(pair.image) == "jpg":
+        """The pair as its shard has it: with an image of the chosen format and size, upright if it is encoded again."""
+        is_large = False
+        if self.max_side is not None:
+            with Image.open(io.BytesIO(pair.image)) as header:
+                is_large = max(header.size) > self.max_side
+        if not is_large and (self.format == "original" or image_suffix(pair.image) == "jpg"):
             return pair
+
+        image = flatten(decode(pair.image, draft=self.max_side or 0))
+        if self.max_side is not None:
+            image.thumbnail((self.max_side, self.max_side), reducing_gap=None)  # bicubic, as teachers resize
         stream = io.BytesIO()
-        flatten(decode(pair.image)).save(stream, "JPEG", quality=_QUALITY)
+        image.save(stream, "JPEG", quality=_QUALITY)
         return replace(pair, image=stream.getvalue())
 
 

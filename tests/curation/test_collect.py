@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
 
 from dcclip_cli.curation import slices
 from dcclip_cli.curation.collect import collect
@@ -26,6 +28,7 @@ from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import lock
+from dcclip_cli.model.preprocess import decode
 from dcclip_cli.progress import Lines, Silent
 from dcclip_cli.recipe.yaml import anchored
 from tests.curation.conftest import MakeImage
@@ -260,6 +263,22 @@ def test_shards_of_one_format_are_read_by_datasets(tmp_path: Path, picture: Make
     assert [row["json"]["zh"] for row in dataset] == [["猫"], ["猫"]] and dataset[0]["jpg"].mode == "RGB"
     kept_pairs = list(open_pairs(tmp_path / "tars"))
     assert kept_pairs[1].image == pairs[1].image and kept_pairs[0].image != pairs[0].image
+
+
+def test_images_are_shrunk_when_they_are_written_and_compared_as_they_were(tmp_path: Path, picture: MakeImage) -> None:
+    large = picture(1, size=(400, 200), kind="JPEG")
+    small = picture(2, size=(64, 64))
+    pairs = [Pair("large", large, ("猫",), ("cat",)), Pair("small", small, ("狗",), ("dog",))]
+    pairs.append(Pair("copy", large, ("小猫",), ("kitten",)))
+    result = collect(options(tmp_path / "in", pairs, output={"max_side": 100}), tmp_path / "out", engine=ONE)
+    assert result.pairs.kept == 2  # the copy is merged, whose bytes are those of the original
+    shrunk, kept = sorted(open_pairs(tmp_path / "out"), key=lambda pair: pair.image == small)
+    assert kept.image == small
+    assert decode(shrunk.image).size == (100, 50)
+    expected = decode(large).resize((100, 50), Image.Resampling.BICUBIC)
+    assert np.abs(np.asarray(decode(shrunk.image), float) - np.asarray(expected, float)).mean() < 4  # of JPEG, drafts
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text("utf-8"))
+    assert manifest["options"]["output"]["max_side"] == 100
 
 
 def test_a_second_collection_into_the_same_run_is_refused(tmp_path: Path, five: CollectOptions) -> None:
