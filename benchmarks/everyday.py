@@ -2,9 +2,9 @@
 
     python benchmarks/everyday.py CALTECH [--flickr FLICKR8K] [--model MODEL] [--keep FILE.npy]
 
-With FLICKR8K, pairs with sentences in both languages, 100 further queries search these and every second photograph of
-CALTECH: useful ones, and what share of useful and useless ones has a warning, each half of everyday.tsv by itself. The
-second half was not looked at while the vocabulary was written.
+With FLICKR8K, pairs with sentences in both languages, 100 further queries of everyday.tsv and 40 of family.tsv search
+these and every second photograph of CALTECH: useful ones, and what share of useful and useless ones has a warning, each
+half of a file by itself. The second halves were not looked at while the vocabulary was written.
 
 CALTECH are the pairs of Caltech-101, whose English name is that of a class. Prints the 40 queries of
 recipes/starter/queries.tsv with how many of the first 8 photographs fit, or whether it says that it does not know them;
@@ -64,7 +64,9 @@ def main() -> None:
     if options.flickr:
         photographs = list(open_pairs(options.flickr))
         sentences = [" . ".join((*pair.en, *pair.zh)).lower() for pair in photographs + pairs[1::2]]
-        sentence_queries(model, np.concatenate([embedded(model, photographs), images[1::2]]), sentences)
+        searched = np.concatenate([embedded(model, photographs), images[1::2]])
+        for name in ("everyday.tsv", "family.tsv"):
+            sentence_queries(model, searched, sentences, name)
     queries(model, images, labels, list(names.folders))
     classes(model, images, labels, names)
     net = WordNet(options.wordnet)
@@ -80,26 +82,26 @@ def embedded(model: Encoder, pairs: list[Pair]) -> np.ndarray:
     return np.concatenate([model.encode_pixels(batch) for batch in pixels])
 
 
-def sentence_queries(model: Encoder, images: np.ndarray, sentences: list[str]) -> None:
+def sentence_queries(model: Encoder, images: np.ndarray, sentences: list[str], name: str) -> None:
     """A photograph fits if its sentences, or the names of its class, have a word of every group."""
     rows = []
     index = ImageIndex(Path(), tuple(map(str, range(len(images)))), images, {}, 0)
-    for line in (Path(__file__).parent / "everyday.tsv").read_text("utf-8").splitlines()[1:]:
+    for line in (Path(__file__).parent / name).read_text("utf-8").splitlines()[1:]:
         query, _, groups = line.split("\t")
         patterns = [re.compile(pattern(group.split("|"))) for group in groups.split(", ")]
         [text] = model.encode_texts([query])
         scores = images @ text
         first = np.argsort(-scores)[:FIRST]
         fit = sum(all(words.search(sentences[place]) for words in patterns) for place in first)
-        unfit = not query_fits(model, [index], float(scores.max()), [query])
+        unfit = not query_fits(model, [index], [query])
         ignored = unknown_of(model, [query], text[None])
         rows.append((fit >= USEFUL, unfit, bool(ignored), unfit or bool(ignored)))
         print(f"{query}: {fit} of {FIRST}, {scores.max():.2f} {'nothing fits' if unfit else ''} {', '.join(ignored)}")
     for half, part in (("first half", rows[::2]), ("second half", rows[1::2])):
         useful, *warnings = np.array(part).T
         print(f"{half}: useful {useful.sum()} of {len(part)}")
-        for name, warned in zip(("nothing fits", "ignored words", "either"), warnings, strict=True):
-            print(f"  {name}: {warned[useful].mean():.2f} of useful, {warned[~useful].mean():.2f} of useless")
+        for warning, warned in zip(("nothing fits", "ignored words", "either"), warnings, strict=True):
+            print(f"  {warning}: {warned[useful].mean():.2f} of useful, {warned[~useful].mean():.2f} of useless")
 
 
 def pattern(words: list[str]) -> str:

@@ -27,9 +27,8 @@ from dcclip_cli.inference.index import (
     search_all,
 )
 from dcclip_cli.inference.model import Prediction
-from dcclip_cli.inference.zero_shot import Labels, text_embeddings, unknown_of
+from dcclip_cli.inference.zero_shot import Labels, text_embeddings, unknown_of, vocabulary_words
 from dcclip_cli.machine import keep_freed_memory
-from dcclip_cli.model.known_words import words_of
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.progress import Progress, ProgressChoice, progress_for
 from dcclip_cli.text import printable, split_excluded
@@ -45,8 +44,8 @@ class SearchResult:
 
     An image that failed in an earlier search and has not changed is not tried again, and not among the errors.
 
-    `unknown` are the texts that the model never learnt, and the words that it ignores in others. `fits` is False if
-    the images most likely show something else: see `query_fits`. Models that cannot tell say neither.
+    `unknown` are the texts without a word that the model knows, and the words that it ignores in others. `fits` is
+    False if the images most likely show something else: see `query_fits`. Models that cannot tell say neither.
     """
 
     hits: list[Hit]
@@ -133,26 +132,27 @@ def search(
     say_missing("search", indexes, talk)
     errors = {str(index.folder / name): error for index in indexes for name, error in index.errors.items()}
     hits = search_all(indexes, query, top_k)
-    return SearchResult(hits, errors, unknown, bool(images) or query_fits(encoder, indexes, hits[0].score, texts))
+    return SearchResult(hits, errors, unknown, bool(images) or query_fits(encoder, indexes, texts))
 
 
-def query_fits(encoder: Encoder, indexes: Sequence[ImageIndex], score: float, texts: Sequence[str]) -> bool:
-    """Whether the best image, of cosine `score`, fits `texts`, and enough images fit each word that the model knows.
+def query_fits(encoder: Encoder, indexes: Sequence[ImageIndex], texts: Sequence[str]) -> bool:
+    """Whether some image fits the words of `texts` that the model knows together, and enough images each of them.
 
     The more images there are, the more of them are near a word that none shows. So an image fits from a cosine of
     `known.fits` on among 500 images, of half of it if it is the only one, and a word needs one of 500 images, at most
-    eight. True for a model that cannot tell.
+    eight. True for a model that cannot tell, False without a word that it knows.
     """
     lexicon, count = encoder.known, sum(len(index.images) for index in indexes)
     if lexicon is None:
         return True
-    least = lexicon.fits * (1 + min(1.0, math.log(max(1, count)) / math.log(_IMAGES_PER_FIT))) / 2
-    if score < least:
+    vector_by_word = vocabulary_words(encoder, texts)
+    if not vector_by_word:
         return False
-    words = list(dict.fromkeys(word for text in texts for word in words_of(text, encoder.tokenize)))
-    vectors: Iterable[np.ndarray] = text_embeddings(encoder, words) if words else ()
+    [sentence] = text_embeddings(encoder, [" ".join(vector_by_word)])
+    least = lexicon.fits * (1 + min(1.0, math.log(max(1, count)) / math.log(_IMAGES_PER_FIT))) / 2
     needed = max(1, min(_FIRST, count // _IMAGES_PER_FIT))
-    best = (search_all(indexes, vector, needed) for vector in vectors if vector[lexicon.dimension] <= lexicon.most)
+    best = [search_all(indexes, sentence, 1)]
+    best += [search_all(indexes, vector, needed) for vector in vector_by_word.values()]
     return all(hits and hits[-1].score >= least for hits in best)
 
 

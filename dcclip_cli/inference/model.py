@@ -131,7 +131,7 @@ class Model:
         return text_embeddings(self._encoder, [texts] if isinstance(texts, str) else texts)
 
     def unknown(self, texts: Sequence[str]) -> list[str]:
-        """The texts that the model never learnt, and the words that it ignores in others: red in "a red car".
+        """The texts without a word that the model knows, and the words that it ignores in others: red in "a red car".
 
         Empty for a model without `known` in its dcclip.json.
         """

@@ -39,11 +39,22 @@ def text_embeddings(
     return embeddings
 
 
+def vocabulary_words(model: Encoder, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """The words of the texts that the model knows by themselves, in order, with their embeddings (D,)."""
+    words = dict[str, None]()
+    for text in texts:
+        words |= dict.fromkeys(words_of(text, model.tokenize))
+    if model.known is None or not words:
+        return {}
+    vectors = zip(words, text_embeddings(model, list(words)), strict=True)
+    return {word: vector for word, vector in vectors if vector[model.known.dimension] <= model.known.most}
+
+
 def unknown_of(model: Encoder, texts: Sequence[str], embeddings: np.ndarray | None = None) -> list[str]:
-    """The texts that the model never learnt, and of other texts the words that it ignores: red in "a red car".
+    """The texts without a word that the model knows, and the words that it ignores in others: red in "a red car".
 
     Empty for a model that cannot say. `embeddings` are those of the texts, if they are computed already. An ignored
-    word is unknown by itself, and makes more of a text unknown: words of grammar (的, the) do not.
+    word is unknown by itself, and makes more of the text's known words unknown: words of grammar (的, the) do not.
     """
     known_words = model.known
     if known_words is None or not texts:
@@ -53,28 +64,33 @@ def unknown_of(model: Encoder, texts: Sequence[str], embeddings: np.ndarray | No
         return text_embeddings(model, texts)[:, known_words.dimension]
 
     parts = unknown_part(texts) if embeddings is None else embeddings[:, known_words.dimension]
-    part_by_text = dict(zip(texts, parts.tolist(), strict=True))
-    words_by_text = {
-        text: words_of(text, model.tokenize) for text, part in part_by_text.items() if part <= known_words.most
-    }
-    text_by_word = {word: text for text, words in words_by_text.items() for word in words if word != text}
-    probes = [f"{word} {text}" for word, text in text_by_word.items()]
+    is_unknown = dict(zip(texts, (parts > known_words.most).tolist(), strict=True))
+    words_by_text = {text: words_of(text, model.tokenize) for text in is_unknown}
+    sentences = {text: words for text, words in words_by_text.items() if words != [text]}
+    in_vocabulary = vocabulary_words(model, list(sentences))
+    known_by_text, probe_by_word = dict[str, str](), dict[str, tuple[str, str]]()
+    for text, words in sentences.items():
+        known_by_text[text] = " ".join(word for word in words if word in in_vocabulary)
+        rest = known_by_text[text] or text
+        probe_by_word |= {word: (rest, f"{word} {rest}") for word in words if word not in in_vocabulary}
     ignored = set[str]()
-    if probes:
-        gains = unknown_part(probes) - [part_by_text[text] for text in text_by_word.values()]
-        is_unknown = unknown_part(list(text_by_word)) > known_words.most
-        ignored = {word for word, *ignores in zip(text_by_word, gains > _GAIN, is_unknown, strict=True) if all(ignores)}
+    if probe_by_word:
+        rests, probes = zip(*probe_by_word.values(), strict=True)
+        gains = unknown_part(probes) - unknown_part(rests)
+        ignored = {word for word, gain in zip(probe_by_word, gains, strict=True) if gain > _GAIN}
     unknown: list[str] = []
-    for text in part_by_text:
-        if text not in words_by_text:
+    for text, words in words_by_text.items():
+        if is_unknown[text] and not known_by_text.get(text):
             unknown.append(text)
             continue
         # Chinese characters next to each other, which are no word of the vocabulary, are one word.
         for (is_ignored, is_character), group in groupby(
-            words_by_text[text], lambda word: (word in ignored, len(word) == 1 and language_by_script(word) == "zh")
+            words, lambda word: (word in ignored, len(word) == 1 and language_by_script(word) == "zh")
         ):
-            words = [*group] if is_ignored else []
-            unknown += ["".join(words)] if words and is_character else words
+            if is_ignored and is_character:
+                unknown.append("".join(group))
+            elif is_ignored:
+                unknown += group
     return list(dict.fromkeys(unknown))
 
 

@@ -416,8 +416,7 @@ def _add_search(app: FastAPI, server: Server) -> None:
             folder = max(above, key=lambda place: len(indexes[place].folder.parts))  # the one that contains it
             name = str(hit.frame.relative_to(indexes[folder].folder))
             results.append(_shown_image(folder, name) | {"score": round(hit.score, 6)})
-        score = results[0]["score"] if results else -1.0
-        fits = bool(results) and bool(files or await server.encoder.in_pool(query_fits, encoder, indexes, score, texts))
+        fits = bool(results) and bool(files or await server.encoder.in_pool(query_fits, encoder, indexes, texts))
         return {"results": results, "unknown": unknown, "fits": fits}
 
 

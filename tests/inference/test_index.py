@@ -241,9 +241,11 @@ def test_a_query_fits_if_enough_of_the_photos_fit_each_of_its_words(photos: int,
             return np.array([[text in rows, 0] for text in texts], np.int64)
 
         def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-            return np.array([rows.get(text, (0, 0, 1)) for text in texts], np.float32)
+            sums = [np.sum([rows[word] for word in rows if word in text] or [(0, 0, 1)], axis=0) for text in texts]
+            return np.array([total / np.linalg.norm(total) for total in sums], np.float32)
 
     embeddings = np.array([rows["猫"] if number < cats else rows["狗"] for number in range(photos)], np.float32)
     index = ImageIndex(Path(), tuple(map(str, range(photos))), embeddings, {}, 0)
     texts = ["一只猫", "狗"], ["a cat", "dog"], ["猫狗"]
-    assert [query_fits(Words(), [index], 0.8, text) for text in texts] == [fits] * 3  # type: ignore[arg-type]
+    assert [query_fits(Words(), [index], text) for text in texts] == [fits] * 3  # type: ignore[arg-type]
+    assert not query_fits(Words(), [index], ["一只"])  # type: ignore[arg-type]  # no word that the model knows

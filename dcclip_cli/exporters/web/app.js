@@ -183,7 +183,7 @@ async function search(mine) {
   if (!query) return showStatus(say("noQuery"));
   const [embedding] = await embed([query]);
   const note = await notLearnt([query], [embedding]);
-  const words = model.known ? await embed((await wordsOf([query])).flat()) : [];
+  const fits = await queryFits(model, pictures.map((picture) => picture.embedding), query, embed, wordsOf);
   if (mine !== answers) return;
   const scored = pictures.map((picture) => ({ picture, score: dot(picture.embedding, embedding) }));
   scored.sort((a, b) => b.score - a.score);
@@ -194,7 +194,6 @@ async function search(mine) {
     picture.rows = [[query, score.toFixed(6)]];
   }
   arrange(scored.map(({ picture }) => picture.card));
-  const fits = queryFits(model, pictures.map((picture) => picture.embedding), embedding, words);
   showStatus(note || (fits ? undefined : say("nothingFits")));
 }
 

@@ -69,23 +69,28 @@ export function wordsOf(tokenizer, model, text) {
 }
 
 /**
- * The texts that the model never learnt, and of other texts the words that it ignores: red in "a red car". `embed` resolves
- * to the embeddings of texts, `split` to the words of each.
+ * The texts without any word that the model knows, and of other texts the words that it ignores: red in "a red car".
+ * `embed` resolves to the embeddings of texts, `split` to the words of each.
  */
 export async function unknown(model, texts, embeddings, embed, split) {
   if (!model.known) return [];
   const { dimension, most } = model.known;
   const parts = async (texts) => (await embed(texts)).map((embedding) => embedding[dimension]);
   const partOf = new Map(texts.map((text, index) => [text, embeddings[index][dimension]]));
-  const learnt = [...partOf.keys()].filter((text) => partOf.get(text) <= most);
-  const words = await split(learnt);
-  const pairs = [...new Map(words.flatMap((list, index) => list.map((word) => [word, learnt[index]])))];
-  const alone = await parts(pairs.map(([word]) => word));
-  const together = await parts(pairs.map(([word, text]) => `${word} ${text}`));
-  const isIgnored = ([word, text], index) => word !== text && alone[index] > most && together[index] - partOf.get(text) > GAIN;
-  const ignored = new Set(pairs.filter(isIgnored).map(([word]) => word));
-  const namesOf = (text) => (learnt.includes(text) ? ignoredIn(words[learnt.indexOf(text)], ignored) : [text]);
-  return [...new Set([...partOf.keys()].flatMap(namesOf))];
+  const lists = await split([...partOf.keys()]);
+  const wordsOf = [...partOf.keys()].map((text, index) => [text, lists[index]]);
+  const sentences = wordsOf.filter(([text, words]) => words.join() !== text);
+  const words = [...new Set(sentences.flatMap(([, words]) => words))];
+  const alone = await parts(words);
+  const known = new Set(words.filter((_, index) => alone[index] <= most));
+  const restOf = new Map(sentences.map(([text, words]) => [text, words.filter((word) => known.has(word)).join(" ")]));
+  const restsOf = ([text, words]) => words.filter((word) => !known.has(word)).map((word) => [word, restOf.get(text) || text]);
+  const probes = [...new Map(sentences.flatMap(restsOf))];
+  const rests = await parts(probes.map(([, rest]) => rest));
+  const together = await parts(probes.map(([word, rest]) => `${word} ${rest}`));
+  const ignored = new Set(probes.filter((_, index) => together[index] - rests[index] > GAIN).map(([word]) => word));
+  const namesOf = ([text, words]) => (partOf.get(text) > most && !restOf.get(text) ? [text] : ignoredIn(words, ignored));
+  return [...new Set(wordsOf.flatMap(namesOf))];
 }
 
 /** Those of the words that are ignored; Chinese characters next to each other, which are no word, as one. */
@@ -101,14 +106,19 @@ function ignoredIn(words, ignored) {
   return names;
 }
 
-/** Whether some image fits a query, and enough of them fit each of its words that the model knows. */
-export function queryFits(model, images, query, words) {
+/** Whether some image fits the known words of a query together, and enough of them each. */
+export async function queryFits(model, images, query, embed, split) {
   if (!model.known || !images.length) return true;
   const { dimension, most, fits } = model.known;
+  const words = [...new Set((await split([query])).flat())];
+  const vectors = await embed(words);
+  const known = words.filter((_, index) => vectors[index][dimension] <= most);
+  if (!known.length) return false;
+  const [sentence] = await embed([known.join(" ")]);
   const least = (fits * (1 + Math.min(1, Math.log(images.length) / Math.log(IMAGES_PER_FIT)))) / 2;
   const needed = Math.max(1, Math.min(FIRST, Math.floor(images.length / IMAGES_PER_FIT)));
   const count = (vector) => images.filter((image) => dot(image, vector) >= least).length;
-  return count(query) > 0 && words.every((word) => word[dimension] > most || count(word) >= needed);
+  return count(sentence) > 0 && vectors.every((word) => word[dimension] > most || count(word) >= needed);
 }
 
 /**
