@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, Field
 
-from dcclip_cli.curation.fetch import FetchOptions
 from dcclip_cli.options import Neutral, Options, decisive
 from dcclip_cli.recipe.load import _models, load, varied
 from dcclip_cli.recipe.schema import Recipe
@@ -27,7 +26,6 @@ class Stage(Options):
 def test_decisive_options_are_all_but_neutral_ones_at_any_depth() -> None:
     stage = Stage.model_validate({"loaders": [{"workers": 4}], "log_every_steps": 1})
     assert decisive(stage) == {"loaders": [{"size": 8}], "from": "data"}
-    assert "user_agent" not in decisive(FetchOptions())  # its default has the version
     assert decisive({1: (stage.loaders[0], None)}) == {"1": [{"size": 8}, None]}
 
 

@@ -177,7 +177,7 @@ def _run_steps(
     with whole_file(work.out / DROPPED, work.root) as path:
         join_dropped(([folder / DROPPED for folder in steps] for steps in results), path)
     statistics = Statistics.merge(_json(folder / STATISTICS) for folder in folders).as_dict()
-    examples = Examples.merge((folder / EXAMPLES for folder in folders), options.report.examples)
+    examples = Examples.merge(folder / EXAMPLES for folder in folders)
     examples.fill(lambda key: next((pair for pair, _ in read_pairs(work.result("read", int(key[:6])), key)), None))
     compared = _json(work.result("dedup", 0) / COMPARED)
     manifest = {

@@ -78,7 +78,7 @@ class ReadStep(_CollectStep):
         fetch = self.options.fetch
         with whole_folder(self.work.result("read", task)) as folder, Fetcher(fetch) as fetcher:
             candidates = fetch_in_order(self._candidates(task), fetcher.fetch, fetch.workers, fetch.per_host)
-            keep_slice(folder, filter_pairs(candidates, self.options), self.options.report.examples)
+            keep_slice(folder, filter_pairs(candidates, self.options))
 
     def _candidates(self, task: int) -> Iterator[Candidate]:
         """The slice's candidates, each with its key and its source in the metadata."""

@@ -28,31 +28,28 @@ _REPAIRS: dict[str, Any] = dict.fromkeys(
 
 
 class NormalizeOptions(Options):
-    """Clean-up of every caption before filtering, in addition to normalizing Unicode (NFC) and white space."""
+    """Clean-up of every caption before filtering, in addition to encodings, HTML entities, NFC and white space."""
 
-    ftfy: bool = Field(True, description="Repair wrongly decoded text; full-width and curly punctuation are kept")
-    entities: bool = Field(True, description="Replace HTML entities such as &amp; with the characters")
     simplify: bool = Field(False, description="Convert Traditional to Simplified Chinese in Chinese captions")
 
 
 def normalize(caption: str, language: Language, options: NormalizeOptions) -> str:
     """The caption repaired as the options say, in NFC, on one line, without invisible characters."""
-    if options.entities and "&" in caption:
+    if "&" in caption:
         for _ in range(3):  # &amp;amp;quot; was escaped three times
             caption = html.unescape(caption)
     if not caption.isascii():
-        if options.ftfy:
-            repaired = ""  # the Chinese behind 绾㈣壊璺戣溅 (UTF-8 read as GBK) or ºìÉ«ÅÜ³µ (GBK read as Latin-1)
-            if _HAN.search(caption):
-                repaired = as_gbk(caption).decode("utf-8", "replace")
-            elif _HIGH_LATIN.search(caption):
-                repaired = caption.encode("latin-1", "replace").decode("gb2312", "replace")
-            if len(_HAN.findall(repaired)) >= 2 and _CHINESE.fullmatch(repaired):
-                caption = repaired
-            elif not _CHINESE.fullmatch(caption):  # else ftfy changes nothing
-                import ftfy
+        repaired = ""  # the Chinese behind 绾㈣壊璺戣溅 (UTF-8 read as GBK) or ºìÉ«ÅÜ³µ (GBK read as Latin-1)
+        if _HAN.search(caption):
+            repaired = as_gbk(caption).decode("utf-8", "replace")
+        elif _HIGH_LATIN.search(caption):
+            repaired = caption.encode("latin-1", "replace").decode("gb2312", "replace")
+        if len(_HAN.findall(repaired)) >= 2 and _CHINESE.fullmatch(repaired):
+            caption = repaired
+        elif not _CHINESE.fullmatch(caption):  # else ftfy changes nothing
+            import ftfy
 
-                caption = ftfy.fix_text(caption, **_REPAIRS)
+            caption = ftfy.fix_text(caption, **_REPAIRS)
         caption = _INVISIBLE.sub("", unicodedata.normalize("NFC", caption))
     caption = " ".join(caption.split())
     return _simplifier()(caption) if options.simplify and language == "zh" else caption

@@ -21,12 +21,6 @@ from dcclip_cli.options import Neutral, Options
 _QUALITY = 95  # of images that become JPEGs
 
 
-class ReportOptions(Options):
-    """What report.html shows besides counts and histograms."""
-
-    examples: int = Field(12, ge=0, le=100, description="Example pairs shown for each drop reason and for kept pairs")
-
-
 class OutputOptions(Options):
     """Image file format, and kind of shards."""
 
@@ -96,7 +90,6 @@ class CollectOptions(DedupOptions):
     shard_size: int = Field(
         1000, ge=1, le=100_000, description="Input pairs per shard; the shard contains only the kept pairs"
     )
-    report: ReportOptions = Field(ReportOptions(), description="Contents of report.html")
     cluster: Neutral[ClusterOptions] = Field(
         ClusterOptions(), description="Resources that each job of --engine slurm requests"
     )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 import sys
 from abc import abstractmethod
 from collections import Counter
@@ -22,7 +21,7 @@ from dcclip_cli.curation.dedup import GlobalFilter
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.precision import torch_device
-from dcclip_cli.model.preprocess import decode, flatten
+from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.teachers import Teacher
 
@@ -72,17 +71,17 @@ class ScorerOptions(GlobalFilter):
 # NaN scores are stored as NULL, and drop the pair.
 _DROP_PAIRS = """
 INSERT INTO pair_drops
-    SELECT number, $reason, coalesce(format('{{:.3f}}', value), 'no score') || $label
+    SELECT number, $reason, coalesce(format('{:.3f}', value), 'no score') || $label
     FROM live_pairs JOIN scores USING (number)
-    WHERE scores.name = $name AND (value IS NULL OR value {sign} $threshold)
+    WHERE scores.name = $name AND (value IS NULL OR value >= $threshold)
 """
 
 
-def drop_pairs(connection: DuckDBPyConnection, stored: str, reason: str, threshold: float, below: bool = False) -> None:
-    """Drop pairs whose score named `stored` is at least the threshold, or is `below` it."""
-    label = f", rejected {'below' if below else 'from'} {threshold:.3f}"
+def drop_pairs(connection: DuckDBPyConnection, stored: str, reason: str, threshold: float) -> None:
+    """Drop pairs whose score named `stored` is at least the threshold."""
+    label = f", rejected from {threshold:.3f}"
     values = {"name": stored, "reason": reason, "threshold": threshold, "label": label}
-    connection.execute(_DROP_PAIRS.format(sign="<" if below else ">="), values)
+    connection.execute(_DROP_PAIRS, values)
 
 
 def unique_names(scorers: tuple[ScorerOptions, ...]) -> tuple[ScorerOptions, ...]:
@@ -292,80 +291,6 @@ class Prompts(_DualEncoderScorer):
         drop_pairs(connection, self.stored, f"{self.stored}-reject", self.threshold)
 
 
-class Classifier(ScorerOptions):
-    """Drops images to which an image-classification model of transformers gives a rejected label.
-
-    The score of a label is its probability: by softmax, or by sigmoid if the model is multi-label. The score of
-    a regression model with one label, such as an aesthetic predictor, is its output; `below` rejects low scores.
-    """
-
-    kind: Literal["classifier"] = "classifier"
-    model: str = Field(description="Hub name, or a directory written by save_pretrained; safetensors weights only")
-    reject: tuple[str, ...] = Field(min_length=1, description="Labels to reject, spelled as in the model")
-    threshold: float = Field(0.5, ge=-1e6, le=1e6, description="Score at which a pair is dropped")
-    below: bool = Field(False, description="Drop pairs whose score is below the threshold instead")
-
-    def check(self) -> None:
-        if Path(self.model).is_absolute() and not (Path(self.model) / "config.json").is_file():
-            hint = Message("give a directory written by transformers' save_pretrained")
-            raise DcclipError("{} has no config.json", hint, self.model)
-
-    def open(self) -> Score:
-        self.check()
-        labels, outputs = _load_classifier(self.model, self.device)
-        if unknown := [label for label in self.reject if label not in labels]:
-            message = Message("classifier {} has no label {}", self.model, " or ".join(unknown))
-            raise DcclipError(message, Message("choose one of its labels: {}", ", ".join(labels[:20])))
-        columns = {self._stored(label): labels.index(label) for label in self.reject}
-
-        def score(batch: Batch) -> list[Scores]:
-            rows = outputs([flatten(image) for _, image in batch])
-            return [{name: row[column] for name, column in columns.items()} for row in rows]
-
-        return score
-
-    def apply(self, connection: DuckDBPyConnection) -> None:
-        """Reason: `classifier-LABEL`, the label in lower case."""
-        for label in self.reject:
-            stored = self._stored(label)
-            drop_pairs(connection, stored, stored, self.threshold, self.below)
-
-    def _stored(self, label: str) -> str:
-        word = re.sub(r"\W+", "-", label.lower()).strip("-")
-        return f"{self.stored}-{word}"
-
-
-@functools.lru_cache(maxsize=4)
-def _load_classifier(model: str, device: str) -> tuple[list[str], Callable[[list[Image.Image]], list[list[float]]]]:
-    """A classifier's labels, and a function that gives (B, C) scores; loaded once. Raises DcclipError for others."""
-    import torch
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()  # "Loading weights"
-    try:
-        loaded = transformers.AutoModelForImageClassification.from_pretrained(
-            model, use_safetensors=True, dtype="float32"
-        )
-        image_processor = transformers.AutoImageProcessor.from_pretrained(model, backend="pil")
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:300]
-        hint = Message("give an image-classification model on the hub, or a path that starts with ./ or /")
-        raise DcclipError("classifier {} cannot be loaded: {}", hint, model, reason) from None
-    device = torch_device(device, NO_DEVICE_HINT)
-    config, loaded = loaded.config, loaded.eval().to(device)
-
-    def outputs(images: list[Image.Image]) -> list[list[float]]:
-        pixels = image_processor(images=images, return_tensors="pt")["pixel_values"].to(device)
-        with torch.inference_mode():
-            logits = loaded(pixel_values=pixels).logits.double().cpu()
-        if config.problem_type == "regression":
-            return list(logits.tolist())
-        exclusive = config.num_labels > 1 and config.problem_type != "multi_label_classification"
-        return list((logits.softmax(dim=1) if exclusive else logits.sigmoid()).tolist())
-
-    return [str(config.id2label[index]) for index in range(config.num_labels)], outputs
-
-
-Scorer = Annotated[Agreement | Classifier | Prompts, Field(discriminator="kind")]
+Scorer = Annotated[Agreement | Prompts, Field(discriminator="kind")]
 Scorers = Annotated[tuple[Scorer, ...], AfterValidator(unique_names)]
 """The scorers of a recipe, each with scores of its own name."""

@@ -136,8 +136,8 @@ def read_pairs(folder: Path, key: str | None = None) -> Iterator[tuple[Pair, tup
 class Account:
     """Statistics, examples and dropped rows of one slice, written by the read step and by the write step."""
 
-    def __init__(self, examples: int) -> None:
-        self.statistics, self.examples, self.dropped = Statistics(), Examples(examples), DroppedTable()
+    def __init__(self) -> None:
+        self.statistics, self.examples, self.dropped = Statistics(), Examples(), DroppedTable()
 
     def add(
         self,
@@ -176,13 +176,13 @@ class Account:
         self.dropped.write(folder / DROPPED)
 
 
-def keep_slice(folder: Path, results: Iterable[FilterResult], examples: int) -> None:
+def keep_slice(folder: Path, results: Iterable[FilterResult]) -> None:
     """Write the result of the read step for a slice: pairs with their signatures, and images of no file of a source."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     columns = {"meta": pa.string(), "file": pa.string(), "offset": pa.int64(), "size": pa.int64()}
-    account, schema = Account(examples), signature_table([], columns).schema
+    account, schema = Account(), signature_table([], columns).schema
     with (
         (folder / IMAGES).open("wb") as images,
         pq.ParquetWriter(folder / PAIRS, schema, compression="none", use_dictionary=False) as table,
@@ -207,7 +207,7 @@ def keep_slice(folder: Path, results: Iterable[FilterResult], examples: int) -> 
 
 def write_slice(work: WorkFolder, number: int, options: CollectOptions) -> None:
     """Write the shard of a slice into `out`, unless it is empty, and the account of the slice."""
-    account = Account(options.report.examples)
+    account = Account()
     name = f"{name_of(number)}.{options.output.shards}"
     with whole_folder(work.result("write", number)) as folder:
         shard = write_shard(folder / name, map(options.output.written, _kept_pairs(work, number, account)))

@@ -6,10 +6,11 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 from dcclip_cli.data import reading
 
+MAX_JSON_BYTES = 1_000_000_000  # Karpathy's COCO has 144 MB
 _COCO = re.compile(r"COCO_(?:train|val|test)\d{4}_(?=\d{12}$)")
 
 
@@ -37,8 +38,8 @@ def identity(name: str) -> str:
 class Places:
     """Finds images by the names that caption files have for them."""
 
-    def __init__(self, folder: Path, allow_outside: bool) -> None:
-        self._folder = reading.Folder(folder, allow_outside)
+    def __init__(self, folder: Path) -> None:
+        self._folder = reading.Folder(folder)
         self._within = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
 
     def find(self, name: str) -> Path | None:
@@ -71,7 +72,7 @@ def names_in(path: Path) -> Iterator[Named]:
             else:
                 yield Named(f"{path.name}:{number}", {}, reading.Drop("row-malformed", "an image without a name"))
     except (ValueError, RecursionError) as error:
-        yield Named(path.name, {}, reading.Drop("captions-unreadable", f"{path.name} breaks off: {str(error)[:200]}"))
+        yield Named(path.name, {}, reading.Drop("captions-unreadable", f"{path.name}: {str(error)[:200]}"))
 
 
 def captions_in(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -139,8 +140,26 @@ def _annotation(item: dict[str, Any], image_by_id: dict[Any, str]) -> Iterator[t
         yield from ((image_by_id[number], text) for text in _texts(item.get("caption")))
 
 
+def json_items(path: Path, keys: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """(key, element) for the elements of the lists under `keys` in the file's object, in the order of the file.
+
+    If the whole file is a list, its elements have the key "". Raises ValueError, or RecursionError, for a file that is
+    not JSON or has more than MAX_JSON_BYTES.
+    """
+    size = path.stat().st_size
+    if size > MAX_JSON_BYTES:
+        raise ValueError(f"has {size:,} bytes, more than {MAX_JSON_BYTES:,}: split it, or give lines IMAGE<TAB>CAPTION")
+    content = json.loads(path.read_bytes())
+    lists = {"": content} if isinstance(content, list) else content
+    if not isinstance(lists, dict):
+        raise ValueError("is neither a JSON object nor a list")
+    for key, elements in lists.items():
+        if key in keys and isinstance(elements, list):
+            yield from ((key, element) for element in elements)
+
+
 def _objects(path: Path, keys: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects in lists, up to where the file breaks off; `names_in` reports that it does."""
+    """The objects in lists; none of a file that is not JSON, which `names_in` reports."""
     with suppress(ValueError, RecursionError):
         yield from ((key, item) for key, item in json_items(path, keys) if isinstance(item, dict))
 
@@ -220,97 +239,3 @@ def texts_in(file: Path, wanted: Collection[str] | None) -> Iterator[tuple[int, 
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 if wanted is None:
                     yield row.number, reading.Drop("captions-unreadable", f"{type(error).__name__}: {str(error)[:200]}")
-
-
-# ---- JSON files too large to load. ijson runs out of memory on the 100 kB of 100,000 nested lists, since it keeps the
-# path of each level, and refuses NaN, which Python's json writes.
-
-_CHUNK = 1 << 20  # characters
-_SPACE = re.compile(r"[ \t\r\n]*+")
-_NUMBER_CUT = "1e-5"  # what is read as 1 while its last digit is not in the window
-
-
-def json_items(path: Path, keys: Collection[str]) -> Iterator[tuple[str, Any]]:
-    """(key, element) for the elements of the lists under `keys` in the file's object, in the order of the file.
-
-    If the whole file is a list, its elements have the key "". A megabyte is in memory at a time. Raises ValueError, or
-    RecursionError, where the file stops being JSON or an element is longer than MAX_TEXT_BYTES.
-    """
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        text = _JsonText(stream)
-        if text.peek() == "[":
-            yield from (("", item) for item in text.items() if "" in keys)
-            return
-        for _ in text.between("{}"):
-            key = text.value()
-            text.take(":")
-            if text.peek() == "[":
-                yield from ((key, item) for item in text.items() if key in keys)
-            else:
-                text.value()
-
-
-class _JsonText:
-    """A JSON text of which one window is in memory."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream, self._json = stream, json.JSONDecoder()
-        self._window, self._at = "", 0
-        self._fresh = False  # whether the window was just filled
-
-    def _fill(self) -> bool:
-        """Make the window longer; False at the end of the file."""
-        chunk = self._stream.read(_CHUNK)
-        if chunk:
-            self._window, self._at, self._fresh = self._window[self._at :] + chunk, 0, True
-        return bool(chunk)
-
-    def peek(self) -> str:
-        """The next character that is no white space; "" at the end."""
-        while True:
-            self._at = _SPACE.match(self._window, self._at).end()  # type: ignore[union-attr]
-            if self._at < len(self._window) or not self._fill():
-                return self._window[self._at : self._at + 1]
-
-    def take(self, character: str) -> None:
-        """Skip a character that has to be the next one."""
-        if self.peek() != character:
-            raise ValueError(f"{self.peek() or 'the end'!r} where {character!r} should be")
-        self._at += 1
-
-    def between(self, brackets: str) -> Iterator[None]:
-        """Stop at each element between two brackets."""
-        self.take(brackets[0])
-        if self.peek() != brackets[1]:
-            yield
-            while self.peek() != brackets[1]:
-                self.take(",")
-                yield
-        self.take(brackets[1])
-
-    def value(self) -> Any:
-        self.peek()
-        while True:
-            try:
-                value, end = self._json.raw_decode(self._window, self._at)
-            except ValueError:
-                if len(self._window) - self._at > reading.MAX_TEXT_BYTES or not self._fill():
-                    raise
-                continue
-            if end > len(self._window) - len(_NUMBER_CUT) and self._fill():  # a number may continue
-                continue
-            self._at = end
-            return value
-
-    def items(self) -> Iterator[Any]:
-        for _ in self.between("[]"):
-            # All elements up to the last that ends in the window are parsed at once, five times as fast as one by one.
-            # What parses as a list is one: a brace in a text, or inside an element, would leave it without its end.
-            end = self._window.rfind("},", self._at) + 1 if self._fresh else 0
-            elements: list[Any] = []
-            self._fresh = False
-            if end:
-                with suppress(ValueError):
-                    elements = json.loads(f"[{self._window[self._at : end]}]")
-                    self._at = end
-            yield from elements or [self.value()]

@@ -53,7 +53,7 @@ class Fault(Exception):
 class Folder:
     """Reads files of bounded size, only from inside one folder unless `allow_outside`."""
 
-    def __init__(self, path: Path, allow_outside: bool) -> None:
+    def __init__(self, path: Path, allow_outside: bool = False) -> None:
         self.path = path
         self._inside = None if allow_outside else path.resolve()
 
@@ -62,7 +62,7 @@ class Folder:
         try:
             name = os.path.relpath(path, self.path)
             if self._inside and not path.resolve().is_relative_to(self._inside):
-                raise Fault(f"{what}-outside", f"{name} is outside the source's folder (allow_outside: false)")
+                raise Fault(f"{what}-outside", f"{name} is outside the source's folder")
             if not path.is_file():
                 raise Fault(f"{what}-missing", f"{name} is not a file")
             with path.open("rb") as stream:

@@ -34,7 +34,9 @@ def site() -> Iterator[Site]:
 
 
 @pytest.fixture
-def fetcher(site: Site) -> Iterator[Fetcher]:
+def fetcher(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fetcher]:
+    """Downloads from the site; a file may have 100,000 bytes."""
+    monkeypatch.setattr("dcclip_cli.curation.fetch.fetcher.MAX_BYTES", 100_000)
     with Fetcher(options(site)) as fetcher:
         yield fetcher
 

@@ -96,7 +96,7 @@ def leads_to(url: str, status: int = 302) -> Page:
 
 
 def options(site: Site, **changed: Any) -> FetchOptions:
-    quick = {"timeout_s": 5, "max_bytes": 100_000, "allow_hosts": (site.host,), "robots": False}
+    quick = {"timeout_s": 5, "allow_networks": ("127.0.0.0/8",), "robots": False}
     return FetchOptions(**{**quick, **changed})
 
 

@@ -101,10 +101,10 @@ def test_of_equal_images_the_first_is_kept(
 
 
 def test_a_placeholder_does_not_gather_the_captions_of_everything(tmp_path: Path) -> None:
-    facts = [fact(str(number), 1, [], [f"thing {number}"]) for number in range(5)]
-    decisions, _ = deduplicated(tmp_path, facts, DedupOptions(duplicates=(SameImage(most_captions=3),)))
-    assert decisions["0"]["en"] == ["thing 0", "thing 1", "thing 2"]
-    assert list(reasons(decisions).values()) == [None, "image-merged", "image-merged", *2 * ["image-duplicate"]]
+    facts = [fact(f"{number:02}", 1, [], [f"thing {number}"]) for number in range(18)]
+    decisions, _ = deduplicated(tmp_path, facts, DedupOptions(duplicates=(SameImage(),)))
+    assert decisions["00"]["en"] == [f"thing {number}" for number in range(16)]
+    assert list(reasons(decisions).values()) == [None, *15 * ["image-merged"], *2 * ["image-duplicate"]]
 
 
 def test_of_images_that_show_the_same_only_the_first_is_kept(tmp_path: Path) -> None:

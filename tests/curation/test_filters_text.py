@@ -17,7 +17,6 @@ from dcclip_cli.curation.filters.text import (
     FilenameFilter,
     LengthFilter,
     RepetitionFilter,
-    WordlessFilter,
 )
 from dcclip_cli.curation.normalize_text import NormalizeOptions, check_characters, normalize
 from dcclip_cli.curation.options import CollectOptions
@@ -52,9 +51,8 @@ def test_a_caption_is_repaired_and_its_punctuation_is_kept(caption: str, expecte
     assert normalize(caption, "zh", NormalizeOptions()) == expected
 
 
-def test_repairs_can_be_switched_off_and_chinese_captions_simplified() -> None:
-    garbled, simplify = "MÃ¼nchen &amp; 绾㈣壊璺戣溅", NormalizeOptions(simplify=True)
-    assert normalize(garbled + " ", "en", NormalizeOptions(ftfy=False, entities=False)) == garbled
+def test_chinese_captions_can_be_simplified() -> None:
+    simplify = NormalizeOptions(simplify=True)
     assert normalize("一隻黃色的狗，臺北夜市", "zh", simplify) == "一只黄色的狗，台北夜市"
     assert normalize("a sign saying 臺北", "en", simplify) == "a sign saying 臺北"
     assert normalize("臺北夜市", "zh", NormalizeOptions()) == "臺北夜市"
@@ -196,9 +194,6 @@ WORDS = "cheap shoes, red shoes, blue shoes, shoes sale, buy shoes, new shoes, s
         (ScriptFilter(min_share=0.5), "Canon EOS Mark 机", "zh", "caption-script: 1 Han characters, 3 Latin words"),
         (ScriptFilter(min_share=0.5), "NBA 球星", "en", "caption-script: 2 Han characters, 1 Latin words"),
         (ScriptFilter(min_share=1), "第 12 号，α 波", "zh", ""),
-        (WordlessFilter(numbers=False), "24", "zh", "caption-wordless: digits and signs, no word"),
-        (RepetitionFilter(times=7), "哈哈哈哈哈哈", "zh", ""),
-        (RepetitionFilter(times=3), "哈哈哈", "zh", "caption-repetition: '哈' again and again"),
         (RepetitionFilter(max_share=0.1), WORDS, "en", "caption-repetition: 'shoes,' 5 times"),
         (BoilerplateFilter(phrases=("旗舰店",)), "某某旗舰店 红色跑车", "zh", "caption-boilerplate: holds '旗舰店'"),
         (BoilerplateFilter(phrases=("Buy Now",)), "a car, buy now", "zh", "caption-boilerplate: holds 'Buy Now'"),

@@ -1,6 +1,5 @@
 """Each pair of collect's options: all that is read is kept or accounted for, and equal collections are equal."""
 
-import base64
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -56,7 +55,9 @@ def write_source(kind: str, texts: str, path: Path) -> None:
         row: Row = {language: "" if language == omitted else caption for language, caption in captions}
         zh, en = ((caption,) if caption else () for caption in row.values())
         pairs.append(Pair(f"{number:03}", IMAGES[name], zh, en))
-        table.append({"base64": base64.b64encode(IMAGES[name]).decode(), **row})
+        table.append({"image": f"{number:03}.png", **row})
+        if kind in ("jsonl", "tsv", "csv"):
+            (path.parent / f"{number:03}.png").write_bytes(IMAGES[name])
     if kind == "parquet":
         write_parquet(path, pairs)
     elif kind == "tar":

@@ -22,7 +22,6 @@ from dcclip_cli.curation.filters.image import DecodedImage, decode_image
 from dcclip_cli.curation.scores import (
     Agreement,
     CachingEncoder,
-    Classifier,
     Prompts,
     Score,
     ScorerOptions,
@@ -32,7 +31,6 @@ from dcclip_cli.curation.scores import (
 )
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.teachers import TransformersTeacher
 
@@ -124,71 +122,6 @@ def test_a_teacher_scores_as_its_reference_does(
 
 def flat(score: Score, some: list[tuple[Pair, Image.Image]]) -> list[float]:
     return [value for scores in score(some) for values in numbers(scores["agreement"]).values() for value in values]
-
-
-def save_classifier(folder: Path, labels: Sequence[str], **config: Any) -> None:
-    """A tiny ViT whose logits are 0, 1, 2, ... for every picture: what is left of it is the bias of its last layer."""
-    import torch
-    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
-
-    config |= {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
-    names = {"id2label": dict(enumerate(labels)), "label2id": {label: at for at, label in enumerate(labels)}}
-    model = ViTForImageClassification(ViTConfig(image_size=32, patch_size=16, **config, **names))
-    with torch.no_grad():
-        model.classifier.weight.zero_()
-        model.classifier.bias.copy_(torch.arange(len(labels)))
-    model.save_pretrained(folder)
-    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
-
-
-THREE = ["normal", "水印", "Not Safe!"]
-NOT_SAFE = {"reject": ("Not Safe!",)}
-
-
-@pytest.mark.parametrize(
-    ("labels", "config", "options", "expected"),
-    [
-        (THREE, {}, NOT_SAFE, {"classifier-not-safe": math.exp(2) / (1 + math.exp(1) + math.exp(2))}),
-        (
-            THREE,
-            {"problem_type": "multi_label_classification"},
-            NOT_SAFE,
-            {"classifier-not-safe": 1 / (1 + math.exp(-2))},
-        ),
-        (["美"], {}, {"reject": ("美",)}, {"classifier-美": 0.5}),
-        (
-            ["aesthetic"],
-            {"problem_type": "regression"},
-            {"reject": ("aesthetic",), "below": True, "name": "looks"},
-            {"classifier-looks-aesthetic": 0.0},
-        ),
-    ],
-)
-def test_a_classifier_gives_a_probability_and_a_regression_a_plain_number(
-    tmp_path: Path, labels: list[str], config: dict[str, str], options: dict[str, Any], expected: dict[str, float]
-) -> None:
-    save_classifier(tmp_path, labels, **config)
-    score = Classifier(model=str(tmp_path), device="cpu", **options).open()
-    transparent = Image.new("RGBA", (40, 30), (255, 0, 0, 0))
-    assert score([(Pair(str(number), b""), transparent) for number in range(3)]) == [pytest.approx(expected)] * 3
-
-
-def test_a_label_that_the_classifier_lacks_is_refused_with_those_it_has(tmp_path: Path) -> None:
-    save_classifier(tmp_path, ["normal", "nsfw"])
-    with pytest.raises(DcclipError, match="has no label NSFW or 色情") as raised:
-        Classifier(model=str(tmp_path), reject=("NSFW", "nsfw", "色情"), device="cpu").open()
-    assert raised.value.hint == "choose one of its labels: normal, nsfw"
-
-
-def test_pickled_weights_of_a_classifier_are_never_read(tmp_path: Path) -> None:
-    import torch
-    from safetensors.torch import load_file
-
-    save_classifier(tmp_path, ["normal", "nsfw"])
-    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
-    (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(DcclipError, match="cannot be loaded"):
-        Classifier(model=str(tmp_path), reject=("nsfw",), device="cpu").open()
 
 
 def test_two_scorers_of_a_kind_need_names() -> None:
@@ -384,22 +317,11 @@ def test_a_fraction_is_rounded_up_to_whole_captions(tables: Tables, fraction: fl
     assert connection.execute("SELECT count(*) FROM live_captions WHERE language = 'zh'").fetchone() == (left,)
 
 
-BOTH = {"classifier-porn": 0.9, "classifier-hentai": 0.9}
 PAIR_DROPS: dict[str, tuple[Any, Any, Any]] = {
-    "with a label's score from the threshold on": (
-        {"a": {"classifier-nsfw": 0.7}, "b": {"classifier-nsfw": 0.69999}, "c": {"classifier-nsfw": None}},
-        [Classifier(model="x", reject=("NSFW",), threshold=0.7)],
-        [(1, "classifier-nsfw", "0.700, rejected from 0.700"), (3, "classifier-nsfw", "no score, rejected from 0.700")],
-    ),
-    "for the first label that applies": (
-        {"a": BOTH, "b": BOTH | {"classifier-hentai": 0.2}},
-        [Classifier(model="x", reject=("hentai", "porn"))],
-        [(1, "classifier-hentai", "0.900, rejected from 0.500"), (2, "classifier-porn", "0.900, rejected from 0.500")],
-    ),
-    "below a score of quality": (
-        {"a": {"classifier-looks-aesthetic": 4.9}, "b": {"classifier-looks-aesthetic": 5.0}},
-        [Classifier(model="x", name="looks", reject=("aesthetic",), threshold=5, below=True)],
-        [(1, "classifier-looks-aesthetic", "4.900, rejected below 5.000")],
+    "with a score from the threshold on": (
+        {"a": {"prompts": 0.7}, "b": {"prompts": 0.69999}, "c": {"prompts": None}},
+        [Prompts(model="x", reject=("色情", "nsfw"), threshold=0.7)],
+        [(1, "prompts-reject", "0.700, rejected from 0.700"), (3, "prompts-reject", "no score, rejected from 0.700")],
     ),
     "by prompts, whose name is in the reason": (
         {"a": {"prompts-水印": 0.8}, "b": {"prompts-水印": 0.1}},

@@ -3,7 +3,6 @@
 import base64
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -112,19 +111,11 @@ def test_lines_that_say_nothing_are_faults(tmp_path: Path) -> None:
     assert read(source)[0].pair.en == ("a cat",)
 
 
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        (COCO[:-3], {"COCO_train2014_000000000009.jpg": None, "COCO_train2014_000000000025.jpg": None}),
-        ("[" * 100_000, {}),
-    ],
-)
-def test_a_json_file_that_breaks_off_gives_what_stands_before(
-    tmp_path: Path, content: str, expected: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize("content", [COCO[:-3], "[" * 100_000])
+def test_a_json_file_that_breaks_off_is_one_fault(tmp_path: Path, content: str) -> None:
     folder = images(tmp_path, "COCO_train2014_000000000009.jpg", "COCO_train2014_000000000025.jpg")
     source = CaptionsSource(images=folder, en=text(tmp_path / "a.json", content))
-    assert faults(source) == expected | {"a.json": "captions-unreadable"}
+    assert faults(source) == {"a.json": "captions-unreadable"}
 
 
 def muge(folder: Path, split: str = "train") -> Path:
@@ -181,10 +172,6 @@ def test_captions_are_the_name_and_the_name_in_templates_in_both_languages(tmp_p
     assert len(first.zh) == len(first.en) == 3 and all("cat" in text for text in first.en)
     assert first.en != second.en  # the path chooses the templates, each time the same
     assert [sample.pair for sample in read(ClassFoldersSource(path=tmp_path))] == [first, second, third]
-    with_templates = ClassFoldersSource(path=tmp_path, captions=2, templates={"zh": ("一只{}",)})
-    assert [sample.pair.zh for sample in read(with_templates)] == [("猫", "一只猫")] * 2 + [("伊尔-76", "一只伊尔-76")]
-    with pytest.raises(ValueError, match=r"has no \{\} for the class name"):
-        ClassFoldersSource(path=tmp_path, templates={"zh": ("一只猫",)})
 
 
 def test_what_cannot_be_read_in_a_class_folder_is_a_candidate_with_a_fault(tmp_path: Path) -> None:

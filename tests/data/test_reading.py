@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcclip_cli.data.caption_files import json_items
+from dcclip_cli.data.caption_files import json_items, names_in
 from dcclip_cli.data.reading import Cut, Row, cuts, lines, records
 
 
@@ -71,16 +70,18 @@ def items(tmp_path: Path, text: str | bytes, *keys: str) -> list[tuple[str, obje
 
 
 def test_the_elements_of_lists_are_in_the_order_of_the_file(tmp_path: Path) -> None:
-    text = '\ufeff{"info": {"a": [1]}, "b": [ {"猫": 1} , 2], "c": [], "d": [3], "n": 12.5e3, "b": [null]}'
-    assert items(tmp_path, text, "b", "d") == [("b", {"猫": 1}), ("b", 2), ("d", 3), ("b", None)]
+    text = '\ufeff{"info": {"a": [1]}, "b": [ {"猫": 1} , 2], "c": [], "d": [3], "n": 12.5e3, "e": [null]}'
+    assert items(tmp_path, text, "b", "d", "e") == [("b", {"猫": 1}), ("b", 2), ("d", 3), ("e", None)]
     assert items(tmp_path, " [1, [2]]", "") == [("", 1), ("", [2])]
     assert items(tmp_path, "[1]", "images") == []
     assert items(tmp_path, "{}", "images") == []
 
 
-def test_windows_of_any_size_give_the_same_elements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    values = [{"caption": '一只猫，\\"在睡觉"', "id": 10**number} for number in range(12)]
-    text = json.dumps({"images": values, "annotations": [12345, 6.5, -1e9]}, ensure_ascii=False)
-    for window in (1, 2, 3, 7):
-        monkeypatch.setattr("dcclip_cli.data.caption_files._CHUNK", window)
-        assert [item for _, item in items(tmp_path, text, "images", "annotations")] == [*values, 12345, 6.5, -1e9]
+def test_a_json_file_that_is_too_large_is_a_fault_with_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.json").write_text('[{"image": "猫.jpg", "caption": "a cat"}]', "utf-8")
+    assert [image.name for image in names_in(tmp_path / "a.json")] == ["猫.jpg"]
+    monkeypatch.setattr("dcclip_cli.data.caption_files.MAX_JSON_BYTES", 20)
+    [image] = names_in(tmp_path / "a.json")
+    assert image.fault and image.fault.detail.startswith("a.json: has 42 bytes, more than 20: split it")

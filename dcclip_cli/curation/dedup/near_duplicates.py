@@ -167,16 +167,18 @@ def _resampling(shift: np.ndarray, stretch: np.ndarray) -> np.ndarray:
     return np.clip(1 - np.abs(places[:, :, None] - np.arange(SIDE, dtype=np.float32)), 0, None)
 
 
+_MOST_CAPTIONS = 16  # per language after merging pairs
+
+
 class SameImage(GlobalFilter):
     """Merges pairs whose images have identical pixels into the first of them, whatever their file format."""
 
     kind: Literal["same-image"] = "same-image"
-    most_captions: int = Field(16, ge=1, le=1_000_000, description="Maximum captions per language after merging pairs")
 
     def apply(self, connection: DuckDBPyConnection) -> None:
         """`image-merged` if at least one caption was moved to the first pair, else `image-duplicate`."""
         connection.execute(_SAME)
-        connection.execute(_MOVED, {"most": self.most_captions})
+        connection.execute(_MOVED, {"most": _MOST_CAPTIONS})
         connection.execute("INSERT INTO captions FROM moved; " + _LEFT_BEHIND + _DROP_SAME)
 
 

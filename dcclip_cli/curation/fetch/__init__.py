@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from pydantic import Field, IPvAnyNetwork, StringConstraints
+from pydantic import Field, IPvAnyNetwork
 
 from dcclip_cli.data import reading
-from dcclip_cli.options import Neutral, Options
+from dcclip_cli.options import Options
 from dcclip_cli.versions import VERSION
 
 if TYPE_CHECKING:
@@ -19,29 +19,19 @@ _MAX_DETAIL_CHARACTERS = 300
 _SHOWN_CHARACTERS = 80  # of a faulty URL in the detail
 _HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?|\[[0-9a-f:.]+\]")  # after IDNA; zones (%eth0) are local
 
-Host = Annotated[str, StringConstraints(to_lower=True, pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?$")]
+AGENT = "dcclip"  # whose rules in robots.txt and X-Robots-Tag are obeyed
+USER_AGENT = f"{AGENT}/{VERSION}"
+MAX_BYTES = 20_000_000  # of an image file
 
 
 class FetchOptions(Options):
     """How images are downloaded. Certificates are always checked; proxies in the environment are ignored."""
 
     timeout_s: float = Field(20, gt=0, le=600, description="Time limit of one attempt, from DNS look-up to last byte")
-    max_bytes: int = Field(20_000_000, ge=1, le=reading.MAX_IMAGE_BYTES, description="Maximum size of an image file")
     retries: int = Field(2, ge=0, le=10, description="Retries after transient failures: 429, 5xx, lost connections")
     workers: int = Field(16, ge=1, le=512, description="Concurrent downloads in each process")
     per_host: int = Field(4, ge=1, le=512, description="Concurrent downloads from one host in each process")
     robots: bool = Field(True, description="Obey robots.txt")
-    opt_outs: bool = Field(True, description="Obey X-Robots-Tag: noai, noimageai, noindex, noimageindex, none")
-    # Neutral: its default has the version, with which a finished collection does not change.
-    user_agent: Neutral[str] = Field(
-        f"dcclip/{VERSION}",
-        pattern=r"^[A-Za-z_-]+[ -~]*$",
-        max_length=200,
-        description="User-Agent header; the part before the / is matched against robots.txt",
-    )
-    allow_hosts: tuple[Host, ...] = Field(
-        (), description="Hosts allowed to have a private address: NAME or NAME:PORT as in the URL; [::1]:80 for IPv6"
-    )
     allow_networks: tuple[IPvAnyNetwork, ...] = Field(
         (), description="Private networks that any host name may resolve to, such as 198.18.0.0/15 behind a proxy"
     )

@@ -22,7 +22,7 @@ from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPSConnectionPool, P
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util import Url
 
-from dcclip_cli.curation.fetch import FetchFault, FetchOptions, timeout
+from dcclip_cli.curation.fetch import USER_AGENT, FetchFault, FetchOptions, timeout
 
 _MAX_ADDRESSES = 4  # of one host that are tried
 _CHUNK = 65_536
@@ -99,7 +99,7 @@ class Client:
     """Sends GET requests; connections are kept open for further requests to the same host."""
 
     def __init__(self, options: FetchOptions) -> None:
-        self._headers = {"User-Agent": options.user_agent, **_HEADERS}
+        self._headers = {"User-Agent": USER_AGENT, **_HEADERS}
         self._pools = _pools(options)
 
     def get(self, url: Url, limit: int, seconds: float, cut: bool = False) -> tuple[BaseHTTPResponse, bytes]:
@@ -189,11 +189,10 @@ def _pools(options: FetchOptions) -> PoolManager:
         host, port = self.host, self.port or self.default_port
         rows = _look_up(host)
         written = f"[{host}]" if ":" in host else host
-        if not {written, f"{written}:{port}"} & {*options.allow_hosts}:
-            # A private address among public ones is no accident; sorted, since resolvers shuffle them.
-            for address in sorted((ipaddress.ip_address(where[0]) for *_, where in rows), key=str):
-                if not is_public(address) and not any(address in network for network in options.allow_networks):
-                    raise FetchFault("url-private", f"{written} is {address}, not an address of the public internet")
+        # A private address among public ones is no accident; sorted, since resolvers shuffle them.
+        for address in sorted((ipaddress.ip_address(where[0]) for *_, where in rows), key=str):
+            if not is_public(address) and not any(address in network for network in options.allow_networks):
+                raise FetchFault("url-private", f"{written} is {address}, not an address of the public internet")
         failure = OSError()
         for index, (family, _, protocol, _, where) in enumerate(rows):
             opened = TimedSocket(family, socket.SOCK_STREAM, protocol)

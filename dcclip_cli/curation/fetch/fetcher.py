@@ -16,7 +16,7 @@ from protego import Protego
 from urllib3 import BaseHTTPResponse
 from urllib3.util import Url
 
-from dcclip_cli.curation.fetch import FetchFault, FetchOptions, read_url
+from dcclip_cli.curation.fetch import AGENT, MAX_BYTES, USER_AGENT, FetchFault, FetchOptions, read_url
 from dcclip_cli.curation.fetch.client import Client
 from dcclip_cli.curation.sources.base import Candidate
 from dcclip_cli.data.reading import Drop
@@ -46,7 +46,7 @@ class Fetcher:
         self._options = options or FetchOptions()
         self._client = Client(self._options)
         self._slots: dict[str, threading.Semaphore] = {}  # by host
-        self._robots = Robots(self._options.user_agent, self._read_robots_file) if self._options.robots else None
+        self._robots = Robots(USER_AGENT, self._read_robots_file) if self._options.robots else None
         self._closing = threading.Event()
 
     def __enter__(self) -> Self:
@@ -60,7 +60,7 @@ class Fetcher:
     def fetch(self, url: str) -> bytes | Drop:
         """The content of a URL, whatever it is, or why it cannot be fetched."""
         try:
-            return self._with_retries(url, lambda: self._follow(read_url(url), self._options.max_bytes))
+            return self._with_retries(url, lambda: self._follow(read_url(url), MAX_BYTES))
         except FetchFault as fault:
             return fault.drop
 
@@ -108,10 +108,9 @@ class Fetcher:
             retry_after = response.headers.get("Retry-After", "").strip() if again else ""
             wait_s = min(int(retry_after), _MAX_RETRY_AFTER_S) if re.fullmatch("[0-9]{1,9}", retry_after) else 0
             raise FetchFault(f"url-status-{status}", f"status {status}", again, wait_s, status)
-        agent = re.split(r"[/\s]", self._options.user_agent.lower(), maxsplit=1)[0]
-        for tag in response.headers.getlist("X-Robots-Tag") if self._options.opt_outs else []:
+        for tag in response.headers.getlist("X-Robots-Tag"):
             robot, colon, _ = tag.lower().partition(":")
-            if colon and robot.strip() not in (agent, *_VALUED) and "," not in robot:
+            if colon and robot.strip() not in (AGENT, *_VALUED) and "," not in robot:
                 continue  # for another robot
             if words := [word for word in re.split(r"[\s,:]+", tag.lower()) if word in _OPT_OUTS]:
                 raise FetchFault("url-opt-out", f"X-Robots-Tag: {words[0]}")

@@ -6,15 +6,14 @@ import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from dcclip_cli.data.pair import Language, Pair
 from dcclip_cli.data.reading import MAX_IMAGE_BYTES, Drop
-from dcclip_cli.errors import Message
 from dcclip_cli.model.preprocess import FORMATS, MAX_ASPECT, MAX_PIXELS, first_frame, flatten
 from dcclip_cli.options import Options
 
@@ -155,45 +154,26 @@ class Filter(Options):
 
 
 class ImageFilter(Filter):
-    """Drops images that are too small or too narrow to show their subject, and files of an unwanted size or format."""
+    """Drops animated images, and images that are too small or too narrow to show their subject."""
 
     kind: Literal["image"] = "image"
     min_side: int = Field(32, ge=1, le=1_000_000, description="Minimum length of the shorter side, in pixels")
-    max_side: int | None = Field(None, ge=1, le=1_000_000, description="Maximum longer side in pixels; null: no limit")
     max_aspect: float = Field(3.0, ge=1, le=1000, description="Maximum ratio of the longer side to the shorter side")
-    min_bytes: int = Field(0, ge=0, le=1_000_000_000, description="Minimum file size in bytes")
-    max_bytes: int | None = Field(None, ge=1, le=1_000_000_000, description="Maximum file size in bytes; null: any")
-    formats: tuple[Literal["jpg", "png", "webp"], ...] = Field(
-        ("jpg", "png", "webp"), min_length=1, description="Allowed file formats, detected from the first bytes"
-    )
-    animated: bool = Field(False, description="Keep animated images; only their first frame is used")
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if self.max_side is not None and self.max_side < self.min_side:
-            raise ValueError(Message("max_side is less than min_side"))
-        if self.max_bytes is not None and self.max_bytes < self.min_bytes:
-            raise ValueError(Message("max_bytes is less than min_bytes"))
-        return self
 
     def check_pair(self, pair: Pair, decoded: DecodedImage) -> Drop | None:
-        """`image-format`, `image-bytes`, `image-animated`, `image-small`, `image-large` or `image-aspect`."""
+        """`image-animated`, `image-small` or `image-aspect`."""
         short, long = sorted(decoded.image.size)
         size = "{} x {} pixels".format(*decoded.image.size)
-        if decoded.format not in self.formats:
-            return Drop("image-format", f"{decoded.format}, allowed {', '.join(self.formats)}")
-        if decoded.file_bytes < self.min_bytes or (self.max_bytes and decoded.file_bytes > self.max_bytes):
-            maximum = f"{self.max_bytes:,}" if self.max_bytes else "any number"
-            return Drop("image-bytes", f"{decoded.file_bytes:,} bytes, allowed {self.min_bytes:,} to {maximum}")
-        if decoded.frames > 1 and not self.animated:
+        if decoded.frames > 1:
             return Drop("image-animated", f"{decoded.frames} frames")
         if short < self.min_side:
             return Drop("image-small", f"{size}, shortest side allowed {self.min_side}")
-        if self.max_side is not None and long > self.max_side:
-            return Drop("image-large", f"{size}, longest side allowed {self.max_side}")
         if long > self.max_aspect * short:
             return Drop("image-aspect", f"{size}, ratio allowed {self.max_aspect:g}")
         return None
+
+
+_CONTRAST = 12  # distance from the median above which a channel counts as different, of 255
 
 
 class BlankFilter(Filter):
@@ -203,9 +183,6 @@ class BlankFilter(Filter):
     """
 
     kind: Literal["blank"] = "blank"
-    contrast: int = Field(
-        12, ge=0, le=255, description="Distance from the median above which a channel counts as different"
-    )
     min_share: float = Field(0.005, ge=0, le=1, description="Minimum fraction of pixels that differ from the median")
 
     def check_pair(self, pair: Pair, decoded: DecodedImage) -> Drop | None:
@@ -215,11 +192,11 @@ class BlankFilter(Filter):
         for channel in range(3):
             values = sorted(pixels[channel :: 3 * _EVERY])
             # So many are further from each other than any median can be from both: no need to look at the others.
-            if 2 * fewest <= len(values) and values[-fewest] - values[fewest - 1] > 2 * self.contrast:
+            if 2 * fewest <= len(values) and values[-fewest] - values[fewest - 1] > 2 * _CONTRAST:
                 return None
         channels = np.frombuffer(pixels, np.uint8).reshape(-1, 3)  # range 0 to 255
         median = np.sort(channels, axis=0, kind="stable")[_SIDE * _SIDE // 2]
-        apart = np.abs(channels.astype(np.int16) - median) > self.contrast
+        apart = np.abs(channels.astype(np.int16) - median) > _CONTRAST
         differs = np.count_nonzero(apart.any(1)) / (_SIDE * _SIDE)
         if differs >= self.min_share:
             return None

@@ -271,17 +271,16 @@ _KEYCAP = re.compile(r"[0-9#*]\ufe0f?\u20e3")
 
 
 class WordlessFilter(Filter):
-    """Drops captions that contain only emoji, digits or symbols."""
+    """Drops captions that contain only emoji, digits or symbols; short numbers (24, 10:30) are kept."""
 
     kind: Literal["wordless"] = "wordless"
-    numbers: bool = Field(True, description="Keep captions that are a short number (24, 10:30); drop long ones")
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         if LETTER.search(caption) or "〇" in caption:
             return None
         if _EMOJI.search(caption) or _KEYCAP.search(caption):
             return Drop("caption-emoji", "emoji and no word")
-        if self.numbers and _NUMBER.fullmatch(caption):
+        if _NUMBER.fullmatch(caption):
             return None
         return Drop("caption-wordless", "digits and signs, no word")
 
@@ -290,15 +289,16 @@ _LOOKED_AT = 2_000  # characters: enough to find repetition, and hostile text co
 _MANY = 12  # with fewer words or character pairs, the share of the most frequent one means little
 _LONGEST_UNIT = 17  # characters of what is repeated
 _CODES = range(1 << 16)  # those of all but rare characters
+_TIMES = 5  # in a row: 哈哈哈哈 is kept
 _FEW = 8  # captions, for which patterns are faster than arrays
 
 
 @cache
-def _runs(times: int) -> tuple[re.Pattern[str], ...]:
+def _runs() -> tuple[re.Pattern[str], ...]:
     """Patterns of a letter in a row, of a sign, and of up to 2 and up to 17 characters with signs between."""
-    repeated = rf"(?:\W{{0,3}}\1){{{times - 1},}}"
+    repeated = rf"(?:\W{{0,3}}\1){{{_TIMES - 1},}}"
     return (
-        re.compile(rf"([^\W\d_])\1{{{times - 1},}}", re.IGNORECASE),
+        re.compile(rf"([^\W\d_])\1{{{_TIMES - 1},}}", re.IGNORECASE),
         re.compile(r"([^\w\s])\1{9,}"),  # a line of dots or dashes is common, ten are not
         re.compile(rf"([^\W\d_]\S?){repeated}"),
         re.compile(rf"([^\W\d_](?:[^\n]{{0,{_LONGEST_UNIT - 2}}}?\S)?){repeated}"),
@@ -330,7 +330,6 @@ class RepetitionFilter(Filter):
     """Drops captions that repeat a letter, syllable or word many times in a row, or consist mostly of one word."""
 
     kind: Literal["repetition"] = "repetition"
-    times: int = Field(5, ge=2, le=1000, description="Repetitions at which a caption is dropped; 5 keeps 哈哈哈哈")
     max_share: float = Field(0.4, gt=0, le=1, description="Maximum share of a long caption's most frequent word")
 
     def suspects(self, captions: Sequence[str]) -> set[int]:
@@ -344,7 +343,7 @@ class RepetitionFilter(Filter):
         places = np.flatnonzero(letters)
         letters = letters[places]
         for length in range(1, _LONGEST_UNIT + 1):
-            positions.append(places[_repeats(letters, length, (self.times - 1) * length)])
+            positions.append(places[_repeats(letters, length, (_TIMES - 1) * length)])
         ends = np.cumsum([len(caption) + 1 for caption in captions])
         numbers = set(np.searchsorted(ends, np.concatenate(positions), "right").tolist())
         for number, parts in enumerate(map(_parts, captions)):
@@ -357,7 +356,7 @@ class RepetitionFilter(Filter):
         caption = caption[:_LOOKED_AT]
         beginnings = Counter(zip(caption, caption[1:], caption[2:], strict=False))
         # A longer unit begins with the same three characters each time. Its pattern takes longer than all filters.
-        patterns = _runs(self.times)[: 4 if max(beginnings.values(), default=0) >= self.times else 3]
+        patterns = _runs()[: 4 if max(beginnings.values(), default=0) >= _TIMES else 3]
         if run := _first_match(patterns, caption):
             return Drop("caption-repetition", f"{run[1]!r} again and again")
         parts = _parts(caption)

@@ -101,8 +101,7 @@ def limits_of(options: Mapping[str, Any]) -> dict[str, list[tuple[str, float]]]:
     ranges: dict[str, tuple[float | None, float | None]] = {}
     for rule in options.get("filters", ()):
         if rule["kind"] == "image":
-            ranges |= {"short_side": (rule["min_side"], None), "long_side": (None, rule["max_side"])}
-            ranges |= {"aspect": (None, rule["max_aspect"]), "bytes": (rule["min_bytes"], rule["max_bytes"])}
+            ranges |= {"short_side": (rule["min_side"], None), "aspect": (None, rule["max_aspect"])}
         elif rule["kind"] == "length":
             ranges |= {language: rule[language] for language in LANGUAGES}
     return {

@@ -60,11 +60,11 @@ def _quarter_octaves(start: float, bins: int) -> tuple[float, ...]:
 _WHOLE = tuple(float(number) for number in range(258))
 SCALES = {
     "short_side": Scale(Message("Shorter side"), Message("pixels"), _quarter_octaves(4, 48), ("image-small",)),
-    "long_side": Scale(Message("Longer side"), Message("pixels"), _quarter_octaves(4, 48), ("image-large",)),
+    "long_side": Scale(Message("Longer side"), Message("pixels"), _quarter_octaves(4, 48), ()),
     "aspect": Scale(
         Message("Longer side / shorter side"), "", tuple(1 + 0.1 * n for n in range(151)), ("image-aspect",)
     ),
-    "bytes": Scale(Message("File size"), Message("bytes"), _quarter_octaves(64, 80), ("image-bytes",)),
+    "bytes": Scale(Message("File size"), Message("bytes"), _quarter_octaves(64, 80), ()),
     "zh": Scale(
         Message("Chinese captions"), Message("characters"), _WHOLE, ("caption-short", "caption-long"), is_integer=True
     ),
@@ -221,14 +221,16 @@ class Example:
     twin_thumbnail: str = ""
 
 
-class Examples:
-    """Collects at most `per_reason` examples for each drop reason and of the kept pairs.
+_PER_REASON = 12
 
-    Thumbnails are made only for pairs that enter the sample, about per_reason * (1 + ln(pairs / per_reason)).
+
+class Examples:
+    """Collects at most 12 examples for each drop reason and of the kept pairs.
+
+    Thumbnails are made only for pairs that enter the sample, about 12 * (1 + ln(pairs / 12)).
     """
 
-    def __init__(self, per_reason: int = 12) -> None:
-        self._per_reason = per_reason
+    def __init__(self) -> None:
         self._by_reason: dict[str, dict[str, Example]] = {}  # reason -> rank -> example
 
     def add(
@@ -270,9 +272,9 @@ class Examples:
         path.write_text(json.dumps([asdict(example) for example in self.all()]), "utf-8")
 
     @classmethod
-    def merge(cls, paths: Iterable[Path], per_reason: int = 12) -> Self:
+    def merge(cls, paths: Iterable[Path]) -> Self:
         """The sample of all pairs from which the samples in these files were drawn, one file in memory at a time."""
-        merged = cls(per_reason)
+        merged = cls()
         for path in paths:
             for values in json.loads(path.read_bytes()):
                 if merged._is_wanted(values["reason"], values["rank"]):
@@ -302,12 +304,12 @@ class Examples:
 
     def _is_wanted(self, reason: str, rank: str) -> bool:
         by_rank = self._by_reason.get(reason, {})
-        return rank not in by_rank and (len(by_rank) < self._per_reason or (bool(by_rank) and rank < max(by_rank)))
+        return rank not in by_rank and (len(by_rank) < _PER_REASON or (bool(by_rank) and rank < max(by_rank)))
 
     def _put(self, example: Example) -> None:
         by_rank = self._by_reason.setdefault(example.reason, {})
         by_rank[example.rank] = example
-        if len(by_rank) > self._per_reason:
+        if len(by_rank) > _PER_REASON:
             del by_rank[max(by_rank)]
 
 

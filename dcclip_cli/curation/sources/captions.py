@@ -11,7 +11,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from dcclip_cli.curation.sources.base import (
     HINT,
@@ -27,7 +27,7 @@ from dcclip_cli.curation.sources.base import (
 )
 from dcclip_cli.data import caption_files, prompts, reading
 from dcclip_cli.data.class_folders import class_names, images_by_class, images_in
-from dcclip_cli.data.pair import Language, Pair
+from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.reading import Drop, Fault, Folder
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.options import PathOption
@@ -51,7 +51,6 @@ class CaptionsSource(SourceOptions):
     en: Paths = Field((), description="File, or list of files, with English captions")
     caption: Paths = Field((), description="File, or list of files, with captions in either language")
     only: PathOption | None = Field(None, description="File with the names of images to read, one per line")
-    allow_outside: bool = Field(False, description="Allow image paths outside the source's folder")
 
     @model_validator(mode="after")
     def _has_captions(self) -> Self:
@@ -81,7 +80,7 @@ class CaptionsSource(SourceOptions):
         for told, path in self._files():
             for identity, text in caption_files.captions_in(path, identities):
                 captions[identity].append((told, text))
-        places = caption_files.Places(self.images, self.allow_outside) if self.images else None
+        places = caption_files.Places(self.images) if self.images else None
         for image in named:
             texts = [] if image.fault else captions[caption_files.identity(image.name)]
             pair = Pair(image.name, b"", meta=image.meta, **by_language(texts))
@@ -185,21 +184,9 @@ class ClassFoldersSource(SourceOptions):
         3,
         ge=1,
         le=100,
-        description="Maximum captions per language: the class name first, then templates filled with the name",
-    )
-    templates: dict[Language, tuple[str, ...]] = Field(
-        {},
-        description="Templates of the additional captions by language, with {} in place of the name; default: those "
-        "of `eval --templates compact`",
+        description="Maximum captions per language: the class name, then the templates of `eval --templates compact`",
     )
     allow_outside: bool = Field(False, description="Follow symbolic links that lead out of the folder")
-
-    @field_validator("templates")
-    @classmethod
-    def _have_a_place(cls, templates: dict[Language, tuple[str, ...]]) -> dict[Language, tuple[str, ...]]:
-        if wrong := [template for texts in templates.values() for template in texts if _NAME not in template]:
-            raise ValueError(Message("the template {!r} has no {} for the class name", wrong[0], _NAME))
-        return templates
 
     def slices(self, size: int) -> list[Slice]:
         """Slices of `size` images, class by class. Raises DcclipError where the names of the classes are not known."""
@@ -230,8 +217,7 @@ class ClassFoldersSource(SourceOptions):
                 key = os.path.relpath(file, self.path)
                 captions: dict[str, Any] = {}
                 for language, name in place["names"].items():
-                    compact = [text for text in prompts.compact(language) if text != _NAME]
-                    templates = self.templates.get(language) or compact
+                    templates = [text for text in prompts.compact(language) if text != _NAME]
                     # The path chooses the templates, each time the same.
                     order = sorted((hashlib.sha256(os.fsencode(f"{key}\n{text}")).digest(), text) for text in templates)
                     texts = [text.replace(_NAME, name) for _, text in order[: self.captions - 1]]

@@ -75,7 +75,6 @@ class FolderSource(SourceOptions):
 
     kind: Literal["folder"] = "folder"
     path: PathOption = Field(description="Folder with the images")
-    allow_outside: bool = Field(False, description="Follow symbolic links that lead out of the folder")
 
     def slices(self, size: int) -> list[Slice]:
         """Slices of `size` images in the order of their paths, each given by its first and last."""
@@ -87,7 +86,7 @@ class FolderSource(SourceOptions):
 
     def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
         """Candidates with their image's path in the folder as key."""
-        folder = Folder(self.path, self.allow_outside)
+        folder = Folder(self.path)
         for parts in self._walk(PurePath(part["first"]).parts, PurePath(part["last"]).parts):
             pair = Pair(str(PurePath(*parts)), b"")
             path = self.path.joinpath(*parts)
@@ -120,7 +119,7 @@ class FolderSource(SourceOptions):
             if inside < first[: len(inside)] or (last is not None and inside > last[: len(inside)]):
                 continue
             # isdir also answers where links form a circle.
-            if os.path.isdir(entry.path) and (self.allow_outside or not entry.is_symlink()):
+            if os.path.isdir(entry.path) and not entry.is_symlink():
                 yield from self._walk(first, last, inside, above | {folder_id})
             elif os.path.splitext(entry.name)[1].lower() in reading.ALL_IMAGE_SUFFIXES:
                 yield inside

@@ -39,8 +39,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Names = str | tuple[str, ...]
-_IMAGES = ("image", "base64", "url")  # the first that a row has is used
-_MAX_ROW_WITH_IMAGE = reading.MAX_IMAGE_BYTES * 4 // 3 + reading.MAX_TEXT_BYTES  # base64 takes four bytes for three
+_IMAGES = ("image", "url")  # the first that a row has is used
 ROWS_AT_A_TIME = 16  # of Parquet and Arrow in memory: each may contain an image of reading.MAX_IMAGE_BYTES
 _MAX_ROWS_PER_BYTE = 10  # of Parquet: an image and a caption take more than a byte, however well compressed
 
@@ -59,13 +58,11 @@ class ColumnOptions(SourceOptions):
     """Names of columns. A column that is not given is found by the field's own name, in upper or lower case."""
 
     image: str | None = Field(None, description="Column with image paths or image bytes")
-    base64: str | None = Field(None, description="Column with image bytes in base64")
     url: str | None = Field(None, description="Column with image URLs to download")
     zh: Names | None = Field(None, description="Column, or list of columns, with Chinese captions")
     en: Names | None = Field(None, description="Column, or list of columns, with English captions")
     caption: Names | None = Field(None, description="Column, or list of columns, with captions in either language")
     where: dict[str, Names] = Field({}, description="Read only rows in which the column has one of these values")
-    allow_outside: bool = Field(False, description="Allow image paths outside the source's folder")
 
     def roles(self, columns: Iterable[str]) -> Roles:
         """The columns with images and captions: those named in the recipe, else those of `columns` with such names."""
@@ -122,8 +119,7 @@ class ColumnOptions(SourceOptions):
             for kind, column in roles.images:
                 cell = row.get(column)
                 if cell and kind != "url":
-                    image = reading.from_base64(cell) if kind == "base64" else _image(cell, folder)
-                    return Candidate(replace(pair, image=image))
+                    return Candidate(replace(pair, image=_image(cell, folder)))
             if url:
                 return Candidate(pair, url=url)
             columns = [column for _, column in roles.images] or _IMAGES
@@ -196,17 +192,14 @@ class TableSource(ColumnOptions):
                         row = Drop("row-not-json", f"meta: {str(error)[:200]}")
                 yield f"{prefix}{key}", row, roles
 
-        return self.candidates(rows(), Folder(self.images or file.parent, self.allow_outside))
+        return self.candidates(rows(), Folder(self.images or file.parent))
 
     def _open(self, file: Path) -> TextTable | ParquetTable:
         if file.suffix.lower() not in _SUFFIXES:
             raise DcclipError("{} is not a table file", "use one of these types: {}", file, ", ".join(_SUFFIXES))
         if file.suffix.lower() == ".parquet":
             return ParquetTable(file)
-        table = TextTable(file, self.header, _MAX_ROW_WITH_IMAGE)
-        # A later line of JSON may be the first with base64.
-        kinds = [kind for kind, _ in self.roles(_IMAGES if table.is_json else next(table.headers(), ())).images]
-        return table if "base64" in kinds else TextTable(file, self.header, reading.MAX_TEXT_BYTES)
+        return TextTable(file, self.header)
 
 
 class HubSource(ColumnOptions):
@@ -236,7 +229,7 @@ class HubSource(ColumnOptions):
         rows = _dataset_rows(data.with_format("arrow"), part["first"], part["last"])
         # Image paths may lead into a local data set's own folder, or into the cache of `datasets`.
         folder = Path(self.path) if os.path.isdir(self.path) else Path(config.HF_DATASETS_CACHE)
-        return self.candidates(((key, row, roles) for key, row in rows), Folder(folder, self.allow_outside))
+        return self.candidates(((key, row, roles) for key, row in rows), Folder(folder))
 
     def _open(self) -> Dataset:
         return load_hub(self.path, self.config, self.split, self.revision)
@@ -257,24 +250,25 @@ def _dataset_rows(data: Dataset, first: int, last: int) -> Iterator[tuple[str, C
 
 
 class TextTable:
-    """A .tsv, .csv or .jsonl file in UTF-8; `header` names its columns if no line does, `limit` is in bytes of a row.
+    """A .tsv, .csv or .jsonl file in UTF-8; `header` names its columns if no line does.
 
     TSV: cells never contain tabs; quotes have no meaning. CSV as in RFC 4180: a quoted cell may contain commas, line
     ends and doubled quotes. JSON lines: the keys of the objects are the columns, and any may be absent.
     """
 
-    def __init__(self, path: Path, header: tuple[str, ...], limit: int) -> None:
-        self.path, self.header, self.limit = path, header, limit
+    def __init__(self, path: Path, header: tuple[str, ...]) -> None:
+        self.path = path
+        self.header = header
         suffix = path.suffix.lower()
         self._csv, self.is_json = suffix == ".csv", suffix in (".jsonl", ".ndjson")
         self._read = reading.records if self._csv else reading.lines
-        csv.field_size_limit(max(csv.field_size_limit(), limit))
+        csv.field_size_limit(max(csv.field_size_limit(), reading.MAX_TEXT_BYTES))
 
     def headers(self) -> Iterator[list[str]]:
         """The names of the columns, of JSON those of each line; nothing if the file is empty."""
         with self.path.open("rb") as stream:
             if self.is_json:
-                rows = (self._cells(row.content or b"", []) for row in self._read(stream, self.limit))
+                rows = (self._cells(row.content or b"", []) for row in self._read(stream, reading.MAX_TEXT_BYTES))
                 yield from (list(row) for row in rows if isinstance(row, dict))
                 return
             first = self._first(stream)
@@ -294,7 +288,7 @@ class TextTable:
                 if encoding_of(sample):
                     raise not_utf8(self.path) from None
             stream.seek(0)
-            rows = self._read(stream, self.limit, 2 if self._first(stream) else 1)
+            rows = self._read(stream, reading.MAX_TEXT_BYTES, 2 if self._first(stream) else 1)
             yield from (Slice(cut._asdict(), cut.lines) for cut in reading.cuts(stream, rows, size))
 
     def rows(self, part: Mapping[str, Any]) -> Iterator[tuple[str, Cells]]:
@@ -302,11 +296,11 @@ class TextTable:
         columns = [] if self.is_json else next(self.headers(), [])
         with self.path.open("rb") as stream:
             stream.seek(part["start"])
-            for row in self._read(stream, self.limit, part["number"]):
+            for row in self._read(stream, reading.MAX_TEXT_BYTES, part["number"]):
                 if row.start >= part["end"]:
                     return
                 if row.content is None:
-                    yield str(row.number), Drop("row-malformed", f"more than {self.limit:,} bytes")
+                    yield str(row.number), Drop("row-malformed", f"more than {reading.MAX_TEXT_BYTES:,} bytes")
                 elif row.content.strip(b"\r\n"):
                     yield str(row.number), self._cells(row.content, columns)
 
@@ -315,7 +309,7 @@ class TextTable:
         if self.is_json or self.header:
             return ""
         try:
-            return stream.readline(self.limit).decode("utf-8-sig")
+            return stream.readline(reading.MAX_TEXT_BYTES).decode("utf-8-sig")
         except UnicodeDecodeError:
             raise not_utf8(self.path) from None
 

@@ -68,7 +68,7 @@ def _with_images(captions: _Captions, location: Location, file: Path) -> Loaded:
     if not captions:
         raise DcclipError("{} lists no image of the split {}", DOWNLOAD_AGAIN, file, location.split)
     folders = [folder for root in _folders(location) for folder in (root, root / "images") if folder.is_dir()]
-    places = [caption_files.Places(folder, False) for folder in folders]
+    places = [caption_files.Places(folder) for folder in folders]
     located: dict[str, tuple[caption_files.Places, Path]] = {}
     for name in captions:
         if match := next(((place, path) for place in places if (path := place.find(name))), None):

@@ -185,7 +185,7 @@ class HubDataset(Loader):
         column = self._column(dataset, _IMAGE_COLUMNS)
         rows = dataset.cast_column(column, datasets.Image(decode=False)).select_columns([column])
         keys = dataset["__key__"] if "__key__" in dataset.column_names else range(len(dataset))
-        folder = Folder(self.path if self.path.is_dir() else Path(datasets.config.HF_DATASETS_CACHE), False)
+        folder = Folder(self.path if self.path.is_dir() else Path(datasets.config.HF_DATASETS_CACHE))
 
         def read(index: int) -> bytes:
             cell = rows[index][column]
