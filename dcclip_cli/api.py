@@ -16,6 +16,7 @@ from dcclip_cli.data import prompts
 from dcclip_cli.data.dataset import shards_at
 from dcclip_cli.data.index import find_indexes, own_place, verify_files
 from dcclip_cli.data.pair import LANGUAGES
+from dcclip_cli.data.remote import local_copies
 from dcclip_cli.data.shards import Columns
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval import registry
@@ -450,7 +451,7 @@ def index(
     data.columns in a recipe. `verify` reads all data and compares it with the indexes, `fresh` indexes again.
     """
     named = [os.fspath(path) for path in several(data)]
-    files = [file for source in named for file in shards_at(source)]
+    files = local_copies([file for source in named for file in shards_at(source)])
     if not files:
         raise DcclipError(
             "{} contains no tar or Parquet file", "give tar or Parquet files, or folders", " ".join(named)

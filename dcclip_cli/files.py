@@ -201,16 +201,6 @@ def read_at(descriptor: int, size: int, offset: int) -> bytes:
         return os.read(descriptor, size)
 
 
-def write_at(descriptor: int, content: bytes, offset: int) -> None:
-    """Write into an open file from `offset` on; threads may write at once."""
-    if hasattr(os, "pwrite"):
-        os.pwrite(descriptor, content, offset)
-        return
-    with _position_lock:
-        os.lseek(descriptor, offset, os.SEEK_SET)
-        os.write(descriptor, content)
-
-
 class OpenFile:
     """A file that is read by offset from any process or thread; it is closed when nothing refers to it any more."""
 

@@ -38,9 +38,9 @@ class Collator:
     `preprocess` makes the student's pixels, and each of `teacher_preprocess` a teacher's, from the same augmented
     image: uint8, or float32 where a library's own preprocessing makes them; equal ones make one tensor. Each of
     `read_features` reads what a teacher's cache has of a batch. A sample has `num_augmentations` different
-    augmentations, 0: a new one each epoch. `with_caption_ids` fills Texts.caption_ids and Texts.image_caption_ids. With
-    the sampler's `nodes`, a process's part of a batch has samples of its node. An image without captions that cannot be
-    decoded is white, so that a damaged photograph ends no run; Batch.unreadable names it.
+    augmentations, 0: a new one each epoch. `with_caption_ids` fills Texts.caption_ids and Texts.image_caption_ids. An
+    image without captions that cannot be decoded is white, so that a damaged photograph ends no run; Batch.unreadable
+    names it.
     """
 
     dataset: PairDataset
@@ -54,7 +54,6 @@ class Collator:
     with_caption_ids: bool = False
     image_cache: ImageCache = field(default_factory=ImageCache, compare=False, repr=False)
     read_features: tuple[Callable[[Batch], StoredFeatures], ...] = ()
-    nodes: int = 1
 
     def batch(self, samples: Sequence[Sample], process: int = 0, processes: int = 1) -> Batch:
         """The batch of a step's samples, or the part of one of `processes`. Raises DcclipError for a bad image."""
@@ -128,12 +127,8 @@ class Collator:
         ends = self.dataset.num_pairs, self.dataset.num_images
         ordered = sorted(samples, key=lambda sample: bisect_right(ends, sample[0]))
         pairs, images = (sum(index < end for index, _ in samples) for end in ends)
-        # The order is shuffled already, so the first are as good as any; equally many of each node.
-        captioned = self.nodes * max(1, round(self.captions.caption_fraction * pairs / self.nodes)) if pairs else 0
-        by_node = (ordered[:captioned], ordered[captioned:images])
-        ordered[:images] = [
-            sample for kind in by_node for node in range(self.nodes) for sample in kind[node :: self.nodes]
-        ]
+        # The order is shuffled already, so the first are as good as any.
+        captioned = max(1, round(self.captions.caption_fraction * pairs)) if pairs else 0
         rows = part_rows(captioned, images, len(samples) - images, process, processes)
         return {kind: ordered[rows_of_kind] for kind, rows_of_kind in rows.items()}
 

@@ -10,11 +10,11 @@ import numpy as np
 
 from dcclip_cli.data.class_folders import no_pairs
 from dcclip_cli.data.index import find_indexes
-from dcclip_cli.data.indexed import CACHE_BYTES, IndexedDataset
+from dcclip_cli.data.indexed import IndexedDataset
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import (
-    BLOCK,
     LANGUAGES,
+    ROW_GROUP,
     ConcatDataset,
     FileDataset,
     Lazy,
@@ -24,7 +24,7 @@ from dcclip_cli.data.pair import (
     captions_in_memory,
     check_once,
 )
-from dcclip_cli.data.remote import DataFile, is_url, list_files, shown
+from dcclip_cli.data.remote import CACHE_BYTES, DataFile, is_url, list_files, local_copies, shown
 from dcclip_cli.data.shards import DROPPED, SUFFIXES, Columns, columns_in, open_parquet, parquet_errors
 from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import several
@@ -99,8 +99,8 @@ def open_pairs(
 ) -> PairDataset:
     """The pairs in files, folders or globs, of tars, Parquet files or one of the LAYOUTS.
 
-    Files without an index are indexed first. `cache_bytes` is the limit of the block cache. Raises DcclipError where
-    there are no pairs.
+    Files at URLs are downloaded, files without an index indexed first. `cache_bytes` is the limit of what is
+    downloaded, and of what is unpacked. Raises DcclipError where there are no pairs.
     """
     dataset = find_dataset(source, False, columns, progress, cache_bytes)
     if not dataset:
@@ -156,7 +156,10 @@ def find_dataset(
         layouts = LAYOUTS if may_be_other else ()
         datasets_by_layout = (layout.find(Path(location), uncaptioned) for layout in layouts)
         dataset = next((dataset for dataset in datasets_by_layout if dataset is not None), None)
-        opened.append(shards_at(location) or None if dataset is None else dataset)
+        if dataset is None:
+            opened.append(local_copies(shards_at(location), cache_bytes, progress) or None)
+        else:
+            opened.append(dataset)
     if None in opened or not opened:
         return None
     # Shards that follow each other are one dataset.
@@ -210,5 +213,5 @@ def write_parquet(path: Path, pairs: Iterable[Pair]) -> int:
     strings = pa.list_(pa.string())
     fields = {"key": pa.string(), "image": pa.binary(), "zh": strings, "en": strings, "meta": pa.string()}
     table = pa.Table.from_pylist(rows, schema=pa.schema(fields))
-    pq.write_table(table, path, compression="zstd", row_group_size=BLOCK)
+    pq.write_table(table, path, compression="zstd", row_group_size=ROW_GROUP)
     return len(rows)

@@ -1,6 +1,6 @@
 """The index of a shard: keys, captions and the place of each image, in an Arrow file that is mapped into memory.
 
-Indexes are found next to their data or in the cache folder, copied from object stores, written in parallel, verified.
+Indexes are found next to their data or in the cache folder, written in parallel, verified.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import json
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from dcclip_cli.checksums import FORMAT
 from dcclip_cli.data.pair import LANGUAGES, caption_id
-from dcclip_cli.data.remote import DataFile, list_files, shown, with_suffix
+from dcclip_cli.data.remote import DataFile
 from dcclip_cli.data.shards import Columns, Row, parquet_rows, tar_rows
 from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import atomic_file, cache_folder, lock
@@ -37,7 +36,6 @@ _BATCH_ROWS = 65_536
 _BATCH_CHARACTERS = 1 << 28  # offsets in an Arrow array have 31 bits
 _ABOUT = b"dcclip.index"
 _FEW_BYTES = 1 << 26  # so much data is indexed faster than a process starts
-_CONNECTIONS = 16
 
 
 @dataclass(frozen=True)
@@ -174,8 +172,7 @@ def beside(file: DataFile) -> Path:
 
 
 def cached(file: DataFile, columns: Columns) -> Path:
-    version = file.version if file.is_remote else ""
-    identity = json.dumps([shown(file.location), version, columns.named], sort_keys=True)
+    identity = json.dumps([file.location, "", columns.named], sort_keys=True)
     return cache_folder() / "index" / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}{SUFFIX}"
 
 
@@ -184,8 +181,8 @@ def find_index(file: DataFile, columns: Columns) -> Index | None:
 
     Raises DcclipError for one that would be, but cannot be used.
     """
-    for path in ([] if file.is_remote else [beside(file)]) + [cached(file, columns)]:
-        if os.path.lexists(path) and (file.is_remote or path.stat().st_mtime_ns >= int(file.version)):
+    for path in (beside(file), cached(file, columns)):
+        if os.path.lexists(path) and path.stat().st_mtime_ns >= int(file.version):
             index = read_index(file, path)
             if (index.metadata.size, index.metadata.columns) == (file.size, columns.named):
                 return index
@@ -200,22 +197,11 @@ def find_indexes(
     place: Callable[[DataFile, Columns], Path] = cached,
 ) -> list[Index]:
     """The indexes of data files; those that are missing or too old, with `fresh` all, are written to `place` first."""
-
-    def copy_published(file: DataFile) -> None:
-        """Copy an index that is next to its file in an object store to the cache folder."""
-        path = cached(file, columns)
-        with suppress(DcclipError):  # the shard is read in its place, or raises the error
-            for published in [] if path.exists() else list_files(with_suffix(file.location, SUFFIX)):
-                with atomic_file(path) as temporary, temporary.open("wb") as target:
-                    published.read_into(target.fileno(), 0, published.size)
-
     indexes = {file: None if fresh else find_index(file, columns) for file in files}
     if missing := [file for file, index in indexes.items() if index is None]:
         # Several processes of one run want the same indexes: the first writes them, the others find them.
         with lock(cached(missing[0], columns).with_suffix(".lock")):
             if not fresh:
-                with ThreadPoolExecutor(_CONNECTIONS) as pool:
-                    list(pool.map(copy_published, [file for file in missing if file.is_remote]))
                 indexes |= {file: find_index(file, columns) for file in missing}
             jobs = [(file, place(file, columns)) for file in missing if indexes[file] is None]
             write_indexes(jobs, columns, progress)
@@ -224,8 +210,8 @@ def find_indexes(
 
 
 def own_place(file: DataFile, columns: Columns) -> Path:
-    """Where `dcclip index` writes an index: next to a local file, or where that is not allowed to the cache folder."""
-    writable = not file.is_remote and os.access(beside(file).parent, os.W_OK)
+    """Where `dcclip index` writes an index: next to its file, or where that is not allowed to the cache folder."""
+    writable = os.access(beside(file).parent, os.W_OK)
     return beside(file) if writable else cached(file, columns)
 
 

@@ -1,149 +1,78 @@
 """Pairs in indexed shards: found through mapped files, read by place, compared with their digests.
 
-Parts of tars in object stores and row groups of Parquet files are read through the block cache: local files of bounded
-total size, fetched ahead of their use.
+The images of a Parquet file are unpacked to a file in the cache folder when the first of them is read.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import threading
-import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache, partial
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dcclip_cli.data.index import Index, read_batch
-from dcclip_cli.data.pair import BLOCK, LANGUAGES, ConcatDataset, Language, Lazy, Pair, PairDataset, image_digest
-from dcclip_cli.data.remote import DataFile
+from dcclip_cli.data.pair import LANGUAGES, ConcatDataset, Language, Lazy, Pair, PairDataset, image_digest
+from dcclip_cli.data.remote import CACHE_BYTES, DataFile, check_room, local_file
 from dcclip_cli.data.shards import group_images
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import atomic_file, cache_folder, json_object, lock, read_at
+from dcclip_cli.files import atomic_file, cache_folder, json_object, lock
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-CACHE_BYTES = 50 * 10**9
-SUFFIX = ".block"
 _HINT = Message("write it as a JSON object, then index the file again")
 _CHUNKS = 1_024  # record batches that are mapped at a time
-_TOUCH_S = 30.0  # how often a block's last use is noted
 
 
-@dataclass(frozen=True)
-class Block:
-    """A part of a shard that is fetched as a whole: `size` bytes from `first` on, as the shard's index counts.
+def _images_file(index: Index, max_bytes: int) -> DataFile:
+    """The file that has an index's images: a tar itself; those of a Parquet file are unpacked to the cache folder.
 
-    `key` names it in the cache, `write` writes it to a file descriptor, `source` is for error messages.
+    Of the unpacked files, the oldest are removed to stay within `max_bytes`.
     """
+    file, metadata = index.file, index.metadata
+    if not metadata.groups:
+        return file
+    folder, size = cache_folder() / "images", _unpacked_bytes(index)
+    path = folder / f"{metadata.sha256[:32]}.images"  # by content, wherever that is
+    if not _has_size(path, size):
+        with lock(folder / f".{path.name[:2]}.lock"):  # one of 256: lock files do not add up
+            if not _has_size(path, size):
+                remove_oldest(folder, max_bytes - size)
+                with atomic_file(path) as temporary, temporary.open("wb", buffering=1 << 20) as target:
+                    for group in range(len(metadata.groups)):
+                        images = group_images(file, group, metadata.columns.get("image", "image"))
+                        target.writelines(image or b"" for image in images)
+    return local_file(path)
 
-    key: str
-    first: int
-    size: int
-    source: str
-    write: Callable[[int], None]
+
+def remove_oldest(folder: Path, max_bytes: int) -> None:
+    """Remove the oldest unpacked files until the others have at most `max_bytes`."""
+    files: list[tuple[int, int, Path]] = []
+    for path in folder.glob("*.images"):
+        with suppress(FileNotFoundError):  # another process removed it
+            status = path.stat()
+            files.append((status.st_mtime_ns, status.st_size, path))
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
+        if total > max_bytes:
+            path.unlink(missing_ok=True)
+            total -= size
 
 
-class BlockCache:
-    """Blocks in `folder`, at most `max_bytes` of them; any number of processes share it.
+def _unpacked_bytes(index: Index) -> int:
+    return sum(size for _, size in index.metadata.groups)
 
-    A block appears under its name when it is complete.
-    """
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
-        self.folder, self.max_bytes = folder, max_bytes
-        self._windows: tuple[Mapping[str, Block], ...] = ()  # the one in use and the next
-
-    def read(self, block: Block, offset: int, size: int) -> bytes:
-        """Some bytes of a block, which is fetched if it is not here. Raises DcclipError where that fails."""
-        while True:
-            self.fetch(block)
-            with suppress(FileNotFoundError), open(self.file(block), "rb", buffering=0) as stream:  # unless removed now
-                return read_at(stream.fileno(), size, offset - block.first)
-
-    def file(self, block: Block) -> Path:
-        return self.folder / f"{block.key}{SUFFIX}"
-
-    def fetch(self, block: Block, wait: bool = True) -> bool:
-        """Make a block local unless it is; False if another process is about to and `wait` is off.
-
-        Raises DcclipError where that fails.
-        """
-        if self._is_here(block):
-            return True
-        self._check_fits(block.source, block.size)
-        with lock(self.folder / f".{block.key[:2]}.lock", wait) as acquired:  # one of 256: lock files do not add up
-            if not acquired or self._is_here(block):
-                return acquired
-            with atomic_file(self.file(block)) as path, path.open("r+b", buffering=0) as stream:
-                stream.truncate(block.size)  # which others count as well
-                blocks, total = [], 0  # the least recently used are removed, until all files are within the limit
-                for entry in os.scandir(self.folder):
-                    with suppress(FileNotFoundError):
-                        status = entry.stat()
-                        total += status.st_size
-                        if entry.name.endswith(SUFFIX):
-                            blocks.append((status.st_mtime_ns, status.st_size, entry.path))
-                for _, size, oldest in sorted(blocks):
-                    if total <= self.max_bytes:
-                        break
-                    Path(oldest).unlink(missing_ok=True)
-                    total -= size
-                block.write(stream.fileno())
-        return True
-
-    def prefetch(self, blocks: Iterable[Block]) -> None:
-        """Fetch the blocks of the next window in the background, as far as the cache has room for both windows.
-
-        What cannot be fetched is left to whoever reads it, and meets the error. The processes of a machine begin at
-        different blocks, and wait for each other only at the end. Raises DcclipError where the window does not fit the
-        cache: each image would fetch its block again.
-        """
-        window = {block.key: block for block in blocks}
-        if window:
-            first = next(iter(window.values())).source
-            self._check_fits(Message("a shuffle window of {}", first), sum(block.size for block in window.values()))
-        self._windows = windows = (*self._windows[-1:], window)
-        rank, processes = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-
-        def fetch() -> None:
-            both = {**windows[0], **windows[-1]}.values()
-            totals = accumulate(block.size for block in both)
-            pending = [block for block, total in zip(both, totals, strict=True) if total <= self.max_bytes]
-            pending.sort(key=lambda block: (block.key not in windows[0], (int(block.key, 16) - rank) % processes))
-            skipped = list[Block]()
-            for block in chain(pending, skipped):
-                if self._windows is not windows:
-                    return  # the rest is fetched when it is read, or by the thread of the next window
-                with suppress(DcclipError, OSError):
-                    if not self.fetch(block, wait=block in skipped):
-                        skipped.append(block)
-
-        threading.Thread(target=fetch, name="prefetch", daemon=True).start()
-
-    def _check_fits(self, source: str, size: int) -> None:
-        if size > self.max_bytes:
-            sizes = size / 1e9, self.max_bytes / 1e9
-            message = Message("{} needs {:.3g} GB in the block cache, which is limited to {:.3g} GB", source, *sizes)
-            raise DcclipError(message, "increase data.cache_gb, or reduce data.shuffle_window")
-
-    def _is_here(self, block: Block) -> bool:
-        """Whether a block is local, a file of its size; its use is noted."""
-        with suppress(FileNotFoundError):
-            status = os.stat(self.file(block))
-            if status.st_size == block.size:
-                if time.time() - status.st_mtime > _TOUCH_S:
-                    os.utime(self.file(block))
-                return True
-        return False
+def _has_size(path: Path, size: int) -> bool:
+    with suppress(FileNotFoundError):
+        return path.stat().st_size == size
+    return False
 
 
 class IndexedDataset(ConcatDataset):
@@ -156,65 +85,60 @@ class IndexedDataset(ConcatDataset):
     def __init__(
         self, path: str | Path, indexes: Sequence[Index], uncaptioned: bool = False, cache_bytes: int = CACHE_BYTES
     ) -> None:
-        """With `uncaptioned`, images without a record belong to it as well; `cache_bytes`: limit of the block cache."""
+        """With `uncaptioned`, images without a record belong to it as well; `cache_bytes`: limit of unpacked images."""
         self.path, self._indexes, self._uncaptioned = path, list(indexes), uncaptioned
-        self.is_remote = any(index.file.is_remote for index in indexes)
         counts = [index.metadata.rows if uncaptioned else index.metadata.captioned for index in indexes]
         self._places = [(shard, batch) for shard, rows in enumerate(counts) for batch in range(len(rows))]
         self.firsts = [0, *accumulate(chain.from_iterable(counts))]
-        self._cache = BlockCache(cache_folder() / "blocks", cache_bytes)
+        self._cache_bytes = cache_bytes
+        unpacked = {index.metadata.sha256: _unpacked_bytes(index) for index in indexes}
+        check_room(path, sum(unpacked.values()), 0, cache_bytes, cache_folder() / "images")
+        self._images_of = cache(lambda shard: _images_file(indexes[shard], cache_bytes))
         count, chunk = len(self._places), lru_cache(_CHUNKS)(self._chunk)
         self._datasets = Lazy(count, chunk, lambda: map(self._chunk, range(count)))
 
     def __reduce__(self) -> tuple[type, tuple[str | Path, Sequence[Index], bool, int]]:
-        return type(self), (self.path, self._indexes, self._uncaptioned, self._cache.max_bytes)
+        return type(self), (self.path, self._indexes, self._uncaptioned, self._cache_bytes)
 
     @cached_property
     def fingerprint(self) -> str:
         return hashlib.sha256("".join(index.metadata.sha256 for index in self._indexes).encode()).hexdigest()
 
-    @cached_property
-    def blocks(self) -> np.ndarray:
-        """(M,) the first sample of each block: up to 8,192 samples of a tar, or a row group of a Parquet file."""
-        firsts = [np.zeros(1, np.int64)]
-        for (shard, batch), (first, end) in zip(self._places, pairwise(self.firsts), strict=True):
-            if not self._indexes[shard].metadata.groups:
-                firsts.append(np.arange(first, end, BLOCK))
-            elif not batch:
-                firsts.append(first + np.cumsum([0] + [rows for rows, _ in self._indexes[shard].metadata.groups])[:-1])
-        return np.unique(np.concatenate(firsts))
-
     def first_of(self, shard: int) -> int:
         """The first sample of a shard or of those after it."""
         return self.firsts[bisect_left(self._places, (shard, 0))]
-
-    def will_need(self, indices: np.ndarray) -> None:
-        if not all(map(_is_direct, self._indexes)):
-            self._cache.prefetch(block for chunk, _, rows in self._split(indices) for block in chunk.blocks_of(rows))  # type: ignore[attr-defined]
 
     def _chunk(self, number: int) -> _Chunk:
         shard, batch = self._places[number]
         index = self._indexes[shard]
         before = sum(index.metadata.rows[:batch])
         selected = not self._uncaptioned and index.metadata.captioned[batch] < index.metadata.rows[batch]
-        return _Chunk(index, read_batch(index, batch), before, selected, self._cache)
-
-
-def _is_direct(index: Index) -> bool:
-    """Whether images are read from the file itself, a tar on disk, and not through the block cache."""
-    return not (index.metadata.groups or index.file.is_remote)
+        return _Chunk(index, read_batch(index, batch), before, selected, partial(self._images_of, shard))
 
 
 class _Chunk(PairDataset):
     """The pairs in a record batch of an index; with `selected`, only those that have captions."""
 
-    def __init__(self, index: Index, batch: pa.RecordBatch, before: int, selected: bool, cached: BlockCache) -> None:
-        self.path, self._index, self._batch, self._before, self._cache = str(index.file), index, batch, before, cached
+    def __init__(
+        self,
+        index: Index,
+        batch: pa.RecordBatch,
+        before: int,
+        selected: bool,
+        images_file: Callable[[], DataFile],
+    ) -> None:
+        """`before`: rows of the batches before; `images_file` gives the file that has the images."""
+        self.path = str(index.file)
+        self._index = index
+        self._batch = batch
+        self._before = before
+        self._images_file = images_file
         self._offset, self._size = batch["offset"].to_numpy(), batch["size"].to_numpy()
         self._columns = {name: batch[name] for name in ("key", *LANGUAGES, "meta", "digest")}
         self._selected = np.flatnonzero(batch["captioned"].to_numpy(zero_copy_only=False)) if selected else None
-        self._group_ends = np.cumsum([rows for rows, _ in index.metadata.groups])
-        self._block = cache(self._make_block)
+        groups = np.asarray(index.metadata.groups, np.int64).reshape(-1, 2).cumsum(0)
+        self._group_ends = groups[:, 0]
+        self._group_starts = np.append(0, groups[:, 1])  # in the file of unpacked images
 
     def __len__(self) -> int:
         return self._batch.num_rows if self._selected is None else len(self._selected)
@@ -241,11 +165,13 @@ class _Chunk(PairDataset):
         if size < 0:
             message = Message("{}: pair {} has no image data", file, self._value("key", index))
             raise DcclipError(message, "remove the pair, or add its image")
-        block = next(iter(self.blocks_of(index)), None)
-        image = self._cache.read(block, offset, size) if block else file.read(offset, size)
+        images = self._images_file()
+        if len(self._group_ends):
+            offset += int(self._group_starts[self._group_ends.searchsorted(self._before + row, "right")])
+        image = images.read(offset, size)
         if image_digest(image) != self.image_digest(index):
-            if block:
-                self._cache.file(block).unlink(missing_ok=True)  # in case it is the cache that is damaged
+            if images != file:
+                Path(images.location).unlink(missing_ok=True)  # in case it is the cache that is damaged
             key = self._value("key", index)
             message = Message("{}: the image of pair {} changed after it was indexed", file, key)
             raise DcclipError(message, Message("index the data again: dcclip index --fresh {}", file))
@@ -258,14 +184,6 @@ class _Chunk(PairDataset):
         rows = self._rows(indices)
         return np.stack([self._batch[f"{language}_id"].to_numpy()[rows] for language in LANGUAGES], 1)
 
-    def blocks_of(self, places: Any) -> list[Block]:
-        """The blocks that the images of one or several samples are read from; none for a tar on disk."""
-        if _is_direct(self._index):
-            return []
-        rows, groups = self._rows(places), self._index.metadata.groups
-        numbers = self._group_ends.searchsorted(self._before + rows, "right") if groups else rows // BLOCK
-        return [self._block(number) for number in np.unique(numbers).tolist()]
-
     def _rows(self, places: Any) -> Any:
         return places if self._selected is None else self._selected[places]
 
@@ -275,24 +193,3 @@ class _Chunk(PairDataset):
     def _all(self, column: str) -> list[Any]:
         array = self._columns[column]
         return list((array if self._selected is None else array.take(self._selected)).to_pylist())
-
-    def _make_block(self, number: int) -> Block:
-        """The images of a row group, one after the other; or the bytes of a tar that have the images of BLOCK rows."""
-        file, metadata = self._index.file, self._index.metadata
-        if metadata.groups:
-            part: tuple[int, ...] = (number,)
-            source: str = Message("{}, row group {}", file, number)
-            first, size = 0, metadata.groups[number][1]
-            write = partial(_write_group, file, number, metadata.columns.get("image", "image"))
-        else:
-            rows = slice(number * BLOCK, (number + 1) * BLOCK)
-            first, end = int(self._offset[rows].min()), int((self._offset[rows] + self._size[rows]).max())
-            part, size, source = (first, end), end - first, str(file)
-            write = partial(file.read_into, offset=first, size=size)
-        key = hashlib.sha256(repr((metadata.sha256, *part)).encode()).hexdigest()[:32]  # by content, wherever that is
-        return Block(key, first, size, source, write)
-
-
-def _write_group(file: DataFile, group: int, column: str, descriptor: int) -> None:
-    with open(descriptor, "wb", buffering=1 << 20, closefd=False) as target:
-        target.writelines(image or b"" for image in group_images(file, group, column))

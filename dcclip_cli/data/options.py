@@ -17,7 +17,6 @@ from dcclip_cli.options import Neutral, Options
 Source = str | Annotated[tuple[str, ...], Field(min_length=1)]
 Zoom = Annotated[float, Field(ge=0.05, le=20)]
 COLLECTED = "collect"  # `train: collect` means the output of the recipe's own collect stage
-SHUFFLE_WINDOW = 131_072  # their numbers and captions' ids take some 20 MB
 
 
 class DataOptions(Options):
@@ -56,20 +55,12 @@ class DataOptions(Options):
         description="Number of phrases added to data.texts, each built from two or three of its short texts: the "
         "text tower learns combinations that the data does not contain",
     )
-    shuffle_window: int = Field(
-        SHUFFLE_WINDOW,
-        ge=1,
-        le=2**30,
-        description="Number of samples that are shuffled together. Larger data is shuffled in blocks of up to 8,192 "
-        "neighbouring samples, then within each window of blocks: this takes little memory, and reads are nearly "
-        "sequential",
-    )
     cache_gb: Neutral[float] = Field(
         50.0,
         gt=0,
         le=1_000_000,
-        description="Maximum size, in GB, of the block cache on disk, for data in object stores and Parquet files; "
-        "must fit one shuffle window, ideally two",
+        description="Maximum size, in GB, of each of two folders in the cache: shards that are downloaded from URLs, "
+        "and unpacked images of Parquet files; the data must fit",
     )
 
     @property

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Language = Literal["zh", "en"]
 LANGUAGES: tuple[Language, ...] = ("zh", "en")
 T = TypeVar("T")
-BLOCK = 8_192  # samples of a block, where the files have none of their own
+ROW_GROUP = 8_192  # samples in a row group of the Parquet files that are written
 _CHUNK = 65_536  # rows of an Arrow array
 _WHITE_SIDE = 64  # of the image in place of an unreadable one, in pixels
 
@@ -144,7 +144,6 @@ class PairDataset(ABC):
 
     path: str | Path  # for messages: a URL is a text
     sources: Sequence[int] = (0,)  # the first sample of each source that it was opened from
-    is_remote: bool = False  # whether any of its data is in an object store
     embeddings: np.ndarray | None = None  # (N, D) float32, where the pairs have image embeddings in place of images
     _captions: Mapping[Language, Sequence[tuple[str, ...]]] = {}
 
@@ -214,17 +213,6 @@ class PairDataset(ABC):
         ]
         return np.asarray(ids, np.uint64).reshape(-1, len(LANGUAGES))
 
-    @property
-    def blocks(self) -> np.ndarray:
-        """(M,) the first sample of each block, ascending from 0: samples that are stored next to each other.
-
-        Shuffling keeps to a few blocks at a time, so that of data of any size only these need to be at hand.
-        """
-        return np.arange(0, len(self), BLOCK)
-
-    def will_need(self, indices: np.ndarray) -> None:  # noqa: B027  # not every dataset has anything to fetch
-        """Announce the samples of the next shuffle window, whose data may be fetched ahead."""
-
 
 class ConcatDataset(PairDataset):
     """Datasets one after the other; those with images have to come first."""
@@ -232,7 +220,6 @@ class ConcatDataset(PairDataset):
     def __init__(self, datasets: Sequence[PairDataset]) -> None:
         self.path = datasets[0].path
         self._datasets = datasets
-        self.is_remote = any(dataset.is_remote for dataset in datasets)
         self.num_images = sum(dataset.num_images for dataset in datasets)
         self.num_pairs = sum(dataset.num_pairs for dataset in datasets)
         self.firsts = [0, *accumulate(map(len, datasets))]  # the index at which each begins
@@ -268,15 +255,6 @@ class ConcatDataset(PairDataset):
             ids[places] = dataset.first_caption_ids(rows)
         return ids
 
-    @cached_property
-    def blocks(self) -> np.ndarray:
-        parts = zip(self._datasets, self.firsts, strict=False)
-        return np.concatenate([dataset.blocks + first for dataset, first in parts if len(dataset)])
-
-    def will_need(self, indices: np.ndarray) -> None:
-        for dataset, _, rows in self._split(indices):
-            dataset.will_need(rows)
-
     def _at(self, index: int) -> tuple[PairDataset, int]:
         if not 0 <= index < len(self):
             raise IndexError(index)
@@ -304,7 +282,7 @@ class Rows(ConcatDataset):
     """Some samples of a dataset, all of which have images: those at the ascending `rows`."""
 
     def __init__(self, dataset: PairDataset, rows: np.ndarray) -> None:
-        self.path, self._whole, self._rows, self.is_remote = dataset.path, dataset, rows, dataset.is_remote
+        self.path, self._whole, self._rows = dataset.path, dataset, rows
         self.embeddings = None if dataset.embeddings is None else dataset.embeddings[rows]
         self.num_images, self.num_pairs = len(rows), len(rows) if dataset.num_pairs else 0
         self.sources = [bisect_left(rows, first) for first in dataset.sources]
@@ -315,10 +293,6 @@ class Rows(ConcatDataset):
     @cached_property
     def fingerprint(self) -> str:
         return hashlib.sha256(self._whole.fingerprint.encode() + self._rows.tobytes()).hexdigest()
-
-    @cached_property
-    def blocks(self) -> np.ndarray:
-        return np.unique(np.searchsorted(self._rows, self._whole.blocks[self._whole.blocks <= self._rows[-1]]))
 
     def _at(self, index: int) -> tuple[PairDataset, int]:
         return self._whole, int(self._rows[index])

@@ -1,4 +1,4 @@
-"""A first look at training data, in milliseconds: whether it can be read, about how many samples, some captions."""
+"""A first look at training data: whether it can be read, about how many samples, some captions; of URLs, a shard."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from dcclip_cli.data.class_folders import images_below, no_pairs
 from dcclip_cli.data.dataset import Source, named, shards_at
 from dcclip_cli.data.pair import LANGUAGES, Language, Lazy, Pair, PairDataset
 from dcclip_cli.data.reading import cut_off
-from dcclip_cli.data.remote import DataFile
+from dcclip_cli.data.remote import DataFile, local_copies
 from dcclip_cli.data.shards import (
     Captions,
     Columns,
@@ -84,9 +84,10 @@ def preview_pairs(source: Source, columns: Columns | None = None, uncaptioned: b
     if not shards:
         raise no_pairs(named(source))
     for shard in shards:
+        [shard] = local_copies([shard])
         preview_shard = _parquet if shard.name.endswith(".parquet") else _tar
         if preview := preview_shard(shard, columns_in(shard, columns), uncaptioned):
-            if shard is not shards[-1] and not shards[-1].is_remote:  # raises where the download was cut off
+            if shard != shards[-1] and not shards[-1].is_remote:  # raises where the download was cut off
                 preview_shard(shards[-1], columns_in(shards[-1], columns), uncaptioned)
             everything = sum(file.size for file in shards)
             samples, exact = round(preview.samples * everything / shard.size), preview.exact and len(shards) == 1
@@ -101,7 +102,8 @@ def may_have_captions(source: Source, columns: Columns, languages: Sequence[Lang
     """
     shards = [shard for shard in shards_at(source) if shard.size]
     captions: list[Captions] = []
-    for shard in shards[:: max(1, len(shards) // _FILES)]:
+    looked_at = [shards[0]] if shards and shards[0].is_remote else shards[:: max(1, len(shards) // _FILES)]
+    for shard in local_copies(looked_at):
         if shard.name.endswith(".parquet"):
             used = columns_in(shard, columns)
             with open_parquet(shard) as parquet, parquet_errors(shard):
@@ -163,7 +165,7 @@ def _parquet(file: DataFile, columns: Columns, uncaptioned: bool) -> Preview | N
         captions = [columns.captions(record, f"{file}: row {row}") for row, record in enumerate(records)]
         image_column = columns.image or "image"
         image = None
-        if image_column in names and not file.is_remote:
+        if image_column in names:
             contents = ((f"{file}: the first image", image) for image in group_images(file, 0, image_column) if image)
             image = _first_image(contents, uncaptioned)
         embeddings = image_column not in names
@@ -175,7 +177,7 @@ def _tar(file: DataFile, columns: Columns, uncaptioned: bool) -> Preview | None:
     rows = [row for row in images if uncaptioned or row.captioned]
     if not rows:
         return None
-    if not file.is_remote and any(file.read(file.size - BLOCKSIZE, BLOCKSIZE)):  # it ends in zeros
+    if any(file.read(file.size - BLOCKSIZE, BLOCKSIZE)):  # it ends in zeros
         problem = Message("{} is not a readable tar file: {}", file, cut_off(file.size).detail)
         raise DcclipError(problem, "download or collect it again")
     is_whole = len(images) < _SAMPLE // 2
@@ -184,7 +186,7 @@ def _tar(file: DataFile, columns: Columns, uncaptioned: bool) -> Preview | None:
         {"zh": () if uncaptioned else row.zh, "en": () if uncaptioned else row.en} for row in rows
     ]
     contents = ((f"{file}: {row.key}", file.read(row.offset, row.size)) for row in rows)
-    image = None if file.is_remote else _first_image(contents, uncaptioned)
+    image = _first_image(contents, uncaptioned)
     return Preview(round(len(rows) * file.size / end), captions, image, exact=is_whole)
 
 

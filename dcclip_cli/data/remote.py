@@ -1,27 +1,28 @@
-"""Data files on disk and in object stores: listing, reading by range with retries, errors that show no credentials."""
+"""Data files: listing them, reading them, and copying those of object stores to disk; errors show no credentials."""
 
 import glob
-import io
+import hashlib
 import os
 import re
 import sys
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import OpenFile, refuse_special, write_at
+from dcclip_cli.files import OpenFile, atomic_file, cache_folder, lock, refuse_special
+from dcclip_cli.progress import Progress, Silent
 
 T = TypeVar("T")
+CACHE_BYTES = 50 * 10**9
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub", "https": "aiohttp", "http": "aiohttp"}
-PART_BYTES = 8 << 20  # of one request, so that a retry repeats little
-CONNECTIONS = 4  # requests at a time for one block or file
 WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # before each further try: a server that restarts is not an error
+_CONNECTIONS = 8  # files that are copied at a time
 _TOP = 10_000  # files that a pattern {0..N} may name
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LOGIN = {
@@ -47,7 +48,10 @@ _NETWORK_ERRORS = (
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file of data: an absolute path or a URL, its size in bytes, and a version that changes with its content."""
+    """A file of data: an absolute path or a URL, its size in bytes, and a version that changes with its content.
+
+    Those at URLs are read after `local_copies`.
+    """
 
     location: str
     size: int
@@ -67,81 +71,80 @@ class DataFile:
 
     def read(self, offset: int, size: int) -> bytes:
         """`size` bytes from `offset` on. Raises DcclipError where they cannot be read."""
-        if self.is_remote:
-            system = _system(self.location)
-
-            def request() -> bytes:
-                if not self.location.startswith("http"):
-                    return bytes(system.cat_file(self.location, start=offset, end=offset + size))
-                try:  # unlike cat_file this notices a server that sends all of the file
-                    with system.open(self.location, "rb", cache_type="none", size=self.size) as stream:
-                        stream.seek(offset)
-                        return bytes(stream.read(size))
-                except ValueError as error:
-                    hint = Message("use a server that supports range requests")
-                    raise DcclipError("{}: {}", hint, self, _reason(error)) from None
-
-            content = _tried(self.location, request, WAITS_S) if size else b""
-        else:
-            try:
-                content = _opened(self).read(offset, size)
-            except OSError as error:
-                hint = Message("check the disk, or copy the file again")
-                raise DcclipError("{} cannot be read: {}", hint, self, error.strerror) from None
+        with self._read_errors():
+            content = _opened(self).read(offset, size)
         if len(content) != size:
             message = Message("{} returned {} bytes at position {} instead of {}", self, len(content), offset, size)
             raise DcclipError(message, "copy the truncated or replaced file again, then run dcclip index on it")
         return content
 
-    def read_into(self, target: int, offset: int, size: int) -> None:
-        """Write `size` bytes from `offset` on to the file descriptor `target`, from its start, in bounded memory."""
-        parts, failed = iter(range(0, size, PART_BYTES)), list[DcclipError | OSError]()
+    def open(self) -> BinaryIO:
+        """A file object for reading in order. Raises DcclipError where the file cannot be opened."""
+        with self._read_errors():
+            return open(self.location, "rb", buffering=1 << 20)
 
-        def copy() -> None:
-            try:
-                for begin in parts:  # each is taken by one thread
-                    write_at(target, self.read(offset + begin, min(PART_BYTES, size - begin)), begin)
-            except (DcclipError, OSError) as error:
-                failed.append(error)
-
-        # Unlike an executor's, these do not keep a process from ending.
-        threads = [threading.Thread(target=copy, daemon=True) for _ in range(CONNECTIONS)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if failed:
-            raise failed[0]
-
-    def open(self) -> io.BufferedReader:
-        """A file object for reading in order; it can be moved back and forth. Raises DcclipError where that fails."""
-        return io.BufferedReader(RangeFile(self), PART_BYTES if self.is_remote else 1 << 20)
+    @contextmanager
+    def _read_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            hint = Message("check the disk, or copy the file again")
+            raise DcclipError("{} cannot be read: {}", hint, self, error.strerror) from None
 
 
-class RangeFile(io.RawIOBase):
-    """A file object for reading anywhere in a file: one request for each read."""
+def local_copies(
+    files: Sequence[DataFile], max_bytes: int = CACHE_BYTES, progress: Progress | None = None
+) -> list[DataFile]:
+    """The files on disk: those at URLs are copied to the cache folder first, unless they are there.
 
-    def __init__(self, file: DataFile) -> None:
-        self._file, self._at = file, 0
+    Of several processes that share the folder, the first copies them. Raises DcclipError where that fails, or where
+    the copies would exceed `max_bytes`.
+    """
+    folder = cache_folder() / "shards"
+    copies: dict[DataFile, Path] = {}
+    for file in files:
+        if file.is_remote:
+            identity = repr((str(file), file.size, file.version))
+            copies[file] = folder / hashlib.sha256(identity.encode()).hexdigest()[:24] / file.name
+    if not all(path.exists() for path in copies.values()):
+        with lock(folder / ".lock"):
+            missing = {file: path for file, path in copies.items() if not path.exists()}
+            kept_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            check_room(next(iter(copies)), sum(file.size for file in missing), kept_bytes, max_bytes, folder)
+            total = len(missing)
+            with (
+                (progress or Silent()).task(Message("download"), total) as task,
+                ThreadPoolExecutor(_CONNECTIONS) as pool,
+            ):
+                for _ in pool.map(_copy, missing, missing.values()):
+                    task.advance()
+    return [local_file(copies[file]) if file in copies else file for file in files]
 
-    def readable(self) -> bool:
-        return True
 
-    def seekable(self) -> bool:
-        return True
+def check_room(source: object, needed: int, kept: int, max_bytes: int, folder: Path) -> None:
+    """Raise DcclipError if files of `needed` bytes do not fit next to those that are kept in a cache folder."""
+    if needed + kept > max_bytes:
+        sizes = needed / 1e9, folder, kept / 1e9, max_bytes / 1e9
+        message = Message("{} needs {:.3g} GB in {}, which has {:.3g} GB and is limited to {:.3g} GB", source, *sizes)
+        raise DcclipError(message, "increase data.cache_gb, or delete what other data left in that folder")
 
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + (0, self._at, self._file.size)[whence]
-        return self._at
 
-    def tell(self) -> int:
-        return self._at
+def _copy(file: DataFile, path: Path) -> None:
+    from fsspec.callbacks import Callback
 
-    def readinto(self, buffer: Any) -> int:
-        size = max(0, min(len(buffer), self._file.size - self._at))
-        buffer[:size] = self._file.read(self._at, size) if size else b""
-        self._at += size
-        return size
+    def check_size(_size: object, value: int, **_kwargs: object) -> None:
+        if value > file.size:
+            raise OSError(f"it has more than the {file.size:,} bytes that were listed")
+
+    def copy() -> None:
+        with atomic_file(path) as temporary:
+            limit = Callback(hooks={"size": check_size})
+            _system(file.location).get_file(file.location, str(temporary), callback=limit)
+            size = temporary.stat().st_size
+            if size != file.size:
+                raise OSError(f"it has {size:,} bytes instead of {file.size:,}")
+
+    _tried(file.location, copy, WAITS_S)
 
 
 def is_url(location: str | os.PathLike[str]) -> bool:
@@ -157,12 +160,6 @@ def shown(location: str | os.PathLike[str]) -> str:
     scheme, _, rest = text.partition("://")
     authority, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
     return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
-
-
-def with_suffix(location: str, suffix: str) -> str:
-    """The location of a file whose name is that of another with a suffix; a URL's query stays at the end."""
-    end = len(re.split(r"[?#]", location, maxsplit=1)[0]) if is_url(location) else len(location)
-    return location[:end] + suffix + location[end:]
 
 
 def list_files(location: str | os.PathLike[str]) -> list[DataFile]:
@@ -256,14 +253,13 @@ def _system_of(scheme: str, _process: int) -> Any:
 
         options: dict[str, Any] = {}
         if scheme == "s3":
-            config = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
             # `_tried` waits, as for every store. But a listing is several requests: each is tried again by itself.
-            options["config_kwargs"] = {"retries": {"max_attempts": 2}, "connect_timeout": 10, **config}
+            options["config_kwargs"] = {"retries": {"max_attempts": 2}, "connect_timeout": 10}
         elif scheme in ("http", "https"):
             import aiohttp
 
             options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(sock_connect=10, sock_read=60)}
-            options["headers"] = {"Accept-Encoding": "identity"}  # ranges are of the file itself
+            options["headers"] = {"Accept-Encoding": "identity"}  # sizes are of the file itself
         system = fsspec.filesystem(scheme, **options)
     except ImportError:
         package = PACKAGES[scheme] if "fsspec" in sys.modules else f"fsspec {PACKAGES[scheme]}"

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from dcclip_cli.data.pair import LANGUAGES, Language, caption_strings, check_once, image_digest
 from dcclip_cli.data.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, Member, members_of
-from dcclip_cli.data.remote import PART_BYTES, DataFile, RangeFile
+from dcclip_cli.data.remote import DataFile
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import json_object
 from dcclip_cli.options import Options
@@ -132,8 +132,6 @@ def open_parquet(file: DataFile) -> pq.ParquetFile:
     import pyarrow.parquet as pq
 
     with parquet_errors(file, Message("is not a Parquet file")):
-        if file.is_remote:
-            return pq.ParquetFile(RangeFile(file), buffer_size=PART_BYTES)
         return pq.ParquetFile(file.location, buffer_size=1 << 20)
 
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from dcclip_cli.data.class_folders import images_below
 from dcclip_cli.data.dataset import find_dataset, named, split
-from dcclip_cli.data.indexed import CACHE_BYTES
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import (
     LANGUAGES,
@@ -28,6 +27,7 @@ from dcclip_cli.data.pair import (
     captions_in_memory,
     check_once,
 )
+from dcclip_cli.data.remote import CACHE_BYTES
 from dcclip_cli.data.shards import Captions, Columns
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import file_sha256, json_object

@@ -47,7 +47,6 @@ class ImageTower(Options):
         None, description="Standard deviation of the input channels; default: as for mean"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate before the projection")
-    drop_path: float = Field(0.0, ge=0, lt=1, description="Stochastic-depth (drop path) rate")
     inherit: Literal["nothing", "teacher"] = Field(
         "nothing",
         description="Initial weights: random, or from `weights`; or the most important channels and blocks of the "
@@ -226,7 +225,7 @@ def model_config(
             "timm_proj": "" if has_wide_head else image.projection,
             **({"timm_proj_bias": True} if image.projection == "mlp" else {}),
             "timm_drop": image.dropout,
-            "timm_drop_path": image.drop_path or None,
+            "timm_drop_path": None,
         }
         images = {"embed_dim": embed_dim, "vision_cfg": vision}
     assert images is not None

@@ -18,6 +18,7 @@ from dcclip_cli.train.losses.base import Tower
 from dcclip_cli.train.options import OptimizerOptions, Schedule
 
 _NEWTON_SCHULZ = muon.zeropower_via_newtonschulz
+_BETAS = (0.9, 0.98)  # of AdamW
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -87,7 +88,7 @@ def make_optimizer(task: nn.Module, chosen: OptimizerOptions) -> torch.optim.Opt
         parameters.append(group | (of_adamw if by_adamw else {}))
     on_gpu = any(parameter.is_cuda for members in groups.values() for parameter in members)
     if chosen.kind == "adamw":
-        return torch.optim.AdamW(parameters, betas=chosen.betas, eps=chosen.eps, fused=on_gpu or None)
+        return torch.optim.AdamW(parameters, betas=_BETAS, eps=chosen.eps, fused=on_gpu or None)
     if chosen.kind == "sgd":
         return torch.optim.SGD(parameters, momentum=chosen.momentum, fused=on_gpu or None)
     return Muon(
@@ -95,7 +96,7 @@ def make_optimizer(task: nn.Module, chosen: OptimizerOptions) -> torch.optim.Opt
         _DTYPES[chosen.newton_schulz],
         momentum=chosen.momentum,
         nesterov=True,
-        betas=chosen.betas,
+        betas=_BETAS,
         fallback_lr_scale=(chosen.other_lr or chosen.lr) / chosen.lr,
     )
 

@@ -25,7 +25,6 @@ from dcclip_cli.train.losses.contrastive import ContrastOptions, TaskLoss
 from dcclip_cli.train.losses.embeddings import EmbeddingLoss
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
 
-Beta = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, le=100)]  # of learning
 _MOST_STEPS = 99_999_999  # checkpoints have eight digits, which sort as text
 Schedule = Literal["cosine", "constant", "constant-with-cooldown"]
@@ -68,7 +67,6 @@ class OptimizerOptions(Options):
         description="Layer-wise learning-rate decay: each layer's rate is that of the next layer times this factor",
     )
     weight_decay: float = Field(0.05, ge=0, le=10, description="Weight decay of matrices and convolutions")
-    betas: tuple[Beta, Beta] = Field((0.9, 0.98), description="AdamW's betas")
     eps: float = Field(1e-6, gt=0, le=1, description="AdamW's epsilon")
     momentum: float = Field(0.95, ge=0, lt=1, description="Momentum of Muon and SGD")
     newton_schulz: Literal["auto", "fp32", "bf16"] = Field(

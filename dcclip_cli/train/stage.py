@@ -24,8 +24,8 @@ from dcclip_cli.model.towers import OpenClipTowers
 from dcclip_cli.options import decisive
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.run_dir import RunDir, TrainResult, finished
-from dcclip_cli.train.compute import compile_towers, decided, join_processes, settle_precision, use_kernels, use_threads
-from dcclip_cli.train.distributed import check_shared, from_first, process_count, process_index, processes_here
+from dcclip_cli.train.compute import compile_towers, join_processes, settle_precision, use_kernels, use_threads
+from dcclip_cli.train.distributed import check_shared, from_first, process_count, processes_here
 from dcclip_cli.train.lora import add_lora
 from dcclip_cli.train.losses.base import Loss, layers_of, learns_from, student_layers
 from dcclip_cli.train.metrics_log import MetricsListener, TrackerName
@@ -39,6 +39,8 @@ from dcclip_cli.train.teacher_cache import CacheFillingSampler, TeacherCache
 from dcclip_cli.train.validation import open_validation
 
 DEFAULT_EMBED_DIM = 256  # of a student without a teacher
+
+_APART = 8_192  # samples
 
 
 @dataclass(eq=False)
@@ -166,20 +168,13 @@ class Stage:
     @cached_property
     def training(self) -> TrainingData:
         distinct = self.options.distinct_captions
-        return open_training_data(self.data, self.sizes, self.run, self.seed, self.progress, distinct, self._split)
-
-    def _split(self) -> tuple[int, range]:
-        """Among how many nodes remote data is split, as when the stage began; whose shares processes here train on."""
-        count, local = process_count(), processes_here()
-        nodes = decided(self.folder, "nodes", lambda: 1 if count % local else count // local)
-        first = process_index() // local * local
-        return nodes, range(first * nodes // count, -(-(first + local) * nodes // count))
+        return open_training_data(self.data, self.sizes, self.run, self.seed, self.progress, distinct)
 
     def _has_captions(self, languages: Sequence[Language], kinds: Collection[str]) -> bool:
-        """Whether a sample has captions in all of the languages; the first ones of blocks are looked at before all."""
+        """Whether a sample has captions in all of the languages; some that are far apart are looked at before all."""
         for dataset in (self.training.datasets[kind] for kind in kinds if kind in self.training.datasets):
             captions = [dataset.captions(language) for language in languages]
-            firsts = (all(column[first] for column in captions) for first in dataset.blocks.tolist())
+            firsts = (all(column[first] for column in captions) for first in range(0, len(dataset), _APART))
             if any(firsts) or any(map(all, zip(*captions, strict=True))):
                 return True
         return False
@@ -214,7 +209,6 @@ class Stage:
             tuple(training_preprocess(teacher.towers) for teacher in online),
             num_augmentations=options.augmentations if self.teachers and options.teacher_cache is True else 0,
             with_caption_ids=options.contrast is not None,
-            nodes=max(sampler.nodes for sampler in self.training.sampler.samplers),
         )
 
     @cached_property
@@ -357,7 +351,6 @@ class Stage:
             "inherit": new.text.inherit if new else None,
             **({"inherit_images": True} if new and new.inherits_images else {}),
             "data": self.training.dataset.fingerprint,
-            "shuffle_window": self.data.shuffle_window,
             "seed": self.seed,
         }
 

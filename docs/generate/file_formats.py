@@ -130,7 +130,7 @@ def caches() -> str:
         "features/": "feature stores: embeddings of `dcclip eval`",
         "search/, embed/": "feature stores: indexes of `dcclip search`, and what a stopped `dcclip embed` has done",
         "index/": "indexes of shards next to which none can be written",
-        "blocks/": "parts of remote tars and of Parquet files, of a bounded size (`data.cache_gb`)",
+        "shards/, images/": "shards from URLs, and images of Parquet files; each of a bounded size (`data.cache_gb`)",
         "weights/": "safetensors copies of pickled weights",
         "demo/": "the web page of `dcclip demo`",
         "npm/": "the libraries of the web page, fetched once",

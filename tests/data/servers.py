@@ -1,15 +1,12 @@
-"""Servers on loopback: an S3 store, and HTTP with byte ranges."""
+"""Servers on loopback: an S3 store, and HTTP."""
 
 import logging
-import re
 import socket
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -42,33 +39,6 @@ class S3:
     def stop(self) -> None:
         self._server.stop()
 
-    def fail(self) -> None:
-        """Answer every second request from now on with 503."""
-        server: Any = self._server._server
-        answer, numbers = server.app, count(1)
-
-        def answer_or_fail(request: Any, begin: Any) -> Any:
-            if next(numbers) % 2 == 0:
-                return answer(request, begin)
-            begin("503 Service Unavailable", [])
-            return []
-
-        server.app = answer_or_fail
-
-    def count_bytes(self, suffix: str) -> Counter[str]:
-        """The bytes that are read of objects with a suffix from now on, by access key."""
-        server: Any = self._server._server
-        answer, counts = server.app, Counter[str]()
-
-        def count_and_answer(request: Any, begin: Any) -> Any:
-            body = b"".join(answer(request, begin))
-            if request["REQUEST_METHOD"] == "GET" and request["PATH_INFO"].endswith(suffix):
-                counts[re.findall("Credential=([^/]+)", request["HTTP_AUTHORIZATION"])[0]] += len(body)
-            return [body]
-
-        server.app = count_and_answer
-        return counts
-
     def empty(self) -> None:
         """Forget what other servers of this process were given."""
         urlopen(Request(f"{self.url}/moto-api/reset", method="POST")).close()
@@ -92,41 +62,35 @@ def forget_connections() -> None:
         fsspec.get_filesystem_class(scheme).clear_instance_cache()
 
 
-class _Ranges(SimpleHTTPRequestHandler):
-    """Files of a folder, by range if asked for; `failures` requests are answered with 503 first."""
+class _Files(SimpleHTTPRequestHandler):
+    """Files of a folder; `failures` requests are answered with 503 first, and `more` bytes follow each file."""
 
     failures = 0
-    ranges = True
+    more = b""
     requests: list[str] = []
 
     def do_GET(self) -> None:
         kind = type(self)
-        kind.requests.append(f"{self.path} {self.headers.get('Range', '')}".strip())
+        kind.requests.append(self.path)
         if kind.failures:
             kind.failures -= 1
             self.send_error(503)
             return
-        byte_range = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        file = Path(self.translate_path(self.path))
-        if not byte_range or not kind.ranges or not file.is_file():
+        if not kind.more:
             super().do_GET()
             return
-        content = file.read_bytes()
-        first, last = int(byte_range[1]), min(int(byte_range[2]), len(content) - 1)
-        self.send_response(206)
-        self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
-        self.send_header("Content-Length", str(last - first + 1))
+        self.send_response(200)
         self.end_headers()
-        self.wfile.write(content[first : last + 1])
+        self.wfile.write(Path(self.translate_path(self.path)).read_bytes() + kind.more)
 
     def log_message(self, *_: Any) -> None:
         pass
 
 
 @contextmanager
-def http_server(folder: Path) -> Iterator[tuple[str, type[_Ranges]]]:
+def http_server(folder: Path) -> Iterator[tuple[str, type[_Files]]]:
     """The URL of a server of a folder's files, and its handler, whose attributes change what it does."""
-    handler = type("Ranges", (_Ranges,), {"requests": []})
+    handler = type("Files", (_Files,), {"requests": []})
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder))) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()

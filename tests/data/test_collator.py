@@ -150,16 +150,6 @@ def test_the_cache_makes_each_image_once_up_to_its_limit(mode: str, fit: int) ->
     assert len(decoded) == 4 + (4 - fit)
 
 
-@pytest.mark.parametrize(("fraction", "captioned"), [(1, 3), (0.3, 1)])
-def test_a_process_has_samples_of_its_node_with_captions_or_without(
-    pairs_file: Path, fraction: float, captioned: int
-) -> None:
-    collator = collate(open_pairs(pairs_file), {"caption_fraction": fraction}, nodes=4)
-    shares = [collator.batch([(number, 0) for number in range(24)], process, 8) for process in range(8)]
-    assert [{index % 4 for index in share.sample_index.tolist()} for share in shares] == [{n // 2} for n in range(8)]
-    assert {(len(share.pixels), share.num_captioned) for share in shares} == {(3, captioned)}
-
-
 def test_image_index_is_the_image_that_a_caption_belongs_to(tmp_path: Path, pairs: list[Pair]) -> None:
     image = pairs[0].image
     dataset = dataset_of(
