@@ -75,7 +75,12 @@ def serve(
     say_missing("serve", indexes, talk)
     names, bound_port = _names(host, listening), listening.getsockname()[1]
     if not names and token is None:
-        console.warning_line(Message("anyone who can reach port {} can use this server; add a --token", bound_port))
+        console.warning_line(
+            Message(
+                "anyone who can reach port {}, and any website that they open, can use this server; add a --token",
+                bound_port,
+            )
+        )
     app = application(encoder, indexes, token or None, immich_dims, names, talk.say, FOLLOW_S)
     name = _address_for_others(listening) or host
     name = f"[{name}]" if ":" in name else name

@@ -5,7 +5,6 @@ import hmac
 import re
 import time
 from collections.abc import Callable, Collection, MutableMapping
-from contextlib import suppress
 from functools import partial
 from typing import Any
 from urllib.parse import urlencode
@@ -25,6 +24,7 @@ _SMALL_BYTES = 64 << 10  # of a request or an answer that is taken although othe
 _SENT_BYTES = 256 << 10  # of an answer at a time: the rest counts until the client has taken them
 _BODY_S = 30.0  # in which a body has to arrive
 _OPEN = re.compile("/|/health|/ping|/page/.*")  # to anyone: the page without its pictures
+_HOST = re.compile(r"(\[[\da-fA-F:.]+\]|[\w.-]+)(?::\d{1,5})?", re.ASCII)  # a name, or an IPv6 address, and a port
 _SIGN_IN = "/token"  # where the page sends a token that a user types
 _COOKIE = "dcclip_token"
 _SAFETY = [
@@ -120,10 +120,8 @@ class Guard:
     def _admit(self, scope: Scope) -> Response | None:
         """The answer to a page that sends a token, in its address or as a header: the token goes to a cookie."""
         request = Request(scope)
-        host = None
-        with suppress(ValueError):
-            host = request.url.hostname
-        if self._hosts and host not in self._hosts:
+        host = _HOST.fullmatch(request.headers.get("host", ""))
+        if self._hosts and (host is None or host[1].strip("[]").lower() not in self._hosts):
             raise RefusedError(
                 "the Host header names another server", "use the address that dcclip serve prints", status=400
             )

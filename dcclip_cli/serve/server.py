@@ -13,6 +13,8 @@ from dcclip_cli.machine import allow_open_files
 _HEAD_BYTES = 16 << 10  # of a request's line and headers
 _CLIENT_S = 10.0  # in which a head has to arrive, the rest of a refused body, or what is sent of an answer at a time
 _MOST_CONNECTIONS, _OTHER_FILES = 1024, 64
+_MOST_WAITING = 512  # connections that are not accepted yet
+_ACCEPTED = 8  # at a time, each with a descriptor, before others are closed for them
 _STOP_S = 7  # in which requests that were accepted are answered; Docker kills after 10
 
 
@@ -77,6 +79,15 @@ class Connection(H11Protocol):
             self._timer = None
 
 
+class _Server(uvicorn.Server):
+    """asyncio accepts as many connections at a time as wait at most; the system may let more wait."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listening in sockets or ():
+            listening.listen(_MOST_WAITING)
+
+
 def make_server(app: FastAPI, verbose: bool) -> uvicorn.Server:
     """A server that ends once the requests that it accepted are answered."""
     config = uvicorn.Config(
@@ -86,8 +97,9 @@ def make_server(app: FastAPI, verbose: bool) -> uvicorn.Server:
         loop="asyncio",
         log_level="info" if verbose else "error",
         access_log=verbose,
+        backlog=_ACCEPTED,
         timeout_graceful_shutdown=_STOP_S,
         h11_max_incomplete_event_size=_HEAD_BYTES,
         limit_concurrency=max(8, min(_MOST_CONNECTIONS, allow_open_files() - _OTHER_FILES)),
     )
-    return uvicorn.Server(config)
+    return _Server(config)
