@@ -7,7 +7,7 @@ import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import chain, islice
@@ -23,7 +23,7 @@ from dcclip_cli.files import is_listed, refuse_special
 from dcclip_cli.inference.encoder import Encoder
 from dcclip_cli.inference.videos import VIDEO_SUFFIXES, frame_name, is_video, read_frame, split_frame
 from dcclip_cli.machine import cores
-from dcclip_cli.model.preprocess import FORMATS, MAX_PIXELS, ImageError, TooManyPixelsError, decode
+from dcclip_cli.model.preprocess import DAMAGE, FORMATS, MAX_PIXELS, ImageError, TooManyPixelsError, decode
 
 Item = TypeVar("Item")
 Result = np.ndarray | DcclipError
@@ -159,6 +159,22 @@ _PLUGINS = {
     "HEIF": "pillow_heif.HeifImagePlugin",
     "JXL": "pillow_jxl.JpegXLImagePlugin",
 }
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Image.Image | None]:
+    """An image file with its metadata, whose pixels are not decoded; None where there is none."""
+    with ExitStack() as files:
+        image = None
+        with suppress(*DAMAGE, ImportError, DcclipError):
+            refuse_special(file)
+            stream = files.enter_context(file.open("rb"))
+            form = _format(stream.read(64))
+            if form in _PLUGINS and form != "JXL":  # whose plugin decodes
+                import_module(_PLUGINS[form])
+            if form != "JXL" and not is_video(file):
+                image = files.enter_context(Image.open(stream, formats=(form,)))
+        yield image
 
 
 def readers() -> str:

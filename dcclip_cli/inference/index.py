@@ -96,6 +96,11 @@ class ImageIndex:
             return [*compress(changed, _not_stored(self.store, _keys(changed)))]
         return [*changed]
 
+    def count(self, query: np.ndarray, least: float) -> int:
+        """How many images have a cosine of at least so much with `query` (D,)."""
+        rows = np.flatnonzero(self.embeddings @ query >= least) if self.paths else np.empty(0, int)
+        return len({split_frame(self.paths[row])[0] for row in rows.tolist()})
+
     def search(self, query: np.ndarray, top_k: int) -> list[Hit]:
         """The `top_k` images nearest to `query` (D,), the nearest first, videos by their best frame.
 

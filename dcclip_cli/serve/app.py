@@ -6,8 +6,10 @@ import gc
 import json
 import os
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
+from datetime import date
 from functools import partial
 from itertools import chain, filterfalse
 from pathlib import Path
@@ -49,6 +51,7 @@ from dcclip_cli.serve.batches import (
     bad_url,
     decode_url,
 )
+from dcclip_cli.serve.filters import Filters
 from dcclip_cli.serve.guard import MAX_BODY, Guard, Metrics, Scope, error_response
 from dcclip_cli.serve.live import LiveIndexes
 from dcclip_cli.text import split, split_excluded
@@ -63,10 +66,12 @@ _THUMBNAIL_PX, _PREVIEW_PX = 480, 2048
 _SHOWN = {f"image/{name}" for name in ("jpeg", "png", "webp", "gif", "bmp", "avif")}  # by all browsers
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob:; "
-    "base-uri 'none'; form-action 'none'"
+    "media-src 'self'; base-uri 'none'; form-action 'none'"
 )
 _PAGE_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _SAMPLES, _EXAMPLES = 18, 4  # images and searches that the page shows at first
+_EXAMPLES_S = 60.0  # after which they are chosen again, if images have changed
+_MOST_SUBFOLDERS = 500  # of a folder, among which the page lets choose
 _NEAREST = 8  # images whose scores say how well an example search fits a folder
 _EXAMPLE_SEARCHES = {
     "dog": "狗", "cat": "猫", "bird": "鸟", "horse": "马", "flower": "花", "tree": "树", "beach": "海滩", "lake": "湖",
@@ -391,15 +396,31 @@ def _json(content: dict[str, Any]) -> Response:
 
 
 def _add_search(app: FastAPI, server: Server) -> None:
+    filters = Filters(server.live)
+    filtering = asyncio.Lock()
+
+    async def filtered(indexes: Sequence[ImageIndex], *choice: Any) -> Sequence[ImageIndex]:
+        async with filtering:
+            return await asyncio.to_thread(filters.apply, indexes, *choice)
+
     @app.post("/search")
     async def search(
         text: Annotated[list[str], Form(description="Texts that are added up, less words after a minus.")] = [],  # noqa: B006
         without: Annotated[list[str], Form(alias="not", description="Texts that are subtracted.")] = [],  # noqa: B006
         image: Annotated[list[UploadFile], File(description="Images that are added up.")] = [],  # noqa: B006
         top_k: Annotated[int, Form(ge=1, le=1000)] = 24,
+        under: Annotated[str, Form(description="Search below this folder only, by its url in /folders.")] = "",
+        after: Annotated[date | None, Form(description="Search images of this day and later ones only.")] = None,
+        before: Annotated[date | None, Form(description="Search images of this day and earlier ones only.")] = None,
     ) -> dict[str, Any]:
-        """The images nearest to what is asked for, scores are cosines; and what the model never learnt."""
+        """The images nearest to what is asked for, scores are cosines; and what the model never learnt.
+
+        `images` are searched, of which `hits` have at least half of the best score.
+        """
         indexes = server.folders()
+        if under or after or before:
+            # Another request waits for this one, also if its client leaves: it may read the dates of all photographs.
+            indexes = await asyncio.shield(asyncio.create_task(filtered(indexes, under, after, before)))
         texts, minus = split_excluded(filter(str.strip, text), filter(str.strip, without))
         files = [await upload.read() for upload in image]
         if not texts and not files:
@@ -417,7 +438,9 @@ def _add_search(app: FastAPI, server: Server) -> None:
             name = str(hit.frame.relative_to(indexes[folder].folder))
             results.append(_shown_image(folder, name) | {"score": round(hit.score, 6)})
         fits = bool(results) and bool(files or await server.encoder.in_pool(query_fits, encoder, indexes, texts))
-        return {"results": results, "unknown": unknown, "fits": fits}
+        hits = sum(index.count(query, results[0]["score"] / 2) for index in indexes) if results else 0
+        images = sum(len(index.images) for index in indexes)
+        return {"results": results, "unknown": unknown, "fits": fits, "hits": hits, "images": images}
 
 
 def _add_duplicates(app: FastAPI, server: Server) -> None:
@@ -532,25 +555,36 @@ class _VideoResponse(FileResponse):
 
 def _add_page(app: FastAPI, server: Server) -> None:
     described: tuple[Sequence[ImageIndex], dict[str, Any]] | None = None
+    texts = np.empty(0)
+    examples: list[dict[str, str]] = []
+    examples_s = 0.0  # when they were chosen
 
     @app.get("/folders")
     async def folders() -> dict[str, Any]:
-        """The folders that are searched, some of their images, and searches that find something in them."""
-        nonlocal described
+        """The folders that are searched, those in them, some images, and searches that find something."""
+        nonlocal described, texts, examples, examples_s
         indexes = server.live.current
         if described and described[0] is indexes:
             return described[1]
         images = [(folder, name) for folder, index in enumerate(indexes) for name in index.images.values()]
         samples = [_shown_image(*image) for image in images[:: max(1, -(-len(images) // _SAMPLES))]]
         names = [(index.folder.resolve().name or "/").encode(errors="replace").decode() for index in indexes]
-        answer: dict[str, Any] = {"folders": names, "images": len(images), "samples": samples, "examples": []}
-        if images:
-            texts = await server.encoder.embed_texts([*_EXAMPLE_SEARCHES, *_EXAMPLE_SEARCHES.values()])
+        subfolders = list[dict[str, Any]]()
+        for folder, index in enumerate(indexes):
+            tops = {name.split(os.sep)[0] for name in index.images if os.sep in name}
+            whole = [""] if len(indexes) > 1 else []
+            subfolders += [_shown_image(folder, top) for top in (*whole, *sorted(tops)[:_MOST_SUBFOLDERS])]
+        if images and (not examples or time.monotonic() - examples_s > _EXAMPLES_S):
+            if not len(texts):
+                texts = await server.encoder.embed_texts([*_EXAMPLE_SEARCHES, *_EXAMPLE_SEARCHES.values()])
             queries = [direction(pair) for pair in texts.reshape(2, -1, server.dims).swapaxes(0, 1)]
             hits = [await server.encoder.in_pool(search_all, indexes, query, _NEAREST) for query in queries]
             medians = np.array([nearest[len(nearest) // 2].score for nearest in hits])
             fitting = best(list(_EXAMPLE_SEARCHES), medians, _EXAMPLES)
-            answer["examples"] = [{"en": name, "zh": _EXAMPLE_SEARCHES[name]} for name, _ in fitting]
+            examples = [{"en": name, "zh": _EXAMPLE_SEARCHES[name]} for name, _ in fitting]
+            examples_s = time.monotonic()
+        answer = {"folders": names, "subfolders": subfolders, "images": len(images), "samples": samples}
+        answer["examples"] = examples if images else []
         described = indexes, answer
         return answer
 

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from dcclip_cli.inference.encoder import load_encoder
 from dcclip_cli.inference.index import open_index
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.serve.app import application
 from tests.conftest import opened
+from tests.curation.test_executors import wait
 from tests.serve.test_serve import running
+from tests.videos import film
 
 PHOTOS = Path(__file__).parents[2] / "recipes/starter/photos"
 
@@ -46,13 +49,12 @@ def test_a_phone_searches_in_chinese_and_the_address_is_the_query(browser: Any, 
     page.wait_for_selector("#photos li:nth-child(15) img")
     assert page.title() == page.inner_text("h1") == "相册" and page.inner_text("#about") == "30 张照片"
     page.click("#examples a:nth-child(2)")
-    assert len(shown(page)) == 24
-    assert shown(page, "猫")[:5] == ["cat"] * 5 and "text=%E7%8C%AB" in page.url and page.title() == "猫 · 相册"
+    assert shown(page)
+    assert shown(page, "猫") == ["cat"] * 5 and "text=%E7%8C%AB" in page.url and page.title() == "猫 · 相册"
+    assert page.inner_text("#status").startswith("30 张照片里找到 5 张，用时 ") and page.is_hidden("#more")
     left, right = (page.locator(f"#photos li:nth-child({place})").bounding_box() for place in (1, 2))
     assert left["y"] == right["y"] and page.evaluate("document.documentElement.scrollWidth") == 390
-    page.click("#more")
-    page.wait_for_selector("#photos li:nth-child(30)")
-    assert page.is_hidden("#more") and page.is_hidden("#photos b >> nth=0")
+    assert page.is_hidden("#photos b >> nth=0")
     page.click("#language")
     page.reload()
     assert shown(page)[0] == "cat" and page.inner_text("#about") == "30 photos" and page.input_value("#text") == "猫"
@@ -62,7 +64,8 @@ def test_a_phone_searches_in_chinese_and_the_address_is_the_query(browser: Any, 
     page.go_back()
     page.wait_for_selector("#examples:visible")
     assert shown(page, "量子") and "does not know these words and ignored them: 量子" in page.inner_text("#notes")
-    assert "Nothing fits well" in page.inner_text("#notes")
+    assert "Nothing fits well" in page.inner_text("#notes") and page.is_hidden("#more")
+    assert page.inner_text("#status").startswith("The 24 nearest of 30 photos, ")
     answers = page.request.get(f"{address}folders"), page.request.post(f"{address}search", form={"text": "猫"})
     assert problems == [] and not any("secret" in answer.text() for answer in answers)
 
@@ -75,11 +78,11 @@ def test_the_lightbox_has_the_keyboard_and_photos_like_one_or_like_a_file_are_fo
     page.keyboard.press("Escape")
     page.wait_for_selector("#lightbox:not([open])", state="attached")
     assert page.url.endswith("?text=coffee") and page.evaluate("document.activeElement.hash") == "#3"
-    page.click("#photos li:nth-child(8) a")
+    page.click("#photos li:nth-child(5) a")
     name = page.get_attribute("#photo", "alt")
     page.click("#similar")
     page.wait_for_selector("#lightbox:not([open])", state="attached")
-    assert shown(page)[0] == Path(name).stem != "coffee" and "?like=images" in page.url
+    assert shown(page)[0] == Path(name).stem == "coffee" and "?like=images" in page.url
     page.go_back()
     page.wait_for_selector("#lightbox[open]")
     page.go_back()
@@ -87,6 +90,9 @@ def test_the_lightbox_has_the_keyboard_and_photos_like_one_or_like_a_file_are_fo
     page.fill("#text", "")
     page.set_input_files("#image", PHOTOS / "rocket.jpg")
     assert shown(page)[:5] == ["rocket"] * 5 and page.is_visible("#like img")
+    page.click("#more")
+    page.wait_for_selector("#photos li:nth-child(30)")
+    assert page.is_hidden("#more")
     page.click("#leave-out summary")
     page.fill("#not", "a rocket")
     page.press("#not", "Enter")
@@ -100,6 +106,38 @@ def test_the_lightbox_has_the_keyboard_and_photos_like_one_or_like_a_file_are_fo
     page.click("#unlike")
     page.wait_for_selector("#examples:visible")
     assert page.is_hidden("#like")
+
+
+def test_a_folder_is_chosen_a_video_plays_from_its_second_and_a_tiff_is_large(browser: Any, tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="av is not installed")
+    names = ("cat", "coffee", "rocket")
+    pictures = [Image.open(PHOTOS / f"{name}.jpg") for name in names]
+    for year in ("2020", "2021 年"):
+        (tmp_path / year).mkdir()
+    pictures[0].save(tmp_path / "2020/cat.tiff")
+    pictures[2].save(tmp_path / "2021 年/rocket.png")
+    film(str(tmp_path / "2021 年/假日.webm"), pictures, "libvpx")
+    encoder = load_encoder(resolve("starter"))
+    with running(application(encoder, [open_index(encoder, tmp_path)])) as (_, port):
+        page = opened(browser, f"http://127.0.0.1:{port}/?text=coffee")
+        mark = "getComputedStyle(document.querySelector('.photos .video'), '::after').content"
+        assert shown(page)[0] == "假日" and "▶" in page.evaluate(mark)
+        page.click("#photos a >> nth=0")
+        wait(lambda: page.evaluate("document.querySelector('video').currentTime") >= 3, within_s=10)
+        assert page.is_hidden("#photo") and page.get_attribute("#download", "href").endswith(".webm")
+        page.keyboard.press("Escape")
+        page.click("#filters summary")
+        page.select_option("#under", label="2020")
+        page.wait_for_url("**/?text=coffee&under=images*2F0*2F2020")
+        page.wait_for_selector("#status:text-matches('^1 张照片')")
+        assert shown(page, "猫") == ["cat"]
+        page.fill("#before", "2001-01-01")
+        page.wait_for_selector("#status:text-matches('^0 张照片')")
+        page.fill("#before", "")
+        page.wait_for_selector("#status:text-matches('^1 张照片')")
+        page.click("#photos a >> nth=0")
+        wait(lambda: page.evaluate("document.querySelector('#photo').naturalWidth") > 400, within_s=10)
+        assert page.get_attribute("#original", "href").endswith("cat.tiff") and page.is_hidden("video")
 
 
 def test_the_page_asks_for_a_token_and_for_a_folder(browser: Any) -> None:

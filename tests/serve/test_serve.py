@@ -1,6 +1,7 @@
 """`dcclip serve`: what each kind of client gets, what is refused, and a stop in the middle of requests."""
 
 import base64
+import io
 import json
 import os
 import re
@@ -173,6 +174,39 @@ def test_pictures_with_any_name_are_found_and_those_that_were_replaced_are_not(
             assert statuses == remaining | {"a.png": 404, "b.png": 404, "c.png": 404}
 
 
+def test_a_search_among_a_folder_and_days_and_large_pictures_for_browsers(model: Model, pictures: list[Path]) -> None:
+    folder, trip = pictures[0].parent, pictures[0].parent / "旅行 trip"
+    trip.mkdir()
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9003] = "2020:05:01 23:59:59"  # DateTimeOriginal
+    wide = Image.open(pictures[0]).convert("RGB").resize((4000, 90))
+    wide.save(trip / "a.jpg", exif=exif)
+    wide.save(folder / "b.tiff")
+    pictures.append(folder / "b.tiff")
+    for path in pictures:
+        os.utime(path, (1614859200,) * 2)  # 4 March 2021
+    with TestClient(application(model._encoder, [open_index(model._encoder, folder)])) as client:
+        below = client.get("/folders").json()["subfolders"][0]
+        assert below == {"folder": 0, "path": "旅行 trip", "url": "images/0/%E6%97%85%E8%A1%8C%20trip"}
+
+        def searched(**choice: str) -> tuple[list[str], int]:
+            content = client.post("/search", data={"text": "红", **choice}).json()
+            assert len(content["results"]) == content["images"] >= content["hits"]
+            return sorted(hit["path"] for hit in content["results"]), content["images"]
+
+        of_trip, others = (["旅行 trip/a.jpg"], 1), (sorted(path.name for path in pictures), len(pictures))
+        assert searched(under=below["url"]) == searched(after="2020-05-01", before="2020-05-01") == of_trip
+        assert searched(after="2021-03-04", before="2021-03-04") == others and searched()[1] == len(pictures) + 1
+        assert searched(under=below["url"], after="2021-01-01") == ([], 0)
+        for wrong in ({"under": "images/1/"}, {"under": "旅行"}, {"after": "昨天"}):
+            assert client.post("/search", data={"text": "红", **wrong}).status_code == 422
+        url = "/images/0/b.tiff"
+        assert client.get(url).headers["content-type"] == "image/tiff"
+        assert Image.open(io.BytesIO(client.get(f"{url}?large=true").content)).size == (2048, 46)
+        original = client.get(f"/images/0/{pictures[0].name}?large=true").content
+        assert original == pictures[0].read_bytes()
+
+
 def test_links_out_of_the_folders_are_neither_indexed_nor_sent(
     model: Model, pictures: list[Path], tmp_path: Path
 ) -> None:
@@ -317,8 +351,8 @@ def test_a_server_of_this_machine_answers_to_its_own_names_only(model: Model) ->
                 "evil.example:99999",
                 "\xff",
             )
-            hosts = ("localhost:80", host, *(name.encode("latin-1") for name in wrong))
-            statuses = [client.get("/ping", headers={"Host": name}).status_code for name in hosts]
+            hosts = [name.encode("latin-1") for name in ("localhost:80", host, *wrong)]
+            statuses = [client.get("/ping", headers={b"Host": name}).status_code for name in hosts]
             assert statuses == [200, 200, *([400 if names else 200] * len(wrong))]
     with pytest.raises(DcclipError, match=r"^cannot listen on host no.such.invalid: "):
         serve._listen("no.such.invalid", 0)

@@ -150,7 +150,7 @@ def _read(
             image = read(paths[place])
         except DcclipError as error:
             return error
-        return {"thumb": thumbnail(DecodedImage(image, "", 1, 0)), "size": image.size, "taken_s": _taken_s(image)}
+        return {"thumb": thumbnail(DecodedImage(image, "", 1, 0)), "size": image.size, "taken_s": taken_at_s(image)}
 
     def compute(places: np.ndarray) -> Iterator[tuple[np.ndarray, Values]]:
         task = progress.task(Message("compare"), len(paths), len(paths) - len(places))
@@ -172,7 +172,7 @@ def _read(
     return [photos[row] for row in order], keys[is_readable][order], taken_s[order], errors
 
 
-def _taken_s(image: Image.Image) -> float:
+def taken_at_s(image: Image.Image) -> float:
     """When a photograph was taken, in seconds of the camera's clock; 0 if its EXIF does not say so."""
     with suppress(*DAMAGE):
         exif = image.getexif().get_ifd(_EXIF)

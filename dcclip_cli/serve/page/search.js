@@ -1,4 +1,5 @@
-// The search page of `dcclip serve`. The address says what is shown: ?text=, ?not=, ?like= (a photo's url), ?duplicates,
+// The search page of `dcclip serve`. The address says what is shown: ?text=, ?not=, ?like= (a photo's url), ?under= (a
+// folder's url), ?after= and ?before= (days), ?duplicates,
 // #3 (the third photo in the lightbox).
 import { $, currentLanguage, make, number, showWords, speaker, switchLanguage } from "./common.js";
 
@@ -20,7 +21,14 @@ const say = speaker({
     bursts: "连拍：几秒之内拍的相似照片，按拍摄时间排列",
     busy: "正在搜索…",
     photos: (count) => `${count} 张照片`,
-    searched: (count, ms) => `${count} 张照片，用时 ${ms} 毫秒`,
+    hits: (hits, count, ms) => `${count} 张照片里找到 ${hits} 张，用时 ${ms} 毫秒`,
+    nearest: (shown, count, ms) => `${count} 张照片里最接近的 ${shown} 张，用时 ${ms} 毫秒`,
+    away: (count) => `有 ${count} 个照片文件夹现在打不开，可能是硬盘没有连上。`,
+    filters: "文件夹和日期",
+    under: "文件夹",
+    everywhere: "所有文件夹",
+    after: "从",
+    before: "到",
     some: "随便看看",
     unknown: (texts) => `模型不认识这些词，搜索时忽略了：${texts.join("、")}`,
     unfit: "没有很符合的照片，下面是相对接近的。",
@@ -29,6 +37,7 @@ const say = speaker({
     more: "显示更多",
     similar: "找相似的照片",
     original: "查看原图",
+    download: "下载",
     previous: "上一张",
     next: "下一张",
     close: "关闭",
@@ -55,7 +64,14 @@ const say = speaker({
     bursts: "Bursts: similar photos taken within seconds, in the order of their times",
     busy: "Searching…",
     photos: (count) => (count === "1" ? "1 photo" : `${count} photos`),
-    searched: (count, ms) => `${count} ${count === "1" ? "photo" : "photos"}, ${ms} ms`,
+    hits: (hits, count, ms) => `${hits} ${hits === "1" ? "hit" : "hits"} in ${count} ${count === "1" ? "photo" : "photos"}, ${ms} ms`,
+    nearest: (shown, count, ms) => `The ${shown} nearest of ${count} ${count === "1" ? "photo" : "photos"}, ${ms} ms`,
+    away: (count) => `${count === "1" ? "A folder" : `${count} folders`} of photos cannot be reached. A disk may be away.`,
+    filters: "Folder and dates",
+    under: "Folder",
+    everywhere: "All folders",
+    after: "From",
+    before: "To",
     some: "Some of the photos",
     unknown: (texts) => `The model does not know these words and ignored them: ${texts.join(", ")}`,
     unfit: "Nothing fits well. These photos are the nearest.",
@@ -64,6 +80,7 @@ const say = speaker({
     more: "Show more",
     similar: "More like this",
     original: "Open original",
+    download: "Download",
     previous: "Previous photo",
     next: "Next photo",
     close: "Close",
@@ -77,6 +94,7 @@ const say = speaker({
 
 const FIRST = 24; // photos that are shown at first, and added at a time
 const MOST = 1000; // photos of an answer
+const FILTERS = ["under", "after", "before"];
 const COUNT_MS = 5000; // between two looks at how many photos there are
 let library = null; // what /folders answers
 let photos = []; // in the grid, or in the groups: {url, path, folder, score, width, height}
@@ -122,7 +140,8 @@ const likeUrl = () => (parameters().get("like")?.startsWith("images/") ? paramet
 
 /** Show another query, as a new entry of the browser's history. */
 function go({ text = $("text").value.trim(), not = $("not").value.trim(), like = likeUrl(), image = history.state?.upload }) {
-  const query = new URLSearchParams(Object.entries({ text, not, like }).filter(([, value]) => value));
+  const filters = FILTERS.map((id) => [id, $(id).value]);
+  const query = new URLSearchParams([...Object.entries({ text, not, like }), ...filters].filter(([, value]) => value));
   history.pushState({ upload: image }, "", query.size ? `?${query}` : "./");
   return follow();
 }
@@ -138,8 +157,9 @@ async function follow() {
     searches += 1; // the answer to the query before is late
     photos = [];
     showLightbox();
-    for (const id of ["text", "not"]) $(id).value = query.get(id) ?? "";
+    for (const id of ["text", "not", ...FILTERS]) $(id).value = query.get(id) ?? "";
     $("leave-out").open = query.has("not");
+    $("filters").open ||= FILTERS.some((id) => query.has(id));
     const image = upload();
     $("like").hidden = !image && !likeUrl();
     URL.revokeObjectURL($("like").firstChild.src);
@@ -157,15 +177,18 @@ async function search(count) {
   $("status").textContent = say("busy");
   try {
     const form = new FormData();
-    for (const id of ["text", "not"]) if (parameters().get(id)?.trim()) form.append(id, parameters().get(id));
+    for (const id of ["text", "not", ...FILTERS]) if (parameters().get(id)?.trim()) form.append(id, parameters().get(id));
     if (upload()) form.append("image", upload());
     else if (likeUrl()) form.append("image", await request(`${likeUrl()}?small=true`, {}, true));
     form.append("top_k", Math.min(MOST, count));
     const begin = performance.now();
     const content = await request("search", { method: "POST", body: form });
     if (mine !== searches) return;
-    answer = { ...content, ms: performance.now() - begin };
-    showPhotos(answer.results);
+    // The hits of a text end where half of the best score is not reached.
+    const hits = content.fits && !form.has("image") ? Math.min(MOST, content.hits) : null;
+    const most = hits ?? (content.fits ? Math.min(MOST, content.images) : FIRST);
+    answer = { ...content, hits, most, ms: performance.now() - begin };
+    showPhotos(answer.results.slice(0, most));
   } catch (error) {
     if (mine === searches) showFailure(error);
   }
@@ -192,6 +215,10 @@ function showAll() {
   if (!library) return;
   $("about").textContent = library.images ? say("photos", number(library.images)) : "";
   const language = currentLanguage();
+  const options = library.subfolders.map((folder) => make("option", { value: folder.url, textContent: named(folder) }));
+  $("under").replaceChildren(make("option", { value: "", textContent: say("everywhere") }), ...options);
+  $("under").value = parameters().get("under") ?? "";
+  $("under").hidden = !options.length;
   const links = library.examples.map((example) => make("a", { href: `?text=${encodeURIComponent(example[language])}`, textContent: example[language] }));
   $("examples").replaceChildren(say("try"), ...links);
   if (library.images) showStatus();
@@ -206,15 +233,20 @@ function showStatus() {
   $("examples").hidden = answer !== null || duplicates !== null;
   $("find-duplicates").hidden = duplicates !== null || library.images < 2;
   if (duplicates) $("status").textContent = say("compared", number(duplicates.copies.length), number(duplicates.bursts.length));
-  else $("status").textContent = answer ? say("searched", number(library.images), number(Math.round(answer.ms))) : say("some");
-  const notes = [];
+  else if (!answer) $("status").textContent = say("some");
+  else {
+    const counts = [number(answer.images), number(Math.round(answer.ms))];
+    $("status").textContent = answer.hits === null || !answer.fits ? say("nearest", number(photos.length), ...counts) : say("hits", number(answer.hits), ...counts);
+  }
+  $("filters").hidden = !answer;
+  const notes = library.away ? [say("away", number(library.away))] : [];
   if (answer?.unknown.length) notes.push(say("unknown", answer.unknown));
   if (answer && !answer.fits) notes.push(say("unfit"));
   $("notes").replaceChildren(...notes.map((textContent) => make("li", { textContent })));
   document.querySelector(".bar .check").hidden = !answer;
   $("score-help").hidden = !answer || !$("scores").checked;
   if (duplicates) $("more").hidden = photos.length === [...duplicates.copies, ...duplicates.bursts].flat().length;
-  else $("more").hidden = !answer || photos.length % FIRST > 0 || photos.length >= Math.min(MOST, library.images);
+  else $("more").hidden = !answer || photos.length >= answer.most;
 }
 
 /** Fill the grid; the first photos stay if the new ones only continue them. */
@@ -245,7 +277,7 @@ function showGroups(least) {
   showStatus();
 }
 
-const named = (photo) => (library.folders.length > 1 ? `${library.folders[photo.folder]} / ` : "") + photo.path;
+const named = (photo) => [library.folders.length > 1 ? library.folders[photo.folder] : "", photo.path].filter(Boolean).join(" / ");
 
 function card(photo, index) {
   const image = make("img", { src: `${photo.url}?small=true`, alt: photo.path, loading: "lazy" });
@@ -256,7 +288,7 @@ function card(photo, index) {
     showLightbox();
   };
   const value = make("b", { textContent: photo.width ? `${photo.width} × ${photo.height}` : (photo.score?.toFixed(3) ?? "") });
-  return make("li", { title: photo.path }, link, make("p", {}, make("span", { textContent: photo.width ? named(photo) : photo.path }), value));
+  return make("li", { title: photo.path, className: photo.video ? "video" : "" }, link, make("p", {}, make("span", { textContent: photo.width ? named(photo) : photo.path }), value));
 }
 
 // ---- the lightbox
@@ -266,6 +298,11 @@ const place = () => Number(location.hash.slice(1)) - 1;
 function showLightbox() {
   const photo = photos[place()];
   const box = $("lightbox");
+  const video = $("video");
+  if (!photo?.video) {
+    video.removeAttribute("src");
+    video.load(); // ends the one before
+  }
   if (!photo) {
     if (box.open) box.close();
     document.querySelector(`.photos [href="#${photos.indexOf(largePhoto) + 1}"]`)?.focus();
@@ -273,14 +310,24 @@ function showLightbox() {
     return;
   }
   largePhoto = photo;
-  if (!box.open) box.showModal();
+  if (!box.open) {
+    box.showModal();
+    $("close").focus(); // not the video, which takes the arrow keys
+  }
   const image = $("photo");
-  image.onerror = () => {
-    image.onerror = null;
-    image.src = `${photo.url}?small=true`; // the browser cannot show HEIC
-  };
-  image.src = photo.url;
+  image.src = `${photo.url}?large=true`; // a JPEG of HEIC and others that browsers do not show
   image.alt = photo.path;
+  video.hidden = !photo.video;
+  image.hidden = !video.hidden;
+  video.onerror = () => {
+    video.hidden = true; // the browser cannot play it
+    image.hidden = false;
+  };
+  if (photo.video && video.getAttribute("src") !== photo.video) {
+    video.src = photo.video;
+    video.play().catch(() => {}); // a browser may wait for a click
+  }
+  $("download").href = (photo.video ?? photo.url).split("#")[0];
   $("photo-name").textContent = named(photo) + ($("scores").checked && answer ? ` · ${photo.score.toFixed(3)}` : "");
   $("original").href = photo.video ?? photo.url;
   $("previous").disabled = place() === 0;
@@ -336,6 +383,7 @@ function listen() {
     event.preventDefault();
     go({ text: event.target.textContent });
   };
+  for (const id of FILTERS) $(id).onchange = () => go({});
   $("image").onchange = (event) => {
     choose(event.target.files);
     event.target.value = "";
@@ -354,7 +402,7 @@ function listen() {
     event.preventDefault();
     closeLightbox();
   };
-  $("lightbox").onkeydown = ({ key }) => step({ ArrowLeft: -1, ArrowRight: 1 }[key] ?? NaN);
+  $("lightbox").onkeydown = ({ key, target }) => target !== $("video") && step({ ArrowLeft: -1, ArrowRight: 1 }[key] ?? NaN);
   addEventListener("popstate", follow);
   document.addEventListener("paste", ({ clipboardData }) => choose(clipboardData.files));
   let depth = 0; // of elements that the pointer is over
@@ -391,5 +439,9 @@ listen();
 start();
 setInterval(async () => {
   const health = library?.folders.length && !document.hidden && (await request("health").catch(() => null));
-  if (health) $("about").textContent = say("photos", number((library.images = health.images)));
+  if (!health) return;
+  $("about").textContent = say("photos", number((library.images = health.images)));
+  if (library.away === health.missing_folders) return;
+  library.away = health.missing_folders;
+  showStatus();
 }, COUNT_MS);
