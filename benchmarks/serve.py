@@ -2,6 +2,7 @@
 
 python benchmarks/serve.py speed FOLDER     # of images; on an idle machine
 python benchmarks/serve.py stress 20000     # ends the server by SIGTERM three times
+python benchmarks/serve.py live 10000       # photographs, to which a tenth comes while a twentieth leaves
 python benchmarks/serve.py hostile [NAME]   # only against servers that it starts on this machine; ends within minutes
 """
 
@@ -19,6 +20,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zlib
 from collections.abc import Callable
@@ -265,7 +267,75 @@ def hostile(only: str = "") -> None:
         server.kill()
 
 
+def live(count: int) -> None:
+    """Reload Duplicates three times while photographs come and leave; print what ran at once, and the result."""
+    import uvicorn
+
+    from dcclip_cli.curation.dedup.copies import find_duplicates
+    from dcclip_cli.inference.encoder import load_encoder
+    from dcclip_cli.inference.index import open_index
+    from dcclip_cli.model.reference import resolve
+    from dcclip_cli.serve import app
+
+    noises = np.random.default_rng(0).integers(0, 256, (count + count // 10, 6, 8, 3), np.uint8)
+    running, most, comparisons = 0, 0, 0
+
+    def write(folder: Path, number: int, width: int = 320) -> None:
+        picture = Image.fromarray(noises[number]).resize((width, width * 3 // 4), Image.Resampling.BICUBIC)
+        picture.save(folder / f"{number}-{width}.jpg")
+
+    def find_and_count(*arguments: object) -> object:
+        nonlocal running, most, comparisons
+        running, comparisons = running + 1, comparisons + 1
+        most = max(most, running)
+        begin, begin_s = time.monotonic(), time.process_time()
+        result = find_duplicates(*arguments)
+        running -= 1
+        print(f"comparison: {time.monotonic() - begin:.1f} s, CPU {time.process_time() - begin_s:.1f} s", flush=True)
+        return result
+
+    app.find_duplicates = find_and_count
+    with tempfile.TemporaryDirectory() as temporary:
+        os.environ["DCCLIP_CACHE"] = f"{temporary}/cache"
+        folder = Path(temporary, "photos")
+        folder.mkdir()
+        for number in range(count):
+            write(folder, number)
+        for number in range(20):
+            write(folder, number, 240)  # copies
+        encoder, lines = load_encoder(resolve("starter")), list[str]()
+        served = app.application(encoder, [open_index(encoder, folder)], say=lines.append, follow_s=1.5)
+        server = uvicorn.Server(uvicorn.Config(served, port=PORT, log_level="error"))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        while ask("GET", "/health")[0] != 200:
+            time.sleep(0.1)
+        for part in range(10):
+            for number in range(count + part * count // 100, count + (part + 1) * count // 100):
+                write(folder, number)
+            for number in range(count // 2 + part * count // 200, count // 2 + (part + 1) * count // 200):
+                (folder / f"{number}-320.jpg").unlink()
+            (folder / f"{part}-240.jpg").unlink()
+            if part < 3:
+                with socket.create_connection(("127.0.0.1", PORT)) as connection:
+                    connection.sendall(b"GET /duplicates HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                    time.sleep(0.5)
+        expected = count + count // 10 - count // 20 + 10
+        while json.loads(ask("GET", "/health")[1])["images"] != expected:
+            time.sleep(0.5)
+        with closing(http.client.HTTPConnection("127.0.0.1", PORT, timeout=3600)) as connection:
+            connection.request("GET", "/duplicates")
+            copies = json.loads(connection.getresponse().read())["copies"]
+        server.should_exit = True
+        thread.join()
+    groups = {tuple(photo["path"] for photo in group) for group in copies}
+    is_right = groups == {(f"{number}-320.jpg", f"{number}-240.jpg") for number in range(10, 20)}
+    print(f"{expected:,} photographs; comparisons {comparisons}, at once {most}; right: {is_right}; said: {lines}")
+
+
 match sys.argv[1:]:
+    case ["live", count]:
+        live(int(count))
     case ["speed", folder]:
         speed(Path(folder))
     case ["stress", count]:
