@@ -163,10 +163,10 @@ def sha256(made: TrainResult) -> str:
 def assert_close(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
     """All weights of two models agree, but for the order in which kernels sum.
 
-    A gradient is a sum of up to 16 images x 32 x 32 places. In another order, for another batch or processor, rounding
-    moves it by about the square root of their number times epsilon; in 20 steps at most 20 times as far.
+    A gradient is a sum over up to 16 images x 32 x 32 places, and 20 steps add theirs. In another order, for another
+    batch or processor, each addition rounds otherwise: the errors add up as the square root of their number.
     """
-    rounding = 20 * (16 * 32 * 32) ** 0.5 * torch.finfo(torch.float32).eps
+    rounding = (20 * 16 * 32 * 32) ** 0.5 * torch.finfo(torch.float32).eps
     for name, value in others.items():
         largest = float(value.abs().max())
         torch.testing.assert_close(some[name], value, rtol=0, atol=rounding * largest, msg=name)
