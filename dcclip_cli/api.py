@@ -50,6 +50,7 @@ from dcclip_cli.recipe.schema import Recipe
 from dcclip_cli.recipe.summary import ModelSummary
 from dcclip_cli.recipe.sweep import Sweep, SweepRow, fitting
 from dcclip_cli.run_dir import RunDir, StageName, TrainResult
+from dcclip_cli.text import split
 from dcclip_cli.train.launch import Processes, process_number
 from dcclip_cli.train.metrics_log import MetricsListener
 
@@ -427,11 +428,13 @@ def fit(
     """Find and train the best student for a budget of file size and latency; returns it, and what was compared.
 
     `data` is a folder of photographs or of class folders, or pairs. `options` are the fields of FitOptions: `max_mb`,
-    `max_ms`, `labels`, `teacher` (by default the starter), `time_s`, `threads`, `kind`, `trust_remote_code`. A search
-    in `out` that was stopped resumes. Raises DcclipError where no student fits the budget.
+    `max_ms`, `labels` (a list, or "猫,dog"), `teacher` (by default the starter), `time_s`, `threads`, `kind`,
+    `trust_remote_code`. A search in `out` that was stopped resumes. Raises DcclipError where no student fits.
     """
     set_library_defaults()
-    options["labels"] = tuple(dict.fromkeys(options.get("labels", ())))
+    labels = options.get("labels", ())
+    labels = split(labels) if isinstance(labels, str) else map(str.strip, labels)
+    options["labels"] = tuple(dict.fromkeys(labels))
     result = Fit(FitOptions(os.fspath(data), **options), Path(out), device, progress_for(progress)).run()
     write_report(result)
     return result

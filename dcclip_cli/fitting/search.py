@@ -73,7 +73,7 @@ class FitResult:
     """The best student in its run directory, with recipe.yaml, the bundle and fit.html, and the cost of its bundle.
 
     `quality`, 0..1, is that of the bundle on the held-out samples, the mean of `metric` over the languages. Each of the
-    `candidates` has its name, its cost, and the steps and quality of each of its training runs.
+    `candidates` has its name, its cost, and steps and quality of its training runs; `missed` exceeded the budget then.
     """
 
     folder: Path
@@ -86,6 +86,7 @@ class FitResult:
     search_s: float
     training_s: float
     candidates: list[dict[str, Any]] = field(default_factory=list)
+    missed: dict[str, str] = field(default_factory=dict)
 
 
 class Fit:
@@ -136,6 +137,8 @@ class Fit:
     def run(self) -> FitResult:
         """Search, train and export the best student, or resume where it was stopped; a finished result is returned."""
         with RunDir(self.out).claimed():
+            if not has_product(self.out, "export"):  # somebody removed it
+                self.state.pop("result", None)
             if "result" not in self.state:
                 self._save()
                 try:
@@ -147,8 +150,9 @@ class Fit:
                         self._write_texts()
                         self._plan(self._measure())
                     self._finish(self._halve())
+                    shutil.rmtree(self.out / "measured")
                 except KeyboardInterrupt:
-                    self._keep_best()
+                    self._say_best()
                     raise
                 except DcclipError:
                     if not self.state["costs"]:  # nothing was decided: the same folder can be used again
@@ -162,7 +166,7 @@ class Fit:
             measured = {key: [entry[key] for entry in trained] for key in ("steps", "quality")}
             rows.append({"name": name, "cost": Cost(**cost)} | measured)
         result = self.state["result"] | {"cost": Cost(**self.state["result"]["cost"])}
-        return FitResult(self.out, budget=self.budget, candidates=rows, **result)
+        return FitResult(self.out, budget=self.budget, candidates=rows, missed=self.state["missed"], **result)
 
     def _elapsed(self) -> float:
         """Seconds since the search began, without those between two commands."""
@@ -208,6 +212,7 @@ class Fit:
         nearest = np.argsort(-(embed(words) @ embed(labels).T).max(1), kind="stable")[:_WORDS]
         texts = dict.fromkeys([*labels, *(words[place] for place in np.sort(nearest))])
         atomic_write(self.out / _TEXTS, "".join(f"{text}\n" for text in texts))
+        del self._embedder  # training loads the teacher again
 
     def _samples(self, part: Literal["train", "validation"]) -> PairDataset:
         samples = (recipe_pairs if self.kind == "pairs" else recipe_images)(self.data_options, part)
@@ -241,6 +246,7 @@ class Fit:
             answers = np.zeros(len(images), np.int64)
             answers[embedded.indices] = (embedded.vectors @ self._embedder.texts(texts).T).argmax(1)
             truth[language] = Classes(tuple(texts), answers, ("{}",))
+        del self._embedder
         return DataSet("held-out", images, truth)
 
     def _evaluate(self, model: Path) -> tuple[float, list[EvalResult]]:
@@ -429,6 +435,8 @@ class Fit:
         """Train the first of the candidates in full and export it; the next one where its export misses the budget."""
         state, missed = self.state, self.state.setdefault("missed", {})
         for name in (name for name in names if name not in missed):
+            if missed and self.options.time_s:
+                break  # the first one has taken all of the time
             if state.get("final", {}).get("name") != name:
                 for stage in STAGES:  # of the candidate before
                     shutil.rmtree(self.out / stage.name, ignore_errors=True)
@@ -444,22 +452,23 @@ class Fit:
             job.begin(*job.loaded.recipe.stages)
             for stage_name in job.loaded.recipe.stages[:-1]:
                 job.train(stage_name)
-            cost = self._export(name, final["steps"], self.out)
+            cost = self._export(name, final["steps"])
             if self.budget.fits(cost):
                 quality, results = self._evaluate(self.out / "export")
                 measured = {"cost": asdict(cost), "quality": quality, "metric": results[0].metric}
                 state["result"] = final | measured | {"training_s": self._elapsed() - final["search_s"]}
                 return self._save()
             missed[name] = f"{cost.mb:.2f} MB, {cost.ms:.2f} ms"
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in missed.items())
-        problem = Message("all candidates exceed the budget after training: {}", reasons)
+            self.progress.say(Message("warning: fit: {} exceeds the budget after training: {}", name, missed[name]))
+            self._save()
+        problem = Message("trained students exceed the budget: {}", "; ".join(map(": ".join, missed.items())))
         raise DcclipError(problem, "increase the budget by 10 %, and use a new folder")
 
-    def _export(self, name: str, steps: int, folder: Path) -> Cost:
-        """Export what a candidate's run has trained, all in int8; returns its cost."""
-        job = self._job(self._candidates[name].student, folder, steps)
+    def _export(self, name: str, steps: int) -> Cost:
+        """Export the candidate that is trained in full, all in int8; returns its cost, in which noise counts less."""
+        job = self._job(self._candidates[name].student, self.out, steps)
         assert job.loaded.recipe.export is not None
-        return cost_of(job.export(job.loaded.recipe.export, job.trained_model(), self.out / "export"), self.budget)
+        return cost_of(job.export(job.loaded.recipe.export, job.trained_model(), self.out / "export"), self.budget, 9)
 
     def _final_steps(self, name: str) -> int:
         """As many steps as the rest of the time allows at the last round's median pace; else those of the plan."""
@@ -477,19 +486,10 @@ class Fit:
         left_s -= state["image_s"] * job.preflight(["distill"])[0].remaining_rows(0).images
         return max(_LEAST_STEPS, int(left_s / step_s))
 
-    def _keep_best(self) -> None:
-        """Export the best student so far, the one that is trained in full or the best of a round, and say which."""
+    def _say_best(self) -> None:
+        """Save the state, and say where the best student of the last round is."""
         self._save()
-        state, rounds = self.state, [trained for trained in self.state["rounds"] if trained]
-        if "final" in state and has_product(self.out, "align" if self.kind == "pairs" else "distill"):
-            name, steps, folder = state["final"]["name"], state["final"]["steps"], self.out
-            notice = Message("fit: {} has the student {}, trained in full and not measured", self.out / "export", name)
-        elif rounds:
-            name = max(rounds[-1], key=lambda name: rounds[-1][name]["quality"])
-            steps, quality = (rounds[-1][name][key] for key in ("steps", "quality"))
-            folder, values = self.out / f"round-{len(rounds)}" / name, (self.out / "export", name, quality)
-            notice = Message("fit: {} has the best student so far, {} ({:.1%}), not trained in full", *values)
-        else:
-            return
-        if self.budget.fits(self._export(name, steps, folder)):
-            self.progress.say(notice)
+        if rounds := [trained for trained in self.state["rounds"] if trained]:
+            best = max(rounds[-1], key=lambda name: rounds[-1][name]["quality"])
+            model = RunDir(self.out / f"round-{len(rounds)}" / best).model("distill")
+            self.progress.say(Message("fit: the best student so far: dcclip export --model {}", model))

@@ -200,15 +200,30 @@ def test_a_killed_search_resumes_with_the_same_choice_and_bytes(
 
     # At the end of the first training, of the second, and of the full one; what is finished counts again.
     stop(options, "again", (1, 2, 2))
-    assert digests(Path("again/export")) == digests(Path("runs/fit/export"))  # of the student trained in full
     again = fit(options, "again")
     assert (again.name, again.quality) == (result.name, result.quality)
     assert digests(Path("again/distill/model")) == digests(Path("runs/fit/distill/model"))
     assert digests(Path("again/export")) == digests(Path("runs/fit/export"))
     with pytest.raises(DcclipError, match=r"again was started with different options: --max-mb was 3\.0 and is now 2"):
         fit(replace(options, max_mb=2), "again")
+    # A trained student that misses the budget ends a search with --time, each time that it is started.
+    Path("missed").mkdir()
+    shutil.copytree("again/distill", "missed/distill")
+    shutil.copy("runs/fit/texts.txt", "missed/texts.txt")
+    final = {name: state[name] for name in ("rounds", "final")} | {"options": state["options"] | {"time_s": 60.0}}
+    Path("missed/fit.json").write_text(json.dumps(measured | final), "utf-8")
+    with monkeypatch.context() as patch:
+        patch.setattr(search, "cost_of", lambda *_: Cost(9, 9))
+        for said in ([f"warning: fit: {result.name} exceeds the budget after training: 9.00 MB, 9.00 ms"], []):
+            lines = list[str]()
+            with pytest.raises(DcclipError, match=f"trained students exceed the budget: {result.name}: 9.00 MB"):
+                Fit(replace(options, time_s=60.0), Path("missed"), "cpu", Lines(lines.append)).run()
+            assert [line for line in lines if line.startswith("warning")] == said
+    expected = digests(Path("again/export"))
+    shutil.rmtree("again/export")
+    assert fit(options, "again").quality == result.quality and digests(Path("again/export")) == expected
+    assert not Path("again/measured").exists()
     # With --time, the candidates of a round have equal steps, also those that are trained after a stop.
-    monkeypatch.setattr(Fit, "_keep_best", Fit._save)
     plan = {name: value for name, value in measured["plan"].items() if name != "steps"} | {"round_s": 1.0}
     timed = {"options": measured["options"] | {"time_s": 60.0}, "plan": plan, "rounds": [], "seconds": 60.0}
     rounds = []
@@ -275,6 +290,15 @@ def test_a_search_that_cannot_begin_or_find_anything_says_why(
     refused = dcclip("fit", "--data", "photos", "--teacher", altclip_folder, *more, "-q", expect=1)
     assert f"error: {what}" in refused.stderr and hint in refused.stderr
     assert not Path("runs/fit/fit.json").exists()  # the same folder serves for what is asked next
+
+
+def test_labels_in_python_are_a_list_or_a_text_with_commas(pairs: list[Pair], altclip_folder: Path) -> None:
+    Path("photos").mkdir()
+    for pair in pairs[:4]:
+        Path("photos", f"{pair.key}.png").write_bytes(pair.image)
+    for labels in ("cat", "红色的圆，", [" cat ", "cat"]):
+        with pytest.raises(DcclipError, match="need two labels or more"):
+            dcclip_cli.fit("photos", teacher=str(altclip_folder), labels=labels, max_mb=3)
 
 
 @pytest.mark.parametrize(("text", "expected"), [("90s", 90), ("5m", 300), ("1h30m", 5_400)])
