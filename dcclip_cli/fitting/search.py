@@ -150,7 +150,7 @@ class Fit:
                         self._write_texts()
                         self._plan(self._measure())
                     self._finish(self._halve())
-                    shutil.rmtree(self.out / "measured")
+                    shutil.rmtree(self.out / "measured", ignore_errors=True)
                 except KeyboardInterrupt:
                     self._say_best()
                     raise

@@ -206,19 +206,6 @@ def test_a_killed_search_resumes_with_the_same_choice_and_bytes(
     assert digests(Path("again/export")) == digests(Path("runs/fit/export"))
     with pytest.raises(DcclipError, match=r"again was started with different options: --max-mb was 3\.0 and is now 2"):
         fit(replace(options, max_mb=2), "again")
-    # A trained student that misses the budget ends a search with --time, each time that it is started.
-    Path("missed").mkdir()
-    shutil.copytree("again/distill", "missed/distill")
-    shutil.copy("runs/fit/texts.txt", "missed/texts.txt")
-    final = {name: state[name] for name in ("rounds", "final")} | {"options": state["options"] | {"time_s": 60.0}}
-    Path("missed/fit.json").write_text(json.dumps(measured | final), "utf-8")
-    with monkeypatch.context() as patch:
-        patch.setattr(search, "cost_of", lambda *_: Cost(9, 9))
-        for said in ([f"warning: fit: {result.name} exceeds the budget after training: 9.00 MB, 9.00 ms"], []):
-            lines = list[str]()
-            with pytest.raises(DcclipError, match=f"trained students exceed the budget: {result.name}: 9.00 MB"):
-                Fit(replace(options, time_s=60.0), Path("missed"), "cpu", Lines(lines.append)).run()
-            assert [line for line in lines if line.startswith("warning")] == said
     expected = digests(Path("again/export"))
     shutil.rmtree("again/export")
     assert fit(options, "again").quality == result.quality and digests(Path("again/export")) == expected
@@ -290,6 +277,62 @@ def test_a_search_that_cannot_begin_or_find_anything_says_why(
     refused = dcclip("fit", "--data", "photos", "--teacher", altclip_folder, *more, "-q", expect=1)
     assert f"error: {what}" in refused.stderr and hint in refused.stderr
     assert not Path("runs/fit/fit.json").exists()  # the same folder serves for what is asked next
+
+
+@pytest.mark.parametrize("time_s", [None, 60.0])
+def test_a_trained_student_that_misses_the_budget_is_reported_and_no_other_gets_the_rest_of_the_time(
+    classes: Path, monkeypatch: pytest.MonkeyPatch, time_s: float | None
+) -> None:
+    lines, trained, names = list[str](), list[str](), ["test_resnet", "test_efficientnet"]
+    finishing = Fit(FitOptions(str(classes), max_mb=3, time_s=time_s), Path("out"), progress=Lines(lines.append))
+    choices = {name: StudentChoice(name, inherits=False) for name in names}
+    vars(finishing)["_candidates"] = {name: Candidate(choice, 1, 1) for name, choice in choices.items()}
+    Path("out").mkdir()
+    Path("out/texts.txt").write_text(new.own_texts(), "utf-8")
+    monkeypatch.setattr(Fit, "_final_steps", lambda *_: 10)
+    monkeypatch.setattr(Fit, "_export", lambda *_: Cost(9, 9))
+    monkeypatch.setattr(RecipeRun, "begin", lambda *_: None)
+    monkeypatch.setattr(RecipeRun, "train", lambda job, _: trained.append(job.loaded.recipe.student.image.timm))
+    for _ in range(2):  # when it is started again, too
+        with pytest.raises(DcclipError, match=r"trained students exceed the budget: test_resnet: 9\.00 MB, 9\.00 ms"):
+            finishing._finish(names)
+    assert trained == (names if time_s is None else names[:1])
+    warnings = [line for line in lines if line.startswith("warning")]
+    assert warnings == [f"warning: fit: {name} exceeds the budget after training: 9.00 MB, 9.00 ms" for name in trained]
+    assert [*json.loads(Path("out/fit.json").read_text("utf-8"))["missed"]] == trained
+
+
+def test_a_stopped_search_names_the_best_student_of_its_last_round(classes: Path) -> None:
+    lines = list[str]()
+    stopped = Fit(FitOptions(str(classes), max_mb=3), Path("out"), progress=Lines(lines.append))
+    stopped.out.mkdir()
+    stopped.state["rounds"] = [{"a": {"quality": 0.5}, "b": {"quality": 0.4}}, {"a": {"quality": 0.5}}, {}]
+    stopped._say_best()
+    assert lines[-1] == "fit: the best student so far: dcclip export --model out/round-2/a/distill/model"
+
+
+def test_a_deleted_export_is_created_again_and_nothing_else_is_left(
+    classes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = {"steps": 10, "search_s": 1.0, "training_s": 1.0, "quality": 0.5, "metric": "top1"}
+    result = figures | {"name": "a", "cost": {"mb": 1.0, "ms": 1.0}}
+
+    def finish(finished: Fit, names: Sequence[str]) -> None:
+        exported.append(list(names))
+        finished.state |= {"result": result, "missed": {}}
+        (finished.out / "export").mkdir()
+        (finished.out / "export/dcclip.json").touch()
+
+    exported = list[list[str]]()
+    monkeypatch.setattr(Fit, "_halve", lambda _: ["a"])
+    monkeypatch.setattr(Fit, "_finish", finish)
+    finished = Fit(FitOptions(str(classes), max_mb=3), Path("out"), "cpu")
+    finished.state["plan"] = {}
+    for runs in (1, 1, 2):
+        if runs == 2:
+            shutil.rmtree("out/export")
+        assert finished.run().name == "a" and len(exported) == runs
+        assert not Path("out/measured").exists()
 
 
 def test_labels_in_python_are_a_list_or_a_text_with_commas(pairs: list[Pair], altclip_folder: Path) -> None:
