@@ -39,9 +39,9 @@ _LIGHT = {  # without recipes
     "duplicates": "curation.dedup.copies",
 }  # fmt: skip
 __all__ = [
-    "DcclipError", "__version__", "align", "bench", "calibrate", "collect", "compare", "datasets", "distill",
-    "duplicates", "embed", "evaluate", "export", "fit", "index", "load", "new", "predict", "push", "run", "search",
-    "sweep", "trim",
+    "DcclipError", "__version__", "align", "bench", "calibrate", "collect", "compare", "compare_variants",
+    "datasets", "distill", "duplicates", "embed", "evaluate", "export", "fit", "index", "load", "new", "predict",
+    "push", "run", "search", "sweep", "trim",
 ]  # fmt: skip
 
 

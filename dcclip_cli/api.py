@@ -21,7 +21,8 @@ from dcclip_cli.data.shards import Columns
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.card import update_card
-from dcclip_cli.eval.compare import Comparison, compare_results, read_results
+from dcclip_cli.eval.compare import Comparison, compare_results, read_results, read_variants
+from dcclip_cli.eval.compare import compare_variants as compare_all
 from dcclip_cli.eval.dataset import DataSet
 from dcclip_cli.eval.datasets import layout_of
 from dcclip_cli.eval.embedding import FeatureCache
@@ -481,6 +482,11 @@ def compare(first: str, second: str, *, force: bool = False, progress: ProgressC
     differences = compare_results(first_results, second_results, force, progress=progress_for(progress))
     names = first_results[0].label, second_results[0].label
     return Comparison(*(names if names[0] != names[1] else (str(first), str(second))), differences)
+
+
+def compare_variants(sweep: str | Path, *, progress: ProgressChoice = False) -> list[Comparison]:
+    """Compare all pairs of variants in a sweep's folder, each over all of its seeds, with 95 % intervals."""
+    return compare_all(read_variants(Path(sweep)), progress_for(progress))
 
 
 def open_recipe(

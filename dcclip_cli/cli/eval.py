@@ -14,7 +14,9 @@ from dcclip_cli.errors import Message, all_of, joined
 from dcclip_cli.text import split
 
 if TYPE_CHECKING:
+    from dcclip_cli.eval.compare import Comparison
     from dcclip_cli.eval.result import EvalResult, Table
+    from dcclip_cli.progress import Progress
     from dcclip_cli.recipe.load import LoadedRecipe
 
 _SET, _METRIC, _IMAGES, _CLASSES = Message("data set"), Message("metric"), Message("images"), Message("classes")
@@ -230,23 +232,38 @@ def _noted(name: str, remark: str) -> str:
 
 def compare(
     a: Annotated[str, Argument(metavar="A", help=_RESULTS)],
-    b: Annotated[str, Argument(metavar="B", help="Results of the second model.")],
+    b: Annotated[str | None, Argument(metavar="B", help="Results of the second model.")] = None,
     force: Annotated[bool, Option("--force", help="Compare results even if class names or prompts differ.")] = False,
     as_json: Annotated[bool, Option("--json", help="Print the differences as JSON instead of a table.")] = False,
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:
-    """Compare two models' results: B minus A.
+    """Compare two models' results: B minus A. With the folder of a sweep alone: all pairs of its variants.
 
     The 95 % interval is from 1,000 bootstrap samples of the images, paired if both models saw the same images.
     """
     from dcclip_cli import api
-    from dcclip_cli.eval.result import METRIC_NAMES
 
     talk = console.talk(quiet, verbose)
-    comparison = api.compare(a, b, force=force, progress=talk)
-    if as_json:
-        return console.show_json([asdict(row) | {"difference": row.value} for row in comparison.differences])
+    if b is None:
+        comparisons = api.compare_variants(a, progress=talk)
+    else:
+        comparisons = [api.compare(a, b, force=force, progress=talk)]
+    if not as_json:
+        for comparison in comparisons:
+            _show_comparison(comparison, talk)
+        return
+
+    records = []
+    for comparison in comparisons:
+        names = {} if b else {"a": comparison.first, "b": comparison.second}
+        records += [names | asdict(row) | {"difference": row.value} for row in comparison.differences]
+    console.show_json(records)
+
+
+def _show_comparison(comparison: Comparison, talk: Progress) -> None:
+    from dcclip_cli.eval.result import METRIC_NAMES
+
     rows = []
     for row in comparison.differences:
         name = f"{row.dataset} {row.language}"

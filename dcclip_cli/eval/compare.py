@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from dcclip_cli.errors import DcclipError, Message, all_of
 from dcclip_cli.eval.metrics import metrics_of
 from dcclip_cli.eval.result import EvalResult, load_results, unlike
 from dcclip_cli.progress import Progress, Silent
+from dcclip_cli.run_dir import RunDir
 
 RESAMPLES = 1000
 _ROWS = ("labels", "image_ranks", "text_ranks", "margin")  # details whose rows are resampled, each independently
@@ -57,12 +59,20 @@ class Comparison:
 
 
 def read_results(reference: str) -> list[EvalResult]:
-    """One model's results in FILE or FOLDER, or FILE@MODEL where it has those of several. Raises DcclipError."""
+    """One model's results in FILE or FOLDER, or FILE@MODEL where it has those of several. Raises DcclipError.
+
+    Of a run, `@student` and `@teacher` name the models, and the student is the default.
+    """
     path, at, model = reference.rpartition("@")
     if Path(reference).exists() or not at:
         path, model = reference, ""
     results = load_results(Path(path))
     models = list(dict.fromkeys(result.model for result in results))
+    student = _student_of_run(Path(path), results)
+    if student and model in ("", "student"):
+        model = student
+    elif student and model == "teacher" and models[0] != student:  # the first that a run evaluates
+        model = models[0]
     if model:
         results = [result for result in results if result.model == model]
         if not results:
@@ -70,6 +80,41 @@ def read_results(reference: str) -> list[EvalResult]:
     elif len(models) > 1:
         raise DcclipError("{0} has results of {1} models", "choose one: {0}@{2}", path, len(models), models[0])
     return results
+
+
+def _student_of_run(run: Path, results: Sequence[EvalResult]) -> str | None:
+    """The name under which a run directory's results have its student; None in any other folder."""
+    from dcclip_cli.model.model_dir import model_fingerprint
+
+    for stage in ("align", "distill"):
+        folder = RunDir(run).model(stage)
+        if folder.is_dir():
+            fingerprint = model_fingerprint(folder)
+            names = (result.model for result in results if result.model_fingerprint.startswith(fingerprint))
+            return next(names, None)
+    return None
+
+
+def read_variants(sweep: Path) -> dict[str, list[EvalResult]]:
+    """The students' results of a sweep by variant, of all seeds together. Raises DcclipError if there are not two."""
+    results: dict[str, list[EvalResult]] = {}
+    for folder in sorted(sweep.glob("*/seed-*/eval")):
+        run = folder.parent
+        results.setdefault(run.parent.name, []).extend(read_results(str(run)))
+    if len(results) < 2:
+        problem = Message("{} is not the folder of a sweep with two variants that were evaluated", sweep)
+        raise DcclipError(problem, "name the results of a second model: dcclip compare A B")
+    return results
+
+
+def compare_variants(results: Mapping[str, Sequence[EvalResult]], progress: Progress | None = None) -> list[Comparison]:
+    """All pairs of variants, each over all of its seeds, on the data sets that both have."""
+    comparisons = []
+    for first, second in combinations(results, 2):
+        if _by_set(results[first]).keys() & _by_set(results[second]).keys():
+            differences = compare_results(results[first], results[second], force=True, progress=progress)
+            comparisons.append(Comparison(first, second, differences))
+    return comparisons
 
 
 def compare_results(

@@ -239,9 +239,8 @@ class RecipeRun:
             names = [name for name in group if name in models]
             benches = bench([models[name] for name in names], together=True, progress=self.progress)
             costs |= dict(zip(names, benches, strict=True))
-        pairs = recipe_pairs(data, "train") if (data := self.data()) else None
         samples = sum(steps * getattr(self.loaded.recipe, name).batch_size for name, steps in self.steps().items())
-        trained = pairs.num_pairs if pairs else 0, samples
+        trained = self._training_pairs(), samples
         for name in models:
             measured: dict[str, Any] = {field: getattr(costs[name], field) for field in COSTS}
             counts = (0, 0) if name == "teacher" else trained
@@ -251,6 +250,19 @@ class RecipeRun:
             rows.append(row)
         write_json(self.dir.root / SUMMARY, {"of": self._identity(), "rows": [asdict(row) for row in rows]})
         return rows
+
+    def _training_pairs(self) -> int:
+        """How many pairs the stages were trained on; pairs that several stages read count once."""
+        counts: dict[str, int] = {}
+        data = self.data()
+        if data is None:
+            return 0
+        for name in self.steps():
+            stage_data = getattr(self.loaded.recipe, name).stage_data(data, self.loaded.recipe.student)
+            pairs = recipe_pairs(stage_data, "train")
+            if pairs is not None:
+                counts[pairs.fingerprint] = pairs.num_pairs
+        return sum(counts.values())
 
     def steps(self) -> dict[str, int]:
         """How many steps the student was trained for, by stage."""

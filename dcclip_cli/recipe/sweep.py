@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dcclip_cli.errors import DcclipError, Message, translated
-from dcclip_cli.eval.compare import Difference, bootstrap_interval, compare_results
+from dcclip_cli.eval.compare import Comparison, Difference, bootstrap_interval, compare_results, compare_variants
 from dcclip_cli.eval.result import METRIC_NAMES, EvalResult, load_results
 from dcclip_cli.files import atomic_file, atomic_write
 from dcclip_cli.html import COLOURS, svg_chart
@@ -50,6 +50,7 @@ class SweepRow:
     runs: list[ModelSummary]
     differences: list[Difference]
     intervals: Mapping[str, tuple[float, float]]  # of one seed: 95 % over images, by test set with its language
+    results: Sequence[EvalResult] = ()  # of a student, with details of each image
 
     def scores(self) -> dict[tuple[str, str], list[float]]:
         """0..1 of each seed, by metric and by test set with its language; else agreement with the teacher."""
@@ -166,7 +167,8 @@ class Sweep:
                 differences = compare_results(first, results, force=True) if compared else []
                 seeds = [summary[model] for summary in summaries]
                 seeds = seeds[:1] if model == "teacher" else seeds
-                row = SweepRow(variant, model, seeds, differences, intervals[model])
+                students = results if model == "student" else ()
+                row = SweepRow(variant, model, seeds, differences, intervals[model], students)
                 if model != "teacher" or all(row.scores() != shown.scores() for _, shown in rows):
                     recipe = runs[0].loaded.recipe
                     section = str(recipe.teacher if model == "teacher" else recipe.student)
@@ -194,7 +196,9 @@ class Sweep:
         for name, lines in (("runs.csv", runs), ("table.csv", table)):
             with atomic_file(self.root / name) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
                 csv.writer(stream, lineterminator="\n").writerows(lines)
-        atomic_write(self.root / "table.tex", _latex(rows))
+        students = {row.variant: row.results for row in rows if row.results}
+        comparisons = compare_variants(students, self.job.progress)
+        atomic_write(self.root / "table.tex", _latex(rows, comparisons) + _latex_of_pairs(comparisons))
         if drawn := _chart([row for row in rows if row.model != "bundle"]):
             atomic_write(self.root / "sweep.svg", drawn)
 
@@ -252,27 +256,51 @@ def fitting(device: str, processes: int) -> int:
     return max(1, len(_gpus(device))) if processes == 1 else 1
 
 
-def _latex(rows: Sequence[SweepRow]) -> str:
-    """Models as rows, test sets and languages as columns, in per cent; the best of the students in bold.
+def _latex(rows: Sequence[SweepRow], comparisons: Sequence[Comparison]) -> str:
+    """Models as rows, test sets and languages as columns, in per cent.
 
-    With ± the standard deviation over the seeds; of one seed, with the interval over images.
+    A student is bold where its interval against every other student excludes 0. With ± the standard deviation over
+    the seeds; of one seed, with the interval over images.
     """
+    losers: dict[tuple[str, str], set[str]] = {}  # by variant and test: the variants that it is clearly better than
+    for comparison in comparisons:
+        for difference in comparison.differences:
+            test = f"{difference.dataset} {difference.language}"
+            if difference.low > 0:
+                losers.setdefault((comparison.second, test), set()).add(comparison.first)
+            elif difference.high < 0:
+                losers.setdefault((comparison.first, test), set()).add(comparison.second)
+    students = {row.variant for row in rows if row.model == "student"}
 
     def cell(row: SweepRow, metric: str, test: str) -> str:
         values = row.scores().get((metric, test), ())
         low, high = row.intervals.get(test, (nan, nan))
         spread = "" if isnan(low) or len(values) != 1 else rf" {{\scriptsize [{100 * low:.1f}, {100 * high:.1f}]}}"
-        rivals = [rival.scores().get((metric, test), ()) for rival in rows if rival.model != "teacher"]
-        best = max((float(np.mean(rival)) for rival in rivals if rival), default=nan)
-        is_student = row.model != "teacher" and bool(values)
-        is_best = is_student and per_cent([float(np.mean(values))]) == per_cent([best])  # as printed
         text = per_cent(values, r"$\pm$")
-        return (rf"\textbf{{{text}}}" if is_best else text) + spread
+        rivals = students - {row.variant}
+        if row.model == "student" and rivals and losers.get((row.variant, test), set()) >= rivals:
+            text = rf"\textbf{{{text}}}"
+        return text + spread
 
     keys = list(dict.fromkeys(key for row in rows for key in row.scores()))
     heads = (_tex_text(f"{test}, {METRIC_NAMES.get(metric, metric)}") for metric, test in keys)
     lines = [[_tex_text(row.variant), row.model, *(cell(row, *key) for key in keys)] for row in rows]
     return _booktabs([["variant", "model", *heads], *lines])
+
+
+def _latex_of_pairs(comparisons: Sequence[Comparison]) -> str:
+    """All pairs of variants: the second minus the first in points, with its 95 % interval; clear ones in bold."""
+    if not comparisons:
+        return ""
+    lines = [["first", "second", "test set", "difference", r"95 \% interval"]]
+    for comparison in comparisons:
+        for difference in comparison.differences:
+            value = f"{100 * difference.value:+.1f}"
+            text = rf"\textbf{{{value}}}" if difference.is_clear else value
+            interval = f"[{100 * difference.low:.1f}, {100 * difference.high:.1f}]"
+            test = _tex_text(f"{difference.dataset} {difference.language}")
+            lines.append([_tex_text(comparison.first), _tex_text(comparison.second), test, text, interval])
+    return "\n" + _booktabs(lines)
 
 
 def _booktabs(lines: Sequence[Sequence[str]]) -> str:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 import dcclip_cli as dcclip_api
+from dcclip_cli.eval.compare import read_results
 from dcclip_cli.recipe import sweep
 from dcclip_cli.run_dir import RunDir
 from tests.cli.conftest import dcclip
@@ -71,12 +72,25 @@ def test_each_run_has_the_weights_of_its_seed_alone_and_a_second_call_runs_nothi
     assert float(row["standard deviation"]) == pytest.approx(abs(first - second) / 2**0.5)
     assert float(row["low"]) <= float(row["difference"]) <= float(row["high"])
     latex = Path("runs/一生/table.tex").read_text("utf-8")
-    assert f"{float(row['mean']):.1%}"[:-1] + r" $\pm$ " in latex and latex.count(r"\midrule") == 2
+    assert f"{float(row['mean']):.1%}"[:-1] + r" $\pm$ " in latex and latex.count(r"\midrule") == 3
     cells = [line.split(" & ") for line in latex.splitlines() if line.startswith(("plain & ", "只有第二阶段 & "))]
-    for values in zip(*(row[2:] for row in cells if row[1] != "teacher"), strict=True):
-        means = {float(value.removeprefix(r"\textbf{").split(" ")[0]): r"\textbf" in value for value in values}
-        assert means[max(means)]  # in each column the best student is bold
-    compiles(latex)
+    models, pairs = latex.split("\n\n")
+    for table in (models, pairs):
+        compiles(table)
+    compared = json.loads(dcclip("compare", "runs/一生", "--json").stdout)
+    assert {(record["a"], record["b"]) for record in compared} == {("plain", "只有第二阶段")}
+    zh = next(record for record in compared if record["language"] == "zh")
+    assert [zh["difference"], zh["low"], zh["high"]] == [float(row[key]) for key in ("difference", "low", "high")]
+    clear = sum(record["low"] > 0 or record["high"] < 0 for record in compared)
+    students = sum(cell.startswith(r"\textbf") for cells_of_row in cells for cell in cells_of_row)
+    assert students == 2 * clear  # bold: in the first table the better student, in the second the difference
+
+    alone_of_seed = dcclip("compare", "runs/一生/plain/seed-0", "runs/一生/plain/seed-1@student", "--json").stdout
+    assert json.loads(alone_of_seed)[0]["paired"]
+    run = "runs/一生/plain/seed-0"
+    names = [read_results(reference)[0].model for reference in (f"{run}@teacher", f"{run}@student", run)]
+    assert names[0] != names[1] == names[2]
+    assert "with two variants" in dcclip("compare", "runs/一生/plain/seed-0", expect=1).stderr
     assert Path("runs/一生/sweep.svg").read_text("utf-8").startswith("<?xml")
     assert max(map(len, done.stdout.splitlines())) <= 120
 
@@ -107,6 +121,7 @@ def test_models_cost_what_runs_measured_once_and_the_same_where_only_weights_dif
     alone["align"] = {**alone["align"], "start": "scratch", "precision": "fp32"}
     alone["variants"] = {"plain": {}, "慢": {"align.optimizer": {"lr": 1e-4}}, "大图": {"student.image.size": 320}}
     shown = dcclip_api.sweep(alone, [0], out=tmp_path).rows
+    assert shown[0].runs[0].pairs == 40
     files = [tmp_path / variant / "seed-0/summary.json" for variant in alone["variants"]]
     stored = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
     plain, slow, large = (json.loads(content)["rows"][0]["image_ms"] for content, _ in stored.values())
