@@ -264,7 +264,7 @@ def test_a_result_that_no_task_repeats_is_left_out(changed: dict[str, Any], reas
     good = zero_shot("pets", "zh")
     variant = replace(good, **changed)
     save_results([variant], tmp_path / "variant")
-    save_results([good], tmp_path / "good")
+    save_results([replace(good, model="乙", model_fingerprint="0b")], tmp_path / "good")
     with pytest.raises(DcclipError, match=reason):
         dcclip_mteb.write_results(tmp_path / "variant", tmp_path / "out")
     assert not (tmp_path / "out").exists()
