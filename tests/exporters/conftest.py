@@ -106,10 +106,17 @@ def open_clip_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "hf-hub:test/tiny"
 
 
-def student(folder: Path, timm: str, teacher: Path | None = None, bias: float = 0.0, **image: Any) -> Path:
+def student(
+    folder: Path,
+    timm: str,
+    teacher: Path | None = None,
+    bias: float = 0.0,
+    logit_bias: float | None = None,
+    **image: Any,
+) -> Path:
     """A student with random weights, and the vocabulary of a `teacher`, or else one of its own.
 
-    `bias` is that of a projection in place of the network's classifier.
+    `bias` is that of a projection in place of the network's classifier, `logit_bias` that of a sigmoid loss.
     """
     from dcclip_cli.model import students
     from dcclip_cli.model.model_dir import save_model
@@ -120,6 +127,8 @@ def student(folder: Path, timm: str, teacher: Path | None = None, bias: float = 
     captions = ["a red circle", "红色的圆"] * 20
     tokenizer = trim_tokenizer(teacher, captions, 300) if teacher else train_tokenizer(captions, 300)
     config = students.model_config(options, 16, tokenizer.get_vocab_size())
+    if logit_bias is not None:
+        config["init_logit_bias"] = logit_bias
     model = students.build_model(config, 0)
     if bias and (projection_bias := students.projection_bias(model)) is not None:
         projection_bias.data.fill_(bias)

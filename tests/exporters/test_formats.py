@@ -232,6 +232,26 @@ def test_a_projection_with_a_bias_is_not_exported_to_transformers(export_model: 
         export_model(folder, data=None, format="transformers")
 
 
+@pytest.mark.parametrize("name", ["transformers", "sentence-transformers", "onnx"])
+def test_the_bias_of_a_student_of_a_sigmoid_loss_is_exported(
+    name: str, export_model: Exporting, pictures: list[Path], tmp_path: Path
+) -> None:
+    if name == "sentence-transformers":
+        pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    sigmoid = student(tmp_path / "student", "test_resnet", logit_bias=-1.5)
+    folder = export_model(sigmoid, format=name, precision="fp32", parity={"min_agreement": 0}).folder
+    models = load(str(sigmoid)), load(str(folder))
+    assert [model._encoder.logit_bias for model in models] == [-1.5, -1.5]
+    expected, probabilities = (model.predict(pictures[0], ["红色的圆", "cat"], multi_label=True) for model in models)
+    assert list(probabilities.values()) == pytest.approx(list(expected.values()), abs=1e-5)
+    if name == "transformers":
+        (folder / "dcclip.json").unlink()  # with its checksums
+        config = read_json(folder / "config.json", "")
+        (folder / "config.json").write_text(json.dumps(config | {"logit_bias": "-1.5"}), "utf-8")
+        with pytest.raises(DcclipError, match="config\\.json: logit_bias is not a number"):
+            load(f"hf:{folder}")
+
+
 def test_a_format_names_what_it_needs(export_model: Exporting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(FORMATS["executorch"]), "package", "no_such_package")
     with pytest.raises(DcclipError, match="--format executorch needs no_such_package, which is not") as error:

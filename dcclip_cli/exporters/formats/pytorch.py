@@ -225,6 +225,8 @@ def _model(source: Source, mlps: bool, end: int) -> Any:
         hidden_size=features,  # pooled
     )
     both = VisionTextDualEncoderConfig.from_vision_text_configs(image_config, text_config, projection_dim=width)
+    if source.towers.logit_bias is not None:
+        both.logit_bias = source.towers.logit_bias  # of which the model has no parameter
     model = VisionTextDualEncoderModel(both).eval()
     model.load_state_dict(_renamed(weights, projection, [int(text["eos_id"]), end]))
     return model

@@ -14,9 +14,17 @@ class ClipTowers(TransformersTowers):
 
     label, model_types = "CLIP", ("clip", "vision-text-dual-encoder")
 
+    @property
+    def logit_bias(self) -> float | None:
+        """That of a student is in its configuration, since transformers' class has no parameter for it."""
+        bias = getattr(self.model.config, "logit_bias", None)
+        return None if bias is None else float(bias)
+
     @classmethod
     def check_config(cls, config: Mapping[str, Any], file: Path) -> None:
         super().check_config(config, file)
+        if not isinstance(config.get("logit_bias"), float | None):
+            raise DcclipError("{}: logit_bias is not a number", "copy or create the directory again", file)
         image = config.get("vision_config")
         if config["model_type"] == "vision-text-dual-encoder" and isinstance(image, dict):
             if image.get("backbone") or image.get("use_pretrained_backbone"):
