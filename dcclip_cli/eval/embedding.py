@@ -58,6 +58,11 @@ class FeatureCache:
                 atomic_write(folder / "about.json", described + "\n")
             self._stores[name] = FeatureStore(folder, self._warn)
         store = self._stores[name]
+        if store.folder:
+            with lock(store.folder / ".lock", wait=False) as is_free:
+                pass
+            if not is_free:
+                self._warn(Message("another process computes embeddings in {}; waiting for it", store.folder))
         with lock(store.folder / ".lock") if store.folder else nullcontext():
             store.refresh()
             is_embedded, arrays = store.complete(["embedding"], digests("", items), compute)

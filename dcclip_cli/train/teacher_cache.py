@@ -108,7 +108,8 @@ class FeatureReader:
         except MissingRows:
             remove(self.record)  # so that the next run looks for each row
             problem = Message(
-                "cached teacher features were deleted from {} or {}", self.images.folder, self.texts.folder
+                "cached teacher features were deleted from {} or {}, or images have changed",
+                *(self.images.folder, self.texts.folder),
             )
             raise DcclipError(problem, "run the same command again: it computes the missing features") from None
 

@@ -1,7 +1,8 @@
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Thread
 from typing import cast
 
 import numpy as np
@@ -11,8 +12,10 @@ from PIL import Image
 import dcclip_cli
 from dcclip_cli.eval.dataset import Classes
 from dcclip_cli.eval.embedding import ClassVectors, Embedder, FeatureCache, class_vectors
+from dcclip_cli.files import lock
 from dcclip_cli.inference.encoder import Encoder
 from dcclip_cli.progress import Silent
+from dcclip_cli.store import Values
 
 
 @dataclass
@@ -105,3 +108,26 @@ def test_names_read_alike_are_said_once_for_all_data_sets_languages_and_models(
     alike = "2 classes share an embedding with another class, such as 鸟 = 鹿"
     assert warning.startswith("a zh, ")
     assert warning.endswith(f"{alike}: ties decide 100.0 % of the answers (and 3 more results)")
+
+
+def test_a_command_says_that_it_waits_for_another_one_with_the_same_embeddings(tmp_path: Path) -> None:
+    said: list[str] = []
+    cache, waits = FeatureCache(tmp_path, said.append), Event()
+
+    def compute(places: np.ndarray) -> Iterator[tuple[np.ndarray, Values]]:
+        yield places, {"embedding": np.ones((len(places), 4), np.float32)}
+
+    def complete() -> None:
+        cache.complete({"model": "鸟 bird"}, [b"a"], compute)
+        waits.set()
+
+    complete()
+    waits.clear()
+    assert said == []
+    [folder] = (tmp_path / "features").iterdir()
+    with lock(folder / ".lock"):
+        thread = Thread(target=complete)
+        thread.start()
+        assert not waits.wait(0.5)
+    thread.join(60)
+    assert waits.is_set() and said == [f"another process computes embeddings in {folder}; waiting for it"]
