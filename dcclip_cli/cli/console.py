@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TypeVar
 import typer
 
 from dcclip_cli.errors import AgainError, DcclipError, Message, language, translated
+from dcclip_cli.files import atomic_write, cache_folder
 from dcclip_cli.machine import ERROR_FILE, is_first_process, is_launched
 from dcclip_cli.processes import AGAIN, asked, ignore_signals
 from dcclip_cli.progress import Progress, Silent, stderr_progress
@@ -162,19 +163,34 @@ def hint_line(line: str) -> None:
 
 
 class ErrorLines:
-    """Errors of single files: an `error:` line for each, when it is met, and in the end one `hint:` line per hint."""
+    """Errors of single files: an `error:` line for each, when it is met, and in the end one `hint:` line per hint.
 
-    def __init__(self) -> None:
+    Errors of files in folders among the user's `arguments` are in a file, and counted in one `warning:` line.
+    """
+
+    def __init__(self, arguments: Sequence[str] = ()) -> None:
         self._hints: dict[str, list[str]] = {}  # with the names that each is for
+        self._named = set(arguments)
+        self._folders = [folder for folder in arguments if os.path.isdir(folder)]
+        self._listed: list[str] = []
 
     def add(self, name: str, error: DcclipError) -> None:
+        if name not in self._named and any(map(Path(name).is_relative_to, self._folders)):
+            self._listed.append(printable(translated(error.what)))
+            return
         error_line(error.what)
         hint = translated(error.hint)
         hint = f"{hint.removesuffix(name)}FILE" if hint.endswith(f" {name}") else hint
         self._hints.setdefault(hint, []).append(name)
 
-    def end(self) -> None:
-        """Print the hints, and exit with 1 if there were errors."""
+    def end(self, count: int | None = None) -> None:
+        """Print the hints, and exit with 1 if there were `error:` lines, or errors of all of `count` files."""
+        if self._listed:
+            file = cache_folder() / "unreadable.txt"
+            atomic_write(file, "".join(f"{line}\n" for line in self._listed))
+            if len(self._listed) == count:
+                _fail(DcclipError("no image could be read", "see the reasons in {}", file))
+            warning_line(Message("{:,} images cannot be read; reasons: {}", len(self._listed), file))
         for hint, names in self._hints.items():
             rest = Message(" and {:,} more", len(names) - 1) if len(names) > 1 else ""
             hint_line(Message("{} ({}{})", hint, names[0], rest))

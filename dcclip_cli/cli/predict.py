@@ -99,7 +99,8 @@ def predict(
 
     The probabilities of an image sum to 1, except with --multi-label. An export bundle needs no torch.
     --xmp never changes an image: the tags are in IMAGE.jpg.xmp, or in IMAGE.xmp if that exists, next to other tags.
-    Exit code 1 if an image cannot be read or a sidecar file cannot be written; the others are still shown.
+    Exit code 1 if a named image, or every image, cannot be read, or a sidecar file cannot be written; the others are
+    still shown. Unreadable images in folders are counted, and listed in a file.
     """
     talk = console.talk(quiet, verbose)
     form: _Form | None = "json" if as_json else "jsonl" if as_jsonl else "csv" if as_csv else None
@@ -121,7 +122,8 @@ def predict(
 
     if undo:
         photos = map(inference.Prediction, _find_images("predict", images, exclude, talk))
-        return _show_errors({str(photo.image): photo.error for photo in _tagged(photos, None, (), talk) if photo.error})
+        errors = {str(photo.image): photo.error for photo in _tagged(photos, None, (), talk) if photo.error}
+        return _show_errors(errors, ())
     names = _class_names(labels, labels_file, talk)
     paths = _find_images("predict", images, exclude, talk)
     if xmp:
@@ -135,7 +137,8 @@ def predict(
         doubtful = [name for name in names if any(word in name for word in ready.unknown)]
         untagged = {name for name in doubtful if unknown_of(encoder, [name])}
         predictions = _tagged(predictions, names, untagged, talk)
-    _show(predictions, len(paths), ready, form, out, talk)
+    unread = console.ErrorLines(() if xmp else images)  # a sidecar that cannot be written is an error
+    _show(predictions, len(paths), ready, form, out, unread, talk)
 
 
 def _class_names(labels: str, file: Path | None, talk: Progress) -> list[str]:
@@ -220,10 +223,17 @@ def _say_unknown(talk: Progress, command: str, texts: Sequence[str]) -> None:
 
 
 def _show(
-    predictions: Iterable[Prediction], count: int, labels: Labels, form: _Form | None, out: Path | None, talk: Progress
+    predictions: Iterable[Prediction],
+    count: int,
+    labels: Labels,
+    form: _Form | None,
+    out: Path | None,
+    unread: console.ErrorLines,
+    talk: Progress,
 ) -> None:
-    """Print predictions: JSON at the end, others as they are computed, CSV to `out` if given. Errors exit with 1."""
-    listed, unread, unfit_count = list[dict[str, object]](), console.ErrorLines(), 0
+    """Print predictions: JSON at the end, others as they are computed, CSV to `out` if given; end with `unread`."""
+    listed = list[dict[str, object]]()
+    unfit_count = 0
     _say_unknown(talk, "predict", labels.unknown)
     with ExitStack() as stack:
         stream: IO[str] = sys.stdout
@@ -255,7 +265,7 @@ def _show(
         talk.say(
             Message("hint: predict: {} of {} images fit no label well; add the label 其他 or other", unfit_count, count)
         )
-    unread.end()
+    unread.end(count)
 
 
 def csv_cell(text: str) -> str:
@@ -318,7 +328,7 @@ def search(
     --duplicates shows groups of copies: resized, compressed again, slightly cropped or watermarked; the largest first.
     It also shows bursts: similar images that were taken within 3 seconds of each other, according to EXIF.
     --duplicates --json prints an object with the lists copies and bursts.
-    Exit code 1 if an image cannot be read; the others are still searched. It is not tried again until it changes.
+    Unreadable images are counted, and listed in a file. They are not tried again until they change.
     """
     flags.out(page, folder=False)
     talk = console.talk(quiet, verbose)
@@ -353,7 +363,7 @@ def search(
         notes += [] if result.fits else [Message("no good match for {}", query_text)]
         captions = [(hit.frame, f"{hit.score:.3f} · {Path(hit.title).name}") for hit in hits]
         _write_page(page, query_text, notes, captions, talk)
-    _show_errors(result.errors)
+    _show_errors(result.errors, arguments)
 
 
 def _show_duplicates(
@@ -379,7 +389,7 @@ def _show_duplicates(
     if page:
         captions = [(photo.image, f"{translated(label)} · {size} · {photo.image.name}") for label, photo, size in rows]
         _write_page(page, translated(Message("Duplicates")), [], captions, talk)
-    _show_errors(result.errors)
+    _show_errors(result.errors, folders)
 
 
 def _write_page(
@@ -428,7 +438,8 @@ def embed(
 
     Embeddings have length 1, so dot products are cosines. FILE.npy has one row per input, and FILE.txt the name of each
     row; FILE.parquet has the columns name and embedding. Texts are embedded without templates.
-    Exit code 1 if an image cannot be read; it gets no row. Prints the path of the file.
+    Exit code 1 if a named image cannot be read; it gets no row. Those in folders are counted, and listed in a file.
+    Prints the path of the embeddings.
     """
     inputs = [*(texts or ()), *flags.lines_of(texts_file, Message("text"), _MOST_TEXTS, _MOST_TEXTS_BYTES)]
     flags.refuse({
@@ -448,12 +459,12 @@ def embed(
         console.show_json({"file": str(result.file), "unknown": result.unknown})
     else:
         console.show(str(result.file))
-    _show_errors(result.errors)
+    _show_errors(result.errors, images or ())
 
 
-def _show_errors(errors: Mapping[str, DcclipError]) -> None:
-    """Print the errors of images, if there are any, and exit with 1."""
-    unread = console.ErrorLines()
+def _show_errors(errors: Mapping[str, DcclipError], arguments: Sequence[str]) -> None:
+    """Print the errors of images, if there are any, and exit with 1 if the user's arguments name one."""
+    unread = console.ErrorLines(arguments)
     for name, error in errors.items():
         unread.add(name, error)
     unread.end()

@@ -105,10 +105,15 @@ def test_search_shows_the_nearest_in_a_table_json_and_a_page(pictures: list[Path
     assert "cancel out" in dcclip("search", folder, "--text", "红", "--not", "红", expect=1).stderr
 
 
-def test_a_search_tells_of_a_broken_picture_once_and_excludes_what_it_should(pictures: list[Path]) -> None:
+def test_a_search_tells_of_a_broken_picture_once_and_excludes_what_it_should(
+    pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = pictures[0].parent
     pictures[1].write_bytes(b"broken")
-    assert f"error: {pictures[1]} is not" in dcclip("search", "moon", folder, expect=1).stderr
+    *_, warning = dcclip("search", "moon", folder).stderr.splitlines()
+    [count, reasons] = warning.split("; reasons: ")
+    assert count == "warning: 1 images cannot be read"
+    assert Path(reasons).read_text("utf-8").startswith(f"{pictures[1]} is not a readable image")
     again = dcclip("search", "月亮", folder, "--dims", 8)
     assert "error:" not in again.stderr and "skipped 1 images that are still unreadable" in again.stderr
     exclude = ("--exclude", pictures[1].name, "--exclude", pictures[0].stem.upper() + "*")
@@ -116,11 +121,17 @@ def test_a_search_tells_of_a_broken_picture_once_and_excludes_what_it_should(pic
     assert len(json.loads(hits.stdout)) == 3 and "unreadable" not in hits.stderr
     labels = ("--labels", "红,green")
     assert len(dcclip("predict", folder, *exclude, *labels, "-q").stdout.splitlines()) == 3
-    dcclip("embed", folder, "--out", folder.parent / "a.npy", *exclude)
-    assert len(np.load(folder.parent / "a.npy")) == 3
-    assert (
-        "error: --exclude leaves no image" in dcclip("predict", *pictures, "--exclude", "*", *labels, expect=1).stderr
-    )
+    some = dcclip("predict", folder, *labels, "-q")
+    assert len(some.stdout.splitlines()) == 4 and some.stderr == warning + "\n"
+    monkeypatch.setenv("DCCLIP_LANG", "zh")
+    assert "1 张图片无法读取，原因见 " in dcclip("embed", folder, "--out", folder.parent / "b.npy").stderr
+    monkeypatch.setenv("DCCLIP_LANG", "en")
+    (folder.parent / "损坏").mkdir()
+    (folder.parent / "损坏/a.jpg").write_bytes(b"broken")
+    reasons = {(pictures[1],): "is not a readable image", (folder.parent / "损坏",): "no image could be read"}
+    for arguments, reason in (reasons | {(folder, pictures[1]): "is not a readable image"}).items():
+        failed = dcclip("predict", *arguments, *labels, expect=1).stderr
+        assert f"error: {reason}" in failed.replace(f"{pictures[1]} ", "") and "\nhint:  " in failed
 
 
 def test_a_video_is_shown_with_its_time_and_an_extra_is_named_where_it_cannot_be_read(
@@ -171,13 +182,16 @@ def test_duplicates_are_copies_and_bursts_across_folders_and_a_second_look_embed
             save(moved.resize((width // 2, height // 2)), "手机/连拍 small.jpg", "12:00:06", "90")
     (folders[0] / "坏.jpg").write_bytes(b"broken")
     page, command = tmp_path / "page.html", ("search", "--duplicates", *folders, "--model", "starter")
-    ran = dcclip(*command, "--json", "--html", page, expect=1)
+    ran = dcclip(*command, "--json", "--html", page)
     groups = [[Path(photo["image"]).stem for photo in group] for group in json.loads(ran.stdout)["copies"]]
     assert groups == [["连拍3", "连拍 small"], *(["0", "c0", "小0"], ["1", "c1", "小1"], ["2", "c2", "小2"])]
     assert [[Path(photo["image"]).stem for photo in group] for group in json.loads(ran.stdout)["bursts"]] == [
         ["3", "连拍1", "连拍2", "连拍3"]
     ]
-    assert "error: " in ran.stderr and page.read_text("utf-8").count("data:image/jpeg;base64,") == 15
+    assert (
+        "warning: 1 images cannot be read" in ran.stderr
+        and page.read_text("utf-8").count("data:image/jpeg;base64,") == 15
+    )
     table = dcclip(*command, "--exclude", "c*", "--exclude", "坏*", "--exclude", "1.png", "--exclude", "连拍*")
     assert "2 copies in 2 groups, 0 bursts" in " ".join(table.stdout.split()) and "compare" not in table.stderr
     for ignored in ("--not 红", "--top-k 3", "--dims 8", "--fresh"):
