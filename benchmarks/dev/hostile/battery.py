@@ -29,7 +29,7 @@ def run_cases(options: argparse.Namespace, worker: int, work: Path) -> Counter[t
     counts: Counter[tuple[str, str]] = Counter()
     make_corpus(work)
     cases = [case for name, table in TABLES.items() for case in table.draw(name, options.cases)]
-    cases = [case for case in cases if options.only in case.name]
+    cases = [case for case in cases if any(part in case.name for part in options.only.split(","))]
     Random(0).shuffle(cases)
     for case in cases[worker :: options.workers]:
         verdict, why = run_case(case, work)
@@ -42,7 +42,7 @@ def run_cases(options: argparse.Namespace, worker: int, work: Path) -> Counter[t
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="only cases whose name contains this")
+    parser.add_argument("--only", default="", help="only cases whose name contains one of these, which commas separate")
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("failures.jsonl"))

@@ -252,6 +252,112 @@ def _has_picture(here: Path, stdout: str) -> str:
     return "" if "0.png" in answer else "the whole picture has no answer"
 
 
+def _films(random: Random) -> tuple[str, Row]:
+    """A damaged film, or a frame of a whole one by a bad time."""
+    if random.random() < 0.7:
+        name, row = damage_file("films/x.mp4")(random)
+        return name, Row("films/x.mp4#t=0.5", row.change, may_succeed=True)
+    time_s = random.choice(
+        ["1e20", "9" * 25, "9" * 300, "-1", "nan", "", "0x1", "1e-9", "３", "1:30", "0.5#t=1", "7e99"]
+    )
+    return f"#t={time_s[:30]}", Row(f"films/x.mp4#t={time_s}", may_succeed=True)
+
+
+def _rpc(*calls: tuple[str, dict[str, Any]]) -> bytes:
+    """Requests to `mcp` as lines, after those that begin a session."""
+    start = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "x", "version": "1"}}
+    requests = [("initialize", start), *calls]
+    lines = [{"jsonrpc": "2.0", "id": id_, "method": name, "params": more} for id_, (name, more) in enumerate(requests)]
+    return "".join(f"{json.dumps(line)}\n" for line in lines).encode()
+
+
+def _tool(name: str, **arguments: Any) -> Row:
+    return Row(stdin=_rpc(("tools/call", {"name": name, "arguments": arguments})), may_succeed=True)
+
+
+def _speaks_json(here: Path, stdout: str) -> str:
+    lines = stdout.splitlines()
+    is_json = all(line.startswith('{"jsonrpc"') for line in lines)
+    return "" if is_json and lines else "stdout is not JSON-RPC"
+
+
+def _keeps_foreign(here: Path, stdout: str) -> str:
+    """What is no tag of dcclip's stays in a sidecar, and nothing is written elsewhere."""
+    sidecar = here / "pictures/1.png.xmp"
+    content = sidecar.read_bytes() if sidecar.is_file() and not sidecar.is_symlink() else b""
+    if content.count(b"keep") != (2 if b"urn:other" in content else 0):
+        return "foreign text is gone"
+    return "a file elsewhere was made" if (here.parent / "made").exists() else ""
+
+
+_SUBJECT = "<dc:subject xmlns:dc='http://purl.org/dc/elements/1.1/'{}"
+_RDF = (
+    "<rdf:RDF xmlns:rdf='http://www.w3.org/1999/02/22-rdf-syntax-ns#'><rdf:Description>{}</rdf:Description></rdf:RDF>"
+)
+_SIDECARS: dict[str, bytes | str] = {
+    "empty": "",
+    "text": "没有 XML",
+    "NUL": b"\0" * 99,
+    "cut": _RDF[:60],
+    "no RDF": "<a/>",
+    "two roots": "<a/><b/>",
+    "entities": "<!DOCTYPE a [<!ENTITY b 'cc'>]><a>&b;</a>",
+    "UTF-16": _RDF.encode("utf-16"),
+    "deep": "<a>" * 20_000,
+    "blanks": _RDF.format(" " * 4_000_000),
+    "lines": _RDF.format("\r\n" * 400_000),
+    "17 MB": _RDF.format(" " * 17_000_000),
+    "CDATA": _RDF.format(f"<![CDATA[{'<dcclip:a>' * 20_000}]]>"),
+    "comment": f"<!--{'<dcclip:a>' * 20_000}-->",
+    "foreign": _RDF.format("<!-- <dcclip:x>keep</dcclip:x> --><d:x xmlns:d='urn:other'>keep</d:x>"),
+    "BOM": "\ufeff" + _RDF,
+    "list": _RDF.format(_SUBJECT.format("/>")),
+    "tags": _RDF.format(_SUBJECT.format(f"><rdf:Bag>{'<rdf:li>狗</rdf:li>' * 20_000}</rdf:Bag></dc:subject>")),
+}
+_SIDECAR_FILES = {
+    "folder": folder("pictures/1.png.xmp"),
+    "pipe": fifo("pictures/1.png.xmp"),
+    "link to nothing": link("pictures/1.png.xmp", "../../made"),
+    "link out": link("pictures/1.png.xmp", "/etc/hostname"),
+    "disk error": link("pictures/1.png.xmp", "/proc/self/mem"),
+    "loop": link("pictures/1.png.xmp", "1.png.xmp"),
+}
+_CALLS = {
+    "long text": _tool("search", text="猫 dog " * 200_000),
+    "half": _tool("search", text="\ud800"),
+    "nothing": _tool("search"),
+    "long label": _tool("label", photos=["1.png"], labels=["狗" * 9000]),
+    "no labels": _tool("label", photos=["1.png"], labels=[]),
+    "long path": _tool("show", photo="a" * 100_000),
+    "NUL": _tool("show", photo="\0"),
+    "outside": _tool("show", photo="../x"),
+    "half a path": _tool("show", photo="\udcff"),
+    "root": _tool("show", photo="/proc/self/root/etc/passwd"),
+    "time": _tool("show", photo=f"x.mp4#t={'9' * 300}"),
+    "no tool": _tool("nosuch"),
+    "type": _tool("show", photo=[1]),
+    "prompt": Row(stdin=_rpc(("prompts/get", {"name": "\ud800"})), may_succeed=True),
+    "method": Row(stdin=_rpc(("no/such", {})), may_succeed=True),
+    "no JSON": Row(stdin=_rpc() + b"{\n\xff\xfe\n[]\nnull\n" + b"[" * 100_000 + b"\n", may_succeed=True),
+    "cut": Row(stdin=_rpc() + _rpc()[:50], may_succeed=True),
+}
+_FITS = arguments(
+    *(f"--data {data} --labels 猫,dog --max-mb 3" for data in ("none", "bundle", "recipe.yaml", "/dev/null", "x")),
+    "--data classes --max-mb 0",
+    "--data classes --max-mb nan",
+    "--data classes",
+    "--data classes --max-ms 0.001 --time 1m",
+    "--data classes --max-mb 0.001 --time 1m",
+    "--data classes --max-mb 3 --time 0s",
+    "--data classes --max-mb 3 --time ９",
+    "--data classes --max-mb 3 --labels '/|\x00'",
+    "--data pictures --max-mb 3 --labels ''",
+    "--data pictures --max-mb 3",
+    "--data classes --max-mb 3 --labels-file none",
+    "--data classes --max-mb 3 --teacher none",
+    "--data classes --max-mb 3 --out recipe.yaml",
+    "--data classes --max-mb 3 --labels-file /proc/self/mem",
+)
 # fmt: off
 _PATHS = arguments("none.x", ".", "", "x" * 300, "/dev/zero", "/dev/null", "a\nb.x", "\x1b[2J.x", "\udcff.x")
 _PATHS |= {"loop": Row("loop", link("loop", "loop")), "below a loop": Row("loop/x", link("loop", "loop")),
@@ -388,6 +494,7 @@ _ANY_COMMAND = "recipe.yaml collect.yaml table.tsv folder model bundle pictures 
 _TRAINING = "recipe.yaml train.parquet teacher cache"
 _PREDICT, _FIND = "predict {} --labels 猫,dog --model bundle", "search 猫 pictures --model bundle --json"
 _PICTURE_COMMANDS = f"{_PREDICT} ; {_PREDICT} --csv ; {_PREDICT} --json ; embed {{}} --model bundle ; {_FIND}"
+_TAG = "predict pictures/1.png --labels 猫,dog --model bundle --xmp"
 _USE = "predict pictures --labels 猫,狗,cat --json -q --model {} ; embed --text 猫 --text 'a dog' -q --model {}"
 _READ = """collect c.yaml --workers 1 -q ; eval --model bundle --dataset {} -q ; index {} ; align r.yaml ; distill
 r.yaml --check ; eval --model bundle --dataset {} --task retrieval -q"""
@@ -424,7 +531,7 @@ TABLES = {
         f"recipe show {{}} ; run {{}} ; collect {{}} ; eval {{}} ; {_PREDICT} ; search 猫 {{}}", _PATHS, fine="'.'"),
     "--out": Table(50, _ANY_COMMAND, _OUT, _OUTS),
     "picture": Table(40, "bundle pictures", _PICTURE_COMMANDS.replace("{}", "pictures"), files("pictures/x.jpg",
-        _PICTURES), check=_has_picture),
+        _PICTURES), True, check=_has_picture),
     "picture bytes": Table(30, "bundle pictures", _PICTURE_COMMANDS.replace("{}", "pictures"),
         damage_file("pictures/[123].png"), True, check=_has_picture),
     "picture name": Table(60, "bundle pictures", _PICTURE_COMMANDS, {short(name): Row(f"pictures/{name}",
@@ -456,6 +563,12 @@ TABLES = {
     "damaged data": Table(40, "bundle teacher train.parquet pairs.tar folder table.tsv table.csv table.jsonl", _READ,
         _damaged_data, True),
     "classes": Table(35, "bundle classes", _CLASSIFY, changes("", _CLASSES), True),
+    "XMP": Table(40, "bundle pictures", f"{_TAG} --threshold 0.0001 ; predict pictures --xmp --undo",
+        files("pictures/1.png.xmp", _SIDECARS) | changes("", _SIDECAR_FILES), True, check=_keeps_foreign),
+    "video": Table(40, "bundle films", f"{_PREDICT} ; search 猫 films --model bundle --json", _films, True),
+    "mcp": Table(20, "bundle pictures", "mcp pictures --model bundle", _CALLS, True, check=_speaks_json),
+    "fit": Table(20, "classes bundle pictures recipe.yaml teacher",
+        "fit --teacher teacher --device cpu {*}", _FITS),
     "command line": Table(70, _ANY_COMMAND, "{*}", _COMMANDS),
 }
 # fmt: on

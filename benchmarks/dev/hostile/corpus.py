@@ -61,9 +61,11 @@ def _run(folder: Path, command: str) -> None:
 def _write_inputs(inputs: Path) -> None:
     """Write pairs, tables of them, pictures, recipes and a teacher."""
     import pyarrow.parquet as pq
+    from PIL import Image
 
     from tests.tars import tar_bytes
     from tests.teachers import make
+    from tests.videos import film
 
     table = pq.read_table(ROOT / "recipes/quickstart/validation.parquet").slice(0, 24)
     for name in ("indexed", "pictures", "folder", "classes/circle", "classes/square"):
@@ -88,5 +90,9 @@ def _write_inputs(inputs: Path) -> None:
     (inputs / "table.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
     for name, recipe in (("recipe", RECIPE), ("collect", COLLECT)):
         (inputs / f"{name}.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False), "utf-8")
+    (inputs / "films").mkdir()
+    shapes = [Image.open(inputs / f"pictures/{number}.png").convert("RGB") for number in range(2)]
+    film(str(inputs / "films/x.mp4"), shapes)
+    shutil.copy(inputs / "pictures/0.png", inputs / "films")
     (inputs / "labels.txt").write_text("猫\n狗\ncat\ndog\n", "utf-8")
     make("altclip", inputs / "teacher")
