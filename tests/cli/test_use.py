@@ -128,8 +128,12 @@ def test_a_search_tells_of_a_broken_picture_once_and_excludes_what_it_should(
     monkeypatch.setenv("DCCLIP_LANG", "en")
     (folder.parent / "损坏").mkdir()
     (folder.parent / "损坏/a.jpg").write_bytes(b"broken")
-    reasons = {(pictures[1],): "is not a readable image", (folder.parent / "损坏",): "no image could be read"}
-    for arguments, reason in (reasons | {(folder, pictures[1]): "is not a readable image"}).items():
+    failures: dict[tuple[Path, ...], str] = {
+        (pictures[1],): "is not a readable image",
+        (folder, pictures[1]): "is not a readable image",
+        (folder.parent / "损坏",): "no image could be read",
+    }
+    for arguments, reason in failures.items():
         failed = dcclip("predict", *arguments, *labels, expect=1).stderr
         assert f"error: {reason}" in failed.replace(f"{pictures[1]} ", "") and "\nhint:  " in failed
 
