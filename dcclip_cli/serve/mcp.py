@@ -159,8 +159,8 @@ def tool_server(model: Model, folders: Sequence[Path]) -> MCPServer:
 
 def run(server: MCPServer) -> None:
     """Answer an assistant on stdin and stdout, until it ends."""
-    stdin: Any = sys.stdin.buffer
-    sys.stdin = TextIOWrapper(_Lines(stdin.raw), encoding="utf-8")
+    stdin: Any = sys.stdin  # which closes the file when nothing refers to it
+    sys.stdin = TextIOWrapper(_Lines(stdin.buffer.raw), encoding="utf-8")
     # In a thread: an event loop prints tracebacks if a signal raises an exception in it.
     serving = ThreadPoolExecutor(1).submit(server.run)
     while not serving.done():
