@@ -90,11 +90,9 @@ class CommandGroup(typer.core.TyperGroup):
             elif isinstance(error, EOFError):  # which click would take for the user's wish to stop
                 raise RuntimeError("a file or the output of a process ended too early") from error
             else:
-                command = self.get_command(ctx, ctx.invoked_subcommand or "")
                 from dcclip_cli.cli.system_errors import explained
 
-                options = {name for parameter in (command.params if command else ()) for name in parameter.opts}
-                explanation = explained(error, options)
+                explanation = explained(error)
                 if isinstance(error, ModuleNotFoundError):
                     package = (error.name or "").partition(".")[0]
                     problem = Message("the command needs the package {}, which is not installed", package)

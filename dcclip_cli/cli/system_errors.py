@@ -1,58 +1,41 @@
-"""The table from errors of the operating system, and of libraries that pass them on, to `error:` and `hint:` lines."""
+"""Errors of the operating system, and of libraries that pass them on, as `error:` and `hint:` lines."""
 
 import errno
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from dcclip_cli.errors import DcclipError, Message, written_by
-from dcclip_cli.files import cache_folder, free_bytes
-from dcclip_cli.machine import memory
-from dcclip_cli.text import size_in_words
 
-_OTHER_CACHE = Message("set DCCLIP_CACHE to another folder")
-
-# What is wrong, and what to do; {elsewhere} is how this command writes somewhere else.
 _PERMISSION = DcclipError(
-    "no permission to read or write {file}",
-    "change the permissions of the file or its folders (see: ls -ld){elsewhere}",
+    "no permission to read or write {file}", "change the permissions of the file or its folders (see: ls -ld)"
 )
 _WITH_FILE: Mapping[int, DcclipError] = {
     errno.EACCES: _PERMISSION,
     errno.EPERM: _PERMISSION,
     errno.ENOSPC: DcclipError(
-        "{file}: the disk is full ({free} free)",
-        "free some disk space, or some inodes (see: df -i){elsewhere}; then run the same command again",
+        "{file}: the disk is full", "free some disk space, or some inodes (see: df -i); then run the same command again"
     ),
-    errno.EDQUOT: DcclipError(
-        "{file}: your disk quota is used up", "free some of your quota{elsewhere}, then run the same command again"
-    ),
-    errno.EROFS: DcclipError("{file} is on a read-only file system", "write to another file system{elsewhere}"),
-    errno.EEXIST: DcclipError("{file} already exists", "rename or move it{elsewhere}"),
-    errno.ENOTDIR: DcclipError(
-        "{barrier} is a file, not a folder", "check the path: every part before the last must be a folder"
-    ),
-    errno.EISDIR: DcclipError("{file} is a folder, not a file", "choose a file"),
     errno.ENOENT: DcclipError(
         "{file} does not exist", "check the path; if another process deleted it, run the command again"
     ),
-    errno.ENAMETOOLONG: DcclipError(
-        "{file}: the name is too long", "choose a shorter name: most systems allow 255 bytes"
-    ),
-    errno.ELOOP: DcclipError("{file}: loop of symbolic links", "check the links with: ls -l"),
 }
-_OTHER = DcclipError("{file}: {reason}", "check that it is a regular file, and check the disk for errors{elsewhere}")
+_OTHER = DcclipError("{file}: {reason}", "check the path, and the disk for errors")
 _DISK_FULL = DcclipError(
     "a disk is full", "find the full disk with df -h, free some space, then run the same command again"
 )
 _FILES = DcclipError("too many files are open", "raise the limit with: ulimit -n 4096")
-_PROCESSES = DcclipError(
-    "the limit of processes or threads is reached",
-    "close other programs, use fewer threads and workers, or raise the limit with ulimit -u",
-)
 # Errors of the process as a whole, with or without a file.
-_OF_PROCESS: Mapping[int, DcclipError] = {errno.EMFILE: _FILES, errno.ENFILE: _FILES, errno.EAGAIN: _PROCESSES}
+_OF_PROCESS: Mapping[int, DcclipError] = {
+    errno.EMFILE: _FILES,
+    errno.ENFILE: _FILES,
+    errno.EAGAIN: DcclipError(
+        "the limit of processes or threads is reached",
+        "close other programs, use fewer threads and workers, or raise the limit with ulimit -u",
+    ),
+    errno.ENOMEM: DcclipError("not enough memory", "close other programs, or use smaller batches (batch_size)"),
+}
 
 # What libraries say of errors that they pass on, by the system's number.
 _SAID = {
@@ -68,11 +51,8 @@ _LINK_LOOP = re.compile(r"Symlink loop from '(.*)'")  # pathlib's resolve
 _PARTIAL = re.compile(r"(?<![^/])\.([^/]+)\.\d+-[0-9a-f]{8}\.(?:partial|old)(?![^/])")
 
 
-def explained(error: BaseException, options: Collection[str] = ()) -> DcclipError | None:
-    """What the user can do about an error of the system, or None for one that is not the system's.
-
-    `options` are those of the command: a hint names no other.
-    """
+def explained(error: BaseException) -> DcclipError | None:
+    """What the user can do about an error of the system, or None for one that is not the system's."""
     text = " ".join(map(str, error.args))  # str() leaves out the rest once an OSError has a file's name
     if type(error).__name__ == "PanicException":  # a BaseException, of libraries written in Rust
         problem = Message("a native library could not parse a file: {}", (text.splitlines() or [""])[0][:200])
@@ -82,12 +62,7 @@ def explained(error: BaseException, options: Collection[str] = ()) -> DcclipErro
         return None
     if number in _OF_PROCESS:
         return _OF_PROCESS[number]
-    if number == errno.ENOMEM:
-        ram = memory()
-        free = Message(" ({:.1f} GiB available)", ram.available / 2**30) if ram else ""
-        batch = Message(", or reduce the recipe's batch_size, or split batches with accumulate: auto")
-        smaller = batch if "--set" in options else ""
-        return DcclipError("not enough memory{}", "close other programs{}", free, smaller)
+
     if loop := _LINK_LOOP.search(text):
         path = loop[1]
     else:
@@ -96,25 +71,14 @@ def explained(error: BaseException, options: Collection[str] = ()) -> DcclipErro
         path = path or written_by(error)
     if not path:
         return _DISK_FULL if number in (errno.ENOSPC, errno.EDQUOT) else None
+
     file = Path(_PARTIAL.sub(r"\1", os.fsdecode(path)))  # not a temporary file's name
     template = _WITH_FILE.get(number, _OTHER)
-    hint = template.hint
-    parts = (*reversed(file.parents), file)
-    barrier = next((part for part in parts if os.path.exists(part) and not os.path.isdir(part)), file)
-    elsewhere, cache = "", cache_folder()
-    if file.is_relative_to(cache) or cache.is_relative_to(file):
-        elsewhere = _OTHER_CACHE
-        hint = hint if number == errno.ENOSPC else elsewhere
-    elif option := next((name for name in ("--out", "--html") if name in options), None):
-        elsewhere = Message("choose another location with {}", option)
     fields = {
         "file": str(file).replace("\n", "\\n"),  # each line of a text is an error of its own
-        "barrier": str(barrier).replace("\n", "\\n"),
-        "free": size_in_words(free_bytes(file)) if "{free}" in template.what else "",
-        "elsewhere": Message(", or {}", elsewhere) if elsewhere else "",
         "reason": os.strerror(number),
     }
-    return DcclipError(Message(template.what, **fields), Message(hint, **fields))
+    return DcclipError(Message(template.what, **fields), template.hint)
 
 
 def _number(error: BaseException, text: str) -> int | None:

@@ -26,7 +26,7 @@ COMMANDS: dict[str, list[object]] = {
     "embed": ["embed", "--text", "狗", "--model", "starter", "--out"],
 }
 PLACES = {
-    "below a file": ("文件.npy/x/图.npy", "文件.npy is a file, not a folder"),
+    "below a file": ("文件.npy/x/图.npy", "Not a directory"),
     "a pipe": ("pipe.npy", "pipe.npy is a pipe, not a fi"),
     # A device is refused in the same way; a test that failed would replace one.
     "a socket": ("socket.npy", "socket.npy is a socket, not a fi"),
