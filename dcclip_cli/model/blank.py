@@ -13,14 +13,17 @@ from dcclip_cli.model.inherit import check_image_source, teacher_image_config
 from dcclip_cli.model.students import ImageTower, StudentOptions, init_image_tower, model_config, preprocessing_of
 from dcclip_cli.model.teachers import TeacherOptions
 from dcclip_cli.model.tokenizer import BEGIN_ID, END_ID, UNKNOWN_ID
-from dcclip_cli.model.towers import OpenClipTowers, Tokens, Towers
+from dcclip_cli.model.towers import OpenClipTowers, TextLayout, Tokens, Towers
 
 
-def blank_student(options: StudentOptions, embed_dim: int) -> OpenClipTowers:
-    """A student without weights, its vocabulary of the largest size. Raises DcclipError for an impossible network."""
+def blank_student(options: StudentOptions, embed_dim: int, layout: TextLayout | None = None) -> OpenClipTowers:
+    """A student without weights, its vocabulary of the largest size. Raises DcclipError for an impossible network.
+
+    `layout` is that of the first teacher's text tower.
+    """
     image = options.image
     assert isinstance(image, ImageTower)
-    config = model_config(options, options.embed_dim or embed_dim, options.text.vocabulary.size)
+    config = model_config(options, options.embed_dim or embed_dim, options.text.vocabulary.size, layout=layout)
     model = _built(config, Message("{} cannot be built", image.timm), _other_size(image.timm))
     towers = OpenClipTowers(model, _one_word, preprocessing_of(image), image.timm, "")
     check_size(towers, image.timm, image.size)
@@ -33,7 +36,8 @@ def blank_text_student(options: StudentOptions, teacher: TeacherOptions, towers:
     if source.folder() is None:
         return None
     images = teacher_image_config(source, image_source)
-    config = model_config(options, images["embed_dim"], options.text.vocabulary.size, images)
+    tokens = options.text.vocabulary.size
+    config = model_config(options, images["embed_dim"], tokens, images, towers.text_layout)
     model = _built(config, Message("the image tower of {} cannot be built", towers.name), COPY_AGAIN)
     return OpenClipTowers(model, _one_word, image_source.match_preprocessing(), towers.name, "")
 

@@ -134,8 +134,7 @@ def load_model(folder: Path, progress: Progress | None = None) -> OpenClipTowers
             tokens = getattr(library.library, "tokenizer", library.library).vocab_size  # without those added later
         else:
             tokenizer = load_tokenizer(folder)
-            length = config["model_cfg"]["text_cfg"].get("context_length", 77)
-            tokenize = tokenize_with(tokenizer, length, str(folder / "tokenizer.json"))
+            tokenize = tokenize_with(tokenizer, config["model_cfg"]["text_cfg"], str(folder / "tokenizer.json"))
             name = str(record.content.get("name", folder.name))
             towers = OpenClipTowers(model, tokenize, preprocessing, name, fingerprint, tokenizer.get_vocab())
             tokens, towers.trained_dims = tokenizer.get_vocab_size(), tuple(record.content.get("trained_dims", ()))
@@ -155,9 +154,9 @@ def blank_model(folder: Path) -> OpenClipTowers:
             preprocessing = Preprocessing.from_config(dict(model.visual.preprocess_cfg))
             return OpenClipTowers(model, directory_tokenizer(folder, config), preprocessing, folder.name, "")
         preprocessing = Preprocessing.from_config(config.get("preprocess_cfg", {}))
-        tokenizer, length = load_tokenizer(folder), config["model_cfg"]["text_cfg"].get("context_length", 77)
-    vocab = tokenizer.get_vocab()
-    return OpenClipTowers(model, tokenize_with(tokenizer, length), preprocessing, folder.name, "", vocab)
+        tokenizer = load_tokenizer(folder)
+    tokenize = tokenize_with(tokenizer, config["model_cfg"]["text_cfg"])
+    return OpenClipTowers(model, tokenize, preprocessing, folder.name, "", tokenizer.get_vocab())
 
 
 def model_fingerprint(folder: Path, names: Sequence[str] = (CONFIG, WEIGHTS, "tokenizer.json")) -> str:

@@ -18,6 +18,8 @@ from dcclip_cli.options import Options
 if TYPE_CHECKING:
     from torch import nn
 
+    from dcclip_cli.model.towers import TextLayout
+
 Level = Annotated[float, Field(ge=0, le=1)]
 Spread = Annotated[float, Field(ge=0.001, le=10)]
 
@@ -81,12 +83,26 @@ class Vocabulary(Options):
 
 
 class TextTower(Options):
-    """open_clip's text transformer: causal and pooled at the end token, so that padding does not change features."""
+    """open_clip's text transformer. By default it attends and pools as the first teacher's text tower does.
+
+    open_clip masks no padding in bidirectional attention: such a tower sees it, and every text is padded to
+    `context_length`, in training and by all clients.
+    """
 
     layers: int = Field(4, ge=1, le=48, description="Transformer blocks")
     width: int = Field(256, ge=32, le=4096, multiple_of=32, description="Width of the transformer")
     heads: int | None = Field(None, ge=1, le=128, description="Attention heads; default: width / 64")
     context_length: int = Field(77, ge=8, le=512, description="Maximum tokens per text, start and end included")
+    attention: Literal["bidirectional", "causal"] | None = Field(
+        None,
+        description="Tokens that a token sees: all, every text padded to `context_length`; or those before it. "
+        "Default: as in the first teacher; without one, causal",
+    )
+    pooling: Literal["first", "end", "last"] | None = Field(
+        None,
+        description="State that becomes the embedding: of `<s>`, of `</s>`, or of the last position, padding included; "
+        "causal towers pool at the end. Default: as in the first teacher if attention is the same, else first or end",
+    )
     vocabulary: Vocabulary = Field(Vocabulary(), description="Vocabulary of the text tower")
     inherit: Literal["nothing", "embeddings", "layers"] = Field(
         "nothing",
@@ -97,6 +113,26 @@ class TextTower(Options):
     @property
     def head_count(self) -> int:
         return self.heads or max(1, self.width // 64)
+
+    @model_validator(mode="after")
+    def _pools_what_sees_the_text(self) -> Self:
+        if self.attention == "causal" and self.pooling in ("first", "last"):
+            raise ValueError(Message("a causal text tower pools at the end: set attention: bidirectional"))
+        return self
+
+    def layout(self, teacher: TextLayout | None) -> TextLayout:
+        """How the tower attends and pools: as set, else as the teacher's."""
+        from dcclip_cli.model.towers import TextLayout
+
+        teacher = teacher or TextLayout()
+        attention = self.attention or teacher.attention
+        if self.pooling in ("first", "last"):
+            attention = "bidirectional"
+        if self.pooling is not None:
+            return TextLayout(attention, self.pooling)
+        if attention == teacher.attention and teacher.pooling != "mean":
+            return TextLayout(attention, teacher.pooling)
+        return TextLayout(attention, "end" if attention == "causal" else "first")
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Self:
@@ -203,9 +239,16 @@ def preprocessing_of(image: ImageTower, teacher: Preprocessing | None = None) ->
 
 
 def model_config(
-    options: StudentOptions, embed_dim: int, vocab_size: int, teacher: Mapping[str, Any] | None = None
+    options: StudentOptions,
+    embed_dim: int,
+    vocab_size: int,
+    teacher: Mapping[str, Any] | None = None,
+    layout: TextLayout | None = None,
 ) -> dict[str, Any]:
-    """The student as open_clip's `model_cfg`; with `image: teacher`, `teacher` is all of it but the text tower."""
+    """The student as open_clip's `model_cfg`; with `image: teacher`, `teacher` is all of it but the text tower.
+
+    `layout` is that of the first teacher's text tower.
+    """
     text, image, images = options.text, options.image, teacher
     if isinstance(image, ImageTower):
         # MobileNetV3 and V4 widen their features after pooling: then their classifier projects. open_clip 3.3 sizes a
@@ -229,6 +272,7 @@ def model_config(
         }
         images = {"embed_dim": embed_dim, "vision_cfg": vision}
     assert images is not None
+    attention, pooling = text.layout(layout)
     return {
         **images,
         "custom_text": True,
@@ -241,7 +285,8 @@ def model_config(
             "layers": text.layers,
             "pad_id": PADDING_ID,
             "eos_id": END_ID,
-            "pool_type": "eos",
+            "pool_type": "eos" if pooling == "end" else pooling,
+            **({"no_causal_mask": True} if attention == "bidirectional" else {}),
         },
     }
 

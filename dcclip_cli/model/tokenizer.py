@@ -194,15 +194,20 @@ def check_tokenizer(tokenize: Callable[[list[str]], Tokens], tokens: int, rows: 
 
 
 def tokenize_with(
-    tokenizer: Tokenizer, context_length: int, where: str = "the tokenizer of the student"
+    tokenizer: Tokenizer, text_cfg: Mapping[str, Any], where: str = "the tokenizer of the student"
 ) -> Callable[[list[str]], Tokens]:
-    """A function from texts to Tokens, padded to the longest; truncated texts keep `</s>`. Both raise DcclipError."""
+    """A function from texts to Tokens for open_clip's text tower; truncated texts keep `</s>`. Both raise DcclipError.
+
+    Texts are padded to the longest, or to the context length where attention is bidirectional and so sees padding.
+    """
+    context_length = text_cfg.get("context_length", 77)
+    length = context_length if text_cfg.get("no_causal_mask") else None
     padding = tokenizer.token_to_id("<pad>")
     if padding is None:
         raise DcclipError("{} has no token <pad>", "copy the model directory again", where)
     with tokenizer_errors(where):
         tokenizer.enable_truncation(context_length)
-        tokenizer.enable_padding(pad_id=padding, pad_token="<pad>")
+        tokenizer.enable_padding(pad_id=padding, pad_token="<pad>", length=length)
     return partial(_tokenized, tokenizer, where)  # which can be sent to a process
 
 

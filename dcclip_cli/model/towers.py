@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -72,6 +72,18 @@ class ImageFeatures:
         return self.map if number == -1 else self.maps[number]
 
 
+Attention = Literal["bidirectional", "causal"]
+# Which state a text tower projects: of <s>, of the end token, of the last position (padding, if any), or their mean.
+Pooling = Literal["first", "end", "last", "mean"]
+
+
+class TextLayout(NamedTuple):
+    """What a position of a text tower sees, and which one is pooled."""
+
+    attention: Attention = "causal"
+    pooling: Pooling = "end"
+
+
 @dataclass(frozen=True)
 class TextFeatures:
     """`embedding` (N, D), not normalised, and the last layer's `tokens` (N, L, W) with their `mask` (N, L)."""
@@ -79,6 +91,27 @@ class TextFeatures:
     embedding: Tensor
     tokens: Tensor
     mask: Tensor
+    pooling: Pooling = "end"
+
+    @property
+    def states(self) -> Tensor:
+        """`tokens`, the pooled state in the place of the end token; if <s> is pooled, the end token's is in its place.
+
+        Losses compare these: then a student's pooled token learns the teacher's, wherever each tower pools.
+        """
+        if self.pooling == "end":
+            return self.tokens
+        place = torch.arange(self.mask.shape[1], device=self.mask.device)
+        is_end = (place == self.mask.sum(1, keepdim=True) - 1)[..., None]
+        if self.pooling == "mean":
+            mask = self.mask[..., None]
+            pooled = (self.tokens * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
+            return torch.where(is_end, pooled, self.tokens)
+        if self.pooling == "last":
+            return torch.where(is_end, self.tokens[:, -1:], self.tokens)
+        end = (self.tokens * is_end).sum(1, keepdim=True)
+        states = torch.where(is_end, self.tokens[:, :1], self.tokens)
+        return torch.where((place == 0)[:, None] & ~is_end, end, states)
 
 
 @contextmanager
@@ -227,17 +260,23 @@ class Towers(nn.Module, ABC):
             repeats = (part_size or size) - size
             rows, lengths = torch.cat([rows, rows[-1:].expand(repeats)]), lengths + lengths[-1:] * repeats
             part = text_features(Tokens(tokens.ids[rows, columns], tokens.mask[rows, columns], lengths=lengths))
-            outputs.append(TextFeatures(part.embedding[:size], part.tokens[:size], part.mask[:size]))
+            outputs.append(TextFeatures(part.embedding[:size], part.tokens[:size], part.mask[:size], part.pooling))
         back = torch.argsort(order)
         hidden = outputs[0].tokens.new_zeros(texts, longest, outputs[0].tokens.shape[2])
         for rows, part in zip(parts, outputs, strict=True):  # in place: 512 texts of AltCLIP take 161 MB
             hidden[rows, : part.tokens.shape[1]] = part.tokens
-        return TextFeatures(torch.cat([part.embedding for part in outputs])[back], hidden, tokens.mask)
+        embedding = torch.cat([part.embedding for part in outputs])[back]
+        return TextFeatures(embedding, hidden, tokens.mask, outputs[0].pooling)
 
     @property
     def takes_any_length(self) -> bool:
         """Whether the features of a text do not depend on its padding."""
         return False
+
+    @property
+    def text_layout(self) -> TextLayout:
+        """How the text tower attends and pools, which students follow."""
+        return TextLayout()
 
     trained_dims: Sequence[int] = ()  # numbers of first dimensions that were trained to be embeddings as well
     known: KnownWords | None = None  # how it says that it never learnt a text
@@ -351,6 +390,17 @@ class OpenClipTowers(Towers):
         looks_back = getattr(text, "attn_mask", None) is not None and text.cls_emb is None
         return looks_back and text.pool_type in ("argmax", "eos", "first")
 
+    @property
+    def text_layout(self) -> TextLayout:
+        text = self._text
+        if hasattr(text, "pooler"):  # a Hugging Face encoder
+            return TextLayout("bidirectional", "first" if "Cls" in type(text.pooler).__name__ else "mean")
+        pooling = getattr(text, "text_pool_type", None) or text.pool_type
+        if getattr(text, "cls_emb", None) is not None:
+            pooling = "last"
+        attention: Attention = "bidirectional" if text.attn_mask is None else "causal"
+        return TextLayout(attention, pooling if pooling in ("first", "last") else "end")
+
     def image_embedding(self, pixels: Tensor) -> Tensor:
         return self.model.visual(pixels)
 
@@ -364,7 +414,11 @@ class OpenClipTowers(Towers):
             with hook, module_outputs([transformer]) as outputs:
                 pooled = self.model.encode_text(tokens.ids)
             hidden = getattr(outputs()[0], "last_hidden_state", outputs()[0])
-            return TextFeatures(pooled, hidden[:, : tokens.ids.shape[1]], tokens.mask)
+            if extra := hidden.shape[1] - tokens.ids.shape[1]:  # a class token after the text, which is pooled
+                mask = nn.functional.pad(tokens.mask, (0, extra))
+                states = TextFeatures(pooled, hidden, mask, self.text_layout.pooling).states
+                return TextFeatures(pooled, states[:, : tokens.ids.shape[1]], tokens.mask)
+            return TextFeatures(pooled, hidden, tokens.mask, self.text_layout.pooling)
         length = tokens.ids.shape[1]
         if is_clip:
             pool, end, mask = text.text_pool_type, text.text_eos_id, text.attn_mask
@@ -380,7 +434,7 @@ class OpenClipTowers(Towers):
             pooled = text.text_projection(pooled)
         elif text.text_projection is not None:
             pooled = pooled @ text.text_projection
-        return TextFeatures(pooled, hidden, tokens.mask)
+        return TextFeatures(pooled, hidden, tokens.mask, self.text_layout.pooling)
 
 
 def _without_blank_mask(_module: nn.Module, inputs: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

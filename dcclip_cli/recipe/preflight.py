@@ -253,7 +253,8 @@ class Preflight:
         if self._ask(("student", "image", "timm"), partial(blank_network, image.timm)) is None:
             return None
         width = widths(teacher).embedding if teacher is not None and learns else DEFAULT_EMBED_DIM
-        towers = self._ask(("student", "image", "size"), partial(blank_student, student, width))
+        layout = teacher.text_layout if teacher is not None and (learns or student.inherits) else None
+        towers = self._ask(("student", "image", "size"), partial(blank_student, student, width, layout))
         if towers is not None and is_new:
             self._ask(("student", "image", "weights"), partial(check_image_weights, towers, image))
         return towers

@@ -155,7 +155,8 @@ class BlankStage(Stage):
 
         def tokenize(texts: list[str]) -> Tokens:
             lengths = torch.tensor([min(limit, 2 + round(len(text.encode()) / _BYTES_PER_TOKEN)) for text in texts])
-            mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+            longest = int(lengths.max()) if towers.takes_any_length else limit
+            mask = (torch.arange(longest) < lengths[:, None]).long()
             return Tokens((torch.randint(4, rows, mask.shape) * mask).scatter(1, lengths[:, None] - 1, END_ID), mask)
 
         towers.tokenize = tokenize  # type: ignore[method-assign]

@@ -280,7 +280,8 @@ class Stage:
                 width = teacher.facts.widths.embedding
             model = self.teacher.source if self.teacher else None
             towers = teacher.towers if teacher and options.inherits else None
-            student = new_student(options, width, self.training.dataset, name, self.seed, model, towers)
+            layout = teacher.facts.text_layout if teacher else None
+            student = new_student(options, width, self.training.dataset, name, self.seed, model, towers, layout)
             count = student.towers.parameters_count()
             if teacher and count >= (size := teacher.facts.parameters):
                 self.progress.say(Message("warning: the student has {:,} parameters, the teacher {:,}", count, size))

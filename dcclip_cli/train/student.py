@@ -18,7 +18,7 @@ from dcclip_cli.model.model_dir import load_model, save_model
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.reference import ModelSource
 from dcclip_cli.model.tokenizer import load_tokenizer, tokenize_with, train_tokenizer, trim_tokenizer
-from dcclip_cli.model.towers import OpenClipTowers, Towers
+from dcclip_cli.model.towers import OpenClipTowers, TextLayout, Towers
 from dcclip_cli.model.weights import CONFIG, require_file
 from dcclip_cli.train.teacher import SPACE, NarrowSpace
 from dcclip_cli.versions import versions
@@ -73,11 +73,13 @@ def new_student(
     seed: int,
     teacher: ModelSource | None = None,
     teacher_towers: Towers | None = None,
+    layout: TextLayout | None = None,
 ) -> Student:
     """A student with random or inherited weights; its tokenizer is made from the captions, or dcclip's class names.
 
     `teacher` is where the teacher's files are, for `vocabulary: {from: teacher}`; `teacher_towers` the teacher
     itself, for `text.inherit`, `image.inherit` and `image: teacher`; the options were checked to have what they need.
+    `layout` is that of the first teacher's text tower.
     """
     vocabulary = options.text.vocabulary
     captions = sample_captions(dataset, vocabulary.captions, seed)
@@ -98,7 +100,8 @@ def new_student(
         assert teacher is not None and teacher_towers is not None
         source = inherit.check_image_source(teacher_towers)
         image_config, preprocessing = inherit.teacher_image_config(teacher, source), source.match_preprocessing()
-    config = students.model_config(options, options.embed_dim or embed_dim, tokenizer.get_vocab_size(), image_config)
+    tokens = tokenizer.get_vocab_size()
+    config = students.model_config(options, options.embed_dim or embed_dim, tokens, image_config, layout)
     for key, token in (("pad_id", "<pad>"), ("eos_id", "</s>")):  # a teacher's tokenizer may number them differently
         number = tokenizer.token_to_id(token)
         if number is None:
@@ -148,7 +151,7 @@ def student_from(folder: Path, name: str) -> Student:
 def _student(
     model: Any, config: dict[str, Any], preprocessing: Preprocessing, tokenizer: Tokenizer, name: str
 ) -> Student:
-    tokenize = tokenize_with(tokenizer, config["text_cfg"]["context_length"])
+    tokenize = tokenize_with(tokenizer, config["text_cfg"])
     model.visual.to(memory_format=torch.channels_last)
     if (bias := students.projection_bias(model)) is not None:
         bias.requires_grad_(False)

@@ -208,7 +208,7 @@ class TrainingTask(nn.Module):
     def _no_texts(self) -> TextFeatures:
         """The features of no text, by a pass through the text tower: DDP expects its gradient in every process."""
         features = self.student.text_features(self.student.tokenize(["猫"]).to(self.student.model.logit_scale.device))
-        return TextFeatures(features.embedding[:0], features.tokens[:0], features.mask[:0])
+        return TextFeatures(features.embedding[:0], features.tokens[:0], features.mask[:0], features.pooling)
 
 
 def shorter_dims(dims: Sequence[int], width: int) -> list[int]:
@@ -264,7 +264,7 @@ def _of_all_processes(
         lines_before = (processes - 1) * images + process * batch.num_unpaired_texts
         offset = torch.where(image_index < images, process * images, lines_before)
         index[name] = gather(image_index + offset, sizes)
-        texts[name] = TextFeatures(gather(features.embedding.float(), sizes), features.tokens, features.mask)
+        texts[name] = replace(features, embedding=gather(features.embedding.float(), sizes))
     image = replace(outputs.image, embedding=gather(outputs.image.embedding.float(), [images] * processes))
     return replace(outputs, image=image, texts=texts, image_index=index)
 

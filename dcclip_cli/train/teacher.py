@@ -29,7 +29,15 @@ from dcclip_cli.files import cache_folder, read_cached, write_json
 from dcclip_cli.machine import cpu_name
 from dcclip_cli.model.precision import Choice, check_logits, choose_precision, finite
 from dcclip_cli.model.teachers import Teacher
-from dcclip_cli.model.towers import TREATMENT, ImageFeatures, TextFeatures, Tokens, Towers, evaluating
+from dcclip_cli.model.towers import (
+    TREATMENT,
+    ImageFeatures,
+    TextFeatures,
+    TextLayout,
+    Tokens,
+    Towers,
+    evaluating,
+)
 from dcclip_cli.progress import Progress
 from dcclip_cli.train.losses.base import Outputs, Widths
 from dcclip_cli.versions import versions
@@ -98,6 +106,7 @@ class TeacherFacts:
     parameters: int
     widths: Widths
     precision: Choice
+    text_layout: TextLayout
 
 
 class LazyTeacher:
@@ -134,7 +143,8 @@ class LazyTeacher:
         towers = self.towers
         check_logits(towers.logit_scale, towers.logit_bias, towers.name)
         size, shape = towers.parameters_count(), widths(towers, self._layers)
-        facts = TeacherFacts(towers.name, towers.fingerprint, towers.logit_scale, size, shape, towers.precision)
+        measured = towers.name, towers.fingerprint, towers.logit_scale, size, shape, towers.precision
+        facts = TeacherFacts(*measured, towers.text_layout)
         if self._record:
             with suppress(OSError):  # a folder that cannot be written
                 write_json(self._record, asdict(facts))

@@ -41,7 +41,7 @@ from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, 
 from dcclip_cli.train.teacher import Grid, LazyTeacher, OnlineTeacher, TeacherFacts, TeacherFeatures, no_images
 
 FOLDER = "teacher-cache"
-IMAGE, TEXT, TOKENS = "image_embedding", "text_embedding", "text_tokens"
+IMAGE, TEXT, TOKENS = "image_embedding", "text_embedding", "text_states"
 _MASK = "mask"  # of the tokens that are no padding
 _INPUTS = {TEXT: "texts", TOKENS: "tokens"}
 BATCH_SIZE, _TEXTS = 64, 512  # images, and captions, of a batch
@@ -305,7 +305,7 @@ class TeacherCache(TeacherFeatures):
                 features = teacher.text_features_by_length(tokens, None if self._on_gpu else _PART_SIZE)
                 values = {TEXT: F.normalize(features.embedding.float(), dim=-1).half()}
             self.computed["captions"] += len(batch)
-            yield values | ({TOKENS: features.tokens.half(), _MASK: features.mask.bool()} if self._tokens else {})
+            yield values | ({TOKENS: features.states.half(), _MASK: features.mask.bool()} if self._tokens else {})
 
     def _arrived(self, compute: Callable[..., Iterable[dict[str, Tensor]]], batches: object) -> Iterator[Values]:
         """What is computed for batches, in memory; a GPU computes the next one while a thread copies and checks it."""

@@ -112,17 +112,20 @@ def student(
     teacher: Path | None = None,
     bias: float = 0.0,
     logit_bias: float | None = None,
+    pooling: str | None = None,
     **image: Any,
 ) -> Path:
     """A student with random weights, and the vocabulary of a `teacher`, or else one of its own.
 
     `bias` is that of a projection in place of the network's classifier, `logit_bias` that of a sigmoid loss.
+    With `pooling`, texts are bidirectional.
     """
     from dcclip_cli.model import students
     from dcclip_cli.model.model_dir import save_model
     from dcclip_cli.model.tokenizer import train_tokenizer, trim_tokenizer
 
-    section = {"image": {"timm": timm, "size": 64, **image}, "text": {"layers": 1, "width": 32}}
+    text = {"layers": 1, "width": 32, "pooling": pooling, "attention": "bidirectional" if pooling else None}
+    section = {"image": {"timm": timm, "size": 64, **image}, "text": text}
     options = students.StudentOptions.model_validate(section)
     captions = ["a red circle", "红色的圆"] * 20
     tokenizer = trim_tokenizer(teacher, captions, 300) if teacher else train_tokenizer(captions, 300)

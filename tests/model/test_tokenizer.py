@@ -130,18 +130,20 @@ def test_a_tokenizer_other_than_unigram_is_refused(chinese_clip_folder: Path) ->
 
 
 def test_texts_are_padded_to_the_longest_and_truncated_texts_keep_their_end_token(trained: Tokenizer) -> None:
-    tokens = tokenize_with(trained, 24)(["红", "红色的圆"])
+    tokens = tokenize_with(trained, {"context_length": 24})(["红", "红色的圆"])
     assert tokens.ids.shape == (2, 6)  # <s> 红 色 的 圆 </s>
     assert tokens.mask.tolist() == [[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]]
     assert tokens.ids[0, 2:].tolist() == [END_ID, PADDING_ID, PADDING_ID, PADDING_ID]
-    for ids in tokenize_with(trained, 12)(["红色的圆" * 20, "red circle " * 20]).ids:
+    for ids in tokenize_with(trained, {"context_length": 12})(["红色的圆" * 20, "red circle " * 20]).ids:
         assert (len(ids), ids[0], ids[-1]) == (12, BEGIN_ID, END_ID)
 
 
 def test_white_space_around_and_between_words_makes_no_difference(trained: Tokenizer) -> None:
-    ids = tokenize_with(trained, 24)(["  red \n circle\t", "red circle", " 红色 的圆　", "红色 的圆"]).ids.tolist()
+    ids = tokenize_with(trained, {"context_length": 24})(
+        ["  red \n circle\t", "red circle", " 红色 的圆　", "红色 的圆"]
+    ).ids.tolist()
     assert ids[0] == ids[1] and ids[2] == ids[3]
-    assert tokenize_with(trained, 24)([""]).ids.tolist() == [[BEGIN_ID, END_ID]]
+    assert tokenize_with(trained, {"context_length": 24})([""]).ids.tolist() == [[BEGIN_ID, END_ID]]
 
 
 def test_a_saved_tokenizer_is_the_same_in_tokenizers_and_in_transformers(
@@ -153,6 +155,6 @@ def test_a_saved_tokenizer_is_the_same_in_tokenizers_and_in_transformers(
     own_tokenizer, library_tokenizer = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     assert library_tokenizer.model_max_length == 24
     for text in [*captions, "一只猫！", "A cat?"]:
-        expected = tokenize_with(trained, 24)([text]).ids[0].tolist()
-        assert tokenize_with(own_tokenizer, 24)([text]).ids[0].tolist() == expected
+        expected = tokenize_with(trained, {"context_length": 24})([text]).ids[0].tolist()
+        assert tokenize_with(own_tokenizer, {"context_length": 24})([text]).ids[0].tolist() == expected
         assert library_tokenizer(text, truncation=True, max_length=24)["input_ids"] == expected

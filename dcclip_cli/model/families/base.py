@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -21,7 +21,18 @@ from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.hub_models import IMAGE_PROCESSOR, SENTENCEPIECE, TRANSFORMERS_CONFIG, checked_json
 from dcclip_cli.model.preprocess import MAX_SIDE, Preprocessing, matching_preprocessing
 from dcclip_cli.model.tokenizer import check_tokenizer
-from dcclip_cli.model.towers import TREATMENT, ImageFeatures, TextFeatures, Tokens, Towers, check_layers, on_grid
+from dcclip_cli.model.towers import (
+    TREATMENT,
+    Attention,
+    ImageFeatures,
+    Pooling,
+    TextFeatures,
+    TextLayout,
+    Tokens,
+    Towers,
+    check_layers,
+    on_grid,
+)
 from dcclip_cli.model.weights import (
     TRANSFORMERS_WEIGHTS,
     as_safetensors,
@@ -70,8 +81,9 @@ class TransformersTowers(Family):
     model_types: ClassVar[Collection[str]] = ()
     allowed_modules: ClassVar[Collection[str]] = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers
     text_length: ClassVar[int] = 77  # tokens of the texts that it was trained on, at most
-    fixed_length: ClassVar[bool] = False  # whether it was trained on texts that are padded to that
-    attention: ClassVar[Literal["bidirectional", "causal"] | None] = None  # of the text tower, where all have the same
+    fixed_length: bool = False  # whether it was trained on texts that are padded to that
+    attention: ClassVar[Attention | None] = None  # of the text tower, where all have the same
+    pooling: ClassVar[Pooling] = "end"  # of the text tower
     identity: Sequence[str] = ()  # what its outputs depend on besides its files
     weights = TRANSFORMERS_WEIGHTS
     required_files = (
@@ -232,6 +244,10 @@ class TransformersTowers(Family):
     def takes_any_length(self) -> bool:
         return not self.fixed_length
 
+    @property
+    def text_layout(self) -> TextLayout:
+        return TextLayout(self.attention or "causal", self.pooling)
+
     def text_features(self, tokens: Tokens) -> TextFeatures:
         # transformers looks into a mask (N, L) for padding: a GPU would be waited for, and meta tensors have no values.
         mask, length = tokens.mask, tokens.ids.shape[1]
@@ -241,7 +257,7 @@ class TransformersTowers(Family):
             mask = mask.tril() if self.attention == "causal" else mask
         masks = {"attention_mask": mask} if padded else {}
         out = self.model.get_text_features(input_ids=tokens.ids, return_dict=True, **masks)
-        return TextFeatures(out.pooler_output, out.last_hidden_state, tokens.mask)
+        return TextFeatures(out.pooler_output, out.last_hidden_state, tokens.mask, self.text_layout.pooling)
 
 
 @contextmanager

@@ -7,12 +7,23 @@ from typing import Any
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.families.base import TransformersTowers
 from dcclip_cli.model.hub_models import ELSEWHERE, check_timm_name
+from dcclip_cli.model.towers import TextLayout
 
 
 class ClipTowers(TransformersTowers):
     """CLIP, and any two towers as one model, as dcclip exports students."""
 
     label, model_types = "CLIP", ("clip", "vision-text-dual-encoder")
+
+    def __init__(self, model: Any, *processors: Any) -> None:
+        self.fixed_length = model.config.text_config.model_type.startswith("siglip")
+        super().__init__(model, *processors)
+
+    @property
+    def text_layout(self) -> TextLayout:
+        if self.model.config.text_config.model_type.startswith("clip"):
+            return TextLayout()
+        return TextLayout("bidirectional", "last" if self.fixed_length else "first")
 
     @property
     def logit_bias(self) -> float | None:
@@ -38,6 +49,7 @@ class ClipTowers(TransformersTowers):
 class AltClipTowers(TransformersTowers):
     label, model_types = "AltCLIP", ("altclip",)
     attention = "bidirectional"
+    pooling = "first"
 
     @property
     def _table(self) -> Any:
@@ -50,6 +62,7 @@ class ChineseClipTowers(TransformersTowers):
 
     label, model_types = "ChineseCLIP", ("chinese_clip",)
     attention = "bidirectional"
+    pooling = "first"
     text_length = 52
     identity = ("52 tokens",)
 
@@ -63,4 +76,6 @@ class SiglipTowers(TransformersTowers):
     """SigLIP, and SigLIP2's checkpoints for images of one size."""
 
     label, model_types = "SigLIP", ("siglip",)
+    attention = "bidirectional"
+    pooling = "last"
     fixed_length = True

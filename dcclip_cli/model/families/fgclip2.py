@@ -32,6 +32,8 @@ class FgClip2Towers(NaflexTowers):
     """
 
     label, model_types = "FG-CLIP2", ("fgclip2",)
+    attention = "bidirectional"
+    pooling = "last"
     fixed_length = True  # the last token is pooled, padding or not
 
     def __init__(self, model: Any, image_processor: Any, tokenizer: Any, name: str) -> None:
@@ -77,7 +79,7 @@ class FgClip2Towers(NaflexTowers):
         mask = {"attention_mask": tokens.mask} if "attention_mask" in self.tokenizer.model_input_names else {}
         with module_outputs([self.model.text_model.final_layer_norm]) as outputs:
             embedding = pooled(self.model.get_text_features(input_ids=tokens.ids, **mask))
-        return TextFeatures(embedding, outputs()[0], tokens.mask)
+        return TextFeatures(embedding, outputs()[0], tokens.mask, self.pooling)
 
     def text_embedding(self, tokens: Tokens) -> Tensor:
         """(N, D), as `text_features`, without the repository's loop over texts, which no graph has."""

@@ -105,6 +105,8 @@ class NaflexTowers(TransformersTowers):
 
 class Siglip2Towers(NaflexTowers):
     label, model_types = "SigLIP2", ("siglip2",)
+    attention = "bidirectional"
+    pooling = "last"
     fixed_length = True
 
 
@@ -115,6 +117,8 @@ class EmbeddingGemma2Towers(NaflexTowers):
     """
 
     label, model_types = "EmbeddingGemma 2", ("embedding_gemma2",)
+    attention = "bidirectional"
+    pooling = "mean"
     fp16 = False
     allowed_modules = ()  # its modules.json has more, which are computed here
     _image_modules = attrgetter("language_model.layers", "language_model.embedding_projection")
@@ -164,7 +168,7 @@ class EmbeddingGemma2Towers(NaflexTowers):
         return super().tokenize([self._prompt + text for text in texts])
 
     def text_features(self, tokens: Tokens) -> TextFeatures:
-        return TextFeatures(*self._mean(tokens), tokens.mask)
+        return TextFeatures(*self._mean(tokens), tokens.mask, self.pooling)
 
     def _mean(self, tokens: Tokens, **images: Tensor) -> tuple[Tensor, Tensor]:
         """(N, D), the mean over the last hidden states (N, L, D), and these."""

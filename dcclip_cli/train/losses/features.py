@@ -83,6 +83,7 @@ class TokenFeaturesLoss(TeacherLoss):
     """SmoothL1(adapter(tokens_s), tokens_t) on the text towers' last layers: the text half of DC-CLIP's stage 1.
 
     If the tokenizers split a text differently, the teacher's tokens are interpolated to the student's number of tokens.
+    The student's pooled token learns the teacher's, wherever each of them pools (`TextFeatures.states`).
     """
 
     kind: Literal["token_features"] = "token_features"
@@ -109,7 +110,8 @@ class TokenFeaturesLoss(TeacherLoss):
             target = resample_tokens(teacher.texts[language], features.mask)
             if self.standardize:
                 target = F.layer_norm(target, target.shape[-1:])
-            difference = F.smooth_l1_loss(adapters["text_tokens"](features.tokens), target, reduction="none").mean(-1)
+            adapted = adapters["text_tokens"](features.states)
+            difference = F.smooth_l1_loss(adapted, target, reduction="none").mean(-1)
             return (difference * features.mask).sum() / mean_over_processes(features.mask.sum())
 
         return mean_over_languages(student.weights("tokens"), of_tokens, student.image.embedding)
@@ -143,6 +145,7 @@ def resample_tokens(features: TextFeatures, mask: Tensor) -> Tensor:
     position = torch.minimum(place, want - 1) * (have - 1) / (want - 1).clamp(min=1)  # (N, L')
     low = position.floor().long()
     high = torch.minimum(low + 1, have - 1)
-    share = (position - low).unsqueeze(-1).to(features.tokens.dtype)
+    states = features.states
+    share = (position - low).unsqueeze(-1).to(states.dtype)
     row = torch.arange(mask.shape[0], device=mask.device)[:, None]
-    return features.tokens[row, low] * (1 - share) + features.tokens[row, high] * share
+    return states[row, low] * (1 - share) + states[row, high] * share
