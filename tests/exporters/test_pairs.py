@@ -24,7 +24,7 @@ OPTIONS: dict[str, Any] = {
     "model": ("test_resnet", "test_vit", "mobilenetv4_conv_small_050", "chinese_clip", "siglip", "bundle"),
     "precision": get_args(Precision),
     "projection": ("linear", "mlp"),
-    "text": ("data", "teacher", "first", "last"),  # the vocabulary; or bidirectional, with its pooling
+    "text": ("data", "teacher", "first"),  # the vocabulary; or bidirectional, pooled at <s>
     "preprocess": (None, "outside", "graph"),
     "dims": (None, 8),
     "samples": ("pairs", "images", None),
@@ -45,8 +45,8 @@ def refusals(values: tuple[Any, ...]) -> list[str]:
         "int8 needs calibration images": is_int8 and row["samples"] is None and not is_bundle,
         "is not an open_clip model": target.name == "open_clip" and model in ("chinese_clip", "siglip"),
         "is not one matrix without a bias": target.name == "transformers" and model.startswith("test_") and is_mlp,
-        "does not pool at the last position": row["text"] == "first"
-        and target.package == target.name
+        "is bidirectional": row["text"] == "first"
+        and target.name in ("transformers", "sentence-transformers")
         and model.startswith(("test_", "mobilenet")),
         "uses its classifier layer": model.startswith("mobilenet") and is_mlp,
         "is a bundle and cannot|is a bundle in .* and cannot|is an exported bundle: --dims": is_bundle
@@ -116,7 +116,7 @@ def test_an_export_gives_what_its_model_gives_or_is_refused(
         if row["model"] in ("chinese_clip", "siglip"):
             return f"hf:{fixture(row['model'] + '_folder')}"
         teacher = fixture("altclip_folder") if row["text"] == "teacher" else None
-        pooling = row["text"] if row["text"] in ("first", "last") else None
+        pooling = "first" if row["text"] == "first" else None
         return student(tmp_path / "student", row["model"], teacher, pooling=pooling, projection=row["projection"])
 
     reasons = refusals(values)

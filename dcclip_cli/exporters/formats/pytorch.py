@@ -96,8 +96,6 @@ class Transformers(Format):
                 eos_token="</s>",
                 unk_token="<unk>",
             )
-            if source.fixed:  # a mask would hide padding that the tower was trained to see
-                tokenizer.model_input_names = ["input_ids"]
             processor = CLIPImageProcessor(**clip_image_processor(source.preprocessing))
             model = _model(source, self.mlps, tokenizer.eos_token_id)
         if precision == "fp16":
@@ -191,34 +189,19 @@ class _SentenceEncoder(ExportedEncoder):
 
 
 def _model(source: Source, mlps: bool, end: int) -> Any:
-    import torch
-    from transformers import (
-        CLIPTextConfig,
-        SiglipTextConfig,
-        TimmWrapperConfig,
-        VisionTextDualEncoderConfig,
-        VisionTextDualEncoderModel,
-    )
+    from transformers import CLIPTextConfig, TimmWrapperConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
     if source.folder is None:
         raise DcclipError("{} is not a student's model directory", _OTHER, source.towers.name)
     config = json.loads((source.folder / "open_clip_config.json").read_text("utf-8"))["model_cfg"]
     image, text = config["vision_cfg"], config["text_cfg"]
+    if text.get("no_causal_mask"):
+        reason = Message("the text tower of {} is bidirectional", source.towers.name)
+        raise DcclipError("VisionTextDualEncoderModel does not support this model: {}", _OTHER, reason)
     weights: dict[str, Tensor] = dict(source.towers.model.state_dict())
     projection = _HIDDEN if mlps and _HIDDEN in weights else _projection(source, weights)
     width, features = weights[projection].shape
-    is_bidirectional = text.get("no_causal_mask", False)
-    if is_bidirectional and text["pool_type"] != "last":
-        problem = Message(
-            "{} has a bidirectional text tower that does not pool at the last position", source.towers.name
-        )
-        raise DcclipError(
-            "VisionTextDualEncoderModel does not support this model: {}",
-            "use --format onnx or --format open_clip, or train with student.text.pooling: last",
-            problem,
-        )
-    text_class = SiglipTextConfig if is_bidirectional else CLIPTextConfig
-    text_config = text_class(
+    text_config = CLIPTextConfig(
         vocab_size=text["vocab_size"],
         hidden_size=text["width"],
         intermediate_size=int(text["width"] * text.get("mlp_ratio", 4)),
@@ -226,7 +209,6 @@ def _model(source: Source, mlps: bool, end: int) -> Any:
         num_attention_heads=text["heads"],
         max_position_embeddings=text["context_length"],
         hidden_act="quick_gelu" if config.get("quick_gelu") else "gelu",
-        layer_norm_eps=1e-5,
         pad_token_id=text["pad_id"],
         bos_token_id=0,
         eos_token_id=end,
@@ -249,11 +231,7 @@ def _model(source: Source, mlps: bool, end: int) -> Any:
     if source.towers.logit_bias is not None:
         both.logit_bias = source.towers.logit_bias  # of which the model has no parameter
     model = VisionTextDualEncoderModel(both).eval()
-    renamed_weights = _renamed(weights, projection, [int(text["eos_id"]), end])
-    if is_bidirectional:  # SigLIP's head, in front of the projection
-        renamed_weights["text_model.head.weight"] = torch.eye(text["width"])
-        renamed_weights["text_model.head.bias"] = torch.zeros(text["width"])
-    model.load_state_dict(renamed_weights)
+    model.load_state_dict(_renamed(weights, projection, [int(text["eos_id"]), end]))
     return model
 
 

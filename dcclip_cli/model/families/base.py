@@ -81,7 +81,7 @@ class TransformersTowers(Family):
     model_types: ClassVar[Collection[str]] = ()
     allowed_modules: ClassVar[Collection[str]] = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers
     text_length: ClassVar[int] = 77  # tokens of the texts that it was trained on, at most
-    fixed_length: bool = False  # whether it was trained on texts that are padded to that
+    fixed_length: ClassVar[bool] = False  # whether it was trained on texts that are padded to that
     attention: ClassVar[Attention | None] = None  # of the text tower, where all have the same
     pooling: ClassVar[Pooling] = "end"  # of the text tower
     identity: Sequence[str] = ()  # what its outputs depend on besides its files

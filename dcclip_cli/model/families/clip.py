@@ -15,15 +15,11 @@ class ClipTowers(TransformersTowers):
 
     label, model_types = "CLIP", ("clip", "vision-text-dual-encoder")
 
-    def __init__(self, model: Any, *processors: Any) -> None:
-        self.fixed_length = model.config.text_config.model_type.startswith("siglip")
-        super().__init__(model, *processors)
-
     @property
     def text_layout(self) -> TextLayout:
         if self.model.config.text_config.model_type.startswith("clip"):
             return TextLayout()
-        return TextLayout("bidirectional", "last" if self.fixed_length else "first")
+        return TextLayout("bidirectional", "first")
 
     @property
     def logit_bias(self) -> float | None:
