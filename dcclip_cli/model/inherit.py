@@ -93,10 +93,6 @@ def _text_source(teacher: Towers) -> Any:
 
 def _fitting_blocks(student: Any, teacher: Towers) -> Any:
     """The teacher's layers. Raises DcclipError if they are too few, or have another attention or other shapes."""
-    attention = teacher.text_layout.attention
-    if (attention == "bidirectional") != (student.attn_mask is None):
-        problem = Message("the layers of {} were trained with {} attention", teacher.name, attention)
-        raise DcclipError(problem, "remove student.text.attention and student.text.pooling, or set inherit: embeddings")
     blocks: Any = getattr(getattr(_text_source(teacher), "transformer", None), "resblocks", [])
     student_blocks = student.transformer.resblocks
     if len(blocks) < len(student_blocks) or _shapes(blocks[0]) != _shapes(student_blocks[0]):
@@ -104,6 +100,10 @@ def _fitting_blocks(student: Any, teacher: Towers) -> Any:
             "set inherit: embeddings, or use an open_clip teacher of the same width with at least as many layers"
         )
         raise DcclipError("no layers of {} fit the student's text tower", hint, teacher.name)
+    attention = teacher.text_layout.attention
+    if (attention == "bidirectional") != (student.attn_mask is None):
+        problem = Message("the layers of {} were trained with {} attention", teacher.name, attention)
+        raise DcclipError(problem, "remove student.text.attention and student.text.pooling, or set inherit: embeddings")
     return blocks
 
 
