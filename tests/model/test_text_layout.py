@@ -65,7 +65,7 @@ def test_a_students_pooled_token_learns_the_teachers_and_differs_between_texts(t
         end = torch.arange(len(TEXTS)), tokens.mask.sum(1) - 1
         torch.testing.assert_close(resample_tokens(features, tokens.mask)[end], pooled)
         state = learning.states[end]
-        projection: Any = towers.model.text.text_projection  # type: ignore[union-attr]
+        projection: Any = towers.model.text.text_projection
         torch.testing.assert_close(state @ projection, learning.embedding)
         assert (state[0] - state[1]).abs().max() > 1e-3
     if teacher.text_layout.attention == "bidirectional":  # all states then depend on the whole text

@@ -73,9 +73,9 @@ class Loaded(LazyTeacher):
 
     def __init__(self, towers: Towers) -> None:
         self.device = "cpu"
-        self.facts = TeacherFacts(
-            towers.name, towers.fingerprint, towers.logit_scale, 0, WIDTHS, Choice("fp32", "as requested")
-        )
+        choice = Choice("fp32", "as requested")
+        measured = towers.name, towers.fingerprint, towers.logit_scale, 0, WIDTHS, choice
+        self.facts = TeacherFacts(*measured, towers.text_layout)
         self._towers = towers
 
     def free(self) -> None: ...
