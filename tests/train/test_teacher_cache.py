@@ -102,7 +102,7 @@ def contents(cache: TeacherCache) -> dict[tuple[str, bytes], bytes]:
     features: dict[tuple[str, bytes], bytes] = {}
     for file in sorted(cache.folder.rglob("*.safetensors")):
         arrays, stored = open_block(file), FeatureStore(file.parent)
-        for name in arrays.keys() - {"keys", "text_tokens.offsets"}:
+        for name in arrays.keys() - {"keys", "text_states.offsets"}:
             for key in arrays["keys"]:
                 features.setdefault((name, key.tobytes()), stored.read(name, key.copy().view("S16")).tobytes())
     return features
@@ -117,7 +117,7 @@ def assert_same_targets(cached: Outputs, online: Outputs) -> None:
         assert torch.equal(cached.texts[name].mask.sum(1), text.mask.sum(1))
         real = text.mask.bool()
         length = cached.texts[name].mask.shape[1]
-        torch.testing.assert_close(cached.texts[name].tokens[real[:, :length]], text.tokens[real], **FP16)
+        torch.testing.assert_close(cached.texts[name].tokens[real[:, :length]], text.states[real], **FP16)
         assert torch.equal(cached.image_index[name], online.image_index[name])
 
 
@@ -278,10 +278,10 @@ def test_only_what_a_loss_needs_is_stored_and_tokens_take_the_room_of_their_own_
 ) -> None:
     cache = filled(altclip, collator(pairs_file, student, altclip), tmp_path, losses=(TokenFeaturesLoss(),))
     rows = contents(cache)
-    assert Counter(name for name, _ in rows) == {"image_embedding": 80, "text_embedding": 112, "text_tokens": 112}
+    assert Counter(name for name, _ in rows) == {"image_embedding": 80, "text_embedding": 112, "text_states": 112}
     captions = {caption for pair in open_pairs(pairs_file) for caption in (*pair.zh, *pair.en)}
     tokens = sum(int(altclip.tokenize([caption]).mask.sum()) for caption in captions)
-    assert sum(len(row) for (name, _), row in rows.items() if name == "text_tokens") == tokens * 16 * 2
+    assert sum(len(row) for (name, _), row in rows.items() if name == "text_states") == tokens * 16 * 2
 
 
 def test_one_new_caption_or_image_is_the_only_one_that_is_computed(
