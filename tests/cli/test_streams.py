@@ -131,5 +131,5 @@ def test_a_cache_that_cannot_be_written_is_no_fault_of_the_images(folder: Path, 
     done = shell(f"ulimit -f 150; dcclip eval --dataset '{data}' -q", folder, DCCLIP_CACHE=str(cache))
     assert done.returncode == 1 and "is readable" not in done.stderr and not done.stdout
     error, hint = done.stderr.splitlines()
-    assert error.startswith(f"error: {cache}/blocks/") and error.endswith(": File too large")
+    assert error.startswith(f"error: {cache}/images/") and error.endswith(": File too large")
     assert hint == "hint:  check the path, and the disk for errors"
