@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dcclip_cli.errors import DcclipError, Message, written_by
+from dcclip_cli.files import cache_folder
 
 _PERMISSION = DcclipError(
     "no permission to read or write {file}", "change the permissions of the file or its folders (see: ls -ld)"
@@ -78,7 +79,10 @@ def explained(error: BaseException) -> DcclipError | None:
         "file": str(file).replace("\n", "\\n"),  # each line of a text is an error of its own
         "reason": os.strerror(number),
     }
-    return DcclipError(Message(template.what, **fields), template.hint)
+    hint = template.hint
+    if file.is_relative_to(cache_folder()):
+        hint = Message("set DCCLIP_CACHE to another folder")
+    return DcclipError(Message(template.what, **fields), hint)
 
 
 def _number(error: BaseException, text: str) -> int | None:

@@ -132,4 +132,4 @@ def test_a_cache_that_cannot_be_written_is_no_fault_of_the_images(folder: Path, 
     assert done.returncode == 1 and "is readable" not in done.stderr and not done.stdout
     error, hint = done.stderr.splitlines()
     assert error.startswith(f"error: {cache}/images/") and error.endswith(": File too large")
-    assert hint == "hint:  check the path, and the disk for errors"
+    assert hint == "hint:  set DCCLIP_CACHE to another folder"
