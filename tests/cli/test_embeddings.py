@@ -15,7 +15,7 @@ NAMES = {  # that the model knows, in Chinese and in English
     "tiny": {"红色的圆": "red circle", "蓝色的方块": "blue square", "月亮": "moon", "十字": "cross", "圆环": "ring"},
     "starter": {"猫": "cat", "狗": "dog", "马": "horse", "鱼": "fish", "花": "flower"},
 }
-UNKNOWN = "穿旗袍的女孩"
+UNKNOWN = "龘龘龘"
 PHOTOS = Path(__file__).parents[2] / "recipes/starter/photos"
 
 

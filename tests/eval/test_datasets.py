@@ -86,7 +86,7 @@ def test_elevater_has_twenty_data_sets_with_1151_classes_and_its_four_metrics() 
     metrics = {entry.name: entry.metric for entry in ELEVATER if entry.metric != "top1"}
     assert metrics == {**per_class, "voc2007": "map11", "hateful_memes": "roc_auc"}
     assert [entry.name for entry in ELEVATER if entry.squash] == ["kitti_distance"]
-    assert len(IMAGENETS) == 6 and len(RETRIEVAL) == 7
+    assert len(IMAGENETS) == 6 and len(RETRIEVAL) == 5
 
 
 def test_groups_stand_for_their_data_sets_in_one_language(small: dict[str, KnownSet]) -> None:
@@ -95,7 +95,7 @@ def test_groups_stand_for_their_data_sets_in_one_language(small: dict[str, Known
     assert expand("imagenet-family-cn")[-1] == "objectnet-cn"
     assert expand("retrieval") == ["flickr30k", "coco"]
     assert expand("retrieval-cn") == ["flickr30k-cn", "coco-cn", "muge-cn"]
-    assert len(expand("all")) == 2 * 26 + 9
+    assert len(expand("all")) == 2 * 26 + 5
     assert len(EvalOptions(datasets=("elevater", "elevater-cn", "dtd")).names) == 40  # each once
     assert expand("cat.parquet") == ["cat.parquet"] and find("muge") is None and find("FGVC_Aircraft-CN")
 
