@@ -202,8 +202,9 @@ class FeatureStore:
                 self._seen = self.files
                 self._tables = [_Table(arrays[_KEYS].reshape(-1).view("S16"), arrays["block"], arrays["row"]), _EMPTY]
                 self._index = state
-        is_there = [block is not None and (not block.file or block.file in files) for block in self._blocks]
-        self._blocks = [block if there else None for block, there in zip(self._blocks, is_there, strict=True)]
+        for number, stored in enumerate(self._blocks):
+            if stored is not None and stored.file and stored.file not in files:  # another process has merged it
+                self._blocks[number] = None
         tables = list[_Table]()
         for file in sorted(files - self._seen):  # by time
             if block := self._arrays(open_block, file):

@@ -47,10 +47,10 @@ class Command:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """The SHA-256 of the files of results, but not of the state to resume from."""
+    """The SHA-256 of the files of results, but not of the state to resume from, nor of what a kill left hidden."""
     files = [file for file in folder.rglob("*") if file.suffix in COMPARED and "state" not in file.parts]
     names = {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
-    return {name: digest for name, digest in names.items() if not name.startswith(("rounds", "shared"))}
+    return {name: digest for name, digest in names.items() if not name.startswith((".", "rounds", "shared"))}
 
 
 def commands(root: Path) -> dict[str, Command]:

@@ -6,10 +6,11 @@ The images of a Parquet file are unpacked to a file in the cache folder when the
 from __future__ import annotations
 
 import hashlib
+import os
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache, cached_property, lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,7 +94,7 @@ class IndexedDataset(ConcatDataset):
         self._cache_bytes = cache_bytes
         unpacked = {index.metadata.sha256: _unpacked_bytes(index) for index in indexes}
         check_room(path, sum(unpacked.values()), 0, cache_bytes, cache_folder() / "images")
-        self._images_of = cache(lambda shard: _images_file(indexes[shard], cache_bytes))
+        self._images: dict[int, DataFile] = {}  # by shard, those that were read
         count, chunk = len(self._places), lru_cache(_CHUNKS)(self._chunk)
         self._datasets = Lazy(count, chunk, lambda: map(self._chunk, range(count)))
 
@@ -107,6 +108,12 @@ class IndexedDataset(ConcatDataset):
     def first_of(self, shard: int) -> int:
         """The first sample of a shard or of those after it."""
         return self.firsts[bisect_left(self._places, (shard, 0))]
+
+    def _images_of(self, shard: int) -> DataFile:
+        """The file with a shard's images; another run may have removed it to make room."""
+        if shard not in self._images or not os.path.exists(self._images[shard].location):
+            self._images[shard] = _images_file(self._indexes[shard], self._cache_bytes)
+        return self._images[shard]
 
     def _chunk(self, number: int) -> _Chunk:
         shard, batch = self._places[number]

@@ -83,9 +83,11 @@ def read_results(reference: str) -> list[EvalResult]:
 
 
 def _student_of_run(run: Path, results: Sequence[EvalResult]) -> str | None:
-    """The name under which a run directory's results have its student; None in any other folder."""
+    """The name under which the results of a run, or of its folder `eval`, have the student; None in any other."""
     from dcclip_cli.model.model_dir import model_fingerprint
 
+    if run.name == "eval":
+        run = run.parent
     for stage in ("align", "distill"):
         folder = RunDir(run).model(stage)
         if folder.is_dir():

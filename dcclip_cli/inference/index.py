@@ -97,7 +97,7 @@ class ImageIndex:
         return [*changed]
 
     def count(self, query: np.ndarray, least: float) -> int:
-        """How many images have a cosine of at least so much with `query` (D,)."""
+        """How many images have a cosine of at least `least` with `query` (D,)."""
         rows = np.flatnonzero(self.embeddings @ query >= least) if self.paths else np.empty(0, int)
         return len({split_frame(self.paths[row])[0] for row in rows.tolist()})
 
@@ -135,6 +135,11 @@ def search_all(indexes: Sequence[ImageIndex], query: np.ndarray, top_k: int) -> 
         for hit in index.search(query, top_k):
             hits.setdefault(hit.image.parent.resolve() / hit.image.name, hit)
     return sorted(hits.values(), key=lambda hit: -hit.score)[:top_k]
+
+
+def count_all(indexes: Sequence[ImageIndex], query: np.ndarray, least: float) -> int:
+    """How many images of several indexes have a cosine of at least `least` with `query` (D,)."""
+    return sum(index.count(query, least) for index in indexes)
 
 
 @dataclass(frozen=True)

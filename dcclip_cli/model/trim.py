@@ -90,8 +90,8 @@ def trim(
     parameters = towers.parameters_count()
     ids_before = _token_ids(towers, [*sample, *(texts or ())])
     used = None if texts is None else set().union(*ids_before.values())
-    kept = sorted(kept_ids(state, languages, used))
-    new_ids = {old: new for new, old in enumerate(kept)}
+    kept_ids = sorted(ids_to_keep(state, languages, used))
+    new_ids = {old: new for new, old in enumerate(kept_ids)}
 
     complete = [text for text, ids in ids_before.items() if new_ids.keys() >= set(ids)]
     compared = complete[:: max(1, len(complete) // _COMPARED)][:_COMPARED]
@@ -99,9 +99,9 @@ def trim(
     expected = _embed(towers, compared)
 
     with atomic_folder(out) as temporary:
-        _copy_files(folder, temporary, out, rows, len(kept))
-        keep_tokens(state, kept).save(str(temporary / "tokenizer.json"))
-        _cut_table(folder, temporary, rows, kept)
+        _copy_files(folder, temporary, out, rows, len(kept_ids))
+        keep_tokens(state, kept_ids).save(str(temporary / "tokenizer.json"))
+        _cut_table(folder, temporary, rows, kept_ids)
         trimmed = directory_source(temporary, "open_clip").load(talk).eval()
         if (folder / PROVENANCE).is_file():
             changes = {"parameters": trimmed.parameters_count(), "trimmed_from": folder.name}
@@ -115,7 +115,7 @@ def trim(
             raise DcclipError("embeddings of {} and its trimmed copy differ by {:.1g}", _REPORT, folder, difference)
     return TrimResult(
         folder=out,
-        pieces=len(kept),
+        pieces=len(kept_ids),
         pieces_before=rows,
         parameters=trimmed.parameters_count(),
         parameters_before=parameters,
@@ -152,19 +152,19 @@ def _token_ids(towers: Any, texts: Sequence[str]) -> dict[str, list[int]]:
     return ids_of_text
 
 
-def kept_ids(state: Mapping[str, Any], languages: Collection[Language], used: set[int] | None = None) -> set[int]:
+def ids_to_keep(state: Mapping[str, Any], languages: Collection[Language], used: set[int] | None = None) -> set[int]:
     """The ids of the tokens to keep: of all written in the languages, or of those `used`, and of single characters."""
     letters = "".join(_LETTERS[language] for language in languages)
     written = re.compile(f"[{_COMMON}{letters}]*")
     single = re.compile(f"[{_COMMON}{letters}{_LATIN}]?")
-    kept = {state["model"]["unk_id"], *(used or ())}
-    kept |= {token["id"] for token in state["added_tokens"] if token["special"]}
+    ids = {state["model"]["unk_id"], *(used or ())}
+    ids |= {token["id"] for token in state["added_tokens"] if token["special"]}
     for number, (token, _) in enumerate(state["model"]["vocab"]):
         text = token.strip(_SPACE).replace(_SPACE, " ")
         is_written = used is None and written.fullmatch(text)
         if is_written or single.fullmatch(text) or _BYTE.fullmatch(token):
-            kept.add(number)
-    return kept
+            ids.add(number)
+    return ids
 
 
 def _copy_files(folder: Path, target: Path, out: Path, rows: int, size: int) -> None:
@@ -195,7 +195,7 @@ def _copy_files(folder: Path, target: Path, out: Path, rows: int, size: int) -> 
     card.write_text(f"{text}\nTrimmed by `dcclip trim`: the vocabulary has {size:,} of {rows:,} tokens.\n", "utf-8")
 
 
-def _cut_table(folder: Path, target: Path, rows: int, kept: list[int]) -> None:
+def _cut_table(folder: Path, target: Path, rows: int, kept_ids: list[int]) -> None:
     """Write the weights with these rows of the embedding table only."""
     from safetensors.torch import load_file, save_file
 
@@ -207,7 +207,7 @@ def _cut_table(folder: Path, target: Path, rows: int, kept: list[int]) -> None:
     if len(tables) != 1:
         message = Message("{} has {} embedding tables of {:,} tokens instead of one", folder, len(tables), rows)
         raise DcclipError(message, "trim a model with one text tower")
-    weights[tables[0]] = weights[tables[0]][kept]
+    weights[tables[0]] = weights[tables[0]][kept_ids]
     save_file(weights, target / names[0], {"format": "pt"})
 
 

@@ -36,7 +36,7 @@ from dcclip_cli.html import SHARED_PAGE, jpeg_thumbnail
 from dcclip_cli.inference.encoder import Encoder
 from dcclip_cli.inference.files import query_fits
 from dcclip_cli.inference.images import batched, mime_type
-from dcclip_cli.inference.index import ImageIndex, direction, search_all
+from dcclip_cli.inference.index import ImageIndex, count_all, direction, search_all
 from dcclip_cli.inference.model import best
 from dcclip_cli.inference.videos import frame_name, is_video, is_video_start, split_frame
 from dcclip_cli.inference.zero_shot import Labels, label_prompts, unknown_of
@@ -438,7 +438,9 @@ def _add_search(app: FastAPI, server: Server) -> None:
             name = str(hit.frame.relative_to(indexes[folder].folder))
             results.append(_shown_image(folder, name) | {"score": round(hit.score, 6)})
         fits = bool(results) and bool(files or await server.encoder.in_pool(query_fits, encoder, indexes, texts))
-        hits = sum(index.count(query, results[0]["score"] / 2) for index in indexes) if results else 0
+        hits = 0
+        if results:
+            hits = await server.encoder.in_pool(count_all, indexes, query, results[0]["score"] / 2)
         images = sum(len(index.images) for index in indexes)
         return {"results": results, "unknown": unknown, "fits": fits, "hits": hits, "images": images}
 
@@ -572,8 +574,9 @@ def _add_page(app: FastAPI, server: Server) -> None:
         subfolders = list[dict[str, Any]]()
         for folder, index in enumerate(indexes):
             tops = {name.split(os.sep)[0] for name in index.images if os.sep in name}
-            whole = [""] if len(indexes) > 1 else []
-            subfolders += [_shown_image(folder, top) for top in (*whole, *sorted(tops)[:_MOST_SUBFOLDERS])]
+            if len(indexes) > 1:
+                subfolders.append(_shown_image(folder, ""))
+            subfolders += [_shown_image(folder, top) for top in sorted(tops)[:_MOST_SUBFOLDERS]]
         if images and (not examples or time.monotonic() - examples_s > _EXAMPLES_S):
             if not len(texts):
                 texts = await server.encoder.embed_texts([*_EXAMPLE_SEARCHES, *_EXAMPLE_SEARCHES.values()])

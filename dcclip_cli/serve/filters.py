@@ -52,9 +52,12 @@ class Filters:
                     parts = [replace(index, paths=()) for index in indexes]
                     parts[folder] = _below(indexes[folder], top)
                 if after or before:
-                    first, last = (after or date.min).toordinal(), (before or date.max).toordinal()
+                    first = (after or date.min).toordinal()
+                    last = (before or date.max).toordinal()
                     parts = [self._between(index, first, last) for index in parts]
-                self._source, self._choice, self._indexes = indexes, (under, after, before), parts
+                self._source = indexes
+                self._choice = (under, after, before)
+                self._indexes = parts
             return self._indexes
 
     def _between(self, index: ImageIndex, first: int, last: int) -> ImageIndex:
@@ -91,5 +94,6 @@ def _below(index: ImageIndex, top: str) -> ImageIndex:
     return _part(index, [path.startswith(os.path.join(top, "")) for path in index.paths])
 
 
-def _part(index: ImageIndex, kept: Sequence[bool]) -> ImageIndex:
-    return replace(index, paths=tuple(compress(index.paths, kept)), embeddings=index.embeddings[np.array(kept, bool)])
+def _part(index: ImageIndex, selected: Sequence[bool]) -> ImageIndex:
+    paths = tuple(compress(index.paths, selected))
+    return replace(index, paths=paths, embeddings=index.embeddings[np.array(selected, bool)])

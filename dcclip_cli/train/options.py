@@ -219,6 +219,8 @@ class TrainOptions(Options):
             raise ValueError(Message("gradient_cache joins the parts of a batch: set images_per_part or accumulate"))
         if (self.schedule == "constant-with-cooldown") != (self.cooldown_steps > 0):
             raise ValueError(Message("schedule: constant-with-cooldown and cooldown_steps belong together: set both"))
+        if self.clip_towers and self.clip_norm is None:
+            raise ValueError(Message("clip_towers has no effect without clip_norm: set clip_norm, or remove it"))
         if self.validate_every_steps is None and (self.patience is not None or self.keep == "best"):
             raise ValueError(Message("patience and keep: best need validation: set validate_every_steps"))
         return self

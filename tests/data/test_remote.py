@@ -154,8 +154,12 @@ def test_images_of_a_parquet_file_are_unpacked_once_within_a_bound(pairs: list[P
     assert "data.cache_gb" in caught.value.hint
     remove_oldest(folder, size)
     assert images.exists()
+    reading = open_pairs(tmp_path / "groups.parquet")
+    assert reading[0] == pairs[0]
     remove_oldest(folder, size - 1)
     assert not images.exists()
+    forget_connections()
+    assert reading[39] == pairs[39]  # another run made room: they are unpacked again
 
 
 def test_training_from_a_store_resumes_without_it_and_gives_the_weights_of_training_from_disk(

@@ -16,7 +16,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.teachers import OpenClipTeacher, TransformersTeacher
 from dcclip_cli.model.tokenizer import keep_tokens
-from dcclip_cli.model.trim import Language, TrimResult, kept_ids, trim, trimmable
+from dcclip_cli.model.trim import Language, TrimResult, ids_to_keep, trim, trimmable
 from tests.model.test_preprocess import noise
 
 BOTH: tuple[Language, ...] = ("zh", "en")
@@ -160,7 +160,7 @@ def test_a_directory_of_dcclip_stays_one(model_folder: Path, tmp_path: Path) -> 
 def words_kept(words: list[str], languages: tuple[Language, ...]) -> list[str]:
     """Which of the words stay, of two characters or more each."""
     state = {"model": {"unk_id": 0, "vocab": [["<unk>", 0.0], *([word, -1.0] for word in words)]}, "added_tokens": []}
-    return [words[number - 1] for number in sorted(kept_ids(state, languages) - {0})]
+    return [words[number - 1] for number in sorted(ids_to_keep(state, languages) - {0})]
 
 
 @pytest.mark.parametrize(

@@ -88,8 +88,9 @@ def test_each_run_has_the_weights_of_its_seed_alone_and_a_second_call_runs_nothi
     alone_of_seed = dcclip("compare", "runs/一生/plain/seed-0", "runs/一生/plain/seed-1@student", "--json").stdout
     assert json.loads(alone_of_seed)[0]["paired"]
     run = "runs/一生/plain/seed-0"
-    names = [read_results(reference)[0].model for reference in (f"{run}@teacher", f"{run}@student", run)]
-    assert names[0] != names[1] == names[2]
+    references = [f"{run}@teacher", f"{run}@student", run, f"{run}/eval"]
+    teacher, student, default, folder = (read_results(reference)[0].model for reference in references)
+    assert teacher != student == default == folder
     assert "with two variants" in dcclip("compare", "runs/一生/plain/seed-0", expect=1).stderr
     assert Path("runs/一生/sweep.svg").read_text("utf-8").startswith("<?xml")
     assert max(map(len, done.stdout.splitlines())) <= 120

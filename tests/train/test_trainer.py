@@ -223,6 +223,8 @@ def test_a_spike_in_one_tower_leaves_the_step_of_the_other_unchanged(train: Trai
             return {"spike": 1e4 * self.slope.sum(), "others": self.bias.sum()}
 
     sgd = {"kind": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0}
+    with pytest.raises(ValidationError, match="no effect without clip_norm"):
+        DistillOptions(steps=1, clip_norm=None, clip_towers=True)
     together, apart = Spiked(), Spiked()
     train(together, steps=1, optimizer=sgd, clip_norm=1.0)
     metrics = train(apart, steps=1, optimizer=sgd, clip_norm=1.0, clip_towers=True)
